@@ -1,0 +1,36 @@
+"""ruff and pyright over the whole tree, with the settings of pyproject.toml.
+
+`tools/lint` runs it; `tools/lint --fix` also formats, and mends what ruff can.
+"""
+
+import os
+import subprocess
+import sys
+
+
+def main(argv: list[str]) -> int:
+    """Runs every check, however the ones before end, and returns 1 if any found something."""
+    if set(argv) - {"--fix"}:
+        print(f"tools/lint: {' '.join(argv)}: the only option is --fix.", file=sys.stderr)
+        return 1
+    fix = "--fix" in argv
+    os.chdir(os.environ.get("BUILD_WORKSPACE_DIRECTORY", "."))
+    # The interpreter that pyright asks for the packages sees those of this process.
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    checks = [
+        ["ruff", "check", *(["--fix"] if fix else [])],
+        ["ruff", "format", *([] if fix else ["--check"])],
+        ["pyright", "--pythonpath", sys.executable],
+    ]
+    failed = []
+    for check in checks:
+        print("+", " ".join(check[:2]), flush=True)
+        if subprocess.run([sys.executable, "-m", *check], env=env, check=False).returncode:
+            failed.append(check[0])
+    if failed:
+        print(f"tools/lint: {', '.join(failed)} found something.", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

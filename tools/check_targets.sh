@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Fails if a test file belongs to no test target, so that `bazel test //...` would
+# leave it out without a word; and if a file looks like a test but is not named like one.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+in_targets=$(tools/bazel query --noshow_progress 'kind("source file", labels(srcs, kind(py_test, //...)))' |
+  sed -e 's|^//:||' -e 's|^//||' -e 's|:|/|' | sort)
+test_files=$(find . -name '.?*' -prune -o -path './bazel-*' -prune -o -name '*_test.py' -print | sed 's|^\./||' | sort)
+missing=$(comm -23 <(echo "$test_files") <(echo "$in_targets"))
+if [[ -n "$missing" ]]; then
+  printf 'No py_test target has these files. A BUILD.bazel with room_tests() beside them makes one for each:\n%s\n' \
+    "$missing" >&2
+  exit 1
+fi
+misnamed=$(find tests -name 'test_*.py' | sort)
+if [[ -n "$misnamed" ]]; then
+  printf 'Tests are named X_test.py; these are not, and would not run:\n%s\n' "$misnamed" >&2
+  exit 1
+fi
