@@ -1,0 +1,132 @@
+"""From the device's metrics of each step to rows: the loop hands arrays over and never waits for their values.
+
+Owns: which steps make up a row, and the bound on how far the device may be behind. Does not own: the files
+(`writer.py`), rates (`throughput.py`), or the screen (`progress.py`).
+
+Terms. *Row*: the metrics of one logging interval, summed over its steps and divided once. *Arrival*: the moment when
+a result is there; the rates are computed from arrivals, not from dispatches. Rows are made in the writer's thread.
+"""
+
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from engine.config.duration import Period
+from engine.observe.throughput import Throughput
+from engine.observe.writer import MetricWriter
+
+IN_FLIGHT = 2  # dispatches that the device may be behind
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass
+class Dispatch:
+    """K steps from `step` on: their metrics `[K, names, 2]` and the loop's waiting time for data until then."""
+
+    step: int
+    k: int
+    metrics: Any
+    wait_s: float
+    paused_s: float
+
+
+class Recorder:
+    """Collects what steps return and makes rows of it.
+
+    Args:
+        names: of the metrics, in the order of the arrays.
+        last_value: names that are told as of the last step instead of averaged (a learning rate).
+        summed: names that are told as a sum (skipped steps).
+        writer: takes rows.
+        throughput: rates from arrivals.
+        period: which steps end a row.
+        attempt: of the run, written into each row.
+        on_row: called with each row of training, in the writer's thread.
+    """
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        *,
+        last_value: tuple[str, ...],
+        summed: tuple[str, ...],
+        writer: MetricWriter,
+        throughput: Throughput,
+        period: Period,
+        attempt: int,
+        on_row: Callable[[Row], None],
+    ):
+        self._names, self._last_value, self._summed = names, last_value, summed
+        self._writer, self._throughput, self._period = writer, throughput, period
+        self._attempt, self._on_row = attempt, on_row
+        self._block: list[Dispatch] = []
+        self._in_flight: deque[Any] = deque()
+        self._paused_s = 0.0
+        self._sums = np.zeros((len(names), 2))  # of the row that is being made; the writer's thread alone touches it
+        self._skipped_at: int | None = None
+
+    def push(self, step: int, k: int, metrics: Any, wait_s: float) -> None:
+        """Takes the metrics of the K steps that start from `step`; waits only when the device is far behind."""
+        self._block.append(Dispatch(step, k, metrics, wait_s, self._paused_s))
+        self._in_flight.append(metrics)
+        if len(self._in_flight) > IN_FLIGHT:
+            self._in_flight.popleft().block_until_ready()
+        if self._period.next_after(step) <= step + k:
+            block, self._block = self._block, []
+            self._writer.push(lambda: self._rows(block))
+
+    def evaluated(self, step: int, results: Mapping[str, float]) -> None:
+        """Takes the results of an evaluation as a row of their own."""
+        row = {"step": step, "attempt": self._attempt, "time": time.time(), **results}
+        self._writer.push(lambda: [row])
+
+    def settle(self) -> None:
+        """Waits for the device, so that what follows (an evaluation) is not counted as training."""
+        while self._in_flight:
+            self._in_flight.popleft().block_until_ready()
+
+    def pause(self, seconds: float) -> None:
+        """Takes time that the loop spent on something else out of the rates."""
+        self._paused_s += seconds
+
+    @property
+    def skipped_at(self) -> int | None:
+        """The first step whose update the guard held back, as far as results were read."""
+        return self._skipped_at
+
+    def close(self) -> None:
+        """Writes what is left, also an unfinished row's steps (they make no row)."""
+        block, self._block = self._block, []
+        if block:
+            self._writer.push(lambda: self._rows(block))
+        self._writer.flush()
+
+    def _rows(self, block: list[Dispatch]) -> list[Row]:
+        """Fetches a block's arrays and returns the rows that end in it."""
+        rows = []
+        for dispatch in block:
+            values = np.asarray(dispatch.metrics, np.float64)
+            self._throughput.arrived(dispatch.step + dispatch.k, time.monotonic() - dispatch.paused_s, dispatch.wait_s)
+            for i in range(dispatch.k):
+                step = dispatch.step + i + 1
+                self._sums += values[i]
+                if values[i][self._names.index("skipped"), 0] and self._skipped_at is None:
+                    self._skipped_at = step
+                if self._period.due(step):
+                    rows.append(self._row(step, values[i]))
+                    self._sums = np.zeros_like(self._sums)
+        return rows
+
+    def _row(self, step: int, last: np.ndarray) -> Row:
+        row: Row = {"step": step, "attempt": self._attempt, "time": time.time()}
+        for name, (total, weight), (value, _) in zip(self._names, self._sums, last, strict=True):
+            mean = float(total / weight) if weight else float("nan")
+            row[name] = float(total) if name in self._summed else float(value) if name in self._last_value else mean
+        row |= self._throughput.values()
+        self._on_row(row)
+        return row

@@ -1,0 +1,204 @@
+"""Metrics of a run as `metrics.jsonl` and TensorBoard files, written by a thread so that the loop never waits.
+
+Owns: the queue, the thread, both files. Does not own: which values a row has (`trainer.py`), their reduction
+(`metrics.py`), what is shown (`progress.py`).
+
+Terms. *Row*: one line, `{"step": int, "attempt": int, "time": unix seconds, "loss": 0.5, ...}`. *Block*: a function
+that returns rows; it runs on the writer's thread, so it may wait for the device.
+
+A line is always valid JSON (`run/json_text.py` says how NaN is written). Lines are only ever added: after a resume at
+step s the lines of earlier attempts beyond s stay, and for each step and name the last line counts. A last line that
+was cut by a crash is removed when the file is opened again.
+"""
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.config.errors import RunError
+from engine.run import json_text
+
+Row = Mapping[str, Any]
+Block = Callable[[], list[dict[str, Any]] | None]
+
+_WAITING = 1024  # blocks; beyond them push waits, so that memory stays bounded and no row is lost
+_FLUSH_S = 5.0  # between two flushes of the event file, each of which waits for the disk
+
+
+class MetricWriter:
+    """Writes blocks of rows in the order in which they were pushed. A context manager."""
+
+    def __init__(self, path_jsonl: Path, tensorboard_dir: Path | None):
+        """
+        Args:
+            path_jsonl: the file that lines are added to; made when it is not there.
+            tensorboard_dir: folder of the event files; None writes none.
+
+        Raises:
+            RunError: the file cannot be opened for writing.
+        """
+        self._path = Path(path_jsonl)
+        self._error: BaseException | None = None
+        self._told = False
+        with _sentence(self._path):
+            self._file = _open(self._path)
+        self._events = None if tensorboard_dir is None else _Events(Path(tensorboard_dir))
+        self._queue: queue.SimpleQueue[Block | threading.Event | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="convoy-writer", daemon=True)
+        self._thread.start()
+
+    def push(self, block: Block) -> None:
+        """Hands a block to the thread; a few microseconds.
+
+        A block may return None: it then only does something off the loop, in order with the rows.
+
+        Raises:
+            RunError: an earlier block could not be written.
+            Exception: what an earlier block raised, as it was.
+        """
+        self._raise_error()
+        if self._queue.qsize() >= _WAITING:
+            self.flush()
+        self._queue.put(block)
+
+    def flush(self) -> None:
+        """Waits until everything that was pushed is in the files; raises as `push`."""
+        written = threading.Event()
+        self._queue.put(written)
+        written.wait()
+        self._raise_error()
+
+    def close(self) -> None:
+        """Writes what waits and ends the thread; raises as `push`, but only an error that was not raised before."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+        if not self._told:
+            self._raise_error()
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            self._told = True
+            raise self._error
+
+    def _run(self) -> None:
+        """The thread: after an error it only takes blocks off the queue, so that push never waits for nothing."""
+        if self._events is not None:
+            self._attempt(self._events.load)
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, threading.Event):
+                if self._events is not None:
+                    self._attempt(self._events.flush)
+                item.set()
+            elif self._error is None:
+                self._attempt(self._write, item)
+        self._attempt(self._close_files)
+
+    def _attempt(self, function: Callable, *arguments) -> None:
+        try:
+            function(*arguments)
+        except BaseException as error:  # every kind reaches the loop: this thread has no one else to tell
+            self._error = self._error or error
+
+    def _write(self, block: Block) -> None:
+        rows = block()
+        if not rows:
+            return
+        left = "".join(json_text.dumps(row) + "\n" for row in rows).encode()
+        with _sentence(self._path):
+            while left:
+                left = left[os.write(self._file, left) :]
+        if self._events is not None:
+            self._events.add(rows)
+
+    def _close_files(self) -> None:
+        os.close(self._file)
+        if self._events is not None:
+            self._events.close()
+
+
+class _Events:
+    """TensorBoard's copy of the rows: every number under its name, at its step.
+
+    tensorboardX is given one event at a time on this thread: its own queue runs through a pipe, and loses the error
+    of a full disk.
+    """
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+        self._writer = None
+        self._flush_at = 0.0  # monotonic seconds
+
+    def load(self) -> None:
+        import tensorboardX.event_file_writer  # noqa: F401, 0.2 s: on this thread, while the loop compiles
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        with _sentence(self._directory):
+            if self._writer is None:
+                self._directory.mkdir(parents=True, exist_ok=True)
+                self._writer = EventsWriter(str(self._directory / "events"), f".{os.getpid()}")
+            for row in rows:
+                values = [Summary.Value(tag=name, simple_value=number) for name, number in _numbers(row)]
+                self._writer.write_event(
+                    Event(summary=Summary(value=values), step=row["step"], wall_time=row.get("time", time.time()))
+                )
+        if time.monotonic() > self._flush_at:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._writer is not None:
+            with _sentence(self._directory):
+                self._writer.flush()
+            self._flush_at = time.monotonic() + _FLUSH_S
+
+    def close(self) -> None:
+        if self._writer is not None:
+            with _sentence(self._directory):
+                self._writer.close()
+
+
+def _numbers(row: Row) -> Iterator[tuple[str, float]]:
+    for name, value in row.items():
+        if name in ("step", "attempt", "time") or isinstance(value, str | bool | None) or np.ndim(value) > 0:
+            continue
+        yield name, float(value)
+
+
+def _open(path: Path) -> int:
+    """Opens the file for adding lines, without a last line that has no end."""
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    end = size = os.fstat(file).st_size
+    while end and not (cut := os.pread(file, min(end, 4096), end - min(end, 4096))).endswith(b"\n"):
+        line_end = cut.rfind(b"\n")
+        end = end - len(cut) + line_end + 1
+    if end < size:
+        os.ftruncate(file, end)
+    return file
+
+
+@contextmanager
+def _sentence(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path}: metrics cannot be written ({error.strerror or error}). "
+            "Free space there, then start the same command again: it goes on from the last checkpoint."
+        ) from error

@@ -1,0 +1,1 @@
+"""One run directory: its layout, its status, its log."""

@@ -1,0 +1,39 @@
+"""Small text files that are replaced in one piece.
+
+Owns: `write_text`. A reader sees the old text or the new one, never a part, also when the writer is killed. Does not
+own: files that grow (`observe/writer.py`, `log.py`).
+"""
+
+import os
+import threading
+from pathlib import Path
+
+from engine.config.errors import RunError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces the file `path` by `text`: written beside it, made durable, renamed.
+
+    Threads may write the same path at once; the last rename wins. A writer that is killed leaves the old file, and at
+    worst a `.tmp` file beside it.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> RunError:
+    """Returns the sentence for a file or folder of the run that the system refused to write."""
+    return RunError(
+        f"{path}: cannot be written ({error.strerror or error}). "
+        "Free space there, or choose another place with --workdir=DIR."
+    )

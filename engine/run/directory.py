@@ -1,0 +1,123 @@
+"""The directory of one run: where each of its files lies, and how it is opened.
+
+Owns: the layout, the check that it can be written, moving an earlier run aside, the count of attempts. Does not own:
+what stands in the files (`status.py`, `log.py`, `config/text.py`, `observe/`, `checkpoint/`).
+
+Terms. *Run*: one working directory. *Attempt*: one start of a run, counted from 1.
+
+    config.txt      the resolved config, one `name: value` a line
+    status.json     state, step, reason, exit code, final metrics
+    metrics.jsonl   one line a logged step
+    log.txt         what was printed, with times
+    checkpoints/  tensorboard/  profile/
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+from engine.config.errors import RunError
+from engine.run import status
+from engine.run.atomic import cannot_write, write_text
+
+
+class RunDirectory:
+    """Paths of a run. Making the object touches no disk; `open` prepares the directory for training."""
+
+    def __init__(self, path: str | os.PathLike):
+        """
+        Args:
+            path: the directory, which need not exist.
+
+        Raises:
+            RunError: a bucket's address.
+        """
+        if "://" in str(path):
+            raise RunError(
+                f"{path}: a run directory is a folder of this machine or a mounted one, not an address. "
+                "Mount the bucket and give the folder's path."
+            )
+        self.path = Path(path)
+        self.attempt = 0  # number of this start; 0 while the directory is only looked at
+        self.moved_to: Path | None = None  # where `open(fresh=True)` put the earlier run
+        self.config = self.path / "config.txt"
+        self.status = self.path / "status.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.log = self.path / "log.txt"
+        self.checkpoints = self.path / "checkpoints"
+        self.tensorboard = self.path / "tensorboard"
+        self.profile = self.path / "profile"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike, fresh: bool = False) -> "RunDirectory":
+        """Prepares a directory for one attempt: made, found writable, attempt counted.
+
+        One process of a run does this; the others make a `RunDirectory(path)`.
+
+        Args:
+            path: the directory; made with its parents when it is not there.
+            fresh: an earlier run there is not continued but moved to `<path>.old-N`, which `moved_to` then holds.
+                Nothing is ever deleted.
+
+        Raises:
+            RunError: the directory cannot be made, written or moved, or its status cannot be read.
+        """
+        run = cls(path)
+        if fresh and run.exists():
+            run.moved_to = _move_aside(run.path)
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=run.path) as probe:
+                probe.write(b"can this directory be written?")
+        except OSError as error:
+            raise cannot_write(run.path, error) from error
+        run.attempt = status.read(run.status).attempt + 1 if run.status.exists() else 1
+        return run
+
+    def exists(self) -> bool:
+        """Whether a run was started here: any of its files or folders is there."""
+        parts = (self.config, self.status, self.metrics, self.log, self.checkpoints, self.tensorboard, self.profile)
+        return any(part.exists() for part in parts)
+
+    def read_config_text(self) -> str:
+        """Returns the resolved config of the run, as `write_config_text` got it.
+
+        Raises:
+            RunError: there is none, or it cannot be read.
+        """
+        try:
+            return self.config.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise RunError(
+                f"{self.path}: is not a run, it has no {self.config.name}. "
+                "Give the --workdir of an earlier `convoy train`."
+            ) from error
+        except OSError as error:
+            raise RunError(f"{self.config}: cannot be read ({error.strerror}).") from error
+
+    def write_config_text(self, text: str) -> None:
+        """Stores the resolved config, in one piece.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        write_text(self.config, text)
+
+
+def _move_aside(path: Path) -> Path:
+    """Renames a run to the first free `<path>.old-N`; a link is followed, so that the disk stays the same."""
+    real = path.resolve()
+    number = 1
+    while (target := real.with_name(f"{real.name}.old-{number}")).exists():
+        number += 1
+    try:
+        real.rename(target)
+    except OSError as error:
+        raise RunError(
+            f"{path}: the earlier run cannot be moved to {target} ({error.strerror}). "
+            "Move it yourself, or choose another place with --workdir=DIR."
+        ) from error
+    return target

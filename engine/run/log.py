@@ -1,0 +1,68 @@
+"""The log of a run: `log.txt`, through the standard logger named "convoy".
+
+Owns: the logger's name and the file. Any room may write to it: `logging.getLogger("convoy").info(...)`. Does not
+own: what the terminal shows (`observe/progress.py`).
+
+A line is in the file when the call returns, so the last words before a crash are there; that costs some microseconds
+of the calling thread.
+"""
+
+import logging
+import sys
+import time
+from pathlib import Path
+
+from engine.run.atomic import cannot_write
+
+logger = logging.getLogger("convoy")
+
+
+class RunLog:
+    """Appends what the logger gets, from INFO on, to a file until it is closed. A context manager."""
+
+    def __init__(self, path: Path):
+        """
+        Raises:
+            RunError: the file cannot be opened for writing.
+        """
+        try:
+            self._handler = _File(path)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        self._level = logger.level
+        logger.setLevel(logging.INFO)
+        logger.addHandler(self._handler)
+
+    def close(self) -> None:
+        """Ends the file and gives the logger its earlier level back; a second call does nothing."""
+        if self._handler in logger.handlers:
+            logger.removeHandler(self._handler)
+            logger.setLevel(self._level)
+            self._handler.close()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+
+class _File(logging.FileHandler):
+    """Writes `2025-01-31T12:00:00Z text`; a level above INFO is named. A full disk is told once, on stderr."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, mode="a", encoding="utf-8")
+        self._told = False
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
+        level = f"{record.levelname}: " if record.levelno > logging.INFO else ""
+        return f"{moment} {level}{super().format(record)}"
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, the name is logging's
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._told:
+            self._told = True
+            print(cannot_write(Path(self.baseFilename), error), file=sys.stderr)

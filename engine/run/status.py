@@ -1,0 +1,90 @@
+"""What a run is doing and how it ended: `status.json`, which scripts and schedulers read.
+
+Owns: `Status` and its file, written in one piece, so that a reader sees the whole of it at any moment. Does not own:
+when it is written (`trainer.py`), what exit codes mean (`cluster/exit_codes.py`).
+
+Terms. *State*: starting, training and evaluating while the process lives; done, failed, preempted (start it again)
+and interrupted (the user stopped it) when it has ended. A process that was killed from outside leaves one of the
+first three: `updated`, `host` and `pid` tell.
+"""
+
+import dataclasses
+import json
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from engine.config.errors import RunError
+from engine.run import json_text
+from engine.run.atomic import write_text
+
+RUNNING = ("starting", "training", "evaluating")
+ENDED = ("done", "failed", "preempted", "interrupted")
+
+
+def now() -> str:
+    """Returns the time as ISO text in UTC: `2025-01-31T12:00:00.123+00:00`."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """One moment of a run; `dataclasses.replace` makes the next one.
+
+    Raises:
+        RunError: `state` is none of the seven.
+    """
+
+    state: str  # one of RUNNING or ENDED
+    step: int = 0  # completed updates
+    total_steps: int | None = None  # None while it is not known yet
+    reason: str = ""  # why it ended, a sentence
+    exit_code: int | None = None  # None while it runs
+    metrics: Mapping[str, Any] = field(default_factory=dict)  # the latest of each name: {"heldout/accuracy": 0.98}
+    attempt: int = 1  # which start of this run
+    host: str = field(default_factory=socket.gethostname)
+    pid: int = field(default_factory=os.getpid)
+    started: str = field(default_factory=now)  # this attempt, ISO time in UTC
+    updated: str = ""  # set by write()
+
+    def __post_init__(self):
+        if self.state not in RUNNING + ENDED:
+            raise RunError(f"state {self.state!r} is unknown. Allowed: {', '.join(RUNNING + ENDED)}.")
+
+
+def write(path: Path, status: Status) -> Status:
+    """Writes `status` with `updated` set to now, in one piece; returns what was written.
+
+    It waits for the disk, so while the loop runs it belongs on the writer's thread.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    status = dataclasses.replace(status, updated=now())
+    write_text(path, json_text.dumps(dataclasses.asdict(status), indent=2) + "\n")
+    return status
+
+
+def read(path: Path) -> Status:
+    """Reads a status; fields that this version does not know are left out, so that a newer run can be read.
+
+    Raises:
+        RunError: there is no such file, or it is no status.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        known = {f.name for f in dataclasses.fields(Status)}
+        return Status(**{name: value for name, value in fields.items() if name in known})
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: there is no status, so no run was started here. Check the directory.") from error
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (ValueError, TypeError, AttributeError, RunError) as error:
+        raise RunError(
+            f"{path}: is not the status of a run ({error}). "
+            "Remove this one file to go on with the run; attempts are then counted from 1 again."
+        ) from error
