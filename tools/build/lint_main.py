@@ -17,16 +17,16 @@ def main(argv: list[str]) -> int:
     os.chdir(os.environ.get("BUILD_WORKSPACE_DIRECTORY", "."))
     # The interpreter that pyright asks for the packages sees those of this process.
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    checks = [
-        ["ruff", "check", *(["--fix"] if fix else [])],
-        ["ruff", "format", *([] if fix else ["--check"])],
-        ["pyright", "--pythonpath", sys.executable],
-    ]
+    checks = {
+        "ruff check": ["--fix"] if fix else [],
+        "ruff format": [] if fix else ["--check"],
+        "pyright": ["--pythonpath", sys.executable],
+    }
     failed = []
-    for check in checks:
-        print("+", " ".join(check[:2]), flush=True)
-        if subprocess.run([sys.executable, "-m", *check], env=env, check=False).returncode:
-            failed.append(check[0])
+    for check, options in checks.items():
+        print("+", check, flush=True)
+        if subprocess.run([sys.executable, "-m", *check.split(), *options], env=env, check=False).returncode:
+            failed.append(check)
     if failed:
         print(f"tools/lint: {', '.join(failed)} found something.", file=sys.stderr)
     return 1 if failed else 0
