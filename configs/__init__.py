@@ -1,0 +1,1 @@
+"""Configs: one file a run, plain data, no jax."""

@@ -1,0 +1,49 @@
+"""When the loop saves, and what stays: the store, the policy and the retention behind one method.
+
+Owns: the order (a step is saved once, older ones go only after it is durable). Does not own: how a step is written
+(`store.py`), when it is due (`policy.py`), or which one is kept (`retention.py`).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from engine.checkpoint.policy import SavePolicy
+from engine.checkpoint.retention import Retention
+from engine.checkpoint.store import CheckpointStore
+
+
+class Checkpointer:
+    """Saves by a policy and keeps by a retention.
+
+    Args:
+        store: where steps lie.
+        policy: which steps are due.
+        retention: which steps stay.
+        config_text: the resolved config, stored with each step.
+    """
+
+    def __init__(self, store: CheckpointStore, policy: SavePolicy, retention: Retention, config_text: str):
+        self.store, self.policy, self.retention, self._config_text = store, policy, retention, config_text
+
+    def maybe_save(self, step: int, state: Any, position: Mapping[str, int], force: bool = False) -> bool:
+        """Starts a save when one is due or forced; returns whether it did. Raises what an earlier save failed with."""
+        self.store.check()
+        if not (force or self.policy.due(step)) or step in self.store.steps():
+            return False
+        self.store.wait()
+        self._retain()
+        self.store.save(step, state, position, self._config_text)
+        return True
+
+    def record(self, step: int, results: Mapping[str, float]) -> None:
+        """Writes evaluation results beside a step, for retention and for the list of checkpoints."""
+        self.retention.record(step, results)
+
+    def finish(self) -> None:
+        """Waits until the last save is durable, then drops what need not stay."""
+        self.store.wait()
+        self._retain()
+
+    def _retain(self) -> None:
+        for step in self.retention.to_delete(self.store.steps()):
+            self.store.delete(step)

@@ -1,0 +1,227 @@
+"""Training and evaluation as functions: what notebooks, workers, tests and the command line call.
+
+Owns: the way from a config to a Trainer, and what a resume may change. Does not own: the loop (`trainer.py`), exit
+codes of the process and printing (`main.py`). No function here parses flags, ends the process or sets a signal
+handler off the main thread.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from engine.config.dev_run import tiny
+from engine.config.errors import CheckpointError, ConfigError, ConvoyError
+from engine.config.identity import identity_differences, schedule_change
+from engine.config.load import load
+from engine.config.schema import Config
+from engine.config.target import build, check
+from engine.config.text import from_text, to_text
+from engine.config.validate import validate
+from engine.observe.reporter import Reporter
+from engine.run.directory import RunDirectory
+from engine.trainer import Program, Summary, Trainer, program_of
+
+AnyConfig = Config | ml_collections.ConfigDict | str | Path
+
+
+def resolve_config(config: AnyConfig) -> Config:
+    """Returns the validated config of a file, a module, a run directory, a ConfigDict or a Config."""
+    if isinstance(config, Config):
+        return config
+    return load(str(config)) if isinstance(config, str | Path) else validate(config)
+
+
+def default_workdir(config: Config) -> Path:
+    """The run directory when none is named: runs/<name of the config>."""
+    return Path("runs") / config.name
+
+
+def train(
+    config: AnyConfig,
+    *,
+    workdir: str | Path | None = None,
+    fresh: bool = False,
+    fast_dev_run: bool = False,
+    accept_schedule_change: bool = False,
+) -> Summary:
+    """Trains a config to its end in a run directory and returns the summary; goes on where the directory stopped.
+
+    Args:
+        config: a Config, a ConfigDict, or what `--config` takes: a file, a module, a run directory.
+        workdir: the run directory; runs/<name> by default.
+        fresh: start anew; an earlier run is moved aside, never deleted.
+        fast_dev_run: two steps of everything on little data.
+        accept_schedule_change: go on although another `train.total` alters the learning-rate schedule.
+
+    Raises:
+        ConvoyError: with a sentence and the `exit_code` of the command line.
+    """
+    config = resolve_config(config)
+    config = tiny(config) if fast_dev_run else config
+    check_targets(config)
+    directory = RunDirectory.open(workdir or default_workdir(config), fresh=fresh)
+    if directory.exists():
+        _check_resume(config, directory, accept_schedule_change)
+    with Reporter(directory, config.log.progress) as reporter:
+        config = set_up_devices(config, directory)
+        directory.write_config_text(to_text(config))
+        trainer = _trainer(config, directory, reporter)
+        reporter.start(trainer.total_steps)
+        summary = trainer.run()
+        reporter.done(summary)
+    return summary
+
+
+def check_targets(config: Config) -> None:
+    """Imports every target of a config and checks its arguments; no device starts.
+
+    Raises:
+        ConfigError: a name that does not exist, or an argument that the target does not take.
+    """
+    check(config.task, "task")
+    check(config.data, "data")
+    check(config.optimizer, "optimizer", given=("learning_rate",))
+    for name, evaluation in config.evaluations.items():
+        check(evaluation.data, f"evaluations.{name}.data")
+    for name, hook in config.hooks.items():
+        check(hook, f"hooks.{name}")
+
+
+def set_up_devices(config: Config, directory: RunDirectory | None = None) -> Config:
+    """Makes the CPU devices and turns the compile cache on; returns the config with the number of devices in it.
+
+    Must come before anything asks JAX for devices. A run keeps the number that "auto" gave at its start.
+    """
+    import jax
+
+    from engine.parallel.mesh import cpu_device_count
+    from engine.training import compile_cache
+
+    if config.cache.compiled:
+        compile_cache.enable(config.cache.max_gib)
+    setting = config.mesh.cpu_devices
+    if setting == "auto" and directory is not None and directory.exists():
+        setting = from_text(directory.read_config_text(), str(directory.config)).mesh.cpu_devices
+    count = cpu_device_count(setting, config.train.global_batch_size)
+    if count is None:
+        return config
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"mesh.cpu_devices = {count}: JAX has already started its devices in this process. Set JAX_NUM_CPU_DEVICES "
+            "before it does, or leave mesh.cpu_devices at None."
+        ) from error
+    return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, cpu_devices=count))
+
+
+def _check_resume(config: Config, directory: RunDirectory, accept_schedule_change: bool) -> None:
+    """Raises ConfigError when a resume would change what the run computes."""
+    old = from_text(directory.read_config_text(), str(directory.config))
+    if differences := identity_differences(old, config):
+        raise ConfigError(
+            f"{directory.path} holds a run of another config:\n  " + "\n  ".join(differences) + "\n"
+            "Go on with its own config (--config=" + str(directory.path) + "), name another --workdir, or start anew "
+            "with --fresh (the old run is moved aside)."
+        )
+    change = schedule_change(old, config)
+    if change and not accept_schedule_change:
+        raise ConfigError(f"{directory.path}: {change} To go on with it, add --accept-schedule-change.")
+
+
+def sources_of(config: Config) -> tuple[Any, dict[str, Any]]:
+    """Returns the training source and those of the evaluations, limited as the config says."""
+    from engine.data.source import limited
+
+    def source(section: Any, where: str) -> Any:
+        return limited(build(section, where), section.limit)
+
+    evaluations = {name: source(e.data, f"evaluations.{name}.data") for name, e in config.evaluations.items()}
+    return source(config.data, "data"), evaluations
+
+
+def _trainer(config: Config, directory: RunDirectory, reporter: Reporter) -> Trainer:
+    from engine.parallel.mesh import make_mesh
+
+    source, evaluation_sources = sources_of(config)
+    return Trainer(
+        build(config.task, "task"),
+        make_mesh(config.mesh),
+        source,
+        config,
+        directory,
+        evaluation_sources=evaluation_sources,
+        hooks={name: build(hook, f"hooks.{name}") for name, hook in config.hooks.items()},
+        on_row=reporter.row,
+        on_message=reporter.message,
+    )
+
+
+def program(config: AnyConfig) -> tuple[Program, int]:
+    """Returns the program of a config and its number of steps, for `explain` and for tests; nothing is compiled."""
+    from engine.parallel.mesh import make_mesh
+
+    config = resolve_config(config)
+    check_targets(config)
+    config = set_up_devices(config)
+    return program_of(build(config.task, "task"), make_mesh(config.mesh), sources_of(config)[0], config)
+
+
+def evaluate(run: str | Path, *, step: int | str | None = None) -> Mapping[str, float]:
+    """Returns the metrics of all evaluations of a run's checkpoint.
+
+    Args:
+        run: the run directory.
+        step: of the checkpoint; "best" or None: the best where the run has one, else the newest; "latest".
+
+    Raises:
+        CheckpointError: no such checkpoint.
+        ConfigError: the run's config has no evaluations.
+    """
+    from engine.checkpoint.retention import Retention
+    from engine.checkpoint.store import CheckpointStore
+    from engine.evaluation import build_evaluations
+    from engine.parallel.mesh import make_mesh
+
+    directory = RunDirectory(Path(run))
+    if not directory.exists():
+        raise ConfigError(f"{run}: no run here (no config.txt). Name the directory of a run.")
+    config = from_text(directory.read_config_text(), str(directory.config))
+    if not config.evaluations:
+        raise ConfigError(f"{directory.config}: no evaluations. Give the run some: config.evaluations.<name>.data.")
+    check_targets(config)
+    config = set_up_devices(config)
+    source, sources = sources_of(config)
+    program, total = program_of(build(config.task, "task"), make_mesh(config.mesh), source, config)
+    store = CheckpointStore(directory.checkpoints, read_only=True)
+    try:
+        c = config.checkpoint
+        retention = Retention(directory.checkpoints, c.keep_latest, c.best, c.best_mode, c.keep_best)
+        chosen = choose_step(step, store.steps(), retention.best(), directory.path)
+        state = store.restore(chosen, program.abstract_state)
+    finally:
+        store.close()
+    results: dict[str, float] = {"step": chosen}
+    for evaluation in build_evaluations(config, sources, program, len(source), total):
+        results |= evaluation.run(state)
+    return results
+
+
+def choose_step(step: int | str | None, steps: Any, best: tuple[int, float] | None, path: Path) -> int:
+    """Returns the step that `--step` means; raises CheckpointError with the list when it is not there."""
+    steps = list(steps)
+    if not steps:
+        raise CheckpointError(f"{path}: no checkpoint yet. Train first: convoy train --config={path}")
+    if step in (None, "best") and best is not None and best[0] in steps:
+        return best[0]
+    if step in (None, "latest"):
+        return steps[-1]
+    if str(step).isdigit() and int(str(step)) in steps:
+        return int(str(step))
+    raise CheckpointError(f"{path}: no checkpoint {step!r}. Steps here: {', '.join(map(str, steps))}; or latest, best.")
+
+
+__all__ = ["ConvoyError", "Summary", "Trainer", "evaluate", "program", "train"]

@@ -1,0 +1,91 @@
+"""Evaluations: a Task's metrics over a finite dataset, each example counted exactly once.
+
+Owns: one named evaluation, from its source to its numbers. Does not own: when it is due (`trainer.py`), padding
+(`data/feed.py`), or which checkpoint is best (`checkpoint/retention.py`).
+"""
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from engine.config.duration import Duration, Period
+from engine.config.errors import TaskError
+from engine.config.schema import Config
+from engine.config.schema import Evaluation as EvaluationConfig
+from engine.data.feed import EvaluationFeed
+from engine.data.source import Source, example_spec
+from engine.parallel.mesh import check_batch, replicated
+from engine.training.program import Program
+from engine.training.state import State, evaluation_params
+from engine.training.task import check_examples
+
+IN_FLIGHT = 2  # batches that the device may be behind
+
+
+class Evaluation:
+    """A named evaluation of a program's Task.
+
+    Args:
+        name: prefix of its metrics: "heldout" gives "heldout/accuracy".
+        config: its data and period.
+        source: examples, read in order.
+        program: whose Task is evaluated.
+        batch_size: rows of a batch; the last one is padded.
+        period: when it is due.
+
+    Raises:
+        TaskError, ShardingError, DataError: the source, the Task and the mesh do not fit each other.
+    """
+
+    def __init__(
+        self, name: str, config: EvaluationConfig, source: Source, program: Program, batch_size: int, period: Period
+    ):
+        where = f"evaluations.{name}"
+        check_batch(program.mesh, batch_size, 1, f"{where}.batch_size")
+        spec = example_spec(source)
+        check_examples(program.spec.task, spec, where)
+        self.name, self.config, self.period = name, config, period
+        self._step, self._names, self._by_row = program.evaluation(spec, batch_size)
+        if not self._names:
+            raise TaskError(f"{where}: {type(program.spec.task).__name__}.evaluate returned no metric.")
+        self._feed = EvaluationFeed(
+            source,
+            config.data,
+            batch_size=batch_size,
+            sharding=program.spec.batch_sharding,
+            replicated=replicated(program.mesh),
+            exact_last=not self._by_row,
+        )
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The full names of its metrics, as "heldout/accuracy"."""
+        return tuple(f"{self.name}/{name}" for name in self._names)
+
+    def run(self, state: State) -> dict[str, float]:
+        """Returns full metric name -> value over the whole dataset. NaN where the total weight is 0."""
+        params = evaluation_params(state, self.config.use_ema)
+        sums = np.zeros((len(self._names), 2))
+        waiting: deque[Any] = deque()
+        for batch, rows in self._feed:
+            waiting.append(self._step(params, state["carried"], batch, rows))
+            if len(waiting) > IN_FLIGHT:
+                sums += np.asarray(waiting.popleft(), np.float64)
+        for result in waiting:
+            sums += np.asarray(result, np.float64)
+        values = [float(total / weight) if weight else float("nan") for total, weight in sums]
+        return dict(zip(self.metrics, values, strict=True))
+
+
+def build_evaluations(
+    config: Config, sources: dict[str, Source], program: Program, dataset_size: int, total_steps: int
+) -> list[Evaluation]:
+    """Returns the evaluations of a config; `sources` has one source for each of their names."""
+    evaluations = []
+    for name, section in config.evaluations.items():
+        every = None if section.every is None else Duration.parse(section.every, f"evaluations.{name}.every")
+        period = Period(every, config.train.global_batch_size, dataset_size, total_steps)
+        batch_size = section.batch_size or config.train.global_batch_size
+        evaluations.append(Evaluation(name, section, sources[name], program, batch_size, period))
+    return evaluations

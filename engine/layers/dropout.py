@@ -1,0 +1,34 @@
+"""Dropout keyed by example, so that no mesh and no accumulation changes what is dropped.
+
+Flax's own `nnx.Dropout` draws one mask for the whole array, which depends on how the batch is cut into microbatches;
+the engine refuses it when `train.accumulate` is above 1.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+def fold_in(rng: jax.Array | None, data: int) -> jax.Array | None:
+    """Returns keys `[batch]` derived from keys `[batch]`: one set for each layer that draws. None stays None."""
+    return None if rng is None else jax.vmap(jax.random.fold_in, (0, None))(rng, data)
+
+
+class Dropout(nnx.Module):
+    """Sets entries to 0 with probability `rate` and scales the rest (Srivastava et al. 2014, section 4).
+
+    Raises:
+        ValueError: a rate outside [0, 1).
+    """
+
+    def __init__(self, rate: float):
+        if not 0 <= rate < 1:
+            raise ValueError(f"Dropout rate {rate} is outside [0, 1).")
+        self.rate = rate
+
+    def __call__(self, x: jax.Array, rng: jax.Array | None) -> jax.Array:
+        """Drops entries of `x` `[batch, ...]` by keys `rng` `[batch]`; returns `x` as it is when `rng` is None."""
+        if rng is None or self.rate == 0:
+            return x
+        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:]))(rng)
+        return jnp.where(keep, x / (1 - self.rate), 0).astype(x.dtype)

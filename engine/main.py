@@ -1,0 +1,210 @@
+"""The command line: one verb a job. Knows words and exit codes; every job is a function elsewhere.
+
+Nothing heavy is imported before a verb needs it, so that `convoy --help` answers at once.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from engine.cluster import exit_codes
+from engine.config.errors import ConfigError, ConvoyError, did_you_mean
+
+VERBS = """
+  convoy train --config=configs.digits                     train, or go on where the run stopped
+  convoy train --config=configs.digits --fast-dev-run      two steps of everything, in seconds
+  convoy train --config=runs/digits --config.train.total="60 epochs"
+  convoy evaluate runs/digits                              the best checkpoint, or --step=N
+  convoy config configs.digits                             every setting, resolved
+  convoy explain --config=configs.digits                   mesh, parameters, where each lies
+  convoy checkpoints runs/digits                           steps, sizes, results
+
+--config takes a file, a module or a run directory; --config.NAME=VALUE sets any field of it
+(convoy config --help lists them). Exit codes: 0 done, 1 your error, 42 start me again,
+43 do not retry, 130 interrupted.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of every verb."""
+    top = argparse.ArgumentParser(
+        prog="convoy", description="Trains any Flax NNX model on any mesh.", epilog=VERBS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    verbs = top.add_subparsers(dest="verb", metavar="VERB")
+
+    train = verbs.add_parser("train", help="train a config; the same command again goes on where the run stopped")
+    _add_config(train)
+    train.add_argument("--workdir", help="run directory (default: runs/<name of the config>)")
+    train.add_argument("--fresh", action="store_true", help="start anew; an earlier run there is moved aside")
+    train.add_argument("--fast-dev-run", action="store_true", help="two steps of everything: train, save, evaluate")
+    train.add_argument(
+        "--accept-schedule-change", action="store_true", help="go on though train.total alters the learning rates"
+    )
+
+    evaluate = verbs.add_parser("evaluate", help="the evaluations of a run's checkpoint")
+    evaluate.add_argument("run", help="run directory")
+    evaluate.add_argument("--step", help="a step, latest or best (default: best where there is one, else latest)")
+
+    config = verbs.add_parser("config", help="print a resolved config as lines `name: value`", add_help=False)
+    config.add_argument("config", nargs="?", help="file, module or run directory")
+    config.add_argument("-h", "--help", action="store_true", help="list every field with its default")
+
+    explain = verbs.add_parser("explain", help="print the mesh and every parameter; trains nothing")
+    _add_config(explain)
+
+    checkpoints = verbs.add_parser("checkpoints", help="list the checkpoints of a run, or export one")
+    checkpoints.add_argument("run", help="run directory")
+    checkpoints.add_argument(
+        "--export", metavar="FILE", help="write weights (the averaged ones, if any) as safetensors"
+    )
+    checkpoints.add_argument("--step", help="which to export: a step, latest or best")
+
+    data = verbs.add_parser("data", help="convert a dataset to ArrayRecord files")
+    _add_config(data)
+    data.add_argument("action", choices=["write"], help="write: the config's training data")
+    data.add_argument("--out", required=True, help="file to write")
+    return top
+
+
+def _add_config(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--config", required=True, help="file, module or run directory; --config.NAME=VALUE sets a field")
+
+
+def split_overrides(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Takes `--config.a.b=value` and `--config.a.b value` out of the arguments; returns the rest and `a.b=value`."""
+    rest, overrides, words = [], [], iter(args)
+    for word in words:
+        if not word.startswith("--config."):
+            rest.append(word)
+            continue
+        name, equals, value = word.removeprefix("--config.").partition("=")
+        if not equals:
+            value = next(words, None)
+            if value is None:
+                raise ConfigError(f"--config.{name}: no value. Write --config.{name}=VALUE.")
+        overrides.append(f"{name}={value}")
+    return rest, overrides
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit code; a user's mistake is a sentence, not a traceback."""
+    os.chdir(os.environ.get("BUILD_WORKING_DIRECTORY", "."))  # `bazel run` starts programs elsewhere
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # configs and models of the user's own lie where the command is given
+    try:
+        rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+        args, unknown = parser().parse_known_args(rest)
+        if unknown:
+            names = [option for action in _options(args.verb) for option in action.option_strings]
+            raise ConfigError(
+                f"{unknown[0]}: unknown argument of convoy {args.verb}.{did_you_mean(unknown[0].split('=')[0], names)} "
+                f"Arguments here: {', '.join(names)}, and --config.NAME=VALUE."
+            )
+        if args.verb is None:
+            parser().print_help()
+            return exit_codes.DONE
+        return _VERBS[args.verb](args, overrides)
+    except ConvoyError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # `convoy config ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exit_codes.DONE
+
+
+def _options(verb: str | None) -> list[argparse.Action]:
+    top = parser()
+    if verb is None:
+        return top._actions
+    verbs = next(a for a in top._actions if isinstance(a, argparse._SubParsersAction))
+    return verbs.choices[verb]._actions
+
+
+def _train(args: argparse.Namespace, overrides: list[str]) -> int:
+    from engine.config import load
+
+    config = load(args.config, overrides)
+    from engine import entry
+
+    entry.train(
+        config,
+        workdir=args.workdir,
+        fresh=args.fresh,
+        fast_dev_run=args.fast_dev_run,
+        accept_schedule_change=args.accept_schedule_change,
+    )
+    return exit_codes.DONE
+
+
+def _evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
+    from engine import entry
+
+    _no_overrides(overrides, "evaluate")
+    for name, value in entry.evaluate(args.run, step=args.step).items():
+        print(f"{name}: {value:.6g}")
+    return exit_codes.DONE
+
+
+def _config(args: argparse.Namespace, overrides: list[str]) -> int:
+    from engine.config import help_text, load, to_text
+
+    if args.help or args.config is None:
+        print(help_text())
+        return exit_codes.DONE
+    print(to_text(load(args.config, overrides)), end="")
+    return exit_codes.DONE
+
+
+def _explain(args: argparse.Namespace, overrides: list[str]) -> int:
+    from engine.config import load
+
+    config = load(args.config, overrides)
+    from engine import entry
+    from engine.parallel.report import describe
+
+    program, total = entry.program(config)
+    print(describe(program.mesh, program.abstract_state, program.spec.model.names, total))
+    return exit_codes.DONE
+
+
+def _checkpoints(args: argparse.Namespace, overrides: list[str]) -> int:
+    from engine import entry
+
+    _no_overrides(overrides, "checkpoints")
+    print(entry.export(args.run, args.step, args.export) if args.export else entry.list_checkpoints(args.run))
+    return exit_codes.DONE
+
+
+def _data(args: argparse.Namespace, overrides: list[str]) -> int:
+    from engine.config import load
+
+    config = load(args.config, overrides)
+    from engine.config.target import build
+    from engine.data.array_record import write_array_record
+
+    count = write_array_record(build(config.data, "data"), args.out)
+    print(
+        f"wrote {count} examples to {args.out}. Read them with data.target=engine.data.array_record.ArrayRecordSource"
+    )
+    return exit_codes.DONE
+
+
+def _no_overrides(overrides: list[str], verb: str) -> None:
+    if overrides:
+        raise ConfigError(f"--config.{overrides[0]}: convoy {verb} reads the run's own config and takes no overrides.")
+
+
+_VERBS = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "config": _config,
+    "explain": _explain,
+    "checkpoints": _checkpoints,
+    "data": _data,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

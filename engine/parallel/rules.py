@@ -1,0 +1,101 @@
+"""Sharding rules: from the names that a layer gives its dimensions to the axes of the mesh.
+
+Owns: the default table, the PartitionSpec of one parameter, and the checks that name the parameter before anything
+is compiled. Does not own: the mesh (`mesh.py`), or who asks (`training/`).
+
+Terms. *Logical axis*: the name of a dimension ("embed", "mlp"), given where the parameter is made, for example with
+`kernel_metadata={"out_sharding": ("embed", "mlp")}` in Flax NNX. *Rule*: logical axis -> mesh axis, several of them, or
+None. A parameter without names is split over `fsdp` along its largest dimension that divides, if it is large enough.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from jax.sharding import Mesh, PartitionSpec
+
+from engine.config.errors import ShardingError, did_you_mean
+from engine.parallel.mesh import AXES
+
+Rules = Mapping[str, str | Sequence[str] | None]
+
+RULES: Rules = {
+    "batch": ("data", "fsdp"),
+    "embed": "fsdp",
+    "mlp": "tensor",
+    "heads": "tensor",
+    "vocab": "tensor",
+}
+SMALLEST_SPLIT = 1024  # entries; below it, splitting an unnamed parameter costs more than it saves
+
+
+def partition_spec(
+    path: str, shape: Sequence[int], names: Sequence[str | None] | None, rules: Rules, mesh: Mesh
+) -> PartitionSpec:
+    """Returns the PartitionSpec of one parameter.
+
+    Args:
+        path: of the parameter, for the errors.
+        shape: of the parameter.
+        names: a logical axis or None for each dimension; None for a parameter without names.
+        rules: the table in use (defaults and overrides).
+        mesh: where it will live.
+
+    Raises:
+        ShardingError: an unknown name, an axis used twice, or a dimension that does not divide.
+    """
+    if names is None:
+        return _unnamed(shape, mesh)
+    if len(names) != len(shape):
+        raise ShardingError(
+            f"{path}: {len(names)} axis names {tuple(names)} for shape {list(shape)}. Name each dimension."
+        )
+    used: dict[str, str] = {}
+    entries = []
+    for name, size in zip(names, shape, strict=True):
+        axes = _mesh_axes(path, name, rules)
+        for axis in axes:
+            if axis in used:
+                raise ShardingError(
+                    f"{path}: axes {used[axis]!r} and {name!r} are both mapped to mesh axis {axis!r}. "
+                    f"Map one of them to None in sharding.rules."
+                )
+            used[axis] = str(name)
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        if size % parts:
+            text = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
+            raise ShardingError(
+                f"{path}: axis {name!r} = {size} is not divisible by mesh axis {text}. "
+                f"Use a multiple of {parts} ({-(-size // parts) * parts}), "
+                f"{axes[0]}={math.gcd(size, mesh.shape[axes[0]])}, or map {name!r} to None in sharding.rules."
+            )
+        entries.append(axes if len(axes) > 1 else axes[0] if axes else None)
+    return PartitionSpec(*entries)
+
+
+def _mesh_axes(path: str, name: str | None, rules: Rules) -> tuple[str, ...]:
+    """Mesh axes of one logical axis."""
+    if name is None:
+        return ()
+    if name not in rules:
+        raise ShardingError(
+            f"{path}: no sharding rule for axis {name!r}.{did_you_mean(name, rules)} "
+            f"Rules here: {', '.join(rules)}. Add one with --config.sharding.rules.{name}=fsdp (or None)."
+        )
+    value = rules[name]
+    axes = () if value is None else (value,) if isinstance(value, str) else tuple(value)
+    for axis in axes:
+        if axis not in AXES:
+            raise ShardingError(
+                f"sharding.rules.{name}: no mesh axis {axis!r}.{did_you_mean(axis, AXES)} Mesh axes: {', '.join(AXES)}."
+            )
+    return axes
+
+
+def _unnamed(shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+    """Splits the largest dimension that divides over fsdp; leaves small parameters whole."""
+    parts = mesh.shape["fsdp"]
+    fits = [i for i, size in enumerate(shape) if size % parts == 0]
+    if parts == 1 or math.prod(shape) < SMALLEST_SPLIT or not fits:
+        return PartitionSpec()
+    split = max(fits, key=lambda i: shape[i])
+    return PartitionSpec(*(("fsdp" if i == split else None) for i in range(len(shape))))

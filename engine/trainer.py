@@ -1,0 +1,322 @@
+"""The loop: a Task, a Mesh and Data in, a trained state and its summary out. It is read top to bottom.
+
+Owns: the order of things at a step (save, evaluate, call hooks, draw, step) and how many steps one dispatch takes.
+Does not own: anything that these do; each has a room of its own.
+
+Terms. *Step*: global batches consumed; after step n the state reflects batches 0 to n-1. *Dispatch*: one call of the
+compiled program, 1 or `train.steps_per_dispatch` steps. *Due*: a policy's answer for a step; periods know nothing of
+each other, and a dispatch is cut where the next one is due.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+from jax.sharding import Mesh
+
+from engine.checkpoint.checkpointer import Checkpointer
+from engine.checkpoint.policy import SavePolicy
+from engine.checkpoint.retention import Retention
+from engine.checkpoint.store import CheckpointStore
+from engine.cluster import exit_codes
+from engine.config import hardware
+from engine.config.duration import Duration, Period
+from engine.config.errors import ConvoyError
+from engine.config.schema import Config
+from engine.config.text import to_text
+from engine.data.feed import TrainFeed
+from engine.data.source import Source, example_spec
+from engine.evaluation import build_evaluations
+from engine.observe.profiler import ProfileWindow
+from engine.observe.recorder import Recorder
+from engine.observe.throughput import Throughput
+from engine.observe.writer import MetricWriter
+from engine.parallel.mesh import batch_sharding, check_batch
+from engine.parallel.rules import RULES
+from engine.resilience.preemption import Interrupted, Preempted, Preemption
+from engine.run.directory import RunDirectory
+from engine.training.model import describe
+from engine.training.optimizer import build_optimizer, schedule
+from engine.training.program import DTYPES, Program
+from engine.training.state import State
+from engine.training.step import StepSpec
+from engine.training.task import Task, check_examples
+
+
+class Hook(Protocol):
+    """Something of the user's that the loop calls: `run(trainer, state, step)` at each step that is due."""
+
+    def run(self, trainer: "Trainer", state: State, step: int) -> None: ...
+
+
+class Diverged(ConvoyError):
+    """The loss or its gradient is not finite; the update was held back."""
+
+    exit_code = exit_codes.STOP
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a run reached.
+
+    `metrics` holds the last training row and the last result of each evaluation ("heldout/accuracy"); `best` is
+    (step, value) of `checkpoint.best`; times are in seconds.
+    """
+
+    step: int
+    total_steps: int
+    metrics: Mapping[str, float]
+    best: tuple[int, float] | None
+    checkpoints: tuple[int, ...]
+    directory: Path
+    wall_s: float
+    compile_s: float
+
+
+def program_of(task: Task, mesh: Mesh, source: Source, config: Config) -> tuple[Program, int]:
+    """Returns the program of a config and its total number of steps; nothing is compiled and no array is made.
+
+    Raises:
+        ConvoyError: whatever does not fit, before anything is compiled.
+    """
+    train, size = config.train, len(source)
+    check_batch(mesh, train.global_batch_size, train.accumulate)
+    example = example_spec(source)
+    check_examples(task, example, "data")
+    total = Duration.parse(train.total, "train.total").steps(train.global_batch_size, size)
+    warmup = Duration.parse(config.optimizer.warmup, "optimizer.warmup").steps(train.global_batch_size, size)
+    learning_rate = schedule(config.optimizer, warmup, total)
+    model = describe(task, config.optimizer.trainable)
+    spec = StepSpec(
+        task=task,
+        model=model,
+        tx=build_optimizer(config.optimizer, learning_rate, {path: model.params[path] for path in model.trained}),
+        learning_rate=learning_rate,
+        batch_sharding=batch_sharding(mesh),
+        accumulate=train.accumulate,
+        compute_dtype=DTYPES[train.precision],
+        ema_decay=train.ema_decay,
+    )
+    rules = {**RULES, **config.sharding.rules}
+    program = Program(spec, example, batch_size=train.global_batch_size, seed=train.seed, rules=rules)
+    return program, total
+
+
+class Trainer:
+    """Trains a Task on a mesh with data, in a run directory.
+
+    Args:
+        task: what to train.
+        mesh: where.
+        source: the training examples.
+        config: everything else.
+        directory: the run; a checkpoint in it is where training goes on.
+        evaluation_sources: one source for each of `config.evaluations`.
+        hooks: objects with `run(trainer, state, step)`, one for each of `config.hooks`.
+        on_row: called with each row of metrics, in another thread.
+        on_message: called with sentences for the user.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        mesh: Mesh,
+        source: Source,
+        config: Config,
+        directory: RunDirectory,
+        *,
+        evaluation_sources: Mapping[str, Source],
+        hooks: Mapping[str, Hook],
+        on_row: Callable[[dict[str, Any]], None],
+        on_message: Callable[[str], None],
+    ):
+        self.config, self.directory, self._source = config, directory, source
+        self._on_row, self._say = on_row, on_message
+        self.program, self.total_steps = program_of(task, mesh, source, config)
+        size = len(source)
+        self.evaluations = build_evaluations(config, dict(evaluation_sources), self.program, size, self.total_steps)
+        self._hooks = [(self._period(config.hooks[name].every, f"hooks.{name}.every"), hooks[name]) for name in hooks]
+        self._row: dict[str, Any] = {}
+        self._results: dict[str, float] = {}
+        self._step = 0
+
+    def _period(self, every: str | None, where: str) -> Period:
+        duration = None if every is None else Duration.parse(every, where)
+        return Period(duration, self.config.train.global_batch_size, len(self._source), self.total_steps)
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self._step
+
+    def run(self) -> Summary:
+        """Trains to the end, from the newest checkpoint where there is one.
+
+        Raises:
+            Preempted, Interrupted: asked to stop; the state is saved.
+            Diverged: the loss is not finite.
+            ConvoyError: storage or data failed.
+        """
+        start = time.monotonic()
+        config = self.config
+        self.checkpoints = self._checkpointer()
+        writer = MetricWriter(self.directory.metrics, self.directory.tensorboard if config.log.tensorboard else None)
+        profile = ProfileWindow(config.profile.start, config.profile.steps, self.directory.profile)
+        try:
+            state, step = self._first_state()
+            steps = {k: self.program.steps(k) for k in {1, config.train.steps_per_dispatch}}
+            feed = TrainFeed(
+                self._source,
+                config.data,
+                batch_size=config.train.global_batch_size,
+                seed=config.train.seed,
+                sharding=self.program.spec.batch_sharding,
+                start=step,
+                stop=self.total_steps,
+            )
+            recorder = self._recorder(writer)
+            try:
+                with Preemption() as preemption:
+                    self._loop(state, step, steps, feed, recorder, preemption, profile)
+            finally:
+                feed.close()
+                recorder.close()
+        finally:
+            profile.close()
+            writer.close()
+            self.checkpoints.store.close()
+        return self._summary(time.monotonic() - start)
+
+    def _loop(
+        self,
+        state: State,
+        step: int,
+        steps: Mapping[int, Any],
+        feed: TrainFeed,
+        recorder: Recorder,
+        preemption: Preemption,
+        profile: ProfileWindow,
+    ) -> None:
+        """Save, evaluate, call hooks, draw, step: until the last step or until asked to stop."""
+        last = self.total_steps
+        while True:
+            self._step = step
+            stopping = preemption.requested(step)
+            force = stopping or step == last or (step > 0 and self._selects_best(step))
+            if self.checkpoints.maybe_save(step, state, feed.position, force):
+                self._say(f"saving checkpoint of step {step}")
+            if stopping:
+                self.checkpoints.finish()
+                raise (Interrupted if preemption.interrupted else Preempted)(self._stop_text(step))
+            self._evaluate(state, step, recorder)
+            self._check_finite(recorder)
+            if step == last:
+                break
+            k = self._steps_until_due(step, profile)
+            profile.at(step)
+            state, metrics = steps[k](state, feed.next(k))
+            recorder.push(step, k, metrics, feed.wait_s)
+            step += k
+        self.checkpoints.finish()
+        recorder.close()
+        self._check_finite(recorder)
+
+    def _evaluate(self, state: State, step: int, recorder: Recorder) -> None:
+        """Runs the evaluations and hooks that are due, outside the training rates."""
+        evaluations = [e for e in self.evaluations if step > 0 and e.period.due(step)]
+        hooks = [hook for period, hook in self._hooks if step > 0 and period.due(step)]
+        if not evaluations and not hooks:
+            return
+        recorder.settle()
+        start = time.monotonic()
+        results: dict[str, float] = {}
+        for evaluation in evaluations:
+            results |= evaluation.run(state)
+        if results:
+            self._results |= results
+            recorder.evaluated(step, results)
+            self.checkpoints.record(step, results)
+            self._say(f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in results.items()))
+        for hook in hooks:
+            hook.run(self, state, step)
+        recorder.pause(time.monotonic() - start)
+
+    def _steps_until_due(self, step: int, profile: ProfileWindow) -> int:
+        """K where no save, evaluation, hook or profile is due before, else 1."""
+        k = self.config.train.steps_per_dispatch
+        due = [self.total_steps, self.checkpoints.policy.next_possible(step), profile.next_edge(step)]
+        due += [evaluation.period.next_after(step) for evaluation in self.evaluations]
+        due += [period.next_after(step) for period, _ in self._hooks]
+        return k if step + k <= min(due) else 1
+
+    def _selects_best(self, step: int) -> bool:
+        """Whether an evaluation that is due at this step decides which checkpoint is best."""
+        best = self.config.checkpoint.best
+        return any(best in e.metrics and e.period.due(step) for e in self.evaluations)
+
+    def _check_finite(self, recorder: Recorder) -> None:
+        if recorder.skipped_at is not None:
+            raise Diverged(
+                f"step {recorder.skipped_at}: the loss or its gradient is not finite; the update was held back. "
+                f"Look at the batch of that step and at optimizer.learning_rate ({self.config.optimizer.learning_rate})."
+            )
+
+    def _checkpointer(self) -> Checkpointer:
+        checkpoint, train = self.config.checkpoint, self.config.train
+        every = None if checkpoint.every is None else Duration.parse(checkpoint.every, "checkpoint.every")
+        directory = self.directory.checkpoints
+        return Checkpointer(
+            CheckpointStore(directory),
+            SavePolicy(every, train.global_batch_size, len(self._source), self.total_steps),
+            Retention(directory, checkpoint.keep_latest, checkpoint.best, checkpoint.best_mode, checkpoint.keep_best),
+            to_text(self.config),
+        )
+
+    def _first_state(self) -> tuple[State, int]:
+        """The newest checkpoint's state, or a new one."""
+        store = self.checkpoints.store
+        step = store.latest()
+        if step is None:
+            return self.program.init(), 0
+        state = store.restore(step, self.program.abstract_state)
+        self._say(f"resuming from step {step}")
+        return state, step
+
+    def _recorder(self, writer: MetricWriter) -> Recorder:
+        found = hardware.find(jax.devices()[0].device_kind)
+        peak = found.peak_flops[self.config.train.precision] * self.program.mesh.size if found else None
+        batch_size = self.config.train.global_batch_size
+
+        def on_row(row: dict[str, Any]) -> None:
+            self._row = row
+            self._on_row(row)
+
+        return Recorder(
+            self.program.metric_names,
+            last_value=("learning_rate",),
+            summed=("skipped",),
+            writer=writer,
+            throughput=Throughput(batch_size, self.program.flops_per_step, peak),
+            period=self._period(self.config.log.every, "log.every"),
+            attempt=self.directory.attempt,
+            on_row=on_row,
+        )
+
+    def _stop_text(self, step: int) -> str:
+        return f"asked to stop; the state of step {step} of {self.total_steps} is saved in {self.directory.path}."
+
+    def _summary(self, wall_s: float) -> Summary:
+        steps: Sequence[int] = self.checkpoints.store.steps()
+        return Summary(
+            step=self._step,
+            total_steps=self.total_steps,
+            metrics={**self._row, **self._results},
+            best=self.checkpoints.retention.best(),
+            checkpoints=tuple(steps),
+            directory=self.directory.path,
+            wall_s=wall_s,
+            compile_s=self.program.compile_s,
+        )

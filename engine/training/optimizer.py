@@ -1,0 +1,90 @@
+"""The optimizer of a run: an optax transformation with its schedule, clipping, decay mask and groups.
+
+Owns: the order of the parts (clip, then the optimizer of each group). Does not own: the optimizers themselves, which
+are optax's or the author's: any function `(learning_rate, **arguments) -> optax.GradientTransformation`, named in
+`optimizer.target`.
+"""
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import optax
+
+from engine.config.errors import ConfigError
+from engine.config.schema import Optimizer
+from engine.config.target import build, resolve
+
+WHERE = "optimizer"
+
+
+def schedule(config: Optimizer, warmup_steps: int, total_steps: int) -> optax.Schedule:
+    """Returns step -> learning rate: linear from 0 over the warm-up, then constant, linear or cosine to the end."""
+    peak, end = config.learning_rate, config.learning_rate * config.final_scale
+    rest = max(total_steps - warmup_steps, 1)
+    if config.schedule == "constant":
+        after = optax.constant_schedule(peak)
+    elif config.schedule == "linear":
+        after = optax.linear_schedule(peak, end, rest)
+    else:
+        after = optax.cosine_decay_schedule(peak, rest, alpha=config.final_scale)
+    if warmup_steps == 0:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), after], [warmup_steps])
+
+
+def build_optimizer(
+    config: Optimizer, learning_rate: optax.Schedule, params: Mapping[str, Any]
+) -> optax.GradientTransformation:
+    """Returns the transformation for flat `params` (path -> array or shape), which must be the trained ones.
+
+    Raises:
+        ConfigError: a group that matches nothing, or settings that the target does not take.
+    """
+    labels = group_labels(config, params)
+    parts = {}
+    for label in sorted(set(labels.values())):
+        group = config.groups.get(label)
+        scale = group.learning_rate_scale if group else 1.0
+        decay = group.weight_decay if group else None
+        parts[label] = _one(config, _scaled(learning_rate, scale), decay)
+    tx = next(iter(parts.values())) if len(parts) == 1 else optax.partition(parts, labels)
+    return tx if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
+
+
+def group_labels(config: Optimizer, params: Mapping[str, Any]) -> dict[str, str]:
+    """Returns path -> name of the first group that matches, or "" where none does."""
+    labels = {}
+    for path in params:
+        labels[path] = next((name for name, group in config.groups.items() if re.search(group.match, path)), "")
+    for name, group in config.groups.items():
+        if name not in labels.values():
+            raise ConfigError(
+                f"optimizer.groups.{name}.match = {group.match!r} matches no trained parameter that an earlier group "
+                f"left. Parameters: {', '.join(params)}."
+            )
+    return labels
+
+
+def _scaled(learning_rate: optax.Schedule, scale: float) -> optax.Schedule:
+    return learning_rate if scale == 1.0 else lambda step: learning_rate(step) * scale
+
+
+def _one(config: Optimizer, learning_rate: optax.Schedule, weight_decay: float | None) -> optax.GradientTransformation:
+    """The target's transformation for one group."""
+    parameters = inspect.signature(resolve(config, WHERE)).parameters
+    given: dict[str, Any] = {"learning_rate": learning_rate}
+    if "mask" in parameters and "mask" not in config.arguments:
+        given["mask"] = lambda params: {path: _decays(config.decay, x) for path, x in params.items()}
+    if weight_decay is not None:
+        if "weight_decay" not in parameters:
+            raise ConfigError(f"optimizer.groups: {config.target} takes no weight_decay. Leave it None in the groups.")
+        given["weight_decay"] = weight_decay
+    return build(config, WHERE, **given)
+
+
+def _decays(kind: str, x: jax.Array) -> bool:
+    """Whether weight decay acts on a parameter; a masked one has no shape and is left alone."""
+    return kind == "all" or (kind == "matrices" and len(getattr(x, "shape", ())) >= 2)

@@ -1,0 +1,140 @@
+"""The compiled programs of a run: first state, one step, K steps, evaluation.
+
+Owns: tracing and compiling each once, its time, its FLOPs, and the choice between scan and unrolling. Does not own:
+the mathematics (`step.py`) or when a program is called (`trainer.py`).
+"""
+
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from engine.config.errors import ConfigError
+from engine.metrics import check_means
+from engine.parallel.mesh import replicated
+from engine.training.state import State, abstract_state, initial_state
+from engine.training.step import (
+    ENGINE_METRICS,
+    StepSpec,
+    evaluate,
+    has_convolution,
+    make_evaluation_step,
+    make_steps,
+    make_train_step,
+)
+from engine.training.task import check_loss
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class Program:
+    """The step of one Task on one mesh, compiled ahead of time.
+
+    Args:
+        spec: what the step is made of; `spec.batch_sharding` names the mesh.
+        example: one example, as a pytree of ShapeDtypeStruct.
+        batch_size: rows of the global batch.
+        seed: of the first state.
+        rules: logical axis -> mesh axes.
+
+    Raises:
+        TaskError: the Task's loss is not what the protocol says.
+        ConfigError: microbatches together with a layer that draws one mask for a whole batch.
+        ShardingError: a parameter that does not fit the mesh.
+    """
+
+    def __init__(self, spec: StepSpec, example: Any, *, batch_size: int, seed: int, rules: Any):
+        self.spec, self.batch_size, self.seed = spec, batch_size, seed
+        self.mesh = spec.batch_sharding.mesh
+        if spec.accumulate > 1 and spec.model.shared_dropout:
+            raise ConfigError(
+                f"train.accumulate = {spec.accumulate}: {', '.join(spec.model.shared_dropout)} is nnx.Dropout, which "
+                "draws one mask for a whole microbatch, so that accumulation would change it. "
+                "Use engine.layers.Dropout, which draws by example, or accumulate=1."
+            )
+        self.abstract_state = abstract_state(
+            spec.task, spec.model, spec.tx, seed=seed, ema=spec.ema_decay is not None, mesh=self.mesh, rules=rules
+        )
+        self.abstract_batch = self._batch_of(example, batch_size, spec.batch_sharding)
+        self.task_metrics = self._trace_loss()
+        self.metric_names = (*self.task_metrics, *ENGINE_METRICS)
+        self.compile_s = 0.0
+        self.flops_per_step: float | None = None
+        self._steps: dict[int, Any] = {}
+
+    def _batch_of(self, example: Any, rows: int, sharding: NamedSharding) -> Any:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype, sharding=sharding), example)
+
+    def _trace_loss(self) -> tuple[str, ...]:
+        """Checks the Task's loss by tracing it; returns its metrics, "loss" first, and notes a convolution."""
+        spec = self.spec
+
+        def loss(params: Any, carried: Any, batch: Any, key: Any) -> Any:
+            module = spec.model.module(params, carried, key)
+            module.train()
+            return spec.task.loss(module, batch, jax.random.split(key, self.batch_size))
+
+        state = self.abstract_state
+        trace = jax.jit(loss).trace(state["params"], state["carried"], self.abstract_batch, jax.random.key(0))
+        check_loss(spec.task, trace.out_info, self.batch_size)
+        unroll = jax.default_backend() == "cpu" and has_convolution(trace.jaxpr.jaxpr)
+        self.spec = dataclasses.replace(spec, unroll=unroll)
+        return ("loss", *sorted(trace.out_info.metrics))
+
+    def init(self) -> State:
+        """Returns the first state, each array born where it lives."""
+        spec = self.spec
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+        ema = spec.ema_decay is not None
+        make = jax.jit(
+            functools.partial(initial_state, spec.task, spec.model, spec.tx, self.seed, ema), out_shardings=shardings
+        )
+        return self._timed(lambda: make.lower().compile())()
+
+    def steps(self, k: int) -> Any:
+        """Returns the compiled `(state, k batches) -> (state, metrics [k, names, 2])`; the state is donated."""
+        if k not in self._steps:
+            self._steps[k] = self._timed(lambda: self.lower(k).compile())
+            if k == 1:
+                self.flops_per_step = _flops(self._steps[k])
+        return self._steps[k]
+
+    def lower(self, k: int) -> Any:
+        """Returns the program of k steps, traced and not yet compiled."""
+        step = make_train_step(self.spec, self.task_metrics)
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+        jitted = jax.jit(
+            make_steps(step, self.spec.unroll), donate_argnums=0, out_shardings=(shardings, replicated(self.mesh))
+        )
+        return jitted.lower(self.abstract_state, (self.abstract_batch,) * k)
+
+    def evaluation(self, example: Any, batch_size: int) -> tuple[Any, tuple[str, ...], bool]:
+        """Returns the evaluation step, the names of its metrics, and whether they tell rows apart.
+
+        The step is a jitted `(params, carried, batch, rows) -> metrics [names, 2]`.
+        """
+        spec = self.spec
+        batch = self._batch_of(example, batch_size, spec.batch_sharding)
+        call = functools.partial(evaluate, spec.task, spec.model, spec.compute_dtype)
+        means = jax.eval_shape(call, self.abstract_state["params"], self.abstract_state["carried"], batch)
+        by_row = check_means(means, batch_size, f"{type(spec.task).__name__}.evaluate")
+        names = tuple(sorted(means))
+        step = make_evaluation_step(spec.task, spec.model, spec.compute_dtype, names, by_row)
+        return jax.jit(step, out_shardings=replicated(self.mesh)), names, by_row
+
+    def _timed(self, compile_: Any) -> Any:
+        start = time.monotonic()
+        compiled = compile_()
+        self.compile_s += time.monotonic() - start
+        return compiled
+
+
+def _flops(compiled: Any) -> float | None:
+    """FLOPs of one call over all devices as XLA counts them, or None where it does not say."""
+    analysis = compiled.cost_analysis()
+    flops = analysis.get("flops", 0.0) if analysis else 0.0
+    return flops * compiled.input_shardings[0][0]["step"].num_devices if flops > 0 else None

@@ -1,0 +1,75 @@
+"""The train state: one dict of arrays that a step maps to the next, and where each of them lives.
+
+Owns: what is in the state, its abstract form with shardings, and its first value. Does not own: how it changes
+(`step.py`) or how it is stored (`checkpoint/`).
+
+The keys: `step` (int32, batches consumed), `rng` (uint32 `[2]`, the run's random key), `params` and `carried` (path ->
+array), `opt_state` (optax's pytree over the trained parameters), and `ema` (path -> array of the trained
+parameters) where an average is kept.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from engine.parallel.mesh import replicated
+from engine.parallel.rules import Rules, partition_spec
+from engine.training.model import Model
+from engine.training.task import Task
+
+State = dict[str, Any]
+
+
+def initial_state(task: Task, model: Model, tx: optax.GradientTransformation, seed: int, ema: bool) -> State:
+    """Returns the state of step 0; to be traced."""
+    params, carried = model.init(task, seed)
+    trained = {path: params[path] for path in model.trained}
+    state = {
+        "step": jnp.zeros((), jnp.int32),
+        "rng": jax.random.key_data(jax.random.key(seed)),
+        "params": params,
+        "carried": carried,
+        "opt_state": tx.init(trained),
+    }
+    if ema:
+        state["ema"] = jax.tree.map(jnp.copy, trained)
+    return state
+
+
+def abstract_state(
+    task: Task, model: Model, tx: optax.GradientTransformation, *, seed: int, ema: bool, mesh: Mesh, rules: Rules
+) -> State:
+    """Returns the state as jax.ShapeDtypeStruct with shardings: what init, step and restore agree on.
+
+    Raises:
+        ShardingError: a parameter that does not fit the rules or the mesh.
+    """
+    shapes = jax.eval_shape(lambda: initial_state(task, model, tx, seed, ema))
+    whole = replicated(mesh)
+    by_param = {
+        path: NamedSharding(mesh, partition_spec(path, spec.shape, model.names.get(path), rules, mesh))
+        for path, spec in model.params.items()
+    }
+    shardings = jax.tree.map(lambda _: whole, shapes)
+    shardings["params"] = by_param
+    trained = {path: by_param[path] for path in model.trained}
+    if ema:
+        shardings["ema"] = trained
+    # Optimizer state follows the parameter that it belongs to; jit alone would put all of it on one device.
+    shardings["opt_state"] = optax.tree_utils.tree_map_params(
+        tx,
+        lambda leaf, spec, sharding: sharding if leaf.shape == spec.shape else whole,
+        shapes["opt_state"],
+        {path: model.params[path] for path in model.trained},
+        trained,
+        transform_non_params=lambda _: whole,
+    )
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def evaluation_params(state: State, use_ema: bool) -> dict[str, jax.Array]:
+    """Returns all parameters, the averaged ones in place of the trained where asked for and kept."""
+    return {**state["params"], **state["ema"]} if use_ema and "ema" in state else state["params"]

@@ -1,0 +1,181 @@
+"""The train step and the evaluation step: pure functions of pytrees.
+
+Owns: microbatches, the division by the global weight, precision, the on-device guard, the average of the weights,
+and K steps in one program. Does not own: compilation (`program.py`) or the loop (`trainer.py`).
+
+Terms. *Microbatch*: a part of a batch whose gradient is summed with the others' before the one division. Rows are
+dealt out in turn (row r to microbatch r mod M), so that each device's rows stay where they are. *Guard*: an update
+whose loss or gradient is not finite leaves parameters, optimizer, carried state and average as they were. *Metrics*
+leave a step as one `[names, 2]` float32 array of (total, weight).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from engine.metrics import Mean, divide, reduce_mean
+from engine.training.model import Model, cast
+from engine.training.state import State
+from engine.training.task import Batch, Task
+
+Step = Callable[[State, Batch], tuple[State, jax.Array]]
+
+ENGINE_METRICS = ("grad_norm", "learning_rate", "skipped")
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSpec:
+    """What a train step is made of."""
+
+    task: Task
+    model: Model
+    tx: optax.GradientTransformation
+    learning_rate: optax.Schedule
+    batch_sharding: NamedSharding
+    accumulate: int = 1
+    compute_dtype: Any = jnp.float32
+    ema_decay: float | None = None
+    unroll: bool = False  # microbatches and K steps written out: a while loop around a convolution is slow on CPU
+
+
+def make_train_step(spec: StepSpec, metric_names: tuple[str, ...]) -> Step:
+    """Returns `(state, batch) -> (state, metrics)`.
+
+    Args:
+        spec: the parts.
+        metric_names: the Task's metrics in the order of the result, "loss" first; ENGINE_METRICS follow.
+    """
+
+    def step(state: State, batch: Batch) -> tuple[State, jax.Array]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state["rng"]), state["step"])
+        grads, sums, carried = _gradients(spec, metric_names, state, batch, key)
+        loss, grad_norm = divide(sums[0]), optax.global_norm(grads)
+        ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        new = _update(spec, state, grads, carried)
+        new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, {name: state[name] for name in new})
+        new |= {"step": state["step"] + 1, "rng": state["rng"]}
+        ours = jnp.stack([grad_norm, spec.learning_rate(state["step"]), 1.0 - ok])
+        return new, jnp.concatenate([sums, jnp.stack([ours, jnp.ones_like(ours)], axis=1)])
+
+    return step
+
+
+def _gradients(
+    spec: StepSpec, metric_names: tuple[str, ...], state: State, batch: Batch, key: jax.Array
+) -> tuple[Any, jax.Array, Any]:
+    """Returns the gradient of the mean loss, the summed metrics `[names, 2]` and the carried state."""
+    trained_paths = frozenset(spec.model.trained)
+    trained = {path: x for path, x in state["params"].items() if path in trained_paths}
+    frozen = {path: x for path, x in state["params"].items() if path not in trained_paths}
+    rows = jax.tree.leaves(batch)[0].shape[0]
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+
+    def total_loss(trained: Any, carried: Any, part: tuple[Batch, jax.Array, Any]) -> tuple[jax.Array, Any]:
+        batch, keys, index = part
+        params = cast({**trained, **frozen}, spec.compute_dtype)
+        module = spec.model.module(params, carried, jax.random.fold_in(key, rows + index))
+        module.train()
+        loss = spec.task.loss(module, cast(batch, spec.compute_dtype, spec.task.full_precision), keys)
+        means = {"loss": Mean(loss.total, loss.weight), **loss.metrics}
+        sums = jnp.stack([reduce_mean(means[name]) for name in metric_names])
+        carried = {path: x.astype(carried[path].dtype) for path, x in spec.model.carried_of(module).items()}
+        return sums[0, 0], (sums, carried)
+
+    def microbatch(carry: Any, part: tuple[Batch, jax.Array, Any]) -> tuple[Any, None]:
+        grads, sums, carried = carry
+        more, (more_sums, carried) = jax.grad(total_loss, has_aux=True)(trained, carried, part)
+        return (*jax.tree.map(jnp.add, (grads, sums), (more, more_sums)), carried), None
+
+    if spec.accumulate == 1:
+        grads, (sums, carried) = jax.grad(total_loss, has_aux=True)(trained, state["carried"], (batch, keys, 0))
+    else:
+        parts = (*_microbatches(spec, (batch, keys)), jnp.arange(spec.accumulate))
+        zeros = (jax.tree.map(jnp.zeros_like, trained), jnp.zeros((len(metric_names), 2)), state["carried"])
+        (grads, sums, carried), _ = jax.lax.scan(microbatch, zeros, parts, unroll=spec.unroll)
+    weight = sums[0, 1]
+    return (
+        jax.tree.map(lambda g: jnp.where(weight != 0, g / jnp.where(weight != 0, weight, 1), 0), grads),
+        sums,
+        carried,
+    )
+
+
+def _microbatches(spec: StepSpec, batch: Any) -> Any:
+    """Deals the rows of `[batch, ...]` leaves out to `[accumulate, batch / accumulate, ...]`."""
+    sharding = spec.batch_sharding
+    sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+
+    def deal(x: jax.Array) -> jax.Array:
+        parts = x.reshape(x.shape[0] // spec.accumulate, spec.accumulate, *x.shape[1:]).swapaxes(0, 1)
+        return jax.lax.with_sharding_constraint(parts, sharding)
+
+    return jax.tree.map(deal, batch)
+
+
+def _update(spec: StepSpec, state: State, grads: Any, carried: Any) -> State:
+    """What the optimizer makes of a gradient: the parts of the state that the guard may hold back."""
+    trained = {path: state["params"][path] for path in spec.model.trained}
+    updates, opt_state = spec.tx.update(grads, state["opt_state"], trained)
+    trained = optax.apply_updates(trained, updates)
+    new = {"params": {**state["params"], **trained}, "carried": carried, "opt_state": opt_state}
+    if spec.ema_decay is not None:
+        new["ema"] = optax.incremental_update(trained, state["ema"], 1 - spec.ema_decay)
+    return new
+
+
+def make_steps(step: Step, unroll: bool) -> Callable[[State, tuple[Batch, ...]], tuple[State, jax.Array]]:
+    """Returns `(state, K batches) -> (state, metrics [K, names, 2])`: K steps, one after the other, in one program.
+
+    Args:
+        step: one step.
+        unroll: write the K steps out instead of scanning, where a while loop is slow (convolutions on CPU).
+    """
+
+    def steps(state: State, batches: tuple[Batch, ...]) -> tuple[State, jax.Array]:
+        if len(batches) > 1 and not unroll:
+            return jax.lax.scan(step, state, jax.tree.map(lambda *rows: jnp.stack(rows), *batches))
+        metrics = []
+        for batch in batches:
+            state, values = step(state, batch)
+            # A wall between steps: fusion across it would round differently from single steps.
+            state, values = jax.lax.optimization_barrier((state, values))
+            metrics.append(values)
+        return state, jnp.stack(metrics)
+
+    return steps
+
+
+def make_evaluation_step(
+    task: Task, model: Model, compute_dtype: Any, metric_names: tuple[str, ...], by_row: bool
+) -> Callable[[Any, Any, Batch, jax.Array], jax.Array]:
+    """Returns `(params, carried, batch, rows [batch]) -> metrics [names, 2]`; rows of weight 0 count nothing."""
+
+    def step(params: Any, carried: Any, batch: Batch, rows: jax.Array) -> jax.Array:
+        means = evaluate(task, model, compute_dtype, params, carried, batch)
+        return jnp.stack([reduce_mean(means[name], rows if by_row else None) for name in metric_names])
+
+    return step
+
+
+def evaluate(task: Task, model: Model, compute_dtype: Any, params: Any, carried: Any, batch: Batch) -> Any:
+    """The Task's metrics of one batch, by name; to be traced."""
+    module = model.module(cast(params, compute_dtype), carried, None)
+    module.eval()
+    return task.evaluate(module, cast(batch, compute_dtype, task.full_precision))
+
+
+def has_convolution(jaxpr: Any) -> bool:
+    """Whether a jaxpr, or one inside it, holds a convolution."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            return True
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns") and has_convolution(inner):
+                return True
+    return False

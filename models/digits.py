@@ -1,0 +1,57 @@
+"""Handwritten digits: 1,797 real 8x8 scans (UCI, shipped inside scikit-learn's wheel) and a small classifier."""
+
+import csv
+import dataclasses
+import gzip
+import importlib.util
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from engine import ArraySource, Loss, Mean, Task
+
+
+class Classifier(nnx.Module):
+    """Two hidden layers on the pixels."""
+
+    def __init__(self, width: int, rngs: nnx.Rngs):
+        self.hidden = nnx.List([nnx.Linear(64, width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)])
+        self.head = nnx.Linear(width, 10, rngs=rngs)
+
+    def __call__(self, image):
+        """Returns logits `[batch, 10]` for images `[batch, 8, 8]` in 0..1."""
+        x = image.reshape(len(image), -1)
+        for layer in self.hidden:
+            x = nnx.relu(layer(x))
+        return self.head(x)
+
+
+@dataclasses.dataclass
+class Digits(Task):
+    """Which of ten digits a scan shows."""
+
+    width: int = 128
+
+    def build(self, rngs):
+        return Classifier(self.width, rngs=rngs)
+
+    def loss(self, model, batch, rng):
+        logits = model(batch["image"])  # [batch, 10]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        correct = jnp.argmax(logits, axis=-1) == batch["label"]
+        return Loss.of(losses, metrics={"accuracy": Mean.of(correct)})
+
+
+def scans(split: str = "train") -> ArraySource:
+    """The scans of a split, train or test: `image` `[8, 8]` float32 in 0..1 and `label` int32. Every fifth is test."""
+    spec = importlib.util.find_spec("sklearn")  # the file is read where it lies: importing scikit-learn takes a second
+    if spec is None or spec.origin is None:
+        raise ImportError("models.digits reads the scans inside scikit-learn: pip install scikit-learn")
+    with gzip.open(Path(spec.origin).parent / "datasets/data/digits.csv.gz", "rt") as file:
+        table = np.array(list(csv.reader(file)), np.float32)
+    rows = (np.arange(len(table)) % 5 == 0) == (split == "test")
+    images = table[rows, :64].reshape(-1, 8, 8) / 16
+    return ArraySource({"image": images, "label": table[rows, 64].astype(np.int32)})
