@@ -28,6 +28,7 @@ from engine.run import json_text
 Row = Mapping[str, Any]
 Block = Callable[[], list[dict[str, Any]] | None]
 
+ROW_KEYS = ("step", "attempt", "time")  # of every row; the rest are metrics
 _WAITING = 1024  # blocks; beyond them push waits, so that memory stays bounded and no row is lost
 _FLUSH_S = 5.0  # between two flushes of the event file, each of which waits for the disk
 
@@ -46,7 +47,8 @@ class MetricWriter:
         """
         self._path = Path(path_jsonl)
         self._error: BaseException | None = None
-        self._told = False
+        self._told = False  # whether the error was raised
+        self._closed = False
         with _sentence(self._path):
             self._file = _open(self._path)
         self._events = None if tensorboard_dir is None else _Events(Path(tensorboard_dir))
@@ -60,24 +62,28 @@ class MetricWriter:
         A block may return None: it then only does something off the loop, in order with the rows.
 
         Raises:
-            RunError: an earlier block could not be written.
+            RunError: an earlier block could not be written, or the writer is closed.
             Exception: what an earlier block raised, as it was.
         """
         self._raise_error()
+        if self._closed:
+            raise RunError(f"{self._path}: the writer is closed. Push before close().")
         if self._queue.qsize() >= _WAITING:
             self.flush()
         self._queue.put(block)
 
     def flush(self) -> None:
         """Waits until everything that was pushed is in the files; raises as `push`."""
-        written = threading.Event()
-        self._queue.put(written)
-        written.wait()
+        if not self._closed:
+            written = threading.Event()
+            self._queue.put(written)
+            written.wait()
         self._raise_error()
 
     def close(self) -> None:
         """Writes what waits and ends the thread; raises as `push`, but only an error that was not raised before."""
-        if self._thread.is_alive():
+        if not self._closed:
+            self._closed = True
             self._queue.put(None)
             self._thread.join()
         if not self._told:
@@ -147,8 +153,8 @@ class _Events:
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue], made at import
+        from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
         with _sentence(self._directory):
             if self._writer is None:
@@ -176,7 +182,7 @@ class _Events:
 
 def _numbers(row: Row) -> Iterator[tuple[str, float]]:
     for name, value in row.items():
-        if name in ("step", "attempt", "time") or isinstance(value, str | bool | None) or np.ndim(value) > 0:
+        if name in ROW_KEYS or isinstance(value, str | bool | None) or np.ndim(value) > 0:
             continue
         yield name, float(value)
 

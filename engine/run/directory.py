@@ -66,7 +66,7 @@ class RunDirectory:
             RunError: the directory cannot be made, written or moved, or its status cannot be read.
         """
         run = cls(path)
-        if fresh and run.exists():
+        if fresh and any(part.exists() for part in run._parts()):
             run.moved_to = _move_aside(run.path)
         try:
             run.path.mkdir(parents=True, exist_ok=True)
@@ -78,9 +78,12 @@ class RunDirectory:
         return run
 
     def exists(self) -> bool:
-        """Whether a run was started here: any of its files or folders is there."""
-        parts = (self.config, self.status, self.metrics, self.log, self.checkpoints, self.tensorboard, self.profile)
-        return any(part.exists() for part in parts)
+        """Whether a run was started here, which means that its config is there."""
+        return self.config.exists()
+
+    def _parts(self) -> tuple[Path, ...]:
+        files = (self.config, self.status, self.metrics, self.log)
+        return (*files, self.checkpoints, self.tensorboard, self.profile)
 
     def read_config_text(self) -> str:
         """Returns the resolved config of the run, as `write_config_text` got it.

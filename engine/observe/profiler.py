@@ -1,0 +1,116 @@
+"""One window of steps that the profiler of JAX records.
+
+Owns: when the trace begins and ends, and the sentence that says where it lies. Does not own: the config of it
+(`config/schema.py`), the loop.
+
+Terms. *Window*: updates `start` to `start + steps`, counted as completed updates, so that the window [10, 15) holds
+the updates that lead from step 10 to step 15. A trace holds whole dispatches: where they are not cut at `next_edge`,
+it begins at the first dispatch from `start` on and ends after the one in which the last of its steps falls.
+"""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from engine.config.errors import RunError
+
+
+class ProfileWindow:
+    """Starts and stops the trace; a window that lies before the first step of this attempt is not recorded."""
+
+    def __init__(self, start: int | None, steps: int, directory: Path):
+        """
+        Args:
+            start: first step of the window; None records nothing.
+            steps: length of the window.
+            directory: where the trace goes, in a folder named after the time.
+        """
+        self._start = start  # None also once the window is done or missed
+        self._steps = steps
+        self._directory = Path(directory)
+        self._began: int | None = None  # step at which the open trace began
+        self._seen: int | None = None  # step of the latest `at`
+
+    def at(self, step: int, pending: Any = None) -> str | None:
+        """Called before each dispatch; begins or ends the trace there.
+
+        Args:
+            step: completed updates, which is the first step of the dispatch.
+            pending: arrays of the last dispatch. At both ends of the window they are waited for, so that the trace
+                holds whole steps of its own and no others.
+
+        Returns:
+            A sentence for the user at both ends, and when the window was missed; else None.
+
+        Raises:
+            RunError: the profiler cannot start.
+        """
+        first, self._seen = self._seen is None, step
+        if self._began is not None:
+            return self._end(step, pending) if step >= self._began + self._steps else None
+        if self._start is None or step < self._start:
+            return None
+        if first and step > self._start:
+            missed, self._start = self._start, None
+            return (
+                f"profile: step {missed} lies before step {step}, where this attempt began, so nothing is traced. "
+                "Set profile.start to a later step."
+            )
+        return self._begin(step, pending)
+
+    def next_edge(self, step: int) -> int | float:
+        """Returns the next step after `step` at which a trace begins or ends; infinity when there is none.
+
+        A dispatch that is cut there makes the window exact.
+        """
+        if self._began is not None:
+            return self._began + self._steps
+        if self._start is None or step > self._start:
+            return math.inf
+        return self._start if step < self._start else self._start + self._steps
+
+    def annotate(self, step: int) -> AbstractContextManager:
+        """Returns the context of one dispatch, which marks it as a step in the trace; does nothing outside it."""
+        if self._began is None:
+            return nullcontext()
+        import jax
+
+        return jax.profiler.StepTraceAnnotation("train", step_num=step)
+
+    def close(self, pending: Any = None) -> str | None:
+        """Ends an open trace, when the run ends inside the window.
+
+        Returns:
+            A sentence that says where the trace lies, or that the window was not reached; else None.
+        """
+        if self._began is not None and self._seen is not None:
+            return self._end(self._seen, pending)
+        if self._start is not None and self._seen is not None:
+            start, self._start = self._start, None
+            return f"profile: the run ended at step {self._seen}, before profile.start={start}: nothing was traced."
+        return None
+
+    def _begin(self, step: int, pending: Any) -> str:
+        import jax
+
+        jax.block_until_ready(pending)
+        try:
+            jax.profiler.start_trace(self._directory)
+        except RuntimeError as error:
+            raise RunError(
+                f"profile: the profiler of JAX cannot start at step {step} ({error}). "
+                "End the other trace of this process, or set profile.start=None."
+            ) from error
+        self._began = step
+        return f"profile: tracing from step {step} on"
+
+    def _end(self, step: int, pending: Any) -> str:
+        import jax
+
+        began, self._began, self._start = self._began, None, None
+        try:
+            jax.block_until_ready(pending)
+        finally:
+            jax.profiler.stop_trace()
+        return f"profile: steps {began} to {step} are traced in {self._directory} (xprof --logdir {self._directory})"

@@ -1,0 +1,175 @@
+"""What the terminal shows while a run goes: a bar, or a line for each logged step.
+
+Owns: the bar, the lines, messages above the bar, and their copy in the run's log. Does not own: when it is called
+(`trainer.py`), the log's file (`run/log.py`), the final words (`report.py`).
+
+Everything goes to one stream, standard error unless told otherwise, so that standard output holds results only.
+"""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, TextIO
+
+from engine.config.errors import ConfigError
+from engine.observe import wording
+from engine.observe.writer import ROW_KEYS
+from engine.run.log import logger
+
+MODES = ("auto", "bar", "lines", "none")
+
+
+class Progress:
+    """The progress of one attempt. A context manager; any thread may call it.
+
+    Warnings that other rooms give to the logger "convoy" are shown too, in every mode.
+    """
+
+    def __init__(self, mode: str, total_steps: int, start_step: int = 0, stream: TextIO | None = None):
+        """
+        Args:
+            mode: `bar`; `lines`, without colours or carriage returns; `none`, which only fills the log; `auto` is a
+                bar on a terminal and lines elsewhere.
+            total_steps: the step at which the run is done.
+            start_step: the step from which this attempt goes on.
+            stream: where it is written; standard error by default.
+
+        Raises:
+            ConfigError: an unknown mode.
+        """
+        if mode not in MODES:
+            raise ConfigError(f"log.progress: {mode!r} is unknown. Allowed: {', '.join(MODES)}.")
+        self._stream: TextIO = sys.stderr if stream is None else stream
+        if mode == "auto":
+            mode = "bar" if _is_terminal(self._stream) else "lines"
+        self._total = total_steps
+        self._lines = mode == "lines"
+        self._shown = mode != "none"
+        self._first: tuple[int, float] | None = None  # step and monotonic time of the first update
+        self._bar = _Bar(total_steps, start_step, self._stream) if mode == "bar" else None
+        self._warnings = _Warnings(self._print)
+        logger.addHandler(self._warnings)
+
+    def phase(self, name: str) -> None:
+        """Says in the bar what is being done: compiling, evaluating, ... The next update says training again."""
+        if self._bar is not None:
+            self._bar.phase(name)
+
+    def update(self, step: int, values: Mapping[str, Any]) -> None:
+        """Shows a logged step: the bar moves, or a line is written.
+
+        Args:
+            step: completed updates.
+            values: numbers of the host, in the order of the line; the bar shows `loss` and `examples_per_s`. What
+                every row of metrics has (step, attempt, time) is left out.
+        """
+        values = {name: value for name, value in values.items() if name not in ROW_KEYS}
+        line = f"step {step}/{self._total}  {wording.pairs(values)}{self._left(step)}"
+        logger.info(line)
+        if self._bar is not None:
+            self._bar.update(step, values)
+        elif self._lines:
+            self._print(line)
+
+    def message(self, text: str) -> None:
+        """Shows a line of its own, above the bar: an evaluation's result, a checkpoint."""
+        logger.info(text)
+        if self._shown:
+            self._print(text)
+
+    def close(self) -> None:
+        """Leaves the bar as it is and ends; a second call does nothing."""
+        logger.removeHandler(self._warnings)
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def _print(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.print(text)
+        else:
+            self._stream.write(text + "\n")  # one call, so that lines of several threads stay whole
+            self._stream.flush()
+
+    def _left(self, step: int) -> str:
+        """The time left at the pace since the first update, which the time to compile is no part of."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (step, now)
+        first_step, first_time = self._first
+        if step <= first_step or step >= self._total:
+            return ""
+        return f"  left {wording.duration((now - first_time) / (step - first_step) * (self._total - step))}"
+
+
+class _Bar:
+    """The bar on a terminal. rich is imported here only: it costs a tenth of a second."""
+
+    def __init__(self, total: int, start: int, stream: TextIO):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        self._console = Console(file=stream, force_terminal=True)
+        self._progress = RichProgress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("[cyan]{task.fields[loss]}"),
+            TextColumn("[green]{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            expand=True,
+            refresh_per_second=4,  # each drawing takes the loop's thread some milliseconds of Python
+            redirect_stdout=sys.stdout.isatty(),  # what goes to a file stays in the file
+            redirect_stderr=sys.stderr.isatty(),
+        )
+        self._task = self._progress.add_task("starting", total=total, completed=start, loss="", rate="")
+        self._progress.start()
+
+    def phase(self, name: str) -> None:
+        self._progress.update(self._task, description=name)
+
+    def update(self, step: int, values: Mapping[str, Any]) -> None:
+        shown: dict[str, Any] = {}
+        if "loss" in values:
+            shown["loss"] = f"loss {wording.number(values['loss'])}"
+        if "examples_per_s" in values:
+            shown["rate"] = f"{wording.number(round(values['examples_per_s']))} examples/s"
+        self._progress.update(self._task, completed=step, description="training", **shown)
+
+    def print(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class _Warnings(logging.Handler):
+    """Shows what other rooms warn of."""
+
+    def __init__(self, show):
+        super().__init__(logging.WARNING)
+        self._show = show
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._show(f"{record.levelname.lower()}: {record.getMessage()}")
+        except Exception:
+            self.handleError(record)
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    with suppress(ValueError):  # a closed stream
+        return stream.isatty() and os.environ.get("TERM") not in (None, "dumb", "unknown")
+    return False

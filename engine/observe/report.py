@@ -1,0 +1,125 @@
+"""The final words of a run: what was reached, how long it took, where things lie, what to type next.
+
+Owns: `Report` and its text. Does not own: the numbers (`throughput.py`, the trainer) and `status.json`
+(`run/status.py`).
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.observe import wording
+from engine.observe.writer import ROW_KEYS
+from engine.run.directory import RunDirectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What the final words are made of."""
+
+    state: str  # done, failed, preempted or interrupted, as in status.json
+    name: str  # of the config
+    directory: RunDirectory
+    step: int  # completed updates
+    total_steps: int
+    reason: str = ""  # why it ended before its total, a sentence
+    metrics: Mapping[str, Any] = field(default_factory=dict)  # the latest of each name: {"heldout/accuracy": 0.98}
+    best: Mapping[str, tuple[int, float]] = field(default_factory=dict)  # metric -> (step, value) of its best
+    checkpoints: Sequence[int] = ()  # steps that are stored
+    wall_s: float = 0.0  # seconds of this attempt, from its start to its end
+    compile_s: float | None = None  # seconds of these in which programs were compiled
+    rates: Mapping[str, float] = field(default_factory=dict)  # Throughput.total()
+    command: str | None = None  # what starts the same run again; None: the run's own config
+
+    @property
+    def again(self) -> str:
+        """The command that starts the same run again."""
+        if self.command:
+            return self.command
+        path = shlex.quote(str(self.directory.path))
+        return f"convoy train --config={path} --workdir={path}"
+
+
+def summary_text(report: Report) -> str:
+    """Returns the final words, a few aligned lines of ASCII that end with the next command to type."""
+    parts = [
+        _headline(report),
+        _table(_reached(report)),
+        _table(_cost(report)),
+        _table(_places(report)),
+        _table(_next(report)),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _headline(report: Report) -> str:
+    where = f"step {report.step:,} of {report.total_steps:,}"
+    attempt = f", attempt {report.directory.attempt}" if report.directory.attempt > 1 else ""
+    lines = [f"{report.name}: {report.state} at {where}{attempt}"]
+    if report.reason:
+        lines.append(report.reason)
+    return "\n".join(lines)
+
+
+def _reached(report: Report) -> list[tuple[str, str]]:
+    rows = []
+    for name, value in report.metrics.items():
+        if name in ROW_KEYS or name in report.rates:
+            continue
+        best = report.best.get(name)
+        note = "" if best is None else f"   best {wording.number(best[1])} at step {best[0]:,}"
+        rows.append((name, wording.number(value) + note))
+    return rows
+
+
+def _cost(report: Report) -> list[tuple[str, str]]:
+    rates = report.rates
+    compiling = "" if report.compile_s is None else f", {wording.duration(report.compile_s)} of it compiling"
+    rows = [("time", wording.duration(report.wall_s) + compiling)]
+    if "examples_per_s" in rates:
+        rows.append(
+            (
+                "throughput",
+                f"{wording.number(round(rates['examples_per_s']))} examples/s, "
+                f"{wording.number(1e3 * rates['step_time_s'])} ms a step, "
+                f"{rates['data_wait']:.1%} of the time waiting for data",
+            )
+        )
+    if "flop_per_s" in rates:
+        peak = f", {rates['mfu']:.1%} of the peak (MFU)" if "mfu" in rates else ""
+        rows.append(("compute", f"{wording.number(rates['flop_per_s'] / 1e12)} TFLOP/s{peak}"))
+    return rows
+
+
+def _places(report: Report) -> list[tuple[str, str]]:
+    run = report.directory
+    rows = [("run", str(run))]
+    if report.checkpoints:
+        steps = ", ".join(f"{step:,}" for step in report.checkpoints)
+        rows.append(("checkpoints", f"{run.checkpoints}   step{'s' * (len(report.checkpoints) > 1)} {steps}"))
+    if run.metrics.exists():
+        rows.append(("metrics", str(run.metrics)))
+    if run.tensorboard.exists():
+        rows.append(("tensorboard", f"tensorboard --logdir {shlex.quote(str(run.tensorboard))}"))
+    if run.profile.exists():
+        rows.append(("profile", str(run.profile)))
+    return rows
+
+
+def _next(report: Report) -> list[tuple[str, str]]:
+    rows = []
+    if report.state == "done":
+        rows.append(("train longer", f'{report.again} --config.train.total="..."'))
+    elif report.checkpoints:
+        rows.append((f"go on from {max(report.checkpoints):,}", report.again))
+    else:
+        rows.append(("start again", f"{report.again}   (no checkpoint was written yet)"))
+    if report.checkpoints:
+        rows.append(("evaluate", f"convoy evaluate {shlex.quote(str(report.directory.path))}"))
+    return rows
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"  {name:{width}}  {text}" for name, text in rows)

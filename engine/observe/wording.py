@@ -1,0 +1,40 @@
+"""Numbers and times as people read them, the same in the bar, in lines and in the final words.
+
+Owns: `number`, `duration`, `pairs`. Only ASCII, so that any terminal and any log can hold it.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def number(value: Any) -> str:
+    """Returns four significant digits, whole numbers in full: 0.04213, 98.5, 31,250, 1.2e-05, nan; text as it is."""
+    if isinstance(value, str | bool | None):
+        return str(value)
+    value = float(value)
+    if not math.isfinite(value):
+        return str(value)
+    if value == round(value) and abs(value) < 1e9:
+        return f"{int(value):,}"
+    if 1000 <= abs(value) < 1e9:
+        return f"{round(value):,}"
+    return f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Returns `0.42 s`, `12.3 s`, `3 min 05 s`, `2 h 07 min` or `3 d 04 h`."""
+    if seconds < 1:
+        return f"{seconds:.2f} s"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60)):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // part:02d} {smaller}"
+    return f"{whole // 60} min {whole % 60:02d} s"
+
+
+def pairs(values: Mapping[str, Any]) -> str:
+    """Returns `loss 0.4213  accuracy 0.9` in the order of `values`."""
+    return "  ".join(f"{name} {number(value)}" for name, value in values.items())
