@@ -68,6 +68,22 @@ def config_binary(name, deps = []):
         deps = deps,
     )
 
+def module_binary(name, deps = [], **kwargs):
+    """Runs NAME.py of this package as a program: tools/bazel run //PACKAGE:NAME
+
+    Args:
+      name: name of the file without .py.
+      deps: a library with the file in it, and what that imports.
+      **kwargs: as for Bazel's py_binary.
+    """
+    py_binary(
+        name = name,
+        runner = "module_main",
+        args_of_main = ["%s.%s" % (native.package_name().replace("/", "."), name)],
+        deps = deps,
+        **kwargs
+    )
+
 def py_test(name, srcs = None, deps = [], data = [], size = "small", **kwargs):
     """Runs pytest on the test files.
 
