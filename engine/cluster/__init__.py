@@ -1,0 +1,1 @@
+"""Who this process is among others, and how processes end and agree."""

@@ -1,0 +1,44 @@
+"""The config of a development run: two steps of everything, small.
+
+Owns: `tiny`. Does not own: what a development run does (train, save, restore, evaluate), which is the command line's.
+"""
+
+from engine.config.draft import draft_of
+from engine.config.override import assign
+from engine.config.schema import Config
+from engine.config.validate import validate
+
+BATCH_SIZE = 8
+EVERY_STEP = "1 step"
+
+
+def tiny(config: Config) -> Config:
+    """Returns the config of `--fast-dev-run`: two steps, each period due at every step, the overrides of `tiny` on top.
+
+    Where `tiny` says nothing about them, the batch shrinks to at most 8 examples (a multiple of `train.accumulate`,
+    so more where that is larger) and each dataset to one batch and a half, so that the last evaluation batch is padded.
+
+    Raises:
+        FieldError: `tiny` makes a config that is not valid.
+    """
+    draft = draft_of(config)
+    accumulate = config.tiny.get("train.accumulate", config.train.accumulate)
+    batch_size = min(config.train.global_batch_size, accumulate * max(1, BATCH_SIZE // accumulate))
+    batch_size = config.tiny.get("train.global_batch_size", batch_size)
+    examples = batch_size + max(1, batch_size // 2)
+    draft.train.global_batch_size = batch_size
+    draft.train.total = "2 steps"
+    draft.data.limit = _smaller(config.data.limit, examples)
+    for section in (draft.checkpoint, draft.log, *draft.evaluations.values(), *draft.hooks.values()):
+        section.every = EVERY_STEP
+    for evaluation in draft.evaluations.values():
+        evaluation.data.limit = _smaller(evaluation.data.limit, examples)
+        evaluation.batch_size = _smaller(evaluation.batch_size, batch_size)
+    for path, value in config.tiny.items():
+        assign(draft, path, value)
+    draft.tiny = {}
+    return validate(draft, "--fast-dev-run")
+
+
+def _smaller(value: int | None, limit: int) -> int:
+    return limit if value is None else min(value, limit)

@@ -1,0 +1,109 @@
+"""The config while it is being written: an ml_collections ConfigDict that knows the schema.
+
+Owns: `Draft`, `defaults()`, and the way back from a Config. Does not own: reading files (`load.py`), combinations of
+fields and freezing (`validate.py`).
+
+A plain ConfigDict forgets a field's type once it is None, sorts its keys, and reports an unknown field without its
+path. A Draft asks the schema at each assignment instead, so an error points at the line that made it. Assigning a dict
+to a section (`c.data = dict(target=..., limit=10)`) gives that section its defaults and then the dict's keys.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, FieldReference
+
+from engine.config.checks import check_value
+from engine.config.errors import FieldError, UnknownFieldError
+from engine.config.fields import OPEN, ROOT, Slot, child, join, slots, unknown_field
+from engine.config.schema import Config, Target
+
+
+class Draft(ConfigDict):
+    """One section, entry table or open dict of a config that is being written."""
+
+    def __init__(self, initial: Mapping[str, Any] | ConfigDict | None = None, *, slot: Slot = OPEN, path: str = ""):
+        super().__init__(None, type_safe=False, convert_dict=False, sort_keys=False, allow_dotted_keys=slot == OPEN)
+        object.__setattr__(self, "_slot", slot)
+        object.__setattr__(self, "_path", path)
+        if slot.section is not None:
+            for name, default in thaw(slot.section()).items():
+                self[name] = default
+        for name, value in (initial or {}).items():
+            self[name] = value
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        path = join(self._path, key)
+        slot = child(self._slot, key, path)
+        if isinstance(value, FieldReference):
+            value = value.get()
+        if slot.is_container:
+            if not isinstance(value, Mapping | ConfigDict):
+                raise _not_a_dict(slot, value, path)
+            value = Draft(value, slot=slot, path=path)
+        else:
+            value = check_value(slot, value, path)
+            if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+                value = Draft(value, slot=OPEN, path=path)
+        super().__setitem__(key, value)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("__"):
+                raise
+            raise self._missing(name) from None
+
+    def _missing(self, name: str) -> UnknownFieldError:
+        path, section = join(self._path, name), self._slot.section
+        if section is not None and not issubclass(section, Target):
+            return unknown_field(path, section)
+        return UnknownFieldError(
+            path, "is read but was not set", f"Set here: {', '.join(map(str, self)) or 'nothing'}."
+        )
+
+    def __reduce__(self):
+        return _restore, (self.to_dict(), self._slot, self._path)
+
+    def copy_and_resolve_references(self, visit_map: dict | None = None) -> "Draft":
+        """Returns a deep copy; a Draft holds no references."""
+        return _restore(self.to_dict(), self._slot, self._path)
+
+
+def _restore(values: dict[str, Any], slot: Slot, path: str) -> Draft:
+    return Draft(values, slot=slot, path=path)
+
+
+def _not_a_dict(slot: Slot, value: Any, path: str) -> FieldError:
+    if slot.section is not None:
+        names = ", ".join(slots(slot.section))
+        return FieldError(
+            path, f"found {value!r}, allowed is a section", f"Set one of its fields, or a dict of: {names}."
+        )
+    return FieldError(path, f"found {value!r}, allowed is a dict", "Write {} for an empty one.")
+
+
+def thaw(value: Any) -> Any:
+    """Returns a Config, a section or a value of one in ordinary dicts, a target's arguments among its fields."""
+    if dataclasses.is_dataclass(value):
+        fields = {name: thaw(getattr(value, name)) for name in slots(type(value))}
+        return {**fields, **thaw(value.arguments)} if isinstance(value, Target) else fields
+    if isinstance(value, Mapping):
+        return {key: thaw(item) for key, item in value.items()}
+    return tuple(thaw(item) for item in value) if isinstance(value, tuple) else value
+
+
+def defaults() -> Draft:
+    """Returns the config of all defaults, for a config file to fill in: `c = defaults(); c.train.total = "30 epochs"`."""
+    return Draft(slot=ROOT)
+
+
+def draft_of(config: Config | Mapping[str, Any] | ConfigDict) -> Draft:
+    """Returns a Draft of its own with the values of a config in any form.
+
+    Raises:
+        FieldError: a value that the schema does not allow.
+    """
+    return Draft(thaw(config) if isinstance(config, Config) else config, slot=ROOT)

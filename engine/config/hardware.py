@@ -1,0 +1,95 @@
+"""The hardware table: what a device can do at best, by the name that JAX gives it, and usual meshes.
+
+Owns: peaks, memory and bandwidth of devices as their vendors publish them, and named mesh shapes. Does not own: what
+was measured (`engine/observe/throughput.py`) or how a mesh is made (`engine/parallel/mesh.py`).
+
+Terms. *Device*: what JAX calls one; a TPU v3 or v7 chip is two of them, so their rows are half a chip. *Peak*: dense,
+without structured sparsity (data sheets of NVIDIA print both, or the sparse number alone).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from engine.config.errors import ConfigError, did_you_mean
+
+TERA = 10**12
+GB = 10**9
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One device, at best."""
+
+    name: str
+    bf16: float  # FLOP/s of matrix products in bfloat16
+    f32: float | None  # FLOP/s of matrix products of float32 arrays as JAX runs them by default; None: not published
+    hbm_bytes: int  # memory of the device
+    hbm_bandwidth: float  # bytes/s
+
+    def peak(self, precision: str) -> float | None:
+        """FLOP/s for `train.precision`: "bfloat16" or "float32"."""
+        return self.bf16 if precision == "bfloat16" else self.f32
+
+
+# float32 on NVIDIA: JAX's default precision lets XLA use TF32, so the row holds the dense TF32 rate of the data sheet.
+# float32 on TPU: the default precision is one pass in bfloat16, so the rate is that of bfloat16.
+_H100 = Hardware(
+    "H100 SXM", 989.4 * TERA, 494.7 * TERA, 80 * GB, 3.35e12
+)  # H100 Tensor Core GPU data sheet, SXM column
+_H200 = Hardware("H200", 989.4 * TERA, 494.7 * TERA, 141 * GB, 4.8e12)  # H200 Tensor Core GPU data sheet, SXM column
+_A100_80 = Hardware("A100 80GB SXM", 312 * TERA, 156 * TERA, 80 * GB, 2.039e12)  # A100 data sheet (2022), 80GB SXM
+_A100_40 = Hardware("A100 40GB SXM", 312 * TERA, 156 * TERA, 40 * GB, 1.555e12)  # A100 data sheet (2020), 40GB SXM
+_A100_PCIE = Hardware("A100 80GB PCIe", 312 * TERA, 156 * TERA, 80 * GB, 1.935e12)  # A100 data sheet (2022), 80GB PCIe
+_B200 = Hardware("B200", 2250 * TERA, 1125 * TERA, 180 * GB, 8.0e12)  # DGX B200 data sheet, an eighth of the system
+_L4 = Hardware("L4", 121 * TERA, 60 * TERA, 24 * GB, 300e9)  # L4 Tensor Core GPU data sheet, half of the sparse rates
+_V3 = Hardware("TPU v3 core", 61.5 * TERA, 61.5 * TERA, 16 * GIB, 450e9)  # Cloud TPU v3 specification, half a chip
+_V4 = Hardware("TPU v4", 275 * TERA, 275 * TERA, 32 * GIB, 1.2e12)  # Cloud TPU v4 specification
+_V5E = Hardware("TPU v5e", 197 * TERA, 197 * TERA, 16 * GB, 819e9)  # Cloud TPU v5e specification
+_V5P = Hardware("TPU v5p", 459 * TERA, 459 * TERA, 95 * GB, 2.765e12)  # Cloud TPU v5p specification
+_V6E = Hardware("TPU v6e", 918 * TERA, 918 * TERA, 32 * GB, 1.64e12)  # Cloud TPU v6e (Trillium) specification
+_V7 = Hardware("TPU v7 chiplet", 1153.5 * TERA, 1153.5 * TERA, 96 * GIB, 3.69e12)  # Cloud TPU7x (Ironwood), half a chip
+
+DEVICES: Mapping[str, Hardware] = {
+    "NVIDIA H100 80GB HBM3": _H100,
+    "NVIDIA H200": _H200,
+    "NVIDIA A100-SXM4-80GB": _A100_80,
+    "NVIDIA A100-SXM4-40GB": _A100_40,
+    "NVIDIA A100 80GB PCIe": _A100_PCIE,
+    "NVIDIA B200": _B200,
+    "NVIDIA L4": _L4,
+    "TPU v3": _V3,
+    "TPU v4": _V4,
+    "TPU v5 lite": _V5E,
+    "TPU v5e": _V5E,
+    "TPU v5": _V5P,
+    "TPU v5p": _V5P,
+    "TPU v6 lite": _V6E,
+    "TPU v6e": _V6E,
+    "TPU7x": _V7,
+}
+
+# Axes that a preset does not name keep their own default.
+MESH_PRESETS: Mapping[str, Mapping[str, int]] = {
+    "replicated": {"data": -1, "fsdp": 1, "tensor": 1},  # a copy of the model on every device
+    "fsdp": {"data": 1, "fsdp": -1, "tensor": 1},  # parameters split over all devices
+    "hybrid-8": {"data": -1, "fsdp": 8, "tensor": 1},  # split within a host of eight, copies across hosts
+    "tensor-8": {"data": 1, "fsdp": -1, "tensor": 8},  # layers split within a host of eight, parameters across hosts
+}
+
+
+def find(device_kind: str) -> Hardware | None:
+    """Returns the row of `jax.Device.device_kind`; None for a CPU and for a device without a row."""
+    return DEVICES.get(device_kind)
+
+
+def mesh_preset(name: str) -> Mapping[str, int]:
+    """Returns axis -> size of a named mesh, -1 for what is left.
+
+    Raises:
+        ConfigError: no preset of this name.
+    """
+    if name not in MESH_PRESETS:
+        near = did_you_mean(name, MESH_PRESETS)
+        raise ConfigError(f"mesh.preset: found {name!r}. Allowed: auto, {', '.join(MESH_PRESETS)}.{near}")
+    return MESH_PRESETS[name]

@@ -1,0 +1,189 @@
+"""Loading a config: from a file, a module or a run directory, with overrides, to a validated Config.
+
+Owns: finding what a reference means, running `get_config()`, and turning whatever goes wrong in it into a ConfigError
+with file and line. Does not own: the meaning of fields.
+
+Terms. *Reference*: what stands behind `--config`: the path of a Python file with `get_config()`, the dotted name of
+such a module (`configs.digits`), or a run directory, whose `config.txt` counts.
+"""
+
+import importlib
+import os
+import sys
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from engine.config.draft import Draft, draft_of
+from engine.config.errors import ConfigError, ConvoyError, FieldError, did_you_mean
+from engine.config.override import apply
+from engine.config.schema import Config
+from engine.config.text import from_text
+from engine.config.validate import validate
+
+CONFIG_TEXT = "config.txt"
+PREFIX = "--config."
+
+_OWN_FOLDERS = (os.path.dirname(__file__), os.path.dirname(ml_collections.__file__), "<frozen importlib")
+
+
+def load(reference: str, overrides: Sequence[str] = ()) -> Config:
+    """Returns the Config that `reference` and the overrides describe. Nothing is built and no jax is imported.
+
+    The folder of a config file (or the root of its package) and the current folder are put at the end of sys.path,
+    so that configs can import each other and targets can be named.
+
+    Args:
+        reference: see the module's terms.
+        overrides: each "train.total=2 epochs".
+
+    Raises:
+        ConfigError: nothing is found there, the file fails (with its line), or a field or a value is not allowed.
+    """
+    draft = _read(reference)
+    apply(draft, overrides, PREFIX)
+    return validate(draft, _shown(reference))
+
+
+def _read(reference: str) -> Draft:
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        path = path / CONFIG_TEXT
+        if not path.is_file():
+            raise ConfigError(f"{reference}: is a folder without {CONFIG_TEXT}, so no run. {_configs_in(path.parent)}")
+    if path.is_file() and path.suffix == ".txt":
+        return draft_of(from_text(path.read_text(encoding="utf-8"), _shown(path)))
+    if path.is_file() and path.suffix == ".py":
+        return _from_file(path)
+    if path.exists():
+        raise ConfigError(f"{reference}: is no config. Name a Python file (.py), a module or a run directory.")
+    if reference.endswith((".py", ".txt")) or "/" in reference or os.sep in reference:
+        raise ConfigError(f"{reference}: there is no such file.{_near_file(path)} {_configs_in(path.parent)}".rstrip())
+    return _from_module(reference)
+
+
+def _near_file(path: Path) -> str:
+    """Names the file that may have been meant."""
+    if not path.parent.is_dir():
+        return f" The folder {path.parent} does not exist either."
+    if path.with_suffix(".py").is_file():
+        return f" Did you mean {path.with_suffix('.py')}?"
+    near = did_you_mean(path.name, [file.name for file in path.parent.iterdir() if file.suffix == ".py"])
+    return near.replace("mean ", f"mean {path.parent}/", 1) if near and str(path.parent) != "." else near
+
+
+def _configs_in(folder: Path) -> str:
+    """Lists the files of a folder that define get_config."""
+    if not folder.is_dir():
+        return ""
+    names = [file.name for file in sorted(folder.glob("*.py")) if "get_config" in file.read_text(errors="replace")]
+    return f"Configs in {folder}: {', '.join(names)}." if names else f"There are no configs in {folder}."
+
+
+def _make_importable(folder: Path) -> None:
+    """Puts the folder, or the root of the package that it is, and the current folder at the end of sys.path."""
+    while (folder / "__init__.py").is_file():
+        folder = folder.parent
+    for entry in (str(folder), os.getcwd()):
+        if entry not in sys.path:
+            sys.path.append(entry)
+
+
+def _from_file(path: Path) -> Draft:
+    _make_importable(path.resolve().parent)
+    module = types.ModuleType(path.stem)
+    module.__file__ = str(path)
+    shown = _shown(path)
+
+    def run() -> Any:
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+        return _get_config(module, shown)()
+
+    return _draft(run, shown, path.stem)
+
+
+def _from_module(reference: str) -> Draft:
+    _make_importable(Path.cwd())
+
+    def run() -> Any:
+        try:
+            module = importlib.import_module(reference)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{reference}.".startswith(f"{error.name}."):
+                raise
+            raise _no_module(reference, error.name) from None
+        return _get_config(module, reference)()
+
+    return _draft(run, reference, reference.rpartition(".")[2])
+
+
+def _no_module(reference: str, missing: str) -> ConfigError:
+    """The error for a dotted reference of which `missing` is the first part that does not exist."""
+    parent = missing.rpartition(".")[0]
+    folders = list(sys.modules[parent].__path__) if parent in sys.modules else []
+    files = [Path(folder) / f"{reference}.py" for folder in (".", "configs")]
+    names = [f"{parent}.{file.stem}" for folder in folders for file in Path(folder).glob("*.py")]
+    near = did_you_mean(missing, names)
+    near = near or next((f" Did you mean {file}?" for file in files if file.is_file()), "")
+    listed = _configs_in(Path(folders[0] if folders else "configs"))
+    return ConfigError(f"{reference}: there is no module {missing!r} and no file of this name.{near} {listed}".rstrip())
+
+
+def _get_config(module: types.ModuleType, shown: str) -> Callable[[], Any]:
+    function = getattr(module, "get_config", None)
+    if not callable(function):
+        functions = [name for name, value in vars(module).items() if callable(value)]
+        near = did_you_mean("get_config", functions)
+        raise ConfigError(f"{shown}: defines no get_config(). A config file has one, which returns the config.{near}")
+    return function
+
+
+def _draft(run: Callable[[], Any], shown: str, stem: str) -> Draft:
+    """Runs a config's code; the result is a draft of its own, named after the file unless it has a name."""
+    try:
+        returned = run()
+        if not isinstance(returned, dict | ml_collections.ConfigDict | Config):
+            kind = (
+                "None. Add 'return c' at its end"
+                if returned is None
+                else f"a {type(returned).__name__}. Return defaults()"
+            )
+            raise ConfigError(f"{shown}: get_config() returned {kind}.")
+        draft = draft_of(returned)
+    except FieldError as error:
+        raise error.at(_place(error) or shown) from None
+    except ConvoyError:
+        raise
+    except SyntaxError as error:
+        line = (error.text or "").strip()
+        raise ConfigError(f"{_shown(error.filename or shown)}:{error.lineno}: {error.msg}: {line}") from None
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise ConfigError(
+            f"{_place(error) or shown}: {text}. The file is run as ordinary Python; correct it there."
+        ) from error
+    if not draft.name:
+        draft.name = stem
+    return draft
+
+
+def _place(error: BaseException) -> str:
+    """`file:line` of the innermost frame that is the author's own."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        filename = trace.tb_frame.f_code.co_filename
+        if not filename.startswith(_OWN_FOLDERS):
+            place = f"{_shown(filename)}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return place
+
+
+def _shown(path: str | Path) -> str:
+    """A path as a reader knows it: relative where it lies below the current folder."""
+    try:
+        return str(Path(path).resolve().relative_to(Path.cwd())) if Path(path).exists() else str(path)
+    except ValueError:
+        return str(path)

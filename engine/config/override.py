@@ -1,0 +1,142 @@
+"""Dotted overrides, `train.total=2 epochs`: the command line and `config.txt` are read by this one parser.
+
+Owns: finding the field, reading its text by the type in the schema, and setting it. Does not own: where the text
+comes from.
+
+The text of a typed field is read as its type; `None` (or none, null) is None where the field allows it. Elsewhere
+(arguments of targets, open dicts) a Python literal counts as what it is (`3`, `1e-3`, `(1, 2)`, `{'a': 1}`), true and
+false in any case are booleans, `(data, fsdp)` is a tuple of words, and the rest is text. Quotes make text of anything.
+"""
+
+import ast
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from engine.config.checks import check_value
+from engine.config.draft import Draft
+from engine.config.errors import ConfigError, FieldError
+from engine.config.fields import ROOT, Slot, child, describe, join, slots
+
+_WORD_TUPLE = re.compile(r"[(\[]\s*(?:[\w./-]+\s*,\s*)+(?:[\w./-]+\s*)?[)\]]")
+_TEXT = {"true": True, "false": False}
+_NONE = ("None", "none", "null")
+
+
+def apply(draft: Draft, overrides: Iterable[str], prefix: str = "") -> None:
+    """Sets the fields named by `overrides`, each "a.b=value".
+
+    Args:
+        draft: is changed.
+        prefix: what stands before a path where it was written ("--config."), for the errors.
+
+    Raises:
+        ConfigError: not of the form a.b=value.
+        FieldError: an unknown field, or a value that it does not allow.
+    """
+    for text in overrides:
+        path, equals, value = text.partition("=")
+        if not equals or not path.strip():
+            raise ConfigError(f"{prefix}{text}: found no '='. Write {prefix}{path.strip() or 'train.total'}=VALUE.")
+        try:
+            set_text(draft, path.strip(), value)
+        except FieldError as error:
+            raise error.at(f"{prefix}{text.strip()}") from None
+
+
+def set_text(draft: Draft, path: str, text: str) -> None:
+    """Sets the field at a dotted path from text. Raises FieldError."""
+    slot = locate(path)
+    assign(draft, path, parse(slot, text, path))
+
+
+def locate(path: str) -> Slot:
+    """Returns the slot at a dotted path; `tiny.<path>` is the slot of that path. Raises FieldError."""
+    slot, here = ROOT, ""
+    if path.startswith("tiny."):
+        try:
+            return locate(path.removeprefix("tiny."))
+        except FieldError as error:
+            raise type(error)(path, error.problem, error.advice) from None
+    for name in path.split("."):
+        if not name:
+            raise FieldError(path, "has an empty part", "Write names with single dots between them.")
+        if slot.types:
+            raise FieldError(join(here, name), f"{here} is a value and has no fields", f"Set {here} itself.")
+        slot, here = child(slot, name, join(here, name)), join(here, name)
+    return slot
+
+
+def assign(draft: Draft, path: str, value: Any) -> None:
+    """Sets the field at a dotted path, making the entries and dicts on the way. Raises FieldError."""
+    *parents, name = path.split(".") if not path.startswith("tiny.") else path.split(".", 1)
+    here, container = "", draft
+    for part in parents:
+        here = join(here, part)
+        if part not in container:
+            container[part] = {}
+        container = container[part]
+        if not isinstance(container, ConfigDict):
+            raise FieldError(path, f"{here} is {container!r} and has no fields", f"Set {here} itself.")
+    container[name] = value
+
+
+def parse(slot: Slot, text: str, path: str) -> Any:
+    """Reads the text of a value for a slot. Raises FieldError when it is not of the slot's type."""
+    text = text.strip()
+    if slot.is_container:
+        return _parse_dict(slot, text, path)
+    if not slot.types:
+        return _parse_plain(text)
+    if slot.optional and text in _NONE:
+        return None
+    for kind, read in ((bool, _read_bool), (int, int), (float, float), (str, _read_text)):
+        if kind in slot.types:
+            try:
+                return check_value(slot, read(text), path)
+            except ValueError:
+                continue
+    raise FieldError(path, f"found {text!r}, allowed is {describe(slot)}", "")
+
+
+def _read_bool(text: str) -> bool:
+    if text.lower() not in _TEXT:
+        raise ValueError(text)
+    return _TEXT[text.lower()]
+
+
+def _read_text(text: str) -> str:
+    if len(text) >= 2 and text[0] in "'\"" and text[-1] == text[0]:
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return text
+        return value if isinstance(value, str) else text
+    return text
+
+
+def _parse_plain(text: str) -> Any:
+    if text.lower() in _TEXT:
+        return _TEXT[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        pass
+    if _WORD_TUPLE.fullmatch(text):
+        return tuple(_parse_plain(word.strip()) for word in text[1:-1].split(",") if word.strip())
+    return text
+
+
+def _parse_dict(slot: Slot, text: str, path: str) -> Any:
+    value = _parse_plain(text)
+    if isinstance(value, dict):
+        return value
+    if slot.section is not None:
+        raise FieldError(path, f"found {text!r}, allowed is a section", f"Set one of: {_paths(slot, path)}.")
+    raise FieldError(path, f"found {text!r}, allowed is a dict", f"Set one entry, {path}.NAME=VALUE, or write {{}}.")
+
+
+def _paths(slot: Slot, path: str) -> str:
+    return ", ".join(join(path, name) for name in slots(slot.section)) if slot.section else path

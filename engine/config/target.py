@@ -1,0 +1,177 @@
+"""Targets: classes and functions that a config names by dotted path, with their arguments.
+
+Owns: importing the path, checking the arguments against the signature, and the call. Does not own: which arguments
+the engine itself passes; who builds a target says so (`given`).
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+from engine.config.errors import ConfigError, FieldError, did_you_mean
+from engine.config.schema import Target, field_names
+
+_PLAIN = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+
+
+def resolve(target: Target, where: str) -> Callable[..., Any]:
+    """Imports the dotted path of `target` and returns what it names.
+
+    Args:
+        target: the section; `where` is its path in the config ("task", "evaluations.heldout.data").
+
+    Raises:
+        ConfigError: the path is empty, a part of it does not exist (named, with near names), its module fails to
+            import (with file and line), or it is not callable.
+    """
+    field = f"{where}.target"
+    if not target.target:
+        raise FieldError(field, "is empty", "Name a class or function by dotted path, such as 'models.digits.Digits'.")
+    first, *rest = target.target.split(".")
+    found = _import(first, target, field)
+    if found is None:
+        near = did_you_mean(first, (module.name for module in pkgutil.iter_modules()))
+        raise FieldError(
+            field,
+            f"found {target.target!r}, but there is no module {first!r} to import",
+            f"Run from the folder that holds it, or install its package.{near}",
+        )
+    path = first
+    for part in rest:
+        found, path = _member(found, path, part, target, field), f"{path}.{part}"
+    if not callable(found):
+        raise FieldError(field, f"{target.target!r} is a {type(found).__name__}", "Name a class or a function.")
+    return found
+
+
+def _import(name: str, target: Target, field: str) -> ModuleType | None:
+    """Imports module `name`; None when it does not exist, ConfigError when it exists and fails."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name == name:
+            return None
+        raise _import_failed(name, error, target, field) from error
+    except Exception as error:
+        raise _import_failed(name, error, target, field) from error
+
+
+def _import_failed(name: str, error: Exception, target: Target, field: str) -> ConfigError:
+    trace, place = error.__traceback__, ""
+    while trace is not None:
+        filename = trace.tb_frame.f_code.co_filename
+        if "importlib" not in filename and filename != __file__:
+            place = f" ({filename}:{trace.tb_lineno})"
+        trace = trace.tb_next
+    if isinstance(error, SyntaxError):
+        place = f" ({error.filename}:{error.lineno})"
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return FieldError(
+        field,
+        f"found {target.target!r}, but importing {name} failed: {type(error).__name__}: {text}{place}",
+        "The traceback above this error shows how it came there.",
+    )
+
+
+def _member(owner: Any, path: str, part: str, target: Target, field: str) -> Any:
+    """The attribute or submodule `part` of what `path` names."""
+    if hasattr(owner, part):
+        return getattr(owner, part)
+    is_package = isinstance(owner, ModuleType) and hasattr(owner, "__path__")
+    if is_package and (module := _import(f"{path}.{part}", target, field)):
+        return module
+    names = {name for name in dir(owner) if not name.startswith("_")}
+    if is_package:
+        names |= {module.name for module in pkgutil.iter_modules(owner.__path__)}
+    near = did_you_mean(part, names)
+    kind = "Package" if is_package else "Module" if isinstance(owner, ModuleType) else type(owner).__name__.capitalize()
+    listed = f" It has: {', '.join(sorted(names))}." if 0 < len(names) <= 20 else ""
+    raise FieldError(
+        field, f"found {target.target!r}, but {path} has no {part!r}", f"{kind} {path} was found.{near}{listed}"
+    )
+
+
+def check(target: Target, where: str, given: Collection[str] = ()) -> None:
+    """Checks the arguments of `target` against the signature of what it names.
+
+    Args:
+        target: the section, `where` is its path in the config.
+        given: names of the arguments that the engine passes itself.
+
+    Raises:
+        ConfigError: an argument that is not taken, is passed by the engine, is missing, or is of another type than
+            a plain annotation (int, float, bool, str) says.
+    """
+    function = resolve(target, where)
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some builtins have no signature; the call itself will tell
+        return
+    parameters = signature.parameters
+    named = {
+        name: parameter
+        for name, parameter in parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    for name, value in target.arguments.items():
+        path = f"{where}.{name}"
+        if name in given:
+            raise FieldError(path, f"is passed to {target.target} by the engine", "Remove it from the config.")
+        if name in named:
+            _check_type(path, value, named[name], target)
+        elif not takes_any:
+            raise _not_taken(target, where, name, [name for name in named if name not in given])
+    for name, parameter in named.items():
+        if parameter.default is parameter.empty and name not in target.arguments and name not in given:
+            raise FieldError(
+                f"{where}.{name}",
+                f"is missing, {target.target} needs it",
+                f"Set it in the config or with --config.{where}.{name}=VALUE. It takes: {_signature_text(named, given)}.",
+            )
+
+
+def _not_taken(target: Target, where: str, name: str, arguments: list[str]) -> FieldError:
+    fields = [field for field in field_names(type(target)) if field != "target"]
+    near = did_you_mean(name, [*arguments, *fields])
+    takes = f"It takes: {', '.join(arguments)}." if arguments else "It takes no arguments."
+    engine = f" Fields of the engine here: {', '.join(fields)}." if fields else ""
+    return FieldError(f"{where}.{name}", f"{target.target} takes no such argument", f"{takes}{engine}{near}")
+
+
+def _signature_text(named: Mapping[str, inspect.Parameter], given: Collection[str]) -> str:
+    texts = []
+    for name, parameter in named.items():
+        if name not in given:
+            texts.append(name if parameter.default is parameter.empty else f"{name}={parameter.default!r}")
+    return ", ".join(texts)
+
+
+def _check_type(path: str, value: Any, parameter: inspect.Parameter, target: Target) -> None:
+    """Compares a value with a plain annotation; other annotations are the author's own business."""
+    wanted = parameter.annotation
+    if not isinstance(wanted, type) or wanted not in _PLAIN or (value is None and parameter.default is None):
+        return
+    allowed = (int, float) if wanted is float else wanted
+    if not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool):
+        raise FieldError(path, f"found {value!r}, {target.target} takes {_PLAIN[wanted]}", "Change it in the config.")
+
+
+def build(target: Target, where: str, **given: Any) -> Any:
+    """Imports, checks and calls: returns what `target` makes of its arguments and of those that are `given`.
+
+    The callee gets dictionaries of its own: the read-only mappings of a Config stay with the config.
+    """
+    check(target, where, given)
+    arguments = {name: _own(value) for name, value in target.arguments.items()}
+    return resolve(target, where)(**arguments, **given)
+
+
+def _own(value: Any) -> Any:
+    """A copy of a config value in ordinary containers."""
+    if isinstance(value, MappingProxyType | dict):
+        return {key: _own(item) for key, item in value.items()}
+    return tuple(_own(item) for item in value) if isinstance(value, tuple) else value

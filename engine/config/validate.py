@@ -1,0 +1,135 @@
+"""From a draft to a Config: the checks that need more than one field, and freezing.
+
+Owns: `validate`. Does not own: single fields, which the draft has checked at their assignment (`draft.py`), and the
+arguments of targets, whose check imports the target and so jax (`target.py`).
+"""
+
+import copyreg
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from engine.config.checks import check_value
+from engine.config.draft import Draft, draft_of
+from engine.config.errors import FieldError, did_you_mean
+from engine.config.fields import join, slots
+from engine.config.override import locate
+from engine.config.schema import Config, Target
+
+
+def validate(config: ConfigDict | Mapping[str, Any] | Config, origin: str = "") -> Config:
+    """Returns the frozen Config: dataclasses, read-only mappings, tuples.
+
+    Args:
+        config: a draft, or dicts in the shape of the schema; what they lack has its default.
+        origin: where it was written, for the errors.
+
+    Raises:
+        FieldError: an unknown field, a wrong type or value, a missing target, or fields that do not fit together.
+    """
+    try:
+        draft = config if isinstance(config, Draft) else draft_of(config)
+        frozen = _freeze(Config, draft)
+        _check_targets(frozen)
+        _check_numbers(frozen)
+        _check_best(frozen)
+        _check_tiny(frozen)
+    except FieldError as error:
+        raise error.at(origin) from None
+    return frozen
+
+
+def _freeze(section: type, draft: Any) -> Any:
+    """Makes a section's dataclass from its draft."""
+    fields: dict[str, Any] = {}
+    for name, slot in slots(section).items():
+        value = draft[name]
+        if slot.section is not None:
+            fields[name] = _freeze(slot.section, value)
+        elif slot.entries is not None:
+            fields[name] = read_only({key: _freeze(slot.entries, entry) for key, entry in value.items()})
+        else:
+            fields[name] = _frozen(value)
+    if issubclass(section, Target):
+        fields["arguments"] = read_only({key: _frozen(value) for key, value in draft.items() if key not in fields})
+    return section(**fields)
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping | ConfigDict):
+        return read_only({key: _frozen(item) for key, item in value.items()})
+    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def read_only(values: dict[Any, Any]) -> MappingProxyType:
+    """Returns a read-only view of a dict that nobody else holds."""
+    return MappingProxyType(values)
+
+
+# A Config travels to other processes (Ray, readers), and Python itself cannot pickle a MappingProxyType.
+copyreg.pickle(MappingProxyType, lambda mapping: (read_only, (dict(mapping),)))
+
+
+def _check_targets(config: Config) -> None:
+    """Each section that names a class or function must name one; each group must match something."""
+    named: dict[str, Target] = {"task": config.task, "data": config.data, "optimizer": config.optimizer}
+    named |= {f"evaluations.{name}.data": evaluation.data for name, evaluation in config.evaluations.items()}
+    named |= {f"hooks.{name}": hook for name, hook in config.hooks.items()}
+    for path, section in named.items():
+        if not section.target:
+            near = ""
+            if len(parts := path.split(".")) > 1:  # a new entry may be a mistyped old one
+                others = [name for name in getattr(config, parts[0]) if name != parts[1]]
+                near = did_you_mean(parts[1], others)
+            advice = f"Name a class or function by dotted path, such as 'package.module.Name'.{near}"
+            raise FieldError(f"{path}.target", "is empty", advice)
+    for name, group in config.optimizer.groups.items():
+        if not group.match:
+            path = f"optimizer.groups.{name}.match"
+            raise FieldError(path, "is empty", "Give a regular expression of parameter paths, such as '^head/'.")
+
+
+def _check_numbers(config: Config) -> None:
+    train, mesh = config.train, config.mesh
+    if train.global_batch_size % train.accumulate:
+        divisors = [n for n in range(1, train.global_batch_size + 1) if train.global_batch_size % n == 0]
+        near = sorted(sorted(divisors, key=lambda n: abs(n - train.accumulate))[:3])
+        raise FieldError(
+            "train.accumulate",
+            f"found {train.accumulate}, which does not divide train.global_batch_size = {train.global_batch_size}",
+            f"Near divisors: {', '.join(map(str, near))}.",
+        )
+    free = [name for name in ("data", "fsdp", "tensor") if getattr(mesh, name) == -1]
+    if len(free) > 1:
+        raise FieldError(f"mesh.{free[-1]}", f"found -1, and so is mesh.{free[0]}", "One axis may take what is left.")
+    for name, axes in config.sharding.rules.items():
+        if not name.isidentifier():
+            raise FieldError(f"sharding.rules.{name}", "is no name of an axis", "Use letters, digits and '_'.")
+        texts = axes if isinstance(axes, tuple) else (axes,)
+        if axes is not None and not all(isinstance(axis, str) for axis in texts):
+            advice = "Allowed: a mesh axis, a tuple of them, or None."
+            raise FieldError(f"sharding.rules.{name}", f"found {axes!r}", advice)
+
+
+def _check_best(config: Config) -> None:
+    best = config.checkpoint.best
+    if best is None:
+        return
+    evaluation = best.partition("/")[0]
+    if evaluation not in config.evaluations:
+        names = ", ".join(config.evaluations) or "none"
+        near = did_you_mean(evaluation, config.evaluations)
+        raise FieldError(
+            "checkpoint.best", f"found {best!r}, there is no evaluation {evaluation!r}", f"Evaluations: {names}.{near}"
+        )
+
+
+def _check_tiny(config: Config) -> None:
+    for path, value in config.tiny.items():
+        where = join("tiny", path)
+        slot = locate(where)
+        if slot.is_container:
+            raise FieldError(where, "names a section", "Name one field: {'train.global_batch_size': 8}.")
+        check_value(slot, value, where)
