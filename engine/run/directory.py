@@ -69,7 +69,7 @@ class RunDirectory:
         if fresh and any(part.exists() for part in run._parts()):
             run.moved_to = _move_aside(run.path)
         try:
-            run.path.mkdir(parents=True, exist_ok=True)
+            run.path.resolve().mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=run.path) as probe:
                 probe.write(b"can this directory be written?")
         except OSError as error:

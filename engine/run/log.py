@@ -10,6 +10,7 @@ of the calling thread.
 import logging
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from engine.run.atomic import cannot_write
@@ -58,6 +59,10 @@ class _File(logging.FileHandler):
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
         level = f"{record.levelname}: " if record.levelno > logging.INFO else ""
         return f"{moment} {level}{super().format(record)}"
+
+    def close(self) -> None:
+        with suppress(OSError):  # what could not be written was told by handleError
+            super().close()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, the name is logging's
         error = sys.exception()

@@ -1,0 +1,27 @@
+import os
+import stat
+
+import pytest
+
+from engine.config.errors import RunError
+from engine.run.atomic import write_text
+
+
+def test_replaces_the_text_and_leaves_nothing_beside_it(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "first, and longer")
+    write_text(path, "second µ\n")
+    assert path.read_text(encoding="utf-8") == "second µ\n"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_file_has_the_usual_permissions_so_that_others_may_read_it(tmp_path):
+    path, usual = tmp_path / "a.txt", tmp_path / "usual.txt"
+    write_text(path, "x")
+    usual.write_text("x")
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(usual.stat().st_mode)
+
+
+def test_a_place_that_cannot_be_written_is_named_with_the_way_out(tmp_path):
+    with pytest.raises(RunError, match=r"gone/a\.txt: cannot be written \(No such file.*--workdir=DIR"):
+        write_text(tmp_path / "gone" / "a.txt", "x")

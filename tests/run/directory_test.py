@@ -1,0 +1,107 @@
+import subprocess
+import sys
+
+import pytest
+
+from engine.config.errors import RunError
+from engine.run import status
+from engine.run.directory import RunDirectory
+from engine.run.status import Status
+
+
+def a_run(path):
+    """A directory in which one attempt was made."""
+    run = RunDirectory.open(path)
+    run.write_config_text("name: digits\n")
+    status.write(run.status, Status(state="preempted", step=5, attempt=run.attempt))
+    run.checkpoints.mkdir()
+    return run
+
+
+def test_layout():
+    run = RunDirectory("runs/digits")
+    paths = [run.config, run.status, run.metrics, run.log, run.checkpoints, run.tensorboard, run.profile]
+    assert [str(path.relative_to("runs/digits")) for path in paths] == [
+        "config.txt", "status.json", "metrics.jsonl", "log.txt", "checkpoints", "tensorboard", "profile",
+    ]  # fmt: skip
+    assert str(run) == "runs/digits"
+
+
+def test_looking_at_a_run_makes_nothing(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    assert not run.exists() and run.attempt == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_open_makes_the_directory_with_its_parents_and_leaves_it_empty(tmp_path):
+    run = RunDirectory.open(tmp_path / "a" / "run")
+    assert list(run.path.iterdir()) == []
+    assert run.attempt == 1 and not run.exists() and run.moved_to is None
+
+
+def test_each_open_of_a_run_is_the_next_attempt(tmp_path):
+    for attempt in (1, 2, 3):
+        run = RunDirectory.open(tmp_path)
+        assert run.attempt == attempt
+        status.write(run.status, Status(state="training", attempt=run.attempt))
+
+
+def test_config_text_comes_back_and_makes_it_a_run(tmp_path):
+    a_run(tmp_path)
+    assert RunDirectory(tmp_path).exists()
+    assert RunDirectory(tmp_path).read_config_text() == "name: digits\n"
+
+
+def test_a_directory_without_a_config_is_no_run(tmp_path):
+    with pytest.raises(RunError, match=r"is not a run, it has no config\.txt\. Give the --workdir"):
+        RunDirectory(tmp_path).read_config_text()
+
+
+def test_fresh_moves_the_earlier_run_aside_and_says_where(tmp_path):
+    path = tmp_path / "run"
+    a_run(path)
+    fresh = RunDirectory.open(path, fresh=True)
+    assert fresh.moved_to == tmp_path / "run.old-1"
+    assert RunDirectory(fresh.moved_to).read_config_text() == "name: digits\n"
+    assert status.read(fresh.moved_to / "status.json").step == 5
+    assert not fresh.exists() and fresh.attempt == 1
+
+    a_run(path)
+    assert RunDirectory.open(path, fresh=True).moved_to == tmp_path / "run.old-2"
+    assert (tmp_path / "run.old-1" / "config.txt").exists()
+
+
+def test_fresh_moves_what_a_crash_left_before_there_was_a_config(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    assert RunDirectory.open(tmp_path / "run", fresh=True).moved_to == tmp_path / "run.old-1"
+
+
+def test_fresh_leaves_a_directory_without_a_run_where_it_is(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert RunDirectory.open(tmp_path, fresh=True).moved_to is None
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_fresh_follows_a_link_so_that_the_run_stays_on_its_disk(tmp_path):
+    a_run(tmp_path / "disk" / "run")
+    (tmp_path / "run").symlink_to(tmp_path / "disk" / "run")
+    assert RunDirectory.open(tmp_path / "run", fresh=True).moved_to == tmp_path / "disk" / "run.old-1"
+    assert (tmp_path / "run").is_symlink() and (tmp_path / "disk" / "run").is_dir()
+
+
+def test_a_place_that_cannot_be_written_is_told_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"file/run: cannot be written \(Not a directory\).*--workdir=DIR"):
+        RunDirectory.open(tmp_path / "file" / "run")
+    with pytest.raises(RunError, match=r"/proc/run: cannot be written"):
+        RunDirectory.open("/proc/run")
+
+
+def test_an_address_of_a_bucket_is_refused():
+    with pytest.raises(RunError, match=r"gs://bucket/run: a run directory is a folder"):
+        RunDirectory("gs://bucket/run")
+
+
+def test_the_room_needs_no_jax():
+    code = "import sys, engine.run.directory, engine.run.log; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

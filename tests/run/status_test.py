@@ -1,0 +1,94 @@
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from datetime import datetime
+
+import pytest
+
+from engine.config.errors import RunError
+from engine.run import status
+from engine.run.status import Status
+
+WRITES_FOR_EVER = """
+import sys, pathlib
+from engine.run import status
+for step in range(10**9):
+    metrics = {f"metric_{i}": step for i in range(2000)}
+    status.write(pathlib.Path(sys.argv[1]), status.Status(state="training", step=step, metrics=metrics))
+"""
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    path = tmp_path / "status.json"
+    wrote = status.write(
+        path, Status(state="done", step=7, total_steps=7, exit_code=0, metrics={"heldout/accuracy": 0.5}, attempt=2)
+    )
+    assert status.read(path) == wrote
+    assert datetime.fromisoformat(wrote.started) <= datetime.fromisoformat(wrote.updated)
+
+
+def test_the_file_is_plain_json_for_scripts(tmp_path):
+    path = tmp_path / "status.json"
+    status.write(
+        path, Status(state="failed", step=3, reason="loss is NaN", exit_code=43, metrics={"loss": float("nan")})
+    )
+    fields = json.loads(path.read_text())
+    assert (fields["state"], fields["step"], fields["reason"], fields["exit_code"]) == ("failed", 3, "loss is NaN", 43)
+    assert fields["metrics"] == {"loss": "NaN"}
+    assert fields["pid"] > 0 and fields["host"]
+
+
+def test_replace_keeps_the_start(tmp_path):
+    first = Status(state="starting")
+    later = dataclasses.replace(first, state="training", step=10)
+    assert later.started == first.started
+
+
+def test_an_unknown_state_is_refused():
+    with pytest.raises(RunError, match=r"state 'finished' is unknown. Allowed: starting, training, evaluating, done"):
+        Status(state="finished")
+
+
+def test_fields_of_a_newer_version_are_left_out(tmp_path):
+    path = tmp_path / "status.json"
+    path.write_text('{"state": "done", "step": 3, "goodput": 0.9}')
+    assert status.read(path).step == 3
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"state": "odd"}', '{"step": 3}', '{"state": "do'])
+def test_a_file_that_is_no_status_is_named(tmp_path, text):
+    path = tmp_path / "status.json"
+    path.write_text(text)
+    with pytest.raises(RunError, match=r"status\.json: is not the status of a run .* Remove this one file"):
+        status.read(path)
+
+
+def test_no_file_means_no_run(tmp_path):
+    with pytest.raises(RunError, match=r"status\.json: there is no status, so no run was started here"):
+        status.read(tmp_path / "status.json")
+
+
+@pytest.mark.faults
+def test_a_reader_never_sees_a_part_also_when_the_writer_is_killed(tmp_path):
+    path = tmp_path / "status.json"
+    deadline = time.monotonic() + 60
+    for _ in range(3):
+        with subprocess.Popen([sys.executable, "-c", WRITES_FOR_EVER, str(path)]) as writer:
+            try:
+                seen: set[int] = set()
+                while len(seen) < 15:
+                    assert time.monotonic() < deadline and writer.poll() is None
+                    if path.exists():
+                        seen.add(_whole(path))
+            finally:
+                writer.kill()
+        assert _whole(path) >= max(seen)
+        path.unlink()
+
+
+def _whole(path) -> int:
+    found = status.read(path)
+    assert len(found.metrics) == 2000 and set(found.metrics.values()) == {found.step}
+    return found.step
