@@ -43,7 +43,7 @@ def test_a_failure_fails_the_run(tmp_path):
 
 
 def test_a_target_without_a_report_counts_as_failed(tmp_path):
-    assert count(tmp_path, {"//a:x": GOOD, "//a:y": None}, code=1) == ("1 passed, 1 failed", 1)
+    assert count(tmp_path, {"//a:x": GOOD, "//a:y": None, "//a:z": None}, code=1) == ("1 passed, 2 failed", 1)
 
 
 def test_a_run_that_bazel_calls_failed_is_not_good(tmp_path):
