@@ -96,7 +96,7 @@ def _places(report: Report) -> list[tuple[str, str]]:
     run = report.directory
     rows = [("run", str(run))]
     if report.checkpoints:
-        steps = ", ".join(f"{step:,}" for step in report.checkpoints)
+        steps = ", ".join(map(str, report.checkpoints))  # as --step takes them
         rows.append(("checkpoints", f"{run.checkpoints}   step{'s' * (len(report.checkpoints) > 1)} {steps}"))
     if run.metrics.exists():
         rows.append(("metrics", str(run.metrics)))
@@ -109,14 +109,14 @@ def _places(report: Report) -> list[tuple[str, str]]:
 
 def _next(report: Report) -> list[tuple[str, str]]:
     rows = []
+    if report.checkpoints:
+        rows.append(("evaluate", f"convoy evaluate {shlex.quote(str(report.directory.path))}"))
     if report.state == "done":
         rows.append(("train longer", f'{report.again} --config.train.total="..."'))
     elif report.checkpoints:
-        rows.append((f"go on from {max(report.checkpoints):,}", report.again))
+        rows.append((f"go on from {max(report.checkpoints)}", report.again))
     else:
-        rows.append(("start again", f"{report.again}   (no checkpoint was written yet)"))
-    if report.checkpoints:
-        rows.append(("evaluate", f"convoy evaluate {shlex.quote(str(report.directory.path))}"))
+        rows.append(("start again", f"{report.again}   (no checkpoint was written)"))
     return rows
 
 

@@ -1,0 +1,128 @@
+import dataclasses
+
+from engine.observe.report import Report, summary_text
+from engine.run.directory import RunDirectory
+
+
+def a_report(tmp_path, monkeypatch, **changes):
+    monkeypatch.chdir(tmp_path)
+    run = RunDirectory.open("runs/digits")
+    run.metrics.write_text("")
+    run.tensorboard.mkdir()
+    report = Report(
+        state="done",
+        name="digits",
+        directory=run,
+        step=1410,
+        total_steps=1410,
+        metrics={"step": 1410, "loss": 0.041234, "heldout/accuracy": 0.98333, "examples_per_s": 30000.0},
+        best={"heldout/accuracy": (1200, 0.98611)},
+        checkpoints=(1200, 1410),
+        wall_s=12.34,
+        compile_s=1.42,
+        rates={"examples_per_s": 31249.8, "step_time_s": 0.00205, "data_wait": 0.0031},
+        command="convoy train --config=configs/digits.py",
+    )
+    return dataclasses.replace(report, **changes)
+
+
+def test_done(tmp_path, monkeypatch):
+    assert (
+        summary_text(a_report(tmp_path, monkeypatch))
+        == """\
+digits: done at step 1,410 of 1,410
+
+  loss              0.04123
+  heldout/accuracy  0.9833   best 0.9861 at step 1,200
+
+  time        12.3 s, 1.4 s of it compiling
+  throughput  31,250 examples/s, 2.05 ms a step, 0.3% of the time waiting for data
+
+  run          runs/digits
+  checkpoints  runs/digits/checkpoints   steps 1200, 1410
+  metrics      runs/digits/metrics.jsonl
+  tensorboard  tensorboard --logdir runs/digits/tensorboard
+
+  evaluate      convoy evaluate runs/digits
+  train longer  convoy train --config=configs/digits.py --config.train.total="..."
+"""
+    )
+
+
+def test_preempted(tmp_path, monkeypatch):
+    report = a_report(
+        tmp_path,
+        monkeypatch,
+        state="preempted",
+        step=700,
+        reason="The machine asked the run to stop; the state of step 700 is saved.",
+        metrics={"loss": 0.3},
+        best={},
+        checkpoints=(700,),
+    )
+    text = summary_text(report)
+    assert text.startswith(
+        "digits: preempted at step 700 of 1,410\nThe machine asked the run to stop; the state of step 700 is saved.\n\n"
+    )
+    assert text.endswith("""
+  run          runs/digits
+  checkpoints  runs/digits/checkpoints   step 700
+  metrics      runs/digits/metrics.jsonl
+  tensorboard  tensorboard --logdir runs/digits/tensorboard
+
+  evaluate        convoy evaluate runs/digits
+  go on from 700  convoy train --config=configs/digits.py
+""")
+
+
+def test_interrupted_goes_on_with_the_config_of_the_run_when_no_command_is_known(tmp_path, monkeypatch):
+    text = summary_text(a_report(tmp_path, monkeypatch, state="interrupted", step=1300, command=None))
+    assert "digits: interrupted at step 1,300 of 1,410" in text
+    assert "  go on from 1410  convoy train --config=runs/digits --workdir=runs/digits\n" in text
+
+
+def test_failed_before_the_first_checkpoint(tmp_path, monkeypatch):
+    report = a_report(
+        tmp_path,
+        monkeypatch,
+        state="failed",
+        step=3,
+        reason="step 3: the loss is not finite.",
+        metrics={},
+        best={},
+        checkpoints=(),
+        compile_s=None,
+        rates={},
+    )
+    assert (
+        summary_text(report)
+        == """\
+digits: failed at step 3 of 1,410
+step 3: the loss is not finite.
+
+  time  12.3 s
+
+  run          runs/digits
+  metrics      runs/digits/metrics.jsonl
+  tensorboard  tensorboard --logdir runs/digits/tensorboard
+
+  start again  convoy train --config=configs/digits.py   (no checkpoint was written)
+"""
+    )
+
+
+def test_compute_is_told_where_it_is_known(tmp_path, monkeypatch):
+    report = a_report(tmp_path, monkeypatch)
+    rates = {**report.rates, "flop_per_s": 1.234e14, "mfu": 0.3951}
+    text = summary_text(dataclasses.replace(report, rates=rates))
+    assert "  compute     123.4 TFLOP/s, 39.5% of the peak (MFU)\n" in text
+
+
+def test_a_later_attempt_says_so_and_odd_paths_are_quoted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = RunDirectory("my runs/a")
+    run.attempt = 3
+    text = summary_text(a_report(tmp_path, monkeypatch, directory=run, command=None))
+    assert text.startswith("digits: done at step 1,410 of 1,410, attempt 3\n")
+    assert "convoy train --config='my runs/a' --workdir='my runs/a' --config.train.total=" in text
+    assert "convoy evaluate 'my runs/a'" in text

@@ -1,0 +1,44 @@
+import pytest
+
+from engine.observe.wording import duration, number, pairs
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0421349, "0.04213"),
+        (98.5, "98.5"),
+        (1.2e-05, "1.2e-05"),
+        (31250, "31,250"),
+        (31250.4, "31,250"),
+        (2.0, "2"),
+        (-3.25, "-3.25"),
+        (6.1e14, "6.1e+14"),
+        (float("nan"), "nan"),
+        ("NaN", "NaN"),
+        (True, "True"),
+        (None, "None"),
+    ],
+)
+def test_number(value, text):
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4249, "0.42 s"),
+        (12.34, "12.3 s"),
+        (59.97, "1 min 00 s"),
+        (185, "3 min 05 s"),
+        (3599.7, "1 h 00 min"),
+        (7620, "2 h 07 min"),
+        (90000, "1 d 01 h"),
+    ],
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_pairs_keep_their_order():
+    assert pairs({"loss": 0.42131, "accuracy": 0.9}) == "loss 0.4213  accuracy 0.9"
