@@ -1,0 +1,214 @@
+"""Sources: random access to examples by their index.
+
+Owns: the interface that a source offers (`Source`), arrays in memory (`ArraySource`), the first part of a source
+(`limited`), and what the engine asks of any source (`example_spec`, `fingerprint`). Does not own: the order in which
+examples are read (`order.py`) or the batches made of them (`batches.py`).
+
+Terms. *Example*: a pytree of numpy arrays and numbers, without a batch dimension; every example of a source has the
+same structure, shapes and dtypes. *Index*: place of an example in its source, 0 to `len(source) - 1`.
+
+A source is read by several threads at once and, with `data.workers`, is pickled to other processes.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from engine.config.errors import DataError
+
+Example = Any  # pytree of numpy arrays and numbers
+Batch = Any  # the same pytree with arrays [batch, ...]
+
+NUMBERS = "biufc"  # numpy's kinds of dtype that an example may hold: bool, integers, floats, complex
+SAMPLED = 1024  # examples that a fingerprint reads at most
+
+
+class Source(Protocol):
+    """What the engine reads examples from. Two methods are needed:
+
+        __len__() -> int               number of examples
+        __getitem__(index) -> example  the example at 0 <= index < len
+
+    Three more may be there, and are used where they are:
+
+        take(indices) -> batch         rows `[batch, ...]` for int64 indices `[batch]`, where that is faster than
+                                       one example at a time
+        transform(example, rng) -> example
+                                       a random change, made while training only. `rng` is a numpy.random.Generator
+                                       that depends on the seed and the example's place in the run, nothing else
+        fingerprint() -> str           names the content; without it, a sample of the examples is hashed
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Example: ...
+
+
+class ArraySource:
+    """Examples that lie in memory, as rows of arrays. Return one from a function, or subclass it to add `transform`."""
+
+    def __init__(self, arrays: Batch):
+        """Takes a pytree of arrays `[examples, ...]`.
+
+        Raises:
+            DataError: no arrays, arrays of different lengths, or an array of something else than numbers.
+        """
+        import jax
+
+        self.arrays = jax.tree.map(np.asarray, arrays)
+        where = type(self).__name__
+        lengths = {}
+        for path, array in leaves(self.arrays):
+            if array.ndim == 0:
+                raise DataError(f"{where}: {path} is a single number. Give arrays with one row for each example.")
+            check_numbers(array.dtype, f"{where}: {path}")
+            lengths[path] = len(array)
+        if not lengths:
+            raise DataError(f"{where}: no arrays. Give at least one array with one row for each example.")
+        if len(set(lengths.values())) > 1:
+            found = ", ".join(f"{path} {length}" for path, length in lengths.items())
+            raise DataError(f"{where}: arrays of different lengths: {found}. Give each one row for each example.")
+        self._length = next(iter(lengths.values()))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Example:
+        """Returns a copy of one row of each array, so that a transform may write to it."""
+        import jax
+
+        return jax.tree.map(lambda array: array[index].copy(), self.arrays)
+
+    def take(self, indices: np.ndarray) -> Batch:
+        """Returns the rows at `indices` `[batch]` as new arrays `[batch, ...]`."""
+        import jax
+
+        return jax.tree.map(lambda array: np.take(array, indices, axis=0), self.arrays)
+
+
+class Limited:
+    """The first examples of a source; made by `limited`."""
+
+    def __init__(self, source: Source, length: int):
+        self.source = source
+        self._length = length
+        if has_take(source):
+            self.take = source.take  # pyright: ignore[reportAttributeAccessIssue]
+        if has_transform(source):
+            self.transform = source.transform  # pyright: ignore[reportAttributeAccessIssue]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Example:
+        return self.source[index]
+
+    def fingerprint(self) -> str:
+        return f"{fingerprint(self.source)}[:{self._length}]"
+
+
+def limited(source: Source, count: int | None) -> Source:
+    """Returns a source of the first `count` examples; all of them where count is None or not below their number.
+
+    Raises:
+        DataError: count is below 1.
+    """
+    if count is None:
+        return source
+    if count < 1:
+        raise DataError(f"data.limit = {count}: allowed are 1 and more, or None for all of {name_of(source)}.")
+    return source if count >= len(source) else Limited(source, count)
+
+
+def has_take(source: Source) -> bool:
+    """Whether whole batches may be read with `source.take`.
+
+    A `take` that was inherited does not count where a subclass has changed `__getitem__` since: it would return the
+    examples without that change.
+    """
+    if not hasattr(source, "take"):
+        return False
+    of_take, of_item = (
+        next((i for i, cls in enumerate(type(source).__mro__) if method in vars(cls)), -1)
+        for method in ("take", "__getitem__")
+    )
+    return of_take <= of_item
+
+
+def has_transform(source: Source) -> bool:
+    """Whether the source changes its examples at random while training."""
+    return hasattr(source, "transform")
+
+
+def name_of(source: Source) -> str:
+    """The name of a source in error texts: its class, with its module."""
+    if isinstance(source, Limited):
+        return name_of(source.source)
+    return f"{type(source).__module__}.{type(source).__qualname__}"
+
+
+def example_spec(source: Source) -> Any:
+    """Returns shapes and dtypes of an example, as a pytree of jax.ShapeDtypeStruct; no device is touched.
+
+    The dtypes are those that arrive on the device: 64 bits become 32 unless JAX_ENABLE_X64 is set.
+
+    Raises:
+        DataError: the source is empty, its first example cannot be read, or holds something else than numbers.
+    """
+    import jax
+
+    name = name_of(source)
+    if len(source) == 0:
+        raise DataError(f"{name}: no examples. A source needs at least one; check its files and arguments.")
+    try:
+        example = source[0]
+    except Exception as error:
+        raise DataError(f"{name}[0] failed: {type(error).__name__}: {error}") from error
+    found = leaves(example)
+    if not found:
+        raise DataError(f"{name}[0] holds no arrays. Return a pytree of numpy arrays and numbers.")
+    for path, leaf in found:
+        check_numbers(np.asarray(leaf).dtype, f"{name}[0]: {path}")
+
+    def spec(leaf: Any) -> jax.ShapeDtypeStruct:
+        array = np.asarray(leaf)
+        return jax.ShapeDtypeStruct(array.shape, jax.dtypes.canonicalize_dtype(array.dtype))
+
+    return jax.tree.map(spec, example)
+
+
+def check_numbers(dtype: np.dtype, where: str) -> None:
+    """Raises DataError for a dtype that devices have no numbers for (text, objects, dates)."""
+    if dtype.kind not in NUMBERS and dtype.name not in ("bfloat16", "float8_e4m3fn", "float8_e5m2", "int4", "uint4"):
+        raise DataError(
+            f"{where} has dtype {dtype}: allowed are bool, integers, floats and complex numbers. "
+            "Turn it into numbers (an index into a table, say) or leave it out."
+        )
+
+
+def fingerprint(source: Source) -> str:
+    """Returns a text that changes with the content of a source.
+
+    The source's own `fingerprint()`, else a hash of its length and of up to `SAMPLED` examples spread over it.
+    """
+    own = getattr(source, "fingerprint", None)
+    if own is not None:
+        return own()
+    size = len(source)
+    found = hashlib.blake2b(str(size).encode(), digest_size=16)
+    for index in np.unique(np.linspace(0, size - 1, min(size, SAMPLED)).astype(np.int64)).tolist():
+        for path, leaf in leaves(source[index]):
+            array = np.asarray(leaf)
+            found.update(f"{path} {array.dtype} {array.shape}".encode())
+            found.update(array.tobytes())
+    return found.hexdigest()
+
+
+def leaves(tree: Any) -> Sequence[tuple[str, Any]]:
+    """Returns (path, leaf) of a pytree; a path reads like `camera/0/image`."""
+    import jax
+
+    found = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/") or "the example", leaf) for path, leaf in found]
