@@ -1,0 +1,193 @@
+"""Batches on the host, addressed by their number.
+
+Owns: which examples are in batch n, how they are gathered and, while training, changed at random; and the sentences
+that say which example went wrong. Does not own: who calls for batches, and when (`reader.py`).
+
+Terms. *Rows*: the part of a global batch that this process feeds, as a slice or as row numbers `[rows]`. *Group*:
+successive batches whose order is computed in one go.
+"""
+
+import numpy as np
+
+from engine.config.errors import DataError
+from engine.data.order import Order, draws
+from engine.data.source import Batch, Example, Source, has_take, has_transform, leaves, name_of
+
+Rows = slice | np.ndarray | None
+
+GROUP = 4096  # places of the order that are computed at once: the arrays are then large enough that numpy, too,
+# gives up Python's lock, and its cost per call is spread over many small batches
+
+
+class Batches:
+    """The endless batches of a training run; `batches[n]` is a pure function of (seed, n).
+
+    Batches may cross epochs: none is short and no example is left out.
+    """
+
+    def __init__(self, source: Source, batch_size: int, seed: int, shuffle: bool, rows: Rows = None):
+        """Takes the examples of a global batch, and which of its rows are made here (None: all of them)."""
+        self.source, self.batch_size, self.seed = source, batch_size, seed
+        self._order = Order(len(source), seed, shuffle)
+        self._rows = _row_numbers(rows, batch_size)
+        self._group = max(1, GROUP // len(self._rows))
+        self._groups: list[tuple[int, np.ndarray | None]] = [(-1, None)] * 2  # two, as threads overlap at a border
+        self._wide = _wide()
+
+    def __getitem__(self, n: int) -> Batch:
+        """Returns this process's rows `[rows, ...]` of global batch n.
+
+        Raises:
+            DataError: an example cannot be read, or differs from the others in its shape.
+        """
+        n = int(n)
+        indices = self._indices(n)
+        batch = gather(self.source, indices)
+        if has_transform(self.source):
+            batch = self._transform(batch, indices, n * self.batch_size + self._rows)
+        return narrow(batch, self._wide, name_of(self.source))
+
+    def _indices(self, n: int) -> np.ndarray:
+        group, place = divmod(n, self._group)
+        known, indices = self._groups[group % 2]
+        if known != group or indices is None:
+            numbers = group * self._group + np.arange(self._group)
+            ids = (numbers[:, None] * self.batch_size + self._rows).reshape(-1)
+            indices = self._order.indices(ids).reshape(self._group, -1)
+            self._groups[group % 2] = (group, indices)
+        return indices[place]
+
+    def _transform(self, batch: Batch, indices: np.ndarray, global_ids: np.ndarray) -> Batch:
+        """Changes each row with the random generator of its place in the run."""
+        import jax
+
+        examples = []
+        for row, rng in enumerate(draws(self.seed, global_ids)):
+            example = jax.tree.map(lambda array, row=row: array[row], batch)
+            try:
+                examples.append(self.source.transform(example, rng))  # pyright: ignore[reportAttributeAccessIssue]
+            except Exception as error:
+                raise DataError(
+                    f"{name_of(self.source)}.transform failed at example {indices[row]} (global example index "
+                    f"{global_ids[row]}): {type(error).__name__}: {error}. Mend the transform, or the example."
+                ) from error
+        return _stack(self.source, examples, indices)
+
+
+class OrderedBatches:
+    """The batches of one evaluation: each example once, in the source's order, without random changes."""
+
+    def __init__(self, source: Source, batch_size: int, rows: Rows = None):
+        self.source, self.batch_size = source, batch_size
+        self._rows = _row_numbers(rows, batch_size)
+        self._wide = _wide()
+
+    def __len__(self) -> int:
+        return -(-len(self.source) // self.batch_size)
+
+    def __getitem__(self, n: int) -> Batch:
+        """Returns rows `[rows, ...]` of batch n; rows past the end repeat the last example."""
+        return self._read(np.minimum(int(n) * self.batch_size + self._rows, len(self.source) - 1))
+
+    def rest(self) -> Batch:
+        """Returns all the examples `[len(source) % batch_size, ...]` that do not fill a batch, on every process."""
+        size = len(self.source)
+        return self._read(np.arange(size - size % self.batch_size, size))
+
+    def _read(self, indices: np.ndarray) -> Batch:
+        return narrow(gather(self.source, indices), self._wide, name_of(self.source))
+
+    def weight(self, n: int) -> np.ndarray:
+        """Returns float32 `[rows]`: 1 for an example, 0 for a row past the end."""
+        return (n * self.batch_size + self._rows < len(self.source)).astype(np.float32)
+
+
+def gather(source: Source, indices: np.ndarray) -> Batch:
+    """Returns the examples at `indices` int64 `[batch]` as a batch `[batch, ...]` of new arrays.
+
+    Raises:
+        DataError: names the first example that cannot be read, or that differs in its shape.
+    """
+    try:
+        if has_take(source):
+            return source.take(indices)  # pyright: ignore[reportAttributeAccessIssue]
+    except Exception as error:
+        _stack(source, _read_each(source, indices), indices)
+        raise DataError(
+            f"{name_of(source)}.take failed for examples {_some(indices)}, which can be read one at a time: "
+            f"{type(error).__name__}: {error}. Mend take, or remove it to read one example at a time."
+        ) from error
+    return _stack(source, _read_each(source, indices), indices)
+
+
+def _some(indices: np.ndarray) -> str:
+    return ", ".join(map(str, indices[:8])) + (" ..." if len(indices) > 8 else "")
+
+
+def _read_each(source: Source, indices: np.ndarray) -> list[Example]:
+    examples = []
+    for index in indices.tolist():
+        try:
+            examples.append(source[index])
+        except Exception as error:
+            raise DataError(
+                f"Example {index} of {name_of(source)}: {type(error).__name__}: {error}. "
+                f"Read it alone with source[{index}]; mend it, or leave it out of the source."
+            ) from error
+    return examples
+
+
+def _stack(source: Source, examples: list[Example], indices: np.ndarray) -> Batch:
+    """Returns a batch of examples that must agree in structure and shapes."""
+    import jax
+
+    try:
+        return jax.tree.map(lambda *rows: np.stack(rows), *examples)
+    except ValueError as error:
+        first = _shapes(examples[0])
+        for index, example in zip(indices, examples, strict=True):
+            if (found := _shapes(example)) != first:
+                raise DataError(
+                    f"Example {index} of {name_of(source)} has {found}, example {indices[0]} has {first}. "
+                    "Bring all to one shape (crop or pad them) in the source."
+                ) from error
+        raise
+
+
+def _shapes(example: Example) -> str:
+    return ", ".join(f"{path} {list(np.shape(leaf))}" for path, leaf in leaves(example))
+
+
+def narrow(batch: Batch, wide: bool, name: str) -> Batch:
+    """Returns the batch with 64-bit numbers as 32 bits, as JAX has them unless JAX_ENABLE_X64 is set (`wide`).
+
+    JAX does the same without a word; an integer that does not fit would arrive as another number.
+
+    Raises:
+        DataError: an integer does not fit.
+    """
+    import jax
+
+    if wide or all(leaf.dtype.itemsize < 8 for leaf in jax.tree.leaves(batch)):
+        return batch
+    for path, leaf in leaves(batch):
+        if leaf.dtype.kind in "iu" and leaf.dtype.itemsize == 8 and leaf.size:
+            limits = np.iinfo(np.int32 if leaf.dtype.kind == "i" else np.uint32)
+            for value in (leaf.min(), leaf.max()):
+                if not limits.min <= value <= limits.max:
+                    raise DataError(
+                        f"{path} of {name}: {value} does not fit {limits.dtype}, which JAX uses in place of "
+                        f"{leaf.dtype}. Rescale or shift it in the source, or set JAX_ENABLE_X64=1."
+                    )
+    return jax.tree.map(lambda leaf: leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False), batch)
+
+
+def _wide() -> bool:
+    """Whether JAX keeps 64 bits; asked here because a worker process may not have been told."""
+    import jax
+
+    return bool(jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _row_numbers(rows: Rows, batch_size: int) -> np.ndarray:
+    return np.arange(batch_size)[slice(None) if rows is None else rows]

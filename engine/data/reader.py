@@ -1,0 +1,89 @@
+"""The reader: batches made ahead, in order, by Grain's threads or worker processes.
+
+Owns: the Grain pipeline over batch numbers. Does not own: what is in a batch (`batches.py`) or the position of a run,
+which is the number of its next batch and needs no state of Grain's.
+
+A whole batch is one Grain element: Grain's own cost per element (5 to 25 us) is then paid once a batch.
+"""
+
+import os
+import signal
+import threading
+from typing import Any, Protocol
+
+import grain
+from absl import flags
+
+from engine.data.source import Batch
+
+
+class Numbered(Protocol):
+    """Batches by number."""
+
+    def __getitem__(self, n: int, /) -> Batch: ...
+
+
+class Reader(Protocol):
+    """Batches one after the other; `close` ends its threads and processes."""
+
+    def __iter__(self) -> "Reader": ...
+
+    def __next__(self) -> Batch: ...
+
+    def close(self) -> None: ...
+
+
+def read(batches: Numbered, start: int, stop: int, *, threads: int, workers: int, prefetch: int) -> Reader:
+    """Returns batches start, ..., stop - 1; making them begins at once.
+
+    Args:
+        batches: pickled to the workers, where there are any.
+        start: number of the first batch.
+        stop: number after the last batch.
+        threads: that make batches; 0 makes each when it is asked for.
+        workers: processes that make batches, in place of threads.
+        prefetch: batches that are made ahead, at least one for each thread or worker.
+
+    After `close`, a thread ends as soon as the batch that it is making is done.
+    """
+    dataset = grain.MapDataset.range(start, max(start, stop)).map(batches.__getitem__)
+    if workers:
+        _parse_flags()
+        ahead = max(1, prefetch // workers)
+        reader = iter(
+            dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)).mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead),
+                worker_init_fn=_start_worker,
+            )
+        )
+    else:
+        ahead = max(prefetch, threads) if threads else 0
+        reader = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)))
+    reader.start_prefetch()
+    return reader
+
+
+def _parse_flags() -> None:
+    """Lets Grain's workers read their absl flags where no absl app has parsed the command line (notebooks, tests)."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Prepares a worker process: it leaves signals and devices to the main process, and ends with it."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    for number in (signal.SIGINT, signal.SIGTERM):  # the main process still saves, and then closes its workers
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+
+
+def _end_with_parent() -> Any:
+    """Ends this process when its parent is gone: a killed parent can no longer close it."""
+    import multiprocessing
+
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
