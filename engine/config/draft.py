@@ -96,7 +96,7 @@ def thaw(value: Any) -> Any:
 
 
 def defaults() -> Draft:
-    """Returns the config of all defaults, for a config file to fill in: `c = defaults(); c.train.total = "30 epochs"`."""
+    """Returns the config of all defaults, to be filled in: `c = defaults(); c.train.total = "30 epochs"`."""
     return Draft(slot=ROOT)
 
 

@@ -14,6 +14,11 @@ class ConvoyError(Exception):
 
     exit_code = 1
 
+    @property
+    def kind(self) -> str:
+        """What the error is called in front of its sentence."""
+        return type(self).__name__
+
 
 class ConfigError(ConvoyError):
     """A configuration, a command line or a combination of settings that cannot run."""
@@ -29,6 +34,11 @@ class FieldError(ConfigError):
         self.path, self.problem, self.advice, self.origin = path, problem, advice, origin
         where = f" ({origin})" if origin else ""
         super().__init__(f"{path}: {problem}{where}. {advice}".rstrip())
+
+    @property
+    def kind(self) -> str:
+        """A reader has no use for the kinds of ConfigError."""
+        return ConfigError.__name__
 
     def at(self, origin: str) -> "FieldError":
         """Returns the same error with its origin, if it has none yet."""

@@ -5,7 +5,7 @@ ranges and choices of single fields (`checks.py`), combinations of fields (`vali
 
 Terms. *Slot*: a place in a config. It holds a *value*, a *section* (named fields), an *entry table* (new names, each
 with a section: `evaluations`), or an *open dict* (any names, any plain values: `sharding.rules`). A section that is a
-`Target` is a section and takes any further names. *Plain value*: text, int, float, bool, None, tuples and dicts of them.
+`Target` takes further names, the arguments. *Plain value*: text, int, float, bool, None, tuples and dicts of them.
 """
 
 import dataclasses
@@ -63,11 +63,11 @@ def slots(section: type) -> Mapping[str, Slot]:
 
 def _slot(hint: Any, owner: type, name: str) -> Slot:
     if dataclasses.is_dataclass(hint):
-        return Slot(section=typing.cast(type, hint))
-    if typing.get_origin(hint) is not None and not isinstance(hint, types.UnionType):
-        item = typing.get_args(hint)[1]
-        return Slot(entries=item) if dataclasses.is_dataclass(item) else OPEN
-    return Slot(types=typing.get_args(hint) or (hint,), owner=owner, name=name)
+        return Slot(section=hint if isinstance(hint, type) else None)
+    arguments: tuple[Any, ...] = typing.get_args(hint)
+    if arguments and not isinstance(hint, types.UnionType):  # Mapping[str, ...]
+        return Slot(entries=arguments[1]) if dataclasses.is_dataclass(arguments[1]) else OPEN
+    return Slot(types=arguments or (hint,), owner=owner, name=name)
 
 
 def child(slot: Slot, name: str, path: str) -> Slot:
@@ -136,13 +136,18 @@ def typed(slot: Slot, value: Any, path: str) -> Any:
     if kind is int and float in slot.types and int not in slot.types:
         kind, value = float, float(value)
     if kind not in slot.types:
-        advice = "Write a number and a unit, such as '3 epochs' or '500 steps'." if _is_duration(slot, value) else ""
-        raise FieldError(path, f"found {_show(value)}, allowed is {describe(slot)}", advice)
+        raise FieldError(path, f"found {_show(value)}, allowed is {describe(slot)}", _advice(slot, value))
     return _plain(value, path)
 
 
-def _is_duration(slot: Slot, value: Any) -> bool:
-    return slot.name in ("total", "every", "warmup") and type(value) in (int, float)
+def _advice(slot: Slot, value: Any) -> str:
+    """What to write instead of a value of the wrong type."""
+    if callable(value):
+        name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
+        return f"Name a function or class by its dotted path: '{name}'."
+    if slot.name in ("total", "every", "warmup") and type(value) in (int, float):
+        return f"Write the unit too, such as '{value} epochs' or '{value} steps'."
+    return ""
 
 
 def _plain(value: Any, path: str) -> Any:
@@ -157,11 +162,8 @@ def _plain(value: Any, path: str) -> Any:
             if type(key) not in (str, int):
                 raise FieldError(path, f"found the key {key!r}", "Keys are text or integers.")
         return {key: _plain(item, join(path, key)) for key, item in value.items()}
-    advice = "A config holds text, integers, numbers, true or false, None, and tuples and dicts of them."
-    if callable(value):
-        name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
-        advice = f"{advice} Name a function or class by dotted path: '{name}'."
-    raise FieldError(path, f"found {_show(value)}", advice)
+    allowed = "A config holds text, integers, numbers, true or false, None, and tuples and dicts of them."
+    raise FieldError(path, f"found {_show(value)}", f"{allowed} {_advice(PLAIN, value)}".rstrip())
 
 
 def _show(value: Any) -> str:

@@ -17,8 +17,8 @@ _WIDTH = 46  # columns of name, type and default before the comment
 
 
 def help_text() -> str:
-    """Returns one paragraph a section and one line a field: `train.seed: int = 0   of weights, order and randomness`."""
-    return "\n".join(_section(Config, "", _comments())).rstrip() + "\n"
+    """Returns a paragraph for each section, with a line for each field: `train.seed: int = 0    of weights, order`."""
+    return "\n".join(_section(Config, "", _comments(), {})).rstrip() + "\n"
 
 
 def _comments() -> dict[tuple[str, str], str]:
@@ -37,7 +37,12 @@ def _comments() -> dict[tuple[str, str], str]:
     return comments
 
 
-def _section(section: type, path: str, comments: dict[tuple[str, str], str]) -> Iterator[str]:
+def _section(section: type, path: str, comments: dict[tuple[str, str], str], told: dict[type, str]) -> Iterator[str]:
+    """The lines of a section and of those below it; `told` are the sections that stand above, with their paths."""
+    if section in told and section is not Target:
+        yield f"{path}.*: as {told[section]}.*\n"
+        return
+    told[section] = path
     title = f"{path}: " if path else ""
     yield f"{title}{inspect.getdoc(section)}"
     below: list[tuple[type, str]] = []
@@ -53,7 +58,7 @@ def _section(section: type, path: str, comments: dict[tuple[str, str], str]) -> 
         yield f"  {path + '.<argument>':<{_WIDTH}}  {_comment(section, 'arguments', comments)}"
     yield ""
     for child, where in below:
-        yield from _section(child, where, comments)
+        yield from _section(child, where, comments, told)
 
 
 def _comment(section: type, name: str, comments: dict[tuple[str, str], str]) -> str:

@@ -36,7 +36,10 @@ def is_identity(name: str) -> bool:
 
 
 def identity_differences(old: Config, new: Config) -> list[str]:
-    """Returns a line `train.seed: 0 -> 1` for each identity field that differs; `(none)` where one has no such field."""
+    """Returns a line `train.seed: 0 -> 1` for each identity field that differs; `(none)` where one has no such field.
+
+    Order counts only for groups, of which the first that matches a parameter treats it.
+    """
     before, after = (
         {name: value_text(name, value) for name, value in flatten(config) if is_identity(name)} for config in (old, new)
     )
@@ -46,7 +49,7 @@ def identity_differences(old: Config, new: Config) -> list[str]:
         if before.get(name) != after.get(name)
     ]
     orders = [list(config.optimizer.groups) for config in (old, new)]
-    if not lines and orders[0] != orders[1]:  # the first group that matches counts, so their order does too
+    if not lines and orders[0] != orders[1]:
         lines.append(f"optimizer.groups: {', '.join(orders[0])} -> {', '.join(orders[1])}")
     return lines
 
@@ -57,6 +60,6 @@ def schedule_change(old: Config, new: Config) -> str | None:
     if totals[0] == totals[1] or new.optimizer.schedule == "constant":
         return None
     return (
-        f"train.total: {old.train.total} -> {new.train.total} changes the {new.optimizer.schedule} learning-rate schedule, "
-        f"which ends at the last step: from here on the run follows the schedule of {new.train.total}."
+        f"train.total: {old.train.total} -> {new.train.total} changes the {new.optimizer.schedule} learning-rate "
+        f"schedule, which ends at the last step: from here on the run follows the schedule of {new.train.total}."
     )

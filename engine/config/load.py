@@ -27,7 +27,7 @@ from engine.config.validate import validate
 CONFIG_TEXT = "config.txt"
 PREFIX = "--config."
 
-_OWN_FOLDERS = (os.path.dirname(__file__), os.path.dirname(ml_collections.__file__), "<frozen importlib")
+_OWN_FOLDERS = (os.path.dirname(__file__), os.path.dirname(str(ml_collections.__file__)), "<frozen importlib")
 
 
 def load(reference: str, overrides: Sequence[str] = ()) -> Config:
@@ -45,7 +45,7 @@ def load(reference: str, overrides: Sequence[str] = ()) -> Config:
     """
     draft = _read(reference)
     apply(draft, overrides, PREFIX)
-    return validate(draft, _shown(reference))
+    return validate(draft, f"{_shown(reference)} and the command line" if overrides else _shown(reference))
 
 
 def _read(reference: str) -> Draft:
@@ -125,7 +125,8 @@ def _no_module(reference: str, missing: str) -> ConfigError:
     parent = missing.rpartition(".")[0]
     folders = list(sys.modules[parent].__path__) if parent in sys.modules else []
     files = [Path(folder) / f"{reference}.py" for folder in (".", "configs")]
-    names = [f"{parent}.{file.stem}" for folder in folders for file in Path(folder).glob("*.py")]
+    names = [f"{parent}.{file.stem}" for folder in folders for file in Path(folder).glob("[!_]*.py")]
+    names = names if parent else [entry.name for entry in Path.cwd().iterdir() if entry.is_dir()]
     near = did_you_mean(missing, names)
     near = near or next((f" Did you mean {file}?" for file in files if file.is_file()), "")
     listed = _configs_in(Path(folders[0] if folders else "configs"))
@@ -146,12 +147,8 @@ def _draft(run: Callable[[], Any], shown: str, stem: str) -> Draft:
     try:
         returned = run()
         if not isinstance(returned, dict | ml_collections.ConfigDict | Config):
-            kind = (
-                "None. Add 'return c' at its end"
-                if returned is None
-                else f"a {type(returned).__name__}. Return defaults()"
-            )
-            raise ConfigError(f"{shown}: get_config() returned {kind}.")
+            advice = "Add 'return c' at its end" if returned is None else "Return what defaults() gave"
+            raise ConfigError(f"{shown}: get_config() returned {returned!r}, which is no config. {advice}.")
         draft = draft_of(returned)
     except FieldError as error:
         raise error.at(_place(error) or shown) from None
@@ -162,9 +159,8 @@ def _draft(run: Callable[[], Any], shown: str, stem: str) -> Draft:
         raise ConfigError(f"{_shown(error.filename or shown)}:{error.lineno}: {error.msg}: {line}") from None
     except Exception as error:
         text = f"{type(error).__name__}: {error}".rstrip(": ")
-        raise ConfigError(
-            f"{_place(error) or shown}: {text}. The file is run as ordinary Python; correct it there."
-        ) from error
+        advice = "The file is run as ordinary Python; correct it there."
+        raise ConfigError(f"{_place(error) or shown}: {text}. {advice}") from error
     if not draft.name:
         draft.name = stem
     return draft

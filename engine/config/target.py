@@ -130,7 +130,7 @@ def check(target: Target, where: str, given: Collection[str] = ()) -> None:
             raise FieldError(
                 f"{where}.{name}",
                 f"is missing, {target.target} needs it",
-                f"Set it in the config or with --config.{where}.{name}=VALUE. It takes: {_signature_text(named, given)}.",
+                f"Set it with --config.{where}.{name}=VALUE. It takes: {_signature_text(named, given)}.",
             )
 
 

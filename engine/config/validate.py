@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from engine.config.checks import check_value
-from engine.config.draft import Draft, draft_of
+from engine.config.draft import Draft, draft_of, thaw
 from engine.config.errors import FieldError, did_you_mean
 from engine.config.fields import join, slots
 from engine.config.override import locate
@@ -81,8 +81,8 @@ def _check_targets(config: Config) -> None:
         if not section.target:
             near = ""
             if len(parts := path.split(".")) > 1:  # a new entry may be a mistyped old one
-                others = [name for name in getattr(config, parts[0]) if name != parts[1]]
-                near = did_you_mean(parts[1], others)
+                others = [join(parts[0], name) for name in getattr(config, parts[0]) if name != parts[1]]
+                near = did_you_mean(join(parts[0], parts[1]), others)
             advice = f"Name a class or function by dotted path, such as 'package.module.Name'.{near}"
             raise FieldError(f"{path}.target", "is empty", advice)
     for name, group in config.optimizer.groups.items():
@@ -110,7 +110,7 @@ def _check_numbers(config: Config) -> None:
         texts = axes if isinstance(axes, tuple) else (axes,)
         if axes is not None and not all(isinstance(axis, str) for axis in texts):
             advice = "Allowed: a mesh axis, a tuple of them, or None."
-            raise FieldError(f"sharding.rules.{name}", f"found {axes!r}", advice)
+            raise FieldError(f"sharding.rules.{name}", f"found {thaw(axes)!r}", advice)
 
 
 def _check_best(config: Config) -> None:
