@@ -1,0 +1,156 @@
+import contextlib
+import io
+import os
+import re
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from engine.config.errors import ConfigError
+from engine.observe.progress import Progress
+from engine.run.log import RunLog, logger
+
+
+class Terminal:
+    """A real pseudo-terminal: `stream` to write to, and `text()` with what it showed once it is closed."""
+
+    def __init__(self):
+        self._master, slave = os.openpty()
+        self.stream = os.fdopen(slave, "w", encoding="utf-8")
+        self._shown = b""
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self):
+        with contextlib.suppress(OSError):  # how the system tells that the other side is closed
+            while data := os.read(self._master, 4096):
+                self._shown += data
+
+    def text(self):
+        self.stream.close()
+        self._reader.join()
+        os.close(self._master)
+        return self._shown.decode()
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    return Terminal()
+
+
+def plain(text):
+    """Without the control sequences of colours and cursor."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+def log_of(path):
+    return [line.split(" ", 1)[1] for line in path.read_text().splitlines()]
+
+
+def test_lines_where_there_is_no_terminal():
+    stream = io.StringIO()
+    with Progress("auto", total_steps=100, stream=stream) as progress:
+        progress.phase("compiling")
+        progress.update(50, {"step": 50, "attempt": 1, "time": 0.0, "loss": 0.42134, "examples_per_s": 12345.6})
+        progress.message("heldout at step 50: accuracy 0.9")
+        progress.update(100, {"loss": 0.25})
+    assert stream.getvalue().splitlines() == [
+        "step 50/100  loss 0.4213  examples_per_s 12,346",
+        "heldout at step 50: accuracy 0.9",
+        "step 100/100  loss 0.25",
+    ]
+
+
+def test_lines_say_the_time_left_from_the_second_one_on():
+    stream = io.StringIO()
+    with Progress("lines", total_steps=100, start_step=20, stream=stream) as progress:
+        progress.update(30, {"loss": 0.5})
+        progress.update(40, {"loss": 0.4})
+    first, second = stream.getvalue().splitlines()
+    assert first == "step 30/100  loss 0.5"
+    assert re.fullmatch(r"step 40/100  loss 0\.4  left 0\.\d\d s", second)
+
+
+def test_a_bar_on_a_terminal(terminal):
+    with Progress("auto", total_steps=100, stream=terminal.stream) as progress:
+        progress.update(50, {"loss": 0.42134, "accuracy": 0.5, "examples_per_s": 12345.6})
+    text = terminal.text()
+    last = plain(text).replace("\r", "\n").strip().splitlines()[-1]
+    assert re.fullmatch(
+        r"training [━╸╺ ]+ 50/100 loss 0\.4213 12,346 examples/s 0:00:00 left [-:\d]+", re.sub(" +", " ", last).strip()
+    ), last
+
+
+def test_messages_stand_above_the_bar(terminal):
+    with Progress("bar", total_steps=100, stream=terminal.stream) as progress:
+        progress.update(50, {"loss": 0.5})
+        progress.message("saved [bold]step 50[/bold]")
+    lines = plain(terminal.text()).replace("\r", "\n").split("\n")
+    shown = [line for line in lines if line.strip()]
+    assert shown.index("saved [bold]step 50[/bold]") < max(i for i, line in enumerate(shown) if "50/100" in line)
+
+
+def test_the_bar_says_what_is_being_done(terminal):
+    with Progress("bar", total_steps=100, stream=terminal.stream) as progress:
+        progress.phase("evaluating")
+    assert plain(terminal.text()).rstrip().split("\r")[-1].strip().startswith("evaluating")
+
+
+def test_a_dumb_terminal_gets_lines(terminal, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    with Progress("auto", total_steps=100, stream=terminal.stream) as progress:
+        progress.update(50, {"loss": 0.5})
+    assert terminal.text() == "step 50/100  loss 0.5\r\n"
+
+
+@pytest.mark.parametrize("mode", ["bar", "lines", "none"])
+def test_the_log_gets_the_plain_lines_in_every_mode(tmp_path, mode):
+    stream = io.StringIO()
+    with RunLog(tmp_path / "log.txt"), Progress(mode, total_steps=100, stream=stream) as progress:
+        progress.update(50, {"loss": 0.5})
+        progress.message("saved")
+    assert log_of(tmp_path / "log.txt") == ["step 50/100  loss 0.5", "saved"]
+    assert (stream.getvalue() == "") == (mode == "none")
+
+
+def test_warnings_of_other_rooms_are_shown_in_every_mode():
+    for mode in ("lines", "none"):
+        stream = io.StringIO()
+        with Progress(mode, total_steps=100, stream=stream):
+            logger.warning("the disk has %d GiB left", 3)
+        assert stream.getvalue() == "warning: the disk has 3 GiB left\n"
+
+
+def test_close_ends_what_it_began(terminal):
+    handlers, threads = list(logger.handlers), threading.active_count()
+    progress = Progress("bar", total_steps=100, stream=terminal.stream)
+    progress.close()
+    progress.close()
+    assert (logger.handlers, threading.active_count()) == (handlers, threads)
+    assert terminal.text().count("\x1b[?25h") == 1  # the cursor is shown again
+
+
+def test_what_authors_print_into_a_file_stays_in_the_file(terminal, capsys):
+    with Progress("bar", total_steps=100, stream=terminal.stream):
+        print("of the author")
+    assert capsys.readouterr().out == "of the author\n"
+    assert "of the author" not in terminal.text()
+
+
+def test_lines_need_neither_rich_nor_jax():
+    code = (
+        "import sys; from engine.observe.progress import Progress\n"
+        "with Progress('auto', 10) as progress: progress.update(5, {'loss': 0.5})\n"
+        "sys.exit(bool({'rich', 'jax', 'tensorboardX'} & set(sys.modules)))"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (process.returncode, process.stderr, process.stdout) == (0, "step 5/10  loss 0.5\n", "")
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(ConfigError, match=r"log\.progress: 'fancy' is unknown\. Allowed: auto, bar, lines, none\."):
+        Progress("fancy", total_steps=1)

@@ -1,0 +1,194 @@
+import json
+import math
+import struct
+import subprocess
+import sys
+import threading
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue], made at import
+
+from engine.config.errors import ConvoyError, RunError
+from engine.observe.writer import MetricWriter
+
+
+def a_row(step, attempt=1, **values):
+    return {"step": step, "attempt": attempt, "time": 1_700_000_000.25, **values}
+
+
+def lines_of(path):
+    return [json.loads(line, parse_constant=lambda name: pytest.fail(name)) for line in path.read_text().splitlines()]
+
+
+def events_of(directory):
+    """(step, time, {tag: value}) of every event in the files, read as TensorBoard reads them."""
+    found = []
+    for path in sorted(directory.iterdir()):
+        data = path.read_bytes()
+        while data:
+            (size,) = struct.unpack("<Q", data[:8])
+            event, data = Event.FromString(data[12 : 12 + size]), data[16 + size :]
+            if event.summary.value:
+                values = {value.tag: value.simple_value for value in event.summary.value}
+                found.append((event.step, event.wall_time, values))
+    return found
+
+
+def test_rows_become_lines_in_the_order_of_the_pushes(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with MetricWriter(path, None) as writer:
+        writer.push(lambda: [a_row(1, loss=jnp.float32(0.5)), a_row(2, loss=np.float32(0.25))])
+        writer.push(lambda: [a_row(2, **{"heldout/accuracy": 0.9})])
+    assert lines_of(path) == [a_row(1, loss=0.5), a_row(2, loss=0.25), a_row(2, **{"heldout/accuracy": 0.9})]
+
+
+def test_push_does_not_wait_for_the_block(tmp_path):
+    path, device_is_done = tmp_path / "metrics.jsonl", threading.Event()
+    writer = MetricWriter(path, None)
+    writer.push(lambda: [a_row(1)] if device_is_done.wait(60) else [])
+    writer.push(lambda: [a_row(2)])
+    assert path.read_text() == ""
+    device_is_done.set()
+    writer.flush()
+    assert [row["step"] for row in lines_of(path)] == [1, 2]
+    writer.close()
+
+
+def test_a_block_may_do_something_off_the_loop_in_order_with_the_rows(tmp_path):
+    path, seen = tmp_path / "metrics.jsonl", []
+    with MetricWriter(path, None) as writer:
+        writer.push(lambda: [a_row(1)])
+        writer.push(lambda: seen.append(len(lines_of(path))))
+    assert seen == [1]
+
+
+def test_too_many_waiting_blocks_make_push_wait_and_lose_nothing(tmp_path):
+    path, disk_goes_on = tmp_path / "metrics.jsonl", threading.Event()
+    writer = MetricWriter(path, None)
+
+    def push_many():
+        writer.push(lambda: disk_goes_on.wait(60) and None)
+        for step in range(3000):
+            writer.push(lambda step=step: [a_row(step)])
+
+    loop = threading.Thread(target=push_many)
+    loop.start()
+    loop.join(0.3)
+    assert loop.is_alive()
+    disk_goes_on.set()
+    loop.join(60)
+    writer.close()
+    assert [row["step"] for row in lines_of(path)] == list(range(3000))
+
+
+def test_numbers_that_json_has_not_are_text(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with MetricWriter(path, None) as writer:
+        writer.push(lambda: [a_row(1, loss=float("nan"), norm=jnp.float32("inf"))])
+    (row,) = lines_of(path)
+    assert (row["loss"], row["norm"]) == ("NaN", "Infinity")
+
+
+def test_tensorboard_gets_every_number_at_its_step(tmp_path):
+    with MetricWriter(tmp_path / "metrics.jsonl", tmp_path / "tensorboard") as writer:
+        writer.push(lambda: [a_row(1, loss=0.5, note="text", ok=True, per_class=np.ones(3))])
+        writer.push(lambda: [a_row(2, loss=float("nan"), **{"heldout/accuracy": jnp.float32(0.75)})])
+    first, second = events_of(tmp_path / "tensorboard")
+    assert first == (1, 1_700_000_000.25, {"loss": 0.5})
+    assert second[0] == 2 and second[2]["heldout/accuracy"] == 0.75 and math.isnan(second[2]["loss"])
+
+
+def test_flush_puts_tensorboards_events_in_their_file(tmp_path):
+    writer = MetricWriter(tmp_path / "metrics.jsonl", tmp_path / "tensorboard")
+    for step in (1, 2, 3):
+        writer.push(lambda step=step: [a_row(step, loss=0.5)])
+    writer.flush()
+    assert [event[0] for event in events_of(tmp_path / "tensorboard")] == [1, 2, 3]
+    writer.close()
+
+
+def test_a_later_attempt_adds_lines_and_a_file_of_events(tmp_path):
+    path, events = tmp_path / "metrics.jsonl", tmp_path / "tensorboard"
+    code = "import sys, pathlib; from engine.observe.writer import MetricWriter\n"
+    code += "with MetricWriter(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])) as writer:\n"
+    code += "    writer.push(lambda: [dict(step=s, attempt=1, time=0.0, loss=0.5) for s in (1, 2, 3)])"
+    subprocess.run([sys.executable, "-c", code, str(path), str(events)], check=True)
+    with MetricWriter(path, events) as writer:
+        writer.push(lambda: [a_row(3, attempt=2, loss=0.5)])
+    assert [(row["step"], row["attempt"]) for row in lines_of(path)] == [(1, 1), (2, 1), (3, 1), (3, 2)]
+    assert sorted(event[0] for event in events_of(events)) == [1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("torn", ['{"step": 3, "lo', '{"step": 3, "x": "' + "a" * 10_000])
+def test_a_last_line_that_a_crash_cut_is_removed(tmp_path, torn):
+    path = tmp_path / "metrics.jsonl"
+    for whole in ("", '{"step": 1}\n{"step": 2}\n'):
+        path.write_text(whole + torn)
+        with MetricWriter(path, None) as writer:
+            writer.push(lambda: [a_row(3)])
+        assert path.read_text().startswith(whole)
+        assert lines_of(path)[-1] == a_row(3)
+        assert len(lines_of(path)) == whole.count("\n") + 1
+
+
+@pytest.mark.faults
+def test_a_full_disk_is_a_sentence_at_the_next_push_and_only_once_at_the_end(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.symlink_to("/dev/full")
+    writer = MetricWriter(path, None)
+    writer.push(lambda: [a_row(1)])
+    sentence = r"metrics\.jsonl: metrics cannot be written \(No space left on device\)\. Free space .* last checkpoint"
+    with pytest.raises(RunError, match=sentence):
+        writer.flush()
+    with pytest.raises(RunError, match=sentence):
+        writer.push(lambda: pytest.fail("a broken writer runs no further block"))
+    writer.close()
+
+
+@pytest.mark.faults
+def test_an_error_that_nobody_saw_surfaces_at_close(tmp_path):
+    (tmp_path / "tensorboard").write_text("a file, where a folder is needed")
+    writer = MetricWriter(tmp_path / "metrics.jsonl", tmp_path / "tensorboard")
+    writer.push(lambda: [a_row(1)])
+    with pytest.raises(RunError, match=r"tensorboard: metrics cannot be written \(File exists\)"):
+        writer.close()
+    assert len(lines_of(tmp_path / "metrics.jsonl")) == 1
+    writer.close()
+
+
+def test_what_a_block_raises_reaches_the_loop_as_it_is(tmp_path):
+    def block():
+        raise ZeroDivisionError("of the block")
+
+    writer = MetricWriter(tmp_path / "metrics.jsonl", None)
+    writer.push(block)
+    with pytest.raises(ZeroDivisionError, match="of the block"):
+        writer.flush()
+    writer.close()
+
+
+def test_a_value_that_is_no_number_is_named(tmp_path):
+    writer = MetricWriter(tmp_path / "metrics.jsonl", None)
+    writer.push(lambda: [a_row(1, loss={1, 2})])
+    with pytest.raises(RunError, match="loss: a set cannot be written as JSON"):
+        writer.close()
+
+
+def test_a_file_that_cannot_be_opened_is_told_at_once(tmp_path):
+    with pytest.raises(RunError, match=r"gone/metrics\.jsonl: metrics cannot be written \(No such file"):
+        MetricWriter(tmp_path / "gone" / "metrics.jsonl", None)
+
+
+def test_a_push_after_close_is_refused_instead_of_lost(tmp_path):
+    writer = MetricWriter(tmp_path / "metrics.jsonl", None)
+    writer.close()
+    writer.flush()
+    with pytest.raises(ConvoyError, match="the writer is closed"):
+        writer.push(lambda: [a_row(1)])
+
+
+def test_importing_the_writer_costs_neither_jax_nor_tensorboard():
+    code = "import sys, engine.observe.writer; sys.exit(bool({'jax', 'tensorboardX'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
