@@ -1,0 +1,52 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from safetensors import safe_open
+
+from engine.checkpoint.export import export_safetensors
+from engine.config.errors import CheckpointError
+
+
+def state():
+    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))
+    kernel = jax.device_put(jnp.arange(32.0).reshape(8, 4), NamedSharding(mesh, PartitionSpec("fsdp")))
+    return {
+        "step": jnp.int32(7),
+        "params": {"encoder/0/kernel": kernel, "encoder/0/scale": jnp.ones((), jnp.bfloat16), "frozen": jnp.ones(2)},
+        "carried": {"norm/mean": jnp.full((3,), 2.0)},
+        "opt_state": (),
+        "ema": {"encoder/0/kernel": kernel + 1},
+    }
+
+
+def read(path):
+    with safe_open(path, "flax") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+
+
+def test_writes_parameters_and_carried_values_with_the_average_in_place_of_the_trained(tmp_path):
+    names = export_safetensors(state(), tmp_path / "model.safetensors")
+    stored = read(tmp_path / "model.safetensors")
+    assert sorted(stored) == names == ["encoder/0/kernel", "encoder/0/scale", "frozen", "norm/mean"]
+    assert np.array_equal(stored["encoder/0/kernel"], np.arange(32.0).reshape(8, 4) + 1)
+    assert stored["encoder/0/scale"].dtype == jnp.bfloat16 and stored["encoder/0/scale"].shape == ()
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_the_trained_values_on_request(tmp_path):
+    export_safetensors(state(), tmp_path / "model.safetensors", use_ema=False)
+    assert np.array_equal(read(tmp_path / "model.safetensors")["encoder/0/kernel"], np.arange(32.0).reshape(8, 4))
+
+
+def test_an_array_that_lies_transposed_in_memory_keeps_its_values(tmp_path):
+    transposed = np.arange(6.0, dtype=np.float32).reshape(2, 3).T
+    assert not transposed.flags.c_contiguous
+    export_safetensors({"params": {}, "carried": {"w": jnp.asarray(transposed)}}, tmp_path / "w.safetensors")
+    assert np.array_equal(read(tmp_path / "w.safetensors")["w"], transposed)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"absent/model\.safetensors: the weights cannot be exported"):
+        export_safetensors(state(), tmp_path / "absent" / "model.safetensors")

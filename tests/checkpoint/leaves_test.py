@@ -1,0 +1,53 @@
+import jax
+import jax.numpy as jnp
+import optax
+
+from engine.checkpoint.leaves import SHOWN, Leaf, difference, leaves_of
+
+
+def test_paths_join_keys_fields_and_places():
+    tree = {"opt_state": optax.adam(1.0).init({"encoder/0/kernel": jnp.zeros((2, 3))})}
+    assert leaves_of(tree) == {
+        "opt_state/0/count": Leaf((), "int32"),
+        "opt_state/0/mu/encoder/0/kernel": Leaf((2, 3), "float32"),
+        "opt_state/0/nu/encoder/0/kernel": Leaf((2, 3), "float32"),
+    }
+
+
+def test_an_abstract_array_counts_like_an_array():
+    abstract = {"w": jax.ShapeDtypeStruct((4,), jnp.bfloat16)}
+    assert leaves_of(abstract) == leaves_of({"w": jnp.zeros((4,), jnp.bfloat16)})
+
+
+def test_equal_sides_do_not_differ():
+    side = {"params/w": Leaf((2,), "float32")}
+    assert difference(side, dict(side)) is None
+
+
+def test_names_shapes_dtypes_and_leaves_that_one_side_lacks():
+    stored = {
+        "same": Leaf((1,), "float32"),
+        "shape": Leaf((512, 2048), "float32"),
+        "dtype": Leaf((2,), "float32"),
+        "gone": Leaf((), "int32"),
+    }
+    wanted = {
+        "same": Leaf((1,), "float32"),
+        "shape": Leaf((512, 1024), "float32"),
+        "dtype": Leaf((2,), "bfloat16"),
+        "new": Leaf((3,), "float32"),
+    }
+    assert difference(stored, wanted) == (
+        "dtype: checkpoint (2,) float32, model (2,) bfloat16.\n"
+        "gone: checkpoint () int32, model has none.\n"
+        "new: checkpoint has none, model (3,) float32.\n"
+        "shape: checkpoint (512, 2048) float32, model (512, 1024) float32.\n"
+        "4 of 5 leaves differ."
+    )
+
+
+def test_many_differing_leaves_are_counted_and_the_first_are_named():
+    stored = {f"layer_{i:03}": Leaf((i,), "float32") for i in range(100)}
+    lines = (difference(stored, {}) or "").splitlines()
+    assert len(lines) == SHOWN + 2
+    assert lines[-2:] == [f"... and {100 - SHOWN} more.", "100 of 100 leaves differ."]

@@ -1,0 +1,147 @@
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from engine.checkpoint.policy import SavePolicy
+from engine.config.duration import Duration
+
+TOTAL = 1000
+
+
+class Clock:
+    """Seconds that pass as the test says."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def policy(every: str | None, clock=None, total_steps=TOTAL) -> SavePolicy:
+    duration = None if every is None else Duration.parse(every, "checkpoint.every")
+    return SavePolicy(duration, batch_size=8, dataset_size=100, total_steps=total_steps, clock=clock or Clock())
+
+
+def test_by_steps():
+    saves = policy("300 steps")
+    assert [step for step in range(TOTAL + 1) if saves.due(step)] == [300, 600, 900, 1000]
+    assert [saves.next_possible(step) for step in (0, 299, 300, 900)] == [300, 300, 600, 1000]
+
+
+def test_by_epochs():
+    saves = policy("1 epoch")
+    assert [step for step in range(40) if saves.due(step)] == [13, 25, 38]
+
+
+def test_none_is_the_end_only():
+    saves = policy(None)
+    assert [step for step in range(TOTAL + 1) if saves.due(step)] == [TOTAL]
+    assert saves.next_possible(5) == TOTAL
+
+
+def due_times(saves, clock, seconds_of_step, steps):
+    """When it was due, in seconds since the start, in a loop whose step takes so long."""
+    start, found = clock.now, []
+    for step in range(steps):
+        if saves.due(step):
+            found.append(clock.now - start)
+        clock.now += seconds_of_step(step)
+    return found
+
+
+def test_by_the_clock():
+    clock = Clock()
+    found = due_times(policy("10 minutes", clock, total_steps=10**6), clock, lambda step: 0.5, 6000)
+    assert found == pytest.approx([600, 1200, 1800, 2400], abs=0.5)
+
+
+def test_by_the_clock_with_steps_longer_than_the_period():
+    clock = Clock()
+    assert due_times(policy("1 second", clock), clock, lambda step: 5.0, 4) == [5, 10, 15]
+
+
+def test_a_slow_first_step_delays_nothing():
+    clock = Clock()
+    found = due_times(
+        policy("10 minutes", clock, total_steps=10**6), clock, lambda step: 90.0 if step == 0 else 0.01, 120_000
+    )
+    assert found == pytest.approx([600, 1200], abs=0.1)
+
+
+def test_steps_that_become_slower_delay_a_save_by_no_more_than_they_did():
+    clock = Clock()
+    found = due_times(
+        policy("10 minutes", clock, total_steps=10**6), clock, lambda step: 0.1 if step < 1000 else 0.2, 6000
+    )
+    assert found[0] == pytest.approx(600, abs=0.2)
+
+
+def test_a_clock_is_looked_at_rarely():
+    class CountingClock(Clock):
+        looks = 0
+
+        def __call__(self) -> float:
+            self.looks += 1
+            return self.now
+
+    clock = CountingClock()
+    due_times(policy("10 minutes", clock, total_steps=10**6), clock, lambda step: 0.01, 60_001)
+    assert clock.looks < 30
+
+
+def test_by_the_clock_the_first_step_is_not_due_and_the_last_is():
+    clock = Clock()
+    saves = policy("10 minutes", clock)
+    assert not saves.due(700)
+    assert saves.due(TOTAL)
+    assert saves.next_possible(5) == TOTAL
+
+
+def test_asking_twice_gives_the_same_answer():
+    clock = Clock()
+    saves = policy("10 minutes", clock)
+    saves.due(1)
+    clock.now += 601
+    assert saves.due(2) and saves.due(2)
+    assert not saves.due(3)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_processes_with_different_clocks_save_at_the_same_steps():
+    """Two processes; the second one's clock runs ten times too fast."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    program = textwrap.dedent("""
+        import sys, jax
+        rank = int(sys.argv[1])
+        jax.distributed.initialize(sys.argv[2], 2, rank, coordinator_bind_address=sys.argv[2])
+        from engine.checkpoint.policy import SavePolicy
+        from engine.config.duration import Duration
+        now = 0.0
+        saves = SavePolicy(Duration(10, "seconds"), 8, 100, 10_000, clock=lambda: now)
+        due = []
+        for step in range(100):
+            if saves.due(step):
+                due.append(step)
+            now += 1.0 if rank == 0 else 10.0
+        print("due", due, flush=True)
+        jax.distributed.shutdown()
+    """)
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(rank), address], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    due = f"due {[10 * i for i in range(1, 10)]}\n"
+    assert [output[output.index("due") :] for output in outputs] == [due, due]

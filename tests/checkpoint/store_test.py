@@ -1,0 +1,348 @@
+"""A store saves without holding up the loop, lists only what is whole, and restores exactly what was saved."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from engine.checkpoint.retention import Retention
+from engine.checkpoint.store import CheckpointStore
+from engine.config.errors import CheckpointError
+
+POSITION = {"next_batch": 3, "next_example": 24}
+CONFIG = "name: digits\ntrain.total: 3 epochs\n"
+
+
+def sharding(devices: int, *axes: str) -> NamedSharding:
+    mesh = jax.make_mesh((devices,), ("axis",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def make_state(width: int = 16, devices: int = 1, *axes: str):
+    """A train state: flat paths, a bfloat16, optax's nested tuples, an empty dict."""
+    params = {
+        "encoder/0/kernel": jax.random.normal(jax.random.key(1), (8, width)),
+        "encoder/0/bias": jnp.zeros((width,), jnp.bfloat16),
+    }
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optax.constant_schedule(1e-3)))
+    state = {
+        "step": jnp.int32(3),
+        "rng": jax.random.key_data(jax.random.key(0)),
+        "params": params,
+        "carried": {},
+        "opt_state": tx.init(params),
+    }
+    big = sharding(devices, *axes)
+    small = sharding(devices)
+    return jax.tree.map(lambda x: jax.device_put(x, big if x.ndim == 2 else small), state)
+
+
+def abstract(state):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = CheckpointStore(tmp_path / "checkpoints")
+    yield store
+    store.close()
+
+
+def test_restores_state_position_and_config_as_saved(store):
+    state = make_state()
+    assert store.save(3, state, POSITION, CONFIG)
+    store.wait()
+    restored = store.restore(3, abstract(state))
+    assert_same(restored, state)
+    assert type(restored["opt_state"][1][0]) is type(state["opt_state"][1][0])
+    assert store.position(3) == POSITION
+    assert store.config_text(3) == CONFIG
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_state_may_be_donated_right_after_save(store, devices):
+    step = jax.jit(lambda state: jax.tree.map(lambda x: x + x.dtype.type(1), state), donate_argnums=0)
+    state = {"params": {f"p{i}": jnp.zeros((256, 1024)) for i in range(8)}}
+    state = jax.device_put(state, sharding(devices, "axis"))
+    want = abstract(state)
+    store.save(0, state, POSITION, CONFIG)
+    for _ in range(20):
+        state = step(state)
+    jax.block_until_ready(state)
+    store.wait()
+    saved = store.restore(0, want)
+    assert all(not np.asarray(x).any() for x in jax.tree.leaves(saved))
+    assert all((np.asarray(x) == 20).all() for x in jax.tree.leaves(state))
+    assert_same(step(saved), {"params": {f"p{i}": jnp.ones((256, 1024)) for i in range(8)}})
+
+
+def test_restores_onto_any_other_mesh_bitwise(store):
+    data = make_state(devices=8)
+    fsdp = make_state(16, 8, "axis")
+    one = make_state()
+    store.save(1, data, POSITION, CONFIG)
+    store.wait()
+    restored = store.restore(1, abstract(fsdp))
+    assert_same(restored, data)
+    assert restored["params"]["encoder/0/kernel"].sharding.spec == PartitionSpec("axis")
+    store.save(2, restored, POSITION, CONFIG)
+    store.wait()
+    restored = store.restore(2, abstract(one))
+    assert_same(restored, data)
+    assert restored["params"]["encoder/0/kernel"].devices() == {jax.devices()[0]}
+
+
+def test_a_step_is_listed_once_it_is_durable(store):
+    state = make_state()
+    assert store.steps() == [] and store.latest() is None
+    store.save(9, state, POSITION, CONFIG)
+    store.save(10, state, POSITION, CONFIG)
+    assert 10 not in store.steps() or not list(store.directory.glob("10.*"))
+    store.wait()
+    assert store.steps() == [9, 10] and store.latest() == 10
+
+
+def test_saving_a_step_that_was_restored_writes_nothing(tmp_path):
+    state = make_state()
+    with_store(tmp_path, lambda store: store.save(5, state, POSITION, CONFIG))
+    marker = tmp_path / "5" / "commit_success.txt"
+    before = marker.stat().st_mtime_ns
+
+    def resume(store):
+        store.restore(5, abstract(state))
+        assert not store.save(5, state, POSITION, CONFIG)
+
+    with_store(tmp_path, resume)
+    assert marker.stat().st_mtime_ns == before
+
+
+def test_a_step_of_an_abandoned_attempt_is_replaced(tmp_path):
+    old, new = make_state(), jax.tree.map(lambda x: x + x.dtype.type(1), make_state())
+    with_store(tmp_path, lambda store: [store.save(step, old, POSITION, CONFIG) for step in (5, 6)])
+
+    def resume_from_5(store):
+        store.restore(5, abstract(old))
+        assert store.save(6, new, POSITION, CONFIG)
+        store.wait()
+        assert_same(store.restore(6, abstract(new)), new)
+
+    with_store(tmp_path, resume_from_5)
+
+
+def test_a_deleted_step_is_gone_at_once_and_can_be_saved_again(store):
+    state = make_state()
+    for step in (1, 2):
+        store.save(step, state, POSITION, CONFIG)
+    store.wait()
+    store.delete(1)
+    assert store.steps() == [2]
+    assert store.save(1, state, POSITION, CONFIG)
+    store.wait()
+    assert_same(store.restore(1, abstract(state)), state)
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 7. Steps there: 1, 2\."):
+        store.delete(7)
+
+
+def test_describes_each_step(store):
+    state = make_state()
+    store.save(3, state, POSITION, CONFIG)
+    store.wait()
+    Retention(store.directory, 2).record(3, {"heldout/accuracy": 0.5})
+    (info,) = store.describe()
+    assert info.step == 3 and info.results == {"heldout/accuracy": 0.5}
+    assert info.bytes > 3 * 8 * 16 * 4
+    assert abs(info.time - os.stat(store.directory).st_mtime) < 60
+
+
+def test_another_model_is_refused_by_the_leaves_that_differ(store):
+    state = make_state(width=16)
+    store.save(3, state, POSITION, CONFIG)
+    store.wait()
+    other = abstract(make_state(width=32))
+    other["params"]["head/bias"] = jax.ShapeDtypeStruct((4,), jnp.float32)
+    del other["rng"]
+    with pytest.raises(CheckpointError) as error:
+        store.restore(3, other)
+    text = str(error.value)
+    assert "params/encoder/0/kernel: checkpoint (8, 16) float32, model (8, 32) float32." in text
+    assert "params/head/bias: checkpoint has none, model (4,) float32." in text
+    assert "rng: checkpoint (2,) uint32, model has none." in text
+    assert "8 of 11 leaves differ." in text
+
+
+@pytest.mark.faults
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("tell", ["while True: store.check()", "store.wait()"])
+def test_a_failed_save_is_told_once_and_the_next_one_works(tmp_path, tell):
+    """No file may grow beyond a size: a full disk, as the process sees it."""
+    done = run(
+        f"""
+        import resource, signal, sys
+        import jax.numpy as jnp, numpy as np
+        from engine.checkpoint.store import CheckpointStore
+        from engine.config.errors import CheckpointError
+        store = CheckpointStore(sys.argv[1])
+        state = {{"params": {{"w": jnp.arange(1000.0)}}}}
+        store.save(1, state, {{"next_batch": 1}}, "")
+        store.wait()
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        former = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, former[1]))
+        try:
+            store.save(2, state, {{"next_batch": 2}}, "")
+            {tell}
+        except CheckpointError as error:
+            print(error)
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+        store.check()
+        assert store.steps() == [1]
+        assert store.save(2, state, {{"next_batch": 2}}, "")
+        store.wait()
+        assert store.restore(2, state)["params"]["w"][999] == 999
+        assert store.steps() == [1, 2]
+        store.close()
+        """,
+        tmp_path,
+    )
+    assert "step 2 could not be saved" in done.stdout
+    assert "The newest checkpoint is that of step 1." in done.stdout
+
+
+def test_a_directory_that_cannot_be_made_is_refused_when_it_is_opened(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be opened for writing"):
+        CheckpointStore(tmp_path / "file" / "checkpoints")
+
+
+def test_a_damaged_step_names_the_others(store):
+    state = make_state()
+    for step in (1, 2):
+        store.save(step, state, POSITION, CONFIG)
+    store.wait()
+    (store.directory / "2" / "state" / "_METADATA").write_text("{")
+    (store.directory / "2" / "position" / "position.json").unlink()
+    for read in (lambda: store.restore(2, abstract(state)), lambda: store.position(2)):
+        with pytest.raises(CheckpointError, match=r"2: cannot be read \(.*\)\. Other checkpoints there: 1\."):
+            read()
+
+
+def test_read_only_changes_nothing(tmp_path):
+    state = make_state()
+    with_store(tmp_path, lambda store: store.save(4, state, POSITION, CONFIG))
+    being_written = tmp_path / "5.orbax-checkpoint-tmp"
+    being_written.mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    store = CheckpointStore(tmp_path, read_only=True)
+    assert store.steps() == [4]
+    assert_same(store.restore(4, abstract(state)), state)
+    with pytest.raises(CheckpointError, match="read-only"):
+        store.save(5, state, POSITION, CONFIG)
+    store.close()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_listing_needs_no_jax(tmp_path):
+    with_store(tmp_path, lambda store: store.save(4, make_state(), POSITION, CONFIG))
+    run(f"""
+        import sys
+        from engine.checkpoint.store import CheckpointStore
+        store = CheckpointStore({str(tmp_path)!r}, read_only=True)
+        assert [info.step for info in store.describe()] == [4]
+        assert store.position(4)["next_batch"] == 3 and store.config_text(4).startswith("name")
+        store.close()
+        assert not {{"jax", "orbax", "tensorstore"}} & sys.modules.keys()
+    """)
+
+
+WRITER = """
+    import sys, jax.numpy as jnp
+    from engine.checkpoint.store import CheckpointStore
+    store = CheckpointStore(sys.argv[1])
+    state = {{"params": {{"w": jnp.full(({size},), 1.0)}}}}
+    store.save(1, state, {{"next_batch": 1}}, "")
+    store.wait()
+    print("first", flush=True)
+    store.save(2, {{"params": {{"w": state["params"]["w"] + 1}}}}, {{"next_batch": 2}}, "")
+    print("second", flush=True)
+    store.close()
+    print("closed", flush=True)
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.multiprocess
+def test_a_kill_in_the_middle_of_a_save_leaves_the_step_before_and_is_cleaned_up(tmp_path):
+    """The writer is frozen, so that the disk is seen between two instants of a save, and killed there."""
+    writer = start(WRITER.format(size=32 << 20), tmp_path)
+    assert writer.stdout.readline() == "first\n"
+    partial = None
+    while partial is None and writer.poll() is None:
+        partial = next(tmp_path.glob("2.*"), None)
+    writer.send_signal(signal.SIGSTOP)
+    writer.kill()
+    writer.wait()
+    writer.stdout.close()
+    assert partial is not None and list(tmp_path.glob("2.*")), "the save was over before the kill"
+
+    reader = CheckpointStore(tmp_path, read_only=True)
+    assert reader.steps() == [1]
+    reader.close()
+
+    want = {"params": {"w": jax.ShapeDtypeStruct((32 << 20,), jnp.float32, sharding=sharding(1))}}
+    store = CheckpointStore(tmp_path)
+    assert store.steps() == [1]
+    restored = store.restore(1, want)
+    assert (np.asarray(restored["params"]["w"]) == 1).all()
+    assert store.save(2, restored, POSITION, CONFIG)
+    store.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_a_killed_deletion_is_finished_by_the_next_writer(tmp_path):
+    with_store(tmp_path, lambda store: store.save(1, make_state(), POSITION, CONFIG))
+    (tmp_path / "1").rename(tmp_path / "1.deleted")
+    with_store(tmp_path, lambda store: store.steps() == [] or pytest.fail("a deleted step is listed"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.multiprocess
+def test_says_nothing_on_its_own_and_the_process_ends_after_close(tmp_path):
+    done = run(WRITER.format(size=1000), tmp_path)
+    assert (done.stdout, done.stderr) == ("first\nsecond\nclosed\n", "")
+
+
+def with_store(directory: Path, use) -> None:
+    store = CheckpointStore(directory)
+    use(store)
+    store.close()
+
+
+def program(text: str) -> list[str]:
+    return [sys.executable, "-W", "error", "-c", textwrap.dedent(text)]
+
+
+def run(text: str, *arguments) -> subprocess.CompletedProcess:
+    command = [*program(text), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def start(text: str, *arguments) -> subprocess.Popen:
+    return subprocess.Popen([*program(text), *map(str, arguments)], stdout=subprocess.PIPE, text=True)
