@@ -14,7 +14,7 @@ _NAMES = {
     "Source": "engine.data.source",
     "layers": "engine.layers",
     "Trainer": "engine.trainer",
-    "Summary": "engine.trainer",
+    "Summary": "engine.observe.report",
     "train": "engine.entry",
     "evaluate": "engine.entry",
     "ConvoyError": "engine.config.errors",

@@ -10,19 +10,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_collections
 
+from engine.checkpoint.retention import Retention
+from engine.checkpoint.store import CheckpointStore
 from engine.config.dev_run import tiny
 from engine.config.errors import CheckpointError, ConfigError, ConvoyError
 from engine.config.identity import identity_differences, schedule_change
 from engine.config.load import load
-from engine.config.schema import Config
+from engine.config.schema import Config, Data
 from engine.config.target import build, check
 from engine.config.text import from_text, to_text
 from engine.config.validate import validate
+from engine.data.source import Source, limited
+from engine.evaluation import build_evaluations
+from engine.observe.report import Summary
 from engine.observe.reporter import Reporter
+from engine.parallel.mesh import cpu_device_count, make_mesh
 from engine.run.directory import RunDirectory
-from engine.trainer import Program, Summary, Trainer, program_of
+from engine.trainer import Trainer, program_of
+from engine.training.program import Program
 
 AnyConfig = Config | ml_collections.ConfigDict | str | Path
 
@@ -65,14 +73,13 @@ def train(
     directory = RunDirectory.open(workdir or default_workdir(config), fresh=fresh)
     if directory.exists():
         _check_resume(config, directory, accept_schedule_change)
-    with Reporter(directory, config.log.progress) as reporter:
+    with Reporter(directory, config.name, config.log.progress) as reporter:
         config = set_up_devices(config, directory)
         directory.write_config_text(to_text(config))
         trainer = _trainer(config, directory, reporter)
-        reporter.start(trainer.total_steps)
-        summary = trainer.run()
-        reporter.done(summary)
-    return summary
+        reporter.start(trainer.total_steps, trainer.summary)
+        trainer.run()
+    return reporter.summary
 
 
 def check_targets(config: Config) -> None:
@@ -95,12 +102,9 @@ def set_up_devices(config: Config, directory: RunDirectory | None = None) -> Con
 
     Must come before anything asks JAX for devices. A run keeps the number that "auto" gave at its start.
     """
-    import jax
-
-    from engine.parallel.mesh import cpu_device_count
-    from engine.training import compile_cache
-
     if config.cache.compiled:
+        from engine.training import compile_cache
+
         compile_cache.enable(config.cache.max_gib)
     setting = config.mesh.cpu_devices
     if setting == "auto" and directory is not None and directory.exists():
@@ -132,11 +136,10 @@ def _check_resume(config: Config, directory: RunDirectory, accept_schedule_chang
         raise ConfigError(f"{directory.path}: {change} To go on with it, add --accept-schedule-change.")
 
 
-def sources_of(config: Config) -> tuple[Any, dict[str, Any]]:
+def sources_of(config: Config) -> tuple[Source, dict[str, Source]]:
     """Returns the training source and those of the evaluations, limited as the config says."""
-    from engine.data.source import limited
 
-    def source(section: Any, where: str) -> Any:
+    def source(section: Data, where: str) -> Source:
         return limited(build(section, where), section.limit)
 
     evaluations = {name: source(e.data, f"evaluations.{name}.data") for name, e in config.evaluations.items()}
@@ -144,8 +147,6 @@ def sources_of(config: Config) -> tuple[Any, dict[str, Any]]:
 
 
 def _trainer(config: Config, directory: RunDirectory, reporter: Reporter) -> Trainer:
-    from engine.parallel.mesh import make_mesh
-
     source, evaluation_sources = sources_of(config)
     return Trainer(
         build(config.task, "task"),
@@ -162,8 +163,6 @@ def _trainer(config: Config, directory: RunDirectory, reporter: Reporter) -> Tra
 
 def program(config: AnyConfig) -> tuple[Program, int]:
     """Returns the program of a config and its number of steps, for `explain` and for tests; nothing is compiled."""
-    from engine.parallel.mesh import make_mesh
-
     config = resolve_config(config)
     check_targets(config)
     config = set_up_devices(config)
@@ -181,11 +180,6 @@ def evaluate(run: str | Path, *, step: int | str | None = None) -> Mapping[str, 
         CheckpointError: no such checkpoint.
         ConfigError: the run's config has no evaluations.
     """
-    from engine.checkpoint.retention import Retention
-    from engine.checkpoint.store import CheckpointStore
-    from engine.evaluation import build_evaluations
-    from engine.parallel.mesh import make_mesh
-
     directory = RunDirectory(Path(run))
     if not directory.exists():
         raise ConfigError(f"{run}: no run here (no config.txt). Name the directory of a run.")

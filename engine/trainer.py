@@ -8,10 +8,9 @@ compiled program, 1 or `train.steps_per_dispatch` steps. *Due*: a policy's answe
 each other, and a dispatch is cut where the next one is due.
 """
 
-import dataclasses
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -32,6 +31,7 @@ from engine.data.source import Source, example_spec
 from engine.evaluation import build_evaluations
 from engine.observe.profiler import ProfileWindow
 from engine.observe.recorder import Recorder
+from engine.observe.report import Summary
 from engine.observe.throughput import Throughput
 from engine.observe.writer import MetricWriter
 from engine.parallel.mesh import batch_sharding, check_batch
@@ -56,24 +56,6 @@ class Diverged(ConvoyError):
     """The loss or its gradient is not finite; the update was held back."""
 
     exit_code = exit_codes.STOP
-
-
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """What a run reached.
-
-    `metrics` holds the last training row and the last result of each evaluation ("heldout/accuracy"); `best` is
-    (step, value) of `checkpoint.best`; times are in seconds.
-    """
-
-    step: int
-    total_steps: int
-    metrics: Mapping[str, float]
-    best: tuple[int, float] | None
-    checkpoints: tuple[int, ...]
-    directory: Path
-    wall_s: float
-    compile_s: float
 
 
 def program_of(task: Task, mesh: Mesh, source: Source, config: Config) -> tuple[Program, int]:
@@ -139,9 +121,12 @@ class Trainer:
         size = len(source)
         self.evaluations = build_evaluations(config, dict(evaluation_sources), self.program, size, self.total_steps)
         self._hooks = [(self._period(config.hooks[name].every, f"hooks.{name}.every"), hooks[name]) for name in hooks]
+        self.checkpoints = self._checkpointer()
+        self._recorder: Recorder | None = None
         self._row: dict[str, Any] = {}
         self._results: dict[str, float] = {}
         self._step = 0
+        self._started = time.monotonic()
 
     def _period(self, every: str | None, where: str) -> Period:
         duration = None if every is None else Duration.parse(every, where)
@@ -160,14 +145,20 @@ class Trainer:
             Diverged: the loss is not finite.
             ConvoyError: storage or data failed.
         """
-        start = time.monotonic()
         config = self.config
-        self.checkpoints = self._checkpointer()
-        writer = MetricWriter(self.directory.metrics, self.directory.tensorboard if config.log.tensorboard else None)
-        profile = ProfileWindow(config.profile.start, config.profile.steps, self.directory.profile)
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.checkpoints.store.close)
             state, step = self._first_state()
+            if step == self.total_steps:
+                self._say(f"nothing to do: the run is done at step {step}")
             steps = {k: self.program.steps(k) for k in {1, config.train.steps_per_dispatch}}
+            writer = stack.enter_context(
+                MetricWriter(self.directory.metrics, self.directory.tensorboard if config.log.tensorboard else None)
+            )
+            self._recorder = recorder = self._make_recorder(writer)
+            stack.callback(recorder.close)
+            profile = ProfileWindow(config.profile.start, config.profile.steps, self.directory.profile)
+            stack.callback(lambda: self._tell(profile.close()))
             feed = TrainFeed(
                 self._source,
                 config.data,
@@ -176,19 +167,12 @@ class Trainer:
                 sharding=self.program.spec.batch_sharding,
                 start=step,
                 stop=self.total_steps,
+                steps_per_dispatch=config.train.steps_per_dispatch,
             )
-            recorder = self._recorder(writer)
-            try:
-                with Preemption() as preemption:
-                    self._loop(state, step, steps, feed, recorder, preemption, profile)
-            finally:
-                feed.close()
-                recorder.close()
-        finally:
-            profile.close()
-            writer.close()
-            self.checkpoints.store.close()
-        return self._summary(time.monotonic() - start)
+            stack.callback(feed.close)
+            preemption = stack.enter_context(Preemption())
+            self._loop(state, step, steps, feed, recorder, preemption, profile)
+        return self.summary()
 
     def _loop(
         self,
@@ -205,7 +189,7 @@ class Trainer:
         while True:
             self._step = step
             stopping = preemption.requested(step)
-            force = stopping or step == last or (step > 0 and self._selects_best(step))
+            force = stopping or (step > 0 and (step == last or self._selects_best(step)))
             if self.checkpoints.maybe_save(step, state, feed.position, force):
                 self._say(f"saving checkpoint of step {step}")
             if stopping:
@@ -216,8 +200,9 @@ class Trainer:
             if step == last:
                 break
             k = self._steps_until_due(step, profile)
-            profile.at(step)
-            state, metrics = steps[k](state, feed.next(k))
+            self._tell(profile.at(step, state["step"]))
+            with profile.annotate(step):
+                state, metrics = steps[k](state, feed.next(k))
             recorder.push(step, k, metrics, feed.wait_s)
             step += k
         self.checkpoints.finish()
@@ -261,7 +246,7 @@ class Trainer:
         if recorder.skipped_at is not None:
             raise Diverged(
                 f"step {recorder.skipped_at}: the loss or its gradient is not finite; the update was held back. "
-                f"Look at the batch of that step and at optimizer.learning_rate ({self.config.optimizer.learning_rate})."
+                f"Look at that step's batch, and at optimizer.learning_rate = {self.config.optimizer.learning_rate}."
             )
 
     def _checkpointer(self) -> Checkpointer:
@@ -285,9 +270,9 @@ class Trainer:
         self._say(f"resuming from step {step}")
         return state, step
 
-    def _recorder(self, writer: MetricWriter) -> Recorder:
+    def _make_recorder(self, writer: MetricWriter) -> Recorder:
         found = hardware.find(jax.devices()[0].device_kind)
-        peak = found.peak_flops[self.config.train.precision] * self.program.mesh.size if found else None
+        peak = found.peak(self.config.train.precision) if found else None
         batch_size = self.config.train.global_batch_size
 
         def on_row(row: dict[str, Any]) -> None:
@@ -299,7 +284,7 @@ class Trainer:
             last_value=("learning_rate",),
             summed=("skipped",),
             writer=writer,
-            throughput=Throughput(batch_size, self.program.flops_per_step, peak),
+            throughput=Throughput(batch_size, self.program.flops_per_step, peak and peak * self.program.mesh.size),
             period=self._period(self.config.log.every, "log.every"),
             attempt=self.directory.attempt,
             on_row=on_row,
@@ -308,15 +293,23 @@ class Trainer:
     def _stop_text(self, step: int) -> str:
         return f"asked to stop; the state of step {step} of {self.total_steps} is saved in {self.directory.path}."
 
-    def _summary(self, wall_s: float) -> Summary:
-        steps: Sequence[int] = self.checkpoints.store.steps()
+    def _tell(self, text: str | None) -> None:
+        if text:
+            self._say(text)
+
+    def summary(self) -> Summary:
+        """What is reached so far."""
+        best = self.checkpoints.retention.best()
         return Summary(
+            state="training",
+            name=self.config.name,
+            directory=self.directory,
             step=self._step,
             total_steps=self.total_steps,
             metrics={**self._row, **self._results},
-            best=self.checkpoints.retention.best(),
-            checkpoints=tuple(steps),
-            directory=self.directory.path,
-            wall_s=wall_s,
+            best={} if best is None else {str(self.config.checkpoint.best): best},
+            checkpoints=self.checkpoints.store.steps(),
+            wall_s=time.monotonic() - self._started,
             compile_s=self.program.compile_s,
+            rates=self._recorder.rates() if self._recorder else {},
         )

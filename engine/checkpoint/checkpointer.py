@@ -28,12 +28,11 @@ class Checkpointer:
     def maybe_save(self, step: int, state: Any, position: Mapping[str, int], force: bool = False) -> bool:
         """Starts a save when one is due or forced; returns whether it did. Raises what an earlier save failed with."""
         self.store.check()
-        if not (force or self.policy.due(step)) or step in self.store.steps():
+        due = self.policy.due(step)  # asked at every step, in every process
+        if not (due or force):
             return False
-        self.store.wait()
-        self._retain()
-        self.store.save(step, state, position, self._config_text)
-        return True
+        self.finish()
+        return self.store.save(step, state, position, self._config_text)
 
     def record(self, step: int, results: Mapping[str, float]) -> None:
         """Writes evaluation results beside a step, for retention and for the list of checkpoints."""
@@ -42,8 +41,5 @@ class Checkpointer:
     def finish(self) -> None:
         """Waits until the last save is durable, then drops what need not stay."""
         self.store.wait()
-        self._retain()
-
-    def _retain(self) -> None:
         for step in self.retention.to_delete(self.store.steps()):
             self.store.delete(step)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from engine.config.duration import Period
+from engine.observe.memory import memory_use
 from engine.observe.throughput import Throughput
 from engine.observe.writer import MetricWriter
 
@@ -99,8 +100,12 @@ class Recorder:
         """The first step whose update the guard held back, as far as results were read."""
         return self._skipped_at
 
+    def rates(self) -> dict[str, float]:
+        """The rates over the whole attempt, as far as results were read."""
+        return self._throughput.total()
+
     def close(self) -> None:
-        """Writes what is left, also an unfinished row's steps (they make no row)."""
+        """Waits until all that was pushed is written; steps of an unfinished row make no row."""
         block, self._block = self._block, []
         if block:
             self._writer.push(lambda: self._rows(block))
@@ -127,6 +132,6 @@ class Recorder:
         for name, (total, weight), (value, _) in zip(self._names, self._sums, last, strict=True):
             mean = float(total / weight) if weight else float("nan")
             row[name] = float(total) if name in self._summed else float(value) if name in self._last_value else mean
-        row |= self._throughput.values()
+        row |= self._throughput.values() | memory_use()
         self._on_row(row)
         return row

@@ -1,6 +1,6 @@
 """The final words of a run: what was reached, how long it took, where things lie, what to type next.
 
-Owns: `Report` and its text. Does not own: the numbers (`throughput.py`, the trainer) and `status.json`
+Owns: `Summary` and its text. Does not own: the numbers (`throughput.py`, the trainer) and `status.json`
 (`run/status.py`).
 """
 
@@ -15,7 +15,7 @@ from engine.run.directory import RunDirectory
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class Summary:
     """What the final words are made of."""
 
     state: str  # done, failed, preempted or interrupted, as in status.json
@@ -41,42 +41,42 @@ class Report:
         return f"convoy train --config={path} --workdir={path}"
 
 
-def summary_text(report: Report) -> str:
+def summary_text(summary: Summary) -> str:
     """Returns the final words, a few aligned lines of ASCII that end with the next command to type."""
     parts = [
-        _headline(report),
-        _table(_reached(report)),
-        _table(_cost(report)),
-        _table(_places(report)),
-        _table(_next(report)),
+        _headline(summary),
+        _table(_reached(summary)),
+        _table(_cost(summary)),
+        _table(_places(summary)),
+        _table(_next(summary)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _headline(report: Report) -> str:
-    where = f"step {report.step:,} of {report.total_steps:,}"
-    attempt = f", attempt {report.directory.attempt}" if report.directory.attempt > 1 else ""
-    lines = [f"{report.name}: {report.state} at {where}{attempt}"]
-    if report.reason:
-        lines.append(report.reason)
+def _headline(summary: Summary) -> str:
+    where = f"step {summary.step:,} of {summary.total_steps:,}"
+    attempt = f", attempt {summary.directory.attempt}" if summary.directory.attempt > 1 else ""
+    lines = [f"{summary.name}: {summary.state} at {where}{attempt}"]
+    if summary.reason:
+        lines.append(summary.reason)
     return "\n".join(lines)
 
 
-def _reached(report: Report) -> list[tuple[str, str]]:
+def _reached(summary: Summary) -> list[tuple[str, str]]:
     rows = []
-    for name, value in report.metrics.items():
-        if name in ROW_KEYS or name in report.rates:
+    for name, value in summary.metrics.items():
+        if name in ROW_KEYS or name in summary.rates:
             continue
-        best = report.best.get(name)
+        best = summary.best.get(name)
         note = "" if best is None else f"   best {wording.number(best[1])} at step {best[0]:,}"
         rows.append((name, wording.number(value) + note))
     return rows
 
 
-def _cost(report: Report) -> list[tuple[str, str]]:
-    rates = report.rates
-    compiling = "" if report.compile_s is None else f", {wording.duration(report.compile_s)} of it compiling"
-    rows = [("time", wording.duration(report.wall_s) + compiling)]
+def _cost(summary: Summary) -> list[tuple[str, str]]:
+    rates = summary.rates
+    compiling = "" if summary.compile_s is None else f", {wording.duration(summary.compile_s)} of it compiling"
+    rows = [("time", wording.duration(summary.wall_s) + compiling)]
     if "examples_per_s" in rates:
         rows.append(
             (
@@ -92,12 +92,12 @@ def _cost(report: Report) -> list[tuple[str, str]]:
     return rows
 
 
-def _places(report: Report) -> list[tuple[str, str]]:
-    run = report.directory
+def _places(summary: Summary) -> list[tuple[str, str]]:
+    run = summary.directory
     rows = [("run", str(run))]
-    if report.checkpoints:
-        steps = ", ".join(map(str, report.checkpoints))  # as --step takes them
-        rows.append(("checkpoints", f"{run.checkpoints}   step{'s' * (len(report.checkpoints) > 1)} {steps}"))
+    if summary.checkpoints:
+        steps = ", ".join(map(str, summary.checkpoints))  # as --step takes them
+        rows.append(("checkpoints", f"{run.checkpoints}   step{'s' * (len(summary.checkpoints) > 1)} {steps}"))
     if run.metrics.exists():
         rows.append(("metrics", str(run.metrics)))
     if run.tensorboard.exists():
@@ -107,16 +107,16 @@ def _places(report: Report) -> list[tuple[str, str]]:
     return rows
 
 
-def _next(report: Report) -> list[tuple[str, str]]:
+def _next(summary: Summary) -> list[tuple[str, str]]:
     rows = []
-    if report.checkpoints:
-        rows.append(("evaluate", f"convoy evaluate {shlex.quote(str(report.directory.path))}"))
-    if report.state == "done":
-        rows.append(("train longer", f'{report.again} --config.train.total="..."'))
-    elif report.checkpoints:
-        rows.append((f"go on from {max(report.checkpoints)}", report.again))
+    if summary.checkpoints:
+        rows.append(("evaluate", f"convoy evaluate {shlex.quote(str(summary.directory.path))}"))
+    if summary.state == "done":
+        rows.append(("train longer", f'{summary.again} --config.train.total="..."'))
+    elif summary.checkpoints:
+        rows.append((f"go on from {max(summary.checkpoints)}", summary.again))
     else:
-        rows.append(("start again", f"{report.again}   (no checkpoint was written)"))
+        rows.append(("start again", f"{summary.again}   (no checkpoint was written)"))
     return rows
 
 

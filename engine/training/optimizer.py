@@ -5,6 +5,7 @@ are optax's or the author's: any function `(learning_rate, **arguments) -> optax
 `optimizer.target`.
 """
 
+import dataclasses
 import inspect
 import re
 from collections.abc import Mapping
@@ -81,7 +82,7 @@ def _one(config: Optimizer, learning_rate: optax.Schedule, weight_decay: float |
     if weight_decay is not None:
         if "weight_decay" not in parameters:
             raise ConfigError(f"optimizer.groups: {config.target} takes no weight_decay. Leave it None in the groups.")
-        given["weight_decay"] = weight_decay
+        config = dataclasses.replace(config, arguments={**config.arguments, "weight_decay": weight_decay})
     return build(config, WHERE, **given)
 
 

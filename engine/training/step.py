@@ -54,7 +54,7 @@ def make_train_step(spec: StepSpec, metric_names: tuple[str, ...]) -> Step:
     def step(state: State, batch: Batch) -> tuple[State, jax.Array]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state["rng"]), state["step"])
         grads, sums, carried = _gradients(spec, metric_names, state, batch, key)
-        loss, grad_norm = divide(sums[0]), optax.global_norm(grads)
+        loss, grad_norm = divide(sums[0]), optax.tree.norm(grads)
         ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         new = _update(spec, state, grads, carried)
         new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, {name: state[name] for name in new})

@@ -1,0 +1,106 @@
+"""One attempt as others see it: the screen, the log, `status.json`, and the final words.
+
+Owns: what is told when, and how an exception becomes a state, a reason and an exit code. Does not own: how each is
+written (`progress.py`, `run/status.py`, `report.py`), or what happened (`trainer.py`).
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from engine.cluster import exit_codes
+from engine.config.errors import ConvoyError
+from engine.observe.progress import Progress
+from engine.observe.report import Summary, summary_text
+from engine.run import status
+from engine.run.directory import RunDirectory
+from engine.run.log import RunLog
+from engine.run.status import Status
+
+STATES = {exit_codes.DONE: "done", exit_codes.RETRY: "preempted", exit_codes.INTERRUPTED: "interrupted"}
+
+
+class Reporter:
+    """Tells of one attempt from its start to its end. A context manager: its exit tells how the attempt ended.
+
+    Args:
+        directory: the run.
+        name: of the config.
+        mode: of the progress, `log.progress`.
+    """
+
+    def __init__(self, directory: RunDirectory, name: str, mode: str):
+        self._directory, self._mode = directory, mode
+        self._log = RunLog(directory.log)
+        self._progress: Progress | None = None
+        self._status = Status(state="starting", attempt=directory.attempt)
+        self._summarise: Callable[[], Summary] = lambda: Summary(
+            state="starting", name=name, directory=directory, step=0, total_steps=0
+        )
+        self._write()
+
+    def start(self, total_steps: int, summarise: Callable[[], Summary]) -> None:
+        """The work begins: shows progress from here on.
+
+        Args:
+            total_steps: of the run.
+            summarise: returns what is reached so far, at any moment.
+        """
+        self._summarise = summarise
+        self._progress = Progress(self._mode, total_steps)
+        if self._directory.moved_to is not None:
+            self.message(f"the earlier run was moved to {self._directory.moved_to}")
+
+    def row(self, row: dict[str, Any]) -> None:
+        """A row of training metrics; called in the writer's thread."""
+        if self._progress is not None:
+            self._progress.update(row["step"], row)
+        self._status = dataclasses.replace(
+            self._status, state="training", step=row["step"], metrics={**self._status.metrics, **row}
+        )
+        self._write()
+
+    def message(self, text: str) -> None:
+        """A sentence for the user."""
+        if self._progress is not None:
+            self._progress.message(text)
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.close()
+        code = exit_code(error)
+        state = STATES.get(code, "failed")
+        reason = "" if error is None else str(error) if isinstance(error, ConvoyError) else f"{kind.__name__}: {error}"  # pyright: ignore[reportOptionalMemberAccess]
+        self.summary = dataclasses.replace(self._summarise(), state=state, reason=reason)
+        self._status = dataclasses.replace(
+            self._status,
+            state=state,
+            reason=reason,
+            exit_code=code,
+            step=self.summary.step,
+            total_steps=self.summary.total_steps,
+            metrics=self.summary.metrics,
+        )
+        self._write()
+        if self._progress is not None and self._mode != "none":
+            print(summary_text(self.summary), file=sys.stderr, flush=True)
+        self._log.close()
+
+    def _write(self) -> None:
+        status.write(self._directory.status, self._status)
+
+
+def exit_code(error: BaseException | None) -> int:
+    """Returns what a process ends with after an error: DESIGN's table, 1 for whatever the user's code raised."""
+    if error is None:
+        return exit_codes.DONE
+    if isinstance(error, KeyboardInterrupt):
+        return exit_codes.INTERRUPTED
+    return error.exit_code if isinstance(error, ConvoyError) else exit_codes.USER_ERROR

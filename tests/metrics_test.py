@@ -1,0 +1,55 @@
+"""Sums and weights: exact over ragged parts, padding left out, one division."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from engine.config.errors import TaskError
+from engine.metrics import Loss, Mean, check_means, divide, reduce_mean
+
+
+def test_a_mean_is_summed_by_example_with_its_weights():
+    values = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+    mean = Mean.of(values, where=jnp.array([[1, 0], [1, 1]]))
+    assert mean.total.tolist() == [1, 7]
+    assert mean.weight.tolist() == [1, 2]
+
+
+def test_a_mask_by_example_counts_for_all_its_values():
+    mean = Mean.of(jnp.ones((2, 3)), where=jnp.array([True, False]))
+    assert mean.total.tolist() == [3, 0]
+    assert mean.weight.tolist() == [3, 0]
+
+
+def test_values_without_weight_are_not_read():
+    mean = Mean.of(jnp.array([1.0, jnp.nan]), where=jnp.array([1, 0]))
+    assert reduce_mean(mean).tolist() == [1, 1]
+
+
+def test_padded_rows_count_nothing_even_if_they_are_nan():
+    mean = Mean(jnp.array([1.0, 2.0, jnp.nan]), jnp.ones(3))
+    assert reduce_mean(mean, jnp.array([1.0, 1.0, 0.0])).tolist() == [3, 2]
+
+
+def test_ragged_parts_merge_to_the_mean_of_the_whole():
+    values = np.arange(7, dtype=np.float32) ** 2
+    parts = [Mean.of(jnp.asarray(values[:4])), Mean.of(jnp.asarray(values[4:]))]
+    assert float(divide(sum(reduce_mean(part) for part in parts))) == values.mean()
+
+
+def test_dividing_by_no_weight_gives_zero():
+    assert float(divide(jnp.array([0.0, 0.0]))) == 0
+
+
+def test_a_loss_is_a_mean_with_metrics():
+    loss = Loss.of(jnp.array([1.0, 3.0]), metrics={"a": Mean.of(jnp.ones(2))})
+    assert (loss.total.tolist(), loss.weight.tolist(), list(loss.metrics)) == ([1, 3], [1, 1], ["a"])
+
+
+def test_scalars_are_refused_where_rows_are_needed_and_told_elsewhere():
+    with pytest.raises(TaskError, match="batch dimension, found a scalar"):
+        Mean.of(jnp.float32(1))
+    assert check_means({"a": Mean.of(jnp.ones(4))}, 4, "Task.evaluate")
+    assert not check_means({"a": Mean(jnp.float32(1), jnp.float32(2))}, 4, "Task.evaluate")
+    with pytest.raises(TaskError, match=r"Task.evaluate: metric 'a' has total \[4, 2\] and weight \[4, 2\]"):
+        check_means({"a": Mean(jnp.ones((4, 2)), jnp.ones((4, 2)))}, 4, "Task.evaluate")

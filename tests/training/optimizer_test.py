@@ -1,0 +1,81 @@
+"""Schedules, groups, masks and clipping around an optax optimizer."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from engine.config.errors import ConfigError
+from engine.config.schema import Group, Optimizer
+from engine.training.optimizer import build_optimizer, group_labels, schedule
+
+PARAMS = {"body/kernel": jnp.ones((2, 2)), "body/bias": jnp.ones(2), "head/kernel": jnp.ones((2, 2))}
+ZERO = {path: jnp.zeros_like(x) for path, x in PARAMS.items()}
+ONES = {path: jnp.ones_like(x) for path, x in PARAMS.items()}
+
+
+def updates(config: Optimizer, grads) -> dict[str, np.ndarray]:
+    tx = build_optimizer(config, schedule(config, 0, 10), PARAMS)
+    out, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
+    return {path: np.asarray(x) for path, x in out.items()}
+
+
+def test_schedule_warms_up_and_decays():
+    rate = schedule(Optimizer(learning_rate=1.0, schedule="cosine", final_scale=0.1), 10, 110)
+    assert [round(float(rate(s)), 4) for s in (0, 5, 10, 60, 110)] == [0.0, 0.5, 1.0, 0.55, 0.1]
+    rate = schedule(Optimizer(learning_rate=2.0, schedule="linear"), 0, 100)
+    assert [round(float(rate(s)), 4) for s in (0, 50, 100)] == [2.0, 1.0, 0.0]
+    rate = schedule(Optimizer(learning_rate=2.0, schedule="constant"), 2, 100)
+    assert [round(float(rate(s)), 4) for s in (0, 1, 2, 99)] == [0.0, 1.0, 2.0, 2.0]
+
+
+def test_weight_decay_acts_on_matrices_by_default():
+    config = Optimizer(learning_rate=1.0, schedule="constant", arguments={"weight_decay": 0.5})
+    out = updates(config, ZERO)
+    assert {path: float(x.mean()) for path, x in out.items()} == {
+        "body/kernel": -0.5,
+        "body/bias": 0.0,
+        "head/kernel": -0.5,
+    }
+
+
+def test_groups_have_their_own_learning_rate_and_decay():
+    groups = {"head": Group(match="^head/", learning_rate_scale=10.0, weight_decay=0.0)}
+    settings = dict(learning_rate=1.0, schedule="constant", groups=groups, clip_norm=None)
+    out = updates(Optimizer(**settings, arguments={"weight_decay": 0.5}), ZERO)
+    assert float(out["head/kernel"].mean()) == 0.0
+    assert float(out["body/kernel"].mean()) == -0.5
+    out = updates(Optimizer(**{**settings, "groups": {"head": Group(match="^head/", learning_rate_scale=10.0)}}, target="optax.sgd"), ONES)  # fmt: skip
+    assert float(out["head/kernel"].mean()) == -10.0
+    assert float(out["body/bias"].mean()) == -1.0
+
+
+def test_the_whole_gradient_is_clipped_before_groups():
+    groups = {"head": Group(match="^head/")}
+    config = Optimizer(target="optax.sgd", learning_rate=1.0, schedule="constant", groups=groups, clip_norm=1.0)
+    out = updates(config, ONES)
+    assert np.isclose(np.sqrt(sum((x**2).sum() for x in out.values())), 1.0)
+
+
+def test_a_group_that_matches_nothing_is_told():
+    config = Optimizer(groups={"neck": Group(match="^neck/")})
+    with pytest.raises(ConfigError, match=r"optimizer.groups.neck.match = '\^neck/' matches no trained parameter"):
+        group_labels(config, PARAMS)
+
+
+def test_decay_of_a_group_needs_an_optimizer_that_decays():
+    config = Optimizer(target="optax.sgd", groups={"head": Group(match="head", weight_decay=0.1)})
+    with pytest.raises(ConfigError, match=r"optax.sgd takes no weight_decay"):
+        updates(config, ONES)
+
+
+def sign_descent(learning_rate, scale: float = 1.0) -> optax.GradientTransformation:
+    """An optimizer of the author's own."""
+    return optax.chain(optax.scale_by_sign(), optax.scale(scale), optax.scale_by_learning_rate(learning_rate))
+
+
+def test_any_function_of_a_learning_rate_is_an_optimizer():
+    config = Optimizer(
+        target=f"{__name__}.sign_descent", learning_rate=0.5, schedule="constant", arguments={"scale": 3.0}
+    )
+    assert float(updates(config, ONES)["body/bias"][0]) == -1.5

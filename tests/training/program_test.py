@@ -1,0 +1,46 @@
+"""The programs: compiled once each, timed, their FLOPs counted, and their collectives as the mesh says."""
+
+import re
+
+import pytest
+
+from engine.config.schema import Mesh
+from tests import zoo
+
+
+def collectives(program) -> set[str]:
+    text = program.lower(1).compile().as_text()
+    return set(re.findall(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(", text))
+
+
+def test_a_program_is_compiled_once():
+    program = zoo.program(zoo.Classify())
+    assert program.steps(1) is program.steps(1)
+    assert program.compile_s > 0
+
+
+def test_data_parallel_has_only_all_reduce():
+    assert collectives(zoo.program(zoo.Classify(width=64), mesh=Mesh(data=8))) == {"all-reduce"}
+
+
+def test_fsdp_gathers_parameters():
+    assert "all-gather" in collectives(zoo.program(zoo.Classify(width=64), mesh=Mesh(fsdp=8)))
+
+
+def test_flops_are_counted_over_all_devices():
+    program = zoo.program(zoo.Classify(width=64), batch_size=256)
+    program.steps(1)
+    numbers = zoo.SIZE * 64 + 64 * 64 + 64 * 4
+    first_layer = zoo.SIZE * 64  # no gradient of the input is computed
+    expected = 2 * 256 * (3 * numbers - first_layer)
+    assert program.flops_per_step == pytest.approx(expected, rel=0.1)
+    eight = zoo.program(zoo.Classify(width=64), batch_size=256, mesh=Mesh(data=8))
+    eight.steps(1)
+    assert eight.flops_per_step == pytest.approx(program.flops_per_step, rel=0.2)
+
+
+def test_steps_are_written_out_only_around_a_convolution_on_cpu():
+    assert zoo.program(zoo.Classify("cnn")).spec.unroll
+    assert not zoo.program(zoo.Classify("mlp")).spec.unroll
+    assert "while" in zoo.program(zoo.Classify("mlp")).lower(4).as_text()
+    assert "while" not in zoo.program(zoo.Classify("cnn")).lower(4).as_text()

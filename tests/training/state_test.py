@@ -1,0 +1,42 @@
+"""The state: what is in it, and that each array is born where it lives."""
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from engine.config.schema import Mesh
+from engine.training.state import evaluation_params
+from tests import zoo
+
+
+def test_optimizer_state_lies_where_its_parameter_lies():
+    program = zoo.program(zoo.Classify("decoder"), mesh=Mesh(fsdp=4, tensor=2), ema_decay=0.9)
+    state = program.init()
+    assert state["params"]["up/kernel"].sharding.spec == P("fsdp", "tensor")
+    moments = [x for x in jax.tree.leaves(state["opt_state"]) if x.shape == state["params"]["up/kernel"].shape]
+    assert len(moments) >= 2
+    same = {x.sharding.spec for x in moments if x.shape == (32, 64)}
+    assert P("fsdp", "tensor") in same
+    assert state["ema"]["up/kernel"].sharding.spec == P("fsdp", "tensor")
+    assert state["step"].sharding.is_fully_replicated
+
+
+def test_the_abstract_state_is_the_state():
+    program = zoo.program(zoo.Classify("cnn"), mesh=Mesh(data=2, fsdp=4), ema_decay=0.9)
+    state = program.init()
+    assert jax.tree.structure(state) == jax.tree.structure(program.abstract_state)
+    for found, abstract in zip(jax.tree.leaves(state), jax.tree.leaves(program.abstract_state), strict=True):
+        assert (found.shape, found.dtype, found.sharding) == (abstract.shape, abstract.dtype, abstract.sharding)
+
+
+def test_first_parameters_are_the_same_on_every_mesh():
+    one = zoo.program(zoo.Classify()).init()
+    eight = zoo.program(zoo.Classify(), mesh=Mesh(fsdp=8)).init()
+    zoo.assert_equal(one, eight)
+
+
+def test_evaluation_takes_the_average_where_there_is_one():
+    state = {"params": {"a": np.ones(1), "frozen": np.full(1, 7.0)}, "ema": {"a": np.zeros(1)}}
+    assert float(evaluation_params(state, True)["a"][0]) == 0
+    assert float(evaluation_params(state, True)["frozen"][0]) == 7
+    assert float(evaluation_params(state, False)["a"][0]) == 1

@@ -1,0 +1,165 @@
+"""The step: sums and one division, the guard, random keys by example, K steps as one."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from engine import Loss, Mean, Task
+from engine.config.schema import Mesh
+from engine.training.step import ENGINE_METRICS, has_convolution
+from tests import zoo
+
+MESHES = [Mesh(data=8), Mesh(fsdp=8), Mesh(data=2, fsdp=4), Mesh(fsdp=4, tensor=2)]
+
+
+@pytest.mark.parametrize("model", zoo.MODELS)
+def test_k_steps_in_one_call_are_k_single_steps_bit_for_bit(model):
+    program = zoo.program(zoo.Classify(model, dropout=0.1), ema_decay=0.9)
+    batches = zoo.batches(4)
+    single, together = zoo.run(program, batches), zoo.run(program, batches, k=4)
+    zoo.assert_equal(single, together)
+
+
+@pytest.mark.parametrize("model", zoo.MODELS)
+@pytest.mark.parametrize("mesh", MESHES, ids=lambda m: f"data{m.data}-fsdp{m.fsdp}-tensor{m.tensor}")
+def test_a_mesh_of_eight_devices_gives_the_losses_of_one(model, mesh):
+    task, batches = zoo.Classify(model, dropout=0.1), zoo.batches(3)
+    _, one = zoo.run(zoo.program(task), batches)
+    _, eight = zoo.run(zoo.program(task, mesh=mesh), batches)
+    np.testing.assert_allclose(zoo.losses(eight), zoo.losses(one), rtol=1e-6)
+
+
+@pytest.mark.parametrize("model", ["mlp", "decoder"])
+@pytest.mark.parametrize("mesh", [None, Mesh(data=2, fsdp=4)], ids=["one-device", "eight-devices"])
+def test_microbatches_with_ragged_weights_equal_the_full_batch(model, mesh):
+    # By sgd, which passes the gradient on as it is.
+    settings = dict(target="optax.sgd", clip_norm=None)
+    task, batches = zoo.Classify(model, dropout=0.1), zoo.batches(2, 32)
+    full, _ = zoo.run(zoo.program(task, batch_size=32, **settings), batches)
+    parts, _ = zoo.run(zoo.program(task, mesh=mesh, batch_size=32, accumulate=4, **settings), batches)
+    zoo.assert_close(full["params"], parts["params"], 1e-6)
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_a_second_run_from_the_same_seed_is_bit_identical(model):
+    task, batches = zoo.Classify(model, dropout=0.1), zoo.batches(3)
+    zoo.assert_equal(zoo.run(zoo.program(task), batches), zoo.run(zoo.program(task), batches))
+
+
+def test_batch_statistics_go_from_microbatch_to_microbatch():
+    batch = zoo.batches(1, 8)
+    program = zoo.program(zoo.Classify("cnn"), batch_size=8, accumulate=2)
+    state, _ = zoo.run(program, batch)
+    # Rows are dealt out in turn: the two microbatches hold the even and the odd rows.
+    expected = zoo.program(zoo.Classify("cnn"), batch_size=4, target="optax.sgd", learning_rate=0.0)
+    halves = [{name: x[i::2] for name, x in batch[0].items()} for i in range(2)]
+    reference, _ = zoo.run(expected, halves)
+    zoo.assert_close(state["carried"], reference["carried"], 1e-6)
+    assert float(abs(state["carried"]["norm/mean"]).max()) > 0
+
+
+def test_a_batch_without_weight_changes_no_parameter():
+    batch = zoo.batches(1)[0]
+    batch["valid"][:] = 0
+    program = zoo.program(zoo.Classify(), target="optax.sgd")
+    before = jax.device_get(program.init()["params"])
+    state, metrics = zoo.run(program, [batch])
+    zoo.assert_equal(state["params"], before)
+    assert metrics[0, program.metric_names.index("skipped"), 0] == 0
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_a_step_that_is_not_finite_is_held_back_whole(model):
+    program = zoo.program(zoo.Classify(model), ema_decay=0.9)
+    good, bad = zoo.batches(2)
+    bad["x"][3] = np.nan
+    bad["valid"][3] = 1
+    once, _ = zoo.run(program, [good])
+    twice, metrics = zoo.run(program, [good, bad])
+    assert metrics[:, program.metric_names.index("skipped"), 0].tolist() == [0, 1]
+    assert int(twice["step"]) == 2
+    kept = ("params", "carried", "opt_state", "ema")
+    zoo.assert_equal({k: once[k] for k in kept}, {k: twice[k] for k in kept})
+
+
+def test_the_average_of_the_weights_follows_them():
+    batches = zoo.batches(2)
+    program = zoo.program(zoo.Classify(), ema_decay=0.75)
+    first = jax.device_get(program.init()["params"])
+    one, _ = zoo.run(program, batches[:1])
+    zoo.assert_close(one["ema"], jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, first, one["params"]), 1e-7)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_in_float32():
+    seen = {}
+
+    @dataclasses.dataclass
+    class Spy(zoo.Classify):
+        full_precision = ("valid",)
+
+        def loss(self, model, batch, rng):
+            seen.update(kernel=model.head.kernel.dtype, x=batch["x"].dtype, valid=batch["valid"].dtype)
+            return super().loss(model, batch, rng)
+
+    program = zoo.program(Spy(), precision="bfloat16")
+    state, metrics = zoo.run(program, zoo.batches(3))
+    assert seen == {"kernel": jnp.bfloat16, "x": jnp.bfloat16, "valid": jnp.float32}
+    assert {x.dtype for x in state["params"].values()} == {jnp.float32.dtype}
+    _, full = zoo.run(zoo.program(zoo.Classify()), zoo.batches(3))
+    np.testing.assert_allclose(zoo.losses(metrics), zoo.losses(full), rtol=0.02)
+
+
+def test_frozen_parameters_do_not_move_and_have_no_optimizer_state():
+    program = zoo.program(zoo.Classify(), trainable="^head/")
+    before = jax.device_get(program.init()["params"])
+    state, _ = zoo.run(program, zoo.batches(2))
+    moved = {path for path, x in before.items() if not np.array_equal(x, state["params"][path])}
+    assert moved == {"head/kernel", "head/bias"}
+    assert sum(x.size for x in jax.tree.leaves(state["opt_state"])) < 3 * (32 * 4 + 4)
+
+
+def test_metrics_are_the_tasks_then_the_engines():
+    program = zoo.program(zoo.Classify())
+    assert program.metric_names == ("loss", "accuracy", *ENGINE_METRICS)
+
+
+def test_a_scalar_loss_is_taken_as_a_sum():
+    class Sums(zoo.Classify):
+        def loss(self, model, batch, rng):
+            loss = super().loss(model, batch, rng)
+            return Loss(loss.total.sum(), loss.weight.sum(), {"one": Mean(jnp.float32(3), jnp.float32(3))})
+
+    batches = zoo.batches(2)
+    by_row, _ = zoo.run(zoo.program(zoo.Classify()), batches)
+    summed, metrics = zoo.run(zoo.program(Sums()), batches)
+    zoo.assert_close(by_row["params"], summed["params"], 1e-7)
+    assert metrics[0, 1].tolist() == [3, 3]
+
+
+def test_any_pytree_is_a_batch():
+    class Pairs(Task):
+        def build(self, rngs):
+            return nnx.Linear(3, 1, rngs=rngs)
+
+        def loss(self, model, batch, rng):
+            (x, y), extra = batch
+            return Loss.of((model(x)[:, 0] - y + extra["shift"]) ** 2)
+
+    shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)  # noqa: E731
+    program = zoo.program(Pairs(), example=((shape(3), shape()), {"shift": shape()}), batch_size=4)
+    batch = ((np.ones((4, 3), np.float32), np.ones(4, np.float32)), {"shift": np.zeros(4, np.float32)})
+    _, metrics = zoo.run(program, [batch] * 3)
+    assert zoo.losses(metrics)[-1] < zoo.losses(metrics)[0]
+
+
+def test_a_convolution_is_found_inside_other_programs():
+    def inside(x):
+        return jax.jit(lambda y: jax.lax.conv(y, jnp.ones((1, 1, 2, 2)), (1, 1), "SAME"))(x)
+
+    x = jnp.ones((1, 1, 4, 4))
+    assert has_convolution(jax.make_jaxpr(jax.grad(lambda y: inside(y).sum()))(x).jaxpr)
+    assert not has_convolution(jax.make_jaxpr(lambda y: y @ y[0, 0])(x).jaxpr)

@@ -1,0 +1,158 @@
+"""Small Tasks and their batches, and the program of a Task without a run around it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from engine import ArraySource, Loss, Mean, Task
+from engine.config.schema import Mesh, Optimizer
+from engine.layers import Dropout, fold_in
+from engine.parallel.mesh import batch_sharding, make_mesh
+from engine.parallel.rules import RULES
+from engine.training.model import describe
+from engine.training.optimizer import build_optimizer, schedule
+from engine.training.program import DTYPES, Program
+from engine.training.step import StepSpec
+
+SIZE = 16  # values of an example
+
+
+class Mlp(nnx.Module):
+    def __init__(self, width: int, dropout: float, rngs: nnx.Rngs):
+        self.hidden = nnx.List([nnx.Linear(SIZE, width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)])
+        self.head = nnx.Linear(width, 4, rngs=rngs)
+        self.dropout = Dropout(dropout)
+
+    def __call__(self, x, rng=None):
+        for i, layer in enumerate(self.hidden):
+            x = self.dropout(nnx.relu(layer(x)), fold_in(rng, i))
+        return self.head(x)
+
+
+class Cnn(nnx.Module):
+    def __init__(self, width: int, dropout: float, rngs: nnx.Rngs):
+        self.conv = nnx.Conv(1, width, (3, 3), strides=2, rngs=rngs)
+        self.norm = nnx.BatchNorm(width, rngs=rngs)
+        self.dropout = Dropout(dropout)
+        self.head = nnx.Linear(4 * width, 4, rngs=rngs)
+
+    def __call__(self, x, rng=None):
+        x = nnx.relu(self.norm(self.conv(x.reshape(-1, 4, 4, 1))))
+        return self.head(self.dropout(x.reshape(len(x), -1), rng))
+
+
+class Decoder(nnx.Module):
+    """One causal attention block over the bits of the example, read as tokens."""
+
+    def __init__(self, width: int, dropout: float, rngs: nnx.Rngs):
+        self.embed = nnx.Embed(8, width, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(2, width, decode=False, rngs=rngs)
+        self.up = nnx.Linear(width, 2 * width, rngs=rngs, kernel_metadata={"out_sharding": ("embed", "mlp")})
+        self.down = nnx.Linear(2 * width, width, rngs=rngs, kernel_metadata={"out_sharding": ("mlp", "embed")})
+        self.head = nnx.Linear(width, 4, rngs=rngs)
+        self.dropout = Dropout(dropout)
+
+    def __call__(self, x, rng=None):
+        x = self.embed(jnp.clip(x * 2 + 4, 0, 7).astype(jnp.int32))  # [batch, time, width]
+        x = x + self.attention(x, mask=nnx.make_causal_mask(x[..., 0]))
+        x = x + self.down(nnx.gelu(self.up(x)))
+        return self.head(self.dropout(x, rng).mean(1))
+
+
+MODELS = {"mlp": Mlp, "cnn": Cnn, "decoder": Decoder}
+
+
+@dataclasses.dataclass
+class Classify(Task):
+    """Four classes, some examples without weight."""
+
+    model: str = "mlp"
+    width: int = 32
+    dropout: float = 0.0
+
+    def build(self, rngs):
+        return MODELS[self.model](self.width, self.dropout, rngs=rngs)
+
+    def loss(self, model, batch, rng):
+        logits = model(batch["x"], rng)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
+        return Loss.of(losses, batch["valid"], {"accuracy": Mean.of(logits.argmax(-1) == batch["y"], batch["valid"])})
+
+
+def examples(n: int = 64, seed: int = 0) -> dict[str, np.ndarray]:
+    """`x` `[n, 16]`, `y` `[n]` int32 and `valid` `[n]`, about four of five 1."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, SIZE)).astype(np.float32)
+    y = (x[:, :2] > 0) @ np.array([1, 2])
+    return {"x": x, "y": y.astype(np.int32), "valid": (rng.random(n) < 0.8).astype(np.float32)}
+
+
+def source(n: int = 64, seed: int = 0) -> ArraySource:
+    """The examples as a source, for configs: data.target=tests.zoo.source."""
+    return ArraySource(examples(n, seed))
+
+
+def program(
+    task: Task,
+    *,
+    mesh: Mesh | None = None,
+    batch_size: int = 16,
+    accumulate: int = 1,
+    precision: str = "float32",
+    ema_decay: float | None = None,
+    example: Any = None,
+    **optimizer: Any,
+) -> Program:
+    """The program of a Task; on one device unless a mesh is given."""
+    devices = jax.devices()[:1] if mesh is None else None
+    config = Optimizer(**{"learning_rate": 0.01, "schedule": "constant", **optimizer})
+    model = describe(task, config.trainable)
+    rate = schedule(config, 0, 10)
+    spec = StepSpec(
+        task=task,
+        model=model,
+        tx=build_optimizer(config, rate, {path: model.params[path] for path in model.trained}),
+        learning_rate=rate,
+        batch_sharding=batch_sharding(make_mesh(mesh or Mesh(), devices)),
+        accumulate=accumulate,
+        compute_dtype=DTYPES[precision],
+        ema_decay=ema_decay,
+    )
+    if example is None:
+        example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), examples(1))
+    return Program(spec, example, batch_size=batch_size, seed=0, rules=RULES)
+
+
+def run(program: Program, batches: list[Any], k: int = 1) -> tuple[Any, np.ndarray]:
+    """Trains over host batches, K at a time; returns the state and the metrics `[steps, names, 2]`."""
+    state, metrics = program.init(), []
+    for i in range(0, len(batches), k):
+        placed = tuple(jax.device_put(b, program.spec.batch_sharding) for b in batches[i : i + k])
+        state, values = program.steps(k)(state, placed)
+        metrics.append(np.asarray(values))
+    return state, np.concatenate(metrics)
+
+
+def batches(count: int, batch_size: int = 16) -> list[dict[str, np.ndarray]]:
+    """Different host batches."""
+    return [examples(batch_size, seed) for seed in range(count)]
+
+
+def losses(metrics: np.ndarray) -> np.ndarray:
+    """The mean loss of each step `[steps]`."""
+    return metrics[:, 0, 0] / metrics[:, 0, 1]
+
+
+def assert_equal(a: Any, b: Any) -> None:
+    """Every leaf is equal, bit for bit."""
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+def assert_close(a: Any, b: Any, tolerance: float) -> None:
+    """Every leaf is equal within an absolute tolerance."""
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=tolerance), *jax.device_get((a, b)))
