@@ -1,0 +1,236 @@
+"""Real signals to real processes: the answer that the loop gets, and the code that the process ends with."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+
+from engine.resilience.preemption import SAME_SIGNAL_S, Interrupted, Preempted, Preemption
+
+LOOP = """
+    import os, signal, sys, time
+    import jax
+    from engine.resilience.preemption import Interrupted, Preempted, Preemption
+
+    def loop(stride=1):
+        with Preemption() as preemption:
+            print("ready", flush=True)
+            for step in range(0, 10**9, stride):
+                if preemption.requested(step):
+                    print(f"stopped at {step}", flush=True)
+                    raise (Interrupted if preemption.interrupted else Preempted)(f"step {step}")
+                time.sleep(0.005)
+"""
+RUN = """
+    try:
+        loop()
+    except (Preempted, Interrupted) as error:
+        sys.exit(error.exit_code)
+"""
+
+
+def start(program: str, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", textwrap.dedent(LOOP) + textwrap.dedent(program), *arguments]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(process: subprocess.Popen, line: str) -> None:
+    for found in process.stdout:
+        if found.strip() == line:
+            return
+    pytest.fail(f"no line {line!r}: {process.communicate()[1]}")
+
+
+def end(process: subprocess.Popen) -> tuple[int, str, str]:
+    output, errors = process.communicate(timeout=60)
+    own = [line for line in output.splitlines(keepends=True) if not line.startswith("[Gloo]")]
+    return process.returncode, "".join(own), errors
+
+
+@pytest.fixture(autouse=True)
+def handlers_are_back():
+    former = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    yield
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == former
+    wakeup = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(wakeup)
+    assert wakeup == -1
+    assert not [thread for thread in threading.enumerate() if thread.name == "signals"]
+
+
+@pytest.mark.parametrize(("number", "interrupted"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
+def test_a_signal_is_the_answer_at_the_next_step(number, interrupted):
+    with Preemption() as preemption:
+        assert not preemption.requested(3)
+        os.kill(os.getpid(), number)
+        assert preemption.requested(4) and preemption.requested(4)
+        assert preemption.interrupted is interrupted
+
+
+def test_copies_of_one_signal_count_once():
+    with Preemption() as preemption:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert preemption.requested(0) and preemption.interrupted
+
+
+def test_the_former_handlers_are_called_again_afterwards():
+    received = []
+    former = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    try:
+        with Preemption():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert received == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def test_an_error_inside_brings_the_handlers_back_too():
+    with pytest.raises(ValueError, match="of the loop"), Preemption():
+        raise ValueError("of the loop")
+
+
+def test_another_thread_than_the_main_one_installs_nothing():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    answers = []
+
+    def run():
+        with Preemption() as preemption:
+            answers.append((signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)))
+            answers.append(preemption.requested(1))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert answers == [before, False]
+
+
+def test_exit_codes_say_start_me_again_or_a_person_stopped_this():
+    assert (Preempted.exit_code, Interrupted.exit_code) == (42, 130)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 42), (signal.SIGINT, 130)])
+def test_a_process_ends_with_the_code_of_its_signal(number, code):
+    process = start(RUN)
+    wait_for(process, "ready")
+    process.send_signal(number)
+    returned, output, errors = end(process)
+    assert returned == code and output.startswith("stopped at ") and errors == ""
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    ("numbers", "code"),
+    [
+        ((signal.SIGTERM, signal.SIGTERM), 42),
+        ((signal.SIGINT, signal.SIGINT), 130),
+        ((signal.SIGTERM, signal.SIGINT), 130),
+    ],
+)
+def test_a_second_signal_ends_the_process_even_in_a_long_call(numbers, code):
+    """The main thread is inside XLA and back in Python only after minutes."""
+    process = start("""
+        import jax.numpy as jnp
+        from jax import lax
+        endless = jax.jit(lambda x: lax.while_loop(lambda x: x[0, 0] >= 0, lambda x: x @ x, x))
+        x = endless.lower(jnp.zeros((64, 64))).compile()
+        with Preemption():
+            print("ready", flush=True)
+            x(jnp.zeros((64, 64))).block_until_ready()
+    """)
+    wait_for(process, "ready")
+    process.send_signal(numbers[0])
+    time.sleep(5 * SAME_SIGNAL_S)  # a second signal that is meant, not a copy of the first
+    assert process.poll() is None
+    process.send_signal(numbers[1])
+    returned, _, errors = end(process)
+    assert returned == code and "Second signal: ending now" in errors
+
+
+@pytest.mark.faults
+@pytest.mark.multiprocess
+def test_a_second_signal_in_a_save_leaves_the_checkpoint_before(tmp_path):
+    process = start(
+        """
+        import jax.numpy as jnp
+        from engine.checkpoint.store import CheckpointStore
+        store = CheckpointStore(sys.argv[1])
+        with Preemption():
+            store.save(1, {"w": jnp.ones(1000)}, {}, "")
+            store.wait()
+            os.kill(os.getpid(), signal.SIGTERM)
+            store.save(2, {"w": jnp.ones(256 << 20)}, {}, "")
+            print("ready", flush=True)
+            store.close()
+        """,
+        str(tmp_path),
+    )
+    wait_for(process, "ready")
+    process.send_signal(signal.SIGTERM)
+    assert end(process)[0] == 42
+    from engine.checkpoint.store import CheckpointStore
+
+    assert CheckpointStore(tmp_path, read_only=True).steps() == [1]
+
+
+def pair(program: str) -> list[subprocess.Popen]:
+    """Two processes of one job."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    join = f"""
+    rank = int(sys.argv[1])
+    jax.distributed.initialize({address!r}, 2, rank, coordinator_bind_address={address!r}, heartbeat_timeout_seconds=30)
+    """
+    return [start(textwrap.dedent(join) + textwrap.dedent(program), str(rank)) for rank in range(2)]
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "stride", "code"), [(signal.SIGTERM, 1, 42), (signal.SIGTERM, 32, 42), (signal.SIGINT, 1, 130)]
+)
+def test_one_process_is_asked_and_all_stop_at_one_step(number, stride, code):
+    """Also with dispatches of 32 steps, where the agreed step itself is never asked for."""
+    processes = pair(f"""
+        from jax.experimental import multihost_utils
+        try:
+            loop(stride={stride})
+        except (Preempted, Interrupted) as error:
+            multihost_utils.sync_global_devices("both stopped")
+            jax.distributed.shutdown()
+            sys.exit(error.exit_code)
+    """)
+    for process in processes:
+        wait_for(process, "ready")
+    processes[1].send_signal(number)
+    ends = [end(process) for process in processes]
+    assert [returned for returned, _, _ in ends] == [code, code], ends
+    stops = [output for _, output, _ in ends]
+    assert stops[0] == stops[1] and stops[0].startswith("stopped at ")
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_a_notice_before_the_first_step_of_a_resumed_run_is_not_lost():
+    processes = pair("""
+        from jax.experimental import multihost_utils
+        multihost_utils.sync_global_devices("started")
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(3)  # the notice takes its way: JAX looks for it once a second
+        with Preemption() as preemption:
+            print("asked", preemption.requested(5000) or preemption.requested(5001), flush=True)
+        jax.distributed.shutdown()
+    """)
+    ends = [end(process) for process in processes]
+    assert [(returned, output) for returned, output, _ in ends] == [(0, "asked True\n")] * 2, ends
