@@ -62,12 +62,15 @@ def slots(section: type) -> Mapping[str, Slot]:
 
 
 def _slot(hint: Any, owner: type, name: str) -> Slot:
-    if dataclasses.is_dataclass(hint):
-        return Slot(section=hint if isinstance(hint, type) else None)
-    arguments: tuple[Any, ...] = typing.get_args(hint)
-    if arguments and not isinstance(hint, types.UnionType):  # Mapping[str, ...]
-        return Slot(entries=arguments[1]) if dataclasses.is_dataclass(arguments[1]) else OPEN
-    return Slot(types=arguments or (hint,), owner=owner, name=name)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return Slot(section=hint)
+    if isinstance(hint, type):
+        return Slot(types=(hint,), owner=owner, name=name)
+    arguments = list(typing.get_args(hint))
+    if isinstance(hint, types.UnionType):
+        return Slot(types=tuple(arguments), owner=owner, name=name)
+    entry = arguments[1]  # Mapping[str, entry]
+    return Slot(entries=entry) if dataclasses.is_dataclass(entry) and isinstance(entry, type) else OPEN
 
 
 def child(slot: Slot, name: str, path: str) -> Slot:

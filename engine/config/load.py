@@ -93,7 +93,7 @@ def _make_importable(folder: Path) -> None:
 
 
 def _from_file(path: Path) -> Draft:
-    _make_importable(path.resolve().parent)
+    _make_importable(Path(os.path.abspath(path)).parent)
     module = types.ModuleType(path.stem)
     module.__file__ = str(path)
     shown = _shown(path)
@@ -178,8 +178,6 @@ def _place(error: BaseException) -> str:
 
 
 def _shown(path: str | Path) -> str:
-    """A path as a reader knows it: relative where it lies below the current folder."""
-    try:
-        return str(Path(path).resolve().relative_to(Path.cwd())) if Path(path).exists() else str(path)
-    except ValueError:
-        return str(path)
+    """A path as a reader knows it: relative where it lies below the current folder. Links stay as they were named."""
+    absolute = Path(os.path.abspath(path))
+    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,66 @@
+import pytest
+
+from engine.config import schema
+from engine.config.checks import CHECKS, check_value
+from engine.config.errors import ConfigError
+from engine.config.fields import slots
+
+UNLIMITED = set()  # typed fields whose every value is allowed, bools aside
+
+
+def test_every_field_that_could_hold_nonsense_is_checked():
+    for section, checks in CHECKS.items():
+        free = {name for name, slot in slots(section).items() if slot.types and bool not in slot.types}
+        assert free - set(checks) == UNLIMITED, section.__name__
+        assert set(checks) <= set(slots(section)), section.__name__
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "sentence"),
+    [
+        ("Train", "global_batch_size", 0, "allowed is at least 1"),
+        ("Train", "seed", 2**32, "allowed is at least 0 and less than 4294967296"),
+        ("Train", "ema_decay", 1.0, "allowed is at least 0 and less than 1"),
+        ("Train", "precision", "float16", "Allowed: float32, bfloat16. Did you mean bfloat16 or float32?"),
+        ("Train", "total", "10 minutes", "Units here: steps, examples, epochs."),
+        ("Train", "total", "0 steps", "a length of nothing. Use '1 step' for the shortest."),
+        ("Optimizer", "schedule", "cosin", "Allowed: constant, linear, cosine. Did you mean cosine?"),
+        ("Optimizer", "trainable", "(", "not a regular expression. Python says: "),
+        ("Optimizer", "clip_norm", 0.0, "allowed is more than 0"),
+        ("Optimizer", "decay", "bias", "Allowed: matrices, all, none."),
+        ("Group", "match", "[", "not a regular expression"),
+        ("Mesh", "fsdp", 0, "Allowed: a number of devices, or -1 for what is left."),
+        ("Mesh", "preset", "fdsp", "Did you mean fsdp?"),
+        ("Mesh", "cpu_devices", "many", "Allowed: a number of devices, auto, or None."),
+        ("Mesh", "cpu_devices", 0, "Allowed: a number of devices, auto, or None."),
+        ("Checkpoint", "best", "accuracy", "Write evaluation/metric, such as 'heldout/accuracy'."),
+        ("Checkpoint", "best_mode", "lowest", "Allowed: max, min."),
+        ("Checkpoint", "keep_latest", 0, "allowed is at least 1"),
+        ("Log", "progress", "bars", "Allowed: auto, bar, lines, none. Did you mean bar?"),
+        ("Log", "every", "3 minutes", "Units here: steps, examples, epochs."),
+        ("Data", "target", "digits", "not a dotted path. Write package.module.Name."),
+        ("Data", "limit", 0, "allowed is at least 1"),
+        ("Cache", "max_gib", 0.0, "allowed is more than 0"),
+        ("Config", "name", "a/b", "It names a folder"),
+        ("Profile", "start", -1, "allowed is at least 0"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_what_is_allowed(section, field, value, sentence):
+    with pytest.raises(ConfigError) as error:
+        check_value(slots(getattr(schema, section))[field], value, "x")
+    assert str(error.value).startswith(f"x: found {value!r}") and sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("Optimizer", "warmup", "0 steps"),
+        ("Checkpoint", "every", "10 minutes"),
+        ("Checkpoint", "every", None),
+        ("Mesh", "cpu_devices", "auto"),
+        ("Mesh", "data", -1),
+        ("Train", "ema_decay", None),
+    ],
+)
+def test_what_is_allowed_passes(section, field, value):
+    assert check_value(slots(getattr(schema, section))[field], value, "x") == value

@@ -1,0 +1,107 @@
+import math
+from fractions import Fraction
+
+import pytest
+
+from engine.config.duration import Duration, Period
+from engine.config.errors import ConfigError
+
+
+def parse(text):
+    return Duration.parse(text, "train.total")
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "unit"),
+    [
+        ("30 epochs", 30, "epochs"),
+        ("1 epoch", 1, "epochs"),
+        ("1_000 steps", 1000, "steps"),
+        ("500steps", 500, "steps"),
+        ("0.1 epochs", Fraction(1, 10), "epochs"),
+        ("1e6 examples", 1_000_000, "examples"),
+        (" 10  Minutes ", 10, "minutes"),
+        ("1.5 hours", Fraction(3, 2), "hours"),
+        ("0 steps", 0, "steps"),
+    ],
+)
+def test_a_number_and_a_unit_make_a_duration(text, value, unit):
+    assert parse(text) == Duration(value, unit)
+    assert type(parse(text).value) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("3", "train.total: found '3', not a duration. Write a number and a unit, such as '3 epochs' or '500 steps'."),
+        ("", "train.total: found '', not a duration."),
+        ("3 epcohs", "unknown unit 'epcohs'. Units: steps, examples, epochs, seconds, minutes, hours. Did you mean epoch"),
+        ("-1 steps", "less than nothing"),
+        ("1.5 steps", "found '1.5 steps', a fraction of what is counted whole. Write whole steps."),
+        ("1__0 steps", "'1__0' is no number"),
+    ],
+)
+def test_anything_else_is_refused_with_what_is_allowed(text, sentence):
+    with pytest.raises(ConfigError) as error:
+        parse(text)
+    assert sentence in str(error.value)
+
+
+def test_durations_print_as_they_are_written():
+    assert [str(parse(text)) for text in ("1 epochs", "30 epoch", "0.5 epochs")] == ["1 epoch", "30 epochs", "0.5 epochs"]
+
+
+def test_thirty_epochs_are_the_ceiling_of_thirty_times_n_over_the_batch():
+    assert parse("30 epochs").steps(64, 1437) == math.ceil(30 * 1437 / 64) == 674
+    assert parse("1 examples").steps(64, 1437) == 1
+    assert parse("7 steps").steps(64, 1437) == 7
+    assert parse("0.1 epochs").examples(64, 1797) == Fraction(1797, 10)
+
+
+def test_translation_is_exact_where_floats_are_not():
+    assert parse("0.1 epochs").steps(1, 30) == 3  # 0.1 * 30 is 3.0000000000000004 in floats
+    assert parse(f"{10**17 + 1} examples").steps(1, 1) == 10**17 + 1
+
+
+def test_a_clock_has_seconds_and_no_examples():
+    assert parse("10 minutes").is_clock and parse("10 minutes").seconds == 600
+    assert not parse("10 steps").is_clock
+    with pytest.raises(ConfigError, match="'10 minutes' is not a number of examples. Units of the data: steps"):
+        parse("10 minutes").steps(1, 1)
+    with pytest.raises(ConfigError, match="'1 epoch' has no length in seconds"):
+        _ = parse("1 epoch").seconds
+    with pytest.raises(ConfigError, match="'1 epoch' of a dataset of 0 examples has no length"):
+        parse("1 epoch").steps(1, 0)
+
+
+@pytest.mark.parametrize("text", ["1 step", "3 steps", "1 epoch", "0.5 epochs", "0.3 epochs", "100 examples", "7 examples"])
+@pytest.mark.parametrize(("batch_size", "size", "total"), [(64, 1437, 60), (10, 100, 37), (8, 3, 20)])
+def test_due_is_the_first_step_whose_examples_reach_a_multiple(text, batch_size, size, total):
+    period = Period(parse(text), batch_size, size, total)
+    length = parse(text).examples(batch_size, size)
+    reached, expected = 0, []
+    for step in range(1, total + 1):
+        if step * batch_size // length > reached or step == total:
+            expected.append(step)
+        reached = step * batch_size // length
+    assert [step for step in range(total + 1) if period.due(step)] == expected
+
+
+@pytest.mark.parametrize("duration", [None, "4 steps", "0.3 epochs", "100 examples"])
+def test_next_after_is_the_next_due_step(duration):
+    period = Period(duration and parse(duration), 10, 117, total_steps=50)
+    due = [step for step in range(51) if period.due(step)]
+    for step in range(50):
+        assert period.next_after(step) == next(other for other in due if other > step)
+    assert period.next_after(50) == 50
+
+
+def test_none_is_due_at_the_last_step_only_and_step_0_never():
+    period = Period(None, 10, 100, total_steps=5)
+    assert [step for step in range(6) if period.due(step)] == [5]
+    assert not Period(None, 10, 100, total_steps=0).due(0)
+
+
+def test_a_period_of_nothing_is_refused():
+    with pytest.raises(ConfigError, match="A period of '0 steps' never ends. Use '1 step' for every step"):
+        Period(parse("0 steps"), 10, 100, 5)

@@ -1,0 +1,85 @@
+import pytest
+
+from engine.config.errors import ConfigError, UnknownFieldError
+from engine.config.fields import OPEN, PLAIN, ROOT, Slot, child, closed_paths, describe, slots, typed, unknown_field
+from engine.config.schema import Checkpoint, Config, Data, Evaluation, Group, Mesh, Optimizer, Train
+
+
+def test_the_schema_is_a_tree_of_slots():
+    assert slots(Config)["train"] == Slot(section=Train)
+    assert slots(Config)["evaluations"] == Slot(entries=Evaluation)
+    assert slots(Optimizer)["groups"] == Slot(entries=Group)
+    assert slots(Config)["tiny"] == OPEN
+    assert slots(Train)["seed"] == Slot(types=(int,), owner=Train, name="seed")
+    assert slots(Checkpoint)["every"].optional and not slots(Train)["total"].optional
+    assert slots(Evaluation)["data"] == slots(Config)["data"]
+
+
+def test_names_go_down_the_tree():
+    evaluations = child(ROOT, "evaluations", "evaluations")
+    assert child(evaluations, "heldout", "evaluations.heldout") == Slot(section=Evaluation)
+    assert child(Slot(section=Data), "split", "data.split") == PLAIN  # an argument of the target
+    assert child(OPEN, "anything", "tiny.anything") == PLAIN
+
+
+@pytest.mark.parametrize(
+    ("slot", "name"), [(Slot(entries=Evaluation), "held out"), (Slot(entries=Evaluation), "a/b"), (Slot(section=Data), "a-b")]
+)
+def test_entries_and_arguments_have_names_that_can_be_written(slot, name):
+    with pytest.raises(ConfigError, match="is no name of an"):
+        child(slot, name, f"somewhere.{name}")
+
+
+def test_an_unknown_field_names_its_neighbours():
+    assert str(unknown_field("train.totl", Train)) == (
+        "train.totl: unknown field. Did you mean train.total? Fields here: total, global_batch_size, seed, accumulate, "
+        "steps_per_dispatch, precision, ema_decay, deterministic."
+    )
+
+
+def test_an_unknown_field_is_looked_for_in_the_other_sections_too():
+    with pytest.raises(UnknownFieldError, match="Did you mean optimizer.learning_rate?"):
+        child(Slot(section=Train), "learning_rate", "train.learning_rate")
+    assert "Did you mean train.seed?" in str(unknown_field("seed", Config))
+    assert "Did you mean train.global_batch_size?" in str(unknown_field("batch_size", Config))
+    assert "Did you mean" not in str(unknown_field("zzz", Config))
+
+
+def test_closed_paths_are_the_fields_that_always_exist():
+    paths = list(closed_paths())
+    assert {"name", "train", "train.total", "optimizer.groups"} <= set(paths)
+    assert len(paths) == len(set(paths))
+
+
+def test_values_keep_the_type_of_their_slot():
+    assert typed(slots(Optimizer)["learning_rate"], 1, "x") == 1.0
+    assert type(typed(slots(Optimizer)["learning_rate"], 1, "x")) is float
+    assert typed(slots(Checkpoint)["every"], None, "x") is None
+    assert typed(PLAIN, [1, [2, {"a": [3]}]], "x") == (1, (2, {"a": (3,)}))
+    assert describe(slots(Mesh)["cpu_devices"]) == "an integer or text or None"
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "sentence"),
+    [
+        (Train, "seed", "a", "x: found 'a' (text), allowed is an integer."),
+        (Train, "seed", None, "x: found None, allowed is an integer."),
+        (Train, "seed", True, "x: found True, allowed is an integer."),
+        (Train, "seed", 1.0, "x: found 1.0 (a number), allowed is an integer."),
+        (Train, "deterministic", 1, "x: found 1 (an integer), allowed is true or false."),
+        (Train, "total", 30, "x: found 30 (an integer), allowed is text. Write the unit too, such as '30 epochs' or '30 steps'."),
+        (Optimizer, "clip_norm", "a", "x: found 'a' (text), allowed is a number or None."),
+        (Optimizer, "learning_rate", float("nan"), "x: found nan. A config holds finite numbers."),
+        (Data, "target", Slot, "Name a function or class by its dotted path: 'engine.config.fields.Slot'."),
+    ],
+)
+def test_another_type_is_refused_with_the_one_that_is_allowed(section, field, value, sentence):
+    with pytest.raises(ConfigError) as error:
+        typed(slots(section)[field], value, "x")
+    assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize("value", [{1, 2}, object(), b"x", {"a": {1.5: 2}}, [float("inf")], len])
+def test_open_places_hold_plain_values_only(value):
+    with pytest.raises(ConfigError):
+        typed(PLAIN, value, "task.x")
