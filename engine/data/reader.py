@@ -6,10 +6,12 @@ which is the number of its next batch and needs no state of Grain's.
 A whole batch is one Grain element: Grain's own cost per element (5 to 25 us) is then paid once a batch.
 """
 
+import multiprocessing
 import os
 import signal
 import threading
-from typing import Any, Protocol
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
 import grain
 from absl import flags
@@ -49,18 +51,42 @@ def read(batches: Numbered, start: int, stop: int, *, threads: int, workers: int
     dataset = grain.MapDataset.range(start, max(start, stop)).map(batches.__getitem__)
     if workers:
         _parse_flags()
-        ahead = max(1, prefetch // workers)
-        reader = iter(
-            dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)).mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead),
-                worker_init_fn=_start_worker,
-            )
-        )
-    else:
-        ahead = max(prefetch, threads) if threads else 0
-        reader = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)))
+        options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=max(1, prefetch // workers))
+        dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+        return _Begun(iter(dataset.mp_prefetch(options, worker_init_fn=_start_worker)))
+    ahead = max(prefetch, threads) if threads else 0
+    reader = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)))
     reader.start_prefetch()
     return reader
+
+
+class _Begun:
+    """A reader whose first batch is drawn at once, beside the caller.
+
+    Grain starts its workers, which takes seconds, when the first batch is asked for; the caller compiles meanwhile.
+    """
+
+    def __init__(self, reader: Reader):
+        self._reader = reader
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="first-batch")
+        self._first: Future | None = self._pool.submit(next, reader, None)
+
+    def __iter__(self) -> Reader:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._first is None:
+            return next(self._reader)
+        first, self._first = self._first, None
+        batch = first.result()
+        self._pool.shutdown()
+        if batch is None:
+            raise StopIteration
+        return batch
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        self._reader.close()
 
 
 def _parse_flags() -> None:
@@ -79,10 +105,8 @@ def _start_worker(index: int, count: int) -> None:
     threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
 
 
-def _end_with_parent() -> Any:
+def _end_with_parent() -> None:
     """Ends this process when its parent is gone: a killed parent can no longer close it."""
-    import multiprocessing
-
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -62,7 +62,9 @@ class ArraySource:
         lengths = {}
         for path, array in leaves(self.arrays):
             if array.ndim == 0:
-                raise DataError(f"{where}: {path} is a single number. Give arrays with one row for each example.")
+                raise DataError(
+                    f"{where}: {path} is a single number. Give numpy arrays, not lists, with one row for each example."
+                )
             check_numbers(array.dtype, f"{where}: {path}")
             lengths[path] = len(array)
         if not lengths:

@@ -1,0 +1,204 @@
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from engine.config.errors import DataError
+from engine.data.batches import Batches, OrderedBatches
+from engine.data.source import ArraySource
+
+
+class Labels:
+    """Examples that are their own index, one at a time."""
+
+    def __init__(self, size=20):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        return {"label": np.int32(index)}
+
+
+class Noisy(Labels):
+    """Labels with a random number each."""
+
+    def transform(self, example, rng):
+        return {**example, "noise": rng.random(dtype=np.float32)}
+
+
+class NoisyArrays(ArraySource):
+    """The same, read by whole batches."""
+
+    def __init__(self, size=20):
+        super().__init__({"label": np.arange(size, dtype=np.int32)})
+
+    def transform(self, example, rng):
+        return {**example, "noise": rng.random(dtype=np.float32)}
+
+
+def stream(batches, numbers, name="label"):
+    return np.concatenate([batches[n][name] for n in numbers])
+
+
+@pytest.mark.parametrize("source", [Labels(20), ArraySource({"label": np.arange(20, dtype=np.int32)})])
+def test_batch_n_is_a_pure_function_of_the_seed_and_n(source):
+    in_order = [Batches(source, 6, seed=4, shuffle=True)[n]["label"].tolist() for n in range(50)]
+    batches = Batches(source, 6, seed=4, shuffle=True)
+    assert [batches[n]["label"].tolist() for n in reversed(range(50))] == in_order[::-1]
+    assert Batches(source, 6, seed=5, shuffle=True)[0]["label"].tolist() != in_order[0]
+
+
+def test_batches_cross_epochs_and_leave_nothing_out():
+    labels = stream(Batches(Labels(20), 6, seed=0, shuffle=True), range(10)).reshape(3, 20)
+    assert (np.sort(labels, axis=1) == np.arange(20)).all()
+    assert labels[0].tolist() != labels[1].tolist() != labels[2].tolist()
+
+
+def test_a_batch_may_be_larger_than_the_source():
+    assert stream(Batches(Labels(4), 10, seed=0, shuffle=False), [0]).tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
+
+
+@pytest.mark.parametrize("source", [Noisy(50), NoisyArrays(50)])
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+def test_the_rows_of_all_processes_are_the_global_batch(source, processes):
+    whole = Batches(source, 12, seed=0, shuffle=True)
+    rows = 12 // processes
+    parts = [Batches(source, 12, 0, True, slice(i * rows, (i + 1) * rows)) for i in range(processes)]
+    for n in (0, 7, 4000):
+        for name in ("label", "noise"):
+            assert np.concatenate([part[n][name] for part in parts]).tolist() == whole[n][name].tolist()
+
+
+def test_rows_may_have_gaps():
+    whole = Batches(Labels(50), 12, seed=0, shuffle=True)[3]["label"]
+    rows = np.array([0, 1, 6, 7])
+    assert Batches(Labels(50), 12, 0, True, rows)[3]["label"].tolist() == whole[rows].tolist()
+
+
+def test_random_changes_belong_to_the_place_in_the_run_not_to_the_batch():
+    small, large = (stream(Batches(Noisy(20), size, 0, True), range(120 // size), "noise") for size in (4, 24))
+    assert small.tolist() == large.tolist()
+    arrays = stream(Batches(NoisyArrays(20), 24, 0, True), range(5), "noise")
+    assert arrays.tolist() == large.tolist()
+
+
+def test_random_changes_differ_between_examples_epochs_and_seeds():
+    one, two = (stream(Batches(Noisy(20), 20, seed, False), range(2), "noise") for seed in (0, 1))
+    assert len({*one.tolist(), *two.tolist()}) == 80
+
+
+def test_threads_and_copies_in_other_processes_agree():
+    batches = Batches(Noisy(1000), 64, seed=0, shuffle=True)
+    numbers = list(range(400))  # several groups of the order
+    expected = [batches[n] for n in numbers]
+    copy = pickle.loads(pickle.dumps(batches))
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(copy.__getitem__, numbers))
+    for one, two in zip(found, expected, strict=True):
+        assert one["label"].tolist() == two["label"].tolist()
+        assert one["noise"].tolist() == two["noise"].tolist()
+
+
+def test_an_example_that_cannot_be_read_is_named():
+    class Broken(Labels):
+        def __getitem__(self, index):
+            if index == 13:
+                raise OSError("checksum mismatch")
+            return super().__getitem__(index)
+
+    with pytest.raises(DataError, match=r"Example 13 of .*Broken: OSError: checksum mismatch. Read it alone with") as e:
+        stream(Batches(Broken(20), 6, 0, True), range(4))
+    assert isinstance(e.value.__cause__, OSError)
+
+
+def test_an_example_that_take_cannot_read_is_named():
+    class Broken(ArraySource):
+        def __getitem__(self, index):
+            if index == 2:
+                raise ValueError("empty scan")
+            return super().__getitem__(index)
+
+        def take(self, indices):
+            return {"label": np.stack([self[int(i)]["label"] for i in indices])}
+
+    with pytest.raises(DataError, match=r"Example 2 of .*Broken: ValueError: empty scan"):
+        Batches(Broken({"label": np.arange(4)}), 4, 0, True)[0]
+
+
+def test_a_take_that_fails_for_readable_examples_is_told_apart():
+    class Broken(ArraySource):
+        def take(self, indices):
+            raise KeyError("cache")
+
+    with pytest.raises(DataError, match=r"Broken.take failed for examples 0, 1, 2, 3, which can be read one at a time"):
+        Batches(Broken({"label": np.arange(4)}), 4, 0, False)[0]
+
+
+def test_a_transform_that_fails_names_the_example_and_its_place():
+    class Broken(Labels):
+        def transform(self, example, rng):
+            if example["label"] == 2:
+                raise ZeroDivisionError("no points")
+            return example
+
+    with pytest.raises(DataError, match=r"Broken.transform failed at example 2 \(global example index 2\): ZeroDivisi"):
+        Batches(Broken(20), 6, 0, False)[0]
+
+
+@pytest.mark.parametrize("with_take", [False, True])
+def test_examples_of_different_shapes_are_named(with_take):
+    class Ragged(Labels):
+        def __getitem__(self, index):
+            return {"points": np.zeros((3 if index == 4 else 2, 2), np.float32)}
+
+    class RaggedTake(Ragged):
+        def take(self, indices):
+            return {"points": np.stack([self[i]["points"] for i in indices])}
+
+    source = (RaggedTake if with_take else Ragged)(20)
+    text = r"Example 4 of .* has points \[3, 2\], example 0 has points \[2, 2\]. Bring all to one shape"
+    with pytest.raises(DataError, match=text):
+        Batches(source, 6, 0, False)[0]
+
+
+def test_64_bits_become_32_as_on_the_device():
+    arrays = {"i": np.arange(4), "f": np.arange(4.0), "u": np.arange(4, dtype=np.uint64), "b": np.ones(4, bool)}
+    batch = Batches(ArraySource(arrays), 2, 0, False)[1]
+    assert {name: leaf.dtype.name for name, leaf in batch.items()} == {
+        "i": "int32",
+        "f": "float32",
+        "u": "uint32",
+        "b": "bool",
+    }
+    assert batch["i"].tolist() == [2, 3]
+
+
+def test_a_number_that_does_not_fit_is_refused_not_wrapped():
+    source = ArraySource({"time_ns": np.array([0, 1_700_000_000_000_000_000])})
+    with pytest.raises(DataError, match=r"time_ns of .*: 1700000000000000000 does not fit int32.*JAX_ENABLE_X64=1"):
+        Batches(source, 2, 0, False)[0]
+
+
+def test_an_evaluation_reads_every_example_once_in_order():
+    batches = OrderedBatches(Labels(10), 4)
+    assert len(batches) == 3
+    labels = np.concatenate([batches[n]["label"] for n in range(3)])
+    weights = np.concatenate([batches.weight(n) for n in range(3)])
+    assert labels.tolist() == [*range(10), 9, 9]
+    assert weights.tolist() == [1] * 10 + [0, 0]
+    assert weights.dtype == np.float32
+    assert batches.rest()["label"].tolist() == [8, 9]
+
+
+def test_an_evaluation_is_not_changed_at_random():
+    assert list(OrderedBatches(Noisy(10), 4)[0]) == ["label"]
+
+
+def test_an_evaluation_has_as_many_batches_on_every_process():
+    parts = [OrderedBatches(Labels(9), 8, slice(i * 4, i * 4 + 4)) for i in range(2)]
+    assert [len(part) for part in parts] == [2, 2]
+    assert [part[1]["label"].tolist() for part in parts] == [[8, 8, 8, 8]] * 2
+    assert [part.weight(1).tolist() for part in parts] == [[1, 0, 0, 0], [0, 0, 0, 0]]

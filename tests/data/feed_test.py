@@ -1,0 +1,202 @@
+import multiprocessing
+import threading
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from engine.config.errors import DataError, ShardingError
+from engine.config.schema import Data
+from engine.data.batches import Batches
+from engine.data.feed import EvaluationFeed, TrainFeed
+from engine.data.source import ArraySource
+
+ROWS = P(("data", "fsdp"))
+
+
+def shardings(spec=ROWS):
+    mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    return NamedSharding(mesh, spec), NamedSharding(mesh, P())
+
+
+def make(size=50):
+    class Noisy(ArraySource):  # sent to workers by value
+        def transform(self, example, rng):
+            return {**example, "noise": rng.random(1000, dtype=np.float32)}
+
+    return Noisy({"label": np.arange(size, dtype=np.int32), "x": np.ones((size, 3), np.float32)})
+
+
+def train_feed(source=None, start=0, stop=100, **settings):
+    return TrainFeed(
+        make() if source is None else source,
+        Data(**settings),
+        batch_size=16,
+        seed=0,
+        sharding=shardings()[0],
+        start=start,
+        stop=stop,
+    )
+
+
+def drawn(feed, *counts):
+    """Labels and noise of draws of so many batches each; the device arrays are compared when all are drawn."""
+    try:
+        batches = [batch for count in counts for batch in feed.next(count)]
+    finally:
+        feed.close()
+    return [(np.asarray(batch["label"]).tolist(), np.asarray(batch["noise"]).tolist()) for batch in batches]
+
+
+def expected(start, stop):
+    batches = Batches(make(), 16, seed=0, shuffle=True)
+    return [(batches[n]["label"].tolist(), batches[n]["noise"].tolist()) for n in range(start, stop)]
+
+
+@pytest.mark.parametrize("spec", [ROWS, P("data"), P()])
+def test_batches_are_global_arrays_with_the_sharding(spec):
+    sharding, _ = shardings(spec)
+    feed = TrainFeed(make(), Data(), batch_size=16, seed=0, sharding=sharding, start=0, stop=9)
+    (batch,) = feed.next(1)
+    feed.close()
+    assert batch["x"].shape == (16, 3)
+    assert all(leaf.sharding == sharding for leaf in batch.values())
+    assert np.asarray(batch["label"]).tolist() == expected(0, 1)[0][0]
+
+
+def test_draws_of_any_size_give_the_same_batches():
+    assert drawn(train_feed(), 1, 3, 2, 4) == drawn(train_feed(threads=0), 10) == expected(0, 10)
+
+
+def test_a_resumed_feed_goes_on_at_the_saved_position():
+    feed = train_feed(prefetch=8)
+    feed.next(3)
+    feed.next(2)
+    position = feed.position
+    feed.close()
+    assert position == {"next_batch": 5, "next_example": 80}
+    assert drawn(train_feed(start=position["next_batch"]), 4) == expected(5, 9)
+
+
+@pytest.mark.multiprocess
+def test_a_feed_with_workers_gives_the_same_batches_and_resumes():
+    # Larger arrays come through shared memory, which must stay until the device has them.
+    assert drawn(train_feed(start=3, workers=2), 1, 6) == expected(3, 10)
+    assert multiprocessing.active_children() == []
+
+
+def test_a_limit_is_applied():
+    feed = train_feed(limit=8)
+    (batch,) = feed.next(1)
+    feed.close()
+    assert sorted(np.asarray(batch["label"]).tolist()) == sorted(2 * list(range(8)))
+
+
+def test_a_feed_ends_where_the_run_ends():
+    feed = train_feed(start=98, stop=100)
+    feed.next(1)
+    with pytest.raises(DataError, match="2 batches asked for at batch 99, but the run ends at 100"):
+        feed.next(2)
+    feed.next(1)
+    feed.close()
+
+
+def test_the_wait_for_host_data_is_counted():
+    gate = threading.Event()
+
+    class Slow(ArraySource):
+        def take(self, indices):
+            gate.wait(0.05)
+            return super().take(indices)
+
+    feed = train_feed(Slow({"label": np.arange(20)}), threads=0)
+    assert feed.wait_s == 0
+    feed.next(2)
+    feed.close()
+    assert 0.1 <= feed.wait_s < 60
+
+
+def test_closing_ends_the_threads():
+    before = set(threading.enumerate())
+    feed = train_feed(threads=2)
+    feed.next(1)
+    threads = set(threading.enumerate()) - before
+    assert threads
+    feed.close()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def test_what_cannot_be_trained_on_is_told_before_anything_is_read():
+    class Texts(ArraySource):
+        def __getitem__(self, index):
+            return {"name": "a"}
+
+    with pytest.raises(DataError, match=r"Texts\[0\]: name has dtype <U1"):
+        train_feed(Texts({"x": np.zeros(3)}))
+    with pytest.raises(DataError, match="no examples"):
+        train_feed(ArraySource({"x": np.zeros(0)}))
+    with pytest.raises(ShardingError, match="batch of 10 rows is not divisible by 8"):
+        TrainFeed(make(), Data(), batch_size=10, seed=0, sharding=shardings()[0], start=0, stop=1)
+
+
+def evaluation_feed(source, batch_size=16, spec=ROWS, exact_last=False, **settings):
+    sharding, replicated = shardings(spec)
+    return EvaluationFeed(
+        source,
+        Data(**settings),
+        batch_size=batch_size,
+        sharding=sharding,
+        replicated=replicated,
+        exact_last=exact_last,
+    )
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 50])
+@pytest.mark.parametrize("threads", [0, 2])
+def test_an_evaluation_weighs_every_example_once(size, threads):
+    feed = evaluation_feed(make(size), threads=threads)
+    batches = list(feed)
+    assert len(batches) == len(feed) == -(-size // 16)
+    labels = np.concatenate([np.asarray(batch["label"]) for batch, _ in batches])
+    weights = np.concatenate([np.asarray(weight) for _, weight in batches])
+    assert weights.dtype == np.float32
+    assert labels[weights == 1].tolist() == list(range(size))
+    assert (labels[weights == 0] == size - 1).all()
+    for batch, weight in batches:
+        assert weight.shape == (16,)
+        assert weight.sharding == batch["x"].sharding == shardings()[0]
+        assert "noise" not in batch
+
+
+@pytest.mark.parametrize(("size", "last"), [(50, 2), (48, 16), (5, 5)])
+def test_an_exact_last_batch_holds_its_examples_only(size, last):
+    feed = evaluation_feed(make(size), exact_last=True)
+    batches = list(feed)
+    assert len(batches) == len(feed) == -(-size // 16)
+    labels = np.concatenate([np.asarray(batch["label"]) for batch, _ in batches])
+    assert labels.tolist() == list(range(size))
+    assert all((np.asarray(weight) == 1).all() for _, weight in batches)
+    batch, weight = batches[-1]
+    assert batch["x"].shape == (last, 3)
+    assert weight.shape == (last,)
+    sharding, replicated = shardings()
+    assert batch["x"].sharding == weight.sharding == (sharding if last == 16 else replicated)
+
+
+def test_an_evaluation_can_be_read_again_and_left_early():
+    feed = evaluation_feed(make(50))
+    before = set(threading.enumerate())
+    for _ in feed:
+        break
+    assert len(list(feed)) == 4
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def test_an_evaluation_has_its_own_limit():
+    assert len(evaluation_feed(make(50), limit=20)) == 2

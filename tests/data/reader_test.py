@@ -1,0 +1,226 @@
+import multiprocessing
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from engine.config.errors import DataError
+from engine.data.batches import Batches
+from engine.data.reader import read
+from engine.data.source import ArraySource
+
+DEADLINE = 60  # seconds; only a failure takes so long
+
+
+class Noisy(ArraySource):
+    def transform(self, example, rng):
+        return {**example, "noise": rng.random(200, dtype=np.float32)}
+
+
+def make(size=100):
+    # A local subclass: sent to workers by value, as one written in a notebook is.
+    class Local(Noisy):
+        pass
+
+    return Local({"label": np.arange(size, dtype=np.int32)})
+
+
+def batches():
+    return Batches(make(), 16, seed=0, shuffle=True)
+
+
+def numbers(reader, count=None):
+    try:
+        found = []
+        while count is None or len(found) < count:
+            try:
+                found.append(next(reader))
+            except StopIteration:
+                break
+        return [(batch["label"].tolist(), batch["noise"].tolist()) for batch in found]
+    finally:
+        reader.close()
+
+
+def expected(start, stop):
+    made = (batches()[n] for n in range(start, stop))
+    return [(batch["label"].tolist(), batch["noise"].tolist()) for batch in made]
+
+
+def ends(condition):
+    """Whether a condition comes true before the deadline."""
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        threading.Event().wait(0.01)
+    return True
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2, 7])
+@pytest.mark.parametrize("prefetch", [0, 1, 5])
+def test_batches_come_in_order_with_any_number_of_threads(threads, prefetch):
+    assert numbers(read(batches(), 0, 30, threads=threads, workers=0, prefetch=prefetch)) == expected(0, 30)
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_reading_goes_on_where_it_stopped(threads):
+    first = numbers(read(batches(), 0, 30, threads=threads, workers=0, prefetch=4), count=13)
+    rest = numbers(read(batches(), 13, 30, threads=threads, workers=0, prefetch=4))
+    assert first + rest == expected(0, 30)
+
+
+@pytest.mark.multiprocess
+def test_workers_give_the_same_batches_and_go_when_closed():
+    reader = read(batches(), 5, 12, threads=0, workers=2, prefetch=2)
+    assert ends(lambda: len(multiprocessing.active_children()) == 2)  # before the first batch is asked for
+    assert numbers(reader) == expected(5, 12)
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.multiprocess
+def test_workers_may_be_closed_while_they_start():
+    reader = read(batches(), 0, 10_000, threads=0, workers=1, prefetch=1)
+    reader.close()
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.multiprocess
+def test_an_error_in_a_worker_is_the_error_of_the_reader():
+    class Broken(ArraySource):
+        def __getitem__(self, index):
+            raise OSError("disk gone")
+
+    broken = Batches(Broken({"label": np.arange(4)}), 2, 0, False)
+    reader = read(broken, 0, 4, threads=0, workers=1, prefetch=1)
+    try:
+        with pytest.raises(DataError, match=r"Example 0 of .*Broken: OSError: disk gone"):
+            next(reader)
+    finally:
+        reader.close()
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_an_error_in_a_source_is_the_error_of_the_reader(threads):
+    class Broken(ArraySource):
+        def __getitem__(self, index):
+            raise OSError("disk gone")
+
+    reader = read(Batches(Broken({"label": np.arange(4)}), 2, 0, False), 0, 4, threads=threads, workers=0, prefetch=1)
+    with pytest.raises(DataError, match=r"Example 0 of .*Broken: OSError: disk gone"):
+        next(reader)
+    reader.close()
+
+
+def test_a_range_without_batches_is_empty():
+    for start, stop in ((3, 3), (7, 5)):
+        assert numbers(read(batches(), start, stop, threads=2, workers=0, prefetch=2)) == []
+
+
+@pytest.mark.multiprocess
+def test_a_range_may_have_fewer_batches_than_there_are_workers():
+    assert numbers(read(batches(), 2, 3, threads=0, workers=2, prefetch=2)) == expected(2, 3)
+
+
+def test_closing_ends_the_threads():
+    before = set(threading.enumerate())
+    reader = read(batches(), 0, 1000, threads=3, workers=0, prefetch=6)
+    next(reader)
+    assert set(threading.enumerate()) - before
+    reader.close()
+    assert ends(lambda: not set(threading.enumerate()) - before)
+
+
+def test_making_begins_before_the_first_batch_is_asked_for():
+    made = threading.Event()
+
+    class Told:
+        def __getitem__(self, n):
+            made.set()
+            return n
+
+    reader = read(Told(), 0, 10, threads=1, workers=0, prefetch=1)
+    assert made.wait(DEADLINE)
+    reader.close()
+
+
+MAIN = """
+import sys
+import numpy as np
+from engine.data.batches import Batches
+from engine.data.reader import read
+from engine.data.source import ArraySource
+
+def main():
+    batches = Batches(ArraySource({"label": np.arange(100)}), 4, 0, False)
+    reader = read(batches, 0, 10**6, threads=0, workers=1, prefetch=1)
+    print(next(reader)["label"].tolist(), flush=True)
+    sys.stdin.readline()
+    print(next(reader)["label"].tolist(), flush=True)
+    reader.close()
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def children(pid):
+    """Process ids of the children of a process."""
+    tasks = pathlib.Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+def program(tmp_path):
+    """A program, started with `python -m`, that has read one batch from a worker and waits for a line of input."""
+    (tmp_path / "program.py").write_text(MAIN)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "program"], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "[0, 1, 2, 3]\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
+@pytest.mark.multiprocess
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_workers_leave_signals_to_the_main_process(program):
+    for child in children(program.pid):
+        os.kill(child, signal.SIGINT)
+        os.kill(child, signal.SIGTERM)
+    out, _ = program.communicate("\n", timeout=DEADLINE)
+    assert out == "[4, 5, 6, 7]\n"
+    assert program.returncode == 0
+
+
+@pytest.mark.multiprocess
+@pytest.mark.faults
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_workers_end_with_a_main_process_that_was_killed(program):
+    workers = children(program.pid)
+    assert len(workers) >= 1
+    program.kill()
+    program.wait()
+    assert ends(lambda: not any(alive(pid) for pid in workers))
