@@ -1,0 +1,119 @@
+import copy
+import pickle
+
+import ml_collections
+import pytest
+
+from engine.config.draft import Draft, defaults, draft_of, thaw
+from engine.config.errors import ConfigError, UnknownFieldError
+from engine.config.schema import Config
+from engine.config.validate import validate
+
+
+def test_a_draft_is_a_config_dict_with_every_field_of_the_schema():
+    c = defaults()
+    assert isinstance(c, ml_collections.ConfigDict)
+    assert c.to_dict() == thaw(Config())
+    assert c.train.total == "10 epochs" and c.evaluations.to_dict() == {}
+
+
+def test_an_unknown_field_is_refused_where_it_is_written_and_where_it_is_read():
+    c = defaults()
+    with pytest.raises(ConfigError, match=r"train.totl: unknown field. Did you mean train.total\?"):
+        c.train.totl = "1 epoch"
+    with pytest.raises(ConfigError, match="train.totl: unknown field"):
+        _ = c.train.totl
+    with pytest.raises(
+        ConfigError, match="evaluations.heldout.evry: unknown field. Did you mean evaluations.heldout.every"
+    ):
+        c.evaluations.heldout = dict(evry="1 epoch")
+    with pytest.raises(ConfigError, match="task.width: is read but was not set. Set here: target."):
+        _ = c.task.width
+    assert not hasattr(c.train, "totl")
+
+
+def test_types_come_from_the_schema_even_after_none():
+    c = defaults()
+    c.data.limit = None
+    with pytest.raises(ConfigError, match=r"data.limit: found 'all' \(text\), allowed is an integer or None"):
+        c.data.limit = "all"
+    c.data.limit = 10
+    c.optimizer.clip_norm = 2
+    assert c.data.limit == 10 and type(c.optimizer.clip_norm) is float
+
+
+def test_open_sections_take_new_names_and_closed_ones_do_not():
+    c = defaults()
+    c.task.width = 64
+    c.task.encoder = dict(layers=[1, 2])
+    c.task.encoder.heads = 4
+    c.sharding.rules.mlp = ("data", "fsdp")
+    c.tiny = {"train.global_batch_size": 8}
+    assert c.task.to_dict() == {"target": "", "width": 64, "encoder": {"layers": (1, 2), "heads": 4}}
+    with pytest.raises(UnknownFieldError):
+        c.extra = 1
+
+
+def test_a_dict_for_a_section_means_its_defaults_and_then_the_dict():
+    c = defaults()
+    c.data.limit, c.data.split = 10, "train"
+    c.data = dict(target="a.b", threads=4)
+    assert c.data.threads == 4 and c.data.limit is None and "split" not in c.data
+    c.evaluations.heldout = dict(data=dict(target="a.b"))
+    assert c.evaluations.heldout.data.shuffle is True and c.evaluations.heldout.every == "1 epoch"
+    with pytest.raises(
+        ConfigError, match=r"train: found 3, allowed is a section. Set one of its fields, or a dict of: total"
+    ):
+        c.train = 3
+    with pytest.raises(ConfigError, match=r"evaluations: found None, allowed is a dict. Write \{\} for an empty one."):
+        c.evaluations = None
+
+
+def test_a_section_that_is_assigned_twice_is_two_sections():
+    c = defaults()
+    c.data = dict(target="a.b", split="train")
+    c.evaluations.heldout = dict(data=c.data)
+    c.evaluations.heldout.data.split = "test"
+    assert c.data.split == "train"
+
+
+def test_keys_stay_in_the_order_of_the_file():
+    c = defaults()
+    c.optimizer.groups = dict(zebra=dict(match="z"), ant=dict(match="a"))
+    assert list(c.optimizer.groups) == ["zebra", "ant"]
+
+
+def test_a_reference_is_read_at_its_assignment():
+    c = defaults()
+    c.train.seed = ml_collections.FieldReference(7)
+    assert c.train.seed == 7
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c)), lambda c: c.copy_and_resolve_references()]
+)
+def test_copies_are_drafts_that_know_the_schema(copied):
+    c = defaults()
+    c.task.width = 64
+    other = copied(c)
+    other.task.width = 32
+    assert isinstance(other, Draft) and c.task.width == 64
+    with pytest.raises(ConfigError, match="train.totl: unknown field"):
+        other.train.totl = 1
+
+
+def test_update_is_checked_too():
+    c = defaults()
+    c.update({"train": {"seed": 3}, "task": {"target": "a.b", "width": 1}})
+    assert c.train.seed == 3 and c.train.total == "10 epochs" and c.task.width == 1
+    with pytest.raises(ConfigError, match="train.sed: unknown field"):
+        c.update({"train": {"sed": 3}})
+
+
+def test_a_config_becomes_a_draft_and_back():
+    c = defaults()
+    c.task = dict(target="a.b", sizes=[1, 2], encoder=dict(layers=3, weights={0: 1.5}))
+    c.data = dict(target="a.c")
+    config = validate(c)
+    assert validate(draft_of(config)) == config
+    assert draft_of({"train": {"seed": 3}}).train.seed == 3

@@ -1,0 +1,128 @@
+import pytest
+
+from engine.config.draft import defaults
+from engine.config.errors import ConfigError
+from engine.config.text import flatten, from_text, to_text, value_text
+from engine.config.validate import validate
+
+
+def config(**task):
+    c = defaults()
+    c.name = "digits"
+    c.task = dict(target="models.digits.Digits", **task)
+    c.data = dict(target="models.digits.scans", split="train")
+    return c
+
+
+def rich():
+    c = config(
+        width=64,
+        sizes=[1, (2, 3)],
+        rate=1e-05,
+        on=True,
+        nothing=None,
+        encoder=dict(layers=2, inner=dict(norm="rms"), empty={}),
+        weights={0: 1.5, 1: 2.0},
+        sources=[dict(path="a", weight=1)],
+        text="plain words",
+    )
+    c.optimizer.groups = dict(zebra=dict(match="^z"), ant=dict(match="^a", weight_decay=0.0))
+    c.evaluations.heldout = dict(data=dict(target="models.digits.scans", split="test"), every=None)
+    c.hooks.plot = dict(target="models.plot.run", every="1 epoch", size=3)
+    c.sharding.rules = dict(batch=("data", "fsdp"), mlp=None)
+    c.mesh.cpu_devices = "auto"
+    c.tiny = {"train.global_batch_size": 8, "task.width": 8}
+    return c
+
+
+def test_lines_stand_in_the_order_of_the_schema_with_arguments_after_fields():
+    lines = to_text(validate(rich())).splitlines()
+    assert lines[:4] == [
+        "name: digits",
+        "task.target: models.digits.Digits",
+        "task.width: 64",
+        "task.sizes: (1, (2, 3))",
+    ]
+    assert {
+        "task.rate: 1e-05",
+        "task.nothing: None",
+        "task.encoder.inner.norm: rms",
+        "task.encoder.empty: {}",
+        "task.weights: {0: 1.5, 1: 2.0}",
+        "task.sources: ({'path': 'a', 'weight': 1},)",
+        "task.text: plain words",
+        "optimizer.trainable: ''",
+        "evaluations.heldout.every: None",
+        "sharding.rules.batch: ('data', 'fsdp')",
+        "tiny.train.global_batch_size: 8",
+    } <= set(lines)
+    assert lines.index("data.limit: None") < lines.index("data.split: train") < lines.index("train.total: 10 epochs")
+    assert [line for line in lines if line.endswith(("^z", "^a"))] == [
+        "optimizer.groups.zebra.match: ^z",
+        "optimizer.groups.ant.match: ^a",
+    ]
+
+
+def test_reading_back_gives_an_equal_config():
+    original = validate(rich())
+    copy = from_text(to_text(original), "config.txt")
+    assert copy == original and to_text(copy) == to_text(original)
+    assert list(copy.optimizer.groups) == ["zebra", "ant"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", " ", "3", "1e3", "None", "none", "true", "False", "(1, 2)", "(data, fsdp)", "'x'", '"', "a'b", "a: b", "# x", "a\nb",
+     "\u2028", "{}", "é", "\\", "-", "a=b", "007", " x ", "[", "1_000", "x" * 500, 3, 3.0, 1e-9, True, None, (), (1,), ((),),
+     ("3", 3), {}, {"a": {}}, {"a b": 1}, {"a": {"b.c": 1}}, {1: "x"}, {"a": {1: {"b": "c"}}}],
+)  # fmt: skip
+def test_any_plain_value_survives_the_round_trip(value):
+    original = validate(config(x=value))
+    copy = from_text(to_text(original), "config.txt")
+    assert copy == original
+    assert repr(copy.task.arguments["x"]) == repr(original.task.arguments["x"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("train.total", "30 epochs", "30 epochs"),
+        ("log.progress", "none", "none"),
+        ("checkpoint.best", "None", "'None'"),
+        ("optimizer.trainable", "", "''"),
+        ("task.x", "3", "'3'"),
+        ("task.x", "three", "three"),
+        ("task.x", 3, "3"),
+    ],
+)
+def test_text_is_quoted_only_where_it_would_be_read_as_something_else(name, value, text):
+    assert value_text(name, value) == text
+
+
+def test_fields_that_a_text_does_not_have_take_their_defaults():
+    text = "# by hand\n\ntask.target: a.b\ndata.target: a.c\n"
+    assert from_text(text, "config.txt").train.total == "10 epochs"
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("train.totl: 3", "train.totl: unknown field (config.txt:3). Did you mean train.total?"),
+        ("train.seed: x", "train.seed: found 'x', allowed is an integer (config.txt:3)."),
+        ("train.seed", "config.txt:3: found 'train.seed'. Each line is 'name: value', as `convoy config` prints."),
+        ("task.target: a.b", "config.txt:3: task.target stands on line 1 too. Remove one of the two."),
+        (
+            "train.accumulate: 3",
+            "train.accumulate: found 3, which does not divide train.global_batch_size = 128 (config.txt)",
+        ),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_named(line, sentence):
+    with pytest.raises(ConfigError) as error:
+        from_text(f"task.target: a.b\ndata.target: a.c\n{line}\n", "config.txt")
+    assert sentence in str(error.value)
+
+
+def test_flatten_gives_values_and_not_text():
+    flat = dict(flatten(validate(rich())))
+    assert flat["task.sizes"] == (1, (2, 3)) and flat["train.seed"] == 0 and flat["checkpoint.every"] == "10 minutes"

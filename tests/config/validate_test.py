@@ -1,0 +1,92 @@
+import copy
+import dataclasses
+import pickle
+from types import MappingProxyType
+
+import pytest
+
+from engine.config.draft import defaults
+from engine.config.errors import ConfigError
+from engine.config.schema import Config, Group
+from engine.config.validate import validate
+
+
+def draft():
+    c = defaults()
+    c.task = dict(target="models.digits.Digits", width=64)
+    c.data = dict(target="models.digits.scans")
+    c.evaluations.heldout = dict(data=dict(target="models.digits.scans", split="test"))
+    return c
+
+
+def test_a_config_is_frozen_to_its_leaves():
+    c = draft()
+    c.task.sizes, c.task.encoder = [1, [2]], dict(layers=3)
+    config = validate(c)
+    assert isinstance(config, Config)
+    assert config.task.target == "models.digits.Digits"
+    assert config.task.arguments == {"width": 64, "sizes": (1, (2,)), "encoder": {"layers": 3}}
+    assert isinstance(config.task.arguments["encoder"], MappingProxyType)
+    assert config.evaluations["heldout"].data.arguments == {"split": "test"}
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.train.seed = 1
+    with pytest.raises(TypeError):
+        config.task.arguments["width"] = 1
+    c.task.width = 1
+    assert config.task.arguments["width"] == 64
+
+
+def test_a_plain_dict_is_enough_and_lacks_nothing():
+    config = validate(
+        {"task": {"target": "a.b"}, "data": {"target": "a.c"}, "optimizer": {"groups": {"head": {"match": "^head"}}}}
+    )
+    assert config.train.total == "10 epochs" and config.optimizer.groups["head"] == Group(match="^head")
+
+
+def test_a_config_travels_between_processes():
+    config = validate(draft())
+    assert pickle.loads(pickle.dumps(config)) == config == copy.deepcopy(config) == validate(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"task": {}}, "task.target: is empty (x.py). Name a class or function by dotted path"),
+        ({"data": {}}, "data.target: is empty (x.py)."),
+        ({"optimizer": {"target": ""}}, "optimizer.target: is empty (x.py)."),
+        ({"hooks": {"plot": {}}}, "hooks.plot.target: is empty (x.py)."),
+        ({"evaluations": {"heldout": {"data": {"target": "a.b"}}, "heldot": {}}}, "Did you mean evaluations.heldout?"),
+        ({"optimizer": {"groups": {"head": {}}}}, "optimizer.groups.head.match: is empty (x.py)."),
+        (
+            {"train": {"accumulate": 3}},
+            "train.accumulate: found 3, which does not divide train.global_batch_size = 128 (x.py). "
+            "Near divisors: 1, 2, 4.",
+        ),
+        ({"mesh": {"data": -1, "fsdp": -1}}, "mesh.fsdp: found -1, and so is mesh.data (x.py). One axis may take"),
+        (
+            {"checkpoint": {"best": "heldut/accuracy"}},
+            "checkpoint.best: found 'heldut/accuracy', there is no evaluation 'heldut' (x.py). Evaluations: heldout. "
+            "Did you mean heldout?",
+        ),
+        ({"sharding": {"rules": {"mlp": 3}}}, "sharding.rules.mlp: found 3 (x.py). Allowed: a mesh axis, a tuple"),
+        ({"sharding": {"rules": {"a:b": None}}}, "sharding.rules.a:b: is no name of an axis"),
+        ({"tiny": {"train.totl": 1}}, "tiny.train.totl: unknown field (x.py). Did you mean train.total?"),
+        ({"tiny": {"train.seed": "a"}}, "tiny.train.seed: found 'a' (text), allowed is an integer (x.py)."),
+        ({"tiny": {"train": {}}}, "tiny.train: names a section (x.py). Name one field: "),
+        ({"train": {"totl": 1}}, "train.totl: unknown field (x.py). Did you mean train.total?"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_with_its_place(changes, sentence):
+    with pytest.raises(ConfigError) as error:
+        validate(draft().to_dict() | changes, origin="x.py")
+    assert sentence in str(error.value)
+
+
+def test_settings_that_fit_pass():
+    c = draft()
+    c.train.accumulate = 4
+    c.mesh.fsdp = -1
+    c.checkpoint.best = "heldout/accuracy"
+    c.sharding.rules = dict(mlp=None, embed="fsdp", batch=("data", "fsdp"))
+    c.tiny = {"train.global_batch_size": 8, "task.width": 8, "evaluations.heldout.data.limit": 4}
+    assert validate(c).sharding.rules["batch"] == ("data", "fsdp")
