@@ -20,8 +20,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from engine.config.errors import RunError
 from engine.run import json_text
 
@@ -182,9 +180,9 @@ class _Events:
 
 def _numbers(row: Row) -> Iterator[tuple[str, float]]:
     for name, value in row.items():
-        if name in ROW_KEYS or isinstance(value, str | bool | None) or np.ndim(value) > 0:
-            continue
-        yield name, float(value)
+        is_number = isinstance(value, int | float) or getattr(value, "ndim", None) == 0
+        if is_number and not isinstance(value, bool) and name not in ROW_KEYS:
+            yield name, float(value)
 
 
 def _open(path: Path) -> int:

@@ -1,6 +1,7 @@
 import gzip
 import json
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -57,9 +58,9 @@ def test_dispatches_that_are_cut_at_the_edges_make_the_window_exact(tmp_path):
 
 
 def test_edges():
-    window = ProfileWindow(start=3, steps=5, directory="unused")
+    window = ProfileWindow(start=3, steps=5, directory=Path("unused"))
     assert [window.next_edge(step) for step in (0, 2, 3, 4)] == [3, 3, 8, math.inf]
-    assert ProfileWindow(start=None, steps=5, directory="unused").next_edge(0) == math.inf
+    assert ProfileWindow(start=None, steps=5, directory=Path("unused")).next_edge(0) == math.inf
 
 
 def test_a_run_that_ends_inside_the_window_closes_it(tmp_path):

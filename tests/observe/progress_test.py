@@ -29,17 +29,22 @@ class Terminal:
                 self._shown += data
 
     def text(self):
-        self.stream.close()
-        self._reader.join()
-        os.close(self._master)
+        self.close()
         return self._shown.decode()
+
+    def close(self):
+        if not self.stream.closed:
+            self.stream.close()
+            self._reader.join()
+            os.close(self._master)
 
 
 @pytest.fixture
 def terminal(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
-    return Terminal()
+    with contextlib.closing(Terminal()) as terminal:
+        yield terminal
 
 
 def plain(text):
@@ -126,11 +131,14 @@ def test_warnings_of_other_rooms_are_shown_in_every_mode():
 
 
 def test_close_ends_what_it_began(terminal):
-    handlers, threads = list(logger.handlers), threading.active_count()
+    handlers, threads = list(logger.handlers), set(threading.enumerate())
     progress = Progress("bar", total_steps=100, stream=terminal.stream)
     progress.close()
     progress.close()
-    assert (logger.handlers, threading.active_count()) == (handlers, threads)
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert logger.handlers == handlers
     assert terminal.text().count("\x1b[?25h") == 1  # the cursor is shown again
 
 

@@ -1,6 +1,6 @@
 import dataclasses
 
-from engine.observe.report import Report, summary_text
+from engine.observe.report import Summary, summary_text
 from engine.run.directory import RunDirectory
 
 
@@ -9,7 +9,7 @@ def a_report(tmp_path, monkeypatch, **changes):
     run = RunDirectory.open("runs/digits")
     run.metrics.write_text("")
     run.tensorboard.mkdir()
-    report = Report(
+    report = Summary(
         state="done",
         name="digits",
         directory=run,

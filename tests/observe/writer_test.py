@@ -4,6 +4,7 @@ import struct
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +15,11 @@ from engine.config.errors import ConvoyError, RunError
 from engine.observe.writer import MetricWriter
 
 
-def a_row(step, attempt=1, **values):
+def a_row(step: int, attempt: int = 1, **values: Any) -> dict[str, Any]:
     return {"step": step, "attempt": attempt, "time": 1_700_000_000.25, **values}
+
+
+HELDOUT: Any = {"heldout/accuracy": 0.9}
 
 
 def lines_of(path):
@@ -40,8 +44,8 @@ def test_rows_become_lines_in_the_order_of_the_pushes(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with MetricWriter(path, None) as writer:
         writer.push(lambda: [a_row(1, loss=jnp.float32(0.5)), a_row(2, loss=np.float32(0.25))])
-        writer.push(lambda: [a_row(2, **{"heldout/accuracy": 0.9})])
-    assert lines_of(path) == [a_row(1, loss=0.5), a_row(2, loss=0.25), a_row(2, **{"heldout/accuracy": 0.9})]
+        writer.push(lambda: [a_row(2, **HELDOUT)])
+    assert lines_of(path) == [a_row(1, loss=0.5), a_row(2, loss=0.25), a_row(2, **HELDOUT)]
 
 
 def test_push_does_not_wait_for_the_block(tmp_path):
@@ -69,7 +73,7 @@ def test_too_many_waiting_blocks_make_push_wait_and_lose_nothing(tmp_path):
     writer = MetricWriter(path, None)
 
     def push_many():
-        writer.push(lambda: disk_goes_on.wait(60) and None)
+        writer.push(lambda: [a_row(-1)] if disk_goes_on.wait(60) else [])
         for step in range(3000):
             writer.push(lambda step=step: [a_row(step)])
 
@@ -80,7 +84,7 @@ def test_too_many_waiting_blocks_make_push_wait_and_lose_nothing(tmp_path):
     disk_goes_on.set()
     loop.join(60)
     writer.close()
-    assert [row["step"] for row in lines_of(path)] == list(range(3000))
+    assert [row["step"] for row in lines_of(path)] == list(range(-1, 3000))
 
 
 def test_numbers_that_json_has_not_are_text(tmp_path):
@@ -94,10 +98,11 @@ def test_numbers_that_json_has_not_are_text(tmp_path):
 def test_tensorboard_gets_every_number_at_its_step(tmp_path):
     with MetricWriter(tmp_path / "metrics.jsonl", tmp_path / "tensorboard") as writer:
         writer.push(lambda: [a_row(1, loss=0.5, note="text", ok=True, per_class=np.ones(3))])
-        writer.push(lambda: [a_row(2, loss=float("nan"), **{"heldout/accuracy": jnp.float32(0.75)})])
+        writer.push(lambda: [a_row(2, loss=float("nan"), norm=jnp.float32(0.75), **HELDOUT)])
     first, second = events_of(tmp_path / "tensorboard")
     assert first == (1, 1_700_000_000.25, {"loss": 0.5})
-    assert second[0] == 2 and second[2]["heldout/accuracy"] == 0.75 and math.isnan(second[2]["loss"])
+    assert second[0] == 2 and math.isnan(second[2].pop("loss"))
+    assert second[2] == pytest.approx({"heldout/accuracy": 0.9, "norm": 0.75})
 
 
 def test_flush_puts_tensorboards_events_in_their_file(tmp_path):
@@ -167,6 +172,17 @@ def test_what_a_block_raises_reaches_the_loop_as_it_is(tmp_path):
     with pytest.raises(ZeroDivisionError, match="of the block"):
         writer.flush()
     writer.close()
+
+
+def test_after_an_error_the_blocks_that_wait_are_not_run(tmp_path):
+    both_wait, ran = threading.Event(), []
+    writer = MetricWriter(tmp_path / "metrics.jsonl", None)
+    writer.push(lambda: [a_row(1, wrong=object())] if both_wait.wait(60) else [])
+    writer.push(lambda: ran.append("after the error"))
+    both_wait.set()
+    with pytest.raises(RunError, match="wrong: a object cannot be written"):
+        writer.close()
+    assert ran == []
 
 
 def test_a_value_that_is_no_number_is_named(tmp_path):

@@ -61,9 +61,10 @@ def test_fresh_moves_the_earlier_run_aside_and_says_where(tmp_path):
     path = tmp_path / "run"
     a_run(path)
     fresh = RunDirectory.open(path, fresh=True)
-    assert fresh.moved_to == tmp_path / "run.old-1"
-    assert RunDirectory(fresh.moved_to).read_config_text() == "name: digits\n"
-    assert status.read(fresh.moved_to / "status.json").step == 5
+    old = RunDirectory(tmp_path / "run.old-1")
+    assert fresh.moved_to == old.path
+    assert old.read_config_text() == "name: digits\n"
+    assert status.read(old.status).step == 5
     assert not fresh.exists() and fresh.attempt == 1
 
     a_run(path)

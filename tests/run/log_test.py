@@ -27,13 +27,14 @@ def test_a_later_attempt_adds_to_the_file(tmp_path):
     ]
 
 
-def test_close_leaves_the_logger_as_it_was(tmp_path):
-    handlers, level = list(logger.handlers), logger.level
+def test_close_leaves_the_logger_as_it_was(tmp_path, caplog):
+    caplog.set_level(logging.ERROR, logger="convoy")
+    handlers = list(logger.handlers)
     log = RunLog(tmp_path / "log.txt")
     log.close()
     log.close()
     logger.info("after")
-    assert (logger.handlers, logger.level) == (handlers, level)
+    assert (logger.handlers, logger.level) == (handlers, logging.ERROR)
     assert (tmp_path / "log.txt").read_text() == ""
 
 
