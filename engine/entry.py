@@ -6,17 +6,17 @@ handler off the main thread.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import tempfile
 from pathlib import Path
-from typing import Any
 
 import jax
 import ml_collections
 
+from engine.checkpoint.export import export_safetensors
 from engine.checkpoint.retention import Retention
-from engine.checkpoint.store import CheckpointStore
+from engine.checkpoint.store import CheckpointStore, StepInfo
 from engine.config.dev_run import tiny
-from engine.config.errors import CheckpointError, ConfigError, ConvoyError
+from engine.config.errors import CheckpointError, ConfigError
 from engine.config.identity import identity_differences, schedule_change
 from engine.config.load import load
 from engine.config.schema import Config, Data
@@ -30,7 +30,9 @@ from engine.observe.reporter import Reporter
 from engine.parallel.mesh import cpu_device_count, make_mesh
 from engine.run.directory import RunDirectory
 from engine.trainer import Trainer, program_of
+from engine.training import compile_cache
 from engine.training.program import Program
+from engine.training.state import State
 
 AnyConfig = Config | ml_collections.ConfigDict | str | Path
 
@@ -68,7 +70,8 @@ def train(
         ConvoyError: with a sentence and the `exit_code` of the command line.
     """
     config = resolve_config(config)
-    config = tiny(config) if fast_dev_run else config
+    if fast_dev_run:
+        return _fast_dev_run(tiny(config), workdir)
     check_targets(config)
     directory = RunDirectory.open(workdir or default_workdir(config), fresh=fresh)
     if directory.exists():
@@ -80,6 +83,17 @@ def train(
         reporter.start(trainer.total_steps, trainer.summary)
         trainer.run()
     return reporter.summary
+
+
+def _fast_dev_run(config: Config, workdir: str | Path | None) -> Summary:
+    """Two steps of everything in a directory that is removed afterwards, unless one is named; then restores them."""
+    with tempfile.TemporaryDirectory(prefix="convoy-fast-dev-run-") as temporary:
+        summary = train(config, workdir=workdir or Path(temporary) / config.name, fresh=True)
+        directory, config = _open_run(summary.directory.path)
+        restored = _restore(directory, summary.step, _program(config)[0])
+        if int(restored["step"]) != summary.step:
+            raise CheckpointError(f"{directory}: the checkpoint of step {summary.step} holds step {restored['step']}.")
+    return summary
 
 
 def check_targets(config: Config) -> None:
@@ -103,8 +117,6 @@ def set_up_devices(config: Config, directory: RunDirectory | None = None) -> Con
     Must come before anything asks JAX for devices. A run keeps the number that "auto" gave at its start.
     """
     if config.cache.compiled:
-        from engine.training import compile_cache
-
         compile_cache.enable(config.cache.max_gib)
     setting = config.mesh.cpu_devices
     if setting == "auto" and directory is not None and directory.exists():
@@ -163,14 +175,11 @@ def _trainer(config: Config, directory: RunDirectory, reporter: Reporter) -> Tra
 
 def program(config: AnyConfig) -> tuple[Program, int]:
     """Returns the program of a config and its number of steps, for `explain` and for tests; nothing is compiled."""
-    config = resolve_config(config)
-    check_targets(config)
-    config = set_up_devices(config)
-    return program_of(build(config.task, "task"), make_mesh(config.mesh), sources_of(config)[0], config)
+    return _program(resolve_config(config))[:2]
 
 
-def evaluate(run: str | Path, *, step: int | str | None = None) -> Mapping[str, float]:
-    """Returns the metrics of all evaluations of a run's checkpoint.
+def evaluate(run: str | Path, *, step: int | str | None = None) -> dict[str, float]:
+    """Returns "step" and the metrics of all evaluations of a run's checkpoint.
 
     Args:
         run: the run directory.
@@ -180,42 +189,78 @@ def evaluate(run: str | Path, *, step: int | str | None = None) -> Mapping[str, 
         CheckpointError: no such checkpoint.
         ConfigError: the run's config has no evaluations.
     """
-    directory = RunDirectory(Path(run))
-    if not directory.exists():
-        raise ConfigError(f"{run}: no run here (no config.txt). Name the directory of a run.")
-    config = from_text(directory.read_config_text(), str(directory.config))
+    directory, config = _open_run(run)
     if not config.evaluations:
         raise ConfigError(f"{directory.config}: no evaluations. Give the run some: config.evaluations.<name>.data.")
-    check_targets(config)
-    config = set_up_devices(config)
-    source, sources = sources_of(config)
-    program, total = program_of(build(config.task, "task"), make_mesh(config.mesh), source, config)
-    store = CheckpointStore(directory.checkpoints, read_only=True)
-    try:
-        c = config.checkpoint
-        retention = Retention(directory.checkpoints, c.keep_latest, c.best, c.best_mode, c.keep_best)
-        chosen = choose_step(step, store.steps(), retention.best(), directory.path)
-        state = store.restore(chosen, program.abstract_state)
-    finally:
-        store.close()
+    chosen = choose_step(directory, config, step)
+    program, total, source, sources = _program(config)
+    state = _restore(directory, chosen, program)
     results: dict[str, float] = {"step": chosen}
     for evaluation in build_evaluations(config, sources, program, len(source), total):
         results |= evaluation.run(state)
     return results
 
 
-def choose_step(step: int | str | None, steps: Any, best: tuple[int, float] | None, path: Path) -> int:
-    """Returns the step that `--step` means; raises CheckpointError with the list when it is not there."""
-    steps = list(steps)
+def export(run: str | Path, file: str | Path, *, step: int | str | None = None) -> list[str]:
+    """Writes the weights of a run's checkpoint as safetensors, the averaged ones where the run keeps an average.
+
+    Returns:
+        The names of the arrays.
+    """
+    directory, config = _open_run(run)
+    program = _program(config)[0]
+    return export_safetensors(_restore(directory, choose_step(directory, config, step), program), file)
+
+
+def checkpoints(run: str | Path) -> list[StepInfo]:
+    """Returns what is known of each checkpoint of a run, oldest first; starts no device."""
+    directory, _ = _open_run(run)
+    store = CheckpointStore(directory.checkpoints, read_only=True)
+    try:
+        return store.describe()
+    finally:
+        store.close()
+
+
+def _open_run(run: str | Path) -> tuple[RunDirectory, Config]:
+    """The directory and the config of an existing run."""
+    directory = RunDirectory(run)
+    return directory, from_text(directory.read_config_text(), str(directory.config))
+
+
+def _program(config: Config) -> tuple[Program, int, Source, dict[str, Source]]:
+    """The program of a config, its number of steps, and the sources."""
+    check_targets(config)
+    config = set_up_devices(config)
+    source, evaluation_sources = sources_of(config)
+    program, total = program_of(build(config.task, "task"), make_mesh(config.mesh), source, config)
+    return program, total, source, evaluation_sources
+
+
+def _restore(directory: RunDirectory, step: int, program: Program) -> State:
+    store = CheckpointStore(directory.checkpoints, read_only=True)
+    try:
+        return store.restore(step, program.abstract_state)
+    finally:
+        store.close()
+
+
+def choose_step(directory: RunDirectory, config: Config, step: int | str | None) -> int:
+    """Returns the checkpoint that a step, "latest", "best" or None means; None is the best where there is one.
+
+    Raises:
+        CheckpointError: it is not there; names those that are.
+    """
+    store, c = CheckpointStore(directory.checkpoints, read_only=True), config.checkpoint
+    steps = store.steps()
+    store.close()
+    best = Retention(directory.checkpoints, c.keep_latest, c.best, c.best_mode, c.keep_best).best()
     if not steps:
-        raise CheckpointError(f"{path}: no checkpoint yet. Train first: convoy train --config={path}")
+        raise CheckpointError(f"{directory}: no checkpoint yet. Train first: convoy train --config={directory}")
     if step in (None, "best") and best is not None and best[0] in steps:
         return best[0]
     if step in (None, "latest"):
         return steps[-1]
     if str(step).isdigit() and int(str(step)) in steps:
         return int(str(step))
-    raise CheckpointError(f"{path}: no checkpoint {step!r}. Steps here: {', '.join(map(str, steps))}; or latest, best.")
-
-
-__all__ = ["ConvoyError", "Summary", "Trainer", "evaluate", "program", "train"]
+    raise CheckpointError(f"{directory}: no checkpoint {step!r}. Found: {', '.join(map(str, steps))}, latest, best.")

@@ -4,6 +4,7 @@ Nothing heavy is imported before a verb needs it, so that `convoy --help` answer
 """
 
 import argparse
+import datetime
 import os
 import sys
 from collections.abc import Sequence
@@ -26,8 +27,8 @@ VERBS = """
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """Returns the parser of every verb."""
+def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """Returns the parser, and that of each verb."""
     top = argparse.ArgumentParser(
         prog="convoy", description="Trains any Flax NNX model on any mesh.", epilog=VERBS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -65,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     _add_config(data)
     data.add_argument("action", choices=["write"], help="write: the config's training data")
     data.add_argument("--out", required=True, help="file to write")
-    return top
+    return top, dict(verbs.choices)
 
 
 def _add_config(verb: argparse.ArgumentParser) -> None:
@@ -95,31 +96,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.path.insert(0, os.getcwd())  # configs and models of the user's own lie where the command is given
     try:
         rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
-        args, unknown = parser().parse_known_args(rest)
-        if unknown:
-            names = [option for action in _options(args.verb) for option in action.option_strings]
-            raise ConfigError(
-                f"{unknown[0]}: unknown argument of convoy {args.verb}.{did_you_mean(unknown[0].split('=')[0], names)} "
-                f"Arguments here: {', '.join(names)}, and --config.NAME=VALUE."
-            )
+        top, verbs = make_parser()
+        args, unknown = top.parse_known_args(rest)
         if args.verb is None:
-            parser().print_help()
+            top.print_help()
             return exit_codes.DONE
+        if unknown:
+            raise _unknown_argument(args.verb, unknown[0], verbs[args.verb])
         return _VERBS[args.verb](args, overrides)
     except ConvoyError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(f"{error.kind}: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # `convoy config ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exit_codes.DONE
 
 
-def _options(verb: str | None) -> list[argparse.Action]:
-    top = parser()
-    if verb is None:
-        return top._actions
-    verbs = next(a for a in top._actions if isinstance(a, argparse._SubParsersAction))
-    return verbs.choices[verb]._actions
+def _unknown_argument(verb: str, word: str, parser: argparse.ArgumentParser) -> ConfigError:
+    names = [name.strip("[]") for name in parser.format_usage().split() if name.strip("[]").startswith("--")]
+    return ConfigError(
+        f"{word}: unknown argument of convoy {verb}.{did_you_mean(word.split('=')[0], names)} "
+        f"Arguments here: {', '.join(names)}, and --config.NAME=VALUE."
+    )
 
 
 def _train(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -173,7 +171,14 @@ def _checkpoints(args: argparse.Namespace, overrides: list[str]) -> int:
     from engine import entry
 
     _no_overrides(overrides, "checkpoints")
-    print(entry.export(args.run, args.step, args.export) if args.export else entry.list_checkpoints(args.run))
+    if args.export:
+        names = entry.export(args.run, args.export, step=args.step)
+        print(f"wrote {len(names)} arrays to {args.export}")
+        return exit_codes.DONE
+    for info in entry.checkpoints(args.run):
+        results = "  ".join(f"{name} {value:.6g}" for name, value in info.results.items())
+        when = datetime.datetime.fromtimestamp(info.time).isoformat(" ", "seconds")
+        print(f"step {info.step:>8}  {info.bytes / 2**20:>9.1f} MiB  {when}  {results}".rstrip())
     return exit_codes.DONE
 
 

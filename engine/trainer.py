@@ -150,8 +150,9 @@ class Trainer:
             stack.callback(self.checkpoints.store.close)
             state, step = self._first_state()
             if step == self.total_steps:
-                self._say(f"nothing to do: the run is done at step {step}")
-            steps = {k: self.program.steps(k) for k in {1, config.train.steps_per_dispatch}}
+                self._say("this run is finished; to train longer, set train.total, or --fresh to start anew")
+            sizes = {1, config.train.steps_per_dispatch} if step < self.total_steps else ()
+            steps = {k: self.program.steps(k) for k in sizes}
             writer = stack.enter_context(
                 MetricWriter(self.directory.metrics, self.directory.tensorboard if config.log.tensorboard else None)
             )
@@ -217,9 +218,13 @@ class Trainer:
             return
         recorder.settle()
         start = time.monotonic()
+        known = self.checkpoints.results(step)  # of an earlier attempt that stopped after this evaluation
         results: dict[str, float] = {}
         for evaluation in evaluations:
-            results |= evaluation.run(state)
+            if known.keys() >= set(evaluation.metrics):
+                self._results |= known
+            else:
+                results |= evaluation.run(state)
         if results:
             self._results |= results
             recorder.evaluated(step, results)

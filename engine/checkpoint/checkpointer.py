@@ -38,6 +38,10 @@ class Checkpointer:
         """Writes evaluation results beside a step, for retention and for the list of checkpoints."""
         self.retention.record(step, results)
 
+    def results(self, step: int) -> Mapping[str, float]:
+        """The evaluation results of a step, from this attempt or an earlier one."""
+        return self.retention.results(step)
+
     def finish(self) -> None:
         """Waits until the last save is durable, then drops what need not stay."""
         self.store.wait()

@@ -94,6 +94,10 @@ class Retention:
             keep_best=self._keep_best,
         )
 
+    def results(self, step: int) -> Mapping[str, float]:
+        """Returns the evaluation results of a step, none if nothing was recorded."""
+        return self._results.get(step, {})
+
     def best(self) -> tuple[int, float] | None:
         """Returns (step, value) of the best result so far, or None."""
         order = ranking(self._results, self._best, self._best_mode) if self._best else []

@@ -35,7 +35,10 @@ def test_a_number_and_a_unit_make_a_duration(text, value, unit):
     [
         ("3", "train.total: found '3', not a duration. Write a number and a unit, such as '3 epochs' or '500 steps'."),
         ("", "train.total: found '', not a duration."),
-        ("3 epcohs", "unknown unit 'epcohs'. Units: steps, examples, epochs, seconds, minutes, hours. Did you mean epoch"),
+        (
+            "3 epcohs",
+            "unknown unit 'epcohs'. Units: steps, examples, epochs, seconds, minutes, hours. Did you mean epoch",
+        ),
         ("-1 steps", "less than nothing"),
         ("1.5 steps", "found '1.5 steps', a fraction of what is counted whole. Write whole steps."),
         ("1__0 steps", "'1__0' is no number"),
@@ -48,7 +51,11 @@ def test_anything_else_is_refused_with_what_is_allowed(text, sentence):
 
 
 def test_durations_print_as_they_are_written():
-    assert [str(parse(text)) for text in ("1 epochs", "30 epoch", "0.5 epochs")] == ["1 epoch", "30 epochs", "0.5 epochs"]
+    assert [str(parse(text)) for text in ("1 epochs", "30 epoch", "0.5 epochs")] == [
+        "1 epoch",
+        "30 epochs",
+        "0.5 epochs",
+    ]
 
 
 def test_thirty_epochs_are_the_ceiling_of_thirty_times_n_over_the_batch():
@@ -74,7 +81,9 @@ def test_a_clock_has_seconds_and_no_examples():
         parse("1 epoch").steps(1, 0)
 
 
-@pytest.mark.parametrize("text", ["1 step", "3 steps", "1 epoch", "0.5 epochs", "0.3 epochs", "100 examples", "7 examples"])
+@pytest.mark.parametrize(
+    "text", ["1 step", "3 steps", "1 epoch", "0.5 epochs", "0.3 epochs", "100 examples", "7 examples"]
+)
 @pytest.mark.parametrize(("batch_size", "size", "total"), [(64, 1437, 60), (10, 100, 37), (8, 3, 20)])
 def test_due_is_the_first_step_whose_examples_reach_a_multiple(text, batch_size, size, total):
     period = Period(parse(text), batch_size, size, total)

@@ -6,7 +6,9 @@ from engine.config.errors import ConfigError, ConvoyError, FieldError, UnknownFi
 
 
 def test_every_error_ends_the_process_as_the_users_own_unless_it_says_otherwise():
-    assert {error.exit_code for error in ConvoyError.__subclasses__() if error.__module__ == ConvoyError.__module__} == {1}
+    assert {
+        error.exit_code for error in ConvoyError.__subclasses__() if error.__module__ == ConvoyError.__module__
+    } == {1}
 
 
 def test_a_field_error_is_a_sentence_with_the_place_where_it_was_written():

@@ -23,7 +23,8 @@ def test_names_go_down_the_tree():
 
 
 @pytest.mark.parametrize(
-    ("slot", "name"), [(Slot(entries=Evaluation), "held out"), (Slot(entries=Evaluation), "a/b"), (Slot(section=Data), "a-b")]
+    ("slot", "name"),
+    [(Slot(entries=Evaluation), "held out"), (Slot(entries=Evaluation), "a/b"), (Slot(section=Data), "a-b")],
 )
 def test_entries_and_arguments_have_names_that_can_be_written(slot, name):
     with pytest.raises(ConfigError, match="is no name of an"):
@@ -67,7 +68,12 @@ def test_values_keep_the_type_of_their_slot():
         (Train, "seed", True, "x: found True, allowed is an integer."),
         (Train, "seed", 1.0, "x: found 1.0 (a number), allowed is an integer."),
         (Train, "deterministic", 1, "x: found 1 (an integer), allowed is true or false."),
-        (Train, "total", 30, "x: found 30 (an integer), allowed is text. Write the unit too, such as '30 epochs' or '30 steps'."),
+        (
+            Train,
+            "total",
+            30,
+            "x: found 30 (an integer), allowed is text. Write the unit too, such as '30 epochs' or '30 steps'.",
+        ),
         (Optimizer, "clip_norm", "a", "x: found 'a' (text), allowed is a number or None."),
         (Optimizer, "learning_rate", float("nan"), "x: found nan. A config holds finite numbers."),
         (Data, "target", Slot, "Name a function or class by its dotted path: 'engine.config.fields.Slot'."),

@@ -1,0 +1,66 @@
+"""Runs for tests: a small config, the command line as a process, and what a run wrote."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from engine.config import defaults, validate
+from engine.config.schema import Config
+
+
+def config(**settings: Any) -> Config:
+    """A config of tests/zoo.py: 64 examples, batches of 16, 10 steps; `train__total="5 steps"` sets a field."""
+    c = defaults()
+    c.name = "zoo"
+    c.task = dict(target="tests.zoo.Classify")
+    c.data = dict(target="tests.zoo.source")
+    c.train.total = "10 steps"
+    c.train.global_batch_size = 16
+    c.optimizer.learning_rate = 0.01
+    c.evaluations.heldout = dict(data=dict(target="tests.zoo.source", n=37, seed=9), every="4 steps")
+    c.checkpoint.every = "5 steps"
+    c.log.every = "1 step"
+    c.log.tensorboard = False
+    c.log.progress = "none"
+    c.cache.compiled = False
+    for name, value in settings.items():
+        *path, last = name.split("__")
+        section = c
+        for part in path:
+            section = section[part]
+        section[last] = value
+    return validate(c)
+
+
+def rows(run: Path, name: str = "loss") -> dict[int, float]:
+    """step -> value of a metric; the last attempt of a step counts."""
+    lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line[name] for line in lines if name in line}
+
+
+def status(run: Path) -> dict[str, Any]:
+    """What status.json holds."""
+    return json.loads((run / "status.json").read_text())
+
+
+def convoy(*args: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command line to its end, on one CPU device."""
+    return subprocess.run(command(*args), capture_output=True, text=True, cwd=cwd, env=environment(**env), timeout=120)
+
+
+def start(*args: str, cwd: Path | None = None, **env: str) -> subprocess.Popen[str]:
+    """Starts the command line; the caller ends it."""
+    return subprocess.Popen(
+        command(*args), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd, env=environment(**env)
+    )
+
+
+def command(*args: str) -> list[str]:
+    return [sys.executable, "-m", "engine.main", *args]
+
+
+def environment(**env: str) -> dict[str, str]:
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", **env}

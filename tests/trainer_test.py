@@ -1,0 +1,182 @@
+"""The loop: order, periods, dispatches of K steps, resume, and what stops it."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import engine
+from engine import entry
+from engine.config.errors import ConvoyError
+from engine.trainer import Diverged
+from tests import runs, zoo
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A run of ten steps, and its summary."""
+    path = tmp_path_factory.mktemp("unbroken") / "run"
+    return path, engine.train(runs.config(), workdir=path)
+
+
+def final_state(path):
+    directory, config = entry._open_run(path)
+    return entry._restore(directory, 10, entry._program(config)[0])
+
+
+def test_a_run_writes_what_its_periods_say(unbroken):
+    path, summary = unbroken
+    assert sorted(runs.rows(path)) == list(range(1, 11))
+    assert sorted(runs.rows(path, "heldout/accuracy")) == [4, 8, 10]
+    assert [info.step for info in entry.checkpoints(path)] == [5, 10]
+    assert (summary.state, summary.step, summary.total_steps) == ("done", 10, 10)
+    assert summary.metrics["heldout/accuracy"] == runs.rows(path, "heldout/accuracy")[10]
+    assert summary.metrics["loss"] == runs.rows(path)[10]
+
+
+def test_a_resume_gives_the_losses_and_the_state_of_the_unbroken_run(unbroken, tmp_path):
+    path, _ = unbroken
+    engine.train(runs.config(train__total="5 steps", optimizer__schedule="constant"), workdir=tmp_path / "a")
+    longer = runs.config(train__total="10 steps", optimizer__schedule="constant")
+    engine.train(longer, workdir=tmp_path / "a")
+    engine.train(longer, workdir=tmp_path / "b")
+    assert runs.rows(tmp_path / "a") == runs.rows(tmp_path / "b")
+    zoo.assert_equal(final_state(tmp_path / "a"), final_state(tmp_path / "b"))
+
+
+def test_a_lost_last_checkpoint_costs_its_steps_and_no_bit(unbroken, tmp_path):
+    path, _ = unbroken
+    shutil.copytree(path, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/10")
+    (tmp_path / "run/metrics.jsonl").unlink()
+    (tmp_path / "run/checkpoints/results.json").unlink()
+    engine.train(runs.config(), workdir=tmp_path / "run")
+    losses = runs.rows(path)
+    assert runs.rows(tmp_path / "run") == {step: losses[step] for step in range(6, 11)}
+    zoo.assert_equal(final_state(tmp_path / "run"), final_state(path))
+
+
+@pytest.mark.parametrize("k", [3, 4])
+def test_dispatches_of_k_steps_keep_every_period_and_every_bit(unbroken, tmp_path, k):
+    path, _ = unbroken
+    engine.train(runs.config(train__steps_per_dispatch=k), workdir=tmp_path)
+    assert runs.rows(tmp_path) == runs.rows(path)
+    assert runs.rows(tmp_path, "heldout/loss") == runs.rows(path, "heldout/loss")
+    assert [info.step for info in entry.checkpoints(tmp_path)] == [5, 10]
+    zoo.assert_equal(final_state(tmp_path), final_state(path))
+
+
+def test_a_finished_run_says_so_and_does_nothing(unbroken, tmp_path):
+    shutil.copytree(unbroken[0], tmp_path / "run")
+    before = (tmp_path / "run/metrics.jsonl").read_text()
+    summary = engine.train(runs.config(), workdir=tmp_path / "run")
+    assert (summary.state, summary.step) == ("done", 10)
+    assert summary.metrics["heldout/accuracy"] == unbroken[1].metrics["heldout/accuracy"]
+    assert (tmp_path / "run/metrics.jsonl").read_text() == before
+    assert "this run is finished" in (tmp_path / "run/log.txt").read_text()
+
+
+def test_a_row_is_the_mean_over_its_interval(unbroken, tmp_path):
+    engine.train(runs.config(log__every="5 steps", train__steps_per_dispatch=2), workdir=tmp_path)
+    program = zoo.program(zoo.Classify())
+    del program
+    lines = [json.loads(line) for line in (unbroken[0] / "metrics.jsonl").read_text().splitlines()]
+    norms = [line["grad_norm"] for line in lines if "grad_norm" in line]
+    assert runs.rows(tmp_path, "grad_norm") == pytest.approx({5: np.mean(norms[:5]), 10: np.mean(norms[5:])})
+    rates = runs.rows(unbroken[0], "learning_rate")
+    assert runs.rows(tmp_path, "learning_rate") == {5: rates[5], 10: rates[10]}
+
+
+def test_the_best_checkpoint_stays_beside_the_latest(tmp_path):
+    config = runs.config(
+        checkpoint__best="heldout/loss",
+        checkpoint__best_mode="min",
+        checkpoint__keep_latest=1,
+        checkpoint__every=None,
+        optimizer__learning_rate=3.0,  # the loss soon grows, so that an early step is the best
+        optimizer__schedule="constant",
+        evaluations__heldout__every="2 steps",
+    )
+    engine.train(config, workdir=tmp_path)
+    results = runs.rows(tmp_path, "heldout/loss")
+    best = min(results, key=lambda step: (results[step], step))
+    assert [info.step for info in entry.checkpoints(tmp_path)] == sorted({best, 10})
+    assert entry.evaluate(tmp_path)["step"] == best
+    assert entry.evaluate(tmp_path)["heldout/loss"] == pytest.approx(results[best], rel=1e-6)
+    assert entry.evaluate(tmp_path, step="latest")["step"] == 10
+
+
+class Recorder:
+    """A hook of the user's own."""
+
+    def __init__(self, word: str = ""):
+        self.word = word
+
+    def run(self, trainer, state, step):
+        (trainer.directory.path / f"{self.word}{step}").write_text(str(int(state["step"])))
+
+
+def test_hooks_are_called_when_they_are_due_with_the_state(tmp_path):
+    config = runs.config(hooks={"mine": dict(target=f"{__name__}.Recorder", word="hook", every="3 steps")})
+    engine.train(config, workdir=tmp_path)
+    assert {p.name: p.read_text() for p in tmp_path.glob("hook*")} == {f"hook{s}": str(s) for s in (3, 6, 9, 10)}
+
+
+class Bad(zoo.Classify):
+    """Not finite from the fourth example that it sees on."""
+
+    def loss(self, model, batch, rng):
+        loss = super().loss(model, batch, rng)
+        return engine.Loss(loss.total * jax.numpy.where(batch["x"][:, 0] > 2.0, jax.numpy.nan, 1), loss.weight)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(tmp_path):
+    with pytest.raises(Diverged, match=r"step \d+: the loss or its gradient is not finite") as error:
+        engine.train(runs.config(task__target=f"{__name__}.Bad", evaluations={}), workdir=tmp_path)
+    assert error.value.exit_code == 43
+    assert runs.status(tmp_path)["state"] == "failed"
+    assert runs.status(tmp_path)["exit_code"] == 43
+    skipped = runs.rows(tmp_path, "skipped")
+    assert str(error.value).startswith(f"step {min(s for s, n in skipped.items() if n)}:")
+
+
+def test_a_trainer_takes_a_task_a_mesh_and_data(tmp_path):
+    from engine.config.schema import Mesh
+    from engine.parallel.mesh import make_mesh
+    from engine.run.directory import RunDirectory
+
+    messages = []
+    trainer = engine.Trainer(
+        zoo.Classify(width=8),
+        make_mesh(Mesh(data=4, fsdp=2)),
+        zoo.source(),
+        runs.config(evaluations={}),
+        RunDirectory.open(tmp_path),
+        evaluation_sources={},
+        hooks={},
+        on_row=lambda row: None,
+        on_message=messages.append,
+    )
+    assert trainer.run().step == 10
+    assert messages == ["saving checkpoint of step 5", "saving checkpoint of step 10"]
+
+
+def test_an_error_in_the_users_code_is_recorded_and_passed_on(tmp_path):
+    with pytest.raises(ConvoyError, match="Example 3"):
+        engine.train(runs.config(data__target="tests.trainer_test.Broken", evaluations={}), workdir=tmp_path)
+    assert runs.status(tmp_path)["exit_code"] == 1
+    assert "Example 3" in runs.status(tmp_path)["reason"]
+
+
+class Broken:
+    """A source whose fourth example cannot be read."""
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        if index == 3:
+            raise OSError("bad sector")
+        return {name: x[index] for name, x in zoo.examples(64).items()}
