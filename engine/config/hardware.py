@@ -23,11 +23,11 @@ class Hardware:
 
     name: str
     bf16: float  # FLOP/s of matrix products in bfloat16
-    f32: float | None  # FLOP/s of matrix products of float32 arrays as JAX runs them by default; None: not published
+    f32: float  # FLOP/s of matrix products of float32 arrays, as JAX runs them by default
     hbm_bytes: int  # memory of the device
     hbm_bandwidth: float  # bytes/s
 
-    def peak(self, precision: str) -> float | None:
+    def peak(self, precision: str) -> float:
         """FLOP/s for `train.precision`: "bfloat16" or "float32"."""
         return self.bf16 if precision == "bfloat16" else self.f32
 

@@ -43,7 +43,7 @@ def resolve(target: Target, where: str) -> Callable[..., Any]:
     for part in rest:
         found, path = _member(found, path, part, target, field), f"{path}.{part}"
     if not callable(found):
-        raise FieldError(field, f"{target.target!r} is a {type(found).__name__}", "Name a class or a function.")
+        raise FieldError(field, f"{target.target!r} is a value ({found!r})", "Name a class or a function.")
     return found
 
 

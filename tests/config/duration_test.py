@@ -73,11 +73,11 @@ def test_translation_is_exact_where_floats_are_not():
 def test_a_clock_has_seconds_and_no_examples():
     assert parse("10 minutes").is_clock and parse("10 minutes").seconds == 600
     assert not parse("10 steps").is_clock
-    with pytest.raises(ConfigError, match="'10 minutes' is not a number of examples. Units of the data: steps"):
+    with pytest.raises(ConfigError, match=r"'10 minutes' is not a number of examples. Units of the data: steps"):
         parse("10 minutes").steps(1, 1)
-    with pytest.raises(ConfigError, match="'1 epoch' has no length in seconds"):
+    with pytest.raises(ConfigError, match=r"'1 epoch' has no length in seconds"):
         _ = parse("1 epoch").seconds
-    with pytest.raises(ConfigError, match="'1 epoch' of a dataset of 0 examples has no length"):
+    with pytest.raises(ConfigError, match=r"'1 epoch' of a dataset of 0 examples has no length"):
         parse("1 epoch").steps(1, 0)
 
 
@@ -112,5 +112,5 @@ def test_none_is_due_at_the_last_step_only_and_step_0_never():
 
 
 def test_a_period_of_nothing_is_refused():
-    with pytest.raises(ConfigError, match="A period of '0 steps' never ends. Use '1 step' for every step"):
+    with pytest.raises(ConfigError, match=r"A period of '0 steps' never ends. Use '1 step' for every step"):
         Period(parse("0 steps"), 10, 100, 5)

@@ -27,7 +27,7 @@ def test_names_go_down_the_tree():
     [(Slot(entries=Evaluation), "held out"), (Slot(entries=Evaluation), "a/b"), (Slot(section=Data), "a-b")],
 )
 def test_entries_and_arguments_have_names_that_can_be_written(slot, name):
-    with pytest.raises(ConfigError, match="is no name of an"):
+    with pytest.raises(ConfigError, match=r"is no name of an"):
         child(slot, name, f"somewhere.{name}")
 
 
@@ -39,7 +39,7 @@ def test_an_unknown_field_names_its_neighbours():
 
 
 def test_an_unknown_field_is_looked_for_in_the_other_sections_too():
-    with pytest.raises(UnknownFieldError, match="Did you mean optimizer.learning_rate?"):
+    with pytest.raises(UnknownFieldError, match=r"Did you mean optimizer.learning_rate[?]"):
         child(Slot(section=Train), "learning_rate", "train.learning_rate")
     assert "Did you mean train.seed?" in str(unknown_field("seed", Config))
     assert "Did you mean train.global_batch_size?" in str(unknown_field("batch_size", Config))

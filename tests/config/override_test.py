@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from engine.config.draft import defaults
@@ -35,7 +37,7 @@ def after(*overrides):
 )
 def test_a_typed_field_is_read_as_its_type(override, value):
     path = override.partition("=")[0]
-    found = after(override)
+    found: Any = after(override)
     for name in path.split("."):
         found = found[name]
     assert found == value and type(found) is type(value)

@@ -29,9 +29,9 @@ def test_a_config_is_frozen_to_its_leaves():
     assert isinstance(config.task.arguments["encoder"], MappingProxyType)
     assert config.evaluations["heldout"].data.arguments == {"split": "test"}
     with pytest.raises(dataclasses.FrozenInstanceError):
-        config.train.seed = 1
+        config.train.seed = 1  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(TypeError):
-        config.task.arguments["width"] = 1
+        config.task.arguments["width"] = 1  # pyright: ignore[reportIndexIssue]
     c.task.width = 1
     assert config.task.arguments["width"] == 64
 

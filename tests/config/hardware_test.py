@@ -1,0 +1,29 @@
+import pytest
+
+from engine.config.errors import ConfigError
+from engine.config.hardware import DEVICES, MESH_PRESETS, find, mesh_preset
+
+
+def test_devices_are_found_by_the_name_that_jax_gives_them():
+    h100 = find("NVIDIA H100 80GB HBM3")
+    assert h100 is not None and h100.name == "H100 SXM"
+    assert h100.peak("bfloat16") == 989.4e12 and h100.peak("float32") == 494.7e12
+    assert find("TPU v5 lite") is find("TPU v5e")
+    assert find("cpu") is None
+
+
+@pytest.mark.parametrize("kind", DEVICES)
+def test_every_row_is_plausible(kind):
+    """Units are right: FLOP/s, bytes, bytes/s. Time to read the memory once lies between 10 and 100 ms."""
+    device = DEVICES[kind]
+    assert 5e13 < device.bf16 < 3e15
+    assert device.peak("float32") <= device.peak("bfloat16")
+    assert 0.01 < device.hbm_bytes / device.hbm_bandwidth < 0.1
+
+
+def test_mesh_presets_name_axes_and_leave_one_free():
+    assert mesh_preset("fsdp") == {"data": 1, "fsdp": -1, "tensor": 1}
+    for axes in MESH_PRESETS.values():
+        assert set(axes) == {"data", "fsdp", "tensor"} and list(axes.values()).count(-1) == 1
+    with pytest.raises(ConfigError, match=r"mesh.preset: found 'fdsp'. Allowed: auto, .* Did you mean fsdp\?"):
+        mesh_preset("fdsp")

@@ -1,0 +1,82 @@
+import pytest
+
+from engine.config.draft import defaults
+from engine.config.identity import identity_differences, is_identity, schedule_change
+from engine.config.override import apply
+from engine.config.text import flatten
+from engine.config.validate import validate
+
+
+def config(*overrides):
+    c = defaults()
+    c.task = dict(target="models.digits.Digits", width=64)
+    c.data = dict(target="models.digits.scans", split="train")
+    c.optimizer.groups = dict(head=dict(match="^head"), rest=dict(match="."))
+    c.evaluations.heldout = dict(data=dict(target="models.digits.scans", split="test"))
+    apply(c, overrides)
+    return validate(c)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("task.width=32", "task.width: 64 -> 32"),
+        ("task.depth=2", "task.depth: (none) -> 2"),
+        ("data.split=all", "data.split: train -> all"),
+        ("data.shuffle=false", "data.shuffle: True -> False"),
+        ("data.limit=10", "data.limit: None -> 10"),
+        ("optimizer.learning_rate=0.1", "optimizer.learning_rate: 0.001 -> 0.1"),
+        ("optimizer.groups.head.match=^top", "optimizer.groups.head.match: ^head -> ^top"),
+        ("train.global_batch_size=64", "train.global_batch_size: 128 -> 64"),
+        ("train.seed=1", "train.seed: 0 -> 1"),
+        ("train.precision=bfloat16", "train.precision: float32 -> bfloat16"),
+        ("train.ema_decay=0.99", "train.ema_decay: None -> 0.99"),
+    ],
+)
+def test_a_changed_identity_field_is_a_line(override, line):
+    assert identity_differences(config(), config(override)) == [line]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "name=other", "train.total=3 epochs", "train.accumulate=2", "train.steps_per_dispatch=8",
+        "train.deterministic=true", "mesh.fsdp=-1", "mesh.cpu_devices=8", "sharding.rules.mlp=fsdp", "data.threads=4",
+        "data.workers=2", "data.prefetch=4", "checkpoint.every=3 steps", "checkpoint.best=heldout/accuracy",
+        "evaluations.heldout.every=3 steps", "evaluations.heldout.data.limit=3", "evaluations={}",
+        "hooks.plot.target=models.plot.run", "log.every=1 step", "profile.start=3", "cache.compiled=false",
+        "tiny.train.seed=3",
+    ],
+)  # fmt: skip
+def test_the_other_fields_may_change(override):
+    assert identity_differences(config(), config(override)) == []
+
+
+def test_the_order_of_groups_is_identity_and_that_of_arguments_is_not():
+    old = config()
+    c = defaults()
+    c.task = dict(width=64, target="models.digits.Digits")
+    c.data = dict(split="train", target="models.digits.scans")
+    c.optimizer.groups = dict(rest=dict(match="."), head=dict(match="^head"))
+    assert identity_differences(old, validate(c)) == ["optimizer.groups: head, rest -> rest, head"]
+
+
+def test_every_field_is_decided_on():
+    decided = {name for name, _ in flatten(config()) if is_identity(name)}
+    assert {name.partition(".")[0] for name in decided} == {"task", "data", "optimizer", "train"}
+    assert {name for name in decided if name.startswith("train.")} == {
+        "train.global_batch_size",
+        "train.seed",
+        "train.precision",
+        "train.ema_decay",
+    }
+
+
+def test_a_changed_total_that_bends_the_schedule_is_told():
+    assert schedule_change(config(), config("train.total=20 epochs")) == (
+        "train.total: 10 epochs -> 20 epochs changes the cosine learning-rate schedule, which ends at the last step: "
+        "from here on the run follows the schedule of 20 epochs."
+    )
+    assert schedule_change(config(), config("train.total=10 epoch")) is None
+    constant = "optimizer.schedule=constant"
+    assert schedule_change(config(constant), config(constant, "train.total=20 epochs")) is None

@@ -1,0 +1,43 @@
+"""A problem in a config is told before anything heavy is imported."""
+
+import subprocess
+import sys
+import time
+
+import engine.config
+
+HEAVY = ("jax", "jaxlib", "flax", "numpy", "optax", "orbax", "grain", "rich", "tensorstore")
+
+
+def run(code, folder):
+    start = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=60)
+    return result, time.monotonic() - start
+
+
+def test_the_room_loads_nothing_heavy(tmp_path):
+    code = f"import sys, engine.config, engine.cluster.exit_codes\nprint([m for m in {HEAVY} if m in sys.modules])"
+    result, _ = run(code, tmp_path)
+    assert result.stdout == "[]\n", result.stderr
+
+
+def test_an_unknown_field_of_a_file_is_told_in_under_a_second(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from engine.config import defaults\ndef get_config():\n    c = defaults()\n    c.train.totl = 1\n"
+    )
+    code = """
+import sys
+from engine.config import ConfigError, load
+try:
+    load("mine.py")
+except ConfigError as error:
+    sys.exit(str(error))
+"""
+    result, seconds = min((run(code, tmp_path) for _ in range(3)), key=lambda pair: pair[1])
+    assert result.returncode == 1
+    assert result.stderr.startswith("train.totl: unknown field (mine.py:4). Did you mean train.total?")
+    assert seconds < 1.0
+
+
+def test_the_public_names_are_there():
+    assert all(hasattr(engine.config, name) for name in engine.config.__all__)

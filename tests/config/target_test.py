@@ -1,0 +1,136 @@
+import sys
+
+import pytest
+
+from engine.config.draft import defaults
+from engine.config.errors import ConfigError
+from engine.config.schema import Data, Target
+from engine.config.target import build, check, resolve
+from engine.config.validate import validate
+
+TASKS = """
+VALUE = 3
+
+class Digits:
+    def __init__(self, width, depth: int = 2, rate: float = 0.1, name: str = None, **extra):
+        self.settings = dict(width=width, depth=depth, rate=rate, name=name)
+
+class Strict:
+    def __init__(self, width: int = 64):
+        self.width = width
+
+    class Inner:
+        pass
+
+def optimizer(learning_rate, b1=0.9):
+    return learning_rate, b1
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package `shop` with a module of targets, one that does not import and one that has a typing mistake."""
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "tasks.py").write_text(TASKS)
+    (folder / "broken.py").write_text("\nimport not_there_at_all\n")
+    (folder / "typo.py").write_text("x = = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "shop"
+    for name in [name for name in sys.modules if name.partition(".")[0] == "shop"]:
+        del sys.modules[name]
+
+
+def fails(target, sentence, function=resolve, **kwargs):
+    with pytest.raises(ConfigError) as error:
+        function(target, "task", **kwargs)
+    assert sentence in str(error.value), str(error.value)
+
+
+def test_a_dotted_path_is_imported_down_to_the_name(package):
+    assert resolve(Target(target="shop.tasks.Digits"), "task").__name__ == "Digits"
+    assert resolve(Target(target="shop.tasks.Strict.Inner"), "task").__name__ == "Inner"
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("", "task.target: is empty. Name a class or function by dotted path"),
+        (
+            "shopp.tasks.Digits",
+            "task.target: found 'shopp.tasks.Digits', but there is no module 'shopp' to import. Run from",
+        ),
+        ("shopp.tasks.Digits", "Did you mean shop?"),
+        (
+            "shop.task.Digits",
+            "but shop has no 'task'. Package shop was found. Did you mean tasks? It has: broken, tasks, typo.",
+        ),
+        ("shop.tasks.Digit", "but shop.tasks has no 'Digit'. Module shop.tasks was found. Did you mean Digits?"),
+        (
+            "shop.tasks.Strict.Iner",
+            "but shop.tasks.Strict has no 'Iner'. Type shop.tasks.Strict was found. Did you mean Inner?",
+        ),
+        ("shop.tasks.VALUE", "task.target: 'shop.tasks.VALUE' is a value (3). Name a class or a function."),
+        ("shop.broken.X", "importing shop.broken failed: ModuleNotFoundError: No module named 'not_there_at_all' ("),
+        ("shop.broken.X", "broken.py:2)"),
+        ("shop.typo.X", "importing shop.typo failed: SyntaxError: invalid syntax ("),
+        ("shop.typo.X", "typo.py:1)"),
+    ],
+)
+def test_the_part_of_a_path_that_fails_is_named(package, path, sentence):
+    fails(Target(target=path), sentence)
+
+
+def test_arguments_are_checked_against_the_signature(package):
+    fails(
+        Data(target="shop.tasks.Strict", arguments={"widht": 1}),
+        "task.widht: shop.tasks.Strict takes no such argument. It takes: width. Fields of the engine here: shuffle, "
+        "limit, threads, workers, prefetch. Did you mean width?",
+        check,
+    )
+    fails(Data(target="shop.tasks.Strict", arguments={"shufle": False}), "Did you mean shuffle?", check)
+    fails(Target(target="shop.tasks.Strict.Inner", arguments={"x": 1}), "It takes no arguments.", check)
+    fails(
+        Target(target="shop.tasks.Digits"),
+        "task.width: is missing, shop.tasks.Digits needs it. Set it with --config.task.width=VALUE. "
+        "It takes: width, depth=2",
+        check,
+    )
+    check(Target(target="shop.tasks.Digits", arguments={"width": 1, "anything": 2}), "task")  # it takes **extra
+
+
+def test_plain_annotations_are_held(package):
+    def digits(**arguments):
+        return Target(target="shop.tasks.Digits", arguments={"width": 1, **arguments})
+
+    fails(digits(depth=2.5), "task.depth: found 2.5, shop.tasks.Digits takes an integer.", check)
+    fails(digits(depth=True), "task.depth: found True, shop.tasks.Digits takes an integer.", check)
+    fails(digits(rate="fast"), "task.rate: found 'fast', shop.tasks.Digits takes a number.", check)
+    fails(digits(rate=None), "task.rate: found None, shop.tasks.Digits takes a number.", check)
+    check(digits(depth=3, rate=1, name=None), "task")
+
+
+def test_what_the_engine_gives_is_not_the_configs(package):
+    target = Target(target="shop.tasks.optimizer", arguments={"b1": 0.8})
+    check(target, "optimizer", given=("learning_rate",))
+    assert build(target, "optimizer", learning_rate=3) == (3, 0.8)
+    fails(target, "task.learning_rate: is missing", check)
+    twice = Target(target="shop.tasks.optimizer", arguments={"learning_rate": 1})
+    fails(
+        twice,
+        "task.learning_rate: is passed to shop.tasks.optimizer by the engine. Remove",
+        check,
+        given=["learning_rate"],
+    )
+
+
+def test_build_hands_over_containers_of_its_own(package):
+    c = defaults()
+    c.task = dict(target="shop.tasks.Digits", width=dict(a=[1, dict(b=2)]))
+    c.data = dict(target="shop.tasks.Strict")
+    config = validate(c)
+    width = build(config.task, "task").settings["width"]
+    assert width == {"a": (1, {"b": 2})} and type(width) is dict
+    width["a"] = None
+    assert build(config.task, "task").settings["width"]["a"] == (1, {"b": 2})
