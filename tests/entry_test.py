@@ -1,0 +1,150 @@
+"""Training as a function: what a resume may change, where a run lies, what stays of the caller's process."""
+
+import dataclasses
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import engine
+from engine import entry
+from engine.config.errors import CheckpointError, ConfigError, RunError
+from tests import runs, zoo
+
+SHORT = dict(train__total="2 steps", checkpoint__every=None, evaluations={})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("entry") / "run"
+    engine.train(runs.config(train__total="4 steps", train__ema_decay=0.5), workdir=path)
+    return path
+
+
+def test_a_changed_identity_field_is_refused_with_the_difference(run):
+    with pytest.raises(ConfigError) as error:
+        engine.train(runs.config(train__total="4 steps", train__ema_decay=0.5, train__seed=7), workdir=run)
+    assert "train.seed: 0 -> 7" in str(error.value)
+    assert "--fresh" in str(error.value)
+    assert runs.status(run)["state"] == "done"
+
+
+def test_a_total_that_bends_the_schedule_needs_a_yes(tmp_path):
+    engine.train(runs.config(**SHORT), workdir=tmp_path)
+    longer = runs.config(**{**SHORT, "train__total": "3 steps"})
+    with pytest.raises(ConfigError, match=r"2 steps -> 3 steps changes the cosine.*--accept-schedule-change"):
+        engine.train(longer, workdir=tmp_path)
+    assert engine.train(longer, workdir=tmp_path, accept_schedule_change=True).step == 3
+
+
+def test_mesh_periods_and_logging_may_change(tmp_path):
+    engine.train(runs.config(**SHORT, optimizer__schedule="constant"), workdir=tmp_path)
+    config = runs.config(
+        optimizer__schedule="constant",
+        train__total="4 steps",
+        mesh__fsdp=8,
+        train__accumulate=2,
+        log__every="2 steps",
+        evaluations={},
+    )
+    assert engine.train(config, workdir=tmp_path).step == 4
+
+
+def test_fresh_moves_the_earlier_run_aside(tmp_path):
+    engine.train(runs.config(**SHORT), workdir=tmp_path / "run")
+    summary = engine.train(runs.config(**SHORT, train__seed=1), workdir=tmp_path / "run", fresh=True)
+    assert summary.step == 2
+    assert (tmp_path / "run.old-1/status.json").exists()
+    assert "was moved to" in (tmp_path / "run/log.txt").read_text()
+
+
+def test_a_run_goes_on_by_its_own_directory(run):
+    assert engine.train(str(run), workdir=run).step == 4
+
+
+def test_the_default_directory_is_named_after_the_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    summary = engine.train(runs.config(**SHORT))
+    assert summary.directory.path == Path("runs/zoo")
+
+
+def test_the_callers_signal_handlers_are_left_as_they_were(tmp_path):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    engine.train(runs.config(**SHORT), workdir=tmp_path)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_worker_thread_can_train(tmp_path):
+    done = []
+    thread = threading.Thread(target=lambda: done.append(engine.train(runs.config(**SHORT), workdir=tmp_path)))
+    thread.start()
+    thread.join()
+    assert done[0].step == 2
+
+
+def test_no_thread_of_ours_is_left_behind(tmp_path):
+    before = {thread.name for thread in threading.enumerate()}
+    engine.train(runs.config(**SHORT), workdir=tmp_path)
+    assert {thread.name for thread in threading.enumerate()} - before == set()
+
+
+def test_export_writes_the_averaged_weights(run, tmp_path):
+    names = engine.entry.export(run, tmp_path / "w.safetensors")
+    weights = load_file(tmp_path / "w.safetensors")
+    assert (
+        set(weights) == set(names) == {f"{m}/{p}" for m in ("hidden/0", "hidden/1", "head") for p in ("kernel", "bias")}
+    )
+    program, _ = entry.program(str(run))
+    state = entry._restore(*_at(run), program)
+    assert np.array_equal(weights["head/kernel"], state["ema"]["head/kernel"])
+    assert not np.array_equal(weights["head/kernel"], state["params"]["head/kernel"])
+
+
+def _at(run):
+    return entry._open_run(run)[0], 4
+
+
+def test_a_step_is_chosen_by_number_or_word(run):
+    directory, config = entry._open_run(run)
+    assert [entry.choose_step(directory, config, s) for s in (None, "latest", 4, "4")] == [4] * 4
+    with pytest.raises(CheckpointError, match=r"no checkpoint '7'. Found: 4, latest, best"):
+        entry.choose_step(directory, config, "7")
+
+
+def test_what_is_no_run_is_told(tmp_path):
+    with pytest.raises(RunError, match=r"is not a run"):
+        engine.evaluate(tmp_path)
+
+
+def test_a_config_without_evaluations_cannot_be_evaluated(tmp_path):
+    engine.train(runs.config(**SHORT), workdir=tmp_path)
+    with pytest.raises(ConfigError, match="no evaluations"):
+        engine.evaluate(tmp_path)
+
+
+def test_arguments_of_every_target_are_checked_before_a_directory_is_made(tmp_path):
+    with pytest.raises(ConfigError, match=r"task.widht: tests.zoo.Classify takes no such argument.*Did you mean width"):
+        engine.train(runs.config(task__widht=3), workdir=tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"evaluations.heldout.data.sead"):
+        bad = dict(data=dict(target="tests.zoo.source", sead=1))
+        engine.train(runs.config(evaluations=dict(heldout=bad)), workdir=tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"optimizer.momentum: optax.adamw takes no such argument"):
+        engine.train(runs.config(optimizer__momentum=0.9), workdir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_devices_that_have_started_cannot_be_changed(tmp_path, monkeypatch):
+    zoo.program(zoo.Classify()).init()
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
+    with pytest.raises(ConfigError, match=r"mesh.cpu_devices = 3: JAX has already started"):
+        engine.train(runs.config(**SHORT, mesh__cpu_devices=3), workdir=tmp_path)
+
+
+def test_a_config_may_be_a_configdict():
+    from engine.config import draft
+
+    config = entry.resolve_config(draft.draft_of(runs.config()))
+    assert dataclasses.asdict(config)["train"]["global_batch_size"] == 16

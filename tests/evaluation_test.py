@@ -1,0 +1,108 @@
+"""Evaluations: exact over partial batches, on any mesh, for metrics by row and for sums."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import engine
+from engine import Mean
+from engine.config.duration import Period
+from engine.config.errors import ShardingError, TaskError
+from engine.config.schema import Evaluation as Config
+from engine.config.schema import Mesh
+from engine.evaluation import Evaluation
+from tests import zoo
+
+N = 37  # no multiple of any batch here
+
+
+class Sums(zoo.Classify):
+    """The same metrics, summed by the author."""
+
+    def evaluate(self, model, batch):
+        return {name: Mean(m.total.sum(), m.weight.sum()) for name, m in super().evaluate(model, batch).items()}
+
+
+def evaluation(program, batch_size=16, **config):
+    period = Period(None, 16, 64, 10)
+    return Evaluation("heldout", Config(**config), zoo.source(N, seed=5), program, batch_size, period)
+
+
+def expected(program, state):
+    """Loss and accuracy by hand, over all examples at once."""
+    data = zoo.examples(N, seed=5)
+    params = jax.device_get(state["params"])
+    module = program.spec.model.module(params, jax.device_get(state["carried"]), None)
+    module.eval()
+    logits = module(data["x"])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, data["y"])
+    correct = np.asarray(logits).argmax(-1) == data["y"]
+    return {
+        "heldout/loss": np.average(losses, weights=data["valid"]),
+        "heldout/accuracy": np.average(correct, weights=data["valid"]),
+    }
+
+
+@pytest.mark.parametrize("task", [zoo.Classify("cnn"), Sums("cnn")], ids=["by-row", "sums"])
+@pytest.mark.parametrize("mesh", [None, Mesh(data=2, fsdp=4)], ids=["one-device", "eight-devices"])
+def test_each_example_counts_once_whatever_the_batch(task, mesh):
+    program = zoo.program(task, mesh=mesh)
+    state, _ = zoo.run(program, zoo.batches(2))
+    assert evaluation(program).run(state) == pytest.approx(expected(program, state), rel=1e-5)
+
+
+def test_an_evaluation_changes_nothing_and_is_repeatable():
+    program = zoo.program(zoo.Classify("cnn", dropout=0.5))
+    state, _ = zoo.run(program, zoo.batches(2))
+    before = jax.device_get(state)
+    subject = evaluation(program)
+    assert subject.run(state) == subject.run(state)
+    zoo.assert_equal(state, before)
+
+
+def test_averaged_weights_are_evaluated_where_they_are_kept():
+    program = zoo.program(zoo.Classify(), ema_decay=0.5)
+    state, _ = zoo.run(program, zoo.batches(4))
+    averaged = expected(program, {**state, "params": state["ema"]})
+    assert evaluation(program).run(state) == pytest.approx(averaged, rel=1e-5)
+    assert evaluation(program, use_ema=False).run(state) == pytest.approx(expected(program, state), rel=1e-5)
+
+
+def test_a_metric_without_any_weight_is_nan():
+    @dataclasses.dataclass
+    class Empty(zoo.Classify):
+        def evaluate(self, model, batch):
+            return {"nothing": Mean.of(batch["x"], where=batch["valid"] * 0)}
+
+    program = zoo.program(Empty())
+    assert np.isnan(evaluation(program).run(program.init())["heldout/nothing"])
+
+
+def test_a_batch_that_does_not_divide_and_an_empty_result_are_told():
+    program = zoo.program(zoo.Classify(), mesh=Mesh(data=8))
+    with pytest.raises(ShardingError, match=r"evaluations.heldout.batch_size = 12 is not divisible by 8"):
+        evaluation(program, batch_size=12)
+
+    class Silent(zoo.Classify):
+        def evaluate(self, model, batch):
+            return {}
+
+    with pytest.raises(TaskError, match=r"evaluations.heldout: Silent.evaluate returned no metric"):
+        evaluation(zoo.program(Silent()))
+
+
+def test_several_evaluations_with_data_and_periods_of_their_own(tmp_path):
+    from tests import runs
+
+    config = runs.config(
+        evaluations={
+            "one": dict(data=dict(target="tests.zoo.source", n=20, seed=1), every="3 steps", batch_size=8),
+            "two": dict(data=dict(target="tests.zoo.source", n=50, seed=2), every=None),
+        }
+    )
+    engine.train(config, workdir=tmp_path)
+    assert sorted(runs.rows(tmp_path, "one/loss")) == [3, 6, 9, 10]
+    assert sorted(runs.rows(tmp_path, "two/loss")) == [10]
