@@ -75,7 +75,8 @@ def test_reading_back_gives_an_equal_config():
     [
         "", " ", "3", "1e3", "None", "none", "true", "False", "(1, 2)", "(data, fsdp)", "'x'", '"', "a'b", "a: b",
         "# x", "a\nb", "\u2028", "{}", "é", "\\", "-", "a=b", "007", " x ", "[", "1_000", "x" * 500, 3, 3.0, 1e-9,
-        True, None, (), (1,), ((),), ("3", 3), {}, {"a": {}}, {"a b": 1}, {"a": {"b.c": 1}}, {1: "x"}, {"a": {1: {"b": "c"}}},
+        True, None, (), (1,), ((),), ("3", 3), {}, {"a": {}}, {"a b": 1}, {"a": {"b.c": 1}}, {1: "x"},
+        {"a": {1: {"b": "c"}}},
     ],
 )  # fmt: skip
 def test_any_plain_value_survives_the_round_trip(value):
