@@ -88,7 +88,8 @@ class Preemption:
         from jax.experimental import multihost_utils
 
         # JAX agrees on the step after the greatest that any process has asked for, so none may be left out. A notice
-        # that came before any process asked has step 1 as its answer.
+        # that came before any process asked has step 1 as its answer. Orbax asks too, for the step that it saves: these
+        # must be steps, not a count of our own.
         steps = [min(1, step), step] if self._asked is None else range(self._asked + 1, step + 1)
         self._asked, self._answer = step, any(multihost_utils.reached_preemption_sync_point(s) for s in steps)
         if self._answer:

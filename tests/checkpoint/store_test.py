@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -290,7 +291,7 @@ WRITER = """
 def test_a_kill_in_the_middle_of_a_save_leaves_the_step_before_and_is_cleaned_up(tmp_path):
     """The writer is frozen, so that the disk is seen between two instants of a save, and killed there."""
     writer = start(WRITER.format(size=32 << 20), tmp_path)
-    assert writer.stdout.readline() == "first\n"
+    assert writer.stdout is not None and writer.stdout.readline() == "first\n"
     partial = None
     while partial is None and writer.poll() is None:
         partial = next(tmp_path.glob("2.*"), None)
@@ -327,6 +328,44 @@ def test_says_nothing_on_its_own_and_the_process_ends_after_close(tmp_path):
     assert (done.stdout, done.stderr) == ("first\nsecond\nclosed\n", "")
 
 
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_two_processes_write_one_checkpoint_that_one_process_restores(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    text = f"""
+        import sys
+        import jax, numpy as np
+        from jax.sharding import AxisType, NamedSharding, PartitionSpec
+        from engine.checkpoint.store import CheckpointStore
+        rank = int(sys.argv[2])
+        jax.distributed.initialize({address!r}, 2, rank, coordinator_bind_address={address!r})
+        sharding = NamedSharding(jax.make_mesh((2,), ("fsdp",), axis_types=(AxisType.Auto,)), PartitionSpec("fsdp"))
+        w = jax.make_array_from_process_local_data(sharding, np.full((3, 4), rank, np.float32))
+        store = CheckpointStore(sys.argv[1])
+        for step in (1, 2, 3):
+            store.save(step, {{"w": w}}, {{"next_batch": step}}, "")
+            store.wait()
+            if step > 1:
+                store.delete(step - 1)
+        again = store.restore(3, {{"w": jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=sharding)}})["w"]
+        assert (np.asarray(again.addressable_data(0)) == rank).all()
+        assert not store.save(3, {{"w": again}}, {{"next_batch": 3}}, "")
+        store.close()
+        jax.distributed.shutdown()
+    """
+    one_device = {"JAX_NUM_CPU_DEVICES": "1"}
+    processes = [start(text, tmp_path, rank, **one_device) for rank in range(2)]
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    store = CheckpointStore(tmp_path)
+    assert store.steps() == [3]
+    want = {"w": jax.ShapeDtypeStruct((6, 4), jnp.float32, sharding=sharding(8))}
+    assert np.asarray(store.restore(3, want)["w"])[:, 0].tolist() == [0, 0, 0, 1, 1, 1]
+    store.close()
+
+
 def with_store(directory: Path, use) -> None:
     store = CheckpointStore(directory)
     use(store)
@@ -344,5 +383,6 @@ def run(text: str, *arguments) -> subprocess.CompletedProcess:
     return done
 
 
-def start(text: str, *arguments) -> subprocess.Popen:
-    return subprocess.Popen([*program(text), *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+def start(text: str, *arguments, **environment) -> subprocess.Popen:
+    command = [*program(text), *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | environment)

@@ -42,6 +42,7 @@ def start(program: str, *arguments: str) -> subprocess.Popen:
 
 
 def wait_for(process: subprocess.Popen, line: str) -> None:
+    assert process.stdout is not None
     for found in process.stdout:
         if found.strip() == line:
             return
