@@ -70,7 +70,6 @@ class Train:
     steps_per_dispatch: int = 1  # optimizer steps in one call of the compiled program
     precision: str = "float32"  # float32 or bfloat16: what the model computes in; parameters stay float32
     ema_decay: float | None = None  # average of the weights, used by evaluations and export
-    deterministic: bool = False  # bitwise equal runs on GPUs, at a cost
 
 
 @dataclass(frozen=True, kw_only=True)

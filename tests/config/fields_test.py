@@ -2,7 +2,7 @@ import pytest
 
 from engine.config.errors import ConfigError, UnknownFieldError
 from engine.config.fields import OPEN, PLAIN, ROOT, Slot, child, closed_paths, describe, slots, typed, unknown_field
-from engine.config.schema import Checkpoint, Config, Data, Evaluation, Group, Mesh, Optimizer, Train
+from engine.config.schema import Checkpoint, Config, Data, Evaluation, Group, Log, Mesh, Optimizer, Train
 
 
 def test_the_schema_is_a_tree_of_slots():
@@ -34,7 +34,7 @@ def test_entries_and_arguments_have_names_that_can_be_written(slot, name):
 def test_an_unknown_field_names_its_neighbours():
     assert str(unknown_field("train.totl", Train)) == (
         "train.totl: unknown field. Did you mean train.total? Fields here: total, global_batch_size, seed, accumulate, "
-        "steps_per_dispatch, precision, ema_decay, deterministic."
+        "steps_per_dispatch, precision, ema_decay."
     )
 
 
@@ -67,7 +67,7 @@ def test_values_keep_the_type_of_their_slot():
         (Train, "seed", None, "x: found None, allowed is an integer."),
         (Train, "seed", True, "x: found True, allowed is an integer."),
         (Train, "seed", 1.0, "x: found 1.0 (a number), allowed is an integer."),
-        (Train, "deterministic", 1, "x: found 1 (an integer), allowed is true or false."),
+        (Log, "tensorboard", 1, "x: found 1 (an integer), allowed is true or false."),
         (
             Train,
             "total",

@@ -41,7 +41,7 @@ def test_a_changed_identity_field_is_a_line(override, line):
     "override",
     [
         "name=other", "train.total=3 epochs", "train.accumulate=2", "train.steps_per_dispatch=8",
-        "train.deterministic=true", "mesh.fsdp=-1", "mesh.cpu_devices=8", "sharding.rules.mlp=fsdp", "data.threads=4",
+        "mesh.fsdp=-1", "mesh.cpu_devices=8", "sharding.rules.mlp=fsdp", "data.threads=4",
         "data.workers=2", "data.prefetch=4", "checkpoint.every=3 steps", "checkpoint.best=heldout/accuracy",
         "evaluations.heldout.every=3 steps", "evaluations.heldout.data.limit=3", "evaluations={}",
         "hooks.plot.target=models.plot.run", "log.every=1 step", "profile.start=3", "cache.compiled=false",

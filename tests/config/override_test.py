@@ -102,7 +102,7 @@ def test_a_dict_replaces_a_whole_section_or_table():
         ),
         ("train.seed=abc", "train.seed: found 'abc', allowed is an integer (--config.train.seed=abc)."),
         ("train.seed=None", "train.seed: found 'None', allowed is an integer"),
-        ("train.deterministic=1", "train.deterministic: found '1', allowed is true or false"),
+        ("log.tensorboard=1", "log.tensorboard: found '1', allowed is true or false"),
         ("optimizer.learning_rate=nan", "optimizer.learning_rate: found nan"),
         ("train.total=3", "train.total: found '3', not a duration"),
         ("train.seed", "--config.train.seed: found no '='. Write --config.train.seed=VALUE."),
