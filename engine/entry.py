@@ -18,11 +18,11 @@ from engine.checkpoint.store import CheckpointStore, StepInfo
 from engine.config.dev_run import tiny
 from engine.config.errors import CheckpointError, ConfigError
 from engine.config.identity import identity_differences, schedule_change
-from engine.config.load import load
+from engine.config.loading import load
 from engine.config.schema import Config, Data
 from engine.config.target import build, check
 from engine.config.text import from_text, to_text
-from engine.config.validate import validate
+from engine.config.validation import validate
 from engine.data.source import Source, limited
 from engine.evaluation import build_evaluations
 from engine.observe.report import Summary

@@ -1,50 +1,50 @@
-"""The config of a run: its schema, how it is written, loaded, checked and printed. Imports no jax."""
+"""The config of a run: its schema, how it is written, loaded, checked and printed. Imports no jax.
 
-from engine.config.dev_run import tiny
-from engine.config.draft import Draft, defaults
-from engine.config.duration import Duration, Period
-from engine.config.errors import (
-    CheckpointError,
-    ConfigError,
-    ConvoyError,
-    DataError,
-    RunError,
-    ShardingError,
-    TaskError,
-    did_you_mean,
-)
-from engine.config.help import help_text
-from engine.config.identity import identity_differences, schedule_change
-from engine.config.load import load
-from engine.config.schema import Config
-from engine.config.target import build, check, resolve
-from engine.config.text import flatten, from_text, to_text
-from engine.config.validate import validate
+The names are loaded on first use, so that a module which needs only `engine.config.errors` or `engine.config.schema`
+(the command line's `--help`, a worker) does not load ml_collections too.
+"""
 
-__all__ = [
-    "CheckpointError",
-    "Config",
-    "ConfigError",
-    "ConvoyError",
-    "DataError",
-    "Draft",
-    "Duration",
-    "Period",
-    "RunError",
-    "ShardingError",
-    "TaskError",
-    "build",
-    "check",
-    "defaults",
-    "did_you_mean",
-    "flatten",
-    "from_text",
-    "help_text",
-    "identity_differences",
-    "load",
-    "resolve",
-    "schedule_change",
-    "tiny",
-    "to_text",
-    "validate",
-]
+import importlib
+from typing import Any
+
+_NAMES = {
+    "Config": "schema",
+    "Draft": "draft",
+    "Duration": "duration",
+    "Period": "duration",
+    "defaults": "draft",
+    "tiny": "dev_run",
+    "load": "loading",
+    "validate": "validation",
+    "flatten": "text",
+    "from_text": "text",
+    "to_text": "text",
+    "help_text": "help",
+    "identity_differences": "identity",
+    "schedule_change": "identity",
+    "build": "target",
+    "check": "target",
+    "resolve": "target",
+    "ConvoyError": "errors",
+    "ConfigError": "errors",
+    "CheckpointError": "errors",
+    "DataError": "errors",
+    "RunError": "errors",
+    "ShardingError": "errors",
+    "TaskError": "errors",
+    "did_you_mean": "errors",
+}
+
+__all__ = sorted(_NAMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'engine.config' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"engine.config.{_NAMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,7 +1,7 @@
 """What single fields may hold beyond their type: ranges, choices, units, patterns.
 
 Owns: one table, section -> field -> check. Does not own: types (`fields.py`) and combinations of fields
-(`validate.py`). A check takes a value that has the right type and is not None, and its path, and raises FieldError.
+(`validation.py`). A check takes a value that has the right type and is not None, and its path, and raises FieldError.
 """
 
 import re

@@ -6,7 +6,7 @@ Owns: `tiny`. Does not own: what a development run does (train, save, restore, e
 from engine.config.draft import draft_of
 from engine.config.override import assign
 from engine.config.schema import Config
-from engine.config.validate import validate
+from engine.config.validation import validate
 
 BATCH_SIZE = 8
 EVERY_STEP = "1 step"

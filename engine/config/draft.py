@@ -1,7 +1,7 @@
 """The config while it is being written: an ml_collections ConfigDict that knows the schema.
 
-Owns: `Draft`, `defaults()`, and the way back from a Config. Does not own: reading files (`load.py`), combinations of
-fields and freezing (`validate.py`).
+Owns: `Draft`, `defaults()`, and the way back from a Config. Does not own: reading files (`loading.py`), combinations of
+fields and freezing (`validation.py`).
 
 A plain ConfigDict forgets a field's type once it is None, sorts its keys, and reports an unknown field without its
 path. A Draft asks the schema at each assignment instead, so an error points at the line that made it. Assigning a dict

@@ -1,7 +1,7 @@
 """The schema as a tree of slots: what may stand at a dotted path, and of which type.
 
 Owns: walking `schema.py` by name, the types of values, and the sentence for a name that is not there. Does not own:
-ranges and choices of single fields (`checks.py`), combinations of fields (`validate.py`).
+ranges and choices of single fields (`checks.py`), combinations of fields (`validation.py`).
 
 Terms. *Slot*: a place in a config. It holds a *value*, a *section* (named fields), an *entry table* (new names, each
 with a section: `evaluations`), or an *open dict* (any names, any plain values: `sharding.rules`). A section that is a

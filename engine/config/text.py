@@ -13,7 +13,7 @@ from engine.config.errors import ConfigError, FieldError
 from engine.config.fields import join, slots
 from engine.config.override import locate, parse, set_text
 from engine.config.schema import Config, Target
-from engine.config.validate import validate
+from engine.config.validation import validate
 
 
 def flatten(config: Config) -> list[tuple[str, Any]]:

@@ -5,7 +5,7 @@ from engine.config.draft import defaults
 from engine.config.errors import ConfigError
 from engine.config.override import apply
 from engine.config.text import flatten
-from engine.config.validate import validate
+from engine.config.validation import validate
 
 
 def config(*overrides):

@@ -9,7 +9,7 @@ import pytest
 from engine.config.draft import Draft, defaults, draft_of, thaw
 from engine.config.errors import ConfigError, UnknownFieldError
 from engine.config.schema import Config
-from engine.config.validate import validate
+from engine.config.validation import validate
 
 
 def test_a_draft_is_a_config_dict_with_every_field_of_the_schema():

@@ -4,7 +4,7 @@ from engine.config.draft import defaults
 from engine.config.identity import identity_differences, is_identity, schedule_change
 from engine.config.override import apply
 from engine.config.text import flatten
-from engine.config.validate import validate
+from engine.config.validation import validate
 
 
 def config(*overrides):

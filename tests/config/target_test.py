@@ -6,7 +6,7 @@ from engine.config.draft import defaults
 from engine.config.errors import ConfigError
 from engine.config.schema import Data, Target
 from engine.config.target import build, check, resolve
-from engine.config.validate import validate
+from engine.config.validation import validate
 
 TASKS = """
 VALUE = 3

@@ -3,7 +3,7 @@ import pytest
 from engine.config.draft import defaults
 from engine.config.errors import ConfigError
 from engine.config.text import flatten, from_text, to_text, value_text
-from engine.config.validate import validate
+from engine.config.validation import validate
 
 
 def config(**task):

@@ -22,7 +22,7 @@ from engine.config.errors import ConfigError, ConvoyError, FieldError, did_you_m
 from engine.config.override import apply
 from engine.config.schema import Config
 from engine.config.text import from_text
-from engine.config.validate import validate
+from engine.config.validation import validate
 
 CONFIG_TEXT = "config.txt"
 PREFIX = "--config."

@@ -8,7 +8,7 @@ import pytest
 from engine.config.draft import defaults
 from engine.config.errors import ConfigError
 from engine.config.schema import Config, Group
-from engine.config.validate import validate
+from engine.config.validation import validate
 
 
 def draft():

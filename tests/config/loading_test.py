@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from engine.config.errors import ConfigError
-from engine.config.load import load
+from engine.config.loading import load
 from engine.config.text import to_text
 
 GOOD = """from engine.config import defaults
