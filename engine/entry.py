@@ -45,8 +45,8 @@ def resolve_config(config: AnyConfig) -> Config:
 
 
 def default_workdir(config: Config) -> Path:
-    """The run directory when none is named: runs/<name of the config>."""
-    return Path("runs") / config.name
+    """The run directory when none is named: runs/<name of the config, or of its Task>."""
+    return Path("runs") / (config.name or config.task.target.rpartition(".")[2].lower())
 
 
 def train(
@@ -88,7 +88,7 @@ def train(
 def _fast_dev_run(config: Config, workdir: str | Path | None) -> Summary:
     """Two steps of everything in a directory that is removed afterwards, unless one is named; then restores them."""
     with tempfile.TemporaryDirectory(prefix="convoy-fast-dev-run-") as temporary:
-        summary = train(config, workdir=workdir or Path(temporary) / config.name, fresh=True)
+        summary = train(config, workdir=workdir or Path(temporary) / "run", fresh=True)
         directory, config = _open_run(summary.directory.path)
         restored = _restore(directory, summary.step, _program(config)[0])
         if int(restored["step"]) != summary.step:

@@ -1,0 +1,163 @@
+"""The command line as a user meets it: real processes, exit codes, and sentences instead of tracebacks."""
+
+import json
+import os
+
+import pytest
+
+from tests import runs
+
+DIGITS = "--config=configs.digits"
+QUICK = (DIGITS, "--config.train.total=3 steps", "--config.checkpoint.every=2 steps", "--config.log.every=1 step")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A short run of the real digits."""
+    path = tmp_path_factory.mktemp("main") / "run"
+    done = runs.convoy("train", *QUICK, f"--workdir={path}")
+    assert done.returncode == 0, done.stderr
+    return path, done
+
+
+def cpu_seconds() -> float:
+    """CPU time of the child processes so far: a deadline that other work on the machine does not move."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def test_help_answers_at_once_and_teaches():
+    begin = cpu_seconds()
+    done = runs.convoy("--help")
+    assert cpu_seconds() - begin < 0.3
+    assert done.returncode == 0
+    for verb in ("train", "evaluate", "config", "explain", "checkpoints", "data"):
+        assert f"convoy {verb}" in done.stdout or f"    {verb} " in done.stdout
+    assert runs.convoy().stdout == done.stdout
+
+
+def test_a_run_leaves_its_files_and_says_where(digits):
+    path, done = digits
+    assert {p.name for p in path.iterdir()} == {
+        "status.json", "metrics.jsonl", "config.txt", "checkpoints", "tensorboard", "log.txt",
+    }  # fmt: skip
+    assert list((path / "tensorboard").iterdir())
+    status = runs.status(path)
+    assert (status["state"], status["step"], status["exit_code"]) == ("done", 3, 0)
+    assert 0 <= status["metrics"]["heldout/accuracy"] <= 1
+    assert sorted(runs.rows(path)) == [1, 2, 3]
+    for words in ("digits: done at step 3 of 3", str(path), "convoy evaluate", "heldout/accuracy"):
+        assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "\r" not in done.stderr
+
+
+def test_evaluate_checkpoints_and_export(digits, tmp_path):
+    path, _ = digits
+    done = runs.convoy("evaluate", str(path))
+    lines = dict(line.split(": ") for line in done.stdout.splitlines())
+    assert lines["step"] == "3"
+    assert float(lines["heldout/accuracy"]) == pytest.approx(runs.status(path)["metrics"]["heldout/accuracy"], abs=1e-6)
+    assert runs.convoy("evaluate", str(path), "--step=2").stdout.startswith("step: 2\n")
+    listed = runs.convoy("checkpoints", str(path)).stdout.splitlines()
+    assert [line.split()[1] for line in listed] == ["2", "3"]
+    assert "heldout/accuracy" in listed[-1]
+    out = tmp_path / "weights.safetensors"
+    assert runs.convoy("checkpoints", str(path), f"--export={out}", "--step=2").returncode == 0
+    assert out.stat().st_size > 4 * 26_122
+
+
+def test_config_prints_lines_that_a_run_stores(digits):
+    path, _ = digits
+    done = runs.convoy("config", str(path))
+    assert done.stdout == (path / "config.txt").read_text()
+    assert "train.total: 3 steps" in done.stdout.splitlines()
+    changed = runs.convoy("config", "configs.digits", "--config.train.ema_decay=0.9", "--config.checkpoint.best=None")
+    lines = changed.stdout.splitlines()
+    assert "train.ema_decay: 0.9" in lines
+    assert "checkpoint.best: None" in lines
+    assert "train.global_batch_size" in runs.convoy("config", "--help").stdout
+
+
+def test_explain_prints_the_mesh_and_the_parameters_without_training():
+    done = runs.convoy("explain", DIGITS, "--config.mesh.fsdp=-1", JAX_NUM_CPU_DEVICES="4")
+    assert done.returncode == 0, done.stderr
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert lines[0] == "mesh: data=1 fsdp=4 tensor=1 (4 x cpu)"
+    assert "hidden/*/kernel f32[128,128] - P('fsdp', None) 16.0 KiB/device" in lines
+
+
+def test_a_fast_dev_run_does_two_steps_of_everything_and_leaves_nothing(tmp_path):
+    done = runs.convoy("train", DIGITS, "--fast-dev-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for words in ("step 2/2", "saving checkpoint of step 1", "heldout/accuracy", "done at step 2 of 2"):
+        assert words in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["train"], 2, "--config"),
+        (["trian"], 2, "invalid choice"),
+        (["train", DIGITS, "--fresch"], 1, "--fresch: unknown argument of convoy train. Did you mean --fresh?"),
+        (["train", DIGITS, "--config.train.totl=3"], 1, "ConfigError: train.totl: unknown field"),
+        (["train", DIGITS, "--config.train.total"], 1, "--config.train.total: no value"),
+        (["train", "--config=configs.digit"], 1, "Did you mean configs.digits"),
+        (["train", DIGITS, "--config.task.widht=3"], 1, "Did you mean width?"),
+        (["train", DIGITS, "--config.mesh.fsdp=3"], 1, "ShardingError: mesh: data=-1 x fsdp=3"),
+        (["train", DIGITS, "--config.train.accumulate=3"], 1, "train.accumulate"),
+        (["evaluate", "nowhere"], 1, "RunError: nowhere: is not a run"),
+        (["evaluate", "nowhere", "--config.train.seed=1"], 1, "takes no overrides"),
+    ],
+)
+def test_a_users_mistake_is_a_sentence_and_an_exit_code(tmp_path, args, code, words):
+    done = runs.convoy(*args, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_field_is_told_in_under_a_second():
+    begin = cpu_seconds()
+    assert runs.convoy("train", DIGITS, "--config.trian.total=3").returncode == 1
+    assert cpu_seconds() - begin < 1
+
+
+def test_a_readers_closed_pipe_is_no_error():
+    import subprocess
+
+    shell = " ".join(runs.command("config", "configs.digits")) + " | head -1"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, env=runs.environment(), timeout=60)
+    assert done.stdout == "name: digits\n"
+    assert done.stderr == ""
+
+
+def test_an_exception_in_the_users_code_shows_its_traceback_and_exits_with_one(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from engine import Task\nfrom models.digits import Digits\n\n"
+        "class Mine(Digits):\n    def loss(self, model, batch, rng):\n        return batch['imagee']\n"
+    )
+    done = runs.convoy("train", *QUICK, "--config.task.target=mine.Mine", "--workdir=run", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "KeyError: 'imagee'" in done.stderr
+    assert 'mine.py", line 6, in loss' in done.stderr
+    assert runs.status(tmp_path / "run")["reason"] == "KeyError: 'imagee'"
+
+
+def test_a_dataset_is_converted_and_read_back(tmp_path):
+    done = runs.convoy("data", "write", DIGITS, "--out=digits.array_record", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "wrote 1437 examples" in done.stdout
+    done = runs.convoy(
+        "train", *QUICK, "--config.data.target=engine.data.array_record.ArrayRecordSource", "--config.data.split=x",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "data.split: engine.data.array_record.ArrayRecordSource takes no such argument" in done.stderr
+
+
+def test_metrics_are_one_valid_line_a_row(digits):
+    lines = [json.loads(line) for line in (digits[0] / "metrics.jsonl").read_text().splitlines()]
+    assert all({"step", "attempt", "time"} <= line.keys() for line in lines)
+    assert [line["step"] for line in lines if "heldout/loss" in line] == [3]
