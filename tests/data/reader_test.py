@@ -162,7 +162,8 @@ def main():
     reader = read(batches, 0, 10**6, threads=0, workers=1, prefetch=1)
     print(next(reader)["label"].tolist(), flush=True)
     sys.stdin.readline()
-    print(next(reader)["label"].tolist(), flush=True)
+    later = [next(reader)["label"].tolist() for _ in range(10)]  # more than are made ahead
+    print(later[0], later[-1], flush=True)
     reader.close()
 
 if __name__ == "__main__":
@@ -211,7 +212,7 @@ def test_workers_leave_signals_to_the_main_process(program):
         os.kill(child, signal.SIGINT)
         os.kill(child, signal.SIGTERM)
     out, _ = program.communicate("\n", timeout=DEADLINE)
-    assert out == "[4, 5, 6, 7]\n"
+    assert out == "[4, 5, 6, 7] [40, 41, 42, 43]\n"
     assert program.returncode == 0
 
 
