@@ -29,7 +29,7 @@ FORMATS: dict[str, dict[str, Any]] = {
 }
 
 
-def engine_store(directory: Path) -> tuple[Callable[[int, Any], None], Callable[[], None], Callable[[int, Any], Any]]:
+def engine_store(directory: Path) -> tuple[Callable[[int, Any], Any], Callable[[], None], Callable[[int, Any], Any]]:
     """(save, wait, restore) of the engine."""
     from engine.checkpoint.store import CheckpointStore
 
@@ -50,7 +50,7 @@ def orbax_store(directory: Path, options: dict[str, Any]):
     def restore(step: int, want: Any) -> Any:
         arguments = ocp.checkpoint_utils.construct_restore_args(want)
         args = ocp.args.Composite(state=ocp.args.PyTreeRestore(item=want, restore_args=arguments))
-        return manager.restore(step, args=args).state
+        return manager.restore(step, args=args)["state"]
 
     return save, manager.wait_until_finished, restore
 

@@ -253,7 +253,8 @@ class CheckpointStore:
                     self._manager.close()
                 with contextlib.suppress(Exception):
                     self._manager = self._open()
-            raise CheckpointError(sentence(f"{type(error).__name__}: {str(error).splitlines()[0][:300]}")) from error
+            first_line = (str(error).splitlines() or [""])[0][:300]  # TensorStore's errors fill pages
+            raise CheckpointError(sentence(f"{type(error).__name__}: {first_line}")) from error
 
     def _save_failed(self, step: int, error: str) -> str:
         newest = self.latest()

@@ -13,6 +13,7 @@ import os
 import platform
 import tempfile
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 DIRECTORY_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
@@ -64,10 +65,9 @@ def enable(max_gib: float, directory: Path | None = None) -> Path | None:
 def key() -> str:
     """The name of the folder: machine, hash of its CPU's features, releases of jax and jaxlib."""
     import jax
-    import jaxlib
 
     features = hashlib.sha256(" ".join(cpu_features()).encode()).hexdigest()[:12]
-    return f"{platform.machine()}-{features}-jax{jax.__version__}-jaxlib{jaxlib.__version__}"
+    return f"{platform.machine()}-{features}-jax{jax.__version__}-jaxlib{version('jaxlib')}"
 
 
 def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:

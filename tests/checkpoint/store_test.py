@@ -116,6 +116,7 @@ def test_a_step_is_listed_once_it_is_durable(store):
     store.save(10, state, POSITION, CONFIG)
     assert 10 not in store.steps() or not list(store.directory.glob("10.*"))
     store.wait()
+    (store.directory / "11").mkdir()  # as a copy that is under way
     assert store.steps() == [9, 10] and store.latest() == 10
 
 
@@ -310,9 +311,9 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_step_before_and_is_cleaned_up
     assert store.steps() == [1]
     restored = store.restore(1, want)
     assert (np.asarray(restored["params"]["w"]) == 1).all()
-    assert store.save(2, restored, POSITION, CONFIG)
+    assert store.save(3, restored, POSITION, CONFIG)
     store.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"]
 
 
 def test_a_killed_deletion_is_finished_by_the_next_writer(tmp_path):
@@ -326,6 +327,17 @@ def test_a_killed_deletion_is_finished_by_the_next_writer(tmp_path):
 def test_says_nothing_on_its_own_and_the_process_ends_after_close(tmp_path):
     done = run(WRITER.format(size=1000), tmp_path)
     assert (done.stdout, done.stderr) == ("first\nsecond\nclosed\n", "")
+    done = run(
+        """
+        import sys, jax.numpy as jnp
+        from engine.checkpoint.store import CheckpointStore
+        store = CheckpointStore(sys.argv[1], read_only=True)
+        assert store.restore(2, {"params": {"w": jnp.zeros(1000)}})["params"]["w"][0] == 2
+        store.close()
+        """,
+        tmp_path,
+    )
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 @pytest.mark.multiprocess
