@@ -80,7 +80,7 @@ def train(
         config = set_up_devices(config, directory)
         directory.write_config_text(to_text(config))
         trainer = _trainer(config, directory, reporter)
-        reporter.start(trainer.total_steps, trainer.summary)
+        reporter.start(trainer.total_steps, trainer.step, trainer.summary)
         trainer.run()
     return reporter.summary
 
@@ -170,6 +170,7 @@ def _trainer(config: Config, directory: RunDirectory, reporter: Reporter) -> Tra
         hooks={name: build(hook, f"hooks.{name}") for name, hook in config.hooks.items()},
         on_row=reporter.row,
         on_message=reporter.message,
+        on_phase=reporter.phase,
     )
 
 

@@ -29,11 +29,12 @@ from engine.config.text import to_text
 from engine.data.feed import TrainFeed
 from engine.data.source import Source, example_spec
 from engine.evaluation import build_evaluations
+from engine.observe import wording
 from engine.observe.profiler import ProfileWindow
 from engine.observe.recorder import Recorder
 from engine.observe.report import Summary
 from engine.observe.throughput import Throughput
-from engine.observe.writer import MetricWriter
+from engine.observe.writer import MetricWriter, metrics_of
 from engine.parallel.mesh import batch_sharding, check_batch
 from engine.parallel.rules import RULES
 from engine.resilience.preemption import Interrupted, Preempted, Preemption
@@ -100,6 +101,7 @@ class Trainer:
         hooks: objects with `run(trainer, state, step)`, one for each of `config.hooks`.
         on_row: called with each row of metrics, in another thread.
         on_message: called with sentences for the user.
+        on_phase: called with "training" or "evaluating" when it begins, in another thread.
     """
 
     def __init__(
@@ -114,9 +116,10 @@ class Trainer:
         hooks: Mapping[str, Hook],
         on_row: Callable[[dict[str, Any]], None],
         on_message: Callable[[str], None],
+        on_phase: Callable[[str], None] = lambda phase: None,
     ):
         self.config, self.directory, self._source = config, directory, source
-        self._on_row, self._say = on_row, on_message
+        self._on_row, self._say, self._on_phase = on_row, on_message, on_phase
         self.program, self.total_steps = program_of(task, mesh, source, config)
         size = len(source)
         self.evaluations = build_evaluations(config, dict(evaluation_sources), self.program, size, self.total_steps)
@@ -125,7 +128,7 @@ class Trainer:
         self._recorder: Recorder | None = None
         self._row: dict[str, Any] = {}
         self._results: dict[str, float] = {}
-        self._step = 0
+        self._step = self.checkpoints.store.latest() or 0
         self._started = time.monotonic()
 
     def _period(self, every: str | None, where: str) -> Period:
@@ -134,7 +137,7 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Steps done; before `run`, the step from which it goes on."""
         return self._step
 
     def run(self) -> Summary:
@@ -187,6 +190,7 @@ class Trainer:
     ) -> None:
         """Save, evaluate, call hooks, draw, step: until the last step or until asked to stop."""
         last = self.total_steps
+        recorder.phase("training")
         while True:
             self._step = step
             stopping = preemption.requested(step)
@@ -218,6 +222,8 @@ class Trainer:
             return
         recorder.settle()
         start = time.monotonic()
+        if evaluations:
+            recorder.phase("evaluating")
         known = self.checkpoints.results(step)  # of an earlier attempt that stopped after this evaluation
         results: dict[str, float] = {}
         for evaluation in evaluations:
@@ -229,9 +235,10 @@ class Trainer:
             self._results |= results
             recorder.evaluated(step, results)
             self.checkpoints.record(step, results)
-            self._say(f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in results.items()))
+            self._say(f"step {step}: {wording.pairs(results)}")
         for hook in hooks:
             hook.run(self, state, step)
+        recorder.phase("training")
         recorder.pause(time.monotonic() - start)
 
     def _steps_until_due(self, step: int, profile: ProfileWindow) -> int:
@@ -281,7 +288,7 @@ class Trainer:
         batch_size = self.config.train.global_batch_size
 
         def on_row(row: dict[str, Any]) -> None:
-            self._row = row
+            self._row = metrics_of(row)
             self._on_row(row)
 
         return Recorder(
@@ -293,6 +300,7 @@ class Trainer:
             period=self._period(self.config.log.every, "log.every"),
             attempt=self.directory.attempt,
             on_row=on_row,
+            on_phase=self._on_phase,
         )
 
     def _stop_text(self, step: int) -> str:

@@ -16,10 +16,16 @@ from typing import Any, TextIO
 
 from engine.config.errors import ConfigError
 from engine.observe import wording
-from engine.observe.writer import ROW_KEYS
+from engine.observe.writer import metrics_of
 from engine.run.log import logger
 
 MODES = ("auto", "bar", "lines", "none")
+
+# The order of a line: the loss, what the Task measures, what the engine measures.
+_FIRST = ("loss",)
+_LAST = ("learning_rate", "grad_norm", "skipped", "examples_per_s", "data_wait", "mfu", "device_peak_gib")
+_LEFT_OUT = ("step_time_s", "flop_per_s", "host_rss_gib")  # they follow from others or hardly change
+_SMALL_WAIT = 0.05  # share of the time lost to data that is not worth a word
 
 
 class Progress:
@@ -63,11 +69,9 @@ class Progress:
 
         Args:
             step: completed updates.
-            values: numbers of the host, in the order of the line; the bar shows `loss` and `examples_per_s`. What
-                every row of metrics has (step, attempt, time) is left out.
+            values: a row of metrics. The bar shows `loss` and `examples_per_s`, a line what `row_text` picks.
         """
-        values = {name: value for name, value in values.items() if name not in ROW_KEYS}
-        line = f"step {step}/{self._total}  {wording.pairs(values)}{self._left(step)}"
+        line = f"step {step}/{self._total}  {row_text(values)}{self._left(step)}"
         logger.info(line)
         if self._bar is not None:
             self._bar.update(step, values)
@@ -167,6 +171,29 @@ class _Warnings(logging.Handler):
             self._show(f"{record.levelname.lower()}: {record.getMessage()}")
         except Exception:
             self.handleError(record)
+
+
+def row_text(row: Mapping[str, Any]) -> str:
+    """Returns a row as a line for people: the loss and the Task's metrics, then what the engine measures.
+
+    Left out are what every row has (step, attempt, time), `data_wait` where it is small, `skipped` where it is 0, and
+    what is of use in `metrics.jsonl` only.
+    """
+    values = {name: value for name, value in metrics_of(row).items() if name not in _LEFT_OUT}
+    if values.get("data_wait", 0) <= _SMALL_WAIT:
+        values.pop("data_wait", None)
+    if values.get("skipped") == 0:
+        del values["skipped"]
+    middle = [name for name in values if name not in _FIRST + _LAST]
+    return "  ".join(_words(name, values[name]) for name in (*_FIRST, *middle, *_LAST) if name in values)
+
+
+def _words(name: str, value: Any) -> str:
+    if name == "examples_per_s":
+        return f"{wording.number(round(value))} examples/s"
+    if name in ("data_wait", "mfu"):
+        return f"{name} {value:.0%}"
+    return f"{name} {wording.number(value)}"
 
 
 def _is_terminal(stream: TextIO) -> bool:

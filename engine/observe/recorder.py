@@ -48,6 +48,7 @@ class Recorder:
         period: which steps end a row.
         attempt: of the run, written into each row.
         on_row: called with each row of training, in the writer's thread.
+        on_phase: called with "training" and "evaluating", in the writer's thread.
     """
 
     def __init__(
@@ -61,10 +62,11 @@ class Recorder:
         period: Period,
         attempt: int,
         on_row: Callable[[Row], None],
+        on_phase: Callable[[str], None],
     ):
         self._names, self._last_value, self._summed = names, last_value, summed
         self._writer, self._throughput, self._period = writer, throughput, period
-        self._attempt, self._on_row = attempt, on_row
+        self._attempt, self._on_row, self._on_phase = attempt, on_row, on_phase
         self._block: list[Dispatch] = []
         self._in_flight: deque[Any] = deque()
         self._paused_s = 0.0
@@ -85,6 +87,10 @@ class Recorder:
         """Takes the results of an evaluation as a row of their own."""
         row = {"step": step, "attempt": self._attempt, "time": time.time(), **results}
         self._writer.push(lambda: [row])
+
+    def phase(self, name: str) -> None:
+        """Passes on what the loop does from now on, in order with the rows."""
+        self._writer.push(lambda: self._on_phase(name))
 
     def settle(self) -> None:
         """Waits for the device, so that what follows (an evaluation) is not counted as training."""

@@ -14,9 +14,10 @@ from engine.cluster import exit_codes
 from engine.config.errors import ConvoyError
 from engine.observe.progress import Progress
 from engine.observe.report import Summary, summary_text
+from engine.observe.writer import metrics_of
 from engine.run import status
 from engine.run.directory import RunDirectory
-from engine.run.log import RunLog
+from engine.run.log import RunLog, logger
 from engine.run.status import Status
 
 STATES = {exit_codes.DONE: "done", exit_codes.RETRY: "preempted", exit_codes.INTERRUPTED: "interrupted"}
@@ -39,17 +40,19 @@ class Reporter:
         self._summarise: Callable[[], Summary] = lambda: Summary(
             state="starting", name=name, directory=directory, step=0, total_steps=0
         )
-        self._write()
+        self._tell()
 
-    def start(self, total_steps: int, summarise: Callable[[], Summary]) -> None:
+    def start(self, total_steps: int, first_step: int, summarise: Callable[[], Summary]) -> None:
         """The work begins: shows progress from here on.
 
         Args:
             total_steps: of the run.
+            first_step: the step from which this attempt goes on.
             summarise: returns what is reached so far, at any moment.
         """
         self._summarise = summarise
-        self._progress = Progress(self._mode, total_steps)
+        self._progress = Progress(self._mode, total_steps, first_step)
+        self._tell(step=first_step, total_steps=total_steps)
         if self._directory.moved_to is not None:
             self.message(f"the earlier run was moved to {self._directory.moved_to}")
 
@@ -57,15 +60,20 @@ class Reporter:
         """A row of training metrics; called in the writer's thread."""
         if self._progress is not None:
             self._progress.update(row["step"], row)
-        self._status = dataclasses.replace(
-            self._status, state="training", step=row["step"], metrics={**self._status.metrics, **row}
-        )
-        self._write()
+        self._tell(state="training", step=row["step"], metrics={**self._status.metrics, **metrics_of(row)})
+
+    def phase(self, name: str) -> None:
+        """What is done from now on, "training" or "evaluating"; called in the writer's thread."""
+        if self._progress is not None:
+            self._progress.phase(name)
+        self._tell(state=name)
 
     def message(self, text: str) -> None:
-        """A sentence for the user."""
+        """A sentence for the user; before the start it goes to the log only."""
         if self._progress is not None:
             self._progress.message(text)
+        else:
+            logger.info(text)
 
     def __enter__(self) -> "Reporter":
         return self
@@ -79,21 +87,16 @@ class Reporter:
         state = STATES.get(code, "failed")
         reason = "" if error is None else str(error) if isinstance(error, ConvoyError) else f"{kind.__name__}: {error}"  # pyright: ignore[reportOptionalMemberAccess]
         self.summary = dataclasses.replace(self._summarise(), state=state, reason=reason)
-        self._status = dataclasses.replace(
-            self._status,
-            state=state,
-            reason=reason,
-            exit_code=code,
-            step=self.summary.step,
-            total_steps=self.summary.total_steps,
-            metrics=self.summary.metrics,
+        self._tell(
+            state=state, reason=reason, exit_code=code, step=self.summary.step, metrics=dict(self.summary.metrics)
         )
-        self._write()
         if self._progress is not None and self._mode != "none":
             print(summary_text(self.summary), file=sys.stderr, flush=True)
         self._log.close()
 
-    def _write(self) -> None:
+    def _tell(self, **changes: Any) -> None:
+        """Changes the status, also on disk."""
+        self._status = dataclasses.replace(self._status, **changes)
         status.write(self._directory.status, self._status)
 
 

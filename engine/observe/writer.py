@@ -31,6 +31,11 @@ _WAITING = 1024  # blocks; beyond them push waits, so that memory stays bounded 
 _FLUSH_S = 5.0  # between two flushes of the event file, each of which waits for the disk
 
 
+def metrics_of(row: Row) -> dict[str, Any]:
+    """Returns what a row holds beside ROW_KEYS."""
+    return {name: value for name, value in row.items() if name not in ROW_KEYS}
+
+
 class MetricWriter:
     """Writes blocks of rows in the order in which they were pushed. A context manager."""
 

@@ -19,7 +19,11 @@ logger = logging.getLogger("convoy")
 
 
 class RunLog:
-    """Appends what the logger gets, from INFO on, to a file until it is closed. A context manager."""
+    """Appends what the logger gets, from INFO on, to a file until it is closed. A context manager.
+
+    Until then the root logger gets none of it: libraries (absl, Orbax) add handlers there that would print each line a
+    second time.
+    """
 
     def __init__(self, path: Path):
         """
@@ -30,15 +34,17 @@ class RunLog:
             self._handler = _File(path)
         except OSError as error:
             raise cannot_write(path, error) from error
-        self._level = logger.level
+        self._before = logger.level, logger.propagate
         logger.setLevel(logging.INFO)
+        logger.propagate = False
         logger.addHandler(self._handler)
 
     def close(self) -> None:
-        """Ends the file and gives the logger its earlier level back; a second call does nothing."""
+        """Ends the file and leaves the logger as it was; a second call does nothing."""
         if self._handler in logger.handlers:
             logger.removeHandler(self._handler)
-            logger.setLevel(self._level)
+            level, logger.propagate = self._before
+            logger.setLevel(level)
             self._handler.close()
 
     def __enter__(self) -> "RunLog":

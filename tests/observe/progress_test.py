@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from engine.config.errors import ConfigError
-from engine.observe.progress import Progress
+from engine.observe.progress import Progress, row_text
 from engine.run.log import RunLog, logger
 
 
@@ -64,7 +64,7 @@ def test_lines_where_there_is_no_terminal():
         progress.message("heldout at step 50: accuracy 0.9")
         progress.update(100, {"loss": 0.25})
     assert stream.getvalue().splitlines() == [
-        "step 50/100  loss 0.4213  examples_per_s 12,346",
+        "step 50/100  loss 0.4213  12,346 examples/s",
         "heldout at step 50: accuracy 0.9",
         "step 100/100  loss 0.25",
     ]
@@ -78,6 +78,21 @@ def test_lines_say_the_time_left_from_the_second_one_on():
     first, second = stream.getvalue().splitlines()
     assert first == "step 30/100  loss 0.5"
     assert re.fullmatch(r"step 40/100  loss 0\.4  left 0\.\d\d s", second)
+
+
+def test_a_line_goes_from_the_loss_to_what_the_engine_measures():
+    row = {
+        "step": 50, "attempt": 1, "time": 0.0, "loss": 0.42134, "accuracy": 0.9, "grad_norm": 1.5,
+        "learning_rate": 1e-3, "skipped": 0.0, "examples_per_s": 12345.6, "step_time_s": 0.01, "data_wait": 0.05,
+        "flop_per_s": 1e9, "mfu": 0.412, "host_rss_gib": 1.25, "device_peak_gib": 2.5,
+    }  # fmt: skip
+    assert row_text(row) == (
+        "loss 0.4213  accuracy 0.9  learning_rate 0.001  grad_norm 1.5  12,346 examples/s  mfu 41%  device_peak_gib 2.5"
+    )
+
+
+def test_a_line_says_what_went_wrong():
+    assert row_text({"skipped": 2.0, "data_wait": 0.051, "loss": float("nan")}) == "loss nan  skipped 2  data_wait 5%"
 
 
 def test_a_bar_on_a_terminal(terminal):

@@ -34,8 +34,15 @@ def test_close_leaves_the_logger_as_it_was(tmp_path, caplog):
     log.close()
     log.close()
     logger.info("after")
-    assert (logger.handlers, logger.level) == (handlers, logging.ERROR)
+    assert (logger.handlers, logger.level, logger.propagate) == (handlers, logging.ERROR, True)
     assert (tmp_path / "log.txt").read_text() == ""
+
+
+def test_handlers_of_other_libraries_do_not_repeat_a_line(tmp_path, caplog):
+    with RunLog(tmp_path / "log.txt"):
+        logger.warning("once")
+    logger.warning("no run is open")
+    assert caplog.messages == ["no run is open"]
 
 
 def test_a_file_that_cannot_be_opened_is_told(tmp_path):
