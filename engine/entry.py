@@ -74,12 +74,13 @@ def train(
         return _fast_dev_run(tiny(config), workdir)
     check_targets(config)
     directory = RunDirectory.open(workdir or default_workdir(config), fresh=fresh)
-    if directory.exists():
-        _check_resume(config, directory, accept_schedule_change)
+    changed = _check_resume(config, directory, accept_schedule_change) if directory.exists() else ()
     with Reporter(directory, config.name, config.log.progress) as reporter:
         config = set_up_devices(config, directory)
         directory.write_config_text(to_text(config))
         trainer = _trainer(config, directory, reporter)
+        for name in changed:
+            trainer.checkpoints.retention.forget(name)
         reporter.start(trainer.total_steps, trainer.step, trainer.summary)
         trainer.run()
     return reporter.summary
@@ -134,8 +135,8 @@ def set_up_devices(config: Config, directory: RunDirectory | None = None) -> Con
     return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, cpu_devices=count))
 
 
-def _check_resume(config: Config, directory: RunDirectory, accept_schedule_change: bool) -> None:
-    """Raises ConfigError when a resume would change what the run computes."""
+def _check_resume(config: Config, directory: RunDirectory, accept_schedule_change: bool) -> list[str]:
+    """Returns the names of evaluations whose data changed; raises ConfigError when the run itself would change."""
     old = from_text(directory.read_config_text(), str(directory.config))
     if differences := identity_differences(old, config):
         raise ConfigError(
@@ -146,6 +147,11 @@ def _check_resume(config: Config, directory: RunDirectory, accept_schedule_chang
     change = schedule_change(old, config)
     if change and not accept_schedule_change:
         raise ConfigError(f"{directory.path}: {change} To go on with it, add --accept-schedule-change.")
+    return [
+        name
+        for name, e in old.evaluations.items()
+        if name in config.evaluations and config.evaluations[name].data != e.data
+    ]
 
 
 def sources_of(config: Config) -> tuple[Source, dict[str, Source]]:

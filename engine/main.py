@@ -107,6 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConvoyError as error:
         print(f"{error.kind}: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        return exit_codes.INTERRUPTED
     except BrokenPipeError:  # `convoy config ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exit_codes.DONE

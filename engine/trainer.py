@@ -128,7 +128,7 @@ class Trainer:
         self._recorder: Recorder | None = None
         self._row: dict[str, Any] = {}
         self._results: dict[str, float] = {}
-        self._step = self.checkpoints.store.latest() or 0
+        self._first = self._step = self.checkpoints.store.latest() or 0
         self._started = time.monotonic()
 
     def _period(self, every: str | None, where: str) -> Period:
@@ -150,6 +150,7 @@ class Trainer:
         """
         config = self.config
         with contextlib.ExitStack() as stack:
+            preemption = stack.enter_context(Preemption())
             stack.callback(self.checkpoints.store.close)
             state, step = self._first_state()
             if step == self.total_steps:
@@ -174,7 +175,6 @@ class Trainer:
                 steps_per_dispatch=config.train.steps_per_dispatch,
             )
             stack.callback(feed.close)
-            preemption = stack.enter_context(Preemption())
             self._loop(state, step, steps, feed, recorder, preemption, profile)
         return self.summary()
 
@@ -224,7 +224,8 @@ class Trainer:
         start = time.monotonic()
         if evaluations:
             recorder.phase("evaluating")
-        known = self.checkpoints.results(step)  # of an earlier attempt that stopped after this evaluation
+        # An earlier attempt may have stopped right after this evaluation.
+        known = self.checkpoints.results(step) if step == self._first else {}
         results: dict[str, float] = {}
         for evaluation in evaluations:
             if known.keys() >= set(evaluation.metrics):

@@ -148,3 +148,15 @@ def test_a_config_may_be_a_configdict():
 
     config = entry.resolve_config(draft.draft_of(runs.config()))
     assert dataclasses.asdict(config)["train"]["global_batch_size"] == 16
+
+
+def test_results_of_an_evaluation_whose_data_changed_are_forgotten(tmp_path):
+    engine.train(runs.config(train__total="4 steps", checkpoint__best="heldout/loss"), workdir=tmp_path)
+    before = runs.rows(tmp_path, "heldout/loss")[4]
+    other = dict(heldout=dict(data=dict(target="tests.zoo.source", n=11, seed=3), every="4 steps"))
+    summary = engine.train(
+        runs.config(train__total="4 steps", checkpoint__best="heldout/loss", evaluations=other), workdir=tmp_path
+    )
+    after = runs.rows(tmp_path, "heldout/loss")[4]
+    assert summary.best["heldout/loss"] == (4, after)
+    assert after != before

@@ -94,6 +94,12 @@ class Retention:
             keep_best=self._keep_best,
         )
 
+    def forget(self, evaluation: str) -> None:
+        """Drops the results of an evaluation whose data changed: old and new values cannot be compared."""
+        for step, results in list(self._results.items()):
+            self._results[step] = {n: v for n, v in results.items() if n.partition("/")[0] != evaluation}
+            self.record(step, {})
+
     def results(self, step: int) -> Mapping[str, float]:
         """Returns the evaluation results of a step, none if nothing was recorded."""
         return self._results.get(step, {})

@@ -50,7 +50,7 @@ class Task:
         raise TaskError(f"{type(self).__name__} has no loss(self, model, batch, rng). Return Loss.of(values) from it.")
 
     def evaluate(self, model: Any, batch: Batch) -> Mapping[str, Mean]:
-        """Returns metrics of a batch; `model` is in evaluation mode. By default the loss and its metrics, without rng."""
+        """Returns metrics of a batch, `model` being in evaluation mode; by default the loss and its metrics."""
         loss = self.loss(model, batch, None)
         return {"loss": Mean(loss.total, loss.weight), **loss.metrics}
 
