@@ -1,0 +1,98 @@
+"""The loop that one would write by hand: what the engine is measured against.
+
+Owns: the steps of a perceptron and of the convolutional network of models/fashion_mnist.py, on dicts of arrays with
+jax.jit and optax, and the loop around them. Nothing of the engine's steps is in it. The batches come from the engine's
+feed, so that both loops have the same data path; the first parameters are given, so that both have the same losses.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Arrays = dict[str, jax.Array]
+Forward = Callable[[Arrays, Arrays, jax.Array], tuple[jax.Array, Arrays]]
+
+LOG_EVERY = 50  # steps between two losses that are kept
+
+
+def perceptron(params: Arrays, statistics: Arrays, image: jax.Array) -> tuple[jax.Array, Arrays]:
+    """Returns logits `[batch, classes]` and no statistics."""
+    x = image.reshape(len(image), -1)
+    for i in range(len(params) // 2 - 1):
+        x = jax.nn.relu(x @ params[f"hidden/{i}/kernel"] + params[f"hidden/{i}/bias"])
+    return x @ params["head/kernel"] + params["head/bias"], statistics
+
+
+def convolutions(params: Arrays, statistics: Arrays, image: jax.Array) -> tuple[jax.Array, Arrays]:
+    """Returns logits `[batch, 10]` of models/fashion_mnist.py, and the new averages of its batch normalisations."""
+    x, new = (image[..., None].astype(jnp.float32) / 255 - 0.286) / 0.353, {}
+    for i in (1, 2):
+        kernel = params[f"conv{i}/kernel"]
+        x = jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        x = x + params[f"conv{i}/bias"]
+        mean = x.mean((0, 1, 2))
+        variance = jnp.maximum((x * x).mean((0, 1, 2)) - mean * mean, 0)
+        for name, value in (("mean", mean), ("var", variance)):
+            new[f"norm{i}/{name}"] = 0.99 * statistics[f"norm{i}/{name}"] + 0.01 * value
+        scale = jax.lax.rsqrt(variance + 1e-5) * params[f"norm{i}/scale"]
+        x = jax.nn.relu((x - mean) * scale + params[f"norm{i}/bias"])
+    x = jax.nn.relu(x.reshape(len(x), -1) @ params["dense/kernel"] + params["dense/bias"])
+    return x @ params["head/kernel"] + params["head/bias"], new
+
+
+class Bare:
+    """A training loop by hand.
+
+    Args:
+        forward: `(params, statistics, image) -> (logits, statistics)`.
+        params: first parameters.
+        statistics: first averages of the batch normalisations; empty without them.
+        feed: `feed.next(1)` gives a tuple of one batch, `image` and `label`.
+        learning_rate: the peak of a cosine over `total_steps`.
+        total_steps: length of the schedule.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        params: Arrays,
+        statistics: Arrays,
+        feed: Any,
+        *,
+        learning_rate: float,
+        total_steps: int,
+    ):
+        self._feed = feed
+        adamw = optax.adamw(
+            optax.cosine_decay_schedule(learning_rate, total_steps),
+            mask=lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree),
+        )
+        tx = optax.chain(optax.clip_by_global_norm(1.0), adamw)
+        self.state = (params, statistics, tx.init(params))
+
+        def loss(params: Arrays, statistics: Arrays, batch: Arrays) -> tuple[jax.Array, Arrays]:
+            logits, statistics = forward(params, statistics, batch["image"])
+            return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean(), statistics
+
+        def step(state: Any, batch: Arrays) -> tuple[Any, jax.Array]:
+            params, statistics, opt_state = state
+            (value, statistics), grads = jax.value_and_grad(loss, has_aux=True)(params, statistics, batch)
+            updates, opt_state = tx.update(grads, opt_state, params)
+            return (optax.apply_updates(params, updates), statistics, opt_state), value
+
+        self.step = step
+        self._jitted = jax.jit(step, donate_argnums=0)
+
+    def train(self, steps: int, log_every: int = LOG_EVERY) -> list[float]:
+        """Trains on and waits for the device; returns the loss of every `log_every`th step."""
+        losses, state = [], self.state
+        for i in range(steps):
+            (batch,) = self._feed.next(1)
+            state, loss = self._jitted(state, batch)
+            if i % log_every == 0:
+                losses.append(loss)
+        self.state = jax.block_until_ready(state)
+        return [float(loss) for loss in losses]

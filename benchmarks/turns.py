@@ -1,0 +1,138 @@
+"""Loops that run in turns, so that other programs' load on the machine falls on each of them alike.
+
+Owns: running the engine's real loop a turn at a time, the clock of each turn, and the words for what was measured. A
+turn of the engine ends in a hook, before which the loop has waited for the device; until its next turn it waits there.
+"""
+
+import dataclasses
+import os
+import platform
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.config.schema import Config, Hook
+from engine.config.target import build
+from engine.observe.report import Summary
+from engine.parallel.mesh import make_mesh
+from engine.run.directory import RunDirectory
+from engine.trainer import Trainer
+
+
+class EngineLoop:
+    """The engine's loop over a config, `steps` steps a turn. A context manager: its exit ends the run.
+
+    Args:
+        config: of a run of `turns(n)` steps or more; the first turn, which compiles, is taken on entry.
+        steps: of one turn.
+    """
+
+    def __init__(self, config: Config, steps: int):
+        self._config = dataclasses.replace(config, hooks={"turns": Hook(every=f"{steps} steps")})
+        self._go, self._over = threading.Semaphore(0), threading.Semaphore(0)
+        self._ending = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._train, daemon=True)
+        self.summary: Summary | None = None
+
+    def __enter__(self) -> "EngineLoop":
+        self._thread.start()
+        self._wait()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._ending = True
+        self._go.release()
+        self._thread.join()
+
+    def turn(self) -> None:
+        """Trains for `steps` steps and waits for the device."""
+        self._go.release()
+        self._wait()
+
+    def run(self, trainer: Trainer, state: Any, step: int) -> None:
+        """The hook, in the run's thread."""
+        self.summary = trainer.summary()
+        self._over.release()
+        self._go.acquire()
+        if self._ending:
+            raise _Ended
+
+    def _wait(self) -> None:
+        self._over.acquire()
+        if self._error is not None:
+            raise self._error
+
+    def _train(self) -> None:
+        config = self._config
+        with tempfile.TemporaryDirectory(prefix="convoy-benchmark-") as path:
+            try:
+                Trainer(
+                    build(config.task, "task"),
+                    make_mesh(config.mesh),
+                    build(config.data, "data"),
+                    config,
+                    RunDirectory.open(Path(path) / "run"),
+                    evaluation_sources={},
+                    hooks={"turns": self},
+                    on_row=lambda row: None,
+                    on_message=lambda text: None,
+                ).run()
+            except _Ended:
+                pass
+            except BaseException as error:
+                self._error = error
+            self._over.release()
+
+
+class _Ended(Exception):
+    """Leaves the loop from its hook."""
+
+
+def total(steps: int, turns: int) -> int:
+    """Steps of a run of so many turns, with the one that compiles, and one that is never taken."""
+    return steps * (turns + 2)
+
+
+def interleave(loops: Mapping[str, Callable[[], Any]], turns: int) -> dict[str, list[float]]:
+    """Returns seconds of each turn by name of the loop; every second round is in reverse order."""
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
+    for i in range(turns):
+        for name in list(loops) if i % 2 == 0 else reversed(list(loops)):
+            begin = time.perf_counter()
+            loops[name]()
+            seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """The ratio of each turn."""
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Median (least-most)."""
+    low, high = min(values), max(values)
+    return f"{statistics.median(values):.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def machine() -> str:
+    """One line: CPU model, cores, load, releases."""
+    import jax
+
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    devices = ", ".join(sorted({device.device_kind for device in jax.devices()}))
+    return (
+        f"{model}, {cores} cores, load {os.getloadavg()[0]:.1f}; jax {jax.__version__}, "
+        f"{jax.device_count()} device(s): {devices}; Python {platform.python_version()}"
+    )

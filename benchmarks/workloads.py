@@ -1,0 +1,111 @@
+"""What the benchmarks train: three models, each as a config of the engine and as a loop by hand.
+
+Owns: the models and their made-up data. The digits are real, the photographs are noise of the same shape, since only
+the time of a step is looked at.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from benchmarks import bare
+from engine import ArraySource, Loss, Mean, Task
+from engine.config import defaults, validate
+from engine.config.schema import Config
+from engine.config.target import build
+from engine.data.feed import TrainFeed
+from engine.parallel.mesh import batch_sharding, make_mesh, replicated
+from engine.trainer import program_of
+
+MLP, CNN, DIGITS = NAMES = ("mlp", "cnn", "digits")
+EXAMPLES = 10_000
+
+
+class Perceptron(nnx.Module):
+    def __init__(self, sizes: tuple[int, ...], rngs: nnx.Rngs):
+        pairs = zip(sizes[:-2], sizes[1:-1], strict=True)
+        self.hidden = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in pairs])
+        self.head = nnx.Linear(sizes[-2], sizes[-1], rngs=rngs)
+
+    def __call__(self, x):
+        for layer in self.hidden:
+            x = nnx.relu(layer(x))
+        return self.head(x)
+
+
+@dataclasses.dataclass
+class Classify(Task):
+    """A perceptron with these layer sizes, the input's and the output's included."""
+
+    sizes: tuple[int, ...] = (784, 256, 128, 10)
+
+    def build(self, rngs):
+        return Perceptron(tuple(self.sizes), rngs=rngs)
+
+    def loss(self, model, batch, rng):
+        logits = model(batch["image"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return Loss.of(losses, metrics={"accuracy": Mean.of(jnp.argmax(logits, axis=-1) == batch["label"])})
+
+
+def vectors(size: int = 784, examples: int = EXAMPLES) -> ArraySource:
+    """Noise `[size]` float32 with labels."""
+    rng = np.random.default_rng(0)
+    image = rng.standard_normal((examples, size), np.float32)
+    return ArraySource({"image": image, "label": rng.integers(0, 10, examples, np.int32)})
+
+
+def photographs(examples: int = EXAMPLES) -> ArraySource:
+    """Noise `[28, 28]` uint8 with labels."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (examples, 28, 28), np.uint8)
+    return ArraySource({"image": image, "label": rng.integers(0, 10, examples, np.int32)})
+
+
+def config(name: str, *, steps: int, **settings: Any) -> Config:
+    """The config of a model for a number of steps; `train__steps_per_dispatch=8` sets a field."""
+    c = defaults()
+    c.name = name
+    c.train.total = f"{steps} steps"
+    c.log.progress = "none"
+    if name == DIGITS:
+        c.task = dict(target="models.digits.Digits")
+        c.data = dict(target="models.digits.scans")
+        c.train.global_batch_size = 64
+    elif name == CNN:
+        c.task = dict(target="models.fashion_mnist.Fashion", width=16)
+        c.data = dict(target="benchmarks.workloads.photographs")
+    else:
+        c.task = dict(target="benchmarks.workloads.Classify")
+        c.data = dict(target="benchmarks.workloads.vectors")
+    for name, value in settings.items():
+        *path, last = name.split("__")
+        section = c
+        for part in path:
+            section = section[part]
+        section[last] = value
+    return validate(c)
+
+
+def bare_loop(config: Config) -> bare.Bare:
+    """The loop by hand of a config made here: same model, first parameters, batches, optimizer and devices."""
+    mesh, source = make_mesh(config.mesh), build(config.data, "data")
+    program, total = program_of(build(config.task, "task"), mesh, source, config)
+    first = jax.device_put(jax.device_get(program.init()), replicated(mesh))
+    feed = TrainFeed(
+        source,
+        config.data,
+        batch_size=config.train.global_batch_size,
+        seed=config.train.seed,
+        sharding=batch_sharding(mesh),
+        start=0,
+        stop=total,
+    )
+    forward = bare.convolutions if first["carried"] else bare.perceptron
+    rate = config.optimizer.learning_rate
+    return bare.Bare(forward, first["params"], first["carried"], feed, learning_rate=rate, total_steps=total)
