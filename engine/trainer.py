@@ -35,7 +35,7 @@ from engine.observe.recorder import Recorder
 from engine.observe.report import Summary
 from engine.observe.throughput import Throughput
 from engine.observe.writer import MetricWriter, metrics_of
-from engine.parallel.mesh import batch_sharding, check_batch
+from engine.parallel.mesh import check_batch
 from engine.parallel.rules import RULES
 from engine.resilience.preemption import Interrupted, Preempted, Preemption
 from engine.run.directory import RunDirectory
@@ -78,7 +78,7 @@ def program_of(task: Task, mesh: Mesh, source: Source, config: Config) -> tuple[
         model=model,
         tx=build_optimizer(config.optimizer, learning_rate, {path: model.params[path] for path in model.trained}),
         learning_rate=learning_rate,
-        batch_sharding=batch_sharding(mesh),
+        mesh=mesh,
         accumulate=train.accumulate,
         compute_dtype=DTYPES[train.precision],
         ema_decay=train.ema_decay,

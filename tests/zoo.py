@@ -12,7 +12,7 @@ from flax import nnx
 from engine import ArraySource, Loss, Mean, Task
 from engine.config.schema import Mesh, Optimizer
 from engine.layers import Dropout, fold_in
-from engine.parallel.mesh import batch_sharding, make_mesh
+from engine.parallel.mesh import make_mesh
 from engine.parallel.rules import RULES
 from engine.training.model import describe
 from engine.training.optimizer import build_optimizer, schedule
@@ -118,7 +118,7 @@ def program(
         model=model,
         tx=build_optimizer(config, rate, {path: model.params[path] for path in model.trained}),
         learning_rate=rate,
-        batch_sharding=batch_sharding(make_mesh(mesh or Mesh(), devices)),
+        mesh=make_mesh(mesh or Mesh(), devices),
         accumulate=accumulate,
         compute_dtype=DTYPES[precision],
         ema_decay=ema_decay,

@@ -10,6 +10,7 @@ dimensions of one layer are split.
 import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -66,7 +67,7 @@ def _nearest(sizes: dict[str, int], devices: int) -> str:
     return "; ".join(" x ".join(f"{axis}={n}" for axis, n in zip(AXES, fit, strict=True)) for fit in fits[:3])
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Returns the mesh of a config over `devices` (all of them by default); axes are of type Auto."""
     devices = jax.devices() if devices is None else devices
     sizes = resolve_axes(config, len(devices))

@@ -35,7 +35,7 @@ class Program:
     """The step of one Task on one mesh, compiled ahead of time.
 
     Args:
-        spec: what the step is made of; `spec.batch_sharding` names the mesh.
+        spec: what the step is made of.
         example: one example, as a pytree of ShapeDtypeStruct.
         batch_size: rows of the global batch.
         seed: of the first state.
@@ -49,7 +49,7 @@ class Program:
 
     def __init__(self, spec: StepSpec, example: Any, *, batch_size: int, seed: int, rules: Any):
         self.spec, self.batch_size, self.seed = spec, batch_size, seed
-        self.mesh = spec.batch_sharding.mesh
+        self.mesh = spec.mesh
         if spec.accumulate > 1 and spec.model.shared_dropout:
             raise ConfigError(
                 f"train.accumulate = {spec.accumulate}: {', '.join(spec.model.shared_dropout)} is nnx.Dropout, which "

@@ -16,9 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from engine.metrics import Mean, divide, reduce_mean
+from engine.parallel.mesh import batch_sharding
 from engine.training.model import Model, cast
 from engine.training.state import State
 from engine.training.task import Batch, Task
@@ -36,11 +37,16 @@ class StepSpec:
     model: Model
     tx: optax.GradientTransformation
     learning_rate: optax.Schedule
-    batch_sharding: NamedSharding
+    mesh: Mesh
     accumulate: int = 1
     compute_dtype: Any = jnp.float32
     ema_decay: float | None = None
     unroll: bool = False  # microbatches and K steps written out: a while loop around a convolution is slow on CPU
+
+    @property
+    def batch_sharding(self) -> NamedSharding:
+        """Where the rows of a batch lie."""
+        return batch_sharding(self.mesh)
 
 
 def make_train_step(spec: StepSpec, metric_names: tuple[str, ...]) -> Step:
@@ -107,8 +113,7 @@ def _gradients(
 
 def _microbatches(spec: StepSpec, batch: Any) -> Any:
     """Deals the rows of `[batch, ...]` leaves out to `[accumulate, batch / accumulate, ...]`."""
-    sharding = spec.batch_sharding
-    sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+    sharding = NamedSharding(spec.mesh, PartitionSpec(None, *spec.batch_sharding.spec))
 
     def deal(x: jax.Array) -> jax.Array:
         parts = x.reshape(x.shape[0] // spec.accumulate, spec.accumulate, *x.shape[1:]).swapaxes(0, 1)
@@ -119,7 +124,7 @@ def _microbatches(spec: StepSpec, batch: Any) -> Any:
 
 def _update(spec: StepSpec, state: State, grads: Any, carried: Any) -> State:
     """What the optimizer makes of a gradient: the parts of the state that the guard may hold back."""
-    trained = {path: state["params"][path] for path in spec.model.trained}
+    trained: Any = {path: state["params"][path] for path in spec.model.trained}
     updates, opt_state = spec.tx.update(grads, state["opt_state"], trained)
     trained = optax.apply_updates(trained, updates)
     new = {"params": {**state["params"], **trained}, "carried": carried, "opt_state": opt_state}

@@ -1,6 +1,7 @@
 """The step: sums and one division, the guard, random keys by example, K steps as one."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ def test_a_mesh_of_eight_devices_gives_the_losses_of_one(model, mesh):
 @pytest.mark.parametrize("mesh", [None, Mesh(data=2, fsdp=4)], ids=["one-device", "eight-devices"])
 def test_microbatches_with_ragged_weights_equal_the_full_batch(model, mesh):
     # By sgd, which passes the gradient on as it is.
-    settings = dict(target="optax.sgd", clip_norm=None)
+    settings: dict[str, Any] = dict(target="optax.sgd", clip_norm=None)
     task, batches = zoo.Classify(model, dropout=0.1), zoo.batches(2, 32)
     full, _ = zoo.run(zoo.program(task, batch_size=32, **settings), batches)
     parts, _ = zoo.run(zoo.program(task, mesh=mesh, batch_size=32, accumulate=4, **settings), batches)
