@@ -16,12 +16,12 @@ from jax.sharding import NamedSharding
 from engine.config.errors import ConfigError
 from engine.metrics import check_means
 from engine.parallel.mesh import replicated
+from engine.training.flops import count_flops, has_convolution
 from engine.training.state import State, abstract_state, initial_state
 from engine.training.step import (
     ENGINE_METRICS,
     StepSpec,
     evaluate,
-    has_convolution,
     make_evaluation_step,
     make_steps,
     make_train_step,
@@ -63,7 +63,8 @@ class Program:
         self.task_metrics = self._trace_loss()
         self.metric_names = (*self.task_metrics, *ENGINE_METRICS)
         self.compile_s = 0.0
-        self.flops_per_step: float | None = None
+        self.flops_per_step = 0.0
+        """Of matrix products and convolutions over all devices; known once a step is traced."""
         self._steps: dict[int, Any] = {}
 
     def _batch_of(self, example: Any, rows: int, sharding: NamedSharding) -> Any:
@@ -98,19 +99,21 @@ class Program:
     def steps(self, k: int) -> Any:
         """Returns the compiled `(state, k batches) -> (state, metrics [k, names, 2])`; the state is donated."""
         if k not in self._steps:
-            self._steps[k] = self._timed(lambda: self.lower(k).compile())
-            if k == 1:
-                self.flops_per_step = _flops(self._steps[k])
+            self._steps[k] = self._timed(lambda: self.trace(k).lower().compile())
         return self._steps[k]
 
-    def lower(self, k: int) -> Any:
+    def trace(self, k: int) -> Any:
         """Returns the program of k steps, traced and not yet compiled."""
         step = make_train_step(self.spec, self.task_metrics)
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         jitted = jax.jit(
-            make_steps(step, self.spec.unroll), donate_argnums=0, out_shardings=(shardings, replicated(self.mesh))
+            make_steps(step, self.spec.unroll),
+            donate_argnums=0,
+            out_shardings=(shardings, replicated(self.mesh)),
         )
-        return jitted.lower(self.abstract_state, (self.abstract_batch,) * k)
+        traced = jitted.trace(self.abstract_state, (self.abstract_batch,) * k)
+        self.flops_per_step = count_flops(traced.jaxpr.jaxpr) / k
+        return traced
 
     def evaluation(self, example: Any, batch_size: int) -> tuple[Any, tuple[str, ...], bool]:
         """Returns the evaluation step, the names of its metrics, and whether they tell rows apart.
@@ -131,10 +134,3 @@ class Program:
         compiled = compile_()
         self.compile_s += time.monotonic() - start
         return compiled
-
-
-def _flops(compiled: Any) -> float | None:
-    """FLOPs of one call over all devices as XLA counts them, or None where it does not say."""
-    analysis = compiled.cost_analysis()
-    flops = analysis.get("flops", 0.0) if analysis else 0.0
-    return flops * compiled.input_shardings[0][0]["step"].num_devices if flops > 0 else None

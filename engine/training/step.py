@@ -172,15 +172,3 @@ def evaluate(task: Task, model: Model, compute_dtype: Any, params: Any, carried:
     module = model.module(cast(params, compute_dtype), carried, None)
     module.eval()
     return task.evaluate(module, cast(batch, compute_dtype, task.full_precision))
-
-
-def has_convolution(jaxpr: Any) -> bool:
-    """Whether a jaxpr, or one inside it, holds a convolution."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "conv_general_dilated":
-            return True
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns") and has_convolution(inner):
-                return True
-    return False

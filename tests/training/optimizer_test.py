@@ -47,7 +47,8 @@ def test_groups_have_their_own_learning_rate_and_decay():
     out = updates(Optimizer(**settings, arguments={"weight_decay": 0.5}), ZERO)
     assert float(out["head/kernel"].mean()) == 0.0
     assert float(out["body/kernel"].mean()) == -0.5
-    out = updates(Optimizer(**{**settings, "groups": {"head": Group(match="^head/", learning_rate_scale=10.0)}}, target="optax.sgd"), ONES)  # fmt: skip
+    settings["groups"] = {"head": Group(match="^head/", learning_rate_scale=10.0)}
+    out = updates(Optimizer(**settings, target="optax.sgd"), ONES)
     assert float(out["head/kernel"].mean()) == -10.0
     assert float(out["body/bias"].mean()) == -1.0
 

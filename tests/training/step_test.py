@@ -11,7 +11,7 @@ from flax import nnx
 
 from engine import Loss, Mean, Task
 from engine.config.schema import Mesh
-from engine.training.step import ENGINE_METRICS, has_convolution
+from engine.training.step import ENGINE_METRICS
 from tests import zoo
 
 MESHES = [Mesh(data=8), Mesh(fsdp=8), Mesh(data=2, fsdp=4), Mesh(fsdp=4, tensor=2)]
@@ -155,12 +155,3 @@ def test_any_pytree_is_a_batch():
     batch = ((np.ones((4, 3), np.float32), np.ones(4, np.float32)), {"shift": np.zeros(4, np.float32)})
     _, metrics = zoo.run(program, [batch] * 3)
     assert zoo.losses(metrics)[-1] < zoo.losses(metrics)[0]
-
-
-def test_a_convolution_is_found_inside_other_programs():
-    def inside(x):
-        return jax.jit(lambda y: jax.lax.conv(y, jnp.ones((1, 1, 2, 2)), (1, 1), "SAME"))(x)
-
-    x = jnp.ones((1, 1, 4, 4))
-    assert has_convolution(jax.make_jaxpr(jax.grad(lambda y: inside(y).sum()))(x).jaxpr)
-    assert not has_convolution(jax.make_jaxpr(lambda y: y @ y[0, 0])(x).jaxpr)
