@@ -4,6 +4,16 @@ load("@rules_python//python:defs.bzl", _py_binary = "py_binary", _py_library = "
 
 py_library = _py_library
 
+# Settings of a test that starts processes: alone on a machine of two cores, and not
+# among those of --config=fast.
+MULTIPROCESS = {
+    "size": "medium",
+    "tags": [
+        "cpu:2",
+        "multiprocess",
+    ],
+}
+
 def _main_file_impl(ctx):
     ctx.actions.write(ctx.outputs.out, "\n".join([
         "import sys",
