@@ -65,7 +65,7 @@ class Bare:
         learning_rate: float,
         total_steps: int,
     ):
-        self._feed = feed
+        self.feed = feed
         adamw = optax.adamw(
             optax.cosine_decay_schedule(learning_rate, total_steps),
             mask=lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree),
@@ -90,7 +90,7 @@ class Bare:
         """Trains on and waits for the device; returns the loss of every `log_every`th step."""
         losses, state = [], self.state
         for i in range(steps):
-            (batch,) = self._feed.next(1)
+            (batch,) = self.feed.next(1)
             state, loss = self._jitted(state, batch)
             if i % log_every == 0:
                 losses.append(loss)

@@ -24,7 +24,7 @@ def measure(name: str, count: int, seconds: float, steps: int | None = None) -> 
         seconds: length of a turn; `steps`, if given, takes its place.
     """
     if steps is None:
-        steps = _steps(name, seconds)
+        steps = steps_for(name, seconds)
     config = workloads.config(name, steps=turns.total(steps, count))
     bare = workloads.bare_loop(config)
     bare.train(steps)
@@ -33,8 +33,8 @@ def measure(name: str, count: int, seconds: float, steps: int | None = None) -> 
     return [1e3 * s / steps for s in times["engine"]], [1e3 * s / steps for s in times["bare"]]
 
 
-def _steps(name: str, seconds: float) -> int:
-    """How many steps by hand take so long."""
+def steps_for(name: str, seconds: float) -> int:
+    """Returns how many steps by hand take so long."""
     bare = workloads.bare_loop(workloads.config(name, steps=1000))
     bare.train(10)
     begin = time.perf_counter()

@@ -17,7 +17,6 @@ from typing import Any
 
 from engine.config.schema import Config, Hook
 from engine.config.target import build
-from engine.observe.report import Summary
 from engine.parallel.mesh import make_mesh
 from engine.run.directory import RunDirectory
 from engine.trainer import Trainer
@@ -37,7 +36,8 @@ class EngineLoop:
         self._ending = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._train, daemon=True)
-        self.summary: Summary | None = None
+        self.rows: list[dict[str, Any]] = []
+        """The rows of metrics so far."""
 
     def __enter__(self) -> "EngineLoop":
         self._thread.start()
@@ -56,7 +56,6 @@ class EngineLoop:
 
     def run(self, trainer: Trainer, state: Any, step: int) -> None:
         """The hook, in the run's thread."""
-        self.summary = trainer.summary()
         self._over.release()
         self._go.acquire()
         if self._ending:
@@ -79,7 +78,7 @@ class EngineLoop:
                     RunDirectory.open(Path(path) / "run"),
                     evaluation_sources={},
                     hooks={"turns": self},
-                    on_row=lambda row: None,
+                    on_row=self.rows.append,
                     on_message=lambda text: None,
                 ).run()
             except _Ended:

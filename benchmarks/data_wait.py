@@ -1,0 +1,51 @@
+"""How much of a run the loop waits for data, while it trains.
+
+tools/bazel run //benchmarks:data_wait [-- --turns 8]
+python -m benchmarks.data_wait
+
+For each model, turns of the engine's loop; the share is what the run itself tells in each row as `data_wait`. Beside it,
+in turns with it, a batch from the feed alone: a loop that computes for longer than that need not wait. Prints median
+and range. Fails on nothing.
+"""
+
+import argparse
+
+from benchmarks import turns, workloads
+from benchmarks.loop import steps_for
+
+
+def measure(name: str, count: int, seconds: float, steps: int | None = None) -> tuple[list[float], dict]:
+    """Returns the share of each row, and the milliseconds a step of the engine and a batch of its feed alone."""
+    if steps is None:
+        steps = steps_for(name, seconds)
+    config = workloads.config(name, steps=turns.total(steps, count))
+    feed = workloads.bare_loop(config).feed
+    with turns.EngineLoop(config, steps) as engine:
+        engine.rows.clear()
+        draw = {"engine": engine.turn, "feed": lambda: [feed.next(1) for _ in range(steps)]}
+        times = turns.interleave(draw, count)
+    shares = [row["data_wait"] for row in engine.rows if "data_wait" in row]
+    return shares, {loop: [1e3 * s / steps for s in values] for loop, values in times.items()}
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of a turn")
+    parser.add_argument("--steps", type=int, help="of a turn, in place of --seconds")
+    parser.add_argument("--only", choices=workloads.NAMES)
+    args = parser.parse_args()
+    print(turns.machine())
+    for name in workloads.NAMES if args.only is None else (args.only,):
+        shares, times = measure(name, args.turns, args.seconds, args.steps)
+        print(
+            f"{name:7} waiting {turns.spread([100 * share for share in shares])} % of the time  "
+            f"step {turns.spread(times['engine'], 3)} ms  batch alone {turns.spread(times['feed'], 3)} ms",
+            flush=True,
+        )
+    print("target: below 1 %")
+
+
+if __name__ == "__main__":
+    main()
