@@ -122,7 +122,9 @@ class Recorder:
         rows = []
         for dispatch in block:
             values = np.asarray(dispatch.metrics, np.float64)
-            self._throughput.arrived(dispatch.step + dispatch.k, time.monotonic() - dispatch.paused_s, dispatch.wait_s)
+            if dispatch is block[-1]:  # the moment at which an earlier one arrived is past
+                now = time.monotonic() - dispatch.paused_s
+                self._throughput.arrived(dispatch.step + dispatch.k, now, dispatch.wait_s)
             for i in range(dispatch.k):
                 step = dispatch.step + i + 1
                 self._sums += values[i]

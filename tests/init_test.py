@@ -1,0 +1,56 @@
+"""`import engine` costs nothing until a name is asked for."""
+
+import subprocess
+import sys
+
+import pytest
+
+import engine
+
+HEAVY = ("jax", "jaxlib", "flax", "optax", "orbax", "grain", "numpy", "tensorstore", "rich")
+
+
+def loaded(code: str, folder) -> str:
+    code += f"\nimport sys; print(*(name for name in {HEAVY} if name in sys.modules))"
+    process = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=60)
+    assert process.returncode == 0, process.stderr
+    return process.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import engine",
+        "import engine; dir(engine)",
+        "import engine; engine.ConvoyError",
+        "import engine.config",
+        "import engine.config; [getattr(engine.config, name) for name in engine.config.__all__]",
+        "import engine.main",
+    ],
+)
+def test_nothing_heavy_is_loaded(code, tmp_path):
+    assert loaded(code, tmp_path) == ""
+
+
+def test_the_command_line_loads_no_config_library_before_a_verb_needs_one(tmp_path):
+    code = "import engine.main, sys; assert 'ml_collections' not in sys.modules"
+    assert loaded(code, tmp_path) == ""
+
+
+@pytest.mark.parametrize("name", engine.__all__)
+def test_each_name_is_what_it_says(name):
+    assert getattr(engine, name).__name__.removeprefix("engine.") == name
+    assert name in dir(engine)
+
+
+def test_from_engine_import_star_gives_all_of_them():
+    names = {}
+    exec("from engine import *", names)
+    assert set(engine.__all__) <= names.keys()
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'engine' has no attribute 'Trainor'"):
+        engine.Trainor  # noqa: B018
+    with pytest.raises(ImportError, match="Trainor"):
+        exec("from engine import Trainor")

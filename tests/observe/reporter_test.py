@@ -1,0 +1,117 @@
+"""One attempt as others see it: `status.json` at every moment, the log, and how each end is told."""
+
+import json
+
+import pytest
+
+from engine.config.errors import DataError
+from engine.observe.report import Summary
+from engine.observe.reporter import Reporter, exit_code
+from engine.resilience.preemption import Preempted
+from engine.run.directory import RunDirectory
+
+ROW = {"step": 3, "attempt": 1, "time": 1.5, "loss": 0.5}
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return RunDirectory.open(tmp_path / "run")
+
+
+def status(directory):
+    return json.loads(directory.status.read_text())
+
+
+def start(reporter, directory, first_step=0):
+    reporter.start(
+        10, first_step, lambda: Summary(
+            state="training", name="zoo", directory=directory, step=7, total_steps=10, metrics={"loss": 0.25}
+        ),
+    )  # fmt: skip
+
+
+def test_the_status_is_there_from_the_first_moment_on(directory):
+    with Reporter(directory, "zoo", "none"):
+        now = status(directory)
+    assert (now["state"], now["step"], now["total_steps"], now["attempt"]) == ("starting", 0, None, 1)
+
+
+def test_the_total_and_the_step_of_a_resume_are_known_before_the_first_row(directory):
+    with Reporter(directory, "zoo", "none") as reporter:
+        start(reporter, directory, first_step=5)
+        now = status(directory)
+        assert (now["state"], now["step"], now["total_steps"]) == ("starting", 5, 10)
+
+
+def test_a_row_moves_the_step_and_only_metrics_are_metrics(directory):
+    with Reporter(directory, "zoo", "none") as reporter:
+        start(reporter, directory)
+        reporter.row(ROW)
+        reporter.row({"step": 4, "attempt": 1, "time": 2.5, "accuracy": 1.0})
+        now = status(directory)
+    assert (now["state"], now["step"], now["metrics"]) == ("training", 4, {"loss": 0.5, "accuracy": 1.0})
+
+
+def test_an_evaluation_is_a_state_until_training_goes_on(directory):
+    with Reporter(directory, "zoo", "none") as reporter:
+        start(reporter, directory)
+        reporter.row(ROW)
+        states = []
+        for phase in ("evaluating", "training"):
+            reporter.phase(phase)
+            states.append(status(directory)["state"])
+    assert states == ["evaluating", "training"]
+
+
+def test_lines_are_printed_from_the_start_on_and_logged_before_it_too(directory, capsys):
+    with Reporter(directory, "zoo", "lines") as reporter:
+        reporter.message("looking for devices")
+        start(reporter, directory)
+        reporter.row(ROW)
+        shown = capsys.readouterr().err.splitlines()
+    assert shown == ["step 3/10  loss 0.5"]
+    log = [line.split(" ", 1)[1] for line in directory.log.read_text().splitlines()]
+    assert log == ["looking for devices", "step 3/10  loss 0.5"]
+
+
+def test_a_run_that_was_moved_aside_is_told(directory, tmp_path):
+    Reporter(directory, "zoo", "none").__exit__(None, None, None)
+    fresh = RunDirectory.open(directory.path, fresh=True)
+    with Reporter(fresh, "zoo", "none") as reporter:
+        start(reporter, fresh)
+    assert f"the earlier run was moved to {tmp_path / 'run.old-1'}" in fresh.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "code", "reason"),
+    [
+        (None, "done", 0, ""),
+        (Preempted("asked to stop."), "preempted", 42, "asked to stop."),
+        (KeyboardInterrupt(), "interrupted", 130, "KeyboardInterrupt: "),
+        (DataError("record 3: checksum mismatch."), "failed", 1, "record 3: checksum mismatch."),
+        (ZeroDivisionError("division by zero"), "failed", 1, "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_each_end_is_told_with_its_reason_and_exit_code(directory, error, state, code, reason):
+    reporter = Reporter(directory, "zoo", "none")
+    start(reporter, directory)
+    assert reporter.__exit__(type(error) if error else None, error, None) is None  # passes every error on
+    now = status(directory)
+    assert (now["state"], now["exit_code"], now["reason"]) == (state, code, reason)
+    assert (now["step"], now["total_steps"], now["metrics"]) == (7, 10, {"loss": 0.25})
+    assert (reporter.summary.state, reporter.summary.reason, exit_code(error)) == (state, reason, code)
+
+
+def test_the_final_words_come_last_and_only_where_lines_are_wanted(directory, capsys):
+    for mode in ("lines", "none"):
+        with Reporter(directory, "zoo", mode) as reporter:
+            start(reporter, directory)
+        assert ("zoo: done at step 7 of 10" in capsys.readouterr().err) == (mode == "lines")
+
+
+def test_an_error_before_the_start_prints_nothing_and_is_in_the_status(directory, capsys):
+    with pytest.raises(DataError), Reporter(directory, "zoo", "lines"):
+        raise DataError("no examples.")
+    now = status(directory)
+    assert (now["state"], now["reason"], now["total_steps"]) == ("failed", "no examples.", None)
+    assert capsys.readouterr().err == ""
