@@ -4,8 +4,13 @@ load("@rules_python//python:defs.bzl", _py_binary = "py_binary", _py_library = "
 
 py_library = _py_library
 
-# Settings of a test that starts processes: alone on a machine of two cores, and not
-# among those of --config=fast.
+# Settings of a test that starts one process after the other: not in --config=fast.
+SUBPROCESS = {
+    "size": "medium",
+    "tags": ["multiprocess"],
+}
+
+# Of one that starts several at once: alone, too, on a machine of two cores.
 MULTIPROCESS = {
     "size": "medium",
     "tags": [
