@@ -146,9 +146,10 @@ def make_steps(step: Step, unroll: bool) -> Callable[[State, tuple[Batch, ...]],
             return jax.lax.scan(step, state, jax.tree.map(lambda *rows: jnp.stack(rows), *batches))
         metrics = []
         for batch in batches:
+            if metrics:
+                # A wall between steps: fusion across it would round differently from single steps.
+                state, metrics[-1] = jax.lax.optimization_barrier((state, metrics[-1]))
             state, values = step(state, batch)
-            # A wall between steps: fusion across it would round differently from single steps.
-            state, values = jax.lax.optimization_barrier((state, values))
             metrics.append(values)
         return state, jnp.stack(metrics)
 
