@@ -1,0 +1,51 @@
+"""The first step of the digits model in a script by hand: the least that a start in JAX takes.
+
+python -m benchmarks.bare_start
+
+Run by `first_step.py`. It reads the same scans, without the engine.
+"""
+
+import csv
+import gzip
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.bare import Bare, perceptron
+from benchmarks.first_step import mark
+
+SIZES = (64, 128, 128, 10)
+BATCH = 64
+
+
+class Feed:
+    """The first rows, again and again."""
+
+    def __init__(self):
+        spec = importlib.util.find_spec("sklearn")
+        assert spec is not None and spec.origin is not None, "pip install scikit-learn"
+        with gzip.open(Path(spec.origin).parent / "datasets/data/digits.csv.gz", "rt") as file:
+            table = np.array(list(csv.reader(file)), np.float32)[:BATCH]
+        self._batch = {"image": table[:, :64] / 16, "label": table[:, 64].astype(np.int32)}
+
+    def next(self, count: int) -> tuple[dict[str, jax.Array], ...]:
+        return (jax.device_put(self._batch),) * count
+
+
+@jax.jit
+def first_params() -> dict[str, jax.Array]:
+    """The weights of the perceptron."""
+    params = {}
+    for i, (rows, columns) in enumerate(zip(SIZES[:-1], SIZES[1:], strict=True)):
+        name = f"hidden/{i}" if i < len(SIZES) - 2 else "head"
+        params[f"{name}/kernel"] = jax.random.normal(jax.random.key(i), (rows, columns)) / rows**0.5
+        params[f"{name}/bias"] = jnp.zeros(columns)
+    return params
+
+
+if __name__ == "__main__":
+    Bare(perceptron, first_params(), {}, Feed(), learning_rate=3e-3, total_steps=674).train(1)
+    mark()
