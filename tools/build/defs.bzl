@@ -155,6 +155,14 @@ def room_tests(deps = [], special = {}):
         visibility = ["//tests:__subpackages__"],
         deps = deps,
     )
+
+    # For the test that looks which files of the engine have a test.
+    native.filegroup(
+        name = "test_files",
+        testonly = True,
+        srcs = native.glob(["*_test.py"], allow_empty = True),
+        visibility = ["//tests:__pkg__"],
+    )
     for name in tests:
         settings = dict(special.get(name, {}))
         py_test(

@@ -1,0 +1,215 @@
+"""The drawing of the house, held against the imports of every file, those inside functions too.
+
+A room imports what lies on a lower floor, and itself. Bazel states the same edges (engine/floors.bzl).
+"""
+
+import ast
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import engine
+
+TOP = Path(__file__).parents[1]
+
+# From the roof down. Rooms of one floor know nothing of each other; trainer and evaluation share one.
+HOUSE = (
+    ("main",),
+    ("entry",),
+    ("trainer+evaluation",),
+    ("training", "checkpoint", "observe", "resilience", "layers"),
+    ("run", "parallel", "data", "metrics"),
+    ("config", "cluster"),
+)
+
+# Beside the house: what each may import of this repository.
+GARDEN = {
+    "models": {"engine": set(engine.__all__), "engine.layers": None, "models": None},  # None: any name of it
+    "configs": {"engine.config": None, "configs": None},
+}
+CONFIGS_USE = {"ml_collections"}  # beside the standard library
+
+ROOMS_WITHOUT_JAX = ("config", "cluster")  # while they are imported
+LIBRARIES = ("jax", "flax", "orbax", "grain")  # of which no private name is used
+LONGEST = 400  # lines of a file
+
+FILES = sorted(
+    path.relative_to(TOP).as_posix()
+    for folder in ("engine", "models", "configs")
+    for path in TOP.glob(f"{folder}/**/*.py")
+)
+
+
+def floor_and_room(module: str) -> tuple[int, str] | None:
+    """`engine.training.step` -> (its floor from below, "training"); None for what is no part of the house."""
+    name = module.split(".")[1] if module.startswith("engine.") else ""
+    for floor, rooms in enumerate(reversed(HOUSE)):
+        for room in rooms:
+            if name in room.split("+"):
+                return floor, room
+    return None
+
+
+def module_of(file: str) -> str:
+    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def is_module(name: str) -> bool:
+    path = TOP / name.replace(".", "/")
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def imports(tree: ast.Module) -> Iterator[tuple[int, str, str]]:
+    """Yields (line, module, name in it or "") of every import of a file; a submodule counts as the module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"line {node.lineno}: a relative import. Write the whole name."
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield (node.lineno, inner, "") if is_module(inner) else (node.lineno, node.module or "", alias.name)
+
+
+def at_module_level(tree: ast.Module) -> ast.Module:
+    """The file without its functions, whose imports come later."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.If | ast.Try | ast.With):
+            node.body = [inner for inner in node.body if not isinstance(inner, ast.FunctionDef)]
+    return tree
+
+
+def faults(file: str, text: str) -> list[str]:
+    """A line for each import that the house does not allow."""
+    importer, found = module_of(file), []
+    check = house_fault if file.startswith("engine/") else garden_fault
+    for line, module, name in imports(ast.parse(text)):
+        if problem := check(importer, module, name):
+            found.append(f"{file}:{line}: {importer} imports {module}{'.' + name if name else ''}: {problem}")
+    return found
+
+
+def house_fault(importer: str, module: str, name: str) -> str | None:
+    first = module.split(".")[0]
+    if first in ("models", "configs"):
+        return "the engine knows no model and no config"
+    if first != "engine" or importer == "engine":
+        return None
+    mine, theirs = floor_and_room(importer), floor_and_room(module)
+    if mine is None:
+        return "this file has no place in the house"
+    if theirs is None:
+        return "what `import engine` offers stands on the roof; name the room"
+    if mine == theirs or theirs[0] < mine[0]:
+        return None
+    return "upwards" if theirs[0] > mine[0] else "sideways"
+
+
+def garden_fault(importer: str, module: str, name: str) -> str | None:
+    garden, first = importer.split(".")[0], module.split(".")[0]
+    if first not in ("engine", "models", "configs", "tests", "benchmarks", "tools"):
+        if garden != "configs" or first in CONFIGS_USE or first in sys.stdlib_module_names:
+            return None
+        return f"a config imports the standard library, {', '.join(CONFIGS_USE)} and engine.config"
+    for allowed, names in GARDEN[garden].items():
+        inside = module == allowed if names is not None else module == allowed or module.startswith(f"{allowed}.")
+        if inside and (names is None or name in names):
+            return None
+    return f"{garden} import {', '.join(GARDEN[garden])} and no deeper"
+
+
+def source(file: str) -> str:
+    return (TOP / file).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_imports_point_downwards(file):
+    assert faults(file, source(file)) == []
+
+
+def test_every_room_is_in_the_drawing():
+    rooms = {
+        module_of(file).split(".")[1] for file in FILES if file.startswith("engine/") and file != "engine/__init__.py"
+    }
+    assert rooms == {name for floor in HOUSE for room in floor for name in room.split("+")}
+
+
+def test_what_engine_offers_lies_in_the_house():
+    for name in engine.__all__:
+        assert importlib.util.find_spec(engine._NAMES[name]), name
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.startswith(tuple(f"engine/{r}/" for r in ROOMS_WITHOUT_JAX))])
+def test_the_ground_floor_loads_no_jax(file):
+    heavy = [
+        module
+        for _, module, _ in imports(at_module_level(ast.parse(source(file))))
+        if module.split(".")[0] in LIBRARIES
+    ]
+    assert heavy == []
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_no_private_name_of_a_library_is_used(file):
+    private = [
+        f"{file}:{line}: {module}.{name}"
+        for line, module, name in imports(ast.parse(source(file)))
+        if module.split(".")[0] in LIBRARIES and re.search(r"(^|\.)_[a-z]", f"{module}.{name}")
+    ]
+    private += re.findall(r".*\b\w+\._src\b.*", source(file))
+    assert private == []
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_opens_with_a_docstring_and_is_short(file):
+    text = source(file)
+    assert ast.get_docstring(ast.parse(text)), f"{file} opens with no docstring: what it owns, what it does not."
+    assert len(text.splitlines()) <= LONGEST, f"{file} has over {LONGEST} lines. Which second thing is in it?"
+
+
+def test_each_file_of_the_engine_is_specified_by_one_test_file():
+    missing = []
+    for file in FILES:
+        test = re.sub(r"^engine/(.*)\.py$", r"tests/\1_test.py", file)
+        if file.startswith("engine/") and Path(file).name != "__init__.py" and not (TOP / test).is_file():
+            missing.append(f"{file} has no {test}")
+    assert missing == []
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "fault"),
+    [
+        ("engine/run/log.py", "from engine.training import step", "engine.training.step: upwards"),
+        ("engine/run/log.py", "def f():\n    import engine.data.feed", "engine.data.feed: sideways"),
+        ("engine/observe/writer.py", "import engine.checkpoint.store", "engine.checkpoint.store: sideways"),
+        ("engine/data/feed.py", "from engine import Task", "engine.Task: what `import engine`"),
+        ("engine/entry.py", "from engine import main", "engine.main: upwards"),
+        ("engine/trainer.py", "import models.digits", "models.digits: the engine knows no model"),
+        ("engine/shed.py", "import engine.config", "engine.config: this file has no place"),
+        ("models/digits.py", "from engine.metrics import Loss", "engine.metrics.Loss: models import"),
+        ("models/digits.py", "from engine import Trainr", "engine.Trainr: models import engine,"),
+        ("models/digits.py", "import configs.digits", "configs.digits: models import"),
+        ("configs/digits.py", "from engine import Task", "engine.Task: configs import"),
+        ("configs/digits.py", "import models.digits", "models.digits: configs import"),
+        ("configs/digits.py", "import jax", "jax: a config imports the standard library"),
+    ],
+)  # fmt: skip
+def test_a_wrong_import_is_told_with_the_two_names(file, text, fault):
+    (found,) = faults(file, text)
+    assert found.startswith(f"{file}:{len(text.splitlines())}: {module_of(file)} imports {fault}")
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("engine/trainer.py", "from engine.evaluation import Evaluation\nimport engine.config, jax"),
+        ("models/digits.py", "from engine.layers import Dropout\nfrom engine import Task\nimport models.base, jax"),
+        ("configs/digits.py", "from engine.config import defaults\nimport os, ml_collections, configs.base"),
+    ],
+)  # fmt: skip
+def test_a_right_import_is_none(file, text):
+    assert faults(file, text) == []
