@@ -100,11 +100,13 @@ class Period:
             ConfigError: a duration of the clock, or one without length.
         """
         self.batch_size, self.total_steps = batch_size, total_steps
-        self._examples = None if duration is None else Fraction(duration.examples(batch_size, dataset_size))
-        if self._examples == 0:
+        examples = None if duration is None else Fraction(duration.examples(batch_size, dataset_size))
+        if examples == 0:
             raise ConfigError(
                 f"A period of '{duration}' never ends. Use '1 step' for every step, None for the last only."
             )
+        # Asked for at every step: two integers, since a Fraction would take ten times as long.
+        self._every = None if examples is None else (examples.numerator, examples.denominator * batch_size)
 
     def due(self, step: int) -> bool:
         """Whether `step` is the first to reach a multiple of the period, or the last step. Never at step 0."""
@@ -114,11 +116,14 @@ class Period:
 
     def next_after(self, step: int) -> int:
         """The next due step after `step`, at most `total_steps`."""
-        if self._examples is None:
+        if self._every is None:
             return self.total_steps
-        examples = (self._reached(step) + 1) * self._examples
-        return min(math.ceil(examples / self.batch_size), self.total_steps)
+        examples, per_step = self._every
+        return min(-(-(self._reached(step) + 1) * examples // per_step), self.total_steps)
 
     def _reached(self, step: int) -> int:
         """How many whole periods the examples of `step` steps fill."""
-        return 0 if self._examples is None else math.floor(step * self.batch_size / self._examples)
+        if self._every is None:
+            return 0
+        examples, per_step = self._every
+        return step * per_step // examples

@@ -119,20 +119,22 @@ class Recorder:
 
     def _rows(self, block: list[Dispatch]) -> list[Row]:
         """Fetches a block's arrays and returns the rows that end in it."""
-        rows = []
-        for dispatch in block:
-            values = np.asarray(dispatch.metrics, np.float64)
-            if dispatch is block[-1]:  # the moment at which an earlier one arrived is past
-                now = time.monotonic() - dispatch.paused_s
-                self._throughput.arrived(dispatch.step + dispatch.k, now, dispatch.wait_s)
-            for i in range(dispatch.k):
-                step = dispatch.step + i + 1
-                self._sums += values[i]
-                if values[i][self._names.index("skipped"), 0] and self._skipped_at is None:
-                    self._skipped_at = step
-                if self._period.due(step):
-                    rows.append(self._row(step, values[i]))
-                    self._sums = np.zeros_like(self._sums)
+        values = np.concatenate([np.asarray(dispatch.metrics) for dispatch in block]).astype(np.float64)
+        first, last = block[0].step, block[-1]  # the moment at which an earlier one arrived is past
+        self._throughput.arrived(last.step + last.k, time.monotonic() - last.paused_s, last.wait_s)
+        skipped = np.flatnonzero(values[:, self._names.index("skipped"), 0])
+        if len(skipped) and self._skipped_at is None:
+            self._skipped_at = first + int(skipped[0]) + 1
+        rows, done = [], 0
+        while first + done < last.step + last.k:
+            due = self._period.next_after(first + done)
+            interval = values[done : due - first]
+            for step_values in interval:  # one by one, so that no cut of the dispatches rounds differently
+                self._sums += step_values
+            done += len(interval)
+            if first + done == due:
+                rows.append(self._row(due, interval[-1]))
+                self._sums = np.zeros_like(self._sums)
         return rows
 
     def _row(self, step: int, last: np.ndarray) -> Row:
