@@ -77,8 +77,8 @@ def train(
     changed = _check_resume(config, directory, accept_schedule_change) if directory.exists() else ()
     with Reporter(directory, config.name, config.log.progress) as reporter:
         config = set_up_devices(config, directory)
-        directory.write_config_text(to_text(config))
         trainer = _trainer(config, directory, reporter)
+        directory.write_config_text(to_text(config))  # now that nothing in it can be refused
         for name in changed:
             trainer.checkpoints.retention.forget(name)
         reporter.start(trainer.total_steps, trainer.step, trainer.summary)
@@ -87,13 +87,12 @@ def train(
 
 
 def _fast_dev_run(config: Config, workdir: str | Path | None) -> Summary:
-    """Two steps of everything in a directory that is removed afterwards, unless one is named; then restores them."""
-    with tempfile.TemporaryDirectory(prefix="convoy-fast-dev-run-") as temporary:
-        summary = train(config, workdir=workdir or Path(temporary) / "run", fresh=True)
-        directory, config = _open_run(summary.directory.path)
-        restored = _restore(directory, summary.step, _program(config)[0])
-        if int(restored["step"]) != summary.step:
-            raise CheckpointError(f"{directory}: the checkpoint of step {summary.step} holds step {restored['step']}.")
+    """Two steps of everything, in a temporary directory unless one is named, then restores what was saved."""
+    summary = train(config, workdir=workdir or Path(tempfile.mkdtemp(prefix="convoy-fast-dev-run-")), fresh=True)
+    directory, config = _open_run(summary.directory.path)
+    restored = _restore(directory, summary.step, _program(config)[0])
+    if int(restored["step"]) != summary.step:
+        raise CheckpointError(f"{directory}: the checkpoint of step {summary.step} holds step {restored['step']}.")
     return summary
 
 
@@ -137,6 +136,8 @@ def set_up_devices(config: Config, directory: RunDirectory | None = None) -> Con
 
 def _check_resume(config: Config, directory: RunDirectory, accept_schedule_change: bool) -> list[str]:
     """Returns the names of evaluations whose data changed; raises ConfigError when the run itself would change."""
+    if CheckpointStore(directory.checkpoints, read_only=True).latest() is None:
+        return []  # nothing was trained that another config could spoil
     old = from_text(directory.read_config_text(), str(directory.config))
     if differences := identity_differences(old, config):
         raise ConfigError(

@@ -8,6 +8,7 @@ import datetime
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from engine.cluster import exit_codes
 from engine.config.errors import ConfigError, ConvoyError, did_you_mean
@@ -15,7 +16,7 @@ from engine.config.errors import ConfigError, ConvoyError, did_you_mean
 VERBS = """
   convoy train --config=configs.digits                     train, or go on where the run stopped
   convoy train --config=configs.digits --fast-dev-run      two steps of everything, in seconds
-  convoy train --config=runs/digits --config.train.total="60 epochs"
+  convoy train --config=runs/digits --workdir=runs/digits  the same run by its own stored config
   convoy evaluate runs/digits                              the best checkpoint, or --step=N
   convoy config configs.digits                             every setting, resolved
   convoy explain --config=configs.digits                   mesh, parameters, where each lies
@@ -27,9 +28,16 @@ VERBS = """
 """
 
 
-def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+class Parser(argparse.ArgumentParser):
+    """Tells a mistake as every other one is told: a sentence and exit code 1."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message}. For help: {self.prog} --help")
+
+
+def make_parser() -> tuple[Parser, dict[str, Parser]]:
     """Returns the parser, and that of each verb."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="convoy", description="Trains any Flax NNX model on any mesh.", epilog=VERBS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
@@ -69,7 +77,7 @@ def make_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentP
     return top, dict(verbs.choices)
 
 
-def _add_config(verb: argparse.ArgumentParser) -> None:
+def _add_config(verb: Parser) -> None:
     verb.add_argument("--config", required=True, help="file, module or run directory; --config.NAME=VALUE sets a field")
 
 
@@ -97,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
         top, verbs = make_parser()
+        if rest and not rest[0].startswith("-") and rest[0] not in verbs:
+            raise ConfigError(f"{rest[0]}: no such verb.{did_you_mean(rest[0], verbs)} Verbs: {', '.join(verbs)}.")
         args, unknown = top.parse_known_args(rest)
         if args.verb is None:
             top.print_help()
@@ -114,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exit_codes.DONE
 
 
-def _unknown_argument(verb: str, word: str, parser: argparse.ArgumentParser) -> ConfigError:
+def _unknown_argument(verb: str, word: str, parser: Parser) -> ConfigError:
     names = [name.strip("[]") for name in parser.format_usage().split() if name.strip("[]").startswith("--")]
     return ConfigError(
         f"{word}: unknown argument of convoy {verb}.{did_you_mean(word.split('=')[0], names)} "

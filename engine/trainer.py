@@ -23,7 +23,7 @@ from engine.checkpoint.store import CheckpointStore
 from engine.cluster import exit_codes
 from engine.config import hardware
 from engine.config.duration import Duration, Period
-from engine.config.errors import ConvoyError
+from engine.config.errors import ConfigError, ConvoyError, did_you_mean
 from engine.config.schema import Config
 from engine.config.text import to_text
 from engine.data.feed import TrainFeed
@@ -123,6 +123,7 @@ class Trainer:
         self.program, self.total_steps = program_of(task, mesh, source, config)
         size = len(source)
         self.evaluations = build_evaluations(config, dict(evaluation_sources), self.program, size, self.total_steps)
+        self._check_best()
         self._hooks = [(self._period(config.hooks[name].every, f"hooks.{name}.every"), hooks[name]) for name in hooks]
         self.checkpoints = self._checkpointer()
         self._recorder: Recorder | None = None
@@ -250,6 +251,14 @@ class Trainer:
         due += [period.next_after(step) for period, _ in self._hooks]
         return k if step + k <= min(due) else 1
 
+    def _check_best(self) -> None:
+        best, names = self.config.checkpoint.best, [name for e in self.evaluations for name in e.metrics]
+        if best is not None and best not in names:
+            raise ConfigError(
+                f"checkpoint.best = {best!r}: no evaluation gives this metric.{did_you_mean(best, names)} "
+                f"Metrics here: {', '.join(names)}."
+            )
+
     def _selects_best(self, step: int) -> bool:
         """Whether an evaluation that is due at this step decides which checkpoint is best."""
         best = self.config.checkpoint.best
@@ -259,7 +268,9 @@ class Trainer:
         if recorder.skipped_at is not None:
             raise Diverged(
                 f"step {recorder.skipped_at}: the loss or its gradient is not finite; the update was held back. "
-                f"Look at that step's batch, and at optimizer.learning_rate = {self.config.optimizer.learning_rate}."
+                f"Look at that step's batch and at optimizer.learning_rate = {self.config.optimizer.learning_rate}; "
+                f"checkpoints: {', '.join(map(str, self.checkpoints.store.steps())) or 'none'}. With another learning "
+                "rate start anew: --fresh."
             )
 
     def _checkpointer(self) -> Checkpointer:
@@ -326,4 +337,5 @@ class Trainer:
             wall_s=time.monotonic() - self._started,
             compile_s=self.program.compile_s,
             rates=self._recorder.rates() if self._recorder else {},
+            scheduled=self.config.optimizer.schedule != "constant",
         )

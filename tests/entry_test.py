@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 import engine
 from engine import entry
-from engine.config.errors import CheckpointError, ConfigError, RunError
+from engine.config.errors import CheckpointError, ConfigError, ConvoyError, RunError
 from tests import runs, zoo
 
 SHORT = dict(train__total="2 steps", checkpoint__every=None, evaluations={})
@@ -160,3 +160,16 @@ def test_results_of_an_evaluation_whose_data_changed_are_forgotten(tmp_path):
     after = runs.rows(tmp_path, "heldout/loss")[4]
     assert summary.best["heldout/loss"] == (4, after)
     assert after != before
+
+
+def test_a_first_start_that_failed_leaves_the_directory_free(tmp_path):
+    with pytest.raises(ConvoyError, match="mesh"):
+        engine.train(runs.config(**SHORT, mesh__fsdp=3), workdir=tmp_path)
+    with pytest.raises(ConvoyError, match="Example 3"):
+        engine.train(runs.config(**SHORT, data__target="tests.trainer_test.Broken"), workdir=tmp_path)
+    assert engine.train(runs.config(**SHORT, train__seed=5), workdir=tmp_path).step == 2
+
+
+def test_a_best_metric_that_no_evaluation_gives_is_told(tmp_path):
+    with pytest.raises(ConfigError, match=r"'heldout/los': no evaluation gives this metric. Did you mean heldout/loss"):
+        engine.train(runs.config(checkpoint__best="heldout/los"), workdir=tmp_path)

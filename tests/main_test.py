@@ -98,14 +98,15 @@ def test_a_fast_dev_run_does_two_steps_of_everything_and_leaves_nothing(tmp_path
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
-        (["train"], 2, "--config"),
-        (["trian"], 2, "invalid choice"),
+        (["train"], 1, "convoy train: the following arguments are required: --config"),
+        (["trian"], 1, "trian: no such verb. Did you mean train?"),
         (["train", DIGITS, "--fresch"], 1, "--fresch: unknown argument of convoy train. Did you mean --fresh?"),
         (["train", DIGITS, "--config.train.totl=3"], 1, "ConfigError: train.totl: unknown field"),
         (["train", DIGITS, "--config.train.total"], 1, "--config.train.total: no value"),
         (["train", "--config=configs.digit"], 1, "Did you mean configs.digits"),
         (["train", DIGITS, "--config.task.widht=3"], 1, "Did you mean width?"),
         (["train", DIGITS, "--config.mesh.fsdp=3"], 1, "ShardingError: mesh: data=-1 x fsdp=3"),
+        (["train", DIGITS, "--config.checkpoint.best=heldout/acuracy"], 1, "Did you mean heldout/accuracy?"),
         (["train", DIGITS, "--config.train.accumulate=3"], 1, "train.accumulate"),
         (["evaluate", "nowhere"], 1, "RunError: nowhere: is not a run"),
         (["evaluate", "nowhere", "--config.train.seed=1"], 1, "takes no overrides"),

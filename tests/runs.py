@@ -59,8 +59,10 @@ def start(*args: str, cwd: Path | None = None, **env: str) -> subprocess.Popen[s
 
 
 def command(*args: str) -> list[str]:
+    """The words that start the command line."""
     return [sys.executable, "-m", "engine.main", *args]
 
 
 def environment(**env: str) -> dict[str, str]:
+    """The environment of a process with one CPU device."""
     return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", **env}

@@ -23,6 +23,8 @@ SIZE = 16  # values of an example
 
 
 class Mlp(nnx.Module):
+    """Two hidden layers."""
+
     def __init__(self, width: int, dropout: float, rngs: nnx.Rngs):
         self.hidden = nnx.List([nnx.Linear(SIZE, width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)])
         self.head = nnx.Linear(width, 4, rngs=rngs)
@@ -35,6 +37,8 @@ class Mlp(nnx.Module):
 
 
 class Cnn(nnx.Module):
+    """A strided convolution with batch normalisation."""
+
     def __init__(self, width: int, dropout: float, rngs: nnx.Rngs):
         self.conv = nnx.Conv(1, width, (3, 3), strides=2, rngs=rngs)
         self.norm = nnx.BatchNorm(width, rngs=rngs)

@@ -30,6 +30,7 @@ class Summary:
     wall_s: float = 0.0  # seconds of this attempt, from its start to its end
     compile_s: float | None = None  # seconds of these in which programs were compiled
     rates: Mapping[str, float] = field(default_factory=dict)  # Throughput.total()
+    scheduled: bool = False  # whether the learning rate follows a schedule that the total stretches
     command: str | None = None  # what starts the same run again; None: the run's own config
 
     @property
@@ -112,7 +113,8 @@ def _next(summary: Summary) -> list[tuple[str, str]]:
     if summary.checkpoints:
         rows.append(("evaluate", f"convoy evaluate {shlex.quote(str(summary.directory.path))}"))
     if summary.state == "done":
-        rows.append(("train longer", f'{summary.again} --config.train.total="..."'))
+        flag = " --accept-schedule-change" if summary.scheduled else ""
+        rows.append(("train longer", f'{summary.again} --config.train.total="..."{flag}'))
     elif summary.checkpoints:
         rows.append((f"go on from {max(summary.checkpoints)}", summary.again))
     else:

@@ -36,7 +36,8 @@ class Reporter:
         self._directory, self._mode = directory, mode
         self._log = RunLog(directory.log)
         self._progress: Progress | None = None
-        self._status = Status(state="starting", attempt=directory.attempt)
+        before = status.read(directory.status).metrics if directory.status.exists() else {}
+        self._status = Status(state="starting", attempt=directory.attempt, metrics=before)
         self._summarise: Callable[[], Summary] = lambda: Summary(
             state="starting", name=name, directory=directory, step=0, total_steps=0
         )
@@ -86,10 +87,10 @@ class Reporter:
         code = exit_code(error)
         state = STATES.get(code, "failed")
         reason = "" if error is None else str(error) if isinstance(error, ConvoyError) else f"{kind.__name__}: {error}"  # pyright: ignore[reportOptionalMemberAccess]
-        self.summary = dataclasses.replace(self._summarise(), state=state, reason=reason)
-        self._tell(
-            state=state, reason=reason, exit_code=code, step=self.summary.step, metrics=dict(self.summary.metrics)
-        )
+        reached = self._summarise()
+        metrics = {**self._status.metrics, **reached.metrics}  # a finished run that is started again trains nothing
+        self.summary = dataclasses.replace(reached, state=state, reason=reason, metrics=metrics)
+        self._tell(state=state, reason=reason, exit_code=code, step=self.summary.step, metrics=metrics)
         if self._progress is not None and self._mode != "none":
             print(summary_text(self.summary), file=sys.stderr, flush=True)
         self._log.close()

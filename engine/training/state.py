@@ -58,16 +58,22 @@ def abstract_state(
     trained = {path: by_param[path] for path in model.trained}
     if ema:
         shardings["ema"] = trained
-    # Optimizer state follows the parameter that it belongs to; jit alone would put all of it on one device.
+    # Optimizer state follows the parameter that it belongs to; jit alone would put all of it on one device. With
+    # groups, the state of one has a MaskedNode, which holds nothing, for each parameter of the others.
     shardings["opt_state"] = optax.tree_utils.tree_map_params(
         tx,
-        lambda leaf, spec, sharding: sharding if leaf.shape == spec.shape else whole,
+        lambda leaf, spec, sharding: leaf if _is_masked(leaf) else sharding if leaf.shape == spec.shape else whole,
         shapes["opt_state"],
         {path: model.params[path] for path in model.trained},
         trained,
         transform_non_params=lambda _: whole,
+        is_leaf=_is_masked,
     )
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def _is_masked(leaf: Any) -> bool:
+    return isinstance(leaf, optax.MaskedNode)
 
 
 def evaluation_params(state: State, use_ema: bool) -> dict[str, jax.Array]:

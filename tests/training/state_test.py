@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from engine.config.schema import Mesh
+from engine.config.schema import Group, Mesh
 from engine.training.state import evaluation_params
 from tests import zoo
 
@@ -40,3 +40,13 @@ def test_evaluation_takes_the_average_where_there_is_one():
     assert float(evaluation_params(state, True)["a"][0]) == 0
     assert float(evaluation_params(state, True)["frozen"][0]) == 7
     assert float(evaluation_params(state, False)["a"][0]) == 1
+
+
+def test_groups_of_parameters_have_states_that_lie_with_their_parameters():
+    groups = {"head": Group(match="^head/", learning_rate_scale=0.1)}
+    for mesh in (None, Mesh(fsdp=8)):
+        program = zoo.program(zoo.Classify(), mesh=mesh, groups=groups)
+        state, _ = zoo.run(program, zoo.batches(2))
+        assert jax.tree.structure(state) == jax.tree.structure(program.abstract_state)
+        sizes = sum(x.size for x in jax.tree.leaves(state["opt_state"]) if x.ndim)
+        assert sizes == 2 * sum(x.size for x in state["params"].values())
