@@ -8,7 +8,9 @@ such a module (`configs.digits`), or a run directory, whose `config.txt` counts.
 """
 
 import importlib
+import importlib.util
 import os
+import pkgutil
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -125,12 +127,23 @@ def _no_module(reference: str, missing: str) -> ConfigError:
     parent = missing.rpartition(".")[0]
     folders = list(sys.modules[parent].__path__) if parent in sys.modules else []
     files = [Path(folder) / f"{reference}.py" for folder in (".", "configs")]
+    shipped = (
+        []
+        if "." in reference
+        else [f"configs.{module.name}" for module in pkgutil.iter_modules(_folders_of("configs"))]
+    )
     names = [f"{parent}.{file.stem}" for folder in folders for file in Path(folder).glob("[!_]*.py")]
     names = names if parent else [entry.name for entry in Path.cwd().iterdir() if entry.is_dir()]
-    near = did_you_mean(missing, names)
-    near = near or next((f" Did you mean {file}?" for file in files if file.is_file()), "")
+    near = next((f" Did you mean {file}?" for file in files if file.is_file()), "")
+    near = near or did_you_mean(f"configs.{reference}", shipped) or did_you_mean(missing, names)
     listed = _configs_in(Path(folders[0] if folders else "configs"))
     return ConfigError(f"{reference}: there is no module {missing!r} and no file of this name.{near} {listed}".rstrip())
+
+
+def _folders_of(package: str) -> list[str]:
+    """The folders of a package that can be imported, none if there is no such package."""
+    spec = importlib.util.find_spec(package)
+    return list(spec.submodule_search_locations or ()) if spec else []
 
 
 def _get_config(module: types.ModuleType, shown: str) -> Callable[[], Any]:

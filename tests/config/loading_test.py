@@ -152,3 +152,9 @@ def test_what_a_config_names_can_be_imported_from_its_folder_and_the_current_one
     load("elsewhere/alone.py")
     assert str(elsewhere) in sys.path and os.getcwd() in sys.path
     assert sys.path.index(str(elsewhere)) >= len(sys.path) - 2  # nothing is hidden by a config's folder
+
+
+def test_the_bare_name_of_a_shipped_config_is_completed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"Did you mean configs\.digits\?"):
+        load("digits")

@@ -32,7 +32,7 @@ def test_a_parameter_without_names_is_split_over_fsdp_where_it_is_large(mesh):
     ("shape", "names", "rules", "message"),
     [
         ((32, 62), ("embed", "mlpp"), RULES, r"up/kernel: no sharding rule for axis 'mlpp'. Did you mean mlp\?"),
-        ((32, 63), ("embed", "mlp"), RULES, r"axis 'mlp' = 63 is not divisible by mesh axis tensor=2. Use a multiple of 2"),
+        ((32, 63), ("embed", "mlp"), RULES, r"axis 'mlp' = 63 is not divisible by mesh axis tensor=2. Use a multiple"),
         ((32, 64), ("mlp", "vocab"), RULES, r"axes 'mlp' and 'vocab' are both mapped to mesh axis 'tensor'"),
         ((32, 64), ("mlp",), RULES, r"1 axis names \('mlp',\) for shape \[32, 64\]"),
         ((32, 64), ("mlp", None), {"mlp": "tensr"}, r"sharding.rules.mlp: no mesh axis 'tensr'. Did you mean tensor\?"),
