@@ -1,6 +1,6 @@
 """The compiled programs of a run: first state, one step, K steps, evaluation.
 
-Owns: tracing and compiling each once, its time, its FLOPs, and the choice between scan and unrolling. Does not own:
+Owns: tracing and compiling each once, its time, its FLOPs, and what differs on CPU. Does not own:
 the mathematics (`step.py`) or when a program is called (`trainer.py`).
 """
 
@@ -82,8 +82,9 @@ class Program:
         state = self.abstract_state
         trace = jax.jit(loss).trace(state["params"], state["carried"], self.abstract_batch, jax.random.key(0))
         check_loss(spec.task, trace.out_info, self.batch_size)
-        unroll = jax.default_backend() == "cpu" and has_convolution(trace.jaxpr.jaxpr)
-        self.spec = dataclasses.replace(spec, unroll=unroll)
+        on_cpu = jax.default_backend() == "cpu"
+        unroll = on_cpu and has_convolution(trace.jaxpr.jaxpr)
+        self.spec = dataclasses.replace(spec, unroll=unroll, branch=on_cpu)
         return ("loss", *sorted(trace.out_info.metrics))
 
     def init(self) -> State:

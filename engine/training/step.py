@@ -10,6 +10,7 @@ leave a step as one `[names, 2]` float32 array of (total, weight).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +43,7 @@ class StepSpec:
     compute_dtype: Any = jnp.float32
     ema_decay: float | None = None
     unroll: bool = False  # microbatches and K steps written out: a while loop around a convolution is slow on CPU
+    branch: bool = False  # the guard branches, instead of selecting each number: free on CPU, a wait on a GPU
 
     @property
     def batch_sharding(self) -> NamedSharding:
@@ -62,8 +64,11 @@ def make_train_step(spec: StepSpec, metric_names: tuple[str, ...]) -> Step:
         grads, sums, carried = _gradients(spec, metric_names, state, batch, key)
         loss, grad_norm = divide(sums[0]), optax.tree.norm(grads)
         ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        new = _update(spec, state, grads, carried)
-        new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, {name: state[name] for name in new})
+        update, old = functools.partial(_update, spec, state, grads, carried), _guarded(state)
+        if spec.branch:
+            new = jax.lax.cond(ok, update, lambda: old)
+        else:
+            new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), update(), old)
         new |= {"step": state["step"] + 1, "rng": state["rng"]}
         ours = jnp.stack([grad_norm, spec.learning_rate(state["step"]), 1.0 - ok])
         return new, jnp.concatenate([sums, jnp.stack([ours, jnp.ones_like(ours)], axis=1)])
@@ -122,8 +127,13 @@ def _microbatches(spec: StepSpec, batch: Any) -> Any:
     return jax.tree.map(deal, batch)
 
 
+def _guarded(state: State) -> State:
+    """The parts of the state that the guard may hold back."""
+    return {name: value for name, value in state.items() if name not in ("step", "rng")}
+
+
 def _update(spec: StepSpec, state: State, grads: Any, carried: Any) -> State:
-    """What the optimizer makes of a gradient: the parts of the state that the guard may hold back."""
+    """What the optimizer makes of a gradient, for the parts of the state that `_guarded` gives."""
     trained: Any = {path: state["params"][path] for path in spec.model.trained}
     updates, opt_state = spec.tx.update(grads, state["opt_state"], trained)
     trained = optax.apply_updates(trained, updates)

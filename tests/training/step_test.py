@@ -73,9 +73,11 @@ def test_a_batch_without_weight_changes_no_parameter():
     assert metrics[0, program.metric_names.index("skipped"), 0] == 0
 
 
+@pytest.mark.parametrize("branch", [True, False], ids=["on-cpu", "elsewhere"])
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
-def test_a_step_that_is_not_finite_is_held_back_whole(model):
+def test_a_step_that_is_not_finite_is_held_back_whole(model, branch):
     program = zoo.program(zoo.Classify(model), ema_decay=0.9)
+    program.spec = dataclasses.replace(program.spec, branch=branch)
     good, bad = zoo.batches(2)
     bad["x"][3] = np.nan
     bad["valid"][3] = 1
