@@ -1,16 +1,20 @@
 """Settings that every test, and every process that a test starts, needs before it imports JAX."""
 
+import atexit
 import os
 import pathlib
+import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 
-# What one test compiled, the next one and its child processes load: half of the suite's time. Bazel gives each target
-# a folder of its own.
-_cache = pathlib.Path(os.environ.get("TEST_TMPDIR", tempfile.gettempdir())) / f"convoy-tests-{os.getuid()}"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
+# What one test compiled, the next one and its child processes load: half of the suite's time. Each run of the tests has
+# a cache of its own, since JAX writes an entry in place: a test that was killed would leave half of one to later runs.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _cache = tempfile.mkdtemp(prefix="convoy-tests-", dir=os.environ.get("TEST_TMPDIR"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # A child process imports the same tree, from whatever folder it is started in.
