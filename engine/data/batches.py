@@ -7,14 +7,17 @@ Terms. *Rows*: the part of a global batch that this process feeds, as a slice or
 successive batches whose order is computed in one go.
 """
 
+import math
+
 import numpy as np
 
 from engine.config.errors import DataError
 from engine.data.order import Order, draws
-from engine.data.source import Batch, Example, Source, has_take, has_transform, leaves, name_of
+from engine.data.source import Batch, Example, Source, example_spec, has_take, has_transform, leaves, name_of
 
 Rows = slice | np.ndarray | None
 
+AT_ONCE, AT_ONCE_BYTES = 32, 4 * 2**20  # batches, and their bytes, that are read in one go where that is cheap
 GROUP = 4096  # places of the order that are computed at once: the arrays are then large enough that numpy, too,
 # gives up Python's lock, and its cost per call is spread over many small batches
 
@@ -33,6 +36,28 @@ class Batches:
         self._group = max(1, GROUP // len(self._rows))
         self._groups: list[tuple[int, np.ndarray | None]] = [(-1, None)] * 2  # two, as threads overlap at a border
         self._wide = _wide()
+
+    @property
+    def at_once(self) -> int:
+        """How many batches are best read in one go: several small ones, where the source gathers rows itself."""
+        if not has_take(self.source) or has_transform(self.source):
+            return 1
+        specs = [spec for _, spec in leaves(example_spec(self.source))]
+        size = len(self._rows) * sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in specs)
+        return max(1, min(AT_ONCE, AT_ONCE_BYTES // max(1, size)))
+
+    def block(self, first: int, count: int) -> list[Batch]:
+        """Returns batches first, ..., first + count - 1 of a source without `transform`, read in one go.
+
+        Raises:
+            DataError: as for one batch.
+        """
+        import jax
+
+        indices = np.concatenate([self._indices(n) for n in range(first, first + count)])
+        rows = narrow(gather(self.source, indices), self._wide, name_of(self.source))
+        size = len(self._rows)
+        return [jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], rows) for i in range(count)]
 
     def __getitem__(self, n: int) -> Batch:
         """Returns this process's rows `[rows, ...]` of global batch n.

@@ -63,6 +63,7 @@ class TrainFeed:
             threads=settings.threads,
             workers=settings.workers,
             prefetch=settings.prefetch * steps_per_dispatch,
+            at_once=batches.at_once,
         )
         self._sharding, self._batch_size = sharding, batch_size
         self._next, self._stop = start, stop

@@ -202,3 +202,30 @@ def test_an_evaluation_has_as_many_batches_on_every_process():
     assert [len(part) for part in parts] == [2, 2]
     assert [part[1]["label"].tolist() for part in parts] == [[8, 8, 8, 8]] * 2
     assert [part.weight(1).tolist() for part in parts] == [[1, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_a_block_holds_the_same_batches():
+    batches = Batches(ArraySource({"x": np.arange(50), "y": np.ones((50, 3), np.float32)}), 16, seed=0, shuffle=True)
+    for n, batch in enumerate(batches.block(5, 7), 5):
+        np.testing.assert_equal(batch, batches[n])
+
+
+def test_small_batches_are_read_together_where_the_source_gathers_rows():
+    class Changed(ArraySource):
+        def transform(self, example, rng):
+            return example
+
+    class OneByOne:
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            return np.zeros(3, np.float32)
+
+    def at_once(source):
+        return Batches(source, 2, seed=0, shuffle=True).at_once
+
+    assert at_once(ArraySource(np.zeros((4, 3), np.float32))) == 32
+    assert at_once(ArraySource(np.zeros((4, 2**18), np.float32))) == 2
+    assert at_once(ArraySource(np.zeros((4, 2**20), np.float32))) == 1
+    assert at_once(Changed(np.zeros((4, 3), np.float32))) == at_once(OneByOne()) == 1

@@ -225,3 +225,33 @@ def test_workers_end_with_a_main_process_that_was_killed(program):
     program.kill()
     program.wait()
     assert ends(lambda: not any(alive(pid) for pid in workers))
+
+
+@pytest.mark.parametrize("at_once", [2, 7, 32])
+def test_batches_that_are_read_together_come_as_those_that_are_read_alone(at_once):
+    plain = Batches(ArraySource({"label": np.arange(100, dtype=np.int32)}), 16, seed=0, shuffle=True)
+    for start, stop in ((0, 30), (5, 30), (29, 30), (30, 30)):
+        reader = read(plain, start, stop, threads=2, workers=0, prefetch=4, at_once=at_once)
+        found = [batch["label"].tolist() for batch in reader]
+        reader.close()
+        assert found == [plain[n]["label"].tolist() for n in range(start, stop)]
+
+
+def test_an_error_among_batches_that_are_read_together_comes_in_its_place():
+    class Broken(ArraySource):
+        def take(self, indices):
+            if 6 in indices:
+                raise OSError("bad sector")
+            return super().take(indices)
+
+        def __getitem__(self, index):
+            if index == 6:
+                raise OSError("bad sector")
+            return super().__getitem__(index)
+
+    batches = Batches(Broken({"label": np.arange(8)}), 2, seed=0, shuffle=False)
+    reader = read(batches, 0, 8, threads=1, workers=0, prefetch=1, at_once=8)
+    assert [next(reader)["label"].tolist() for _ in range(3)] == [[0, 1], [2, 3], [4, 5]]
+    with pytest.raises(DataError, match=r"Example 6 of .*Broken: OSError: bad sector"):
+        next(reader)
+    reader.close()
