@@ -8,6 +8,7 @@ Run by `first_step.py`. It reads the same scans, without the engine.
 import csv
 import gzip
 import importlib.util
+import itertools
 from pathlib import Path
 
 import jax
@@ -39,7 +40,7 @@ class Feed:
 def first_params() -> dict[str, jax.Array]:
     """The weights of the perceptron."""
     params = {}
-    for i, (rows, columns) in enumerate(zip(SIZES[:-1], SIZES[1:], strict=True)):
+    for i, (rows, columns) in enumerate(itertools.pairwise(SIZES)):
         name = f"hidden/{i}" if i < len(SIZES) - 2 else "head"
         params[f"{name}/kernel"] = jax.random.normal(jax.random.key(i), (rows, columns)) / rows**0.5
         params[f"{name}/bias"] = jnp.zeros(columns)

@@ -3,9 +3,9 @@
 tools/bazel run //benchmarks:data_wait [-- --turns 8]
 python -m benchmarks.data_wait
 
-For each model, turns of the engine's loop; the share is what the run itself tells in each row as `data_wait`. Beside it,
-in turns with it, a batch from the feed alone: a loop that computes for longer than that need not wait. Prints median
-and range. Fails on nothing.
+For each model, turns of the engine's loop; the share is what the run itself tells in each row as `data_wait`. Beside
+it, in turns with it, a batch from the feed alone: a loop that computes for longer than that need not wait. Prints
+median and range. Fails on nothing.
 """
 
 import argparse

@@ -100,8 +100,10 @@ def main() -> None:
         speed = "  ".join(f"K={k} {1e6 / statistics.median(times[f'K={k}']):,.0f}" for k in KS)
         gain = "  ".join(f"K={k} {turns.spread(turns.ratios(times['K=1'], times[f'K={k}']))}" for k in KS[1:])
         print(
-            f"{name:15} bare step {turns.spread(times['bare'], 0)} us, host {100 * statistics.median(host):.0f} % of it\n"
-            f"{'':15} steps/s  {speed}\n{'':15} gain over K=1  {gain}",
+            f"{name:15} bare step {turns.spread(times['bare'], 0)} us, host {100 * statistics.median(host):.0f} %",
+            f"{'':15} steps/s  {speed}",
+            f"{'':15} gain over K=1  {gain}",
+            sep="\n",
             flush=True,
         )
     print("target: K = 32 never slower than K = 1, and 1.5 times as fast where the host is over half of the bare step")

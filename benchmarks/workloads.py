@@ -5,6 +5,7 @@ the time of a step is looked at.
 """
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -27,9 +28,10 @@ EXAMPLES = 10_000
 
 
 class Perceptron(nnx.Module):
+    """Dense layers with these sizes, the input's and the output's included."""
+
     def __init__(self, sizes: tuple[int, ...], rngs: nnx.Rngs):
-        pairs = zip(sizes[:-2], sizes[1:-1], strict=True)
-        self.hidden = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in pairs])
+        self.hidden = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(sizes[:-1])])
         self.head = nnx.Linear(sizes[-2], sizes[-1], rngs=rngs)
 
     def __call__(self, x):
@@ -40,7 +42,7 @@ class Perceptron(nnx.Module):
 
 @dataclasses.dataclass
 class Classify(Task):
-    """A perceptron with these layer sizes, the input's and the output's included."""
+    """A perceptron with these sizes, on made-up labels."""
 
     sizes: tuple[int, ...] = (784, 256, 128, 10)
 

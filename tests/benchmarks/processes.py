@@ -1,0 +1,14 @@
+"""A benchmark as a process, on one device, and what it printed."""
+
+import subprocess
+import sys
+
+from tests import runs
+
+
+def benchmark(name: str, *args: str) -> str:
+    """Runs benchmarks/<name>.py; returns its output."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", *args]
+    done = subprocess.run(command, capture_output=True, text=True, env=runs.environment(), timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
