@@ -11,7 +11,9 @@ from safetensors.numpy import load_file
 
 import engine
 from engine import entry
+from engine.config import to_text
 from engine.config.errors import CheckpointError, ConfigError, ConvoyError, RunError
+from engine.run.directory import RunDirectory
 from tests import runs, zoo
 
 SHORT = dict(train__total="2 steps", checkpoint__every=None, evaluations={})
@@ -51,6 +53,7 @@ def test_mesh_periods_and_logging_may_change(tmp_path):
         evaluations={},
     )
     assert engine.train(config, workdir=tmp_path).step == 4
+    assert "train.total: 4 steps\n" in (tmp_path / "config.txt").read_text()
 
 
 def test_fresh_moves_the_earlier_run_aside(tmp_path):
@@ -134,6 +137,40 @@ def test_arguments_of_every_target_are_checked_before_a_directory_is_made(tmp_pa
     with pytest.raises(ConfigError, match=r"optimizer.momentum: optax.adamw takes no such argument"):
         engine.train(runs.config(optimizer__momentum=0.9), workdir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_arguments_of_hooks_are_checked_too(tmp_path):
+    hook = dict(target="tests.trainer_test.Recorder", wrod="x", every="1 step")
+    with pytest.raises(ConfigError, match=r"hooks.mine.wrod: .*Did you mean word"):
+        engine.train(runs.config(hooks={"mine": hook}), workdir=tmp_path / "run")
+
+
+def test_a_limit_is_the_size_of_an_epoch(tmp_path):
+    config = runs.config(**{**SHORT, "train__total": "1 epoch"}, data__limit=40)
+    assert engine.train(config, workdir=tmp_path).total_steps == 3  # of 16 examples each
+
+
+def test_a_fast_run_takes_two_steps(tmp_path):
+    summary = engine.train(runs.config(), workdir=tmp_path, fast_dev_run=True)
+    assert (summary.state, summary.step) == ("done", 2)
+    assert "heldout/loss" in summary.metrics
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_compile_cache_is_used_where_it_is_wanted(on, monkeypatch):
+    sizes = []
+    monkeypatch.setattr("engine.training.compile_cache.enable", sizes.append)
+    entry.set_up_devices(runs.config(cache__compiled=on, cache__max_gib=3.0))
+    assert sizes == [3.0] * on
+
+
+def test_a_run_keeps_the_number_of_devices_of_its_first_start(tmp_path, monkeypatch):
+    zoo.program(zoo.Classify()).init()
+    directory = RunDirectory.open(tmp_path)
+    directory.write_config_text(to_text(runs.config(mesh__cpu_devices=3)))
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
+    with pytest.raises(ConfigError, match=r"mesh.cpu_devices = 3: JAX has already started"):
+        entry.set_up_devices(runs.config(mesh__cpu_devices="auto"), directory)
 
 
 def test_devices_that_have_started_cannot_be_changed(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -13,7 +14,7 @@ from engine.config.duration import Period
 from engine.config.errors import ShardingError, TaskError
 from engine.config.schema import Evaluation as Config
 from engine.config.schema import Mesh
-from engine.evaluation import Evaluation
+from engine.evaluation import Evaluation, build_evaluations
 from tests import zoo
 
 N = 37  # no multiple of any batch here
@@ -106,3 +107,37 @@ def test_several_evaluations_with_data_and_periods_of_their_own(tmp_path):
     engine.train(config, workdir=tmp_path)
     assert sorted(runs.rows(tmp_path, "one/loss")) == [3, 6, 9, 10]
     assert sorted(runs.rows(tmp_path, "two/loss")) == [10]
+
+
+def test_the_batch_size_of_an_evaluation_is_its_own():
+    from tests import runs
+
+    section = dict(data=dict(target="tests.zoo.source"), batch_size=12)
+    program = zoo.program(zoo.Classify(), mesh=Mesh(data=8))
+    with pytest.raises(ShardingError, match=r"evaluations.one.batch_size = 12 is not divisible by 8"):
+        build_evaluations(runs.config(evaluations={"one": section}), {"one": zoo.source()}, program, 64, 10)
+
+
+def test_data_that_does_not_fit_the_task_is_told():
+    class Spec(zoo.Classify):
+        def batch_spec(self):
+            return {"x": jax.ShapeDtypeStruct((zoo.SIZE,), np.float32)}
+
+    with pytest.raises(TaskError, match=r"evaluations.heldout: valid: Spec.batch_spec says nothing, the dataset gives"):
+        evaluation(zoo.program(Spec()))
+
+
+def test_an_evaluation_computes_in_the_precision_of_the_run():
+    seen = {}
+
+    @dataclasses.dataclass
+    class Spy(zoo.Classify):
+        full_precision = ("valid",)
+
+        def evaluate(self, model, batch):
+            seen.update(kernel=model.head.kernel.dtype, x=batch["x"].dtype, valid=batch["valid"].dtype)
+            return super().evaluate(model, batch)
+
+    program = zoo.program(Spy(), precision="bfloat16")
+    evaluation(program).run(program.init())
+    assert seen == {"kernel": jnp.bfloat16, "x": jnp.bfloat16, "valid": jnp.float32}

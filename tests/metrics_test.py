@@ -21,6 +21,11 @@ def test_a_mask_by_example_counts_for_all_its_values():
     assert mean.weight.tolist() == [3, 0]
 
 
+def test_weights_other_than_one_count_as_they_are():
+    mean = Mean.of(jnp.array([[2.0, 4.0]]), where=jnp.array([[0.5, 3.0]]))
+    assert (mean.total.tolist(), mean.weight.tolist()) == ([13], [3.5])
+
+
 def test_values_without_weight_are_not_read():
     mean = Mean.of(jnp.array([1.0, jnp.nan]), where=jnp.array([1, 0]))
     assert reduce_mean(mean).tolist() == [1, 1]
@@ -50,6 +55,8 @@ def test_scalars_are_refused_where_rows_are_needed_and_told_elsewhere():
     with pytest.raises(TaskError, match="batch dimension, found a scalar"):
         Mean.of(jnp.float32(1))
     assert check_means({"a": Mean.of(jnp.ones(4))}, 4, "Task.evaluate")
-    assert not check_means({"a": Mean(jnp.float32(1), jnp.float32(2))}, 4, "Task.evaluate")
+    scalar = Mean(jnp.float32(1), jnp.float32(2))
+    assert not check_means({"a": scalar}, 4, "Task.evaluate")
+    assert not check_means({"a": scalar, "b": Mean.of(jnp.ones(4))}, 4, "Task.evaluate")
     with pytest.raises(TaskError, match=r"Task.evaluate: metric 'a' has total \[4, 2\] and weight \[4, 2\]"):
         check_means({"a": Mean(jnp.ones((4, 2)), jnp.ones((4, 2)))}, 4, "Task.evaluate")

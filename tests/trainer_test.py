@@ -2,13 +2,16 @@
 
 import json
 import shutil
+import time
 
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import engine
 from engine import entry
+from engine.config import hardware
 from engine.config.errors import ConvoyError
 from engine.trainer import Diverged
 from tests import runs, zoo
@@ -34,6 +37,10 @@ def test_a_run_writes_what_its_periods_say(unbroken):
     assert (summary.state, summary.step, summary.total_steps) == ("done", 10, 10)
     assert summary.metrics["heldout/accuracy"] == runs.rows(path, "heldout/accuracy")[10]
     assert summary.metrics["loss"] == runs.rows(path)[10]
+    assert 0 < summary.compile_s < summary.wall_s
+    assert summary.rates["examples_per_s"] > 0
+    assert not {"step", "attempt", "time"} & (summary.metrics.keys() | runs.status(path)["metrics"].keys())
+    assert not (path / "tensorboard").exists()
 
 
 def test_a_resume_gives_the_losses_and_the_state_of_one_start(tmp_path):
@@ -97,9 +104,10 @@ def test_the_best_checkpoint_stays_beside_the_latest(tmp_path):
         optimizer__schedule="constant",
         evaluations__heldout__every="2 steps",
     )
-    engine.train(config, workdir=tmp_path)
+    summary = engine.train(config, workdir=tmp_path)
     results = runs.rows(tmp_path, "heldout/loss")
     best = min(results, key=lambda step: (results[step], step))
+    assert summary.best == {"heldout/loss": (best, results[best])}
     assert [info.step for info in entry.checkpoints(tmp_path)] == sorted({best, 10})
     assert entry.evaluate(tmp_path)["step"] == best
     assert entry.evaluate(tmp_path)["heldout/loss"] == pytest.approx(results[best], rel=1e-6)
@@ -116,10 +124,52 @@ class Recorder:
         (trainer.directory.path / f"{self.word}{step}").write_text(str(int(state["step"])))
 
 
-def test_hooks_are_called_when_they_are_due_with_the_state(tmp_path):
-    config = runs.config(hooks={"mine": dict(target=f"{__name__}.Recorder", word="hook", every="3 steps")})
+@pytest.mark.parametrize("k", [1, 4])
+def test_hooks_are_called_when_they_are_due_with_the_state(tmp_path, k):
+    hook = dict(target=f"{__name__}.Recorder", word="hook", every="3 steps")
+    config = runs.config(hooks={"mine": hook}, train__steps_per_dispatch=k, evaluations={}, checkpoint__every=None)
     engine.train(config, workdir=tmp_path)
     assert {p.name: p.read_text() for p in tmp_path.glob("hook*")} == {f"hook{s}": str(s) for s in (3, 6, 9, 10)}
+
+
+class Slow:
+    """A hook that takes a second."""
+
+    def run(self, trainer, state, step):
+        time.sleep(1)
+
+
+def test_what_hooks_and_evaluations_take_is_no_part_of_a_step(tmp_path):
+    hooks = {"slow": dict(target=f"{__name__}.Slow", every="4 steps")}
+    engine.train(runs.config(hooks=hooks, log__every="2 steps"), workdir=tmp_path)
+    assert max(runs.rows(tmp_path, "step_time_s").values()) < 0.5
+
+
+def test_a_profile_holds_its_steps_though_dispatches_are_longer(tmp_path):
+    config = runs.config(train__steps_per_dispatch=5, evaluations={}, profile__start=3, profile__steps=2)
+    engine.train(config, workdir=tmp_path)
+    assert "profile: steps 3 to 5 are traced" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(("precision", "peak"), [("float32", 1e9), ("bfloat16", 4e9)])
+def test_mfu_is_the_share_of_all_devices_peak_at_the_precision(tmp_path, monkeypatch, precision, peak):
+    monkeypatch.setitem(hardware.DEVICES, "cpu", hardware.Hardware("a CPU", 4e9, 1e9, 2**30, 1e9))
+    engine.train(runs.config(train__precision=precision, evaluations={}), workdir=tmp_path)
+    flops, mfu = runs.rows(tmp_path, "flop_per_s"), runs.rows(tmp_path, "mfu")
+    assert mfu[10] == pytest.approx(flops[10] / (8 * peak))
+
+
+def test_event_files_are_written_where_they_are_wanted(tmp_path):
+    engine.train(runs.config(log__tensorboard=True, evaluations={}), workdir=tmp_path)
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_rules_of_the_config_win_over_the_table():
+    def spec(**rules):
+        config = runs.config(task__model="decoder", mesh__fsdp=4, mesh__tensor=2, sharding__rules=rules)
+        return entry.program(config)[0].abstract_state["params"]["up/kernel"].sharding.spec
+
+    assert (spec(), spec(embed=None)) == (P("fsdp", "tensor"), P(None, "tensor"))
 
 
 class Bad(zoo.Classify):
@@ -145,20 +195,26 @@ def test_a_trainer_takes_a_task_a_mesh_and_data(tmp_path):
     from engine.parallel.mesh import make_mesh
     from engine.run.directory import RunDirectory
 
-    messages = []
+    messages, phases = [], []
     trainer = engine.Trainer(
         zoo.Classify(width=8),
         make_mesh(Mesh(data=4, fsdp=2)),
         zoo.source(),
-        runs.config(evaluations={}),
+        runs.config(),
         RunDirectory.open(tmp_path),
-        evaluation_sources={},
+        evaluation_sources={"heldout": zoo.source(37, 9)},
         hooks={},
         on_row=lambda row: None,
         on_message=messages.append,
+        on_phase=phases.append,
     )
     assert trainer.run().step == 10
-    assert messages == ["saving checkpoint of step 5", "saving checkpoint of step 10"]
+    assert [text for text in messages if not text.startswith("step ")] == [
+        "saving checkpoint of step 5",
+        "saving checkpoint of step 10",
+    ]
+    assert [text.split(":")[0] for text in messages if text.startswith("step ")] == ["step 4", "step 8", "step 10"]
+    assert phases == ["training"] + ["evaluating", "training"] * 3
 
 
 def test_an_error_in_the_users_code_is_recorded_and_passed_on(tmp_path):

@@ -110,6 +110,7 @@ def program(
     precision: str = "float32",
     ema_decay: float | None = None,
     example: Any = None,
+    seed: int = 0,
     **optimizer: Any,
 ) -> Program:
     """The program of a Task; on one device unless a mesh is given."""
@@ -129,7 +130,7 @@ def program(
     )
     if example is None:
         example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), examples(1))
-    return Program(spec, example, batch_size=batch_size, seed=0, rules=RULES)
+    return Program(spec, example, batch_size=batch_size, seed=seed, rules=RULES)
 
 
 def run(program: Program, batches: list[Any], k: int = 1) -> tuple[Any, np.ndarray]:

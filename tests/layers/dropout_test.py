@@ -27,6 +27,10 @@ def test_without_keys_nothing_is_dropped():
     assert Dropout(0.5)(X, fold_in(None, 3)) is X
 
 
+def test_a_rate_of_zero_draws_nothing():
+    assert Dropout(0.0)(X, KEYS) is X
+
+
 def test_a_rate_of_one_is_refused():
     with pytest.raises(ValueError, match="outside"):
         Dropout(1.0)

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from engine.config.errors import ShardingError
+from engine.config.errors import ConfigError, ShardingError
 from engine.config.schema import Mesh
 from engine.parallel.mesh import batch_sharding, check_batch, cpu_device_count, make_mesh, resolve_axes
 
@@ -20,6 +20,19 @@ from engine.parallel.mesh import batch_sharding, check_batch, cpu_device_count, 
     ],
 )
 def test_axes_are_resolved(config, sizes):
+    assert tuple(resolve_axes(config, 8).values()) == sizes
+
+
+@pytest.mark.parametrize(
+    ("config", "sizes"),
+    [
+        (Mesh(preset="fsdp"), (1, 8, 1)),
+        (Mesh(preset="fsdp", fsdp=4), (2, 4, 1)),
+        (Mesh(preset="fsdp", tensor=2), (1, 4, 2)),
+    ],
+)
+def test_a_preset_gives_the_axes_that_are_not_set(config, sizes, monkeypatch):
+    monkeypatch.setattr("engine.config.hardware.MESH_PRESETS", {"fsdp": {"fsdp": -1}})
     assert tuple(resolve_axes(config, 8).values()) == sizes
 
 
@@ -56,5 +69,7 @@ def test_cpu_devices(monkeypatch):
     assert cpu_device_count(None, 64) is None
     assert cpu_device_count(3, 64) == 3
     assert cpu_device_count("auto", 64) == 4  # 6 and 5 do not divide 64
+    with pytest.raises(ConfigError, match=r"mesh.cpu_devices = 0: allowed are a positive number, auto and None"):
+        cpu_device_count(0, 64)
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "8")
     assert cpu_device_count("auto", 64) is None

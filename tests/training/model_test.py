@@ -71,6 +71,35 @@ def test_random_state_is_derived_and_not_stored():
         zoo.program(WithDropout(), accumulate=2)
 
 
+def test_dropout_that_drops_nothing_may_be_accumulated():
+    class Without(zoo.Classify):
+        def build(self, rngs):
+            model = super().build(rngs)
+            model.extra = nnx.Dropout(0.0, rngs=rngs)
+            return model
+
+    assert describe(Without()).shared_dropout == ()
+    zoo.program(Without(), accumulate=2)
+
+
+def test_each_place_that_draws_has_a_key_of_its_own():
+    class Two(nnx.Module):
+        def __init__(self, rngs):
+            self.linear = nnx.Linear(2, 2, rngs=rngs)
+            self.one, self.two = nnx.Dropout(0.5, rngs=rngs.fork()), nnx.Dropout(0.5, rngs=rngs.fork())
+
+    class Task(zoo.Classify):
+        def build(self, rngs):
+            return Two(rngs)
+
+    model = describe(Task())
+    params, carried = model.init(Task(), 0)
+    modules = [model.module(params, carried, jax.random.key(seed)) for seed in (0, 1)]
+    x = jnp.ones((1, 100))
+    masks = [drop(x) for module in modules for drop in (module.one, module.two)]
+    assert len({tuple(mask[0].tolist()) for mask in masks}) == 4
+
+
 def test_a_module_comes_back_with_the_values_it_was_given():
     task = zoo.Classify()
     model = describe(task)

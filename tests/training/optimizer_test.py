@@ -41,6 +41,17 @@ def test_weight_decay_acts_on_matrices_by_default():
     }
 
 
+@pytest.mark.parametrize(("decay", "bias"), [("matrices", 0.0), ("all", -0.5)])
+def test_weight_decay_acts_on_vectors_where_it_is_asked_for(decay, bias):
+    config = Optimizer(learning_rate=1.0, schedule="constant", arguments={"weight_decay": 0.5}, decay=decay)
+    assert float(updates(config, ZERO)["body/bias"].mean()) == bias
+
+
+def test_a_mask_of_the_authors_own_wins():
+    config = Optimizer(learning_rate=1.0, schedule="constant", arguments={"weight_decay": 0.5, "mask": None})
+    assert float(updates(config, ZERO)["body/bias"].mean()) == -0.5
+
+
 def test_groups_have_their_own_learning_rate_and_decay():
     groups = {"head": Group(match="^head/", learning_rate_scale=10.0, weight_decay=0.0)}
     settings: dict[str, Any] = dict(learning_rate=1.0, schedule="constant", groups=groups, clip_norm=None)

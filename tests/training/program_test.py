@@ -2,6 +2,8 @@
 
 import re
 
+import jax
+
 from engine.config.schema import Mesh
 from tests import zoo
 
@@ -15,6 +17,22 @@ def test_a_program_is_compiled_once():
     program = zoo.program(zoo.Classify())
     assert program.steps(1) is program.steps(1)
     assert program.compile_s > 0
+
+
+def test_the_time_to_compile_adds_up():
+    program = zoo.program(zoo.Classify())
+    times = [0.0]
+    for _ in range(5):
+        program.init()
+        times.append(program.compile_s)
+    assert times == sorted(set(times))
+
+
+def test_a_step_takes_the_memory_of_the_state_that_it_is_given():
+    program = zoo.program(zoo.Classify())
+    state = program.init()
+    program.steps(1)(state, (jax.device_put(zoo.examples(16), program.spec.batch_sharding),))
+    assert state["params"]["head/kernel"].is_deleted()
 
 
 def test_data_parallel_has_only_all_reduce():

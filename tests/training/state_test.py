@@ -50,3 +50,10 @@ def test_groups_of_parameters_have_states_that_lie_with_their_parameters():
         assert jax.tree.structure(state) == jax.tree.structure(program.abstract_state)
         sizes = sum(x.size for x in jax.tree.leaves(state["opt_state"]) if x.ndim)
         assert sizes == 2 * sum(x.size for x in state["params"].values())
+
+
+def test_the_seed_decides_parameters_and_randomness():
+    task = zoo.Classify()
+    states = [zoo.program(task, seed=seed).init() for seed in (0, 1)]
+    assert not np.array_equal(states[0]["params"]["head/kernel"], states[1]["params"]["head/kernel"])
+    assert not np.array_equal(states[0]["rng"], states[1]["rng"])

@@ -63,6 +63,50 @@ def test_batch_statistics_go_from_microbatch_to_microbatch():
     assert float(abs(state["carried"]["norm/mean"]).max()) > 0
 
 
+def test_a_step_follows_the_gradient_of_the_mean_over_what_counts():
+    task, batch = zoo.Classify(), zoo.batches(1)[0]
+    assert 0 < batch["valid"].sum() < 16
+    program = zoo.program(task, target="optax.sgd", learning_rate=1.0, clip_norm=None)
+    before = jax.device_get(program.init()["params"])
+
+    def mean(params):
+        loss = task.loss(program.spec.model.module(params, {}, None), batch, None)
+        return loss.total.sum() / batch["valid"].sum()
+
+    value, gradient = jax.value_and_grad(mean)(before)
+    state, metrics = zoo.run(program, [batch])
+    zoo.assert_close(state["params"], jax.tree.map(jnp.subtract, before, gradient), 1e-6)
+    assert zoo.losses(metrics).tolist() == [pytest.approx(float(value), rel=1e-6)]
+    norm = np.sqrt(sum(float((g**2).sum()) for g in gradient.values()))
+    assert metrics[0, program.metric_names.index("grad_norm")].tolist() == [pytest.approx(norm, rel=1e-5), 1]
+
+
+def test_each_step_draws_anew():
+    program = zoo.program(zoo.Classify(dropout=0.5), target="optax.sgd", learning_rate=0.0)
+    _, metrics = zoo.run(program, zoo.batches(1) * 3)
+    assert len(set(zoo.losses(metrics).tolist())) == 3
+
+
+def test_each_microbatch_draws_random_state_anew():
+    class Noisy(nnx.Module):
+        def __init__(self, rngs):
+            self.inner, self.rngs = zoo.Mlp(8, 0.0, rngs), rngs.fork()
+
+    class Task(zoo.Classify):
+        def build(self, rngs):
+            return Noisy(rngs)
+
+        def loss(self, model, batch, rng):
+            loss = super().loss(model.inner, batch, rng)
+            noise = jnp.full(len(batch["y"]), jax.random.uniform(model.rngs()))
+            return Loss(loss.total, loss.weight, {"noise": Mean.of(noise), "square": Mean.of(noise**2)})
+
+    program = zoo.program(Task(), accumulate=2)
+    _, metrics = zoo.run(program, zoo.batches(1))
+    noise, square = (metrics[0, program.metric_names.index(name), 0] / 16 for name in ("noise", "square"))
+    assert square - noise**2 > 1e-4  # the variance over the batch
+
+
 def test_a_batch_without_weight_changes_no_parameter():
     batch = zoo.batches(1)[0]
     batch["valid"][:] = 0
@@ -87,6 +131,19 @@ def test_a_step_that_is_not_finite_is_held_back_whole(model, branch):
     assert int(twice["step"]) == 2
     kept = ("params", "carried", "opt_state", "ema")
     zoo.assert_equal({k: once[k] for k in kept}, {k: twice[k] for k in kept})
+
+
+def test_a_gradient_that_is_not_finite_is_held_back_though_the_loss_is():
+    class Edge(zoo.Classify):
+        def loss(self, model, batch, rng):
+            return Loss.of(jnp.sqrt(model(batch["x"], rng)[:, 0] * 0))
+
+    program = zoo.program(Edge())
+    before = jax.device_get(program.init()["params"])
+    state, metrics = zoo.run(program, zoo.batches(1))
+    assert zoo.losses(metrics).tolist() == [0]
+    assert metrics[0, program.metric_names.index("skipped"), 0] == 1
+    zoo.assert_equal(state["params"], before)
 
 
 def test_the_average_of_the_weights_follows_them():
@@ -116,6 +173,11 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_in_float32():
     np.testing.assert_allclose(zoo.losses(metrics), zoo.losses(full), rtol=0.02)
 
 
+def test_carried_values_keep_their_dtype_in_bfloat16():
+    state, _ = zoo.run(zoo.program(zoo.Classify("cnn"), precision="bfloat16", accumulate=2), zoo.batches(1))
+    assert {x.dtype for x in state["carried"].values()} == {jnp.float32.dtype}
+
+
 def test_frozen_parameters_do_not_move_and_have_no_optimizer_state():
     program = zoo.program(zoo.Classify(), trainable="^head/")
     before = jax.device_get(program.init()["params"])
@@ -123,6 +185,12 @@ def test_frozen_parameters_do_not_move_and_have_no_optimizer_state():
     moved = {path for path, x in before.items() if not np.array_equal(x, state["params"][path])}
     assert moved == {"head/kernel", "head/bias"}
     assert sum(x.size for x in jax.tree.leaves(state["opt_state"])) < 3 * (32 * 4 + 4)
+
+
+def test_the_learning_rate_is_told_as_it_was_used():
+    program = zoo.program(zoo.Classify(), schedule="linear")
+    _, metrics = zoo.run(program, zoo.batches(2))
+    assert metrics[:, program.metric_names.index("learning_rate"), 0].tolist() == pytest.approx([0.01, 0.009])
 
 
 def test_metrics_are_the_tasks_then_the_engines():
