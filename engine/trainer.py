@@ -163,6 +163,8 @@ class Trainer:
             )
             self._recorder = recorder = self._make_recorder(writer)
             stack.callback(recorder.close)
+            if steps:
+                recorder.note(step, {"compile_s": self.program.compile_s})
             profile = ProfileWindow(config.profile.start, config.profile.steps, self.directory.profile)
             stack.callback(lambda: self._tell(profile.close()))
             feed = TrainFeed(
@@ -235,7 +237,7 @@ class Trainer:
                 results |= evaluation.run(state)
         if results:
             self._results |= results
-            recorder.evaluated(step, results)
+            recorder.note(step, results)
             self.checkpoints.record(step, results)
             self._say(f"step {step}: {wording.pairs(results)}")
         for hook in hooks:

@@ -35,6 +35,7 @@ def test_a_run_writes_what_its_periods_say(unbroken):
     assert sorted(runs.rows(path, "heldout/accuracy")) == [4, 8, 10]
     assert [info.step for info in entry.checkpoints(path)] == [5, 10]
     assert (summary.state, summary.step, summary.total_steps) == ("done", 10, 10)
+    assert runs.rows(path, "compile_s") == {0: summary.compile_s}
     assert summary.metrics["heldout/accuracy"] == runs.rows(path, "heldout/accuracy")[10]
     assert summary.metrics["loss"] == runs.rows(path)[10]
     assert 0 < summary.compile_s < summary.wall_s

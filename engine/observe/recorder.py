@@ -83,9 +83,9 @@ class Recorder:
             block, self._block = self._block, []
             self._writer.push(lambda: self._rows(block))
 
-    def evaluated(self, step: int, results: Mapping[str, float]) -> None:
-        """Takes the results of an evaluation as a row of their own."""
-        row = {"step": step, "attempt": self._attempt, "time": time.time(), **results}
+    def note(self, step: int, values: Mapping[str, float]) -> None:
+        """Takes values that are known once (an evaluation, the time to compile) as a row of their own."""
+        row = {"step": step, "attempt": self._attempt, "time": time.time(), **values}
         self._writer.push(lambda: [row])
 
     def phase(self, name: str) -> None:

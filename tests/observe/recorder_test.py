@@ -107,7 +107,7 @@ def test_the_first_skipped_step_stays_the_first(run):
 
 
 def test_an_evaluation_is_a_row_of_its_own(run):
-    run.recorder.evaluated(4, {"heldout/loss": 0.5})
+    run.recorder.note(4, {"heldout/loss": 0.5})
     run.steps(0, [1] * 5)
     evaluation, training = run.rows()
     assert (evaluation["step"], evaluation["attempt"], evaluation["heldout/loss"]) == (4, 2, 0.5)
