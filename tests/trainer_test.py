@@ -142,8 +142,8 @@ class Slow:
 
 def test_what_hooks_and_evaluations_take_is_no_part_of_a_step(tmp_path):
     hooks = {"slow": dict(target=f"{__name__}.Slow", every="4 steps")}
-    engine.train(runs.config(hooks=hooks, log__every="2 steps"), workdir=tmp_path)
-    assert max(runs.rows(tmp_path, "step_time_s").values()) < 0.5
+    engine.train(runs.config(hooks=hooks), workdir=tmp_path)
+    assert max(runs.rows(tmp_path, "step_time_s").values()) < 1
 
 
 def test_a_profile_holds_its_steps_though_dispatches_are_longer(tmp_path):
