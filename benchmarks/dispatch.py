@@ -1,6 +1,6 @@
 """What K steps in one dispatch bring: steps a second by `train.steps_per_dispatch`, and the gain by size of the model.
 
-tools/bazel run //benchmarks:dispatch [-- --turns 8 --seconds 0.3]
+tools/bazel run //benchmarks:dispatch [-- --turns 5 --seconds 0.15]
 python -m benchmarks.dispatch
 
 A series of perceptrons, from one whose step is nearly all host overhead to one of a millisecond. For each: the loop by
@@ -88,7 +88,7 @@ def _blocks(config, seconds: float) -> int:
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=8)
+    parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.15, help="of a turn of the loop by hand")
     parser.add_argument("--blocks", type=int, help="of 32 steps, in place of --seconds")
     parser.add_argument("--only", choices=SIZES)
