@@ -4,7 +4,8 @@ Owns: which steps make up a row, and the bound on how far the device may be behi
 (`writer.py`), rates (`throughput.py`), or the screen (`progress.py`).
 
 Terms. *Row*: the metrics of one logging interval, summed over its steps and divided once. *Arrival*: the moment when
-a result is there; the rates are computed from arrivals, not from dispatches. Rows are made in the writer's thread.
+the loop goes on after a dispatch. It is never further ahead of the device than IN_FLIGHT dispatches, so the time from
+one arrival to another is the device's. Rows are made in the writer's thread, whose own pace counts for nothing.
 """
 
 import dataclasses
@@ -27,13 +28,13 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass
 class Dispatch:
-    """K steps from `step` on: their metrics `[K, names, 2]` and the loop's waiting time for data until then."""
+    """K steps from `step` on: their metrics `[K, names, 2]`, and the loop's clock and waiting time for data then."""
 
     step: int
     k: int
     metrics: Any
     wait_s: float
-    paused_s: float
+    time_s: float
 
 
 class Recorder:
@@ -75,10 +76,10 @@ class Recorder:
 
     def push(self, step: int, k: int, metrics: Any, wait_s: float) -> None:
         """Takes the metrics of the K steps that start from `step`; waits only when the device is far behind."""
-        self._block.append(Dispatch(step, k, metrics, wait_s, self._paused_s))
         self._in_flight.append(metrics)
         if len(self._in_flight) > IN_FLIGHT:
             self._in_flight.popleft().block_until_ready()
+        self._block.append(Dispatch(step, k, metrics, wait_s, time.monotonic() - self._paused_s))
         if self._period.next_after(step) <= step + k:
             block, self._block = self._block, []
             self._writer.push(lambda: self._rows(block))
@@ -120,8 +121,8 @@ class Recorder:
     def _rows(self, block: list[Dispatch]) -> list[Row]:
         """Fetches a block's arrays and returns the rows that end in it."""
         values = np.concatenate([np.asarray(dispatch.metrics) for dispatch in block]).astype(np.float64)
-        first, last = block[0].step, block[-1]  # the moment at which an earlier one arrived is past
-        self._throughput.arrived(last.step + last.k, time.monotonic() - last.paused_s, last.wait_s)
+        first, last = block[0].step, block[-1]
+        self._throughput.arrived(last.step + last.k, last.time_s, last.wait_s)
         skipped = np.flatnonzero(values[:, self._names.index("skipped"), 0])
         if len(skipped) and self._skipped_at is None:
             self._skipped_at = first + int(skipped[0]) + 1

@@ -6,6 +6,7 @@ written (`progress.py`, `run/status.py`, `report.py`), or what happened (`traine
 
 import dataclasses
 import sys
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -19,6 +20,8 @@ from engine.run import status
 from engine.run.directory import RunDirectory
 from engine.run.log import RunLog, logger
 from engine.run.status import Status
+
+_STATUS_S = 1.0  # between two writes of the status for rows: each waits for the disk, and rows wait behind it
 
 STATES = {exit_codes.DONE: "done", exit_codes.RETRY: "preempted", exit_codes.INTERRUPTED: "interrupted"}
 
@@ -38,6 +41,7 @@ class Reporter:
         self._progress: Progress | None = None
         before = status.read(directory.status).metrics if directory.status.exists() else {}
         self._status = Status(state="starting", attempt=directory.attempt, metrics=before)
+        self._write_at = 0.0  # monotonic seconds from which on a row writes it again
         self._summarise: Callable[[], Summary] = lambda: Summary(
             state="starting", name=name, directory=directory, step=0, total_steps=0
         )
@@ -61,7 +65,10 @@ class Reporter:
         """A row of training metrics; called in the writer's thread."""
         if self._progress is not None:
             self._progress.update(row["step"], row)
-        self._tell(state="training", step=row["step"], metrics={**self._status.metrics, **metrics_of(row)})
+        metrics = {**self._status.metrics, **metrics_of(row)}
+        self._status = dataclasses.replace(self._status, state="training", step=row["step"], metrics=metrics)
+        if time.monotonic() >= self._write_at:
+            self._tell()
 
     def phase(self, name: str) -> None:
         """What is done from now on, "training" or "evaluating"; called in the writer's thread."""
@@ -99,6 +106,7 @@ class Reporter:
         """Changes the status, also on disk."""
         self._status = dataclasses.replace(self._status, **changes)
         status.write(self._directory.status, self._status)
+        self._write_at = time.monotonic() + _STATUS_S
 
 
 def exit_code(error: BaseException | None) -> int:

@@ -3,9 +3,9 @@
 Owns: the arithmetic, for one interval and for the whole attempt. Does not own: clocks and counters (the trainer
 and the recorder read them), the peak (`config/hardware.py`), the count of FLOPs (the compiler's, or the Task's).
 
-Terms. *Arrival*: the moment when the result of a step reached the host; results are read an interval later than they
-are dispatched, so speed is taken between arrivals, never between dispatches. *Paused*: time in which the loop did
-something else than stepping (evaluations, waiting for a save); it counts in no rate. *MFU*: model FLOP/s over peak.
+Terms. *Arrival*: a moment at which the device has done a step, or all but the few that may be in flight; speed is
+taken from one to another. *Paused*: time in which the loop did something else than stepping (evaluations, waiting for
+a save); it counts in no rate. *MFU*: model FLOP/s over peak.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Throughput:
 
         Args:
             step: completed updates whose result has arrived.
-            time_s: monotonic clock at the arrival, less what was paused until the step was dispatched.
+            time_s: monotonic clock at the arrival, less what was paused until then.
             wait_s: seconds that the loop has waited for host data until then.
         """
         self._latest = _Arrival(step, time_s, wait_s)

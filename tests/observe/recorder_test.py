@@ -151,7 +151,7 @@ def test_rates_go_from_row_to_row_without_what_was_paused(run):
     for step in range(5):
         run.steps(step, [1], wait_s=0.5)
     run.writer.flush()
-    assert run.recorder.rates() == {}  # the steps of the first row arrived together: there is no time between them
+    assert run.recorder.rates() == {}  # one row, one arrival: there is no time between two
     run.recorder.pause(-1000)  # as if the second row took that long
     for step in range(5, TOTAL):
         run.steps(step, [1], wait_s=100.5)

@@ -43,7 +43,23 @@ def test_the_total_and_the_step_of_a_resume_are_known_before_the_first_row(direc
         assert (now["state"], now["step"], now["total_steps"]) == ("starting", 5, 10)
 
 
-def test_a_row_moves_the_step_and_only_metrics_are_metrics(directory):
+@pytest.fixture
+def every_row(monkeypatch):
+    """The status is written for each row, however soon it follows."""
+    monkeypatch.setattr("engine.observe.reporter._STATUS_S", 0.0)
+
+
+def test_rows_that_follow_soon_do_not_wait_for_the_disk(directory, monkeypatch):
+    monkeypatch.setattr("engine.observe.reporter._STATUS_S", 1e9)
+    with Reporter(directory, "zoo", "none") as reporter:
+        start(reporter, directory)
+        reporter.row(ROW)
+        assert status(directory)["metrics"] == {}
+        reporter.phase("evaluating")
+        assert (status(directory)["step"], status(directory)["metrics"]) == (3, {"loss": 0.5})
+
+
+def test_a_row_moves_the_step_and_only_metrics_are_metrics(directory, every_row):
     with Reporter(directory, "zoo", "none") as reporter:
         start(reporter, directory)
         reporter.row(ROW)
