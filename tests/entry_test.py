@@ -143,6 +143,7 @@ def test_arguments_of_hooks_are_checked_too(tmp_path):
     hook = dict(target="tests.trainer_test.Recorder", wrod="x", every="1 step")
     with pytest.raises(ConfigError, match=r"hooks.mine.wrod: .*Did you mean word"):
         engine.train(runs.config(hooks={"mine": hook}), workdir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_limit_is_the_size_of_an_epoch(tmp_path):
