@@ -63,8 +63,15 @@ class Model:
         return nnx.merge(self.graph, nnx.from_flat_state([(self.keys[path], values[path]) for path in self.keys]))
 
     def carried_of(self, module: Any) -> Arrays:
-        """Returns the carried values of a module after its forward pass."""
-        return {path: value for path, value in _flat(nnx.state(module, self.carried_kinds)) if path in self.carried}
+        """Returns the carried values of a module after its forward pass.
+
+        Raises:
+            TaskError: the forward pass made a variable that the state has no place for.
+        """
+        carried = dict(_flat(nnx.state(module, self.carried_kinds)))
+        if new := sorted(carried.keys() - self.carried.keys()):
+            raise TaskError(f"{', '.join(new)}: made in the forward pass, so it cannot be kept. Make it in __init__.")
+        return carried
 
     def init(self, task: Task, seed: int) -> tuple[Arrays, Arrays]:
         """Returns the first parameters and carried values; to be used while tracing."""

@@ -56,6 +56,20 @@ def test_a_kind_that_the_task_names_is_carried():
     assert int(state["carried"]["seen"]) == 3 * 16
 
 
+def test_a_carried_variable_that_the_forward_pass_makes_is_refused_by_name():
+    class Late(Counting):
+        def __call__(self, x, rng=None):
+            self.late = Seen(jnp.ones(()))
+            return super().__call__(x)
+
+    class LateCount(Count):
+        def build(self, rngs):
+            return Late(rngs)
+
+    with pytest.raises(TaskError, match=r"late: made in the forward pass"):
+        zoo.program(LateCount()).steps(1)
+
+
 def test_random_state_is_derived_and_not_stored():
     class WithDropout(zoo.Classify):
         def build(self, rngs):
