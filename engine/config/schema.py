@@ -32,7 +32,7 @@ class Data(Target):
     limit: int | None = None  # use the first examples only
     threads: int = 2  # reader threads, each making whole batches
     workers: int = 0  # reader processes instead of threads, for sources that hold the GIL
-    prefetch: int = 2  # batches that wait on the device
+    prefetch: int = 2  # dispatches whose batches are made ahead, in host memory
 
 
 @dataclass(frozen=True, kw_only=True)
