@@ -197,6 +197,9 @@ class Trainer:
         while True:
             self._step = step
             stopping = preemption.requested(step)
+            if step == last:  # a run whose last updates were held back must not be saved as finished
+                recorder.close()
+                self._check_finite(recorder)
             force = stopping or (step > 0 and (step == last or self._selects_best(step)))
             if self.checkpoints.maybe_save(step, state, feed.position, force):
                 self._say(f"saving checkpoint of step {step}")
@@ -214,8 +217,6 @@ class Trainer:
             recorder.push(step, k, metrics, feed.wait_s)
             step += k
         self.checkpoints.finish()
-        recorder.close()
-        self._check_finite(recorder)
 
     def _evaluate(self, state: State, step: int, recorder: Recorder) -> None:
         """Runs the evaluations and hooks that are due, outside the training rates."""

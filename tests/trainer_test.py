@@ -235,3 +235,18 @@ class Broken:
         if index == 3:
             raise OSError("bad sector")
         return {name: x[index] for name, x in zoo.examples(64).items()}
+
+
+class Late(zoo.Classify):
+    """Never finite."""
+
+    def loss(self, model, batch, rng):
+        return engine.Loss(super().loss(model, batch, rng).total * jax.numpy.nan, jax.numpy.ones(len(batch["x"])))
+
+
+def test_a_run_that_diverged_in_its_last_steps_is_not_finished_by_starting_it_again(tmp_path):
+    config = runs.config(task__target=f"{__name__}.Late", train__total="3 steps", log__every="3 steps", evaluations={})
+    for _ in range(2):
+        with pytest.raises(Diverged, match="step 1:"):
+            engine.train(config, workdir=tmp_path)
+    assert entry.checkpoints(tmp_path) == []
