@@ -35,8 +35,8 @@ from engine.observe.recorder import Recorder
 from engine.observe.report import Summary
 from engine.observe.throughput import Throughput
 from engine.observe.writer import MetricWriter, metrics_of
+from engine.parallel.layout import active, layout_of
 from engine.parallel.mesh import check_batch
-from engine.parallel.rules import RULES
 from engine.resilience.preemption import Interrupted, Preempted, Preemption
 from engine.run.directory import RunDirectory
 from engine.training.model import describe
@@ -72,20 +72,21 @@ def program_of(task: Task, mesh: Mesh, source: Source, config: Config) -> tuple[
     total = Duration.parse(train.total, "train.total").steps(train.global_batch_size, size)
     warmup = Duration.parse(config.optimizer.warmup, "optimizer.warmup").steps(train.global_batch_size, size)
     learning_rate = schedule(config.optimizer, warmup, total)
-    model = describe(task, config.optimizer.trainable)
+    layout = layout_of(mesh, config)
+    with active(layout):
+        model = describe(task, config.optimizer.trainable)
+    trained = {path: model.params[path] for path in model.trained}
     spec = StepSpec(
         task=task,
         model=model,
-        tx=build_optimizer(config.optimizer, learning_rate, {path: model.params[path] for path in model.trained}),
+        tx=build_optimizer(config.optimizer, learning_rate, trained, model.names),
         learning_rate=learning_rate,
-        mesh=mesh,
+        layout=layout,
         accumulate=train.accumulate,
         compute_dtype=DTYPES[train.precision],
         ema_decay=train.ema_decay,
     )
-    rules = {**RULES, **config.sharding.rules}
-    program = Program(spec, example, batch_size=train.global_batch_size, seed=train.seed, rules=rules)
-    return program, total
+    return Program(spec, example, batch_size=train.global_batch_size, seed=train.seed), total
 
 
 class Trainer:

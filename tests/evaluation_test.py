@@ -13,7 +13,7 @@ from engine import Mean
 from engine.config.duration import Period
 from engine.config.errors import ShardingError, TaskError
 from engine.config.schema import Evaluation as Config
-from engine.config.schema import Mesh
+from engine.config.schema import MeshSpec
 from engine.evaluation import Evaluation, build_evaluations
 from tests import zoo
 
@@ -48,7 +48,7 @@ def expected(program, state):
 
 
 @pytest.mark.parametrize("task", [zoo.Classify("cnn"), Sums("cnn")], ids=["by-row", "sums"])
-@pytest.mark.parametrize("mesh", [None, Mesh(data=2, fsdp=4)], ids=["one-device", "eight-devices"])
+@pytest.mark.parametrize("mesh", [None, MeshSpec(data=2, fsdp=4)], ids=["one-device", "eight-devices"])
 def test_each_example_counts_once_whatever_the_batch(task, mesh):
     program = zoo.program(task, mesh=mesh)
     state, _ = zoo.run(program, zoo.batches(2))
@@ -83,7 +83,7 @@ def test_a_metric_without_any_weight_is_nan():
 
 
 def test_a_batch_that_does_not_divide_and_an_empty_result_are_told():
-    program = zoo.program(zoo.Classify(), mesh=Mesh(data=8))
+    program = zoo.program(zoo.Classify(), mesh=MeshSpec(data=8))
     with pytest.raises(ShardingError, match=r"evaluations.heldout.batch_size = 12 is not divisible by 8"):
         evaluation(program, batch_size=12)
 
@@ -113,7 +113,7 @@ def test_the_batch_size_of_an_evaluation_is_its_own():
     from tests import runs
 
     section = dict(data=dict(target="tests.zoo.source"), batch_size=12)
-    program = zoo.program(zoo.Classify(), mesh=Mesh(data=8))
+    program = zoo.program(zoo.Classify(), mesh=MeshSpec(data=8))
     with pytest.raises(ShardingError, match=r"evaluations.one.batch_size = 12 is not divisible by 8"):
         build_evaluations(runs.config(evaluations={"one": section}), {"one": zoo.source()}, program, 64, 10)
 

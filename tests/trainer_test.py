@@ -192,14 +192,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(tmp_path):
 
 
 def test_a_trainer_takes_a_task_a_mesh_and_data(tmp_path):
-    from engine.config.schema import Mesh
+    from engine.config.schema import MeshSpec
     from engine.parallel.mesh import make_mesh
     from engine.run.directory import RunDirectory
 
     messages, phases = [], []
     trainer = engine.Trainer(
         zoo.Classify(width=8),
-        make_mesh(Mesh(data=4, fsdp=2)),
+        make_mesh(MeshSpec(data=4, fsdp=2)),
         zoo.source(),
         runs.config(),
         RunDirectory.open(tmp_path),

@@ -1,6 +1,7 @@
 """Small Tasks and their batches, and the program of a Task without a run around it."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,10 +11,10 @@ import optax
 from flax import nnx
 
 from engine import ArraySource, Loss, Mean, Task
-from engine.config.schema import Mesh, Optimizer
+from engine.config.schema import MeshSpec, Optimizer
 from engine.layers import Dropout, fold_in
+from engine.parallel.layout import Layout, active
 from engine.parallel.mesh import make_mesh
-from engine.parallel.rules import RULES
 from engine.training.model import describe
 from engine.training.optimizer import build_optimizer, schedule
 from engine.training.program import DTYPES, Program
@@ -104,33 +105,36 @@ def source(n: int = 64, seed: int = 0) -> ArraySource:
 def program(
     task: Task,
     *,
-    mesh: Mesh | None = None,
+    mesh: MeshSpec | None = None,
     batch_size: int = 16,
     accumulate: int = 1,
     precision: str = "float32",
     ema_decay: float | None = None,
     example: Any = None,
     seed: int = 0,
+    layout: Mapping[str, Any] | None = None,
     **optimizer: Any,
 ) -> Program:
-    """The program of a Task; on one device unless a mesh is given."""
+    """The program of a Task; on one device unless a mesh is given. `layout` holds fields of Layout."""
     devices = jax.devices()[:1] if mesh is None else None
     config = Optimizer(**{"learning_rate": 0.01, "schedule": "constant", **optimizer})
-    model = describe(task, config.trainable)
+    place = Layout(mesh=make_mesh(mesh or MeshSpec(), devices), **(layout or {}))
+    with active(place):
+        model = describe(task, config.trainable)
     rate = schedule(config, 0, 10)
     spec = StepSpec(
         task=task,
         model=model,
-        tx=build_optimizer(config, rate, {path: model.params[path] for path in model.trained}),
+        tx=build_optimizer(config, rate, {path: model.params[path] for path in model.trained}, model.names),
         learning_rate=rate,
-        mesh=make_mesh(mesh or Mesh(), devices),
+        layout=place,
         accumulate=accumulate,
         compute_dtype=DTYPES[precision],
         ema_decay=ema_decay,
     )
     if example is None:
         example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), examples(1))
-    return Program(spec, example, batch_size=batch_size, seed=seed, rules=RULES)
+    return Program(spec, example, batch_size=batch_size, seed=seed)
 
 
 def run(program: Program, batches: list[Any], k: int = 1) -> tuple[Any, np.ndarray]:

@@ -97,6 +97,14 @@ def _best(value: Any, path: str) -> None:
         raise FieldError(path, f"found {value!r}", "Write evaluation/metric, such as 'heldout/accuracy'.")
 
 
+def _remat(value: Any, path: str) -> None:
+    if value not in ("none", "full", "dots") and not re.fullmatch(r"(save|offload):\w+(,\w+)*", value):
+        advice = (
+            "Allowed: none, full, dots, save:NAME,NAME or offload:NAME,NAME with names of engine.layers.checkpoint."
+        )
+        raise FieldError(path, f"found {value!r}", advice)
+
+
 _BY_DATA = _duration(*DATA_UNITS)
 _TARGET = {"target": _dotted}
 
@@ -129,13 +137,18 @@ CHECKS: Mapping[type, Mapping[str, Check]] = {
         "steps_per_dispatch": _at_least(1),
         "precision": _one_of("float32", "bfloat16"),
         "ema_decay": _at_least(0, below=1),
+        "remat": _remat,
     },
-    schema.Mesh: {
+    schema.Slices: dict.fromkeys(hardware.AXES, _axis),
+    schema.MeshSpec: {
         "preset": _one_of("auto", *hardware.MESH_PRESETS),
-        "data": _axis,
-        "fsdp": _axis,
-        "tensor": _axis,
+        **dict.fromkeys(hardware.AXES, _axis),
         "cpu_devices": _cpu_devices,
+    },
+    schema.Sharding: {
+        "context": _one_of("ring", "all-to-all"),
+        "microbatches": _at_least(1),
+        "repeats": _at_least(1),
     },
     schema.Checkpoint: {
         "every": _duration(*DATA_UNITS, *CLOCK_UNITS),

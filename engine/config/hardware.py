@@ -69,6 +69,9 @@ DEVICES: Mapping[str, Hardware] = {
     "TPU7x": _V7,
 }
 
+AXES = ("pipeline", "data", "fsdp", "expert", "context", "tensor")
+"""The axes of a mesh, slowest network first."""
+
 # Axes that a preset does not name keep their own default.
 MESH_PRESETS: Mapping[str, Mapping[str, int]] = {
     "replicated": {"data": -1, "fsdp": 1, "tensor": 1},  # a copy of the model on every device

@@ -70,24 +70,46 @@ class Train:
     steps_per_dispatch: int = 1  # optimizer steps in one call of the compiled program
     precision: str = "float32"  # float32 or bfloat16: what the model computes in; parameters stay float32
     ema_decay: float | None = None  # average of the weights, used by evaluations and export
+    remat: str = "none"  # what layers compute again instead of keeping it: none, full, dots, save:NAMES, offload:NAMES
+    offload_optimizer: bool = False  # keep the optimizer's state in host memory between steps
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mesh:
-    """Devices by axis; -1 or None for one axis means what is left."""
+class Slices:
+    """Slices by axis: the factor of each axis that spans the slow network between slices, 1 for none."""
+
+    pipeline: int = 1  # stages on different slices
+    data: int = 1  # copies on different slices; the usual choice
+    fsdp: int = 1  # parameters split over slices
+    expert: int = 1  # experts split over slices
+    context: int = 1  # a sequence split over slices
+    tensor: int = 1  # a layer split over slices
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshSpec:
+    """Devices by axis, within a slice; -1 or None for one axis means what is left."""
 
     preset: str = "auto"  # a mesh of the hardware table, or auto; axes set below win over it
+    pipeline: int = 1  # layers are split into stages
     data: int | None = None  # copies of the model, each with its own rows
     fsdp: int = 1  # rows and parameters are split
+    expert: int = 1  # rows and the experts of a layer are split
+    context: int = 1  # sequences are split
     tensor: int = 1  # dimensions of a layer are split
+    dcn: Slices = field(default_factory=Slices)  # the same axes between slices, on the slow network
     cpu_devices: int | str | None = None  # CPU devices to make: a number or auto; None leaves it to JAX (1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sharding:
-    """Where each named dimension goes."""
+    """Where each named dimension goes, and how split layers talk to each other."""
 
     rules: Mapping[str, Any] = field(default_factory=dict)  # logical axis -> mesh axis, tuple of them, or None
+    zero1: bool = False  # split the optimizer's state over data too, where parameters are whole
+    context: str = "ring"  # attention over a split sequence: ring, or all-to-all (heads instead of positions)
+    microbatches: int | None = None  # of the pipeline; None takes two for each stage
+    repeats: int = 1  # groups of layers that each pipeline stage holds; more make the bubble smaller
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +174,7 @@ class Config:
     data: Data = field(default_factory=Data)  # what it is trained on
     optimizer: Optimizer = field(default_factory=Optimizer)
     train: Train = field(default_factory=Train)
-    mesh: Mesh = field(default_factory=Mesh)
+    mesh: MeshSpec = field(default_factory=MeshSpec)
     sharding: Sharding = field(default_factory=Sharding)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)  # name -> Evaluation

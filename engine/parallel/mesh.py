@@ -3,10 +3,12 @@
 Owns: the names of the axes, how `-1` and None are resolved, the batch's sharding, and how many CPU devices there
 are. Does not own: which dimension of a parameter goes to which axis (`rules.py`).
 
-Terms. *data*: copies of the model, each with its own rows. *fsdp*: rows and parameters are both split. *tensor*:
-dimensions of one layer are split.
+Terms. *pipeline*: layers are split into stages. *data*: copies of the model, each with its own rows. *fsdp*: rows and
+parameters are both split. *expert*: rows and the experts of a layer are both split. *context*: sequences are split.
+*tensor*: dimensions of one layer are split.
 """
 
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -17,13 +19,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from engine.config import hardware
 from engine.config.errors import ConfigError, ShardingError
-from engine.config.schema import Mesh as MeshConfig
+from engine.config.schema import MeshSpec
 
-AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
+AXES = hardware.AXES
+BATCH_AXES = ("data", "fsdp", "expert")
 
 
-def resolve_axes(config: MeshConfig, devices: int) -> dict[str, int]:
+def resolve_axes(config: MeshSpec, devices: int) -> dict[str, int]:
     """Returns the size of every axis for a number of devices.
 
     Args:
@@ -36,7 +38,7 @@ def resolve_axes(config: MeshConfig, devices: int) -> dict[str, int]:
     sizes = {axis: getattr(config, axis) for axis in AXES}
     if config.preset != "auto":
         preset = hardware.mesh_preset(config.preset)
-        defaults = MeshConfig()
+        defaults = MeshSpec()
         sizes = {
             axis: preset.get(axis, size) if size == getattr(defaults, axis) else size for axis, size in sizes.items()
         }
@@ -61,13 +63,13 @@ def resolve_axes(config: MeshConfig, devices: int) -> dict[str, int]:
 def _nearest(sizes: dict[str, int], devices: int) -> str:
     """Names up to three meshes of these devices, nearest to the sizes that were asked for."""
     divisors = [n for n in range(1, devices + 1) if devices % n == 0]
-    fits = [(devices // (f * t), f, t) for f in divisors for t in divisors if devices % (f * t) == 0]
+    fits = [fit for fit in itertools.product(divisors, repeat=len(AXES)) if math.prod(fit) == devices]
     wanted = [max(size, 1) for size in sizes.values()]
     fits.sort(key=lambda fit: sum(abs(math.log(a / b)) for a, b in zip(fit, wanted, strict=True)))
     return "; ".join(" x ".join(f"{axis}={n}" for axis, n in zip(AXES, fit, strict=True)) for fit in fits[:3])
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(config: MeshSpec, devices: Sequence[Any] | None = None) -> Mesh:
     """Returns the mesh of a config over `devices` (all of them by default); axes are of type Auto."""
     devices = jax.devices() if devices is None else devices
     sizes = resolve_axes(config, len(devices))
@@ -75,7 +77,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of a batch: its first dimension over `data` and `fsdp`."""
+    """The sharding of a batch: its first dimension over `data`, `fsdp` and `expert`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
@@ -93,8 +95,8 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int, name: str = "train
         allowed = f"{below} or {above}" if below else f"{above}"
         micro = f" x {accumulate} microbatches" if accumulate > 1 else ""
         raise ShardingError(
-            f"{name} = {batch_size} is not divisible by {shards} shards (data={mesh.shape['data']} x "
-            f"fsdp={mesh.shape['fsdp']}){micro}. Use {allowed}, or another mesh."
+            f"{name} = {batch_size} is not divisible by {shards} shards "
+            f"({' x '.join(f'{axis}={mesh.shape[axis]}' for axis in BATCH_AXES)}){micro}. Use {allowed}, or another mesh."
         )
 
 

@@ -3,8 +3,9 @@
 Owns: the default table, the PartitionSpec of one parameter, and the checks that name the parameter before anything
 is compiled. Does not own: the mesh (`mesh.py`), or who asks (`training/`).
 
-Terms. *Logical axis*: the name of a dimension ("embed", "mlp"), given where the parameter is made, for example with
-`kernel_metadata={"out_sharding": ("embed", "mlp")}` in Flax NNX. *Rule*: logical axis -> mesh axis, several of them, or
+Terms. *Logical axis*: the name of a dimension ("embed", "mlp"), given where the parameter is made: as
+`nnx.Param(value, logical_axes=("embed", "mlp"))`, or with `kernel_metadata={"out_sharding": ("embed", "mlp")}` in a
+layer of Flax. *Rule*: logical axis -> mesh axis, several of them, or
 None. A parameter without names is split over `fsdp` along its largest dimension that divides, if it is large enough.
 """
 
@@ -14,17 +15,29 @@ from collections.abc import Mapping, Sequence
 from jax.sharding import Mesh, PartitionSpec
 
 from engine.config.errors import ShardingError, did_you_mean
-from engine.parallel.mesh import AXES
+from engine.parallel.mesh import AXES, BATCH_AXES
 
 Rules = Mapping[str, str | Sequence[str] | None]
 
 RULES: Rules = {
-    "batch": ("data", "fsdp"),
+    # dimensions of parameters
+    "layers": "pipeline",
+    "repeats": None,
+    "expert": "expert",
     "embed": "fsdp",
     "mlp": "tensor",
     "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
     "vocab": "tensor",
+    "norm": None,
+    # dimensions of activations
+    "batch": BATCH_AXES,
+    "sequence": "context",
+    "tokens": ("context", "tensor"),
 }
+STACKED = ("repeats", "layers")
+"""Dimensions that hold the layers of a stack; the rest of a name list is that of one layer."""
 SMALLEST_SPLIT = 1024  # entries; below it, splitting an unnamed parameter costs more than it saves
 
 
@@ -36,7 +49,8 @@ def partition_spec(
     Args:
         path: of the parameter, for the errors.
         shape: of the parameter.
-        names: a logical axis or None for each dimension; None for a parameter without names.
+        names: a logical axis or None for each dimension; None for a parameter without names; those of STACKED alone
+            for the layers of a stack that have no names.
         rules: the table in use (defaults and overrides).
         mesh: where it will live.
 
@@ -45,6 +59,9 @@ def partition_spec(
     """
     if names is None:
         return _unnamed(shape, mesh)
+    if len(names) < len(shape) and set(names) <= set(STACKED):
+        stack = partition_spec(path, shape[: len(names)], names, rules, mesh)
+        return PartitionSpec(*stack, *_unnamed(shape[len(names) :], mesh))
     if len(names) != len(shape):
         raise ShardingError(
             f"{path}: {len(names)} axis names {tuple(names)} for shape {list(shape)}. Name each dimension."
@@ -52,7 +69,7 @@ def partition_spec(
     used: dict[str, str] = {}
     entries = []
     for name, size in zip(names, shape, strict=True):
-        axes = _mesh_axes(path, name, rules)
+        axes = mesh_axes(path, name, rules)
         for axis in axes:
             if axis in used:
                 raise ShardingError(
@@ -72,8 +89,12 @@ def partition_spec(
     return PartitionSpec(*entries)
 
 
-def _mesh_axes(path: str, name: str | None, rules: Rules) -> tuple[str, ...]:
-    """Mesh axes of one logical axis."""
+def mesh_axes(path: str, name: str | None, rules: Rules) -> tuple[str, ...]:
+    """Returns the mesh axes of one logical axis.
+
+    Raises:
+        ShardingError: no rule for it, or a rule that names no mesh axis; `path` says where it was found.
+    """
     if name is None:
         return ()
     if name not in rules:

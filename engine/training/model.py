@@ -104,7 +104,9 @@ def describe(task: Task, trainable: str = "") -> Model:
         kind = _class_of(path, variable, carried_kinds)
         classes[kind][path] = jax.ShapeDtypeStruct(variable.shape, variable.dtype)
         keys[path] = key
-        if (axes := variable.get_metadata().get("out_sharding")) is not None:
+        metadata = variable.get_metadata()
+        axes = metadata.get("logical_axes", metadata.get("out_sharding"))
+        if axes is not None:
             names[path] = tuple(axes)
     trained = tuple(path for path in classes["params"] if re.search(trainable, path))
     if not trained:

@@ -8,7 +8,7 @@ are optax's or the author's: any function `(learning_rate, **arguments) -> optax
 import dataclasses
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,9 @@ import optax
 from engine.config.errors import ConfigError
 from engine.config.schema import Optimizer
 from engine.config.target import build, resolve
+from engine.parallel.rules import STACKED
+
+Names = Mapping[str, Sequence[str | None]]
 
 WHERE = "optimizer"
 
@@ -37,9 +40,15 @@ def schedule(config: Optimizer, warmup_steps: int, total_steps: int) -> optax.Sc
 
 
 def build_optimizer(
-    config: Optimizer, learning_rate: optax.Schedule, params: Mapping[str, Any]
+    config: Optimizer, learning_rate: optax.Schedule, params: Mapping[str, Any], names: Names | None = None
 ) -> optax.GradientTransformation:
     """Returns the transformation for flat `params` (path -> array or shape), which must be the trained ones.
+
+    Args:
+        config: the section `optimizer`.
+        learning_rate: step -> learning rate.
+        params: path -> array or shape.
+        names: path -> logical axes; those of a stack of layers do not make a vector a matrix.
 
     Raises:
         ConfigError: a group that matches nothing, or settings that the target does not take.
@@ -50,7 +59,7 @@ def build_optimizer(
         group = config.groups.get(label)
         scale = group.learning_rate_scale if group else 1.0
         decay = group.weight_decay if group else None
-        parts[label] = _one(config, _scaled(learning_rate, scale), decay)
+        parts[label] = _one(config, _scaled(learning_rate, scale), decay, names or {})
     tx = next(iter(parts.values())) if len(parts) == 1 else optax.partition(parts, labels)
     return tx if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
 
@@ -73,12 +82,14 @@ def _scaled(learning_rate: optax.Schedule, scale: float) -> optax.Schedule:
     return learning_rate if scale == 1.0 else lambda step: learning_rate(step) * scale
 
 
-def _one(config: Optimizer, learning_rate: optax.Schedule, weight_decay: float | None) -> optax.GradientTransformation:
+def _one(
+    config: Optimizer, learning_rate: optax.Schedule, weight_decay: float | None, names: Names
+) -> optax.GradientTransformation:
     """The target's transformation for one group."""
     parameters = inspect.signature(resolve(config, WHERE)).parameters
     given: dict[str, Any] = {"learning_rate": learning_rate}
     if "mask" in parameters and "mask" not in config.arguments:
-        given["mask"] = lambda params: {path: _decays(config.decay, x) for path, x in params.items()}
+        given["mask"] = lambda params: {path: _decays(config.decay, x, names.get(path)) for path, x in params.items()}
     if weight_decay is not None:
         if "weight_decay" not in parameters:
             raise ConfigError(f"optimizer.groups: {config.target} takes no weight_decay. Leave it None in the groups.")
@@ -86,6 +97,7 @@ def _one(config: Optimizer, learning_rate: optax.Schedule, weight_decay: float |
     return build(config, WHERE, **given)
 
 
-def _decays(kind: str, x: jax.Array) -> bool:
+def _decays(kind: str, x: jax.Array, names: Sequence[str | None] | None) -> bool:
     """Whether weight decay acts on a parameter; a masked one has no shape and is left alone."""
-    return kind == "all" or (kind == "matrices" and len(getattr(x, "shape", ())) >= 2)
+    dimensions = len(getattr(x, "shape", ())) - sum(name in STACKED for name in names or ())
+    return kind == "all" or (kind == "matrices" and dimensions >= 2)

@@ -7,17 +7,19 @@ the mathematics (`step.py`) or when a program is called (`trainer.py`).
 import dataclasses
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from engine.config.errors import ConfigError
+from engine.config.errors import ConfigError, ShardingError
 from engine.metrics import check_means
+from engine.parallel.layout import active
 from engine.parallel.mesh import replicated
 from engine.training.flops import count_flops, has_convolution
-from engine.training.state import State, abstract_state, initial_state
+from engine.training.state import State, abstract_state, initial_state, optimizer_shardings
 from engine.training.step import (
     ENGINE_METRICS,
     StepSpec,
@@ -29,6 +31,8 @@ from engine.training.step import (
 from engine.training.task import check_loss
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+SPLIT_BY_LAYERS = {"pipeline": "stack of layers", "context": "attention over a sequence", "expert": "experts"}
+"""Mesh axis -> the layers without which it has nothing to split."""
 
 
 class Program:
@@ -39,7 +43,6 @@ class Program:
         example: one example, as a pytree of ShapeDtypeStruct.
         batch_size: rows of the global batch.
         seed: of the first state.
-        rules: logical axis -> mesh axes.
 
     Raises:
         TaskError: the Task's loss is not what the protocol says.
@@ -47,7 +50,7 @@ class Program:
         ShardingError: a parameter that does not fit the mesh.
     """
 
-    def __init__(self, spec: StepSpec, example: Any, *, batch_size: int, seed: int, rules: Any):
+    def __init__(self, spec: StepSpec, example: Any, *, batch_size: int, seed: int):
         self.spec, self.batch_size, self.seed = spec, batch_size, seed
         self.mesh = spec.mesh
         if spec.accumulate > 1 and spec.model.shared_dropout:
@@ -57,7 +60,7 @@ class Program:
                 "Use engine.layers.Dropout, which draws by example, or accumulate=1."
             )
         self.abstract_state = abstract_state(
-            spec.task, spec.model, spec.tx, seed=seed, ema=spec.ema_decay is not None, mesh=self.mesh, rules=rules
+            spec.task, spec.model, spec.tx, seed=seed, ema=spec.ema_decay is not None, layout=spec.layout
         )
         self.abstract_batch = self._batch_of(example, batch_size, spec.batch_sharding)
         self.task_metrics = self._trace_loss()
@@ -80,21 +83,54 @@ class Program:
             return spec.task.loss(module, batch, jax.random.split(key, self.batch_size))
 
         state = self.abstract_state
-        trace = jax.jit(loss).trace(state["params"], state["carried"], self.abstract_batch, jax.random.key(0))
+        trace = jax.jit(self._laid_out(loss)).trace(
+            state["params"], state["carried"], self.abstract_batch, jax.random.key(0)
+        )
         check_loss(spec.task, trace.out_info, self.batch_size)
-        on_cpu = jax.default_backend() == "cpu"
+        self._check_used()
+        on_cpu = spec.layout.platform == "cpu"
         unroll = on_cpu and has_convolution(trace.jaxpr.jaxpr)
-        self.spec = dataclasses.replace(spec, unroll=unroll, branch=on_cpu)
+        places = {path: x.sharding for path, x in state["params"].items()}
+        self.spec = dataclasses.replace(
+            spec,
+            unroll=unroll,
+            branch=on_cpu,
+            grad_shardings=optimizer_shardings(spec.model, places, spec.layout.zero1),
+        )
         return ("loss", *sorted(trace.out_info.metrics))
+
+    def _check_used(self) -> None:
+        """Refuses what the config asks for and no layer of the model makes anything of."""
+        layout, name = self.spec.layout, type(self.spec.task).__name__
+        for axis, what in SPLIT_BY_LAYERS.items():
+            if self.mesh.shape[axis] > 1 and axis not in layout.used:
+                raise ShardingError(
+                    f"mesh.{axis} = {self.mesh.shape[axis]}: the model of {name} has no {what}, which this axis "
+                    f"splits. Use mesh.{axis}=1, and data or fsdp for these devices."
+                )
+        if layout.remat != "none" and "remat" not in layout.used:
+            raise ConfigError(
+                f"train.remat = {layout.remat!r}: the model of {name} has no layer that can be computed again. Use "
+                "engine.layers.Stack, or engine.layers.remat around a layer, or train.remat=none."
+            )
+
+    def _laid_out(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, traced with the layout in force."""
+
+        @functools.wraps(function)
+        def call(*args: Any) -> Any:
+            with active(self.spec.layout):
+                return function(*args)
+
+        return call
 
     def init(self) -> State:
         """Returns the first state, each array born where it lives."""
         spec = self.spec
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         ema = spec.ema_decay is not None
-        make = jax.jit(
-            functools.partial(initial_state, spec.task, spec.model, spec.tx, self.seed, ema), out_shardings=shardings
-        )
+        first = functools.partial(initial_state, spec.task, spec.model, spec.tx, self.seed, ema)
+        make = jax.jit(self._laid_out(first), out_shardings=shardings)
         return self._timed(lambda: make.lower().compile())()
 
     def steps(self, k: int) -> Any:
@@ -108,7 +144,7 @@ class Program:
         step = make_train_step(self.spec, self.task_metrics)
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         jitted = jax.jit(
-            make_steps(step, self.spec.unroll),
+            self._laid_out(make_steps(step, self.spec.unroll)),
             donate_argnums=0,
             out_shardings=(shardings, replicated(self.mesh)),
         )
@@ -123,12 +159,12 @@ class Program:
         """
         spec = self.spec
         batch = self._batch_of(example, batch_size, spec.batch_sharding)
-        call = functools.partial(evaluate, spec.task, spec.model, spec.compute_dtype)
+        call = self._laid_out(functools.partial(evaluate, spec.task, spec.model, spec.compute_dtype))
         means = jax.eval_shape(call, self.abstract_state["params"], self.abstract_state["carried"], batch)
         by_row = check_means(means, batch_size, f"{type(spec.task).__name__}.evaluate")
         names = tuple(sorted(means))
         step = make_evaluation_step(spec.task, spec.model, spec.compute_dtype, names, by_row)
-        return jax.jit(step, out_shardings=replicated(self.mesh)), names, by_row
+        return jax.jit(self._laid_out(step), out_shardings=replicated(self.mesh)), names, by_row
 
     def _timed(self, compile_: Any) -> Any:
         start = time.monotonic()

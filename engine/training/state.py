@@ -8,19 +8,24 @@ array), `opt_state` (optax's pytree over the trained parameters), and `ema` (pat
 parameters) where an average is kept.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from engine.parallel.layout import Layout, active
 from engine.parallel.mesh import replicated
 from engine.parallel.rules import Rules, partition_spec
 from engine.training.model import Model
 from engine.training.task import Task
 
 State = dict[str, Any]
+Shardings = dict[str, NamedSharding]
+
+HOST_MEMORY = "pinned_host"  # the memory of the host that a device reads directly, as JAX names it
 
 
 def initial_state(task: Task, model: Model, tx: optax.GradientTransformation, seed: int, ema: bool) -> State:
@@ -39,25 +44,60 @@ def initial_state(task: Task, model: Model, tx: optax.GradientTransformation, se
     return state
 
 
+def param_shardings(model: Model, mesh: Mesh, rules: Rules) -> Shardings:
+    """Returns path -> where a parameter lives.
+
+    Raises:
+        ShardingError: a parameter that does not fit the rules or the mesh.
+    """
+    return {
+        path: NamedSharding(mesh, partition_spec(path, spec.shape, model.names.get(path), rules, mesh))
+        for path, spec in model.params.items()
+    }
+
+
+def optimizer_shardings(model: Model, params: Shardings, zero1: bool) -> Shardings:
+    """Returns path -> where what belongs to a trained parameter lives in the optimizer's state.
+
+    As the parameter does; with ZeRO-1 (Rajbhandari et al. 2020, stage 1) split over `data` too, along the largest
+    dimension that divides.
+    """
+    if not zero1:
+        return {path: params[path] for path in model.trained}
+    return {path: _split_over_data(params[path], model.params[path].shape) for path in model.trained}
+
+
+def _split_over_data(sharding: NamedSharding, shape: Sequence[int]) -> NamedSharding:
+    mesh, spec = sharding.mesh, [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
+    shard = sharding.shard_shape(tuple(shape))
+    fits = [i for i, size in enumerate(shard) if size % mesh.shape["data"] == 0]
+    if not fits:
+        return sharding
+    split = max(fits, key=lambda i: shard[i])
+    spec[split] = (*jax.tree.leaves(spec[split]), "data")
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
 def abstract_state(
-    task: Task, model: Model, tx: optax.GradientTransformation, *, seed: int, ema: bool, mesh: Mesh, rules: Rules
+    task: Task, model: Model, tx: optax.GradientTransformation, *, seed: int, ema: bool, layout: Layout
 ) -> State:
     """Returns the state as jax.ShapeDtypeStruct with shardings: what init, step and restore agree on.
 
     Raises:
         ShardingError: a parameter that does not fit the rules or the mesh.
     """
-    shapes = jax.eval_shape(lambda: initial_state(task, model, tx, seed, ema))
+    mesh = layout.mesh
+    assert mesh is not None
+    with active(layout):
+        shapes = jax.eval_shape(lambda: initial_state(task, model, tx, seed, ema))
     whole = replicated(mesh)
-    by_param = {
-        path: NamedSharding(mesh, partition_spec(path, spec.shape, model.names.get(path), rules, mesh))
-        for path, spec in model.params.items()
-    }
+    by_param = param_shardings(model, mesh, layout.rules)
     shardings = jax.tree.map(lambda _: whole, shapes)
     shardings["params"] = by_param
     trained = {path: by_param[path] for path in model.trained}
     if ema:
         shardings["ema"] = trained
+    beside = optimizer_shardings(model, by_param, layout.zero1)
     # Optimizer state follows the parameter that it belongs to; jit alone would put all of it on one device. With
     # groups, the state of one has a MaskedNode, which holds nothing, for each parameter of the others.
     shardings["opt_state"] = optax.tree_utils.tree_map_params(
@@ -65,10 +105,12 @@ def abstract_state(
         lambda leaf, spec, sharding: leaf if _is_masked(leaf) else sharding if leaf.shape == spec.shape else whole,
         shapes["opt_state"],
         {path: model.params[path] for path in model.trained},
-        trained,
+        beside,
         transform_non_params=lambda _: whole,
         is_leaf=_is_masked,
     )
+    if layout.offload_optimizer:
+        shardings["opt_state"] = jax.tree.map(lambda s: s.with_memory_kind(HOST_MEMORY), shardings["opt_state"])
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 

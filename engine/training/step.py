@@ -20,9 +20,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from engine.metrics import Mean, divide, reduce_mean
+from engine.parallel.layout import Layout
 from engine.parallel.mesh import batch_sharding
 from engine.training.model import Model, cast
-from engine.training.state import State
+from engine.training.state import Shardings, State
 from engine.training.task import Batch, Task
 
 Step = Callable[[State, Batch], tuple[State, jax.Array]]
@@ -38,12 +39,20 @@ class StepSpec:
     model: Model
     tx: optax.GradientTransformation
     learning_rate: optax.Schedule
-    mesh: Mesh
+    layout: Layout
     accumulate: int = 1
     compute_dtype: Any = jnp.float32
     ema_decay: float | None = None
     unroll: bool = False  # microbatches and K steps written out: a while loop around a convolution is slow on CPU
+    grad_shardings: Shardings = dataclasses.field(default_factory=dict)  # path -> where a gradient is summed
+    opt_shardings: Any = None  # where the optimizer's state is worked on, if that is not where it lives
     branch: bool = False  # the guard branches, instead of selecting each number: free on CPU, a wait on a GPU
+
+    @property
+    def mesh(self) -> Mesh:
+        """The mesh that the step runs on."""
+        assert self.layout.mesh is not None
+        return self.layout.mesh
 
     @property
     def batch_sharding(self) -> NamedSharding:
@@ -100,20 +109,31 @@ def _gradients(
     def microbatch(carry: Any, part: tuple[Batch, jax.Array, Any]) -> tuple[Any, None]:
         grads, sums, carried = carry
         more, (more_sums, carried) = jax.grad(total_loss, has_aux=True)(trained, carried, part)
-        return (*jax.tree.map(jnp.add, (grads, sums), (more, more_sums)), carried), None
+        return (*jax.tree.map(jnp.add, (grads, sums), (_place(spec, more), more_sums)), carried), None
 
     if spec.accumulate == 1:
         grads, (sums, carried) = jax.grad(total_loss, has_aux=True)(trained, state["carried"], (batch, keys, 0))
     else:
         parts = (*_microbatches(spec, (batch, keys)), jnp.arange(spec.accumulate))
-        zeros = (jax.tree.map(jnp.zeros_like, trained), jnp.zeros((len(metric_names), 2)), state["carried"])
+        zeros = (
+            _place(spec, jax.tree.map(jnp.zeros_like, trained)),
+            jnp.zeros((len(metric_names), 2)),
+            state["carried"],
+        )
         (grads, sums, carried), _ = jax.lax.scan(microbatch, zeros, parts, unroll=spec.unroll)
     weight = sums[0, 1]
     return (
-        jax.tree.map(lambda g: jnp.where(weight != 0, g / jnp.where(weight != 0, weight, 1), 0), grads),
+        jax.tree.map(lambda g: jnp.where(weight != 0, g / jnp.where(weight != 0, weight, 1), 0), _place(spec, grads)),
         sums,
         carried,
     )
+
+
+def _place(spec: StepSpec, arrays: Any) -> Any:
+    """Says where gradients lie: each device sums the part that it updates, which is what FSDP and ZeRO-1 are."""
+    if spec.mesh.size == 1:
+        return arrays
+    return {path: jax.lax.with_sharding_constraint(x, spec.grad_shardings[path]) for path, x in arrays.items()}
 
 
 def _microbatches(spec: StepSpec, batch: Any) -> Any:
@@ -134,7 +154,7 @@ def _guarded(state: State) -> State:
 
 def _update(spec: StepSpec, state: State, grads: Any, carried: Any) -> State:
     """What the optimizer makes of a gradient, for the parts of the state that `_guarded` gives."""
-    trained: Any = {path: state["params"][path] for path in spec.model.trained}
+    trained: Any = _place(spec, {path: state["params"][path] for path in spec.model.trained})
     updates, opt_state = spec.tx.update(grads, state["opt_state"], trained)
     trained = optax.apply_updates(trained, updates)
     new = {"params": {**state["params"], **trained}, "carried": carried, "opt_state": opt_state}

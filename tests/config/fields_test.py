@@ -2,7 +2,7 @@ import pytest
 
 from engine.config.errors import ConfigError, UnknownFieldError
 from engine.config.fields import OPEN, PLAIN, ROOT, Slot, child, closed_paths, describe, slots, typed, unknown_field
-from engine.config.schema import Checkpoint, Config, Data, Evaluation, Group, Log, Mesh, Optimizer, Train
+from engine.config.schema import Checkpoint, Config, Data, Evaluation, Group, Log, MeshSpec, Optimizer, Train
 
 
 def test_the_schema_is_a_tree_of_slots():
@@ -57,7 +57,7 @@ def test_values_keep_the_type_of_their_slot():
     assert type(typed(slots(Optimizer)["learning_rate"], 1, "x")) is float
     assert typed(slots(Checkpoint)["every"], None, "x") is None
     assert typed(PLAIN, [1, [2, {"a": [3]}]], "x") == (1, (2, {"a": (3,)}))
-    assert describe(slots(Mesh)["cpu_devices"]) == "an integer or text or None"
+    assert describe(slots(MeshSpec)["cpu_devices"]) == "an integer or text or None"
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,24 @@ import re
 
 from engine.config.fields import slots
 from engine.config.help import help_text
-from engine.config.schema import Checkpoint, Config, Data, Evaluation, Group, Hook, Log, Mesh, Optimizer, Profile, Train
+from engine.config.schema import (
+    Checkpoint,
+    Config,
+    Data,
+    Evaluation,
+    Group,
+    Hook,
+    Log,
+    MeshSpec,
+    Optimizer,
+    Profile,
+    Train,
+)
 
 
 def test_every_field_has_a_line_with_type_default_and_comment():
     text = help_text()
-    for section in (Data, Optimizer, Train, Mesh, Checkpoint, Evaluation, Group, Hook, Log, Profile):
+    for section in (Data, Optimizer, Train, MeshSpec, Checkpoint, Evaluation, Group, Hook, Log, Profile):
         for name, slot in slots(section).items():
             if slot.types:
                 assert re.search(rf"^  \S+\.{name}: [^=]+ = .+  \S+", text, re.MULTILINE), f"{section.__name__}.{name}"

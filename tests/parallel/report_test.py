@@ -1,12 +1,12 @@
 """The report: the mesh, each parameter once, the bytes on a device."""
 
-from engine.config.schema import Mesh
+from engine.config.schema import MeshSpec
 from engine.parallel.report import describe, size_text
 from tests import zoo
 
 
 def test_repeated_layers_share_a_line_and_bytes_are_those_of_one_device():
-    program = zoo.program(zoo.Classify("decoder"), mesh=Mesh(fsdp=4, tensor=2), ema_decay=0.9)
+    program = zoo.program(zoo.Classify("decoder"), mesh=MeshSpec(fsdp=4, tensor=2), ema_decay=0.9)
     text = describe(program.mesh, program.abstract_state, program.spec.model.names, 100)
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert lines[0] == "mesh: data=1 fsdp=4 tensor=2 (8 x cpu)"

@@ -4,14 +4,14 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from engine.config.errors import ShardingError
-from engine.config.schema import Mesh
+from engine.config.schema import MeshSpec
 from engine.parallel.mesh import make_mesh
 from engine.parallel.rules import RULES, partition_spec
 
 
 @pytest.fixture(scope="module")
 def mesh():
-    return make_mesh(Mesh(data=1, fsdp=4, tensor=2))
+    return make_mesh(MeshSpec(data=1, fsdp=4, tensor=2))
 
 
 def test_names_go_to_axes_by_the_table(mesh):

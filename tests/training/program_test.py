@@ -4,7 +4,7 @@ import re
 
 import jax
 
-from engine.config.schema import Mesh
+from engine.config.schema import MeshSpec
 from tests import zoo
 
 
@@ -36,11 +36,11 @@ def test_a_step_takes_the_memory_of_the_state_that_it_is_given():
 
 
 def test_data_parallel_has_only_all_reduce():
-    assert collectives(zoo.program(zoo.Classify(width=64), mesh=Mesh(data=8))) == {"all-reduce"}
+    assert collectives(zoo.program(zoo.Classify(width=64), mesh=MeshSpec(data=8))) == {"all-reduce"}
 
 
 def test_fsdp_gathers_parameters():
-    assert "all-gather" in collectives(zoo.program(zoo.Classify(width=64), mesh=Mesh(fsdp=8)))
+    assert "all-gather" in collectives(zoo.program(zoo.Classify(width=64), mesh=MeshSpec(fsdp=8)))
 
 
 def test_flops_are_counted_over_all_devices():
@@ -50,7 +50,7 @@ def test_flops_are_counted_over_all_devices():
     first_layer = zoo.SIZE * 64  # no gradient of the input is computed
     expected = 2 * 256 * (3 * numbers - first_layer)
     assert program.flops_per_step == expected
-    eight = zoo.program(zoo.Classify(width=64), batch_size=256, mesh=Mesh(data=8))
+    eight = zoo.program(zoo.Classify(width=64), batch_size=256, mesh=MeshSpec(data=8))
     eight.steps(1)
     assert eight.flops_per_step == expected
     parts = zoo.program(zoo.Classify(width=64), batch_size=256, accumulate=4)

@@ -4,13 +4,13 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from engine.config.schema import Group, Mesh
+from engine.config.schema import Group, MeshSpec
 from engine.training.state import evaluation_params
 from tests import zoo
 
 
 def test_optimizer_state_lies_where_its_parameter_lies():
-    program = zoo.program(zoo.Classify("decoder"), mesh=Mesh(fsdp=4, tensor=2), ema_decay=0.9)
+    program = zoo.program(zoo.Classify("decoder"), mesh=MeshSpec(fsdp=4, tensor=2), ema_decay=0.9)
     state = program.init()
     assert state["params"]["up/kernel"].sharding.spec == P("fsdp", "tensor")
     moments = [x for x in jax.tree.leaves(state["opt_state"]) if x.shape == state["params"]["up/kernel"].shape]
@@ -22,7 +22,7 @@ def test_optimizer_state_lies_where_its_parameter_lies():
 
 
 def test_the_abstract_state_is_the_state():
-    program = zoo.program(zoo.Classify("cnn"), mesh=Mesh(data=2, fsdp=4), ema_decay=0.9)
+    program = zoo.program(zoo.Classify("cnn"), mesh=MeshSpec(data=2, fsdp=4), ema_decay=0.9)
     state = program.init()
     assert jax.tree.structure(state) == jax.tree.structure(program.abstract_state)
     for found, abstract in zip(jax.tree.leaves(state), jax.tree.leaves(program.abstract_state), strict=True):
@@ -31,7 +31,7 @@ def test_the_abstract_state_is_the_state():
 
 def test_first_parameters_are_the_same_on_every_mesh():
     one = zoo.program(zoo.Classify()).init()
-    eight = zoo.program(zoo.Classify(), mesh=Mesh(fsdp=8)).init()
+    eight = zoo.program(zoo.Classify(), mesh=MeshSpec(fsdp=8)).init()
     zoo.assert_equal(one, eight)
 
 
@@ -44,7 +44,7 @@ def test_evaluation_takes_the_average_where_there_is_one():
 
 def test_groups_of_parameters_have_states_that_lie_with_their_parameters():
     groups = {"head": Group(match="^head/", learning_rate_scale=0.1)}
-    for mesh in (None, Mesh(fsdp=8)):
+    for mesh in (None, MeshSpec(fsdp=8)):
         program = zoo.program(zoo.Classify(), mesh=mesh, groups=groups)
         state, _ = zoo.run(program, zoo.batches(2))
         assert jax.tree.structure(state) == jax.tree.structure(program.abstract_state)

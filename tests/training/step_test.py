@@ -10,11 +10,11 @@ import pytest
 from flax import nnx
 
 from engine import Loss, Mean, Task
-from engine.config.schema import Mesh
+from engine.config.schema import MeshSpec
 from engine.training.step import ENGINE_METRICS
 from tests import zoo
 
-MESHES = [Mesh(data=8), Mesh(fsdp=8), Mesh(data=2, fsdp=4), Mesh(fsdp=4, tensor=2)]
+MESHES = [MeshSpec(data=8), MeshSpec(fsdp=8), MeshSpec(data=2, fsdp=4), MeshSpec(fsdp=4, tensor=2)]
 CASES = [("mlp", mesh) for mesh in MESHES] + [(model, mesh) for model in ("cnn", "decoder") for mesh in MESHES[2:]]
 
 
@@ -35,7 +35,7 @@ def test_a_mesh_of_eight_devices_gives_the_losses_of_one(model, mesh):
 
 
 @pytest.mark.parametrize("model", ["mlp", "decoder"])
-@pytest.mark.parametrize("mesh", [None, Mesh(data=2, fsdp=4)], ids=["one-device", "eight-devices"])
+@pytest.mark.parametrize("mesh", [None, MeshSpec(data=2, fsdp=4)], ids=["one-device", "eight-devices"])
 def test_microbatches_with_ragged_weights_equal_the_full_batch(model, mesh):
     # By sgd, which passes the gradient on as it is.
     settings: dict[str, Any] = dict(target="optax.sgd", clip_norm=None)
