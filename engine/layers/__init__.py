@@ -1,5 +1,21 @@
 """What model authors build from beside Flax NNX."""
 
+from engine.layers.dense import Dense
 from engine.layers.dropout import Dropout, fold_in
+from engine.layers.embedding import Embed
+from engine.layers.loss import cross_entropy
+from engine.layers.norm import RMSNorm
+from engine.layers.rotary import rotary_angles, rotate
+from engine.parallel.layout import constrain
 
-__all__ = ["Dropout", "fold_in"]
+__all__ = [
+    "Dense",
+    "Dropout",
+    "Embed",
+    "RMSNorm",
+    "constrain",
+    "cross_entropy",
+    "fold_in",
+    "rotary_angles",
+    "rotate",
+]

@@ -133,3 +133,12 @@ def active(layout: Layout) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Returns `x` with the statement that its dimensions lie where the rules in force say; one name for each.
+
+    Names of activations: "batch", "sequence" (of a layer that works within a sequence), "tokens" (between layers,
+    where positions may be split further), "heads", "mlp", "vocab"; None for a dimension that is not split.
+    """
+    return current().constrain(x, *names)

@@ -1,0 +1,28 @@
+"""A table of vectors by id, whose rows may be split over the mesh."""
+
+import jax
+from flax import nnx
+
+
+class Embed(nnx.Module):
+    """Looks up a vector for each id; the table may serve as the last layer's kernel too (tied embedding).
+
+    Args:
+        count: ids 0 to count - 1.
+        features: size of a vector.
+        stddev: of the initial values.
+        rngs: for the initial values.
+    """
+
+    def __init__(self, count: int, features: int, *, stddev: float = 0.02, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(stddev)
+        self.table = nnx.Param(init(rngs.params(), (count, features)), logical_axes=("vocab", "embed"))
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """Returns `[..., features]` for integer ids `[...]`."""
+        return self.table.get_value()[ids]
+
+    @property
+    def kernel(self) -> jax.Array:
+        """The table as a kernel `[features, count]`."""
+        return self.table.get_value().T

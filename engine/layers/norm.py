@@ -1,0 +1,24 @@
+"""Root-mean-square normalisation (Zhang and Sennrich 2019), in float32 whatever the model computes in."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class RMSNorm(nnx.Module):
+    """Divides by the root mean square of the last dimension and scales each feature.
+
+    Args:
+        features: size of the last dimension.
+        epsilon: added to the mean square.
+    """
+
+    def __init__(self, features: int, *, epsilon: float = 1e-6):
+        self.scale = nnx.Param(jnp.ones(features), logical_axes=("norm",))
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns `[..., features]` in the dtype of `x`."""
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+        return (y * self.scale.get_value().astype(jnp.float32)).astype(x.dtype)

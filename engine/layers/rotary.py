@@ -1,0 +1,29 @@
+"""Rotary position embedding (Su et al. 2021), with the halves of a head rotated against each other.
+
+Owns: the angles of positions and the rotation. Does not own: which position a token has; in a packed row each document
+counts from 0.
+"""
+
+import jax
+import jax.numpy as jnp
+
+Angles = tuple[jax.Array, jax.Array]
+
+
+def rotary_angles(positions: jax.Array, head_dim: int, base: float = 10_000.0) -> Angles:
+    """Returns cosines and sines `[batch, time, head_dim / 2]`, float32, for positions `[batch, time]`.
+
+    Made once a step and handed to every layer. `head_dim` must be even.
+    """
+    if head_dim % 2:
+        raise ValueError(f"rotary_angles: head_dim = {head_dim} is odd. Its two halves are rotated against each other.")
+    frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, angles: Angles) -> jax.Array:
+    """Returns `x` `[batch, time, heads, head_dim]` rotated by its positions, in the dtype of `x`."""
+    cos, sin = (a[:, :, None, :] for a in angles)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

@@ -1,0 +1,67 @@
+"""Cross-entropy: chunks, meshes and half precision change no number."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from engine.config.schema import MeshSpec
+from engine.layers import cross_entropy, loss
+from engine.parallel.layout import Layout, active
+from engine.parallel.mesh import make_mesh
+
+X = jax.random.normal(jax.random.key(0), (4, 8, 16))
+KERNEL = jax.random.normal(jax.random.key(1), (16, 32))
+LABELS = jax.random.randint(jax.random.key(2), (4, 8), 0, 32)
+
+
+def value_and_gradient(chunks, mesh=None):
+    def total(x, kernel):
+        losses = cross_entropy(x, kernel, LABELS, chunks=chunks)
+        return (losses * jnp.arange(8.0)).sum(), losses
+
+    with active(Layout(mesh=mesh)):
+        (_, losses), gradient = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(X, KERNEL)
+    return jax.device_get((losses, gradient))
+
+
+def assert_close(a, b, tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
+
+
+PLAIN = value_and_gradient(1)
+
+
+def test_it_is_the_cross_entropy_of_optax():
+    wanted = optax.softmax_cross_entropy_with_integer_labels(X @ KERNEL, LABELS)
+    np.testing.assert_allclose(PLAIN[0], wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunks", [2, 8])
+def test_chunks_change_nothing(chunks):
+    assert_close(value_and_gradient(chunks), PLAIN, 1e-6)
+
+
+@pytest.mark.parametrize("mesh", [{"tensor": 8}, {"fsdp": 2, "context": 2, "tensor": 2}], ids=str)
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_a_split_vocabulary_and_a_split_sequence_change_nothing(mesh, chunks):
+    assert_close(value_and_gradient(chunks, make_mesh(MeshSpec(**mesh))), PLAIN, 1e-5)
+
+
+def test_large_logits_are_cut_into_chunks_of_bounded_size(monkeypatch):
+    monkeypatch.setattr(loss, "LOGIT_BYTES", 4 * 4 * 2 * 32)  # two positions of each row
+    text = jax.jit(lambda x: cross_entropy(x, KERNEL, LABELS)).lower(X).as_text()
+    assert "tensor<4x2x32xf32>" in text and "tensor<4x8x32xf32>" not in text
+
+
+def test_large_numbers_and_half_precision():
+    assert jnp.isfinite(cross_entropy(1e3 * X, KERNEL, LABELS)).all()
+    half = cross_entropy(X.astype(jnp.bfloat16), KERNEL.astype(jnp.bfloat16), LABELS)
+    assert half.dtype == jnp.float32
+    np.testing.assert_allclose(half, PLAIN[0], atol=0.2)
+
+
+def test_chunks_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="chunks = 3 does not divide the 8 positions"):
+        cross_entropy(X, KERNEL, LABELS, chunks=3)

@@ -1,0 +1,34 @@
+"""Rotary positions: scores depend on distances alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from engine.layers import rotary_angles, rotate
+
+Q, K = (jax.random.normal(jax.random.key(i), (1, 6, 2, 8)) for i in range(2))
+
+
+def scores(positions):
+    angles = rotary_angles(positions, 8)
+    return jnp.einsum("bqhd,bkhd->bhqk", rotate(Q, angles), rotate(K, angles))
+
+
+def test_moving_all_positions_changes_no_score():
+    here = jnp.arange(6)[None]
+    np.testing.assert_allclose(scores(here), scores(here + 100), atol=1e-4)
+    assert not np.allclose(scores(here), scores(here * 2), atol=1e-2)
+
+
+def test_position_zero_is_left_as_it_is_and_lengths_stay():
+    angles = rotary_angles(jnp.zeros((1, 6), jnp.int32), 8)
+    np.testing.assert_allclose(rotate(Q, angles), Q, atol=1e-6)
+    turned = rotate(Q, rotary_angles(jnp.arange(6)[None], 8))
+    np.testing.assert_allclose(jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(Q, axis=-1), rtol=1e-5)
+
+
+def test_the_dtype_stays_and_an_odd_size_is_refused():
+    assert rotate(Q.astype(jnp.bfloat16), rotary_angles(jnp.arange(6)[None], 8)).dtype == jnp.bfloat16
+    with pytest.raises(ValueError, match="head_dim = 7 is odd"):
+        rotary_angles(jnp.arange(6)[None], 7)
