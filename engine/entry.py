@@ -15,6 +15,7 @@ import ml_collections
 from engine.checkpoint.export import export_safetensors
 from engine.checkpoint.retention import Retention
 from engine.checkpoint.store import CheckpointStore, StepInfo
+from engine.cluster import peers, processes
 from engine.config.dev_run import tiny
 from engine.config.errors import CheckpointError, ConfigError
 from engine.config.identity import identity_differences, schedule_change
@@ -59,6 +60,8 @@ def train(
 ) -> Summary:
     """Trains a config to its end in a run directory and returns the summary; goes on where the directory stopped.
 
+    Several processes call it alike, after `engine.cluster.processes.initialize`.
+
     Args:
         config: a Config, a ConfigDict, or what `--config` takes: a file, a module, a run directory.
         workdir: the run directory; runs/<name> by default.
@@ -73,10 +76,11 @@ def train(
     if fast_dev_run:
         return _fast_dev_run(tiny(config), workdir)
     check_targets(config)
-    directory = RunDirectory.open(workdir or default_workdir(config), fresh=fresh)
-    changed = _check_resume(config, directory, accept_schedule_change) if directory.exists() else ()
-    with Reporter(directory, config.name, config.log.progress) as reporter:
-        config = set_up_devices(config, directory)
+    path = workdir or default_workdir(config)
+    config = set_up_devices(config, None if fresh else RunDirectory(path))
+    directory = RunDirectory.open(path, fresh=fresh)
+    changed = _check_resume(config, directory, accept_schedule_change)
+    with Reporter(directory, config.name, config.log.progress) as reporter, peers.lost_peers_told():
         trainer = _trainer(config, directory, reporter)
         directory.write_config_text(to_text(config))  # now that nothing in it can be refused
         for name in changed:
@@ -88,6 +92,10 @@ def train(
 
 def _fast_dev_run(config: Config, workdir: str | Path | None) -> Summary:
     """Two steps of everything, in a temporary directory unless one is named, then restores what was saved."""
+    if workdir is None and processes.count() > 1:
+        raise ConfigError(
+            "--fast-dev-run with several processes: no run directory. Name one that all of them see: --workdir=DIR."
+        )
     summary = train(config, workdir=workdir or Path(tempfile.mkdtemp(prefix="convoy-fast-dev-run-")), fresh=True)
     directory, config = _open_run(summary.directory.path)
     restored = _restore(directory, summary.step, _program(config)[0])
@@ -135,8 +143,16 @@ def set_up_devices(config: Config, directory: RunDirectory | None = None) -> Con
 
 
 def _check_resume(config: Config, directory: RunDirectory, accept_schedule_change: bool) -> list[str]:
-    """Returns the names of evaluations whose data changed; raises ConfigError when the run itself would change."""
-    if CheckpointStore(directory.checkpoints, read_only=True).latest() is None:
+    """Returns the names of evaluations whose data changed; raises ConfigError when the run itself would change.
+
+    The first process looks, for all of them.
+    """
+    changed = _changed_evaluations(config, directory, accept_schedule_change) if processes.is_first() else []
+    return peers.from_first(changed, "the check of the earlier config")
+
+
+def _changed_evaluations(config: Config, directory: RunDirectory, accept_schedule_change: bool) -> list[str]:
+    if not directory.exists() or CheckpointStore(directory.checkpoints, read_only=True).latest() is None:
         return []  # nothing was trained that another config could spoil
     old = from_text(directory.read_config_text(), str(directory.config))
     if differences := identity_differences(old, config):
@@ -200,12 +216,13 @@ def evaluate(run: str | Path, *, step: int | str | None = None) -> dict[str, flo
     directory, config = _open_run(run)
     if not config.evaluations:
         raise ConfigError(f"{directory.config}: no evaluations. Give the run some: config.evaluations.<name>.data.")
-    chosen = choose_step(directory, config, step)
     program, total, source, sources = _program(config)
-    state = _restore(directory, chosen, program)
-    results: dict[str, float] = {"step": chosen}
-    for evaluation in build_evaluations(config, sources, program, len(source), total):
-        results |= evaluation.run(state)
+    with peers.lost_peers_told():
+        chosen = peers.from_first(choose_step(directory, config, step), "the choice of the checkpoint")
+        state = _restore(directory, chosen, program)
+        results: dict[str, float] = {"step": chosen}
+        for evaluation in build_evaluations(config, sources, program, len(source), total):
+            results |= evaluation.run(state)
     return results
 
 

@@ -4,13 +4,15 @@ Nothing heavy is imported before a verb needs it, so that `convoy --help` answer
 """
 
 import argparse
+import contextlib
 import datetime
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from engine.cluster import exit_codes
+from engine.cluster import ending, exit_codes, peers, processes
 from engine.config.errors import ConfigError, ConvoyError, did_you_mean
 
 VERBS = """
@@ -21,6 +23,7 @@ VERBS = """
   convoy config configs.digits                             every setting, resolved
   convoy explain --config=configs.digits                   mesh, parameters, where each lies
   convoy checkpoints runs/digits                           steps, sizes, results
+  convoy launch local --processes 2 -- train --config=...  a command in several processes
 
 --config takes a file, a module or a run directory; --config.NAME=VALUE sets any field of it
 (convoy config --help lists them). Exit codes: 0 done, 1 your error, 42 start me again,
@@ -52,9 +55,13 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
         "--accept-schedule-change", action="store_true", help="go on though train.total alters the learning rates"
     )
 
+    _add_processes(train)
+
     evaluate = verbs.add_parser("evaluate", help="the evaluations of a run's checkpoint")
     evaluate.add_argument("run", help="run directory")
     evaluate.add_argument("--step", help="a step, latest or best (default: best where there is one, else latest)")
+
+    _add_processes(evaluate)
 
     config = verbs.add_parser("config", help="print a resolved config as lines `name: value`", add_help=False)
     config.add_argument("config", nargs="?", help="file, module or run directory")
@@ -74,11 +81,32 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     _add_config(data)
     data.add_argument("action", choices=["write"], help="write: the config's training data")
     data.add_argument("--out", required=True, help="file to write")
+
+    launch = verbs.add_parser(
+        "launch", help="run a command in several processes", usage="convoy launch local [options] -- VERB ..."
+    )
+    launch.add_argument("where", choices=["local"], help="local: on this machine")
+    launch.add_argument("--processes", type=int, required=True, help="how many")
+    launch.add_argument(
+        "--devices-per-process", type=int, help="CPU devices of each; without it JAX takes what it finds"
+    )
     return top, dict(verbs.choices)
 
 
 def _add_config(verb: Parser) -> None:
     verb.add_argument("--config", required=True, help="file, module or run directory; --config.NAME=VALUE sets a field")
+
+
+def _add_processes(verb: Parser) -> None:
+    group = verb.add_argument_group(
+        "several processes", "each starts the same command; convoy launch sets the variables"
+    )
+    for name, text in (
+        ("coordinator", "HOST:PORT of process 0, which listens there"),
+        ("count", "how many processes there are"),
+        ("index", "which one this is, from 0"),
+    ):
+        group.add_argument(processes.FLAGS[name], dest=name, help=f"{text} (or {processes.VARIABLES[name]})")
 
 
 def split_overrides(args: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -98,30 +126,55 @@ def split_overrides(args: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb and returns the exit code; a user's mistake is a sentence, not a traceback."""
+    """Runs one verb and returns the exit code; a user's mistake is a sentence, not a traceback.
+
+    One of several processes that fails alone does not return but ends at once: its peers wait for it.
+    """
     os.chdir(os.environ.get("BUILD_WORKING_DIRECTORY", "."))  # `bazel run` starts programs elsewhere
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # configs and models of the user's own lie where the command is given
+    together = False
     try:
-        rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
-        top, verbs = make_parser()
-        if rest and not rest[0].startswith("-") and rest[0] not in verbs:
-            raise ConfigError(f"{rest[0]}: no such verb.{did_you_mean(rest[0], verbs)} Verbs: {', '.join(verbs)}.")
-        args, unknown = top.parse_known_args(rest)
-        if args.verb is None:
-            top.print_help()
-            return exit_codes.DONE
-        if unknown:
-            raise _unknown_argument(args.verb, unknown[0], verbs[args.verb])
-        return _VERBS[args.verb](args, overrides)
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        peers.part()
+        return code
     except ConvoyError as error:
-        print(f"{error.kind}: {error}", file=sys.stderr)
-        return error.exit_code
+        code, together = error.exit_code, error.everywhere
+        ending.tell(code, f"{error.kind}: {error}")
     except KeyboardInterrupt:
-        return exit_codes.INTERRUPTED
+        code = exit_codes.INTERRUPTED
     except BrokenPipeError:  # `convoy config ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = exit_codes.DONE
+    except Exception:
+        if processes.count() == 1 and not ending.wanted():
+            raise
+        code = exit_codes.USER_ERROR
+        ending.tell(code, traceback.format_exc())
+    if processes.count() > 1 and not together:
+        ending.end_alone(code)
+    with contextlib.suppress(peers.LostPeer):  # how the run ended is told already
+        peers.part()
+    return code
+
+
+def _run(words: list[str]) -> int:
+    """Finds the verb and runs it; what follows `--` is a command to launch."""
+    launched = words.index("--") if "--" in words else len(words)
+    rest, overrides = split_overrides(words[:launched])
+    top, verbs = make_parser()
+    if rest and not rest[0].startswith("-") and rest[0] not in verbs:
+        raise ConfigError(f"{rest[0]}: no such verb.{did_you_mean(rest[0], verbs)} Verbs: {', '.join(verbs)}.")
+    args, unknown = top.parse_known_args(rest)
+    if args.verb is None:
+        top.print_help()
         return exit_codes.DONE
+    args.command = words[launched + 1 :]
+    if args.verb != "launch":
+        unknown += words[launched:]
+    if unknown:
+        raise _unknown_argument(args.verb, unknown[0], verbs[args.verb])
+    return _VERBS[args.verb](args, overrides)
 
 
 def _unknown_argument(verb: str, word: str, parser: Parser) -> ConfigError:
@@ -136,25 +189,44 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> int:
     from engine.config import load
 
     config = load(args.config, overrides)
+    _join(args)
     from engine import entry
 
-    entry.train(
-        config,
-        workdir=args.workdir,
-        fresh=args.fresh,
-        fast_dev_run=args.fast_dev_run,
-        accept_schedule_change=args.accept_schedule_change,
-    )
+    with peers.lost_peers_told():
+        entry.train(
+            config,
+            workdir=args.workdir,
+            fresh=args.fresh,
+            fast_dev_run=args.fast_dev_run,
+            accept_schedule_change=args.accept_schedule_change,
+        )
     return exit_codes.DONE
 
 
 def _evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
+    _no_overrides(overrides, "evaluate")
+    _join(args)
     from engine import entry
 
-    _no_overrides(overrides, "evaluate")
-    for name, value in entry.evaluate(args.run, step=args.step).items():
-        print(f"{name}: {value:.6g}")
+    with peers.lost_peers_told():
+        results = entry.evaluate(args.run, step=args.step)
+    if processes.is_first():
+        for name, value in results.items():
+            print(f"{name}: {value:.6g}")
     return exit_codes.DONE
+
+
+def _join(args: argparse.Namespace) -> None:
+    """Joins the other processes, where there are any."""
+    processes.initialize(processes.resolve({name: getattr(args, name) for name in processes.FLAGS}))
+
+
+def _launch(args: argparse.Namespace, overrides: list[str]) -> int:
+    from engine.launch import local
+
+    if overrides:
+        raise ConfigError(f"--config.{overrides[0]}: belongs to the command. Write it after --.")
+    return local.launch(args.command, processes=args.processes, devices=args.devices_per_process)
 
 
 def _config(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -220,6 +292,7 @@ _VERBS = {
     "explain": _explain,
     "checkpoints": _checkpoints,
     "data": _data,
+    "launch": _launch,
 }
 
 

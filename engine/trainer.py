@@ -11,6 +11,7 @@ each other, and a dispatch is cut where the next one is due.
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -20,7 +21,7 @@ from engine.checkpoint.checkpointer import Checkpointer
 from engine.checkpoint.policy import SavePolicy
 from engine.checkpoint.retention import Retention
 from engine.checkpoint.store import CheckpointStore
-from engine.cluster import exit_codes
+from engine.cluster import exit_codes, peers, processes
 from engine.config import hardware
 from engine.config.duration import Duration, Period
 from engine.config.errors import ConfigError, ConvoyError, did_you_mean
@@ -57,6 +58,7 @@ class Diverged(ConvoyError):
     """The loss or its gradient is not finite; the update was held back."""
 
     exit_code = exit_codes.STOP
+    everywhere = True
 
 
 def program_of(task: Task, mesh: Mesh, source: Source, config: Config) -> tuple[Program, int]:
@@ -130,7 +132,8 @@ class Trainer:
         self._recorder: Recorder | None = None
         self._row: dict[str, Any] = {}
         self._results: dict[str, float] = {}
-        self._first = self._step = self.checkpoints.store.latest() or 0
+        self._newest: int | None = peers.from_first(self.checkpoints.store.latest(), "the newest checkpoint")
+        self._first = self._step = self._newest or 0
         self._started = time.monotonic()
 
     def _period(self, every: str | None, where: str) -> Period:
@@ -159,14 +162,12 @@ class Trainer:
                 self._say("this run is finished; to train longer, set train.total, or --fresh to start anew")
             sizes = {1, config.train.steps_per_dispatch} if step < self.total_steps else ()
             steps = {k: self.program.steps(k) for k in sizes}
-            writer = stack.enter_context(
-                MetricWriter(self.directory.metrics, self.directory.tensorboard if config.log.tensorboard else None)
-            )
+            writer = stack.enter_context(self._make_writer())
             self._recorder = recorder = self._make_recorder(writer)
             stack.callback(recorder.close)
             if steps:
                 recorder.note(step, {"compile_s": self.program.compile_s})
-            profile = ProfileWindow(config.profile.start, config.profile.steps, self.directory.profile)
+            profile = ProfileWindow(config.profile.start, config.profile.steps, self._traces())
             stack.callback(lambda: self._tell(profile.close()))
             feed = TrainFeed(
                 self._source,
@@ -291,12 +292,20 @@ class Trainer:
     def _first_state(self) -> tuple[State, int]:
         """The newest checkpoint's state, or a new one."""
         store = self.checkpoints.store
-        step = store.latest()
-        if step is None:
+        if self._newest is None:
             return self.program.init(), 0
-        state = store.restore(step, self.program.abstract_state)
-        self._say(f"resuming from step {step}")
-        return state, step
+        state = store.restore(self._newest, self.program.abstract_state)
+        self._say(f"resuming from step {self._newest}")
+        return state, self._newest
+
+    def _make_writer(self) -> MetricWriter:
+        if not processes.is_first():
+            return MetricWriter(None, None)
+        return MetricWriter(self.directory.metrics, self.directory.tensorboard if self.config.log.tensorboard else None)
+
+    def _traces(self) -> Path:
+        """Where this process's trace goes: JAX names files by host, which several processes may share."""
+        return self.directory.profile / (f"process-{processes.index()}" if processes.count() > 1 else "")
 
     def _make_recorder(self, writer: MetricWriter) -> Recorder:
         found = hardware.find(jax.devices()[0].device_kind)
@@ -317,6 +326,7 @@ class Trainer:
             attempt=self.directory.attempt,
             on_row=on_row,
             on_phase=self._on_phase,
+            together=processes.count() > 1,
         )
 
     def _stop_text(self, step: int) -> str:

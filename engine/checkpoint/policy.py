@@ -11,6 +11,7 @@ the next one is, half of the way to the time that the save is expected at: about
 import time
 from collections.abc import Callable
 
+from engine.cluster import peers
 from engine.config.duration import Duration, Period
 
 
@@ -85,19 +86,5 @@ class _AgreedTimer:
         if due:
             self._start = now
         expected = (self._start + self._seconds - now) * (step - before) / max(now - then, 1e-6)
-        return _from_first_process(due, step + max(1, int(expected / 2)))
-
-
-def _from_first_process(due: bool, look_at: int) -> tuple[bool, int]:
-    """The first process's values, in every process."""
-    import jax
-
-    if jax.process_count() == 1:
+        due, look_at = peers.from_first([due, step + max(1, int(expected / 2))], f"the agreement of step {step}")
         return due, look_at
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    # Halves of 31 bits: without jax_enable_x64 a 64-bit integer would be cut.
-    sent = np.array([due, look_at >> 31, look_at & 0x7FFFFFFF], np.int32)
-    agreed_due, high, low = (int(value) for value in multihost_utils.broadcast_one_to_all(sent))
-    return bool(agreed_due), (high << 31) | low

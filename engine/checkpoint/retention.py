@@ -13,6 +13,7 @@ import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from engine.cluster import peers, processes
 from engine.config.errors import CheckpointError
 from engine.run import json_text
 from engine.run.atomic import write_text
@@ -58,7 +59,7 @@ class Retention:
         best_mode: "max" or "min".
         keep_best: best checkpoints that stay.
 
-    Every process of a run records and chooses the same; the first one writes.
+    Every process of a run makes one, records and chooses the same; the first one reads and writes.
     """
 
     def __init__(
@@ -71,14 +72,14 @@ class Retention:
     ):
         self._directory = Path(directory)
         self._keep_latest, self._best, self._best_mode, self._keep_best = keep_latest, best, best_mode, keep_best
-        self._results = read_results(self._directory)
+        # As pairs: JSON, by which processes agree, has no numbers for keys.
+        pairs = list(read_results(self._directory).items()) if processes.is_first() else []
+        self._results = dict(peers.from_first(pairs, "the results of the evaluations"))
 
     def record(self, step: int, results: Mapping[str, float]) -> None:
         """Adds evaluation results of a step, also on disk. Raises RunError if they cannot be written."""
         self._results[step] = self._results.get(step, {}) | {name: float(value) for name, value in results.items()}
-        import jax
-
-        if jax.process_index() == 0:
+        if processes.is_first():
             self._directory.mkdir(parents=True, exist_ok=True)
             text = json_text.dumps({step: self._results[step] for step in sorted(self._results)}, indent=1)
             write_text(self._directory / RESULTS, text + "\n")

@@ -24,6 +24,7 @@ from typing import Any
 
 from engine.checkpoint.leaves import difference, leaves_of
 from engine.checkpoint.retention import read_results
+from engine.cluster import processes
 from engine.config.errors import CheckpointError
 
 MARKER = "commit_success.txt"  # Orbax writes it last, just before the rename
@@ -65,7 +66,7 @@ class CheckpointStore:
         if not read_only:
             with self._failing(lambda error: f"{self.directory}: cannot be opened for writing ({error})."):
                 self._manager = self._open()
-                if _is_first_process():
+                if processes.is_first():
                     for leftover in self.directory.glob(f"*{DELETED}"):
                         shutil.rmtree(leftover)
 
@@ -197,7 +198,7 @@ class CheckpointStore:
         """
         self._writable("delete")
         self._same.discard(step)
-        if not _is_first_process():
+        if not processes.is_first():
             return
         self._need(step)
         path, gone = self.directory / str(step), self.directory / f"{step}{DELETED}"
@@ -314,9 +315,3 @@ def _orbax() -> Any:
 
     logging.getLogger("absl").addFilter(_CHATTER)
     return ocp
-
-
-def _is_first_process() -> bool:
-    import jax
-
-    return jax.process_index() == 0

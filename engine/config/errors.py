@@ -13,6 +13,7 @@ class ConvoyError(Exception):
     """Base of every error that the engine raises on purpose; `exit_code` is what the process ends with."""
 
     exit_code = 1
+    everywhere = False  # whether every process of a run raises it at the same step
 
     @property
     def kind(self) -> str:

@@ -50,6 +50,8 @@ class Recorder:
         attempt: of the run, written into each row.
         on_row: called with each row of training, in the writer's thread.
         on_phase: called with "training" and "evaluating", in the writer's thread.
+        together: whether other processes run the same loop. What the loop acts on is then told at the same step in
+            each: as soon as a dispatch is IN_FLIGHT old, whatever the pace of the writer's thread.
     """
 
     def __init__(
@@ -64,22 +66,26 @@ class Recorder:
         attempt: int,
         on_row: Callable[[Row], None],
         on_phase: Callable[[str], None],
+        together: bool = False,
     ):
         self._names, self._last_value, self._summed = names, last_value, summed
         self._writer, self._throughput, self._period = writer, throughput, period
         self._attempt, self._on_row, self._on_phase = attempt, on_row, on_phase
         self._block: list[Dispatch] = []
-        self._in_flight: deque[Any] = deque()
+        self._in_flight: deque[Dispatch] = deque()
+        self._together = together
         self._paused_s = 0.0
         self._sums = np.zeros((len(names), 2))  # of the row that is being made; the writer's thread alone touches it
         self._skipped_at: int | None = None
 
     def push(self, step: int, k: int, metrics: Any, wait_s: float) -> None:
         """Takes the metrics of the K steps that start from `step`; waits only when the device is far behind."""
-        self._in_flight.append(metrics)
+        dispatch = Dispatch(step, k, metrics, wait_s, 0.0)
+        self._in_flight.append(dispatch)
         if len(self._in_flight) > IN_FLIGHT:
-            self._in_flight.popleft().block_until_ready()
-        self._block.append(Dispatch(step, k, metrics, wait_s, time.monotonic() - self._paused_s))
+            self._arrive()
+        dispatch.time_s = time.monotonic() - self._paused_s
+        self._block.append(dispatch)
         if self._period.next_after(step) <= step + k:
             block, self._block = self._block, []
             self._writer.push(lambda: self._rows(block))
@@ -96,7 +102,20 @@ class Recorder:
     def settle(self) -> None:
         """Waits for the device, so that what follows (an evaluation) is not counted as training."""
         while self._in_flight:
-            self._in_flight.popleft().block_until_ready()
+            self._arrive()
+
+    def _arrive(self) -> None:
+        """Waits for the oldest dispatch under way."""
+        dispatch = self._in_flight.popleft()
+        dispatch.metrics.block_until_ready()
+        if self._together:
+            self._look(dispatch.step, np.asarray(dispatch.metrics))
+
+    def _look(self, first: int, values: np.ndarray) -> None:
+        """Notes the first held-back update of the steps from `first` on; values `[steps, names, 2]`."""
+        skipped = np.flatnonzero(values[:, self._names.index("skipped"), 0])
+        if len(skipped) and self._skipped_at is None:
+            self._skipped_at = first + int(skipped[0]) + 1
 
     def pause(self, seconds: float) -> None:
         """Takes time that the loop spent on something else out of the rates."""
@@ -104,7 +123,7 @@ class Recorder:
 
     @property
     def skipped_at(self) -> int | None:
-        """The first step whose update the guard held back, as far as results were read."""
+        """The first step whose update the guard held back, as far as results were read; all of them after `close`."""
         return self._skipped_at
 
     def rates(self) -> dict[str, float]:
@@ -113,6 +132,7 @@ class Recorder:
 
     def close(self) -> None:
         """Waits until all that was pushed is written; steps of an unfinished row make no row."""
+        self.settle()
         block, self._block = self._block, []
         if block:
             self._writer.push(lambda: self._rows(block))
@@ -123,9 +143,8 @@ class Recorder:
         values = np.concatenate([np.asarray(dispatch.metrics) for dispatch in block]).astype(np.float64)
         first, last = block[0].step, block[-1]
         self._throughput.arrived(last.step + last.k, last.time_s, last.wait_s)
-        skipped = np.flatnonzero(values[:, self._names.index("skipped"), 0])
-        if len(skipped) and self._skipped_at is None:
-            self._skipped_at = first + int(skipped[0]) + 1
+        if not self._together:
+            self._look(first, values)
         rows, done = [], 0
         while first + done < last.step + last.k:
             due = self._period.next_after(first + done)

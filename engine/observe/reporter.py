@@ -2,6 +2,8 @@
 
 Owns: what is told when, and how an exception becomes a state, a reason and an exit code. Does not own: how each is
 written (`progress.py`, `run/status.py`, `report.py`), or what happened (`trainer.py`).
+
+In a run of several processes the first one tells; the others keep the summary, and show warnings only.
 """
 
 import dataclasses
@@ -11,7 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from engine.cluster import exit_codes
+from engine.cluster import exit_codes, processes
 from engine.config.errors import ConvoyError
 from engine.observe.progress import Progress
 from engine.observe.report import Summary, summary_text
@@ -37,9 +39,10 @@ class Reporter:
 
     def __init__(self, directory: RunDirectory, name: str, mode: str):
         self._directory, self._mode = directory, mode
-        self._log = RunLog(directory.log)
+        self._tells = processes.is_first()
+        self._log = RunLog(directory.log) if self._tells else None
         self._progress: Progress | None = None
-        before = status.read(directory.status).metrics if directory.status.exists() else {}
+        before = status.read(directory.status).metrics if self._tells and directory.status.exists() else {}
         self._status = Status(state="starting", attempt=directory.attempt, metrics=before)
         self._write_at = 0.0  # monotonic seconds from which on a row writes it again
         self._summarise: Callable[[], Summary] = lambda: Summary(
@@ -56,7 +59,7 @@ class Reporter:
             summarise: returns what is reached so far, at any moment.
         """
         self._summarise = summarise
-        self._progress = Progress(self._mode, total_steps, first_step)
+        self._progress = Progress(self._mode, total_steps, first_step) if self._tells else None
         self._tell(step=first_step, total_steps=total_steps)
         if self._directory.moved_to is not None:
             self.message(f"the earlier run was moved to {self._directory.moved_to}")
@@ -100,12 +103,14 @@ class Reporter:
         self._tell(state=state, reason=reason, exit_code=code, step=self.summary.step, metrics=metrics)
         if self._progress is not None and self._mode != "none":
             print(summary_text(self.summary), file=sys.stderr, flush=True)
-        self._log.close()
+        if self._log is not None:
+            self._log.close()
 
     def _tell(self, **changes: Any) -> None:
         """Changes the status, also on disk."""
         self._status = dataclasses.replace(self._status, **changes)
-        status.write(self._directory.status, self._status)
+        if self._tells:
+            status.write(self._directory.status, self._status)
         self._write_at = time.monotonic() + _STATUS_S
 
 

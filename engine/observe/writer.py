@@ -39,21 +39,24 @@ def metrics_of(row: Row) -> dict[str, Any]:
 class MetricWriter:
     """Writes blocks of rows in the order in which they were pushed. A context manager."""
 
-    def __init__(self, path_jsonl: Path, tensorboard_dir: Path | None):
+    def __init__(self, path_jsonl: Path | None, tensorboard_dir: Path | None):
         """
         Args:
-            path_jsonl: the file that lines are added to; made when it is not there.
+            path_jsonl: the file that lines are added to; made when it is not there. None writes none: in a run of
+                several processes each makes the rows, and the first one writes them.
             tensorboard_dir: folder of the event files; None writes none.
 
         Raises:
             RunError: the file cannot be opened for writing.
         """
-        self._path = Path(path_jsonl)
+        self._path = path_jsonl
         self._error: BaseException | None = None
         self._told = False  # whether the error was raised
         self._closed = False
-        with _sentence(self._path):
-            self._file = _open(self._path)
+        self._file: int | None = None
+        if path_jsonl is not None:
+            with _sentence(path_jsonl):
+                self._file = _open(path_jsonl)
         self._events = None if tensorboard_dir is None else _Events(Path(tensorboard_dir))
         self._queue: queue.SimpleQueue[Block | threading.Event | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="convoy-writer", daemon=True)
@@ -70,7 +73,7 @@ class MetricWriter:
         """
         self._raise_error()
         if self._closed:
-            raise RunError(f"{self._path}: the writer is closed. Push before close().")
+            raise RunError(f"{self._path or 'metrics'}: the writer is closed. Push before close().")
         if self._queue.qsize() >= _WAITING:
             self.flush()
         self._queue.put(block)
@@ -126,15 +129,17 @@ class MetricWriter:
         rows = block()
         if not rows:
             return
-        left = "".join(json_text.dumps(row) + "\n" for row in rows).encode()
-        with _sentence(self._path):
-            while left:
-                left = left[os.write(self._file, left) :]
+        if self._path is not None and self._file is not None:
+            left = "".join(json_text.dumps(row) + "\n" for row in rows).encode()
+            with _sentence(self._path):
+                while left:
+                    left = left[os.write(self._file, left) :]
         if self._events is not None:
             self._events.add(rows)
 
     def _close_files(self) -> None:
-        os.close(self._file)
+        if self._file is not None:
+            os.close(self._file)
         if self._events is not None:
             self._events.close()
 

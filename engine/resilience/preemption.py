@@ -33,12 +33,14 @@ class Preempted(ConvoyError):
     """The run was asked to stop and can go on from its last checkpoint."""
 
     exit_code = exit_codes.RETRY
+    everywhere = True
 
 
 class Interrupted(ConvoyError):
     """A person stopped the run."""
 
     exit_code = exit_codes.INTERRUPTED
+    everywhere = True
 
 
 class Preemption:

@@ -16,6 +16,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from engine.cluster import peers, processes
 from engine.config.errors import RunError
 from engine.run import status
 from engine.run.atomic import cannot_write, write_text
@@ -55,7 +56,7 @@ class RunDirectory:
     def open(cls, path: str | os.PathLike, fresh: bool = False) -> "RunDirectory":
         """Prepares a directory for one attempt: made, found writable, attempt counted.
 
-        One process of a run does this; the others make a `RunDirectory(path)`.
+        In a run of several processes the first one does it; the others wait, and must then see the same folder.
 
         Args:
             path: the directory; made with its parents when it is not there.
@@ -63,19 +64,30 @@ class RunDirectory:
                 Nothing is ever deleted.
 
         Raises:
-            RunError: the directory cannot be made, written or moved, or its status cannot be read.
+            RunError: the directory cannot be made, written or moved, or its status cannot be read; or the processes
+                do not see the same one.
         """
         run = cls(path)
-        if fresh and any(part.exists() for part in run._parts()):
-            run.moved_to = _move_aside(run.path)
+        if processes.is_first():
+            run._prepare(fresh)
+        run.attempt = peers.from_first(run.attempt, "the run directory")
+        if not run.path.is_dir():
+            raise RunError(
+                f"{run.path}: process {processes.index()} does not see this folder, which process 0 has opened. "
+                "Give a --workdir on a disk that all processes share, under the same path."
+            )
+        return run
+
+    def _prepare(self, fresh: bool) -> None:
+        if fresh and any(part.exists() for part in self._parts()):
+            self.moved_to = _move_aside(self.path)
         try:
-            run.path.resolve().mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=run.path) as probe:
+            self.path.resolve().mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path) as probe:
                 probe.write(b"can this directory be written?")
         except OSError as error:
-            raise cannot_write(run.path, error) from error
-        run.attempt = status.read(run.status).attempt + 1 if run.status.exists() else 1
-        return run
+            raise cannot_write(self.path, error) from error
+        self.attempt = status.read(self.status).attempt + 1 if self.status.exists() else 1
 
     def exists(self) -> bool:
         """Whether a run was started here, which means that its config is there."""
@@ -102,12 +114,13 @@ class RunDirectory:
             raise RunError(f"{self.config}: cannot be read ({error.strerror}).") from error
 
     def write_config_text(self, text: str) -> None:
-        """Stores the resolved config, in one piece.
+        """Stores the resolved config, in one piece; of several processes, the first one does.
 
         Raises:
             RunError: it cannot be written.
         """
-        write_text(self.config, text)
+        if processes.is_first():
+            write_text(self.config, text)
 
 
 def _move_aside(path: Path) -> Path:

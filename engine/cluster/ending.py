@@ -1,0 +1,99 @@
+"""How one process of several ends: its last words for its launcher and its peers, and the end at once.
+
+Owns: the verdict's file, which lies where a variable of the launcher says, and the bound on waits that nothing
+interrupts. Does not own: which code an error has (the error does), or the job's code (`launch/`).
+
+Terms. *Verdict*: the exit code that a process chose, with the text of its error. A process that was killed leaves none.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from engine.config.errors import ConvoyError
+
+VARIABLE = "CONVOY_VERDICT"
+"""Names the file `<folder>/<index>.json` of this process; the folder holds those of all processes."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a process ended."""
+
+    index: int  # of the process
+    code: int  # its exit code
+    text: str  # sentence or traceback, without a line end
+    time: float  # unix seconds
+
+
+def wanted() -> bool:
+    """Whether a launcher reads the verdict of this process, and shows it."""
+    return bool(os.environ.get(VARIABLE))
+
+
+def record(code: int, text: str) -> None:
+    """Writes this process's verdict, in one piece; the first one stays."""
+    path = Path(os.environ[VARIABLE])
+    if not path.exists():
+        beside = path.with_suffix(".tmp")
+        beside.write_text(json.dumps(asdict(Verdict(int(path.stem), code, text.rstrip(), time.time()))))
+        beside.replace(path)
+
+
+def read(folder: Path) -> list[Verdict]:
+    """Returns the verdicts of all processes so far, the earliest first."""
+    verdicts = [Verdict(**json.loads(path.read_text())) for path in folder.glob("*.json")]
+    return sorted(verdicts, key=lambda verdict: verdict.time)
+
+
+def of_others() -> list[Verdict]:
+    """Returns those of the other processes of this job, the earliest first; none where no launcher asks for them."""
+    if not wanted():
+        return []
+    mine = Path(os.environ[VARIABLE])
+    return [verdict for verdict in read(mine.parent) if str(verdict.index) != mine.stem]
+
+
+def tell(code: int, text: str) -> None:
+    """Hands why this process ends to its launcher, which shows it once, or prints it."""
+    if wanted():
+        record(code, text)
+    else:
+        print(text.rstrip(), file=sys.stderr)
+
+
+def end_alone(code: int) -> NoReturn:
+    """Ends this process at once, since Python's own end would wait for the others; what was printed is shown."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
+
+
+@contextmanager
+def bounded(seconds: float, make: Callable[[], ConvoyError]) -> Iterator[None]:
+    """Ends the process with an error's sentence when a wait inside JAX, which nothing interrupts, takes longer."""
+
+    def end() -> None:
+        error = make()
+        tell(error.exit_code, f"{error.kind}: {error}")
+        end_alone(error.exit_code)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def first_line(error: BaseException) -> str:
+    """The part of JAX's texts that is for people; stacks and registers follow."""
+    return (str(error).splitlines() or [""])[0][:300]

@@ -1,0 +1,115 @@
+"""What the processes of a run do together: agree, notice that one is gone, part.
+
+Owns: values that the first process decides for all, telling a lost peer from an error of the user's, and the end that
+all come to. Does not own: who one is (`processes.py`), the stop at one step (`resilience/preemption.py`), or
+checkpoints, which Orbax writes together.
+
+Terms. *Peer*: another process of the run. *Together*: what every process does at the same step. A process that ends
+alone leaves its peers waiting for it, so it must end at once, without the parting that waits for them.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from engine.cluster import ending, exit_codes
+from engine.cluster.ending import bounded, first_line
+from engine.cluster.processes import count, index, is_first
+from engine.config.errors import ConvoyError
+
+AGREE_S = 600.0  # the slowest start of a process beside the fastest: data is looked at, programs are loaded
+
+
+class LostPeer(ConvoyError):
+    """Another process of the run is gone; `exit_code` is that of its verdict, where it gave one."""
+
+    exit_code = exit_codes.RETRY
+
+
+def from_first(value: Any, what: str) -> Any:
+    """Returns the first process's value in every process, which all wait for; starts the devices.
+
+    Args:
+        value: plain JSON; that of the others is ignored.
+        what: is waited for, as "the run directory", for the sentence with which a wait without end is ended.
+    """
+    if count() == 1:
+        return value
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    def broadcast(numbers: np.ndarray) -> np.ndarray:
+        return np.asarray(multihost_utils.broadcast_one_to_all(numbers))
+
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8).astype(np.int32)
+    late = (
+        f"process {index()} has waited {AGREE_S:g} s for the others at {what}. See what holds them up, "
+        "then start the same command again."
+    )
+    with bounded(AGREE_S, lambda: LostPeer(late)):
+        size = int(broadcast(np.array([len(data)], np.int32))[0])
+        agreed = broadcast(data if is_first() else np.zeros(size, np.int32))
+    return json.loads(agreed.astype(np.uint8).tobytes())
+
+
+@contextmanager
+def lost_peers_told() -> Iterator[None]:
+    """Turns what JAX raises when a peer is gone into a LostPeer, with the peer's own words where it left some."""
+    try:
+        yield
+    except Exception as error:
+        known = count() == 1 or isinstance(error, LostPeer)
+        if known or (sign := sign_of_a_lost_peer(error)) is None:
+            raise
+        raise _lost_peer(sign) from error
+
+
+def sign_of_a_lost_peer(error: BaseException | None) -> str | None:
+    """Returns the words of JAX by which an error, or one that led to it, tells that a peer is gone; else None."""
+    import jax
+
+    while error is not None:
+        words = first_line(error)
+        if isinstance(error, jax.errors.JaxRuntimeError) and _SIGNS.search(words):
+            return words
+        error = error.__cause__ or error.__context__
+    return None
+
+
+_SIGNS = re.compile(
+    r"^(UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED)\b|Gloo|NCCL|[Cc]onnection (reset|closed|refused)"
+    r"|[Cc]oordination [Ss]ervice|[Bb]roken pipe"
+)
+
+
+def _lost_peer(sign: str) -> LostPeer:
+    final = (exit_codes.USER_ERROR, exit_codes.STOP)
+    if told := [verdict for verdict in ending.of_others() if verdict.code in final]:
+        lost = LostPeer(f"process {told[0].index} ended this run: {told[0].text.splitlines()[-1]}")
+        lost.exit_code = told[0].code
+        return lost
+    return LostPeer(
+        f"another process of this run is gone ({sign}). What it did is in its own output; the same command goes on "
+        "from the newest checkpoint."
+    )
+
+
+def part() -> None:
+    """The end of a run that all processes come to: waits for them, so that none takes the others down.
+
+    Raises:
+        LostPeer: not all came.
+    """
+    if count() == 1:
+        return
+    import jax
+
+    try:
+        jax.distributed.shutdown()
+    except jax.errors.JaxRuntimeError as error:
+        raise LostPeer(
+            f"not all processes came to the end of the run ({first_line(error)}). "
+            "What is saved stays; the same command tells whether anything is left to do."
+        ) from error

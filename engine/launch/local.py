@@ -1,0 +1,226 @@
+"""One command in several processes on this machine, as one command: its output, its signals, its exit code.
+
+Owns: their start, their settings, their lines on the screen, and the end of all when one fails. Does not own: what they
+do together (`cluster/peers.py`), or starting a run again.
+
+No process outlives this one: the kernel kills them when it dies (Linux), and each leads a group of its own, which is
+killed whole. The first failure decides: what ends after it, ends because of it.
+"""
+
+import contextlib
+import ctypes
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from engine.cluster import ending, exit_codes
+from engine.cluster.processes import VARIABLES
+from engine.config.errors import ConfigError
+
+GRACE_S = 5.0  # after the first failure: for the first process to tell of it in the run's status
+_OUTPUT_S = 5.0  # for the last lines of a process that has ended
+_PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+
+
+@dataclass(frozen=True)
+class End:
+    """How a process ended."""
+
+    index: int
+    code: int  # as a shell tells it: 128 + the signal for a killed one
+    time: float  # unix seconds, when it decided to end where it recorded that, else when it was gone
+    text: str = ""  # its last words, where it recorded any
+
+
+def launch(command: Sequence[str], *, processes: int, devices: int | None = None, grace_s: float = GRACE_S) -> int:
+    """Runs `convoy <command>` in several processes that find each other, and waits for all.
+
+    Lines of a process come with its number, `[1] step 3/10`, on the stream on which it wrote them. SIGINT and SIGTERM
+    go on to each. When one fails, the others are killed a moment later; its error is shown last and once.
+
+    Args:
+        command: a verb and its arguments.
+        processes: how many.
+        devices: CPU devices of each; None leaves devices to JAX.
+        grace_s: seconds from the first failure until the others are killed.
+
+    Returns:
+        0 when all reached their end, else the exit code of the first failure (`cluster/exit_codes.py`).
+
+    Raises:
+        ConfigError: no command, or a number below 1.
+    """
+    for name, value in (("--processes", processes), ("--devices-per-process", devices)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} = {value}: allowed is a whole number from 1.")
+    if not command or command[0] == "launch":
+        found = "another launch" if command else "nothing"
+        raise ConfigError(f"convoy launch local: {found} after --. Write a verb: convoy launch local ... -- train ...")
+    with tempfile.TemporaryDirectory(prefix="convoy-launch-") as folder:
+        with _Job(processes) as job:
+            words = [sys.executable, "-m", "engine.main", *command]
+            job.start(words, [_environment(i, processes, devices, Path(folder), job.port) for i in range(processes)])
+            codes = job.wait(grace_s)
+        recorded = {verdict.index: verdict for verdict in ending.read(Path(folder))}
+    ends = []
+    for i, (code, when) in codes.items():
+        told = recorded.get(i)
+        ends.append(End(i, code, told.time if told else when, told.text if told else ""))
+    return _tell(ends)
+
+
+def _environment(index: int, count: int, devices: int | None, folder: Path, port: int) -> dict[str, str]:
+    settings = {"coordinator": f"127.0.0.1:{port}", "count": str(count), "index": str(index)}
+    environment = {
+        **os.environ,
+        **{VARIABLES[name]: value for name, value in settings.items()},
+        ending.VARIABLE: str(folder / f"{index}.json"),
+        "PYTHONUNBUFFERED": "1",
+    }
+    if devices is not None:
+        environment |= {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
+    return environment
+
+
+def _tell(ends: Sequence[End]) -> int:
+    """Shows the first failure; returns its code, 0 where there is none."""
+    failures = sorted((end for end in ends if end.code), key=lambda end: end.time)
+    if not failures:
+        return exit_codes.DONE
+    first, *others = failures
+    same = ", ".join(f"{end.index}: {end.code}" for end in others)
+    print(
+        f"convoy launch: process {first.index} ended first, with {first.code} ({exit_codes.describe(first.code)})"
+        + (f"; then {same}" if same else ""),
+        file=sys.stderr,
+    )
+    for line in first.text.splitlines():
+        print(f"[{first.index}] {line}", file=sys.stderr)
+    sys.stderr.flush()
+    return first.code
+
+
+class _Job:
+    """The processes of one launch. A context manager: none is left when it is closed."""
+
+    def __init__(self, count: int):
+        self._processes: list[subprocess.Popen[str]] = []
+        self._threads: list[list[threading.Thread]] = []
+        self._ends: queue.SimpleQueue[tuple[int, int, float]] = queue.SimpleQueue()
+        self._restore = contextlib.ExitStack()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port: int = free.getsockname()[1]
+
+    def start(self, command: Sequence[str], environments: Sequence[dict[str, str]]) -> None:
+        """Starts a process for each environment."""
+        die_with_me = _die_with(os.getpid())
+        for environment in environments:
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                process_group=0,  # Ctrl-C on a terminal reaches this process only, which passes it on once
+                preexec_fn=die_with_me,
+            )
+            self._processes.append(process)
+        for i, process in enumerate(self._processes):  # threads come after the last fork
+            assert process.stdout is not None and process.stderr is not None
+            streams = ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
+            self._threads.append([_thread(_pass_on, i, source, target) for source, target in streams])
+            _thread(self._wait_for, i, process)
+
+    def wait(self, grace_s: float) -> dict[int, tuple[int, float]]:
+        """Returns each process's code and when it was gone; kills what is left `grace_s` after the first failure."""
+        codes: dict[int, tuple[int, float]] = {}
+        kill_at: float | None = None
+        while len(codes) < len(self._processes):
+            try:
+                i, code, when = self._ends.get(
+                    timeout=None if kill_at is None else max(0.0, kill_at - time.monotonic())
+                )
+            except queue.Empty:
+                self._kill()
+                kill_at = None
+                continue
+            codes[i] = (code, when)
+            if code and kill_at is None:
+                kill_at = time.monotonic() + grace_s
+        for threads in self._threads:
+            for thread in threads:
+                thread.join(_OUTPUT_S)
+        return codes
+
+    def __enter__(self) -> "_Job":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._restore.callback(signal.signal, number, signal.getsignal(number))
+            signal.signal(number, lambda number, frame: self._pass_on_signal(number))
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._kill()
+        self._restore.close()
+
+    def _pass_on_signal(self, number: int) -> None:
+        for process in self._processes:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
+
+    def _wait_for(self, i: int, process: subprocess.Popen[str]) -> None:
+        code = process.wait()
+        when = time.time()
+        _kill_group(process.pid)  # its workers hold its output open
+        self._ends.put((i, code if code >= 0 else 128 - code, when))
+
+    def _kill(self) -> None:
+        for process in self._processes:
+            if process.returncode is None:
+                _kill_group(process.pid)
+
+
+def _thread(target: Callable[..., None], *arguments: object) -> threading.Thread:
+    thread = threading.Thread(target=target, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
+def _pass_on(i: int, source: IO[str], target: IO[str]) -> None:
+    """Copies lines, each in one piece, with the number of their process."""
+    for line in source:
+        with contextlib.suppress(BrokenPipeError):  # nobody reads on; the process must not stall for that
+            target.write(f"[{i}] {line.rstrip()}\n")
+            target.flush()
+
+
+def _kill_group(leader: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: PermissionError for one that is gone
+        os.killpg(leader, signal.SIGKILL)
+
+
+def _die_with(parent: int) -> Callable[[], None] | None:
+    """Returns what a new process calls so that it is killed when `parent` dies; None elsewhere than on Linux."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None, use_errno=True).prctl  # found now: a forked process should do little before its exec
+
+    def die_with_parent() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died in between
+            os._exit(128 + signal.SIGKILL)
+
+    return die_with_parent
