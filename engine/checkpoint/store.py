@@ -92,6 +92,7 @@ class CheckpointStore:
             return False
         ocp = _orbax()
         with self._failing(lambda error: self._save_failed(step, error), reopen=True):
+            state = _apart(state)
             if step in self._manager.all_steps():
                 self._manager.reload()
             if step in self._manager.all_steps():

@@ -93,6 +93,14 @@ def test_the_state_may_be_donated_right_after_save(store, devices):
     assert_same(step(saved), {"params": {f"p{i}": jnp.ones((256, 1024)) for i in range(8)}})
 
 
+def test_a_step_after_a_save_updates_the_state_where_it_lies(store):
+    step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    state = step({f"p{i}": jnp.zeros((256, 1024)) for i in range(8)})
+    places = {name: x.unsafe_buffer_pointer() for name, x in state.items()}
+    store.save(0, state, POSITION, CONFIG)
+    assert {name: x.unsafe_buffer_pointer() for name, x in step(state).items()} == places
+
+
 def test_restores_onto_any_other_mesh_bitwise(store):
     data = make_state(devices=8)
     fsdp = make_state(16, 8, "axis")
