@@ -316,3 +316,16 @@ def _orbax() -> Any:
 
     logging.getLogger("absl").addFilter(_CHATTER)
     return ocp
+
+
+def _apart(state: Any) -> Any:
+    """Returns a copy on CPU, whose arrays Orbax reads where they lie: the loop's own stay free to be donated.
+
+    Without it, the next step copies the whole state beside the writer at work, which takes twice as long. On an
+    accelerator Orbax itself copies, to the host, before its `save` returns.
+    """
+    import jax
+
+    if jax.default_backend() != "cpu":
+        return state
+    return jax.device_put(state, jax.tree.map(lambda x: x.sharding, state), may_alias=False)
