@@ -1,5 +1,6 @@
 """The loop: order, periods, dispatches of K steps, resume, and what stops it."""
 
+import dataclasses
 import json
 import shutil
 import time
@@ -13,7 +14,10 @@ import engine
 from engine import entry
 from engine.config import hardware
 from engine.config.errors import ConvoyError
-from engine.trainer import Diverged
+from engine.config.schema import Hook
+from engine.parallel.mesh import make_mesh
+from engine.run.directory import RunDirectory
+from engine.trainer import Diverged, Trainer
 from tests import runs, zoo
 
 
@@ -250,3 +254,34 @@ def test_a_run_that_diverged_in_its_last_steps_is_not_finished_by_starting_it_ag
         with pytest.raises(Diverged, match="step 1:"):
             engine.train(config, workdir=tmp_path)
     assert entry.checkpoints(tmp_path) == []
+
+
+def test_a_run_compiles_its_step_once(tmp_path):
+    """Whatever is compiled is compiled by the second evaluation and save; the steps after it compile nothing."""
+    compiled: list[tuple[int, str]] = []
+    step = 0
+
+    def listen(event, seconds, **details):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append((step, details.get("fun_name", "")))
+
+    class Watch:
+        def run(self, trainer, state, at):
+            nonlocal step
+            step = at
+
+    config = runs.config(train__total="30 steps", evaluations__heldout__every="5 steps", checkpoint__every="5 steps")
+    directory = RunDirectory.open(tmp_path / "run")
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        config = dataclasses.replace(config, hooks={"watch": Hook(every="1 step")})
+        source, evaluations = entry.sources_of(config)
+        trainer = Trainer(
+            zoo.Classify(), make_mesh(config.mesh), source, config, directory, evaluation_sources=evaluations,
+            hooks={"watch": Watch()}, on_row=lambda row: None, on_message=lambda text: None,
+        )  # fmt: skip
+        trainer.run()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert [name for at, name in compiled if at > 10] == []
+    assert compiled
