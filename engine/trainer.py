@@ -158,6 +158,8 @@ class Trainer:
             preemption = stack.enter_context(Preemption())
             stack.callback(self.checkpoints.store.close)
             state, step = self._first_state()
+            for text in self.program.warnings:
+                self._say(f"warning: {text}")
             if step == self.total_steps:
                 self._say("this run is finished; to train longer, set train.total, or --fresh to start anew")
             sizes = {1, config.train.steps_per_dispatch} if step < self.total_steps else ()

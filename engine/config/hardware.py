@@ -26,6 +26,7 @@ class Hardware:
     f32: float  # FLOP/s of matrix products of float32 arrays, as JAX runs them by default
     hbm_bytes: int  # memory of the device
     hbm_bandwidth: float  # bytes/s
+    mesh: str = "replicated"  # the usual mesh, of MESH_PRESETS
 
     def peak(self, precision: str) -> float:
         """FLOP/s for `train.precision`: "bfloat16" or "float32"."""
@@ -34,21 +35,24 @@ class Hardware:
 
 # float32 on NVIDIA: JAX's default precision lets XLA use TF32, so the row holds the dense TF32 rate of the data sheet.
 # float32 on TPU: the default precision is one pass in bfloat16, so the rate is that of bfloat16.
-_H100 = Hardware(
-    "H100 SXM", 989.4 * TERA, 494.7 * TERA, 80 * GB, 3.35e12
-)  # H100 Tensor Core GPU data sheet, SXM column
-_H200 = Hardware("H200", 989.4 * TERA, 494.7 * TERA, 141 * GB, 4.8e12)  # H200 Tensor Core GPU data sheet, SXM column
-_A100_80 = Hardware("A100 80GB SXM", 312 * TERA, 156 * TERA, 80 * GB, 2.039e12)  # A100 data sheet (2022), 80GB SXM
-_A100_40 = Hardware("A100 40GB SXM", 312 * TERA, 156 * TERA, 40 * GB, 1.555e12)  # A100 data sheet (2020), 40GB SXM
+# The usual mesh. A host of eight GPUs on NVLink moves bytes about ten times as fast as the network between hosts, so
+# parameters are split within a host and only gradients cross hosts. The chips of a TPU slice have one fast network, so
+# parameters are split over the slice and only gradients cross slices. GPUs on PCIe hold copies: gathering parameters
+# twice a step costs them more than it saves.
+_HOST, _SLICE = "hybrid-8", "slices"
+_H100 = Hardware("H100 SXM", 989.4 * TERA, 494.7 * TERA, 80 * GB, 3.35e12, _HOST)  # H100 data sheet, SXM column
+_H200 = Hardware("H200", 989.4 * TERA, 494.7 * TERA, 141 * GB, 4.8e12, _HOST)  # H200 data sheet, SXM column
+_A100_80 = Hardware("A100 80GB SXM", 312 * TERA, 156 * TERA, 80 * GB, 2.039e12, _HOST)  # A100 data sheet (2022)
+_A100_40 = Hardware("A100 40GB SXM", 312 * TERA, 156 * TERA, 40 * GB, 1.555e12, _HOST)  # A100 data sheet (2020)
 _A100_PCIE = Hardware("A100 80GB PCIe", 312 * TERA, 156 * TERA, 80 * GB, 1.935e12)  # A100 data sheet (2022), 80GB PCIe
-_B200 = Hardware("B200", 2250 * TERA, 1125 * TERA, 180 * GB, 8.0e12)  # DGX B200 data sheet, an eighth of the system
+_B200 = Hardware("B200", 2250 * TERA, 1125 * TERA, 180 * GB, 8.0e12, _HOST)  # DGX B200 data sheet, an eighth
 _L4 = Hardware("L4", 121 * TERA, 60 * TERA, 24 * GB, 300e9)  # L4 Tensor Core GPU data sheet, half of the sparse rates
-_V3 = Hardware("TPU v3 core", 61.5 * TERA, 61.5 * TERA, 16 * GIB, 450e9)  # Cloud TPU v3 specification, half a chip
-_V4 = Hardware("TPU v4", 275 * TERA, 275 * TERA, 32 * GIB, 1.2e12)  # Cloud TPU v4 specification
-_V5E = Hardware("TPU v5e", 197 * TERA, 197 * TERA, 16 * GB, 819e9)  # Cloud TPU v5e specification
-_V5P = Hardware("TPU v5p", 459 * TERA, 459 * TERA, 95 * GB, 2.765e12)  # Cloud TPU v5p specification
-_V6E = Hardware("TPU v6e", 918 * TERA, 918 * TERA, 32 * GB, 1.64e12)  # Cloud TPU v6e (Trillium) specification
-_V7 = Hardware("TPU v7 chiplet", 1153.5 * TERA, 1153.5 * TERA, 96 * GIB, 3.69e12)  # Cloud TPU7x (Ironwood), half a chip
+_V3 = Hardware("TPU v3 core", 61.5 * TERA, 61.5 * TERA, 16 * GIB, 450e9, _SLICE)  # Cloud TPU v3 specification
+_V4 = Hardware("TPU v4", 275 * TERA, 275 * TERA, 32 * GIB, 1.2e12, _SLICE)  # Cloud TPU v4 specification
+_V5E = Hardware("TPU v5e", 197 * TERA, 197 * TERA, 16 * GB, 819e9, _SLICE)  # Cloud TPU v5e specification
+_V5P = Hardware("TPU v5p", 459 * TERA, 459 * TERA, 95 * GB, 2.765e12, _SLICE)  # Cloud TPU v5p specification
+_V6E = Hardware("TPU v6e", 918 * TERA, 918 * TERA, 32 * GB, 1.64e12, _SLICE)  # Cloud TPU v6e specification
+_V7 = Hardware("TPU v7 chiplet", 1153.5 * TERA, 1153.5 * TERA, 96 * GIB, 3.69e12, _SLICE)  # TPU7x (Ironwood)
 
 DEVICES: Mapping[str, Hardware] = {
     "NVIDIA H100 80GB HBM3": _H100,
@@ -72,12 +76,13 @@ DEVICES: Mapping[str, Hardware] = {
 AXES = ("pipeline", "data", "fsdp", "expert", "context", "tensor")
 """The axes of a mesh, slowest network first."""
 
-# Axes that a preset does not name keep their own default.
+# Axes that a preset does not name keep their own default; "dcn.data" is the factor of `data` between slices.
 MESH_PRESETS: Mapping[str, Mapping[str, int]] = {
-    "replicated": {"data": -1, "fsdp": 1, "tensor": 1},  # a copy of the model on every device
-    "fsdp": {"data": 1, "fsdp": -1, "tensor": 1},  # parameters split over all devices
-    "hybrid-8": {"data": -1, "fsdp": 8, "tensor": 1},  # split within a host of eight, copies across hosts
+    "replicated": {"data": -1},  # a copy of the model on every device
+    "fsdp": {"data": 1, "fsdp": -1},  # parameters split over all devices
+    "hybrid-8": {"data": -1, "fsdp": 8},  # split within a host of eight, copies across hosts
     "tensor-8": {"data": 1, "fsdp": -1, "tensor": 8},  # layers split within a host of eight, parameters across hosts
+    "slices": {"data": 1, "fsdp": -1, "dcn.data": -1},  # split over a slice, copies across slices
 }
 
 
@@ -87,7 +92,7 @@ def find(device_kind: str) -> Hardware | None:
 
 
 def mesh_preset(name: str) -> Mapping[str, int]:
-    """Returns axis -> size of a named mesh, -1 for what is left.
+    """Returns axis -> size of a named mesh, -1 for what is left; "dcn.data" is between slices.
 
     Raises:
         ConfigError: no preset of this name.

@@ -15,6 +15,7 @@ from engine.config.checks import check_value
 from engine.config.draft import Draft, draft_of, thaw
 from engine.config.errors import FieldError, did_you_mean
 from engine.config.fields import join, slots
+from engine.config.hardware import AXES
 from engine.config.override import locate
 from engine.config.schema import Config, Target
 
@@ -101,9 +102,10 @@ def _check_numbers(config: Config) -> None:
             f"found {train.accumulate}, which does not divide train.global_batch_size = {train.global_batch_size}",
             f"Near divisors: {', '.join(map(str, near))}.",
         )
-    free = [name for name in ("data", "fsdp", "tensor") if getattr(mesh, name) == -1]
-    if len(free) > 1:
-        raise FieldError(f"mesh.{free[-1]}", f"found -1, and so is mesh.{free[0]}", "One axis may take what is left.")
+    for path, section in (("mesh", mesh), ("mesh.dcn", mesh.dcn)):
+        free = [f"{path}.{name}" for name in AXES if getattr(section, name) == -1]
+        if len(free) > 1:
+            raise FieldError(free[-1], f"found -1, and so is {free[0]}", "One axis may take what is left.")
     for name, axes in config.sharding.rules.items():
         if not name.isidentifier():
             raise FieldError(f"sharding.rules.{name}", "is no name of an axis", "Use letters, digits and '_'.")

@@ -1,79 +1,258 @@
 """The mesh: devices by axis, from a config and the devices that are there.
 
-Owns: the names of the axes, how `-1` and None are resolved, the batch's sharding, and how many CPU devices there
-are. Does not own: which dimension of a parameter goes to which axis (`rules.py`).
+Owns: how `-1`, None and presets are resolved, slices, the order of devices, the batch's sharding, and how many CPU
+devices there are. Does not own: which dimension of a parameter goes to which axis (`rules.py`).
 
 Terms. *pipeline*: layers are split into stages. *data*: copies of the model, each with its own rows. *fsdp*: rows and
 parameters are both split. *expert*: rows and the experts of a layer are both split. *context*: sequences are split.
-*tensor*: dimensions of one layer are split.
+*tensor*: dimensions of one layer are split. *Slice*: devices on one fast network, as a TPU slice or a host of GPUs;
+`mesh.dcn` is the factor of each axis that spans the slower network between them.
 """
 
-import itertools
+import dataclasses
+import heapq
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from engine.config import hardware
 from engine.config.errors import ConfigError, ShardingError
-from engine.config.schema import MeshSpec
+from engine.config.schema import MeshSpec, Slices
 
 AXES = hardware.AXES
 BATCH_AXES = ("data", "fsdp", "expert")
 
 
-def resolve_axes(config: MeshSpec, devices: int) -> dict[str, int]:
+@dataclasses.dataclass(frozen=True)
+class Axes:
+    """The resolved sizes of a mesh, each a number."""
+
+    within: Mapping[str, int]  # of every axis, within a slice
+    between: Mapping[str, int]  # of every axis, between slices
+    origin: str  # where they come from, for the user
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The whole size of every axis."""
+        return {axis: self.within[axis] * self.between[axis] for axis in AXES}
+
+    @property
+    def slices(self) -> int:
+        """How many slices the mesh spans."""
+        return math.prod(self.between.values())
+
+
+def axes_text(sizes: Mapping[str, int | None]) -> str:
+    """Returns the axes in words, "data=2 x fsdp=4"; those of size 1 are left out, unless all are."""
+    return " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size != 1) or "data=1"
+
+
+def resolve_axes(
+    config: MeshSpec, devices: int, *, kind: str = "cpu", slices: int | None = None, join: bool = True
+) -> Axes:
     """Returns the size of every axis for a number of devices.
 
     Args:
         config: axes as integers; -1 takes what is left, and so does `data` when it is None and no other axis does.
+            Where it sets no axis, preset "auto" is the usual mesh of the devices.
         devices: how many there are.
+        kind: of the devices, as JAX names it.
+        slices: how many slices they say that they form; None where they do not say.
+        join: whether the mesh may treat several slices as one.
 
     Raises:
         ShardingError: the axes do not multiply to the number of devices.
     """
-    sizes = {axis: getattr(config, axis) for axis in AXES}
-    if config.preset != "auto":
-        preset = hardware.mesh_preset(config.preset)
-        defaults = MeshSpec()
-        sizes = {
-            axis: preset.get(axis, size) if size == getattr(defaults, axis) else size for axis, size in sizes.items()
-        }
-    free = [axis for axis, size in sizes.items() if size == -1]
-    if sizes["data"] is None:
-        sizes["data"] = 1 if free else -1
-        free = free or ["data"]
+    within, between, origin = _chosen(config, devices, kind, slices)
+    if slices and slices > 1 and not join and all(size == 1 for size in between.values()):
+        between["data"] = slices
+        origin += f"; mesh.dcn.data={slices}, since there are {slices} slices"
+    between = _resolve_between(between, devices, slices, join)
+    count = math.prod(between.values())
+    return Axes(_resolve_within(within, devices // count, count, between), between, origin)
+
+
+def _chosen(
+    config: MeshSpec, devices: int, kind: str, slices: int | None
+) -> tuple[dict[str, int | None], dict[str, int], str]:
+    """The axes within and between slices, -1 and None still in them, and where they come from."""
+    within = {axis: getattr(config, axis) for axis in AXES}
+    between = {axis: getattr(config.dcn, axis) for axis in AXES}
+    defaults = MeshSpec()
+    given = {axis for axis in AXES if within[axis] != getattr(defaults, axis)}
+    name, found = config.preset, hardware.find(kind)
+    auto = name == "auto"
+    if auto:
+        if given or config.dcn != Slices():
+            return within, between, "the config"
+        if found is None:
+            return within, between, "the default, copies on all devices"
+        name = found.mesh
+    preset = dict(hardware.mesh_preset(name))
+    share = devices // (slices or 1)
+    for axis, size in preset.items():
+        axis, outer = axis.removeprefix("dcn."), axis.startswith("dcn.")
+        if outer and between[axis] == 1:
+            between[axis] = size if slices else 1
+        elif not outer and axis not in given:
+            within[axis] = math.gcd(size, share) if auto and size > 1 else size
+    if "data" not in given and any(size == -1 and axis in given for axis, size in preset.items()):
+        within["data"] = None  # the axis that was to take what is left has a number: data takes it
+    origin = f"preset {name}" + (f", the usual mesh of {found.name}" if auto and found else "")
+    return (
+        within,
+        between,
+        origin + (f"; {', '.join(f'mesh.{axis}' for axis in AXES if axis in given)}" if given else ""),
+    )
+
+
+def _resolve_between(between: Mapping[str, int], devices: int, slices: int | None, join: bool) -> dict[str, int]:
+    """The factors between slices as numbers that multiply to a number of slices."""
+    text = f"mesh.dcn: {axes_text(between)}"
+    free = [axis for axis, size in between.items() if size == -1]
     if len(free) > 1:
-        raise ShardingError(f"mesh: {' and '.join(free)} are both -1. One axis may take what is left.")
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    text = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
-    if free and devices % fixed == 0:
-        sizes[free[0]] = devices // fixed
-    elif free or fixed != devices:
+        raise ShardingError(f"mesh.dcn: {' and '.join(free)} are both -1. One axis may take what is left.")
+    fixed = math.prod(size for size in between.values() if size != -1)
+    if free and slices is None:
         raise ShardingError(
-            f"mesh: {text} needs {'a multiple of ' if free else ''}{fixed} devices, found {devices}. "
-            f"Meshes that work here: {_nearest(sizes, devices)}. Set mesh.data=-1 to take what is left."
+            f"{text}: these devices do not say which slice they are in. Write mesh.dcn.{free[0]} as a number."
         )
+    known = slices or fixed
+    wrong = known % fixed if free or join else known != fixed
+    if wrong:
+        near = ", ".join(str(n) for n in range(1, known + 1) if known % n == 0)
+        allowed = f"{known}" if not join and not free else f"a divisor of it ({near})"
+        raise ShardingError(
+            f"{text} asks for {fixed} slices, found {known}. The product of mesh.dcn is to be {allowed}."
+        )
+    sizes = {axis: known // fixed if size == -1 else size for axis, size in between.items()}
+    count = math.prod(sizes.values())
+    if devices % count:
+        raise ShardingError(f"{text} needs a multiple of {count} devices, found {devices}. Set mesh.dcn.data=1.")
     return sizes
 
 
-def _nearest(sizes: dict[str, int], devices: int) -> str:
-    """Names up to three meshes of these devices, nearest to the sizes that were asked for."""
-    divisors = [n for n in range(1, devices + 1) if devices % n == 0]
-    fits = [fit for fit in itertools.product(divisors, repeat=len(AXES)) if math.prod(fit) == devices]
-    wanted = [max(size, 1) for size in sizes.values()]
-    fits.sort(key=lambda fit: sum(abs(math.log(a / b)) for a, b in zip(fit, wanted, strict=True)))
-    return "; ".join(" x ".join(f"{axis}={n}" for axis, n in zip(AXES, fit, strict=True)) for fit in fits[:3])
+def _resolve_within(
+    within: Mapping[str, int | None], devices: int, slices: int, between: Mapping[str, int]
+) -> dict[str, int]:
+    """The axes within a slice as numbers that multiply to its devices."""
+    sizes = dict(within)
+    free = [axis for axis, size in sizes.items() if size == -1]
+    if len(free) > 1:
+        raise ShardingError(f"mesh: {' and '.join(free)} are both -1. One axis may take what is left.")
+    if sizes["data"] is None:
+        sizes["data"] = 1 if free else -1
+        free = free or ["data"]
+    numbers = {axis: int(size or 1) for axis, size in sizes.items()}
+    fixed = math.prod(size for size in numbers.values() if size != -1)
+    if free and devices % fixed == 0:
+        return {axis: devices // fixed if size == -1 else size for axis, size in numbers.items()}
+    if free or fixed != devices:
+        one = f" in each of {slices} slices (mesh.dcn: {axes_text(between)})" if slices > 1 else ""
+        raise ShardingError(
+            f"mesh: {axes_text(numbers)} needs {'a multiple of ' if free else ''}{fixed} devices{one}, found "
+            f"{devices}. "
+            f"Meshes that work here: {'; '.join(_nearest(within, devices))}. Set mesh.data=-1 to take what is left."
+        )
+    return numbers
+
+
+def _nearest(asked: Mapping[str, int | None], devices: int) -> list[str]:
+    """Up to three meshes of these devices, nearest to the numbers that were asked for.
+
+    Only `data` and the axes that were asked for vary, so that a thousand devices are quickly done.
+    """
+    numbers = {axis: size for axis, size in asked.items() if size is not None and size > 1}
+    axes = [axis for axis in AXES if axis in numbers or axis == "data" or asked[axis] == -1]
+
+    def distance(fit: tuple[int, ...]) -> float:
+        return sum(abs(math.log(size / numbers[axis])) for axis, size in zip(axes, fit, strict=True) if axis in numbers)
+
+    fits = heapq.nsmallest(3, _factorizations(devices, len(axes)), key=distance)
+    return [axes_text(dict(zip(axes, fit, strict=True))) for fit in fits]
+
+
+def _factorizations(n: int, parts: int) -> Iterator[tuple[int, ...]]:
+    """Yields every tuple of `parts` positive integers whose product is n."""
+    if parts == 1:
+        yield (n,)
+        return
+    for first in range(1, n + 1):
+        if n % first == 0:
+            for rest in _factorizations(n // first, parts - 1):
+                yield (first, *rest)
+
+
+def axes_of(config: MeshSpec, devices: Sequence[Any]) -> Axes:
+    """Returns the size of every axis for these devices. Raises ShardingError when they do not fit."""
+    slices, join = _slices(devices)
+    return resolve_axes(config, len(devices), kind=devices[0].device_kind, slices=slices, join=join)
 
 
 def make_mesh(config: MeshSpec, devices: Sequence[Any] | None = None) -> Mesh:
-    """Returns the mesh of a config over `devices` (all of them by default); axes are of type Auto."""
+    """Returns the mesh of a config; axes are of type Auto, the factor between slices outermost in each.
+
+    Args:
+        config: the axes.
+        devices: in the order of their processes; all devices by default. Those of a topology may stand for real ones.
+
+    Raises:
+        ShardingError: the axes do not multiply to the number of devices, or slices do not fit.
+    """
     devices = jax.devices() if devices is None else devices
-    sizes = resolve_axes(config, len(devices))
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    axes = axes_of(config, devices)
+    grid = _one_slice(axes, devices) if axes.slices == 1 else _several_slices(axes, devices)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _slices(devices: Sequence[Any]) -> tuple[int | None, bool]:
+    """How many slices devices say that they form, if they do, and whether a mesh may treat several as one.
+
+    TPU slices are what they are. Hosts of GPUs, and processes on CPUs, may be taken together.
+    """
+    platform = devices[0].platform
+    told = max(_distinct(devices, "slice_index"), 1)
+    if platform == "tpu":
+        return told, False
+    told = told if told > 1 else _distinct(devices, "process_index")
+    return (told if told > 1 else None), True
+
+
+def _distinct(devices: Sequence[Any], attribute: str) -> int:
+    return len({getattr(device, attribute) for device in devices if hasattr(device, attribute)})
+
+
+def _one_slice(axes: Axes, devices: Sequence[Any]) -> np.ndarray:
+    """Devices by axis on one network: JAX knows the tori of TPUs; elsewhere the order is that of the processes."""
+    shape = tuple(axes.sizes.values())
+    try:
+        return mesh_utils.create_device_mesh(shape, devices)
+    except NotImplementedError:  # an axis of the mesh is not a product of axes of the torus
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+
+
+def _several_slices(axes: Axes, devices: Sequence[Any]) -> np.ndarray:
+    """Devices by axis over several slices; neighbours in their order form one where no boundary is told."""
+    within, between = tuple(axes.within.values()), tuple(axes.between.values())
+    for attribute in ("slice_index", "process_index"):
+        if _distinct(devices, attribute) == axes.slices:
+            return mesh_utils.create_hybrid_device_mesh(
+                within,
+                between,
+                devices,
+                process_is_granule=attribute == "process_index",
+                allow_split_physical_axes=True,
+            )
+    grid = np.asarray(devices).reshape(*between, *within)
+    # Dimensions go in pairs, outer and inner factor of each axis, and each pair becomes one.
+    pairs = [i for axis in range(len(AXES)) for i in (axis, len(AXES) + axis)]
+    return grid.transpose(pairs).reshape(tuple(axes.sizes.values()))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -88,15 +267,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int, name: str = "train.global_batch_size") -> None:
     """Raises ShardingError when a batch does not divide over microbatches and devices."""
-    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    axes = {axis: mesh.shape[axis] for axis in BATCH_AXES}
+    shards = math.prod(axes.values())
     parts = shards * accumulate
     if batch_size % parts:
         below, above = batch_size // parts * parts, -(-batch_size // parts) * parts
         allowed = f"{below} or {above}" if below else f"{above}"
-        micro = f" x {accumulate} microbatches" if accumulate > 1 else ""
+        over = f"{shards} shards ({axes_text(axes)})" if shards > 1 else ""
+        micro = f"{accumulate} microbatches" if accumulate > 1 else ""
         raise ShardingError(
-            f"{name} = {batch_size} is not divisible by {shards} shards "
-            f"({' x '.join(f'{axis}={mesh.shape[axis]}' for axis in BATCH_AXES)}){micro}. Use {allowed}, or another mesh."
+            f"{name} = {batch_size} is not divisible by {' x '.join(filter(None, (over, micro)))}. "
+            f"Use {allowed}, or another mesh."
         )
 
 
@@ -113,3 +294,25 @@ def cpu_device_count(setting: int | str | None, batch_size: int) -> int | None:
     if not isinstance(setting, int) or setting < 1:
         raise ConfigError(f"mesh.cpu_devices = {setting!r}: allowed are a positive number, auto and None.")
     return setting
+
+
+def stand_in_devices(config: MeshSpec, count: int | None = None) -> Sequence[Any] | None:
+    """Makes CPU devices on which a mesh can be explained that is larger than what is here.
+
+    Must come before anything asks JAX for devices.
+
+    Args:
+        config: the axes; their numbers multiply to the devices that are needed.
+        count: how many are needed, where an axis takes what is left; None asks the axes.
+
+    Returns:
+        CPU devices; None where JAX's own do: there are enough, or JAX_NUM_CPU_DEVICES or `mesh.cpu_devices` says how
+        many there are.
+    """
+    if "JAX_NUM_CPU_DEVICES" in os.environ or config.cpu_devices is not None:
+        return None
+    within, between, _ = _chosen(config, 1, "cpu", None)
+    needed = count or math.prod(size for size in (*within.values(), *between.values()) if size and size > 0)
+    jax.config.update("jax_num_cpu_devices", needed)
+    here = jax.device_count()
+    return None if here == needed or (count is None and here > needed) else jax.devices("cpu")

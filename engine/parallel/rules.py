@@ -1,7 +1,8 @@
 """Sharding rules: from the names that a layer gives its dimensions to the axes of the mesh.
 
-Owns: the default table, the PartitionSpec of one parameter, and the checks that name the parameter before anything
-is compiled. Does not own: the mesh (`mesh.py`), or who asks (`training/`).
+Owns: the default table, the PartitionSpec of each parameter, the checks that name the parameter before anything is
+compiled, and warnings about what a mesh splits nothing of. Does not own: the mesh (`mesh.py`), or who asks
+(`training/`).
 
 Terms. *Logical axis*: the name of a dimension ("embed", "mlp"), given where the parameter is made: as
 `nnx.Param(value, logical_axes=("embed", "mlp"))`, or with `kernel_metadata={"out_sharding": ("embed", "mlp")}` in a
@@ -11,6 +12,7 @@ None. A parameter without names is split over `fsdp` along its largest dimension
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jax.sharding import Mesh, PartitionSpec
 
@@ -36,9 +38,39 @@ RULES: Rules = {
     "sequence": "context",
     "tokens": ("context", "tensor"),
 }
+ACTIVATIONS = ("batch", "sequence", "tokens")
+"""Dimensions of activations alone."""
 STACKED = ("repeats", "layers")
 """Dimensions that hold the layers of a stack; the rest of a name list is that of one layer."""
 SMALLEST_SPLIT = 1024  # entries; below it, splitting an unnamed parameter costs more than it saves
+LARGE_BYTES, LARGE_SHARE = 2**20, 0.01  # a parameter above both, of all parameters, is told when every device holds it
+SHOWN = 5  # problems, or parameters of a warning, that are told one by one
+
+
+def partition_specs(
+    params: Mapping[str, Any], names: Mapping[str, Sequence[str | None]], rules: Rules, mesh: Mesh
+) -> dict[str, PartitionSpec]:
+    """Returns path -> PartitionSpec of every parameter.
+
+    Args:
+        params: path -> anything with a shape.
+        names: path -> logical axes, for the parameters that have some.
+        rules: the table in use (defaults and overrides).
+        mesh: where they will live.
+
+    Raises:
+        ShardingError: with the problems of all parameters, as `partition_spec` tells each.
+    """
+    specs, problems = {}, {}
+    for path, param in params.items():
+        try:
+            specs[path] = partition_spec(path, param.shape, names.get(path), rules, mesh)
+        except ShardingError as error:
+            problems[str(error)] = None  # a rule that names no axis of the mesh is one problem of many parameters
+    if problems:
+        more = f"\n(and {len(problems) - SHOWN} more)" if len(problems) > SHOWN else ""
+        raise ShardingError("\n".join(list(problems)[:SHOWN]) + more)
+    return specs
 
 
 def partition_spec(
@@ -120,3 +152,71 @@ def _unnamed(shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
         return PartitionSpec()
     split = max(fits, key=lambda i: shape[i])
     return PartitionSpec(*(("fsdp" if i == split else None) for i in range(len(shape))))
+
+
+def warnings(
+    params: Mapping[str, Any], names: Mapping[str, Sequence[str | None]], rules: Rules, mesh: Mesh
+) -> list[str]:
+    """Returns sentences about what is legal and rarely meant: an axis that splits no parameter, a large parameter whole
+    on every device of `fsdp`, and a rule of the config for an axis that nothing has.
+
+    Args:
+        params: path -> anything with shape and dtype.
+        names: path -> logical axes, for the parameters that have some.
+        rules: the table in use (defaults and overrides).
+        mesh: where they will live.
+    """
+    specs = partition_specs(params, names, rules, mesh)
+    used = {path: {axis for entry in spec for axis in _entry(entry)} for path, spec in specs.items()}
+    told = [
+        f"mesh.{axis} = {mesh.shape[axis]} splits no parameter, so that each of these devices holds the same"
+        f"{' and computes the same' if axis not in BATCH_AXES else ''}. {_advice(axis, rules)}"
+        for axis in ("fsdp", "tensor")
+        if mesh.shape[axis] > 1 and not any(axis in axes for axes in used.values())
+    ]
+    known = {name for path in names for name in names[path] if name is not None}
+    told += [
+        f"sharding.rules.{name}: no parameter has an axis of this name.{did_you_mean(name, known | set(RULES))}"
+        for name in rules
+        if name not in RULES and name not in known
+    ]
+    return told + _large_and_whole(params, names, rules, mesh, used)
+
+
+def _entry(entry: Any) -> tuple[str, ...]:
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def _advice(axis: str, rules: Rules) -> str:
+    mapped = [name for name, axes in rules.items() if axis in _entry(axes) and name not in ACTIVATIONS]
+    names = f"Name dimensions {' or '.join(map(repr, mapped))} in the model, or use" if mapped else "Use"
+    return f"{names} mesh.{axis}=1."
+
+
+def _large_and_whole(
+    params: Mapping[str, Any],
+    names: Mapping[str, Sequence[str | None]],
+    rules: Rules,
+    mesh: Mesh,
+    used: Mapping[str, set[str]],
+) -> list[str]:
+    """One sentence for each large parameter that every device of `fsdp` holds whole, the largest first."""
+    parts = mesh.shape["fsdp"]
+    if parts == 1:
+        return []
+    sizes = {path: math.prod(param.shape) * param.dtype.itemsize for path, param in params.items()}
+    limit = max(LARGE_BYTES, LARGE_SHARE * sum(sizes.values()))
+    large = sorted(
+        (path for path in sizes if sizes[path] > limit and "fsdp" not in used[path]), key=lambda p: -sizes[p]
+    )
+    told = []
+    for path in large[:SHOWN]:
+        shape = list(params[path].shape)
+        if path in names and not set(names[path]) <= set(STACKED):
+            fix = f"none of its axes {tuple(names[path])} is mapped to fsdp. Map one in sharding.rules."
+        else:
+            fix = f"no dimension is divisible by {parts}. Use a multiple of {parts}, or another mesh.fsdp."
+        told.append(
+            f"{path} {shape}, {sizes[path] / 2**20:.1f} MiB, is whole on each device of mesh axis fsdp={parts}: {fix}"
+        )
+    return told + ([f"(and {len(large) - SHOWN} more such parameters)"] if len(large) > SHOWN else [])

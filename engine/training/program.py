@@ -18,6 +18,7 @@ from engine.config.errors import ConfigError, ShardingError
 from engine.metrics import check_means
 from engine.parallel.layout import active
 from engine.parallel.mesh import replicated
+from engine.parallel.rules import warnings
 from engine.training.flops import count_flops, has_convolution
 from engine.training.state import State, abstract_state, initial_state, optimizer_shardings
 from engine.training.step import (
@@ -113,6 +114,12 @@ class Program:
                 f"train.remat = {layout.remat!r}: the model of {name} has no layer that can be computed again. Use "
                 "engine.layers.Stack, or engine.layers.remat around a layer, or train.remat=none."
             )
+
+    @property
+    def warnings(self) -> list[str]:
+        """Sentences about parameters and axes of the mesh that are legal and rarely meant."""
+        model, layout = self.spec.model, self.spec.layout
+        return warnings(model.params, model.names, layout.rules, self.mesh)
 
     def _laid_out(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, traced with the layout in force."""

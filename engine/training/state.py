@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from engine.parallel.layout import Layout, active
 from engine.parallel.mesh import replicated
-from engine.parallel.rules import Rules, partition_spec
+from engine.parallel.rules import Rules, partition_specs
 from engine.training.model import Model
 from engine.training.task import Task
 
@@ -48,12 +48,10 @@ def param_shardings(model: Model, mesh: Mesh, rules: Rules) -> Shardings:
     """Returns path -> where a parameter lives.
 
     Raises:
-        ShardingError: a parameter that does not fit the rules or the mesh.
+        ShardingError: parameters that do not fit the rules or the mesh.
     """
-    return {
-        path: NamedSharding(mesh, partition_spec(path, spec.shape, model.names.get(path), rules, mesh))
-        for path, spec in model.params.items()
-    }
+    specs = partition_specs(model.params, model.names, rules, mesh)
+    return {path: NamedSharding(mesh, spec) for path, spec in specs.items()}
 
 
 def optimizer_shardings(model: Model, params: Shardings, zero1: bool) -> Shardings:

@@ -34,7 +34,7 @@ def test_entries_and_arguments_have_names_that_can_be_written(slot, name):
 def test_an_unknown_field_names_its_neighbours():
     assert str(unknown_field("train.totl", Train)) == (
         "train.totl: unknown field. Did you mean train.total? Fields here: total, global_batch_size, seed, accumulate, "
-        "steps_per_dispatch, precision, ema_decay."
+        "steps_per_dispatch, precision, ema_decay, remat, offload_optimizer."
     )
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from engine.config.errors import ConfigError
-from engine.config.hardware import DEVICES, MESH_PRESETS, find, mesh_preset
+from engine.config.hardware import AXES, DEVICES, MESH_PRESETS, find, mesh_preset
 
 
 def test_devices_are_found_by_the_name_that_jax_gives_them():
@@ -21,9 +21,18 @@ def test_every_row_is_plausible(kind):
     assert 0.01 < device.hbm_bytes / device.hbm_bandwidth < 0.1
 
 
-def test_mesh_presets_name_axes_and_leave_one_free():
-    assert mesh_preset("fsdp") == {"data": 1, "fsdp": -1, "tensor": 1}
+@pytest.mark.parametrize("kind", DEVICES)
+def test_the_usual_mesh_of_a_device_is_a_preset(kind):
+    assert DEVICES[kind].mesh in MESH_PRESETS
+
+
+def test_mesh_presets_name_axes_and_leave_one_free_in_each_network():
+    assert mesh_preset("fsdp") == {"data": 1, "fsdp": -1}
+    assert mesh_preset("slices") == {"data": 1, "fsdp": -1, "dcn.data": -1}
     for axes in MESH_PRESETS.values():
-        assert set(axes) == {"data", "fsdp", "tensor"} and list(axes.values()).count(-1) == 1
+        assert {axis.removeprefix("dcn.") for axis in axes} <= set(AXES)
+        within = [size for axis, size in axes.items() if not axis.startswith("dcn.")]
+        between = [size for axis, size in axes.items() if axis.startswith("dcn.")]
+        assert within.count(-1) == 1 and between.count(-1) <= 1
     with pytest.raises(ConfigError, match=r"mesh.preset: found 'fdsp'. Allowed: auto, .* Did you mean fsdp\?"):
         mesh_preset("fdsp")

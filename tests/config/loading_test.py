@@ -156,5 +156,5 @@ def test_what_a_config_names_can_be_imported_from_its_folder_and_the_current_one
 
 def test_the_bare_name_of_a_shipped_config_is_completed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"Did you mean configs\.digits\?"):
+    with pytest.raises(ConfigError, match=r"Did you mean configs\.digits"):
         load("digits")

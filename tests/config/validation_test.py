@@ -63,6 +63,8 @@ def test_a_config_travels_between_processes():
             "Near divisors: 1, 2, 4.",
         ),
         ({"mesh": {"data": -1, "fsdp": -1}}, "mesh.fsdp: found -1, and so is mesh.data (x.py). One axis may take"),
+        ({"mesh": {"pipeline": -1, "context": -1}}, "mesh.context: found -1, and so is mesh.pipeline (x.py)."),
+        ({"mesh": {"dcn": {"data": -1, "fsdp": -1}}}, "mesh.dcn.fsdp: found -1, and so is mesh.dcn.data (x.py)."),
         (
             {"checkpoint": {"best": "heldut/accuracy"}},
             "checkpoint.best: found 'heldut/accuracy', there is no evaluation 'heldut' (x.py). Evaluations: heldout. "

@@ -1,66 +1,219 @@
-"""The mesh: axes from numbers, what is left, and refusals with the arithmetic."""
+"""The mesh: axes from numbers, what is left, presets, slices, the order of devices, refusals with the arithmetic."""
+
+import socket
+import subprocess
+import sys
+import time
 
 import jax
+import numpy as np
 import pytest
 
 from engine.config.errors import ConfigError, ShardingError
-from engine.config.schema import MeshSpec
-from engine.parallel.mesh import batch_sharding, check_batch, cpu_device_count, make_mesh, resolve_axes
+from engine.config.schema import MeshSpec, Slices
+from engine.parallel.mesh import (
+    AXES,
+    axes_of,
+    axes_text,
+    batch_sharding,
+    check_batch,
+    cpu_device_count,
+    make_mesh,
+    resolve_axes,
+    stand_in_devices,
+)
+
+H100 = "NVIDIA H100 80GB HBM3"
+
+
+def sizes(config, devices=8, **known):
+    """The axes that are not 1."""
+    return {axis: size for axis, size in resolve_axes(config, devices, **known).sizes.items() if size != 1}
+
+
+def positions(mesh):
+    """Where each device of a mesh stands among all devices, without the axes of size 1."""
+    order = {device: i for i, device in enumerate(jax.devices())}
+    return np.vectorize(order.get)(mesh.devices).squeeze().tolist()
 
 
 @pytest.mark.parametrize(
-    ("config", "sizes"),
+    ("config", "found"),
     [
-        (MeshSpec(), (8, 1, 1)),
-        (MeshSpec(fsdp=-1), (1, 8, 1)),
-        (MeshSpec(fsdp=4), (2, 4, 1)),
-        (MeshSpec(data=2, fsdp=-1, tensor=2), (2, 2, 2)),
-        (MeshSpec(data=-1, tensor=8), (1, 1, 8)),
-        (MeshSpec(data=2, fsdp=4), (2, 4, 1)),
+        (MeshSpec(), {"data": 8}),
+        (MeshSpec(fsdp=-1), {"fsdp": 8}),
+        (MeshSpec(fsdp=4), {"data": 2, "fsdp": 4}),
+        (MeshSpec(data=2, fsdp=-1, tensor=2), {"data": 2, "fsdp": 2, "tensor": 2}),
+        (MeshSpec(data=-1, tensor=8), {"tensor": 8}),
+        (MeshSpec(pipeline=2, context=-1, expert=2), {"pipeline": 2, "expert": 2, "context": 2}),
     ],
 )
-def test_axes_are_resolved(config, sizes):
-    assert tuple(resolve_axes(config, 8).values()) == sizes
+def test_axes_are_resolved(config, found):
+    assert sizes(config) == found
+    assert tuple(resolve_axes(config, 8).sizes) == AXES
 
 
 @pytest.mark.parametrize(
-    ("config", "sizes"),
+    ("config", "found"),
     [
-        (MeshSpec(preset="fsdp"), (1, 8, 1)),
-        (MeshSpec(preset="fsdp", fsdp=4), (2, 4, 1)),
-        (MeshSpec(preset="fsdp", tensor=2), (1, 4, 2)),
+        (MeshSpec(preset="fsdp"), {"fsdp": 8}),
+        (MeshSpec(preset="fsdp", fsdp=4), {"data": 2, "fsdp": 4}),
+        (MeshSpec(preset="fsdp", tensor=2), {"fsdp": 4, "tensor": 2}),
+        (MeshSpec(preset="hybrid-8", fsdp=2), {"data": 4, "fsdp": 2}),
+        (MeshSpec(preset="slices"), {"fsdp": 8}),
+        (MeshSpec(preset="slices", dcn=Slices(data=2)), {"data": 2, "fsdp": 4}),
     ],
 )
-def test_a_preset_gives_the_axes_that_are_not_set(config, sizes, monkeypatch):
-    monkeypatch.setattr("engine.config.hardware.MESH_PRESETS", {"fsdp": {"fsdp": -1}})
-    assert tuple(resolve_axes(config, 8).values()) == sizes
+def test_a_preset_gives_the_axes_that_are_not_set(config, found):
+    assert sizes(config) == found
+    assert resolve_axes(config, 8).origin.startswith(f"preset {config.preset}")
 
 
-def test_a_mesh_that_does_not_divide_is_refused_with_the_arithmetic():
+@pytest.mark.parametrize(
+    ("devices", "kind", "known", "found", "origin"),
+    [
+        (32, H100, {}, {"data": 4, "fsdp": 8}, "preset hybrid-8, the usual mesh of H100 SXM"),
+        (4, H100, {}, {"fsdp": 4}, "preset hybrid-8"),  # a part of a host
+        (12, H100, {}, {"data": 3, "fsdp": 4}, "preset hybrid-8"),
+        (8, "NVIDIA L4", {}, {"data": 8}, "preset replicated, the usual mesh of L4"),
+        (16, "TPU v4", {"slices": 1, "join": False}, {"fsdp": 16}, "preset slices, the usual mesh of TPU v4"),
+        (32, "TPU v4", {"slices": 2, "join": False}, {"data": 2, "fsdp": 16}, "preset slices"),
+        (8, "cpu", {}, {"data": 8}, "the default, copies on all devices"),
+    ],
+)
+def test_auto_is_the_usual_mesh_of_the_hardware(devices, kind, known, found, origin):
+    assert sizes(MeshSpec(), devices, kind=kind, **known) == found
+    assert resolve_axes(MeshSpec(), devices, kind=kind, **known).origin.startswith(origin)
+
+
+def test_numbers_of_the_config_win_over_auto():
+    assert sizes(MeshSpec(tensor=8), 32, kind=H100) == {"data": 4, "tensor": 8}
+    assert sizes(MeshSpec(data=-1), 32, kind=H100) == {"data": 32}
+    assert resolve_axes(MeshSpec(data=-1), 32, kind=H100).origin == "the config"
+
+
+def test_a_mesh_that_does_not_divide_is_refused_with_the_arithmetic_and_what_works():
     with pytest.raises(ShardingError) as error:
         resolve_axes(MeshSpec(fsdp=3), 8)
-    assert "fsdp=3 x tensor=1 needs a multiple of 3 devices, found 8" in str(error.value)
-    assert "Meshes that work here: data=" in str(error.value)
-    with pytest.raises(ShardingError, match=r"data=2 x fsdp=2 x tensor=1 needs 4 devices, found 8"):
+    assert str(error.value) == (
+        "mesh: data=-1 x fsdp=3 needs a multiple of 3 devices, found 8. Meshes that work here: data=2 x fsdp=4; "
+        "data=4 x fsdp=2; fsdp=8. Set mesh.data=-1 to take what is left."
+    )
+    with pytest.raises(
+        ShardingError, match=r"data=2 x fsdp=2 needs 4 devices, found 8. Meshes that work here: data=2 x f"
+    ):
         resolve_axes(MeshSpec(data=2, fsdp=2), 8)
     with pytest.raises(ShardingError, match=r"fsdp and tensor are both -1"):
         resolve_axes(MeshSpec(fsdp=-1, tensor=-1), 8)
 
 
-def test_the_mesh_spans_all_devices_and_rows_are_split_over_data_and_fsdp():
-    mesh = make_mesh(MeshSpec(data=2, fsdp=4))
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+def test_what_works_is_quickly_found_for_a_thousand_devices():
+    start = time.perf_counter()
+    with pytest.raises(ShardingError, match=r"pipeline=3 x data=5 .* found 1024. Meshes that work here: pipeline="):
+        resolve_axes(MeshSpec(pipeline=3, data=5, fsdp=3, expert=3, context=3, tensor=3), 1024)
+    assert time.perf_counter() - start < 1
+
+
+def test_slices_multiply_each_axis_and_are_outermost_in_it():
+    config = MeshSpec(data=2, fsdp=2, dcn=Slices(data=2))
+    mesh = make_mesh(config)
+    assert dict(mesh.shape) == {"pipeline": 1, "data": 4, "fsdp": 2, "expert": 1, "context": 1, "tensor": 1}
+    # Devices 0 to 3 are the first slice: each row of `data` up to its middle lies in it.
+    assert positions(mesh) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    axes = axes_of(config, jax.devices())
+    assert (axes.slices, axes.within["data"], axes.between["data"]) == (2, 2, 2)
+    # Two factors of one inner axis: its outer half is the other slice, whatever axis comes before it.
+    assert positions(make_mesh(MeshSpec(data=2, fsdp=2, dcn=Slices(fsdp=2)))) == [[0, 1, 4, 5], [2, 3, 6, 7]]
+
+
+def test_what_is_left_counts_within_a_slice():
+    assert sizes(MeshSpec(dcn=Slices(data=2))) == {"data": 8}
+    assert sizes(MeshSpec(fsdp=-1, dcn=Slices(data=2))) == {"data": 2, "fsdp": 4}
+    assert sizes(MeshSpec(fsdp=-1, dcn=Slices(data=-1)), 8, slices=4) == {"data": 4, "fsdp": 2}
+
+
+def test_slices_that_nobody_names_are_copies():
+    axes = resolve_axes(MeshSpec(fsdp=4), 8, slices=2, join=False)
+    assert (axes.sizes["data"], axes.between["data"]) == (2, 2)
+    assert axes.origin == "the config; mesh.dcn.data=2, since there are 2 slices"
+    assert resolve_axes(MeshSpec(fsdp=8), 8, slices=2).slices == 1  # hosts of GPUs may be one
+
+
+@pytest.mark.parametrize(
+    ("config", "known", "message"),
+    [
+        (MeshSpec(dcn=Slices(data=3)), {}, r"mesh.dcn: data=3 needs a multiple of 3 devices, found 8. Set"),
+        (MeshSpec(dcn=Slices(data=-1)), {}, r"mesh.dcn: data=-1: these devices do not say which slice they are in"),
+        (MeshSpec(dcn=Slices(data=-1, fsdp=-1)), {"slices": 2}, r"mesh.dcn: data and fsdp are both -1"),
+        (MeshSpec(dcn=Slices(data=4)), {"slices": 2, "join": False}, r"asks for 4 slices, found 2. .* to be 2"),
+        (MeshSpec(dcn=Slices(data=3)), {"slices": 4}, r"asks for 3 slices, found 4. .* a divisor of it \(1, 2, 4\)"),
+        (
+            MeshSpec(fsdp=8, dcn=Slices(data=2)),
+            {},
+            r"fsdp=8 needs a multiple of 8 devices in each of 2 slices \(mesh.dcn: data=2\), found 4. .* fsdp=4",
+        ),
+    ],
+)  # fmt: skip
+def test_slices_that_do_not_fit_are_refused_in_the_name_of_dcn(config, known, message):
+    with pytest.raises(ShardingError, match=message):
+        resolve_axes(config, 8, **known)
+
+
+def test_the_mesh_spans_all_devices_and_rows_are_split_over_data_fsdp_and_expert():
+    mesh = make_mesh(MeshSpec(data=2, fsdp=2, expert=2))
     assert batch_sharding(mesh).shard_shape((16, 3)) == (2, 3)
-    assert set(mesh.devices.flat) == set(jax.devices())
+    assert positions(mesh) == [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]
+    assert batch_sharding(make_mesh(MeshSpec(data=2, context=2, tensor=2))).shard_shape((16, 3)) == (8, 3)
+
+
+PROCESS = """
+import sys, jax
+jax.distributed.initialize("127.0.0.1:" + sys.argv[1], 2, int(sys.argv[2]))
+from engine.config.schema import MeshSpec, Slices
+from engine.parallel.mesh import axes_of, make_mesh
+for config in (MeshSpec(fsdp=2), MeshSpec(fsdp=2, dcn=Slices(data=-1)), MeshSpec(data=2, dcn=Slices(fsdp=2))):
+    mesh = make_mesh(config)
+    print(axes_of(config, jax.devices()).slices, [d.process_index for d in mesh.devices.flat])
+"""
+
+
+@pytest.mark.multiprocess
+def test_with_several_processes_the_devices_of_one_stand_together(monkeypatch, free_port):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
+    both = [
+        subprocess.Popen([sys.executable, "-c", PROCESS, str(free_port), rank], stdout=subprocess.PIPE, text=True)
+        for rank in "01"
+    ]
+    texts = [process.communicate(timeout=120)[0] for process in both]
+    assert texts[0] == texts[1] and [process.returncode for process in both] == [0, 0]
+    assert texts[0].splitlines() == ["1 [0, 0, 1, 1]", "2 [0, 0, 1, 1]", "2 [0, 1, 0, 1]"]
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_the_nearest():
     mesh = make_mesh(MeshSpec(data=2, fsdp=4))
     check_batch(mesh, 16, 2)
-    with pytest.raises(ShardingError, match=r"= 20 is not divisible by 8 shards \(data=2 x fsdp=4\).*Use 16 or 24"):
+    with pytest.raises(ShardingError, match=r"= 20 is not divisible by 8 shards \(data=2 x fsdp=4\)[.] Use 16 or 24"):
         check_batch(mesh, 20, 1)
     with pytest.raises(ShardingError, match=r"8 shards .* x 4 microbatches. Use 32"):
         check_batch(mesh, 16, 4)
+    with pytest.raises(
+        ShardingError, match=r"^evaluations.a.batch_size = 3 is not divisible by 4 shards \(data=4\). Use 4,"
+    ):
+        check_batch(make_mesh(MeshSpec(tensor=2)), 3, 1, "evaluations.a.batch_size")
+    with pytest.raises(ShardingError, match=r"= 3 is not divisible by 2 microbatches. Use 2 or 4,"):
+        check_batch(make_mesh(MeshSpec(), jax.devices()[:1]), 3, 2)
+
+
+def test_axes_of_size_one_are_not_named():
+    assert axes_text({"pipeline": 1, "data": -1, "fsdp": 4}) == "data=-1 x fsdp=4"
+    assert axes_text({"data": 1, "fsdp": 1}) == "data=1"
 
 
 def test_cpu_devices(monkeypatch):
@@ -73,3 +226,10 @@ def test_cpu_devices(monkeypatch):
         cpu_device_count(0, 64)
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "8")
     assert cpu_device_count("auto", 64) is None
+
+
+def test_no_device_is_made_where_the_environment_or_the_config_says_how_many(monkeypatch):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "8")
+    assert stand_in_devices(MeshSpec(fsdp=64)) is None
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
+    assert stand_in_devices(MeshSpec(fsdp=64, cpu_devices=2)) is None
