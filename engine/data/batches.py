@@ -1,7 +1,7 @@
 """Batches on the host, addressed by their number.
 
-Owns: which examples are in batch n, how they are gathered and, while training, changed at random; and the sentences
-that say which example went wrong. Does not own: who calls for batches, and when (`reader.py`).
+Owns: which examples are in batch n and, while training, their random changes. Does not own: the order of the examples
+and their reading (`arrangement.py`), and who calls for batches, and when (`reader.py`).
 
 Terms. *Rows*: the part of a global batch that this process feeds, as a slice or as row numbers `[rows]`. *Group*:
 successive batches whose order is computed in one go.
@@ -12,8 +12,9 @@ import math
 import numpy as np
 
 from engine.config.errors import DataError
-from engine.data.order import Order, draws
-from engine.data.source import Batch, Example, Source, example_spec, has_take, has_transform, leaves, name_of
+from engine.data.arrangement import arrange, gather, stack
+from engine.data.order import draws
+from engine.data.source import Batch, Source, example_spec, has_transform, leaves, name_of
 
 Rows = slice | np.ndarray | None
 
@@ -31,7 +32,7 @@ class Batches:
     def __init__(self, source: Source, batch_size: int, seed: int, shuffle: bool, rows: Rows = None):
         """Takes the examples of a global batch, and which of its rows are made here (None: all of them)."""
         self.source, self.batch_size, self.seed = source, batch_size, seed
-        self._order = Order(len(source), seed, shuffle)
+        self._arrangement = arrange(source, seed, shuffle)
         self._rows = _row_numbers(rows, batch_size)
         self._group = max(1, GROUP // len(self._rows))
         self._groups: list[tuple[int, np.ndarray | None]] = [(-1, None)] * 2  # two, as threads overlap at a border
@@ -40,7 +41,7 @@ class Batches:
     @property
     def at_once(self) -> int:
         """How many batches are best read in one go: several small ones, where the source gathers rows itself."""
-        if not has_take(self.source) or has_transform(self.source):
+        if not self._arrangement.gathers or self._arrangement.changes:
             return 1
         specs = [spec for _, spec in leaves(example_spec(self.source))]
         size = len(self._rows) * sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in specs)
@@ -54,8 +55,8 @@ class Batches:
         """
         import jax
 
-        indices = np.concatenate([self._indices(n) for n in range(first, first + count)])
-        rows = narrow(gather(self.source, indices), self._wide, name_of(self.source))
+        addresses = np.concatenate([self._addresses(n) for n in range(first, first + count)])
+        rows = narrow(self._arrangement.read(addresses), self._wide, name_of(self.source))
         size = len(self._rows)
         return [jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], rows) for i in range(count)]
 
@@ -66,37 +67,38 @@ class Batches:
             DataError: an example cannot be read, or differs from the others in its shape.
         """
         n = int(n)
-        indices = self._indices(n)
-        batch = gather(self.source, indices)
-        if has_transform(self.source):
-            batch = self._transform(batch, indices, n * self.batch_size + self._rows)
+        addresses = self._addresses(n)
+        batch = self._arrangement.read(addresses)
+        if self._arrangement.changes:
+            batch = self._transform(batch, addresses, n * self.batch_size + self._rows)
         return narrow(batch, self._wide, name_of(self.source))
 
-    def _indices(self, n: int) -> np.ndarray:
+    def _addresses(self, n: int) -> np.ndarray:
         group, place = divmod(n, self._group)
-        known, indices = self._groups[group % 2]
-        if known != group or indices is None:
+        known, addresses = self._groups[group % 2]
+        if known != group or addresses is None:
             numbers = group * self._group + np.arange(self._group)
-            ids = (numbers[:, None] * self.batch_size + self._rows).reshape(-1)
-            indices = self._order.indices(ids).reshape(self._group, -1)
-            self._groups[group % 2] = (group, indices)
-        return indices[place]
+            places = (numbers[:, None] * self.batch_size + self._rows).reshape(-1)
+            addresses = self._arrangement.addresses(places).reshape(self._group, -1)
+            self._groups[group % 2] = (group, addresses)
+        return addresses[place]
 
-    def _transform(self, batch: Batch, indices: np.ndarray, global_ids: np.ndarray) -> Batch:
+    def _transform(self, batch: Batch, addresses: np.ndarray, global_ids: np.ndarray) -> Batch:
         """Changes each row with the random generator of its place in the run."""
         import jax
 
+        owners = [self._arrangement.owner(address) for address in addresses.tolist()]
         examples = []
-        for row, rng in enumerate(draws(self.seed, global_ids)):
+        for row, ((source, number), rng) in enumerate(zip(owners, draws(self.seed, global_ids), strict=True)):
             example = jax.tree.map(lambda array, row=row: array[row], batch)
             try:
-                examples.append(self.source.transform(example, rng))  # pyright: ignore[reportAttributeAccessIssue]
+                examples.append(source.transform(example, rng) if has_transform(source) else example)  # pyright: ignore[reportAttributeAccessIssue]
             except Exception as error:
                 raise DataError(
-                    f"{name_of(self.source)}.transform failed at example {indices[row]} (global example index "
+                    f"{name_of(source)}.transform failed at example {number} (global example index "
                     f"{global_ids[row]}): {type(error).__name__}: {error}. Mend the transform, or the example."
                 ) from error
-        return _stack(self.source, examples, indices)
+        return stack(examples, lambda row: f"{owners[row][1]} of {name_of(owners[row][0])}")
 
 
 class OrderedBatches:
@@ -125,62 +127,6 @@ class OrderedBatches:
     def weight(self, n: int) -> np.ndarray:
         """Returns float32 `[rows]`: 1 for an example, 0 for a row past the end."""
         return (n * self.batch_size + self._rows < len(self.source)).astype(np.float32)
-
-
-def gather(source: Source, indices: np.ndarray) -> Batch:
-    """Returns the examples at `indices` int64 `[batch]` as a batch `[batch, ...]` of new arrays.
-
-    Raises:
-        DataError: names the first example that cannot be read, or that differs in its shape.
-    """
-    try:
-        if has_take(source):
-            return source.take(indices)  # pyright: ignore[reportAttributeAccessIssue]
-    except Exception as error:
-        _stack(source, _read_each(source, indices), indices)
-        raise DataError(
-            f"{name_of(source)}.take failed for examples {_some(indices)}, which can be read one at a time: "
-            f"{type(error).__name__}: {error}. Mend take, or remove it to read one example at a time."
-        ) from error
-    return _stack(source, _read_each(source, indices), indices)
-
-
-def _some(indices: np.ndarray) -> str:
-    return ", ".join(map(str, indices[:8])) + (" ..." if len(indices) > 8 else "")
-
-
-def _read_each(source: Source, indices: np.ndarray) -> list[Example]:
-    examples = []
-    for index in indices.tolist():
-        try:
-            examples.append(source[index])
-        except Exception as error:
-            raise DataError(
-                f"Example {index} of {name_of(source)}: {type(error).__name__}: {error}. "
-                f"Read it alone with source[{index}]; mend it, or leave it out of the source."
-            ) from error
-    return examples
-
-
-def _stack(source: Source, examples: list[Example], indices: np.ndarray) -> Batch:
-    """Returns a batch of examples that must agree in structure and shapes."""
-    import jax
-
-    try:
-        return jax.tree.map(lambda *rows: np.stack(rows), *examples)
-    except ValueError as error:
-        first = _shapes(examples[0])
-        for index, example in zip(indices, examples, strict=True):
-            if (found := _shapes(example)) != first:
-                raise DataError(
-                    f"Example {index} of {name_of(source)} has {found}, example {indices[0]} has {first}. "
-                    "Bring all to one shape (crop or pad them) in the source."
-                ) from error
-        raise
-
-
-def _shapes(example: Example) -> str:
-    return ", ".join(f"{path} {list(np.shape(leaf))}" for path, leaf in leaves(example))
 
 
 def narrow(batch: Batch, wide: bool, name: str) -> Batch:

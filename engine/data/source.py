@@ -11,7 +11,7 @@ A source is read by several threads at once and, with `data.workers`, is pickled
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,7 +31,7 @@ class Source(Protocol):
         __len__() -> int               number of examples
         __getitem__(index) -> example  the example at 0 <= index < len
 
-    Three more may be there, and are used where they are:
+    More may be there, and are used where they are:
 
         take(indices) -> batch         rows `[batch, ...]` for int64 indices `[batch]`, where that is faster than
                                        one example at a time
@@ -39,6 +39,10 @@ class Source(Protocol):
                                        a random change, made while training only. `rng` is a numpy.random.Generator
                                        that depends on the seed and the example's place in the run, nothing else
         fingerprint() -> str           names the content; without it, a sample of the examples is hashed
+        arranged(seed, shuffle) -> Arrangement
+                                       the endless order of a training run, where it is more than a new permutation of
+                                       the examples in every epoch (`arrangement.py`); evaluations read by index
+        limited(count) -> Source       the part that `data.limit` uses, where it is not the first `count` examples
     """
 
     def __len__(self) -> int: ...
@@ -121,7 +125,19 @@ def limited(source: Source, count: int | None) -> Source:
         return source
     if count < 1:
         raise DataError(f"data.limit = {count}: allowed are 1 and more, or None for all of {name_of(source)}.")
-    return source if count >= len(source) else Limited(source, count)
+    if count >= len(source):
+        return source
+    own = getattr(source, "limited", None)
+    return own(count) if own is not None else Limited(source, count)
+
+
+def check_source(source: Any, where: str) -> None:
+    """Raises DataError for what is no source, such as the dict of a config that lacks its `target`."""
+    if isinstance(source, Mapping) or not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+        raise DataError(
+            f"{where}: found {type(source).__name__}, allowed is a source: an object with __len__ and __getitem__. "
+            "In a config, name its class or function: {'target': 'package.module.Name', ...}."
+        )
 
 
 def has_take(source: Source) -> bool:
@@ -130,13 +146,15 @@ def has_take(source: Source) -> bool:
     A `take` that was inherited does not count where a subclass has changed `__getitem__` since: it would return the
     examples without that change.
     """
-    if not hasattr(source, "take"):
-        return False
-    of_take, of_item = (
-        next((i for i, cls in enumerate(type(source).__mro__) if method in vars(cls)), -1)
-        for method in ("take", "__getitem__")
+    return hasattr(source, "take") and overrides(source, "take", "__getitem__")
+
+
+def overrides(source: Source, method: str, other: str) -> bool:
+    """Whether a method was defined together with another one of the source or later, down the line of its classes."""
+    of_method, of_other = (
+        next((i for i, cls in enumerate(type(source).__mro__) if name in vars(cls)), -1) for name in (method, other)
     )
-    return of_take <= of_item
+    return of_method <= of_other
 
 
 def has_transform(source: Source) -> bool:

@@ -159,7 +159,7 @@ def test_examples_of_different_shapes_are_named(with_take):
             return {"points": np.stack([self[i]["points"] for i in indices])}
 
     source = (RaggedTake if with_take else Ragged)(20)
-    text = r"Example 4 of .* has points \[3, 2\], example 0 has points \[2, 2\]. Bring all to one shape"
+    text = r"Example 4 of .* has points \[3, 2\], example 0 of .* has points \[2, 2\]. Bring all to one shape"
     with pytest.raises(DataError, match=text):
         Batches(source, 6, 0, False)[0]
 

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from engine.config.errors import DataError
-from engine.data.batches import gather
+from engine.data.arrangement import gather
 from engine.data.source import (
     ArraySource,
+    check_source,
     example_spec,
     fingerprint,
     has_take,
@@ -105,6 +106,24 @@ def test_a_limit_takes_over_what_the_source_can_do_and_no_more():
     assert not has_transform(limited(make(), 2))
     assert not has_take(limited(Squares(), 2))
     assert name_of(limited(Squares(), 2)) == name_of(Squares())
+
+
+def test_a_source_may_choose_what_a_limit_takes():
+    class Last(ArraySource):
+        def limited(self, count):
+            return ArraySource({name: array[-count:] for name, array in self.arrays.items()})
+
+    assert limited(Last(make().arrays), 2)[0]["label"] == 4
+    assert len(limited(Last(make().arrays), 6)) == 6
+
+
+@pytest.mark.parametrize("found", [{"folder": "x"}, None, 3])
+def test_what_is_no_source_is_refused_with_what_to_write_instead(found):
+    text = rf"data.a: found {type(found).__name__}, allowed is a source: .*\{{'target': 'package.module.Name', ...\}}"
+    with pytest.raises(DataError, match=text):
+        check_source(found, "data.a")
+    check_source(Squares(), "data.a")
+    check_source([{"x": 1}], "data.a")
 
 
 def test_a_take_that_was_inherited_does_not_hide_a_changed_getitem():
