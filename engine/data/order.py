@@ -13,6 +13,7 @@ that feeds the device needs; this one works on whole arrays. And that function i
 examples with Grain 0.2.18: one is read twice and another never).
 """
 
+import hashlib
 import math
 from typing import Any
 
@@ -66,6 +67,12 @@ def draws(seed: int, global_ids: np.ndarray) -> list[np.random.Generator]:
     words = _mix(keys[:, None] + np.arange(1, 5, dtype=np.uint64) * GOLDEN)
     seeds: list[Any] = [_Words(row) for row in words]
     return [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
+
+
+def derived(seed: int, name: str) -> int:
+    """Returns a seed for one part of a source, by its name; parts and sources have orders of their own then."""
+    words = np.frombuffer(hashlib.blake2b(name.encode(), digest_size=16).digest(), "<u4")
+    return int(np.random.SeedSequence([seed, *words.tolist()]).generate_state(1, np.uint64)[0])
 
 
 class _Words(np.random.bit_generator.ISeedSequence):

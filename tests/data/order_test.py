@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from engine.config.errors import DataError
-from engine.data.order import Order, draws
+from engine.data.order import Order, derived, draws
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 10, 255, 256, 257, 1000, 1001, 65_536, 65_537])
@@ -42,6 +42,7 @@ def test_the_order_stays_as_it_is_in_every_release():
         29568208,
     ]
     assert [int(rng.integers(10**6)) for rng in draws(0, np.array([0, 1, 10**12]))] == [466535, 968160, 42792]
+    assert derived(0, "documents") == 15810802007870417540
 
 
 def test_without_shuffle_the_source_is_read_as_it_lies():
@@ -99,3 +100,11 @@ def test_draws_of_neighbouring_places_are_independent():
     assert abs(first.mean() - 0.5) < 0.02
     assert abs(np.corrcoef(first[:-1, 0], first[1:, 0])[0, 1]) < 0.07
     assert abs(np.corrcoef(first[:, 0], first[:, 1])[0, 1]) < 0.07
+
+
+def test_each_part_of_a_source_has_a_seed_of_its_own():
+    seeds = [0, 1, *(derived(seed, name) for seed in (0, 1) for name in ("", "a", "b", "ab"))]
+    assert len(set(seeds)) == len(seeds)
+    firsts = {tuple(Order(1000, seed, True).indices(np.arange(5)).tolist()) for seed in seeds}
+    assert len(firsts) == len(seeds)
+    assert derived(derived(0, "a"), "b") != derived(derived(0, "b"), "a")

@@ -1,0 +1,256 @@
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from engine.config.errors import DataError
+from engine.data.batches import Batches, OrderedBatches
+from engine.data.mixture import Mixture
+from engine.data.packing import Packed
+from engine.data.reader import read
+from engine.data.source import ArraySource, example_spec, fingerprint, limited
+
+LENGTHS = [3, 0, 21, 1, 8, 5, 5, 12, 2, 7, 4, 1, 6, 3, 9]
+TOTAL = sum(LENGTHS)
+
+
+class Documents:
+    """Documents whose tokens count on through all of them, so that each token tells where it comes from."""
+
+    def __init__(self, lengths=LENGTHS):
+        self.ends = np.cumsum(lengths)
+        self.sizes = lengths
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def __getitem__(self, index):
+        return {"tokens": np.arange(self.sizes[index]) + self.ends[index] - self.sizes[index]}
+
+
+def batches(split=True, size=4, seed=0, shuffle=True, rows=None):
+    return Batches(Packed(Documents(), 8, split=split), size, seed, shuffle, rows)
+
+
+def epoch(split, number, **kwargs):
+    """All rows of an epoch as one batch."""
+    return batches(split, size=len(Packed(Documents(), 8, split=split)), **kwargs)[number]
+
+
+def same(one, two):
+    np.testing.assert_equal(one, two)
+
+
+@pytest.mark.parametrize("split", [True, False])
+@pytest.mark.parametrize("number", range(4))
+def test_every_token_is_read_exactly_once_per_epoch(split, number):
+    found = epoch(split, number)
+    assert np.sort(found["tokens"][found["segment_ids"] > 0]).tolist() == list(range(TOTAL))
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_every_token_with_a_next_one_in_its_document_has_it_as_its_target(split):
+    rows = epoch(split, 2)
+    lasts = Documents().ends - 1
+    inside = rows["segment_ids"] > 0
+    weighed = inside & ~np.isin(rows["tokens"], lasts)
+    assert (rows["weight"] == weighed).all()
+    assert (rows["targets"][weighed] == rows["tokens"][weighed] + 1).all()
+    assert weighed.sum() == sum(max(0, length - 1) for length in LENGTHS)
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_pieces_are_numbered_and_their_positions_restart(split):
+    for tokens, segments, positions in zip(
+        *(epoch(split, 1)[name] for name in ("tokens", "segment_ids", "positions")), strict=True
+    ):
+        documents = np.searchsorted(Documents().ends, tokens, side="right")
+        number = int(segments.max())
+        assert np.unique(segments[segments > 0]).tolist() == list(range(1, number + 1))
+        for segment in range(1, number + 1):
+            piece = segments == segment
+            assert len(set(documents[piece])) == 1
+            assert positions[piece].tolist() == list(range(piece.sum()))
+        padding = segments == 0
+        assert not tokens[padding].any() and not positions[padding].any()
+        assert (np.diff(padding.astype(int)) >= 0).all()  # padding is at the end
+
+
+def test_a_row_is_a_dict_of_arrays_of_its_length():
+    packed = Packed(Documents([3, 2, 6]), 4)
+    assert len(packed) == 3
+    assert {name: spec.dtype.name for name, spec in example_spec(packed).items()} == {
+        "positions": "int32",
+        "segment_ids": "int32",
+        "targets": "int32",
+        "tokens": "int32",
+        "weight": "float32",
+    }
+    assert {name: row.tolist() for name, row in packed[1].items()} == {
+        "tokens": [4, 5, 6, 7],
+        "targets": [0, 6, 7, 8],  # the last one lies in the next row
+        "segment_ids": [1, 2, 2, 2],
+        "positions": [0, 0, 1, 2],
+        "weight": [0, 1, 1, 1],
+    }
+
+
+def test_splitting_fills_every_row_but_the_last():
+    packed = Packed(Documents(), 8)
+    assert len(packed) == -(-TOTAL // 8)
+    for number in range(3):
+        padding = np.sort((epoch(True, number)["segment_ids"] == 0).sum(axis=1))
+        assert padding.tolist() == [0] * (len(packed) - 1) + [-TOTAL % 8]
+
+
+def test_without_splitting_a_document_that_fits_stays_whole():
+    rows = epoch(False, 1)
+    for row, segments in zip(rows["tokens"], rows["segment_ids"], strict=True):
+        for segment in range(1, segments.max() + 1):
+            piece = row[segments == segment]
+            document = int(np.searchsorted(Documents().ends, piece[0], side="right"))
+            assert len(piece) == LENGTHS[document] or LENGTHS[document] > 8
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_epochs_and_seeds_are_packed_anew(split):
+    found = [epoch(split, number, seed=seed)["tokens"] for seed in (0, 1) for number in (0, 1)]
+    kept = [{tuple(row) for row in rows.tolist()} for rows in found]
+    for i, one in enumerate(found):
+        for j in range(i):
+            assert one.tolist() != found[j].tolist()
+            assert kept[i] != kept[j]  # other rows, not only another order of them
+
+
+def test_the_packing_stays_as_it_is_in_every_release():
+    # A resumed run relies on it: never change these numbers.
+    assert batches(True)[40]["tokens"][:, 0].tolist() == [5, 28, 46, 21]
+    assert batches(False)[40]["tokens"][:, 0].tolist() == [69, 11, 25, 38]
+
+
+@pytest.mark.parametrize("split", [True, False])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_the_rows_of_all_processes_are_the_global_batch(split, processes):
+    whole, rows = batches(split), 4 // processes
+    parts = [batches(split, rows=slice(i * rows, (i + 1) * rows)) for i in range(processes)]
+    for n in (0, 3, 50):
+        for name, expected in whole[n].items():
+            assert np.concatenate([part[n][name] for part in parts]).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_reading_goes_on_where_it_stopped_with_any_number_of_threads(split):
+    reader = read(batches(split), 0, 12, threads=0, workers=0, prefetch=0)
+    unbroken = list(reader)
+    for stopped, threads in ((5, 1), (7, 3)):
+        reader = read(batches(split), stopped, 12, threads=threads, workers=0, prefetch=2)
+        same(list(reader), unbroken[stopped:])
+        reader.close()
+
+
+def test_threads_and_copies_agree_over_many_epochs():
+    plain, copy = batches(False), pickle.loads(pickle.dumps(batches(False)))
+    numbers = list(np.random.default_rng(0).permutation(100))
+    with ThreadPoolExecutor(8) as pool:
+        same(list(pool.map(copy.__getitem__, numbers)), [plain[n] for n in numbers])
+
+
+def test_an_evaluation_reads_the_documents_in_their_order():
+    packed = Packed(Documents(), 8)
+    ordered = OrderedBatches(packed, 4)
+    rows = np.concatenate([ordered[n]["tokens"] for n in range(len(ordered))])[: len(packed)]
+    assert rows.reshape(-1)[:TOTAL].tolist() == list(range(TOTAL))
+    same(batches(shuffle=False, size=len(packed))[1]["tokens"], rows)  # training without shuffle: the same
+
+
+def test_a_limit_takes_the_first_rows():
+    few = limited(Packed(Documents(), 8), 3)
+    found = Batches(few, 3, 0, True)[1]["tokens"]
+    assert np.sort(found.reshape(-1)).tolist() == list(range(24))
+
+
+def test_a_subclass_may_change_rows_at_random():
+    class Noisy(Packed):
+        def transform(self, row, rng):
+            return {**row, "tokens": row["tokens"] + 1000 * rng.integers(1, 9)}
+
+    plain = batches()[5]["tokens"]
+    noisy = Batches(Noisy(Documents(), 8), 4, 0, True)[5]["tokens"]
+    assert (noisy % 1000 == plain).all()
+    assert (noisy >= 1000).all()
+
+
+def test_documents_that_state_their_lengths_are_not_read():
+    class Indexed(Documents):
+        def __getitem__(self, index):
+            raise AssertionError
+
+        def lengths(self):
+            return self.sizes
+
+    assert len(Packed(Indexed(), 8)) == -(-TOTAL // 8)
+    same(Packed(Documents(), 8, lengths=LENGTHS)[2], Packed(Documents(), 8)[2])
+
+
+def test_a_fingerprint_follows_documents_and_packing():
+    packings = [Packed(Documents(), 8), Packed(Documents(), 9), Packed(Documents(), 8, split=False)]
+    packings.append(Packed(Documents(LENGTHS[1:]), 8))
+    assert len({fingerprint(packed) for packed in packings}) == 4
+    assert fingerprint(Packed(Documents(), 8)) == fingerprint(packings[0])
+
+
+class Odd(Documents):
+    def __init__(self, document, lengths=LENGTHS):
+        super().__init__(lengths)
+        self.document = document
+
+    def __getitem__(self, index):
+        return self.document if index == 3 else super().__getitem__(index)
+
+
+class Changed(Documents):
+    def transform(self, example, rng):
+        return example
+
+
+@pytest.mark.parametrize(
+    ("documents", "kwargs", "text"),
+    [
+        (Documents(), {"length": 0}, "length = 0, allowed are 1 token and more"),
+        (Documents([]), {}, "no documents. Packing needs at least one"),
+        (Documents([0, 0]), {}, "2 documents without a token"),
+        (Odd({"text": 1, "id": 2}), {}, r"Document 3 of .*Odd has no `tokens`, found text, id. A document is a dict"),
+        (Odd([1, 2]), {}, r"Document 3 of .*Odd has no `tokens`, found list"),
+        (Odd({"tokens": np.ones(3)}), {}, r"Document 3 of .*: tokens has shape \[3\] and dtype float64, allowed are"),
+        (Odd({"tokens": np.ones((3, 2), int)}), {}, r"tokens has shape \[3, 2\] and dtype int64"),
+        (Odd({"tokens": np.array([1, 2**31])}), {}, r"Document 3 of .*: tokens from 1 to 2147483648 do not fit int32"),
+        (Documents(), {"lengths": [1, 2]}, r"a length index of shape \[2\] and dtype int64.* each of the 15 documents"),
+        (Documents(), {"lengths": [-1] * 15}, "lowest -1. Allowed are integers from 0 on"),
+        (Changed(), {}, r"Changed has a transform, .*Write it as transform\(row, rng\) of a subclass of Packed"),
+        ({"folder": "x"}, {}, r"Packed: documents: found dict, allowed is a source.*\{'target': 'package.module.Name'"),
+        (
+            Mixture({"a": ArraySource({"tokens": np.ones((4, 3), int)})}, {"a": 1}),
+            {},
+            r"Mixture has an order of its own, .*mix the packed ones: Mixture\(\{NAME: Packed\(...\), ...\}, weights\)",
+        ),
+    ],
+)
+def test_what_cannot_be_packed_is_refused_by_name(documents, kwargs, text):
+    with pytest.raises(DataError, match=text):
+        Packed(documents, **{"length": 8, **kwargs})
+
+
+def test_a_document_that_cannot_be_read_or_has_changed_is_named():
+    class Broken(Documents):
+        def lengths(self):
+            return LENGTHS
+
+        def __getitem__(self, index):
+            raise OSError("disk gone")
+
+    with pytest.raises(DataError, match=r"^Document \d+ of .*Broken: OSError: disk gone. Read it alone with documents"):
+        Batches(Packed(Broken(), 8), 4, 0, True)[0]
+    wrong = [4, *LENGTHS[1:]]
+    with pytest.raises(DataError, match=r"Document 0 of .* has 3 tokens, its length index says 4. Make the index ag"):
+        Packed(Documents(), 8, lengths=wrong)[0]
