@@ -67,8 +67,10 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     config.add_argument("config", nargs="?", help="file, module or run directory")
     config.add_argument("-h", "--help", action="store_true", help="list every field with its default")
 
-    explain = verbs.add_parser("explain", help="print the mesh and every parameter; trains nothing")
+    explain = verbs.add_parser("explain", help="print the mesh, every parameter, the collectives; trains nothing")
     _add_config(explain)
+    explain.add_argument("--devices", type=int, help="devices to explain for, with an axis that takes what is left")
+    explain.add_argument("--no-collectives", action="store_true", help="compile nothing: for models that take long")
 
     checkpoints = verbs.add_parser("checkpoints", help="list the checkpoints of a run, or export one")
     checkpoints.add_argument("run", help="run directory")
@@ -226,7 +228,11 @@ def _launch(args: argparse.Namespace, overrides: list[str]) -> int:
 
     if overrides:
         raise ConfigError(f"--config.{overrides[0]}: belongs to the command. Write it after --.")
-    return local.launch(args.command, processes=args.processes, devices=args.devices_per_process)
+    if not args.command or args.command[0] == "launch":
+        found = "another launch" if args.command else "nothing"
+        raise ConfigError(f"convoy launch local: {found} after --. Write a verb: convoy launch local ... -- train ...")
+    words = [sys.executable, "-m", "engine.main", *args.command]
+    return local.launch(words, processes=args.processes, devices=args.devices_per_process)
 
 
 def _config(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -244,10 +250,18 @@ def _explain(args: argparse.Namespace, overrides: list[str]) -> int:
 
     config = load(args.config, overrides)
     from engine import entry
-    from engine.parallel.report import describe
+    from engine.parallel.collectives import collectives
+    from engine.parallel.mesh import stand_in_devices
+    from engine.parallel.report import describe, describe_collectives
 
-    program, total = entry.program(config)
-    print(describe(program.mesh, program.abstract_state, program.spec.model.names, total))
+    program, total = entry.program(config, stand_in_devices(config.mesh, args.devices))
+    mesh = program.mesh
+    print(describe(config, mesh, program.abstract_state, program.spec.model.names, total))
+    for text in program.warnings:
+        print(f"warning: {text}")
+    if mesh.size > 1 and not args.no_collectives:
+        found = collectives(program.trace(1).lower().compile().as_text(), mesh)
+        print(describe_collectives(found, mesh.devices.flat[0].platform))
     return exit_codes.DONE
 
 

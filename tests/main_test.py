@@ -31,7 +31,7 @@ def test_help_answers_at_once_and_teaches():
     done = runs.convoy("--help")
     assert cpu_seconds() - begin < 0.3
     assert done.returncode == 0
-    for verb in ("train", "evaluate", "config", "explain", "checkpoints", "data"):
+    for verb in ("train", "evaluate", "config", "explain", "checkpoints", "data", "launch"):
         assert f"convoy {verb}" in done.stdout or f"    {verb} " in done.stdout
     assert runs.convoy().stdout == done.stdout
 
@@ -110,6 +110,13 @@ def test_a_fast_dev_run_does_two_steps_of_everything_and_leaves_nothing(tmp_path
         (["train", DIGITS, "--config.train.accumulate=3"], 1, "train.accumulate"),
         (["evaluate", "nowhere"], 1, "RunError: nowhere: is not a run"),
         (["evaluate", "nowhere", "--config.train.seed=1"], 1, "takes no overrides"),
+        (["train", DIGITS, "--process-id=1"], 1, "found --process-id=1, but not --coordinator or CONVOY_COORDINATOR"),
+        (["train", DIGITS, "--", "x"], 1, "--: unknown argument of convoy train"),
+        (["launch", "local", "--processes=2"], 1, "convoy launch local: nothing after --. Write a verb"),
+        (["launch", "local", "--processes=2", "--", "launch"], 1, "another launch after --"),
+        (["launch", "local", "--processes=0", "--", "train"], 1, "--processes = 0: allowed is a whole number from 1"),
+        (["launch", "local", "--processes=2", "--config.train.seed=1", "--", "train"], 1, "Write it after --"),
+        (["launch", "slurm", "--processes=2", "--", "train"], 1, "invalid choice: 'slurm'"),
     ],
 )
 def test_a_users_mistake_is_a_sentence_and_an_exit_code(tmp_path, args, code, words):

@@ -19,6 +19,7 @@ from engine.cluster.ending import bounded, first_line
 from engine.cluster.processes import count, index, is_first
 from engine.config.errors import ConvoyError
 
+_FRAME = 1000  # bytes that are sent at once
 AGREE_S = 600.0  # the slowest start of a process beside the fastest: data is looked at, programs are loaded
 
 
@@ -40,18 +41,23 @@ def from_first(value: Any, what: str) -> Any:
     import numpy as np
     from jax.experimental import multihost_utils
 
-    def broadcast(numbers: np.ndarray) -> np.ndarray:
-        return np.asarray(multihost_utils.broadcast_one_to_all(numbers))
-
-    data = np.frombuffer(json.dumps(value).encode(), np.uint8).astype(np.int32)
+    data = json.dumps(value).encode() if is_first() else b""
     late = (
         f"process {index()} has waited {AGREE_S:g} s for the others at {what}. See what holds them up, "
         "then start the same command again."
     )
     with bounded(AGREE_S, lambda: LostPeer(late)):
-        size = int(broadcast(np.array([len(data)], np.int32))[0])
-        agreed = broadcast(data if is_first() else np.zeros(size, np.int32))
-    return json.loads(agreed.astype(np.uint8).tobytes())
+        frame = np.zeros(
+            1 + _FRAME, np.int32
+        )  # the size of all, and some bytes of it: always of one shape, so that it is compiled once
+        size, agreed = 0, b""
+        while not agreed or len(agreed) < size:
+            part = data[len(agreed) : len(agreed) + _FRAME]
+            frame[0], frame[1 : 1 + len(part)] = len(data), np.frombuffer(part, np.uint8)
+            received = np.asarray(multihost_utils.broadcast_one_to_all(frame))
+            size = int(received[0])
+            agreed += received[1 : 1 + min(_FRAME, size - len(agreed))].astype(np.uint8).tobytes()
+    return json.loads(agreed)
 
 
 @contextmanager
@@ -91,7 +97,7 @@ def _lost_peer(sign: str) -> LostPeer:
         lost.exit_code = told[0].code
         return lost
     return LostPeer(
-        f"another process of this run is gone ({sign}). What it did is in its own output; the same command goes on "
+        f"another process of this run is gone ({sign}). Its own output says more; the same command goes on "
         "from the newest checkpoint."
     )
 

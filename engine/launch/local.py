@@ -43,13 +43,13 @@ class End:
 
 
 def launch(command: Sequence[str], *, processes: int, devices: int | None = None, grace_s: float = GRACE_S) -> int:
-    """Runs `convoy <command>` in several processes that find each other, and waits for all.
+    """Runs a command in several processes that find each other, and waits for all.
 
     Lines of a process come with its number, `[1] step 3/10`, on the stream on which it wrote them. SIGINT and SIGTERM
     go on to each. When one fails, the others are killed a moment later; its error is shown last and once.
 
     Args:
-        command: a verb and its arguments.
+        command: a program and its arguments, as `[sys.executable, "-m", "engine.main", "train", ...]`.
         processes: how many.
         devices: CPU devices of each; None leaves devices to JAX.
         grace_s: seconds from the first failure until the others are killed.
@@ -58,18 +58,14 @@ def launch(command: Sequence[str], *, processes: int, devices: int | None = None
         0 when all reached their end, else the exit code of the first failure (`cluster/exit_codes.py`).
 
     Raises:
-        ConfigError: no command, or a number below 1.
+        ConfigError: a number below 1.
     """
     for name, value in (("--processes", processes), ("--devices-per-process", devices)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} = {value}: allowed is a whole number from 1.")
-    if not command or command[0] == "launch":
-        found = "another launch" if command else "nothing"
-        raise ConfigError(f"convoy launch local: {found} after --. Write a verb: convoy launch local ... -- train ...")
     with tempfile.TemporaryDirectory(prefix="convoy-launch-") as folder:
         with _Job(processes) as job:
-            words = [sys.executable, "-m", "engine.main", *command]
-            job.start(words, [_environment(i, processes, devices, Path(folder), job.port) for i in range(processes)])
+            job.start(command, [_environment(i, processes, devices, Path(folder), job.port) for i in range(processes)])
             codes = job.wait(grace_s)
         recorded = {verdict.index: verdict for verdict in ending.read(Path(folder))}
     ends = []
@@ -201,10 +197,11 @@ def _thread(target: Callable[..., None], *arguments: object) -> threading.Thread
 
 def _pass_on(i: int, source: IO[str], target: IO[str]) -> None:
     """Copies lines, each in one piece, with the number of their process."""
-    for line in source:
-        with contextlib.suppress(BrokenPipeError):  # nobody reads on; the process must not stall for that
-            target.write(f"[{i}] {line.rstrip()}\n")
-            target.flush()
+    with source:
+        for line in source:
+            with contextlib.suppress(BrokenPipeError):  # nobody reads on; the process must not stall for that
+                target.write(f"[{i}] {line.rstrip()}\n")
+                target.flush()
 
 
 def _kill_group(leader: int) -> None:

@@ -20,7 +20,7 @@ BATCH_SIZE, TOTAL = 16, 10
 class Run:
     """A recorder that writes for real, and what it wrote and told."""
 
-    def __init__(self, folder, every="5 steps"):
+    def __init__(self, folder, every="5 steps", together=False):
         self.path, self.told = folder / "metrics.jsonl", []
         self.writer = MetricWriter(self.path, None)
         self.recorder = Recorder(
@@ -33,6 +33,7 @@ class Run:
             attempt=2,
             on_row=lambda row: self.told.append((threading.current_thread().name, row["step"])),
             on_phase=lambda name: self.told.append((threading.current_thread().name, name)),
+            together=together,
         )
 
     def steps(self, step, losses, weights=None, skipped=(), wait_s=0.0):
@@ -161,3 +162,27 @@ def test_rates_go_from_row_to_row_without_what_was_paused(run):
     assert second["examples_per_s"] == pytest.approx(BATCH_SIZE / 200, rel=0.1)
     assert second["data_wait"] == pytest.approx(0.1, rel=0.1)
     assert run.recorder.rates() == {name: second[name] for name in run.recorder.rates()}
+
+
+def test_beside_other_processes_a_held_back_update_is_told_at_a_step_that_no_pace_changes(tmp_path):
+    """Each looks at a dispatch when it is two old, or the loop settles; the writer's thread may be ahead or behind."""
+    run = Run(tmp_path, every="1 step", together=True)
+    with run.writer:
+        told = []
+        for step in range(4):
+            run.steps(step, [1.0], skipped=[2])
+            run.writer.flush()
+            told.append(run.recorder.skipped_at)
+        assert told == [None, None, None, 2]
+        run.steps(4, [1.0])
+        run.recorder.settle()
+        assert run.recorder.skipped_at == 2
+
+
+def test_beside_other_processes_the_last_steps_are_looked_at_when_it_closes(tmp_path):
+    run = Run(tmp_path, every="100 steps", together=True)
+    with run.writer:
+        run.steps(0, [1.0, 1.0], skipped=[2])
+        assert run.recorder.skipped_at is None
+        run.recorder.close()
+        assert run.recorder.skipped_at == 2

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from engine.cluster.processes import Processes
 from engine.config.errors import DataError
 from engine.observe.report import Summary
 from engine.observe.reporter import Reporter, exit_code
@@ -131,3 +132,17 @@ def test_an_error_before_the_start_prints_nothing_and_is_in_the_status(directory
     now = status(directory)
     assert (now["state"], now["reason"], now["total_steps"]) == ("failed", "no examples.", None)
     assert capsys.readouterr().err == ""
+
+
+def test_a_process_beside_the_first_writes_and_shows_nothing_but_keeps_the_summary(directory, monkeypatch, capsys):
+    monkeypatch.setattr("engine.cluster.processes._joined", Processes(1, 2, "127.0.0.1:1"))
+    with pytest.raises(Preempted), Reporter(directory, "zoo", "lines") as reporter:
+        start(reporter, directory)
+        reporter.row(ROW)
+        reporter.phase("evaluating")
+        reporter.message("a sentence")
+        raise Preempted("stopped")
+    assert (reporter.summary.state, reporter.summary.reason) == ("preempted", "stopped")
+    assert reporter.summary.metrics == {"loss": 0.25}
+    assert list(directory.path.iterdir()) == []
+    assert capsys.readouterr() == ("", "")

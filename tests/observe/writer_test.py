@@ -208,3 +208,17 @@ def test_a_push_after_close_is_refused_instead_of_lost(tmp_path):
 def test_importing_the_writer_costs_neither_jax_nor_tensorboard():
     code = "import sys, engine.observe.writer; sys.exit(bool({'jax', 'tensorboardX'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_without_a_file_blocks_still_run_in_order_and_nothing_is_written(tmp_path, monkeypatch):
+    """In a process beside the first one: what a block does for the loop is done, its rows go nowhere."""
+    monkeypatch.chdir(tmp_path)
+    ran = []
+    with MetricWriter(None, None) as writer:
+        for step in range(3):
+            writer.push(lambda step=step: ran.append(step) or [a_row(step)])
+        writer.flush()
+        assert ran == [0, 1, 2]
+    with pytest.raises(RunError, match="metrics: the writer is closed"):
+        writer.push(lambda: None)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,60 @@
+"""The last words of a process: one file for each, and an end that waits for nothing."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from engine.cluster import ending
+
+
+@pytest.fixture
+def launched(tmp_path, monkeypatch):
+    """This process as number 1 of a launch."""
+    monkeypatch.setenv(ending.VARIABLE, str(tmp_path / "1.json"))
+    return tmp_path
+
+
+def test_a_verdict_is_recorded_once_and_not_printed(launched, capsys):
+    ending.tell(1, "KeyError: 'x'\n")
+    ending.tell(42, "what followed")
+    (verdict,) = ending.read(launched)
+    assert (verdict.index, verdict.code, verdict.text) == (1, 1, "KeyError: 'x'")
+    assert [path.name for path in launched.iterdir()] == ["1.json"]
+    assert capsys.readouterr().err == ""
+
+
+def test_without_a_launcher_it_is_printed(monkeypatch, capsys):
+    monkeypatch.delenv(ending.VARIABLE, raising=False)
+    ending.tell(1, "RunError: no such folder")
+    assert capsys.readouterr().err == "RunError: no such folder\n"
+    assert ending.of_others() == []
+
+
+def test_verdicts_come_in_the_order_of_time_and_others_are_not_mine(launched, monkeypatch):
+    for i in (2, 0, 1):
+        monkeypatch.setenv(ending.VARIABLE, str(launched / f"{i}.json"))
+        ending.tell(1, f"from {i}")
+    assert [verdict.index for verdict in ending.read(launched)] == [2, 0, 1]
+    assert [verdict.text for verdict in ending.of_others()] == ["from 2", "from 0"]
+
+
+def run(program: str) -> subprocess.CompletedProcess[str]:
+    program = (
+        f"import atexit, time\nfrom engine.cluster import ending\nfrom engine.config.errors import RunError\n{program}"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=dict(os.environ), timeout=30
+    )
+
+
+def test_an_end_alone_shows_what_was_printed_and_runs_nothing_more():
+    done = run("atexit.register(print, 'never')\nprint('said', end='')\nending.end_alone(43)")
+    assert (done.returncode, done.stdout) == (43, "said")
+
+
+def test_a_wait_that_takes_too_long_ends_the_process_with_a_sentence():
+    done = run("with ending.bounded(0.1, lambda: RunError('waited 0.1 s')):\n    time.sleep(60)")
+    assert (done.returncode, done.stderr) == (1, "RunError: waited 0.1 s\n")
+    assert run("with ending.bounded(0.1, lambda: RunError('late')):\n    pass\ntime.sleep(0.3)").returncode == 0

@@ -1,0 +1,71 @@
+"""What JAX raises when a peer is gone, told from an error of the user's; real peers are in tests/processes_test.py."""
+
+import jax
+import pytest
+
+from engine.cluster import ending, peers
+from engine.cluster.peers import LostPeer, from_first, lost_peers_told, sign_of_a_lost_peer
+from engine.cluster.processes import Processes
+
+GLOO = "UNKNOWN: Gloo all-reduce failed: [pair.cc:538] Read error [127.0.0.1]:4485: Connection reset by peer"
+
+
+@pytest.fixture
+def one_of_two(monkeypatch):
+    monkeypatch.setattr("engine.cluster.processes._joined", Processes(0, 2, "127.0.0.1:1"))
+
+
+def test_a_single_process_agrees_with_itself():
+    value = {1: "kept as it is"}
+    assert from_first(value, "a test") is value
+
+
+@pytest.mark.parametrize(
+    ("words", "lost"),
+    [
+        (GLOO, True),
+        ("UNAVAILABLE: failed to connect to all addresses", True),
+        ("DEADLINE_EXCEEDED: Barrier timed out", True),
+        ("INTERNAL: NCCL operation failed: remote process exited", True),
+        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes", False),
+        ("INVALID_ARGUMENT: Executable expected shape f32[2]", False),
+    ],
+)
+def test_the_signs_of_a_lost_peer(words, lost):
+    assert (sign_of_a_lost_peer(jax.errors.JaxRuntimeError(words)) is not None) == lost
+    assert sign_of_a_lost_peer(ValueError(words)) is None
+
+
+def test_an_error_that_was_led_to_by_one_tells_it_too():
+    error = ValueError("step 5 could not be saved")
+    error.__cause__ = jax.errors.JaxRuntimeError(GLOO + "\nand a stack")
+    assert sign_of_a_lost_peer(error) == GLOO
+
+
+def test_it_becomes_a_sentence_that_says_start_me_again(one_of_two):
+    words = r"another process of this run is gone \(UNKNOWN: Gloo.* goes on from the newest"
+    with pytest.raises(LostPeer, match=words) as raised, lost_peers_told(), lost_peers_told():
+        raise jax.errors.JaxRuntimeError(GLOO)
+    assert raised.value.exit_code == 42
+
+
+def test_the_peers_own_verdict_is_passed_on(one_of_two, tmp_path, monkeypatch):
+    for index, code, text in ((2, 42, "LostPeer: gone"), (1, 1, "Traceback\n  a line\nKeyError: 'x'")):
+        monkeypatch.setenv(ending.VARIABLE, str(tmp_path / f"{index}.json"))
+        ending.record(code, text)
+    monkeypatch.setenv(ending.VARIABLE, str(tmp_path / "0.json"))
+    with pytest.raises(LostPeer, match=r"^process 1 ended this run: KeyError: 'x'$") as raised, lost_peers_told():
+        raise jax.errors.JaxRuntimeError(GLOO)
+    assert raised.value.exit_code == 1
+
+
+def test_other_errors_and_those_of_a_single_process_stay(monkeypatch):
+    with pytest.raises(jax.errors.JaxRuntimeError), lost_peers_told():
+        raise jax.errors.JaxRuntimeError(GLOO)
+    monkeypatch.setattr("engine.cluster.processes._joined", Processes(0, 2, "127.0.0.1:1"))
+    with pytest.raises(KeyError), lost_peers_told():
+        raise KeyError("x")
+
+
+def test_a_single_process_parts_from_nobody():
+    peers.part()

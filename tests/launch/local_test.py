@@ -1,0 +1,173 @@
+"""Several processes as one command: small programs of a line or two. Training in them is in tests/processes_test.py."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from engine.config.errors import ConfigError
+from engine.launch.local import launch
+
+pytestmark = pytest.mark.multiprocess
+
+HEAD = """
+import os, signal, subprocess, sys, time
+from engine.cluster import ending
+me = int(os.environ["CONVOY_PROCESS_ID"])
+"""
+
+
+def start(program: str, *, processes: int = 2, grace_s: float = 0.3) -> subprocess.Popen[str]:
+    """Launches a program in several processes from a process of its own."""
+    launcher = textwrap.dedent(f"""
+        import sys
+        from engine.launch.local import launch
+        command = [sys.executable, "-c", {HEAD + textwrap.dedent(program)!r}]
+        sys.exit(launch(command, processes={processes}, devices=3, grace_s={grace_s}))
+    """)
+    return subprocess.Popen([sys.executable, "-c", launcher], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(program: str, **settings) -> tuple[int, list[str], list[str]]:
+    """Exit code, lines of standard output (sorted: processes write at once) and of standard error."""
+    process = start(program, **settings)
+    output, errors = process.communicate(timeout=30)
+    return process.returncode, sorted(output.splitlines()), errors.splitlines()
+
+
+def test_each_process_knows_who_it_is_and_its_lines_say_so():
+    code, output, errors = run("""
+        from engine.cluster.processes import resolve
+        who = resolve()
+        devices = os.environ["JAX_NUM_CPU_DEVICES"], os.environ["JAX_PLATFORMS"]
+        print(who.index, who.count, who.coordinator.split(":")[0], *devices)
+        print("told apart", end="", file=sys.stderr)
+    """)
+    assert (code, output) == (0, ["[0] 0 2 127.0.0.1 3 cpu", "[1] 1 2 127.0.0.1 3 cpu"])
+    assert sorted(errors) == ["[0] told apart", "[1] told apart"]
+
+
+def test_all_have_the_same_free_port():
+    code, output, _ = run('print(os.environ["CONVOY_COORDINATOR"])', processes=3)
+    assert code == 0
+    assert len({line.split()[1] for line in output}) == 1
+
+
+@pytest.mark.parametrize(("own", "code"), [(1, 1), (43, 43), (42, 42), (130, 130)])
+def test_the_first_failure_ends_all_and_is_told_last(own, code):
+    begin = time.monotonic()
+    returned, _, errors = run(f"""
+        if me == 1:
+            ending.tell({own}, "Traceback\\nKeyError: 'x'")
+            sys.exit({own})
+        time.sleep(60)
+    """)
+    assert returned == code
+    assert time.monotonic() - begin < 10
+    assert errors[-2:] == ["[1] Traceback", "[1] KeyError: 'x'"]
+    assert errors[-3].startswith(f"convoy launch: process 1 ended first, with {own} (")
+    assert errors[-3].endswith("; then 0: 137")
+
+
+def test_a_recorded_error_wins_over_those_that_followed_from_it():
+    """Process 0 is gone before process 1, which failed first, has ended."""
+    code, _, errors = run("""
+        if me == 1:
+            ending.tell(1, "ConfigError: first")
+            time.sleep(0.2)
+            sys.exit(1)
+        time.sleep(0.1)
+        os.abort()
+    """)
+    assert (code, errors[-1]) == (1, "[1] ConfigError: first")
+
+
+def test_what_followed_from_a_kill_does_not_decide():
+    code, _, errors = run("""
+        if me == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.2)
+        ending.tell(1, "RuntimeError: my peer is gone")
+        sys.exit(1)
+    """)
+    assert (code, errors) == (137, ["convoy launch: process 0 ended first, with 137 (killed by SIGKILL); then 1: 1"])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 42), (signal.SIGINT, 130)])
+def test_signals_are_passed_on(number, code):
+    process = start("""
+        def stop(number, frame):
+            sys.exit({signal.SIGTERM: 42, signal.SIGINT: 130}[number])
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        print("ready", flush=True)
+        time.sleep(60)
+    """)
+    assert process.stdout is not None
+    assert sorted(process.stdout.readline() for _ in range(2)) == ["[0] ready\n", "[1] ready\n"]
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == code, errors
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that is dead and not yet waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def pids(lines: list[str]) -> list[int]:
+    return [int(word) for line in lines for word in line.split()[1:]]
+
+
+def wait_until_gone(gone: list[int]) -> None:
+    end = time.monotonic() + 10
+    while any(map(alive, gone)):
+        assert time.monotonic() < end, [pid for pid in gone if alive(pid)]
+        time.sleep(0.02)
+
+
+WORKER = """
+    worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    print(os.getpid(), worker.pid, flush=True)
+"""
+
+
+def test_a_failed_launch_leaves_no_process_of_its_processes():
+    code, output, _ = run(WORKER + "\n    sys.exit(1) if me == 0 else time.sleep(60)")
+    assert code == 1
+    assert len(pids(output)) == 4
+    wait_until_gone(pids(output))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel of Linux kills them")
+def test_a_killed_launcher_leaves_no_process():
+    process = start('print("is", os.getpid(), flush=True)\ntime.sleep(60)')
+    assert process.stdout is not None
+    started = [int(process.stdout.readline().split()[2]) for _ in range(2)]
+    assert all(map(alive, started))
+    process.kill()
+    process.communicate()
+    wait_until_gone(started)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [("processes", {"processes": 0}), ("devices-per-process", {"devices": 0})]
+)
+def test_a_number_below_one_is_told(name, settings):
+    with pytest.raises(ConfigError, match=f"--{name} = 0: allowed is a whole number from 1"):
+        launch(["true"], **{"processes": 2, **settings})
+
+
+def test_no_handler_stays_behind():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert launch(["true"], processes=1) == 0
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert "CONVOY_PROCESS_ID" not in os.environ

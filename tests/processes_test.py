@@ -1,0 +1,202 @@
+"""One run by several processes, through `convoy launch local`: the same numbers, one set of files, one end for all."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from engine.config.text import to_text
+from engine.run.directory import RunDirectory
+from engine.trainer import Trainer
+from tests import runs
+
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+
+
+class Fault:
+    """A hook that does something to its process, or to the launcher, at a step; from then on steps take a while."""
+
+    def __init__(self, step: int, what: str, process: int = 1):
+        self._step, self._what, self._process = step, what, process
+
+    def run(self, trainer: Trainer, state, step: int) -> None:
+        import jax
+
+        if step == self._step and jax.process_index() == self._process:
+            if self._what == "raise":
+                raise KeyError("imagee")
+            if self._what == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(0.1 if self._what == "stop" and step >= self._step else 0)
+
+
+def write(folder: Path, **settings) -> str:
+    """Writes a config as a run's; returns the argument that names it."""
+    folder.mkdir()
+    RunDirectory(folder).write_config_text(to_text(runs.config(train__total="60 steps", **settings)))
+    return f"--config={folder}"
+
+
+def launch(*args: str, processes: int = 2, devices: int = 1) -> subprocess.CompletedProcess[str]:
+    words = ("launch", "local", f"--processes={processes}", f"--devices-per-process={devices}", "--", *args)
+    return runs.convoy(*words)
+
+
+def fault(**arguments) -> dict[str, dict]:
+    return {"fault": {"target": "tests.processes_test.Fault", "every": "1 step", **arguments}}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Two processes of one device each, on a mesh of two that split rows and parameters; the config's argument."""
+    top = tmp_path_factory.mktemp("pair")
+    config = write(top / "config", mesh__fsdp=2)
+    done = launch("train", config, f"--workdir={top / 'run'}")
+    assert done.returncode == 0, done.stderr
+    return top / "run", config, done
+
+
+def single(config: str, run: Path, devices: int) -> Path:
+    done = runs.convoy("train", config, f"--workdir={run}", JAX_NUM_CPU_DEVICES=str(devices))
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+def test_two_processes_of_a_device_are_one_process_of_two_bit_for_bit(pair, tmp_path):
+    run, config, _ = pair
+    alone = single(config, tmp_path / "alone", 2)
+    for name in ("loss", "accuracy", "grad_norm", "heldout/loss", "heldout/accuracy"):
+        assert runs.rows(run, name) == runs.rows(alone, name), name
+    assert sorted(runs.rows(run)) == list(range(1, 61))
+
+
+def test_two_processes_of_two_devices_are_one_process_of_four_to_1e_6_and_begin_afresh_together(tmp_path):
+    config = write(tmp_path / "config", mesh__data=2, mesh__fsdp=2)
+    old = write(tmp_path / "run", train__seed=5).removeprefix("--config=")
+    done = launch("train", config, f"--workdir={old}", "--fresh", devices=2)
+    assert done.returncode == 0, done.stderr
+    assert "train.seed: 5" in (tmp_path / "run.old-1/config.txt").read_text()
+    losses, alone = runs.rows(tmp_path / "run"), runs.rows(single(config, tmp_path / "alone", 4))
+    assert losses == pytest.approx(alone, rel=0, abs=1e-6)
+    assert len(losses) == 60
+
+
+def test_the_first_process_alone_writes(pair):
+    run, _, done = pair
+    assert {path.name for path in run.iterdir()} == {
+        "status.json", "metrics.jsonl", "config.txt", "checkpoints", "log.txt",
+    }  # fmt: skip
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 61))
+    status = runs.status(run)
+    assert (status["state"], status["step"], status["exit_code"]) == ("done", 60, 0)
+    assert (run / "log.txt").read_text().count("saving checkpoint of step 60") == 1
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"55", "60", "results.json"}
+    own = [line for line in (done.stdout + done.stderr).splitlines() if "[Gloo]" not in line]
+    assert own == []  # log.progress is "none"
+
+
+def test_an_evaluation_by_several_processes_is_printed_once(pair):
+    run, _, _ = pair
+    done = launch("evaluate", str(run), "--step=latest")
+    assert done.returncode == 0, done.stderr
+    printed = [line for line in done.stdout.splitlines() if "[Gloo]" not in line]
+    assert printed[0] == "[0] step: 60"
+    results = {name: float(value) for name, value in (line.removeprefix("[0] ").split(": ") for line in printed[1:])}
+    assert results["heldout/loss"] == pytest.approx(runs.rows(run, "heldout/loss")[60], abs=1e-5)
+    assert len(printed) == 3
+
+
+def test_a_stop_is_a_checkpoint_of_all_and_the_resumed_run_is_the_unbroken_one(pair, tmp_path):
+    run, config, _ = pair
+    stopped = write(tmp_path / "stopped", mesh__fsdp=2, hooks=fault(step=7, what="stop"))
+    args = ("train", f"--workdir={tmp_path / 'run'}")
+    done = launch(*args, stopped)
+    assert done.returncode == 42, done.stderr
+    status = runs.status(tmp_path / "run")
+    assert (status["state"], status["exit_code"]) == ("preempted", 42)
+    step = status["step"]
+    assert 7 <= step < 60
+    assert (tmp_path / f"run/checkpoints/{step}/commit_success.txt").exists()
+    last = done.stderr.splitlines()[-1]
+    assert last.endswith(f"] Preempted: asked to stop; the state of step {step} of 60 is saved in {tmp_path / 'run'}.")
+    assert "Traceback" not in done.stderr
+    done = launch(*args, config)
+    assert done.returncode == 0, done.stderr
+    assert runs.status(tmp_path / "run")["attempt"] == 2
+    for name in ("loss", "heldout/loss"):
+        assert runs.rows(tmp_path / "run", name) == runs.rows(run, name)
+
+
+def test_an_error_in_one_process_ends_all_with_its_words_last_and_once(tmp_path):
+    config = write(tmp_path / "config", hooks=fault(step=7, what="raise"))
+    done = launch("train", config, f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[-1] == "[1] KeyError: 'imagee'"
+    assert done.stderr.count("KeyError: 'imagee'") == 1
+    assert "convoy launch: process 1 ended first, with 1 (the user's error)" in done.stderr
+    status = runs.status(tmp_path / "run")
+    assert (status["state"], status["reason"]) == ("failed", "process 1 ended this run: KeyError: 'imagee'")
+
+
+def test_a_killed_process_ends_all_and_the_job_is_one_to_start_again(tmp_path):
+    config = write(tmp_path / "config", hooks=fault(step=7, what="kill"))
+    begin = time.monotonic()
+    done = launch("train", config, f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 137, done.stderr
+    assert time.monotonic() - begin < 60
+    assert done.stderr.splitlines()[-1].startswith("convoy launch: process 1 ended first, with 137 (killed by SIGKILL)")
+
+
+def test_a_run_that_diverges_ends_alike_in_every_process(tmp_path):
+    config = write(tmp_path / "config", optimizer__learning_rate=1e30, optimizer__schedule="constant")
+    done = launch("train", config, f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 43, done.stderr
+    assert runs.status(tmp_path / "run")["exit_code"] == 43
+    assert "with 43 (do not retry); then" in done.stderr
+    assert done.stderr.splitlines()[-2].count(": 43") == 1, done.stderr
+    assert "Diverged: step 2: the loss or its gradient is not finite" in done.stderr.splitlines()[-1]
+
+
+def test_processes_take_the_first_ones_value_and_notice_that_a_folder_is_not_shared(tmp_path):
+    (tmp_path / "0").mkdir()
+    (tmp_path / "1").mkdir()
+    program = f"""
+import os, sys
+from engine.cluster import peers, processes
+from engine.run.directory import RunDirectory
+processes.initialize(processes.resolve())
+me = processes.index()
+value = peers.from_first({{"text": "é" * 1500, "big": 2**40 + me, "me": me, "none": None}}, "a test")
+assert value == {{"text": "é" * 1500, "big": 2**40, "me": 0, "none": None}}, value
+assert peers.from_first([] if me == 0 else [1], "a test") == []
+os.chdir(f"{tmp_path}/{{me}}")
+try:
+    RunDirectory.open("run")
+except Exception as error:
+    print(type(error).__name__, error)
+peers.part()
+"""
+    launcher = (
+        f"import sys; from engine.launch.local import launch; launch([sys.executable, '-c', {program!r}], processes=2)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", launcher], capture_output=True, text=True, env=runs.environment(), timeout=60
+    )
+    assert done.stderr == ""
+    (told,) = [line for line in done.stdout.splitlines() if "[Gloo]" not in line]
+    assert told.startswith("[1] RunError run: process 1 does not see this folder, which process 0 has opened.")
+
+
+def test_a_mistake_is_told_once(tmp_path):
+    done = launch("train", "--config=configs.digits", "--config.train.totl=3")
+    assert done.returncode == 1
+    assert "] ConfigError: train.totl: unknown field" in done.stderr.splitlines()[-1]
+    assert done.stderr.count("ConfigError") == 1
