@@ -12,6 +12,8 @@ _NAMES = {
     "Mean": "engine.metrics",
     "ArraySource": "engine.data.source",
     "Source": "engine.data.source",
+    "Packed": "engine.data.packing",
+    "Mixture": "engine.data.mixture",
     "layers": "engine.layers",
     "Trainer": "engine.trainer",
     "Summary": "engine.observe.report",

@@ -12,6 +12,8 @@ import pytest
 
 from engine.config.errors import DataError
 from engine.data.batches import Batches
+from engine.data.mixture import Mixture
+from engine.data.packing import Packed
 from engine.data.reader import read
 from engine.data.source import ArraySource
 
@@ -82,6 +84,26 @@ def test_workers_give_the_same_batches_and_go_when_closed():
     assert ends(lambda: len(multiprocessing.active_children()) == 2)  # before the first batch is asked for
     assert numbers(reader) == expected(5, 12)
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.multiprocess
+def test_workers_read_packed_and_mixed_sources_as_this_process_does():
+    class Documents:
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, index):
+            return {"tokens": np.arange(index)}
+
+    def mixed():
+        sources = {"split": Packed(Documents(), 8), "whole": Packed(Documents(), 8, split=False)}
+        return Batches(Mixture(sources, {"split": 2, "whole": 1}), 16, seed=0, shuffle=True)
+
+    plain, reader = mixed(), read(mixed(), 3, 8, threads=0, workers=2, prefetch=2)
+    try:
+        np.testing.assert_equal(list(reader), [plain[n] for n in range(3, 8)])
+    finally:
+        reader.close()
 
 
 @pytest.mark.multiprocess
