@@ -1,13 +1,13 @@
 """Targets: classes and functions that a config names by dotted path, with their arguments.
 
-Owns: importing the path, checking the arguments against the signature, and the call. Does not own: which arguments
-the engine itself passes; who builds a target says so (`given`).
+Owns: importing the path, checking the arguments against the signature, and the call; the same for targets among the
+arguments. Does not own: which arguments the engine itself passes; who builds a target says so (`given`).
 """
 
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType, ModuleType
 from typing import Any
 
@@ -125,6 +125,8 @@ def check(target: Target, where: str, given: Collection[str] = ()) -> None:
             _check_type(path, value, named[name], target)
         elif not takes_any:
             raise _not_taken(target, where, name, [name for name in named if name not in given])
+        for inner, place in _inner(value, path):
+            check(inner, place)
     for name, parameter in named.items():
         if parameter.default is parameter.empty and name not in target.arguments and name not in given:
             raise FieldError(
@@ -163,15 +165,39 @@ def _check_type(path: str, value: Any, parameter: inspect.Parameter, target: Tar
 def build(target: Target, where: str, **given: Any) -> Any:
     """Imports, checks and calls: returns what `target` makes of its arguments and of those that are `given`.
 
-    The callee gets dictionaries of its own: the read-only mappings of a Config stay with the config.
+    A dictionary with a text `target` among or inside the arguments is a target too, and is built first. The callee gets
+    dictionaries of its own: the read-only mappings of a Config stay with the config.
     """
     check(target, where, given)
-    arguments = {name: _own(value) for name, value in target.arguments.items()}
+    arguments = {name: _own(value, f"{where}.{name}") for name, value in target.arguments.items()}
     return resolve(target, where)(**arguments, **given)
 
 
-def _own(value: Any) -> Any:
-    """A copy of a config value in ordinary containers."""
+def _own(value: Any, path: str) -> Any:
+    """A copy of a config value in ordinary containers, with the targets inside it built."""
+    if inner := _as_target(value):
+        return build(inner, path)
     if isinstance(value, MappingProxyType | dict):
-        return {key: _own(item) for key, item in value.items()}
-    return tuple(_own(item) for item in value) if isinstance(value, tuple) else value
+        return {key: _own(item, f"{path}.{key}") for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_own(item, f"{path}.{number}") for number, item in enumerate(value))
+    return value
+
+
+def _inner(value: Any, path: str) -> Iterator[tuple[Target, str]]:
+    """Yields the targets inside an argument, and where they stand; those inside of these are theirs to check."""
+    if inner := _as_target(value):
+        yield inner, path
+    elif isinstance(value, MappingProxyType | dict):
+        for key, item in value.items():
+            yield from _inner(item, f"{path}.{key}")
+    elif isinstance(value, tuple):
+        for number, item in enumerate(value):
+            yield from _inner(item, f"{path}.{number}")
+
+
+def _as_target(value: Any) -> Target | None:
+    """The target that a dictionary among the arguments describes, if it is one."""
+    if not isinstance(value, MappingProxyType | dict) or not isinstance(value.get("target"), str):
+        return None
+    return Target(target=value["target"], arguments={key: item for key, item in value.items() if key != "target"})

@@ -24,6 +24,9 @@ class Strict:
 
 def optimizer(learning_rate, b1=0.9):
     return learning_rate, b1
+
+def mixture(sources, weights=None):
+    return sources
 """
 
 
@@ -134,3 +137,53 @@ def test_build_hands_over_containers_of_its_own(package):
     assert width == {"a": (1, {"b": 2})} and type(width) is dict
     width["a"] = None
     assert build(config.task, "task").settings["width"]["a"] == (1, {"b": 2})
+
+
+def nested(**sources):
+    c = defaults()
+    c.task = dict(target="shop.tasks.Strict")
+    c.data = dict(target="shop.tasks.mixture", sources=sources, weights={"a": 1})
+    return validate(c).data
+
+
+def test_targets_among_the_arguments_are_built_first(package):
+    inner = dict(target="shop.tasks.mixture", sources=[dict(target="shop.tasks.Strict", width=3), 4])
+    found = build(nested(a=dict(target="shop.tasks.Strict"), b=inner, c=dict(width=5)), "data")
+    assert found["a"].width == 64
+    assert found["b"][0].width == 3
+    assert found["b"][1] == 4
+    assert found["c"] == {"width": 5}
+
+
+@pytest.mark.parametrize(
+    ("inner", "sentence"),
+    [
+        (
+            dict(target="shop.tasks.Stict"),
+            "data.sources.a.target: found 'shop.tasks.Stict', but shop.tasks has no 'Stic",
+        ),
+        (dict(target=""), "data.sources.a.target: is empty."),
+        (
+            dict(target="shop.tasks.Strict", widht=3),
+            "data.sources.a.widht: shop.tasks.Strict takes no such argument. It takes: width. Did you mean width?",
+        ),
+        (
+            dict(target="shop.tasks.Strict", width="w"),
+            "data.sources.a.width: found 'w', shop.tasks.Strict takes an int",
+        ),
+        (
+            dict(target="shop.tasks.Digits"),
+            "data.sources.a.width: is missing, shop.tasks.Digits needs it. Set it with --",
+        ),
+        (
+            dict(target="shop.tasks.mixture", sources=[1, dict(target="shop.tasks.Strict", depth=1)]),
+            "data.sources.a.sources.1.depth: shop.tasks.Strict takes no such argument",
+        ),
+    ],
+)
+def test_a_wrong_target_among_the_arguments_is_named_before_anything_is_built(package, inner, sentence):
+    section = nested(a=inner)
+    for function in (check, build):
+        with pytest.raises(ConfigError) as error:
+            function(section, "data")
+        assert sentence in str(error.value), str(error.value)
