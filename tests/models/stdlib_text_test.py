@@ -1,0 +1,80 @@
+import bz2
+import math
+import sysconfig
+
+import numpy as np
+import pytest
+
+from engine import DataError
+from models.stdlib_text import VOCABULARY, Files, StdlibText, bz2_nats_per_byte, validation_bytes
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """A standard library of 200 small modules, with folders that are to be left out."""
+    names = [f"module_{number}.py" for number in range(190)] + [f"package/part_{number}.py" for number in range(10)]
+    names += ["test/a.py", "package/tests/b.py", "site-packages/c.py", "package/data.txt", "_sysconfigdata_x.py"]
+    for name in names:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"# {name}\n" * 5)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    return tmp_path
+
+
+def test_every_file_of_the_library_is_in_one_split(library):
+    train, validation = Files("train"), Files("validation")
+    assert train.paths == sorted(train.paths)
+    expected = {
+        path.relative_to(library).as_posix()
+        for pattern in ("module*", "package/part*")
+        for path in library.glob(pattern)
+    }
+    assert {*train.paths, *validation.paths} == expected
+    assert not set(train.paths) & set(validation.paths)
+    assert 4 <= len(validation) <= 24
+
+
+def test_a_file_keeps_its_split_when_others_come(library):
+    before = Files("validation").paths
+    for number in range(50):
+        (library / f"later_{number}.py").write_text("x = 1\n")
+    assert [path for path in Files("validation").paths if not path.startswith("later")] == before
+
+
+def test_documents_are_the_bytes_of_the_files(library):
+    files = Files()
+    for index in (0, 7, len(files) - 1):
+        assert files[index]["tokens"].tobytes() == (library / files.paths[index]).read_bytes()
+    assert files.lengths().tolist() == [len(files[index]["tokens"]) for index in range(len(files))]
+
+
+def test_an_evaluation_reads_the_validation_bytes_in_order(library):
+    source = StdlibText("validation", length=64)
+    rows = source.take(np.arange(len(source)))
+    tokens = rows["tokens"][rows["segment_ids"] > 0]
+    assert tokens.astype(np.uint8).tobytes() == validation_bytes()
+    assert rows["weight"].sum() == len(validation_bytes()) - len(source.documents)  # all but the first of each file
+
+
+def test_the_scale_of_the_loss_is_that_of_bzip2():
+    assert bz2_nats_per_byte(b"a" * 10_000) == 8 * math.log(2) * len(bz2.compress(b"a" * 10_000, 9)) / 10_000
+    noise = np.random.default_rng(0).integers(0, 256, 100_000, np.uint8).tobytes()
+    assert bz2_nats_per_byte(noise) == pytest.approx(math.log(256), rel=0.02)
+
+
+def test_the_library_of_this_python_is_there():
+    source = StdlibText("validation")
+    assert "abc.py" in [*Files().paths, *source.documents.paths]
+    assert source.lengths.sum() > 100_000
+    assert source[0]["tokens"].shape == (256,)
+    assert source[0]["tokens"].max() < VOCABULARY
+    assert 0.5 < bz2_nats_per_byte(validation_bytes()) < 2
+
+
+def test_a_wrong_split_and_a_python_without_sources_are_told(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match=r"split = 'test', allowed are train and validation"):
+        StdlibText("test")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(DataError, match=r"no .py files for train. Use a Python whose library lies there as source"):
+        StdlibText()
