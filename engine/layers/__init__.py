@@ -3,6 +3,7 @@
 from engine.layers.dense import Dense
 from engine.layers.dropout import Dropout, fold_in
 from engine.layers.embedding import Embed
+from engine.layers.experts import Experts
 from engine.layers.loss import cross_entropy
 from engine.layers.norm import RMSNorm
 from engine.layers.rotary import rotary_angles, rotate
@@ -12,6 +13,7 @@ __all__ = [
     "Dense",
     "Dropout",
     "Embed",
+    "Experts",
     "RMSNorm",
     "constrain",
     "cross_entropy",

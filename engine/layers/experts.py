@@ -1,0 +1,289 @@
+"""A mixture of experts, on one device or with experts and tokens exchanged over the mesh.
+
+Owns: the experts' parameters, their two ways of working, and the exchange. Does not own: the choice of experts
+(`routing.py`), the product of rows and kernels by group (`grouped.py`), or the weights of the losses, which a Task has.
+
+Terms. *Capacity*: slots of one expert for one sequence; what finds none is dropped, by rank of the choice first and
+position in the sequence second. It depends on nothing outside the sequence: no mesh, batch or accumulation changes it.
+*Dropless*: every choice is computed. *Exchange*: an all-to-all over the mesh axis `expert`, from tokens that are split
+over it to experts that are, and back.
+
+Costs. With a capacity, a sequence that is split over `context` is gathered whole; each of these devices then works on
+a part of the slots. Dropless leaves it split; but with static shapes an exact exchange needs room for every token at
+every device of the axis `expert`, which is the traffic of an all-gather, and for the rows of all choices there: give
+a capacity where memory matters.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
+
+from engine.config.errors import ShardingError
+from engine.layers.dense import matmul
+from engine.layers.grouped import block_rows, grouped_matmul
+from engine.layers.routing import Routes, Rows, group_sizes, route, rows_of
+from engine.parallel import layout
+
+SLOTS = ("batch", "sequence", None)  # of [experts, batch, slots, features]
+
+
+class Experts(nnx.Module):
+    """A mixture of SwiGLU experts (Shazeer et al. 2017; Fedus et al. 2022).
+
+    Each token goes to the `top_k` experts of the largest probability; their outputs are summed with these
+    probabilities, divided by their sum (with `top_k` 1 not divided, as Fedus et al. have it). The router works in
+    float32 whatever the dtype of its input.
+
+    Args:
+        features: size of the last dimension of input and result.
+        hidden: width within an expert.
+        count: of experts.
+        top_k: experts of a token.
+        capacity_factor: slots of all experts together for each choice of a sequence: an expert has
+            ceil(top_k * time / count * capacity_factor), at most `time`. None: dropless.
+        rngs: for the initial values (LeCun et al. 1998).
+
+    Raises:
+        ValueError: `top_k` beyond `count`, or a capacity that is not positive.
+    """
+
+    def __init__(
+        self, features: int, hidden: int, count: int, top_k: int, *, capacity_factor: float | None, rngs: nnx.Rngs
+    ):
+        if not 1 <= top_k <= count:
+            raise ValueError(f"Experts: top_k = {top_k} of count = {count} experts. Allowed: 1 to {count}.")
+        if capacity_factor is not None and capacity_factor <= 0:
+            raise ValueError(f"Experts: capacity_factor = {capacity_factor}. Allowed: above 0, or None for dropless.")
+        self.count, self.top_k, self.capacity_factor = count, top_k, capacity_factor
+        init = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=0)
+
+        def kernels(size_in: int, size_out: int, *axes: str) -> nnx.Param:
+            return nnx.Param(init(rngs.params(), (count, size_in, size_out)), logical_axes=("expert", *axes))
+
+        router = nnx.initializers.lecun_normal()(rngs.params(), (features, count))
+        self.router = nnx.Param(router, logical_axes=("embed", None))
+        self.gate = kernels(features, hidden, "embed", "mlp")
+        self.up = kernels(features, hidden, "embed", "mlp")
+        self.down = kernels(hidden, features, "mlp", "embed")
+
+    def __call__(self, x: jax.Array, weight: jax.Array | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns the result `[batch, time, features]` and sums over the tokens of each sequence, `[batch]` float32.
+
+        The sums, each token counted by its weight: "balance" and "router_z", the losses of `routing.route`; "dropped",
+        the part of its choices that found no slot. Divided by the sum of the weights, each is a mean over tokens.
+
+        Args:
+            x: `[batch, time, features]`.
+            weight: `[batch, time]`; 0 for padding, which uses no slot, is not read and gets 0. None: all 1.
+
+        Raises:
+            ShardingError: the experts do not divide over their mesh axis.
+        """
+        here = layout.current()
+        here.use("expert")
+        axes = here.axes("expert")
+        devices = math.prod(here.size(axis) for axis in axes)
+        if self.count % devices:
+            text = " x ".join(f"{axis}={here.size(axis)}" for axis in axes)
+            raise ShardingError(
+                f"Experts: count = {self.count} is not divisible by mesh axis {text}. Use a multiple of {devices} "
+                f"({-(-self.count // devices) * devices}), or {math.gcd(self.count, devices)} devices there."
+            )
+        weight = jnp.ones(x.shape[:2]) if weight is None else weight.astype(jnp.float32)
+        x = jnp.where(weight[..., None] != 0, x, 0)
+        routes = route(x, self.router.get_value(), self.top_k, weight)
+        kernels = tuple(kernel.get_value().astype(x.dtype) for kernel in (self.gate, self.up, self.down))
+        if self.capacity_factor is None:
+            y, dropped = _dropless(x, routes, kernels), jnp.zeros(len(x))
+        else:
+            slots = math.ceil(self.top_k * x.shape[1] / self.count * self.capacity_factor)
+            y, lost = _with_capacity(x, routes, kernels, min(slots, x.shape[1]))
+            dropped = (weight * lost).sum(1) / self.top_k
+        return y, {**routes.losses, "dropped": dropped}
+
+
+def _with_capacity(x: jax.Array, routes: Routes, kernels: tuple[jax.Array, ...], capacity: int) -> tuple[Any, Any]:
+    """Returns the result and how many choices of each token were dropped `[batch, time]`."""
+    here = layout.current()
+    count, whole = kernels[0].shape[0], ("batch", None, None)
+    x, experts = here.constrain(x, *whole), here.constrain(routes.experts, *whole)
+    parts = here.size("context")
+    slots = -(-capacity // parts) * parts  # those beyond the capacity stay empty
+
+    def plan(experts: jax.Array) -> Rows:
+        sizes, starts = group_sizes(experts, count), jnp.arange(count) * slots
+        return rows_of(experts, sizes, starts, jnp.full(count, capacity), count * slots)
+
+    rows = jax.vmap(plan)(experts)
+    filled = jax.vmap(Rows.gather)(rows, x).reshape(len(x), count, slots, -1).swapaxes(0, 1)
+    y = _exchange(_swiglu(_exchange(filled, True), kernels), False).swapaxes(0, 1)
+    y = here.constrain(y.reshape(len(x), count * slots, -1), *whole)
+    y = jax.vmap(Rows.combine)(rows, y, routes.weights)
+    lost = (rows.row == count * slots).reshape(len(x), -1, x.shape[1]).swapaxes(1, 2) & (experts < count)
+    return here.constrain(y, "batch", "sequence", None), lost.sum(-1)
+
+
+def _swiglu(x: jax.Array, kernels: tuple[jax.Array, ...]) -> jax.Array:
+    """Each expert on its slots: `[experts, batch, slots, features]` for the same."""
+    here = layout.current()
+    axes = (("expert", None, "mlp"), ("expert", None, "mlp"), ("expert", "mlp", None))
+    gate, up, down = (here.constrain(kernel, *names) for kernel, names in zip(kernels, axes, strict=True))
+    product = jax.vmap(matmul)
+    hidden = jax.nn.silu(product(x, gate)) * product(x, up)
+    return product(here.constrain(hidden, "expert", *SLOTS[:2], "mlp"), down)
+
+
+def _exchange(x: jax.Array, to_experts: bool) -> jax.Array:
+    """Moves `[experts, batch, slots, features]` from devices by row to devices by expert, or back."""
+    here = layout.current()
+    by_row, by_expert = (here.spec((name, *SLOTS), x.shape) for name in (None, "expert"))
+    if by_expert[0] == "expert" and "expert" in _names(by_row[1]):
+        return _all_to_all(here.mesh, by_row, by_expert, to_experts, x)
+    return here.constrain(x, "expert" if to_experts else None, *SLOTS)  # XLA finds the way, if there is any
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _all_to_all(mesh: Any, by_row: PartitionSpec, by_expert: PartitionSpec, to_experts: bool, x: jax.Array) -> Any:
+    """The exchange as an all-to-all; its gradient is the way back, said here since a nested shard_map has none."""
+    split, concat = (0, 1) if to_experts else (1, 0)
+
+    def local(x: jax.Array) -> jax.Array:
+        return jax.lax.all_to_all(x, "expert", split, concat, tiled=True)
+
+    source, target = (by_row, by_expert) if to_experts else (by_expert, by_row)
+    return _mapped(mesh, local, source, target)(x)
+
+
+def _all_to_all_backward(mesh: Any, by_row: Any, by_expert: Any, to_experts: bool, _: None, g: Any) -> tuple[Any]:
+    return (_all_to_all(mesh, by_row, by_expert, not to_experts, g),)
+
+
+_all_to_all.defvjp(lambda *args: (_all_to_all(*args), None), _all_to_all_backward)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Split:
+    """How dropless work is split: mesh axes by what they split, and the platform."""
+
+    mesh: Mesh | None
+    platform: str
+    tokens: PartitionSpec
+    exchanged: int  # devices of the axis `expert` that exchange tokens; 1 for none
+    hidden: tuple[str, ...]
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """All of them."""
+        return tuple(axis for entry in self.tokens for axis in _names(entry)) + self.hidden
+
+    @property
+    def kernels(self) -> tuple[PartitionSpec, ...]:
+        """Of gate, up and down."""
+        expert = "expert" if self.exchanged > 1 else None
+        wide = PartitionSpec(expert, None, self.hidden or None)
+        return wide, wide, PartitionSpec(expert, self.hidden or None, None)
+
+
+def _dropless(x: jax.Array, routes: Routes, kernels: tuple[jax.Array, ...]) -> jax.Array:
+    """The result with every choice computed: each device sorts its own tokens by expert."""
+    here = layout.current()
+    tokens = here.spec(("batch", "sequence", None), x.shape)
+    taken = {axis for entry in tokens for axis in _names(entry)}
+    exchanged = here.axes("expert", kernels[0].shape[0]) == ("expert",) and "expert" in _names(tokens[0])
+    hidden = tuple(axis for axis in here.axes("mlp", kernels[0].shape[2]) if axis not in taken)
+    split = _Split(here.mesh, here.platform, tokens, here.size("expert") if exchanged else 1, hidden)
+    args = (x, routes.experts, routes.weights, kernels)
+    if not split.axes:
+        return _local(split, *args)
+    # The gradient of a shard_map within another cannot be had, so there it is one of its own.
+    nested = bool(jax.sharding.get_abstract_mesh().manual_axes)
+    return (_with_own_gradient if nested else _on_each_device)(split, *args)
+
+
+def _on_each_device(split: _Split, x: jax.Array, experts: jax.Array, weights: jax.Array, kernels: Any) -> jax.Array:
+    """`_local` on every device."""
+    specs = (*[split.tokens] * 3, split.kernels)
+    return _mapped(split.mesh, functools.partial(_local, split), specs, split.tokens)(x, experts, weights, kernels)
+
+
+_with_own_gradient = jax.custom_vjp(_on_each_device, nondiff_argnums=(0,))
+
+
+def _own_gradient(split: _Split, kept: tuple, g: jax.Array) -> tuple:
+    """Computes the experts' hidden activations again, and the gradient from them, on every device."""
+
+    def local(x: jax.Array, experts: jax.Array, weights: jax.Array, kernels: Any, g: jax.Array) -> Any:
+        return jax.vjp(lambda x, w, k: _local(split, x, experts, w, k), x, weights, kernels)[1](g)
+
+    results = (split.tokens, split.tokens, split.kernels)
+    dx, dw, dk = _mapped(split.mesh, local, (*[split.tokens] * 3, split.kernels, split.tokens), results)(*kept, g)
+    return dx, None, dw, dk
+
+
+_with_own_gradient.defvjp(lambda split, *args: (_on_each_device(split, *args), args), _own_gradient)
+
+
+def _local(
+    split: _Split, x: jax.Array, experts: jax.Array, weights: jax.Array, kernels: tuple[jax.Array, ...]
+) -> jax.Array:
+    """`_dropless` on one device: its tokens `[batch, time, features]` and its part of the kernels."""
+    shape, count, top_k = x.shape, kernels[0].shape[0], weights.shape[-1]
+    x, experts, weights = (a.reshape(-1, a.shape[-1]) for a in (x, experts, weights))
+    if split.exchanged > 1:
+        x, experts, weights = (_send(jnp.stack([a] * split.exchanged)) for a in (x, experts, weights))
+        experts = experts - count * jax.lax.axis_index("expert")
+        experts = jnp.where((experts >= 0) & (experts < count), experts, count)
+    block = block_rows(split.platform, len(x) * top_k // split.exchanged, count)
+    sizes = group_sizes(experts, count)
+    room = -(-sizes // block) * block
+    most = len(x) * min(top_k, count) + count * (block - 1)
+    rows = rows_of(experts, sizes, jnp.cumsum(room) - room, room, -(-most // block) * block)
+    filled, room = (_vary(a, split.hidden) for a in (rows.gather(x), room))
+    by_tokens = tuple(axis for axis in split.axes if axis not in split.hidden and not _in(axis, split.kernels))
+    gate, up, down = (_vary(kernel, by_tokens) for kernel in kernels)
+    hidden = jax.nn.silu(grouped_matmul(filled, gate, room, block)) * grouped_matmul(filled, up, room, block)
+    y = rows.combine(grouped_matmul(hidden, down, room, block), weights)
+    if split.hidden:
+        y = jax.lax.psum(y.astype(jnp.float32), split.hidden).astype(y.dtype)
+    if split.exchanged > 1:
+        y = _send(y.reshape(split.exchanged, -1, y.shape[-1])).reshape(split.exchanged, -1, y.shape[-1]).sum(0)
+    return y.reshape(shape)
+
+
+def _send(x: jax.Array) -> jax.Array:
+    """Gives part i of `[devices, tokens, ...]` to device i of `expert`; returns all that came, `[tokens, ...]`."""
+    came = jax.lax.all_to_all(x, "expert", 0, 0, tiled=True)
+    return came.reshape(-1, *x.shape[2:])
+
+
+def _mapped(mesh: Mesh | None, function: Any, in_specs: Any, out_specs: Any) -> Any:
+    """A shard_map over the axes that its specs name."""
+    inner: Any = jax.sharding.get_abstract_mesh()
+    leaves = jax.tree.leaves((in_specs, out_specs), is_leaf=lambda x: isinstance(x, PartitionSpec))
+    axes = {axis for spec in leaves for entry in spec for axis in _names(entry)}
+    inner = mesh if inner.empty else inner
+    return jax.shard_map(function, mesh=inner, in_specs=in_specs, out_specs=out_specs, axis_names=axes)
+
+
+def _vary(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """Says that `x`, the same on every device of `axes`, is used differently there.
+
+    Its gradient is summed over them: in float32, which XLA on a CPU cannot do in half precision here.
+    """
+    wide = jnp.promote_types(x.dtype, jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
+    return jax.lax.pcast(x.astype(wide), axes, to="varying").astype(x.dtype) if axes else x
+
+
+def _in(axis: str, specs: tuple[PartitionSpec, ...]) -> bool:
+    return any(axis in _names(entry) for spec in specs for entry in spec)
+
+
+def _names(entry: Any) -> tuple[str, ...]:
+    """The axes of one entry of a PartitionSpec."""
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)

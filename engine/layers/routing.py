@@ -1,0 +1,145 @@
+"""Routing: which experts a token goes to, what the router is charged for, and the rows that hold each expert's tokens.
+
+Owns: the router's probabilities and losses, the rows of each group of choices, and moving tokens to rows and back by
+gathers alone. Does not own: the experts and where they lie (`experts.py`).
+
+Terms. *Choice*: a token together with one of the experts that it goes to; choice `rank * time + position` of a
+sequence is the position's expert of that rank, so that the order of choices is that of dropping. *Group*: the choices
+of one expert. *Room*: how many rows a group has; its choices beyond them are dropped.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Routes:
+    """Where the tokens of a batch go, and what it costs."""
+
+    experts: jax.Array
+    """`[batch, time, top_k]` int32, best first; the number of experts for padding, which goes nowhere."""
+    weights: jax.Array
+    """`[batch, time, top_k]` float32 factors on the experts' outputs: the probabilities of the chosen ones, divided by
+    their sum. A single one is not divided, since it would always be 1 and teach the router nothing."""
+    losses: dict[str, jax.Array]
+    """"balance" and "router_z": `[batch]` float32, summed over the tokens of a sequence."""
+
+
+def route(x: jax.Array, kernel: jax.Array, top_k: int, weight: jax.Array) -> Routes:
+    """Chooses `top_k` experts for each token by the largest probabilities, all in float32.
+
+    The balance loss of a sequence is tokens * experts * sum_e(f_e * P_e), where f_e is the part of the choices that
+    went to expert e before any is dropped, and P_e the mean probability of e (Fedus et al. 2022, equations 4 to 6, here
+    for each sequence and several choices). The router's z-loss is logsumexp(logits)^2 (Zoph et al. 2022, equation 5).
+
+    Args:
+        x: `[batch, time, features]`; not read where `weight` is 0.
+        kernel: `[features, experts]`.
+        top_k: experts of a token.
+        weight: `[batch, time]` float32, of each token in the losses; 0 is padding.
+    """
+    logits = jnp.matmul(x.astype(jnp.float32), kernel.astype(jnp.float32), precision="highest")
+    probabilities = jax.nn.softmax(logits)
+    experts = _largest(probabilities, top_k)
+    chosen = experts[..., None] == jnp.arange(logits.shape[-1])  # [batch, time, top_k, experts]
+    # A sum over the chosen entry: the gradient of a gather would be a scatter.
+    best = jnp.where(chosen, probabilities[..., None, :], 0).sum(-1)
+    real = weight[..., None] != 0
+    tokens = weight.sum(1)
+    share = jnp.einsum("bt,btke->be", weight, chosen.astype(jnp.float32)) / top_k
+    load = jnp.einsum("bt,bte->be", weight, probabilities)
+    balance = logits.shape[-1] * (share * load).sum(-1) / jnp.where(tokens != 0, tokens, 1)
+    weights = best / best.sum(-1, keepdims=True) if top_k > 1 else best
+    return Routes(
+        experts=jnp.where(real, experts, logits.shape[-1]),
+        weights=jnp.where(real, weights, 0),
+        losses={"balance": balance, "router_z": (weight * jax.nn.logsumexp(logits, axis=-1) ** 2).sum(1)},
+    )
+
+
+def _largest(x: jax.Array, top_k: int) -> jax.Array:
+    """Returns `[..., top_k]`, where the largest entries are, the largest and of equals the first in front.
+
+    One maximum after the other: XLA gathers the whole batch on each device for `jax.lax.top_k`.
+    """
+    found = []
+    for _ in range(top_k):
+        found.append(jnp.argmax(x, axis=-1))
+        x = jnp.where(found[-1][..., None] == jnp.arange(x.shape[-1]), -jnp.inf, x)
+    return jnp.stack(found, axis=-1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows of tokens in the order of their groups: a table in each direction, so that nothing has to be scattered."""
+
+    row: jax.Array
+    """`[choices]` the row of each choice; the number of rows if it was dropped."""
+    choice: jax.Array
+    """`[rows]` the choice in each row; the number of choices if it is empty."""
+
+    def gather(self, x: jax.Array) -> jax.Array:
+        """Returns `[rows, features]` from `x` `[tokens, features]`; 0 in an empty row."""
+        tokens, choices = x.shape[0], self.row.shape[0]
+        token = jnp.where(self.choice < choices, self.choice % tokens, tokens)
+        return _take(x, token, self.row.reshape(-1, tokens).T)
+
+    def combine(self, y: jax.Array, weights: jax.Array) -> jax.Array:
+        """Returns `[tokens, features]`, the sum of each token's rows of `y` times `weights` `[tokens, top_k]`.
+
+        Summed in float32; in the dtype of `y`. A dropped choice adds 0.
+        """
+        tokens, top_k = weights.shape
+        parts = _take(y, self.row, self.choice[:, None]).reshape(top_k, tokens, -1)
+        return (parts * weights.T[..., None]).sum(0).astype(y.dtype)
+
+
+def group_sizes(experts: jax.Array, count: int) -> jax.Array:
+    """Returns `[count]`, how many entries of `experts` name each one."""
+    return (experts.reshape(-1, 1) == jnp.arange(count)).sum(0)
+
+
+def rows_of(experts: jax.Array, sizes: jax.Array, starts: jax.Array, room: jax.Array, rows: int) -> Rows:
+    """Gives each choice a row of its expert's group, in the order of (rank, position) while there is room.
+
+    Args:
+        experts: `[tokens, top_k]`; a number beyond the groups goes nowhere.
+        sizes: `[groups]` as `group_sizes` gives them.
+        starts: `[groups]` first row of each group, ascending.
+        room: `[groups]` rows of each group.
+        rows: in all.
+    """
+    flat = experts.T.reshape(-1)
+    order = jnp.argsort(flat, stable=True)
+    first = jnp.cumsum(sizes) - sizes  # of each group in `order`
+    group = jnp.minimum(flat, sizes.shape[0] - 1)
+    place = jnp.argsort(order) - first[group]
+    row = jnp.where((flat < sizes.shape[0]) & (place < room[group]), starts[group] + place, rows)
+    index = jnp.arange(rows)
+    group = (index[:, None] >= starts).sum(1) - 1
+    place = index - starts[group]
+    held = place < jnp.minimum(sizes, room)[group]
+    choice = jnp.where(held, order[jnp.where(held, first[group] + place, 0)], flat.shape[0])
+    return Rows(row, choice)
+
+
+@jax.custom_vjp
+def _take(x: jax.Array, index: jax.Array, back: jax.Array) -> jax.Array:
+    """Returns `x[index]`, 0 beyond the end. `back` `[rows of x, n]`: where each row went, for the gradient."""
+    return x.at[index].get(mode="fill", fill_value=0)
+
+
+def _take_forward(x: jax.Array, index: jax.Array, back: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _take(x, index, back), back
+
+
+def _take_backward(back: jax.Array, g: jax.Array) -> tuple[jax.Array, None, None]:
+    rows = g.at[back].get(mode="fill", fill_value=0)
+    return rows.sum(1, dtype=jnp.float32).astype(g.dtype), None, None
+
+
+_take.defvjp(_take_forward, _take_backward)

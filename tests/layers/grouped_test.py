@@ -1,0 +1,48 @@
+"""Grouped products: each group's rows times its own kernel, the same by blocks and by ragged_dot."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from engine.layers.grouped import block_rows, grouped_matmul
+
+KERNELS = jax.random.normal(jax.random.key(0), (4, 6, 10))
+ROWS = jax.random.normal(jax.random.key(1), (40, 6))
+SIZES = np.array([8, 0, 16, 8])  # the last 8 rows belong to no group
+
+
+def wanted(rows, kernels):
+    ends = np.cumsum(SIZES)
+    return jnp.concatenate([rows[e - n : e] @ kernels[i] for i, (e, n) in enumerate(zip(ends, SIZES, strict=True))])
+
+
+@pytest.mark.parametrize("block", [1, 4, 8])
+def test_each_group_is_multiplied_by_its_kernel(block):
+    def ours(rows, kernels):
+        return grouped_matmul(rows, kernels, jnp.asarray(SIZES), block)[:32]
+
+    def gradient(function):
+        return jax.jit(jax.grad(lambda *args: (function(*args) ** 2).sum(), argnums=(0, 1)))(ROWS, KERNELS)
+
+    np.testing.assert_allclose(jax.jit(ours)(ROWS, KERNELS), wanted(ROWS, KERNELS), rtol=1e-5, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), gradient(ours), gradient(wanted))
+
+
+def test_blocks_after_the_last_group_are_not_computed():
+    rows = ROWS.at[32:].set(jnp.nan)
+    kernels = jax.grad(lambda kernels: grouped_matmul(rows, kernels, jnp.asarray(SIZES), 8).sum())(KERNELS)
+    assert jnp.isfinite(kernels).all()
+    assert jnp.isfinite(grouped_matmul(rows, KERNELS, jnp.asarray(SIZES), 8)).all()
+
+
+def test_half_precision_is_summed_in_float32_over_blocks():
+    rows, kernels = jnp.full((512, 2), 0.1, jnp.bfloat16), jnp.ones((1, 2, 3), jnp.bfloat16)
+    gradient = jax.grad(lambda kernels: grouped_matmul(rows, kernels, jnp.array([512]), 8).sum())(kernels)
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_allclose(gradient.astype(jnp.float32), 51.2, rtol=1e-2)
+
+
+def test_blocks_fit_the_rows_that_a_group_expects():
+    assert block_rows("tpu", 4096, 8) == block_rows("gpu", 4096, 8) == 1
+    assert [block_rows("cpu", rows, 8) for rows in (0, 64, 400, 4096)] == [8, 16, 64, 128]

@@ -1,0 +1,106 @@
+"""Routing: the choice, its losses, the order of dropping, and moves whose gradients are gathers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from engine.layers import routing
+from engine.layers.routing import group_sizes, rows_of
+
+X = jax.random.normal(jax.random.key(0), (3, 6, 16))
+KERNEL = jax.random.normal(jax.random.key(1), (16, 5))
+WEIGHT = jnp.array([[1, 1, 1, 1, 1, 1], [1, 1, 0, 2, 0, 0], [0, 0, 0, 0, 0, 0]], jnp.float32)
+CHOICES = jnp.array([[0, 1], [1, 0], [0, 1], [0, 3], [3, 3]])  # of three experts; 3 goes nowhere
+
+route = jax.jit(routing.route, static_argnums=2)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def rows(room):
+    sizes = group_sizes(CHOICES, 3)
+    return rows_of(CHOICES, sizes, jnp.arange(3) * room, jnp.full(3, room), 3 * room)
+
+
+def test_a_token_goes_to_its_most_probable_experts_and_padding_nowhere():
+    routes = route(X, KERNEL, 2, WEIGHT)
+    best, experts = jax.lax.top_k(jax.nn.softmax(X @ KERNEL), 2)
+    real = np.asarray(WEIGHT) > 0
+    np.testing.assert_array_equal(routes.experts, jnp.where(real[..., None], experts, 5))
+    np.testing.assert_allclose(routes.weights[real], (best / best.sum(-1, keepdims=True))[real], rtol=1e-5)
+    assert (np.asarray(routes.weights)[~real] == 0).all()
+
+
+def test_of_equal_probabilities_the_first_is_chosen():
+    np.testing.assert_array_equal(route(X, 0 * KERNEL, 3, WEIGHT).experts[0], [[0, 1, 2]] * 6)
+
+
+def test_a_single_choice_is_weighted_by_its_probability_so_that_the_router_learns():
+    def total(kernel):
+        return route(X, kernel, 1, WEIGHT).weights.sum()
+
+    np.testing.assert_allclose(
+        route(X, KERNEL, 1, WEIGHT).weights[0, :, 0], jax.nn.softmax(X @ KERNEL).max(-1)[0], rtol=1e-5
+    )
+    assert float(jnp.abs(jax.grad(total)(KERNEL)).max()) > 1e-2
+
+
+def test_losses_are_sums_over_the_weighted_tokens_of_a_sequence():
+    logits = np.asarray(X @ KERNEL, np.float64)
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    balance, router_z = np.zeros(3), np.zeros(3)
+    for b in range(2):
+        share, load = np.zeros(5), np.zeros(5)
+        for t in range(6):
+            for e in np.argsort(-p[b, t])[:2]:
+                share[e] += WEIGHT[b, t] / 2
+            load += WEIGHT[b, t] * p[b, t]
+            router_z[b] += WEIGHT[b, t] * np.log(np.exp(logits[b, t]).sum()) ** 2
+        tokens = float(WEIGHT[b].sum())
+        balance[b] = tokens * 5 * ((share / tokens) * (load / tokens)).sum()
+    losses = route(X, KERNEL, 2, WEIGHT).losses
+    np.testing.assert_allclose(losses["balance"], balance, rtol=1e-5)
+    np.testing.assert_allclose(losses["router_z"], router_z, rtol=1e-5)
+
+
+def test_the_router_works_in_float32():
+    half = route(X.astype(jnp.bfloat16), KERNEL.astype(jnp.bfloat16), 2, WEIGHT)
+    wanted = route(X.astype(jnp.bfloat16).astype(jnp.float32), KERNEL.astype(jnp.bfloat16), 2, WEIGHT)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), vars(half), vars(wanted))
+    assert half.weights.dtype == half.losses["balance"].dtype == jnp.float32
+
+
+def test_first_choices_of_all_positions_come_before_second_ones():
+    # Expert 0: tokens 0, 2, 3 by their first choice, then token 1 by its second. Expert 1: token 1, then 0 and 2.
+    first, second = rows(4).row.reshape(2, 5)
+    np.testing.assert_array_equal(first, [0, 4, 1, 2, 12])
+    np.testing.assert_array_equal(second, [5, 3, 6, 12, 12])
+
+
+def test_what_finds_no_room_is_dropped_from_the_end_of_that_order():
+    first, second = rows(2).row.reshape(2, 5)
+    np.testing.assert_array_equal(first, [0, 2, 1, 6, 6])
+    np.testing.assert_array_equal(second, [3, 6, 6, 6, 6])
+    np.testing.assert_array_equal(rows(2).choice, [0, 2, 1, 5, 10, 10])
+
+
+@pytest.mark.parametrize("room", [2, 4])
+def test_tokens_move_to_rows_and_back_as_by_matrices_of_ones(room):
+    plan, x, weights = rows(room), X[0, :5], jax.random.uniform(jax.random.key(2), (5, 2))
+    one_hot = jax.nn.one_hot(plan.row.reshape(2, 5), 3 * room)  # [rank, token, row]
+
+    def moved(x, weights):
+        return plan.combine(plan.gather(x) ** 2, weights)
+
+    def wanted(x, weights):
+        return jnp.einsum("ktr,tk,rf->tf", one_hot, weights, jnp.einsum("ktr,tf->rf", one_hot, x) ** 2)
+
+    def gradient(function):
+        return jax.jit(jax.grad(lambda *args: (function(*args) ** 2).sum(), argnums=(0, 1)))
+
+    np.testing.assert_allclose(jax.jit(moved)(x, weights), jax.jit(wanted)(x, weights), rtol=1e-5, atol=1e-6)
+    ours, theirs = gradient(moved)(x, weights), gradient(wanted)(x, weights)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, theirs)
+    assert "scatter" not in gradient(moved).lower(x, weights).as_text()
