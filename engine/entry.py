@@ -7,7 +7,9 @@ handler off the main thread.
 
 import dataclasses
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -197,9 +199,14 @@ def _trainer(config: Config, directory: RunDirectory, reporter: Reporter) -> Tra
     )
 
 
-def program(config: AnyConfig) -> tuple[Program, int]:
-    """Returns the program of a config and its number of steps, for `explain` and for tests; nothing is compiled."""
-    return _program(resolve_config(config))[:2]
+def program(config: AnyConfig, devices: Sequence[Any] | None = None) -> tuple[Program, int]:
+    """Returns the program of a config and its number of steps, for `explain` and for tests; nothing is compiled.
+
+    Args:
+        config: as for `train`.
+        devices: of the mesh; None takes all that JAX has.
+    """
+    return _program(resolve_config(config), devices)[:2]
 
 
 def evaluate(run: str | Path, *, step: int | str | None = None) -> dict[str, float]:
@@ -253,12 +260,14 @@ def _open_run(run: str | Path) -> tuple[RunDirectory, Config]:
     return directory, from_text(directory.read_config_text(), str(directory.config))
 
 
-def _program(config: Config) -> tuple[Program, int, Source, dict[str, Source]]:
+def _program(
+    config: Config, devices: Sequence[Any] | None = None
+) -> tuple[Program, int, Source, dict[str, Source]]:
     """The program of a config, its number of steps, and the sources."""
     check_targets(config)
     config = set_up_devices(config)
     source, evaluation_sources = sources_of(config)
-    program, total = program_of(build(config.task, "task"), make_mesh(config.mesh), source, config)
+    program, total = program_of(build(config.task, "task"), make_mesh(config.mesh, devices), source, config)
     return program, total, source, evaluation_sources
 
 

@@ -69,7 +69,7 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
 
     explain = verbs.add_parser("explain", help="print the mesh, every parameter, the collectives; trains nothing")
     _add_config(explain)
-    explain.add_argument("--devices", type=int, help="devices to explain for, with an axis that takes what is left")
+    explain.add_argument("--devices", type=int, help="how many to explain for; without it, what the axes ask for")
     explain.add_argument("--no-collectives", action="store_true", help="compile nothing: for models that take long")
 
     checkpoints = verbs.add_parser("checkpoints", help="list the checkpoints of a run, or export one")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 
 import pytest
 
@@ -83,8 +84,25 @@ def test_explain_prints_the_mesh_and_the_parameters_without_training():
     done = runs.convoy("explain", DIGITS, "--config.mesh.fsdp=-1", JAX_NUM_CPU_DEVICES="4")
     assert done.returncode == 0, done.stderr
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
-    assert lines[0] == "mesh: data=1 fsdp=4 tensor=1 (4 x cpu)"
+    assert lines[0] == "mesh: fsdp=4 (4 x cpu), from the config"
     assert "hidden/*/kernel f32[128,128] - P('fsdp', None) 16.0 KiB/device" in lines
+    assert any(line.startswith("all-gather fsdp 4 devices") for line in lines)
+
+
+def test_explain_needs_no_devices():
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
+
+    def explain(*args):
+        words = runs.command("explain", DIGITS, "--config.mesh.tensor=2", "--no-collectives", *args)
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    text = explain("--config.mesh.fsdp=8", "--config.mesh.data=4")
+    assert text.startswith("mesh: data=4 x fsdp=8 x tensor=2 (64 x cpu), from the config\n")
+    assert "warning: mesh.tensor = 2 splits no parameter" in text and "collectives" not in text
+    text = explain("--config.mesh.fsdp=-1", "--devices=16")
+    assert text.startswith("mesh: fsdp=8 x tensor=2 (16 x cpu), from the config\n")
 
 
 def test_a_fast_dev_run_does_two_steps_of_everything_and_leaves_nothing(tmp_path):
@@ -133,7 +151,6 @@ def test_an_unknown_field_is_told_in_under_a_second():
 
 
 def test_a_readers_closed_pipe_is_no_error():
-    import subprocess
 
     shell = " ".join(runs.command("config", "configs.digits")) + " | head -1"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, env=runs.environment(), timeout=60)

@@ -154,11 +154,11 @@ def _resolve_within(
     if free and devices % fixed == 0:
         return {axis: devices // fixed if size == -1 else size for axis, size in numbers.items()}
     if free or fixed != devices:
-        one = f" in each of {slices} slices (mesh.dcn: {axes_text(between)})" if slices > 1 else ""
+        each = f" in each of {slices} slices (mesh.dcn: {axes_text(between)})" if slices > 1 else ""
         raise ShardingError(
-            f"mesh: {axes_text(numbers)} needs {'a multiple of ' if free else ''}{fixed} devices{one}, found "
-            f"{devices}. "
-            f"Meshes that work here: {'; '.join(_nearest(within, devices))}. Set mesh.data=-1 to take what is left."
+            f"mesh: {axes_text(numbers)} needs {'a multiple of ' if free else ''}{fixed} devices, found "
+            f"{devices}{each}. Meshes that work here: {'; '.join(_nearest(within, devices))}. Set mesh.data=-1 to take "
+            "what is left."
         )
     return numbers
 
@@ -303,13 +303,12 @@ def stand_in_devices(config: MeshSpec, count: int | None = None) -> Sequence[Any
 
     Args:
         config: the axes; their numbers multiply to the devices that are needed.
-        count: how many are needed, where an axis takes what is left; None asks the axes.
+        count: how many are wanted; None asks the axes, unless JAX_NUM_CPU_DEVICES or `mesh.cpu_devices` tells.
 
     Returns:
-        CPU devices; None where JAX's own do: there are enough, or JAX_NUM_CPU_DEVICES or `mesh.cpu_devices` says how
-        many there are.
+        CPU devices; None where those that JAX has will do.
     """
-    if "JAX_NUM_CPU_DEVICES" in os.environ or config.cpu_devices is not None:
+    if count is None and ("JAX_NUM_CPU_DEVICES" in os.environ or config.cpu_devices is not None):
         return None
     within, between, _ = _chosen(config, 1, "cpu", None)
     needed = count or math.prod(size for size in (*within.values(), *between.values()) if size and size > 0)

@@ -1,46 +1,104 @@
-"""One text about where everything lies: the mesh, each parameter, the bytes on a device.
+"""One text about where everything lies: the mesh, each array, the bytes on a device, what devices tell each other.
 
-Owns: the lines of `convoy explain`. Does not own: the decisions (`mesh.py`, `rules.py`). Repeated layers, whose
-paths differ only in numbers, are folded into one line.
+Owns: the lines of `convoy explain`. Does not own: the decisions (`mesh.py`, `rules.py`) or the reading of compiled
+programs (`collectives.py`). Repeated layers, whose paths differ only in numbers, are folded into one line.
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
+from engine.config.schema import Config
+from engine.parallel import schedule
+from engine.parallel.collectives import Collective, summed
+from engine.parallel.mesh import axes_of, axes_text
+from engine.parallel.rules import RULES
+
 SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int32": "i32", "uint32": "u32", "bool": "bool"}
 
 
-def describe(mesh: Mesh, state: Mapping[str, Any], names: Mapping[str, Any], total_steps: int) -> str:
+def describe(config: Config, mesh: Mesh, state: Mapping[str, Any], names: Mapping[str, Any], total_steps: int) -> str:
     """Returns the report.
 
     Args:
+        config: of the run.
         mesh: the resolved mesh.
         state: the train state as ShapeDtypeStruct with shardings.
         names: path -> logical axes of the parameters that have some.
         total_steps: of the run.
     """
-    axes = "  ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-    device = mesh.devices.flat[0]
-    lines = [f"mesh: {axes}  ({mesh.size} x {device.device_kind})", f"steps: {total_steps}", ""]
+    lines = [*_mesh_lines(config, mesh), f"steps: {total_steps}", ""]
+    params = state["params"]
     for part in ("params", "carried", "ema", "opt_state"):
-        leaves = {
-            jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-            for path, leaf in jax.tree.leaves_with_path(state.get(part, {}))
-        }
+        leaves = jax.tree.leaves_with_path(state.get(part, {}))
         if not leaves:
             continue
-        count = sum(math.prod(leaf.shape) for leaf in leaves.values())
-        size = sum(device_bytes(leaf) for leaf in leaves.values())
+        count = sum(math.prod(leaf.shape) for _, leaf in leaves)
+        size = sum(device_bytes(leaf) for _, leaf in leaves)
         lines.append(f"{part}: {count:,} numbers, {size_text(size)}/device")
-        if part != "opt_state":
-            lines += [f"  {line}" for line in _fold(leaves, names)]
+        rows = _optimizer_rows(leaves, params, names) if part == "opt_state" else _rows(leaves, names)
+        lines += [f"  {line}" for line in _table(rows)]
     total = sum(device_bytes(leaf) for leaf in jax.tree.leaves(state))
-    lines += ["", f"state: {size_text(total)}/device on {'x'.join(map(str, mesh.devices.shape))}"]
+    lines += ["", f"state: {size_text(total)}/device on {axes_text(mesh.shape)}"]
+    return "\n".join(lines)
+
+
+def _mesh_lines(config: Config, mesh: Mesh) -> list[str]:
+    """The mesh, where it comes from, its slices, the rules that the config changes, and the pipeline."""
+    axes, device = axes_of(config.mesh, list(mesh.devices.flat)), mesh.devices.flat[0]
+    lines = [f"mesh: {axes_text(mesh.shape)} ({mesh.size} x {device.device_kind}), from {axes.origin}"]
+    if axes.slices > 1:
+        lines.append(
+            f"slices: {axes.slices}, {axes_text(axes.between)} between them, {axes_text(axes.within)} within each"
+        )
+    changed = {name: axis for name, axis in config.sharding.rules.items() if name not in RULES or RULES[name] != axis}
+    if changed:
+        lines.append("rules: " + ", ".join(f"{name} -> {axis}" for name, axis in changed.items()))
+    if (stages := mesh.shape["pipeline"]) > 1:
+        repeats = config.sharding.repeats
+        microbatches = schedule.microbatches_of(config.sharding.microbatches, stages)
+        bubble = schedule.bubble(stages, microbatches, repeats)
+        lines.append(
+            f"pipeline: {stages} stages, {microbatches} microbatches, {repeats} repeats: stages wait "
+            f"{stages - 1}/{schedule.ticks(stages, microbatches, repeats)} of the time ({bubble:.0%})"
+        )
+    return lines
+
+
+def describe_collectives(found: Iterable[Collective], platform: str) -> str:
+    """Returns the table of the collectives of one step, with their bytes on one device, and notes below it.
+
+    Args:
+        found: the collectives of the compiled step.
+        platform: for which it was compiled.
+    """
+    parts = sorted(summed(found), key=lambda c: -c.moved)
+    if not parts:
+        return "collectives of a step: none"
+    rows = [
+        (
+            c.kind + ("" if c.exact else " *"),
+            "?" if c.axes is None else " x ".join(c.axes),
+            f"{c.group} devices",
+            f"x{c.count}",
+            f"{size_text(c.bytes)} of results",
+            f"{size_text(c.moved)} sent",
+        )
+        for c in parts
+    ]
+    lines = ["collectives of a step, on each device:", *(f"  {line}" for line in _table(rows))]
+    lines.append(f"  in all {size_text(sum(c.moved for c in parts))} sent by each device, in rings")
+    if platform == "cpu":
+        lines.append(
+            "  compiled for CPU, which has no reduce-scatter: gradients of split parameters are all-reduced here, and "
+            "reduce-scattered on GPUs and TPUs, which sends half as much"
+        )
+    if not all(c.exact for c in parts):
+        lines.append("  * in a loop whose number of turns the compiled text does not say: counted as one turn")
     return "\n".join(lines)
 
 
@@ -58,15 +116,58 @@ def size_text(size: float) -> str:
     return f"{size:.1f} GiB"
 
 
-def _fold(leaves: Mapping[str, Any], names: Mapping[str, Any]) -> list[str]:
-    """One line for each parameter; those that differ only in numbers of their path share one."""
-    rows: dict[tuple[str, ...], int] = {}
-    for path, leaf in leaves.items():
-        text = f"{SHORT.get(leaf.dtype.name, leaf.dtype.name)}[{','.join(map(str, leaf.shape))}]"
-        logical = f"({', '.join(map(str, names[path]))})" if path in names else "-"
+def _rows(leaves: Iterable[tuple[Any, Any]], names: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """One row for each array; those that differ only in numbers of their path share one."""
+    counts: dict[tuple[str, ...], int] = {}
+    for path, leaf in leaves:
+        text, key = _path_text(path), _param_of(path)
+        logical = f"({', '.join(map(str, names[key]))})" if key in names else "-"
         spec = "P(" + ", ".join(map(repr, leaf.sharding.spec)) + ")"
-        key = (re.sub(r"\d+", "*", path), text, logical, spec, f"{size_text(device_bytes(leaf))}/device")
-        rows[key] = rows.get(key, 0) + 1
-    table = [(path, f"x{n}" if n > 1 else "", *rest) for (path, *rest), n in rows.items()]
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+        row = (re.sub(r"\d+", "*", text), _array_text(leaf), logical, spec, f"{size_text(device_bytes(leaf))}/device")
+        counts[row] = counts.get(row, 0) + 1
+    return [(path, f"x{n}" if n > 1 else "", *rest) for (path, *rest), n in counts.items()]
+
+
+def _optimizer_rows(
+    leaves: Sequence[tuple[Any, Any]], params: Mapping[str, Any], names: Mapping[str, Any]
+) -> list[tuple[str, ...]]:
+    """As `_rows`; what follows every one of its parameters in shape and place is one row, as "mu/..."."""
+    families: dict[str, list[tuple[Any, Any]]] = {}
+    for path, leaf in leaves:
+        prefix = _path_text(path[:-1]) if _param_of(path) in params else ""
+        families.setdefault(prefix, []).append((path, leaf))
+    rows: list[tuple[str, ...]] = []
+    for prefix, family in families.items():
+        beside = [(leaf, params.get(_param_of(path))) for path, leaf in family]
+        if all(p is not None and (leaf.shape, leaf.sharding) == (p.shape, p.sharding) for leaf, p in beside):
+            kinds = ", ".join(sorted({_dtype_text(leaf) for leaf, _ in beside}))
+            size = size_text(sum(device_bytes(leaf) for leaf, _ in beside))
+            rows.append((f"{prefix}/...", f"x{len(family)}", kinds, "", "as the parameters", f"{size}/device"))
+        else:
+            rows += _rows(family, names)
+    return rows
+
+
+def _path_text(path: Sequence[Any]) -> str:
+    """The keys of a path; the numbers that nest optimizers come before the first name and say nothing."""
+    text = jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+    return re.sub(r"^(\d+/)+(?=\D)", "", text)
+
+
+def _param_of(path: Sequence[Any]) -> str:
+    """The parameter that an array belongs to: the last key of its path, since parameters are a dict by path."""
+    return str(getattr(path[-1], "key", ""))
+
+
+def _array_text(leaf: Any) -> str:
+    return f"{_dtype_text(leaf)}[{','.join(map(str, leaf.shape))}]"
+
+
+def _dtype_text(leaf: Any) -> str:
+    return SHORT.get(str(leaf.dtype), str(leaf.dtype))
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines of aligned cells."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -150,7 +150,7 @@ def test_slices_that_nobody_names_are_copies():
         (
             MeshSpec(fsdp=8, dcn=Slices(data=2)),
             {},
-            r"fsdp=8 needs a multiple of 8 devices in each of 2 slices \(mesh.dcn: data=2\), found 4. .* fsdp=4",
+            r"fsdp=8 needs a multiple of 8 devices, found 4 in each of 2 slices \(mesh.dcn: data=2\)\. .* fsdp=4",
         ),
     ],
 )  # fmt: skip

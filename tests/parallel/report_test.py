@@ -1,21 +1,103 @@
-"""The report: the mesh, each parameter once, the bytes on a device."""
+"""The report: the mesh, each array once, the bytes on a device, the collectives of a step."""
 
-from engine.config.schema import MeshSpec
-from engine.parallel.report import describe, size_text
+import dataclasses
+
+import pytest
+
+from engine.config.schema import Config, MeshSpec, Sharding, Slices
+from engine.parallel.collectives import Collective
+from engine.parallel.mesh import make_mesh
+from engine.parallel.report import describe, describe_collectives, size_text
 from tests import zoo
 
 
-def test_repeated_layers_share_a_line_and_bytes_are_those_of_one_device():
-    program = zoo.program(zoo.Classify("decoder"), mesh=MeshSpec(fsdp=4, tensor=2), ema_decay=0.9)
-    text = describe(program.mesh, program.abstract_state, program.spec.model.names, 100)
-    lines = [" ".join(line.split()) for line in text.splitlines()]
-    assert lines[0] == "mesh: data=1 fsdp=4 tensor=2 (8 x cpu)"
-    assert "up/kernel f32[32,64] (embed, mlp) P('fsdp', 'tensor') 1.0 KiB/device" in lines
-    assert any(line.startswith("opt_state: ") for line in lines)
-    assert lines[-1].startswith("state: ")
-    program = zoo.program(zoo.Classify())
-    lines = describe(program.mesh, program.abstract_state, {}, 1).splitlines()
-    assert any(" ".join(line.split()).startswith("hidden/*/bias x2 f32[32]") for line in lines)
+def report(task, mesh, config=None, **kwargs):
+    """The lines, with single spaces."""
+    program = zoo.program(task, mesh=mesh, **kwargs)
+    config = config or Config(mesh=mesh)
+    text = describe(config, program.mesh, program.abstract_state, program.spec.model.names, 100)
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return report(zoo.Classify("decoder"), MeshSpec(fsdp=4, tensor=2), ema_decay=0.9)
+
+
+def test_the_mesh_is_told_without_the_axes_of_size_one(decoder):
+    assert decoder[0] == "mesh: fsdp=4 x tensor=2 (8 x cpu), from the config"
+    assert decoder[1] == "steps: 100"
+    assert decoder[-1].startswith("state: ") and decoder[-1].endswith("/device on fsdp=4 x tensor=2")
+
+
+def test_each_parameter_is_told_with_its_place_and_its_bytes_on_a_device(decoder):
+    assert "up/kernel f32[32,64] (embed, mlp) P('fsdp', 'tensor') 1.0 KiB/device" in decoder
+    assert any(line.startswith("params: ") for line in decoder) and any(line.startswith("ema: ") for line in decoder)
+
+
+def test_repeated_layers_share_a_line():
+    assert any(line.startswith("hidden/*/bias x2 f32[32]") for line in report(zoo.Classify(), MeshSpec()))
+
+
+def test_optimizer_state_that_follows_its_parameters_is_one_line(decoder):
+    (mu,) = (line for line in decoder if line.startswith("mu/"))
+    params = next(line for line in decoder if line.startswith("params: "))
+    assert mu.startswith("mu/... x15 f32 as the parameters")
+    assert mu.split("parameters ")[1] == params.split("numbers, ")[1]
+    assert "count x2 i32[] - P() 4 B/device" in decoder
+
+
+def test_optimizer_state_that_lies_elsewhere_is_told_one_by_one():
+    lines = report(zoo.Classify(), MeshSpec(data=8), layout={"zero1": True})
+    assert "mu/hidden/*/kernel f32[32,32] - P('data', None) 512 B/device" in lines
+    assert "hidden/*/kernel f32[32,32] - P() 4.0 KiB/device" in lines
+
+
+def test_slices_presets_and_rules_of_the_config_are_told():
+    spec = MeshSpec(preset="fsdp", dcn=Slices(data=2))
+    config = Config(mesh=spec, sharding=Sharding(rules={"mlp": None, "embed": "fsdp", "mine": ("fsdp", "tensor")}))
+    lines = report(zoo.Classify(), spec, config)
+    assert lines[:3] == [
+        "mesh: data=2 x fsdp=4 (8 x cpu), from preset fsdp",
+        "slices: 2, data=2 between them, fsdp=4 within each",
+        "rules: mlp -> None, mine -> ('fsdp', 'tensor')",
+    ]
+
+
+def test_the_wait_of_a_pipeline_is_told():
+    program = zoo.program(zoo.Classify(), mesh=MeshSpec(data=2), devices=2)
+    spec = MeshSpec(pipeline=4)
+    mesh = make_mesh(spec)
+
+    def line(**sharding):
+        config = Config(mesh=spec, sharding=Sharding(**sharding))
+        return describe(config, mesh, program.abstract_state, {}, 1).splitlines()[1]
+
+    assert line() == "pipeline: 4 stages, 8 microbatches, 1 repeats: stages wait 3/11 of the time (27%)"
+    assert line(microbatches=12, repeats=2).endswith("12 microbatches, 2 repeats: stages wait 3/27 of the time (11%)")
+
+
+REDUCE = Collective("all-reduce", ("data", "fsdp"), 8, 2, 4096, 7168)
+
+
+def test_collectives_are_told_with_the_most_moved_first():
+    gather = Collective("all-gather", ("fsdp",), 4, 1, 1024, 768)
+    lines = [" ".join(line.split()) for line in describe_collectives([gather, REDUCE, REDUCE], "gpu").splitlines()]
+    assert lines == [
+        "collectives of a step, on each device:",
+        "all-reduce data x fsdp 8 devices x4 8.0 KiB of results 14.0 KiB sent",
+        "all-gather fsdp 4 devices x1 1.0 KiB of results 768 B sent",
+        "in all 14.8 KiB sent by each device, in rings",
+    ]
+    assert describe_collectives([], "cpu") == "collectives of a step: none"
+
+
+def test_what_the_compiled_text_does_not_show_is_told():
+    assert "no reduce-scatter" in describe_collectives([REDUCE], "cpu")
+    unsure = dataclasses.replace(REDUCE, axes=None, exact=False)
+    text = describe_collectives([unsure], "tpu")
+    assert "all-reduce *  ?  8 devices" in text and "counted as one turn" in text
+    assert "counted as one turn" not in describe_collectives([REDUCE], "tpu")
 
 
 def test_sizes_read_well():

@@ -1,0 +1,307 @@
+"""The collectives of a compiled program: what devices tell each other, along which axes of the mesh, and how much.
+
+Owns: reading them out of the text of a compiled program (HLO after SPMD partitioning, as `Compiled.as_text()` gives
+it), on CPU, GPU and TPU. Does not own: how they are printed (`report.py`).
+
+Terms. *Result*: what a collective leaves on one device. *Moved*: what one device sends in a ring algorithm
+(Thakur et al. 2005; Patarasuk and Yuan 2009), the least that any algorithm sends on links of equal speed: for `n`
+devices all-reduce 2(n-1)/n of the result, all-gather and all-to-all (n-1)/n of it, reduce-scatter (n-1) times it,
+collective-permute all of it. *Group*: devices that take part in the same collective. *Position*: a device's index in
+`mesh.devices.flat`, which is how the compiled text numbers devices.
+
+XLA for CPU has no reduce-scatter: it sums everywhere (all-reduce) and each device keeps its part (dynamic-slice).
+"""
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+from jax.sharding import Mesh
+
+KINDS = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.-]+ = (.*?) ([a-z][a-z0-9-]*)\((.*)$")
+_COLLECTIVE = re.compile(rf"({'|'.join(KINDS)})(-start)?")
+_CALLEES = re.compile(
+    r"\b(?:calls|to_apply|body|true_computation|false_computation|branch_computations|called_computations)="
+    r"(?:\{([^}]*)\}|(%?[\w.-]+))"
+)
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+_ARRAY = re.compile(r"([a-z]+)(\d*)\w*\[([\d,<=]*)\]")
+_LAYOUT = re.compile(r"\{[^{}]*\}|/\*[^*]*\*/")
+_WALKED = ("call", "fusion", "async-start", "conditional", "while", "custom-call")
+
+Groups = np.ndarray  # positions, [groups, devices of a group]
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective of a program, or the sum of several of the same kind and axes."""
+
+    kind: str  # of KINDS
+    axes: tuple[str, ...] | None  # of the mesh, those along which devices differ within a group; None: not understood
+    group: int  # devices of a group
+    count: int  # executions in one run of the program
+    bytes: int  # of the results on one device, all executions
+    moved: int  # bytes that one device sends, all executions
+    exact: bool = True  # False: it stands in a loop whose number of turns the text does not say, taken as one
+
+
+def collectives(hlo_text: str, mesh: Mesh) -> list[Collective]:
+    """Returns the collectives of a compiled program, one for each instruction, in the order of the text.
+
+    The body of a loop counts as often as it runs; of the branches of a conditional the one counts that moves most.
+    A collective that TPUs run beside several fusions counts once. Those of a single device are left out.
+
+    Args:
+        hlo_text: of the compiled program.
+        mesh: on which it was compiled.
+    """
+    computations, entry = _parse(hlo_text)
+    return _walk(entry, computations, mesh, {})
+
+
+def summed(found: Iterable[Collective]) -> list[Collective]:
+    """Returns one Collective for each kind, axes and size of group, with the counts and bytes of all of these."""
+
+    def key(c: Collective) -> tuple[str, tuple[str, ...], int]:
+        return (c.kind, c.axes or (), c.group)
+
+    return [
+        dataclasses.replace(
+            parts[0],
+            count=sum(c.count for c in parts),
+            bytes=sum(c.bytes for c in parts),
+            moved=sum(c.moved for c in parts),
+            exact=all(c.exact for c in parts),
+        )
+        for _, group in itertools.groupby(sorted(found, key=key), key)
+        if (parts := list(group))
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    """A line of a computation that is a collective or runs another computation."""
+
+    opcode: str
+    shape: str
+    rest: str
+
+    @property
+    def callees(self) -> list[str]:
+        found = [name for names, name in _CALLEES.findall(self.rest) for name in (names or name).split(",")]
+        return [name.strip().removeprefix("%") for name in found]
+
+
+def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
+    """The lines that count, by computation, and the name of the first computation to run."""
+    computations: dict[str, list[_Instruction]] = {}
+    entry = name = ""
+    for line in text.splitlines():
+        if header := _COMPUTATION.match(line):
+            name = header[2]
+            computations[name] = []
+            entry = name if header[1] else entry
+        elif name and (match := _INSTRUCTION.match(line)):
+            shape, opcode, rest = match.groups()
+            if opcode in _WALKED or _COLLECTIVE.fullmatch(opcode):
+                computations[name].append(_Instruction(opcode, shape, rest))
+    return computations, entry
+
+
+def _walk(
+    name: str, computations: Mapping[str, list[_Instruction]], mesh: Mesh, known: dict[str, list[Collective]]
+) -> list[Collective]:
+    """The collectives of one run of a computation; `known` holds those of computations that were walked before."""
+    if name in known:
+        return known[name]
+    found: list[Collective] = []
+    fused: set[str] = set()  # channels of collectives that several fusions share
+    for instruction in computations.get(name, ()):
+        opcode, callees = instruction.opcode, instruction.callees
+        if _COLLECTIVE.fullmatch(opcode):
+            found += _read(instruction, mesh)
+        elif opcode == "fusion":
+            found += _fused(instruction, computations, mesh, fused)
+        else:
+            parts = [_walk(callee, computations, mesh, known) for callee in callees]
+            if opcode == "conditional":
+                found += max(parts, key=lambda part: sum(c.moved for c in part), default=[])
+            elif opcode == "while":
+                trips = _TRIPS.search(instruction.rest)
+                found += [_times(c, int(trips[1]) if trips else None) for part in parts for c in part]
+            else:
+                found += [c for part in parts for c in part]
+    known[name] = found
+    return found
+
+
+def _times(c: Collective, turns: int | None) -> Collective:
+    n = turns or 1
+    return dataclasses.replace(
+        c, count=c.count * n, bytes=c.bytes * n, moved=c.moved * n, exact=c.exact and turns is not None
+    )
+
+
+def _fused(
+    fusion: _Instruction, computations: Mapping[str, list[_Instruction]], mesh: Mesh, seen: set[str]
+) -> Iterator[Collective]:
+    """The collectives inside a fusion, which only TPUs have; `seen` holds the channels of those that were told.
+
+    A reduce-scatter is a fusion `all-reduce-scatter` of an all-reduce, whose result is the part that is kept. One that
+    runs beside other work stands in each of the fusions from its start to its end, under the same channel.
+    """
+    for callee in fusion.callees:
+        for instruction in computations.get(callee, ()):
+            if instruction.opcode == "fusion":
+                yield from _fused(instruction, computations, mesh, seen)
+                continue
+            if not _COLLECTIVE.fullmatch(instruction.opcode):
+                continue
+            channel = _CHANNEL.search(instruction.rest)
+            if channel and channel[1] in seen:
+                continue
+            if channel:
+                seen.add(channel[1])
+            if callee.startswith("all-reduce-scatter"):
+                instruction = dataclasses.replace(instruction, opcode="reduce-scatter", shape=fusion.shape)
+            yield from _read(instruction, mesh)
+
+
+def _read(instruction: _Instruction, mesh: Mesh) -> list[Collective]:
+    """The collective of one instruction; none where no device tells another anything."""
+    match = _COLLECTIVE.fullmatch(instruction.opcode)
+    assert match is not None
+    kind = match[1]
+    size = _bytes(_result(instruction.shape, kind, bool(match[2])))
+    if kind == "collective-permute":
+        groups = _pairs(instruction.rest)
+    else:
+        groups = _groups(instruction.rest, mesh.size)
+    if groups is None:
+        return [Collective(kind, None, mesh.size, 1, size, _moved(kind, size, mesh.size))]
+    if groups.size == 0 or groups.shape[1] < 2:
+        return []
+    group = groups.shape[1]
+    return [Collective(kind, _axes(groups, mesh), group, 1, size, _moved(kind, size, group))]
+
+
+def _moved(kind: str, size: int, n: int) -> int:
+    """Bytes that a device sends in a ring of n devices, for a result of `size` bytes."""
+    factor = {
+        "all-reduce": 2 * (n - 1) / n,
+        "reduce-scatter": n - 1,
+        "collective-permute": 1,
+        "collective-broadcast": 1,
+    }.get(kind, (n - 1) / n)
+    return round(size * factor)
+
+
+def _axes(groups: Groups, mesh: Mesh) -> tuple[str, ...]:
+    """The mesh axes along which the devices of a group differ."""
+    places = np.stack(np.unravel_index(groups, mesh.devices.shape))  # [axes, groups, devices of a group]
+    differ = (places != places[..., :1]).any(axis=(1, 2))
+    return tuple(axis for axis, differs in zip(mesh.axis_names, differ, strict=True) if differs)
+
+
+def _result(shape: str, kind: str, start: bool) -> str:
+    """The text of the result's shape: the start of an asynchronous collective holds its operand before it.
+
+    One of all-reduce may hold its result alone, which then is no tuple of tuples.
+    """
+    shape = _LAYOUT.sub("", shape)
+    if not start or not shape.startswith("(") or (kind == "all-reduce" and not shape.startswith("((")):
+        return shape
+    depth, parts = 0, [""]
+    for sign in shape[1:-1]:
+        depth += (sign in "([") - (sign in ")]")
+        if sign == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return parts[1] if len(parts) > 1 else parts[0]
+
+
+def _bytes(shape: str) -> int:
+    """Bytes of the arrays in the text of a shape, tuples included."""
+    bits = 0
+    for kind, width, dims in _ARRAY.findall(_LAYOUT.sub("", shape)):
+        width = 8 if kind == "pred" else int(width or 0)
+        bits += width * math.prod(int(n.removeprefix("<=")) for n in dims.split(",") if n)
+    return -(-bits // 8)
+
+
+def _pairs(rest: str) -> Groups | None:
+    """The pairs of a permute whose source and target differ `[pairs, 2]`."""
+    match = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", rest)
+    if match is None:
+        return None
+    pairs = [(int(a), int(b)) for a, b in re.findall(r"\{(\d+),(\d+)\}", match[1])]
+    return np.array([pair for pair in pairs if pair[0] != pair[1]], int).reshape(-1, 2)
+
+
+def _groups(rest: str, devices: int) -> Groups | None:
+    """The groups of a collective, from each of the three ways in which XLA writes them; None for another.
+
+    `{{0,1},{2,3}}` is a list. `[2,4]<=[4,2]T(1,0)` numbers devices from 0 in shape [4,2], transposes, and cuts the
+    result into 2 groups of 4. `mesh['a'=2,'b'=4] {'b'}` makes groups along axes of a mesh; devices may have an order
+    of their own, `device_ids=([4,2]T(1,0))` or `device_ids=(0,2,1,3)`, and `'b':(2)2` is a part of an axis: of size 2,
+    with 2 before it.
+    """
+    if match := re.search(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}", rest):
+        lists = [[int(n) for n in part.split(",")] for part in re.findall(r"\{([\d,]+)\}", match[1])]
+        return np.array(lists or [list(range(devices))])
+    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", rest):
+        return _iota(match[3]).reshape(int(match[1]), int(match[2]))
+    match = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^{]*)\))? ?\{([^}]*)\}", rest)
+    if match is None:
+        return None
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", match[1])}
+    order = _iota(match[2]) if match[2] and match[2].startswith("[") else _numbers(match[2] or "")
+    ids = (np.array(order) if len(order) else np.arange(math.prod(sizes.values()))).reshape(-1)
+    return _along(ids, sizes, re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", match[3]))
+
+
+def _along(ids: np.ndarray, sizes: Mapping[str, int], axes: Sequence[tuple[str, str, str]]) -> Groups:
+    """Groups of devices along axes, or parts of axes (name, size before it, its size), of a mesh."""
+    shape: list[int] = []
+    chosen: list[int] = []
+    for name, size in sizes.items():
+        parts = sorted((int(before or 1), int(part or size)) for axis, before, part in axes if axis == name)
+        done = 1
+        for before, part in parts:
+            if before > done:
+                shape.append(before // done)
+            chosen.append(len(shape))
+            shape.append(part)
+            done = before * part
+        if done < size or not parts:
+            shape.append(size // done)
+    grid = ids.reshape(shape)
+    others = [i for i in range(len(shape)) if i not in chosen]
+    return grid.transpose(*others, *chosen).reshape(-1, math.prod(shape[i] for i in chosen))
+
+
+def _iota(text: str) -> np.ndarray:
+    """The flat numbers of `[4,2]T(1,0)`: 0 to 7 in this shape, transposed."""
+    shape, _, order = text.partition("T")
+    grid = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
+    return (grid.transpose(_numbers(order)) if order else grid).reshape(-1)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(n) for n in re.findall(r"\d+", text)]

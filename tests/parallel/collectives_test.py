@@ -1,0 +1,163 @@
+"""Collectives read out of compiled text: every spelling, loops, branches, fusions; and what programs really say."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from engine.config.schema import MeshSpec
+from engine.parallel.collectives import Collective, collectives, summed
+from engine.parallel.mesh import make_mesh
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshSpec(data=2, fsdp=4))  # positions 0 to 3 are the first row of data
+
+
+def program(*lines, other=""):
+    body = "".join(f"  {line}\n" for line in lines)
+    return f"HloModule test\n\n{other}ENTRY %main.1_spmd (p: f32[8]) -> f32[8] {{\n{body}}}\n"
+
+
+def only(text, mesh):
+    (found,) = collectives(text, mesh)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("groups", "axes", "group"),
+    [
+        ("{{0,1,2,3},{4,5,6,7}}", ("fsdp",), 4),
+        ("{{0,4},{1,5},{2,6},{3,7}}", ("data",), 2),
+        ("{}", ("data", "fsdp"), 8),
+        ("[2,4]<=[8]", ("fsdp",), 4),
+        ("[4,2]<=[2,4]T(1,0)", ("data",), 2),
+        ("[1,8]<=[8]", ("data", "fsdp"), 8),
+        ("mesh['axis_0'=8] {'axis_0'}", ("data", "fsdp"), 8),
+        ("mesh['data'=2,'fsdp'=4] {'fsdp'}", ("fsdp",), 4),
+        ("mesh['data'=2,'fsdp'=4] {'data'}", ("data",), 2),
+        ("mesh['a'=2,'b'=2,'c'=2] {'a','c'}", ("data", "fsdp"), 4),
+        ("mesh['a'=8] {'a':(1)2}", ("data",), 2),
+        ("mesh['a'=8] {'a':(2)4}", ("fsdp",), 4),
+        ("mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}", ("data",), 2),
+        ("mesh['a'=2,'b'=4], device_ids=(0,2,4,6,1,3,5,7) {'a'}", ("fsdp",), 2),  # a part of the axis
+        ("something new", None, 8),
+    ],
+)
+def test_groups_in_every_spelling_are_mapped_to_axes(mesh, groups, axes, group):
+    found = only(
+        program(f"%x = f32[16]{{0}} all-gather(%p), channel_id=1, replica_groups={groups}, dimensions={{0}}"), mesh
+    )
+    assert (found.kind, found.axes, found.group, found.bytes) == ("all-gather", axes, group, 64)
+
+
+@pytest.mark.parametrize(
+    ("line", "size"),
+    [
+        ("%x = f32[4,8]{1,0:T(8,128)S(1)} all-reduce(%p)", 128),
+        ("%x = (f32[4]{0}, bf16[3,2]{1,0}, /*index=2*/pred[5], f32[]) all-reduce(%p, %q)", 16 + 12 + 5 + 4),
+        ("ROOT %x = f8e4m3fn[16] all-to-all(%p), dimensions={0}", 16),
+        ("%x = s4[16] all-gather(%p)", 8),
+        ("%s = (f32[2]{0}, f32[16]{0}) all-gather-start(%p)", 64),
+        ("%s = ((f32[2]{0}, f32[1]{0}), (f32[16]{0}, f32[8]{0})) all-gather-start(%p, %q)", 96),
+        ("%s = (f32[2]{0}, f32[3]{0}) all-reduce-start(%p, %q)", 20),
+        ("%s = ((f32[2]{0}), f32[2]{0}) all-reduce-start(%p)", 8),
+        ("%s = ((f32[64]{0}), f32[8]{0}, u32[]) reduce-scatter-start(%p)", 32),
+    ],
+)
+def test_bytes_are_those_of_the_results_on_a_device(mesh, line, size):
+    assert only(program(f"{line}, channel_id=1, replica_groups=[2,4]<=[8]"), mesh).bytes == size
+
+
+def test_the_end_of_an_asynchronous_collective_counts_nothing(mesh):
+    start = "%s = (f32[2]{0}, f32[16]{0}) all-gather-start(%p), replica_groups=[1,8]<=[8]"
+    assert len(collectives(program(start, "%d = f32[16]{0} all-gather-done(%s)"), mesh)) == 1
+
+
+def test_a_permute_goes_along_the_axes_in_which_its_pairs_differ(mesh):
+    pairs = "source_target_pairs={{0,1},{1,0},{2,2}}"
+    line = f"%x = (f32[8]{{0}}, f32[8]{{0}}, u32[], u32[]) collective-permute-start(%p), {pairs}"
+    assert only(program(line), mesh) == Collective("collective-permute", ("fsdp",), 2, 1, 32, 32)
+    assert only(program("%x = f32[8] collective-permute(%p), source_target_pairs={{0,5}}"), mesh).axes == (
+        "data",
+        "fsdp",
+    )
+    assert collectives(program("%x = f32[8] collective-permute(%p), source_target_pairs={{1,1}}"), mesh) == []
+
+
+def test_what_one_device_does_alone_is_no_collective(mesh):
+    assert collectives(program("%x = f32[8] all-reduce(%p), replica_groups=[8,1]<=[8]"), mesh) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "moved"),
+    [("all-reduce", 120), ("all-gather", 60), ("all-to-all", 60), ("reduce-scatter", 240)],
+)
+def test_moved_bytes_are_those_of_a_ring(kind, moved):
+    mesh = make_mesh(MeshSpec(fsdp=4), jax.devices()[:4])
+    assert only(program(f"%x = f32[20] {kind}(%p), replica_groups=[1,4]<=[4]"), mesh).moved == moved
+
+
+REDUCE = "%r = f32[8]{0} all-reduce(%p), channel_id=1, replica_groups=[1,8]<=[8]"
+
+
+def computation(name, *lines):
+    return f"%{name} (p: f32[8]) -> f32[8] {{\n" + "".join(f"  {line}\n" for line in lines) + "}\n\n"
+
+
+def test_a_loop_counts_as_often_as_it_turns(mesh):
+    body = computation("body.1", REDUCE)
+    turns = 'backend_config={"known_trip_count":{"n":"3"},"known_init_step":{"init":"0","step":"1"}}'
+    loop = "%w = f32[8] while(%p), condition=%cond, body=%body.1"
+    found = only(program(f"{loop}, {turns}", other=body), mesh)
+    assert (found.count, found.bytes, found.moved, found.exact) == (3, 96, 168, True)
+    found = only(program(loop, other=body), mesh)
+    assert (found.count, found.exact) == (1, False)
+    outer = body + computation("outer", f"{loop}, {turns}")
+    nested = f"%w = f32[8] while(%p), condition=%cond, body=%outer, {turns}"
+    assert only(program(nested, other=outer), mesh).count == 9
+
+
+def test_calls_are_followed_and_of_branches_the_one_that_moves_most_counts(mesh):
+    parts = computation("a", REDUCE) + computation("b", REDUCE, REDUCE) + computation("c", "%n = f32[8] negate(%p)")
+    assert len(collectives(program("%x = f32[8] call(%p), to_apply=%a", other=parts), mesh)) == 1
+    assert len(collectives(program("%x = f32[8] async-start(%p), calls=%b", other=parts), mesh)) == 2
+    branch = "%x = f32[8] conditional(%i, %p, %p, %p), branch_computations={%a, %b, %c}"
+    assert len(collectives(program(branch, other=parts), mesh)) == 2
+    branch = "%x = f32[8] conditional(%i, %p, %p), true_computation=%c, false_computation=%a"
+    assert len(collectives(program(branch, other=parts), mesh)) == 1
+
+
+def test_fusions_of_a_tpu_are_read(mesh):
+    scatter = computation("all-reduce-scatter.1", REDUCE, "ROOT %d = f32[1]{0} dynamic-slice(%r, %i)")
+    fusion = "%f = f32[1]{0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1"
+    found = only(program(fusion, other=scatter), mesh)
+    assert found == Collective("reduce-scatter", ("data", "fsdp"), 8, 1, 4, 28)
+    shared = "".join(computation(name, REDUCE) for name in ("start", "middle", "done"))
+    lines = [f"%{name} = f32[8] fusion(%p), kind=kCustom, calls=%{name}" for name in ("start", "middle", "done")]
+    assert only(program(*lines, other=shared), mesh).count == 1
+
+
+def test_collectives_of_one_kind_and_axes_are_summed(mesh):
+    other = REDUCE.replace("[1,8]<=[8]", "[2,4]<=[8]").replace("channel_id=1", "channel_id=2")
+    found = summed(collectives(program(REDUCE, other, REDUCE), mesh))
+    assert [(c.axes, c.count, c.bytes) for c in found] == [(("data", "fsdp"), 2, 64), (("fsdp",), 1, 32)]
+
+
+def test_a_real_program_on_a_mesh_in_an_order_of_its_own():
+    """Positions, not ids: devices stand in reverse order, in which the axes are the same."""
+    mesh = make_mesh(MeshSpec(data=2, fsdp=4), jax.devices()[::-1])
+
+    def turn(x, _):  # [1, 2] on a device
+        return jax.lax.ppermute(x + jax.lax.psum(x, "data"), "fsdp", [(i, (i + 1) % 4) for i in range(4)]), None
+
+    here = P("data", "fsdp")
+    turns = jax.shard_map(lambda x: jax.lax.scan(turn, x, length=3)[0], mesh=mesh, in_specs=here, out_specs=here)
+    x = jax.ShapeDtypeStruct((2, 8), jnp.float32, sharding=NamedSharding(mesh, here))
+    found = summed(collectives(jax.jit(turns).lower(x).compile().as_text(), mesh))
+    assert [(c.kind, c.axes, c.count, c.bytes, c.exact) for c in found] == [
+        ("all-reduce", ("data",), 3, 3 * 8, True),
+        ("collective-permute", ("fsdp",), 3, 3 * 8, True),
+    ]

@@ -1,0 +1,171 @@
+"""What the compiled train step tells between devices, and how much: each kind of parallelism by its bytes.
+
+`G` is the bytes of all gradients, float32 as the parameters; `S` those of the parameters that are split. Beside them a
+step sums the metrics, the loss's weight and norms: a few numbers, within the 10 % that the formulas leave.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from engine.config.schema import MeshSpec
+from engine.parallel.collectives import collectives
+from tests import zoo
+
+TASK = zoo.Classify(width=64)
+ROWS = 512  # so many that moving parameters is cheaper than moving activations, for XLA too
+
+
+def compiled(mesh, **layout):
+    program = zoo.program(TASK, mesh=mesh, batch_size=ROWS, layout=layout)
+    return program, collectives(program.trace(1).lower().compile().as_text(), program.mesh)
+
+
+def total(found, kind):
+    return sum(c.bytes for c in found if c.kind == kind)
+
+
+def sizes(program, part="params"):
+    """(bytes of all arrays, of those that are split)."""
+    leaves = jax.tree.leaves(program.abstract_state[part])
+    split = [x for x in leaves if x.sharding.shard_shape(x.shape) != x.shape]
+    return sum(math.prod(x.shape) * 4 for x in leaves), sum(math.prod(x.shape) * 4 for x in split)
+
+
+def about(size):
+    return pytest.approx(size, rel=0.1)
+
+
+def test_data_parallel_sums_gradients_and_nothing_else():
+    """all-reduce G over data."""
+    program, found = compiled(MeshSpec(data=8))
+    gradients, _ = sizes(program)
+    assert {(c.kind, c.axes, c.group) for c in found} == {("all-reduce", ("data",), 8)}
+    assert total(found, "all-reduce") == about(gradients)
+    assert sum(c.moved for c in found) == about(2 * 7 / 8 * gradients)
+
+
+def test_fsdp_gathers_parameters_and_sums_gradients():
+    """all-gather S and, since XLA for CPU knows no reduce-scatter, all-reduce G, both over fsdp."""
+    program, found = compiled(MeshSpec(fsdp=8))
+    gradients, split = sizes(program)
+    assert 0 < split < gradients
+    assert {(c.kind, c.axes) for c in found} == {("all-gather", ("fsdp",)), ("all-reduce", ("fsdp",))}
+    assert total(found, "all-gather") == about(split)
+    assert total(found, "all-reduce") == about(gradients)
+
+
+def test_hybrid_gathers_within_and_sums_what_is_split_across():
+    """Over fsdp as above; the shards of split gradients, S / fsdp, are summed over data."""
+    program, found = compiled(MeshSpec(data=2, fsdp=4))
+    _, split = sizes(program)
+    assert sum(c.bytes for c in found if c.kind == "all-gather") == about(split)
+    assert {c.axes for c in found if c.kind == "all-gather"} == {("fsdp",)}
+    assert sum(c.bytes for c in found if c.axes == ("data",)) == about(split / 4)
+
+
+def test_zero1_splits_the_optimizer_and_gathers_the_updated_parameters():
+    """all-reduce G and all-gather of the parameters whose optimizer state is split, both over data."""
+    program, found = compiled(MeshSpec(data=8), zero1=True)
+    gradients, split = sizes(program)
+    moments, split_moments = sizes(program, "opt_state")
+    assert split == 0  # parameters are whole
+    assert split_moments == about(moments)
+    for leaf in jax.tree.leaves(program.abstract_state["opt_state"]):
+        if math.prod(leaf.shape) > 64:
+            assert math.prod(leaf.sharding.shard_shape(leaf.shape)) == math.prod(leaf.shape) // 8
+    assert {(c.kind, c.axes) for c in found} == {("all-gather", ("data",)), ("all-reduce", ("data",))}
+    assert total(found, "all-gather") == about(gradients)
+    assert total(found, "all-reduce") == about(gradients)
+
+
+def test_zero1_trains_as_data_parallel_does():
+    batches = zoo.batches(4)
+    plain, plain_metrics = zoo.run(zoo.program(TASK, mesh=MeshSpec(data=8)), batches)
+    split, split_metrics = zoo.run(zoo.program(TASK, mesh=MeshSpec(data=8), layout={"zero1": True}), batches)
+    zoo.assert_close(plain["params"], split["params"], 1e-6)
+    zoo.assert_close(plain["opt_state"], split["opt_state"], 1e-6)
+    zoo.assert_close(plain_metrics, split_metrics, 1e-5)  # sums of 16 losses
+
+
+GPU = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
+  clock_rate_ghz: 1.98 device_memory_size: 84942979072 shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 minor: 0 } registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}
+platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+AHEAD_OF_TIME = """
+import dataclasses, json, sys
+from jax.experimental import topologies
+from engine.config.schema import MeshSpec
+from engine.parallel.collectives import collectives
+from tests import zoo
+platform, topology, options, axis, zero1, width, rows = json.loads(sys.argv[1])
+devices = topologies.get_topology_desc(topology, platform, **options).devices
+program = zoo.program(
+    zoo.Classify(width=width), mesh=MeshSpec(**{axis: 8}), batch_size=rows, layout={"zero1": zero1}, devices=devices
+)
+found = collectives(program.trace(1).lower().compile().as_text(), program.mesh)
+gradients = 4 * sum(x.size for x in program.abstract_state["params"].values())
+print(json.dumps([gradients, [dataclasses.asdict(c) for c in found]]))
+"""
+
+
+def ahead_of_time(*words):
+    """(bytes of the gradients, bytes by kind and axes) of the step compiled in a process of its own."""
+    environment = {
+        **os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", AHEAD_OF_TIME, json.dumps(words)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    gradients, found = json.loads(done.stdout.splitlines()[-1])
+    sizes = {}
+    for c in found:
+        key = (c["kind"], *c["axes"])
+        sizes[key] = sizes.get(key, 0) + c["bytes"]
+    return gradients, sizes
+
+
+def has(*modules):
+    return any(importlib.util.find_spec(module) for module in modules)
+
+
+@pytest.mark.skipif(not has("libtpu"), reason="needs libtpu, which compiles for TPUs that are not here (jax[tpu])")
+def test_a_tpu_scatters_the_sums_of_zero1():
+    """Each gradient is either scattered, 1/8 of it being the result, or all-reduced: 8 RS + AR = G."""
+    gradients, sizes = ahead_of_time("tpu", "v5e:2x4", {}, "data", True, 256, 32)
+    scattered = 8 * sizes["reduce-scatter", "data"]
+    assert scattered > gradients / 2
+    assert scattered + sizes["all-reduce", "data"] == about(gradients)
+    assert sizes["all-gather", "data"] == about(gradients)
+
+
+@pytest.mark.skipif(
+    not has("jax_cuda12_plugin", "jax_cuda13_plugin"),
+    reason="needs the CUDA plugin of JAX, which compiles for GPUs that are not here (jax[cuda13])",
+)
+@pytest.mark.parametrize(("axis", "zero1"), [("fsdp", False), ("data", True)])
+def test_a_gpu_scatters_the_sums_of_fsdp_and_zero1(axis, zero1):
+    """As on a TPU; and what is scattered is gathered."""
+    gradients, sizes = ahead_of_time("cuda", "", {"topology": "1x1x8", "target_config": GPU}, axis, zero1, 64, ROWS)
+    scattered = 8 * sizes["reduce-scatter", axis]
+    assert scattered > gradients / 2
+    assert scattered + sizes["all-reduce", axis] == about(gradients)
+    assert sizes["all-gather", axis] == about(scattered)

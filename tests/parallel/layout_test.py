@@ -1,0 +1,119 @@
+"""The layout: what layers see of the mesh, by the names of dimensions, and what the config makes of it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from engine.config import load
+from engine.config.errors import ShardingError
+from engine.config.schema import MeshSpec
+from engine.parallel.layout import Layout, active, constrain, current, layout_of
+from engine.parallel.mesh import make_mesh
+from engine.parallel.rules import RULES
+
+
+@pytest.fixture(scope="module")
+def layout():
+    return Layout(mesh=make_mesh(MeshSpec(data=2, context=2, tensor=2)))
+
+
+def test_without_the_engine_there_is_one_device_and_no_constraint():
+    assert current().mesh is None and current().platform == "cpu"
+    assert current().size("tensor") == 1 and current().axes("batch") == ()
+    x = jnp.ones((4, 6))
+    assert constrain(x, "batch", "mlp") is x
+
+
+def test_a_layout_is_in_force_while_something_is_traced(layout):
+    with active(layout):
+        assert current() is layout
+        with active(Layout()):
+            assert current().mesh is None
+        assert current() is layout
+    assert current() is not layout
+
+
+def test_names_of_dimensions_become_axes_of_more_than_one_device(layout):
+    assert layout.axes("batch") == ("data",)  # fsdp and expert have one device
+    assert layout.axes("tokens") == ("context", "tensor")
+    assert layout.axes("embed") == () and layout.axes(None) == ()
+    assert layout.spec(("batch", "sequence", "mlp")) == P("data", "context", "tensor")
+
+
+def test_axes_end_at_the_first_that_does_not_divide(layout):
+    assert layout.axes("tokens", 6) == ("context",)
+    assert layout.axes("tokens", 3) == ()
+    assert layout.spec(("batch", "mlp"), (3, 8)) == P(None, "tensor")
+
+
+def test_an_axis_is_used_by_one_dimension(layout):
+    assert layout.spec(("heads", "mlp")) == P("tensor", None)
+
+
+def test_an_unknown_name_is_refused(layout):
+    with pytest.raises(
+        ShardingError, match=r"activation: no sharding rule for axis 'sequense'. Did you mean sequence\?"
+    ):
+        layout.axes("sequense")
+
+
+def test_a_constraint_says_where_an_activation_lies(layout):
+    def f(x):
+        return constrain(x * 2, "batch", "sequence", "mlp")
+
+    x = np.arange(4 * 6 * 8.0, dtype=np.float32).reshape(4, 6, 8)
+    with active(layout):
+        y = jax.jit(f)(x)
+    assert y.sharding.spec == P("data", "context", "tensor")
+    np.testing.assert_array_equal(y, x * 2)
+
+
+def test_axes_that_a_shard_map_has_taken_are_left_out(layout):
+    seen = {}
+
+    def inside(x):
+        seen["size"], seen["axes"] = layout.size("data"), layout.axes("batch")
+        seen["spec"] = layout.spec(("batch", "mlp"))
+        return layout.constrain(x, "batch", "mlp") + 1
+
+    x = np.zeros((4, 8), np.float32)
+    f = jax.shard_map(inside, mesh=layout.mesh, in_specs=P("data"), out_specs=P("data"), axis_names={"data"})
+    np.testing.assert_array_equal(jax.jit(f)(x), x + 1)
+    assert seen == {"size": 1, "axes": (), "spec": P(None, "tensor")}
+
+
+def test_what_layers_use_is_noted():
+    layout = Layout(mesh=make_mesh(MeshSpec(context=8)))
+    assert layout.size("context") == 8 and "context" not in layout.used
+    assert layout.use("context") == 8 and "context" in layout.used
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    file = tmp_path / "small.py"
+    file.write_text(
+        "from engine.config import defaults\n\n\n"
+        "def get_config():\n"
+        "    c = defaults()\n"
+        '    c.task = dict(target="tests.zoo.Classify")\n'
+        '    c.data = dict(target="tests.zoo.source")\n'
+        '    c.sharding.rules = dict(vocab=("fsdp", "tensor"))\n'
+        "    return c\n"
+    )
+    return file
+
+
+def test_rules_of_the_config_and_the_command_line_change_the_table(config_file):
+    overrides = ["sharding.rules.mlp=None", "sharding.rules.heads=(fsdp, tensor)", "sharding.rules.agents=context"]
+    layout = layout_of(make_mesh(MeshSpec()), load(str(config_file), overrides))
+    changed = {name: axes for name, axes in layout.rules.items() if RULES.get(name, "") != axes}
+    assert changed == {"vocab": ("fsdp", "tensor"), "mlp": None, "heads": ("fsdp", "tensor"), "agents": "context"}
+
+
+def test_sections_of_the_config_choose_the_ways_of_splitting(config_file):
+    overrides = ["sharding.zero1=True", "sharding.context=all-to-all", "sharding.microbatches=4", "train.remat=full"]
+    layout = layout_of(make_mesh(MeshSpec()), load(str(config_file), overrides))
+    assert (layout.zero1, layout.context, layout.microbatches, layout.remat) == (True, "all-to-all", 4, "full")
+    assert layout.repeats == 1 and not layout.offload_optimizer
