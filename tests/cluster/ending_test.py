@@ -44,9 +44,8 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
     program = (
         f"import atexit, time\nfrom engine.cluster import ending\nfrom engine.config.errors import RunError\n{program}"
     )
-    return subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=dict(os.environ), timeout=30
-    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=30)
 
 
 def test_an_end_alone_shows_what_was_printed_and_runs_nothing_more():

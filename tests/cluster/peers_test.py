@@ -47,6 +47,7 @@ def test_it_becomes_a_sentence_that_says_start_me_again(one_of_two):
     with pytest.raises(LostPeer, match=words) as raised, lost_peers_told(), lost_peers_told():
         raise jax.errors.JaxRuntimeError(GLOO)
     assert raised.value.exit_code == 42
+    assert isinstance(raised.value.__cause__, jax.errors.JaxRuntimeError)  # told once, however deep it is looked for
 
 
 def test_the_peers_own_verdict_is_passed_on(one_of_two, tmp_path, monkeypatch):
