@@ -254,7 +254,8 @@ def _explain(args: argparse.Namespace, overrides: list[str]) -> int:
     from engine.parallel.mesh import stand_in_devices
     from engine.parallel.report import describe, describe_collectives
 
-    program, total = entry.program(config, stand_in_devices(config.mesh, args.devices))
+    config, devices = stand_in_devices(config, args.devices)
+    program, total = entry.program(config, devices)
     mesh = program.mesh
     print(describe(config, mesh, program.abstract_state, program.spec.model.names, total))
     for text in program.warnings:

@@ -151,7 +151,6 @@ def test_an_unknown_field_is_told_in_under_a_second():
 
 
 def test_a_readers_closed_pipe_is_no_error():
-
     shell = " ".join(runs.command("config", "configs.digits")) + " | head -1"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, env=runs.environment(), timeout=60)
     assert done.stdout == "name: digits\n"

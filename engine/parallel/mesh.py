@@ -23,7 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from engine.config import hardware
 from engine.config.errors import ConfigError, ShardingError
-from engine.config.schema import MeshSpec, Slices
+from engine.config.schema import Config, MeshSpec, Slices
 
 AXES = hardware.AXES
 BATCH_AXES = ("data", "fsdp", "expert")
@@ -296,22 +296,25 @@ def cpu_device_count(setting: int | str | None, batch_size: int) -> int | None:
     return setting
 
 
-def stand_in_devices(config: MeshSpec, count: int | None = None) -> Sequence[Any] | None:
+def stand_in_devices(config: Config, count: int | None = None) -> tuple[Config, Sequence[Any] | None]:
     """Makes CPU devices on which a mesh can be explained that is larger than what is here.
 
     Must come before anything asks JAX for devices.
 
     Args:
-        config: the axes; their numbers multiply to the devices that are needed.
-        count: how many are wanted; None asks the axes, unless JAX_NUM_CPU_DEVICES or `mesh.cpu_devices` tells.
+        config: whose axes multiply to the devices that are needed.
+        count: how many are wanted; None asks the axes, unless JAX_NUM_CPU_DEVICES or `mesh.cpu_devices` makes enough.
 
     Returns:
-        CPU devices; None where those that JAX has will do.
+        The config, which makes no devices any more once they are made, and CPU devices, or None where those that JAX
+        has will do.
     """
-    if count is None and ("JAX_NUM_CPU_DEVICES" in os.environ or config.cpu_devices is not None):
-        return None
-    within, between, _ = _chosen(config, 1, "cpu", None)
+    within, between, _ = _chosen(config.mesh, 1, "cpu", None)
     needed = count or math.prod(size for size in (*within.values(), *between.values()) if size and size > 0)
+    made = cpu_device_count(config.mesh.cpu_devices, config.train.global_batch_size) or 0
+    if count is None and ("JAX_NUM_CPU_DEVICES" in os.environ or made >= needed):
+        return config, None
+    config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, cpu_devices=None))
     jax.config.update("jax_num_cpu_devices", needed)
     here = jax.device_count()
-    return None if here == needed or (count is None and here > needed) else jax.devices("cpu")
+    return config, None if here == needed or (count is None and here > needed) else jax.devices("cpu")

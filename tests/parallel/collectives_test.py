@@ -156,7 +156,7 @@ def test_a_real_program_on_a_mesh_in_an_order_of_its_own():
     here = P("data", "fsdp")
     turns = jax.shard_map(lambda x: jax.lax.scan(turn, x, length=3)[0], mesh=mesh, in_specs=here, out_specs=here)
     x = jax.ShapeDtypeStruct((2, 8), jnp.float32, sharding=NamedSharding(mesh, here))
-    found = summed(collectives(jax.jit(turns).lower(x).compile().as_text(), mesh))
+    found = summed(collectives(str(jax.jit(turns).lower(x).compile().as_text()), mesh))
     assert [(c.kind, c.axes, c.count, c.bytes, c.exact) for c in found] == [
         ("all-reduce", ("data",), 3, 3 * 8, True),
         ("collective-permute", ("fsdp",), 3, 3 * 8, True),

@@ -1,5 +1,7 @@
 """The mesh: axes from numbers, what is left, presets, slices, the order of devices, refusals with the arithmetic."""
 
+import importlib.util
+import os
 import socket
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from engine.config.errors import ConfigError, ShardingError
-from engine.config.schema import MeshSpec, Slices
+from engine.config.schema import Config, MeshSpec, Slices
 from engine.parallel.mesh import (
     AXES,
     axes_of,
@@ -228,8 +230,36 @@ def test_cpu_devices(monkeypatch):
     assert cpu_device_count("auto", 64) is None
 
 
-def test_no_device_is_made_where_the_environment_or_the_config_says_how_many(monkeypatch):
+def test_no_device_is_made_where_the_environment_or_the_config_makes_enough(monkeypatch):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "8")
-    assert stand_in_devices(MeshSpec(fsdp=64)) is None
+    config = Config(mesh=MeshSpec(fsdp=64))
+    assert stand_in_devices(config) == (config, None)
     monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
-    assert stand_in_devices(MeshSpec(fsdp=64, cpu_devices=2)) is None
+    config = Config(mesh=MeshSpec(fsdp=64, cpu_devices=64))
+    assert stand_in_devices(config) == (config, None)
+
+
+SLICES = """
+import sys
+from jax.experimental import topologies
+from engine.config.schema import MeshSpec, Slices
+from engine.parallel.mesh import axes_text, make_mesh
+devices = topologies.get_topology_desc("v5e:2x4", "tpu", num_slices=2).devices
+for config in (MeshSpec(), MeshSpec(fsdp=4, dcn=Slices(fsdp=2))):
+    mesh = make_mesh(config, devices)
+    print(axes_text(mesh.shape), [device.slice_index for device in mesh.devices.flat])
+devices = topologies.get_topology_desc("v5e:4x8", "tpu").devices
+print(axes_text(make_mesh(MeshSpec(data=2, fsdp=4, tensor=4), devices).shape))
+"""
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu, which knows TPUs that are not here")
+def test_slices_of_tpus_are_what_they_are():
+    environment = {**os.environ, "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    done = subprocess.run([sys.executable, "-c", SLICES], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"data=2 x fsdp=8 {[0] * 8 + [1] * 8}",
+        f"data=2 x fsdp=8 {([0] * 4 + [1] * 4) * 2}",
+        "data=2 x fsdp=4 x tensor=4",
+    ]
