@@ -1,0 +1,75 @@
+"""Attention over a split sequence by exchanging it for split heads (Jacobs et al. 2023, DeepSpeed Ulysses).
+
+Owns: the two exchanges. Each device holds a part of the positions of all heads, gets all positions of a part of the
+heads, attends with the kernel of its platform, and gives the result back. Does not own: the kernels (`kernels.py`).
+
+Against the ring: fewer and larger messages and any kernel, but no more devices than heads.
+"""
+
+import math
+
+import jax
+
+from engine.config.errors import ShardingError
+from engine.layers import kernels
+from engine.parallel import layout
+
+
+def all_to_all_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, segment_ids: jax.Array | None
+) -> jax.Array:
+    """Attention as in `attention.attention`, for a layout that splits sequences over `context`.
+
+    Raises:
+        ShardingError: positions, or the heads of a device, do not divide over the devices of `context`.
+    """
+    here = layout.current()
+    spec, segment_spec, parts = kernels.specs(here, q, "context")
+    _check(here, q, parts)
+
+    devices = here.size("context")
+
+    def local(q, k, v, segment_ids):
+        k, v = (kernels.divide_heads(x, devices) for x in (k, v))
+        q, k, v = (_exchange(x, split=2, join=1) for x in (q, k, v))
+        if segment_ids is not None:
+            segment_ids = jax.lax.all_gather(segment_ids, "context", axis=1, tiled=True)
+        out = kernels.attend(here.platform, q, k, v, causal=causal, segment_ids=segment_ids)
+        return _exchange(out, split=1, join=2)
+
+    # Kernels do not state over which axes their results vary. On CPU none is called, and without the check gradients
+    # would be summed over axes that nothing is split over.
+    split = jax.shard_map(
+        local,
+        mesh=here.inner_mesh,
+        in_specs=(spec, spec, spec, segment_spec),
+        out_specs=spec,
+        check_vma=here.platform == "cpu",
+    )
+    k, v = (kernels.divide_heads(x, parts) for x in (k, v))
+    return split(q, k, v, segment_ids)
+
+
+def _exchange(x: jax.Array, split: int, join: int) -> jax.Array:
+    """Splits one dimension over `context` and joins another that was split."""
+    return jax.lax.all_to_all(x, "context", split_axis=split, concat_axis=join, tiled=True)
+
+
+def _check(here: layout.Layout, q: jax.Array, parts: int) -> None:
+    """Raises ShardingError for sizes that do not divide."""
+    _, time, heads, _ = q.shape
+    devices = here.size("context")
+    if time % devices:
+        raise ShardingError(
+            f"attention: {time} positions are not divisible by mesh axis context={devices}. Use a multiple of "
+            f"{devices} ({-(-time // devices) * devices}), or mesh.context={math.gcd(time, devices)}."
+        )
+    if heads // parts % devices:
+        text, whole = f"context={devices}", parts * devices
+        if parts > 1:
+            text += f" times the {parts} parts that the rules make of the heads"
+        raise ShardingError(
+            f"attention: {heads} heads are not divisible by {text}, which sharding.context=all-to-all needs. Use a "
+            f"multiple of {whole} ({-(-heads // whole) * whole}), mesh.context={math.gcd(heads // parts, devices)}, or "
+            f"sharding.context=ring."
+        )

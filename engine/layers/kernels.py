@@ -1,0 +1,120 @@
+"""Attention on the arrays of one device, by the best kernel of its platform, and how they are cut out of the whole.
+
+Owns: the choice of a kernel, what each kernel needs of shapes and dtypes, and the PartitionSpecs under which a kernel
+is called. Does not own: attention over a sequence that is split (`ring.py`, `all_to_all.py`).
+
+On a GPU cuDNN's flash attention; on a TPU splash attention of Pallas; on a CPU, and where a kernel does not take the
+shapes, `blockwise.py`.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from engine.layers import blockwise
+from engine.parallel.layout import Layout
+
+CUDNN_HEAD_DIM = 128
+"""Largest head of cuDNN's kernel on every card that it supports."""
+SPLASH_LANES = 128
+"""Blocks of a splash kernel are multiples of a TPU's lanes."""
+SPLASH_BLOCKS = (512, 256, SPLASH_LANES)
+
+
+def attend(
+    platform: str, q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, segment_ids: jax.Array | None
+) -> jax.Array:
+    """Attention of one device; arguments as in `attention.attention`.
+
+    Args:
+        platform: cpu, gpu or tpu.
+        q: `[batch, time, heads, head_dim]`.
+        k: `[batch, time, kv_heads, head_dim]`.
+        v: as `k`.
+        causal: whether a position attends to those before it and itself only.
+        segment_ids: `[batch, time]` or None.
+    """
+    if platform == "gpu" and cudnn_takes(q, segment_ids):
+        return cudnn(q, k, v, causal=causal, segment_ids=segment_ids)
+    if platform == "tpu" and q.shape[1] % SPLASH_LANES == 0:
+        return splash(q, k, v, causal=causal, segment_ids=segment_ids)
+    return blockwise.attention(q, k, v, causal=causal, segment_ids=segment_ids)
+
+
+def cudnn_takes(q: jax.Array, segment_ids: jax.Array | None) -> bool:
+    """Whether cuDNN has a kernel: 16 bits, heads of 8, 16, ... 128; an even length when there is a mask."""
+    _, time, _, head_dim = q.shape
+    fits = q.dtype in (jnp.bfloat16, jnp.float16) and head_dim <= CUDNN_HEAD_DIM and head_dim % 8 == 0
+    return fits and (segment_ids is None or time % 2 == 0)
+
+
+def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, segment_ids: jax.Array | None) -> jax.Array:
+    """cuDNN's flash attention. Segments go through its mask, `[batch, 1, time, time]`, which it does hold."""
+    mask = None if segment_ids is None else (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
+
+
+def splash(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    causal: bool,
+    segment_ids: jax.Array | None,
+    interpret: bool = False,
+) -> jax.Array:
+    """Splash attention of Pallas for TPU, which skips the blocks that are masked as a whole.
+
+    It does not scale the scores, so the queries are, and rounded to their dtype once more.
+
+    Args as in `attend`, and:
+        interpret: run without a TPU, slowly.
+    """
+    from jax.experimental.pallas.ops.tpu import splash_attention as pallas  # 0.3 s to import, and only TPUs need it
+
+    time, heads, head_dim = q.shape[1:]
+    size = next(n for n in SPLASH_BLOCKS if time % n == 0)
+    sizes = pallas.BlockSizes(
+        block_q=size,
+        block_kv=size,
+        block_q_dkv=size,
+        block_kv_dkv=size,
+        block_q_dq=size,
+        block_kv_dq=size,
+    )
+    one = (pallas.CausalMask if causal else pallas.FullMask)((time, time))
+    kernel = pallas.make_splash_mha_single_device(
+        pallas.MultiHeadMask([one] * heads), block_sizes=sizes, interpret=interpret
+    )
+    q = (q.astype(jnp.float32) / math.sqrt(head_dim)).astype(q.dtype)
+    segments = None if segment_ids is None else pallas.SegmentIds(q=segment_ids, kv=segment_ids)
+    out: Any = jax.vmap(kernel)(*(blockwise.swap(x) for x in (q, k, v)), segments)
+    return blockwise.swap(out)
+
+
+def specs(here: Layout, q: jax.Array, time_axis: str | None = None) -> tuple[PartitionSpec, PartitionSpec, int]:
+    """Returns how arrays lie while each device works on its own.
+
+    Args:
+        here: the layout in force.
+        q: `[batch, time, heads, head_dim]`.
+        time_axis: the mesh axis of the time dimension.
+
+    Returns:
+        The PartitionSpec of q, k, v and the result; that of segment ids; the number of parts of the heads.
+    """
+    batch, _, heads, _ = here.spec(("batch", None, "heads", None), q.shape)
+    axes = () if heads is None else (heads,) if isinstance(heads, str) else heads
+    parts = math.prod(here.size(axis) for axis in axes)
+    return PartitionSpec(batch, time_axis, heads, None), PartitionSpec(batch, time_axis), parts
+
+
+def divide_heads(k: jax.Array, parts: int) -> jax.Array:
+    """Repeats heads of keys or values `[batch, time, kv_heads, head_dim]`, as little as makes them divide into parts.
+
+    The query heads must divide by `parts` and by `kv_heads`; then part i of the queries meets part i of the result.
+    """
+    return jnp.repeat(k, math.lcm(k.shape[2], parts) // k.shape[2], axis=2)

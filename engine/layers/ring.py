@@ -1,0 +1,225 @@
+"""Attention over a split sequence, with keys and values passed around a ring (Liu et al. 2023, Ring Attention).
+
+Owns: the order of the chunks, the passing on, and the sums over the steps, forward and backward. No device ever holds
+all keys. Does not own: the attention of one chunk to another (`blockwise.py`, on every platform).
+
+Terms. *Step r*: device i has the keys of device i - r. *Zigzag*: the order that balances causal work (Llama Team 2024,
+The Llama 3 Herd of Models, section 3.3.2). Of 2C chunks of the sequence, device i of C has chunk i, its *early* one,
+and chunk 2C-1-i, its *late* one. Every later step is then two pairs of chunks for every device, neither of them masked
+by order: its late queries with the early keys that came, and early with early if the keys come from an earlier device,
+else late with late.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from engine.config.errors import ShardingError
+from engine.layers import blockwise, kernels
+from engine.parallel import layout
+
+AXIS = "context"
+
+
+def ring_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, segment_ids: jax.Array | None
+) -> jax.Array:
+    """Attention as in `attention.attention`, for a layout that splits sequences over `context`.
+
+    Raises:
+        ShardingError: positions do not divide over the devices, or over twice as many when `causal`.
+    """
+    here = layout.current()
+    _check(q.shape[1], here.size(AXIS), causal)
+    spec, segment_spec, parts = kernels.specs(here, q, AXIS)
+
+    def local(q, k, v, segments):
+        if causal:
+            q, k, v, segments = jax.tree.map(_to_zigzag, (q, k, v, segments))
+        out = _ring(blockwise.group(q, k.shape[2]), blockwise.swap(k), blockwise.swap(v), segments, causal)
+        out = blockwise.ungroup(out)
+        return _from_zigzag(out) if causal else out
+
+    split = jax.shard_map(local, mesh=here.inner_mesh, in_specs=(spec, spec, spec, segment_spec), out_specs=spec)
+    k, v = (kernels.divide_heads(x, parts) for x in (k, v))
+    return split(q, k, v, segment_ids)
+
+
+def _check(time: int, devices: int, causal: bool) -> None:
+    """Raises ShardingError for a length that does not divide."""
+    chunks = 2 * devices if causal else devices
+    if time % chunks:
+        why = f"twice mesh axis context={devices}, since causal order gives each device two chunks"
+        raise ShardingError(
+            f"attention: {time} positions are not divisible by {chunks} "
+            f"({why if causal else f'mesh axis context={devices}'}). Use a multiple of {chunks} "
+            f"({-(-time // chunks) * chunks}), or mesh.context={math.gcd(time // 2 if causal else time, devices)}"
+            f"{', or sharding.context=all-to-all' if causal and time % devices == 0 else ''}."
+        )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _ring(q, k, v, segments, causal: bool):
+    """Grouped attention (see `blockwise.py`) of the positions of this device to those of all."""
+    return _ring_forward(q, k, v, segments, causal)[0]
+
+
+def _ring_forward(q, k, v, segments, causal: bool):
+    step = _causal_step if causal else _full_step
+    devices = jax.lax.axis_size(AXIS)
+    keys = _pass_on((k, v, segments))  # in flight while the device works on its own keys
+    found = blockwise.forward(q, k, v, segments, segments, causal=causal)
+
+    def turn(carry, r):
+        found, keys = carry
+        following = _pass_on(keys)
+        return (step(r, q, segments, keys, found), following), None
+
+    (found, keys), _ = jax.lax.scan(turn, (found, keys), jnp.arange(1, devices - 1))
+    out, lse = step(devices - 1, q, segments, keys, found)
+    out = out.astype(q.dtype)
+    return out, (q, k, v, segments, out, lse)
+
+
+def _ring_backward(causal: bool, saved, d_out):
+    """The gradients of keys and values travel with them, one step behind, and come home after the last."""
+    q, k, v, segments, out, lse = saved
+    step = _causal_grad if causal else _full_grad
+    devices = jax.lax.axis_size(AXIS)
+    rows = (q, segments, lse, blockwise.delta(out, d_out), d_out)
+    keys = _pass_on((k, v, segments))
+    dq, *d_keys = blockwise.backward(q, k, v, segments, segments, *rows[2:], causal=causal)
+
+    def add(r, keys, dq, d_keys):
+        d_keys = _pass_on(d_keys)
+        dq_part, *d_keys_part = step(r, rows, keys)
+        return dq + dq_part, [a + b for a, b in zip(d_keys, d_keys_part, strict=True)]
+
+    def turn(carry, r):
+        keys, dq, d_keys = carry
+        following = _pass_on(keys)
+        return (following, *add(r, keys, dq, d_keys)), None
+
+    (keys, dq, d_keys), _ = jax.lax.scan(turn, (keys, dq, d_keys), jnp.arange(1, devices - 1))
+    dq, d_keys = add(devices - 1, keys, dq, d_keys)
+    dk, dv = _pass_on(d_keys)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+
+
+_ring.defvjp(_ring_forward, _ring_backward)
+
+
+def _full_step(r, q, segments, keys, found):
+    """Adds the keys that came to what was found, without causal order."""
+    k, v, k_segments = keys
+    return _merge(found, blockwise.forward(q, k, v, segments, k_segments, causal=False))
+
+
+def _full_grad(r, rows, keys):
+    """Gradients from the keys that came, without causal order."""
+    q, segments, *rest = rows
+    k, v, k_segments = keys
+    return blockwise.backward(q, k, v, segments, k_segments, *rest, causal=False)
+
+
+def _causal_step(r, q, segments, keys, found):
+    """Adds the keys of step r, which came in zigzag order, to what was found."""
+    early, late = zip(*(_halves(x, 3) for x in found), strict=True)
+    q, q_segments, (k, v, k_segments) = _pairs(r, 3, q), _pairs(r, 1, segments), _key_pairs(r, keys)
+    both = blockwise.forward(q, k, v, q_segments, k_segments, causal=False)
+    first, second = zip(*(jnp.split(x, 2) for x in both), strict=True)
+    pick = _picker(r)
+    late = _merge(late, first)
+    merged = _merge(pick(early, late), second)
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=3), pick(merged, early), pick(late, merged))
+
+
+def _causal_grad(r, rows, keys):
+    """Gradients from the keys of step r, for the same two pairs as in `_causal_step`."""
+    q, segments, *rest = rows
+    q, *rest = (_pairs(r, 3, x) for x in (q, *rest))
+    k, v, k_segments = _key_pairs(r, keys)
+    grads = blockwise.backward(q, k, v, _pairs(r, 1, segments), k_segments, *rest, causal=False)
+    (dq_first, dk_first, dv_first), second = zip(*(jnp.split(x, 2) for x in grads), strict=True)
+    none = jax.tree.map(jnp.zeros_like, second)
+    pick = _picker(r)
+    (dq_early, dk_early, dv_early), (dq_late, dk_late, dv_late) = pick(second, none), pick(none, second)
+    return (
+        jnp.concatenate([dq_early, dq_first + dq_late], axis=3),
+        jnp.concatenate([dk_first + dk_early, dk_late], axis=2),
+        jnp.concatenate([dv_first + dv_early, dv_late], axis=2),
+    )
+
+
+def _pairs(r, axis: int, x: Any) -> Any:
+    """What belongs to the queries of both pairs of step r, as rows of one batch `[2 * batch, ...]`; None stays None."""
+    early, late = _halves(x, axis)
+    return None if x is None else jnp.concatenate([late, _picker(r)(early, late)])
+
+
+def _key_pairs(r, keys: Any) -> list[Any]:
+    """The keys, values and segments of both pairs of step r, likewise."""
+    pairs = []
+    for x, axis in zip(keys, (2, 2, 1), strict=True):
+        early, late = _halves(x, axis)
+        pairs.append(None if x is None else jnp.concatenate([early, _picker(r)(early, late)]))
+    return pairs
+
+
+def _picker(r):
+    """Returns the choice between two trees: the first if the keys of step r come from an earlier device."""
+    earlier = r <= jax.lax.axis_index(AXIS)
+    return lambda a, b: jax.tree.map(lambda x, y: jnp.where(earlier, x, y), a, b)
+
+
+def _merge(a, b):
+    """One softmax of two, each (result, log-sum-exp): over the keys of both."""
+    (out_a, lse_a), (out_b, lse_b) = a, b
+    top = jnp.maximum(lse_a, lse_b)
+    weight_a, weight_b = jnp.exp(lse_a - top), jnp.exp(lse_b - top)
+    total = weight_a + weight_b
+    return (out_a * weight_a + out_b * weight_b) / total, top + jnp.log(total)
+
+
+def _halves(x: Any, axis: int) -> tuple[Any, Any]:
+    """The early and the late half along an axis; of None, two of it."""
+    if x is None:
+        return None, None
+    early, late = jnp.split(x, 2, axis=axis)
+    return early, late
+
+
+def _pass_on(tree):
+    """Sends arrays to the next device of the ring, and gets those of the one before."""
+    devices = jax.lax.axis_size(AXIS)
+    return jax.lax.ppermute(tree, AXIS, [(i, (i + 1) % devices) for i in range(devices)])
+
+
+def _routes() -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Where the first and the second chunk of each device go for zigzag order: two permutations of the devices."""
+    devices = jax.lax.axis_size(AXIS)
+    first, second = (
+        [(i, min(chunk, 2 * devices - 1 - chunk)) for i, chunk in enumerate(range(start, 2 * devices, 2))]
+        for start in (0, 1)
+    )
+    return first, second
+
+
+def _to_zigzag(x: jax.Array) -> jax.Array:
+    """Gives each device its early and its late chunk for two neighbouring ones, along axis 1."""
+    even, odd = (jax.lax.ppermute(half, AXIS, route) for half, route in zip(_halves(x, 1), _routes(), strict=True))
+    # Of chunks i and 2C-1-i one is even: the early one on the devices of even index.
+    swapped = jax.lax.axis_index(AXIS) % 2 == 1
+    return jnp.concatenate([jnp.where(swapped, odd, even), jnp.where(swapped, even, odd)], axis=1)
+
+
+def _from_zigzag(x: jax.Array) -> jax.Array:
+    """The inverse of `_to_zigzag`."""
+    early, late = _halves(x, 1)
+    swapped = jax.lax.axis_index(AXIS) % 2 == 1
+    chunks = jnp.where(swapped, late, early), jnp.where(swapped, early, late)
+    back = [[(b, a) for a, b in route] for route in _routes()]
+    return jnp.concatenate([jax.lax.ppermute(x, AXIS, route) for x, route in zip(chunks, back, strict=True)], axis=1)

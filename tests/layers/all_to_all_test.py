@@ -1,0 +1,72 @@
+"""All-to-all attention: a split sequence, exchanged for split heads and back, changes no number."""
+
+import jax.numpy as jnp
+import pytest
+
+from engine.config.errors import ShardingError
+from engine.layers.all_to_all import all_to_all_attention
+from engine.parallel.layout import Layout, active
+from tests.layers import plain
+
+MESHES = {
+    "8": dict(context=8),
+    "2x4": dict(data=2, context=4),
+    "2x2x2": dict(data=2, context=2, tensor=2),
+    "2": dict(devices=2, context=2),
+}
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize(("causal", "segmented"), [(True, True), (False, False)])
+def test_every_mesh_gives_the_result_and_gradients_of_the_formula(mesh, causal, segmented):
+    layout = Layout(mesh=plain.mesh(**MESHES[mesh]))
+    plain.check(all_to_all_attention, causal=causal, segmented=segmented, layout=layout)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_heads_of_keys_that_do_not_divide_are_repeated(kv_heads):
+    layout = Layout(mesh=plain.mesh(context=4, tensor=2))
+    plain.check(all_to_all_attention, causal=True, segmented=True, kv_heads=kv_heads, layout=layout)
+
+
+def test_half_precision_beside_an_axis_that_splits_nothing():
+    # As in blockwise_test.py; gradients of heads of keys that were repeated would be rounded before they are summed.
+    layout = Layout(mesh=plain.mesh(pipeline=2, context=4))
+    plain.check(
+        all_to_all_attention, layout=layout, causal=True, segmented=True, dtype="bfloat16", kv_heads=4, tolerance=0.03
+    )
+
+
+@pytest.mark.parametrize("segmented", [True, False])
+def test_heads_are_exchanged_and_only_segment_ids_gathered(segmented):
+    layout = Layout(mesh=plain.mesh(data=2, context=4))
+    ids = plain.segments() if segmented else None
+    text = plain.compiled_text(
+        all_to_all_attention, plain.inputs(kv_heads=4), "data", "context", causal=True, segment_ids=ids, layout=layout
+    )
+    assert "all-to-all" in text
+    gathered = [line for line in text.splitlines() if " all-gather(" in line]
+    assert len(gathered) == segmented
+    assert all(" = s32[" in line for line in gathered)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "message"),
+    [
+        (
+            (2, 18, 4, 4),
+            dict(data=2, context=4),
+            r"18 positions .* context=4. .* multiple of 4 \(20\), or mesh.context=2",
+        ),
+        (
+            (2, 16, 6, 4),
+            dict(data=2, context=4),
+            r"6 heads are not divisible by context=4, .*multiple of 4 \(8\), mesh.context=2, or sharding.context=ring",
+        ),
+        ((2, 16, 6, 4), dict(context=4, tensor=2), r"6 heads .* context=4 times the 2 parts .*multiple of 8 \(8\)"),
+    ],
+)
+def test_sizes_that_do_not_divide_are_refused(shape, axes, message):
+    q = jnp.zeros(shape)
+    with active(Layout(mesh=plain.mesh(**axes))), pytest.raises(ShardingError, match=message):
+        all_to_all_attention(q, q, q, causal=True, segment_ids=None)

@@ -1,0 +1,74 @@
+"""Blockwise attention: any block gives what the formula gives, and masked pairs are left out of the work."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from engine.layers import blockwise
+from tests.layers import plain
+
+
+@pytest.mark.parametrize("block", [None, 16, 20])
+@pytest.mark.parametrize("causal", [True, False])
+def test_every_block_size_gives_the_result_and_gradients_of_the_formula(block, causal):
+    function = functools.partial(blockwise.attention, block=block)
+    plain.check(function, causal=causal, segmented=True)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 8])
+def test_heads_of_queries_share_heads_of_keys(kv_heads):
+    function = functools.partial(blockwise.attention, block=16)
+    plain.check(function, causal=True, segmented=False, kv_heads=kv_heads)
+
+
+def test_a_length_of_several_blocks_with_a_shorter_last_one():
+    assert blockwise.BLOCK < 160 and 160 % blockwise.BLOCK
+    plain.check(blockwise.attention, causal=True, segmented=True, time=160)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_half_precision_rounds_the_result_only(causal):
+    # bfloat16 has 8 bits: a result of 2.5 is off by up to 0.006, a gradient of 7.3 by 0.027.
+    function = functools.partial(blockwise.attention, block=16)
+    plain.check(function, causal=causal, segmented=True, dtype="bfloat16", tolerance=0.03)
+
+
+def test_scores_and_softmax_are_float32_in_half_precision():
+    def normalisers(dtype):
+        q, k, v = (x.astype(dtype) for x in plain.inputs(dtype="bfloat16"))
+        q, k, v = blockwise.group(q, 2), blockwise.swap(k), blockwise.swap(v)
+        return blockwise.forward(q, k, v, None, None, causal=True)[1]
+
+    np.testing.assert_allclose(normalisers("bfloat16"), normalisers("float32"), rtol=0, atol=plain.TOLERANCE)
+
+
+def test_large_scores_do_not_overflow():
+    q, k, v = plain.inputs()
+    out, gradients = plain.results(blockwise.attention, (100 * q, 100 * k, v), causal=True, segment_ids=None)
+    assert all(np.isfinite(x).all() for x in (out, *gradients))
+
+
+def test_a_row_that_attends_to_nothing_is_finite():
+    q, k, v = plain.inputs()
+    q, k, v = blockwise.group(q, 2), blockwise.swap(k), blockwise.swap(v)
+    ones = jnp.ones((plain.BATCH, plain.TIME), int)
+    out, lse = blockwise.forward(q, k, v, ones, 2 * ones, causal=False)
+    assert np.isfinite(out).all() and (lse < -1e29).all()
+
+
+def test_the_masked_half_is_not_computed():
+    def flops(causal):
+        function = functools.partial(blockwise.attention, block=16)
+        return plain.flops(function, (4, 128, 2, 128), causal=causal, segment_ids=None)
+
+    # 8 blocks: (8 + 1) / 16 of the pairs.
+    assert flops(causal=True) < 0.6 * flops(causal=False)
+
+
+def test_no_scores_are_kept_for_the_gradient():
+    q, k, v = plain.inputs()
+    _, gradient = jax.vjp(lambda *x: blockwise.attention(*x, causal=True, segment_ids=None), q, k, v)
+    assert max(x.size for x in jax.tree.leaves(gradient)) <= q.size < plain.BATCH * plain.HEADS * plain.TIME**2

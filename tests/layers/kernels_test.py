@@ -1,0 +1,60 @@
+"""Kernels of one device: which one is taken, and that splash attention is called as it wants to be.
+
+cuDNN's kernel runs on no machine of these tests; splash attention is interpreted.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from engine.layers import kernels
+from engine.parallel.layout import Layout
+from tests.layers import plain
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_splash_attention_gives_the_result_and_gradients_of_the_formula(causal):
+    function = functools.partial(kernels.splash, interpret=True)
+    plain.check(function, causal=causal, segmented=causal, time=128)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "segmented", "taken"),
+    [
+        ((1, 8, 2, 64), "bfloat16", False, True),
+        ((1, 8, 2, 128), "float16", True, True),
+        ((1, 8, 2, 64), "float32", False, False),
+        ((1, 8, 2, 256), "bfloat16", False, False),
+        ((1, 8, 2, 36), "bfloat16", False, False),
+        ((1, 7, 2, 64), "bfloat16", False, True),
+        ((1, 7, 2, 64), "bfloat16", True, False),
+    ],
+)
+def test_cudnn_is_taken_for_what_it_can(shape, dtype, segmented, taken):
+    segment_ids = jnp.ones(shape[:2], int) if segmented else None
+    assert kernels.cudnn_takes(jnp.zeros(shape, dtype), segment_ids) == taken
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_what_no_kernel_takes_runs_in_plain_xla(platform):
+    # float32 is not for cuDNN, and 48 positions are not for a TPU's lanes.
+    plain.check(functools.partial(kernels.attend, platform), causal=True, segmented=True)
+
+
+def test_heads_of_keys_are_repeated_as_little_as_makes_them_divide():
+    k = jnp.arange(6.0).reshape(1, 1, 6, 1)
+    np.testing.assert_array_equal(kernels.divide_heads(k, 3), k)
+    np.testing.assert_array_equal(kernels.divide_heads(k, 4).ravel(), np.arange(6).repeat(2))
+    assert kernels.divide_heads(k[:, :, :1], 8).shape == (1, 1, 8, 1)
+
+
+def test_specs_follow_the_rules_and_leave_out_what_does_not_divide():
+    here = Layout(mesh=plain.mesh(data=2, context=2, tensor=2))
+    spec, segment_spec, parts = kernels.specs(here, jnp.zeros((4, 8, 6, 2)), "context")
+    assert spec == jax.P("data", "context", "tensor", None)
+    assert segment_spec == jax.P("data", "context")
+    assert parts == 2
+    assert kernels.specs(here, jnp.zeros((4, 8, 3, 2)))[0] == jax.P("data", None, None, None)
