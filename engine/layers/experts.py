@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from engine.config.errors import ShardingError
 from engine.layers.dense import matmul
@@ -143,35 +143,21 @@ def _exchange(x: jax.Array, to_experts: bool) -> jax.Array:
     """Moves `[experts, batch, slots, features]` from devices by row to devices by expert, or back."""
     here = layout.current()
     by_row, by_expert = (here.spec((name, *SLOTS), x.shape) for name in (None, "expert"))
-    if by_expert[0] == "expert" and "expert" in _names(by_row[1]):
-        return _all_to_all(here.mesh, by_row, by_expert, to_experts, x)
-    return here.constrain(x, "expert" if to_experts else None, *SLOTS)  # XLA finds the way, if there is any
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def _all_to_all(mesh: Any, by_row: PartitionSpec, by_expert: PartitionSpec, to_experts: bool, x: jax.Array) -> Any:
-    """The exchange as an all-to-all; its gradient is the way back, said here since a nested shard_map has none."""
+    source, target = (by_row, by_expert) if to_experts else (by_expert, by_row)
+    if by_expert[0] != "expert" or "expert" not in _names(by_row[1]):
+        return here.constrain(x, "expert" if to_experts else None, *SLOTS)  # XLA finds the way, if there is any
     split, concat = (0, 1) if to_experts else (1, 0)
 
     def local(x: jax.Array) -> jax.Array:
         return jax.lax.all_to_all(x, "expert", split, concat, tiled=True)
 
-    source, target = (by_row, by_expert) if to_experts else (by_expert, by_row)
-    return _mapped(mesh, local, source, target)(x)
-
-
-def _all_to_all_backward(mesh: Any, by_row: Any, by_expert: Any, to_experts: bool, _: None, g: Any) -> tuple[Any]:
-    return (_all_to_all(mesh, by_row, by_expert, not to_experts, g),)
-
-
-_all_to_all.defvjp(lambda *args: (_all_to_all(*args), None), _all_to_all_backward)
+    return _mapped(here.inner_mesh, local, source, target)(x)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Split:
     """How dropless work is split: mesh axes by what they split, and the platform."""
 
-    mesh: Mesh | None
     platform: str
     tokens: PartitionSpec
     exchanged: int  # devices of the axis `expert` that exchange tokens; 1 for none
@@ -197,36 +183,12 @@ def _dropless(x: jax.Array, routes: Routes, kernels: tuple[jax.Array, ...]) -> j
     taken = {axis for entry in tokens for axis in _names(entry)}
     exchanged = here.axes("expert", kernels[0].shape[0]) == ("expert",) and "expert" in _names(tokens[0])
     hidden = tuple(axis for axis in here.axes("mlp", kernels[0].shape[2]) if axis not in taken)
-    split = _Split(here.mesh, here.platform, tokens, here.size("expert") if exchanged else 1, hidden)
+    split = _Split(here.platform, tokens, here.size("expert") if exchanged else 1, hidden)
     args = (x, routes.experts, routes.weights, kernels)
     if not split.axes:
         return _local(split, *args)
-    # The gradient of a shard_map within another cannot be had, so there it is one of its own.
-    nested = bool(jax.sharding.get_abstract_mesh().manual_axes)
-    return (_with_own_gradient if nested else _on_each_device)(split, *args)
-
-
-def _on_each_device(split: _Split, x: jax.Array, experts: jax.Array, weights: jax.Array, kernels: Any) -> jax.Array:
-    """`_local` on every device."""
-    specs = (*[split.tokens] * 3, split.kernels)
-    return _mapped(split.mesh, functools.partial(_local, split), specs, split.tokens)(x, experts, weights, kernels)
-
-
-_with_own_gradient = jax.custom_vjp(_on_each_device, nondiff_argnums=(0,))
-
-
-def _own_gradient(split: _Split, kept: tuple, g: jax.Array) -> tuple:
-    """Computes the experts' hidden activations again, and the gradient from them, on every device."""
-
-    def local(x: jax.Array, experts: jax.Array, weights: jax.Array, kernels: Any, g: jax.Array) -> Any:
-        return jax.vjp(lambda x, w, k: _local(split, x, experts, w, k), x, weights, kernels)[1](g)
-
-    results = (split.tokens, split.tokens, split.kernels)
-    dx, dw, dk = _mapped(split.mesh, local, (*[split.tokens] * 3, split.kernels, split.tokens), results)(*kept, g)
-    return dx, None, dw, dk
-
-
-_with_own_gradient.defvjp(lambda split, *args: (_on_each_device(split, *args), args), _own_gradient)
+    specs = (tokens, tokens, tokens, split.kernels)
+    return _mapped(here.inner_mesh, functools.partial(_local, split), specs, tokens)(*args)
 
 
 def _local(
@@ -262,13 +224,11 @@ def _send(x: jax.Array) -> jax.Array:
     return came.reshape(-1, *x.shape[2:])
 
 
-def _mapped(mesh: Mesh | None, function: Any, in_specs: Any, out_specs: Any) -> Any:
+def _mapped(mesh: Any, function: Any, in_specs: Any, out_specs: Any) -> Any:
     """A shard_map over the axes that its specs name."""
-    inner: Any = jax.sharding.get_abstract_mesh()
     leaves = jax.tree.leaves((in_specs, out_specs), is_leaf=lambda x: isinstance(x, PartitionSpec))
     axes = {axis for spec in leaves for entry in spec for axis in _names(entry)}
-    inner = mesh if inner.empty else inner
-    return jax.shard_map(function, mesh=inner, in_specs=in_specs, out_specs=out_specs, axis_names=axes)
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=axes)
 
 
 def _vary(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:

@@ -165,8 +165,9 @@ def test_a_mesh_changes_nothing_and_tokens_go_by_all_to_all(factor, mesh):
     assert bool(gathered) == ("fsdp" in mesh)
 
 
+@pytest.mark.parametrize("remat", ["none", "full"])
 @pytest.mark.parametrize("factor", FACTORS)
-def test_within_a_stage_of_a_pipeline_nothing_changes(factor):
+def test_within_a_stage_of_a_pipeline_nothing_changes(factor, remat):
     class Layer(nnx.Module):
         def __init__(self, rngs):
             self.experts = Experts(FEATURES, HIDDEN, COUNT, TOP_K, capacity_factor=factor, rngs=rngs)
@@ -188,7 +189,7 @@ def test_within_a_stage_of_a_pipeline_nothing_changes(factor):
             return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, X)
 
     mesh = make_mesh(MeshSpec(pipeline=2, expert=2, tensor=2))
-    assert_close(gradient(Layout(mesh=mesh, remat="full")), gradient(Layout()))
+    assert_close(gradient(Layout(mesh=mesh, remat=remat)), gradient(Layout()))
 
 
 @pytest.mark.parametrize("factor", FACTORS)

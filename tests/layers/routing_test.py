@@ -33,8 +33,10 @@ def test_a_token_goes_to_its_most_probable_experts_and_padding_nowhere():
     assert (np.asarray(routes.weights)[~real] == 0).all()
 
 
-def test_of_equal_probabilities_the_first_is_chosen():
+def test_of_equal_probabilities_the_first_is_chosen_and_none_twice():
     np.testing.assert_array_equal(route(X, 0 * KERNEL, 3, WEIGHT).experts[0], [[0, 1, 2]] * 6)
+    certain = route(1e4 * X, KERNEL, 5, WEIGHT)  # all probabilities but one are 0
+    np.testing.assert_array_equal(jnp.sort(certain.experts[0]), [range(5)] * 6)
 
 
 def test_a_single_choice_is_weighted_by_its_probability_so_that_the_router_learns():
