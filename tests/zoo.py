@@ -1,7 +1,7 @@
 """Small Tasks and their batches, and the program of a Task without a run around it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -113,12 +113,16 @@ def program(
     example: Any = None,
     seed: int = 0,
     layout: Mapping[str, Any] | None = None,
+    devices: int | Sequence[Any] | None = None,
     **optimizer: Any,
 ) -> Program:
-    """The program of a Task; on one device unless a mesh is given. `layout` holds fields of Layout."""
-    devices = jax.devices()[:1] if mesh is None else None
+    """The program of a Task; on one device unless a mesh is given, which takes all, the first `devices` or these.
+
+    `layout` holds fields of Layout, `optimizer` those of the section optimizer.
+    """
+    found = devices if isinstance(devices, Sequence) else jax.devices()[: 1 if mesh is None else devices]
     config = Optimizer(**{"learning_rate": 0.01, "schedule": "constant", **optimizer})
-    place = Layout(mesh=make_mesh(mesh or MeshSpec(), devices), **(layout or {}))
+    place = Layout(mesh=make_mesh(mesh or MeshSpec(), found), **(layout or {}))
     with active(place):
         model = describe(task, config.trainable)
     rate = schedule(config, 0, 10)

@@ -1,0 +1,91 @@
+"""The decoder of `decoder.py` in the engine's own loop: a worker."""
+
+import dataclasses
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import turns
+from benchmarks.decoder_plain import (
+    BATCH,
+    DEPTH,
+    HEADS,
+    HIDDEN,
+    LEARNING_RATE,
+    TIME,
+    VOCABULARY,
+    WEIGHT_DECAY,
+    WIDTH,
+)
+from benchmarks.worker import serve
+from engine import ArraySource
+from engine.config import defaults, validate
+from engine.entry import set_up_devices
+from models.decoder import LanguageModel
+
+
+@dataclasses.dataclass
+class Given(LanguageModel):
+    """The language model with its first weights from a file."""
+
+    inputs: str = ""
+
+    def build(self, rngs):
+        model, inputs = super().build(rngs), np.load(self.inputs)
+        layer = model.stack.layers
+        attention, feed = layer.attention, layer.feed_forward
+        for name, variable in (
+            ("embed", model.embed.table), ("head", model.head.kernel), ("query", attention.query.kernel),
+            ("key", attention.key.kernel), ("value", attention.value.kernel), ("out", attention.out.kernel),
+            ("gate", feed.gate.kernel), ("up", feed.up.kernel), ("down", feed.down.kernel),
+        ):  # fmt: skip
+            variable.set_value(jnp.asarray(inputs[name]))
+        return model
+
+
+def rows(inputs: str) -> ArraySource:
+    """The tokens as packed rows of one document each."""
+    tokens = np.load(inputs)["tokens"]
+    shape = (len(tokens), TIME)
+    return ArraySource(
+        {
+            "tokens": tokens[:, :-1],
+            "targets": tokens[:, 1:],
+            "segment_ids": np.ones(shape, np.int32),
+            "positions": np.broadcast_to(np.arange(TIME, dtype=np.int32), shape),
+            "weight": np.ones(shape, np.float32),
+        }
+    )
+
+
+def main() -> None:
+    """Trains a turn at a time."""
+    inputs, steps, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    c = defaults()
+    sizes = dict(vocabulary=VOCABULARY, width=WIDTH, hidden=HIDDEN, depth=DEPTH, heads=HEADS)
+    c.task = dict(target="benchmarks.decoder_engine.Given", inputs=inputs, **sizes)
+    c.data = dict(target="benchmarks.decoder_engine.rows", inputs=inputs, shuffle=False)
+    c.train.total = f"{turns.total(steps, count)} steps"
+    c.train.global_batch_size = BATCH
+    c.mesh.cpu_devices = "auto"
+    c.optimizer = dict(learning_rate=LEARNING_RATE, schedule="constant", clip_norm=None, weight_decay=WEIGHT_DECAY)
+    c.checkpoint.every = None
+    c.log.every = "1 step"
+    c.log.tensorboard = False
+    config = set_up_devices(validate(c))
+    with turns.EngineLoop(config, steps) as engine:
+        first = True
+
+        def turn(steps: int) -> list[float]:
+            nonlocal first
+            if not first:  # the turn that compiles was taken on entry
+                engine.turn()
+            first = False
+            return [row["loss"] for row in engine.rows if "loss" in row][-steps:]
+
+        serve(turn)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The decoder of `decoder.py` in plain PyTorch: a worker. Needs torch and numpy, and nothing of the engine."""
+
+import sys
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from worker import serve
+
+WIDTH, HEADS, TIME, BATCH = 256, 8, 256, 8
+LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.01
+HEAD_DIM = WIDTH // HEADS
+STACKED = ("query", "key", "value", "out", "gate", "up", "down")
+
+
+def rotate(x, cos, sin):
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+class Decoder(torch.nn.Module):
+    def __init__(self, inputs):
+        super().__init__()
+
+        def weight(array):
+            return torch.nn.Parameter(torch.from_numpy(np.array(array)))
+
+        self.embed, self.head = weight(inputs["embed"]), weight(inputs["head"])
+        self.blocks = torch.nn.ModuleList()
+        for i in range(len(inputs["query"])):
+            block = torch.nn.ParameterDict({name: weight(inputs[name][i]) for name in STACKED})
+            block["norm1"], block["norm2"] = (weight(np.ones(WIDTH, np.float32)) for _ in range(2))
+            self.blocks.append(block)
+        self.norm = weight(np.ones(WIDTH, np.float32))
+        frequencies = 10_000.0 ** (-torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
+        angles = torch.arange(TIME)[:, None] * frequencies
+        self.register_buffer("cos", angles.cos())
+        self.register_buffer("sin", angles.sin())
+
+    def forward(self, tokens):
+        x = self.embed[tokens]
+        for w in self.blocks:
+            y = F.rms_norm(x, (WIDTH,), w["norm1"], 1e-6)
+            q, k, v = ((y @ w[name]).view(BATCH, TIME, HEADS, HEAD_DIM).transpose(1, 2) for name in STACKED[:3])
+            q, k = rotate(q, self.cos, self.sin), rotate(k, self.cos, self.sin)
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + y.transpose(1, 2).reshape(BATCH, TIME, WIDTH) @ w["out"]
+            y = F.rms_norm(x, (WIDTH,), w["norm2"], 1e-6)
+            x = x + (F.silu(y @ w["gate"]) * (y @ w["up"])) @ w["down"]
+        return F.rms_norm(x, (WIDTH,), self.norm, 1e-6) @ self.head
+
+
+def main():
+    inputs = np.load(sys.argv[1])
+    model, tokens, done = Decoder(inputs), torch.from_numpy(inputs["tokens"]).long(), 0
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}], lr=LEARNING_RATE
+    )
+
+    def turn(steps):
+        nonlocal done
+        losses = []
+        for _ in range(steps):
+            rows = tokens[done * BATCH : (done + 1) * BATCH]
+            logits = model(rows[:, :-1])
+            loss = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+            done += 1
+        return [float(loss) for loss in losses]
+
+    serve(turn)
+
+
+if __name__ == "__main__":
+    main()

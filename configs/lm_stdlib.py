@@ -1,0 +1,36 @@
+"""A byte-level language model on the source of Python's own standard library.
+
+tools/bazel run //configs:lm_stdlib
+"""
+
+from engine.config import defaults
+
+
+def get_config():
+    c = defaults()
+    c.task = dict(target="models.decoder.LanguageModel", width=256, hidden=1024, depth=4, heads=8)
+    c.data = dict(target="models.stdlib_text.StdlibText", split="train", length=256)
+    c.train.total = "2400 steps"
+    c.train.global_batch_size = 8
+    c.mesh.cpu_devices = "auto"
+    c.optimizer.learning_rate = 2e-3
+    c.optimizer.warmup = "100 steps"
+    c.optimizer.weight_decay = 0.1
+    c.optimizer.b2 = 0.98
+    c.evaluations.validation = dict(
+        data=dict(target="models.stdlib_text.StdlibText", split="validation", length=256), every=None, batch_size=16
+    )
+    c.checkpoint.every = "5 minutes"
+    c.checkpoint.best = "validation/loss"
+    c.checkpoint.best_mode = "min"
+    c.tiny = {
+        "task.width": 32,
+        "task.hidden": 64,
+        "task.depth": 2,
+        "task.heads": 4,
+        "data.length": 32,
+        "data.limit": 64,
+        "evaluations.validation.data.length": 32,
+        "evaluations.validation.data.limit": 16,
+    }
+    return c

@@ -1,0 +1,14 @@
+"""The byte-level language model of lm_stdlib with eight experts a layer, two of which each byte passes.
+
+tools/bazel run //configs:moe_stdlib
+"""
+
+from configs import lm_stdlib
+
+
+def get_config():
+    c = lm_stdlib.get_config()
+    c.task = dict(
+        target="models.moe_decoder.MoeLanguageModel", width=256, hidden=512, depth=4, heads=8, experts=8, top_k=2
+    )
+    return c

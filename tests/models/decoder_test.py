@@ -1,0 +1,85 @@
+"""The decoder: packed rows give what single documents give; tied weights; what its Task counts."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from models.decoder import LanguageModel
+from models.moe_decoder import MoeLanguageModel
+
+SIZES = {"vocabulary": 32, "width": 16, "hidden": 32, "depth": 2, "heads": 4, "kv_heads": 2}
+TIME = 12
+
+
+def row(*documents):
+    """One packed row `[1, TIME]` of these documents."""
+    arrays = {
+        "tokens": np.concatenate([d[:-1] for d in documents]),
+        "targets": np.concatenate([d[1:] for d in documents]),
+        "segment_ids": np.repeat(np.arange(1, len(documents) + 1), [len(d) - 1 for d in documents]),
+        "positions": np.concatenate([np.arange(len(d) - 1) for d in documents]),
+        "weight": np.ones(sum(len(d) - 1 for d in documents)),
+    }
+    return {
+        name: jnp.asarray(np.pad(x, (0, TIME - len(x)))[None], jnp.float32 if name == "weight" else jnp.int32)
+        for name, x in arrays.items()
+    }
+
+
+DOCUMENTS = [np.random.default_rng(i).integers(0, 32, n + 1) for i, n in enumerate((5, 6))]
+TASKS = {
+    "dense": LanguageModel(**SIZES),
+    "tied": LanguageModel(**SIZES, tied=True),
+    "experts": MoeLanguageModel(**SIZES, experts=4, capacity_factor=None),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_packed_documents_give_the_losses_of_single_ones(name):
+    model = TASKS[name].build(nnx.Rngs(0))
+    packed, _ = model(row(*DOCUMENTS), None)
+    single = [model(row(document), None)[0][0, : len(document) - 1] for document in DOCUMENTS]
+    np.testing.assert_allclose(packed[0, :11], np.concatenate(single), atol=1e-5)
+    assert len(np.unique(np.round(packed[0, :11], 3))) > 5
+
+
+def test_the_gradient_of_a_packed_row_is_the_sum_of_those_of_its_documents():
+    task = TASKS["dense"]
+    graph, params = nnx.split(task.build(nnx.Rngs(0)), nnx.Param)
+
+    def gradient(batch):
+        return jax.grad(lambda p: task.loss(nnx.merge(graph, p), batch, None).total.sum())(params)
+
+    parts = jax.tree.map(jnp.add, *(gradient(row(document)) for document in DOCUMENTS))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient(row(*DOCUMENTS)), parts)
+
+
+def test_a_token_sees_those_before_it_and_no_other():
+    model = TASKS["dense"].build(nnx.Rngs(0))
+    batch = row(DOCUMENTS[0])
+    changed = batch | {"tokens": batch["tokens"].at[0, 3].add(1)}
+    before, after = model(batch, None)[0], model(changed, None)[0]
+    assert jnp.array_equal(before[0, :3], after[0, :3]) and not jnp.allclose(before[0, 3:5], after[0, 3:5])
+
+
+def test_a_tied_model_has_no_last_kernel_and_counts_its_parameters():
+    def count(task):
+        return sum(x.size for x in jax.tree.leaves(nnx.state(task.build(nnx.Rngs(0)), nnx.Param)))
+
+    assert count(TASKS["dense"]) - count(TASKS["tied"]) == 32 * 16
+    wide = LanguageModel(vocabulary=512, width=256, hidden=1024, depth=4, heads=8)
+    shapes = nnx.state(nnx.eval_shape(lambda: wide.build(nnx.Rngs(0))), nnx.Param)
+    assert sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes)) == 4_458_752
+
+
+def test_the_router_is_charged_beside_the_nats():
+    task, batch = TASKS["experts"], row(*DOCUMENTS)
+    model = task.build(nnx.Rngs(0))
+    loss = task.loss(model, batch, None)
+    free = dataclasses.replace(task, balance=0.0, router_z=0.0).loss(model, batch, None)
+    assert float(free.total[0]) == float(loss.metrics["nats"].total[0]) < float(loss.total[0])
+    assert float(loss.weight[0]) == 11 and float(loss.metrics["dropped"].total[0]) == 0

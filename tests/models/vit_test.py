@@ -1,0 +1,32 @@
+"""The vision transformer: patches, and a class for each image."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from models.vit import Vit
+
+TASK = Vit(size=8, patch=4, width=16, depth=2, heads=2)
+
+
+def test_it_classifies_images_and_counts_those_that_are_right():
+    model = TASK.build(nnx.Rngs(0))
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 8, 8)), jnp.uint8)
+    logits = model(images)
+    assert logits.shape == (3, 10)
+    loss = TASK.loss(model, {"image": images, "label": logits.argmax(-1).at[0].add(1)}, None)
+    assert loss.total.shape == (3,) and float(loss.metrics["accuracy"].total.sum()) == 2
+
+
+def test_a_pixel_belongs_to_its_patch():
+    model = TASK.build(nnx.Rngs(0))
+    model.stack = lambda x, rng: x
+    seen = []
+    model.norm = lambda x: seen.append(x) or x
+    for pixel in ((0, 0), (3, 4), (4, 3)):
+        model(jnp.zeros((1, 8, 8), jnp.uint8).at[0, *pixel].set(255))
+    model(jnp.zeros((1, 8, 8), jnp.uint8))
+    moved = [np.flatnonzero(jnp.abs(x - seen[-1]).sum(-1)[0]) for x in seen[:-1]]
+    assert [list(patches) for patches in moved] == [[0], [1], [2]]
+    assert jax.tree.leaves(moved)
