@@ -3,12 +3,12 @@
 tools/bazel run //benchmarks:decoder [-- --torch=PYTHON]
 python -m benchmarks.decoder --torch=PYTHON
 
-d_model 256, 4 layers, 8 heads, d_ff 1024, sequence 256, batch 8, vocabulary 512, float32, AdamW: 4.5 million parameters.
-Each loop is a process of its own (`decoder_engine.py`, `decoder_plain.py`, `decoder_torch.py`) with the same first
-weights and the same batches, and they run in turns. The engine runs `mesh.cpu_devices=auto`, the plain loops as such
-loops are: one device, as many threads as there are cores. PYTHON is an interpreter that has torch, in an environment
-of its own; without it that loop is left out. Prints seconds a step, ratios with their spread, the largest difference
-of a loss, and the memory of each process at most. Fails on nothing.
+d_model 256, 4 layers, 8 heads, d_ff 1024, sequence 256, batch 8, vocabulary 512, float32, AdamW: 4.5 million
+parameters. Each loop is a process of its own (`decoder_engine.py`, `decoder_plain.py`, `decoder_torch.py`) with the
+same first weights and the same batches, and they run in turns. The engine runs `mesh.cpu_devices=auto`, the plain loops
+as such loops are: one device, as many threads as there are cores. PYTHON is an interpreter that has torch, in an
+environment of its own; without it that loop is left out. Prints seconds a step, ratios with their spread, the largest
+difference of a loss, and the memory of each process at most. Fails on nothing.
 """
 
 import argparse
@@ -42,14 +42,13 @@ SHAPES = {
 def write_inputs(file: Path, steps: int) -> None:
     """Writes first weights and tokens `[steps * batch, time + 1]` of a small Markov chain, which can be learnt."""
     rng = np.random.default_rng(0)
-    weights = {
-        name: rng.normal(0, 0.02 if name == "embed" else shape[-2] ** -0.5, shape) for name, shape in SHAPES.items()
-    }
+    deviation = {name: 0.02 if name == "embed" else shape[-2] ** -0.5 for name, shape in SHAPES.items()}
+    weights = {name: rng.normal(0, deviation[name], shape).astype(np.float32) for name, shape in SHAPES.items()}
     jump = rng.integers(0, VOCABULARY, (VOCABULARY, 4))
     tokens = np.zeros((steps * BATCH, TIME + 1), np.int32)
     for t in range(TIME):
         tokens[:, t + 1] = jump[tokens[:, t], rng.integers(0, 4, len(tokens))]
-    np.savez(file, tokens=tokens, **{name: weight.astype(np.float32) for name, weight in weights.items()})
+    np.savez(file, tokens=tokens, **weights)
 
 
 def main() -> None:
@@ -97,9 +96,8 @@ def measure(workers: dict[str, Worker], count: int, steps: int):
 def report(seconds: dict[str, list[float]], losses: dict[str, list[float]], peak: dict[str, int]) -> None:
     """Prints what was measured."""
     for name, times in seconds.items():
-        print(
-            f"{name:9} {turns.spread(times, 3)} s a step, {peak[name] / 1e6:,.0f} MB at most, last loss {losses[name][-1]:.4f}"
-        )
+        memory = f"{peak[name] / 1e6:,.0f} MB at most"
+        print(f"{name:9} {turns.spread(times, 3)} s a step, {memory}, last loss {losses[name][-1]:.4f}")
     for name, target in (("plain JAX", 0.55), ("PyTorch", 0.80)):
         if name in seconds:
             difference = max(abs(a - b) for a, b in zip(losses["engine"], losses[name], strict=True))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +33,8 @@ class Given(LanguageModel):
     inputs: str = ""
 
     def build(self, rngs):
-        model, inputs = super().build(rngs), np.load(self.inputs)
+        model: Any = super().build(rngs)
+        inputs = np.load(self.inputs)
         layer = model.stack.layers
         attention, feed = layer.attention, layer.feed_forward
         for name, variable in (
@@ -75,14 +77,17 @@ def main() -> None:
     c.log.tensorboard = False
     config = set_up_devices(validate(c))
     with turns.EngineLoop(config, steps) as engine:
-        first = True
+        done = 0
 
         def turn(steps: int) -> list[float]:
-            nonlocal first
-            if not first:  # the turn that compiles was taken on entry
+            nonlocal done
+            if done:  # the turn that compiles was taken on entry
                 engine.turn()
-            first = False
-            return [row["loss"] for row in engine.rows if "loss" in row][-steps:]
+            done += steps
+            losses: dict[int, float] = {}
+            while done not in losses:  # a row arrives from the writer's thread a moment after its step
+                losses = {row["step"]: row["loss"] for row in list(engine.rows) if "loss" in row}
+            return [losses[step] for step in range(done - steps + 1, done + 1)]
 
         serve(turn)
 

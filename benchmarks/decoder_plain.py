@@ -15,15 +15,18 @@ HEAD_DIM = WIDTH // HEADS
 
 
 def norm(x, scale):
+    """RMSNorm."""
     return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6) * scale
 
 
 def rotate(x, cos, sin):
+    """Rotary positions."""
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
 def layer(x, w, cos, sin):
+    """Attention and SwiGLU."""
     y = norm(x, w["norm1"])
     q, k, v = ((y @ w[name]).reshape(BATCH, TIME, HEADS, HEAD_DIM) for name in ("query", "key", "value"))
     y = jax.nn.dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True)
@@ -33,6 +36,7 @@ def layer(x, w, cos, sin):
 
 
 def loss(params, tokens):
+    """The mean loss of a batch of tokens `[batch, time + 1]`."""
     frequencies = 10_000.0 ** (-jnp.arange(0, HEAD_DIM, 2) / HEAD_DIM)
     angles = jnp.arange(TIME)[:, None] * frequencies
     cos, sin = jnp.cos(angles)[None, :, None], jnp.sin(angles)[None, :, None]
@@ -44,6 +48,7 @@ def loss(params, tokens):
 
 
 def main():
+    """Trains a turn at a time."""
     inputs = np.load(sys.argv[1])
     stacked = ("query", "key", "value", "out", "gate", "up", "down")
     depth = len(inputs["query"])

@@ -3,8 +3,8 @@
 import sys
 
 import numpy as np
-import torch
-import torch.nn.functional as F
+import torch  # pyright: ignore[reportMissingImports]
+from torch.nn import functional  # pyright: ignore[reportMissingImports]
 from worker import serve
 
 WIDTH, HEADS, TIME, BATCH = 256, 8, 256, 8
@@ -14,11 +14,14 @@ STACKED = ("query", "key", "value", "out", "gate", "up", "down")
 
 
 def rotate(x, cos, sin):
+    """Rotary positions."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
 class Decoder(torch.nn.Module):
+    """The same model with the given weights."""
+
     def __init__(self, inputs):
         super().__init__()
 
@@ -38,19 +41,21 @@ class Decoder(torch.nn.Module):
         self.register_buffer("sin", angles.sin())
 
     def forward(self, tokens):
+        """Logits of tokens."""
         x = self.embed[tokens]
         for w in self.blocks:
-            y = F.rms_norm(x, (WIDTH,), w["norm1"], 1e-6)
+            y = functional.rms_norm(x, (WIDTH,), w["norm1"], 1e-6)
             q, k, v = ((y @ w[name]).view(BATCH, TIME, HEADS, HEAD_DIM).transpose(1, 2) for name in STACKED[:3])
             q, k = rotate(q, self.cos, self.sin), rotate(k, self.cos, self.sin)
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
             x = x + y.transpose(1, 2).reshape(BATCH, TIME, WIDTH) @ w["out"]
-            y = F.rms_norm(x, (WIDTH,), w["norm2"], 1e-6)
-            x = x + (F.silu(y @ w["gate"]) * (y @ w["up"])) @ w["down"]
-        return F.rms_norm(x, (WIDTH,), self.norm, 1e-6) @ self.head
+            y = functional.rms_norm(x, (WIDTH,), w["norm2"], 1e-6)
+            x = x + (functional.silu(y @ w["gate"]) * (y @ w["up"])) @ w["down"]
+        return functional.rms_norm(x, (WIDTH,), self.norm, 1e-6) @ self.head
 
 
 def main():
+    """Trains a turn at a time."""
     inputs = np.load(sys.argv[1])
     model, tokens, done = Decoder(inputs), torch.from_numpy(inputs["tokens"]).long(), 0
     matrices = [p for p in model.parameters() if p.ndim > 1]
@@ -65,7 +70,7 @@ def main():
         for _ in range(steps):
             rows = tokens[done * BATCH : (done + 1) * BATCH]
             logits = model(rows[:, :-1])
-            loss = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+            loss = functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

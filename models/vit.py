@@ -1,4 +1,4 @@
-"""A vision transformer (Dosovitskiy et al. 2021) that classifies images, with the mean of all patches as its summary."""
+"""A vision transformer (Dosovitskiy et al. 2021) that classifies images by the mean of their patches."""
 
 import dataclasses
 

@@ -5,7 +5,8 @@ first loss and the gradient of every parameter, and three steps: the parameters 
 AdamW; once more with dropout. A mesh that has nothing to split in a model is refused, and that is a row too.
 
 The error of a leaf is |a - b| over max(|a|, 1e-3 x the norm of all leaves x sqrt(the leaf's share of the numbers)):
-some true gradients are zero (an attention's key bias), and there is no relative error of nothing. One tolerance for all.
+some true gradients are zero (an attention's key bias), and there is no relative error of nothing. One tolerance for
+all.
 
 The programs are those of a run, partitioned as there; only LLVM is told to spend no time on the machine code of each.
 """

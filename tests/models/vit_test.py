@@ -1,5 +1,7 @@
 """The vision transformer: patches, and a class for each image."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +22,7 @@ def test_it_classifies_images_and_counts_those_that_are_right():
 
 
 def test_a_pixel_belongs_to_its_patch():
-    model = TASK.build(nnx.Rngs(0))
+    model: Any = TASK.build(nnx.Rngs(0))
     model.stack = lambda x, rng: x
     seen = []
     model.norm = lambda x: seen.append(x) or x
