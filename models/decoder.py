@@ -5,7 +5,7 @@ grouped-query attention (Ainslie et al. 2023). Batches are packed rows, as `engi
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -55,7 +55,7 @@ class Block(nnx.Module):
         self.feed_forward = self.make_feed_forward(config, rngs)
         self.dropout = layers.Dropout(config.dropout)
 
-    def make_feed_forward(self, config, rngs):
+    def make_feed_forward(self, config: Any, rngs: nnx.Rngs) -> Any:
         """Returns the second part of the layer."""
         return SwiGLU(config.width, config.hidden, rngs)
 
@@ -80,7 +80,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: "LanguageModel", block: type[Block], rngs: nnx.Rngs):
         self.head_dim, self.charges = config.width // config.heads, block.charges
         self.embed = layers.Embed(config.vocabulary, config.width, rngs=rngs)
-        self.stack = layers.Stack(lambda rngs: block(config, rngs), config.depth, rngs=rngs)
+        self.stack = layers.Stack(lambda rngs: block(config, rngs), config.depth, rngs=rngs, unroll=True)
         self.norm = layers.RMSNorm(config.width)
         head = ("embed", "vocab")
         self.head = None if config.tied else layers.Dense(config.width, config.vocabulary, axes=head, rngs=rngs)
