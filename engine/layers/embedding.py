@@ -3,6 +3,8 @@
 import jax
 from flax import nnx
 
+from engine.parallel.layout import constrain
+
 
 class Embed(nnx.Module):
     """Looks up a vector for each id; the table may serve as the last layer's kernel too (tied embedding).
@@ -20,7 +22,8 @@ class Embed(nnx.Module):
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Returns `[..., features]` for integer ids `[...]`."""
-        return self.table.get_value()[ids]
+        # Whole rows are looked up: those that are split over fsdp are gathered first, as other parameters are.
+        return constrain(self.table.get_value(), "vocab", None)[ids]
 
     @property
     def kernel(self) -> jax.Array:

@@ -60,7 +60,7 @@ def _chunks(batch: int, time: int, own_time: int, vocabulary: int) -> int:
 def _losses(x: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
     """The losses `[batch, time]` with all logits of these positions."""
     here = layout.current()
-    flat = here.platform == "cpu" and here.size("context") == 1
+    flat = here.platform == "cpu" and here.size("context") * here.size("tensor") == 1
     rows = x.reshape(-1, x.shape[-1]) if flat else x
     logits = jnp.matmul(rows, kernel, preferred_element_type=jnp.float32).reshape(*x.shape[:-1], -1)
     logits = here.constrain(logits, "batch", "sequence", "vocab")
