@@ -37,6 +37,16 @@ def test_half_precision_beside_an_axis_that_splits_nothing():
     )
 
 
+def test_gradients_are_not_summed_over_an_axis_that_splits_nothing():
+    layout = Layout(mesh=plain.mesh(pipeline=2, context=4))
+    arrays = plain.inputs(kv_heads=4)
+    text = plain.compiled_text(
+        all_to_all_attention, arrays, None, "context", causal=True, segment_ids=None, layout=layout
+    )
+    sums = [line for line in text.splitlines() if " all-reduce(" in line]
+    assert all(" = f32[] " in line for line in sums)  # that of the test
+
+
 @pytest.mark.parametrize("segmented", [True, False])
 def test_heads_are_exchanged_and_only_segment_ids_gathered(segmented):
     layout = Layout(mesh=plain.mesh(data=2, context=4))

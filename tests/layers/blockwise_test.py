@@ -18,7 +18,7 @@ def test_every_block_size_gives_the_result_and_gradients_of_the_formula(block, c
     plain.check(function, causal=causal, segmented=True)
 
 
-@pytest.mark.parametrize("kv_heads", [1, 8])
+@pytest.mark.parametrize("kv_heads", [1, 4, 8])
 def test_heads_of_queries_share_heads_of_keys(kv_heads):
     function = functools.partial(blockwise.attention, block=16)
     plain.check(function, causal=True, segmented=False, kv_heads=kv_heads)
