@@ -99,7 +99,7 @@ def kept_choices(params, capacity):
     return kept, chosen
 
 
-@pytest.mark.parametrize("factor", [None, 0.5, 1.0])
+@pytest.mark.parametrize("factor", [None, 0.5])
 def test_it_is_the_mixture_that_a_loop_over_tokens_finds(factor):
     params = make(factor)[1]
     capacity = TIME if factor is None else math.ceil(TOP_K * TIME / COUNT * factor)
@@ -165,8 +165,7 @@ def test_a_mesh_changes_nothing_and_tokens_go_by_all_to_all(factor, mesh):
     assert bool(gathered) == ("fsdp" in mesh)
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
-@pytest.mark.parametrize("factor", FACTORS)
+@pytest.mark.parametrize(("factor", "remat"), [(None, "full"), (1.0, "none")])
 def test_within_a_stage_of_a_pipeline_nothing_changes(factor, remat):
     class Layer(nnx.Module):
         def __init__(self, rngs):
