@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 
-def fold_in(rng: jax.Array | None, data: int) -> jax.Array | None:
+def fold_in(rng: jax.Array | None, data: int | jax.Array) -> jax.Array | None:
     """Returns keys `[batch]` derived from keys `[batch]`: one set for each layer that draws. None stays None."""
     return None if rng is None else jax.vmap(jax.random.fold_in, (0, None))(rng, data)
 

@@ -23,6 +23,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from engine.config.schema import Config
 from engine.parallel.rules import RULES, Rules, mesh_axes
 
+NAMED = "named:"  # before the name of a value, in what was used
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -37,7 +39,8 @@ class Layout:
     zero1: bool = False
     offload_optimizer: bool = False
     used: set[str] = dataclasses.field(default_factory=set, compare=False)
-    """Names of mesh axes (and "remat") that some layer took into account while it was traced."""
+    """Names of mesh axes (and "remat") that some layer took into account while it was traced, and those that it gave
+    to values, after NAMED."""
 
     @property
     def platform(self) -> str:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from engine.config.errors import ConfigError, TaskError
+from engine.parallel.rules import STACKED
 from engine.training.task import Task
 
 Arrays = dict[str, Any]
@@ -46,6 +47,12 @@ class Model:
     trained: tuple[str, ...]
     carried_kinds: tuple[type[nnx.Variable], ...]
     shared_dropout: tuple[str, ...]  # paths of nnx.Dropout modules that draw one mask for a whole batch
+
+    @property
+    def stacked(self) -> dict[str, int]:
+        """Path of each parameter of a stack of layers -> how many of its first dimensions hold the layers."""
+        counts = {path: sum(name in STACKED for name in names) for path, names in self.names.items()}
+        return {path: count for path, count in counts.items() if count}
 
     def module(self, params: Arrays, carried: Arrays, key: jax.Array | None) -> Any:
         """Returns the NNX module with these values; to be used while tracing.

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from engine.config.errors import ConfigError, ShardingError
+from engine.config.errors import ConfigError, ShardingError, did_you_mean
 from engine.metrics import check_means
-from engine.parallel.layout import active
+from engine.parallel.layout import NAMED, active
+from engine.parallel.memory import device_memory
 from engine.parallel.mesh import replicated
 from engine.parallel.rules import warnings
 from engine.training.flops import count_flops, has_convolution
@@ -47,7 +48,8 @@ class Program:
 
     Raises:
         TaskError: the Task's loss is not what the protocol says.
-        ConfigError: microbatches together with a layer that draws one mask for a whole batch.
+        ConfigError: microbatches together with a layer that draws one mask for a whole batch; something that the
+            config asks for and no layer does, or no device can.
         ShardingError: a parameter that does not fit the mesh.
     """
 
@@ -97,8 +99,16 @@ class Program:
             unroll=unroll,
             branch=on_cpu,
             grad_shardings=optimizer_shardings(spec.model, places, spec.layout.zero1),
+            opt_places=self._optimizer_places(),
         )
         return ("loss", *sorted(trace.out_info.metrics))
+
+    def _optimizer_places(self) -> tuple[Any, Any] | None:
+        """Where the optimizer's state lives and where it is worked on, if it is offloaded."""
+        if not self.spec.layout.offload_optimizer:
+            return None
+        home, memory = jax.tree.map(lambda x: x.sharding, self.abstract_state["opt_state"]), device_memory(self.mesh)
+        return home, jax.tree.map(lambda sharding: sharding.with_memory_kind(memory), home)
 
     def _check_used(self) -> None:
         """Refuses what the config asks for and no layer of the model makes anything of."""
@@ -114,6 +124,14 @@ class Program:
                 f"train.remat = {layout.remat!r}: the model of {name} has no layer that can be computed again. Use "
                 "engine.layers.Stack, or engine.layers.remat around a layer, or train.remat=none."
             )
+        given = sorted(used.removeprefix(NAMED) for used in layout.used if used.startswith(NAMED))
+        for value in filter(None, layout.remat.partition(":")[2].split(",")):
+            if value not in given:
+                raise ConfigError(
+                    f"train.remat = {layout.remat!r}: the model of {name} gives no value the name {value!r}."
+                    f"{did_you_mean(value, given)} Names there: {', '.join(given) or 'none'}. A layer names a value "
+                    "with engine.layers.checkpoint(x, name)."
+                )
 
     @property
     def warnings(self) -> list[str]:

@@ -17,6 +17,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from engine.parallel.layout import Layout, active
+from engine.parallel.memory import HOST_MEMORY, check_host_memory
 from engine.parallel.mesh import replicated
 from engine.parallel.rules import Rules, partition_specs
 from engine.training.model import Model
@@ -24,8 +25,6 @@ from engine.training.task import Task
 
 State = dict[str, Any]
 Shardings = dict[str, NamedSharding]
-
-HOST_MEMORY = "pinned_host"  # the memory of the host that a device reads directly, as JAX names it
 
 
 def initial_state(task: Task, model: Model, tx: optax.GradientTransformation, seed: int, ema: bool) -> State:
@@ -83,6 +82,7 @@ def abstract_state(
 
     Raises:
         ShardingError: a parameter that does not fit the rules or the mesh.
+        ConfigError: the optimizer's state is to be in host memory, and there is none.
     """
     mesh = layout.mesh
     assert mesh is not None
@@ -108,6 +108,7 @@ def abstract_state(
         is_leaf=_is_masked,
     )
     if layout.offload_optimizer:
+        check_host_memory(mesh, "train.offload_optimizer")
         shardings["opt_state"] = jax.tree.map(lambda s: s.with_memory_kind(HOST_MEMORY), shardings["opt_state"])
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 

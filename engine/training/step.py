@@ -45,7 +45,7 @@ class StepSpec:
     ema_decay: float | None = None
     unroll: bool = False  # microbatches and K steps written out: a while loop around a convolution is slow on CPU
     grad_shardings: Shardings = dataclasses.field(default_factory=dict)  # path -> where a gradient is summed
-    opt_shardings: Any = None  # where the optimizer's state is worked on, if that is not where it lives
+    opt_places: tuple[Any, Any] | None = None  # the optimizer state: where it lives, and where it is worked on
     branch: bool = False  # the guard branches, instead of selecting each number: free on CPU, a wait on a GPU
 
     @property
@@ -69,6 +69,7 @@ def make_train_step(spec: StepSpec, metric_names: tuple[str, ...]) -> Step:
     """
 
     def step(state: State, batch: Batch) -> tuple[State, jax.Array]:
+        state = _moved(spec, state, 1)
         key = jax.random.fold_in(jax.random.wrap_key_data(state["rng"]), state["step"])
         grads, sums, carried = _gradients(spec, metric_names, state, batch, key)
         loss, grad_norm = divide(sums[0]), optax.tree.norm(grads)
@@ -78,7 +79,7 @@ def make_train_step(spec: StepSpec, metric_names: tuple[str, ...]) -> Step:
             new = jax.lax.cond(ok, update, lambda: old)
         else:
             new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), update(), old)
-        new |= {"step": state["step"] + 1, "rng": state["rng"]}
+        new = _moved(spec, new, 0) | {"step": state["step"] + 1, "rng": state["rng"]}
         ours = jnp.stack([grad_norm, spec.learning_rate(state["step"]), 1.0 - ok])
         return new, jnp.concatenate([sums, jnp.stack([ours, jnp.ones_like(ours)], axis=1)])
 
@@ -145,6 +146,13 @@ def _microbatches(spec: StepSpec, batch: Any) -> Any:
         return jax.lax.with_sharding_constraint(parts, sharding)
 
     return jax.tree.map(deal, batch)
+
+
+def _moved(spec: StepSpec, state: State, place: int) -> State:
+    """The state with the optimizer's part in one of its places; it is the same where it has only one."""
+    if spec.opt_places is None:
+        return state
+    return {**state, "opt_state": jax.device_put(state["opt_state"], spec.opt_places[place])}
 
 
 def _guarded(state: State) -> State:

@@ -1,0 +1,151 @@
+"""A pipeline computes what one device does, whatever the schedule, and so do its gradients."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from engine.config.errors import ShardingError, TaskError
+from engine.config.schema import MeshSpec
+from engine.layers import Stack
+from engine.parallel import schedule
+from engine.parallel.layout import Layout, active
+from engine.parallel.rules import RULES
+from tests import zoo
+from tests.layers import blocks
+
+ONE = Layout()
+
+
+@functools.cache
+def one_device(count: int, rows: int):
+    """What one device makes of a batch, with dropout, and its gradients."""
+    call, params = blocks.gradient(blocks.stack(count, ONE, dropout=0.3), ONE)
+    return jax.device_get(call(params, *blocks.batch(rows)))
+
+
+def call(graph, params, x):
+    """A stack of these parameters, called."""
+    stack: Any = nnx.merge(graph, params)
+    return stack(x)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "count", "rows", "fields"),
+    [
+        (MeshSpec(pipeline=2, data=2, tensor=2), 8, 32, {}),
+        (MeshSpec(pipeline=2, data=2, tensor=2), 8, 32, {"repeats": 2, "remat": "full"}),
+        (MeshSpec(pipeline=4, fsdp=2), 8, 32, {"repeats": 2}),
+        (MeshSpec(pipeline=8), 8, 32, {"microbatches": 4}),
+        (MeshSpec(pipeline=4, fsdp=2), 8, 20, {"microbatches": 5}),  # no share of the rows for each stage: summed
+    ],
+)
+def test_value_and_gradient_are_those_of_one_device(mesh, count, rows, fields):
+    place = blocks.layout(mesh, **fields)
+    call, params = blocks.gradient(blocks.stack(count, place, dropout=0.3), place)
+    found = jax.device_get(call(params, *blocks.batch(rows)))
+    want = one_device(count, rows)
+    in_order = jax.tree.map(lambda a, b: np.reshape(a, np.shape(b)), found, want)
+    zoo.assert_close(in_order, want, 1e-5)
+
+
+def test_half_precision_goes_through():
+    """On a CPU, XLA cannot sum bfloat16 over a manual axis."""
+    results = []
+    for place in (ONE, blocks.layout(MeshSpec(pipeline=2, data=4), microbatches=2)):
+        stack = blocks.stack(2, place)
+        call, params = blocks.gradient(stack, place)
+        half = [x.astype(jnp.bfloat16) for x in params]
+        results.append(call(half, *blocks.batch(8, jnp.bfloat16)))
+    one, two = jax.tree.map(lambda x: x.astype(jnp.float32), results)
+    zoo.assert_close(two, one, 2**-7)
+
+
+class Normed(nnx.Module):
+    """A layer that is undefined at 0."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.w = nnx.Param(jnp.ones(4))
+
+    def __call__(self, x, rng):
+        return x / jnp.sqrt((x * x).sum(-1, keepdims=True)) * self.w.get_value()
+
+
+def test_stages_without_work_give_no_nan():
+    place = blocks.layout(MeshSpec(pipeline=4, data=2), microbatches=4)
+    with active(place):
+        stack = Stack(Normed, 4, rngs=nnx.Rngs(0))
+        graph, params = nnx.split(stack)
+        loss = jax.jit(jax.grad(lambda params, x: call(graph, params, x)[:, 0].sum()))
+        grads = loss(params, jax.random.normal(jax.random.key(0), (8, 4)))
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(grads))
+
+
+def test_what_follows_is_split_over_the_stages_where_the_rules_say_so():
+    mesh = MeshSpec(pipeline=2, data=4)
+    for rule, want in ((RULES["batch"], ("data",)), (("data", "fsdp", "expert", "pipeline"), ("data", "pipeline"))):
+        place = blocks.layout(mesh, rules={**RULES, "batch": rule})
+        with active(place):
+            graph, params = nnx.split(Stack(Normed, 2, rngs=nnx.Rngs(0)))
+            out = jax.jit(functools.partial(call, graph))(params, jnp.ones((16, 4)))
+        assert place.mesh is not None
+        assert out.sharding.is_equivalent_to(jax.NamedSharding(place.mesh, PartitionSpec(want)), 2)
+
+
+def test_a_tick_keeps_no_copy_of_the_parameters():
+    """The slice of the parameters that a tick works with is cut out again in the backward pass."""
+
+    class Wide(nnx.Module):
+        def __init__(self, rngs):
+            self.w = nnx.Param(jnp.ones((128, 128)))
+
+        def __call__(self, x, rng):
+            return jnp.tanh(x @ self.w.get_value())
+
+    place = blocks.layout(MeshSpec(pipeline=2, data=4), repeats=2, microbatches=8)
+    with active(place):
+        graph, params = nnx.split(Stack(Wide, 4, rngs=nnx.Rngs(0)))
+        loss = jax.jit(jax.grad(lambda params, x: call(graph, params, x).sum()))
+        compiled = loss.lower(params, jnp.ones((32, 128))).compile()
+    memory = compiled.memory_analysis()
+    assert memory is not None
+    assert memory.temp_size_in_bytes < schedule.ticks(2, 8, 2) * 128 * 128 * 4
+
+
+def test_a_run_over_a_pipeline_has_the_losses_of_one_device():
+    batches = zoo.batches(3, 32)
+    task = blocks.Classify()
+    _, one = zoo.run(zoo.program(task, batch_size=32), batches)
+    split = zoo.program(
+        task,
+        mesh=MeshSpec(pipeline=2, data=2, fsdp=2),
+        batch_size=32,
+        accumulate=2,
+        layout={"repeats": 2, "microbatches": 2},
+    )
+    _, many = zoo.run(split, batches)
+    np.testing.assert_allclose(zoo.losses(many), zoo.losses(one), atol=1e-5)
+
+
+def test_batches_that_do_not_divide_are_refused():
+    place = blocks.layout(MeshSpec(pipeline=4, data=2))
+    call, params = blocks.gradient(blocks.stack(4, place), place)
+    with pytest.raises(ShardingError, match=r"a batch of 24 rows does not divide over 8 microbatches x 2 shards"):
+        call(params, *blocks.batch(24))
+    place = blocks.layout(MeshSpec(pipeline=4, data=2), repeats=2, microbatches=6)
+    call, params = blocks.gradient(blocks.stack(8, place), place)
+    with pytest.raises(ShardingError, match=r"microbatches go in groups of mesh.pipeline = 4"):
+        call(params, *blocks.batch(24))
+
+
+def test_an_input_without_the_batch_is_refused():
+    place = blocks.layout(MeshSpec(pipeline=4, data=2))
+    call, params = blocks.gradient(blocks.stack(4, place), place)
+    carry, mask, keys = blocks.batch(16)
+    with pytest.raises(TaskError, match=r"inputs of shapes \[16, 4, 8\], \[16\], \[1, 4\]\. Over a pipeline the first"):
+        call(params, carry, mask[:1], keys)

@@ -1,0 +1,89 @@
+"""What is computed again changes what is kept, and no number."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from engine.config.errors import ConfigError
+from engine.config.schema import MeshSpec
+from engine.layers import checkpoint, remat
+from engine.parallel.layout import Layout, active
+from tests import zoo
+from tests.layers import blocks
+
+W = jax.random.normal(jax.random.key(0), (2, 16, 16)) / 4
+X = jnp.ones((64, 16))
+
+
+def layer(w, x):
+    hidden = jnp.sin(checkpoint(x @ w[0], "hidden"))
+    return jnp.sin(hidden @ w[1])
+
+
+def gradient(choice: str):
+    """The gradient of three layers: as traced, how many products its program has, and its value."""
+
+    def loss(w, x):
+        with active(Layout(remat=choice)):
+            for _ in range(3):
+                x = remat(layer)(w, x)
+        return x.sum()
+
+    traced = jax.jit(jax.grad(loss)).trace(W, X)
+    compiled = traced.lower().compile()
+    return str(traced.jaxpr), str(compiled.as_text()).count(" dot("), compiled(W, X)
+
+
+def test_the_gradient_is_the_same_and_what_is_not_kept_is_computed_again():
+    _, none, want = gradient("none")
+    # Six products, of which "hidden" spares three. The last layer is done in the backward pass alone, where it is done
+    # again anyway, since nobody asks for its value.
+    for choice, more in (("full", 6 - 2), ("dots", 0), ("save:hidden", 3 - 1), ("save:other", 6 - 2)):
+        _, products, found = gradient(choice)
+        zoo.assert_close(found, want, 1e-6)
+        assert products == none + more, choice
+
+
+def test_offload_moves_what_is_named_to_the_memory_of_the_host():
+    text, _, found = gradient("offload:hidden")
+    zoo.assert_close(found, gradient("none")[2], 1e-6)
+    assert "host>" in text and "host>" not in gradient("full")[0]
+
+
+def test_a_layer_of_a_stack_keeps_less():
+    sizes, results = {}, {}
+    for choice in ("none", "dots", "full"):
+        place = Layout(remat=choice)
+        call, params = blocks.gradient(blocks.stack(6, place), place)
+        batch = blocks.batch(64)
+        compiled = call.lower(params, *batch).compile()
+        (loss, _), grads = compiled(params, *batch)
+        sizes[choice], results[choice] = compiled.memory_analysis().temp_size_in_bytes, (loss, grads)
+    assert sizes["full"] < sizes["dots"] < sizes["none"]
+    zoo.assert_close(results["full"], results["none"], 1e-6)
+    zoo.assert_close(results["dots"], results["none"], 1e-6)
+
+
+def test_a_layout_knows_that_something_can_be_computed_again():
+    layout = Layout()
+    with active(layout):
+        jax.eval_shape(remat(layer), W, X)
+    assert layout.used == {"remat", "named:hidden"}
+
+
+def test_a_program_refuses_a_name_that_no_layer_gives():
+    task = blocks.Classify()
+    zoo.program(task, layout={"remat": "save:hidden"})
+    with pytest.raises(ConfigError) as error:
+        zoo.program(task, layout={"remat": "save:hidden,hiden"})
+    assert str(error.value) == (
+        "train.remat = 'save:hidden,hiden': the model of Classify gives no value the name 'hiden'. Did you mean "
+        "hidden? Names there: hidden. A layer names a value with engine.layers.checkpoint(x, name)."
+    )
+
+
+def test_losses_are_the_same_with_and_without():
+    task, batches = blocks.Classify(), zoo.batches(2)
+    mesh = MeshSpec(data=2, fsdp=4)
+    runs = [zoo.run(zoo.program(task, mesh=mesh, layout={"remat": choice}), batches) for choice in ("none", "full")]
+    zoo.assert_close(runs[0][0]["params"], runs[1][0]["params"], 1e-6)

@@ -1,0 +1,163 @@
+"""A stack is its layers one after the other, however it is stored and applied."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from engine.config.errors import ShardingError, TaskError
+from engine.config.schema import MeshSpec
+from engine.layers import Dropout, Stack, fold_in
+from engine.parallel.layout import Layout, active
+from engine.parallel.rules import RULES, partition_spec
+from engine.training.model import describe
+from tests import zoo
+from tests.layers import blocks
+
+ONE = Layout()
+
+
+def apply(stack: Stack, carry, mask, keys):
+    return jax.jit(lambda carry, mask, keys: stack(carry, mask, rng=keys))(carry, mask, keys)
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+def test_a_stack_is_a_loop_over_its_layers(unroll):
+    stack = blocks.stack(3, ONE, dropout=0.4, unroll=unroll)
+    graph, params = nnx.split(stack.layers)
+
+    @jax.jit
+    def loop(carry, mask, keys):
+        for i in range(3):
+            layer: Any = nnx.merge(graph, jax.tree.map(lambda x, i=i: x[i], params))
+            carry = layer(carry, mask, fold_in(keys, i))
+        return carry
+
+    zoo.assert_close(apply(stack, *blocks.batch(6)), loop(*blocks.batch(6)), 1e-6)
+
+
+def test_scanned_and_unrolled_have_the_same_gradient():
+    results = []
+    for unroll in (False, True):
+        call, params = blocks.gradient(blocks.stack(3, ONE, dropout=0.4, unroll=unroll), ONE)
+        results.append(call(params, *blocks.batch(6)))
+    zoo.assert_close(results[0], results[1], 1e-6)
+
+
+def test_a_layer_begins_as_the_seed_and_its_place_say_whatever_the_number_of_layers():
+    three, five = (jax.tree.leaves(nnx.state(blocks.stack(count, ONE))) for count in (3, 5))
+    for few, many in zip(three, five, strict=True):
+        np.testing.assert_array_equal(few, many[:3])
+    kernel = blocks.stack(3, ONE).layers.up.kernel.get_value()
+    assert len({float(x) for x in kernel[:, 0, 0]}) == 3
+
+
+def test_parameters_have_the_layers_before_their_own_dimensions():
+    model = describe(blocks.Classify())
+    assert model.params["decoder/layers/up/kernel"].shape == (4, 8, 16)
+    assert model.names["decoder/layers/up/kernel"] == ("layers", "embed", "mlp")
+    assert model.names["decoder/layers/norm/scale"] == ("layers",)
+    assert model.stacked == {path: 1 for path in model.params if path.startswith("decoder/")}
+
+
+def test_over_a_pipeline_with_repeats_the_same_values_are_stored_by_repeat():
+    place = blocks.layout(MeshSpec(pipeline=2, tensor=4), repeats=2)
+    plain, by_repeat = nnx.state(blocks.stack(8, ONE)), nnx.state(blocks.stack(8, place))
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(by_repeat), strict=True):
+        assert b.shape == (2, 4, *a.shape[1:])
+        np.testing.assert_array_equal(a, b.reshape(a.shape))
+    with active(place):
+        model = describe(blocks.Classify())
+    path = "decoder/layers/up/kernel"
+    assert model.names[path] == ("repeats", "layers", "embed", "mlp")
+    assert model.stacked[path] == 2
+    assert place.mesh is not None
+    spec = partition_spec(path, model.params[path].shape, model.names[path], RULES, place.mesh)
+    assert tuple(spec) == (None, "pipeline", "fsdp", "tensor")
+
+
+def test_without_a_pipeline_repeats_mean_nothing():
+    place = blocks.layout(MeshSpec(data=8), repeats=3)
+    assert blocks.stack(4, place).layers.up.kernel.get_value().shape == (4, 8, 16)
+
+
+def test_what_was_stored_by_repeat_runs_on_one_device_too():
+    plain = blocks.stack(8, ONE)
+    by_repeat = blocks.stack(8, blocks.layout(MeshSpec(pipeline=2, tensor=4), repeats=2))
+    zoo.assert_equal(apply(by_repeat, *blocks.batch(4)), apply(plain, *blocks.batch(4)))
+
+
+class Modes(nnx.Module):
+    """A layer with Flax's own dropout."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.scale = nnx.Param(jnp.ones(()))
+
+    def __call__(self, x, rng):
+        return self.dropout(x) * self.scale.get_value()
+
+
+def test_train_and_eval_reach_the_layers_and_random_state_differs_by_layer():
+    stack = Stack(Modes, 2, rngs=nnx.Rngs(0))
+    x = jnp.ones((4, 64))
+    stack.eval()
+    zoo.assert_equal(stack(x), x)
+    stack.train()
+    kept = stack(x) != 0
+    assert 0.1 < kept.mean() < 0.4  # two masks, each keeping half: one mask twice would keep half
+
+
+def test_random_state_is_refused_over_a_pipeline():
+    place = blocks.layout(MeshSpec(pipeline=2, data=4))
+    with active(place):
+        stack = Stack(Modes, 2, rngs=nnx.Rngs(0))
+        with pytest.raises(TaskError, match=r"hold random state.*Use engine.layers.Dropout"):
+            jax.eval_shape(stack, jnp.ones((16, 4)))
+
+
+def test_variables_that_the_layers_would_change_are_refused():
+    with pytest.raises(TaskError, match=r"Stack of BatchNorm: mean is a BatchStat. Layers of a stack hold parameters"):
+        Stack(lambda rngs: nnx.BatchNorm(4, rngs=rngs), 2, rngs=nnx.Rngs(0))
+
+
+def test_a_stack_of_stacks_is_refused():
+    inner = lambda rngs: Stack(blocks.Block, 2, rngs=rngs)  # noqa: E731
+    with pytest.raises(TaskError, match="which a stack adds itself"):
+        Stack(inner, 2, rngs=nnx.Rngs(0))
+
+
+def test_a_layer_that_returns_another_carry_is_refused():
+    class Grows(nnx.Module):
+        def __init__(self, rngs):
+            self.w = nnx.Param(jnp.ones(2))
+
+        def __call__(self, x, rng):
+            return x.astype(jnp.bfloat16) * self.w.get_value().sum().astype(jnp.bfloat16)
+
+    with pytest.raises(TaskError, match=r"Grows was given float32\[3, 2\] and returned bfloat16\[3, 2\]"):
+        Stack(Grows, 2, rngs=nnx.Rngs(0))(jnp.ones((3, 2)))
+
+
+def test_layers_that_do_not_divide_are_refused_when_the_stack_is_made():
+    with pytest.raises(ShardingError, match=r"mesh.pipeline = 4: a stack of 6 layers"):
+        blocks.stack(6, blocks.layout(MeshSpec(pipeline=4, data=2)))
+    with pytest.raises(ShardingError, match=r"sharding.repeats = 2: a stack of 4 layers over 4 stages"):
+        blocks.stack(4, blocks.layout(MeshSpec(pipeline=4, data=2), repeats=2))
+
+
+def test_dropout_keys_are_folded_by_layer():
+    class Draws(nnx.Module):
+        def __init__(self, rngs):
+            self.dropout, self.zero = Dropout(0.5), nnx.Param(jnp.zeros(()))
+
+        def __call__(self, x, rng):
+            return self.dropout(x, rng) + self.zero.get_value()
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jnp.ones((3, 32))
+    want = Dropout(0.5)(Dropout(0.5)(x, fold_in(keys, 0)), fold_in(keys, 1))
+    zoo.assert_equal(Stack(Draws, 2, rngs=nnx.Rngs(0))(x, rng=keys), want)

@@ -1,0 +1,96 @@
+"""The schedule of a pipeline, followed with NumPy: everything is done once, in order, and nothing waits in between."""
+
+import contextlib
+import itertools
+
+import numpy as np
+import pytest
+
+from engine.config.errors import ShardingError
+from engine.parallel import schedule
+
+CASES = [(2, 4, 1), (4, 5, 1), (4, 1, 1), (2, 2, 2), (2, 6, 3), (4, 8, 2), (8, 8, 4)]  # stages, microbatches, repeats
+
+
+@pytest.mark.parametrize(("stages", "microbatches", "repeats"), CASES)
+def test_each_microbatch_goes_through_all_layers_in_order(stages, microbatches, repeats):
+    """A stage sends what it made to the next one, which has it a tick later; nobody keeps anything back."""
+    held: list = [None] * stages  # what each stage was sent: (microbatch, groups of layers that it went through)
+    finished = []
+    for tick in range(schedule.ticks(stages, microbatches, repeats)):
+        sent: list = [None] * stages
+        for stage in range(stages):
+            busy, microbatch, repeat = schedule.work(tick, stage, stages, microbatches, repeats)
+            assert 0 <= microbatch < microbatches and 0 <= repeat < repeats
+            if not busy:
+                continue
+            group = repeat * stages + stage  # of layers, in their order
+            assert group == 0 or held[stage] == (microbatch, group)
+            if group == stages * repeats - 1:
+                finished.append(microbatch)
+            sent[(stage + 1) % stages] = (microbatch, group + 1)
+        held = sent
+    assert sorted(finished) == list(range(microbatches))
+
+
+@pytest.mark.parametrize(("stages", "microbatches", "repeats"), CASES)
+def test_the_bubble_is_the_share_of_ticks_without_work(stages, microbatches, repeats):
+    ticks = np.arange(schedule.ticks(stages, microbatches, repeats))[:, None]
+    busy, _, _ = schedule.work(ticks, np.arange(stages)[None], stages, microbatches, repeats)
+    assert busy.sum(axis=0).tolist() == [microbatches * repeats] * stages
+    assert schedule.bubble(stages, microbatches, repeats) == pytest.approx(1 - busy.mean())
+
+
+def test_repeats_and_microbatches_make_the_bubble_smaller():
+    assert schedule.bubble(4, 8, 1) == 3 / 11
+    assert schedule.bubble(4, 8, 2) == 3 / 19
+    assert schedule.bubble(4, 16, 1) == 3 / 19
+    assert schedule.bubble(1, 8, 1) == 0
+
+
+def test_two_microbatches_for_each_stage_unless_told():
+    assert schedule.microbatches_of(None, 4) == 8
+    assert schedule.microbatches_of(3, 4) == 3
+
+
+@pytest.mark.parametrize(
+    ("numbers", "sentence"),
+    [
+        ((6, 4, 1), "mesh.pipeline = 4: a stack of 6 layers does not divide over 4 stages. "
+                    "Use mesh.pipeline of 1, 2, 3, 6, or 4 or 8 layers."),
+        ((3, 4, 1), "mesh.pipeline = 4: a stack of 3 layers does not divide over 4 stages. "
+                    "Use mesh.pipeline of 1, 3, or 4 layers."),
+        ((8, 2, 3), "sharding.repeats = 3: a stack of 8 layers over 2 stages has 4 layers a stage, which do not divide "
+                    "into 3 repeats. Use sharding.repeats of 1, 2, 4, or 6 or 12 layers."),
+    ],
+)  # fmt: skip
+def test_layers_that_do_not_divide_are_refused_with_what_does(numbers, sentence):
+    with pytest.raises(ShardingError) as error:
+        schedule.check_layers(*numbers)
+    assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("numbers", "sentence"),
+    [
+        ((12, 2, 4, 8, 1), "sharding.microbatches = 8: a batch of 12 rows does not divide over 8 microbatches x 2 "
+                           "shards of rows. Use a batch of 16, or sharding.microbatches of 2, 3, 6."),
+        ((40, 2, 4, 8, 2), "sharding.microbatches = 8: a batch of 40 rows does not divide over 8 microbatches x 2 "
+                           "shards of rows. Use a batch of 32 or 48, or sharding.microbatches of 4, 20."),
+        ((3, 2, 2, 4, 1), "sharding.microbatches = 4: a batch of 3 rows does not divide over 4 microbatches x 2 shards "
+                          "of rows. Use a batch of 8."),
+        ((48, 1, 4, 6, 2), "sharding.microbatches = 6: with sharding.repeats = 2, microbatches go in groups of "
+                           "mesh.pipeline = 4. Use 4 or 8."),
+    ],
+)  # fmt: skip
+def test_batches_that_do_not_divide_are_refused_with_what_does(numbers, sentence):
+    with pytest.raises(ShardingError) as error:
+        schedule.check_rows(*numbers)
+    assert str(error.value) == sentence
+
+
+def test_what_is_refused_is_what_does_not_divide():
+    for count, stages, repeats in itertools.product(range(1, 13), (1, 2, 3, 4), (1, 2, 3)):
+        fits = count % stages == 0 and count // stages % repeats == 0
+        with contextlib.nullcontext() if fits else pytest.raises(ShardingError):
+            schedule.check_layers(count, stages, repeats)
