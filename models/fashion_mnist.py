@@ -15,12 +15,12 @@ FOLDER = "/usr/share/datasets/fashion-mnist"
 
 
 class Cnn(nnx.Module):
-    """Two strided convolutions, each with batch normalisation, and two dense layers."""
+    """Two strided convolutions, each with batch normalisation (which would take a bias away again), two dense layers."""
 
     def __init__(self, width: int, rngs: nnx.Rngs):
-        self.conv1 = nnx.Conv(1, width, (5, 5), strides=2, rngs=rngs)
+        self.conv1 = nnx.Conv(1, width, (5, 5), strides=2, use_bias=False, rngs=rngs)
         self.norm1 = nnx.BatchNorm(width, rngs=rngs)
-        self.conv2 = nnx.Conv(width, 2 * width, (3, 3), strides=2, rngs=rngs)
+        self.conv2 = nnx.Conv(width, 2 * width, (3, 3), strides=2, use_bias=False, rngs=rngs)
         self.norm2 = nnx.BatchNorm(2 * width, rngs=rngs)
         self.dense = nnx.Linear(7 * 7 * 2 * width, 128, rngs=rngs)
         self.head = nnx.Linear(128, 10, rngs=rngs)

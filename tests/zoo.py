@@ -41,7 +41,7 @@ class Cnn(nnx.Module):
     """A strided convolution with batch normalisation."""
 
     def __init__(self, width: int, dropout: float, rngs: nnx.Rngs):
-        self.conv = nnx.Conv(1, width, (3, 3), strides=2, rngs=rngs)
+        self.conv = nnx.Conv(1, width, (3, 3), strides=2, use_bias=False, rngs=rngs)
         self.norm = nnx.BatchNorm(width, rngs=rngs)
         self.dropout = Dropout(dropout)
         self.head = nnx.Linear(4 * width, 4, rngs=rngs)
