@@ -274,7 +274,7 @@ def _program(
 def _restore(directory: RunDirectory, step: int, program: Program) -> State:
     store = CheckpointStore(directory.checkpoints, read_only=True)
     try:
-        return store.restore(step, program.abstract_state)
+        return store.restore(step, program.abstract_state, program.spec.model.stacked)
     finally:
         store.close()
 

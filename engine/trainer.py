@@ -296,7 +296,7 @@ class Trainer:
         store = self.checkpoints.store
         if self._newest is None:
             return self.program.init(), 0
-        state = store.restore(self._newest, self.program.abstract_state)
+        state = store.restore(self._newest, self.program.abstract_state, self.program.spec.model.stacked)
         self._say(f"resuming from step {self._newest}")
         return state, self._newest
 

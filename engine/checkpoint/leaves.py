@@ -1,12 +1,14 @@
 """Whether a stored state fits the state that a program wants: the sentence that names every leaf that differs.
 
-Owns: the paths of a pytree's leaves and the comparison by shape and dtype. Does not own: reading either side
-(`store.py`).
+Owns: the paths of a pytree's leaves, the comparison by shape and dtype, and the change of a stack of layers from one
+fold to another. Does not own: reading either side (`store.py`).
 
 Terms. *Leaf*: one array of the state. *Path*: its keys joined by "/", "params/encoder/0/kernel"; the fields of an
-optimizer's tuple count by name, as Orbax stores them.
+optimizer's tuple count by name, as Orbax stores them. *Fold*: the first dimensions of an array of a stack of layers:
+`[layers]`, or `[repeats, layers of a repeat]` over a pipeline; the order of the layers is the same.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -28,7 +30,7 @@ def leaves_of(tree: Any) -> dict[str, Leaf]:
     import jax
 
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): Leaf(tuple(leaf.shape), str(leaf.dtype))
+        _key(path): Leaf(tuple(leaf.shape), str(leaf.dtype))
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
     }
 
@@ -46,6 +48,74 @@ def difference(stored: Mapping[str, Leaf], wanted: Mapping[str, Leaf]) -> str | 
     if len(differing) > SHOWN:
         lines.append(f"... and {len(differing) - SHOWN} more.")
     return "\n".join([*lines, f"{len(differing)} of {len(paths)} leaves differ."])
+
+
+def other_folds(
+    stored: Mapping[str, Leaf], wanted: Mapping[str, Leaf], stacked: Mapping[str, int]
+) -> dict[str, tuple[int, int]]:
+    """Returns the leaves that differ by their fold alone: path -> dimensions of the stored and of the wanted fold.
+
+    Args:
+        stored: leaves of the checkpoint.
+        wanted: leaves of the program.
+        stacked: path of a parameter of a stack -> dimensions of its fold. What the optimizer or an average keeps for
+            a parameter has a path that ends with it.
+    """
+    found = {}
+    for path, want in wanted.items():
+        have, keys = stored.get(path), path.split("/")
+        to = next((n for i in range(len(keys)) if (n := stacked.get("/".join(keys[i:])))), 0)
+        if not to or have is None or have == want or have.dtype != want.dtype:
+            continue
+        of = len(have.shape) - len(want.shape) + to
+        if of > 0 and have.shape[of:] == want.shape[to:] and math.prod(have.shape) == math.prod(want.shape):
+            found[path] = (of, to)
+    return found
+
+
+def with_stored_folds(abstract_state: Any, stored: Mapping[str, Leaf], folds: Mapping[str, tuple[int, int]]) -> Any:
+    """Returns the abstract state with the leaves of `folds` as they are stored, each on the devices that it goes to."""
+    import jax
+
+    def leaf(path: Any, want: Any) -> Any:
+        key = _key(path)
+        return _stored_fold(want, stored[key].shape, *folds[key]) if key in folds else want
+
+    return jax.tree.map_with_path(leaf, abstract_state)
+
+
+def with_wanted_folds(state: Any, abstract_state: Any, folds: Mapping[str, tuple[int, int]]) -> Any:
+    """Returns a state that was restored as it is stored, in the shapes that the program wants."""
+    import jax
+
+    def leaf(path: Any, x: Any, want: Any) -> Any:
+        if _key(path) not in folds:
+            return x
+        x = jax.jit(lambda x: x.reshape(want.shape), out_shardings=want.sharding)(x)
+        return jax.block_until_ready(x)  # one after the other: there is room for one copy
+
+    return jax.tree.map_with_path(leaf, state, abstract_state)
+
+
+def _stored_fold(want: Any, shape: tuple[int, ...], of: int, to: int) -> Any:
+    """An abstract array in its stored shape: its layers over the mesh axes of the wanted fold, where they divide."""
+    import jax
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    sharding = want.sharding
+    if isinstance(sharding, NamedSharding):
+        spec = [*sharding.spec, *[None] * (len(want.shape) - len(sharding.spec))]
+        axes = tuple(jax.tree.leaves(spec[:to]))
+        divides = shape[of - 1] % math.prod(sharding.mesh.shape[axis] for axis in axes) == 0
+        fold = [*[None] * (of - 1), axes if axes and divides else None]
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(*fold, *spec[to:]))
+    return jax.ShapeDtypeStruct(shape, want.dtype, sharding=sharding)
+
+
+def _key(path: Any) -> str:
+    import jax
+
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _side(side: Mapping[str, Leaf], path: str) -> str:

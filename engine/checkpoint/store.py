@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint.leaves import difference, leaves_of
+from engine.checkpoint.leaves import difference, leaves_of, other_folds, with_stored_folds, with_wanted_folds
 from engine.checkpoint.retention import read_results
 from engine.cluster import processes
 from engine.config.errors import CheckpointError
@@ -139,12 +139,14 @@ class CheckpointStore:
         """Returns the newest durable step, or None."""
         return max(self.steps(), default=None)
 
-    def restore(self, step: int, abstract_state: Any) -> Any:
+    def restore(self, step: int, abstract_state: Any, stacked: Mapping[str, int] | None = None) -> Any:
         """Returns the state of a step, placed as asked for, whatever mesh it was saved from.
 
         Args:
             step: a durable step.
             abstract_state: the state as jax.ShapeDtypeStruct with shardings.
+            stacked: path of each parameter of a stack of layers -> how many of its first dimensions hold the layers;
+                it may have been saved with another number of them.
 
         Raises:
             CheckpointError: there is no such step, it cannot be read, or it is not of this model: the sentence
@@ -159,17 +161,19 @@ class CheckpointStore:
         with self._failing(lambda error: self._unreadable(step, error)):
             self._manager.reload()  # another process may have written since
             stored = leaves_of(self._manager.item_metadata(step).state.tree)
-        if differing := difference(stored, leaves_of(abstract_state)):
+        wanted = leaves_of(abstract_state)
+        folds = other_folds(stored, wanted, stacked or {})
+        if differing := difference(stored | {path: wanted[path] for path in folds}, wanted):
             raise CheckpointError(
                 f"{self.directory / str(step)} is not of this model:\n{differing}\n"
                 "Use the config that it was saved with (it lies in the checkpoint), or start anew with --fresh."
             )
         with self._failing(lambda error: self._unreadable(step, error)):
-            args = ocp.args.PyTreeRestore(
-                item=abstract_state, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_state)
-            )
+            item = with_stored_folds(abstract_state, stored, folds)
+            args = ocp.args.PyTreeRestore(item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item))
             state = self._manager.restore(step, args=ocp.args.Composite(state=args)).state
             jax.block_until_ready(state)
+        state = with_wanted_folds(state, abstract_state, folds)
         self._same.add(step)
         return state
 

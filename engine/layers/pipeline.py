@@ -13,7 +13,6 @@ goes out by a sum.
 A stage without work computes on rows that exist and what it makes is dropped: its gradient is 0, never NaN.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +23,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from engine.config.errors import TaskError
+from engine.layers.remat import remat_slices
 from engine.parallel import schedule
 from engine.parallel.layout import Layout, current
 
@@ -82,7 +82,7 @@ def _stage(apply: Apply, rows: "_Rows", params: Any, inputs: Any) -> Any:
 
     # A tick keeps what its layers keep, but not the slices that it begins with: those of the parameters alone would be
     # as many copies of them as there are ticks.
-    @functools.partial(jax.checkpoint, policy=_not_sliced, prevent_cse=False)
+    @remat_slices
     def work(x: Any, microbatch: jax.Array, repeat: jax.Array) -> Any:
         first, shared, keys = _at(inputs, microbatch)
         x = _where((stage == 0) & (repeat == 0), first, x)
@@ -158,11 +158,6 @@ class _Rows:
         """`x` in float32 on a CPU, where XLA cannot sum half precision over a manual axis (nor gather its gradient)."""
         narrow = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
         return x.astype(jnp.float32) if narrow and self.layout.platform == "cpu" else x
-
-
-def _not_sliced(primitive: Any, *_: Any, **__: Any) -> bool:
-    """A policy of jax.checkpoint: everything is kept but what is cut out of a larger array."""
-    return primitive.name not in ("dynamic_slice", "squeeze")
 
 
 def _at(tree: Any, index: Any) -> Any:

@@ -18,6 +18,7 @@ from engine.parallel.layout import NAMED, current
 from engine.parallel.memory import HOST_MEMORY, check_host_memory, device_memory
 
 POLICIES = jax.checkpoint_policies
+CARRY = "carry of a stack"  # the name of what each layer of a stack is given, which is always kept
 
 
 def checkpoint(x: Any, name: str) -> Any:
@@ -49,19 +50,35 @@ def remat(function: Callable[..., Any], *, in_scan: bool = False) -> Callable[..
     return call
 
 
+def remat_slices(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the function of a `jax.lax.scan` with what it cuts out of larger arrays not kept, but cut out again.
+
+    Where it applies layers that are computed again, what they keep is kept: a policy around others takes their place.
+    """
+    choice = current().remat
+    return jax.checkpoint(function, policy=_not_sliced if choice == "none" else _policy(choice), prevent_cse=False)
+
+
+def _not_sliced(primitive: Any, *_: Any, **__: Any) -> bool:
+    """A policy of jax.checkpoint: all is kept but slices."""
+    return primitive.name not in ("dynamic_slice", "squeeze")
+
+
 def _policy(choice: str) -> Any:
-    """What is kept, as JAX says it; None keeps the inputs only."""
+    """What is kept, as JAX says it."""
     kind, _, names = choice.partition(":")
     if kind == "full":
-        return None
+        return POLICIES.save_only_these_names(CARRY)
     if kind == "dots":
-        return POLICIES.dots_with_no_batch_dims_saveable
+        return POLICIES.save_from_both_policies(
+            POLICIES.dots_with_no_batch_dims_saveable, POLICIES.save_only_these_names(CARRY)
+        )
     if kind == "save":
-        return POLICIES.save_only_these_names(*names.split(","))
+        return POLICIES.save_only_these_names(CARRY, *names.split(","))
     mesh = current().mesh
     check_host_memory(mesh, "train.remat")
     return POLICIES.save_and_offload_only_these_names(
-        names_which_can_be_saved=[],
+        names_which_can_be_saved=[CARRY],
         names_which_can_be_offloaded=names.split(","),
         offload_src=device_memory(mesh),
         offload_dst=HOST_MEMORY,

@@ -14,11 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from engine.config.errors import TaskError
 from engine.layers.dropout import fold_in
 from engine.layers.pipeline import AXIS, pipeline
-from engine.layers.remat import remat
+from engine.layers.remat import CARRY, remat
 from engine.parallel import schedule
 from engine.parallel.layout import current
 from engine.parallel.rules import STACKED
@@ -89,7 +90,7 @@ class Stack(nnx.Module):
 
         def apply(values: Any, first: Any, carry: Any, shared: tuple, rng: jax.Array | None) -> Any:
             def step(carry: Any, layer: tuple[Any, jax.Array]) -> tuple[Any, None]:
-                return one(*layer, carry, shared, rng), None
+                return one(*layer, checkpoint_name(carry, CARRY), shared, rng), None
 
             here = values[0].shape[0]
             return jax.lax.scan(step, carry, (values, first + jnp.arange(here)), unroll=self.unroll)[0]

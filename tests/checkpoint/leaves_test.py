@@ -1,8 +1,9 @@
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 
-from engine.checkpoint.leaves import SHOWN, Leaf, difference, leaves_of
+from engine.checkpoint.leaves import SHOWN, Leaf, difference, leaves_of, other_folds
 
 
 def test_paths_join_keys_fields_and_places():
@@ -44,6 +45,39 @@ def test_names_shapes_dtypes_and_leaves_that_one_side_lacks():
         "shape: checkpoint (512, 2048) float32, model (512, 1024) float32.\n"
         "4 of 5 leaves differ."
     )
+
+
+STACK = {"decoder/layers/w": 2}  # how the program wants it: by repeat
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted", "fold"),
+    [
+        ((8, 4, 6), (2, 4, 4, 6), (1, 2)),
+        ((4, 2, 4, 6), (2, 4, 4, 6), (2, 2)),
+        ((8,), (2, 4), (1, 2)),
+    ],
+)
+def test_a_stack_that_is_folded_in_another_way_is_known(stored, wanted, fold):
+    for path in ("params/decoder/layers/w", "opt_state/0/mu/decoder/layers/w", "ema/decoder/layers/w"):
+        found = other_folds({path: Leaf(stored, "float32")}, {path: Leaf(wanted, "float32")}, STACK)
+        assert found == {path: fold}
+
+
+@pytest.mark.parametrize(
+    ("path", "stored", "wanted"),
+    [
+        ("params/decoder/layers/w", Leaf((2, 4, 4, 6), "float32"), Leaf((2, 4, 4, 6), "float32")),  # the same
+        ("params/decoder/layers/w", Leaf((6, 4, 6), "float32"), Leaf((2, 4, 4, 6), "float32")),  # fewer layers
+        ("params/decoder/layers/w", Leaf((8, 6, 4), "float32"), Leaf((2, 4, 4, 6), "float32")),  # other layers
+        ("params/decoder/layers/w", Leaf((8, 4, 6), "bfloat16"), Leaf((2, 4, 4, 6), "float32")),
+        ("params/decoder/layers/w", Leaf((32, 6), "float32"), Leaf((2, 4, 4, 6), "float32")),
+        ("params/other/layers/w", Leaf((8, 4, 6), "float32"), Leaf((2, 4, 4, 6), "float32")),  # no stack
+    ],
+)
+def test_every_other_difference_stays_one(path, stored, wanted):
+    assert other_folds({path: stored}, {path: wanted}, STACK) == {}
+    assert other_folds({}, {path: wanted}, STACK) == {}
 
 
 def test_many_differing_leaves_are_counted_and_the_first_are_named():

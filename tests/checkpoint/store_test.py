@@ -117,6 +117,31 @@ def test_restores_onto_any_other_mesh_bitwise(store):
     assert restored["params"]["encoder/0/kernel"].devices() == {jax.devices()[0]}
 
 
+def folded(shape, *axes: str | None):
+    """A state with a stack of eight layers: parameters, what an optimizer keeps for them, an average."""
+    mesh = jax.make_mesh((2, 4), ("pipeline", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    w = jnp.arange(8 * 4 * 6, dtype=jnp.float32).reshape(*shape, 4, 6)
+    w = jax.device_put(w, NamedSharding(mesh, PartitionSpec(*axes, "fsdp")))
+    params = {"decoder/layers/w": w, "head": jnp.ones((8, 3))}
+    opt_state = jax.tree.map(lambda x: x + 1, optax.adam(1.0).init(params))
+    return {"params": params, "opt_state": opt_state, "ema": {"decoder/layers/w": w * 2}}
+
+
+def test_a_stack_of_layers_is_restored_with_another_number_of_repeats(store):
+    plain, two, four = folded((8,), "pipeline"), folded((2, 4), None, "pipeline"), folded((4, 2), None, "pipeline")
+    for step, (saved, wanted, dimensions) in enumerate([(plain, two, 2), (two, plain, 1), (two, four, 2)]):
+        store.save(step, saved, POSITION, CONFIG)
+        store.wait()
+        found = store.restore(step, abstract(wanted), {"decoder/layers/w": dimensions})
+        assert_same(found, wanted)
+        assert jax.tree.map(lambda x: x.sharding, found) == jax.tree.map(lambda x: x.sharding, wanted)
+        with pytest.raises(CheckpointError, match="is not of this model"):
+            store.restore(step, abstract(wanted))
+    other = {**two, "params": {**two["params"], "head": jnp.ones((2, 4, 3))}}
+    with pytest.raises(CheckpointError, match=r"params/head: checkpoint \(8, 3\).*\n1 of 8 leaves differ"):
+        store.restore(0, abstract(other), {"decoder/layers/w": 2})
+
+
 def test_a_step_is_listed_once_it_is_durable(store):
     state = make_state()
     assert store.steps() == [] and store.latest() is None

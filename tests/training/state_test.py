@@ -5,6 +5,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from engine.config.schema import Group, MeshSpec
+from engine.parallel.memory import HOST_MEMORY
 from engine.training.state import evaluation_params
 from tests import zoo
 
@@ -33,6 +34,15 @@ def test_first_parameters_are_the_same_on_every_mesh():
     one = zoo.program(zoo.Classify()).init()
     eight = zoo.program(zoo.Classify(), mesh=MeshSpec(fsdp=8)).init()
     zoo.assert_equal(one, eight)
+
+
+def test_an_offloaded_optimizer_state_is_born_in_host_memory():
+    program = zoo.program(zoo.Classify(), mesh=MeshSpec(fsdp=8), layout={"offload_optimizer": True})
+    state = program.init()
+    for found, abstract in zip(jax.tree.leaves(state), jax.tree.leaves(program.abstract_state), strict=True):
+        assert found.sharding == abstract.sharding
+    assert {x.sharding.memory_kind for x in jax.tree.leaves(state["opt_state"])} == {HOST_MEMORY}
+    zoo.assert_equal(state, zoo.program(zoo.Classify(), mesh=MeshSpec(fsdp=8)).init())
 
 
 def test_evaluation_takes_the_average_where_there_is_one():

@@ -11,6 +11,7 @@ from flax import nnx
 
 from engine import Loss, Mean, Task
 from engine.config.schema import MeshSpec
+from engine.parallel.memory import HOST_MEMORY
 from engine.training.step import ENGINE_METRICS
 from tests import zoo
 
@@ -144,6 +145,18 @@ def test_a_gradient_that_is_not_finite_is_held_back_though_the_loss_is():
     assert zoo.losses(metrics).tolist() == [0]
     assert metrics[0, program.metric_names.index("skipped"), 0] == 1
     zoo.assert_equal(state["params"], before)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_an_optimizer_state_in_host_memory_changes_no_number(k):
+    task, mesh = zoo.Classify(), MeshSpec(data=2, fsdp=4)
+    batches = zoo.batches(3)
+    batches.insert(1, {**batches[0], "x": np.full_like(batches[0]["x"], np.nan)})  # which the guard holds back
+    kept, want = zoo.run(zoo.program(task, mesh=mesh), batches, k)
+    away, found = zoo.run(zoo.program(task, mesh=mesh, layout={"offload_optimizer": True}), batches, k)
+    zoo.assert_equal((away, found), (kept, want))
+    assert {x.sharding.memory_kind for x in jax.tree.leaves(away["opt_state"])} == {HOST_MEMORY}
+    assert HOST_MEMORY not in {x.sharding.memory_kind for x in jax.tree.leaves(away["params"])}
 
 
 def test_the_average_of_the_weights_follows_them():
