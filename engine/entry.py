@@ -260,9 +260,7 @@ def _open_run(run: str | Path) -> tuple[RunDirectory, Config]:
     return directory, from_text(directory.read_config_text(), str(directory.config))
 
 
-def _program(
-    config: Config, devices: Sequence[Any] | None = None
-) -> tuple[Program, int, Source, dict[str, Source]]:
+def _program(config: Config, devices: Sequence[Any] | None = None) -> tuple[Program, int, Source, dict[str, Source]]:
     """The program of a config, its number of steps, and the sources."""
     check_targets(config)
     config = set_up_devices(config)

@@ -15,7 +15,7 @@ FOLDER = "/usr/share/datasets/fashion-mnist"
 
 
 class Cnn(nnx.Module):
-    """Two strided convolutions, each with batch normalisation (which would take a bias away again), two dense layers."""
+    """Two strided convolutions, each with batch normalisation, which would undo a bias, and two dense layers."""
 
     def __init__(self, width: int, rngs: nnx.Rngs):
         self.conv1 = nnx.Conv(1, width, (5, 5), strides=2, use_bias=False, rngs=rngs)

@@ -258,17 +258,17 @@ def test_a_run_that_diverged_in_its_last_steps_is_not_finished_by_starting_it_ag
 
 def test_a_run_compiles_its_step_once(tmp_path):
     """Whatever is compiled is compiled by the second evaluation and save; the steps after it compile nothing."""
-    compiled: list[tuple[int, str]] = []
-    step = 0
+    compiled: list[tuple[int, object]] = []
+    reached = 0
 
-    def listen(event, seconds, **details):
+    def listen(event, duration_secs, **kwargs):
         if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append((step, details.get("fun_name", "")))
+            compiled.append((reached, kwargs.get("fun_name")))
 
     class Watch:
-        def run(self, trainer, state, at):
-            nonlocal step
-            step = at
+        def run(self, trainer, state, step):
+            nonlocal reached
+            reached = step
 
     config = runs.config(train__total="30 steps", evaluations__heldout__every="5 steps", checkpoint__every="5 steps")
     directory = RunDirectory.open(tmp_path / "run")
