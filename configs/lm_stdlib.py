@@ -8,13 +8,13 @@ from engine.config import defaults
 
 def get_config():
     c = defaults()
-    c.task = dict(target="models.decoder.LanguageModel", width=256, hidden=1024, depth=4, heads=8)
+    c.task = dict(target="models.decoder.LanguageModel", width=192, hidden=512, depth=4, heads=6)
     c.data = dict(target="models.stdlib_text.StdlibText", split="train", length=256)
-    c.train.total = "2400 steps"
+    c.train.total = "5000 steps"
     c.train.global_batch_size = 8
     c.mesh.cpu_devices = "auto"
     c.optimizer.learning_rate = 2e-3
-    c.optimizer.warmup = "100 steps"
+    c.optimizer.warmup = "200 steps"
     c.optimizer.weight_decay = 0.1
     c.optimizer.b2 = 0.98
     c.evaluations.validation = dict(

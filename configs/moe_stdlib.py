@@ -9,6 +9,6 @@ from configs import lm_stdlib
 def get_config():
     c = lm_stdlib.get_config()
     c.task = dict(
-        target="models.moe_decoder.MoeLanguageModel", width=256, hidden=512, depth=4, heads=8, experts=8, top_k=2
+        target="models.moe_decoder.MoeLanguageModel", width=192, hidden=256, depth=4, heads=6, experts=8, top_k=2
     )
     return c
