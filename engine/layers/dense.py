@@ -50,10 +50,33 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     On a CPU the leading dimensions are made one: the gradient of the kernel then contracts one dimension, for which
     XLA needs no transposed copy of the activations (0.53 against 0.34 s for a step of a decoder, two cores). A sequence
-    that is split over the mesh, by context or between layers by tensor, keeps its own dimension, since merging it with
-    the batch would move data.
+    that is split over the mesh keeps its own dimension, since merging it with the batch would move data.
     """
     here = layout.current()
-    if x.ndim <= 2 or here.platform != "cpu" or here.size("context") * here.size("tensor") > 1:
+    if here.platform != "cpu" or here.size("context") > 1:
         return x @ kernel
-    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+    return _flat(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+@jax.custom_vjp
+def _flat(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x @ kernel` of matrices, whose gradient of the kernel transposes the smaller operand of its product.
+
+    XLA's product on a CPU copies a transposed left operand first: 6.2 instead of 9.2 ms of a core for 1024 rows and
+    the kernel `[1024, 256]`, and for `[256, 1024]`, where JAX's own gradient begins with the larger one.
+    """
+    return x @ kernel
+
+
+def _flat_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _flat_backward(saved: tuple[jax.Array, jax.Array], d_y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    if x.shape[1] <= d_y.shape[1]:
+        return d_y @ kernel.T, x.T @ d_y
+    return d_y @ kernel.T, jax.lax.optimization_barrier(d_y.T @ x).T  # without it XLA turns the product around again
+
+
+_flat.defvjp(_flat_forward, _flat_backward)

@@ -1,5 +1,7 @@
 """Dense: the same numbers in every shape and on every mesh; the names of its dimensions."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +34,17 @@ def test_on_a_cpu_the_kernels_gradient_contracts_one_dimension_unless_the_sequen
     split, kept = gradient(make_mesh(MeshSpec(context=8)))
     assert "tensor<32x16xf32>" in flat and "tensor<32x16xf32>" not in kept
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), whole, split)
+
+
+@pytest.mark.parametrize("features, out", [(16, 24), (24, 16)])
+def test_the_gradients_are_those_of_the_formula_for_wider_and_for_narrower_results(features, out):
+    x, kernel = X.ravel()[: 8 * features].reshape(8, features), KERNEL.reshape(features, out)
+
+    def gradients(product):
+        return jax.grad(lambda x, w: jnp.sin(product(x, w)).sum(), argnums=(0, 1))(x, kernel)
+
+    check = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+    jax.tree.map(check, gradients(matmul), gradients(jnp.dot))
 
 
 def test_parameters_carry_the_names_of_their_dimensions():
