@@ -41,7 +41,7 @@ class SwiGLU(nnx.Module):
 
     def __call__(self, x):
         """Returns `[batch, time, width]` for the same."""
-        return self.down(nnx.silu(self.gate(x)) * self.up(x))
+        return self.down(layers.swiglu(self.gate(x), self.up(x)))
 
 
 class Block(nnx.Module):

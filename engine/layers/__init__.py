@@ -5,6 +5,7 @@ from engine.layers.dense import Dense
 from engine.layers.dropout import Dropout, fold_in
 from engine.layers.embedding import Embed
 from engine.layers.experts import Experts
+from engine.layers.gated import swiglu
 from engine.layers.loss import cross_entropy
 from engine.layers.norm import RMSNorm
 from engine.layers.remat import checkpoint, remat
@@ -27,4 +28,5 @@ __all__ = [
     "remat",
     "rotary_angles",
     "rotate",
+    "swiglu",
 ]

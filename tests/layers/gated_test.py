@@ -1,0 +1,25 @@
+"""The gated activation: the numbers of its formula, and what its gradient keeps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from engine.layers.gated import swiglu
+
+GATE, UP = 3 * jax.random.normal(jax.random.key(0), (2, 4, 16, 8))
+
+
+def test_the_result_and_its_gradients_are_those_of_the_formula():
+    def check(function):
+        return function(GATE, UP), jax.grad(lambda a, b: jnp.sin(function(a, b)).sum(), argnums=(0, 1))(GATE, UP)
+
+    ours, plain = check(swiglu), check(lambda gate, up: jax.nn.silu(gate) * up)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, plain)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_gradient_keeps_the_two_arguments_and_nothing_else(dtype):
+    _, gradient = jax.vjp(swiglu, GATE.astype(dtype), UP.astype(dtype))
+    kept = [x for x in jax.tree.leaves(gradient) if x.size > 1]
+    assert [(x.shape, x.dtype) for x in kept] == [(GATE.shape, dtype)] * 2
