@@ -85,19 +85,18 @@ def _stage(apply: Apply, rows: "_Rows", params: Any, inputs: Any) -> Any:
     @remat_slices
     def work(x: Any, microbatch: jax.Array, repeat: jax.Array) -> Any:
         first, shared, keys = _at(inputs, microbatch)
-        x = _where((stage == 0) & (repeat == 0), first, x)
+        x = jax.tree.map(lambda a, b: jnp.where((stage == 0) & (repeat == 0), a, b), first, x)
         return apply(_at(params, repeat), (repeat * stages + stage) * layers, x, shared, keys)
 
     def tick(state: Any, time: jax.Array) -> tuple[Any, None]:
         x, out = state
-        busy, microbatch, repeat = schedule.work(time, stage, stages, rows.microbatches, repeats)
+        _, microbatch, repeat = schedule.work(time, stage, stages, rows.microbatches, repeats)
         x = work(x, microbatch, repeat)
-        done = busy & (stage == stages - 1) & (repeat == repeats - 1)
-        kept = _where(done, x, _at(out, microbatch))
-        out = jax.tree.map(lambda out, x: lax.dynamic_update_index_in_dim(out, x, microbatch, 0), out, kept)
+        # On the last stage the last repeat is the last to write, and only that stage's rows count in the end.
+        out = jax.tree.map(lambda out, x: lax.dynamic_update_index_in_dim(out, x, microbatch, 0), out, x)
         return (lax.ppermute(x, AXIS, ring), out), None
 
-    # Both begin with rows that exist; on the last stage, all of `out` is written over.
+    # Both begin with rows that exist.
     start = _at(inputs[0], 0), inputs[0]
     (_, out), _ = lax.scan(tick, start, jnp.arange(schedule.ticks(stages, rows.microbatches, repeats)))
     return jax.tree.map(lambda x: rows.collect(jnp.where(stage == stages - 1, x, jnp.zeros_like(x))), out)
@@ -162,10 +161,6 @@ class _Rows:
 
 def _at(tree: Any, index: Any) -> Any:
     return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, keepdims=False), tree)
-
-
-def _where(condition: jax.Array, a: Any, b: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), a, b)
 
 
 def _batch_of(inputs: Any) -> int:

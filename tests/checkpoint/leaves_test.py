@@ -2,8 +2,10 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from engine.checkpoint.leaves import SHOWN, Leaf, difference, leaves_of, other_folds
+from engine.checkpoint.leaves import SHOWN, Leaf, difference, leaves_of, other_folds, with_stored_folds
 
 
 def test_paths_join_keys_fields_and_places():
@@ -62,6 +64,22 @@ def test_a_stack_that_is_folded_in_another_way_is_known(stored, wanted, fold):
     for path in ("params/decoder/layers/w", "opt_state/0/mu/decoder/layers/w", "ema/decoder/layers/w"):
         found = other_folds({path: Leaf(stored, "float32")}, {path: Leaf(wanted, "float32")}, STACK)
         assert found == {path: fold}
+
+
+def test_a_stack_is_read_on_the_devices_that_it_goes_to():
+    mesh = jax.make_mesh((2, 4), ("pipeline", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    path = "decoder/layers/w"
+
+    def read(shape, spec, stored, fold):
+        want = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
+        found = with_stored_folds({path: want}, {path: Leaf(stored, "float32")}, {path: fold})[path]
+        assert found.shape == stored
+        return tuple(found.sharding.spec)
+
+    assert read((2, 4, 4), P(None, "pipeline", "fsdp"), (8, 4), (1, 2)) == ("pipeline", "fsdp")
+    assert read((8, 4), P("pipeline", "fsdp"), (2, 4, 4), (2, 1)) == (None, "pipeline", "fsdp")
+    assert read((8, 4), P("pipeline", "fsdp"), (8, 1, 4), (2, 1)) == (None, None, "fsdp")  # one does not divide
+    assert read((2, 4, 4), P(), (8, 4), (1, 2)) == (None, None)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,9 @@ def gradient(module: Stack, where: Layout) -> Any:
             x, total = nnx.merge(graph, jax.tree.unflatten(tree, leaves))(carry, mask, rng=keys)
         return jnp.sin(x.astype(jnp.float32)).mean() + total.astype(jnp.float32).mean(), (x, total)
 
-    return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True)), leaves
+    # The program of a run; only LLVM is told to spend no time on the machine code.
+    quick = {"xla_backend_optimization_level": 0}
+    return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True), compiler_options=quick), leaves
 
 
 class Deep(nnx.Module):
