@@ -23,6 +23,7 @@ from benchmarks.worker import serve
 from engine import ArraySource
 from engine.config import defaults, validate
 from engine.entry import set_up_devices
+from engine.launch.pages import start_with_large_pages
 from models.decoder import LanguageModel
 
 
@@ -93,4 +94,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    start_with_large_pages()  # as the command line does
     main()

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from engine.cluster import ending, exit_codes, peers, processes
 from engine.config.errors import ConfigError, ConvoyError, did_you_mean
+from engine.launch.pages import start_with_large_pages
 
 VERBS = """
   convoy train --config=configs.digits                     train, or go on where the run stopped
@@ -312,4 +313,5 @@ _VERBS = {
 
 
 if __name__ == "__main__":
+    start_with_large_pages()
     sys.exit(main())
