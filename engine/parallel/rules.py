@@ -34,7 +34,7 @@ RULES: Rules = {
     "vocab": "tensor",
     "norm": None,
     # dimensions of activations
-    "batch": BATCH_AXES,
+    "batch": (*BATCH_AXES, "pipeline"),  # what precedes and follows a pipeline is split over its stages too
     "sequence": "context",
     "tokens": ("context", "tensor"),
 }
