@@ -80,7 +80,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: "LanguageModel", block: type[Block], rngs: nnx.Rngs):
         self.head_dim, self.charges = config.width // config.heads, block.charges
         self.embed = layers.Embed(config.vocabulary, config.width, rngs=rngs)
-        self.stack = layers.Stack(lambda rngs: block(config, rngs), config.depth, rngs=rngs, unroll=True)
+        self.stack = layers.Stack(lambda rngs: block(config, rngs), config.depth, rngs=rngs)
         self.norm = layers.RMSNorm(config.width)
         head = ("embed", "vocab")
         self.head = None if config.tied else layers.Dense(config.width, config.vocabulary, axes=head, rngs=rngs)

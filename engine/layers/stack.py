@@ -24,6 +24,10 @@ from engine.parallel import schedule
 from engine.parallel.layout import current
 from engine.parallel.rules import STACKED
 
+UNROLLED = 4
+"""Layers that are written out on a CPU, where a loop over layers copies what each keeps for its gradient: a tenth of a
+step's time in the decoder of benchmarks/decoder.py."""
+
 
 class Stack(nnx.Module):
     """`count` layers, one after the other; over the stages of a pipeline where the mesh has one.
@@ -37,15 +41,15 @@ class Stack(nnx.Module):
             returns the carry, of the structure, shapes and dtypes that it came with.
         count: of layers.
         rngs: for the initial values; those of layer i depend on the seed and on i only.
-        unroll: write the layers out instead of scanning over them: longer to compile, and faster on a CPU for layers
-            with a convolution.
+        unroll: write the layers out instead of scanning over them: longer to compile, and faster on a CPU. None does
+            so on a CPU for up to UNROLLED layers.
 
     Raises:
         TaskError: a layer that holds variables other than nnx.Param and random state, or a stack of its own.
         ShardingError: the layers do not divide over stages and repeats.
     """
 
-    def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], count: int, *, rngs: nnx.Rngs, unroll: bool = False):
+    def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], count: int, *, rngs: nnx.Rngs, unroll: bool | None = None):
         stages = current().size(AXIS)
         self.count, self.unroll = count, unroll
         self.repeats = current().repeats if stages > 1 else 1
@@ -86,14 +90,17 @@ class Stack(nnx.Module):
             layer = nnx.merge(graph, jax.tree.unflatten(tree, values), _of_layer(derived, index), rest)
             return _checked(layer, carry, layer(carry, *shared, fold_in(rng, index)))
 
-        one = remat(one, in_scan=not self.unroll)
+        unroll = self.unroll
+        if unroll is None:
+            unroll = current().platform == "cpu" and self.count <= UNROLLED
+        one = remat(one, in_scan=not unroll)
 
         def apply(values: Any, first: Any, carry: Any, shared: tuple, rng: jax.Array | None) -> Any:
             def step(carry: Any, layer: tuple[Any, jax.Array]) -> tuple[Any, None]:
                 return one(*layer, checkpoint_name(carry, CARRY), shared, rng), None
 
             here = values[0].shape[0]
-            return jax.lax.scan(step, carry, (values, first + jnp.arange(here)), unroll=self.unroll)[0]
+            return jax.lax.scan(step, carry, (values, first + jnp.arange(here)), unroll=unroll)[0]
 
         if current().use(AXIS) == 1:
             values = [x.reshape(self.count, *x.shape[2:]) for x in values] if self.repeats > 1 else values

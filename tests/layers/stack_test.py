@@ -11,6 +11,7 @@ from flax import nnx
 from engine.config.errors import ShardingError, TaskError
 from engine.config.schema import MeshSpec
 from engine.layers import Dropout, Stack, fold_in
+from engine.layers.stack import UNROLLED
 from engine.parallel.layout import Layout, active
 from engine.parallel.rules import RULES, partition_spec
 from engine.training.model import describe
@@ -44,6 +45,14 @@ def test_scanned_and_unrolled_have_the_same_gradient():
         call, params = blocks.gradient(blocks.stack(3, ONE, dropout=0.4, unroll=unroll), ONE)
         results.append(call(params, *blocks.batch(6)))
     zoo.assert_close(results[0], results[1], 1e-6)
+
+
+def test_on_a_cpu_a_few_layers_are_written_out_and_many_are_looped_over():
+    def loops(count):
+        call, params = blocks.gradient(blocks.stack(count, ONE, unroll=None), ONE)
+        return call.lower(params, *blocks.batch(6)).as_text().count("stablehlo.while")
+
+    assert loops(UNROLLED) == 0 < loops(UNROLLED + 1)
 
 
 def test_a_layer_begins_as_the_seed_and_its_place_say_whatever_the_number_of_layers():
