@@ -49,7 +49,9 @@ class Stack(nnx.Module):
         ShardingError: the layers do not divide over stages and repeats.
     """
 
-    def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], count: int, *, rngs: nnx.Rngs, unroll: bool | None = None):
+    def __init__(
+        self, make: Callable[[nnx.Rngs], nnx.Module], count: int, *, rngs: nnx.Rngs, unroll: bool | None = None
+    ):
         stages = current().size(AXIS)
         self.count, self.unroll = count, unroll
         self.repeats = current().repeats if stages > 1 else 1
