@@ -312,6 +312,11 @@ _VERBS = {
 }
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """The command `convoy`: a process of its own, which may start itself anew first (`launch/pages.py`)."""
     start_with_large_pages()
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()
