@@ -15,6 +15,7 @@ from engine.config.schema import MeshSpec
 from engine.layers import Stack
 from engine.parallel import schedule
 from engine.parallel.layout import Layout, active
+from engine.parallel.mesh import BATCH_AXES
 from engine.parallel.rules import RULES
 from tests import zoo
 from tests.layers import blocks
@@ -88,7 +89,7 @@ def test_stages_without_work_give_no_nan():
 
 def test_what_follows_is_split_over_the_stages_where_the_rules_say_so():
     mesh = MeshSpec(pipeline=2, data=4)
-    for rule, want in ((RULES["batch"], ("data",)), (("data", "fsdp", "expert", "pipeline"), ("data", "pipeline"))):
+    for rule, want in ((RULES["batch"], ("data", "pipeline")), (BATCH_AXES, ("data",))):
         place = blocks.layout(mesh, rules={**RULES, "batch": rule})
         with active(place):
             graph, params = nnx.split(Stack(Normed, 2, rngs=nnx.Rngs(0)))
