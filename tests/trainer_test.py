@@ -202,7 +202,7 @@ def test_a_trainer_takes_a_task_a_mesh_and_data(tmp_path):
 
     messages, phases = [], []
     trainer = engine.Trainer(
-        zoo.Classify(width=8),
+        zoo.Classify(width=64),
         make_mesh(MeshSpec(data=4, fsdp=2)),
         zoo.source(),
         runs.config(),
