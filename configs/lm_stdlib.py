@@ -18,8 +18,11 @@ def get_config():
     c.optimizer.weight_decay = 0.1
     c.optimizer.b2 = 0.98
     c.evaluations.validation = dict(
-        data=dict(target="models.stdlib_text.StdlibText", split="validation", length=256), every=None, batch_size=16
+        data=dict(target="models.stdlib_text.StdlibText", split="validation", length=256),
+        every="2500 steps",
+        batch_size=16,
     )
+    c.hooks.scale = dict(target="models.stdlib_text.Scale", every="2500 steps")
     c.checkpoint.every = "5 minutes"
     c.checkpoint.best = "validation/loss"
     c.checkpoint.best_mode = "min"

@@ -103,7 +103,7 @@ class Trainer:
         evaluation_sources: one source for each of `config.evaluations`.
         hooks: objects with `run(trainer, state, step)`, one for each of `config.hooks`.
         on_row: called with each row of metrics, in another thread.
-        on_message: called with sentences for the user.
+        on_message: called with sentences for the user; hooks call it as `trainer.say`.
         on_phase: called with "training" or "evaluating" when it begins, in another thread.
     """
 
@@ -122,7 +122,7 @@ class Trainer:
         on_phase: Callable[[str], None] = lambda phase: None,
     ):
         self.config, self.directory, self._source = config, directory, source
-        self._on_row, self._say, self._on_phase = on_row, on_message, on_phase
+        self._on_row, self.say, self._on_phase = on_row, on_message, on_phase
         self.program, self.total_steps = program_of(task, mesh, source, config)
         size = len(source)
         self.evaluations = build_evaluations(config, dict(evaluation_sources), self.program, size, self.total_steps)
@@ -159,9 +159,9 @@ class Trainer:
             stack.callback(self.checkpoints.store.close)
             state, step = self._first_state()
             for text in self.program.warnings:
-                self._say(f"warning: {text}")
+                self.say(f"warning: {text}")
             if step == self.total_steps:
-                self._say("this run is finished; to train longer, set train.total, or --fresh to start anew")
+                self.say("this run is finished; to train longer, set train.total, or --fresh to start anew")
             sizes = {1, config.train.steps_per_dispatch} if step < self.total_steps else ()
             steps = {k: self.program.steps(k) for k in sizes}
             writer = stack.enter_context(self._make_writer())
@@ -206,7 +206,7 @@ class Trainer:
                 self._check_finite(recorder)
             force = stopping or (step > 0 and (step == last or self._selects_best(step)))
             if self.checkpoints.maybe_save(step, state, feed.position, force):
-                self._say(f"saving checkpoint of step {step}")
+                self.say(f"saving checkpoint of step {step}")
             if stopping:
                 self.checkpoints.finish()
                 raise (Interrupted if preemption.interrupted else Preempted)(self._stop_text(step))
@@ -244,7 +244,7 @@ class Trainer:
             self._results |= results
             recorder.note(step, results)
             self.checkpoints.record(step, results)
-            self._say(f"step {step}: {wording.pairs(results)}")
+            self.say(f"step {step}: {wording.pairs(results)}")
         for hook in hooks:
             hook.run(self, state, step)
         recorder.phase("training")
@@ -297,7 +297,7 @@ class Trainer:
         if self._newest is None:
             return self.program.init(), 0
         state = store.restore(self._newest, self.program.abstract_state, self.program.spec.model.stacked)
-        self._say(f"resuming from step {self._newest}")
+        self.say(f"resuming from step {self._newest}")
         return state, self._newest
 
     def _make_writer(self) -> MetricWriter:
@@ -336,7 +336,7 @@ class Trainer:
 
     def _tell(self, text: str | None) -> None:
         if text:
-            self._say(text)
+            self.say(text)
 
     def summary(self) -> Summary:
         """What is reached so far."""

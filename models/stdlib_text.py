@@ -7,6 +7,7 @@ text differs between releases of Python; compare losses of one release only.
 import bz2
 import hashlib
 import math
+import platform
 import sysconfig
 from pathlib import Path
 
@@ -68,6 +69,18 @@ def validation_bytes() -> bytes:
 def bz2_nats_per_byte(text: bytes) -> float:
     """What `bzip2 -9` needs for a text, in nats per byte: the scale of a model's loss."""
     return 8 * math.log(2) * len(bz2.compress(text, 9)) / len(text)
+
+
+class Scale:
+    """A hook: says the validation loss beside what bzip2 needs for the same files."""
+
+    def __init__(self, metric: str = "validation/loss"):
+        self.metric = metric
+
+    def run(self, trainer, state, step):
+        loss, scale = trainer.summary().metrics[self.metric], bz2_nats_per_byte(validation_bytes())
+        version = platform.python_version()
+        trainer.say(f"step {step}: validation {loss:.4f} nats a byte; bzip2 -9 {scale:.4f} (Python {version})")
 
 
 def _is_validation(path: str) -> bool:

@@ -1,12 +1,13 @@
 import bz2
 import math
 import sysconfig
+import types
 
 import numpy as np
 import pytest
 
 from engine import DataError
-from models.stdlib_text import VOCABULARY, Files, StdlibText, bz2_nats_per_byte, validation_bytes
+from models.stdlib_text import VOCABULARY, Files, Scale, StdlibText, bz2_nats_per_byte, validation_bytes
 
 
 @pytest.fixture
@@ -78,3 +79,12 @@ def test_a_wrong_split_and_a_python_without_sources_are_told(tmp_path, monkeypat
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(DataError, match=r"no .py files for train. Use a Python whose library lies there as source"):
         StdlibText()
+
+
+def test_a_hook_says_the_loss_beside_bzip2(library):
+    said = []
+    trainer = types.SimpleNamespace(
+        say=said.append, summary=lambda: types.SimpleNamespace(metrics={"validation/nats": 1.25})
+    )
+    Scale("validation/nats").run(trainer, None, 7)
+    assert f"step 7: validation 1.2500 nats a byte; bzip2 -9 {bz2_nats_per_byte(validation_bytes()):.4f}" in said[0]
