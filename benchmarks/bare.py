@@ -32,7 +32,6 @@ def convolutions(params: Arrays, statistics: Arrays, image: jax.Array) -> tuple[
     for i in (1, 2):
         kernel = params[f"conv{i}/kernel"]
         x = jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        x = x + params[f"conv{i}/bias"]
         mean = x.mean((0, 1, 2))
         variance = jnp.maximum((x * x).mean((0, 1, 2)) - mean * mean, 0)
         for name, value in (("mean", mean), ("var", variance)):
