@@ -21,6 +21,7 @@ _NAMES = {
     "evaluate": "engine.entry",
     "ConvoyError": "engine.config.errors",
     "DataError": "engine.config.errors",
+    "TaskError": "engine.config.errors",
 }
 
 __all__ = sorted(_NAMES)

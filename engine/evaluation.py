@@ -49,6 +49,8 @@ class Evaluation:
         self._step, self._names, self._by_row = program.evaluation(spec, batch_size)
         if not self._names:
             raise TaskError(f"{where}: {type(program.spec.task).__name__}.evaluate returned no metric.")
+        if not self._by_row and len(source) % batch_size:  # the last batch has a size of its own
+            program.evaluation(spec, len(source) % batch_size)
         self._feed = EvaluationFeed(
             source,
             config.data,

@@ -255,6 +255,8 @@ def _explain(args: argparse.Namespace, overrides: list[str]) -> int:
     from engine.parallel.mesh import stand_in_devices
     from engine.parallel.report import describe, describe_collectives
 
+    if args.devices is not None and args.devices < 1:
+        raise ConfigError(f"--devices = {args.devices}: allowed is a whole number from 1.")
     config, devices = stand_in_devices(config, args.devices)
     program, total = entry.program(config, devices)
     mesh = program.mesh

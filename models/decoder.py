@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from flax import nnx
 
-from engine import Loss, Task, layers
+from engine import Loss, Task, TaskError, layers
 
 
 class Attention(nnx.Module):
@@ -110,6 +110,13 @@ class LanguageModel(Task):
     kv_heads: int | None = None  # None: as many as heads
     tied: bool = False  # the embedding is the last product's kernel too
     dropout: float = 0.0
+
+    def __post_init__(self):
+        if self.width % (2 * self.heads):
+            raise TaskError(
+                f"task.heads = {self.heads}: task.width = {self.width} is to be a multiple of twice as many, since "
+                "rotary positions turn the halves of a head against each other."
+            )
 
     def build(self, rngs):
         return Decoder(self, Block, rngs)

@@ -78,7 +78,9 @@ class Scale:
         self.metric = metric
 
     def run(self, trainer, state, step):
-        loss, scale = trainer.summary().metrics[self.metric], bz2_nats_per_byte(validation_bytes())
+        loss, scale = trainer.summary().metrics.get(self.metric), bz2_nats_per_byte(validation_bytes())
+        if loss is None:
+            return trainer.say(f"step {step}: no {self.metric} yet. Give its evaluation and this hook one period.")
         version = platform.python_version()
         trainer.say(f"step {step}: validation {loss:.4f} nats a byte; bzip2 -9 {scale:.4f} (Python {version})")
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from engine import Loss, Mean, Task, layers
+from engine import Loss, Mean, Task, TaskError, layers
 
 
 class Attention(nnx.Module):
@@ -75,6 +75,13 @@ class Vit(Task):
     heads: int = 4
     classes: int = 10
     dropout: float = 0.0
+
+    def __post_init__(self):
+        for name, size, part in (("patch", self.size, self.patch), ("heads", self.width, self.heads)):
+            if size % part:
+                raise TaskError(
+                    f"task.{name} = {part} does not divide {size}, the {'size' if name == 'patch' else 'width'}."
+                )
 
     def build(self, rngs):
         return VisionTransformer(self, rngs)

@@ -5,7 +5,7 @@ Owns: `tiny`. Does not own: what a development run does (train, save, restore, e
 
 from engine.config.draft import draft_of
 from engine.config.override import assign
-from engine.config.schema import Config
+from engine.config.schema import Config, MeshSpec
 from engine.config.validation import validate
 
 BATCH_SIZE = 8
@@ -16,14 +16,17 @@ def tiny(config: Config) -> Config:
     """Returns the config of `--fast-dev-run`: two steps, each period due at every step, the overrides of `tiny` on top.
 
     Where `tiny` says nothing about them, the batch shrinks to at most 8 examples (a multiple of `train.accumulate`,
-    so more where that is larger) and each dataset to one batch and a half, so that the last evaluation batch is padded.
+    so more where that is larger), unless a mesh is set, over which 8 may not divide; and each dataset to one batch and
+    a half, so that the last evaluation batch is padded.
 
     Raises:
         FieldError: `tiny` makes a config that is not valid.
     """
     draft = draft_of(config)
     accumulate = config.tiny.get("train.accumulate", config.train.accumulate)
-    batch_size = min(config.train.global_batch_size, accumulate * max(1, BATCH_SIZE // accumulate))
+    batch_size = config.train.global_batch_size
+    if config.mesh == MeshSpec(cpu_devices=config.mesh.cpu_devices):
+        batch_size = min(batch_size, accumulate * max(1, BATCH_SIZE // accumulate))
     batch_size = config.tiny.get("train.global_batch_size", batch_size)
     examples = batch_size + max(1, batch_size // 2)
     draft.train.global_batch_size = batch_size

@@ -88,15 +88,15 @@ class Slices:
 
 @dataclass(frozen=True, kw_only=True)
 class MeshSpec:
-    """Devices by axis, within a slice; -1 or None for one axis means what is left."""
+    """Devices by axis, within a slice: a number, or -1 for what is left. None: what the preset says, or 1."""
 
     preset: str = "auto"  # a mesh of the hardware table, or auto; axes set below win over it
-    pipeline: int = 1  # layers are split into stages
-    data: int | None = None  # copies of the model, each with its own rows
-    fsdp: int = 1  # rows and parameters are split
-    expert: int = 1  # rows and the experts of a layer are split
-    context: int = 1  # sequences are split
-    tensor: int = 1  # dimensions of a layer are split
+    pipeline: int | None = None  # layers are split into stages
+    data: int | None = None  # copies of the model, each with its own rows; None also takes what is left
+    fsdp: int | None = None  # rows and parameters are split
+    expert: int | None = None  # rows and the experts of a layer are split
+    context: int | None = None  # sequences are split
+    tensor: int | None = None  # dimensions of a layer are split
     dcn: Slices = field(default_factory=Slices)  # the same axes between slices, on the slow network
     cpu_devices: int | str | None = None  # CPU devices to make: a number or auto; None leaves it to JAX (1)
 

@@ -4,8 +4,8 @@ Owns: the choice of an implementation, and the checks of shapes. Does not own: a
 plain XLA, `kernels.py` for one device of each platform, `ring.py` and `all_to_all.py` for a sequence that is split
 over the mesh axis `context`), or positions (`rotary.py`).
 
-Inside a `jax.shard_map`, as in a stage of a pipeline, no other can be opened whose gradient works (jax 0.12). There the
-plain implementation runs, XLA splits it by its constraints, and a split sequence has its keys gathered.
+Inside a `jax.shard_map`, as in a stage of a pipeline, none of these is opened (jax 0.12 refuses gradients of some).
+There the plain implementation runs, XLA splits it by its constraints, and a split sequence has its keys gathered.
 
 Terms. *Grouped-query attention* (Ainslie et al. 2023): several heads of queries share one head of keys and values.
 *Segment*: one document of a packed row.
@@ -13,6 +13,7 @@ Terms. *Grouped-query attention* (Ainslie et al. 2023): several heads of queries
 
 import jax
 
+from engine.config.errors import TaskError
 from engine.layers import blockwise, kernels
 from engine.layers.all_to_all import all_to_all_attention
 from engine.layers.ring import ring_attention
@@ -33,7 +34,7 @@ def attention(
             any other: its results are finite and mean nothing.
 
     Raises:
-        ValueError: shapes that do not belong together.
+        TaskError: shapes that do not belong together.
         ShardingError: a split sequence that does not divide.
     """
     _check(q, k, v, segment_ids)
@@ -67,18 +68,18 @@ def attention(
 
 
 def _check(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None) -> None:
-    """Raises ValueError for shapes that do not belong together."""
+    """Raises TaskError for shapes that do not belong together."""
     batch, time, heads, head_dim = q.shape
     kv_heads = k.shape[2]
     if k.shape != (batch, time, kv_heads, head_dim) or v.shape != k.shape:
-        raise ValueError(
+        raise TaskError(
             f"attention: q is {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}. All are "
             f"[batch, time, heads, head_dim], and only the heads of q may differ."
         )
     if heads % kv_heads:
-        raise ValueError(
+        raise TaskError(
             f"attention: {heads} heads are not a multiple of kv_heads = {kv_heads}. Each head of keys serves as many "
             f"heads of queries."
         )
     if segment_ids is not None and segment_ids.shape != (batch, time):
-        raise ValueError(f"attention: segment_ids are {list(segment_ids.shape)}, and must be {[batch, time]}.")
+        raise TaskError(f"attention: segment_ids are {list(segment_ids.shape)}, and must be {[batch, time]}.")

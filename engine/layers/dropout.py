@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from engine.config.errors import TaskError
+
 
 def fold_in(rng: jax.Array | None, data: int | jax.Array) -> jax.Array | None:
     """Returns keys `[batch]` derived from keys `[batch]`: one set for each layer that draws. None stays None."""
@@ -18,12 +20,12 @@ class Dropout(nnx.Module):
     """Sets entries to 0 with probability `rate` and scales the rest (Srivastava et al. 2014, section 4).
 
     Raises:
-        ValueError: a rate outside [0, 1).
+        TaskError: a rate outside [0, 1).
     """
 
     def __init__(self, rate: float):
         if not 0 <= rate < 1:
-            raise ValueError(f"Dropout rate {rate} is outside [0, 1).")
+            raise TaskError(f"Dropout rate {rate} is outside [0, 1).")
         self.rate = rate
 
     def __call__(self, x: jax.Array, rng: jax.Array | None) -> jax.Array:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from engine.config.errors import ShardingError
+from engine.config.errors import ShardingError, TaskError
 from engine.layers.dense import matmul
 from engine.layers.grouped import block_rows, grouped_matmul
 from engine.layers.routing import Routes, Rows, group_sizes, route, rows_of
@@ -50,16 +50,16 @@ class Experts(nnx.Module):
         rngs: for the initial values (LeCun et al. 1998).
 
     Raises:
-        ValueError: `top_k` beyond `count`, or a capacity that is not positive.
+        TaskError: `top_k` beyond `count`, or a capacity that is not positive.
     """
 
     def __init__(
         self, features: int, hidden: int, count: int, top_k: int, *, capacity_factor: float | None, rngs: nnx.Rngs
     ):
         if not 1 <= top_k <= count:
-            raise ValueError(f"Experts: top_k = {top_k} of count = {count} experts. Allowed: 1 to {count}.")
+            raise TaskError(f"Experts: top_k = {top_k} of count = {count} experts. Allowed: 1 to {count}.")
         if capacity_factor is not None and capacity_factor <= 0:
-            raise ValueError(f"Experts: capacity_factor = {capacity_factor}. Allowed: above 0, or None for dropless.")
+            raise TaskError(f"Experts: capacity_factor = {capacity_factor}. Allowed: above 0, or None for dropless.")
         self.count, self.top_k, self.capacity_factor = count, top_k, capacity_factor
         init = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=0)
 

@@ -10,6 +10,7 @@ Positions are dealt out in turn (position t to chunk t mod n), so that those of 
 import jax
 import jax.numpy as jnp
 
+from engine.config.errors import TaskError
 from engine.parallel import layout
 
 LOGIT_BYTES = 256 * 2**20  # of the float32 logits that a device may hold at once
@@ -26,7 +27,7 @@ def cross_entropy(x: jax.Array, kernel: jax.Array, labels: jax.Array, *, chunks:
             logits of a device below LOGIT_BYTES.
 
     Raises:
-        ValueError: `chunks` does not divide the positions of a device.
+        TaskError: `chunks` does not divide the positions of a device.
     """
     here = layout.current()
     batch, time, _ = x.shape
@@ -34,7 +35,7 @@ def cross_entropy(x: jax.Array, kernel: jax.Array, labels: jax.Array, *, chunks:
     if chunks is None:
         chunks = _chunks(batch, time, own_time, kernel.shape[-1])
     if own_time % chunks:
-        raise ValueError(f"cross_entropy: chunks = {chunks} does not divide the {own_time} positions of a device.")
+        raise TaskError(f"cross_entropy: chunks = {chunks} does not divide the {own_time} positions of a device.")
     if chunks == 1:
         return _losses(x, kernel, labels)
 

@@ -7,6 +7,8 @@ counts from 0.
 import jax
 import jax.numpy as jnp
 
+from engine.config.errors import TaskError
+
 Angles = tuple[jax.Array, jax.Array]
 
 
@@ -16,7 +18,7 @@ def rotary_angles(positions: jax.Array, head_dim: int, base: float = 10_000.0) -
     Made once a step and handed to every layer. `head_dim` must be even.
     """
     if head_dim % 2:
-        raise ValueError(f"rotary_angles: head_dim = {head_dim} is odd. Its two halves are rotated against each other.")
+        raise TaskError(f"rotary_angles: head_dim = {head_dim} is odd. Its two halves are rotated against each other.")
     frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angles = positions[..., None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)

@@ -21,6 +21,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from engine.cluster import processes
 from engine.config import hardware
 from engine.config.errors import ConfigError, ShardingError
 from engine.config.schema import Config, MeshSpec, Slices
@@ -69,7 +70,8 @@ def resolve_axes(
     Raises:
         ShardingError: the axes do not multiply to the number of devices.
     """
-    within, between, origin = _chosen(config, devices, kind, slices)
+    chosen, between, origin = _chosen(config, devices, kind, slices)
+    within = {axis: 1 if size is None and axis != "data" else size for axis, size in chosen.items()}
     if slices and slices > 1 and not join and all(size == 1 for size in between.values()):
         between["data"] = slices
         origin += f"; mesh.dcn.data={slices}, since there are {slices} slices"
@@ -84,8 +86,7 @@ def _chosen(
     """The axes within and between slices, -1 and None still in them, and where they come from."""
     within = {axis: getattr(config, axis) for axis in AXES}
     between = {axis: getattr(config.dcn, axis) for axis in AXES}
-    defaults = MeshSpec()
-    given = {axis for axis in AXES if within[axis] != getattr(defaults, axis)}
+    given = {axis for axis in AXES if within[axis] is not None}
     name, found = config.preset, hardware.find(kind)
     auto = name == "auto"
     if auto:
@@ -284,13 +285,14 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int, name: str = "train
 def cpu_device_count(setting: int | str | None, batch_size: int) -> int | None:
     """How many CPU devices to make: None leaves it to JAX and its JAX_NUM_CPU_DEVICES.
 
-    "auto" is the largest number that the cores of this process allow and the batch divides by.
+    "auto" is the largest number that this process's share of the cores allows and the batch divides by.
     """
     if setting is None or "JAX_NUM_CPU_DEVICES" in os.environ:
         return None
     if setting == "auto":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(n for n in range(1, cores + 1) if batch_size % n == 0)
+        count = processes.count()
+        return max((n for n in range(1, cores // count + 1) if batch_size % (n * count) == 0), default=1)
     if not isinstance(setting, int) or setting < 1:
         raise ConfigError(f"mesh.cpu_devices = {setting!r}: allowed are a positive number, auto and None.")
     return setting

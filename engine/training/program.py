@@ -78,18 +78,19 @@ class Program:
 
     def _trace_loss(self) -> tuple[str, ...]:
         """Checks the Task's loss by tracing it; returns its metrics, "loss" first, and notes a convolution."""
-        spec = self.spec
+        spec, rows = self.spec, self.batch_size // self.spec.accumulate
+        batch = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=x.sharding), self.abstract_batch
+        )
 
         def loss(params: Any, carried: Any, batch: Any, key: Any) -> Any:
             module = spec.model.module(params, carried, key)
             module.train()
-            return spec.task.loss(module, batch, jax.random.split(key, self.batch_size))
+            return spec.task.loss(module, batch, jax.random.split(key, rows))
 
         state = self.abstract_state
-        trace = jax.jit(self._laid_out(loss)).trace(
-            state["params"], state["carried"], self.abstract_batch, jax.random.key(0)
-        )
-        check_loss(spec.task, trace.out_info, self.batch_size)
+        trace = jax.jit(self._laid_out(loss)).trace(state["params"], state["carried"], batch, jax.random.key(0))
+        check_loss(spec.task, trace.out_info, rows)
         self._check_used()
         on_cpu = spec.layout.platform == "cpu"
         unroll = on_cpu and has_convolution(trace.jaxpr.jaxpr)

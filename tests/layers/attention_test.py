@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from engine.config.errors import TaskError
 from engine.layers.attention import attention
 from engine.parallel.layout import Layout
 from tests.layers import plain
@@ -82,5 +83,5 @@ def test_padding_is_finite_and_meets_no_document():
 )
 def test_shapes_that_do_not_belong_together_are_refused(q, k, segments, message):
     ids = None if segments is None else jnp.ones(segments, int)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(TaskError, match=message):
         attention(jnp.zeros(q), jnp.zeros(k), jnp.zeros(k), causal=True, segment_ids=ids)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from engine.config.errors import TaskError
 from engine.layers import Dropout, fold_in
 
 KEYS = jax.random.split(jax.random.key(0), 8)
@@ -32,5 +33,5 @@ def test_a_rate_of_zero_draws_nothing():
 
 
 def test_a_rate_of_one_is_refused():
-    with pytest.raises(ValueError, match="outside"):
+    with pytest.raises(TaskError, match="outside"):
         Dropout(1.0)

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from engine.config.errors import ShardingError
+from engine.config.errors import ShardingError, TaskError
 from engine.config.schema import MeshSpec
 from engine.layers import Experts, Stack
 from engine.parallel.layout import Layout, active
@@ -231,7 +231,7 @@ def test_experts_that_do_not_divide_are_refused():
 
 @pytest.mark.parametrize(("top_k", "factor", "said"), [(9, None, "Allowed: 1 to 8"), (2, 0.0, "Allowed: above 0")])
 def test_choices_and_capacities_that_make_no_sense_are_refused(top_k, factor, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(TaskError, match=said):
         Experts(FEATURES, HIDDEN, COUNT, top_k, capacity_factor=factor, rngs=nnx.Rngs(0))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from engine.config.errors import TaskError
 from engine.config.schema import MeshSpec
 from engine.layers import cross_entropy, loss
 from engine.parallel.layout import Layout, active
@@ -63,5 +64,5 @@ def test_large_numbers_and_half_precision():
 
 
 def test_chunks_that_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match="chunks = 3 does not divide the 8 positions"):
+    with pytest.raises(TaskError, match="chunks = 3 does not divide the 8 positions"):
         cross_entropy(X, KERNEL, LABELS, chunks=3)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from engine.config.errors import TaskError
 from engine.layers import rotary_angles, rotate
 
 Q, K = (jax.random.normal(jax.random.key(i), (1, 6, 2, 8)) for i in range(2))
@@ -30,5 +31,5 @@ def test_position_zero_is_left_as_it_is_and_lengths_stay():
 
 def test_the_dtype_stays_and_an_odd_size_is_refused():
     assert rotate(Q.astype(jnp.bfloat16), rotary_angles(jnp.arange(6)[None], 8)).dtype == jnp.bfloat16
-    with pytest.raises(ValueError, match="head_dim = 7 is odd"):
+    with pytest.raises(TaskError, match="head_dim = 7 is odd"):
         rotary_angles(jnp.arange(6)[None], 7)

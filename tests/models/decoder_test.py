@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from engine import TaskError
 from models.decoder import LanguageModel
 from models.moe_decoder import MoeLanguageModel
 
@@ -74,6 +75,11 @@ def test_a_tied_model_has_no_last_kernel_and_counts_its_parameters():
     wide = LanguageModel(vocabulary=512, width=256, hidden=1024, depth=4, heads=8)
     shapes = nnx.state(nnx.eval_shape(lambda: wide.build(nnx.Rngs(0))), nnx.Param)
     assert sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes)) == 4_458_752
+
+
+def test_heads_that_do_not_divide_the_width_are_refused():
+    with pytest.raises(TaskError, match=r"task.heads = 5: task.width = 16 is to be a multiple of twice as many"):
+        LanguageModel(**{**SIZES, "heads": 5})
 
 
 def test_the_router_is_charged_beside_the_nats():

@@ -182,7 +182,7 @@ def error(wanted: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> tuple[
 
 def refused(subject: str, mesh: str) -> bool:
     """Whether the model has nothing that an axis of the mesh splits."""
-    axes = {axis for axis in ("pipeline", "context", "expert") if getattr(MESHES[mesh][0], axis) > 1}
+    axes = {axis for axis in ("pipeline", "context", "expert") if (getattr(MESHES[mesh][0], axis) or 1) > 1}
     return not axes <= set(SUBJECTS[subject].splits)
 
 

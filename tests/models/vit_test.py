@@ -5,8 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
+from engine import TaskError
 from models.vit import Vit
 
 TASK = Vit(size=8, patch=4, width=16, depth=2, heads=2)
@@ -19,6 +21,11 @@ def test_it_classifies_images_and_counts_those_that_are_right():
     assert logits.shape == (3, 10)
     loss = TASK.loss(model, {"image": images, "label": logits.argmax(-1).at[0].add(1)}, None)
     assert loss.total.shape == (3,) and float(loss.metrics["accuracy"].total.sum()) == 2
+
+
+def test_patches_that_do_not_divide_the_image_are_refused():
+    with pytest.raises(TaskError, match=r"task.patch = 5 does not divide task.size = 28"):
+        Vit(patch=5)
 
 
 def test_a_pixel_belongs_to_its_patch():
