@@ -77,10 +77,10 @@ class Vit(Task):
     dropout: float = 0.0
 
     def __post_init__(self):
-        for name, size, part in (("patch", self.size, self.patch), ("heads", self.width, self.heads)):
-            if size % part:
+        for part, whole in (("patch", "size"), ("heads", "width")):
+            if getattr(self, whole) % getattr(self, part):
                 raise TaskError(
-                    f"task.{name} = {part} does not divide {size}, the {'size' if name == 'patch' else 'width'}."
+                    f"task.{part} = {getattr(self, part)} does not divide task.{whole} = {getattr(self, whole)}."
                 )
 
     def build(self, rngs):

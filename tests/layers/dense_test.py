@@ -50,7 +50,7 @@ def test_the_gradients_are_those_of_the_formula_for_wider_and_for_narrower_resul
 def test_parameters_carry_the_names_of_their_dimensions():
     dense = Dense(16, 24, axes=("embed", "mlp"), bias=True, rngs=nnx.Rngs(0))
     assert dense.kernel.get_metadata()["logical_axes"] == ("embed", "mlp")
-    assert dense.bias.get_metadata()["logical_axes"] == ("mlp",)
+    assert dense.bias is not None and dense.bias.get_metadata()["logical_axes"] == ("mlp",)
     assert jnp.array_equal(dense(X), matmul(X, dense.kernel.get_value()))
     assert Dense(16, 24, axes=("embed", "mlp"), rngs=nnx.Rngs(0)).bias is None
 
