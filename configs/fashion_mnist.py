@@ -2,6 +2,8 @@
 
 apt-get install dataset-fashion-mnist
 tools/bazel run //configs:fashion_mnist     8 min 41 s on 2 cores busy with other work; test accuracy 91.2 %
+
+That run came before the convolutions lost their biases, which the batch normalisation after them would undo.
 """
 
 from engine.config import defaults

@@ -1,6 +1,9 @@
 """A byte-level language model on the source of Python's own standard library.
 
-tools/bazel run //configs:lm_stdlib
+tools/bazel run //configs:lm_stdlib     11 min 18 s on 2 quiet cores; validation 1.0204 nats a byte
+
+After half of the steps it is 1.1601. bzip2 -9 needs 1.1307 for the same files, those of Python 3.13.5 that are kept
+from training; they differ between releases of Python.
 """
 
 from engine.config import defaults
@@ -10,19 +13,19 @@ def get_config():
     c = defaults()
     c.task = dict(target="models.decoder.LanguageModel", width=192, hidden=512, depth=4, heads=6)
     c.data = dict(target="models.stdlib_text.StdlibText", split="train", length=256)
-    c.train.total = "5000 steps"
+    c.train.total = "3000 steps"
     c.train.global_batch_size = 8
     c.mesh.cpu_devices = "auto"
     c.optimizer.learning_rate = 2e-3
-    c.optimizer.warmup = "200 steps"
+    c.optimizer.warmup = "150 steps"
     c.optimizer.weight_decay = 0.1
     c.optimizer.b2 = 0.98
     c.evaluations.validation = dict(
         data=dict(target="models.stdlib_text.StdlibText", split="validation", length=256),
-        every="2500 steps",
+        every="1500 steps",
         batch_size=16,
     )
-    c.hooks.scale = dict(target="models.stdlib_text.Scale", every="2500 steps")
+    c.hooks.scale = dict(target="models.stdlib_text.Scale", every="1500 steps")
     c.checkpoint.every = "5 minutes"
     c.checkpoint.best = "validation/loss"
     c.checkpoint.best_mode = "min"
