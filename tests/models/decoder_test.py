@@ -56,7 +56,11 @@ def test_the_gradient_of_a_packed_row_is_the_sum_of_those_of_its_documents():
         return jax.grad(lambda p: task.loss(nnx.merge(graph, p), batch, None).total.sum())(params)
 
     parts = jax.tree.map(jnp.add, *(gradient(row(document)) for document in DOCUMENTS))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient(row(*DOCUMENTS)), parts)
+    # Of a leaf's norm, as in meshes_test.py: those of the embedding are some hundred times as large as others.
+    errors = jax.tree.map(
+        lambda a, b: float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)), gradient(row(*DOCUMENTS)), parts
+    )
+    assert max(jax.tree.leaves(errors)) <= 1e-5, errors
 
 
 def test_a_token_sees_those_before_it_and_no_other():
