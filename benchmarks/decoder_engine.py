@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import time
 from typing import Any
 
 import jax.numpy as jnp
@@ -87,6 +88,7 @@ def main() -> None:
             done += steps
             losses: dict[int, float] = {}
             while done not in losses:  # a row arrives from the writer's thread a moment after its step
+                time.sleep(0.001)
                 losses = {row["step"]: row["loss"] for row in list(engine.rows) if "loss" in row}
             return [losses[step] for step in range(done - steps + 1, done + 1)]
 

@@ -7,10 +7,13 @@ Terms. *Chunk*: a part of the positions whose logits exist at one time; they are
 Positions are dealt out in turn (position t to chunk t mod n), so that those of each device stay where they are.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 from engine.config.errors import TaskError
+from engine.layers.dense import merges_positions
 from engine.parallel import layout
 
 LOGIT_BYTES = 256 * 2**20  # of the float32 logits that a device may hold at once
@@ -50,19 +53,15 @@ def cross_entropy(x: jax.Array, kernel: jax.Array, labels: jax.Array, *, chunks:
 def _chunks(batch: int, time: int, own_time: int, vocabulary: int) -> int:
     """The fewest chunks that keep the logits of a device small."""
     here = layout.current()
-    devices = 1
-    for name, size in (("batch", batch), ("sequence", time), ("vocab", vocabulary)):
-        for axis in here.axes(name, size):
-            devices *= here.size(axis)
-    size = 4 * batch * time * vocabulary / devices
+    spec = here.spec(("batch", "sequence", "vocab"), (batch, time, vocabulary))  # an axis splits one dimension only
+    size = 4 * batch * time * vocabulary / math.prod(here.size(axis) for axis in jax.tree.leaves(tuple(spec)))
     return next(n for n in range(1, own_time + 1) if own_time % n == 0 and (size <= n * LOGIT_BYTES or n == own_time))
 
 
 def _losses(x: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
     """The losses `[batch, time]` with all logits of these positions."""
     here = layout.current()
-    flat = here.platform == "cpu" and here.size("context") * here.size("tensor") == 1
-    rows = x.reshape(-1, x.shape[-1]) if flat else x
+    rows = x.reshape(-1, x.shape[-1]) if merges_positions() else x
     logits = jnp.matmul(rows, kernel, preferred_element_type=jnp.float32).reshape(*x.shape[:-1], -1)
     logits = here.constrain(logits, "batch", "sequence", "vocab")
     top = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))

@@ -10,7 +10,7 @@ from flax import nnx
 
 from engine.config.schema import MeshSpec
 from engine.layers import Dense
-from engine.layers.dense import matmul
+from engine.layers.dense import matmul, merges_positions
 from engine.parallel.layout import Layout, active
 from engine.parallel.mesh import make_mesh
 
@@ -45,6 +45,12 @@ def test_the_gradients_are_those_of_the_formula_for_wider_and_for_narrower_resul
 
     check = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
     jax.tree.map(check, gradients(matmul), gradients(jnp.dot))
+
+
+@pytest.mark.parametrize(("mesh", "merges"), [({"fsdp": 8}, True), ({"context": 8}, False), ({"tensor": 8}, False)])
+def test_positions_are_merged_with_the_batch_unless_an_axis_splits_them(mesh, merges):
+    with active(Layout(mesh=make_mesh(MeshSpec(**mesh)))):
+        assert merges_positions() is merges
 
 
 def test_parameters_carry_the_names_of_their_dimensions():
