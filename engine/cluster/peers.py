@@ -47,9 +47,8 @@ def from_first(value: Any, what: str) -> Any:
         "then start the same command again."
     )
     with bounded(AGREE_S, lambda: LostPeer(late)):
-        frame = np.zeros(
-            1 + _FRAME, np.int32
-        )  # the size of all, and some bytes of it: always of one shape, so that it is compiled once
+        # The size of all, and some bytes of it: always of one shape, so that it is compiled once.
+        frame = np.zeros(1 + _FRAME, np.int32)
         size, agreed = 0, b""
         while not agreed or len(agreed) < size:
             part = data[len(agreed) : len(agreed) + _FRAME]

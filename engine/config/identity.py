@@ -15,7 +15,7 @@ Identity, because another value gives another training:
 
 May change, because the run goes on as what it was:
     train.total                     how far; see `schedule_change`
-    train.accumulate, steps_per_dispatch                   how a step is carried out: the same sum of the same examples
+    train.accumulate, steps_per_dispatch, remat, offload_optimizer     how a step is carried out: the same sum
     mesh.*, sharding.*              where it is carried out
     data.threads, workers, prefetch                        how fast examples come
     checkpoint.*, evaluations.*, hooks.*, log.*, profile.*, cache.*, tiny.*, name      what is kept, measured and shown
