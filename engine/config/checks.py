@@ -117,6 +117,7 @@ CHECKS: Mapping[type, Mapping[str, Check]] = {
         "threads": _at_least(1),
         "workers": _at_least(0),
         "prefetch": _at_least(0),
+        "on_error": _one_of("stop", "skip"),
     },
     schema.Group: {"match": _pattern, "learning_rate_scale": _at_least(0), "weight_decay": _at_least(0)},
     schema.Optimizer: {
@@ -156,6 +157,14 @@ CHECKS: Mapping[type, Mapping[str, Check]] = {
         "best": _best,
         "best_mode": _one_of("max", "min"),
         "keep_best": _at_least(1),
+        "on_failure": _one_of("continue", "stop"),
+        "timeout": _duration(*CLOCK_UNITS),
+    },
+    schema.Resilience: {
+        "divergence": _one_of("stop", "skip", "rollback"),
+        "spike": _above(1),
+        "replica_check": _BY_DATA,
+        "hang": _duration(*CLOCK_UNITS),
     },
     schema.Evaluation: {"every": _BY_DATA, "batch_size": _at_least(1)},
     schema.Hook: {**_TARGET, "every": _BY_DATA},

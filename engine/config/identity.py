@@ -18,6 +18,8 @@ May change, because the run goes on as what it was:
     train.accumulate, steps_per_dispatch, remat, offload_optimizer     how a step is carried out: the same sum
     mesh.*, sharding.*              where it is carried out
     data.threads, workers, prefetch                        how fast examples come
+    data.on_error, resilience.*     what happens when something goes wrong
+    init.*                          what was begun with, which the first checkpoint holds
     checkpoint.*, evaluations.*, hooks.*, log.*, profile.*, cache.*, tiny.*, name      what is kept, measured and shown
 """
 
@@ -26,7 +28,7 @@ from engine.config.schema import Config
 from engine.config.text import flatten, value_text
 
 _SECTIONS = ("task.", "data.", "optimizer.")
-_FREE = ("data.threads", "data.workers", "data.prefetch")
+_FREE = ("data.threads", "data.workers", "data.prefetch", "data.on_error")
 _FIELDS = ("train.global_batch_size", "train.seed", "train.precision", "train.ema_decay")
 
 

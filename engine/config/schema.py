@@ -33,6 +33,7 @@ class Data(Target):
     threads: int = 2  # reader threads, each making whole batches
     workers: int = 0  # reader processes instead of threads, for sources that hold the GIL
     prefetch: int = 2  # dispatches whose batches are made ahead, in host memory
+    on_error: str = "stop"  # an example that cannot be read: stop, or skip (counted, its id logged)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +122,26 @@ class Checkpoint:
     best: str | None = None  # evaluation/metric whose best value decides which further checkpoint stays
     best_mode: str = "max"  # max or min
     keep_best: int = 1  # best checkpoints that stay
+    on_failure: str = "continue"  # a save that fails: continue (it is told, the next one is tried), or stop
+    timeout: str = "10 minutes"  # a save or restore that takes longer is given up
+
+
+@dataclass(frozen=True, kw_only=True)
+class Init:
+    """What a new run begins with, instead of random weights."""
+
+    checkpoint: str = ""  # a run directory, or a step of one: checkpoints/500
+    paths: Mapping[str, Any] = field(default_factory=dict)  # prefix here -> prefix there; None: not taken, random
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resilience:
+    """What is watched while training, and what happens then."""
+
+    divergence: str = "stop"  # a loss or gradient that is not finite, or a spike: stop, skip the update, or rollback
+    spike: float | None = None  # a loss this many times the running median is one too; None does not look
+    replica_check: str | None = "1000 steps"  # copies of the state are compared; None does not compare
+    hang: str = "60 seconds"  # a step that takes longer than this and 5 times the median is a hang
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +168,7 @@ class Log:
     every: str = "50 steps"  # steps, examples or epochs between two lines of metrics
     tensorboard: bool = True  # event files beside metrics.jsonl
     progress: str = "auto"  # auto, bar, lines or none
+    examples: bool = False  # write which examples each step consumed, for audits: examples/<process>.jsonl
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +199,8 @@ class Config:
     mesh: MeshSpec = field(default_factory=MeshSpec)
     sharding: Sharding = field(default_factory=Sharding)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    init: Init = field(default_factory=Init)
+    resilience: Resilience = field(default_factory=Resilience)
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)  # name -> Evaluation
     hooks: Mapping[str, Hook] = field(default_factory=dict)  # name -> Hook
     log: Log = field(default_factory=Log)

@@ -89,7 +89,7 @@ def test_arguments_are_checked_against_the_signature(package):
     fails(
         Data(target="shop.tasks.Strict", arguments={"widht": 1}),
         "task.widht: shop.tasks.Strict takes no such argument. It takes: width. Fields of the engine here: shuffle, "
-        "limit, threads, workers, prefetch. Did you mean width?",
+        "limit, threads, workers, prefetch, on_error. Did you mean width?",
         check,
     )
     fails(Data(target="shop.tasks.Strict", arguments={"shufle": False}), "Did you mean shuffle?", check)
