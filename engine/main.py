@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from engine.cluster import ending, exit_codes, peers, processes
+from engine.cluster.cause import cause_of
 from engine.config.errors import ConfigError, ConvoyError, did_you_mean
 from engine.launch.pages import start_with_large_pages
 
@@ -143,17 +144,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except ConvoyError as error:
         code, together = error.exit_code, error.everywhere
-        ending.tell(code, f"{error.kind}: {error}")
+        ending.tell(code, f"{error.kind}: {error}", cause_of(error))
     except KeyboardInterrupt:
         code = exit_codes.INTERRUPTED
     except BrokenPipeError:  # `convoy config ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = exit_codes.DONE
-    except Exception:
+    except Exception as error:
         if processes.count() == 1 and not ending.wanted():
             raise
         code = exit_codes.USER_ERROR
-        ending.tell(code, traceback.format_exc())
+        ending.tell(code, traceback.format_exc(), cause_of(error))
     if processes.count() > 1 and not together:
         ending.end_alone(code)
     with contextlib.suppress(peers.LostPeer):  # how the run ended is told already

@@ -21,7 +21,7 @@ from engine.checkpoint.checkpointer import Checkpointer
 from engine.checkpoint.policy import SavePolicy
 from engine.checkpoint.retention import Retention
 from engine.checkpoint.store import CheckpointStore
-from engine.cluster import exit_codes, peers, processes
+from engine.cluster import ending, exit_codes, peers, processes
 from engine.config import hardware
 from engine.config.duration import Duration, Period
 from engine.config.errors import ConfigError, ConvoyError, did_you_mean
@@ -200,6 +200,7 @@ class Trainer:
         recorder.phase("training")
         while True:
             self._step = step
+            ending.reached(step)
             stopping = preemption.requested(step)
             if step == last:  # a run whose last updates were held back must not be saved as finished
                 recorder.close()

@@ -27,6 +27,7 @@ class LostPeer(ConvoyError):
     """Another process of the run is gone; `exit_code` is that of its verdict, where it gave one."""
 
     exit_code = exit_codes.RETRY
+    from_outside = True
 
 
 def from_first(value: Any, what: str) -> Any:

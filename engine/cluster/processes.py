@@ -35,6 +35,7 @@ class CannotJoin(ConvoyError):
     """The processes of a run did not find each other."""
 
     exit_code = exit_codes.RETRY
+    from_outside = True
 
 
 @dataclass(frozen=True)

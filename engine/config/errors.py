@@ -14,6 +14,7 @@ class ConvoyError(Exception):
 
     exit_code = 1
     everywhere = False  # whether every process of a run raises it at the same step
+    from_outside = False  # whether others brought it about, so that it says nothing against starting again
 
     @property
     def kind(self) -> str:

@@ -34,6 +34,7 @@ class Preempted(ConvoyError):
 
     exit_code = exit_codes.RETRY
     everywhere = True
+    from_outside = True
 
 
 class Interrupted(ConvoyError):
@@ -41,6 +42,7 @@ class Interrupted(ConvoyError):
 
     exit_code = exit_codes.INTERRUPTED
     everywhere = True
+    from_outside = True
 
 
 class Preemption:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,11 +41,12 @@ def test_verdicts_come_in_the_order_of_time_and_others_are_not_mine(launched, mo
     assert [verdict.text for verdict in ending.of_others()] == ["from 2", "from 0"]
 
 
-def run(program: str) -> subprocess.CompletedProcess[str]:
+def run(program: str, verdict: Path | None = None) -> subprocess.CompletedProcess[str]:
     program = (
         f"import atexit, time\nfrom engine.cluster import ending\nfrom engine.config.errors import RunError\n{program}"
     )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    environment |= {ending.VARIABLE: str(verdict)} if verdict else {}
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=30)
 
 
@@ -57,3 +59,24 @@ def test_a_wait_that_takes_too_long_ends_the_process_with_a_sentence():
     done = run("with ending.bounded(0.1, lambda: RunError('waited 0.1 s')):\n    time.sleep(60)")
     assert (done.returncode, done.stderr) == (1, "RunError: waited 0.1 s\n")
     assert run("with ending.bounded(0.1, lambda: RunError('late')):\n    pass\ntime.sleep(0.3)").returncode == 0
+
+
+def test_the_step_of_a_killed_process_is_known(tmp_path):
+    program = """
+import os, signal
+ending.reached(3)
+ending.reached(2**40)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    for i in (0, 7):
+        assert run(program, tmp_path / f"{i}.json").returncode == -9
+    assert ending.steps(tmp_path) == {0: 2**40, 7: 2**40}
+    assert ending.read(tmp_path) == []
+    run("ending.reached(1)")  # nobody asks
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_verdict_says_what_the_error_is_known_by(tmp_path):
+    late = "with ending.bounded(0.1, lambda: RunError('waited 0.1 s')):\n    time.sleep(60)"
+    assert run(late, tmp_path / "0.json").returncode == 1
+    assert [verdict.cause for verdict in ending.read(tmp_path)] == ["RunError"]

@@ -1,0 +1,56 @@
+"""What an error is known by when it comes again: its type and the innermost frame of the user's code.
+
+Owns: that text. Does not own: what a supervisor makes of it (`resilience/supervisor.py`), the traceback that people
+read.
+
+Terms. *User's code*: every file that is not the engine's, not of an installed package and not of Python itself.
+"""
+
+import sysconfig
+from pathlib import Path
+from traceback import walk_tb
+
+from engine.config.errors import ConvoyError
+
+_ENGINE = str(Path(__file__).resolve().parents[1])
+_LIBRARY = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")})
+_INSTALLED = ("site-packages", "dist-packages")
+
+
+def cause_of(error: BaseException) -> str:
+    """Returns `KeyError at perception.py:12 in loss`; the type alone where no code of the user's was running.
+
+    An error that others brought about (a lost peer, being asked to stop) has no cause of its own: "". The frame is
+    that of the first error of a chain which has one, since what follows only wraps it.
+    """
+    if isinstance(error, ConvoyError) and error.from_outside:
+        return ""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    frames = [frame for link in reversed(chain) if (frame := _innermost(link))]
+    return f"{type(error).__name__} at {frames[0]}" if frames else type(error).__name__
+
+
+def _innermost(error: BaseException) -> str:
+    """`file:line in function` of the last frame of the user's, else ""."""
+    found = ""
+    for frame, line in walk_tb(error.__traceback__):
+        if _is_users(frame.f_code.co_filename):
+            found = f"{_short(frame.f_code.co_filename)}:{line} in {frame.f_code.co_name}"
+    return found
+
+
+def _is_users(file: str) -> bool:
+    path = Path(file)
+    if file.startswith("<") or set(_INSTALLED) & set(path.parts):
+        return False
+    return not path.is_relative_to(_ENGINE) and not file.startswith(_LIBRARY)
+
+
+def _short(file: str) -> str:
+    """The path below the working directory, where it lies there."""
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file

@@ -1,0 +1,86 @@
+"""What an error is known by: its type and the innermost frame of the user's code."""
+
+import importlib
+import json
+import sys
+import textwrap
+
+import pytest
+
+from engine.cluster.cause import cause_of
+from engine.cluster.peers import LostPeer
+from engine.cluster.processes import CannotJoin
+from engine.config.errors import ConfigError, RunError
+from engine.resilience.preemption import Interrupted, Preempted
+
+
+@pytest.fixture
+def users(tmp_path, monkeypatch):
+    """Writes code of a user's as a module in the working directory, and returns the module."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(text: str):
+        (tmp_path / "perception.py").write_text(textwrap.dedent(text))
+        sys.modules.pop("perception", None)
+        return importlib.import_module("perception")
+
+    yield write
+    sys.modules.pop("perception", None)
+
+
+def raised(function) -> BaseException:
+    with pytest.raises(BaseException) as caught:
+        function()
+    return caught.value
+
+
+def test_the_innermost_frame_of_the_user_counts_below_python_and_packages(users):
+    module = users("""
+        import json
+        def loss():
+            return parse("{")
+        def parse(text):
+            return json.loads(text)
+    """)
+    assert cause_of(raised(module.loss)) == "JSONDecodeError at perception.py:6 in parse"
+
+
+def test_a_frame_of_the_engine_is_none_of_the_users(tmp_path):
+    from engine.run.directory import RunDirectory
+
+    error = raised(lambda: RunDirectory("gs://bucket"))
+    assert cause_of(error).startswith("RunError at tests/cluster/cause_test.py:")
+    assert " in <lambda>" in cause_of(error)
+    assert cause_of(RunError("never raised")) == "RunError"
+
+
+def test_what_wraps_an_error_is_known_by_the_frame_that_began_it(users):
+    module = users("""
+        def read():
+            raise OSError("unreadable")
+    """)
+
+    def wrap():
+        try:
+            module.read()
+        except OSError as error:
+            raise RunError("example 3 cannot be read") from error
+
+    assert cause_of(raised(wrap)) == "RunError at perception.py:3 in read"
+
+
+def test_a_chain_that_bites_its_tail_ends():
+    first, second = ConfigError("a"), ConfigError("b")
+    first.__cause__, second.__cause__ = second, first
+    assert cause_of(first) == "ConfigError"
+
+
+@pytest.mark.parametrize("kind", [LostPeer, CannotJoin, Preempted, Interrupted])
+def test_what_others_brought_about_has_no_cause_of_its_own(kind):
+    assert cause_of(raised(lambda: _raise(kind("gone")))) == ""
+    assert json.dumps(cause_of(KeyError("x"))) == '"KeyError"'
+
+
+def _raise(error):
+    raise error
