@@ -80,16 +80,16 @@ def train(
     check_targets(config)
     path = workdir or default_workdir(config)
     config = set_up_devices(config, None if fresh else RunDirectory(path))
-    directory = RunDirectory.open(path, fresh=fresh)
-    changed = _check_resume(config, directory, accept_schedule_change)
-    with Reporter(directory, config.name, config.log.progress) as reporter, peers.lost_peers_told():
-        trainer = _trainer(config, directory, reporter)
-        directory.write_config_text(to_text(config))  # now that nothing in it can be refused
-        for name in changed:
-            trainer.checkpoints.retention.forget(name)
-        reporter.start(trainer.total_steps, trainer.step, trainer.summary)
-        trainer.run()
-    return reporter.summary
+    with RunDirectory.open(path, fresh=fresh) as directory:
+        changed = _check_resume(config, directory, accept_schedule_change)
+        with Reporter(directory, config.name, config.log.progress) as reporter, peers.lost_peers_told():
+            trainer = _trainer(config, directory, reporter)
+            directory.write_config_text(to_text(config))  # now that nothing in it can be refused
+            for name in changed:
+                trainer.checkpoints.retention.forget(name)
+            reporter.start(trainer.total_steps, trainer.step, trainer.summary)
+            trainer.run()
+        return reporter.summary
 
 
 def _fast_dev_run(config: Config, workdir: str | Path | None) -> Summary:
@@ -149,8 +149,9 @@ def _check_resume(config: Config, directory: RunDirectory, accept_schedule_chang
 
     The first process looks, for all of them.
     """
-    changed = _changed_evaluations(config, directory, accept_schedule_change) if processes.is_first() else []
-    return peers.from_first(changed, "the check of the earlier config")
+    return peers.done_by_first(
+        lambda: _changed_evaluations(config, directory, accept_schedule_change), "the check of the earlier config"
+    )
 
 
 def _changed_evaluations(config: Config, directory: RunDirectory, accept_schedule_change: bool) -> list[str]:

@@ -201,6 +201,7 @@ class Trainer:
         while True:
             self._step = step
             ending.reached(step)
+            self.directory.check_lease()
             stopping = preemption.requested(step)
             if step == last:  # a run whose last updates were held back must not be saved as finished
                 recorder.close()
@@ -290,6 +291,7 @@ class Trainer:
             SavePolicy(every, train.global_batch_size, len(self._source), self.total_steps),
             Retention(directory, checkpoint.keep_latest, checkpoint.best, checkpoint.best_mode, checkpoint.keep_best),
             to_text(self.config),
+            may_write=lambda: self.directory.check_lease(look=True),
         )
 
     def _first_state(self) -> tuple[State, int]:

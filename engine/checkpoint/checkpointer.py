@@ -4,7 +4,7 @@ Owns: the order (a step is saved once, older ones go only after it is durable). 
 (`store.py`), when it is due (`policy.py`), or which one is kept (`retention.py`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from engine.checkpoint.policy import SavePolicy
@@ -20,10 +20,19 @@ class Checkpointer:
         policy: which steps are due.
         retention: which steps stay.
         config_text: the resolved config, stored with each step.
+        may_write: called before anything is written; raises where this job may not any more.
     """
 
-    def __init__(self, store: CheckpointStore, policy: SavePolicy, retention: Retention, config_text: str):
-        self.store, self.policy, self.retention, self._config_text = store, policy, retention, config_text
+    def __init__(
+        self,
+        store: CheckpointStore,
+        policy: SavePolicy,
+        retention: Retention,
+        config_text: str,
+        may_write: Callable[[], None] = lambda: None,
+    ):
+        self.store, self.policy, self.retention = store, policy, retention
+        self._config_text, self._may_write = config_text, may_write
 
     def maybe_save(self, step: int, state: Any, position: Mapping[str, int], force: bool = False) -> bool:
         """Starts a save when one is due or forced; returns whether it did. Raises what an earlier save failed with."""
@@ -31,11 +40,13 @@ class Checkpointer:
         due = self.policy.due(step)  # asked at every step, in every process
         if not (due or force):
             return False
+        self._may_write()
         self.finish()
         return self.store.save(step, state, position, self._config_text)
 
     def record(self, step: int, results: Mapping[str, float]) -> None:
         """Writes evaluation results beside a step, for retention and for the list of checkpoints."""
+        self._may_write()
         self.retention.record(step, results)
 
     def results(self, step: int) -> Mapping[str, float]:

@@ -10,7 +10,7 @@ alone leaves its peers waiting for it, so it must end at once, without the parti
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,6 +58,48 @@ def from_first(value: Any, what: str) -> Any:
             size = int(received[0])
             agreed += received[1 : 1 + min(_FRAME, size - len(agreed))].astype(np.uint8).tobytes()
     return json.loads(agreed)
+
+
+class OfTheFirst(ConvoyError):
+    """An error that the first process met and all processes raise."""
+
+    everywhere = True
+
+    def __init__(self, kind: str, text: str, code: int):
+        self._kind, self.exit_code = kind, code
+        super().__init__(text)
+
+    @property
+    def kind(self) -> str:
+        """What the first process calls it."""
+        return self._kind
+
+
+def done_by_first(work: Callable[[], Any], what: str) -> Any:
+    """Returns what `work` returns in the first process, which alone calls it, in every process; starts the devices.
+
+    Args:
+        work: returns plain JSON.
+        what: is waited for, as for `from_first`.
+
+    Raises:
+        ConvoyError: raised by `work`, told in every process: none is left waiting.
+    """
+    value = error = None
+    if is_first():
+        try:
+            value = work()
+        except ConvoyError as raised:
+            if count() == 1:
+                raise
+            error = raised
+    value, told = from_first([value, error and [error.kind, str(error), error.exit_code]], what)
+    if error is not None:
+        error.everywhere = True
+        raise error
+    if told is not None:
+        raise OfTheFirst(*told)
+    return value
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from typing import IO
 from engine.cluster import ending, exit_codes
 from engine.cluster.processes import VARIABLES
 from engine.config.errors import ConfigError
+from engine.run.owner import TOKEN
 
 GRACE_S = 5.0  # after the first failure: for the first process to tell of it in the run's status
 _OUTPUT_S = 5.0  # for the last lines of a process that has ended
@@ -82,6 +83,7 @@ def _environment(index: int, count: int, devices: int | None, folder: Path, port
         **{VARIABLES[name]: value for name, value in settings.items()},
         ending.VARIABLE: str(folder / f"{index}.json"),
         "PYTHONUNBUFFERED": "1",
+        TOKEN: os.environ.get(TOKEN) or folder.name,  # all of a job are one writer
     }
     if devices is not None:
         environment |= {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}

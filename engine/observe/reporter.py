@@ -20,6 +20,7 @@ from engine.observe.report import Summary, summary_text
 from engine.observe.writer import metrics_of
 from engine.run import status
 from engine.run.directory import RunDirectory
+from engine.run.lease import LeaseLost
 from engine.run.log import RunLog, logger
 from engine.run.status import Status
 
@@ -61,8 +62,8 @@ class Reporter:
         self._summarise = summarise
         self._progress = Progress(self._mode, total_steps, first_step) if self._tells else None
         self._tell(step=first_step, total_steps=total_steps)
-        if self._directory.moved_to is not None:
-            self.message(f"the earlier run was moved to {self._directory.moved_to}")
+        for text in self._directory.told:
+            self.message(text)
 
     def row(self, row: dict[str, Any]) -> None:
         """A row of training metrics; called in the writer's thread."""
@@ -95,6 +96,8 @@ class Reporter:
         if self._progress is not None:
             self._progress.close()
         code = exit_code(error)
+        if isinstance(error, LeaseLost):  # the status is another job's now
+            self._tells = False
         state = STATES.get(code, "failed")
         reason = "" if error is None else str(error) if isinstance(error, ConvoyError) else f"{kind.__name__}: {error}"  # pyright: ignore[reportOptionalMemberAccess]
         reached = self._summarise()

@@ -1,7 +1,8 @@
 """The directory of one run: where each of its files lies, and how it is opened.
 
 Owns: the layout, the check that it can be written, moving an earlier run aside, the count of attempts. Does not own:
-what stands in the files (`status.py`, `log.py`, `config/text.py`, `observe/`, `checkpoint/`).
+who may write there (`lease.py`), what stands in the files (`status.py`, `log.py`, `config/text.py`, `observe/`,
+`checkpoint/`).
 
 Terms. *Run*: one working directory. *Attempt*: one start of a run, counted from 1.
 
@@ -9,6 +10,7 @@ Terms. *Run*: one working directory. *Attempt*: one start of a run, counted from
     status.json     state, step, reason, exit code, final metrics
     metrics.jsonl   one line a logged step
     log.txt         what was printed, with times
+    lease/          who writes here
     checkpoints/  tensorboard/  profile/
 """
 
@@ -18,12 +20,16 @@ from pathlib import Path
 
 from engine.cluster import peers, processes
 from engine.config.errors import RunError
-from engine.run import status
+from engine.run import lease, status
 from engine.run.atomic import cannot_write, write_text
+from engine.run.lease import Lease
 
 
 class RunDirectory:
-    """Paths of a run. Making the object touches no disk; `open` prepares the directory for training."""
+    """Paths of a run. Making the object touches no disk; `open` prepares the directory for training.
+
+    What `open` returned is a context manager: it ends what `open` began, by `close`.
+    """
 
     def __init__(self, path: str | os.PathLike):
         """
@@ -41,6 +47,8 @@ class RunDirectory:
         self.path = Path(path)
         self.attempt = 0  # number of this start; 0 while the directory is only looked at
         self.moved_to: Path | None = None  # where `open(fresh=True)` put the earlier run
+        self.told: list[str] = []  # sentences for the user about how it was opened
+        self._lease: Lease | None = None  # in the first process, from `open` to `close`
         self.config = self.path / "config.txt"
         self.status = self.path / "status.json"
         self.metrics = self.path / "metrics.jsonl"
@@ -54,9 +62,10 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str | os.PathLike, fresh: bool = False) -> "RunDirectory":
-        """Prepares a directory for one attempt: made, found writable, attempt counted.
+        """Prepares a directory for one attempt: made, found writable, its lease taken, attempt counted.
 
-        In a run of several processes the first one does it; the others wait, and must then see the same folder.
+        In a run of several processes the first one does it; the others wait, and must then see the same folder. It is
+        this job's until `close`.
 
         Args:
             path: the directory; made with its parents when it is not there.
@@ -64,13 +73,11 @@ class RunDirectory:
                 Nothing is ever deleted.
 
         Raises:
-            RunError: the directory cannot be made, written or moved, or its status cannot be read; or the processes
-                do not see the same one.
+            RunError: the directory cannot be made, written or moved, or its status cannot be read; another job trains
+                there; or the processes do not see the same one.
         """
         run = cls(path)
-        if processes.is_first():
-            run._prepare(fresh)
-        run.attempt = peers.from_first(run.attempt, "the run directory")
+        run.attempt = peers.done_by_first(lambda: run._prepare(fresh), "the run directory")
         if not run.path.is_dir():
             raise RunError(
                 f"{run.path}: process {processes.index()} does not see this folder, which process 0 has opened. "
@@ -78,16 +85,60 @@ class RunDirectory:
             )
         return run
 
-    def _prepare(self, fresh: bool) -> None:
-        if fresh and any(part.exists() for part in self._parts()):
-            self.moved_to = _move_aside(self.path)
+    def close(self) -> None:
+        """Ends this attempt: another job may write here from now on. A second call does nothing."""
+        if self._lease is not None:
+            self._lease.release()
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def check_lease(self, look: bool = False) -> None:
+        """Raises LeaseLost when another job has taken over this directory: nothing more may be written then.
+
+        Args:
+            look: look at the disk now, as before a save; without it, what a thread saw in the last seconds counts.
+        """
+        if self._lease is not None:
+            self._lease.verify() if look else self._lease.check()
+
+    def _prepare(self, fresh: bool) -> int:
+        """Makes it this job's; returns the number of the attempt."""
+        self._make()
+        self._lease = lease.acquire(self.path / "lease")
+        try:
+            if self._lease.told:
+                self.told.append(self._lease.told)
+            if fresh and any(part.exists() for part in self._parts()):
+                self._begin_afresh()
+            return status.read(self.status).attempt + 1 if self.status.exists() else 1
+        except BaseException:
+            self._lease.release()
+            raise
+
+    def _make(self) -> None:
         try:
             self.path.resolve().mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path) as probe:
                 probe.write(b"can this directory be written?")
         except OSError as error:
             raise cannot_write(self.path, error) from error
-        self.attempt = status.read(self.status).attempt + 1 if self.status.exists() else 1
+
+    def _begin_afresh(self) -> None:
+        """Moves the earlier run aside; the lease, which belongs to the place and not to the run, comes back."""
+        self.moved_to = _move_aside(self.path)
+        self.told.append(f"the earlier run was moved to {self.moved_to}")
+        self._make()
+        try:
+            (self.moved_to / "lease").rename(self.path / "lease")
+        except OSError as error:
+            raise RunError(
+                f"{self.path}: another job began here in the moment in which the earlier run was moved to "
+                f"{self.moved_to} ({error.strerror}). Name another --workdir=DIR."
+            ) from error
 
     def exists(self) -> bool:
         """Whether a run was started here, which means that its config is there."""

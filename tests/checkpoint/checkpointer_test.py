@@ -12,6 +12,7 @@ from engine.checkpoint.retention import Retention
 from engine.checkpoint.store import CheckpointStore
 from engine.config.duration import Duration
 from engine.config.errors import CheckpointError
+from engine.run.lease import LeaseLost
 
 TOTAL = 10
 
@@ -21,11 +22,11 @@ def make(tmp_path):
     """Makes checkpointers in one directory; saves every three steps by default."""
     made = []
 
-    def make(every="3 steps", keep_latest=2, **best):
+    def make(every="3 steps", keep_latest=2, may_write=lambda: None, **best):
         duration = None if every is None else Duration.parse(every, "checkpoint.every")
         subject = Checkpointer(
             CheckpointStore(tmp_path), SavePolicy(duration, 16, 64, TOTAL), Retention(tmp_path, keep_latest, **best),
-            "name: zoo\n",
+            "name: zoo\n", may_write,
         )  # fmt: skip
         made.append(subject)
         return subject
@@ -55,6 +56,19 @@ def test_a_step_is_saved_by_force_between_two_that_are_due_and_only_once(make):
     assert not save(subject, 5)
     subject.finish()
     assert subject.store.steps() == [4]
+
+
+def test_nothing_is_written_where_this_job_may_not_any_more(make, tmp_path):
+    def taken():
+        raise LeaseLost("another job has taken over this run.")
+
+    subject = make(may_write=taken)
+    assert not save(subject, 1)  # nothing is due
+    with pytest.raises(LeaseLost):
+        save(subject, 3)
+    with pytest.raises(LeaseLost):
+        subject.record(3, {"heldout/accuracy": 0.5})
+    assert subject.store.steps() == [] and not (tmp_path / "results.json").exists()
 
 
 def test_the_policy_is_asked_at_every_step(make):

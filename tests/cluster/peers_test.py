@@ -6,6 +6,7 @@ import pytest
 from engine.cluster import ending, peers
 from engine.cluster.peers import LostPeer, from_first, lost_peers_told, sign_of_a_lost_peer
 from engine.cluster.processes import Processes
+from engine.config.errors import RunError
 
 GLOO = "UNKNOWN: Gloo all-reduce failed: [pair.cc:538] Read error [127.0.0.1]:4485: Connection reset by peer"
 
@@ -18,6 +19,24 @@ def one_of_two(monkeypatch):
 def test_a_single_process_agrees_with_itself():
     value = {1: "kept as it is"}
     assert from_first(value, "a test") is value
+
+
+def test_what_the_first_process_does_is_everybodys(one_of_two, monkeypatch):
+    def fail():
+        raise RunError("runs/a: another job trains here.")
+
+    shared = []
+    monkeypatch.setattr(peers, "from_first", lambda value, what: shared.append(value) or value)
+    assert peers.done_by_first(lambda: [1], "a test") == [1]
+    with pytest.raises(RunError) as met:
+        peers.done_by_first(fail, "a test")
+    assert met.value.everywhere
+    monkeypatch.setattr("engine.cluster.processes._joined", Processes(1, 2, "127.0.0.1:1"))
+    monkeypatch.setattr(peers, "from_first", lambda value, what: shared[1])
+    with pytest.raises(peers.OfTheFirst) as told:
+        peers.done_by_first(lambda: pytest.fail("not the first"), "a test")
+    assert (told.value.kind, str(told.value), told.value.exit_code) == ("RunError", str(met.value), 1)
+    assert told.value.everywhere
 
 
 @pytest.mark.parametrize(

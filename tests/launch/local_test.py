@@ -52,6 +52,15 @@ def test_each_process_knows_who_it_is_and_its_lines_say_so():
     assert sorted(errors) == ["[0] told apart", "[1] told apart"]
 
 
+def test_all_are_one_job_whose_name_a_supervisor_may_give(monkeypatch):
+    monkeypatch.delenv("CONVOY_RUN_TOKEN", raising=False)
+    program = 'print(os.environ["CONVOY_RUN_TOKEN"])'
+    one, other = ({line.split()[1] for line in run(program)[1]} for _ in range(2))
+    assert len(one) == len(other) == 1 and one != other
+    monkeypatch.setenv("CONVOY_RUN_TOKEN", "job-7")
+    assert run(program)[1] == ["[0] job-7", "[1] job-7"]
+
+
 def test_all_have_the_same_free_port():
     code, output, _ = run('print(os.environ["CONVOY_COORDINATOR"])', processes=3)
     assert code == 0

@@ -10,13 +10,15 @@ from engine.observe.report import Summary
 from engine.observe.reporter import Reporter, exit_code
 from engine.resilience.preemption import Preempted
 from engine.run.directory import RunDirectory
+from engine.run.lease import LeaseLost
 
 ROW = {"step": 3, "attempt": 1, "time": 1.5, "loss": 0.5}
 
 
 @pytest.fixture
 def directory(tmp_path):
-    return RunDirectory.open(tmp_path / "run")
+    with RunDirectory.open(tmp_path / "run") as directory:
+        yield directory
 
 
 def status(directory):
@@ -93,10 +95,19 @@ def test_lines_are_printed_from_the_start_on_and_logged_before_it_too(directory,
 
 def test_a_run_that_was_moved_aside_is_told(directory, tmp_path):
     Reporter(directory, "zoo", "none").__exit__(None, None, None)
-    fresh = RunDirectory.open(directory.path, fresh=True)
-    with Reporter(fresh, "zoo", "none") as reporter:
+    directory.close()
+    with RunDirectory.open(directory.path, fresh=True) as fresh, Reporter(fresh, "zoo", "none") as reporter:
         start(reporter, fresh)
     assert f"the earlier run was moved to {tmp_path / 'run.old-1'}" in fresh.log.read_text()
+
+
+def test_a_job_whose_directory_was_taken_over_leaves_the_others_status_alone(directory):
+    with pytest.raises(LeaseLost), Reporter(directory, "zoo", "none") as reporter:
+        start(reporter, directory)
+        directory.status.write_text("another job's")
+        raise LeaseLost("another job has taken over this run.")
+    assert directory.status.read_text() == "another job's"
+    assert (reporter.summary.state, reporter.summary.reason) == ("failed", "another job has taken over this run.")
 
 
 @pytest.mark.parametrize(
@@ -144,5 +155,5 @@ def test_a_process_beside_the_first_writes_and_shows_nothing_but_keeps_the_summa
         raise Preempted("stopped")
     assert (reporter.summary.state, reporter.summary.reason) == ("preempted", "stopped")
     assert reporter.summary.metrics == {"loss": 0.25}
-    assert list(directory.path.iterdir()) == []
+    assert [path.name for path in directory.path.iterdir()] == ["lease"]
     assert capsys.readouterr() == ("", "")

@@ -1,3 +1,6 @@
+import dataclasses
+import functools
+import json
 import subprocess
 import sys
 
@@ -6,6 +9,8 @@ import pytest
 from engine.config.errors import RunError
 from engine.run import status
 from engine.run.directory import RunDirectory
+from engine.run.lease import LeaseLost, acquire
+from engine.run.owner import Owner
 from engine.run.status import Status
 
 
@@ -15,7 +20,14 @@ def a_run(path):
     run.write_config_text("name: digits\n")
     status.write(run.status, Status(state="preempted", step=5, attempt=run.attempt))
     run.checkpoints.mkdir()
+    run.close()
     return run
+
+
+def afresh(path):
+    """What `open(fresh=True)` returns, closed again."""
+    with RunDirectory.open(path, fresh=True) as run:
+        return run
 
 
 def test_layout():
@@ -33,17 +45,48 @@ def test_looking_at_a_run_makes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_open_makes_the_directory_with_its_parents_and_leaves_it_empty(tmp_path):
-    run = RunDirectory.open(tmp_path / "a" / "run")
-    assert list(run.path.iterdir()) == []
+def test_open_makes_the_directory_with_its_parents_and_only_the_lease_in_it(tmp_path):
+    with RunDirectory.open(tmp_path / "a" / "run") as run:
+        assert [path.name for path in run.path.iterdir()] == ["lease"]
     assert run.attempt == 1 and not run.exists() and run.moved_to is None
 
 
 def test_each_open_of_a_run_is_the_next_attempt(tmp_path):
     for attempt in (1, 2, 3):
-        run = RunDirectory.open(tmp_path)
-        assert run.attempt == attempt
-        status.write(run.status, Status(state="training", attempt=run.attempt))
+        with RunDirectory.open(tmp_path) as run:
+            assert run.attempt == attempt
+            status.write(run.status, Status(state="training", attempt=run.attempt))
+
+
+def test_a_directory_is_one_jobs_until_it_is_closed(tmp_path, monkeypatch):
+    monkeypatch.setattr("engine.run.lease.acquire", functools.partial(acquire, grace_s=0.1))
+    with RunDirectory.open(tmp_path / "run") as run:
+        for fresh in (False, True):
+            with pytest.raises(RunError, match="another job trains here"):
+                RunDirectory.open(tmp_path / "run", fresh=fresh)
+        run.check_lease(look=True)
+        number = next((tmp_path / "run/lease").iterdir())
+        number.rename(number.with_name("9.json"))
+        number.with_name("9.json").write_text("")
+        run.check_lease()
+        with pytest.raises(LeaseLost, match="another job has taken over this run"):
+            run.check_lease(look=True)
+    RunDirectory(tmp_path / "run").check_lease(look=True)  # only looked at: nothing to lose
+
+
+def test_what_fails_after_the_lease_was_taken_gives_it_back(tmp_path):
+    (tmp_path / "status.json").write_text("no status")
+    for _ in range(2):
+        with pytest.raises(RunError, match="is not the status of a run"):
+            RunDirectory.open(tmp_path)
+
+
+def test_a_directory_that_a_job_left_behind_is_taken_over_and_that_is_told(tmp_path):
+    (tmp_path / "lease").mkdir()
+    gone = dataclasses.replace(Owner(), started="1")
+    (tmp_path / "lease/4.json").write_text(json.dumps({**dataclasses.asdict(gone), "beat": "3"}))
+    with RunDirectory.open(tmp_path) as run:
+        assert run.told == [f"{gone} has left this run without an end; going on in its place"]
 
 
 def test_config_text_comes_back_and_makes_it_a_run(tmp_path):
@@ -60,33 +103,35 @@ def test_a_directory_without_a_config_is_no_run(tmp_path):
 def test_fresh_moves_the_earlier_run_aside_and_says_where(tmp_path):
     path = tmp_path / "run"
     a_run(path)
-    fresh = RunDirectory.open(path, fresh=True)
+    fresh = afresh(path)
     old = RunDirectory(tmp_path / "run.old-1")
     assert fresh.moved_to == old.path
+    assert fresh.told == [f"the earlier run was moved to {old.path}"]
+    assert (path / "lease/2.json").exists() and not (old.path / "lease").exists()  # the place's, not the run's
     assert old.read_config_text() == "name: digits\n"
     assert status.read(old.status).step == 5
     assert not fresh.exists() and fresh.attempt == 1
 
     a_run(path)
-    assert RunDirectory.open(path, fresh=True).moved_to == tmp_path / "run.old-2"
+    assert afresh(path).moved_to == tmp_path / "run.old-2"
     assert (tmp_path / "run.old-1" / "config.txt").exists()
 
 
 def test_fresh_moves_what_a_crash_left_before_there_was_a_config(tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    assert RunDirectory.open(tmp_path / "run", fresh=True).moved_to == tmp_path / "run.old-1"
+    assert afresh(tmp_path / "run").moved_to == tmp_path / "run.old-1"
 
 
 def test_fresh_leaves_a_directory_without_a_run_where_it_is(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    assert RunDirectory.open(tmp_path, fresh=True).moved_to is None
+    assert afresh(tmp_path).moved_to is None
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_fresh_follows_a_link_so_that_the_run_stays_on_its_disk(tmp_path):
     a_run(tmp_path / "disk" / "run")
     (tmp_path / "run").symlink_to(tmp_path / "disk" / "run")
-    assert RunDirectory.open(tmp_path / "run", fresh=True).moved_to == tmp_path / "disk" / "run.old-1"
+    assert afresh(tmp_path / "run").moved_to == tmp_path / "disk" / "run.old-1"
     assert (tmp_path / "run").is_symlink() and (tmp_path / "disk" / "run").is_dir()
 
 

@@ -1,0 +1,96 @@
+"""Who holds the lease of a run: a process, named so that others can tell whether it still lives.
+
+Owns: the identity of a process across restarts, reboots and containers, and the answer `is_alive`. Does not own: what
+follows from it (`lease.py`).
+
+A pid alone names nobody: it is given out again, and in each container the first process is 1. So it counts together
+with the moment at which the kernel started it (ticks since the boot, no wall clock), the id of that boot, and the
+namespace in which the pid was given. Where these cannot be compared, nothing is known from here.
+
+Terms. *Token*: names a job over its restarts; a supervisor hands it down in the environment. *Boot id*: a random text
+that Linux makes at each boot. *Pid namespace*: what counts pids by itself, as a container does.
+"""
+
+import os
+import socket
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.run.status import now
+
+TOKEN = "CONVOY_RUN_TOKEN"
+"""Names the variable by which the processes of one job know each other, over restarts too."""
+
+_FIRST_NAMESPACE = "pid:[4026531836]"  # of the host itself; the number is a constant of Linux (PROC_PID_INIT_INO)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owner:
+    """One process; what its system does not tell is an empty text. The defaults are those of this process."""
+
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)  # of one holding; no other one has it
+    token: str = field(default_factory=lambda: os.environ.get(TOKEN, ""))
+    host: str = field(default_factory=socket.gethostname)
+    pid: int = field(default_factory=os.getpid)
+    since: str = field(default_factory=now)  # wall clock of its host, for people; never compared
+    started: str = field(default_factory=lambda: _start(os.getpid()) or "")  # ticks from the boot to its start
+    boot: str = field(default_factory=lambda: _text("/proc/sys/kernel/random/boot_id"))
+    namespace: str = field(default_factory=lambda: _link("/proc/self/ns/pid"))
+    machine: str = field(default_factory=lambda: _text("/etc/machine-id"))
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on host {self.host}, since {self.since}"
+
+
+def is_alive(owner: Owner) -> bool | None:
+    """Whether the process of `owner` still runs; None where that cannot be seen from this process."""
+    here = Owner()
+    if here.boot and here.namespace and (here.boot, here.namespace) == (owner.boot, owner.namespace):
+        return _runs_here(owner)
+    if here.host == owner.host and not (here.boot or owner.boot) and not _exists(owner.pid):
+        return False  # a system without Linux's files; a pid that exists may be another process by now
+    same_machine = here.machine and (here.host, here.machine) == (owner.host, owner.machine)
+    if same_machine and here.namespace == owner.namespace == _FIRST_NAMESPACE:
+        return False  # outside of containers, another boot id means that this very machine was started anew
+    return None
+
+
+def _runs_here(owner: Owner) -> bool | None:
+    if not _exists(owner.pid):
+        return False
+    started = _start(owner.pid)
+    return None if started is None else started == owner.started
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it is somebody else's
+        pass
+    return True
+
+
+def _start(pid: int) -> str | None:
+    """Ticks from the boot to the start of a process, "" for one that has ended and is not yet buried; None: unknown."""
+    stat = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()  # a name may hold blanks and brackets
+    if len(stat) < 20:
+        return None
+    state, started = stat[0], stat[19]
+    return "" if state in "ZX" else started
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
