@@ -1,35 +1,33 @@
-"""The checkpoints of one run on disk: written without holding up the loop, listed, restored onto any mesh.
+"""The checkpoints of one run on disk: listed, restored onto any mesh, removed; what writes them is its `Saver`.
 
-Owns: what a step's directory holds, when a step counts, and Orbax, which nothing else in the engine calls. Does not
-own: when a save is due (`policy.py`), which steps stay (`retention.py`), what is in the state (`training/state.py`).
+Owns: what a step's directory holds, and when a step counts. Does not own: how one is written (`saving.py`) and in
+which format (`manager.py`), when a save is due (`policy.py`), which steps stay (`retention.py`), what is in the state
+(`training/state.py`).
 
 Terms. *Step directory*: `<directory>/<step>/` with `state` (arrays), `position` (the next unread example) and
 `config` (the resolved config's text); the three become visible together, by one rename. *Durable*: that rename is
 done; only durable steps are listed. *Leftover*: what a killed save or deletion leaves; never listed, removed when the
 next writer opens the directory.
-
-Arrays are stored as uncompressed zarr2 in OCDBT: `benchmarks/save_stall.py` compares the formats.
 """
 
-import contextlib
 import json
-import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.checkpoint.leaves import difference, leaves_of, other_folds, with_stored_folds, with_wanted_folds
+from engine.checkpoint.manager import CONFIG, POSITION, failing, open_manager, orbax
 from engine.checkpoint.retention import read_results
+from engine.checkpoint.saving import Saver
 from engine.cluster import processes
 from engine.config.errors import CheckpointError
 
 MARKER = "commit_success.txt"  # Orbax writes it last, just before the rename
 DELETED = ".deleted"  # suffix of a step directory whose files are being removed
-POSITION, CONFIG = "position.json", "config.json"
 
 
 @dataclass(frozen=True)
@@ -57,15 +55,14 @@ class CheckpointStore:
 
     def __init__(self, directory: str | os.PathLike, *, read_only: bool = False):
         self.directory = Path(directory).absolute()
-        self._read_only = read_only
-        self._saving: int | None = None  # started, not known to be durable
         self._same: set[int] = set()  # steps on disk that hold what this run would save again
         self._deleting: list[Future[None]] = []
         self._deleter: ThreadPoolExecutor | None = None
-        self._manager: Any = None
+        self._saver: Saver | None = None
+        self._reader: Any = None  # opened when it is first needed, where there is no saver
         if not read_only:
-            with self._failing(lambda error: f"{self.directory}: cannot be opened for writing ({error})."):
-                self._manager = self._open()
+            with failing(lambda words: f"{self.directory}: cannot be opened for writing ({words})."):
+                self._saver = Saver(self.directory, self._save_failed)
                 if processes.is_first():
                     for leftover in self.directory.glob(f"*{DELETED}"):
                         shutil.rmtree(leftover)
@@ -86,32 +83,16 @@ class CheckpointStore:
         Raises:
             CheckpointError: this save cannot start, or an earlier one failed.
         """
-        self._writable("save")
+        saver = self._writable("save")
         self.wait()
         if step in self._same:
             return False
-        ocp = _orbax()
-        with self._failing(lambda error: self._save_failed(step, error), reopen=True):
-            state = _apart(state)
-            if step in self._manager.all_steps():
-                self._manager.reload()
-            if step in self._manager.all_steps():
-                self._manager.delete(step)
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(state),
-                    position=ocp.args.JsonSave(dict(position)),
-                    config=ocp.args.JsonSave({"lines": config_text.split("\n")}),
-                ),
-                force=True,  # whether it is due was decided by the caller
-            )
-        self._saving = step
+        saver.start(step, state, position, config_text)
         return True
 
     def check(self) -> None:
         """Raises CheckpointError if the save or a deletion under way has failed; never waits for either."""
-        if self._saving is not None and not self._manager.is_saving_in_progress():
+        if self._saver is not None and self._saver.ended():
             self.wait()
         self._check_deletions([deletion for deletion in self._deleting if deletion.done()])
 
@@ -121,12 +102,8 @@ class CheckpointStore:
         Raises:
             CheckpointError: it failed. It is told once; the next save starts anew.
         """
-        step, self._saving = self._saving, None
-        if step is None:
-            return
-        with self._failing(lambda error: self._save_failed(step, error), reopen=True):
-            self._manager.wait_until_finished()
-        self._same.add(step)
+        if self._saver is not None and (step := self._saver.wait()) is not None:
+            self._same.add(step)
 
     def steps(self) -> list[int]:
         """Returns the durable steps, oldest first; needs no JAX."""
@@ -155,12 +132,10 @@ class CheckpointStore:
         import jax
 
         self._need(step)
-        ocp = _orbax()
-        if self._manager is None:
-            self._manager = self._open()
-        with self._failing(lambda error: self._unreadable(step, error)):
-            self._manager.reload()  # another process may have written since
-            stored = leaves_of(self._manager.item_metadata(step).state.tree)
+        ocp, manager = orbax(), self._manager()
+        with failing(lambda words: self._unreadable(step, words)):
+            manager.reload()  # another process may have written since
+            stored = leaves_of(manager.item_metadata(step).state.tree)
         wanted = leaves_of(abstract_state)
         folds = other_folds(stored, wanted, stacked or {})
         if differing := difference(stored | {path: wanted[path] for path in folds}, wanted):
@@ -168,10 +143,10 @@ class CheckpointStore:
                 f"{self.directory / str(step)} is not of this model:\n{differing}\n"
                 "Use the config that it was saved with (it lies in the checkpoint), or start anew with --fresh."
             )
-        with self._failing(lambda error: self._unreadable(step, error)):
+        with failing(lambda words: self._unreadable(step, words)):
             item = with_stored_folds(abstract_state, stored, folds)
             args = ocp.args.PyTreeRestore(item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item))
-            state = self._manager.restore(step, args=ocp.args.Composite(state=args)).state
+            state = manager.restore(step, args=ocp.args.Composite(state=args)).state
             jax.block_until_ready(state)
         state = with_wanted_folds(state, abstract_state, folds)
         self._same.add(step)
@@ -207,7 +182,7 @@ class CheckpointStore:
             return
         self._need(step)
         path, gone = self.directory / str(step), self.directory / f"{step}{DELETED}"
-        with self._failing(lambda error: f"{path}: cannot be removed ({error})."):
+        with failing(lambda words: f"{path}: cannot be removed ({words})."):
             path.rename(gone)
         if self._deleter is None:
             self._deleter = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-deletion")
@@ -221,46 +196,17 @@ class CheckpointStore:
         finally:
             if self._deleter is not None:
                 self._deleter.shutdown()
-            if self._manager is not None:
-                self._manager.close()
-                self._manager = None
+            for opened in (self._saver, self._reader):
+                if opened is not None:
+                    opened.close()
+            self._saver = self._reader = None
 
-    def _open(self) -> Any:
-        ocp = _orbax()
-        options = ocp.CheckpointManagerOptions(
-            read_only=self._read_only,
-            create=not self._read_only,
-            save_interval_steps=0 if self._read_only else 1,
-            cleanup_tmp_directories=not self._read_only,
-            save_root_metadata=False,
-        )
-        return ocp.CheckpointManager(
-            self.directory,
-            options=options,
-            item_names=("state", "position", "config"),
-            item_handlers={
-                "state": ocp.PyTreeCheckpointHandler(use_compression=False),
-                "position": ocp.JsonCheckpointHandler(filename=POSITION),
-                "config": ocp.JsonCheckpointHandler(filename=CONFIG),
-            },
-        )
-
-    @contextlib.contextmanager
-    def _failing(self, sentence: Callable[[str], str], reopen: bool = False) -> Iterator[None]:
-        """Turns what Orbax or the disk raises into a CheckpointError."""
-        try:
-            yield
-        except CheckpointError:
-            raise
-        except Exception as error:
-            if reopen:
-                # A manager whose save failed lists that step and raises the same error for ever.
-                with contextlib.suppress(Exception):
-                    self._manager.close()
-                with contextlib.suppress(Exception):
-                    self._manager = self._open()
-            first_line = (str(error).splitlines() or [""])[0][:300]  # TensorStore's errors fill pages
-            raise CheckpointError(sentence(f"{type(error).__name__}: {first_line}")) from error
+    def _manager(self) -> Any:
+        if self._saver is not None:
+            return self._saver.manager
+        if self._reader is None:
+            self._reader = open_manager(self.directory, read_only=True)
+        return self._reader
 
     def _save_failed(self, step: int, error: str) -> str:
         newest = self.latest()
@@ -284,9 +230,10 @@ class CheckpointStore:
                 f"Steps there: {', '.join(map(str, steps)) or 'none'}."
             )
 
-    def _writable(self, verb: str) -> None:
-        if self._read_only:
+    def _writable(self, verb: str) -> Saver:
+        if self._saver is None:
             raise CheckpointError(f"{self.directory}: opened read-only, cannot {verb}. Open it with read_only=False.")
+        return self._saver
 
     def _read_json(self, step: int, item: str, name: str) -> Any:
         self._need(step)
@@ -299,37 +246,5 @@ class CheckpointStore:
     def _check_deletions(self, deletions: list[Future[None]]) -> None:
         for deletion in list(deletions):
             self._deleting.remove(deletion)
-            with self._failing(lambda error: f"{self.directory}: an old checkpoint cannot be removed ({error})."):
+            with failing(lambda words: f"{self.directory}: an old checkpoint cannot be removed ({words})."):
                 deletion.result()
-
-
-class _OrbaxChatter(logging.Filter):
-    """Drops Orbax's own records: failures reach the user as a CheckpointError; verbose absl logging shows all."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        verbose = logging.getLogger("absl").getEffectiveLevel() <= logging.INFO
-        return verbose or f"{os.sep}orbax{os.sep}" not in record.pathname
-
-
-_CHATTER = _OrbaxChatter()
-
-
-def _orbax() -> Any:
-    """Imports Orbax (0.4 s and JAX) when it is first needed."""
-    import orbax.checkpoint as ocp
-
-    logging.getLogger("absl").addFilter(_CHATTER)
-    return ocp
-
-
-def _apart(state: Any) -> Any:
-    """Returns a copy on CPU, whose arrays Orbax reads where they lie: the loop's own stay free to be donated.
-
-    Without it, the next step copies the whole state beside the writer at work, which takes twice as long. On an
-    accelerator Orbax itself copies, to the host, before its `save` returns.
-    """
-    import jax
-
-    if jax.default_backend() != "cpu":
-        return state
-    return jax.device_put(state, jax.tree.map(lambda x: x.sharding, state), may_alias=False)
