@@ -40,6 +40,7 @@ from engine.parallel.layout import active, layout_of
 from engine.parallel.mesh import check_batch
 from engine.resilience.preemption import Interrupted, Preempted, Preemption
 from engine.run.directory import RunDirectory
+from engine.run.ledger import Ledger
 from engine.training.model import describe
 from engine.training.optimizer import build_optimizer, schedule
 from engine.training.program import DTYPES, Program
@@ -180,6 +181,7 @@ class Trainer:
                 start=step,
                 stop=self.total_steps,
                 steps_per_dispatch=config.train.steps_per_dispatch,
+                on_batch=self._ledger(stack) if config.log.examples else None,
             )
             stack.callback(feed.close)
             self._loop(state, step, steps, feed, recorder, preemption, profile)
@@ -307,6 +309,11 @@ class Trainer:
         if not processes.is_first():
             return MetricWriter(None, None)
         return MetricWriter(self.directory.metrics, self.directory.tensorboard if self.config.log.tensorboard else None)
+
+    def _ledger(self, stack: contextlib.ExitStack) -> Callable[[int, list[int], list[int]], None]:
+        ledger = Ledger(self.directory.examples, processes.index(), processes.count(), self.directory.attempt)
+        stack.callback(ledger.close)
+        return ledger.write
 
     def _traces(self) -> Path:
         """Where this process's trace goes: JAX names files by host, which several processes may share."""

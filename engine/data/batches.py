@@ -33,8 +33,9 @@ class Batches:
         """Takes the examples of a global batch, and which of its rows are made here (None: all of them)."""
         self.source, self.batch_size, self.seed = source, batch_size, seed
         self._arrangement = arrange(source, seed, shuffle)
-        self._rows = _row_numbers(rows, batch_size)
-        self._group = max(1, GROUP // len(self._rows))
+        self.rows = _row_numbers(rows, batch_size)
+        """Places in the global batch of the rows that are made here, int64 `[rows]`."""
+        self._group = max(1, GROUP // len(self.rows))
         self._groups: list[tuple[int, np.ndarray | None]] = [(-1, None)] * 2  # two, as threads overlap at a border
         self._wide = _wide()
 
@@ -44,7 +45,7 @@ class Batches:
         if not self._arrangement.gathers or self._arrangement.changes:
             return 1
         specs = [spec for _, spec in leaves(example_spec(self.source))]
-        size = len(self._rows) * sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in specs)
+        size = len(self.rows) * sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in specs)
         return max(1, min(AT_ONCE, AT_ONCE_BYTES // max(1, size)))
 
     def block(self, first: int, count: int) -> list[Batch]:
@@ -55,9 +56,9 @@ class Batches:
         """
         import jax
 
-        addresses = np.concatenate([self._addresses(n) for n in range(first, first + count)])
+        addresses = np.concatenate([self.addresses(n) for n in range(first, first + count)])
         rows = narrow(self._arrangement.read(addresses), self._wide, name_of(self.source))
-        size = len(self._rows)
+        size = len(self.rows)
         return [jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], rows) for i in range(count)]
 
     def __getitem__(self, n: int) -> Batch:
@@ -67,18 +68,19 @@ class Batches:
             DataError: an example cannot be read, or differs from the others in its shape.
         """
         n = int(n)
-        addresses = self._addresses(n)
+        addresses = self.addresses(n)
         batch = self._arrangement.read(addresses)
         if self._arrangement.changes:
-            batch = self._transform(batch, addresses, n * self.batch_size + self._rows)
+            batch = self._transform(batch, addresses, n * self.batch_size + self.rows)
         return narrow(batch, self._wide, name_of(self.source))
 
-    def _addresses(self, n: int) -> np.ndarray:
+    def addresses(self, n: int) -> np.ndarray:
+        """Returns what the rows of batch n are in the arrangement, int64 `[rows]`."""
         group, place = divmod(n, self._group)
         known, addresses = self._groups[group % 2]
         if known != group or addresses is None:
             numbers = group * self._group + np.arange(self._group)
-            places = (numbers[:, None] * self.batch_size + self._rows).reshape(-1)
+            places = (numbers[:, None] * self.batch_size + self.rows).reshape(-1)
             addresses = self._arrangement.addresses(places).reshape(self._group, -1)
             self._groups[group % 2] = (group, addresses)
         return addresses[place]

@@ -7,7 +7,7 @@ it computes; batches for the host are made ahead by the reader.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -35,6 +35,7 @@ class TrainFeed:
         start: int,
         stop: int,
         steps_per_dispatch: int = 1,
+        on_batch: Callable[[int, list[int], list[int]], None] | None = None,
     ):
         """Starts the readers.
 
@@ -47,6 +48,8 @@ class TrainFeed:
             start: number of the first batch, which is `position["next_batch"]` of the run that is resumed.
             stop: number after the last batch.
             steps_per_dispatch: batches that are usually drawn at once; `settings.prefetch` counts such draws.
+            on_batch: called with each batch that is drawn: its number, the rows that this process feeds, and their
+                examples (`run/ledger.py`).
 
         Raises:
             DataError: the source is empty or holds something else than numbers.
@@ -55,7 +58,8 @@ class TrainFeed:
         source = limited(source, settings.limit)
         example_spec(source)
         rows = local_rows(sharding, batch_size)
-        batches = Batches(source, batch_size, seed, settings.shuffle, rows)
+        self._batches = batches = Batches(source, batch_size, seed, settings.shuffle, rows)
+        self._on_batch = on_batch
         self._reader = read(
             batches,
             start,
@@ -81,6 +85,9 @@ class TrainFeed:
         begin = time.perf_counter()
         batches = tuple(next(self._reader) for _ in range(count))
         self.wait_s += time.perf_counter() - begin
+        if self._on_batch is not None:
+            for n in range(self._next, self._next + count):
+                self._on_batch(n, self._batches.rows.tolist(), self._batches.addresses(n).tolist())
         self._next += count
         return place(batches, self._sharding)
 

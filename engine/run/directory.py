@@ -11,6 +11,7 @@ Terms. *Run*: one working directory. *Attempt*: one start of a run, counted from
     metrics.jsonl   one line a logged step
     log.txt         what was printed, with times
     lease/          who writes here
+    examples/       which examples each step consumed, with log.examples
     checkpoints/  tensorboard/  profile/
 """
 
@@ -56,6 +57,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
         self.profile = self.path / "profile"
+        self.examples = self.path / "examples"
 
     def __str__(self) -> str:
         return str(self.path)
@@ -146,7 +148,7 @@ class RunDirectory:
 
     def _parts(self) -> tuple[Path, ...]:
         files = (self.config, self.status, self.metrics, self.log)
-        return (*files, self.checkpoints, self.tensorboard, self.profile)
+        return (*files, self.checkpoints, self.tensorboard, self.profile, self.examples)
 
     def read_config_text(self) -> str:
         """Returns the resolved config of the run, as `write_config_text` got it.

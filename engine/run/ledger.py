@@ -1,0 +1,77 @@
+"""The ledger of examples: which example each step of a run consumed, for audits.
+
+Owns: its files, `examples/<process>-of-<processes>.jsonl`, one line a batch, and reading them together. Does not own:
+which examples a batch has (`data/`), or whether a ledger is kept (`log.examples`).
+
+Terms. *Example*: its address (`data/arrangement.py`): the index into the source, or of a source with an order of its
+own the number that names its row there. *Rows*: the places in the global batch that a process has fed.
+
+A line is with the system when the step is dispatched, so a killed process loses none; several attempts may have done a
+step, and the last one counts.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.run.atomic import cannot_write
+
+
+class Ledger:
+    """The lines of one process in one attempt.
+
+    Args:
+        folder: of the ledger; made here.
+        process: index of this process.
+        processes: how many there are.
+        attempt: of the run.
+
+    Raises:
+        RunError: the folder or the file cannot be written.
+    """
+
+    def __init__(self, folder: Path, process: int, processes: int, attempt: int):
+        self._path, self._attempt = folder / f"{process}-of-{processes}.jsonl", attempt
+        try:
+            folder.mkdir(exist_ok=True)
+            self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115, closed by close()
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+
+    def write(self, batch: int, rows: Sequence[int], examples: Sequence[int]) -> None:
+        """Adds batch number `batch`, which makes step `batch + 1`. Raises RunError."""
+        line = {"attempt": self._attempt, "step": batch + 1, "batch": batch, "rows": rows, "examples": examples}
+        try:
+            self._file.write((json.dumps(line) + "\n").encode())
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._file.close()
+
+
+def read(folder: Path) -> dict[int, list[int]]:
+    """Returns step -> the examples of its global batch, in the order of its rows, as of the step's last attempt.
+
+    Rows that several processes fed alike count once. A line that a dying machine left half is passed over.
+    """
+    steps: dict[int, tuple[int, dict[int, int]]] = {}
+    for path in folder.glob("*.jsonl"):
+        for line in _lines(path):
+            attempt, rows = steps.get(line["step"], (0, {}))
+            own = dict(zip(line["rows"], line["examples"], strict=True))
+            if line["attempt"] >= attempt:
+                steps[line["step"]] = (line["attempt"], rows | own if line["attempt"] == attempt else own)
+    return {step: [rows[row] for row in sorted(rows)] for step, (_, rows) in sorted(steps.items())}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines

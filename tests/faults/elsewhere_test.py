@@ -1,0 +1,106 @@
+"""Case 30: a run that goes on elsewhere, on other processes and another mesh, reads every example once."""
+
+import itertools
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine import Mixture, Packed
+from tests import zoo
+from tests.faults import bench
+
+pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.slow]
+
+TOLERANCE = 1e-5  # sums of a batch over another number of devices, after 60 steps of AdamW
+
+
+class Documents:
+    """Texts of 3 to 40 tokens."""
+
+    def __init__(self, n: int = 50):
+        rng = np.random.default_rng(3)
+        self._texts = [rng.integers(1, 60, rng.integers(3, 40)) for _ in range(n)]
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, index: int) -> dict:
+        return {"tokens": self._texts[index]}
+
+
+def packed() -> Packed:
+    return Packed(Documents(), 16, split=False)
+
+
+def mixed() -> Mixture:
+    return Mixture({"near": zoo.source(40, 1), "far": zoo.source(24, 2)}, {"near": 3, "far": 1})
+
+
+KINDS = {
+    "examples": {},
+    "mixture": {"data": {"target": "tests.faults.elsewhere_test.mixed"}},
+    "packed": {
+        "task": {"target": "models.decoder.LanguageModel", "vocabulary": 64, "width": 16, "hidden": 32, "depth": 1},
+        "data": {"target": "tests.faults.elsewhere_test.packed"},
+        "evaluations": {},
+    },
+}
+# Processes of one device each, and their mesh.
+MANY, FEW = ((4, "data=4"), (2, "fsdp=2"), (4, "data=2 fsdp=2")), ((2, "data=2"), (1, "data=1"), (2, "fsdp=2"))
+
+
+def settings(mesh: str) -> dict[str, int]:
+    axes = (word.split("=") for word in mesh.split())
+    return {f"mesh__{axis}": int(size) for axis, size in axes}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bench.Outcome]:
+    """The unbroken run of one process, for each kind of data."""
+    return {kind: bench.unbroken(tmp_path_factory.mktemp(kind), **KINDS[kind]) for kind in KINDS}
+
+
+def stopped_at(job: bench.Job, run: Path, step: int) -> None:
+    """Kills every rank at once, somewhere after the step."""
+    job.until_step(run, step)
+    for pid in [job.rank(index) for index in range(job.ranks)]:
+        bench.kill(pid)
+    assert job.end() == 128 + signal.SIGKILL, job.output
+
+
+@pytest.mark.parametrize(("kind", "places"), [("examples", MANY), ("mixture", FEW), ("packed", FEW)])
+def test_a_run_goes_on_with_other_processes_on_another_mesh(kind, places, tmp_path, alone, case):
+    run, lost = tmp_path / "run", 0
+    for i, (ranks, mesh) in enumerate(places):
+        before = max(bench.losses(run), default=0)
+        where = bench.config(tmp_path / f"config{i}", pause=0.05, **KINDS[kind], **settings(mesh))
+        with bench.Job("train", where, f"--workdir={run}", ranks=ranks) as job:
+            if i < 2:
+                stopped_at(job, run, 20 * (i + 1))
+            else:
+                assert job.end() == 0, job.output
+        first = min(step for step, attempt in bench.attempts(run).items() if attempt == i + 1)
+        lost += before - first + 1 if i else 0
+    found = bench.outcome(run)
+    assert found.examples == alone[kind].examples
+    assert list(found.examples) == list(range(1, bench.STEPS + 1))
+    for step, loss in found.losses.items():
+        assert float.fromhex(loss) == pytest.approx(float.fromhex(alone[kind].losses[step]), rel=TOLERANCE), step
+    words = " -> ".join(f"{ranks} ({mesh})" for ranks, mesh in places)
+    case(30, f"{kind}: {words}", lost=lost, code=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_epoch_of_the_ledger_has_every_example_once(kind, alone):
+    read = list(itertools.chain.from_iterable(alone[kind].examples.values()))
+    assert len(read) == bench.STEPS * 16
+    if kind != "mixture":
+        size = 64 if kind == "examples" else len(packed())
+        epochs = [read[i : i + size] for i in range(0, len(read) - size + 1, size)]
+        assert all(len(set(epoch)) == size for epoch in epochs)
+    else:
+        near = [example for example in read if example % 2]
+        assert len(near) * 4 == len(read) * 3
+        assert all(len(set(near[i : i + 40])) == 40 for i in range(0, len(near) - 39, 40))
