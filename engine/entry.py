@@ -31,7 +31,7 @@ from engine.evaluation import build_evaluations
 from engine.observe.report import Summary
 from engine.observe.reporter import Reporter
 from engine.parallel.mesh import cpu_device_count, make_mesh
-from engine.run.directory import RunDirectory
+from engine.run.directory import RunDirectory, default_workdir
 from engine.trainer import Trainer, program_of
 from engine.training import compile_cache
 from engine.training.program import Program
@@ -45,11 +45,6 @@ def resolve_config(config: AnyConfig) -> Config:
     if isinstance(config, Config):
         return config
     return load(str(config)) if isinstance(config, str | Path) else validate(config)
-
-
-def default_workdir(config: Config) -> Path:
-    """The run directory when none is named: runs/<name of the config, or of its Task>."""
-    return Path("runs") / (config.name or config.task.target.rpartition(".")[2].lower())
 
 
 def train(

@@ -18,7 +18,7 @@ TOP = Path(__file__).parents[1]
 
 # From the roof down. Rooms of one floor know nothing of each other; trainer and evaluation share one.
 HOUSE = (
-    ("main",),
+    ("main+arguments",),
     ("entry", "launch"),
     ("trainer+evaluation",),
     ("training", "checkpoint", "observe", "resilience", "layers"),

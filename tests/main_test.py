@@ -32,7 +32,7 @@ def test_help_answers_at_once_and_teaches():
     done = runs.convoy("--help")
     assert cpu_seconds() - begin < 0.3
     assert done.returncode == 0
-    for verb in ("train", "evaluate", "config", "explain", "checkpoints", "data", "launch"):
+    for verb in ("train", "evaluate", "config", "explain", "checkpoints", "data", "launch", "supervise"):
         assert f"convoy {verb}" in done.stdout or f"    {verb} " in done.stdout
     assert runs.convoy().stdout == done.stdout
 
@@ -131,7 +131,13 @@ def test_a_fast_dev_run_does_two_steps_of_everything_and_leaves_nothing(tmp_path
         (["train", DIGITS, "--process-id=1"], 1, "found --process-id=1, but not --coordinator or CONVOY_COORDINATOR"),
         (["train", DIGITS, "--", "x"], 1, "--: unknown argument of convoy train"),
         (["launch", "local", "--processes=2"], 1, "convoy launch local: nothing after --. Write a verb"),
-        (["launch", "local", "--processes=2", "--", "launch"], 1, "another launch after --"),
+        (["supervise"], 1, "convoy supervise: nothing after --. Write train: convoy supervise ... -- train ..."),
+        (["supervise", "--", "evaluate", "runs/x"], 1, "convoy supervise: evaluate after --. Write train"),
+        (["supervise", "--restarts=-1", "--", "train"], 1, "--restarts = -1: allowed is a whole number from 0"),
+        (["supervise", "--", "train", DIGITS, "--fast-dev-run"], 1, "--fast-dev-run: two steps are not worth"),
+        (["supervise", "--", "train", "--config=configs.digit"], 1, "Did you mean configs.digits"),
+        (["supervise", "--", "train", DIGITS, "--config.train.totl=3"], 1, "ConfigError: train.totl: unknown field"),
+        (["launch", "local", "--processes=2", "--", "launch"], 1, "launch local: launch after --. Write a verb"),
         (["launch", "local", "--processes=0", "--", "train"], 1, "--processes = 0: allowed is a whole number from 1"),
         (["launch", "local", "--processes=2", "--config.train.seed=1", "--", "train"], 1, "Write it after --"),
         (["launch", "slurm", "--processes=2", "--", "train"], 1, "invalid choice: 'slurm'"),

@@ -1,7 +1,7 @@
 """One command in several processes on this machine, as one command: its output, its signals, its exit code.
 
 Owns: their start, their settings, their lines on the screen, and the end of all when one fails. Does not own: what they
-do together (`cluster/peers.py`), or starting a run again.
+do together (`cluster/peers.py`), starting a run again (`supervise.py`), or signals (`signals.py`).
 
 No process outlives this one: the kernel kills them when it dies (Linux), and each leads a group of its own, which is
 killed whole. The first failure decides: what ends after it, ends because of it.
@@ -9,6 +9,7 @@ killed whole. The first failure decides: what ends after it, ends because of it.
 
 import contextlib
 import ctypes
+import dataclasses
 import os
 import queue
 import signal
@@ -26,6 +27,7 @@ from typing import IO
 from engine.cluster import ending, exit_codes
 from engine.cluster.processes import VARIABLES
 from engine.config.errors import ConfigError
+from engine.launch.signals import Signals
 from engine.run.owner import TOKEN
 
 GRACE_S = 5.0  # after the first failure: for the first process to tell of it in the run's status
@@ -40,7 +42,10 @@ class End:
     index: int
     code: int  # as a shell tells it: 128 + the signal for a killed one
     time: float  # unix seconds, when it decided to end where it recorded that, else when it was gone
+    pid: int
     text: str = ""  # its last words, where it recorded any
+    cause: str = ""  # what its error is known by, likewise
+    step: int | None = None  # steps done, as far as it told
 
 
 def launch(command: Sequence[str], *, processes: int, devices: int | None = None, grace_s: float = GRACE_S) -> int:
@@ -61,75 +66,115 @@ def launch(command: Sequence[str], *, processes: int, devices: int | None = None
     Raises:
         ConfigError: a number below 1.
     """
+    with Signals() as signals:
+        ends = run(command, processes=processes, devices=devices, signals=signals, grace_s=grace_s)
+    tell(ends)
+    return ends[0].code
+
+
+def run(
+    command: Sequence[str],
+    *,
+    processes: int | None,
+    devices: int | None,
+    signals: Signals,
+    grace_s: float = GRACE_S,
+) -> list[End]:
+    """Runs a command in several processes and returns how each ended: failures first, in the order of time.
+
+    Args:
+        command, devices, grace_s: as for `launch`.
+        processes: how many; None: a single one, which finds in the environment whatever peers it has, and whose
+            lines go out as they are.
+        signals: go on to each process.
+
+    Raises:
+        ConfigError: a number below 1.
+    """
     for name, value in (("--processes", processes), ("--devices-per-process", devices)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} = {value}: allowed is a whole number from 1.")
     with tempfile.TemporaryDirectory(prefix="convoy-launch-") as folder:
-        with _Job(processes) as job:
-            job.start(command, [_environment(i, processes, devices, Path(folder), job.port) for i in range(processes)])
-            codes = job.wait(grace_s)
+        with _Job() as job:
+            environments = [_environment(i, processes, devices, Path(folder), job.port) for i in range(processes or 1)]
+            job.start(command, environments, alone=processes is None)
+            with signals.passed_to(job.send):
+                codes = job.wait(grace_s)
         recorded = {verdict.index: verdict for verdict in ending.read(Path(folder))}
+        steps = ending.steps(Path(folder))
     ends = []
     for i, (code, when) in codes.items():
-        told = recorded.get(i)
-        ends.append(End(i, code, told.time if told else when, told.text if told else ""))
-    return _tell(ends)
+        end = End(i, code, when, job.pids[i], step=steps.get(i))
+        if told := recorded.get(i):
+            end = dataclasses.replace(end, time=told.time, text=told.text, cause=told.cause)
+        ends.append(end)
+    return sorted(ends, key=lambda end: (end.code == exit_codes.DONE, end.time))
 
 
-def _environment(index: int, count: int, devices: int | None, folder: Path, port: int) -> dict[str, str]:
+def _environment(index: int, count: int | None, devices: int | None, folder: Path, port: int) -> dict[str, str]:
     settings = {"coordinator": f"127.0.0.1:{port}", "count": str(count), "index": str(index)}
     environment = {
         **os.environ,
-        **{VARIABLES[name]: value for name, value in settings.items()},
         ending.VARIABLE: str(folder / f"{index}.json"),
         "PYTHONUNBUFFERED": "1",
         TOKEN: os.environ.get(TOKEN) or folder.name,  # all of a job are one writer
     }
+    if count is not None:
+        environment |= {VARIABLES[name]: value for name, value in settings.items()}
     if devices is not None:
         environment |= {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
     return environment
 
 
-def _tell(ends: Sequence[End]) -> int:
-    """Shows the first failure; returns its code, 0 where there is none."""
-    failures = sorted((end for end in ends if end.code), key=lambda end: end.time)
+def tell(ends: Sequence[End], numbered: bool = True) -> None:
+    """Shows the first failure of a job, if there is one, with its last words.
+
+    Args:
+        ends: as `run` returns them.
+        numbered: whether a line says of which process it is.
+    """
+    failures = [end for end in ends if end.code != exit_codes.DONE]
     if not failures:
-        return exit_codes.DONE
+        return
     first, *others = failures
-    same = ", ".join(f"{end.index}: {end.code}" for end in others)
-    print(
-        f"convoy launch: process {first.index} ended first, with {first.code} ({exit_codes.describe(first.code)})"
-        + (f"; then {same}" if same else ""),
-        file=sys.stderr,
-    )
+    if numbered:
+        same = ", ".join(f"{end.index}: {end.code}" for end in others)
+        print(
+            f"convoy launch: process {first.index} ended first, with {first.code} ({exit_codes.describe(first.code)})"
+            + (f"; then {same}" if same else ""),
+            file=sys.stderr,
+        )
     for line in first.text.splitlines():
-        print(f"[{first.index}] {line}", file=sys.stderr)
+        print(f"[{first.index}] {line}" if numbered else line, file=sys.stderr)
     sys.stderr.flush()
-    return first.code
 
 
 class _Job:
     """The processes of one launch. A context manager: none is left when it is closed."""
 
-    def __init__(self, count: int):
+    def __init__(self):
         self._processes: list[subprocess.Popen[str]] = []
         self._threads: list[list[threading.Thread]] = []
         self._ends: queue.SimpleQueue[tuple[int, int, float]] = queue.SimpleQueue()
-        self._restore = contextlib.ExitStack()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
 
-    def start(self, command: Sequence[str], environments: Sequence[dict[str, str]]) -> None:
-        """Starts a process for each environment."""
-        die_with_me = _die_with(os.getpid())
+    @property
+    def pids(self) -> list[int]:
+        """The system's numbers of the processes."""
+        return [process.pid for process in self._processes]
+
+    def start(self, command: Sequence[str], environments: Sequence[dict[str, str]], alone: bool) -> None:
+        """Starts a process for each environment; `alone`: it writes straight to our streams."""
+        die_with_me, stream = _die_with(os.getpid()), None if alone else subprocess.PIPE
         for environment in environments:
             process = subprocess.Popen(
                 command,
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                stdout=stream,
+                stderr=stream,
                 text=True,
                 errors="replace",
                 process_group=0,  # Ctrl-C on a terminal reaches this process only, which passes it on once
@@ -137,9 +182,8 @@ class _Job:
             )
             self._processes.append(process)
         for i, process in enumerate(self._processes):  # threads come after the last fork
-            assert process.stdout is not None and process.stderr is not None
             streams = ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
-            self._threads.append([_thread(_pass_on, i, source, target) for source, target in streams])
+            self._threads.append([_thread(_pass_on, i, source, target) for source, target in streams if source])
             _thread(self._wait_for, i, process)
 
     def wait(self, grace_s: float) -> dict[int, tuple[int, float]]:
@@ -164,16 +208,13 @@ class _Job:
         return codes
 
     def __enter__(self) -> "_Job":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._restore.callback(signal.signal, number, signal.getsignal(number))
-            signal.signal(number, lambda number, frame: self._pass_on_signal(number))
         return self
 
     def __exit__(self, *exception) -> None:
         self._kill()
-        self._restore.close()
 
-    def _pass_on_signal(self, number: int) -> None:
+    def send(self, number: int) -> None:
+        """Sends a signal to each process that is left."""
         for process in self._processes:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from engine.cluster import peers, processes
 from engine.config.errors import RunError
+from engine.config.schema import Config
 from engine.run import lease, status
 from engine.run.atomic import cannot_write, write_text
 from engine.run.lease import Lease
@@ -114,7 +115,7 @@ class RunDirectory:
         try:
             if self._lease.told:
                 self.told.append(self._lease.told)
-            if fresh and any(part.exists() for part in self._parts()):
+            if fresh and self.is_used():
                 self._begin_afresh()
             return status.read(self.status).attempt + 1 if self.status.exists() else 1
         except BaseException:
@@ -146,6 +147,10 @@ class RunDirectory:
         """Whether a run was started here, which means that its config is there."""
         return self.config.exists()
 
+    def is_used(self) -> bool:
+        """Whether anything of an earlier start lies here, which `open(fresh=True)` would move aside."""
+        return any(part.exists() for part in self._parts())
+
     def _parts(self) -> tuple[Path, ...]:
         files = (self.config, self.status, self.metrics, self.log)
         return (*files, self.checkpoints, self.tensorboard, self.profile, self.examples)
@@ -174,6 +179,11 @@ class RunDirectory:
         """
         if processes.is_first():
             write_text(self.config, text)
+
+
+def default_workdir(config: Config) -> Path:
+    """The run directory when none is named: runs/<name of the config, or of its Task>."""
+    return Path("runs") / (config.name or config.task.target.rpartition(".")[2].lower())
 
 
 def _move_aside(path: Path) -> Path:

@@ -6,12 +6,12 @@ import subprocess
 import sys
 import textwrap
 import time
-from pathlib import Path
 
 import pytest
 
 from engine.config.errors import ConfigError
 from engine.launch.local import launch
+from tests.launch.programs import alive, pids, wait_until_gone
 
 pytestmark = pytest.mark.multiprocess
 
@@ -122,25 +122,6 @@ def test_signals_are_passed_on(number, code):
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == code, errors
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that is dead and not yet waited for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def pids(lines: list[str]) -> list[int]:
-    return [int(word) for line in lines for word in line.split()[1:]]
-
-
-def wait_until_gone(gone: list[int]) -> None:
-    end = time.monotonic() + 10
-    while any(map(alive, gone)):
-        assert time.monotonic() < end, [pid for pid in gone if alive(pid)]
-        time.sleep(0.02)
 
 
 WORKER = """

@@ -1,0 +1,45 @@
+"""What may be typed: verbs and their arguments, overrides taken out, and a sentence for every other word."""
+
+import pytest
+
+from engine.arguments import make_parser, parse, split_overrides
+from engine.config.errors import ConfigError
+
+
+def test_overrides_are_taken_out_in_both_spellings():
+    words = ["train", "--config=x", "--config.train.total=3 steps", "--fresh", "--config.name", "a=b"]
+    assert split_overrides(words) == (["train", "--config=x", "--fresh"], ["train.total=3 steps", "name=a=b"])
+    with pytest.raises(ConfigError, match=r"^--config\.name: no value\. Write --config\.name=VALUE\.$"):
+        split_overrides(["--config.name"])
+
+
+def test_what_follows_two_dashes_is_the_command():
+    args = parse(["launch", "local", "--processes=2"], ["--", "train", "--config=x"])
+    assert (args.verb, args.processes, args.restarts, args.command) == ("launch", 2, 0, ["train", "--config=x"])
+    args = parse(["supervise"], ["--", "train"])
+    assert (args.verb, args.processes, args.restarts, args.command) == ("supervise", None, None, ["train"])
+    assert parse([]).verb is None
+
+
+@pytest.mark.parametrize(
+    ("words", "after", "sentence"),
+    [
+        (["superwise"], [], "superwise: no such verb. Did you mean supervise?"),
+        (["train", "--config=x", "--fres"], [], "--fres: unknown argument of convoy train. Did you mean --fresh?"),
+        (["train", "--config=x"], ["--", "y"], "--: unknown argument of convoy train"),
+        (["supervise", "--restart=2"], [], "--restart=2: unknown argument of convoy supervise. Did you mean --r"),
+        (["launch", "local", "--processes=2", "--restarts=-1"], [], "--restarts = -1: allowed is a whole number"),
+        (["evaluate"], [], "convoy evaluate: the following arguments are required: run"),
+    ],
+)  # fmt: skip
+def test_another_word_is_told(words, after, sentence):
+    with pytest.raises(ConfigError) as told:
+        parse(words, after)
+    assert str(told.value).startswith(sentence)
+
+
+def test_every_verb_says_what_it_is_for():
+    top, verbs = make_parser()
+    for name in verbs:
+        assert f"\n    {name}" in top.format_help()
+    assert set(verbs) >= {"train", "evaluate", "config", "explain", "checkpoints", "data", "launch", "supervise"}

@@ -1,0 +1,233 @@
+"""A command that is started again: small programs of a line or two. Training is in tests/faults/supervisor_test.py."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from engine.run import status
+from engine.run.status import Status
+from tests.launch.programs import pids, wait_until_gone
+
+pytestmark = pytest.mark.multiprocess
+
+HEAD = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+from engine.cluster import ending
+run = Path(sys.argv[1])
+run.mkdir(exist_ok=True)
+with open(run.parent / "attempts", "a") as file:
+    print(*sys.argv[2:], os.environ["CONVOY_RUN_TOKEN"], file=file)
+attempt = len((run.parent / "attempts").read_text().splitlines())
+def checkpoint(step):
+    (run / f"checkpoints/{step}").mkdir(parents=True)
+    (run / f"checkpoints/{step}/commit_success.txt").touch()
+def die(number):
+    os.kill(os.getpid(), number)
+"""
+
+
+def start(
+    folder: Path, program: str, *words: str, settings: str = "", first_wait_s: float = 0.01, **env: str
+) -> subprocess.Popen[str]:
+    """Supervises a program from a process of its own; `words` are arguments of the program."""
+    supervisor = textwrap.dedent(f"""
+        import sys
+        from engine.launch.supervise import supervise
+        from engine.run.directory import RunDirectory
+        run = RunDirectory({str(folder / "run")!r})
+        command = [sys.executable, "-c", {HEAD + textwrap.dedent(program)!r}, str(run), *{words!r}]
+        sys.exit(supervise(command, run, first_wait_s={first_wait_s}, {settings}))
+    """)
+    return subprocess.Popen(
+        [sys.executable, "-c", supervisor],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **env},
+    )
+
+
+def supervised(folder: Path, program: str, *words: str, **settings) -> tuple[int, list[str]]:
+    """Exit code and lines of standard error."""
+    process = start(folder, program, *words, **settings)
+    _, errors = process.communicate(timeout=60)
+    return process.returncode, errors.splitlines()
+
+
+def attempts(folder: Path) -> list[str]:
+    return (folder / "attempts").read_text().splitlines()
+
+
+def test_it_is_started_again_until_it_is_done_and_each_restart_is_told(tmp_path):
+    code, errors = supervised(
+        tmp_path,
+        """
+        ending.reached(attempt * 10)
+        if attempt == 1:
+            die(signal.SIGKILL)
+        if attempt == 2:
+            checkpoint(20)
+            ending.tell(42, "Hang: step 21 takes for ever", "Hang")
+            sys.exit(42)
+        """,
+    )
+    assert code == 0
+    assert errors == [
+        "convoy supervise: ended at step 10 with 137 (killed by SIGKILL). Restart 1 in 0.01 s, from the beginning.",
+        "Hang: step 21 takes for ever",
+        "convoy supervise: ended at step 20 with 42 (Hang: step 21 takes for ever). Restart 2 in 0.01 s, from step 20.",
+    ]
+    assert len(attempts(tmp_path)) == 3
+    assert len(set(attempts(tmp_path))) == 1, "one token for all"
+
+
+@pytest.mark.parametrize("code", [1, 43, 130, 5])
+def test_an_end_that_is_final_is_the_last(tmp_path, code):
+    returned, errors = supervised(tmp_path, f"ending.tell({code}, 'ConfigError: no')\nsys.exit({code})")
+    assert (returned, errors, len(attempts(tmp_path))) == (code, ["ConfigError: no"], 1)
+
+
+def test_the_first_failure_of_several_processes_decides(tmp_path):
+    program = """
+        if os.environ["CONVOY_PROCESS_ID"] == "1":
+            ending.reached(attempt)
+            die(signal.SIGKILL) if attempt < 3 else sys.exit(0)  # two processes count an attempt twice
+        time.sleep(0 if attempt > 2 else 60)
+    """
+    code, errors = supervised(tmp_path, program, settings="processes=2")
+    assert code == 0
+    told = [line for line in errors if line.startswith("convoy supervise: ")]
+    assert len(told) == 1
+    assert "with 137 of process 1 (killed by SIGKILL). Restart 1" in told[0]
+
+
+def test_a_crash_loop_is_stopped_and_is_how_the_run_ended(tmp_path):
+    (tmp_path / "run").mkdir()
+    status.write(tmp_path / "run/status.json", Status(state="training", step=7, attempt=3))
+    code, errors = supervised(tmp_path, "ending.reached(7)\ndie(signal.SIGSEGV)")
+    assert code == 43
+    assert len(attempts(tmp_path)) == 3
+    assert errors[-1].startswith("convoy supervise: 3 attempts ended alike at step 7: killed by SIGSEGV; no new ")
+    ended = status.read(tmp_path / "run/status.json")
+    assert (ended.state, ended.exit_code, ended.step, ended.attempt) == ("failed", 43, 7, 3)
+    assert errors[-1] == f"convoy supervise: {ended.reason}"
+
+
+def test_the_same_error_at_the_same_place_is_a_crash_loop_too(tmp_path):
+    program = """
+        ending.reached(7)
+        ending.tell(42, "Hang: the loader", "Hang at mine.py:3 in read" if attempt != 2 else "Hang at other.py:1 in f")
+        sys.exit(42)
+    """
+    code, errors = supervised(tmp_path, program)
+    assert code == 43
+    assert len(attempts(tmp_path)) == 4
+    assert "alike at step 7: Hang at mine.py:3 in read;" in errors[-1]
+
+
+def test_announced_kills_make_no_crash_loop(tmp_path):
+    kills = tmp_path / "kills"
+    program = """
+        if attempt < 6:
+            with open(os.environ["CONVOY_KILLED_FROM_OUTSIDE"], "a") as file:
+                print(os.getpid(), file=file)
+            die(signal.SIGKILL)
+    """
+    code, errors = supervised(tmp_path, program, CONVOY_KILLED_FROM_OUTSIDE=str(kills))
+    assert code == 0
+    assert len(errors) == 5
+    assert all(", from outside (killed by SIGKILL). Restart" in line and " in 0.01 s" in line for line in errors)
+
+
+def test_other_announced_kills_do_not_count(tmp_path):
+    kills = tmp_path / "kills"
+    kills.write_text("1 2 3\n")
+    program = 'Path(os.environ["CONVOY_KILLED_FROM_OUTSIDE"]).write_text("1 2 3\\n7\\n")\ndie(signal.SIGKILL)'
+    assert supervised(tmp_path, program, CONVOY_KILLED_FROM_OUTSIDE=str(kills))[0] == 43
+
+
+def test_restarts_are_counted(tmp_path):
+    code, errors = supervised(tmp_path, "ending.reached(attempt * 10)\ndie(signal.SIGKILL)", settings="restarts=1")
+    assert (code, len(attempts(tmp_path))) == (137, 2)
+    assert errors[-1] == "convoy supervise: the restarts allowed (1) are used up."
+
+
+STOPS = """
+    def stop(number, frame):
+        sys.exit({signal.SIGTERM: 42, signal.SIGINT: 130}[number])
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    print("is", os.getpid(), worker.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 42), (signal.SIGINT, 130)])
+def test_a_signal_goes_on_and_nothing_is_started_again(tmp_path, number, code):
+    process = start(tmp_path, STOPS)
+    assert process.stdout is not None
+    started = pids([process.stdout.readline()])
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (code, "")
+    assert len(attempts(tmp_path)) == 1
+    wait_until_gone(started)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 42), (signal.SIGINT, 130)])
+def test_a_signal_while_it_waits_ends_it(tmp_path, number, code):
+    process = start(tmp_path, "die(signal.SIGKILL)", first_wait_s=60)
+    assert process.stderr is not None
+    assert "Restart 1 in 60 s" in process.stderr.readline()
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == code
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel of Linux kills them")
+def test_a_killed_supervisor_leaves_no_process(tmp_path):
+    process = start(tmp_path, 'print("is", os.getpid(), flush=True)\ntime.sleep(60)')
+    assert process.stdout is not None
+    started = pids([process.stdout.readline()])
+    process.kill()
+    process.communicate()
+    wait_until_gone(started)
+
+
+FRESH = """
+    if "--fresh" in sys.argv:
+        moved = run.with_name("run.old")
+        run.rename(moved)
+        run.mkdir()
+    (run / "config.txt").touch()
+    if attempt < 4:
+        die(signal.SIGKILL)
+"""
+
+
+def test_an_earlier_run_is_moved_aside_once(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.txt").write_text("old")
+    killed_first = "ending.reached(9 * attempt)\nif attempt == 1:\n    die(signal.SIGKILL)\n" + textwrap.dedent(FRESH)
+    assert supervised(tmp_path, killed_first, "--fresh")[0] == 0
+    flags = [line.split()[:-1] for line in attempts(tmp_path)]
+    assert flags == [["--fresh"], ["--fresh"], [], []]
+    assert (tmp_path / "run.old/config.txt").read_text() == "old"
+
+
+def test_where_there_is_no_earlier_run_nothing_is_moved(tmp_path):
+    (tmp_path / "run").mkdir()
+    assert supervised(tmp_path, "", "--fresh")[0] == 0
+    assert [line.split()[:-1] for line in attempts(tmp_path)] == [[]]
+
+
+def test_a_token_that_is_there_stays(tmp_path):
+    assert supervised(tmp_path, "", CONVOY_RUN_TOKEN="mine")[0] == 0
+    assert attempts(tmp_path) == ["mine"]
