@@ -21,10 +21,10 @@ from engine.checkpoint.checkpointer import Checkpointer
 from engine.checkpoint.policy import SavePolicy
 from engine.checkpoint.retention import Retention
 from engine.checkpoint.store import CheckpointStore
-from engine.cluster import ending, exit_codes, peers, processes
+from engine.cluster import ending, peers, processes
 from engine.config import hardware
 from engine.config.duration import Duration, Period
-from engine.config.errors import ConfigError, ConvoyError, did_you_mean
+from engine.config.errors import ConfigError, did_you_mean
 from engine.config.schema import Config
 from engine.config.text import to_text
 from engine.data.feed import TrainFeed
@@ -38,6 +38,7 @@ from engine.observe.throughput import Throughput
 from engine.observe.writer import MetricWriter, metrics_of
 from engine.parallel.layout import active, layout_of
 from engine.parallel.mesh import check_batch
+from engine.resilience.divergence import Divergence
 from engine.resilience.preemption import Interrupted, Preempted, Preemption
 from engine.run.directory import RunDirectory
 from engine.run.ledger import Ledger
@@ -53,13 +54,6 @@ class Hook(Protocol):
     """Something of the user's that the loop calls: `run(trainer, state, step)` at each step that is due."""
 
     def run(self, trainer: "Trainer", state: State, step: int) -> None: ...
-
-
-class Diverged(ConvoyError):
-    """The loss or its gradient is not finite; the update was held back."""
-
-    exit_code = exit_codes.STOP
-    everywhere = True
 
 
 def program_of(task: Task, mesh: Mesh, source: Source, config: Config) -> tuple[Program, int]:
@@ -88,6 +82,7 @@ def program_of(task: Task, mesh: Mesh, source: Source, config: Config) -> tuple[
         accumulate=train.accumulate,
         compute_dtype=DTYPES[train.precision],
         ema_decay=train.ema_decay,
+        spike=config.resilience.spike,
     )
     return Program(spec, example, batch_size=train.global_batch_size, seed=train.seed), total
 
@@ -130,6 +125,7 @@ class Trainer:
         self._check_best()
         self._hooks = [(self._period(config.hooks[name].every, f"hooks.{name}.every"), hooks[name]) for name in hooks]
         self.checkpoints = self._checkpointer()
+        self._divergence = Divergence(config.resilience.divergence, self.program.metric_names, self.say)
         self._recorder: Recorder | None = None
         self._row: dict[str, Any] = {}
         self._results: dict[str, float] = {}
@@ -151,7 +147,7 @@ class Trainer:
 
         Raises:
             Preempted, Interrupted: asked to stop; the state is saved.
-            Diverged: the loss is not finite.
+            Diverged: the loss is not finite, and the policy knows no way on.
             ConvoyError: storage or data failed.
         """
         config = self.config
@@ -172,20 +168,29 @@ class Trainer:
                 recorder.note(step, {"compile_s": self.program.compile_s})
             profile = ProfileWindow(config.profile.start, config.profile.steps, self._traces())
             stack.callback(lambda: self._tell(profile.close()))
-            feed = TrainFeed(
-                self._source,
-                config.data,
-                batch_size=config.train.global_batch_size,
-                seed=config.train.seed,
-                sharding=self.program.spec.batch_sharding,
-                start=step,
-                stop=self.total_steps,
-                steps_per_dispatch=config.train.steps_per_dispatch,
-                on_batch=self._ledger(stack) if config.log.examples else None,
-            )
-            stack.callback(feed.close)
-            self._loop(state, step, steps, feed, recorder, preemption, profile)
+            on_batch = self._ledger(stack) if config.log.examples else None
+            while True:
+                with contextlib.closing(self._feed(step, on_batch)) as feed:
+                    if self._loop(state, step, steps, feed, recorder, preemption, profile):
+                        break
+                recorder.go_back()
+                state, step = self._first_state()
+                self._first = step
         return self.summary()
+
+    def _feed(self, step: int, on_batch: Any) -> TrainFeed:
+        train = self.config.train
+        return TrainFeed(
+            self._source,
+            self.config.data,
+            batch_size=train.global_batch_size,
+            seed=train.seed,
+            sharding=self.program.spec.batch_sharding,
+            start=step,
+            stop=self.total_steps,
+            steps_per_dispatch=train.steps_per_dispatch,
+            on_batch=on_batch,
+        )
 
     def _loop(
         self,
@@ -196,8 +201,8 @@ class Trainer:
         recorder: Recorder,
         preemption: Preemption,
         profile: ProfileWindow,
-    ) -> None:
-        """Save, evaluate, call hooks, draw, step: until the last step or until asked to stop."""
+    ) -> bool:
+        """Save, evaluate, call hooks, draw, step: to the last step (True), or to where the run goes back (False)."""
         last = self.total_steps
         recorder.phase("training")
         while True:
@@ -205,26 +210,39 @@ class Trainer:
             ending.reached(step)
             self.directory.check_lease()
             stopping = preemption.requested(step)
-            if step == last:  # a run whose last updates were held back must not be saved as finished
-                recorder.close()
-                self._check_finite(recorder)
             force = stopping or (step > 0 and (step == last or self._selects_best(step)))
-            if self.checkpoints.maybe_save(step, state, feed.position, force):
+            due = force or self.checkpoints.policy.due(step)
+            if self._goes_back(state, step, due, stopping or step == last, recorder):
+                return False
+            position = {**feed.position, "skipped": self._divergence.skipped}
+            if not self._divergence.asks and self.checkpoints.maybe_save(step, state, position, force):
                 self.say(f"saving checkpoint of step {step}")
             if stopping:
                 self.checkpoints.finish()
                 raise (Interrupted if preemption.interrupted else Preempted)(self._stop_text(step))
             self._evaluate(state, step, recorder)
-            self._check_finite(recorder)
             if step == last:
                 break
             k = self._steps_until_due(step, profile)
             self._tell(profile.at(step, state["step"]))
             with profile.annotate(step):
-                state, metrics = steps[k](state, feed.next(k))
+                state, metrics = steps[k](state, feed.next(k), self.program.held(self._divergence.held(step, k)))
             recorder.push(step, k, metrics, feed.wait_s)
             step += k
         self.checkpoints.finish()
+        return True
+
+    def _goes_back(self, state: State, step: int, saving: bool, over: bool, recorder: Recorder) -> bool:
+        """Whether the run has to go back to its newest checkpoint; what is to be saved is known to be sound."""
+        if saving or self._divergence.asks:
+            recorder.settle()
+        broken = self.program.not_finite(state) if saving else []
+        if not (broken or self._divergence.asks):
+            return False
+        self.checkpoints.finish()
+        saved = peers.from_first(self.checkpoints.store.steps(), "the checkpoints")
+        self._newest = max(saved, default=None)
+        return self._divergence.goes_back(step, saved, over, broken)
 
     def _evaluate(self, state: State, step: int, recorder: Recorder) -> None:
         """Runs the evaluations and hooks that are due, outside the training rates."""
@@ -275,15 +293,6 @@ class Trainer:
         best = self.config.checkpoint.best
         return any(best in e.metrics and e.period.due(step) for e in self.evaluations)
 
-    def _check_finite(self, recorder: Recorder) -> None:
-        if recorder.skipped_at is not None:
-            raise Diverged(
-                f"step {recorder.skipped_at}: the loss or its gradient is not finite; the update was held back. "
-                f"Look at that step's batch and at optimizer.learning_rate = {self.config.optimizer.learning_rate}; "
-                f"checkpoints: {', '.join(map(str, self.checkpoints.store.steps())) or 'none'}. With another learning "
-                "rate start anew: --fresh."
-            )
-
     def _checkpointer(self) -> Checkpointer:
         checkpoint, train = self.config.checkpoint, self.config.train
         every = None if checkpoint.every is None else Duration.parse(checkpoint.every, "checkpoint.every")
@@ -302,6 +311,7 @@ class Trainer:
         if self._newest is None:
             return self.program.init(), 0
         state = store.restore(self._newest, self.program.abstract_state, self.program.spec.model.stacked)
+        self._divergence.resume(store.position(self._newest).get("skipped", ()))
         self.say(f"resuming from step {self._newest}")
         return state, self._newest
 
@@ -338,7 +348,7 @@ class Trainer:
             attempt=self.directory.attempt,
             on_row=on_row,
             on_phase=self._on_phase,
-            together=processes.count() > 1,
+            on_values=self._divergence.look,
         )
 
     def _stop_text(self, step: int) -> str:

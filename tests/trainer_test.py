@@ -12,12 +12,14 @@ from jax.sharding import PartitionSpec as P
 
 import engine
 from engine import entry
+from engine.checkpoint.store import CheckpointStore
 from engine.config import hardware
 from engine.config.errors import ConvoyError
 from engine.config.schema import Hook
 from engine.parallel.mesh import make_mesh
+from engine.resilience.divergence import Diverged
 from engine.run.directory import RunDirectory
-from engine.trainer import Diverged, Trainer
+from engine.trainer import Trainer
 from tests import runs, zoo
 
 
@@ -285,3 +287,107 @@ def test_a_run_compiles_its_step_once(tmp_path):
         jax.monitoring.unregister_event_duration_listener(listen)
     assert [name for at, name in compiled if at > 10] == []
     assert compiled
+
+
+class Poison:
+    """The zoo's examples, in order; those of some batches of 16 are not finite, or times a factor."""
+
+    def __init__(self, bad=(), factor: float | None = None):
+        self.arrays = zoo.examples(512)
+        for batch in bad:
+            self.arrays["x"][16 * batch : 16 * batch + 16] *= np.nan if factor is None else factor
+
+    def __len__(self):
+        return 512
+
+    def __getitem__(self, index):
+        return {name: x[index] for name, x in self.arrays.items()}
+
+
+def poisoned(policy, bad, factor=None, **settings):
+    data = dict(target=f"{__name__}.Poison", shuffle=False, bad=bad, factor=factor)
+    fields = dict(train__total="32 steps", evaluations={}, optimizer__schedule="constant", data=data)
+    return runs.config(**{**fields, "resilience__divergence": policy, **settings})
+
+
+def state_at(path, step):
+    directory, config = entry._open_run(path)
+    return entry._restore(directory, step, entry._program(config)[0])
+
+
+def position(path, step):
+    return CheckpointStore(path / "checkpoints", read_only=True).position(step)
+
+
+@pytest.fixture(scope="module")
+def skipping(tmp_path_factory):
+    path = tmp_path_factory.mktemp("skipping") / "run"
+    engine.train(poisoned("skip", (7, 8, 22)), workdir=path)
+    return path
+
+
+def test_skipped_batches_are_counted_told_and_kept_in_the_position(skipping):
+    assert [step for step, n in runs.rows(skipping, "skipped").items() if n] == [8, 9, 23]
+    assert runs.rows(skipping, "batch")[32] == 31
+    assert position(skipping, 32) == {"next_batch": 32, "next_example": 512, "skipped": [7, 8, 22]}
+    assert (
+        "warning: step 8: the loss or its gradient is not finite; the update of batch 7 is skipped"
+        in (skipping / "log.txt").read_text()
+    )
+    assert int(state_at(skipping, 32)["step"]) == 32
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_a_run_that_rolls_back_is_the_run_that_never_took_the_batches_bit_for_bit(skipping, tmp_path, k):
+    config = poisoned("rollback", (7, 8, 22), train__steps_per_dispatch=k)
+    engine.train(config, workdir=tmp_path)
+    log = (tmp_path / "log.txt").read_text()
+    assert "going back to step 5, to go on without batches 7, 8" in log
+    assert "going back to step 20, to go on without batch 22" in log
+    assert runs.rows(tmp_path) == runs.rows(skipping)
+    assert position(tmp_path, 32) == position(skipping, 32)
+    zoo.assert_equal(state_at(tmp_path, 32), state_at(skipping, 32))
+
+
+def test_rollback_heals_what_an_update_spoilt_that_looked_well(tmp_path):
+    """Batch 12 gives a loss and a gradient that are finite and a state with which no loss is."""
+    settings: dict = dict(optimizer=dict(target="optax.sgd", learning_rate=1.0, clip_norm=None, schedule="constant"))
+    engine.train(poisoned("rollback", (12,), 1e14, **settings), workdir=tmp_path / "a")
+    assert "going back to step 10, to go on without batch 12" in (tmp_path / "a/log.txt").read_text()
+    engine.train(poisoned("skip", (12,), **settings), workdir=tmp_path / "b")
+    assert position(tmp_path / "a", 32)["skipped"] == [12]
+    zoo.assert_equal(state_at(tmp_path / "a", 32), state_at(tmp_path / "b", 32))
+
+
+def test_a_spike_is_held_back_and_a_resumed_run_judges_by_the_same_losses(tmp_path):
+    config = poisoned("skip", (20, 26), 1e3, resilience__spike=4.0)
+    engine.train(config, workdir=tmp_path / "a")
+    assert position(tmp_path / "a", 32)["skipped"] == [20, 26]
+    assert "warning: step 21: the loss is a spike" in (tmp_path / "a/log.txt").read_text()
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.rmtree(tmp_path / "b/checkpoints/32")
+    (tmp_path / "b/metrics.jsonl").unlink()
+    engine.train(config, workdir=tmp_path / "b")
+    assert position(tmp_path / "b", 32) == position(tmp_path / "a", 32)
+    zoo.assert_equal(state_at(tmp_path / "b", 32), state_at(tmp_path / "a", 32))
+
+
+@pytest.mark.parametrize("policy", ["stop", "rollback"])
+def test_what_is_saved_is_sound_at_every_step(tmp_path, policy):
+    """A checkpoint each step: none follows an update that was held back without being told to, or is not finite."""
+    config = poisoned(policy, (7,), checkpoint__every="1 step", checkpoint__keep_latest=40)
+    if policy == "rollback":
+        engine.train(config, workdir=tmp_path)
+        assert position(tmp_path, 8)["skipped"] == [7]
+    else:
+        with pytest.raises(Diverged, match="step 8"):
+            engine.train(config, workdir=tmp_path)
+        assert [info.step for info in entry.checkpoints(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_state_that_overflows_in_the_last_update_is_not_saved(tmp_path):
+    huge = dict(target="optax.sgd", learning_rate=3e38, clip_norm=None, schedule="constant")
+    config = poisoned("stop", (0,), 1e4, optimizer=huge, train__total="1 step")
+    with pytest.raises(Diverged, match=r"step 1: params/\S+ holds numbers that are not finite"):
+        engine.train(config, workdir=tmp_path)
+    assert entry.checkpoints(tmp_path) == []

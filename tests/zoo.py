@@ -146,7 +146,7 @@ def run(program: Program, batches: list[Any], k: int = 1) -> tuple[Any, np.ndarr
     state, metrics = program.init(), []
     for i in range(0, len(batches), k):
         placed = tuple(jax.device_put(b, program.spec.batch_sharding) for b in batches[i : i + k])
-        state, values = program.steps(k)(state, placed)
+        state, values = program.steps(k)(state, placed, program.held((False,) * len(placed)))
         metrics.append(np.asarray(values))
     return state, np.concatenate(metrics)
 

@@ -34,7 +34,7 @@ class Checkpointer:
         self.store, self.policy, self.retention = store, policy, retention
         self._config_text, self._may_write = config_text, may_write
 
-    def maybe_save(self, step: int, state: Any, position: Mapping[str, int], force: bool = False) -> bool:
+    def maybe_save(self, step: int, state: Any, position: Mapping[str, Any], force: bool = False) -> bool:
         """Starts a save when one is due or forced; returns whether it did. Raises what an earlier save failed with."""
         self.store.check()
         due = self.policy.due(step)  # asked at every step, in every process

@@ -67,13 +67,13 @@ class CheckpointStore:
                     for leftover in self.directory.glob(f"*{DELETED}"):
                         shutil.rmtree(leftover)
 
-    def save(self, step: int, state: Any, position: Mapping[str, int], config_text: str) -> bool:
+    def save(self, step: int, state: Any, position: Mapping[str, Any], config_text: str) -> bool:
         """Starts to save a step and returns; the state may be donated to the next call of the program at once.
 
         Args:
             step: name of the checkpoint.
             state: pytree of arrays.
-            position: where the data goes on.
+            position: where the data goes on; plain JSON.
             config_text: the resolved config.
 
         Returns:
@@ -152,8 +152,8 @@ class CheckpointStore:
         self._same.add(step)
         return state
 
-    def position(self, step: int) -> dict[str, int]:
-        """Returns where the data goes on after a step; needs no JAX. Raises CheckpointError."""
+    def position(self, step: int) -> dict[str, Any]:
+        """Returns where the data goes on after a step, as it was saved; needs no JAX. Raises CheckpointError."""
         return self._read_json(step, "position", POSITION)
 
     def config_text(self, step: int) -> str:

@@ -50,8 +50,8 @@ class Recorder:
         attempt: of the run, written into each row.
         on_row: called with each row of training, in the writer's thread.
         on_phase: called with "training" and "evaluating", in the writer's thread.
-        together: whether other processes run the same loop. What the loop acts on is then told at the same step in
-            each: as soon as a dispatch is IN_FLIGHT old, whatever the pace of the writer's thread.
+        on_values: called with the first step of a dispatch and its metrics `[K, names, 2]` when it has arrived, in
+            the loop's thread: at the same step in every process, whatever the pace of the writer's thread.
     """
 
     def __init__(
@@ -66,17 +66,15 @@ class Recorder:
         attempt: int,
         on_row: Callable[[Row], None],
         on_phase: Callable[[str], None],
-        together: bool = False,
+        on_values: Callable[[int, np.ndarray], None],
     ):
         self._names, self._last_value, self._summed = names, last_value, summed
         self._writer, self._throughput, self._period = writer, throughput, period
-        self._attempt, self._on_row, self._on_phase = attempt, on_row, on_phase
+        self._attempt, self._on_row, self._on_phase, self._on_values = attempt, on_row, on_phase, on_values
         self._block: list[Dispatch] = []
         self._in_flight: deque[Dispatch] = deque()
-        self._together = together
         self._paused_s = 0.0
         self._sums = np.zeros((len(names), 2))  # of the row that is being made; the writer's thread alone touches it
-        self._skipped_at: int | None = None
 
     def push(self, step: int, k: int, metrics: Any, wait_s: float) -> None:
         """Takes the metrics of the K steps that start from `step`; waits only when the device is far behind."""
@@ -108,23 +106,21 @@ class Recorder:
         """Waits for the oldest dispatch under way."""
         dispatch = self._in_flight.popleft()
         dispatch.metrics.block_until_ready()
-        if self._together:
-            self._look(dispatch.step, np.asarray(dispatch.metrics))
+        self._on_values(dispatch.step, np.asarray(dispatch.metrics))
 
-    def _look(self, first: int, values: np.ndarray) -> None:
-        """Notes the first held-back update of the steps from `first` on; values `[steps, names, 2]`."""
-        skipped = np.flatnonzero(values[:, self._names.index("skipped"), 0])
-        if len(skipped) and self._skipped_at is None:
-            self._skipped_at = first + int(skipped[0]) + 1
+    def go_back(self) -> None:
+        """The loop goes on from an earlier step: the steps of an unfinished row make no row, and rates begin anew."""
+        self.settle()
+        self._block = []
+        self._writer.push(self._forget)
+
+    def _forget(self) -> None:
+        self._sums = np.zeros_like(self._sums)
+        self._throughput.restart()
 
     def pause(self, seconds: float) -> None:
         """Takes time that the loop spent on something else out of the rates."""
         self._paused_s += seconds
-
-    @property
-    def skipped_at(self) -> int | None:
-        """The first step whose update the guard held back, as far as results were read; all of them after `close`."""
-        return self._skipped_at
 
     def rates(self) -> dict[str, float]:
         """The rates over the whole attempt, as far as results were read."""
@@ -143,8 +139,6 @@ class Recorder:
         values = np.concatenate([np.asarray(dispatch.metrics) for dispatch in block]).astype(np.float64)
         first, last = block[0].step, block[-1]
         self._throughput.arrived(last.step + last.k, last.time_s, last.wait_s)
-        if not self._together:
-            self._look(first, values)
         rows, done = [], 0
         while first + done < last.step + last.k:
             due = self._period.next_after(first + done)
@@ -158,7 +152,7 @@ class Recorder:
         return rows
 
     def _row(self, step: int, last: np.ndarray) -> Row:
-        row: Row = {"step": step, "attempt": self._attempt, "time": time.time()}
+        row: Row = {"step": step, "attempt": self._attempt, "batch": step - 1, "time": time.time()}
         for name, (total, weight), (value, _) in zip(self._names, self._sums, last, strict=True):
             mean = float(total / weight) if weight else float("nan")
             row[name] = float(total) if name in self._summed else float(value) if name in self._last_value else mean

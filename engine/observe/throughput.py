@@ -48,6 +48,10 @@ class Throughput:
         self._first = self._first or self._latest
         self._begin = self._begin or self._latest
 
+    def restart(self) -> None:
+        """Begins anew: the run goes on from an earlier step, and time up to here counts in no rate."""
+        self._first = self._begin = self._latest = None
+
     def values(self) -> dict[str, float]:
         """Returns the rates since the last call and begins the next interval.
 

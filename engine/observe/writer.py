@@ -3,8 +3,9 @@
 Owns: the queue, the thread, both files. Does not own: which values a row has (`trainer.py`), their reduction
 (`metrics.py`), what is shown (`progress.py`).
 
-Terms. *Row*: one line, `{"step": int, "attempt": int, "time": unix seconds, "loss": 0.5, ...}`. *Block*: a function
-that returns rows; it runs on the writer's thread, so it may wait for the device.
+Terms. *Row*: one line, `{"step": int, "attempt": int, "time": unix seconds, "loss": 0.5, ...}`; one of training has
+`batch` too, the number of its last batch. *Block*: a function that returns rows; it runs on the writer's thread, so it
+may wait for the device.
 
 A line is always valid JSON (`run/json_text.py` says how NaN is written). Lines are only ever added: after a resume at
 step s the lines of earlier attempts beyond s stay, and for each step and name the last line counts. A last line that
@@ -26,7 +27,7 @@ from engine.run import json_text
 Row = Mapping[str, Any]
 Block = Callable[[], list[dict[str, Any]] | None]
 
-ROW_KEYS = ("step", "attempt", "time")  # of every row; the rest are metrics
+ROW_KEYS = ("step", "attempt", "batch", "time")  # of every row; the rest are metrics
 _WAITING = 1024  # blocks; beyond them push waits, so that memory stays bounded and no row is lost
 _FLUSH_S = 5.0  # between two flushes of the event file, each of which waits for the disk
 

@@ -12,9 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding
 
 from engine.config.errors import ConfigError, ShardingError, did_you_mean
+from engine.data.placement import place
 from engine.metrics import check_means
 from engine.parallel.layout import NAMED, active
 from engine.parallel.memory import device_memory
@@ -27,6 +29,7 @@ from engine.training.step import (
     StepSpec,
     evaluate,
     make_evaluation_step,
+    make_finite,
     make_steps,
     make_train_step,
 )
@@ -72,6 +75,8 @@ class Program:
         self.flops_per_step = 0.0
         """Of matrix products and convolutions over all devices; known once a step is traced."""
         self._steps: dict[int, Any] = {}
+        self._held: dict[tuple[bool, ...], jax.Array] = {}
+        self._finite = jax.jit(make_finite(self.spec), out_shardings=replicated(self.mesh))
 
     def _batch_of(self, example: Any, rows: int, sharding: NamedSharding) -> Any:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype, sharding=sharding), example)
@@ -160,10 +165,23 @@ class Program:
         return self._timed(lambda: make.lower().compile())()
 
     def steps(self, k: int) -> Any:
-        """Returns the compiled `(state, k batches) -> (state, metrics [k, names, 2])`; the state is donated."""
+        """Returns the compiled `(state, k batches, held) -> (state, metrics [k, names, 2])`; the state is donated.
+
+        `held` is what the method of this name makes.
+        """
         if k not in self._steps:
             self._steps[k] = self._timed(lambda: self.trace(k).lower().compile())
         return self._steps[k]
+
+    def held(self, flags: tuple[bool, ...]) -> jax.Array:
+        """Returns which updates of a dispatch are held back whatever their loss, as the steps take it."""
+        if flags not in self._held:
+            self._held[flags] = place(np.array(flags), replicated(self.mesh))
+        return self._held[flags]
+
+    def not_finite(self, state: State) -> list[str]:
+        """Returns the paths of what is trained, or kept beside it, that holds numbers which are not finite; waits."""
+        return [path for path, finite in self._finite(state).items() if not finite]
 
     def trace(self, k: int) -> Any:
         """Returns the program of k steps, traced and not yet compiled."""
@@ -174,7 +192,8 @@ class Program:
             donate_argnums=0,
             out_shardings=(shardings, replicated(self.mesh)),
         )
-        traced = jitted.trace(self.abstract_state, (self.abstract_batch,) * k)
+        held = jax.ShapeDtypeStruct((k,), jnp.bool_, sharding=replicated(self.mesh))
+        traced = jitted.trace(self.abstract_state, (self.abstract_batch,) * k, held)
         self.flops_per_step = count_flops(traced.jaxpr.jaxpr) / k
         return traced
 

@@ -4,8 +4,10 @@ Owns: what is in the state, its abstract form with shardings, and its first valu
 (`step.py`) or how it is stored (`checkpoint/`).
 
 The keys: `step` (int32, batches consumed), `rng` (uint32 `[2]`, the run's random key), `params` and `carried` (path ->
-array), `opt_state` (optax's pytree over the trained parameters), and `ema` (path -> array of the trained
-parameters) where an average is kept.
+array), `opt_state` (optax's pytree over the trained parameters), `ema` (path -> array of the trained
+parameters) where an average is kept, and `recent` (float32 `[RECENT]`, the losses of recent steps whose update was
+made, that of step n at n mod RECENT, NaN where there is none): what a spike is measured by must resume bit for bit.
+It is always there, so that a run may begin to look for spikes when it is resumed.
 """
 
 from collections.abc import Sequence
@@ -24,6 +26,7 @@ from engine.training.model import Model
 from engine.training.task import Task
 
 State = dict[str, Any]
+RECENT = 64  # losses
 Shardings = dict[str, NamedSharding]
 
 
@@ -37,6 +40,7 @@ def initial_state(task: Task, model: Model, tx: optax.GradientTransformation, se
         "params": params,
         "carried": carried,
         "opt_state": tx.init(trained),
+        "recent": jnp.full(RECENT, jnp.nan, jnp.float32),
     }
     if ema:
         state["ema"] = jax.tree.map(jnp.copy, trained)

@@ -5,8 +5,9 @@ and K steps in one program. Does not own: compilation (`program.py`) or the loop
 
 Terms. *Microbatch*: a part of a batch whose gradient is summed with the others' before the one division. Rows are
 dealt out in turn (row r to microbatch r mod M), so that each device's rows stay where they are. *Guard*: an update
-whose loss or gradient is not finite leaves parameters, optimizer, carried state and average as they were. *Metrics*
-leave a step as one `[names, 2]` float32 array of (total, weight).
+whose loss or gradient is not finite, whose loss is a spike, or that is told to be held back leaves parameters,
+optimizer, carried state and average as they were. *Spike*: a loss above `spike` times the median of the recent ones.
+*Metrics* leave a step as one `[names, 2]` float32 array of (total, weight).
 """
 
 import dataclasses
@@ -23,11 +24,12 @@ from engine.metrics import Mean, divide, reduce_mean
 from engine.parallel.layout import Layout
 from engine.parallel.mesh import batch_sharding
 from engine.training.model import Model, cast
-from engine.training.state import Shardings, State
+from engine.training.state import RECENT, Shardings, State
 from engine.training.task import Batch, Task
 
-Step = Callable[[State, Batch], tuple[State, jax.Array]]
+Step = Callable[[State, Batch, jax.Array], tuple[State, jax.Array]]
 
+JUDGED_FROM = 16  # recent losses; before there are so many, none is a spike
 ENGINE_METRICS = ("grad_norm", "learning_rate", "skipped")
 
 
@@ -46,6 +48,7 @@ class StepSpec:
     unroll: bool = False  # microbatches and K steps written out: a while loop around a convolution is slow on CPU
     grad_shardings: Shardings = dataclasses.field(default_factory=dict)  # path -> where a gradient is summed
     opt_places: tuple[Any, Any] | None = None  # the optimizer state: where it lives, and where it is worked on
+    spike: float | None = None  # a loss this many times the running median is held back too
     branch: bool = False  # the guard branches, instead of selecting each number: free on CPU, a wait on a GPU
 
     @property
@@ -61,29 +64,66 @@ class StepSpec:
 
 
 def make_train_step(spec: StepSpec, metric_names: tuple[str, ...]) -> Step:
-    """Returns `(state, batch) -> (state, metrics)`.
+    """Returns `(state, batch, held) -> (state, metrics)`; `held` (bool) holds the update back whatever the loss.
 
     Args:
         spec: the parts.
         metric_names: the Task's metrics in the order of the result, "loss" first; ENGINE_METRICS follow.
     """
 
-    def step(state: State, batch: Batch) -> tuple[State, jax.Array]:
+    def step(state: State, batch: Batch, held: jax.Array) -> tuple[State, jax.Array]:
         state = _moved(spec, state, 1)
         key = jax.random.fold_in(jax.random.wrap_key_data(state["rng"]), state["step"])
         grads, sums, carried = _gradients(spec, metric_names, state, batch, key)
         loss, grad_norm = divide(sums[0]), optax.tree.norm(grads)
-        ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & ~held
+        recent = state["recent"]
+        if spec.spike is not None:
+            ok &= ~is_spike(loss, recent, spec.spike)
+            recent = jnp.where(ok & (jnp.arange(RECENT) == state["step"] % RECENT), loss, recent)
         update, old = functools.partial(_update, spec, state, grads, carried), _guarded(state)
         if spec.branch:
             new = jax.lax.cond(ok, update, lambda: old)
         else:
             new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), update(), old)
-        new = _moved(spec, new, 0) | {"step": state["step"] + 1, "rng": state["rng"]}
+        new = _moved(spec, new, 0) | {"step": state["step"] + 1, "rng": state["rng"], "recent": recent}
         ours = jnp.stack([grad_norm, spec.learning_rate(state["step"]), 1.0 - ok])
         return new, jnp.concatenate([sums, jnp.stack([ours, jnp.ones_like(ours)], axis=1)])
 
     return step
+
+
+def is_spike(loss: jax.Array, recent: jax.Array, factor: float) -> jax.Array:
+    """Whether a loss is above `factor` times the median of the recent ones (float32 `[RECENT]`, NaN for none).
+
+    Below 0 the same distance is measured: the median plus (factor - 1) times its magnitude.
+    """
+    count = jnp.isfinite(recent).sum()
+    median = jnp.sort(recent)[jnp.maximum(count - 1, 0) // 2]  # NaN comes last; the lower one of two in the middle
+    return (count >= JUDGED_FROM) & (loss > median + (factor - 1) * jnp.abs(median))
+
+
+def make_finite(spec: StepSpec) -> Callable[[State], dict[str, jax.Array]]:
+    """Returns `state -> {path: bool}`: whether all numbers of what is trained are finite.
+
+    Parameters that are trained, their average and the optimizer's arrays; in carried state a model's own infinity (a
+    mask) is let be, NaN is not. Scalars of an optimizer may be infinite too, such as the best loss so far.
+    """
+
+    def finite(state: State) -> dict[str, jax.Array]:
+        state = _moved(spec, state, 1)
+        trained = {path: state["params"][path] for path in spec.model.trained}
+        parts = {"params": trained, "opt_state": state["opt_state"], "ema": state.get("ema", {})}
+        told = {}
+        for path, x in jax.tree.leaves_with_path(parts):
+            if x.ndim and jnp.issubdtype(x.dtype, jnp.inexact):
+                told[jax.tree_util.keystr(path, simple=True, separator="/")] = jnp.isfinite(x).all()
+        for path, x in state["carried"].items():
+            if jnp.issubdtype(x.dtype, jnp.inexact):
+                told[f"carried/{path}"] = ~jnp.isnan(x).any()
+        return told
+
+    return finite
 
 
 def _gradients(
@@ -157,7 +197,7 @@ def _moved(spec: StepSpec, state: State, place: int) -> State:
 
 def _guarded(state: State) -> State:
     """The parts of the state that the guard may hold back."""
-    return {name: value for name, value in state.items() if name not in ("step", "rng")}
+    return {name: value for name, value in state.items() if name not in ("step", "rng", "recent")}
 
 
 def _update(spec: StepSpec, state: State, grads: Any, carried: Any) -> State:
@@ -171,23 +211,24 @@ def _update(spec: StepSpec, state: State, grads: Any, carried: Any) -> State:
     return new
 
 
-def make_steps(step: Step, unroll: bool) -> Callable[[State, tuple[Batch, ...]], tuple[State, jax.Array]]:
-    """Returns `(state, K batches) -> (state, metrics [K, names, 2])`: K steps, one after the other, in one program.
+def make_steps(step: Step, unroll: bool) -> Callable[[State, tuple[Batch, ...], jax.Array], tuple[State, jax.Array]]:
+    """Returns `(state, K batches, held [K]) -> (state, metrics [K, names, 2])`: K steps, one after the other.
 
     Args:
         step: one step.
         unroll: write the K steps out instead of scanning, where a while loop is slow (convolutions on CPU).
     """
 
-    def steps(state: State, batches: tuple[Batch, ...]) -> tuple[State, jax.Array]:
+    def steps(state: State, batches: tuple[Batch, ...], held: jax.Array) -> tuple[State, jax.Array]:
         if len(batches) > 1 and not unroll:
-            return jax.lax.scan(step, state, jax.tree.map(lambda *rows: jnp.stack(rows), *batches))
+            stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *batches)
+            return jax.lax.scan(lambda state, xs: step(state, *xs), state, (stacked, held))
         metrics = []
-        for batch in batches:
+        for i, batch in enumerate(batches):
             if metrics:
                 # A wall between steps: fusion across it would round differently from single steps.
                 state, metrics[-1] = jax.lax.optimization_barrier((state, metrics[-1]))
-            state, values = step(state, batch)
+            state, values = step(state, batch, held[i])
             metrics.append(values)
         return state, jnp.stack(metrics)
 

@@ -20,8 +20,9 @@ BATCH_SIZE, TOTAL = 16, 10
 class Run:
     """A recorder that writes for real, and what it wrote and told."""
 
-    def __init__(self, folder, every="5 steps", together=False):
+    def __init__(self, folder, every="5 steps"):
         self.path, self.told = folder / "metrics.jsonl", []
+        self.arrived = []  # (first step, the values of `skipped`) of each dispatch
         self.writer = MetricWriter(self.path, None)
         self.recorder = Recorder(
             NAMES,
@@ -33,7 +34,7 @@ class Run:
             attempt=2,
             on_row=lambda row: self.told.append((threading.current_thread().name, row["step"])),
             on_phase=lambda name: self.told.append((threading.current_thread().name, name)),
-            together=together,
+            on_values=lambda first, values: self.arrived.append((first, values[:, 2, 0].tolist())),
         )
 
     def steps(self, step, losses, weights=None, skipped=(), wait_s=0.0):
@@ -61,7 +62,7 @@ def test_a_row_is_the_mean_by_weight_over_its_steps(run):
     for step, (loss, weight) in enumerate([(1, 4), (2, 4), (3, 4), (4, 0), (5, 2)]):
         run.steps(step, [loss], [weight])
     (row,) = run.rows()
-    assert (row["step"], row["attempt"]) == (5, 2)
+    assert (row["step"], row["attempt"], row["batch"]) == (5, 2, 4)
     assert row["loss"] == pytest.approx((4 + 8 + 12 + 10) / 14)
 
 
@@ -91,20 +92,6 @@ def test_no_weight_gives_nan(run):
     run.steps(0, [1] * 5, [0] * 5)
     (row,) = run.rows()
     assert math.isnan(float(row["loss"]))
-
-
-def test_the_first_skipped_step_is_known_also_in_a_row_that_never_ends(run):
-    assert run.recorder.skipped_at is None
-    run.steps(0, [1, 1, 1], skipped=(2, 3))
-    assert run.rows() == []
-    assert run.recorder.skipped_at == 2
-
-
-def test_the_first_skipped_step_stays_the_first(run):
-    run.steps(0, [1] * 5, skipped=(4,))
-    run.steps(5, [1] * 5, skipped=(6,))
-    run.rows()
-    assert run.recorder.skipped_at == 4
 
 
 def test_an_evaluation_is_a_row_of_its_own(run):
@@ -164,25 +151,34 @@ def test_rates_go_from_row_to_row_without_what_was_paused(run):
     assert run.recorder.rates() == {name: second[name] for name in run.recorder.rates()}
 
 
-def test_beside_other_processes_a_held_back_update_is_told_at_a_step_that_no_pace_changes(tmp_path):
-    """Each looks at a dispatch when it is two old, or the loop settles; the writer's thread may be ahead or behind."""
-    run = Run(tmp_path, every="1 step", together=True)
+def test_values_arrive_when_a_dispatch_is_two_old_or_the_loop_settles_whatever_the_pace_of_the_writer(tmp_path):
+    run = Run(tmp_path, every="1 step")
     with run.writer:
-        told = []
         for step in range(4):
             run.steps(step, [1.0], skipped=[2])
             run.writer.flush()
-            told.append(run.recorder.skipped_at)
-        assert told == [None, None, None, 2]
-        run.steps(4, [1.0])
+            assert run.arrived == [(0, [0.0]), (1, [1.0])][: max(0, step - 1)]
         run.recorder.settle()
-        assert run.recorder.skipped_at == 2
+        assert run.arrived == [(0, [0.0]), (1, [1.0]), (2, [0.0]), (3, [0.0])]
 
 
-def test_beside_other_processes_the_last_steps_are_looked_at_when_it_closes(tmp_path):
-    run = Run(tmp_path, every="100 steps", together=True)
+def test_values_of_a_row_that_never_ends_arrive_when_it_closes(tmp_path):
+    run = Run(tmp_path, every="100 steps")
     with run.writer:
         run.steps(0, [1.0, 1.0], skipped=[2])
-        assert run.recorder.skipped_at is None
-        run.recorder.close()
-        assert run.recorder.skipped_at == 2
+        assert run.arrived == []
+        assert run.rows() == []
+        assert run.arrived == [(0, [0.0, 1.0])]
+
+
+def test_a_loop_that_goes_back_leaves_no_step_of_an_unfinished_row_behind(tmp_path):
+    run = Run(tmp_path, every="4 steps")
+    with run.writer:
+        run.steps(0, [1, 1, 1])
+        run.steps(3, [1, 9])  # the row of step 4, and a step of the next one
+        run.steps(5, [9])
+        run.recorder.go_back()
+        run.steps(4, [2, 2, 2, 2])
+        run.steps(8, [3, 3])
+        assert [(row["step"], row["loss"]) for row in run.rows()] == [(4, 1.0), (8, 2.0), (10, 3.0)]
+        assert run.recorder.rates()["step_time_s"] > 0

@@ -31,7 +31,8 @@ def test_the_time_to_compile_adds_up():
 def test_a_step_takes_the_memory_of_the_state_that_it_is_given():
     program = zoo.program(zoo.Classify())
     state = program.init()
-    program.steps(1)(state, (jax.device_put(zoo.examples(16), program.spec.batch_sharding),))
+    batch = jax.device_put(zoo.examples(16), program.spec.batch_sharding)
+    program.steps(1)(state, (batch,), program.held((False,)))
     assert state["params"]["head/kernel"].is_deleted()
 
 

@@ -1,0 +1,149 @@
+"""What happens when a loss or its gradient is not finite, or a loss is a spike: stop, skip, or roll back.
+
+Owns: the policy, the batches that a run skips, and the sentence with which it ends. Does not own: the guard, which
+holds such an update back on the device at once, whatever the policy (`training/step.py`), or the way back to a
+checkpoint (`trainer.py`).
+
+Terms. *Held back*: the step's batch is consumed and the state stays as it was. *Batch*: step n + 1 consumes batch n.
+*Bad*: the guard held its update back without being told to. *Skipped*: its update is held back in every attempt that
+goes on from a checkpoint that names it, whatever its loss.
+
+stop      the first bad batch ends the run.
+skip      a bad batch is skipped. IN_A_ROW of them one after the other are more than bad luck, and end the run.
+rollback  the run goes back to its newest checkpoint. Where a good step followed the bad ones, these batches did it,
+          and they are skipped. Where IN_A_ROW are bad one after the other, the state itself was spoilt by an update
+          that looked well: they are read again, and the batch before them is skipped, then 2, 4, 8 before them. The
+          run ends when these reach back to the checkpoint.
+
+All is decided from results that have arrived, which are the same at the same step in every process.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from engine.cluster import exit_codes
+from engine.config.errors import ConvoyError
+
+IN_A_ROW = 10  # batches
+
+
+class Diverged(ConvoyError):
+    """Training has diverged beyond what the policy allows; the last updates were held back."""
+
+    exit_code = exit_codes.STOP
+    everywhere = True
+
+
+class Divergence:
+    """The policy of one attempt.
+
+    Args:
+        policy: `resilience.divergence`.
+        names: of the metrics, as a step has them.
+        on_message: called with sentences for the user.
+    """
+
+    def __init__(self, policy: str, names: Sequence[str], on_message: Callable[[str], None]):
+        self._policy, self._say = policy, on_message
+        self._loss, self._norm, self._held = (names.index(name) for name in ("loss", "grad_norm", "skipped"))
+        self._skipped: set[int] = set()
+        self._bad: list[int] = []  # that are not decided about
+        self._what = ""  # is wrong with the newest of them
+        self._in_a_row = 0  # updates held back up to the newest result, told or not
+        self._spoilt: int | None = None  # batch before which the state was spoilt, where a long row says so
+        self._row_starts = 0  # batch with which the row that says so begins
+
+    @property
+    def skipped(self) -> list[int]:
+        """The batches whose update this run holds back, in order: a part of its position in the data."""
+        return sorted(self._skipped)
+
+    def resume(self, skipped: Iterable[int]) -> None:
+        """Takes the batches that the position of a checkpoint names; those that are known already stay."""
+        self._skipped |= set(skipped)
+
+    def held(self, step: int, k: int) -> tuple[bool, ...]:
+        """Whether to hold back the update of each of the k batches from `step` on."""
+        return tuple(step + i in self._skipped for i in range(k))
+
+    def look(self, first: int, values: np.ndarray) -> None:
+        """Takes the metrics `[steps, names, 2]` of the batches from `first` on, as they arrive."""
+        for batch, row in enumerate(values, first):
+            self._in_a_row = self._in_a_row + 1 if row[self._held, 0] else 0
+            if self._in_a_row and batch not in self._skipped:
+                self._note(batch, bool(np.isfinite(row[[self._loss, self._norm], 0]).all()))
+
+    def _note(self, batch: int, finite: bool) -> None:
+        """Takes a bad batch."""
+        self._what = "the loss is a spike" if finite else "the loss or its gradient is not finite"
+        if self._policy == "skip":
+            self._skipped.add(batch)
+            self._say(f"warning: step {batch + 1}: {self._what}; the update of batch {batch} is skipped")
+        else:
+            self._bad.append(batch)
+        if self._in_a_row >= IN_A_ROW and self._spoilt is None:
+            self._row_starts = batch + 1 - self._in_a_row
+            self._spoilt = min((b for b in self._bad if b >= self._row_starts), default=self._row_starts)
+
+    @property
+    def asks(self) -> bool:
+        """Whether there is something that `goes_back` may decide about."""
+        return bool(self._bad) or self._spoilt is not None
+
+    def goes_back(self, step: int, checkpoints: Sequence[int], ending: bool, broken: Sequence[str] = ()) -> bool:
+        """Whether the run has to go back to its newest checkpoint; `skipped` then says without which batches.
+
+        Where it does not and `asks` stays, nothing may be saved: it is not known yet whether the state is spoilt.
+
+        Args:
+            step: the loop's; the results of all steps before it have arrived.
+            checkpoints: steps that are saved, oldest first.
+            ending: whether the run ends here, so that no good step can follow bad ones.
+            broken: parts of the state that are to be saved and not finite although no loss has told of it.
+
+        Raises:
+            Diverged: the policy has no other way.
+        """
+        if broken:
+            self._what = f"{broken[0]} holds numbers that are not finite"
+            self._spoilt, self._row_starts = step, step - self._in_a_row
+        if not self.asks:
+            return False
+        if self._policy == "rollback":
+            return self._goes_back(step, max(checkpoints, default=0), ending)
+        found = f"step {self._bad[0] + 1 if self._bad else step}: {self._what}"
+        if self._policy == "skip" and not broken:
+            found += f"; {self._in_a_row} updates in a row were skipped"
+        elif self._bad:
+            found += "; the update was held back"
+        raise Diverged(f"{found}. {_advice(checkpoints)}")
+
+    def _goes_back(self, step: int, saved: int, ending: bool) -> bool:
+        if self._spoilt is not None:
+            count = self._spoilt - self._row_starts + 1  # one more than are skipped there already: 1, 2, 4, 8
+            chosen = list(range(self._row_starts - count, self._row_starts))
+        elif self._in_a_row and not ending:
+            return False  # it is not known yet whether these batches did it
+        else:
+            chosen = self._bad
+        if chosen[0] < saved:
+            raise Diverged(
+                f"step {step}: {self._what}, also without the batches since the checkpoint of step {saved}. "
+                f"{_advice([saved])}"
+            )
+        self._skipped |= set(chosen)
+        self._say(
+            f"warning: step {step}: {self._what}; going back to step {saved}, to go on without "
+            f"batch{'es' * (len(chosen) > 1)} {', '.join(map(str, chosen))}"
+        )
+        self._bad, self._spoilt, self._in_a_row = [], None, 0
+        return True
+
+
+def _advice(checkpoints: Sequence[int]) -> str:
+    return (
+        "Look at the data of that step and at optimizer.learning_rate; "
+        f"checkpoints: {', '.join(map(str, checkpoints)) or 'none'}. resilience.divergence=skip or rollback goes on "
+        "without such batches. With another learning rate start anew: --fresh."
+    )
