@@ -55,6 +55,9 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     train.add_argument(
         "--accept-schedule-change", action="store_true", help="go on though train.total alters the learning rates"
     )
+    train.add_argument(
+        "--accept-data-change", action="store_true", help="go on though the data is not what the run began with"
+    )
 
     _add_processes(train)
 

@@ -7,7 +7,7 @@ handler off the main thread.
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,16 @@ from engine.checkpoint.export import export_safetensors
 from engine.checkpoint.retention import Retention
 from engine.checkpoint.store import CheckpointStore, StepInfo
 from engine.cluster import peers, processes
+from engine.cluster.alike import check_alike, software
 from engine.config.dev_run import tiny
-from engine.config.errors import CheckpointError, ConfigError
+from engine.config.errors import CheckpointError, ConfigError, DataError
 from engine.config.identity import identity_differences, schedule_change
 from engine.config.loading import load
 from engine.config.schema import Config, Data
 from engine.config.target import build, check
-from engine.config.text import from_text, to_text
+from engine.config.text import flatten, from_text, to_text, value_text
 from engine.config.validation import validate
+from engine.data import identity
 from engine.data.source import Source, limited
 from engine.evaluation import build_evaluations
 from engine.observe.report import Summary
@@ -54,6 +56,7 @@ def train(
     fresh: bool = False,
     fast_dev_run: bool = False,
     accept_schedule_change: bool = False,
+    accept_data_change: bool = False,
 ) -> Summary:
     """Trains a config to its end in a run directory and returns the summary; goes on where the directory stopped.
 
@@ -65,6 +68,7 @@ def train(
         fresh: start anew; an earlier run is moved aside, never deleted.
         fast_dev_run: two steps of everything on little data.
         accept_schedule_change: go on although another `train.total` alters the learning-rate schedule.
+        accept_data_change: go on although the training data is not what the run began with.
 
     Raises:
         ConvoyError: with a sentence and the `exit_code` of the command line.
@@ -73,14 +77,19 @@ def train(
     if fast_dev_run:
         return _fast_dev_run(tiny(config), workdir)
     check_targets(config)
+    check_processes(config)
     path = workdir or default_workdir(config)
     config = set_up_devices(config, None if fresh else RunDirectory(path))
     with RunDirectory.open(path, fresh=fresh) as directory:
         changed = _check_resume(config, directory, accept_schedule_change)
         with Reporter(directory, config.name, config.log.progress) as reporter, peers.lost_peers_told():
-            trainer = _trainer(config, directory, reporter)
+            sources = sources_of(config)
+            facts = _facts(config, *sources)
+            changed += _check_data(facts, directory, accept_data_change)
+            trainer = _trainer(config, directory, reporter, *sources)
             directory.write_config_text(to_text(config))  # now that nothing in it can be refused
-            for name in changed:
+            directory.write_data_text(identity.to_text(facts))
+            for name in set(changed):
                 trainer.checkpoints.retention.forget(name)
             reporter.start(trainer.total_steps, trainer.step, trainer.summary)
             trainer.run()
@@ -114,6 +123,18 @@ def check_targets(config: Config) -> None:
         check(evaluation.data, f"evaluations.{name}.data")
     for name, hook in config.hooks.items():
         check(hook, f"hooks.{name}")
+
+
+def check_processes(config: Config) -> None:
+    """Refuses to train where this process has another config, code or libraries than the others; starts no device.
+
+    Raises:
+        NotAlike: in every process, with the difference.
+    """
+    if processes.count() > 1:
+        settings = {name: value_text(name, value) for name, value in flatten(config)}
+        targets = [value for name, value in flatten(config) if name.endswith("target")]
+        check_alike({**settings, **software(targets)}, "start")
 
 
 def set_up_devices(config: Config, directory: RunDirectory | None = None) -> Config:
@@ -150,7 +171,7 @@ def _check_resume(config: Config, directory: RunDirectory, accept_schedule_chang
 
 
 def _changed_evaluations(config: Config, directory: RunDirectory, accept_schedule_change: bool) -> list[str]:
-    if not directory.exists() or CheckpointStore(directory.checkpoints, read_only=True).latest() is None:
+    if not _has_checkpoint(directory):
         return []  # nothing was trained that another config could spoil
     old = from_text(directory.read_config_text(), str(directory.config))
     if differences := identity_differences(old, config):
@@ -169,6 +190,50 @@ def _changed_evaluations(config: Config, directory: RunDirectory, accept_schedul
     ]
 
 
+def _has_checkpoint(directory: RunDirectory) -> bool:
+    return directory.exists() and CheckpointStore(directory.checkpoints, read_only=True).latest() is not None
+
+
+def _facts(config: Config, source: Source, evaluation_sources: Mapping[str, Source]) -> dict[str, identity.Facts]:
+    """What the datasets of a run are, the same in every process."""
+    facts: dict[str, identity.Facts] = {"data": identity.facts_of(source)}
+    facts |= {f"evaluations.{name}.data": identity.facts_of(found) for name, found in evaluation_sources.items()}
+    check_alike({f"{where}: {name}": text for where, found in facts.items() for name, text in found.items()}, "data")
+    return facts
+
+
+def _check_data(facts: Mapping[str, identity.Facts], directory: RunDirectory, accept: bool) -> list[str]:
+    """Returns the names of evaluations whose data is another one than before; the first process looks.
+
+    Raises:
+        DataError: the training data is, and that is not accepted.
+    """
+    changed, told = peers.done_by_first(lambda: _data_changes(facts, directory, accept), "the check of the dataset")
+    directory.told += told
+    return changed
+
+
+def _data_changes(
+    facts: Mapping[str, identity.Facts], directory: RunDirectory, accept: bool
+) -> tuple[list[str], list[str]]:
+    before = identity.read(directory.data) if _has_checkpoint(directory) else {}
+    if not before:
+        return [], []
+    differences = identity.changes(before["data"], facts["data"], "data")
+    if differences and not accept:
+        raise DataError(
+            f"{directory.path} holds a run on another dataset:\n  " + "\n  ".join(differences) + "\n"
+            "Give it the data that it began with, add --accept-data-change to go on with this one from the same place "
+            "in its order, name another --workdir, or start anew with --fresh (the old run is moved aside)."
+        )
+    told, changed = [f"the dataset has changed, which is accepted: {text}" for text in differences], []
+    for where in sorted((before.keys() & facts.keys()) - {"data"}):
+        if lines := identity.changes(before[where], facts[where], where):
+            changed.append(where.removeprefix("evaluations.").removesuffix(".data"))
+            told.append(f"{changed[-1]} is another dataset than before, so its earlier results are dropped: {lines[0]}")
+    return changed, told
+
+
 def sources_of(config: Config) -> tuple[Source, dict[str, Source]]:
     """Returns the training source and those of the evaluations, limited as the config says."""
 
@@ -179,8 +244,13 @@ def sources_of(config: Config) -> tuple[Source, dict[str, Source]]:
     return source(config.data, "data"), evaluations
 
 
-def _trainer(config: Config, directory: RunDirectory, reporter: Reporter) -> Trainer:
-    source, evaluation_sources = sources_of(config)
+def _trainer(
+    config: Config,
+    directory: RunDirectory,
+    reporter: Reporter,
+    source: Source,
+    evaluation_sources: Mapping[str, Source],
+) -> Trainer:
     return Trainer(
         build(config.task, "task"),
         make_mesh(config.mesh),

@@ -80,6 +80,7 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> int:
             fresh=args.fresh,
             fast_dev_run=args.fast_dev_run,
             accept_schedule_change=args.accept_schedule_change,
+            accept_data_change=args.accept_data_change,
         )
     return exit_codes.DONE
 

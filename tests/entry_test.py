@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 import engine
 from engine import entry
 from engine.config import to_text
-from engine.config.errors import CheckpointError, ConfigError, ConvoyError, RunError
+from engine.config.errors import CheckpointError, ConfigError, ConvoyError, DataError, RunError
 from engine.run.directory import RunDirectory
 from tests import runs, zoo
 
@@ -198,6 +198,48 @@ def test_results_of_an_evaluation_whose_data_changed_are_forgotten(tmp_path):
     after = runs.rows(tmp_path, "heldout/loss")[4]
     assert summary.best["heldout/loss"] == (4, after)
     assert after != before
+
+
+def stored(path):
+    """A source whose content lies in a file."""
+    with np.load(path) as arrays:
+        return engine.ArraySource(dict(arrays))
+
+
+def write(path, n=64, seed=0):
+    with open(path, "wb") as file:
+        np.savez(file, allow_pickle=False, **zoo.examples(n, seed))
+    return dict(target="tests.entry_test.stored", path=str(path))
+
+
+def test_a_changed_dataset_is_refused_with_the_difference_unless_it_is_accepted(tmp_path):
+    data = write(tmp_path / "data.npz")
+    run, short = tmp_path / "run", {**SHORT, "optimizer__schedule": "constant", "data": data}
+    engine.train(runs.config(**short), workdir=run)
+    write(tmp_path / "data.npz", n=65, seed=1)
+    longer = runs.config(**{**short, "train__total": "3 steps"})
+    with pytest.raises(DataError) as error:
+        engine.train(longer, workdir=run)
+    assert f"{run} holds a run on another dataset:\n  data: examples: 64 -> 65\n  data: content: " in str(error.value)
+    assert "--accept-data-change" in str(error.value)
+    assert engine.train(longer, workdir=run, accept_data_change=True).step == 3
+    assert "which is accepted: data: examples: 64 -> 65" in (run / "log.txt").read_text()
+    assert engine.train(longer, workdir=run).step == 3  # it is the run's dataset now
+
+
+def test_changed_content_of_an_evaluation_is_told_and_its_results_are_forgotten(tmp_path):
+    data = write(tmp_path / "data.npz", n=37)
+    config = runs.config(train__total="4 steps", evaluations__heldout__data=data, checkpoint__best="heldout/loss")
+    engine.train(config, workdir=tmp_path / "run")
+    before = runs.rows(tmp_path / "run", "heldout/loss")[4]
+    write(tmp_path / "data.npz", n=37, seed=5)
+    summary = engine.train(config, workdir=tmp_path / "run")
+    after = runs.rows(tmp_path / "run", "heldout/loss")[4]
+    assert summary.best["heldout/loss"] == (4, after) and after != before
+    told = (
+        "heldout is another dataset than before, so its earlier results are dropped: evaluations.heldout.data: content"
+    )
+    assert told in (tmp_path / "run/log.txt").read_text()
 
 
 def test_a_first_start_that_failed_leaves_the_directory_free(tmp_path):

@@ -8,7 +8,7 @@ import contextlib
 import glob
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
@@ -18,24 +18,33 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 
 from engine.config.errors import DataError
 from engine.data.record import decode, encode
-from engine.data.source import Batch, Example, Source, name_of
+from engine.data.source import PART, SAMPLED, Batch, Example, Source, name_of
 
+NAMED = 32  # files that a fingerprint names
 # One record a group: random access reads no neighbours. Photographs and points hardly shrink, so speed comes first.
 WRITER_OPTIONS = "group_size:1,zstd:1"
 
 
 class ArrayRecordSource:
-    """The records of one or several files written with `write_array_record`, in the order of their names."""
+    """The records of one or several files written with `write_array_record`.
 
-    def __init__(self, pattern: str):
-        """Opens the files that match a path, which may hold the wildcards of a shell.
+    Their order is that of the paths in a list, and of the names where a path has wildcards.
+    """
+
+    def __init__(self, pattern: str | Sequence[str]):
+        """Opens the files that match a path, which may hold the wildcards of a shell, or each of several paths.
 
         Raises:
             DataError: no file matches, or one of them is no ArrayRecord file.
         """
-        self.paths = sorted(glob.glob(os.path.expanduser(pattern)))
+        self.paths: list[str] = []
+        for one in [pattern] if isinstance(pattern, str) else pattern:
+            found = sorted(glob.glob(os.path.expanduser(one)))
+            if not found:
+                raise DataError(f"{one}: no such file. Write it with `convoy data write`, or mend the pattern.")
+            self.paths += found
         if not self.paths:
-            raise DataError(f"{pattern}: no such file. Write it with `convoy data write`, or mend the pattern.")
+            raise DataError("an empty list of paths: no file. Name at least one.")
         try:
             self._records: Any = grain.sources.ArrayRecordDataSource(self.paths)
         except (RuntimeError, ValueError) as error:
@@ -55,13 +64,20 @@ class ArrayRecordSource:
         return jax.tree.map(lambda *rows: np.stack(rows), *examples)
 
     def fingerprint(self) -> str:
-        """Hashes the names and sizes of the files, and a few of the records."""
-        found = hashlib.blake2b(digest_size=16)
-        for path in self.paths:
-            found.update(f"{os.path.basename(path)} {os.path.getsize(path)}\n".encode())
-        for index in np.unique(np.linspace(0, len(self) - 1, 16).astype(np.int64)).tolist() if len(self) else []:
-            found.update(self._records[index])
-        return found.hexdigest()
+        """Names and sizes of the files in their order, and a hash of some of the records.
+
+        Their folders and times say nothing about the content. Of many files the first ones are named, all are hashed.
+        """
+        files = [f"{os.path.basename(path)} {os.path.getsize(path)} bytes" for path in self.paths]
+        records = hashlib.blake2b(PART.join(files).encode(), digest_size=16)
+        size = len(self)
+        for index in np.unique(np.linspace(0, size - 1, min(size, SAMPLED)).astype(np.int64)).tolist():
+            try:
+                records.update(self._records[index])
+            except (ValueError, RuntimeError, IndexError):  # told when it is needed
+                records.update(b"cannot be read")
+        more = [f"{len(files) - NAMED} more files"] if len(files) > NAMED else []
+        return PART.join([*files[:NAMED], *more, f"records {records.hexdigest()}"])
 
     def _decode(self, index: int, record: bytes) -> Example:
         try:

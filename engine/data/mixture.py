@@ -15,6 +15,7 @@ from engine.data.arrangement import Arrangement, arrange, gather
 from engine.data.mixture_schedule import schedule, shares
 from engine.data.order import derived
 from engine.data.source import (
+    PART,
     Batch,
     Example,
     Source,
@@ -88,7 +89,11 @@ class Mixture:
         return Mixture({name: limited(source, part) for (name, source), part in parts}, self.weights)
 
     def fingerprint(self) -> str:
-        return ", ".join(f"{name} {self.weights[name]}: {fingerprint(self.sources[name])}" for name in self._names)
+        return PART.join(
+            f"{name} {self.weights[name]}: {part}"
+            for name in self._names
+            for part in fingerprint(self.sources[name]).split(PART)
+        )
 
     def arranged(self, seed: int, shuffle: bool) -> "_Arranged":
         """Returns the examples in the order of a run (`arrangement.py`). Raises DataError."""

@@ -15,7 +15,7 @@ import numpy as np
 from engine.config.errors import DataError
 from engine.data.order import Order, derived
 from engine.data.packing_plan import Plan, SplitPlanner, WholePlanner
-from engine.data.source import Batch, Example, Source, check_source, fingerprint, has_transform, name_of
+from engine.data.source import PART, Batch, Example, Source, check_source, fingerprint, has_transform, name_of
 
 ARRAYS = {
     "tokens": np.int32,
@@ -73,7 +73,8 @@ class Packed:
         return self._in_order.read(indices)
 
     def fingerprint(self) -> str:
-        return f"{fingerprint(self.documents)} in rows of {self.length}, {'split' if self.split else 'whole'}"
+        packed = f"documents {'split' if self.split else 'whole'} in rows of {self.length}"
+        return f"{fingerprint(self.documents)}{PART}{packed}"
 
     def arranged(self, seed: int, shuffle: bool) -> "_Arranged":
         """Returns the rows in the order of a run (`arrangement.py`)."""

@@ -22,7 +22,9 @@ Example = Any  # pytree of numpy arrays and numbers
 Batch = Any  # the same pytree with arrays [batch, ...]
 
 NUMBERS = "biufc"  # numpy's kinds of dtype that an example may hold: bool, integers, floats, complex
-SAMPLED = 1024  # examples that a fingerprint reads at most
+SAMPLED = 32  # examples that a fingerprint reads at most: a start must not wait for it
+WHOLE = 256 << 20  # bytes of arrays in memory that a fingerprint reads whole, some hundredths of a second
+PART = "; "  # between the parts of a fingerprint, as the files of a source
 
 
 class Source(Protocol):
@@ -38,7 +40,8 @@ class Source(Protocol):
         transform(example, rng) -> example
                                        a random change, made while training only. `rng` is a numpy.random.Generator
                                        that depends on the seed and the example's place in the run, nothing else
-        fingerprint() -> str           names the content; without it, a sample of the examples is hashed
+        fingerprint() -> str           names the content; a resume refuses another one. Parts that are divided by "; "
+                                       are compared one by one. Without it, a sample of the examples is hashed
         arranged(seed, shuffle) -> Arrangement
                                        the endless order of a training run, where it is more than a new permutation of
                                        the examples in every epoch (`arrangement.py`); evaluations read by index
@@ -92,6 +95,16 @@ class ArraySource:
         import jax
 
         return jax.tree.map(lambda array: np.take(array, indices, axis=0), self.arrays)
+
+    def fingerprint(self) -> str:
+        """A hash of a sample of the examples, and of all values where they are not too many."""
+        arrays = [array for _, array in leaves(self.arrays)]
+        if sum(array.nbytes for array in arrays) > WHOLE:
+            return _sample(self)
+        found = hashlib.blake2b(_sample(self).encode(), digest_size=16)
+        for array in arrays:
+            found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        return found.hexdigest()
 
 
 class Limited:
@@ -211,19 +224,32 @@ def check_numbers(dtype: np.dtype, where: str) -> None:
 def fingerprint(source: Source) -> str:
     """Returns a text that changes with the content of a source.
 
-    The source's own `fingerprint()`, else a hash of its length and of up to `SAMPLED` examples spread over it.
+    The source's own `fingerprint()`, else a hash of its length and of up to `SAMPLED` examples spread over it. Where
+    example 0 is another one when it is read again, that is said instead: nothing can be compared.
     """
     own = getattr(source, "fingerprint", None)
-    if own is not None:
-        return own()
+    return _sample(source) if own is None else own()
+
+
+def _sample(source: Source) -> str:
     size = len(source)
+    indices = np.unique(np.linspace(0, size - 1, min(size, SAMPLED)).astype(np.int64)).tolist()
+    if size and _content(source, 0) != _content(source, 0):
+        return f"{size} examples that differ from one reading to the next"
     found = hashlib.blake2b(str(size).encode(), digest_size=16)
-    for index in np.unique(np.linspace(0, size - 1, min(size, SAMPLED)).astype(np.int64)).tolist():
-        for path, leaf in leaves(source[index]):
-            array = np.asarray(leaf)
-            found.update(f"{path} {array.dtype} {array.shape}".encode())
-            found.update(array.tobytes())
+    for index in indices:
+        found.update(_content(source, index))
     return found.hexdigest()
+
+
+def _content(source: Source, index: int) -> bytes:
+    """The bytes of an example with its structure; what it is that cannot be read is said when it is needed."""
+    try:
+        found = leaves(source[index])
+    except Exception:
+        return b"cannot be read"
+    arrays = [(path, np.asarray(leaf)) for path, leaf in found]
+    return b"".join(f"{path} {array.dtype} {array.shape}".encode() + array.tobytes() for path, array in arrays)
 
 
 def leaves(tree: Any) -> Sequence[tuple[str, Any]]:

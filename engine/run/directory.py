@@ -7,6 +7,7 @@ who may write there (`lease.py`), what stands in the files (`status.py`, `log.py
 Terms. *Run*: one working directory. *Attempt*: one start of a run, counted from 1.
 
     config.txt      the resolved config, one `name: value` a line
+    data.json       what the datasets were, by which a resume on others is noticed
     status.json     state, step, reason, exit code, final metrics
     metrics.jsonl   one line a logged step
     log.txt         what was printed, with times
@@ -52,6 +53,7 @@ class RunDirectory:
         self.told: list[str] = []  # sentences for the user about how it was opened
         self._lease: Lease | None = None  # in the first process, from `open` to `close`
         self.config = self.path / "config.txt"
+        self.data = self.path / "data.json"
         self.status = self.path / "status.json"
         self.metrics = self.path / "metrics.jsonl"
         self.log = self.path / "log.txt"
@@ -152,7 +154,7 @@ class RunDirectory:
         return any(part.exists() for part in self._parts())
 
     def _parts(self) -> tuple[Path, ...]:
-        files = (self.config, self.status, self.metrics, self.log)
+        files = (self.config, self.data, self.status, self.metrics, self.log)
         return (*files, self.checkpoints, self.tensorboard, self.profile, self.examples)
 
     def read_config_text(self) -> str:
@@ -179,6 +181,11 @@ class RunDirectory:
         """
         if processes.is_first():
             write_text(self.config, text)
+
+    def write_data_text(self, text: str) -> None:
+        """Stores what the datasets are, as the config. Raises RunError."""
+        if processes.is_first():
+            write_text(self.data, text)
 
 
 def default_workdir(config: Config) -> Path:

@@ -85,6 +85,24 @@ def test_a_fingerprint_follows_files_and_content_not_their_folder(path, tmp_path
     assert fingerprint(ArrayRecordSource(elsewhere)) != first
 
 
+def test_paths_in_a_list_are_read_in_its_order(tmp_path):
+    paths = [str(tmp_path / f"{name}.arrayrecord") for name in "ab"]
+    for first, path in enumerate(paths):
+        write_array_record(make(3, 10 * first), path)
+
+    def times(source):
+        return [source[i]["time"] - 2**40 for i in range(len(source))]
+
+    forwards, backwards = ArrayRecordSource(paths), ArrayRecordSource(paths[::-1])
+    assert times(forwards) == times(ArrayRecordSource(str(tmp_path / "*.arrayrecord"))) == [0, 1, 2, 10, 11, 12]
+    assert times(backwards) == [10, 11, 12, 0, 1, 2]
+    assert fingerprint(forwards) != fingerprint(backwards)
+    with pytest.raises(DataError, match=r"c\.arrayrecord: no such file"):
+        ArrayRecordSource([*paths, str(tmp_path / "c.arrayrecord")])
+    with pytest.raises(DataError, match="an empty list of paths"):
+        ArrayRecordSource([])
+
+
 def test_progress_is_told(path):
     told = []
     write_array_record(make(3), path, lambda done, total: told.append((done, total)))

@@ -7,6 +7,7 @@ import pytest
 from engine.config.errors import DataError
 from engine.data.arrangement import gather
 from engine.data.source import (
+    SAMPLED,
     ArraySource,
     check_source,
     example_spec,
@@ -186,6 +187,38 @@ def test_a_fingerprint_follows_the_content():
     assert fingerprint(limited(make(), 3)) != fingerprint(make())
     retyped = ArraySource({"x": make().arrays["x"], "label": np.arange(6, dtype=np.int32)})
     assert fingerprint(retyped) != fingerprint(make())
+
+
+def test_a_fingerprint_of_what_is_not_in_memory_is_a_sample_of_it():
+    class Stored:
+        def __init__(self, **changed):
+            self.read, self.changed = [], changed
+
+        def __len__(self):
+            return 1000
+
+        def __getitem__(self, index):
+            self.read.append(index)
+            if index == 999:
+                raise OSError("bad sector")
+            return {"x": np.float32(self.changed.get(str(index), index))}
+
+    source = Stored()
+    found = fingerprint(source)
+    assert len(source.read) <= SAMPLED + 2 and {0, 999} <= set(source.read)
+    assert fingerprint(Stored()) == found
+    assert fingerprint(Stored(**{str(source.read[5]): 0.5})) != found
+
+
+def test_examples_that_are_new_at_each_reading_cannot_be_compared_and_are_not():
+    class Dice:
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, index):
+            return {"x": np.random.default_rng().random()}
+
+    assert fingerprint(Dice()) == fingerprint(Dice()) == "6 examples that differ from one reading to the next"
 
 
 def test_a_source_may_name_its_own_content():

@@ -1,0 +1,79 @@
+"""Processes that were not started alike are refused, with who differs in what."""
+
+import subprocess
+import sys
+
+import pytest
+
+from engine.cluster.alike import LIBRARIES, check_alike, differences, software
+from tests import runs
+
+PROGRAM = """
+import sys
+from engine.cluster import peers, processes
+from engine.cluster.alike import check_alike
+from engine.config.errors import ConvoyError
+processes.initialize(processes.resolve())
+me = processes.index()
+check_alike({"jax": "0.12.0", f"module only.{me}": "1"}, "before")
+facts = {"train.seed": "0", "jax": "0.12.0"}
+if me == 2:
+    facts = {"train.seed": "1", "jax": "0.12.0", "optimizer.b1": "0.8"}
+try:
+    check_alike(facts, "start")
+except ConvoyError as error:
+    print(f"{error.kind} {error.exit_code} {error.everywhere} {error}".replace("\\n", "|"))
+peers.part()
+"""
+
+
+@pytest.mark.multiprocess
+def test_every_process_is_told_which_one_differs_in_what():
+    launcher = (
+        f"import sys; from engine.launch.local import launch; launch([sys.executable, '-c', {PROGRAM!r}], processes=3)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", launcher], capture_output=True, text=True, env=runs.environment(), timeout=90
+    )
+    told = sorted(line for line in done.stdout.splitlines() if "NotAlike" in line)
+    assert len(told) == 3, done.stderr
+    (text,) = {line.split(" ", 1)[1] for line in told}
+    kind, code, everywhere, text = text.split(" ", 3)
+    assert (kind, code, everywhere) == ("NotAlike", "1", "True")
+    first, who, seed, b1, last = text.split("|")
+    assert first == "the processes of this run were not started alike."
+    assert who.startswith("process 2 on ") and "differs from process 0 on " in who
+    assert seed.strip() == "train.seed: 1, in process 0 0"
+    assert b1.strip() == "optimizer.b1: 0.8, in process 0 none"
+    assert last == "Start all of them with the same command, code and libraries."
+
+
+def test_a_single_process_is_like_itself():
+    check_alike({}, "start")
+
+
+def test_modules_count_where_both_have_loaded_them():
+    first = {"module a": "1", "module b": "1", "jax": "0.12"}
+    assert differences(first, {"module a": "2", "jax": "0.12"}) == ["module a: 2, in process 0 1"]
+    assert differences(first, {"module a": "1", "module c": "1"}) == ["jax: none, in process 0 0.12"]
+
+
+def test_software_is_versions_and_sources():
+    import tests.zoo  # noqa: F401, what a config would load
+
+    facts = software(["tests.zoo.Classify", "optax.adamw", "engine.data.source.ArraySource"])
+    assert {"python", *LIBRARIES, "engine/trainer.py", "engine/cluster/alike.py", "module tests.zoo"} <= facts.keys()
+    assert not [name for name in facts if name.startswith(("module optax", "module engine"))]
+    assert facts["engine/trainer.py"] != facts["engine/entry.py"]
+
+
+def test_a_changed_source_is_another_one(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = tmp_path / "theirs_for_a_test.py"
+    file.write_text("x = 1\n")
+    import theirs_for_a_test  # pyright: ignore[reportMissingImports]
+
+    before = software(["theirs_for_a_test.Task"])
+    file.write_text("x = 2\n")
+    assert theirs_for_a_test.x == 1
+    assert differences(before, software(["theirs_for_a_test.Task"]))[0].startswith("module theirs_for_a_test: ")
