@@ -89,7 +89,7 @@ def train(
             trainer = _trainer(config, directory, reporter, *sources)
             directory.write_config_text(to_text(config))  # now that nothing in it can be refused
             directory.write_data_text(identity.to_text(facts))
-            for name in set(changed):
+            for name in sorted(set(changed)):
                 trainer.checkpoints.retention.forget(name)
             reporter.start(trainer.total_steps, trainer.step, trainer.summary)
             trainer.run()
