@@ -166,6 +166,7 @@ def _explain(args: argparse.Namespace, overrides: list[str]) -> int:
     from engine.parallel.collectives import collectives
     from engine.parallel.mesh import stand_in_devices
     from engine.parallel.report import describe, describe_collectives
+    from engine.resilience.replica_check import coverage
 
     if args.devices is not None and args.devices < 1:
         raise ConfigError(f"--devices = {args.devices}: allowed is a whole number from 1.")
@@ -173,6 +174,7 @@ def _explain(args: argparse.Namespace, overrides: list[str]) -> int:
     program, total = entry.program(config, devices)
     mesh = program.mesh
     print(describe(config, mesh, program.abstract_state, program.spec.model.names, total))
+    print(coverage(config.resilience.replica_check, program.abstract_state))
     for text in program.warnings:
         print(f"warning: {text}")
     if mesh.size > 1 and not args.no_collectives:

@@ -40,6 +40,7 @@ from engine.parallel.layout import active, layout_of
 from engine.parallel.mesh import check_batch
 from engine.resilience.divergence import Divergence
 from engine.resilience.preemption import Interrupted, Preempted, Preemption
+from engine.resilience.replica_check import ReplicaCheck
 from engine.run.directory import RunDirectory
 from engine.run.ledger import Ledger
 from engine.training.model import describe
@@ -125,6 +126,9 @@ class Trainer:
         self._check_best()
         self._hooks = [(self._period(config.hooks[name].every, f"hooks.{name}.every"), hooks[name]) for name in hooks]
         self.checkpoints = self._checkpointer()
+        every = config.resilience.replica_check
+        compared = None if every is None else self._period(every, "resilience.replica_check")
+        self._replicas = ReplicaCheck(compared, self.program.abstract_state)
         self._divergence = Divergence(config.resilience.divergence, self.program.metric_names, self.say)
         self._recorder: Recorder | None = None
         self._row: dict[str, Any] = {}
@@ -148,6 +152,7 @@ class Trainer:
         Raises:
             Preempted, Interrupted: asked to stop; the state is saved.
             Diverged: the loss is not finite, and the policy knows no way on.
+            ReplicaError: copies of the state differ.
             ConvoyError: storage or data failed.
         """
         config = self.config
@@ -214,6 +219,7 @@ class Trainer:
             due = force or self.checkpoints.policy.due(step)
             if self._goes_back(state, step, due, stopping or step == last, recorder):
                 return False
+            self._replicas.check(step, state)
             position = {**feed.position, "skipped": self._divergence.skipped}
             if not self._divergence.asks and self.checkpoints.maybe_save(step, state, position, force):
                 self.say(f"saving checkpoint of step {step}")
@@ -276,6 +282,7 @@ class Trainer:
         """K where no save, evaluation, hook or profile is due before, else 1."""
         k = self.config.train.steps_per_dispatch
         due = [self.total_steps, self.checkpoints.policy.next_possible(step), profile.next_edge(step)]
+        due.append(self._replicas.next_after(step))
         due += [evaluation.period.next_after(step) for evaluation in self.evaluations]
         due += [period.next_after(step) for period, _ in self._hooks]
         return k if step + k <= min(due) else 1

@@ -1,0 +1,79 @@
+"""Copies of a state: one that differs is found and named, and what has no copy is told."""
+
+import jax
+import numpy as np
+import pytest
+
+from engine.config.duration import Duration, Period
+from engine.config.schema import MeshSpec
+from engine.resilience.replica_check import ReplicaCheck, ReplicaError, coverage
+from tests import zoo
+
+PERIOD = Period(Duration.parse("4 steps", "resilience.replica_check"), 16, 64, 10)
+
+
+def corrupted(array: jax.Array, device: int) -> jax.Array:
+    """The array with one bit of one device's copy flipped."""
+    copies = []
+    for shard in array.addressable_shards:
+        copy = np.array(shard.data)
+        if shard.device.id == device:
+            copy.view(np.uint32).reshape(-1)[-1] ^= 1
+        copies.append(jax.device_put(copy, shard.device))
+    return jax.make_array_from_single_device_arrays(array.shape, array.sharding, copies)
+
+
+@pytest.fixture(scope="module")
+def four():
+    """A program on two copies of a model that is split in two, and its state after a step."""
+    program = zoo.program(zoo.Classify("decoder"), mesh=MeshSpec(data=2, fsdp=2), devices=4)
+    return program, zoo.run(program, zoo.batches(1))[0]
+
+
+def with_flipped(state, device, path="head/kernel"):
+    return {**state, "params": {**state["params"], path: corrupted(state["params"][path], device)}}
+
+
+def test_copies_that_agree_pass_and_only_due_steps_look(four):
+    program, state = four
+    check = ReplicaCheck(PERIOD, program.abstract_state)
+    check.check(4, state)
+    check.check(3, with_flipped(state, 2))
+    check.check(0, with_flipped(state, 2))
+    assert check.next_after(5) == 8
+
+
+def test_a_flipped_bit_is_found_and_its_array_devices_and_process_are_named(four):
+    program, state = four
+    path = "up/kernel"
+    parts = state["params"][path].sharding.devices_indices_map(state["params"][path].shape)
+    twins = sorted(device.id for device in parts if parts[device] == parts[jax.devices()[2]])
+    with pytest.raises(ReplicaError, match=r"step 8: copies of params/up/kernel differ") as error:
+        ReplicaCheck(PERIOD, program.abstract_state).check(8, with_flipped(state, 2, path))
+    assert f"device {twins[0]} of process 0, device {twins[1]} of process 0 hold each other numbers" in str(error.value)
+    assert error.value.exit_code == 42
+
+
+def test_of_more_than_two_copies_the_odd_one_is_named():
+    program = zoo.program(zoo.Classify(), mesh=MeshSpec(data=4), devices=4)
+    state = with_flipped(program.init(), 3)
+    with pytest.raises(ReplicaError, match="differ: device 3 of process 0 holds other numbers than most copies"):
+        ReplicaCheck(PERIOD, program.abstract_state).check(4, state)
+
+
+def test_without_a_copy_or_a_period_nothing_is_compared(four):
+    program, state = four
+    alone = zoo.program(zoo.Classify())
+    for check in (ReplicaCheck(PERIOD, alone.abstract_state), ReplicaCheck(None, program.abstract_state)):
+        assert check.next_after(0) == float("inf")
+        check.check(4, with_flipped(state, 2))
+
+
+def test_explain_says_what_has_copies(four):
+    def of(mesh, devices):
+        return coverage("1000 steps", zoo.program(zoo.Classify(), mesh=mesh, devices=devices).abstract_state)
+
+    assert of(None, None) == "replica check: not covered, this mesh keeps one copy of each array"
+    assert of(MeshSpec(data=4), 4) == "replica check: every 1000 steps, 4 copies or more of 100.0% of the state"
+    assert of(MeshSpec(fsdp=4), 4).endswith("not covered")
+    assert coverage(None, four[0].abstract_state) == "replica check: off (resilience.replica_check=None)"
