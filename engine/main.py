@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from engine.arguments import make_parser, parse, split_overrides
-from engine.cluster import ending, exit_codes, peers, processes
+from engine.cluster import departure, ending, exit_codes, peers, processes
 from engine.cluster.cause import cause_of
 from engine.config.errors import ConfigError, ConvoyError
 from engine.launch.pages import start_with_large_pages
@@ -30,25 +30,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.chdir(os.environ.get("BUILD_WORKING_DIRECTORY", "."))  # `bazel run` starts programs elsewhere
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # configs and models of the user's own lie where the command is given
-    together = False
+    together, text = False, ""
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         peers.part()
         return code
     except ConvoyError as error:
-        code, together = error.exit_code, error.everywhere
-        ending.tell(code, f"{error.kind}: {error}", cause_of(error))
+        code, together, text = error.exit_code, error.everywhere, f"{error.kind}: {error}"
+        ending.tell(code, text, cause_of(error))
     except KeyboardInterrupt:
-        code = exit_codes.INTERRUPTED
+        code, text = exit_codes.INTERRUPTED, "interrupted"
     except BrokenPipeError:  # `convoy config ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = exit_codes.DONE
     except Exception as error:
         if processes.count() == 1 and not ending.wanted():
             raise
-        code = exit_codes.USER_ERROR
-        ending.tell(code, traceback.format_exc(), cause_of(error))
+        code, text = exit_codes.USER_ERROR, traceback.format_exc()
+        ending.tell(code, text, cause_of(error))
     if processes.count() > 1 and not together:
+        departure.tell_others(code, text)
         ending.end_alone(code)
     with contextlib.suppress(peers.LostPeer):  # how the run ended is told already
         peers.part()

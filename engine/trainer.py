@@ -173,6 +173,7 @@ class Trainer:
                 recorder.note(step, {"compile_s": self.program.compile_s})
             profile = ProfileWindow(config.profile.start, config.profile.steps, self._traces())
             stack.callback(lambda: self._tell(profile.close()))
+            stack.enter_context(peers.place_told(lambda: self._step))
             on_batch = self._ledger(stack) if config.log.examples else None
             while True:
                 with contextlib.closing(self._feed(step, on_batch)) as feed:

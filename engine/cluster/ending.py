@@ -1,21 +1,24 @@
 """How one process of several ends: its last words for its launcher and its peers, and the end at once.
 
-Owns: the verdict's file, which lies where a variable of the launcher says, the step beside it, and the bound on waits
-that nothing interrupts. Does not own: which code an error has (the error does), or the job's code (`launch/`).
+Owns: the verdict's file, which lies where a variable of the launcher says, the step beside it, the bound on waits that
+nothing interrupts, and the end from another thread than the main one. Does not own: which code an error has (the error
+does), how peers learn of it (`departure.py`), or the job's code (`launch/`).
 
 Terms. *Verdict*: the exit code that a process chose, with the text of its error. A process that was killed leaves none;
-the step that it had reached is known all the same, since a file mapped into memory outlives it.
+the step that it had reached is known all the same, since a file mapped into memory outlives it. *Last act*: what must
+still be done when a thread ends the process while the main one is stuck, as writing the status.
 """
 
 import json
 import mmap
 import os
+import re
 import struct
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -25,6 +28,9 @@ from engine.config.errors import ConvoyError
 
 VARIABLE = "CONVOY_VERDICT"
 """Names the file `<folder>/<index>.json` of this process; the folder holds those of all processes."""
+STATUS = "status"
+"""File in that folder: the path of the run's status."""
+_ACTS_S = 8.0  # for all last acts together
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,13 @@ class Verdict:
     text: str  # sentence or traceback, without a line end
     time: float  # unix seconds
     cause: str = ""  # what the error is known by when it comes again (`cause.py`)
+
+    @property
+    def line(self) -> str:
+        """The text in one line: a sentence, or what a traceback ends with, `KeyError: 'image'`."""
+        lines = self.text.splitlines() or [""]
+        raised = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(:|$)", line)]
+        return raised[-1] if lines[0].startswith("Traceback") and raised else lines[-1]
 
 
 def wanted() -> bool:
@@ -67,9 +80,13 @@ def record(code: int, text: str, cause: str = "") -> None:
     """Writes this process's verdict, in one piece; the first one stays."""
     path = Path(os.environ[VARIABLE])
     if not path.exists():
-        beside = path.with_suffix(".tmp")
-        beside.write_text(json.dumps(asdict(Verdict(int(path.stem), code, text.rstrip(), time.time(), cause))))
-        beside.replace(path)
+        _write(path, json.dumps(asdict(Verdict(int(path.stem), code, text.rstrip(), time.time(), cause))))
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(f"{path.name}.{threading.get_ident()}.tmp")
+    beside.write_text(text)
+    beside.replace(path)
 
 
 def read(folder: Path) -> list[Verdict]:
@@ -94,6 +111,41 @@ def tell(code: int, text: str, cause: str = "") -> None:
         print(text.rstrip(), file=sys.stderr)
 
 
+def note_status(path: Path) -> None:
+    """Tells the launcher which file holds the status of the run, so that it can correct one that a kill left behind."""
+    if wanted():
+        _write(Path(os.environ[VARIABLE]).parent / STATUS, str(path.absolute()))
+
+
+_last_acts: list[Callable[[int, str], None]] = []
+
+
+def add_last_act(act: Callable[[int, str], None]) -> None:
+    """From now on `act(exit code, text)` is called before a thread ends this process; the newest first."""
+    _last_acts.append(act)
+
+
+def remove_last_act(act: Callable[[int, str], None]) -> None:
+    """No longer."""
+    _last_acts.remove(act)
+
+
+def end(error: ConvoyError) -> NoReturn:
+    """Ends this process from any thread, whatever the main one is stuck in: last acts, last words, exit code."""
+
+    def acts() -> None:
+        for act in reversed(_last_acts):
+            with suppress(Exception):  # of the others: the end must come
+                act(error.exit_code, str(error))
+
+    text = f"{error.kind}: {error}"
+    tell(error.exit_code, text, cause_of(error))
+    thread = threading.Thread(target=acts, daemon=True)  # storage that hangs must not keep it
+    thread.start()
+    thread.join(_ACTS_S)
+    end_alone(error.exit_code)
+
+
 def end_alone(code: int) -> NoReturn:
     """Ends this process at once, since Python's own end would wait for the others; what was printed is shown."""
     for stream in (sys.stdout, sys.stderr):
@@ -104,13 +156,7 @@ def end_alone(code: int) -> NoReturn:
 @contextmanager
 def bounded(seconds: float, make: Callable[[], ConvoyError]) -> Iterator[None]:
     """Ends the process with an error's sentence when a wait inside JAX, which nothing interrupts, takes longer."""
-
-    def end() -> None:
-        error = make()
-        tell(error.exit_code, f"{error.kind}: {error}", cause_of(error))
-        end_alone(error.exit_code)
-
-    timer = threading.Timer(seconds, end)
+    timer = threading.Timer(seconds, lambda: end(make()))
     timer.daemon = True
     timer.start()
     try:

@@ -1,8 +1,8 @@
 """What the processes of a run do together: agree, notice that one is gone, part.
 
 Owns: values that the first process decides for all, telling a lost peer from an error of the user's, and the end that
-all come to. Does not own: who one is (`processes.py`), the stop at one step (`resilience/preemption.py`), or
-checkpoints, which Orbax writes together.
+all come to. Does not own: who one is (`processes.py`), an end that one comes to alone (`departure.py`), the stop at one
+step (`resilience/preemption.py`), or checkpoints, which Orbax writes together.
 
 Terms. *Peer*: another process of the run. *Together*: what every process does at the same step. A process that ends
 alone leaves its peers waiting for it, so it must end at once, without the parting that waits for them.
@@ -10,24 +10,20 @@ alone leaves its peers waiting for it, so it must end at once, without the parti
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from engine.cluster import ending, exit_codes
+from engine.cluster import coordination, departure
+from engine.cluster.departure import LostPeer, lost
 from engine.cluster.ending import bounded, first_line
-from engine.cluster.processes import count, index, is_first
+from engine.cluster.processes import PART_S, count, index, is_first
 from engine.config.errors import ConvoyError
 
 _FRAME = 1000  # bytes that are sent at once
+_LAST_S = 30.0  # process 0 waits so long for the others to leave
 AGREE_S = 600.0  # the slowest start of a process beside the fastest: data is looked at, programs are loaded
-
-
-class LostPeer(ConvoyError):
-    """Another process of the run is gone; `exit_code` is that of its verdict, where it gave one."""
-
-    exit_code = exit_codes.RETRY
-    from_outside = True
 
 
 def from_first(value: Any, what: str) -> Any:
@@ -111,7 +107,20 @@ def lost_peers_told() -> Iterator[None]:
         known = count() == 1 or isinstance(error, LostPeer)
         if known or (sign := sign_of_a_lost_peer(error)) is None:
             raise
-        raise _lost_peer(sign) from error
+        raise lost(departure.cause(), f"another process of this run is gone ({sign})") from error
+
+
+@contextmanager
+def place_told(step: Callable[[], int]) -> Iterator[None]:
+    """Adds to an error of the user's code in which process, and after how many steps of the run, it was raised."""
+    try:
+        yield
+    except ConvoyError:
+        raise
+    except Exception as error:
+        place = f"process {index()} of {count()}, " if count() > 1 else ""
+        error.add_note(f"raised in {place}after step {step()}")
+        raise
 
 
 def sign_of_a_lost_peer(error: BaseException | None) -> str | None:
@@ -132,18 +141,6 @@ _SIGNS = re.compile(
 )
 
 
-def _lost_peer(sign: str) -> LostPeer:
-    final = (exit_codes.USER_ERROR, exit_codes.STOP)
-    if told := [verdict for verdict in ending.of_others() if verdict.code in final]:
-        lost = LostPeer(f"process {told[0].index} ended this run: {told[0].text.splitlines()[-1]}")
-        lost.exit_code = told[0].code
-        return lost
-    return LostPeer(
-        f"another process of this run is gone ({sign}). Its own output says more; the same command goes on "
-        "from the newest checkpoint."
-    )
-
-
 def part() -> None:
     """The end of a run that all processes come to: waits for them, so that none takes the others down.
 
@@ -154,10 +151,15 @@ def part() -> None:
         return
     import jax
 
-    try:
-        jax.distributed.shutdown()
-    except jax.errors.JaxRuntimeError as error:
+    missing = coordination.barrier("part", PART_S)
+    departure.stop()
+    if missing:
         raise LostPeer(
-            f"not all processes came to the end of the run ({first_line(error)}). "
-            "What is saved stays; the same command tells whether anything is left to do."
-        ) from error
+            f"{departure.name(missing)} did not come to the end of the run within {PART_S:g} s. What is saved stays; "
+            "the same command tells whether anything is left to do."
+        )
+    # Process 0 goes last: a process that finds JAX's coordinator gone before it has left is killed by JAX.
+    with bounded(_LAST_S, lambda: LostPeer("the others have not left in time after the end of the run.")):
+        while is_first() and coordination.alive() != {0}:
+            time.sleep(0.05)
+        jax.distributed.shutdown()

@@ -1,26 +1,28 @@
 """Who this process is among the processes of a run, and how they join.
 
 Owns: the three settings that say who one is, and the call of `jax.distributed.initialize`. Does not own: what joined
-processes agree on and how they part (`peers.py`), how one ends (`ending.py`), starting them (`launch/`).
+processes agree on and how they part (`peers.py`), how one ends (`ending.py`) and takes the others with it
+(`departure.py`), starting them (`launch/`).
 
 Terms. *First process*: that of index 0; it alone writes the files of a run and the screen. *Coordinator*: where the
 first process listens for the others; the data of the run goes other ways.
 """
 
+import contextlib
 import os
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from engine.cluster import exit_codes
 from engine.cluster.ending import bounded, first_line
 from engine.config.errors import ConfigError, ConvoyError
 
-HEARTBEAT_S = 30  # a process that is silent for so long is lost, and JAX ends its peers (SIGABRT)
+HEARTBEAT_S = 10  # one that is silent for so long is dead: twice what a paused virtual machine or a full disk takes
 JOIN_S = 300.0  # hosts of one job may start minutes apart
-PART_S = 120  # at the end of the run, for the first process's last words on disk
+PART_S = 120.0  # at the end of the run, for the first process's last words on disk
 
 FLAGS = {"coordinator": "--coordinator", "count": "--num-processes", "index": "--process-id"}
 VARIABLES = {
@@ -121,11 +123,14 @@ def initialize(who: Processes, *, timeout_s: float = JOIN_S) -> None:
     else:
         _try_to_connect(who, end)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # By itself JAX aborts every process (134) as soon as one is dead. With this it leaves them to `departure.py`, which
+    # ends them with a sentence and 42. Barriers and collectives wait for the dead one as before.
+    jax.config.update("jax_enable_recoverability", True)
     late = (
         f"process {who.index}: not all {who.count} processes came to {who.coordinator} within {timeout_s:g} s. "
         "See why the missing ones did not start, and start all of them again."
     )
-    with bounded(end - time.monotonic(), lambda: CannotJoin(late)):
+    with bounded(end - time.monotonic(), lambda: CannotJoin(late)), _without_warnings():
         try:
             jax.distributed.initialize(
                 who.coordinator,
@@ -134,7 +139,7 @@ def initialize(who: Processes, *, timeout_s: float = JOIN_S) -> None:
                 coordinator_bind_address=who.coordinator if who.index == 0 else None,  # by default: every network
                 initialization_timeout=int(timeout_s) + 60,  # ours comes first: at its end JAX kills the process
                 heartbeat_timeout_seconds=HEARTBEAT_S,
-                shutdown_timeout_seconds=PART_S,
+                shutdown_timeout_seconds=int(PART_S),
             )
         except jax.errors.JaxRuntimeError as error:
             raise CannotJoin(
@@ -142,6 +147,26 @@ def initialize(who: Processes, *, timeout_s: float = JOIN_S) -> None:
                 f"({first_line(error)}). Start all processes again, with the same address."
             ) from error
     _joined = who
+    from engine.cluster import departure  # it needs to know who one is
+
+    departure.watch()
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keeps the C++ of JAX from telling a user that what was chosen above is experimental."""
+    import jax
+
+    told = "jax_logging_level"
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "1" or jax.config.values[told] != "NOTSET":  # JAX's own: 1, warnings
+        yield
+        return
+    jax.config.update(told, "ERROR")
+    try:
+        yield
+    finally:
+        jax.config.update(told, "WARNING")
+        jax.config.update(told, "NOTSET")
 
 
 def _try_to_connect(who: Processes, end: float) -> None:

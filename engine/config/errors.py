@@ -13,6 +13,7 @@ class ConvoyError(Exception):
     """Base of every error that the engine raises on purpose; `exit_code` is what the process ends with."""
 
     exit_code = 1
+    state = "failed"  # what `status.json` calls a run that it ended
     everywhere = False  # whether every process of a run raises it at the same step
     from_outside = False  # whether others brought it about, so that it says nothing against starting again
 

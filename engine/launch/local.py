@@ -27,6 +27,7 @@ from typing import IO
 from engine.cluster import ending, exit_codes
 from engine.cluster.processes import VARIABLES
 from engine.config.errors import ConfigError
+from engine.launch import aftermath
 from engine.launch.signals import Signals
 from engine.run.owner import TOKEN
 
@@ -46,6 +47,7 @@ class End:
     text: str = ""  # its last words, where it recorded any
     cause: str = ""  # what its error is known by, likewise
     step: int | None = None  # steps done, as far as it told
+    why: str = ""  # of the first failure: what its code means
 
 
 def launch(command: Sequence[str], *, processes: int, devices: int | None = None, grace_s: float = GRACE_S) -> int:
@@ -95,6 +97,7 @@ def run(
         if value is not None and value < 1:
             raise ConfigError(f"{name} = {value}: allowed is a whole number from 1.")
     with tempfile.TemporaryDirectory(prefix="convoy-launch-") as folder:
+        killed_before = aftermath.killed_for_memory()
         with _Job() as job:
             environments = [_environment(i, processes, devices, Path(folder), job.port) for i in range(processes or 1)]
             job.start(command, environments, alone=processes is None)
@@ -102,13 +105,19 @@ def run(
                 codes = job.wait(grace_s)
         recorded = {verdict.index: verdict for verdict in ending.read(Path(folder))}
         steps = ending.steps(Path(folder))
-    ends = []
-    for i, (code, when) in codes.items():
-        end = End(i, code, when, job.pids[i], step=steps.get(i))
-        if told := recorded.get(i):
-            end = dataclasses.replace(end, time=told.time, text=told.text, cause=told.cause)
-        ends.append(end)
-    return sorted(ends, key=lambda end: (end.code == exit_codes.DONE, end.time))
+        ends = []
+        for i, (code, when) in codes.items():
+            end = End(i, code, when, job.pids[i], step=steps.get(i))
+            if told := recorded.get(i):
+                end = dataclasses.replace(end, time=told.time, text=told.text, cause=told.cause)
+            ends.append(end)
+        first, *others = sorted(ends, key=lambda end: (end.code == exit_codes.DONE, end.time))
+        why = aftermath.why(first.code, first.text, aftermath.killed_for_memory() > killed_before)
+        first = dataclasses.replace(first, why=why)
+        if first.code != exit_codes.DONE:
+            words = f"process {first.index} ended first, with {first.code} ({why})"
+            aftermath.correct_status(Path(folder), job.pids, first.code, words)
+    return [first, *others]
 
 
 def _environment(index: int, count: int | None, devices: int | None, folder: Path, port: int) -> dict[str, str]:
@@ -140,7 +149,7 @@ def tell(ends: Sequence[End], numbered: bool = True) -> None:
     if numbered:
         same = ", ".join(f"{end.index}: {end.code}" for end in others)
         print(
-            f"convoy launch: process {first.index} ended first, with {first.code} ({exit_codes.describe(first.code)})"
+            f"convoy launch: process {first.index} ended first, with {first.code} ({first.why})"
             + (f"; then {same}" if same else ""),
             file=sys.stderr,
         )

@@ -98,6 +98,8 @@ def _asked_to_stop(code: int, received: Sequence[int]) -> int:
 def _restart_text(restart: Restart, failure: Failure, first: End, numbered: bool) -> str:
     which = f" of process {first.index}" if numbered else ""
     why = failure.cause or exit_codes.describe(failure.code)
+    if failure.code == 128 + signal.SIGKILL and not failure.from_outside:
+        why = first.why
     if first.text:
         why = first.text.splitlines()[-1]
     outside = ", from outside" if failure.from_outside else ""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from engine.cluster import exit_codes, processes
+from engine.cluster import ending, exit_codes, processes
 from engine.config.errors import ConvoyError
 from engine.observe.progress import Progress
 from engine.observe.report import Summary, summary_text
@@ -25,8 +25,6 @@ from engine.run.log import RunLog, logger
 from engine.run.status import Status
 
 _STATUS_S = 1.0  # between two writes of the status for rows: each waits for the disk, and rows wait behind it
-
-STATES = {exit_codes.DONE: "done", exit_codes.RETRY: "preempted", exit_codes.INTERRUPTED: "interrupted"}
 
 
 class Reporter:
@@ -49,7 +47,10 @@ class Reporter:
         self._summarise: Callable[[], Summary] = lambda: Summary(
             state="starting", name=name, directory=directory, step=0, total_steps=0
         )
+        self._forced = False
         self._tell()
+        ending.note_status(directory.status)
+        ending.add_last_act(self._end_by_force)
 
     def start(self, total_steps: int, first_step: int, summarise: Callable[[], Summary]) -> None:
         """The work begins: shows progress from here on.
@@ -95,10 +96,12 @@ class Reporter:
     ) -> None:
         if self._progress is not None:
             self._progress.close()
+        ending.remove_last_act(self._end_by_force)
         code = exit_code(error)
         if isinstance(error, LeaseLost):  # the status is another job's now
             self._tells = False
-        state = STATES.get(code, "failed")
+        state = "interrupted" if code == exit_codes.INTERRUPTED else "failed" if error else "done"
+        state = error.state if isinstance(error, ConvoyError) else state
         reason = "" if error is None else str(error) if isinstance(error, ConvoyError) else f"{kind.__name__}: {error}"  # pyright: ignore[reportOptionalMemberAccess]
         reached = self._summarise()
         metrics = {**self._status.metrics, **reached.metrics}  # a finished run that is started again trains nothing
@@ -109,8 +112,16 @@ class Reporter:
         if self._log is not None:
             self._log.close()
 
+    def _end_by_force(self, code: int, text: str) -> None:
+        """A thread ends this process, since the main one is stuck; tells it in the status alone."""
+        state = "interrupted" if code == exit_codes.INTERRUPTED else "failed"
+        self._tell(state=state, reason=text, exit_code=code)
+        self._forced = True
+
     def _tell(self, **changes: Any) -> None:
         """Changes the status, also on disk."""
+        if self._forced:
+            return
         self._status = dataclasses.replace(self._status, **changes)
         if self._tells:
             status.write(self._directory.status, self._status)

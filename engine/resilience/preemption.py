@@ -33,6 +33,7 @@ class Preempted(ConvoyError):
     """The run was asked to stop and can go on from its last checkpoint."""
 
     exit_code = exit_codes.RETRY
+    state = "preempted"
     everywhere = True
     from_outside = True
 
@@ -41,6 +42,7 @@ class Interrupted(ConvoyError):
     """A person stopped the run."""
 
     exit_code = exit_codes.INTERRUPTED
+    state = "interrupted"
     everywhere = True
     from_outside = True
 

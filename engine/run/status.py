@@ -3,9 +3,9 @@
 Owns: `Status` and its file, written in one piece, so that a reader sees the whole of it at any moment. Does not own:
 when it is written (`trainer.py`), what exit codes mean (`cluster/exit_codes.py`).
 
-Terms. *State*: starting, training and evaluating while the process lives; done, failed, preempted (start it again)
-and interrupted (the user stopped it) when it has ended. A process that was killed from outside leaves one of the
-first three: `updated`, `host` and `pid` tell.
+Terms. *State*: starting, training and evaluating while the process lives; done, failed (the exit code says whether
+to start it again), preempted (start it again) and interrupted (the user stopped it) when it has ended. A process that
+was killed from outside leaves one of the first three, unless a launcher corrects it: `updated`, `host` and `pid` tell.
 """
 
 import dataclasses

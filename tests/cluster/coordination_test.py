@@ -24,6 +24,7 @@ def test_a_new_jax_that_moves_the_client_is_told_with_a_sentence():
 
     used = [
         "key_value_set", "blocking_key_value_get", "key_value_try_get", "key_value_dir_get", "key_value_delete",
+        "get_live_nodes",
     ]  # fmt: skip
     missing = [name for name in used if not hasattr(_jax.DistributedRuntimeClient, name)]
     assert hasattr(distributed.global_state, "client") and not missing, coordination._moved(f"missing: {missing}")
@@ -58,6 +59,7 @@ def test_a_text_that_another_thread_writes_is_waited_for_and_one_that_nobody_wri
 
 def test_nobody_is_missing_at_the_barrier_of_a_single_process():
     assert coordination.barrier("start", 0.1) == []
+    assert coordination.alive() == {0}
 
 
 THREE = """
@@ -66,6 +68,7 @@ from engine.cluster import coordination as store, peers, processes
 processes.initialize(processes.resolve())
 me = processes.index()
 store.put(f"who/{me}", str(me * me))
+assert store.alive() == {0, 1, 2}
 assert store.barrier("told", 60) == []
 assert store.entries("who") == {"0": "0", "1": "1", "2": "4"}, store.entries("who")
 assert store.try_get("who/2") == "4" and store.try_get("who/3") is None and store.get("who/3", 0.1) is None

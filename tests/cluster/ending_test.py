@@ -55,6 +55,41 @@ def test_an_end_alone_shows_what_was_printed_and_runs_nothing_more():
     assert (done.returncode, done.stdout) == (43, "said")
 
 
+def test_a_thread_ends_the_process_with_its_last_acts_last_words_and_code():
+    done = run("""
+import threading
+def broken(code, text):
+    raise OSError
+for act in (lambda code, text: print("first", code, text), broken, lambda code, text: print("second")):
+    ending.add_last_act(act)
+ending.add_last_act(print)
+ending.remove_last_act(print)
+threading.Thread(target=lambda: ending.end(RunError("stuck."))).start()
+time.sleep(60)
+""")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "second\nfirst 1 stuck.\n", "RunError: stuck.\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("RunError: no such folder", "RunError: no such folder"),
+        ("ConfigError: these differ:\n  a: 1", "  a: 1"),
+        ("Traceback (most\n  File x\nmy.Error: bad\nraised in process 1 of 2, after step 7", "my.Error: bad"),
+        ("Traceback (most\n  File x\nKeyboardInterrupt", "KeyboardInterrupt"),
+    ],
+)
+def test_a_verdict_in_one_line(text, line):
+    assert ending.Verdict(0, 1, text, 0.0).line == line
+
+
+def test_the_launcher_is_told_which_file_holds_the_status(launched, monkeypatch):
+    ending.note_status(launched / "run/status.json")
+    assert (launched / ending.STATUS).read_text() == str(launched / "run/status.json")
+    monkeypatch.delenv(ending.VARIABLE)
+    ending.note_status(launched / "other")
+
+
 def test_a_wait_that_takes_too_long_ends_the_process_with_a_sentence():
     done = run("with ending.bounded(0.1, lambda: RunError('waited 0.1 s')):\n    time.sleep(60)")
     assert (done.returncode, done.stderr) == (1, "RunError: waited 0.1 s\n")

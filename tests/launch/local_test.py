@@ -11,6 +11,7 @@ import pytest
 
 from engine.config.errors import ConfigError
 from engine.launch.local import launch
+from engine.run import status
 from tests.launch.programs import alive, pids, wait_until_gone
 
 pytestmark = pytest.mark.multiprocess
@@ -104,7 +105,26 @@ def test_what_followed_from_a_kill_does_not_decide():
         ending.tell(1, "RuntimeError: my peer is gone")
         sys.exit(1)
     """)
-    assert (code, errors) == (137, ["convoy launch: process 0 ended first, with 137 (killed by SIGKILL); then 1: 1"])
+    (told,) = errors
+    assert code == 137
+    assert told.startswith("convoy launch: process 0 ended first, with 137 (killed by SIGKILL")
+    assert "memory ran out" in told and told.endswith("; then 1: 1")
+
+
+def test_a_status_that_a_killed_process_leaves_behind_tells_the_end(tmp_path):
+    code, _, _ = run(f"""
+        from pathlib import Path
+        from engine.run import status
+        if me == 0:
+            path = Path({str(tmp_path)!r}) / "status.json"
+            ending.note_status(path)
+            status.write(path, status.Status(state="training", step=7))
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+    """)
+    found = status.read(tmp_path / "status.json")
+    assert (code, found.state, found.step, found.exit_code) == (137, "failed", 7, 137)
+    assert found.reason.startswith("process 0 ended first, with 137 (killed by SIGKILL")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 42), (signal.SIGINT, 130)])

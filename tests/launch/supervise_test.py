@@ -79,7 +79,8 @@ def test_it_is_started_again_until_it_is_done_and_each_restart_is_told(tmp_path)
     )
     assert code == 0
     assert errors == [
-        "convoy supervise: ended at step 10 with 137 (killed by SIGKILL). Restart 1 in 0.01 s, from the beginning.",
+        "convoy supervise: ended at step 10 with 137 (killed by SIGKILL; if nobody sent it, memory ran out: see the "
+        "kernel's log, dmesg). Restart 1 in 0.01 s, from the beginning.",
         "Hang: step 21 takes for ever",
         "convoy supervise: ended at step 20 with 42 (Hang: step 21 takes for ever). Restart 2 in 0.01 s, from step 20.",
     ]
@@ -104,7 +105,7 @@ def test_the_first_failure_of_several_processes_decides(tmp_path):
     assert code == 0
     told = [line for line in errors if line.startswith("convoy supervise: ")]
     assert len(told) == 1
-    assert "with 137 of process 1 (killed by SIGKILL). Restart 1" in told[0]
+    assert "with 137 of process 1 (killed by SIGKILL; if nobody sent it, memory ran out" in told[0]
 
 
 def test_a_crash_loop_is_stopped_and_is_how_the_run_ended(tmp_path):

@@ -1,0 +1,88 @@
+"""The end of one process as the others learn of it; real ones end in tests/faults/process_test.py."""
+
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from engine.cluster import coordination, departure, ending
+from engine.cluster.ending import Verdict
+from tests import runs
+
+RAISED = Verdict(1, 1, "Traceback (most recent call last):\n  ...\nKeyError: 'x'\nraised in process 1 of 2", 5.0)
+
+
+def test_an_error_for_a_peer_without_words_says_what_to_do_and_one_with_words_has_its_code():
+    error = departure.lost(None, "process 3 is gone")
+    assert (error.exit_code, str(error)) == (
+        42,
+        "process 3 is gone. Its own output says more; the same command goes on from the newest checkpoint.",
+    )
+    error = departure.lost(RAISED, "unused")
+    assert (error.exit_code, str(error)) == (1, "process 1 ended this run: KeyError: 'x'")
+
+
+def test_the_cause_is_what_another_process_left_in_the_store_and_else_a_final_verdict(monkeypatch, tmp_path):
+    monkeypatch.setattr(coordination, "_alone", coordination._Alone())
+    assert departure.cause() is None
+    for index, code in ((2, 42), (1, 43)):
+        monkeypatch.setenv(ending.VARIABLE, str(tmp_path / f"{index}.json"))
+        ending.record(code, f"from {index}")
+    monkeypatch.setenv(ending.VARIABLE, str(tmp_path / "0.json"))
+    found = departure.cause()
+    assert found is not None and (found.index, found.code) == (1, 43)
+    coordination.put("cause", json.dumps(RAISED.__dict__))
+    assert departure.cause() == RAISED
+    monkeypatch.setattr("engine.cluster.departure.index", lambda: 1)
+    assert departure.cause() is None  # its own
+
+
+def test_processes_are_named_in_order():
+    assert departure.name([2]) == "process 2"
+    assert departure.name({3, 0}) == "processes 0, 3"
+
+
+def test_a_single_process_tells_nobody(monkeypatch):
+    departure.tell_others(1, "x")
+    assert coordination.try_get("cause") is None
+
+
+PAIR = """
+import sys, threading, time
+from engine.cluster import coordination, departure, ending, processes
+processes.initialize(processes.resolve())
+me = processes.index()
+ending.add_last_act(lambda code, text: print("last act", code, flush=True))
+assert coordination.barrier("ready", 60) == []
+if me == {failing}:
+    departure.tell_others(1, "Traceback\\nKeyError: 'x'")
+    ending.end_alone(1)
+threading.Event().wait(60)
+"""
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("failing", [0, 1])
+def test_started_by_hand_a_process_learns_why_another_ended_and_ends_too(failing):
+    """No launcher, no collective, and a main thread that waits for something else."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", PAIR.format(failing=failing)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=runs.environment(
+                CONVOY_COORDINATOR=f"127.0.0.1:{port}", CONVOY_NUM_PROCESSES="2", CONVOY_PROCESS_ID=str(i)
+            ),
+        )
+        for i in range(2)
+    ]
+    ends = [rank.communicate(timeout=60) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [1, 1], ends
+    output, errors = ends[1 - failing]
+    assert (output, errors) == ("last act 1\n", f"LostPeer: process {failing} ended this run: KeyError: 'x'\n")
