@@ -177,8 +177,8 @@ def _changed_evaluations(config: Config, directory: RunDirectory, accept_schedul
     if differences := identity_differences(old, config):
         raise ConfigError(
             f"{directory.path} holds a run of another config:\n  " + "\n  ".join(differences) + "\n"
-            "Go on with its own config (--config=" + str(directory.path) + "), name another --workdir, or start anew "
-            "with --fresh (the old run is moved aside)."
+            f"Go on with its own config (--config={directory.path}), name another --workdir (with its weights by "
+            f"--config.init.checkpoint={directory.path}), or start anew with --fresh (the old run is moved aside)."
         )
     change = schedule_change(old, config)
     if change and not accept_schedule_change:

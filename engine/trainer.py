@@ -21,6 +21,7 @@ from engine.checkpoint.checkpointer import Checkpointer
 from engine.checkpoint.policy import SavePolicy
 from engine.checkpoint.retention import Retention
 from engine.checkpoint.store import CheckpointStore
+from engine.checkpoint.warm_start import read_weights
 from engine.cluster import ending, peers, processes
 from engine.config import hardware
 from engine.config.duration import Duration, Period
@@ -317,11 +318,19 @@ class Trainer:
         """The newest checkpoint's state, or a new one."""
         store = self.checkpoints.store
         if self._newest is None:
-            return self.program.init(), 0
+            return self._new_state(), 0
         state = store.restore(self._newest, self.program.abstract_state, self.program.spec.model.stacked)
         self._divergence.resume(store.position(self._newest).get("skipped", ()))
         self.say(f"resuming from step {self._newest}")
         return state, self._newest
+
+    def _new_state(self) -> State:
+        """The state of step 0: random, or with the weights of another run."""
+        if not self.config.init.checkpoint:
+            return self.program.init()
+        weights = read_weights(self.config.init, self.program.abstract_state, self.program.spec.model.stacked)
+        self.say(weights.told)
+        return self.program.init(weights.params, weights.carried)
 
     def _make_writer(self) -> MetricWriter:
         if not processes.is_first():

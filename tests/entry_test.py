@@ -242,6 +242,27 @@ def test_changed_content_of_an_evaluation_is_told_and_its_results_are_forgotten(
     assert told in (tmp_path / "run/log.txt").read_text()
 
 
+def test_a_new_run_begins_with_the_weights_of_another_and_a_started_one_does_not(run, tmp_path):
+    config = runs.config(
+        **{**SHORT, "train__total": "1 step", "checkpoint__every": "1 step"},
+        init__checkpoint=str(run), init__paths={"head": None}, optimizer__learning_rate=0.0, train__seed=3,
+    )  # fmt: skip
+    engine.train(config, workdir=tmp_path / "run")
+    entry.export(run, tmp_path / "before.safetensors")
+    entry.export(tmp_path / "run", tmp_path / "after.safetensors")
+    before, after = (load_file(tmp_path / f"{name}.safetensors") for name in ("before", "after"))
+    assert before.keys() == after.keys()
+    for name in before:
+        assert (before[name].tolist() == after[name].tolist()) == (not name.startswith("head/")), name
+    log = (tmp_path / "run/log.txt").read_text()
+    assert f"beginning with 4 arrays of {run}/checkpoints/4, averaged ones" in log
+    assert "random: params/head/bias, params/head/kernel; not taken: params/head/bias, params/head/kernel" in log
+    engine.train(config, workdir=tmp_path / "run")
+    assert (tmp_path / "run/log.txt").read_text().count("beginning with") == 1
+    with pytest.raises(CheckpointError, match="no checkpoint is there"):
+        engine.train(runs.config(**SHORT, init__checkpoint=str(tmp_path)), workdir=tmp_path / "other")
+
+
 def test_a_first_start_that_failed_leaves_the_directory_free(tmp_path):
     with pytest.raises(ConvoyError, match="mesh"):
         engine.train(runs.config(**SHORT, mesh__fsdp=3), workdir=tmp_path)

@@ -141,7 +141,9 @@ class CheckpointStore:
         if differing := difference(stored | {path: wanted[path] for path in folds}, wanted):
             raise CheckpointError(
                 f"{self.directory / str(step)} is not of this model:\n{differing}\n"
-                "Use the config that it was saved with (it lies in the checkpoint), or start anew with --fresh."
+                "Use the config and the code that it was saved with (its config lies in it), start anew with "
+                "--fresh, or begin a run in another --workdir with those of its weights that fit, by "
+                f"--config.init.checkpoint={self.directory.parent} and init.paths."
             )
         with failing(lambda words: self._unreadable(step, words)):
             item = with_stored_folds(abstract_state, stored, folds)

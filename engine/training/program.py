@@ -7,7 +7,7 @@ the mathematics (`step.py`) or when a program is called (`trainer.py`).
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -155,8 +155,36 @@ class Program:
 
         return call
 
-    def init(self) -> State:
-        """Returns the first state, each array born where it lives."""
+    def init(
+        self, params: Mapping[str, jax.Array] | None = None, carried: Mapping[str, jax.Array] | None = None
+    ) -> State:
+        """Returns the first state, each array born where it lives.
+
+        Args:
+            params: arrays by path that take the place of random ones, before the optimizer and the average see them.
+            carried: the same of the carried values.
+        """
+        state = self._random_state()
+        if params or carried:
+            state["params"] |= params or {}
+            state["carried"] |= carried or {}
+            state |= self._beside(state["params"])
+        return state
+
+    def _beside(self, params: Mapping[str, jax.Array]) -> State:
+        """What the first state holds of trained parameters: the optimizer's state and their average."""
+        spec = self.spec
+
+        def make(trained: Any) -> State:
+            average = {"ema": jax.tree.map(jnp.copy, trained)} if spec.ema_decay is not None else {}
+            return {"opt_state": spec.tx.init(trained), **average}
+
+        keys = ("opt_state", "ema") if spec.ema_decay is not None else ("opt_state",)
+        shardings = jax.tree.map(lambda x: x.sharding, {key: self.abstract_state[key] for key in keys})
+        trained = {path: params[path] for path in spec.model.trained}
+        return jax.jit(self._laid_out(make), out_shardings=shardings)(trained)
+
+    def _random_state(self) -> State:
         spec = self.spec
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         ema = spec.ema_decay is not None

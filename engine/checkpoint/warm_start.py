@@ -1,0 +1,219 @@
+"""Weights of another run as the beginning of a new one: found, matched by path and shape, read onto this mesh.
+
+Owns: which step of the other run, which array of it goes where, and the error that lists what does not fit. Does not
+own: the rest of the first state, which starts anew (`training/program.py`), or going on with a run (`store.py`).
+
+The averaged weights are taken where the other run keeps an average, as evaluations and the export take them; values
+that are carried, such as batch statistics, as they are. Optimizer, step, randomness and place in the data are new.
+
+Terms. *Here*: the model of the new run. *There*: the checkpoint. *Path*: of an array in its model, "encoder/0/kernel".
+*Prefix*: the first words of a path; the longest one that `init.paths` names decides. *Key*: of an array in a state,
+its section and its path: "params/encoder/0/kernel".
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.checkpoint.leaves import SHOWN, Leaf, leaves_of, other_folds, with_stored_folds, with_wanted_folds
+from engine.checkpoint.manager import failing, open_manager, orbax
+from engine.checkpoint.retention import ranking, read_results
+from engine.checkpoint.store import MARKER, CheckpointStore
+from engine.cluster import peers
+from engine.config.errors import CheckpointError, ConfigError, did_you_mean
+from engine.config.schema import Init
+from engine.config.text import from_text
+from engine.run.directory import RunDirectory
+
+SECTIONS = ("params", "carried")  # of a state, that a warm start takes
+AVERAGED = "ema"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a new run begins with: the arrays that were taken, by path, and a sentence about them for the user."""
+
+    params: Mapping[str, Any]
+    carried: Mapping[str, Any]
+    told: str
+
+
+def read_weights(init: Init, abstract_state: Mapping[str, Any], stacked: Mapping[str, int]) -> Weights:
+    """Returns the weights that `init` names, as far as this model has them; every process calls it.
+
+    Args:
+        init: the section of the config.
+        abstract_state: the state of this run as jax.ShapeDtypeStruct with shardings.
+        stacked: as for `CheckpointStore.restore`.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, it cannot be read, or an array here has no equal there.
+        ConfigError: a prefix that no path here begins with.
+    """
+    directory, step = peers.done_by_first(lambda: find(init.checkpoint), "the choice of init.checkpoint")
+    path = Path(directory) / str(step)
+    manager = open_manager(Path(directory), read_only=True)
+    try:
+        with failing(lambda words: _unreadable(path, words)):
+            stored = leaves_of(manager.item_metadata(step).state.tree)
+        keys = match([f"{s}/{p}" for s in SECTIONS for p in abstract_state[s]], stored, init.paths)
+        wanted = {s: {p: x for p, x in abstract_state[s].items() if f"{s}/{p}" in keys} for s in SECTIONS}
+        from_there = _leaves(keys, stored, leaves_of(wanted))
+        folds = other_folds(from_there, leaves_of(wanted), stacked)
+        if lines := differences(from_there | {k: leaves_of(wanted)[k] for k in folds}, leaves_of(wanted), keys):
+            raise CheckpointError(
+                f"init.checkpoint: {path} does not fit this model:\n  "
+                + "\n  ".join(lines[:SHOWN] + ([f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []))
+                + f"\n{len(lines)} of {len(keys)} arrays here. Only there: "
+                + _listed([f"{key} {stored[key]}" for key in _unused(keys, stored)])
+                + ".\nSay by init.paths where they come from, prefix here -> prefix there, or None for random: "
+                "--config.init.paths.head=None"
+            )
+        with failing(lambda words: _unreadable(path, words)):
+            arrays = _read(manager, step, with_stored_folds(wanted, from_there, folds), keys)
+    finally:
+        manager.close()
+    arrays = with_wanted_folds(arrays, wanted, folds)
+    return Weights(arrays["params"], arrays["carried"], _sentence(path, keys, stored, abstract_state))
+
+
+def find(place: str) -> tuple[str, int]:
+    """Returns the folder of checkpoints and the step that `init.checkpoint` means; needs no JAX.
+
+    Args:
+        place: a step's own folder, or a run directory: its best step where it chooses one, else its newest.
+
+    Raises:
+        CheckpointError: there is no checkpoint.
+    """
+    path = Path(place).expanduser().absolute()
+    if path.name.isdecimal() and (path / MARKER).is_file():
+        return str(path.parent), int(path.name)
+    run = RunDirectory(path)
+    steps = CheckpointStore(run.checkpoints, read_only=True).steps()
+    if not steps:
+        raise CheckpointError(
+            f"init.checkpoint = {place!r}: no checkpoint is there. Give a run directory, as runs/digits, or one of its "
+            "steps, as runs/digits/checkpoints/500."
+        )
+    settings = from_text(run.read_config_text(), str(run.config)).checkpoint if run.exists() else None
+    if settings is not None and settings.best is not None:
+        results = {step: found for step, found in read_results(run.checkpoints).items() if step in steps}
+        if best := ranking(results, settings.best, settings.best_mode):
+            return str(run.checkpoints), best[0]
+    return str(run.checkpoints), steps[-1]
+
+
+def match(here: list[str], there: Mapping[str, Leaf], paths: Mapping[str, str | None]) -> dict[str, str]:
+    """Returns the key here -> the key there of every array but those that are to stay random.
+
+    Args:
+        here: keys of this model's arrays.
+        there: what is stored, by key; a parameter with an average is taken from that.
+        paths: prefix here -> prefix there, "" for its top; None for random.
+
+    Raises:
+        ConfigError: a prefix that no path here begins with.
+    """
+    names = sorted({key.partition("/")[2] for key in here})
+    for prefix in paths:
+        if not any(_begins(name, prefix) for name in names):
+            tops = sorted({name.rpartition("/")[0] or name for name in names})
+            raise ConfigError(
+                f"init.paths.{prefix}: no parameter of this model begins so.{did_you_mean(prefix, tops)} "
+                f"Here are: {', '.join(tops[:SHOWN])}{' ...' if len(tops) > SHOWN else ''}."
+            )
+    found = {}
+    for key in here:
+        section, _, name = key.partition("/")
+        prefix = max((prefix for prefix in paths if _begins(name, prefix)), key=len, default=None)
+        to = name if prefix is None else paths[prefix]
+        if to is None:
+            continue
+        if prefix is not None:
+            to = "/".join(filter(None, (to.strip("/"), name.removeprefix(prefix.rstrip("/")).strip("/"))))
+        averaged = f"{AVERAGED}/{to}"
+        found[key] = averaged if section == "params" and averaged in there else f"{section}/{to}"
+    return found
+
+
+def _begins(name: str, prefix: str) -> bool:
+    return f"{name}/".startswith(prefix.rstrip("/") + "/")
+
+
+def _leaves(keys: Mapping[str, str], stored: Mapping[str, Leaf], wanted: Mapping[str, Leaf]) -> dict[str, Leaf]:
+    """What is stored, by the keys of here. A float of another precision counts as the wanted one: it is converted."""
+    import jax.numpy as jnp
+
+    found = {}
+    for key, to in keys.items():
+        if to in stored:
+            leaf, dtypes = stored[to], (stored[to].dtype, wanted[key].dtype)
+            floats = all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes)
+            found[key] = Leaf(leaf.shape, wanted[key].dtype) if floats else leaf
+    return found
+
+
+def _read(manager: Any, step: int, wanted: Mapping[str, Mapping[str, Any]], keys: Mapping[str, str]) -> Any:
+    """The arrays of `wanted` and no others, in its structure, each born where it lives."""
+    import jax
+
+    ocp = orbax()
+    item: dict[str, dict[str, Any]] = {}
+    for section, tree in wanted.items():
+        for name, leaf in tree.items():
+            there, _, path = keys[f"{section}/{name}"].partition("/")
+            item.setdefault(there, {}).setdefault(path, leaf)
+    args = ocp.args.PyTreeRestore(
+        item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
+    )
+    read = manager.restore(step, args=ocp.args.Composite(state=args)).state
+
+    given: set[str] = set()
+
+    def array(key: str, leaf: Any) -> Any:
+        there, _, path = keys[key].partition("/")
+        x = read[there][path]
+        if keys[key] in given or x.sharding != leaf.sharding:  # two arrays here from one there
+            x = jax.device_put(x, leaf.sharding, may_alias=False)
+        given.add(keys[key])
+        return x
+
+    return {s: {p: array(f"{s}/{p}", leaf) for p, leaf in tree.items()} for s, tree in wanted.items()}
+
+
+def differences(from_there: Mapping[str, Leaf], wanted: Mapping[str, Leaf], keys: Mapping[str, str]) -> list[str]:
+    """Returns a line with both sides for each array here that has no equal there."""
+    lines = []
+    for key, to in keys.items():
+        if from_there.get(key) != wanted[key]:
+            where = "" if to == key else f"{to} "
+            lines.append(f"{key}: here {wanted[key]}, there {where}{from_there.get(key, 'none')}")
+    return lines
+
+
+def _unreadable(path: Path, words: str) -> str:
+    return f"init.checkpoint: {path}: cannot be read ({words}). Choose another step, as {path.parent}/STEP."
+
+
+def _unused(keys: Mapping[str, str], stored: Mapping[str, Leaf]) -> list[str]:
+    """Keys of the weights there that nothing here takes; with an average, that of a parameter stands for it."""
+    taken = {key.partition("/")[2] for key in keys.values()}
+    return sorted(k for k in stored if k.startswith(("params/", "carried/")) and k.partition("/")[2] not in taken)
+
+
+def _listed(words: list[str]) -> str:
+    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
+    return f"{', '.join(words[:SHOWN])}{more}" if words else "none"
+
+
+def _sentence(
+    path: Path, keys: Mapping[str, str], stored: Mapping[str, Leaf], abstract_state: Mapping[str, Any]
+) -> str:
+    random = [f"{s}/{p}" for s in SECTIONS for p in abstract_state[s] if f"{s}/{p}" not in keys]
+    averaged = any(key.startswith(f"{AVERAGED}/") for key in keys.values())
+    return (
+        f"beginning with {len(keys)} arrays of {path}{', averaged ones where it has them' if averaged else ''}; "
+        f"random: {_listed(random)}; not taken: {_listed(_unused(keys, stored))}"
+    )

@@ -1,0 +1,159 @@
+"""A new run begins with weights of another one: the right arrays, on its own mesh, or an error with both sides."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from engine.checkpoint.retention import Retention
+from engine.checkpoint.store import CheckpointStore
+from engine.checkpoint.warm_start import find, read_weights
+from engine.config.errors import CheckpointError, ConfigError
+from engine.config.schema import Init
+from engine.config.text import to_text
+from engine.run.directory import RunDirectory
+from tests import runs
+
+
+def arrays(first=0.0, width=8, **shapes):
+    """Parameters by path; those of a block, a head, and others of the given shapes."""
+    shapes = {"block/kernel": (4, width), "block/bias": (width,), "head/kernel": (width, 3), **shapes}
+    made = {path: np.arange(np.prod(shape), dtype=np.float32).reshape(shape) for path, shape in shapes.items()}
+    return {path: jnp.asarray(array + first) for path, array in made.items()}
+
+
+def state(params, **more):
+    return {"step": jnp.int32(7), "params": params, "carried": {}, "opt_state": {"mu": params}, **more}
+
+
+def save(folder, state, step=500):
+    store = CheckpointStore(folder / "checkpoints")
+    store.save(step, state, {"example": 0}, "name: x\n")
+    store.close()
+    return str(folder)
+
+
+def abstract(params, carried=None, devices=1):
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+
+    def place(x):
+        spec = PartitionSpec("data") if x.ndim == 2 and x.shape[0] % devices == 0 else PartitionSpec()
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, {"params": params, "carried": carried or {}, "opt_state": {"mu": params}})
+
+
+def read(folder, wanted, stacked=None, **paths):
+    return read_weights(
+        Init(checkpoint=folder, paths={p.replace("__", "/"): to for p, to in paths.items()}), wanted, stacked or {}
+    )
+
+
+def same(found, expected):
+    assert {p: np.asarray(x).tolist() for p, x in found.items()} == {
+        p: np.asarray(x).tolist() for p, x in expected.items()
+    }
+
+
+def test_parameters_and_carried_values_are_taken_onto_this_mesh(tmp_path):
+    carried = {"norm/mean": jnp.arange(3.0)}
+    folder = save(tmp_path, state(arrays(), carried=carried))
+    wanted = abstract(arrays(), carried, devices=4)
+    found = read(folder, wanted)
+    same(found.params, arrays())
+    same(found.carried, carried)
+    for path, array in found.params.items():
+        assert array.sharding == wanted["params"][path].sharding
+    assert found.told == (f"beginning with 4 arrays of {tmp_path}/checkpoints/500; random: none; not taken: none")
+
+
+def test_where_there_is_an_average_it_is_taken(tmp_path):
+    average = {path: x + 100 for path, x in arrays().items() if path != "head/kernel"}
+    folder = save(tmp_path, state(arrays(), ema=average))
+    found = read(folder, abstract(arrays()))
+    same(found.params, {**arrays(), **average})
+    assert "checkpoints/500, averaged ones where it has them; random: none; not taken: none" in found.told
+
+
+def test_a_map_renames_moves_up_and_leaves_random(tmp_path):
+    folder = save(tmp_path, state({**arrays(), "old/scale": jnp.ones(2)}))
+    here = arrays(**{"teacher/block/kernel": (4, 8), "teacher/block/bias": (8,), "teacher/head/kernel": (8, 5)})
+    found = read(folder, abstract(here), teacher="", teacher__head=None)
+    there = arrays()
+    same(
+        found.params,
+        {**there, "teacher/block/kernel": there["block/kernel"], "teacher/block/bias": there["block/bias"]},
+    )
+    found.params["block/bias"].delete()  # each a copy of its own, which a step may donate
+    same({"x": found.params["teacher/block/bias"]}, {"x": there["block/bias"]})
+    assert found.told.endswith("; random: params/teacher/head/kernel; not taken: params/old/scale")
+    found = read(folder, abstract({"trunk/kernel": there["block/kernel"]}), trunk="block")
+    same(found.params, {"trunk/kernel": there["block/kernel"]})
+
+
+def test_what_does_not_fit_is_listed_with_both_sides(tmp_path):
+    folder = save(tmp_path, state(arrays()))
+    here = {**arrays(width=8), "head/kernel": jnp.zeros((8, 5)), "neck/bias": jnp.zeros(2)}
+    with pytest.raises(CheckpointError) as error:
+        read(folder, abstract(here), neck="block")
+    assert str(error.value) == (
+        f"init.checkpoint: {tmp_path}/checkpoints/500 does not fit this model:\n"
+        "  params/head/kernel: here (8, 5) float32, there (8, 3) float32\n"
+        "  params/neck/bias: here (2,) float32, there params/block/bias (8,) float32\n"
+        "2 of 4 arrays here. Only there: none.\n"
+        "Say by init.paths where they come from, prefix here -> prefix there, or None for random: "
+        "--config.init.paths.head=None"
+    )
+    with pytest.raises(
+        CheckpointError, match=r"neck/bias: here \(2,\) float32, there none\n1 of 2 .*Only there: params/block"
+    ):
+        read(folder, abstract({"neck/bias": jnp.zeros(2), "head/kernel": arrays()["head/kernel"]}))
+    with pytest.raises(ConfigError, match=r"init.paths.hed: no parameter of this model begins so. Did you mean head\?"):
+        read(folder, abstract(arrays()), hed=None)
+
+
+def test_a_float_of_another_precision_is_converted_and_another_kind_is_not(tmp_path):
+    half = {path: x.astype(jnp.bfloat16) for path, x in arrays().items()}
+    found = read(save(tmp_path, state(half)), abstract(arrays()))
+    same(found.params, arrays())
+    assert {x.dtype for x in found.params.values()} == {np.dtype("float32")}
+    whole = {path: x.astype(jnp.int32) for path, x in arrays().items()}
+    with pytest.raises(CheckpointError, match=r"here \(8,\) float32, there \(8,\) int32"):
+        read(save(tmp_path / "b", state(whole)), abstract(arrays()))
+
+
+def test_a_stack_of_layers_may_be_folded_otherwise(tmp_path):
+    stack = {"stack/kernel": jnp.arange(24.0).reshape(6, 4)}
+    found = read(save(tmp_path, state(stack)), abstract({"stack/kernel": jnp.zeros((2, 3, 4))}), {"stack/kernel": 2})
+    assert np.asarray(found.params["stack/kernel"]).ravel().tolist() == list(range(24))
+
+
+def test_a_run_gives_its_best_step_or_its_newest_and_a_folder_itself(tmp_path):
+    def write(folder, **settings):
+        run = RunDirectory(folder)
+        for step in (3, 5):
+            save(folder, state(arrays()), step)
+        retention = Retention(run.checkpoints, 2)
+        retention.record(3, {"heldout/loss": 0.5})
+        retention.record(5, {"heldout/loss": 0.7})
+        run.write_config_text(to_text(runs.config(**settings)))
+        return str(run.checkpoints)
+
+    newest = write(tmp_path / "newest")
+    best = write(tmp_path / "best", checkpoint__best="heldout/loss", checkpoint__best_mode="min")
+    assert find(str(tmp_path / "newest")) == (newest, 5)
+    assert find(str(tmp_path / "best")) == (best, 3)
+    assert find(f"{tmp_path}/best/checkpoints/5") == (best, 5)
+    for place in (tmp_path, tmp_path / "best/checkpoints/4"):
+        with pytest.raises(CheckpointError, match=r"no checkpoint is there. Give a run directory, as runs/digits, or"):
+            find(str(place))
+
+
+def test_what_cannot_be_read_is_told(tmp_path):
+    folder = save(tmp_path, state(arrays()))
+    for file in (tmp_path / "checkpoints/500/state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"init.checkpoint: .*/500: cannot be read .*Choose another step"):
+        read(folder, abstract(arrays()))
