@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from engine.cluster import processes
+from engine.cluster import resolver
 from engine.config.errors import ConfigError, did_you_mean
 
 VERBS = """
@@ -118,7 +118,7 @@ def _add_processes(verb: Parser) -> None:
         ("count", "how many processes there are"),
         ("index", "which one this is, from 0"),
     ):
-        group.add_argument(processes.FLAGS[name], dest=name, help=f"{text} (or {processes.VARIABLES[name]})")
+        group.add_argument(resolver.FLAGS[name], dest=name, help=f"{text} (or {resolver.VARIABLES[name]})")
 
 
 def _add_devices(verb: Parser) -> None:

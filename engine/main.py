@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from engine.arguments import make_parser, parse, split_overrides
-from engine.cluster import departure, ending, exit_codes, peers, processes
+from engine.cluster import departure, ending, exit_codes, peers, processes, resolver
 from engine.cluster.cause import cause_of
 from engine.config.errors import ConfigError, ConvoyError
 from engine.launch.pages import start_with_large_pages
@@ -100,8 +100,11 @@ def _evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _join(args: argparse.Namespace) -> None:
-    """Joins the other processes, where there are any."""
-    processes.initialize(processes.resolve({name: getattr(args, name) for name in processes.FLAGS}))
+    """Joins the other processes, where there are any, and says as whom."""
+    decision = resolver.resolve({name: getattr(args, name) for name in resolver.FLAGS}, os.environ)
+    if decision.who.count > 1 or decision.who.detected or decision.notes:
+        print(decision, *(f"warning: {note}" for note in decision.notes), sep="\n", file=sys.stderr, flush=True)
+    processes.initialize(decision.who)
 
 
 def _launch(args: argparse.Namespace, overrides: list[str]) -> int:

@@ -170,9 +170,9 @@ def test_processes_take_the_first_ones_value_and_notice_that_a_folder_is_not_sha
     (tmp_path / "1").mkdir()
     program = f"""
 import os, sys
-from engine.cluster import peers, processes
+from engine.cluster import peers, processes, resolver
 from engine.run.directory import RunDirectory
-processes.initialize(processes.resolve())
+processes.initialize(resolver.resolve().who)
 me = processes.index()
 value = peers.from_first({{"text": "é" * 1500, "big": 2**40 + me, "me": me, "none": None}}, "a test")
 assert value == {{"text": "é" * 1500, "big": 2**40, "me": 0, "none": None}}, value

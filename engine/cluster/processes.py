@@ -1,7 +1,7 @@
-"""Who this process is among the processes of a run, and how they join.
+"""How the processes of a run join, and who this one is among them.
 
-Owns: the three settings that say who one is, and the call of `jax.distributed.initialize`. Does not own: what joined
-processes agree on and how they part (`peers.py`), how one ends (`ending.py`) and takes the others with it
+Owns: the call of `jax.distributed.initialize`. Does not own: from what a process knows who it is (`resolver.py`), what
+joined processes agree on and how they part (`peers.py`), how one ends (`ending.py`) and takes the others with it
 (`departure.py`), starting them (`launch/`).
 
 Terms. *First process*: that of index 0; it alone writes the files of a run and the screen. *Coordinator*: where the
@@ -9,28 +9,21 @@ first process listens for the others; the data of the run goes other ways.
 """
 
 import contextlib
+import ipaddress
 import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 from engine.cluster import exit_codes
 from engine.cluster.ending import bounded, first_line
-from engine.config.errors import ConfigError, ConvoyError
+from engine.cluster.resolver import Processes, address
+from engine.config.errors import ConvoyError
 
 HEARTBEAT_S = 10  # one that is silent for so long is dead: twice what a paused virtual machine or a full disk takes
 JOIN_S = 300.0  # hosts of one job may start minutes apart
 PART_S = 120.0  # at the end of the run, for the first process's last words on disk
-
-FLAGS = {"coordinator": "--coordinator", "count": "--num-processes", "index": "--process-id"}
-VARIABLES = {
-    "coordinator": "CONVOY_COORDINATOR",
-    "count": "CONVOY_NUM_PROCESSES",
-    "index": "CONVOY_PROCESS_ID",
-}
-_WANTED = {"coordinator": "HOST:PORT of process 0", "count": "their number", "index": "0 to their number - 1"}
 
 
 class CannotJoin(ConvoyError):
@@ -40,66 +33,7 @@ class CannotJoin(ConvoyError):
     from_outside = True
 
 
-@dataclass(frozen=True)
-class Processes:
-    """One process among `count`; by default it is the only one."""
-
-    index: int = 0
-    count: int = 1
-    coordinator: str = ""  # HOST:PORT at which the first process listens
-
-
 _joined: Processes | None = None
-
-
-def resolve(flags: Mapping[str, str | None] | None = None, environment: Mapping[str, str] = os.environ) -> Processes:
-    """Returns who this process is.
-
-    Args:
-        flags: "coordinator", "count" and "index" as they stand on the command line; each wins over its variable.
-        environment: with the variables; empty ones count as unset.
-
-    Raises:
-        ConfigError: some of the three are missing, or one is not what it must be.
-    """
-    found: dict[str, tuple[str, str]] = {}  # name -> (where it was written, value)
-    for name, variable in VARIABLES.items():
-        if (value := (flags or {}).get(name)) is not None:
-            found[name] = (FLAGS[name], value)
-        elif environment.get(variable):
-            found[name] = (variable, environment[variable])
-    if not found:
-        return Processes()
-    if missing := [name for name in VARIABLES if name not in found]:
-        raise ConfigError(
-            f"several processes: found {', '.join(f'{where}={value}' for where, value in found.values())}, but not "
-            f"{' and '.join(f'{FLAGS[name]} or {VARIABLES[name]} ({_WANTED[name]})' for name in missing)}. "
-            "Give all three, or none for a single process."
-        )
-    count = _integer(*found["count"], least=1, allowed="a number of processes from 1")
-    allowed = f"0 to {count - 1}, as there are {found['count'][0]}={count} processes"
-    index = _integer(*found["index"], least=0, allowed=allowed)
-    if index >= count:
-        raise ConfigError(f"{found['index'][0]} = {index}: allowed is {allowed}. Each process has its own.")
-    _address(*found["coordinator"])
-    return Processes(index, count, found["coordinator"][1])
-
-
-def _integer(where: str, text: str, *, least: int, allowed: str) -> int:
-    if not re.fullmatch(r"\d+", text) or int(text) < least:
-        raise ConfigError(f"{where} = {text!r}: allowed is {allowed}. Give a whole number.")
-    return int(text)
-
-
-def _address(where: str, text: str) -> tuple[str, int]:
-    """`HOST:PORT` or `[IPv6]:PORT`, as (host, port)."""
-    match = re.fullmatch(r"(?:\[([0-9a-fA-F:.%]+)\]|([^:\s\[\]/]+)):(\d+)", text)
-    if match is None or not 0 < int(match[3]) < 65536:
-        raise ConfigError(
-            f"{where} = {text!r}: allowed is HOST:PORT with a port from 1 to 65535, as 10.0.0.1:8476. "
-            "It is the address of process 0, the same in every process."
-        )
-    return match[1] or match[2], int(match[3])
 
 
 def initialize(who: Processes, *, timeout_s: float = JOIN_S) -> None:
@@ -113,6 +47,8 @@ def initialize(who: Processes, *, timeout_s: float = JOIN_S) -> None:
         RuntimeError: from JAX, devices are in use already.
     """
     global _joined
+    if who.detected:
+        _detected()
     if who.count == 1:
         return
     import jax
@@ -136,7 +72,8 @@ def initialize(who: Processes, *, timeout_s: float = JOIN_S) -> None:
                 who.coordinator,
                 who.count,
                 who.index,
-                coordinator_bind_address=who.coordinator if who.index == 0 else None,  # by default: every network
+                local_device_ids=who.local_devices,
+                coordinator_bind_address=_bind_address(who) if who.index == 0 else None,  # by default: every network
                 initialization_timeout=int(timeout_s) + 60,  # ours comes first: at its end JAX kills the process
                 heartbeat_timeout_seconds=HEARTBEAT_S,
                 shutdown_timeout_seconds=int(PART_S),
@@ -169,14 +106,45 @@ def _without_warnings() -> Iterator[None]:
         jax.config.update(told, "NOTSET")
 
 
+def _detected() -> None:
+    """Joins as JAX finds out by itself, on hosts whose metadata only it reads."""
+    import jax
+
+    try:
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_S, shutdown_timeout_seconds=int(PART_S))
+    except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
+        raise CannotJoin(
+            f"JAX cannot join the other hosts by this host's metadata ({first_line(error)}). Say who this process is: "
+            "--coordinator, --num-processes and --process-id."
+        ) from error
+
+
+def _bind_address(who: Processes) -> str:
+    """Where process 0 listens: at the interface of the coordinator's address alone.
+
+    A host often has its own name at 127.0.1.1 (Debian's hosts file), where nobody else reaches it: then at the
+    interface by which it reaches others.
+    """
+    import socket
+
+    host, port = address("the coordinator", who.coordinator)
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0]
+    named = not re.fullmatch(r"localhost|[0-9a-fA-F.:%]+", host)
+    if named and ipaddress.ip_address(str(found).partition("%")[0]).is_loopback:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+            probe.connect(("192.0.2.1", 9))  # sends nothing; an address that no host has (RFC 5737)
+            return f"{probe.getsockname()[0]}:{port}"
+    return who.coordinator
+
+
 def _try_to_connect(who: Processes, end: float) -> None:
     """Returns once the coordinator answers; what JAX does without one is to end the process by SIGABRT."""
     import socket
 
-    address = _address("the coordinator", who.coordinator)
+    place = address("the coordinator", who.coordinator)
     while True:
         try:
-            socket.create_connection(address, timeout=max(0.1, end - time.monotonic())).close()
+            socket.create_connection(place, timeout=max(0.1, end - time.monotonic())).close()
             return
         except OSError as error:
             if time.monotonic() >= end:
@@ -192,12 +160,12 @@ def _try_to_listen(who: Processes) -> None:
     """Raises CannotJoin where this process may not listen; JAX would end it by SIGSEGV."""
     import socket
 
-    host, port = _address("the coordinator", who.coordinator)
+    host, port = address("the coordinator", who.coordinator)
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, socket.SOCK_STREAM) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
+            listener.bind(place)
     except OSError as error:
         raise CannotJoin(
             f"process 0 of {who.count}: cannot listen at {who.coordinator} ({error.strerror or error}). "

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO
 
 from engine.cluster import ending, exit_codes
-from engine.cluster.processes import VARIABLES
+from engine.cluster.resolver import VARIABLES
 from engine.config.errors import ConfigError
 from engine.launch import aftermath
 from engine.launch.signals import Signals

@@ -5,7 +5,7 @@ import pytest
 
 from engine.cluster import ending, peers
 from engine.cluster.peers import LostPeer, from_first, lost_peers_told, sign_of_a_lost_peer
-from engine.cluster.processes import Processes
+from engine.cluster.resolver import Processes
 from engine.config.errors import RunError
 
 GLOO = "UNKNOWN: Gloo all-reduce failed: [pair.cc:538] Read error [127.0.0.1]:4485: Connection reset by peer"

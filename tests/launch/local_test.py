@@ -43,8 +43,8 @@ def run(program: str, **settings) -> tuple[int, list[str], list[str]]:
 
 def test_each_process_knows_who_it_is_and_its_lines_say_so():
     code, output, errors = run("""
-        from engine.cluster.processes import resolve
-        who = resolve()
+        from engine.cluster.resolver import resolve
+        who = resolve().who
         devices = os.environ["JAX_NUM_CPU_DEVICES"], os.environ["JAX_PLATFORMS"]
         print(who.index, who.count, who.coordinator.split(":")[0], *devices)
         print("told apart", end="", file=sys.stderr)
