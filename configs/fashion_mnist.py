@@ -1,9 +1,7 @@
 """Fashion-MNIST, 60,000 photographs: a CNN with batch normalisation.
 
 apt-get install dataset-fashion-mnist
-tools/bazel run //configs:fashion_mnist     8 min 41 s on 2 cores busy with other work; test accuracy 91.2 %
-
-That run came before the convolutions lost their biases, which the batch normalisation after them would undo.
+tools/bazel run //configs:fashion_mnist     1 min 32 s on 2 cores; test accuracy 91.3 %
 """
 
 from engine.config import defaults

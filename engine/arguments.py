@@ -20,6 +20,7 @@ VERBS = """
   convoy config configs.digits                             every setting, resolved
   convoy explain --config=configs.digits                   mesh, parameters, where each lies
   convoy checkpoints runs/digits                           steps, sizes, results
+  convoy doctor                                            what this machine and its scheduler offer
   convoy launch local --processes 2 -- train --config=...  a command in several processes
   convoy supervise -- train --config=configs.digits        start it again until it is done
 
@@ -102,6 +103,10 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     supervise.add_argument("--processes", type=int, help="how many on this machine (default: this command's own one)")
     _add_devices(supervise)
     supervise.add_argument("--restarts", type=int, help="at most so many (default: as many as it takes)")
+
+    doctor = verbs.add_parser("doctor", help="say what is found here: processes, versions, devices, a collective")
+    doctor.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for the others (default: 60)")
+    _add_processes(doctor)
     return top, dict(verbs.choices)
 
 

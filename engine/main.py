@@ -101,10 +101,27 @@ def _evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
 
 def _join(args: argparse.Namespace) -> None:
     """Joins the other processes, where there are any, and says as whom."""
-    decision = resolver.resolve({name: getattr(args, name) for name in resolver.FLAGS}, os.environ)
+    decision = _decision(args)
     if decision.who.count > 1 or decision.who.detected or decision.notes:
         print(decision, *(f"warning: {note}" for note in decision.notes), sep="\n", file=sys.stderr, flush=True)
     processes.initialize(decision.who)
+
+
+def _decision(args: argparse.Namespace) -> resolver.Decision:
+    return resolver.resolve({name: getattr(args, name) for name in resolver.FLAGS}, os.environ)
+
+
+def _doctor(args: argparse.Namespace, overrides: list[str]) -> int:
+    from engine import doctor
+
+    _no_overrides(overrides, "doctor")
+    decision = _decision(args)
+    for line in doctor.before_joining(decision):
+        print(line, flush=True)
+    processes.initialize(decision.who, timeout_s=args.timeout)
+    for line in doctor.after_joining():
+        print(line, flush=True)
+    return exit_codes.DONE
 
 
 def _launch(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -222,6 +239,7 @@ def _no_overrides(overrides: list[str], verb: str) -> None:
 
 
 _VERBS = {
+    "doctor": _doctor,
     "train": _train,
     "evaluate": _evaluate,
     "config": _config,

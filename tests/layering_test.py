@@ -19,7 +19,7 @@ TOP = Path(__file__).parents[1]
 # From the roof down. Rooms of one floor know nothing of each other; trainer and evaluation share one.
 HOUSE = (
     ("main+arguments",),
-    ("entry", "launch"),
+    ("entry", "doctor", "launch"),
     ("trainer+evaluation",),
     ("training", "checkpoint", "observe", "resilience", "layers"),
     ("run", "parallel", "data", "metrics"),

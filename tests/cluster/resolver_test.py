@@ -80,6 +80,7 @@ OPEN_MPI_5 = {
     "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0",
     "OMPI_COMM_WORLD_LOCAL_SIZE": "1", "PMIX_NAMESPACE": PRTERUN, "OMPI_VERSION": "5.0.7",
 }  # fmt: skip
+ON_ONE_HOST = {**OPEN_MPI_5, "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
 OPEN_MPI_4 = {
     "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0",
     "OMPI_COMM_WORLD_LOCAL_SIZE": "1",
@@ -107,7 +108,7 @@ TWO_SLICES = {
         (SLURM, Processes(1, 2, f"localhost:{port('4096.0')}"), "Slurm"),
         ({**SLURM, "SLURM_TASKS_PER_NODE": "8(x2)"}, Processes(1, 2, f"localhost:{port('4096.0')}", (0,)), "Slurm"),
         (OPEN_MPI_5, Processes(1, 2, f"head-7:{port(PRTERUN)}"), "Open MPI"),
-        ({**OPEN_MPI_5, "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, Processes(1, 2, f"127.0.0.1:{port(PRTERUN)}", (0,)), "Open MPI"),
+        (ON_ONE_HOST, Processes(1, 2, f"127.0.0.1:{port(PRTERUN)}", (0,)), "Open MPI"),
         (OPEN_MPI_4, Processes(0, 2, f"10.96.0.1:{port(OPEN_MPI_4['OMPI_MCA_orte_hnp_uri'])}"), "Open MPI"),
         (TPU, Processes(1, 2, "w-0.run:8476"), "TPU hosts"),
         (TWO_SLICES, Processes(3, 4, "s0-0.run:8476"), "TPU hosts"),

@@ -1,0 +1,42 @@
+"""`convoy doctor`: what a process finds where it is started, alone and with others."""
+
+import pytest
+
+from tests import runs
+
+pytestmark = pytest.mark.multiprocess
+
+
+def test_a_single_process_is_told_what_is_there_and_no_value_of_a_variable():
+    done = runs.convoy("doctor", JAX_NUM_CPU_DEVICES="2", XLA_FLAGS="--xla_cpu_enable_fast_math=false")
+    assert done.returncode == 0, done.stderr
+    first, *others = done.stdout.splitlines()
+    assert first == "processes: one (no scheduler found)"
+    words = {line.partition(":")[0]: line.partition(": ")[2] for line in others}
+    assert "jax " in words["packages"] and "grain " in words["packages"]
+    assert "cores for this process" in words["host"]
+    assert "XLA_FLAGS" in words["set"] and "fast_math" not in done.stdout
+    assert words["devices"] == "2 here of 2: cpu (cpu)"
+    assert words["collective"].startswith("2 devices, ")
+
+
+def test_several_processes_are_told_of_each_other():
+    done = runs.convoy("launch", "local", "--processes=2", "--devices-per-process=1", "--", "doctor")
+    assert done.returncode == 0, done.stderr
+    for i in range(2):
+        assert f"[{i}] processes: {i} of 2, coordinator 127.0.0.1:" in done.stdout
+        assert f"[{i}] devices: 1 here of 2: cpu (cpu)" in done.stdout
+        assert f"[{i}] process {i}: all 2 processes answer" in done.stdout
+
+
+def test_a_process_that_does_not_come_is_missed_in_time():
+    done = runs.convoy("doctor", "--timeout=3", "--coordinator=127.0.0.1:29877", "--num-processes=2", "--process-id=0")
+    assert done.returncode == 42
+    assert "not all 2 processes came" in done.stderr
+    assert "processes: 0 of 2, coordinator 127.0.0.1:29877" in done.stdout
+
+
+def test_a_shell_in_an_allocation_is_told_that_it_is_one_process():
+    done = runs.convoy("doctor", SLURM_JOB_ID="7", SLURM_NTASKS="4")
+    assert done.returncode == 0, done.stderr
+    assert "warning: Slurm has given 4 tasks, but this process was not started by srun and is one." in done.stdout
