@@ -10,10 +10,10 @@ from tests import runs
 
 PROGRAM = """
 import sys
-from engine.cluster import peers, processes
+from engine.cluster import peers, processes, resolver
 from engine.cluster.alike import check_alike
 from engine.config.errors import ConvoyError
-processes.initialize(processes.resolve())
+processes.initialize(resolver.resolve().who)
 me = processes.index()
 check_alike({"jax": "0.12.0", f"module only.{me}": "1"}, "before")
 facts = {"train.seed": "0", "jax": "0.12.0"}

@@ -51,8 +51,8 @@ def test_a_single_process_tells_nobody(monkeypatch):
 
 PAIR = """
 import sys, threading, time
-from engine.cluster import coordination, departure, ending, processes
-processes.initialize(processes.resolve())
+from engine.cluster import coordination, departure, ending, processes, resolver
+processes.initialize(resolver.resolve().who)
 me = processes.index()
 ending.add_last_act(lambda code, text: print("last act", code, flush=True))
 assert coordination.barrier("ready", 60) == []
