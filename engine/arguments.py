@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from engine.cluster import resolver
 from engine.config.errors import ConfigError, did_you_mean
+from engine.launch import verbs as elsewhere
 
 VERBS = """
   convoy train --config=configs.digits                     train, or go on where the run stopped
@@ -22,6 +23,7 @@ VERBS = """
   convoy checkpoints runs/digits                           steps, sizes, results
   convoy doctor                                            what this machine and its scheduler offer
   convoy launch local --processes 2 -- train --config=...  a command in several processes
+  convoy launch slurm --help                               the same on a cluster; also k8s, tpu-vm
   convoy supervise -- train --config=configs.digits        start it again until it is done
 
 --config takes a file, a module or a run directory; --config.NAME=VALUE sets any field of it
@@ -90,12 +92,21 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     data.add_argument("--out", required=True, help="file to write")
 
     launch = verbs.add_parser(
-        "launch", help="run a command in several processes", usage="convoy launch local [options] -- VERB ..."
+        "launch",
+        help="run a command in several processes, here or on a cluster",
+        usage="convoy launch WHERE [options] -- VERB ...",
     )
-    launch.add_argument("where", choices=["local"], help="local: on this machine")
-    launch.add_argument("--processes", type=int, required=True, help="how many")
-    _add_devices(launch)
-    launch.add_argument("--restarts", type=int, default=0, help="of a training that ended early, at most so many")
+    places = launch.add_subparsers(dest="where", metavar="WHERE", required=True, prog="convoy launch")
+    local = places.add_parser(
+        "local", help="on this machine", usage="convoy launch local --processes N [options] -- VERB ..."
+    )
+    local.add_argument("--processes", type=int, required=True, help="how many")
+    _add_devices(local)
+    local.add_argument("--restarts", type=int, default=0, help="of a training that ended early, at most so many")
+    for add in elsewhere.ADD.values():
+        add(places.add_parser)
+    for place in places.choices.values():
+        place.set_defaults(parser=place)
 
     supervise = verbs.add_parser(
         "supervise", help="train, and start again until it is done", usage="convoy supervise [options] -- train ..."
@@ -167,13 +178,13 @@ def parse(words: Sequence[str], after: Sequence[str] = ()) -> argparse.Namespace
     if args.verb not in (None, "launch", "supervise"):
         unknown += after
     if args.verb is not None and unknown:
-        raise _unknown_argument(args.verb, unknown[0], verbs[args.verb])
+        raise _unknown_argument(unknown[0], getattr(args, "parser", verbs[args.verb]))
     return args
 
 
-def _unknown_argument(verb: str, word: str, parser: Parser) -> ConfigError:
+def _unknown_argument(word: str, parser: Parser) -> ConfigError:
     names = re.findall(r"^  (--[\w-]+)", parser.format_help(), re.MULTILINE)
     return ConfigError(
-        f"{word}: unknown argument of convoy {verb}.{did_you_mean(word.split('=')[0], names)} "
+        f"{word}: unknown argument of {parser.prog}.{did_you_mean(word.split('=')[0], names)} "
         f"Arguments here: {', '.join(names)}, and --config.NAME=VALUE."
     )

@@ -125,8 +125,11 @@ def _doctor(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _launch(args: argparse.Namespace, overrides: list[str]) -> int:
-    from engine.launch import local
+    from engine.launch import local, verbs
 
+    if args.where != "local":
+        _none_before_the_command(overrides)
+        return verbs.run(args)
     if args.restarts:
         return _supervise(args, overrides)
     words = _command_of(args, overrides, f"convoy launch {args.where}", "a verb")
@@ -148,13 +151,17 @@ def _supervise(args: argparse.Namespace, overrides: list[str]) -> int:
 
 def _command_of(args: argparse.Namespace, overrides: list[str], verb: str, wanted: str) -> list[str]:
     """The command after `--`, as one to start; `wanted` is "train", or "a verb" where any will do."""
-    if overrides:
-        raise ConfigError(f"--config.{overrides[0]}: belongs to the command. Write it after --.")
+    _none_before_the_command(overrides)
     found = args.command[0] if args.command else "nothing"
     fits = found == "train" if wanted == "train" else found not in ("nothing", "launch", "supervise")
     if not fits:
         raise ConfigError(f"{verb}: {found} after --. Write {wanted}: {verb} ... -- train ...")
     return [sys.executable, "-m", "engine.main", *args.command]
+
+
+def _none_before_the_command(overrides: list[str]) -> None:
+    if overrides:
+        raise ConfigError(f"--config.{overrides[0]}: belongs to the command. Write it after --.")
 
 
 def _run_of(command: list[str]) -> "RunDirectory":

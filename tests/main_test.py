@@ -140,7 +140,8 @@ def test_a_fast_dev_run_does_two_steps_of_everything_and_leaves_nothing(tmp_path
         (["launch", "local", "--processes=2", "--", "launch"], 1, "launch local: launch after --. Write a verb"),
         (["launch", "local", "--processes=0", "--", "train"], 1, "--processes = 0: allowed is a whole number from 1"),
         (["launch", "local", "--processes=2", "--config.train.seed=1", "--", "train"], 1, "Write it after --"),
-        (["launch", "slurm", "--processes=2", "--", "train"], 1, "invalid choice: 'slurm'"),
+        (["launch", "slurm", "--nodes=2", "--time=60", "--dry-run"], 1, "convoy launch slurm: nothing after --."),
+        (["launch", "k8s", "--config.train.seed=1", "--", "train"], 1, "the following arguments are required: --name"),
     ],
 )
 def test_a_users_mistake_is_a_sentence_and_an_exit_code(tmp_path, args, code, words):

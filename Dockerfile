@@ -1,0 +1,33 @@
+# The engine with its models and configs, for one kind of device:
+#
+#   docker build --build-arg VARIANT=cuda --tag REGISTRY/convoy:1.0-cuda .
+#
+# VARIANT is cpu, cuda or tpu. Packages are those of tools/image/VARIANT.lock, by hash; CUDA comes as packages too, so
+# a host needs NVIDIA's driver and container toolkit only. To fix the base as well, give --build-arg
+# BASE=python@sha256:... The user has no rights, and convoy is process 1, which gets SIGTERM itself. A run writes to
+# /work/runs and /tmp, so the root may be read-only.
+ARG BASE=python:3.13-slim-trixie
+
+FROM ${BASE} AS build
+ARG VARIANT=cpu
+WORKDIR /build
+COPY tools/image/${VARIANT}.lock packages.lock
+RUN python -m venv /opt/convoy \
+    && /opt/convoy/bin/pip install --no-cache-dir --require-hashes --requirement packages.lock
+COPY pyproject.toml README.md ./
+COPY engine engine
+COPY models models
+COPY configs configs
+RUN /opt/convoy/bin/pip install --no-cache-dir --no-deps .
+
+FROM ${BASE}
+COPY --from=build /opt/convoy /opt/convoy
+RUN useradd --uid 1000 --create-home convoy \
+    && install --directory --owner=convoy /work/runs
+ENV PATH=/opt/convoy/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+WORKDIR /work
+USER 1000:1000
+ENTRYPOINT ["convoy"]
+CMD ["--help"]

@@ -1,0 +1,259 @@
+"""A run as a JobSet on Kubernetes: the manifest, as plain data, and handing it to kubectl.
+
+Owns: the pods and their resources, what follows from an exit code, what the pods are told. Does not own: who a pod is
+among the others (`cluster/resolver.py` reads the variables set here), the cluster, its queues and volumes.
+
+A pod that ends with a code that `exit_codes.is_retried` names fails its Job, upon which JobSet starts all anew; so does
+one that the cluster takes away. Every other code fails the JobSet.
+
+Terms. *JobSet*: Jobs that start, end and restart together, behind one headless service that gives pods stable names.
+*Job*: here, the hosts of one TPU slice, or all nodes of a job without TPUs. *Claim*: a PersistentVolumeClaim.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.cluster import exit_codes
+from engine.config.errors import ConfigError, did_you_mean
+from engine.launch import parts
+from engine.run.owner import TOKEN
+
+RESTARTS = 50
+GRACE_S = 120  # from SIGTERM to SIGKILL: for the step in flight and a checkpoint
+USER = 1000  # of the Dockerfile
+JOB = "worker"
+
+# What a pod is told of itself, by the labels that JobSet gives it. The run's token is the JobSet: its restarts go on in
+# the run that an earlier one had open.
+LABELS: Mapping[str, str] = {
+    "JOBSET_NAME": "jobset.sigs.k8s.io/jobset-name",
+    "REPLICATED_JOB_NAME": "jobset.sigs.k8s.io/replicatedjob-name",
+    "JOB_GLOBAL_INDEX": "jobset.sigs.k8s.io/job-global-index",
+    TOKEN: "jobset.sigs.k8s.io/jobset-uid",
+}
+_OURS = (*LABELS, "JOBS", "PODS_PER_JOB", "JOB_COMPLETION_INDEX")
+
+# GKE's name of each TPU, and the dimensions of its topologies.
+TPUS: Mapping[str, tuple[str, int]] = {
+    "v4": ("tpu-v4-podslice", 3),
+    "v5e": ("tpu-v5-lite-podslice", 2),
+    "v5p": ("tpu-v5p-slice", 3),
+    "v6e": ("tpu-v6e-slice", 2),
+    "v7x": ("tpu7x", 3),
+}
+
+
+@dataclass(frozen=True)
+class Tpu:
+    """Slices of one kind, all alike."""
+
+    kind: str  # of TPUS
+    topology: str  # chips along each axis, as "4x4x8"
+    slices: int = 1
+    chips_per_host: int = 4
+
+    def hosts(self) -> int:
+        """Returns how many hosts a slice has. Raises ConfigError for a slice that there is not."""
+        if self.kind not in TPUS:
+            raise ConfigError(f"--tpu = {self.kind!r}: not one of {', '.join(TPUS)}.{did_you_mean(self.kind, TPUS)}")
+        axes = TPUS[self.kind][1]
+        if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", self.topology) or self.topology.count("x") != axes - 1:
+            example = "x".join(["4"] * axes)
+            raise ConfigError(f"--topology = {self.topology!r}: {self.kind} has {axes} axes of chips, as {example}.")
+        parts.whole("--slices", self.slices)
+        chips = math.prod(map(int, self.topology.split("x")))
+        if chips % parts.whole("--chips-per-host", self.chips_per_host):
+            raise ConfigError(
+                f"--topology = {self.topology}: its {chips} chips are not whole hosts of {self.chips_per_host}. "
+                "Give --chips-per-host as the node pool's machine type has it."
+            )
+        return chips // self.chips_per_host
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSet:
+    """One run. `nodes` and the GPUs count only without TPUs."""
+
+    name: str
+    image: str
+    command: Sequence[str]  # verb and arguments, as ["train", "--config=configs.digits"]
+    claim: str  # holds the run directories; every pod writes to it
+    nodes: int = 1
+    gpus_per_node: int = 0
+    gpu: str | None = None  # GKE's name of it, as "nvidia-h100-80gb"
+    tpu: Tpu | None = None
+    namespace: str | None = None
+    queue: str | None = None  # of Kueue
+    cpus: str | None = None  # of each pod, as Kubernetes writes quantities
+    memory: str | None = None
+    shared_memory: str = "8Gi"
+    variables: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict)  # variable -> SECRET:KEY
+    restarts: int = RESTARTS
+    grace_s: int = GRACE_S
+
+    def manifest(self) -> dict[str, Any]:
+        """Returns the JobSet as plain data.
+
+        Raises:
+            ConfigError: names, numbers or texts that make no JobSet.
+        """
+        self._check()
+        jobs, pods = self._size()
+        metadata: dict[str, Any] = {"name": self.name}
+        if self.namespace:
+            metadata["namespace"] = self.namespace
+        if self.queue:
+            metadata["labels"] = {"kueue.x-k8s.io/queue-name": self.queue}
+        if self.tpu is not None and pods > 1:  # one slice is one node pool: a Job on two of them has no fast network
+            metadata["annotations"] = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
+        return {
+            "apiVersion": "jobset.x-k8s.io/v1alpha2",
+            "kind": "JobSet",
+            "metadata": metadata,
+            "spec": {
+                "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True, "subdomain": self.name},
+                "failurePolicy": {
+                    "maxRestarts": self.restarts,
+                    # Every other reason restarts all.
+                    "rules": [{"name": "final", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
+                },
+                "replicatedJobs": [{"name": JOB, "replicas": jobs, "template": {"spec": self._job(pods)}}],
+            },
+        }
+
+    def text(self) -> str:
+        """Returns the manifest as YAML. Raises as `manifest`."""
+        import yaml  # here, as no other verb needs it
+
+        return "# Made by `convoy launch k8s`.\n" + yaml.safe_dump(self.manifest(), sort_keys=False, width=120)
+
+    def apply(self) -> None:
+        """Hands the manifest to kubectl. Raises as `manifest`, and LaunchError where kubectl is missing or refuses."""
+        parts.call(["kubectl", "apply", "--filename=-"], self.text())
+
+    def _size(self) -> tuple[int, int]:
+        """Jobs, and pods of each."""
+        return (1, self.nodes) if self.tpu is None else (self.tpu.slices, self.tpu.hosts())
+
+    def _job(self, pods: int) -> dict[str, Any]:
+        retried = [exit_codes.RETRY, *exit_codes.KILLED]
+        return {
+            "completionMode": "Indexed",
+            "completions": pods,
+            "parallelism": pods,
+            "backoffLimit": 0,
+            "podFailurePolicy": {
+                "rules": [
+                    # Drained, preempted, evicted: whatever its code, the pod is not to blame.
+                    {"action": "Count", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                    {
+                        "action": "FailJob",
+                        "onExitCodes": {"containerName": "convoy", "operator": "NotIn", "values": retried},
+                    },
+                ]
+            },
+            "template": {"spec": self._pod()},
+        }
+
+    def _pod(self) -> dict[str, Any]:
+        selector = {}
+        if self.tpu is not None:
+            selector["cloud.google.com/gke-tpu-accelerator"] = TPUS[self.tpu.kind][0]
+            selector["cloud.google.com/gke-tpu-topology"] = self.tpu.topology
+        elif self.gpu:
+            selector["cloud.google.com/gke-accelerator"] = self.gpu
+        return {
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": self.grace_s,
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            **({"nodeSelector": selector} if selector else {}),
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": USER,
+                "runAsGroup": USER,
+                "fsGroup": USER,
+                "fsGroupChangePolicy": "OnRootMismatch",
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [self._container()],
+            "volumes": [
+                {"name": "runs", "persistentVolumeClaim": {"claimName": self.claim}},
+                {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": self.shared_memory}},
+                {"name": "tmp", "emptyDir": {}},
+            ],
+        }
+
+    def _container(self) -> dict[str, Any]:
+        limits = {"cpu": self.cpus, "memory": self.memory}
+        limits["google.com/tpu" if self.tpu else "nvidia.com/gpu"] = self._devices()
+        return {
+            "name": "convoy",
+            "image": self.image,
+            "command": ["convoy", *self.command],  # no shell: SIGTERM reaches the program
+            "workingDir": "/work",  # so that `runs/NAME`, where a run is by default, lies on the claim
+            "env": self._environment(),
+            "resources": {"limits": {name: value for name, value in limits.items() if value}},
+            "securityContext": {
+                "allowPrivilegeEscalation": False,
+                "privileged": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            },
+            "volumeMounts": [
+                {"name": "runs", "mountPath": "/work/runs"},
+                {"name": "shared-memory", "mountPath": "/dev/shm"},
+                {"name": "tmp", "mountPath": "/tmp"},
+            ],
+        }
+
+    def _devices(self) -> str | None:
+        count = self.tpu.chips_per_host if self.tpu else self.gpus_per_node
+        return str(count) if count else None
+
+    def _environment(self) -> list[dict[str, Any]]:
+        """What the resolver needs, where caches go, the user's own. The cluster itself sets JOB_COMPLETION_INDEX."""
+        jobs, pods = self._size()
+        values = {"JOBS": str(jobs), "PODS_PER_JOB": str(pods), "HOME": "/tmp", "XDG_CACHE_HOME": "/work/runs/.cache"}
+        sources = {name: {"fieldRef": {"fieldPath": f"metadata.labels['{label}']"}} for name, label in LABELS.items()}
+        for name, text in self.secrets.items():
+            secret, key = text.split(":")
+            sources[name] = {"secretKeyRef": {"name": secret, "key": key}}
+        return [
+            *({"name": name, "valueFrom": source} for name, source in sources.items()),
+            *({"name": name, "value": value} for name, value in {**values, **self.variables}.items()),
+        ]
+
+    def _check(self) -> None:
+        parts.verb("convoy launch k8s", self.command)
+        jobs, pods = self._size()
+        parts.whole("--nodes", self.nodes)
+        parts.whole("--gpus-per-node", self.gpus_per_node, 0)
+        parts.whole("--restarts", self.restarts, 0)
+        parts.whole("--grace", self.grace_s)
+        # A pod's host name is JOBSET-worker-JOB-POD, and has 63 characters at most.
+        parts.label("--name", self.name, 63 - len(f"-{JOB}-{jobs - 1}-{pods - 1}"))
+        for flag, text in {"--claim": self.claim, "--namespace": self.namespace, "--queue": self.queue}.items():
+            if text is not None:
+                parts.label(flag, text)
+        if self.tpu is not None and (self.gpus_per_node or self.nodes != 1):
+            raise ConfigError(
+                "--tpu: the topology says how many nodes and chips there are. Leave out --nodes and GPUs."
+            )
+        if not re.search(r"(@sha256:[0-9a-f]{64}|:(?!latest$)[\w.-]+)$", self.image):
+            raise ConfigError(
+                f"--image = {self.image!r}: a restart may get another program than the start had. "
+                "Give a tag that is not moved, or a digest, as registry/convoy:1.4 or registry/convoy@sha256:..."
+            )
+        for flag, text in {"--cpus": self.cpus, "--memory": self.memory, "--shm": self.shared_memory}.items():
+            if text is not None and not re.fullmatch(r"\d+(\.\d+)?(m|[kMGTPE]i?|Ki)?", text):
+                raise ConfigError(f"{flag} = {text!r}: allowed is a quantity of Kubernetes, as 8, 500m or 64Gi.")
+        for name, text in self.secrets.items():
+            if not re.fullmatch(r"[a-z0-9.-]+:[\w.-]+", text):  # which may be the secret itself, so it is not shown
+                raise ConfigError(f"--secret-env {name}: allowed is NAME=SECRET:KEY, with a Secret of the cluster.")
+        if taken := [name for name in (*self.variables, *self.secrets) if name in _OURS]:
+            raise ConfigError(f"--env {taken[0]}: the launcher sets this one itself. Leave it out.")

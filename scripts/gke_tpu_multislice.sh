@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# GKE, two slices of 64 TPU v5p chips (4x4x4): 16 hosts each, and the network of the data center between the slices.
+#
+#   IMAGE=REGISTRY/convoy:1.0-tpu CLAIM=runs scripts/gke_tpu_multislice.sh          prints the JobSet
+#   the same with --apply                                                           starts it
+#
+# Fill in: IMAGE, built by `docker build --build-arg VARIANT=tpu` and pushed; CLAIM, a PersistentVolumeClaim of access
+# mode ReadWriteMany (Filestore, or a bucket through Cloud Storage FUSE), where runs/ lies; QUEUE, if you have Kueue.
+# The cluster needs JobSet and a node pool ct5p-hightpu-4t of topology 4x4x4 for each slice.
+# Costs 128 TPU v5p chips until the run is done. To end it before: kubectl delete jobset convoy-v5p
+set -euo pipefail
+
+exec convoy launch k8s \
+  --name "${NAME:-convoy-v5p}" --image "${IMAGE:?}" --claim "${CLAIM:?}" ${QUEUE:+--queue "$QUEUE"} \
+  --tpu v5p --topology 4x4x4 --slices 2 "$@" -- \
+  train --config="${CONFIG:-configs.lm_stdlib}"

@@ -1,0 +1,240 @@
+"""The JobSet: of the published types, restarted by exit codes as the table says, its pods told who they are."""
+
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
+
+from engine.cluster import exit_codes
+from engine.cluster.resolver import resolve
+from engine.config.errors import ConfigError
+from engine.launch.kubernetes import TPUS, JobSet, Tpu
+from engine.launch.parts import LaunchError
+from tests.launch.stand_ins import path_with, stand_in
+
+COMMAND = ["train", "--config=configs.digits", "--config.train.total=2 epochs"]
+TOPOLOGIES = {"v4": "2x2x4", "v5e": "4x4", "v5p": "4x4x4", "v6e": "4x8", "v7x": "2x2x2"}
+
+
+def jobset(**settings) -> JobSet:
+    given = {"name": "convoy", "image": "registry/convoy:1.0", "command": COMMAND, "claim": "runs", **settings}
+    return JobSet(**given)
+
+
+JOBSETS = [
+    jobset(),
+    jobset(nodes=4, gpus_per_node=8, gpu="nvidia-h100-80gb", cpus="200", memory="1500Gi", shared_memory="64Gi"),
+    jobset(namespace="perception", queue="research", variables={"A": "1"}, secrets={"API_KEY": "tracker:key"}),
+    *(jobset(tpu=Tpu(kind, TOPOLOGIES[kind], slices)) for kind in TPUS for slices in (1, 3)),
+]
+
+
+def job_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    return manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+
+
+def pod_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    return job_of(manifest)["template"]["spec"]
+
+
+def in_the_published_types(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest after a passage through the types of Kubernetes and JobSet: a field that they lack is lost."""
+    found = JobsetV1alpha2JobSet.from_dict(manifest)
+    assert found is not None
+    return found.to_dict()
+
+
+@pytest.mark.parametrize("made", JOBSETS, ids=str)
+def test_a_jobset_is_of_the_published_types(made):
+    manifest = made.manifest()
+    assert in_the_published_types(manifest) == manifest
+    assert yaml.safe_load(made.text()) == manifest
+
+
+def test_the_published_types_notice_a_wrong_field_and_a_wrong_type():
+    manifest = jobset().manifest()
+    pod_of(manifest)["restartPolicies"] = "Never"
+    assert in_the_published_types(manifest) != manifest
+    manifest = jobset().manifest()
+    job_of(manifest)["backoffLimit"] = "0"
+    with pytest.raises(ValueError, match="backoffLimit"):
+        in_the_published_types(manifest)
+
+
+def test_words_that_the_types_leave_open_are_those_of_their_documentation():
+    manifest = jobset().manifest()
+    assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    job = job_of(manifest)
+    assert job["completionMode"] == "Indexed"
+    assert {rule["action"] for rule in job["podFailurePolicy"]["rules"]} <= {"FailJob", "FailIndex", "Ignore", "Count"}
+    assert pod_of(manifest)["restartPolicy"] == "Never"  # a failure policy for pods takes no other one
+    codes = job["podFailurePolicy"]["rules"][1]["onExitCodes"]["values"]
+    assert codes == sorted(set(codes)) and 0 not in codes
+    rules = manifest["spec"]["failurePolicy"]["rules"]
+    assert [(rule["action"], rule["onJobFailureReasons"]) for rule in rules] == [("FailJobSet", ["PodFailurePolicy"])]
+    assert all(re.fullmatch(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", rule["name"]) for rule in rules)
+
+
+def restarted(manifest: dict[str, Any], code: int, disrupted: bool = False) -> bool:
+    """What Kubernetes and JobSet do when a pod ends: the first rule that fits decides; without one it counts."""
+    action = "Count"
+    for rule in job_of(manifest)["podFailurePolicy"]["rules"]:
+        if "onPodConditions" in rule:
+            fits = disrupted and rule["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+        else:
+            assert rule["onExitCodes"]["operator"] == "NotIn"
+            assert rule["onExitCodes"]["containerName"] == pod_of(manifest)["containers"][0]["name"]
+            fits = code not in rule["onExitCodes"]["values"]
+        if fits:
+            action = rule["action"]
+            break
+    assert job_of(manifest)["backoffLimit"] == 0  # so one that counts fails its Job
+    reason = {"FailJob": "PodFailurePolicy", "Count": "BackoffLimitExceeded"}[action]
+    return not any(reason in rule["onJobFailureReasons"] for rule in manifest["spec"]["failurePolicy"]["rules"])
+
+
+@pytest.mark.parametrize("code", [*filter(None, exit_codes.MEANING), *exit_codes.KILLED, 2, 126, 127])
+def test_pods_restart_after_the_codes_of_the_table(code):
+    assert restarted(jobset().manifest(), code) == exit_codes.is_retried(code)
+
+
+def test_a_pod_that_the_cluster_takes_away_restarts_whatever_its_code():
+    assert restarted(jobset().manifest(), 1, disrupted=True)
+
+
+def environment(manifest: dict[str, Any], job: int, pod: int) -> dict[str, str]:
+    """What Kubernetes makes of the variables in one pod."""
+    name = manifest["metadata"]["name"]
+    labels = {
+        "jobset.sigs.k8s.io/jobset-name": name,
+        "jobset.sigs.k8s.io/jobset-uid": "5f1c",
+        "jobset.sigs.k8s.io/replicatedjob-name": manifest["spec"]["replicatedJobs"][0]["name"],
+        "jobset.sigs.k8s.io/job-global-index": str(job),
+    }
+    found = {"JOB_COMPLETION_INDEX": str(pod), "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+    for variable in pod_of(manifest)["containers"][0]["env"]:
+        if "value" in variable:
+            found[variable["name"]] = variable["value"]
+        elif "fieldRef" in variable["valueFrom"]:
+            label = re.fullmatch(r"metadata\.labels\['(.*)'\]", variable["valueFrom"]["fieldRef"]["fieldPath"])
+            assert label
+            found[variable["name"]] = labels[label[1]]
+    return found
+
+
+@pytest.mark.parametrize("made", JOBSETS, ids=str)
+def test_each_pod_resolves_to_a_process_of_its_own_at_the_same_coordinator(made):
+    manifest = made.manifest()
+    jobs, pods = manifest["spec"]["replicatedJobs"][0]["replicas"], job_of(manifest)["parallelism"]
+    assert job_of(manifest)["completions"] == pods
+    everyone = [resolve({}, environment(manifest, *at)).who for at in itertools.product(range(jobs), range(pods))]
+    assert [who.index for who in everyone] == list(range(jobs * pods))
+    assert {(who.count, who.coordinator) for who in everyone} == {(jobs * pods, "convoy-worker-0-0.convoy:8476")}
+    assert manifest["spec"]["network"] == {
+        "enableDNSHostnames": True, "publishNotReadyAddresses": True, "subdomain": "convoy",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tpu", "jobs", "pods", "chips", "selector"),
+    [
+        (Tpu("v5p", "4x4x4", 2), 2, 16, "4", "tpu-v5p-slice"),
+        (Tpu("v5e", "2x4", 1, 8), 1, 1, "8", "tpu-v5-lite-podslice"),
+        (Tpu("v6e", "16x16"), 1, 64, "4", "tpu-v6e-slice"),
+    ],
+)  # fmt: skip
+def test_a_slice_is_a_job_with_a_pod_for_each_host(tpu, jobs, pods, chips, selector):
+    manifest = jobset(tpu=tpu).manifest()
+    assert (manifest["spec"]["replicatedJobs"][0]["replicas"], job_of(manifest)["parallelism"]) == (jobs, pods)
+    pod = pod_of(manifest)
+    assert pod["containers"][0]["resources"] == {"limits": {"google.com/tpu": chips}}
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": selector, "cloud.google.com/gke-tpu-topology": tpu.topology,
+    }  # fmt: skip
+    exclusive = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
+    assert manifest["metadata"].get("annotations") == (exclusive if pods > 1 else None)
+
+
+def test_gpus_are_asked_for_on_each_node():
+    manifest = JOBSETS[1].manifest()
+    assert (job_of(manifest)["parallelism"], manifest["spec"]["replicatedJobs"][0]["replicas"]) == (4, 1)
+    limits = pod_of(manifest)["containers"][0]["resources"]["limits"]
+    assert limits == {"cpu": "200", "memory": "1500Gi", "nvidia.com/gpu": "8"}
+    assert pod_of(manifest)["nodeSelector"] == {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}
+
+
+@pytest.mark.parametrize("made", JOBSETS, ids=str)
+def test_pods_have_no_rights(made):
+    pod = pod_of(made.manifest())
+    (container,) = pod["containers"]
+    assert pod["automountServiceAccountToken"] is False
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+    assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"]
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False, "privileged": False, "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }  # fmt: skip
+    places = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes[places["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
+    assert volumes[places["/tmp"]]["emptyDir"] == {}
+    assert volumes[places["/work/runs"]]["persistentVolumeClaim"] == {"claimName": "runs"}
+    variables = {v["name"]: v.get("value", "") for v in container["env"]}
+    for name in ("HOME", "XDG_CACHE_HOME"):  # where nothing else is writable
+        assert any(variables[name].startswith(place) for place in places)
+
+
+def test_a_signal_reaches_the_program_and_leaves_time_to_save():
+    pod = pod_of(jobset(grace_s=45).manifest())
+    assert pod["terminationGracePeriodSeconds"] == 45
+    assert pod["containers"][0]["command"] == ["convoy", *COMMAND]  # exec, and no shell around it
+
+
+def test_a_secret_is_named_and_never_shown():
+    text = JOBSETS[2].text()
+    secret = {"name": "API_KEY", "valueFrom": {"secretKeyRef": {"name": "tracker", "key": "key"}}}
+    assert secret in pod_of(yaml.safe_load(text))["containers"][0]["env"]
+    assert yaml.safe_load(text)["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "research"}
+
+
+def test_applying_hands_the_manifest_to_kubectl(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", path_with(tmp_path))
+    stand_in(tmp_path, "kubectl", f'echo "$@" > {tmp_path}/words; cat > {tmp_path}/applied')
+    jobset().apply()
+    assert Path(tmp_path, "words").read_text() == "apply --filename=-\n"
+    assert yaml.safe_load(Path(tmp_path, "applied").read_text()) == jobset().manifest()
+    stand_in(tmp_path, "kubectl", "cat > /dev/null; exit 3")
+    with pytest.raises(LaunchError, match="kubectl apply --filename=- ended with 3"):
+        jobset().apply()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (dict(command=["launch"]), "convoy launch k8s: launch after --"),
+        (dict(name="Convoy"), "--name = 'Convoy': allowed are lower-case letters"),
+        (dict(name="c" * 53), f"--name = '{'c' * 53}': allowed are"),
+        (dict(name="c" * 52, nodes=11), f"--name = '{'c' * 52}': allowed are"),
+        (dict(claim="no_such"), "--claim = 'no_such': allowed are"),
+        (dict(nodes=0), "--nodes = 0"),
+        (dict(image="registry:5000/convoy"), "--image = 'registry:5000/convoy': a restart may get another program"),
+        (dict(image="convoy:latest"), "--image = 'convoy:latest': a restart may get"),
+        (dict(memory="64 GB"), "--memory = '64 GB': allowed is a quantity of Kubernetes"),
+        (dict(secrets={"KEY": "abc"}), "--secret-env KEY: allowed is NAME=SECRET:KEY"),
+        (dict(variables={"JOBS": "3"}), "--env JOBS: the launcher sets this one itself"),
+        (dict(tpu=Tpu("v5", "4x4")), "--tpu = 'v5': not one of v4, v5e, v5p, v6e, v7x. Did you mean"),
+        (dict(tpu=Tpu("v5p", "4x4")), "--topology = '4x4': v5p has 3 axes of chips, as 4x4x4"),
+        (dict(tpu=Tpu("v5e", "1x1")), "--topology = 1x1: its 1 chips are not whole hosts of 4"),
+        (dict(tpu=Tpu("v5e", "4x4", 0)), "--slices = 0"),
+        (dict(tpu=Tpu("v5e", "4x4"), nodes=4), "--tpu: the topology says how many nodes"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_jobset_is_told(settings, sentence):
+    with pytest.raises(ConfigError) as told:
+        jobset(**settings).manifest()
+    assert str(told.value).startswith(sentence)
