@@ -110,16 +110,16 @@ class Divergence:
             self._spoilt, self._row_starts = step, step - self._in_a_row
         if not self.asks:
             return False
-        if self._policy == "rollback":
-            return self._goes_back(step, max(checkpoints, default=0), ending)
         found = f"step {self._bad[0] + 1 if self._bad else step}: {self._what}"
+        if self._policy == "rollback":
+            return self._goes_back(found, max(checkpoints, default=0), ending)
         if self._policy == "skip" and not broken:
             found += f"; {self._in_a_row} updates in a row were skipped"
         elif self._bad:
             found += "; the update was held back"
         raise Diverged(f"{found}. {_advice(checkpoints)}")
 
-    def _goes_back(self, step: int, saved: int, ending: bool) -> bool:
+    def _goes_back(self, found: str, saved: int, ending: bool) -> bool:
         if self._spoilt is not None:
             count = self._spoilt - self._row_starts + 1  # one more than are skipped there already: 1, 2, 4, 8
             chosen = list(range(self._row_starts - count, self._row_starts))
@@ -129,13 +129,12 @@ class Divergence:
             chosen = self._bad
         if chosen[0] < saved:
             raise Diverged(
-                f"step {step}: {self._what}, also without the batches since the checkpoint of step {saved}. "
-                f"{_advice([saved])}"
+                f"{found}, also without the batches since the checkpoint of step {saved}. {_advice([saved])}"
             )
         self._skipped |= set(chosen)
         self._say(
-            f"warning: step {step}: {self._what}; going back to step {saved}, to go on without "
-            f"batch{'es' * (len(chosen) > 1)} {', '.join(map(str, chosen))}"
+            f"warning: {found}; going back to step {saved}, to go on without batch{'es' * (len(chosen) > 1)} "
+            f"{', '.join(map(str, chosen))}"
         )
         self._bad, self._spoilt, self._in_a_row = [], None, 0
         return True

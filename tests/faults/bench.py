@@ -178,7 +178,12 @@ def losses(run: Path) -> dict[int, float]:
 
 
 def state_hashes(run: Path, step: int | None = None) -> dict[str, str]:
-    """path -> SHA-256 of each array of a stored state, the newest by default, read by Orbax alone."""
+    """path -> SHA-256 of each array of a stored state, the newest by default."""
+    return {path: hashlib.sha256(array.tobytes()).hexdigest() for path, array in state_arrays(run, step).items()}
+
+
+def state_arrays(run: Path, step: int | None = None) -> dict[str, np.ndarray]:
+    """path -> array of a stored state, the newest by default, read by Orbax alone."""
     import jax
     import orbax.checkpoint as ocp
 
@@ -188,7 +193,7 @@ def state_hashes(run: Path, step: int | None = None) -> dict[str, str]:
         args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         state = checkpointer.restore(path.absolute(), args=ocp.args.PyTreeRestore(item=tree, restore_args=args))
     return {
-        jax.tree_util.keystr(where, simple=True, separator="/"): hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
+        jax.tree_util.keystr(where, simple=True, separator="/"): np.asarray(leaf)
         for where, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
     }
 

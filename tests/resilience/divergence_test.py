@@ -65,6 +65,7 @@ def test_rollback_goes_on_without_the_batches_after_which_a_good_one_follows(k):
     loop = Loop("rollback", [7, 8, 22])
     assert loop.run(k=k) == [7, 8, 22]
     assert loop.went_back == 2
+    assert loop.told[0].startswith("warning: step 8: the loss or its gradient is not finite; ")
     assert loop.told[0].endswith("going back to step 4, to go on without batches 7, 8")
 
 
