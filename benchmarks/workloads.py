@@ -21,7 +21,7 @@ from engine.config.schema import Config
 from engine.config.target import build
 from engine.data.feed import TrainFeed
 from engine.parallel.mesh import batch_sharding, make_mesh, replicated
-from engine.trainer import program_of
+from engine.training.build import program_of
 
 MLP, CNN, DIGITS = NAMES = ("mlp", "cnn", "digits")
 EXAMPLES = 10_000

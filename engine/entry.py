@@ -34,8 +34,9 @@ from engine.observe.report import Summary
 from engine.observe.reporter import Reporter
 from engine.parallel.mesh import cpu_device_count, make_mesh
 from engine.run.directory import RunDirectory, default_workdir
-from engine.trainer import Trainer, program_of
+from engine.trainer import Trainer
 from engine.training import compile_cache
+from engine.training.build import program_of
 from engine.training.program import Program
 from engine.training.state import State
 

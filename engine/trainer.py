@@ -29,7 +29,7 @@ from engine.config.errors import ConfigError, did_you_mean
 from engine.config.schema import Config
 from engine.config.text import to_text
 from engine.data.feed import TrainFeed
-from engine.data.source import Source, example_spec
+from engine.data.source import Source
 from engine.evaluation import build_evaluations
 from engine.observe import wording
 from engine.observe.profiler import ProfileWindow
@@ -37,56 +37,20 @@ from engine.observe.recorder import Recorder
 from engine.observe.report import Summary
 from engine.observe.throughput import Throughput
 from engine.observe.writer import MetricWriter, metrics_of
-from engine.parallel.layout import active, layout_of
-from engine.parallel.mesh import check_batch
 from engine.resilience.divergence import Divergence
 from engine.resilience.preemption import Interrupted, Preempted, Preemption
 from engine.resilience.replica_check import ReplicaCheck
 from engine.run.directory import RunDirectory
 from engine.run.ledger import Ledger
-from engine.training.model import describe
-from engine.training.optimizer import build_optimizer, schedule
-from engine.training.program import DTYPES, Program
+from engine.training.build import program_of
 from engine.training.state import State
-from engine.training.step import StepSpec
-from engine.training.task import Task, check_examples
+from engine.training.task import Task
 
 
 class Hook(Protocol):
     """Something of the user's that the loop calls: `run(trainer, state, step)` at each step that is due."""
 
     def run(self, trainer: "Trainer", state: State, step: int) -> None: ...
-
-
-def program_of(task: Task, mesh: Mesh, source: Source, config: Config) -> tuple[Program, int]:
-    """Returns the program of a config and its total number of steps; nothing is compiled and no array is made.
-
-    Raises:
-        ConvoyError: whatever does not fit, before anything is compiled.
-    """
-    train, size = config.train, len(source)
-    check_batch(mesh, train.global_batch_size, train.accumulate)
-    example = example_spec(source)
-    check_examples(task, example, "data")
-    total = Duration.parse(train.total, "train.total").steps(train.global_batch_size, size)
-    warmup = Duration.parse(config.optimizer.warmup, "optimizer.warmup").steps(train.global_batch_size, size)
-    learning_rate = schedule(config.optimizer, warmup, total)
-    layout = layout_of(mesh, config)
-    with active(layout):
-        model = describe(task, config.optimizer.trainable)
-    trained = {path: model.params[path] for path in model.trained}
-    spec = StepSpec(
-        task=task,
-        model=model,
-        tx=build_optimizer(config.optimizer, learning_rate, trained, model.names),
-        learning_rate=learning_rate,
-        layout=layout,
-        accumulate=train.accumulate,
-        compute_dtype=DTYPES[train.precision],
-        ema_decay=train.ema_decay,
-        spike=config.resilience.spike,
-    )
-    return Program(spec, example, batch_size=train.global_batch_size, seed=train.seed), total
 
 
 class Trainer:

@@ -1,0 +1,49 @@
+"""From a config to its program: the one place where Task, mesh, data and config come together.
+
+Owns: the order of the checks before anything is compiled. Does not own: what a program does (`program.py`), or which
+sources and devices a config names (`entry.py`).
+"""
+
+from jax.sharding import Mesh
+
+from engine.config.duration import Duration
+from engine.config.schema import Config
+from engine.data.source import Source, example_spec
+from engine.parallel.layout import active, layout_of
+from engine.parallel.mesh import check_batch
+from engine.training.model import describe
+from engine.training.optimizer import build_optimizer, schedule
+from engine.training.program import DTYPES, Program
+from engine.training.step import StepSpec
+from engine.training.task import Task, check_examples
+
+
+def program_of(task: Task, mesh: Mesh, source: Source, config: Config) -> tuple[Program, int]:
+    """Returns the program of a config and its total number of steps; nothing is compiled and no array is made.
+
+    Raises:
+        ConvoyError: whatever does not fit, before anything is compiled.
+    """
+    train, size = config.train, len(source)
+    check_batch(mesh, train.global_batch_size, train.accumulate)
+    example = example_spec(source)
+    check_examples(task, example, "data")
+    total = Duration.parse(train.total, "train.total").steps(train.global_batch_size, size)
+    warmup = Duration.parse(config.optimizer.warmup, "optimizer.warmup").steps(train.global_batch_size, size)
+    learning_rate = schedule(config.optimizer, warmup, total)
+    layout = layout_of(mesh, config)
+    with active(layout):
+        model = describe(task, config.optimizer.trainable)
+    trained = {path: model.params[path] for path in model.trained}
+    spec = StepSpec(
+        task=task,
+        model=model,
+        tx=build_optimizer(config.optimizer, learning_rate, trained, model.names),
+        learning_rate=learning_rate,
+        layout=layout,
+        accumulate=train.accumulate,
+        compute_dtype=DTYPES[train.precision],
+        ema_decay=train.ema_decay,
+        spike=config.resilience.spike,
+    )
+    return Program(spec, example, batch_size=train.global_batch_size, seed=train.seed), total

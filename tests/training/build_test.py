@@ -1,0 +1,41 @@
+"""From a config to its program: what does not fit is refused before anything is compiled."""
+
+import jax
+import pytest
+
+from engine.config.errors import ConvoyError
+from engine.parallel.mesh import make_mesh
+from engine.training.build import program_of
+from tests import runs, zoo
+
+
+def build(devices: int = 1, **settings):
+    config = runs.config(**settings)
+    mesh = make_mesh(config.mesh, jax.devices()[:devices])
+    return program_of(zoo.Classify(), mesh, zoo.source(), config)
+
+
+def test_durations_become_steps_of_this_source_and_nothing_is_compiled():
+    program, total = build(train__total="3 epochs")
+    assert total == 12  # 64 examples in batches of 16
+    assert program.compile_s == 0
+    assert program.abstract_batch["x"].shape == (16, zoo.SIZE)
+
+
+def test_settings_of_the_config_reach_the_step():
+    program, _ = build(train__ema_decay=0.9, train__accumulate=2, resilience__spike=3.0)
+    assert (program.spec.ema_decay, program.spec.accumulate, program.spec.spike) == (0.9, 2, 3.0)
+    assert "ema" in program.abstract_state
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"mesh__data": 3, "devices": 3}, "16"),
+        ({"optimizer__trainable": "nothing"}, "nothing"),
+        ({"mesh__expert": 2, "devices": 2}, "no experts"),
+    ],
+)
+def test_what_does_not_fit_is_a_sentence(settings, words):
+    with pytest.raises(ConvoyError, match=words):
+        build(**settings)
