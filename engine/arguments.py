@@ -24,6 +24,7 @@ VERBS = """
   convoy doctor                                            what this machine and its scheduler offer
   convoy launch local --processes 2 -- train --config=...  a command in several processes
   convoy launch slurm --help                               the same on a cluster; also k8s, tpu-vm
+  convoy goodput runs/digits                               where its time went
   convoy supervise -- train --config=configs.digits        start it again until it is done
 
 --config takes a file, a module or a run directory; --config.NAME=VALUE sets any field of it
@@ -85,6 +86,9 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
         "--export", metavar="FILE", help="write weights (the averaged ones, if any) as safetensors"
     )
     checkpoints.add_argument("--step", help="which to export: a step, latest or best")
+
+    goodput = verbs.add_parser("goodput", help="where the time of a run went, attempt by attempt")
+    goodput.add_argument("run", help="run directory")
 
     data = verbs.add_parser("data", help="convert a dataset to ArrayRecord files")
     _add_config(data)

@@ -7,6 +7,7 @@ handler off the main thread.
 
 import dataclasses
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def train(
     fast_dev_run: bool = False,
     accept_schedule_change: bool = False,
     accept_data_change: bool = False,
+    began: float | None = None,
 ) -> Summary:
     """Trains a config to its end in a run directory and returns the summary; goes on where the directory stopped.
 
@@ -70,10 +72,12 @@ def train(
         fast_dev_run: two steps of everything on little data.
         accept_schedule_change: go on although another `train.total` alters the learning-rate schedule.
         accept_data_change: go on although the training data is not what the run began with.
+        began: monotonic seconds from which on time counts for this attempt, as the start of the process; None: now.
 
     Raises:
         ConvoyError: with a sentence and the `exit_code` of the command line.
     """
+    began = time.monotonic() if began is None else began
     config = resolve_config(config)
     if fast_dev_run:
         return _fast_dev_run(tiny(config), workdir)
@@ -81,7 +85,7 @@ def train(
     check_processes(config)
     path = workdir or default_workdir(config)
     config = set_up_devices(config, None if fresh else RunDirectory(path))
-    with RunDirectory.open(path, fresh=fresh) as directory:
+    with RunDirectory.open(path, fresh=fresh, began=began) as directory:
         changed = _check_resume(config, directory, accept_schedule_change)
         with Reporter(directory, config.name, config.log.progress) as reporter, peers.lost_peers_told():
             sources = sources_of(config)

@@ -73,6 +73,7 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> int:
     config = load(args.config, overrides)
     _join(args)
     from engine import entry
+    from engine.run.goodput import process_start
 
     with peers.lost_peers_told():
         entry.train(
@@ -82,6 +83,7 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> int:
             fast_dev_run=args.fast_dev_run,
             accept_schedule_change=args.accept_schedule_change,
             accept_data_change=args.accept_data_change,
+            began=process_start(),
         )
     return exit_codes.DONE
 
@@ -226,6 +228,15 @@ def _checkpoints(args: argparse.Namespace, overrides: list[str]) -> int:
     return exit_codes.DONE
 
 
+def _goodput(args: argparse.Namespace, overrides: list[str]) -> int:
+    from engine.observe.goodput_table import goodput_text
+    from engine.run.directory import RunDirectory
+
+    _no_overrides(overrides, "goodput")
+    print(goodput_text(RunDirectory(args.run)))
+    return exit_codes.DONE
+
+
 def _data(args: argparse.Namespace, overrides: list[str]) -> int:
     from engine.config import load
 
@@ -252,6 +263,7 @@ _VERBS = {
     "config": _config,
     "explain": _explain,
     "checkpoints": _checkpoints,
+    "goodput": _goodput,
     "data": _data,
     "launch": _launch,
     "supervise": _supervise,

@@ -120,7 +120,7 @@ class Trainer:
             ReplicaError: copies of the state differ.
             ConvoyError: storage or data failed.
         """
-        config = self.config
+        config, stopwatch = self.config, self.directory.stopwatch
         with contextlib.ExitStack() as stack:
             preemption = stack.enter_context(Preemption())
             stack.callback(self.checkpoints.store.close)
@@ -130,8 +130,10 @@ class Trainer:
             if step == self.total_steps:
                 self.say("this run is finished; to train longer, set train.total, or --fresh to start anew")
             sizes = {1, config.train.steps_per_dispatch} if step < self.total_steps else ()
-            steps = {k: self.program.steps(k) for k in sizes}
+            with stopwatch.during("compile"):
+                steps = {k: self.program.steps(k) for k in sizes}
             writer = stack.enter_context(self._make_writer())
+            stack.enter_context(stopwatch.written_by(writer.push))
             self._recorder = recorder = self._make_recorder(writer)
             stack.callback(recorder.close)
             if steps:
@@ -174,11 +176,13 @@ class Trainer:
         profile: ProfileWindow,
     ) -> bool:
         """Save, evaluate, call hooks, draw, step: to the last step (True), or to where the run goes back (False)."""
-        last = self.total_steps
+        last, stopwatch = self.total_steps, self.directory.stopwatch
         recorder.phase("training")
+        stopwatch.begin(step)
         while True:
             self._step = step
             ending.reached(step)
+            stopwatch.reached(step, feed.wait_s)
             self.directory.check_lease()
             stopping = preemption.requested(step)
             force = stopping or (step > 0 and (step == last or self._selects_best(step)))
@@ -187,12 +191,16 @@ class Trainer:
                 return False
             self._replicas.check(step, state)
             position = {**feed.position, "skipped": self._divergence.skipped}
-            if not self._divergence.asks and self.checkpoints.maybe_save(step, state, position, force):
-                self.say(f"saving checkpoint of step {step}")
+            with stopwatch.during("save stall"):
+                if not self._divergence.asks and self.checkpoints.maybe_save(step, state, position, force):
+                    self.say(f"saving checkpoint of step {step}")
+                    stopwatch.flush()
+                if stopping:
+                    self.checkpoints.finish()
             if stopping:
-                self.checkpoints.finish()
                 raise (Interrupted if preemption.interrupted else Preempted)(self._stop_text(step))
-            self._evaluate(state, step, recorder)
+            with stopwatch.during("evaluation"):
+                self._evaluate(state, step, recorder)
             if step == last:
                 break
             k = self._steps_until_due(step, profile)
@@ -201,7 +209,8 @@ class Trainer:
                 state, metrics = steps[k](state, feed.next(k), self.program.held(self._divergence.held(step, k)))
             recorder.push(step, k, metrics, feed.wait_s)
             step += k
-        self.checkpoints.finish()
+        with stopwatch.during("save stall"):
+            self.checkpoints.finish()
         return True
 
     def _goes_back(self, state: State, step: int, saving: bool, over: bool, recorder: Recorder) -> bool:
@@ -280,10 +289,12 @@ class Trainer:
 
     def _first_state(self) -> tuple[State, int]:
         """The newest checkpoint's state, or a new one."""
-        store = self.checkpoints.store
+        store, stopwatch = self.checkpoints.store, self.directory.stopwatch
         if self._newest is None:
-            return self._new_state(), 0
-        state = store.restore(self._newest, self.program.abstract_state, self.program.spec.model.stacked)
+            with stopwatch.during("compile"):
+                return self._new_state(), 0
+        with stopwatch.during("restore"):
+            state = store.restore(self._newest, self.program.abstract_state, self.program.spec.model.stacked)
         self._divergence.resume(store.position(self._newest).get("skipped", ()))
         self.say(f"resuming from step {self._newest}")
         return state, self._newest

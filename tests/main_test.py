@@ -32,7 +32,7 @@ def test_help_answers_at_once_and_teaches():
     done = runs.convoy("--help")
     assert cpu_seconds() - begin < 0.3
     assert done.returncode == 0
-    for verb in ("train", "evaluate", "config", "explain", "checkpoints", "data", "launch", "supervise"):
+    for verb in ("train", "evaluate", "config", "explain", "checkpoints", "data", "launch", "supervise", "goodput"):
         assert f"convoy {verb}" in done.stdout or f"    {verb} " in done.stdout
     assert runs.convoy().stdout == done.stdout
 
@@ -40,7 +40,7 @@ def test_help_answers_at_once_and_teaches():
 def test_a_run_leaves_its_files_and_says_where(digits):
     path, done = digits
     assert {p.name for p in path.iterdir()} == {
-        "status.json", "metrics.jsonl", "config.txt", "checkpoints", "tensorboard", "log.txt",
+        "status.json", "metrics.jsonl", "config.txt", "checkpoints", "tensorboard", "log.txt", "goodput.jsonl",
     }  # fmt: skip
     assert list((path / "tensorboard").iterdir())
     status = runs.status(path)

@@ -90,7 +90,7 @@ def test_two_processes_of_two_devices_are_one_process_of_four_to_1e_6_and_begin_
 def test_the_first_process_alone_writes(pair):
     run, _, done = pair
     assert {path.name for path in run.iterdir()} == {
-        "status.json", "metrics.jsonl", "config.txt", "data.json", "checkpoints", "lease", "log.txt",
+        "status.json", "metrics.jsonl", "config.txt", "data.json", "checkpoints", "lease", "log.txt", "goodput.jsonl",
     }  # fmt: skip
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 61))

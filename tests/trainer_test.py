@@ -18,6 +18,7 @@ from engine.config.errors import ConvoyError
 from engine.config.schema import Hook
 from engine.parallel.mesh import make_mesh
 from engine.resilience.divergence import Diverged
+from engine.run import goodput
 from engine.run.directory import RunDirectory
 from engine.trainer import Trainer
 from tests import runs, zoo
@@ -68,6 +69,9 @@ def test_a_lost_last_checkpoint_costs_its_steps_and_no_bit(unbroken, tmp_path):
     engine.train(runs.config(), workdir=tmp_path / "run")
     losses = runs.rows(path)
     assert runs.rows(tmp_path / "run") == {step: losses[step] for step in range(6, 11)}
+    first, second = goodput.sums(goodput.read(tmp_path / "run/goodput.jsonl")).values()
+    assert (first["step"].steps, first["lost"].steps, second["step"].steps) == (5, 5, 5)
+    assert second["restore"].seconds > 0 and second["down"].seconds > 0
     zoo.assert_equal(final_state(tmp_path / "run"), final_state(path))
 
 
@@ -148,8 +152,16 @@ class Slow:
 
 def test_what_hooks_and_evaluations_take_is_no_part_of_a_step(tmp_path):
     hooks = {"slow": dict(target=f"{__name__}.Slow", every="4 steps")}
+    begin = time.monotonic()
     engine.train(runs.config(hooks=hooks), workdir=tmp_path)
+    wall = time.monotonic() - begin
     assert max(runs.rows(tmp_path, "step_time_s").values()) < 1
+    (kinds,) = goodput.sums(goodput.read(tmp_path / "goodput.jsonl")).values()
+    assert kinds["evaluation"].seconds > 3
+    assert kinds["step"].steps == 10
+    assert all(kinds[kind].seconds > 0 for kind in ("init", "compile", "step", "data wait", "save stall"))
+    assert kinds["restore"].seconds == kinds["lost"].seconds == kinds["down"].seconds == 0
+    assert 0.8 * wall < sum(spent.seconds for spent in kinds.values()) <= wall
 
 
 def test_a_profile_holds_its_steps_though_dispatches_are_longer(tmp_path):

@@ -24,6 +24,7 @@ from engine.launch.signals import Signals
 from engine.resilience.supervisor import FIRST_WAIT_S, Failure, Restart, Stop, Supervisor, cause_of_a_kill
 from engine.run import status
 from engine.run.directory import RunDirectory
+from engine.run.goodput import record_death
 from engine.run.owner import TOKEN
 
 KILLS = "CONVOY_KILLED_FROM_OUTSIDE"
@@ -62,6 +63,7 @@ def supervise(
     with Signals() as signals:
         while True:
             ends = local.run(words.next(), processes=processes, devices=devices, signals=signals)
+            _tell_the_ledger(run, ends)
             local.tell(ends, numbered=processes is not None)
             if signals.received:
                 return _asked_to_stop(ends[0].code, signals.received)
@@ -82,6 +84,11 @@ def _failure(ends: Sequence[End], newest: int | None, from_outside: bool) -> Fai
     cause = first.cause or ("" if first.text else cause_of_a_kill(first.code))
     step = first.step if first.step is not None else newest or 0
     return Failure(first.code, cause, step, newest, from_outside)
+
+
+def _tell_the_ledger(run: RunDirectory, ends: Sequence[End]) -> None:
+    """Notes the time that a killed process could not; that of the first process counts."""
+    record_death(run.goodput, [end.pid for end in ends], next((end.step for end in ends if end.index == 0), None))
 
 
 def _newest(run: RunDirectory) -> int | None:

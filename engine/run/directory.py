@@ -10,6 +10,7 @@ Terms. *Run*: one working directory. *Attempt*: one start of a run, counted from
     data.json       what the datasets were, by which a resume on others is noticed
     status.json     state, step, reason, exit code, final metrics
     metrics.jsonl   one line a logged step
+    goodput.jsonl   where the time went
     log.txt         what was printed, with times
     lease/          who writes here
     examples/       which examples each step consumed, with log.examples
@@ -18,6 +19,7 @@ Terms. *Run*: one working directory. *Attempt*: one start of a run, counted from
 
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from engine.cluster import peers, processes
@@ -25,7 +27,8 @@ from engine.config.errors import RunError
 from engine.config.schema import Config
 from engine.run import lease, status
 from engine.run.atomic import cannot_write, write_text
-from engine.run.lease import Lease
+from engine.run.goodput import Stopwatch
+from engine.run.lease import Lease, LeaseLost
 
 
 class RunDirectory:
@@ -51,11 +54,13 @@ class RunDirectory:
         self.attempt = 0  # number of this start; 0 while the directory is only looked at
         self.moved_to: Path | None = None  # where `open(fresh=True)` put the earlier run
         self.told: list[str] = []  # sentences for the user about how it was opened
+        self.stopwatch = Stopwatch()  # of this attempt; before `open` it tells nobody
         self._lease: Lease | None = None  # in the first process, from `open` to `close`
         self.config = self.path / "config.txt"
         self.data = self.path / "data.json"
         self.status = self.path / "status.json"
         self.metrics = self.path / "metrics.jsonl"
+        self.goodput = self.path / "goodput.jsonl"
         self.log = self.path / "log.txt"
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
@@ -66,7 +71,7 @@ class RunDirectory:
         return str(self.path)
 
     @classmethod
-    def open(cls, path: str | os.PathLike, fresh: bool = False) -> "RunDirectory":
+    def open(cls, path: str | os.PathLike, fresh: bool = False, began: float | None = None) -> "RunDirectory":
         """Prepares a directory for one attempt: made, found writable, its lease taken, attempt counted.
 
         In a run of several processes the first one does it; the others wait, and must then see the same folder. It is
@@ -76,13 +81,14 @@ class RunDirectory:
             path: the directory; made with its parents when it is not there.
             fresh: an earlier run there is not continued but moved to `<path>.old-N`, which `moved_to` then holds.
                 Nothing is ever deleted.
+            began: monotonic seconds at which the attempt began; None: now.
 
         Raises:
             RunError: the directory cannot be made, written or moved, or its status cannot be read; another job trains
                 there; or the processes do not see the same one.
         """
         run = cls(path)
-        run.attempt = peers.done_by_first(lambda: run._prepare(fresh), "the run directory")
+        run.attempt = peers.done_by_first(lambda: run._prepare(fresh, began), "the run directory")
         if not run.path.is_dir():
             raise RunError(
                 f"{run.path}: process {processes.index()} does not see this folder, which process 0 has opened. "
@@ -93,6 +99,9 @@ class RunDirectory:
     def close(self) -> None:
         """Ends this attempt: another job may write here from now on. A second call does nothing."""
         if self._lease is not None:
+            with suppress(LeaseLost):  # then nothing more may be written
+                self._lease.check()
+                self.stopwatch.close()
             self._lease.release()
 
     def __enter__(self) -> "RunDirectory":
@@ -110,7 +119,7 @@ class RunDirectory:
         if self._lease is not None:
             self._lease.verify() if look else self._lease.check()
 
-    def _prepare(self, fresh: bool) -> int:
+    def _prepare(self, fresh: bool, began: float | None) -> int:
         """Makes it this job's; returns the number of the attempt."""
         self._make()
         self._lease = lease.acquire(self.path / "lease")
@@ -119,7 +128,9 @@ class RunDirectory:
                 self.told.append(self._lease.told)
             if fresh and self.is_used():
                 self._begin_afresh()
-            return status.read(self.status).attempt + 1 if self.status.exists() else 1
+            attempt = status.read(self.status).attempt + 1 if self.status.exists() else 1
+            self.stopwatch = Stopwatch(self.goodput, attempt, began)
+            return attempt
         except BaseException:
             self._lease.release()
             raise
@@ -154,7 +165,7 @@ class RunDirectory:
         return any(part.exists() for part in self._parts())
 
     def _parts(self) -> tuple[Path, ...]:
-        files = (self.config, self.data, self.status, self.metrics, self.log)
+        files = (self.config, self.data, self.status, self.metrics, self.goodput, self.log)
         return (*files, self.checkpoints, self.tensorboard, self.profile, self.examples)
 
     def read_config_text(self) -> str:

@@ -1,0 +1,74 @@
+"""Where the time of a run went, as a table for people: `convoy goodput`.
+
+Owns: the lines. Does not own: the seconds (`run/goodput.py`).
+
+Terms. *Goodput*: time in steps that were not lost, over the wall time from the start of the first attempt on.
+"""
+
+from collections.abc import Mapping
+
+from engine.config.errors import RunError
+from engine.observe import wording
+from engine.run.directory import RunDirectory
+from engine.run.goodput import KINDS, Time, read, sums
+
+ATTEMPTS = 20  # the last ones, that are listed one by one
+
+
+def goodput_text(run: RunDirectory) -> str:
+    """Returns a headline and a table: a row an attempt, the total, the share of each kind.
+
+    Raises:
+        RunError: the run has no ledger of its time.
+    """
+    entries = read(run.goodput)
+    if not entries:
+        raise RunError(
+            f"{run.goodput}: nothing is known of this run's time. Give the --workdir of a `convoy train` that has "
+            "begun, on this version or a later one."
+        )
+    attempts = sums(entries)
+    total = {kind: Time() for kind in KINDS}
+    for kinds in attempts.values():
+        for kind, time in kinds.items():
+            total[kind].seconds += time.seconds
+            total[kind].steps += time.steps
+    shown = list(attempts.items())[-ATTEMPTS:]
+    rows = [["attempt", *KINDS, "wall", "steps", "lost steps", "goodput"]]
+    if len(attempts) > len(shown):
+        rows.append([f"({len(attempts) - len(shown)} before)"])
+    rows += [_row(str(attempt), kinds) for attempt, kinds in shown]
+    rows += [_row("total", total), ["share", *(f"{_share(total, kind):.1%}" for kind in KINDS)]]
+    wall = sum(time.seconds for time in total.values())
+    lines = [
+        f"{run}: goodput {_share(total, 'step'):.1%} of {wording.duration(wall)}, {total['step'].steps:,} steps in "
+        f"{len(attempts):,} attempt{'s' * (len(attempts) != 1)}; seconds:",
+        *_aligned(rows),
+    ]
+    if any(entry.get("wall") for entry in entries):
+        lines.append("Down times between machines or boots are by the wall clock, which may have been set meanwhile.")
+    return "\n".join(lines)
+
+
+def goodput(kinds: Mapping[str, Time]) -> float:
+    """Returns useful step time over wall time, 0 to 1, of an attempt or of the total."""
+    return _share(kinds, "step")
+
+
+def _share(kinds: Mapping[str, Time], kind: str) -> float:
+    wall = sum(time.seconds for time in kinds.values())
+    return kinds[kind].seconds / wall if wall else 0.0
+
+
+def _row(name: str, kinds: Mapping[str, Time]) -> list[str]:
+    wall = sum(time.seconds for time in kinds.values())
+    seconds = [f"{kinds[kind].seconds:,.2f}" for kind in KINDS]
+    steps = (f"{kinds['step'].steps:,}", f"{kinds['lost'].steps:,}")
+    return [name, *seconds, f"{wall:,.2f}", *steps, f"{_share(kinds, 'step'):.1%}"]
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Columns of equal width, flush right; a row may be short."""
+    count = max(map(len, rows))
+    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(count)]
+    return ["  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=False)) for row in rows]

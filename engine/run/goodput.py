@@ -1,0 +1,286 @@
+"""Where the time of a run goes: `goodput.jsonl`, seconds by kind over all attempts, whose plain sums are the truth.
+
+Owns: the entries, the stopwatch that an attempt makes them with, what a restart has to correct, the sums. Does not own:
+when a kind begins (`trainer.py` says so), or the table (`observe/goodput_table.py`).
+
+Terms. *Kind*: what a moment counts for; at each moment it is one of KINDS, so that all seconds together are the wall
+time. *Lost*: steps that a later attempt does again, and what an attempt did after its last entry before it was killed.
+*Down*: from the end of an attempt to the start of the next process. *Moved*: a restart takes the seconds of steps that
+it will do again from "step" to "lost", by a pair of entries of which the first is negative.
+
+The clock within an attempt, and over attempts of one boot of one machine, is the kernel's monotonic one, which all its
+processes share; nobody can set it. Between boots or machines only the wall clock is left; such an entry says "wall".
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from engine.run.atomic import cannot_write
+from engine.run.log import logger
+
+KINDS = ("init", "restore", "compile", "step", "data wait", "save stall", "evaluation", "lost", "down")
+EVERY_S = 1.0  # between two entries of a loop that does nothing but steps
+LEAST_S = 1e-3  # of an entry; less waits for the next one
+
+Entry = dict[str, Any]
+"""`kind`, `seconds`, `steps` (of "step" and "lost"), `attempt`, `step` (reached), `time` (unix seconds), `clock`
+(monotonic seconds), `boot` and `pid` (whose clock, who wrote it), `wall` (measured by the wall clock), `closed` (the
+last of an attempt that ended by itself)."""
+
+
+class Stopwatch:
+    """The time of one attempt, from its start to `close`; one thread calls it.
+
+    Args:
+        path: the file; None: the time is told to nobody, as in all processes but the first.
+        attempt: number of this one.
+        began: monotonic seconds at which it began, before which the run was down; None: now.
+    """
+
+    def __init__(self, path: Path | None = None, attempt: int = 0, began: float | None = None):
+        self._path, self._attempt = path, attempt
+        self._submit: Callable[[Callable[[], None]], None] = lambda write: write()
+        self._told = False  # whether it was said that entries cannot be written
+        self._seconds: dict[str, float] = dict.fromkeys(KINDS, 0.0)
+        self._step = self._counted = 0  # reached, and reached by the last entry
+        self._wait_s = 0.0
+        now = time.monotonic()
+        last = _last(read(path)) if path is not None else None
+        self._since = self._flushed = now if began is None else began
+        self._kind = "init"
+        if last is not None:
+            down, wall = _gap(last, self._since, now)
+            if not wall:  # what the last attempt has told of is not told of again
+                self._since = max(self._since, last["clock"])
+            self._write([self._entry("down", down) | ({"wall": True} if wall else {})])
+
+    def during(self, kind: str) -> "_During":
+        """Context manager: what is done in it counts for this kind; about half a microsecond."""
+        return _During(self._switch, kind)
+
+    @contextmanager
+    def written_by(self, submit: Callable[[Callable[[], None]], None]) -> Iterator[None]:
+        """Hands the writing of entries to another thread while it is open, so that no disk holds up the loop."""
+        before, self._submit = self._submit, submit
+        try:
+            yield
+        finally:
+            self._submit = before
+
+    def begin(self, step: int) -> None:
+        """From here on the loop runs, from this step; what was done beyond it before, here or earlier, is lost."""
+        self.flush()
+        if (path := self._path) is not None:
+            self._submit(lambda: self._append(path, self._moved(path, step)))
+        self._step = self._counted = step
+        self._wait_s = 0.0
+        self._switch("step")
+
+    def reached(self, step: int, wait_s: float) -> None:
+        """So many steps are done or under way, and the loop has waited so many seconds for data since `begin`."""
+        waited, self._wait_s = wait_s - self._wait_s, wait_s
+        self._seconds["data wait"] += waited
+        self._seconds["step"] -= waited
+        self._step = step
+        if time.monotonic() - self._flushed > EVERY_S:
+            self.flush()
+
+    def flush(self, **more: Any) -> None:
+        """Writes what has come together, one entry a kind; `more` goes into the last one."""
+        self._flushed = time.monotonic()
+        self._switch(self._kind)
+        least = 0.0 if more else LEAST_S
+        kinds = [kind for kind, s in self._seconds.items() if abs(s) > least or kind == self._kind]
+        if self._step != self._counted and "step" not in kinds:
+            kinds.append("step")
+        entries = [self._entry(kind, self._seconds[kind]) for kind in kinds]
+        for entry in entries:
+            self._seconds[entry["kind"]] = 0.0
+            if entry["kind"] == "step":
+                entry["steps"], self._counted = self._step - self._counted, self._step
+        entries[-1] |= more
+        self._write(entries)
+
+    def close(self) -> None:
+        """The end of this attempt; a second call does nothing."""
+        self.flush(closed=True)
+        self._path = None
+
+    def _switch(self, kind: str) -> str:
+        """From now on it is this kind's time; returns the kind before."""
+        now, before = time.monotonic(), self._kind
+        self._seconds[before] += now - self._since
+        self._since, self._kind = now, kind
+        return before
+
+    def _entry(self, kind: str, seconds: float, steps: int = 0) -> Entry:
+        place = {"attempt": self._attempt, "step": self._step}
+        return {"kind": kind, "seconds": seconds, "steps": steps} | place | _now(self._since)
+
+    def _moved(self, path: Path, step: int) -> list[Entry]:
+        """The pairs by which steps beyond this one become lost."""
+        moved = []
+        for attempt, (seconds, steps) in _beyond(read(path), step).items():
+            pair = (("step", -seconds, -steps), ("lost", seconds, steps))
+            moved += [self._entry(kind, s, n) | {"attempt": attempt, "step": step} for kind, s, n in pair]
+        return moved
+
+    def _write(self, entries: Sequence[Entry]) -> None:
+        if (path := self._path) is not None:
+            self._submit(lambda: self._append(path, entries))
+
+    def _append(self, path: Path, entries: Sequence[Entry]) -> None:
+        try:
+            if entries:
+                append(path, entries)
+        except OSError as error:  # a run does not end because its time is not told
+            if not self._told:
+                self._told = True
+                logger.warning("%s", cannot_write(path, error))
+
+
+class _During:
+    """A kind of time, for as long as it is open."""
+
+    def __init__(self, switch: Callable[[str], str], kind: str):
+        self._switch, self._kind = switch, kind
+
+    def __enter__(self) -> None:
+        self._before = self._switch(self._kind)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._switch(self._before)
+
+
+def record_death(path: Path, pids: Iterable[int], step: int | None) -> None:
+    """Tells of the time since the last entry of an attempt that was killed, which is lost; for its supervisor.
+
+    Args:
+        path: the file.
+        pids: of the processes of the attempt, which have just ended.
+        step: that the process which wrote the entries had reached, as far as that is known.
+    """
+    entries, now = read(path), time.monotonic()
+    last = _last(entries)
+    if last is None or last["pid"] not in pids or last["boot"] != _boot() or "closed" in last:
+        return
+    lost = {"kind": "lost", "seconds": now - last["clock"], "steps": max(0, (step or 0) - last["step"])}
+    with suppress(OSError):  # the run goes on without it
+        append(path, [last | lost | {"attempt": max(entry["attempt"] for entry in entries)} | _now(now)])
+
+
+def append(path: Path, entries: Sequence[Entry]) -> None:
+    """Adds entries to the file, on lines of their own whatever a killed writer has left."""
+    with open(path, "ab+", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        cut = b"\n" if size and file.read(1) != b"\n" else b""
+        file.write(cut + "".join(json.dumps(entry) + "\n" for entry in entries).encode())
+
+
+def read(path: Path) -> list[Entry]:
+    """Returns all entries, the oldest first; none where there is no file. A line that was cut is left out."""
+    if not path.exists():
+        return []
+    entries = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and entry.get("kind") in KINDS:
+                entries.append(entry)
+    return entries
+
+
+@dataclass
+class Time:
+    """Seconds and steps of one kind."""
+
+    seconds: float = 0.0
+    steps: int = 0
+
+
+def sums(entries: Iterable[Entry]) -> dict[int, dict[str, Time]]:
+    """Returns attempt -> kind -> its time; every attempt has every kind."""
+    found: dict[int, dict[str, Time]] = {}
+    for entry in entries:
+        kinds = found.setdefault(entry["attempt"], {kind: Time() for kind in KINDS})
+        kinds[entry["kind"]].seconds += entry["seconds"]
+        kinds[entry["kind"]].steps += entry["steps"]
+    return dict(sorted(found.items()))
+
+
+def process_start() -> float:
+    """Returns the monotonic seconds at which this process was started; now, where the system does not tell."""
+    now = time.monotonic()
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return now
+    return now - max(0.0, uptime - ticks / os.sysconf("SC_CLK_TCK"))
+
+
+def _beyond(entries: Iterable[Entry], step: int) -> dict[int, tuple[float, int]]:
+    """attempt -> seconds and number of the steps after `step` that it did and that were not moved before."""
+    done: dict[int, list[tuple[int, int, float]]] = {}  # attempt -> (first, last, seconds) of what still counts
+    for entry in entries:
+        if entry["kind"] != "step":
+            continue
+        spans = done.setdefault(entry["attempt"], [])
+        if entry["steps"] < 0:
+            done[entry["attempt"]] = [_split(span, entry["step"])[0] for span in spans]
+        else:
+            spans.append((entry["step"] - entry["steps"], entry["step"], entry["seconds"]))
+    lost = {}
+    for attempt, spans in done.items():
+        parts = [_split(span, step)[1] for span in spans]
+        steps = sum(last - first for first, last, _ in parts)
+        if steps:
+            lost[attempt] = (sum(seconds for _, _, seconds in parts), steps)
+    return lost
+
+
+def _split(span: tuple[int, int, float], step: int) -> tuple[tuple[int, int, float], tuple[int, int, float]]:
+    """The parts of a span before and after a step, with the seconds in proportion."""
+    first, last, seconds = span
+    at = min(max(step, first), last)
+    before = seconds * (at - first) / (last - first) if last > first else seconds * (step >= last)
+    return (first, at, before), (at, last, seconds - before)
+
+
+def _last(entries: Sequence[Entry]) -> Entry | None:
+    """The last entry with a clock."""
+    return next((entry for entry in reversed(entries) if "clock" in entry), None)
+
+
+def _gap(last: Entry, began: float, now: float) -> tuple[float, bool]:
+    """Seconds from the last entry to the start of this attempt, and whether only the wall clock knows them."""
+    if last["boot"] and last["boot"] == _boot() and last["clock"] <= now:
+        return max(0.0, began - last["clock"]), False
+    return max(0.0, time.time() - (now - began) - last["time"]), True
+
+
+def _now(clock: float) -> Entry:
+    return {"time": time.time(), "clock": clock, "boot": _boot(), "pid": os.getpid()}
+
+
+def _boot() -> str:
+    """Names the boot whose monotonic clock this is; "" where the system does not tell."""
+    global _BOOT
+    if _BOOT is None:
+        with suppress(OSError):
+            _BOOT = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
+        _BOOT = _BOOT or ""
+    return _BOOT
+
+
+_BOOT: str | None = None

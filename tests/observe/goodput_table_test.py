@@ -1,0 +1,70 @@
+"""The table of `convoy goodput`: an attempt a row, the total, shares, and what the clock could not tell."""
+
+import pytest
+
+from engine.config.errors import RunError
+from engine.observe.goodput_table import goodput, goodput_text
+from engine.run.directory import RunDirectory
+from engine.run.goodput import KINDS, Time, append
+
+
+def entry(attempt: int, kind: str, seconds: float, steps: int = 0, **more) -> dict:
+    return {"attempt": attempt, "kind": kind, "seconds": seconds, "steps": steps, **more}
+
+
+def table(tmp_path, entries) -> list[list[str]]:
+    run = RunDirectory(tmp_path)
+    append(run.goodput, entries)
+    return [line.split() for line in goodput_text(run).splitlines()]
+
+
+def test_seconds_shares_and_goodput_by_attempt_and_in_total(tmp_path):
+    entries = [
+        entry(1, "init", 2.0),
+        entry(1, "step", 6.0, 60),
+        entry(1, "step", -1.0, -10),
+        entry(1, "lost", 1.0, 10),
+        entry(2, "down", 1.0),
+        entry(2, "step", 1.0, 10),
+    ]
+    head, names, first, second, total, share = table(tmp_path, entries)
+    assert " ".join(head) == f"{tmp_path}: goodput 60.0% of 10.0 s, 60 steps in 2 attempts; seconds:"
+    assert names[:4] == ["attempt", "init", "restore", "compile"]
+    assert first == ["1", "2.00", "0.00", "0.00", "5.00", "0.00", "0.00", "0.00", "1.00", "0.00", "8.00", "50", "10",
+                     "62.5%"]  # fmt: skip
+    assert (second[0], second[-3:]) == ("2", ["10", "0", "50.0%"])
+    assert total == ["total", "2.00", "0.00", "0.00", "6.00", "0.00", "0.00", "0.00", "1.00", "1.00", "10.00", "60",
+                     "10", "60.0%"]  # fmt: skip
+    assert share == ["share", "20.0%", "0.0%", "0.0%", "60.0%", "0.0%", "0.0%", "0.0%", "10.0%", "10.0%"]
+
+
+def test_columns_are_aligned(tmp_path):
+    run = RunDirectory(tmp_path)
+    append(run.goodput, [entry(1, "step", 12345.678, 4), entry(100, "init", 1.0)])
+    lines = goodput_text(run).splitlines()[1:-1]
+    assert len({len(line) for line in lines}) == 1
+    assert lines[1].startswith("        1  ")
+
+
+def test_only_the_last_attempts_are_listed(tmp_path):
+    rows = table(tmp_path, [entry(attempt, "step", 1.0, 1) for attempt in range(1, 31)])
+    assert rows[2] == ["(10", "before)"]
+    assert [row[0] for row in rows[3:-2]] == [str(attempt) for attempt in range(11, 31)]
+    assert rows[-2][-3] == "30"
+
+
+def test_the_wall_clock_is_named_where_it_was_used(tmp_path):
+    assert "wall clock" not in goodput_text(_run(tmp_path / "a", entry(2, "down", 1.0)))
+    assert goodput_text(_run(tmp_path / "b", entry(2, "down", 1.0, wall=True))).endswith("may have been set meanwhile.")
+
+
+def _run(path, *entries) -> RunDirectory:
+    path.mkdir()
+    append(path / "goodput.jsonl", entries)
+    return RunDirectory(path)
+
+
+def test_without_a_ledger_it_is_told(tmp_path):
+    with pytest.raises(RunError, match=r"goodput\.jsonl: nothing is known of this run's time\. Give the --workdir"):
+        goodput_text(RunDirectory(tmp_path))
+    assert goodput({kind: Time() for kind in KINDS}) == 0.0

@@ -1,0 +1,244 @@
+"""Every second of a run counts for one kind, over kills, restarts, other boots and clocks that jump."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.run import goodput
+from engine.run.goodput import Stopwatch, append, read, record_death, sums
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "goodput.jsonl"
+
+
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    """The monotonic clock, which a test moves."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def seconds(path: Path) -> dict[int, dict[str, Any]]:
+    """attempt -> kind -> seconds, without kinds that took none."""
+    return {
+        attempt: {kind: pytest.approx(t.seconds, abs=1e-6) for kind, t in kinds.items() if abs(t.seconds) > 1e-6}
+        for attempt, kinds in sums(read(path)).items()
+    }
+
+
+def steps(path: Path, kind: str = "step") -> dict[int, int]:
+    return {attempt: kinds[kind].steps for attempt, kinds in sums(read(path)).items()}
+
+
+def train(path: Path, clock: list[float], attempt: int, first: int, last: int, began: float | None = None) -> Stopwatch:
+    """An attempt that starts in 5 s, restores in 2, then takes 1 s a step of which it waits 0.25 for data."""
+    stopwatch = Stopwatch(path, attempt, began)
+    clock[0] += 5
+    with stopwatch.during("restore"):
+        clock[0] += 2
+    stopwatch.begin(first)
+    stopwatch.reached(first, 0.0)
+    for step in range(first, last):
+        clock[0] += 1
+        stopwatch.reached(step + 1, 0.25 * (step + 1 - first))
+    return stopwatch
+
+
+def test_each_moment_counts_for_one_kind(path, clock):
+    stopwatch = train(path, clock, 1, 0, 4)
+    with stopwatch.during("evaluation"):
+        clock[0] += 3
+        with stopwatch.during("compile"):
+            clock[0] += 0.5
+    with pytest.raises(KeyError), stopwatch.during("save stall"):
+        clock[0] += 0.25
+        raise KeyError
+    clock[0] += 0.125
+    stopwatch.close()
+    stopwatch.close()
+    assert seconds(path) == {
+        1: {"init": 5, "restore": 2, "step": 3.125, "data wait": 1, "evaluation": 3, "compile": 0.5, "save stall": 0.25}
+    }
+    assert steps(path) == {1: 4}
+    assert [entry["kind"] for entry in read(path) if "closed" in entry] == [read(path)[-1]["kind"]]
+
+
+def test_steps_after_the_checkpoint_are_moved_to_lost_once(path, clock):
+    train(path, clock, 1, 0, 10)  # its last entry is that of step 10; then it is killed
+    clock[0] += 4
+    second = train(path, clock, 2, 6, 8)
+    second.close()
+    assert seconds(path)[1] == {"init": 5, "restore": 2, "step": 4.5, "data wait": 2.5, "lost": 3}
+    assert (steps(path), steps(path, "lost")) == ({1: 6, 2: 2}, {1: 4, 2: 0})
+    train(path, clock, 3, 3, 12).close()  # a checkpoint was set aside: it goes back further
+    assert (steps(path), steps(path, "lost")) == ({1: 3, 2: 0, 3: 9}, {1: 7, 2: 2, 3: 0})
+    assert sum(steps(path).values()) == 12
+    assert seconds(path)[2]["down"] == 4
+    assert seconds(path)[1]["lost"] == pytest.approx(7 * 0.75)
+
+
+def test_going_back_within_an_attempt_loses_its_own_steps(path, clock):
+    handed, stopwatch = [], train(path, clock, 1, 0, 8)
+    with stopwatch.written_by(handed.append):
+        stopwatch.begin(5)
+        stopwatch.reached(5, 0.0)
+        clock[0] += 1
+        stopwatch.reached(6, 0.5)
+        stopwatch.flush()
+        for write in handed:
+            write()
+    record_death(path, [os.getpid()], 8)
+    assert (steps(path), steps(path, "lost")) == ({1: 6}, {1: 3 + 2})
+    assert seconds(path)[1] == {"init": 5, "restore": 2, "step": 4.25, "data wait": 2.5, "lost": 2.25}
+
+
+def test_entries_come_once_a_second_and_at_a_save(path, clock):
+    stopwatch = Stopwatch(path, 1)
+    stopwatch.begin(0)
+    for step in range(10):
+        clock[0] += 0.25
+        stopwatch.reached(step + 1, 0.0)
+    assert [(e["step"], e["steps"]) for e in read(path) if e["kind"] == "step"] == [(5, 5), (10, 5)]
+    clock[0] += 0.25
+    stopwatch.reached(11, 0.0)
+    stopwatch.flush()
+    assert steps(path) == {1: 11}
+
+
+def test_the_wall_is_the_sum_of_all(path, clock):
+    for attempt, first in ((1, 0), (2, 5), (3, 2)):
+        train(path, clock, attempt, first, first + 6, began=clock[0] - 1.5).close()
+        clock[0] += 10
+    assert sum(sum(kinds.values(), start=0.0) for kinds in _plain(path).values()) == pytest.approx(clock[0] - 98.5 - 10)
+
+
+def _plain(path: Path) -> dict[int, dict[str, float]]:
+    return {a: {kind: t.seconds for kind, t in kinds.items()} for a, kinds in sums(read(path)).items()}
+
+
+def test_the_time_since_the_last_entry_of_a_killed_attempt_is_lost(path, clock):
+    train(path, clock, 1, 0, 4)
+    clock[0] += 0.5
+    record_death(path, [1, 2], 6)  # another job's processes
+    assert "lost" not in seconds(path)[1]
+    record_death(path, [1, os.getpid()], 6)
+    clock[0] += 30
+    train(path, clock, 2, 4, 6).close()
+    clock[0] += 1
+    record_death(path, [os.getpid()], 6)  # it had closed
+    assert seconds(path)[1]["lost"] == 0.5
+    assert steps(path, "lost") == {1: 2, 2: 0}
+    assert seconds(path)[2] == {"init": 5, "restore": 2, "step": 1.5, "data wait": 0.5, "down": 30}
+
+
+def test_a_death_at_the_first_step_of_an_attempt_is_its_own(path, clock):
+    train(path, clock, 1, 0, 4).close()
+    train(path, clock, 2, 2, 2)
+    clock[0] += 0.5
+    record_death(path, [os.getpid()], 3)
+    assert seconds(path)[2] == {"init": 5, "restore": 2, "lost": 0.5}
+    assert steps(path, "lost") == {1: 2, 2: 1}
+
+
+def test_a_killed_attempt_nobody_watched_is_down_until_the_next(path, clock):
+    train(path, clock, 1, 0, 4)
+    clock[0] += 7
+    assert not [entry for entry in read(path) if "wall" in entry]
+    Stopwatch(path, 2, began=clock[0] - 2).close()
+    assert seconds(path)[2] == {"down": 5, "init": 2}
+
+
+def test_a_wall_clock_that_jumps_spoils_nothing(path, clock, monkeypatch):
+    hours = iter(range(0, -1000, -1))
+    monkeypatch.setattr(time, "time", lambda: 1e9 + 3600 * next(hours))
+    train(path, clock, 1, 0, 4)
+    clock[0] += 7
+    train(path, clock, 2, 4, 6).close()
+    assert seconds(path)[2]["down"] == 7
+
+
+@pytest.mark.parametrize(("gap", "down"), [(50.0, 43.0), (-3600.0, 0.0)])
+def test_on_another_boot_the_wall_clock_tells_and_is_named(path, clock, monkeypatch, gap, down):
+    monkeypatch.setattr(goodput, "_BOOT", "before")
+    train(path, clock, 1, 0, 4)
+    last = read(path)[-1]["time"]
+    monkeypatch.setattr(goodput, "_BOOT", "after")
+    monkeypatch.setattr(time, "time", lambda: last + gap)
+    record_death(path, [os.getpid()], 9)
+    clock[0] = 7.0
+    Stopwatch(path, 2, began=0.0).close()
+    (entry,) = [entry for entry in read(path) if entry["kind"] == "down"]
+    assert (entry["seconds"], entry["wall"]) == (pytest.approx(down, abs=1e-3), True)
+    assert seconds(path)[2]["init"] == 7
+
+
+def test_a_line_that_was_cut_takes_no_other_with_it(path):
+    Stopwatch(path, 1).close()
+    with open(path, "a") as file:
+        file.write('{"kind": "step", "sec')
+    append(path, [dict(read(path)[0], attempt=2)])
+    append(path, [{"kind": "of a later version"}])
+    assert [entry["attempt"] for entry in read(path)] == [1, 2]
+    assert len(path.read_text().splitlines()) == 4
+
+
+def test_a_disk_that_cannot_be_written_ends_nothing(tmp_path, caplog):
+    stopwatch = Stopwatch(tmp_path / "nowhere/goodput.jsonl", 1)
+    stopwatch.begin(0)
+    stopwatch.flush()
+    stopwatch.close()
+    assert caplog.text.count("cannot be written") == 1
+
+
+def test_entries_may_be_written_by_another_thread(path):
+    handed, stopwatch = [], Stopwatch(path, 1)
+    with stopwatch.written_by(handed.append):
+        stopwatch.begin(0)
+        assert not path.exists()
+        handed.pop(0)()
+        assert len(read(path)) == 1
+    stopwatch.close()
+    assert len(read(path)) > 1
+
+
+def test_the_other_processes_write_nothing(tmp_path):
+    stopwatch = Stopwatch()
+    stopwatch.begin(3)
+    stopwatch.reached(4, 0.0)
+    stopwatch.close()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel of Linux tells")
+def test_the_start_of_the_process_is_known():
+    program = "import time; t = time.monotonic(); from engine.run import goodput; print(t, goodput.process_start())"
+    before = time.monotonic()
+    imported, start = map(float, subprocess.check_output([sys.executable, "-c", program], text=True).split())
+    assert before - 0.05 <= start <= imported + 0.02  # its grain is 10 ms
+
+
+def test_a_killed_process_leaves_what_it_wrote(path):
+    program = f"""
+import os, time
+from pathlib import Path
+from engine.run.goodput import Stopwatch
+stopwatch = Stopwatch(Path({str(path)!r}), 1)
+stopwatch.begin(0)
+stopwatch.reached(3, 0.0)
+stopwatch.flush()
+os.kill(os.getpid(), 9)
+"""
+    killed = subprocess.Popen([sys.executable, "-c", program])
+    assert killed.wait(30) == -signal.SIGKILL
+    record_death(path, [killed.pid], 5)
+    assert (steps(path), steps(path, "lost")) == ({1: 3}, {1: 2})
+    assert sums(read(path))[1]["lost"].seconds > 0
