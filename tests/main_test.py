@@ -41,6 +41,7 @@ def test_a_run_leaves_its_files_and_says_where(digits):
     path, done = digits
     assert {p.name for p in path.iterdir()} == {
         "status.json", "metrics.jsonl", "config.txt", "checkpoints", "tensorboard", "log.txt", "goodput.jsonl",
+        "data.json", "lease",
     }  # fmt: skip
     assert list((path / "tensorboard").iterdir())
     status = runs.status(path)
