@@ -6,6 +6,7 @@ written (`progress.py`, `run/status.py`, `report.py`), or what happened (`traine
 In a run of several processes the first one tells; the others keep the summary, and show warnings only.
 """
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -98,8 +99,6 @@ class Reporter:
             self._progress.close()
         ending.remove_last_act(self._end_by_force)
         code = exit_code(error)
-        if isinstance(error, LeaseLost):  # the status is another job's now
-            self._tells = False
         state = "interrupted" if code == exit_codes.INTERRUPTED else "failed" if error else "done"
         state = error.state if isinstance(error, ConvoyError) else state
         reason = "" if error is None else str(error) if isinstance(error, ConvoyError) else f"{kind.__name__}: {error}"  # pyright: ignore[reportOptionalMemberAccess]
@@ -124,7 +123,8 @@ class Reporter:
             return
         self._status = dataclasses.replace(self._status, **changes)
         if self._tells:
-            status.write(self._directory.status, self._status)
+            with contextlib.suppress(LeaseLost):  # it is another job's status now; the loop ends by this error itself
+                status.write(self._directory.status, self._status, self._directory.check_lease)
         self._write_at = time.monotonic() + _STATUS_S
 
 

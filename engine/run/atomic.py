@@ -6,16 +6,23 @@ own: files that grow (`observe/writer.py`, `log.py`).
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from engine.config.errors import RunError
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, may_write: Callable[[], None] = lambda: None) -> None:
     """Replaces the file `path` by `text`: written beside it, made durable, renamed.
 
     Threads may write the same path at once; the last rename wins. A writer that is killed leaves the old file, and at
     worst a `.tmp` file beside it.
+
+    Args:
+        path: the file.
+        text: its new content.
+        may_write: called just before the rename, which the disk may have held up for long; what it raises leaves the
+            old file.
 
     Raises:
         RunError: the file cannot be written.
@@ -26,6 +33,11 @@ def write_text(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        try:
+            may_write()
+        except BaseException:
+            beside.unlink()
+            raise
         os.replace(beside, path)
     except OSError as error:
         raise cannot_write(path, error) from error

@@ -77,12 +77,18 @@ class Lease:
         self._asked = threading.Event()
         self._turn = threading.Condition()
         self._begun = self._ended = 0  # looks
+        self._ended_at = _awake_or_not()
         self._thread = threading.Thread(target=self._keep, daemon=True, name="lease")
         self._thread.start()
 
     def check(self) -> None:
-        """Raises LeaseLost if the lease is known to be lost; touches no disk."""
-        if self._lost is not None:
+        """Raises LeaseLost if the lease is known to be lost.
+
+        It touches no disk but when the thread has not looked for long, which means that this process was stopped.
+        """
+        if self._begun == self._ended and _awake_or_not() - self._ended_at > STALE_S / 2:
+            self.verify()
+        elif self._lost is not None:
             raise LeaseLost(self._lost)
 
     def verify(self) -> None:
@@ -94,7 +100,8 @@ class Lease:
             wanted = self._begun + 1  # a look that began earlier may have seen what is no longer so
             self._asked.set()
             self._turn.wait_for(lambda: self._ended >= wanted, LOOK_S)
-        self.check()
+        if self._lost is not None:
+            raise LeaseLost(self._lost)
 
     def release(self) -> None:
         """Gives the lease back, unless it is lost; a second call does nothing."""
@@ -114,7 +121,7 @@ class Lease:
             with suppress(OSError):  # storage in trouble: tried again at the next beat
                 self._look_and_beat(_RELEASED if released else self._begun)
             with self._turn:
-                self._ended = self._begun
+                self._ended, self._ended_at = self._begun, _awake_or_not()
                 self._turn.notify_all()
 
     def _look_and_beat(self, beat: int | str) -> None:
@@ -232,6 +239,11 @@ def _claim(folder: Path, number: int, text: str) -> bool:
         if older.stem.isdecimal() and int(older.stem) < number:
             older.unlink(missing_ok=True)
     return True
+
+
+def _awake_or_not() -> float:
+    """Seconds that also count while the machine is suspended, where its system tells them."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _overwrite(path: Path, text: str) -> None:

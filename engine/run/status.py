@@ -12,7 +12,7 @@ import dataclasses
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,16 +56,17 @@ class Status:
             raise RunError(f"state {self.state!r} is unknown. Allowed: {', '.join(RUNNING + ENDED)}.")
 
 
-def write(path: Path, status: Status) -> Status:
+def write(path: Path, status: Status, may_write: Callable[[], None] = lambda: None) -> Status:
     """Writes `status` with `updated` set to now, in one piece; returns what was written.
 
-    It waits for the disk, so while the loop runs it belongs on the writer's thread.
+    It waits for the disk, so while the loop runs it belongs on the writer's thread. `may_write` is called last before
+    the file is replaced, and what it raises leaves the old one.
 
     Raises:
         RunError: the file cannot be written.
     """
     status = dataclasses.replace(status, updated=now())
-    write_text(path, json_text.dumps(dataclasses.asdict(status), indent=2) + "\n")
+    write_text(path, json_text.dumps(dataclasses.asdict(status), indent=2) + "\n", may_write)
     return status
 
 

@@ -12,11 +12,12 @@ import dataclasses
 import hashlib
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,21 @@ class Job:
         """Sends a signal to a rank; returns the monotonic time of it."""
         os.kill(self.rank(index), number)
         return time.monotonic()
+
+
+@contextlib.contextmanager
+def ranks(words: Sequence[Sequence[str]], env: Sequence[Mapping[str, Any]]) -> Iterator[list[Job]]:
+    """Starts the ranks of one run by hand, one after the other: each with words and variables of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with contextlib.ExitStack() as stack:
+        jobs = []
+        for index, (own_words, own_env) in enumerate(zip(words, env, strict=True)):
+            who = {"COORDINATOR": address, "NUM_PROCESSES": str(len(words)), "PROCESS_ID": str(index)}
+            settings: dict[str, Any] = {**own_env, **{f"CONVOY_{name}": value for name, value in who.items()}}
+            jobs.append(stack.enter_context(Job(*own_words, **settings)))
+        yield jobs
 
 
 def kill(pid: int) -> None:

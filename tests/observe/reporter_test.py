@@ -1,5 +1,6 @@
 """One attempt as others see it: `status.json` at every moment, the log, and how each end is told."""
 
+import contextlib
 import json
 
 import pytest
@@ -105,9 +106,14 @@ def test_a_job_whose_directory_was_taken_over_leaves_the_others_status_alone(dir
     with pytest.raises(LeaseLost), Reporter(directory, "zoo", "none") as reporter:
         start(reporter, directory)
         directory.status.write_text("another job's")
-        raise LeaseLost("another job has taken over this run.")
+        (directory.path / "lease/9.json").write_text("another job's")
+        with contextlib.suppress(LeaseLost):
+            directory.check_lease(look=True)
+        reporter.phase("evaluating")
+        directory.check_lease()
     assert directory.status.read_text() == "another job's"
-    assert (reporter.summary.state, reporter.summary.reason) == ("failed", "another job has taken over this run.")
+    assert [path.name for path in directory.path.iterdir() if path.suffix == ".tmp"] == []
+    assert reporter.summary.state == "failed" and "has taken over this run" in reporter.summary.reason
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,39 @@ def test_a_lease_that_another_took_is_lost_at_the_next_look_and_left_alone(folde
     assert LeaseLost.exit_code == 1
 
 
+def test_a_process_that_was_stopped_for_long_looks_before_it_goes_on(folder, monkeypatch):
+    held = acquire(folder, beat_s=60)
+    leave(folder, number=2, **UNSEEN)
+    held.check()
+    moment = lease._awake_or_not()
+    monkeypatch.setattr(lease, "_awake_or_not", lambda: moment + lease.STALE_S)
+    with pytest.raises(LeaseLost):
+        held.check()
+
+
+def test_storage_that_hangs_holds_up_no_check(folder, monkeypatch):
+    held, hangs, go = acquire(folder, beat_s=60), threading.Event(), threading.Event()
+    monkeypatch.setattr(lease, "LOOK_S", 0.2)
+
+    def hang(folder):
+        hangs.set()
+        go.wait(30)
+        raise OSError
+
+    monkeypatch.setattr(lease, "_newest", hang)
+    begin = time.monotonic()
+    held.verify()
+    assert hangs.is_set() and 0.2 <= time.monotonic() - begin < 10
+    moment = lease._awake_or_not()
+    monkeypatch.setattr(lease, "_awake_or_not", lambda: moment + 1000)
+    begin = time.monotonic()
+    for _ in range(1000):
+        held.check()
+    assert time.monotonic() - begin < 10
+    go.set()
+    held.release()
+
+
 def test_a_lease_of_a_directory_that_was_replaced_is_lost(folder, tmp_path):
     held = acquire(folder, beat_s=60)
     folder.rename(tmp_path / "moved")

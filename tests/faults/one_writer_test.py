@@ -1,0 +1,140 @@
+"""Case 29: two jobs in one directory. One of them writes, whoever else starts, dies, sleeps or is in a container."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.run.lease import STALE_S
+from tests.faults import bench
+
+pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.slow]
+
+CONTAINER = ("unshare", "--fork", "--pid", "--mount-proc", "--kill-child")  # the process in it has pid 1
+ELSEWHERE = {"boot": "another", "host": "elsewhere", "machine": "another", "namespace": "pid:[1]", "pid": 1}
+HELD = "another job trains here: process"
+
+
+def lease(run: Path) -> dict[str, str]:
+    (file,) = (run / "lease").iterdir()
+    return json.loads(file.read_text())
+
+
+def move_elsewhere(run: Path) -> None:
+    """Makes the owner of a lease one of another host, which cannot be seen from here."""
+    (file,) = (run / "lease").iterdir()
+    file.write_text(json.dumps(json.loads(file.read_text()) | ELSEWHERE))
+
+
+def first_loss(job: bench.Job, run: Path, attempt: int) -> float:
+    """Waits for the first step of an attempt; returns the seconds since the job's start."""
+    job.until(lambda: attempt in bench.attempts(run).values())
+    return time.monotonic() - job.started
+
+
+def lost_steps(before: int, run: Path, attempt: int) -> int:
+    return before - min(step for step, last in bench.attempts(run).items() if last == attempt) + 1
+
+
+def test_a_second_job_is_refused_and_the_first_goes_on(tmp_path, one, case):
+    where, run = bench.config(tmp_path / "config", pause=5.0, checkpoint__every="1 step"), tmp_path / "run"
+    with bench.Job("train", where, f"--workdir={run}") as first:
+        first.until_step(run, 1)
+        for ranks in (1, 2):
+            with bench.Job("train", where, f"--workdir={run}", ranks=ranks) as second:
+                assert second.end() == 1, second.output
+                taken = time.monotonic() - second.started
+                owner = lease(run)
+                assert f"{HELD} {first.process.pid} on host {owner['host']}, since {owner['since']}" in second.output
+                assert f"stop it (kill {first.process.pid}), then start again" in second.output
+                assert second.output.count(HELD) == 1 and "Traceback" not in second.output
+        first.until(lambda: bench.saved(run))
+        with bench.Job("checkpoints", str(run)) as reader:  # which needs no lease
+            assert reader.end() == 0, reader.output
+        first.signal(0, signal.SIGTERM)
+        assert first.end() == 42, first.output
+    assert bench.status(run)["attempt"] == 1
+    where = bench.config(tmp_path / "config2")
+    with bench.Job("train", where, f"--workdir={run}") as again:
+        assert again.end() == 0, again.output
+        assert "going on in its place" not in again.output  # it was given back
+    assert bench.outcome(run) == one
+    case(29, "a second job is refused", detected_s=taken, bitwise=True, code=1)
+
+
+def test_a_killed_job_is_followed_at_once(tmp_path, one, case):
+    where, run = bench.config(tmp_path / "config", pause=0.05), tmp_path / "run"
+    with bench.Job("train", where, f"--workdir={run}") as first:
+        first.until_step(run, 12)
+        owner = lease(run)
+        bench.kill(first.process.pid)
+        first.end()
+        before = max(bench.losses(run))
+    with bench.Job("train", where, f"--workdir={run}") as second:
+        recovered = first_loss(second, run, 2)
+        assert second.end() == 0, second.output
+    told = f"process {owner['pid']} on host {owner['host']}, since {owner['since']} has left this run without an end"
+    assert told in (run / "log.txt").read_text()
+    assert bench.outcome(run) == one
+    lost = lost_steps(before, run, 2)
+    case(29, "a killed job is followed at once", recovered_s=recovered, lost=lost, bitwise=True, code=0)
+
+
+def test_a_job_of_another_host_is_given_up_in_time_and_stops_when_it_wakes(tmp_path, one, case):
+    """The first job sleeps; nothing of it can be seen but its lease, whose counter does not move."""
+    where, run = bench.config(tmp_path / "config", pause=0.1), tmp_path / "run"
+    fast = bench.config(tmp_path / "fast")
+    with bench.Job("train", where, f"--workdir={run}") as first:
+        first.until_step(run, 12)
+        first.signal(0, signal.SIGSTOP)
+        time.sleep(0.1)
+        before = max(bench.losses(run))
+        move_elsewhere(run)
+        with bench.Job("train", fast, f"--workdir={run}") as second:
+            recovered = first_loss(second, run, 2)
+            assert recovered >= STALE_S
+            assert second.end() == 0, second.output
+            assert f"looking for {STALE_S:g} s whether it still lives" in second.output
+        assert f"has not moved its lease of this run for {STALE_S:g} s" in (run / "log.txt").read_text()
+        found, status, saved = bench.outcome(run), bench.status(run), bench.saved(run)
+        woken = first.signal(0, signal.SIGCONT)
+        assert first.end() == 1, first.output
+        detected = time.monotonic() - woken
+        assert f"{run}: another job has taken over this run: process" in first.output
+        assert "Traceback" not in first.output
+    assert found == one == bench.outcome(run)
+    assert (bench.status(run), bench.saved(run)) == (status, saved)
+    lost = lost_steps(before, run, 2)
+    what = "a stale lease is taken over; its owner wakes and stops"
+    case(29, what, detected_s=detected, recovered_s=recovered, lost=lost, bitwise=True, code=1)
+
+
+@pytest.mark.skipif(
+    subprocess.run([*CONTAINER, "true"], capture_output=True).returncode != 0, reason="no pid namespaces here"
+)
+def test_jobs_that_are_all_process_1_of_a_container_are_told_apart(tmp_path, one, case):
+    where, run = bench.config(tmp_path / "config", pause=1.0), tmp_path / "run"
+    token: dict[str, Any] = {"CONVOY_RUN_TOKEN": "the-same-job"}
+    with bench.Job("train", where, f"--workdir={run}", prefix=CONTAINER, **token) as first:
+        first.until_step(run, 2)
+        assert lease(run)["pid"] == 1
+        with bench.Job("train", where, f"--workdir={run}", prefix=CONTAINER) as second:
+            assert second.end() == 1, second.output
+            assert f"{HELD} 1 on host" in second.output
+        first.until_step(run, 7)
+        for pid in first.pids():
+            bench.kill(pid)
+        first.end()
+        before = max(bench.losses(run))
+    fast = bench.config(tmp_path / "fast")
+    with bench.Job("train", fast, f"--workdir={run}", prefix=CONTAINER, **token) as third:
+        recovered = first_loss(third, run, 2)
+        assert third.end() == 0, third.output
+    assert "was an earlier start of this job; going on in its place" in (run / "log.txt").read_text()
+    assert bench.outcome(run) == one
+    lost = lost_steps(before, run, 2)
+    case(29, "containers, in which each is pid 1; the same token", recovered_s=recovered, lost=lost, bitwise=True)
