@@ -32,7 +32,7 @@ def printed(script: Path, folder: Path) -> str:
     """What a script prints, with the real `convoy`; launching on this machine is shown, not done."""
     here = 'if [[ $2 == local ]]; then printf "%q " convoy "$@"; echo; exit; fi'
     stand_in(folder, "convoy", f'{here}\nexec {sys.executable} -m engine.main "$@"')
-    environment = {**os.environ, **FILLED, "PATH": path_with(folder), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, **FILLED, "PATH": path_with(folder)}
     text = ""
     for words in [[word] for word in CALLS.get(script.stem, [])] or [[]]:
         done = subprocess.run(
