@@ -131,6 +131,8 @@ def _launch(args: argparse.Namespace, overrides: list[str]) -> int:
 
     if args.where != "local":
         _none_before_the_command(overrides)
+        if args.where == "slurm" and args.container_image is None:
+            _check(args.command)
         return verbs.run(args)
     if args.restarts:
         return _supervise(args, overrides)
@@ -159,6 +161,15 @@ def _command_of(args: argparse.Namespace, overrides: list[str], verb: str, wante
     if not fits:
         raise ConfigError(f"{verb}: {found} after --. Write {wanted}: {verb} ... -- train ...")
     return [sys.executable, "-m", "engine.main", *args.command]
+
+
+def _check(command: list[str]) -> None:
+    """Tells a mistake in a command now, and not after hours in a queue."""
+    from engine.config import load
+
+    words, overrides = split_overrides(command)
+    if (args := parse(words)).verb == "train":
+        load(args.config, overrides)
 
 
 def _none_before_the_command(overrides: list[str]) -> None:

@@ -142,6 +142,11 @@ def test_a_fast_dev_run_does_two_steps_of_everything_and_leaves_nothing(tmp_path
         (["launch", "local", "--processes=0", "--", "train"], 1, "--processes = 0: allowed is a whole number from 1"),
         (["launch", "local", "--processes=2", "--config.train.seed=1", "--", "train"], 1, "Write it after --"),
         (["launch", "slurm", "--nodes=2", "--time=60", "--dry-run"], 1, "convoy launch slurm: nothing after --."),
+        (
+            ["launch", "slurm", "--nodes=2", "--time=60", "--", "train", DIGITS, "--config.train.totl=1"],
+            1,
+            "train.totl: ",
+        ),
         (["launch", "k8s", "--config.train.seed=1", "--", "train"], 1, "the following arguments are required: --name"),
     ],
 )
