@@ -17,6 +17,7 @@ from engine.cluster import departure, ending, exit_codes, peers, processes, reso
 from engine.cluster.cause import cause_of
 from engine.config.errors import ConfigError, ConvoyError
 from engine.launch.pages import start_with_large_pages
+from engine.run import storage
 
 if TYPE_CHECKING:
     from engine.run.directory import RunDirectory
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code; a user's mistake is a sentence, not a traceback.
 
-    One of several processes that fails alone does not return but ends at once: its peers wait for it.
+    One of several processes that fails alone does not return but ends at once: its peers wait for it. So does one with
+    a thread that storage does not answer: Python's own end would wait for that.
     """
     os.chdir(os.environ.get("BUILD_WORKING_DIRECTORY", "."))  # `bazel run` starts programs elsewhere
     if "" not in sys.path and os.getcwd() not in sys.path:
@@ -34,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         peers.part()
+        if storage.hanging():
+            ending.end_alone(code)
         return code
     except ConvoyError as error:
         code, together, text = error.exit_code, error.everywhere, f"{error.kind}: {error}"
@@ -44,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = exit_codes.DONE
     except Exception as error:
-        if processes.count() == 1 and not ending.wanted():
+        if processes.count() == 1 and not ending.wanted() and not storage.hanging():
             raise
         code, text = exit_codes.USER_ERROR, traceback.format_exc()
         ending.tell(code, text, cause_of(error))
@@ -53,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ending.end_alone(code)
     with contextlib.suppress(peers.LostPeer):  # how the run ended is told already
         peers.part()
+    if storage.hanging():
+        ending.end_alone(code)
     return code
 
 

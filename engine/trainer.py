@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from engine.checkpoint.checkpointer import Checkpointer
 from engine.checkpoint.policy import SavePolicy
 from engine.checkpoint.retention import Retention
-from engine.checkpoint.store import CheckpointStore
+from engine.checkpoint.store import CheckpointStore, StorageTrouble
 from engine.checkpoint.warm_start import read_weights
 from engine.cluster import ending, peers, processes
 from engine.config import hardware
@@ -123,7 +123,7 @@ class Trainer:
         config, stopwatch = self.config, self.directory.stopwatch
         with contextlib.ExitStack() as stack:
             preemption = stack.enter_context(Preemption())
-            stack.callback(self.checkpoints.store.close)
+            stack.enter_context(self.checkpoints)
             state, step = self._first_state()
             for text in self.program.warnings:
                 self.say(f"warning: {text}")
@@ -196,9 +196,7 @@ class Trainer:
                     self.say(f"saving checkpoint of step {step}")
                     stopwatch.flush()
                 if stopping:
-                    self.checkpoints.finish()
-            if stopping:
-                raise (Interrupted if preemption.interrupted else Preempted)(self._stop_text(step))
+                    raise self._stopped(step, preemption)
             with stopwatch.during("evaluation"):
                 self._evaluate(state, step, recorder)
             if step == last:
@@ -220,7 +218,7 @@ class Trainer:
         broken = self.program.not_finite(state) if saving else []
         if not (broken or self._divergence.asks):
             return False
-        self.checkpoints.finish()
+        self.checkpoints.settle()
         saved = peers.from_first(self.checkpoints.store.steps(), "the checkpoints")
         self._newest = max(saved, default=None)
         return self._divergence.goes_back(step, saved, over, broken)
@@ -280,10 +278,12 @@ class Trainer:
         every = None if checkpoint.every is None else Duration.parse(checkpoint.every, "checkpoint.every")
         directory = self.directory.checkpoints
         return Checkpointer(
-            CheckpointStore(directory),
+            CheckpointStore(directory, timeout_s=Duration.parse(checkpoint.timeout, "checkpoint.timeout").seconds),
             SavePolicy(every, train.global_batch_size, len(self._source), self.total_steps),
             Retention(directory, checkpoint.keep_latest, checkpoint.best, checkpoint.best_mode, checkpoint.keep_best),
             to_text(self.config),
+            on_failure=checkpoint.on_failure,
+            say=self.say,
             may_write=lambda: self.directory.check_lease(look=True),
         )
 
@@ -343,8 +343,13 @@ class Trainer:
             on_values=self._divergence.look,
         )
 
-    def _stop_text(self, step: int) -> str:
-        return f"asked to stop; the state of step {step} of {self.total_steps} is saved in {self.directory.path}."
+    def _stopped(self, step: int, preemption: Preemption) -> Interrupted | Preempted:
+        kind, of = Interrupted if preemption.interrupted else Preempted, f"step {step} of {self.total_steps}"
+        try:
+            self.checkpoints.finish()
+        except StorageTrouble as error:
+            return kind(f"asked to stop at {of}. {error}")
+        return kind(f"asked to stop; the state of {of} is saved in {self.directory.path}.")
 
     def _tell(self, text: str | None) -> None:
         if text:

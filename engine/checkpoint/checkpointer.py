@@ -1,15 +1,26 @@
 """When the loop saves, and what stays: the store, the policy and the retention behind one method.
 
-Owns: the order (a step is saved once, older ones go only after it is durable). Does not own: how a step is written
-(`store.py`), when it is due (`policy.py`), or which one is kept (`retention.py`).
+Owns: the order (a step is saved once, older ones go only after it is durable), and what a failed or a slow save means
+for the run. Does not own: how a step is written (`saving.py`), when it is due (`policy.py`), or which one is kept
+(`retention.py`).
+
+The loop never waits for a save, but for one that must not be left out: the last step, a preemption, a best evaluation.
+A step that is due while the one before is still being written is skipped: a queue of saves on slow storage would only
+grow, each with a whole state in memory.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping
+from types import TracebackType
 from typing import Any
 
 from engine.checkpoint.policy import SavePolicy
 from engine.checkpoint.retention import Retention
-from engine.checkpoint.store import CheckpointStore
+from engine.checkpoint.store import CheckpointStore, StorageTrouble
+from engine.cluster import processes
+from engine.config.errors import CheckpointError
+
+_ALONE_S = 5.0  # for the save under way, when this process ends by an error of its own
 
 
 class Checkpointer:
@@ -20,7 +31,11 @@ class Checkpointer:
         policy: which steps are due.
         retention: which steps stay.
         config_text: the resolved config, stored with each step.
+        on_failure: "continue" goes on training after a save that failed, "stop" raises.
+        say: called with sentences for the user.
         may_write: called before anything is written; raises where this job may not any more.
+
+    A context manager: it is left when nothing is under way, in bounded time.
     """
 
     def __init__(
@@ -29,19 +44,41 @@ class Checkpointer:
         policy: SavePolicy,
         retention: Retention,
         config_text: str,
+        *,
+        on_failure: str = "continue",
+        say: Callable[[str], None] = lambda text: None,
         may_write: Callable[[], None] = lambda: None,
     ):
         self.store, self.policy, self.retention = store, policy, retention
-        self._config_text, self._may_write = config_text, may_write
+        self._config_text, self._on_failure, self._say, self._may_write = config_text, on_failure, say, may_write
+        self._failure: StorageTrouble | None = None  # of the newest save that has ended
+        self.skipped = 0  # saves that were due while another one was under way
 
     def maybe_save(self, step: int, state: Any, position: Mapping[str, Any], force: bool = False) -> bool:
-        """Starts a save when one is due or forced; returns whether it did. Raises what an earlier save failed with."""
-        self.store.check()
-        due = self.policy.due(step)  # asked at every step, in every process
+        """Starts a save when one is due or forced; returns whether it did. Asked at every step, in every process.
+
+        Args:
+            step: steps done.
+            state: pytree of arrays.
+            position: where the data goes on.
+            force: save also where none is due, and wait for the one before, if it is still under way.
+
+        Raises:
+            StorageTrouble: an earlier save has failed, and on_failure is "stop".
+        """
+        self._look()
+        due = self.policy.due(step)
         if not (due or force):
             return False
         self._may_write()
-        self.finish()
+        if not self.store.free(wait=force):
+            self.skipped += 1
+            self._say(
+                f"warning: step {step} is not saved, since step {self.store.under_way} is still being written: the "
+                f"storage is slower than checkpoint.every. Saves skipped so far: {self.skipped}."
+            )
+            return False
+        self._look()
         return self.store.save(step, state, position, self._config_text)
 
     def record(self, step: int, results: Mapping[str, float]) -> None:
@@ -53,8 +90,59 @@ class Checkpointer:
         """The evaluation results of a step, from this attempt or an earlier one."""
         return self.retention.results(step)
 
+    def settle(self) -> None:
+        """Waits until no save is under way, and does with its end what `maybe_save` does; raises like it."""
+        self._look(wait=True)
+
     def finish(self) -> None:
-        """Waits until the last save is durable, then drops what need not stay."""
-        self.store.wait()
-        for step in self.retention.to_delete(self.store.steps()):
-            self.store.delete(step)
+        """Waits until the last save is durable, then drops what need not stay.
+
+        Raises:
+            StorageTrouble: it has failed, whatever on_failure says: the state of the loop is not on disk.
+        """
+        if (failed := self._learn(wait=True) or self._failure) is not None:
+            error = StorageTrouble(
+                f"{failed} It was the last save of this attempt: see to the storage, then start the same command "
+                "again; it goes on from there."
+            )
+            error.everywhere = True  # every process comes here
+            raise error
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        # The save under way needs all processes: after an error of this one alone they may never come.
+        alone = error is not None and processes.count() > 1 and not getattr(error, "everywhere", False)
+        with contextlib.suppress(CheckpointError):  # the loop's own error counts; without one, `finish` has told all
+            self.store.close(_ALONE_S if alone else None)
+
+    def _look(self, wait: bool = False) -> None:
+        """Tells of a save that has failed since the last look, or raises, by the policy."""
+        if (failed := self._learn(wait)) is None:
+            return
+        if self._on_failure == "stop":
+            raise StorageTrouble(
+                f"{failed} This run stops, by checkpoint.on_failure: see to the storage, then start the same command "
+                "again; it goes on from there."
+            ) from failed
+        self._say(f"warning: {failed} Training goes on, and the next save is tried when it is due.")
+
+    def _learn(self, wait: bool) -> StorageTrouble | None:
+        """Takes in how the newest save ended, if it has: drops old steps after a success, returns a failure, once.
+
+        Args:
+            wait: for its end.
+        """
+        try:
+            saved = self.store.wait() if wait else self.store.check()
+        except StorageTrouble as error:
+            self._failure = error
+            return error
+        if saved is not None:
+            self._failure = None
+            for step in self.retention.to_delete(self.store.steps()):
+                self.store.delete(step)
+        for text in self.store.not_deleted():
+            self._say(f"warning: {text}")
+        return None

@@ -1,8 +1,10 @@
 """The checkpoints of one run on disk: listed, restored onto any mesh, removed; what writes them is its `Saver`.
 
-Owns: what a step's directory holds, and when a step counts. Does not own: how one is written (`saving.py`) and in
-which format (`manager.py`), when a save is due (`policy.py`), which steps stay (`retention.py`), what is in the state
-(`training/state.py`).
+Owns: when a step counts, and the bounds of what is done with one. Does not own: how one is written and what its
+directory holds (`saving.py`), in which format (`arrays.py`), when a save is due (`policy.py`), which steps stay
+(`retention.py`), what is in the state (`training/state.py`).
+
+Nothing here waits without a bound for a disk: what touches it runs in threads (`run/storage.py`).
 
 Terms. *Step directory*: `<directory>/<step>/` with `state` (arrays), `position` (the next unread example) and
 `config` (the resolved config's text); the three become visible together, by one rename. *Durable*: that rename is
@@ -10,24 +12,36 @@ done; only durable steps are listed. *Leftover*: what a killed save or deletion 
 next writer opens the directory.
 """
 
+import contextlib
+import itertools
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.checkpoint import arrays
+from engine.checkpoint.arrays import failing
 from engine.checkpoint.leaves import difference, leaves_of, other_folds, with_stored_folds, with_wanted_folds
-from engine.checkpoint.manager import CONFIG, POSITION, failing, open_manager, orbax
 from engine.checkpoint.retention import read_results
-from engine.checkpoint.saving import Saver
-from engine.cluster import processes
+from engine.checkpoint.saving import CONFIG, DELETED, MARKER, POSITION, SAVING, STATE, Saver
+from engine.cluster import coordination, exit_codes, processes
 from engine.config.errors import CheckpointError
+from engine.run import storage
 
-MARKER = "commit_success.txt"  # Orbax writes it last, just before the rename
-DELETED = ".deleted"  # suffix of a step directory whose files are being removed
+TIMEOUT_S = 600.0  # for a save or a restore, as checkpoint.timeout says too
+LOOK_S = 10.0  # for looks at the directory
+_LEFTOVERS = (f"*{DELETED}", f"*{SAVING}", "*.orbax-checkpoint-tmp")
+_DELETION_S = 60.0  # for deletions under way, at the end; the next writer finishes them
+
+
+class StorageTrouble(CheckpointError):
+    """A step could not be written or read, for which storage is to blame and not the run."""
+
+    exit_code = exit_codes.RETRY
 
 
 @dataclass(frozen=True)
@@ -46,26 +60,59 @@ class CheckpointStore:
     Args:
         directory: where the step directories lie; made if it is missing.
         read_only: look and restore only. Needs no write access and leaves what another process is writing alone.
+        timeout_s: seconds that a save or a restore may take.
 
     Raises:
         CheckpointError: the directory cannot be made or read.
+        StorageTrouble: it does not answer.
 
     One writer at a time. With several processes, all call `save`, `restore`, `wait` and `close` at the same steps.
     """
 
-    def __init__(self, directory: str | os.PathLike, *, read_only: bool = False):
-        self.directory = Path(directory).absolute()
+    def __init__(self, directory: str | os.PathLike, *, read_only: bool = False, timeout_s: float = TIMEOUT_S):
+        self.directory, self._timeout_s = Path(directory).absolute(), timeout_s
         self._same: set[int] = set()  # steps on disk that hold what this run would save again
-        self._deleting: list[Future[None]] = []
-        self._deleter: ThreadPoolExecutor | None = None
+        self._seen: list[int] = []  # the durable steps, as of the last look
+        self._deleting: dict[Path, storage.Background] = {}  # step directory -> its deletion
+        self._deletions = itertools.count(1)
         self._saver: Saver | None = None
-        self._reader: Any = None  # opened when it is first needed, where there is no saver
         if not read_only:
-            with failing(lambda words: f"{self.directory}: cannot be opened for writing ({words})."):
-                self._saver = Saver(self.directory, self._save_failed)
-                if processes.is_first():
-                    for leftover in self.directory.glob(f"*{DELETED}"):
-                        shutil.rmtree(leftover)
+            self._open()
+
+    def _open(self) -> None:
+        """Finds the directory writable, in every process; the first one removes leftovers."""
+        try:
+            storage.probe(self.directory)
+            leftovers = storage.bounded(
+                lambda: [path for pattern in _LEFTOVERS for path in self.directory.glob(pattern)], LOOK_S
+            )
+        except storage.NoAnswer as error:
+            raise StorageTrouble(
+                f"{self.directory}: the storage does not answer ({error}). See that it is mounted and not overloaded, "
+                "then start the same command again."
+            ) from error
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.directory}: cannot be opened for writing ({error.strerror or error}). Allow writing there, or "
+                "choose another place with --workdir=DIR."
+            ) from error
+        self._saver = Saver(self.directory, self._timeout_s)
+        if processes.is_first():
+            for path in leftovers:
+                self._deleting[path] = storage.Background(lambda path=path: shutil.rmtree(path), "leftover")
+
+    def free(self, wait: bool) -> bool:
+        """Whether no save is under way, so that the next one may start; the same answer in every process.
+
+        Args:
+            wait: for the end of the one that is.
+        """
+        return self._writable("save").free(wait)
+
+    @property
+    def under_way(self) -> int | None:
+        """The step of the save under way, or None."""
+        return None if self._saver is None else self._saver.under_way
 
     def save(self, step: int, state: Any, position: Mapping[str, Any], config_text: str) -> bool:
         """Starts to save a step and returns; the state may be donated to the next call of the program at once.
@@ -81,36 +128,55 @@ class CheckpointStore:
             that lies there otherwise, from an attempt that this one did not go on from, is replaced.
 
         Raises:
-            CheckpointError: this save cannot start, or an earlier one failed.
+            StorageTrouble: an earlier save, which is waited for, has failed. What happens to this one, `check` tells.
         """
         saver = self._writable("save")
         self.wait()
         if step in self._same:
             return False
+        if (deletion := self._deleting.pop(self.directory / str(step), None)) is not None:
+            with contextlib.suppress(Exception):  # whatever became of it, this step is replaced
+                deletion.result(self._timeout_s)
         saver.start(step, state, position, config_text)
         return True
 
-    def check(self) -> None:
-        """Raises CheckpointError if the save or a deletion under way has failed; never waits for either."""
-        if self._saver is not None and self._saver.ended():
-            self.wait()
-        self._check_deletions([deletion for deletion in self._deleting if deletion.done()])
-
-    def wait(self) -> None:
-        """Returns when the save under way is durable.
+    def check(self) -> int | None:
+        """Returns the step that has become durable since it was asked for, if one has; never waits.
 
         Raises:
-            CheckpointError: it failed. It is told once; the next save starts anew.
+            StorageTrouble: the save has failed. It is told once; the next save starts anew.
         """
-        if self._saver is not None and (step := self._saver.wait()) is not None:
-            self._same.add(step)
+        if self._saver is None or (ended := self._saver.ended()) is None:
+            return None
+        if ended.failure:
+            raise StorageTrouble(self._not_saved(ended.step, ended.failure))
+        self._same.add(ended.step)
+        self._seen = sorted({*self._seen, ended.step})
+        return ended.step
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """Like `check`, when no save is under way any more, which has a bound.
+
+        Args:
+            timeout_s: a nearer bound.
+        """
+        if self._saver is not None:
+            self._saver.wait(timeout_s)
+        return self.check()
 
     def steps(self) -> list[int]:
-        """Returns the durable steps, oldest first; needs no JAX."""
-        if not self.directory.is_dir():
-            return []
-        names = [path.name for path in self.directory.iterdir() if (path / MARKER).is_file()]
-        return sorted(int(name) for name in names if name.isdecimal())
+        """Returns the durable steps, oldest first; needs no JAX. Those of the last look, where the disk hangs."""
+
+        def look() -> list[int]:
+            if not self.directory.is_dir():
+                return []
+            found = [p for p in self.directory.iterdir() if p.name.isdecimal() and (p / MARKER).is_file()]
+            going = {path for path, deletion in self._deleting.items() if not deletion.done}
+            return sorted(int(path.name) for path in found if path not in going)
+
+        with contextlib.suppress(storage.NoAnswer):
+            self._seen = storage.bounded(look, LOOK_S)
+        return list(self._seen)
 
     def latest(self) -> int | None:
         """Returns the newest durable step, or None."""
@@ -128,16 +194,25 @@ class CheckpointStore:
         Raises:
             CheckpointError: there is no such step, it cannot be read, or it is not of this model: the sentence
                 names the leaves that differ.
+            StorageTrouble: it takes longer than the bound, here or in another process, which is named.
         """
-        import jax
-
         self._need(step)
-        ocp, manager = orbax(), self._manager()
+        end = time.monotonic() + self._timeout_s
+        try:
+            state = storage.bounded(lambda: self._read(step, abstract_state, stacked or {}), self._timeout_s, "restore")
+        except storage.NoAnswer as error:
+            raise self._too_late(step, [processes.index()]) from error
+        if missing := coordination.barrier(f"restore/{self.directory.name}/{step}", max(1.0, end - time.monotonic())):
+            raise self._too_late(step, missing)
+        self._same.add(step)
+        return state
+
+    def _read(self, step: int, abstract_state: Any, stacked: Mapping[str, int]) -> Any:
+        folder = self.directory / str(step) / STATE
         with failing(lambda words: self._unreadable(step, words)):
-            manager.reload()  # another process may have written since
-            stored = leaves_of(manager.item_metadata(step).state.tree)
+            stored = leaves_of(arrays.describe(folder))
         wanted = leaves_of(abstract_state)
-        folds = other_folds(stored, wanted, stacked or {})
+        folds = other_folds(stored, wanted, stacked)
         if differing := difference(stored | {path: wanted[path] for path in folds}, wanted):
             raise CheckpointError(
                 f"{self.directory / str(step)} is not of this model:\n{differing}\n"
@@ -146,21 +221,16 @@ class CheckpointStore:
                 f"--config.init.checkpoint={self.directory.parent} and init.paths."
             )
         with failing(lambda words: self._unreadable(step, words)):
-            item = with_stored_folds(abstract_state, stored, folds)
-            args = ocp.args.PyTreeRestore(item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item))
-            state = manager.restore(step, args=ocp.args.Composite(state=args)).state
-            jax.block_until_ready(state)
-        state = with_wanted_folds(state, abstract_state, folds)
-        self._same.add(step)
-        return state
+            state = arrays.read(folder, with_stored_folds(abstract_state, stored, folds))
+        return with_wanted_folds(state, abstract_state, folds)
 
     def position(self, step: int) -> dict[str, Any]:
         """Returns where the data goes on after a step, as it was saved; needs no JAX. Raises CheckpointError."""
-        return self._read_json(step, "position", POSITION)
+        return self._read_json(step, POSITION)
 
     def config_text(self, step: int) -> str:
         """Returns the config that a step was saved with; needs no JAX. Raises CheckpointError."""
-        return "\n".join(self._read_json(step, "config", CONFIG)["lines"])
+        return "\n".join(self._read_json(step, CONFIG)["lines"])
 
     def describe(self) -> list[StepInfo]:
         """Returns what is known of each durable step, oldest first; needs no JAX."""
@@ -176,46 +246,63 @@ class CheckpointStore:
         """Removes a durable step: it is gone from the list at once, its files go in another thread.
 
         Raises:
-            CheckpointError: there is no such step, or it cannot be removed.
+            CheckpointError: there is no such step.
         """
         self._writable("delete")
         self._same.discard(step)
         if not processes.is_first():
             return
         self._need(step)
-        path, gone = self.directory / str(step), self.directory / f"{step}{DELETED}"
-        with failing(lambda words: f"{path}: cannot be removed ({words})."):
+        path = self.directory / str(step)
+        gone = self.directory / f"{step}.d{next(self._deletions)}{DELETED}"
+
+        def remove() -> None:
             path.rename(gone)
-        if self._deleter is None:
-            self._deleter = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-deletion")
-        self._deleting.append(self._deleter.submit(shutil.rmtree, gone))
+            shutil.rmtree(gone)
 
-    def close(self) -> None:
-        """Waits for what is under way and ends all threads. Raises CheckpointError like `wait`."""
-        try:
-            self.wait()
-            self._check_deletions(self._deleting)
-        finally:
-            if self._deleter is not None:
-                self._deleter.shutdown()
-            for opened in (self._saver, self._reader):
-                if opened is not None:
-                    opened.close()
-            self._saver = self._reader = None
+        self._seen.remove(step)
+        self._deleting[path] = storage.Background(remove, f"delete-{step}")
 
-    def _manager(self) -> Any:
-        if self._saver is not None:
-            return self._saver.manager
-        if self._reader is None:
-            self._reader = open_manager(self.directory, read_only=True)
-        return self._reader
+    def close(self, timeout_s: float | None = None) -> None:
+        """Waits for what is under way, which has a bound.
 
-    def _save_failed(self, step: int, error: str) -> str:
-        newest = self.latest()
+        Args:
+            timeout_s: a nearer bound for the save.
+
+        Raises:
+            CheckpointError: a save or a deletion has failed.
+        """
+        self.wait(timeout_s)
+        if texts := self.not_deleted(_DELETION_S):
+            raise CheckpointError(" ".join(texts))
+
+    def not_deleted(self, timeout_s: float = 0.0) -> list[str]:
+        """Returns, once, a sentence for each deletion that has failed.
+
+        Args:
+            timeout_s: for each of those under way; what is not done then, the next writer finishes.
+        """
+        texts = []
+        for path, deletion in list(self._deleting.items()):
+            try:
+                deletion.result(timeout_s)
+            except storage.NoAnswer:
+                continue
+            except Exception as error:
+                texts.append(f"{path}: an old checkpoint cannot be removed ({arrays.words_of(error)}).")
+            del self._deleting[path]
+        return texts
+
+    def _not_saved(self, step: int, words: str) -> str:
+        newest = max((seen for seen in self._seen if seen != step), default=None)
         kept = "No checkpoint is there yet" if newest is None else f"The newest checkpoint is that of step {newest}"
-        return (
-            f"{self.directory}: step {step} could not be saved ({error}). {kept}. "
-            "Free space or allow writing there, then run the same command again."
+        return f"{self.directory}: step {step} could not be saved ({words}). {kept}."
+
+    def _too_late(self, step: int, missing: list[int]) -> StorageTrouble:
+        who = ", ".join(f"process {index}" for index in missing)
+        return StorageTrouble(
+            f"{self.directory / str(step)}: not restored within checkpoint.timeout, {self._timeout_s:g} s: {who} "
+            "did not come to the end of it. See that the storage answers there, then start the same command again."
         )
 
     def _unreadable(self, step: int, error: str) -> str:
@@ -237,16 +324,10 @@ class CheckpointStore:
             raise CheckpointError(f"{self.directory}: opened read-only, cannot {verb}. Open it with read_only=False.")
         return self._saver
 
-    def _read_json(self, step: int, item: str, name: str) -> Any:
+    def _read_json(self, step: int, name: str) -> Any:
         self._need(step)
-        path = self.directory / str(step) / item / name
+        path = self.directory / str(step) / name
         try:
-            return json.loads(path.read_text())
+            return json.loads(storage.bounded(path.read_text, self._timeout_s))
         except (OSError, ValueError) as error:
-            raise CheckpointError(self._unreadable(step, f"{item}/{name}: {error}")) from error
-
-    def _check_deletions(self, deletions: list[Future[None]]) -> None:
-        for deletion in list(deletions):
-            self._deleting.remove(deletion)
-            with failing(lambda words: f"{self.directory}: an old checkpoint cannot be removed ({words})."):
-                deletion.result()
+            raise CheckpointError(self._unreadable(step, f"{name}: {error}")) from error

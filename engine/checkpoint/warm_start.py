@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.checkpoint import arrays
+from engine.checkpoint.arrays import failing
 from engine.checkpoint.leaves import SHOWN, Leaf, leaves_of, other_folds, with_stored_folds, with_wanted_folds
-from engine.checkpoint.manager import failing, open_manager, orbax
 from engine.checkpoint.retention import ranking, read_results
-from engine.checkpoint.store import MARKER, CheckpointStore
+from engine.checkpoint.saving import MARKER, STATE
+from engine.checkpoint.store import CheckpointStore
 from engine.cluster import peers
 from engine.config.errors import CheckpointError, ConfigError, did_you_mean
 from engine.config.schema import Init
@@ -53,29 +55,25 @@ def read_weights(init: Init, abstract_state: Mapping[str, Any], stacked: Mapping
     """
     directory, step = peers.done_by_first(lambda: find(init.checkpoint), "the choice of init.checkpoint")
     path = Path(directory) / str(step)
-    manager = open_manager(Path(directory), read_only=True)
-    try:
-        with failing(lambda words: _unreadable(path, words)):
-            stored = leaves_of(manager.item_metadata(step).state.tree)
-        keys = match([f"{s}/{p}" for s in SECTIONS for p in abstract_state[s]], stored, init.paths)
-        wanted = {s: {p: x for p, x in abstract_state[s].items() if f"{s}/{p}" in keys} for s in SECTIONS}
-        from_there = _leaves(keys, stored, leaves_of(wanted))
-        folds = other_folds(from_there, leaves_of(wanted), stacked)
-        if lines := differences(from_there | {k: leaves_of(wanted)[k] for k in folds}, leaves_of(wanted), keys):
-            raise CheckpointError(
-                f"init.checkpoint: {path} does not fit this model:\n  "
-                + "\n  ".join(lines[:SHOWN] + ([f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []))
-                + f"\n{len(lines)} of {len(keys)} arrays here. Only there: "
-                + _listed([f"{key} {stored[key]}" for key in _unused(keys, stored)])
-                + ".\nSay by init.paths where they come from, prefix here -> prefix there, or None for random: "
-                "--config.init.paths.head=None"
-            )
-        with failing(lambda words: _unreadable(path, words)):
-            arrays = _read(manager, step, with_stored_folds(wanted, from_there, folds), keys)
-    finally:
-        manager.close()
-    arrays = with_wanted_folds(arrays, wanted, folds)
-    return Weights(arrays["params"], arrays["carried"], _sentence(path, keys, stored, abstract_state))
+    with failing(lambda words: _unreadable(path, words)):
+        stored = leaves_of(arrays.describe(path / STATE))
+    keys = match([f"{s}/{p}" for s in SECTIONS for p in abstract_state[s]], stored, init.paths)
+    wanted = {s: {p: x for p, x in abstract_state[s].items() if f"{s}/{p}" in keys} for s in SECTIONS}
+    from_there = _leaves(keys, stored, leaves_of(wanted))
+    folds = other_folds(from_there, leaves_of(wanted), stacked)
+    if lines := differences(from_there | {k: leaves_of(wanted)[k] for k in folds}, leaves_of(wanted), keys):
+        raise CheckpointError(
+            f"init.checkpoint: {path} does not fit this model:\n  "
+            + "\n  ".join(lines[:SHOWN] + ([f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []))
+            + f"\n{len(lines)} of {len(keys)} arrays here. Only there: "
+            + _listed([f"{key} {stored[key]}" for key in _unused(keys, stored)])
+            + ".\nSay by init.paths where they come from, prefix here -> prefix there, or None for random: "
+            "--config.init.paths.head=None"
+        )
+    with failing(lambda words: _unreadable(path, words)):
+        read = _read(path / STATE, with_stored_folds(wanted, from_there, folds), keys)
+    read = with_wanted_folds(read, wanted, folds)
+    return Weights(read["params"], read["carried"], _sentence(path, keys, stored, abstract_state))
 
 
 def find(place: str) -> tuple[str, int]:
@@ -155,20 +153,16 @@ def _leaves(keys: Mapping[str, str], stored: Mapping[str, Leaf], wanted: Mapping
     return found
 
 
-def _read(manager: Any, step: int, wanted: Mapping[str, Mapping[str, Any]], keys: Mapping[str, str]) -> Any:
+def _read(folder: Path, wanted: Mapping[str, Mapping[str, Any]], keys: Mapping[str, str]) -> Any:
     """The arrays of `wanted` and no others, in its structure, each born where it lives."""
     import jax
 
-    ocp = orbax()
     item: dict[str, dict[str, Any]] = {}
     for section, tree in wanted.items():
         for name, leaf in tree.items():
             there, _, path = keys[f"{section}/{name}"].partition("/")
             item.setdefault(there, {}).setdefault(path, leaf)
-    args = ocp.args.PyTreeRestore(
-        item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
-    )
-    read = manager.restore(step, args=ocp.args.Composite(state=args)).state
+    read = arrays.read(folder, item, partial=True)
 
     given: set[str] = set()
 

@@ -1,5 +1,6 @@
 """Saving by a policy and keeping by a retention: what is on disk after each step of a loop."""
 
+import os
 import resource
 import time
 
@@ -9,9 +10,9 @@ import pytest
 from engine.checkpoint.checkpointer import Checkpointer
 from engine.checkpoint.policy import SavePolicy
 from engine.checkpoint.retention import Retention
-from engine.checkpoint.store import CheckpointStore
+from engine.checkpoint.store import CheckpointStore, StorageTrouble
 from engine.config.duration import Duration
-from engine.config.errors import CheckpointError
+from engine.run import storage
 from engine.run.lease import LeaseLost
 
 TOTAL = 10
@@ -22,12 +23,15 @@ def make(tmp_path):
     """Makes checkpointers in one directory; saves every three steps by default."""
     made = []
 
-    def make(every="3 steps", keep_latest=2, may_write=lambda: None, **best):
+    def make(every="3 steps", keep_latest=2, timeout_s=60.0, best=None, best_mode="max", keep_best=1, **options):
         duration = None if every is None else Duration.parse(every, "checkpoint.every")
         subject = Checkpointer(
-            CheckpointStore(tmp_path), SavePolicy(duration, 16, 64, TOTAL), Retention(tmp_path, keep_latest, **best),
-            "name: zoo\n", may_write,
-        )  # fmt: skip
+            CheckpointStore(tmp_path, timeout_s=timeout_s),
+            SavePolicy(duration, 16, 64, TOTAL),
+            Retention(tmp_path, keep_latest, best, best_mode, keep_best),
+            "name: zoo\n",
+            **options,
+        )
         made.append(subject)
         return subject
 
@@ -36,7 +40,10 @@ def make(tmp_path):
         subject.store.close()
 
 
-def save(subject, step, force=False):
+def save(subject, step, force=False, wait=True):
+    """One step of a loop; `wait` for the save before, as a loop whose steps take longer than a save."""
+    if wait:
+        subject.store.free(wait=True)
     return subject.maybe_save(step, {"w": jnp.full(4, step)}, {"example": 16 * step}, force)
 
 
@@ -115,18 +122,71 @@ def test_results_of_an_earlier_attempt_are_known(make):
 
 @pytest.fixture
 def full_disk():
-    """No file may grow beyond a kilobyte: a full disk, as the process sees it."""
+    """No file may grow beyond a kilobyte: a full disk, as the process sees it. The value ends it."""
     former = resource.getrlimit(resource.RLIMIT_FSIZE)  # Python ignores the signal that goes with it
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, former[1]))
-    yield
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, former)
     resource.setrlimit(resource.RLIMIT_FSIZE, former)
 
 
+def big(subject, step, force=False):
+    return subject.maybe_save(step, {"w": jnp.arange(10_000.0)}, {"example": 16 * step}, force)
+
+
 @pytest.mark.faults
-def test_a_save_that_failed_is_told_at_a_later_step_though_none_is_due(make, full_disk):
-    subject = make(every=None)
-    subject.maybe_save(3, {"w": jnp.arange(10_000.0)}, {"example": 48}, force=True)
+def test_a_save_that_failed_is_told_once_at_a_later_step_and_the_next_one_is_tried(make, full_disk):
+    told = []
+    subject = make(every=None, say=told.append)
+    assert big(subject, 3, force=True)
     deadline = time.monotonic() + 60
-    with pytest.raises(CheckpointError, match="step 3 could not be saved"):
+    while not told and time.monotonic() < deadline:
+        assert not save(subject, 4)  # none is due
+    full_disk()
+    assert big(subject, 5, force=True)
+    subject.finish()
+    assert subject.store.steps() == [5]
+    assert len(told) == 1 and "step 3 could not be saved" in told[0] and "No checkpoint is there yet. Tr" in told[0]
+
+
+@pytest.mark.faults
+def test_a_save_that_failed_stops_the_run_where_the_policy_says_so(make, full_disk):
+    subject = make(every=None, on_failure="stop")
+    big(subject, 3, force=True)
+    deadline = time.monotonic() + 60
+    with pytest.raises(StorageTrouble, match=r"step 3 could not be saved .* This run stops") as error:
         while time.monotonic() < deadline:
             assert not save(subject, 4)
+    assert error.value.exit_code == 42
+
+
+@pytest.mark.faults
+def test_a_run_does_not_end_well_whose_last_save_failed(make, full_disk):
+    told = []
+    subject = make(every=None, say=told.append)
+    big(subject, TOTAL)
+    with pytest.raises(StorageTrouble, match=r"step 10 could not be saved .* the last save") as error:
+        subject.finish()
+    assert error.value.exit_code == 42 and told == []
+
+
+def test_a_save_that_is_due_while_one_is_under_way_is_skipped_but_a_forced_one_waits(make, tmp_path):
+    """The disk of the save of step 3 is a pipe that nobody reads: it hangs in the system's call."""
+    told = []
+    subject = make(say=told.append, timeout_s=3.0)
+    pipe = tmp_path / "3.1.saving" / "position" / "position.json"
+    pipe.parent.mkdir(parents=True)
+    os.mkfifo(pipe)
+    try:
+        assert save(subject, 3)
+        assert not save(subject, 6, wait=False)
+        assert subject.skipped == 1 and "step 6 is not saved, since step 3 is still being written" in told[0]
+        assert save(subject, 7, force=True, wait=False)  # after the deadline of step 3
+        assert len(told) == 2 and "step 3 could not be saved (not written within checkpoint.timeout, 3 s" in told[1]
+    finally:
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    while storage.hanging():
+        time.sleep(0.01)
+    os.close(reader)
+    assert save(subject, 9)
+    subject.finish()
+    assert subject.store.steps() == [9]

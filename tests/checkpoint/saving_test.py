@@ -1,47 +1,124 @@
-"""A saver writes one step after the other while its caller goes on."""
+"""A saver writes one step after the other while its caller goes on, and every save ends in time.
+
+A disk that does not answer is a pipe without a reader, in the place of a file: who opens it to write waits in the
+system's own call, until the test reads. What several processes tell each other is tried with real ones in
+tests/faults/storage_test.py.
+"""
+
+import os
+import threading
+import time
 
 import jax.numpy as jnp
 import pytest
 
 from engine.checkpoint.saving import Saver
-from engine.config.errors import CheckpointError
+from engine.run import storage
+
+LONG = 60.0
 
 
 @pytest.fixture
-def saver(tmp_path):
-    saver = Saver(tmp_path, lambda step, words: f"step {step}: {words}")
-    yield saver
-    saver.close()
+def make(tmp_path):
+    return lambda timeout_s=LONG: Saver(tmp_path, timeout_s)
+
+
+@pytest.fixture
+def hang(tmp_path):
+    """Makes the n-th save of a step hang at its last files; the value lets it go on, to fail."""
+    pipes = []
+
+    def hang(step, n):
+        (tmp_path / f"{step}.{n}.saving" / "position").mkdir(parents=True)
+        os.mkfifo(tmp_path / f"{step}.{n}.saving" / "position" / "position.json")
+        pipes.append(tmp_path / f"{step}.{n}.saving" / "position" / "position.json")
+        return release
+
+    def release():
+        readers = [os.open(pipe, os.O_RDONLY | os.O_NONBLOCK) for pipe in pipes if pipe.exists()]
+        pipes.clear()
+        end = time.monotonic() + LONG
+        while storage.hanging():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        for reader in readers:
+            os.close(reader)
+
+    yield hang
+    release()
 
 
 def start(saver, step):
     saver.start(step, {"w": jnp.full(4, float(step))}, {"next_batch": step}, "")
 
 
-def test_a_save_is_under_way_until_it_was_waited_for(saver):
-    assert saver.wait() is None and not saver.ended()
+def test_a_save_is_under_way_until_it_has_ended_which_is_told_once(make, tmp_path):
+    saver = make()
+    assert saver.under_way is None and saver.ended() is None and saver.free(wait=False)
     start(saver, 1)
-    while not saver.ended():
-        assert not (saver.directory / "1" / "none").exists()
-    assert saver.wait() == 1 and not saver.ended()
-    assert (saver.directory / "1").is_dir()
+    saver.wait()
+    assert (tmp_path / "1" / "commit_success.txt").is_file()
+    ended = saver.ended()
+    assert ended is not None and (ended.step, ended.failure) == (1, "")
+    assert saver.under_way is None and saver.ended() is None
 
 
-def test_a_step_that_lies_there_is_replaced(saver):
+def test_a_step_that_lies_there_is_replaced(make, tmp_path):
+    saver = make()
     for _ in range(2):
         start(saver, 1)
         saver.wait()
-    assert [path.name for path in saver.directory.iterdir()] == ["1"]
+        assert saver.ended().failure == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
-def test_a_save_that_failed_is_told_once_and_the_next_one_works(saver):
-    for path in [*saver.directory.iterdir(), saver.directory]:
-        path.rmdir()
-    saver.directory.write_text("a file is in the way")
-    with pytest.raises(CheckpointError, match=r"^step 1: "):
-        start(saver, 1)
-        saver.wait()
-    assert saver.wait() is None
-    saver.directory.unlink()
+def test_a_save_that_failed_leaves_nothing_and_the_next_one_works(make, tmp_path):
+    saver = make()
+    (tmp_path / "1.1.saving").write_text("a file is in the way")
+    start(saver, 1)
+    saver.wait()
+    words = saver.ended().failure
+    assert "free there, the state has 16 bytes" in words
+    (tmp_path / "1.1.saving").unlink()
+    (tmp_path / "9.9.saving").mkdir()  # of an earlier failure
+    start(saver, 1)
+    saver.wait()
+    assert saver.ended().failure == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def test_a_save_on_storage_that_hangs_ends_at_its_deadline_and_never_appears(make, hang, tmp_path):
+    saver, release = make(timeout_s=2.0), hang(1, 1)
+    start(saver, 1)
+    assert not saver.free(wait=False) and saver.under_way == 1
+    saver.wait()
+    words = saver.ended().failure
+    assert words.startswith("not written within checkpoint.timeout, 2 s")
+    assert saver.free(wait=False)
+    assert storage.hanging()
+    release()
+    assert not (tmp_path / "1").exists()
+
+
+def test_no_state_is_copied_for_a_save_after_one_that_still_hangs(make, hang):
+    saver, release = make(timeout_s=1.0), hang(1, 1)
+    start(saver, 1)
+    saver.wait()
+    saver.ended()
     start(saver, 2)
-    assert saver.wait() == 2
+    saver.wait()
+    assert saver.ended().failure == "the disk has still not answered the save before"
+    release()
+    start(saver, 3)
+    saver.wait()
+    assert saver.ended().failure == ""
+
+
+def test_waiting_may_have_a_nearer_bound(make, hang):
+    saver = make()
+    hang(1, 1)
+    start(saver, 1)
+    waiting = threading.Thread(target=saver.wait, args=(0.1,))
+    waiting.start()
+    waiting.join(LONG)
+    assert not waiting.is_alive() and saver.under_way == 1

@@ -1,0 +1,61 @@
+"""Calls on storage are waited for only so long; what they return or raise comes through."""
+
+import threading
+
+import pytest
+
+from engine.run import storage
+
+LONG = 60.0
+
+
+def test_the_value_or_the_error_of_a_call_comes_back():
+    assert storage.bounded(lambda: 3, LONG) == 3
+    with pytest.raises(ValueError, match="no"):
+        storage.bounded(lambda: int("no"), LONG)
+
+
+def test_a_call_that_does_not_come_back_is_left_and_known():
+    go, call = threading.Event(), None
+    try:
+        with pytest.raises(storage.NoAnswer, match=r"no answer within 0\.1 s"):
+            storage.bounded(go.wait, 0.1)
+        assert storage.hanging()
+        call = storage.Background(go.wait, "second")
+        assert not call.done
+    finally:
+        go.set()
+    assert call.result(LONG) is True and call.done
+
+
+def test_a_folder_is_found_writable_or_not(tmp_path):
+    storage.probe(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir() and not list((tmp_path / "a" / "b").iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        storage.probe(tmp_path / "file" / "below")
+
+
+def test_free_space_is_told_in_words(tmp_path):
+    assert storage.free_space(tmp_path).endswith("B are free there")
+    assert storage.free_space(tmp_path / "none") == "free space there is not known (No such file or directory)"
+    assert [storage.size_text(size) for size in (0, 1023, 1536, 5 << 40)] == [
+        "0 bytes",
+        "1023 bytes",
+        "1.5 KiB",
+        "5 TiB",
+    ]
+
+
+def test_after_a_failure_threads_of_libraries_count_too(monkeypatch):
+    monkeypatch.setattr(storage, "_doubted", False)
+    go = threading.Event()
+    other = threading.Thread(target=go.wait, daemon=False)
+    other.start()
+    try:
+        before = storage.hanging()
+        storage.doubted()
+        assert not before and storage.hanging()
+    finally:
+        go.set()
+        other.join()
