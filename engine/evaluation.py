@@ -5,12 +5,13 @@ Owns: one named evaluation, from its source to its numbers. Does not own: when i
 """
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from engine.config.duration import Duration, Period
-from engine.config.errors import TaskError
+from engine.config.errors import ConfigError, TaskError, did_you_mean
 from engine.config.schema import Config
 from engine.config.schema import Evaluation as EvaluationConfig
 from engine.data.feed import EvaluationFeed
@@ -65,8 +66,11 @@ class Evaluation:
         """The full names of its metrics, as "heldout/accuracy"."""
         return tuple(f"{self.name}/{name}" for name in self._names)
 
-    def run(self, state: State) -> dict[str, float]:
-        """Returns full metric name -> value over the whole dataset. NaN where the total weight is 0."""
+    def run(self, state: State, on_batch: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """Returns full metric name -> value over the whole dataset. NaN where the total weight is 0.
+
+        `on_batch` is called after each batch, at most IN_FLIGHT of them before its result is there.
+        """
         params = evaluation_params(state, self.config.use_ema)
         sums = np.zeros((len(self._names), 2))
         waiting: deque[Any] = deque()
@@ -74,10 +78,21 @@ class Evaluation:
             waiting.append(self._step(params, state["carried"], batch, rows))
             if len(waiting) > IN_FLIGHT:
                 sums += np.asarray(waiting.popleft(), np.float64)
+            on_batch()
         for result in waiting:
             sums += np.asarray(result, np.float64)
         values = [float(total / weight) if weight else float("nan") for total, weight in sums]
         return dict(zip(self.metrics, values, strict=True))
+
+
+def check_best(best: str | None, evaluations: Sequence[Evaluation]) -> None:
+    """Raises ConfigError where no evaluation gives the metric that `checkpoint.best` names."""
+    names = [name for evaluation in evaluations for name in evaluation.metrics]
+    if best is not None and best not in names:
+        raise ConfigError(
+            f"checkpoint.best = {best!r}: no evaluation gives this metric.{did_you_mean(best, names)} "
+            f"Metrics here: {', '.join(names)}."
+        )
 
 
 def build_evaluations(

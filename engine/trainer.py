@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from engine.checkpoint.checkpointer import Checkpointer
@@ -25,12 +26,11 @@ from engine.checkpoint.warm_start import read_weights
 from engine.cluster import ending, peers, processes
 from engine.config import hardware
 from engine.config.duration import Duration, Period
-from engine.config.errors import ConfigError, did_you_mean
 from engine.config.schema import Config
 from engine.config.text import to_text
 from engine.data.feed import TrainFeed
 from engine.data.source import Source
-from engine.evaluation import build_evaluations
+from engine.evaluation import build_evaluations, check_best
 from engine.observe import wording
 from engine.observe.profiler import ProfileWindow
 from engine.observe.recorder import Recorder
@@ -40,6 +40,7 @@ from engine.observe.writer import MetricWriter, metrics_of
 from engine.resilience.divergence import Divergence
 from engine.resilience.preemption import Interrupted, Preempted, Preemption
 from engine.resilience.replica_check import ReplicaCheck
+from engine.resilience.watchdog import build_watchdog
 from engine.run.directory import RunDirectory
 from engine.run.ledger import Ledger
 from engine.training.build import program_of
@@ -88,8 +89,9 @@ class Trainer:
         self.program, self.total_steps = program_of(task, mesh, source, config)
         size = len(source)
         self.evaluations = build_evaluations(config, dict(evaluation_sources), self.program, size, self.total_steps)
-        self._check_best()
+        check_best(config.checkpoint.best, self.evaluations)
         self._hooks = [(self._period(config.hooks[name].every, f"hooks.{name}.every"), hooks[name]) for name in hooks]
+        self._watchdog = build_watchdog(config, directory)
         self.checkpoints = self._checkpointer()
         every = config.resilience.replica_check
         compared = None if every is None else self._period(every, "resilience.replica_check")
@@ -123,6 +125,7 @@ class Trainer:
         config, stopwatch = self.config, self.directory.stopwatch
         with contextlib.ExitStack() as stack:
             preemption = stack.enter_context(Preemption())
+            stack.enter_context(self._watchdog)
             stack.enter_context(self.checkpoints)
             state, step = self._first_state()
             for text in self.program.warnings:
@@ -143,7 +146,7 @@ class Trainer:
             stack.enter_context(peers.place_told(lambda: self._step))
             on_batch = self._ledger(stack) if config.log.examples else None
             while True:
-                with contextlib.closing(self._feed(step, on_batch)) as feed:
+                with contextlib.closing(self._feed(step, on_batch)) as feed, self._watchdog.training(step):
                     if self._loop(state, step, steps, feed, recorder, preemption, profile):
                         break
                 recorder.go_back()
@@ -191,23 +194,25 @@ class Trainer:
                 return False
             self._replicas.check(step, state)
             position = {**feed.position, "skipped": self._divergence.skipped}
-            with stopwatch.during("save stall"):
+            with stopwatch.during("save stall"), self._watchdog.storing("saving"):
                 if not self._divergence.asks and self.checkpoints.maybe_save(step, state, position, force):
                     self.say(f"saving checkpoint of step {step}")
                     stopwatch.flush()
                 if stopping:
                     raise self._stopped(step, preemption)
-            with stopwatch.during("evaluation"):
+            with stopwatch.during("evaluation"), self._watchdog.patient("evaluating"):
                 self._evaluate(state, step, recorder)
             if step == last:
                 break
             k = self._steps_until_due(step, profile)
-            self._tell(profile.at(step, state["step"]))
+            with self._watchdog.patient("profiling"):
+                self._tell(profile.at(step, state["step"]))
             with profile.annotate(step):
                 state, metrics = steps[k](state, feed.next(k), self.program.held(self._divergence.held(step, k)))
+            self._watchdog.dispatched(step + k)
             recorder.push(step, k, metrics, feed.wait_s)
             step += k
-        with stopwatch.during("save stall"):
+        with stopwatch.during("save stall"), self._watchdog.storing("saving"):
             self.checkpoints.finish()
         return True
 
@@ -218,7 +223,8 @@ class Trainer:
         broken = self.program.not_finite(state) if saving else []
         if not (broken or self._divergence.asks):
             return False
-        self.checkpoints.settle()
+        with self._watchdog.storing("saving"):
+            self.checkpoints.settle()
         saved = peers.from_first(self.checkpoints.store.steps(), "the checkpoints")
         self._newest = max(saved, default=None)
         return self._divergence.goes_back(step, saved, over, broken)
@@ -240,7 +246,7 @@ class Trainer:
             if known.keys() >= set(evaluation.metrics):
                 self._results |= known
             else:
-                results |= evaluation.run(state)
+                results |= evaluation.run(state, self._watchdog.beat)
         if results:
             self._results |= results
             recorder.note(step, results)
@@ -259,14 +265,6 @@ class Trainer:
         due += [evaluation.period.next_after(step) for evaluation in self.evaluations]
         due += [period.next_after(step) for period, _ in self._hooks]
         return k if step + k <= min(due) else 1
-
-    def _check_best(self) -> None:
-        best, names = self.config.checkpoint.best, [name for e in self.evaluations for name in e.metrics]
-        if best is not None and best not in names:
-            raise ConfigError(
-                f"checkpoint.best = {best!r}: no evaluation gives this metric.{did_you_mean(best, names)} "
-                f"Metrics here: {', '.join(names)}."
-            )
 
     def _selects_best(self, step: int) -> bool:
         """Whether an evaluation that is due at this step decides which checkpoint is best."""
@@ -293,7 +291,7 @@ class Trainer:
         if self._newest is None:
             with stopwatch.during("compile"):
                 return self._new_state(), 0
-        with stopwatch.during("restore"):
+        with stopwatch.during("restore"), self._watchdog.storing("restoring"):
             state = store.restore(self._newest, self.program.abstract_state, self.program.spec.model.stacked)
         self._divergence.resume(store.position(self._newest).get("skipped", ()))
         self.say(f"resuming from step {self._newest}")
@@ -340,8 +338,13 @@ class Trainer:
             attempt=self.directory.attempt,
             on_row=on_row,
             on_phase=self._on_phase,
-            on_values=self._divergence.look,
+            on_values=self._arrived,
         )
+
+    def _arrived(self, first: int, values: np.ndarray) -> None:
+        """The results of the steps from `first` on, `[steps, names, 2]`, are there."""
+        self._watchdog.arrived(first + len(values))
+        self._divergence.look(first, values)
 
     def _stopped(self, step: int, preemption: Preemption) -> Interrupted | Preempted:
         kind, of = Interrupted if preemption.interrupted else Preempted, f"step {step} of {self.total_steps}"

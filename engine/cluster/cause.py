@@ -38,19 +38,20 @@ def _innermost(error: BaseException) -> str:
     """`file:line in function` of the last frame of the user's, else ""."""
     found = ""
     for frame, line in walk_tb(error.__traceback__):
-        if _is_users(frame.f_code.co_filename):
-            found = f"{_short(frame.f_code.co_filename)}:{line} in {frame.f_code.co_name}"
+        if is_users(frame.f_code.co_filename):
+            found = f"{short(frame.f_code.co_filename)}:{line} in {frame.f_code.co_name}"
     return found
 
 
-def _is_users(file: str) -> bool:
+def is_users(file: str) -> bool:
+    """Whether a file is the user's own."""
     path = Path(file)
     if file.startswith("<") or set(_INSTALLED) & set(path.parts):
         return False
     return not path.is_relative_to(_ENGINE) and not file.startswith(_LIBRARY)
 
 
-def _short(file: str) -> str:
-    """The path below the working directory, where it lies there."""
+def short(file: str) -> str:
+    """Returns the path below the working directory, where it lies there."""
     path = Path(file)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file

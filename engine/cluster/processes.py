@@ -16,21 +16,17 @@ import sys
 import time
 from collections.abc import Iterator
 
-from engine.cluster import exit_codes
+from engine.cluster import rollcall
 from engine.cluster.ending import bounded, first_line
 from engine.cluster.resolver import Processes, address
-from engine.config.errors import ConvoyError
+from engine.cluster.rollcall import CannotJoin
 
 HEARTBEAT_S = 10  # one that is silent for so long is dead: twice what a paused virtual machine or a full disk takes
 JOIN_S = 300.0  # hosts of one job may start minutes apart
+_JOIN_MORE_S = 30.0  # for JAX, once all are there
 PART_S = 120.0  # at the end of the run, for the first process's last words on disk
 
 
-class CannotJoin(ConvoyError):
-    """The processes of a run did not find each other."""
-
-    exit_code = exit_codes.RETRY
-    from_outside = True
 
 
 _joined: Processes | None = None
@@ -42,8 +38,8 @@ def initialize(who: Processes, *, timeout_s: float = JOIN_S) -> None:
     CPU devices of several processes talk by gloo. A single process joins nobody.
 
     Raises:
-        CannotJoin: the coordinator is not reached, or cannot listen. A process that waits in vain for others tells so
-            and ends, since JAX would end it without a word.
+        CannotJoin: the coordinator is not reached, or cannot listen, or not all came in time.
+        Refused: two have the same index, or they disagree on their number (`rollcall.py`).
         RuntimeError: from JAX, devices are in use already.
     """
     global _joined
@@ -54,27 +50,25 @@ def initialize(who: Processes, *, timeout_s: float = JOIN_S) -> None:
     import jax
 
     end = time.monotonic() + timeout_s
-    if who.index == 0:
-        _try_to_listen(who)
-    else:
-        _try_to_connect(who, end)
+    place = _bind_address(who) if who.index == 0 else who.coordinator
+    rollcall.hold(who.index, who.count, who.coordinator, *address("the coordinator", place), timeout_s)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # By itself JAX aborts every process (134) as soon as one is dead. With this it leaves them to `departure.py`, which
     # ends them with a sentence and 42. Barriers and collectives wait for the dead one as before.
     jax.config.update("jax_enable_recoverability", True)
     late = (
-        f"process {who.index}: not all {who.count} processes came to {who.coordinator} within {timeout_s:g} s. "
-        "See why the missing ones did not start, and start all of them again."
+        f"process {who.index}: all {who.count} processes came to {who.coordinator}, but did not join there in time. "
+        "See whether one of them has ended, and start all of them again."
     )
-    with bounded(end - time.monotonic(), lambda: CannotJoin(late)), _without_warnings():
+    with bounded(end + _JOIN_MORE_S - time.monotonic(), lambda: CannotJoin(late)), _without_warnings():
         try:
             jax.distributed.initialize(
                 who.coordinator,
                 who.count,
                 who.index,
                 local_device_ids=who.local_devices,
-                coordinator_bind_address=_bind_address(who) if who.index == 0 else None,  # by default: every network
-                initialization_timeout=int(timeout_s) + 60,  # ours comes first: at its end JAX kills the process
+                coordinator_bind_address=place if who.index == 0 else None,  # by default: every network
+                initialization_timeout=int(timeout_s + 2 * _JOIN_MORE_S),  # ours is shorter: then JAX kills the process
                 heartbeat_timeout_seconds=HEARTBEAT_S,
                 shutdown_timeout_seconds=int(PART_S),
             )
@@ -128,49 +122,16 @@ def _bind_address(who: Processes) -> str:
     import socket
 
     host, port = address("the coordinator", who.coordinator)
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0]
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0]
+    except OSError:
+        return who.coordinator  # the roll call tells it
     named = not re.fullmatch(r"localhost|[0-9a-fA-F.:%]+", host)
     if named and ipaddress.ip_address(str(found).partition("%")[0]).is_loopback:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
             probe.connect(("192.0.2.1", 9))  # sends nothing; an address that no host has (RFC 5737)
             return f"{probe.getsockname()[0]}:{port}"
     return who.coordinator
-
-
-def _try_to_connect(who: Processes, end: float) -> None:
-    """Returns once the coordinator answers; what JAX does without one is to end the process by SIGABRT."""
-    import socket
-
-    place = address("the coordinator", who.coordinator)
-    while True:
-        try:
-            socket.create_connection(place, timeout=max(0.1, end - time.monotonic())).close()
-            return
-        except OSError as error:
-            if time.monotonic() >= end:
-                raise CannotJoin(
-                    f"process {who.index} of {who.count}: the coordinator {who.coordinator} does not answer "
-                    f"({error.strerror or error}). It is process 0 that listens there: see that it runs, that the "
-                    "address is right and that the network lets it through, then start all processes again."
-                ) from error
-        time.sleep(0.1)
-
-
-def _try_to_listen(who: Processes) -> None:
-    """Raises CannotJoin where this process may not listen; JAX would end it by SIGSEGV."""
-    import socket
-
-    host, port = address("the coordinator", who.coordinator)
-    try:
-        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, socket.SOCK_STREAM) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(place)
-    except OSError as error:
-        raise CannotJoin(
-            f"process 0 of {who.count}: cannot listen at {who.coordinator} ({error.strerror or error}). "
-            "Give an address of this machine and a free port, the same in every process."
-        ) from error
 
 
 def index() -> int:

@@ -14,6 +14,7 @@ Terms. *Run*: one working directory. *Attempt*: one start of a run, counted from
     log.txt         what was printed, with times
     lease/          who writes here
     examples/       which examples each step consumed, with log.examples
+    stacks/         where every thread was when the run hung
     checkpoints/  tensorboard/  profile/
 """
 
@@ -66,6 +67,7 @@ class RunDirectory:
         self.tensorboard = self.path / "tensorboard"
         self.profile = self.path / "profile"
         self.examples = self.path / "examples"
+        self.stacks = self.path / "stacks"
 
     def __str__(self) -> str:
         return str(self.path)

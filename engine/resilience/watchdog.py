@@ -1,0 +1,247 @@
+"""The hang watchdog: a step that takes far too long ends the run with everybody's stacks, a name and exit code 42.
+
+Owns: the bound of a step and of each other phase, the thread that looks, agreement of all processes that the run hangs,
+and the sentence that names who is behind. Does not own: what a stack looks like (`stacks.py`), or starting again.
+
+Terms. *Beat*: the arrival of a step's result, not its dispatch. *Bound*: seconds from one beat to the next, the greater
+of `resilience.hang` and 5 times the median so far; one of K steps has K times the median. *Phase*: what else the
+main thread does, with a bound of its own or none. *Behind*: the process that has dispatched least, or does not answer.
+
+It is a thread, since the main one may be stuck anywhere: in a collective, in the user's code, in a lock. A main thread
+that keeps Python's lock stops this one as well; then the other processes name it, as one that does not answer.
+"""
+
+import json
+import statistics
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from engine.cluster import coordination, ending, exit_codes, processes
+from engine.cluster.coordination import CoordinationError
+from engine.cluster.departure import name
+from engine.config.duration import Duration
+from engine.config.errors import ConvoyError
+from engine.config.schema import Config
+from engine.resilience import stacks
+from engine.run.directory import RunDirectory
+
+TIMES_MEDIAN = 5.0
+PATIENCE = 10.0  # times `resilience.hang`: for the first step, a batch of an evaluation, a hook, and the end
+MARGIN_S = 60.0  # beyond twice `checkpoint.timeout`, at which a save or restore itself is given up
+_TRAINING = "training"
+_LOOK_S = 1.0  # at the most, between two looks
+_COLLECT_S = 5.0  # for the stacks of all processes
+_MEDIAN_OF = 64  # beats
+_IN_FLIGHT = 4  # dispatches of which the largest K counts
+
+
+class Hang(ConvoyError):
+    """Nothing moved for longer than a step may take."""
+
+    exit_code = exit_codes.RETRY
+
+
+class Place(NamedTuple):
+    """Where a process is."""
+
+    phase: str = "starting"
+    bound_s: float | None = None  # None: as long as it takes; of a step, the watchdog's own counts
+    rule: str = ""  # of which the bound comes, as "checkpoint.timeout"
+    since: float = 0.0  # monotonic seconds of the latest beat or of the phase's begin
+    dispatched: int = 0  # steps
+    arrived: int = 0  # steps
+
+
+class Watchdog:
+    """Looks after one attempt. A context manager: the thread lives while it is open.
+
+    Args:
+        hang_s: `resilience.hang` in seconds.
+        timeout_s: `checkpoint.timeout` in seconds.
+        folder: for the stacks of each process; it is made when it is needed.
+        attempt: of the run.
+    """
+
+    def __init__(self, hang_s: float, timeout_s: float, folder: Path, attempt: int):
+        self._hang_s, self._timeout_s, self._folder, self._attempt = hang_s, timeout_s, folder, attempt
+        self._place = Place(since=time.monotonic())
+        self._steps_s: deque[float] = deque(maxlen=_MEDIAN_OF)  # of one step each
+        self._sizes: deque[int] = deque([1], maxlen=_IN_FLIGHT)  # K of the latest dispatches
+        self._peers: dict[str, tuple[str, float]] = {}  # what a peer told, and when that was first seen
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def training(self, step: int) -> "Phase":
+        """Steps follow one another while it is open, from the one after `step` on; what comes after is the end."""
+        self._place = self._place._replace(dispatched=step, arrived=step)
+        ending = ("ending", self._hang_s * PATIENCE, f"{PATIENCE:g} times resilience.hang")
+        return Phase(self, (_TRAINING, None, ""), ending)
+
+    def storing(self, what: str) -> "Phase":
+        """A save or restore, or two saves; each has been given up at `checkpoint.timeout`, before this bound."""
+        return Phase(self, (what, 2 * self._timeout_s + MARGIN_S, f"2 times checkpoint.timeout and {MARGIN_S:g} s"))
+
+    def patient(self, what: str) -> "Phase":
+        """Something that may take much longer than a step; `beat` begins its bound anew."""
+        return Phase(self, (what, self._hang_s * PATIENCE, f"{PATIENCE:g} times resilience.hang"))
+
+    @property
+    def place(self) -> Place:
+        """Where the main thread is."""
+        return self._place
+
+    def enter(self, phase: str, bound_s: float | None, rule: str) -> None:
+        """The main thread does something else from now on."""
+        self._place = self._place._replace(phase=phase, bound_s=bound_s, rule=rule, since=time.monotonic())
+
+    def beat(self) -> None:
+        """Something has moved in this phase."""
+        self._place = self._place._replace(since=time.monotonic())
+
+    def dispatched(self, step: int) -> None:
+        """The program of the steps up to `step` was called."""
+        self._sizes.append(step - self._place.dispatched)
+        self._place = self._place._replace(dispatched=step)
+
+    def arrived(self, step: int) -> None:
+        """The result of the steps up to `step` is there."""
+        now, place = time.monotonic(), self._place
+        if step <= place.arrived:
+            return
+        if place.phase == _TRAINING:
+            self._steps_s.append((now - place.since) / (step - place.arrived))
+        self._place = place._replace(arrived=step, since=now)
+
+    def bound(self) -> tuple[float | None, str]:
+        """Returns the seconds that the present phase may take until its next beat, and the rule that says so."""
+        place = self._place
+        if place.phase != _TRAINING:
+            return place.bound_s, place.rule
+        if not (steps_s := list(self._steps_s)):
+            return self._hang_s * PATIENCE, f"{PATIENCE:g} times resilience.hang, for the first step"
+        k, median = max(self._sizes), statistics.median(steps_s)
+        several = f" times {k} in a dispatch" if k > 1 else ""
+        rule = f"resilience.hang is {self._hang_s:g} s, the median step {median:.3g} s{several}"
+        return max(self._hang_s, TIMES_MEDIAN * median * k), rule
+
+    def _watch(self) -> None:
+        period = min(_LOOK_S, self._hang_s / 10)
+        while not self._stop.wait(period):
+            with suppress(CoordinationError):  # a lost process 0 is told by `departure.py`
+                self._look()
+
+    def _look(self) -> None:
+        place, (bound_s, rule) = self._place, self.bound()
+        waited = time.monotonic() - place.since
+        overdue = bound_s is not None and waited > bound_s
+        if processes.count() > 1:
+            told = place._replace(bound_s=bound_s, since=waited)._asdict()
+            coordination.put(f"watchdog/places/{processes.index()}", json.dumps(told))
+            if (text := coordination.try_get("watchdog/hang")) is not None:
+                self._give_up(text)
+            overdue = overdue and not self._is_excused()
+        if overdue:
+            doing = "no step has ended" if place.phase == _TRAINING else f"{place.phase} has not moved on"
+            text = f"{doing} for {waited:.1f} s, where {bound_s:.1f} s are allowed ({rule})"
+            coordination.put_first("watchdog/hang", text)
+            self._give_up(coordination.try_get("watchdog/hang") or text)
+
+    def _is_excused(self) -> bool:
+        """Whether a peer does something that may take longer than a step, so that this process rightly waits."""
+        now, told = time.monotonic(), coordination.entries("watchdog/places")
+        for index, text in told.items():
+            if index == str(processes.index()):
+                continue
+            if self._peers.get(index, ("", 0.0))[0] != text:
+                self._peers[index] = (text, now)
+            place = Place(**json.loads(text))
+            waited = place.since + now - self._peers[index][1]
+            if place.phase != _TRAINING and (place.bound_s is None or waited <= place.bound_s):
+                return True
+        return False
+
+    def _give_up(self, text: str) -> NoReturn:
+        """Writes this process's stacks, waits for those of the others, and ends it."""
+        place, index = self._place, str(processes.index())
+        file = stacks.dump(self._folder / f"attempt-{self._attempt}-process-{index}.txt")
+        print(stacks.main_thread(), file=sys.stderr, flush=True)
+        told = {**place._asdict(), "where": stacks.where()}
+        everybody: dict[str, Mapping[str, object]] = {index: told}
+        with suppress(CoordinationError):
+            coordination.put(f"watchdog/stacks/{index}", json.dumps(told))
+            end = time.monotonic() + _COLLECT_S
+            while len(everybody) < processes.count() and time.monotonic() < end:
+                time.sleep(0.05)
+                found = coordination.entries("watchdog/stacks")
+                everybody |= {i: json.loads(text) for i, text in found.items()}
+        ending.end(
+            Hang(
+                f"{text}. {_who(everybody, processes.count())} All stacks: {file.parent if file else 'none written'}. "
+                "The same command goes on from the newest checkpoint."
+            )
+        )
+
+
+class Phase:
+    """What the main thread does while it is open. A context manager, made anew each time; entering it takes 1 us.
+
+    Args:
+        watchdog: that is told.
+        inside: name, bound in seconds (None: none) and the rule of which it comes.
+        after: the same for what follows; None: what was before.
+    """
+
+    def __init__(
+        self,
+        watchdog: Watchdog,
+        inside: tuple[str, float | None, str],
+        after: tuple[str, float | None, str] | None = None,
+    ):
+        self._watchdog, self._inside, self._after = watchdog, inside, after
+
+    def __enter__(self) -> None:
+        before = self._watchdog.place
+        self._after = self._after or (before.phase, before.bound_s, before.rule)
+        self._watchdog.enter(*self._inside)
+
+    def __exit__(self, *exception: object) -> None:
+        assert self._after is not None
+        self._watchdog.enter(*self._after)
+
+
+def build_watchdog(config: Config, directory: RunDirectory) -> Watchdog:
+    """Returns the watchdog of an attempt."""
+    hang = Duration.parse(config.resilience.hang, "resilience.hang")
+    timeout = Duration.parse(config.checkpoint.timeout, "checkpoint.timeout")
+    return Watchdog(hang.seconds, timeout.seconds, directory.stacks, directory.attempt)
+
+
+def _who(everybody: Mapping[str, Mapping[str, object]], count: int) -> str:
+    """The sentence about who is behind, and where."""
+    if silent := set(range(count)) - {int(index) for index in everybody}:
+        return f"{name(silent).capitalize()} does not answer: stopped, or stuck with Python's lock."
+    steps = {int(index): (told["dispatched"], told["arrived"]) for index, told in everybody.items()}
+    least = min(steps.values())  # pyright: ignore[reportArgumentType, reportCallIssue]
+    behind = sorted(index for index, reached in steps.items() if reached == least)
+    where = "; ".join(
+        f"process {index} has dispatched {steps[index][0]} steps, is {everybody[str(index)]['phase']}, at "
+        f"{everybody[str(index)]['where']}"
+        for index in behind
+    )
+    if len(behind) == count:
+        return f"All are at the same point: {where}." if count > 1 else f"{where}."
+    return f"{name(behind).capitalize()} {'is' if len(behind) == 1 else 'are'} behind: {where}."

@@ -1,0 +1,117 @@
+"""The roll call, by threads that are processes: all there, one missing, one twice, one that goes and comes again."""
+
+import json
+import os
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from engine.cluster import rollcall
+from engine.cluster.rollcall import CannotJoin, Refused
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def hold(index, port, count=3, timeout_s=20.0):
+    """ "" where all came, else the error."""
+    try:
+        rollcall.hold(index, count, f"127.0.0.1:{port}", "127.0.0.1", port, timeout_s)
+    except CannotJoin as error:
+        return error
+    return ""
+
+
+def together(port, *indices, counts=None, **settings):
+    with ThreadPoolExecutor(len(indices)) as pool:
+        ends = [
+            pool.submit(hold, index, port, **({"count": count} if count else {}), **settings)
+            for index, count in zip(indices, counts or [None] * len(indices), strict=True)
+        ]
+        return [end.result() for end in ends]
+
+
+def test_all_are_there_and_the_port_is_free_at_once(port):
+    for _ in range(3):
+        assert together(port, 2, 0, 1) == ["", "", ""]
+        with socket.socket() as after:
+            after.bind(("127.0.0.1", port))
+
+
+def test_who_is_missing_is_told_to_all_who_came_within_the_time(port):
+    begin = time.monotonic()
+    first, other = together(port, 0, 2, count=4, timeout_s=0.5)
+    assert time.monotonic() - begin < 5
+    words = f"processes 1, 3 of 4 did not come to 127.0.0.1:{port} within 0.5 s; the others are there."
+    assert str(first).startswith(words) and str(other).startswith(words)
+    assert type(first) is type(other) is CannotJoin and CannotJoin.exit_code == 42
+
+
+def test_an_index_that_comes_twice_is_refused_with_both_hosts(port):
+    ends = together(port, 0, 1, 1)
+    here = f"process 1 on {socket.gethostname()} (pid {os.getpid()})"
+    for end in ends:
+        assert str(end).startswith(f"two processes have the index 1: {here} and {here}. Each has its own, 0 to 2")
+        assert isinstance(end, Refused) and end.exit_code == 1
+
+
+def test_another_number_of_processes_is_refused(port):
+    first, other = together(port, 0, 1, counts=[3, 2])
+    assert "was told that there are 2 processes, process 0 on " in str(first)
+    assert str(first) == str(other)
+
+
+def test_one_that_went_away_may_come_again_and_a_stranger_does_not_matter(port):
+    def late():
+        with socket.create_connection(("127.0.0.1", port)) as stranger:
+            stranger.sendall(b"GET / HTTP/1.1\r\n")
+            with socket.create_connection(("127.0.0.1", port)) as gone:
+                gone.sendall(json.dumps({"index": 1, "count": 3, "host": "a", "pid": 1}).encode() + b"\n")
+                time.sleep(0.2)
+            time.sleep(0.2)
+            ends.extend(together(port, 1, 2))
+
+    ends = []
+    thread = threading.Thread(target=late)
+    with socket.socket() as probe:  # until process 0 listens
+        starter = threading.Thread(target=lambda: ends.append(hold(0, port)))
+        starter.start()
+        while probe.connect_ex(("127.0.0.1", port)):
+            time.sleep(0.01)
+    thread.start()
+    thread.join()
+    starter.join()
+    assert ends == ["", "", ""]
+
+
+def test_a_port_that_is_taken_is_told(port):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        words = rf"process 0 of 3: cannot listen at 127.0.0.1:{port} \(Address already in use\)\. .*another process 0"
+        with pytest.raises(CannotJoin, match=words):
+            rollcall.hold(0, 3, f"127.0.0.1:{port}", "127.0.0.1", port, 1.0)
+
+
+def test_something_else_that_listens_there_is_told(port):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+        other.listen()
+
+        def serve():
+            caller, _ = other.accept()
+            caller.sendall(b"\x00\x00HTTP/2 whatever")
+            caller.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(CannotJoin, match=r"have joined already, without this one, or something else listens"):
+            rollcall.hold(1, 3, f"127.0.0.1:{port}", "127.0.0.1", port, 5.0)
+        thread.join()

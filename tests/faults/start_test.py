@@ -1,0 +1,87 @@
+"""Cases 13 to 15: processes that do not find each other as they should."""
+
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from engine.cluster import exit_codes
+from tests import runs
+from tests.faults import bench
+
+pytestmark = [pytest.mark.faults, pytest.mark.multiprocess]
+
+
+@pytest.fixture
+def address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def start(address: str, count: int, *indices: int, words: tuple[str, ...]) -> list[tuple[int, str, float]]:
+    """Starts ranks as any launcher would; returns exit code, output and seconds of each."""
+    begin = time.monotonic()
+    ranks = [
+        subprocess.Popen(
+            words,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=runs.environment(
+                CONVOY_COORDINATOR=address, CONVOY_NUM_PROCESSES=str(count), CONVOY_PROCESS_ID=str(index)
+            ),
+        )
+        for index in indices
+    ]
+    ends = []
+    for rank in ranks:
+        output, _ = rank.communicate(timeout=120)
+        ends.append((rank.returncode, output, time.monotonic() - begin))
+    return ends
+
+
+def train(folder) -> tuple[str, ...]:
+    config = bench.config(folder / "config", mesh__data=-1)
+    return tuple(runs.command("train", config, f"--workdir={folder / 'run'}"))
+
+
+def test_missing_processes_are_named_to_all_who_came(address, tmp_path, case):
+    """In 6 seconds instead of the 5 minutes that hosts of a job have."""
+    program = (
+        "from engine.cluster import processes\nfrom engine.config.errors import ConvoyError\nimport sys\n"
+        "try:\n    processes.initialize(processes.resolve(), timeout_s=6)\n"
+        "except ConvoyError as error:\n    print(error)\n    sys.exit(error.exit_code)"
+    )
+    ends = start(address, 4, 0, 2, words=(sys.executable, "-c", program))
+    for code, output, _ in ends:
+        assert code == exit_codes.RETRY, output
+        assert output.startswith(f"processes 1, 3 of 4 did not come to {address} within 6 s; the others are there.")
+    assert max(seconds for _, _, seconds in ends) < 6 + 15  # and Python's own start
+    case(13, "two of four processes do not start", detected_s=max(s for *_, s in ends), code=exit_codes.RETRY)
+
+
+def test_two_processes_with_one_index_are_refused_and_both_are_named(address, tmp_path, case):
+    ends = start(address, 3, 0, 1, 1, words=train(tmp_path))
+    for code, output, _ in ends:
+        assert code == exit_codes.USER_ERROR, output
+        told = output.splitlines()[-1]
+        assert told.startswith("Refused: two processes have the index 1: process 1 on ")
+        assert told.count(f"process 1 on {socket.gethostname()} (pid ") == 2
+    assert not (tmp_path / "run").exists()
+    case(14, "two processes with one index", detected_s=max(s for *_, s in ends), code=exit_codes.USER_ERROR)
+
+
+def test_a_coordinators_port_that_is_taken_is_told_at_once(tmp_path, case):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        ((code, output, seconds),) = start(address, 2, 0, words=train(tmp_path))
+    assert code == exit_codes.RETRY
+    told = output.splitlines()[-1]
+    assert told.startswith(f"CannotJoin: process 0 of 2: cannot listen at {address} (Address already in use).")
+    assert "Give an address of this machine and a free port" in told
+    case(15, "the coordinator's port is taken", detected_s=seconds, code=code)

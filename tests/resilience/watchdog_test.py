@@ -1,0 +1,169 @@
+"""The hang watchdog: which bound holds when, who is named, and an end whatever the main thread does."""
+
+import json
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from engine.cluster import coordination
+from engine.resilience import watchdog
+from engine.resilience.watchdog import Place, Watchdog
+from tests import runs
+
+
+@pytest.fixture
+def now(monkeypatch):
+    """A clock that the test moves."""
+    clock = [100.0]
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: clock[0])
+    return clock
+
+
+@pytest.fixture
+def dog(now, tmp_path):
+    return Watchdog(60.0, 600.0, tmp_path, 1)
+
+
+def steps(dog, now, seconds, first=1, k=1):
+    """Steps of some seconds each, one after the other."""
+    for i, duration in enumerate(seconds):
+        dog.dispatched(first + i * k + k - 1)
+        now[0] += duration
+        dog.arrived(first + i * k + k - 1)
+
+
+def test_before_training_there_is_no_bound_so_that_a_program_may_compile_for_hours(dog):
+    assert dog.bound() == (None, "")
+
+
+def test_the_first_step_has_ten_times_the_floor(dog):
+    with dog.training(0):
+        assert dog.bound() == (600.0, "10 times resilience.hang, for the first step")
+
+
+@pytest.mark.parametrize(("seconds", "bound"), [([1.0] * 9, 60.0), ([20.0] * 9, 100.0), ([20, 1000, 20], 100.0)])
+def test_a_step_has_the_floor_or_five_times_the_median(dog, now, seconds, bound):
+    with dog.training(0):
+        steps(dog, now, seconds)
+        assert dog.bound()[0] == bound
+
+
+def test_a_dispatch_of_k_steps_has_k_times_the_median_as_long_as_one_is_in_flight(dog, now):
+    with dog.training(0):
+        steps(dog, now, [200.0] * 3, k=10)
+        assert dog.bound()[0] == 5 * 20.0 * 10
+        steps(dog, now, [20.0] * 3, first=31)
+        assert dog.bound()[0] == 5 * 20.0 * 10
+        steps(dog, now, [20.0], first=34)
+        assert dog.bound() == (100.0, "resilience.hang is 60 s, the median step 20 s")
+
+
+def test_the_time_of_an_evaluation_is_no_step_and_it_has_a_bound_of_its_own_between_beats(dog, now):
+    with dog.training(0):
+        steps(dog, now, [1.0] * 3)
+        with dog.patient("evaluating"):
+            assert dog.bound() == (600.0, "10 times resilience.hang")
+            now[0] += 500
+            dog.arrived(4)
+            dog.beat()
+            assert dog.place == Place("evaluating", 600.0, "10 times resilience.hang", now[0], 3, 4)
+        assert (dog.place.phase, dog.bound()[0]) == ("training", 60.0)
+        assert dog.place.since == now[0]
+
+
+def test_saves_have_longer_than_the_time_at_which_they_are_given_up(dog):
+    with dog.storing("saving"):
+        assert dog.bound() == (1260.0, "2 times checkpoint.timeout and 60 s")
+    assert dog.bound() == (None, "")
+
+
+def test_what_comes_after_training_is_the_end_and_bounded(dog):
+    with dog.training(7):
+        pass
+    assert (dog.place.phase, dog.bound()[0], dog.place.arrived) == ("ending", 600.0, 7)
+
+
+@pytest.mark.parametrize(
+    ("peer", "excused"),
+    [
+        (Place("training", 60.0, "", 500.0), False),
+        (Place("starting", None, "", 5000.0), True),
+        (Place("saving", 660.0, "", 500.0), True),
+        (Place("saving", 660.0, "", 700.0), False),
+    ],
+)
+def test_a_process_waits_for_one_that_may_take_longer(dog, now, monkeypatch, peer, excused):
+    monkeypatch.setattr(coordination, "_alone", coordination._Alone())
+    coordination.put("watchdog/places/1", json.dumps(peer._asdict()))
+    assert dog._is_excused() == excused
+    now[0] += 200  # and nothing new is told
+    assert dog._is_excused() == (excused and peer.phase == "starting")
+
+
+def told(dispatched, arrived, where="a.py:1 in f"):
+    return {"phase": "training", "dispatched": dispatched, "arrived": arrived, "where": where}
+
+
+@pytest.mark.parametrize(
+    ("everybody", "words"),
+    [
+        (
+            {"0": told(14, 12), "1": told(12, 11, "b.py:2 in __getitem__"), "2": told(14, 12)},
+            "Process 1 is behind: process 1 has dispatched 12 steps, is training, at b.py:2 in __getitem__.",
+        ),
+        ({"0": told(14, 12), "2": told(14, 12)}, "Process 1 does not answer: stopped, or stuck with Python's lock."),
+        (
+            {str(i): told(14, 12) for i in range(3)},
+            "All are at the same point: process 0 has dispatched 14 steps, is training, at a.py:1 in f; process 1 has",
+        ),
+    ],
+)
+def test_who_is_behind_is_named(everybody, words):
+    assert watchdog._who(everybody, 3).startswith(words)
+
+
+PROGRAM = """
+import sys, threading, time
+from pathlib import Path
+from engine.cluster import ending
+from engine.resilience.watchdog import Watchdog
+
+ending.add_last_act(lambda code, text: print("status", code, flush=True))
+with Watchdog(0.5, 60.0, Path({folder!r}), 3) as dog, dog.training(0):
+    for step in range(1, 6):
+        dog.dispatched(step)
+        time.sleep(0.05)
+        dog.arrived(step)
+    print("stuck", flush=True)
+    {stuck}
+"""
+
+
+@pytest.mark.parametrize(
+    ("stuck", "place"), [("threading.Event().wait()", "wait"), ("__import__('ctypes').CDLL(None).pause()", "<module>")]
+)
+def test_a_main_thread_that_is_stuck_in_python_or_in_c_ends_with_42_and_its_stacks(tmp_path, stuck, place):
+    program = textwrap.dedent(PROGRAM).format(folder=str(tmp_path / "stacks"), stuck=stuck)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=runs.environment(),
+    )
+    assert process.stdout is not None and process.stdout.readline() == "stuck\n"
+    begin = time.monotonic()
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (42, "status 42\n")
+    assert time.monotonic() - begin < 20
+    assert errors.splitlines()[0] == "Main thread, innermost call last:"
+    last = errors.splitlines()[-1]
+    assert (
+        last.startswith("Hang: no step has ended for ") and "where 0.5 s are allowed (resilience.hang is 0.5 s" in last
+    )
+    assert "process 0 has dispatched 5 steps, is training, at " in last and f" in {place}." in last
+    assert last.endswith(f"All stacks: {tmp_path}/stacks. The same command goes on from the newest checkpoint.")
+    assert place in (tmp_path / "stacks/attempt-3-process-0.txt").read_text()
