@@ -1,0 +1,319 @@
+"""A run of two processes that is killed over and over, at any moment of any attempt, against the unbroken run.
+
+tools/bazel run //benchmarks:kill_storm [-- --kills 100 --seed 0]
+python -m benchmarks.kill_storm
+
+`convoy supervise` trains the digits; from outside, one process or both get SIGKILL while they start, restore, step,
+save or end. Each kill is announced first, as `docs/restarts.md` says. Prints a line a kill, then the table of goodput,
+and fails unless the run is done, each step is there once, and losses, final state and examples are those of the
+unbroken run, bit for bit.
+
+Terms. *Phase*: what the run is doing when it is killed, as far as its files tell. *Attempt*: one start of both.
+"""
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import turns, workloads
+from engine.config.schema import Hook
+from engine.config.text import to_text
+from engine.launch.supervise import KILLS
+from engine.observe.goodput_table import goodput_text
+from engine.run import goodput, ledger
+from engine.run.directory import RunDirectory
+
+PROCESSES = 2
+STEPS_A_KILL = 30  # of the whole run; a kill comes before an attempt has done many more
+PAUSE_S = 0.02  # of each step, so that kills fall into steps
+SAVE_EVERY = 20
+PHASES = ("start-up", "restore", "step", "save")
+_LOOK_S = 0.004
+_LONGEST_S = 300.0  # that nothing happens
+
+
+class Pause:
+    """A hook that makes a step last a while."""
+
+    def run(self, trainer: Any, state: Any, step: int) -> None:
+        """Waits."""
+        time.sleep(PAUSE_S)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a run computed: hex of each step's loss, a hash of each array of the last state, each step's examples."""
+
+    losses: dict[int, str]
+    state: dict[str, str]
+    examples: dict[int, list[int]]
+
+
+class Storm:
+    """One supervised run and the kills that fall on it.
+
+    Args:
+        config: argument that names the config.
+        run: directory of the run.
+        total: its steps.
+        seed: of the moments and of whom is hit.
+    """
+
+    def __init__(self, config: str, run: Path, total: int, seed: int):
+        self._config, self._run, self._total, self._random = config, run, total, random.Random(seed)
+        self._kills = run.with_name("kills")
+        self._start_s = 3.0  # from the start of an attempt to its first step, of the last attempt that came so far
+        self.phases: collections.Counter[str] = collections.Counter()
+        """Kills by phase."""
+
+    def __enter__(self) -> "Storm":
+        self._log = open(self._run.with_name("output.txt"), "w")
+        options = (f"--processes={PROCESSES}", "--devices-per-process=1")
+        self._supervisor = subprocess.Popen(
+            command("supervise", *options, "--", "train", self._config, f"--workdir={self._run}"),
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, KILLS: str(self._kills)},
+        )
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._supervisor.poll() is None:
+            self._supervisor.kill()
+        self._supervisor.wait()
+        self._log.close()
+
+    def rage(self, kills: int) -> int:
+        """Kills so often, at last while the run ends, and waits for its end; returns the exit code."""
+        ends = max(1, kills // 20)
+        while self.phases.total() < kills and (pids := self._attempt()):
+            ending = self.phases.total() >= kills - ends
+            phase = "exit" if ending else self._random.choice(PHASES)
+            if self._moment(phase, pids):
+                self._kill(phase, pids)
+            self._until(lambda pids=pids: not any(_alive(pid) for pid in pids))
+        return self._supervisor.wait()
+
+    def _attempt(self) -> list[int]:
+        """The processes of an attempt that has begun; none when the run is over."""
+        found: list[int] = []
+
+        def begun() -> bool:
+            found[:] = _children(self._supervisor.pid)
+            return len(found) == PROCESSES
+
+        self._until(begun)
+        return found if self._supervisor.poll() is None else []
+
+    def _moment(self, phase: str, pids: list[int]) -> bool:
+        """Waits for a moment in a phase; False where the attempt has ended before."""
+        began, first = time.monotonic(), self._step()
+        chance = self._random.random()
+
+        def happens() -> bool:
+            age = time.monotonic() - began
+            match phase:
+                case "start-up":
+                    return age > chance * self._start_s
+                case "restore":
+                    return self._is_restoring(pids)
+                case "step":
+                    if self._step() == first:
+                        self._start_s = age
+                    return self._step() > first + int(chance * STEPS_A_KILL)
+                case "save":
+                    return any(self._run.glob("checkpoints/*tmp*")) and self._is_training(pids)
+                case _:
+                    return self._is_over() and self._is_training(pids)
+
+        self._until(lambda: happens() or not any(_alive(pid) for pid in pids))
+        time.sleep({"restore": 0.5, "save": 0.03, "exit": 0.3}.get(phase, 0.0) * self._random.random())
+        return any(_alive(pid) for pid in pids)
+
+    def _kill(self, phase: str, pids: list[int]) -> None:
+        """Kills one process, or each tenth time all, and says so first."""
+        victims = pids if self._random.random() < 0.1 else [self._random.choice(pids)]
+        step = self._step()
+        with open(self._kills, "a") as file:
+            print(*victims, sep="\n", file=file)
+        for pid in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.phases[phase] += 1
+        which = "all" if len(victims) > 1 else f"process {pids.index(victims[0])}"
+        print(f"kill {self.phases.total():>3}: {which:9} in {phase:8} after step {step}", flush=True)
+
+    def _until(self, condition: Callable[[], Any]) -> None:
+        """Polls until the condition holds or the supervisor has ended.
+
+        Raises:
+            TimeoutError: neither comes.
+        """
+        end = time.monotonic() + _LONGEST_S
+        while not condition() and self._supervisor.poll() is None:
+            if time.monotonic() > end:
+                raise TimeoutError(f"nothing has happened for {_LONGEST_S:g} s; see {self._log.name}")
+            time.sleep(_LOOK_S)
+
+    def _status(self) -> dict[str, Any]:
+        try:
+            return json.loads((self._run / "status.json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def _is_training(self, pids: list[int]) -> bool:
+        """Whether this attempt has come to its loop, or past it."""
+        status = self._status()
+        return status.get("pid") in pids and status["state"] != "starting"
+
+    def _is_restoring(self, pids: list[int]) -> bool:
+        """Whether this attempt reads its checkpoint, or compiles: its steps are known, and none is done."""
+        status = self._status()
+        return status.get("pid") in pids and status.get("total_steps") is not None
+
+    def _is_over(self) -> bool:
+        return (self._run / "checkpoints" / str(self._total)).is_dir()
+
+    def _step(self) -> int:
+        """The last step of which a row is written."""
+        file = self._run / "metrics.jsonl"
+        if not file.exists():
+            return 0
+        with open(file, "rb") as opened:
+            opened.seek(max(0, file.stat().st_size - 4096))
+            lines = opened.read().split(b"\n")[1:]
+        steps = [json.loads(line)["step"] for line in lines if line.startswith(b"{") and line.endswith(b"}")]
+        return max(steps, default=0)
+
+
+def command(*words: str) -> list[str]:
+    """The words that start the command line."""
+    return [sys.executable, "-m", "engine.main", *words]
+
+
+def unbroken(config: str, run: Path) -> None:
+    """Trains the same run without a kill."""
+    options = ("launch", "local", f"--processes={PROCESSES}", "--devices-per-process=1", "--")
+    words = command(*options, "train", config, f"--workdir={run}")
+    subprocess.run(words, check=True, capture_output=True)
+
+
+def write_config(folder: Path, total: int) -> str:
+    """Writes the config of the run; returns the argument that names it."""
+    config = workloads.config(
+        workloads.DIGITS,
+        steps=total,
+        log__every="1 step",
+        log__tensorboard=False,
+        log__examples=True,
+        checkpoint__every=f"{SAVE_EVERY} steps",
+        mesh__fsdp=PROCESSES,
+        train__ema_decay=0.9,
+    )
+    config = dataclasses.replace(config, hooks={"pause": Hook(target="benchmarks.kill_storm.Pause", every="1 step")})
+    folder.mkdir()
+    RunDirectory(folder).write_config_text(to_text(config))
+    return f"--config={folder}"
+
+
+def outcome(run: Path) -> Outcome:
+    """Reads what a run computed; the last attempt of a step counts."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: float(row["loss"]).hex() for row in rows if "loss" in row}
+    return Outcome(losses, _state(run), ledger.read(run / "examples"))
+
+
+def differences(first: Outcome, second: Outcome, total: int) -> list[str]:
+    """Returns a line for each thing in which two outcomes differ, or in which the first is not whole."""
+    found = []
+    for what in ("losses", "state", "examples"):
+        one, two = getattr(first, what), getattr(second, what)
+        different = [str(key) for key in sorted({*one, *two}) if one.get(key) != two.get(key)]
+        if different:
+            found.append(f"{what}: {len(different)} of {len(two)} differ: {', '.join(different[:8])}")
+    for what in ("losses", "examples"):
+        if missing := sorted(set(range(1, total + 1)) ^ set(getattr(first, what))):
+            found.append(f"{what}: steps that are missing or too many: {', '.join(map(str, missing[:8]))}")
+    return found
+
+
+def _state(run: Path) -> dict[str, str]:
+    """path -> SHA-256 of each array of the newest state, read by Orbax alone."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    newest = max(int(path.parent.name) for path in run.glob("checkpoints/*/commit_success.txt"))
+    path = (run / "checkpoints" / str(newest) / "state").absolute()
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        tree = checkpointer.metadata(path).item_metadata.tree
+        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        state = checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=tree, restore_args=args))
+    return {
+        jax.tree_util.keystr(where): hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
+        for where, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
+    }
+
+
+def _children(parent: int) -> list[int]:
+    """The processes that a process has started and that live, the oldest first."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError):
+            state, above = path.read_text().rpartition(")")[2].split()[:2]
+            if int(above) == parent and state != "Z":
+                found.append(int(path.parent.name))
+    return sorted(found)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def main() -> int:
+    """Storms and compares; returns 1 where anything differs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and of whom is hit")
+    args = parser.parse_args()
+    print(turns.machine())
+    total = args.kills * STEPS_A_KILL
+    folder = Path(tempfile.mkdtemp(prefix="convoy-kill-storm-"))
+    print(f"seed {args.seed}, {args.kills} kills, {total} steps, in {folder}", flush=True)
+    config = write_config(folder / "config", total)
+    unbroken(config, folder / "unbroken")
+    with Storm(config, folder / "run", total, args.seed) as storm:
+        code = storm.rage(args.kills)
+    print(", ".join(f"{count} in {phase}" for phase, count in storm.phases.most_common()))
+    print(goodput_text(RunDirectory(folder / "run")))
+    found = differences(outcome(folder / "run"), outcome(folder / "unbroken"), total)
+    sums = goodput.sums(goodput.read(folder / "run" / "goodput.jsonl"))
+    if (steps := sum(kinds["step"].steps for kinds in sums.values())) != total:
+        found.append(f"goodput: {steps} useful steps, not {total}")
+    if code:
+        found.append(f"exit code {code}")
+    for line in found:
+        print(f"DIFFERENT: {line}")
+    print(f"{storm.phases.total()} kills, {len(sums)} attempts, exit code {code}, {len(found)} differences")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
