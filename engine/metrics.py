@@ -77,6 +77,11 @@ def reduce_mean(mean: Mean, rows: jax.Array | None = None) -> jax.Array:
     return jnp.stack([total.sum(), weight.sum()])
 
 
+def by_row(mean: Mean | Loss) -> bool:
+    """Whether a Mean has an entry for each example, so that single ones can be left out."""
+    return jnp.ndim(mean.total) == 1 and jnp.ndim(mean.weight) == 1
+
+
 def divide(pair: jax.Array) -> jax.Array:
     """Returns total / weight of a `[2]` pair, and 0 where the weight is 0."""
     return jnp.where(pair[1] != 0, pair[0] / jnp.where(pair[1] != 0, pair[1], 1), 0)

@@ -28,6 +28,7 @@ from engine.config import hardware
 from engine.config.duration import Duration, Period
 from engine.config.schema import Config
 from engine.config.text import to_text
+from engine.data.bad_examples import BadExamples
 from engine.data.feed import TrainFeed
 from engine.data.source import Source
 from engine.evaluation import build_evaluations, check_best
@@ -42,9 +43,10 @@ from engine.resilience.preemption import Interrupted, Preempted, Preemption
 from engine.resilience.replica_check import ReplicaCheck
 from engine.resilience.watchdog import build_watchdog
 from engine.run.directory import RunDirectory
-from engine.run.ledger import Ledger
+from engine.run.ledger import Ledger, Lines
 from engine.training.build import program_of
 from engine.training.state import State
+from engine.training.step import BAD_EXAMPLES
 from engine.training.task import Task
 
 
@@ -145,8 +147,9 @@ class Trainer:
             stack.callback(lambda: self._tell(profile.close()))
             stack.enter_context(peers.place_told(lambda: self._step))
             on_batch = self._ledger(stack) if config.log.examples else None
+            bad = self._bad_examples(stack) if config.data.on_error == "skip" else None
             while True:
-                with contextlib.closing(self._feed(step, on_batch)) as feed, self._watchdog.training(step):
+                with contextlib.closing(self._feed(step, on_batch, bad)) as feed, self._watchdog.training(step):
                     if self._loop(state, step, steps, feed, recorder, preemption, profile):
                         break
                 recorder.go_back()
@@ -154,7 +157,7 @@ class Trainer:
                 self._first = step
         return self.summary()
 
-    def _feed(self, step: int, on_batch: Any) -> TrainFeed:
+    def _feed(self, step: int, on_batch: Any, bad: BadExamples | None) -> TrainFeed:
         train = self.config.train
         return TrainFeed(
             self._source,
@@ -166,6 +169,7 @@ class Trainer:
             stop=self.total_steps,
             steps_per_dispatch=train.steps_per_dispatch,
             on_batch=on_batch,
+            bad=bad,
         )
 
     def _loop(
@@ -315,6 +319,11 @@ class Trainer:
         stack.callback(ledger.close)
         return ledger.write
 
+    def _bad_examples(self, stack: contextlib.ExitStack) -> BadExamples:
+        lines = Lines(self.directory.bad_examples, processes.index(), processes.count(), self.directory.attempt)
+        stack.callback(lines.close)
+        return BadExamples(lines.add, self.say)
+
     def _traces(self) -> Path:
         """Where this process's trace goes: JAX names files by host, which several processes may share."""
         return self.directory.profile / (f"process-{processes.index()}" if processes.count() > 1 else "")
@@ -331,7 +340,7 @@ class Trainer:
         return Recorder(
             self.program.metric_names,
             last_value=("learning_rate",),
-            summed=("skipped",),
+            summed=("skipped", BAD_EXAMPLES),
             writer=writer,
             throughput=Throughput(batch_size, self.program.flops_per_step, peak and peak * self.program.mesh.size),
             period=self._period(self.config.log.every, "log.every"),

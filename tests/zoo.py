@@ -110,6 +110,7 @@ def program(
     accumulate: int = 1,
     precision: str = "float32",
     ema_decay: float | None = None,
+    weighted: bool = False,
     example: Any = None,
     seed: int = 0,
     layout: Mapping[str, Any] | None = None,
@@ -135,6 +136,7 @@ def program(
         accumulate=accumulate,
         compute_dtype=DTYPES[precision],
         ema_decay=ema_decay,
+        weighted=weighted,
     )
     if example is None:
         example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), examples(1))

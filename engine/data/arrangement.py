@@ -134,9 +134,10 @@ def _stack_each(source: Source, indices: np.ndarray) -> Batch:
         try:
             examples.append(source[index])
         except Exception as error:
+            what = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}."
             raise DataError(
-                f"Example {index} of {name_of(source)}: {type(error).__name__}: {error}. "
-                f"Read it alone with source[{index}]; mend it, or leave it out of the source."
+                f"Example {index} of {name_of(source)}: {what} Read it alone with source[{index}]; mend it, or leave "
+                "it out: of the source, or with data.on_error=skip."
             ) from error
     return stack(examples, lambda row: f"{indices[row]} of {name_of(source)}")
 

@@ -55,7 +55,11 @@ class ArrayRecordSource:
 
     def __getitem__(self, index: int) -> Example:
         """Returns one example; its arrays may be written to."""
-        return jax.tree.map(np.copy, self._decode(index, self._records[index]))
+        try:
+            record = self._records[index]
+        except (RuntimeError, ValueError, OSError) as error:
+            raise DataError(f"{self._called(index)}: {error}. Write the file again.") from error
+        return jax.tree.map(np.copy, self._decode(index, record))
 
     def take(self, indices: np.ndarray) -> Batch:
         """Returns the examples at `indices` `[batch]`, stacked; the files are read in parallel."""
@@ -83,7 +87,18 @@ class ArrayRecordSource:
         try:
             return decode(record)
         except DataError as error:
-            raise DataError(f"record {index} of {', '.join(self.paths[:3])}: {error}") from error
+            raise DataError(f"{self._called(index)}: {error}") from error
+
+    def _called(self, index: int) -> str:
+        """The record in its own file, for errors."""
+        first = 0
+        for path in self.paths:
+            records: Any = grain.sources.ArrayRecordDataSource([path])
+            count = len(records)
+            if index < first + count:
+                return f"record {index - first} of {path}"
+            first += count
+        return f"record {index} of {', '.join(self.paths[:3])}"
 
 
 def write_array_record(source: Source, path: str, progress: Callable[[int, int], None] | None = None) -> int:

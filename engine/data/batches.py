@@ -74,6 +74,22 @@ class Batches:
             batch = self._transform(batch, addresses, n * self.batch_size + self.rows)
         return narrow(batch, self._wide, name_of(self.source))
 
+    def row(self, place: int) -> Batch:
+        """Returns the example at a place (a global example index) as a batch of one row, made as in its batch.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        addresses = np.array([self.address(place)])
+        batch = self._arrangement.read(addresses)
+        if self._arrangement.changes:
+            batch = self._transform(batch, addresses, np.array([place]))
+        return narrow(batch, self._wide, name_of(self.source))
+
+    def address(self, place: int) -> int:
+        """Returns what is at a place, in the arrangement."""
+        return int(self._arrangement.addresses(np.array([place]))[0])
+
     def addresses(self, n: int) -> np.ndarray:
         """Returns what the rows of batch n are in the arrangement, int64 `[rows]`."""
         group, place = divmod(n, self._group)
@@ -108,7 +124,8 @@ class OrderedBatches:
 
     def __init__(self, source: Source, batch_size: int, rows: Rows = None):
         self.source, self.batch_size = source, batch_size
-        self._rows = _row_numbers(rows, batch_size)
+        self.rows = _row_numbers(rows, batch_size)
+        """Places in the global batch of the rows that are made here, int64 `[rows]`."""
         self._wide = _wide()
 
     def __len__(self) -> int:
@@ -116,7 +133,15 @@ class OrderedBatches:
 
     def __getitem__(self, n: int) -> Batch:
         """Returns rows `[rows, ...]` of batch n; rows past the end repeat the last example."""
-        return self._read(np.minimum(int(n) * self.batch_size + self._rows, len(self.source) - 1))
+        return self._read(np.minimum(int(n) * self.batch_size + self.rows, len(self.source) - 1))
+
+    def row(self, place: int) -> Batch:
+        """Returns the example at a place as a batch of one row; past the end it begins anew. Raises DataError."""
+        return self._read(np.array([self.address(place)]))
+
+    def address(self, place: int) -> int:
+        """Returns the index of the example at a place."""
+        return place % len(self.source)
 
     def rest(self) -> Batch:
         """Returns all the examples `[len(source) % batch_size, ...]` that do not fill a batch, on every process."""
@@ -128,7 +153,7 @@ class OrderedBatches:
 
     def weight(self, n: int) -> np.ndarray:
         """Returns float32 `[rows]`: 1 for an example, 0 for a row past the end."""
-        return (n * self.batch_size + self._rows < len(self.source)).astype(np.float32)
+        return (n * self.batch_size + self.rows < len(self.source)).astype(np.float32)
 
 
 def narrow(batch: Batch, wide: bool, name: str) -> Batch:

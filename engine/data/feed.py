@@ -6,8 +6,10 @@ A feed has no thread of its own. The loop runs ahead of the device, so that a ba
 it computes; batches for the host are made ahead by the reader.
 """
 
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +17,7 @@ from jax.sharding import NamedSharding
 
 from engine.config.errors import DataError
 from engine.config.schema import Data
+from engine.data.bad_examples import Bad, BadExamples, Forgiving
 from engine.data.batches import Batches, OrderedBatches
 from engine.data.placement import local_rows, place
 from engine.data.reader import read
@@ -36,6 +39,7 @@ class TrainFeed:
         stop: int,
         steps_per_dispatch: int = 1,
         on_batch: Callable[[int, list[int], list[int]], None] | None = None,
+        bad: BadExamples | None = None,
     ):
         """Starts the readers.
 
@@ -50,6 +54,8 @@ class TrainFeed:
             steps_per_dispatch: batches that are usually drawn at once; `settings.prefetch` counts such draws.
             on_batch: called with each batch that is drawn: its number, the rows that this process feeds, and their
                 examples (`run/ledger.py`).
+            bad: takes what cannot be read where `settings.on_error` is skip; `next` then returns pairs, each batch
+                with the weight of its rows, float32 `[batch_size]`.
 
         Raises:
             DataError: the source is empty or holds something else than numbers.
@@ -60,8 +66,9 @@ class TrainFeed:
         rows = local_rows(sharding, batch_size)
         self._batches = batches = Batches(source, batch_size, seed, settings.shuffle, rows)
         self._on_batch = on_batch
-        self._reader = read(
-            batches,
+        self._bad = bad
+        self._reader: Any = read(
+            batches if bad is None else Forgiving(batches),
             start,
             stop,
             threads=settings.threads,
@@ -83,13 +90,20 @@ class TrainFeed:
         if self._next + count > self._stop:
             raise DataError(f"{count} batches asked for at batch {self._next}, but the run ends at {self._stop}.")
         begin = time.perf_counter()
-        batches = tuple(next(self._reader) for _ in range(count))
+        batches = tuple(self._draw(self._next + i) for i in range(count))
         self.wait_s += time.perf_counter() - begin
         if self._on_batch is not None:
             for n in range(self._next, self._next + count):
                 self._on_batch(n, self._batches.rows.tolist(), self._batches.addresses(n).tolist())
         self._next += count
         return place(batches, self._sharding)
+
+    def _draw(self, n: int) -> Batch:
+        batch = next(self._reader)
+        if self._bad is None:
+            return batch
+        self._bad.take(n, len(batch.weight), batch.bad)
+        return batch.batch, batch.weight
 
     @property
     def position(self) -> dict[str, int]:
@@ -134,6 +148,7 @@ class EvaluationFeed:
         self._settings, self._batch_size = settings, batch_size
         self._sharding, self._replicated = sharding, replicated
         self._batches = OrderedBatches(self._source, batch_size, local_rows(sharding, batch_size))
+        self._exact_last = exact_last
         self._rest = len(self._source) % batch_size if exact_last else 0
 
     def __len__(self) -> int:
@@ -145,12 +160,23 @@ class EvaluationFeed:
         ones = place(np.ones_like(self._batches.weight(0)), self._sharding)
         settings = self._settings
         whole = full if self._rest else full + 1
-        reader = read(
-            self._batches, 0, whole, threads=settings.threads, workers=settings.workers, prefetch=settings.prefetch
+        forgiving = settings.on_error == "skip" and not self._exact_last  # else rows cannot be left out
+        reader: Any = read(
+            Forgiving(self._batches) if forgiving else self._batches,
+            0,
+            whole,
+            threads=settings.threads,
+            workers=settings.workers,
+            prefetch=settings.prefetch,
         )
         try:
             for n, batch in enumerate(reader):
                 weight = ones if n < full else place(self._batches.weight(n), self._sharding)
+                if forgiving:
+                    if batch.bad:
+                        weight = place(self._batches.weight(n) * batch.weight, self._sharding)
+                        _tell(batch.bad)
+                    batch = batch.batch
                 yield place(batch, self._sharding), weight
         finally:
             reader.close()
@@ -161,3 +187,8 @@ class EvaluationFeed:
         """The examples that do not fill a batch, on every device."""
         weight = np.ones(self._rest, np.float32)
         return place(self._batches.rest(), self._replicated), place(weight, self._replicated)
+
+
+def _tell(bad: Sequence[Bad]) -> None:
+    for one in bad:
+        logging.getLogger("convoy").warning("an evaluation leaves out what cannot be read: %s", one.error)

@@ -21,6 +21,7 @@ from engine.config.errors import DataError
 Example = Any  # pytree of numpy arrays and numbers
 Batch = Any  # the same pytree with arrays [batch, ...]
 
+TRIED = 16  # examples that are read at most to see what they hold
 NUMBERS = "biufc"  # numpy's kinds of dtype that an example may hold: bool, integers, floats, complex
 SAMPLED = 32  # examples that a fingerprint reads at most: a start must not wait for it
 WHOLE = 256 << 20  # bytes of arrays in memory that a fingerprint reads whole, some hundredths of a second
@@ -185,20 +186,18 @@ def name_of(source: Source) -> str:
 def example_spec(source: Source) -> Any:
     """Returns shapes and dtypes of an example, as a pytree of jax.ShapeDtypeStruct; no device is touched.
 
-    The dtypes are those that arrive on the device: 64 bits become 32 unless JAX_ENABLE_X64 is set.
+    The dtypes are those that arrive on the device: 64 bits become 32 unless JAX_ENABLE_X64 is set. The first example
+    that can be read is taken; what is to be done about one that cannot is decided where it is drawn.
 
     Raises:
-        DataError: the source is empty, its first example cannot be read, or holds something else than numbers.
+        DataError: the source is empty, none of its first examples can be read, or holds something else than numbers.
     """
     import jax
 
     name = name_of(source)
     if len(source) == 0:
         raise DataError(f"{name}: no examples. A source needs at least one; check its files and arguments.")
-    try:
-        example = source[0]
-    except Exception as error:
-        raise DataError(f"{name}[0] failed: {type(error).__name__}: {error}") from error
+    example = _first(source, name)
     found = leaves(example)
     if not found:
         raise DataError(f"{name}[0] holds no arrays. Return a pytree of numpy arrays and numbers.")
@@ -210,6 +209,17 @@ def example_spec(source: Source) -> Any:
         return jax.ShapeDtypeStruct(array.shape, jax.dtypes.canonicalize_dtype(array.dtype))
 
     return jax.tree.map(spec, example)
+
+
+def _first(source: Source, name: str) -> Example:
+    """The first of the first examples that can be read."""
+    errors = []
+    for index in range(min(len(source), TRIED)):
+        try:
+            return source[index]
+        except Exception as error:
+            errors.append(error)
+    raise DataError(f"{name}[0] failed: {type(errors[0]).__name__}: {errors[0]}") from errors[0]
 
 
 def check_numbers(dtype: np.dtype, where: str) -> None:

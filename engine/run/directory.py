@@ -15,6 +15,7 @@ Terms. *Run*: one working directory. *Attempt*: one start of a run, counted from
     lease/          who writes here
     examples/       which examples each step consumed, with log.examples
     stacks/         where every thread was when the run hung
+    bad_examples/   which examples could not be read, with data.on_error=skip
     checkpoints/  tensorboard/  profile/
 """
 
@@ -68,6 +69,7 @@ class RunDirectory:
         self.profile = self.path / "profile"
         self.examples = self.path / "examples"
         self.stacks = self.path / "stacks"
+        self.bad_examples = self.path / "bad_examples"
 
     def __str__(self) -> str:
         return str(self.path)
@@ -168,7 +170,7 @@ class RunDirectory:
 
     def _parts(self) -> tuple[Path, ...]:
         files = (self.config, self.data, self.status, self.metrics, self.goodput, self.log)
-        return (*files, self.checkpoints, self.tensorboard, self.profile, self.examples)
+        return (*files, self.checkpoints, self.tensorboard, self.profile, self.examples, self.bad_examples)
 
     def read_config_text(self) -> str:
         """Returns the resolved config of the run, as `write_config_text` got it.

@@ -44,6 +44,7 @@ def program_of(task: Task, mesh: Mesh, source: Source, config: Config) -> tuple[
         accumulate=train.accumulate,
         compute_dtype=DTYPES[train.precision],
         ema_decay=train.ema_decay,
+        weighted=config.data.on_error == "skip",
         spike=config.resilience.spike,
     )
     return Program(spec, example, batch_size=train.global_batch_size, seed=train.seed), total

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 
 from engine.config.errors import ConfigError, ShardingError, did_you_mean
 from engine.data.placement import place
-from engine.metrics import check_means
+from engine.metrics import by_row, check_means
 from engine.parallel.layout import NAMED, active
 from engine.parallel.memory import device_memory
 from engine.parallel.mesh import replicated
@@ -25,6 +25,7 @@ from engine.parallel.rules import warnings
 from engine.training.flops import count_flops, has_convolution
 from engine.training.state import State, abstract_state, initial_state, optimizer_shardings
 from engine.training.step import (
+    BAD_EXAMPLES,
     ENGINE_METRICS,
     StepSpec,
     evaluate,
@@ -69,8 +70,11 @@ class Program:
             spec.task, spec.model, spec.tx, seed=seed, ema=spec.ema_decay is not None, layout=spec.layout
         )
         self.abstract_batch = self._batch_of(example, batch_size, spec.batch_sharding)
+        if spec.weighted:
+            weight = jax.ShapeDtypeStruct((batch_size,), jnp.float32, sharding=spec.batch_sharding)
+            self.abstract_batch = (self.abstract_batch, weight)
         self.task_metrics = self._trace_loss()
-        self.metric_names = (*self.task_metrics, *ENGINE_METRICS)
+        self.metric_names = (*self.task_metrics, *ENGINE_METRICS, *([BAD_EXAMPLES] if spec.weighted else ()))
         self.compile_s = 0.0
         self.flops_per_step = 0.0
         """Of matrix products and convolutions over all devices; known once a step is traced."""
@@ -91,11 +95,12 @@ class Program:
         def loss(params: Any, carried: Any, batch: Any, key: Any) -> Any:
             module = spec.model.module(params, carried, key)
             module.train()
-            return spec.task.loss(module, batch, jax.random.split(key, rows))
+            return spec.task.loss(module, batch[0] if spec.weighted else batch, jax.random.split(key, rows))
 
         state = self.abstract_state
         trace = jax.jit(self._laid_out(loss)).trace(state["params"], state["carried"], batch, jax.random.key(0))
         check_loss(spec.task, trace.out_info, rows)
+        self._tells_rows_apart = by_row(trace.out_info)
         self._check_used()
         on_cpu = spec.layout.platform == "cpu"
         unroll = on_cpu and has_convolution(trace.jaxpr.jaxpr)
@@ -143,7 +148,13 @@ class Program:
     def warnings(self) -> list[str]:
         """Sentences about parameters and axes of the mesh that are legal and rarely meant."""
         model, layout = self.spec.model, self.spec.layout
-        return warnings(model.params, model.names, layout.rules, self.mesh)
+        found = warnings(model.params, model.names, layout.rules, self.mesh)
+        if self.spec.weighted and not self._tells_rows_apart:
+            found.append(
+                f"data.on_error=skip: the loss of {type(self.spec.task).__name__} is one number for a batch, so that "
+                "the next good example counts in the place of a bad one. With Loss.of(values) its row has weight 0."
+            )
+        return found
 
     def _laid_out(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, traced with the layout in force."""

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from engine.metrics import Mean, divide, reduce_mean
+from engine.metrics import Mean, by_row, divide, reduce_mean
 from engine.parallel.layout import Layout
 from engine.parallel.mesh import batch_sharding
 from engine.training.model import Model, cast
@@ -31,6 +31,7 @@ Step = Callable[[State, Batch, jax.Array], tuple[State, jax.Array]]
 
 JUDGED_FROM = 16  # recent losses; before there are so many, none is a spike
 ENGINE_METRICS = ("grad_norm", "learning_rate", "skipped")
+BAD_EXAMPLES = "bad_examples"  # a further one, where batches are weighted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,7 @@ class StepSpec:
     unroll: bool = False  # microbatches and K steps written out: a while loop around a convolution is slow on CPU
     grad_shardings: Shardings = dataclasses.field(default_factory=dict)  # path -> where a gradient is summed
     opt_places: tuple[Any, Any] | None = None  # the optimizer state: where it lives, and where it is worked on
+    weighted: bool = False  # a batch is a pair: with the weight of its rows, 0 for what could not be read
     spike: float | None = None  # a loss this many times the running median is held back too
     branch: bool = False  # the guard branches, instead of selecting each number: free on CPU, a wait on a GPU
 
@@ -87,7 +89,8 @@ def make_train_step(spec: StepSpec, metric_names: tuple[str, ...]) -> Step:
         else:
             new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), update(), old)
         new = _moved(spec, new, 0) | {"step": state["step"] + 1, "rng": state["rng"], "recent": recent}
-        ours = jnp.stack([grad_norm, spec.learning_rate(state["step"]), 1.0 - ok])
+        ours = [grad_norm, spec.learning_rate(state["step"]), 1.0 - ok]
+        ours = jnp.stack([*ours, (batch[1] == 0).sum()] if spec.weighted else ours)
         return new, jnp.concatenate([sums, jnp.stack([ours, jnp.ones_like(ours)], axis=1)])
 
     return step
@@ -138,12 +141,13 @@ def _gradients(
 
     def total_loss(trained: Any, carried: Any, part: tuple[Batch, jax.Array, Any]) -> tuple[jax.Array, Any]:
         batch, keys, index = part
+        batch, weight = batch if spec.weighted else (batch, None)
         params = cast({**trained, **frozen}, spec.compute_dtype)
         module = spec.model.module(params, carried, jax.random.fold_in(key, rows + index))
         module.train()
         loss = spec.task.loss(module, cast(batch, spec.compute_dtype, spec.task.full_precision), keys)
         means = {"loss": Mean(loss.total, loss.weight), **loss.metrics}
-        sums = jnp.stack([reduce_mean(means[name]) for name in metric_names])
+        sums = jnp.stack([reduce_mean(means[name], weight if by_row(means[name]) else None) for name in metric_names])
         carried = {path: x.astype(carried[path].dtype) for path, x in spec.model.carried_of(module).items()}
         return sums[0, 0], (sums, carried)
 

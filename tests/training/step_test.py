@@ -12,7 +12,8 @@ from flax import nnx
 from engine import Loss, Mean, Task
 from engine.config.schema import MeshSpec
 from engine.parallel.memory import HOST_MEMORY
-from engine.training.step import ENGINE_METRICS
+from engine.training.state import RECENT
+from engine.training.step import BAD_EXAMPLES, ENGINE_METRICS, JUDGED_FROM, is_spike
 from tests import zoo
 
 MESHES = [MeshSpec(data=8), MeshSpec(fsdp=8), MeshSpec(data=2, fsdp=4), MeshSpec(fsdp=4, tensor=2)]
@@ -252,3 +253,58 @@ def test_any_pytree_is_a_batch():
     batch = ((np.ones((4, 3), np.float32), np.ones(4, np.float32)), {"shift": np.zeros(4, np.float32)})
     _, metrics = zoo.run(program, [batch] * 3)
     assert zoo.losses(metrics)[-1] < zoo.losses(metrics)[0]
+
+
+def weighted(batch, *bad):
+    weight = np.ones(len(batch["y"]), np.float32)
+    weight[list(bad)] = 0
+    return batch, weight
+
+
+@pytest.mark.parametrize("mesh", [None, MeshSpec(data=2, fsdp=4)], ids=["one-device", "eight-devices"])
+def test_a_row_of_weight_0_is_one_that_the_task_itself_leaves_out_and_is_counted(mesh):
+    program = zoo.program(zoo.Classify(), mesh=mesh, accumulate=2, weighted=True)
+    found, metrics = zoo.run(program, [weighted(batch, 3, 8) for batch in zoo.batches(2)])
+    assert program.metric_names[-1] == BAD_EXAMPLES
+    assert metrics[:, -1].tolist() == [[2, 1], [2, 1]]
+    without = zoo.batches(2)
+    for batch in without:
+        batch["valid"][[3, 8]] = 0
+    expected, plain = zoo.run(zoo.program(zoo.Classify(), mesh=mesh, accumulate=2), without)
+    zoo.assert_close(found["params"], expected["params"], 1e-6)
+    np.testing.assert_allclose(metrics[:, :-1], plain, rtol=1e-5)
+    assert program.warnings == zoo.program(zoo.Classify(), mesh=mesh).warnings
+
+
+def test_where_the_loss_is_one_number_for_a_batch_a_row_cannot_be_left_out_and_that_is_told():
+    class Whole(zoo.Classify):
+        def loss(self, model, batch, rng):
+            loss = super().loss(model, batch, rng)
+            return Loss(loss.total.sum(), loss.weight.sum())
+
+    program = zoo.program(Whole(), weighted=True)
+    _, metrics = zoo.run(program, [weighted(zoo.batches(1)[0], 3)])
+    assert metrics[0, -1].tolist() == [1, 1]
+    assert any("the loss of Whole is one number for a batch" in text for text in program.warnings)
+
+
+def test_what_is_told_to_be_held_back_is_held_back_whatever_its_loss():
+    program = zoo.program(zoo.Classify(), ema_decay=0.9)
+    batches = tuple(jax.device_put(batch, program.spec.batch_sharding) for batch in zoo.batches(2))
+    state, metrics = program.steps(2)(program.init(), batches, program.held((True, False)))
+    assert np.asarray(metrics)[:, program.metric_names.index("skipped"), 0].tolist() == [1, 0]
+    nan = zoo.batches(2)
+    nan[0]["x"][:] = np.nan
+    expected, _ = zoo.run(program, nan, k=2)
+    zoo.assert_equal(state, expected)
+
+
+def test_a_spike_is_a_loss_far_above_the_median_of_enough_recent_ones():
+    recent = np.full(RECENT, np.nan, np.float32)
+    recent[:JUDGED_FROM] = np.arange(1, JUDGED_FROM + 1)  # the lower median is 8
+    assert not is_spike(jnp.float32(15.9), jnp.asarray(recent), 2.0)
+    assert is_spike(jnp.float32(16.1), jnp.asarray(recent), 2.0)
+    assert not is_spike(jnp.float32(-4.1), jnp.asarray(-recent), 2.0)  # the median is -9, the bound 0
+    assert is_spike(jnp.float32(1.0), jnp.asarray(-recent), 2.0)
+    recent[0] = np.nan
+    assert not is_spike(jnp.float32(1e9), jnp.asarray(recent), 2.0)
