@@ -36,18 +36,20 @@ def leaves_of(tree: Any) -> dict[str, Leaf]:
 
 
 def difference(stored: Mapping[str, Leaf], wanted: Mapping[str, Leaf]) -> str | None:
-    """Returns the sentences about the leaves that differ, or None when the two fit.
+    """Returns the sentences about the leaves that differ, parameters first, or None when the two fit.
 
     A leaf that one side lacks counts; so does another dtype, because a silent cast would not be the saved state.
     """
-    paths = sorted({*stored, *wanted})
+    paths = sorted({*stored, *wanted}, key=lambda path: (not path.startswith("params/"), path))
     differing = [path for path in paths if stored.get(path) != wanted.get(path)]
     if not differing:
         return None
     lines = [f"{path}: checkpoint {_side(stored, path)}, model {_side(wanted, path)}." for path in differing[:SHOWN]]
     if len(differing) > SHOWN:
         lines.append(f"... and {len(differing) - SHOWN} more.")
-    return "\n".join([*lines, f"{len(differing)} of {len(paths)} leaves differ."])
+    new, gone = (sum(path not in side for path in differing) for side in (stored, wanted))
+    kinds = f"{new} new in the model, {gone} only in the checkpoint, {len(differing) - new - gone} changed"
+    return "\n".join([*lines, f"{len(differing)} of {len(paths)} leaves differ: {kinds}."])
 
 
 def other_folds(

@@ -20,7 +20,8 @@ from engine.config.errors import DataError
 from engine.data.record import decode, encode
 from engine.data.source import PART, SAMPLED, Batch, Example, Source, name_of
 
-NAMED = 32  # files that a fingerprint names
+NAMED = 32  # files that a fingerprint names and samples
+WINDOW = 4096  # bytes that are read of a file at a time for that
 # One record a group: random access reads no neighbours. Photographs and points hardly shrink, so speed comes first.
 WRITER_OPTIONS = "group_size:1,zstd:1"
 
@@ -68,11 +69,12 @@ class ArrayRecordSource:
         return jax.tree.map(lambda *rows: np.stack(rows), *examples)
 
     def fingerprint(self) -> str:
-        """Names and sizes of the files in their order, and a hash of some of the records.
+        """Names, sizes and samples of the files in their order, and a hash of some of the records.
 
-        Their folders and times say nothing about the content. Of many files the first ones are named, all are hashed.
+        Their folders and times say nothing about the content. Of many files the first ones are named and sampled.
         """
         files = [f"{os.path.basename(path)} {os.path.getsize(path)} bytes" for path in self.paths]
+        samples = [f"{name} {_sample(path)}" for name, path in zip(files[:NAMED], self.paths, strict=False)]
         records = hashlib.blake2b(PART.join(files).encode(), digest_size=16)
         size = len(self)
         for index in np.unique(np.linspace(0, size - 1, min(size, SAMPLED)).astype(np.int64)).tolist():
@@ -81,7 +83,7 @@ class ArrayRecordSource:
             except (ValueError, RuntimeError, IndexError):  # told when it is needed
                 records.update(b"cannot be read")
         more = [f"{len(files) - NAMED} more files"] if len(files) > NAMED else []
-        return PART.join([*files[:NAMED], *more, f"records {records.hexdigest()}"])
+        return PART.join([*samples, *more, f"records {records.hexdigest()}"])
 
     def _decode(self, index: int, record: bytes) -> Example:
         try:
@@ -99,6 +101,16 @@ class ArrayRecordSource:
                 return f"record {index - first} of {path}"
             first += count
         return f"record {index} of {', '.join(self.paths[:3])}"
+
+
+def _sample(path: str) -> str:
+    """A hash of some windows of a file, from its first to its last bytes."""
+    found, last = hashlib.blake2b(digest_size=6), max(0, os.path.getsize(path) - WINDOW)
+    with open(path, "rb") as file:
+        for start in np.unique(np.linspace(0, last, 16).astype(np.int64)).tolist():
+            file.seek(start)
+            found.update(file.read(WINDOW))
+    return found.hexdigest()
 
 
 def write_array_record(source: Source, path: str, progress: Callable[[int, int], None] | None = None) -> int:

@@ -45,8 +45,16 @@ def test_names_shapes_dtypes_and_leaves_that_one_side_lacks():
         "gone: checkpoint () int32, model has none.\n"
         "new: checkpoint has none, model (3,) float32.\n"
         "shape: checkpoint (512, 2048) float32, model (512, 1024) float32.\n"
-        "4 of 5 leaves differ."
+        "4 of 5 leaves differ: 1 new in the model, 1 only in the checkpoint, 2 changed."
     )
+
+
+def test_parameters_come_before_what_follows_from_them():
+    def side(width):
+        return {f"{top}/w": Leaf((width,), "float32") for top in ("ema", "opt_state/mu", "params")}
+
+    lines = (difference(side(2), side(3)) or "").splitlines()
+    assert [line.split(":")[0] for line in lines[:-1]] == ["params/w", "ema/w", "opt_state/mu/w"]
 
 
 STACK = {"decoder/layers/w": 2}  # how the program wants it: by repeat
@@ -102,4 +110,5 @@ def test_many_differing_leaves_are_counted_and_the_first_are_named():
     stored = {f"layer_{i:03}": Leaf((i,), "float32") for i in range(100)}
     lines = (difference(stored, {}) or "").splitlines()
     assert len(lines) == SHOWN + 2
-    assert lines[-2:] == [f"... and {100 - SHOWN} more.", "100 of 100 leaves differ."]
+    assert lines[-2] == f"... and {100 - SHOWN} more."
+    assert lines[-1] == "100 of 100 leaves differ: 0 new in the model, 100 only in the checkpoint, 0 changed."

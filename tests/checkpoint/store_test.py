@@ -218,7 +218,7 @@ def test_another_model_is_refused_by_the_leaves_that_differ(store):
     assert "params/encoder/0/kernel: checkpoint (8, 16) float32, model (8, 32) float32." in text
     assert "params/head/bias: checkpoint has none, model (4,) float32." in text
     assert "rng: checkpoint (2,) uint32, model has none." in text
-    assert "8 of 11 leaves differ." in text
+    assert "8 of 11 leaves differ: " in text
 
 
 @pytest.mark.faults

@@ -34,8 +34,7 @@ def test_of_files_and_sources_those_that_differ_are_named(tmp_path):
     before = identity.facts_of(ArrayRecordSource(str(tmp_path / "*.arrayrecord")))
     write_array_record(source(4, 0.5), str(tmp_path / "b.arrayrecord"))
     lines = identity.changes(before, identity.facts_of(ArrayRecordSource(str(tmp_path / "*.arrayrecord"))), "data")
-    assert any(line.startswith("data: content: records ") for line in lines)
-    assert not any("a.arrayrecord" in line for line in lines)
+    assert [line.split()[2] for line in lines] == ["b.arrayrecord", "records"]
     write_array_record(source(4, 0.5), str(tmp_path / "c.arrayrecord"))
     lines = identity.changes(before, identity.facts_of(ArrayRecordSource(str(tmp_path / "*.arrayrecord"))), "data")
     assert lines[0] == "data: examples: 7 -> 11"

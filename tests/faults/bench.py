@@ -182,6 +182,8 @@ def outcome(run: Path) -> Outcome:
 
 def attempts(run: Path) -> dict[int, int]:
     """step -> the last attempt that did it."""
+    if not (run / "metrics.jsonl").exists():
+        return {}
     return {step: int(attempt) for step, attempt in runs.rows(run, "attempt").items()}
 
 

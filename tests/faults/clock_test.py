@@ -1,0 +1,106 @@
+"""Case 36, its second half: clocks that jump, or that differ by hours, change nothing."""
+
+import datetime
+import itertools
+import json
+import math
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from engine.run import goodput
+from tests.faults import bench
+from tests.faults.clock import HOUR, Clock
+
+pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.slow]
+
+SUMMER_ENDS = datetime.datetime(2026, 10, 25, 1, 0, tzinfo=datetime.UTC)  # in Berlin, where 03:00 becomes 02:00
+
+
+def moments(run: Path) -> list[str]:
+    """The times of all lines of the log."""
+    return [line.split(" ", 1)[0] for line in (run / "log.txt").read_text().splitlines()]
+
+
+def rows(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_clock_that_jumps_by_an_hour_changes_nothing(tmp_path, one, case):
+    """Saves are due every second; by the wall clock one would be due at each jump, or none for long."""
+    clock, run = Clock(tmp_path / "clock"), tmp_path / "run"
+    where = bench.config(tmp_path / "config", pause=0.1, checkpoint__every="1 second", checkpoint__keep_latest=3)
+    jumps = 0
+    with bench.Job("train", where, f"--workdir={run}", **clock.env) as job:
+        job.until_step(run, 1)
+        for offset in itertools.cycle((HOUR, 0, -HOUR, 0)):
+            if job.process.poll() is not None:
+                break
+            clock.jump_to(offset)
+            jumps += 1
+            time.sleep(0.25)
+        assert job.end() == 0, job.output
+        took = time.monotonic() - job.started
+    assert jumps >= 8
+    assert bench.outcome(run) == one
+    saved = (run / "log.txt").read_text().count("saving checkpoint of step")
+    assert 3 <= saved <= took + 1
+    assert len(bench.saved(run)) == 3 and max(bench.saved(run)) == bench.STEPS
+    for row in rows(run):
+        for name in ("step_time_s", "examples_per_s", "data_wait"):
+            assert row.get(name, 0) >= 0 and math.isfinite(row.get(name, 0)), row
+        assert row.get("step_time_s", 0) < took, row
+    entries = goodput.read(run / "goodput.jsonl")
+    assert all(entry["seconds"] >= 0 and "wall" not in entry for entry in entries)
+    assert 0 < sum(entry["seconds"] for entry in entries) <= took
+    seconds = [row["time"] for row in rows(run)]
+    assert max(b - a for a, b in itertools.pairwise(seconds)) > HOUR / 2, "the clock did not jump"
+    case(36, f"the wall clock jumps by an hour {jumps} times", bitwise=True, code=0)
+
+
+def test_the_end_of_summer_time_changes_nothing(tmp_path, one, case):
+    """The local clock goes from 02:59:59 to 02:00:00 while the run trains; what is written is in UTC and grows."""
+    offset = int((SUMMER_ENDS - datetime.datetime.now(datetime.UTC)).total_seconds()) - 60
+    clock, run = Clock(tmp_path / "clock", offset), tmp_path / "run"
+    where = bench.config(tmp_path / "config", pause=0.05)
+    with bench.Job("train", where, f"--workdir={run}", TZ="Europe/Berlin", **clock.env) as job:
+        job.until_step(run, 20)
+        clock.jump_to(int((SUMMER_ENDS - datetime.datetime.now(datetime.UTC)).total_seconds()))
+        assert job.end() == 0, job.output
+    assert bench.outcome(run) == one
+    found = moments(run)
+    assert found == sorted(found) and found[0] < f"{SUMMER_ENDS:%Y-%m-%dT%H:%M:%SZ}" <= found[-1]
+    status = bench.status(run)
+    assert status["started"] < f"{SUMMER_ENDS:%Y-%m-%dT%H}" < status["updated"]
+    case(36, "summer time ends during the run", bitwise=True, code=0)
+
+
+def test_jobs_whose_clocks_are_hours_apart_know_who_holds_the_directory(tmp_path, one, case):
+    ahead, behind = Clock(tmp_path / "ahead", HOUR), Clock(tmp_path / "behind", -HOUR)
+    where, run = bench.config(tmp_path / "config", pause=5.0, checkpoint__every="1 step"), tmp_path / "run"
+    fast = bench.config(tmp_path / "fast")
+    for number, (mine, theirs) in enumerate(((ahead, behind), (behind, ahead)), start=1):
+        with bench.Job("train", where, f"--workdir={run}", **mine.env) as first:
+            first.until(lambda number=number: number in bench.attempts(run).values())
+            with bench.Job("train", where, f"--workdir={run}", **theirs.env) as second:
+                assert second.end() == 1, second.output
+                assert f"another job trains here: process {first.process.pid} on host" in second.output
+            first.signal(0, signal.SIGKILL)
+            first.end()
+    with bench.Job("train", fast, f"--workdir={run}", **behind.env) as third:
+        assert third.end() == 0, third.output
+    assert "has left this run without an end; going on in its place" in (run / "log.txt").read_text()
+    assert bench.outcome(run) == one
+    case(36, "jobs in one directory, clocks two hours apart", bitwise=True, code=0)
+
+
+def test_ranks_whose_clocks_are_hours_apart_train_together(tmp_path, two, case):
+    where, run = bench.config(tmp_path / "config", mesh__fsdp=2), tmp_path / "run"
+    clocks = [Clock(tmp_path / f"clock{i}", offset) for i, offset in enumerate((HOUR, -HOUR))]
+    with bench.ranks([("train", where, f"--workdir={run}")] * 2, [clock.env for clock in clocks]) as jobs:
+        for job in jobs:
+            assert job.end() == 0, job.output
+    assert bench.outcome(run) == two
+    case(36, "ranks of one run, clocks two hours apart", bitwise=True, code=0)

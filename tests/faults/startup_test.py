@@ -1,0 +1,231 @@
+"""Cases 16, 17, 18, 31 and 32: what cannot or must not run is refused before training, with the difference."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import ArraySource
+from engine.data.array_record import write_array_record
+from tests import zoo
+from tests.faults import bench
+
+pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.slow]
+
+
+def refused(*words: str, say: tuple[str, ...], **env: Any) -> float:
+    """Runs a job that must end with 1 and these sentences; returns the seconds that it took."""
+    with bench.Job(*words, **env) as job:
+        assert job.end() == 1, job.output
+        took = time.monotonic() - job.started
+        for text in say:
+            assert text in job.output, job.output
+        assert "Traceback" not in job.output
+    return took
+
+
+@pytest.mark.parametrize(
+    ("what", "word", "say"),
+    [
+        ("a field of the engine", "train.totl=5 steps", "train.totl: unknown field"),
+        ("a value", "train.precision=float8", "train.precision"),
+    ],
+)
+def test_a_typo_in_the_config_is_told_without_loading_jax(what, word, say, tmp_path, case):
+    (tmp_path / "broken/jax").mkdir(parents=True)
+    (tmp_path / "broken/jax/__init__.py").write_text("raise SystemExit('jax was loaded')\n")
+    run = tmp_path / "run"
+    where = bench.config(tmp_path / "config")
+    near = "Did you mean train.total?" if "totl" in word else "float32 or bfloat16"
+    words = ("train", where, f"--workdir={run}", f"--config.{word}")
+    took = refused(*words, say=(say, near), PYTHONPATH=str(tmp_path / "broken"))
+    assert not run.exists()
+    case(16, f"a typo in {what}", detected_s=took, code=1)
+
+
+def test_a_typo_in_what_the_author_named_is_told_before_a_device_starts(tmp_path, case):
+    where, run = bench.config(tmp_path / "config"), tmp_path / "run"
+    words = ("train", where, f"--workdir={run}", "--config.task.widht=8")
+    took = refused(*words, say=("task.widht", "Did you mean", "width"), JAX_PLATFORMS="no-such-platform")
+    assert not run.exists()
+    case(16, "a typo in an argument of the task, before devices start", detected_s=took, code=1)
+
+
+@pytest.mark.parametrize(
+    ("devices", "word", "say"),
+    [
+        (2, "mesh.fsdp=3", ("data=-1 x fsdp=3 needs a multiple of 3 devices, found 2",)),
+        (3, "mesh.fsdp=3", ("16", "3")),
+    ],
+)
+def test_a_mesh_that_does_not_divide_is_told_with_the_arithmetic(devices, word, say, tmp_path, case):
+    where, run = bench.config(tmp_path / "config"), tmp_path / "run"
+    words = ("train", where, f"--workdir={run}", f"--config.{word}")
+    took = refused(*words, say=say, JAX_NUM_CPU_DEVICES=str(devices))
+    assert not (run / "metrics.jsonl").exists() and not bench.saved(run)
+    case(17, f"{word} on {devices} devices, batches of 16", detected_s=took, code=1)
+
+
+TASK = "from tests import zoo\n\n\nclass Theirs(zoo.Classify):\n    pass\n"
+
+
+def write_task(folder: Path, text: str) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "theirs.py").write_text(text)
+    return str(folder)
+
+
+def other_library(folder: Path) -> str:
+    """A folder whose metadata says that another optax is installed."""
+    where = folder / "optax-0.0.1.dist-info"
+    where.mkdir(parents=True)
+    (where / "METADATA").write_text("Metadata-Version: 2.1\nName: optax\nVersion: 0.0.1\n")
+    return str(folder)
+
+
+@pytest.mark.parametrize("what", ["config", "code", "library"])
+def test_ranks_that_were_not_started_alike_are_refused(what, tmp_path, case):
+    where, run = bench.config(tmp_path / "config", task__target="theirs.Theirs"), tmp_path / "run"
+    mine = theirs = write_task(tmp_path / "code", TASK)
+    words: list[tuple[str, ...]] = [("train", where, f"--workdir={run}")] * 2
+    say = "module theirs: "
+    if what == "config":
+        words[1] = (*words[1], "--config.train.seed=1")
+        say = "train.seed: 1, in process 0 0"
+    elif what == "code":
+        theirs = write_task(tmp_path / "newer", f"{TASK}    margin = 0.1\n")
+    else:
+        theirs = f"{other_library(tmp_path / 'newer')}:{mine}"
+        say = "optax: 0.0.1, in process 0 "
+    with bench.ranks(words, [{"PYTHONPATH": path} for path in (mine, theirs)]) as jobs:
+        for job in jobs:
+            assert job.end() == 1, job.output
+            assert "NotAlike: the processes of this run were not started alike.\nprocess 1 on " in job.output
+            assert f"  {say}" in job.output and "Start all of them with the same command" in job.output
+            assert "Traceback" not in job.output
+        took = time.monotonic() - jobs[0].started
+    assert not run.exists()
+    case(18, f"ranks of another {what}", detected_s=took, code=1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of ten steps, with a Task in a file of the user's."""
+    top = tmp_path_factory.mktemp("trained")
+    where = bench.config(top / "config", task__target="theirs.Theirs", train__total="10 steps")
+    path = write_task(top / "code", TASK)
+    with bench.Job("train", where, f"--workdir={top / 'run'}", PYTHONPATH=path) as job:
+        assert job.end() == 0, job.output
+    return top
+
+
+@pytest.mark.parametrize(
+    ("what", "word", "say"),
+    [
+        ("model", "task.width=8", "task.width: (none) -> 8"),
+        ("optimizer", "optimizer.target=optax.sgd", "optimizer.target: optax.adamw -> optax.sgd"),
+        ("config", "train.global_batch_size=32", "train.global_batch_size: 16 -> 32"),
+    ],
+)
+def test_another_model_optimizer_or_config_is_refused_with_the_difference(what, word, say, trained, case):
+    code, run = str(trained / "code"), trained / "run"
+    before = bench.state_hashes(run)
+    words = ("train", f"--config={run}", f"--workdir={run}", f"--config.{word}")
+    advice = f"--config.init.checkpoint={run}"
+    took = refused(*words, say=(f"{run} holds a run of another config:\n  {say}\n", advice), PYTHONPATH=code)
+    assert bench.state_hashes(run) == before
+    case(31, f"another {what} at resume", detected_s=took, code=1)
+
+
+NECK = """
+from flax import nnx
+
+from tests import zoo
+
+
+class Mlp(zoo.Mlp):
+    def __init__(self, width, dropout, rngs):
+        super().__init__(width, dropout, rngs)
+        self.neck = nnx.Linear(width, width, rngs=rngs)
+        self.head = nnx.Linear(width, 6, rngs=rngs)
+
+
+class Theirs(zoo.Classify):
+    def build(self, rngs):
+        return Mlp(self.width, self.dropout, rngs=rngs)
+"""
+
+
+def test_other_code_of_the_model_is_refused_with_a_tree_and_its_weights_may_begin_a_new_run(trained, tmp_path, case):
+    code, run, new = write_task(tmp_path / "code", NECK), trained / "run", tmp_path / "new"
+    words = ("train", f"--config={run}", "--config.train.total=11 steps", "--config.optimizer.schedule=constant")
+    tree = (
+        "opt_state/",
+        "params/head/kernel: checkpoint (32, 4) float32, model (32, 6) float32.",
+        "params/neck/kernel: checkpoint has none, model (32, 32) float32.",
+        f"--config.init.checkpoint={run}",
+    )
+    took = refused(
+        "train", f"--config={run}", "--config.train.total=10 steps", f"--workdir={run}", say=tree, PYTHONPATH=code
+    )
+    case(31, "another model by its code: the tree's difference", detected_s=took, code=1)
+
+    begin = (*words, f"--workdir={new}", f"--config.init.checkpoint={run}")
+    say = ("params/head/kernel: here (32, 6) float32, there (32, 4) float32", "params/neck/kernel: here", "there none")
+    refused(*begin, say=say, PYTHONPATH=code)
+    none = ("--config.init.paths.head=None", "--config.init.paths.neck=None", "--config.optimizer.learning_rate=0.0")
+    with bench.Job(*begin, *none, PYTHONPATH=code) as job:
+        assert job.end() == 0, job.output
+    there, here = bench.state_hashes(run), bench.state_hashes(new)
+    same = {path for path in here if path.startswith("params/") and here[path] == there.get(path)}
+    assert same == {f"params/hidden/{i}/{name}" for i in (0, 1) for name in ("kernel", "bias")}
+    assert (new / "log.txt").read_text().count("beginning with 4 arrays of") == 1
+    case(31, "a warm start takes what init.paths says, bit for bit", bitwise=True, code=0)
+
+
+def write_records(folder: Path, seed: int, order: str = "ab") -> dict:
+    """Two files of examples; the section of the config."""
+    folder.mkdir(exist_ok=True)
+    for i, name in enumerate("ab"):
+        write_array_record(ArraySource(zoo.examples(32, seed + i)), str(folder / f"{name}.arrayrecord"))
+    paths = tuple(str(folder / f"{name}.arrayrecord") for name in order)
+    return {"target": "engine.data.array_record.ArrayRecordSource", "pattern": paths}
+
+
+def test_another_dataset_at_resume_is_refused_and_the_right_one_goes_on_bit_for_bit(tmp_path, case):
+    data, run = write_records(tmp_path / "data", 0), tmp_path / "run"
+    whole = bench.unbroken(tmp_path / "unbroken", data=data)
+    where = bench.config(tmp_path / "config", data=data, pause=0.05)
+    with bench.Job("train", where, f"--workdir={run}") as job:
+        job.until_step(run, 12)
+        bench.kill(job.process.pid)
+        job.end()
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()}
+
+    write_records(tmp_path / "data", 7)
+    took = refused(
+        "train", where, f"--workdir={run}",
+        say=(f"{run} holds a run on another dataset:\n  data: content: a.arrayrecord ", "--accept-data-change"),
+    )  # fmt: skip
+    assert bench.status(run)["state"] == "failed" and bench.status(run)["exit_code"] == 1
+    case(32, "other content of the same files", detected_s=took, code=1)
+
+    write_array_record(ArraySource(zoo.examples(40, 1)), str(tmp_path / "data/b.arrayrecord"))
+    took = refused(
+        "train", where, f"--workdir={run}", say=("data: examples: 64 -> 72", "data: content: b.arrayrecord ")
+    )
+    case(32, "more examples in one of the files", detected_s=took, code=1)
+
+    for name, content in kept.items():
+        (tmp_path / "data" / name).write_bytes(content)
+    swapped = bench.config(tmp_path / "swapped", data=write_records(tmp_path / "data", 0, order="ba"))
+    took = refused("train", swapped, f"--workdir={run}", say=("holds a run of another config:\n  data.pattern: ",))
+    case(32, "the same paths in another order", detected_s=took, code=1)
+
+    for name, content in kept.items():
+        (tmp_path / "data" / name).write_bytes(content)
+    with bench.Job("train", where, f"--workdir={run}") as job:
+        assert job.end() == 0, job.output
+    assert bench.outcome(run) == whole
+    case(32, "the right dataset goes on", bitwise=True, code=0)
