@@ -27,8 +27,6 @@ _JOIN_MORE_S = 30.0  # for JAX, once all are there
 PART_S = 120.0  # at the end of the run, for the first process's last words on disk
 
 
-
-
 _joined: Processes | None = None
 
 

@@ -59,7 +59,7 @@ def supervise(
     """
     os.environ.setdefault(TOKEN, uuid.uuid4().hex)  # each attempt may take over the run's lease from the one before
     supervisor = Supervisor(_newest(run), most=restarts, first_wait_s=first_wait_s)
-    words, kills = _Words(command, run), _Announced()
+    words, kills = _Words(command, run), Announced(Path(os.environ[KILLS]) if os.environ.get(KILLS) else None)
     with Signals() as signals:
         while True:
             ends = local.run(words.next(), processes=processes, devices=devices, signals=signals)
@@ -150,11 +150,15 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return stat.st_dev, stat.st_ino
 
 
-class _Announced:
-    """The kills that were announced since the last look."""
+class Announced:
+    """The kills that were announced since the last look; a pid counts once, since it is given out again.
 
-    def __init__(self):
-        self._file = Path(os.environ[KILLS]) if os.environ.get(KILLS) else None
+    Args:
+        file: to which they are added; None: nobody announces any.
+    """
+
+    def __init__(self, file: Path | None):
+        self._file = file
         self._seen = len(self._lines())
 
     def any_of(self, ends: Sequence[End]) -> bool:

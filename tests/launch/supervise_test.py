@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.launch.local import End
+from engine.launch.supervise import Announced
 from engine.run import status
 from engine.run.status import Status
 from tests.launch.programs import pids, wait_until_gone
@@ -146,11 +148,18 @@ def test_announced_kills_make_no_crash_loop(tmp_path):
     assert all(", from outside (killed by SIGKILL). Restart" in line and " in 0.01 s" in line for line in errors)
 
 
-def test_other_announced_kills_do_not_count(tmp_path):
-    kills = tmp_path / "kills"
-    kills.write_text("1 2 3\n")
-    program = 'Path(os.environ["CONVOY_KILLED_FROM_OUTSIDE"]).write_text("1 2 3\\n7\\n")\ndie(signal.SIGKILL)'
-    assert supervised(tmp_path, program, CONVOY_KILLED_FROM_OUTSIDE=str(kills))[0] == 43
+def test_an_announcement_counts_once_and_for_its_process_only(tmp_path):
+    file = tmp_path / "kills"
+    file.write_text("7 8\n")
+    kills, ends = Announced(file), [End(0, 137, 0.0, pid=7), End(1, 134, 0.0, pid=9)]
+    assert not kills.any_of(ends), "announced before the first attempt"
+    file.write_text("7 8\n77\n1\n")
+    assert not kills.any_of(ends), "of other processes"
+    file.write_text("7 8\n77\n1\n9\n")
+    assert kills.any_of(ends)
+    assert not kills.any_of(ends), "of the attempt before"
+    assert not Announced(None).any_of(ends)
+    assert not Announced(tmp_path / "none yet").any_of(ends)
 
 
 def test_restarts_are_counted(tmp_path):

@@ -157,6 +157,14 @@ def test_a_killed_attempt_nobody_watched_is_down_until_the_next(path, clock):
     assert seconds(path)[2] == {"down": 5, "init": 2}
 
 
+def test_what_an_attempt_has_told_of_is_not_told_of_again(path, clock):
+    """As of a second training in one process that counts from the process's start."""
+    train(path, clock, 1, 0, 4).close()
+    clock[0] += 1
+    Stopwatch(path, 2, began=90.0).close()
+    assert seconds(path)[2] == {"init": 1}
+
+
 def test_a_wall_clock_that_jumps_spoils_nothing(path, clock, monkeypatch):
     hours = iter(range(0, -1000, -1))
     monkeypatch.setattr(time, "time", lambda: 1e9 + 3600 * next(hours))
@@ -166,16 +174,17 @@ def test_a_wall_clock_that_jumps_spoils_nothing(path, clock, monkeypatch):
     assert seconds(path)[2]["down"] == 7
 
 
+@pytest.mark.parametrize("later", [7.0, 1e6])
 @pytest.mark.parametrize(("gap", "down"), [(50.0, 43.0), (-3600.0, 0.0)])
-def test_on_another_boot_the_wall_clock_tells_and_is_named(path, clock, monkeypatch, gap, down):
+def test_on_another_boot_the_wall_clock_tells_and_is_named(path, clock, monkeypatch, gap, down, later):
     monkeypatch.setattr(goodput, "_BOOT", "before")
     train(path, clock, 1, 0, 4)
     last = read(path)[-1]["time"]
     monkeypatch.setattr(goodput, "_BOOT", "after")
     monkeypatch.setattr(time, "time", lambda: last + gap)
     record_death(path, [os.getpid()], 9)
-    clock[0] = 7.0
-    Stopwatch(path, 2, began=0.0).close()
+    clock[0] = later
+    Stopwatch(path, 2, began=later - 7).close()
     (entry,) = [entry for entry in read(path) if entry["kind"] == "down"]
     assert (entry["seconds"], entry["wall"]) == (pytest.approx(down, abs=1e-3), True)
     assert seconds(path)[2]["init"] == 7
