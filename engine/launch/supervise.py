@@ -8,6 +8,7 @@ Terms. *Announced kill*: whoever kills a process for reasons of their own (a tes
 line, to the file that the variable KILLS names. Such a kill counts for no crash loop and lengthens no wait.
 """
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from engine.checkpoint.store import CheckpointStore
 from engine.cluster import exit_codes
+from engine.config.errors import RunError
 from engine.launch import local
 from engine.launch.local import End
 from engine.launch.signals import Signals
@@ -25,6 +27,7 @@ from engine.resilience.supervisor import FIRST_WAIT_S, Failure, Restart, Stop, S
 from engine.run import status
 from engine.run.directory import RunDirectory
 from engine.run.goodput import record_death
+from engine.run.log import RunLog, logger
 from engine.run.owner import TOKEN
 
 KILLS = "CONVOY_KILLED_FROM_OUTSIDE"
@@ -72,7 +75,7 @@ def supervise(
             if isinstance(decision, Stop):
                 _tell_the_end(run, decision)
                 return decision.code
-            print(_restart_text(decision, failure, ends[0], len(ends) > 1), file=sys.stderr, flush=True)
+            _say(run, _restart_text(decision, failure, ends[0], len(ends) > 1))
             signals.wait(decision.wait_s)
             if signals.received:
                 return _asked_to_stop(exit_codes.RETRY, signals.received)
@@ -112,16 +115,24 @@ def _restart_text(restart: Restart, failure: Failure, first: End, numbered: bool
     outside = ", from outside" if failure.from_outside else ""
     goes_on = "the beginning" if failure.checkpoint is None else f"step {failure.checkpoint}"
     return (
-        f"convoy supervise: ended at step {failure.step} with {failure.code}{which}{outside} ({why}). "
+        f"ended at step {failure.step} with {failure.code}{which}{outside} ({why}). "
         f"Restart {restart.number} in {restart.wait_s:g} s, from {goes_on}."
     )
+
+
+def _say(run: RunDirectory, text: str) -> None:
+    """Shows a sentence, and adds it to the run's log, which no process of the run writes now."""
+    print(f"convoy supervise: {text}", file=sys.stderr, flush=True)
+    if run.path.is_dir():
+        with contextlib.suppress(RunError), RunLog(run.log):
+            logger.info("convoy supervise: %s", text)
 
 
 def _tell_the_end(run: RunDirectory, stop: Stop) -> None:
     """Shows why nothing is started again; a crash loop is also how the run ended, which its status says."""
     if not stop.reason:
         return
-    print(f"convoy supervise: {stop.reason}", file=sys.stderr, flush=True)
+    _say(run, stop.reason)
     if stop.code == exit_codes.STOP and run.status.exists():
         last = status.read(run.status)
         status.write(run.status, dataclasses.replace(last, state="failed", reason=stop.reason, exit_code=stop.code))

@@ -88,6 +88,8 @@ def test_it_is_started_again_until_it_is_done_and_each_restart_is_told(tmp_path)
     ]
     assert len(attempts(tmp_path)) == 3
     assert len(set(attempts(tmp_path))) == 1, "one token for all"
+    log = [line.split(" ", 1)[1] for line in (tmp_path / "run/log.txt").read_text().splitlines()]
+    assert log == [line for line in errors if line.startswith("convoy supervise: ")]
 
 
 @pytest.mark.parametrize("code", [1, 43, 130, 5])
