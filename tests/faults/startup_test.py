@@ -175,7 +175,7 @@ def test_other_code_of_the_model_is_refused_with_a_tree_and_its_weights_may_begi
     say = ("params/head/kernel: here (32, 6) float32, there (32, 4) float32", "params/neck/kernel: here", "there none")
     refused(*begin, say=say, PYTHONPATH=code)
     none = ("--config.init.paths.head=None", "--config.init.paths.neck=None", "--config.optimizer.learning_rate=0.0")
-    with bench.Job(*begin, *none, PYTHONPATH=code) as job:
+    with bench.Job(*begin, *none, "--config.mesh.fsdp=2", ranks=2, PYTHONPATH=code) as job:  # another mesh
         assert job.end() == 0, job.output
     there, here = bench.state_hashes(run), bench.state_hashes(new)
     same = {path for path in here if path.startswith("params/") and here[path] == there.get(path)}
