@@ -52,7 +52,7 @@ def tell_others(code: int, text: str) -> None:
     """Leaves to the others why this process ends alone; process 0 waits until they have read it, or for 3 s."""
     if count() == 1:
         return
-    verdict = Verdict(index(), code, text.rstrip(), time.time())
+    verdict = Verdict(index(), code, text.rstrip(), time.monotonic())
     with suppress(CoordinationError):
         coordination.put_first("cause", json.dumps(asdict(verdict)))
         coordination.put(f"ended/{index()}", "")

@@ -40,7 +40,7 @@ class Verdict:
     index: int  # of the process
     code: int  # its exit code
     text: str  # sentence or traceback, without a line end
-    time: float  # unix seconds
+    time: float  # when it decided to end, by the monotonic clock that all processes of a machine share
     cause: str = ""  # what the error is known by when it comes again (`cause.py`)
 
     @property
@@ -73,14 +73,15 @@ def reached(step: int) -> None:
 
 def steps(folder: Path) -> dict[int, int]:
     """Returns index -> steps done, of the processes that have told of some."""
-    return {int(path.stem): struct.unpack("q", path.read_bytes())[0] for path in folder.glob("*.step")}
+    found = {int(path.stem): path.read_bytes() for path in folder.glob("*.step")}
+    return {index: struct.unpack("q", data)[0] for index, data in found.items() if len(data) == 8}
 
 
 def record(code: int, text: str, cause: str = "") -> None:
     """Writes this process's verdict, in one piece; the first one stays."""
     path = Path(os.environ[VARIABLE])
     if not path.exists():
-        _write(path, json.dumps(asdict(Verdict(int(path.stem), code, text.rstrip(), time.time(), cause))))
+        _write(path, json.dumps(asdict(Verdict(int(path.stem), code, text.rstrip(), time.monotonic(), cause))))
 
 
 def _write(path: Path, text: str) -> None:

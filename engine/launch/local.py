@@ -42,7 +42,7 @@ class End:
 
     index: int
     code: int  # as a shell tells it: 128 + the signal for a killed one
-    time: float  # unix seconds, when it decided to end where it recorded that, else when it was gone
+    time: float  # monotonic seconds, when it decided to end where it recorded that, else when it was gone
     pid: int
     text: str = ""  # its last words, where it recorded any
     cause: str = ""  # what its error is known by, likewise
@@ -231,7 +231,7 @@ class _Job:
 
     def _wait_for(self, i: int, process: subprocess.Popen[str]) -> None:
         code = process.wait()
-        when = time.time()
+        when = time.monotonic()
         _kill_group(process.pid)  # its workers hold its output open
         self._ends.put((i, code if code >= 0 else 128 - code, when))
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,8 @@ def test_without_a_launcher_it_is_printed(monkeypatch, capsys):
 
 
 def test_verdicts_come_in_the_order_of_time_and_others_are_not_mine(launched, monkeypatch):
+    hours = iter((3, 2, 1))
+    monkeypatch.setattr(time, "time", lambda: 3600.0 * next(hours))  # set back meanwhile
     for i in (2, 0, 1):
         monkeypatch.setenv(ending.VARIABLE, str(launched / f"{i}.json"))
         ending.tell(1, f"from {i}")
@@ -107,6 +110,9 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert run(program, tmp_path / f"{i}.json").returncode == -9
     assert ending.steps(tmp_path) == {0: 2**40, 7: 2**40}
     assert ending.read(tmp_path) == []
+    (tmp_path / "8.step").touch()  # killed before it told of one
+    assert 8 not in ending.steps(tmp_path)
+    (tmp_path / "8.step").unlink()
     run("ending.reached(1)")  # nobody asks
     assert len(list(tmp_path.iterdir())) == 2
 

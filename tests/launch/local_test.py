@@ -98,13 +98,23 @@ def test_a_recorded_error_wins_over_those_that_followed_from_it():
 
 
 def test_what_followed_from_a_kill_does_not_decide():
-    code, _, errors = run("""
+    code, _, errors = run(
+        """
+        from pathlib import Path
+        file = Path(os.environ[ending.VARIABLE]).with_name("first")
         if me == 0:
+            file.write_text(str(os.getpid()))
             os.kill(os.getpid(), signal.SIGKILL)
+        while not file.exists() or not file.read_text():
+            time.sleep(0.01)
+        while os.path.exists(f"/proc/{file.read_text()}"):  # until the launcher has seen its end
+            time.sleep(0.01)
         time.sleep(0.2)
         ending.tell(1, "RuntimeError: my peer is gone")
         sys.exit(1)
-    """)
+        """,
+        grace_s=20,
+    )
     (told,) = errors
     assert code == 137
     assert told.startswith("convoy launch: process 0 ended first, with 137 (killed by SIGKILL")
