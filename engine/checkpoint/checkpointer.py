@@ -70,7 +70,6 @@ class Checkpointer:
         due = self.policy.due(step)
         if not (due or force):
             return False
-        self._may_write()
         if not self.store.free(wait=force):
             self.skipped += 1
             self._say(
@@ -79,6 +78,7 @@ class Checkpointer:
             )
             return False
         self._look()
+        self._may_write()
         return self.store.save(step, state, position, self._config_text)
 
     def record(self, step: int, results: Mapping[str, float]) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import xxhash
 
 from engine.config.errors import DataError
 
@@ -24,7 +25,7 @@ Batch = Any  # the same pytree with arrays [batch, ...]
 TRIED = 16  # examples that are read at most to see what they hold
 NUMBERS = "biufc"  # numpy's kinds of dtype that an example may hold: bool, integers, floats, complex
 SAMPLED = 32  # examples that a fingerprint reads at most: a start must not wait for it
-WHOLE = 256 << 20  # bytes of arrays in memory that a fingerprint reads whole, some hundredths of a second
+WHOLE = 256 << 20  # bytes of arrays that a fingerprint reads whole: seconds, where they are mapped from a slow disk
 PART = "; "  # between the parts of a fingerprint, as the files of a source
 
 
@@ -102,7 +103,7 @@ class ArraySource:
         arrays = [array for _, array in leaves(self.arrays)]
         if sum(array.nbytes for array in arrays) > WHOLE:
             return _sample(self)
-        found = hashlib.blake2b(_sample(self).encode(), digest_size=16)
+        found = xxhash.xxh3_128(_sample(self).encode())
         for array in arrays:
             found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
         return found.hexdigest()
