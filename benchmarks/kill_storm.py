@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import turns, workloads
+from engine.checkpoint.saving import SAVING
 from engine.config.schema import Hook
 from engine.config.text import to_text
 from engine.launch.supervise import KILLS
@@ -137,7 +138,7 @@ class Storm:
                         self._start_s = age
                     return self._step() > first + int(chance * STEPS_A_KILL)
                 case "save":
-                    return any(self._run.glob("checkpoints/*tmp*")) and self._is_training(pids)
+                    return any(self._run.glob(f"checkpoints/*{SAVING}")) and self._is_training(pids)
                 case _:
                     return self._is_over() and self._is_training(pids)
 
