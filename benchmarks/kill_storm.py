@@ -101,9 +101,8 @@ class Storm:
 
     def rage(self, kills: int) -> int:
         """Kills so often, at last while the run ends, and waits for its end; returns the exit code."""
-        ends = max(1, kills // 20)
         while self.phases.total() < kills and (pids := self._attempt()):
-            ending = self.phases.total() >= kills - ends
+            ending = self.phases.total() >= kills - at_the_end(kills)
             phase = "exit" if ending else self._random.choice(PHASES)
             if self._moment(phase, pids):
                 self._kill(phase, pids)
@@ -200,6 +199,11 @@ class Storm:
             lines = opened.read().split(b"\n")[1:]
         steps = [json.loads(line)["step"] for line in lines if line.startswith(b"{") and line.endswith(b"}")]
         return max(steps, default=0)
+
+
+def at_the_end(kills: int) -> int:
+    """Returns how many of the kills fall on the end of the run; the run may have ended before the last of these."""
+    return max(1, kills // 20)
 
 
 def command(*words: str) -> list[str]:
@@ -310,6 +314,8 @@ def main() -> int:
         found.append(f"goodput: {steps} useful steps, not {total}")
     if code:
         found.append(f"exit code {code}")
+    if storm.phases.total() <= args.kills - at_the_end(args.kills):
+        found.append(f"storm: only {storm.phases.total()} kills")
     for line in found:
         print(f"DIFFERENT: {line}")
     print(f"{storm.phases.total()} kills, {len(sums)} attempts, exit code {code}, {len(found)} differences")

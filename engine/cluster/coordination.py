@@ -28,6 +28,7 @@ class CoordinationError(ConvoyError):
     """Process 0, which keeps the store, does not answer."""
 
     exit_code = exit_codes.RETRY
+    from_outside = True
 
 
 def put(key: str, value: str) -> None:

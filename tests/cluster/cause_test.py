@@ -8,6 +8,7 @@ import textwrap
 import pytest
 
 from engine.cluster.cause import cause_of
+from engine.cluster.coordination import CoordinationError
 from engine.cluster.peers import LostPeer
 from engine.cluster.processes import CannotJoin
 from engine.config.errors import ConfigError, RunError
@@ -76,7 +77,7 @@ def test_a_chain_that_bites_its_tail_ends():
     assert cause_of(first) == "ConfigError"
 
 
-@pytest.mark.parametrize("kind", [LostPeer, CannotJoin, Preempted, Interrupted])
+@pytest.mark.parametrize("kind", [LostPeer, CannotJoin, CoordinationError, Preempted, Interrupted])
 def test_what_others_brought_about_has_no_cause_of_its_own(kind):
     assert cause_of(raised(lambda: _raise(kind("gone")))) == ""
     assert json.dumps(cause_of(KeyError("x"))) == '"KeyError"'
