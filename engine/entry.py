@@ -224,7 +224,7 @@ def _data_changes(
     before = identity.read(directory.data) if _has_checkpoint(directory) else {}
     if not before:
         return [], []
-    differences = identity.changes(before["data"], facts["data"], "data")
+    differences = identity.changes(before.get("data", facts["data"]), facts["data"], "data")
     if differences and not accept:
         raise DataError(
             f"{directory.path} holds a run on another dataset:\n  " + "\n  ".join(differences) + "\n"

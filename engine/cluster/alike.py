@@ -15,6 +15,7 @@ import json
 import platform
 import socket
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -27,6 +28,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 WAIT_S = 300.0  # hosts that import from a cold disk may be minutes behind others
 SHOWN = 8  # differences of a process that the error names
 _ENGINE = Path(__file__).parents[1]
+_turns: Counter[str] = Counter()  # how often each was compared: texts of an earlier time must not count
 _MODULE = "module "  # before the name of a fact that counts only where both have it
 
 
@@ -63,7 +65,7 @@ def check_alike(facts: Mapping[str, str], what: str) -> None:
 
     Args:
         facts: of this process. Those of a module count where both processes have loaded it.
-        what: is compared, one word, the same in every process.
+        what: is compared, one word, the same in every process, which all come here equally often.
 
     Raises:
         NotAlike: a process differs from process 0; in every process, with the name of each and its differences.
@@ -71,19 +73,21 @@ def check_alike(facts: Mapping[str, str], what: str) -> None:
     """
     if count() == 1:
         return
+    _turns[what] += 1
+    place = f"alike/{what}/{_turns[what]}"
     if is_first():
-        coordination.put(f"alike/{what}/first", json.dumps([socket.gethostname(), dict(facts)]))
+        coordination.put(f"{place}/first", json.dumps([socket.gethostname(), dict(facts)]))
     else:
-        told = coordination.get(f"alike/{what}/first", WAIT_S)
+        told = coordination.get(f"{place}/first", WAIT_S)
         if told is None:
             raise _absent([0], what)
         host, first = json.loads(told)
         if lines := differences(first, facts):
             mine = [socket.gethostname(), host, lines]
-            coordination.put(f"alike/{what}/others/{index()}", json.dumps(mine))
+            coordination.put(f"{place}/others/{index()}", json.dumps(mine))
     if missing := coordination.barrier(f"alike-{what}", WAIT_S):
         raise _absent(missing, what)
-    others = coordination.entries(f"alike/{what}/others")
+    others = coordination.entries(f"{place}/others")
     if others:
         raise NotAlike(_sentence({int(i): json.loads(text) for i, text in others.items()}))
 
@@ -110,7 +114,7 @@ def _sentence(others: Mapping[int, tuple[str, str, list[str]]]) -> str:
         [
             "the processes of this run were not started alike.",
             *shown,
-            "Start all of them with the same command, code and libraries.",
+            "Start all of them with the same command, code, libraries and data.",
         ]
     )
 

@@ -15,7 +15,7 @@ from engine.cluster.alike import check_alike
 from engine.config.errors import ConvoyError
 processes.initialize(resolver.resolve().who)
 me = processes.index()
-check_alike({"jax": "0.12.0", f"module only.{me}": "1"}, "before")
+check_alike({"jax": "0.12.0", f"module only.{me}": "1"}, "start")
 facts = {"train.seed": "0", "jax": "0.12.0"}
 if me == 2:
     facts = {"train.seed": "1", "jax": "0.12.0", "optimizer.b1": "0.8"}
@@ -45,7 +45,7 @@ def test_every_process_is_told_which_one_differs_in_what():
     assert who.startswith("process 2 on ") and "differs from process 0 on " in who
     assert seed.strip() == "train.seed: 1, in process 0 0"
     assert b1.strip() == "optimizer.b1: 0.8, in process 0 none"
-    assert last == "Start all of them with the same command, code and libraries."
+    assert last == "Start all of them with the same command, code, libraries and data."
 
 
 def test_a_single_process_is_like_itself():
