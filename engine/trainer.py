@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from engine.checkpoint.checkpointer import Checkpointer
+from engine.checkpoint.newest import restore_newest
 from engine.checkpoint.policy import SavePolicy
 from engine.checkpoint.retention import Retention
 from engine.checkpoint.store import CheckpointStore, StorageTrouble
@@ -102,8 +103,7 @@ class Trainer:
         self._recorder: Recorder | None = None
         self._row: dict[str, Any] = {}
         self._results: dict[str, float] = {}
-        self._newest: int | None = peers.from_first(self.checkpoints.store.latest(), "the newest checkpoint")
-        self._first = self._step = self._newest or 0
+        self._first = self._step = peers.from_first(self.checkpoints.store.latest(), "the newest checkpoint") or 0
         self._started = time.monotonic()
 
     def _period(self, every: str | None, where: str) -> Period:
@@ -112,7 +112,7 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """Steps done; before `run`, the step from which it goes on."""
+        """Steps done; before `run`, the step from which it goes on if its checkpoint is good."""
         return self._step
 
     def run(self) -> Summary:
@@ -154,7 +154,6 @@ class Trainer:
                         break
                 recorder.go_back()
                 state, step = self._first_state()
-                self._first = step
         return self.summary()
 
     def _feed(self, step: int, on_batch: Any, bad: BadExamples | None) -> TrainFeed:
@@ -230,7 +229,6 @@ class Trainer:
         with self._watchdog.storing("saving"):
             self.checkpoints.settle()
         saved = peers.from_first(self.checkpoints.store.steps(), "the checkpoints")
-        self._newest = max(saved, default=None)
         return self._divergence.goes_back(step, saved, over, broken)
 
     def _evaluate(self, state: State, step: int, recorder: Recorder) -> None:
@@ -290,16 +288,20 @@ class Trainer:
         )
 
     def _first_state(self) -> tuple[State, int]:
-        """The newest checkpoint's state, or a new one."""
+        """The newest good checkpoint's state, or a new one where there never was a checkpoint."""
         store, stopwatch = self.checkpoints.store, self.directory.stopwatch
-        if self._newest is None:
-            with stopwatch.during("compile"):
-                return self._new_state(), 0
         with stopwatch.during("restore"), self._watchdog.storing("restoring"):
-            state = store.restore(self._newest, self.program.abstract_state, self.program.spec.model.stacked)
-        self._divergence.resume(store.position(self._newest).get("skipped", ()))
-        self.say(f"resuming from step {self._newest}")
-        return state, self._newest
+            abstract, stacked = self.program.abstract_state, self.program.spec.model.stacked
+            state, step = restore_newest(store, abstract, stacked, self.say) or (None, 0)
+        if state is None:
+            with stopwatch.during("compile"):
+                state = self._new_state()
+                store.prepare(state)
+        else:
+            self._divergence.resume(store.position(step).get("skipped", ()))
+            self.say(f"resuming from step {step}")
+        self._first = self._step = step
+        return state, step
 
     def _new_state(self) -> State:
         """The state of step 0: random, or with the weights of another run."""

@@ -66,3 +66,18 @@ def command(*args: str) -> list[str]:
 def environment(**env: str) -> dict[str, str]:
     """The environment of a process with one CPU device."""
     return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", **env}
+
+
+def told_by_each(text: str, *arguments: object, processes: int) -> dict[str, list[str]]:
+    """Runs a program in several processes to its end; what each printed, by its number as text, line by line."""
+    words = ["-c", text, *map(str, arguments)]
+    launcher = (
+        "import sys; from engine.launch.local import launch; "
+        f"sys.exit(launch([sys.executable, *{words!r}], processes={processes}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", launcher], capture_output=True, text=True, env=environment(), timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    return {str(i): [line[4:] for line in lines if line.startswith(f"[{i}] ")] for i in range(processes)}

@@ -1,14 +1,14 @@
 """One save after the other, written while the loop goes on; its end comes in time, and every process learns it.
 
 Owns: the threads that write, how processes agree on what became of a save, and what a step's directory holds. Does not
-own: the format of the arrays (`arrays.py`), which steps are there and how one is restored (`store.py`), when a save is
-due (`policy.py`), what happens after a failure (`checkpointer.py`).
+own: the format of the arrays (`arrays.py`), the manifest (`sealing.py`), which steps are there and how one is restored
+(`store.py`), when a save is due (`policy.py`), what happens after a failure (`checkpointer.py`).
 
 A save is written into a folder of its own, `<step>.<n>.saving`: each process its part of the arrays, then the first
-one, once it knows that all parts are there, what makes it whole, and last the rename to `<step>`. What processes tell
-each other goes through the key-value store (`cluster/coordination.py`) and never through the devices, which the loop
-uses meanwhile. The first process alone says how a save ended; at the deadline a timer of it does, which touches no
-storage. So every wait for a save has a bound, also where a disk never answers.
+one, once it knows that all parts are there, what makes it whole and its manifest, and last the rename to `<step>`.
+What processes tell each other goes through the key-value store (`cluster/coordination.py`) and never through the
+devices, which the loop uses meanwhile. The first process alone says how a save ended; at the deadline a timer of it
+does, which touches no storage. So every wait for a save has a bound, also where a disk never answers.
 
 Terms. *Under way*: started, and its end is not known here. *Part*: what one process writes. *Verdict*: how a save
 ended, as the first process says it. *Abandoned*: ended by its deadline, while a thread may still hang in a system call.
@@ -26,10 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoint import arrays
+from engine.checkpoint.sealing import HASHED, Seal
 from engine.cluster import coordination, processes
 from engine.run import storage
 
-MARKER = "commit_success.txt"  # written last, before the rename
+MARKER = "commit_success.txt"  # every part is written
+WRITTEN = "written"  # the folder of keys in which each process but the first says that it has written its part
 SAVING, DELETED = ".saving", ".deleted"  # suffixes of directories that no step is in, or not any more
 STATE, POSITION, CONFIG = "state", "position/position.json", "config/config.json"
 
@@ -64,6 +66,8 @@ class _Save:
     lock: threading.Lock = field(default_factory=threading.Lock)  # held while the end is decided
     failure: str = ""
     stage: str = "writing its part"  # of this process, for the sentence at the deadline
+    awaited: str = WRITTEN  # what the others are to say
+    seal: Seal | None = None  # None where nothing is written
 
 
 class Saver:
@@ -81,6 +85,7 @@ class Saver:
         self._save: _Save | None = None  # the newest
         self._told = True  # whether its end was asked for
         self._writer: storage.Background | None = None  # the thread of the newest
+        self._digests: Any = None
         self._saves = self._questions = self._forgotten = 0  # so far, the same numbers in every process
         self._key = f"save/{next(_savers)}"
 
@@ -88,6 +93,10 @@ class Saver:
     def under_way(self) -> int | None:
         """The step of the save under way, as far as this process knows."""
         return None if self._save is None or self._save.done.is_set() else self._save.step
+
+    def prepare(self, state: Any) -> None:
+        """Compiles what a save of such a state computes, so that the first one holds the loop up no longer."""
+        self._rows_of(state).block_until_ready()
 
     def free(self, wait: bool) -> bool:
         """Whether no save is under way, by the first process's word in all of them.
@@ -139,6 +148,10 @@ class Saver:
         self._told = False
         hangs = self._hangs()  # and keeps a whole state in memory: another one may not fit
         copied, state = (True, None) if hangs else _apart(state)
+        if not hangs:
+            rows, digests = self._rows_of(state), self._digests
+            going = lambda: not save.done.is_set()  # noqa: E731
+            save.seal = Seal(save.folder, step, save.key, lambda: digests.counted(rows), digests.texts, going)
         texts = {POSITION: json.dumps(dict(position)), CONFIG: json.dumps({"lines": config_text.split("\n")})}
         if processes.is_first():
             timer = threading.Timer(self.timeout_s, self._too_late, (save,))
@@ -167,6 +180,14 @@ class Saver:
         if self._save is not None:
             self._save.done.wait(self.timeout_s + 2 * _LATE_S if timeout_s is None else timeout_s)
 
+    def _rows_of(self, state: Any) -> Any:
+        """Starts to compute the digests of what each device holds."""
+        from engine.parallel.digest import Digests  # loads JAX
+
+        if self._digests is None or not self._digests.fits(state):
+            self._digests = Digests(state)
+        return self._digests.rows(state)
+
     def _hangs(self) -> bool:
         """Whether the thread of an abandoned save has still not come back."""
         try:
@@ -183,7 +204,7 @@ class Saver:
         if processes.is_first():
             self._end(save, words)
         else:
-            coordination.put(f"{save.key}/written/{processes.index()}", words)
+            coordination.put(f"{save.key}/{WRITTEN}/{processes.index()}", words)
 
     def _write(self, save: _Save, state: Any) -> str:
         """Writes this process's part; returns what went wrong, in words."""
@@ -198,7 +219,9 @@ class Saver:
     def _write_part(self, save: _Save, state: Any) -> None:
         """The writing thread of a process that is not the first."""
         words = self._write(save, state)
-        coordination.put(f"{save.key}/written/{processes.index()}", words)
+        coordination.put(f"{save.key}/{WRITTEN}/{processes.index()}", words)
+        if not words and save.seal is not None:
+            save.seal.hand_over()
 
     def _follow(self, save: _Save) -> None:
         """The thread of a process that is not the first that waits for the verdict; touches no storage."""
@@ -234,7 +257,7 @@ class Saver:
         """Waits until all processes have written; returns what went wrong in one of them, in words."""
         save.stage = ""
         while not save.done.is_set():
-            said = coordination.entries(f"{save.key}/written")
+            said = coordination.entries(f"{save.key}/{WRITTEN}")
             for index, words in sorted(said.items()):
                 if words:
                     return f"process {index}: {words}"
@@ -250,6 +273,9 @@ class Saver:
             arrays.finish(save.folder / STATE)
             for name, text in (*texts.items(), (MARKER, "every part is written\n")):
                 _write_durably(save.folder / name, text)
+            save.stage, save.awaited = "hashing its files", HASHED
+            if save.seal is not None:
+                save.seal.write(lambda: setattr(save, "stage", ""))
         except Exception as error:
             return arrays.words_of(error)
         target, old = self.directory / str(save.step), save.folder.with_suffix(DELETED)
@@ -272,10 +298,11 @@ class Saver:
         missing = [f"process 0 is {save.stage}"] if save.stage and processes.count() > 1 else []
         if processes.count() > 1:
             try:
-                said = coordination.entries(f"{save.key}/written")
+                said = coordination.entries(f"{save.key}/{save.awaited}")
             except coordination.CoordinationError:
                 said = {}
-            missing += [f"process {i} is writing" for i in range(1, processes.count()) if str(i) not in said]
+            what = "writing" if save.awaited == WRITTEN else "hashing"
+            missing += [f"process {i} is {what}" for i in range(1, processes.count()) if str(i) not in said]
         who = f": {', '.join(missing)}" if missing else ""
         self._end(save, f"not written within checkpoint.timeout, {self.timeout_s:g} s{who}{self._sizes(save)}")
 

@@ -6,9 +6,10 @@ directory holds (`saving.py`), in which format (`arrays.py`), when a save is due
 
 Nothing here waits without a bound for a disk: what touches it runs in threads (`run/storage.py`).
 
-Terms. *Step directory*: `<directory>/<step>/` with `state` (arrays), `position` (the next unread example) and
-`config` (the resolved config's text); the three become visible together, by one rename. *Durable*: that rename is
-done; only durable steps are listed. *Leftover*: what a killed save or deletion leaves; never listed, removed when the
+Terms. *Step directory*: `<directory>/<step>/` with `state` (arrays), `position` (the next unread example), `config`
+(the resolved config's text) and the manifest; all become visible together, by one rename. *Durable*: that rename is
+done; only durable steps are listed, and none that has lost its manifest. *Candidate*: a step by its name alone.
+*Leftover*: what a killed save or deletion leaves; never listed, removed when the
 next writer opens the directory.
 """
 
@@ -26,8 +27,11 @@ from typing import Any
 from engine.checkpoint import arrays
 from engine.checkpoint.arrays import failing
 from engine.checkpoint.leaves import difference, leaves_of, other_folds, with_stored_folds, with_wanted_folds
+from engine.checkpoint.manifest import MANIFEST, files_of
+from engine.checkpoint.reading import being_read, not_being_read
 from engine.checkpoint.retention import read_results
-from engine.checkpoint.saving import CONFIG, DELETED, MARKER, POSITION, SAVING, STATE, Saver
+from engine.checkpoint.saving import CONFIG, DELETED, POSITION, SAVING, STATE, Saver
+from engine.checkpoint.verification import NotInTime, compare, verify
 from engine.cluster import coordination, exit_codes, processes
 from engine.config.errors import CheckpointError
 from engine.run import storage
@@ -87,10 +91,7 @@ class CheckpointStore:
                 lambda: [path for pattern in _LEFTOVERS for path in self.directory.glob(pattern)], LOOK_S
             )
         except storage.NoAnswer as error:
-            raise StorageTrouble(
-                f"{self.directory}: the storage does not answer ({error}). See that it is mounted and not overloaded, "
-                "then start the same command again."
-            ) from error
+            raise self._no_answer(error) from error
         except OSError as error:
             raise CheckpointError(
                 f"{self.directory}: cannot be opened for writing ({error.strerror or error}). Allow writing there, or "
@@ -100,6 +101,10 @@ class CheckpointStore:
         if processes.is_first():
             for path in leftovers:
                 self._deleting[path] = storage.Background(lambda path=path: shutil.rmtree(path), "leftover")
+
+    def prepare(self, state: Any) -> None:
+        """Compiles what a save of such a state computes, so that the first one takes no longer than others."""
+        self._writable("prepare").prepare(state)
 
     def free(self, wait: bool) -> bool:
         """Whether no save is under way, so that the next one may start; the same answer in every process.
@@ -168,25 +173,40 @@ class CheckpointStore:
         """Returns the durable steps, oldest first; needs no JAX. Those of the last look, where the disk hangs."""
 
         def look() -> list[int]:
-            if not self.directory.is_dir():
-                return []
-            found = [p for p in self.directory.iterdir() if p.name.isdecimal() and (p / MARKER).is_file()]
-            going = {path for path, deletion in self._deleting.items() if not deletion.done}
-            return sorted(int(path.name) for path in found if path not in going)
+            return [int(path.name) for path in self._look() if (path / MANIFEST).is_file()]
 
         with contextlib.suppress(storage.NoAnswer):
             self._seen = storage.bounded(look, LOOK_S)
         return list(self._seen)
+
+    def candidates(self) -> list[int]:
+        """Returns the steps by their names, newest first, also such as have lost their manifest.
+
+        Raises:
+            StorageTrouble: the storage does not answer.
+        """
+        try:
+            return storage.bounded(lambda: [int(path.name) for path in reversed(self._look())], LOOK_S)
+        except storage.NoAnswer as error:
+            raise self._no_answer(error) from error
+
+    def _look(self) -> list[Path]:
+        """The step directories, oldest first."""
+        if not self.directory.is_dir():
+            return []
+        going = {path for path, deletion in self._deleting.items() if not deletion.done}
+        found = [path for path in self.directory.iterdir() if path.name.isdecimal() and path not in going]
+        return sorted(found, key=lambda path: int(path.name))
 
     def latest(self) -> int | None:
         """Returns the newest durable step, or None."""
         return max(self.steps(), default=None)
 
     def restore(self, step: int, abstract_state: Any, stacked: Mapping[str, int] | None = None) -> Any:
-        """Returns the state of a step, placed as asked for, whatever mesh it was saved from.
+        """Returns the state of a step, placed as asked for, whatever mesh it was saved from; every bit is checked.
 
         Args:
-            step: a durable step.
+            step: a candidate.
             abstract_state: the state as jax.ShapeDtypeStruct with shardings.
             stacked: path of each parameter of a stack of layers -> how many of its first dimensions hold the layers;
                 it may have been saved with another number of them.
@@ -194,17 +214,37 @@ class CheckpointStore:
         Raises:
             CheckpointError: there is no such step, it cannot be read, or it is not of this model: the sentence
                 names the leaves that differ.
+            DamagedCheckpoint: it is not what was saved, told alike in every process.
             StorageTrouble: it takes longer than the bound, here or in another process, which is named.
         """
-        self._need(step)
+        self._same.discard(step)
+        if step not in self.candidates():
+            self._need(step)
         end = time.monotonic() + self._timeout_s
         try:
-            state = storage.bounded(lambda: self._read(step, abstract_state, stacked or {}), self._timeout_s, "restore")
+            state = storage.bounded(
+                lambda: self._sound(step, abstract_state, stacked or {}), self._timeout_s, "restore"
+            )
         except storage.NoAnswer as error:
             raise self._too_late(step, [processes.index()]) from error
+        except NotInTime as error:
+            raise self._too_late(step, [error.process]) from error
         if missing := coordination.barrier(f"restore/{self.directory.name}/{step}", max(1.0, end - time.monotonic())):
             raise self._too_late(step, missing)
         self._same.add(step)
+        return state
+
+    def _sound(self, step: int, abstract_state: Any, stacked: Mapping[str, int]) -> Any:
+        """The state of a step, checked before it is read and after."""
+        from engine.parallel.digest import Digests  # loads JAX
+
+        path = self.directory / str(step)
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(FileNotFoundError):  # that there is no manifest is told next
+                stack.enter_context(being_read(path))
+            manifest = verify(path, 0.9 * self._timeout_s)  # before this process's own bound: who is late is named
+            state = self._read(step, abstract_state, stacked)
+            compare(path, manifest, Digests(state).of(state))
         return state
 
     def _read(self, step: int, abstract_state: Any, stacked: Mapping[str, int]) -> Any:
@@ -238,12 +278,14 @@ class CheckpointStore:
         infos = []
         for step in self.steps():
             path = self.directory / str(step)
-            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-            infos.append(StepInfo(step, size, (path / MARKER).stat().st_mtime, results.get(step, {})))
+            size = sum(files_of(path).values())
+            infos.append(StepInfo(step, size, (path / MANIFEST).stat().st_mtime, results.get(step, {})))
         return infos
 
     def delete(self, step: int) -> None:
         """Removes a durable step: it is gone from the list at once, its files go in another thread.
+
+        One that another process reads at that moment stays, and is listed again.
 
         Raises:
             CheckpointError: there is no such step.
@@ -257,7 +299,10 @@ class CheckpointStore:
         gone = self.directory / f"{step}.d{next(self._deletions)}{DELETED}"
 
         def remove() -> None:
-            path.rename(gone)
+            with not_being_read(path) as free:
+                if not free:
+                    return
+                path.rename(gone)
             shutil.rmtree(gone)
 
         self._seen.remove(step)
@@ -292,6 +337,12 @@ class CheckpointStore:
                 texts.append(f"{path}: an old checkpoint cannot be removed ({arrays.words_of(error)}).")
             del self._deleting[path]
         return texts
+
+    def _no_answer(self, error: storage.NoAnswer) -> StorageTrouble:
+        return StorageTrouble(
+            f"{self.directory}: the storage does not answer ({error}). See that it is mounted and not overloaded, "
+            "then start the same command again."
+        )
 
     def _not_saved(self, step: int, words: str) -> str:
         newest = max((seen for seen in self._seen if seen != step), default=None)

@@ -19,9 +19,12 @@ from typing import Any
 from engine.checkpoint import arrays
 from engine.checkpoint.arrays import failing
 from engine.checkpoint.leaves import SHOWN, Leaf, leaves_of, other_folds, with_stored_folds, with_wanted_folds
+from engine.checkpoint.manifest import MANIFEST
+from engine.checkpoint.reading import being_read
 from engine.checkpoint.retention import ranking, read_results
-from engine.checkpoint.saving import MARKER, STATE
+from engine.checkpoint.saving import STATE
 from engine.checkpoint.store import CheckpointStore
+from engine.checkpoint.verification import verify
 from engine.cluster import peers
 from engine.config.errors import CheckpointError, ConfigError, did_you_mean
 from engine.config.schema import Init
@@ -50,11 +53,18 @@ def read_weights(init: Init, abstract_state: Mapping[str, Any], stacked: Mapping
         stacked: as for `CheckpointStore.restore`.
 
     Raises:
-        CheckpointError: there is no such checkpoint, it cannot be read, or an array here has no equal there.
+        CheckpointError: there is no such checkpoint, it is damaged or cannot be read, or an array here has no equal
+            there.
         ConfigError: a prefix that no path here begins with.
     """
     directory, step = peers.done_by_first(lambda: find(init.checkpoint), "the choice of init.checkpoint")
     path = Path(directory) / str(step)
+    with being_read(path):
+        verify(path)
+        return _taken(path, init, abstract_state, stacked)
+
+
+def _taken(path: Path, init: Init, abstract_state: Mapping[str, Any], stacked: Mapping[str, int]) -> Weights:
     with failing(lambda words: _unreadable(path, words)):
         stored = leaves_of(arrays.describe(path / STATE))
     keys = match([f"{s}/{p}" for s in SECTIONS for p in abstract_state[s]], stored, init.paths)
@@ -86,7 +96,7 @@ def find(place: str) -> tuple[str, int]:
         CheckpointError: there is no checkpoint.
     """
     path = Path(place).expanduser().absolute()
-    if path.name.isdecimal() and (path / MARKER).is_file():
+    if path.name.isdecimal() and (path / MANIFEST).is_file():
         return str(path.parent), int(path.name)
     run = RunDirectory(path)
     steps = CheckpointStore(run.checkpoints, read_only=True).steps()

@@ -37,7 +37,7 @@ class Digests:
 
     Args:
         abstract_state: pytree of things with `shape`, `dtype` and `sharding` (arrays or jax.ShapeDtypeStruct), all on
-            the devices of one mesh.
+            the devices of one mesh, or on one device.
 
     Attributes:
         paths: of the arrays, keys joined by "/", in the order of the tree; those of all results below.
@@ -47,17 +47,28 @@ class Digests:
 
     def __init__(self, abstract_state: Any):
         leaves = jax.tree_util.tree_flatten_with_path(abstract_state)[0]
+        self._form = _form(abstract_state)
         self.paths = tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
         arrays = [leaf for _, leaf in leaves]
-        self._shardings = [_named(array.sharding) for array in arrays]
-        mesh = self._shardings[0].mesh
+        shardings = [_named(array.sharding) for array in arrays]
+        mesh = max((sharding.mesh for sharding in shardings), key=lambda mesh: mesh.size)
         assert isinstance(mesh, Mesh)
-        self.mesh = mesh
-        devices = list(mesh.devices.flat)
-        parts = [_parts(s, a.shape, devices) for s, a in zip(self._shardings, arrays, strict=True)]
+        self.mesh, devices = mesh, list(mesh.devices.flat)
+        whole = NamedSharding(mesh, PartitionSpec())
+        # A number that was put nowhere lies on one device, beside arrays on all of them.
+        self._shardings = [s if s.mesh.size == mesh.size else whole for s in shardings]
+        known: dict[Any, list[int]] = {}  # many arrays of a large state are alike, on many devices
+        for s, a in zip(self._shardings, arrays, strict=True):
+            if (s, a.shape) not in known:
+                known[s, a.shape] = _parts(s, a.shape, devices)
+        parts = [known[s, a.shape] for s, a in zip(self._shardings, arrays, strict=True)]
         self.holders = np.array(parts, np.int32).reshape(len(arrays), len(devices)).T
-        self._here = jax.jit(_together, out_shardings=NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names)))
-        self._everywhere = jax.jit(_together, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
+        self._here = jax.jit(_together, out_shardings=NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
+        self._everywhere = jax.jit(_together, out_shardings=whole)
+
+    def fits(self, state: Any) -> bool:
+        """Whether a state is of the form that this was made for."""
+        return _form(state) == self._form
 
     def rows(self, state: Any, everywhere: bool = False) -> jax.Array:
         """Starts to compute what each device holds and returns; the state may be donated to a later program.
@@ -71,7 +82,11 @@ class Digests:
             uint32 `[devices, arrays, 2]`: the digest of each device's own copy of its part of each array.
         """
         arrays = jax.tree.leaves(state)
-        rows = [_row(array, sharding) for array, sharding in zip(arrays, self._shardings, strict=True)]
+        size = self.mesh.size
+        rows = [
+            _row(x if len(x.sharding.device_set) == size else jax.device_put(x, sharding), sharding)
+            for x, sharding in zip(arrays, self._shardings, strict=True)
+        ]
         return (self._everywhere if everywhere else self._here)(rows)
 
     def counted(self, rows: jax.Array) -> np.ndarray:
@@ -152,6 +167,11 @@ def _local_digest(part: jax.Array, *, spec: PartitionSpec, shape: tuple[int, ...
         )
         total += jnp.stack(sums)
     return total[None]
+
+
+def _form(state: Any) -> Any:
+    leaves, tree = jax.tree.flatten(state)
+    return tree, [(leaf.shape, leaf.dtype, leaf.sharding) for leaf in leaves]
 
 
 def _together(rows: Sequence[jax.Array]) -> jax.Array:

@@ -1,5 +1,6 @@
 """A store saves without holding up the loop, lists only what is whole, and restores exactly what was saved."""
 
+import dataclasses
 import os
 import signal
 import socket
@@ -15,8 +16,11 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from engine.checkpoint.manifest import MANIFEST, read_manifest, write_manifest
+from engine.checkpoint.reading import being_read
 from engine.checkpoint.retention import Retention
 from engine.checkpoint.store import CheckpointStore
+from engine.checkpoint.verification import DamagedCheckpoint
 from engine.config.errors import CheckpointError
 
 POSITION = {"next_batch": 3, "next_example": 24}
@@ -265,16 +269,72 @@ def test_a_directory_that_cannot_be_made_is_refused_when_it_is_opened(tmp_path):
         CheckpointStore(tmp_path / "file" / "checkpoints")
 
 
-def test_a_damaged_step_names_the_others(store):
+def test_a_damaged_step_is_refused_and_what_is_wrong_is_named(store):
     state = make_state()
     for step in (1, 2):
         store.save(step, state, POSITION, CONFIG)
     store.wait()
     (store.directory / "2" / "state" / "_METADATA").write_text("{")
     (store.directory / "2" / "position" / "position.json").unlink()
-    for read in (lambda: store.restore(2, abstract(state)), lambda: store.position(2)):
-        with pytest.raises(CheckpointError, match=r"2: cannot be read \(.*\)\. Other checkpoints there: 1\."):
-            read()
+    with pytest.raises(DamagedCheckpoint, match=r"2: is damaged: state/_METADATA: found 1 bytes, expected \d+; posit"):
+        store.restore(2, abstract(state))
+    with pytest.raises(CheckpointError, match=r"2: cannot be read \(.*\)\. Other checkpoints there: 1\."):
+        store.position(2)
+
+
+def test_a_flipped_bit_in_any_file_of_a_step_is_refused_by_its_name(store):
+    state = make_state()
+    store.save(1, state, POSITION, CONFIG)
+    store.wait()
+    files = [path for path in (store.directory / "1").rglob("*") if path.is_file()]
+    assert len(files) > 10
+    rng = np.random.default_rng(0)
+    for path in files:
+        whole = path.read_bytes()
+        changed = bytearray(whole)
+        changed[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        path.write_bytes(changed)
+        with pytest.raises(DamagedCheckpoint) as error:
+            store.restore(1, abstract(state))
+        (problem,) = error.value.problems
+        assert problem.startswith(path.relative_to(store.directory / "1").as_posix())
+        path.write_bytes(whole)
+    assert_same(store.restore(1, abstract(state)), state)
+
+
+def test_arrays_that_are_not_what_was_on_the_devices_are_refused(store):
+    """As if a bit had changed between the device and the file, before the file was hashed."""
+    state = make_state()
+    store.save(1, state, POSITION, CONFIG)
+    store.wait()
+    manifest = read_manifest(store.directory / "1")
+    write_manifest(store.directory / "1", dataclasses.replace(manifest, arrays={**manifest.arrays, "step": "0" * 16}))
+    with pytest.raises(DamagedCheckpoint, match=r"array step: found the digest \w{16}, expected 0{16}\."):
+        store.restore(1, abstract(state))
+
+
+def test_a_step_without_its_manifest_does_not_count(store):
+    state = make_state()
+    for step in (1, 2):
+        store.save(step, state, POSITION, CONFIG)
+    store.wait()
+    (store.directory / "2" / MANIFEST).unlink()
+    assert store.steps() == [1] and store.latest() == 1 and store.candidates() == [2, 1]
+    assert [info.step for info in store.describe()] == [1]
+    with pytest.raises(DamagedCheckpoint, match=r"2: is damaged: manifest.json is missing"):
+        store.restore(2, abstract(state))
+
+
+def test_a_step_that_is_being_read_stays(store):
+    state = make_state()
+    for step in (1, 2):
+        store.save(step, state, POSITION, CONFIG)
+    store.wait()
+    with being_read(store.directory / "1"):
+        store.delete(1)
+        assert store.not_deleted(60) == [] and store.steps() == [1, 2]
+    store.delete(1)
+    assert store.not_deleted(60) == [] and store.steps() == [2]
 
 
 def test_read_only_changes_nothing(tmp_path):

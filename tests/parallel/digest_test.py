@@ -84,6 +84,19 @@ def test_zeros_and_numbers_alone_have_one_too():
     assert digest(jnp.zeros((0, 3))) == "0" * 16
 
 
+def test_an_array_on_one_device_beside_others_on_all_has_one():
+    state = {"split": placed(values(), "fsdp"), "alone": values()}
+    assert len(set(Digests(state).of(state).values())) == 1
+
+
+def test_is_made_for_one_form_of_a_state():
+    state = {"x": placed(values(), "fsdp")}
+    digests = Digests(state)
+    assert digests.fits(state) and digests.fits({"x": placed(values() + 1, "fsdp")})
+    for other in ({"y": state["x"]}, {"x": placed(values(), "data")}, {"x": placed(values("bfloat16"), "fsdp")}):
+        assert not digests.fits(other)
+
+
 def test_paths_are_those_of_the_tree():
     state = {"params": {"encoder/0/kernel": values()}, "step": jnp.int32(3)}
     assert list(Digests(state).of(state)) == ["params/encoder/0/kernel", "step"]
