@@ -21,6 +21,7 @@ VERBS = """
   convoy config configs.digits                             every setting, resolved
   convoy explain --config=configs.digits                   mesh, parameters, where each lies
   convoy checkpoints runs/digits                           steps, sizes, results
+  convoy checkpoints verify runs/digits                    whether every bit is as it was saved
   convoy doctor                                            what this machine and its scheduler offer
   convoy launch local --processes 2 -- train --config=...  a command in several processes
   convoy launch slurm --help                               the same on a cluster; also k8s, tpu-vm
@@ -80,7 +81,10 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     explain.add_argument("--devices", type=int, help="how many to explain for; without it, what the axes ask for")
     explain.add_argument("--no-collectives", action="store_true", help="compile nothing: for models that take long")
 
-    checkpoints = verbs.add_parser("checkpoints", help="list the checkpoints of a run, or export one")
+    checkpoints = verbs.add_parser("checkpoints", help="list, verify or export the checkpoints of a run")
+    checkpoints.add_argument(
+        "action", nargs="?", choices=["verify"], metavar="verify", help="read every file and compare it with its hash"
+    )
     checkpoints.add_argument("run", help="run directory")
     checkpoints.add_argument(
         "--export", metavar="FILE", help="write weights (the averaged ones, if any) as safetensors"

@@ -234,6 +234,8 @@ def _checkpoints(args: argparse.Namespace, overrides: list[str]) -> int:
     from engine import entry
 
     _no_overrides(overrides, "checkpoints")
+    if args.action == "verify":
+        return _verify(args.run)
     if args.export:
         names = entry.export(args.run, args.export, step=args.step)
         print(f"wrote {len(names)} arrays to {args.export}")
@@ -242,6 +244,16 @@ def _checkpoints(args: argparse.Namespace, overrides: list[str]) -> int:
         results = "  ".join(f"{name} {value:.6g}" for name, value in info.results.items())
         when = datetime.datetime.fromtimestamp(info.time).isoformat(" ", "seconds")
         print(f"step {info.step:>8}  {info.bytes / 2**20:>9.1f} MiB  {when}  {results}".rstrip())
+    return exit_codes.DONE
+
+
+def _verify(run: str) -> int:
+    from engine.checkpoint.inspection import inspect
+    from engine.run.directory import RunDirectory
+
+    directory = RunDirectory(run)
+    directory.read_config_text()  # raises where there is no run
+    inspect(directory.checkpoints, print, lambda text: print(text, file=sys.stderr, flush=True))
     return exit_codes.DONE
 
 

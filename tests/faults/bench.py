@@ -217,8 +217,9 @@ def state_arrays(run: Path, step: int | None = None) -> dict[str, np.ndarray]:
 
 
 def saved(run: Path) -> list[int]:
-    """The steps whose checkpoints are whole as far as Orbax knows, oldest first."""
-    return sorted(int(path.parent.name) for path in run.glob("checkpoints/*/commit_success.txt"))
+    """The steps that count as checkpoints, oldest first."""
+    folders = [path.parent.name for path in run.glob("checkpoints/*/manifest.json")]
+    return sorted(int(name) for name in folders if name.isdecimal())
 
 
 def status(run: Path) -> dict[str, Any]:
