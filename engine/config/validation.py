@@ -36,6 +36,7 @@ def validate(config: ConfigDict | Mapping[str, Any] | Config, origin: str = "") 
         _check_targets(frozen)
         _check_numbers(frozen)
         _check_best(frozen)
+        _check_init(frozen)
         _check_tiny(frozen)
     except FieldError as error:
         raise error.at(origin) from None
@@ -126,6 +127,16 @@ def _check_best(config: Config) -> None:
         raise FieldError(
             "checkpoint.best", f"found {best!r}, there is no evaluation {evaluation!r}", f"Evaluations: {names}.{near}"
         )
+
+
+def _check_init(config: Config) -> None:
+    for prefix, there in config.init.paths.items():
+        where = f"init.paths.{prefix}"
+        if there is not None and not isinstance(there, str):
+            advice = "Name the beginning of a path in the checkpoint, '' for its top, or None to begin at random."
+            raise FieldError(where, f"found {there!r}", advice)
+        if not config.init.checkpoint:
+            raise FieldError(where, "is set, and no init.checkpoint is", "Name the run that it takes weights from.")
 
 
 def _check_tiny(config: Config) -> None:

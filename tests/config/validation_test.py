@@ -72,6 +72,14 @@ def test_a_config_travels_between_processes():
         ),
         ({"sharding": {"rules": {"mlp": 3}}}, "sharding.rules.mlp: found 3 (x.py). Allowed: a mesh axis, a tuple"),
         ({"sharding": {"rules": {"a:b": None}}}, "sharding.rules.a:b: is no name of an axis"),
+        (
+            {"init": {"checkpoint": "runs/a", "paths": {"head": 3}}},
+            "init.paths.head: found 3 (x.py). Name the beginning of a path in the checkpoint, '' for its top, or None",
+        ),
+        (
+            {"init": {"paths": {"head": None}}},
+            "init.paths.head: is set, and no init.checkpoint is (x.py). Name the run",
+        ),
         ({"tiny": {"train.totl": 1}}, "tiny.train.totl: unknown field (x.py). Did you mean train.total?"),
         ({"tiny": {"train.seed": "a"}}, "tiny.train.seed: found 'a' (text), allowed is an integer (x.py)."),
         ({"tiny": {"train": {}}}, "tiny.train: names a section (x.py). Name one field: "),
@@ -90,5 +98,6 @@ def test_settings_that_fit_pass():
     c.mesh.fsdp = -1
     c.checkpoint.best = "heldout/accuracy"
     c.sharding.rules = dict(mlp=None, embed="fsdp", batch=("data", "fsdp"))
+    c.init = dict(checkpoint="runs/a", paths={"head": None, "hidden/0": "layers/0", "teacher": ""})
     c.tiny = {"train.global_batch_size": 8, "task.width": 8, "evaluations.heldout.data.limit": 4}
     assert validate(c).sharding.rules["batch"] == ("data", "fsdp")
