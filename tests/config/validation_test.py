@@ -78,7 +78,7 @@ def test_a_config_travels_between_processes():
         ),
         (
             {"init": {"paths": {"head": None}}},
-            "init.paths.head: is set, and no init.checkpoint is (x.py). Name the run",
+            "init.paths.head: is set, and no init.checkpoint is (x.py).",
         ),
         ({"tiny": {"train.totl": 1}}, "tiny.train.totl: unknown field (x.py). Did you mean train.total?"),
         ({"tiny": {"train.seed": "a"}}, "tiny.train.seed: found 'a' (text), allowed is an integer (x.py)."),
