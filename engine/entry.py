@@ -300,7 +300,7 @@ def evaluate(run: str | Path, *, step: int | str | None = None) -> dict[str, flo
         state = _restore(directory, chosen, program)
         results: dict[str, float] = {"step": chosen}
         for evaluation in build_evaluations(config, sources, program, len(source), total):
-            results |= evaluation.run(state)
+            results |= evaluation.run(state) or {}
     return results
 
 

@@ -4,6 +4,8 @@ Owns: one named evaluation, from its source to its numbers. Does not own: when i
 (`data/feed.py`), or which checkpoint is best (`checkpoint/retention.py`).
 """
 
+import contextlib
+import functools
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +19,7 @@ from engine.config.schema import Evaluation as EvaluationConfig
 from engine.data.feed import EvaluationFeed
 from engine.data.source import Source, example_spec
 from engine.parallel.mesh import check_batch, replicated
+from engine.resilience.preemption import Preemption
 from engine.training.program import Program
 from engine.training.state import State, evaluation_params
 from engine.training.task import check_examples
@@ -66,19 +69,28 @@ class Evaluation:
         """The full names of its metrics, as "heldout/accuracy"."""
         return tuple(f"{self.name}/{name}" for name in self._names)
 
-    def run(self, state: State, on_batch: Callable[[], None] = lambda: None) -> dict[str, float]:
+    def run(
+        self, state: State, preemption: Preemption | None = None, on_batch: Callable[[], None] = lambda: None
+    ) -> dict[str, float] | None:
         """Returns full metric name -> value over the whole dataset. NaN where the total weight is 0.
 
-        `on_batch` is called after each batch, at most IN_FLIGHT of them before its result is there.
+        Args:
+            state: of training.
+            preemption: is asked after each batch whether to stop; None is returned then.
+            on_batch: called after each batch, at most IN_FLIGHT of them before its result is there.
         """
         params = evaluation_params(state, self.config.use_ema)
         sums = np.zeros((len(self._names), 2))
         waiting: deque[Any] = deque()
-        for batch, rows in self._feed:
-            waiting.append(self._step(params, state["carried"], batch, rows))
-            if len(waiting) > IN_FLIGHT:
-                sums += np.asarray(waiting.popleft(), np.float64)
-            on_batch()
+        with contextlib.closing(iter(self._feed)) as batches:
+            draw = functools.partial(next, batches, ())
+            while (drawn := draw() if preemption is None else preemption.unless_stopped(draw)) != ():
+                if drawn is None or (preemption is not None and preemption.requested()):
+                    return None
+                waiting.append(self._step(params, state["carried"], *drawn))
+                if len(waiting) > IN_FLIGHT:
+                    sums += np.asarray(waiting.popleft(), np.float64)
+                on_batch()
         for result in waiting:
             sums += np.asarray(result, np.float64)
         values = [float(total / weight) if weight else float("nan") for total, weight in sums]

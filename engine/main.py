@@ -302,7 +302,9 @@ _VERBS = {
 def run() -> NoReturn:
     """The command `convoy`: a process of its own, which may start itself anew first (`launch/pages.py`)."""
     start_with_large_pages()
-    sys.exit(main())
+    code = main()
+    ending.end_soon(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

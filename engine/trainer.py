@@ -9,6 +9,7 @@ each other, and a dispatch is cut where the next one is due.
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -190,7 +191,7 @@ class Trainer:
             ending.reached(step)
             stopwatch.reached(step, feed.wait_s)
             self.directory.check_lease()
-            stopping = preemption.requested(step)
+            stopping = preemption.requested()
             force = stopping or (step > 0 and (step == last or self._selects_best(step)))
             due = force or self.checkpoints.policy.due(step)
             if self._goes_back(state, step, due, stopping or step == last, recorder):
@@ -204,14 +205,19 @@ class Trainer:
                 if stopping:
                     raise self._stopped(step, preemption)
             with stopwatch.during("evaluation"), self._watchdog.patient("evaluating"):
-                self._evaluate(state, step, recorder)
+                if not self._evaluate(state, step, recorder, preemption):
+                    continue
             if step == last:
                 break
             k = self._steps_until_due(step, profile)
             with self._watchdog.patient("profiling"):
                 self._tell(profile.at(step, state["step"]))
+            batches = preemption.unless_stopped(functools.partial(feed.next, k))
+            if preemption.requested() or batches is None:
+                feed.unread(step)
+                continue
             with profile.annotate(step):
-                state, metrics = steps[k](state, feed.next(k), self.program.held(self._divergence.held(step, k)))
+                state, metrics = steps[k](state, batches, self.program.held(self._divergence.held(step, k)))
             self._watchdog.dispatched(step + k)
             recorder.push(step, k, metrics, feed.wait_s)
             step += k
@@ -231,12 +237,12 @@ class Trainer:
         saved = peers.from_first(self.checkpoints.store.steps(), "the checkpoints")
         return self._divergence.goes_back(step, saved, over, broken)
 
-    def _evaluate(self, state: State, step: int, recorder: Recorder) -> None:
-        """Runs the evaluations and hooks that are due, outside the training rates."""
+    def _evaluate(self, state: State, step: int, recorder: Recorder, preemption: Preemption) -> bool:
+        """Runs the evaluations and hooks that are due, outside the training rates; False when it was asked to stop."""
         evaluations = [e for e in self.evaluations if step > 0 and e.period.due(step)]
         hooks = [hook for period, hook in self._hooks if step > 0 and period.due(step)]
         if not evaluations and not hooks:
-            return
+            return True
         recorder.settle()
         start = time.monotonic()
         if evaluations:
@@ -247,8 +253,10 @@ class Trainer:
         for evaluation in evaluations:
             if known.keys() >= set(evaluation.metrics):
                 self._results |= known
+            elif (found := evaluation.run(state, preemption, self._watchdog.beat)) is None:
+                return False
             else:
-                results |= evaluation.run(state, self._watchdog.beat)
+                results |= found
         if results:
             self._results |= results
             recorder.note(step, results)
@@ -258,6 +266,7 @@ class Trainer:
             hook.run(self, state, step)
         recorder.phase("training")
         recorder.pause(time.monotonic() - start)
+        return True
 
     def _steps_until_due(self, step: int, profile: ProfileWindow) -> int:
         """K where no save, evaluation, hook or profile is due before, else 1."""

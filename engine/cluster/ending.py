@@ -31,6 +31,7 @@ VARIABLE = "CONVOY_VERDICT"
 STATUS = "status"
 """File in that folder: the path of the run's status."""
 _ACTS_S = 8.0  # for all last acts together
+_THREADS_S = 3.0  # for threads that are still at work, as one that reads data and gets none
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,13 @@ def end_alone(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(code)
+
+
+def end_soon(code: int) -> None:
+    """Ends this process in some seconds, if Python's own end, which waits for all threads, does not come before."""
+    timer = threading.Timer(_THREADS_S, end_alone, (code,))
+    timer.daemon = True
+    timer.start()
 
 
 @contextmanager

@@ -54,6 +54,7 @@ def initialize(who: Processes, *, timeout_s: float = JOIN_S) -> None:
     # By itself JAX aborts every process (134) as soon as one is dead. With this it leaves them to `departure.py`, which
     # ends them with a sentence and 42. Barriers and collectives wait for the dead one as before.
     jax.config.update("jax_enable_recoverability", True)
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from `resilience/preemption.py`
     late = (
         f"process {who.index}: all {who.count} processes came to {who.coordinator}, but did not join there in time. "
         "See whether one of them has ended, and start all of them again."

@@ -8,7 +8,7 @@ it computes; batches for the host are made ahead by the reader.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import jax
@@ -105,6 +105,10 @@ class TrainFeed:
         self._bad.take(n, len(batch.weight), batch.bad)
         return batch.batch, batch.weight
 
+    def unread(self, step: int) -> None:
+        """The batches from number `step` on count as not drawn: the run ends here, and goes on with them."""
+        self._next = step
+
     @property
     def position(self) -> dict[str, int]:
         """The next unread batch and the global index of its first example; batches made ahead do not count."""
@@ -155,7 +159,7 @@ class EvaluationFeed:
         """Number of batches, the last one included."""
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[tuple[Batch, jax.Array]]:
+    def __iter__(self) -> Generator[tuple[Batch, jax.Array]]:
         full = len(self) - 1
         ones = place(np.ones_like(self._batches.weight(0)), self._sharding)
         settings = self._settings

@@ -14,16 +14,29 @@ from engine.cluster import ending, exit_codes
 from engine.config.errors import RunError
 from engine.run import status
 
-_EVENTS = Path("/sys/fs/cgroup/memory.events")  # of this control group, version 2
+_MINE = Path("/proc/self/cgroup")
+_GROUPS = Path("/sys/fs/cgroup")
 
 
 def killed_for_memory() -> int:
-    """Returns how many processes the kernel has killed here because memory ran out; 0 where it does not tell."""
+    """Returns how many processes of this control group the kernel has killed because memory ran out.
+
+    0 where it does not tell.
+    """
     try:
-        events = dict(line.split() for line in _EVENTS.read_text().splitlines())
-        return int(events.get("oom_kill", 0))
+        for line in _MINE.read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if "memory" in controllers.split(","):  # version 1
+                return _count(_GROUPS / "memory" / group.strip("/") / "memory.oom_control")
+            if not controllers and (file := _GROUPS / group.strip("/") / "memory.events").exists():  # version 2
+                return _count(file)
     except (OSError, ValueError):
         return 0
+    return 0
+
+
+def _count(file: Path) -> int:
+    return int(dict(line.split() for line in file.read_text().splitlines()).get("oom_kill", 0))
 
 
 def why(code: int, text: str, for_memory: bool) -> str:
@@ -43,7 +56,7 @@ def why(code: int, text: str, for_memory: bool) -> str:
 
 
 def correct_status(folder: Path, pids: Sequence[int], code: int, reason: str) -> None:
-    """Tells the end of a job in the status of its run, where that still says "training".
+    """Tells the end of a job in the status of its run, where that still says "training", or that some peer was lost.
 
     Args:
         folder: of the verdicts, in which the run has told where its status lies.
@@ -56,5 +69,6 @@ def correct_status(folder: Path, pids: Sequence[int], code: int, reason: str) ->
         path = Path(file.read_text()) if file.exists() else None
         if path is not None and path.exists():
             found = status.read(path)
-            if found.state in status.RUNNING and found.pid in pids:
+            knows_less = found.exit_code == exit_codes.RETRY and found.state == "failed" and code in exit_codes.KILLED
+            if (found.state in status.RUNNING or knows_less) and found.pid in pids:
                 status.write(path, dataclasses.replace(found, state="failed", reason=reason, exit_code=code))

@@ -10,6 +10,7 @@ Terms. *Job*: one start of the command line, with all processes that come of it.
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import signal
 import socket
@@ -184,7 +185,8 @@ def attempts(run: Path) -> dict[int, int]:
     """step -> the last attempt that did it."""
     if not (run / "metrics.jsonl").exists():
         return {}
-    return {step: int(attempt) for step, attempt in runs.rows(run, "attempt").items()}
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line["attempt"] for line in lines if "loss" in line}
 
 
 def losses(run: Path) -> dict[int, float]:

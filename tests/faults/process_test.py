@@ -43,6 +43,19 @@ class Blocking:
         return self._source[index]
 
 
+class Eating:
+    """A hook that takes more and more memory."""
+
+    def __init__(self, file: str):
+        self._file = Path(file)
+
+    def run(self, trainer, state, step: int) -> None:
+        taken = []
+        while self._file.exists() and self._file.read_text() == os.environ.get("CONVOY_PROCESS_ID"):
+            taken.append(bytearray(50 << 20))
+            Path(f"{self._file}.done").touch()
+
+
 class Raising:
     """A hook with a mistake."""
 
@@ -181,6 +194,45 @@ def test_a_main_thread_that_waits_for_ever_is_named_with_all_stacks(tmp_path, tw
     assert "Process 1 is behind" in status["reason"]
     row = resumed(config, run, two)
     case(5, "a source that never returns on one rank", detected_s=detected, code=code, **row)
+
+
+LIMIT = 4 << 30  # bytes, for two ranks, their launcher and what one takes beyond
+
+
+@pytest.fixture
+def limited(tmp_path):
+    """Words that start a program in a control group with little memory; none where no group can be made here."""
+    group = Path("/sys/fs/cgroup/memory") / f"convoy-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(LIMIT))
+    except OSError:
+        yield ()
+        return
+    yield ("sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh")
+    end = time.monotonic() + 30
+    while (group / "cgroup.procs").read_text() and time.monotonic() < end:
+        time.sleep(0.1)
+    group.rmdir()
+
+
+def test_a_process_that_the_kernel_kills_for_memory_is_retried_and_the_message_says_so(tmp_path, two, case, limited):
+    run, file = tmp_path / "run", tmp_path / "fault"
+    hook = {"target": "tests.faults.process_test.Eating", "file": str(file), "every": "1 step"}
+    config = bench.config(tmp_path / "config", pause=0.05, hooks={"eating": hook}, **PAIR)
+    with bench.Job("train", config, f"--workdir={run}", ranks=2, prefix=limited) as job:
+        job.until_step(run, 12)
+        begin = turn(job, file, 1) if limited else job.signal(1, signal.SIGKILL)
+        code, detected = job.end(), time.monotonic() - begin
+        told = job.output.splitlines()[-1]
+    assert (code, exit_codes.is_retried(code)) == (137, True)
+    says = "killed by SIGKILL: memory ran out, the kernel says" if limited else "if nobody sent it, memory ran out"
+    assert "process 1 ended first, with 137 (" in told and says in told
+    assert says in runs.status(run)["reason"]
+    file.unlink(missing_ok=True)
+    row = resumed(config, run, two)
+    note = {} if limited else {"note": "no control group for memory can be made here; SIGKILL by hand"}
+    case(12, "the kernel kills a rank for memory", detected_s=detected, code=code, **row, **note)
 
 
 def test_an_exception_on_one_rank_ends_all_with_its_traceback_last_and_once(tmp_path, two, case):

@@ -16,26 +16,49 @@ def test_a_kill_that_nothing_explains_has_memory_as_its_likely_cause():
     assert aftermath.why(139, "", for_memory=True) == "killed by SIGSEGV"
 
 
-def test_the_kernels_count_is_read_where_there_is_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(aftermath, "_EVENTS", tmp_path / "events")
+@pytest.mark.parametrize(
+    ("mine", "file", "text"),
+    [
+        ("0::/\n", "memory.events", "low 0\noom 4\noom_kill 3\n"),
+        ("0::/job/a\n", "job/a/memory.events", "oom 4\noom_kill 3\n"),
+        ("5:cpu,memory:/job\n0::/\n", "memory/job/memory.oom_control", "under_oom 0\noom_kill 3\n"),
+    ],
+)
+def test_the_kernels_count_is_read_where_there_is_one(tmp_path, monkeypatch, mine, file, text):
+    monkeypatch.setattr(aftermath, "_MINE", tmp_path / "cgroup")
+    monkeypatch.setattr(aftermath, "_GROUPS", tmp_path)
     assert aftermath.killed_for_memory() == 0
-    (tmp_path / "events").write_text("low 0\noom 4\noom_kill 3\n")
+    (tmp_path / "cgroup").write_text(mine)
+    assert aftermath.killed_for_memory() == 0
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(text)
     assert aftermath.killed_for_memory() == 3
-    (tmp_path / "events").write_text("nothing that is known")
+    (tmp_path / file).write_text("nothing that is known")
     assert aftermath.killed_for_memory() == 0
 
 
 @pytest.mark.parametrize(
-    ("state", "pid", "after"), [("training", 5, "failed"), ("training", 6, "training"), ("preempted", 5, "preempted")]
+    ("state", "code", "pid", "corrected"),
+    [
+        ("training", None, 5, True),
+        ("training", None, 6, False),
+        ("preempted", 42, 5, False),
+        ("failed", 42, 5, True),  # a peer was lost: the job knows how
+        ("failed", 1, 5, False),
+    ],
 )
-def test_only_a_status_of_the_jobs_own_that_tells_no_end_is_corrected(tmp_path, monkeypatch, state, pid, after):
+def test_a_status_of_the_jobs_own_is_corrected_where_the_job_knows_more(
+    tmp_path, monkeypatch, state, code, pid, corrected
+):
     monkeypatch.setenv(ending.VARIABLE, str(tmp_path / "0.json"))
     path = tmp_path / "status.json"
     aftermath.correct_status(tmp_path, [5], 137, "killed.")  # before the run has told where it lies
     ending.note_status(path)
     aftermath.correct_status(tmp_path, [5], 137, "killed.")  # before it is there
-    status.write(path, status.Status(state=state, step=7, pid=pid))
+    status.write(path, status.Status(state=state, step=7, pid=pid, exit_code=code))
     aftermath.correct_status(tmp_path, [5], 137, "killed.")
     found = status.read(path)
-    assert (found.state, found.step, found.host) == (after, 7, os.uname().nodename)
-    assert (found.reason, found.exit_code) == (("killed.", 137) if after == "failed" else ("", None))
+    assert (found.step, found.host) == (7, os.uname().nodename)
+    assert (found.state, found.reason, found.exit_code) == (
+        ("failed", "killed.", 137) if corrected else (state, "", code)
+    )

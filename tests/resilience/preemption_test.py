@@ -18,11 +18,11 @@ LOOP = """
     import jax
     from engine.resilience.preemption import Interrupted, Preempted, Preemption
 
-    def loop(stride=1):
+    def loop():
         with Preemption() as preemption:
             print("ready", flush=True)
-            for step in range(0, 10**9, stride):
-                if preemption.requested(step):
+            for step in range(10**9):
+                if preemption.requested():
                     print(f"stopped at {step}", flush=True)
                     raise (Interrupted if preemption.interrupted else Preempted)(f"step {step}")
                 time.sleep(0.005)
@@ -63,15 +63,16 @@ def handlers_are_back():
     wakeup = signal.set_wakeup_fd(-1)
     signal.set_wakeup_fd(wakeup)
     assert wakeup == -1
-    assert not [thread for thread in threading.enumerate() if thread.name == "signals"]
+    assert signal.getsignal(signal.SIGURG) == signal.SIG_DFL
+    assert not [thread for thread in threading.enumerate() if thread.name in ("signals", "notice")]
 
 
 @pytest.mark.parametrize(("number", "interrupted"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
 def test_a_signal_is_the_answer_at_the_next_step(number, interrupted):
     with Preemption() as preemption:
-        assert not preemption.requested(3)
+        assert not preemption.requested()
         os.kill(os.getpid(), number)
-        assert preemption.requested(4) and preemption.requested(4)
+        assert preemption.requested() and preemption.requested()
         assert preemption.interrupted is interrupted
 
 
@@ -79,7 +80,7 @@ def test_copies_of_one_signal_count_once():
     with Preemption() as preemption:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
-        assert preemption.requested(0) and preemption.interrupted
+        assert preemption.requested() and preemption.interrupted
 
 
 def test_the_former_handlers_are_called_again_afterwards():
@@ -106,7 +107,7 @@ def test_another_thread_than_the_main_one_installs_nothing():
     def run():
         with Preemption() as preemption:
             answers.append((signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)))
-            answers.append(preemption.requested(1))
+            answers.append(preemption.requested())
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -183,38 +184,52 @@ def test_a_second_signal_in_a_save_leaves_the_checkpoint_before(tmp_path):
     assert CheckpointStore(tmp_path, read_only=True).steps() == [1]
 
 
+def test_a_wait_is_given_up_when_a_signal_comes_and_not_begun_after_it():
+    with Preemption() as preemption:
+        assert preemption.unless_stopped(lambda: "data") == "data"
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        assert preemption.unless_stopped(threading.Event().wait) is None
+        assert preemption.unless_stopped(lambda: pytest.fail("begun")) is None
+        assert preemption.requested()
+
+
+def test_a_signal_elsewhere_interrupts_nothing():
+    with Preemption() as preemption:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        time.sleep(0.3)
+        assert preemption.requested()
+
+
 def pair(program: str) -> list[subprocess.Popen]:
     """Two processes of one job."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     join = f"""
+    import threading
+    from engine.cluster import coordination, peers, processes
+    from engine.cluster.resolver import Processes
     rank = int(sys.argv[1])
-    jax.distributed.initialize({address!r}, 2, rank, coordinator_bind_address={address!r}, heartbeat_timeout_seconds=30)
+    processes.initialize(Processes(rank, 2, {address!r}))
     """
     return [start(textwrap.dedent(join) + textwrap.dedent(program), str(rank)) for rank in range(2)]
 
 
 @pytest.mark.multiprocess
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "stride", "code"), [(signal.SIGTERM, 1, 42), (signal.SIGTERM, 32, 42), (signal.SIGINT, 1, 130)]
-)
-def test_one_process_is_asked_and_all_stop_at_one_step(number, stride, code):
-    """Also with dispatches of 32 steps, where the agreed step itself is never asked for."""
-    processes = pair(f"""
-        from jax.experimental import multihost_utils
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 42), (signal.SIGINT, 130)])
+def test_one_process_is_asked_and_all_stop_at_one_step(number, code):
+    ranks = pair("""
         try:
-            loop(stride={stride})
+            loop()
         except (Preempted, Interrupted) as error:
-            multihost_utils.sync_global_devices("both stopped")
-            jax.distributed.shutdown()
+            peers.part()
             sys.exit(error.exit_code)
     """)
-    for process in processes:
-        wait_for(process, "ready")
-    processes[1].send_signal(number)
-    ends = [end(process) for process in processes]
+    for rank in ranks:
+        wait_for(rank, "ready")
+    ranks[1].send_signal(number)
+    ends = [end(rank) for rank in ranks]
     assert [returned for returned, _, _ in ends] == [code, code], ends
     stops = [output for _, output, _ in ends]
     assert stops[0] == stops[1] and stops[0].startswith("stopped at ")
@@ -222,16 +237,45 @@ def test_one_process_is_asked_and_all_stop_at_one_step(number, stride, code):
 
 @pytest.mark.multiprocess
 @pytest.mark.slow
-def test_a_notice_before_the_first_step_of_a_resumed_run_is_not_lost():
-    processes = pair("""
-        from jax.experimental import multihost_utils
-        multihost_utils.sync_global_devices("started")
-        if rank == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(3)  # the notice takes its way: JAX looks for it once a second
+def test_waits_are_given_up_together_and_one_that_another_has_gone_beyond_is_not():
+    """Rank 0 has begun step 1 already; rank 1 must still get its data for it, and both stop before step 2."""
+    ranks = pair("""
         with Preemption() as preemption:
-            print("asked", preemption.requested(5000) or preemption.requested(5001), flush=True)
-        jax.distributed.shutdown()
+            assert not preemption.requested()
+            if rank == 0:
+                assert preemption.unless_stopped(lambda: "data") == "data"
+                assert not preemption.requested()
+                coordination.put("ahead", "")
+            else:
+                assert coordination.get("ahead", 60) == ""
+                data = threading.Event()
+                threading.Timer(3.0, data.set).start()
+                print("ready", flush=True)
+                assert preemption.unless_stopped(data.wait) is True
+                assert not preemption.requested()
+            print("given up", preemption.unless_stopped(threading.Event().wait), preemption.requested())
+        peers.part()
     """)
-    ends = [end(process) for process in processes]
-    assert [(returned, output) for returned, output, _ in ends] == [(0, "asked True\n")] * 2, ends
+    wait_for(ranks[1], "ready")
+    ranks[1].send_signal(signal.SIGTERM)
+    ends = [end(rank) for rank in ranks]
+    assert [(returned, output) for returned, output, _ in ends] == [(0, "given up None True\n")] * 2, ends
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_a_notice_after_another_has_come_to_the_end_stops_nobody():
+    ranks = pair("""
+        with Preemption() as preemption:
+            for question in range(3 if rank == 0 else 2):
+                assert not preemption.requested()
+            if rank == 1:
+                print("ready", flush=True)
+                time.sleep(3)
+                print("last", preemption.requested())
+        peers.part()
+    """)
+    wait_for(ranks[1], "ready")
+    ranks[1].send_signal(signal.SIGTERM)
+    ends = [end(rank) for rank in ranks]
+    assert [(returned, output) for returned, output, _ in ends] == [(0, ""), (0, "last False\n")], ends
