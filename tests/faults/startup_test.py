@@ -120,22 +120,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return top
 
 
-@pytest.mark.parametrize(
-    ("what", "word", "say"),
-    [
-        ("model", "task.width=8", "task.width: (none) -> 8"),
-        ("optimizer", "optimizer.target=optax.sgd", "optimizer.target: optax.adamw -> optax.sgd"),
-        ("config", "train.global_batch_size=32", "train.global_batch_size: 16 -> 32"),
-    ],
-)
-def test_another_model_optimizer_or_config_is_refused_with_the_difference(what, word, say, trained, case):
-    code, run = str(trained / "code"), trained / "run"
+def test_another_model_optimizer_or_config_is_refused_with_the_difference(trained, case):
+    run = trained / "run"
     before = bench.state_hashes(run)
-    words = ("train", f"--config={run}", f"--workdir={run}", f"--config.{word}")
-    advice = f"--config.init.checkpoint={run}"
-    took = refused(*words, say=(f"{run} holds a run of another config:\n  {say}\n", advice), PYTHONPATH=code)
+    changes = ("task.width=8", "optimizer.target=optax.sgd", "train.global_batch_size=32")
+    words = ("train", f"--config={run}", f"--workdir={run}", *(f"--config.{change}" for change in changes))
+    say = (
+        f"{run} holds a run of another config:\n",
+        "\n  task.width: (none) -> 8\n",
+        "\n  optimizer.target: optax.adamw -> optax.sgd\n",
+        "\n  train.global_batch_size: 16 -> 32\n",
+        f"--config.init.checkpoint={run}",
+    )
+    took = refused(*words, say=say, PYTHONPATH=str(trained / "code"))
     assert bench.state_hashes(run) == before
-    case(31, f"another {what} at resume", detected_s=took, code=1)
+    case(31, "another model, optimizer and config at resume", detected_s=took, code=1)
 
 
 NECK = """
