@@ -33,7 +33,7 @@ def wait_for(condition, process, seconds=60):
 
 
 def checkpoints(run: Path) -> set[str]:
-    return {path.parent.name for path in run.glob("checkpoints/*/commit_success.txt")}
+    return {path.parent.name for path in run.glob("checkpoints/*/commit_success.txt") if path.parent.name.isdecimal()}
 
 
 def same_run(run: Path, unbroken: Path, tmp_path: Path) -> None:

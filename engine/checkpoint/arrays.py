@@ -16,6 +16,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -82,7 +83,12 @@ def read(folder: Path, abstract_state: Any, *, partial: bool = False) -> Any:
 
 def words_of(error: BaseException) -> str:
     """What an error of Orbax or of a disk says, in one line; TensorStore's errors fill pages."""
+    if code := _SYSTEM_ERROR.search(str(error)):
+        return os.strerror(int(code[1]))
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
+
+
+_SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'")  # in TensorStore's words, at their end
 
 
 @contextlib.contextmanager
@@ -97,11 +103,15 @@ def failing(sentence: Callable[[str], str]) -> Iterator[None]:
 
 
 class _OrbaxChatter(logging.Filter):
-    """Drops Orbax's own records: failures reach the user as a sentence; verbose absl logging shows all."""
+    """Drops Orbax's own records: failures reach the user as a sentence; verbose absl logging shows all.
+
+    So it does with what asyncio says of Orbax's other writes after one has failed.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         verbose = logging.getLogger("absl").getEffectiveLevel() <= logging.INFO
-        return verbose or f"{os.sep}orbax{os.sep}" not in record.pathname
+        left_alone = record.name == "asyncio" and "exception was never retrieved" in record.getMessage()
+        return verbose or not (left_alone or f"{os.sep}orbax{os.sep}" in record.pathname)
 
 
 _CHATTER = _OrbaxChatter()
@@ -124,6 +134,7 @@ def _orbax() -> tuple[Any, Any]:
     """Imports Orbax (0.4 s and JAX) when it is first needed; returns it and a handler."""
     import orbax.checkpoint as ocp
 
-    logging.getLogger("absl").addFilter(_CHATTER)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_CHATTER)
     _drop_late_results()
     return ocp, ocp.PyTreeCheckpointHandler(use_compression=False)

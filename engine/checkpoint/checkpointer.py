@@ -18,7 +18,7 @@ from engine.checkpoint.policy import SavePolicy
 from engine.checkpoint.retention import Retention
 from engine.checkpoint.store import CheckpointStore, StorageTrouble
 from engine.cluster import processes
-from engine.config.errors import CheckpointError
+from engine.config.errors import CheckpointError, RunError
 
 _ALONE_S = 5.0  # for the save under way, when this process ends by an error of its own
 
@@ -82,9 +82,15 @@ class Checkpointer:
         return self.store.save(step, state, position, self._config_text)
 
     def record(self, step: int, results: Mapping[str, float]) -> None:
-        """Writes evaluation results beside a step, for retention and for the list of checkpoints."""
+        """Writes evaluation results beside a step, for retention and for the list of checkpoints.
+
+        On a disk that refuses them they wait for the next ones, with which they are written.
+        """
         self._may_write()
-        self.retention.record(step, results)
+        try:
+            self.retention.record(step, results)
+        except RunError as error:
+            self._say(f"warning: {error}")
 
     def results(self, step: int) -> Mapping[str, float]:
         """The evaluation results of a step, from this attempt or an earlier one."""
@@ -141,6 +147,8 @@ class Checkpointer:
             return error
         if saved is not None:
             self._failure = None
+            with contextlib.suppress(RunError):  # was told
+                self.retention.flush()
             for step in self.retention.to_delete(self.store.steps()):
                 self.store.delete(step)
         for text in self.store.not_deleted():

@@ -15,10 +15,11 @@ from pathlib import Path
 
 from engine.cluster import peers, processes
 from engine.config.errors import CheckpointError
-from engine.run import json_text
-from engine.run.atomic import write_text
+from engine.run import json_text, storage
+from engine.run.atomic import cannot_write, write_text
 
 RESULTS = "results.json"
+_WRITE_S = 2.0  # that the loop waits for a disk to take the results
 
 Results = Mapping[int, Mapping[str, float]]
 
@@ -75,14 +76,40 @@ class Retention:
         # As pairs: JSON, by which processes agree, has no numbers for keys.
         pairs = list(read_results(self._directory).items()) if processes.is_first() else []
         self._results = dict(peers.from_first(pairs, "the results of the evaluations"))
+        self._writing: storage.Background | None = None  # the newest file, as far as it is not known to be written
 
     def record(self, step: int, results: Mapping[str, float]) -> None:
-        """Adds evaluation results of a step, also on disk. Raises RunError if they cannot be written."""
+        """Adds evaluation results of a step, also on disk.
+
+        Raises:
+            RunError: they cannot be written, or the disk does not answer in two seconds. They go there with the next
+                ones, or by `flush`.
+        """
         self._results[step] = self._results.get(step, {}) | {name: float(value) for name, value in results.items()}
-        if processes.is_first():
-            self._directory.mkdir(parents=True, exist_ok=True)
-            text = json_text.dumps({step: self._results[step] for step in sorted(self._results)}, indent=1)
-            write_text(self._directory / RESULTS, text + "\n")
+        if self._writing is None or self._writing.done:  # else the disk hangs, which was told
+            self._write()
+
+    def flush(self) -> None:
+        """Writes what a disk in trouble has not taken; raises as `record`."""
+        if self._writing is not None and self._writing.done:
+            self._write()
+
+    def _write(self) -> None:
+        if not processes.is_first():
+            return
+        path = self._directory / RESULTS
+        text = json_text.dumps({step: self._results[step] for step in sorted(self._results)}, indent=1)
+
+        def write() -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, text + "\n")
+
+        self._writing = storage.Background(write, "results")
+        try:
+            self._writing.result(_WRITE_S)
+        except storage.NoAnswer as error:
+            raise cannot_write(path, error) from error
+        self._writing = None
 
     def to_delete(self, steps: Collection[int]) -> list[int]:
         """Returns those of the durable steps that need not stay, oldest first."""

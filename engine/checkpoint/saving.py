@@ -86,6 +86,7 @@ class Saver:
         self._told = True  # whether its end was asked for
         self._writer: storage.Background | None = None  # the thread of the newest
         self._digests: Any = None
+        self._in_doubt: list[_Save] = []  # failed ones, in whose folders other processes may still write
         self._saves = self._questions = self._forgotten = 0  # so far, the same numbers in every process
         self._key = f"save/{next(_savers)}"
 
@@ -240,17 +241,27 @@ class Saver:
             if not words:
                 words = self._commit(save, texts)
             if words:
-                shutil.rmtree(save.folder, ignore_errors=True)
+                self._in_doubt.append(save)
+                self._sweep(None)
                 words += self._sizes(save)
         except Exception as error:
             words = arrays.words_of(error)
         self._end(save, words)
         timer.cancel()
 
-    def _sweep(self, save: _Save) -> None:
-        """Removes what failed saves have left: their space is needed."""
+    def _sweep(self, save: _Save | None) -> None:
+        """Removes what failed saves have left: their space is needed.
+
+        But not from under a process that still writes there: TensorStore then waits for ever for a lock's file.
+
+        Args:
+            save: the one that is to be written now.
+        """
+        others = processes.count() - 1
+        self._in_doubt = [s for s in self._in_doubt if len(coordination.entries(f"{s.key}/{WRITTEN}")) < others]
+        kept = [s.folder for s in (*self._in_doubt, save) if s is not None]
         for leftover in self.directory.glob(f"*{SAVING}"):
-            if leftover != save.folder:
+            if leftover not in kept:
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def _parts_of_others(self, save: _Save) -> str:
@@ -321,7 +332,8 @@ class Saver:
         if processes.is_first() and processes.count() > 1:
             coordination.put(f"{save.key}/verdict", words)
             if not words:  # all have written it, so they know of all that was before
-                coordination.delete(f"{self._key}/{save.number - 1}")
+                if all(other.number != save.number - 1 for other in self._in_doubt):
+                    coordination.delete(f"{self._key}/{save.number - 1}")
                 for question in range(self._forgotten + 1, save.questions):
                     coordination.delete(f"{self._key}/free/{question}")
                 self._forgotten = max(self._forgotten, save.questions - 1)

@@ -6,7 +6,6 @@ written (`progress.py`, `run/status.py`, `report.py`), or what happened (`traine
 In a run of several processes the first one tells; the others keep the summary, and show warnings only.
 """
 
-import contextlib
 import dataclasses
 import sys
 import time
@@ -15,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from engine.cluster import ending, exit_codes, processes
-from engine.config.errors import ConvoyError
+from engine.config.errors import ConvoyError, RunError
 from engine.observe.progress import Progress
 from engine.observe.report import Summary, summary_text
 from engine.observe.writer import metrics_of
@@ -48,7 +47,7 @@ class Reporter:
         self._summarise: Callable[[], Summary] = lambda: Summary(
             state="starting", name=name, directory=directory, step=0, total_steps=0
         )
-        self._forced = False
+        self._forced = self._warned = False
         self._tell()
         ending.note_status(directory.status)
         ending.add_last_act(self._end_by_force)
@@ -123,8 +122,16 @@ class Reporter:
             return
         self._status = dataclasses.replace(self._status, **changes)
         if self._tells:
-            with contextlib.suppress(LeaseLost):  # it is another job's status now; the loop ends by this error itself
+            try:
                 status.write(self._directory.status, self._status, self._directory.check_lease)
+            except LeaseLost:  # it is another job's status now; the loop ends by this error itself
+                pass
+            except RunError as error:  # a full disk: before the start it is refused, later on the run goes on
+                if self._progress is None:
+                    raise
+                if not self._warned:
+                    self._warned = True
+                    logger.warning("%s", error)
         self._write_at = time.monotonic() + _STATUS_S
 
 

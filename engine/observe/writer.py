@@ -10,6 +10,9 @@ may wait for the device.
 A line is always valid JSON (`run/json_text.py` says how NaN is written). Lines are only ever added: after a resume at
 step s the lines of earlier attempts beyond s stay, and for each step and name the last line counts. A last line that
 was cut by a crash is removed when the file is opened again.
+
+A disk that refuses lines, as a full one, does not end the run: it is told once, the lines wait in memory, and go to the
+file before the next ones. What TensorBoard gets then is lost to it.
 """
 
 import os
@@ -17,18 +20,22 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+from engine.cluster import exit_codes
 from engine.config.errors import RunError
 from engine.run import json_text
+from engine.run.log import logger
 
 Row = Mapping[str, Any]
 Block = Callable[[], list[dict[str, Any]] | None]
 
 ROW_KEYS = ("step", "attempt", "batch", "time")  # of every row; the rest are metrics
 _WAITING = 1024  # blocks; beyond them push waits, so that memory stays bounded and no row is lost
+_KEPT = 64 << 20  # bytes of lines that wait for a disk; more end the run
 _FLUSH_S = 5.0  # between two flushes of the event file, each of which waits for the disk
 
 
@@ -55,6 +62,8 @@ class MetricWriter:
         self._told = False  # whether the error was raised
         self._closed = False
         self._file: int | None = None
+        self._left = b""  # lines that are not in the file yet
+        self._warned = False  # that the disk refuses something
         if path_jsonl is not None:
             with _sentence(path_jsonl):
                 self._file = _open(path_jsonl)
@@ -99,8 +108,9 @@ class MetricWriter:
     def __enter__(self) -> "MetricWriter":
         return self
 
-    def __exit__(self, *exception) -> None:
-        self.close()
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        with suppress(*(() if error is None else (RunError,))):  # the loop's own error says more
+            self.close()
 
     def _raise_error(self) -> None:
         if self._error is not None:
@@ -113,8 +123,7 @@ class MetricWriter:
             self._attempt(self._events.load)
         while (item := self._queue.get()) is not None:
             if isinstance(item, threading.Event):
-                if self._events is not None:
-                    self._attempt(self._events.flush)
+                self._attempt(self._tell_tensorboard, _Events.flush)
                 item.set()
             elif self._error is None:
                 self._attempt(self._write, item)
@@ -130,19 +139,42 @@ class MetricWriter:
         rows = block()
         if not rows:
             return
-        if self._path is not None and self._file is not None:
-            left = "".join(json_text.dumps(row) + "\n" for row in rows).encode()
-            with _sentence(self._path):
-                while left:
-                    left = left[os.write(self._file, left) :]
+        if self._path is not None:
+            self._left += "".join(json_text.dumps(row) + "\n" for row in rows).encode()
+            self._write_left(self._path)
+        self._tell_tensorboard(lambda events: events.add(rows))
+
+    def _write_left(self, path: Path) -> None:
+        """Writes the lines that are not in the file yet, as far as the disk takes them."""
+        try:
+            while self._left and self._file is not None:
+                self._left = self._left[os.write(self._file, self._left) :]
+        except OSError as error:
+            if len(self._left) > _KEPT:
+                raise _refused(path, error.strerror or str(error)) from error
+            self._warn(path, error, "They wait in memory")
+
+    def _tell_tensorboard(self, function: Callable[["_Events"], None]) -> None:
         if self._events is not None:
-            self._events.add(rows)
+            try:
+                function(self._events)
+            except OSError as error:
+                self._events.drop()
+                self._warn(self._events.directory, error, "They are lost to TensorBoard, and lie in metrics.jsonl")
+
+    def _warn(self, path: Path, error: OSError, what: str) -> None:
+        if not self._warned:
+            self._warned = True
+            words = error.strerror or error
+            logger.warning(f"{path}: metrics cannot be written ({words}). {what}; training goes on. Free space there.")
 
     def _close_files(self) -> None:
-        if self._file is not None:
+        if self._path is not None and self._file is not None:
+            self._write_left(self._path)
             os.close(self._file)
-        if self._events is not None:
-            self._events.close()
+            if self._left:
+                raise _refused(self._path, f"{self._left.count(10)} lines are lost")
+        self._tell_tensorboard(_Events.close)
 
 
 class _Events:
@@ -153,7 +185,7 @@ class _Events:
     """
 
     def __init__(self, directory: Path):
-        self._directory = directory
+        self.directory = directory
         self._writer = None
         self._flush_at = 0.0  # monotonic seconds
 
@@ -165,28 +197,32 @@ class _Events:
         from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue], made at import
         from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
-        with _sentence(self._directory):
-            if self._writer is None:
-                self._directory.mkdir(parents=True, exist_ok=True)
-                self._writer = EventsWriter(str(self._directory / "events"), f".{os.getpid()}")
-            for row in rows:
-                values = [Summary.Value(tag=name, simple_value=number) for name, number in _numbers(row)]
-                self._writer.write_event(
-                    Event(summary=Summary(value=values), step=row["step"], wall_time=row.get("time", time.time()))
-                )
+        if self._writer is None:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._writer = EventsWriter(str(self.directory / "events"), f".{os.getpid()}")
+        for row in rows:
+            values = [Summary.Value(tag=name, simple_value=number) for name, number in _numbers(row)]
+            self._writer.write_event(
+                Event(summary=Summary(value=values), step=row["step"], wall_time=row.get("time", time.time()))
+            )
         if time.monotonic() > self._flush_at:
             self.flush()
 
     def flush(self) -> None:
         if self._writer is not None:
-            with _sentence(self._directory):
-                self._writer.flush()
+            self._writer.flush()
             self._flush_at = time.monotonic() + _FLUSH_S
+
+    def drop(self) -> None:
+        """Ends a file that the disk has refused; the next event begins another one."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with suppress(OSError):
+                writer.close()
 
     def close(self) -> None:
         if self._writer is not None:
-            with _sentence(self._directory):
-                self._writer.close()
+            self._writer.close()
 
 
 def _numbers(row: Row) -> Iterator[tuple[str, float]]:
@@ -213,7 +249,13 @@ def _sentence(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(
-            f"{path}: metrics cannot be written ({error.strerror or error}). "
-            "Free space there, then start the same command again: it goes on from the last checkpoint."
-        ) from error
+        raise _refused(path, error.strerror or str(error)) from error
+
+
+def _refused(path: Path, words: str) -> RunError:
+    error = RunError(
+        f"{path}: metrics cannot be written ({words}). "
+        "Free space there, then start the same command again: it goes on from the last checkpoint."
+    )
+    error.exit_code = exit_codes.RETRY
+    return error

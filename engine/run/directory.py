@@ -20,14 +20,13 @@ Terms. *Run*: one working directory. *Attempt*: one start of a run, counted from
 """
 
 import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from engine.cluster import peers, processes
+from engine.cluster import exit_codes, peers, processes
 from engine.config.errors import RunError
 from engine.config.schema import Config
-from engine.run import lease, status
+from engine.run import lease, status, storage
 from engine.run.atomic import cannot_write, write_text
 from engine.run.goodput import Stopwatch
 from engine.run.lease import Lease, LeaseLost
@@ -141,9 +140,14 @@ class RunDirectory:
 
     def _make(self) -> None:
         try:
-            self.path.resolve().mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path) as probe:
-                probe.write(b"can this directory be written?")
+            storage.probe(self.path)
+        except storage.NoAnswer as error:
+            hangs = RunError(
+                f"{self.path}: the storage does not answer ({error}). See that it is mounted and not overloaded, then "
+                "start the same command again."
+            )
+            hangs.exit_code = exit_codes.RETRY
+            raise hangs from error
         except OSError as error:
             raise cannot_write(self.path, error) from error
 

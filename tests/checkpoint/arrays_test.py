@@ -1,5 +1,6 @@
 """Arrays are written part by part, made one whole, and read onto what is asked for; Orbax is quiet."""
 
+import resource
 import threading
 
 import jax
@@ -34,6 +35,18 @@ def test_what_the_disk_refuses_is_raised(tmp_path):
     (tmp_path / "state" / "ocdbt.process_0" / "d").write_text("")
     with pytest.raises(Exception, match="ocdbt"):
         arrays.write(tmp_path / "state", STATE, lambda: None)
+
+
+@pytest.mark.faults
+def test_what_the_system_refuses_tensorstore_is_called_by_its_name(tmp_path):
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)  # Python ignores the signal that goes with it
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, former[1]))
+    try:
+        with pytest.raises(Exception, match="ocdbt") as error:
+            arrays.write(tmp_path / "state", {"w": jnp.arange(10_000.0)}, lambda: None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert arrays.words_of(error.value) == "File too large"
 
 
 def test_an_error_becomes_a_sentence_of_its_first_line():

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from engine.checkpoint.retention import RESULTS, Retention, ranking, read_results, to_delete
-from engine.config.errors import CheckpointError
+from engine.config.errors import CheckpointError, RunError
 
 ACCURACY = "heldout/accuracy"
 
@@ -87,6 +87,19 @@ def test_results_outlive_the_process_and_add_up(tmp_path):
     assert stored[10].keys() == {ACCURACY, "heldout/loss", "other/loss"} and math.isnan(stored[10]["heldout/loss"])
     text = (tmp_path / "checkpoints" / RESULTS).read_text()
     json.loads(text, parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
+
+
+@pytest.mark.faults
+def test_results_that_a_disk_refuses_are_known_and_written_later(tmp_path):
+    subject = Retention(tmp_path, 2, "heldout/loss", "min")
+    (tmp_path / RESULTS / "in the way").mkdir(parents=True)
+    with pytest.raises(RunError, match=r"results\.json: cannot be written \(Is a directory\)"):
+        subject.record(1, {"heldout/loss": 0.5})
+    assert subject.best() == (1, 0.5)
+    (tmp_path / RESULTS / "in the way").rmdir()
+    (tmp_path / RESULTS).rmdir()
+    subject.flush()
+    assert read_results(tmp_path) == {1: {"heldout/loss": 0.5}}
 
 
 def test_there_is_no_best_before_a_result(tmp_path):
