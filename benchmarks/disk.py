@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 _SOURCE = r"""
 #define _GNU_SOURCE
@@ -114,7 +115,7 @@ class Disk:
         compiler = shutil.which("cc") or "cc"
         command = [compiler, "-shared", "-fPIC", "-O1", "-x", "c", "-", "-o", str(library), "-ldl"]
         subprocess.run(command, input=_SOURCE, text=True, check=True, capture_output=True)
-        self.environment = {
+        self.environment: dict[str, Any] = {
             "LD_PRELOAD": str(library),
             "CONVOY_TEST_DISK": str(self._commands),
             "CONVOY_TEST_DISK_FOLDER": f"{folder}{os.sep}",

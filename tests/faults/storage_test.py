@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,7 +83,7 @@ def test_a_disk_that_is_full_for_a_while_costs_only_the_saves_of_that_time(ranks
     disk, kept = tmp_path / "disk", tmp_path / "kept"
     disk.mkdir()
     kept.mkdir()
-    mesh = {"mesh__fsdp": 2} if ranks == 2 else {}
+    mesh: dict[str, Any] = {"mesh__fsdp": 2} if ranks == 2 else {}
     where = bench.config(tmp_path / "config", pause=0.1, log__examples=False, log__progress="lines", **mesh)
     prefix = on_small_disk(disk, "8m", kept)
     with bench.Job("train", where, f"--workdir={disk}/run", ranks=ranks, prefix=prefix) as job:
@@ -143,7 +144,7 @@ def test_a_save_on_storage_that_hangs_is_abandoned_and_training_goes_on(ranks, t
     reference = request.getfixturevalue("one" if ranks == 1 else "two")
     run = tmp_path / "run"
     disk = Disk(tmp_path, run / "checkpoints")
-    mesh = {"mesh__fsdp": 2} if ranks == 2 else {}
+    mesh: dict[str, Any] = {"mesh__fsdp": 2} if ranks == 2 else {}
     where = bench.config(tmp_path / "config", pause=0.1, checkpoint__timeout="3 seconds", log__progress="lines", **mesh)
     with bench.Job("train", where, f"--workdir={run}", ranks=ranks, **disk.environment) as job:
         job.until(lambda: bench.saved(run))
