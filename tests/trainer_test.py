@@ -160,7 +160,8 @@ def test_what_hooks_and_evaluations_take_is_no_part_of_a_step(tmp_path):
     assert kinds["evaluation"].seconds > 3
     assert kinds["step"].steps == 10
     assert all(kinds[kind].seconds > 0 for kind in ("init", "compile", "step", "data wait", "save stall"))
-    assert kinds["restore"].seconds == kinds["lost"].seconds == kinds["down"].seconds == 0
+    assert kinds["lost"].seconds == kinds["down"].seconds == 0
+    assert kinds["restore"].seconds < 0.5  # that there is no checkpoint is found out
     assert 0.8 * wall < sum(spent.seconds for spent in kinds.values()) <= wall
 
 

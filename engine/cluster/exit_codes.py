@@ -4,7 +4,7 @@
 |------|-------------|--------------------------------------------------------------|-----------|
 | 0    | DONE        | the run reached its end                                      | no        |
 | 1    | USER_ERROR  | a config, a file or the author's code is wrong; the same again would fail again | no |
-| 42   | RETRY       | preempted or a lost peer; the state is saved, start me again | yes       |
+| 42   | RETRY       | preempted (the state is saved), a lost peer, a hang: start me again | yes       |
 | 43   | STOP        | do not retry: the engine itself decided to end the run       | no        |
 | 130  | INTERRUPTED | the user pressed Ctrl-C                                      | never     |
 

@@ -118,8 +118,8 @@ def place_told(step: Callable[[], int]) -> Iterator[None]:
     except ConvoyError:
         raise
     except Exception as error:
-        place = f"process {index()} of {count()}, " if count() > 1 else ""
-        error.add_note(f"raised in {place}after step {step()}")
+        place = f"in process {index()} of {count()}, " if count() > 1 else ""
+        error.add_note(f"raised {place}after step {step()}")
         raise
 
 

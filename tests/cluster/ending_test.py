@@ -93,6 +93,17 @@ def test_the_launcher_is_told_which_file_holds_the_status(launched, monkeypatch)
     ending.note_status(launched / "other")
 
 
+def test_threads_that_never_end_do_not_keep_the_process():
+    done = run("""
+import sys, threading
+threading.Thread(target=time.sleep, args=(60,)).start()
+ending.end_soon(42)
+print("said", end="")
+sys.exit(42)
+""")
+    assert (done.returncode, done.stdout) == (42, "said")
+
+
 def test_a_wait_that_takes_too_long_ends_the_process_with_a_sentence():
     done = run("with ending.bounded(0.1, lambda: RunError('waited 0.1 s')):\n    time.sleep(60)")
     assert (done.returncode, done.stderr) == (1, "RunError: waited 0.1 s\n")

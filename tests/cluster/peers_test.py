@@ -87,5 +87,18 @@ def test_other_errors_and_those_of_a_single_process_stay(monkeypatch):
         raise KeyError("x")
 
 
+def test_an_error_of_the_users_says_where_it_was_raised_and_a_sentence_of_the_engines_does_not(monkeypatch):
+    with pytest.raises(KeyError) as raised, peers.place_told(lambda: 7):
+        raise KeyError("x")
+    assert raised.value.__notes__ == ["raised after step 7"]
+    monkeypatch.setattr("engine.cluster.processes._joined", Processes(1, 2, "127.0.0.1:1"))
+    with pytest.raises(KeyError) as raised, peers.place_told(lambda: 8):
+        raise KeyError("x")
+    assert raised.value.__notes__ == ["raised in process 1 of 2, after step 8"]
+    with pytest.raises(LostPeer) as lost, peers.place_told(lambda: 7):
+        raise LostPeer("gone")
+    assert not hasattr(lost.value, "__notes__")
+
+
 def test_a_single_process_parts_from_nobody():
     peers.part()
