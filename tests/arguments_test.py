@@ -21,6 +21,15 @@ def test_what_follows_two_dashes_is_the_command():
     assert parse([]).verb is None
 
 
+def test_a_verb_may_have_a_word_before_the_run():
+    for words, action, run in [(["runs/x"], None, "runs/x"), (["verify", "runs/x"], "verify", "runs/x")]:
+        args = parse(["checkpoints", *words])
+        assert (args.action, args.run) == (action, run)
+    assert parse(["checkpoints", "verify"]).run == "verify"
+    with pytest.raises(ConfigError, match="invalid choice: 'verifi'"):
+        parse(["checkpoints", "verifi", "runs/x"])
+
+
 @pytest.mark.parametrize(
     ("words", "after", "sentence"),
     [

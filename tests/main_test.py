@@ -64,6 +64,9 @@ def test_evaluate_checkpoints_and_export(digits, tmp_path):
     listed = runs.convoy("checkpoints", str(path)).stdout.splitlines()
     assert [line.split()[1] for line in listed] == ["2", "3"]
     assert "heldout/accuracy" in listed[-1]
+    verified = runs.convoy("checkpoints", "verify", str(path))
+    assert verified.returncode == 0 and [line.split()[2] for line in verified.stdout.splitlines()] == ["good"] * 2
+    assert runs.convoy("checkpoints", "verify", str(tmp_path)).returncode == 1
     out = tmp_path / "weights.safetensors"
     assert runs.convoy("checkpoints", str(path), f"--export={out}", "--step=2").returncode == 0
     assert out.stat().st_size > 4 * 26_122

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -27,37 +28,46 @@ def names(run: Path) -> set[str]:
 
 
 def test_20_a_save_that_is_killed_at_any_moment_leaves_the_last_whole_step(tmp_path, case):
-    """Each start saves every step, and is killed at a random moment between two saves that are done."""
+    """Two runs side by side save every step; each start is killed at a random moment between two whole saves."""
     seed = int(os.environ.get("CONVOY_TEST_SEED", time.time_ns() % 10**6))
     print(f"CONVOY_TEST_SEED={seed}")
-    rng = random.Random(seed)
-    settings = {"train__total": "80 steps", "checkpoint__every": "1 step", "evaluations": {}}
+    settings = {"train__total": "50 steps", "checkpoint__every": "1 step", "evaluations": {}}
     whole = bench.unbroken(tmp_path / "whole", checkpoint__keep_latest=100, **settings)
-    digests = {step: read_manifest(tmp_path / f"whole/run/checkpoints/{step}").arrays for step in range(1, 81)}
-    where, run, left = bench.config(tmp_path / "config", checkpoint__keep_latest=3, **settings), tmp_path / "run", []
-    for _ in range(KILLS):
-        before = max(bench.saved(run), default=0)
+    digests = {step: read_manifest(tmp_path / f"whole/run/checkpoints/{step}").arrays for step in range(1, 51)}
+    where = bench.config(tmp_path / "config", checkpoint__keep_latest=3, **settings)
+
+    def kills(number: int) -> list[set[str]]:
+        rng, run = random.Random(seed + number), tmp_path / f"run-{number}"
+        left = [killed_once(where, run, rng, digests) for _ in range(KILLS // 2)]
         with bench.Job("train", where, f"--workdir={run}") as job:
-            marks = []
-            for more in (1, 2):
-                job.until(lambda: max(bench.saved(run), default=0) >= before + more)  # noqa: B023
-                marks.append(time.monotonic())
-            time.sleep(rng.uniform(0, marks[1] - marks[0]))
-            job.signal(0, signal.SIGKILL)
-            assert job.end() == 137
-        left.append(sorted(names(run)))
-        steps = bench.saved(run)
-        assert max(steps) >= before + 2
-        for step in steps:
-            assert verify(run / "checkpoints" / str(step)).arrays == digests[step]
-    print("\n".join(" ".join(found) for found in left))
-    with bench.Job("train", where, f"--workdir={run}") as job:
-        assert job.end() == 0, job.output
-    assert bench.outcome(run) == whole
-    assert names(run) == {"78", "79", "80"}  # nothing of a killed save or deletion is left
+            assert job.end() == 0, job.output
+        assert bench.outcome(run) == whole
+        assert names(run) == {"48", "49", "50"}  # nothing of a killed save or deletion is left
+        return left
+
+    with ThreadPoolExecutor(2) as both:
+        left = [found for run in both.map(kills, range(2)) for found in run]
+    print("\n".join(" ".join(sorted(found)) for found in left))
     torn = sum(any("saving" in name for name in found) for found in left)
     assert torn >= KILLS / 4, f"{torn} of the kills fell into a save"
     case(20, f"SIGKILL at {KILLS} moments of saves, {torn} of them torn", lost=0, bitwise=True, code=137)
+
+
+def killed_once(where: str, run: Path, rng: random.Random, digests: dict) -> set[str]:
+    """Starts a run and kills it in or about its third save; returns what it left, every step of which is whole."""
+    before, marks = max(bench.saved(run), default=0), []
+    with bench.Job("train", where, f"--workdir={run}") as job:
+        for more in (1, 2):
+            job.until(lambda: max(bench.saved(run), default=0) >= before + more)  # noqa: B023
+            marks.append(time.monotonic())
+        time.sleep(rng.uniform(0, marks[1] - marks[0]))
+        job.signal(0, signal.SIGKILL)
+        assert job.end() == 137
+    steps = bench.saved(run)
+    assert max(steps) >= before + 2
+    for step in steps:
+        assert verify(run / "checkpoints" / str(step)).arrays == digests[step]
+    return names(run)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +124,28 @@ def test_21_a_shard_that_is_cut_is_named_and_the_step_before_it_is_taken(killed,
     assert f"{newest}.bad" in names(run) and newest not in bench.saved(run)
     assert bench.outcome(run) == one
     case(21, "a shard is cut", lost=newest - before, bitwise=True, code=0)
+
+
+def test_21_two_processes_agree_on_the_step_to_take(tmp_path, two, case):
+    where, run = (
+        bench.config(tmp_path / "config", pause=0.02, mesh__fsdp=2, checkpoint__keep_latest=3),
+        tmp_path / "run",
+    )
+    with bench.Job("train", where, f"--workdir={run}", ranks=2) as job:
+        job.until(lambda: max(bench.saved(run), default=0) >= 15)
+        for pid in job.pids():
+            bench.kill(pid)
+    newest, before = bench.saved(run)[-1], bench.saved(run)[-2]
+    step = run / "checkpoints" / str(newest)
+    shard = max(step.glob("state/ocdbt.process_1/d/*"), key=lambda path: path.stat().st_size)
+    os.truncate(shard, 10)
+    with bench.Job("train", where, f"--workdir={run}", ranks=2) as job:
+        assert job.end() == 0, job.output
+    log = (run / "log.txt").read_text()
+    assert f"the checkpoint of step {newest} is damaged and set aside as" in log
+    assert f"resuming from step {before}" in log
+    assert bench.outcome(run) == two
+    case(21, "a shard of one of two processes is cut", lost=newest - before, bitwise=True, code=0)
 
 
 def test_22_one_flipped_bit_in_any_file_is_found_before_training(killed, run, one, case):
