@@ -34,6 +34,8 @@ from engine.run.directory import RunDirectory
 TIMES_MEDIAN = 5.0
 PATIENCE = 10.0  # times `resilience.hang`: for the first step, a batch of an evaluation, a hook, and the end
 MARGIN_S = 60.0  # beyond twice `checkpoint.timeout`, at which a save or restore itself is given up
+_PATIENT = f"{PATIENCE:g} times resilience.hang"
+_STORING = f"2 times checkpoint.timeout and {MARGIN_S:g} s"
 _TRAINING = "training"
 _LOOK_S = 1.0  # at the most, between two looks
 _COLLECT_S = 5.0  # for the stacks of all processes
@@ -71,6 +73,7 @@ class Watchdog:
     def __init__(self, hang_s: float, timeout_s: float, folder: Path, attempt: int):
         self._hang_s, self._timeout_s, self._folder, self._attempt = hang_s, timeout_s, folder, attempt
         self._place = Place(since=time.monotonic())
+        self._phases: dict[str, Phase] = {}
         self._steps_s: deque[float] = deque(maxlen=_MEDIAN_OF)  # of one step each
         self._sizes: deque[int] = deque([1], maxlen=_IN_FLIGHT)  # K of the latest dispatches
         self._peers: dict[str, tuple[str, float]] = {}  # what a peer told, and when that was first seen
@@ -88,16 +91,22 @@ class Watchdog:
     def training(self, step: int) -> "Phase":
         """Steps follow one another while it is open, from the one after `step` on; what comes after is the end."""
         self._place = self._place._replace(dispatched=step, arrived=step)
-        ending = ("ending", self._hang_s * PATIENCE, f"{PATIENCE:g} times resilience.hang")
+        ending = ("ending", self._hang_s * PATIENCE, _PATIENT)
         return Phase(self, (_TRAINING, None, ""), ending)
 
     def storing(self, what: str) -> "Phase":
         """A save or restore, or two saves; each has been given up at `checkpoint.timeout`, before this bound."""
-        return Phase(self, (what, 2 * self._timeout_s + MARGIN_S, f"2 times checkpoint.timeout and {MARGIN_S:g} s"))
+        return self._phase(what, 2 * self._timeout_s + MARGIN_S, _STORING)
 
     def patient(self, what: str) -> "Phase":
         """Something that may take much longer than a step; `beat` begins its bound anew."""
-        return Phase(self, (what, self._hang_s * PATIENCE, f"{PATIENCE:g} times resilience.hang"))
+        return self._phase(what, self._hang_s * PATIENCE, _PATIENT)
+
+    def _phase(self, what: str, bound_s: float, rule: str) -> "Phase":
+        """The phase of a name, which is made once: the loop enters some of them at every step."""
+        if what not in self._phases:
+            self._phases[what] = Phase(self, (what, bound_s, rule))
+        return self._phases[what]
 
     @property
     def place(self) -> Place:
@@ -106,7 +115,8 @@ class Watchdog:
 
     def enter(self, phase: str, bound_s: float | None, rule: str) -> None:
         """The main thread does something else from now on."""
-        self._place = self._place._replace(phase=phase, bound_s=bound_s, rule=rule, since=time.monotonic())
+        _, _, _, _, dispatched, arrived = self._place
+        self._place = Place(phase, bound_s, rule, time.monotonic(), dispatched, arrived)
 
     def beat(self) -> None:
         """Something has moved in this phase."""
@@ -115,7 +125,8 @@ class Watchdog:
     def dispatched(self, step: int) -> None:
         """The program of the steps up to `step` was called."""
         self._sizes.append(step - self._place.dispatched)
-        self._place = self._place._replace(dispatched=step)
+        phase, bound_s, rule, since, _, arrived = self._place
+        self._place = Place(phase, bound_s, rule, since, step, arrived)
 
     def arrived(self, step: int) -> None:
         """The result of the steps up to `step` is there."""
@@ -124,7 +135,7 @@ class Watchdog:
             return
         if place.phase == _TRAINING:
             self._steps_s.append((now - place.since) / (step - place.arrived))
-        self._place = place._replace(arrived=step, since=now)
+        self._place = Place(place.phase, place.bound_s, place.rule, now, place.dispatched, step)
 
     def bound(self) -> tuple[float | None, str]:
         """Returns the seconds that the present phase may take until its next beat, and the rule that says so."""
@@ -132,7 +143,7 @@ class Watchdog:
         if place.phase != _TRAINING:
             return place.bound_s, place.rule
         if not (steps_s := list(self._steps_s)):
-            return self._hang_s * PATIENCE, f"{PATIENCE:g} times resilience.hang, for the first step"
+            return self._hang_s * PATIENCE, f"{_PATIENT}, for the first step"
         k, median = max(self._sizes), statistics.median(steps_s)
         several = f" times {k} in a dispatch" if k > 1 else ""
         rule = f"resilience.hang is {self._hang_s:g} s, the median step {median:.3g} s{several}"
@@ -197,7 +208,7 @@ class Watchdog:
 
 
 class Phase:
-    """What the main thread does while it is open. A context manager, made anew each time; entering it takes 1 us.
+    """What the main thread does while it is open. A context manager that may be entered again, but not in itself.
 
     Args:
         watchdog: that is told.
@@ -212,15 +223,14 @@ class Phase:
         after: tuple[str, float | None, str] | None = None,
     ):
         self._watchdog, self._inside, self._after = watchdog, inside, after
+        self._then = inside
 
     def __enter__(self) -> None:
-        before = self._watchdog.place
-        self._after = self._after or (before.phase, before.bound_s, before.rule)
+        self._then = self._after or self._watchdog.place[:3]
         self._watchdog.enter(*self._inside)
 
     def __exit__(self, *exception: object) -> None:
-        assert self._after is not None
-        self._watchdog.enter(*self._after)
+        self._watchdog.enter(*self._then)
 
 
 def build_watchdog(config: Config, directory: RunDirectory) -> Watchdog:
