@@ -115,7 +115,7 @@ class JobSet:
             "kind": "JobSet",
             "metadata": metadata,
             "spec": {
-                "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True, "subdomain": self.name},
+                "network": {"enableDNSHostnames": True, "subdomain": self.name},
                 "failurePolicy": {
                     "maxRestarts": self.restarts,
                     # Every other reason restarts all.

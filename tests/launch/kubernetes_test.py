@@ -134,9 +134,7 @@ def test_each_pod_resolves_to_a_process_of_its_own_at_the_same_coordinator(made)
     everyone = [resolve({}, environment(manifest, *at)).who for at in itertools.product(range(jobs), range(pods))]
     assert [who.index for who in everyone] == list(range(jobs * pods))
     assert {(who.count, who.coordinator) for who in everyone} == {(jobs * pods, "convoy-worker-0-0.convoy:8476")}
-    assert manifest["spec"]["network"] == {
-        "enableDNSHostnames": True, "publishNotReadyAddresses": True, "subdomain": "convoy",
-    }  # fmt: skip
+    assert manifest["spec"]["network"] == {"enableDNSHostnames": True, "subdomain": "convoy"}
 
 
 @pytest.mark.parametrize(
