@@ -1,0 +1,90 @@
+"""A run on a real Slurm of two nodes: stopped by its time limit, back by itself, in the end as if nothing had been."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from tests import runs
+from tests.faults import bench
+from tests.launch import slurm_cluster
+from tests.launch.slurm_cluster import FIRST, Cluster
+
+reason = slurm_cluster.missing()
+pytestmark = [
+    pytest.mark.multiprocess,
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(reason) and "CI" not in os.environ, reason=reason or "there is a Slurm"),
+]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    assert not reason, reason
+    with Cluster() as cluster:
+        yield cluster
+
+
+class SlurmRun:
+    """A training job that was submitted by `convoy launch slurm`."""
+
+    def __init__(self, cluster: Cluster, folder: Path, *words: str):
+        hooks = {"slow": {"target": "tests.launch.slurm_cluster.SlowAtFirst", "every": "1 step"}}
+        config = bench.config(folder / "config", hooks=hooks)
+        self.cluster, self.path, self.logs = cluster, folder / "run", folder / "logs"
+        launch = ("launch", "slurm", "--nodes=2", f"--logs={self.logs}", *words, "--")
+        self._first = folder / "first"
+        variables = {**cluster.environment, FIRST: str(self._first)}
+        done = runs.convoy(*launch, "train", config, f"--workdir={self.path}", cwd=None, **variables)
+        assert done.returncode == 0, done.stderr
+        self.number = re.findall(r"Submitted batch job (\d+)", done.stdout)[0]
+
+    def state(self) -> str:
+        """Slurm's word for it."""
+        return self.cluster.job(self.number)["JobState"]
+
+    def stopped_while_training(self) -> bool:
+        """Whether the first start that trained is over, and the next one waits or runs."""
+        return self._first.exists() and int(self._first.read_text()) < int(self.cluster.job(self.number)["Restarts"])
+
+    def until_it_ends(self) -> None:
+        ends = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
+        self.cluster.until(lambda: self.state() in ends, 300, self.logs)
+
+    def log(self, task: int | None = None) -> str:
+        """Output of the batch script, or of a task."""
+        return (self.logs / f"convoy-{self.number}{'' if task is None else f'-{task}'}.out").read_text()
+
+
+def test_a_run_that_its_time_limit_stops_comes_back_and_ends_as_an_unbroken_one(cluster, tmp_path):
+    run = SlurmRun(cluster, tmp_path, "--time=1", "--stop-before=5")  # Slurm makes 25 to 55 s of it
+    cluster.until(run.stopped_while_training, 300, run.logs)
+    cluster.command("scontrol", "update", f"JobId={run.number}", "TimeLimit=60")  # a busy machine may start slowly
+    run.until_it_ends()
+    told = cluster.told(run.logs)
+    assert run.state() == "COMPLETED", told
+    restarts = int(cluster.job(run.number)["Restarts"])
+    assert restarts >= 1
+    assert "convoy: ended with 42, back into the queue for restart 1" in run.log(), told
+    assert "convoy: ended with 0, no restart" in run.log()
+    for task in range(2):
+        assert run.log(task).count(f"processes: {task} of 2, coordinator ") == restarts + 1
+        assert "(Slurm: " in run.log(task)
+    last = bench.status(run.path)
+    assert (last["state"], last["step"], last["attempt"]) == ("done", bench.STEPS, restarts + 1)
+    attempts = bench.attempts(run.path)
+    assert attempts[1] < attempts[bench.STEPS]  # the last one went on from a save
+    assert bench.outcome(run.path) == bench.unbroken(tmp_path / "unbroken", ranks=2)
+
+
+def test_a_run_that_is_cancelled_saves_and_stays_away(cluster, tmp_path):
+    run = SlurmRun(cluster, tmp_path, "--time=60")
+    cluster.until(lambda: len(bench.losses(run.path)) >= 2, 180, run.logs)
+    cluster.command("scancel", run.number)
+    run.until_it_ends()
+    assert run.state() == "CANCELLED"
+    last = bench.status(run.path)
+    assert (last["state"], last["exit_code"]) == ("preempted", 42)
+    assert max(bench.saved(run.path)) == last["step"] < bench.STEPS
+    assert cluster.job(run.number)["Restarts"] == "0"
