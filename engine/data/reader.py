@@ -1,25 +1,20 @@
 """The reader: batches made ahead, in order, by Grain's threads or worker processes.
 
-Owns: the Grain pipeline over batch numbers. Does not own: what is in a batch (`batches.py`) or the position of a run,
-which is the number of its next batch and needs no state of Grain's.
+Owns: the Grain pipeline over batch numbers. Does not own: what is in a batch (`batches.py`), the worker processes
+(`workers.py`), or the position of a run, which is the number of its next batch and needs no state of Grain's.
 
 A whole batch is one Grain element, so that Grain's own cost per element (25 us, and a wait of up to 200 us while a
 thread holds Python's lock) is paid once a batch. Where a batch costs less than that, an element is a *block* of them.
 """
 
-import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import grain
-from absl import flags
 
 from engine.config.errors import DataError
 from engine.data.source import Batch
+from engine.data.workers import Workers
 
 
 class Numbered(Protocol):
@@ -56,10 +51,7 @@ def read(
     """
     dataset = grain.MapDataset.range(start, max(start, stop)).map(batches.__getitem__)
     if workers:
-        _parse_flags()
-        options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=max(1, prefetch // workers))
-        dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-        return _Begun(iter(dataset.mp_prefetch(options, worker_init_fn=_start_worker)))
+        return Workers(dataset, workers, max(1, prefetch // workers))
     if threads and at_once > 1:
         return _Blocks(batches, start, stop, threads, prefetch, at_once)
     return _threads(dataset, threads, prefetch)
@@ -109,56 +101,3 @@ class _Blocks:
 
     def close(self) -> None:
         self._reader.close()
-
-
-class _Begun:
-    """A reader whose first batch is drawn at once, beside the caller.
-
-    Grain starts its workers, which takes seconds, when the first batch is asked for; the caller compiles meanwhile.
-    """
-
-    def __init__(self, reader: Reader):
-        self._reader = reader
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="first-batch")
-        self._first: Future | None = self._pool.submit(next, reader, None)
-
-    def __iter__(self) -> Reader:
-        return self
-
-    def __next__(self) -> Batch:
-        if self._first is None:
-            return next(self._reader)
-        first, self._first = self._first, None
-        batch = first.result()
-        self._pool.shutdown()
-        if batch is None:
-            raise StopIteration
-        return batch
-
-    def close(self) -> None:
-        self._pool.shutdown()
-        self._reader.close()
-
-
-def _parse_flags() -> None:
-    """Lets Grain's workers read their absl flags where no absl app has parsed the command line (notebooks, tests)."""
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-
-
-def _start_worker(index: int, count: int) -> None:
-    """Prepares a worker process: it leaves signals and devices to the main process, and ends with it."""
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")
-    for number in (signal.SIGINT, signal.SIGTERM):  # the main process still saves, and then closes its workers
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Ends this process when its parent is gone: a killed parent can no longer close it."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

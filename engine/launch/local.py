@@ -8,7 +8,6 @@ killed whole. The first failure decides: what ends after it, ends because of it.
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import os
 import queue
@@ -24,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from engine.cluster import ending, exit_codes
+from engine.cluster import ending, exit_codes, parent
 from engine.cluster.resolver import VARIABLES
 from engine.config.errors import ConfigError
 from engine.launch import aftermath
@@ -33,7 +32,7 @@ from engine.run.owner import TOKEN
 
 GRACE_S = 5.0  # after the first failure: for the first process to tell of it in the run's status
 _OUTPUT_S = 5.0  # for the last lines of a process that has ended
-_PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+TIDY_S = 2.0  # for what a process leaves: workers that end with it, and the removal of their shared memory
 
 
 @dataclass(frozen=True)
@@ -176,7 +175,7 @@ class _Job:
 
     def start(self, command: Sequence[str], environments: Sequence[dict[str, str]], alone: bool) -> None:
         """Starts a process for each environment; `alone`: it writes straight to our streams."""
-        die_with_me, stream = _die_with(os.getpid()), None if alone else subprocess.PIPE
+        die_with_me, stream = parent.end_with(os.getpid()), None if alone else subprocess.PIPE
         for environment in environments:
             process = subprocess.Popen(
                 command,
@@ -221,6 +220,8 @@ class _Job:
 
     def __exit__(self, *exception) -> None:
         self._kill()
+        for process in self._processes:
+            _end_group(process.pid)
 
     def send(self, number: int) -> None:
         """Sends a signal to each process that is left."""
@@ -232,13 +233,13 @@ class _Job:
     def _wait_for(self, i: int, process: subprocess.Popen[str]) -> None:
         code = process.wait()
         when = time.monotonic()
-        _kill_group(process.pid)  # its workers hold its output open
+        _end_group(process.pid)  # its workers hold its output open
         self._ends.put((i, code if code >= 0 else 128 - code, when))
 
     def _kill(self) -> None:
         for process in self._processes:
             if process.returncode is None:
-                _kill_group(process.pid)
+                process.kill()  # and no more at once: killing the tracker of shared memory would leave it behind
 
 
 def _thread(target: Callable[..., None], *arguments: object) -> threading.Thread:
@@ -256,20 +257,11 @@ def _pass_on(i: int, source: IO[str], target: IO[str]) -> None:
                 target.flush()
 
 
-def _kill_group(leader: int) -> None:
+def _end_group(leader: int) -> None:
+    """Ends what a process that is gone has left: its workers end by themselves and tidy up, the rest is killed."""
+    end = time.monotonic() + TIDY_S
     with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: PermissionError for one that is gone
+        while time.monotonic() < end:
+            os.killpg(leader, 0)
+            time.sleep(0.02)
         os.killpg(leader, signal.SIGKILL)
-
-
-def _die_with(parent: int) -> Callable[[], None] | None:
-    """Returns what a new process calls so that it is killed when `parent` dies; None elsewhere than on Linux."""
-    if not sys.platform.startswith("linux"):
-        return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl  # found now: a forked process should do little before its exec
-
-    def die_with_parent() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died in between
-            os._exit(128 + signal.SIGKILL)
-
-    return die_with_parent

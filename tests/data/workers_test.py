@@ -1,0 +1,91 @@
+"""Worker processes that are killed or frozen are noticed, named, and none is left."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+
+import grain
+import numpy as np
+import pytest
+
+from engine.config.errors import DataError
+from engine.data import workers
+from engine.data.workers import DataWorkerError, Workers
+
+pytestmark = [
+    pytest.mark.multiprocess,
+    pytest.mark.faults,
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
+]
+
+
+def row(n):
+    if n == 5000:
+        raise DataError("Example 5000 of a test: gone.")
+    return {"n": np.full(100_000, n)}  # large enough to go through shared memory
+
+
+@pytest.fixture
+def reader(request):
+    before = {child.pid for child in multiprocessing.active_children()}
+    start = getattr(request, "param", 0)
+    reader = Workers(grain.MapDataset.range(start, 10**6).map(row), 2, 1)
+    assert next(reader)["n"][0] == start
+    yield reader
+    reader.close()
+    assert {child.pid for child in multiprocessing.active_children()} <= before
+
+
+def pids():
+    return [child.pid for child in multiprocessing.active_children() if child.name.startswith("grain")]
+
+
+def drain(reader):
+    for _ in range(100):
+        next(reader)
+
+
+def test_batches_come_in_order_and_nothing_stays_on_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    reader = Workers(grain.MapDataset.range(10**6).map(row), 2, 1)
+    assert [int(next(reader)["n"][0]) for _ in range(20)] == list(range(20))
+    assert len(list(tmp_path.iterdir())) == 1
+    reader.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("reader", [4998], indirect=True)
+def test_an_error_of_the_source_comes_as_it_is(reader):
+    next(reader)
+    with pytest.raises(DataError, match="Example 5000 of a test: gone"):
+        drain(reader)
+
+
+def test_a_killed_worker_is_named_with_its_signal_and_the_run_can_be_started_again(reader):
+    os.kill(pids()[0], signal.SIGKILL)
+    with pytest.raises(DataWorkerError, match=r"data worker \d \(pid \d+\) was killed by SIGKILL") as error:
+        drain(reader)
+    assert error.value.exit_code == 42
+
+
+def test_a_frozen_worker_is_named_and_killed(reader, monkeypatch):
+    monkeypatch.setattr(workers, "FROZEN_S", 3.0)
+    stopped = pids()
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(DataWorkerError, match=r"data worker \d \(pid \d+\) has shown no life for 3 s"):
+        drain(reader)
+    end = time.monotonic() + 60
+    while set(stopped) & set(pids()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_reader_that_is_closed_at_once_leaves_no_thread():
+    before = set(threading.enumerate())
+    Workers(grain.MapDataset.range(10).map(row), 1, 1).close()
+    assert not [t for t in set(threading.enumerate()) - before if t.name.startswith("data-workers")]
