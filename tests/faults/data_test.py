@@ -1,0 +1,235 @@
+"""Cases 33 and 34: records that are damaged or missing, and data workers that are killed, stuck or left alone.
+
+Damage is done to the bytes of files. What is in shared memory is seen where a job has a folder of its own mounted in its
+place (in a mount namespace), so that other programs of the machine do not count.
+"""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.data.array_record import write_array_record
+from tests import runs, zoo
+from tests.faults import bench
+
+pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.slow]
+
+FILES, EACH = 3, 32
+
+
+class Missing:
+    """The zoo's examples, of which two files are not there."""
+
+    def __init__(self, folder: str, gone: tuple[int, ...] = (7, 50)):
+        self._folder, self._gone, self._source = folder, gone, zoo.source(64)
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> Any:
+        if index in self._gone:
+            open(f"{self._folder}/{index}.bin")  # noqa: SIM115, it is not there
+        return self._source[index]
+
+
+def written(folder: Path) -> Path:
+    """Three files of 32 records; returns the folder."""
+    folder.mkdir()
+    for i in range(FILES):
+        write_array_record(zoo.source(EACH, i), str(folder / f"train-{i}.arrayrecord"))
+    return folder
+
+
+def flip(file: Path, offset: int) -> None:
+    """Flips one bit of a file."""
+    data = bytearray(file.read_bytes())
+    data[offset] ^= 1
+    file.write_bytes(data)
+
+
+def damaged(folder: Path) -> Path:
+    """The files with a bit flipped in a record of the second one, which its checksum tells."""
+    flip(written(folder) / "train-1.arrayrecord", 2000)
+    return folder
+
+
+def records(folder: Path, **more: Any) -> dict[str, Any]:
+    data = {"target": "engine.data.array_record.ArrayRecordSource", "pattern": str(folder / "train-*.arrayrecord")}
+    return {"data": {**data, **more}, "evaluations": {}}
+
+
+def bad_lines(run: Path) -> list[dict[str, Any]]:
+    files = sorted((run / "bad_examples").glob("*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def test_33_stop_names_the_record_and_its_file(tmp_path, case):
+    folder = damaged(tmp_path / "data")
+    where = bench.config(tmp_path / "config", **records(folder))
+    with bench.Job("train", where, f"--workdir={tmp_path / 'run'}") as job:
+        assert job.end() == 1, job.output
+        last = job.output.splitlines()[-1]
+        assert "Traceback" not in job.output
+    assert last.startswith("DataError: Example 41 of engine.data.array_record.ArrayRecordSource: record 9 of "), last
+    assert f"{folder}/train-1.arrayrecord: " in last
+    case(33, "a damaged record: stop", code=1)
+
+
+def test_33_skip_counts_and_logs_it_and_the_batch_is_full_and_the_same_again(tmp_path, case):
+    where = bench.config(tmp_path / "config", pause=0.02, **records(damaged(tmp_path / "data"), on_error="skip"))
+    outcomes = []
+    for name in ("killed", "whole"):
+        run = tmp_path / name
+        if name == "killed":
+            with bench.Job("train", where, f"--workdir={run}") as job:
+                job.until_step(run, 22)
+                job.signal(0, signal.SIGKILL)
+                assert job.end() == 137
+        with bench.Job("train", where, f"--workdir={run}") as job:
+            assert job.end() == 0, job.output
+            assert "Example 41 of" in job.output or name == "killed"
+        counts = runs.rows(run, "bad_examples")
+        steps = {line["step"] for line in bad_lines(run)}
+        assert steps == {step for step, count in counts.items() if count}
+        assert len(steps) == 10  # 60 batches of 16 are 10 epochs of 96 examples
+        assert {line["example"] for line in bad_lines(run)} == {41}
+        assert all("record 9 of" in line["error"] for line in bad_lines(run))
+        outcomes.append(bench.outcome(run))
+    assert all(len(examples) == 16 for examples in outcomes[1].examples.values())
+    assert outcomes[0] == outcomes[1]
+    case(33, "a damaged record: skip, the process killed", bitwise=True, code=0)
+
+
+def test_33_a_missing_file_is_skipped_by_two_processes_as_by_one(tmp_path, case):
+    data = {"target": "tests.faults.data_test.Missing", "folder": str(tmp_path), "on_error": "skip"}
+    where = bench.config(tmp_path / "config", mesh__fsdp=2, data=data, evaluations={})
+    outcomes = []
+    for ranks, devices in ((2, 1), (1, 2)):
+        run = tmp_path / f"run-{ranks}"
+        with bench.Job("train", where, f"--workdir={run}", ranks=ranks, devices=devices) as job:
+            assert job.end() == 0, job.output
+        assert sorted({line["example"] for line in bad_lines(run)}) == [7, 50]
+        assert "No such file" in bad_lines(run)[0]["error"]
+        assert sum(runs.rows(run, "bad_examples").values()) == len(bad_lines(run)) == 30
+        outcomes.append(bench.outcome(run))
+    assert outcomes[0] == outcomes[1]
+    case(33, "a missing record: skip, in two processes", bitwise=True, code=0)
+
+
+def test_33_too_many_bad_records_end_the_run(tmp_path, case):
+    data = {"target": "tests.faults.data_test.Missing", "folder": str(tmp_path), "on_error": "skip"}
+    where = bench.config(tmp_path / "config", data={**data, "gone": tuple(range(1, 64, 4))}, evaluations={})
+    with bench.Job("train", where, f"--workdir={tmp_path / 'run'}") as job:
+        assert job.end() == 1, job.output
+        assert "examples cannot be read, which is more than 10%" in job.output.splitlines()[-1]
+    case(33, "too many bad records: skip", code=1)
+
+
+@pytest.fixture
+def with_workers(tmp_path: Path) -> Callable[..., bench.Job]:
+    """Starts a run with two data workers a rank, whose shared memory is the folder `shm` here."""
+    shm, run = tmp_path / "shm", tmp_path / "run"
+    shm.mkdir()
+    where = bench.config(
+        tmp_path / "config", pause=0.1, evaluations={}, data={"target": "tests.zoo.source", "workers": 2}
+    )
+    mount = f'mount --bind {shm} /dev/shm && exec "$0" "$@"'
+    prefix = ("unshare", "--mount", "sh", "-c", mount) if os.geteuid() == 0 else ("unshare", "-rm", "sh", "-c", mount)
+
+    def start(ranks: int = 1) -> bench.Job:
+        return bench.Job("train", where, f"--workdir={run}", ranks=ranks, prefix=prefix)
+
+    return start
+
+
+def workers(job: bench.Job) -> list[int]:
+    """The pids of its data workers."""
+    found = []
+    for pid in job.pids():
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if any(b"spawn_main" in word for word in words):
+            found.append(pid)
+    return found
+
+
+def assert_nothing_left(job: bench.Job, tmp_path: Path, seconds: float = 20.0) -> None:
+    """No process of the job, and nothing in its shared memory."""
+    end = time.monotonic() + seconds
+    while job.pids() or os.listdir(tmp_path / "shm"):
+        left = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in job.pids()]
+        assert time.monotonic() < end, (left, os.listdir(tmp_path / "shm"))
+        time.sleep(0.05)
+
+
+def test_34_a_killed_data_worker_ends_the_run_with_42_within_20_s(with_workers, tmp_path, case):
+    with with_workers() as job:
+        job.until_step(tmp_path / "run", 12)
+        pid = workers(job)[0]
+        begin = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        assert job.end() == 42, job.output
+        detected = time.monotonic() - begin
+        last = job.output.splitlines()[-1]
+        assert last.startswith("DataWorkerError: data worker "), job.output
+        assert f"(pid {pid}) was killed by SIGKILL" in last
+        assert_nothing_left(job, tmp_path)
+    assert detected < 20
+    with with_workers() as job:
+        assert job.end() == 0, job.output
+        assert_nothing_left(job, tmp_path)
+    assert bench.outcome(tmp_path / "run") == bench.unbroken(tmp_path / "unbroken", evaluations={})
+    case(34, "a data worker is killed", detected_s=detected, bitwise=True, code=42)
+
+
+def test_34_stuck_data_workers_end_the_run_with_42_within_20_s(with_workers, tmp_path, case):
+    with with_workers() as job:
+        job.until_step(tmp_path / "run", 12)
+        begin = time.monotonic()
+        for pid in workers(job):
+            os.kill(pid, signal.SIGSTOP)
+        assert job.end() == 42, job.output
+        detected = time.monotonic() - begin
+        assert "has shown no life for 10 s" in job.output.splitlines()[-1], job.output
+        assert_nothing_left(job, tmp_path)
+    assert detected < 20
+    case(34, "data workers are stopped", detected_s=detected, code=42)
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
+def test_34_a_killed_main_process_leaves_no_worker_and_no_shared_memory(with_workers, tmp_path, case, stopped):
+    with with_workers() as job:
+        job.until_step(tmp_path / "run", 6)
+        assert os.listdir(tmp_path / "shm")
+        for pid in workers(job) if stopped else ():
+            os.kill(pid, signal.SIGSTOP)
+        job.process.kill()
+        begin = time.monotonic()
+        assert job.end() == 137
+        assert_nothing_left(job, tmp_path)
+        detected = time.monotonic() - begin
+    case(34, f"the main process is killed beside {'stopped ' * stopped}workers", detected_s=detected, code=137)
+
+
+def test_34_a_killed_rank_of_two_leaves_no_worker_and_no_shared_memory(with_workers, tmp_path, case):
+    with with_workers(ranks=2) as job:
+        job.until_step(tmp_path / "run", 6)
+        begin = job.signal(1, signal.SIGKILL)
+        assert job.end() == 137, job.output
+        detected = time.monotonic() - begin
+        assert_nothing_left(job, tmp_path)
+    case(34, "a rank with data workers is killed", detected_s=detected, code=137)
+
+
+def test_34_a_stop_leaves_no_worker_and_no_shared_memory(with_workers, tmp_path, case):
+    with with_workers() as job:
+        job.until_step(tmp_path / "run", 6)
+        job.process.send_signal(signal.SIGTERM)
+        assert job.end() == 42, job.output
+        assert_nothing_left(job, tmp_path)
+    case(34, "SIGTERM with data workers", code=42)
