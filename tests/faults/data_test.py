@@ -1,7 +1,7 @@
 """Cases 33 and 34: records that are damaged or missing, and data workers that are killed, stuck or left alone.
 
-Damage is done to the bytes of files. What is in shared memory is seen where a job has a folder of its own mounted in its
-place (in a mount namespace), so that other programs of the machine do not count.
+Damage is done to the bytes of files. What is in shared memory is seen where a job has a folder of its own mounted in
+its place (in a mount namespace), so that other programs of the machine do not count.
 """
 
 import json
@@ -93,7 +93,7 @@ def test_33_skip_counts_and_logs_it_and_the_batch_is_full_and_the_same_again(tmp
                 assert job.end() == 137
         with bench.Job("train", where, f"--workdir={run}") as job:
             assert job.end() == 0, job.output
-            assert "Example 41 of" in job.output or name == "killed"
+        assert "Example 41 of" in (run / "log.txt").read_text()
         counts = runs.rows(run, "bad_examples")
         steps = {line["step"] for line in bad_lines(run)}
         assert steps == {step for step, count in counts.items() if count}
