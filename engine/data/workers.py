@@ -1,4 +1,4 @@
-"""Batches made ahead by worker processes, which are watched: a killed or frozen one ends the run soon, and none is left.
+"""Batches made ahead by worker processes, which are watched: a killed or frozen one ends the run, and none is left.
 
 Owns: Grain's worker processes, their signs of life, and the errors about them. Does not own: what they make
 (`batches.py`), or a source that is merely slow, which the watchdog bounds (`resilience/`).
@@ -15,12 +15,13 @@ import functools
 import logging
 import multiprocessing
 import os
+import queue
 import shutil
 import signal
 import tempfile
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from engine.data.source import Batch
 BEAT_S = 1.0
 FROZEN_S = 10.0
 SLOW_S = 10.0  # after which a wait is told
-CLOSE_S = 3.0  # for the batch that is being made at the end
+CLOSE_S, START_S = 3.0, 60.0  # for the batch that is being made at the end, and for the first one
 _END = object()
 
 
@@ -69,8 +70,24 @@ class Workers:
         self._processes: dict[int, Any] = {}  # index -> multiprocessing.Process, as soon as it beats
         self._seen: dict[int, tuple[int, float]] = {}  # index -> its beat, and when that was new
         self._started = False
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="data-workers")
-        self._ahead: Future[Any] = self._pool.submit(next, self._reader, _END)
+        self._asked: queue.SimpleQueue[Future[Any] | None] = queue.SimpleQueue()
+        # A daemon: where Grain does not return, it must not hold up the end of the process.
+        self._thread = threading.Thread(target=self._draw, name="data-workers", daemon=True)
+        self._thread.start()
+        self._ahead = self._ask()
+
+    def _ask(self) -> Future[Any]:
+        future: Future[Any] = Future()
+        self._asked.put(future)
+        return future
+
+    def _draw(self) -> None:
+        """The thread."""
+        while (future := self._asked.get()) is not None:
+            try:
+                future.set_result(next(self._reader, _END))
+            except BaseException as error:  # every kind reaches the caller: this thread has no one else to tell
+                future.set_exception(error)
 
     def __iter__(self) -> "Workers":
         return self
@@ -91,18 +108,18 @@ class Workers:
         if batch is _END:
             raise StopIteration
         self._started = True
-        self._ahead = self._pool.submit(next, self._reader, _END)
+        self._ahead = self._ask()
         if len(self._processes) < self._count:
             self._find_processes()
         return batch
 
     def close(self) -> None:
         """Ends the workers; one that does not come to its end is killed."""
-        self._ahead.cancel()
-        if not wait([self._ahead], CLOSE_S).done:
+        if not wait([self._ahead], CLOSE_S if self._started else START_S).done:
             self._kill()
+        self._asked.put(None)
         self._reader.close()
-        self._pool.shutdown()
+        self._thread.join(CLOSE_S)
         self._ahead = Future()  # a batch that nobody took holds shared memory
         shutil.rmtree(self._beats, ignore_errors=True)
 

@@ -41,7 +41,8 @@ def reader(request):
 
 
 def pids():
-    return [child.pid for child in multiprocessing.active_children() if child.name.startswith("grain")]
+    children = multiprocessing.active_children()
+    return [child.pid for child in children if child.pid is not None and child.name.startswith("grain")]
 
 
 def drain(reader):
