@@ -32,6 +32,7 @@ import numpy as np
 
 from benchmarks import turns, workloads
 from engine.checkpoint.saving import SAVING
+from engine.checkpoint.store import CheckpointStore
 from engine.config.schema import Hook
 from engine.config.text import to_text
 from engine.launch.supervise import KILLS
@@ -262,7 +263,7 @@ def _state(run: Path) -> dict[str, str]:
     import jax
     import orbax.checkpoint as ocp
 
-    newest = max(int(path.parent.name) for path in run.glob("checkpoints/*/commit_success.txt"))
+    newest = CheckpointStore(run / "checkpoints", read_only=True).latest()
     path = (run / "checkpoints" / str(newest) / "state").absolute()
     with ocp.PyTreeCheckpointer() as checkpointer:
         tree = checkpointer.metadata(path).item_metadata.tree

@@ -28,7 +28,7 @@ with open(run.parent / "attempts", "a") as file:
 attempt = len((run.parent / "attempts").read_text().splitlines())
 def checkpoint(step):
     (run / f"checkpoints/{step}").mkdir(parents=True)
-    (run / f"checkpoints/{step}/commit_success.txt").touch()
+    (run / f"checkpoints/{step}/manifest.json").touch()
 def die(number):
     os.kill(os.getpid(), number)
 """
