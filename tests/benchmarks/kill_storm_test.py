@@ -38,7 +38,7 @@ def test_each_difference_is_a_line(changed, words):
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_a_storm_of_one_kill():
-    output = benchmark("kill_storm", "--kills", "1", "--seed", "3")
+    output = benchmark("kill_storm", "--kills", "1", "--seed", "3", seconds=280)
     assert "seed 3, 1 kills" in output
     assert re.search(r"kill   1: .* in exit     after step \d+", output), output
     assert re.search(r"goodput \d+\.\d% of .*, 30 steps in 2 attempts", output), output

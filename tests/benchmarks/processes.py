@@ -6,9 +6,9 @@ import sys
 from tests import runs
 
 
-def benchmark(name: str, *args: str) -> str:
-    """Runs benchmarks/<name>.py; returns its output."""
+def benchmark(name: str, *args: str, seconds: float = 120) -> str:
+    """Runs benchmarks/<name>.py, for so many seconds at most; returns its output."""
     command = [sys.executable, "-m", f"benchmarks.{name}", *args]
-    done = subprocess.run(command, capture_output=True, text=True, env=runs.environment(), timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, env=runs.environment(), timeout=seconds)
     assert done.returncode == 0, done.stderr
     return done.stdout
