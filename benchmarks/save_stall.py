@@ -29,7 +29,7 @@ FORMATS: dict[str, dict[str, Any]] = {
 }
 
 
-def engine_store(directory: Path) -> tuple[Callable[[int, Any], Any], Callable[[], None], Callable[[int, Any], Any]]:
+def engine_store(directory: Path) -> tuple[Callable[[int, Any], Any], Callable[[], Any], Callable[[int, Any], Any]]:
     """(save, wait, restore) of the engine."""
     from engine.checkpoint.store import CheckpointStore
 

@@ -79,7 +79,8 @@ def test_a_metric_without_any_weight_is_nan():
             return {"nothing": Mean.of(batch["x"], where=batch["valid"] * 0)}
 
     program = zoo.program(Empty())
-    assert np.isnan(evaluation(program).run(program.init())["heldout/nothing"])
+    results = evaluation(program).run(program.init())
+    assert results is not None and np.isnan(results["heldout/nothing"])
 
 
 def test_a_batch_that_does_not_divide_and_an_empty_result_are_told():
