@@ -1,6 +1,8 @@
 """Evaluations: exact over partial batches, on any mesh, for metrics by row and for sums."""
 
 import dataclasses
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from engine.config.errors import ShardingError, TaskError
 from engine.config.schema import Evaluation as Config
 from engine.config.schema import MeshSpec
 from engine.evaluation import Evaluation, build_evaluations
+from engine.resilience.preemption import Preemption
 from tests import zoo
 
 N = 37  # no multiple of any batch here
@@ -53,6 +56,20 @@ def test_each_example_counts_once_whatever_the_batch(task, mesh):
     program = zoo.program(task, mesh=mesh)
     state, _ = zoo.run(program, zoo.batches(2))
     assert evaluation(program).run(state) == pytest.approx(expected(program, state), rel=1e-5)
+
+
+def test_an_evaluation_that_is_asked_to_stop_ends_after_the_batch_and_gives_no_result():
+    program = zoo.program(zoo.Classify())
+    state, _ = zoo.run(program, zoo.batches(1))
+    batches = []
+
+    def on_batch():
+        batches.append(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with Preemption() as preemption:
+        assert evaluation(program, batch_size=8).run(state, preemption, on_batch) is None
+    assert len(batches) == 1
 
 
 def test_an_evaluation_changes_nothing_and_is_repeatable():

@@ -81,6 +81,14 @@ def test_a_resumed_feed_goes_on_at_the_saved_position():
 
 
 @pytest.mark.multiprocess
+def test_batches_that_were_drawn_for_a_step_that_is_not_done_are_where_the_run_goes_on():
+    feed = train_feed()
+    feed.next(3)
+    feed.unread(1)
+    feed.close()
+    assert feed.position == {"next_batch": 1, "next_example": 16}
+
+
 def test_a_feed_with_workers_gives_the_same_batches_and_resumes():
     # Larger arrays come through shared memory, which must stay until the device has them.
     assert drawn(train_feed(start=3, workers=2), 1, 6) == expected(3, 10)

@@ -63,14 +63,14 @@ def test_a_dispatch_of_k_steps_has_k_times_the_median_as_long_as_one_is_in_fligh
 
 def test_the_time_of_an_evaluation_is_no_step_and_it_has_a_bound_of_its_own_between_beats(dog, now):
     with dog.training(0):
-        steps(dog, now, [1.0] * 3)
+        steps(dog, now, [20.0])
         with dog.patient("evaluating"):
             assert dog.bound() == (600.0, "10 times resilience.hang")
             now[0] += 500
-            dog.arrived(4)
+            dog.arrived(2)
             dog.beat()
-            assert dog.place == Place("evaluating", 600.0, "10 times resilience.hang", now[0], 3, 4)
-        assert (dog.place.phase, dog.bound()[0]) == ("training", 60.0)
+            assert dog.place == Place("evaluating", 600.0, "10 times resilience.hang", now[0], 1, 2)
+        assert (dog.place.phase, dog.bound()[0]) == ("training", 100.0)
         assert dog.place.since == now[0]
 
 
