@@ -22,6 +22,7 @@ from engine.cluster.resolver import Processes, address
 from engine.cluster.rollcall import CannotJoin
 
 HEARTBEAT_S = 10  # one that is silent for so long is dead: twice what a paused virtual machine or a full disk takes
+NAME_S = 30.0  # for process 0's own name to be known to it
 JOIN_S = 300.0  # hosts of one job may start minutes apart
 _JOIN_MORE_S = 30.0  # for JAX, once all are there
 PART_S = 120.0  # at the end of the run, for the first process's last words on disk
@@ -48,7 +49,7 @@ def initialize(who: Processes, *, timeout_s: float = JOIN_S) -> None:
     import jax
 
     end = time.monotonic() + timeout_s
-    place = _bind_address(who) if who.index == 0 else who.coordinator
+    place = _bind_address(who, min(timeout_s, NAME_S)) if who.index == 0 else who.coordinator
     rollcall.hold(who.index, who.count, who.coordinator, *address("the coordinator", place), timeout_s)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # By itself JAX aborts every process (134) as soon as one is dead. With this it leaves them to `departure.py`, which
@@ -112,19 +113,24 @@ def _detected() -> None:
         ) from error
 
 
-def _bind_address(who: Processes) -> str:
+def _bind_address(who: Processes, wait_s: float) -> str:
     """Where process 0 listens: at the interface of the coordinator's address alone.
 
     A host often has its own name at 127.0.1.1 (Debian's hosts file), where nobody else reaches it: then at the
-    interface by which it reaches others.
+    interface by which it reaches others. A pod is there some seconds before its name is.
     """
     import socket
 
     host, port = address("the coordinator", who.coordinator)
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0]
-    except OSError:
-        return who.coordinator  # the roll call tells it
+    end = time.monotonic() + wait_s
+    while True:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0]
+            break
+        except OSError:
+            if time.monotonic() >= end:
+                return who.coordinator  # the roll call tells it
+        time.sleep(0.2)
     named = not re.fullmatch(r"localhost|[0-9a-fA-F.:%]+", host)
     if named and ipaddress.ip_address(str(found).partition("%")[0]).is_loopback:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):

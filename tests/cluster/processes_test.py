@@ -31,7 +31,17 @@ def test_a_coordinator_that_does_not_answer_is_told():
 @pytest.mark.parametrize("address", ["192.0.2.1:8476", "nowhere.invalid:8476"])
 def test_a_place_where_nobody_may_listen_is_told(address):
     with pytest.raises(CannotJoin, match=f"process 0 of 2: cannot listen at {address} .* an address of this machine"):
-        initialize(Processes(0, 2, address))
+        initialize(Processes(0, 2, address), timeout_s=0.5)
+
+
+def test_a_first_process_waits_for_its_own_name():
+    """A pod's name is known some seconds after the pod is there."""
+    from engine.cluster.processes import _bind_address
+
+    begin = time.monotonic()
+    assert _bind_address(Processes(0, 2, "nowhere.invalid:1"), 0.6) == "nowhere.invalid:1"
+    assert time.monotonic() - begin >= 0.6
+    assert _bind_address(Processes(0, 2, "127.0.0.1:1"), 60) == "127.0.0.1:1"
 
 
 def test_a_first_process_whose_peers_do_not_come_says_so():
