@@ -38,12 +38,17 @@ class DamagedCheckpoint(CheckpointError):
         )
 
 
-class NotInTime(Exception):
+class NotInTime(CheckpointError):
     """A process has not checked its share of the files in time; every process that waits for it raises it."""
 
-    def __init__(self, process: int):
+    exit_code = exit_codes.RETRY
+
+    def __init__(self, directory: Path, process: int):
         self.process = process
-        super().__init__(f"process {process} has not checked its share of the files in time")
+        super().__init__(
+            f"{directory}: process {process} has not checked its share of the files in time. See that the storage "
+            "answers there, then start the same command again."
+        )
 
 
 def in_short(problems: list[str]) -> str:
@@ -69,7 +74,7 @@ def verify(
         NotInTime: a process has not said anything.
     """
     manifest, found = _own_part(directory, on_bytes)
-    if found := _of_all(found, timeout_s):
+    if found := _of_all(found, timeout_s, directory):
         raise DamagedCheckpoint(directory, found)
     assert manifest is not None
     return manifest
@@ -108,7 +113,7 @@ def _own_part(directory: Path, on_bytes: Callable[[int, int], None]) -> tuple[Ma
     return manifest, problems(directory, manifest, names, add)
 
 
-def _of_all(found: list[str], timeout_s: float) -> list[str]:
+def _of_all(found: list[str], timeout_s: float, directory: Path) -> list[str]:
     """The problems that all processes found, the same list in each of them: the first one collects."""
     if processes.count() == 1:
         return found
@@ -122,7 +127,7 @@ def _of_all(found: list[str], timeout_s: float) -> list[str]:
         verdict = (None, 0) if text is None else json.loads(text)
     problems_of_all, late = verdict
     if problems_of_all is None:
-        raise NotInTime(late)
+        raise NotInTime(directory, late)
     return problems_of_all
 
 

@@ -11,6 +11,7 @@ Terms. *Here*: the model of the new run. *There*: the checkpoint. *Path*: of an 
 its section and its path: "params/encoder/0/kernel".
 """
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,9 @@ def read_weights(init: Init, abstract_state: Mapping[str, Any], stacked: Mapping
     """
     directory, step = peers.done_by_first(lambda: find(init.checkpoint), "the choice of init.checkpoint")
     path = Path(directory) / str(step)
-    with being_read(path):
+    with contextlib.ExitStack() as stack:
+        with failing(lambda words: _unreadable(path, words)):
+            stack.enter_context(being_read(path))
         verify(path)
         return _taken(path, init, abstract_state, stacked)
 
