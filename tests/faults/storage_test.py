@@ -8,6 +8,7 @@ file that the test changes while they run.
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -170,18 +171,21 @@ def test_a_save_on_storage_that_hangs_is_abandoned_and_training_goes_on(ranks, t
          bitwise=True, code=0)  # fmt: skip
 
 
+@pytest.mark.parametrize("preempted", [False, True])
 @needs_compiler
-def test_a_run_whose_storage_hangs_to_the_end_is_over_in_bounded_time(tmp_path, case):
+def test_a_run_whose_storage_hangs_to_the_end_is_over_in_bounded_time(preempted, tmp_path, case):
     run = tmp_path / "run"
     disk = Disk(tmp_path, run / "checkpoints")
     where = bench.config(tmp_path / "config", pause=0.1, checkpoint__timeout="3 seconds", train__total="20 steps")
     with bench.Job("train", where, f"--workdir={run}", **disk.environment) as job:
         job.until(lambda: bench.saved(run))
         disk.does("* write hang")
-        hangs_at = time.monotonic()
+        hangs_at = job.signal(0, signal.SIGTERM) if preempted else time.monotonic()
         assert job.end(90.0) == 42, job.output
-        case(27, "storage hangs to the end", detected_s=time.monotonic() - hangs_at, code=42)
-        assert "StorageTrouble" in job.output and "It was the last save of this attempt" in job.output
+        what = "storage hangs at a preemption" if preempted else "storage hangs to the end"
+        case(27, what, detected_s=time.monotonic() - hangs_at, code=42)
+        assert ("Preempted: asked to stop at step" if preempted else "StorageTrouble: ") in job.output, job.output
+        assert "The newest checkpoint is that of step 5. It was the last save of this attempt" in job.output
     assert bench.status(run)["state"] != "done"
 
 

@@ -149,6 +149,7 @@ def test_lines_that_a_full_disk_refuses_wait_for_it_and_are_told_once(tmp_path, 
         writer.flush()
     assert caplog.text.count("metrics.jsonl: metrics cannot be written (No space left on device)") == 1
     path.unlink()
+    assert writer._file is not None
     with open(path, "wb") as free:  # the file that the writer holds is another one from here on
         os.dup2(free.fileno(), writer._file)
     writer.push(lambda: [a_row(3)])
