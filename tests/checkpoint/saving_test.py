@@ -87,7 +87,7 @@ def test_a_save_that_failed_leaves_nothing_and_the_next_one_works(make, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
-def test_a_save_on_storage_that_hangs_ends_at_its_deadline_and_never_appears(make, hang, tmp_path):
+def test_a_save_on_storage_that_hangs_ends_at_its_deadline(make, hang, tmp_path):
     saver, release = make(timeout_s=2.0), hang(1, 1)
     start(saver, 1)
     assert not saver.free(wait=False) and saver.under_way == 1

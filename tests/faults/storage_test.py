@@ -7,6 +7,7 @@ file that the test changes while they run.
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -164,6 +165,8 @@ def test_a_save_on_storage_that_hangs_is_abandoned_and_training_goes_on(ranks, t
         healed_at, newest = time.monotonic(), max(bench.saved(run))
         job.until(lambda: max(bench.saved(run)) > newest)
         recovered = time.monotonic() - healed_at
+        abandoned = re.search(r"step (\d+) could not", sentence)
+        assert abandoned is not None and int(abandoned[1]) not in bench.saved(run)  # though its thread went on
         assert job.end() == 0, job.output
     outcome = bench.outcome(run)
     assert outcome == reference
