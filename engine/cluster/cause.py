@@ -12,7 +12,7 @@ from traceback import walk_tb
 
 from engine.config.errors import ConvoyError
 
-_ENGINE = str(Path(__file__).resolve().parents[1])
+_ENGINE = {place.parents[1] for place in (Path(__file__), Path(__file__).resolve())}  # Bazel runs links to the files
 _LIBRARY = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")})
 _INSTALLED = ("site-packages", "dist-packages")
 
@@ -48,7 +48,7 @@ def is_users(file: str) -> bool:
     path = Path(file)
     if file.startswith("<") or set(_INSTALLED) & set(path.parts):
         return False
-    return not path.is_relative_to(_ENGINE) and not file.startswith(_LIBRARY)
+    return not _ENGINE & set(path.parents) and not file.startswith(_LIBRARY)
 
 
 def short(file: str) -> str:
