@@ -137,7 +137,7 @@ def train(subject: str, dropout: float, optimizer: dict[str, Any], mesh: str | N
     state = first_state(program, subject, dropout, optimizer, mesh)
     losses, gradient = [], {}
     for i, batch in enumerate(batches):
-        state, metrics = step(state, (jax.device_put(batch, program.spec.batch_sharding),))
+        state, metrics = step(state, (jax.device_put(batch, program.spec.batch_sharding),), program.held((False,)))
         losses.append(zoo.losses(np.asarray(metrics))[0])
         if i == 0:  # the first momentum is the first gradient; that of AdamW is a tenth of it
             parts = jax.tree.leaves(state["opt_state"], is_leaf=lambda x: isinstance(x, dict))
