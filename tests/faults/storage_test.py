@@ -182,6 +182,7 @@ def test_a_run_whose_storage_hangs_to_the_end_is_over_in_bounded_time(preempted,
     where = bench.config(tmp_path / "config", pause=0.1, checkpoint__timeout="3 seconds", train__total="20 steps")
     with bench.Job("train", where, f"--workdir={run}", **disk.environment) as job:
         job.until(lambda: bench.saved(run))
+        job.until_step(run, 6)  # so that the state to be saved is a newer one
         disk.does("* write hang")
         hangs_at = job.signal(0, signal.SIGTERM) if preempted else time.monotonic()
         assert job.end(90.0) == 42, job.output
