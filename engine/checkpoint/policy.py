@@ -5,7 +5,8 @@ which the loop asks for itself.
 
 A clock is read by the first process only, and the answer is agreed, because hosts' clocks differ and a save needs all
 of them at one step. To agree costs a collective, which waits for the device; so each agreement also says at which step
-the next one is, half of the way to the time that the save is expected at: about ten agreements a save.
+the next one is, half of the way to the time that the save is expected at, and at most three times as many steps as the
+attempt has done: about ten agreements a save.
 """
 
 import time
@@ -62,6 +63,7 @@ class _AgreedTimer:
     def __init__(self, seconds: float, clock: Callable[[], float]):
         self._seconds, self._clock = seconds, clock
         self._start = clock()  # when it was last due
+        self._first = 0  # step of this attempt
         self._look_at: int | None = None  # step of the next agreement
         self._asked: int | None = None  # last step that was asked for, and its answer
         self._answer = False
@@ -71,7 +73,7 @@ class _AgreedTimer:
         if step == self._asked:
             return self._answer
         if self._look_at is None:  # the first step of this attempt: nothing to save yet
-            self._look_at, self._last_look = step + 1, (step, self._clock())
+            self._first, self._look_at, self._last_look = step, step + 1, (step, self._clock())
         self._asked, self._answer = step, False
         if step >= self._look_at:
             self._answer, self._look_at = self._agree(step)
@@ -86,5 +88,7 @@ class _AgreedTimer:
         if due:
             self._start = now
         expected = (self._start + self._seconds - now) * (step - before) / max(now - then, 1e-6)
-        due, look_at = peers.from_first([due, step + max(1, int(expected / 2))], f"the agreement of step {step}")
+        # Bounded by how far this attempt has come: its first steps say little, as the loop runs ahead of the device.
+        ahead = max(1, min(int(expected / 2), 3 * (step - self._first)))
+        due, look_at = peers.from_first([due, step + ahead], f"the agreement of step {step}")
         return due, look_at

@@ -73,6 +73,15 @@ def test_a_slow_first_step_delays_nothing():
     assert found == pytest.approx([600, 1200], abs=0.1)
 
 
+def test_quick_first_steps_delay_nothing():
+    """The loop is steps ahead of the device before it waits for the first of them."""
+    clock = Clock()
+    found = due_times(
+        policy("10 minutes", clock, total_steps=10**6), clock, lambda step: 0.001 if step < 3 else 1.0, 2000
+    )
+    assert found == pytest.approx([600, 1200, 1800], abs=1.1)
+
+
 def test_steps_that_become_slower_delay_a_save_by_no_more_than_they_did():
     clock = Clock()
     found = due_times(
