@@ -16,6 +16,7 @@ import logging
 import multiprocessing
 import os
 import queue
+import re
 import shutil
 import signal
 import tempfile
@@ -37,6 +38,8 @@ BEAT_S = 1.0
 FROZEN_S = 10.0
 SLOW_S = 10.0  # after which a wait is told
 CLOSE_S, START_S = 3.0, 60.0  # for the batch that is being made at the end, and for the first one
+BURIED_S = 2.0  # for the end of a process to be known
+_KILLED = re.compile(r"exit code -(\d+)")  # in Grain's words
 _END = object()
 
 
@@ -146,14 +149,28 @@ class Workers:
                 )
 
     def _raise_killed(self, error: RuntimeError) -> None:
-        for index, process in self._processes.items():
-            code = process.exitcode
-            if code is not None and code < 0:
-                raise DataWorkerError(
-                    f"data worker {index} (pid {process.pid}) was killed by {signal.Signals(-code).name}"
-                    f"{', perhaps for want of memory' * (-code == signal.SIGKILL)}. The same command goes on from the "
-                    "newest checkpoint; fewer data.workers need less memory."
-                ) from error
+        """Raises for a worker that a signal has ended; Grain's words tell of one, and not of which."""
+        if (killed := _KILLED.search(str(error))) is None:
+            return
+        number = int(killed[1])
+        which = self._victim(number)
+        raise DataWorkerError(
+            f"{which} was killed by {signal.Signals(number).name}"
+            f"{', perhaps for want of memory' * (number == signal.SIGKILL)}. The same command goes on from the newest "
+            "checkpoint; fewer data.workers need less memory."
+        ) from error
+
+    def _victim(self, number: int) -> str:
+        """Names the worker that a signal has ended; one that was still starting has no name yet."""
+        end = time.monotonic() + BURIED_S
+        while time.monotonic() < end:
+            for index, process in self._processes.items():
+                if process.exitcode == -number:
+                    return f"data worker {index} (pid {process.pid})"
+            if len(self._processes) < self._count:
+                break
+            time.sleep(0.01)  # a thread of Grain's asks for the same end, and one of two is told
+        return "a data worker that was starting"
 
     def _kill(self) -> None:
         self._find_processes()

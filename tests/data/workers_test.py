@@ -20,6 +20,8 @@ pytestmark = [
     pytest.mark.multiprocess,
     pytest.mark.faults,
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
+    # Python's tracker says so where a collection of garbage falls into its own work; it tidies up all the same.
+    pytest.mark.filterwarnings("ignore:ResourceTracker called reentrantly"),
 ]
 
 
@@ -34,7 +36,8 @@ def reader(request):
     before = {child.pid for child in multiprocessing.active_children()}
     start = getattr(request, "param", 0)
     reader = Workers(grain.MapDataset.range(start, 10**6).map(row), 2, 1)
-    assert next(reader)["n"][0] == start
+    for n in range(start, start + 2):  # from both workers, which are known by then
+        assert next(reader)["n"][0] == n
     yield reader
     reader.close()
     assert {child.pid for child in multiprocessing.active_children()} <= before
@@ -61,7 +64,6 @@ def test_batches_come_in_order_and_nothing_stays_on_disk(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("reader", [4998], indirect=True)
 def test_an_error_of_the_source_comes_as_it_is(reader):
-    next(reader)
     with pytest.raises(DataError, match="Example 5000 of a test: gone"):
         drain(reader)
 
@@ -71,6 +73,19 @@ def test_a_killed_worker_is_named_with_its_signal_and_the_run_can_be_started_aga
     with pytest.raises(DataWorkerError, match=r"data worker \d \(pid \d+\) was killed by SIGKILL") as error:
         drain(reader)
     assert error.value.exit_code == 42
+
+
+def test_a_worker_that_is_killed_while_it_starts_is_told_too():
+    reader = Workers(grain.MapDataset.range(10**6).map(row), 2, 1)
+    try:
+        while len(pids()) < 2:
+            time.sleep(0.01)
+        os.kill(pids()[1], signal.SIGKILL)
+        with pytest.raises(DataWorkerError, match=r"data worker .* was killed by SIGKILL") as error:
+            drain(reader)
+        assert error.value.exit_code == 42
+    finally:
+        reader.close()
 
 
 def test_a_frozen_worker_is_named_and_killed(reader, monkeypatch):
