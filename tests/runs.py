@@ -64,7 +64,9 @@ def command(*args: str) -> list[str]:
 
 
 def environment(**env: str) -> dict[str, str]:
-    """The environment of a process with one CPU device."""
+    """The environment of a process with one CPU device; a PYTHONPATH goes before the one that is there."""
+    if "PYTHONPATH" in env:
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, (env["PYTHONPATH"], os.environ.get("PYTHONPATH"))))
     return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", **env}
 
 
