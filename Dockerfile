@@ -5,7 +5,7 @@
 # VARIANT is cpu, cuda or tpu. Packages are those of tools/image/VARIANT.lock, by hash; CUDA comes as packages too, so
 # a host needs NVIDIA's driver and container toolkit only. To fix the base as well, give --build-arg
 # BASE=python@sha256:... The user has no rights, and convoy is process 1, which gets SIGTERM itself. A run writes to
-# /work/runs and /tmp, so the root may be read-only.
+# /convoy/runs and /tmp, so the root may be read-only.
 ARG BASE=python:3.13-slim-trixie
 
 FROM ${BASE} AS build
@@ -23,11 +23,11 @@ RUN /opt/convoy/bin/pip install --no-cache-dir --no-deps .
 FROM ${BASE}
 COPY --from=build /opt/convoy /opt/convoy
 RUN useradd --uid 1000 --create-home convoy \
-    && install --directory --owner=convoy /work/runs
+    && install --directory --owner=convoy /convoy/runs
 ENV PATH=/opt/convoy/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
-WORKDIR /work
+WORKDIR /convoy
 USER 1000:1000
 ENTRYPOINT ["convoy"]
 CMD ["--help"]

@@ -15,7 +15,6 @@ import argparse
 import collections
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import random
@@ -28,16 +27,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks import turns, workloads
+from benchmarks.outcome import Outcome, outcome
 from engine.checkpoint.saving import SAVING
-from engine.checkpoint.store import CheckpointStore
 from engine.config.schema import Hook
 from engine.config.text import to_text
 from engine.launch.supervise import KILLS
 from engine.observe.goodput_table import goodput_text
-from engine.run import goodput, ledger
+from engine.run import goodput
 from engine.run.directory import RunDirectory
 
 PROCESSES = 2
@@ -55,15 +52,6 @@ class Pause:
     def run(self, trainer: Any, state: Any, step: int) -> None:
         """Waits."""
         time.sleep(PAUSE_S)
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What a run computed: hex of each step's loss, a hash of each array of the last state, each step's examples."""
-
-    losses: dict[int, str]
-    state: dict[str, str]
-    examples: dict[int, list[int]]
 
 
 class Storm:
@@ -237,13 +225,6 @@ def write_config(folder: Path, total: int) -> str:
     return f"--config={folder}"
 
 
-def outcome(run: Path) -> Outcome:
-    """Reads what a run computed; the last attempt of a step counts."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    losses = {row["step"]: float(row["loss"]).hex() for row in rows if "loss" in row}
-    return Outcome(losses, _state(run), ledger.read(run / "examples"))
-
-
 def differences(first: Outcome, second: Outcome, total: int) -> list[str]:
     """Returns a line for each thing in which two outcomes differ, or in which the first is not whole."""
     found = []
@@ -256,23 +237,6 @@ def differences(first: Outcome, second: Outcome, total: int) -> list[str]:
         if missing := sorted(set(range(1, total + 1)) ^ set(getattr(first, what))):
             found.append(f"{what}: steps that are missing or too many: {', '.join(map(str, missing[:8]))}")
     return found
-
-
-def _state(run: Path) -> dict[str, str]:
-    """path -> SHA-256 of each array of the newest state, read by Orbax alone."""
-    import jax
-    import orbax.checkpoint as ocp
-
-    newest = CheckpointStore(run / "checkpoints", read_only=True).latest()
-    path = (run / "checkpoints" / str(newest) / "state").absolute()
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        tree = checkpointer.metadata(path).item_metadata.tree
-        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        state = checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=tree, restore_args=args))
-    return {
-        jax.tree_util.keystr(where): hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
-        for where, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
-    }
 
 
 def _children(parent: int) -> list[int]:

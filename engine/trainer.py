@@ -305,10 +305,11 @@ class Trainer:
         if state is None:
             with stopwatch.during("compile"):
                 state = self._new_state()
-                store.prepare(state)
         else:
             self._divergence.resume(store.position(step).get("skipped", ()))
             self.say(f"resuming from step {step}")
+        with stopwatch.during("compile"):
+            store.prepare(state)
         self._first = self._step = step
         return state, step
 

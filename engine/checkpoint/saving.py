@@ -14,6 +14,7 @@ Terms. *Under way*: started, and its end is not known here. *Part*: what one pro
 ended, as the first process says it. *Abandoned*: ended by its deadline, while a thread may still hang in a system call.
 """
 
+import functools
 import itertools
 import json
 import os
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoint import arrays
+from engine.checkpoint.manifest import sync_folder
 from engine.checkpoint.sealing import HASHED, Seal
 from engine.cluster import coordination, processes
 from engine.run import storage
@@ -151,17 +153,23 @@ class Saver:
         copied, state = (True, None) if hangs else _apart(state)
         if not hangs:
             rows, digests = self._rows_of(state), self._digests
-            going = lambda: not save.done.is_set()  # noqa: E731
-            save.seal = Seal(save.folder, step, save.key, lambda: digests.counted(rows), digests.texts, going)
+            save.seal = Seal(
+                save.folder,
+                step,
+                save.key,
+                digests=lambda: digests.counted(rows),
+                texts=digests.texts,
+                going=lambda: not save.done.is_set(),
+            )
         texts = {POSITION: json.dumps(dict(position)), CONFIG: json.dumps({"lines": config_text.split("\n")})}
         if processes.is_first():
             timer = threading.Timer(self.timeout_s, self._too_late, (save,))
             timer.daemon = True
             timer.start()
-            write = lambda: self._write_and_commit(save, state, texts, timer)  # noqa: E731
+            write = functools.partial(self._write_and_commit, save, state, texts, timer)
         else:
             threading.Thread(target=self._follow, args=(save,), daemon=True, name="save-verdict").start()
-            write = lambda: self._write_part(save, state)  # noqa: E731
+            write = functools.partial(self._write_part, save, state)
         if hangs:
             self._refuse(save, "the disk has still not answered the save before")
         else:
@@ -298,7 +306,7 @@ class Saver:
             if target.exists():
                 target.rename(old)
             save.folder.rename(target)
-            _sync(self.directory)
+            sync_folder(self.directory)
         except OSError as error:
             return arrays.words_of(error)
         shutil.rmtree(old, ignore_errors=True)
@@ -359,12 +367,3 @@ def _write_durably(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Makes the names in a folder durable."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

@@ -9,8 +9,7 @@ Nothing here waits without a bound for a disk: what touches it runs in threads (
 Terms. *Step directory*: `<directory>/<step>/` with `state` (arrays), `position` (the next unread example), `config`
 (the resolved config's text) and the manifest; all become visible together, by one rename. *Durable*: that rename is
 done; only durable steps are listed, and none that has lost its manifest. *Candidate*: a step by its name alone.
-*Leftover*: what a killed save or deletion leaves; never listed, removed when the
-next writer opens the directory.
+*Leftover*: what a killed save or deletion leaves; never listed, removed when the next writer opens the directory.
 """
 
 import contextlib

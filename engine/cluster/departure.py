@@ -11,7 +11,6 @@ Terms. *Cause*: the verdict of the process that was the first to end alone; what
 import json
 import threading
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
 
@@ -19,6 +18,7 @@ from engine.cluster import coordination, ending, exit_codes
 from engine.cluster.coordination import CoordinationError
 from engine.cluster.ending import Verdict
 from engine.cluster.processes import HEARTBEAT_S, count, index, is_first
+from engine.cluster.rollcall import name
 from engine.config.errors import ConvoyError
 
 _LAST_STEP_S = 0.5  # from a process's word that it ends to its end: without process 0 it would be one by SIGABRT
@@ -71,12 +71,6 @@ def cause() -> Verdict | None:
             return verdict if verdict.index != index() else None
     final = (exit_codes.USER_ERROR, exit_codes.STOP)
     return next((verdict for verdict in ending.of_others() if verdict.code in final), None)
-
-
-def name(indices: Iterable[int]) -> str:
-    """Returns "process 3" or "processes 1, 3"."""
-    known = sorted(indices)
-    return f"process{'es' if len(known) > 1 else ''} {', '.join(map(str, known))}"
 
 
 _stopping = threading.Event()

@@ -19,6 +19,7 @@ from engine.cluster import coordination, departure
 from engine.cluster.departure import LostPeer, lost
 from engine.cluster.ending import bounded, first_line
 from engine.cluster.processes import PART_S, count, index, is_first
+from engine.cluster.rollcall import name
 from engine.config.errors import ConvoyError
 
 _FRAME = 1000  # bytes that are sent at once
@@ -155,7 +156,7 @@ def part() -> None:
     departure.stop()
     if missing:
         raise LostPeer(
-            f"{departure.name(missing)} did not come to the end of the run within {PART_S:g} s. What is saved stays; "
+            f"{name(missing)} did not come to the end of the run within {PART_S:g} s. What is saved stays; "
             "the same command tells whether anything is left to do."
         )
     # Process 0 goes last: a process that finds JAX's coordinator gone before it has left is killed by JAX.

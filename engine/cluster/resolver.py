@@ -205,9 +205,9 @@ def _slurm(env: Environment) -> Settings:
         return {}
     found = _take(env, count="SLURM_NTASKS", index="SLURM_PROCID")
     step = env.get("SLURM_STEP_ID", "0")
-    number = zlib.crc32(f"{env['SLURM_JOB_ID']}.{step}".encode())  # steps of a job may run at once
+    port = _port_of(f"{env['SLURM_JOB_ID']}.{step}")  # steps of a job may run at once
     host = _slurm_address(first_host(env["SLURM_STEP_NODELIST"]))
-    found["coordinator"] = ("SLURM_STEP_NODELIST", _with_port(host, 61440 + number % 4096))
+    found["coordinator"] = ("SLURM_STEP_NODELIST", _with_port(host, port))
     tasks = re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", env.get("SLURM_TASKS_PER_NODE", "1")))
     return found | _local({**env, "_TASKS": tasks[0] if tasks else "1"}, "_TASKS", "SLURM_LOCALID")
 
@@ -243,8 +243,7 @@ def _open_mpi(env: Environment) -> Settings:
         if (host := _mpirun_host(env.get(name, ""))) is not None:
             if env.get("OMPI_COMM_WORLD_LOCAL_SIZE") == env["OMPI_COMM_WORLD_SIZE"]:
                 host = "127.0.0.1"
-            port = 61440 + zlib.crc32(env[name].encode()) % 4096
-            return found | {"coordinator": (name, _with_port(host, port))}
+            return found | {"coordinator": (name, _with_port(host, _port_of(env[name])))}
     return found
 
 
@@ -322,6 +321,11 @@ def on_tpu_vm() -> bool:
 
     chips = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
     return bool(chips) and find_spec("libtpu") is not None
+
+
+def _port_of(job: str) -> int:
+    """A port that each process of a job finds alike, and that most other jobs do not have."""
+    return 61440 + zlib.crc32(job.encode()) % 4096
 
 
 def _with_port(host: str, port: int | str) -> str:

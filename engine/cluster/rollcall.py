@@ -12,6 +12,7 @@ import os
 import selectors
 import socket
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from engine.cluster import exit_codes
@@ -154,12 +155,11 @@ class _Call:
         return None
 
     def _missing(self) -> str:
-        missing = sorted(set(range(self._me["count"])) - set(self._here))
-        many = len(missing) > 1
+        missing = set(range(self._me["count"])) - set(self._here)
+        them = "they" if len(missing) > 1 else "it"
         return (
-            f"process{'es' if many else ''} {', '.join(map(str, missing))} of {self._me['count']} did not come to "
-            f"{self._address} within {self._timeout_s:g} s; the others are there. See why {'they' if many else 'it'} "
-            "did not start, and start all of them again."
+            f"{name(missing)} of {self._me['count']} did not come to {self._address} within {self._timeout_s:g} s; the "
+            f"others are there. See why {them} did not start, and start all of them again."
         )
 
     def _tell_all(self, error: CannotJoin | None) -> None:
@@ -215,6 +215,12 @@ def _connect(said: str, address: str, host: str, port: int, end: float) -> socke
                     "through, then start all processes again."
                 ) from error
         time.sleep(_RETRY_S)
+
+
+def name(indices: Iterable[int]) -> str:
+    """Returns "process 3" or "processes 1, 3"."""
+    known = sorted(indices)
+    return f"process{'es' if len(known) > 1 else ''} {', '.join(map(str, known))}"
 
 
 def _parse(data: bytes) -> dict[str, Any] | None:

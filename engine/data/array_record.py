@@ -18,10 +18,10 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 
 from engine.config.errors import DataError
 from engine.data.record import decode, encode
-from engine.data.source import PART, SAMPLED, Batch, Example, Source, name_of
+from engine.data.source import PART, SAMPLED, Batch, Example, Source, name_of, spread
 
 NAMED = 32  # files that a fingerprint names and samples
-WINDOW = 4096  # bytes that are read of a file at a time for that
+WINDOWS, WINDOW = 16, 4096  # of a file that are read for that, and bytes of each
 # One record a group: random access reads no neighbours. Photographs and points hardly shrink, so speed comes first.
 WRITER_OPTIONS = "group_size:1,zstd:1"
 
@@ -76,8 +76,7 @@ class ArrayRecordSource:
         files = [f"{os.path.basename(path)} {os.path.getsize(path)} bytes" for path in self.paths]
         samples = [f"{name} {_sample(path)}" for name, path in zip(files[:NAMED], self.paths, strict=False)]
         records = hashlib.blake2b(PART.join(files).encode(), digest_size=16)
-        size = len(self)
-        for index in np.unique(np.linspace(0, size - 1, min(size, SAMPLED)).astype(np.int64)).tolist():
+        for index in spread(len(self), SAMPLED):
             try:
                 records.update(self._records[index])
             except (ValueError, RuntimeError, IndexError):  # told when it is needed
@@ -107,7 +106,7 @@ def _sample(path: str) -> str:
     """A hash of some windows of a file, from its first to its last bytes."""
     found, last = hashlib.blake2b(digest_size=6), max(0, os.path.getsize(path) - WINDOW)
     with open(path, "rb") as file:
-        for start in np.unique(np.linspace(0, last, 16).astype(np.int64)).tolist():
+        for start in spread(last + 1, WINDOWS):
             file.seek(start)
             found.update(file.read(WINDOW))
     return found.hexdigest()

@@ -244,13 +244,17 @@ def fingerprint(source: Source) -> str:
 
 def _sample(source: Source) -> str:
     size = len(source)
-    indices = np.unique(np.linspace(0, size - 1, min(size, SAMPLED)).astype(np.int64)).tolist()
     if size and _content(source, 0) != _content(source, 0):
         return f"{size} examples that differ from one reading to the next"
     found = hashlib.blake2b(str(size).encode(), digest_size=16)
-    for index in indices:
+    for index in spread(size, SAMPLED):
         found.update(_content(source, index))
     return found.hexdigest()
+
+
+def spread(size: int, most: int) -> list[int]:
+    """Returns at most so many of the numbers below `size`, evenly spread, with the first and the last of them."""
+    return np.unique(np.linspace(0, size - 1, min(size, most)).astype(np.int64)).tolist()
 
 
 def _content(source: Source, index: int) -> bytes:

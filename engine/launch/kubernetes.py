@@ -195,7 +195,7 @@ class JobSet:
             "name": "convoy",
             "image": self.image,
             "command": ["convoy", *self.command],  # no shell: SIGTERM reaches the program
-            "workingDir": "/work",  # so that `runs/NAME`, where a run is by default, lies on the claim
+            "workingDir": "/convoy",  # so that `runs/NAME`, where a run is by default, lies on the claim
             "env": self._environment(),
             "resources": {"limits": {name: value for name, value in limits.items() if value}},
             "securityContext": {
@@ -205,7 +205,7 @@ class JobSet:
                 "capabilities": {"drop": ["ALL"]},
             },
             "volumeMounts": [
-                {"name": "runs", "mountPath": "/work/runs"},
+                {"name": "runs", "mountPath": "/convoy/runs"},
                 {"name": "shared-memory", "mountPath": "/dev/shm"},
                 {"name": "tmp", "mountPath": "/tmp"},
             ],
@@ -218,7 +218,7 @@ class JobSet:
     def _environment(self) -> list[dict[str, Any]]:
         """What the resolver needs, where caches go, the user's own. The cluster itself sets JOB_COMPLETION_INDEX."""
         jobs, pods = self._size()
-        values = {"JOBS": str(jobs), "PODS_PER_JOB": str(pods), "HOME": "/tmp", "XDG_CACHE_HOME": "/work/runs/.cache"}
+        values = {"JOBS": str(jobs), "PODS_PER_JOB": str(pods), "HOME": "/tmp", "XDG_CACHE_HOME": "/convoy/runs/.cache"}
         sources = {name: {"fieldRef": {"fieldPath": f"metadata.labels['{label}']"}} for name, label in LABELS.items()}
         for name, text in self.secrets.items():
             secret, key = text.split(":")

@@ -103,8 +103,8 @@ class SlurmJob:
         if self.cpus_per_task:
             srun.append(f"--cpus-per-task={self.cpus_per_task}")  # srun takes the job's number only if told
         if self.image:
-            srun += [f"--container-image={self.image}", f"--container-mounts={','.join(['.:/work', *self.mounts])}"]
-            srun.append("--container-workdir=/work")
+            srun += [f"--container-image={self.image}", f"--container-mounts={','.join(['.:/convoy', *self.mounts])}"]
+            srun.append("--container-workdir=/convoy")
         return parts.lines(srun, [*self.program, *self.command])
 
     def _check(self) -> None:

@@ -39,7 +39,7 @@ def add_slurm(add: Callable[..., Any]) -> None:
     program.add_argument("--binary", help="convoy as a program, as bazel-bin/convoy")
     program.add_argument("--container-image", metavar="IMAGE", help="with convoy in it, for Pyxis and Enroot")
     parser.add_argument(
-        "--container-mount", action="append", default=[], metavar="HOST:INSIDE", help="beside this folder, as /work"
+        "--container-mount", action="append", default=[], metavar="HOST:INSIDE", help="beside this folder, as /convoy"
     )
     parser.add_argument("--logs", default="logs", help="folder for the job's and each task's output (default: logs)")
     parser.add_argument(

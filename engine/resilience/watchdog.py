@@ -24,7 +24,7 @@ from typing import NamedTuple, NoReturn
 
 from engine.cluster import coordination, ending, exit_codes, processes
 from engine.cluster.coordination import CoordinationError
-from engine.cluster.departure import name
+from engine.cluster.rollcall import name
 from engine.config.duration import Duration
 from engine.config.errors import ConvoyError
 from engine.config.schema import Config

@@ -12,6 +12,7 @@ The clock within an attempt, and over attempts of one boot of one machine, is th
 processes share; nobody can set it. Between boots or machines only the wall clock is left; such an entry says "wall".
 """
 
+import functools
 import json
 import os
 import time
@@ -24,6 +25,7 @@ from typing import Any
 
 from engine.run.atomic import cannot_write
 from engine.run.log import logger
+from engine.run.owner import boot_id, start_ticks
 
 KINDS = ("init", "restore", "compile", "step", "data wait", "save stall", "evaluation", "lost", "down")
 EVERY_S = 1.0  # between two entries of a loop that does nothing but steps
@@ -220,13 +222,12 @@ def sums(entries: Iterable[Entry]) -> dict[int, dict[str, Time]]:
 
 def process_start() -> float:
     """Returns the monotonic seconds at which this process was started; now, where the system does not tell."""
-    now = time.monotonic()
+    now, ticks = time.monotonic(), start_ticks(os.getpid())
     try:
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         uptime = float(Path("/proc/uptime").read_text().split()[0])
     except (OSError, ValueError, IndexError):
         return now
-    return now - max(0.0, uptime - ticks / os.sysconf("SC_CLK_TCK"))
+    return now - max(0.0, uptime - int(ticks) / os.sysconf("SC_CLK_TCK")) if ticks else now
 
 
 def _beyond(entries: Iterable[Entry], step: int) -> dict[int, tuple[float, int]]:
@@ -273,14 +274,7 @@ def _now(clock: float) -> Entry:
     return {"time": time.time(), "clock": clock, "boot": _boot(), "pid": os.getpid()}
 
 
+@functools.cache
 def _boot() -> str:
     """Names the boot whose monotonic clock this is; "" where the system does not tell."""
-    global _BOOT
-    if _BOOT is None:
-        with suppress(OSError):
-            _BOOT = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
-        _BOOT = _BOOT or ""
-    return _BOOT
-
-
-_BOOT: str | None = None
+    return boot_id()[:8]

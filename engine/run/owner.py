@@ -34,8 +34,8 @@ class Owner:
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
     since: str = field(default_factory=now)  # wall clock of its host, for people; never compared
-    started: str = field(default_factory=lambda: _start(os.getpid()) or "")  # ticks from the boot to its start
-    boot: str = field(default_factory=lambda: _text("/proc/sys/kernel/random/boot_id"))
+    started: str = field(default_factory=lambda: start_ticks(os.getpid()) or "")  # ticks from the boot to its start
+    boot: str = field(default_factory=lambda: boot_id())
     namespace: str = field(default_factory=lambda: _link("/proc/self/ns/pid"))
     machine: str = field(default_factory=lambda: _text("/etc/machine-id"))
 
@@ -59,7 +59,7 @@ def is_alive(owner: Owner) -> bool | None:
 def _runs_here(owner: Owner) -> bool | None:
     if not _exists(owner.pid):
         return False
-    started = _start(owner.pid)
+    started = start_ticks(owner.pid)
     return None if started is None else started == owner.started
 
 
@@ -73,8 +73,16 @@ def _exists(pid: int) -> bool:
     return True
 
 
-def _start(pid: int) -> str | None:
-    """Ticks from the boot to the start of a process, "" for one that has ended and is not yet buried; None: unknown."""
+def boot_id() -> str:
+    """Returns what Linux calls this boot; "" where the system does not tell."""
+    return _text("/proc/sys/kernel/random/boot_id")
+
+
+def start_ticks(pid: int) -> str | None:
+    """Returns the ticks from the boot to the start of a process; "" for one that has ended but is not yet buried.
+
+    None where that is not known.
+    """
     stat = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()  # a name may hold blanks and brackets
     if len(stat) < 20:
         return None

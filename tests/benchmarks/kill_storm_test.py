@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from benchmarks.kill_storm import Outcome, differences
+from benchmarks.kill_storm import differences
+from benchmarks.outcome import Outcome
 from tests.benchmarks.processes import benchmark
 
 

@@ -1,15 +1,14 @@
 """The fault bench: one small run by real processes, what it computed in a form that is compared bit for bit.
 
-Owns: starting a job, waiting for what it does, finding its processes, and reading what a run left. Does not own: the
-faults (each test does its own to the processes and files from outside), and the table of cases (`conftest.py`).
+Owns: starting a job, waiting for what it does, finding its processes, and its
+losses as they come. Does not own: the faults (each test does its own to the processes and files from outside), what a
+run has computed (`benchmarks/outcome.py`), and the table of cases (`conftest.py`).
 
 Terms. *Job*: one start of the command line, with all processes that come of it. *Rank*: one of its training processes.
-*Outcome*: losses, final state and examples of a run; equal outcomes are equal bit for bit.
+*Outcome*: losses, final state and examples of a run.
 """
 
 import contextlib
-import dataclasses
-import hashlib
 import json
 import os
 import signal
@@ -22,10 +21,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from benchmarks.outcome import Outcome, outcome
+from benchmarks.outcome import saved as saved
+from benchmarks.outcome import state_arrays as state_arrays
+from benchmarks.outcome import state_hashes as state_hashes
 from engine.config.text import to_text
-from engine.run import ledger
 from engine.run.directory import RunDirectory
 from tests import runs
 
@@ -166,21 +166,6 @@ def _environments() -> Iterator[tuple[int, dict[str, str]]]:
             yield int(path.name), dict(w.decode(errors="replace").split("=", 1) for w in words if b"=" in w)
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What a run computed: the loss of each step, a hash of each array of its newest state, each step's examples."""
-
-    losses: dict[int, str]
-    state: dict[str, str]
-    examples: dict[int, list[int]]
-
-
-def outcome(run: Path) -> Outcome:
-    """Reads the outcome of a run; the last attempt of a step counts."""
-    hexadecimal = {step: float(loss).hex() for step, loss in losses(run).items()}
-    return Outcome(hexadecimal, state_hashes(run), ledger.read(run / "examples"))
-
-
 def attempts(run: Path) -> dict[int, int]:
     """step -> the last attempt that did it."""
     if not (run / "metrics.jsonl").exists():
@@ -195,33 +180,6 @@ def losses(run: Path) -> dict[int, float]:
     if not file.exists():
         return {}
     return runs.rows(run)
-
-
-def state_hashes(run: Path, step: int | None = None) -> dict[str, str]:
-    """path -> SHA-256 of each array of a stored state, the newest by default."""
-    return {path: hashlib.sha256(array.tobytes()).hexdigest() for path, array in state_arrays(run, step).items()}
-
-
-def state_arrays(run: Path, step: int | None = None) -> dict[str, np.ndarray]:
-    """path -> array of a stored state, the newest by default, read by Orbax alone."""
-    import jax
-    import orbax.checkpoint as ocp
-
-    path = run / "checkpoints" / str(max(saved(run)) if step is None else step) / "state"
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        tree = checkpointer.metadata(path.absolute()).item_metadata.tree
-        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        state = checkpointer.restore(path.absolute(), args=ocp.args.PyTreeRestore(item=tree, restore_args=args))
-    return {
-        jax.tree_util.keystr(where, simple=True, separator="/"): np.asarray(leaf)
-        for where, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
-    }
-
-
-def saved(run: Path) -> list[int]:
-    """The steps that count as checkpoints, oldest first."""
-    folders = [path.parent.name for path in run.glob("checkpoints/*/manifest.json")]
-    return sorted(int(name) for name in folders if name.isdecimal())
 
 
 def status(run: Path) -> dict[str, Any]:

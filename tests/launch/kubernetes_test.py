@@ -181,7 +181,7 @@ def test_pods_have_no_rights(made):
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert volumes[places["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
     assert volumes[places["/tmp"]]["emptyDir"] == {}
-    assert volumes[places["/work/runs"]]["persistentVolumeClaim"] == {"claimName": "runs"}
+    assert volumes[places["/convoy/runs"]]["persistentVolumeClaim"] == {"claimName": "runs"}
     variables = {v["name"]: v.get("value", "") for v in container["env"]}
     for name in ("HOME", "XDG_CACHE_HOME"):  # where nothing else is writable
         assert any(variables[name].startswith(place) for place in places)

@@ -75,7 +75,8 @@ def test_the_words_of_the_command_reach_the_step_as_they_were(tmp_path):
 
 def test_a_container_works_in_the_folder_of_the_submission():
     script = job(image="registry/convoy:1", mounts=["/data:/data"]).script()
-    for words in ("--container-image=registry/convoy:1", "--container-mounts=.:/work,/data:/data", "-workdir=/work"):
+    mounts = "--container-mounts=.:/convoy,/data:/data"
+    for words in ("--container-image=registry/convoy:1", mounts, "-workdir=/convoy"):
         assert words in script
 
 

@@ -177,10 +177,10 @@ def test_a_wall_clock_that_jumps_spoils_nothing(path, clock, monkeypatch):
 @pytest.mark.parametrize("later", [7.0, 1e6])
 @pytest.mark.parametrize(("gap", "down"), [(50.0, 43.0), (-3600.0, 0.0)])
 def test_on_another_boot_the_wall_clock_tells_and_is_named(path, clock, monkeypatch, gap, down, later):
-    monkeypatch.setattr(goodput, "_BOOT", "before")
+    monkeypatch.setattr(goodput, "_boot", lambda: "before")
     train(path, clock, 1, 0, 4)
     last = read(path)[-1]["time"]
-    monkeypatch.setattr(goodput, "_BOOT", "after")
+    monkeypatch.setattr(goodput, "_boot", lambda: "after")
     monkeypatch.setattr(time, "time", lambda: last + gap)
     record_death(path, [os.getpid()], 9)
     clock[0] = later
