@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 
 import pytest
 
@@ -19,10 +20,13 @@ def test_two_processes_of_mpirun_train_as_one_of_two_devices(tmp_path):
     RunDirectory(tmp_path / "config").write_config_text(to_text(runs.config(mesh__fsdp=2)))
     train = ("train", f"--config={tmp_path / 'config'}")
     words = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", *runs.command(*train)]
-    done = subprocess.run(
-        [*words, f"--workdir={tmp_path / 'run'}"],
-        capture_output=True, text=True, env=runs.environment(), timeout=180,
-    )  # fmt: skip
+    # A folder of its own for mpirun's session, named by the process's number, which in a sandbox is always the same; a
+    # short one, as a socket's path may have 107 letters.
+    with tempfile.TemporaryDirectory(prefix="mpi-", dir="/tmp") as session:
+        done = subprocess.run(
+            [*words, f"--workdir={tmp_path / 'run'}"],
+            capture_output=True, text=True, env=runs.environment(TMPDIR=session), timeout=180,
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for i in range(2):
         assert f"processes: {i} of 2, coordinator 127.0.0.1:" in done.stderr

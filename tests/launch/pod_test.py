@@ -61,11 +61,12 @@ class Pod:
         for variable in container["env"]:
             value = variable.get("value", {"JOB_GLOBAL_INDEX": "0"}.get(variable["name"], "pod"))
             variables[variable["name"]] = f"{folder}{value}" if value.startswith("/") else value
-        self.runs = folder / "work" / "runs"
+        place = folder / container["workingDir"][1:]
+        self.runs = place / "runs"
         begin = BEGIN.format(
             volumes=" ".join(map(str, self.volumes)),
             keep="|".join([*map(str, self.volumes), "/proc"]),
-            work=folder / container["workingDir"][1:],
+            work=place,
             user=pod["securityContext"]["runAsUser"],
             group=pod["securityContext"]["runAsGroup"],
         )
@@ -82,8 +83,9 @@ class Pod:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.process.kill()
-        self.process.communicate()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.communicate()
 
     @property
     def first(self) -> int:
