@@ -45,7 +45,8 @@ from engine.resilience.preemption import Interrupted, Preempted, Preemption
 from engine.resilience.replica_check import ReplicaCheck
 from engine.resilience.watchdog import build_watchdog
 from engine.run.directory import RunDirectory
-from engine.run.ledger import Ledger, Lines
+from engine.run.ledger import Ledger
+from engine.run.lines import Lines
 from engine.training.build import program_of
 from engine.training.state import State
 from engine.training.step import BAD_EXAMPLES

@@ -28,6 +28,7 @@ from typing import Any
 from engine.cluster import exit_codes
 from engine.config.errors import RunError
 from engine.run import json_text
+from engine.run.lines import open_whole
 from engine.run.log import logger
 
 Row = Mapping[str, Any]
@@ -66,7 +67,7 @@ class MetricWriter:
         self._warned = False  # that the disk refuses something
         if path_jsonl is not None:
             with _sentence(path_jsonl):
-                self._file = _open(path_jsonl)
+                self._file = open_whole(path_jsonl)
         self._events = None if tensorboard_dir is None else _Events(Path(tensorboard_dir))
         self._queue: queue.SimpleQueue[Block | threading.Event | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="convoy-writer", daemon=True)
@@ -230,18 +231,6 @@ def _numbers(row: Row) -> Iterator[tuple[str, float]]:
         is_number = isinstance(value, int | float) or getattr(value, "ndim", None) == 0
         if is_number and not isinstance(value, bool) and name not in ROW_KEYS:
             yield name, float(value)
-
-
-def _open(path: Path) -> int:
-    """Opens the file for adding lines, without a last line that has no end."""
-    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-    end = size = os.fstat(file).st_size
-    while end and not (cut := os.pread(file, min(end, 4096), end - min(end, 4096))).endswith(b"\n"):
-        line_end = cut.rfind(b"\n")
-        end = end - len(cut) + line_end + 1
-    if end < size:
-        os.ftruncate(file, end)
-    return file
 
 
 @contextmanager

@@ -1,15 +1,19 @@
 """Small text files that are replaced in one piece.
 
 Owns: `write_text`. A reader sees the old text or the new one, never a part, also when the writer is killed. Does not
-own: files that grow (`observe/writer.py`, `log.py`).
+own: files that grow (`lines.py`, `log.py`).
 """
 
+import errno
 import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from engine.cluster import exit_codes
 from engine.config.errors import RunError
+
+_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
 
 
 def write_text(path: Path, text: str, may_write: Callable[[], None] = lambda: None) -> None:
@@ -44,8 +48,14 @@ def write_text(path: Path, text: str, may_write: Callable[[], None] = lambda: No
 
 
 def cannot_write(path: Path, error: OSError) -> RunError:
-    """Returns the sentence for a file or folder of the run that the system refused to write."""
-    return RunError(
+    """Returns the sentence for a file or folder of the run that the system refused to write.
+
+    Its exit code says "start me again" where the storage is in trouble, and not the user's path or rights wrong.
+    """
+    refused = RunError(
         f"{path}: cannot be written ({error.strerror or error}). "
         "Free space there, or choose another place with --workdir=DIR."
     )
+    if error.errno in _TROUBLE:
+        refused.exit_code = exit_codes.RETRY
+    return refused

@@ -1,4 +1,4 @@
-"""The ledger of examples: which example each step of a run consumed, for audits, and lines of that kind.
+"""The ledger of examples: which example each step of a run consumed, for audits.
 
 Owns: its files, `examples/<process>-of-<processes>.jsonl`, one line a batch, and reading them together. Does not own:
 which examples a batch has (`data/`), or whether a ledger is kept (`log.examples`).
@@ -11,52 +11,11 @@ step, and the last one counts.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.run.atomic import cannot_write
-
-
-class Lines:
-    """Lines that one process adds in one attempt to a file of its own; the file is made with the first line.
-
-    Args:
-        folder: of the files of all processes.
-        process: index of this process.
-        processes: how many there are.
-        attempt: of the run; a part of each line.
-    """
-
-    def __init__(self, folder: Path, process: int, processes: int, attempt: int):
-        self._path, self._attempt = folder / f"{process}-of-{processes}.jsonl", attempt
-        self._file: Any = None
-
-    def open(self) -> "Lines":
-        """Makes the file at once; returns this. Raises RunError."""
-        self._file = self._open()
-        return self
-
-    def _open(self) -> Any:
-        try:
-            self._path.parent.mkdir(exist_ok=True)
-            self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115, closed by close()
-        except OSError as error:
-            raise cannot_write(self._path, error) from error
-        return self._file
-
-    def add(self, line: Mapping[str, Any]) -> None:
-        """Adds a line, which is with the system on return. Raises RunError."""
-        file = self._file or self._open()
-        try:
-            file.write((json.dumps({"attempt": self._attempt, **line}) + "\n").encode())
-        except OSError as error:
-            raise cannot_write(self._path, error) from error
-
-    def close(self) -> None:
-        """Ends the file."""
-        if self._file is not None:
-            self._file.close()
+from engine.run.lines import Lines
 
 
 class Ledger:
