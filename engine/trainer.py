@@ -203,6 +203,7 @@ class Trainer:
                 if not self._divergence.asks and self.checkpoints.maybe_save(step, state, position, force):
                     self.say(f"saving checkpoint of step {step}")
                     stopwatch.flush()
+                    recorder.saved()
                 if stopping:
                     raise self._stopped(step, preemption)
             with stopwatch.during("evaluation"), self._watchdog.patient("evaluating"):

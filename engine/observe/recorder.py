@@ -97,6 +97,10 @@ class Recorder:
         """Passes on what the loop does from now on, in order with the rows."""
         self._writer.push(lambda: self._on_phase(name))
 
+    def saved(self) -> None:
+        """A checkpoint is on its way: the rows that led to it shall be on the disk, too."""
+        self._writer.sync()
+
     def settle(self) -> None:
         """Waits for the device, so that what follows (an evaluation) is not counted as training."""
         while self._in_flight:

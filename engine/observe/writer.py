@@ -89,6 +89,10 @@ class MetricWriter:
             self.flush()
         self._queue.put(block)
 
+    def sync(self) -> None:
+        """Has what was pushed so far put on the disk, where it outlives the machine; waits for nothing."""
+        self.push(self._sync)
+
     def flush(self) -> None:
         """Waits until everything that was pushed is in the files; raises as `push`."""
         if not self._closed:
@@ -154,6 +158,13 @@ class MetricWriter:
             if len(self._left) > _KEPT:
                 raise _refused(path, error.strerror or str(error)) from error
             self._warn(path, error, "They wait in memory")
+
+    def _sync(self) -> None:
+        if self._file is not None and self._path is not None:
+            try:
+                os.fsync(self._file)
+            except OSError as error:
+                self._warn(self._path, error, "They may be lost with this machine")
 
     def _tell_tensorboard(self, function: Callable[["_Events"], None]) -> None:
         if self._events is not None:

@@ -49,7 +49,7 @@ class RunDirectory:
         if "://" in str(path):
             raise RunError(
                 f"{path}: a run directory is a folder of this machine or a mounted one, not an address. "
-                "Mount the bucket and give the folder's path."
+                "Mount the bucket (docs/launch.md, Buckets) and give the folder's path."
             )
         self.path = Path(path)
         self.attempt = 0  # number of this start; 0 while the directory is only looked at

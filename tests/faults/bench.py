@@ -136,7 +136,9 @@ class Job:
 
 
 @contextlib.contextmanager
-def ranks(words: Sequence[Sequence[str]], env: Sequence[Mapping[str, Any]]) -> Iterator[list[Job]]:
+def ranks(
+    words: Sequence[Sequence[str]], env: Sequence[Mapping[str, Any]], prefix: tuple[str, ...] = ()
+) -> Iterator[list[Job]]:
     """Starts the ranks of one run by hand, one after the other: each with words and variables of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -146,7 +148,7 @@ def ranks(words: Sequence[Sequence[str]], env: Sequence[Mapping[str, Any]]) -> I
         for index, (own_words, own_env) in enumerate(zip(words, env, strict=True)):
             who = {"COORDINATOR": address, "NUM_PROCESSES": str(len(words)), "PROCESS_ID": str(index)}
             settings: dict[str, Any] = {**own_env, **{f"CONVOY_{name}": value for name, value in who.items()}}
-            jobs.append(stack.enter_context(Job(*own_words, **settings)))
+            jobs.append(stack.enter_context(Job(*own_words, prefix=prefix, **settings)))
         yield jobs
 
 
