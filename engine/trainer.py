@@ -19,17 +19,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from engine.checkpoint.checkpointer import Checkpointer
+from engine.checkpoint.checkpointer import build_checkpointer
 from engine.checkpoint.newest import restore_newest
-from engine.checkpoint.policy import SavePolicy
-from engine.checkpoint.retention import Retention
-from engine.checkpoint.store import CheckpointStore, StorageTrouble
+from engine.checkpoint.store import StorageTrouble
 from engine.checkpoint.warm_start import read_weights
 from engine.cluster import ending, peers, processes
 from engine.config import hardware
 from engine.config.duration import Duration, Period
 from engine.config.schema import Config
-from engine.config.text import to_text
 from engine.data.bad_examples import BadExamples
 from engine.data.feed import TrainFeed
 from engine.data.source import Source
@@ -97,7 +94,7 @@ class Trainer:
         check_best(config.checkpoint.best, self.evaluations)
         self._hooks = [(self._period(config.hooks[name].every, f"hooks.{name}.every"), hooks[name]) for name in hooks]
         self._watchdog = build_watchdog(config, directory)
-        self.checkpoints = self._checkpointer()
+        self.checkpoints = build_checkpointer(config, directory, size, self.total_steps, self.say)
         every = config.resilience.replica_check
         compared = None if every is None else self._period(every, "resilience.replica_check")
         self._replicas = ReplicaCheck(compared, self.program.abstract_state)
@@ -187,33 +184,38 @@ class Trainer:
         last, stopwatch = self.total_steps, self.directory.stopwatch
         recorder.phase("training")
         stopwatch.begin(step)
+        due, cut = step, step
         while True:
             self._step = step
             ending.reached(step)
             stopwatch.reached(step, feed.wait_s)
             self.directory.check_lease()
+            self.checkpoints.look()
             stopping = preemption.requested()
-            force = stopping or (step > 0 and (step == last or self._selects_best(step)))
-            due = force or self.checkpoints.policy.due(step)
-            if self._goes_back(state, step, due, stopping or step == last, recorder):
-                return False
-            self._replicas.check(step, state)
-            position = {**feed.position, "skipped": self._divergence.skipped}
-            with stopwatch.during("save stall"), self._watchdog.storing("saving"):
-                if not self._divergence.asks and self.checkpoints.maybe_save(step, state, position, force):
-                    self.say(f"saving checkpoint of step {step}")
-                    stopwatch.flush()
-                    recorder.saved()
-                if stopping:
-                    raise self._stopped(step, preemption)
-            with stopwatch.during("evaluation"), self._watchdog.patient("evaluating"):
-                if not self._evaluate(state, step, recorder, preemption):
-                    continue
-            if step == last:
-                break
-            k = self._steps_until_due(step, profile)
-            with self._watchdog.patient("profiling"):
-                self._tell(profile.at(step, state["step"]))
+            if stopping or step >= due or self._divergence.asks:
+                force = stopping or (step > 0 and (step == last or self._selects_best(step)))
+                saving = force or self.checkpoints.policy.due(step)
+                if self._goes_back(state, step, saving, stopping or step == last, recorder):
+                    return False
+                self._replicas.check(step, state)
+                position = {**feed.position, "skipped": self._divergence.skipped}
+                with stopwatch.during("save stall"), self._watchdog.storing("saving"):
+                    if not self._divergence.asks and self.checkpoints.maybe_save(step, state, position, force):
+                        self.say(f"saving checkpoint of step {step}")
+                        stopwatch.flush()
+                        recorder.saved()
+                    if stopping:
+                        raise self._stopped(step, preemption)
+                with stopwatch.during("evaluation"), self._watchdog.patient("evaluating"):
+                    if not self._evaluate(state, step, recorder, preemption):
+                        continue
+                if step == last:
+                    break
+                with self._watchdog.patient("profiling"):
+                    self._tell(profile.at(step, state["step"]))
+                due, cut = self._next_due(step, profile)
+            k = self.config.train.steps_per_dispatch
+            k = k if step + k <= cut else 1
             batches = preemption.unless_stopped(functools.partial(feed.next, k))
             if preemption.requested() or batches is None:
                 feed.unread(step)
@@ -270,33 +272,18 @@ class Trainer:
         recorder.pause(time.monotonic() - start)
         return True
 
-    def _steps_until_due(self, step: int, profile: ProfileWindow) -> int:
-        """K where no save, evaluation, hook or profile is due before, else 1."""
-        k = self.config.train.steps_per_dispatch
-        due = [self.total_steps, self.checkpoints.policy.next_possible(step), profile.next_edge(step)]
-        due.append(self._replicas.next_after(step))
-        due += [evaluation.period.next_after(step) for evaluation in self.evaluations]
-        due += [period.next_after(step) for period, _ in self._hooks]
-        return k if step + k <= min(due) else 1
+    def _next_due(self, step: int, profile: ProfileWindow) -> tuple[float, float]:
+        """The next step where there may be more to do than to draw and to step, and the next that ends a dispatch."""
+        policy = self.checkpoints.policy
+        periods = [*(evaluation.period for evaluation in self.evaluations), *(period for period, _ in self._hooks)]
+        next_ = [self.total_steps, policy.next_possible(step), profile.next_edge(step), self._replicas.next_after(step)]
+        cut = min(*next_, *(period.next_after(step) for period in periods))
+        return min(cut, policy.next_asked(step)), cut
 
     def _selects_best(self, step: int) -> bool:
         """Whether an evaluation that is due at this step decides which checkpoint is best."""
         best = self.config.checkpoint.best
         return any(best in e.metrics and e.period.due(step) for e in self.evaluations)
-
-    def _checkpointer(self) -> Checkpointer:
-        checkpoint, train = self.config.checkpoint, self.config.train
-        every = None if checkpoint.every is None else Duration.parse(checkpoint.every, "checkpoint.every")
-        directory = self.directory.checkpoints
-        return Checkpointer(
-            CheckpointStore(directory, timeout_s=Duration.parse(checkpoint.timeout, "checkpoint.timeout").seconds),
-            SavePolicy(every, train.global_batch_size, len(self._source), self.total_steps),
-            Retention(directory, checkpoint.keep_latest, checkpoint.best, checkpoint.best_mode, checkpoint.keep_best),
-            to_text(self.config),
-            on_failure=checkpoint.on_failure,
-            say=self.say,
-            may_write=lambda: self.directory.check_lease(look=True),
-        )
 
     def _first_state(self) -> tuple[State, int]:
         """The newest good checkpoint's state, or a new one where there never was a checkpoint."""

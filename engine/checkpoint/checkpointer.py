@@ -18,7 +18,11 @@ from engine.checkpoint.policy import SavePolicy
 from engine.checkpoint.retention import Retention
 from engine.checkpoint.store import CheckpointStore, StorageTrouble
 from engine.cluster import processes
+from engine.config.duration import Duration
 from engine.config.errors import CheckpointError, RunError
+from engine.config.schema import Config
+from engine.config.text import to_text
+from engine.run.directory import RunDirectory
 
 _ALONE_S = 5.0  # for the save under way, when this process ends by an error of its own
 
@@ -55,7 +59,7 @@ class Checkpointer:
         self.skipped = 0  # saves that were due while another one was under way
 
     def maybe_save(self, step: int, state: Any, position: Mapping[str, Any], force: bool = False) -> bool:
-        """Starts a save when one is due or forced; returns whether it did. Asked at every step, in every process.
+        """Starts a save when one is due or forced; returns whether it did. Asked at the same steps in every process.
 
         Args:
             step: steps done.
@@ -66,7 +70,7 @@ class Checkpointer:
         Raises:
             StorageTrouble: an earlier save has failed, and on_failure is "stop".
         """
-        self._look()
+        self.look()
         due = self.policy.due(step)
         if not (due or force):
             return False
@@ -77,7 +81,7 @@ class Checkpointer:
                 f"storage is slower than checkpoint.every. Saves skipped so far: {self.skipped}."
             )
             return False
-        self._look()
+        self.look()
         self._may_write()
         return self.store.save(step, state, position, self._config_text)
 
@@ -97,8 +101,8 @@ class Checkpointer:
         return self.retention.results(step)
 
     def settle(self) -> None:
-        """Waits until no save is under way, and does with its end what `maybe_save` does; raises like it."""
-        self._look(wait=True)
+        """Waits until no save is under way, and takes in how it ended; raises like `look`."""
+        self.look(wait=True)
 
     def finish(self) -> None:
         """Waits until the last save is durable, then drops what need not stay.
@@ -123,8 +127,15 @@ class Checkpointer:
         with contextlib.suppress(CheckpointError):  # the loop's own error counts; without one, `finish` has told all
             self.store.close(_ALONE_S if alone else None)
 
-    def _look(self, wait: bool = False) -> None:
-        """Tells of a save that has failed since the last look, or raises, by the policy."""
+    def look(self, wait: bool = False) -> None:
+        """Takes in how a save has ended since the last look: older steps go after a success, a failure is told.
+
+        Args:
+            wait: for the end of the one under way.
+
+        Raises:
+            StorageTrouble: it has failed, and on_failure is "stop".
+        """
         if (failed := self._learn(wait)) is None:
             return
         if self._on_failure == "stop":
@@ -154,3 +165,20 @@ class Checkpointer:
         for text in self.store.not_deleted():
             self._say(f"warning: {text}")
         return None
+
+
+def build_checkpointer(
+    config: Config, directory: RunDirectory, dataset_size: int, total_steps: int, say: Callable[[str], None]
+) -> Checkpointer:
+    """Returns the checkpointer of an attempt; `dataset_size` examples are an epoch."""
+    checkpoint, path = config.checkpoint, directory.checkpoints
+    every = None if checkpoint.every is None else Duration.parse(checkpoint.every, "checkpoint.every")
+    return Checkpointer(
+        CheckpointStore(path, timeout_s=Duration.parse(checkpoint.timeout, "checkpoint.timeout").seconds),
+        SavePolicy(every, config.train.global_batch_size, dataset_size, total_steps),
+        Retention(path, checkpoint.keep_latest, checkpoint.best, checkpoint.best_mode, checkpoint.keep_best),
+        to_text(config),
+        on_failure=checkpoint.on_failure,
+        say=say,
+        may_write=lambda: directory.check_lease(look=True),
+    )

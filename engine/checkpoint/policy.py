@@ -45,12 +45,18 @@ class SavePolicy:
     def due(self, step: int) -> bool:
         """Whether to save at this step; never at step 0, always at the last one.
 
-        Every process asks at the same, growing steps, whatever the answer: it may be a collective.
+        Every process asks at the same, growing steps, whatever the answer, since it may be a collective: at any, and at
+        the first one from `next_asked` on.
         """
         if self._timer is not None:
             return self._timer.due(step) or 0 < step == self._total_steps
         assert self._period is not None
         return self._period.due(step)
+
+    def next_asked(self, step: int) -> int:
+        """The first step after `step` at which `due` has to be asked; those before it are not due."""
+        possible = self.next_possible(step)
+        return possible if self._timer is None else min(possible, self._timer.next_look(step))
 
     def next_possible(self, step: int) -> int:
         """The next step that can be due, where a dispatch of several steps is cut; a clock cuts none."""
@@ -78,6 +84,9 @@ class _AgreedTimer:
         if step >= self._look_at:
             self._answer, self._look_at = self._agree(step)
         return self._answer
+
+    def next_look(self, step: int) -> int:
+        return step + 1 if self._look_at is None else max(step + 1, self._look_at)
 
     def _agree(self, step: int) -> tuple[bool, int]:
         """(whether it is due now, the step of the next agreement), as the first process sees it."""

@@ -16,7 +16,6 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from engine.config.errors import ConfigError, ShardingError, did_you_mean
-from engine.data.placement import place
 from engine.metrics import by_row, check_means
 from engine.parallel.layout import NAMED, active
 from engine.parallel.memory import device_memory
@@ -215,7 +214,7 @@ class Program:
     def held(self, flags: tuple[bool, ...]) -> jax.Array:
         """Returns which updates of a dispatch are held back whatever their loss, as the steps take it."""
         if flags not in self._held:
-            self._held[flags] = place(np.array(flags), replicated(self.mesh))
+            self._held[flags] = jax.make_array_from_process_local_data(replicated(self.mesh), np.array(flags))
         return self._held[flags]
 
     def not_finite(self, state: State) -> list[str]:

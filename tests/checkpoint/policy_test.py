@@ -120,6 +120,25 @@ def test_asking_twice_gives_the_same_answer():
     assert not saves.due(3)
 
 
+@pytest.mark.parametrize("every", ["300 steps", "1 epoch", None, "10 seconds", "10 minutes"])
+@pytest.mark.parametrize("k", [1, 8])
+def test_steps_before_the_one_that_has_to_be_asked_for_are_not_due(every, k):
+    """A loop of dispatches of k steps, asking at each of their ends, or only where it has to."""
+    found = []
+    for always in (True, False):
+        clock, step, due, next_asked = Clock(), 0, [], 0
+        saves = policy(every, clock)
+        while step <= TOTAL:
+            if always or step >= next_asked:
+                due += [step] if saves.due(step) else []
+                next_asked = saves.next_asked(step)
+                assert next_asked > step or step == TOTAL
+            step += min(k, max(1, TOTAL - step))
+            clock.now += 0.5
+        found.append(due)
+    assert found[0] == found[1]
+
+
 @pytest.mark.multiprocess
 @pytest.mark.slow
 def test_processes_with_different_clocks_save_at_the_same_steps():

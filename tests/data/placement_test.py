@@ -42,6 +42,11 @@ def test_every_leaf_is_split_along_the_batch(axes, spec, shards):
             assert np.array_equal(shard.data, BATCH[name][shard.index])
 
 
+def test_a_single_device_is_handed_the_hosts_own_arrays():
+    placed = place((BATCH, BATCH), NamedSharding(mesh(data=1), P("data")))
+    assert all(placed[i][name] is BATCH[name] for i in (0, 1) for name in BATCH)
+
+
 def test_several_batches_are_placed_in_one_call():
     sharding = NamedSharding(mesh(data=8), P("data"))
     one, two = place((BATCH, {"label": BATCH["label"] + 1}), sharding)
