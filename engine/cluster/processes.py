@@ -50,7 +50,9 @@ def initialize(who: Processes, *, timeout_s: float = JOIN_S) -> None:
 
     end = time.monotonic() + timeout_s
     place = _bind_address(who, min(timeout_s, NAME_S)) if who.index == 0 else who.coordinator
-    rollcall.hold(who.index, who.count, who.coordinator, *address("the coordinator", place), timeout_s)
+    host, port = address("the coordinator", place)
+    secure = bool(getattr(jax.config, "jax_mtls_cert_file", None))  # JAX's own setting, not in its older releases
+    rollcall.hold(who.index, who.count, who.coordinator, host, port, timeout_s, secure=secure)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # By itself JAX aborts every process (134) as soon as one is dead. With this it leaves them to `departure.py`, which
     # ends them with a sentence and 42. Barriers and collectives wait for the dead one as before.

@@ -37,7 +37,9 @@ class Refused(CannotJoin):
     from_outside = False
 
 
-def hold(index: int, count: int, address: str, host: str, port: int, timeout_s: float) -> None:
+def hold(
+    index: int, count: int, address: str, host: str, port: int, timeout_s: float, *, secure: bool = False
+) -> None:
     """Takes part in the roll call; returns when all processes are there.
 
     Args:
@@ -46,13 +48,14 @@ def hold(index: int, count: int, address: str, host: str, port: int, timeout_s: 
         address: of the coordinator, as it was given.
         host, port: where process 0 listens, and where the others find it.
         timeout_s: seconds for all to come.
+        secure: whether this process will talk by TLS once all are there; the roll call itself does not.
 
     Raises:
         CannotJoin: process 0 cannot listen or is not reached, or not all came in time.
-        Refused: two processes have the same index, or they disagree on their number.
+        Refused: two processes have the same index, or they disagree on their number or on TLS.
     """
     end = time.monotonic() + timeout_s
-    me = {"index": index, "count": count, "host": socket.gethostname(), "pid": os.getpid()}
+    me = {"index": index, "count": count, "host": socket.gethostname(), "pid": os.getpid(), "secure": secure}
     if index == 0:
         with _listen(count, address, host, port) as listener:
             _Call(me, listener, address, timeout_s).run(end)
@@ -146,6 +149,12 @@ class _Call:
             return Refused(
                 f"{_words(who)} was told that there are {who['count']} processes, {_words(self._me)} that there are "
                 f"{self._me['count']}. Give all of them the same number."
+            )
+        if bool(who.get("secure")) != self._me["secure"]:
+            without, with_ = (who, self._me) if self._me["secure"] else (self._me, who)
+            return Refused(
+                f"{_words(with_)} has JAX_MTLS_CERT_FILE and talks by TLS, {_words(without)} does not. Give all of them "
+                "a certificate, or none."
             )
         if (other := self._here.get(who["index"])) is not None:
             return Refused(

@@ -20,10 +20,10 @@ def port():
         return free.getsockname()[1]
 
 
-def hold(index, port, count=3, timeout_s=20.0):
+def hold(index, port, count=3, timeout_s=20.0, secure=()):
     """ "" where all came, else the error."""
     try:
-        rollcall.hold(index, count, f"127.0.0.1:{port}", "127.0.0.1", port, timeout_s)
+        rollcall.hold(index, count, f"127.0.0.1:{port}", "127.0.0.1", port, timeout_s, secure=index in secure)
     except CannotJoin as error:
         return error
     return ""
@@ -66,6 +66,19 @@ def test_another_number_of_processes_is_refused(port):
     first, other = together(port, 0, 1, counts=[3, 2])
     assert "was told that there are 2 processes, process 0 on " in str(first)
     assert str(first) == str(other)
+
+
+@pytest.mark.parametrize("secure", [(0,), (1,)])
+def test_one_with_a_certificate_and_one_without_are_refused(port, secure):
+    for end in together(port, 0, 1, counts=(2, 2), secure=secure):
+        assert isinstance(end, Refused)
+        with_, _, without = str(end).partition(" has JAX_MTLS_CERT_FILE")
+        assert int(with_.split()[1]) in secure and int(without.split(", process ")[1][0]) not in secure
+        assert str(end).endswith("Give all of them a certificate, or none.")
+
+
+def test_all_with_certificates_are_there(port):
+    assert together(port, 0, 1, 2, secure=(0, 1, 2)) == ["", "", ""]
 
 
 def test_one_that_went_away_may_come_again_and_a_stranger_does_not_matter(port):
