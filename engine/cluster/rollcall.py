@@ -37,9 +37,7 @@ class Refused(CannotJoin):
     from_outside = False
 
 
-def hold(
-    index: int, count: int, address: str, host: str, port: int, timeout_s: float, *, secure: bool = False
-) -> None:
+def hold(index: int, count: int, address: str, host: str, port: int, timeout_s: float, *, secure: bool = False) -> None:
     """Takes part in the roll call; returns when all processes are there.
 
     Args:

@@ -51,9 +51,10 @@ def test_two_processes_with_certificates_train_and_their_coordinator_speaks_to_n
     hook = {"target": "probe.Handshake", "every": "5 steps", "ours": ours, "others": others}
     RunDirectory(tmp_path / "config").write_config_text(to_text(runs.config(mesh__fsdp=2, hooks={"probe": hook})))
     words = ("launch", "local", "--processes=2", "--devices-per-process=1", "--", "train")
-    done = runs.convoy(
-        *words, f"--config={tmp_path / 'config'}", f"--workdir={tmp_path / 'run'}", PYTHONPATH=str(tmp_path), **ours
-    )
+    done = subprocess.run(
+        runs.command(*words, f"--config={tmp_path / 'config'}", f"--workdir={tmp_path / 'run'}"),
+        capture_output=True, text=True, timeout=120, env=runs.environment(PYTHONPATH=str(tmp_path), **ours),
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "with our certificate: accepted" in done.stdout + done.stderr
     assert "with another authority's: refused" in done.stdout + done.stderr
