@@ -151,8 +151,8 @@ class _Call:
         if bool(who.get("secure")) != self._me["secure"]:
             without, with_ = (who, self._me) if self._me["secure"] else (self._me, who)
             return Refused(
-                f"{_words(with_)} has JAX_MTLS_CERT_FILE and talks by TLS, {_words(without)} does not. Give all of them "
-                "a certificate, or none."
+                f"{_words(with_)} has JAX_MTLS_CERT_FILE and talks by TLS, {_words(without)} does not. Give all "
+                "of them a certificate, or none."
             )
         if (other := self._here.get(who["index"])) is not None:
             return Refused(
