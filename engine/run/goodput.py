@@ -82,6 +82,7 @@ class Stopwatch:
         if (path := self._path) is not None:
             self._submit(lambda: self._append(path, self._moved(path, step)))
         self._step = self._counted = step
+        self._write([self._entry("step", 0.0)])  # for who counts what is lost, if nothing more is told
         self._wait_s = 0.0
         self._switch("step")
 

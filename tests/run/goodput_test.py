@@ -107,7 +107,7 @@ def test_entries_come_once_a_second_and_at_a_save(path, clock):
     for step in range(10):
         clock[0] += 0.25
         stopwatch.reached(step + 1, 0.0)
-    assert [(e["step"], e["steps"]) for e in read(path) if e["kind"] == "step"] == [(5, 5), (10, 5)]
+    assert [(e["step"], e["steps"]) for e in read(path) if e["kind"] == "step"] == [(0, 0), (5, 5), (10, 5)]
     clock[0] += 0.25
     stopwatch.reached(11, 0.0)
     stopwatch.flush()
@@ -147,6 +147,14 @@ def test_a_death_at_the_first_step_of_an_attempt_is_its_own(path, clock):
     record_death(path, [os.getpid()], 3)
     assert seconds(path)[2] == {"init": 5, "restore": 2, "lost": 0.5}
     assert steps(path, "lost") == {1: 2, 2: 1}
+
+
+def test_a_death_soon_after_a_restart_that_had_nothing_to_do_again_loses_none_of_the_steps_before(path, clock):
+    train(path, clock, 1, 0, 4).close()
+    train(path, clock, 2, 4, 4)
+    clock[0] += 0.5
+    record_death(path, [os.getpid()], 5)
+    assert (steps(path), steps(path, "lost")) == ({1: 4, 2: 0}, {1: 0, 2: 1})
 
 
 def test_a_killed_attempt_nobody_watched_is_down_until_the_next(path, clock):
