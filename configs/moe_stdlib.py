@@ -1,6 +1,8 @@
 """The byte-level language model of lm_stdlib with eight experts a layer, two of which each byte passes.
 
-tools/bazel run //configs:moe_stdlib     not yet trained to its end: no loss to expect is known
+tools/bazel run //configs:moe_stdlib     13 min 35 s on 2 CPU cores, busy with other work; validation 1.0055 nats a byte
+
+bzip2 -9 needs 1.1307 for the same files. Python 3.13.5, whose library it reads.
 """
 
 from configs import lm_stdlib

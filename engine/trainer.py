@@ -143,7 +143,7 @@ class Trainer:
             if steps:
                 recorder.note(step, {"compile_s": self.program.compile_s})
             profile = ProfileWindow(config.profile.start, config.profile.steps, self._traces())
-            stack.callback(lambda: self._tell(profile.close()))
+            stack.callback(lambda: self._tell(profile.close(self._step)))
             stack.enter_context(peers.place_told(lambda: self._step))
             on_batch = self._ledger(stack) if config.log.examples else None
             bad = self._bad_examples(stack) if config.data.on_error == "skip" else None
@@ -184,13 +184,15 @@ class Trainer:
         last, stopwatch = self.total_steps, self.directory.stopwatch
         recorder.phase("training")
         stopwatch.begin(step)
-        due, cut = step, step
+        due = cut = step
         while True:
             self._step = step
             ending.reached(step)
             stopwatch.reached(step, feed.wait_s)
             self.directory.check_lease()
-            self.checkpoints.look()
+            if self.checkpoints.has_news:
+                with stopwatch.during("save stall"), self._watchdog.storing("saving"):
+                    self.checkpoints.look()
             stopping = preemption.requested()
             if stopping or step >= due or self._divergence.asks:
                 force = stopping or (step > 0 and (step == last or self._selects_best(step)))
@@ -217,6 +219,7 @@ class Trainer:
             k = self.config.train.steps_per_dispatch
             k = k if step + k <= cut else 1
             batches = preemption.unless_stopped(functools.partial(feed.next, k))
+            self._watchdog.beat()
             if preemption.requested() or batches is None:
                 feed.unread(step)
                 continue

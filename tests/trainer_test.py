@@ -171,6 +171,11 @@ def test_a_profile_holds_its_steps_though_dispatches_are_longer(tmp_path):
     assert "profile: steps 3 to 5 are traced" in (tmp_path / "log.txt").read_text()
 
 
+def test_a_profile_that_the_run_does_not_reach_is_told_with_the_step_of_its_end(tmp_path):
+    engine.train(runs.config(evaluations={}, profile__start=70, checkpoint__every=None), workdir=tmp_path)
+    assert "profile: the run ended at step 10, before profile.start=70" in (tmp_path / "log.txt").read_text()
+
+
 @pytest.mark.parametrize(("precision", "peak"), [("float32", 1e9), ("bfloat16", 4e9)])
 def test_mfu_is_the_share_of_all_devices_peak_at_the_precision(tmp_path, monkeypatch, precision, peak):
     monkeypatch.setitem(hardware.DEVICES, "cpu", hardware.Hardware("a CPU", 4e9, 1e9, 2**30, 1e9))

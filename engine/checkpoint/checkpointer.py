@@ -127,6 +127,11 @@ class Checkpointer:
         with contextlib.suppress(CheckpointError):  # the loop's own error counts; without one, `finish` has told all
             self.store.close(_ALONE_S if alone else None)
 
+    @property
+    def has_news(self) -> bool:
+        """Whether `look` has something to take in; asked at every step."""
+        return self.store.has_news
+
     def look(self, wait: bool = False) -> None:
         """Takes in how a save has ended since the last look: older steps go after a success, a failure is told.
 

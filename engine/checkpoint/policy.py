@@ -45,8 +45,8 @@ class SavePolicy:
     def due(self, step: int) -> bool:
         """Whether to save at this step; never at step 0, always at the last one.
 
-        Every process asks at the same, growing steps, whatever the answer, since it may be a collective: at any, and at
-        the first one from `next_asked` on.
+        Every process asks at the same, growing steps, whatever the answer, since it may be a collective. Steps before
+        `next_asked` may be left out.
         """
         if self._timer is not None:
             return self._timer.due(step) or 0 < step == self._total_steps

@@ -177,9 +177,14 @@ class Saver:
         if not copied:
             save.copied.wait(self.timeout_s)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the newest save has ended, and `ended` has not told it yet."""
+        return not self._told and self._save is not None and self._save.done.is_set()
+
     def ended(self) -> Ended | None:
         """The end of the newest save, once, as soon as it is known; never waits."""
-        if self._told or self._save is None or not self._save.done.is_set():
+        if not self.has_ended or self._save is None:
             return None
         self._told = True
         return Ended(self._save.step, self._save.failure)

@@ -144,6 +144,12 @@ class CheckpointStore:
         saver.start(step, state, position, config_text)
         return True
 
+    @property
+    def has_news(self) -> bool:
+        """Whether a save or a deletion has ended of which nobody was told; touches no storage."""
+        saved = self._saver is not None and self._saver.has_ended
+        return saved or any(deletion.done for deletion in self._deleting.values())
+
     def check(self) -> int | None:
         """Returns the step that has become durable since it was asked for, if one has; never waits.
 

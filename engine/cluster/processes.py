@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from engine.cluster import rollcall
 from engine.cluster.ending import bounded, first_line
 from engine.cluster.resolver import Processes, address
-from engine.cluster.rollcall import CannotJoin
+from engine.cluster.rollcall import CannotJoin, Refused
 
 HEARTBEAT_S = 10  # one that is silent for so long is dead: twice what a paused virtual machine or a full disk takes
 NAME_S = 30.0  # for process 0's own name to be known to it
@@ -38,7 +38,8 @@ def initialize(who: Processes, *, timeout_s: float = JOIN_S) -> None:
 
     Raises:
         CannotJoin: the coordinator is not reached, or cannot listen, or not all came in time.
-        Refused: two have the same index, or they disagree on their number (`rollcall.py`).
+        Refused: two have the same index, or they disagree on their number or on TLS (`rollcall.py`);
+            or TLS is asked for, and this jax has none.
         RuntimeError: from JAX, devices are in use already.
     """
     global _joined
@@ -51,8 +52,7 @@ def initialize(who: Processes, *, timeout_s: float = JOIN_S) -> None:
     end = time.monotonic() + timeout_s
     place = _bind_address(who, min(timeout_s, NAME_S)) if who.index == 0 else who.coordinator
     host, port = address("the coordinator", place)
-    secure = bool(getattr(jax.config, "jax_mtls_cert_file", None))  # JAX's own setting, not in its older releases
-    rollcall.hold(who.index, who.count, who.coordinator, host, port, timeout_s, secure=secure)
+    rollcall.hold(who.index, who.count, who.coordinator, host, port, timeout_s, secure=_is_secure())
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # By itself JAX aborts every process (134) as soon as one is dead. With this it leaves them to `departure.py`, which
     # ends them with a sentence and 42. Barriers and collectives wait for the dead one as before.
@@ -83,6 +83,20 @@ def initialize(who: Processes, *, timeout_s: float = JOIN_S) -> None:
     from engine.cluster import departure  # it needs to know who one is
 
     departure.watch()
+
+
+def _is_secure() -> bool:
+    """Whether JAX is to speak TLS, by its own setting, which its older releases lack."""
+    import jax
+
+    if hasattr(jax.config, "jax_mtls_cert_file"):
+        return bool(jax.config.jax_mtls_cert_file)
+    if os.environ.get("JAX_MTLS_CERT_FILE"):
+        raise Refused(
+            f"JAX_MTLS_CERT_FILE is set, but jax {jax.__version__} has no mutual TLS. Install jax 0.12 or newer, or "
+            "unset the variable; the processes then talk in the clear."
+        )
+    return False
 
 
 @contextlib.contextmanager

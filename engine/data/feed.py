@@ -1,4 +1,4 @@
-"""Feeds: what the loop and the evaluations draw their device batches from.
+"""Feeds: what the loop and the evaluations draw their batches from, as a program takes them (`placement.py`).
 
 Owns: the position of a run in its data, and the time that the host waited for it. Does not own: the steps.
 
@@ -25,7 +25,7 @@ from engine.data.source import Batch, Source, example_spec, limited
 
 
 class TrainFeed:
-    """The batches of a training run from one of them on, on the devices."""
+    """The batches of a training run from one of them on."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class TrainFeed:
         """Seconds that `next` has waited for batches on the host since the feed was made."""
 
     def next(self, count: int) -> tuple[Batch, ...]:
-        """Returns the next `count` batches as global arrays `[batch_size, ...]`.
+        """Returns the next `count` batches, arrays `[batch_size, ...]` as a program takes them.
 
         Raises:
             DataError: an example cannot be read, or fewer batches are left.
@@ -122,7 +122,7 @@ class TrainFeed:
 class EvaluationFeed:
     """The batches of an evaluation: every example exactly once, in order; as many batches on every host.
 
-    Iterating yields `(batch, weight)`, both global; each iteration reads the source anew. Rows that fill up the last
+    Iterating yields `(batch, weight)`, both as a program takes them; each iteration reads the source anew. Rows that fill up the last
     batch repeat the last example, so that they are valid numbers, and have weight 0.
     """
 
@@ -159,7 +159,7 @@ class EvaluationFeed:
         """Number of batches, the last one included."""
         return len(self._batches)
 
-    def __iter__(self) -> Generator[tuple[Batch, jax.Array]]:
+    def __iter__(self) -> Generator[tuple[Batch, Any]]:
         full = len(self) - 1
         ones = place(np.ones_like(self._batches.weight(0)), self._sharding)
         settings = self._settings
@@ -187,7 +187,7 @@ class EvaluationFeed:
         if self._rest:
             yield self._last()
 
-    def _last(self) -> tuple[Batch, jax.Array]:
+    def _last(self) -> tuple[Batch, Any]:
         """The examples that do not fill a batch, on every device."""
         weight = np.ones(self._rest, np.float32)
         return place(self._batches.rest(), self._replicated), place(weight, self._replicated)

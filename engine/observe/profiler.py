@@ -30,10 +30,10 @@ class ProfileWindow:
         self._steps = steps
         self._directory = Path(directory)
         self._began: int | None = None  # step at which the open trace began
-        self._seen: int | None = None  # step of the latest `at`
+        self._first = True  # `at` was not called yet
 
     def at(self, step: int, pending: Any = None) -> str | None:
-        """Called before each dispatch; begins or ends the trace there.
+        """Called before a dispatch, at `next_edge` at the latest; begins or ends the trace there.
 
         Args:
             step: completed updates, which is the first step of the dispatch.
@@ -46,7 +46,7 @@ class ProfileWindow:
         Raises:
             RunError: the profiler cannot start.
         """
-        first, self._seen = self._seen is None, step
+        first, self._first = self._first, False
         if self._began is not None:
             return self._end(step, pending) if step >= self._began + self._steps else None
         if self._start is None or step < self._start:
@@ -78,17 +78,21 @@ class ProfileWindow:
 
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
-    def close(self, pending: Any = None) -> str | None:
+    def close(self, step: int, pending: Any = None) -> str | None:
         """Ends an open trace, when the run ends inside the window.
+
+        Args:
+            step: at which it ends.
+            pending: as in `at`.
 
         Returns:
             A sentence that says where the trace lies, or that the window was not reached; else None.
         """
-        if self._began is not None and self._seen is not None:
-            return self._end(self._seen, pending)
-        if self._start is not None and self._seen is not None:
+        if self._began is not None:
+            return self._end(step, pending)
+        if self._start is not None and not self._first:
             start, self._start = self._start, None
-            return f"profile: the run ended at step {self._seen}, before profile.start={start}: nothing was traced."
+            return f"profile: the run ended at step {step}, before profile.start={start}: nothing was traced."
         return None
 
     def _begin(self, step: int, pending: Any) -> str:

@@ -161,6 +161,7 @@ class MetricWriter:
 
     def _sync(self) -> None:
         if self._file is not None and self._path is not None:
+            self._write_left(self._path)
             try:
                 os.fsync(self._file)
             except OSError as error:

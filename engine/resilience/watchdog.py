@@ -103,7 +103,7 @@ class Watchdog:
         return self._phase(what, self._hang_s * PATIENCE, _PATIENT)
 
     def _phase(self, what: str, bound_s: float, rule: str) -> "Phase":
-        """The phase of a name, which is made once: the loop enters some of them at every step."""
+        """The phase of a name, which is made once, since the loop enters it time and again."""
         if what not in self._phases:
             self._phases[what] = Phase(self, (what, bound_s, rule))
         return self._phases[what]

@@ -54,12 +54,11 @@ class Lines:
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Adds a line, which is with the system on return. Raises RunError."""
-        if self._file is None:
-            self.open()
+        file = self.open()._file if self._file is None else self._file
         left = (json.dumps({"attempt": self._attempt, **line}) + "\n").encode()
         try:
-            while left and self._file is not None:
-                left = left[os.write(self._file, left) :]
+            while left and file is not None:
+                left = left[os.write(file, left) :]
         except OSError as error:
             raise cannot_write(self._path, error) from error
 

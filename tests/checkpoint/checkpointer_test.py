@@ -139,8 +139,10 @@ def test_a_save_that_failed_is_told_once_at_a_later_look_and_the_next_one_is_tri
     subject = make(every=None, say=told.append)
     assert big(subject, 3, force=True)
     deadline = time.monotonic() + 60
-    while not told and time.monotonic() < deadline:
-        subject.look()
+    while not subject.has_news and time.monotonic() < deadline:
+        time.sleep(0.01)
+    subject.look()
+    assert not subject.has_news
     full_disk()
     assert big(subject, 5, force=True)
     subject.finish()

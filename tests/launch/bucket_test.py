@@ -4,11 +4,9 @@ The bucket is one of moto's S3 server, the mounts are s3fs's, each in a mount na
 takes its mount with it, and all that it had not sent.
 """
 
-import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -79,11 +77,6 @@ def bucket(mount):
     subprocess.run(["umount", "--lazy", mount[1]], check=True)
 
 
-def losses(run):
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {row["step"]: float(row["loss"]).hex() for row in rows if "loss" in row}
-
-
 def test_two_hosts_that_share_a_bucket_alone_lose_nothing_when_both_are_lost(mount, bucket, tmp_path):
     settings = dict(mesh__fsdp=2, log__examples=False)
     where = bench.config(tmp_path / "config", pause=0.1, **settings)
@@ -93,9 +86,9 @@ def test_two_hosts_that_share_a_bucket_alone_lose_nothing_when_both_are_lost(mou
     with bench.ranks(train, [{}, {}], host) as jobs:
         jobs[0].until(lambda: len(bench.saved(bucket / "run")) >= 2)
         for job in jobs:
-            for pid in job.pids():  # the mount's program among them
-                os.kill(pid, signal.SIGKILL)
-    left = losses(bucket / "run")
+            for pid in reversed(job.pids()):  # the mount's program first: what the run had not sent is lost
+                bench.kill(pid)
+    left = bench.losses(bucket / "run")
 
     with bench.ranks(train, [{}, {}], host) as jobs:
         assert [job.end() for job in jobs] == [0, 0], jobs[0].output + jobs[1].output
@@ -106,7 +99,7 @@ def test_two_hosts_that_share_a_bucket_alone_lose_nothing_when_both_are_lost(mou
     alone = bench.config(tmp_path / "alone", **settings)
     with bench.Job("train", alone, f"--workdir={tmp_path / 'unbroken'}", ranks=2) as job:
         assert job.end() == 0, job.output
-    assert losses(bucket / "run") == losses(tmp_path / "unbroken")
+    assert bench.losses(bucket / "run") == bench.losses(tmp_path / "unbroken")
     assert bench.state_hashes(bucket / "run") == bench.state_hashes(tmp_path / "unbroken")
     checked = runs.convoy("checkpoints", "verify", str(bucket / "run"))
     assert checked.returncode == 0, checked.stdout + checked.stderr

@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import os
@@ -137,6 +138,30 @@ def test_a_last_line_that_a_crash_cut_is_removed(tmp_path, torn):
         assert path.read_text().startswith(whole)
         assert lines_of(path)[-1] == a_row(3)
         assert len(lines_of(path)) == whole.count("\n") + 1
+
+
+def test_sync_puts_on_the_disk_what_was_pushed_before_it(tmp_path, monkeypatch):
+    path, synced, fsync = tmp_path / "metrics.jsonl", [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(path.read_text().count("\n")), fsync(file)))
+    with MetricWriter(path, None) as writer:
+        for step in (1, 2):
+            writer.push(lambda step=step: [a_row(step)])
+        writer.sync()
+        writer.push(lambda: [a_row(3)])
+    assert synced == [2]
+
+
+def test_a_disk_that_cannot_sync_is_told_once_and_ends_nothing(tmp_path, monkeypatch, caplog):
+    def fails(file):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with MetricWriter(tmp_path / "metrics.jsonl", None) as writer:
+        for step in (1, 2):
+            writer.push(lambda step=step: [a_row(step)])
+            writer.sync()
+    assert caplog.text.count("cannot be written (Input/output error). They may be lost with this machine") == 1
+    assert len(lines_of(tmp_path / "metrics.jsonl")) == 2
 
 
 @pytest.mark.faults
