@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
@@ -122,8 +121,8 @@ class TrainFeed:
 class EvaluationFeed:
     """The batches of an evaluation: every example exactly once, in order; as many batches on every host.
 
-    Iterating yields `(batch, weight)`, both as a program takes them; each iteration reads the source anew. Rows that fill up the last
-    batch repeat the last example, so that they are valid numbers, and have weight 0.
+    Iterating yields `(batch, weight)`, both as a program takes them; each iteration reads the source anew. Rows that
+    fill up the last batch repeat the last example, so that they are valid numbers, and have weight 0.
     """
 
     def __init__(
