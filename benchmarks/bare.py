@@ -2,7 +2,8 @@
 
 Owns: the steps of a perceptron and of the convolutional network of models/fashion_mnist.py, on dicts of arrays with
 jax.jit and optax, and the loop around them. Nothing of the engine's steps is in it. The batches come from the engine's
-feed, so that both loops have the same data path; the first parameters are given, so that both have the same losses.
+feed, so that both loops have the same data path; the first parameters are given, so that both have the same losses and
+the same accuracies, which both compute at every step.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import optax
 Arrays = dict[str, jax.Array]
 Forward = Callable[[Arrays, Arrays, jax.Array], tuple[jax.Array, Arrays]]
 
-LOG_EVERY = 50  # steps between two losses that are kept
+LOG_EVERY = 50  # steps between two of which the numbers are kept
 
 
 def perceptron(params: Arrays, statistics: Arrays, image: jax.Array) -> tuple[jax.Array, Arrays]:
@@ -72,26 +73,28 @@ class Bare:
         tx = optax.chain(optax.clip_by_global_norm(1.0), adamw)
         self.state = (params, statistics, tx.init(params))
 
-        def loss(params: Arrays, statistics: Arrays, batch: Arrays) -> tuple[jax.Array, Arrays]:
+        def loss(params: Arrays, statistics: Arrays, batch: Arrays) -> tuple[jax.Array, Any]:
             logits, statistics = forward(params, statistics, batch["image"])
-            return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean(), statistics
+            accuracy = (jnp.argmax(logits, axis=-1) == batch["label"]).mean()
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+            return losses.mean(), (statistics, accuracy)
 
         def step(state: Any, batch: Arrays) -> tuple[Any, jax.Array]:
             params, statistics, opt_state = state
-            (value, statistics), grads = jax.value_and_grad(loss, has_aux=True)(params, statistics, batch)
+            (value, (statistics, accuracy)), grads = jax.value_and_grad(loss, has_aux=True)(params, statistics, batch)
             updates, opt_state = tx.update(grads, opt_state, params)
-            return (optax.apply_updates(params, updates), statistics, opt_state), value
+            return (optax.apply_updates(params, updates), statistics, opt_state), jnp.stack([value, accuracy])
 
         self.step = step
         self._jitted = jax.jit(step, donate_argnums=0)
 
-    def train(self, steps: int, log_every: int = LOG_EVERY) -> list[float]:
-        """Trains on and waits for the device; returns the loss of every `log_every`th step."""
-        losses, state = [], self.state
+    def train(self, steps: int, log_every: int = LOG_EVERY) -> list[list[float]]:
+        """Trains on and waits for the device; returns loss and accuracy of every `log_every`th step."""
+        kept, state = [], self.state
         for i in range(steps):
             (batch,) = self.feed.next(1)
-            state, loss = self._jitted(state, batch)
+            state, metrics = self._jitted(state, batch)
             if i % log_every == 0:
-                losses.append(loss)
+                kept.append(metrics)
         self.state = jax.block_until_ready(state)
-        return [float(loss) for loss in losses]
+        return [metrics.tolist() for metrics in kept]

@@ -57,19 +57,21 @@ def wanted() -> bool:
     return bool(os.environ.get(VARIABLE))
 
 
-_step: mmap.mmap | None = None
+_step: mmap.mmap | bytearray | None = None  # where a launcher reads it; where there is none, nobody does
 
 
 def reached(step: int) -> None:
-    """Tells the launcher, where there is one, how many steps this process has done; takes about a microsecond."""
+    """Tells the launcher, where there is one, how many steps this process has done; takes less than a microsecond."""
     global _step
     if _step is None:
-        if not wanted():
-            return
-        with open(Path(os.environ[VARIABLE]).with_suffix(".step"), "wb+") as file:
-            file.truncate(8)
-            _step = mmap.mmap(file.fileno(), 8)
+        _step = _shared() if wanted() else bytearray(8)
     struct.pack_into("q", _step, 0, step)
+
+
+def _shared() -> mmap.mmap:
+    with open(Path(os.environ[VARIABLE]).with_suffix(".step"), "wb+") as file:
+        file.truncate(8)
+        return mmap.mmap(file.fileno(), 8)
 
 
 def steps(folder: Path) -> dict[int, int]:

@@ -65,7 +65,7 @@ class Divergence:
 
     def held(self, step: int, k: int) -> tuple[bool, ...]:
         """Whether to hold back the update of each of the k batches from `step` on."""
-        return tuple(step + i in self._skipped for i in range(k))
+        return tuple(step + i in self._skipped for i in range(k)) if self._skipped else (False,) * k
 
     def look(self, first: int, values: np.ndarray) -> None:
         """Takes the metrics `[steps, names, 2]` of the batches from `first` on, as they arrive."""
