@@ -33,7 +33,7 @@ from engine.data.source import Source
 from engine.evaluation import build_evaluations, check_best
 from engine.observe import wording
 from engine.observe.profiler import ProfileWindow
-from engine.observe.recorder import Recorder
+from engine.observe.recorder import Recorder, Sums
 from engine.observe.report import Summary
 from engine.observe.throughput import Throughput
 from engine.observe.writer import MetricWriter, metrics_of
@@ -101,6 +101,7 @@ class Trainer:
         self._divergence = Divergence(config.resilience.divergence, self.program.metric_names, self.say)
         self._recorder: Recorder | None = None
         self._row: dict[str, Any] = {}
+        self._unfinished: Sums = {}  # of the row of metrics that the checkpoint cut
         self._results: dict[str, float] = {}
         self._first = self._step = peers.from_first(self.checkpoints.store.latest(), "the newest checkpoint") or 0
         self._started = time.monotonic()
@@ -140,6 +141,7 @@ class Trainer:
             stack.enter_context(stopwatch.written_by(writer.push))
             self._recorder = recorder = self._make_recorder(writer)
             stack.callback(recorder.close)
+            recorder.go_on(self._unfinished)
             if steps:
                 recorder.note(step, {"compile_s": self.program.compile_s})
             profile = ProfileWindow(config.profile.start, config.profile.steps, self._traces())
@@ -153,6 +155,7 @@ class Trainer:
                         break
                 recorder.go_back()
                 state, step = self._first_state()
+                recorder.go_on(self._unfinished)
         return self.summary()
 
     def _feed(self, step: int, on_batch: Any, bad: BadExamples | None) -> TrainFeed:
@@ -200,7 +203,8 @@ class Trainer:
                 if self._goes_back(state, step, saving, stopping or step == last, recorder):
                     return False
                 self._replicas.check(step, state)
-                position = {**feed.position, "skipped": self._divergence.skipped}
+                row = recorder.unfinished() if saving else {}
+                position = {**feed.position, "skipped": self._divergence.skipped, "row": row}
                 with stopwatch.during("save stall"), self._watchdog.storing("saving"):
                     if not self._divergence.asks and self.checkpoints.maybe_save(step, state, position, force):
                         self.say(f"saving checkpoint of step {step}")
@@ -294,11 +298,14 @@ class Trainer:
         with stopwatch.during("restore"), self._watchdog.storing("restoring"):
             abstract, stacked = self.program.abstract_state, self.program.spec.model.stacked
             state, step = restore_newest(store, abstract, stacked, self.say) or (None, 0)
+        self._unfinished = {}
         if state is None:
             with stopwatch.during("compile"):
                 state = self._new_state()
         else:
-            self._divergence.resume(store.position(step).get("skipped", ()))
+            position = store.position(step)
+            self._divergence.resume(position.get("skipped", ()))
+            self._unfinished = position.get("row", {})
             self.say(f"resuming from step {step}")
         with stopwatch.during("compile"):
             store.prepare(state)

@@ -105,6 +105,28 @@ def test_a_row_is_the_mean_over_its_interval(unbroken, tmp_path):
     assert runs.rows(tmp_path, "learning_rate") == {5: rates[5], 10: rates[10]}
 
 
+def rows_of_training(path):
+    names = ("loss", "accuracy", "grad_norm", "skipped", "learning_rate")
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: [row[name] for name in names] for row in rows if "loss" in row}
+
+
+@pytest.mark.parametrize(("k", "every"), [(1, "4 steps"), (3, "4 steps"), (1, "20 steps"), (8, "3 steps")])
+def test_a_row_that_checkpoints_cut_is_the_row_of_an_unbroken_run(tmp_path, k, every):
+    """A run that went on from step 6, and from what it had saved at step 12 then once more."""
+    settings = dict(log__every=every, train__steps_per_dispatch=k, checkpoint__every="6 steps", evaluations={})
+    config = runs.config(train__total="20 steps", checkpoint__keep_latest=9, **settings)
+    engine.train(config, workdir=tmp_path / "run")
+    whole = rows_of_training(tmp_path / "run")
+    for step in (6, 12):
+        for path in (tmp_path / "run/checkpoints").iterdir():
+            if path.name.isdecimal() and int(path.name) > step:
+                shutil.rmtree(path)
+        (tmp_path / "run/metrics.jsonl").unlink()
+        engine.train(config, workdir=tmp_path / "run")
+        assert rows_of_training(tmp_path / "run") == {at: row for at, row in whole.items() if at > step}
+
+
 def test_the_best_checkpoint_stays_beside_the_latest(tmp_path):
     config = runs.config(
         checkpoint__best="heldout/loss",
@@ -347,7 +369,7 @@ def skipping(tmp_path_factory):
 def test_skipped_batches_are_counted_told_and_kept_in_the_position(skipping):
     assert [step for step, n in runs.rows(skipping, "skipped").items() if n] == [8, 9, 23]
     assert runs.rows(skipping, "batch")[32] == 31
-    assert position(skipping, 32) == {"next_batch": 32, "next_example": 512, "skipped": [7, 8, 22]}
+    assert position(skipping, 32) == {"next_batch": 32, "next_example": 512, "skipped": [7, 8, 22], "row": {}}
     assert (
         "warning: step 8: the loss or its gradient is not finite; the update of batch 7 is skipped"
         in (skipping / "log.txt").read_text()
@@ -365,6 +387,12 @@ def test_a_run_that_rolls_back_is_the_run_that_never_took_the_batches_bit_for_bi
     assert runs.rows(tmp_path) == runs.rows(skipping)
     assert position(tmp_path, 32) == position(skipping, 32)
     zoo.assert_equal(state_at(tmp_path, 32), state_at(skipping, 32))
+
+
+def test_a_row_that_a_rollback_cuts_is_that_of_the_run_that_never_took_the_batches(tmp_path):
+    for policy in ("rollback", "skip"):
+        engine.train(poisoned(policy, (7, 8, 22), log__every="4 steps"), workdir=tmp_path / policy)
+    assert runs.rows(tmp_path / "rollback") == runs.rows(tmp_path / "skip")
 
 
 def test_rollback_heals_what_an_update_spoilt_that_looked_well(tmp_path):

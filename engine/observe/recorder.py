@@ -11,7 +11,7 @@ one arrival to another is the device's. Rows are made in the writer's thread, wh
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from engine.observe.writer import MetricWriter
 IN_FLIGHT = 2  # dispatches that the device may be behind
 
 Row = dict[str, Any]
+Sums = Mapping[str, Sequence[float]]
+"""Of a row that is not finished: name of a metric -> total and weight over its steps so far."""
 
 
 @dataclasses.dataclass
@@ -73,6 +75,8 @@ class Recorder:
         self._attempt, self._on_row, self._on_phase, self._on_values = attempt, on_row, on_phase, on_values
         self._block: list[Dispatch] = []
         self._in_flight: deque[Dispatch] = deque()
+        self._unfinished = np.zeros((len(names), 2))  # sums of the row in which the newest result falls
+        self._row_ends = 0  # its last step, once a result of it has arrived
         self._paused_s = 0.0
         self._sums = np.zeros((len(names), 2))  # of the row that is being made; the writer's thread alone touches it
 
@@ -87,6 +91,24 @@ class Recorder:
         if self._period.next_after(step) <= step + k:
             block, self._block = self._block, []
             self._writer.push(lambda: self._rows(block))
+
+    def unfinished(self) -> Sums:
+        """The sums of the row that is being made, for a checkpoint: {} before its first step.
+
+        What is under way does not count (`settle`).
+        """
+        begun = self._unfinished.any()  # each step has some weight
+        return dict(zip(self._names, self._unfinished.tolist(), strict=True)) if begun else {}
+
+    def go_on(self, sums: Sums) -> None:
+        """The first row of what follows began before a checkpoint, which holds its sums; {} where it did not."""
+        if sums.keys() == set(self._names):
+            before = np.array([sums[name] for name in self._names])
+            self._unfinished = before.copy()
+            self._writer.push(lambda: self._begin_with(before))
+
+    def _begin_with(self, sums: np.ndarray) -> None:
+        self._sums = sums
 
     def note(self, step: int, values: Mapping[str, float]) -> None:
         """Takes values that are known once (an evaluation, the time to compile) as a row of their own."""
@@ -110,12 +132,21 @@ class Recorder:
         """Waits for the oldest dispatch under way."""
         dispatch = self._in_flight.popleft()
         dispatch.metrics.block_until_ready()
-        self._on_values(dispatch.step, np.asarray(dispatch.metrics))
+        values = np.asarray(dispatch.metrics)
+        for step, step_values in enumerate(values, dispatch.step):
+            if step >= self._row_ends:
+                self._row_ends = self._period.next_after(step)
+            self._unfinished += step_values
+            if step + 1 == self._row_ends:
+                self._unfinished[:] = 0
+        self._on_values(dispatch.step, values)
 
     def go_back(self) -> None:
         """The loop goes on from an earlier step: the steps of an unfinished row make no row, and rates begin anew."""
         self.settle()
         self._block = []
+        self._unfinished[:] = 0
+        self._row_ends = 0
         self._writer.push(self._forget)
 
     def _forget(self) -> None:

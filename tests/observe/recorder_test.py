@@ -184,3 +184,24 @@ def test_a_loop_that_goes_back_leaves_no_step_of_an_unfinished_row_behind_and_no
         run.steps(4, [2, 2, 2, 2])
         run.steps(8, [3, 3])
         assert [(row["step"], row["loss"]) for row in run.rows()] == [(4, 1.0), (4, 2.0), (8, 2.0), (10, 3.0)]
+
+
+def test_an_unfinished_row_goes_on_in_another_attempt_with_its_sums(run, tmp_path):
+    run.steps(0, [1.0, 2.0, 3.0], weights=[1, 2, 1])
+    run.steps(3, [4.0, 5.0, 6.0, 7.0], skipped=(7,))  # a row ends with step 5
+    run.recorder.settle()
+    unfinished = run.recorder.unfinished()
+    assert unfinished == {"loss": [13.0, 2.0], "learning_rate": [11.0, 2.0], "skipped": [1.0, 2.0]}
+    (tmp_path / "next").mkdir()
+    later = Run(tmp_path / "next")
+    with later.writer:
+        later.recorder.go_on(json.loads(json.dumps(unfinished)))
+        later.steps(7, [8.0, 9.0, 10.0])
+        assert {row["step"]: (row["loss"], row["skipped"]) for row in later.rows()} == {10: (8.0, 1.0)}
+
+
+def test_sums_of_other_metrics_are_left_out(run):
+    run.recorder.go_on({"loss": [13.0, 2.0]})
+    run.recorder.go_on({})
+    run.steps(0, [1.0] * 5)
+    assert [row["loss"] for row in run.rows()] == [1.0]
