@@ -12,7 +12,6 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -48,6 +47,8 @@ from engine.training.build import program_of
 from engine.training.state import State
 from engine.training.step import BAD_EXAMPLES
 from engine.training.task import Task
+
+LOOK_S = 0.05  # between two looks at what goes on beside the loop; each step, where steps are longer
 
 
 class Hook(Protocol):
@@ -144,15 +145,18 @@ class Trainer:
             recorder.go_on(self._unfinished)
             if steps:
                 recorder.note(step, {"compile_s": self.program.compile_s})
-            profile = ProfileWindow(config.profile.start, config.profile.steps, self._traces())
-            stack.callback(lambda: self._tell(profile.close(self._step)))
+            profile = ProfileWindow(config.profile.start, config.profile.steps, self.directory.traces, self.say)
+            stack.callback(lambda: profile.close(self._step))
             stack.enter_context(peers.place_told(lambda: self._step))
             on_batch = self._ledger(stack) if config.log.examples else None
             bad = self._bad_examples(stack) if config.data.on_error == "skip" else None
             while True:
                 with contextlib.closing(self._feed(step, on_batch, bad)) as feed, self._watchdog.training(step):
-                    if self._loop(state, step, steps, feed, recorder, preemption, profile):
-                        break
+                    try:
+                        if self._loop(state, step, steps, feed, recorder, preemption, profile):
+                            break
+                    finally:
+                        stopwatch.reached(self._step, feed.wait_s)
                 recorder.go_back()
                 state, step = self._first_state()
                 recorder.go_on(self._unfinished)
@@ -184,20 +188,19 @@ class Trainer:
         profile: ProfileWindow,
     ) -> bool:
         """Save, evaluate, call hooks, draw, step: to the last step (True), or to where the run goes back (False)."""
-        last, stopwatch = self.total_steps, self.directory.stopwatch
+        last, most, stopwatch = self.total_steps, self.config.train.steps_per_dispatch, self.directory.stopwatch
         recorder.phase("training")
         stopwatch.begin(step)
         due = cut = step
+        look_at = 0.0
         while True:
             self._step = step
             ending.reached(step)
-            stopwatch.reached(step, feed.wait_s)
-            self.directory.check_lease()
-            if self.checkpoints.has_news:
-                with stopwatch.during("save stall"), self._watchdog.storing("saving"):
-                    self.checkpoints.look()
-            stopping = preemption.requested()
-            if stopping or step >= due or self._divergence.asks:
+            if step >= due or self._divergence.asks or time.monotonic() >= look_at:
+                self._look(step, feed.wait_s)
+                look_at = time.monotonic() + LOOK_S
+            if step >= due or self._divergence.asks:
+                stopping = preemption.requested()
                 force = stopping or (step > 0 and (step == last or self._selects_best(step)))
                 saving = force or self.checkpoints.policy.due(step)
                 if self._goes_back(state, step, saving, stopping or step == last, recorder):
@@ -218,23 +221,30 @@ class Trainer:
                 if step == last:
                     break
                 with self._watchdog.patient("profiling"):
-                    self._tell(profile.at(step, state["step"]))
+                    profile.at(step, state["step"])
                 due, cut = self._next_due(step, profile)
-            k = self.config.train.steps_per_dispatch
-            k = k if step + k <= cut else 1
+            k = most if step + most <= cut else 1
             batches = preemption.unless_stopped(functools.partial(feed.next, k))
-            self._watchdog.beat()
             if preemption.requested() or batches is None:
                 feed.unread(step)
+                due = step
                 continue
+            self._watchdog.dispatching(step + k)
             with profile.annotate(step):
                 state, metrics = steps[k](state, batches, self.program.held(self._divergence.held(step, k)))
-            self._watchdog.dispatched(step + k)
-            recorder.push(step, k, metrics, feed.wait_s)
+            recorder.push(step, metrics, feed.wait_s)
             step += k
         with stopwatch.during("save stall"), self._watchdog.storing("saving"):
             self.checkpoints.finish()
         return True
+
+    def _look(self, step: int, wait_s: float) -> None:
+        """Takes in what goes on beside the loop, and does not fall on a certain step."""
+        self.directory.stopwatch.reached(step, wait_s)
+        self.directory.check_lease()
+        if self.checkpoints.has_news:
+            with self.directory.stopwatch.during("save stall"), self._watchdog.storing("saving"):
+                self.checkpoints.look()
 
     def _goes_back(self, state: State, step: int, saving: bool, over: bool, recorder: Recorder) -> bool:
         """Whether the run has to go back to its newest checkpoint; what is to be saved is known to be sound."""
@@ -327,17 +337,11 @@ class Trainer:
 
     def _ledger(self, stack: contextlib.ExitStack) -> Callable[[int, list[int], list[int]], None]:
         ledger = Ledger(self.directory.examples, processes.index(), processes.count(), self.directory.attempt)
-        stack.callback(ledger.close)
-        return ledger.write
+        return stack.enter_context(contextlib.closing(ledger)).write
 
     def _bad_examples(self, stack: contextlib.ExitStack) -> BadExamples:
         lines = Lines(self.directory.bad_examples, processes.index(), processes.count(), self.directory.attempt)
-        stack.callback(lines.close)
-        return BadExamples(lines.add, self.say)
-
-    def _traces(self) -> Path:
-        """Where this process's trace goes: JAX names files by host, which several processes may share."""
-        return self.directory.profile / (f"process-{processes.index()}" if processes.count() > 1 else "")
+        return BadExamples(stack.enter_context(contextlib.closing(lines)).add, self.say)
 
     def _make_recorder(self, writer: MetricWriter) -> Recorder:
         found = hardware.find(jax.devices()[0].device_kind)
@@ -373,10 +377,6 @@ class Trainer:
         except StorageTrouble as error:
             return kind(f"asked to stop at {of}. {error}")
         return kind(f"asked to stop; the state of {of} is saved in {self.directory.path}.")
-
-    def _tell(self, text: str | None) -> None:
-        if text:
-            self.say(text)
 
     def summary(self) -> Summary:
         """What is reached so far."""

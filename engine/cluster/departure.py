@@ -74,6 +74,7 @@ def cause() -> Verdict | None:
 
 
 _stopping = threading.Event()
+_threads: list[threading.Thread] = []
 
 
 def watch() -> None:
@@ -81,12 +82,22 @@ def watch() -> None:
     ending.add_last_act(tell_others)
     _stopping.clear()
     for target in (_look_for_a_cause, _look_for_the_dead):
-        threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True).start()
+        _threads.append(threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True))
+        _threads[-1].start()
 
 
 def stop() -> None:
     """Ends the look: all have come to the end of the run."""
     _stopping.set()
+
+
+def join() -> None:
+    """Waits for the look to have ended: a thread that is inside JAX when Python ends takes the process with it.
+
+    Its last question is answered when all others have asked or left, so process 0 comes here last.
+    """
+    while _threads:
+        _threads.pop().join()
 
 
 def _look_for_a_cause() -> None:

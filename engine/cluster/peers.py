@@ -163,4 +163,5 @@ def part() -> None:
     with bounded(_LAST_S, lambda: LostPeer("the others have not left in time after the end of the run.")):
         while is_first() and coordination.alive() != {0}:
             time.sleep(0.05)
+        departure.join()
         jax.distributed.shutdown()

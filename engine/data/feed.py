@@ -89,7 +89,7 @@ class TrainFeed:
         if self._next + count > self._stop:
             raise DataError(f"{count} batches asked for at batch {self._next}, but the run ends at {self._stop}.")
         begin = time.perf_counter()
-        batches = tuple(self._draw(self._next + i) for i in range(count))
+        batches = self._draw(count)
         self.wait_s += time.perf_counter() - begin
         if self._on_batch is not None:
             for n in range(self._next, self._next + count):
@@ -97,12 +97,13 @@ class TrainFeed:
         self._next += count
         return place(batches, self._sharding)
 
-    def _draw(self, n: int) -> Batch:
-        batch = next(self._reader)
+    def _draw(self, count: int) -> tuple[Batch, ...]:
+        batches = tuple([next(self._reader) for _ in range(count)])
         if self._bad is None:
-            return batch
-        self._bad.take(n, len(batch.weight), batch.bad)
-        return batch.batch, batch.weight
+            return batches
+        for n, batch in enumerate(batches, self._next):
+            self._bad.take(n, len(batch.weight), batch.bad)
+        return tuple((batch.batch, batch.weight) for batch in batches)
 
     def unread(self, step: int) -> None:
         """The batches from number `step` on count as not drawn: the run ends here, and goes on with them."""

@@ -9,6 +9,7 @@ it begins at the first dispatch from `start` on and ends after the one in which 
 """
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,21 @@ from engine.config.errors import RunError
 class ProfileWindow:
     """Starts and stops the trace; a window that lies before the first step of this attempt is not recorded."""
 
-    def __init__(self, start: int | None, steps: int, directory: Path):
+    def __init__(self, start: int | None, steps: int, directory: Path, say: Callable[[str], None]):
         """
         Args:
             start: first step of the window; None records nothing.
             steps: length of the window.
             directory: where the trace goes, in a folder named after the time.
+            say: takes a sentence for the user at both ends of the window, and when it was missed.
         """
         self._start = start  # None also once the window is done or missed
         self._steps = steps
-        self._directory = Path(directory)
+        self._directory, self._say = Path(directory), say
         self._began: int | None = None  # step at which the open trace began
         self._first = True  # `at` was not called yet
 
-    def at(self, step: int, pending: Any = None) -> str | None:
+    def at(self, step: int, pending: Any = None) -> None:
         """Called before a dispatch, at `next_edge` at the latest; begins or ends the trace there.
 
         Args:
@@ -40,24 +42,21 @@ class ProfileWindow:
             pending: arrays of the last dispatch. At both ends of the window they are waited for, so that the trace
                 holds whole steps of its own and no others.
 
-        Returns:
-            A sentence for the user at both ends, and when the window was missed; else None.
-
         Raises:
             RunError: the profiler cannot start.
         """
         first, self._first = self._first, False
         if self._began is not None:
-            return self._end(step, pending) if step >= self._began + self._steps else None
-        if self._start is None or step < self._start:
-            return None
-        if first and step > self._start:
+            if step >= self._began + self._steps:
+                self._end(step, pending)
+        elif first and self._start is not None and step > self._start:
             missed, self._start = self._start, None
-            return (
+            self._say(
                 f"profile: step {missed} lies before step {step}, where this attempt began, so nothing is traced. "
                 "Set profile.start to a later step."
             )
-        return self._begin(step, pending)
+        elif self._start is not None and step >= self._start:
+            self._begin(step, pending)
 
     def next_edge(self, step: int) -> int | float:
         """Returns the next step after `step` at which a trace begins or ends; infinity when there is none.
@@ -78,24 +77,20 @@ class ProfileWindow:
 
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
-    def close(self, step: int, pending: Any = None) -> str | None:
+    def close(self, step: int, pending: Any = None) -> None:
         """Ends an open trace, when the run ends inside the window.
 
         Args:
             step: at which it ends.
             pending: as in `at`.
-
-        Returns:
-            A sentence that says where the trace lies, or that the window was not reached; else None.
         """
         if self._began is not None:
-            return self._end(step, pending)
-        if self._start is not None and not self._first:
+            self._end(step, pending)
+        elif self._start is not None and not self._first:
             start, self._start = self._start, None
-            return f"profile: the run ended at step {step}, before profile.start={start}: nothing was traced."
-        return None
+            self._say(f"profile: the run ended at step {step}, before profile.start={start}: nothing was traced.")
 
-    def _begin(self, step: int, pending: Any) -> str:
+    def _begin(self, step: int, pending: Any) -> None:
         import jax
 
         jax.block_until_ready(pending)
@@ -107,9 +102,9 @@ class ProfileWindow:
                 "End the other trace of this process, or set profile.start=None."
             ) from error
         self._began = step
-        return f"profile: tracing from step {step} on"
+        self._say(f"profile: tracing from step {step} on")
 
-    def _end(self, step: int, pending: Any) -> str:
+    def _end(self, step: int, pending: Any) -> None:
         import jax
 
         began, self._began, self._start = self._began, None, None
@@ -117,4 +112,5 @@ class ProfileWindow:
             jax.block_until_ready(pending)
         finally:
             jax.profiler.stop_trace()
-        return f"profile: steps {began} to {step} are traced in {self._directory} (xprof --logdir {self._directory})"
+        where = f"{self._directory} (xprof --logdir {self._directory})"
+        self._say(f"profile: steps {began} to {step} are traced in {where}")

@@ -8,7 +8,6 @@ the loop goes on after a dispatch. It is never further ahead of the device than 
 one arrival to another is the device's. Rows are made in the writer's thread, whose own pace counts for nothing.
 """
 
-import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -26,17 +25,6 @@ IN_FLIGHT = 2  # dispatches that the device may be behind
 Row = dict[str, Any]
 Sums = Mapping[str, Sequence[float]]
 """Of a row that is not finished: name of a metric -> total and weight over its steps so far."""
-
-
-@dataclasses.dataclass
-class Dispatch:
-    """K steps from `step` on: their metrics `[K, names, 2]`, and the loop's clock and waiting time for data then."""
-
-    step: int
-    k: int
-    metrics: Any
-    wait_s: float
-    time_s: float
 
 
 class Recorder:
@@ -73,42 +61,71 @@ class Recorder:
         self._names, self._last_value, self._summed = names, last_value, summed
         self._writer, self._throughput, self._period = writer, throughput, period
         self._attempt, self._on_row, self._on_phase, self._on_values = attempt, on_row, on_phase, on_values
-        self._block: list[Dispatch] = []
-        self._in_flight: deque[Dispatch] = deque()
-        self._unfinished = np.zeros((len(names), 2))  # sums of the row in which the newest result falls
-        self._row_ends = 0  # its last step, once a result of it has arrived
-        self._paused_s = 0.0
-        self._sums = np.zeros((len(names), 2))  # of the row that is being made; the writer's thread alone touches it
+        self._in_flight: deque[tuple[int, Any]] = deque()  # first step of a dispatch, its metrics `[K, names, 2]`
+        self._before = self._no_sums = np.zeros((len(names), 2))  # of this row, from before a checkpoint
+        self._values: list[np.ndarray] = []  # of this row's steps that have arrived, `[steps, names, 2]` each
+        self._row_ends = 0  # its last step; 0: not known yet
+        self._arrived = 0  # steps
+        self._wait_s = self._paused_s = 0.0
 
-    def push(self, step: int, k: int, metrics: Any, wait_s: float) -> None:
-        """Takes the metrics of the K steps that start from `step`; waits only when the device is far behind."""
-        dispatch = Dispatch(step, k, metrics, wait_s, 0.0)
-        self._in_flight.append(dispatch)
+    def push(self, step: int, metrics: Any, wait_s: float) -> None:
+        """Takes a dispatch; waits only when the device is far behind.
+
+        Args:
+            step: its first one.
+            metrics: `[K, names, 2]` of its K steps, on the device.
+            wait_s: the loop's waiting time for data until now.
+        """
+        self._in_flight.append((step, metrics))
+        self._wait_s = wait_s
         if len(self._in_flight) > IN_FLIGHT:
             self._arrive()
-        dispatch.time_s = time.monotonic() - self._paused_s
-        self._block.append(dispatch)
-        if self._period.next_after(step) <= step + k:
-            block, self._block = self._block, []
-            self._writer.push(lambda: self._rows(block))
+
+    def _arrive(self) -> None:
+        """Waits for the oldest dispatch under way, and hands over the rows that end in it."""
+        step, metrics = self._in_flight.popleft()
+        # A copy: the device's own array is given back at once, by the thread that makes the next one.
+        values = np.asarray(metrics).copy()
+        self._on_values(step, values)
+        self._arrived = step + len(values)
+        if not self._row_ends:
+            self._row_ends = self._period.next_after(step)
+        while step < self._row_ends <= self._arrived:
+            cut, values = values[: self._row_ends - step], values[self._row_ends - step :]
+            self._values.append(cut)
+            self._end_row()
+            step += len(cut)
+        if len(values):
+            self._values.append(values)
+
+    def _end_row(self) -> None:
+        end, before, values, rates = self._row_ends, self._before, self._values, self._rates_of_now()
+        self._writer.push(lambda: [self._row(end, before, values, rates())])
+        self._before, self._values, self._row_ends = self._no_sums, [], self._period.next_after(end)
+
+    def _rates_of_now(self) -> Callable[[], Row]:
+        """What makes the rates from the last row to here, in the writer's thread."""
+        arrival = (self._arrived, time.monotonic() - self._paused_s, self._wait_s)
+
+        def rates() -> Row:
+            self._throughput.arrived(*arrival)
+            return self._throughput.values()
+
+        return rates
 
     def unfinished(self) -> Sums:
         """The sums of the row that is being made, for a checkpoint: {} before its first step.
 
         What is under way does not count (`settle`).
         """
-        begun = self._unfinished.any()  # each step has some weight
-        return dict(zip(self._names, self._unfinished.tolist(), strict=True)) if begun else {}
+        sums = _total(self._before, self._values)
+        begun = sums.any()  # each step has some weight
+        return dict(zip(self._names, sums.tolist(), strict=True)) if begun else {}
 
     def go_on(self, sums: Sums) -> None:
         """The first row of what follows began before a checkpoint, which holds its sums; {} where it did not."""
         if sums.keys() == set(self._names):
-            before = np.array([sums[name] for name in self._names])
-            self._unfinished = before.copy()
-            self._writer.push(lambda: self._begin_with(before))
-
-    def _begin_with(self, sums: np.ndarray) -> None:
-        self._sums = sums
+            self._before = np.array([sums[name] for name in self._names])
 
     def note(self, step: int, values: Mapping[str, float]) -> None:
         """Takes values that are known once (an evaluation, the time to compile) as a row of their own."""
@@ -128,30 +145,11 @@ class Recorder:
         while self._in_flight:
             self._arrive()
 
-    def _arrive(self) -> None:
-        """Waits for the oldest dispatch under way."""
-        dispatch = self._in_flight.popleft()
-        dispatch.metrics.block_until_ready()
-        values = np.asarray(dispatch.metrics)
-        for step, step_values in enumerate(values, dispatch.step):
-            if step >= self._row_ends:
-                self._row_ends = self._period.next_after(step)
-            self._unfinished += step_values
-            if step + 1 == self._row_ends:
-                self._unfinished[:] = 0
-        self._on_values(dispatch.step, values)
-
     def go_back(self) -> None:
         """The loop goes on from an earlier step: the steps of an unfinished row make no row, and rates begin anew."""
         self.settle()
-        self._block = []
-        self._unfinished[:] = 0
-        self._row_ends = 0
-        self._writer.push(self._forget)
-
-    def _forget(self) -> None:
-        self._sums = np.zeros_like(self._sums)
-        self._throughput.restart()
+        self._before, self._values, self._row_ends = self._no_sums, [], 0
+        self._writer.push(self._throughput.restart)
 
     def pause(self, seconds: float) -> None:
         """Takes time that the loop spent on something else out of the rates."""
@@ -164,33 +162,22 @@ class Recorder:
     def close(self) -> None:
         """Waits until all that was pushed is written; steps of an unfinished row make no row."""
         self.settle()
-        block, self._block = self._block, []
-        if block:
-            self._writer.push(lambda: self._rows(block))
+        if self._values:
+            rates = self._rates_of_now()
+            self._writer.push(lambda: rates() and None)
         self._writer.flush()
 
-    def _rows(self, block: list[Dispatch]) -> list[Row]:
-        """Fetches a block's arrays and returns the rows that end in it."""
-        values = np.concatenate([np.asarray(dispatch.metrics) for dispatch in block]).astype(np.float64)
-        first, last = block[0].step, block[-1]
-        self._throughput.arrived(last.step + last.k, last.time_s, last.wait_s)
-        rows, done = [], 0
-        while first + done < last.step + last.k:
-            due = self._period.next_after(first + done)
-            interval = values[done : due - first]
-            for step_values in interval:  # one by one, so that no cut of the dispatches rounds differently
-                self._sums += step_values
-            done += len(interval)
-            if first + done == due:
-                rows.append(self._row(due, interval[-1]))
-                self._sums = np.zeros_like(self._sums)
-        return rows
-
-    def _row(self, step: int, last: np.ndarray) -> Row:
-        row: Row = {"step": step, "attempt": self._attempt, "batch": step - 1, "time": time.time()}
-        for name, (total, weight), (value, _) in zip(self._names, self._sums, last, strict=True):
-            mean = float(total / weight) if weight else float("nan")
-            row[name] = float(total) if name in self._summed else float(value) if name in self._last_value else mean
-        row |= self._throughput.values() | memory_use()
+    def _row(self, end: int, before: np.ndarray, values: list[np.ndarray], rates: Row) -> Row:
+        sums, last = _total(before, values), values[-1][-1]
+        row: Row = {"step": end, "attempt": self._attempt, "batch": end - 1, "time": time.time()}
+        for name, (total, weight), (value, _) in zip(self._names, sums.tolist(), last.tolist(), strict=True):
+            mean = total / weight if weight else float("nan")
+            row[name] = total if name in self._summed else value if name in self._last_value else mean
+        row |= rates | memory_use()
         self._on_row(row)
         return row
+
+
+def _total(before: np.ndarray, values: list[np.ndarray]) -> np.ndarray:
+    """Adds up step by step in float64, so that no cut of the dispatches, and no checkpoint, rounds differently."""
+    return np.add.accumulate(np.concatenate([before[None], *values], dtype=np.float64))[-1]

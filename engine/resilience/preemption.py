@@ -6,8 +6,8 @@ own: the save before the end (`trainer.py`), or starting again.
 
 Terms. *Preempted*: SIGTERM, as a scheduler sends it; the exit code says "start me again". *Interrupted*: SIGINT
 (Ctrl-C); the exit code says "a person stopped this". *Notice*: that either was received by any process. *Question*: a
-call of `requested`; every process asks the same questions in the same order: before each step, once its batch is
-drawn, and after each batch of an evaluation.
+call of `requested`; every process asks the same questions in the same order: once a batch is drawn, also in an
+evaluation, and before a step at which something is due.
 
 A single process stops at its next question. Of several, each tells on a notice how many questions it has had answered,
 and goes no further until all have told; all stop at the question after the greatest of these numbers, which those who

@@ -122,11 +122,11 @@ class Watchdog:
         """Something has moved in this phase."""
         self._place = self._place._replace(since=time.monotonic())
 
-    def dispatched(self, step: int) -> None:
-        """The program of the steps up to `step` was called."""
-        self._sizes.append(step - self._place.dispatched)
-        phase, bound_s, rule, since, _, arrived = self._place
-        self._place = Place(phase, bound_s, rule, since, step, arrived)
+    def dispatching(self, step: int) -> None:
+        """The program of the steps up to `step` is called now, its data is there: its bound begins."""
+        phase, bound_s, rule, _, dispatched, arrived = self._place
+        self._sizes.append(step - dispatched)
+        self._place = Place(phase, bound_s, rule, time.monotonic(), step, arrived)
 
     def arrived(self, step: int) -> None:
         """The result of the steps up to `step` is there."""

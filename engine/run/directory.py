@@ -172,6 +172,11 @@ class RunDirectory:
         """Whether anything of an earlier start lies here, which `open(fresh=True)` would move aside."""
         return any(part.exists() for part in self._parts())
 
+    @property
+    def traces(self) -> Path:
+        """Where this process's trace goes: JAX names files by host, which several processes may share."""
+        return self.profile / (f"process-{processes.index()}" if processes.count() > 1 else "")
+
     def _parts(self) -> tuple[Path, ...]:
         files = (self.config, self.data, self.status, self.metrics, self.goodput, self.log)
         return (*files, self.checkpoints, self.tensorboard, self.profile, self.examples, self.bad_examples)

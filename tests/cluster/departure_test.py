@@ -63,16 +63,14 @@ threading.Event().wait(60)
 """
 
 
-@pytest.mark.multiprocess
-@pytest.mark.parametrize("failing", [0, 1])
-def test_started_by_hand_a_process_learns_why_another_ended_and_ends_too(failing):
-    """No launcher, no collective, and a main thread that waits for something else."""
+def pair(program):
+    """Two processes of one job."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ranks = [
+    return [
         subprocess.Popen(
-            [sys.executable, "-c", PAIR.format(failing=failing)],
+            [sys.executable, "-c", program],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -82,7 +80,38 @@ def test_started_by_hand_a_process_learns_why_another_ended_and_ends_too(failing
         )
         for i in range(2)
     ]
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("failing", [0, 1])
+def test_started_by_hand_a_process_learns_why_another_ended_and_ends_too(failing):
+    """No launcher, no collective, and a main thread that waits for something else."""
+    ranks = pair(PAIR.format(failing=failing))
     ends = [rank.communicate(timeout=60) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [1, 1], ends
     output, errors = ends[1 - failing]
     assert (output, errors) == ("last act 1\n", f"LostPeer: process {failing} ended this run: KeyError: 'x'\n")
+
+
+ASKING = """
+import sys, threading, time
+from engine.cluster import coordination, departure, peers, processes, resolver
+ask, asking = coordination.alive, threading.Event()
+def alive():
+    asking.set()
+    if threading.current_thread() is not threading.main_thread():
+        time.sleep(1)
+    return ask()
+coordination.alive = alive
+processes.initialize(resolver.resolve().who)
+assert asking.wait(30)
+peers.part()
+print([thread.name for thread in threading.enumerate() if thread.name.startswith("look_for")])
+"""
+
+
+@pytest.mark.multiprocess
+def test_none_that_parts_has_left_a_thread_inside_jax():
+    ranks = pair(ASKING)
+    ends = [rank.communicate(timeout=60) for rank in ranks]
+    assert [(rank.returncode, *end) for rank, end in zip(ranks, ends, strict=True)] == [(0, "[]\n", "")] * 2

@@ -16,20 +16,30 @@ def one_step(x):
     return jnp.tanh(x @ x)
 
 
+class Window(ProfileWindow):
+    """One that keeps what it said."""
+
+    def __init__(self, start, steps, directory):
+        self.said = []
+        super().__init__(start, steps, directory, self.said.append)
+
+
 def run(window, total, k=1, start=0, cut=False):
     """Dispatches of k steps as the trainer makes them; returns what the window said."""
-    said, step, due, x = [], start, start, jnp.ones((8, 8))
+    step, due, x = start, start, jnp.ones((8, 8))
     while step < total:
         if step >= due:
-            said.append(window.at(step, x))
+            window.at(step, x)
             due = window.next_edge(step)
         n = 1 if cut and step + k > due else k
         with window.annotate(step):
             for _ in range(n):
                 x = one_step(x)
         step += n
-    said += [window.at(step, x) if step >= due else None, window.close(step, x)]
-    return [sentence for sentence in said if sentence]
+    if step >= due:
+        window.at(step, x)
+    window.close(step, x)
+    return window.said
 
 
 def traced_steps(directory):
@@ -40,7 +50,7 @@ def traced_steps(directory):
 
 
 def test_the_window_holds_its_steps_and_says_where_it_lies(tmp_path):
-    said = run(ProfileWindow(start=3, steps=2, directory=tmp_path), total=8)
+    said = run(Window(start=3, steps=2, directory=tmp_path), total=8)
     assert traced_steps(tmp_path) == [3, 4]
     assert said[0] == "profile: tracing from step 3 on"
     assert said[1] == f"profile: steps 3 to 5 are traced in {tmp_path} (xprof --logdir {tmp_path})"
@@ -48,35 +58,36 @@ def test_the_window_holds_its_steps_and_says_where_it_lies(tmp_path):
 
 
 def test_whole_dispatches_are_traced_where_they_are_not_cut(tmp_path):
-    said = run(ProfileWindow(start=3, steps=5, directory=tmp_path), total=16, k=4)
+    said = run(Window(start=3, steps=5, directory=tmp_path), total=16, k=4)
     assert traced_steps(tmp_path) == [4, 8]
     assert "steps 4 to 12 are traced" in said[1]
 
 
 def test_dispatches_that_are_cut_at_the_edges_make_the_window_exact(tmp_path):
-    said = run(ProfileWindow(start=3, steps=5, directory=tmp_path), total=16, k=4, cut=True)
+    said = run(Window(start=3, steps=5, directory=tmp_path), total=16, k=4, cut=True)
     assert traced_steps(tmp_path) == [3, 7]
     assert "steps 3 to 8 are traced" in said[1]
 
 
 def test_edges():
-    window = ProfileWindow(start=3, steps=5, directory=Path("unused"))
+    window = Window(start=3, steps=5, directory=Path("unused"))
     assert [window.next_edge(step) for step in (0, 2, 3, 4)] == [3, 3, 8, math.inf]
-    assert ProfileWindow(start=None, steps=5, directory=Path("unused")).next_edge(0) == math.inf
+    assert Window(start=None, steps=5, directory=Path("unused")).next_edge(0) == math.inf
 
 
 def test_a_run_that_ends_inside_the_window_closes_it(tmp_path):
-    window = ProfileWindow(start=3, steps=100, directory=tmp_path)
+    window = Window(start=3, steps=100, directory=tmp_path)
     said = run(window, total=6)
     assert traced_steps(tmp_path) == [3, 4, 5]
     assert "steps 3 to 6 are traced" in said[1]
-    assert window.close(6) is None
+    window.close(6)
+    assert len(said) == 2
     jax.profiler.start_trace(tmp_path / "free")  # the profiler is free again
     jax.profiler.stop_trace()
 
 
 def test_an_attempt_that_begins_after_the_start_of_the_window_says_that_nothing_is_traced(tmp_path):
-    said = run(ProfileWindow(start=3, steps=5, directory=tmp_path), start=4, total=8)
+    said = run(Window(start=3, steps=5, directory=tmp_path), start=4, total=8)
     assert said == [
         "profile: step 3 lies before step 4, where this attempt began, so nothing is traced. "
         "Set profile.start to a later step."
@@ -85,18 +96,18 @@ def test_an_attempt_that_begins_after_the_start_of_the_window_says_that_nothing_
 
 
 def test_a_window_that_is_not_reached_is_told(tmp_path):
-    said = run(ProfileWindow(start=30, steps=5, directory=tmp_path), total=4)
+    said = run(Window(start=30, steps=5, directory=tmp_path), total=4)
     assert said == ["profile: the run ended at step 4, before profile.start=30: nothing was traced."]
 
 
 def test_no_window_does_nothing(tmp_path):
-    assert run(ProfileWindow(start=None, steps=5, directory=tmp_path), total=4) == []
+    assert run(Window(start=None, steps=5, directory=tmp_path), total=4) == []
 
 
 def test_a_second_trace_of_the_process_is_refused_with_a_sentence(tmp_path):
     jax.profiler.start_trace(tmp_path / "other")
     try:
         with pytest.raises(RunError, match=r"profiler of JAX cannot start at step 0 .* End the other trace"):
-            ProfileWindow(start=0, steps=1, directory=tmp_path / "mine").at(0)
+            Window(start=0, steps=1, directory=tmp_path / "mine").at(0)
     finally:
         jax.profiler.stop_trace()

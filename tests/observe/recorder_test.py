@@ -44,7 +44,7 @@ class Run:
             [(loss * weight, weight), (step + i, 1), (float(step + i + 1 in skipped), 1)]
             for i, (loss, weight) in enumerate(zip(losses, weights, strict=True))
         ]
-        self.recorder.push(step, len(losses), jnp.array(metrics, jnp.float32), wait_s)
+        self.recorder.push(step, jnp.array(metrics, jnp.float32), wait_s)
 
     def rows(self):
         self.recorder.close()
@@ -106,6 +106,7 @@ def test_an_evaluation_is_a_row_of_its_own(run):
 def test_rows_and_phases_are_told_in_order_on_the_writers_thread(run):
     run.recorder.phase("training")
     run.steps(0, [1] * 5)
+    run.recorder.settle()  # as the loop does before it evaluates
     run.recorder.phase("evaluating")
     run.rows()
     assert run.told == [("convoy-writer", told) for told in ("training", 5, "evaluating")]
@@ -117,17 +118,15 @@ class Result:
     def __init__(self, waits, number):
         self.waits, self.number = waits, number
 
-    def block_until_ready(self):
-        self.waits.append(self.number)
-
     def __array__(self, dtype=None, copy=None):
+        self.waits.append(self.number)
         return np.zeros((1, len(NAMES), 2), dtype)
 
 
 def test_the_loop_waits_for_the_result_of_two_dispatches_before(run):
     waits = []
     for step in range(4):
-        run.recorder.push(step, 1, Result(waits, step), 0.0)
+        run.recorder.push(step, Result(waits, step), 0.0)
     assert waits == [0, 1]
     run.recorder.settle()
     assert waits == [0, 1, 2, 3]
@@ -138,6 +137,7 @@ def test_the_loop_waits_for_the_result_of_two_dispatches_before(run):
 def test_rates_go_from_row_to_row_without_what_was_paused(run):
     for step in range(5):
         run.steps(step, [1], wait_s=0.5)
+    run.recorder.settle()  # as the loop does before a pause
     run.writer.flush()
     assert run.recorder.rates() == {}  # one row, one arrival: there is no time between two
     run.recorder.pause(-1000)  # as if the second row took that long

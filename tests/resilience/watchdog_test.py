@@ -30,7 +30,7 @@ def dog(now, tmp_path):
 def steps(dog, now, seconds, first=1, k=1):
     """Steps of some seconds each, one after the other."""
     for i, duration in enumerate(seconds):
-        dog.dispatched(first + i * k + k - 1)
+        dog.dispatching(first + i * k + k - 1)
         now[0] += duration
         dog.arrived(first + i * k + k - 1)
 
@@ -134,7 +134,7 @@ from engine.resilience.watchdog import Watchdog
 ending.add_last_act(lambda code, text: print("status", code, flush=True))
 with Watchdog(0.5, 60.0, Path({folder!r}), 3) as dog, dog.training(0):
     for step in range(1, 6):
-        dog.dispatched(step)
+        dog.dispatching(step)
         time.sleep(0.05)
         dog.arrived(step)
     print("stuck", flush=True)
