@@ -164,7 +164,11 @@ class Recorder:
         self.settle()
         if self._values:
             rates = self._rates_of_now()
-            self._writer.push(lambda: rates() and None)
+
+            def without_row() -> None:
+                rates()
+
+            self._writer.push(without_row)
         self._writer.flush()
 
     def _row(self, end: int, before: np.ndarray, values: list[np.ndarray], rates: Row) -> Row:

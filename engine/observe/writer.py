@@ -232,7 +232,10 @@ class _Events:
         from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
         rows, self._rows = self._rows, []
-        if rows and self._writer is None:
+        self._flush_at = time.monotonic() + _FLUSH_S
+        if self._writer is None:
+            if not rows:
+                return
             self.directory.mkdir(parents=True, exist_ok=True)
             self._writer = EventsWriter(str(self.directory / "events"), f".{os.getpid()}")
         for row in rows:
@@ -240,9 +243,7 @@ class _Events:
             self._writer.write_event(
                 Event(summary=Summary(value=values), step=row["step"], wall_time=row.get("time", time.time()))
             )
-        if self._writer is not None:
-            self._writer.flush()
-        self._flush_at = time.monotonic() + _FLUSH_S
+        self._writer.flush()
 
     def drop(self) -> None:
         """Ends a file that the disk has refused; the next event begins another one."""
