@@ -54,7 +54,7 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
 
     train = verbs.add_parser("train", help="train a config; the same command again goes on where the run stopped")
     _add_config(train)
-    train.add_argument("--workdir", help="run directory (default: runs/<name of the config>)")
+    train.add_argument("--workdir", help="run directory, a folder or s3://BUCKET/PATH (default: runs/<name>)")
     train.add_argument("--fresh", action="store_true", help="start anew; an earlier run there is moved aside")
     train.add_argument("--fast-dev-run", action="store_true", help="two steps of everything: train, save, evaluate")
     train.add_argument(

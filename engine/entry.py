@@ -181,13 +181,13 @@ def _changed_evaluations(config: Config, directory: RunDirectory, accept_schedul
     old = from_text(directory.read_config_text(), str(directory.config))
     if differences := identity_differences(old, config):
         raise ConfigError(
-            f"{directory.path} holds a run of another config:\n  " + "\n  ".join(differences) + "\n"
-            f"Go on with its own config (--config={directory.path}), name another --workdir (with its weights by "
-            f"--config.init.checkpoint={directory.path}), or start anew with --fresh (the old run is moved aside)."
+            f"{directory} holds a run of another config:\n  " + "\n  ".join(differences) + "\n"
+            f"Go on with its own config (--config={directory}), name another --workdir (with its weights by "
+            f"--config.init.checkpoint={directory}), or start anew with --fresh (the old run is moved aside)."
         )
     change = schedule_change(old, config)
     if change and not accept_schedule_change:
-        raise ConfigError(f"{directory.path}: {change} To go on with it, add --accept-schedule-change.")
+        raise ConfigError(f"{directory}: {change} To go on with it, add --accept-schedule-change.")
     return [
         name
         for name, e in old.evaluations.items()
@@ -227,7 +227,7 @@ def _data_changes(
     differences = identity.changes(before.get("data", facts["data"]), facts["data"], "data")
     if differences and not accept:
         raise DataError(
-            f"{directory.path} holds a run on another dataset:\n  " + "\n  ".join(differences) + "\n"
+            f"{directory} holds a run on another dataset:\n  " + "\n  ".join(differences) + "\n"
             "Give it the data that it began with, add --accept-data-change to go on with this one from the same place "
             "in its order, name another --workdir, or start anew with --fresh (the old run is moved aside)."
         )

@@ -376,7 +376,7 @@ class Trainer:
             self.checkpoints.finish()
         except StorageTrouble as error:
             return kind(f"asked to stop at {of}. {error}")
-        return kind(f"asked to stop; the state of {of} is saved in {self.directory.path}.")
+        return kind(f"asked to stop; the state of {of} is saved in {self.directory}.")
 
     def summary(self) -> Summary:
         """What is reached so far."""

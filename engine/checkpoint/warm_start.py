@@ -28,6 +28,7 @@ from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.verification import verify
 from engine.cluster import peers
 from engine.config.errors import CheckpointError, ConfigError, did_you_mean
+from engine.config.places import local_path
 from engine.config.schema import Init
 from engine.config.text import from_text
 from engine.run.directory import RunDirectory
@@ -98,7 +99,7 @@ def find(place: str) -> tuple[str, int]:
     Raises:
         CheckpointError: there is no checkpoint.
     """
-    path = Path(place).expanduser().absolute()
+    path = local_path(place).expanduser().absolute()
     if path.name.isdecimal() and (path / MANIFEST).is_file():
         return str(path.parent), int(path.name)
     run = RunDirectory(path)

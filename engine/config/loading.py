@@ -22,6 +22,7 @@ import ml_collections
 from engine.config.draft import Draft, draft_of
 from engine.config.errors import ConfigError, ConvoyError, FieldError, did_you_mean
 from engine.config.override import apply
+from engine.config.places import is_address, local_path, shown
 from engine.config.schema import Config
 from engine.config.text import from_text
 from engine.config.validation import validate
@@ -51,7 +52,7 @@ def load(reference: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def _read(reference: str) -> Draft:
-    path = Path(reference).expanduser()
+    path = local_path(reference).expanduser()
     if path.is_dir():
         path = path / CONFIG_TEXT
         if not path.is_file():
@@ -82,7 +83,8 @@ def _configs_in(folder: Path) -> str:
     if not folder.is_dir():
         return ""
     names = [file.name for file in sorted(folder.glob("*.py")) if "get_config" in file.read_text(errors="replace")]
-    return f"Configs in {folder}: {', '.join(names)}." if names else f"There are no configs in {folder}."
+    where = shown(folder)
+    return f"Configs in {where}: {', '.join(names)}." if names else f"There are no configs in {where}."
 
 
 def _make_importable(folder: Path) -> None:
@@ -192,5 +194,7 @@ def _place(error: BaseException) -> str:
 
 def _shown(path: str | Path) -> str:
     """A path as a reader knows it: relative where it lies below the current folder. Links stay as they were named."""
+    if is_address(name := shown(path)):
+        return name
     absolute = Path(os.path.abspath(path))
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(path)

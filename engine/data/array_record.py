@@ -17,6 +17,7 @@ import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from engine.config.errors import DataError
+from engine.config.places import local_path
 from engine.data.record import decode, encode
 from engine.data.source import PART, SAMPLED, Batch, Example, Source, name_of, spread
 
@@ -35,12 +36,15 @@ class ArrayRecordSource:
     def __init__(self, pattern: str | Sequence[str]):
         """Opens the files that match a path, which may hold the wildcards of a shell, or each of several paths.
 
+        Paths may be addresses in a bucket (`config/places.py`).
+
         Raises:
             DataError: no file matches, or one of them is no ArrayRecord file.
+            RunError: a bucket cannot be mounted.
         """
         self.paths: list[str] = []
         for one in [pattern] if isinstance(pattern, str) else pattern:
-            found = sorted(glob.glob(os.path.expanduser(one)))
+            found = sorted(glob.glob(os.path.expanduser(local_path(one))))
             if not found:
                 raise DataError(f"{one}: no such file. Write it with `convoy data write`, or mend the pattern.")
             self.paths += found
@@ -125,6 +129,7 @@ def write_array_record(source: Source, path: str, progress: Callable[[int, int],
     Raises:
         DataError: an example cannot be written, or the folder cannot.
     """
+    path = str(local_path(path))
     unfinished = f"{path}.unfinished"
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.config.places import shown
 from engine.observe import wording
 from engine.observe.writer import ROW_KEYS
 from engine.run.directory import RunDirectory
@@ -38,7 +39,7 @@ class Summary:
         """The command that starts the same run again."""
         if self.command:
             return self.command
-        path = shlex.quote(str(self.directory.path))
+        path = shlex.quote(str(self.directory))
         return f"convoy train --config={path} --workdir={path}"
 
 
@@ -98,20 +99,20 @@ def _places(summary: Summary) -> list[tuple[str, str]]:
     rows = [("run", str(run))]
     if summary.checkpoints:
         steps = ", ".join(map(str, summary.checkpoints))  # as --step takes them
-        rows.append(("checkpoints", f"{run.checkpoints}   step{'s' * (len(summary.checkpoints) > 1)} {steps}"))
+        rows.append(("checkpoints", f"{shown(run.checkpoints)}   step{'s' * (len(summary.checkpoints) > 1)} {steps}"))
     if run.metrics.exists():
-        rows.append(("metrics", str(run.metrics)))
+        rows.append(("metrics", shown(run.metrics)))
     if run.tensorboard.exists():
-        rows.append(("tensorboard", f"tensorboard --logdir {shlex.quote(str(run.tensorboard))}"))
+        rows.append(("tensorboard", f"tensorboard --logdir {shlex.quote(shown(run.tensorboard))}"))
     if run.profile.exists():
-        rows.append(("profile", str(run.profile)))
+        rows.append(("profile", shown(run.profile)))
     return rows
 
 
 def _next(summary: Summary) -> list[tuple[str, str]]:
     rows = []
     if summary.checkpoints:
-        rows.append(("evaluate", f"convoy evaluate {shlex.quote(str(summary.directory.path))}"))
+        rows.append(("evaluate", f"convoy evaluate {shlex.quote(str(summary.directory))}"))
     if summary.state == "done":
         flag = " --accept-schedule-change" if summary.scheduled else ""
         rows.append(("train longer", f'{summary.again} --config.train.total="..."{flag}'))

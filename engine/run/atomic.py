@@ -12,8 +12,9 @@ from pathlib import Path
 
 from engine.cluster import exit_codes
 from engine.config.errors import RunError
+from engine.config.places import shown
 
-_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
+_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN}
 
 
 def write_text(path: Path, text: str, may_write: Callable[[], None] = lambda: None) -> None:
@@ -53,7 +54,7 @@ def cannot_write(path: Path, error: OSError) -> RunError:
     Its exit code says "start me again" where the storage is in trouble, and not the user's path or rights wrong.
     """
     refused = RunError(
-        f"{path}: cannot be written ({error.strerror or error}). "
+        f"{shown(path)}: cannot be written ({error.strerror or error}). "
         "Free space there, or choose another place with --workdir=DIR."
     )
     if error.errno in _TROUBLE:

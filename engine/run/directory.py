@@ -25,6 +25,7 @@ from pathlib import Path
 
 from engine.cluster import exit_codes, peers, processes
 from engine.config.errors import RunError
+from engine.config.places import local_path, shown
 from engine.config.schema import Config
 from engine.run import lease, status, storage
 from engine.run.atomic import cannot_write, write_text
@@ -41,17 +42,12 @@ class RunDirectory:
     def __init__(self, path: str | os.PathLike):
         """
         Args:
-            path: the directory, which need not exist.
+            path: the directory, which need not exist; or its address in a bucket, which is mounted now.
 
         Raises:
-            RunError: a bucket's address.
+            RunError: the bucket cannot be mounted.
         """
-        if "://" in str(path):
-            raise RunError(
-                f"{path}: a run directory is a folder of this machine or a mounted one, not an address. "
-                "Mount the bucket (docs/launch.md, Buckets) and give the folder's path."
-            )
-        self.path = Path(path)
+        self.path = local_path(path)
         self.attempt = 0  # number of this start; 0 while the directory is only looked at
         self.moved_to: Path | None = None  # where `open(fresh=True)` put the earlier run
         self.told: list[str] = []  # sentences for the user about how it was opened
@@ -71,7 +67,7 @@ class RunDirectory:
         self.bad_examples = self.path / "bad_examples"
 
     def __str__(self) -> str:
-        return str(self.path)
+        return shown(self.path)
 
     @classmethod
     def open(cls, path: str | os.PathLike, fresh: bool = False, began: float | None = None) -> "RunDirectory":
@@ -94,7 +90,7 @@ class RunDirectory:
         run.attempt = peers.done_by_first(lambda: run._prepare(fresh, began), "the run directory")
         if not run.path.is_dir():
             raise RunError(
-                f"{run.path}: process {processes.index()} does not see this folder, which process 0 has opened. "
+                f"{run}: process {processes.index()} does not see this folder, which process 0 has opened. "
                 "Give a --workdir on a disk that all processes share, under the same path."
             )
         return run
@@ -143,7 +139,7 @@ class RunDirectory:
             storage.probe(self.path)
         except storage.NoAnswer as error:
             hangs = RunError(
-                f"{self.path}: the storage does not answer ({error}). See that it is mounted and not overloaded, then "
+                f"{self}: the storage does not answer ({error}). See that it is mounted and not overloaded, then "
                 "start the same command again."
             )
             hangs.exit_code = exit_codes.RETRY
@@ -154,13 +150,13 @@ class RunDirectory:
     def _begin_afresh(self) -> None:
         """Moves the earlier run aside; the lease, which belongs to the place and not to the run, comes back."""
         self.moved_to = _move_aside(self.path)
-        self.told.append(f"the earlier run was moved to {self.moved_to}")
+        self.told.append(f"the earlier run was moved to {shown(self.moved_to)}")
         self._make()
         try:
             (self.moved_to / "lease").rename(self.path / "lease")
         except OSError as error:
             raise RunError(
-                f"{self.path}: another job began here in the moment in which the earlier run was moved to "
+                f"{self}: another job began here in the moment in which the earlier run was moved to "
                 f"{self.moved_to} ({error.strerror}). Name another --workdir=DIR."
             ) from error
 

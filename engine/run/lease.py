@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from engine.config.errors import ConvoyError, RunError
+from engine.config.places import shown
 from engine.run.atomic import cannot_write
 from engine.run.owner import Owner, is_alive
 
@@ -183,7 +184,7 @@ def _wait_until_free(folder: Path, number: int, text: str, me: Owner, stale_s: f
             raise _refusal(run, owner, bool(alive))
         if alive is None and not watched:
             watched = True
-            note = f"{run}: held by {_name(owner)}; looking for {stale_s:g} s whether it still lives"
+            note = f"{shown(run)}: held by {_name(owner)}; looking for {stale_s:g} s whether it still lives"
             print(note, file=sys.stderr, flush=True)
         time.sleep(_POLL_S)
         newest, text = _newest(folder)
@@ -196,7 +197,7 @@ def _wait_until_free(folder: Path, number: int, text: str, me: Owner, stale_s: f
 def _refusal(run: Path, owner: Owner | None, here: bool) -> RunError:
     stop = f" (kill {owner.pid})" if here and owner is not None else ""
     return RunError(
-        f"{run}: another job trains here: {_name(owner)}. Two jobs would mix up one run. Wait for its end or "
+        f"{shown(run)}: another job trains here: {_name(owner)}. Two jobs would mix up one run. Wait for its end or "
         f"stop it{stop}, then start again; or name another --workdir=DIR."
     )
 

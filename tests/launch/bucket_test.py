@@ -1,7 +1,7 @@
-"""Two hosts without a shared disk: each mounts the same bucket, and that is all that they share.
+"""Two hosts without a shared disk: each mounts the same bucket, or names its address, and that is all that they share.
 
-The bucket is one of moto's S3 server, the mounts are s3fs's, each in a mount namespace of its own. A host that is lost
-takes its mount with it, and all that it had not sent.
+The bucket is one of moto's S3 server, the mounts are s3fs's; those of hosts are each in a mount namespace of its own. A
+host that is lost takes its mount with it, and all that it had not sent.
 """
 
 import os
@@ -20,6 +20,7 @@ from tests import runs
 from tests.faults import bench
 
 PROGRAMS = ("s3fs", "unshare", "umount")
+PAUSE, SETTINGS = 0.1, {"mesh__fsdp": 2, "log__examples": False}
 WITHOUT_CACHE = "disable_noobj_cache,stat_cache_expire=1"
 HOST = """\
 set -eu
@@ -43,8 +44,8 @@ pytestmark = [
 
 
 @pytest.fixture
-def mount(tmp_path):
-    """The words by which s3fs mounts a bucket at `tmp_path/bucket`."""
+def server():
+    """The address of an S3 server that has a bucket `runs`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -60,13 +61,19 @@ def mount(tmp_path):
         except OSError:
             assert server.poll() is None and time.monotonic() < end
             time.sleep(0.1)
+    yield place
+    server.kill()
+    server.wait()
+
+
+@pytest.fixture
+def mount(server, tmp_path):
+    """The words by which s3fs mounts a bucket at `tmp_path/bucket`."""
     (tmp_path / "keys").write_text("any:thing\n")
     (tmp_path / "keys").chmod(0o600)
     (tmp_path / "bucket").mkdir()
-    options = f"url={place},use_path_request_style,passwd_file={tmp_path / 'keys'},{WITHOUT_CACHE}"
-    yield ["runs", str(tmp_path / "bucket"), "-o", options]
-    server.kill()
-    server.wait()
+    options = f"url={server},use_path_request_style,passwd_file={tmp_path / 'keys'},{WITHOUT_CACHE}"
+    return ["runs", str(tmp_path / "bucket"), "-o", options]
 
 
 @pytest.fixture
@@ -77,9 +84,23 @@ def bucket(mount):
     subprocess.run(["umount", "--lazy", mount[1]], check=True)
 
 
-def test_two_hosts_that_share_a_bucket_alone_lose_nothing_when_both_are_lost(mount, bucket, tmp_path):
-    settings = dict(mesh__fsdp=2, log__examples=False)
-    where = bench.config(tmp_path / "config", pause=0.1, **settings)
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A run of two processes that nothing happens to."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    where = bench.config(folder / "config", pause=PAUSE, **SETTINGS)
+    with bench.Job("train", where, f"--workdir={folder / 'run'}", ranks=2) as job:
+        assert job.end() == 0, job.output
+    return folder / "run"
+
+
+def is_like(run, unbroken):
+    assert bench.losses(run) == bench.losses(unbroken)
+    assert bench.state_hashes(run) == bench.state_hashes(unbroken)
+
+
+def test_two_hosts_that_share_a_bucket_alone_lose_nothing_when_both_are_lost(mount, bucket, unbroken, tmp_path):
+    where = bench.config(tmp_path / "config", pause=PAUSE, **SETTINGS)
     train = [["train", where, f"--workdir={bucket / 'run'}"]] * 2
     host = ("unshare", "--mount", "sh", "-c", HOST.format(mount=" ".join(mount), place=bucket), "sh")
 
@@ -96,10 +117,63 @@ def test_two_hosts_that_share_a_bucket_alone_lose_nothing_when_both_are_lost(mou
     resumed = re.search(r"resuming from step (\d+)\n", (bucket / "run" / "log.txt").read_text())
     assert resumed and left.keys() >= set(range(1, int(resumed[1]) + 1))
 
-    alone = bench.config(tmp_path / "alone", **settings)
-    with bench.Job("train", alone, f"--workdir={tmp_path / 'unbroken'}", ranks=2) as job:
-        assert job.end() == 0, job.output
-    assert bench.losses(bucket / "run") == bench.losses(tmp_path / "unbroken")
-    assert bench.state_hashes(bucket / "run") == bench.state_hashes(tmp_path / "unbroken")
+    is_like(bucket / "run", unbroken)
     checked = runs.convoy("checkpoints", "verify", str(bucket / "run"))
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def keys(server):
+    return {"AWS_ENDPOINT_URL": server, "AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "thing"}
+
+
+def own_mounts():
+    """Mounts that a process has made for an address."""
+    return [line for line in Path("/proc/mounts").read_text().splitlines() if "/convoy-runs-" in line]
+
+
+def test_an_address_serves_as_a_run_directory_and_no_mount_outlives_its_process(server, bucket, unbroken, tmp_path):
+    train = [["train", bench.config(tmp_path / "config", pause=PAUSE, **SETTINGS), "--workdir=s3://runs/run"]] * 2
+    with bench.ranks(train, [keys(server)] * 2) as jobs:
+        jobs[0].until(lambda: len(bench.saved(bucket / "run")) >= 2)
+        assert len(own_mounts()) == 2
+        for job in jobs:
+            bench.kill(job.process.pid)
+        end = time.monotonic() + 60
+        while own_mounts():
+            assert time.monotonic() < end
+            time.sleep(0.1)
+    assert bench.status(bucket / "run")["state"] == "training"
+
+    with bench.ranks(train, [keys(server)] * 2) as jobs:
+        assert [job.end() for job in jobs] == [0, 0], jobs[0].output + jobs[1].output
+    assert own_mounts() == []
+    is_like(bucket / "run", unbroken)
+    checked = runs.convoy("checkpoints", "verify", "s3://runs/run", **keys(server))
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+DATA = """
+import numpy as np
+from engine import ArraySource
+from engine.config.places import shown
+from engine.data.array_record import ArrayRecordSource, write_array_record
+write_array_record(ArraySource({"x": np.arange(5)}), "s3://runs/data/part.arrayrecord")
+source = ArrayRecordSource("s3://runs/data/*.arrayrecord")
+print([int(source[index]["x"]) for index in range(len(source))], *map(shown, source.paths))
+"""
+
+
+def test_data_may_lie_at_an_address_too(server, bucket):
+    done = subprocess.run(
+        [sys.executable, "-c", DATA], capture_output=True, text=True, env=runs.environment(**keys(server)), timeout=60
+    )
+    assert done.stdout == "[0, 1, 2, 3, 4] s3://runs/data/part.arrayrecord\n", done.stderr
+    assert (bucket / "data" / "part.arrayrecord").is_file()
+
+
+def test_a_bucket_that_is_not_there_is_told(server, tmp_path):
+    where = bench.config(tmp_path / "config")
+    done = runs.convoy("train", where, "--workdir=s3://other/run", **keys(server))
+    assert done.returncode == 1
+    assert done.stderr.startswith("RunError: s3://other: s3fs cannot mount it (")
+    assert "bucket does not exist" in done.stderr and "Traceback" not in done.stderr

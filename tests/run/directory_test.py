@@ -143,11 +143,6 @@ def test_a_place_that_cannot_be_written_is_told_at_once(tmp_path):
         RunDirectory.open("/proc/run")
 
 
-def test_an_address_of_a_bucket_is_refused():
-    with pytest.raises(RunError, match=r"gs://bucket/run: a run directory is a folder"):
-        RunDirectory("gs://bucket/run")
-
-
 def test_the_room_needs_no_jax():
     code = "import sys, engine.run.directory, engine.run.log; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
