@@ -16,6 +16,7 @@ from engine.arguments import make_parser, parse, split_overrides
 from engine.cluster import departure, ending, exit_codes, peers, processes, resolver
 from engine.cluster.cause import cause_of
 from engine.config.errors import ConfigError, ConvoyError
+from engine.config.places import shown, unmount
 from engine.launch.pages import start_with_large_pages
 from engine.run import storage
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ending.end_alone(code)
         return code
     except ConvoyError as error:
-        code, together, text = error.exit_code, error.everywhere, f"{error.kind}: {error}"
+        code, together, text = error.exit_code, error.everywhere, shown(f"{error.kind}: {error}")
         ending.tell(code, text, cause_of(error))
     except KeyboardInterrupt:
         code, text = exit_codes.INTERRUPTED, "interrupted"
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if processes.count() == 1 and not ending.wanted() and not storage.hanging():
             raise
-        code, text = exit_codes.USER_ERROR, traceback.format_exc()
+        code, text = exit_codes.USER_ERROR, shown(traceback.format_exc())
         ending.tell(code, text, cause_of(error))
     if processes.count() > 1 and not together:
         departure.tell_others(code, text)
@@ -303,6 +304,7 @@ def run() -> NoReturn:
     """The command `convoy`: a process of its own, which may start itself anew first (`launch/pages.py`)."""
     start_with_large_pages()
     code = main()
+    unmount()
     ending.end_soon(code)
     sys.exit(code)
 

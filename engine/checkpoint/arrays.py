@@ -29,7 +29,7 @@ def write(folder: Path, state: Any, copied: Callable[[], None]) -> None:
     """Writes this process's part of a state, in any thread; returns when it is on disk.
 
     Args:
-        folder: made if it is missing, by whichever process comes first.
+        folder: made if it is missing, by whichever process comes first; what it lies in is there.
         state: pytree of arrays.
         copied: called once the arrays may be donated or deleted; before that, Orbax reads them.
 
@@ -39,7 +39,7 @@ def write(folder: Path, state: Any, copied: Callable[[], None]) -> None:
     ocp, handler = _orbax()
     from etils import epath
 
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)  # not its parents: below a disk that is no longer mounted nothing must be saved
     loop = asyncio.new_event_loop()
     try:
         parts = loop.run_until_complete(handler.async_save(epath.Path(folder), args=ocp.args.PyTreeSave(state)))

@@ -129,7 +129,7 @@ class Checkpointer:
 
     @property
     def has_news(self) -> bool:
-        """Whether `look` has something to take in; asked at every step."""
+        """Whether `look` has something to take in; asked again and again."""
         return self.store.has_news
 
     def look(self, wait: bool = False) -> None:

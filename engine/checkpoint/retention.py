@@ -101,7 +101,7 @@ class Retention:
         text = json_text.dumps({step: self._results[step] for step in sorted(self._results)}, indent=1)
 
         def write() -> None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
             write_text(path, text + "\n")
 
         self._writing = storage.Background(write, "results")

@@ -223,6 +223,8 @@ class Saver:
     def _write(self, save: _Save, state: Any) -> str:
         """Writes this process's part; returns what went wrong, in words."""
         try:
+            for folder in (save.folder.parent, save.folder):
+                folder.mkdir(exist_ok=True)
             arrays.write(save.folder / STATE, state, save.copied.set)
         except Exception as error:
             return arrays.words_of(error)

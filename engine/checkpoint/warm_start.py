@@ -28,7 +28,7 @@ from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.verification import verify
 from engine.cluster import peers
 from engine.config.errors import CheckpointError, ConfigError, did_you_mean
-from engine.config.places import local_path
+from engine.config.places import local_path, shown
 from engine.config.schema import Init
 from engine.config.text import from_text
 from engine.run.directory import RunDirectory
@@ -60,7 +60,7 @@ def read_weights(init: Init, abstract_state: Mapping[str, Any], stacked: Mapping
         ConfigError: a prefix that no path here begins with.
     """
     directory, step = peers.done_by_first(lambda: find(init.checkpoint), "the choice of init.checkpoint")
-    path = Path(directory) / str(step)
+    path = local_path(directory) / str(step)
     with contextlib.ExitStack() as stack:
         with failing(lambda words: _unreadable(path, words)):
             stack.enter_context(being_read(path))
@@ -91,7 +91,7 @@ def _taken(path: Path, init: Init, abstract_state: Mapping[str, Any], stacked: M
 
 
 def find(place: str) -> tuple[str, int]:
-    """Returns the folder of checkpoints and the step that `init.checkpoint` means; needs no JAX.
+    """Returns the folder of checkpoints, for every process, and the step that `init.checkpoint` means; needs no JAX.
 
     Args:
         place: a step's own folder, or a run directory: its best step where it chooses one, else its newest.
@@ -101,7 +101,7 @@ def find(place: str) -> tuple[str, int]:
     """
     path = local_path(place).expanduser().absolute()
     if path.name.isdecimal() and (path / MANIFEST).is_file():
-        return str(path.parent), int(path.name)
+        return shown(path.parent), int(path.name)
     run = RunDirectory(path)
     steps = CheckpointStore(run.checkpoints, read_only=True).steps()
     if not steps:
@@ -113,8 +113,8 @@ def find(place: str) -> tuple[str, int]:
     if settings is not None and settings.best is not None:
         results = {step: found for step, found in read_results(run.checkpoints).items() if step in steps}
         if best := ranking(results, settings.best, settings.best_mode):
-            return str(run.checkpoints), best[0]
-    return str(run.checkpoints), steps[-1]
+            return shown(run.checkpoints), best[0]
+    return shown(run.checkpoints), steps[-1]
 
 
 def match(here: list[str], there: Mapping[str, Leaf], paths: Mapping[str, str | None]) -> dict[str, str]:

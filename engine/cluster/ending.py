@@ -25,6 +25,7 @@ from typing import NoReturn
 
 from engine.cluster.cause import cause_of
 from engine.config.errors import ConvoyError
+from engine.config.places import shown
 
 VARIABLE = "CONVOY_VERDICT"
 """Names the file `<folder>/<index>.json` of this process; the folder holds those of all processes."""
@@ -118,7 +119,7 @@ def tell(code: int, text: str, cause: str = "") -> None:
 def note_status(path: Path) -> None:
     """Tells the launcher which file holds the status of the run, so that it can correct one that a kill left behind."""
     if wanted():
-        _write(Path(os.environ[VARIABLE]).parent / STATUS, str(path.absolute()))
+        _write(Path(os.environ[VARIABLE]).parent / STATUS, shown(path.absolute()))
 
 
 _last_acts: list[Callable[[int, str], None]] = []
@@ -142,7 +143,7 @@ def end(error: ConvoyError) -> NoReturn:
             with suppress(Exception):  # of the others: the end must come
                 act(error.exit_code, str(error))
 
-    text = f"{error.kind}: {error}"
+    text = shown(f"{error.kind}: {error}")
     tell(error.exit_code, text, cause_of(error))
     thread = threading.Thread(target=acts, daemon=True)  # storage that hangs must not keep it
     thread.start()

@@ -4,7 +4,8 @@ Owns: the one way from an address such as `s3://bucket/runs/a` to a folder: the 
 alone and until its end, by a program made for that. Does not own: what lies there, and who reads it.
 
 Two processes see the same bucket through two mounts, so a mount must remember little: not for longer than a second
-what a file was, and never that there was none, since processes wait for each other's files.
+what a file was, and never that there was none, since processes wait for each other's files. It must outlive a SIGTERM
+to everything that a scheduler has started, which asks the run for its last save.
 
 Terms. *Address*: scheme, bucket and the path in it. *Mount*: the bucket as a folder; a program of its own serves it.
 """
@@ -14,10 +15,12 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
-import time
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -30,7 +33,14 @@ _UNMOUNT_S = 60.0  # for what is still to be sent
 _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*):/(?P<full>/?)(?P<bucket>[^/]*)/*(?P<path>.*)", re.DOTALL)
 _KEYS = ("/etc/passwd-s3fs", "~/.passwd-s3fs", "~/.aws/credentials")  # where s3fs looks for them, beside variables
 
-_mounts: dict[str, Path] = {}  # scheme://bucket -> folder
+
+@dataclass(frozen=True)
+class _Mount:
+    folder: Path
+    process: subprocess.Popen
+
+
+_mounts: dict[str, _Mount] = {}  # scheme://bucket -> mount
 _lock = threading.Lock()
 
 
@@ -43,7 +53,7 @@ def is_address(place: str | os.PathLike) -> bool:
 def local_path(place: str | os.PathLike) -> Path:
     """Returns the folder or file of this machine that a place means; its bucket is mounted when it is met first.
 
-    The mount ends with the process, and with the thread that met the bucket first, so meet it in the main thread.
+    The mount ends with the process, or by `unmount`.
 
     Raises:
         RunError: the address is none, or its bucket cannot be mounted.
@@ -58,18 +68,19 @@ def local_path(place: str | os.PathLike) -> Path:
             f"{os.fspath(place)}: no address that can be mounted; {known} are, and every folder of this machine."
             + did_you_mean(scheme, PROGRAMS)
         )
+    name = f"{scheme}://{bucket}"
     with _lock:
-        if (name := f"{scheme}://{bucket}") not in _mounts:
+        if name not in _mounts or _mounts[name].process.poll() is not None:
             _mounts[name] = _mount(scheme, bucket)
-    return _mounts[name] / found["path"]
+        return _mounts[name].folder / found["path"]
 
 
-def shown(path: str | os.PathLike) -> str:
-    """Returns a path as the user may type it, also when this process and its mounts are gone: the other way round."""
-    for name, folder in _mounts.items():
-        if Path(path).is_relative_to(folder):
-            return f"{name}/{Path(path).relative_to(folder)}".removesuffix("/.")
-    return os.fspath(path)
+def shown(text: str | os.PathLike) -> str:
+    """Returns a path, or a text that names some, as the user may type them: with addresses in the place of mounts."""
+    text = os.fspath(text)
+    for name, mount in _mounts.items():
+        text = text.replace(str(mount.folder), name)
+    return text
 
 
 def mount_command(scheme: str, bucket: str, folder: Path) -> list[str]:
@@ -89,45 +100,74 @@ def mount_command(scheme: str, bucket: str, folder: Path) -> list[str]:
     return [PROGRAMS[scheme], bucket, str(folder), "-f", "-o", ",".join(options)]
 
 
-def _mount(scheme: str, bucket: str) -> Path:
+def unmount() -> None:
+    """Ends all mounts, once everything is sent; at the end of the process it is called anyway."""
+    for mount in _mounts.values():
+        _end(mount)
+    _mounts.clear()
+
+
+atexit.register(unmount)
+
+
+def _mount(scheme: str, bucket: str) -> _Mount:
     program = PROGRAMS[scheme]
     if shutil.which(program) is None:
         raise RunError(
             f"{scheme}://{bucket}: {program}, which mounts such buckets, is not installed here. Install it (Debian's "
             f"package s3fs; gcsfuse from Google's), or mount the bucket yourself and give the folder's path."
         )
-    folder = Path(tempfile.mkdtemp(prefix=f"convoy-{bucket}-"))
-    words = mount_command(scheme, bucket, folder)
-    if setpriv := shutil.which("setpriv"):  # it ends with this process, however that ends
-        words = [setpriv, "--pdeathsig", "TERM", *words]
+    folder = Path(tempfile.mkdtemp(prefix=f"convoy-{bucket}-")).resolve()
     output = tempfile.TemporaryFile()  # noqa: SIM115, as long as the program
-    # In a session of its own: a signal to this process's group must not end what the last save goes to.
-    process = subprocess.Popen(
-        words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-    )
-    atexit.register(_unmount, process, folder)
-    end = time.monotonic() + MOUNT_S
+    mount = _Mount(folder, _started([*_guarded(), *mount_command(scheme, bucket, folder)], output))
+    late = threading.Timer(MOUNT_S, mount.process.kill)  # whoever waits for the mount then goes on with an error
+    late.daemon = True
+    late.start()
     while not _answers(folder):
-        if process.poll() is not None or time.monotonic() > end:
-            _unmount(process, folder)
+        if mount.process.poll() is not None:
+            late.cancel()
+            _end(mount)
             raise RunError(
-                f"{scheme}://{bucket}: {program} cannot mount it{_words_of(output)}. See that the bucket exists, that "
-                "its keys are here (docs/launch.md, Buckets) and that this machine allows FUSE (/dev/fuse); or mount "
-                "it yourself and give the folder's path."
+                f"{scheme}://{bucket}: {program} cannot mount it{_words_of(output)}. See that the bucket exists and "
+                f"answers within {MOUNT_S:g} s, that its keys are here (docs/launch.md, Buckets) and that this machine "
+                "allows FUSE (/dev/fuse); or mount it yourself and give the folder's path."
             )
-        time.sleep(0.02)
-    return folder
+        threading.Event().wait(0.02)
+    late.cancel()
+    return mount
+
+
+def _guarded() -> list[str]:
+    """The words before a program that let it outlive a SIGTERM to all, and end by SIGINT with this process."""
+    env, setpriv = shutil.which("env"), shutil.which("setpriv")
+    if env is None or setpriv is None:  # not on Linux
+        return []
+    return [env, "--ignore-signal=TERM", "--default-signal=INT", setpriv, "--pdeathsig", "INT"]
+
+
+def _started(words: list[str], output: IO[bytes]) -> subprocess.Popen:
+    """Starts a program from a thread that lives as long as this process, since it ends with the thread."""
+    started: Future[subprocess.Popen] = Future()
+
+    def serve() -> None:
+        try:
+            process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )  # in a session of its own, which Ctrl-C does not reach
+        except OSError as error:
+            return started.set_exception(error)
+        started.set_result(process)
+        process.wait()
+
+    threading.Thread(target=serve, name="mount", daemon=True).start()
+    return started.result()
 
 
 def _answers(folder: Path) -> bool:
     """Whether the bucket is there: a mount that is still looking for its bucket lets a reader wait."""
-    if not os.path.ismount(folder):
-        return False
-    try:
-        os.listdir(folder)
-    except OSError:
-        return False
-    return True
+    with contextlib.suppress(OSError):
+        return os.path.ismount(folder) and os.listdir(folder) is not None
+    return False
 
 
 def _words_of(output: IO[bytes]) -> str:
@@ -136,11 +176,14 @@ def _words_of(output: IO[bytes]) -> str:
     return f" ({lines[-1].strip()})" if lines else ""
 
 
-def _unmount(process: subprocess.Popen, folder: Path) -> None:
-    """Ends the program, which sends what is left and takes the mount away."""
-    process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_UNMOUNT_S)
-    process.kill()
+def _end(mount: _Mount) -> None:
+    """Ends the program, which sends what is left and takes the mount away; one that does not is killed."""
+    mount.process.send_signal(signal.SIGINT)
+    try:
+        mount.process.wait(_UNMOUNT_S)
+    except subprocess.TimeoutExpired:
+        mount.process.kill()
+    if os.path.exists("/proc/mounts") and str(mount.folder) in Path("/proc/mounts").read_text():
+        subprocess.run(["fusermount", "-u", "-z", str(mount.folder)], capture_output=True)
     with contextlib.suppress(OSError):
-        folder.rmdir()
+        mount.folder.rmdir()

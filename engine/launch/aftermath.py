@@ -12,6 +12,7 @@ from pathlib import Path
 
 from engine.cluster import ending, exit_codes
 from engine.config.errors import RunError
+from engine.config.places import local_path
 from engine.run import status
 
 _MINE = Path("/proc/self/cgroup")
@@ -66,7 +67,7 @@ def correct_status(folder: Path, pids: Sequence[int], code: int, reason: str) ->
     """
     file = folder / ending.STATUS
     with contextlib.suppress(RunError):
-        path = Path(file.read_text()) if file.exists() else None
+        path = local_path(file.read_text()) if file.exists() else None
         if path is not None and path.exists():
             found = status.read(path)
             knows_less = found.exit_code == exit_codes.RETRY and found.state == "failed" and code in exit_codes.KILLED

@@ -142,23 +142,14 @@ class _Words:
     """The words of each attempt: an earlier run is moved aside once, and not at each restart."""
 
     def __init__(self, words: Sequence[str], run: RunDirectory):
-        self._words, self._path = list(words), run.path
-        self._before = _identity(run.path) if run.is_used() else None
+        self._words, self._run = list(words), run
+        self._before = run.moved_aside() if run.is_used() else None
 
     def next(self) -> list[str]:
         """The words of the next attempt."""
-        if self._before is None or _identity(self._path) != self._before:
+        if self._before is None or self._run.moved_aside() != self._before:
             self._words = [word for word in self._words if word != FRESH]
         return self._words
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """What tells a folder from another that later lies under its name."""
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return None
-    return stat.st_dev, stat.st_ino
 
 
 class Announced:

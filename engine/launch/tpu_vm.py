@@ -98,6 +98,7 @@ class TpuVm:
             "User": "$USER",
             "WorkingDirectory": "$HOME",
             "RestartForceExitStatus": again,
+            "KillMode": "mixed",  # SIGTERM to the run alone: what it has started ends when it has saved
             "RestartSec": str(_AGAIN_S),
             "TimeoutStopSec": str(GRACE_S),
         }

@@ -4,8 +4,8 @@ Owns: which steps make up a row, and the bound on how far the device may be behi
 (`writer.py`), rates (`throughput.py`), or the screen (`progress.py`).
 
 Terms. *Row*: the metrics of one logging interval, summed over its steps and divided once. *Arrival*: the moment when
-the loop goes on after a dispatch. It is never further ahead of the device than IN_FLIGHT dispatches, so the time from
-one arrival to another is the device's. Rows are made in the writer's thread, whose own pace counts for nothing.
+the loop has the values of a dispatch. It is never further ahead of the device than IN_FLIGHT dispatches, so the time
+from one arrival to another is the device's. Rows are made in the writer's thread, whose own pace counts for nothing.
 """
 
 import time
@@ -19,6 +19,7 @@ from engine.config.duration import Period
 from engine.observe.memory import memory_use
 from engine.observe.throughput import Throughput
 from engine.observe.writer import MetricWriter
+from engine.run import log
 
 IN_FLIGHT = 2  # dispatches that the device may be behind
 
@@ -65,7 +66,7 @@ class Recorder:
         self._before = self._no_sums = np.zeros((len(names), 2))  # of this row, from before a checkpoint
         self._values: list[np.ndarray] = []  # of this row's steps that have arrived, `[steps, names, 2]` each
         self._row_ends = 0  # its last step; 0: not known yet
-        self._arrived = 0  # steps
+        self._arrived, self._arrived_at = 0, 0.0  # steps, and the clock of the latest one
         self._wait_s = self._paused_s = 0.0
 
     def push(self, step: int, metrics: Any, wait_s: float) -> None:
@@ -87,7 +88,7 @@ class Recorder:
         # A copy: the device's own array is given back at once, by the thread that makes the next one.
         values = np.asarray(metrics).copy()
         self._on_values(step, values)
-        self._arrived = step + len(values)
+        self._arrived, self._arrived_at = step + len(values), time.monotonic() - self._paused_s
         if not self._row_ends:
             self._row_ends = self._period.next_after(step)
         while step < self._row_ends <= self._arrived:
@@ -105,7 +106,7 @@ class Recorder:
 
     def _rates_of_now(self) -> Callable[[], Row]:
         """What makes the rates from the last row to here, in the writer's thread."""
-        arrival = (self._arrived, time.monotonic() - self._paused_s, self._wait_s)
+        arrival = (self._arrived, self._arrived_at, self._wait_s)
 
         def rates() -> Row:
             self._throughput.arrived(*arrival)
@@ -137,7 +138,8 @@ class Recorder:
         self._writer.push(lambda: self._on_phase(name))
 
     def saved(self) -> None:
-        """A checkpoint is on its way: the rows that led to it shall be on the disk, too."""
+        """A checkpoint is on its way: the rows and the log that led to it shall be on the disk, too."""
+        self._writer.push(log.sync)
         self._writer.sync()
 
     def settle(self) -> None:

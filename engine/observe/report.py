@@ -52,7 +52,7 @@ def summary_text(summary: Summary) -> str:
         _table(_places(summary)),
         _table(_next(summary)),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return shown("\n\n".join(part for part in parts if part) + "\n")
 
 
 def _headline(summary: Summary) -> str:
@@ -99,13 +99,13 @@ def _places(summary: Summary) -> list[tuple[str, str]]:
     rows = [("run", str(run))]
     if summary.checkpoints:
         steps = ", ".join(map(str, summary.checkpoints))  # as --step takes them
-        rows.append(("checkpoints", f"{shown(run.checkpoints)}   step{'s' * (len(summary.checkpoints) > 1)} {steps}"))
+        rows.append(("checkpoints", f"{run.checkpoints}   step{'s' * (len(summary.checkpoints) > 1)} {steps}"))
     if run.metrics.exists():
-        rows.append(("metrics", shown(run.metrics)))
+        rows.append(("metrics", str(run.metrics)))
     if run.tensorboard.exists():
-        rows.append(("tensorboard", f"tensorboard --logdir {shlex.quote(shown(run.tensorboard))}"))
+        rows.append(("tensorboard", f"tensorboard --logdir {shlex.quote(str(run.tensorboard))}"))
     if run.profile.exists():
-        rows.append(("profile", shown(run.profile)))
+        rows.append(("profile", str(run.profile)))
     return rows
 
 

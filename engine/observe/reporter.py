@@ -15,6 +15,7 @@ from typing import Any
 
 from engine.cluster import ending, exit_codes, processes
 from engine.config.errors import ConvoyError, RunError
+from engine.config.places import shown
 from engine.observe.progress import Progress
 from engine.observe.report import Summary, summary_text
 from engine.observe.writer import metrics_of
@@ -84,7 +85,7 @@ class Reporter:
     def message(self, text: str) -> None:
         """A sentence for the user; before the start it goes to the log only."""
         if self._progress is not None:
-            self._progress.message(text)
+            self._progress.message(shown(text))
         else:
             logger.info(text)
 
@@ -100,7 +101,9 @@ class Reporter:
         code = exit_code(error)
         state = "interrupted" if code == exit_codes.INTERRUPTED else "failed" if error else "done"
         state = error.state if isinstance(error, ConvoyError) else state
-        reason = "" if error is None else str(error) if isinstance(error, ConvoyError) else f"{kind.__name__}: {error}"  # pyright: ignore[reportOptionalMemberAccess]
+        reason = ""
+        if error is not None:
+            reason = shown(str(error) if isinstance(error, ConvoyError) else f"{type(error).__name__}: {error}")
         reached = self._summarise()
         metrics = {**self._status.metrics, **reached.metrics}  # a finished run that is started again trains nothing
         self.summary = dataclasses.replace(reached, state=state, reason=reason, metrics=metrics)
@@ -113,7 +116,7 @@ class Reporter:
     def _end_by_force(self, code: int, text: str) -> None:
         """A thread ends this process, since the main one is stuck; tells it in the status alone."""
         state = "interrupted" if code == exit_codes.INTERRUPTED else "failed"
-        self._tell(state=state, reason=text, exit_code=code)
+        self._tell(state=state, reason=shown(text), exit_code=code)
         self._forced = True
 
     def _tell(self, **changes: Any) -> None:

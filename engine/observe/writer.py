@@ -4,8 +4,7 @@ Owns: the queue, the thread, both files. Does not own: which values a row has (`
 (`metrics.py`), what is shown (`progress.py`).
 
 Terms. *Row*: one line, `{"step": int, "attempt": int, "time": unix seconds, "loss": 0.5, ...}`; one of training has
-`batch` too, the number of its last batch. *Block*: a function that returns rows; it runs on the writer's thread, so it
-may wait for the device.
+`batch` too, the number of its last batch. *Block*: a function that returns rows; it runs on the writer's thread.
 
 A line is always valid JSON (`run/json_text.py` says how NaN is written). Lines are only ever added: after a resume at
 step s the lines of earlier attempts beyond s stay, and for each step and name the last line counts. A last line that
@@ -94,6 +93,7 @@ class MetricWriter:
     def sync(self) -> None:
         """Has what was pushed so far put on the disk, where it outlives the machine; waits for nothing."""
         self.push(self._sync)
+        self._hurry.set()
 
     def flush(self) -> None:
         """Waits until everything that was pushed is in the files; raises as `push`."""
@@ -236,7 +236,7 @@ class _Events:
         if self._writer is None:
             if not rows:
                 return
-            self.directory.mkdir(parents=True, exist_ok=True)
+            self.directory.mkdir(exist_ok=True)
             self._writer = EventsWriter(str(self.directory / "events"), f".{os.getpid()}")
         for row in rows:
             values = [Summary.Value(tag=name, simple_value=number) for name, number in _numbers(row)]

@@ -19,7 +19,7 @@ FRAMES = 6  # innermost ones that are shown on the screen
 def dump(file: Path) -> Path | None:
     """Writes the stacks of all threads to a file, and returns it; None where it cannot be written."""
     with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(exist_ok=True)
         with file.open("w", encoding="utf-8") as target:
             names = ", ".join(f"0x{thread.ident:016x} {thread.name}" for thread in threading.enumerate())
             target.write(f"Threads: {names}\n")

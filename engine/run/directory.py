@@ -19,6 +19,7 @@ Terms. *Run*: one working directory. *Attempt*: one start of a run, counted from
     checkpoints/  tensorboard/  profile/
 """
 
+import glob
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -34,7 +35,7 @@ from engine.run.lease import Lease, LeaseLost
 
 
 class RunDirectory:
-    """Paths of a run. Making the object touches no disk; `open` prepares the directory for training.
+    """Paths of a run. Making the object mounts a bucket at most; `open` prepares the directory for training.
 
     What `open` returned is a context manager: it ends what `open` began, by `close`.
     """
@@ -159,6 +160,11 @@ class RunDirectory:
                 f"{self}: another job began here in the moment in which the earlier run was moved to "
                 f"{self.moved_to} ({error.strerror}). Name another --workdir=DIR."
             ) from error
+
+    def moved_aside(self) -> set[str]:
+        """Returns the names of earlier runs that `open(fresh=True)` has moved aside from here."""
+        real = self.path.resolve()
+        return {path.name for path in real.parent.glob(f"{glob.escape(real.name)}.old-*")}
 
     def exists(self) -> bool:
         """Whether a run was started here, which means that its config is there."""

@@ -128,7 +128,7 @@ class Lease:
     def _look_and_beat(self, beat: int | str) -> None:
         newest, text = _newest(self.path.parent)
         if newest == 0 and not self.path.parent.is_dir():
-            return  # moved away or not mounted: nobody took it, and writing will fail by itself
+            return  # moved away or not mounted: nobody took it, and a save, which makes no run directory, will fail
         record = _parse(text)
         if record.owner is None or record.owner.id != self.owner.id:
             by = "" if record.owner is None else f": {record.owner}"

@@ -8,11 +8,13 @@ of the calling thread.
 """
 
 import logging
+import os
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
+from engine.config.places import shown
 from engine.run.atomic import cannot_write
 
 logger = logging.getLogger("convoy")
@@ -54,6 +56,13 @@ class RunLog:
         self.close()
 
 
+def sync() -> None:
+    """Has what was logged so far put on the disk, where it outlives the machine, or into a bucket; may wait for it."""
+    for handler in logger.handlers:
+        if isinstance(handler, _File):
+            handler.sync()
+
+
 class _File(logging.FileHandler):
     """Writes `2025-01-31T12:00:00Z text`; a level above INFO is named. A full disk is told once, on stderr."""
 
@@ -64,7 +73,11 @@ class _File(logging.FileHandler):
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
         level = f"{record.levelname}: " if record.levelno > logging.INFO else ""
-        return f"{moment} {level}{super().format(record)}"
+        return f"{moment} {level}{shown(super().format(record))}"
+
+    def sync(self) -> None:
+        with suppress(OSError, ValueError):  # of a disk in trouble, which `emit` tells, or a file that ends now
+            os.fsync(self.stream.fileno())
 
     def close(self) -> None:
         with suppress(OSError):  # what could not be written was told by handleError

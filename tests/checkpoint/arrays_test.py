@@ -16,13 +16,13 @@ STATE = {"params": {"w": jnp.arange(6.0), "b": jnp.ones((), jnp.bfloat16)}, "car
 
 def test_what_was_written_and_finished_is_described_and_read(tmp_path):
     copied = threading.Event()
-    arrays.write(tmp_path / "made" / "state", STATE, copied.set)
+    arrays.write(tmp_path / "state", STATE, copied.set)
     assert copied.is_set()
-    arrays.finish(tmp_path / "made" / "state")
-    stored = arrays.describe(tmp_path / "made" / "state")
+    arrays.finish(tmp_path / "state")
+    stored = arrays.describe(tmp_path / "state")
     assert stored["params"]["w"].shape == (6,) and stored["params"]["b"].dtype == jnp.bfloat16
     want = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), STATE)
-    found = arrays.read(tmp_path / "made" / "state", want)
+    found = arrays.read(tmp_path / "state", want)
     assert jax.tree.structure(found) == jax.tree.structure(STATE)
     assert np.asarray(found["params"]["w"]).tolist() == [0, 1, 2, 3, 4, 5]
 

@@ -23,12 +23,21 @@ def make(tmp_path):
     """Makes checkpointers in one directory; saves every three steps by default."""
     made = []
 
-    def make(every="3 steps", keep_latest=2, timeout_s=60.0, best=None, best_mode="max", keep_best=1, **options):
+    def make(
+        every="3 steps",
+        keep_latest=2,
+        timeout_s=60.0,
+        best=None,
+        best_mode="max",
+        keep_best=1,
+        folder=tmp_path,
+        **options,
+    ):
         duration = None if every is None else Duration.parse(every, "checkpoint.every")
         subject = Checkpointer(
-            CheckpointStore(tmp_path, timeout_s=timeout_s),
+            CheckpointStore(folder, timeout_s=timeout_s),
             SavePolicy(duration, 16, 64, TOTAL),
-            Retention(tmp_path, keep_latest, best, best_mode, keep_best),
+            Retention(folder, keep_latest, best, best_mode, keep_best),
             "name: zoo\n",
             **options,
         )
@@ -159,6 +168,19 @@ def test_a_save_that_failed_stops_the_run_where_the_policy_says_so(make, full_di
         while time.monotonic() < deadline:
             assert not save(subject, 4)
     assert error.value.exit_code == 42
+
+
+def test_nothing_is_saved_where_the_run_directory_is_gone_as_with_its_mount(make, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    subject = make(every=None, folder=run / "checkpoints")
+    assert save(subject, 3, force=True)
+    subject.store.free(wait=True)
+    run.rename(tmp_path / "elsewhere")
+    save(subject, 6, force=True)
+    with pytest.raises(StorageTrouble, match=r"No such file or directory"):
+        subject.finish()
+    assert not run.exists()
 
 
 @pytest.mark.faults

@@ -7,6 +7,7 @@ host that is lost takes its mount with it, and all that it had not sent.
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -145,6 +146,17 @@ def test_an_address_serves_as_a_run_directory_and_no_mount_outlives_its_process(
     assert bench.status(bucket / "run")["state"] == "training"
 
     with bench.ranks(train, [keys(server)] * 2) as jobs:
+        before = max(bench.saved(bucket / "run"))
+        jobs[0].until(lambda: max(bench.saved(bucket / "run")) > before)
+        for job in jobs:
+            for pid in job.pids():  # as a control group is asked to stop: the programs that serve the mounts, too
+                os.kill(pid, signal.SIGTERM)
+        assert [job.end() for job in jobs] == [42, 42], jobs[0].output + jobs[1].output
+        told = bench.status(bucket / "run")["reason"]
+        found = re.fullmatch(r"asked to stop; the state of step (\d+) of 60 is saved in s3://runs/run\.", told)
+        assert found and int(found[1]) == max(bench.saved(bucket / "run"))
+
+    with bench.ranks(train, [keys(server)] * 2) as jobs:
         assert [job.end() for job in jobs] == [0, 0], jobs[0].output + jobs[1].output
     assert own_mounts() == []
     is_like(bucket / "run", unbroken)
@@ -153,10 +165,14 @@ def test_an_address_serves_as_a_run_directory_and_no_mount_outlives_its_process(
 
 
 DATA = """
+import threading
 import numpy as np
-from engine import ArraySource
+from engine import ArraySource, local_path
 from engine.config.places import shown
 from engine.data.array_record import ArrayRecordSource, write_array_record
+first = threading.Thread(target=local_path, args=["s3://runs"])  # its end must not end the mount
+first.start()
+first.join()
 write_array_record(ArraySource({"x": np.arange(5)}), "s3://runs/data/part.arrayrecord")
 source = ArrayRecordSource("s3://runs/data/*.arrayrecord")
 print([int(source[index]["x"]) for index in range(len(source))], *map(shown, source.paths))
@@ -177,3 +193,26 @@ def test_a_bucket_that_is_not_there_is_told(server, tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("RunError: s3://other: s3fs cannot mount it (")
     assert "bucket does not exist" in done.stderr and "Traceback" not in done.stderr
+
+
+SILENT = """
+import os, socket
+from engine.config import places
+places.MOUNT_S = 2.0
+server = socket.create_server(("127.0.0.1", 0))
+os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{server.getsockname()[1]}"
+try:
+    places.local_path("s3://runs/a")
+except places.RunError as error:
+    print(error)
+"""
+
+
+def test_a_server_that_does_not_answer_is_told_in_time(server):
+    done = subprocess.run(
+        [sys.executable, "-c", SILENT], capture_output=True, text=True, env=runs.environment(**keys(server)), timeout=30
+    )
+    assert done.stdout.startswith("s3://runs: s3fs cannot mount it") and "answers within 2 s" in done.stdout, (
+        done.stderr
+    )
+    assert own_mounts() == []

@@ -215,7 +215,7 @@ def test_a_killed_supervisor_leaves_no_process(tmp_path):
 
 FRESH = """
     if "--fresh" in sys.argv:
-        moved = run.with_name("run.old")
+        moved = run.with_name("run.old-1")
         run.rename(moved)
         run.mkdir()
     (run / "config.txt").touch()
@@ -231,7 +231,7 @@ def test_an_earlier_run_is_moved_aside_once(tmp_path):
     assert supervised(tmp_path, killed_first, "--fresh")[0] == 0
     flags = [line.split()[:-1] for line in attempts(tmp_path)]
     assert flags == [["--fresh"], ["--fresh"], [], []]
-    assert (tmp_path / "run.old/config.txt").read_text() == "old"
+    assert (tmp_path / "run.old-1/config.txt").read_text() == "old"
 
 
 def test_where_there_is_no_earlier_run_nothing_is_moved(tmp_path):

@@ -151,6 +151,15 @@ def test_rates_go_from_row_to_row_without_what_was_paused(run):
     assert run.recorder.rates() == {name: second[name] for name in run.recorder.rates()}
 
 
+def test_what_passes_after_the_last_arrival_counts_in_no_rate(run):
+    run.steps(0, [1] * 5)
+    run.steps(5, [1, 1])
+    run.recorder.settle()
+    run.recorder.pause(-1000)  # as a save that the end of a run waits for
+    run.recorder.close()
+    assert run.recorder.rates()["step_time_s"] < 1
+
+
 def test_values_arrive_when_a_dispatch_is_two_old_or_the_loop_settles_whatever_the_pace_of_the_writer(tmp_path):
     run = Run(tmp_path, every="1 step")
     with run.writer:
