@@ -77,7 +77,8 @@ class _File(logging.FileHandler):
 
     def sync(self) -> None:
         with suppress(OSError, ValueError):  # of a disk in trouble, which `emit` tells, or a file that ends now
-            os.fsync(self.stream.fileno())
+            if self.stream is not None:
+                os.fsync(self.stream.fileno())
 
     def close(self) -> None:
         with suppress(OSError):  # what could not be written was told by handleError
