@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from engine.config.errors import ConfigError
@@ -41,8 +42,10 @@ def schedule(config: Optimizer, warmup_steps: int, total_steps: int) -> optax.Sc
 
 def build_optimizer(
     config: Optimizer, learning_rate: optax.Schedule, params: Mapping[str, Any], names: Names | None = None
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Returns the transformation for flat `params` (path -> array or shape), which must be the trained ones.
+
+    Its `update` takes `grad_norm`, the norm of the gradient, so that clipping need not read it all once more.
 
     Args:
         config: the section `optimizer`.
@@ -61,7 +64,18 @@ def build_optimizer(
         decay = group.weight_decay if group else None
         parts[label] = _one(config, _scaled(learning_rate, scale), decay, names or {})
     tx = next(iter(parts.values())) if len(parts) == 1 else optax.partition(parts, labels)
-    return tx if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
+    return optax.with_extra_args_support(tx if config.clip_norm is None else optax.chain(_clip(config.clip_norm), tx))
+
+
+def _clip(most: float) -> optax.GradientTransformationExtraArgs:
+    """`optax.clip_by_global_norm` (Pascanu et al. 2012, arXiv:1211.5063) by a norm that is known."""
+
+    def update(updates: Any, state: Any, params: Any = None, **known: Any) -> Any:
+        norm = known["grad_norm"]
+        scale = jnp.where(norm < most, 1.0, most / norm)
+        return jax.tree.map(lambda g: g * scale.astype(g.dtype), updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def group_labels(config: Optimizer, params: Mapping[str, Any]) -> dict[str, str]:

@@ -40,7 +40,7 @@ class StepSpec:
 
     task: Task
     model: Model
-    tx: optax.GradientTransformation
+    tx: optax.GradientTransformationExtraArgs
     learning_rate: optax.Schedule
     layout: Layout
     accumulate: int = 1
@@ -83,7 +83,7 @@ def make_train_step(spec: StepSpec, metric_names: tuple[str, ...]) -> Step:
         if spec.spike is not None:
             ok &= ~is_spike(loss, recent, spec.spike)
             recent = jnp.where(ok & (jnp.arange(RECENT) == state["step"] % RECENT), loss, recent)
-        update, old = functools.partial(_update, spec, state, grads, carried), _guarded(state)
+        update, old = functools.partial(_update, spec, state, grads, grad_norm, carried), _guarded(state)
         if spec.branch:
             new = jax.lax.cond(ok, update, lambda: old)
         else:
@@ -204,10 +204,10 @@ def _guarded(state: State) -> State:
     return {name: value for name, value in state.items() if name not in ("step", "rng", "recent")}
 
 
-def _update(spec: StepSpec, state: State, grads: Any, carried: Any) -> State:
+def _update(spec: StepSpec, state: State, grads: Any, grad_norm: jax.Array, carried: Any) -> State:
     """What the optimizer makes of a gradient, for the parts of the state that `_guarded` gives."""
     trained: Any = _place(spec, {path: state["params"][path] for path in spec.model.trained})
-    updates, opt_state = spec.tx.update(grads, state["opt_state"], trained)
+    updates, opt_state = spec.tx.update(grads, state["opt_state"], trained, grad_norm=grad_norm)
     trained = optax.apply_updates(trained, updates)
     new = {"params": {**state["params"], **trained}, "carried": carried, "opt_state": opt_state}
     if spec.ema_decay is not None:

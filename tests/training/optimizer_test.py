@@ -18,7 +18,7 @@ ONES = {path: jnp.ones_like(x) for path, x in PARAMS.items()}
 
 def updates(config: Optimizer, grads) -> dict[str, np.ndarray]:
     tx = build_optimizer(config, schedule(config, 0, 10), PARAMS)
-    out: Any = tx.update(grads, tx.init(PARAMS), PARAMS)[0]
+    out: Any = tx.update(grads, tx.init(PARAMS), PARAMS, grad_norm=optax.tree.norm(grads))[0]
     return {path: np.asarray(x) for path, x in out.items()}
 
 
@@ -69,6 +69,13 @@ def test_the_whole_gradient_is_clipped_before_groups():
     config = Optimizer(target="optax.sgd", learning_rate=1.0, schedule="constant", groups=groups, clip_norm=1.0)
     out = updates(config, ONES)
     assert np.isclose(np.sqrt(sum((x**2).sum() for x in out.values())), 1.0)
+
+
+@pytest.mark.parametrize("size", [0.0, 0.25])
+def test_a_gradient_within_the_bound_is_not_clipped(size):
+    config = Optimizer(target="optax.sgd", learning_rate=1.0, schedule="constant", clip_norm=1.0)
+    out = updates(config, {path: jnp.full_like(x, size) for path, x in PARAMS.items()})
+    assert {float(x.mean()) for x in out.values()} == {-size}
 
 
 def test_a_group_that_matches_nothing_is_told():
