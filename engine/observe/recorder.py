@@ -1,4 +1,4 @@
-"""From the device's metrics of each step to rows: the loop hands arrays over and never waits for their values.
+"""From the device's metrics of each step to rows: the loop hands arrays over, and waits for none of the last two.
 
 Owns: which steps make up a row, and the bound on how far the device may be behind. Does not own: the files
 (`writer.py`), rates (`throughput.py`), or the screen (`progress.py`).
