@@ -31,6 +31,7 @@ PROGRAMS = {"s3": "s3fs", "gs": "gcsfuse"}
 MOUNT_S = 60.0  # until a bucket has to be there
 _UNMOUNT_S = 60.0  # for what is still to be sent
 _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*):/(?P<full>/?)(?P<bucket>[^/]*)/*(?P<path>.*)", re.DOTALL)
+_OWNER = re.compile(r"/convoy-[^/]+-(\d+)-[^/-]+$")  # in the name of a mount's folder: the process that it is for
 _KEYS = ("/etc/passwd-s3fs", "~/.passwd-s3fs", "~/.aws/credentials")  # where s3fs looks for them, beside variables
 
 
@@ -117,7 +118,10 @@ def _mount(scheme: str, bucket: str) -> _Mount:
             f"{scheme}://{bucket}: {program}, which mounts such buckets, is not installed here. Install it (Debian's "
             f"package s3fs; gcsfuse from Google's), or mount the bucket yourself and give the folder's path."
         )
-    folder = Path(tempfile.mkdtemp(prefix=f"convoy-{bucket}-")).resolve()
+    for folder in _mounted():
+        if (owner := _OWNER.search(folder)) and not Path(f"/proc/{owner[1]}").exists():
+            _take_away(Path(folder))
+    folder = Path(tempfile.mkdtemp(prefix=f"convoy-{bucket}-{os.getpid()}-")).resolve()
     output = tempfile.TemporaryFile()  # noqa: SIM115, as long as the program
     mount = _Mount(folder, _started([*_guarded(), *mount_command(scheme, bucket, folder)], output))
     late = threading.Timer(MOUNT_S, mount.process.kill)  # whoever waits for the mount then goes on with an error
@@ -183,7 +187,18 @@ def _end(mount: _Mount) -> None:
         mount.process.wait(_UNMOUNT_S)
     except subprocess.TimeoutExpired:
         mount.process.kill()
-    if os.path.exists("/proc/mounts") and str(mount.folder) in Path("/proc/mounts").read_text():
-        subprocess.run(["fusermount", "-u", "-z", str(mount.folder)], capture_output=True)
+    _take_away(mount.folder)
+
+
+def _take_away(folder: Path) -> None:
+    """Ends a mount that its program has left behind, as s3fs does when it crashes at its end, and its folder."""
+    if str(folder) in _mounted():
+        subprocess.run(["fusermount", "-u", "-z", str(folder)], capture_output=True)
     with contextlib.suppress(OSError):
-        mount.folder.rmdir()
+        folder.rmdir()
+
+
+def _mounted() -> list[str]:
+    """The folders in which something is mounted, as this process sees it."""
+    table = Path("/proc/mounts")
+    return [line.split()[1] for line in table.read_text().splitlines()] if table.exists() else []

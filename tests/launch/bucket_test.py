@@ -141,10 +141,11 @@ def test_an_address_serves_as_a_run_directory_and_no_mount_outlives_its_process(
         for job in jobs:
             bench.kill(job.process.pid)
         end = time.monotonic() + 60
-        while own_mounts():
+        while jobs[0].pids() or jobs[1].pids():  # nor a program that serves a mount
             assert time.monotonic() < end
             time.sleep(0.1)
     assert bench.status(bucket / "run")["state"] in status.RUNNING
+    assert "saving checkpoint of step 5\n" in (bucket / "run" / "log.txt").read_text()
 
     with bench.ranks(train, [keys(server)] * 2) as jobs:
         before = max(bench.saved(bucket / "run"))
@@ -217,3 +218,26 @@ def test_a_server_that_does_not_answer_is_told_in_time(server):
         done.stderr
     )
     assert own_mounts() == []
+
+
+HELD = """
+import time
+from engine import local_path
+print(local_path("s3://runs"), flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_mount_that_a_killed_process_and_its_program_left_is_taken_away_by_the_next(server):
+    command, env = [sys.executable, "-c"], runs.environment(**keys(server))
+    with subprocess.Popen([*command, HELD], stdout=subprocess.PIPE, text=True, env=env) as held:
+        assert held.stdout is not None
+        folder = held.stdout.readline().strip()
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            if folder.encode() in path.read_bytes():
+                bench.kill(int(path.parent.name))
+        held.kill()
+    assert len(own_mounts()) == 1
+    subprocess.run([*command, "import engine; engine.local_path('s3://runs')"], check=True, env=env, timeout=60)
+    assert own_mounts() == []
+    assert not Path(folder).exists()
