@@ -37,6 +37,8 @@ _KEYS = ("/etc/passwd-s3fs", "~/.passwd-s3fs", "~/.aws/credentials")  # where s3
 
 @dataclass(frozen=True)
 class _Mount:
+    """A bucket in a folder, and the program that serves it."""
+
     folder: Path
     process: subprocess.Popen
 
@@ -79,7 +81,7 @@ def local_path(place: str | os.PathLike) -> Path:
 def shown(text: str | os.PathLike) -> str:
     """Returns a path, or a text that names some, as the user may type them: with addresses in the place of mounts."""
     text = os.fspath(text)
-    for name, mount in _mounts.items():
+    for name, mount in list(_mounts.items()):  # another thread may be adding one
         text = text.replace(str(mount.folder), name)
     return text
 
