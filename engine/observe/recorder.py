@@ -22,6 +22,7 @@ from engine.observe.writer import MetricWriter
 from engine.run import log
 
 IN_FLIGHT = 2  # dispatches that the device may be behind
+FOLD = 1024  # dispatches of a row that are kept singly: a long row costs a save no more than a short one
 
 Row = dict[str, Any]
 Sums = Mapping[str, Sequence[float]]
@@ -63,7 +64,7 @@ class Recorder:
         self._writer, self._throughput, self._period = writer, throughput, period
         self._attempt, self._on_row, self._on_phase, self._on_values = attempt, on_row, on_phase, on_values
         self._in_flight: deque[tuple[int, Any]] = deque()  # first step of a dispatch, its metrics `[K, names, 2]`
-        self._before = self._no_sums = np.zeros((len(names), 2))  # of this row, from before a checkpoint
+        self._before = self._no_sums = np.zeros((len(names), 2))  # of this row's earlier steps
         self._values: list[np.ndarray] = []  # of this row's steps that have arrived, `[steps, names, 2]` each
         self._row_ends = 0  # its last step; 0: not known yet
         self._arrived, self._arrived_at = 0, 0.0  # steps, and the clock of the latest one
@@ -96,6 +97,8 @@ class Recorder:
             self._values.append(cut)
             self._end_row()
             step += len(cut)
+        if len(self._values) >= FOLD:
+            self._before, self._values = _total(self._before, self._values), []
         if len(values):
             self._values.append(values)
 

@@ -72,6 +72,19 @@ def test_each_row_starts_anew_and_the_last_step_ends_one(run):
     assert [(row["step"], row["loss"]) for row in run.rows()] == [(5, 2.0), (10, 7.0)]
 
 
+@pytest.mark.parametrize("fold", [1, 3])
+def test_a_long_row_is_the_same_row(tmp_path, monkeypatch, fold):
+    monkeypatch.setattr("engine.observe.recorder.FOLD", fold)
+    run = Run(tmp_path, every="10 steps")
+    with run.writer:
+        for step in range(9):
+            run.steps(step, [step], skipped=(2, 9))
+        run.recorder.settle()
+        assert run.recorder.unfinished()["skipped"] == [2.0, 9.0]
+        run.steps(9, [9])
+        assert [(row["loss"], row["skipped"], row["learning_rate"]) for row in run.rows()] == [(4.5, 2.0, 9.0)]
+
+
 def test_a_dispatch_may_hold_several_rows(tmp_path):
     run = Run(tmp_path, every="2 steps")
     with run.writer:
