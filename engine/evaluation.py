@@ -85,7 +85,7 @@ class Evaluation:
         with contextlib.closing(iter(self._feed)) as batches:
             draw = functools.partial(next, batches, ())
             while (drawn := draw() if preemption is None else preemption.unless_stopped(draw)) != ():
-                if drawn is None or (preemption is not None and preemption.requested()):
+                if drawn is None:
                     return None
                 waiting.append(self._step(params, state["carried"], *drawn))
                 if len(waiting) > IN_FLIGHT:

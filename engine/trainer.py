@@ -9,7 +9,6 @@ each other, and a dispatch is cut where the next one is due.
 """
 
 import contextlib
-import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -192,10 +191,10 @@ class Trainer:
         recorder.phase("training")
         stopwatch.begin(step)
         due = cut = step
-        look_at = 0.0
+        look_at, told = 0.0, ending.counter()
+        not_held, programs = {k: self.program.held((False,) * k) for k in steps}, steps
         while True:
-            self._step = step
-            ending.reached(step)
+            self._step = told[0] = step
             if step >= due or self._divergence.asks or time.monotonic() >= look_at:
                 self._look(step, feed.wait_s)
                 look_at = time.monotonic() + LOOK_S
@@ -207,7 +206,7 @@ class Trainer:
                     return False
                 self._replicas.check(step, state)
                 row = recorder.unfinished() if saving else {}
-                position = {**feed.position, "skipped": self._divergence.skipped, "row": row}
+                position = {**feed.position, "skipped": sorted(self._divergence.skipped), "row": row}
                 with stopwatch.during("save stall"), self._watchdog.storing("saving"):
                     if not self._divergence.asks and self.checkpoints.maybe_save(step, state, position, force):
                         self.say(f"saving checkpoint of step {step}")
@@ -222,16 +221,16 @@ class Trainer:
                     break
                 with self._watchdog.patient("profiling"):
                     profile.at(step, state["step"])
+                programs = profile.marked(steps, step)
                 due, cut = self._next_due(step, profile)
             k = most if step + most <= cut else 1
-            batches = preemption.unless_stopped(functools.partial(feed.next, k))
-            if preemption.requested() or batches is None:
+            if (batches := preemption.unless_stopped(feed.next, k)) is None:
                 feed.unread(step)
                 due = step
                 continue
-            self._watchdog.dispatching(step + k)
-            with profile.annotate(step):
-                state, metrics = steps[k](state, batches, self.program.held(self._divergence.held(step, k)))
+            self._watchdog.dispatched = step + k
+            held = self.program.held(self._divergence.held(step, k)) if self._divergence.skipped else not_held[k]
+            state, metrics = programs[k](state, batches, held)
             recorder.push(step, metrics, feed.wait_s)
             step += k
         with stopwatch.during("save stall"), self._watchdog.storing("saving"):
@@ -367,7 +366,7 @@ class Trainer:
 
     def _arrived(self, first: int, values: np.ndarray) -> None:
         """The results of the steps from `first` on, `[steps, names, 2]`, are there."""
-        self._watchdog.arrived(first + len(values))
+        self._watchdog.arrived = first + len(values)
         self._divergence.look(first, values)
 
     def _stopped(self, step: int, preemption: Preemption) -> Interrupted | Preempted:

@@ -58,15 +58,15 @@ def wanted() -> bool:
     return bool(os.environ.get(VARIABLE))
 
 
-_step: mmap.mmap | bytearray | None = None  # where a launcher reads it; where there is none, nobody does
+_step: memoryview | None = None  # where a launcher reads it; where there is none, nobody does
 
 
-def reached(step: int) -> None:
-    """Tells the launcher, where there is one, how many steps this process has done; takes less than a microsecond."""
+def counter() -> memoryview:
+    """Returns the place, one int64, where this process tells the launcher how many steps it has done."""
     global _step
     if _step is None:
-        _step = _shared() if wanted() else bytearray(8)
-    struct.pack_into("q", _step, 0, step)
+        _step = memoryview(_shared() if wanted() else bytearray(8)).cast("q")
+    return _step
 
 
 def _shared() -> mmap.mmap:

@@ -9,12 +9,13 @@ it begins at the first dispatch from `start` on and ends after the one in which 
 """
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from engine.config.errors import RunError
+
+Program = Callable[..., Any]
 
 
 class ProfileWindow:
@@ -69,13 +70,28 @@ class ProfileWindow:
             return math.inf
         return self._start if step < self._start else self._start + self._steps
 
-    def annotate(self, step: int) -> AbstractContextManager:
-        """Returns the context of one dispatch, which marks it as a step in the trace; does nothing outside it."""
+    def marked(self, programs: Mapping[int, Program], step: int) -> Mapping[int, Program]:
+        """Returns the programs, by their number of steps, so that calls in an open trace are marked as steps there.
+
+        Args:
+            programs: as they are; they are returned where no trace is open.
+            step: the first one of the next call.
+        """
         if self._began is None:
-            return nullcontext()
+            return programs
         import jax
 
-        return jax.profiler.StepTraceAnnotation("train", step_num=step)
+        number = [step]
+
+        def mark(k: int, program: Program) -> Program:
+            def call(*args: Any) -> Any:
+                number[0] += k
+                with jax.profiler.StepTraceAnnotation("train", step_num=number[0] - k):
+                    return program(*args)
+
+            return call
+
+        return {k: mark(k, program) for k, program in programs.items()}
 
     def close(self, step: int, pending: Any = None) -> None:
         """Ends an open trace, when the run ends inside the window.

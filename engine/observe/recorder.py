@@ -90,6 +90,15 @@ class Recorder:
         values = np.asarray(metrics).copy()
         self._on_values(step, values)
         self._arrived, self._arrived_at = step + len(values), time.monotonic() - self._paused_s
+        if self._arrived >= self._row_ends:
+            values = self._end_rows(step, values)
+        if len(self._values) >= FOLD:
+            self._before, self._values = _total(self._before, self._values), []
+        if len(values):
+            self._values.append(values)
+
+    def _end_rows(self, step: int, values: np.ndarray) -> np.ndarray:
+        """Hands over the rows that end in a dispatch; returns what is left of its values."""
         if not self._row_ends:
             self._row_ends = self._period.next_after(step)
         while step < self._row_ends <= self._arrived:
@@ -97,10 +106,7 @@ class Recorder:
             self._values.append(cut)
             self._end_row()
             step += len(cut)
-        if len(self._values) >= FOLD:
-            self._before, self._values = _total(self._before, self._values), []
-        if len(values):
-            self._values.append(values)
+        return values
 
     def _end_row(self) -> None:
         end, before, values, rates = self._row_ends, self._before, self._values, self._rates_of_now()

@@ -47,49 +47,43 @@ class Divergence:
     def __init__(self, policy: str, names: Sequence[str], on_message: Callable[[str], None]):
         self._policy, self._say = policy, on_message
         self._loss, self._norm, self._held = (names.index(name) for name in ("loss", "grad_norm", "skipped"))
-        self._skipped: set[int] = set()
+        self.skipped: set[int] = set()
+        """The batches whose update this run holds back: a part of its position in the data."""
         self._bad: list[int] = []  # that are not decided about
         self._what = ""  # is wrong with the newest of them
         self._in_a_row = 0  # updates held back up to the newest result, told or not
         self._spoilt: int | None = None  # batch before which the state was spoilt, where a long row says so
         self._row_starts = 0  # batch with which the row that says so begins
-
-    @property
-    def skipped(self) -> list[int]:
-        """The batches whose update this run holds back, in order: a part of its position in the data."""
-        return sorted(self._skipped)
+        self.asks = False
+        """Whether there is something that `goes_back` may decide about."""
 
     def resume(self, skipped: Iterable[int]) -> None:
         """Takes the batches that the position of a checkpoint names; those that are known already stay."""
-        self._skipped |= set(skipped)
+        self.skipped |= set(skipped)
 
     def held(self, step: int, k: int) -> tuple[bool, ...]:
         """Whether to hold back the update of each of the k batches from `step` on."""
-        return tuple(step + i in self._skipped for i in range(k)) if self._skipped else (False,) * k
+        return tuple(step + i in self.skipped for i in range(k))
 
     def look(self, first: int, values: np.ndarray) -> None:
         """Takes the metrics `[steps, names, 2]` of the batches from `first` on, as they arrive."""
         for batch, row in enumerate(values, first):
             self._in_a_row = self._in_a_row + 1 if row[self._held, 0] else 0
-            if self._in_a_row and batch not in self._skipped:
+            if self._in_a_row and batch not in self.skipped:
                 self._note(batch, bool(np.isfinite(row[[self._loss, self._norm], 0]).all()))
 
     def _note(self, batch: int, finite: bool) -> None:
         """Takes a bad batch."""
         self._what = "the loss is a spike" if finite else "the loss or its gradient is not finite"
         if self._policy == "skip":
-            self._skipped.add(batch)
+            self.skipped.add(batch)
             self._say(f"warning: step {batch + 1}: {self._what}; the update of batch {batch} is skipped")
         else:
             self._bad.append(batch)
         if self._in_a_row >= IN_A_ROW and self._spoilt is None:
             self._row_starts = batch + 1 - self._in_a_row
             self._spoilt = min((b for b in self._bad if b >= self._row_starts), default=self._row_starts)
-
-    @property
-    def asks(self) -> bool:
-        """Whether there is something that `goes_back` may decide about."""
-        return bool(self._bad) or self._spoilt is not None
+        self.asks = bool(self._bad) or self._spoilt is not None
 
     def goes_back(self, step: int, checkpoints: Sequence[int], ending: bool, broken: Sequence[str] = ()) -> bool:
         """Whether the run has to go back to its newest checkpoint; `skipped` then says without which batches.
@@ -107,7 +101,7 @@ class Divergence:
         """
         if broken:
             self._what = f"{broken[0]} holds numbers that are not finite"
-            self._spoilt, self._row_starts = step, step - self._in_a_row
+            self._spoilt, self._row_starts, self.asks = step, step - self._in_a_row, True
         if not self.asks:
             return False
         found = f"step {self._bad[0] + 1 if self._bad else step}: {self._what}"
@@ -131,12 +125,12 @@ class Divergence:
             raise Diverged(
                 f"{found}, also without the batches since the checkpoint of step {saved}. {_advice([saved])}"
             )
-        self._skipped |= set(chosen)
+        self.skipped |= set(chosen)
         self._say(
             f"warning: {found}; going back to step {saved}, to go on without batch{'es' * (len(chosen) > 1)} "
             f"{', '.join(map(str, chosen))}"
         )
-        self._bad, self._spoilt, self._in_a_row = [], None, 0
+        self._bad, self._spoilt, self._in_a_row, self.asks = [], None, 0, False
         return True
 
 

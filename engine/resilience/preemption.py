@@ -6,8 +6,8 @@ own: the save before the end (`trainer.py`), or starting again.
 
 Terms. *Preempted*: SIGTERM, as a scheduler sends it; the exit code says "start me again". *Interrupted*: SIGINT
 (Ctrl-C); the exit code says "a person stopped this". *Notice*: that either was received by any process. *Question*: a
-call of `requested`; every process asks the same questions in the same order: once a batch is drawn, also in an
-evaluation, and before a step at which something is due.
+call of `requested`, or the end of `unless_stopped`; every process asks the same questions in the same order: once a
+batch is drawn, also in an evaluation, and before a step at which something is due.
 
 A single process stops at its next question. Of several, each tells on a notice how many questions it has had answered,
 and goes no further until all have told; all stop at the question after the greatest of these numbers, which those who
@@ -123,19 +123,21 @@ class Preemption:
             self._answered += 1
             return False
 
-    def unless_stopped(self, wait: Callable[[], _Result]) -> _Result | None:
-        """Returns what `wait` returns; None where it was given up, since the next question will be answered with yes.
+    def unless_stopped(self, wait: Callable[..., _Result], *args: Any) -> _Result | None:
+        """Returns what `wait(*args)` returns, and asks; None where the answer is yes, or the wait was given up for it.
 
         Args:
-            wait: has no effect that matters when it does not come to its end.
+            wait: has no effect that matters when it does not come to its end, or when the answer is yes.
+            args: for it.
         """
         try:
             self._waiting = True
-            return None if self._is_next() else wait()
+            found = None if self._is_next() else wait(*args)
         except _GivenUp:
-            return None
+            found = None
         finally:
             self._waiting = False
+        return None if self.requested() else found
 
     def _is_next(self) -> bool:
         if not self._together:

@@ -3,12 +3,14 @@
 Owns: the bound of a step and of each other phase, the thread that looks, agreement of all processes that the run hangs,
 and the sentence that names who is behind. Does not own: what a stack looks like (`stacks.py`), or starting again.
 
-Terms. *Beat*: the arrival of a step's result, not its dispatch. *Bound*: seconds from one beat to the next, the greater
-of `resilience.hang` and 5 times the median so far; one of K steps has K times the median. *Phase*: what else the
-main thread does, with a bound of its own or none. *Behind*: the process that has dispatched least, or does not answer.
+Terms. *Beat*: a step's result has arrived, or its program is called. *Bound*: seconds from one beat to the next, the
+greater of `resilience.hang` and 5 times the median step so far; with K steps a dispatch K times the median. *Phase*:
+what else the main thread does, with a bound of its own or none. *Behind*: the process that has dispatched least, or
+does not answer.
 
 It is a thread, since the main one may be stuck anywhere: in a collective, in the user's code, in a lock. A main thread
-that keeps Python's lock stops this one as well; then the other processes name it, as one that does not answer.
+that keeps Python's lock stops this one as well; then the other processes name it, as one that does not answer. A step
+may be shorter than what it costs to look at a clock, so the loop only counts, and the thread sees when it last did.
 """
 
 import json
@@ -39,8 +41,11 @@ _STORING = f"2 times checkpoint.timeout and {MARGIN_S:g} s"
 _TRAINING = "training"
 _LOOK_S = 1.0  # at the most, between two looks
 _COLLECT_S = 5.0  # for the stacks of all processes
-_MEDIAN_OF = 64  # beats
-_IN_FLIGHT = 4  # dispatches of which the largest K counts
+_MEDIAN_OF = 64  # looks in which steps arrived
+
+
+Doing = tuple[str, float | None, str]
+"""A phase: its name, its bound in seconds (None: none) and the rule of which that comes."""
 
 
 class Hang(ConvoyError):
@@ -68,14 +73,22 @@ class Watchdog:
         timeout_s: `checkpoint.timeout` in seconds.
         folder: for the stacks of each process; it is made when it is needed.
         attempt: of the run.
+        k: steps of a dispatch.
     """
 
-    def __init__(self, hang_s: float, timeout_s: float, folder: Path, attempt: int):
-        self._hang_s, self._timeout_s, self._folder, self._attempt = hang_s, timeout_s, folder, attempt
-        self._place = Place(since=time.monotonic())
+    def __init__(self, hang_s: float, timeout_s: float, folder: Path, attempt: int, k: int = 1):
+        self._hang_s, self._timeout_s, self._folder, self._attempt, self._k = hang_s, timeout_s, folder, attempt, k
+        self.dispatched = 0
+        """Steps whose program was called; to be set just before the call."""
+        self.arrived = 0
+        """Steps whose result is there; to be set when it is."""
+        # Since is written first: a look between the two then takes the old phase for a new one, and not for overdue.
+        self._since = time.monotonic()  # of the latest beat that was seen, or of the phase's begin
+        self._doing: Doing = ("starting", None, "")
+        self._seen = (0, 0)  # dispatched and arrived, at the latest look
+        self._from = (0.0, 0)  # when a step's time begins: the latest look with an arrival, and what had arrived
         self._phases: dict[str, Phase] = {}
         self._steps_s: deque[float] = deque(maxlen=_MEDIAN_OF)  # of one step each
-        self._sizes: deque[int] = deque([1], maxlen=_IN_FLIGHT)  # K of the latest dispatches
         self._peers: dict[str, tuple[str, float]] = {}  # what a peer told, and when that was first seen
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -90,7 +103,7 @@ class Watchdog:
 
     def training(self, step: int) -> "Phase":
         """Steps follow one another while it is open, from the one after `step` on; what comes after is the end."""
-        self._place = self._place._replace(dispatched=step, arrived=step)
+        self.dispatched = self.arrived = step
         ending = ("ending", self._hang_s * PATIENCE, _PATIENT)
         return Phase(self, (_TRAINING, None, ""), ending)
 
@@ -109,42 +122,49 @@ class Watchdog:
         return self._phases[what]
 
     @property
+    def doing(self) -> Doing:
+        """What the main thread does."""
+        return self._doing
+
+    @property
     def place(self) -> Place:
         """Where the main thread is."""
-        return self._place
+        return Place(*self._doing, self._since, self.dispatched, self.arrived)
 
-    def enter(self, phase: str, bound_s: float | None, rule: str) -> None:
+    def enter(self, doing: Doing) -> None:
         """The main thread does something else from now on."""
-        _, _, _, _, dispatched, arrived = self._place
-        self._place = Place(phase, bound_s, rule, time.monotonic(), dispatched, arrived)
+        self._see()
+        self.beat()
+        self._from, self._seen = (self._since, self.arrived), (self.dispatched, self.arrived)
+        self._doing = doing
 
     def beat(self) -> None:
         """Something has moved in this phase."""
-        self._place = self._place._replace(since=time.monotonic())
+        self._since = time.monotonic()
 
-    def dispatching(self, step: int) -> None:
-        """The program of the steps up to `step` is called now, its data is there: its bound begins."""
-        phase, bound_s, rule, _, dispatched, arrived = self._place
-        self._sizes.append(step - dispatched)
-        self._place = Place(phase, bound_s, rule, time.monotonic(), step, arrived)
+    def look(self) -> tuple[Place, tuple[float | None, str]]:
+        """Returns where the main thread is by now, and the bound and its rule."""
+        self._see()
+        return self.place, self.bound()
 
-    def arrived(self, step: int) -> None:
-        """The result of the steps up to `step` is there."""
-        now, place = time.monotonic(), self._place
-        if step <= place.arrived:
-            return
-        if place.phase == _TRAINING:
-            self._steps_s.append((now - place.since) / (step - place.arrived))
-        self._place = Place(place.phase, place.bound_s, place.rule, now, place.dispatched, step)
+    def _see(self) -> None:
+        """Takes in what was dispatched and has arrived since it was last looked at."""
+        now, arrived, seen = time.monotonic(), self.arrived, (self.dispatched, self.arrived)
+        if self._doing[0] == _TRAINING and seen != self._seen:
+            self._since, self._seen = now, seen
+            begin, before = self._from
+            if arrived > before:
+                self._steps_s.append((now - begin) / (arrived - before))
+                self._from = (now, arrived)
 
     def bound(self) -> tuple[float | None, str]:
         """Returns the seconds that the present phase may take until its next beat, and the rule that says so."""
-        place = self._place
-        if place.phase != _TRAINING:
-            return place.bound_s, place.rule
+        phase, bound_s, rule = self._doing
+        if phase != _TRAINING:
+            return bound_s, rule
         if not (steps_s := list(self._steps_s)):
             return self._hang_s * PATIENCE, f"{_PATIENT}, for the first step"
-        k, median = max(self._sizes), statistics.median(steps_s)
+        k, median = self._k, statistics.median(steps_s)
         several = f" times {k} in a dispatch" if k > 1 else ""
         rule = f"resilience.hang is {self._hang_s:g} s, the median step {median:.3g} s{several}"
         return max(self._hang_s, TIMES_MEDIAN * median * k), rule
@@ -156,7 +176,7 @@ class Watchdog:
                 self._look()
 
     def _look(self) -> None:
-        place, (bound_s, rule) = self._place, self.bound()
+        place, (bound_s, rule) = self.look()
         waited = time.monotonic() - place.since
         overdue = bound_s is not None and waited > bound_s
         if processes.count() > 1:
@@ -187,7 +207,7 @@ class Watchdog:
 
     def _give_up(self, text: str) -> NoReturn:
         """Writes this process's stacks, waits for those of the others, and ends it."""
-        place, index = self._place, str(processes.index())
+        place, index = self.place, str(processes.index())
         file = stacks.dump(self._folder / f"attempt-{self._attempt}-process-{index}.txt")
         print(stacks.main_thread(), file=sys.stderr, flush=True)
         told = {**place._asdict(), "where": stacks.where()}
@@ -212,32 +232,33 @@ class Phase:
 
     Args:
         watchdog: that is told.
-        inside: name, bound in seconds (None: none) and the rule of which it comes.
+        inside: what it does.
         after: the same for what follows; None: what was before.
     """
 
     def __init__(
         self,
         watchdog: Watchdog,
-        inside: tuple[str, float | None, str],
-        after: tuple[str, float | None, str] | None = None,
+        inside: Doing,
+        after: Doing | None = None,
     ):
         self._watchdog, self._inside, self._after = watchdog, inside, after
         self._then = inside
 
     def __enter__(self) -> None:
-        self._then = self._after or self._watchdog.place[:3]
-        self._watchdog.enter(*self._inside)
+        self._then = self._after or self._watchdog.doing
+        self._watchdog.enter(self._inside)
 
     def __exit__(self, *exception: object) -> None:
-        self._watchdog.enter(*self._then)
+        self._watchdog.enter(self._then)
 
 
 def build_watchdog(config: Config, directory: RunDirectory) -> Watchdog:
     """Returns the watchdog of an attempt."""
     hang = Duration.parse(config.resilience.hang, "resilience.hang")
     timeout = Duration.parse(config.checkpoint.timeout, "checkpoint.timeout")
-    return Watchdog(hang.seconds, timeout.seconds, directory.stacks, directory.attempt)
+    k = config.train.steps_per_dispatch
+    return Watchdog(hang.seconds, timeout.seconds, directory.stacks, directory.attempt, k)
 
 
 def _who(everybody: Mapping[str, Mapping[str, object]], count: int) -> str:

@@ -102,12 +102,12 @@ class Program:
         self._tells_rows_apart = by_row(trace.out_info)
         self._check_used()
         on_cpu = spec.layout.platform == "cpu"
-        unroll = on_cpu and has_convolution(trace.jaxpr.jaxpr)
+        convolution = on_cpu and has_convolution(trace.jaxpr.jaxpr)
         places = {path: x.sharding for path, x in state["params"].items()}
         self.spec = dataclasses.replace(
             spec,
-            unroll=unroll,
-            branch=on_cpu,
+            unroll=convolution,
+            branch=on_cpu and not convolution,
             grad_shardings=optimizer_shardings(spec.model, places, spec.layout.zero1),
             opt_places=self._optimizer_places(),
         )

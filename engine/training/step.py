@@ -51,7 +51,7 @@ class StepSpec:
     opt_places: tuple[Any, Any] | None = None  # the optimizer state: where it lives, and where it is worked on
     weighted: bool = False  # a batch is a pair: with the weight of its rows, 0 for what could not be read
     spike: float | None = None  # a loss this many times the running median is held back too
-    branch: bool = False  # the guard branches, instead of selecting each number: free on CPU, a wait on a GPU
+    branch: bool = False  # the guard branches instead of selecting each number: faster on CPU, not with convolutions
 
     @property
     def mesh(self) -> Mesh:

@@ -244,7 +244,6 @@ def test_waits_are_given_up_together_and_one_that_another_has_gone_beyond_is_not
             assert not preemption.requested()
             if rank == 0:
                 assert preemption.unless_stopped(lambda: "data") == "data"
-                assert not preemption.requested()
                 coordination.put("ahead", "")
             else:
                 assert coordination.get("ahead", 60) == ""
@@ -252,7 +251,6 @@ def test_waits_are_given_up_together_and_one_that_another_has_gone_beyond_is_not
                 threading.Timer(3.0, data.set).start()
                 print("ready", flush=True)
                 assert preemption.unless_stopped(data.wait) is True
-                assert not preemption.requested()
             print("given up", preemption.unless_stopped(threading.Event().wait), preemption.requested())
         peers.part()
     """)

@@ -27,12 +27,14 @@ def dog(now, tmp_path):
     return Watchdog(60.0, 600.0, tmp_path, 1)
 
 
-def steps(dog, now, seconds, first=1, k=1):
-    """Steps of some seconds each, one after the other."""
-    for i, duration in enumerate(seconds):
-        dog.dispatching(first + i * k + k - 1)
+def steps(dog, now, seconds, k=1):
+    """Dispatches of some seconds each, one after the other, at whose ends the thread looks."""
+    for duration in seconds:
+        dog.dispatched += k
+        dog.look()
         now[0] += duration
-        dog.arrived(first + i * k + k - 1)
+        dog.arrived += k
+        dog.look()
 
 
 def test_before_training_there_is_no_bound_so_that_a_program_may_compile_for_hours(dog):
@@ -51,14 +53,33 @@ def test_a_step_has_the_floor_or_five_times_the_median(dog, now, seconds, bound)
         assert dog.bound()[0] == bound
 
 
-def test_a_dispatch_of_k_steps_has_k_times_the_median_as_long_as_one_is_in_flight(dog, now):
+def test_a_dispatch_of_k_steps_has_k_times_the_median(now, tmp_path):
+    dog = Watchdog(60.0, 600.0, tmp_path, 1, k=10)
     with dog.training(0):
         steps(dog, now, [200.0] * 3, k=10)
-        assert dog.bound()[0] == 5 * 20.0 * 10
-        steps(dog, now, [20.0] * 3, first=31)
-        assert dog.bound()[0] == 5 * 20.0 * 10
-        steps(dog, now, [20.0], first=34)
-        assert dog.bound() == (100.0, "resilience.hang is 60 s, the median step 20 s")
+        rule = "resilience.hang is 60 s, the median step 20 s times 10 in a dispatch"
+        assert dog.bound() == (5 * 20.0 * 10, rule)
+
+
+def test_a_beat_is_what_was_dispatched_or_has_arrived_since_the_last_look(dog, now):
+    with dog.training(0):
+        for count in ("dispatched", "arrived"):
+            now[0] += 7
+            setattr(dog, count, 1)
+            now[0] += 1
+            assert dog.look()[0].since == now[0]
+            now[0] += 7
+            assert dog.look()[0].since == now[0] - 7
+
+
+def test_steps_that_are_shorter_than_a_look_share_its_time(dog, now):
+    with dog.training(0):
+        dog.arrived = 1000
+        now[0] += 50_000.0
+        with dog.patient("evaluating"):  # as long as it may be before the thread looks
+            now[0] += 500
+            assert dog.look()[1][0] == 600.0
+        assert dog.bound()[0] == 5 * 50.0
 
 
 def test_the_time_of_an_evaluation_is_no_step_and_it_has_a_bound_of_its_own_between_beats(dog, now):
@@ -67,9 +88,9 @@ def test_the_time_of_an_evaluation_is_no_step_and_it_has_a_bound_of_its_own_betw
         with dog.patient("evaluating"):
             assert dog.bound() == (600.0, "10 times resilience.hang")
             now[0] += 500
-            dog.arrived(2)
+            dog.arrived = 2
             dog.beat()
-            assert dog.place == Place("evaluating", 600.0, "10 times resilience.hang", now[0], 1, 2)
+            assert dog.look()[0] == Place("evaluating", 600.0, "10 times resilience.hang", now[0], 1, 2)
         assert (dog.place.phase, dog.bound()[0]) == ("training", 100.0)
         assert dog.place.since == now[0]
 
@@ -134,9 +155,9 @@ from engine.resilience.watchdog import Watchdog
 ending.add_last_act(lambda code, text: print("status", code, flush=True))
 with Watchdog(0.5, 60.0, Path({folder!r}), 3) as dog, dog.training(0):
     for step in range(1, 6):
-        dog.dispatching(step)
+        dog.dispatched = step
         time.sleep(0.05)
-        dog.arrived(step)
+        dog.arrived = step
     print("stuck", flush=True)
     {stuck}
 """
