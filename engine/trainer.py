@@ -195,10 +195,11 @@ class Trainer:
         not_held, programs = {k: self.program.held((False,) * k) for k in steps}, steps
         while True:
             self._step = told[0] = step
-            if step >= due or self._divergence.asks or time.monotonic() >= look_at:
+            attend = step >= due or self._divergence.asks
+            if attend or time.monotonic() >= look_at:
                 self._look(step, feed.wait_s)
                 look_at = time.monotonic() + LOOK_S
-            if step >= due or self._divergence.asks:
+            if attend:
                 stopping = preemption.requested()
                 force = stopping or (step > 0 and (step == last or self._selects_best(step)))
                 saving = force or self.checkpoints.policy.due(step)

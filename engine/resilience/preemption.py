@@ -23,6 +23,7 @@ is then lost; the checkpoints before it are not touched.
 
 import contextlib
 import itertools
+import math
 import os
 import signal
 import socket
@@ -76,7 +77,7 @@ class Preemption:
     def __init__(self):
         self._received: set[int] = set()
         self._answered = 0  # questions, with no
-        self._stop_at: int | None = None  # the question, counted from 1, from which on the answer is yes
+        self._stop_at = math.inf  # the question, counted from 1, from which on the answer is yes
         self._agreed_interrupt = False
         self._waiting = False  # the main thread, for something that may be given up
         self._lock = threading.Lock()  # held while a question is answered, and while processes agree
@@ -118,7 +119,7 @@ class Preemption:
     def requested(self) -> bool:
         """Whether to save and stop here; the same answer to the same question in every process."""
         with self._lock:
-            if self._is_next():
+            if self._answered + 1 >= self._stop_at:
                 return True
             self._answered += 1
             return False
@@ -132,23 +133,20 @@ class Preemption:
         """
         try:
             self._waiting = True
-            found = None if self._is_next() else wait(*args)
+            found = None if self._answered + 1 >= self._stop_at else wait(*args)
         except _GivenUp:
             found = None
         finally:
             self._waiting = False
         return None if self.requested() else found
 
-    def _is_next(self) -> bool:
-        if not self._together:
-            return bool(self._received)
-        return self._stop_at is not None and self._answered + 1 >= self._stop_at
-
     def _on_signal(self, number: int, frame: Any) -> None:
         if number != _WAKE:
             self._received.add(number)
             self._told.set()
-        if self._waiting and self._is_next():
+            if not self._together:
+                self._stop_at = 0
+        if self._waiting and self._answered + 1 >= self._stop_at:
             self._waiting = False
             raise _GivenUp
 
