@@ -145,7 +145,8 @@ class Watchdog:
     def look(self) -> tuple[Place, tuple[float | None, str]]:
         """Returns where the main thread is by now, and the bound and its rule."""
         self._see()
-        return self.place, self.bound()
+        place = self.place
+        return place, self._bound_of(place)
 
     def _see(self) -> None:
         """Takes in what was dispatched and has arrived since it was last looked at."""
@@ -159,9 +160,11 @@ class Watchdog:
 
     def bound(self) -> tuple[float | None, str]:
         """Returns the seconds that the present phase may take until its next beat, and the rule that says so."""
-        phase, bound_s, rule = self._doing
-        if phase != _TRAINING:
-            return bound_s, rule
+        return self._bound_of(self.place)
+
+    def _bound_of(self, place: Place) -> tuple[float | None, str]:
+        if place.phase != _TRAINING:
+            return place.bound_s, place.rule
         if not (steps_s := list(self._steps_s)):
             return self._hang_s * PATIENCE, f"{_PATIENT}, for the first step"
         k, median = self._k, statistics.median(steps_s)
