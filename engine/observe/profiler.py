@@ -15,7 +15,7 @@ from typing import Any
 
 from engine.config.errors import RunError
 
-Program = Callable[..., Any]
+Call = Callable[..., Any]
 
 
 class ProfileWindow:
@@ -70,7 +70,7 @@ class ProfileWindow:
             return math.inf
         return self._start if step < self._start else self._start + self._steps
 
-    def marked(self, programs: Mapping[int, Program], step: int) -> Mapping[int, Program]:
+    def marked(self, programs: Mapping[int, Call], step: int) -> Mapping[int, Call]:
         """Returns the programs, by their number of steps, so that calls in an open trace are marked as steps there.
 
         Args:
@@ -83,7 +83,7 @@ class ProfileWindow:
 
         number = [step]
 
-        def mark(k: int, program: Program) -> Program:
+        def mark(k: int, program: Call) -> Call:
             def call(*args: Any) -> Any:
                 number[0] += k
                 with jax.profiler.StepTraceAnnotation("train", step_num=number[0] - k):

@@ -43,7 +43,6 @@ _LOOK_S = 1.0  # at the most, between two looks
 _COLLECT_S = 5.0  # for the stacks of all processes
 _MEDIAN_OF = 64  # looks in which steps arrived
 
-
 Doing = tuple[str, float | None, str]
 """A phase: its name, its bound in seconds (None: none) and the rule of which that comes."""
 
@@ -82,7 +81,6 @@ class Watchdog:
         """Steps whose program was called; to be set just before the call."""
         self.arrived = 0
         """Steps whose result is there; to be set when it is."""
-        # Since is written first: a look between the two then takes the old phase for a new one, and not for overdue.
         self._since = time.monotonic()  # of the latest beat that was seen, or of the phase's begin
         self._doing: Doing = ("starting", None, "")
         self._seen = (0, 0)  # dispatched and arrived, at the latest look
@@ -134,7 +132,7 @@ class Watchdog:
     def enter(self, doing: Doing) -> None:
         """The main thread does something else from now on."""
         self._see()
-        self.beat()
+        self.beat()  # before the phase changes: a look in between then finds the old one fresh, and none overdue
         self._from, self._seen = (self._since, self.arrived), (self.dispatched, self.arrived)
         self._doing = doing
 
@@ -239,12 +237,7 @@ class Phase:
         after: the same for what follows; None: what was before.
     """
 
-    def __init__(
-        self,
-        watchdog: Watchdog,
-        inside: Doing,
-        after: Doing | None = None,
-    ):
+    def __init__(self, watchdog: Watchdog, inside: Doing, after: Doing | None = None):
         self._watchdog, self._inside, self._after = watchdog, inside, after
         self._then = inside
 
