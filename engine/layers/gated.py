@@ -2,6 +2,8 @@
 
 import jax
 
+from engine.parallel import layout
+
 
 @jax.custom_vjp
 def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
@@ -19,9 +21,13 @@ def _forward(gate: jax.Array, up: jax.Array) -> tuple[jax.Array, tuple[jax.Array
 
 
 def _backward(saved: tuple[jax.Array, jax.Array], d_out: jax.Array) -> tuple[jax.Array, jax.Array]:
-    gate, up, d_out = jax.lax.optimization_barrier((*saved, d_out))  # else XLA keeps the sigmoid of the forward pass
+    barrier = jax.lax.optimization_barrier
+    gate, up, d_out = barrier((*saved, d_out))  # else XLA keeps the sigmoid of the forward pass
     sigmoid = jax.nn.sigmoid(gate)
-    return d_out * up * sigmoid * (1 + gate * (1 - sigmoid)), d_out * gate * sigmoid
+    # On a CPU each gradient is a pass of its own, and XLA would write the sigmoid that they share to memory: computing
+    # it twice takes 0.75 of the time.
+    again = jax.nn.sigmoid(barrier(gate)) if layout.current().platform == "cpu" else sigmoid
+    return d_out * up * sigmoid * (1 + gate * (1 - sigmoid)), d_out * gate * again
 
 
 swiglu.defvjp(_forward, _backward)

@@ -72,3 +72,24 @@ def test_no_scores_are_kept_for_the_gradient():
     q, k, v = plain.inputs()
     _, gradient = jax.vjp(lambda *x: blockwise.attention(*x, causal=True, segment_ids=None), q, k, v)
     assert max(x.size for x in jax.tree.leaves(gradient)) <= q.size < plain.BATCH * plain.HEADS * plain.TIME**2
+
+
+def test_a_cpu_masks_the_scores_once():
+    q, k, v = plain.inputs()
+    segments = jnp.ones((plain.BATCH, plain.TIME), int)
+    attend = functools.partial(blockwise.attention, causal=True, segment_ids=segments, block=16)
+    gradient = jax.jit(jax.grad(lambda *args: attend(*args).sum(), argnums=(0, 1, 2)))
+    program = str(gradient.lower(q, k, v).compile().as_text())
+    passes = [text for text in program.split("\n\n") if "exponential(" in text]
+    assert passes and not any("compare(" in text for text in passes)
+
+
+def test_a_program_of_both_passes_holds_the_scores_of_one_block():
+    q, k, v = plain.inputs(time=512)
+
+    def value(q, k, v):
+        return jnp.sin(blockwise.attention(q, k, v, causal=False, segment_ids=None)).sum()
+
+    memory = jax.jit(jax.grad(value, argnums=(0, 1, 2))).lower(q, k, v).compile().memory_analysis()
+    scores = 4 * plain.BATCH * plain.HEADS * 512**2
+    assert memory is not None and memory.temp_size_in_bytes < scores / 2

@@ -23,3 +23,11 @@ def test_the_gradient_keeps_the_two_arguments_and_nothing_else(dtype):
     _, gradient = jax.vjp(swiglu, GATE.astype(dtype), UP.astype(dtype))
     kept = [x for x in jax.tree.leaves(gradient) if x.size > 1]
     assert [(x.shape, x.dtype) for x in kept] == [(GATE.shape, dtype)] * 2
+
+
+def test_the_gradient_on_a_cpu_is_one_pass_for_each_argument():
+    def gradients(gate, up, d_out):
+        return jax.vjp(swiglu, gate, up)[1](d_out)
+
+    program = str(jax.jit(gradients).lower(GATE, UP, GATE).compile().as_text())
+    assert program.count(" fusion(") == 2
