@@ -7,9 +7,10 @@ d_model 256, 4 layers, 8 heads, d_ff 1024, sequence 256, batch 8, vocabulary 512
 parameters. Each loop is a process of its own (`decoder_engine.py`, `decoder_plain.py`, `decoder_torch.py`) with the
 same first weights and the same batches, and they run in turns. The engine runs `mesh.cpu_devices=auto`, the plain loops
 as such loops are: one device, as many threads as there are cores. The engine starts with large pages, as its
-command line does (`engine/launch/pages.py`), the plain loops without. PYTHON is an interpreter that has torch, in an
-environment of its own; without it that loop is left out. Prints seconds a step, ratios with their spread, the largest
-difference of a loss, and the memory of each process at most. Fails on nothing.
+command line does (`engine/launch/pages.py`), the plain loops without. A turn is long, since large pages that were given
+back cost the first step after a pause of a second 0.2 to 0.3 s on a virtual machine. PYTHON is an interpreter that has
+torch, in an environment of its own; without it that loop is left out. Prints seconds a step, ratios with their spread,
+the largest difference of a loss, and the memory of each process at most. Fails on nothing.
 """
 
 import argparse
@@ -56,8 +57,8 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torch", metavar="PYTHON", help="an interpreter that has torch")
-    parser.add_argument("--turns", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=10, help="of a turn")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=30, help="of a turn")
     args = parser.parse_args()
     print(turns.machine())
     here = Path(__file__).parent
