@@ -80,14 +80,34 @@ def train(
     began = time.monotonic() if began is None else began
     config = resolve_config(config)
     if fast_dev_run:
-        return _fast_dev_run(tiny(config), workdir)
+        return _fast_dev_run(tiny(config), workdir, began)
+    return _train(
+        config,
+        workdir or default_workdir(config),
+        fresh=fresh,
+        accept_schedule_change=accept_schedule_change,
+        accept_data_change=accept_data_change,
+        began=began,
+    )
+
+
+def _train(
+    config: Config,
+    path: str | Path,
+    *,
+    fresh: bool,
+    accept_schedule_change: bool = False,
+    accept_data_change: bool = False,
+    began: float,
+    kept: bool = True,
+) -> Summary:
+    """Trains in the directory `path`, of which nothing is said in the summary if it is not kept."""
     check_targets(config)
     check_processes(config)
-    path = workdir or default_workdir(config)
     config = set_up_devices(config, None if fresh else RunDirectory(path))
     with RunDirectory.open(path, fresh=fresh, began=began) as directory:
         changed = _check_resume(config, directory, accept_schedule_change)
-        with Reporter(directory, config.name, config.log.progress) as reporter, peers.lost_peers_told():
+        with Reporter(directory, config.name, config.log.progress, kept=kept) as reporter, peers.lost_peers_told():
             sources = sources_of(config)
             facts = _facts(config, *sources)
             changed += _check_data(facts, directory, accept_data_change)
@@ -101,13 +121,16 @@ def train(
         return reporter.summary
 
 
-def _fast_dev_run(config: Config, workdir: str | Path | None) -> Summary:
-    """Two steps of everything, in a temporary directory unless one is named, then restores what was saved."""
-    if workdir is None and processes.count() > 1:
-        raise ConfigError(
-            "--fast-dev-run with several processes: no run directory. Name one that all of them see: --workdir=DIR."
-        )
-    summary = train(config, workdir=workdir or Path(tempfile.mkdtemp(prefix="convoy-fast-dev-run-")), fresh=True)
+def _fast_dev_run(config: Config, workdir: str | Path | None, began: float, kept: bool = True) -> Summary:
+    """Two steps of everything, then restores what was saved; in a directory that is removed unless one is named."""
+    if workdir is None:
+        if processes.count() > 1:
+            raise ConfigError(
+                "--fast-dev-run with several processes: no run directory. Name one that all of them see: --workdir=DIR."
+            )
+        with tempfile.TemporaryDirectory(prefix="convoy-fast-dev-run-") as temporary:
+            return _fast_dev_run(config, temporary, began, kept=False)
+    summary = _train(config, workdir, fresh=True, began=began, kept=kept)
     directory, config = _open_run(summary.directory.path)
     restored = _restore(directory, summary.step, _program(config)[0])
     if int(restored["step"]) != summary.step:

@@ -14,6 +14,8 @@ from engine.observe import wording
 from engine.observe.writer import ROW_KEYS
 from engine.run.directory import RunDirectory
 
+NOT_KEPT = "  Nothing of this run is kept; --workdir=DIR would keep it."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
@@ -33,6 +35,7 @@ class Summary:
     rates: Mapping[str, float] = field(default_factory=dict)  # Throughput.total()
     scheduled: bool = False  # whether the learning rate follows a schedule that the total stretches
     command: str | None = None  # what starts the same run again; None: the run's own config
+    kept: bool = True  # whether the directory stays
 
     @property
     def again(self) -> str:
@@ -49,8 +52,7 @@ def summary_text(summary: Summary) -> str:
         _headline(summary),
         _table(_reached(summary)),
         _table(_cost(summary)),
-        _table(_places(summary)),
-        _table(_next(summary)),
+        *((_table(_places(summary)), _table(_next(summary))) if summary.kept else (NOT_KEPT,)),
     ]
     return shown("\n\n".join(part for part in parts if part) + "\n")
 

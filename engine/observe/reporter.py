@@ -35,10 +35,11 @@ class Reporter:
         directory: the run.
         name: of the config.
         mode: of the progress, `log.progress`.
+        kept: whether the directory stays when the run is over.
     """
 
-    def __init__(self, directory: RunDirectory, name: str, mode: str):
-        self._directory, self._mode = directory, mode
+    def __init__(self, directory: RunDirectory, name: str, mode: str, *, kept: bool = True):
+        self._directory, self._mode, self._kept = directory, mode, kept
         self._tells = processes.is_first()
         self._log = RunLog(directory.log) if self._tells else None
         self._progress: Progress | None = None
@@ -106,7 +107,7 @@ class Reporter:
             reason = shown(str(error) if isinstance(error, ConvoyError) else f"{type(error).__name__}: {error}")
         reached = self._summarise()
         metrics = {**self._status.metrics, **reached.metrics}  # a finished run that is started again trains nothing
-        self.summary = dataclasses.replace(reached, state=state, reason=reason, metrics=metrics)
+        self.summary = dataclasses.replace(reached, state=state, reason=reason, metrics=metrics, kept=self._kept)
         self._tell(state=state, reason=reason, exit_code=code, step=self.summary.step, metrics=metrics)
         if self._progress is not None and self._mode != "none":
             print(summary_text(self.summary), file=sys.stderr, flush=True)

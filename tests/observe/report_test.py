@@ -126,3 +126,9 @@ def test_a_later_attempt_says_so_and_odd_paths_are_quoted(tmp_path, monkeypatch)
     assert text.startswith("digits: done at step 1,410 of 1,410, attempt 3\n")
     assert "convoy train --config='my runs/a' --workdir='my runs/a' --config.train.total=" in text
     assert "convoy evaluate 'my runs/a'" in text
+
+
+def test_of_a_run_that_is_not_kept_no_place_is_told(tmp_path, monkeypatch):
+    text = summary_text(a_report(tmp_path, monkeypatch, kept=False))
+    assert text.endswith("waiting for data\n\n  Nothing of this run is kept; --workdir=DIR would keep it.\n")
+    assert "runs/digits" not in text
