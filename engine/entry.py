@@ -123,12 +123,13 @@ def _train(
 
 def _fast_dev_run(config: Config, workdir: str | Path | None, began: float, kept: bool = True) -> Summary:
     """Two steps of everything, then restores what was saved; in a directory that is removed unless one is named."""
-    if workdir is None:
+    if not workdir:
         if processes.count() > 1:
             raise ConfigError(
                 "--fast-dev-run with several processes: no run directory. Name one that all of them see: --workdir=DIR."
             )
-        with tempfile.TemporaryDirectory(prefix="convoy-fast-dev-run-") as temporary:
+        # A write that hangs may still go on in there: no error of the removal may hide that of the run.
+        with tempfile.TemporaryDirectory(prefix="convoy-fast-dev-run-", ignore_cleanup_errors=True) as temporary:
             return _fast_dev_run(config, temporary, began, kept=False)
     summary = _train(config, workdir, fresh=True, began=began, kept=kept)
     directory, config = _open_run(summary.directory.path)

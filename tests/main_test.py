@@ -112,7 +112,7 @@ def test_explain_needs_no_devices():
 def test_a_fast_dev_run_does_two_steps_of_everything_and_leaves_nothing(tmp_path):
     done = runs.convoy("train", DIGITS, "--fast-dev-run", cwd=tmp_path, TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stderr
-    for words in ("step 2/2", "saving checkpoint of step 1", "heldout/accuracy", "done at step 2 of 2", "is kept"):
+    for words in ("step 2/2", "saving checkpoint of step 1", "heldout/accuracy", "done at step 2 of 2", "not kept"):
         assert words in done.stderr
     assert str(tmp_path) not in done.stderr.partition("done at step 2")[2]
     assert not list(tmp_path.iterdir())

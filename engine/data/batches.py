@@ -18,7 +18,8 @@ from engine.data.source import Batch, Source, example_spec, has_transform, leave
 
 Rows = slice | np.ndarray | None
 
-AT_ONCE, AT_ONCE_BYTES = 128, 16 * 2**20  # batches, and their bytes, that are read in one go where that is cheap
+AT_ONCE, AT_ONCE_BYTES = 128, 16 * 2**20  # batches, and their bytes, that are read in one go where that is cheap;
+# each reader thread has one such block ahead
 GROUP = 4096  # places of the order that are computed at once: the arrays are then large enough that numpy, too,
 # gives up Python's lock, and its cost per call is spread over many small batches
 

@@ -2,8 +2,8 @@
 
 A step on a CPU takes memory for its temporaries from the C library and gives it back, each time: 120 MB on each of two
 devices for a decoder of 4.5 million parameters, or 59,600 page faults a step in pages of 4 KB. In pages of 2 MB they
-are 600 to 750, and the step takes 9 to 14 % less processor time. glibc asks the kernel for them only
-if it is told so before the program starts, so the program starts anew.
+are 600 to 750, and the step takes 9 to 14 % less processor time. glibc asks the kernel for them only if it is told so
+before the program starts, so the program starts anew.
 """
 
 import os

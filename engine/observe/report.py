@@ -14,8 +14,6 @@ from engine.observe import wording
 from engine.observe.writer import ROW_KEYS
 from engine.run.directory import RunDirectory
 
-NOT_KEPT = "  Nothing of this run is kept; --workdir=DIR would keep it."
-
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
@@ -52,7 +50,8 @@ def summary_text(summary: Summary) -> str:
         _headline(summary),
         _table(_reached(summary)),
         _table(_cost(summary)),
-        *((_table(_places(summary)), _table(_next(summary))) if summary.kept else (NOT_KEPT,)),
+        _table(_places(summary)),
+        _table(_next(summary)),
     ]
     return shown("\n\n".join(part for part in parts if part) + "\n")
 
@@ -97,6 +96,8 @@ def _cost(summary: Summary) -> list[tuple[str, str]]:
 
 
 def _places(summary: Summary) -> list[tuple[str, str]]:
+    if not summary.kept:
+        return [("run", "not kept; --workdir=DIR would keep it")]
     run = summary.directory
     rows = [("run", str(run))]
     if summary.checkpoints:
@@ -112,6 +113,8 @@ def _places(summary: Summary) -> list[tuple[str, str]]:
 
 
 def _next(summary: Summary) -> list[tuple[str, str]]:
+    if not summary.kept:
+        return []
     rows = []
     if summary.checkpoints:
         rows.append(("evaluate", f"convoy evaluate {shlex.quote(str(summary.directory))}"))

@@ -84,7 +84,7 @@ def test_a_cpu_masks_the_scores_once():
     assert passes and not any("compare(" in text for text in passes)
 
 
-def test_a_program_of_both_passes_holds_the_scores_of_one_block():
+def test_a_program_of_both_passes_never_holds_the_scores_of_all_blocks():
     q, k, v = plain.inputs(time=512)
 
     def value(q, k, v):

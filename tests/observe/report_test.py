@@ -130,5 +130,5 @@ def test_a_later_attempt_says_so_and_odd_paths_are_quoted(tmp_path, monkeypatch)
 
 def test_of_a_run_that_is_not_kept_no_place_is_told(tmp_path, monkeypatch):
     text = summary_text(a_report(tmp_path, monkeypatch, kept=False))
-    assert text.endswith("waiting for data\n\n  Nothing of this run is kept; --workdir=DIR would keep it.\n")
+    assert text.endswith("waiting for data\n\n  run  not kept; --workdir=DIR would keep it\n")
     assert "runs/digits" not in text
