@@ -21,7 +21,8 @@ def rotary_angles(positions: jax.Array, head_dim: int, base: float = 10_000.0) -
         raise TaskError(f"rotary_angles: head_dim = {head_dim} is odd. Its two halves are rotated against each other.")
     frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angles = positions[..., None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+    # Else XLA makes them again wherever they are used: for each head of each layer, forward and backward.
+    return jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
 
 
 def rotate(x: jax.Array, angles: Angles) -> jax.Array:

@@ -84,6 +84,15 @@ def test_a_cpu_masks_the_scores_once():
     assert passes and not any("compare(" in text for text in passes)
 
 
+def test_a_cpu_transposes_the_keys_once_and_not_each_slice_of_them():
+    q, k, v = plain.inputs()
+    attend = functools.partial(blockwise.attention, causal=True, segment_ids=None, block=16)
+    gradient = jax.jit(jax.grad(lambda *args: attend(*args).sum(), argnums=(0, 1, 2)))
+    program = str(gradient.lower(q, k, v).compile().as_text())
+    sliced = [text for text in program.split("\n\n") if "slice(" in text]
+    assert sliced and not any("copy(%" in text for text in sliced if "ENTRY" not in text)
+
+
 def test_a_program_of_both_passes_never_holds_the_scores_of_all_blocks():
     q, k, v = plain.inputs(time=512)
 

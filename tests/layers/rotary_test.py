@@ -33,3 +33,14 @@ def test_the_dtype_stays_and_an_odd_size_is_refused():
     assert rotate(Q.astype(jnp.bfloat16), rotary_angles(jnp.arange(6)[None], 8)).dtype == jnp.bfloat16
     with pytest.raises(TaskError, match="head_dim = 7 is odd"):
         rotary_angles(jnp.arange(6)[None], 7)
+
+
+def test_angles_are_made_once_for_all_layers():
+    def layers(x, positions):
+        angles = rotary_angles(positions, 8)
+        for _ in range(3):
+            x = jnp.tanh(jax.nn.softmax(rotate(x, angles), axis=1))
+        return x.sum()
+
+    program = str(jax.jit(jax.grad(layers)).lower(Q, jnp.arange(6)[None]).compile().as_text())
+    assert program.count("cosine(") == 1
