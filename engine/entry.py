@@ -34,6 +34,7 @@ from engine.evaluation import build_evaluations
 from engine.observe.report import Summary
 from engine.observe.reporter import Reporter
 from engine.parallel.mesh import cpu_device_count, make_mesh
+from engine.resilience.out_of_memory import out_of_memory_told
 from engine.run.directory import RunDirectory, default_workdir
 from engine.trainer import Trainer
 from engine.training import compile_cache
@@ -107,7 +108,8 @@ def _train(
     config = set_up_devices(config, None if fresh else RunDirectory(path))
     with RunDirectory.open(path, fresh=fresh, began=began) as directory:
         changed = _check_resume(config, directory, accept_schedule_change)
-        with Reporter(directory, config.name, config.log.progress, kept=kept) as reporter, peers.lost_peers_told():
+        reporter = Reporter(directory, config.name, config.log.progress, kept=kept)
+        with reporter, out_of_memory_told(config), peers.lost_peers_told():
             sources = sources_of(config)
             facts = _facts(config, *sources)
             changed += _check_data(facts, directory, accept_data_change)
@@ -319,7 +321,7 @@ def evaluate(run: str | Path, *, step: int | str | None = None) -> dict[str, flo
     if not config.evaluations:
         raise ConfigError(f"{directory.config}: no evaluations. Give the run some: config.evaluations.<name>.data.")
     program, total, source, sources = _program(config)
-    with peers.lost_peers_told():
+    with out_of_memory_told(config), peers.lost_peers_told():
         chosen = peers.from_first(choose_step(directory, config, step), "the choice of the checkpoint")
         state = _restore(directory, chosen, program)
         results: dict[str, float] = {"step": chosen}

@@ -5,6 +5,7 @@ import dataclasses
 import gzip
 import importlib.util
 from pathlib import Path
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +46,7 @@ class Digits(Task):
         return Loss.of(losses, metrics={"accuracy": Mean.of(correct)})
 
 
-def scans(split: str = "train") -> ArraySource:
+def scans(split: Literal["train", "test"] = "train") -> ArraySource:
     """The scans of a split, train or test: `image` `[8, 8]` float32 in 0..1 and `label` int32. Every fifth is test."""
     spec = importlib.util.find_spec("sklearn")  # the file is read where it lies: importing scikit-learn takes a second
     if spec is None or spec.origin is None:

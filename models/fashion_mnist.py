@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 from pathlib import Path
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +54,7 @@ class Fashion(Task):
 class Photographs(ArraySource):
     """`image` `[28, 28]` uint8 and `label` int32 of a split, train or test, from the Debian package."""
 
-    def __init__(self, split: str = "train", folder: str = FOLDER):
+    def __init__(self, split: Literal["train", "test"] = "train", folder: str = FOLDER):
         prefix = Path(folder) / {"train": "train", "test": "t10k"}[split]
         super().__init__(
             {

@@ -10,6 +10,7 @@ import math
 import platform
 import sysconfig
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -21,13 +22,13 @@ LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "pydoc
 OF_THE_MACHINE = "_sysconfigdata"  # files with how this Python was compiled
 ONE_IN = 16  # files of which one is for validation
 
+Split = Literal["train", "validation"]
+
 
 class Files:
     """The files of a split, train or validation, by relative path: documents `tokens` uint8 `[bytes]`."""
 
-    def __init__(self, split: str = "train"):
-        if split not in ("train", "validation"):
-            raise DataError(f"models.stdlib_text: split = {split!r}, allowed are train and validation.")
+    def __init__(self, split: Split = "train"):
         folder = Path(sysconfig.get_path("stdlib"))
         found = (path.relative_to(folder) for path in folder.rglob("*.py"))
         paths = sorted(
@@ -56,7 +57,7 @@ class Files:
 class StdlibText(Packed):
     """Rows of `length` bytes of a split; see engine.Packed for their arrays."""
 
-    def __init__(self, split: str = "train", length: int = 256):
+    def __init__(self, split: Split = "train", length: int = 256):
         super().__init__(Files(split), length)
 
 

@@ -192,6 +192,19 @@ def test_an_exception_in_the_users_code_shows_its_traceback_and_exits_with_one(t
     assert runs.status(tmp_path / "run")["reason"] == "KeyError: 'imagee'"
 
 
+def test_memory_that_does_not_suffice_is_a_sentence(tmp_path):
+    (tmp_path / "huge.py").write_text(
+        "import jax.numpy as jnp\nfrom flax import nnx\nfrom models.digits import Digits\n\n"
+        "class Huge(Digits):\n    def build(self, rngs):\n        model = super().build(rngs)\n"
+        "        model.table = nnx.Param(jnp.zeros((1 << 25, 1 << 25)))\n        return model\n"
+    )
+    done = runs.convoy("train", *QUICK, "--config.task.target=huge.Huge", "--workdir=run", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "OutOfMemory: a device's memory does not suffice (Out of memory allocating 4503599627370496" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert runs.status(tmp_path / "run")["reason"].startswith("a device's memory does not suffice")
+
+
 def test_a_dataset_is_converted_and_read_back(tmp_path):
     done = runs.convoy("data", "write", DIGITS, "--out=digits.array_record", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -8,13 +8,14 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Collection, Iterator, Mapping
-from types import MappingProxyType, ModuleType
-from typing import Any
+from types import MappingProxyType, ModuleType, NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from engine.config.errors import ConfigError, FieldError, did_you_mean
 from engine.config.schema import Target, field_names
 
 _PLAIN = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+_OF_NUMBERS = ("jax", "jaxlib", "numpy")  # packages whose classes hold numbers, as optax's annotations name them
 
 
 def resolve(target: Target, where: str) -> Callable[..., Any]:
@@ -103,14 +104,10 @@ def check(target: Target, where: str, given: Collection[str] = ()) -> None:
 
     Raises:
         ConfigError: an argument that is not taken, is passed by the engine, is missing, or is of another type than
-            a plain annotation (int, float, bool, str) says.
+            an annotation of plain parts (int, float, bool, str, None, Literal, their unions) says.
     """
-    function = resolve(target, where)
-    try:
-        signature = inspect.signature(function)
-    except ValueError:  # some builtins have no signature; the call itself will tell
+    if (parameters := _parameters(resolve(target, where))) is None:
         return
-    parameters = signature.parameters
     named = {
         name: parameter
         for name, parameter in parameters.items()
@@ -136,6 +133,16 @@ def check(target: Target, where: str, given: Collection[str] = ()) -> None:
             )
 
 
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
+    """The parameters by name; None for builtins that have no signature: the call itself will tell."""
+    try:
+        return inspect.signature(function, eval_str=True).parameters
+    except ValueError:
+        return None
+    except Exception:  # an annotation as text, with names that exist for type checkers only
+        return inspect.signature(function).parameters
+
+
 def _not_taken(target: Target, where: str, name: str, arguments: list[str]) -> FieldError:
     fields = [field for field in field_names(type(target)) if field != "target"]
     near = did_you_mean(name, [*arguments, *fields])
@@ -153,13 +160,48 @@ def _signature_text(named: Mapping[str, inspect.Parameter], given: Collection[st
 
 
 def _check_type(path: str, value: Any, parameter: inspect.Parameter, target: Target) -> None:
-    """Compares a value with a plain annotation; other annotations are the author's own business."""
-    wanted = parameter.annotation
-    if not isinstance(wanted, type) or wanted not in _PLAIN or (value is None and parameter.default is None):
+    """Compares a value with an annotation whose parts are all plain; others are the author's own business."""
+    wanted = _alternatives(parameter.annotation)
+    takes = [_takes(one, value) for one in wanted]
+    if None in takes or any(takes) or (value is None and parameter.default is None):
         return
-    allowed = (int, float) if wanted is float else wanted
-    if not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool):
-        raise FieldError(path, f"found {value!r}, {target.target} takes {_PLAIN[wanted]}", "Change it in the config.")
+    numbers = any(map(_is_of_numbers, wanted))
+    words = dict.fromkeys(_word(one) for one in wanted if not (numbers and one in (int, float, bool)))
+    near = did_you_mean(value, [one for one in wanted if isinstance(one, str)]) if isinstance(value, str) else ""
+    allowed = f"{target.target} takes {' or '.join(words)}"
+    raise FieldError(path, f"found {value!r}, {allowed}", f"Change it in the config.{near}")
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """What an annotation allows, a type or a value each: the parts of a union, the values of a Literal."""
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        return [one for part in get_args(annotation) for one in _alternatives(part)]
+    if origin is Literal:
+        return list(get_args(annotation))
+    # A text that is no value of a Literal is an annotation whose names could not be found.
+    return [None if annotation is NoneType else object if isinstance(annotation, str) else annotation]
+
+
+def _takes(one: Any, value: Any) -> bool | None:
+    """Whether an alternative allows a value; None where that is not known."""
+    if one is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(one, type) and one in _PLAIN:
+        return isinstance(value, one) and (one is bool or not isinstance(value, bool))
+    if _is_of_numbers(one):
+        return value is not None and not isinstance(value, str)
+    if one is None or isinstance(one, str | int):  # a bool is an int, too
+        return type(value) is type(one) and value == one
+    return None
+
+
+def _is_of_numbers(one: Any) -> bool:
+    return one is complex or (isinstance(one, type) and one.__module__.partition(".")[0] in _OF_NUMBERS)
+
+
+def _word(one: Any) -> str:
+    return "a number" if _is_of_numbers(one) else _PLAIN.get(one) or repr(one)
 
 
 def build(target: Target, where: str, **given: Any) -> Any:

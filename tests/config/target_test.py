@@ -9,7 +9,17 @@ from engine.config.target import build, check, resolve
 from engine.config.validation import validate
 
 TASKS = """
+from typing import Any, Literal, Optional
+import numpy as np
+
 VALUE = 3
+
+def scans(split: Literal["train", "test"] = "train", size: "int | None" = 3, mean: float | np.ndarray = 0.0,
+          how: Literal[1, "all"] = 1, kind: Optional[Any] = None):
+    return split
+
+def later(when: "NotThere" = 1, split: "Literal['a']" = "a"):
+    return split
 
 class Digits:
     def __init__(self, width, depth: int = 2, rate: float = 0.1, name: str = None, **extra):
@@ -112,6 +122,29 @@ def test_plain_annotations_are_held(package):
     fails(digits(rate="fast"), "task.rate: found 'fast', shop.tasks.Digits takes a number.", check)
     fails(digits(rate=None), "task.rate: found None, shop.tasks.Digits takes a number.", check)
     check(digits(depth=3, rate=1, name=None), "task")
+
+
+def test_unions_and_literals_are_held_where_all_their_parts_are_plain(package):
+    def scans(**arguments):
+        return Target(target="shop.tasks.scans", arguments=arguments)
+
+    fails(
+        scans(split="tests"),
+        "task.split: found 'tests', shop.tasks.scans takes 'train' or 'test'. Change it in the config. "
+        "Did you mean test?",
+        check,
+    )
+    fails(scans(size="big"), "task.size: found 'big', shop.tasks.scans takes an integer or None.", check)
+    fails(scans(mean="none"), "task.mean: found 'none', shop.tasks.scans takes a number.", check)
+    fails(scans(how=True), "task.how: found True, shop.tasks.scans takes 1 or 'all'.", check)
+    fails(
+        Target(target="optax.adamw", arguments={"b2": "high"}),
+        "optax.adamw takes a number.",
+        check,
+        given=["learning_rate"],
+    )
+    check(scans(split="test", size=None, mean=(0.5, 0.5), how="all", kind="any"), "task")
+    check(Target(target="shop.tasks.later", arguments={"when": "x", "split": "b"}), "task")  # names of checkers only
 
 
 def test_what_the_engine_gives_is_not_the_configs(package):

@@ -1,0 +1,65 @@
+"""Memory that does not suffice, of a device and of the host: told with what makes the run smaller."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from engine.resilience.out_of_memory import OutOfMemory, out_of_memory_told, smaller
+from tests import runs
+
+PETABYTES = (1 << 25, 1 << 25)  # more than any machine can promise
+
+
+def told(function, **settings):
+    with pytest.raises(OutOfMemory) as error, out_of_memory_told(runs.config(**settings)):
+        function()
+    return str(error.value)
+
+
+def test_a_devices_memory_is_told_with_what_makes_the_run_smaller():
+    text = told(lambda: jax.block_until_ready(jnp.zeros(PETABYTES)), train__global_batch_size=48)
+    assert text.startswith("a device's memory does not suffice (Out of memory allocating 4503599627370496 bytes).")
+    assert "train.accumulate=2, which takes the same batch in more parts" in text
+    assert "a smaller train.global_batch_size than 48" in text
+
+
+def test_the_hosts_memory_is_told_with_the_place():
+    text = told(lambda: np.empty(PETABYTES))
+    assert text.startswith("this machine's memory does not suffice (out_of_memory_test.py:")
+    assert "Unable to allocate" in text and "train.global_batch_size" in text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "RESOURCE_EXHAUSTED: Failed to allocate request for 2.00GiB",
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm.",
+        "INTERNAL: Error dispatching computation: Out of memory allocating 4000 bytes.",
+    ],
+)
+def test_each_platform_has_its_words(words):
+    def fail():
+        raise jax.errors.JaxRuntimeError(f"{words}\n\nAllocations: ...")
+
+    assert "Allocations" not in told(fail)
+
+
+def test_another_error_of_a_device_is_left_as_it_is():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="cannot open"), out_of_memory_told(runs.config()):
+        raise jax.errors.JaxRuntimeError("INTERNAL: cannot open the library")
+
+
+def test_what_the_config_does_already_is_not_advised():
+    before = smaller(runs.config(train__global_batch_size=48))
+    assert any("mesh.fsdp=-1" in way and "8 devices" in way for way in before)
+    after = smaller(
+        runs.config(
+            train__global_batch_size=48,
+            train__accumulate=16,
+            train__remat="full",
+            train__precision="bfloat16",
+            mesh__fsdp=8,
+        )
+    )
+    assert after == ["a smaller train.global_batch_size than 48, or a smaller model"]
