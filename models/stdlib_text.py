@@ -10,7 +10,7 @@ import math
 import platform
 import sysconfig
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -29,6 +29,8 @@ class Files:
     """The files of a split, train or validation, by relative path: documents `tokens` uint8 `[bytes]`."""
 
     def __init__(self, split: Split = "train"):
+        if split not in get_args(Split):
+            raise DataError(f"models.stdlib_text: split = {split!r}, allowed are {' and '.join(get_args(Split))}.")
         folder = Path(sysconfig.get_path("stdlib"))
         found = (path.relative_to(folder) for path in folder.rglob("*.py"))
         paths = sorted(

@@ -15,8 +15,7 @@ from engine.config.fields import Slot, typed
 
 Check = Callable[[Any, str], None]
 
-# Below these: a slip of the finger must not take the machine down.
-MOST_PROCESSES, MOST_DEVICES = 1025, 4097
+MOST_WORKERS, MOST_DEVICES = 1024, 4096  # a slip of the finger must not take the machine down
 
 
 def check_value(slot: Slot, value: Any, path: str) -> Any:
@@ -91,8 +90,8 @@ def _axis(value: Any, path: str) -> None:
 
 
 def _cpu_devices(value: Any, path: str) -> None:
-    if value != "auto" and (isinstance(value, str) or not 1 <= value < MOST_DEVICES):
-        raise FieldError(path, f"found {value!r}", f"Allowed: 1 to {MOST_DEVICES - 1} devices, auto, or None.")
+    if value != "auto" and (isinstance(value, str) or not 1 <= value <= MOST_DEVICES):
+        raise FieldError(path, f"found {value!r}", f"Allowed: 1 to {MOST_DEVICES} devices, auto, or None.")
 
 
 def _best(value: Any, path: str) -> None:
@@ -118,7 +117,7 @@ CHECKS: Mapping[type, Mapping[str, Check]] = {
         **_TARGET,
         "limit": _at_least(1),
         "threads": _at_least(1),
-        "workers": _at_least(0, below=MOST_PROCESSES),
+        "workers": _at_least(0, below=MOST_WORKERS + 1),
         "prefetch": _at_least(0),
         "on_error": _one_of("stop", "skip"),
     },

@@ -136,11 +136,13 @@ def check(target: Target, where: str, given: Collection[str] = ()) -> None:
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
     """The parameters by name; None for builtins that have no signature: the call itself will tell."""
     try:
-        return inspect.signature(function, eval_str=True).parameters
+        plain = inspect.signature(function)
     except ValueError:
         return None
-    except Exception:  # an annotation as text, with names that exist for type checkers only
-        return inspect.signature(function).parameters
+    try:
+        return inspect.signature(function, eval_str=True).parameters
+    except Exception:  # annotations as text are code of the author's, perhaps with names for type checkers only
+        return plain.parameters
 
 
 def _not_taken(target: Target, where: str, name: str, arguments: list[str]) -> FieldError:
