@@ -48,6 +48,7 @@ from engine.training.step import BAD_EXAMPLES
 from engine.training.task import Task
 
 LOOK_S = 0.05  # between two looks at what goes on beside the loop; each step, where steps are longer
+READ_S = 0.01  # between two readings of results in a single process; several processes decide at the same step
 
 
 class Hook(Protocol):
@@ -363,6 +364,7 @@ class Trainer:
             on_row=on_row,
             on_phase=self._on_phase,
             on_values=self._arrived,
+            read_every_s=READ_S if processes.count() == 1 else 0.0,
         )
 
     def _arrived(self, first: int, values: np.ndarray) -> None:

@@ -6,7 +6,6 @@ Owns: `memory_use`. What a platform does not tell is left out: JAX knows nothing
 import os
 import resource
 import sys
-from pathlib import Path
 
 _GIB = 2**30
 
@@ -27,8 +26,9 @@ def memory_use() -> dict[str, float]:
 
 
 def _resident_bytes() -> int:
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # not Linux: the peak stands in for the present
-    return peak if sys.platform == "darwin" else peak * 1024
+    try:
+        with open("/proc/self/statm", "rb") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except FileNotFoundError:  # not Linux: the peak stands in for the present
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024

@@ -1,11 +1,13 @@
 """From the device's metrics of each step to rows: the loop hands arrays over, and waits for none of the last two.
 
-Owns: which steps make up a row, and the bound on how far the device may be behind. Does not own: the files
-(`writer.py`), rates (`throughput.py`), or the screen (`progress.py`).
+Owns: which steps make up a row, when the loop reads values, and the bound on how far the device may be behind. Does not
+own: the files (`writer.py`), rates (`throughput.py`), or the screen (`progress.py`).
 
 Terms. *Row*: the metrics of one logging interval, summed over its steps and divided once. *Arrival*: the moment when
-the loop has the values of a dispatch. It is never further ahead of the device than IN_FLIGHT dispatches, so the time
-from one arrival to another is the device's. Rows are made in the writer's thread, whose own pace counts for nothing.
+the loop knows that a dispatch is done. It is never further ahead of the device than IN_FLIGHT dispatches, so the time
+from one arrival to another is the device's. *Reading*: what has arrived becomes numbers of the host, several dispatches
+in one go where steps are short: one by one they would cost the loop a twentieth of a step of 0.2 ms. Rows are made in
+the writer's thread, whose own pace counts for nothing.
 """
 
 import time
@@ -22,7 +24,7 @@ from engine.observe.writer import MetricWriter
 from engine.run import log
 
 IN_FLIGHT = 2  # dispatches that the device may be behind
-FOLD = 1024  # dispatches of a row that are kept singly: a long row costs a save no more than a short one
+FOLD = 1024  # readings of a row that are kept singly: a long row costs a save no more than a short one
 
 Row = dict[str, Any]
 Sums = Mapping[str, Sequence[float]]
@@ -42,8 +44,10 @@ class Recorder:
         attempt: of the run, written into each row.
         on_row: called with each row of training, in the writer's thread.
         on_phase: called with "training" and "evaluating", in the writer's thread.
-        on_values: called with the first step of a dispatch and its metrics `[K, names, 2]` when it has arrived, in
-            the loop's thread: at the same step in every process, whatever the pace of the writer's thread.
+        on_values: called with a first step and the metrics `[steps, names, 2]` from it on as they are read, in the
+            loop's thread, whatever the pace of the writer's thread.
+        read_every_s: what has arrived is read after so long at the latest, and where a row ends. 0 reads each
+            dispatch as it arrives: at the same step in every process, whatever their clocks.
     """
 
     def __init__(
@@ -59,15 +63,18 @@ class Recorder:
         on_row: Callable[[Row], None],
         on_phase: Callable[[str], None],
         on_values: Callable[[int, np.ndarray], None],
+        read_every_s: float = 0.0,
     ):
         self._names, self._last_value, self._summed = names, last_value, summed
         self._writer, self._throughput, self._period = writer, throughput, period
         self._attempt, self._on_row, self._on_phase, self._on_values = attempt, on_row, on_phase, on_values
         self._in_flight: deque[tuple[int, Any]] = deque()  # first step of a dispatch, its metrics `[K, names, 2]`
+        self._unread: list[tuple[int, Any]] = []  # the same of those that have arrived
+        self._read_every_s, self._read_at = read_every_s, 0.0
         self._before = self._no_sums = np.zeros((len(names), 2))  # of this row's earlier steps
-        self._values: list[np.ndarray] = []  # of this row's steps that have arrived, `[steps, names, 2]` each
+        self._values: list[np.ndarray] = []  # of this row's steps that were read, `[steps, names, 2]` each
         self._row_ends = 0  # its last step; 0: not known yet
-        self._arrived, self._arrived_at = 0, 0.0  # steps, and the clock of the latest one
+        self._arrived, self._arrived_at = 0, 0.0  # steps that were read, and the clock of the latest one
         self._wait_s = self._paused_s = 0.0
 
     def push(self, step: int, metrics: Any, wait_s: float) -> None:
@@ -84,12 +91,22 @@ class Recorder:
             self._arrive()
 
     def _arrive(self) -> None:
-        """Waits for the oldest dispatch under way, and hands over the rows that end in it."""
+        """Waits for the oldest dispatch under way, and reads where it is time to."""
         step, metrics = self._in_flight.popleft()
-        # A copy: the device's own array is given back at once, by the thread that makes the next one.
-        values = np.asarray(metrics).copy()
+        metrics.block_until_ready()
+        self._unread.append((step, metrics))
+        now = time.monotonic()
+        if step + len(metrics) >= self._row_ends or now >= self._read_at:
+            self._read(now)
+
+    def _read(self, now: float) -> None:
+        """Reads what has arrived, and hands over the rows that end in it."""
+        step = self._unread[0][0]
+        # A copy: the device's own arrays are given back at once, by the thread that makes the next ones.
+        values = np.concatenate([np.asarray(metrics) for _, metrics in self._unread])
+        self._unread, self._read_at = [], now + self._read_every_s
         self._on_values(step, values)
-        self._arrived, self._arrived_at = step + len(values), time.monotonic() - self._paused_s
+        self._arrived, self._arrived_at = step + len(values), now - self._paused_s
         if self._arrived >= self._row_ends:
             values = self._end_rows(step, values)
         if len(self._values) >= FOLD:
@@ -98,7 +115,7 @@ class Recorder:
             self._values.append(values)
 
     def _end_rows(self, step: int, values: np.ndarray) -> np.ndarray:
-        """Hands over the rows that end in a dispatch; returns what is left of its values."""
+        """Hands over the rows that end in what was read; returns what is left of its values."""
         if not self._row_ends:
             self._row_ends = self._period.next_after(step)
         while step < self._row_ends <= self._arrived:
@@ -155,6 +172,8 @@ class Recorder:
         """Waits for the device, so that what follows (an evaluation) is not counted as training."""
         while self._in_flight:
             self._arrive()
+        if self._unread:
+            self._read(time.monotonic())
 
     def go_back(self) -> None:
         """The loop goes on from an earlier step: the steps of an unfinished row make no row, and rates begin anew."""

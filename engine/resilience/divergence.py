@@ -66,7 +66,9 @@ class Divergence:
         return tuple(step + i in self.skipped for i in range(k))
 
     def look(self, first: int, values: np.ndarray) -> None:
-        """Takes the metrics `[steps, names, 2]` of the batches from `first` on, as they arrive."""
+        """Takes the metrics `[steps, names, 2]` of the batches from `first` on, as they are read."""
+        if not (self._in_a_row or values[:, self._held, 0].any()):
+            return  # as nearly always
         for batch, row in enumerate(values, first):
             self._in_a_row = self._in_a_row + 1 if row[self._held, 0] else 0
             if self._in_a_row and batch not in self.skipped:

@@ -3,6 +3,7 @@
 import json
 import math
 import threading
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,9 +21,9 @@ BATCH_SIZE, TOTAL = 16, 10
 class Run:
     """A recorder that writes for real, and what it wrote and told."""
 
-    def __init__(self, folder, every="5 steps"):
+    def __init__(self, folder, every="5 steps", read_every_s=0.0):
         self.path, self.told = folder / "metrics.jsonl", []
-        self.arrived = []  # (first step, the values of `skipped`) of each dispatch
+        self.arrived = []  # (first step, the values of `skipped`) of each reading
         self.writer = MetricWriter(self.path, None)
         self.recorder = Recorder(
             NAMES,
@@ -35,6 +36,7 @@ class Run:
             on_row=lambda row: self.told.append((threading.current_thread().name, row["step"])),
             on_phase=lambda name: self.told.append((threading.current_thread().name, name)),
             on_values=lambda first, values: self.arrived.append((first, values[:, 2, 0].tolist())),
+            read_every_s=read_every_s,
         )
 
     def steps(self, step, losses, weights=None, skipped=(), wait_s=0.0):
@@ -131,8 +133,14 @@ class Result:
     def __init__(self, waits, number):
         self.waits, self.number = waits, number
 
-    def __array__(self, dtype=None, copy=None):
+    def __len__(self):
+        return 1
+
+    def block_until_ready(self):
         self.waits.append(self.number)
+
+    def __array__(self, dtype=None, copy=None):
+        assert self.number in self.waits
         return np.zeros((1, len(NAMES), 2), dtype)
 
 
@@ -182,6 +190,28 @@ def test_values_arrive_when_a_dispatch_is_two_old_or_the_loop_settles_whatever_t
             assert run.arrived == [(0, [0.0]), (1, [1.0])][: max(0, step - 1)]
         run.recorder.settle()
         assert run.arrived == [(0, [0.0]), (1, [1.0]), (2, [0.0]), (3, [0.0])]
+
+
+def test_short_steps_are_read_in_one_go_where_a_row_ends_or_the_loop_settles(tmp_path):
+    run = Run(tmp_path, every="4 steps", read_every_s=1000)
+    with run.writer:
+        for step in range(6):
+            run.steps(step, [step], skipped=[3])
+        assert run.arrived == [(0, [0.0]), (1, [0.0, 1.0, 0.0])]  # the first one tells where the row ends
+        run.recorder.settle()
+        assert run.arrived[2:] == [(4, [0.0, 0.0])]
+        run.steps(6, [6, 7, 8, 9])
+        assert [(row["step"], row["loss"]) for row in run.rows()] == [(4, 1.5), (8, 5.5), (10, 8.5)]
+
+
+def test_what_has_arrived_is_read_when_its_time_has_come(tmp_path):
+    run = Run(tmp_path, every="10 steps", read_every_s=0.02)
+    with run.writer:
+        for step in range(3):
+            run.steps(step, [1])  # the first one arrives
+        time.sleep(0.02)
+        run.steps(3, [1])
+    assert run.arrived == [(0, [0.0]), (1, [0.0])]
 
 
 def test_values_of_a_row_that_never_ends_arrive_when_it_closes(tmp_path):
