@@ -50,7 +50,7 @@ class Divergence:
         self.skipped: set[int] = set()
         """The batches whose update this run holds back: a part of its position in the data."""
         self._bad: list[int] = []  # that are not decided about
-        self._what = ""  # is wrong with the newest of them
+        self._what = ""  # is wrong with the first of them; where each is decided about at once, with the newest
         self._in_a_row = 0  # updates held back up to the newest result, told or not
         self._spoilt: int | None = None  # batch before which the state was spoilt, where a long row says so
         self._row_starts = 0  # batch with which the row that says so begins
@@ -76,7 +76,8 @@ class Divergence:
 
     def _note(self, batch: int, finite: bool) -> None:
         """Takes a bad batch."""
-        self._what = "the loss is a spike" if finite else "the loss or its gradient is not finite"
+        if not self._bad:
+            self._what = "the loss is a spike" if finite else "the loss or its gradient is not finite"
         if self._policy == "skip":
             self.skipped.add(batch)
             self._say(f"warning: step {batch + 1}: {self._what}; the update of batch {batch} is skipped")
@@ -110,7 +111,7 @@ class Divergence:
         if self._policy == "rollback":
             return self._goes_back(found, max(checkpoints, default=0), ending)
         if self._policy == "skip" and not broken:
-            found += f"; {self._in_a_row} updates in a row were skipped"
+            found += f"; {IN_A_ROW} updates in a row were skipped"
         elif self._bad:
             found += "; the update was held back"
         raise Diverged(f"{found}. {_advice(checkpoints)}")

@@ -45,6 +45,15 @@ def test_stop_ends_at_the_first_bad_batch_and_says_what_to_do():
         Loop("stop", [7], finite=True).run()
 
 
+def test_of_several_that_are_read_at_once_the_first_one_is_told():
+    policy = Loop("stop").policy
+    values = np.full((3, len(NAMES), 2), np.nan)
+    values[:, 3, 0], values[0, :2] = 1, 1e9  # a spike, and what is not finite after it
+    policy.look(7, values)
+    with pytest.raises(Diverged, match="step 8: the loss is a spike"):
+        policy.goes_back(10, [4], False)
+
+
 @pytest.mark.parametrize("k", [1, 4])
 def test_skip_counts_and_names_the_bad_batches(k):
     loop = Loop("skip", [7, 8, 20])
@@ -56,8 +65,9 @@ def test_skip_counts_and_names_the_bad_batches(k):
 def test_too_many_in_a_row_are_no_bad_luck():
     row = range(7, 7 + IN_A_ROW)
     assert Loop("skip", row[:-1]).run() == list(row[:-1])
-    with pytest.raises(Diverged, match=rf"{IN_A_ROW} updates in a row were skipped"):
-        Loop("skip", row).run()
+    for k in (1, 20):  # of 20 that are read at once some good ones follow the row
+        with pytest.raises(Diverged, match=rf"; {IN_A_ROW} updates in a row were skipped"):
+            Loop("skip", row).run(k=k)
 
 
 @pytest.mark.parametrize("k", [1, 4])
