@@ -36,7 +36,7 @@ Block = Callable[[], list[dict[str, Any]] | None]
 ROW_KEYS = ("step", "attempt", "batch", "time")  # of every row; the rest are metrics
 _WAITING = 1024  # blocks; beyond them push waits, so that memory stays bounded and no row is lost
 _KEPT = 64 << 20  # bytes of lines that wait for a disk; more end the run
-_GATHER_S = 0.5  # blocks wait for others: one that comes alone takes Python's lock, and the caches, from a step
+_GATHER_S = 0.1  # blocks wait for others: one that comes alone takes Python's lock, and the caches, from a step
 _FLUSH_S = 5.0  # between two flushes of the event file, each of which waits for the disk
 
 
