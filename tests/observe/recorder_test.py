@@ -209,7 +209,7 @@ def test_what_has_arrived_is_read_when_its_time_has_come(tmp_path):
     with run.writer:
         for step in range(3):
             run.steps(step, [1])  # the first one arrives
-        time.sleep(0.02)
+        time.sleep(0.02)  # at least that long, which is all it takes
         run.steps(3, [1])
     assert run.arrived == [(0, [0.0]), (1, [0.0])]
 
