@@ -216,9 +216,8 @@ class Trainer:
                         recorder.saved()
                     if stopping:
                         raise self._stopped(step, preemption)
-                with stopwatch.during("evaluation"), self._watchdog.patient("evaluating"):
-                    if not self._evaluate(state, step, recorder, preemption):
-                        continue
+                if not self._evaluate(state, step, recorder, preemption):
+                    continue
                 if step == last:
                     break
                 with self._watchdog.patient("profiling"):
@@ -265,27 +264,28 @@ class Trainer:
         hooks = [hook for period, hook in self._hooks if step > 0 and period.due(step)]
         if not evaluations and not hooks:
             return True
-        recorder.settle()
+        recorder.settle()  # still as training: a step that hangs has a step's bound, not an evaluation's
         start = time.monotonic()
-        if evaluations:
-            recorder.phase("evaluating")
-        # An earlier attempt may have stopped right after this evaluation.
-        known = self.checkpoints.results(step) if step == self._first else {}
-        results: dict[str, float] = {}
-        for evaluation in evaluations:
-            if known.keys() >= set(evaluation.metrics):
-                self._results |= known
-            elif (found := evaluation.run(state, preemption, self._watchdog.beat)) is None:
-                return False
-            else:
-                results |= found
-        if results:
-            self._results |= results
-            recorder.note(step, results)
-            self.checkpoints.record(step, results)
-            self.say(f"step {step}: {wording.pairs(results)}")
-        for hook in hooks:
-            hook.run(self, state, step)
+        with self.directory.stopwatch.during("evaluation"), self._watchdog.patient("evaluating"):
+            if evaluations:
+                recorder.phase("evaluating")
+            # An earlier attempt may have stopped right after this evaluation.
+            known = self.checkpoints.results(step) if step == self._first else {}
+            results: dict[str, float] = {}
+            for evaluation in evaluations:
+                if known.keys() >= set(evaluation.metrics):
+                    self._results |= known
+                elif (found := evaluation.run(state, preemption, self._watchdog.beat)) is None:
+                    return False
+                else:
+                    results |= found
+            if results:
+                self._results |= results
+                recorder.note(step, results)
+                self.checkpoints.record(step, results)
+                self.say(f"step {step}: {wording.pairs(results)}")
+            for hook in hooks:
+                hook.run(self, state, step)
         recorder.phase("training")
         recorder.pause(time.monotonic() - start)
         return True
@@ -334,7 +334,8 @@ class Trainer:
     def _make_writer(self) -> MetricWriter:
         if not processes.is_first():
             return MetricWriter(None, None)
-        return MetricWriter(self.directory.metrics, self.directory.tensorboard if self.config.log.tensorboard else None)
+        run, events = self.directory, self.config.log.tensorboard
+        return MetricWriter(run.metrics, run.tensorboard if events else None, run.check_lease)
 
     def _ledger(self, stack: contextlib.ExitStack) -> Callable[[int, list[int], list[int]], None]:
         ledger = Ledger(self.directory.examples, processes.index(), processes.count(), self.directory.attempt)
@@ -345,9 +346,8 @@ class Trainer:
         return BadExamples(stack.enter_context(contextlib.closing(lines)).add, self.say)
 
     def _make_recorder(self, writer: MetricWriter) -> Recorder:
-        found = hardware.find(jax.devices()[0].device_kind)
-        peak = found.peak(self.config.train.precision) if found else None
-        batch_size = self.config.train.global_batch_size
+        train, mesh, found = self.config.train, self.program.mesh, hardware.find(jax.devices()[0].device_kind)
+        peak = found.peak(train.precision) if found else None
 
         def on_row(row: dict[str, Any]) -> None:
             self._row = metrics_of(row)
@@ -358,7 +358,7 @@ class Trainer:
             last_value=("learning_rate",),
             summed=("skipped", BAD_EXAMPLES),
             writer=writer,
-            throughput=Throughput(batch_size, self.program.flops_per_step, peak and peak * self.program.mesh.size),
+            throughput=Throughput(train.global_batch_size, self.program.flops_per_step, peak and peak * mesh.size),
             period=self._period(self.config.log.every, "log.every"),
             attempt=self.directory.attempt,
             on_row=on_row,

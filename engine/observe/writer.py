@@ -48,17 +48,21 @@ def metrics_of(row: Row) -> dict[str, Any]:
 class MetricWriter:
     """Writes blocks of rows in the order in which they were pushed. A context manager."""
 
-    def __init__(self, path_jsonl: Path | None, tensorboard_dir: Path | None):
+    def __init__(
+        self, path_jsonl: Path | None, tensorboard_dir: Path | None, may_write: Callable[[], None] = lambda: None
+    ):
         """
         Args:
             path_jsonl: the file that lines are added to; made when it is not there. None writes none: in a run of
                 several processes each makes the rows, and the first one writes them.
             tensorboard_dir: folder of the event files; None writes none.
+            may_write: called on the thread before each block; after what it raises no more is written, and `push`
+                raises it.
 
         Raises:
             RunError: the file cannot be opened for writing.
         """
-        self._path = path_jsonl
+        self._path, self._may_write = path_jsonl, may_write
         self._error: BaseException | None = None
         self._told = False  # whether the error was raised
         self._closed = False
@@ -132,10 +136,11 @@ class MetricWriter:
             self._attempt(self._events.load)
         while (item := self._next()) is not None:
             if isinstance(item, threading.Event):
-                self._attempt(self._tell_tensorboard, _Events.flush)
+                self._attempt(self._flush_events)
                 item.set()
             elif self._error is None:
                 self._attempt(self._write, item)
+        self._attempt(self._write_the_rest)
         self._attempt(self._close_files)
 
     def _next(self) -> Block | threading.Event | None:
@@ -155,6 +160,7 @@ class MetricWriter:
             self._error = self._error or error
 
     def _write(self, block: Block) -> None:
+        self._may_write()
         rows = block()
         if not rows:
             return
@@ -186,7 +192,8 @@ class MetricWriter:
             try:
                 function(self._events)
             except OSError as error:
-                self._events.drop()
+                with suppress(OSError):
+                    self._events.close()  # the next event begins another file
                 self._warn(self._events.directory, error, "They are lost to TensorBoard, and lie in metrics.jsonl")
 
     def _warn(self, path: Path, error: OSError, what: str) -> None:
@@ -195,13 +202,21 @@ class MetricWriter:
             words = error.strerror or error
             logger.warning(f"{path}: metrics cannot be written ({words}). {what}; training goes on. Free space there.")
 
-    def _close_files(self) -> None:
-        if self._path is not None and self._file is not None:
+    def _flush_events(self) -> None:
+        self._may_write()
+        self._tell_tensorboard(_Events.flush)
+
+    def _write_the_rest(self) -> None:
+        self._flush_events()
+        if self._path is not None:
             self._write_left(self._path)
-            os.close(self._file)
             if self._left:
                 raise _refused(self._path, f"{self._left.count(10)} lines are lost")
+
+    def _close_files(self) -> None:
         self._tell_tensorboard(_Events.close)
+        if self._file is not None:
+            os.close(self._file)
 
 
 class _Events:
@@ -245,17 +260,11 @@ class _Events:
             )
         self._writer.flush()
 
-    def drop(self) -> None:
-        """Ends a file that the disk has refused; the next event begins another one."""
+    def close(self) -> None:
+        """Ends the file, without what waits."""
         writer, self._writer = self._writer, None
         if writer is not None:
-            with suppress(OSError):
-                writer.close()
-
-    def close(self) -> None:
-        self.flush()
-        if self._writer is not None:
-            self._writer.close()
+            writer.close()
 
 
 def _numbers(row: Row) -> Iterator[tuple[str, float]]:

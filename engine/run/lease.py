@@ -78,19 +78,22 @@ class Lease:
         self._asked = threading.Event()
         self._turn = threading.Condition()
         self._begun = self._ended = 0  # looks
-        self._ended_at = _awake_or_not()
+        self._looked_at = self._asked_at = _awake_or_not()  # a whole look, and a question that got an answer: begins
         self._thread = threading.Thread(target=self._keep, daemon=True, name="lease")
         self._thread.start()
 
     def check(self) -> None:
         """Raises LeaseLost if the lease is known to be lost.
 
-        It touches no disk but when the thread has not looked for long, which means that this process was stopped.
+        It waits for no disk but when nobody has looked or asked for long: then this process may have been stopped, and
+        whatever thread of it wakes first looks before it writes.
         """
-        if self._begun == self._ended and _awake_or_not() - self._ended_at > STALE_S / 2:
+        now = _awake_or_not()
+        if now - max(self._looked_at, self._asked_at) > STALE_S / 2:
             self.verify()
         elif self._lost is not None:
             raise LeaseLost(self._lost)
+        self._asked_at = now
 
     def verify(self) -> None:
         """Looks at the lease now, for `LOOK_S` seconds at most, and raises LeaseLost if it is lost.
@@ -100,7 +103,7 @@ class Lease:
         with self._turn:
             wanted = self._begun + 1  # a look that began earlier may have seen what is no longer so
             self._asked.set()
-            self._turn.wait_for(lambda: self._ended >= wanted, LOOK_S)
+            self._turn.wait_for(lambda: self._ended >= wanted or self._lost is not None, LOOK_S)
         if self._lost is not None:
             raise LeaseLost(self._lost)
 
@@ -119,10 +122,11 @@ class Lease:
             released = self._released
             with self._turn:
                 self._begun += 1
+            now = _awake_or_not()
             with suppress(OSError):  # storage in trouble: tried again at the next beat
                 self._look_and_beat(_RELEASED if released else self._begun)
             with self._turn:
-                self._ended, self._ended_at = self._begun, _awake_or_not()
+                self._ended, self._looked_at = self._begun, now
                 self._turn.notify_all()
 
     def _look_and_beat(self, beat: int | str) -> None:

@@ -170,9 +170,11 @@ def test_a_stopped_process_is_noticed_and_a_pause_of_five_seconds_is_none(tmp_pa
 
 
 def test_a_main_thread_that_waits_for_ever_is_named_with_all_stacks(tmp_path, two, case):
+    """The other rank waits for it before a hook, which may itself take 10 times as long; a step may not."""
     run, file = tmp_path / "run", tmp_path / "fault"
+    settings = {"resilience__hang": "4 seconds", "checkpoint__every": "7 steps", **PAIR}  # not at the step that hangs
     source = {"target": "tests.faults.process_test.Blocking", "file": str(file)}
-    config = bench.config(tmp_path / "config", pause=0.05, resilience__hang="4 seconds", data=source, **PAIR)
+    config = bench.config(tmp_path / "config", pause=0.05, data=source, **settings)
     with bench.Job("train", config, f"--workdir={run}", ranks=2) as job:
         job.until_step(run, 12)
         begin = turn(job, file, 1)

@@ -15,6 +15,7 @@ from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttribut
 
 from engine.config.errors import ConvoyError, RunError
 from engine.observe.writer import MetricWriter
+from engine.run.lease import LeaseLost
 
 
 def a_row(step: int, attempt: int = 1, **values: Any) -> dict[str, Any]:
@@ -68,6 +69,31 @@ def test_a_block_may_do_something_off_the_loop_in_order_with_the_rows(tmp_path):
         writer.push(lambda: [a_row(1)])
         writer.push(lambda: seen.append(len(lines_of(path))))
     assert seen == [1]
+
+
+def test_after_the_directory_is_another_jobs_nothing_more_is_written_and_push_says_why(tmp_path):
+    path, lost = tmp_path / "metrics.jsonl", threading.Event()
+
+    def may_write():
+        if lost.is_set():
+            raise LeaseLost("another job")
+
+    writer = MetricWriter(path, tmp_path / "events", may_write)
+    writer.push(lambda: [a_row(1, loss=0.5)])
+    writer.flush()
+    writer.push(lambda: [a_row(2, loss=0.25)])  # in the file at once, and for TensorBoard at its next flush
+    written, ran = threading.Event(), []
+    writer.push(written.set)
+    assert written.wait(60)
+    lost.set()
+    writer.push(lambda: ran.append(3) or [a_row(3)])
+    with pytest.raises(LeaseLost, match="another job"):
+        writer.flush()
+    with pytest.raises(LeaseLost):
+        writer.push(lambda: [a_row(4)])
+    writer.close()
+    assert (ran, lines_of(path)) == ([], [a_row(1, loss=0.5), a_row(2, loss=0.25)])
+    assert [step for step, _, _ in events_of(tmp_path / "events")] == [1]
 
 
 def test_too_many_waiting_blocks_make_push_wait_and_lose_nothing(tmp_path):

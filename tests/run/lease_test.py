@@ -211,6 +211,54 @@ def test_a_process_that_was_stopped_for_long_looks_before_it_goes_on(folder, mon
         held.check()
 
 
+def test_whoever_wakes_first_waits_for_the_look_that_is_under_way(folder, monkeypatch):
+    """A stopped process wakes, and its thread has begun to look when another one is about to write."""
+    held, looks, go = acquire(folder, beat_s=60), threading.Event(), threading.Event()
+    real = lease._newest
+
+    def newest(folder):
+        looks.set()
+        go.wait(30)
+        return real(folder)
+
+    monkeypatch.setattr(lease, "_newest", newest)
+    leave(folder, number=2, **UNSEEN)
+    moment = lease._awake_or_not()
+    monkeypatch.setattr(lease, "_awake_or_not", lambda: moment + lease.STALE_S)
+    held._asked.set()
+    assert looks.wait(30)
+    threading.Timer(0.2, go.set).start()
+    begin = time.monotonic()
+    with pytest.raises(LeaseLost):
+        held.check()
+    assert time.monotonic() - begin < lease.LOOK_S  # it waits for that look only: there is none after it
+
+
+def test_a_look_that_was_stopped_halfway_tells_nothing_of_what_came_since(folder, monkeypatch):
+    held, looks, go = acquire(folder, beat_s=60), threading.Event(), threading.Event()
+    real, moment = lease._newest, lease._awake_or_not()
+    monkeypatch.setattr(lease, "_awake_or_not", lambda: moment)
+
+    def newest(folder):
+        found = real(folder)
+        looks.set()
+        go.wait(30)
+        return found
+
+    monkeypatch.setattr(lease, "_newest", newest)
+    held._asked.set()
+    assert looks.wait(30)
+    leave(folder, number=2, **UNSEEN)
+    monkeypatch.setattr(lease, "_awake_or_not", lambda: moment + lease.STALE_S)
+    go.set()
+    end = time.monotonic() + 30
+    while held._begun != held._ended:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    with pytest.raises(LeaseLost):
+        held.check()
+
+
 def test_storage_that_hangs_holds_up_no_check(folder, monkeypatch):
     held, hangs, go = acquire(folder, beat_s=60), threading.Event(), threading.Event()
     monkeypatch.setattr(lease, "LOOK_S", 0.2)
