@@ -3,12 +3,14 @@
 tools/bazel run //benchmarks:data_wait [-- --turns 8]
 python -m benchmarks.data_wait
 
-For each model, turns of the engine's loop; the share is what the run itself tells in each row as `data_wait`. Beside
-it, in turns with it, a batch from the feed alone: a loop that computes for longer than that need not wait. Prints
-median and range. Fails on nothing.
+For each model, turns of the engine's loop; the share is what the run itself tells in each row as `data_wait`: the time
+in which no batch was there, and not what it costs to take one that is. Batches come in blocks, so a row may hold a wait
+for many steps or none: the share of all rows together is printed, and their range. Beside it, in turns with it, a batch
+from the feed alone: a loop that computes for longer than that need not wait. Fails on nothing.
 """
 
 import argparse
+import statistics
 
 from benchmarks import turns, workloads
 from benchmarks.loop import steps_for
@@ -39,8 +41,9 @@ def main() -> None:
     print(turns.machine())
     for name in workloads.NAMES if args.only is None else (args.only,):
         shares, times = measure(name, args.turns, args.seconds, args.steps)
+        mean, least, most = (100 * of(shares) for of in (statistics.fmean, min, max))
         print(
-            f"{name:7} waiting {turns.spread([100 * share for share in shares])} % of the time  "
+            f"{name:7} waiting {mean:.2f} ({least:.2f}-{most:.2f}) % of the time  "
             f"step {turns.spread(times['engine'], 3)} ms  batch alone {turns.spread(times['feed'], 3)} ms",
             flush=True,
         )

@@ -7,7 +7,6 @@ it computes; batches for the host are made ahead by the reader.
 """
 
 import logging
-import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -66,7 +65,7 @@ class TrainFeed:
         self._batches = batches = Batches(source, batch_size, seed, settings.shuffle, rows)
         self._on_batch = on_batch
         self._bad = bad
-        self._reader: Any = read(
+        self._reader = read(
             batches if bad is None else Forgiving(batches),
             start,
             stop,
@@ -77,8 +76,11 @@ class TrainFeed:
         )
         self._sharding, self._batch_size = sharding, batch_size
         self._next, self._stop = start, stop
-        self.wait_s = 0.0
+
+    @property
+    def wait_s(self) -> float:
         """Seconds that `next` has waited for batches on the host since the feed was made."""
+        return self._reader.wait_s
 
     def next(self, count: int) -> tuple[Batch, ...]:
         """Returns the next `count` batches, arrays `[batch_size, ...]` as a program takes them.
@@ -88,9 +90,7 @@ class TrainFeed:
         """
         if self._next + count > self._stop:
             raise DataError(f"{count} batches asked for at batch {self._next}, but the run ends at {self._stop}.")
-        begin = time.perf_counter()
         batches = self._draw(count)
-        self.wait_s += time.perf_counter() - begin
         if self._on_batch is not None:
             for n in range(self._next, self._next + count):
                 self._on_batch(n, self._batches.rows.tolist(), self._batches.addresses(n).tolist())
@@ -165,7 +165,7 @@ class EvaluationFeed:
         settings = self._settings
         whole = full if self._rest else full + 1
         forgiving = settings.on_error == "skip" and not self._exact_last  # else rows cannot be left out
-        reader: Any = read(
+        reader = read(
             Forgiving(self._batches) if forgiving else self._batches,
             0,
             whole,

@@ -3,12 +3,14 @@
 Owns: the Grain pipeline over batch numbers. Does not own: what is in a batch (`batches.py`), the worker processes
 (`workers.py`), or the position of a run, which is the number of its next batch and needs no state of Grain's.
 
-A whole batch is one Grain element, so that Grain's own cost per element (25 us, and a wait of up to 200 us while a
-thread holds Python's lock) is paid once a batch. Where a batch costs less than that, an element is a *block* of them.
+A *block* is one Grain element: a whole batch, or several where one costs less than Grain does per element (25 us, and
+a wait of up to 200 us while a thread holds Python's lock).
 """
 
+import time
 from collections import deque
-from typing import Protocol
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import grain
 
@@ -23,14 +25,32 @@ class Numbered(Protocol):
     def __getitem__(self, n: int, /) -> Batch: ...
 
 
-class Reader(Protocol):
-    """Batches one after the other; `close` ends its threads and processes."""
+class Reader:
+    """Batches one after the other: an iterator, made by `read`."""
 
-    def __iter__(self) -> "Reader": ...
+    def __init__(self, blocks: Any):
+        """Takes what makes the blocks: Grain's iterator or `Workers`."""
+        self._blocks = blocks
+        self._here: deque[Batch | DataError] = deque()
+        self.wait_s = 0.0
+        """Seconds that blocks were waited for; to hand over a batch that is here takes no waiting."""
 
-    def __next__(self) -> Batch: ...
+    def __iter__(self) -> Iterator[Batch]:
+        return self
 
-    def close(self) -> None: ...
+    def __next__(self) -> Batch:
+        if not self._here:
+            begin = time.perf_counter()
+            self._here.extend(next(self._blocks))
+            self.wait_s += time.perf_counter() - begin
+        batch = self._here.popleft()
+        if isinstance(batch, DataError):
+            raise batch
+        return batch
+
+    def close(self) -> None:
+        """Ends its threads and processes; a thread ends as soon as the block that it is making is done."""
+        self._blocks.close()
 
 
 def read(
@@ -46,58 +66,40 @@ def read(
         workers: processes that make batches, in place of threads.
         prefetch: batches that are made ahead, at least one for each thread or worker.
         at_once: batches that a thread reads in one go.
-
-    After `close`, a thread ends as soon as the batch that it is making is done.
     """
-    dataset = grain.MapDataset.range(start, max(start, stop)).map(batches.__getitem__)
+    size = at_once if threads and not workers else 1
+    blocks = grain.MapDataset.range(start, max(start, stop), size).map(_Blocks(batches, stop, size).read)
     if workers:
-        return Workers(dataset, workers, max(1, prefetch // workers))
-    if threads and at_once > 1:
-        return _Blocks(batches, start, stop, threads, prefetch, at_once)
-    return _threads(dataset, threads, prefetch)
-
-
-def _threads(dataset: grain.MapDataset, threads: int, prefetch: int) -> Reader:
-    """The elements of a dataset, made by threads which begin at once."""
-    ahead = max(prefetch, threads) if threads else 0
-    reader = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)))
+        return Reader(Workers(blocks, workers, max(1, prefetch // workers)))
+    ahead = max(-(-prefetch // size), threads) if threads else 0
+    reader = iter(blocks.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)))
     reader.start_prefetch()
-    return reader
+    return Reader(reader)
 
 
 class _Blocks:
-    """A reader of several batches at a time."""
+    """The elements that Grain's threads or processes make."""
 
-    def __init__(self, batches: Numbered, start: int, stop: int, threads: int, prefetch: int, at_once: int):
-        self._batches, self._stop, self._at_once = batches, stop, at_once
-        self._block: deque[Batch | DataError] = deque()
-        dataset = grain.MapDataset.range(start, max(start, stop), at_once).map(self._read)
-        self._reader = _threads(dataset, threads, -(-prefetch // at_once))
+    def __init__(self, batches: Numbered, stop: int, size: int):
+        self._batches, self._stop, self._size = batches, stop, size
 
-    def _read(self, first: int) -> list[Batch | DataError]:
-        """The batches of a block; an error stands in the place of the batch that has it."""
-        count = min(self._at_once, self._stop - int(first))
+    def read(self, first: int) -> list[Batch | DataError]:
+        """Returns the block from a batch on; of several batches, an error stands in the place of the one that has it.
+
+        Raises:
+            DataError: the block's only batch cannot be made.
+        """
+        first = int(first)
+        count = min(self._size, self._stop - first)
+        if count == 1:
+            return [self._batches[first]]
         try:
-            return self._batches.block(int(first), count)  # pyright: ignore[reportAttributeAccessIssue]
+            return self._batches.block(first, count)  # pyright: ignore[reportAttributeAccessIssue]
         except DataError:
-            return [self._read_one(n) for n in range(int(first), int(first) + count)]
+            return [self._read_one(n) for n in range(first, first + count)]
 
     def _read_one(self, n: int) -> Batch | DataError:
         try:
             return self._batches[n]
         except DataError as error:
             return error
-
-    def __iter__(self) -> Reader:
-        return self
-
-    def __next__(self) -> Batch:
-        if not self._block:
-            self._block.extend(next(self._reader))
-        batch = self._block.popleft()
-        if isinstance(batch, DataError):
-            raise batch
-        return batch
-
-    def close(self) -> None:
-        self._reader.close()

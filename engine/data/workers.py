@@ -12,6 +12,7 @@ what killed workers leave in shared memory.
 """
 
 import functools
+import gc
 import logging
 import multiprocessing
 import os
@@ -117,7 +118,9 @@ class Workers:
         return batch
 
     def close(self) -> None:
-        """Ends the workers; one that does not come to its end is killed."""
+        """Ends the workers; one that does not come to its end is killed. A second call does nothing."""
+        if self._reader is None:
+            return
         if not wait([self._ahead], CLOSE_S if self._started else START_S).done:
             self._kill()
         self._asked.put(None)
@@ -125,6 +128,10 @@ class Workers:
         self._thread.join(CLOSE_S)
         self._ahead = Future()  # a batch that nobody took holds shared memory
         shutil.rmtree(self._beats, ignore_errors=True)
+        # Grain's objects refer to each other. Left to chance, their semaphores would be collected in the middle of a
+        # call of Python's resource tracker, which then warns and leaks them.
+        self._reader = None
+        gc.collect()
 
     def _find_processes(self) -> None:
         children = {child.pid: child for child in multiprocessing.active_children()}
