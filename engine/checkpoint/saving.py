@@ -69,6 +69,7 @@ class _Save:
     failure: str = ""
     stage: str = "writing its part"  # of this process, for the sentence at the deadline
     awaited: str = WRITTEN  # what the others are to say
+    rows: Any = None  # the digests of the state by device, on their way (`parallel/digest.py`)
     seal: Seal | None = None  # None where nothing is written
 
 
@@ -99,7 +100,7 @@ class Saver:
 
     def prepare(self, state: Any) -> None:
         """Compiles what a save of such a state computes, so that the first one holds the loop up no longer."""
-        self._rows_of(state).block_until_ready()
+        self._digests_for(state).rows(state).block_until_ready()
 
     def free(self, wait: bool) -> bool:
         """Whether no save is under way, by the first process's word in all of them.
@@ -152,12 +153,14 @@ class Saver:
         hangs = self._hangs()  # and keeps a whole state in memory: another one may not fit
         copied, state = (True, None) if hangs else _apart(state)
         if not hangs:
-            rows, digests = self._rows_of(state), self._digests
+            digests = self._digests_for(state)
+            if not copied:  # of a copy they are taken when it is written, so that the next step has the cores
+                save.rows = digests.rows(state)
             save.seal = Seal(
                 save.folder,
                 step,
                 save.key,
-                digests=lambda: digests.counted(rows),
+                digests=lambda: digests.counted(save.rows),
                 texts=digests.texts,
                 going=lambda: not save.done.is_set(),
             )
@@ -194,13 +197,13 @@ class Saver:
         if self._save is not None:
             self._save.done.wait(self.timeout_s + 2 * _LATE_S if timeout_s is None else timeout_s)
 
-    def _rows_of(self, state: Any) -> Any:
-        """Starts to compute the digests of what each device holds."""
+    def _digests_for(self, state: Any) -> Any:
+        """What computes the digests of such a state."""
         from engine.parallel.digest import Digests  # loads JAX
 
         if self._digests is None or not self._digests.fits(state):
             self._digests = Digests(state)
-        return self._digests.rows(state)
+        return self._digests
 
     def _hangs(self) -> bool:
         """Whether the thread of an abandoned save has still not come back."""
@@ -226,6 +229,8 @@ class Saver:
             for folder in (save.folder.parent, save.folder):
                 folder.mkdir(exist_ok=True)
             arrays.write(save.folder / STATE, state, save.copied.set)
+            if save.rows is None:
+                save.rows = self._digests.rows(state)
         except Exception as error:
             return arrays.words_of(error)
         finally:
