@@ -33,7 +33,6 @@ from absl import flags
 
 from engine.cluster import exit_codes, parent
 from engine.config.errors import ConvoyError
-from engine.data.source import Batch
 
 BEAT_S = 1.0
 FROZEN_S = 10.0
@@ -96,7 +95,7 @@ class Workers:
     def __iter__(self) -> "Workers":
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> Any:
         begin = time.monotonic()
         tell_at = begin + SLOW_S
         while not wait([self._ahead], BEAT_S).done:
@@ -105,17 +104,17 @@ class Workers:
                 logging.getLogger("convoy").warning("waiting for data: no batch for %g s", time.monotonic() - begin)
                 tell_at += 10 * SLOW_S
         try:
-            batch = self._ahead.result()
+            element = self._ahead.result()
         except RuntimeError as error:
             self._raise_killed(error)
             raise
-        if batch is _END:
+        if element is _END:
             raise StopIteration
         self._started = True
         self._ahead = self._ask()
         if len(self._processes) < self._count:
             self._find_processes()
-        return batch
+        return element
 
     def close(self) -> None:
         """Ends the workers; one that does not come to its end is killed. A second call does nothing."""

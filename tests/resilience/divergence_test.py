@@ -23,6 +23,7 @@ class Loop:
             if self.policy.goes_back(step, [2, self.saved], False):
                 step, spoilt = self.saved, False
                 self.went_back += 1
+                assert self.went_back < 100, "it goes back for ever"
                 continue
             held = self.policy.held(step, k)
             values = np.zeros((k, len(NAMES), 2))
