@@ -4,9 +4,10 @@ tools/bazel run //benchmarks:data_wait [-- --turns 8]
 python -m benchmarks.data_wait
 
 For each model, turns of the engine's loop; the share is what the run itself tells in each row as `data_wait`: the time
-in which no batch was there, and not what it costs to take one that is. Batches come in blocks, so a row may hold a wait
-for many steps or none: the share of all rows together is printed, and their range. Beside it, in turns with it, a batch
-from the feed alone: a loop that computes for longer than that need not wait. Fails on nothing.
+from asking for a block of batches until it is there, and not what it costs to take a batch of one that is. So a row may
+hold a wait for many steps or none: the share of all rows together is printed, and the range of single ones. Beside it,
+in turns with it, median and range of a batch from the feed alone: a loop that computes for longer need not wait. Fails
+on nothing.
 """
 
 import argparse
@@ -16,8 +17,8 @@ from benchmarks import turns, workloads
 from benchmarks.loop import steps_for
 
 
-def measure(name: str, count: int, seconds: float, steps: int | None = None) -> tuple[list[float], dict]:
-    """Returns the share of each row, and the milliseconds a step of the engine and a batch of its feed alone."""
+def measure(name: str, count: int, seconds: float, steps: int | None = None) -> tuple[list[tuple[float, float]], dict]:
+    """Returns the share and the seconds of each row, and the milliseconds a step of the engine and a batch alone."""
     if steps is None:
         steps = steps_for(name, seconds)
     config = workloads.config(name, steps=turns.total(steps, count))
@@ -26,8 +27,8 @@ def measure(name: str, count: int, seconds: float, steps: int | None = None) -> 
         engine.rows.clear()
         draw = {"engine": engine.turn, "feed": lambda: [feed.next(1) for _ in range(steps)]}
         times = turns.interleave(draw, count)
-    shares = [row["data_wait"] for row in engine.rows if "data_wait" in row]
-    return shares, {loop: [1e3 * s / steps for s in values] for loop, values in times.items()}
+    rows = [(row["data_wait"], row["step_time_s"]) for row in engine.rows if "data_wait" in row]
+    return rows, {loop: [1e3 * s / steps for s in values] for loop, values in times.items()}
 
 
 def main() -> None:
@@ -40,8 +41,9 @@ def main() -> None:
     args = parser.parse_args()
     print(turns.machine())
     for name in workloads.NAMES if args.only is None else (args.only,):
-        shares, times = measure(name, args.turns, args.seconds, args.steps)
-        mean, least, most = (100 * of(shares) for of in (statistics.fmean, min, max))
+        rows, times = measure(name, args.turns, args.seconds, args.steps)
+        shares, seconds = zip(*rows, strict=True)
+        mean, least, most = 100 * statistics.fmean(shares, seconds), 100 * min(shares), 100 * max(shares)
         print(
             f"{name:7} waiting {mean:.2f} ({least:.2f}-{most:.2f}) % of the time  "
             f"step {turns.spread(times['engine'], 3)} ms  batch alone {turns.spread(times['feed'], 3)} ms",

@@ -162,6 +162,7 @@ class Checkpointer:
             self._failure = error
             return error
         if saved is not None:
+            self._may_write()
             self._failure = None
             with contextlib.suppress(RunError):  # was told
                 self.retention.flush()
@@ -178,12 +179,17 @@ def build_checkpointer(
     """Returns the checkpointer of an attempt; `dataset_size` examples are an epoch."""
     checkpoint, path = config.checkpoint, directory.checkpoints
     every = None if checkpoint.every is None else Duration.parse(checkpoint.every, "checkpoint.every")
+    timeout_s = Duration.parse(checkpoint.timeout, "checkpoint.timeout").seconds
+
+    def may_write() -> None:
+        directory.check_lease(look=True)
+
     return Checkpointer(
-        CheckpointStore(path, timeout_s=Duration.parse(checkpoint.timeout, "checkpoint.timeout").seconds),
+        CheckpointStore(path, timeout_s=timeout_s, may_write=may_write),
         SavePolicy(every, config.train.global_batch_size, dataset_size, total_steps),
         Retention(path, checkpoint.keep_latest, checkpoint.best, checkpoint.best_mode, checkpoint.keep_best),
         to_text(config),
         on_failure=checkpoint.on_failure,
         say=say,
-        may_write=lambda: directory.check_lease(look=True),
+        may_write=may_write,
     )

@@ -21,7 +21,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,8 @@ class _Save:
     failure: str = ""
     stage: str = "writing its part"  # of this process, for the sentence at the deadline
     awaited: str = WRITTEN  # what the others are to say
-    rows: Any = None  # the digests of the state by device, on their way (`parallel/digest.py`)
+    digests: Any = None  # what computes them for this state (`parallel/digest.py`)
+    rows: Any = None  # the digests by device, on their way
     seal: Seal | None = None  # None where nothing is written
 
 
@@ -79,12 +80,14 @@ class Saver:
     Args:
         directory: where the step directories lie.
         timeout_s: seconds from the start of a save to its end, whatever the storage does.
+        may_write: called, in the writing thread, before anything is removed and before a step appears; raises where
+            another job writes here by now.
 
     With several processes, all call `free` and `start` at the same steps.
     """
 
-    def __init__(self, directory: Path, timeout_s: float):
-        self.directory, self.timeout_s = directory, timeout_s
+    def __init__(self, directory: Path, timeout_s: float, may_write: Callable[[], None] = lambda: None):
+        self.directory, self.timeout_s, self._may_write = directory, timeout_s, may_write
         self._save: _Save | None = None  # the newest
         self._told = True  # whether its end was asked for
         self._writer: storage.Background | None = None  # the thread of the newest
@@ -153,7 +156,7 @@ class Saver:
         hangs = self._hangs()  # and keeps a whole state in memory: another one may not fit
         copied, state = (True, None) if hangs else _apart(state)
         if not hangs:
-            digests = self._digests_for(state)
+            save.digests = digests = self._digests_for(state)
             if not copied:  # of a copy they are taken when it is written, so that the next step has the cores
                 save.rows = digests.rows(state)
             save.seal = Seal(
@@ -230,7 +233,7 @@ class Saver:
                 folder.mkdir(exist_ok=True)
             arrays.write(save.folder / STATE, state, save.copied.set)
             if save.rows is None:
-                save.rows = self._digests.rows(state)
+                save.rows = save.digests.rows(state)
         except Exception as error:
             return arrays.words_of(error)
         finally:
@@ -277,6 +280,7 @@ class Saver:
         Args:
             save: the one that is to be written now.
         """
+        self._may_write()
         others = processes.count() - 1
         self._in_doubt = [s for s in self._in_doubt if len(coordination.entries(f"{s.key}/{WRITTEN}")) < others]
         kept = [s.folder for s in (*self._in_doubt, save) if s is not None]
@@ -309,6 +313,7 @@ class Saver:
                 save.seal.write(lambda: setattr(save, "stage", ""))
         except Exception as error:
             return arrays.words_of(error)
+        self._may_write()
         target, old = self.directory / str(save.step), save.folder.with_suffix(DELETED)
         with save.lock:  # a save that was abandoned in the meantime must not appear
             if save.done.is_set():

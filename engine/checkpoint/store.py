@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ class CheckpointStore:
         directory: where the step directories lie; made if it is missing.
         read_only: look and restore only. Needs no write access and leaves what another process is writing alone.
         timeout_s: seconds that a save or a restore may take.
+        may_write: as of the `Saver`.
 
     Raises:
         CheckpointError: the directory cannot be made or read.
@@ -72,7 +73,14 @@ class CheckpointStore:
     One writer at a time. With several processes, all call `save`, `restore`, `wait` and `close` at the same steps.
     """
 
-    def __init__(self, directory: str | os.PathLike, *, read_only: bool = False, timeout_s: float = TIMEOUT_S):
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        *,
+        read_only: bool = False,
+        timeout_s: float = TIMEOUT_S,
+        may_write: Callable[[], None] = lambda: None,
+    ):
         self.directory, self._timeout_s = Path(directory).absolute(), timeout_s
         self._same: set[int] = set()  # steps on disk that hold what this run would save again
         self._seen: list[int] = []  # the durable steps, as of the last look
@@ -80,9 +88,9 @@ class CheckpointStore:
         self._deletions = itertools.count(1)
         self._saver: Saver | None = None
         if not read_only:
-            self._open()
+            self._open(may_write)
 
-    def _open(self) -> None:
+    def _open(self, may_write: Callable[[], None]) -> None:
         """Finds the directory writable, in every process; the first one removes leftovers."""
         try:
             storage.probe(self.directory)
@@ -96,7 +104,7 @@ class CheckpointStore:
                 f"{self.directory}: cannot be opened for writing ({error.strerror or error}). Allow writing there, or "
                 "choose another place with --workdir=DIR."
             ) from error
-        self._saver = Saver(self.directory, self._timeout_s)
+        self._saver = Saver(self.directory, self._timeout_s, may_write)
         if processes.is_first():
             for path in leftovers:
                 self._deleting[path] = storage.Background(lambda path=path: shutil.rmtree(path), "leftover")

@@ -128,7 +128,7 @@ class Workers:
         self._ahead = Future()  # a batch that nobody took holds shared memory
         shutil.rmtree(self._beats, ignore_errors=True)
         # Grain's objects refer to each other. Left to chance, their semaphores would be collected in the middle of a
-        # call of Python's resource tracker, which then warns and leaks them.
+        # call of Python's resource tracker, which then warns and leaks them. (What an error on its way holds stays.)
         self._reader = None
         gc.collect()
 

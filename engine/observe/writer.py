@@ -56,8 +56,9 @@ class MetricWriter:
             path_jsonl: the file that lines are added to; made when it is not there. None writes none: in a run of
                 several processes each makes the rows, and the first one writes them.
             tensorboard_dir: folder of the event files; None writes none.
-            may_write: called on the thread before each block; after what it raises no more is written, and `push`
-                raises it.
+            may_write: called on the thread before whatever it does, and again before the rows of a block are written:
+                to make them may take long. What it raises is raised by `push`, and as long as it does nothing is
+                written.
 
         Raises:
             RunError: the file cannot be opened for writing.
@@ -164,6 +165,7 @@ class MetricWriter:
         rows = block()
         if not rows:
             return
+        self._may_write()
         if self._path is not None:
             self._left += "".join(json_text.dumps(row) + "\n" for row in rows).encode()
             self._write_left(self._path)
@@ -180,6 +182,7 @@ class MetricWriter:
             self._warn(path, error, "They wait in memory")
 
     def _sync(self) -> None:
+        self._may_write()
         if self._file is not None and self._path is not None:
             self._write_left(self._path)
             try:

@@ -98,12 +98,17 @@ class Lease:
     def verify(self) -> None:
         """Looks at the lease now, for `LOOK_S` seconds at most, and raises LeaseLost if it is lost.
 
-        Storage that does not answer says nothing about the lease; the write that comes next meets it itself.
+        Storage that does not answer says nothing about the lease; the write that comes next meets it itself. If this
+        process was stopped while it waited, it waits once more.
         """
         with self._turn:
             wanted = self._begun + 1  # a look that began earlier may have seen what is no longer so
             self._asked.set()
-            self._turn.wait_for(lambda: self._ended >= wanted or self._lost is not None, LOOK_S)
+            began = _awake_or_not()
+            for _ in range(2):
+                known = self._turn.wait_for(lambda: self._ended >= wanted or self._lost is not None, LOOK_S)
+                if known or _awake_or_not() - began < 2 * LOOK_S:
+                    break
         if self._lost is not None:
             raise LeaseLost(self._lost)
 
@@ -125,8 +130,9 @@ class Lease:
             now = _awake_or_not()
             with suppress(OSError):  # storage in trouble: tried again at the next beat
                 self._look_and_beat(_RELEASED if released else self._begun)
+                self._looked_at = now
             with self._turn:
-                self._ended, self._looked_at = self._begun, now
+                self._ended = self._begun
                 self._turn.notify_all()
 
     def _look_and_beat(self, beat: int | str) -> None:

@@ -87,6 +87,22 @@ def test_nothing_is_written_where_this_job_may_not_any_more(make, tmp_path):
     assert subject.store.steps() == [] and not (tmp_path / "results.json").exists()
 
 
+def test_after_another_job_took_over_no_older_step_is_dropped(make):
+    taken = []
+
+    def may_write():
+        if taken:
+            raise LeaseLost("another job has taken over this run.")
+
+    subject = make(keep_latest=1, may_write=may_write)
+    assert save(subject, 3) and save(subject, 6)
+    subject.store.free(wait=True)
+    taken.append(True)
+    with pytest.raises(LeaseLost):
+        subject.look()
+    assert subject.store.steps() == [3, 6]
+
+
 def test_the_policy_is_asked_at_each_step_that_comes_here(make):
     """A policy by the clock agrees with other processes: a step at which one of them does not ask hangs."""
     subject, asked = make(), []

@@ -14,6 +14,7 @@ import pytest
 
 from engine.checkpoint.saving import Saver
 from engine.run import storage
+from engine.run.lease import LeaseLost
 
 LONG = 60.0
 
@@ -122,3 +123,25 @@ def test_waiting_may_have_a_nearer_bound(make, hang):
     waiting.start()
     waiting.join(LONG)
     assert not waiting.is_alive() and saver.under_way == 1
+
+
+@pytest.mark.parametrize("questions", [1, 2])
+def test_a_job_that_has_lost_its_directory_takes_nothing_away_from_the_next_one(tmp_path, questions):
+    """It is stopped before its save begins to write, or when all is written; the other job has saved, and saves."""
+    (tmp_path / "1").mkdir()
+    asked = []
+
+    def may_write():
+        asked.append(True)
+        if len(asked) >= questions:
+            (tmp_path / "2.1.saving").mkdir(exist_ok=True)
+            raise LeaseLost("another job has taken over this run")
+
+    saver = Saver(tmp_path, LONG, may_write)
+    start(saver, 1)
+    saver.wait()
+    ended = saver.ended()
+    assert ended is not None and "another job has taken over this run" in ended.failure
+    assert (tmp_path / "1").is_dir() and not list((tmp_path / "1").iterdir())
+    assert (tmp_path / "2.1.saving").is_dir()
+    assert not list(tmp_path.glob("*.deleted"))

@@ -101,6 +101,7 @@ def test_a_job_of_another_host_is_given_up_in_time_and_stops_when_it_wakes(tmp_p
             assert f"looking for {STALE_S:g} s whether it still lives" in second.output
         assert f"has not moved its lease of this run for {STALE_S:g} s" in (run / "log.txt").read_text()
         found, status, saved = bench.outcome(run), bench.status(run), bench.saved(run)
+        lines = [(run / name).read_bytes() for name in ("metrics.jsonl", "goodput.jsonl")]
         woken = first.signal(0, signal.SIGCONT)
         assert first.end() == 1, first.output
         detected = time.monotonic() - woken
@@ -108,6 +109,7 @@ def test_a_job_of_another_host_is_given_up_in_time_and_stops_when_it_wakes(tmp_p
         assert "Traceback" not in first.output
     assert found == one == bench.outcome(run)
     assert (bench.status(run), bench.saved(run)) == (status, saved)
+    assert [(run / name).read_bytes() for name in ("metrics.jsonl", "goodput.jsonl")] == lines
     lost = lost_steps(before, run, 2)
     what = "a stale lease is taken over; its owner wakes and stops"
     case(29, what, detected_s=detected, recovered_s=recovered, lost=lost, bitwise=True, code=1)

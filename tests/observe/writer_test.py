@@ -14,6 +14,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue], made at import
 
 from engine.config.errors import ConvoyError, RunError
+from engine.observe import writer as writer_module
 from engine.observe.writer import MetricWriter
 from engine.run.lease import LeaseLost
 
@@ -71,7 +72,8 @@ def test_a_block_may_do_something_off_the_loop_in_order_with_the_rows(tmp_path):
     assert seen == [1]
 
 
-def test_after_the_directory_is_another_jobs_nothing_more_is_written_and_push_says_why(tmp_path):
+def test_after_the_directory_is_another_jobs_nothing_more_is_written_and_push_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer_module, "_FLUSH_S", 1000.0)
     path, lost = tmp_path / "metrics.jsonl", threading.Event()
 
     def may_write():
@@ -85,12 +87,12 @@ def test_after_the_directory_is_another_jobs_nothing_more_is_written_and_push_sa
     written, ran = threading.Event(), []
     writer.push(written.set)
     assert written.wait(60)
-    lost.set()
-    writer.push(lambda: ran.append(3) or [a_row(3)])
+    writer.push(lambda: lost.set() or [a_row(3)])  # lost while it is made
+    writer.push(lambda: ran.append(4) or [a_row(4)])
     with pytest.raises(LeaseLost, match="another job"):
         writer.flush()
     with pytest.raises(LeaseLost):
-        writer.push(lambda: [a_row(4)])
+        writer.push(lambda: [a_row(5)])
     writer.close()
     assert (ran, lines_of(path)) == ([], [a_row(1, loss=0.5), a_row(2, loss=0.25)])
     assert [step for step, _, _ in events_of(tmp_path / "events")] == [1]

@@ -259,6 +259,52 @@ def test_a_look_that_was_stopped_halfway_tells_nothing_of_what_came_since(folder
         held.check()
 
 
+def test_a_process_that_is_stopped_while_it_waits_for_a_look_waits_for_it_all_the_same(folder, monkeypatch):
+    held, go, main = acquire(folder, beat_s=60), threading.Event(), threading.current_thread()
+    real, moment, asked = lease._newest, lease._awake_or_not(), []
+
+    def newest(folder):
+        go.wait(30)
+        return real(folder)
+
+    def awake_or_not():
+        if threading.current_thread() is main:
+            asked.append(True)
+            if len(asked) == 2:  # the first wait is over, and this process was stopped meanwhile
+                monkeypatch.setattr(lease, "LOOK_S", 30.0)
+                go.set()
+        return moment + 100 * (len(asked) > 1)
+
+    monkeypatch.setattr(lease, "_newest", newest)
+    monkeypatch.setattr(lease, "_awake_or_not", awake_or_not)
+    monkeypatch.setattr(lease, "LOOK_S", 0.2)
+    leave(folder, number=2, **UNSEEN)
+    with pytest.raises(LeaseLost):
+        held.verify()
+
+
+def test_a_look_that_failed_is_none(folder, monkeypatch):
+    held, looks = acquire(folder, beat_s=60), threading.Event()
+    real, moment = lease._newest, lease._awake_or_not()
+
+    def fail(folder):
+        looks.set()
+        raise OSError
+
+    monkeypatch.setattr(lease, "_newest", fail)
+    monkeypatch.setattr(lease, "_awake_or_not", lambda: moment + lease.STALE_S)
+    held._asked.set()
+    assert looks.wait(30)
+    end = time.monotonic() + 30
+    while held._begun != held._ended:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    monkeypatch.setattr(lease, "_newest", real)
+    leave(folder, number=2, **UNSEEN)
+    with pytest.raises(LeaseLost):
+        held.check()
+
+
 def test_storage_that_hangs_holds_up_no_check(folder, monkeypatch):
     held, hangs, go = acquire(folder, beat_s=60), threading.Event(), threading.Event()
     monkeypatch.setattr(lease, "LOOK_S", 0.2)
