@@ -62,6 +62,7 @@ class _Save:
     questions: int  # answers about earlier saves, which nobody reads any more once all have written this one
     folder: Path
     size: int  # bytes of the state
+    state: Any = None  # until it is written: its memory is not kept any longer, and not freed by a thread that ends
     started: float = field(default_factory=time.monotonic)
     copied: threading.Event = field(default_factory=threading.Event)  # the loop's arrays are not needed any more
     done: threading.Event = field(default_factory=threading.Event)
@@ -156,6 +157,7 @@ class Saver:
         hangs = self._hangs()  # and keeps a whole state in memory: another one may not fit
         copied, state = (True, None) if hangs else _apart(state)
         if not hangs:
+            save.state = state
             save.digests = digests = self._digests_for(state)
             if not copied:  # of a copy they are taken when it is written, so that the next step has the cores
                 save.rows = digests.rows(state)
@@ -172,10 +174,10 @@ class Saver:
             timer = threading.Timer(self.timeout_s, self._too_late, (save,))
             timer.daemon = True
             timer.start()
-            write = functools.partial(self._write_and_commit, save, state, texts, timer)
+            write = functools.partial(self._write_and_commit, save, texts, timer)
         else:
             threading.Thread(target=self._follow, args=(save,), daemon=True, name="save-verdict").start()
-            write = functools.partial(self._write_part, save, state)
+            write = functools.partial(self._write_part, save)
         if hangs:
             self._refuse(save, "the disk has still not answered the save before")
         else:
@@ -226,8 +228,9 @@ class Saver:
         else:
             coordination.put(f"{save.key}/{WRITTEN}/{processes.index()}", words)
 
-    def _write(self, save: _Save, state: Any) -> str:
+    def _write(self, save: _Save) -> str:
         """Writes this process's part; returns what went wrong, in words."""
+        state, save.state = save.state, None
         try:
             for folder in (save.folder.parent, save.folder):
                 folder.mkdir(exist_ok=True)
@@ -240,9 +243,9 @@ class Saver:
             save.copied.set()
         return ""
 
-    def _write_part(self, save: _Save, state: Any) -> None:
+    def _write_part(self, save: _Save) -> None:
         """The writing thread of a process that is not the first."""
-        words = self._write(save, state)
+        words = self._write(save)
         coordination.put(f"{save.key}/{WRITTEN}/{processes.index()}", words)
         if not words and save.seal is not None:
             save.seal.hand_over()
@@ -256,11 +259,11 @@ class Saver:
             words = str(error)
         self._end(save, words)
 
-    def _write_and_commit(self, save: _Save, state: Any, texts: Mapping[str, str], timer: threading.Timer) -> None:
+    def _write_and_commit(self, save: _Save, texts: Mapping[str, str], timer: threading.Timer) -> None:
         """The writing thread of the first process."""
         try:
             self._sweep(save)
-            words = self._write(save, state) or self._parts_of_others(save)
+            words = self._write(save) or self._parts_of_others(save)
             if not words:
                 words = self._commit(save, texts)
             if words:

@@ -33,16 +33,15 @@ class Background:
     """
 
     def __init__(self, function: Callable[[], Any], name: str):
-        self._value, self._error = None, None
+        self._function, self._value, self._error = function, None, None
         self._done = threading.Event()
-        # The function is the thread's alone, which drops it at its end, with all that it holds.
-        self._thread = threading.Thread(target=self._run, args=(function,), name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         _threads[:] = [thread for thread in _threads if thread.is_alive()] + [self._thread]
         self._thread.start()
 
-    def _run(self, function: Callable[[], Any]) -> None:
+    def _run(self) -> None:
         try:
-            self._value = function()
+            self._value = self._function()
         except BaseException as error:  # raised where the result is asked for
             self._error = error
         self._done.set()

@@ -9,6 +9,7 @@ import os
 import threading
 import time
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -123,6 +124,16 @@ def test_waiting_may_have_a_nearer_bound(make, hang):
     waiting.start()
     waiting.join(LONG)
     assert not waiting.is_alive() and saver.under_way == 1
+
+
+def test_of_a_save_that_has_ended_no_copy_of_the_state_is_left(make):
+    def states():
+        return sum(array.shape == (4,) for array in jax.live_arrays())
+
+    before, saver = states(), make()
+    start(saver, 1)
+    saver.wait()
+    assert states() == before and not saver.ended().failure
 
 
 @pytest.mark.parametrize("questions", [1, 2])

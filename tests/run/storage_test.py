@@ -1,8 +1,6 @@
 """Calls on storage are waited for only so long; what they return or raise comes through."""
 
 import threading
-import time
-import weakref
 
 import pytest
 
@@ -28,22 +26,6 @@ def test_a_call_that_does_not_come_back_is_left_and_known():
     finally:
         go.set()
     assert call.result(LONG) is True and call.done
-
-
-def test_a_call_that_has_come_back_holds_nothing_that_it_was_given():
-    class State:
-        pass
-
-    state = State()
-    alive = weakref.ref(state)
-    call = storage.Background(lambda state=state: None, "holding")
-    del state
-    call.result(LONG)
-    end = time.monotonic() + LONG
-    while alive() is not None:  # the thread itself is at its end a moment later
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    assert call.done
 
 
 def test_a_folder_is_found_writable_or_not(tmp_path):
