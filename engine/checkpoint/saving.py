@@ -158,15 +158,15 @@ class Saver:
         copied, state = (True, None) if hangs else _apart(state)
         if not hangs:
             save.state = state
-            save.digests = digests = self._digests_for(state)
+            save.digests = self._digests_for(state)
             if not copied:  # of a copy they are taken when it is written, so that the next step has the cores
-                save.rows = digests.rows(state)
+                save.rows = save.digests.rows(state)
             save.seal = Seal(
                 save.folder,
                 step,
                 save.key,
-                digests=lambda: digests.counted(save.rows),
-                texts=digests.texts,
+                digests=lambda: save.digests.counted(save.rows),
+                texts=save.digests.texts,
                 going=lambda: not save.done.is_set(),
             )
         texts = {POSITION: json.dumps(dict(position)), CONFIG: json.dumps({"lines": config_text.split("\n")})}

@@ -57,7 +57,7 @@ class MetricWriter:
                 several processes each makes the rows, and the first one writes them.
             tensorboard_dir: folder of the event files; None writes none.
             may_write: called on the thread before whatever it does, and again before the rows of a block are written:
-                to make them may take long. What it raises is raised by `push`, and as long as it does nothing is
+                to make them may take long. What it raises is raised by `push`; as long as it raises, nothing is
                 written.
 
         Raises:
@@ -182,7 +182,6 @@ class MetricWriter:
             self._warn(path, error, "They wait in memory")
 
     def _sync(self) -> None:
-        self._may_write()
         if self._file is not None and self._path is not None:
             self._write_left(self._path)
             try:

@@ -78,7 +78,7 @@ class Lease:
         self._asked = threading.Event()
         self._turn = threading.Condition()
         self._begun = self._ended = 0  # looks
-        self._looked_at = self._asked_at = _awake_or_not()  # a whole look, and a question that got an answer: begins
+        self._looked_at = self._asked_at = _awake_or_not()  # when the last whole look began, and the last question
         self._thread = threading.Thread(target=self._keep, daemon=True, name="lease")
         self._thread.start()
 
