@@ -21,11 +21,14 @@ PAIR = {"mesh__fsdp": 2}
 
 
 def is_my_turn(file: Path) -> bool:
-    """Whether this rank is the one that the file names; it is renamed then."""
-    mine = file.exists() and file.read_text() == os.environ.get("CONVOY_PROCESS_ID")
-    if mine:
+    """Whether this rank is the one that the file names; it is renamed then, so this is true once."""
+    try:
+        if file.read_text() != os.environ.get("CONVOY_PROCESS_ID"):
+            return False
         file.rename(f"{file}.done")
-    return mine
+    except FileNotFoundError:  # not named yet, or another thread that reads examples was faster
+        return False
+    return True
 
 
 class Blocking:
