@@ -1,9 +1,10 @@
 """The end of a process with its parent: nothing that a run has started outlives it, however it ends.
 
-Owns: what a new process calls for that. Does not own: who starts it (`launch/`, `data/`).
+Owns: what a new process calls for that, and to end it. Does not own: who starts it (`launch/`, `data/`).
 
 On Linux the kernel kills it (`prctl(2)`, PR_SET_PDEATHSIG), be it stuck or stopped. Its parent is then the *thread*
-that started it, which must live as long as the process is to.
+that started it, which must live as long as the process is to. In the process, the wish belongs to the thread that
+made it.
 """
 
 import ctypes
@@ -27,3 +28,9 @@ def end_with(parent: int) -> Callable[[], None] | None:
             os._exit(128 + signal.SIGKILL)
 
     return end_with_parent
+
+
+def live_on() -> None:
+    """Takes back what this thread has asked for by `end_with`; does nothing elsewhere than on Linux."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0)

@@ -3,12 +3,15 @@
 Owns: Grain's worker processes, their signs of life, and the errors about them. Does not own: what they make
 (`batches.py`), or a source that is merely slow, which the watchdog bounds (`resilience/`).
 
-Terms. *Beat*: once a second, a thread of each worker touches a file; a process that is stopped, or that holds Python's
-lock in one call, does not. *Frozen*: no beat for FROZEN_S while its batch is waited for.
+Terms. *Beat*: a thread of each worker counts up on the board; a process that is stopped, or that holds Python's lock in
+one call, does not. *Frozen*: no beat for FROZEN_S while its batch is waited for. *Board*: shared memory of one slot for
+each worker, its pid and its beats, after one that says whether the reader is closing.
 
-One thread starts the workers and draws all batches, one ahead of the caller, and lives until `close`: the kernel ends a
-worker with the thread that started it (`cluster/parent.py`). Python's resource tracker, a process of its own, removes
-what killed workers leave in shared memory.
+A thread draws all batches, one ahead of the caller, so that no wait for Grain is without a bound. The kernel kills a
+worker with the thread that started it (`cluster/parent.py`), and that is a thread of Grain's, which ends first when a
+reader is closed. What a worker is putting into shared memory at that moment would stay there, so the board asks it to
+live on until Grain has ended it in good order. What killed workers leave is removed by Python's resource tracker, a
+process of its own.
 """
 
 import functools
@@ -18,14 +21,14 @@ import multiprocessing
 import os
 import queue
 import re
-import shutil
 import signal
-import tempfile
+import struct
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from multiprocessing import resource_tracker
-from pathlib import Path
+from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
 import grain
@@ -34,11 +37,14 @@ from absl import flags
 from engine.cluster import exit_codes, parent
 from engine.config.errors import ConvoyError
 
-BEAT_S = 1.0
+BEAT_S = 0.05
+CHECK_S = 1.0  # between two looks at the beats, while a batch is waited for
 FROZEN_S = 10.0
 SLOW_S = 10.0  # after which a wait is told
-CLOSE_S, START_S = 3.0, 60.0  # for the batch that is being made at the end, and for the first one
+CLOSE_S, START_S = 3.0, 60.0  # for the batches that are being made at the end, and for the first one
+HEARD_S, LAST_S = 1.0, 1.0  # for all workers to hear that the reader is closing, and at least for their ends after that
 BURIED_S = 2.0  # for the end of a process to be known
+_SLOT = struct.Struct("@qq")  # of the board
 _KILLED = re.compile(r"exit code -(\d+)")  # in Grain's words
 _END = object()
 
@@ -65,32 +71,36 @@ class Workers:
         _parse_flags()
         _start_tracker()
         self._count = count
-        self._beats = Path(tempfile.mkdtemp(prefix="convoy-data-"))
+        self._board = SharedMemory(create=True, size=(1 + count) * _SLOT.size)  # of zeros
         options = grain.MultiprocessingOptions(count, per_worker_buffer_size=buffer)
         elements = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-        start = functools.partial(_start_worker, str(self._beats), os.getpid())
+        start = functools.partial(_start_worker, self._board.name, os.getpid())
         self._reader: Any = iter(elements.mp_prefetch(options, worker_init_fn=start))
         self._processes: dict[int, Any] = {}  # index -> multiprocessing.Process, as soon as it beats
-        self._seen: dict[int, tuple[int, float]] = {}  # index -> its beat, and when that was new
+        self._seen: dict[int, tuple[int, float]] = {}  # index -> its beats, and when they were new
         self._started = False
-        self._asked: queue.SimpleQueue[Future[Any] | None] = queue.SimpleQueue()
+        self._asked: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         # A daemon: where Grain does not return, it must not hold up the end of the process.
-        self._thread = threading.Thread(target=self._draw, name="data-workers", daemon=True)
+        self._thread = threading.Thread(target=self._answer, name="data-workers", daemon=True)
         self._thread.start()
-        self._ahead = self._ask()
+        self._ahead = self._ask(self._draw)
 
-    def _ask(self) -> Future[Any]:
+    def _ask(self, what: Callable[[], Any]) -> Future[Any]:
         future: Future[Any] = Future()
-        self._asked.put(future)
+        self._asked.put((what, future))
         return future
 
-    def _draw(self) -> None:
+    def _answer(self) -> None:
         """The thread."""
-        while (future := self._asked.get()) is not None:
+        while (asked := self._asked.get()) is not None:
+            what, future = asked
             try:
-                future.set_result(next(self._reader, _END))
+                future.set_result(what())
             except BaseException as error:  # every kind reaches the caller: this thread has no one else to tell
                 future.set_exception(error)
+
+    def _draw(self) -> Any:
+        return next(self._reader, _END)
 
     def __iter__(self) -> "Workers":
         return self
@@ -98,7 +108,7 @@ class Workers:
     def __next__(self) -> Any:
         begin = time.monotonic()
         tell_at = begin + SLOW_S
-        while not wait([self._ahead], BEAT_S).done:
+        while not wait([self._ahead], CHECK_S).done:
             self._check_alive(begin)
             if self._started and time.monotonic() > tell_at:
                 logging.getLogger("convoy").warning("waiting for data: no batch for %g s", time.monotonic() - begin)
@@ -111,42 +121,53 @@ class Workers:
         if element is _END:
             raise StopIteration
         self._started = True
-        self._ahead = self._ask()
+        self._ahead = self._ask(self._draw)
         if len(self._processes) < self._count:
             self._find_processes()
         return element
 
     def close(self) -> None:
-        """Ends the workers; one that does not come to its end is killed. A second call does nothing."""
+        """Ends the workers; those that do not come to their end in time are killed. A second call does nothing."""
         if self._reader is None:
             return
+        end = time.monotonic() + CLOSE_S
         if not wait([self._ahead], CLOSE_S if self._started else START_S).done:
             self._kill()
+        self._let_go()
+        closed = self._ask(self._reader.close)
         self._asked.put(None)
-        self._reader.close()
-        self._thread.join(CLOSE_S)
+        if not wait([closed], max(LAST_S, end - time.monotonic())).done:
+            self._kill()
+        self._thread.join(LAST_S)
         self._ahead = Future()  # a batch that nobody took holds shared memory
-        shutil.rmtree(self._beats, ignore_errors=True)
+        self._board.close()
+        self._board.unlink()
         # Grain's objects refer to each other. Left to chance, their semaphores would be collected in the middle of a
         # call of Python's resource tracker, which then warns and leaks them. (What an error on its way holds stays.)
         self._reader = None
         gc.collect()
+        if closed.done():
+            closed.result()  # raises what went wrong
 
     def _find_processes(self) -> None:
         children = {child.pid: child for child in multiprocessing.active_children()}
-        for file in self._beats.iterdir():
-            index, pid = (int(part) for part in file.name.split("-"))
+        for index in range(self._count):
+            pid, _ = self._slot(index)
             if pid in children:
                 self._processes.setdefault(index, children[pid])
+
+    def _slot(self, index: int) -> tuple[int, int]:
+        """The pid and the beats of a worker; its pid is 0 before its first beat and once it has heard of the end."""
+        return _SLOT.unpack_from(self._board.buf, (1 + index) * _SLOT.size)
 
     def _check_alive(self, begin: float) -> None:
         """Looks at the beats; `begin` is since when a batch is waited for."""
         self._find_processes()
         now = time.monotonic()
         for index, process in self._processes.items():
-            beat = (self._beats / f"{index}-{process.pid}").stat().st_mtime_ns
-            if self._seen.get(index, (0, 0.0))[0] != beat:
-                self._seen[index] = beat, now
+            _, beats = self._slot(index)
+            if self._seen.get(index, (0, 0.0))[0] != beats:
+                self._seen[index] = beats, now
             if now - max(begin, self._seen[index][1]) > FROZEN_S:
                 self._kill()
                 raise DataWorkerError(
@@ -178,6 +199,14 @@ class Workers:
             time.sleep(0.01)  # a thread of Grain's asks for the same end, and one of two is told
         return "a data worker that was starting"
 
+    def _let_go(self) -> None:
+        """Has the workers outlive the threads that started them, until Grain ends them."""
+        self._find_processes()
+        _SLOT.pack_into(self._board.buf, 0, True, 0)
+        end = time.monotonic() + HEARD_S
+        while any(self._slot(i)[0] and p.is_alive() for i, p in self._processes.items()) and time.monotonic() < end:
+            time.sleep(BEAT_S / 10)
+
     def _kill(self) -> None:
         self._find_processes()
         for process in self._processes.values():
@@ -203,27 +232,28 @@ def _start_tracker() -> None:
             os.environ["PYTHONWARNINGS"] = before
 
 
-def _start_worker(beats: str, main: int, index: int, count: int) -> None:
-    """Prepares a worker process: it leaves signals and devices to the main process, ends with it, and beats."""
-    if (end_with_parent := parent.end_with(main)) is not None:
-        end_with_parent()
+def _start_worker(board: str, main: int, index: int, count: int) -> None:
+    """Prepares a worker process: it beats, ends with the main process, and leaves signals and devices to that one."""
+    threading.Thread(target=_beat, args=(SharedMemory(board), main, index), name="beat", daemon=True).start()
     import jax
 
     jax.config.update("jax_platforms", "cpu")
     for number in (signal.SIGINT, signal.SIGTERM):  # the main process still saves, and then closes its workers
         signal.signal(number, signal.SIG_IGN)
-    file = Path(beats) / f"{index}-{os.getpid()}"
-    file.touch()
-    threading.Thread(target=_beat, args=(file,), name="beat", daemon=True).start()
 
 
-def _beat(file: Path) -> None:
-    """Touches the file; ends this process when its parent is gone, where the kernel does not."""
-    parent_process = multiprocessing.parent_process()
-    while parent_process is not None and parent_process.is_alive():
-        try:
-            os.utime(file)
-        except OSError:
-            return  # the main process is closing
-        parent_process.join(BEAT_S)
+def _beat(board: SharedMemory, main: int, index: int) -> None:
+    """Counts up on the board until the reader is closing; ends this process with the main one, by itself where the
+    kernel does not."""
+    if (end_with_parent := parent.end_with(main)) is not None:
+        end_with_parent()
+    main_process, beats = multiprocessing.parent_process(), 0
+    assert main_process is not None
+    while main_process.is_alive() and not _SLOT.unpack_from(board.buf)[0]:
+        beats += 1
+        _SLOT.pack_into(board.buf, (1 + index) * _SLOT.size, os.getpid(), beats)
+        main_process.join(BEAT_S)
+    parent.live_on()
+    _SLOT.pack_into(board.buf, (1 + index) * _SLOT.size, 0, beats)
+    main_process.join()
     os._exit(1)

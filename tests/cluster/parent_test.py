@@ -41,3 +41,30 @@ def test_a_process_ends_with_a_parent_that_is_killed(stopped):
         while alive(child):
             assert time.monotonic() < end
             time.sleep(0.01)
+
+
+THREAD = """
+import os, subprocess, sys, threading, time
+from engine.cluster import parent
+ends = parent.end_with(os.getpid())
+def prepare():
+    ends()
+    if sys.argv[1] == "lives":
+        parent.live_on()
+children = []
+def start():
+    children.append(subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=prepare))
+thread = threading.Thread(target=start)
+thread.start()
+while len(os.listdir("/proc/self/task")) > 1:  # the kernel's thread ends after Python's
+    time.sleep(0.001)
+print(children[0].communicate(b"still here")[0].decode(), children[0].returncode)
+"""
+
+
+@pytest.mark.multiprocess
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills a process with its parent")
+@pytest.mark.parametrize(("how", "says"), [("dies", " -9"), ("lives", "still here 0")])
+def test_a_process_ends_with_the_thread_that_started_it_unless_it_takes_that_back(how, says):
+    done = subprocess.run([sys.executable, "-c", THREAD, how], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == (f"{says}\n", "")

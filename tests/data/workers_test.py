@@ -1,5 +1,6 @@
 """Worker processes that are killed or frozen are noticed, named, and none is left."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -53,13 +54,29 @@ def drain(reader):
         next(reader)
 
 
-def test_batches_come_in_order_and_nothing_stays_on_disk(tmp_path, monkeypatch):
+def test_batches_come_in_order_and_nothing_stays_in_shared_memory_or_on_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    reader = Workers(grain.MapDataset.range(10**6).map(row), 2, 1)
-    assert [int(next(reader)["n"][0]) for _ in range(20)] == list(range(20))
-    assert len(list(tmp_path.iterdir())) == 1
-    reader.close()
+    size = 8 * (100_000 + os.getpid() % 10_000)  # bytes, by which the batches of this test are known
+    for _ in range(3):  # closed at some other moment of the making of a batch
+        reader = Workers(grain.MapDataset.range(10**6).map(lambda n: {"n": np.full(size // 8, n)}), 2, 1)
+        assert [int(next(reader)["n"][0]) for _ in range(20)] == list(range(20))
+        assert in_shared_memory(size)
+        reader.close()
+    end = time.monotonic() + 10  # a thread of Grain's frees what the main process had
+    while in_shared_memory(size):
+        assert time.monotonic() < end
+        time.sleep(0.01)
     assert list(tmp_path.iterdir()) == []
+
+
+def in_shared_memory(size: int) -> list[os.DirEntry[str]]:
+    """The files there of so many bytes."""
+    found = []
+    for file in os.scandir("/dev/shm"):
+        with contextlib.suppress(FileNotFoundError):  # just removed
+            if file.stat().st_size == size:
+                found.append(file)
+    return found
 
 
 @pytest.mark.parametrize("reader", [4998], indirect=True)
