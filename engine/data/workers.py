@@ -4,8 +4,8 @@ Owns: Grain's worker processes, their signs of life, and the errors about them. 
 (`batches.py`), or a source that is merely slow, which the watchdog bounds (`resilience/`).
 
 Terms. *Beat*: a thread of each worker counts up on the board; a process that is stopped, or that holds Python's lock in
-one call, does not. *Frozen*: no beat for FROZEN_S while its batch is waited for. *Board*: shared memory of one slot for
-each worker, its pid and its beats, after one that says whether the reader is closing.
+one call, does not. *Frozen*: no beat for FROZEN_S while its batch is waited for. *Board*: the piece of shared memory
+in which workers and main process see each other.
 
 A thread draws all batches, one ahead of the caller, so that no wait for Grain is without a bound. The kernel kills a
 worker with the thread that started it (`cluster/parent.py`), and that is a thread of Grain's, which ends first when a
@@ -71,7 +71,7 @@ class Workers:
         _parse_flags()
         _start_tracker()
         self._count = count
-        self._board = SharedMemory(create=True, size=(1 + count) * _SLOT.size)  # of zeros
+        self._board = _Board(1 + count)
         options = grain.MultiprocessingOptions(count, per_worker_buffer_size=buffer)
         elements = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         start = functools.partial(_start_worker, self._board.name, os.getpid())
@@ -140,8 +140,7 @@ class Workers:
             self._kill()
         self._thread.join(LAST_S)
         self._ahead = Future()  # a batch that nobody took holds shared memory
-        self._board.close()
-        self._board.unlink()
+        self._board.remove()
         # Grain's objects refer to each other. Left to chance, their semaphores would be collected in the middle of a
         # call of Python's resource tracker, which then warns and leaks them. (What an error on its way holds stays.)
         self._reader = None
@@ -152,20 +151,16 @@ class Workers:
     def _find_processes(self) -> None:
         children = {child.pid: child for child in multiprocessing.active_children()}
         for index in range(self._count):
-            pid, _ = self._slot(index)
+            pid, _ = self._board.read(1 + index)
             if pid in children:
                 self._processes.setdefault(index, children[pid])
-
-    def _slot(self, index: int) -> tuple[int, int]:
-        """The pid and the beats of a worker; its pid is 0 before its first beat and once it has heard of the end."""
-        return _SLOT.unpack_from(self._board.buf, (1 + index) * _SLOT.size)
 
     def _check_alive(self, begin: float) -> None:
         """Looks at the beats; `begin` is since when a batch is waited for."""
         self._find_processes()
         now = time.monotonic()
         for index, process in self._processes.items():
-            _, beats = self._slot(index)
+            _, beats = self._board.read(1 + index)
             if self._seen.get(index, (0, 0.0))[0] != beats:
                 self._seen[index] = beats, now
             if now - max(begin, self._seen[index][1]) > FROZEN_S:
@@ -202,15 +197,41 @@ class Workers:
     def _let_go(self) -> None:
         """Has the workers outlive the threads that started them, until Grain ends them."""
         self._find_processes()
-        _SLOT.pack_into(self._board.buf, 0, True, 0)
+        self._board.write(0, True, 0)
         end = time.monotonic() + HEARD_S
-        while any(self._slot(i)[0] and p.is_alive() for i, p in self._processes.items()) and time.monotonic() < end:
+        while time.monotonic() < end:
+            if not any(self._board.read(1 + i)[0] and p.is_alive() for i, p in self._processes.items()):
+                break
             time.sleep(BEAT_S / 10)
 
     def _kill(self) -> None:
         self._find_processes()
         for process in self._processes.values():
             process.kill()
+
+
+class _Board:
+    """Slots of two numbers in shared memory: of this process, or opened by the name of another one's.
+
+    The first slot tells whether the reader is closing, and one each a worker's pid and beats. The pid is 0 before the
+    first beat, and again once the worker has heard of the closing.
+    """
+
+    def __init__(self, slots: int = 0, name: str | None = None):
+        self._memory = SharedMemory(name, create=name is None, size=slots * _SLOT.size)  # zeros at first
+        self.name = self._memory.name
+
+    def read(self, slot: int) -> tuple[int, int]:
+        assert self._memory.buf is not None
+        return _SLOT.unpack_from(self._memory.buf, slot * _SLOT.size)
+
+    def write(self, slot: int, first: int, second: int) -> None:
+        assert self._memory.buf is not None
+        _SLOT.pack_into(self._memory.buf, slot * _SLOT.size, first, second)
+
+    def remove(self) -> None:
+        self._memory.close()
+        self._memory.unlink()
 
 
 def _parse_flags() -> None:
@@ -234,7 +255,7 @@ def _start_tracker() -> None:
 
 def _start_worker(board: str, main: int, index: int, count: int) -> None:
     """Prepares a worker process: it beats, ends with the main process, and leaves signals and devices to that one."""
-    threading.Thread(target=_beat, args=(SharedMemory(board), main, index), name="beat", daemon=True).start()
+    threading.Thread(target=_beat, args=(_Board(name=board), 1 + index, main), name="beat", daemon=True).start()
     import jax
 
     jax.config.update("jax_platforms", "cpu")
@@ -242,18 +263,17 @@ def _start_worker(board: str, main: int, index: int, count: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _beat(board: SharedMemory, main: int, index: int) -> None:
-    """Counts up on the board until the reader is closing; ends this process with the main one, by itself where the
-    kernel does not."""
+def _beat(board: _Board, slot: int, main: int) -> None:
+    """Counts up until the reader is closing; ends this process with the main one, also where no kernel does it."""
     if (end_with_parent := parent.end_with(main)) is not None:
         end_with_parent()
     main_process, beats = multiprocessing.parent_process(), 0
     assert main_process is not None
-    while main_process.is_alive() and not _SLOT.unpack_from(board.buf)[0]:
+    while main_process.is_alive() and not board.read(0)[0]:
         beats += 1
-        _SLOT.pack_into(board.buf, (1 + index) * _SLOT.size, os.getpid(), beats)
+        board.write(slot, os.getpid(), beats)
         main_process.join(BEAT_S)
     parent.live_on()
-    _SLOT.pack_into(board.buf, (1 + index) * _SLOT.size, 0, beats)
+    board.write(slot, 0, beats)
     main_process.join()
     os._exit(1)
