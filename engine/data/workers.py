@@ -10,10 +10,12 @@ in which workers and main process see each other.
 A thread draws all batches, one ahead of the caller, so that no wait for Grain is without a bound. The kernel kills a
 worker with the thread that started it (`cluster/parent.py`), and that is a thread of Grain's, which ends first when a
 reader is closed. What a worker is putting into shared memory at that moment would stay there, so the board asks it to
-live on until Grain has ended it in good order. What killed workers leave is removed by Python's resource tracker, a
-process of its own.
+live on until Grain has ended it in good order. What killed workers leave is removed when the main process ends, by
+Python's resource tracker, a process of its own.
 """
 
+import contextlib
+import errno
 import functools
 import gc
 import logging
@@ -35,16 +37,22 @@ import grain
 from absl import flags
 
 from engine.cluster import exit_codes, parent
-from engine.config.errors import ConvoyError
+from engine.config.errors import ConvoyError, RunError
 
 BEAT_S = 0.05
 CHECK_S = 1.0  # between two looks at the beats, while a batch is waited for
 FROZEN_S = 10.0
 SLOW_S = 10.0  # after which a wait is told
 CLOSE_S, START_S = 3.0, 60.0  # for the batches that are being made at the end, and for the first one
-HEARD_S, LAST_S = 1.0, 1.0  # for all workers to hear that the reader is closing, and at least for their ends after that
+HEARD_S = 1.0  # for all workers to hear that the reader is closing: 20 beats
 BURIED_S = 2.0  # for the end of a process to be known
 _SLOT = struct.Struct("@qq")  # of the board
+_HEARD = -1  # in the place of beats
+_SHARED = "shared memory (/dev/shm), through which data workers hand over batches"
+_PERHAPS = {
+    signal.SIGKILL: ", perhaps for want of memory",
+    signal.SIGBUS: f", perhaps for want of {_SHARED}",
+}
 _KILLED = re.compile(r"exit code -(\d+)")  # in Grain's words
 _END = object()
 
@@ -63,15 +71,20 @@ class Workers:
         count: of the workers.
         buffer: elements that each makes ahead.
 
-    Raises (when a batch is drawn):
-        DataWorkerError: a worker was killed from outside, or is frozen.
+    Raises:
+        RunError: shared memory is full.
+        DataWorkerError: when a batch is drawn, a worker was killed from outside, or is frozen.
     """
 
     def __init__(self, dataset: grain.MapDataset, count: int, buffer: int):
         _parse_flags()
         _start_tracker()
         self._count = count
-        self._board = _Board(1 + count)
+        try:
+            self._board = _Board(1 + count)
+        except OSError as error:
+            _raise_full(error)
+            raise
         options = grain.MultiprocessingOptions(count, per_worker_buffer_size=buffer)
         elements = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         start = functools.partial(_start_worker, self._board.name, os.getpid())
@@ -118,6 +131,9 @@ class Workers:
         except RuntimeError as error:
             self._raise_killed(error)
             raise
+        except OSError as error:
+            _raise_full(error)
+            raise
         if element is _END:
             raise StopIteration
         self._started = True
@@ -130,15 +146,14 @@ class Workers:
         """Ends the workers; those that do not come to their end in time are killed. A second call does nothing."""
         if self._reader is None:
             return
-        end = time.monotonic() + CLOSE_S
         if not wait([self._ahead], CLOSE_S if self._started else START_S).done:
             self._kill()
         self._let_go()
         closed = self._ask(self._reader.close)
         self._asked.put(None)
-        if not wait([closed], max(LAST_S, end - time.monotonic())).done:
+        if not wait([closed], CLOSE_S).done:
             self._kill()
-        self._thread.join(LAST_S)
+        self._thread.join(BURIED_S)
         self._ahead = Future()  # a batch that nobody took holds shared memory
         self._board.remove()
         # Grain's objects refer to each other. Left to chance, their semaphores would be collected in the middle of a
@@ -160,6 +175,8 @@ class Workers:
         self._find_processes()
         now = time.monotonic()
         for index, process in self._processes.items():
+            if not process.is_alive():  # it has made its last batch, or Grain tells what has ended it
+                continue
             _, beats = self._board.read(1 + index)
             if self._seen.get(index, (0, 0.0))[0] != beats:
                 self._seen[index] = beats, now
@@ -174,12 +191,10 @@ class Workers:
         """Raises for a worker that a signal has ended; Grain's words tell of one, and not of which."""
         if (killed := _KILLED.search(str(error))) is None:
             return
-        number = int(killed[1])
-        which = self._victim(number)
+        by = signal.Signals(int(killed[1]))
         raise DataWorkerError(
-            f"{which} was killed by {signal.Signals(number).name}"
-            f"{', perhaps for want of memory' * (number == signal.SIGKILL)}. The same command goes on from the newest "
-            "checkpoint; fewer data.workers need less memory."
+            f"{self._victim(by)} was killed by {by.name}{_PERHAPS.get(by, '')}. The same command goes on from the "
+            "newest checkpoint; fewer data.workers need less memory."
         ) from error
 
     def _victim(self, number: int) -> str:
@@ -196,11 +211,11 @@ class Workers:
 
     def _let_go(self) -> None:
         """Has the workers outlive the threads that started them, until Grain ends them."""
-        self._find_processes()
         self._board.write(0, True, 0)
+        self._find_processes()
         end = time.monotonic() + HEARD_S
         while time.monotonic() < end:
-            if not any(self._board.read(1 + i)[0] and p.is_alive() for i, p in self._processes.items()):
+            if all(self._board.read(1 + i)[1] == _HEARD or not p.is_alive() for i, p in self._processes.items()):
                 break
             time.sleep(BEAT_S / 10)
 
@@ -213,13 +228,20 @@ class Workers:
 class _Board:
     """Slots of two numbers in shared memory: of this process, or opened by the name of another one's.
 
-    The first slot tells whether the reader is closing, and one each a worker's pid and beats. The pid is 0 before the
-    first beat, and again once the worker has heard of the closing.
+    The first slot tells whether the reader is closing, and one each a worker's pid and beats: 0 and 0 before the first,
+    and _HEARD in place of the beats once the worker has heard of the closing.
     """
 
     def __init__(self, slots: int = 0, name: str | None = None):
-        self._memory = SharedMemory(name, create=name is None, size=slots * _SLOT.size)  # zeros at first
+        size = slots * _SLOT.size
+        self._memory = SharedMemory(name, create=name is None, size=size)
         self.name = self._memory.name
+        if name is None:
+            try:
+                _reserve(self.name, size)
+            except OSError:
+                self.remove()
+                raise
 
     def read(self, slot: int) -> tuple[int, int]:
         assert self._memory.buf is not None
@@ -232,6 +254,21 @@ class _Board:
     def remove(self) -> None:
         self._memory.close()
         self._memory.unlink()
+
+
+def _reserve(name: str, size: int) -> None:
+    """Takes up a piece of shared memory now, by its file: Linux sends SIGBUS to the first user of one with no room."""
+    with contextlib.suppress(FileNotFoundError), open(f"/dev/shm/{name}", "r+b") as file:
+        file.write(bytes(size))
+
+
+def _raise_full(error: OSError) -> None:
+    """Raises for full shared memory, in words."""
+    if error.errno == errno.ENOSPC:
+        raise RunError(
+            f"{_SHARED}, is full. Give it more room (docker run --shm-size=8g; convoy launch kubernetes --shm=8Gi), "
+            "remove what killed runs have left there, or set data.workers=0."
+        ) from error
 
 
 def _parse_flags() -> None:
@@ -273,7 +310,9 @@ def _beat(board: _Board, slot: int, main: int) -> None:
         beats += 1
         board.write(slot, os.getpid(), beats)
         main_process.join(BEAT_S)
+    if beats == 0:  # the reader was closed while this process started; Grain takes this code for a failure, and ends
+        os._exit(1)
     parent.live_on()
-    board.write(slot, 0, beats)
+    board.write(slot, os.getpid(), _HEARD)
     main_process.join()
     os._exit(1)

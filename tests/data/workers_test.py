@@ -60,7 +60,9 @@ def test_batches_come_in_order_and_nothing_stays_in_shared_memory_or_on_disk(tmp
     for _ in range(3):  # closed at some other moment of the making of a batch
         reader = Workers(grain.MapDataset.range(10**6).map(lambda n: {"n": np.full(size // 8, n)}), 2, 1)
         assert [int(next(reader)["n"][0]) for _ in range(20)] == list(range(20))
+        held = next(reader)
         assert in_shared_memory(size)
+        del held
         reader.close()
     end = time.monotonic() + 10  # a thread of Grain's frees what the main process had
     while in_shared_memory(size):
@@ -103,6 +105,7 @@ def test_a_worker_that_is_killed_while_it_starts_is_told_too():
         assert error.value.exit_code == 42
     finally:
         reader.close()
+    assert pids() == []
 
 
 def test_a_frozen_worker_is_named_and_killed(reader, monkeypatch):
@@ -122,3 +125,28 @@ def test_a_reader_that_is_closed_at_once_leaves_no_thread():
     before = set(threading.enumerate())
     Workers(grain.MapDataset.range(10).map(row), 1, 1).close()
     assert not [t for t in set(threading.enumerate()) - before if t.name.startswith("data-workers")]
+
+
+def test_a_worker_that_has_made_its_last_batch_is_not_frozen(monkeypatch):
+    """The other one takes long for its batch, which is its right."""
+    monkeypatch.setattr(workers, "FROZEN_S", 1.5)
+    reader = Workers(grain.MapDataset.range(1).map(lambda n: (time.sleep(5), n)[1]), 2, 1)
+    assert list(reader) == [0]
+    reader.close()
+
+
+def test_a_worker_that_starts_while_its_reader_closes_ends_at_once(monkeypatch):
+    monkeypatch.setattr(workers, "_Board", Closing)
+    reader = Workers(grain.MapDataset.range(10**6).map(row), 1, 1)
+    with pytest.raises(RuntimeError, match="exit code 1"):
+        next(reader)
+    reader.close()
+    assert pids() == []
+
+
+class Closing(workers._Board):
+    """Says so from the beginning."""
+
+    def __init__(self, slots: int):
+        super().__init__(slots)
+        self.write(0, True, 0)

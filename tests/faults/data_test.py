@@ -233,3 +233,27 @@ def test_34_a_stop_leaves_no_worker_and_no_shared_memory(with_workers, tmp_path,
         assert job.end() == 42, job.output
         assert_nothing_left(job, tmp_path)
     case(34, "SIGTERM with data workers", code=42)
+
+
+@pytest.mark.parametrize("when", ["at the start", "while it runs"])
+def test_34_full_shared_memory_is_told_in_words(when, tmp_path, case):
+    run, size = tmp_path / "run", "64k" if when == "at the start" else "64m"
+    data = {"target": "tests.zoo.source", "workers": 2}
+    where = bench.config(tmp_path / "config", pause=0.1, evaluations={}, data=data)
+    mount = f'mount -t tmpfs -o size={size} none /dev/shm && exec "$0" "$@"'
+    user = () if os.geteuid() == 0 else ("-r",)
+    with bench.Job("train", where, f"--workdir={run}", prefix=("unshare", *user, "--mount", "sh", "-c", mount)) as job:
+        if when == "while it runs":
+            job.until_step(run, 6)
+            with (
+                open(f"/proc/{job.process.pid}/root/dev/shm/filler", "wb") as file,
+                pytest.raises(OSError, match="left"),
+            ):
+                file.write(bytes(64 << 20))
+        code = job.end()
+        last = job.output.splitlines()[-1]
+        assert "Traceback" not in job.output
+    assert code == (1 if when == "at the start" else 42)
+    assert "shared memory (/dev/shm), through which data workers hand over batches" in last
+    assert ("is full" in last) if when == "at the start" else ("was killed by SIGBUS, perhaps for want of" in last)
+    case(34, f"shared memory is full {when}", code=code)
