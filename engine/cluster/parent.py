@@ -1,6 +1,6 @@
 """The end of a process with its parent: nothing that a run has started outlives it, however it ends.
 
-Owns: what a new process calls for that, and to end it. Does not own: who starts it (`launch/`, `data/`).
+Owns: what a new process calls for that, and to take it back. Does not own: who starts it (`launch/`, `data/`).
 
 On Linux the kernel kills it (`prctl(2)`, PR_SET_PDEATHSIG), be it stuck or stopped. Its parent is then the *thread*
 that started it, which must live as long as the process is to. In the process, the wish belongs to the thread that

@@ -133,16 +133,16 @@ def test_33_too_many_bad_records_end_the_run(tmp_path, case):
 
 @pytest.fixture
 def with_workers(tmp_path: Path) -> Callable[..., bench.Job]:
-    """Starts a run with two data workers a rank, whose shared memory is the folder `shm` here."""
+    """Starts a run with two data workers a rank, whose shared memory is a mount of its own: the folder `shm` here."""
     shm, run = tmp_path / "shm", tmp_path / "run"
     shm.mkdir()
     where = bench.config(
         tmp_path / "config", pause=0.1, evaluations={}, data={"target": "tests.zoo.source", "workers": 2}
     )
-    mount = f'mount --bind {shm} /dev/shm && exec "$0" "$@"'
-    prefix = ("unshare", "--mount", "sh", "-c", mount) if os.geteuid() == 0 else ("unshare", "-rm", "sh", "-c", mount)
 
-    def start(ranks: int = 1) -> bench.Job:
+    def start(ranks: int = 1, mount: str = f"--bind {shm}") -> bench.Job:
+        unshare = ("unshare", "--mount" if os.geteuid() == 0 else "-rm")
+        prefix = (*unshare, "sh", "-c", f'mount {mount} /dev/shm && exec "$0" "$@"')
         return bench.Job("train", where, f"--workdir={run}", ranks=ranks, prefix=prefix)
 
     return start
@@ -236,15 +236,11 @@ def test_34_a_stop_leaves_no_worker_and_no_shared_memory(with_workers, tmp_path,
 
 
 @pytest.mark.parametrize("when", ["at the start", "while it runs"])
-def test_34_full_shared_memory_is_told_in_words(when, tmp_path, case):
-    run, size = tmp_path / "run", "64k" if when == "at the start" else "64m"
-    data = {"target": "tests.zoo.source", "workers": 2}
-    where = bench.config(tmp_path / "config", pause=0.1, evaluations={}, data=data)
-    mount = f'mount -t tmpfs -o size={size} none /dev/shm && exec "$0" "$@"'
-    user = () if os.geteuid() == 0 else ("-r",)
-    with bench.Job("train", where, f"--workdir={run}", prefix=("unshare", *user, "--mount", "sh", "-c", mount)) as job:
+def test_34_full_shared_memory_is_told_in_words(when, with_workers, tmp_path, case):
+    size = "64k" if when == "at the start" else "64m"
+    with with_workers(mount=f"-t tmpfs -o size={size} none") as job:
         if when == "while it runs":
-            job.until_step(run, 6)
+            job.until_step(tmp_path / "run", 6)
             with (
                 open(f"/proc/{job.process.pid}/root/dev/shm/filler", "wb") as file,
                 pytest.raises(OSError, match="left"),
