@@ -13,7 +13,7 @@ on nothing.
 import argparse
 import statistics
 
-from benchmarks import turns, workloads
+from benchmarks import interleaved, workloads
 from benchmarks.loop import steps_for
 
 
@@ -21,12 +21,12 @@ def measure(name: str, count: int, seconds: float, steps: int | None = None) -> 
     """Returns the share and the seconds of each row, and the milliseconds a step of the engine and a batch alone."""
     if steps is None:
         steps = steps_for(name, seconds)
-    config = workloads.config(name, steps=turns.total(steps, count))
+    config = workloads.config(name, steps=interleaved.total(steps, count))
     feed = workloads.bare_loop(config).feed
-    with turns.EngineLoop(config, steps) as engine:
+    with interleaved.EngineLoop(config, steps) as engine:
         engine.rows.clear()
         draw = {"engine": engine.turn, "feed": lambda: [feed.next(1) for _ in range(steps)]}
-        times = turns.interleave(draw, count)
+        times = interleaved.interleave(draw, count)
     rows = [(row["data_wait"], row["step_time_s"]) for row in engine.rows if "data_wait" in row]
     return rows, {loop: [1e3 * s / steps for s in values] for loop, values in times.items()}
 
@@ -39,14 +39,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of a turn, in place of --seconds")
     parser.add_argument("--only", choices=workloads.NAMES)
     args = parser.parse_args()
-    print(turns.machine())
+    print(interleaved.machine())
     for name in workloads.NAMES if args.only is None else (args.only,):
         rows, times = measure(name, args.turns, args.seconds, args.steps)
         shares, seconds = zip(*rows, strict=True)
         mean, least, most = 100 * statistics.fmean(shares, seconds), 100 * min(shares), 100 * max(shares)
         print(
             f"{name:7} waiting {mean:.2f} ({least:.2f}-{most:.2f}) % of the time  "
-            f"step {turns.spread(times['engine'], 3)} ms  batch alone {turns.spread(times['feed'], 3)} ms",
+            f"step {interleaved.spread(times['engine'], 3)} ms  batch alone {interleaved.spread(times['feed'], 3)} ms",
             flush=True,
         )
     print("target: below 1 %")

@@ -7,10 +7,10 @@ d_model 256, 4 layers, 8 heads, d_ff 1024, sequence 256, batch 8, vocabulary 512
 parameters. Each loop is a process of its own (`decoder_engine.py`, `decoder_plain.py`, `decoder_torch.py`) with the
 same first weights and the same batches, and they run in turns. The engine runs `mesh.cpu_devices=auto`, the plain loops
 as such loops are: one device, as many threads as there are cores. The engine starts with large pages, as its
-command line does (`engine/launch/pages.py`), the plain loops without. A turn is long, since large pages that were given
-back cost the first step after a pause of a second 0.2 to 0.3 s on a virtual machine. PYTHON is an interpreter that has
-torch, in an environment of its own; without it that loop is left out. Prints seconds a step, ratios with their spread,
-the largest difference of a loss, and the memory of each process at most. Fails on nothing.
+command line does (`engine/launch/huge_pages.py`), the plain loops without. A turn is long, since large pages that were
+given back cost the first step after a pause of a second 0.2 to 0.3 s on a virtual machine. PYTHON is an interpreter
+that has torch, in an environment of its own; without it that loop is left out. Prints seconds a step, ratios with their
+spread, the largest difference of a loss, and the memory of each process at most. Fails on nothing.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import turns
+from benchmarks import interleaved
 from benchmarks.decoder_plain import BATCH, DEPTH, HIDDEN, TIME, VOCABULARY, WIDTH
 from benchmarks.worker import Worker
 
@@ -60,11 +60,11 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--steps", type=int, default=30, help="of a turn")
     args = parser.parse_args()
-    print(turns.machine())
+    print(interleaved.machine())
     here = Path(__file__).parent
     with tempfile.TemporaryDirectory(prefix="convoy-benchmark-") as folder:
         inputs = Path(folder) / "inputs.npz"
-        write_inputs(inputs, turns.total(args.steps, args.turns))
+        write_inputs(inputs, interleaved.total(args.steps, args.turns))
         commands = {
             "engine": [
                 sys.executable,
@@ -99,13 +99,13 @@ def report(seconds: dict[str, list[float]], losses: dict[str, list[float]], peak
     """Prints what was measured."""
     for name, times in seconds.items():
         memory = f"{peak[name] / 1e6:,.0f} MB at most"
-        print(f"{name:9} {turns.spread(times, 3)} s a step, {memory}, last loss {losses[name][-1]:.4f}")
+        print(f"{name:9} {interleaved.spread(times, 3)} s a step, {memory}, last loss {losses[name][-1]:.4f}")
     for name, target in (("plain JAX", 0.55), ("PyTorch", 0.80)):
         if name in seconds:
             difference = max(abs(a - b) for a, b in zip(losses["engine"], losses[name], strict=True))
-            ratio = turns.ratios(seconds["engine"], seconds[name])
+            ratio = interleaved.ratios(seconds["engine"], seconds[name])
             print(
-                f"engine / {name} {turns.spread(ratio, 3)}, target at most {target}; "
+                f"engine / {name} {interleaved.spread(ratio, 3)}, target at most {target}; "
                 f"memory {peak['engine'] / peak[name]:.2f}; losses differ by at most {difference:.1e}"
             )
     print(f"tokens/s of the engine: {BATCH * TIME / statistics.median(seconds['engine']):,.0f}")

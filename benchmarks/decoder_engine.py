@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import turns
+from benchmarks import interleaved
 from benchmarks.decoder_plain import (
     BATCH,
     DEPTH,
@@ -24,7 +24,7 @@ from benchmarks.worker import serve
 from engine import ArraySource
 from engine.config import defaults, validate
 from engine.entry import set_up_devices
-from engine.launch.pages import start_with_large_pages
+from engine.launch.huge_pages import start_with_large_pages
 from models.decoder import LanguageModel
 
 
@@ -70,7 +70,7 @@ def main() -> None:
     sizes = dict(vocabulary=VOCABULARY, width=WIDTH, hidden=HIDDEN, depth=DEPTH, heads=HEADS)
     c.task = dict(target="benchmarks.decoder_engine.Given", inputs=inputs, **sizes)
     c.data = dict(target="benchmarks.decoder_engine.rows", inputs=inputs, shuffle=False)
-    c.train.total = f"{turns.total(steps, count)} steps"
+    c.train.total = f"{interleaved.total(steps, count)} steps"
     c.train.global_batch_size = BATCH
     c.mesh.cpu_devices = "auto"
     c.optimizer = dict(learning_rate=LEARNING_RATE, schedule="constant", clip_norm=None, weight_decay=WEIGHT_DECAY)
@@ -78,7 +78,7 @@ def main() -> None:
     c.log.every = "1 step"
     c.log.tensorboard = False
     config = set_up_devices(validate(c))
-    with turns.EngineLoop(config, steps) as engine:
+    with interleaved.EngineLoop(config, steps) as engine:
         done = 0
 
         def turn(steps: int) -> list[float]:

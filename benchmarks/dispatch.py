@@ -16,7 +16,7 @@ import time
 
 import jax
 
-from benchmarks import turns, workloads
+from benchmarks import interleaved, workloads
 from benchmarks.bare import Bare
 
 KS = (1, 2, 8, 32)
@@ -59,15 +59,15 @@ def measure(name: str, count: int, seconds: float, blocks: int | None = None) ->
     if blocks is None:
         blocks = _blocks(workloads.config("mlp", steps=8 * BLOCK, **model), seconds)
     steps = blocks * BLOCK
-    configs = {k: _config(turns.total(steps, count), k, model) for k in KS}
+    configs = {k: _config(interleaved.total(steps, count), k, model) for k in KS}
     bare = workloads.bare_loop(configs[1])
     computing = Computing(workloads.bare_loop(configs[1]))
     bare.train(steps)
     computing.train(steps)
     with contextlib.ExitStack() as stack:
-        loops = {f"K={k}": stack.enter_context(turns.EngineLoop(c, steps)).turn for k, c in configs.items()}
+        loops = {f"K={k}": stack.enter_context(interleaved.EngineLoop(c, steps)).turn for k, c in configs.items()}
         loops |= {"bare": lambda: bare.train(steps), "computing": lambda: computing.train(steps)}
-        times = turns.interleave(loops, count)
+        times = interleaved.interleave(loops, count)
     return {loop: [1e6 * s / steps for s in seconds] for loop, seconds in times.items()}
 
 
@@ -93,14 +93,17 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, help="of 32 steps, in place of --seconds")
     parser.add_argument("--only", choices=SIZES)
     args = parser.parse_args()
-    print(turns.machine())
+    print(interleaved.machine())
     for name in SIZES if args.only is None else (args.only,):
         times = measure(name, args.turns, args.seconds, args.blocks)
         host = [1 - a / b for a, b in zip(times["computing"], times["bare"], strict=True)]
         speed = "  ".join(f"K={k} {1e6 / statistics.median(times[f'K={k}']):,.0f}" for k in KS)
-        gain = "  ".join(f"K={k} {turns.spread(turns.ratios(times['K=1'], times[f'K={k}']))}" for k in KS[1:])
+        gain = "  ".join(
+            f"K={k} {interleaved.spread(interleaved.ratios(times['K=1'], times[f'K={k}']))}" for k in KS[1:]
+        )
+        bare = interleaved.spread(times["bare"], 0)
         print(
-            f"{name:15} bare step {turns.spread(times['bare'], 0)} us, host {100 * statistics.median(host):.0f} %",
+            f"{name:15} bare step {bare} us, host {100 * statistics.median(host):.0f} %",
             f"{'':15} steps/s  {speed}",
             f"{'':15} gain over K=1  {gain}",
             sep="\n",

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import turns, workloads
+from benchmarks import interleaved, workloads
 from benchmarks.outcome import Outcome, outcome
 from engine.checkpoint.saving import SAVING
 from engine.config.schema import Hook
@@ -263,7 +263,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0, help="of the moments and of whom is hit")
     args = parser.parse_args()
-    print(turns.machine())
+    print(interleaved.machine())
     total = args.kills * STEPS_A_KILL
     folder = Path(tempfile.mkdtemp(prefix="convoy-kill-storm-"))
     print(f"seed {args.seed}, {args.kills} kills, {total} steps, in {folder}", flush=True)

@@ -4,15 +4,15 @@ tools/bazel run //benchmarks:loop [-- --turns 12 --seconds 0.6]
 python -m benchmarks.loop
 
 Three models: a 784-256-128-10 perceptron at batch 128, a small CNN at batch 128, the digits at batch 64. Both loops run
-in one process on the same batches and devices, in turns (`bare.py`, `turns.py`). Prints the median and the range of the
-ratio of neighbouring turns. Fails on nothing.
+in one process on the same batches and devices, in turns (`bare.py`, `interleaved.py`). Prints the median and the range
+of the ratio of neighbouring turns. Fails on nothing.
 """
 
 import argparse
 import statistics
 import time
 
-from benchmarks import turns, workloads
+from benchmarks import interleaved, workloads
 
 
 def measure(name: str, count: int, seconds: float, steps: int | None = None) -> tuple[list[float], list[float]]:
@@ -25,11 +25,11 @@ def measure(name: str, count: int, seconds: float, steps: int | None = None) -> 
     """
     if steps is None:
         steps = steps_for(name, seconds)
-    config = workloads.config(name, steps=turns.total(steps, count))
+    config = workloads.config(name, steps=interleaved.total(steps, count))
     bare = workloads.bare_loop(config)
     bare.train(steps)
-    with turns.EngineLoop(config, steps) as engine:
-        times = turns.interleave({"engine": engine.turn, "bare": lambda: bare.train(steps)}, count)
+    with interleaved.EngineLoop(config, steps) as engine:
+        times = interleaved.interleave({"engine": engine.turn, "bare": lambda: bare.train(steps)}, count)
     return [1e3 * s / steps for s in times["engine"]], [1e3 * s / steps for s in times["bare"]]
 
 
@@ -50,13 +50,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of a turn, in place of --seconds")
     parser.add_argument("--only", choices=workloads.NAMES)
     args = parser.parse_args()
-    print(turns.machine())
+    print(interleaved.machine())
     for name in workloads.NAMES if args.only is None else (args.only,):
         engine, bare = measure(name, args.turns, args.seconds, args.steps)
-        ratio, medians = turns.ratios(engine, bare), statistics.median(engine) / statistics.median(bare)
+        ratio, medians = interleaved.ratios(engine, bare), statistics.median(engine) / statistics.median(bare)
         print(
-            f"{name:7} engine / bare {turns.spread(ratio, 3)}  engine {turns.spread(engine, 3)} ms  "
-            f"bare {turns.spread(bare, 3)} ms  ratio of medians {medians:.3f}",
+            f"{name:7} engine / bare {interleaved.spread(ratio, 3)}  engine {interleaved.spread(engine, 3)} ms  "
+            f"bare {interleaved.spread(bare, 3)} ms  ratio of medians {medians:.3f}",
             flush=True,
         )
     print("target: at most 1.05")

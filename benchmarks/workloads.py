@@ -21,7 +21,7 @@ from engine.config.schema import Config
 from engine.config.target import build
 from engine.data.feed import TrainFeed
 from engine.parallel.mesh import batch_sharding, make_mesh, replicated
-from engine.training.build import program_of
+from engine.training.build import build_program
 
 MLP, CNN, DIGITS = NAMES = ("mlp", "cnn", "digits")
 EXAMPLES = 10_000
@@ -97,7 +97,7 @@ def config(name: str, *, steps: int, **settings: Any) -> Config:
 def bare_loop(config: Config) -> bare.Bare:
     """The loop by hand of a config made here: same model, first parameters, batches, optimizer and devices."""
     mesh, source = make_mesh(config.mesh), build(config.data, "data")
-    program, total = program_of(build(config.task, "task"), mesh, source, config)
+    program, total = build_program(build(config.task, "task"), mesh, source, config)
     first = jax.device_put(jax.device_get(program.init()), replicated(mesh))
     feed = TrainFeed(
         source,

@@ -19,7 +19,7 @@ _NAMES = {
     "Summary": "engine.observe.report",
     "train": "engine.entry",
     "evaluate": "engine.entry",
-    "local_path": "engine.config.places",
+    "local_path": "engine.config.mounts",
     "ConvoyError": "engine.config.errors",
     "DataError": "engine.config.errors",
     "TaskError": "engine.config.errors",

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from engine.cluster import resolver
+from engine.cluster import cluster_detection
 from engine.config.errors import ConfigError, did_you_mean
 from engine.launch import verbs as elsewhere
 
@@ -142,7 +142,9 @@ def _add_processes(verb: Parser) -> None:
         ("count", "how many processes there are"),
         ("index", "which one this is, from 0"),
     ):
-        group.add_argument(resolver.FLAGS[name], dest=name, help=f"{text} (or {resolver.VARIABLES[name]})")
+        group.add_argument(
+            cluster_detection.FLAGS[name], dest=name, help=f"{text} (or {cluster_detection.VARIABLES[name]})"
+        )
 
 
 def _add_devices(verb: Parser) -> None:

@@ -1,7 +1,7 @@
 """What a process finds where it is started: for the question why a run does not start, or why it is slow.
 
-Owns: the lines of `convoy doctor`. Does not own: who this process is (`cluster/resolver.py`) and how it joins the
-others (`cluster/processes.py`). Nothing here prints the value of a variable, which may be a secret.
+Owns: the lines of `convoy doctor`. Does not own: who this process is (`cluster/cluster_detection.py`) and how it joins
+the others (`cluster/processes.py`). Nothing here prints the value of a variable, which may be a secret.
 """
 
 import importlib.metadata
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine.cluster import processes
-from engine.cluster.resolver import Decision
+from engine.cluster.cluster_detection import Decision
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "libtpu", "jax-cuda12-plugin")
 ROUNDS = 10  # of the collective

@@ -19,7 +19,7 @@ from engine.checkpoint.export import export_safetensors
 from engine.checkpoint.retention import Retention
 from engine.checkpoint.store import CheckpointStore, StepInfo
 from engine.cluster import peers, processes
-from engine.cluster.alike import check_alike, software
+from engine.cluster.consistency_check import check_consistency, software
 from engine.config.dev_run import tiny
 from engine.config.errors import CheckpointError, ConfigError, DataError
 from engine.config.identity import identity_differences, schedule_change
@@ -34,11 +34,11 @@ from engine.evaluation import build_evaluations
 from engine.observe.report import Summary
 from engine.observe.reporter import Reporter
 from engine.parallel.mesh import cpu_device_count, make_mesh
-from engine.resilience.out_of_memory import out_of_memory_told
+from engine.resilience.out_of_memory import out_of_memory_reported
 from engine.run.directory import RunDirectory, default_workdir
 from engine.trainer import Trainer
 from engine.training import compile_cache
-from engine.training.build import program_of
+from engine.training.build import build_program
 from engine.training.program import Program
 from engine.training.state import State
 
@@ -109,7 +109,7 @@ def _train(
     with RunDirectory.open(path, fresh=fresh, began=began) as directory:
         changed = _check_resume(config, directory, accept_schedule_change)
         reporter = Reporter(directory, config.name, config.log.progress, kept=kept)
-        with reporter, out_of_memory_told(config), peers.lost_peers_told():
+        with reporter, out_of_memory_reported(config), peers.lost_peers_reported():
             sources = sources_of(config)
             facts = _facts(config, *sources)
             changed += _check_data(facts, directory, accept_data_change)
@@ -160,12 +160,12 @@ def check_processes(config: Config) -> None:
     """Refuses to train where this process has another config, code or libraries than the others; starts no device.
 
     Raises:
-        NotAlike: in every process, with the difference.
+        InconsistentProcesses: in every process, with the difference.
     """
     if processes.count() > 1:
         settings = {name: value_text(name, value) for name, value in flatten(config)}
         targets = [value for name, value in flatten(config) if name.endswith("target")]
-        check_alike({**settings, **software(targets)}, "start")
+        check_consistency({**settings, **software(targets)}, "start")
 
 
 def set_up_devices(config: Config, directory: RunDirectory | None = None) -> Config:
@@ -196,7 +196,7 @@ def _check_resume(config: Config, directory: RunDirectory, accept_schedule_chang
 
     The first process looks, for all of them.
     """
-    return peers.done_by_first(
+    return peers.run_on_primary(
         lambda: _changed_evaluations(config, directory, accept_schedule_change), "the check of the earlier config"
     )
 
@@ -229,7 +229,9 @@ def _facts(config: Config, source: Source, evaluation_sources: Mapping[str, Sour
     """What the datasets of a run are, the same in every process."""
     facts: dict[str, identity.Facts] = {"data": identity.facts_of(source)}
     facts |= {f"evaluations.{name}.data": identity.facts_of(found) for name, found in evaluation_sources.items()}
-    check_alike({f"{where}: {name}": text for where, found in facts.items() for name, text in found.items()}, "data")
+    check_consistency(
+        {f"{where}: {name}": text for where, found in facts.items() for name, text in found.items()}, "data"
+    )
     return facts
 
 
@@ -239,7 +241,7 @@ def _check_data(facts: Mapping[str, identity.Facts], directory: RunDirectory, ac
     Raises:
         DataError: the training data is, and that is not accepted.
     """
-    changed, told = peers.done_by_first(lambda: _data_changes(facts, directory, accept), "the check of the dataset")
+    changed, told = peers.run_on_primary(lambda: _data_changes(facts, directory, accept), "the check of the dataset")
     directory.told += told
     return changed
 
@@ -321,8 +323,8 @@ def evaluate(run: str | Path, *, step: int | str | None = None) -> dict[str, flo
     if not config.evaluations:
         raise ConfigError(f"{directory.config}: no evaluations. Give the run some: config.evaluations.<name>.data.")
     program, total, source, sources = _program(config)
-    with out_of_memory_told(config), peers.lost_peers_told():
-        chosen = peers.from_first(choose_step(directory, config, step), "the choice of the checkpoint")
+    with out_of_memory_reported(config), peers.lost_peers_reported():
+        chosen = peers.broadcast_from_primary(choose_step(directory, config, step), "the choice of the checkpoint")
         state = _restore(directory, chosen, program)
         results: dict[str, float] = {"step": chosen}
         for evaluation in build_evaluations(config, sources, program, len(source), total):
@@ -362,7 +364,7 @@ def _program(config: Config, devices: Sequence[Any] | None = None) -> tuple[Prog
     check_targets(config)
     config = set_up_devices(config)
     source, evaluation_sources = sources_of(config)
-    program, total = program_of(build(config.task, "task"), make_mesh(config.mesh, devices), source, config)
+    program, total = build_program(build(config.task, "task"), make_mesh(config.mesh, devices), source, config)
     return program, total, source, evaluation_sources
 
 

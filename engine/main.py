@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from engine.arguments import make_parser, parse, split_overrides
-from engine.cluster import departure, ending, exit_codes, peers, processes, resolver
-from engine.cluster.cause import cause_of
+from engine.cluster import cluster_detection, exit_codes, peer_failure, peers, processes, shutdown
+from engine.cluster.failure_signature import failure_signature
 from engine.config.errors import ConfigError, ConvoyError
-from engine.config.places import shown, unmount
-from engine.launch.pages import start_with_large_pages
+from engine.config.mounts import shown, unmount
+from engine.launch.huge_pages import start_with_large_pages
 from engine.run import storage
 
 if TYPE_CHECKING:
@@ -38,28 +38,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         peers.part()
         if storage.hanging():
-            ending.end_alone(code)
+            shutdown.end_alone(code)
         return code
     except ConvoyError as error:
         code, together, text = error.exit_code, error.everywhere, shown(f"{error.kind}: {error}")
-        ending.tell(code, text, cause_of(error))
+        shutdown.tell(code, text, failure_signature(error))
     except KeyboardInterrupt:
         code, text = exit_codes.INTERRUPTED, "interrupted"
     except BrokenPipeError:  # `convoy config ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = exit_codes.DONE
     except Exception as error:
-        if processes.count() == 1 and not ending.wanted() and not storage.hanging():
+        if processes.count() == 1 and not shutdown.wanted() and not storage.hanging():
             raise
         code, text = exit_codes.USER_ERROR, shown(traceback.format_exc())
-        ending.tell(code, text, cause_of(error))
+        shutdown.tell(code, text, failure_signature(error))
     if processes.count() > 1 and not together:
-        departure.tell_others(code, text)
-        ending.end_alone(code)
+        peer_failure.tell_others(code, text)
+        shutdown.end_alone(code)
     with contextlib.suppress(peers.LostPeer):  # how the run ended is told already
         peers.part()
     if storage.hanging():
-        ending.end_alone(code)
+        shutdown.end_alone(code)
     return code
 
 
@@ -82,7 +82,7 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> int:
     from engine import entry
     from engine.run.goodput import process_start
 
-    with peers.lost_peers_told():
+    with peers.lost_peers_reported():
         entry.train(
             config,
             workdir=args.workdir,
@@ -100,9 +100,9 @@ def _evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
     _join(args)
     from engine import entry
 
-    with peers.lost_peers_told():
+    with peers.lost_peers_reported():
         results = entry.evaluate(args.run, step=args.step)
-    if processes.is_first():
+    if processes.is_primary():
         for name, value in results.items():
             print(f"{name}: {value:.6g}")
     return exit_codes.DONE
@@ -116,8 +116,8 @@ def _join(args: argparse.Namespace) -> None:
     processes.initialize(decision.who)
 
 
-def _decision(args: argparse.Namespace) -> resolver.Decision:
-    return resolver.resolve({name: getattr(args, name) for name in resolver.FLAGS}, os.environ)
+def _decision(args: argparse.Namespace) -> cluster_detection.Decision:
+    return cluster_detection.resolve({name: getattr(args, name) for name in cluster_detection.FLAGS}, os.environ)
 
 
 def _doctor(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -301,11 +301,11 @@ _VERBS = {
 
 
 def run() -> NoReturn:
-    """The command `convoy`: a process of its own, which may start itself anew first (`launch/pages.py`)."""
+    """The command `convoy`: a process of its own, which may start itself anew first (`launch/huge_pages.py`)."""
     start_with_large_pages()
     code = main()
     unmount()
-    ending.end_soon(code)
+    shutdown.end_soon(code)
     sys.exit(code)
 
 

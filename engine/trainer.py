@@ -1,4 +1,4 @@
-"""The loop: a Task, a Mesh and Data in, a trained state and its summary out. It is read top to bottom.
+"""The loop: a Task, a Mesh and Data in, a trained state and its summary out.
 
 Owns: the order of things at a step (save, evaluate, call hooks, draw, step) and how many steps one dispatch takes.
 Does not own: anything that these do; each has a room of its own.
@@ -18,10 +18,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from engine.checkpoint.checkpointer import build_checkpointer
-from engine.checkpoint.newest import restore_newest
-from engine.checkpoint.store import StorageTrouble
+from engine.checkpoint.restore_latest import restore_latest
+from engine.checkpoint.store import StorageError
 from engine.checkpoint.warm_start import read_weights
-from engine.cluster import ending, peers, processes
+from engine.cluster import peers, processes, shutdown
 from engine.config import hardware
 from engine.config.duration import Duration, Period
 from engine.config.schema import Config
@@ -40,9 +40,9 @@ from engine.resilience.preemption import Interrupted, Preempted, Preemption
 from engine.resilience.replica_check import ReplicaCheck
 from engine.resilience.watchdog import build_watchdog
 from engine.run.directory import RunDirectory
+from engine.run.jsonl import Lines
 from engine.run.ledger import Ledger
-from engine.run.lines import Lines
-from engine.training.build import program_of
+from engine.training.build import build_program
 from engine.training.state import State
 from engine.training.step import BAD_EXAMPLES
 from engine.training.task import Task
@@ -89,7 +89,7 @@ class Trainer:
     ):
         self.config, self.directory, self._source = config, directory, source
         self._on_row, self.say, self._on_phase = on_row, on_message, on_phase
-        self.program, self.total_steps = program_of(task, mesh, source, config)
+        self.program, self.total_steps = build_program(task, mesh, source, config)
         size = len(source)
         self.evaluations = build_evaluations(config, dict(evaluation_sources), self.program, size, self.total_steps)
         check_best(config.checkpoint.best, self.evaluations)
@@ -104,7 +104,8 @@ class Trainer:
         self._row: dict[str, Any] = {}
         self._unfinished: Sums = {}  # of the row of metrics that the checkpoint cut
         self._results: dict[str, float] = {}
-        self._first = self._step = peers.from_first(self.checkpoints.store.latest(), "the newest checkpoint") or 0
+        newest = self.checkpoints.store.latest()
+        self._first = self._step = peers.broadcast_from_primary(newest, "the newest checkpoint") or 0
         self._started = time.monotonic()
 
     def _period(self, every: str | None, where: str) -> Period:
@@ -147,7 +148,7 @@ class Trainer:
                 recorder.note(step, {"compile_s": self.program.compile_s})
             profile = ProfileWindow(config.profile.start, config.profile.steps, self.directory.traces, self.say)
             stack.callback(lambda: profile.close(self._step))
-            stack.enter_context(peers.place_told(lambda: self._step))
+            stack.enter_context(peers.location_reported(lambda: self._step))
             on_batch = self._ledger(stack) if config.log.examples else None
             bad = self._bad_examples(stack) if config.data.on_error == "skip" else None
             while True:
@@ -192,7 +193,7 @@ class Trainer:
         recorder.phase("training")
         stopwatch.begin(step)
         due = cut = step
-        look_at, told = 0.0, ending.counter()
+        look_at, told = 0.0, shutdown.counter()
         not_held, programs = {k: self.program.held((False,) * k) for k in steps}, steps
         while True:
             self._step = told[0] = step
@@ -255,7 +256,7 @@ class Trainer:
             return False
         with self._watchdog.storing("saving"):
             self.checkpoints.settle()
-        saved = peers.from_first(self.checkpoints.store.steps(), "the checkpoints")
+        saved = peers.broadcast_from_primary(self.checkpoints.store.steps(), "the checkpoints")
         return self._divergence.goes_back(step, saved, over, broken)
 
     def _evaluate(self, state: State, step: int, recorder: Recorder, preemption: Preemption) -> bool:
@@ -308,7 +309,7 @@ class Trainer:
         store, stopwatch = self.checkpoints.store, self.directory.stopwatch
         with stopwatch.during("restore"), self._watchdog.storing("restoring"):
             abstract, stacked = self.program.abstract_state, self.program.spec.model.stacked
-            state, step = restore_newest(store, abstract, stacked, self.say) or (None, 0)
+            state, step = restore_latest(store, abstract, stacked, self.say) or (None, 0)
         self._unfinished = {}
         if state is None:
             with stopwatch.during("compile"):
@@ -332,7 +333,7 @@ class Trainer:
         return self.program.init(weights.params, weights.carried)
 
     def _make_writer(self) -> MetricWriter:
-        if not processes.is_first():
+        if not processes.is_primary():
             return MetricWriter(None, None)
         run, events = self.directory, self.config.log.tensorboard
         return MetricWriter(run.metrics, run.tensorboard if events else None, run.check_lease)
@@ -376,7 +377,7 @@ class Trainer:
         kind, of = Interrupted if preemption.interrupted else Preempted, f"step {step} of {self.total_steps}"
         try:
             self.checkpoints.finish()
-        except StorageTrouble as error:
+        except StorageError as error:
             return kind(f"asked to stop at {of}. {error}")
         return kind(f"asked to stop; the state of {of} is saved in {self.directory}.")
 

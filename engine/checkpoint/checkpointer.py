@@ -16,7 +16,7 @@ from typing import Any
 
 from engine.checkpoint.policy import SavePolicy
 from engine.checkpoint.retention import Retention
-from engine.checkpoint.store import CheckpointStore, StorageTrouble
+from engine.checkpoint.store import CheckpointStore, StorageError
 from engine.cluster import processes
 from engine.config.duration import Duration
 from engine.config.errors import CheckpointError, RunError
@@ -55,7 +55,7 @@ class Checkpointer:
     ):
         self.store, self.policy, self.retention = store, policy, retention
         self._config_text, self._on_failure, self._say, self._may_write = config_text, on_failure, say, may_write
-        self._failure: StorageTrouble | None = None  # of the newest save that has ended
+        self._failure: StorageError | None = None  # of the newest save that has ended
         self.skipped = 0  # saves that were due while another one was under way
 
     def maybe_save(self, step: int, state: Any, position: Mapping[str, Any], force: bool = False) -> bool:
@@ -68,7 +68,7 @@ class Checkpointer:
             force: save also where none is due, and wait for the one before, if it is still under way.
 
         Raises:
-            StorageTrouble: an earlier save has failed, and on_failure is "stop".
+            StorageError: an earlier save has failed, and on_failure is "stop".
         """
         self.look()
         due = self.policy.due(step)
@@ -108,10 +108,10 @@ class Checkpointer:
         """Waits until the last save is durable, then drops what need not stay.
 
         Raises:
-            StorageTrouble: it has failed, whatever on_failure says: the state of the loop is not on disk.
+            StorageError: it has failed, whatever on_failure says: the state of the loop is not on disk.
         """
         if (failed := self._learn(wait=True) or self._failure) is not None:
-            error = StorageTrouble(
+            error = StorageError(
                 f"{failed} It was the last save of this attempt: see to the storage, then start the same command "
                 "again; it goes on from there."
             )
@@ -139,18 +139,18 @@ class Checkpointer:
             wait: for the end of the one under way.
 
         Raises:
-            StorageTrouble: it has failed, and on_failure is "stop".
+            StorageError: it has failed, and on_failure is "stop".
         """
         if (failed := self._learn(wait)) is None:
             return
         if self._on_failure == "stop":
-            raise StorageTrouble(
+            raise StorageError(
                 f"{failed} This run stops, by checkpoint.on_failure: see to the storage, then start the same command "
                 "again; it goes on from there."
             ) from failed
         self._say(f"warning: {failed} Training goes on, and the next save is tried when it is due.")
 
-    def _learn(self, wait: bool) -> StorageTrouble | None:
+    def _learn(self, wait: bool) -> StorageError | None:
         """Takes in how the newest save ended, if it has: drops old steps after a success, returns a failure, once.
 
         Args:
@@ -158,7 +158,7 @@ class Checkpointer:
         """
         try:
             saved = self.store.wait() if wait else self.store.check()
-        except StorageTrouble as error:
+        except StorageError as error:
             self._failure = error
             return error
         if saved is not None:

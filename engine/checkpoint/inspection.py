@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.checkpoint.newest import list_set_aside
+from engine.checkpoint.restore_latest import list_set_aside
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.verification import DamagedCheckpoint, in_short, verify
 from engine.cluster import exit_codes

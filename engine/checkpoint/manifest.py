@@ -1,8 +1,8 @@
 """The manifest of a step: size and hash of each of its files and a digest of each array; a step is held against it.
 
 Owns: `manifest.json`, hashing, the dealing out of files over processes, and the sentences about a file that is not as
-it was. Does not own: when a manifest is written (`sealing.py`), what is done about a damaged step (`newest.py`), how
-digests are made (`parallel/digest.py`). Needs no JAX.
+it was. Does not own: when a manifest is written (`write_manifest.py`), what is done about a damaged step
+(`restore_latest.py`), how digests are made (`parallel/digest.py`). Needs no JAX.
 
 Terms. *Hash*: XXH3 of 128 bits over a file's bytes, 32 hexadecimal digits. It finds accidents, not forgeries. *Dealt
 out*: each file is hashed by one of the processes, which get about the same number of bytes.

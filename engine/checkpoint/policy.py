@@ -99,5 +99,5 @@ class _AgreedTimer:
         expected = (self._start + self._seconds - now) * (step - before) / max(now - then, 1e-6)
         # Bounded by how far this attempt has come: its first steps say little, as the loop runs ahead of the device.
         ahead = max(1, min(int(expected / 2), 3 * (step - self._first)))
-        due, look_at = peers.from_first([due, step + ahead], f"the agreement of step {step}")
+        due, look_at = peers.broadcast_from_primary([due, step + ahead], f"the agreement of step {step}")
         return due, look_at

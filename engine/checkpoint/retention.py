@@ -74,8 +74,8 @@ class Retention:
         self._directory = Path(directory)
         self._keep_latest, self._best, self._best_mode, self._keep_best = keep_latest, best, best_mode, keep_best
         # As pairs: JSON, by which processes agree, has no numbers for keys.
-        pairs = list(read_results(self._directory).items()) if processes.is_first() else []
-        self._results = dict(peers.from_first(pairs, "the results of the evaluations"))
+        pairs = list(read_results(self._directory).items()) if processes.is_primary() else []
+        self._results = dict(peers.broadcast_from_primary(pairs, "the results of the evaluations"))
         self._writing: storage.Background | None = None  # the newest file, as far as it is not known to be written
 
     def record(self, step: int, results: Mapping[str, float]) -> None:
@@ -95,7 +95,7 @@ class Retention:
             self._write()
 
     def _write(self) -> None:
-        if not processes.is_first():
+        if not processes.is_primary():
             return
         path = self._directory / RESULTS
         text = json_text.dumps({step: self._results[step] for step in sorted(self._results)}, indent=1)
@@ -107,7 +107,7 @@ class Retention:
         self._writing = storage.Background(write, "results")
         try:
             self._writing.result(_WRITE_S)
-        except storage.NoAnswer as error:
+        except storage.StorageTimeout as error:
             raise cannot_write(path, error) from error
         self._writing = None
 

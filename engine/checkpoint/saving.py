@@ -1,8 +1,8 @@
 """One save after the other, written while the loop goes on; its end comes in time, and every process learns it.
 
 Owns: the threads that write, how processes agree on what became of a save, and what a step's directory holds. Does not
-own: the format of the arrays (`arrays.py`), the manifest (`sealing.py`), which steps are there and how one is restored
-(`store.py`), when a save is due (`policy.py`), what happens after a failure (`checkpointer.py`).
+own: the format of the arrays (`arrays.py`), the manifest (`write_manifest.py`), which steps are there and how one is
+restored (`store.py`), when a save is due (`policy.py`), what happens after a failure (`checkpointer.py`).
 
 A save is written into a folder of its own, `<step>.<n>.saving`: each process its part of the arrays, then the first
 one, once it knows that all parts are there, what makes it whole and its manifest, and last the rename to `<step>`.
@@ -28,7 +28,7 @@ from typing import Any
 
 from engine.checkpoint import arrays
 from engine.checkpoint.manifest import sync_folder
-from engine.checkpoint.sealing import HASHED, Seal
+from engine.checkpoint.write_manifest import HASHED, Seal
 from engine.cluster import coordination, processes
 from engine.run import storage
 
@@ -119,7 +119,7 @@ class Saver:
             self.wait()
         self._questions += 1
         key = f"{self._key}/free/{self._questions}"
-        if processes.is_first():
+        if processes.is_primary():
             if self._save is not None:
                 self.wait(max(0.0, self._save.started + _MOMENT_S - time.monotonic()))
             free = self.under_way is None
@@ -170,7 +170,7 @@ class Saver:
                 going=lambda: not save.done.is_set(),
             )
         texts = {POSITION: json.dumps(dict(position)), CONFIG: json.dumps({"lines": config_text.split("\n")})}
-        if processes.is_first():
+        if processes.is_primary():
             timer = threading.Timer(self.timeout_s, self._too_late, (save,))
             timer.daemon = True
             timer.start()
@@ -215,7 +215,7 @@ class Saver:
         try:
             if self._writer is not None:
                 self._writer.result(_BACK_S)
-        except storage.NoAnswer:
+        except storage.StorageTimeout:
             return True
         except Exception:
             return False  # it is back, and what it raised was told by the verdict
@@ -223,7 +223,7 @@ class Saver:
 
     def _refuse(self, save: _Save, words: str) -> None:
         """Ends a save that this process does not write."""
-        if processes.is_first():
+        if processes.is_primary():
             self._end(save, words)
         else:
             coordination.put(f"{save.key}/{WRITTEN}/{processes.index()}", words)
@@ -356,8 +356,8 @@ class Saver:
             save.failure = words
             save.done.set()
         if words:
-            storage.doubted()
-        if processes.is_first() and processes.count() > 1:
+            storage.suspect()
+        if processes.is_primary() and processes.count() > 1:
             coordination.put(f"{save.key}/verdict", words)
             if not words:  # all have written it, so they know of all that was before
                 if all(other.number != save.number - 1 for other in self._in_doubt):

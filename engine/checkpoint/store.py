@@ -25,11 +25,11 @@ from typing import Any
 
 from engine.checkpoint import arrays
 from engine.checkpoint.arrays import failing
-from engine.checkpoint.leaves import difference, leaves_of, other_folds, with_stored_folds, with_wanted_folds
 from engine.checkpoint.manifest import MANIFEST, files_of
-from engine.checkpoint.reading import being_read, not_being_read
+from engine.checkpoint.read_lock import delete_lock, read_lock
 from engine.checkpoint.retention import read_results
 from engine.checkpoint.saving import CONFIG, DELETED, POSITION, SAVING, STATE, Saver
+from engine.checkpoint.tree_compat import difference, leaves_of, other_folds, with_stored_folds, with_wanted_folds
 from engine.checkpoint.verification import NotInTime, compare, verify
 from engine.cluster import coordination, exit_codes, processes
 from engine.config.errors import CheckpointError
@@ -41,7 +41,7 @@ _LEFTOVERS = (f"*{DELETED}", f"*{SAVING}", "*.orbax-checkpoint-tmp")
 _DELETION_S = 60.0  # for deletions under way, at the end; the next writer finishes them
 
 
-class StorageTrouble(CheckpointError):
+class StorageError(CheckpointError):
     """A step could not be written or read, for which storage is to blame and not the run."""
 
     exit_code = exit_codes.RETRY
@@ -68,7 +68,7 @@ class CheckpointStore:
 
     Raises:
         CheckpointError: the directory cannot be made or read.
-        StorageTrouble: it does not answer.
+        StorageError: it does not answer.
 
     One writer at a time. With several processes, all call `save`, `restore`, `wait` and `close` at the same steps.
     """
@@ -97,7 +97,7 @@ class CheckpointStore:
             leftovers = storage.bounded(
                 lambda: [path for pattern in _LEFTOVERS for path in self.directory.glob(pattern)], LOOK_S
             )
-        except storage.NoAnswer as error:
+        except storage.StorageTimeout as error:
             raise self._no_answer(error) from error
         except OSError as error:
             raise CheckpointError(
@@ -105,7 +105,7 @@ class CheckpointStore:
                 "choose another place with --workdir=DIR."
             ) from error
         self._saver = Saver(self.directory, self._timeout_s, may_write)
-        if processes.is_first():
+        if processes.is_primary():
             for path in leftovers:
                 self._deleting[path] = storage.Background(lambda path=path: shutil.rmtree(path), "leftover")
 
@@ -140,7 +140,7 @@ class CheckpointStore:
             that lies there otherwise, from an attempt that this one did not go on from, is replaced.
 
         Raises:
-            StorageTrouble: an earlier save, which is waited for, has failed. What happens to this one, `check` tells.
+            StorageError: an earlier save, which is waited for, has failed. What happens to this one, `check` tells.
         """
         saver = self._writable("save")
         self.wait()
@@ -162,12 +162,12 @@ class CheckpointStore:
         """Returns the step that has become durable since it was asked for, if one has; never waits.
 
         Raises:
-            StorageTrouble: the save has failed. It is told once; the next save starts anew.
+            StorageError: the save has failed. It is told once; the next save starts anew.
         """
         if self._saver is None or (ended := self._saver.ended()) is None:
             return None
         if ended.failure:
-            raise StorageTrouble(self._not_saved(ended.step, ended.failure))
+            raise StorageError(self._not_saved(ended.step, ended.failure))
         self._same.add(ended.step)
         self._seen = sorted({*self._seen, ended.step})
         return ended.step
@@ -188,7 +188,7 @@ class CheckpointStore:
         def look() -> list[int]:
             return [int(path.name) for path in self._look() if (path / MANIFEST).is_file()]
 
-        with contextlib.suppress(storage.NoAnswer):
+        with contextlib.suppress(storage.StorageTimeout):
             self._seen = storage.bounded(look, LOOK_S)
         return list(self._seen)
 
@@ -196,11 +196,11 @@ class CheckpointStore:
         """Returns the steps by their names, newest first, also such as have lost their manifest.
 
         Raises:
-            StorageTrouble: the storage does not answer.
+            StorageError: the storage does not answer.
         """
         try:
             return storage.bounded(lambda: [int(path.name) for path in reversed(self._look())], LOOK_S)
-        except storage.NoAnswer as error:
+        except storage.StorageTimeout as error:
             raise self._no_answer(error) from error
 
     def _look(self) -> list[Path]:
@@ -228,7 +228,7 @@ class CheckpointStore:
             CheckpointError: there is no such step, it cannot be read, or it is not of this model: the sentence
                 names the leaves that differ.
             DamagedCheckpoint: it is not what was saved, told alike in every process.
-            StorageTrouble: it takes longer than the bound, here or in another process, which is named.
+            StorageError: it takes longer than the bound, here or in another process, which is named.
         """
         self._same.discard(step)
         if step not in self.candidates():
@@ -238,7 +238,7 @@ class CheckpointStore:
             state = storage.bounded(
                 lambda: self._sound(step, abstract_state, stacked or {}), self._timeout_s, "restore"
             )
-        except storage.NoAnswer as error:
+        except storage.StorageTimeout as error:
             raise self._too_late(step, [processes.index()]) from error
         except NotInTime as error:
             raise self._too_late(step, [error.process]) from error
@@ -254,7 +254,7 @@ class CheckpointStore:
         path = self.directory / str(step)
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(FileNotFoundError):  # that there is no manifest is told next
-                stack.enter_context(being_read(path))
+                stack.enter_context(read_lock(path))
             manifest = verify(path, 0.9 * self._timeout_s)  # before this process's own bound: who is late is named
             state = self._read(step, abstract_state, stacked)
             compare(path, manifest, Digests(state).of(state))
@@ -305,14 +305,14 @@ class CheckpointStore:
         """
         self._writable("delete")
         self._same.discard(step)
-        if not processes.is_first():
+        if not processes.is_primary():
             return
         self._need(step)
         path = self.directory / str(step)
         gone = self.directory / f"{step}.d{next(self._deletions)}{DELETED}"
 
         def remove() -> None:
-            with not_being_read(path) as free:
+            with delete_lock(path) as free:
                 if not free:
                     return
                 path.rename(gone)
@@ -344,15 +344,15 @@ class CheckpointStore:
         for path, deletion in list(self._deleting.items()):
             try:
                 deletion.result(timeout_s)
-            except storage.NoAnswer:
+            except storage.StorageTimeout:
                 continue
             except Exception as error:
                 texts.append(f"{path}: an old checkpoint cannot be removed ({arrays.words_of(error)}).")
             del self._deleting[path]
         return texts
 
-    def _no_answer(self, error: storage.NoAnswer) -> StorageTrouble:
-        return StorageTrouble(
+    def _no_answer(self, error: storage.StorageTimeout) -> StorageError:
+        return StorageError(
             f"{self.directory}: the storage does not answer ({error}). See that it is mounted and not overloaded, "
             "then start the same command again."
         )
@@ -362,9 +362,9 @@ class CheckpointStore:
         kept = "No checkpoint is there yet" if newest is None else f"The newest checkpoint is that of step {newest}"
         return f"{self.directory}: step {step} could not be saved ({words}). {kept}."
 
-    def _too_late(self, step: int, missing: list[int]) -> StorageTrouble:
+    def _too_late(self, step: int, missing: list[int]) -> StorageError:
         who = ", ".join(f"process {index}" for index in missing)
-        return StorageTrouble(
+        return StorageError(
             f"{self.directory / str(step)}: not restored within checkpoint.timeout, {self._timeout_s:g} s: {who} "
             "did not come to the end of it. See that the storage answers there, then start the same command again."
         )

@@ -1,7 +1,7 @@
 """Whether a step is what was saved: its files against its manifest, the restored arrays against their digests.
 
 Owns: the verdict on which all processes agree, and the error that names what is wrong. Does not own: the comparison of
-one file (`manifest.py`), what is done about a damaged step (`newest.py`).
+one file (`manifest.py`), what is done about a damaged step (`restore_latest.py`).
 """
 
 import itertools
@@ -118,7 +118,7 @@ def _of_all(found: list[str], timeout_s: float, directory: Path) -> list[str]:
     if processes.count() == 1:
         return found
     key = f"verification/{next(_turns)}"
-    if processes.is_first():
+    if processes.is_primary():
         verdict = _collected(found, key, timeout_s)
         coordination.put(f"{key}/verdict", json.dumps(verdict))
     else:

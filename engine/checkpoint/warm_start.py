@@ -19,16 +19,16 @@ from typing import Any
 
 from engine.checkpoint import arrays
 from engine.checkpoint.arrays import failing
-from engine.checkpoint.leaves import SHOWN, Leaf, leaves_of, other_folds, with_stored_folds, with_wanted_folds
 from engine.checkpoint.manifest import MANIFEST
-from engine.checkpoint.reading import being_read
+from engine.checkpoint.read_lock import read_lock
 from engine.checkpoint.retention import ranking, read_results
 from engine.checkpoint.saving import STATE
 from engine.checkpoint.store import CheckpointStore
+from engine.checkpoint.tree_compat import SHOWN, Leaf, leaves_of, other_folds, with_stored_folds, with_wanted_folds
 from engine.checkpoint.verification import verify
 from engine.cluster import peers
 from engine.config.errors import CheckpointError, ConfigError, did_you_mean
-from engine.config.places import local_path, shown
+from engine.config.mounts import local_path, shown
 from engine.config.schema import Init
 from engine.config.text import from_text
 from engine.run.directory import RunDirectory
@@ -59,11 +59,11 @@ def read_weights(init: Init, abstract_state: Mapping[str, Any], stacked: Mapping
             there.
         ConfigError: a prefix that no path here begins with.
     """
-    directory, step = peers.done_by_first(lambda: find(init.checkpoint), "the choice of init.checkpoint")
+    directory, step = peers.run_on_primary(lambda: find(init.checkpoint), "the choice of init.checkpoint")
     path = local_path(directory) / str(step)
     with contextlib.ExitStack() as stack:
         with failing(lambda words: _unreadable(path, words)):
-            stack.enter_context(being_read(path))
+            stack.enter_context(read_lock(path))
         verify(path)
         return _taken(path, init, abstract_state, stacked)
 

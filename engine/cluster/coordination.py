@@ -16,8 +16,8 @@ from collections import Counter
 from typing import Any
 
 from engine.cluster import exit_codes
-from engine.cluster.ending import first_line
 from engine.cluster.processes import count, index
+from engine.cluster.shutdown import first_line
 from engine.config.errors import ConvoyError
 
 _TOP = "convoy/"

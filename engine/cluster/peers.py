@@ -1,8 +1,8 @@
 """What the processes of a run do together: agree, notice that one is gone, part.
 
 Owns: values that the first process decides for all, telling a lost peer from an error of the user's, and the end that
-all come to. Does not own: who one is (`processes.py`), an end that one comes to alone (`departure.py`), the stop at one
-step (`resilience/preemption.py`), or checkpoints, which Orbax writes together.
+all come to. Does not own: who one is (`processes.py`), an end that one comes to alone (`peer_failure.py`), the stop at
+one step (`resilience/preemption.py`), or checkpoints, which Orbax writes together.
 
 Terms. *Peer*: another process of the run. *Together*: what every process does at the same step. A process that ends
 alone leaves its peers waiting for it, so it must end at once, without the parting that waits for them.
@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from engine.cluster import coordination, departure
-from engine.cluster.departure import LostPeer, lost
-from engine.cluster.ending import bounded, first_line
-from engine.cluster.processes import PART_S, count, index, is_first
-from engine.cluster.rollcall import name
+from engine.cluster import coordination, peer_failure
+from engine.cluster.peer_failure import LostPeer, lost
+from engine.cluster.processes import PART_S, count, index, is_primary
+from engine.cluster.rendezvous import name
+from engine.cluster.shutdown import bounded, first_line
 from engine.config.errors import ConvoyError
 
 _FRAME = 1000  # bytes that are sent at once
@@ -27,7 +27,7 @@ _LAST_S = 30.0  # process 0 waits so long for the others to leave
 AGREE_S = 600.0  # the slowest start of a process beside the fastest: data is looked at, programs are loaded
 
 
-def from_first(value: Any, what: str) -> Any:
+def broadcast_from_primary(value: Any, what: str) -> Any:
     """Returns the first process's value in every process, which all wait for; starts the devices.
 
     Args:
@@ -39,7 +39,7 @@ def from_first(value: Any, what: str) -> Any:
     import numpy as np
     from jax.experimental import multihost_utils
 
-    data = json.dumps(value).encode() if is_first() else b""
+    data = json.dumps(value).encode() if is_primary() else b""
     late = (
         f"process {index()} has waited {AGREE_S:g} s for the others at {what}. See what holds them up, "
         "then start the same command again."
@@ -57,7 +57,7 @@ def from_first(value: Any, what: str) -> Any:
     return json.loads(agreed)
 
 
-class OfTheFirst(ConvoyError):
+class PrimaryError(ConvoyError):
     """An error that the first process met and all processes raise."""
 
     everywhere = True
@@ -72,35 +72,35 @@ class OfTheFirst(ConvoyError):
         return self._kind
 
 
-def done_by_first(work: Callable[[], Any], what: str) -> Any:
+def run_on_primary(work: Callable[[], Any], what: str) -> Any:
     """Returns what `work` returns in the first process, which alone calls it, in every process; starts the devices.
 
     Args:
         work: returns plain JSON.
-        what: is waited for, as for `from_first`.
+        what: is waited for, as for `broadcast_from_primary`.
 
     Raises:
         ConvoyError: raised by `work`, told in every process: none is left waiting.
     """
     value = error = None
-    if is_first():
+    if is_primary():
         try:
             value = work()
         except ConvoyError as raised:
             if count() == 1:
                 raise
             error = raised
-    value, told = from_first([value, error and [error.kind, str(error), error.exit_code]], what)
+    value, told = broadcast_from_primary([value, error and [error.kind, str(error), error.exit_code]], what)
     if error is not None:
         error.everywhere = True
         raise error
     if told is not None:
-        raise OfTheFirst(*told)
+        raise PrimaryError(*told)
     return value
 
 
 @contextmanager
-def lost_peers_told() -> Iterator[None]:
+def lost_peers_reported() -> Iterator[None]:
     """Turns what JAX raises when a peer is gone into a LostPeer, with the peer's own words where it left some."""
     try:
         yield
@@ -108,11 +108,11 @@ def lost_peers_told() -> Iterator[None]:
         known = count() == 1 or isinstance(error, LostPeer)
         if known or (sign := sign_of_a_lost_peer(error)) is None:
             raise
-        raise lost(departure.cause(), f"another process of this run is gone ({sign})") from error
+        raise lost(peer_failure.cause(), f"another process of this run is gone ({sign})") from error
 
 
 @contextmanager
-def place_told(step: Callable[[], int]) -> Iterator[None]:
+def location_reported(step: Callable[[], int]) -> Iterator[None]:
     """Adds to an error of the user's code in which process, and after how many steps of the run, it was raised."""
     try:
         yield
@@ -153,7 +153,7 @@ def part() -> None:
     import jax
 
     missing = coordination.barrier("part", PART_S)
-    departure.stop()
+    peer_failure.stop()
     if missing:
         raise LostPeer(
             f"{name(missing)} did not come to the end of the run within {PART_S:g} s. What is saved stays; "
@@ -161,7 +161,7 @@ def part() -> None:
         )
     # Process 0 goes last: a process that finds JAX's coordinator gone before it has left is killed by JAX.
     with bounded(_LAST_S, lambda: LostPeer("the others have not left in time after the end of the run.")):
-        while is_first() and coordination.alive() != {0}:
+        while is_primary() and coordination.alive() != {0}:
             time.sleep(0.05)
-        departure.join()
+        peer_failure.join()
         jax.distributed.shutdown()

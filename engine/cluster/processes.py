@@ -1,8 +1,8 @@
 """How the processes of a run join, and who this one is among them.
 
-Owns: the call of `jax.distributed.initialize`. Does not own: from what a process knows who it is (`resolver.py`), what
-joined processes agree on and how they part (`peers.py`), how one ends (`ending.py`) and takes the others with it
-(`departure.py`), starting them (`launch/`).
+Owns: the call of `jax.distributed.initialize`. Does not own: from what a process knows who it is
+(`cluster_detection.py`), what joined processes agree on and how they part (`peers.py`), how one ends (`shutdown.py`)
+and takes the others with it (`peer_failure.py`), starting them (`launch/`).
 
 Terms. *First process*: that of index 0; it alone writes the files of a run and the screen. *Coordinator*: where the
 first process listens for the others; the data of the run goes other ways.
@@ -16,10 +16,10 @@ import sys
 import time
 from collections.abc import Iterator
 
-from engine.cluster import rollcall
-from engine.cluster.ending import bounded, first_line
-from engine.cluster.resolver import Processes, address
-from engine.cluster.rollcall import CannotJoin, Refused
+from engine.cluster import rendezvous
+from engine.cluster.cluster_detection import Processes, address
+from engine.cluster.rendezvous import CannotJoin, Refused
+from engine.cluster.shutdown import bounded, first_line
 
 HEARTBEAT_S = 10  # one that is silent for so long is dead: twice what a paused virtual machine or a full disk takes
 NAME_S = 30.0  # for process 0's own name to be known to it
@@ -38,7 +38,7 @@ def initialize(who: Processes, *, timeout_s: float = JOIN_S) -> None:
 
     Raises:
         CannotJoin: the coordinator is not reached, or cannot listen, or not all came in time.
-        Refused: two have the same index, or they disagree on their number or on TLS (`rollcall.py`);
+        Refused: two have the same index, or they disagree on their number or on TLS (`rendezvous.py`);
             or TLS is asked for, and this jax has none.
         RuntimeError: from JAX, devices are in use already.
     """
@@ -52,10 +52,10 @@ def initialize(who: Processes, *, timeout_s: float = JOIN_S) -> None:
     end = time.monotonic() + timeout_s
     place = _bind_address(who, min(timeout_s, NAME_S)) if who.index == 0 else who.coordinator
     host, port = address("the coordinator", place)
-    rollcall.hold(who.index, who.count, who.coordinator, host, port, timeout_s, secure=_is_secure())
+    rendezvous.hold(who.index, who.count, who.coordinator, host, port, timeout_s, secure=_is_secure())
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # By itself JAX aborts every process (134) as soon as one is dead. With this it leaves them to `departure.py`, which
-    # ends them with a sentence and 42. Barriers and collectives wait for the dead one as before.
+    # By itself JAX aborts every process (134) as soon as one is dead. With this it leaves them to `peer_failure.py`,
+    # which ends them with a sentence and 42. Barriers and collectives wait for the dead one as before.
     jax.config.update("jax_enable_recoverability", True)
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from `resilience/preemption.py`
     late = (
@@ -80,9 +80,9 @@ def initialize(who: Processes, *, timeout_s: float = JOIN_S) -> None:
                 f"({first_line(error)}). Start all processes again, with the same address."
             ) from error
     _joined = who
-    from engine.cluster import departure  # it needs to know who one is
+    from engine.cluster import peer_failure  # it needs to know who one is
 
-    departure.watch()
+    peer_failure.watch()
 
 
 def _is_secure() -> bool:
@@ -165,7 +165,7 @@ def count() -> int:
     return _whole_job().count
 
 
-def is_first() -> bool:
+def is_primary() -> bool:
     """Whether this process writes the run's files and the screen."""
     return index() == 0
 

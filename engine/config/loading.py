@@ -21,8 +21,8 @@ import ml_collections
 
 from engine.config.draft import Draft, draft_of
 from engine.config.errors import ConfigError, ConvoyError, FieldError, did_you_mean
+from engine.config.mounts import is_address, local_path, shown
 from engine.config.override import apply
-from engine.config.places import is_address, local_path, shown
 from engine.config.schema import Config
 from engine.config.text import from_text
 from engine.config.validation import validate

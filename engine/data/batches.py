@@ -1,7 +1,7 @@
 """Batches on the host, addressed by their number.
 
 Owns: which examples are in batch n and, while training, their random changes. Does not own: the order of the examples
-and their reading (`arrangement.py`), and who calls for batches, and when (`reader.py`).
+and their reading (`sampler.py`), and who calls for batches, and when (`reader.py`).
 
 Terms. *Rows*: the part of a global batch that this process feeds, as a slice or as row numbers `[rows]`. *Group*:
 successive batches whose order is computed in one go.
@@ -12,8 +12,8 @@ import math
 import numpy as np
 
 from engine.config.errors import DataError
-from engine.data.arrangement import arrange, gather, stack
-from engine.data.order import draws
+from engine.data.sampler import arrange, gather, stack
+from engine.data.shuffle import draws
 from engine.data.source import Batch, Source, example_spec, has_transform, leaves, name_of
 
 Rows = slice | np.ndarray | None

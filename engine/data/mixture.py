@@ -1,7 +1,7 @@
 """Mixtures: examples of several sources in fixed proportions.
 
 Owns: what a place of a run reads. Does not own: the schedule of the sources (`mixture_schedule.py`), and the order
-within a source, which is the source's own arrangement (`arrangement.py`) and goes through epochs of its own length.
+within a source, which is the source's own arrangement (`sampler.py`) and goes through epochs of its own length.
 """
 
 import math
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from engine.config.errors import DataError, did_you_mean
-from engine.data.arrangement import Arrangement, arrange, gather
 from engine.data.mixture_schedule import schedule, shares
-from engine.data.order import derived
+from engine.data.sampler import Arrangement, arrange, gather
+from engine.data.shuffle import derived
 from engine.data.source import (
     PART,
     Batch,
@@ -96,7 +96,7 @@ class Mixture:
         )
 
     def arranged(self, seed: int, shuffle: bool) -> "_Arranged":
-        """Returns the examples in the order of a run (`arrangement.py`). Raises DataError."""
+        """Returns the examples in the order of a run (`sampler.py`). Raises DataError."""
         if has_transform(self):
             raise DataError(f"{name_of(self)} has a transform: a mixture uses those of its sources. Write it there.")
         parts = [arrange(source, derived(seed, str(name)), shuffle) for name, source in self.sources.items()]

@@ -1,7 +1,7 @@
 """Packing: documents of any length in rows of one length.
 
 Owns: the rows and their order in a run. Does not own: which piece of a document lies in which row (`packing_plan.py`)
-and the permutations (`order.py`).
+and the permutations (`shuffle.py`).
 
 The plan of an epoch is computed from the lengths of the documents, the seed and the epoch alone. So a row is addressed
 by its place in the run as any example is, and there is nothing to save. The last two plans stay in memory, 24 bytes a
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from engine.config.errors import DataError
-from engine.data.order import Order, derived
 from engine.data.packing_plan import Plan, SplitPlanner, WholePlanner
+from engine.data.shuffle import Order, derived
 from engine.data.source import PART, Batch, Example, Source, check_source, fingerprint, has_transform, name_of
 
 ARRAYS = {
@@ -77,7 +77,7 @@ class Packed:
         return f"{fingerprint(self.documents)}{PART}{packed}"
 
     def arranged(self, seed: int, shuffle: bool) -> "_Arranged":
-        """Returns the rows in the order of a run (`arrangement.py`)."""
+        """Returns the rows in the order of a run (`sampler.py`)."""
         return _Arranged(self, self._planner, seed, shuffle)
 
 

@@ -2,7 +2,7 @@
 
 Owns: the interface that a source offers (`Source`), arrays in memory (`ArraySource`), the first part of a source
 (`limited`), and what the engine asks of any source (`example_spec`, `fingerprint`). Does not own: the order in which
-examples are read (`order.py`) or the batches made of them (`batches.py`).
+examples are read (`shuffle.py`) or the batches made of them (`batches.py`).
 
 Terms. *Example*: a pytree of numpy arrays and numbers, without a batch dimension; every example of a source has the
 same structure, shapes and dtypes. *Index*: place of an example in its source, 0 to `len(source) - 1`.
@@ -46,7 +46,7 @@ class Source(Protocol):
                                        are compared one by one. Without it, a sample of the examples is hashed
         arranged(seed, shuffle) -> Arrangement
                                        the endless order of a training run, where it is more than a new permutation of
-                                       the examples in every epoch (`arrangement.py`); evaluations read by index
+                                       the examples in every epoch (`sampler.py`); evaluations read by index
         limited(count) -> Source       the part that `data.limit` uses, where it is not the first `count` examples
     """
 

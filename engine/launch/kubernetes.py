@@ -1,7 +1,7 @@
 """A run as a JobSet on Kubernetes: the manifest, as plain data, and handing it to kubectl.
 
 Owns: the pods and their resources, what follows from an exit code, what the pods are told. Does not own: who a pod is
-among the others (`cluster/resolver.py` reads the variables set here), the cluster, its queues and volumes.
+among the others (`cluster/cluster_detection.py` reads the variables set here), the cluster, its queues and volumes.
 
 A pod that ends with a code that `exit_codes.is_retried` names fails its Job, upon which JobSet starts all anew; so does
 one that the cluster takes away. Every other code fails the JobSet.
@@ -18,7 +18,7 @@ from typing import Any
 
 from engine.cluster import exit_codes
 from engine.config.errors import ConfigError, did_you_mean
-from engine.launch import parts
+from engine.launch import cli_args
 from engine.run.owner import TOKEN
 
 RESTARTS = 50
@@ -63,9 +63,9 @@ class Tpu:
         if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", self.topology) or self.topology.count("x") != axes - 1:
             example = "x".join(["4"] * axes)
             raise ConfigError(f"--topology = {self.topology!r}: {self.kind} has {axes} axes of chips, as {example}.")
-        parts.whole("--slices", self.slices)
+        cli_args.whole("--slices", self.slices)
         chips = math.prod(map(int, self.topology.split("x")))
-        if chips % parts.whole("--chips-per-host", self.chips_per_host):
+        if chips % cli_args.whole("--chips-per-host", self.chips_per_host):
             raise ConfigError(
                 f"--topology = {self.topology}: its {chips} chips are not whole hosts of {self.chips_per_host}. "
                 "Give --chips-per-host as the node pool's machine type has it."
@@ -133,7 +133,7 @@ class JobSet:
 
     def apply(self) -> None:
         """Hands the manifest to kubectl. Raises as `manifest`, and LaunchError where kubectl is missing or refuses."""
-        parts.call(["kubectl", "apply", "--filename=-"], self.text())
+        cli_args.call(["kubectl", "apply", "--filename=-"], self.text())
 
     def _size(self) -> tuple[int, int]:
         """Jobs, and pods of each."""
@@ -229,17 +229,17 @@ class JobSet:
         ]
 
     def _check(self) -> None:
-        parts.verb("convoy launch k8s", self.command)
+        cli_args.verb("convoy launch k8s", self.command)
         jobs, pods = self._size()
-        parts.whole("--nodes", self.nodes)
-        parts.whole("--gpus-per-node", self.gpus_per_node, 0)
-        parts.whole("--restarts", self.restarts, 0)
-        parts.whole("--grace", self.grace_s)
+        cli_args.whole("--nodes", self.nodes)
+        cli_args.whole("--gpus-per-node", self.gpus_per_node, 0)
+        cli_args.whole("--restarts", self.restarts, 0)
+        cli_args.whole("--grace", self.grace_s)
         # A pod's host name is JOBSET-worker-JOB-POD, and has 63 characters at most.
-        parts.label("--name", self.name, 63 - len(f"-{JOB}-{jobs - 1}-{pods - 1}"))
+        cli_args.label("--name", self.name, 63 - len(f"-{JOB}-{jobs - 1}-{pods - 1}"))
         for flag, text in {"--claim": self.claim, "--namespace": self.namespace, "--queue": self.queue}.items():
             if text is not None:
-                parts.label(flag, text)
+                cli_args.label(flag, text)
         if self.tpu is not None and (self.gpus_per_node or self.nodes != 1):
             raise ConfigError(
                 "--tpu: the topology says how many nodes and chips there are. Leave out --nodes and GPUs."

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from engine.cluster import ending, exit_codes, parent
-from engine.cluster.resolver import VARIABLES
+from engine.cluster import exit_codes, parent, shutdown
+from engine.cluster.cluster_detection import VARIABLES
 from engine.config.errors import ConfigError
-from engine.launch import aftermath
+from engine.launch import postmortem
 from engine.launch.signals import Signals
 from engine.run.owner import TOKEN
 
@@ -96,14 +96,14 @@ def run(
         if value is not None and value < 1:
             raise ConfigError(f"{name} = {value}: allowed is a whole number from 1.")
     with tempfile.TemporaryDirectory(prefix="convoy-launch-") as folder:
-        killed_before = aftermath.killed_for_memory()
+        killed_before = postmortem.killed_for_memory()
         with _Job() as job:
             environments = [_environment(i, processes, devices, Path(folder), job.port) for i in range(processes or 1)]
             job.start(command, environments, alone=processes is None)
             with signals.passed_to(job.send):
                 codes = job.wait(grace_s)
-        recorded = {verdict.index: verdict for verdict in ending.read(Path(folder))}
-        steps = ending.steps(Path(folder))
+        recorded = {verdict.index: verdict for verdict in shutdown.read(Path(folder))}
+        steps = shutdown.steps(Path(folder))
         ends = []
         for i, (code, when) in codes.items():
             end = End(i, code, when, job.pids[i], step=steps.get(i))
@@ -111,11 +111,11 @@ def run(
                 end = dataclasses.replace(end, time=told.time, text=told.text, cause=told.cause)
             ends.append(end)
         first, *others = sorted(ends, key=lambda end: (end.code == exit_codes.DONE, end.time))
-        why = aftermath.why(first.code, first.text, aftermath.killed_for_memory() > killed_before)
+        why = postmortem.why(first.code, first.text, postmortem.killed_for_memory() > killed_before)
         first = dataclasses.replace(first, why=why)
         if first.code != exit_codes.DONE:
             words = f"process {first.index} ended first, with {first.code} ({why})"
-            aftermath.correct_status(Path(folder), job.pids, first.code, words)
+            postmortem.correct_status(Path(folder), job.pids, first.code, words)
     return [first, *others]
 
 
@@ -123,7 +123,7 @@ def _environment(index: int, count: int | None, devices: int | None, folder: Pat
     settings = {"coordinator": f"127.0.0.1:{port}", "count": str(count), "index": str(index)}
     environment = {
         **os.environ,
-        ending.VARIABLE: str(folder / f"{index}.json"),
+        shutdown.VARIABLE: str(folder / f"{index}.json"),
         "PYTHONUNBUFFERED": "1",
         TOKEN: os.environ.get(TOKEN) or folder.name,  # all of a job are one writer
     }

@@ -1,7 +1,7 @@
 """A run as a Slurm job: the batch script, which puts itself back into the queue, and its submission.
 
 Owns: the script's directives, the step's arguments, what follows from an exit code. Does not own: who a task is among
-the others (`cluster/resolver.py` reads what srun sets), or saving in time (`resilience/preemption.py`).
+the others (`cluster/cluster_detection.py` reads what srun sets), or saving in time (`resilience/preemption.py`).
 
 Before the time limit Slurm sends SIGTERM to the tasks: the run saves and ends with 42, upon which the script asks for
 its own requeue. The job keeps its number, its logs and the lease of its run.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from engine.cluster import exit_codes
 from engine.config.errors import ConfigError
-from engine.launch import parts
+from engine.launch import cli_args
 from engine.run.owner import TOKEN
 
 STOP_BEFORE_S = 180  # Slurm may send the signal a minute early, and no later
@@ -73,7 +73,7 @@ class SlurmJob:
         """
         script = self.script()
         Path(self.logs).mkdir(parents=True, exist_ok=True)  # Slurm makes none
-        parts.call(["sbatch"], script)
+        cli_args.call(["sbatch"], script)
         print(f"Logs: {self.logs}/{self.name}-JOB.out and, for each task, {self.logs}/{self.name}-JOB-TASK.out")
 
     def _directives(self) -> list[str]:
@@ -105,13 +105,13 @@ class SlurmJob:
         if self.image:
             srun += [f"--container-image={self.image}", f"--container-mounts={','.join(['.:/convoy', *self.mounts])}"]
             srun.append("--container-workdir=/convoy")
-        return parts.lines(srun, [*self.program, *self.command])
+        return cli_args.lines(srun, [*self.program, *self.command])
 
     def _check(self) -> None:
-        parts.verb("convoy launch slurm", self.command)
-        parts.whole("--nodes", self.nodes)
-        parts.whole("--gpus-per-node", self.gpus_per_node, 0)
-        parts.whole("--restarts", self.restarts, 0)
+        cli_args.verb("convoy launch slurm", self.command)
+        cli_args.whole("--nodes", self.nodes)
+        cli_args.whole("--gpus-per-node", self.gpus_per_node, 0)
+        cli_args.whole("--restarts", self.restarts, 0)
         if self.task_per == "gpu" and not self.gpus_per_node:
             raise ConfigError("--task-per = gpu: there is no GPU without --gpus-per-node. Give their number.")
         named = {"--name": self.name, "--logs": self.logs, "--partition": self.partition, "--account": self.account}

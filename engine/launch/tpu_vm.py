@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from engine.cluster import exit_codes
 from engine.config.errors import ConfigError
-from engine.launch import parts
+from engine.launch import cli_args
 from engine.run.owner import TOKEN
 
 PYTHON = "3.13"
@@ -43,8 +43,8 @@ class TpuVm:
     variables: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
-        parts.label("--name", self.name, 50)
-        parts.whole("--slices", self.slices)
+        cli_args.label("--name", self.name, 50)
+        cli_args.whole("--slices", self.slices)
         if self.slices > 1 and not self.queued:
             raise ConfigError(
                 f"--slices = {self.slices}: several slices come together as a queued resource. Add --queued."
@@ -91,7 +91,7 @@ class TpuVm:
         Raises:
             ConfigError: none that can be started elsewhere.
         """
-        parts.verb("convoy launch tpu-vm run", command)
+        cli_args.verb("convoy launch tpu-vm run", command)
         again = " ".join(map(str, [exit_codes.RETRY, *exit_codes.KILLED, *_SIGNALS]))
         variables = {TOKEN: f"tpu-vm-{self.name}", **self.variables}
         properties = {

@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.cluster import exit_codes
 from engine.config.errors import ConfigError
-from engine.launch import kubernetes, parts, slurm, tpu_vm
+from engine.launch import cli_args, kubernetes, slurm, tpu_vm
 
 ACTIONS = ("create", "install", "run", "logs", "stop", "delete")  # of a TPU VM, in the order of its life
 
@@ -176,8 +176,8 @@ def _k8s(args: argparse.Namespace) -> None:
         cpus=args.cpus,
         memory=args.memory,
         shared_memory=args.shm,
-        variables=parts.variables(args.env, "Take it from a Secret of the cluster by --secret-env NAME=SECRET:KEY."),
-        secrets=parts.pairs("--secret-env", args.secret_env),
+        variables=cli_args.variables(args.env, "Take it from a Secret of the cluster by --secret-env NAME=SECRET:KEY."),
+        secrets=cli_args.pairs("--secret-env", args.secret_env),
         restarts=args.restarts,
         grace_s=args.grace,
     )
@@ -197,16 +197,16 @@ def _tpu_vm(args: argparse.Namespace) -> None:
         queued=args.queued,
         slices=args.slices,
         spot=args.spot,
-        variables=parts.variables(args.env, "Put it into a file on the hosts, or give them a service account."),
+        variables=cli_args.variables(args.env, "Put it into a file on the hosts, or give them a service account."),
     )
     if args.command and args.action != "run":
         raise ConfigError(f"convoy launch tpu-vm {args.action}: takes no command. Leave out -- and what follows it.")
     commands = vm.run(args.command) if args.action == "run" else getattr(vm, args.action)()
     for command in commands:
         if args.execute:
-            parts.call(command)
+            cli_args.call(command)
         else:
-            print(parts.lines(command))
+            print(cli_args.lines(command))
 
 
 ADD = {"slurm": add_slurm, "k8s": add_k8s, "tpu-vm": add_tpu_vm}

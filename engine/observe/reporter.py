@@ -13,9 +13,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from engine.cluster import ending, exit_codes, processes
+from engine.cluster import exit_codes, processes, shutdown
 from engine.config.errors import ConvoyError, RunError
-from engine.config.places import shown
+from engine.config.mounts import shown
 from engine.observe.progress import Progress
 from engine.observe.report import Summary, summary_text
 from engine.observe.writer import metrics_of
@@ -40,7 +40,7 @@ class Reporter:
 
     def __init__(self, directory: RunDirectory, name: str, mode: str, *, kept: bool = True):
         self._directory, self._mode, self._kept = directory, mode, kept
-        self._tells = processes.is_first()
+        self._tells = processes.is_primary()
         self._log = RunLog(directory.log) if self._tells else None
         self._progress: Progress | None = None
         before = status.read(directory.status).metrics if self._tells and directory.status.exists() else {}
@@ -51,8 +51,8 @@ class Reporter:
         )
         self._forced = self._warned = False
         self._tell()
-        ending.note_status(directory.status)
-        ending.add_last_act(self._end_by_force)
+        shutdown.note_status(directory.status)
+        shutdown.add_last_act(self._end_by_force)
 
     def start(self, total_steps: int, first_step: int, summarise: Callable[[], Summary]) -> None:
         """The work begins: shows progress from here on.
@@ -98,7 +98,7 @@ class Reporter:
     ) -> None:
         if self._progress is not None:
             self._progress.close()
-        ending.remove_last_act(self._end_by_force)
+        shutdown.remove_last_act(self._end_by_force)
         code = exit_code(error)
         state = "interrupted" if code == exit_codes.INTERRUPTED else "failed" if error else "done"
         state = error.state if isinstance(error, ConvoyError) else state

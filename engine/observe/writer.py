@@ -27,7 +27,7 @@ from typing import Any
 from engine.cluster import exit_codes
 from engine.config.errors import RunError
 from engine.run import json_text
-from engine.run.lines import open_whole
+from engine.run.jsonl import open_whole
 from engine.run.log import logger
 
 Row = Mapping[str, Any]

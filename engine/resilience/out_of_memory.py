@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from engine.cluster.ending import first_line
+from engine.cluster.shutdown import first_line
 from engine.config.errors import ConvoyError
 from engine.config.schema import Config
 
@@ -24,7 +24,7 @@ class OutOfMemory(ConvoyError):
 
 
 @contextmanager
-def out_of_memory_told(config: Config) -> Iterator[None]:
+def out_of_memory_reported(config: Config) -> Iterator[None]:
     """Turns what JAX and Python raise for want of memory into an OutOfMemory."""
     try:
         yield

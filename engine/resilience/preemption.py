@@ -32,7 +32,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from engine.cluster import coordination, ending, exit_codes, processes
+from engine.cluster import coordination, exit_codes, processes, shutdown
 from engine.cluster.coordination import CoordinationError
 from engine.config.errors import ConvoyError
 
@@ -152,7 +152,7 @@ class Preemption:
 
     def _look_for_a_notice(self) -> None:
         """Finds that any process was asked to stop, and agrees with all on where."""
-        with contextlib.suppress(CoordinationError):  # a lost process 0 is told by `departure.py`
+        with contextlib.suppress(CoordinationError):  # a lost process 0 is told by `peer_failure.py`
             while not self._left:
                 if self._told.wait(_LOOK_S) and not self._left:
                     coordination.put_first(f"{self._key}/notice", "interrupted" if self.interrupted else "preempted")
@@ -203,4 +203,4 @@ def _end_at_second(reader: socket.socket, watched: set[signal.Signals]) -> None:
 def _end_now(kind: type[ConvoyError]) -> NoReturn:
     os.write(2, b"\nSecond signal: ending now, without the save that was under way.\n")
     text = "a second signal ended this process at once, without the save that was under way. What is saved stays."
-    ending.end(kind(text))
+    shutdown.end(kind(text))

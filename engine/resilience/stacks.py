@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-from engine.cluster.cause import is_users, short
+from engine.cluster.failure_signature import is_users, short
 
 FRAMES = 6  # innermost ones that are shown on the screen
 

@@ -1,7 +1,7 @@
 """Whether a run that ended is started again, and after what wait.
 
 Owns: these decisions, made from how each attempt ended. Does not own: the processes (`launch/supervise.py`), what exit
-codes mean (`cluster/exit_codes.py`), or what an error is known by (`cluster/cause.py`).
+codes mean (`cluster/exit_codes.py`), or what an error is known by (`cluster/failure_signature.py`).
 
 Terms. *Progress*: a checkpoint newer than the newest one before. *Cause*: what an error or a signal is known by when it
 comes again; what others brought about has none. *Crash loop*: failures of one cause at one step without progress

@@ -24,9 +24,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from engine.cluster import coordination, ending, exit_codes, processes
+from engine.cluster import coordination, exit_codes, processes, shutdown
 from engine.cluster.coordination import CoordinationError
-from engine.cluster.rollcall import name
+from engine.cluster.rendezvous import name
 from engine.config.duration import Duration
 from engine.config.errors import ConvoyError
 from engine.config.schema import Config
@@ -173,7 +173,7 @@ class Watchdog:
     def _watch(self) -> None:
         period = min(_LOOK_S, self._hang_s / 10)
         while not self._stop.wait(period):
-            with suppress(CoordinationError):  # a lost process 0 is told by `departure.py`
+            with suppress(CoordinationError):  # a lost process 0 is told by `peer_failure.py`
                 self._look()
 
     def _look(self) -> None:
@@ -220,7 +220,7 @@ class Watchdog:
                 time.sleep(0.05)
                 found = coordination.entries("watchdog/stacks")
                 everybody |= {i: json.loads(text) for i, text in found.items()}
-        ending.end(
+        shutdown.end(
             Hang(
                 f"{text}. {_who(everybody, processes.count())} All stacks: {file.parent if file else 'none written'}. "
                 "The same command goes on from the newest checkpoint."

@@ -1,7 +1,7 @@
 """Small text files that are replaced in one piece.
 
 Owns: `write_text`. A reader sees the old text or the new one, never a part, also when the writer is killed. Does not
-own: files that grow (`lines.py`, `log.py`).
+own: files that grow (`jsonl.py`, `log.py`).
 """
 
 import errno
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from engine.cluster import exit_codes
 from engine.config.errors import RunError
-from engine.config.places import shown
+from engine.config.mounts import shown
 
 _TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN}
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from engine.cluster import exit_codes, peers, processes
 from engine.config.errors import RunError
-from engine.config.places import local_path, shown
+from engine.config.mounts import local_path, shown
 from engine.config.schema import Config
 from engine.run import lease, status, storage
 from engine.run.atomic import cannot_write, write_text
@@ -88,7 +88,7 @@ class RunDirectory:
                 there; or the processes do not see the same one.
         """
         run = cls(path)
-        run.attempt = peers.done_by_first(lambda: run._prepare(fresh, began), "the run directory")
+        run.attempt = peers.run_on_primary(lambda: run._prepare(fresh, began), "the run directory")
         if not run.path.is_dir():
             raise RunError(
                 f"{run}: process {processes.index()} does not see this folder, which process 0 has opened. "
@@ -138,7 +138,7 @@ class RunDirectory:
     def _make(self) -> None:
         try:
             storage.probe(self.path)
-        except storage.NoAnswer as error:
+        except storage.StorageTimeout as error:
             hangs = RunError(
                 f"{self}: the storage does not answer ({error}). See that it is mounted and not overloaded, then "
                 "start the same command again."
@@ -205,12 +205,12 @@ class RunDirectory:
         Raises:
             RunError: it cannot be written.
         """
-        if processes.is_first():
+        if processes.is_primary():
             write_text(self.config, text)
 
     def write_data_text(self, text: str) -> None:
         """Stores what the datasets are, as the config. Raises RunError."""
-        if processes.is_first():
+        if processes.is_primary():
             write_text(self.data, text)
 
 

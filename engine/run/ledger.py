@@ -3,7 +3,7 @@
 Owns: its files, `examples/<process>-of-<processes>.jsonl`, one line a batch, and reading them together. Does not own:
 which examples a batch has (`data/`), or whether a ledger is kept (`log.examples`).
 
-Terms. *Example*: its address (`data/arrangement.py`): the index into the source, or of a source with an order of its
+Terms. *Example*: its address (`data/sampler.py`): the index into the source, or of a source with an order of its
 own the number that names its row there. *Rows*: the places in the global batch that a process has fed.
 
 A line is with the system when the step is dispatched, so a killed process loses none; several attempts may have done a
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.run.lines import Lines
+from engine.run.jsonl import Lines
 
 
 class Ledger:

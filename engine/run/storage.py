@@ -2,7 +2,7 @@
 
 Owns: the bounded call, the probe of a folder, free space in words, and which threads are left hanging. Does not own:
 what is written. A system call on storage that hangs can be ended by nobody, and its process ends only by `os._exit`
-(`cluster/ending.py`), which the command line uses where `hanging` is true.
+(`cluster/shutdown.py`), which the command line uses where `hanging` is true.
 """
 
 import os
@@ -20,7 +20,7 @@ _threads: list[threading.Thread] = []
 _doubted = False
 
 
-class NoAnswer(OSError):
+class StorageTimeout(OSError):
     """Storage did not answer in time."""
 
 
@@ -55,10 +55,10 @@ class Background:
         """Returns what the function returned, or raises what it raised.
 
         Raises:
-            NoAnswer: it has done neither within `timeout_s` seconds. It goes on.
+            StorageTimeout: it has done neither within `timeout_s` seconds. It goes on.
         """
         if not self._done.wait(max(0.0, timeout_s)):
-            raise NoAnswer(f"no answer within {timeout_s:g} s")
+            raise StorageTimeout(f"no answer within {timeout_s:g} s")
         if self._error is not None:
             raise self._error
         return self._value
@@ -68,12 +68,12 @@ def bounded(function: Callable[[], Any], timeout_s: float, name: str = "storage"
     """Returns what a function returns, or raises what it raises; waits for `timeout_s` seconds at most.
 
     Raises:
-        NoAnswer: it takes longer. It goes on in its thread.
+        StorageTimeout: it takes longer. It goes on in its thread.
     """
     return Background(function, name).result(timeout_s)
 
 
-def doubted() -> None:
+def suspect() -> None:
     """Notes that storage has failed: threads of libraries may hang in it, too."""
     global _doubted
     _doubted = True
@@ -92,7 +92,7 @@ def probe(folder: Path, timeout_s: float = PROBE_S) -> None:
 
     Raises:
         OSError: it is not.
-        NoAnswer: nothing is known within `timeout_s` seconds.
+        StorageTimeout: nothing is known within `timeout_s` seconds.
     """
 
     def write() -> None:

@@ -18,7 +18,7 @@ from engine.training.step import StepSpec
 from engine.training.task import Task, check_examples
 
 
-def program_of(task: Task, mesh: Mesh, source: Source, config: Config) -> tuple[Program, int]:
+def build_program(task: Task, mesh: Mesh, source: Source, config: Config) -> tuple[Program, int]:
     """Returns the program of a config and its total number of steps; nothing is compiled and no array is made.
 
     Raises:

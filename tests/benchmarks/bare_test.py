@@ -4,16 +4,16 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import turns, workloads
+from benchmarks import interleaved, workloads
 
 STEPS = 12
 
 
 @pytest.mark.parametrize("name", workloads.NAMES)
 def test_the_loop_by_hand_has_the_numbers_of_the_engine(name):
-    config = workloads.config(name, steps=turns.total(STEPS, 1), log__every="1 step", log__tensorboard=False)
+    config = workloads.config(name, steps=interleaved.total(STEPS, 1), log__every="1 step", log__tensorboard=False)
     by_hand = workloads.bare_loop(config).train(2 * STEPS, log_every=1)
-    with turns.EngineLoop(config, STEPS) as engine:
+    with interleaved.EngineLoop(config, STEPS) as engine:
         engine.turn()
     rows = {row["step"]: [row["loss"], row["accuracy"]] for row in engine.rows}
     assert sorted(rows) == list(range(1, 2 * STEPS + 1))

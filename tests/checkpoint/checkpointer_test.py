@@ -10,7 +10,7 @@ import pytest
 from engine.checkpoint.checkpointer import Checkpointer
 from engine.checkpoint.policy import SavePolicy
 from engine.checkpoint.retention import Retention
-from engine.checkpoint.store import CheckpointStore, StorageTrouble
+from engine.checkpoint.store import CheckpointStore, StorageError
 from engine.config.duration import Duration
 from engine.run import storage
 from engine.run.lease import LeaseLost
@@ -180,7 +180,7 @@ def test_a_save_that_failed_stops_the_run_where_the_policy_says_so(make, full_di
     subject = make(every=None, on_failure="stop")
     big(subject, 3, force=True)
     deadline = time.monotonic() + 60
-    with pytest.raises(StorageTrouble, match=r"step 3 could not be saved .* This run stops") as error:
+    with pytest.raises(StorageError, match=r"step 3 could not be saved .* This run stops") as error:
         while time.monotonic() < deadline:
             assert not save(subject, 4)
     assert error.value.exit_code == 42
@@ -194,7 +194,7 @@ def test_nothing_is_saved_where_the_run_directory_is_gone_as_with_its_mount(make
     subject.store.free(wait=True)
     run.rename(tmp_path / "elsewhere")
     save(subject, 6, force=True)
-    with pytest.raises(StorageTrouble, match=r"No such file or directory"):
+    with pytest.raises(StorageError, match=r"No such file or directory"):
         subject.finish()
     assert not run.exists()
 
@@ -204,7 +204,7 @@ def test_a_run_does_not_end_well_whose_last_save_failed(make, full_disk):
     told = []
     subject = make(every=None, say=told.append)
     big(subject, TOTAL)
-    with pytest.raises(StorageTrouble, match=r"step 10 could not be saved .* the last save") as error:
+    with pytest.raises(StorageError, match=r"step 10 could not be saved .* the last save") as error:
         subject.finish()
     assert error.value.exit_code == 42 and told == []
 

@@ -5,7 +5,7 @@ import pytest
 
 from engine.checkpoint import inspection
 from engine.checkpoint.inspection import DamagedCheckpoints, inspect
-from engine.checkpoint.newest import restore_newest
+from engine.checkpoint.restore_latest import restore_latest
 from engine.checkpoint.store import CheckpointStore
 from engine.cluster import exit_codes
 
@@ -37,7 +37,7 @@ def test_what_is_damaged_or_was_set_aside_is_named_and_nothing_is_changed(store)
     assert lines[1].startswith("step       10  DAMAGED  config/config.json: is missing, expected")
     assert sorted(store.directory.rglob("*")) == before
     with pytest.raises(Exception, match="no checkpoint can be used"):
-        restore_newest(store, {"w": jnp.ones(4)})
+        restore_latest(store, {"w": jnp.ones(4)})
     lines.clear()
     inspect(store.directory, lines.append)
     assert [line.split(":")[0].strip() for line in lines] == [

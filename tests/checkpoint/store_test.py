@@ -17,7 +17,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from engine.checkpoint.manifest import MANIFEST, read_manifest, write_manifest
-from engine.checkpoint.reading import being_read
+from engine.checkpoint.read_lock import read_lock
 from engine.checkpoint.retention import Retention
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.verification import DamagedCheckpoint
@@ -330,7 +330,7 @@ def test_a_step_that_is_being_read_stays(store):
     for step in (1, 2):
         store.save(step, state, POSITION, CONFIG)
     store.wait()
-    with being_read(store.directory / "1"):
+    with read_lock(store.directory / "1"):
         store.delete(1)
         assert store.not_deleted(60) == [] and store.steps() == [1, 2]
     store.delete(1)

@@ -57,11 +57,11 @@ import sys
 from pathlib import Path
 from engine.checkpoint.manifest import MANIFEST
 from engine.checkpoint.verification import verify
-from engine.cluster import coordination, peers, processes, resolver
+from engine.cluster import coordination, peers, processes, cluster_detection
 from engine.config.errors import ConvoyError
 from tests.checkpoint.verification_test import write_step
 
-processes.initialize(resolver.resolve().who)
+processes.initialize(cluster_detection.resolve().who)
 me, step = processes.index(), Path(sys.argv[1]) / "5"
 
 def look(timeout_s=60, late=False):

@@ -64,8 +64,8 @@ def test_nobody_is_missing_at_the_barrier_of_a_single_process():
 
 THREE = """
 import sys, threading, time
-from engine.cluster import coordination as store, peers, processes, resolver
-processes.initialize(resolver.resolve().who)
+from engine.cluster import coordination as store, peers, processes, cluster_detection
+processes.initialize(cluster_detection.resolve().who)
 me = processes.index()
 store.put(f"who/{me}", str(me * me))
 assert store.alive() == {0, 1, 2}

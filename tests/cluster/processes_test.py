@@ -7,13 +7,13 @@ import time
 import pytest
 
 from engine.cluster import processes
+from engine.cluster.cluster_detection import Processes
 from engine.cluster.processes import CannotJoin, initialize
-from engine.cluster.resolver import Processes
 
 
 def test_a_single_process_joins_nobody_and_is_the_first():
     initialize(Processes())
-    assert (processes.index(), processes.count(), processes.is_first()) == (0, 1, True)
+    assert (processes.index(), processes.count(), processes.is_primary()) == (0, 1, True)
 
 
 def free_port() -> int:
@@ -46,7 +46,7 @@ def test_a_first_process_waits_for_its_own_name():
 
 
 def test_a_first_process_whose_peers_do_not_come_says_so():
-    """JAX itself would end it by SIGABRT, with a stack of C++. All else about it is in rollcall_test.py."""
+    """JAX itself would end it by SIGABRT, with a stack of C++. All else about it is in rendezvous_test.py."""
     words = r"process 1 of 2 did not come to \S+ within 0.3 s; the others are there. See why it did not start"
     with pytest.raises(CannotJoin, match=words):
         initialize(Processes(0, 2, f"127.0.0.1:{free_port()}"), timeout_s=0.3)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from engine.config.errors import DataError
-from engine.data.arrangement import gather
+from engine.data.sampler import gather
 from engine.data.source import (
     SAMPLED,
     ArraySource,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from engine.checkpoint.manifest import MANIFEST, read_manifest
-from engine.checkpoint.reading import being_read
+from engine.checkpoint.read_lock import read_lock
 from engine.checkpoint.verification import DamagedCheckpoint, verify
 from tests import runs
 from tests.faults import bench
@@ -214,7 +214,7 @@ def test_28_the_newest_good_step_stays_and_so_does_one_that_is_being_read(tmp_pa
     with bench.Job("train", where, f"--workdir={run}") as job:
         job.until(lambda: bench.saved(run))
         read, seen = bench.saved(run)[-1], set()
-        with being_read(run / "checkpoints" / str(read)):
+        with read_lock(run / "checkpoints" / str(read)):
             while max(seen, default=0) < 40:
                 steps = bench.saved(run)
                 assert read in steps and job.process.poll() is None, job.output

@@ -51,8 +51,9 @@ def train(folder) -> tuple[str, ...]:
 def test_missing_processes_are_named_to_all_who_came(address, tmp_path, case):
     """In 6 seconds instead of the 5 minutes that hosts of a job have."""
     program = (
-        "from engine.cluster import processes, resolver\nfrom engine.config.errors import ConvoyError\nimport sys\n"
-        "try:\n    processes.initialize(resolver.resolve().who, timeout_s=6)\n"
+        "from engine.cluster import cluster_detection, processes\n"
+        "from engine.config.errors import ConvoyError\nimport sys\n"
+        "try:\n    processes.initialize(cluster_detection.resolve().who, timeout_s=6)\n"
         "except ConvoyError as error:\n    print(error)\n    sys.exit(error.exit_code)"
     )
     ends = start(address, 4, 0, 2, words=(sys.executable, "-c", program))

@@ -101,7 +101,9 @@ def test_ranks_that_were_not_started_alike_are_refused(what, tmp_path, case):
     with bench.ranks(words, [{"PYTHONPATH": path} for path in (mine, theirs)]) as jobs:
         for job in jobs:
             assert job.end() == 1, job.output
-            assert "NotAlike: the processes of this run were not started alike.\nprocess 1 on " in job.output
+            assert (
+                "InconsistentProcesses: the processes of this run were not started alike.\nprocess 1 on " in job.output
+            )
             assert f"  {say}" in job.output and "Start all of them with the same command" in job.output
             assert "Traceback" not in job.output
         took = time.monotonic() - jobs[0].started

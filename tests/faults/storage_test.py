@@ -129,7 +129,7 @@ def test_a_disk_that_stays_full_stops_the_run_by_policy_or_at_its_end(tmp_path, 
             full_at = time.monotonic()
             assert job.end() == 42, job.output
             stopped = time.monotonic() - full_at
-            assert job.output.count(f"StorageTrouble: {disk}/run/checkpoints: step") == 1, job.output
+            assert job.output.count(f"StorageError: {disk}/run/checkpoints: step") == 1, job.output
             assert "The newest checkpoint is that of step" in job.output and "Traceback" not in job.output
         (kept / "run" / "../filler").unlink()
         newest = max(bench.saved(kept / "run"))
@@ -188,7 +188,7 @@ def test_a_run_whose_storage_hangs_to_the_end_is_over_in_bounded_time(preempted,
         assert job.end(90.0) == 42, job.output
         what = "storage hangs at a preemption" if preempted else "storage hangs to the end"
         case(27, what, detected_s=time.monotonic() - hangs_at, code=42)
-        assert ("Preempted: asked to stop at step" if preempted else "StorageTrouble: ") in job.output, job.output
+        assert ("Preempted: asked to stop at step" if preempted else "StorageError: ") in job.output, job.output
         assert "The newest checkpoint is that of step 5. It was the last save of this attempt" in job.output
     assert bench.status(run)["state"] != "done"
 

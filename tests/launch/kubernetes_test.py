@@ -10,11 +10,11 @@ import yaml
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
 from engine.cluster import exit_codes
-from engine.cluster.resolver import resolve
+from engine.cluster.cluster_detection import resolve
 from engine.config.errors import ConfigError
+from engine.launch.cli_args import LaunchError
 from engine.launch.kubernetes import TPUS, JobSet, Tpu
-from engine.launch.parts import LaunchError
-from tests.launch.stand_ins import path_with, stand_in
+from tests.launch.fakes import path_with, stand_in
 
 COMMAND = ["train", "--config=configs.digits", "--config.train.total=2 epochs"]
 TOPOLOGIES = {"v4": "2x2x4", "v5e": "4x4", "v5p": "4x4x4", "v6e": "4x8", "v7x": "2x2x2"}

@@ -14,7 +14,7 @@ import yaml
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
 from engine.launch.kubernetes import USER
-from tests.launch.stand_ins import ROOT, linter, path_with, stand_in
+from tests.launch.fakes import ROOT, linter, path_with, stand_in
 
 GOLDEN = Path(__file__).parent / "golden"
 UPDATE = "CONVOY_UPDATE_GOLDENS"

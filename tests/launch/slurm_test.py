@@ -12,7 +12,7 @@ import pytest
 from engine.cluster import exit_codes
 from engine.config.errors import ConfigError
 from engine.launch.slurm import SlurmJob, seconds
-from tests.launch.stand_ins import linter, path_with, stand_in
+from tests.launch.fakes import linter, path_with, stand_in
 
 COMMAND = ["train", "--config=configs.digits", "--config.train.total=2 epochs", "--workdir=runs/it's $HOME"]
 

@@ -8,7 +8,7 @@ import pytest
 from engine.cluster import exit_codes
 from engine.config.errors import ConfigError
 from engine.launch.tpu_vm import SOURCES, TpuVm
-from tests.launch.stand_ins import ROOT, path_with, stand_in
+from tests.launch.fakes import ROOT, path_with, stand_in
 
 COMMAND = ["train", "--config=configs.digits", "--config.train.total=2 epochs", "--workdir=/mnt/it's $HOME"]
 

@@ -8,7 +8,7 @@ import yaml
 from engine.arguments import parse
 from engine.config.errors import ConfigError
 from engine.launch import verbs
-from tests.launch.stand_ins import path_with, stand_in
+from tests.launch.fakes import path_with, stand_in
 
 K8S = "launch k8s --name=c --image=r/c:1 --claim=runs"
 TPU_VM = "--name=v5e --zone=z"

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from engine.cluster.resolver import Processes
+from engine.cluster.cluster_detection import Processes
 from engine.config.errors import DataError
 from engine.observe.report import Summary
 from engine.observe.reporter import Reporter, exit_code

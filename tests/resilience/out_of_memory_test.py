@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engine.resilience.out_of_memory import OutOfMemory, out_of_memory_told, smaller
+from engine.resilience.out_of_memory import OutOfMemory, out_of_memory_reported, smaller
 from tests import runs
 
 PETABYTES = (1 << 25, 1 << 25)  # more than any machine can promise
 
 
 def told(function, **settings):
-    with pytest.raises(OutOfMemory) as error, out_of_memory_told(runs.config(**settings)):
+    with pytest.raises(OutOfMemory) as error, out_of_memory_reported(runs.config(**settings)):
         function()
     return str(error.value)
 
@@ -46,7 +46,7 @@ def test_each_platform_has_its_words(words):
 
 
 def test_another_error_of_a_device_is_left_as_it_is():
-    with pytest.raises(jax.errors.JaxRuntimeError, match="cannot open"), out_of_memory_told(runs.config()):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="cannot open"), out_of_memory_reported(runs.config()):
         raise jax.errors.JaxRuntimeError("INTERNAL: cannot open the library")
 
 

@@ -208,7 +208,7 @@ def pair(program: str) -> list[subprocess.Popen]:
     join = f"""
     import threading
     from engine.cluster import coordination, peers, processes
-    from engine.cluster.resolver import Processes
+    from engine.cluster.cluster_detection import Processes
     rank = int(sys.argv[1])
     processes.initialize(Processes(rank, 2, {address!r}))
     """

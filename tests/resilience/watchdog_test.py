@@ -149,10 +149,10 @@ def test_who_is_behind_is_named(everybody, words):
 PROGRAM = """
 import sys, threading, time
 from pathlib import Path
-from engine.cluster import ending
+from engine.cluster import shutdown
 from engine.resilience.watchdog import Watchdog
 
-ending.add_last_act(lambda code, text: print("status", code, flush=True))
+shutdown.add_last_act(lambda code, text: print("status", code, flush=True))
 with Watchdog(0.5, 60.0, Path({folder!r}), 3) as dog, dog.training(0):
     for step in range(1, 6):
         dog.dispatched = step

@@ -18,7 +18,7 @@ def test_the_value_or_the_error_of_a_call_comes_back():
 def test_a_call_that_does_not_come_back_is_left_and_known():
     go, call = threading.Event(), None
     try:
-        with pytest.raises(storage.NoAnswer, match=r"no answer within 0\.1 s"):
+        with pytest.raises(storage.StorageTimeout, match=r"no answer within 0\.1 s"):
             storage.bounded(go.wait, 0.1)
         assert storage.hanging()
         call = storage.Background(go.wait, "second")
@@ -54,7 +54,7 @@ def test_after_a_failure_threads_of_libraries_count_too(monkeypatch):
     other.start()
     try:
         before = storage.hanging()
-        storage.doubted()
+        storage.suspect()
         assert not before and storage.hanging()
     finally:
         go.set()

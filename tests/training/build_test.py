@@ -5,14 +5,14 @@ import pytest
 
 from engine.config.errors import ConvoyError
 from engine.parallel.mesh import make_mesh
-from engine.training.build import program_of
+from engine.training.build import build_program
 from tests import runs, zoo
 
 
 def build(devices: int = 1, **settings):
     config = runs.config(**settings)
     mesh = make_mesh(config.mesh, jax.devices()[:devices])
-    return program_of(zoo.Classify(), mesh, zoo.source(), config)
+    return build_program(zoo.Classify(), mesh, zoo.source(), config)
 
 
 def test_durations_become_steps_of_this_source_and_nothing_is_compiled():

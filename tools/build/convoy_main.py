@@ -6,7 +6,7 @@ import sys
 
 def main(argv: list[str]) -> int | None:
     """Runs the command line argv, without the name of the program, and returns its exit code."""
-    from engine.launch.pages import start_with_large_pages
+    from engine.launch.huge_pages import start_with_large_pages
 
     start_with_large_pages()
     # `bazel run` starts a program in a folder of its own; paths on the command line

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from engine.cluster import rollcall
-from engine.cluster.rollcall import CannotJoin, Refused
+from engine.cluster import rendezvous
+from engine.cluster.rendezvous import CannotJoin, Refused
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def port():
 def hold(index, port, count=3, timeout_s=20.0, secure=()):
     """ "" where all came, else the error."""
     try:
-        rollcall.hold(index, count, f"127.0.0.1:{port}", "127.0.0.1", port, timeout_s, secure=index in secure)
+        rendezvous.hold(index, count, f"127.0.0.1:{port}", "127.0.0.1", port, timeout_s, secure=index in secure)
     except CannotJoin as error:
         return error
     return ""
@@ -110,7 +110,7 @@ def test_a_port_that_is_taken_is_told(port):
         taken.listen()
         words = rf"process 0 of 3: cannot listen at 127.0.0.1:{port} \(Address already in use\)\. .*another process 0"
         with pytest.raises(CannotJoin, match=words):
-            rollcall.hold(0, 3, f"127.0.0.1:{port}", "127.0.0.1", port, 1.0)
+            rendezvous.hold(0, 3, f"127.0.0.1:{port}", "127.0.0.1", port, 1.0)
 
 
 def test_something_else_that_listens_there_is_told(port):
@@ -126,5 +126,5 @@ def test_something_else_that_listens_there_is_told(port):
         thread = threading.Thread(target=serve)
         thread.start()
         with pytest.raises(CannotJoin, match=r"have joined already, without this one, or something else listens"):
-            rollcall.hold(1, 3, f"127.0.0.1:{port}", "127.0.0.1", port, 5.0)
+            rendezvous.hold(1, 3, f"127.0.0.1:{port}", "127.0.0.1", port, 5.0)
         thread.join()

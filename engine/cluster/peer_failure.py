@@ -2,7 +2,7 @@
 
 Owns: what a process that ends alone leaves to the others in the store of `coordination.py`, and the threads that look
 for such an end and for peers without heartbeat while the main thread is anywhere. Does not own: the launcher's way of
-telling (`ending.py`), or what JAX raises in the main thread (`peers.py`).
+telling (`shutdown.py`), or what JAX raises in the main thread (`peers.py`).
 
 Terms. *Cause*: the verdict of the process that was the first to end alone; what ends after it, ends because of it.
 *Dead*: without heartbeat for HEARTBEAT_S seconds, as a killed process, a stopped one, or one on a lost host.
@@ -14,11 +14,11 @@ import time
 from contextlib import suppress
 from dataclasses import asdict
 
-from engine.cluster import coordination, ending, exit_codes
+from engine.cluster import coordination, exit_codes, shutdown
 from engine.cluster.coordination import CoordinationError
-from engine.cluster.ending import Verdict
-from engine.cluster.processes import HEARTBEAT_S, count, index, is_first
-from engine.cluster.rollcall import name
+from engine.cluster.processes import HEARTBEAT_S, count, index, is_primary
+from engine.cluster.rendezvous import name
+from engine.cluster.shutdown import Verdict
 from engine.config.errors import ConvoyError
 
 _LAST_STEP_S = 0.5  # from a process's word that it ends to its end: without process 0 it would be one by SIGABRT
@@ -56,7 +56,7 @@ def tell_others(code: int, text: str) -> None:
     with suppress(CoordinationError):
         coordination.put_first("cause", json.dumps(asdict(verdict)))
         coordination.put(f"ended/{index()}", "")
-        if is_first():
+        if is_primary():
             end = time.monotonic() + _FAREWELL_S
             while time.monotonic() < end and len(coordination.entries("ended")) < count():
                 time.sleep(0.05)
@@ -70,7 +70,7 @@ def cause() -> Verdict | None:
             verdict = Verdict(**json.loads(text))
             return verdict if verdict.index != index() else None
     final = (exit_codes.USER_ERROR, exit_codes.STOP)
-    return next((verdict for verdict in ending.of_others() if verdict.code in final), None)
+    return next((verdict for verdict in shutdown.of_others() if verdict.code in final), None)
 
 
 _stopping = threading.Event()
@@ -79,7 +79,7 @@ _threads: list[threading.Thread] = []
 
 def watch() -> None:
     """Begins to look for an end of another process; this one then ends too, within seconds, wherever it is."""
-    ending.add_last_act(tell_others)
+    shutdown.add_last_act(tell_others)
     _stopping.clear()
     for target in (_look_for_a_cause, _look_for_the_dead):
         _threads.append(threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True))
@@ -123,4 +123,4 @@ def _look_for_the_dead() -> None:
 
 def _end(error: LostPeer) -> None:
     if not _stopping.wait(_MAIN_S):
-        ending.end(error)
+        shutdown.end(error)

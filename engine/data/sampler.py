@@ -2,7 +2,7 @@
 
 Owns: the interface of an arrangement, the usual one (a new permutation of the examples in every epoch), and the reading
 of examples at indices, with the sentences that say which example went wrong. Does not own: the permutations themselves
-(`order.py`), and the orders of sources that bring their own (`packing.py`, `mixture.py`).
+(`shuffle.py`), and the orders of sources that bring their own (`packing.py`, `mixture.py`).
 
 Terms. *Place*: a global example index, 0, 1, 2 ... over the whole run. *Address*: a number int64 that an arrangement
 gives to what it reads at a place; that of the usual one is the example's index.
@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from engine.config.errors import DataError
-from engine.data.order import Order
+from engine.data.shuffle import Order
 from engine.data.source import Batch, Example, Source, has_take, has_transform, leaves, name_of, overrides
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from engine.cluster import exit_codes
 from engine.config.errors import RunError
-from engine.run.lines import Lines
+from engine.run.jsonl import Lines
 
 
 def texts(path):

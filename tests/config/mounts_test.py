@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from engine.config.errors import RunError
-from engine.config.places import is_address, local_path, mount_command, shown
+from engine.config.mounts import is_address, local_path, mount_command, shown
 
 
 @pytest.mark.parametrize("place", ["runs/a", "/data/x*.arrayrecord", "a:b/c", "C:/runs", "~/runs", "", "1://x"])

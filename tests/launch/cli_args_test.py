@@ -5,47 +5,47 @@ import shlex
 import pytest
 
 from engine.config.errors import ConfigError
-from engine.launch import parts
-from tests.launch.stand_ins import path_with, stand_in
+from engine.launch import cli_args
+from tests.launch.fakes import path_with, stand_in
 
 
 @pytest.mark.parametrize("text", ["a", "convoy", "run-7"])
 def test_a_label_is_what_kubernetes_takes(text):
-    assert parts.label("--name", text) == text
+    assert cli_args.label("--name", text) == text
 
 
 @pytest.mark.parametrize("text", ["", "A", "7a", "a_b", "a-", "a.b", "a" * 64, "a\n"])
 def test_another_label_is_refused(text):
     with pytest.raises(ConfigError, match=r"--name = .*: allowed are lower-case letters, digits and -"):
-        parts.label("--name", text)
+        cli_args.label("--name", text)
 
 
 def test_pairs_have_a_name_and_a_value():
-    assert parts.pairs("--env", ["A=1", "B=x=y", "C="]) == {"A": "1", "B": "x=y", "C": ""}
+    assert cli_args.pairs("--env", ["A=1", "B=x=y", "C="]) == {"A": "1", "B": "x=y", "C": ""}
     with pytest.raises(ConfigError, match="--env = 'A': allowed is NAME=VALUE"):
-        parts.pairs("--env", ["A"])
+        cli_args.pairs("--env", ["A"])
 
 
 @pytest.mark.parametrize("name", ["WANDB_API_KEY", "TOKEN", "hf_token", "DB_PASSWORD", "AWS_SECRET_ACCESS_KEY"])
 def test_a_secret_is_refused_and_not_repeated(name):
     with pytest.raises(ConfigError, match=f"--env {name}: a secret .* Elsewhere.$") as told:
-        parts.variables([f"{name}=hunter2"], "Elsewhere.")
+        cli_args.variables([f"{name}=hunter2"], "Elsewhere.")
     assert "hunter2" not in str(told.value)
 
 
 def test_other_variables_pass():
-    assert parts.variables(["XLA_FLAGS=--a --b", "MONKEY=1", "TOKENIZERS=2"], "") == {
+    assert cli_args.variables(["XLA_FLAGS=--a --b", "MONKEY=1", "TOKENIZERS=2"], "") == {
         "XLA_FLAGS": "--a --b", "MONKEY": "1", "TOKENIZERS": "2",
     }  # fmt: skip
     with pytest.raises(ConfigError, match="--env 7A: allowed are letters"):
-        parts.variables(["7A=1"], "")
+        cli_args.variables(["7A=1"], "")
 
 
 def test_a_long_command_reads_line_by_line_and_means_the_same():
-    short = parts.lines(["a", "--b"], ["c d"])
+    short = cli_args.lines(["a", "--b"], ["c d"])
     assert short == "a --b 'c d'"
     words = ["program", "verb", f"--{'x' * 60}=it's $HOME", "--flag"], ["inner", "train", f"--config={'y' * 60}"]
-    text = parts.lines(*words)
+    text = cli_args.lines(*words)
     assert [line.split()[0] for line in text.splitlines()] == [
         "program",
         "'--" + "x" * 60 + "=it'\"'\"'s",
@@ -58,9 +58,9 @@ def test_a_long_command_reads_line_by_line_and_means_the_same():
 
 def test_a_missing_command_and_a_failed_one_are_told(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", path_with(tmp_path))
-    with pytest.raises(parts.LaunchError, match="no-such-scheduler: not installed here"):
-        parts.call(["no-such-scheduler", "x"])
+    with pytest.raises(cli_args.LaunchError, match="no-such-scheduler: not installed here"):
+        cli_args.call(["no-such-scheduler", "x"])
     stand_in(tmp_path, "scheduler", "exit $1")
-    parts.call(["scheduler", "0"])
-    with pytest.raises(parts.LaunchError, match=r"^scheduler 5 ended with 5; its own words are above"):
-        parts.call(["scheduler", "5"])
+    cli_args.call(["scheduler", "0"])
+    with pytest.raises(cli_args.LaunchError, match=r"^scheduler 5 ended with 5; its own words are above"):
+        cli_args.call(["scheduler", "5"])

@@ -5,22 +5,22 @@ import sys
 
 import pytest
 
-from engine.cluster.alike import LIBRARIES, check_alike, differences, software
+from engine.cluster.consistency_check import LIBRARIES, check_consistency, differences, software
 from tests import runs
 
 PROGRAM = """
 import sys
-from engine.cluster import peers, processes, resolver
-from engine.cluster.alike import check_alike
+from engine.cluster import peers, processes, cluster_detection
+from engine.cluster.consistency_check import check_consistency
 from engine.config.errors import ConvoyError
-processes.initialize(resolver.resolve().who)
+processes.initialize(cluster_detection.resolve().who)
 me = processes.index()
-check_alike({"jax": "0.12.0", f"module only.{me}": "1"}, "start")
+check_consistency({"jax": "0.12.0", f"module only.{me}": "1"}, "start")
 facts = {"train.seed": "0", "jax": "0.12.0"}
 if me == 2:
     facts = {"train.seed": "1", "jax": "0.12.0", "optimizer.b1": "0.8"}
 try:
-    check_alike(facts, "start")
+    check_consistency(facts, "start")
 except ConvoyError as error:
     print(f"{error.kind} {error.exit_code} {error.everywhere} {error}".replace("\\n", "|"))
 peers.part()
@@ -35,11 +35,11 @@ def test_every_process_is_told_which_one_differs_in_what():
     done = subprocess.run(
         [sys.executable, "-c", launcher], capture_output=True, text=True, env=runs.environment(), timeout=90
     )
-    told = sorted(line for line in done.stdout.splitlines() if "NotAlike" in line)
+    told = sorted(line for line in done.stdout.splitlines() if "InconsistentProcesses" in line)
     assert len(told) == 3, done.stderr
     (text,) = {line.split(" ", 1)[1] for line in told}
     kind, code, everywhere, text = text.split(" ", 3)
-    assert (kind, code, everywhere) == ("NotAlike", "1", "True")
+    assert (kind, code, everywhere) == ("InconsistentProcesses", "1", "True")
     first, who, seed, b1, last = text.split("|")
     assert first == "the processes of this run were not started alike."
     assert who.startswith("process 2 on ") and "differs from process 0 on " in who
@@ -49,7 +49,7 @@ def test_every_process_is_told_which_one_differs_in_what():
 
 
 def test_a_single_process_is_like_itself():
-    check_alike({}, "start")
+    check_consistency({}, "start")
 
 
 def test_modules_count_where_both_have_loaded_them():
@@ -62,7 +62,13 @@ def test_software_is_versions_and_sources():
     import tests.zoo  # noqa: F401, what a config would load
 
     facts = software(["tests.zoo.Classify", "optax.adamw", "engine.data.source.ArraySource"])
-    assert {"python", *LIBRARIES, "engine/trainer.py", "engine/cluster/alike.py", "module tests.zoo"} <= facts.keys()
+    assert {
+        "python",
+        *LIBRARIES,
+        "engine/trainer.py",
+        "engine/cluster/consistency_check.py",
+        "module tests.zoo",
+    } <= facts.keys()
     assert not [name for name in facts if name.startswith(("module optax", "module engine"))]
     assert facts["engine/trainer.py"] != facts["engine/entry.py"]
 

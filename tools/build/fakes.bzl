@@ -59,7 +59,7 @@ _stand_in = repository_rule(
     attrs = {"files": attr.string_dict(mandatory = True)},
 )
 
-def stand_ins():
+def fakes():
     """Defines the stand-ins that the running Bazel needs."""
     _stand_in(name = "rules_python", files = _RULES_PYTHON)
 

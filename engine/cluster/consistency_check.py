@@ -21,7 +21,7 @@ from pathlib import Path
 
 from engine.cluster import coordination
 from engine.cluster.peers import LostPeer
-from engine.cluster.processes import count, index, is_first
+from engine.cluster.processes import count, index, is_primary
 from engine.config.errors import ConvoyError
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -32,7 +32,7 @@ _turns: Counter[str] = Counter()  # how often each was compared: texts of an ear
 _MODULE = "module "  # before the name of a fact that counts only where both have it
 
 
-class NotAlike(ConvoyError):
+class InconsistentProcesses(ConvoyError):
     """The processes of a run were started with different configs, code, libraries or data."""
 
     everywhere = True
@@ -60,7 +60,7 @@ def software(modules: Iterable[str]) -> dict[str, str]:
     return facts
 
 
-def check_alike(facts: Mapping[str, str], what: str) -> None:
+def check_consistency(facts: Mapping[str, str], what: str) -> None:
     """Returns when all processes have come here with the same facts.
 
     Args:
@@ -68,14 +68,14 @@ def check_alike(facts: Mapping[str, str], what: str) -> None:
         what: is compared, one word, the same in every process, which all come here equally often.
 
     Raises:
-        NotAlike: a process differs from process 0; in every process, with the name of each and its differences.
-        ConvoyError: not all came.
+        InconsistentProcesses: a process differs from process 0; in every process, with the name of each and its
+        differences. ConvoyError: not all came.
     """
     if count() == 1:
         return
     _turns[what] += 1
     place = f"alike/{what}/{_turns[what]}"
-    if is_first():
+    if is_primary():
         coordination.put(f"{place}/first", json.dumps([socket.gethostname(), dict(facts)]))
     else:
         told = coordination.get(f"{place}/first", WAIT_S)
@@ -89,7 +89,7 @@ def check_alike(facts: Mapping[str, str], what: str) -> None:
         raise _absent(missing, what)
     others = coordination.entries(f"{place}/others")
     if others:
-        raise NotAlike(_sentence({int(i): json.loads(text) for i, text in others.items()}))
+        raise InconsistentProcesses(_sentence({int(i): json.loads(text) for i, text in others.items()}))
 
 
 def differences(first: Mapping[str, str], mine: Mapping[str, str]) -> list[str]:

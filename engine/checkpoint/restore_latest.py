@@ -30,7 +30,7 @@ class NoUsableCheckpoint(CheckpointError):
     everywhere = True
 
 
-def restore_newest(
+def restore_latest(
     store: CheckpointStore,
     abstract_state: Any,
     stacked: Mapping[str, int] | None = None,
@@ -49,7 +49,7 @@ def restore_newest(
         NoUsableCheckpoint: there are checkpoints, and none is good.
         CheckpointError: one cannot be read for a reason of the disk, or it is of another model.
     """
-    for step in peers.from_first(store.candidates(), "the list of checkpoints"):
+    for step in peers.broadcast_from_primary(store.candidates(), "the list of checkpoints"):
         try:
             return store.restore(step, abstract_state, stacked), step
         except DamagedCheckpoint as damaged:
@@ -58,7 +58,7 @@ def restore_newest(
                 f"warning: the checkpoint of step {step} is damaged and set aside as {store.directory / name}: "
                 f"{in_short(damaged.problems)}"
             )
-    if bad := peers.from_first(list_set_aside(store.directory), "the list of damaged checkpoints"):
+    if bad := peers.broadcast_from_primary(list_set_aside(store.directory), "the list of damaged checkpoints"):
         raise NoUsableCheckpoint(
             f"{store.directory}: no checkpoint can be used:\n"
             + "".join(f"  {name}: {why}\n" for name, why in bad)
@@ -82,7 +82,7 @@ def list_set_aside(directory: Path) -> list[tuple[str, str]]:
 def _set_aside(path: Path, problems: list[str]) -> str:
     """Renames a damaged step, in the first process for all; returns its new name."""
     name = ""
-    if processes.is_first():
+    if processes.is_primary():
         name, number = f"{path.name}{BAD}", 1
         while (path.parent / name).exists():
             number += 1
@@ -95,4 +95,4 @@ def _set_aside(path: Path, problems: list[str]) -> str:
                 f"({error.strerror or error}). Move it away yourself to go on from the one before it."
             ) from error
         write_text(path.parent / name / DAMAGE, "".join(f"{problem}\n" for problem in problems))
-    return peers.from_first(name, "the damaged checkpoint")
+    return peers.broadcast_from_primary(name, "the damaged checkpoint")

@@ -17,7 +17,7 @@ _LIBRARY = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")
 _INSTALLED = ("site-packages", "dist-packages")
 
 
-def cause_of(error: BaseException) -> str:
+def failure_signature(error: BaseException) -> str:
     """Returns `KeyError at perception.py:12 in loss`; the type alone where no code of the user's was running.
 
     An error that others brought about (a lost peer, being asked to stop) has no cause of its own: "". The frame is

@@ -2,7 +2,7 @@
 
 Owns: the verdict's file, which lies where a variable of the launcher says, the step beside it, the bound on waits that
 nothing interrupts, and the end from another thread than the main one. Does not own: which code an error has (the error
-does), how peers learn of it (`departure.py`), or the job's code (`launch/`).
+does), how peers learn of it (`peer_failure.py`), or the job's code (`launch/`).
 
 Terms. *Verdict*: the exit code that a process chose, with the text of its error. A process that was killed leaves none;
 the step that it had reached is known all the same, since a file mapped into memory outlives it. *Last act*: what must
@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from engine.cluster.cause import cause_of
+from engine.cluster.failure_signature import failure_signature
 from engine.config.errors import ConvoyError
-from engine.config.places import shown
+from engine.config.mounts import shown
 
 VARIABLE = "CONVOY_VERDICT"
 """Names the file `<folder>/<index>.json` of this process; the folder holds those of all processes."""
@@ -43,7 +43,7 @@ class Verdict:
     code: int  # its exit code
     text: str  # sentence or traceback, without a line end
     time: float  # when it decided to end, by the monotonic clock that all processes of a machine share
-    cause: str = ""  # what the error is known by when it comes again (`cause.py`)
+    cause: str = ""  # what the error is known by when it comes again (`failure_signature.py`)
 
     @property
     def line(self) -> str:
@@ -144,7 +144,7 @@ def end(error: ConvoyError) -> NoReturn:
                 act(error.exit_code, str(error))
 
     text = shown(f"{error.kind}: {error}")
-    tell(error.exit_code, text, cause_of(error))
+    tell(error.exit_code, text, failure_signature(error))
     thread = threading.Thread(target=acts, daemon=True)  # storage that hangs must not keep it
     thread.start()
     thread.join(_ACTS_S)

@@ -17,7 +17,7 @@ from engine.checkpoint.manifest import MANIFEST
 
 
 @contextmanager
-def being_read(directory: Path) -> Iterator[None]:
+def read_lock(directory: Path) -> Iterator[None]:
     """Keeps a writer from removing a step while the block runs.
 
     Raises:
@@ -32,7 +32,7 @@ def being_read(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def not_being_read(directory: Path) -> Iterator[bool]:
+def delete_lock(directory: Path) -> Iterator[bool]:
     """Tells whether no process reads a step, and keeps new readers waiting while the block runs."""
     try:
         with open(directory / MANIFEST, "rb") as file:

@@ -7,58 +7,58 @@ import sys
 
 import pytest
 
-from engine.cluster import coordination, departure, ending
-from engine.cluster.ending import Verdict
+from engine.cluster import coordination, peer_failure, shutdown
+from engine.cluster.shutdown import Verdict
 from tests import runs
 
 RAISED = Verdict(1, 1, "Traceback (most recent call last):\n  ...\nKeyError: 'x'\nraised in process 1 of 2", 5.0)
 
 
 def test_an_error_for_a_peer_without_words_says_what_to_do_and_one_with_words_has_its_code():
-    error = departure.lost(None, "process 3 is gone")
+    error = peer_failure.lost(None, "process 3 is gone")
     assert (error.exit_code, str(error)) == (
         42,
         "process 3 is gone. Its own output says more; the same command goes on from the newest checkpoint.",
     )
-    error = departure.lost(RAISED, "unused")
+    error = peer_failure.lost(RAISED, "unused")
     assert (error.exit_code, str(error)) == (1, "process 1 ended this run: KeyError: 'x'")
 
 
 def test_the_cause_is_what_another_process_left_in_the_store_and_else_a_final_verdict(monkeypatch, tmp_path):
     monkeypatch.setattr(coordination, "_alone", coordination._Alone())
-    assert departure.cause() is None
+    assert peer_failure.cause() is None
     for index, code in ((2, 42), (1, 43)):
-        monkeypatch.setenv(ending.VARIABLE, str(tmp_path / f"{index}.json"))
-        ending.record(code, f"from {index}")
-    monkeypatch.setenv(ending.VARIABLE, str(tmp_path / "0.json"))
-    found = departure.cause()
+        monkeypatch.setenv(shutdown.VARIABLE, str(tmp_path / f"{index}.json"))
+        shutdown.record(code, f"from {index}")
+    monkeypatch.setenv(shutdown.VARIABLE, str(tmp_path / "0.json"))
+    found = peer_failure.cause()
     assert found is not None and (found.index, found.code) == (1, 43)
     coordination.put("cause", json.dumps(RAISED.__dict__))
-    assert departure.cause() == RAISED
-    monkeypatch.setattr("engine.cluster.departure.index", lambda: 1)
-    assert departure.cause() is None  # its own
+    assert peer_failure.cause() == RAISED
+    monkeypatch.setattr("engine.cluster.peer_failure.index", lambda: 1)
+    assert peer_failure.cause() is None  # its own
 
 
 def test_processes_are_named_in_order():
-    assert departure.name([2]) == "process 2"
-    assert departure.name({3, 0}) == "processes 0, 3"
+    assert peer_failure.name([2]) == "process 2"
+    assert peer_failure.name({3, 0}) == "processes 0, 3"
 
 
 def test_a_single_process_tells_nobody(monkeypatch):
-    departure.tell_others(1, "x")
+    peer_failure.tell_others(1, "x")
     assert coordination.try_get("cause") is None
 
 
 PAIR = """
 import sys, threading, time
-from engine.cluster import coordination, departure, ending, processes, resolver
-processes.initialize(resolver.resolve().who)
+from engine.cluster import coordination, peer_failure, shutdown, processes, cluster_detection
+processes.initialize(cluster_detection.resolve().who)
 me = processes.index()
-ending.add_last_act(lambda code, text: print("last act", code, flush=True))
+shutdown.add_last_act(lambda code, text: print("last act", code, flush=True))
 assert coordination.barrier("ready", 60) == []
 if me == {failing}:
-    departure.tell_others(1, "Traceback\\nKeyError: 'x'")
-    ending.end_alone(1)
+    peer_failure.tell_others(1, "Traceback\\nKeyError: 'x'")
+    shutdown.end_alone(1)
 threading.Event().wait(60)
 """
 
@@ -95,7 +95,7 @@ def test_started_by_hand_a_process_learns_why_another_ended_and_ends_too(failing
 
 ASKING = """
 import sys, threading, time
-from engine.cluster import coordination, departure, peers, processes, resolver
+from engine.cluster import coordination, peer_failure, peers, processes, cluster_detection
 ask, asking = coordination.alive, threading.Event()
 def alive():
     asking.set()
@@ -103,7 +103,7 @@ def alive():
         time.sleep(1)
     return ask()
 coordination.alive = alive
-processes.initialize(resolver.resolve().who)
+processes.initialize(cluster_detection.resolve().who)
 assert asking.wait(30)
 peers.part()
 print([thread.name for thread in threading.enumerate() if thread.name.startswith("look_for")])

@@ -7,8 +7,8 @@ import textwrap
 
 import pytest
 
-from engine.cluster.cause import cause_of
 from engine.cluster.coordination import CoordinationError
+from engine.cluster.failure_signature import failure_signature
 from engine.cluster.peers import LostPeer
 from engine.cluster.processes import CannotJoin
 from engine.config.errors import ConfigError, RunError
@@ -44,16 +44,16 @@ def test_the_innermost_frame_of_the_user_counts_below_python_and_packages(users)
         def parse(text):
             return json.loads(text)
     """)
-    assert cause_of(raised(module.loss)) == "JSONDecodeError at perception.py:6 in parse"
+    assert failure_signature(raised(module.loss)) == "JSONDecodeError at perception.py:6 in parse"
 
 
 def test_a_frame_of_the_engine_is_none_of_the_users(tmp_path):
     from engine.run.directory import RunDirectory
 
     error = raised(lambda: RunDirectory("gs://bucket"))
-    assert cause_of(error).startswith("RunError at tests/cluster/cause_test.py:")
-    assert " in <lambda>" in cause_of(error)
-    assert cause_of(RunError("never raised")) == "RunError"
+    assert failure_signature(error).startswith("RunError at tests/cluster/failure_signature_test.py:")
+    assert " in <lambda>" in failure_signature(error)
+    assert failure_signature(RunError("never raised")) == "RunError"
 
 
 def test_what_wraps_an_error_is_known_by_the_frame_that_began_it(users):
@@ -68,19 +68,19 @@ def test_what_wraps_an_error_is_known_by_the_frame_that_began_it(users):
         except OSError as error:
             raise RunError("example 3 cannot be read") from error
 
-    assert cause_of(raised(wrap)) == "RunError at perception.py:3 in read"
+    assert failure_signature(raised(wrap)) == "RunError at perception.py:3 in read"
 
 
 def test_a_chain_that_bites_its_tail_ends():
     first, second = ConfigError("a"), ConfigError("b")
     first.__cause__, second.__cause__ = second, first
-    assert cause_of(first) == "ConfigError"
+    assert failure_signature(first) == "ConfigError"
 
 
 @pytest.mark.parametrize("kind", [LostPeer, CannotJoin, CoordinationError, Preempted, Interrupted])
 def test_what_others_brought_about_has_no_cause_of_its_own(kind):
-    assert cause_of(raised(lambda: _raise(kind("gone")))) == ""
-    assert json.dumps(cause_of(KeyError("x"))) == '"KeyError"'
+    assert failure_signature(raised(lambda: _raise(kind("gone")))) == ""
+    assert json.dumps(failure_signature(KeyError("x"))) == '"KeyError"'
 
 
 def _raise(error):

@@ -10,9 +10,9 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.cluster import ending, exit_codes
+from engine.cluster import exit_codes, shutdown
 from engine.config.errors import RunError
-from engine.config.places import local_path
+from engine.config.mounts import local_path
 from engine.run import status
 
 _MINE = Path("/proc/self/cgroup")
@@ -65,7 +65,7 @@ def correct_status(folder: Path, pids: Sequence[int], code: int, reason: str) ->
         code: exit code of the job.
         reason: a sentence.
     """
-    file = folder / ending.STATUS
+    file = folder / shutdown.STATUS
     with contextlib.suppress(RunError):
         path = local_path(file.read_text()) if file.exists() else None
         if path is not None and path.exists():

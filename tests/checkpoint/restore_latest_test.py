@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from engine.checkpoint.manifest import MANIFEST
-from engine.checkpoint.newest import NoUsableCheckpoint, list_set_aside, restore_newest
+from engine.checkpoint.restore_latest import NoUsableCheckpoint, list_set_aside, restore_latest
 from engine.checkpoint.store import CheckpointStore
 from engine.cluster import exit_codes
 from engine.config.errors import CheckpointError
@@ -30,7 +30,7 @@ def damage(store, step):
 
 def found(store):
     told = []
-    restored = restore_newest(store, state(0), say=told.append)
+    restored = restore_latest(store, state(0), say=told.append)
     return (None if restored is None else (int(restored[0]["step"]), restored[1])), told
 
 
@@ -93,5 +93,5 @@ def test_one_that_is_renamed_back_is_checked_again(store):
 
 def test_one_of_another_model_is_not_damaged(store):
     with pytest.raises(CheckpointError, match="is not of this model"):
-        restore_newest(store, {"w": jnp.zeros(5)})
+        restore_latest(store, {"w": jnp.zeros(5)})
     assert store.steps() == [1, 2, 3]

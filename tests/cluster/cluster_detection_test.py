@@ -5,7 +5,7 @@ import zlib
 
 import pytest
 
-from engine.cluster.resolver import Processes, first_host, resolve
+from engine.cluster.cluster_detection import Processes, first_host, resolve
 from engine.config.errors import ConfigError
 
 THREE = {"CONVOY_COORDINATOR": "10.0.0.1:8476", "CONVOY_NUM_PROCESSES": "4", "CONVOY_PROCESS_ID": "2"}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from engine.checkpoint.manifest import MANIFEST, problems, read_manifest
-from engine.checkpoint.sealing import Seal
+from engine.checkpoint.write_manifest import Seal
 from tests import runs
 
 
@@ -38,12 +38,12 @@ import sys
 from pathlib import Path
 import numpy as np
 from engine.checkpoint.manifest import problems, read_manifest
-from engine.checkpoint.sealing import Seal
-from engine.cluster import coordination, peers, processes, resolver
+from engine.checkpoint.write_manifest import Seal
+from engine.cluster import coordination, peers, processes, cluster_detection
 from engine.config.errors import ConvoyError
-from tests.checkpoint.sealing_test import fill
+from tests.checkpoint.write_manifest_test import fill
 
-processes.initialize(resolver.resolve().who)
+processes.initialize(cluster_detection.resolve().who)
 me = processes.index()
 
 def texts(total):

@@ -2,25 +2,27 @@
 
 import pytest
 
-from benchmarks import turns, workloads
+from benchmarks import interleaved, workloads
 from engine.config.errors import ConvoyError
 
 
 def test_every_second_round_is_in_reverse_order():
     order = []
-    seconds = turns.interleave({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
+    seconds = interleaved.interleave({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
     assert "".join(order) == "abbaab"
     assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
 
 
 def test_a_spread_is_the_median_and_the_range():
-    assert turns.spread([3.0, 1.0, 2.0]) == "2.00 (1.00-3.00)"
-    assert turns.ratios([2, 9], [1, 3]) == [2, 3]
+    assert interleaved.spread([3.0, 1.0, 2.0]) == "2.00 (1.00-3.00)"
+    assert interleaved.ratios([2, 9], [1, 3]) == [2, 3]
 
 
 def test_an_engines_loop_trains_in_its_turn_and_ends_when_left():
-    config = workloads.config(workloads.DIGITS, steps=turns.total(8, 2), log__every="8 steps", log__tensorboard=False)
-    with turns.EngineLoop(config, 8) as engine:
+    config = workloads.config(
+        workloads.DIGITS, steps=interleaved.total(8, 2), log__every="8 steps", log__tensorboard=False
+    )
+    with interleaved.EngineLoop(config, 8) as engine:
         engine.turn()
         engine.turn()
     assert [row["step"] for row in engine.rows] == [8, 16, 24]
@@ -28,5 +30,5 @@ def test_an_engines_loop_trains_in_its_turn_and_ends_when_left():
 
 def test_an_error_of_the_run_is_raised():
     config = workloads.config(workloads.DIGITS, steps=8, train__global_batch_size=3)
-    with pytest.raises(ConvoyError, match="not divisible"), turns.EngineLoop(config, 8):
+    with pytest.raises(ConvoyError, match="not divisible"), interleaved.EngineLoop(config, 8):
         pass

@@ -5,7 +5,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from engine.checkpoint.leaves import SHOWN, Leaf, difference, leaves_of, other_folds, with_stored_folds
+from engine.checkpoint.tree_compat import SHOWN, Leaf, difference, leaves_of, other_folds, with_stored_folds
 
 
 def test_paths_join_keys_fields_and_places():

@@ -4,16 +4,16 @@ import os
 
 import pytest
 
-from engine.cluster import ending
-from engine.launch import aftermath
+from engine.cluster import shutdown
+from engine.launch import postmortem
 from engine.run import status
 
 
 def test_a_kill_that_nothing_explains_has_memory_as_its_likely_cause():
-    assert aftermath.why(137, "", for_memory=True).startswith("killed by SIGKILL: memory ran out, the kernel says")
-    assert aftermath.why(137, "", for_memory=False).startswith("killed by SIGKILL; if nobody sent it, memory ran out")
-    assert aftermath.why(137, "its own words", for_memory=True) == "killed by SIGKILL"
-    assert aftermath.why(139, "", for_memory=True) == "killed by SIGSEGV"
+    assert postmortem.why(137, "", for_memory=True).startswith("killed by SIGKILL: memory ran out, the kernel says")
+    assert postmortem.why(137, "", for_memory=False).startswith("killed by SIGKILL; if nobody sent it, memory ran out")
+    assert postmortem.why(137, "its own words", for_memory=True) == "killed by SIGKILL"
+    assert postmortem.why(139, "", for_memory=True) == "killed by SIGSEGV"
 
 
 @pytest.mark.parametrize(
@@ -25,16 +25,16 @@ def test_a_kill_that_nothing_explains_has_memory_as_its_likely_cause():
     ],
 )
 def test_the_kernels_count_is_read_where_there_is_one(tmp_path, monkeypatch, mine, file, text):
-    monkeypatch.setattr(aftermath, "_MINE", tmp_path / "cgroup")
-    monkeypatch.setattr(aftermath, "_GROUPS", tmp_path)
-    assert aftermath.killed_for_memory() == 0
+    monkeypatch.setattr(postmortem, "_MINE", tmp_path / "cgroup")
+    monkeypatch.setattr(postmortem, "_GROUPS", tmp_path)
+    assert postmortem.killed_for_memory() == 0
     (tmp_path / "cgroup").write_text(mine)
-    assert aftermath.killed_for_memory() == 0
+    assert postmortem.killed_for_memory() == 0
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).write_text(text)
-    assert aftermath.killed_for_memory() == 3
+    assert postmortem.killed_for_memory() == 3
     (tmp_path / file).write_text("nothing that is known")
-    assert aftermath.killed_for_memory() == 0
+    assert postmortem.killed_for_memory() == 0
 
 
 @pytest.mark.parametrize(
@@ -50,13 +50,13 @@ def test_the_kernels_count_is_read_where_there_is_one(tmp_path, monkeypatch, min
 def test_a_status_of_the_jobs_own_is_corrected_where_the_job_knows_more(
     tmp_path, monkeypatch, state, code, pid, corrected
 ):
-    monkeypatch.setenv(ending.VARIABLE, str(tmp_path / "0.json"))
+    monkeypatch.setenv(shutdown.VARIABLE, str(tmp_path / "0.json"))
     path = tmp_path / "status.json"
-    aftermath.correct_status(tmp_path, [5], 137, "killed.")  # before the run has told where it lies
-    ending.note_status(path)
-    aftermath.correct_status(tmp_path, [5], 137, "killed.")  # before it is there
+    postmortem.correct_status(tmp_path, [5], 137, "killed.")  # before the run has told where it lies
+    shutdown.note_status(path)
+    postmortem.correct_status(tmp_path, [5], 137, "killed.")  # before it is there
     status.write(path, status.Status(state=state, step=7, pid=pid, exit_code=code))
-    aftermath.correct_status(tmp_path, [5], 137, "killed.")
+    postmortem.correct_status(tmp_path, [5], 137, "killed.")
     found = status.read(path)
     assert (found.step, found.host) == (7, os.uname().nodename)
     assert (found.state, found.reason, found.exit_code) == (

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from engine.config.errors import DataError
-from engine.data.arrangement import arrange, gather, stack
 from engine.data.batches import Batches
-from engine.data.order import Order
+from engine.data.sampler import arrange, gather, stack
+from engine.data.shuffle import Order
 from engine.data.source import ArraySource
 
 
