@@ -1,6 +1,6 @@
 """The drawing of the house, held against the imports of every file, those inside functions too.
 
-A room imports what lies on a lower floor, and itself. Bazel states the same edges (engine/floors.bzl).
+A room imports what lies on a lower floor, and itself. Bazel states the same edges (engine/levels.bzl).
 """
 
 import ast

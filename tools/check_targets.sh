@@ -8,7 +8,7 @@ in_targets=$(tools/bazel query --noshow_progress 'kind("source file", labels(src
 test_files=$(find . -name '.?*' -prune -o -path './bazel-*' -prune -o -name '*_test.py' -print | sed 's|^\./||' | sort)
 missing=$(comm -23 <(echo "$test_files") <(echo "$in_targets"))
 if [[ -n "$missing" ]]; then
-  printf 'No py_test target has these files. A BUILD.bazel with room_tests() beside them makes one for each:\n%s\n' \
+  printf 'No py_test target has these files. A BUILD.bazel with package_tests() beside them makes one for each:\n%s\n' \
     "$missing" >&2
   exit 1
 fi

@@ -133,7 +133,7 @@ def py_test(name, srcs = None, deps = [], data = [], size = "small", **kwargs):
         **kwargs
     )
 
-def room_tests(deps = [], special = {}):
+def package_tests(deps = [], special = {}):
     """A target for each test file of this package, so that a new file needs no line here.
 
     Its other Python files (helpers, a conftest.py) and its data (golden texts) go to every test.

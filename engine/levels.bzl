@@ -1,12 +1,12 @@
-"""The floors of the house, for Bazel: a room sees the rooms below it and no others.
+"""The levels of the architecture, for Bazel: a package sees the packages below it and no others.
 
 tests/layering_test.py holds the same for each import of each file.
 """
 
 load("//tools/build:defs.bzl", "py_library")
 
-# Floor 3 and up are the files of //engine itself, and the rooms of HIGH.
-FLOORS = [
+# Level 3 and up are the files of //engine itself, and the packages of HIGH.
+LEVELS = [
     [
         "//engine/cluster",
         "//engine/config",
@@ -38,28 +38,28 @@ OUTSIDE = [
     "//tests:__subpackages__",
 ]
 
-def below(floor):
-    """Returns all rooms below a floor."""
-    return [room for rooms in FLOORS[:floor] for room in rooms]
+def below(level):
+    """Returns all packages below a level."""
+    return [package for packages in LEVELS[:level] for package in packages]
 
-def above(floor):
-    """Returns the visibility of a room on a floor."""
-    rooms = [room for rooms in FLOORS[floor + 1:] for room in rooms] + HIGH
-    return [room + ":__pkg__" for room in rooms if ":" not in room] + OUTSIDE
+def above(level):
+    """Returns the visibility of a package on a level."""
+    packages = [package for packages in LEVELS[level + 1:] for package in packages] + HIGH
+    return [package + ":__pkg__" for package in packages if ":" not in package] + OUTSIDE
 
-def room(floor, deps = [], visibility = []):
+def engine_package(level, deps = [], visibility = []):
     """The library of all Python files of this folder, named like the folder.
 
     Args:
-      floor: its floor, from 0.
-      deps: what it sees beside the floors below.
-      visibility: who sees it beside the floors above.
+      level: its level, from 0.
+      deps: what it sees beside the levels below.
+      visibility: who sees it beside the levels above.
     """
     py_library(
         name = native.package_name().split("/")[-1],
         srcs = native.glob(["*.py"]),
-        visibility = above(floor) + visibility,
-        deps = below(floor) + deps + [
+        visibility = above(level) + visibility,
+        deps = below(level) + deps + [
             "//engine:init",
             "@pypi//:site_packages",
         ],
