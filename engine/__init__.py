@@ -1,38 +1,67 @@
 """Convoy: one training engine for every model team.
 
-The author API, loaded on first use so that `import engine.config` loads no jax.
+The author API. Names load on first use, so that `import engine.config` loads no jax. Editors and type checkers read
+the imports below; `_MODULES` says the same at run time, and a test compares the two.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
-_NAMES = {
-    "Task": "engine.training.task",
-    "Loss": "engine.metrics",
-    "Mean": "engine.metrics",
-    "ArraySource": "engine.data.source",
-    "Source": "engine.data.source",
-    "Packed": "engine.data.packing",
-    "Mixture": "engine.data.mixture",
-    "layers": "engine.layers",
-    "Trainer": "engine.trainer",
-    "Summary": "engine.observe.report",
-    "train": "engine.entry",
-    "evaluate": "engine.entry",
-    "local_path": "engine.config.mounts",
-    "ConvoyError": "engine.config.errors",
-    "DataError": "engine.config.errors",
-    "TaskError": "engine.config.errors",
+if TYPE_CHECKING:
+    from engine import layers
+    from engine.config.errors import ConvoyError, DataError, TaskError
+    from engine.config.mounts import local_path
+    from engine.data.mixture import Mixture
+    from engine.data.packing import Packed
+    from engine.data.source import ArraySource, Source
+    from engine.entry import evaluate, train
+    from engine.metrics import Loss, Mean
+    from engine.observe.report import Summary
+    from engine.trainer import Trainer
+    from engine.training.task import Task
+
+__all__ = [
+    "ArraySource",
+    "ConvoyError",
+    "DataError",
+    "Loss",
+    "Mean",
+    "Mixture",
+    "Packed",
+    "Source",
+    "Summary",
+    "Task",
+    "TaskError",
+    "Trainer",
+    "evaluate",
+    "layers",
+    "local_path",
+    "train",
+]
+
+_MODULES = {
+    "engine": ("layers",),
+    "engine.config.errors": ("ConvoyError", "DataError", "TaskError"),
+    "engine.config.mounts": ("local_path",),
+    "engine.data.mixture": ("Mixture",),
+    "engine.data.packing": ("Packed",),
+    "engine.data.source": ("ArraySource", "Source"),
+    "engine.entry": ("evaluate", "train"),
+    "engine.metrics": ("Loss", "Mean"),
+    "engine.observe.report": ("Summary",),
+    "engine.trainer": ("Trainer",),
+    "engine.training.task": ("Task",),
 }
 
-__all__ = sorted(_NAMES)
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
+def __getattr__(name: str) -> object:
+    module = next((module for module, names in _MODULES.items() if name in names), None)
+    if module is None:
         raise AttributeError(f"module 'engine' has no attribute {name!r}")
-    module = importlib.import_module(_NAMES[name])
-    value = module if module.__name__ == f"engine.{name}" else getattr(module, name)
+    if module == "engine":
+        value = importlib.import_module(f"engine.{name}")
+    else:
+        value = getattr(importlib.import_module(module), name)
     globals()[name] = value
     return value
 

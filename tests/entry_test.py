@@ -95,7 +95,7 @@ def test_no_thread_of_ours_is_left_behind(tmp_path):
 
 
 def test_export_writes_the_averaged_weights(run, tmp_path):
-    names = engine.entry.export(run, tmp_path / "w.safetensors")
+    names = entry.export(run, tmp_path / "w.safetensors")
     weights = load_file(tmp_path / "w.safetensors")
     assert (
         set(weights) == set(names) == {f"{m}/{p}" for m in ("hidden/0", "hidden/1", "head") for p in ("kernel", "bias")}

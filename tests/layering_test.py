@@ -25,6 +25,7 @@ HOUSE = (
     ("run", "parallel", "data", "metrics"),
     ("cluster",),  # on the ground floor too, but it raises the errors of config
     ("config",),
+    ("types",),
 )
 
 # Beside the house: what each may import of this repository.
@@ -141,8 +142,20 @@ def test_every_room_is_in_the_drawing():
 
 
 def test_what_engine_offers_lies_in_the_house():
-    for name in engine.__all__:
-        assert importlib.util.find_spec(engine._NAMES[name]), name
+    assert sorted(name for names in engine._MODULES.values() for name in names) == engine.__all__
+    for module in engine._MODULES:
+        assert importlib.util.find_spec(module), module
+
+
+def test_editors_see_the_names_that_engine_loads_at_run_time():
+    tree = ast.parse(source("engine/__init__.py"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        node.module: tuple(alias.name for alias in node.names)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+    }
+    assert seen == engine._MODULES
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if f.startswith(tuple(f"engine/{r}/" for r in ROOMS_WITHOUT_JAX))])

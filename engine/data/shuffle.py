@@ -18,6 +18,7 @@ import math
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from engine.config.errors import DataError
 
@@ -81,7 +82,7 @@ class _Words(np.random.bit_generator.ISeedSequence):
     def __init__(self, words: np.ndarray):
         self._words = words
 
-    def generate_state(self, n_words: int, dtype: type = np.uint32) -> np.ndarray:
+    def generate_state(self, n_words: int, dtype: npt.DTypeLike = np.uint32) -> np.ndarray:
         return self._words
 
 

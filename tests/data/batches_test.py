@@ -1,5 +1,6 @@
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,7 +152,7 @@ def test_a_transform_that_fails_names_the_example_and_its_place():
 @pytest.mark.parametrize("with_take", [False, True])
 def test_examples_of_different_shapes_are_named(with_take):
     class Ragged(Labels):
-        def __getitem__(self, index):
+        def __getitem__(self, index) -> Any:
             return {"points": np.zeros((3 if index == 4 else 2, 2), np.float32)}
 
     class RaggedTake(Ragged):

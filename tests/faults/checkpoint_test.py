@@ -188,6 +188,7 @@ def test_24_when_all_are_bad_the_run_stops_with_the_list_and_does_not_start_anew
         flip(largest(run / "checkpoints" / str(step)), 8000)
     code, output = verified(run)
     assert code == 43 and output.count("DAMAGED") == len(steps)
+    begin = time.monotonic()
     for _ in range(2):  # also when it is started again
         begin = time.monotonic()
         code, output, resumed = go_on(killed, run)

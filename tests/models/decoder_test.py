@@ -1,6 +1,7 @@
 """The decoder: packed rows give what single documents give; tied weights; what its Task counts."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from engine import TaskError
 from models.decoder import LanguageModel
 from models.moe_decoder import MoeLanguageModel
 
-SIZES = {"vocabulary": 32, "width": 16, "hidden": 32, "depth": 2, "heads": 4, "kv_heads": 2}
+SIZES: dict[str, Any] = {"vocabulary": 32, "width": 16, "hidden": 32, "depth": 2, "heads": 4, "kv_heads": 2}
 TIME = 12
 
 

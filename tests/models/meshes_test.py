@@ -39,7 +39,7 @@ FEWEST_ROWS = 96
 SEEDS = (1, 101, 201)  # of the batches
 SHAKE = 3e-6  # relative change of each parameter; rounding is 1e-7
 
-SIZES = {"vocabulary": VOCABULARY, "width": 32, "hidden": 64, "depth": 8, "heads": 8, "kv_heads": 4}
+SIZES: dict[str, Any] = {"vocabulary": VOCABULARY, "width": 32, "hidden": 64, "depth": 8, "heads": 8, "kv_heads": 4}
 
 
 def packed(seed: int) -> dict[str, np.ndarray]:

@@ -1,5 +1,7 @@
 """The classes of NNX variables, and the way from module to dicts and back."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -135,7 +137,7 @@ def test_a_trainable_filter_that_matches_nothing_is_told():
 
 def test_build_must_return_a_module():
     class Wrong(Task):
-        def build(self, rngs):
+        def build(self, rngs) -> Any:
             return {"w": jnp.ones(3)}
 
     with pytest.raises(TaskError, match=r"Wrong.build returned a dict"):
