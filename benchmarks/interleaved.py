@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.config.duration import Duration
 from engine.config.schema import Config, Hook
 from engine.config.target import build
 from engine.parallel.mesh import make_mesh
@@ -31,7 +32,7 @@ class EngineLoop:
     """
 
     def __init__(self, config: Config, steps: int):
-        self._config = dataclasses.replace(config, hooks={"turns": Hook(every=f"{steps} steps")})
+        self._config = dataclasses.replace(config, hooks={"turns": Hook(every=Duration(steps, "steps"))})
         self._go, self._over = threading.Semaphore(0), threading.Semaphore(0)
         self._ending = False
         self._error: BaseException | None = None

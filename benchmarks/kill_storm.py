@@ -30,6 +30,7 @@ from typing import Any
 from benchmarks import interleaved, workloads
 from benchmarks.outcome import Outcome, outcome
 from engine.checkpoint.saving import SAVING
+from engine.config.duration import Duration
 from engine.config.schema import Hook
 from engine.config.text import to_text
 from engine.launch.supervise import KILLS
@@ -219,7 +220,8 @@ def write_config(folder: Path, total: int) -> str:
         mesh__fsdp=PROCESSES,
         train__ema_decay=0.9,
     )
-    config = dataclasses.replace(config, hooks={"pause": Hook(target="benchmarks.kill_storm.Pause", every="1 step")})
+    pause = Hook(target="benchmarks.kill_storm.Pause", every=Duration(1, "steps"))
+    config = dataclasses.replace(config, hooks={"pause": pause})
     folder.mkdir()
     RunDirectory(folder).write_config_text(to_text(config))
     return f"--config={folder}"

@@ -21,6 +21,7 @@ from engine.checkpoint.store import CheckpointStore, StepInfo
 from engine.cluster import peers, processes
 from engine.cluster.consistency_check import check_consistency, software
 from engine.config.dev_run import tiny
+from engine.config.duration import RunSize
 from engine.config.errors import CheckpointError, ConfigError, DataError
 from engine.config.identity import identity_differences, schedule_change
 from engine.config.loading import load
@@ -327,7 +328,8 @@ def evaluate(run: str | Path, *, step: int | str | None = None) -> dict[str, flo
         chosen = peers.broadcast_from_primary(choose_step(directory, config, step), "the choice of the checkpoint")
         state = _restore(directory, chosen, program)
         results: dict[str, float] = {"step": chosen}
-        for evaluation in build_evaluations(config, sources, program, len(source), total):
+        size = RunSize(config.train.global_batch_size, len(source), total)
+        for evaluation in build_evaluations(config.evaluations, sources, program, size):
             results |= evaluation.run(state) or {}
     return results
 

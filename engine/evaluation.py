@@ -7,14 +7,13 @@ Owns: one named evaluation, from its source to its numbers. Does not own: when i
 import contextlib
 import functools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from engine.config.duration import Duration, Period
+from engine.config.duration import Period, RunSize
 from engine.config.errors import ConfigError, TaskError, did_you_mean
-from engine.config.schema import Config
 from engine.config.schema import Evaluation as EvaluationConfig
 from engine.data.feed import EvaluationFeed
 from engine.data.source import Source, example_spec
@@ -108,13 +107,11 @@ def check_best(best: str | None, evaluations: Sequence[Evaluation]) -> None:
 
 
 def build_evaluations(
-    config: Config, sources: dict[str, Source], program: Program, dataset_size: int, total_steps: int
+    sections: Mapping[str, EvaluationConfig], sources: Mapping[str, Source], program: Program, size: RunSize
 ) -> list[Evaluation]:
-    """Returns the evaluations of a config; `sources` has one source for each of their names."""
-    evaluations = []
-    for name, section in config.evaluations.items():
-        every = None if section.every is None else Duration.parse(section.every, f"evaluations.{name}.every")
-        period = Period(every, config.train.global_batch_size, dataset_size, total_steps)
-        batch_size = section.batch_size or config.train.global_batch_size
-        evaluations.append(Evaluation(name, section, sources[name], program, batch_size, period))
-    return evaluations
+    """Returns the evaluations of a run; `sources` has one source for each name of `sections`."""
+    found = []
+    for name, section in sections.items():
+        batch_size = section.batch_size or size.batch_size
+        found.append(Evaluation(name, section, sources[name], program, batch_size, size.period(section.every)))
+    return found

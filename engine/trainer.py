@@ -23,7 +23,7 @@ from engine.checkpoint.store import StorageError
 from engine.checkpoint.warm_start import read_weights
 from engine.cluster import peers, processes, shutdown
 from engine.config import hardware
-from engine.config.duration import Duration, Period
+from engine.config.duration import RunSize
 from engine.config.schema import Config
 from engine.data.bad_examples import BadExamples
 from engine.data.feed import TrainFeed
@@ -90,14 +90,14 @@ class Trainer:
         self.config, self.directory, self._source = config, directory, source
         self._on_row, self.say, self._on_phase = on_row, on_message, on_phase
         self.program, self.total_steps = build_program(task, mesh, source, config)
-        size = len(source)
-        self.evaluations = build_evaluations(config, dict(evaluation_sources), self.program, size, self.total_steps)
+        self._size = size = RunSize(config.train.global_batch_size, len(source), self.total_steps)
+        self.evaluations = build_evaluations(config.evaluations, evaluation_sources, self.program, size)
         check_best(config.checkpoint.best, self.evaluations)
-        self._hooks = [(self._period(config.hooks[name].every, f"hooks.{name}.every"), hooks[name]) for name in hooks]
+        self._hooks = [(size.period(config.hooks[name].every), hooks[name]) for name in hooks]
         self._watchdog = build_watchdog(config, directory)
-        self.checkpoints = build_checkpointer(config, directory, size, self.total_steps, self.say)
+        self.checkpoints = build_checkpointer(config, directory, len(source), self.total_steps, self.say)
         every = config.resilience.replica_check
-        compared = None if every is None else self._period(every, "resilience.replica_check")
+        compared = None if every is None else size.period(every)
         self._replicas = ReplicaCheck(compared, self.program.abstract_state)
         self._divergence = Divergence(config.resilience.divergence, self.program.metric_names, self.say)
         self._recorder: Recorder | None = None
@@ -107,10 +107,6 @@ class Trainer:
         newest = self.checkpoints.store.latest()
         self._first = self._step = peers.broadcast_from_primary(newest, "the newest checkpoint") or 0
         self._started = time.monotonic()
-
-    def _period(self, every: str | None, where: str) -> Period:
-        duration = None if every is None else Duration.parse(every, where)
-        return Period(duration, self.config.train.global_batch_size, len(self._source), self.total_steps)
 
     @property
     def step(self) -> int:
@@ -360,7 +356,7 @@ class Trainer:
             summed=("skipped", BAD_EXAMPLES),
             writer=writer,
             throughput=Throughput(train.global_batch_size, self.program.flops_per_step, peak and peak * mesh.size),
-            period=self._period(self.config.log.every, "log.every"),
+            period=self._size.period(self.config.log.every),
             attempt=self.directory.attempt,
             on_row=on_row,
             on_phase=self._on_phase,

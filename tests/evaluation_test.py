@@ -12,7 +12,7 @@ import pytest
 
 import engine
 from engine import Mean
-from engine.config.duration import Period
+from engine.config.duration import Period, RunSize
 from engine.config.errors import ShardingError, TaskError
 from engine.config.schema import Evaluation as Config
 from engine.config.schema import MeshSpec
@@ -133,7 +133,8 @@ def test_the_batch_size_of_an_evaluation_is_its_own():
     section = dict(data=dict(target="tests.zoo.source"), batch_size=12)
     program = zoo.program(zoo.Classify(), mesh=MeshSpec(data=8))
     with pytest.raises(ShardingError, match=r"evaluations.one.batch_size = 12 is not divisible by 8"):
-        build_evaluations(runs.config(evaluations={"one": section}), {"one": zoo.source()}, program, 64, 10)
+        evaluations = runs.config(evaluations={"one": section}).evaluations
+        build_evaluations(evaluations, {"one": zoo.source()}, program, RunSize(16, 64, 10))
 
 
 def test_data_that_does_not_fit_the_task_is_told():

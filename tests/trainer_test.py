@@ -14,6 +14,7 @@ import engine
 from engine import entry
 from engine.checkpoint.store import CheckpointStore
 from engine.config import hardware
+from engine.config.duration import Duration
 from engine.config.errors import ConvoyError
 from engine.config.schema import Hook
 from engine.parallel.mesh import make_mesh
@@ -316,7 +317,7 @@ def test_a_run_compiles_its_step_once(tmp_path):
     directory = RunDirectory.open(tmp_path / "run")
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        config = dataclasses.replace(config, hooks={"watch": Hook(every="1 step")})
+        config = dataclasses.replace(config, hooks={"watch": Hook(every=Duration(1, "steps"))})
         source, evaluations = entry.sources_of(config)
         trainer = Trainer(
             zoo.Classify(), make_mesh(config.mesh), source, config, directory, evaluation_sources=evaluations,

@@ -18,7 +18,6 @@ from engine.checkpoint.policy import SavePolicy
 from engine.checkpoint.retention import Retention
 from engine.checkpoint.store import CheckpointStore, StorageError
 from engine.cluster import processes
-from engine.config.duration import Duration
 from engine.config.errors import CheckpointError, RunError
 from engine.config.schema import Config
 from engine.config.text import to_text
@@ -178,15 +177,13 @@ def build_checkpointer(
 ) -> Checkpointer:
     """Returns the checkpointer of an attempt; `dataset_size` examples are an epoch."""
     checkpoint, path = config.checkpoint, directory.checkpoints
-    every = None if checkpoint.every is None else Duration.parse(checkpoint.every, "checkpoint.every")
-    timeout_s = Duration.parse(checkpoint.timeout, "checkpoint.timeout").seconds
 
     def may_write() -> None:
         directory.check_lease(look=True)
 
     return Checkpointer(
-        CheckpointStore(path, timeout_s=timeout_s, may_write=may_write),
-        SavePolicy(every, config.train.global_batch_size, dataset_size, total_steps),
+        CheckpointStore(path, timeout_s=checkpoint.timeout.seconds, may_write=may_write),
+        SavePolicy(checkpoint.every, config.train.global_batch_size, dataset_size, total_steps),
         Retention(path, checkpoint.keep_latest, checkpoint.best, checkpoint.best_mode, checkpoint.keep_best),
         to_text(config),
         on_failure=checkpoint.on_failure,

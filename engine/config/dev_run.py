@@ -1,11 +1,8 @@
-"""The config of a development run: two steps of everything, small.
+"""The config of a development run: two steps of everything, small."""
 
-Owns: `tiny`. Does not own: what a development run does (train, save, restore, evaluate), which is the command line's.
-"""
-
-from engine.config.draft import draft_of
+from engine.config.draft import Draft, draft_of
 from engine.config.override import assign
-from engine.config.schema import Config, MeshSpec
+from engine.config.schema import Arguments, Config, MeshSpec
 from engine.config.validation import validate
 
 BATCH_SIZE = 8
@@ -23,24 +20,28 @@ def tiny(config: Config) -> Config:
         FieldError: `tiny` makes a config that is not valid.
     """
     draft = draft_of(config)
-    accumulate = config.tiny.get("train.accumulate", config.train.accumulate)
-    batch_size = config.train.global_batch_size
-    if config.mesh == MeshSpec(cpu_devices=config.mesh.cpu_devices):
-        batch_size = min(batch_size, accumulate * max(1, BATCH_SIZE // accumulate))
-    batch_size = config.tiny.get("train.global_batch_size", batch_size)
+    _override(draft, config.tiny)  # the sizes below depend on it
+    train = draft.train
+    if "train.global_batch_size" not in config.tiny and config.mesh == MeshSpec(cpu_devices=config.mesh.cpu_devices):
+        multiple = train.accumulate * max(1, BATCH_SIZE // train.accumulate)
+        train.global_batch_size = min(config.train.global_batch_size, multiple)
+    batch_size = train.global_batch_size
     examples = batch_size + max(1, batch_size // 2)
-    draft.train.global_batch_size = batch_size
-    draft.train.total = "2 steps"
+    train.total = "2 steps"
     draft.data.limit = _smaller(config.data.limit, examples)
     for section in (draft.checkpoint, draft.log, *draft.evaluations.values(), *draft.hooks.values()):
         section.every = EVERY_STEP
     for evaluation in draft.evaluations.values():
         evaluation.data.limit = _smaller(evaluation.data.limit, examples)
         evaluation.batch_size = _smaller(evaluation.batch_size, batch_size)
-    for path, value in config.tiny.items():
-        assign(draft, path, value)
+    _override(draft, config.tiny)
     draft.tiny = {}
     return validate(draft, "--fast-dev-run")
+
+
+def _override(draft: Draft, overrides: Arguments) -> None:
+    for path, value in overrides.items():
+        assign(draft, path, value)
 
 
 def _smaller(value: int | None, limit: int) -> int:

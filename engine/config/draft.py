@@ -1,11 +1,9 @@
 """The config while it is being written: an ml_collections ConfigDict that knows the schema.
 
-Owns: `Draft`, `defaults()`, and the way back from a Config. Does not own: reading files (`loading.py`), combinations of
-fields and freezing (`validation.py`).
-
 A plain ConfigDict forgets a field's type once it is None, sorts its keys, and reports an unknown field without its
-path. A Draft asks the schema at each assignment instead, so an error points at the line that made it. Assigning a dict
-to a section (`c.data = dict(target=..., limit=10)`) gives that section its defaults and then the dict's keys.
+path. A Draft asks the schema at each assignment instead, so an error points at the line that made it. It holds what
+users write: durations stay text until `validate`. Assigning a dict to a section (`c.data = dict(target=...)`) gives
+that section its defaults and then the dict's keys.
 """
 
 import dataclasses
@@ -14,9 +12,9 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
-from engine.config.checks import check_value
+from engine.config.duration import Duration
 from engine.config.errors import FieldError, UnknownFieldError
-from engine.config.fields import OPEN, ROOT, Slot, child, join, slots, unknown_field
+from engine.config.fields import OPEN, ROOT, Slot, check_value, child, join, slots, unknown_field
 from engine.config.schema import Config, Target
 
 
@@ -86,7 +84,9 @@ def _not_a_dict(slot: Slot, value: Any, path: str) -> FieldError:
 
 
 def thaw(value: Any) -> Any:
-    """Returns a Config, a section or a value of one in ordinary dicts, a target's arguments among its fields."""
+    """Returns a Config, a section or a value of one as users write it: dicts, a target's arguments among its fields."""
+    if isinstance(value, Duration):
+        return str(value)
     if dataclasses.is_dataclass(value):
         fields = {name: thaw(getattr(value, name)) for name in slots(type(value))}
         return {**fields, **thaw(value.arguments)} if isinstance(value, Target) else fields

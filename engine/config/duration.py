@@ -1,16 +1,13 @@
 """Durations of training ("30 epochs", "500 steps", "10 minutes") and the periods that repeat them.
 
-Owns: parsing, the exact translation to steps, and which steps a period makes due. Does not own: clocks; a duration in
-seconds, minutes or hours is told apart by `is_clock` and read by who has a clock (`engine/checkpoint/policy.py`).
-
-Terms. *Step*: global batches consumed; after step n, n * batch_size examples have been. *Epoch*: dataset_size
-examples; batches may cross epochs. *Due*: a period is due at the first step whose examples reach a multiple of it,
-and at the last step. All arithmetic is in integers and fractions, so that no rounding moves a step.
+A step is one global batch; an epoch is `dataset_size` examples, and batches may cross epochs. All arithmetic is in
+integers and fractions, so that no rounding moves a step. Durations of a clock are read by `checkpoint/policy.py`.
 """
 
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 
 from engine.config.errors import ConfigError, FieldError, did_you_mean
@@ -30,14 +27,14 @@ class Duration:
     unit: str
 
     @classmethod
-    def parse(cls, text: str, where: str) -> "Duration":
+    def parse(cls, text: str, where: str = "duration") -> "Duration":
         """Reads "30 epochs", "1 epoch", "0.5 epochs", "1_000 steps", "10 minutes".
 
         Raises:
             FieldError: not a number and one of `UNITS`, or a fraction of a step or of an example.
         """
         example = "Write a number and a unit, such as '3 epochs' or '500 steps'"
-        match = _PATTERN.fullmatch(text) if isinstance(text, str) else None
+        match = _PATTERN.fullmatch(text)
         if match is None:
             raise FieldError(where, f"found {text!r}, not a duration", f"{example}. Units: {', '.join(UNITS)}.")
         unit = match["unit"].lower()
@@ -58,7 +55,7 @@ class Duration:
         return cls(int(value) if value.denominator == 1 else value, unit)
 
     def __str__(self) -> str:
-        number = str(self.value) if isinstance(self.value, int) else f"{float(self.value):g}"
+        number = f"{Decimal(self.value.numerator) / self.value.denominator:f}"
         return f"{number} {self.unit[:-1] if self.value == 1 else self.unit}"
 
     @property
@@ -127,3 +124,16 @@ class Period:
             return 0
         examples, per_step = self._every
         return step * per_step // examples
+
+
+@dataclass(frozen=True)
+class RunSize:
+    """The sizes of a run that turn durations into steps."""
+
+    batch_size: int  # examples of a step
+    dataset_size: int  # examples of an epoch
+    total_steps: int
+
+    def period(self, every: Duration | None) -> Period:
+        """Returns the steps of the run at which `every` is due; None is due at the last step only."""
+        return Period(every, self.batch_size, self.dataset_size, self.total_steps)

@@ -1,11 +1,8 @@
-"""The schema as a tree of slots: what may stand at a dotted path, and of which type.
+"""The schema as a tree of slots, and the check of a value by its slot.
 
-Owns: walking `schema.py` by name, the types of values, and the sentence for a name that is not there. Does not own:
-ranges and choices of single fields (`checks.py`), combinations of fields (`validation.py`).
-
-Terms. *Slot*: a place in a config. It holds a *value*, a *section* (named fields), an *entry table* (new names, each
-with a section: `evaluations`), or an *open dict* (any names, any plain values: `sharding.rules`). A section that is a
-`Target` takes further names, the arguments. *Plain value*: text, int, float, bool, None, tuples and dicts of them.
+A slot is one place of a config. It holds a value, a section (named fields), a table of entries (new names, each with a
+section: `evaluations`), or an open dict (any names, any plain values: `sharding.rules`). A section that is a `Target`
+takes further names, the arguments. Combinations of fields are checked in `validation.py`.
 """
 
 import dataclasses
@@ -16,27 +13,34 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from ml_collections import ConfigDict
 
+from engine.config.duration import Duration
 from engine.config.errors import FieldError, UnknownFieldError
-from engine.config.schema import Config, Target, field_names
+from engine.config.schema import Config, Plain, Target, field_names
+from engine.config.setting import Setting, setting_of
 
-_WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "None"}
+_WORDS = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    Duration: "a duration",
+    type(None): "None",
+}
 _ENTRY_NAME = re.compile(r"[A-Za-z_][\w-]*")
 
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """What may stand at one place of a config; exactly one of the first four says so, none means any plain value."""
+    """What one place of a config allows; exactly one of the first four says so, none means any plain value."""
 
     types: tuple[type, ...] = ()  # of a typed value
     section: type | None = None  # dataclass of schema.py
     entries: type | None = None  # section of each entry of a table
     open: bool = False  # any names
-    owner: type | None = None  # the section that a typed value is a field of
-    name: str = ""  # of that field
+    setting: Setting = dataclasses.field(default=Setting(""), compare=False)
 
     @property
     def is_container(self) -> bool:
@@ -58,22 +62,23 @@ ROOT = Slot(section=Config)
 def slots(section: type) -> Mapping[str, Slot]:
     """Returns name -> slot of the fields of a section, in the order of the schema."""
     hints = typing.get_type_hints(section)
-    return {name: _slot(hints[name], section, name) for name in field_names(section)}
+    fields = {field.name: field for field in dataclasses.fields(section) if field.name != "arguments"}
+    return {name: _slot(hints[name], setting_of(field)) for name, field in fields.items()}
 
 
-def _slot(hint: Any, owner: type, name: str) -> Slot:
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return Slot(section=hint)
+def _slot(hint: object, setting: Setting) -> Slot:
     if isinstance(hint, type):
-        return Slot(types=(hint,), owner=owner, name=name)
-    arguments = list(typing.get_args(hint))
+        is_value = hint is Duration or not dataclasses.is_dataclass(hint)
+        return Slot(types=(hint,), setting=setting) if is_value else Slot(section=hint)
+    arguments = typing.get_args(hint)
     if isinstance(hint, types.UnionType):
-        return Slot(types=tuple(arguments), owner=owner, name=name)
-    entry = arguments[1]  # Mapping[str, entry]
-    return Slot(entries=entry) if dataclasses.is_dataclass(entry) and isinstance(entry, type) else OPEN
+        return Slot(types=arguments, setting=setting)
+    if typing.get_origin(hint) is Mapping and isinstance(arguments[1], type):
+        return Slot(entries=arguments[1], setting=setting)
+    return Slot(open=True, setting=setting)
 
 
-def child(slot: Slot, name: str, path: str) -> Slot:
+def child(slot: Slot, name: object, path: str) -> Slot:
     """Returns the slot of `name` inside the container `slot`; `path` is where `name` itself stands.
 
     Raises:
@@ -86,7 +91,7 @@ def child(slot: Slot, name: str, path: str) -> Slot:
         return Slot(section=slot.entries)
     if slot.section is None:
         return PLAIN
-    if name in slots(slot.section):
+    if isinstance(name, str) and name in slots(slot.section):
         return slots(slot.section)[name]
     if issubclass(slot.section, Target):
         if not isinstance(name, str) or not name.isidentifier():
@@ -95,7 +100,7 @@ def child(slot: Slot, name: str, path: str) -> Slot:
     raise unknown_field(path, slot.section)
 
 
-def join(path: str, name: Any) -> str:
+def join(path: str, name: object) -> str:
     """Returns the dotted path of `name` below `path`."""
     return f"{path}.{name}" if path else str(name)
 
@@ -127,36 +132,40 @@ def describe(slot: Slot) -> str:
     return " or ".join(_WORDS[kind] for kind in slot.types) or "any plain value"
 
 
-def typed(slot: Slot, value: Any, path: str) -> Any:
-    """Returns `value` as a slot keeps it: an int as float where a float is wanted, lists as tuples.
+def check_value(slot: Slot, value: object, path: str) -> Plain:
+    """Returns `value` as a draft keeps it: an int as float where a float is wanted, lists as tuples, durations as text.
 
     Raises:
-        FieldError: another type than the slot's, a number that is not finite, or no plain value.
+        FieldError: where, what was found, what is allowed.
     """
     if not slot.types:
         return _plain(value, path)
-    kind = type(value)
-    if kind is int and float in slot.types and int not in slot.types:
-        kind, value = float, float(value)
-    if kind not in slot.types:
+    if isinstance(value, Duration):
+        value = str(value)
+    if type(value) is int and float in slot.types and int not in slot.types:
+        value = float(value)
+    if type(value) not in slot.types and not (type(value) is str and Duration in slot.types):
         raise FieldError(path, f"found {_show(value)}, allowed is {describe(slot)}", _advice(slot, value))
-    return _plain(value, path)
+    plain = _plain(value, path)
+    if plain is not None and slot.setting.rule is not None:
+        slot.setting.rule.check(plain, path)
+    return plain
 
 
-def _advice(slot: Slot, value: Any) -> str:
+def _advice(slot: Slot, value: object) -> str:
     """What to write instead of a value of the wrong type."""
     if callable(value):
         name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
         return f"Name a function or class by its dotted path: '{name}'."
-    if slot.name in ("total", "every", "warmup") and type(value) in (int, float):
-        return f"Write the unit too, such as '{value} epochs' or '{value} steps'."
+    if Duration in slot.types and type(value) in (int, float) and slot.setting.rule is not None:
+        return f"Write the unit too: '{value} UNIT'. {slot.setting.rule.text}"
     return ""
 
 
-def _plain(value: Any, path: str) -> Any:
+def _plain(value: object, path: str) -> Plain:
     if isinstance(value, float) and not math.isfinite(value):
         raise FieldError(path, f"found {value}", "A config holds finite numbers.")
-    if value is None or type(value) in (str, int, float, bool):
+    if value is None or (isinstance(value, str | int | float) and type(value) in (str, int, float, bool)):
         return value
     if isinstance(value, list | tuple):
         return tuple(_plain(item, path) for item in value)
@@ -169,7 +178,7 @@ def _plain(value: Any, path: str) -> Any:
     raise FieldError(path, f"found {_show(value)}", f"{allowed} {_advice(PLAIN, value)}".rstrip())
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     if isinstance(value, Mapping | ConfigDict):
         return "a dict"
     text = repr(value)

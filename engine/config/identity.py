@@ -23,7 +23,6 @@ May change, because the run goes on as what it was:
     checkpoint.*, evaluations.*, hooks.*, log.*, profile.*, cache.*, tiny.*, name      what is kept, measured and shown
 """
 
-from engine.config.duration import Duration
 from engine.config.schema import Config
 from engine.config.text import flatten, value_text
 
@@ -58,8 +57,7 @@ def identity_differences(old: Config, new: Config) -> list[str]:
 
 def schedule_change(old: Config, new: Config) -> str | None:
     """Returns a sentence when another `train.total` bends the learning-rate schedule of the steps that are left."""
-    totals = [Duration.parse(config.train.total, "train.total") for config in (old, new)]
-    if totals[0] == totals[1] or new.optimizer.schedule == "constant":
+    if old.train.total == new.train.total or new.optimizer.schedule == "constant":
         return None
     return (
         f"train.total: {old.train.total} -> {new.train.total} changes the {new.optimizer.schedule} learning-rate "

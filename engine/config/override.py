@@ -15,10 +15,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from engine.config.checks import check_value
 from engine.config.draft import Draft
+from engine.config.duration import Duration
 from engine.config.errors import ConfigError, FieldError
-from engine.config.fields import ROOT, Slot, child, describe, join, slots
+from engine.config.fields import ROOT, Slot, check_value, child, describe, join, slots
 
 _WORD_TUPLE = re.compile(r"[(\[]\s*(?:[\w./-]+\s*,\s*)+(?:[\w./-]+\s*)?[)\]]")
 _TEXT = {"true": True, "false": False}
@@ -92,7 +92,7 @@ def parse(slot: Slot, text: str, path: str) -> Any:
         return _parse_plain(text)
     if slot.optional and text in _NONE:
         return None
-    for kind, read in ((bool, _read_bool), (int, int), (float, float), (str, _read_text)):
+    for kind, read in ((bool, _read_bool), (int, int), (float, float), (str, _read_text), (Duration, _read_text)):
         if kind in slot.types:
             try:
                 return check_value(slot, read(text), path)

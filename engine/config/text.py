@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from engine.config.draft import defaults
+from engine.config.duration import Duration
 from engine.config.errors import ConfigError, FieldError
 from engine.config.fields import join, slots
 from engine.config.override import locate, parse, set_text
@@ -61,6 +62,8 @@ def to_text(config: Config) -> str:
 
 def value_text(name: str, value: Any) -> str:
     """Returns a value as it is written behind the field `name`."""
+    if isinstance(value, Duration):
+        return str(value)
     if not isinstance(value, str):
         return repr(_ordinary(value))
     if value and value.isprintable() and _reads_as_itself(name, value):

@@ -11,10 +11,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from engine.config.checks import check_value
 from engine.config.draft import Draft, draft_of, thaw
+from engine.config.duration import Duration
 from engine.config.errors import FieldError, did_you_mean
-from engine.config.fields import join, slots
+from engine.config.fields import check_value, join, slots
 from engine.config.hardware import AXES
 from engine.config.override import locate
 from engine.config.schema import Config, Target
@@ -52,6 +52,8 @@ def _freeze(section: type, draft: Any) -> Any:
             fields[name] = _freeze(slot.section, value)
         elif slot.entries is not None:
             fields[name] = read_only({key: _freeze(slot.entries, entry) for key, entry in value.items()})
+        elif Duration in slot.types and value is not None:
+            fields[name] = Duration.parse(value)
         else:
             fields[name] = _frozen(value)
     if issubclass(section, Target):

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from engine.cluster import exit_codes
-from engine.config.duration import Period
+from engine.config.duration import Duration, Period
 from engine.config.errors import ConvoyError
 from engine.parallel.digest import Digests
 
@@ -78,7 +78,7 @@ class ReplicaCheck:
         )
 
 
-def coverage(every: str | None, abstract_state: Any) -> str:
+def coverage(every: Duration | None, abstract_state: Any) -> str:
     """Returns the line of `convoy explain`: how much of a state has copies that are compared, and when.
 
     Args:

@@ -27,7 +27,6 @@ from typing import NamedTuple, NoReturn
 from engine.cluster import coordination, exit_codes, processes, shutdown
 from engine.cluster.coordination import CoordinationError
 from engine.cluster.rendezvous import name
-from engine.config.duration import Duration
 from engine.config.errors import ConvoyError
 from engine.config.schema import Config
 from engine.resilience import stacks
@@ -251,8 +250,7 @@ class Phase:
 
 def build_watchdog(config: Config, directory: RunDirectory) -> Watchdog:
     """Returns the watchdog of an attempt."""
-    hang = Duration.parse(config.resilience.hang, "resilience.hang")
-    timeout = Duration.parse(config.checkpoint.timeout, "checkpoint.timeout")
+    hang, timeout = config.resilience.hang, config.checkpoint.timeout
     k = config.train.steps_per_dispatch
     return Watchdog(hang.seconds, timeout.seconds, directory.stacks, directory.attempt, k)
 

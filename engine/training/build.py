@@ -6,7 +6,6 @@ sources and devices a config names (`entry.py`).
 
 from jax.sharding import Mesh
 
-from engine.config.duration import Duration
 from engine.config.schema import Config
 from engine.data.source import Source, example_spec
 from engine.parallel.layout import active, layout_of
@@ -28,8 +27,8 @@ def build_program(task: Task, mesh: Mesh, source: Source, config: Config) -> tup
     check_batch(mesh, train.global_batch_size, train.accumulate)
     example = example_spec(source)
     check_examples(task, example, "data")
-    total = Duration.parse(train.total, "train.total").steps(train.global_batch_size, size)
-    warmup = Duration.parse(config.optimizer.warmup, "optimizer.warmup").steps(train.global_batch_size, size)
+    total = train.total.steps(train.global_batch_size, size)
+    warmup = config.optimizer.warmup.steps(train.global_batch_size, size)
     learning_rate = schedule(config.optimizer, warmup, total)
     layout = layout_of(mesh, config)
     with active(layout):

@@ -4,7 +4,7 @@ from engine.config.dev_run import tiny
 from engine.config.draft import defaults
 from engine.config.errors import ConfigError
 from engine.config.override import apply
-from engine.config.text import flatten
+from engine.config.text import to_text
 from engine.config.validation import validate
 
 
@@ -18,20 +18,24 @@ def config(*overrides):
     return validate(c)
 
 
+def lines(config):
+    return dict(line.split(": ", 1) for line in to_text(config).splitlines())
+
+
 def changes(*overrides):
-    before, after = dict(flatten(config(*overrides))), dict(flatten(tiny(config(*overrides))))
+    before, after = lines(config(*overrides)), lines(tiny(config(*overrides)))
     return {name: value for name, value in after.items() if before[name] != value}
 
 
 def test_a_dev_run_is_two_steps_of_everything():
     assert changes() == {
         "train.total": "2 steps",
-        "train.global_batch_size": 8,
-        "data.limit": 12,
+        "train.global_batch_size": "8",
+        "data.limit": "12",
         "checkpoint.every": "1 step",
         "evaluations.heldout.every": "1 step",
-        "evaluations.heldout.data.limit": 12,
-        "evaluations.heldout.batch_size": 8,
+        "evaluations.heldout.data.limit": "12",
+        "evaluations.heldout.batch_size": "8",
         "hooks.plot.every": "1 step",
         "log.every": "1 step",
     }

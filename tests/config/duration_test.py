@@ -3,7 +3,7 @@ from fractions import Fraction
 
 import pytest
 
-from engine.config.duration import Duration, Period
+from engine.config.duration import Duration, Period, RunSize
 from engine.config.errors import ConfigError
 
 
@@ -50,12 +50,15 @@ def test_anything_else_is_refused_with_what_is_allowed(text, sentence):
     assert sentence in str(error.value)
 
 
-def test_durations_print_as_they_are_written():
-    assert [str(parse(text)) for text in ("1 epochs", "30 epoch", "0.5 epochs")] == [
-        "1 epoch",
-        "30 epochs",
-        "0.5 epochs",
-    ]
+def test_a_duration_prints_in_one_form():
+    written = ("1 epochs", "30 epoch", "0.5 epochs", "1_000 steps", "1e6 examples", "1e-7 epochs")
+    printed = ["1 epoch", "30 epochs", "0.5 epochs", "1000 steps", "1000000 examples", "0.0000001 epochs"]
+    assert [str(parse(text)) for text in written] == printed
+
+
+@pytest.mark.parametrize("text", ["0.1234567890123 epochs", "1e22 examples", "0.3 hours", "1e-7 epochs"])
+def test_a_printed_duration_reads_back_exactly(text):
+    assert parse(str(parse(text))) == parse(text)
 
 
 def test_thirty_epochs_are_the_ceiling_of_thirty_times_n_over_the_batch():
@@ -109,6 +112,12 @@ def test_none_is_due_at_the_last_step_only_and_step_0_never():
     period = Period(None, 10, 100, total_steps=5)
     assert [step for step in range(6) if period.due(step)] == [5]
     assert not Period(None, 10, 100, total_steps=0).due(0)
+
+
+def test_the_sizes_of_a_run_make_its_periods():
+    size = RunSize(batch_size=10, dataset_size=40, total_steps=9)
+    assert [step for step in range(10) if size.period(parse("1 epoch")).due(step)] == [4, 8, 9]
+    assert [step for step in range(10) if size.period(None).due(step)] == [9]
 
 
 def test_a_period_of_nothing_is_refused():

@@ -1,7 +1,18 @@
 import pytest
 
 from engine.config.errors import ConfigError, UnknownFieldError
-from engine.config.fields import OPEN, PLAIN, ROOT, Slot, child, closed_paths, describe, slots, typed, unknown_field
+from engine.config.fields import (
+    OPEN,
+    PLAIN,
+    ROOT,
+    Slot,
+    check_value,
+    child,
+    closed_paths,
+    describe,
+    slots,
+    unknown_field,
+)
 from engine.config.schema import Checkpoint, Config, Data, Evaluation, Group, Log, MeshSpec, Optimizer, Train
 
 
@@ -10,7 +21,7 @@ def test_the_schema_is_a_tree_of_slots():
     assert slots(Config)["evaluations"] == Slot(entries=Evaluation)
     assert slots(Optimizer)["groups"] == Slot(entries=Group)
     assert slots(Config)["tiny"] == OPEN
-    assert slots(Train)["seed"] == Slot(types=(int,), owner=Train, name="seed")
+    assert slots(Train)["seed"] == Slot(types=(int,))
     assert slots(Checkpoint)["every"].optional and not slots(Train)["total"].optional
     assert slots(Evaluation)["data"] == slots(Config)["data"]
 
@@ -53,10 +64,10 @@ def test_closed_paths_are_the_fields_that_always_exist():
 
 
 def test_values_keep_the_type_of_their_slot():
-    assert typed(slots(Optimizer)["learning_rate"], 1, "x") == 1.0
-    assert type(typed(slots(Optimizer)["learning_rate"], 1, "x")) is float
-    assert typed(slots(Checkpoint)["every"], None, "x") is None
-    assert typed(PLAIN, [1, [2, {"a": [3]}]], "x") == (1, (2, {"a": (3,)}))
+    assert check_value(slots(Optimizer)["learning_rate"], 1, "x") == 1.0
+    assert type(check_value(slots(Optimizer)["learning_rate"], 1, "x")) is float
+    assert check_value(slots(Checkpoint)["every"], None, "x") is None
+    assert check_value(PLAIN, [1, [2, {"a": [3]}]], "x") == (1, (2, {"a": (3,)}))
     assert describe(slots(MeshSpec)["cpu_devices"]) == "an integer or text or None"
 
 
@@ -72,7 +83,7 @@ def test_values_keep_the_type_of_their_slot():
             Train,
             "total",
             30,
-            "x: found 30 (an integer), allowed is text. Write the unit too, such as '30 epochs' or '30 steps'.",
+            "x: found 30 (an integer), allowed is a duration. Write the unit too: '30 UNIT'. Units: steps, examples, ",
         ),
         (Optimizer, "clip_norm", "a", "x: found 'a' (text), allowed is a number or None."),
         (Optimizer, "learning_rate", float("nan"), "x: found nan. A config holds finite numbers."),
@@ -81,11 +92,11 @@ def test_values_keep_the_type_of_their_slot():
 )
 def test_another_type_is_refused_with_the_one_that_is_allowed(section, field, value, sentence):
     with pytest.raises(ConfigError) as error:
-        typed(slots(section)[field], value, "x")
+        check_value(slots(section)[field], value, "x")
     assert sentence in str(error.value)
 
 
 @pytest.mark.parametrize("value", [{1, 2}, object(), b"x", {"a": {1.5: 2}}, [float("inf")], len])
 def test_open_places_hold_plain_values_only(value):
     with pytest.raises(ConfigError):
-        typed(PLAIN, value, "task.x")
+        check_value(PLAIN, value, "task.x")

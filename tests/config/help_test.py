@@ -17,7 +17,7 @@ from engine.config.schema import (
 )
 
 
-def test_every_field_has_a_line_with_type_default_and_comment():
+def test_every_field_has_a_line_with_type_default_and_help():
     text = help_text()
     for section in (Data, Optimizer, Train, MeshSpec, Checkpoint, Evaluation, Group, Hook, Log, Profile):
         for name, slot in slots(section).items():
@@ -25,18 +25,19 @@ def test_every_field_has_a_line_with_type_default_and_comment():
                 assert re.search(rf"^  \S+\.{name}: [^=]+ = .+  \S+", text, re.MULTILINE), f"{section.__name__}.{name}"
 
 
-def test_it_reads_as_the_schema_is_written():
-    lines = help_text().splitlines()
+def test_a_line_shows_the_declaration_of_its_field():
+    lines = [line[:2] + re.sub("  +", "  ", line[2:]) for line in help_text().splitlines()]
     assert lines[0] == "All settings of a run."
-    assert any(re.fullmatch(r"  train\.seed: int = 0 +of weights, order and randomness", line) for line in lines)
     assert "train: How long, how much at once, with which numbers." in lines
-    assert any(
-        re.fullmatch(r"  evaluations\.<name>\.every: str \| None = '1 epoch' +steps.*at the end only", line)
-        for line in lines
-    )
-    assert any(re.fullmatch(r"  data\.<argument> +every other key of the section", line) for line in lines)
-    assert any(re.fullmatch(r"  sharding\.rules\.<key>: any +logical axis -> mesh axis.*", line) for line in lines)
-    assert "evaluations.<name>.data.*: as data.*" in lines
+    assert {
+        "  train.seed: int = 0  Seed of weights, order and randomness. Allowed: at least 0 and less than 4294967296.",
+        "  evaluations.<name>.every: duration | None = '1 epoch'  Period, in training; None evaluates at the end only. "
+        "Units: steps, examples, epochs.",
+        "  log.progress: str = 'auto'  How progress is shown. Allowed: auto, bar, lines, none.",
+        "  data.<argument>  Every other key of the section.",
+        "  sharding.rules.<key>: any  Logical axis -> mesh axis, tuple of them, or None.",
+        "evaluations.<name>.data.*: as data.*",
+    } <= set(lines)
 
 
 def test_every_section_is_there():

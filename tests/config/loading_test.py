@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from engine.config.duration import Duration
 from engine.config.errors import ConfigError
 from engine.config.loading import load
 from engine.config.text import to_text
@@ -47,7 +48,11 @@ def message(reference, *overrides):
 @pytest.mark.parametrize("reference", ["recipes/digits.py", "./recipes/digits.py", "recipes.digits"])
 def test_a_config_is_a_file_or_a_module_and_is_named_after_it(project, reference):
     config = load(reference, ["train.total=2 epochs", "task.width=8"])
-    assert config.name == "digits" and config.train.total == "2 epochs" and config.task.arguments == {"width": 8}
+    assert (
+        config.name == "digits"
+        and config.train.total == Duration(2, "epochs")
+        and config.task.arguments == {"width": 8}
+    )
 
 
 def test_a_run_directory_holds_its_config(project):
@@ -81,7 +86,7 @@ def test_a_file_is_read_anew_each_time(project):
         (["", "c.train.seed = c.train.sed"], "train.sed: unknown field (recipes/bad.py:5). Did you mean train.seed?"),
         (
             ["c.train.total = 3"],
-            "train.total: found 3 (an integer), allowed is text (recipes/bad.py:4). Write the unit",
+            "train.total: found 3 (an integer), allowed is a duration (recipes/bad.py:4). Write the unit",
         ),
         (["", "c.train.seed = None"], "train.seed: found None, allowed is an integer (recipes/bad.py:5)."),
         (["c.evaluations.x = dict(evry=1)"], "evaluations.x.evry: unknown field (recipes/bad.py:4). Did you mean eval"),

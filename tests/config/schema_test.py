@@ -5,7 +5,9 @@ import pytest
 from engine.config import schema
 from engine.config.schema import Config, Optimizer, field_names
 
-SECTIONS = [value for value in vars(schema).values() if dataclasses.is_dataclass(value)]
+SECTIONS = [
+    value for value in vars(schema).values() if dataclasses.is_dataclass(value) and value.__module__ == schema.__name__
+]
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)

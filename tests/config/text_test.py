@@ -1,6 +1,7 @@
 import pytest
 
 from engine.config.draft import defaults
+from engine.config.duration import Duration
 from engine.config.errors import ConfigError
 from engine.config.text import flatten, from_text, to_text, value_text
 from engine.config.validation import validate
@@ -104,7 +105,7 @@ def test_text_is_quoted_only_where_it_would_be_read_as_something_else(name, valu
 
 def test_fields_that_a_text_does_not_have_take_their_defaults():
     text = "# by hand\n\ntask.target: a.b\ndata.target: a.c\n"
-    assert from_text(text, "config.txt").train.total == "10 epochs"
+    assert from_text(text, "config.txt").train.total == Duration(10, "epochs")
 
 
 @pytest.mark.parametrize(
@@ -128,4 +129,8 @@ def test_a_line_that_cannot_be_read_is_named(line, sentence):
 
 def test_flatten_gives_values_and_not_text():
     flat = dict(flatten(validate(rich())))
-    assert flat["task.sizes"] == (1, (2, 3)) and flat["train.seed"] == 0 and flat["checkpoint.every"] == "10 minutes"
+    assert (
+        flat["task.sizes"] == (1, (2, 3))
+        and flat["train.seed"] == 0
+        and flat["checkpoint.every"] == Duration(10, "minutes")
+    )

@@ -6,6 +6,7 @@ from types import MappingProxyType
 import pytest
 
 from engine.config.draft import defaults
+from engine.config.duration import Duration
 from engine.config.errors import ConfigError
 from engine.config.schema import Config, Group
 from engine.config.validation import validate
@@ -40,7 +41,7 @@ def test_a_plain_dict_is_enough_and_lacks_nothing():
     config = validate(
         {"task": {"target": "a.b"}, "data": {"target": "a.c"}, "optimizer": {"groups": {"head": {"match": "^head"}}}}
     )
-    assert config.train.total == "10 epochs" and config.optimizer.groups["head"] == Group(match="^head")
+    assert config.train.total == Duration(10, "epochs") and config.optimizer.groups["head"] == Group(match="^head")
 
 
 def test_a_config_travels_between_processes():

@@ -71,7 +71,7 @@ def test_without_a_copy_or_a_period_nothing_is_compared(four):
 
 def test_explain_says_what_has_copies(four):
     def of(mesh, devices):
-        return coverage("1000 steps", zoo.program(zoo.Classify(), mesh=mesh, devices=devices).abstract_state)
+        return coverage(Duration(1000, "steps"), zoo.program(zoo.Classify(), mesh=mesh, devices=devices).abstract_state)
 
     assert of(None, None) == "replica check: not covered, this mesh keeps one copy of each array"
     assert of(MeshSpec(data=4), 4) == "replica check: every 1000 steps, 4 copies or more of 100.0% of the state"

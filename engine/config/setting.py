@@ -1,0 +1,121 @@
+"""How a field of the schema is declared: its default, its help and the values it allows, in one call.
+
+The declaration is stored as metadata of the dataclass field. Validation, `convoy config --help` and the error texts
+read it from there.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Never
+
+from engine.config.duration import Duration
+from engine.config.errors import FieldError, did_you_mean
+
+type Check = Callable[[object, str], None]
+"""Takes a value of the right type and its path; raises FieldError where the value is not allowed."""
+
+_KEY = "setting"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Which values a field allows, in words for the help and as a check. A value of None is always allowed."""
+
+    text: str
+    check: Check
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is known of a field beyond its type."""
+
+    help: str
+    rule: Rule | None = None
+
+    @property
+    def text(self) -> str:
+        """The help and the allowed values."""
+        return f"{self.help} {self.rule.text}".rstrip() if self.rule else self.help
+
+
+def setting[T](default: T, help: str, rule: Rule | None = None) -> T:
+    """Declares a field of a section; `help` is what `convoy config --help` prints, with the rule's text behind it."""
+    return dataclasses.field(default=default, metadata={_KEY: Setting(help, rule)})
+
+
+def table(help: str) -> Mapping[str, Never]:
+    """Declares a field that takes any names; it is empty by default."""
+    return dataclasses.field(default_factory=dict, metadata={_KEY: Setting(help)})
+
+
+def setting_of(field: dataclasses.Field) -> Setting:
+    """Returns what `setting` or `table` declared of a field."""
+    return field.metadata.get(_KEY, Setting(""))
+
+
+def at_least(low: float, below: float | None = None) -> Rule:
+    """A number from `low` on, and less than `below` where that is given."""
+    limit = f"at least {low}" if below is None else f"at least {low} and less than {below}"
+    return _number(limit, lambda value: value >= low and (below is None or value < below))
+
+
+def above(low: float) -> Rule:
+    """A number greater than `low`."""
+    return _number(f"more than {low}", lambda value: value > low)
+
+
+def _number(limit: str, allows: Callable[[float], bool]) -> Rule:
+    def check(value: object, path: str) -> None:
+        if not (isinstance(value, int | float) and allows(value)):
+            raise FieldError(path, f"found {value}, allowed is {limit}", "")
+
+    return Rule(f"Allowed: {limit}.", check)
+
+
+def one_of(*choices: str) -> Rule:
+    """One of some texts."""
+    text = f"Allowed: {', '.join(choices)}."
+
+    def check(value: object, path: str) -> None:
+        if value not in choices:
+            raise FieldError(path, f"found {value!r}", f"{text}{did_you_mean(str(value), choices)}")
+
+    return Rule(text, check)
+
+
+def in_units(*units: str, zero: bool = False) -> Rule:
+    """A duration in one of some units; `zero` allows one without length."""
+    listed = ", ".join(units)
+
+    def check(value: object, path: str) -> None:
+        duration = Duration.parse(str(value), path)
+        if duration.unit not in units:
+            raise FieldError(path, f"found {value!r}", f"Units here: {listed}.")
+        if duration.value == 0 and not zero:
+            shortest = f"1 {units[0].removesuffix('s')}"
+            raise FieldError(path, f"found {value!r}, which has no length", f"Use '{shortest}' for the shortest.")
+
+    return Rule(f"Units: {listed}.", check)
+
+
+def matching(pattern: str, advice: str, problem: str = "") -> Rule:
+    """A text that matches a regular expression as a whole."""
+
+    def check(value: object, path: str) -> None:
+        if not re.fullmatch(pattern, str(value)):
+            raise FieldError(path, f"found {value!r}{problem}", advice)
+
+    return Rule("", check)
+
+
+def regular_expression() -> Rule:
+    """A text that is a regular expression."""
+
+    def check(value: object, path: str) -> None:
+        try:
+            re.compile(str(value))
+        except re.error as error:
+            raise FieldError(path, f"found {value!r}, not a regular expression", f"Python says: {error}.") from None
+
+    return Rule("", check)
