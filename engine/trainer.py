@@ -1,17 +1,12 @@
-"""The loop: a Task, a Mesh and Data in, a trained state and its summary out.
+"""The trainer: a Task, a mesh and data in; a trained state and its summary out.
 
-Owns: the order of things at a step (save, evaluate, call hooks, draw, step) and how many steps one dispatch takes.
-Does not own: anything that these do; each has a room of its own.
-
-Terms. *Step*: global batches consumed; after step n the state reflects batches 0 to n-1. *Dispatch*: one call of the
-compiled program, 1 or `train.steps_per_dispatch` steps. *Due*: a policy's answer for a step; periods know nothing of
-each other, and a dispatch is cut where the next one is due.
+`Trainer.train` is a generator of boundaries. The order of things at a step is the order of `_events`, then draw, step.
 """
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +14,6 @@ from jax.sharding import Mesh
 
 from engine.checkpoint.checkpointer import build_checkpointer
 from engine.checkpoint.restore_latest import restore_latest
-from engine.checkpoint.store import StorageError
 from engine.checkpoint.warm_start import read_weights
 from engine.cluster import peers, processes, shutdown
 from engine.config import hardware
@@ -29,14 +23,27 @@ from engine.data.bad_examples import BadExamples
 from engine.data.feed import TrainFeed
 from engine.data.source import Source
 from engine.evaluation import build_evaluations, check_best
-from engine.observe import wording
+from engine.events import (
+    Boundary,
+    CallHook,
+    CheckReplicas,
+    DivergenceCheck,
+    Evaluate,
+    Event,
+    Hook,
+    Profile,
+    Rollback,
+    Save,
+    Schedule,
+)
 from engine.observe.profiler import ProfileWindow
 from engine.observe.recorder import Recorder, Sums
 from engine.observe.report import Summary
 from engine.observe.throughput import Throughput
-from engine.observe.writer import MetricWriter, metrics_of
+from engine.observe.writer import metrics_of, open_writer
+from engine.phases import COMPILING, RESTORING, SAVING, TRAINING, Phases
 from engine.resilience.divergence import Divergence
-from engine.resilience.preemption import Interrupted, Preempted, Preemption
+from engine.resilience.preemption import Preemption
 from engine.resilience.replica_check import ReplicaCheck
 from engine.resilience.watchdog import build_watchdog
 from engine.run.directory import RunDirectory
@@ -47,14 +54,11 @@ from engine.training.state import State
 from engine.training.step import BAD_EXAMPLES
 from engine.training.task import Task
 
-LOOK_S = 0.05  # between two looks at what goes on beside the loop; each step, where steps are longer
-READ_S = 0.01  # between two readings of results in a single process; several processes decide at the same step
+type OnBatch = Callable[[int, list[int], list[int]], None]
+type Steps = Callable[..., tuple[State, jax.Array]]
 
-
-class Hook(Protocol):
-    """Something of the user's that the loop calls: `run(trainer, state, step)` at each step that is due."""
-
-    def run(self, trainer: "Trainer", state: State, step: int) -> None: ...
+POLL_S = 0.05  # between two polls of background work: the lease, and saves that have ended
+READ_S = 0.01  # between two readings of results in one process; several processes read each dispatch, at the same step
 
 
 class Trainer:
@@ -65,9 +69,9 @@ class Trainer:
         mesh: where.
         source: the training examples.
         config: everything else.
-        directory: the run; a checkpoint in it is where training goes on.
+        directory: the run; training resumes from its newest checkpoint.
         evaluation_sources: one source for each of `config.evaluations`.
-        hooks: objects with `run(trainer, state, step)`, one for each of `config.hooks`.
+        hooks: one for each of `config.hooks`.
         on_row: called with each row of metrics, in another thread.
         on_message: called with sentences for the user; hooks call it as `trainer.say`.
         on_phase: called with "training" or "evaluating" when it begins, in another thread.
@@ -87,81 +91,197 @@ class Trainer:
         on_message: Callable[[str], None],
         on_phase: Callable[[str], None] = lambda phase: None,
     ):
-        self.config, self.directory, self._source = config, directory, source
+        self.config, self.directory, self._source, self._hooks = config, directory, source, hooks
         self._on_row, self.say, self._on_phase = on_row, on_message, on_phase
         self.program, self.total_steps = build_program(task, mesh, source, config)
         self._size = size = RunSize(config.train.global_batch_size, len(source), self.total_steps)
         self.evaluations = build_evaluations(config.evaluations, evaluation_sources, self.program, size)
         check_best(config.checkpoint.best, self.evaluations)
-        self._hooks = [(size.period(config.hooks[name].every), hooks[name]) for name in hooks]
-        self._watchdog = build_watchdog(config, directory)
         self.checkpoints = build_checkpointer(config, directory, len(source), self.total_steps, self.say)
-        every = config.resilience.replica_check
-        compared = None if every is None else size.period(every)
-        self._replicas = ReplicaCheck(compared, self.program.abstract_state)
         self._divergence = Divergence(config.resilience.divergence, self.program.metric_names, self.say)
+        self._watchdog, self._preemption = build_watchdog(config, directory), Preemption()
+        self._phase = Phases(directory.stopwatch, self._watchdog)
+        profile = config.profile
+        self._profile = ProfileWindow(profile.start, profile.steps, directory.traces, self.say)
         self._recorder: Recorder | None = None
         self._row: dict[str, Any] = {}
-        self._unfinished: Sums = {}  # of the row of metrics that the checkpoint cut
+        self._unfinished: Sums = {}  # of the row of metrics that the checkpoint interrupted
         self._results: dict[str, float] = {}
-        newest = self.checkpoints.store.latest()
-        self._first = self._step = peers.broadcast_from_primary(newest, "the newest checkpoint") or 0
+        self._step = peers.broadcast_from_primary(self.checkpoints.store.latest(), "the newest checkpoint") or 0
         self._started = time.monotonic()
 
     @property
     def step(self) -> int:
-        """Steps done; before `run`, the step from which it goes on if its checkpoint is good."""
+        """Steps done; before training, the step of the newest checkpoint."""
         return self._step
 
     def run(self) -> Summary:
-        """Trains to the end, from the newest checkpoint where there is one.
+        """Trains to the end; resumes from the newest checkpoint if there is one.
 
         Raises:
             Preempted, Interrupted: asked to stop; the state is saved.
-            Diverged: the loss is not finite, and the policy knows no way on.
+            Diverged: the loss is not finite, and the policy has no other way.
             ReplicaError: copies of the state differ.
             ConvoyError: storage or data failed.
         """
-        config, stopwatch = self.config, self.directory.stopwatch
-        with contextlib.ExitStack() as stack:
-            preemption = stack.enter_context(Preemption())
-            stack.enter_context(self._watchdog)
-            stack.enter_context(self.checkpoints)
-            state, step = self._first_state()
-            for text in self.program.warnings:
-                self.say(f"warning: {text}")
-            if step == self.total_steps:
-                self.say("this run is finished; to train longer, set train.total, or --fresh to start anew")
-            sizes = {1, config.train.steps_per_dispatch} if step < self.total_steps else ()
-            with stopwatch.during("compile"):
-                steps = {k: self.program.steps(k) for k in sizes}
-            writer = stack.enter_context(self._make_writer())
-            stack.enter_context(stopwatch.written_by(writer.push))
-            self._recorder = recorder = self._make_recorder(writer)
-            stack.callback(recorder.close)
-            recorder.go_on(self._unfinished)
-            if steps:
-                recorder.note(step, {"compile_s": self.program.compile_s})
-            profile = ProfileWindow(config.profile.start, config.profile.steps, self.directory.traces, self.say)
-            stack.callback(lambda: profile.close(self._step))
-            stack.enter_context(peers.location_reported(lambda: self._step))
-            on_batch = self._ledger(stack) if config.log.examples else None
-            bad = self._bad_examples(stack) if config.data.on_error == "skip" else None
-            while True:
-                with contextlib.closing(self._feed(step, on_batch, bad)) as feed, self._watchdog.training(step):
-                    try:
-                        if self._loop(state, step, steps, feed, recorder, preemption, profile):
-                            break
-                    finally:
-                        stopwatch.reached(self._step, feed.wait_s)
-                recorder.go_back()
-                state, step = self._first_state()
-                recorder.go_on(self._unfinished)
+        for _ in self.train():
+            pass
         return self.summary()
 
-    def _feed(self, step: int, on_batch: Any, bad: BadExamples | None) -> TrainFeed:
+    def train(self) -> Generator[Boundary]:
+        """Trains to the end; yields each boundary once its events have run. Raises like `run`.
+
+        Closing the generator ends the run where it is, without a save.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._preemption)
+            stack.enter_context(self._watchdog)
+            stack.enter_context(self.checkpoints)
+            state, step = self._restore()
+            steps = self._compile(step)
+            self._recorder = self._phase.recorder = recorder = self._open_recorder(stack)
+            if steps:
+                recorder.note(step, {"compile_s": self.program.compile_s})
+            stack.callback(lambda: self._profile.close(self._step))
+            stack.enter_context(peers.location_reported(lambda: self._step))
+            events, logs = self._events(recorder), self._example_logs(stack)
+            while True:
+                recorder.resume(self._unfinished)
+                schedule = Schedule(events, step)
+                try:
+                    with self._open_feed(step, *logs) as feed:
+                        for boundary in self._train_steps(state, step, steps, feed, schedule, recorder):
+                            for event in schedule.due(boundary):
+                                with self._phase(event.phase):
+                                    event.run(boundary)
+                            yield boundary
+                        with self._phase(SAVING):
+                            self.checkpoints.finish()
+                    return
+                except Rollback:
+                    recorder.rollback()
+                    state, step = self._restore()
+
+    def _events(self, recorder: Recorder) -> list[Event]:
+        """Returns everything that happens between two dispatches, in its order at a step."""
+        config, checkpoints, preemption = self.config, self.checkpoints, self._preemption
+        selecting = [e.period for e in self.evaluations if config.checkpoint.best in e.metrics]
+        save = Save(
+            checkpoints, self.directory, self._divergence, recorder, preemption, selecting, self.total_steps, self.say
+        )
+        divergence = DivergenceCheck(self._divergence, save, recorder, self.program, checkpoints, self._phase)
+        heartbeat = self._watchdog.beat
+        evaluate = Evaluate(self.evaluations, checkpoints, recorder, preemption, heartbeat, self.say, self._results)
+        hooks = [
+            CallHook(hook, self._size.period(config.hooks[name].every), self) for name, hook in self._hooks.items()
+        ]
+        return [divergence, *self._replica_checks(), save, evaluate, *hooks, Profile(self._profile)]
+
+    def _replica_checks(self) -> list[Event]:
+        every, replicas = self.config.resilience.replica_check, ReplicaCheck(self.program.abstract_state)
+        if every is None or not replicas.has_copies:
+            return []
+        return [CheckReplicas(replicas, self._size.period(every))]
+
+    def _train_steps(
+        self,
+        state: State,
+        step: int,
+        steps: Mapping[int, Steps],
+        feed: TrainFeed,
+        schedule: Schedule,
+        recorder: Recorder,
+    ) -> Iterator[Boundary]:
+        """Dispatches steps until the next event is due, and yields a boundary there. Never waits for the device."""
+        k, last, first, divergence = self.config.train.steps_per_dispatch, self.total_steps, step, self._divergence
+        no_skips = {count: self.program.held((False,) * count) for count in steps}
+        done, poll_at = shutdown.counter(), 0.0
+        recorder.phase(TRAINING.name)
+        self.directory.stopwatch.begin(step)
+        self._profile.begin_attempt(step)
+        while True:
+            self._step = done[0] = step
+            self._poll(step, feed)
+            stopping = self._preemption.requested()
+            if stopping or divergence.asks:
+                schedule.bring_forward(step, DivergenceCheck, Save)
+            boundary = Boundary(step, state, feed.position, step == first, step == last, stopping)
+            yield boundary
+            if boundary.interrupted:
+                continue
+            if boundary.last:
+                return
+            programs = self._profile.marked(steps, step)
+            next_event, dispatch_end = schedule.advance(step, last)
+            while True:
+                count = k if step + k <= dispatch_end else 1
+                if (batches := self._preemption.unless_stopped(feed.next, count)) is None:
+                    feed.seek(step)
+                    break
+                self._watchdog.dispatched = step + count
+                skips = no_skips[count]
+                if divergence.skipped:
+                    skips = self.program.held(divergence.held(step, count))
+                state, metrics = programs[count](state, batches, skips)
+                recorder.push(step, metrics, feed.wait_s)
+                step += count
+                self._step = done[0] = step
+                if step >= next_event or divergence.asks:
+                    break
+                if time.monotonic() >= poll_at:
+                    self._poll(step, feed)
+                    poll_at = time.monotonic() + POLL_S
+
+    def _poll(self, step: int, feed: TrainFeed) -> None:
+        """Polls background work: the lease, and saves that have ended. Called on a timer, not on a step."""
+        self.directory.stopwatch.reached(step, feed.wait_s)
+        self.directory.check_lease()
+        if self.checkpoints.has_news:
+            with self._phase(SAVING):
+                self.checkpoints.look()
+
+    def _restore(self) -> tuple[State, int]:
+        """Returns the state and step of the newest good checkpoint, or a new state if there never was a checkpoint."""
+        store, abstract, stacked = self.checkpoints.store, self.program.abstract_state, self.program.spec.model.stacked
+        with self._phase(RESTORING):
+            state, step = restore_latest(store, abstract, stacked, self.say) or (None, 0)
+        self._unfinished = {}
+        if state is None:
+            with self._phase(COMPILING):
+                state = self._initial_state()
+        else:
+            position = store.position(step)
+            self._divergence.resume(position.get("skipped", ()))
+            self._unfinished = position.get("row", {})
+            self.say(f"resuming from step {step}")
+        with self._phase(COMPILING):
+            store.prepare(state)
+        self._step = step
+        return state, step
+
+    def _initial_state(self) -> State:
+        """Returns the state of step 0: random, or with the weights of another run."""
+        if not self.config.init.checkpoint:
+            return self.program.init()
+        weights = read_weights(self.config.init, self.program.abstract_state, self.program.spec.model.stacked)
+        self.say(weights.told)
+        return self.program.init(weights.params, weights.carried)
+
+    def _compile(self, step: int) -> dict[int, Steps]:
+        """Returns the compiled programs by their number of steps; none if the run is finished."""
+        for text in self.program.warnings:
+            self.say(f"warning: {text}")
+        if step == self.total_steps:
+            self.say("this run is finished; to train longer, set train.total, or --fresh to start anew")
+            return {}
+        with self._phase(COMPILING):
+            return {k: self.program.steps(k) for k in {1, self.config.train.steps_per_dispatch}}
+
+    @contextlib.contextmanager
+    def _open_feed(self, step: int, on_batch: OnBatch | None, bad: BadExamples | None) -> Iterator[TrainFeed]:
+        """Opens the batches from a step on, under the watchdog's bound of a step."""
         train = self.config.train
-        return TrainFeed(
+        feed = TrainFeed(
             self._source,
             self.config.data,
             batch_size=train.global_batch_size,
@@ -173,212 +293,56 @@ class Trainer:
             on_batch=on_batch,
             bad=bad,
         )
+        with contextlib.closing(feed), self._watchdog.training(step):
+            try:
+                yield feed
+            finally:
+                self.directory.stopwatch.reached(self._step, feed.wait_s)
 
-    def _loop(
-        self,
-        state: State,
-        step: int,
-        steps: Mapping[int, Any],
-        feed: TrainFeed,
-        recorder: Recorder,
-        preemption: Preemption,
-        profile: ProfileWindow,
-    ) -> bool:
-        """Save, evaluate, call hooks, draw, step: to the last step (True), or to where the run goes back (False)."""
-        last, most, stopwatch = self.total_steps, self.config.train.steps_per_dispatch, self.directory.stopwatch
-        recorder.phase("training")
-        stopwatch.begin(step)
-        due = cut = step
-        look_at, told = 0.0, shutdown.counter()
-        not_held, programs = {k: self.program.held((False,) * k) for k in steps}, steps
-        while True:
-            self._step = told[0] = step
-            attend = step >= due or self._divergence.asks
-            if attend or time.monotonic() >= look_at:
-                self._look(step, feed.wait_s)
-                look_at = time.monotonic() + LOOK_S
-            if attend:
-                stopping = preemption.requested()
-                force = stopping or (step > 0 and (step == last or self._selects_best(step)))
-                saving = force or self.checkpoints.policy.due(step)
-                if self._goes_back(state, step, saving, stopping or step == last, recorder):
-                    return False
-                self._replicas.check(step, state)
-                row = recorder.unfinished() if saving else {}
-                position = {**feed.position, "skipped": sorted(self._divergence.skipped), "row": row}
-                with stopwatch.during("save stall"), self._watchdog.storing("saving"):
-                    if not self._divergence.asks and self.checkpoints.maybe_save(step, state, position, force):
-                        self.say(f"saving checkpoint of step {step}")
-                        stopwatch.flush()
-                        recorder.saved()
-                    if stopping:
-                        raise self._stopped(step, preemption)
-                if not self._evaluate(state, step, recorder, preemption):
-                    continue
-                if step == last:
-                    break
-                with self._watchdog.patient("profiling"):
-                    profile.at(step, state["step"])
-                programs = profile.marked(steps, step)
-                due, cut = self._next_due(step, profile)
-            k = most if step + most <= cut else 1
-            if (batches := preemption.unless_stopped(feed.next, k)) is None:
-                feed.unread(step)
-                due = step
-                continue
-            self._watchdog.dispatched = step + k
-            held = self.program.held(self._divergence.held(step, k)) if self._divergence.skipped else not_held[k]
-            state, metrics = programs[k](state, batches, held)
-            recorder.push(step, metrics, feed.wait_s)
-            step += k
-        with stopwatch.during("save stall"), self._watchdog.storing("saving"):
-            self.checkpoints.finish()
-        return True
+    def _example_logs(self, stack: contextlib.ExitStack) -> tuple[OnBatch | None, BadExamples | None]:
+        """Opens the ledger of examples and the list of bad examples, where the config asks for them."""
+        directory, who = self.directory, (processes.index(), processes.count(), self.directory.attempt)
+        on_batch = bad = None
+        if self.config.log.examples:
+            on_batch = stack.enter_context(contextlib.closing(Ledger(directory.examples, *who))).write
+        if self.config.data.on_error == "skip":
+            lines = stack.enter_context(contextlib.closing(Lines(directory.bad_examples, *who)))
+            bad = BadExamples(lines.add, self.say)
+        return on_batch, bad
 
-    def _look(self, step: int, wait_s: float) -> None:
-        """Takes in what goes on beside the loop, and does not fall on a certain step."""
-        self.directory.stopwatch.reached(step, wait_s)
-        self.directory.check_lease()
-        if self.checkpoints.has_news:
-            with self.directory.stopwatch.during("save stall"), self._watchdog.storing("saving"):
-                self.checkpoints.look()
-
-    def _goes_back(self, state: State, step: int, saving: bool, over: bool, recorder: Recorder) -> bool:
-        """Whether the run has to go back to its newest checkpoint; what is to be saved is known to be sound."""
-        if saving or self._divergence.asks:
-            recorder.settle()
-        broken = self.program.not_finite(state) if saving else []
-        if not (broken or self._divergence.asks):
-            return False
-        with self._watchdog.storing("saving"):
-            self.checkpoints.settle()
-        saved = peers.broadcast_from_primary(self.checkpoints.store.steps(), "the checkpoints")
-        return self._divergence.goes_back(step, saved, over, broken)
-
-    def _evaluate(self, state: State, step: int, recorder: Recorder, preemption: Preemption) -> bool:
-        """Runs the evaluations and hooks that are due, outside the training rates; False when it was asked to stop."""
-        evaluations = [e for e in self.evaluations if step > 0 and e.period.due(step)]
-        hooks = [hook for period, hook in self._hooks if step > 0 and period.due(step)]
-        if not evaluations and not hooks:
-            return True
-        recorder.settle()  # still as training: a step that hangs has a step's bound, not an evaluation's
-        start = time.monotonic()
-        with self.directory.stopwatch.during("evaluation"), self._watchdog.patient("evaluating"):
-            if evaluations:
-                recorder.phase("evaluating")
-            # An earlier attempt may have stopped right after this evaluation.
-            known = self.checkpoints.results(step) if step == self._first else {}
-            results: dict[str, float] = {}
-            for evaluation in evaluations:
-                if known.keys() >= set(evaluation.metrics):
-                    self._results |= known
-                elif (found := evaluation.run(state, preemption, self._watchdog.beat)) is None:
-                    return False
-                else:
-                    results |= found
-            if results:
-                self._results |= results
-                recorder.note(step, results)
-                self.checkpoints.record(step, results)
-                self.say(f"step {step}: {wording.pairs(results)}")
-            for hook in hooks:
-                hook.run(self, state, step)
-        recorder.phase("training")
-        recorder.pause(time.monotonic() - start)
-        return True
-
-    def _next_due(self, step: int, profile: ProfileWindow) -> tuple[float, float]:
-        """The next step where there may be more to do than to draw and to step, and the next that ends a dispatch."""
-        policy = self.checkpoints.policy
-        periods = [*(evaluation.period for evaluation in self.evaluations), *(period for period, _ in self._hooks)]
-        next_ = [self.total_steps, policy.next_possible(step), profile.next_edge(step), self._replicas.next_after(step)]
-        cut = min(*next_, *(period.next_after(step) for period in periods))
-        return min(cut, policy.next_asked(step)), cut
-
-    def _selects_best(self, step: int) -> bool:
-        """Whether an evaluation that is due at this step decides which checkpoint is best."""
-        best = self.config.checkpoint.best
-        return any(best in e.metrics and e.period.due(step) for e in self.evaluations)
-
-    def _first_state(self) -> tuple[State, int]:
-        """The newest good checkpoint's state, or a new one where there never was a checkpoint."""
-        store, stopwatch = self.checkpoints.store, self.directory.stopwatch
-        with stopwatch.during("restore"), self._watchdog.storing("restoring"):
-            abstract, stacked = self.program.abstract_state, self.program.spec.model.stacked
-            state, step = restore_latest(store, abstract, stacked, self.say) or (None, 0)
-        self._unfinished = {}
-        if state is None:
-            with stopwatch.during("compile"):
-                state = self._new_state()
-        else:
-            position = store.position(step)
-            self._divergence.resume(position.get("skipped", ()))
-            self._unfinished = position.get("row", {})
-            self.say(f"resuming from step {step}")
-        with stopwatch.during("compile"):
-            store.prepare(state)
-        self._first = self._step = step
-        return state, step
-
-    def _new_state(self) -> State:
-        """The state of step 0: random, or with the weights of another run."""
-        if not self.config.init.checkpoint:
-            return self.program.init()
-        weights = read_weights(self.config.init, self.program.abstract_state, self.program.spec.model.stacked)
-        self.say(weights.told)
-        return self.program.init(weights.params, weights.carried)
-
-    def _make_writer(self) -> MetricWriter:
-        if not processes.is_primary():
-            return MetricWriter(None, None)
-        run, events = self.directory, self.config.log.tensorboard
-        return MetricWriter(run.metrics, run.tensorboard if events else None, run.check_lease)
-
-    def _ledger(self, stack: contextlib.ExitStack) -> Callable[[int, list[int], list[int]], None]:
-        ledger = Ledger(self.directory.examples, processes.index(), processes.count(), self.directory.attempt)
-        return stack.enter_context(contextlib.closing(ledger)).write
-
-    def _bad_examples(self, stack: contextlib.ExitStack) -> BadExamples:
-        lines = Lines(self.directory.bad_examples, processes.index(), processes.count(), self.directory.attempt)
-        return BadExamples(stack.enter_context(contextlib.closing(lines)).add, self.say)
-
-    def _make_recorder(self, writer: MetricWriter) -> Recorder:
-        train, mesh, found = self.config.train, self.program.mesh, hardware.find(jax.devices()[0].device_kind)
-        peak = found.peak(train.precision) if found else None
-
-        def on_row(row: dict[str, Any]) -> None:
-            self._row = metrics_of(row)
-            self._on_row(row)
-
-        return Recorder(
-            self.program.metric_names,
+    def _open_recorder(self, stack: contextlib.ExitStack) -> Recorder:
+        """Opens the metric files and what makes rows of the steps' results."""
+        train, directory, program = self.config.train, self.directory, self.program
+        writer = stack.enter_context(open_writer(directory, self.config.log.tensorboard))
+        stack.enter_context(directory.stopwatch.written_by(writer.push))
+        peak = hardware.peak_flops(jax.devices()[0].device_kind, train.precision, program.mesh.size)
+        recorder = Recorder(
+            program.metric_names,
             last_value=("learning_rate",),
             summed=("skipped", BAD_EXAMPLES),
             writer=writer,
-            throughput=Throughput(train.global_batch_size, self.program.flops_per_step, peak and peak * mesh.size),
+            throughput=Throughput(train.global_batch_size, program.flops_per_step, peak),
             period=self._size.period(self.config.log.every),
-            attempt=self.directory.attempt,
-            on_row=on_row,
+            attempt=directory.attempt,
+            on_row=self._take_row,
             on_phase=self._on_phase,
-            on_values=self._arrived,
+            on_values=self._take_values,
             read_every_s=READ_S if processes.count() == 1 else 0.0,
         )
+        stack.callback(recorder.close)
+        return recorder
 
-    def _arrived(self, first: int, values: np.ndarray) -> None:
-        """The results of the steps from `first` on, `[steps, names, 2]`, are there."""
+    def _take_row(self, row: dict[str, Any]) -> None:
+        self._row = metrics_of(row)
+        self._on_row(row)
+
+    def _take_values(self, first: int, values: np.ndarray) -> None:
+        """Takes the results of the steps from `first` on, `[steps, names, 2]`."""
         self._watchdog.arrived = first + len(values)
         self._divergence.look(first, values)
 
-    def _stopped(self, step: int, preemption: Preemption) -> Interrupted | Preempted:
-        kind, of = Interrupted if preemption.interrupted else Preempted, f"step {step} of {self.total_steps}"
-        try:
-            self.checkpoints.finish()
-        except StorageError as error:
-            return kind(f"asked to stop at {of}. {error}")
-        return kind(f"asked to stop; the state of {of} is saved in {self.directory}.")
-
     def summary(self) -> Summary:
-        """What is reached so far."""
+        """Returns what is reached so far."""
         best = self.checkpoints.retention.best()
         return Summary(
             state="training",

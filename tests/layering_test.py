@@ -20,7 +20,7 @@ TOP = Path(__file__).parents[1]
 HOUSE = (
     ("main+arguments",),
     ("entry", "doctor", "launch"),
-    ("trainer+evaluation",),
+    ("trainer+events+phases+evaluation",),
     ("training", "checkpoint", "observe", "resilience", "layers"),
     ("run", "parallel", "data", "metrics"),
     ("cluster",),  # on the ground floor too, but it raises the errors of config

@@ -53,6 +53,11 @@ class SavePolicy:
         assert self._period is not None
         return self._period.due(step)
 
+    @property
+    def is_clock(self) -> bool:
+        """Whether saves depend on a clock."""
+        return self._timer is not None
+
     def next_asked(self, step: int) -> int:
         """The first step after `step` at which `due` has to be asked; those before it are not due."""
         possible = self.next_possible(step)

@@ -112,11 +112,11 @@ class Period:
         return self._reached(step) > self._reached(step - 1)
 
     def next_after(self, step: int) -> int:
-        """The next due step after `step`, at most `total_steps`."""
+        """The next due step after `step`, at least 1 and at most `total_steps`."""
         if self._every is None:
             return self.total_steps
         examples, per_step = self._every
-        return min(-(-(self._reached(step) + 1) * examples // per_step), self.total_steps)
+        return min(-(-(self._reached(max(step, 0)) + 1) * examples // per_step), self.total_steps)
 
     def _reached(self, step: int) -> int:
         """How many whole periods the examples of `step` steps fill."""

@@ -91,6 +91,12 @@ def find(device_kind: str) -> Hardware | None:
     return DEVICES.get(device_kind)
 
 
+def peak_flops(device_kind: str, precision: str, count: int) -> float | None:
+    """Returns the peak FLOP/s of `count` devices at a precision; None for devices without a row."""
+    found = find(device_kind)
+    return None if found is None else found.peak(precision) * count
+
+
 def mesh_preset(name: str) -> Mapping[str, int]:
     """Returns axis -> size of a named mesh, -1 for what is left; "dcn.data" is between slices.
 

@@ -105,7 +105,7 @@ class TrainFeed:
             self._bad.take(n, len(batch.weight), batch.bad)
         return tuple((batch.batch, batch.weight) for batch in batches)
 
-    def unread(self, step: int) -> None:
+    def seek(self, step: int) -> None:
         """The batches from number `step` on count as not drawn: the run ends here, and goes on with them."""
         self._next = step
 

@@ -1,21 +1,17 @@
 """One window of steps that the profiler of JAX records.
 
-Owns: when the trace begins and ends, and the sentence that says where it lies. Does not own: the config of it
-(`config/schema.py`), the loop.
-
-Terms. *Window*: updates `start` to `start + steps`, counted as completed updates, so that the window [10, 15) holds
-the updates that lead from step 10 to step 15. A trace holds whole dispatches: where they are not cut at `next_edge`,
-it begins at the first dispatch from `start` on and ends after the one in which the last of its steps falls.
+The window `start` to `start + steps` counts completed updates: [10, 15) holds the updates that lead from step 10 to
+step 15. A trace holds whole dispatches.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from engine.config.errors import RunError
+from engine.types import PyTree
 
-Call = Callable[..., Any]
+type Call = Callable[..., PyTree]
 
 
 class ProfileWindow:
@@ -27,51 +23,49 @@ class ProfileWindow:
             start: first step of the window; None records nothing.
             steps: length of the window.
             directory: where the trace goes, in a folder named after the time.
-            say: takes a sentence for the user at both ends of the window, and when it was missed.
+            say: called with a sentence for the user at both ends of the window, and when the window was missed.
         """
         self._start = start  # None also once the window is done or missed
         self._steps = steps
         self._directory, self._say = Path(directory), say
         self._began: int | None = None  # step at which the open trace began
-        self._first = True  # `at` was not called yet
+        self._attempt_began = False
 
-    def at(self, step: int, pending: Any = None) -> None:
-        """Called before a dispatch, at `next_edge` at the latest; begins or ends the trace there.
-
-        Args:
-            step: completed updates, which is the first step of the dispatch.
-            pending: arrays of the last dispatch. At both ends of the window they are waited for, so that the trace
-                holds whole steps of its own and no others.
-
-        Raises:
-            RunError: the profiler cannot start.
-        """
-        first, self._first = self._first, False
-        if self._began is not None:
-            if step >= self._began + self._steps:
-                self._end(step, pending)
-        elif first and self._start is not None and step > self._start:
+    def begin_attempt(self, step: int) -> None:
+        """Reports a window that lies before the first step of this attempt."""
+        if self._start is not None and step > self._start and not self._attempt_began:
             missed, self._start = self._start, None
             self._say(
                 f"profile: step {missed} lies before step {step}, where this attempt began, so nothing is traced. "
                 "Set profile.start to a later step."
             )
+        self._attempt_began = True
+
+    def next_step(self, after: int) -> float:
+        """Returns the next step > `after` at which the trace begins or ends; math.inf for none."""
+        if self._began is not None:
+            return self._began + self._steps
+        return math.inf if self._start is None or after >= self._start else self._start
+
+    def at(self, step: int, pending: PyTree = None) -> None:
+        """Begins or ends the trace, at a step of `next_step`.
+
+        Args:
+            step: completed updates, which is the first step of the next dispatch.
+            pending: arrays of the last dispatch. They are waited for, so that the trace holds whole steps of its own
+                and no others.
+
+        Raises:
+            RunError: the profiler cannot start.
+        """
+        if self._began is not None:
+            if step >= self._began + self._steps:
+                self._end(step, pending)
         elif self._start is not None and step >= self._start:
             self._begin(step, pending)
 
-    def next_edge(self, step: int) -> int | float:
-        """Returns the next step after `step` at which a trace begins or ends; infinity when there is none.
-
-        A dispatch that is cut there makes the window exact.
-        """
-        if self._began is not None:
-            return self._began + self._steps
-        if self._start is None or step > self._start:
-            return math.inf
-        return self._start if step < self._start else self._start + self._steps
-
     def marked(self, programs: Mapping[int, Call], step: int) -> Mapping[int, Call]:
-        """Returns the programs, by their number of steps, so that calls in an open trace are marked as steps there.
+        """Returns the programs by their number of steps; while a trace is open, their calls are marked as steps in it.
 
         Args:
             programs: as they are; they are returned where no trace is open.
@@ -84,7 +78,7 @@ class ProfileWindow:
         number = [step]
 
         def mark(k: int, program: Call) -> Call:
-            def call(*args: Any) -> Any:
+            def call(*args: PyTree) -> PyTree:
                 number[0] += k
                 with jax.profiler.StepTraceAnnotation("train", step_num=number[0] - k):
                     return program(*args)
@@ -93,7 +87,7 @@ class ProfileWindow:
 
         return {k: mark(k, program) for k, program in programs.items()}
 
-    def close(self, step: int, pending: Any = None) -> None:
+    def close(self, step: int, pending: PyTree = None) -> None:
         """Ends an open trace, when the run ends inside the window.
 
         Args:
@@ -102,11 +96,11 @@ class ProfileWindow:
         """
         if self._began is not None:
             self._end(step, pending)
-        elif self._start is not None and not self._first:
+        elif self._start is not None and self._attempt_began:
             start, self._start = self._start, None
             self._say(f"profile: the run ended at step {step}, before profile.start={start}: nothing was traced.")
 
-    def _begin(self, step: int, pending: Any) -> None:
+    def _begin(self, step: int, pending: PyTree) -> None:
         import jax
 
         jax.block_until_ready(pending)
@@ -120,7 +114,7 @@ class ProfileWindow:
         self._began = step
         self._say(f"profile: tracing from step {step} on")
 
-    def _end(self, step: int, pending: Any) -> None:
+    def _end(self, step: int, pending: PyTree) -> None:
         import jax
 
         began, self._began, self._start = self._began, None, None

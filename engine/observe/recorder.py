@@ -149,7 +149,7 @@ class Recorder:
         begun = sums.any()  # each step has some weight
         return dict(zip(self._names, sums.tolist(), strict=True)) if begun else {}
 
-    def go_on(self, sums: Sums) -> None:
+    def resume(self, sums: Sums) -> None:
         """The first row of what follows began before a checkpoint, which holds its sums; {} where it did not."""
         if sums.keys() == set(self._names):
             self._before = np.array([sums[name] for name in self._names])
@@ -175,7 +175,7 @@ class Recorder:
         if self._unread:
             self._read(time.monotonic())
 
-    def go_back(self) -> None:
+    def rollback(self) -> None:
         """The loop goes on from an earlier step: the steps of an unfinished row make no row, and rates begin anew."""
         self.settle()
         self._before, self._values, self._row_ends = self._no_sums, [], 0

@@ -24,9 +24,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from engine.cluster import exit_codes
+from engine.cluster import exit_codes, processes
 from engine.config.errors import RunError
 from engine.run import json_text
+from engine.run.directory import RunDirectory
 from engine.run.jsonl import open_whole
 from engine.run.log import logger
 
@@ -219,6 +220,13 @@ class MetricWriter:
         self._tell_tensorboard(_Events.close)
         if self._file is not None:
             os.close(self._file)
+
+
+def open_writer(directory: RunDirectory, tensorboard: bool) -> MetricWriter:
+    """Returns the writer of a run's metric files; in a process that is not the primary it writes nothing."""
+    if not processes.is_primary():
+        return MetricWriter(None, None)
+    return MetricWriter(directory.metrics, directory.tensorboard if tensorboard else None, directory.check_lease)
 
 
 class _Events:

@@ -55,7 +55,7 @@ class Divergence:
         self._spoilt: int | None = None  # batch before which the state was spoilt, where a long row says so
         self._row_starts = 0  # batch with which the row that says so begins
         self.asks = False
-        """Whether there is something that `goes_back` may decide about."""
+        """Whether there is something that `rollback` may decide about."""
 
     def resume(self, skipped: Iterable[int]) -> None:
         """Takes the batches that the position of a checkpoint names; those that are known already stay."""
@@ -88,7 +88,7 @@ class Divergence:
             self._spoilt = min((b for b in self._bad if b >= self._row_starts), default=self._row_starts)
         self.asks = bool(self._bad) or self._spoilt is not None
 
-    def goes_back(self, step: int, checkpoints: Sequence[int], ending: bool, broken: Sequence[str] = ()) -> bool:
+    def rollback(self, step: int, checkpoints: Sequence[int], ending: bool, broken: Sequence[str] = ()) -> bool:
         """Whether the run has to go back to its newest checkpoint; `skipped` then says without which batches.
 
         Where it does not and `asks` stays, nothing may be saved: it is not known yet whether the state is spoilt.
@@ -109,14 +109,14 @@ class Divergence:
             return False
         found = f"step {self._bad[0] + 1 if self._bad else step}: {self._what}"
         if self._policy == "rollback":
-            return self._goes_back(found, max(checkpoints, default=0), ending)
+            return self._roll_back(found, max(checkpoints, default=0), ending)
         if self._policy == "skip" and not broken:
             found += f"; {IN_A_ROW} updates in a row were skipped"
         elif self._bad:
             found += "; the update was held back"
         raise Diverged(f"{found}. {_advice(checkpoints)}")
 
-    def _goes_back(self, found: str, saved: int, ending: bool) -> bool:
+    def _roll_back(self, found: str, saved: int, ending: bool) -> bool:
         if self._spoilt is not None:
             count = self._spoilt - self._row_starts + 1  # one more than are skipped there already: 1, 2, 4, 8
             chosen = list(range(self._row_starts - count, self._row_starts))

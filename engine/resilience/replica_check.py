@@ -1,25 +1,21 @@
-"""Copies of the state on different devices, compared now and then: memory or arithmetic that errs in silence.
+"""Replica check: compares the copies of the state on different devices, to find silent faults of memory or arithmetic.
 
-Owns: when copies are compared, the error that names the device, and the sentence for `convoy explain` on what has
-copies at all. Does not own: the digests (`parallel/digest.py`).
-
-Terms. *Copy*: the same part of an array on another device; data parallelism makes them, and axes that split an array
-do not. A difference between copies is never legal: every device has made the same updates from the same sums.
-
-A check waits for the device and reads the state once. What is saved between two checks is not known to be sound.
+Data parallelism keeps a copy of a part of an array on several devices; an axis that splits the array does not. Every
+device makes the same updates from the same sums, so a difference between copies is never legal. A check waits for the
+device and reads the state once. What is saved between two checks is not known to be sound.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
 from engine.cluster import exit_codes
-from engine.config.duration import Duration, Period
+from engine.config.duration import Duration
 from engine.config.errors import ConvoyError
 from engine.parallel.digest import Digests
+from engine.types import PyTree
 
 TOLD = 3  # arrays that an error names
 
@@ -32,53 +28,50 @@ class ReplicaError(ConvoyError):
 
 
 class ReplicaCheck:
-    """Compares the copies of a state at the steps of a period.
+    """Compares the copies of a state.
 
     Args:
-        period: which steps; None compares nothing.
         abstract_state: the form of the state, with shardings.
     """
 
-    def __init__(self, period: Period | None, abstract_state: Any):
-        self._period = period if any(_copies(leaf) > 1 for leaf in jax.tree.leaves(abstract_state)) else None
+    def __init__(self, abstract_state: PyTree):
         self._abstract_state = abstract_state
         self._digests: Digests | None = None
 
-    def next_after(self, step: int) -> float:
-        """The next step at which copies are compared, where a dispatch of several steps is cut."""
-        return math.inf if self._period is None else self._period.next_after(step)
+    @property
+    def has_copies(self) -> bool:
+        """Whether any part of the state lies on more than one device."""
+        return any(_copies(leaf) > 1 for leaf in jax.tree.leaves(self._abstract_state))
 
-    def check(self, step: int, state: Any) -> None:
-        """Compares the copies where that is due; every process calls it at the same steps.
+    def run(self, step: int, state: PyTree) -> None:
+        """Compares the copies; every process calls it at the same steps.
 
         Raises:
             ReplicaError: they differ; names arrays, devices and processes.
         """
-        if self._period is None or not step or not self._period.due(step):
-            return
-        self._digests = self._digests or Digests(self._abstract_state)
-        rows = np.asarray(self._digests.rows(state, everywhere=True))
-        if found := self._digests.differing(rows):
-            raise ReplicaError(self._text(step, found))
-
-    def _text(self, step: int, found: dict[str, list[int]]) -> str:
-        assert self._digests is not None
-        devices = list(self._digests.mesh.devices.flat)
-        odd = sorted({position for positions in found.values() for position in positions})
-        named = ", ".join(f"device {devices[i].id} of process {devices[i].process_index}" for i in odd)
-        more = f" and {len(found) - TOLD} more" if len(found) > TOLD else ""
-        holders = self._digests.holders[:, self._digests.paths.index(next(iter(found)))]
-        copies = int((holders == holders[odd[0]]).sum())
-        who = f"{named} hold{'s' * (len(odd) == 1)}"
-        rest = "other numbers than most copies" if len(odd) < copies else "each other numbers, so one of them errs"
-        return (
-            f"step {step}: copies of {', '.join(list(found)[:TOLD])}{more} differ: {who} {rest}. Memory or arithmetic "
-            "of a device errs; nothing was saved. Test that device or leave its machine out; the same command goes on "
-            "from the newest checkpoint."
-        )
+        self._digests = digests = self._digests or Digests(self._abstract_state)
+        rows = np.asarray(digests.rows(state, everywhere=True))
+        if found := digests.differing(rows):
+            raise ReplicaError(_text(digests, step, found))
 
 
-def coverage(every: Duration | None, abstract_state: Any) -> str:
+def _text(digests: Digests, step: int, found: dict[str, list[int]]) -> str:
+    devices = list(digests.mesh.devices.flat)
+    odd = sorted({position for positions in found.values() for position in positions})
+    named = ", ".join(f"device {devices[i].id} of process {devices[i].process_index}" for i in odd)
+    more = f" and {len(found) - TOLD} more" if len(found) > TOLD else ""
+    holders = digests.holders[:, digests.paths.index(next(iter(found)))]
+    copies = int((holders == holders[odd[0]]).sum())
+    who = f"{named} hold{'s' * (len(odd) == 1)}"
+    rest = "other numbers than most copies" if len(odd) < copies else "each other numbers, so one of them errs"
+    return (
+        f"step {step}: copies of {', '.join(list(found)[:TOLD])}{more} differ: {who} {rest}. Memory or arithmetic "
+        "of a device errs; nothing was saved. Test that device or leave its machine out; the same command goes on "
+        "from the newest checkpoint."
+    )
+
+
+def coverage(every: Duration | None, abstract_state: PyTree) -> str:
     """Returns the line of `convoy explain`: how much of a state has copies that are compared, and when.
 
     Args:
@@ -98,12 +91,12 @@ def coverage(every: Duration | None, abstract_state: Any) -> str:
     return f"replica check: every {every}, {copies} copies or more of {share:.1%} of the state{rest}"
 
 
-def _copies(leaf: Any) -> int:
+def _copies(leaf: PyTree) -> int:
     """How many devices hold the same part of an array."""
     sharding = leaf.sharding
     axes = jax.tree.leaves(tuple(sharding.spec))
     return sharding.mesh.size // math.prod(sharding.mesh.shape[axis] for axis in axes)
 
 
-def _size(leaves: Sequence[Any]) -> int:
+def _size(leaves: Sequence[PyTree]) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)

@@ -84,7 +84,7 @@ def test_a_resumed_feed_goes_on_at_the_saved_position():
 def test_batches_that_were_drawn_for_a_step_that_is_not_done_are_where_the_run_goes_on():
     feed = train_feed()
     feed.next(3)
-    feed.unread(1)
+    feed.seek(1)
     feed.close()
     assert feed.position == {"next_batch": 1, "next_example": 16}
 

@@ -1,7 +1,6 @@
 import gzip
 import json
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -37,12 +36,13 @@ class Window(ProfileWindow):
 
 def run(window, total, k=1, start=0, cut=False):
     """Dispatches of k steps as the trainer makes them; returns what the window said."""
-    step, due, x = start, start, jnp.ones((8, 8))
+    step, due, x = start, window.next_step(start - 1), jnp.ones((8, 8))
     programs = marked = {1: steps_of(1), k: steps_of(k)}
+    window.begin_attempt(start)
     while step < total:
         if step >= due:
             window.at(step, x)
-            marked, due = window.marked(programs, step), window.next_edge(step)
+            marked, due = window.marked(programs, step), window.next_step(step)
         n = 1 if cut and step + k > due else k
         x = marked[n](x)
         step += n
@@ -79,10 +79,13 @@ def test_dispatches_that_are_cut_at_the_edges_make_the_window_exact(tmp_path):
     assert "steps 3 to 8 are traced" in said[1]
 
 
-def test_edges():
-    window = Window(start=3, steps=5, directory=Path("unused"))
-    assert [window.next_edge(step) for step in (0, 2, 3, 4)] == [3, 3, 8, math.inf]
-    assert Window(start=None, steps=5, directory=Path("unused")).next_edge(0) == math.inf
+def test_next_step_is_the_start_of_the_window_then_its_end(tmp_path):
+    window = Window(start=3, steps=5, directory=tmp_path)
+    assert [window.next_step(after) for after in (-1, 2, 3)] == [3, 3, math.inf]
+    window.at(3)
+    assert window.next_step(3) == 8
+    window.close(8)
+    assert Window(start=None, steps=5, directory=tmp_path).next_step(0) == math.inf
 
 
 def test_a_run_that_ends_inside_the_window_closes_it(tmp_path):

@@ -223,13 +223,13 @@ def test_values_of_a_row_that_never_ends_arrive_when_it_closes(tmp_path):
         assert run.arrived == [(0, [0.0, 1.0])]
 
 
-def test_a_loop_that_goes_back_leaves_no_step_of_an_unfinished_row_behind_and_no_rate(tmp_path):
+def test_rollback_drops_the_unfinished_row_and_restarts_the_rates(tmp_path):
     run = Run(tmp_path, every="4 steps")
     with run.writer:
         run.steps(0, [1, 1, 1])
         run.steps(3, [1, 9])  # the row of step 4, and a step of the next one
         run.steps(5, [9])
-        run.recorder.go_back()
+        run.recorder.rollback()
         run.steps(0, [2, 2, 2, 2])
         run.writer.flush()
         assert run.recorder.rates() == {}  # there is one arrival since
@@ -247,13 +247,13 @@ def test_an_unfinished_row_goes_on_in_another_attempt_with_its_sums(run, tmp_pat
     (tmp_path / "next").mkdir()
     later = Run(tmp_path / "next")
     with later.writer:
-        later.recorder.go_on(json.loads(json.dumps(unfinished)))
+        later.recorder.resume(json.loads(json.dumps(unfinished)))
         later.steps(7, [8.0, 9.0, 10.0])
         assert {row["step"]: (row["loss"], row["skipped"]) for row in later.rows()} == {10: (8.0, 1.0)}
 
 
 def test_sums_of_other_metrics_are_left_out(run):
-    run.recorder.go_on({"loss": [13.0, 2.0]})
-    run.recorder.go_on({})
+    run.recorder.resume({"loss": [13.0, 2.0]})
+    run.recorder.resume({})
     run.steps(0, [1.0] * 5)
     assert [row["loss"] for row in run.rows()] == [1.0]

@@ -20,7 +20,7 @@ class Loop:
         """Steps to the end, K at a time, results arriving at once; returns the batches that are skipped."""
         step, spoilt = start, False
         while step < stop:
-            if self.policy.goes_back(step, [2, self.saved], False):
+            if self.policy.rollback(step, [2, self.saved], False):
                 step, spoilt = self.saved, False
                 self.went_back += 1
                 assert self.went_back < 100, "it goes back for ever"
@@ -34,7 +34,7 @@ class Loop:
                 spoilt |= step + i == self.spoilt_by and not held[i]
             self.policy.look(step, values)
             step += k
-        assert not self.policy.goes_back(stop, [2, self.saved], True)
+        assert not self.policy.rollback(stop, [2, self.saved], True)
         return sorted(self.policy.skipped)
 
 
@@ -52,7 +52,7 @@ def test_of_several_that_are_read_at_once_the_first_one_is_told():
     values[:, 3, 0], values[0, :2] = 1, 1e9  # a spike, and what is not finite after it
     policy.look(7, values)
     with pytest.raises(Diverged, match="step 8: the loss is a spike"):
-        policy.goes_back(10, [4], False)
+        policy.rollback(10, [4], False)
 
 
 @pytest.mark.parametrize("k", [1, 4])
@@ -94,7 +94,7 @@ def test_the_batches_before_a_long_row_are_skipped_by_1_2_4():
         values = np.zeros((IN_A_ROW + count, len(NAMES), 2))
         values[:, 3, 0] = 1
         late.look(30 - (skipped - count), values)
-        assert late.goes_back(40, [2], False)
+        assert late.rollback(40, [2], False)
         assert late.skipped == set(range(30 - skipped, 30))
 
 
@@ -108,9 +108,9 @@ def test_nothing_is_saved_before_it_is_known_whether_the_state_is_spoilt_and_the
     values = np.zeros((2, len(NAMES), 2))
     values[:, 3, 0] = 1
     policy.look(7, values)
-    assert not policy.goes_back(9, [4], False)
+    assert not policy.rollback(9, [4], False)
     assert policy.asks
-    assert policy.goes_back(9, [4], True)
+    assert policy.rollback(9, [4], True)
     assert policy.skipped == {7, 8}
     assert not policy.asks
 
@@ -118,12 +118,12 @@ def test_nothing_is_saved_before_it_is_known_whether_the_state_is_spoilt_and_the
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_a_state_that_is_not_finite_though_no_loss_told_is_never_saved(policy):
     with pytest.raises(Diverged, match="step 12: params/w holds numbers that are not finite"):
-        Loop(policy).policy.goes_back(12, [4], False, ["params/w"])
+        Loop(policy).policy.rollback(12, [4], False, ["params/w"])
 
 
 def test_rollback_blames_the_last_update_for_a_state_that_is_not_finite():
     policy = Loop("rollback").policy
-    assert policy.goes_back(12, [4], False, ["params/w"])
+    assert policy.rollback(12, [4], False, ["params/w"])
     assert policy.skipped == {11}
 
 

@@ -4,12 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from engine.config.duration import Duration, Period
 from engine.config.schema import MeshSpec
 from engine.resilience.replica_check import ReplicaCheck, ReplicaError, coverage
 from tests import zoo
-
-PERIOD = Period(Duration.parse("4 steps", "resilience.replica_check"), 16, 64, 10)
 
 
 def corrupted(array: jax.Array, device: int) -> jax.Array:
@@ -34,13 +31,11 @@ def with_flipped(state, device, path="head/kernel"):
     return {**state, "params": {**state["params"], path: corrupted(state["params"][path], device)}}
 
 
-def test_copies_that_agree_pass_and_only_due_steps_look(four):
+def test_copies_that_agree_pass(four):
     program, state = four
-    check = ReplicaCheck(PERIOD, program.abstract_state)
-    check.check(4, state)
-    check.check(3, with_flipped(state, 2))
-    check.check(0, with_flipped(state, 2))
-    assert check.next_after(5) == 8
+    check = ReplicaCheck(program.abstract_state)
+    assert check.has_copies
+    check.run(4, state)
 
 
 def test_a_flipped_bit_is_found_and_its_array_devices_and_process_are_named(four):
@@ -49,7 +44,7 @@ def test_a_flipped_bit_is_found_and_its_array_devices_and_process_are_named(four
     parts = state["params"][path].sharding.devices_indices_map(state["params"][path].shape)
     twins = sorted(device.id for device in parts if parts[device] == parts[jax.devices()[2]])
     with pytest.raises(ReplicaError, match=r"step 8: copies of params/up/kernel differ") as error:
-        ReplicaCheck(PERIOD, program.abstract_state).check(8, with_flipped(state, 2, path))
+        ReplicaCheck(program.abstract_state).run(8, with_flipped(state, 2, path))
     assert f"device {twins[0]} of process 0, device {twins[1]} of process 0 hold each other numbers" in str(error.value)
     assert error.value.exit_code == 42
 
@@ -58,15 +53,11 @@ def test_of_more_than_two_copies_the_odd_one_is_named():
     program = zoo.program(zoo.Classify(), mesh=MeshSpec(data=4), devices=4)
     state = with_flipped(program.init(), 3)
     with pytest.raises(ReplicaError, match="differ: device 3 of process 0 holds other numbers than most copies"):
-        ReplicaCheck(PERIOD, program.abstract_state).check(4, state)
+        ReplicaCheck(program.abstract_state).run(4, state)
 
 
-def test_without_a_copy_or_a_period_nothing_is_compared(four):
-    program, state = four
-    alone = zoo.program(zoo.Classify())
-    for check in (ReplicaCheck(PERIOD, alone.abstract_state), ReplicaCheck(None, program.abstract_state)):
-        assert check.next_after(0) == float("inf")
-        check.check(4, with_flipped(state, 2))
+def test_a_state_without_copies_is_not_checked():
+    assert not ReplicaCheck(zoo.program(zoo.Classify()).abstract_state).has_copies
 
 
 def test_explain_says_what_has_copies(four):

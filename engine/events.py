@@ -1,0 +1,309 @@
+"""Events: everything that a run does between two dispatches, behind one protocol.
+
+A new periodic feature is a class with `phase`, `next_step` and `run`, and a line in `Trainer._events`.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from engine.checkpoint.checkpointer import Checkpointer
+from engine.checkpoint.store import StorageError
+from engine.cluster import peers
+from engine.config.duration import Period
+from engine.evaluation import Evaluation
+from engine.observe import wording
+from engine.observe.profiler import ProfileWindow
+from engine.observe.recorder import Recorder
+from engine.phases import CALLING_HOOK, EVALUATING, PROFILING, SAVING, TRAINING, Phase, Phases
+from engine.resilience.divergence import Divergence
+from engine.resilience.preemption import Interrupted, Preempted, Preemption
+from engine.resilience.replica_check import ReplicaCheck
+from engine.run.directory import RunDirectory
+from engine.training.program import Program
+from engine.training.state import State
+
+if TYPE_CHECKING:
+    from engine.trainer import Trainer
+
+
+@dataclass
+class Boundary:
+    """A point between two dispatches: everything before `step` is done or in flight."""
+
+    step: int
+    state: State
+    position: Mapping[str, int]
+    """The next unread example of the data."""
+    first: bool
+    """Whether the run starts or resumes here."""
+    last: bool
+    stopping: bool
+    """Whether the run was asked to stop: it ends at this boundary, once its state is saved."""
+    interrupted: bool = False
+    """Set by an event that gave up for a request to stop; the boundary is then repeated, with `stopping`."""
+
+
+class Event(Protocol):
+    """Something that happens at certain steps of a run."""
+
+    phase: Phase
+    ends_dispatch: bool
+    """Whether a dispatch of several steps ends at its step. An event that depends on a clock can wait."""
+
+    def next_step(self, after: int) -> float:
+        """Returns the first step > `after` at which it is due; math.inf for never."""
+        ...
+
+    def run(self, boundary: Boundary) -> None:
+        """Does it. Every process of a run calls it at the same steps."""
+        ...
+
+
+class Schedule:
+    """When each event is due next.
+
+    Args:
+        events: in their order at a step.
+        step: of the first boundary.
+    """
+
+    def __init__(self, events: Sequence[Event], step: int):
+        self._next = {event: event.next_step(step - 1) for event in events}
+
+    def due(self, boundary: Boundary) -> Iterator[Event]:
+        """Yields the events that are due, in their order, until one is interrupted."""
+        for event, step in self._next.items():
+            if step <= boundary.step and not boundary.interrupted:
+                yield event
+
+    def bring_forward(self, step: int, *kinds: type) -> None:
+        """Makes the events of these classes due at a step."""
+        self._next |= {event: step for event in self._next if isinstance(event, kinds)}
+
+    def advance(self, step: int, total_steps: int) -> tuple[float, float]:
+        """Returns the next step > `step` with an event, and the next at which a dispatch ends; at most the last one."""
+        self._next = {event: event.next_step(step) for event in self._next}
+        ends = [at for event, at in self._next.items() if event.ends_dispatch]
+        return min([total_steps, *self._next.values()]), min([total_steps, *ends])
+
+
+class Rollback(Exception):
+    """The run returns to its newest checkpoint."""
+
+
+class Save:
+    """Saves by policy, and where a save must not be left out: at the end, on a stop, and for a best evaluation."""
+
+    phase = SAVING
+
+    def __init__(
+        self,
+        checkpoints: Checkpointer,
+        directory: RunDirectory,
+        divergence: Divergence,
+        recorder: Recorder,
+        preemption: Preemption,
+        selecting: Sequence[Period],
+        total_steps: int,
+        say: Callable[[str], None],
+    ):
+        """
+        Args:
+            checkpoints: saves.
+            directory: of the run, whose times are written with a save.
+            divergence: which batches this run skips: a part of its position in the data.
+            recorder: the row of metrics that the save interrupts.
+            preemption: who asked to stop.
+            selecting: periods of the evaluations that decide which checkpoint is best.
+            total_steps: of the run.
+            say: called with sentences for the user.
+        """
+        self._checkpoints, self._directory, self._divergence = checkpoints, directory, divergence
+        self._recorder, self._preemption, self._selecting = recorder, preemption, selecting
+        self._total_steps, self._say = total_steps, say
+        self.ends_dispatch = not checkpoints.policy.is_clock
+
+    def next_step(self, after: int) -> float:
+        selecting = [period.next_after(after) for period in self._selecting]
+        return min([self._checkpoints.policy.next_asked(after), *selecting])
+
+    def is_due(self, boundary: Boundary) -> bool:
+        """Whether this boundary is saved."""
+        return self._is_forced(boundary) or self._checkpoints.policy.due(boundary.step)
+
+    def _is_forced(self, boundary: Boundary) -> bool:
+        wanted = boundary.last or any(period.due(boundary.step) for period in self._selecting)
+        return boundary.stopping or (boundary.step > 0 and wanted)
+
+    def run(self, boundary: Boundary) -> None:
+        if not self._divergence.asks and self.is_due(boundary):
+            row = self._recorder.unfinished()
+            position = {**boundary.position, "skipped": sorted(self._divergence.skipped), "row": row}
+            force = self._is_forced(boundary)
+            if self._checkpoints.maybe_save(boundary.step, boundary.state, position, force):
+                self._say(f"saving checkpoint of step {boundary.step}")
+                self._directory.stopwatch.flush()
+                self._recorder.saved()
+        if boundary.stopping:
+            raise self._stopped(boundary.step)
+
+    def _stopped(self, step: int) -> Interrupted | Preempted:
+        kind = Interrupted if self._preemption.interrupted else Preempted
+        reached = f"step {step} of {self._total_steps}"
+        try:
+            self._checkpoints.finish()
+        except StorageError as error:
+            return kind(f"asked to stop at {reached}. {error}")
+        return kind(f"asked to stop; the state of {reached} is saved in {self._directory}.")
+
+
+class DivergenceCheck:
+    """Applies the divergence policy to batches that were bad, and checks that a state is sound before it is saved."""
+
+    phase = TRAINING  # it waits for steps, which have the bound of a step
+    ends_dispatch = False
+
+    def __init__(
+        self,
+        policy: Divergence,
+        save: Save,
+        recorder: Recorder,
+        program: Program,
+        checkpoints: Checkpointer,
+        phases: Phases,
+    ):
+        self._policy, self._save, self._recorder = policy, save, recorder
+        self._program, self._checkpoints, self._phases = program, checkpoints, phases
+
+    def next_step(self, after: int) -> float:
+        return self._save.next_step(after)
+
+    def run(self, boundary: Boundary) -> None:
+        """
+        Raises:
+            Rollback: the run has to return to its newest checkpoint.
+            Diverged: the policy has no other way.
+        """
+        saving = self._save.is_due(boundary)
+        if saving or self._policy.asks:
+            self._recorder.settle()
+        broken = self._program.not_finite(boundary.state) if saving else []
+        if not (broken or self._policy.asks):
+            return
+        with self._phases(SAVING):
+            self._checkpoints.settle()
+        saved = peers.broadcast_from_primary(self._checkpoints.store.steps(), "the checkpoints")
+        if self._policy.rollback(boundary.step, saved, boundary.stopping or boundary.last, broken):
+            raise Rollback
+
+
+class Evaluate:
+    """Runs the named evaluations that are due and records their results."""
+
+    phase = EVALUATING
+    ends_dispatch = True
+
+    def __init__(
+        self,
+        evaluations: Sequence[Evaluation],
+        checkpoints: Checkpointer,
+        recorder: Recorder,
+        preemption: Preemption,
+        heartbeat: Callable[[], None],
+        say: Callable[[str], None],
+        results: dict[str, float],
+    ):
+        """
+        Args:
+            evaluations: of the run.
+            checkpoints: keeps results beside the steps.
+            recorder: takes results as a row.
+            preemption: is asked after each batch whether to stop.
+            heartbeat: called after each batch.
+            say: called with sentences for the user.
+            results: the newest result of each metric; it is updated.
+        """
+        self._evaluations, self._checkpoints, self._recorder = evaluations, checkpoints, recorder
+        self._preemption, self._heartbeat, self._say, self._results = preemption, heartbeat, say, results
+
+    def next_step(self, after: int) -> float:
+        return min((evaluation.period.next_after(after) for evaluation in self._evaluations), default=math.inf)
+
+    def run(self, boundary: Boundary) -> None:
+        step, new = boundary.step, {}
+        # An earlier attempt may have stopped right after this evaluation.
+        known = self._checkpoints.results(step) if boundary.first else {}
+        for evaluation in self._evaluations:
+            if not evaluation.period.due(step):
+                continue
+            if known.keys() >= set(evaluation.metrics):
+                self._results |= known
+            elif (found := evaluation.run(boundary.state, self._preemption, self._heartbeat)) is None:
+                boundary.interrupted = True
+                return
+            else:
+                new |= found
+        if new:
+            self._results |= new
+            self._recorder.note(step, new)
+            self._checkpoints.record(step, new)
+            self._say(f"step {step}: {wording.pairs(new)}")
+
+
+class Hook(Protocol):
+    """Something of the user's that the loop calls at the steps of its period."""
+
+    def run(self, trainer: "Trainer", state: State, step: int) -> None:
+        """Called between two steps. `state` must not be kept: the next step reuses its memory."""
+        ...
+
+
+class CallHook:
+    """Calls a hook of the user's."""
+
+    phase = CALLING_HOOK
+    ends_dispatch = True
+
+    def __init__(self, hook: Hook, period: Period, trainer: "Trainer"):
+        self._hook, self._period, self._trainer = hook, period, trainer
+
+    def next_step(self, after: int) -> float:
+        return self._period.next_after(after)
+
+    def run(self, boundary: Boundary) -> None:
+        self._hook.run(self._trainer, boundary.state, boundary.step)
+
+
+class CheckReplicas:
+    """Compares the copies of the state on different devices."""
+
+    phase = TRAINING
+    ends_dispatch = True
+
+    def __init__(self, check: ReplicaCheck, period: Period):
+        self._check, self._period = check, period
+
+    def next_step(self, after: int) -> float:
+        return self._period.next_after(after)
+
+    def run(self, boundary: Boundary) -> None:
+        self._check.run(boundary.step, boundary.state)
+
+
+class Profile:
+    """Begins and ends the trace of the profiler."""
+
+    phase = PROFILING
+    ends_dispatch = True
+
+    def __init__(self, window: ProfileWindow):
+        self._window = window
+
+    def next_step(self, after: int) -> float:
+        return self._window.next_step(after)
+
+    def run(self, boundary: Boundary) -> None:
+        if not boundary.last:
+            self._window.at(boundary.step, boundary.state)
