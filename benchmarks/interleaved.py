@@ -1,15 +1,14 @@
-"""Loops that run in turns, so that other programs' load on the machine falls on each of them alike.
+"""Loops that run in turns, so that other load on the machine falls on each of them alike.
 
-Owns: running the engine's real loop a turn at a time, the clock of each turn, and the words for what was measured. A
-turn of the engine ends in a hook, before which the loop has waited for the device; until its next turn it waits there.
+`EngineLoop` drives the engine's real loop by iterating over its boundaries. The rest times turns and formats ratios.
 """
 
+import contextlib
 import dataclasses
 import os
 import platform
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from engine.config.target import build
 from engine.parallel.mesh import make_mesh
 from engine.run.directory import RunDirectory
 from engine.trainer import Trainer
+from engine.training.state import State
 
 
 class EngineLoop:
@@ -32,65 +32,45 @@ class EngineLoop:
     """
 
     def __init__(self, config: Config, steps: int):
-        self._config = dataclasses.replace(config, hooks={"turns": Hook(every=Duration(steps, "steps"))})
-        self._go, self._over = threading.Semaphore(0), threading.Semaphore(0)
-        self._ending = False
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._train, daemon=True)
+        self._config = dataclasses.replace(config, hooks={"turn": Hook(every=Duration(steps, "steps"))})
+        self._steps, self._step = steps, 0
         self.rows: list[dict[str, Any]] = []
         """The rows of metrics so far."""
 
     def __enter__(self) -> "EngineLoop":
-        self._thread.start()
-        self._wait()
+        with contextlib.ExitStack() as stack:
+            self._boundaries = stack.enter_context(contextlib.closing(self._trainer(stack).train()))
+            self.turn()
+            self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *exception: Any) -> None:
-        self._ending = True
-        self._go.release()
-        self._thread.join()
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def _trainer(self, stack: contextlib.ExitStack) -> Trainer:
+        config = self._config
+        path = stack.enter_context(tempfile.TemporaryDirectory(prefix="convoy-benchmark-"))
+        return Trainer(
+            build(config.task, "task"),
+            make_mesh(config.mesh),
+            build(config.data, "data"),
+            config,
+            stack.enter_context(RunDirectory.open(Path(path) / "run")),
+            evaluation_sources={},
+            hooks={"turn": self},
+            on_row=self.rows.append,
+            on_message=lambda text: None,
+        )
 
     def turn(self) -> None:
-        """Trains for `steps` steps and waits for the device."""
-        self._go.release()
-        self._wait()
+        """Trains for `steps` steps and waits for the device, as the loop does before it calls a hook."""
+        self._step += self._steps
+        for boundary in self._boundaries:
+            if boundary.step == self._step:
+                return
 
-    def run(self, trainer: Trainer, state: Any, step: int) -> None:
-        """The hook, in the run's thread."""
-        self._over.release()
-        self._go.acquire()
-        if self._ending:
-            raise _Ended
-
-    def _wait(self) -> None:
-        self._over.acquire()
-        if self._error is not None:
-            raise self._error
-
-    def _train(self) -> None:
-        config = self._config
-        with tempfile.TemporaryDirectory(prefix="convoy-benchmark-") as path:
-            try:
-                Trainer(
-                    build(config.task, "task"),
-                    make_mesh(config.mesh),
-                    build(config.data, "data"),
-                    config,
-                    RunDirectory.open(Path(path) / "run"),
-                    evaluation_sources={},
-                    hooks={"turns": self},
-                    on_row=self.rows.append,
-                    on_message=lambda text: None,
-                ).run()
-            except _Ended:
-                pass
-            except BaseException as error:
-                self._error = error
-            self._over.release()
-
-
-class _Ended(Exception):
-    """Leaves the loop from its hook."""
+    def run(self, trainer: Trainer, state: State, step: int) -> None:
+        """The hook that makes a boundary of each turn's end."""
 
 
 def total(steps: int, turns: int) -> int:

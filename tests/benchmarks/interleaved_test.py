@@ -1,4 +1,4 @@
-"""Turns: their order, their ratios, and an engine's loop that trains only while it has its turn."""
+"""Interleaved turns: their order, their ratios, and an engine loop that trains only in its turn."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def test_a_spread_is_the_median_and_the_range():
     assert interleaved.ratios([2, 9], [1, 3]) == [2, 3]
 
 
-def test_an_engines_loop_trains_in_its_turn_and_ends_when_left():
+def test_engine_loop_trains_only_in_its_turn():
     config = workloads.config(
         workloads.DIGITS, steps=interleaved.total(8, 2), log__every="8 steps", log__tensorboard=False
     )

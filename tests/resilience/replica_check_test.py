@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from engine.config.duration import Duration
 from engine.config.schema import MeshSpec
 from engine.resilience.replica_check import ReplicaCheck, ReplicaError, coverage
 from tests import zoo
