@@ -1,5 +1,6 @@
 """The loop: order, periods, dispatches of K steps, resume, and what stops it."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -16,7 +17,7 @@ from engine.checkpoint.store import CheckpointStore
 from engine.config import hardware
 from engine.config.duration import Duration
 from engine.config.errors import ConvoyError
-from engine.config.schema import Hook
+from engine.config.schema import Hook, MeshSpec
 from engine.parallel.mesh import make_mesh
 from engine.resilience.divergence import Diverged
 from engine.run import goodput
@@ -238,11 +239,39 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(tmp_path):
     assert str(error.value).startswith(f"step {min(s for s, n in skipped.items() if n)}:")
 
 
-def test_a_trainer_takes_a_task_a_mesh_and_data(tmp_path):
-    from engine.config.schema import MeshSpec
-    from engine.parallel.mesh import make_mesh
-    from engine.run.directory import RunDirectory
+def trainer_of(path, **settings):
+    """A trainer of `runs.config` on one device."""
+    return engine.Trainer(
+        zoo.Classify(),
+        make_mesh(MeshSpec(data=1), jax.devices()[:1]),
+        zoo.source(),
+        runs.config(**settings),
+        RunDirectory.open(path),
+        evaluation_sources={"heldout": zoo.source(37, 9)},
+        hooks={},
+        on_row=lambda row: None,
+        on_message=lambda text: None,
+    )
 
+
+def test_train_yields_each_boundary_once_its_events_have_run(tmp_path):
+    trainer, seen = trainer_of(tmp_path), []
+    for boundary in trainer.train():
+        seen.append((boundary.step, trainer.checkpoints.results(boundary.step) != {}))
+    assert seen == [(0, False), (4, True), (5, False), (8, True), (10, True)]
+    assert trainer.checkpoints.store.steps() == [5, 10]
+
+
+def test_leaving_the_boundaries_ends_the_run_without_a_save(tmp_path):
+    trainer = trainer_of(tmp_path)
+    with contextlib.closing(trainer.train()) as boundaries:
+        assert next(boundary.step for boundary in boundaries if boundary.step) == 4
+    assert trainer.step == 4 and trainer.checkpoints.store.steps() == []
+    trainer.directory.close()
+    assert entry.train(runs.config(), workdir=tmp_path).step == 10
+
+
+def test_a_trainer_takes_a_task_a_mesh_and_data(tmp_path):
     messages, phases = [], []
     trainer = engine.Trainer(
         zoo.Classify(width=64),

@@ -1,0 +1,76 @@
+"""The schedule of events: who runs at a step, in which order, and where a dispatch ends."""
+
+import math
+
+import pytest
+
+from engine.events import Boundary, Schedule
+from engine.phases import TRAINING
+
+
+class Every:
+    """An event of each n-th step."""
+
+    phase = TRAINING
+
+    def __init__(self, name, n, *, ends_dispatch=True, interrupts=False):
+        self.name, self.n, self.ends_dispatch, self.interrupts = name, n, ends_dispatch, interrupts
+
+    def next_step(self, after):
+        return (max(after, 0) // self.n + 1) * self.n
+
+    def run(self, boundary):
+        boundary.interrupted = self.interrupts
+
+
+class Never(Every):
+    def next_step(self, after):
+        return math.inf
+
+
+def at(step):
+    return Boundary(step, state=None, position={}, first=False, last=False, stopping=False)
+
+
+def names(schedule, step):
+    found, boundary = [], at(step)
+    for event in schedule.due(boundary):
+        event.run(boundary)
+        found.append(event.name)
+    return found
+
+
+def test_due_events_run_in_the_order_of_the_list():
+    schedule = Schedule([Every("save", 4), Never("never", 1), Every("evaluate", 2), Every("hook", 4)], 0)
+    assert names(schedule, 0) == []
+    assert schedule.advance(0, 100) == (2, 2)
+    assert names(schedule, 2) == ["evaluate"]
+    assert schedule.advance(2, 100) == (4, 4)
+    assert names(schedule, 4) == ["save", "evaluate", "hook"]
+
+
+def test_an_event_of_the_first_step_of_a_resumed_run_is_due_there():
+    assert names(Schedule([Every("evaluate", 4), Every("hook", 3)], 4), 4) == ["evaluate"]
+
+
+def test_an_event_that_depends_on_a_clock_does_not_end_a_dispatch_and_runs_later():
+    schedule = Schedule([Every("save", 3, ends_dispatch=False), Every("evaluate", 8)], 0)
+    assert schedule.advance(0, 100) == (3, 8)
+    assert names(schedule, 4) == ["save"]
+
+
+@pytest.mark.parametrize("events", [[], [Never("never", 1)], [Every("hook", 50)]])
+def test_a_dispatch_ends_at_the_last_step(events):
+    assert Schedule(events, 0).advance(0, 10) == (10, 10)
+
+
+def test_an_interrupted_event_is_the_last_of_its_boundary():
+    schedule = Schedule([Every("evaluate", 2, interrupts=True), Every("hook", 2)], 2)
+    assert names(schedule, 2) == ["evaluate"]
+
+
+def test_an_event_can_be_brought_forward():
+    schedule = Schedule([Never("never", 1), Every("save", 8)], 0)
+    schedule.advance(0, 100)
+    schedule.bring_forward(3, Never)
+    assert names(schedule, 3) == ["never"]

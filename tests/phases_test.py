@@ -1,0 +1,64 @@
+"""A phase sets the stopwatch, the watchdog and the progress line together, and the former one returns after it."""
+
+import pytest
+
+from engine.phases import CALLING_HOOK, COMPILING, EVALUATING, SAVING, TRAINING, Phases
+from engine.resilience.watchdog import Watchdog
+from engine.run.goodput import Stopwatch, read, sums
+
+
+@pytest.fixture
+def parts(tmp_path):
+    stopwatch = Stopwatch(tmp_path / "goodput.jsonl", attempt=1)
+    watchdog = Watchdog(hang_s=60.0, timeout_s=600.0, folder=tmp_path / "stacks", attempt=1)
+    return stopwatch, watchdog, tmp_path / "goodput.jsonl"
+
+
+class Reported:
+    """What the recorder of a run is asked for."""
+
+    def __init__(self):
+        self.calls = []
+
+    def settle(self):
+        self.calls.append("settle")
+
+    def phase(self, name):
+        self.calls.append(name)
+
+    def pause(self, seconds):
+        self.calls.append("pause")
+
+
+def test_seconds_count_as_the_kind_of_the_phase(parts):
+    stopwatch, watchdog, file = parts
+    phase = Phases(stopwatch, watchdog)
+    with phase(SAVING):
+        assert watchdog.doing[0] == "saving"
+        with phase(COMPILING):
+            assert watchdog.doing[0] == "saving"  # which has the longer bound
+        stopwatch.flush()
+    stopwatch.close()
+    times = sums(read(file))[1]
+    assert times["save stall"].seconds > 0 and times["compile"].seconds > 0
+
+
+def test_the_former_phase_returns_after_an_error(parts):
+    stopwatch, watchdog, _ = parts
+    phase = Phases(stopwatch, watchdog)
+    with pytest.raises(ZeroDivisionError), phase(SAVING):
+        1 / 0  # noqa: B018
+    assert watchdog.doing[0] == "starting"
+
+
+def test_what_is_no_training_waits_for_its_steps_and_stays_out_of_the_rates(parts):
+    stopwatch, watchdog, _ = parts
+    phase, recorder = Phases(stopwatch, watchdog), Reported()
+    phase.recorder = recorder  # pyright: ignore[reportAttributeAccessIssue]
+    with phase(EVALUATING):
+        assert watchdog.doing[0] == "evaluating"
+    assert recorder.calls == ["settle", "evaluating", "training", "pause"]
+    recorder.calls.clear()
+    with phase(CALLING_HOOK), phase(TRAINING):
+        assert watchdog.doing[0] == "calling a hook"
+    assert recorder.calls == ["settle", "pause"]
