@@ -1,11 +1,13 @@
 """The schedule of events: who runs at a step, in which order, and where a dispatch ends."""
 
 import math
+from typing import cast
 
 import pytest
 
 from engine.events import Boundary, Schedule
 from engine.phases import TRAINING
+from engine.training.state import State
 
 
 class Every:
@@ -16,7 +18,7 @@ class Every:
     def __init__(self, name, n, *, ends_dispatch=True, interrupts=False):
         self.name, self.n, self.ends_dispatch, self.interrupts = name, n, ends_dispatch, interrupts
 
-    def next_step(self, after):
+    def next_step(self, after) -> float:
         return (max(after, 0) // self.n + 1) * self.n
 
     def run(self, boundary):
@@ -29,7 +31,7 @@ class Never(Every):
 
 
 def at(step):
-    return Boundary(step, state=None, position={}, first=False, last=False, stopping=False)
+    return Boundary(step, state=cast(State, None), position={}, first=False, last=False, stopping=False)
 
 
 def names(schedule, step):
