@@ -16,6 +16,7 @@ LEVELS = [
         "//engine/data",
         "//engine/parallel",
         "//engine/run",
+        "//engine/tuning",
     ],
     [
         "//engine/checkpoint",

@@ -22,6 +22,7 @@ HOUSE = (
     ("entry", "doctor", "launch"),
     ("trainer+events+phases+evaluation",),
     ("training", "checkpoint", "observe", "resilience", "layers"),
+    ("tuning",),  # on the level of parallel too, but it reads the layout of parallel
     ("run", "parallel", "data", "metrics"),
     ("cluster",),  # on the ground floor too, but it raises the errors of config
     ("config",),

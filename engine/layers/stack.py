@@ -23,10 +23,7 @@ from engine.layers.remat import CARRY, remat
 from engine.parallel import schedule
 from engine.parallel.layout import current
 from engine.parallel.rules import STACKED
-
-UNROLLED = 4
-"""Layers that are written out on a CPU, where a loop over layers copies what each keeps for its gradient: a tenth of a
-step's time in the decoder of benchmarks/decoder.py."""
+from engine.tuning.control_flow import unrolls_layers
 
 
 class Stack(nnx.Module):
@@ -92,9 +89,7 @@ class Stack(nnx.Module):
             layer = nnx.merge(graph, jax.tree.unflatten(tree, values), _of_layer(derived, index), rest)
             return _checked(layer, carry, layer(carry, *shared, fold_in(rng, index)))
 
-        unroll = self.unroll
-        if unroll is None:
-            unroll = current().platform == "cpu" and self.count <= UNROLLED
+        unroll = unrolls_layers(current().platform, self.count) if self.unroll is None else self.unroll
         one = remat(one, in_scan=not unroll)
 
         def apply(values: Any, first: Any, carry: Any, shared: tuple, rng: jax.Array | None) -> Any:

@@ -34,6 +34,7 @@ from engine.training.step import (
     make_train_step,
 )
 from engine.training.task import check_loss
+from engine.tuning.control_flow import step_control_flow
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 SPLIT_BY_LAYERS = {"pipeline": "stack of layers", "context": "attention over a sequence", "expert": "experts"}
@@ -101,13 +102,12 @@ class Program:
         check_loss(spec.task, trace.out_info, rows)
         self._tells_rows_apart = by_row(trace.out_info)
         self._check_used()
-        on_cpu = spec.layout.platform == "cpu"
-        convolution = on_cpu and has_convolution(trace.jaxpr.jaxpr)
+        unroll, branch = step_control_flow(spec.layout.platform, has_convolution(trace.jaxpr.jaxpr))
         places = {path: x.sharding for path, x in state["params"].items()}
         self.spec = dataclasses.replace(
             spec,
-            unroll=convolution,
-            branch=on_cpu and not convolution,
+            unroll=unroll,
+            branch=branch,
             grad_shardings=optimizer_shardings(spec.model, places, spec.layout.zero1),
             opt_places=self._optimizer_places(),
         )

@@ -1,0 +1,20 @@
+"""Control flow: loops and branches of a CPU differ from those of accelerators."""
+
+import pytest
+
+from engine.tuning.control_flow import UNROLLED_LAYERS, step_control_flow, unrolls_layers
+
+
+@pytest.mark.parametrize("has_convolution", [True, False])
+def test_a_step_on_cpu_unrolls_around_convolutions_and_branches_without_them(has_convolution):
+    assert step_control_flow("cpu", has_convolution) == (has_convolution, not has_convolution)
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_a_step_on_an_accelerator_scans_and_selects(platform):
+    assert not any(flag for has_convolution in (True, False) for flag in step_control_flow(platform, has_convolution))
+
+
+def test_few_layers_are_unrolled_on_cpu_only():
+    assert unrolls_layers("cpu", UNROLLED_LAYERS) and not unrolls_layers("cpu", UNROLLED_LAYERS + 1)
+    assert not unrolls_layers("tpu", 1)
