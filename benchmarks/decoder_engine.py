@@ -24,7 +24,7 @@ from benchmarks.worker import serve
 from engine import ArraySource
 from engine.config import defaults, validate
 from engine.entry import set_up_devices
-from engine.launch.huge_pages import start_with_large_pages
+from engine.tuning.huge_pages import restart_with_huge_pages
 from models.decoder import LanguageModel
 
 
@@ -96,5 +96,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    start_with_large_pages()  # as the command line does
+    restart_with_huge_pages()  # as the command line does
     main()

@@ -17,8 +17,8 @@ from engine.cluster import cluster_detection, exit_codes, peer_failure, peers, p
 from engine.cluster.failure_signature import failure_signature
 from engine.config.errors import ConfigError, ConvoyError
 from engine.config.mounts import shown, unmount
-from engine.launch.huge_pages import start_with_large_pages
 from engine.run import storage
+from engine.tuning.huge_pages import restart_with_huge_pages
 
 if TYPE_CHECKING:
     from engine.run.directory import RunDirectory
@@ -301,8 +301,8 @@ _VERBS = {
 
 
 def run() -> NoReturn:
-    """The command `convoy`: a process of its own, which may start itself anew first (`launch/huge_pages.py`)."""
-    start_with_large_pages()
+    """The command `convoy`. It may restart once with huge pages (`tuning/huge_pages.py`), then ends this process."""
+    restart_with_huge_pages()
     code = main()
     unmount()
     shutdown.end_soon(code)

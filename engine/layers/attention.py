@@ -1,14 +1,8 @@
 """Attention of a layer: one function for every platform and every mesh.
 
-Owns: the choice of an implementation, and the checks of shapes. Does not own: an implementation (`blockwise.py` in
-plain XLA, `kernels.py` for one device of each platform, `ring.py` and `all_to_all.py` for a sequence that is split
-over the mesh axis `context`), or positions (`rotary.py`).
-
-Inside a `jax.shard_map`, as in a stage of a pipeline, none of these is opened (jax 0.12 refuses gradients of some).
-There the plain implementation runs, XLA splits it by its constraints, and a split sequence has its keys gathered.
-
-Terms. *Grouped-query attention* (Ainslie et al. 2023): several heads of queries share one head of keys and values.
-*Segment*: one document of a packed row.
+It chooses an implementation: `kernels.py` on one device, `ring.py` or `all_to_all.py` for sequences that are split
+over the mesh axis `context`, `blockwise.py` in plain XLA. Inside a `jax.shard_map`, as in a stage of a pipeline, only
+plain XLA is used (jax 0.12 refuses gradients of some nested maps), and the keys of a split sequence are gathered.
 """
 
 import jax
@@ -23,19 +17,21 @@ from engine.parallel import layout
 def attention(
     q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, segment_ids: jax.Array | None = None
 ) -> jax.Array:
-    """Returns softmax(q kᵀ / sqrt(head_dim)) v, in the shape and dtype of `q`; scores and softmax are float32.
+    """Returns softmax(q kᵀ / sqrt(head_dim)) v, in the shape and dtype of `q`. Scores and softmax are float32.
+
+    With fewer heads of keys than of queries it is grouped-query attention (Ainslie et al. 2023).
 
     Args:
         q: `[batch, time, heads, head_dim]`.
         k: `[batch, time, kv_heads, head_dim]`; `heads` is a multiple of `kv_heads`.
         v: as `k`.
-        causal: whether a position attends only to itself and those before it, by their index in the row.
-        segment_ids: integers `[batch, time]`: a position attends only within its segment. 0 is padding, a segment like
-            any other: its results are finite and mean nothing.
+        causal: whether a position attends only to itself and earlier positions of its row.
+        segment_ids: integers `[batch, time]`, one for each document of a packed row: a position attends only within its
+            segment. 0 is padding, which is a segment too: its results are finite and have no meaning.
 
     Raises:
-        TaskError: shapes that do not belong together.
-        ShardingError: a split sequence that does not divide.
+        TaskError: the shapes do not fit together.
+        ShardingError: a split sequence does not divide.
     """
     _check(q, k, v, segment_ids)
     here = layout.current()
@@ -56,19 +52,19 @@ def attention(
     if here.platform == "cpu" or inside:
         return blockwise.attention(q, k, v, causal=causal, segment_ids=segment_ids)
 
-    def local(q, k, v, segment_ids):
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
         return kernels.attend(here.platform, q, k, v, causal=causal, segment_ids=segment_ids)
 
     # XLA cannot split a kernel, so each device calls it on its rows and heads. Kernels do not state over which axes
     # their results vary: no check of it.
-    each = jax.shard_map(
+    on_each_device = jax.shard_map(
         local, mesh=here.inner_mesh, in_specs=(spec, spec, spec, segment_spec), out_specs=spec, check_vma=False
     )
-    return each(q, k, v, segment_ids)
+    return on_each_device(q, k, v, segment_ids)
 
 
 def _check(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None) -> None:
-    """Raises TaskError for shapes that do not belong together."""
+    """Raises TaskError for shapes that do not fit together."""
     batch, time, heads, head_dim = q.shape
     kv_heads = k.shape[2]
     if k.shape != (batch, time, kv_heads, head_dim) or v.shape != k.shape:

@@ -1,45 +1,38 @@
-"""Attention in plain XLA, by blocks of queries and without holding the scores for the gradient.
+"""Attention in plain XLA, by blocks of queries, with scores that the backward pass computes again.
 
-Owns: the implementation for CPUs, which is the one that every platform falls back to, and the two halves (forward and
-backward) of which ring attention is made. Does not own: which implementation runs (`attention.py`).
+The implementation of CPUs, the fallback of every platform, and the forward and backward halves of ring attention.
+A causal block meets only the keys up to its own end, so the masked half is not computed. The backward pass needs the
+log-sum-exp of each row (Dao et al. 2022, FlashAttention). Forward and backward take 0.45 of the time of
+`jax.nn.dot_product_attention` over two CPU devices, and 0.58 on one device of two cores (batch 8, time 256, 8 heads of
+32, causal).
 
-Queries are cut into blocks while tracing. A causal block meets only the keys up to its own end, by a slice of fixed
-size, so the masked half is not computed. The backward pass computes the scores again from the log-sum-exp of each row
-(Dao et al. 2022, FlashAttention). Forward and backward take 0.45 of the time of `jax.nn.dot_product_attention` over
-two CPU devices, and 0.58 on one device of two cores (batch 8, time 256, 8 heads of 32, causal).
-
-Terms. *Grouped*: queries `[batch, kv_heads, group, time, head_dim]`, keys and values `[batch, kv_heads, time,
-head_dim]`; the queries of a group share one head of keys, which is never repeated.
+Arrays are grouped: queries `[batch, kv_heads, group, time, head_dim]`, keys and values
+`[batch, kv_heads, time, head_dim]`. The queries of a group share one head of keys, which is never repeated.
 """
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import Layout, with_layout_constraint
 
-from engine.parallel import layout
+from engine.tuning import barriers
+from engine.tuning.control_flow import query_blocks
 
-BLOCK = 64
-"""Queries in a block: small enough that its scores stay in a cache of the processor."""
-MAX_BLOCKS = 16
-"""A long sequence has larger blocks instead of more: each is traced and compiled by itself."""
 MASKED = -1e30
-"""Score of a pair that is masked; finite, so that a row with nothing to attend to is finite too."""
+"""Score of a masked pair: finite, so that the result of a row without allowed keys is finite too."""
 
 
 def attention(
     q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, segment_ids: jax.Array | None, block: int | None = None
 ) -> jax.Array:
-    """Attention as in `attention.attention`, on the devices where XLA puts it.
+    """Attention as in `attention.attention`, which XLA splits over devices by the shardings of its arguments.
 
     Args:
         q: `[batch, time, heads, head_dim]`.
         k: `[batch, time, kv_heads, head_dim]`.
         v: as `k`.
-        causal: whether a position attends to those before it and itself only.
+        causal: whether a position attends only to itself and earlier positions.
         segment_ids: `[batch, time]` or None.
         block: queries in a block; None chooses.
     """
@@ -63,21 +56,31 @@ def swap(k: jax.Array) -> jax.Array:
     return k.transpose(0, 2, 1, 3)
 
 
+type _Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _attention(q, k, v, segments, causal: bool, block: int | None):
+def _attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, causal: bool, block: int | None
+) -> jax.Array:
     return forward(q, k, v, segments, segments, causal=causal, block=block)[0].astype(q.dtype)
 
 
-def _attention_forward(q, k, v, segments, causal: bool, block: int | None):
+def _attention_forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, causal: bool, block: int | None
+) -> tuple[jax.Array, _Saved]:
     out, lse = forward(q, k, v, segments, segments, causal=causal, block=block)
     out = out.astype(q.dtype)
     return out, (q, k, v, segments, out, lse)
 
 
-def _attention_backward(causal: bool, block: int | None, saved, d_out):
+def _attention_backward(
+    causal: bool, block: int | None, saved: _Saved, d_out: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     q, k, v, segments, out, lse = saved
     grads = backward(q, k, v, segments, segments, lse, delta(out, d_out), d_out, causal=causal, block=block)
-    return *(g.astype(x.dtype) for g, x in zip(grads, (q, k, v), strict=True)), None
+    dq, dk, dv = (g.astype(x.dtype) for g, x in zip(grads, (q, k, v), strict=True))
+    return dq, dk, dv, None
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
@@ -101,18 +104,18 @@ def forward(
         v: as `k`.
         q_segments: `[batch, queries]` or None.
         k_segments: `[batch, keys]` or None.
-        causal: whether query i attends to the keys up to i only; there are as many keys as queries then.
+        causal: whether query i attends only to the keys up to i; then there are as many keys as queries.
         block: queries in a block; None chooses.
 
     Returns:
         The result, as `q` but float32, and the log-sum-exp of each row's scores `[batch, kv_heads, group, queries, 1]`,
         float32.
     """
-    q, k, v = _heads_first(q, k, v)
+    q, k, v = barriers.row_major(q, k, v)
     outs, lses = [], []
-    for start, stop in _blocks(q.shape[3], block):
+    for start, stop in query_blocks(q.shape[3], block):
         end = stop if causal else k.shape[2]
-        q, outs = _together(q, outs)
+        q, outs = barriers.one_after_another(q, outs)
         rows = _rows(q, start, stop)
         scores = _scores(q, k, q_segments, k_segments, start, stop, end, causal)
         top = scores.max(axis=-1, keepdims=True)
@@ -138,25 +141,25 @@ def backward(
     causal: bool,
     block: int | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The part of the gradients of q, k and v that comes from these queries and these keys.
+    """Returns the part of the gradients of q, k and v that comes from these queries and these keys.
 
     Args as in `forward`, and:
-        lse: of each row, over all keys that it attends to, which may be more than `k`.
-        delta: see `delta`.
+        lse: log-sum-exp of each row over all keys that it attends to, which may be more than `k`.
+        delta: of the function `delta`.
         d_out: gradient of the result, as `q`.
 
     Returns:
         Gradients as `q`, `k` and `v`, in float32.
     """
-    q, k, v, d_out = _heads_first(q, k, v, d_out)
-    blocks = _blocks(q.shape[3], block)
+    q, k, v, d_out = barriers.row_major(q, k, v, d_out)
+    blocks = query_blocks(q.shape[3], block)
     scale = 1 / math.sqrt(q.shape[-1])
-    # Blocks of keys are those of queries if the order matters; else one.
+    # Causal attention has the same blocks of keys as of queries; else one block holds all keys.
     key_blocks = blocks if causal else [(0, k.shape[2])]
     dq, dk, dv = [], [[] for _ in key_blocks], [[] for _ in key_blocks]
     for start, stop in blocks:
         end = stop if causal else k.shape[2]
-        q, k, v, d_out, dq, dk, dv = _together(q, k, v, d_out, dq, dk, dv)
+        q, k, v, d_out, dq, dk, dv = barriers.one_after_another(q, k, v, d_out, dq, dk, dv)
         rows, d_rows = _rows(q, start, stop), _rows(d_out, start, stop)
         scores = _scores(q, k, q_segments, k_segments, start, stop, end, causal)
         weights = jnp.exp(scores - _rows(lse, start, stop))
@@ -177,59 +180,39 @@ def backward(
 
 
 def delta(out: jax.Array, d_out: jax.Array) -> jax.Array:
-    """Returns the sum of result times gradient of each row, `[..., 1]` float32, which softmax's gradient subtracts."""
+    """Returns the sum of result times gradient of each row, `[..., 1]` float32, for the gradient of softmax."""
     return (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(axis=-1, keepdims=True)
 
 
-def _blocks(queries: int, block: int | None) -> list[tuple[int, int]]:
-    """Where the blocks of queries start and stop; the last may be shorter."""
-    size = block or max(BLOCK, -(-queries // MAX_BLOCKS))
-    return [(start, min(start + size, queries)) for start in range(0, queries, size)]
-
-
-def _heads_first(*values: jax.Array) -> tuple[jax.Array, ...]:
-    """Returns what is given, on a CPU in memory as its shape says.
-
-    Without this XLA transposes each slice of keys by itself, out of the projection `[batch, time, heads, head_dim]`:
-    two to three times the time of one transposition and slices of its result.
-    """
-    if layout.current().platform != "cpu":
-        return values
-    return jax.lax.optimization_barrier(tuple(with_layout_constraint(x, Layout(tuple(range(x.ndim)))) for x in values))
-
-
-def _together(*values: Any) -> Any:
-    """Returns what a block begins with and what the blocks before came to, none of which is there before all are.
-
-    Without this XLA works on all blocks at once and holds the scores of all: 3 to 5 times the memory for 2048 and 4096
-    positions, and 1.3 times the time (two cores). In a program of both passes, as of layers that are unrolled, it
-    would hold them from the one to the other as well.
-    """
-    return jax.lax.optimization_barrier(values)
-
-
 def _rows(x: jax.Array, start: int, stop: int) -> jax.Array:
-    """One block of queries as rows: `[batch, kv_heads, group * block, features]`."""
+    """Returns one block of queries as rows, `[batch, kv_heads, group * block, features]`."""
     return x[:, :, :, start:stop].reshape(*x.shape[:2], x.shape[2] * (stop - start), x.shape[-1])
 
 
-def _scores(q, k, q_segments, k_segments, start: int, stop: int, end: int, causal: bool) -> jax.Array:
-    """Scores of queries start to stop against keys 0 to end, `[batch, kv_heads, group * block, end]` float32."""
+def _scores(
+    q: jax.Array,
+    k: jax.Array,
+    q_segments: jax.Array | None,
+    k_segments: jax.Array | None,
+    start: int,
+    stop: int,
+    end: int,
+    causal: bool,
+) -> jax.Array:
+    """Returns scores `[batch, kv_heads, group * block, end]` float32 of queries start to stop and keys 0 to end."""
     scores = _dot(_rows(q, start, stop), k[:, :, :end], 3, 3) / math.sqrt(q.shape[-1])
     allowed = None
     if causal:
         allowed = (jnp.arange(start, stop)[:, None] >= jnp.arange(end))[None, None]
-    if q_segments is not None:
+    if q_segments is not None and k_segments is not None:
         same = (q_segments[:, start:stop, None] == k_segments[:, None, :end])[:, None]
         allowed = same if allowed is None else allowed & same
     if allowed is None:
         return scores
-    scores = jnp.where(jnp.tile(allowed, (1, 1, q.shape[2], 1)), scores, MASKED)
-    # On a CPU XLA would mask once for the maximum and again for the exponential, which takes twice as long with it.
-    return jax.lax.optimization_barrier(scores) if layout.current().platform == "cpu" else scores
+    return barriers.compute_once_on_cpu(jnp.where(jnp.tile(allowed, (1, 1, q.shape[2], 1)), scores, MASKED))
 
 
 def _dot(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
-    """Product of `[batch, heads, ...]` over one axis of each, summed and returned in float32."""
+    """Returns the product of `[batch, heads, ...]` over one axis of each, summed in float32."""
     dimensions = (((a_axis,), (b_axis,)), ((0, 1), (0, 1)))
     return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)

@@ -25,10 +25,10 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from engine.config.errors import ShardingError, TaskError
-from engine.layers.dense import matmul
-from engine.layers.grouped import block_rows, grouped_matmul
 from engine.layers.routing import Routes, Rows, group_sizes, route, rows_of
 from engine.parallel import layout
+from engine.tuning.grouped_products import block_rows, grouped_matmul
+from engine.tuning.products import matmul
 
 SLOTS = ("batch", "sequence", None)  # of [experts, batch, slots, features]
 

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from engine.config.errors import TaskError
-from engine.layers.dense import merges_positions
 from engine.parallel import layout
+from engine.tuning import products
 
 LOGIT_BYTES = 256 * 2**20  # of the float32 logits that a device may hold at once
 
@@ -61,9 +61,7 @@ def _chunks(batch: int, time: int, own_time: int, vocabulary: int) -> int:
 def _losses(x: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
     """The losses `[batch, time]` with all logits of these positions."""
     here = layout.current()
-    rows = x.reshape(-1, x.shape[-1]) if merges_positions() else x
-    logits = jnp.matmul(rows, kernel, preferred_element_type=jnp.float32).reshape(*x.shape[:-1], -1)
-    logits = here.constrain(logits, "batch", "sequence", "vocab")
+    logits = here.constrain(products.logits(x, kernel), "batch", "sequence", "vocab")
     top = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     normaliser = jnp.log(jnp.exp(logits - top).sum(axis=-1)) + top[..., 0]
     # A sum over the chosen entry rather than a gather: each device sums its part of a split vocabulary.

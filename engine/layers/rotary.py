@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from engine.config.errors import TaskError
+from engine.tuning import barriers
 
 Angles = tuple[jax.Array, jax.Array]
 
@@ -21,8 +22,8 @@ def rotary_angles(positions: jax.Array, head_dim: int, base: float = 10_000.0) -
         raise TaskError(f"rotary_angles: head_dim = {head_dim} is odd. Its two halves are rotated against each other.")
     frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angles = positions[..., None].astype(jnp.float32) * frequencies
-    # Else XLA makes them again wherever they are used: for each head of each layer, forward and backward.
-    return jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
+    # Without this XLA computes them again in each use: for each head of each layer, forward and backward.
+    return barriers.compute_once((jnp.cos(angles), jnp.sin(angles)))
 
 
 def rotate(x: jax.Array, angles: Angles) -> jax.Array:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from engine.layers import blockwise
+from engine.tuning.control_flow import QUERY_BLOCK
 from tests.layers import plain
 
 
@@ -25,7 +26,7 @@ def test_heads_of_queries_share_heads_of_keys(kv_heads):
 
 
 def test_a_length_of_several_blocks_with_a_shorter_last_one():
-    assert blockwise.BLOCK < 160 and 160 % blockwise.BLOCK
+    assert QUERY_BLOCK < 160 and 160 % QUERY_BLOCK
     plain.check(blockwise.attention, causal=True, segmented=True, time=160)
 
 

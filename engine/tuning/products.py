@@ -1,0 +1,66 @@
+"""The product of activations and a kernel, in the shape that each platform computes best."""
+
+import jax
+import jax.numpy as jnp
+
+from engine.parallel import layout
+
+
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Returns `x @ kernel`, `[batch, ..., out]`.
+
+    On a CPU the leading dimensions are merged. The gradient of the kernel then contracts one dimension, for which XLA
+    needs no transposed copy of the activations: 0.34 instead of 0.53 s for a step of a decoder.
+
+    Args:
+        x: `[batch, ..., features]`.
+        kernel: `[features, out]`.
+    """
+    if not merges_positions():
+        return x @ kernel
+    return _matmul_2d(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def logits(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Returns `x @ kernel` in float32, with the leading dimensions merged as in `matmul`.
+
+    Args:
+        x: `[batch, time, features]`.
+        kernel: `[features, vocabulary]`.
+    """
+    rows = x.reshape(-1, x.shape[-1]) if merges_positions() else x
+    return jnp.matmul(rows, kernel, preferred_element_type=jnp.float32).reshape(*x.shape[:-1], -1)
+
+
+def merges_positions() -> bool:
+    """Returns whether batch and positions become one dimension: on a CPU, unless a mesh axis splits the positions.
+
+    `context` splits them within layers and `tensor` between layers. To merge them with the batch would move data.
+    """
+    here = layout.current()
+    return here.platform == "cpu" and here.size("context") * here.size("tensor") == 1
+
+
+@jax.custom_vjp
+def _matmul_2d(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Returns `x @ kernel` of matrices. The gradient of the kernel transposes the smaller operand of its product.
+
+    XLA:CPU copies a transposed left operand first: 6.2 instead of 9.2 ms of one core for 1024 rows and the kernel
+    `[1024, 256]`, and for `[256, 1024]`, where JAX's own gradient transposes the larger operand.
+    """
+    return x @ kernel
+
+
+def _matmul_2d_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _matmul_2d_backward(saved: tuple[jax.Array, jax.Array], d_y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    if x.shape[1] <= d_y.shape[1]:
+        return d_y @ kernel.T, x.T @ d_y
+    # Without the barrier XLA rewrites the product to transpose the larger operand again.
+    return d_y @ kernel.T, jax.lax.optimization_barrier(d_y.T @ x).T
+
+
+_matmul_2d.defvjp(_matmul_2d_forward, _matmul_2d_backward)
