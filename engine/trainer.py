@@ -8,18 +8,14 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from engine.attempt import Attempt, Steps
 from engine.checkpoint.checkpointer import build_checkpointer
-from engine.checkpoint.restore_latest import restore_latest
-from engine.checkpoint.warm_start import read_weights
-from engine.cluster import peers, processes, shutdown
-from engine.config import hardware
+from engine.cluster import peers, shutdown
 from engine.config.duration import RunSize
 from engine.config.schema import Config
-from engine.data.bad_examples import BadExamples
 from engine.data.feed import TrainFeed
 from engine.data.source import Source
 from engine.evaluation import build_evaluations, check_best
@@ -37,28 +33,20 @@ from engine.events import (
     Schedule,
 )
 from engine.observe.profiler import ProfileWindow
-from engine.observe.recorder import Recorder, Sums
+from engine.observe.recorder import Recorder
 from engine.observe.report import Summary
-from engine.observe.throughput import Throughput
-from engine.observe.writer import metrics_of, open_writer
-from engine.phases import COMPILING, RESTORING, SAVING, TRAINING, Phases
+from engine.observe.writer import metrics_of
+from engine.phases import SAVING, TRAINING, Phases
 from engine.resilience.divergence import Divergence
 from engine.resilience.preemption import Preemption
 from engine.resilience.replica_check import ReplicaCheck
 from engine.resilience.watchdog import build_watchdog
 from engine.run.directory import RunDirectory
-from engine.run.jsonl import Lines
-from engine.run.ledger import Ledger
 from engine.training.build import build_program
 from engine.training.state import State
-from engine.training.step import BAD_EXAMPLES
 from engine.training.task import Task
 
-type OnBatch = Callable[[int, list[int], list[int]], None]
-type Steps = Callable[..., tuple[State, jax.Array]]
-
 POLL_S = 0.05  # between two polls of background work: the lease, and saves that have ended
-READ_S = 0.01  # between two readings of results in one process; several processes read each dispatch, at the same step
 
 
 class Trainer:
@@ -91,7 +79,7 @@ class Trainer:
         on_message: Callable[[str], None],
         on_phase: Callable[[str], None] = lambda phase: None,
     ):
-        self.config, self.directory, self._source, self._hooks = config, directory, source, hooks
+        self.config, self.directory, self._hooks = config, directory, hooks
         self._on_row, self.say, self._on_phase = on_row, on_message, on_phase
         self.program, self.total_steps = build_program(task, mesh, source, config)
         self._size = size = RunSize(config.train.global_batch_size, len(source), self.total_steps)
@@ -101,11 +89,11 @@ class Trainer:
         self._divergence = Divergence(config.resilience.divergence, self.program.metric_names, self.say)
         self._watchdog, self._preemption = build_watchdog(config, directory), Preemption()
         self._phase = Phases(directory.stopwatch, self._watchdog)
+        self._attempt = Attempt(self.program, source, config, directory, self.checkpoints, self._phase, self.say)
         profile = config.profile
         self._profile = ProfileWindow(profile.start, profile.steps, directory.traces, self.say)
         self._recorder: Recorder | None = None
         self._row: dict[str, Any] = {}
-        self._unfinished: Sums = {}  # of the row of metrics that the checkpoint interrupted
         self._results: dict[str, float] = {}
         self._step = peers.broadcast_from_primary(self.checkpoints.store.latest(), "the newest checkpoint") or 0
         self._started = time.monotonic()
@@ -134,22 +122,23 @@ class Trainer:
         Closing the generator ends the run where it is, without a save.
         """
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._preemption)
-            stack.enter_context(self._watchdog)
-            stack.enter_context(self.checkpoints)
+            for context in (self._preemption, self._watchdog, self.checkpoints, self._attempt):
+                stack.enter_context(context)
             state, step = self._restore()
-            steps = self._compile(step)
-            self._recorder = self._phase.recorder = recorder = self._open_recorder(stack)
+            steps = self._attempt.compile(finished=step == self.total_steps)
+            period = self._size.period(self.config.log.every)
+            recorder = self._attempt.open_recorder(period, self._take_row, self._on_phase, self._take_values)
+            self._recorder = self._phase.recorder = recorder
             if steps:
                 recorder.note(step, {"compile_s": self.program.compile_s})
             stack.callback(lambda: self._profile.close(self._step))
             stack.enter_context(peers.location_reported(lambda: self._step))
-            events, logs = self._events(recorder), self._example_logs(stack)
+            events = self._events(recorder)
             while True:
-                recorder.resume(self._unfinished)
+                recorder.resume(self._attempt.unfinished)
                 schedule = Schedule(events, step)
                 try:
-                    with self._open_feed(step, *logs) as feed:
+                    with self._open_feed(step) as feed:
                         for boundary in self._train_steps(state, step, steps, feed, schedule, recorder):
                             for event in schedule.due(boundary):
                                 with self._phase(event.phase):
@@ -161,6 +150,20 @@ class Trainer:
                 except Rollback:
                     recorder.rollback()
                     state, step = self._restore()
+
+    def _restore(self) -> tuple[State, int]:
+        state, step = self._attempt.restore()
+        self._divergence.resume(self._attempt.skipped)
+        self._step = step
+        return state, step
+
+    @contextlib.contextmanager
+    def _open_feed(self, step: int) -> Iterator[TrainFeed]:
+        with self._attempt.open_feed(step, self.total_steps) as feed, self._watchdog.training(step):
+            try:
+                yield feed
+            finally:
+                self.directory.stopwatch.reached(self._step, feed.wait_s)
 
     def _events(self, recorder: Recorder) -> list[Event]:
         """Returns everything that happens between two dispatches, in its order at a step."""
@@ -175,13 +178,9 @@ class Trainer:
         hooks = [
             CallHook(hook, self._size.period(config.hooks[name].every), self) for name, hook in self._hooks.items()
         ]
-        return [divergence, *self._replica_checks(), save, evaluate, *hooks, Profile(self._profile)]
-
-    def _replica_checks(self) -> list[Event]:
-        every, replicas = self.config.resilience.replica_check, ReplicaCheck(self.program.abstract_state)
-        if every is None or not replicas.has_copies:
-            return []
-        return [CheckReplicas(replicas, self._size.period(every))]
+        replicas, every = ReplicaCheck(self.program.abstract_state), config.resilience.replica_check
+        checks = [CheckReplicas(replicas, self._size.period(every))] if every and replicas.has_copies else []
+        return [divergence, *checks, save, evaluate, *hooks, Profile(self._profile)]
 
     def _train_steps(
         self,
@@ -239,98 +238,6 @@ class Trainer:
         if self.checkpoints.has_news:
             with self._phase(SAVING):
                 self.checkpoints.look()
-
-    def _restore(self) -> tuple[State, int]:
-        """Returns the state and step of the newest good checkpoint, or a new state if there never was a checkpoint."""
-        store, abstract, stacked = self.checkpoints.store, self.program.abstract_state, self.program.spec.model.stacked
-        with self._phase(RESTORING):
-            state, step = restore_latest(store, abstract, stacked, self.say) or (None, 0)
-        self._unfinished = {}
-        if state is None:
-            with self._phase(COMPILING):
-                state = self._initial_state()
-        else:
-            position = store.position(step)
-            self._divergence.resume(position.get("skipped", ()))
-            self._unfinished = position.get("row", {})
-            self.say(f"resuming from step {step}")
-        with self._phase(COMPILING):
-            store.prepare(state)
-        self._step = step
-        return state, step
-
-    def _initial_state(self) -> State:
-        """Returns the state of step 0: random, or with the weights of another run."""
-        if not self.config.init.checkpoint:
-            return self.program.init()
-        weights = read_weights(self.config.init, self.program.abstract_state, self.program.spec.model.stacked)
-        self.say(weights.told)
-        return self.program.init(weights.params, weights.carried)
-
-    def _compile(self, step: int) -> dict[int, Steps]:
-        """Returns the compiled programs by their number of steps; none if the run is finished."""
-        for text in self.program.warnings:
-            self.say(f"warning: {text}")
-        if step == self.total_steps:
-            self.say("this run is finished; to train longer, set train.total, or --fresh to start anew")
-            return {}
-        with self._phase(COMPILING):
-            return {k: self.program.steps(k) for k in {1, self.config.train.steps_per_dispatch}}
-
-    @contextlib.contextmanager
-    def _open_feed(self, step: int, on_batch: OnBatch | None, bad: BadExamples | None) -> Iterator[TrainFeed]:
-        """Opens the batches from a step on, under the watchdog's bound of a step."""
-        train = self.config.train
-        feed = TrainFeed(
-            self._source,
-            self.config.data,
-            batch_size=train.global_batch_size,
-            seed=train.seed,
-            sharding=self.program.spec.batch_sharding,
-            start=step,
-            stop=self.total_steps,
-            steps_per_dispatch=train.steps_per_dispatch,
-            on_batch=on_batch,
-            bad=bad,
-        )
-        with contextlib.closing(feed), self._watchdog.training(step):
-            try:
-                yield feed
-            finally:
-                self.directory.stopwatch.reached(self._step, feed.wait_s)
-
-    def _example_logs(self, stack: contextlib.ExitStack) -> tuple[OnBatch | None, BadExamples | None]:
-        """Opens the ledger of examples and the list of bad examples, where the config asks for them."""
-        directory, who = self.directory, (processes.index(), processes.count(), self.directory.attempt)
-        on_batch = bad = None
-        if self.config.log.examples:
-            on_batch = stack.enter_context(contextlib.closing(Ledger(directory.examples, *who))).write
-        if self.config.data.on_error == "skip":
-            lines = stack.enter_context(contextlib.closing(Lines(directory.bad_examples, *who)))
-            bad = BadExamples(lines.add, self.say)
-        return on_batch, bad
-
-    def _open_recorder(self, stack: contextlib.ExitStack) -> Recorder:
-        """Opens the metric files and what makes rows of the steps' results."""
-        train, directory, program = self.config.train, self.directory, self.program
-        writer = stack.enter_context(open_writer(directory, self.config.log.tensorboard))
-        stack.enter_context(directory.stopwatch.written_by(writer.push))
-        peak = hardware.peak_flops(jax.devices()[0].device_kind, train.precision, program.mesh.size)
-        recorder = Recorder(
-            program.metric_names,
-            last_value=("learning_rate",),
-            summed=("skipped", BAD_EXAMPLES),
-            writer=writer,
-            throughput=Throughput(train.global_batch_size, program.flops_per_step, peak),
-            period=self._size.period(self.config.log.every),
-            attempt=directory.attempt,
-            on_row=self._take_row,
-            on_phase=self._on_phase,
-            on_values=self._take_values,
-            read_every_s=READ_S if processes.count() == 1 else 0.0,
-        )
-        stack.callback(recorder.close)
-        return recorder
 
     def _take_row(self, row: dict[str, Any]) -> None:
         self._row = metrics_of(row)

@@ -20,7 +20,7 @@ TOP = Path(__file__).parents[1]
 HOUSE = (
     ("main+arguments",),
     ("entry", "doctor", "launch"),
-    ("trainer+events+phases+evaluation",),
+    ("trainer+attempt+events+phases+evaluation",),
     ("training", "checkpoint", "observe", "resilience", "layers"),
     ("tuning",),  # on the level of parallel too, but it reads the layout of parallel
     ("run", "parallel", "data", "metrics"),

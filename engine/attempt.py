@@ -1,0 +1,164 @@
+"""One attempt of a run: the state that it starts from, its batches, and the files that it fills while it trains."""
+
+import contextlib
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+
+from engine.checkpoint.checkpointer import Checkpointer
+from engine.checkpoint.restore_latest import restore_latest
+from engine.checkpoint.warm_start import read_weights
+from engine.cluster import processes
+from engine.config import hardware
+from engine.config.duration import Period
+from engine.config.schema import Config
+from engine.data.bad_examples import BadExamples
+from engine.data.feed import TrainFeed
+from engine.data.source import Source
+from engine.observe.recorder import Recorder, Sums
+from engine.observe.throughput import Throughput
+from engine.observe.writer import open_writer
+from engine.phases import COMPILING, RESTORING, Phases
+from engine.run.directory import RunDirectory
+from engine.run.jsonl import Lines
+from engine.run.ledger import Ledger
+from engine.training.program import Program
+from engine.training.state import State
+from engine.training.step import BAD_EXAMPLES
+
+type Steps = Callable[..., tuple[State, jax.Array]]
+"""A compiled program of one or several steps."""
+
+READ_S = 0.01  # between two readings of results in one process; several processes read each dispatch, at the same step
+
+
+class Attempt:
+    """Opens the parts of an attempt.
+
+    Args:
+        program: the compiled steps.
+        source: the training examples.
+        config: of the run.
+        directory: of the run.
+        checkpoints: of the run.
+        phase: enters a phase.
+        say: called with sentences for the user.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        source: Source,
+        config: Config,
+        directory: RunDirectory,
+        checkpoints: Checkpointer,
+        phase: Phases,
+        say: Callable[[str], None],
+    ):
+        self._program, self._source, self._config, self._directory = program, source, config, directory
+        self._checkpoints, self._phase, self._say = checkpoints, phase, say
+        self._stack = contextlib.ExitStack()
+        self.skipped: set[int] = set()
+        """Batches that the restored checkpoint names as skipped."""
+        self.unfinished: Sums = {}
+        """Sums of the row of metrics that the restored checkpoint interrupted."""
+
+    def __enter__(self) -> "Attempt":
+        who = (processes.index(), processes.count(), self._directory.attempt)
+        self._ledger = self._bad_examples = None
+        if self._config.log.examples:
+            ledger = Ledger(self._directory.examples, *who)
+            self._ledger = self._stack.enter_context(contextlib.closing(ledger))
+        if self._config.data.on_error == "skip":
+            lines = self._stack.enter_context(contextlib.closing(Lines(self._directory.bad_examples, *who)))
+            self._bad_examples = BadExamples(lines.add, self._say)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, traceback)
+
+    def restore(self) -> tuple[State, int]:
+        """Returns the state and step of the newest good checkpoint, or a new state if there never was a checkpoint."""
+        store, program = self._checkpoints.store, self._program
+        with self._phase(RESTORING):
+            found = restore_latest(store, program.abstract_state, program.spec.model.stacked, self._say)
+        state, step = found or (None, 0)
+        self.skipped, self.unfinished = set(), {}
+        if state is None:
+            with self._phase(COMPILING):
+                state = self._initial_state()
+        else:
+            position = store.position(step)
+            self.skipped, self.unfinished = set(position.get("skipped", ())), position.get("row", {})
+            self._say(f"resuming from step {step}")
+        with self._phase(COMPILING):
+            store.prepare(state)
+        return state, step
+
+    def _initial_state(self) -> State:
+        """Returns the state of step 0: random, or with the weights of another run."""
+        if not self._config.init.checkpoint:
+            return self._program.init()
+        weights = read_weights(self._config.init, self._program.abstract_state, self._program.spec.model.stacked)
+        self._say(weights.told)
+        return self._program.init(weights.params, weights.carried)
+
+    def compile(self, finished: bool) -> dict[int, Steps]:
+        """Returns the compiled programs by their number of steps; none if the run is finished."""
+        for text in self._program.warnings:
+            self._say(f"warning: {text}")
+        if finished:
+            self._say("this run is finished; to train longer, set train.total, or --fresh to start anew")
+            return {}
+        with self._phase(COMPILING):
+            return {k: self._program.steps(k) for k in {1, self._config.train.steps_per_dispatch}}
+
+    def open_recorder(
+        self,
+        period: Period,
+        on_row: Callable[[dict[str, Any]], None],
+        on_phase: Callable[[str], None],
+        on_values: Callable[[int, np.ndarray], None],
+    ) -> Recorder:
+        """Opens the metric files and what makes rows of the steps' results; the arguments are those of `Recorder`."""
+        train, directory, program = self._config.train, self._directory, self._program
+        writer = self._stack.enter_context(open_writer(directory, self._config.log.tensorboard))
+        self._stack.enter_context(directory.stopwatch.written_by(writer.push))
+        peak = hardware.peak_flops(jax.devices()[0].device_kind, train.precision, program.mesh.size)
+        recorder = Recorder(
+            program.metric_names,
+            last_value=("learning_rate",),
+            summed=("skipped", BAD_EXAMPLES),
+            writer=writer,
+            throughput=Throughput(train.global_batch_size, program.flops_per_step, peak),
+            period=period,
+            attempt=directory.attempt,
+            on_row=on_row,
+            on_phase=on_phase,
+            on_values=on_values,
+            read_every_s=READ_S if processes.count() == 1 else 0.0,
+        )
+        self._stack.callback(recorder.close)
+        return recorder
+
+    def open_feed(self, step: int, stop: int) -> contextlib.closing[TrainFeed]:
+        """Returns the batches from number `step` to `stop`, to be closed."""
+        train = self._config.train
+        feed = TrainFeed(
+            self._source,
+            self._config.data,
+            batch_size=train.global_batch_size,
+            seed=train.seed,
+            sharding=self._program.spec.batch_sharding,
+            start=step,
+            stop=stop,
+            steps_per_dispatch=train.steps_per_dispatch,
+            on_batch=self._ledger and self._ledger.write,
+            bad=self._bad_examples,
+        )
+        return contextlib.closing(feed)

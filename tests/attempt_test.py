@@ -1,0 +1,53 @@
+"""What an attempt starts from: a new state, or the newest good checkpoint and the row that it interrupted."""
+
+import contextlib
+
+import jax
+import numpy as np
+import pytest
+
+from engine import entry
+from engine.attempt import Attempt
+from engine.checkpoint.checkpointer import build_checkpointer
+from engine.config.schema import MeshSpec
+from engine.parallel.mesh import make_mesh
+from engine.phases import Phases
+from engine.resilience.watchdog import build_watchdog
+from engine.run.directory import RunDirectory
+from engine.training.build import build_program
+from tests import runs, zoo
+
+
+@contextlib.contextmanager
+def opened(path, messages, **settings):
+    config, source = runs.config(**settings), zoo.source()
+    program, total = build_program(zoo.Classify(), make_mesh(MeshSpec()), source, config)
+    with RunDirectory.open(path) as directory:
+        checkpoints = build_checkpointer(config, directory, len(source), total, messages.append)
+        phases = Phases(directory.stopwatch, build_watchdog(config, directory))
+        with checkpoints, Attempt(program, source, config, directory, checkpoints, phases, messages.append) as attempt:
+            yield attempt
+
+
+def test_a_new_run_starts_at_step_0(tmp_path):
+    messages = []
+    with opened(tmp_path, messages) as attempt:
+        _, step = attempt.restore()
+    assert step == 0 and attempt.unfinished == {} and attempt.skipped == set()
+    assert messages == []
+
+
+def test_a_run_resumes_with_the_row_that_its_checkpoint_interrupted(tmp_path):
+    entry.train(runs.config(), workdir=tmp_path)
+    messages = []
+    with opened(tmp_path, messages, log__every="3 steps") as attempt:
+        state, step = attempt.restore()
+        assert attempt.compile(finished=True) == {}
+    assert step == 10 and messages[0] == "resuming from step 10"
+    assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(state["params"]))
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_the_programs_of_one_and_of_k_steps_are_compiled(tmp_path, k):
+    with opened(tmp_path, [], train__steps_per_dispatch=k) as attempt:
+        assert attempt.compile(finished=False).keys() == {1, k}
