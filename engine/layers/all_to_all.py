@@ -1,9 +1,8 @@
-"""Attention over a split sequence by exchanging it for split heads (Jacobs et al. 2023, DeepSpeed Ulysses).
+"""Attention over a split sequence by all-to-all (Jacobs et al. 2023, DeepSpeed Ulysses).
 
-Owns: the two exchanges. Each device holds a part of the positions of all heads, gets all positions of a part of the
-heads, attends with the kernel of its platform, and gives the result back. Does not own: the kernels (`kernels.py`).
-
-Against the ring: fewer and larger messages and any kernel, but no more devices than heads.
+Each device has a part of the positions of all heads. It receives all positions of a part of the heads, attends with the
+kernel of its platform, and sends the result back. Compared with the ring this sends fewer and larger messages and
+works with any kernel, but it cannot use more devices than heads.
 """
 
 import math
@@ -21,7 +20,7 @@ def all_to_all_attention(
     """Attention as in `attention.attention`, for a layout that splits sequences over `context`.
 
     Raises:
-        ShardingError: positions, or the heads of a device, do not divide over the devices of `context`.
+        ShardingError: positions, or the heads of a device, do not divide over `context`.
     """
     here = layout.current()
     spec, segment_spec, parts = kernels.specs(here, q, "context")
@@ -29,7 +28,7 @@ def all_to_all_attention(
 
     devices = here.size("context")
 
-    def local(q, k, v, segment_ids):
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
         k, v = (kernels.divide_heads(x, devices) for x in (k, v))
         q, k, v = (_exchange(x, split=2, join=1) for x in (q, k, v))
         if segment_ids is not None:
@@ -51,7 +50,7 @@ def all_to_all_attention(
 
 
 def _exchange(x: jax.Array, split: int, join: int) -> jax.Array:
-    """Splits one dimension over `context` and joins another that was split."""
+    """Splits dimension `split` over `context` and joins dimension `join`, which was split."""
     return jax.lax.all_to_all(x, "context", split_axis=split, concat_axis=join, tiled=True)
 
 

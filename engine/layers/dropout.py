@@ -1,7 +1,7 @@
-"""Dropout keyed by example, so that no mesh and no accumulation changes what is dropped.
+"""Dropout keyed by example, so that neither the mesh nor accumulation changes what is dropped.
 
-Flax's own `nnx.Dropout` draws one mask for the whole array, which depends on how the batch is cut into microbatches;
-the engine refuses it when `train.accumulate` is above 1.
+Flax's own `nnx.Dropout` draws one mask for the whole array, which depends on the split into microbatches. The engine
+refuses it when `train.accumulate` is above 1.
 """
 
 import jax
@@ -12,7 +12,7 @@ from engine.config.errors import TaskError
 
 
 def fold_in(rng: jax.Array | None, data: int | jax.Array) -> jax.Array | None:
-    """Returns keys `[batch]` derived from keys `[batch]`: one set for each layer that draws. None stays None."""
+    """Returns keys `[batch]` for one layer that draws, derived from keys `[batch]` and `data`. None stays None."""
     return None if rng is None else jax.vmap(jax.random.fold_in, (0, None))(rng, data)
 
 
@@ -29,7 +29,7 @@ class Dropout(nnx.Module):
         self.rate = rate
 
     def __call__(self, x: jax.Array, rng: jax.Array | None) -> jax.Array:
-        """Drops entries of `x` `[batch, ...]` by keys `rng` `[batch]`; returns `x` as it is when `rng` is None."""
+        """Returns `x` `[batch, ...]` with entries dropped by keys `rng` `[batch]`; `x` itself when `rng` is None."""
         if rng is None or self.rate == 0:
             return x
         keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:]))(rng)

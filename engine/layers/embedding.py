@@ -1,4 +1,4 @@
-"""A table of vectors by id, whose rows may be split over the mesh."""
+"""An embedding: a table of vectors by id, whose rows may be split over the mesh."""
 
 import jax
 from flax import nnx
@@ -7,7 +7,7 @@ from engine.parallel.layout import constrain
 
 
 class Embed(nnx.Module):
-    """Looks up a vector for each id; the table may serve as the last layer's kernel too (tied embedding).
+    """Looks up a vector for each id. The table may also be the kernel of the last layer (tied embedding).
 
     Args:
         count: ids 0 to count - 1.
@@ -22,7 +22,7 @@ class Embed(nnx.Module):
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Returns `[..., features]` for integer ids `[...]`."""
-        # Whole rows are looked up: those that are split over fsdp are gathered first, as other parameters are.
+        # Rows that are split over fsdp are gathered before the lookup, as other parameters are before their use.
         return constrain(self.table.get_value(), "vocab", None)[ids]
 
     @property

@@ -1,34 +1,30 @@
-"""A mixture of experts, on one device or with experts and tokens exchanged over the mesh.
+"""A mixture of experts, on one device or with an all-to-all over the mesh axis `expert`.
 
-Owns: the experts' parameters, their two ways of working, and the exchange. Does not own: the choice of experts
-(`routing.py`), the product of rows and kernels by group (`grouped.py`), or the weights of the losses, which a Task has.
+*Capacity* is the number of slots of an expert for a sequence. Choices without a slot are dropped, later ranks first and
+later positions second. It depends on the sequence alone: no mesh, batch or accumulation changes which choices are
+dropped. *Dropless* computes every choice.
 
-Terms. *Capacity*: slots of one expert for one sequence; what finds none is dropped, by rank of the choice first and
-position in the sequence second. It depends on nothing outside the sequence: no mesh, batch or accumulation changes it.
-*Dropless*: every choice is computed. *Exchange*: an all-to-all over the mesh axis `expert`, from tokens that are split
-over it to experts that are, and back.
-
-Costs. With a capacity, a sequence that is split over `context` is gathered whole; each of these devices then works on
-a part of the slots. Dropless leaves it split; but with static shapes an exact exchange needs room for every token at
-every device of the axis `expert`, which is the traffic of an all-gather, and for the rows of all choices there: give
-a capacity where memory matters.
+With a capacity, a sequence that is split over `context` is gathered whole, and each of these devices works on a part of
+the slots. Dropless leaves the sequence split. But with static shapes an exact exchange needs room for every token on
+every device of `expert`, which is the traffic of an all-gather: give a capacity where memory matters.
 """
 
 import dataclasses
 import functools
 import math
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from engine.config.errors import ShardingError, TaskError
 from engine.layers.routing import Routes, Rows, group_sizes, route, rows_of
 from engine.parallel import layout
 from engine.tuning.grouped_products import block_rows, grouped_matmul
 from engine.tuning.products import matmul
+from engine.types import PyTree
 
 SLOTS = ("batch", "sequence", None)  # of [experts, batch, slots, features]
 
@@ -36,21 +32,21 @@ SLOTS = ("batch", "sequence", None)  # of [experts, batch, slots, features]
 class Experts(nnx.Module):
     """A mixture of SwiGLU experts (Shazeer et al. 2017; Fedus et al. 2022).
 
-    Each token goes to the `top_k` experts of the largest probability; their outputs are summed with these
-    probabilities, divided by their sum (with `top_k` 1 not divided, as Fedus et al. have it). The router works in
-    float32 whatever the dtype of its input.
+    Each token goes to the `top_k` experts of the largest probability. Their outputs are summed with these
+    probabilities, divided by their sum (not divided for `top_k` 1, as in Fedus et al.). The router computes in float32
+    whatever the dtype of its input.
 
     Args:
         features: size of the last dimension of input and result.
         hidden: width within an expert.
         count: of experts.
-        top_k: experts of a token.
+        top_k: experts of each token.
         capacity_factor: slots of all experts together for each choice of a sequence: an expert has
             ceil(top_k * time / count * capacity_factor), at most `time`. None: dropless.
         rngs: for the initial values (LeCun et al. 1998).
 
     Raises:
-        TaskError: `top_k` beyond `count`, or a capacity that is not positive.
+        TaskError: `top_k` is above `count`, or the capacity is not positive.
     """
 
     def __init__(
@@ -73,14 +69,15 @@ class Experts(nnx.Module):
         self.down = kernels(hidden, features, "mlp", "embed")
 
     def __call__(self, x: jax.Array, weight: jax.Array | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Returns the result `[batch, time, features]` and sums over the tokens of each sequence, `[batch]` float32.
+        """Returns the result `[batch, time, features]` and weighted sums over each sequence, `[batch]` float32.
 
-        The sums, each token counted by its weight: "balance" and "router_z", the losses of `routing.route`; "dropped",
-        the part of its choices that found no slot. Divided by the sum of the weights, each is a mean over tokens.
+        The sums are "balance" and "router_z", the losses of `routing.route`, and "dropped", the share of a token's
+        choices that found no slot. Divided by the sum of the weights, each is a mean over tokens.
 
         Args:
             x: `[batch, time, features]`.
-            weight: `[batch, time]`; 0 for padding, which uses no slot, is not read and gets 0. None: all 1.
+            weight: `[batch, time]` of each token. Padding has 0: it uses no slot, is not read, and its result is 0.
+                None: all 1.
 
         Raises:
             ShardingError: the experts do not divide over their mesh axis.
@@ -108,13 +105,15 @@ class Experts(nnx.Module):
         return y, {**routes.losses, "dropped": dropped}
 
 
-def _with_capacity(x: jax.Array, routes: Routes, kernels: tuple[jax.Array, ...], capacity: int) -> tuple[Any, Any]:
-    """Returns the result and how many choices of each token were dropped `[batch, time]`."""
+def _with_capacity(
+    x: jax.Array, routes: Routes, kernels: tuple[jax.Array, ...], capacity: int
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the result and the number of dropped choices of each token `[batch, time]`."""
     here = layout.current()
     count, whole = kernels[0].shape[0], ("batch", None, None)
     x, experts = here.constrain(x, *whole), here.constrain(routes.experts, *whole)
     parts = here.size("context")
-    slots = -(-capacity // parts) * parts  # those beyond the capacity stay empty
+    slots = -(-capacity // parts) * parts  # slots beyond the capacity stay empty
 
     def plan(experts: jax.Array) -> Rows:
         sizes, starts = group_sizes(experts, count), jnp.arange(count) * slots
@@ -130,7 +129,7 @@ def _with_capacity(x: jax.Array, routes: Routes, kernels: tuple[jax.Array, ...],
 
 
 def _swiglu(x: jax.Array, kernels: tuple[jax.Array, ...]) -> jax.Array:
-    """Each expert on its slots: `[experts, batch, slots, features]` for the same."""
+    """Returns each expert's result for its slots, `[experts, batch, slots, features]` for the same."""
     here = layout.current()
     axes = (("expert", None, "mlp"), ("expert", None, "mlp"), ("expert", "mlp", None))
     gate, up, down = (here.constrain(kernel, *names) for kernel, names in zip(kernels, axes, strict=True))
@@ -140,12 +139,12 @@ def _swiglu(x: jax.Array, kernels: tuple[jax.Array, ...]) -> jax.Array:
 
 
 def _exchange(x: jax.Array, to_experts: bool) -> jax.Array:
-    """Moves `[experts, batch, slots, features]` from devices by row to devices by expert, or back."""
+    """Moves `[experts, batch, slots, features]` from a split by row to a split by expert, or back."""
     here = layout.current()
     by_row, by_expert = (here.spec((name, *SLOTS), x.shape) for name in (None, "expert"))
     source, target = (by_row, by_expert) if to_experts else (by_expert, by_row)
     if by_expert[0] != "expert" or "expert" not in _names(by_row[1]):
-        return here.constrain(x, "expert" if to_experts else None, *SLOTS)  # XLA finds the way, if there is any
+        return here.constrain(x, "expert" if to_experts else None, *SLOTS)  # XLA chooses the collective
     split, concat = (0, 1) if to_experts else (1, 0)
 
     def local(x: jax.Array) -> jax.Array:
@@ -156,28 +155,28 @@ def _exchange(x: jax.Array, to_experts: bool) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class _Split:
-    """How dropless work is split: mesh axes by what they split, and the platform."""
+    """How dropless work is split over the mesh."""
 
     platform: str
-    tokens: PartitionSpec
+    tokens: PartitionSpec  # of [batch, time, features]
     exchanged: int  # devices of the axis `expert` that exchange tokens; 1 for none
-    hidden: tuple[str, ...]
+    hidden: tuple[str, ...]  # mesh axes that split the width within an expert
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """All of them."""
+        """All mesh axes."""
         return tuple(axis for entry in self.tokens for axis in _names(entry)) + self.hidden
 
     @property
     def kernels(self) -> tuple[PartitionSpec, ...]:
-        """Of gate, up and down."""
+        """PartitionSpecs of gate, up and down."""
         expert = "expert" if self.exchanged > 1 else None
         wide = PartitionSpec(expert, None, self.hidden or None)
         return wide, wide, PartitionSpec(expert, self.hidden or None, None)
 
 
 def _dropless(x: jax.Array, routes: Routes, kernels: tuple[jax.Array, ...]) -> jax.Array:
-    """The result with every choice computed: each device sorts its own tokens by expert."""
+    """Returns the result with every choice computed. Each device sorts its own tokens by expert."""
     here = layout.current()
     tokens = here.spec(("batch", "sequence", None), x.shape)
     taken = {axis for entry in tokens for axis in _names(entry)}
@@ -194,7 +193,7 @@ def _dropless(x: jax.Array, routes: Routes, kernels: tuple[jax.Array, ...]) -> j
 def _local(
     split: _Split, x: jax.Array, experts: jax.Array, weights: jax.Array, kernels: tuple[jax.Array, ...]
 ) -> jax.Array:
-    """`_dropless` on one device: its tokens `[batch, time, features]` and its part of the kernels."""
+    """`_dropless` on one device, with its tokens `[batch, time, features]` and its part of the kernels."""
     shape, count, top_k = x.shape, kernels[0].shape[0], weights.shape[-1]
     x, experts, weights = (a.reshape(-1, a.shape[-1]) for a in (x, experts, weights))
     if split.exchanged > 1:
@@ -219,22 +218,24 @@ def _local(
 
 
 def _send(x: jax.Array) -> jax.Array:
-    """Gives part i of `[devices, tokens, ...]` to device i of `expert`; returns all that came, `[tokens, ...]`."""
-    came = jax.lax.all_to_all(x, "expert", 0, 0, tiled=True)
-    return came.reshape(-1, *x.shape[2:])
+    """Sends part i of `[devices, tokens, ...]` to device i of `expert`; returns the received parts `[tokens, ...]`."""
+    received = jax.lax.all_to_all(x, "expert", 0, 0, tiled=True)
+    return received.reshape(-1, *x.shape[2:])
 
 
-def _mapped(mesh: Any, function: Any, in_specs: Any, out_specs: Any) -> Any:
-    """A shard_map over the axes that its specs name."""
+def _mapped[**P](
+    mesh: Mesh | AbstractMesh | None, function: Callable[P, jax.Array], in_specs: PyTree, out_specs: PartitionSpec
+) -> Callable[P, jax.Array]:
+    """Returns the `shard_map` of a function over the axes that its specs name."""
     leaves = jax.tree.leaves((in_specs, out_specs), is_leaf=lambda x: isinstance(x, PartitionSpec))
     axes = {axis for spec in leaves for entry in spec for axis in _names(entry)}
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=axes)
 
 
 def _vary(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """Says that `x`, the same on every device of `axes`, is used differently there.
+    """Returns `x`, the same on every device of `axes`, as an array that varies over them.
 
-    Its gradient is summed over them: in float32, which XLA on a CPU cannot do in half precision here.
+    Its gradient is summed over `axes`, in float32: XLA:CPU cannot sum half precision here.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
     return jax.lax.pcast(x.astype(wide), axes, to="varying").astype(x.dtype) if axes else x
@@ -244,6 +245,6 @@ def _in(axis: str, specs: tuple[PartitionSpec, ...]) -> bool:
     return any(axis in _names(entry) for spec in specs for entry in spec)
 
 
-def _names(entry: Any) -> tuple[str, ...]:
-    """The axes of one entry of a PartitionSpec."""
+def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Returns the mesh axes of one entry of a PartitionSpec."""
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)

@@ -1,14 +1,10 @@
-"""Attention on the arrays of one device, by the best kernel of its platform, and how they are cut out of the whole.
+"""Attention on the arrays of one device, by the best kernel of its platform.
 
-Owns: the choice of a kernel, what each kernel needs of shapes and dtypes, and the PartitionSpecs under which a kernel
-is called. Does not own: attention over a sequence that is split (`ring.py`, `all_to_all.py`).
-
-On a GPU cuDNN's flash attention; on a TPU splash attention of Pallas; on a CPU, and where a kernel does not take the
-shapes, `blockwise.py`.
+GPUs have cuDNN's flash attention, TPUs splash attention of Pallas. CPUs, and shapes that no kernel supports, use
+`blockwise.py`. `specs` and `divide_heads` say how a kernel is called under `jax.shard_map`.
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +12,10 @@ from jax.sharding import PartitionSpec
 
 from engine.layers import blockwise
 from engine.parallel.layout import Layout
+from engine.types import PyTree
 
 CUDNN_HEAD_DIM = 128
-"""Largest head of cuDNN's kernel on every card that it supports."""
+"""Largest head size of cuDNN's kernel on every card that it supports."""
 SPLASH_LANES = 128
 """Blocks of a splash kernel are multiples of a TPU's lanes."""
 SPLASH_BLOCKS = (512, 256, SPLASH_LANES)
@@ -34,7 +31,7 @@ def attend(
         q: `[batch, time, heads, head_dim]`.
         k: `[batch, time, kv_heads, head_dim]`.
         v: as `k`.
-        causal: whether a position attends to those before it and itself only.
+        causal: whether a position attends only to itself and earlier positions.
         segment_ids: `[batch, time]` or None.
     """
     if platform == "gpu" and cudnn_takes(q, segment_ids):
@@ -45,14 +42,14 @@ def attend(
 
 
 def cudnn_takes(q: jax.Array, segment_ids: jax.Array | None) -> bool:
-    """Whether cuDNN has a kernel: 16 bits, heads of 8, 16, ... 128; an even length when there is a mask."""
+    """Returns whether cuDNN has a kernel: 16 bits, head sizes of 8, 16, ... 128; with a mask, an even length."""
     _, time, _, head_dim = q.shape
     fits = q.dtype in (jnp.bfloat16, jnp.float16) and head_dim <= CUDNN_HEAD_DIM and head_dim % 8 == 0
     return fits and (segment_ids is None or time % 2 == 0)
 
 
 def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, segment_ids: jax.Array | None) -> jax.Array:
-    """cuDNN's flash attention. Segments go through its mask, `[batch, 1, time, time]`, which it does hold."""
+    """cuDNN's flash attention. Segments become a mask `[batch, 1, time, time]`, which it keeps in memory."""
     mask = None if segment_ids is None else (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
 
@@ -66,14 +63,14 @@ def splash(
     segment_ids: jax.Array | None,
     interpret: bool = False,
 ) -> jax.Array:
-    """Splash attention of Pallas for TPU, which skips the blocks that are masked as a whole.
+    """Splash attention of Pallas for TPU, which skips fully masked blocks.
 
-    It does not scale the scores, so the queries are, and rounded to their dtype once more.
+    It does not scale the scores, so the queries are scaled, which rounds them to their dtype once more.
 
     Args as in `attend`, and:
-        interpret: run without a TPU, slowly.
+        interpret: run slowly, without a TPU.
     """
-    from jax.experimental.pallas.ops.tpu import splash_attention as pallas  # 0.3 s to import, and only TPUs need it
+    from jax.experimental.pallas.ops.tpu import splash_attention as pallas  # takes 0.3 s, and only TPUs need it
 
     time, heads, head_dim = q.shape[1:]
     size = next(n for n in SPLASH_BLOCKS if time % n == 0)
@@ -91,12 +88,12 @@ def splash(
     )
     q = (q.astype(jnp.float32) / math.sqrt(head_dim)).astype(q.dtype)
     segments = None if segment_ids is None else pallas.SegmentIds(q=segment_ids, kv=segment_ids)
-    out: Any = jax.vmap(kernel)(*(blockwise.swap(x) for x in (q, k, v)), segments)
+    out: PyTree = jax.vmap(kernel)(*(blockwise.swap(x) for x in (q, k, v)), segments)
     return blockwise.swap(out)
 
 
 def specs(here: Layout, q: jax.Array, time_axis: str | None = None) -> tuple[PartitionSpec, PartitionSpec, int]:
-    """Returns how arrays lie while each device works on its own.
+    """Returns how arrays are split for a kernel under `jax.shard_map`.
 
     Args:
         here: the layout in force.
@@ -113,8 +110,9 @@ def specs(here: Layout, q: jax.Array, time_axis: str | None = None) -> tuple[Par
 
 
 def divide_heads(k: jax.Array, parts: int) -> jax.Array:
-    """Repeats heads of keys or values `[batch, time, kv_heads, head_dim]`, as little as makes them divide into parts.
+    """Repeats heads of keys or values `[batch, time, kv_heads, head_dim]` as little as lets them divide into parts.
 
-    The query heads must divide by `parts` and by `kv_heads`; then part i of the queries meets part i of the result.
+    The number of query heads must be a multiple of `parts` and of `kv_heads`. Then part i of the queries uses part i of
+    the result.
     """
     return jnp.repeat(k, math.lcm(k.shape[2], parts) // k.shape[2], axis=2)

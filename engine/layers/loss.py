@@ -1,10 +1,7 @@
-"""Cross-entropy over a vocabulary, without holding all logits of a large one.
+"""Cross-entropy over a vocabulary: the last product of a language model together with its loss.
 
-Owns: the last product of a language model together with its loss. Does not own: the division by the number of tokens,
-which the engine does over the whole batch.
-
-Terms. *Chunk*: a part of the positions whose logits exist at one time; they are computed again for the gradient.
-Positions are dealt out in turn (position t to chunk t mod n), so that those of each device stay where they are.
+The logits of a large vocabulary are computed in chunks of positions and computed again for the gradient. Position t
+belongs to chunk t mod n, so that the positions of each device stay where they are.
 """
 
 import math
@@ -16,7 +13,7 @@ from engine.config.errors import TaskError
 from engine.parallel import layout
 from engine.tuning import products
 
-LOGIT_BYTES = 256 * 2**20  # of the float32 logits that a device may hold at once
+LOGIT_BYTES = 256 * 2**20  # limit for the float32 logits of a device
 
 
 def cross_entropy(x: jax.Array, kernel: jax.Array, labels: jax.Array, *, chunks: int | None = None) -> jax.Array:
@@ -26,8 +23,8 @@ def cross_entropy(x: jax.Array, kernel: jax.Array, labels: jax.Array, *, chunks:
         x: activations `[batch, time, features]`.
         kernel: `[features, vocabulary]`; may be split over the vocabulary.
         labels: ids `[batch, time]`.
-        chunks: parts of the time dimension that are worked on one after the other; None takes as many as keep the
-            logits of a device below LOGIT_BYTES.
+        chunks: parts of the time dimension, computed one after the other; None takes as many as keep the logits of a
+            device below LOGIT_BYTES.
 
     Raises:
         TaskError: `chunks` does not divide the positions of a device.
@@ -51,17 +48,16 @@ def cross_entropy(x: jax.Array, kernel: jax.Array, labels: jax.Array, *, chunks:
 
 
 def _chunks(batch: int, time: int, own_time: int, vocabulary: int) -> int:
-    """The fewest chunks that keep the logits of a device small."""
+    """Returns the fewest chunks that keep the logits of a device below LOGIT_BYTES."""
     here = layout.current()
-    spec = here.spec(("batch", "sequence", "vocab"), (batch, time, vocabulary))  # an axis splits one dimension only
+    spec = here.spec(("batch", "sequence", "vocab"), (batch, time, vocabulary))  # an axis splits one dimension
     size = 4 * batch * time * vocabulary / math.prod(here.size(axis) for axis in jax.tree.leaves(tuple(spec)))
     return next(n for n in range(1, own_time + 1) if own_time % n == 0 and (size <= n * LOGIT_BYTES or n == own_time))
 
 
 def _losses(x: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
-    """The losses `[batch, time]` with all logits of these positions."""
-    here = layout.current()
-    logits = here.constrain(products.logits(x, kernel), "batch", "sequence", "vocab")
+    """Returns the losses `[batch, time]` with all logits of these positions in memory."""
+    logits = layout.constrain(products.logits(x, kernel), "batch", "sequence", "vocab")  # [batch, time, vocabulary]
     top = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     normaliser = jnp.log(jnp.exp(logits - top).sum(axis=-1)) + top[..., 0]
     # A sum over the chosen entry rather than a gather: each device sums its part of a split vocabulary.

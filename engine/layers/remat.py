@@ -1,34 +1,34 @@
 """Rematerialisation: what a layer computes again in the backward pass instead of keeping it.
 
-Owns: the choice that `train.remat` names, and the names of values that the choice can speak of. Does not own: which
-layers it is applied to (`stack.py` does it for each of its layers).
-
-Terms. *none*: keep all. *full*: keep a layer's inputs only. *dots*: keep the products with weights too. *save:a,b*:
-keep the values named a and b too. *offload:a,b*: keep those in the memory of the host.
+The choices of `train.remat` say what is kept beside the input of each layer of a stack. *none*: everything. *full*:
+nothing. *dots*: products with weights. *save:a,b*: the values named a and b. *offload:a,b*: those, in host memory.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import Primitive
 
 from engine.parallel.layout import NAMED, current
 from engine.parallel.memory import HOST_MEMORY, check_host_memory, device_memory
 
 POLICIES = jax.checkpoint_policies
-CARRY = "carry of a stack"  # the name of what each layer of a stack is given, which is always kept
+CARRY = "carry of a stack"  # the name of the input of each layer of a stack, which is always kept
+
+type Policy = Callable[..., bool]
+"""A policy of `jax.checkpoint`: `(primitive, *avals, **params)` -> whether the result is kept."""
 
 
-def checkpoint(x: Any, name: str) -> Any:
+def checkpoint[T](x: T, name: str) -> T:
     """Returns `x` under a name that `train.remat=save:NAME` and `offload:NAME` can choose."""
     current().used.add(NAMED + name)
     return checkpoint_name(x, name)
 
 
-def remat(function: Callable[..., Any], *, in_scan: bool = False) -> Callable[..., Any]:
-    """Returns the function with what `train.remat` of the layout in force says of its backward pass.
+def remat[**P, R](function: Callable[P, R], *, in_scan: bool = False) -> Callable[P, R]:
+    """Returns the function with the backward pass that `train.remat` of the layout in force asks for.
 
     Args:
         function: of pytrees of arrays.
@@ -36,36 +36,37 @@ def remat(function: Callable[..., Any], *, in_scan: bool = False) -> Callable[..
             the first.
 
     Raises:
-        ConfigError: offload, where a device reads no memory of its host.
+        ConfigError: offload, where a device cannot read the memory of its host.
     """
 
     @functools.wraps(function)
-    def call(*args: Any) -> Any:
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
         layout = current()
         layout.used.add("remat")
         if layout.remat == "none":
-            return function(*args)
-        return jax.checkpoint(function, policy=_policy(layout.remat), prevent_cse=not in_scan)(*args)
+            return function(*args, **kwargs)
+        return jax.checkpoint(function, policy=_policy(layout.remat), prevent_cse=not in_scan)(*args, **kwargs)
 
     return call
 
 
-def remat_slices(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the function of a `jax.lax.scan` with what it cuts out of larger arrays not kept, but cut out again.
+def remat_slices[**P, R](function: Callable[P, R]) -> Callable[P, R]:
+    """Returns the body of a `jax.lax.scan`, which slices its inputs again in the backward pass instead of keeping them.
 
-    Where it applies layers that are computed again, what they keep is kept: a policy around others takes their place.
+    Layers inside that are computed again keep what `train.remat` says: an outer policy replaces theirs, so this one
+    includes it.
     """
     choice = current().remat
     return jax.checkpoint(function, policy=_not_sliced if choice == "none" else _policy(choice), prevent_cse=False)
 
 
-def _not_sliced(primitive: Any, *_: Any, **__: Any) -> bool:
-    """A policy of jax.checkpoint: all is kept but slices."""
+def _not_sliced(primitive: Primitive, *_: object, **__: object) -> bool:
+    """A policy that keeps everything but slices."""
     return primitive.name not in ("dynamic_slice", "squeeze")
 
 
-def _policy(choice: str) -> Any:
-    """What is kept, as JAX says it."""
+def _policy(choice: str) -> Policy:
+    """Returns the policy of `jax.checkpoint` for a choice of `train.remat`."""
     kind, _, names = choice.partition(":")
     if kind == "full":
         return POLICIES.save_only_these_names(CARRY)

@@ -1,18 +1,16 @@
 """Attention over a split sequence, with keys and values passed around a ring (Liu et al. 2023, Ring Attention).
 
-Owns: the order of the chunks, the passing on, and the sums over the steps, forward and backward. No device ever holds
-all keys. Does not own: the attention of one chunk to another (`blockwise.py`, on every platform).
+In step r device i has the keys of device i - r. No device ever holds all keys. Arrays are grouped as in `blockwise.py`.
 
-Terms. *Step r*: device i has the keys of device i - r. *Zigzag*: the order that balances causal work (Llama Team 2024,
-The Llama 3 Herd of Models, section 3.3.2). Of 2C chunks of the sequence, device i of C has chunk i, its *early* one,
-and chunk 2C-1-i, its *late* one. Every later step is then two pairs of chunks for every device, neither of them masked
-by order: its late queries with the early keys that came, and early with early if the keys come from an earlier device,
-else late with late.
+*Zigzag* order balances causal work (Llama Team 2024, The Llama 3 Herd of Models, section 3.3.2). Of 2C chunks of the
+sequence, device i of C has chunk i, its *early* one, and chunk 2C-1-i, its *late* one. Each step after the first is
+then two unmasked pairs of chunks for every device: late queries with early keys, and early with early where the keys
+come from an earlier device, else late with late.
 """
 
 import functools
 import math
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +18,19 @@ import jax.numpy as jnp
 from engine.config.errors import ShardingError
 from engine.layers import blockwise, kernels
 from engine.parallel import layout
+from engine.types import PyTree
 
 AXIS = "context"
+
+type Keys = tuple[jax.Array, jax.Array, jax.Array | None]
+"""Keys, values `[batch, kv_heads, time, head_dim]` and segments `[batch, time]`."""
+type Attended = tuple[jax.Array, jax.Array]
+"""Result and log-sum-exp of `blockwise.forward`."""
+type Rows = tuple[jax.Array, jax.Array | None, jax.Array, jax.Array, jax.Array]
+"""Queries, their segments, log-sum-exp, delta and gradient of the result, as `blockwise.backward` takes them."""
+type Gradients = tuple[jax.Array, jax.Array, jax.Array]
+"""Of queries, keys and values."""
+type _Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array]
 
 
 def ring_attention(
@@ -30,13 +39,13 @@ def ring_attention(
     """Attention as in `attention.attention`, for a layout that splits sequences over `context`.
 
     Raises:
-        ShardingError: positions do not divide over the devices, or over twice as many when `causal`.
+        ShardingError: the positions do not divide over the devices, or when `causal` over twice as many.
     """
     here = layout.current()
     _check(q.shape[1], here.size(AXIS), causal)
     spec, segment_spec, parts = kernels.specs(here, q, AXIS)
 
-    def local(q, k, v, segments):
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None) -> jax.Array:
         if causal:
             q, k, v, segments = jax.tree.map(_to_zigzag, (q, k, v, segments))
         out = _ring(blockwise.group(q, k.shape[2]), blockwise.swap(k), blockwise.swap(v), segments, causal)
@@ -62,20 +71,22 @@ def _check(time: int, devices: int, causal: bool) -> None:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _ring(q, k, v, segments, causal: bool):
-    """Grouped attention (see `blockwise.py`) of the positions of this device to those of all."""
+def _ring(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, causal: bool) -> jax.Array:
+    """Grouped attention of the positions of this device to those of all devices."""
     return _ring_forward(q, k, v, segments, causal)[0]
 
 
-def _ring_forward(q, k, v, segments, causal: bool):
+def _ring_forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, causal: bool
+) -> tuple[jax.Array, _Saved]:
     step = _causal_step if causal else _full_step
     devices = jax.lax.axis_size(AXIS)
-    keys = _pass_on((k, v, segments))  # in flight while the device works on its own keys
+    keys = _send((k, v, segments))  # in flight while the device attends to its own keys
     found = blockwise.forward(q, k, v, segments, segments, causal=causal)
 
-    def turn(carry, r):
+    def turn(carry: tuple[Attended, Keys], r: jax.Array) -> tuple[tuple[Attended, Keys], None]:
         found, keys = carry
-        following = _pass_on(keys)
+        following = _send(keys)
         return (step(r, q, segments, keys, found), following), None
 
     (found, keys), _ = jax.lax.scan(turn, (found, keys), jnp.arange(1, devices - 1))
@@ -84,49 +95,51 @@ def _ring_forward(q, k, v, segments, causal: bool):
     return out, (q, k, v, segments, out, lse)
 
 
-def _ring_backward(causal: bool, saved, d_out):
-    """The gradients of keys and values travel with them, one step behind, and come home after the last."""
+def _ring_backward(causal: bool, saved: _Saved, d_out: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    """Gradients of keys and values follow them one step behind and reach their own device after the last step."""
     q, k, v, segments, out, lse = saved
     step = _causal_grad if causal else _full_grad
     devices = jax.lax.axis_size(AXIS)
     rows = (q, segments, lse, blockwise.delta(out, d_out), d_out)
-    keys = _pass_on((k, v, segments))
+    keys = _send((k, v, segments))
     dq, *d_keys = blockwise.backward(q, k, v, segments, segments, *rows[2:], causal=causal)
 
-    def add(r, keys, dq, d_keys):
-        d_keys = _pass_on(d_keys)
+    def add(
+        r: int | jax.Array, keys: Keys, dq: jax.Array, d_keys: list[jax.Array]
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        d_keys = _send(d_keys)
         dq_part, *d_keys_part = step(r, rows, keys)
         return dq + dq_part, [a + b for a, b in zip(d_keys, d_keys_part, strict=True)]
 
-    def turn(carry, r):
+    def turn(carry: PyTree, r: jax.Array) -> tuple[PyTree, None]:
         keys, dq, d_keys = carry
-        following = _pass_on(keys)
+        following = _send(keys)
         return (following, *add(r, keys, dq, d_keys)), None
 
     (keys, dq, d_keys), _ = jax.lax.scan(turn, (keys, dq, d_keys), jnp.arange(1, devices - 1))
     dq, d_keys = add(devices - 1, keys, dq, d_keys)
-    dk, dv = _pass_on(d_keys)
+    dk, dv = _send(d_keys)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 
 _ring.defvjp(_ring_forward, _ring_backward)
 
 
-def _full_step(r, q, segments, keys, found):
-    """Adds the keys that came to what was found, without causal order."""
+def _full_step(r: int | jax.Array, q: jax.Array, segments: jax.Array | None, keys: Keys, found: Attended) -> Attended:
+    """Adds the received keys to the result so far, without causal order."""
     k, v, k_segments = keys
     return _merge(found, blockwise.forward(q, k, v, segments, k_segments, causal=False))
 
 
-def _full_grad(r, rows, keys):
-    """Gradients from the keys that came, without causal order."""
+def _full_grad(r: int | jax.Array, rows: Rows, keys: Keys) -> Gradients:
+    """Returns the gradients from the received keys, without causal order."""
     q, segments, *rest = rows
     k, v, k_segments = keys
     return blockwise.backward(q, k, v, segments, k_segments, *rest, causal=False)
 
 
-def _causal_step(r, q, segments, keys, found):
-    """Adds the keys of step r, which came in zigzag order, to what was found."""
+def _causal_step(r: int | jax.Array, q: jax.Array, segments: jax.Array | None, keys: Keys, found: Attended) -> Attended:
+    """Adds the keys of step r, which are in zigzag order, to the result so far."""
     early, late = zip(*(_halves(x, 3) for x in found), strict=True)
     q, q_segments, (k, v, k_segments) = _pairs(r, 3, q), _pairs(r, 1, segments), _key_pairs(r, keys)
     both = blockwise.forward(q, k, v, q_segments, k_segments, causal=False)
@@ -137,8 +150,8 @@ def _causal_step(r, q, segments, keys, found):
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=3), pick(merged, early), pick(late, merged))
 
 
-def _causal_grad(r, rows, keys):
-    """Gradients from the keys of step r, for the same two pairs as in `_causal_step`."""
+def _causal_grad(r: int | jax.Array, rows: Rows, keys: Keys) -> Gradients:
+    """Returns the gradients from the keys of step r, for the same two pairs as in `_causal_step`."""
     q, segments, *rest = rows
     q, *rest = (_pairs(r, 3, x) for x in (q, *rest))
     k, v, k_segments = _key_pairs(r, keys)
@@ -154,14 +167,14 @@ def _causal_grad(r, rows, keys):
     )
 
 
-def _pairs(r, axis: int, x: Any) -> Any:
-    """What belongs to the queries of both pairs of step r, as rows of one batch `[2 * batch, ...]`; None stays None."""
+def _pairs(r: int | jax.Array, axis: int, x: PyTree) -> PyTree:
+    """Returns the part of `x` for the queries of both pairs of step r, as one batch `[2 * batch, ...]`, or None."""
     early, late = _halves(x, axis)
     return None if x is None else jnp.concatenate([late, _picker(r)(early, late)])
 
 
-def _key_pairs(r, keys: Any) -> list[Any]:
-    """The keys, values and segments of both pairs of step r, likewise."""
+def _key_pairs(r: int | jax.Array, keys: Keys) -> list[PyTree]:
+    """Returns the keys, values and segments of both pairs of step r, likewise."""
     pairs = []
     for x, axis in zip(keys, (2, 2, 1), strict=True):
         early, late = _halves(x, axis)
@@ -169,14 +182,14 @@ def _key_pairs(r, keys: Any) -> list[Any]:
     return pairs
 
 
-def _picker(r):
-    """Returns the choice between two trees: the first if the keys of step r come from an earlier device."""
+def _picker(r: int | jax.Array) -> Callable[[PyTree, PyTree], PyTree]:
+    """Returns a choice between two trees: the first where the keys of step r come from an earlier device."""
     earlier = r <= jax.lax.axis_index(AXIS)
     return lambda a, b: jax.tree.map(lambda x, y: jnp.where(earlier, x, y), a, b)
 
 
-def _merge(a, b):
-    """One softmax of two, each (result, log-sum-exp): over the keys of both."""
+def _merge(a: Attended, b: Attended) -> Attended:
+    """Returns the attention to the keys of both."""
     (out_a, lse_a), (out_b, lse_b) = a, b
     top = jnp.maximum(lse_a, lse_b)
     weight_a, weight_b = jnp.exp(lse_a - top), jnp.exp(lse_b - top)
@@ -184,22 +197,22 @@ def _merge(a, b):
     return (out_a * weight_a + out_b * weight_b) / total, top + jnp.log(total)
 
 
-def _halves(x: Any, axis: int) -> tuple[Any, Any]:
-    """The early and the late half along an axis; of None, two of it."""
+def _halves(x: PyTree, axis: int) -> tuple[PyTree, PyTree]:
+    """Returns the early and the late half along an axis; (None, None) for None."""
     if x is None:
         return None, None
     early, late = jnp.split(x, 2, axis=axis)
     return early, late
 
 
-def _pass_on(tree):
-    """Sends arrays to the next device of the ring, and gets those of the one before."""
+def _send[T](tree: T) -> T:
+    """Sends arrays to the next device of the ring and returns those of the previous device."""
     devices = jax.lax.axis_size(AXIS)
     return jax.lax.ppermute(tree, AXIS, [(i, (i + 1) % devices) for i in range(devices)])
 
 
 def _routes() -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Where the first and the second chunk of each device go for zigzag order: two permutations of the devices."""
+    """Returns the targets of the first and the second chunk of each device for zigzag order: two permutations."""
     devices = jax.lax.axis_size(AXIS)
     first, second = (
         [(i, min(chunk, 2 * devices - 1 - chunk)) for i, chunk in enumerate(range(start, 2 * devices, 2))]
@@ -209,15 +222,15 @@ def _routes() -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
 
 
 def _to_zigzag(x: jax.Array) -> jax.Array:
-    """Gives each device its early and its late chunk for two neighbouring ones, along axis 1."""
+    """Exchanges two neighbouring chunks of each device for its early and its late chunk, along axis 1."""
     even, odd = (jax.lax.ppermute(half, AXIS, route) for half, route in zip(_halves(x, 1), _routes(), strict=True))
-    # Of chunks i and 2C-1-i one is even: the early one on the devices of even index.
+    # One of chunks i and 2C-1-i is even: on devices of even index the early one.
     swapped = jax.lax.axis_index(AXIS) % 2 == 1
     return jnp.concatenate([jnp.where(swapped, odd, even), jnp.where(swapped, even, odd)], axis=1)
 
 
 def _from_zigzag(x: jax.Array) -> jax.Array:
-    """The inverse of `_to_zigzag`."""
+    """Inverse of `_to_zigzag`."""
     early, late = _halves(x, 1)
     swapped = jax.lax.axis_index(AXIS) % 2 == 1
     chunks = jnp.where(swapped, late, early), jnp.where(swapped, early, late)

@@ -1,7 +1,6 @@
-"""Rotary position embedding (Su et al. 2021), with the halves of a head rotated against each other.
+"""Rotary position embedding (Su et al. 2021), which rotates the halves of a head against each other.
 
-Owns: the angles of positions and the rotation. Does not own: which position a token has; in a packed row each document
-counts from 0.
+In a packed row the positions of each document count from 0.
 """
 
 import jax
@@ -10,13 +9,14 @@ import jax.numpy as jnp
 from engine.config.errors import TaskError
 from engine.tuning import barriers
 
-Angles = tuple[jax.Array, jax.Array]
+type Angles = tuple[jax.Array, jax.Array]
+"""Cosines and sines, each `[batch, time, head_dim / 2]`."""
 
 
 def rotary_angles(positions: jax.Array, head_dim: int, base: float = 10_000.0) -> Angles:
     """Returns cosines and sines `[batch, time, head_dim / 2]`, float32, for positions `[batch, time]`.
 
-    Made once a step and handed to every layer. `head_dim` must be even.
+    Call it once a step and pass the result to every layer. `head_dim` must be even.
     """
     if head_dim % 2:
         raise TaskError(f"rotary_angles: head_dim = {head_dim} is odd. Its two halves are rotated against each other.")
@@ -28,6 +28,6 @@ def rotary_angles(positions: jax.Array, head_dim: int, base: float = 10_000.0) -
 
 def rotate(x: jax.Array, angles: Angles) -> jax.Array:
     """Returns `x` `[batch, time, heads, head_dim]` rotated by its positions, in the dtype of `x`."""
-    cos, sin = (a[:, :, None, :] for a in angles)
+    cos, sin = (a[:, :, None, :] for a in angles)  # [batch, time, 1, head_dim / 2]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

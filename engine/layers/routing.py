@@ -1,11 +1,8 @@
-"""Routing: which experts a token goes to, what the router is charged for, and the rows that hold each expert's tokens.
+"""Routing: the experts of each token, the losses of the router, and the rows that hold the tokens of each expert.
 
-Owns: the router's probabilities and losses, the rows of each group of choices, and moving tokens to rows and back by
-gathers alone. Does not own: the experts and where they lie (`experts.py`).
-
-Terms. *Choice*: a token together with one of the experts that it goes to; choice `rank * time + position` of a
-sequence is the position's expert of that rank, so that the order of choices is that of dropping. *Group*: the choices
-of one expert. *Room*: how many rows a group has; its choices beyond them are dropped.
+A *choice* is a token with one of its experts. Choice `rank * time + position` of a sequence is the position's expert of
+that rank, so that later choices are dropped first. A *group* is the choices of one expert, and its *room* the number
+of its rows: further choices are dropped. Tokens move to rows and back by gathers alone.
 """
 
 import dataclasses
@@ -17,35 +14,35 @@ import jax.numpy as jnp
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Routes:
-    """Where the tokens of a batch go, and what it costs."""
+    """The experts of the tokens of a batch, and the losses of the router."""
 
     experts: jax.Array
-    """`[batch, time, top_k]` int32, best first; the number of experts for padding, which goes nowhere."""
+    """`[batch, time, top_k]` int32, best first; for padding, the number of experts."""
     weights: jax.Array
-    """`[batch, time, top_k]` float32 factors on the experts' outputs: the probabilities of the chosen ones, divided by
-    their sum. A single one is not divided, since it would always be 1 and teach the router nothing."""
+    """`[batch, time, top_k]` float32 factors of the experts' outputs: the probabilities of the chosen experts, divided
+    by their sum. A single one is not divided: it would always be 1 and give the router no gradient."""
     losses: dict[str, jax.Array]
     """"balance" and "router_z": `[batch]` float32, summed over the tokens of a sequence."""
 
 
 def route(x: jax.Array, kernel: jax.Array, top_k: int, weight: jax.Array) -> Routes:
-    """Chooses `top_k` experts for each token by the largest probabilities, all in float32.
+    """Returns the `top_k` experts of each token with the largest probabilities, all in float32.
 
-    The balance loss of a sequence is tokens * experts * sum_e(f_e * P_e), where f_e is the part of the choices that
-    went to expert e before any is dropped, and P_e the mean probability of e (Fedus et al. 2022, equations 4 to 6, here
-    for each sequence and several choices). The router's z-loss is logsumexp(logits)^2 (Zoph et al. 2022, equation 5).
+    The balance loss of a sequence is tokens * experts * sum_e(f_e * P_e), where f_e is the share of the choices for
+    expert e before any is dropped, and P_e the mean probability of e (Fedus et al. 2022, equations 4 to 6, for each
+    sequence and several choices). The router's z-loss is logsumexp(logits)^2 (Zoph et al. 2022, equation 5).
 
     Args:
         x: `[batch, time, features]`; not read where `weight` is 0.
         kernel: `[features, experts]`.
-        top_k: experts of a token.
-        weight: `[batch, time]` float32, of each token in the losses; 0 is padding.
+        top_k: experts of each token.
+        weight: `[batch, time]` float32 of each token in the losses; 0 is padding.
     """
     logits = jnp.matmul(x.astype(jnp.float32), kernel.astype(jnp.float32), precision="highest")
     probabilities = jax.nn.softmax(logits)
     experts = _largest(probabilities, top_k)
     chosen = experts[..., None] == jnp.arange(logits.shape[-1])  # [batch, time, top_k, experts]
-    # A sum over the chosen entry: the gradient of a gather would be a scatter.
+    # A sum over the chosen entry, since the gradient of a gather would be a scatter.
     best = jnp.where(chosen, probabilities[..., None, :], 0).sum(-1)
     real = weight[..., None] != 0
     tokens = weight.sum(1)
@@ -61,9 +58,9 @@ def route(x: jax.Array, kernel: jax.Array, top_k: int, weight: jax.Array) -> Rou
 
 
 def _largest(x: jax.Array, top_k: int) -> jax.Array:
-    """Returns `[..., top_k]`, where the largest entries are, the largest and of equals the first in front.
+    """Returns the indices `[..., top_k]` of the largest entries in descending order; of equals, the first comes first.
 
-    One maximum after the other: XLA gathers the whole batch on each device for `jax.lax.top_k`.
+    One maximum after the other, since XLA gathers the whole batch on each device for `jax.lax.top_k`.
     """
     found = []
     for _ in range(top_k):
@@ -75,15 +72,15 @@ def _largest(x: jax.Array, top_k: int) -> jax.Array:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Rows of tokens in the order of their groups: a table in each direction, so that nothing has to be scattered."""
+    """Rows of tokens in the order of their groups: a table for each direction, so that no scatter is needed."""
 
     row: jax.Array
-    """`[choices]` the row of each choice; the number of rows if it was dropped."""
+    """`[choices]` row of each choice; the number of rows for a dropped choice."""
     choice: jax.Array
-    """`[rows]` the choice in each row; the number of choices if it is empty."""
+    """`[rows]` choice in each row; the number of choices for an empty row."""
 
     def gather(self, x: jax.Array) -> jax.Array:
-        """Returns `[rows, features]` from `x` `[tokens, features]`; 0 in an empty row."""
+        """Returns `[rows, features]` of `x` `[tokens, features]`; an empty row is 0."""
         tokens, choices = x.shape[0], self.row.shape[0]
         token = jnp.where(self.choice < choices, self.choice % tokens, tokens)
         return _take(x, token, self.row.reshape(-1, tokens).T)
@@ -91,7 +88,7 @@ class Rows:
     def combine(self, y: jax.Array, weights: jax.Array) -> jax.Array:
         """Returns `[tokens, features]`, the sum of each token's rows of `y` times `weights` `[tokens, top_k]`.
 
-        Summed in float32; in the dtype of `y`. A dropped choice adds 0.
+        The sum is float32, the result has the dtype of `y`. A dropped choice adds 0.
         """
         tokens, top_k = weights.shape
         parts = _take(y, self.row, self.choice[:, None]).reshape(top_k, tokens, -1)
@@ -99,37 +96,37 @@ class Rows:
 
 
 def group_sizes(experts: jax.Array, count: int) -> jax.Array:
-    """Returns `[count]`, how many entries of `experts` name each one."""
+    """Returns the number of entries of `experts` for each expert, `[count]`."""
     return (experts.reshape(-1, 1) == jnp.arange(count)).sum(0)
 
 
 def rows_of(experts: jax.Array, sizes: jax.Array, starts: jax.Array, room: jax.Array, rows: int) -> Rows:
-    """Gives each choice a row of its expert's group, in the order of (rank, position) while there is room.
+    """Returns a row of its expert's group for each choice, in the order of (rank, position) while there is room.
 
     Args:
-        experts: `[tokens, top_k]`; a number beyond the groups goes nowhere.
-        sizes: `[groups]` as `group_sizes` gives them.
+        experts: `[tokens, top_k]`; a number beyond the groups gets no row.
+        sizes: `[groups]` of `group_sizes`.
         starts: `[groups]` first row of each group, ascending.
         room: `[groups]` rows of each group.
-        rows: in all.
+        rows: of all groups.
     """
     flat = experts.T.reshape(-1)
     order = jnp.argsort(flat, stable=True)
     first = jnp.cumsum(sizes) - sizes  # of each group in `order`
     group = jnp.minimum(flat, sizes.shape[0] - 1)
-    place = jnp.argsort(order) - first[group]
-    row = jnp.where((flat < sizes.shape[0]) & (place < room[group]), starts[group] + place, rows)
+    rank = jnp.argsort(order) - first[group]  # of each choice in its group
+    row = jnp.where((flat < sizes.shape[0]) & (rank < room[group]), starts[group] + rank, rows)
     index = jnp.arange(rows)
     group = (index[:, None] >= starts).sum(1) - 1
-    place = index - starts[group]
-    held = place < jnp.minimum(sizes, room)[group]
-    choice = jnp.where(held, order[jnp.where(held, first[group] + place, 0)], flat.shape[0])
+    rank = index - starts[group]
+    filled = rank < jnp.minimum(sizes, room)[group]
+    choice = jnp.where(filled, order[jnp.where(filled, first[group] + rank, 0)], flat.shape[0])
     return Rows(row, choice)
 
 
 @jax.custom_vjp
 def _take(x: jax.Array, index: jax.Array, back: jax.Array) -> jax.Array:
-    """Returns `x[index]`, 0 beyond the end. `back` `[rows of x, n]`: where each row went, for the gradient."""
+    """Returns `x[index]`, 0 beyond the end. `back` `[rows of x, n]`: new index of each row, for the gradient."""
     return x.at[index].get(mode="fill", fill_value=0)
 
 

@@ -1,15 +1,10 @@
-"""A stack of layers of one kind: one set of parameters with a dimension for the layers.
+"""A stack of layers of one kind, with one set of parameters that has a dimension for the layers.
 
-Owns: how the parameters are made, named and stored, and one layer after the other on one device. Does not own: the
-stages of a pipeline (`pipeline.py`), or what is computed again (`remat.py`).
-
-Terms. *Carry*: what a layer takes from the one before and gives to the next. *Shared*: what all layers are given
-alike. *Repeat*: one of `sharding.repeats` groups of consecutive layers, which go over all stages of a pipeline one
-after the other.
+It makes, names and stores the parameters and applies the layers: one after the other, or over the stages of a pipeline
+(`pipeline.py`). A *carry* goes from one layer to the next; *shared* inputs go to every layer.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,25 +19,27 @@ from engine.parallel import schedule
 from engine.parallel.layout import current
 from engine.parallel.rules import STACKED
 from engine.tuning.control_flow import unrolls_layers
+from engine.types import PyTree
 
 
 class Stack(nnx.Module):
     """`count` layers, one after the other; over the stages of a pipeline where the mesh has one.
 
     The parameters of all layers are kept together, in `layers`: "decoder/layers/attention/q/kernel" for a model whose
-    stack is `decoder`. They have the shape `[count, ...]` and the logical axis "layers" before those of the layer; over
-    a pipeline with repeats `[repeats, count / repeats, ...]` and ("repeats", "layers"), in the same order.
+    stack is `decoder`. Their shape is `[count, ...]`, and the logical axis "layers" comes before those of the layer.
+    Over a pipeline with repeats the shape is `[repeats, count / repeats, ...]` with the axes ("repeats", "layers"), in
+    the same order of layers.
 
     Args:
         make: returns one layer, an nnx.Module, for an nnx.Rngs. A layer is called as `layer(carry, *shared, rng)` and
-            returns the carry, of the structure, shapes and dtypes that it came with.
+            returns a carry of the same structure, shapes and dtypes.
         count: of layers.
-        rngs: for the initial values; those of layer i depend on the seed and on i only.
-        unroll: write the layers out instead of scanning over them: longer to compile, and faster on a CPU. None does
-            so on a CPU for up to UNROLLED layers.
+        rngs: for the initial values; those of layer i depend only on the seed and on i.
+        unroll: unroll the layers instead of scanning over them, which takes longer to compile. None unrolls where that
+            makes a step faster (`tuning/control_flow.py`).
 
     Raises:
-        TaskError: a layer that holds variables other than nnx.Param and random state, or a stack of its own.
+        TaskError: a layer holds variables other than nnx.Param and random state, or a stack of its own.
         ShardingError: the layers do not divide over stages and repeats.
     """
 
@@ -54,9 +51,9 @@ class Stack(nnx.Module):
         self.repeats = current().repeats if stages > 1 else 1
         schedule.check_layers(count, stages, self.repeats)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(rngs.params(), jnp.arange(count))
-        graphs = []
+        graphs: list[nnx.GraphDef[nnx.Module]] = []
 
-        def values(key: jax.Array) -> Any:
+        def values(key: jax.Array) -> tuple[PyTree, PyTree]:
             graph, params, rest = nnx.split(make(nnx.Rngs(key)), nnx.Param, ...)
             graphs.append(graph)
             return params, rest
@@ -70,30 +67,32 @@ class Stack(nnx.Module):
             variable.set_metadata(_stacked_metadata(variable, leading))
             variable.set_value(value.reshape(self.repeats, -1, *value.shape[1:]) if self.repeats > 1 else value)
 
-    def __call__(self, carry: Any, *shared: Any, rng: jax.Array | None = None) -> Any:
+    def __call__(self, carry: PyTree, *shared: PyTree, rng: jax.Array | None = None) -> PyTree:
         """Returns the carry after the last layer.
 
         Args:
             carry: pytree of arrays `[batch, ...]`.
             *shared: pytrees of arrays `[batch, ...]`, or None.
-            rng: keys `[batch]`, folded for each layer by its place; None where nothing is drawn.
+            rng: keys `[batch]`, folded for each layer by its index; None where nothing is drawn.
 
         Raises:
-            TaskError: a layer returns another carry than it was given.
+            TaskError: a layer returns a carry of another kind than its input.
             ShardingError: over a pipeline, a batch that does not divide.
         """
-        graph, params, derived, rest = nnx.split(self.layers, nnx.Param, nnx.RngState, ...)
+        graph, params, rng_state, rest = nnx.split(self.layers, nnx.Param, nnx.RngState, ...)
         values, tree = jax.tree.flatten(params)
 
-        def one(values: Any, index: jax.Array, carry: Any, shared: tuple, rng: jax.Array | None) -> Any:
-            layer = nnx.merge(graph, jax.tree.unflatten(tree, values), _of_layer(derived, index), rest)
+        def one(values: PyTree, index: jax.Array, carry: PyTree, shared: PyTree, rng: jax.Array | None) -> PyTree:
+            layer = nnx.merge(graph, jax.tree.unflatten(tree, values), _of_layer(rng_state, index), rest)
             return _checked(layer, carry, layer(carry, *shared, fold_in(rng, index)))
 
         unroll = unrolls_layers(current().platform, self.count) if self.unroll is None else self.unroll
         one = remat(one, in_scan=not unroll)
 
-        def apply(values: Any, first: Any, carry: Any, shared: tuple, rng: jax.Array | None) -> Any:
-            def step(carry: Any, layer: tuple[Any, jax.Array]) -> tuple[Any, None]:
+        def apply(
+            values: PyTree, first: int | jax.Array, carry: PyTree, shared: PyTree, rng: jax.Array | None
+        ) -> PyTree:
+            def step(carry: PyTree, layer: tuple[PyTree, jax.Array]) -> tuple[PyTree, None]:
                 return one(*layer, checkpoint_name(carry, CARRY), shared, rng), None
 
             here = values[0].shape[0]
@@ -102,7 +101,7 @@ class Stack(nnx.Module):
         if current().use(AXIS) == 1:
             values = [x.reshape(self.count, *x.shape[2:]) for x in values] if self.repeats > 1 else values
             return apply(values, 0, carry, shared, rng)
-        if jax.tree.leaves(derived):
+        if jax.tree.leaves(rng_state):
             raise TaskError(
                 f"Stack of {type(self.layers).__name__}: its layers hold random state, of which all microbatches of a "
                 "pipeline would see the same. Use engine.layers.Dropout, which draws by example, or mesh.pipeline=1."
@@ -112,7 +111,7 @@ class Stack(nnx.Module):
 
 
 def _params(layer: nnx.Module) -> list[nnx.Variable]:
-    """The parameters of the layers, after the refusal of what is none."""
+    """Returns the parameters of the layers. Raises TaskError for variables that are neither these nor random state."""
     found = []
     for path, variable in nnx.iter_graph(layer):
         if isinstance(variable, nnx.Param):
@@ -126,8 +125,8 @@ def _params(layer: nnx.Module) -> list[nnx.Variable]:
     return found
 
 
-def _stacked_metadata(variable: nnx.Variable, leading: tuple[str, ...]) -> dict[str, Any]:
-    """A parameter's metadata with the dimensions of the stack before its own."""
+def _stacked_metadata(variable: nnx.Variable, leading: tuple[str, ...]) -> dict[str, object]:
+    """Returns the metadata of a parameter, with the logical axes of the stack before those of the layer."""
     metadata = variable.get_metadata()
     own = metadata.pop("out_sharding", None)
     own = tuple(metadata.pop("logical_axes", own) or ())
@@ -139,17 +138,17 @@ def _stacked_metadata(variable: nnx.Variable, leading: tuple[str, ...]) -> dict[
     return {**metadata, "logical_axes": (*leading, *own)}
 
 
-def _of_layer(derived: Any, index: jax.Array) -> Any:
-    """The random state of one layer: keys are folded by its place."""
+def _of_layer(rng_state: PyTree, index: jax.Array) -> PyTree:
+    """Returns the random state of one layer: keys are folded by its index."""
 
     def leaf(x: jax.Array) -> jax.Array:
         return jax.random.fold_in(x, index) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
 
-    return jax.tree.map(leaf, derived)
+    return jax.tree.map(leaf, rng_state)
 
 
-def _checked(layer: nnx.Module, before: Any, after: Any) -> Any:
-    """The carry that a layer returns, after the check that it is of the kind that it was given."""
+def _checked(layer: nnx.Module, before: PyTree, after: PyTree) -> PyTree:
+    """Returns the carry after a layer. Raises TaskError where its structure, shapes or dtypes changed."""
     found, given = (jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree) for tree in (after, before))
     if found != given:
         raise TaskError(
