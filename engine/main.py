@@ -3,6 +3,11 @@
 Nothing heavy is imported before a verb needs it, so that `convoy --help` answers at once.
 """
 
+from engine.launch.huge_pages import start_with_large_pages
+
+if __name__ == "__main__":
+    start_with_large_pages()  # before the imports below, which the program that starts anew would repeat
+
 import argparse
 import contextlib
 import datetime
