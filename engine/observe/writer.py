@@ -134,8 +134,6 @@ class MetricWriter:
 
     def _run(self) -> None:
         """The thread: after an error it only takes blocks off the queue, so that push never waits for nothing."""
-        if self._events is not None:
-            self._attempt(self._events.load)
         while (item := self._next()) is not None:
             if isinstance(item, threading.Event):
                 self._attempt(self._flush_events)
@@ -241,10 +239,7 @@ class _Events:
         self.directory = directory
         self._writer = None
         self._rows: list[Row] = []
-        self._flush_at = 0.0  # monotonic seconds
-
-    def load(self) -> None:
-        import tensorboardX.event_file_writer  # noqa: F401, 0.2 s: on this thread, while the loop compiles
+        self._flush_at = time.monotonic() + _FLUSH_S  # the import in `flush` takes 0.1 s, which no first step waits for
 
     def add(self, rows: Sequence[Row]) -> None:
         self._rows += rows
@@ -252,15 +247,15 @@ class _Events:
             self.flush()
 
     def flush(self) -> None:
+        rows, self._rows = self._rows, []
+        self._flush_at = time.monotonic() + _FLUSH_S
+        if not rows:
+            return
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue], made at import
         from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
-        rows, self._rows = self._rows, []
-        self._flush_at = time.monotonic() + _FLUSH_S
         if self._writer is None:
-            if not rows:
-                return
             self.directory.mkdir(exist_ok=True)
             self._writer = EventsWriter(str(self.directory / "events"), f".{os.getpid()}")
         for row in rows:
