@@ -96,8 +96,6 @@ class Attempt:
             position = store.position(step)
             self.skipped, self.unfinished = set(position.get("skipped", ())), position.get("row", {})
             self._say(f"resuming from step {step}")
-        with self._phase(COMPILING):
-            store.prepare(state)
         return state, step
 
     def _initial_state(self) -> State:

@@ -16,7 +16,7 @@ from engine.evaluation import Evaluation
 from engine.observe import wording
 from engine.observe.profiler import ProfileWindow
 from engine.observe.recorder import Recorder
-from engine.phases import CALLING_HOOK, EVALUATING, PROFILING, SAVING, TRAINING, Phase, Phases
+from engine.phases import CALLING_HOOK, EVALUATING, PREPARING, PROFILING, SAVING, TRAINING, Phase, Phases
 from engine.resilience.divergence import Divergence
 from engine.resilience.preemption import Interrupted, Preempted, Preemption
 from engine.resilience.replica_check import ReplicaCheck
@@ -197,6 +197,28 @@ class DivergenceCheck:
         saved = peers.broadcast_from_primary(self._checkpoints.store.steps(), "the checkpoints")
         if self._policy.rollback(boundary.step, saved, boundary.stopping or boundary.last, broken):
             raise Rollback
+
+
+class PrepareSaves:
+    """Compiles what a save computes, once the first step is dispatched, which does not need it.
+
+    Args:
+        prepare: called with the state.
+        step: from which the attempt starts.
+    """
+
+    phase = PREPARING
+    ends_dispatch = False
+
+    def __init__(self, prepare: Callable[[State], None], step: int):
+        self._prepare, self._step, self._done = prepare, step, False
+
+    def next_step(self, after: int) -> float:
+        return math.inf if self._done else max(self._step, after) + 1
+
+    def run(self, boundary: Boundary) -> None:
+        self._done = True
+        self._prepare(boundary.state)
 
 
 class Evaluate:

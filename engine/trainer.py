@@ -27,6 +27,7 @@ from engine.events import (
     Evaluate,
     Event,
     Hook,
+    PrepareSaves,
     Profile,
     Rollback,
     Save,
@@ -180,7 +181,8 @@ class Trainer:
         ]
         replicas, every = ReplicaCheck(self.program.abstract_state), config.resilience.replica_check
         checks = [CheckReplicas(replicas, self._size.period(every))] if every and replicas.has_copies else []
-        return [divergence, *checks, save, evaluate, *hooks, Profile(self._profile)]
+        prepare = PrepareSaves(checkpoints.store.prepare, self._step)
+        return [prepare, divergence, *checks, save, evaluate, *hooks, Profile(self._profile)]
 
     def _train_steps(
         self,

@@ -11,10 +11,10 @@ from flax import nnx
 from engine.config.errors import ShardingError, TaskError
 from engine.config.schema import MeshSpec
 from engine.layers import Dropout, Stack, fold_in
-from engine.layers.stack import UNROLLED
 from engine.parallel.layout import Layout, active
 from engine.parallel.rules import RULES, partition_spec
 from engine.training.model import describe
+from engine.tuning.control_flow import UNROLLED_LAYERS
 from tests import zoo
 from tests.layers import blocks
 
@@ -52,14 +52,15 @@ def test_on_a_cpu_a_few_layers_are_written_out_and_many_are_looped_over():
         call, params = blocks.gradient(blocks.stack(count, ONE, unroll=None), ONE)
         return call.lower(params, *blocks.batch(6)).as_text().count("stablehlo.while")
 
-    assert loops(UNROLLED) == 0 < loops(UNROLLED + 1)
+    assert loops(UNROLLED_LAYERS) == 0 < loops(UNROLLED_LAYERS + 1)
 
 
 def test_a_layer_begins_as_the_seed_and_its_place_say_whatever_the_number_of_layers():
     three, five = (jax.tree.leaves(nnx.state(blocks.stack(count, ONE))) for count in (3, 5))
     for few, many in zip(three, five, strict=True):
         np.testing.assert_array_equal(few, many[:3])
-    kernel = blocks.stack(3, ONE).layers.up.kernel.get_value()
+    layers: Any = blocks.stack(3, ONE).layers
+    kernel = layers.up.kernel.get_value()
     assert len({float(x) for x in kernel[:, 0, 0]}) == 3
 
 
@@ -89,7 +90,8 @@ def test_over_a_pipeline_with_repeats_the_same_values_are_stored_by_repeat():
 
 def test_without_a_pipeline_repeats_mean_nothing():
     place = blocks.layout(MeshSpec(data=8), repeats=3)
-    assert blocks.stack(4, place).layers.up.kernel.get_value().shape == (4, 8, 16)
+    layers: Any = blocks.stack(4, place).layers
+    assert layers.up.kernel.get_value().shape == (4, 8, 16)
 
 
 def test_what_was_stored_by_repeat_runs_on_one_device_too():
