@@ -3,10 +3,10 @@
 Nothing heavy is imported before a verb needs it, so that `convoy --help` answers at once.
 """
 
-from engine.launch.huge_pages import start_with_large_pages
+from engine.tuning.huge_pages import restart_with_huge_pages
 
 if __name__ == "__main__":
-    start_with_large_pages()  # before the imports below, which the program that starts anew would repeat
+    restart_with_huge_pages()  # before the imports below, which the program that starts anew would repeat
 
 import argparse
 import contextlib
@@ -24,7 +24,6 @@ from engine.cluster.failure_signature import failure_signature
 from engine.config.errors import ConfigError, ConvoyError
 from engine.config.mounts import shown, unmount
 from engine.run import storage
-from engine.tuning.huge_pages import restart_with_huge_pages
 
 if TYPE_CHECKING:
     from engine.run.directory import RunDirectory
