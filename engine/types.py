@@ -1,10 +1,28 @@
 """Types that every package uses. `PyTree` is the one alias of `Any`: JAX has no type for a tree of arrays."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 type PyTree = Any
 """A tree of arrays, or of what stands for arrays: `jax.ShapeDtypeStruct`, shardings, metadata."""
 
 type Json = bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None
 """What JSON can hold."""
+
+
+class Memory(Protocol):
+    """A memory of a device."""
+
+    @property
+    def kind(self) -> str: ...
+
+
+class Device(Protocol):
+    """A `jax.Device`, which type checkers do not see as a class."""
+
+    @property
+    def platform(self) -> str: ...
+    @property
+    def device_kind(self) -> str: ...
+    def default_memory(self) -> Memory: ...
+    def addressable_memories(self) -> Sequence[Memory]: ...

@@ -5,7 +5,7 @@ grouped-query attention (Ainslie et al. 2023). Batches are packed rows, as `engi
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -55,7 +55,7 @@ class Block(nnx.Module):
         self.feed_forward = self.make_feed_forward(config, rngs)
         self.dropout = layers.Dropout(config.dropout)
 
-    def make_feed_forward(self, config: Any, rngs: nnx.Rngs) -> Any:
+    def make_feed_forward(self, config, rngs: nnx.Rngs) -> nnx.Module:
         """Returns the second part of the layer."""
         return SwiGLU(config.width, config.hidden, rngs)
 

@@ -51,7 +51,7 @@ class Stack(nnx.Module):
         self.repeats = current().repeats if stages > 1 else 1
         schedule.check_layers(count, stages, self.repeats)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(rngs.params(), jnp.arange(count))
-        graphs: list[nnx.GraphDef[nnx.Module]] = []
+        graphs: list[nnx.GraphDef] = []
 
         def values(key: jax.Array) -> tuple[PyTree, PyTree]:
             graph, params, rest = nnx.split(make(nnx.Rngs(key)), nnx.Param, ...)

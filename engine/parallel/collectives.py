@@ -1,15 +1,8 @@
-"""The collectives of a compiled program: what devices tell each other, along which axes of the mesh, and how much.
+"""The collectives of a compiled program: their kind, mesh axes and bytes, read from its text on CPU, GPU and TPU.
 
-Owns: reading them out of the text of a compiled program (HLO after SPMD partitioning, as `Compiled.as_text()` gives
-it), on CPU, GPU and TPU. Does not own: how they are printed (`report.py`).
-
-Terms. *Result*: what a collective leaves on one device. *Moved*: what one device sends in a ring algorithm
-(Thakur et al. 2005; Patarasuk and Yuan 2009), the least that any algorithm sends on links of equal speed: for `n`
-devices all-reduce 2(n-1)/n of the result, all-gather and all-to-all (n-1)/n of it, reduce-scatter (n-1) times it,
-collective-permute all of it. *Group*: devices that take part in the same collective. *Position*: a device's index in
-`mesh.devices.flat`, which is how the compiled text numbers devices.
-
-XLA for CPU has no reduce-scatter: it sums everywhere (all-reduce) and each device keeps its part (dynamic-slice).
+The text is HLO after SPMD partitioning (`Compiled.as_text()`), which numbers devices by their index in
+`mesh.devices.flat`. *Moved* bytes are what one device sends in a ring algorithm (Thakur et al. 2005; Patarasuk and Yuan
+2009), the minimum on links of equal speed. XLA:CPU has no reduce-scatter: it uses all-reduce and dynamic-slice.
 """
 
 import dataclasses
@@ -44,38 +37,38 @@ _ARRAY = re.compile(r"([a-z]+)(\d*)\w*\[([\d,<=]*)\]")
 _LAYOUT = re.compile(r"\{[^{}]*\}|/\*[^*]*\*/")
 _WALKED = ("call", "fusion", "async-start", "conditional", "while", "custom-call")
 
-Groups = np.ndarray  # positions, [groups, devices of a group]
+type Groups = np.ndarray  # [groups, devices of a group], indices of devices
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective of a program, or the sum of several of the same kind and axes."""
+    """A collective of a program, or the sum of several of the same kind and axes."""
 
     kind: str  # of KINDS
-    axes: tuple[str, ...] | None  # of the mesh, those along which devices differ within a group; None: not understood
+    axes: tuple[str, ...] | None  # mesh axes along which the devices of a group differ; None: unknown
     group: int  # devices of a group
     count: int  # executions in one run of the program
-    bytes: int  # of the results on one device, all executions
+    bytes: int  # of the result on one device, all executions
     moved: int  # bytes that one device sends, all executions
-    exact: bool = True  # False: it stands in a loop whose number of turns the text does not say, taken as one
+    exact: bool = True  # False: it is in a loop whose trip count the text does not state, counted as one
 
 
 def collectives(hlo_text: str, mesh: Mesh) -> list[Collective]:
     """Returns the collectives of a compiled program, one for each instruction, in the order of the text.
 
-    The body of a loop counts as often as it runs; of the branches of a conditional the one counts that moves most.
-    A collective that TPUs run beside several fusions counts once. Those of a single device are left out.
+    The body of a loop counts once for each trip. Of a conditional only the branch counts that moves most bytes. A
+    collective that TPUs run beside several fusions counts once. Collectives of a single device are left out.
 
     Args:
         hlo_text: of the compiled program.
-        mesh: on which it was compiled.
+        mesh: for which it was compiled.
     """
     computations, entry = _parse(hlo_text)
     return _walk(entry, computations, mesh, {})
 
 
 def summed(found: Iterable[Collective]) -> list[Collective]:
-    """Returns one Collective for each kind, axes and size of group, with the counts and bytes of all of these."""
+    """Returns one Collective for each kind, axes and group size, with summed counts and bytes."""
 
     def key(c: Collective) -> tuple[str, tuple[str, ...], int]:
         return (c.kind, c.axes or (), c.group)
@@ -95,7 +88,7 @@ def summed(found: Iterable[Collective]) -> list[Collective]:
 
 @dataclasses.dataclass(frozen=True)
 class _Instruction:
-    """A line of a computation that is a collective or runs another computation."""
+    """A line of a computation that is a collective or calls another computation."""
 
     opcode: str
     shape: str
@@ -108,7 +101,7 @@ class _Instruction:
 
 
 def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
-    """The lines that count, by computation, and the name of the first computation to run."""
+    """Returns the relevant instructions by computation, and the name of the entry computation."""
     computations: dict[str, list[_Instruction]] = {}
     entry = name = ""
     for line in text.splitlines():
@@ -126,7 +119,7 @@ def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
 def _walk(
     name: str, computations: Mapping[str, list[_Instruction]], mesh: Mesh, known: dict[str, list[Collective]]
 ) -> list[Collective]:
-    """The collectives of one run of a computation; `known` holds those of computations that were walked before."""
+    """Returns the collectives of one run of a computation. `known` caches those of computations walked before."""
     if name in known:
         return known[name]
     found: list[Collective] = []
@@ -150,20 +143,20 @@ def _walk(
     return found
 
 
-def _times(c: Collective, turns: int | None) -> Collective:
-    n = turns or 1
+def _times(c: Collective, trips: int | None) -> Collective:
+    n = trips or 1
     return dataclasses.replace(
-        c, count=c.count * n, bytes=c.bytes * n, moved=c.moved * n, exact=c.exact and turns is not None
+        c, count=c.count * n, bytes=c.bytes * n, moved=c.moved * n, exact=c.exact and trips is not None
     )
 
 
 def _fused(
     fusion: _Instruction, computations: Mapping[str, list[_Instruction]], mesh: Mesh, seen: set[str]
 ) -> Iterator[Collective]:
-    """The collectives inside a fusion, which only TPUs have; `seen` holds the channels of those that were told.
+    """Yields the collectives inside a fusion, which only TPUs have. `seen` holds the channels found so far.
 
-    A reduce-scatter is a fusion `all-reduce-scatter` of an all-reduce, whose result is the part that is kept. One that
-    runs beside other work stands in each of the fusions from its start to its end, under the same channel.
+    A reduce-scatter is a fusion `all-reduce-scatter` of an all-reduce, whose result is the part that is kept. An
+    asynchronous collective appears in each fusion from its start to its end, under the same channel.
     """
     for callee in fusion.callees:
         for instruction in computations.get(callee, ()):
@@ -183,7 +176,7 @@ def _fused(
 
 
 def _read(instruction: _Instruction, mesh: Mesh) -> list[Collective]:
-    """The collective of one instruction; none where no device tells another anything."""
+    """Returns the collective of one instruction, or none where no device sends anything."""
     match = _COLLECTIVE.fullmatch(instruction.opcode)
     assert match is not None
     kind = match[1]
@@ -201,7 +194,7 @@ def _read(instruction: _Instruction, mesh: Mesh) -> list[Collective]:
 
 
 def _moved(kind: str, size: int, n: int) -> int:
-    """Bytes that a device sends in a ring of n devices, for a result of `size` bytes."""
+    """Returns the bytes that a device sends in a ring of n devices, for a result of `size` bytes."""
     factor = {
         "all-reduce": 2 * (n - 1) / n,
         "reduce-scatter": n - 1,
@@ -212,16 +205,16 @@ def _moved(kind: str, size: int, n: int) -> int:
 
 
 def _axes(groups: Groups, mesh: Mesh) -> tuple[str, ...]:
-    """The mesh axes along which the devices of a group differ."""
-    places = np.stack(np.unravel_index(groups, mesh.devices.shape))  # [axes, groups, devices of a group]
-    differ = (places != places[..., :1]).any(axis=(1, 2))
+    """Returns the mesh axes along which the devices of a group differ."""
+    indices = np.stack(np.unravel_index(groups, mesh.devices.shape))  # [axes, groups, devices of a group]
+    differ = (indices != indices[..., :1]).any(axis=(1, 2))
     return tuple(axis for axis, differs in zip(mesh.axis_names, differ, strict=True) if differs)
 
 
 def _result(shape: str, kind: str, start: bool) -> str:
-    """The text of the result's shape: the start of an asynchronous collective holds its operand before it.
+    """Returns the text of the result's shape. The start of an asynchronous collective has its operand before it.
 
-    One of all-reduce may hold its result alone, which then is no tuple of tuples.
+    An all-reduce may have its result alone, which then is not a tuple of tuples.
     """
     shape = _LAYOUT.sub("", shape)
     if not start or not shape.startswith("(") or (kind == "all-reduce" and not shape.startswith("((")):
@@ -237,7 +230,7 @@ def _result(shape: str, kind: str, start: bool) -> str:
 
 
 def _bytes(shape: str) -> int:
-    """Bytes of the arrays in the text of a shape, tuples included."""
+    """Returns the bytes of the arrays in the text of a shape, tuples included."""
     bits = 0
     for kind, width, dims in _ARRAY.findall(_LAYOUT.sub("", shape)):
         width = 8 if kind == "pred" else int(width or 0)
@@ -246,7 +239,7 @@ def _bytes(shape: str) -> int:
 
 
 def _pairs(rest: str) -> Groups | None:
-    """The pairs of a permute whose source and target differ `[pairs, 2]`."""
+    """Returns the pairs of a permute whose source and target differ, `[pairs, 2]`."""
     match = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", rest)
     if match is None:
         return None
@@ -255,12 +248,12 @@ def _pairs(rest: str) -> Groups | None:
 
 
 def _groups(rest: str, devices: int) -> Groups | None:
-    """The groups of a collective, from each of the three ways in which XLA writes them; None for another.
+    """Returns the groups of a collective in one of the three notations of XLA; None for another.
 
-    `{{0,1},{2,3}}` is a list. `[2,4]<=[4,2]T(1,0)` numbers devices from 0 in shape [4,2], transposes, and cuts the
-    result into 2 groups of 4. `mesh['a'=2,'b'=4] {'b'}` makes groups along axes of a mesh; devices may have an order
-    of their own, `device_ids=([4,2]T(1,0))` or `device_ids=(0,2,1,3)`, and `'b':(2)2` is a part of an axis: of size 2,
-    with 2 before it.
+    `{{0,1},{2,3}}` is a list. `[2,4]<=[4,2]T(1,0)` numbers devices from 0 in shape [4,2], transposes, and splits the
+    result into 2 groups of 4. `mesh['a'=2,'b'=4] {'b'}` has groups along axes of a mesh. There devices may have an
+    explicit order, `device_ids=([4,2]T(1,0))` or `device_ids=(0,2,1,3)`, and `'b':(2)2` is a part of an axis, of size 2
+    after a part of size 2.
     """
     if match := re.search(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}", rest):
         lists = [[int(n) for n in part.split(",")] for part in re.findall(r"\{([\d,]+)\}", match[1])]
@@ -277,7 +270,7 @@ def _groups(rest: str, devices: int) -> Groups | None:
 
 
 def _along(ids: np.ndarray, sizes: Mapping[str, int], axes: Sequence[tuple[str, str, str]]) -> Groups:
-    """Groups of devices along axes, or parts of axes (name, size before it, its size), of a mesh."""
+    """Returns groups of devices along axes of a mesh, or along parts of axes (name, size before it, its size)."""
     shape: list[int] = []
     chosen: list[int] = []
     for name, size in sizes.items():
@@ -297,7 +290,7 @@ def _along(ids: np.ndarray, sizes: Mapping[str, int], axes: Sequence[tuple[str, 
 
 
 def _iota(text: str) -> np.ndarray:
-    """The flat numbers of `[4,2]T(1,0)`: 0 to 7 in this shape, transposed."""
+    """Returns the flat numbers of `[4,2]T(1,0)`: 0 to 7 in this shape, transposed."""
     shape, _, order = text.partition("T")
     grid = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
     return (grid.transpose(_numbers(order)) if order else grid).reshape(-1)

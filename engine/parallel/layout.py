@@ -1,29 +1,22 @@
-"""The layout: what a layer may know of the mesh while it is traced, so that no model has to.
+"""The layout: the mesh, the sharding rules and the ways of splitting that are in force while a layer is traced.
 
-Owns: the mesh and the rules in force, the sharding of activations by the names of their dimensions, and which axes of
-the mesh some layer made use of. Does not own: the table of rules (`rules.py`), or what a layer makes of an axis
-(`layers/`).
-
-The engine enters a layout around everything that it traces; a model that is called without the engine finds the
-layout of one device, under which every constraint is left out.
-
-Terms. *Constraint*: a statement about where an activation lies, which XLA keeps. *Manual axis*: one that an enclosing
-`jax.shard_map` has taken; a constraint says nothing about it.
+The engine activates a layout around everything that it traces, so that no model names a mesh. A model that is called
+without the engine gets the layout of one device, which has no sharding constraints. A *manual axis* is a mesh axis of
+an enclosing `jax.shard_map`; sharding constraints leave it out.
 """
 
 import contextlib
 import contextvars
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from engine.config.schema import Config
 from engine.parallel.rules import RULES, Rules, mesh_axes
 
-NAMED = "named:"  # before the name of a value, in what was used
+NAMED = "named:"  # prefix of the name of a value in Layout.used
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,29 +32,28 @@ class Layout:
     zero1: bool = False
     offload_optimizer: bool = False
     used: set[str] = dataclasses.field(default_factory=set, compare=False)
-    """Names of mesh axes (and "remat") that some layer took into account while it was traced, and those that it gave
-    to values, after NAMED."""
+    """What traced layers used: names of mesh axes, "remat", and NAMED + the name of each value that a layer named."""
 
     @property
     def platform(self) -> str:
-        """Kind of the devices: cpu, gpu or tpu."""
+        """Platform of the devices: cpu, gpu or tpu."""
         return jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
 
     def size(self, axis: str) -> int:
-        """Devices along an axis of the mesh; 1 without a mesh, and 1 for an axis that is manual already."""
+        """Returns the devices along an axis of the mesh; 1 without a mesh and for a manual axis."""
         return 1 if self.mesh is None or axis in _manual_axes() else self.mesh.shape[axis]
 
     def use(self, axis: str) -> int:
-        """As `size`, and notes that a layer makes something of this axis: it is refused where none does."""
+        """Returns `size` and records that a layer uses this axis. An axis that no layer uses is refused."""
         self.used.add(axis)
         return self.size(axis)
 
     def axes(self, name: str | None, size: int | None = None) -> tuple[str, ...]:
-        """Returns the mesh axes of a dimension, those of more than one device that are not manual.
+        """Returns the mesh axes of a dimension: those of several devices that are not manual.
 
         Args:
             name: of the dimension.
-            size: of the dimension; the axes end at the first that does not divide it. None asks for all.
+            size: of the dimension. The axes end before the first that does not divide it. None returns all.
         """
         if self.mesh is None or name is None:
             return ()
@@ -77,9 +69,9 @@ class Layout:
         return tuple(found)
 
     def spec(self, names: Sequence[str | None], shape: Sequence[int] | None = None) -> PartitionSpec:
-        """Returns the PartitionSpec of an activation by the names of its dimensions; an axis is used once."""
+        """Returns the PartitionSpec of an activation by the names of its dimensions. It uses each mesh axis once."""
         used: set[str] = set()
-        entries: list[Any] = []
+        entries: list[str | tuple[str, ...] | None] = []
         for i, name in enumerate(names):
             axes = tuple(a for a in self.axes(name, None if shape is None else shape[i]) if a not in used)
             used.update(axes)
@@ -87,16 +79,19 @@ class Layout:
         return PartitionSpec(*entries)
 
     def constrain(self, x: jax.Array, *names: str | None) -> jax.Array:
-        """Returns `x` with the statement that its dimensions lie where the rules say; one name for each dimension."""
+        """Returns `x` with the sharding that the rules give its dimensions; one name for each dimension."""
         if self.mesh is None or self.mesh.size == 1:
             return x
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.inner_mesh, self.spec(names, x.shape)))
 
     @property
-    def inner_mesh(self) -> Any:
-        """The mesh as it is seen from here: inside a `jax.shard_map` some of its axes are manual."""
+    def inner_mesh(self) -> Mesh | AbstractMesh:
+        """The mesh in the current context: inside a `jax.shard_map` some of its axes are manual."""
         inner = jax.sharding.get_abstract_mesh()
-        return self.mesh if inner.empty else inner
+        if not inner.empty:
+            return inner
+        assert self.mesh is not None
+        return self.mesh
 
 
 def layout_of(mesh: Mesh, config: Config) -> Layout:
@@ -115,7 +110,7 @@ def layout_of(mesh: Mesh, config: Config) -> Layout:
 
 
 def _manual_axes() -> tuple[str, ...]:
-    """Axes that an enclosing shard_map has taken."""
+    """Returns the mesh axes of an enclosing `jax.shard_map`."""
     return tuple(jax.sharding.get_abstract_mesh().manual_axes)
 
 
@@ -130,7 +125,7 @@ def current() -> Layout:
 
 @contextlib.contextmanager
 def active(layout: Layout) -> Iterator[None]:
-    """Puts a layout in force while something is traced."""
+    """Puts a layout in force for the duration of a trace."""
     token = _current.set(layout)
     try:
         yield
@@ -139,9 +134,9 @@ def active(layout: Layout) -> Iterator[None]:
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Returns `x` with the statement that its dimensions lie where the rules in force say; one name for each.
+    """Returns `x` with the sharding that the rules in force give its dimensions; one name for each dimension.
 
-    Names of activations: "batch", "sequence" (of a layer that works within a sequence), "tokens" (between layers,
-    where positions may be split further), "heads", "mlp", "vocab"; None for a dimension that is not split.
+    Names of activations: "batch", "sequence" (positions within a layer), "tokens" (positions between layers, which may
+    be split further), "heads", "mlp", "vocab"; None for a dimension that is not split.
     """
     return current().constrain(x, *names)

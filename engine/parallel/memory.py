@@ -1,36 +1,31 @@
-"""The memories of a device: its own, and that of the host which it reads directly.
-
-Owns: their names, and the refusal where a platform has no such memory. Does not own: what is kept there
-(`training/state.py`, `layers/remat.py`).
-"""
-
-from typing import Any
+"""The memories of a device: its own, and the host memory that it reads directly."""
 
 import jax
 from jax.sharding import Mesh
 
 from engine.config.errors import ConfigError
+from engine.types import Device
 
-HOST_MEMORY = "pinned_host"  # as JAX names it
+HOST_MEMORY = "pinned_host"  # the name in JAX
 
 
 def device_memory(mesh: Mesh | None) -> str:
-    """Returns the name of the memory that the devices of a mesh compute in; None is this process's own devices."""
-    return _a_device(mesh).default_memory().kind
+    """Returns the name of the memory in which the devices of a mesh compute; None means this process's devices."""
+    return _local_device(mesh).default_memory().kind
 
 
 def check_host_memory(mesh: Mesh | None, field: str, kinds: set[str] | None = None) -> None:
-    """Refuses to keep something in the host's memory where no device reads it.
+    """Checks that the devices of a mesh can read the memory of their host.
 
     Args:
-        mesh: where it is to be read.
+        mesh: whose devices are to read it.
         field: of the config that asks for it.
-        kinds: of memory that a device has; None asks the device.
+        kinds: memories of a device; None asks the device.
 
     Raises:
-        ConfigError: there is no such memory.
+        ConfigError: they have no such memory.
     """
-    device = _a_device(mesh)
+    device = _local_device(mesh)
     kinds = {memory.kind for memory in device.addressable_memories()} if kinds is None else kinds
     if HOST_MEMORY not in kinds:
         raise ConfigError(
@@ -39,6 +34,6 @@ def check_host_memory(mesh: Mesh | None, field: str, kinds: set[str] | None = No
         )
 
 
-def _a_device(mesh: Mesh | None) -> Any:
-    """One of this process: only of those the memories are known."""
+def _local_device(mesh: Mesh | None) -> Device:
+    """Returns a device of this process, since the memories of others are unknown."""
     return jax.local_devices()[0] if mesh is None else mesh.local_devices[0]

@@ -1,12 +1,8 @@
-"""The mesh: devices by axis, from a config and the devices that are there.
+"""The mesh: devices by axis, from a config and the available devices.
 
-Owns: how `-1`, None and presets are resolved, slices, the order of devices, the batch's sharding, and how many CPU
-devices there are. Does not own: which dimension of a parameter goes to which axis (`rules.py`).
-
-Terms. *pipeline*: layers are split into stages. *data*: copies of the model, each with its own rows. *fsdp*: rows and
-parameters are both split. *expert*: rows and the experts of a layer are both split. *context*: sequences are split.
-*tensor*: dimensions of one layer are split. *Slice*: devices on one fast network, as a TPU slice or a host of GPUs;
-`mesh.dcn` is the factor of each axis that spans the slower network between them.
+Axes: *pipeline* splits layers into stages, *data* rows, *fsdp* rows and parameters, *expert* rows and the experts of a
+layer, *context* sequences, *tensor* dimensions of one layer. A *slice* is a set of devices on one fast network, such as
+a TPU slice or a host of GPUs; `mesh.dcn` is the factor of each axis over the slower network between slices.
 """
 
 import dataclasses
@@ -14,7 +10,6 @@ import heapq
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -25,6 +20,7 @@ from engine.cluster import processes
 from engine.config import hardware
 from engine.config.errors import ConfigError, ShardingError
 from engine.config.schema import Config, MeshSpec, Slices
+from engine.types import Device
 
 AXES = hardware.AXES
 BATCH_AXES = ("data", "fsdp", "expert")
@@ -32,25 +28,25 @@ BATCH_AXES = ("data", "fsdp", "expert")
 
 @dataclasses.dataclass(frozen=True)
 class Axes:
-    """The resolved sizes of a mesh, each a number."""
+    """The resolved sizes of a mesh."""
 
     within: Mapping[str, int]  # of every axis, within a slice
     between: Mapping[str, int]  # of every axis, between slices
-    origin: str  # where they come from, for the user
+    origin: str  # where the sizes come from, for the user
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The whole size of every axis."""
+        """Size of every axis over all slices."""
         return {axis: self.within[axis] * self.between[axis] for axis in AXES}
 
     @property
     def slices(self) -> int:
-        """How many slices the mesh spans."""
+        """Number of slices of the mesh."""
         return math.prod(self.between.values())
 
 
 def axes_text(sizes: Mapping[str, int | None]) -> str:
-    """Returns the axes in words, "data=2 x fsdp=4"; those of size 1 are left out, unless all are."""
+    """Returns the axes as "data=2 x fsdp=4", without axes of size 1 unless all have it."""
     return " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size != 1) or "data=1"
 
 
@@ -60,11 +56,11 @@ def resolve_axes(
     """Returns the size of every axis for a number of devices.
 
     Args:
-        config: axes as integers; -1 takes what is left, and so does `data` when it is None and no other axis does.
+        config: axes as integers; -1 takes the remaining devices, and so does `data` when it is None and no axis is -1.
             Where it sets no axis, preset "auto" is the usual mesh of the devices.
-        devices: how many there are.
-        kind: of the devices, as JAX names it.
-        slices: how many slices they say that they form; None where they do not say.
+        devices: number of devices.
+        kind: of the devices, `device_kind` of JAX.
+        slices: number of slices of the devices; None where it is unknown.
         join: whether the mesh may treat several slices as one.
 
     Raises:
@@ -83,7 +79,7 @@ def resolve_axes(
 def _chosen(
     config: MeshSpec, devices: int, kind: str, slices: int | None
 ) -> tuple[dict[str, int | None], dict[str, int], str]:
-    """The axes within and between slices, -1 and None still in them, and where they come from."""
+    """Returns the axes within and between slices, with -1 and None unresolved, and their origin."""
     within = {axis: getattr(config, axis) for axis in AXES}
     between = {axis: getattr(config.dcn, axis) for axis in AXES}
     given = {axis for axis in AXES if within[axis] is not None}
@@ -104,7 +100,7 @@ def _chosen(
         elif not outer and axis not in given:
             within[axis] = math.gcd(size, share) if auto and size > 1 else size
     if "data" not in given and any(size == -1 and axis in given for axis, size in preset.items()):
-        within["data"] = None  # the axis that was to take what is left has a number: data takes it
+        within["data"] = None  # the axis of -1 in the preset has a number, so data takes the remaining devices
     origin = f"preset {name}" + (f", the usual mesh of {found.name}" if auto and found else "")
     return (
         within,
@@ -114,7 +110,7 @@ def _chosen(
 
 
 def _resolve_between(between: Mapping[str, int], devices: int, slices: int | None, join: bool) -> dict[str, int]:
-    """The factors between slices as numbers that multiply to a number of slices."""
+    """Returns the factors between slices as numbers that multiply to a number of slices."""
     text = f"mesh.dcn: {axes_text(between)}"
     free = [axis for axis, size in between.items() if size == -1]
     if len(free) > 1:
@@ -142,7 +138,7 @@ def _resolve_between(between: Mapping[str, int], devices: int, slices: int | Non
 def _resolve_within(
     within: Mapping[str, int | None], devices: int, slices: int, between: Mapping[str, int]
 ) -> dict[str, int]:
-    """The axes within a slice as numbers that multiply to its devices."""
+    """Returns the axes within a slice as numbers that multiply to its devices."""
     sizes = dict(within)
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) > 1:
@@ -190,18 +186,18 @@ def _factorizations(n: int, parts: int) -> Iterator[tuple[int, ...]]:
                 yield (first, *rest)
 
 
-def axes_of(config: MeshSpec, devices: Sequence[Any]) -> Axes:
-    """Returns the size of every axis for these devices. Raises ShardingError when they do not fit."""
+def axes_of(config: MeshSpec, devices: Sequence[Device]) -> Axes:
+    """Returns the size of every axis for these devices. Raises ShardingError where they do not fit."""
     slices, join = _slices(devices)
     return resolve_axes(config, len(devices), kind=devices[0].device_kind, slices=slices, join=join)
 
 
-def make_mesh(config: MeshSpec, devices: Sequence[Any] | None = None) -> Mesh:
-    """Returns the mesh of a config; axes are of type Auto, the factor between slices outermost in each.
+def make_mesh(config: MeshSpec, devices: Sequence[Device] | None = None) -> Mesh:
+    """Returns the mesh of a config. Axes are of type Auto, with the factor between slices outermost in each.
 
     Args:
         config: the axes.
-        devices: in the order of their processes; all devices by default. Those of a topology may stand for real ones.
+        devices: in the order of their processes, or those of a topology; all devices by default.
 
     Raises:
         ShardingError: the axes do not multiply to the number of devices, or slices do not fit.
@@ -212,25 +208,25 @@ def make_mesh(config: MeshSpec, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _slices(devices: Sequence[Any]) -> tuple[int | None, bool]:
-    """How many slices devices say that they form, if they do, and whether a mesh may treat several as one.
+def _slices(devices: Sequence[Device]) -> tuple[int | None, bool]:
+    """Returns the number of slices of devices, None if unknown, and whether a mesh may treat several as one.
 
-    TPU slices are what they are. Hosts of GPUs, and processes on CPUs, may be taken together.
+    TPU slices are fixed. Hosts of GPUs, and processes on CPUs, may be treated as one slice.
     """
     platform = devices[0].platform
-    told = max(_distinct(devices, "slice_index"), 1)
+    count = max(_distinct(devices, "slice_index"), 1)
     if platform == "tpu":
-        return told, False
-    told = told if told > 1 else _distinct(devices, "process_index")
-    return (told if told > 1 else None), True
+        return count, False
+    count = count if count > 1 else _distinct(devices, "process_index")
+    return (count if count > 1 else None), True
 
 
-def _distinct(devices: Sequence[Any], attribute: str) -> int:
+def _distinct(devices: Sequence[Device], attribute: str) -> int:
     return len({getattr(device, attribute) for device in devices if hasattr(device, attribute)})
 
 
-def _one_slice(axes: Axes, devices: Sequence[Any]) -> np.ndarray:
-    """Devices by axis on one network: JAX knows the tori of TPUs; elsewhere the order is that of the processes."""
+def _one_slice(axes: Axes, devices: Sequence[Device]) -> np.ndarray:
+    """Returns devices by axis within a slice. JAX knows the tori of TPUs; elsewhere the order is that of processes."""
     shape = tuple(axes.sizes.values())
     try:
         return mesh_utils.create_device_mesh(shape, devices)
@@ -238,8 +234,8 @@ def _one_slice(axes: Axes, devices: Sequence[Any]) -> np.ndarray:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
-def _several_slices(axes: Axes, devices: Sequence[Any]) -> np.ndarray:
-    """Devices by axis over several slices; neighbours in their order form one where no boundary is told."""
+def _several_slices(axes: Axes, devices: Sequence[Device]) -> np.ndarray:
+    """Returns devices by axis over slices. Where their boundaries are unknown, neighbours in order form a slice."""
     within, between = tuple(axes.within.values()), tuple(axes.between.values())
     for attribute in ("slice_index", "process_index"):
         if _distinct(devices, attribute) == axes.slices:
@@ -257,17 +253,17 @@ def _several_slices(axes: Axes, devices: Sequence[Any]) -> np.ndarray:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of a batch: its first dimension over `data`, `fsdp` and `expert`."""
+    """Returns the sharding of a batch: its first dimension over `data`, `fsdp` and `expert`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of what every device holds whole."""
+    """Returns the sharding of an array of which every device holds a copy."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int, name: str = "train.global_batch_size") -> None:
-    """Raises ShardingError when a batch does not divide over microbatches and devices."""
+    """Raises ShardingError where a batch does not divide over microbatches and devices."""
     axes = {axis: mesh.shape[axis] for axis in BATCH_AXES}
     shards = math.prod(axes.values())
     parts = shards * accumulate
@@ -283,9 +279,9 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int, name: str = "train
 
 
 def cpu_device_count(setting: int | str | None, batch_size: int) -> int | None:
-    """How many CPU devices to make: None leaves it to JAX and its JAX_NUM_CPU_DEVICES.
+    """Returns the number of CPU devices to create. None leaves it to JAX and JAX_NUM_CPU_DEVICES.
 
-    "auto" is the largest number that this process's share of the cores allows and the batch divides by.
+    "auto" is the largest number within this process's share of the cores that divides the batch.
     """
     if setting is None or "JAX_NUM_CPU_DEVICES" in os.environ:
         return None
@@ -298,25 +294,24 @@ def cpu_device_count(setting: int | str | None, batch_size: int) -> int | None:
     return setting
 
 
-def stand_in_devices(config: Config, count: int | None = None) -> tuple[Config, Sequence[Any] | None]:
-    """Makes CPU devices on which a mesh can be explained that is larger than what is here.
-
-    Must come before anything asks JAX for devices.
+def stand_in_devices(config: Config, count: int | None = None) -> tuple[Config, Sequence[Device] | None]:
+    """Creates CPU devices to explain a mesh that is larger than this machine. Call it before JAX creates devices.
 
     Args:
-        config: whose axes multiply to the devices that are needed.
-        count: how many are wanted; None asks the axes, unless JAX_NUM_CPU_DEVICES or `mesh.cpu_devices` makes enough.
+        config: whose axes multiply to the number of devices.
+        count: number of devices; None takes the product of the axes, unless JAX_NUM_CPU_DEVICES or `mesh.cpu_devices`
+            gives enough.
 
     Returns:
-        The config, which makes no devices any more once they are made, and CPU devices, or None where those that JAX
-        has will do.
+        The config, without `mesh.cpu_devices` once they exist, and the CPU devices, or None where the devices of JAX
+        suffice.
     """
     within, between, _ = _chosen(config.mesh, 1, "cpu", None)
     needed = count or math.prod(size for size in (*within.values(), *between.values()) if size and size > 0)
-    made = cpu_device_count(config.mesh.cpu_devices, config.train.global_batch_size) or 0
-    if count is None and ("JAX_NUM_CPU_DEVICES" in os.environ or made >= needed):
+    configured = cpu_device_count(config.mesh.cpu_devices, config.train.global_batch_size) or 0
+    if count is None and ("JAX_NUM_CPU_DEVICES" in os.environ or configured >= needed):
         return config, None
     config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, cpu_devices=None))
     jax.config.update("jax_num_cpu_devices", needed)
-    here = jax.device_count()
-    return config, None if here == needed or (count is None and here > needed) else jax.devices("cpu")
+    available = jax.device_count()
+    return config, None if available == needed or (count is None and available > needed) else jax.devices("cpu")

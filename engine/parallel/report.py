@@ -1,34 +1,38 @@
-"""One text about where everything lies: the mesh, each array, the bytes on a device, what devices tell each other.
+"""The report of `convoy explain`: the mesh, the sharding of each array, its bytes on a device, and the collectives.
 
-Owns: the lines of `convoy explain`. Does not own: the decisions (`mesh.py`, `rules.py`) or the reading of compiled
-programs (`collectives.py`). Repeated layers, whose paths differ only in numbers, are folded into one line.
+Repeated layers, whose paths differ only in numbers, share one line.
 """
 
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from jax.tree_util import KeyPath
 
 from engine.config.schema import Config
 from engine.parallel import schedule
 from engine.parallel.collectives import Collective, summed
 from engine.parallel.mesh import axes_of, axes_text
 from engine.parallel.rules import RULES
+from engine.types import PyTree
+
+type Names = Mapping[str, Sequence[str | None]]
+"""Path -> logical axes, of the parameters that have names."""
+type Leaves = Iterable[tuple[KeyPath, jax.ShapeDtypeStruct]]
 
 SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int32": "i32", "uint32": "u32", "bool": "bool"}
 
 
-def describe(config: Config, mesh: Mesh, state: Mapping[str, Any], names: Mapping[str, Any], total_steps: int) -> str:
+def describe(config: Config, mesh: Mesh, state: Mapping[str, PyTree], names: Names, total_steps: int) -> str:
     """Returns the report.
 
     Args:
         config: of the run.
         mesh: the resolved mesh.
         state: the train state as ShapeDtypeStruct with shardings.
-        names: path -> logical axes of the parameters that have some.
+        names: of the parameters.
         total_steps: of the run.
     """
     lines = [*_mesh_lines(config, mesh), f"steps: {total_steps}", ""]
@@ -48,7 +52,7 @@ def describe(config: Config, mesh: Mesh, state: Mapping[str, Any], names: Mappin
 
 
 def _mesh_lines(config: Config, mesh: Mesh) -> list[str]:
-    """The mesh, where it comes from, its slices, the rules that the config changes, and the pipeline."""
+    """Returns the lines about the mesh, its origin and slices, the rules that the config changes, and the pipeline."""
     axes, device = axes_of(config.mesh, list(mesh.devices.flat)), mesh.devices.flat[0]
     lines = [f"mesh: {axes_text(mesh.shape)} ({mesh.size} x {device.device_kind}), from {axes.origin}"]
     if axes.slices > 1:
@@ -102,13 +106,14 @@ def describe_collectives(found: Iterable[Collective], platform: str) -> str:
     return "\n".join(lines)
 
 
-def device_bytes(leaf: Any) -> int:
-    """Bytes of an abstract array that one device holds."""
+def device_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+    """Returns the bytes of an abstract array on one device."""
+    assert leaf.sharding is not None
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def size_text(size: float) -> str:
-    """Bytes as B, KiB, MiB or GiB."""
+    """Returns bytes in B, KiB, MiB or GiB."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -116,8 +121,8 @@ def size_text(size: float) -> str:
     return f"{size:.1f} GiB"
 
 
-def _rows(leaves: Iterable[tuple[Any, Any]], names: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """One row for each array; those that differ only in numbers of their path share one."""
+def _rows(leaves: Leaves, names: Names) -> list[tuple[str, ...]]:
+    """Returns a row for each array. Arrays that differ only in numbers of their path share a row."""
     counts: dict[tuple[str, ...], int] = {}
     for path, leaf in leaves:
         text, key = _path_text(path), _param_of(path)
@@ -128,11 +133,9 @@ def _rows(leaves: Iterable[tuple[Any, Any]], names: Mapping[str, Any]) -> list[t
     return [(path, f"x{n}" if n > 1 else "", *rest) for (path, *rest), n in counts.items()]
 
 
-def _optimizer_rows(
-    leaves: Sequence[tuple[Any, Any]], params: Mapping[str, Any], names: Mapping[str, Any]
-) -> list[tuple[str, ...]]:
-    """As `_rows`; what follows every one of its parameters in shape and place is one row, as "mu/..."."""
-    families: dict[str, list[tuple[Any, Any]]] = {}
+def _optimizer_rows(leaves: Leaves, params: Mapping[str, jax.ShapeDtypeStruct], names: Names) -> list[tuple[str, ...]]:
+    """As `_rows`, but arrays with the shapes and shardings of their parameters share a row, such as "mu/..."."""
+    families: dict[str, list[tuple[KeyPath, jax.ShapeDtypeStruct]]] = {}
     for path, leaf in leaves:
         prefix = _path_text(path[:-1]) if _param_of(path) in params else ""
         families.setdefault(prefix, []).append((path, leaf))
@@ -148,26 +151,26 @@ def _optimizer_rows(
     return rows
 
 
-def _path_text(path: Sequence[Any]) -> str:
-    """The keys of a path; the numbers that nest optimizers come before the first name and say nothing."""
-    text = jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+def _path_text(path: KeyPath) -> str:
+    """Returns the keys of a path, without the leading numbers that nested optimizers add."""
+    text = jax.tree_util.keystr(path, simple=True, separator="/")
     return re.sub(r"^(\d+/)+(?=\D)", "", text)
 
 
-def _param_of(path: Sequence[Any]) -> str:
-    """The parameter that an array belongs to: the last key of its path, since parameters are a dict by path."""
+def _param_of(path: KeyPath) -> str:
+    """Returns the parameter of an array: the last key of its path, since parameters are a dict by path."""
     return str(getattr(path[-1], "key", ""))
 
 
-def _array_text(leaf: Any) -> str:
+def _array_text(leaf: jax.ShapeDtypeStruct) -> str:
     return f"{_dtype_text(leaf)}[{','.join(map(str, leaf.shape))}]"
 
 
-def _dtype_text(leaf: Any) -> str:
+def _dtype_text(leaf: jax.ShapeDtypeStruct) -> str:
     return SHORT.get(str(leaf.dtype), str(leaf.dtype))
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows as lines of aligned cells."""
+    """Returns rows as lines of aligned cells."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,19 +1,15 @@
-"""Sharding rules: from the names that a layer gives its dimensions to the axes of the mesh.
+"""Sharding rules: from the names that a layer gives its dimensions (logical axes) to mesh axes.
 
-Owns: the default table, the PartitionSpec of each parameter, the checks that name the parameter before anything is
-compiled, and warnings about what a mesh splits nothing of. Does not own: the mesh (`mesh.py`), or who asks
-(`training/`).
-
-Terms. *Logical axis*: the name of a dimension ("embed", "mlp"), given where the parameter is made: as
-`nnx.Param(value, logical_axes=("embed", "mlp"))`, or with `kernel_metadata={"out_sharding": ("embed", "mlp")}` in a
-layer of Flax. *Rule*: logical axis -> mesh axis, several of them, or
-None. A parameter without names is split over `fsdp` along its largest dimension that divides, if it is large enough.
+A parameter names its dimensions with `nnx.Param(value, logical_axes=("embed", "mlp"))`, or in a layer of Flax with
+`kernel_metadata={"out_sharding": ("embed", "mlp")}`. A large parameter without names is split over `fsdp` along its
+largest dimension that divides. Checks name the parameter before anything is compiled.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Protocol
 
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from engine.config.errors import ShardingError, did_you_mean
@@ -41,32 +37,41 @@ RULES: Rules = {
 ACTIVATIONS = ("batch", "sequence", "tokens")
 """Dimensions of activations alone."""
 STACKED = ("repeats", "layers")
-"""Dimensions that hold the layers of a stack; the rest of a name list is that of one layer."""
+"""Dimensions that hold the layers of a stack; the other names are those of one layer."""
 SMALLEST_SPLIT = 1024  # entries; below it, splitting an unnamed parameter costs more than it saves
-LARGE_BYTES, LARGE_SHARE = 2**20, 0.01  # a parameter above both, of all parameters, is told when every device holds it
-SHOWN = 5  # problems, or parameters of a warning, that are told one by one
+LARGE_BYTES, LARGE_SHARE = 2**20, 0.01  # a replicated parameter above both (share of all parameters) gets a warning
+SHOWN = 5  # problems, or parameters of a warning, that are listed one by one
+
+
+class Shaped(Protocol):
+    """An array or its abstract value."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype: ...
 
 
 def partition_specs(
-    params: Mapping[str, Any], names: Mapping[str, Sequence[str | None]], rules: Rules, mesh: Mesh
+    params: Mapping[str, Shaped], names: Mapping[str, Sequence[str | None]], rules: Rules, mesh: Mesh
 ) -> dict[str, PartitionSpec]:
     """Returns path -> PartitionSpec of every parameter.
 
     Args:
-        params: path -> anything with a shape.
-        names: path -> logical axes, for the parameters that have some.
-        rules: the table in use (defaults and overrides).
-        mesh: where they will live.
+        params: path -> array or abstract value.
+        names: path -> logical axes, of the parameters that have names.
+        rules: defaults and overrides.
+        mesh: of the parameters.
 
     Raises:
-        ShardingError: with the problems of all parameters, as `partition_spec` tells each.
+        ShardingError: lists the problems of all parameters (see `partition_spec`).
     """
     specs, problems = {}, {}
     for path, param in params.items():
         try:
             specs[path] = partition_spec(path, param.shape, names.get(path), rules, mesh)
         except ShardingError as error:
-            problems[str(error)] = None  # a rule that names no axis of the mesh is one problem of many parameters
+            problems[str(error)] = None  # a rule with an unknown mesh axis is one problem, not one for each parameter
     if problems:
         more = f"\n(and {len(problems) - SHOWN} more)" if len(problems) > SHOWN else ""
         raise ShardingError("\n".join(list(problems)[:SHOWN]) + more)
@@ -79,12 +84,12 @@ def partition_spec(
     """Returns the PartitionSpec of one parameter.
 
     Args:
-        path: of the parameter, for the errors.
+        path: of the parameter, for errors.
         shape: of the parameter.
-        names: a logical axis or None for each dimension; None for a parameter without names; those of STACKED alone
-            for the layers of a stack that have no names.
-        rules: the table in use (defaults and overrides).
-        mesh: where it will live.
+        names: a logical axis or None for each dimension; None for a parameter without names; only names of STACKED
+            for layers of a stack without names.
+        rules: defaults and overrides.
+        mesh: of the parameter.
 
     Raises:
         ShardingError: an unknown name, an axis used twice, or a dimension that does not divide.
@@ -125,7 +130,7 @@ def mesh_axes(path: str, name: str | None, rules: Rules) -> tuple[str, ...]:
     """Returns the mesh axes of one logical axis.
 
     Raises:
-        ShardingError: no rule for it, or a rule that names no mesh axis; `path` says where it was found.
+        ShardingError: the axis has no rule, or its rule has an unknown mesh axis. `path` is part of the error text.
     """
     if name is None:
         return ()
@@ -145,7 +150,7 @@ def mesh_axes(path: str, name: str | None, rules: Rules) -> tuple[str, ...]:
 
 
 def _unnamed(shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
-    """Splits the largest dimension that divides over fsdp; leaves small parameters whole."""
+    """Splits the largest dimension that divides over `fsdp`; keeps small parameters whole."""
     parts = mesh.shape["fsdp"]
     fits = [i for i, size in enumerate(shape) if size % parts == 0]
     if parts == 1 or math.prod(shape) < SMALLEST_SPLIT or not fits:
@@ -155,35 +160,38 @@ def _unnamed(shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
 
 
 def warnings(
-    params: Mapping[str, Any], names: Mapping[str, Sequence[str | None]], rules: Rules, mesh: Mesh
+    params: Mapping[str, Shaped], names: Mapping[str, Sequence[str | None]], rules: Rules, mesh: Mesh
 ) -> list[str]:
-    """Returns sentences about what is legal and rarely meant: an axis that splits no parameter, a large parameter whole
-    on every device of `fsdp`, and a rule of the config for an axis that nothing has.
+    """Returns sentences about valid settings that are rarely intended.
+
+    These are a mesh axis that splits no parameter, a large parameter that is replicated over `fsdp`, and a rule of the
+    config for a logical axis that no parameter has.
 
     Args:
-        params: path -> anything with shape and dtype.
-        names: path -> logical axes, for the parameters that have some.
-        rules: the table in use (defaults and overrides).
-        mesh: where they will live.
+        params: path -> array or abstract value.
+        names: path -> logical axes, of the parameters that have names.
+        rules: defaults and overrides.
+        mesh: of the parameters.
     """
     specs = partition_specs(params, names, rules, mesh)
     used = {path: {axis for entry in spec for axis in _entry(entry)} for path, spec in specs.items()}
-    told = [
+    found = [
         f"mesh.{axis} = {mesh.shape[axis]} splits no parameter, so that each of these devices holds the same"
         f"{' and computes the same' if axis not in BATCH_AXES else ''}. {_advice(axis, rules)}"
         for axis in ("fsdp", "tensor")
         if mesh.shape[axis] > 1 and not any(axis in axes for axes in used.values())
     ]
     known = {name for path in names for name in names[path] if name is not None}
-    told += [
+    found += [
         f"sharding.rules.{name}: no parameter has an axis of this name.{did_you_mean(name, known | set(RULES))}"
         for name in rules
         if name not in RULES and name not in known
     ]
-    return told + _large_and_whole(params, names, rules, mesh, used)
+    return found + _large_and_whole(params, names, rules, mesh, used)
 
 
-def _entry(entry: Any) -> tuple[str, ...]:
+def _entry(entry: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Returns the mesh axes of a rule, or of one entry of a PartitionSpec."""
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
@@ -194,13 +202,13 @@ def _advice(axis: str, rules: Rules) -> str:
 
 
 def _large_and_whole(
-    params: Mapping[str, Any],
+    params: Mapping[str, Shaped],
     names: Mapping[str, Sequence[str | None]],
     rules: Rules,
     mesh: Mesh,
     used: Mapping[str, set[str]],
 ) -> list[str]:
-    """One sentence for each large parameter that every device of `fsdp` holds whole, the largest first."""
+    """Returns a sentence for each large parameter that is replicated over `fsdp`, the largest first."""
     parts = mesh.shape["fsdp"]
     if parts == 1:
         return []
@@ -209,14 +217,14 @@ def _large_and_whole(
     large = sorted(
         (path for path in sizes if sizes[path] > limit and "fsdp" not in used[path]), key=lambda p: -sizes[p]
     )
-    told = []
+    found = []
     for path in large[:SHOWN]:
         shape = list(params[path].shape)
         if path in names and not set(names[path]) <= set(STACKED):
             fix = f"none of its axes {tuple(names[path])} is mapped to fsdp. Map one in sharding.rules."
         else:
             fix = f"no dimension is divisible by {parts}. Use a multiple of {parts}, or another mesh.fsdp."
-        told.append(
+        found.append(
             f"{path} {shape}, {sizes[path] / 2**20:.1f} MiB, is whole on each device of mesh axis fsdp={parts}: {fix}"
         )
-    return told + ([f"(and {len(large) - SHOWN} more such parameters)"] if len(large) > SHOWN else [])
+    return found + ([f"(and {len(large) - SHOWN} more such parameters)"] if len(large) > SHOWN else [])

@@ -1,44 +1,41 @@
-"""The schedule of a pipeline, as integers: which microbatch and which layers a stage works on at which tick.
+"""The schedule of a pipeline in integers: which microbatch and which layers a stage computes in which tick.
 
-Owns: the formulas, the share of time that stages wait, and the checks of numbers that do not fit together. Does not
-own: the computation that follows the schedule (`layers/pipeline.py`).
-
-Terms. *Stage*: the devices at one place of the mesh axis `pipeline`. *Microbatch*: a part of the batch that goes
-through all stages on its own. *Repeat*: one turn of a microbatch through the ring of stages; with R repeats a stage
-holds R groups of layers, each 1/R as long. *Tick*: the time in which every stage does one group of layers for one
-microbatch. *Bubble*: the share of ticks in which a stage has nothing to do.
-
-With one repeat it is GPipe (Huang et al. 2019). With more it is the circular schedule of Narayanan et al. 2021
-("interleaved"), run forward: microbatches go in groups of as many as there are stages, so that the last stage has
-finished one just when the first stage can take it on for its next turn, and nothing is kept waiting.
+With one repeat it is GPipe (Huang et al. 2019). With R repeats it is the circular schedule of Narayanan et al. 2021
+("interleaved"), run forward: a stage holds R groups of layers, and a microbatch passes the ring of stages R times. In a
+*tick* every stage applies one group of layers to one microbatch. Microbatches go in groups of as many as there are
+stages, so that the last stage finishes one exactly when the first stage needs it for its next repeat.
 """
 
 import math
-from typing import Any
+
+import jax
+import numpy as np
 
 from engine.config.errors import ShardingError
 
 
 def microbatches_of(asked: int | None, stages: int) -> int:
-    """Returns the number of microbatches: two for each stage where none is asked for."""
+    """Returns the number of microbatches; by default two for each stage."""
     return asked or 2 * stages
 
 
 def ticks(stages: int, microbatches: int, repeats: int) -> int:
-    """Returns how many ticks a batch takes."""
+    """Returns the ticks of a batch."""
     return microbatches * repeats + stages - 1
 
 
 def bubble(stages: int, microbatches: int, repeats: int) -> float:
-    """Returns the share of ticks that a stage waits, in [0, 1)."""
+    """Returns the share of ticks in which a stage has no work, in [0, 1)."""
     return (stages - 1) / ticks(stages, microbatches, repeats)
 
 
-def work(tick: Any, stage: Any, stages: int, microbatches: int, repeats: int) -> tuple[Any, Any, Any]:
+def work[T: (int, np.ndarray, jax.Array)](
+    tick: T, stage: T, stages: int, microbatches: int, repeats: int
+) -> tuple[T, T, T]:
     """Returns (whether a stage has work, the microbatch, the repeat) at a tick.
 
-    `tick` and `stage` are integers or arrays of them, of NumPy or JAX. Where there is no work, the microbatch and the
-    repeat are some that exist.
+    `tick` and `stage` are integers or integer arrays. Where there is no work, microbatch and repeat are in range and
+    have no meaning.
     """
     time = tick - stage
     busy = (time >= 0) & (time < microbatches * repeats)
@@ -48,7 +45,7 @@ def work(tick: Any, stage: Any, stages: int, microbatches: int, repeats: int) ->
 
 
 def check_layers(count: int, stages: int, repeats: int) -> None:
-    """Raises ShardingError when `count` layers do not divide over repeats and stages."""
+    """Raises ShardingError where `count` layers do not divide over repeats and stages."""
     if count % (stages * repeats) == 0:
         return
     fits = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
@@ -57,22 +54,22 @@ def check_layers(count: int, stages: int, repeats: int) -> None:
             f"mesh.pipeline = {stages}: a stack of {count} layers does not divide over {stages} stages. Use "
             f"mesh.pipeline of {fits}, or {_multiples(count, stages)} layers."
         )
-    turns = ", ".join(str(n) for n in range(1, count // stages + 1) if count // stages % n == 0)
+    repeats_allowed = ", ".join(str(n) for n in range(1, count // stages + 1) if count // stages % n == 0)
     raise ShardingError(
         f"sharding.repeats = {repeats}: a stack of {count} layers over {stages} stages has {count // stages} layers a "
-        f"stage, which do not divide into {repeats} repeats. Use sharding.repeats of {turns}, or "
+        f"stage, which do not divide into {repeats} repeats. Use sharding.repeats of {repeats_allowed}, or "
         f"{_multiples(count, stages * repeats)} layers."
     )
 
 
 def check_rows(rows: int, shards: int, stages: int, microbatches: int, repeats: int) -> None:
-    """Raises ShardingError when a batch does not divide into microbatches.
+    """Raises ShardingError where a batch does not divide into microbatches.
 
     Args:
-        rows: of the batch that the stack is given.
-        shards: devices that the rows of a microbatch are split over.
+        rows: of the batch.
+        shards: devices over which the rows of a microbatch are split.
         stages: of the pipeline.
-        microbatches: that the batch is dealt out to.
+        microbatches: of the batch.
         repeats: of the schedule; above 1, microbatches go in groups of `stages`.
     """
     if repeats > 1 and microbatches % stages:
@@ -93,6 +90,6 @@ def check_rows(rows: int, shards: int, stages: int, microbatches: int, repeats: 
 
 
 def _multiples(found: int, of: int) -> str:
-    """The multiples next to a number, as "8 or 12"."""
+    """Returns the multiples next to a number, such as "8 or 12"."""
     below = found // of * of
     return f"{below} or {below + of}" if below else str(of)
