@@ -17,6 +17,7 @@ from flax import nnx
 from benchmarks import bare
 from engine import ArraySource, Loss, Mean, Task
 from engine.config import defaults, validate
+from engine.config.override import assign
 from engine.config.schema import Config
 from engine.config.target import build
 from engine.data.feed import TrainFeed
@@ -86,11 +87,7 @@ def config(name: str, *, steps: int, **settings: Any) -> Config:
         c.task = dict(target="benchmarks.workloads.Classify")
         c.data = dict(target="benchmarks.workloads.vectors")
     for name, value in settings.items():
-        *path, last = name.split("__")
-        section = c
-        for part in path:
-            section = section[part]
-        section[last] = value
+        assign(c, name.replace("__", "."), value)
     return validate(c)
 
 

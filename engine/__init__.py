@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from engine import layers
     from engine.config.errors import ConvoyError, DataError, TaskError
-    from engine.config.mounts import local_path
     from engine.data.mixture import Mixture
     from engine.data.packing import Packed
     from engine.data.source import ArraySource, Source
     from engine.entry import evaluate, train
     from engine.metrics import Loss, Mean
+    from engine.mounts import local_path
     from engine.observe.report import Summary
     from engine.trainer import Trainer
     from engine.training.task import Task
@@ -42,7 +42,7 @@ __all__ = [
 _MODULES = {
     "engine": ("layers",),
     "engine.config.errors": ("ConvoyError", "DataError", "TaskError"),
-    "engine.config.mounts": ("local_path",),
+    "engine.mounts": ("local_path",),
     "engine.data.mixture": ("Mixture",),
     "engine.data.packing": ("Packed",),
     "engine.data.source": ("ArraySource", "Source"),

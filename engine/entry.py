@@ -32,6 +32,7 @@ from engine.config.validation import validate
 from engine.data import identity
 from engine.data.source import Source, limited
 from engine.evaluation import build_evaluations
+from engine.mounts import local_text
 from engine.observe.report import Summary
 from engine.observe.reporter import Reporter
 from engine.parallel.mesh import cpu_device_count, make_mesh
@@ -50,7 +51,7 @@ def resolve_config(config: AnyConfig) -> Config:
     """Returns the validated config of a file, a module, a run directory, a ConfigDict or a Config."""
     if isinstance(config, Config):
         return config
-    return load(str(config)) if isinstance(config, str | Path) else validate(config)
+    return load(local_text(str(config))) if isinstance(config, str | Path) else validate(config)
 
 
 def train(

@@ -10,6 +10,7 @@ LEVELS = [
     [
         "//engine/cluster",
         "//engine/config",
+        "//engine:mounts",
     ],
     [
         "//engine:metrics",

@@ -22,10 +22,11 @@ from engine.arguments import make_parser, parse, split_overrides
 from engine.cluster import cluster_detection, exit_codes, peer_failure, peers, processes, shutdown
 from engine.cluster.failure_signature import failure_signature
 from engine.config.errors import ConfigError, ConvoyError
-from engine.config.mounts import shown, unmount
+from engine.mounts import local_text, shown, unmount
 from engine.run import storage
 
 if TYPE_CHECKING:
+    from engine.config import Config
     from engine.run.directory import RunDirectory
 
 
@@ -80,9 +81,7 @@ def _run(words: list[str]) -> int:
 
 
 def _train(args: argparse.Namespace, overrides: list[str]) -> int:
-    from engine.config import load
-
-    config = load(args.config, overrides)
+    config = _load(args.config, overrides)
     _join(args)
     with _loading():
         from engine import entry
@@ -127,6 +126,13 @@ def _evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
         for name, value in results.items():
             print(f"{name}: {value:.6g}")
     return exit_codes.DONE
+
+
+def _load(reference: str, overrides: Sequence[str]) -> "Config":
+    """Loads the config of a file, a module or a run directory, which may lie in a bucket."""
+    from engine.config import load
+
+    return load(local_text(reference), overrides)
 
 
 def _join(args: argparse.Namespace) -> None:
@@ -193,11 +199,9 @@ def _command_of(args: argparse.Namespace, overrides: list[str], verb: str, wante
 
 def _check(command: list[str]) -> None:
     """Tells a mistake in a command now, and not after hours in a queue."""
-    from engine.config import load
-
     words, overrides = split_overrides(command)
     if (args := parse(words)).verb == "train":
-        load(args.config, overrides)
+        _load(args.config, overrides)
 
 
 def _none_before_the_command(overrides: list[str]) -> None:
@@ -207,30 +211,27 @@ def _none_before_the_command(overrides: list[str]) -> None:
 
 def _run_of(command: list[str]) -> "RunDirectory":
     """The directory that a command `train ...` works in."""
-    from engine.config import load
     from engine.run.directory import RunDirectory, default_workdir
 
     words, overrides = split_overrides(command)
     args = parse(words)
     if args.fast_dev_run:
         raise ConfigError("--fast-dev-run: two steps are not worth starting again. Leave out supervise, or this flag.")
-    return RunDirectory(args.workdir or default_workdir(load(args.config, overrides)))
+    return RunDirectory(args.workdir or default_workdir(_load(args.config, overrides)))
 
 
 def _config(args: argparse.Namespace, overrides: list[str]) -> int:
-    from engine.config import help_text, load, to_text
+    from engine.config import help_text, to_text
 
     if args.help or args.config is None:
         print(help_text())
         return exit_codes.DONE
-    print(to_text(load(args.config, overrides)), end="")
+    print(to_text(_load(args.config, overrides)), end="")
     return exit_codes.DONE
 
 
 def _explain(args: argparse.Namespace, overrides: list[str]) -> int:
-    from engine.config import load
-
-    config = load(args.config, overrides)
+    config = _load(args.config, overrides)
     from engine import entry
     from engine.parallel.collectives import collectives
     from engine.parallel.mesh import stand_in_devices
@@ -289,9 +290,7 @@ def _goodput(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _data(args: argparse.Namespace, overrides: list[str]) -> int:
-    from engine.config import load
-
-    config = load(args.config, overrides)
+    config = _load(args.config, overrides)
     from engine.config.target import build
     from engine.data.array_record import write_array_record
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import engine
+import engine.config
 
 TOP = Path(__file__).parents[1]
 
@@ -24,7 +25,8 @@ HOUSE = (
     ("training", "checkpoint", "observe", "resilience", "layers"),
     ("tuning",),  # on the level of parallel too, but it reads the layout of parallel
     ("run", "parallel", "data", "metrics"),
-    ("cluster",),  # on the ground floor too, but it raises the errors of config
+    ("cluster",),  # on the lowest level too, but it raises the errors of config and shows paths
+    ("mounts",),
     ("config",),
     ("types",),
 )
@@ -148,15 +150,17 @@ def test_what_engine_offers_lies_in_the_house():
         assert importlib.util.find_spec(module), module
 
 
-def test_editors_see_the_names_that_engine_loads_at_run_time():
-    tree = ast.parse(source("engine/__init__.py"))
+@pytest.mark.parametrize("package", [engine, engine.config], ids=lambda package: package.__name__)
+def test_editors_see_the_names_that_a_package_loads_at_run_time(package):
+    assert sorted(name for names in package._MODULES.values() for name in names) == package.__all__
+    tree = ast.parse(source(f"{package.__name__.replace('.', '/')}/__init__.py"))
     block = next(node for node in tree.body if isinstance(node, ast.If))
     seen = {
         node.module: tuple(alias.name for alias in node.names)
         for node in block.body
         if isinstance(node, ast.ImportFrom)
     }
-    assert seen == engine._MODULES
+    assert seen == package._MODULES
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if f.startswith(tuple(f"engine/{r}/" for r in ROOMS_WITHOUT_JAX))])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config import defaults, validate
+from engine.config.override import assign
 from engine.config.schema import Config
 
 
@@ -27,11 +28,7 @@ def config(**settings: Any) -> Config:
     c.log.progress = "none"
     c.cache.compiled = False
     for name, value in settings.items():
-        *path, last = name.split("__")
-        section = c
-        for part in path:
-            section = section[part]
-        section[last] = value
+        assign(c, name.replace("__", "."), value)
     return validate(c)
 
 

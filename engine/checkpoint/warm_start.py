@@ -28,9 +28,9 @@ from engine.checkpoint.tree_compat import SHOWN, Leaf, leaves_of, other_folds, w
 from engine.checkpoint.verification import verify
 from engine.cluster import peers
 from engine.config.errors import CheckpointError, ConfigError, did_you_mean
-from engine.config.mounts import local_path, shown
 from engine.config.schema import Init
 from engine.config.text import from_text
+from engine.mounts import local_path, shown
 from engine.run.directory import RunDirectory
 
 SECTIONS = ("params", "carried")  # of a state, that a warm start takes

@@ -25,7 +25,7 @@ from typing import NoReturn
 
 from engine.cluster.failure_signature import failure_signature
 from engine.config.errors import ConvoyError
-from engine.config.mounts import shown
+from engine.mounts import shown
 
 VARIABLE = "CONVOY_VERDICT"
 """Names the file `<folder>/<index>.json` of this process; the folder holds those of all processes."""

@@ -1,47 +1,60 @@
 """The config of a run: its schema, how it is written, loaded, checked and printed. Imports no jax.
 
-The names are loaded on first use, so that a module which needs only `engine.config.errors` or `engine.config.schema`
-(the command line's `--help`, a worker) does not load ml_collections too.
+Names load on first use, so that `engine.config.errors` alone does not load ml_collections. Editors and type checkers
+read the imports below; `_MODULES` says the same at run time, and a test compares the two.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
-_NAMES = {
-    "Config": "schema",
-    "Draft": "draft",
-    "Duration": "duration",
-    "Period": "duration",
-    "defaults": "draft",
-    "tiny": "dev_run",
-    "load": "loading",
-    "validate": "validation",
-    "flatten": "text",
-    "from_text": "text",
-    "to_text": "text",
-    "help_text": "help",
-    "identity_differences": "identity",
-    "schedule_change": "identity",
-    "build": "target",
-    "check": "target",
-    "resolve": "target",
-    "ConvoyError": "errors",
-    "ConfigError": "errors",
-    "CheckpointError": "errors",
-    "DataError": "errors",
-    "RunError": "errors",
-    "ShardingError": "errors",
-    "TaskError": "errors",
-    "did_you_mean": "errors",
+if TYPE_CHECKING:
+    from engine.config.dev_run import tiny
+    from engine.config.draft import Draft, defaults
+    from engine.config.duration import Duration
+    from engine.config.errors import ConfigError, ConvoyError
+    from engine.config.help import help_text
+    from engine.config.loading import load
+    from engine.config.schema import Config
+    from engine.config.target import build
+    from engine.config.text import flatten, from_text, to_text
+    from engine.config.validation import validate
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "ConvoyError",
+    "Draft",
+    "Duration",
+    "build",
+    "defaults",
+    "flatten",
+    "from_text",
+    "help_text",
+    "load",
+    "tiny",
+    "to_text",
+    "validate",
+]
+
+_MODULES = {
+    "engine.config.dev_run": ("tiny",),
+    "engine.config.draft": ("Draft", "defaults"),
+    "engine.config.duration": ("Duration",),
+    "engine.config.errors": ("ConfigError", "ConvoyError"),
+    "engine.config.help": ("help_text",),
+    "engine.config.loading": ("load",),
+    "engine.config.schema": ("Config",),
+    "engine.config.target": ("build",),
+    "engine.config.text": ("flatten", "from_text", "to_text"),
+    "engine.config.validation": ("validate",),
 }
 
-__all__ = sorted(_NAMES)
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
+def __getattr__(name: str) -> object:
+    module = next((module for module, names in _MODULES.items() if name in names), None)
+    if module is None:
         raise AttributeError(f"module 'engine.config' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"engine.config.{_NAMES[name]}"), name)
+    value = getattr(importlib.import_module(module), name)
     globals()[name] = value
     return value
 

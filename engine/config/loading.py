@@ -21,7 +21,6 @@ import ml_collections
 
 from engine.config.draft import Draft, draft_of
 from engine.config.errors import ConfigError, ConvoyError, FieldError, did_you_mean
-from engine.config.mounts import is_address, local_path, shown
 from engine.config.override import apply
 from engine.config.schema import Config
 from engine.config.text import from_text
@@ -52,7 +51,10 @@ def load(reference: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def _read(reference: str) -> Draft:
-    path = local_path(reference).expanduser()
+    if "://" in reference:
+        advice = f"load(str(engine.local_path({reference!r})))"
+        raise ConfigError(f"{reference}: found the address of a bucket. Name its folder on this machine: {advice}.")
+    path = Path(reference).expanduser()
     if path.is_dir():
         path = path / CONFIG_TEXT
         if not path.is_file():
@@ -83,8 +85,7 @@ def _configs_in(folder: Path) -> str:
     if not folder.is_dir():
         return ""
     names = [file.name for file in sorted(folder.glob("*.py")) if "get_config" in file.read_text(errors="replace")]
-    where = shown(folder)
-    return f"Configs in {where}: {', '.join(names)}." if names else f"There are no configs in {where}."
+    return f"Configs in {folder}: {', '.join(names)}." if names else f"There are no configs in {folder}."
 
 
 def _make_importable(folder: Path) -> None:
@@ -194,7 +195,5 @@ def _place(error: BaseException) -> str:
 
 def _shown(path: str | Path) -> str:
     """A path as a reader knows it: relative where it lies below the current folder. Links stay as they were named."""
-    if is_address(name := shown(path)):
-        return name
     absolute = Path(os.path.abspath(path))
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(path)

@@ -17,9 +17,9 @@ import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from engine.config.errors import DataError
-from engine.config.mounts import local_path
 from engine.data.record import decode, encode
 from engine.data.source import PART, SAMPLED, Batch, Example, Source, name_of, spread
+from engine.mounts import local_path
 
 NAMED = 32  # files that a fingerprint names and samples
 WINDOWS, WINDOW = 16, 4096  # of a file that are read for that, and bytes of each
@@ -36,7 +36,7 @@ class ArrayRecordSource:
     def __init__(self, pattern: str | Sequence[str]):
         """Opens the files that match a path, which may hold the wildcards of a shell, or each of several paths.
 
-        Paths may be addresses in a bucket (`config/mounts.py`).
+        Paths may be addresses in a bucket (`engine/mounts.py`).
 
         Raises:
             DataError: no file matches, or one of them is no ArrayRecord file.

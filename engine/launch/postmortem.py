@@ -12,7 +12,7 @@ from pathlib import Path
 
 from engine.cluster import exit_codes, shutdown
 from engine.config.errors import RunError
-from engine.config.mounts import local_path
+from engine.mounts import local_path
 from engine.run import status
 
 _MINE = Path("/proc/self/cgroup")

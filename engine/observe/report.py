@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.config.mounts import shown
+from engine.mounts import shown
 from engine.observe import wording
 from engine.observe.writer import ROW_KEYS
 from engine.run.directory import RunDirectory

@@ -15,7 +15,7 @@ from typing import Any
 
 from engine.cluster import exit_codes, processes, shutdown
 from engine.config.errors import ConvoyError, RunError
-from engine.config.mounts import shown
+from engine.mounts import shown
 from engine.observe.progress import Progress
 from engine.observe.report import Summary, summary_text
 from engine.observe.writer import metrics_of

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from engine.cluster import exit_codes
 from engine.config.errors import RunError
-from engine.config.mounts import shown
+from engine.mounts import shown
 
 _TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN}
 

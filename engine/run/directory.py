@@ -26,8 +26,8 @@ from pathlib import Path
 
 from engine.cluster import exit_codes, peers, processes
 from engine.config.errors import RunError
-from engine.config.mounts import local_path, shown
 from engine.config.schema import Config
+from engine.mounts import local_path, shown
 from engine.run import lease, status, storage
 from engine.run.atomic import cannot_write, write_text
 from engine.run.goodput import Stopwatch

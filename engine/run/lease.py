@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from engine.config.errors import ConvoyError, RunError
-from engine.config.mounts import shown
+from engine.mounts import shown
 from engine.run.atomic import cannot_write
 from engine.run.owner import Owner, is_alive
 

@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from engine.config.mounts import shown
+from engine.mounts import shown
 from engine.run.atomic import cannot_write
 
 logger = logging.getLogger("convoy")

@@ -171,7 +171,7 @@ DATA = """
 import threading
 import numpy as np
 from engine import ArraySource, local_path
-from engine.config.mounts import shown
+from engine.mounts import shown
 from engine.data.array_record import ArrayRecordSource, write_array_record
 first = threading.Thread(target=local_path, args=["s3://runs"])  # its end must not end the mount
 first.start()
@@ -200,7 +200,7 @@ def test_a_bucket_that_is_not_there_is_told(server, tmp_path):
 
 SILENT = """
 import os, socket
-from engine.config import mounts
+from engine import mounts
 mounts.MOUNT_S = 2.0
 server = socket.create_server(("127.0.0.1", 0))
 os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{server.getsockname()[1]}"

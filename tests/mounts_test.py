@@ -1,46 +1,46 @@
-"""What a place means on this machine; real buckets are mounted in tests/launch/bucket_test.py."""
+"""Paths and addresses; real buckets are mounted in tests/launch/bucket_test.py."""
 
 from pathlib import Path
 
 import pytest
 
 from engine.config.errors import RunError
-from engine.config.mounts import is_address, local_path, mount_command, shown
+from engine.mounts import is_address, local_path, local_text, mount_command, shown
 
 
-@pytest.mark.parametrize("place", ["runs/a", "/data/x*.arrayrecord", "a:b/c", "C:/runs", "~/runs", "", "1://x"])
-def test_a_path_of_this_machine_means_itself(place):
-    assert local_path(place) == Path(place)
-    assert shown(place) == place
-    assert not is_address(place)
+@pytest.mark.parametrize("path", ["runs/a", "/data/x*.arrayrecord", "a:b/c", "C:/runs", "~/runs", "", "1://x"])
+def test_a_local_path_stays_as_it_is(path):
+    assert local_path(path) == Path(path)
+    assert shown(path) == local_text(path) == path
+    assert not is_address(path)
 
 
-@pytest.mark.parametrize("place", ["s3://b", "gs://b/c", Path("s3://b/c"), "az://b/c"])
-def test_an_address_is_known_by_its_scheme_also_as_a_path(place):
-    assert is_address(place)
+@pytest.mark.parametrize("path", ["s3://b", "gs://b/c", Path("s3://b/c"), "az://b/c"])
+def test_an_address_is_recognized_by_its_scheme_also_as_a_path(path):
+    assert is_address(path)
 
 
 @pytest.mark.parametrize(
-    ("place", "found"),
+    ("path", "found"),
     [
         ("az://b/c", r"az://b/c: no address that can be mounted; s3://BUCKET/PATH and gs://BUCKET/PATH are"),
         ("s3a://b/c", r"every folder of this machine. Did you mean s3\?"),
         ("s3:///c", r"s3:///c: no address that can be mounted"),
     ],
 )
-def test_another_address_is_refused(place, found):
+def test_an_address_of_another_form_is_refused(path, found):
     with pytest.raises(RunError, match=found):
-        local_path(place)
+        local_path(path)
 
 
 @pytest.mark.parametrize(("scheme", "program"), [("s3", "s3fs"), ("gs", "gcsfuse")])
-def test_without_the_program_that_mounts_it_a_sentence_says_what_to_install(scheme, program, monkeypatch, tmp_path):
+def test_a_missing_mount_program_is_an_error_that_says_what_to_install(scheme, program, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RunError, match=f"{scheme}://b: {program}, which mounts such buckets, is not installed here. "):
         local_path(f"{scheme}://b/run")
 
 
-def test_the_words_that_mount_a_bucket_remember_little(monkeypatch, tmp_path):
+def test_a_mount_caches_attributes_for_at_most_a_second(monkeypatch, tmp_path):
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
