@@ -40,7 +40,7 @@ CONFIGS_USE = {"ml_collections"}  # beside the standard library
 
 ROOMS_WITHOUT_JAX = ("config", "cluster")  # while they are imported
 LIBRARIES = ("jax", "flax", "orbax", "grain")  # of which no private name is used
-PRIVATE = {"engine/cluster/coordination.py": 1}  # but these: the client that JAX has no public name for, imported once
+PRIVATE = {"engine/cluster/kv_store.py": 1}  # but these: the client that JAX has no public name for, imported once
 LONGEST = 400  # lines of a file
 
 FILES = sorted(

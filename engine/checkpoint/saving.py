@@ -6,7 +6,7 @@ restored (`store.py`), when a save is due (`policy.py`), what happens after a fa
 
 A save is written into a folder of its own, `<step>.<n>.saving`: each process its part of the arrays, then the first
 one, once it knows that all parts are there, what makes it whole and its manifest, and last the rename to `<step>`.
-What processes tell each other goes through the key-value store (`cluster/coordination.py`) and never through the
+What processes tell each other goes through the key-value store (`cluster/kv_store.py`) and never through the
 devices, which the loop uses meanwhile. The first process alone says how a save ended; at the deadline a timer of it
 does, which touches no storage. So every wait for a save has a bound, also where a disk never answers.
 
@@ -29,7 +29,7 @@ from typing import Any
 from engine.checkpoint import arrays
 from engine.checkpoint.manifest import sync_folder
 from engine.checkpoint.write_manifest import HASHED, Seal
-from engine.cluster import coordination, processes
+from engine.cluster import kv_store, processes
 from engine.run import storage
 
 MARKER = "commit_success.txt"  # every part is written
@@ -124,11 +124,11 @@ class Saver:
                 self.wait(max(0.0, self._save.started + _MOMENT_S - time.monotonic()))
             free = self.under_way is None
             if processes.count() > 1:
-                coordination.put(key, "yes" if free else "no")
+                kv_store.put(key, "yes" if free else "no")
             return free
-        answer = coordination.get(key, self.timeout_s + _LATE_S)
+        answer = kv_store.get(key, self.timeout_s + _LATE_S)
         if answer is None:
-            raise coordination.CoordinationError(
+            raise kv_store.CoordinationError(
                 f"process {processes.index()} waited {self.timeout_s + _LATE_S:g} s for process 0 to come to a save. "
                 "See what holds it up; the same command goes on from the newest checkpoint."
             )
@@ -226,7 +226,7 @@ class Saver:
         if processes.is_primary():
             self._end(save, words)
         else:
-            coordination.put(f"{save.key}/{WRITTEN}/{processes.index()}", words)
+            kv_store.put(f"{save.key}/{WRITTEN}/{processes.index()}", words)
 
     def _write(self, save: _Save) -> str:
         """Writes this process's part; returns what went wrong, in words."""
@@ -246,16 +246,16 @@ class Saver:
     def _write_part(self, save: _Save) -> None:
         """The writing thread of a process that is not the first."""
         words = self._write(save)
-        coordination.put(f"{save.key}/{WRITTEN}/{processes.index()}", words)
+        kv_store.put(f"{save.key}/{WRITTEN}/{processes.index()}", words)
         if not words and save.seal is not None:
             save.seal.hand_over()
 
     def _follow(self, save: _Save) -> None:
         """The thread of a process that is not the first that waits for the verdict; touches no storage."""
         try:
-            verdict = coordination.get(f"{save.key}/verdict", self.timeout_s + _LATE_S)
+            verdict = kv_store.get(f"{save.key}/verdict", self.timeout_s + _LATE_S)
             words = "process 0 has not said how the save ended" if verdict is None else verdict
-        except coordination.CoordinationError as error:
+        except kv_store.CoordinationError as error:
             words = str(error)
         self._end(save, words)
 
@@ -285,7 +285,7 @@ class Saver:
         """
         self._may_write()
         others = processes.count() - 1
-        self._in_doubt = [s for s in self._in_doubt if len(coordination.entries(f"{s.key}/{WRITTEN}")) < others]
+        self._in_doubt = [s for s in self._in_doubt if len(kv_store.entries(f"{s.key}/{WRITTEN}")) < others]
         kept = [s.folder for s in (*self._in_doubt, save) if s is not None]
         for leftover in self.directory.glob(f"*{SAVING}"):
             if leftover not in kept:
@@ -295,7 +295,7 @@ class Saver:
         """Waits until all processes have written; returns what went wrong in one of them, in words."""
         save.stage = ""
         while not save.done.is_set():
-            said = coordination.entries(f"{save.key}/{WRITTEN}")
+            said = kv_store.entries(f"{save.key}/{WRITTEN}")
             for index, words in sorted(said.items()):
                 if words:
                     return f"process {index}: {words}"
@@ -337,8 +337,8 @@ class Saver:
         missing = [f"process 0 is {save.stage}"] if save.stage and processes.count() > 1 else []
         if processes.count() > 1:
             try:
-                said = coordination.entries(f"{save.key}/{save.awaited}")
-            except coordination.CoordinationError:
+                said = kv_store.entries(f"{save.key}/{save.awaited}")
+            except kv_store.CoordinationError:
                 said = {}
             what = "writing" if save.awaited == WRITTEN else "hashing"
             missing += [f"process {i} is {what}" for i in range(1, processes.count()) if str(i) not in said]
@@ -358,12 +358,12 @@ class Saver:
         if words:
             storage.suspect()
         if processes.is_primary() and processes.count() > 1:
-            coordination.put(f"{save.key}/verdict", words)
+            kv_store.put(f"{save.key}/verdict", words)
             if not words:  # all have written it, so they know of all that was before
                 if all(other.number != save.number - 1 for other in self._in_doubt):
-                    coordination.delete(f"{self._key}/{save.number - 1}")
+                    kv_store.delete(f"{self._key}/{save.number - 1}")
                 for question in range(self._forgotten + 1, save.questions):
-                    coordination.delete(f"{self._key}/free/{question}")
+                    kv_store.delete(f"{self._key}/free/{question}")
                 self._forgotten = max(self._forgotten, save.questions - 1)
 
 

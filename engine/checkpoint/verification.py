@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from engine.checkpoint.manifest import Manifest, deal, problems, read_manifest
-from engine.cluster import coordination, exit_codes, processes
+from engine.cluster import exit_codes, kv_store, processes
 from engine.config.errors import CheckpointError
 
 SHOWN = 4  # problems that a sentence names
@@ -120,10 +120,10 @@ def _of_all(found: list[str], timeout_s: float, directory: Path) -> list[str]:
     key = f"verification/{next(_turns)}"
     if processes.is_primary():
         verdict = _collected(found, key, timeout_s)
-        coordination.put(f"{key}/verdict", json.dumps(verdict))
+        kv_store.put(f"{key}/verdict", json.dumps(verdict))
     else:
-        coordination.put(f"{key}/{processes.index()}", json.dumps(found))
-        text = coordination.get(f"{key}/verdict", timeout_s + _SLACK_S)
+        kv_store.put(f"{key}/{processes.index()}", json.dumps(found))
+        text = kv_store.get(f"{key}/verdict", timeout_s + _SLACK_S)
         verdict = (None, 0) if text is None else json.loads(text)
     problems_of_all, late = verdict
     if problems_of_all is None:
@@ -135,7 +135,7 @@ def _collected(found: list[str], key: str, timeout_s: float) -> tuple[list[str] 
     """The problems; or None and the process that has told none in time."""
     end, everything = time.monotonic() + timeout_s, list(found)
     for other in range(1, processes.count()):
-        text = coordination.get(f"{key}/{other}", max(0.001, end - time.monotonic()))
+        text = kv_store.get(f"{key}/{other}", max(0.001, end - time.monotonic()))
         if text is None:
             return None, other
         everything += [problem for problem in json.loads(text) if problem not in everything]

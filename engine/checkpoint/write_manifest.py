@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from engine.checkpoint.manifest import Entry, Manifest, deal, files_of, hash_files, write_manifest
-from engine.cluster import coordination, processes
+from engine.cluster import kv_store, processes
 from engine.config.errors import CheckpointError
 
 HASHED = "hashed"  # the folder of keys in which each process but the first says what it found
@@ -60,7 +60,7 @@ class Seal:
         """
         hands = deal(files_of(self._folder), processes.count())
         for other, names in list(enumerate(hands))[1:]:
-            coordination.put(f"{self._key}/files/{other}", json.dumps(names))
+            kv_store.put(f"{self._key}/files/{other}", json.dumps(names))
         parts = [self._part(hands[0])]
         on_own_part()
         for other in range(1, processes.count()):
@@ -77,13 +77,13 @@ class Seal:
             part = self._part(self._wait_for(f"files/{processes.index()}"))
         except Exception as error:
             part = {"error": f"{type(error).__name__}: {error}"}
-        coordination.put(f"{self._key}/{HASHED}/{processes.index()}", json.dumps(part))
+        kv_store.put(f"{self._key}/{HASHED}/{processes.index()}", json.dumps(part))
 
     def _part(self, names: list[str]) -> dict[str, Any]:
         return {"files": hash_files(self._folder, names), "arrays": self._digests().tolist()}
 
     def _wait_for(self, key: str) -> Any:
         while self._going():
-            if (text := coordination.get(f"{self._key}/{key}", _LOOK_S)) is not None:
+            if (text := kv_store.get(f"{self._key}/{key}", _LOOK_S)) is not None:
                 return json.loads(text)
         raise CheckpointError("the save has ended otherwise")

@@ -4,7 +4,7 @@ Owns: what counts as the software of a process, the comparison, and the error th
 own: what else is compared (the caller hands it over), or who the processes are (`processes.py`).
 
 Ranks that differ compile different programs, and then wait for each other for ever or compute something that nobody
-asked for. Each compares itself with process 0 by the store of `coordination.py`, before any device is needed.
+asked for. Each compares itself with process 0 by the store of `kv_store.py`, before any device is needed.
 
 Terms. *Fact*: a name and a text, as `jax: 0.12.0`. *Package*: the first word of a module's name.
 """
@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from engine.cluster import coordination
+from engine.cluster import kv_store
 from engine.cluster.peers import LostPeer
 from engine.cluster.processes import count, index, is_primary
 from engine.config.errors import ConvoyError
@@ -76,18 +76,18 @@ def check_consistency(facts: Mapping[str, str], what: str) -> None:
     _turns[what] += 1
     place = f"alike/{what}/{_turns[what]}"
     if is_primary():
-        coordination.put(f"{place}/first", json.dumps([socket.gethostname(), dict(facts)]))
+        kv_store.put(f"{place}/first", json.dumps([socket.gethostname(), dict(facts)]))
     else:
-        told = coordination.get(f"{place}/first", WAIT_S)
+        told = kv_store.get(f"{place}/first", WAIT_S)
         if told is None:
             raise _absent([0], what)
         host, first = json.loads(told)
         if lines := differences(first, facts):
             mine = [socket.gethostname(), host, lines]
-            coordination.put(f"{place}/others/{index()}", json.dumps(mine))
-    if missing := coordination.barrier(f"alike-{what}", WAIT_S):
+            kv_store.put(f"{place}/others/{index()}", json.dumps(mine))
+    if missing := kv_store.barrier(f"alike-{what}", WAIT_S):
         raise _absent(missing, what)
-    others = coordination.entries(f"{place}/others")
+    others = kv_store.entries(f"{place}/others")
     if others:
         raise InconsistentProcesses(_sentence({int(i): json.loads(text) for i, text in others.items()}))
 

@@ -1,6 +1,6 @@
 """How the end of one process becomes the end of all: the cause is told, a dead one is noticed, nobody waits in vain.
 
-Owns: what a process that ends alone leaves to the others in the store of `coordination.py`, and the threads that look
+Owns: what a process that ends alone leaves to the others in the store of `kv_store.py`, and the threads that look
 for such an end and for peers without heartbeat while the main thread is anywhere. Does not own: the launcher's way of
 telling (`shutdown.py`), or what JAX raises in the main thread (`peers.py`).
 
@@ -14,9 +14,9 @@ import time
 from contextlib import suppress
 from dataclasses import asdict
 
-from engine.cluster import coordination, exit_codes, shutdown
-from engine.cluster.coordination import CoordinationError
-from engine.cluster.processes import HEARTBEAT_S, count, index, is_primary
+from engine.cluster import exit_codes, kv_store, shutdown, timeouts
+from engine.cluster.identity import count, index, is_primary
+from engine.cluster.kv_store import CoordinationError
 from engine.cluster.rendezvous import name
 from engine.cluster.shutdown import Verdict
 from engine.config.errors import ConvoyError
@@ -54,11 +54,11 @@ def tell_others(code: int, text: str) -> None:
         return
     verdict = Verdict(index(), code, text.rstrip(), time.monotonic())
     with suppress(CoordinationError):
-        coordination.put_first("cause", json.dumps(asdict(verdict)))
-        coordination.put(f"ended/{index()}", "")
+        kv_store.put_first("cause", json.dumps(asdict(verdict)))
+        kv_store.put(f"ended/{index()}", "")
         if is_primary():
             end = time.monotonic() + _FAREWELL_S
-            while time.monotonic() < end and len(coordination.entries("ended")) < count():
+            while time.monotonic() < end and len(kv_store.entries("ended")) < count():
                 time.sleep(0.05)
             time.sleep(_LAST_STEP_S)
 
@@ -66,7 +66,7 @@ def tell_others(code: int, text: str) -> None:
 def cause() -> Verdict | None:
     """Returns why the run ends, where another process has told it: in the store, or to the launcher."""
     with suppress(CoordinationError):
-        if (text := coordination.try_get("cause")) is not None:
+        if (text := kv_store.try_get("cause")) is not None:
             verdict = Verdict(**json.loads(text))
             return verdict if verdict.index != index() else None
     final = (exit_codes.USER_ERROR, exit_codes.STOP)
@@ -103,7 +103,7 @@ def join() -> None:
 def _look_for_a_cause() -> None:
     while not _stopping.wait(LOOK_S):
         try:
-            text = coordination.try_get("cause")
+            text = kv_store.try_get("cause")
         except CoordinationError as error:
             return _end(lost(None, f"process 0 is gone ({error})"))
         if text is not None and (found := cause()) is not None:
@@ -113,12 +113,12 @@ def _look_for_a_cause() -> None:
 def _look_for_the_dead() -> None:
     while not _stopping.wait(LOOK_S):
         try:
-            dead = set(range(count())) - coordination.alive()
+            dead = set(range(count())) - kv_store.alive()
         except CoordinationError:
             return  # the other thread tells it
         if dead:
             gone = "are gone" if len(dead) > 1 else "is gone"
-            return _end(lost(cause(), f"{name(dead)} {gone}: no heartbeat for {HEARTBEAT_S} s"))
+            return _end(lost(cause(), f"{name(dead)} {gone}: no heartbeat for {timeouts.HEARTBEAT_S} s"))
 
 
 def _end(error: LostPeer) -> None:

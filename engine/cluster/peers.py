@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from engine.cluster import coordination, peer_failure
+from engine.cluster import kv_store, peer_failure
 from engine.cluster.peer_failure import LostPeer, lost
 from engine.cluster.processes import PART_S, count, index, is_primary
 from engine.cluster.rendezvous import name
@@ -152,7 +152,7 @@ def part() -> None:
         return
     import jax
 
-    missing = coordination.barrier("part", PART_S)
+    missing = kv_store.barrier("part", PART_S)
     peer_failure.stop()
     if missing:
         raise LostPeer(
@@ -161,7 +161,7 @@ def part() -> None:
         )
     # Process 0 goes last: a process that finds JAX's coordinator gone before it has left is killed by JAX.
     with bounded(_LAST_S, lambda: LostPeer("the others have not left in time after the end of the run.")):
-        while is_primary() and coordination.alive() != {0}:
+        while is_primary() and kv_store.alive() != {0}:
             time.sleep(0.05)
         peer_failure.join()
         jax.distributed.shutdown()

@@ -12,23 +12,21 @@ import contextlib
 import ipaddress
 import os
 import re
-import sys
 import time
 from collections.abc import Iterator
 
-from engine.cluster import rendezvous
+from engine.cluster import identity, peer_failure, rendezvous
 from engine.cluster.cluster_detection import Processes, address
+from engine.cluster.identity import count, index, is_primary
 from engine.cluster.rendezvous import CannotJoin, Refused
 from engine.cluster.shutdown import bounded, first_line
 
+__all__ = ["count", "index", "initialize", "is_primary"]
 HEARTBEAT_S = 10  # one that is silent for so long is dead: twice what a paused virtual machine or a full disk takes
 NAME_S = 30.0  # for process 0's own name to be known to it
 JOIN_S = 300.0  # hosts of one job may start minutes apart
 _JOIN_MORE_S = 30.0  # for JAX, once all are there
 PART_S = 120.0  # at the end of the run, for the first process's last words on disk
-
-
-_joined: Processes | None = None
 
 
 def initialize(who: Processes, *, timeout_s: float = JOIN_S) -> None:
@@ -42,7 +40,6 @@ def initialize(who: Processes, *, timeout_s: float = JOIN_S) -> None:
             or TLS is asked for, and this jax has none.
         RuntimeError: from JAX, devices are in use already.
     """
-    global _joined
     if who.detected:
         _detected()
     if who.count == 1:
@@ -79,9 +76,7 @@ def initialize(who: Processes, *, timeout_s: float = JOIN_S) -> None:
                 f"process {who.index} of {who.count}: cannot join the others at {who.coordinator} "
                 f"({first_line(error)}). Start all processes again, with the same address."
             ) from error
-    _joined = who
-    from engine.cluster import peer_failure  # it needs to know who one is
-
+    identity.set_joined(who)
     peer_failure.watch()
 
 
@@ -153,29 +148,3 @@ def _bind_address(who: Processes, wait_s: float) -> str:
             probe.connect(("192.0.2.1", 9))  # sends nothing; an address that no host has (RFC 5737)
             return f"{probe.getsockname()[0]}:{port}"
     return who.coordinator
-
-
-def index() -> int:
-    """The number of this process. Once several have joined, it is known without starting a device."""
-    return _whole_job().index
-
-
-def count() -> int:
-    """How many processes the run has."""
-    return _whole_job().count
-
-
-def is_primary() -> bool:
-    """Whether this process writes the run's files and the screen."""
-    return index() == 0
-
-
-def _whole_job() -> Processes:
-    if _joined is not None:
-        return _joined
-    if "jax" in sys.modules:
-        import jax
-
-        if jax.distributed.is_initialized():  # by the author of a notebook, say
-            return Processes(jax.process_index(), jax.process_count())
-    return Processes()

@@ -32,8 +32,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from engine.cluster import coordination, exit_codes, processes, shutdown
-from engine.cluster.coordination import CoordinationError
+from engine.cluster import exit_codes, kv_store, processes, shutdown
+from engine.cluster.kv_store import CoordinationError
 from engine.config.errors import ConvoyError
 
 # A terminal and a launcher may both pass on one Ctrl-C; copies that near are one signal.
@@ -109,7 +109,7 @@ class Preemption:
         self._told.set()
         thread.join()
         with contextlib.suppress(CoordinationError):  # for those who are behind and are asked to stop only now
-            coordination.put(f"{self._key}/answered/{processes.index()}", str(self._answered))
+            kv_store.put(f"{self._key}/answered/{processes.index()}", str(self._answered))
 
     @property
     def interrupted(self) -> bool:
@@ -155,14 +155,14 @@ class Preemption:
         with contextlib.suppress(CoordinationError):  # a lost process 0 is told by `peer_failure.py`
             while not self._left:
                 if self._told.wait(_LOOK_S) and not self._left:
-                    coordination.put_first(f"{self._key}/notice", "interrupted" if self.interrupted else "preempted")
-                if (notice := coordination.try_get(f"{self._key}/notice")) is not None:
+                    kv_store.put_first(f"{self._key}/notice", "interrupted" if self.interrupted else "preempted")
+                if (notice := kv_store.try_get(f"{self._key}/notice")) is not None:
                     return self._agree(notice)
 
     def _agree(self, notice: str) -> None:
         with self._lock:
-            coordination.put(f"{self._key}/answered/{processes.index()}", str(self._answered))
-            while len(told := coordination.entries(f"{self._key}/answered")) < processes.count():
+            kv_store.put(f"{self._key}/answered/{processes.index()}", str(self._answered))
+            while len(told := kv_store.entries(f"{self._key}/answered")) < processes.count():
                 if self._left:
                     return
                 time.sleep(0.02)

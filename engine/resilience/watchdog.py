@@ -24,8 +24,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from engine.cluster import coordination, exit_codes, processes, shutdown
-from engine.cluster.coordination import CoordinationError
+from engine.cluster import exit_codes, kv_store, processes, shutdown
+from engine.cluster.kv_store import CoordinationError
 from engine.cluster.rendezvous import name
 from engine.config.errors import ConvoyError
 from engine.config.schema import Config
@@ -181,19 +181,19 @@ class Watchdog:
         overdue = bound_s is not None and waited > bound_s
         if processes.count() > 1:
             told = place._replace(bound_s=bound_s, since=waited)._asdict()
-            coordination.put(f"watchdog/places/{processes.index()}", json.dumps(told))
-            if (text := coordination.try_get("watchdog/hang")) is not None:
+            kv_store.put(f"watchdog/places/{processes.index()}", json.dumps(told))
+            if (text := kv_store.try_get("watchdog/hang")) is not None:
                 self._give_up(text)
             overdue = overdue and not self._is_excused()
         if overdue:
             doing = "no step has ended" if place.phase == _TRAINING else f"{place.phase} has not moved on"
             text = f"{doing} for {waited:.1f} s, where {bound_s:.1f} s are allowed ({rule})"
-            coordination.put_first("watchdog/hang", text)
-            self._give_up(coordination.try_get("watchdog/hang") or text)
+            kv_store.put_first("watchdog/hang", text)
+            self._give_up(kv_store.try_get("watchdog/hang") or text)
 
     def _is_excused(self) -> bool:
         """Whether a peer does something that may take longer than a step, so that this process rightly waits."""
-        now, told = time.monotonic(), coordination.entries("watchdog/places")
+        now, told = time.monotonic(), kv_store.entries("watchdog/places")
         for index, text in told.items():
             if index == str(processes.index()):
                 continue
@@ -213,11 +213,11 @@ class Watchdog:
         told = {**place._asdict(), "where": stacks.where()}
         everybody: dict[str, Mapping[str, object]] = {index: told}
         with suppress(CoordinationError):
-            coordination.put(f"watchdog/stacks/{index}", json.dumps(told))
+            kv_store.put(f"watchdog/stacks/{index}", json.dumps(told))
             end = time.monotonic() + _COLLECT_S
             while len(everybody) < processes.count() and time.monotonic() < end:
                 time.sleep(0.05)
-                found = coordination.entries("watchdog/stacks")
+                found = kv_store.entries("watchdog/stacks")
                 everybody |= {i: json.loads(text) for i, text in found.items()}
         shutdown.end(
             Hang(

@@ -57,7 +57,7 @@ import sys
 from pathlib import Path
 from engine.checkpoint.manifest import MANIFEST
 from engine.checkpoint.verification import verify
-from engine.cluster import coordination, peers, processes, cluster_detection
+from engine.cluster import kv_store, peers, processes, cluster_detection
 from engine.config.errors import ConvoyError
 from tests.checkpoint.verification_test import write_step
 
@@ -65,17 +65,17 @@ processes.initialize(cluster_detection.resolve().who)
 me, step = processes.index(), Path(sys.argv[1]) / "5"
 
 def look(timeout_s=60, late=False):
-    assert coordination.barrier("look", 60) == []
+    assert kv_store.barrier("look", 60) == []
     read = []
     if late:
-        coordination.get("gave up", 60)
+        kv_store.get("gave up", 60)
     try:
         manifest = verify(step, timeout_s, lambda done, total: read.append(total))
         print("good", manifest.step, read[-1])
     except ConvoyError as error:
         print(type(error).__name__, error)
-        coordination.put("gave up", "")
-    assert coordination.barrier("looked", 60) == []
+        kv_store.put("gave up", "")
+    assert kv_store.barrier("looked", 60) == []
 
 if me == 0:
     write_step(step)
@@ -83,8 +83,8 @@ look()
 if me == 0:
     (step / "d" / "1").write_text("short")
 look()
-coordination.delete("gave up")
-assert coordination.barrier("deleted", 60) == []
+kv_store.delete("gave up")
+assert kv_store.barrier("deleted", 60) == []
 look(0.5, late=me == 2)
 if me == 0:
     (step / MANIFEST).unlink()

@@ -39,7 +39,7 @@ from pathlib import Path
 import numpy as np
 from engine.checkpoint.manifest import problems, read_manifest
 from engine.checkpoint.write_manifest import Seal
-from engine.cluster import coordination, peers, processes, cluster_detection
+from engine.cluster import kv_store, peers, processes, cluster_detection
 from engine.config.errors import ConvoyError
 from tests.checkpoint.write_manifest_test import fill
 
@@ -54,7 +54,7 @@ def run(step, *, damage=False, over=False):
     folder = Path(sys.argv[1]) / str(step)
     if me == 0:
         fill(folder)
-    assert coordination.barrier("filled", 60) == []
+    assert kv_store.barrier("filled", 60) == []
     digests = lambda: np.array([[2**31 + me, 5]], np.uint32) if me == 0 or not damage else np.zeros(1) / (1 // 0)
     seal = Seal(folder, step, f"save/{step}", digests, texts, lambda: not over)
     try:
@@ -65,10 +65,10 @@ def run(step, *, damage=False, over=False):
             manifest = read_manifest(folder)
             assert len(manifest.files) == 3 and problems(folder, manifest, manifest.files) == []
             print(step, "sealed", manifest.arrays)
-            print(step, "hashed by the other", list(coordination.entries(f"save/{step}/files").values()))
+            print(step, "hashed by the other", list(kv_store.entries(f"save/{step}/files").values()))
     except ConvoyError as error:
         print(step, f"{type(error).__name__}: {error}")
-    assert coordination.barrier("next", 60) == []
+    assert kv_store.barrier("next", 60) == []
 
 run(1)
 run(2, damage=True)

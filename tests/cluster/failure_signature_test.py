@@ -7,8 +7,8 @@ import textwrap
 
 import pytest
 
-from engine.cluster.coordination import CoordinationError
 from engine.cluster.failure_signature import failure_signature
+from engine.cluster.kv_store import CoordinationError
 from engine.cluster.peers import LostPeer
 from engine.cluster.processes import CannotJoin
 from engine.config.errors import ConfigError, RunError

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from engine.cluster import coordination, peer_failure, shutdown
+from engine.cluster import kv_store, peer_failure, shutdown
 from engine.cluster.shutdown import Verdict
 from tests import runs
 
@@ -25,7 +25,7 @@ def test_an_error_for_a_peer_without_words_says_what_to_do_and_one_with_words_ha
 
 
 def test_the_cause_is_what_another_process_left_in_the_store_and_else_a_final_verdict(monkeypatch, tmp_path):
-    monkeypatch.setattr(coordination, "_alone", coordination._Alone())
+    monkeypatch.setattr(kv_store, "_alone", kv_store._Alone())
     assert peer_failure.cause() is None
     for index, code in ((2, 42), (1, 43)):
         monkeypatch.setenv(shutdown.VARIABLE, str(tmp_path / f"{index}.json"))
@@ -33,7 +33,7 @@ def test_the_cause_is_what_another_process_left_in_the_store_and_else_a_final_ve
     monkeypatch.setenv(shutdown.VARIABLE, str(tmp_path / "0.json"))
     found = peer_failure.cause()
     assert found is not None and (found.index, found.code) == (1, 43)
-    coordination.put("cause", json.dumps(RAISED.__dict__))
+    kv_store.put("cause", json.dumps(RAISED.__dict__))
     assert peer_failure.cause() == RAISED
     monkeypatch.setattr("engine.cluster.peer_failure.index", lambda: 1)
     assert peer_failure.cause() is None  # its own
@@ -46,16 +46,16 @@ def test_processes_are_named_in_order():
 
 def test_a_single_process_tells_nobody(monkeypatch):
     peer_failure.tell_others(1, "x")
-    assert coordination.try_get("cause") is None
+    assert kv_store.try_get("cause") is None
 
 
 PAIR = """
 import sys, threading, time
-from engine.cluster import coordination, peer_failure, shutdown, processes, cluster_detection
+from engine.cluster import kv_store, peer_failure, shutdown, processes, cluster_detection
 processes.initialize(cluster_detection.resolve().who)
 me = processes.index()
 shutdown.add_last_act(lambda code, text: print("last act", code, flush=True))
-assert coordination.barrier("ready", 60) == []
+assert kv_store.barrier("ready", 60) == []
 if me == {failing}:
     peer_failure.tell_others(1, "Traceback\\nKeyError: 'x'")
     shutdown.end_alone(1)
@@ -95,14 +95,14 @@ def test_started_by_hand_a_process_learns_why_another_ended_and_ends_too(failing
 
 ASKING = """
 import sys, threading, time
-from engine.cluster import coordination, peer_failure, peers, processes, cluster_detection
-ask, asking = coordination.alive, threading.Event()
+from engine.cluster import kv_store, peer_failure, peers, processes, cluster_detection
+ask, asking = kv_store.alive, threading.Event()
 def alive():
     asking.set()
     if threading.current_thread() is not threading.main_thread():
         time.sleep(1)
     return ask()
-coordination.alive = alive
+kv_store.alive = alive
 processes.initialize(cluster_detection.resolve().who)
 assert asking.wait(30)
 peers.part()

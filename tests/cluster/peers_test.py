@@ -13,7 +13,7 @@ GLOO = "UNKNOWN: Gloo all-reduce failed: [pair.cc:538] Read error [127.0.0.1]:44
 
 @pytest.fixture
 def one_of_two(monkeypatch):
-    monkeypatch.setattr("engine.cluster.processes._joined", Processes(0, 2, "127.0.0.1:1"))
+    monkeypatch.setattr("engine.cluster.identity._joined", Processes(0, 2, "127.0.0.1:1"))
 
 
 def test_a_single_process_agrees_with_itself():
@@ -31,7 +31,7 @@ def test_what_the_first_process_does_is_everybodys(one_of_two, monkeypatch):
     with pytest.raises(RunError) as met:
         peers.run_on_primary(fail, "a test")
     assert met.value.everywhere
-    monkeypatch.setattr("engine.cluster.processes._joined", Processes(1, 2, "127.0.0.1:1"))
+    monkeypatch.setattr("engine.cluster.identity._joined", Processes(1, 2, "127.0.0.1:1"))
     monkeypatch.setattr(peers, "broadcast_from_primary", lambda value, what: shared[1])
     with pytest.raises(peers.PrimaryError) as told:
         peers.run_on_primary(lambda: pytest.fail("not the first"), "a test")
@@ -82,7 +82,7 @@ def test_the_peers_own_verdict_is_passed_on(one_of_two, tmp_path, monkeypatch):
 def test_other_errors_and_those_of_a_single_process_stay(monkeypatch):
     with pytest.raises(jax.errors.JaxRuntimeError), lost_peers_reported():
         raise jax.errors.JaxRuntimeError(GLOO)
-    monkeypatch.setattr("engine.cluster.processes._joined", Processes(0, 2, "127.0.0.1:1"))
+    monkeypatch.setattr("engine.cluster.identity._joined", Processes(0, 2, "127.0.0.1:1"))
     with pytest.raises(KeyError), lost_peers_reported():
         raise KeyError("x")
 
@@ -91,7 +91,7 @@ def test_an_error_of_the_users_says_where_it_was_raised_and_a_sentence_of_the_en
     with pytest.raises(KeyError) as raised, peers.location_reported(lambda: 7):
         raise KeyError("x")
     assert raised.value.__notes__ == ["raised after step 7"]
-    monkeypatch.setattr("engine.cluster.processes._joined", Processes(1, 2, "127.0.0.1:1"))
+    monkeypatch.setattr("engine.cluster.identity._joined", Processes(1, 2, "127.0.0.1:1"))
     with pytest.raises(KeyError) as raised, peers.location_reported(lambda: 8):
         raise KeyError("x")
     assert raised.value.__notes__ == ["raised in process 1 of 2, after step 8"]

@@ -207,7 +207,7 @@ def pair(program: str) -> list[subprocess.Popen]:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     join = f"""
     import threading
-    from engine.cluster import coordination, peers, processes
+    from engine.cluster import kv_store, peers, processes
     from engine.cluster.cluster_detection import Processes
     rank = int(sys.argv[1])
     processes.initialize(Processes(rank, 2, {address!r}))
@@ -244,9 +244,9 @@ def test_waits_are_given_up_together_and_one_that_another_has_gone_beyond_is_not
             assert not preemption.requested()
             if rank == 0:
                 assert preemption.unless_stopped(lambda: "data") == "data"
-                coordination.put("ahead", "")
+                kv_store.put("ahead", "")
             else:
-                assert coordination.get("ahead", 60) == ""
+                assert kv_store.get("ahead", 60) == ""
                 data = threading.Event()
                 threading.Timer(3.0, data.set).start()
                 print("ready", flush=True)

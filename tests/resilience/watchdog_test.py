@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from engine.cluster import coordination
+from engine.cluster import kv_store
 from engine.resilience import watchdog
 from engine.resilience.watchdog import Place, Watchdog
 from tests import runs
@@ -117,8 +117,8 @@ def test_what_comes_after_training_is_the_end_and_bounded(dog):
     ],
 )
 def test_a_process_waits_for_one_that_may_take_longer(dog, now, monkeypatch, peer, excused):
-    monkeypatch.setattr(coordination, "_alone", coordination._Alone())
-    coordination.put("watchdog/places/1", json.dumps(peer._asdict()))
+    monkeypatch.setattr(kv_store, "_alone", kv_store._Alone())
+    kv_store.put("watchdog/places/1", json.dumps(peer._asdict()))
     assert dog._is_excused() == excused
     now[0] += 200  # and nothing new is told
     assert dog._is_excused() == (excused and peer.phase == "starting")

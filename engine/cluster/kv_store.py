@@ -16,7 +16,7 @@ from collections import Counter
 from typing import Any
 
 from engine.cluster import exit_codes
-from engine.cluster.processes import count, index
+from engine.cluster.identity import count, index
 from engine.cluster.shutdown import first_line
 from engine.config.errors import ConvoyError
 
@@ -96,6 +96,13 @@ def delete(key: str) -> None:
             return
 
 
+def increment(key: str) -> int:
+    """Adds 1 to the number under a key, which begins at 0; returns the new one. Each process gets its own."""
+    if count() == 1:
+        return _alone.increment(key)
+    return _ask("key_value_increment", _TOP + key, 1)
+
+
 def alive() -> set[int]:
     """Returns the processes that JAX's heartbeats show to be alive; each takes part in the answer.
 
@@ -173,7 +180,7 @@ def _moved(what: str) -> str:
 
     return (
         f"jax {jax.__version__} keeps its distributed client elsewhere ({what}). Find its new place in the source of "
-        "jax.distributed, and change engine/cluster/coordination.py, the one file that uses it."
+        "jax.distributed, and change engine/cluster/kv_store.py, the one file that uses it."
     )
 
 
@@ -191,6 +198,11 @@ class _Alone:
             self._texts[key] = value
             self._changed.notify_all()
             return True
+
+    def increment(self, key: str) -> int:
+        with self._changed:
+            self._texts[key] = str(int(self._texts.get(key, "0")) + 1)
+            return int(self._texts[key])
 
     def get(self, key: str, timeout_s: float) -> str | None:
         with self._changed:

@@ -7,13 +7,13 @@ import time
 
 import pytest
 
-from engine.cluster import coordination
+from engine.cluster import kv_store
 from tests import runs
 
 
 @pytest.fixture(autouse=True)
 def an_empty_store(monkeypatch):
-    monkeypatch.setattr(coordination, "_alone", coordination._Alone())
+    monkeypatch.setattr(kv_store, "_alone", kv_store._Alone())
 
 
 def test_a_new_jax_that_moves_the_client_is_told_with_a_sentence():
@@ -24,47 +24,51 @@ def test_a_new_jax_that_moves_the_client_is_told_with_a_sentence():
 
     used = [
         "key_value_set", "blocking_key_value_get", "key_value_try_get", "key_value_dir_get", "key_value_delete",
-        "get_live_nodes",
+        "key_value_increment", "get_live_nodes",
     ]  # fmt: skip
     missing = [name for name in used if not hasattr(_jax.DistributedRuntimeClient, name)]
-    assert hasattr(distributed.global_state, "client") and not missing, coordination._moved(f"missing: {missing}")
-    assert jax.__version__ in coordination._moved("x")
+    assert hasattr(distributed.global_state, "client") and not missing, kv_store._moved(f"missing: {missing}")
+    assert jax.__version__ in kv_store._moved("x")
 
 
 def test_a_client_that_is_not_there_is_told(monkeypatch):
     from jax._src import distributed
 
     monkeypatch.delattr(distributed.State, "client")
-    with pytest.raises(RuntimeError, match=r"keeps its distributed client elsewhere .*change engine/cluster/coord"):
-        coordination._client()
+    with pytest.raises(RuntimeError, match=r"keeps its distributed client elsewhere .*change engine/cluster/kv_store"):
+        kv_store._client()
 
 
 def test_a_single_process_has_a_store_of_its_own():
-    coordination.put("a/0/step", "1")
-    coordination.put("a/0/step", "2")
-    coordination.put("ab", "3")
-    assert coordination.try_get("a/0/step") == "2"
-    assert coordination.entries("a") == {"0/step": "2"}
-    assert not coordination.put_first("ab", "4") and coordination.put_first("c", "5")
-    coordination.delete("a")
-    coordination.delete("nothing")
-    assert (coordination.try_get("a/0/step"), coordination.try_get("ab")) == (None, "3")
+    kv_store.put("a/0/step", "1")
+    kv_store.put("a/0/step", "2")
+    kv_store.put("ab", "3")
+    assert kv_store.try_get("a/0/step") == "2"
+    assert kv_store.entries("a") == {"0/step": "2"}
+    assert not kv_store.put_first("ab", "4") and kv_store.put_first("c", "5")
+    kv_store.delete("a")
+    kv_store.delete("nothing")
+    assert (kv_store.try_get("a/0/step"), kv_store.try_get("ab")) == (None, "3")
 
 
 def test_a_text_that_another_thread_writes_is_waited_for_and_one_that_nobody_writes_is_none():
-    threading.Timer(0.1, lambda: coordination.put("late", "here")).start()
-    assert coordination.get("late", 20) == "here"
-    assert coordination.get("never", 0.05) is None
+    threading.Timer(0.1, lambda: kv_store.put("late", "here")).start()
+    assert kv_store.get("late", 20) == "here"
+    assert kv_store.get("never", 0.05) is None
+
+
+def test_each_increment_of_a_key_returns_its_own_number():
+    assert [kv_store.increment("reads"), kv_store.increment("reads")] == [1, 2]
 
 
 def test_nobody_is_missing_at_the_barrier_of_a_single_process():
-    assert coordination.barrier("start", 0.1) == []
-    assert coordination.alive() == {0}
+    assert kv_store.barrier("start", 0.1) == []
+    assert kv_store.alive() == {0}
 
 
 THREE = """
 import sys, threading, time
-from engine.cluster import coordination as store, peers, processes, cluster_detection
+from engine.cluster import kv_store as store, peers, processes, cluster_detection
 processes.initialize(cluster_detection.resolve().who)
 me = processes.index()
 store.put(f"who/{me}", str(me * me))
@@ -73,6 +77,8 @@ assert store.barrier("told", 60) == []
 assert store.entries("who") == {"0": "0", "1": "1", "2": "4"}, store.entries("who")
 assert store.try_get("who/2") == "4" and store.try_get("who/3") is None and store.get("who/3", 0.1) is None
 assert store.entries("nobody") == {}
+counted = store.increment("counter")
+assert store.barrier("counted", 60) == [] and store.try_get("counter") == "3" and counted in (1, 2, 3)
 print("first", store.put_first("winner", str(me)))
 assert store.get("winner", 60) in ("0", "1", "2")
 assert store.barrier("told", 60) == []

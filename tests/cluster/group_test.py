@@ -1,0 +1,247 @@
+"""The process group: in a single process, and in three real ones that a launcher starts."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from engine.cluster import group, kv_store
+from engine.cluster.cluster_detection import Processes
+from engine.cluster.peer_failure import LostPeer
+from engine.config.errors import RunError
+from tests import runs
+
+
+@pytest.fixture(autouse=True)
+def an_empty_store(monkeypatch):
+    monkeypatch.setattr(kv_store, "_alone", kv_store._Alone())
+
+
+def test_a_single_process_agrees_with_itself():
+    assert group.broadcast({"a": (1, None)}, "test") == {"a": [1, None]}  # as several processes get it
+    assert group.gather("x", "test", 1) == {0: "x"}
+    assert group.barrier("test", 1) == []
+    assert group.decide(3, lambda values, missing: [values[0], missing], "test", 1) == [3, []]
+    assert group.run_on_primary(lambda: [1], "test") == [1]
+
+
+def test_values_must_be_json():
+    with pytest.raises(TypeError):
+        group.broadcast({1, 2}, "test")
+
+
+def test_an_error_of_the_primarys_work_ends_every_process():
+    def fail() -> None:
+        raise RunError("runs/a: another job trains here.")
+
+    with pytest.raises(RunError) as raised:
+        group.run_on_primary(fail, "test")
+    assert raised.value.everywhere
+
+
+def test_the_store_of_a_single_process_does_not_grow():
+    for _ in range(100):
+        group.broadcast(1, "test")
+        group.barrier("test", 1)
+    assert len(kv_store.entries("group")) <= 2
+    group.forget("test")
+    assert kv_store.entries("group") == {}
+
+
+def test_gather_ends_early_when_cancelled_or_when_a_value_suffices(monkeypatch):
+    monkeypatch.setattr(group, "count", lambda: 2)
+    assert group.gather("x", "test", 60, cancelled=lambda: True) == {0: "x"}
+    assert group.gather("bad", "test", 60, enough=lambda values: "bad" in values.values()) == {0: "bad"}
+    assert group.missing({0: "x"}) == [1]
+    kv_store.put("group/gather/later#1/1", '"y"')
+    assert group.peek("later") == {1: "y"}
+
+
+def test_a_broadcast_that_is_cancelled_or_late_raises(monkeypatch):
+    monkeypatch.setattr(group, "is_primary", lambda: False)
+    monkeypatch.setattr("engine.cluster.identity._joined", Processes(1, 2, "127.0.0.1:1"))
+    monkeypatch.setattr(kv_store, "count", lambda: 1)
+    with pytest.raises(group.Cancelled):
+        group.broadcast(None, "test", 60, cancelled=lambda: True)
+    with pytest.raises(
+        LostPeer, match=r"^process 1 has waited 0\.1 s for process 0 \(the list\)\. See what holds it up"
+    ):
+        group.broadcast(None, "the list", 0.1)
+
+
+def test_a_topic_below_another_one_does_not_mix_with_it():
+    group.gather("x", "save/0", 1)
+    group.gather("y", "save/0/1", 1)
+    assert (group.peek("save/0"), group.peek("save/0/1")) == ({0: "x"}, {0: "y"})
+
+
+def test_a_single_process_acts_at_its_next_step_after_a_request():
+    with group.StepAgreement("test", lambda: None) as agreement:
+        assert not agreement.reached() and not agreement.is_next
+        agreement.request("why")
+        assert agreement.is_next and agreement.reached() and agreement.reached()
+        assert agreement.reason == "why"
+
+
+def launch(code: str) -> list[str]:
+    """Runs a program in three processes and returns the lines that they print, sorted, as "[index] text"."""
+    program = (
+        "import sys, threading, time\n"
+        "from engine.cluster import cluster_detection, group, kv_store, peers, processes\n"
+        "from engine.config.errors import RunError\n"
+        "processes.initialize(cluster_detection.resolve().who)\n"
+        "me = group.index()\n"
+        f"{textwrap.dedent(code)}\n"
+        "sys.stdout.flush()\n"
+        "peers.part()\n"
+    )
+    launcher = (
+        f"import sys; from engine.launch.local import launch; "
+        f"sys.exit(launch([sys.executable, '-c', {program!r}], processes=3))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", launcher], capture_output=True, text=True, env=runs.environment(), timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return sorted(done.stdout.splitlines())
+
+
+@pytest.mark.multiprocess
+def test_values_and_verdicts_reach_all_and_a_missing_process_is_named_within_the_bound():
+    lines = launch(
+        """
+        def show(*words):
+            print(*words, flush=True)
+
+        show("value", group.broadcast({"from": me, "text": "é" * 3}, "value"))
+        show("gathered", group.gather(me * me, "squares", 60))
+        show("verdict", group.decide(me, lambda values, missing: [sum(values.values()), missing], "sum", 60))
+
+        def fail():
+            raise RunError("runs/a: taken.")
+        try:
+            group.run_on_primary(fail, "work")
+        except Exception as error:
+            show("error", type(error).__name__, error.kind, error, error.everywhere)
+
+        if me != 1:  # process 1 comes late
+            begin = time.monotonic()
+            show("missing", group.barrier("late", 1.0), time.monotonic() - begin < 4)
+            kv_store.put(f"waited/{me}", "")
+        else:
+            assert kv_store.get("waited/0", 60) == kv_store.get("waited/2", 60) == ""
+            show("missing", group.barrier("late", 60), True)
+        show("then", group.barrier("late", 60))
+        """
+    )
+    for i in range(3):
+        kind = "RunError" if i == 0 else "PrimaryError"
+        assert [line for line in lines if line.startswith(f"[{i}]")] == sorted(
+            f"[{i}] {text}"
+            for text in (
+                "value {'from': 0, 'text': 'ééé'}",
+                f"gathered {'{0: 0, 1: 1, 2: 4}' if i == 0 else '{}'}",
+                "verdict [3, []]",
+                f"error {kind} RunError runs/a: taken. True",
+                "missing [1] True",
+                "then []",
+            )
+        )
+
+
+@pytest.mark.multiprocess
+def test_a_primary_that_does_not_come_is_named_and_so_is_one_for_which_it_waits():
+    lines = launch(
+        """
+        group.timeouts = type("Shorter", (), {**vars(group.timeouts), "VERDICT_S": 1.0})
+        if me:
+            try:
+                group.barrier("a", 0.5)
+            except Exception as error:
+                print(error, flush=True)
+            kv_store.put(f"given up/{me}", "")
+        else:
+            assert kv_store.get("given up/1", 60) == kv_store.get("given up/2", 60) == ""
+            assert group.barrier("a", 60) == []
+        if me == 0:
+            group.barrier("b", 4.0)
+        elif me == 1:
+            try:
+                group.barrier("b", 0.5)
+            except Exception as error:
+                print(error, flush=True)
+            kv_store.put("given up", "")
+        else:
+            assert kv_store.get("given up", 60) == ""
+            group.barrier("b", 4.0)
+        """
+    )
+    wait = "has waited 0.5 s for process"
+    rest = "See what holds it up, then start the same command again."
+    assert lines == [f"[1] process 1 {wait} 0 (a). {rest}", f"[1] process 1 {wait} 2 (b). {rest}",
+                     f"[2] process 2 {wait} 0 (a). {rest}"]  # fmt: skip
+
+
+@pytest.mark.multiprocess
+def test_threads_on_different_topics_do_not_mix_and_the_store_does_not_grow():
+    lines = launch(
+        """
+        def exchange(topic):
+            for turn in range(100):
+                assert group.broadcast([topic, turn, me], topic) == [topic, turn, 0]
+                verdict = group.decide([topic, turn], lambda values, missing: list(values.values()), topic, 60)
+                assert verdict == [[topic, turn]] * 3, verdict
+            finished.append(topic)
+
+        finished = []
+        threads = [threading.Thread(target=exchange, args=(topic,)) for topic in ("a", "b", "a/1")]
+        for thread in threads:
+            thread.start()
+        for turn in range(1000):
+            assert group.broadcast(turn * (me == 0), "many") == turn
+        for thread in threads:
+            thread.join()
+        assert sorted(finished) == ["a", "a/1", "b"]
+        group.barrier("end", 60)
+        group.barrier("end", 60)
+        if me == 0:
+            left = kv_store.entries("group")
+            assert len(left) <= 2 * 3 * 4, left  # at most two gathers of each topic, and no broadcast
+            assert not any(key.startswith("broadcast/many") for key in left), left
+            print("bounded", flush=True)
+        group.forget("a")
+        """
+    )
+    assert lines == ["[0] bounded"]
+
+
+@pytest.mark.multiprocess
+def test_all_processes_act_at_the_same_step_after_a_request_of_one():
+    lines = launch(
+        """
+        for number in range(3):
+            with group.StepAgreement(f"stop/{number}", lambda: None) as agreement:
+                steps = 0
+                while not agreement.reached():
+                    steps += 1
+                    time.sleep(0.002 * (1 + me))
+                    if me == 2 and steps == 20:
+                        agreement.request("two")
+                assert agreement.reached() and agreement.reason == "two"
+                seen = group.gather(steps, "steps", 60)
+            assert len(set(seen.values())) < 2, seen
+        with group.StepAgreement("never", lambda: None) as agreement:
+            while not agreement.reached() and steps < 10000:
+                if me == 0:  # is through, and has left, before another one asks
+                    break
+                steps += 1
+                time.sleep(0.1)
+                if me == 1:
+                    agreement.request("late")
+                if agreement._reported:
+                    break
+            print("left", agreement.is_next, flush=True)
+        """
+    )
+    assert lines == [f"[{i}] left False" for i in range(3)]
