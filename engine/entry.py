@@ -18,7 +18,7 @@ import ml_collections
 from engine.checkpoint.export import export_safetensors
 from engine.checkpoint.retention import Retention
 from engine.checkpoint.store import CheckpointStore, StepInfo
-from engine.cluster import peers, processes
+from engine.cluster import group, peer_failure, processes
 from engine.cluster.consistency_check import check_consistency, software
 from engine.config.dev_run import tiny
 from engine.config.duration import RunSize
@@ -111,7 +111,7 @@ def _train(
     with RunDirectory.open(path, fresh=fresh, began=began) as directory:
         changed = _check_resume(config, directory, accept_schedule_change)
         reporter = Reporter(directory, config.name, config.log.progress, kept=kept)
-        with reporter, out_of_memory_reported(config), peers.lost_peers_reported():
+        with reporter, out_of_memory_reported(config), peer_failure.lost_peers_reported():
             sources = sources_of(config)
             facts = _facts(config, *sources)
             changed += _check_data(facts, directory, accept_data_change)
@@ -198,7 +198,7 @@ def _check_resume(config: Config, directory: RunDirectory, accept_schedule_chang
 
     The first process looks, for all of them.
     """
-    return peers.run_on_primary(
+    return group.run_on_primary(
         lambda: _changed_evaluations(config, directory, accept_schedule_change), "the check of the earlier config"
     )
 
@@ -243,7 +243,7 @@ def _check_data(facts: Mapping[str, identity.Facts], directory: RunDirectory, ac
     Raises:
         DataError: the training data is, and that is not accepted.
     """
-    changed, told = peers.run_on_primary(lambda: _data_changes(facts, directory, accept), "the check of the dataset")
+    changed, told = group.run_on_primary(lambda: _data_changes(facts, directory, accept), "the check of the dataset")
     directory.told += told
     return changed
 
@@ -325,8 +325,8 @@ def evaluate(run: str | Path, *, step: int | str | None = None) -> dict[str, flo
     if not config.evaluations:
         raise ConfigError(f"{directory.config}: no evaluations. Give the run some: config.evaluations.<name>.data.")
     program, total, source, sources = _program(config)
-    with out_of_memory_reported(config), peers.lost_peers_reported():
-        chosen = peers.broadcast_from_primary(choose_step(directory, config, step), "the choice of the checkpoint")
+    with out_of_memory_reported(config), peer_failure.lost_peers_reported():
+        chosen = group.broadcast(choose_step(directory, config, step), "the choice of the checkpoint")
         state = _restore(directory, chosen, program)
         results: dict[str, float] = {"step": chosen}
         size = RunSize(config.train.global_batch_size, len(source), total)

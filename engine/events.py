@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from engine.checkpoint.checkpointer import Checkpointer
 from engine.checkpoint.store import StorageError
-from engine.cluster import peers
+from engine.cluster import group
 from engine.config.duration import Period
 from engine.evaluation import Evaluation
 from engine.observe import wording
@@ -194,7 +194,7 @@ class DivergenceCheck:
             return
         with self._phases(SAVING):
             self._checkpoints.settle()
-        saved = peers.broadcast_from_primary(self._checkpoints.store.steps(), "the checkpoints")
+        saved = group.broadcast(self._checkpoints.store.steps(), "the checkpoints")
         if self._policy.rollback(boundary.step, saved, boundary.stopping or boundary.last, broken):
             raise Rollback
 

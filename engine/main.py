@@ -1,4 +1,4 @@
-"""The command line: one verb a job. Knows words and exit codes; every job is a function elsewhere.
+"""The command line: one verb per job, and how each error ends the process. Every job is a function elsewhere.
 
 Nothing heavy is imported before a verb needs it, so that `convoy --help` answers at once.
 """
@@ -14,15 +14,15 @@ import datetime
 import gc
 import os
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from engine.arguments import make_parser, parse, split_overrides
-from engine.cluster import cluster_detection, exit_codes, peer_failure, peers, processes, shutdown
-from engine.cluster.failure_signature import failure_signature
+from engine.cluster import cluster_detection, processes, shutdown, verdict
+from engine.cluster.exit_status import ExitStatus, status_of
+from engine.cluster.peer_failure import LostPeer, lost_peers_reported
 from engine.config.errors import ConfigError, ConvoyError
-from engine.mounts import local_text, shown, unmount
+from engine.mounts import local_text, unmount
 from engine.run import storage
 
 if TYPE_CHECKING:
@@ -33,40 +33,39 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code; a user's mistake is a sentence, not a traceback.
 
-    One of several processes that fails alone does not return but ends at once: its peers wait for it. So does one with
-    a thread that storage does not answer: Python's own end would wait for that.
+    One of several processes that fails alone does not return but exits at once: its peers wait for it. So does one with
+    a thread that waits for storage: Python's own end would wait for that thread.
     """
     os.chdir(os.environ.get("BUILD_WORKING_DIRECTORY", "."))  # `bazel run` starts programs elsewhere
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # configs and models of the user's own lie where the command is given
-    together, text = False, ""
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
-        peers.part()
-        if storage.hanging():
-            shutdown.end_alone(code)
-        return code
-    except ConvoyError as error:
-        code, together, text = error.exit_code, error.everywhere, shown(f"{error.kind}: {error}")
-        shutdown.tell(code, text, failure_signature(error))
-    except KeyboardInterrupt:
-        code, text = exit_codes.INTERRUPTED, "interrupted"
+        processes.leave()
     except BrokenPipeError:  # `convoy config ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = exit_codes.DONE
-    except Exception as error:
-        if processes.count() == 1 and not shutdown.wanted() and not storage.hanging():
+        code = ExitStatus.DONE
+        _leave_after_an_end()
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, ConvoyError) and error.everywhere:
+            verdict.report(error)
+            _leave_after_an_end()
+        elif processes.count() > 1:
+            shutdown.end(error)
+        elif isinstance(error, ConvoyError) or verdict.is_launched() or storage.hanging():
+            verdict.report(error)
+        elif not isinstance(error, KeyboardInterrupt):
             raise
-        code, text = exit_codes.USER_ERROR, shown(traceback.format_exc())
-        shutdown.tell(code, text, failure_signature(error))
-    if processes.count() > 1 and not together:
-        peer_failure.tell_others(code, text)
-        shutdown.end_alone(code)
-    with contextlib.suppress(peers.LostPeer):  # how the run ended is told already
-        peers.part()
+        code = status_of(error)
     if storage.hanging():
-        shutdown.end_alone(code)
+        shutdown.exit_now(code)
     return code
+
+
+def _leave_after_an_end() -> None:
+    """Leaves the other processes; that one of them is lost matters no more."""
+    with contextlib.suppress(LostPeer):
+        processes.leave()
 
 
 def _run(words: list[str]) -> int:
@@ -76,7 +75,7 @@ def _run(words: list[str]) -> int:
     args = parse(rest, words[launched:])
     if args.verb is None:
         make_parser()[0].print_help()
-        return exit_codes.DONE
+        return ExitStatus.DONE
     return _VERBS[args.verb](args, overrides)
 
 
@@ -87,7 +86,7 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> int:
         from engine import entry
     from engine.run.goodput import process_start
 
-    with peers.lost_peers_reported():
+    with lost_peers_reported():
         entry.train(
             config,
             workdir=args.workdir,
@@ -97,7 +96,7 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> int:
             accept_data_change=args.accept_data_change,
             began=process_start(),
         )
-    return exit_codes.DONE
+    return ExitStatus.DONE
 
 
 @contextlib.contextmanager
@@ -120,12 +119,12 @@ def _evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
     with _loading():
         from engine import entry
 
-    with peers.lost_peers_reported():
+    with lost_peers_reported():
         results = entry.evaluate(args.run, step=args.step)
     if processes.is_primary():
         for name, value in results.items():
             print(f"{name}: {value:.6g}")
-    return exit_codes.DONE
+    return ExitStatus.DONE
 
 
 def _load(reference: str, overrides: Sequence[str]) -> "Config":
@@ -157,7 +156,7 @@ def _doctor(args: argparse.Namespace, overrides: list[str]) -> int:
     processes.initialize(decision.who, timeout_s=args.timeout)
     for line in doctor.after_joining():
         print(line, flush=True)
-    return exit_codes.DONE
+    return ExitStatus.DONE
 
 
 def _launch(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -198,7 +197,7 @@ def _command_of(args: argparse.Namespace, overrides: list[str], verb: str, wante
 
 
 def _check(command: list[str]) -> None:
-    """Tells a mistake in a command now, and not after hours in a queue."""
+    """Reports a mistake in a command now, and not after hours in a queue."""
     words, overrides = split_overrides(command)
     if (args := parse(words)).verb == "train":
         _load(args.config, overrides)
@@ -225,9 +224,9 @@ def _config(args: argparse.Namespace, overrides: list[str]) -> int:
 
     if args.help or args.config is None:
         print(help_text())
-        return exit_codes.DONE
+        return ExitStatus.DONE
     print(to_text(_load(args.config, overrides)), end="")
-    return exit_codes.DONE
+    return ExitStatus.DONE
 
 
 def _explain(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -250,7 +249,7 @@ def _explain(args: argparse.Namespace, overrides: list[str]) -> int:
     if mesh.size > 1 and not args.no_collectives:
         found = collectives(program.trace(1).lower().compile().as_text(), mesh)
         print(describe_collectives(found, mesh.devices.flat[0].platform))
-    return exit_codes.DONE
+    return ExitStatus.DONE
 
 
 def _checkpoints(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -262,12 +261,12 @@ def _checkpoints(args: argparse.Namespace, overrides: list[str]) -> int:
     if args.export:
         names = entry.export(args.run, args.export, step=args.step)
         print(f"wrote {len(names)} arrays to {args.export}")
-        return exit_codes.DONE
+        return ExitStatus.DONE
     for info in entry.checkpoints(args.run):
         results = "  ".join(f"{name} {value:.6g}" for name, value in info.results.items())
         when = datetime.datetime.fromtimestamp(info.time).isoformat(" ", "seconds")
         print(f"step {info.step:>8}  {info.bytes / 2**20:>9.1f} MiB  {when}  {results}".rstrip())
-    return exit_codes.DONE
+    return ExitStatus.DONE
 
 
 def _verify(run: str) -> int:
@@ -277,7 +276,7 @@ def _verify(run: str) -> int:
     directory = RunDirectory(run)
     directory.read_config_text()  # raises where there is no run
     inspect(directory.checkpoints, print, lambda text: print(text, file=sys.stderr, flush=True))
-    return exit_codes.DONE
+    return ExitStatus.DONE
 
 
 def _goodput(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -286,7 +285,7 @@ def _goodput(args: argparse.Namespace, overrides: list[str]) -> int:
 
     _no_overrides(overrides, "goodput")
     print(goodput_text(RunDirectory(args.run)))
-    return exit_codes.DONE
+    return ExitStatus.DONE
 
 
 def _data(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -298,7 +297,7 @@ def _data(args: argparse.Namespace, overrides: list[str]) -> int:
     print(
         f"wrote {count} examples to {args.out}. Read them with data.target=engine.data.array_record.ArrayRecordSource"
     )
-    return exit_codes.DONE
+    return ExitStatus.DONE
 
 
 def _no_overrides(overrides: list[str], verb: str) -> None:
@@ -325,7 +324,7 @@ def run() -> NoReturn:
     restart_with_huge_pages()
     code = main()
     unmount()
-    shutdown.end_soon(code)
+    shutdown.exit_soon(code)
     sys.exit(code)
 
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from engine.attempt import Attempt, Steps
 from engine.checkpoint.checkpointer import build_checkpointer
-from engine.cluster import peers, shutdown
+from engine.cluster import group, peer_failure, verdict
 from engine.config.duration import RunSize
 from engine.config.schema import Config
 from engine.data.feed import TrainFeed
@@ -96,7 +96,7 @@ class Trainer:
         self._recorder: Recorder | None = None
         self._row: dict[str, Any] = {}
         self._results: dict[str, float] = {}
-        self._step = peers.broadcast_from_primary(self.checkpoints.store.latest(), "the newest checkpoint") or 0
+        self._step = group.broadcast(self.checkpoints.store.latest(), "the newest checkpoint") or 0
         self._started = time.monotonic()
 
     @property
@@ -133,7 +133,7 @@ class Trainer:
             if steps:
                 recorder.note(step, {"compile_s": self.program.compile_s})
             stack.callback(lambda: self._profile.close(self._step))
-            stack.enter_context(peers.location_reported(lambda: self._step))
+            stack.enter_context(peer_failure.location_reported(lambda: self._step))
             events = self._events(recorder)
             while True:
                 recorder.resume(self._attempt.unfinished)
@@ -196,7 +196,7 @@ class Trainer:
         """Dispatches steps until the next event is due, and yields a boundary there. Never waits for the device."""
         k, last, first, divergence = self.config.train.steps_per_dispatch, self.total_steps, step, self._divergence
         no_skips = {count: self.program.held((False,) * count) for count in steps}
-        done, poll_at = shutdown.counter(), 0.0
+        done, poll_at = verdict.step_counter(), 0.0
         recorder.phase(TRAINING.name)
         self.directory.stopwatch.begin(step)
         self._profile.begin_attempt(step)

@@ -173,19 +173,19 @@ def test_processes_take_the_first_ones_value_and_notice_that_a_folder_is_not_sha
     (tmp_path / "1").mkdir()
     program = f"""
 import os, sys
-from engine.cluster import peers, processes, cluster_detection
+from engine.cluster import cluster_detection, group, processes
 from engine.run.directory import RunDirectory
 processes.initialize(cluster_detection.resolve().who)
 me = processes.index()
-value = peers.broadcast_from_primary({{"text": "é" * 1500, "big": 2**40 + me, "me": me, "none": None}}, "a test")
+value = group.broadcast({{"text": "é" * 1500, "big": 2**40 + me, "me": me, "none": None}}, "a test")
 assert value == {{"text": "é" * 1500, "big": 2**40, "me": 0, "none": None}}, value
-assert peers.broadcast_from_primary([] if me == 0 else [1], "a test") == []
+assert group.broadcast([] if me == 0 else [1], "a test") == []
 os.chdir(f"{tmp_path}/{{me}}")
 try:
     RunDirectory.open("run")
 except Exception as error:
     print(type(error).__name__, error)
-peers.part()
+processes.leave()
 """
     launcher = (
         f"import sys; from engine.launch.local import launch; launch([sys.executable, '-c', {program!r}], processes=2)"

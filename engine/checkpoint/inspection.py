@@ -10,7 +10,7 @@ from pathlib import Path
 from engine.checkpoint.restore_latest import list_set_aside
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.verification import DamagedCheckpoint, in_short, verify
-from engine.cluster import exit_codes
+from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import CheckpointError
 
 _TELL_S = 1.0  # between two words about a step that takes long
@@ -19,7 +19,7 @@ _TELL_S = 1.0  # between two words about a step that takes long
 class DamagedCheckpoints(CheckpointError):
     """Some checkpoints of a run are damaged."""
 
-    exit_code = exit_codes.STOP
+    exit_code = ExitStatus.STOP
 
 
 def inspect(directory: Path, say: Callable[[str], None], tell: Callable[[str], None] = lambda text: None) -> None:

@@ -12,7 +12,7 @@ attempt has done: about ten agreements a save.
 import time
 from collections.abc import Callable
 
-from engine.cluster import peers
+from engine.cluster import group
 from engine.config.duration import Duration, Period
 
 
@@ -104,5 +104,5 @@ class _AgreedTimer:
         expected = (self._start + self._seconds - now) * (step - before) / max(now - then, 1e-6)
         # Bounded by how far this attempt has come: its first steps say little, as the loop runs ahead of the device.
         ahead = max(1, min(int(expected / 2), 3 * (step - self._first)))
-        due, look_at = peers.broadcast_from_primary([due, step + ahead], f"the agreement of step {step}")
+        due, look_at = group.broadcast((due, step + ahead), "the time of the next save")
         return due, look_at

@@ -14,7 +14,8 @@ from typing import Any
 
 from engine.checkpoint.store import LOOK_S, CheckpointStore
 from engine.checkpoint.verification import DamagedCheckpoint, in_short
-from engine.cluster import exit_codes, peers, processes
+from engine.cluster import group, processes
+from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import CheckpointError
 from engine.run import storage
 from engine.run.atomic import write_text
@@ -26,7 +27,7 @@ DAMAGE = "damage.txt"
 class NoUsableCheckpoint(CheckpointError):
     """Every checkpoint of the run is damaged; to start from the beginning is the user's decision."""
 
-    exit_code = exit_codes.STOP
+    exit_code = ExitStatus.STOP
     everywhere = True
 
 
@@ -49,7 +50,7 @@ def restore_latest(
         NoUsableCheckpoint: there are checkpoints, and none is good.
         CheckpointError: one cannot be read for a reason of the disk, or it is of another model.
     """
-    for step in peers.broadcast_from_primary(store.candidates(), "the list of checkpoints"):
+    for step in group.broadcast(store.candidates(), "the list of checkpoints"):
         try:
             return store.restore(step, abstract_state, stacked), step
         except DamagedCheckpoint as damaged:
@@ -58,7 +59,7 @@ def restore_latest(
                 f"warning: the checkpoint of step {step} is damaged and set aside as {store.directory / name}: "
                 f"{in_short(damaged.problems)}"
             )
-    if bad := peers.broadcast_from_primary(list_set_aside(store.directory), "the list of damaged checkpoints"):
+    if bad := group.broadcast(list_set_aside(store.directory), "the list of damaged checkpoints"):
         raise NoUsableCheckpoint(
             f"{store.directory}: no checkpoint can be used:\n"
             + "".join(f"  {name}: {why}\n" for name, why in bad)
@@ -95,4 +96,4 @@ def _set_aside(path: Path, problems: list[str]) -> str:
                 f"({error.strerror or error}). Move it away yourself to go on from the one before it."
             ) from error
         write_text(path.parent / name / DAMAGE, "".join(f"{problem}\n" for problem in problems))
-    return peers.broadcast_from_primary(name, "the damaged checkpoint")
+    return group.broadcast(name, "the damaged checkpoint")

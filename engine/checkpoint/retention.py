@@ -13,7 +13,7 @@ import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from engine.cluster import peers, processes
+from engine.cluster import group, processes
 from engine.config.errors import CheckpointError
 from engine.run import json_text, storage
 from engine.run.atomic import cannot_write, write_text
@@ -75,7 +75,7 @@ class Retention:
         self._keep_latest, self._best, self._best_mode, self._keep_best = keep_latest, best, best_mode, keep_best
         # As pairs: JSON, by which processes agree, has no numbers for keys.
         pairs = list(read_results(self._directory).items()) if processes.is_primary() else []
-        self._results = dict(peers.broadcast_from_primary(pairs, "the results of the evaluations"))
+        self._results = dict(group.broadcast(pairs, "the results of the evaluations"))
         self._writing: storage.Background | None = None  # the newest file, as far as it is not known to be written
 
     def record(self, step: int, results: Mapping[str, float]) -> None:

@@ -31,7 +31,8 @@ from engine.checkpoint.retention import read_results
 from engine.checkpoint.saving import CONFIG, DELETED, POSITION, SAVING, STATE, Saver
 from engine.checkpoint.tree_compat import difference, leaves_of, other_folds, with_stored_folds, with_wanted_folds
 from engine.checkpoint.verification import NotInTime, compare, verify
-from engine.cluster import exit_codes, kv_store, processes
+from engine.cluster import kv_store, processes
+from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import CheckpointError
 from engine.run import storage
 
@@ -44,7 +45,7 @@ _DELETION_S = 60.0  # for deletions under way, at the end; the next writer finis
 class StorageError(CheckpointError):
     """A step could not be written or read, for which storage is to blame and not the run."""
 
-    exit_code = exit_codes.RETRY
+    exit_code = ExitStatus.RETRY
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from engine.checkpoint.manifest import Manifest, deal, problems, read_manifest
-from engine.cluster import exit_codes, kv_store, processes
+from engine.cluster import kv_store, processes
+from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import CheckpointError
 
 SHOWN = 4  # problems that a sentence names
@@ -27,7 +28,7 @@ class DamagedCheckpoint(CheckpointError):
         problems: a sentence for each, "state/d/1b0f: found 120 bytes, expected 158".
     """
 
-    exit_code = exit_codes.STOP
+    exit_code = ExitStatus.STOP
     everywhere = True
 
     def __init__(self, directory: Path, problems: list[str]):
@@ -41,7 +42,7 @@ class DamagedCheckpoint(CheckpointError):
 class NotInTime(CheckpointError):
     """A process has not checked its share of the files in time; every process that waits for it raises it."""
 
-    exit_code = exit_codes.RETRY
+    exit_code = ExitStatus.RETRY
 
     def __init__(self, directory: Path, process: int):
         self.process = process

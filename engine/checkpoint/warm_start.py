@@ -26,7 +26,7 @@ from engine.checkpoint.saving import STATE
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.tree_compat import SHOWN, Leaf, leaves_of, other_folds, with_stored_folds, with_wanted_folds
 from engine.checkpoint.verification import verify
-from engine.cluster import peers
+from engine.cluster import group
 from engine.config.errors import CheckpointError, ConfigError, did_you_mean
 from engine.config.schema import Init
 from engine.config.text import from_text
@@ -59,7 +59,7 @@ def read_weights(init: Init, abstract_state: Mapping[str, Any], stacked: Mapping
             there.
         ConfigError: a prefix that no path here begins with.
     """
-    directory, step = peers.run_on_primary(lambda: find(init.checkpoint), "the choice of init.checkpoint")
+    directory, step = group.run_on_primary(lambda: find(init.checkpoint), "the choice of init.checkpoint")
     path = local_path(directory) / str(step)
     with contextlib.ExitStack() as stack:
         with failing(lambda words: _unreadable(path, words)):

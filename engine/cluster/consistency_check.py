@@ -1,35 +1,27 @@
 """Whether all processes of a run were started alike: one config, one code, one set of libraries.
 
-Owns: what counts as the software of a process, the comparison, and the error that names who differs in what. Does not
-own: what else is compared (the caller hands it over), or who the processes are (`processes.py`).
-
-Ranks that differ compile different programs, and then wait for each other for ever or compute something that nobody
-asked for. Each compares itself with process 0 by the store of `kv_store.py`, before any device is needed.
-
-Terms. *Fact*: a name and a text, as `jax: 0.12.0`. *Package*: the first word of a module's name.
+Processes that differ compile different programs, and then wait for each other for ever or compute something that
+nobody asked for. Process 0 compares the facts of all before any device is needed. A fact is a name and a text, such as
+`jax: 0.12.0`.
 """
 
 import hashlib
 import importlib.metadata
-import json
 import platform
 import socket
 import sys
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from engine.cluster import kv_store
-from engine.cluster.peers import LostPeer
-from engine.cluster.processes import count, index, is_primary
+from engine.cluster import group, timeouts
+from engine.cluster.peer_failure import LostPeer
+from engine.cluster.rendezvous import name
 from engine.config.errors import ConvoyError
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-WAIT_S = 300.0  # hosts that import from a cold disk may be minutes behind others
 SHOWN = 8  # differences of a process that the error names
 _ENGINE = Path(__file__).parents[1]
-_turns: Counter[str] = Counter()  # how often each was compared: texts of an earlier time must not count
-_MODULE = "module "  # before the name of a fact that counts only where both have it
+_MODULE = "module "  # before the name of a fact that counts only where both processes have it
 
 
 class InconsistentProcesses(ConvoyError):
@@ -45,51 +37,48 @@ def software(modules: Iterable[str]) -> dict[str, str]:
         modules: names of modules that the config names; what is loaded of their packages counts.
     """
     facts = {"python": platform.python_version()}
-    for name in LIBRARIES:
+    for library in LIBRARIES:
         try:
-            facts[name] = importlib.metadata.version(name)
+            facts[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
-            facts[name] = "none"
+            facts[library] = "none"
     for path in sorted(_ENGINE.rglob("*.py")):
         facts[str(path.relative_to(_ENGINE.parent))] = _hash(path)
-    packages = {name.partition(".")[0] for name in modules} - {"engine", *LIBRARIES}
-    for name, module in sorted(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if name.partition(".")[0] in packages and file is not None:
-            facts[f"{_MODULE}{name}"] = _hash(Path(file))
+    packages = {module.partition(".")[0] for module in modules} - {"engine", *LIBRARIES}
+    for module, loaded in sorted(sys.modules.items()):
+        file = getattr(loaded, "__file__", None)
+        if module.partition(".")[0] in packages and file is not None:
+            facts[f"{_MODULE}{module}"] = _hash(Path(file))
     return facts
 
 
 def check_consistency(facts: Mapping[str, str], what: str) -> None:
-    """Returns when all processes have come here with the same facts.
+    """Returns when all processes have called it with the same facts.
 
     Args:
         facts: of this process. Those of a module count where both processes have loaded it.
-        what: is compared, one word, the same in every process, which all come here equally often.
+        what: what is compared, one word.
 
     Raises:
         InconsistentProcesses: a process differs from process 0; in every process, with the name of each and its
-        differences. ConvoyError: not all came.
+            differences.
+        LostPeer: not all have called it in time.
     """
-    if count() == 1:
-        return
-    _turns[what] += 1
-    place = f"alike/{what}/{_turns[what]}"
-    if is_primary():
-        kv_store.put(f"{place}/first", json.dumps([socket.gethostname(), dict(facts)]))
-    else:
-        told = kv_store.get(f"{place}/first", WAIT_S)
-        if told is None:
-            raise _absent([0], what)
-        host, first = json.loads(told)
-        if lines := differences(first, facts):
-            mine = [socket.gethostname(), host, lines]
-            kv_store.put(f"{place}/others/{index()}", json.dumps(mine))
-    if missing := kv_store.barrier(f"alike-{what}", WAIT_S):
-        raise _absent(missing, what)
-    others = kv_store.entries(f"{place}/others")
-    if others:
-        raise InconsistentProcesses(_sentence({int(i): json.loads(text) for i, text in others.items()}))
+
+    host = socket.gethostname()
+    first_host, expected = group.broadcast((host, dict(facts)), f"the comparison of {what}", timeouts.CONSISTENCY_S)
+
+    def judge(found: Mapping[int, tuple[str, list[str]]], missing: list[int]) -> None:
+        if missing:
+            raise LostPeer(
+                f"process 0 has waited {timeouts.CONSISTENCY_S:g} s for {name(missing)} to compare {what}. "
+                "See what holds it up, then start the same command again."
+            )
+        if different := {i: entry for i, entry in found.items() if entry[1]}:
+            raise InconsistentProcesses(_sentence(different, first_host))
+
+    mine = (host, differences(expected, facts))
+    group.decide(mine, judge, f"the comparison of {what}", timeouts.CONSISTENCY_S)
 
 
 def differences(first: Mapping[str, str], mine: Mapping[str, str]) -> list[str]:
@@ -101,9 +90,9 @@ def differences(first: Mapping[str, str], mine: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _sentence(others: Mapping[int, tuple[str, str, list[str]]]) -> str:
+def _sentence(others: Mapping[int, tuple[str, list[str]]], first_host: str) -> str:
     lines = []
-    for i, (host, first_host, found) in sorted(others.items()):
+    for i, (host, found) in sorted(others.items()):
         where = f"process {i} on {host} differs from process 0 on {first_host}"
         more = [f"... and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
         lines.append("\n  ".join([f"{where}:", *found[:SHOWN], *more]))
@@ -116,13 +105,6 @@ def _sentence(others: Mapping[int, tuple[str, str, list[str]]]) -> str:
             *shown,
             "Start all of them with the same command, code, libraries and data.",
         ]
-    )
-
-
-def _absent(missing: list[int], what: str) -> ConvoyError:
-    return LostPeer(
-        f"process {index()} has waited {WAIT_S:g} s for process {', '.join(map(str, missing))} to compare {what}. "
-        "See what holds it up, then start the same command again."
     )
 
 

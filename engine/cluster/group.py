@@ -47,10 +47,8 @@ _deleted: dict[str, int] = {}  # the newest turn of a gather whose values are de
 class PrimaryError(ConvoyError):
     """An error of the primary's work, in the other processes."""
 
-    everywhere = True
-
-    def __init__(self, kind: str, text: str, code: int):
-        self._kind, self.exit_code = kind, code
+    def __init__(self, kind: str, text: str, code: int, everywhere: bool, from_outside: bool):
+        self._kind, self.exit_code, self.everywhere, self.from_outside = kind, code, everywhere, from_outside
         super().__init__(text)
 
     @property
@@ -105,10 +103,10 @@ def run_on_primary[T](work: Callable[[], T], topic: str, timeout_s: float = time
             result = work()
         except ConvoyError as error:
             raised = error
-    failure = raised and [raised.kind, str(raised), raised.exit_code]
+            raised.everywhere = not isinstance(raised, LostPeer)  # no process waits for the others to end with it then
+    failure = raised and (raised.kind, str(raised), raised.exit_code, raised.everywhere, raised.from_outside)
     result, failure = broadcast((result, failure), topic, timeout_s)
     if raised is not None:
-        raised.everywhere = True
         raise raised
     if failure is not None:
         raise PrimaryError(*failure)

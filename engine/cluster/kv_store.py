@@ -15,10 +15,9 @@ import time
 from collections import Counter
 from typing import Any
 
-from engine.cluster import exit_codes
+from engine.cluster.exit_status import ExitStatus
 from engine.cluster.identity import count, index
-from engine.cluster.shutdown import first_line
-from engine.config.errors import ConvoyError
+from engine.config.errors import ConvoyError, first_line
 
 _TOP = "convoy/"
 _POLL_S = 0.05  # between two looks at who has come to a barrier: waiting for each in turn would be as many requests
@@ -27,7 +26,7 @@ _POLL_S = 0.05  # between two looks at who has come to a barrier: waiting for ea
 class CoordinationError(ConvoyError):
     """Process 0, which keeps the store, does not answer."""
 
-    exit_code = exit_codes.RETRY
+    exit_code = ExitStatus.RETRY
     from_outside = True
 
 

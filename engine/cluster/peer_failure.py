@@ -1,36 +1,31 @@
-"""How the end of one process becomes the end of all: the cause is told, a dead one is noticed, nobody waits in vain.
+"""Propagates the failure of one process to its peers, so that none of them waits in vain.
 
-Owns: what a process that ends alone leaves to the others in the store of `kv_store.py`, and the threads that look
-for such an end and for peers without heartbeat while the main thread is anywhere. Does not own: the launcher's way of
-telling (`shutdown.py`), or what JAX raises in the main thread (`peers.py`).
-
-Terms. *Cause*: the verdict of the process that was the first to end alone; what ends after it, ends because of it.
-*Dead*: without heartbeat for HEARTBEAT_S seconds, as a killed process, a stopped one, or one on a lost host.
+A process that ends alone leaves its verdict in the key-value store. In each process two threads check for such a
+verdict and for peers without heartbeat, whatever the main thread does. The verdict of the first process to end is the
+cause; what ends later, ends because of it.
 """
 
 import json
+import re
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 
-from engine.cluster import exit_codes, kv_store, shutdown, timeouts
+from engine.cluster import kv_store, shutdown, timeouts, verdict
+from engine.cluster.exit_status import ExitStatus
 from engine.cluster.identity import count, index, is_primary
 from engine.cluster.kv_store import CoordinationError
 from engine.cluster.rendezvous import name
-from engine.cluster.shutdown import Verdict
-from engine.config.errors import ConvoyError
-
-_LAST_STEP_S = 0.5  # from a process's word that it ends to its end: without process 0 it would be one by SIGABRT
-LOOK_S = 1.0  # between two looks for a cause and for the dead
-_MAIN_S = 2.0  # for the main thread, which knows more, to tell of the same end
-_FAREWELL_S = 3.0  # process 0 goes last, as the store goes with it; so long for the others to have read why
+from engine.cluster.verdict import Verdict
+from engine.config.errors import ConvoyError, first_line
 
 
 class LostPeer(ConvoyError):
-    """Another process of the run is gone; `exit_code` is that of its verdict, where it gave one."""
+    """Another process of the run is gone; `exit_code` is that of its verdict, where it left one."""
 
-    exit_code = exit_codes.RETRY
+    exit_code = ExitStatus.RETRY
     from_outside = True
 
 
@@ -39,7 +34,7 @@ def lost(cause: Verdict | None, what: str) -> LostPeer:
 
     Args:
         cause: its verdict, where it left one.
-        what: what is known without one: "process 3 is gone".
+        what: what is known without a verdict: "process 3 is gone".
     """
     if cause is None:
         return LostPeer(f"{what}. Its own output says more; the same command goes on from the newest checkpoint.")
@@ -48,29 +43,28 @@ def lost(cause: Verdict | None, what: str) -> LostPeer:
     return error
 
 
-def tell_others(code: int, text: str) -> None:
-    """Leaves to the others why this process ends alone; process 0 waits until they have read it, or for 3 s."""
+def report_to_peers(error: BaseException) -> None:
+    """Leaves the verdict of this process to the others; process 0 waits until they have read it, or for 3 s."""
     if count() == 1:
         return
-    verdict = Verdict(index(), code, text.rstrip(), time.monotonic())
     with suppress(CoordinationError):
-        kv_store.put_first("cause", json.dumps(asdict(verdict)))
+        kv_store.put_first("cause", json.dumps(asdict(Verdict.of(error, index()))))
         kv_store.put(f"ended/{index()}", "")
         if is_primary():
-            end = time.monotonic() + _FAREWELL_S
+            end = time.monotonic() + timeouts.FAREWELL_S
             while time.monotonic() < end and len(kv_store.entries("ended")) < count():
                 time.sleep(0.05)
-            time.sleep(_LAST_STEP_S)
+            time.sleep(timeouts.FAREWELL_EXIT_S)
 
 
 def cause() -> Verdict | None:
-    """Returns why the run ends, where another process has told it: in the store, or to the launcher."""
+    """Returns why the run ends, where another process has said so: in the store, or to the launcher."""
     with suppress(CoordinationError):
         if (text := kv_store.try_get("cause")) is not None:
-            verdict = Verdict(**json.loads(text))
-            return verdict if verdict.index != index() else None
-    final = (exit_codes.USER_ERROR, exit_codes.STOP)
-    return next((verdict for verdict in shutdown.of_others() if verdict.code in final), None)
+            found = Verdict(**json.loads(text))
+            return found if found.index != index() else None
+    final = (ExitStatus.USER_ERROR, ExitStatus.STOP)
+    return next((found for found in verdict.of_others() if found.code in final), None)
 
 
 _stopping = threading.Event()
@@ -78,30 +72,30 @@ _threads: list[threading.Thread] = []
 
 
 def watch() -> None:
-    """Begins to look for an end of another process; this one then ends too, within seconds, wherever it is."""
-    shutdown.add_last_act(tell_others)
+    """Starts the threads that end this process within seconds of another one, whatever the main thread does."""
+    shutdown.add_last_act(report_to_peers)
     _stopping.clear()
-    for target in (_look_for_a_cause, _look_for_the_dead):
+    for target in (_watch_for_a_cause, _watch_heartbeats):
         _threads.append(threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True))
         _threads[-1].start()
 
 
 def stop() -> None:
-    """Ends the look: all have come to the end of the run."""
+    """Tells the threads to stop: all processes have reached the end of the run."""
     _stopping.set()
 
 
 def join() -> None:
-    """Waits for the look to have ended: a thread that is inside JAX when Python ends takes the process with it.
+    """Waits for the threads: one that is inside JAX when Python ends takes the process with it.
 
-    Its last question is answered when all others have asked or left, so process 0 comes here last.
+    Their last request returns when all other processes have made one or left, so process 0 calls this last.
     """
     while _threads:
         _threads.pop().join()
 
 
-def _look_for_a_cause() -> None:
-    while not _stopping.wait(LOOK_S):
+def _watch_for_a_cause() -> None:
+    while not _stopping.wait(timeouts.PEER_POLL_S):
         try:
             text = kv_store.try_get("cause")
         except CoordinationError as error:
@@ -110,17 +104,60 @@ def _look_for_a_cause() -> None:
             return _end(lost(found, ""))
 
 
-def _look_for_the_dead() -> None:
-    while not _stopping.wait(LOOK_S):
+def _watch_heartbeats() -> None:
+    while not _stopping.wait(timeouts.PEER_POLL_S):
         try:
             dead = set(range(count())) - kv_store.alive()
         except CoordinationError:
-            return  # the other thread tells it
+            return  # the other thread reports it
         if dead:
             gone = "are gone" if len(dead) > 1 else "is gone"
             return _end(lost(cause(), f"{name(dead)} {gone}: no heartbeat for {timeouts.HEARTBEAT_S} s"))
 
 
 def _end(error: LostPeer) -> None:
-    if not _stopping.wait(_MAIN_S):
+    if not _stopping.wait(timeouts.MAIN_THREAD_S):
         shutdown.end(error)
+
+
+@contextmanager
+def lost_peers_reported() -> Iterator[None]:
+    """Turns what JAX raises when a peer is gone into a LostPeer, with the peer's own words where it left some."""
+    try:
+        yield
+    except Exception as error:
+        known = count() == 1 or isinstance(error, LostPeer)
+        if known or (sign := sign_of_a_lost_peer(error)) is None:
+            raise
+        raise lost(cause(), f"another process of this run is gone ({sign})") from error
+
+
+@contextmanager
+def location_reported(step: Callable[[], int]) -> Iterator[None]:
+    """Adds to an error of the user's code in which process, and after how many steps of the run, it was raised."""
+    try:
+        yield
+    except ConvoyError:
+        raise
+    except Exception as error:
+        where = f"in process {index()} of {count()}, " if count() > 1 else ""
+        error.add_note(f"raised {where}after step {step()}")
+        raise
+
+
+_SIGNS = re.compile(
+    r"^(UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED)\b|Gloo|NCCL|[Cc]onnection (reset|closed|refused)"
+    r"|[Cc]oordination [Ss]ervice|[Bb]roken pipe"
+)
+
+
+def sign_of_a_lost_peer(error: BaseException | None) -> str | None:
+    """Returns JAX's words for a lost peer in an error or in one of its causes; None where there are none."""
+    import jax
+
+    while error is not None:
+        words = first_line(error)
+        if isinstance(error, jax.errors.JaxRuntimeError) and _SIGNS.search(words):
+            return words
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,11 +1,7 @@
-"""How the processes of a run join, and who this one is among them.
+"""Joining and leaving the other processes of a run.
 
-Owns: the call of `jax.distributed.initialize`. Does not own: from what a process knows who it is
-(`cluster_detection.py`), what joined processes agree on and how they part (`peers.py`), how one ends (`shutdown.py`)
-and takes the others with it (`peer_failure.py`), starting them (`launch/`).
-
-Terms. *First process*: that of index 0; it alone writes the files of a run and the screen. *Coordinator*: where the
-first process listens for the others; the data of the run goes other ways.
+`initialize` wraps `jax.distributed.initialize` with a rendezvous before it, since JAX itself names nobody who is
+missing. `leave` ends a run that every process has brought to its end; `shutdown.end` is for all other ends.
 """
 
 import contextlib
@@ -15,24 +11,21 @@ import re
 import time
 from collections.abc import Iterator
 
-from engine.cluster import identity, peer_failure, rendezvous
+from engine.cluster import group, identity, kv_store, peer_failure, rendezvous, timeouts
 from engine.cluster.cluster_detection import Processes, address
 from engine.cluster.identity import count, index, is_primary
-from engine.cluster.rendezvous import CannotJoin, Refused
-from engine.cluster.shutdown import bounded, first_line
+from engine.cluster.peer_failure import LostPeer
+from engine.cluster.rendezvous import CannotJoin, Refused, name
+from engine.cluster.shutdown import bounded
+from engine.config.errors import first_line
 
-__all__ = ["count", "index", "initialize", "is_primary"]
-HEARTBEAT_S = 10  # one that is silent for so long is dead: twice what a paused virtual machine or a full disk takes
-NAME_S = 30.0  # for process 0's own name to be known to it
-JOIN_S = 300.0  # hosts of one job may start minutes apart
-_JOIN_MORE_S = 30.0  # for JAX, once all are there
-PART_S = 120.0  # at the end of the run, for the first process's last words on disk
+__all__ = ["count", "index", "initialize", "is_primary", "leave"]
 
 
-def initialize(who: Processes, *, timeout_s: float = JOIN_S) -> None:
-    """Joins the other processes; returns when all are there. Comes before anything asks JAX for devices.
+def initialize(who: Processes, *, timeout_s: float = timeouts.JOIN_S) -> None:
+    """Joins the other processes; returns when all have joined. Comes before anything asks JAX for devices.
 
-    CPU devices of several processes talk by gloo. A single process joins nobody.
+    CPU devices of several processes communicate by gloo. A single process joins nobody.
 
     Raises:
         CannotJoin: the coordinator is not reached, or cannot listen, or not all came in time.
@@ -41,14 +34,14 @@ def initialize(who: Processes, *, timeout_s: float = JOIN_S) -> None:
         RuntimeError: from JAX, devices are in use already.
     """
     if who.detected:
-        _detected()
+        _initialize_detected()
     if who.count == 1:
         return
     import jax
 
     end = time.monotonic() + timeout_s
-    place = _bind_address(who, min(timeout_s, NAME_S)) if who.index == 0 else who.coordinator
-    host, port = address("the coordinator", place)
+    listen_at = _bind_address(who, min(timeout_s, timeouts.HOSTNAME_S)) if who.index == 0 else who.coordinator
+    host, port = address("the coordinator", listen_at)
     rendezvous.hold(who.index, who.count, who.coordinator, host, port, timeout_s, secure=_is_secure())
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # By itself JAX aborts every process (134) as soon as one is dead. With this it leaves them to `peer_failure.py`,
@@ -59,17 +52,18 @@ def initialize(who: Processes, *, timeout_s: float = JOIN_S) -> None:
         f"process {who.index}: all {who.count} processes came to {who.coordinator}, but did not join there in time. "
         "See whether one of them has ended, and start all of them again."
     )
-    with bounded(end + _JOIN_MORE_S - time.monotonic(), lambda: CannotJoin(late)), _without_warnings():
+    with bounded(end + timeouts.JOIN_JAX_S - time.monotonic(), lambda: CannotJoin(late)), _without_warnings():
         try:
             jax.distributed.initialize(
                 who.coordinator,
                 who.count,
                 who.index,
                 local_device_ids=who.local_devices,
-                coordinator_bind_address=place if who.index == 0 else None,  # by default: every network
-                initialization_timeout=int(timeout_s + 2 * _JOIN_MORE_S),  # ours is shorter: then JAX kills the process
-                heartbeat_timeout_seconds=HEARTBEAT_S,
-                shutdown_timeout_seconds=int(PART_S),
+                coordinator_bind_address=listen_at if who.index == 0 else None,  # by default: every network
+                # `bounded` is shorter: at this limit JAX kills the process.
+                initialization_timeout=int(timeout_s + 2 * timeouts.JOIN_JAX_S),
+                heartbeat_timeout_seconds=timeouts.HEARTBEAT_S,
+                shutdown_timeout_seconds=int(timeouts.LEAVE_S),
             )
         except jax.errors.JaxRuntimeError as error:
             raise CannotJoin(
@@ -78,6 +72,34 @@ def initialize(who: Processes, *, timeout_s: float = JOIN_S) -> None:
             ) from error
     identity.set_joined(who)
     peer_failure.watch()
+
+
+def leave() -> None:
+    """Waits until every process has come to the end of the run, then disconnects, so that none fails by it.
+
+    Raises:
+        LostPeer: not all came.
+    """
+    if count() == 1:
+        return
+    import jax
+
+    try:
+        missing = group.barrier("the end of the run", timeouts.LEAVE_S)
+    finally:
+        peer_failure.stop()
+    if missing:
+        raise LostPeer(
+            f"{name(missing)} did not come to the end of the run within {timeouts.LEAVE_S:g} s. What is saved stays; "
+            "the same command tells whether anything is left to do."
+        )
+    # Process 0 goes last: JAX kills a process that finds the coordinator gone before it has left.
+    late = "the others have not left in time after the end of the run."
+    with bounded(timeouts.LEAVE_LAST_S, lambda: LostPeer(late)):
+        while is_primary() and kv_store.alive() != {0}:
+            time.sleep(0.05)
+        peer_failure.join()
+        jax.distributed.shutdown()
 
 
 def _is_secure() -> bool:
@@ -96,27 +118,29 @@ def _is_secure() -> bool:
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Keeps the C++ of JAX from telling a user that what was chosen above is experimental."""
+    """Silences JAX's C++ warnings that the settings above are experimental."""
     import jax
 
-    told = "jax_logging_level"
-    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "1" or jax.config.values[told] != "NOTSET":  # JAX's own: 1, warnings
+    level = "jax_logging_level"
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "1" or jax.config.values[level] != "NOTSET":  # JAX's default is 1
         yield
         return
-    jax.config.update(told, "ERROR")
+    jax.config.update(level, "ERROR")
     try:
         yield
     finally:
-        jax.config.update(told, "WARNING")
-        jax.config.update(told, "NOTSET")
+        jax.config.update(level, "WARNING")
+        jax.config.update(level, "NOTSET")
 
 
-def _detected() -> None:
-    """Joins as JAX finds out by itself, on hosts whose metadata only it reads."""
+def _initialize_detected() -> None:
+    """Joins by JAX's own detection, on hosts whose metadata only JAX reads."""
     import jax
 
     try:
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_S, shutdown_timeout_seconds=int(PART_S))
+        jax.distributed.initialize(
+            heartbeat_timeout_seconds=timeouts.HEARTBEAT_S, shutdown_timeout_seconds=int(timeouts.LEAVE_S)
+        )
     except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
         raise CannotJoin(
             f"JAX cannot join the other hosts by this host's metadata ({first_line(error)}). Say who this process is: "
@@ -125,10 +149,10 @@ def _detected() -> None:
 
 
 def _bind_address(who: Processes, wait_s: float) -> str:
-    """Where process 0 listens: at the interface of the coordinator's address alone.
+    """Returns where process 0 listens: at the interface of the coordinator's address alone.
 
-    A host often has its own name at 127.0.1.1 (Debian's hosts file), where nobody else reaches it: then at the
-    interface by which it reaches others. A pod is there some seconds before its name is.
+    A host often has its own name at 127.0.1.1 (Debian's hosts file), where nobody else reaches it. Then process 0
+    listens at the interface by which it reaches others. A pod's name resolves some seconds after the pod has started.
     """
     import socket
 
@@ -140,7 +164,7 @@ def _bind_address(who: Processes, wait_s: float) -> str:
             break
         except OSError:
             if time.monotonic() >= end:
-                return who.coordinator  # the roll call tells it
+                return who.coordinator  # the rendezvous reports it
         time.sleep(0.2)
     named = not re.fullmatch(r"localhost|[0-9a-fA-F.:%]+", host)
     if named and ipaddress.ip_address(str(found).partition("%")[0]).is_loopback:

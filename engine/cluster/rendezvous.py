@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from engine.cluster import exit_codes
+from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import ConvoyError
 
 _LINE = 4096  # bytes at most
@@ -26,14 +26,14 @@ _RETRY_S = 0.1
 class CannotJoin(ConvoyError):
     """The processes of a run did not find each other."""
 
-    exit_code = exit_codes.RETRY
+    exit_code = ExitStatus.RETRY
     from_outside = True
 
 
 class Refused(CannotJoin):
     """The processes were not told who they are as they should have been: the same again would fail again."""
 
-    exit_code = exit_codes.USER_ERROR
+    exit_code = ExitStatus.USER_ERROR
     from_outside = False
 
 

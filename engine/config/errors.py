@@ -2,7 +2,7 @@
 
 Every error of the engine is a `ConvoyError`: a sentence that says where, what was found, what is allowed and
 what to do, and the exit code that the command line ends with. The table of exit codes lives in
-`engine/cluster/exit_codes.py`; an error of the user is 1.
+`engine/cluster/exit_status.py`; an error of the user is 1.
 """
 
 import difflib
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 class ConvoyError(Exception):
     """Base of every error that the engine raises on purpose; `exit_code` is what the process ends with."""
 
-    exit_code = 1
+    exit_code: int = 1
     state = "failed"  # what `status.json` calls a run that it ended
     everywhere = False  # whether every process of a run raises it at the same step
     from_outside = False  # whether others brought it about, so that it says nothing against starting again
@@ -79,3 +79,8 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Returns ` Did you mean X or Y?` with the nearest of `names`, or an empty string when none is near."""
     near = difflib.get_close_matches(name, list(names), n=2, cutoff=0.6)
     return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the part of JAX's error texts that is for people; stacks and registers follow it."""
+    return (str(error).splitlines() or [""])[0][:300]

@@ -36,7 +36,8 @@ from typing import Any
 import grain
 from absl import flags
 
-from engine.cluster import exit_codes, parent
+from engine.cluster import parent
+from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import ConvoyError, RunError
 
 BEAT_S = 0.05
@@ -60,7 +61,7 @@ _END = object()
 class DataWorkerError(ConvoyError):
     """A worker process was killed or is frozen; the run can be started again."""
 
-    exit_code = exit_codes.RETRY
+    exit_code = ExitStatus.RETRY
 
 
 class Workers:

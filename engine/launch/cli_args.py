@@ -1,8 +1,4 @@
-"""What the launchers for other machines share: their checks, their variables, the tool that they call.
-
-Owns: names, numbers and NAME=VALUE pairs as a user writes them, and calling `sbatch`, `kubectl` or `gcloud`. Does not
-own: what is rendered (`slurm.py`, `kubernetes.py`, `tpu_vm.py`).
-"""
+"""What the launchers for other machines share: checks of arguments, and calling `sbatch`, `kubectl` or `gcloud`."""
 
 import re
 import shlex
@@ -12,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from engine.config.errors import ConfigError, ConvoyError
 
 _SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|KEY)(_|$)", re.IGNORECASE)
-_HERE_ONLY = ("launch", "supervise")  # verbs that start processes of their own machine
+_HERE_ONLY = ("launch", "supervise")  # verbs that start processes on this machine
 
 
 class LaunchError(ConvoyError):
-    """A scheduler's own command that is missing or failed."""
+    """A scheduler's command is missing or has failed."""
 
 
 def whole(flag: str, value: int, least: int = 1) -> int:
@@ -27,7 +23,7 @@ def whole(flag: str, value: int, least: int = 1) -> int:
 
 
 def label(flag: str, text: str, most: int = 63) -> str:
-    """Returns a name that Kubernetes, Google Cloud and Slurm take. Raises ConfigError for another one."""
+    """Returns a name that Kubernetes, Google Cloud and Slurm accept. Raises ConfigError for any other."""
     if not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", text) or len(text) > most:
         raise ConfigError(
             f"{flag} = {text!r}: allowed are lower-case letters, digits and -, with a letter first and no - at the "
@@ -52,10 +48,10 @@ def variables(texts: Iterable[str], instead: str) -> dict[str, str]:
 
     Args:
         texts: as given.
-        instead: where a secret belongs, the end of a sentence.
+        instead: a sentence on where a secret belongs.
 
     Raises:
-        ConfigError: no variable's name, or one by which secrets go; the value is not repeated.
+        ConfigError: not the name of a variable, or the name of a secret; the value is not repeated.
     """
     found = pairs("--env", texts)
     for name in found:
@@ -67,7 +63,7 @@ def variables(texts: Iterable[str], instead: str) -> dict[str, str]:
 
 
 def verb(where: str, command: Sequence[str]) -> Sequence[str]:
-    """Returns the command, as `["train", "--config=..."]`. Raises ConfigError for one that starts nothing elsewhere."""
+    """Returns the command, as `["train", "--config=..."]`. Raises ConfigError for a verb that works on this machine."""
     found = command[0] if command else "nothing"
     if not command or found in _HERE_ONLY:
         raise ConfigError(f"{where}: {found} after --. Write a verb: {where} ... -- train ...")
@@ -75,7 +71,7 @@ def verb(where: str, command: Sequence[str]) -> Sequence[str]:
 
 
 def lines(*groups: Sequence[str], indent: str = "  ") -> str:
-    """Returns a shell command of groups of words, quoted; where it is long, each group and option begins a line."""
+    """Returns a quoted shell command of groups of words; if it is long, each group and option begins a line."""
     if len(whole_line := shlex.join(word for group in groups for word in group)) <= 110:
         return whole_line
     text = ""
@@ -87,14 +83,14 @@ def lines(*groups: Sequence[str], indent: str = "  ") -> str:
 
 
 def call(words: Sequence[str], text: str | None = None) -> None:
-    """Calls a scheduler's own command, which has the screen.
+    """Calls a scheduler's command, which writes to the screen.
 
     Args:
         words: the command.
         text: its standard input.
 
     Raises:
-        LaunchError: it is not installed here, or it failed, having said why.
+        LaunchError: it is not installed here, or it failed and has printed why.
     """
     try:
         done = subprocess.run(words, input=text, text=True)

@@ -1,13 +1,8 @@
 """A run as a JobSet on Kubernetes: the manifest, as plain data, and handing it to kubectl.
 
-Owns: the pods and their resources, what follows from an exit code, what the pods are told. Does not own: who a pod is
-among the others (`cluster/cluster_detection.py` reads the variables set here), the cluster, its queues and volumes.
-
-A pod that ends with a code that `exit_codes.is_retried` names fails its Job, upon which JobSet starts all anew; so does
-one that the cluster takes away. Every other code fails the JobSet.
-
-Terms. *JobSet*: Jobs that start, end and restart together, behind one headless service that gives pods stable names.
-*Job*: here, the hosts of one TPU slice, or all nodes of a job without TPUs. *Claim*: a PersistentVolumeClaim.
+A JobSet has one Job for each TPU slice, or one for all nodes without TPUs. A pod that ends with a retried code
+(`exit_status.is_retried`) or is evicted fails its Job, upon which JobSet restarts all. Every other code fails the
+JobSet. `cluster/cluster_detection.py` reads the variables that are set here.
 """
 
 import math
@@ -16,18 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.cluster import exit_codes
+from engine.cluster.exit_status import KILLED, ExitStatus
 from engine.config.errors import ConfigError, did_you_mean
-from engine.launch import cli_args
+from engine.launch import cli_args, timeouts
 from engine.run.owner import TOKEN
+from engine.types import Json
 
 RESTARTS = 50
-GRACE_S = 120  # from SIGTERM to SIGKILL: for the step in flight and a checkpoint
 USER = 1000  # of the Dockerfile
 JOB = "worker"
 
-# What a pod is told of itself, by the labels that JobSet gives it. The run's token is the JobSet: its restarts go on in
-# the run that an earlier one had open.
+# The variables of a pod that come from labels of JobSet. The JobSet is the run's token: a restart may take over the
+# lease of the run that an earlier start held.
 LABELS: Mapping[str, str] = {
     "JOBSET_NAME": "jobset.sigs.k8s.io/jobset-name",
     "REPLICATED_JOB_NAME": "jobset.sigs.k8s.io/replicatedjob-name",
@@ -56,7 +51,7 @@ class Tpu:
     chips_per_host: int = 4
 
     def hosts(self) -> int:
-        """Returns how many hosts a slice has. Raises ConfigError for a slice that there is not."""
+        """Returns how many hosts a slice has. Raises ConfigError for a slice that does not exist."""
         if self.kind not in TPUS:
             raise ConfigError(f"--tpu = {self.kind!r}: not one of {', '.join(TPUS)}.{did_you_mean(self.kind, TPUS)}")
         axes = TPUS[self.kind][1]
@@ -93,17 +88,17 @@ class JobSet:
     variables: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict)  # variable -> SECRET:KEY
     restarts: int = RESTARTS
-    grace_s: int = GRACE_S
+    grace_s: int = timeouts.STOP_GRACE_S
 
     def manifest(self) -> dict[str, Any]:
         """Returns the JobSet as plain data.
 
         Raises:
-            ConfigError: names, numbers or texts that make no JobSet.
+            ConfigError: a name, number or text that Kubernetes would refuse.
         """
         self._check()
         jobs, pods = self._size()
-        metadata: dict[str, Any] = {"name": self.name}
+        metadata: dict[str, Json] = {"name": self.name}
         if self.namespace:
             metadata["namespace"] = self.namespace
         if self.queue:
@@ -118,7 +113,7 @@ class JobSet:
                 "network": {"enableDNSHostnames": True, "subdomain": self.name},
                 "failurePolicy": {
                     "maxRestarts": self.restarts,
-                    # Every other reason restarts all.
+                    # Every other failure restarts all.
                     "rules": [{"name": "final", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
                 },
                 "replicatedJobs": [{"name": JOB, "replicas": jobs, "template": {"spec": self._job(pods)}}],
@@ -127,7 +122,7 @@ class JobSet:
 
     def text(self) -> str:
         """Returns the manifest as YAML. Raises as `manifest`."""
-        import yaml  # here, as no other verb needs it
+        import yaml  # no other verb needs it
 
         return "# Made by `convoy launch k8s`.\n" + yaml.safe_dump(self.manifest(), sort_keys=False, width=120)
 
@@ -136,11 +131,11 @@ class JobSet:
         cli_args.call(["kubectl", "apply", "--filename=-"], self.text())
 
     def _size(self) -> tuple[int, int]:
-        """Jobs, and pods of each."""
+        """Returns the number of Jobs, and of pods in each."""
         return (1, self.nodes) if self.tpu is None else (self.tpu.slices, self.tpu.hosts())
 
-    def _job(self, pods: int) -> dict[str, Any]:
-        retried = [exit_codes.RETRY, *exit_codes.KILLED]
+    def _job(self, pods: int) -> dict[str, Json]:
+        retried = [int(code) for code in (ExitStatus.RETRY, *KILLED)]  # PyYAML writes plain integers only
         return {
             "completionMode": "Indexed",
             "completions": pods,
@@ -148,7 +143,7 @@ class JobSet:
             "backoffLimit": 0,
             "podFailurePolicy": {
                 "rules": [
-                    # Drained, preempted, evicted: whatever its code, the pod is not to blame.
+                    # Drained, preempted, evicted: the pod is not at fault, whatever its code.
                     {"action": "Count", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
                     {
                         "action": "FailJob",
@@ -159,7 +154,7 @@ class JobSet:
             "template": {"spec": self._pod()},
         }
 
-    def _pod(self) -> dict[str, Any]:
+    def _pod(self) -> dict[str, Json]:
         selector = {}
         if self.tpu is not None:
             selector["cloud.google.com/gke-tpu-accelerator"] = TPUS[self.tpu.kind][0]
@@ -188,7 +183,7 @@ class JobSet:
             ],
         }
 
-    def _container(self) -> dict[str, Any]:
+    def _container(self) -> dict[str, Json]:
         limits = {"cpu": self.cpus, "memory": self.memory}
         limits["google.com/tpu" if self.tpu else "nvidia.com/gpu"] = self._devices()
         return {
@@ -215,8 +210,8 @@ class JobSet:
         count = self.tpu.chips_per_host if self.tpu else self.gpus_per_node
         return str(count) if count else None
 
-    def _environment(self) -> list[dict[str, Any]]:
-        """What the resolver needs, where caches go, the user's own. The cluster itself sets JOB_COMPLETION_INDEX."""
+    def _environment(self) -> list[dict[str, Json]]:
+        """Returns variables for cluster detection, for caches and of the user. Kubernetes sets JOB_COMPLETION_INDEX."""
         jobs, pods = self._size()
         values = {"JOBS": str(jobs), "PODS_PER_JOB": str(pods), "HOME": "/tmp", "XDG_CACHE_HOME": "/convoy/runs/.cache"}
         sources = {name: {"fieldRef": {"fieldPath": f"metadata.labels['{label}']"}} for name, label in LABELS.items()}

@@ -1,10 +1,7 @@
-"""One command in several processes on this machine, as one command: its output, its signals, its exit code.
+"""Runs one command in several processes on this machine: one output, one place for signals, one exit code.
 
-Owns: their start, their settings, their lines on the screen, and the end of all when one fails. Does not own: what they
-do together (`cluster/peers.py`), starting a run again (`supervise.py`), or signals (`signals.py`).
-
-No process outlives this one: the kernel kills them when it dies (Linux), and each leads a group of its own, which is
-killed whole. The first failure decides: what ends after it, ends because of it.
+No process outlives this one: the kernel kills them when it dies (Linux), and each leads a process group of its own,
+which is killed whole. The first failure decides: what ends later, ends because of it.
 """
 
 import contextlib
@@ -23,16 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from engine.cluster import exit_codes, parent, shutdown
+from engine.cluster import parent, verdict
 from engine.cluster.cluster_detection import VARIABLES
+from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import ConfigError
-from engine.launch import postmortem
+from engine.launch import postmortem, timeouts
 from engine.launch.signals import Signals
 from engine.run.owner import TOKEN
-
-GRACE_S = 5.0  # after the first failure: for the first process to tell of it in the run's status
-_OUTPUT_S = 5.0  # for the last lines of a process that has ended
-TIDY_S = 2.0  # for what a process leaves: workers that end with it, and the removal of their shared memory
 
 
 @dataclass(frozen=True)
@@ -40,20 +34,23 @@ class End:
     """How a process ended."""
 
     index: int
-    code: int  # as a shell tells it: 128 + the signal for a killed one
-    time: float  # monotonic seconds, when it decided to end where it recorded that, else when it was gone
+    code: int  # as a shell reports it: 128 + the signal for a killed process
+    time: float  # monotonic seconds: when it recorded its verdict, else when it had exited
     pid: int
-    text: str = ""  # its last words, where it recorded any
-    cause: str = ""  # what its error is known by, likewise
-    step: int | None = None  # steps done, as far as it told
+    text: str = ""  # of its verdict, where it recorded one
+    cause: str = ""  # signature of its error, likewise
+    step: int | None = None  # steps done, where it has counted any
     why: str = ""  # of the first failure: what its code means
 
 
-def launch(command: Sequence[str], *, processes: int, devices: int | None = None, grace_s: float = GRACE_S) -> int:
+def launch(
+    command: Sequence[str], *, processes: int, devices: int | None = None, grace_s: float = timeouts.FAILURE_GRACE_S
+) -> int:
     """Runs a command in several processes that find each other, and waits for all.
 
-    Lines of a process come with its number, `[1] step 3/10`, on the stream on which it wrote them. SIGINT and SIGTERM
-    go on to each. When one fails, the others are killed a moment later; its error is shown last and once.
+    Each line of a process is shown with its number, `[1] step 3/10`, on the stream to which the process wrote it.
+    SIGINT and SIGTERM are passed on to each. When one fails, the others are killed a moment later; its error is shown
+    last and once.
 
     Args:
         command: a program and its arguments, as `[sys.executable, "-m", "engine.main", "train", ...]`.
@@ -62,14 +59,14 @@ def launch(command: Sequence[str], *, processes: int, devices: int | None = None
         grace_s: seconds from the first failure until the others are killed.
 
     Returns:
-        0 when all reached their end, else the exit code of the first failure (`cluster/exit_codes.py`).
+        0 when all succeeded, else the exit code of the first failure (`cluster/exit_status.py`).
 
     Raises:
         ConfigError: a number below 1.
     """
     with Signals() as signals:
         ends = run(command, processes=processes, devices=devices, signals=signals, grace_s=grace_s)
-    tell(ends)
+    report(ends)
     return ends[0].code
 
 
@@ -79,15 +76,15 @@ def run(
     processes: int | None,
     devices: int | None,
     signals: Signals,
-    grace_s: float = GRACE_S,
+    grace_s: float = timeouts.FAILURE_GRACE_S,
 ) -> list[End]:
     """Runs a command in several processes and returns how each ended: failures first, in the order of time.
 
     Args:
         command, devices, grace_s: as for `launch`.
-        processes: how many; None: a single one, which finds in the environment whatever peers it has, and whose
-            lines go out as they are.
-        signals: go on to each process.
+        processes: how many; None: a single one, which finds its peers, if any, in the environment, and whose lines
+            are shown unchanged.
+        signals: passed on to each process.
 
     Raises:
         ConfigError: a number below 1.
@@ -102,18 +99,18 @@ def run(
             job.start(command, environments, alone=processes is None)
             with signals.passed_to(job.send):
                 codes = job.wait(grace_s)
-        recorded = {verdict.index: verdict for verdict in shutdown.read(Path(folder))}
-        steps = shutdown.steps(Path(folder))
+        recorded = {found.index: found for found in verdict.read(Path(folder))}
+        steps = verdict.read_steps(Path(folder))
         ends = []
         for i, (code, when) in codes.items():
             end = End(i, code, when, job.pids[i], step=steps.get(i))
-            if told := recorded.get(i):
-                end = dataclasses.replace(end, time=told.time, text=told.text, cause=told.cause)
+            if last := recorded.get(i):
+                end = dataclasses.replace(end, time=last.time, text=last.text, cause=last.cause)
             ends.append(end)
-        first, *others = sorted(ends, key=lambda end: (end.code == exit_codes.DONE, end.time))
+        first, *others = sorted(ends, key=lambda end: (end.code == ExitStatus.DONE, end.time))
         why = postmortem.why(first.code, first.text, postmortem.killed_for_memory() > killed_before)
         first = dataclasses.replace(first, why=why)
-        if first.code != exit_codes.DONE:
+        if first.code != ExitStatus.DONE:
             words = f"process {first.index} ended first, with {first.code} ({why})"
             postmortem.correct_status(Path(folder), job.pids, first.code, words)
     return [first, *others]
@@ -123,9 +120,9 @@ def _environment(index: int, count: int | None, devices: int | None, folder: Pat
     settings = {"coordinator": f"127.0.0.1:{port}", "count": str(count), "index": str(index)}
     environment = {
         **os.environ,
-        shutdown.VARIABLE: str(folder / f"{index}.json"),
+        verdict.VARIABLE: str(folder / f"{index}.json"),
         "PYTHONUNBUFFERED": "1",
-        TOKEN: os.environ.get(TOKEN) or folder.name,  # all of a job are one writer
+        TOKEN: os.environ.get(TOKEN) or folder.name,  # all processes of a job share one lease
     }
     if count is not None:
         environment |= {VARIABLES[name]: value for name, value in settings.items()}
@@ -134,14 +131,14 @@ def _environment(index: int, count: int | None, devices: int | None, folder: Pat
     return environment
 
 
-def tell(ends: Sequence[End], numbered: bool = True) -> None:
-    """Shows the first failure of a job, if there is one, with its last words.
+def report(ends: Sequence[End], numbered: bool = True) -> None:
+    """Shows the first failure of a job, if there is one, with the text of its verdict.
 
     Args:
         ends: as `run` returns them.
-        numbered: whether a line says of which process it is.
+        numbered: whether each line begins with the number of its process.
     """
-    failures = [end for end in ends if end.code != exit_codes.DONE]
+    failures = [end for end in ends if end.code != ExitStatus.DONE]
     if not failures:
         return
     first, *others = failures
@@ -158,7 +155,7 @@ def tell(ends: Sequence[End], numbered: bool = True) -> None:
 
 
 class _Job:
-    """The processes of one launch. A context manager: none is left when it is closed."""
+    """The processes of one launch. A context manager that ends all of them on exit."""
 
     def __init__(self):
         self._processes: list[subprocess.Popen[str]] = []
@@ -170,12 +167,12 @@ class _Job:
 
     @property
     def pids(self) -> list[int]:
-        """The system's numbers of the processes."""
+        """The process ids."""
         return [process.pid for process in self._processes]
 
     def start(self, command: Sequence[str], environments: Sequence[dict[str, str]], alone: bool) -> None:
-        """Starts a process for each environment; `alone`: it writes straight to our streams."""
-        die_with_me, stream = parent.end_with(os.getpid()), None if alone else subprocess.PIPE
+        """Starts a process for each environment; with `alone` it writes straight to our streams."""
+        end_with_parent, stream = parent.end_with(os.getpid()), None if alone else subprocess.PIPE
         for environment in environments:
             process = subprocess.Popen(
                 command,
@@ -186,7 +183,7 @@ class _Job:
                 text=True,
                 errors="replace",
                 process_group=0,  # Ctrl-C on a terminal reaches this process only, which passes it on once
-                preexec_fn=die_with_me,
+                preexec_fn=end_with_parent,
             )
             self._processes.append(process)
         for i, process in enumerate(self._processes):  # threads come after the last fork
@@ -195,7 +192,7 @@ class _Job:
             _thread(self._wait_for, i, process)
 
     def wait(self, grace_s: float) -> dict[int, tuple[int, float]]:
-        """Returns each process's code and when it was gone; kills what is left `grace_s` after the first failure."""
+        """Returns each process's code and when it was gone; kills the rest `grace_s` after the first failure."""
         codes: dict[int, tuple[int, float]] = {}
         kill_at: float | None = None
         while len(codes) < len(self._processes):
@@ -212,19 +209,19 @@ class _Job:
                 kill_at = time.monotonic() + grace_s
         for threads in self._threads:
             for thread in threads:
-                thread.join(_OUTPUT_S)
+                thread.join(timeouts.OUTPUT_S)
         return codes
 
     def __enter__(self) -> "_Job":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._kill()
         for process in self._processes:
             _end_group(process.pid)
 
     def send(self, number: int) -> None:
-        """Sends a signal to each process that is left."""
+        """Sends a signal to each process that still runs."""
         for process in self._processes:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -239,7 +236,7 @@ class _Job:
     def _kill(self) -> None:
         for process in self._processes:
             if process.returncode is None:
-                process.kill()  # and no more at once: killing the tracker of shared memory would leave it behind
+                process.kill()  # not its group at once: killing the tracker of shared memory would leave that memory
 
 
 def _thread(target: Callable[..., None], *arguments: object) -> threading.Thread:
@@ -249,18 +246,18 @@ def _thread(target: Callable[..., None], *arguments: object) -> threading.Thread
 
 
 def _pass_on(i: int, source: IO[str], target: IO[str]) -> None:
-    """Copies lines, each in one piece, with the number of their process."""
+    """Copies lines, each whole, with the number of their process."""
     with source:
         for line in source:
-            with contextlib.suppress(BrokenPipeError):  # nobody reads on; the process must not stall for that
+            with contextlib.suppress(BrokenPipeError):  # the reader is gone; the process must not stall for that
                 target.write(f"[{i}] {line.rstrip()}\n")
                 target.flush()
 
 
 def _end_group(leader: int) -> None:
-    """Ends what a process that is gone has left: its workers end by themselves and tidy up, the rest is killed."""
-    end = time.monotonic() + TIDY_S
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: PermissionError for one that is gone
+    """Ends the group of a process that has exited: its workers get time to end and tidy up, then SIGKILL."""
+    end = time.monotonic() + timeouts.TIDY_S
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: PermissionError after the exit
         while time.monotonic() < end:
             os.killpg(leader, 0)
             time.sleep(0.02)

@@ -1,8 +1,4 @@
-"""What is known of a job once its processes are gone: why one was killed, and what the run's status must say now.
-
-Owns: the guess at a lack of memory, and the correction of a status that a killed process left behind. Does not own: how
-the processes ended (`local.py`), or whether the run is started again (`supervise.py`).
-"""
+"""What the launcher finds out after a job: why a process was killed, and the status that a kill left behind."""
 
 import contextlib
 import dataclasses
@@ -10,7 +6,8 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.cluster import exit_codes, shutdown
+from engine.cluster import verdict
+from engine.cluster.exit_status import KILLED, ExitStatus, describe
 from engine.config.errors import RunError
 from engine.mounts import local_path
 from engine.run import status
@@ -20,10 +17,7 @@ _GROUPS = Path("/sys/fs/cgroup")
 
 
 def killed_for_memory() -> int:
-    """Returns how many processes of this control group the kernel has killed because memory ran out.
-
-    0 where it does not tell.
-    """
+    """Returns how many processes of this control group the kernel has killed for lack of memory; 0 if unknown."""
     try:
         for line in _MINE.read_text().splitlines():
             _, controllers, group = line.split(":", 2)
@@ -45,10 +39,10 @@ def why(code: int, text: str, for_memory: bool) -> str:
 
     Args:
         code: of the process that ended first.
-        text: its last words, if it had any.
-        for_memory: whether the kernel has killed a process here since the job began.
+        text: of its verdict, if it recorded one.
+        for_memory: whether the kernel has killed a process for lack of memory since the job began.
     """
-    words = exit_codes.describe(code)
+    words = describe(code)
     if code != 128 + signal.SIGKILL or text:
         return words
     if for_memory:
@@ -57,19 +51,19 @@ def why(code: int, text: str, for_memory: bool) -> str:
 
 
 def correct_status(folder: Path, pids: Sequence[int], code: int, reason: str) -> None:
-    """Tells the end of a job in the status of its run, where that still says "training", or that some peer was lost.
+    """Writes the end of a job to the status of its run, where that still says "training" or only "lost a peer".
 
     Args:
-        folder: of the verdicts, in which the run has told where its status lies.
-        pids: of the job's processes; a status that another process wrote is not theirs.
+        folder: of the verdicts, in which the run has named its status file.
+        pids: of the job's processes; a status that another process wrote is left alone.
         code: exit code of the job.
         reason: a sentence.
     """
-    file = folder / shutdown.STATUS
+    file = folder / verdict.STATUS
     with contextlib.suppress(RunError):
         path = local_path(file.read_text()) if file.exists() else None
         if path is not None and path.exists():
             found = status.read(path)
-            knows_less = found.exit_code == exit_codes.RETRY and found.state == "failed" and code in exit_codes.KILLED
+            knows_less = found.exit_code == ExitStatus.RETRY and found.state == "failed" and code in KILLED
             if (found.state in status.RUNNING or knows_less) and found.pid in pids:
                 status.write(path, dataclasses.replace(found, state="failed", reason=reason, exit_code=code))

@@ -1,12 +1,7 @@
-"""A run as a Slurm job: the batch script, which puts itself back into the queue, and its submission.
-
-Owns: the script's directives, the step's arguments, what follows from an exit code. Does not own: who a task is among
-the others (`cluster/cluster_detection.py` reads what srun sets), or saving in time (`resilience/preemption.py`).
+"""A run as a Slurm job: the batch script, which requeues itself, and its submission.
 
 Before the time limit Slurm sends SIGTERM to the tasks: the run saves and ends with 42, upon which the script asks for
 its own requeue. The job keeps its number, its logs and the lease of its run.
-
-Terms. *Step*: what one srun starts. *Task*: a process of it.
 """
 
 import re
@@ -14,14 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.cluster import exit_codes
+from engine.cluster.exit_status import KILLED, ExitStatus
 from engine.config.errors import ConfigError
-from engine.launch import cli_args
+from engine.launch import cli_args, timeouts
 from engine.run.owner import TOKEN
 
-STOP_BEFORE_S = 180  # Slurm may send the signal a minute early, and no later
 RESTARTS = 50
-_WAIT_S = 60  # from the end of the first task until Slurm kills the others
 _OURS = ("job-name", "nodes", "ntasks-per-node", "time", "signal", "requeue", "no-requeue", "open-mode", "output")
 
 
@@ -41,19 +34,19 @@ class SlurmJob:
     options: Sequence[str] = ()  # of sbatch, as "qos=high" or "exclusive"
     program: Sequence[str] = ("convoy",)  # how convoy is called on a node
     image: str | None = None  # of a container, for Pyxis
-    mounts: Sequence[str] = ()  # into it, as "/data:/data"; the folder of the submission is always there
+    mounts: Sequence[str] = ()  # into it, as "/data:/data"; the folder of the submission is always mounted
     logs: str = "logs"
-    stop_before_s: int = STOP_BEFORE_S
+    stop_before_s: int = timeouts.SLURM_NOTICE_S
     restarts: int = RESTARTS
 
     def script(self) -> str:
         """Returns the batch script.
 
         Raises:
-            ConfigError: numbers or texts that make no job.
+            ConfigError: a number or text that Slurm would refuse.
         """
         self._check()
-        retried = [exit_codes.RETRY, *exit_codes.KILLED]
+        retried = [ExitStatus.RETRY, *KILLED]
         directives = "\n".join(f"#SBATCH {text}" for text in self._directives())
         return _SCRIPT.format(
             directives=directives,
@@ -97,11 +90,11 @@ class SlurmJob:
         ]
 
     def _step(self) -> str:
-        """The srun that starts the tasks. Each ends by itself when another one fails, so Slurm waits a while."""
-        srun = ["srun", "--kill-on-bad-exit=0", f"--wait={_WAIT_S}", "--open-mode=append"]
+        """Returns the srun command. Each task ends by itself when another one fails, so Slurm waits a while."""
+        srun = ["srun", "--kill-on-bad-exit=0", f"--wait={timeouts.SLURM_KILL_S}", "--open-mode=append"]
         srun.append(f"--output={self.logs}/{self.name}-%j-%t.out")
         if self.cpus_per_task:
-            srun.append(f"--cpus-per-task={self.cpus_per_task}")  # srun takes the job's number only if told
+            srun.append(f"--cpus-per-task={self.cpus_per_task}")  # srun does not inherit the number of the job
         if self.image:
             srun += [f"--container-image={self.image}", f"--container-mounts={','.join(['.:/convoy', *self.mounts])}"]
             srun.append("--container-workdir=/convoy")
@@ -133,7 +126,7 @@ def seconds(time: str) -> int:
     """Returns the seconds of a Slurm time limit.
 
     Raises:
-        ConfigError: none of Slurm's forms, or no time at all.
+        ConfigError: not one of Slurm's formats, or 0.
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
     days, *rest = match.groups() if match else (None, None)

@@ -1,11 +1,7 @@
-"""One run to its end, however many attempts that takes: its processes are started again when they end before it does.
+"""Restarts the processes of a run until it is done; `resilience/supervisor.py` decides about each restart.
 
-Owns: what is found out about an attempt that ended, the line that tells of it, the waits, the run's token. Does not
-own: the decisions (`resilience/supervisor.py`), the processes of an attempt (`local.py`), what was lost
-(`run/goodput.py`).
-
-Terms. *Announced kill*: whoever kills a process for reasons of their own (a test, an operator) first adds its pid, on a
-line, to the file that the variable KILLS names. Such a kill counts for no crash loop and lengthens no wait.
+Whoever kills a process on purpose (a test, an operator) first appends its pid, on a line, to the file that the variable
+KILLS names. Such an announced kill counts for no crash loop and lengthens no wait.
 """
 
 import contextlib
@@ -18,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.checkpoint.store import CheckpointStore
-from engine.cluster import exit_codes
+from engine.cluster.exit_status import ExitStatus, describe
 from engine.config.errors import RunError
 from engine.launch import local
 from engine.launch.local import End
 from engine.launch.signals import Signals
-from engine.resilience.supervisor import FIRST_WAIT_S, Failure, Restart, Stop, Supervisor, cause_of_a_kill
+from engine.resilience.supervisor import FIRST_WAIT_S, Failure, Restart, Stop, Supervisor, kill_signature
 from engine.run import status
 from engine.run.directory import RunDirectory
 from engine.run.goodput import record_death
@@ -43,15 +39,15 @@ def supervise(
     restarts: int | None = None,
     first_wait_s: float = FIRST_WAIT_S,
 ) -> int:
-    """Runs a command that trains until the run is done, or until starting it again makes no sense.
+    """Runs a command that trains until the run is done, or until a restart makes no sense.
 
-    SIGTERM and SIGINT go on to the processes, which save; then nothing is started again.
+    SIGTERM and SIGINT are passed on to the processes, which save; after that nothing is restarted.
 
     Args:
         command: a program and its arguments, as `[sys.executable, "-m", "engine.main", "train", ...]`.
         run: its directory.
         processes, devices: as for `local.run`.
-        restarts: at most so many; None: as many as it takes.
+        restarts: the most restarts; None for no limit.
         first_wait_s: seconds before the first restart.
 
     Returns:
@@ -60,37 +56,37 @@ def supervise(
     Raises:
         ConfigError: a number below 1.
     """
-    os.environ.setdefault(TOKEN, uuid.uuid4().hex)  # each attempt may take over the run's lease from the one before
+    os.environ.setdefault(TOKEN, uuid.uuid4().hex)  # an attempt may take over the lease of the one before
     supervisor = Supervisor(_newest(run), most=restarts, first_wait_s=first_wait_s)
-    words, kills = _Words(command, run), Announced(Path(os.environ[KILLS]) if os.environ.get(KILLS) else None)
+    words, kills = _Words(command, run), AnnouncedKills(Path(os.environ[KILLS]) if os.environ.get(KILLS) else None)
     with Signals() as signals:
         while True:
             ends = local.run(words.next(), processes=processes, devices=devices, signals=signals)
-            _tell_the_ledger(run, ends)
-            local.tell(ends, numbered=processes is not None)
+            _record_death(run, ends)
+            local.report(ends, numbered=processes is not None)
             if signals.received:
                 return _asked_to_stop(ends[0].code, signals.received)
-            failure = _failure(ends, _newest(run), from_outside=kills.any_of(ends))
+            failure = _failure(ends, _newest(run), from_outside=kills.include(ends))
             decision = supervisor.after(failure)
             if isinstance(decision, Stop):
-                _tell_the_end(run, decision)
+                _report_stop(run, decision)
                 return decision.code
             _say(run, _restart_text(decision, failure, ends[0], len(ends) > 1))
             signals.wait(decision.wait_s)
             if signals.received:
-                return _asked_to_stop(exit_codes.RETRY, signals.received)
+                return _asked_to_stop(ExitStatus.RETRY, signals.received)
 
 
 def _failure(ends: Sequence[End], newest: int | None, from_outside: bool) -> Failure:
-    """What the first failure of an attempt says about it."""
+    """Describes an attempt by its first failure."""
     first = ends[0]
-    cause = first.cause or ("" if first.text else cause_of_a_kill(first.code))
+    cause = first.cause or ("" if first.text else kill_signature(first.code))
     step = first.step if first.step is not None else newest or 0
     return Failure(first.code, cause, step, newest, from_outside)
 
 
-def _tell_the_ledger(run: RunDirectory, ends: Sequence[End]) -> None:
-    """Notes the time that a killed process could not; that of the first process counts."""
+def _record_death(run: RunDirectory, ends: Sequence[End]) -> None:
+    """Adds to the goodput ledger what killed processes could not; the steps of the primary count."""
     record_death(run.goodput, [end.pid for end in ends], next((end.step for end in ends if end.index == 0), None))
 
 
@@ -99,72 +95,72 @@ def _newest(run: RunDirectory) -> int | None:
 
 
 def _asked_to_stop(code: int, received: Sequence[int]) -> int:
-    """The exit code after a signal: what a process decided for itself stays, else the signal says it."""
-    if code in (exit_codes.DONE, exit_codes.USER_ERROR, exit_codes.STOP):
+    """Returns the exit code after a signal: the process's own final code, else that of the signal."""
+    if code in (ExitStatus.DONE, ExitStatus.USER_ERROR, ExitStatus.STOP):
         return code
-    return exit_codes.INTERRUPTED if signal.SIGINT in received else exit_codes.RETRY
+    return ExitStatus.INTERRUPTED if signal.SIGINT in received else ExitStatus.RETRY
 
 
 def _restart_text(restart: Restart, failure: Failure, first: End, numbered: bool) -> str:
     which = f" of process {first.index}" if numbered else ""
-    why = failure.cause or exit_codes.describe(failure.code)
+    why = failure.cause or describe(failure.code)
     if failure.code == 128 + signal.SIGKILL and not failure.from_outside:
         why = first.why
     if first.text:
         why = first.text.splitlines()[-1]
     outside = ", from outside" if failure.from_outside else ""
-    goes_on = "the beginning" if failure.checkpoint is None else f"step {failure.checkpoint}"
+    start = "the beginning" if failure.checkpoint is None else f"step {failure.checkpoint}"
     return (
         f"ended at step {failure.step} with {failure.code}{which}{outside} ({why}). "
-        f"Restart {restart.number} in {restart.wait_s:g} s, from {goes_on}."
+        f"Restart {restart.number} in {restart.wait_s:g} s, from {start}."
     )
 
 
 def _say(run: RunDirectory, text: str) -> None:
-    """Shows a sentence, and adds it to the run's log, which no process of the run writes now."""
+    """Prints a sentence and adds it to the run's log, to which no process of the run writes now."""
     print(f"convoy supervise: {text}", file=sys.stderr, flush=True)
     if run.path.is_dir():
         with contextlib.suppress(RunError), RunLog(run.log):
             logger.info("convoy supervise: %s", text)
 
 
-def _tell_the_end(run: RunDirectory, stop: Stop) -> None:
-    """Shows why nothing is started again; a crash loop is also how the run ended, which its status says."""
+def _report_stop(run: RunDirectory, stop: Stop) -> None:
+    """Prints why nothing is restarted. A crash loop is also written to the run's status."""
     if not stop.reason:
         return
     _say(run, stop.reason)
-    if stop.code == exit_codes.STOP and run.status.exists():
+    if stop.code == ExitStatus.STOP and run.status.exists():
         last = status.read(run.status)
         status.write(run.status, dataclasses.replace(last, state="failed", reason=stop.reason, exit_code=stop.code))
 
 
 class _Words:
-    """The words of each attempt: an earlier run is moved aside once, and not at each restart."""
+    """The command line of each attempt: `--fresh` moves an earlier run aside once, not at each restart."""
 
     def __init__(self, words: Sequence[str], run: RunDirectory):
         self._words, self._run = list(words), run
         self._before = run.moved_aside() if run.is_used() else None
 
     def next(self) -> list[str]:
-        """The words of the next attempt."""
+        """Returns the command line of the next attempt."""
         if self._before is None or self._run.moved_aside() != self._before:
             self._words = [word for word in self._words if word != FRESH]
         return self._words
 
 
-class Announced:
-    """The kills that were announced since the last look; a pid counts once, since it is given out again.
+class AnnouncedKills:
+    """The kills that were announced since the last check. A pid counts once, since the system reuses it.
 
     Args:
-        file: to which they are added; None: nobody announces any.
+        file: to which pids are appended; None: nobody announces any.
     """
 
     def __init__(self, file: Path | None):
         self._file = file
         self._seen = len(self._lines())
 
-    def any_of(self, ends: Sequence[End]) -> bool:
-        """Whether a process of this attempt was among them."""
+    def include(self, ends: Sequence[End]) -> bool:
+        """Whether one of the new kills was of a process of this attempt."""
         new = self._lines()[self._seen :]
         self._seen += len(new)
         return any(str(end.pid) in new for end in ends)

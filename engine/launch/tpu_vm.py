@@ -1,36 +1,30 @@
-"""A run on Cloud TPU VMs: the gcloud commands that make them, install the engine, run it everywhere, and end it all.
+"""A run on Cloud TPU VMs: the gcloud commands that create them, install the engine, run it on all hosts, and clean up.
 
-Owns: these commands, and what systemd does on a host when the run ends. Does not own: who a host is among the others
-(JAX reads the VM's metadata), or the folder that all hosts share, which the user mounts.
-
-On each host the run is a service of systemd, so it outlives the ssh connection, gets SIGTERM when the VM is taken away,
-and starts again after the exit codes that `exit_codes.is_retried` names, and no others.
-
-Terms. *Slice*: the hosts of one TPU VM resource. *Queued resource*: a request that waits until there is room.
+On each host the run is a systemd service, so it outlives the ssh connection, gets SIGTERM when the VM is preempted, and
+restarts after the exit codes that `exit_status.is_retried` names, and no others. JAX reads the VM's metadata to number
+the hosts. The user mounts the folder that all hosts share.
 """
 
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from engine.cluster import exit_codes
+from engine.cluster.exit_status import KILLED, ExitStatus
 from engine.config.errors import ConfigError
-from engine.launch import cli_args
+from engine.launch import cli_args, timeouts
 from engine.run.owner import TOKEN
 
 PYTHON = "3.13"
 SOURCES = ("pyproject.toml", "README.md", "engine", "models", "configs", "tools/image/tpu.lock")
-GRACE_S = 120  # from SIGTERM to SIGKILL
 _UNIT = "convoy"  # of systemd
-_AGAIN_S = 15  # for all hosts to have ended before any starts again
-_SIGNALS = ("SIGABRT", "SIGKILL", "SIGSEGV")  # systemd tells a killed process by its signal
+_SIGNALS = ("SIGABRT", "SIGKILL", "SIGSEGV")  # systemd knows a killed process by its signal
 
 Command = list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TpuVm:
-    """One slice, or several that are asked for together."""
+    """One slice (the hosts of one TPU VM resource), or several that are requested together."""
 
     name: str
     zone: str
@@ -51,7 +45,7 @@ class TpuVm:
             )
 
     def create(self) -> list[Command]:
-        """Returns what asks for the VMs. Raises ConfigError without a type and an image."""
+        """Returns the commands that request the VMs. Raises ConfigError without a type and an image."""
         if not self.type or not self.version:
             raise ConfigError(
                 "convoy launch tpu-vm create: which TPUs? Give --type and --version, as the docs list them."
@@ -67,7 +61,7 @@ class TpuVm:
         return [[*self._gcloud("queued-resources", "create", self.name), *what, *nodes, *spot]]
 
     def install(self) -> list[Command]:
-        """Returns what puts the engine of this folder and its pinned packages on every host."""
+        """Returns the commands that install the engine of this folder and its pinned packages on every host."""
         make = (
             f"python3 -m pip install --user --quiet uv && ~/.local/bin/uv venv --clear --python {PYTHON} convoy-env"
             " && mkdir -p convoy"
@@ -83,24 +77,24 @@ class TpuVm:
         return commands
 
     def run(self, command: Sequence[str]) -> list[Command]:
-        """Returns what starts a command on every host.
+        """Returns the commands that start a command on every host.
 
         Args:
             command: verb and arguments, as `["train", "--config=configs.digits"]`.
 
         Raises:
-            ConfigError: none that can be started elsewhere.
+            ConfigError: a command that cannot start on another machine.
         """
         cli_args.verb("convoy launch tpu-vm run", command)
-        again = " ".join(map(str, [exit_codes.RETRY, *exit_codes.KILLED, *_SIGNALS]))
+        again = " ".join(map(str, [ExitStatus.RETRY, *KILLED, *_SIGNALS]))
         variables = {TOKEN: f"tpu-vm-{self.name}", **self.variables}
         properties = {
             "User": "$USER",
             "WorkingDirectory": "$HOME",
             "RestartForceExitStatus": again,
-            "KillMode": "mixed",  # SIGTERM to the run alone: what it has started ends when it has saved
-            "RestartSec": str(_AGAIN_S),
-            "TimeoutStopSec": str(GRACE_S),
+            "KillMode": "mixed",  # SIGTERM to the run alone: its workers end when it has saved
+            "RestartSec": str(timeouts.RESTART_S),
+            "TimeoutStopSec": str(timeouts.STOP_GRACE_S),
         }
         words = ["sudo", "systemd-run", f"--unit={_UNIT}", "--collect"]
         words += [_quoted(f"--property={name}=", value) for name, value in properties.items()]
@@ -109,16 +103,16 @@ class TpuVm:
         return [self._ssh(node, line) for node in self._nodes()]
 
     def stop(self) -> list[Command]:
-        """Returns what sends SIGTERM everywhere: the run saves and ends."""
+        """Returns the commands that send SIGTERM to every host: the run saves and ends."""
         return [self._ssh(node, f"sudo systemctl stop {_UNIT}") for node in self._nodes()]
 
     def logs(self) -> list[Command]:
-        """Returns what follows the output of the first host, which speaks for the run."""
+        """Returns the command that follows the output of the first host, whose process is the primary."""
         follow = f"journalctl --unit={_UNIT} --output=cat --lines=100 --follow"
         return [self._ssh(self._nodes()[0], follow, worker="0")]
 
     def delete(self) -> list[Command]:
-        """Returns what gives the VMs back, with all that lies on them."""
+        """Returns the command that deletes the VMs with their disks."""
         if self.queued:
             return [[*self._gcloud("queued-resources", "delete", self.name), "--force", "--quiet"]]
         return [[*self._gcloud("tpu-vm", "delete", self.name), "--quiet"]]
@@ -135,5 +129,5 @@ class TpuVm:
 
 
 def _quoted(option: str, value: str) -> str:
-    """An option for the host's shell, which fills in $USER and $HOME and nothing else."""
+    """Quotes an option for the host's shell, which expands $USER and $HOME and nothing else."""
     return f'{option}"{value}"' if value in ("$USER", "$HOME") else shlex.quote(option + value)

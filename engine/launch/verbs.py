@@ -1,22 +1,22 @@
-"""The words of `convoy launch slurm`, `k8s` and `tpu-vm`: their arguments, and what is made of them.
+"""The arguments of `convoy launch slurm`, `k8s` and `tpu-vm`, and the job that each makes of them.
 
-Owns: the parsers and the step from arguments to a job. Does not own: the jobs (`slurm.py`, `kubernetes.py`,
-`tpu_vm.py`), or launching on this machine (`local.py`, whose words are in `arguments.py`).
+`engine/arguments.py` has the arguments of all other verbs, and of `convoy launch local`.
 """
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from engine.cluster import exit_codes
+from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import ConfigError
-from engine.launch import cli_args, kubernetes, slurm, tpu_vm
+from engine.launch import cli_args, kubernetes, slurm, timeouts, tpu_vm
+
+type AddParser = Callable[..., argparse.ArgumentParser]  # `add_parser` of a subparsers object
 
 ACTIONS = ("create", "install", "run", "logs", "stop", "delete")  # of a TPU VM, in the order of its life
 
 
-def add_slurm(add: Callable[..., Any]) -> None:
+def add_slurm(add: AddParser) -> None:
     """Adds the parser of `convoy launch slurm`, by `add_parser` of a subparsers object."""
     parser = add(
         "slurm",
@@ -43,14 +43,14 @@ def add_slurm(add: Callable[..., Any]) -> None:
     )
     parser.add_argument("--logs", default="logs", help="folder for the job's and each task's output (default: logs)")
     parser.add_argument(
-        "--stop-before", type=int, default=slurm.STOP_BEFORE_S, metavar="SECONDS",
+        "--stop-before", type=int, default=timeouts.SLURM_NOTICE_S, metavar="SECONDS",
         help="when to save and stop before the limit; up to a minute earlier (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--restarts", type=int, default=slurm.RESTARTS, help="at most so many (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="print the script and submit nothing")
 
 
-def add_k8s(add: Callable[..., Any]) -> None:
+def add_k8s(add: AddParser) -> None:
     """Adds the parser of `convoy launch k8s`."""
     parser = add(
         "k8s",
@@ -85,13 +85,13 @@ def add_k8s(add: Callable[..., Any]) -> None:
         help="of the JobSet, at most so many (default: %(default)s)",
     )
     parser.add_argument(
-        "--grace", type=int, default=kubernetes.GRACE_S, metavar="SECONDS",
+        "--grace", type=int, default=timeouts.STOP_GRACE_S, metavar="SECONDS",
         help="for saving when a pod is taken away (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--apply", action="store_true", help="hand it to kubectl instead of printing it")
 
 
-def add_tpu_vm(add: Callable[..., Any]) -> None:
+def add_tpu_vm(add: AddParser) -> None:
     """Adds the parser of `convoy launch tpu-vm`."""
     parser = add(
         "tpu-vm",
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
         LaunchError: the scheduler's own command is missing or failed.
     """
     _RUN[args.where](args)
-    return exit_codes.DONE
+    return ExitStatus.DONE
 
 
 def _slurm(args: argparse.Namespace) -> None:

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from engine.cluster import exit_codes, processes, shutdown
+from engine.cluster import processes, shutdown, verdict
+from engine.cluster.exit_status import ExitStatus, status_of
 from engine.config.errors import ConvoyError, RunError
 from engine.mounts import shown
 from engine.observe.progress import Progress
@@ -51,7 +52,7 @@ class Reporter:
         )
         self._forced = self._warned = False
         self._tell()
-        shutdown.note_status(directory.status)
+        verdict.note_status(directory.status)
         shutdown.add_last_act(self._end_by_force)
 
     def start(self, total_steps: int, first_step: int, summarise: Callable[[], Summary]) -> None:
@@ -99,8 +100,8 @@ class Reporter:
         if self._progress is not None:
             self._progress.close()
         shutdown.remove_last_act(self._end_by_force)
-        code = exit_code(error)
-        state = "interrupted" if code == exit_codes.INTERRUPTED else "failed" if error else "done"
+        code = status_of(error)
+        state = "interrupted" if code == ExitStatus.INTERRUPTED else "failed" if error else "done"
         state = error.state if isinstance(error, ConvoyError) else state
         reason = ""
         if error is not None:
@@ -114,10 +115,11 @@ class Reporter:
         if self._log is not None:
             self._log.close()
 
-    def _end_by_force(self, code: int, text: str) -> None:
-        """A thread ends this process, since the main one is stuck; tells it in the status alone."""
-        state = "interrupted" if code == exit_codes.INTERRUPTED else "failed"
-        self._tell(state=state, reason=shown(text), exit_code=code)
+    def _end_by_force(self, error: BaseException) -> None:
+        """A thread ends this process, since the main one is stuck; only the status says so."""
+        code = status_of(error)
+        state = "interrupted" if code == ExitStatus.INTERRUPTED else "failed"
+        self._tell(state=state, reason=shown(str(error)), exit_code=code)
         self._forced = True
 
     def _tell(self, **changes: Any) -> None:
@@ -137,12 +139,3 @@ class Reporter:
                     self._warned = True
                     logger.warning("%s", error)
         self._write_at = time.monotonic() + _STATUS_S
-
-
-def exit_code(error: BaseException | None) -> int:
-    """Returns what a process ends with after an error: DESIGN's table, 1 for whatever the user's code raised."""
-    if error is None:
-        return exit_codes.DONE
-    if isinstance(error, KeyboardInterrupt):
-        return exit_codes.INTERRUPTED
-    return error.exit_code if isinstance(error, ConvoyError) else exit_codes.USER_ERROR

@@ -24,7 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from engine.cluster import exit_codes, processes
+from engine.cluster import processes
+from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import RunError
 from engine.run import json_text
 from engine.run.directory import RunDirectory
@@ -292,5 +293,5 @@ def _refused(path: Path, words: str) -> RunError:
         f"{path}: metrics cannot be written ({words}). "
         "Free space there, then start the same command again: it goes on from the last checkpoint."
     )
-    error.exit_code = exit_codes.RETRY
+    error.exit_code = ExitStatus.RETRY
     return error

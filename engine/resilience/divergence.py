@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from engine.cluster import exit_codes
+from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import ConvoyError
 
 IN_A_ROW = 10  # batches
@@ -31,7 +31,7 @@ IN_A_ROW = 10  # batches
 class Diverged(ConvoyError):
     """Training has diverged beyond what the policy allows; the last updates were held back."""
 
-    exit_code = exit_codes.STOP
+    exit_code = ExitStatus.STOP
     everywhere = True
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import jax
 
-from engine.cluster.shutdown import first_line
-from engine.config.errors import ConvoyError
+from engine.config.errors import ConvoyError, first_line
 from engine.config.schema import Config
 
 _SIGN = re.compile(r"(?:^RESOURCE_EXHAUSTED: |\b(?=(?:[Rr]an o|[Oo])ut of memory\b))(.*)")

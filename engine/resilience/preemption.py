@@ -32,7 +32,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from engine.cluster import exit_codes, kv_store, processes, shutdown
+from engine.cluster import kv_store, processes, shutdown
+from engine.cluster.exit_status import ExitStatus
 from engine.cluster.kv_store import CoordinationError
 from engine.config.errors import ConvoyError
 
@@ -48,7 +49,7 @@ _Result = TypeVar("_Result")
 class Preempted(ConvoyError):
     """The run was asked to stop and can go on from its last checkpoint."""
 
-    exit_code = exit_codes.RETRY
+    exit_code = ExitStatus.RETRY
     state = "preempted"
     everywhere = True
     from_outside = True
@@ -57,7 +58,7 @@ class Preempted(ConvoyError):
 class Interrupted(ConvoyError):
     """A person stopped the run."""
 
-    exit_code = exit_codes.INTERRUPTED
+    exit_code = ExitStatus.INTERRUPTED
     state = "interrupted"
     everywhere = True
     from_outside = True

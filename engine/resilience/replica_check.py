@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from engine.cluster import exit_codes
+from engine.cluster.exit_status import ExitStatus
 from engine.config.duration import Duration
 from engine.config.errors import ConvoyError
 from engine.parallel.digest import Digests
@@ -23,7 +23,7 @@ TOLD = 3  # arrays that an error names
 class ReplicaError(ConvoyError):
     """Copies of the state differ: a device is not to be trusted. Nothing of it is saved."""
 
-    exit_code = exit_codes.RETRY
+    exit_code = ExitStatus.RETRY
     everywhere = True
 
 

@@ -1,7 +1,7 @@
 """Whether a run that ended is started again, and after what wait.
 
 Owns: these decisions, made from how each attempt ended. Does not own: the processes (`launch/supervise.py`), what exit
-codes mean (`cluster/exit_codes.py`), or what an error is known by (`cluster/failure_signature.py`).
+codes mean (`cluster/exit_status.py`), or what an error is known by (`cluster/failure_signature.py`).
 
 Terms. *Progress*: a checkpoint newer than the newest one before. *Cause*: what an error or a signal is known by when it
 comes again; what others brought about has none. *Crash loop*: failures of one cause at one step without progress
@@ -10,7 +10,7 @@ between them. *From outside*: a kill that was announced (`launch/supervise.py`);
 
 from dataclasses import dataclass
 
-from engine.cluster import exit_codes
+from engine.cluster.exit_status import KILLED, ExitStatus, describe, is_retried
 
 ALIKE = 3  # failures of one kind that make a crash loop
 AHEAD = 2  # steps: the loop is so far ahead of the device at most, so that one fault may show itself a little later
@@ -61,14 +61,14 @@ class Supervisor:
 
     def after(self, failure: Failure) -> Restart | Stop:
         """Returns what to do after an attempt that ended so; a code of 0 stops too."""
-        if not exit_codes.is_retried(failure.code):
+        if not is_retried(failure.code):
             return Stop(failure.code)
         if failure.checkpoint is not None and (self._checkpoint is None or failure.checkpoint > self._checkpoint):
             self._checkpoint, self._failures = failure.checkpoint, []
         if not failure.from_outside:
             self._failures.append(failure)
             if self._is_loop(failure):
-                return Stop(exit_codes.STOP, self._loop_text(failure))
+                return Stop(ExitStatus.STOP, self._loop_text(failure))
         if self._restarts == self._most:
             return Stop(failure.code, f"the restarts allowed ({self._most}) are used up.")
         self._restarts += 1
@@ -92,6 +92,6 @@ class Supervisor:
         )
 
 
-def cause_of_a_kill(code: int) -> str:
-    """Returns what a killed process is known by; "" for SIGTERM, which comes from outside only."""
-    return "" if code == 143 else exit_codes.KILLED.get(code, "")
+def kill_signature(code: int) -> str:
+    """Returns the signature of a killed process; "" for SIGTERM, which comes from outside only."""
+    return describe(code) if code in KILLED and code != ExitStatus.SIGTERM else ""

@@ -24,7 +24,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from engine.cluster import exit_codes, kv_store, processes, shutdown
+from engine.cluster import kv_store, processes, shutdown
+from engine.cluster.exit_status import ExitStatus
 from engine.cluster.kv_store import CoordinationError
 from engine.cluster.rendezvous import name
 from engine.config.errors import ConvoyError
@@ -49,7 +50,7 @@ Doing = tuple[str, float | None, str]
 class Hang(ConvoyError):
     """Nothing moved for longer than a step may take."""
 
-    exit_code = exit_codes.RETRY
+    exit_code = ExitStatus.RETRY
 
 
 class Place(NamedTuple):

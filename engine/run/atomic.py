@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.cluster import exit_codes
+from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import RunError
 from engine.mounts import shown
 
@@ -58,5 +58,5 @@ def cannot_write(path: Path, error: OSError) -> RunError:
         "Free space there, or choose another place with --workdir=DIR."
     )
     if error.errno in _TROUBLE:
-        refused.exit_code = exit_codes.RETRY
+        refused.exit_code = ExitStatus.RETRY
     return refused

@@ -24,7 +24,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from engine.cluster import exit_codes, peers, processes
+from engine.cluster import group, processes
+from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import RunError
 from engine.config.schema import Config
 from engine.mounts import local_path, shown
@@ -88,7 +89,7 @@ class RunDirectory:
                 there; or the processes do not see the same one.
         """
         run = cls(path)
-        run.attempt = peers.run_on_primary(lambda: run._prepare(fresh, began), "the run directory")
+        run.attempt = group.run_on_primary(lambda: run._prepare(fresh, began), "the run directory")
         if not run.path.is_dir():
             raise RunError(
                 f"{run}: process {processes.index()} does not see this folder, which process 0 has opened. "
@@ -143,7 +144,7 @@ class RunDirectory:
                 f"{self}: the storage does not answer ({error}). See that it is mounted and not overloaded, then "
                 "start the same command again."
             )
-            hangs.exit_code = exit_codes.RETRY
+            hangs.exit_code = ExitStatus.RETRY
             raise hangs from error
         except OSError as error:
             raise cannot_write(self.path, error) from error

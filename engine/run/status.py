@@ -1,7 +1,7 @@
 """What a run is doing and how it ended: `status.json`, which scripts and schedulers read.
 
 Owns: `Status` and its file, written in one piece, so that a reader sees the whole of it at any moment. Does not own:
-when it is written (`trainer.py`), what exit codes mean (`cluster/exit_codes.py`).
+when it is written (`trainer.py`), what exit codes mean (`cluster/exit_status.py`).
 
 Terms. *State*: starting, training and evaluating while the process lives; done, failed (the exit code says whether
 to start it again), preempted (start it again) and interrupted (the user stopped it) when it has ended. A process that

@@ -7,7 +7,7 @@ from engine.checkpoint import inspection
 from engine.checkpoint.inspection import DamagedCheckpoints, inspect
 from engine.checkpoint.restore_latest import restore_latest
 from engine.checkpoint.store import CheckpointStore
-from engine.cluster import exit_codes
+from engine.cluster.exit_status import ExitStatus
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_what_is_damaged_or_was_set_aside_is_named_and_nothing_is_changed(store)
     lines, before = [], sorted(store.directory.rglob("*"))
     with pytest.raises(DamagedCheckpoints, match="2 of 2 checkpoints are damaged") as error:
         inspect(store.directory, lines.append)
-    assert error.value.exit_code == exit_codes.STOP
+    assert error.value.exit_code == ExitStatus.STOP
     assert lines[1].startswith("step       10  DAMAGED  config/config.json: is missing, expected")
     assert sorted(store.directory.rglob("*")) == before
     with pytest.raises(Exception, match="no checkpoint can be used"):

@@ -6,7 +6,7 @@ import pytest
 from engine.checkpoint.manifest import MANIFEST
 from engine.checkpoint.restore_latest import NoUsableCheckpoint, list_set_aside, restore_latest
 from engine.checkpoint.store import CheckpointStore
-from engine.cluster import exit_codes
+from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import CheckpointError
 
 
@@ -74,7 +74,7 @@ def test_when_none_is_good_the_run_stops_with_the_list_also_when_it_is_started_a
     for _ in range(2):
         with pytest.raises(NoUsableCheckpoint) as error:
             found(store)
-        assert error.value.exit_code == exit_codes.STOP
+        assert error.value.exit_code == ExitStatus.STOP
         lines = str(error.value).splitlines()
         assert [line.split(":")[0].strip() for line in lines[1:4]] == ["3.bad", "2.bad", "1.bad"]
         assert all("position/position.json: found 2 bytes, expected" in line for line in lines[1:4])

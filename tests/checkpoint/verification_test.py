@@ -5,7 +5,7 @@ import pytest
 
 from engine.checkpoint.manifest import Manifest, files_of, hash_files, write_manifest
 from engine.checkpoint.verification import DamagedCheckpoint, compare, in_short, verify
-from engine.cluster import exit_codes
+from engine.cluster.exit_status import ExitStatus
 from tests import runs
 
 
@@ -37,7 +37,7 @@ def test_everything_that_is_wrong_is_named(tmp_path):
         "d/3: found 5 bytes, expected 100",
     ]
     assert str(error.value).startswith(f"{tmp_path / '5'}: is damaged: d/1: is missing, expected 100 bytes; d/3: found")
-    assert error.value.exit_code == exit_codes.STOP
+    assert error.value.exit_code == ExitStatus.STOP
     assert in_short(list("abcdef")) == "a; b; c; d; and 2 more"
 
 
@@ -57,7 +57,7 @@ import sys
 from pathlib import Path
 from engine.checkpoint.manifest import MANIFEST
 from engine.checkpoint.verification import verify
-from engine.cluster import kv_store, peers, processes, cluster_detection
+from engine.cluster import cluster_detection, kv_store, processes
 from engine.config.errors import ConvoyError
 from tests.checkpoint.verification_test import write_step
 
@@ -89,7 +89,7 @@ look(0.5, late=me == 2)
 if me == 0:
     (step / MANIFEST).unlink()
 look()
-peers.part()
+processes.leave()
 """
 
 

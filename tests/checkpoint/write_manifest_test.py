@@ -39,7 +39,7 @@ from pathlib import Path
 import numpy as np
 from engine.checkpoint.manifest import problems, read_manifest
 from engine.checkpoint.write_manifest import Seal
-from engine.cluster import kv_store, peers, processes, cluster_detection
+from engine.cluster import cluster_detection, kv_store, processes
 from engine.config.errors import ConvoyError
 from tests.checkpoint.write_manifest_test import fill
 
@@ -73,7 +73,7 @@ def run(step, *, damage=False, over=False):
 run(1)
 run(2, damage=True)
 run(3, over=True)
-peers.part()
+processes.leave()
 """
 
 

@@ -10,7 +10,7 @@ from tests import runs
 
 PROGRAM = """
 import sys
-from engine.cluster import peers, processes, cluster_detection
+from engine.cluster import cluster_detection, processes
 from engine.cluster.consistency_check import check_consistency
 from engine.config.errors import ConvoyError
 processes.initialize(cluster_detection.resolve().who)
@@ -23,7 +23,7 @@ try:
     check_consistency(facts, "start")
 except ConvoyError as error:
     print(f"{error.kind} {error.exit_code} {error.everywhere} {error}".replace("\\n", "|"))
-peers.part()
+processes.leave()
 """
 
 

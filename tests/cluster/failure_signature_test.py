@@ -9,7 +9,7 @@ import pytest
 
 from engine.cluster.failure_signature import failure_signature
 from engine.cluster.kv_store import CoordinationError
-from engine.cluster.peers import LostPeer
+from engine.cluster.peer_failure import LostPeer
 from engine.cluster.processes import CannotJoin
 from engine.config.errors import ConfigError, RunError
 from engine.resilience.preemption import Interrupted, Preempted

@@ -88,13 +88,13 @@ def launch(code: str) -> list[str]:
     """Runs a program in three processes and returns the lines that they print, sorted, as "[index] text"."""
     program = (
         "import sys, threading, time\n"
-        "from engine.cluster import cluster_detection, group, kv_store, peers, processes\n"
+        "from engine.cluster import cluster_detection, group, kv_store, processes, processes\n"
         "from engine.config.errors import RunError\n"
         "processes.initialize(cluster_detection.resolve().who)\n"
         "me = group.index()\n"
         f"{textwrap.dedent(code)}\n"
         "sys.stdout.flush()\n"
-        "peers.part()\n"
+        "processes.leave()\n"
     )
     launcher = (
         f"import sys; from engine.launch.local import launch; "

@@ -68,7 +68,7 @@ def test_nobody_is_missing_at_the_barrier_of_a_single_process():
 
 THREE = """
 import sys, threading, time
-from engine.cluster import kv_store as store, peers, processes, cluster_detection
+from engine.cluster import cluster_detection, kv_store as store, processes
 processes.initialize(cluster_detection.resolve().who)
 me = processes.index()
 store.put(f"who/{me}", str(me * me))
@@ -100,7 +100,7 @@ for turn in range(20):
     assert store.barrier("often", 60) == []
 assert store.barrier("end", 60) == []
 print("left", len(store.entries("barrier/often")))
-peers.part()
+processes.leave()
 try:
     store.put("after", "")
 except store.CoordinationError as error:

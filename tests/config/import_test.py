@@ -16,7 +16,7 @@ def run(code, folder):
 
 
 def test_the_room_loads_nothing_heavy(tmp_path):
-    code = f"import sys, engine.config, engine.cluster.exit_codes\nprint([m for m in {HEAVY} if m in sys.modules])"
+    code = f"import sys, engine.config, engine.cluster.exit_status\nprint([m for m in {HEAVY} if m in sys.modules])"
     result, _ = run(code, tmp_path)
     assert result.stdout == "[]\n", result.stderr
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from engine.cluster import exit_codes
+from engine.cluster.exit_status import ExitStatus
 from engine.config.override import locate
 from engine.run.status import Status
 from tests.docs import pages
@@ -36,6 +36,6 @@ def test_every_field_of_status_json_is_described():
 
 
 def test_every_exit_code_is_described():
-    codes = {*exit_codes.MEANING, *exit_codes.KILLED}
+    codes = set(ExitStatus)
     table = RUNS.split("## Exit codes", 1)[1]
     assert {int(code) for row in re.findall(r"^\| ([\d, ]+) \|", table, re.M) for code in row.split(",")} == codes

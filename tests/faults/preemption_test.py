@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.cluster import exit_codes
+from engine.cluster.exit_status import ExitStatus, is_retried
 from tests import runs, zoo
 from tests.faults import bench
 from tests.faults.process_test import PAIR, resumed
@@ -38,7 +38,7 @@ def slow(file: Path, seconds: float, **arguments: int) -> dict:
 def stopped(job: bench.Job, run: Path, begin: float) -> tuple[int, float]:
     """Waits for the end of a job that was asked to stop; returns its code and how long that took."""
     code, seconds = job.end(), time.monotonic() - begin
-    assert code == exit_codes.RETRY, job.output
+    assert code == ExitStatus.RETRY, job.output
     assert seconds <= 10, job.output
     assert "Traceback" not in job.output
     status = runs.status(run)
@@ -109,7 +109,7 @@ def test_a_second_signal_ends_all_at_once_in_whatever_they_are(tmp_path, two, ca
         begin = time.monotonic()
         job.process.send_signal(signal.SIGTERM)
         code, seconds = job.end(), time.monotonic() - begin
-        assert code == exit_codes.RETRY, job.output
+        assert code == ExitStatus.RETRY, job.output
         assert seconds <= 10
     status = runs.status(run)
     assert (status["state"], status["exit_code"]) == ("failed", 42)
@@ -130,9 +130,9 @@ def test_a_grace_of_three_seconds_leaves_no_torn_checkpoint(tmp_path, two, case)
         for pid in pids:
             bench.kill(pid)
         code, seconds = job.end(), time.monotonic() - begin
-        assert exit_codes.is_retried(code), job.output
+        assert is_retried(code), job.output
         assert seconds <= 10
-    assert runs.status(run)["exit_code"] in (exit_codes.RETRY, code)
+    assert runs.status(run)["exit_code"] in (ExitStatus.RETRY, code)
     case(8, "SIGTERM, and SIGKILL 3 s later", detected_s=seconds, code=code, **resumed(config, run, two))
 
 
@@ -145,7 +145,7 @@ def test_ctrl_c_is_a_clean_stop_with_a_summary_and_no_stacks(tmp_path, two, case
         job.process.send_signal(signal.SIGINT)
         code, seconds = job.end(), time.monotonic() - begin
         output = job.output
-    assert code == exit_codes.INTERRUPTED, output
+    assert code == ExitStatus.INTERRUPTED, output
     assert seconds <= 10
     assert "Traceback" not in output and "Check failure" not in output and "*** " not in output
     step = runs.status(run)["step"]

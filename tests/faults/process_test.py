@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.cluster import exit_codes
+from engine.cluster.exit_status import ExitStatus, is_retried
 from tests import runs, zoo
 from tests.faults import bench
 
@@ -108,7 +108,7 @@ def test_a_kill_ends_all_and_the_run_goes_on_bit_for_bit(number, ranks, what, tm
         code, detected = job.end(), time.monotonic() - begin
         assert job.pids() == []
         status = runs.status(run)
-        assert (code, exit_codes.is_retried(code)) == (137, True), job.output
+        assert (code, is_retried(code)) == (137, True), job.output
         assert detected <= 15
         assert (status["state"], status["exit_code"]) == ("failed", 137)
         assert status["reason"].startswith(f"process {ranks[0] if len(ranks) == 1 else ''}")
@@ -127,7 +127,7 @@ def test_started_by_hand_the_others_of_a_dead_one_end_too_and_name_it(tmp_path, 
         begin = time.monotonic()
         output, _ = ranks[0].communicate(timeout=60)
         detected = time.monotonic() - begin
-        assert ranks[0].returncode == exit_codes.RETRY, output
+        assert ranks[0].returncode == ExitStatus.RETRY, output
     assert detected <= 15
     told = output.splitlines()[-1]
     assert told.startswith("LostPeer: ") and told.endswith("the same command goes on from the newest checkpoint.")
@@ -164,7 +164,7 @@ def test_a_stopped_process_is_noticed_and_a_pause_of_five_seconds_is_none(tmp_pa
         assert set(bench.attempts(run).values()) == {1}
         begin = job.signal(1, signal.SIGSTOP)
         code, detected = job.end(), time.monotonic() - begin
-        assert code == exit_codes.RETRY, job.output
+        assert code == ExitStatus.RETRY, job.output
         assert "LostPeer: process 1 is gone: no heartbeat for 10 s" in job.output.splitlines()[-1]
         assert detected <= 25
     assert (runs.status(run)["state"], runs.status(run)["exit_code"]) == ("failed", 42)
@@ -183,7 +183,7 @@ def test_a_main_thread_that_waits_for_ever_is_named_with_all_stacks(tmp_path, tw
         begin = turn(job, file, 1)
         code, detected = job.end(), time.monotonic() - begin
         output = job.output
-        assert code == exit_codes.RETRY, output
+        assert code == ExitStatus.RETRY, output
         assert detected <= 20
         assert job.pids() == []
     told = output.splitlines()[-1]
@@ -230,7 +230,7 @@ def test_a_process_that_the_kernel_kills_for_memory_is_retried_and_the_message_s
         begin = turn(job, file, 1) if limited else job.signal(1, signal.SIGKILL)
         code, detected = job.end(), time.monotonic() - begin
         told = job.output.splitlines()[-1]
-    assert (code, exit_codes.is_retried(code)) == (137, True)
+    assert (code, is_retried(code)) == (137, True)
     says = "killed by SIGKILL: memory ran out, the kernel says" if limited else "if nobody sent it, memory ran out"
     assert "process 1 ended first, with 137 (" in told and says in told
     assert says in runs.status(run)["reason"]
@@ -249,7 +249,7 @@ def test_an_exception_on_one_rank_ends_all_with_its_traceback_last_and_once(tmp_
         begin = turn(job, file, 1)
         code, detected = job.end(), time.monotonic() - begin
         lines = job.output.splitlines()
-    assert code == exit_codes.USER_ERROR
+    assert code == ExitStatus.USER_ERROR
     assert detected <= 10
     assert lines[-2] == "[1] KeyError: 'imagee'"
     assert lines[-1].startswith("[1] raised in process 1 of 2, after step 1")

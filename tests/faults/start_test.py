@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from engine.cluster import exit_codes
+from engine.cluster.exit_status import ExitStatus
 from tests import runs
 from tests.faults import bench
 
@@ -58,21 +58,21 @@ def test_missing_processes_are_named_to_all_who_came(address, tmp_path, case):
     )
     ends = start(address, 4, 0, 2, words=(sys.executable, "-c", program))
     for code, output, _ in ends:
-        assert code == exit_codes.RETRY, output
+        assert code == ExitStatus.RETRY, output
         assert output.startswith(f"processes 1, 3 of 4 did not come to {address} within 6 s; the others are there.")
     assert max(seconds for _, _, seconds in ends) < 6 + 15  # and Python's own start
-    case(13, "two of four processes do not start", detected_s=max(s for *_, s in ends), code=exit_codes.RETRY)
+    case(13, "two of four processes do not start", detected_s=max(s for *_, s in ends), code=ExitStatus.RETRY)
 
 
 def test_two_processes_with_one_index_are_refused_and_both_are_named(address, tmp_path, case):
     ends = start(address, 3, 0, 1, 1, words=train(tmp_path))
     for code, output, _ in ends:
-        assert code == exit_codes.USER_ERROR, output
+        assert code == ExitStatus.USER_ERROR, output
         told = output.splitlines()[-1]
         assert told.startswith("Refused: two processes have the index 1: process 1 on ")
         assert told.count(f"process 1 on {socket.gethostname()} (pid ") == 2
     assert not (tmp_path / "run").exists()
-    case(14, "two processes with one index", detected_s=max(s for *_, s in ends), code=exit_codes.USER_ERROR)
+    case(14, "two processes with one index", detected_s=max(s for *_, s in ends), code=ExitStatus.USER_ERROR)
 
 
 def test_a_coordinators_port_that_is_taken_is_told_at_once(tmp_path, case):
@@ -81,7 +81,7 @@ def test_a_coordinators_port_that_is_taken_is_told_at_once(tmp_path, case):
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         ((code, output, seconds),) = start(address, 2, 0, words=train(tmp_path))
-    assert code == exit_codes.RETRY
+    assert code == ExitStatus.RETRY
     told = output.splitlines()[-1]
     assert told.startswith(f"CannotJoin: process 0 of 2: cannot listen at {address} (Address already in use).")
     assert "Give an address of this machine and a free port" in told

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
-from engine.cluster import exit_codes
 from engine.cluster.cluster_detection import resolve
+from engine.cluster.exit_status import ExitStatus, is_retried
 from engine.config.errors import ConfigError
 from engine.launch.cli_args import LaunchError
 from engine.launch.kubernetes import TPUS, JobSet, Tpu
@@ -97,9 +97,9 @@ def restarted(manifest: dict[str, Any], code: int, disrupted: bool = False) -> b
     return not any(reason in rule["onJobFailureReasons"] for rule in manifest["spec"]["failurePolicy"]["rules"])
 
 
-@pytest.mark.parametrize("code", [*filter(None, exit_codes.MEANING), *exit_codes.KILLED, 2, 126, 127])
+@pytest.mark.parametrize("code", [*filter(None, ExitStatus), 2, 126, 127])
 def test_pods_restart_after_the_codes_of_the_table(code):
-    assert restarted(jobset().manifest(), code) == exit_codes.is_retried(code)
+    assert restarted(jobset().manifest(), code) == is_retried(code)
 
 
 def test_a_pod_that_the_cluster_takes_away_restarts_whatever_its_code():

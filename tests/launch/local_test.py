@@ -18,7 +18,7 @@ pytestmark = pytest.mark.multiprocess
 
 HEAD = """
 import os, signal, subprocess, sys, time
-from engine.cluster import shutdown
+from engine.cluster import verdict
 me = int(os.environ["CONVOY_PROCESS_ID"])
 """
 
@@ -73,7 +73,7 @@ def test_the_first_failure_ends_all_and_is_told_last(own, code):
     begin = time.monotonic()
     returned, _, errors = run(f"""
         if me == 1:
-            shutdown.tell({own}, "Traceback\\nKeyError: 'x'")
+            verdict.record({own}, "Traceback\\nKeyError: 'x'")
             sys.exit({own})
         time.sleep(60)
     """)
@@ -88,7 +88,7 @@ def test_a_recorded_error_wins_over_those_that_followed_from_it():
     """Process 0 is gone before process 1, which failed first, has ended."""
     code, _, errors = run("""
         if me == 1:
-            shutdown.tell(1, "ConfigError: first")
+            verdict.record(1, "ConfigError: first")
             time.sleep(0.2)
             sys.exit(1)
         time.sleep(0.1)
@@ -101,7 +101,7 @@ def test_what_followed_from_a_kill_does_not_decide():
     code, _, errors = run(
         """
         from pathlib import Path
-        file = Path(os.environ[shutdown.VARIABLE]).with_name("first")
+        file = Path(os.environ[verdict.VARIABLE]).with_name("first")
         if me == 0:
             file.write_text(str(os.getpid()))
             os.kill(os.getpid(), signal.SIGKILL)
@@ -110,7 +110,7 @@ def test_what_followed_from_a_kill_does_not_decide():
         while os.path.exists(f"/proc/{file.read_text()}"):  # until the launcher has seen its end
             time.sleep(0.01)
         time.sleep(0.2)
-        shutdown.tell(1, "RuntimeError: my peer is gone")
+        verdict.record(1, "RuntimeError: my peer is gone")
         sys.exit(1)
         """,
         grace_s=20,
@@ -127,7 +127,7 @@ def test_a_status_that_a_killed_process_leaves_behind_tells_the_end(tmp_path):
         from engine.run import status
         if me == 0:
             path = Path({str(tmp_path)!r}) / "status.json"
-            shutdown.note_status(path)
+            verdict.note_status(path)
             status.write(path, status.Status(state="training", step=7))
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(60)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from engine.cluster import shutdown
+from engine.cluster import verdict
 from engine.launch import postmortem
 from engine.run import status
 
@@ -50,10 +50,10 @@ def test_the_kernels_count_is_read_where_there_is_one(tmp_path, monkeypatch, min
 def test_a_status_of_the_jobs_own_is_corrected_where_the_job_knows_more(
     tmp_path, monkeypatch, state, code, pid, corrected
 ):
-    monkeypatch.setenv(shutdown.VARIABLE, str(tmp_path / "0.json"))
+    monkeypatch.setenv(verdict.VARIABLE, str(tmp_path / "0.json"))
     path = tmp_path / "status.json"
     postmortem.correct_status(tmp_path, [5], 137, "killed.")  # before the run has told where it lies
-    shutdown.note_status(path)
+    verdict.note_status(path)
     postmortem.correct_status(tmp_path, [5], 137, "killed.")  # before it is there
     status.write(path, status.Status(state=state, step=7, pid=pid, exit_code=code))
     postmortem.correct_status(tmp_path, [5], 137, "killed.")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.cluster import exit_codes
+from engine.cluster.exit_status import ExitStatus, is_retried
 from engine.config.errors import ConfigError
 from engine.launch.slurm import SlurmJob, seconds
 from tests.launch.fakes import linter, path_with, stand_in
@@ -80,10 +80,10 @@ def test_a_container_works_in_the_folder_of_the_submission():
         assert words in script
 
 
-@pytest.mark.parametrize("code", [*exit_codes.MEANING, *exit_codes.KILLED, 2, 127])
+@pytest.mark.parametrize("code", [*ExitStatus, 2, 127])
 def test_a_job_goes_back_into_the_queue_after_the_codes_of_the_table(tmp_path, code):
     returned, output, asked = run(tmp_path, f"exit {code}")
-    assert (returned, asked) == (code, exit_codes.is_retried(code))
+    assert (returned, asked) == (code, is_retried(code))
     assert f"convoy: ended with {code}, " in output
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.launch.local import End
-from engine.launch.supervise import Announced
+from engine.launch.supervise import AnnouncedKills
 from engine.run import status
 from engine.run.status import Status
 from tests.launch.programs import pids, wait_until_gone
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.multiprocess
 HEAD = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
-from engine.cluster import shutdown
+from engine.cluster import verdict
 run = Path(sys.argv[1])
 run.mkdir(exist_ok=True)
 with open(run.parent / "attempts", "a") as file:
@@ -70,12 +70,12 @@ def test_it_is_started_again_until_it_is_done_and_each_restart_is_told(tmp_path)
     code, errors = supervised(
         tmp_path,
         """
-        shutdown.counter()[0] = attempt * 10
+        verdict.step_counter()[0] = attempt * 10
         if attempt == 1:
             die(signal.SIGKILL)
         if attempt == 2:
             checkpoint(20)
-            shutdown.tell(42, "Hang: step 21 takes for ever", "Hang")
+            verdict.record(42, "Hang: step 21 takes for ever", "Hang")
             sys.exit(42)
         """,
     )
@@ -94,14 +94,14 @@ def test_it_is_started_again_until_it_is_done_and_each_restart_is_told(tmp_path)
 
 @pytest.mark.parametrize("code", [1, 43, 130, 5])
 def test_an_end_that_is_final_is_the_last(tmp_path, code):
-    returned, errors = supervised(tmp_path, f"shutdown.tell({code}, 'ConfigError: no')\nsys.exit({code})")
+    returned, errors = supervised(tmp_path, f"verdict.record({code}, 'ConfigError: no')\nsys.exit({code})")
     assert (returned, errors, len(attempts(tmp_path))) == (code, ["ConfigError: no"], 1)
 
 
 def test_the_first_failure_of_several_processes_decides(tmp_path):
     program = """
         if os.environ["CONVOY_PROCESS_ID"] == "1":
-            shutdown.counter()[0] = attempt
+            verdict.step_counter()[0] = attempt
             die(signal.SIGKILL) if attempt < 3 else sys.exit(0)  # two processes count an attempt twice
         time.sleep(0 if attempt > 2 else 60)
     """
@@ -115,7 +115,7 @@ def test_the_first_failure_of_several_processes_decides(tmp_path):
 def test_a_crash_loop_is_stopped_and_is_how_the_run_ended(tmp_path):
     (tmp_path / "run").mkdir()
     status.write(tmp_path / "run/status.json", Status(state="training", step=7, attempt=3))
-    code, errors = supervised(tmp_path, "shutdown.counter()[0] = 7\ndie(signal.SIGSEGV)")
+    code, errors = supervised(tmp_path, "verdict.step_counter()[0] = 7\ndie(signal.SIGSEGV)")
     assert code == 43
     assert len(attempts(tmp_path)) == 3
     assert errors[-1].startswith("convoy supervise: 3 attempts ended alike at step 7: killed by SIGSEGV; no new ")
@@ -126,9 +126,9 @@ def test_a_crash_loop_is_stopped_and_is_how_the_run_ended(tmp_path):
 
 def test_the_same_error_at_the_same_place_is_a_crash_loop_too(tmp_path):
     program = """
-        shutdown.counter()[0] = 7
+        verdict.step_counter()[0] = 7
         where = "Hang at mine.py:3 in read" if attempt != 2 else "Hang at other.py:1 in f"
-        shutdown.tell(42, "Hang: the loader", where)
+        verdict.record(42, "Hang: the loader", where)
         sys.exit(42)
     """
     code, errors = supervised(tmp_path, program)
@@ -154,20 +154,20 @@ def test_announced_kills_make_no_crash_loop(tmp_path):
 def test_an_announcement_counts_once_and_for_its_process_only(tmp_path):
     file = tmp_path / "kills"
     file.write_text("7 8\n")
-    kills, ends = Announced(file), [End(0, 137, 0.0, pid=7), End(1, 134, 0.0, pid=9)]
-    assert not kills.any_of(ends), "announced before the first attempt"
+    kills, ends = AnnouncedKills(file), [End(0, 137, 0.0, pid=7), End(1, 134, 0.0, pid=9)]
+    assert not kills.include(ends), "announced before the first attempt"
     file.write_text("7 8\n77\n1\n")
-    assert not kills.any_of(ends), "of other processes"
+    assert not kills.include(ends), "of other processes"
     file.write_text("7 8\n77\n1\n9\n")
-    assert kills.any_of(ends)
-    assert not kills.any_of(ends), "of the attempt before"
-    assert not Announced(None).any_of(ends)
-    assert not Announced(tmp_path / "none yet").any_of(ends)
+    assert kills.include(ends)
+    assert not kills.include(ends), "of the attempt before"
+    assert not AnnouncedKills(None).include(ends)
+    assert not AnnouncedKills(tmp_path / "none yet").include(ends)
 
 
 def test_restarts_are_counted(tmp_path):
     code, errors = supervised(
-        tmp_path, "shutdown.counter()[0] = attempt * 10\ndie(signal.SIGKILL)", settings="restarts=1"
+        tmp_path, "verdict.step_counter()[0] = attempt * 10\ndie(signal.SIGKILL)", settings="restarts=1"
     )
     assert (code, len(attempts(tmp_path))) == (137, 2)
     assert errors[-1] == "convoy supervise: the restarts allowed (1) are used up."
@@ -230,8 +230,8 @@ FRESH = """
 def test_an_earlier_run_is_moved_aside_once(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.txt").write_text("old")
-    killed_first = "shutdown.counter()[0] = 9 * attempt\nif attempt == 1:\n    die(signal.SIGKILL)\n" + textwrap.dedent(
-        FRESH
+    killed_first = (
+        "verdict.step_counter()[0] = 9 * attempt\nif attempt == 1:\n    die(signal.SIGKILL)\n" + textwrap.dedent(FRESH)
     )
     assert supervised(tmp_path, killed_first, "--fresh")[0] == 0
     flags = [line.split()[:-1] for line in attempts(tmp_path)]

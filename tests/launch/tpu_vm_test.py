@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from engine.cluster import exit_codes
+from engine.cluster.exit_status import is_retried
 from engine.config.errors import ConfigError
 from engine.launch.tpu_vm import SOURCES, TpuVm
 from tests.launch.fakes import ROOT, path_with, stand_in
@@ -70,7 +70,7 @@ def test_a_host_starts_the_words_of_the_command_as_they_were(tmp_path):
     properties = dict(re.findall(r"^--property=(\w+)=(.*)$", done.stdout, re.MULTILINE))
     assert (properties["User"], properties["WorkingDirectory"]) == ("me", "/home/me too")
     codes = {int(word) for word in properties["RestartForceExitStatus"].split() if word.isdecimal()}
-    assert codes == {code for code in range(256) if exit_codes.is_retried(code)}
+    assert codes == {code for code in range(256) if is_retried(code)}
     assert "--setenv=XLA_FLAGS=--a --b" in words and "--setenv=CONVOY_RUN_TOKEN=tpu-vm-v5e" in words
 
 

@@ -6,9 +6,10 @@ import json
 import pytest
 
 from engine.cluster.cluster_detection import Processes
+from engine.cluster.exit_status import status_of
 from engine.config.errors import DataError
 from engine.observe.report import Summary
-from engine.observe.reporter import Reporter, exit_code
+from engine.observe.reporter import Reporter
 from engine.resilience.preemption import Preempted
 from engine.run.directory import RunDirectory
 from engine.run.lease import LeaseLost
@@ -133,7 +134,7 @@ def test_each_end_is_told_with_its_reason_and_exit_code(directory, error, state,
     now = status(directory)
     assert (now["state"], now["exit_code"], now["reason"]) == (state, code, reason)
     assert (now["step"], now["total_steps"], now["metrics"]) == (7, 10, {"loss": 0.25})
-    assert (reporter.summary.state, reporter.summary.reason, exit_code(error)) == (state, reason, code)
+    assert (reporter.summary.state, reporter.summary.reason, status_of(error)) == (state, reason, code)
 
 
 def test_the_final_words_come_last_and_only_where_lines_are_wanted(directory, capsys):

@@ -207,7 +207,7 @@ def pair(program: str) -> list[subprocess.Popen]:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     join = f"""
     import threading
-    from engine.cluster import kv_store, peers, processes
+    from engine.cluster import kv_store, processes
     from engine.cluster.cluster_detection import Processes
     rank = int(sys.argv[1])
     processes.initialize(Processes(rank, 2, {address!r}))
@@ -223,7 +223,7 @@ def test_one_process_is_asked_and_all_stop_at_one_step(number, code):
         try:
             loop()
         except (Preempted, Interrupted) as error:
-            peers.part()
+            processes.leave()
             sys.exit(error.exit_code)
     """)
     for rank in ranks:
@@ -252,7 +252,7 @@ def test_waits_are_given_up_together_and_one_that_another_has_gone_beyond_is_not
                 print("ready", flush=True)
                 assert preemption.unless_stopped(data.wait) is True
             print("given up", preemption.unless_stopped(threading.Event().wait), preemption.requested())
-        peers.part()
+        processes.leave()
     """)
     wait_for(ranks[1], "ready")
     ranks[1].send_signal(signal.SIGTERM)
@@ -271,7 +271,7 @@ def test_a_notice_after_another_has_come_to_the_end_stops_nobody():
                 print("ready", flush=True)
                 time.sleep(3)
                 print("last", preemption.requested())
-        peers.part()
+        processes.leave()
     """)
     wait_for(ranks[1], "ready")
     ranks[1].send_signal(signal.SIGTERM)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.resilience.supervisor import LONGEST_WAIT_S, Failure, Restart, Stop, Supervisor, cause_of_a_kill
+from engine.resilience.supervisor import LONGEST_WAIT_S, Failure, Restart, Stop, Supervisor, kill_signature
 
 KILL = "killed by SIGKILL"
 
@@ -88,8 +88,8 @@ def test_a_new_checkpoint_begins_the_count_anew():
 def test_what_came_from_outside_or_from_others_is_no_loop():
     assert after(*[failure(from_outside=True)] * 50) == Restart(50, 1.0)
     assert isinstance(after(*[failure(42, "")] * 50), Restart)
-    assert cause_of_a_kill(143) == ""
-    assert cause_of_a_kill(139) == "killed by SIGSEGV"
+    assert kill_signature(143) == ""
+    assert kill_signature(139) == "killed by SIGSEGV"
 
 
 def test_restarts_may_be_bounded():

@@ -152,7 +152,7 @@ from pathlib import Path
 from engine.cluster import shutdown
 from engine.resilience.watchdog import Watchdog
 
-shutdown.add_last_act(lambda code, text: print("status", code, flush=True))
+shutdown.add_last_act(lambda error: print("status", error.exit_code, flush=True))
 with Watchdog(0.5, 60.0, Path({folder!r}), 3) as dog, dog.training(0):
     for step in range(1, 6):
         dog.dispatched = step

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from engine.cluster import exit_codes
+from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import RunError
 from engine.run.jsonl import Lines
 
@@ -44,7 +44,7 @@ def test_a_full_disk_is_told_with_the_code_that_starts_the_run_again(tmp_path):
     lines = Lines(tmp_path, 0, 1, 1)
     with pytest.raises(RunError, match=r"0-of-1\.jsonl: cannot be written \(No space left.*Free space") as refused:
         lines.add({"step": 1})
-    assert refused.value.exit_code == exit_codes.RETRY
+    assert refused.value.exit_code == ExitStatus.RETRY
     lines.close()
 
 
@@ -52,4 +52,4 @@ def test_a_place_that_is_wrong_is_the_users_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="cannot be written") as refused:
         Lines(tmp_path / "file" / "folder", 0, 1, 1).open()
-    assert refused.value.exit_code == exit_codes.USER_ERROR
+    assert refused.value.exit_code == ExitStatus.USER_ERROR

@@ -1,0 +1,26 @@
+import pytest
+
+from engine.cluster.exit_status import ExitStatus, describe, is_retried
+from engine.config.errors import ConfigError
+
+
+def test_the_table_is_the_contract_with_launchers():
+    assert (ExitStatus.DONE, ExitStatus.USER_ERROR, ExitStatus.RETRY, ExitStatus.STOP) == (0, 1, 42, 43)
+    assert ExitStatus.INTERRUPTED == 130
+    assert ConfigError.exit_code == ExitStatus.USER_ERROR
+
+
+@pytest.mark.parametrize("code", [42, 134, 137, 139, 143])
+def test_these_are_started_again(code):
+    assert is_retried(code)
+
+
+@pytest.mark.parametrize("code", [0, 1, 43, 130, 2, 255])
+def test_these_are_not(code):
+    assert not is_retried(code)
+
+
+def test_every_code_has_words():
+    assert describe(42) == "start me again"
+    assert describe(137) == "killed by SIGKILL"
+    assert describe(7) == "exit code 7, which is not the engine's"

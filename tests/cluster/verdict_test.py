@@ -1,0 +1,100 @@
+"""What a process leaves for its launcher: one verdict, its steps, the path of the run's status."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from engine.cluster import verdict
+from engine.cluster.verdict import Verdict
+from engine.config.errors import RunError
+
+
+@pytest.fixture
+def launched(tmp_path, monkeypatch):
+    """This process as number 1 of a launch."""
+    monkeypatch.setenv(verdict.VARIABLE, str(tmp_path / "1.json"))
+    return tmp_path
+
+
+def test_the_first_verdict_is_recorded_and_not_printed(launched, capsys):
+    verdict.report(RunError("no such folder"))
+    verdict.record(42, "what followed\n")
+    (found,) = verdict.read(launched)
+    assert (found.index, found.code, found.text, found.cause) == (1, 1, "RunError: no such folder", "RunError")
+    assert [path.name for path in launched.iterdir()] == ["1.json"]
+    assert capsys.readouterr().err == ""
+
+
+def test_without_a_launcher_the_reason_is_printed(monkeypatch, capsys):
+    monkeypatch.delenv(verdict.VARIABLE, raising=False)
+    verdict.report(RunError("no such folder"))
+    assert capsys.readouterr().err == "RunError: no such folder\n"
+    assert verdict.of_others() == []
+
+
+def test_an_error_of_the_users_code_is_reported_with_its_traceback():
+    try:
+        raise KeyError("x")
+    except KeyError as error:
+        found = Verdict.of(error, 3)
+    assert (found.index, found.code, found.line) == (3, 1, "KeyError: 'x'")
+    assert found.text.startswith("Traceback (most recent call last):\n")
+    assert (Verdict.of(KeyboardInterrupt(), 0).code, Verdict.of(KeyboardInterrupt(), 0).text) == (130, "interrupted")
+
+
+def test_verdicts_are_ordered_by_a_clock_that_is_never_set_back(launched, monkeypatch):
+    hours = iter((3, 2, 1))
+    monkeypatch.setattr(time, "time", lambda: 3600.0 * next(hours))
+    for i in (2, 0, 1):
+        monkeypatch.setenv(verdict.VARIABLE, str(launched / f"{i}.json"))
+        verdict.record(1, f"from {i}")
+    assert [found.index for found in verdict.read(launched)] == [2, 0, 1]
+    assert [found.text for found in verdict.of_others()] == ["from 2", "from 0"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("RunError: no such folder", "RunError: no such folder"),
+        ("ConfigError: these differ:\n  a: 1", "  a: 1"),
+        ("Traceback (most\n  File x\nmy.Error: bad\nraised in process 1 of 2, after step 7", "my.Error: bad"),
+        ("Traceback (most\n  File x\nKeyboardInterrupt", "KeyboardInterrupt"),
+    ],
+)
+def test_a_verdict_in_one_line(text, line):
+    assert Verdict(0, 1, text, 0.0).line == line
+
+
+def test_the_launcher_learns_which_file_holds_the_status(launched, monkeypatch):
+    verdict.note_status(launched / "run/status.json")
+    assert (launched / verdict.STATUS).read_text() == str(launched / "run/status.json")
+    monkeypatch.delenv(verdict.VARIABLE)
+    verdict.note_status(launched / "other")
+
+
+def run(program: str, file: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | ({verdict.VARIABLE: str(file)} if file else {})
+    program = f"from engine.cluster import verdict\n{program}"
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment, timeout=30, text=True)
+
+
+def test_the_steps_of_a_killed_process_are_known(tmp_path):
+    program = """
+import os, signal
+verdict.step_counter()[0] = 3
+verdict.step_counter()[0] = 2**40
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    for i in (0, 7):
+        assert run(program, tmp_path / f"{i}.json").returncode == -9
+    assert verdict.read_steps(tmp_path) == {0: 2**40, 7: 2**40}
+    assert verdict.read(tmp_path) == []
+    (tmp_path / "8.step").touch()  # killed before its first step
+    assert 8 not in verdict.read_steps(tmp_path)
+    (tmp_path / "8.step").unlink()
+    run("verdict.step_counter()[0] = 1")  # without a launcher
+    assert len(list(tmp_path.iterdir())) == 2
