@@ -1,4 +1,4 @@
-"""What the pages name exists: links, settings, verbs, rooms, the fields of files, exit codes."""
+"""What the pages name exists: links, settings, verbs, packages, the fields of files, exit codes."""
 
 import dataclasses
 import re
@@ -25,10 +25,11 @@ def test_settings_on_command_lines_are_in_the_schema(page):
         locate(name)
 
 
-def test_the_drawing_shows_every_room_of_the_engine():
+def test_the_table_of_levels_has_every_package_of_the_engine():
     folders = {path.parent.name for path in (pages.ROOT / "engine").glob("*/__init__.py")}
-    drawing = (pages.ROOT / "README.md").read_text().split("```text house", 1)[1].split("```", 1)[0]
-    assert set(re.findall(r"([a-z]\w*)/", drawing)) - {"engine", "models", "configs"} == folders
+    page = (pages.ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| \d \| (.*?) \|", page, re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)/`", row)} == folders
 
 
 def test_every_field_of_status_json_is_described():
