@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
 
 import jax
 import numpy as np
@@ -119,7 +118,7 @@ class Attempt:
     def open_recorder(
         self,
         period: Period,
-        on_row: Callable[[dict[str, Any]], None],
+        on_row: Callable[[dict[str, float]], None],
         on_phase: Callable[[str], None],
         on_values: Callable[[int, np.ndarray], None],
     ) -> Recorder:

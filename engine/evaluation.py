@@ -8,8 +8,8 @@ import contextlib
 import functools
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
+import jax
 import numpy as np
 
 from engine.config.duration import Period, RunSize
@@ -80,7 +80,7 @@ class Evaluation:
         """
         params = evaluation_params(state, self.config.use_ema)
         sums = np.zeros((len(self._names), 2))
-        waiting: deque[Any] = deque()
+        waiting: deque[jax.Array] = deque()
         with contextlib.closing(iter(self._feed)) as batches:
             draw = functools.partial(next, batches, ())
             while (drawn := draw() if preemption is None else preemption.unless_stopped(draw)) != ():

@@ -6,7 +6,6 @@
 import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -76,7 +75,7 @@ class Trainer:
         *,
         evaluation_sources: Mapping[str, Source],
         hooks: Mapping[str, Hook],
-        on_row: Callable[[dict[str, Any]], None],
+        on_row: Callable[[dict[str, float]], None],
         on_message: Callable[[str], None],
         on_phase: Callable[[str], None] = lambda phase: None,
     ):
@@ -94,7 +93,7 @@ class Trainer:
         profile = config.profile
         self._profile = ProfileWindow(profile.start, profile.steps, directory.traces, self.say)
         self._recorder: Recorder | None = None
-        self._row: dict[str, Any] = {}
+        self._row: dict[str, float] = {}
         self._results: dict[str, float] = {}
         self._step = group.broadcast(self.checkpoints.store.latest(), "the newest checkpoint") or 0
         self._started = time.monotonic()
@@ -241,7 +240,7 @@ class Trainer:
             with self._phase(SAVING):
                 self.checkpoints.look()
 
-    def _take_row(self, row: dict[str, Any]) -> None:
+    def _take_row(self, row: dict[str, float]) -> None:
         self._row = metrics_of(row)
         self._on_row(row)
 

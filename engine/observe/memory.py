@@ -1,6 +1,6 @@
 """Memory that the process and its devices use.
 
-Owns: `memory_use`. What a platform does not tell is left out: JAX knows nothing of the memory of a CPU device.
+What a platform does not report is left out: JAX has no figures for the memory of a CPU device.
 """
 
 import os

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import TextIO
 
 from engine.config.errors import ConfigError
 from engine.observe import wording
@@ -64,7 +64,7 @@ class Progress:
         if self._bar is not None:
             self._bar.phase(name)
 
-    def update(self, step: int, values: Mapping[str, Any]) -> None:
+    def update(self, step: int, values: Mapping[str, float]) -> None:
         """Shows a logged step: the bar moves, or a line is written.
 
         Args:
@@ -144,13 +144,13 @@ class _Bar:
     def phase(self, name: str) -> None:
         self._progress.update(self._task, description=name)
 
-    def update(self, step: int, values: Mapping[str, Any]) -> None:
-        shown: dict[str, Any] = {}
+    def update(self, step: int, values: Mapping[str, float]) -> None:
         if "loss" in values:
-            shown["loss"] = f"loss {wording.number(values['loss'])}"
+            self._progress.update(self._task, loss=f"loss {wording.number(values['loss'])}")
         if "examples_per_s" in values:
-            shown["rate"] = f"{wording.number(round(values['examples_per_s']))} examples/s"
-        self._progress.update(self._task, completed=step, description="training", **shown)
+            rate = f"{wording.number(round(values['examples_per_s']))} examples/s"
+            self._progress.update(self._task, rate=rate)
+        self._progress.update(self._task, completed=step, description="training")
 
     def print(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -173,7 +173,7 @@ class _Warnings(logging.Handler):
             self.handleError(record)
 
 
-def row_text(row: Mapping[str, Any]) -> str:
+def row_text(row: Mapping[str, float]) -> str:
     """Returns a row as a line for people: the loss and the Task's metrics, then what the engine measures.
 
     Left out are what every row has (step, attempt, time), `data_wait` where it is small, `skipped` where it is 0, and
@@ -188,7 +188,7 @@ def row_text(row: Mapping[str, Any]) -> str:
     return "  ".join(_words(name, values[name]) for name in (*_FIRST, *middle, *_LAST) if name in values)
 
 
-def _words(name: str, value: Any) -> str:
+def _words(name: str, value: float) -> str:
     if name == "examples_per_s":
         return f"{wording.number(round(value))} examples/s"
     if name in ("data_wait", "mfu"):

@@ -13,7 +13,7 @@ the writer's thread, whose own pace counts for nothing.
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,11 +23,14 @@ from engine.observe.throughput import Throughput
 from engine.observe.writer import MetricWriter
 from engine.run import log
 
+if TYPE_CHECKING:
+    import jax
+
 IN_FLIGHT = 2  # dispatches that the device may be behind
 FOLD = 1024  # readings of a row that are kept singly: a long row costs a save no more than a short one
 
-Row = dict[str, Any]
-Sums = Mapping[str, Sequence[float]]
+type Row = dict[str, float]
+type Sums = Mapping[str, Sequence[float]]
 """Of a row that is not finished: name of a metric -> total and weight over its steps so far."""
 
 
@@ -68,8 +71,8 @@ class Recorder:
         self._names, self._last_value, self._summed = names, last_value, summed
         self._writer, self._throughput, self._period = writer, throughput, period
         self._attempt, self._on_row, self._on_phase, self._on_values = attempt, on_row, on_phase, on_values
-        self._in_flight: deque[tuple[int, Any]] = deque()  # first step of a dispatch, its metrics `[K, names, 2]`
-        self._unread: list[tuple[int, Any]] = []  # the same of those that have arrived
+        self._in_flight: deque[tuple[int, jax.Array]] = deque()  # first step of a dispatch, its metrics `[K, names, 2]`
+        self._unread: list[tuple[int, jax.Array]] = []  # the same of those that have arrived
         self._read_every_s, self._read_at = read_every_s, 0.0
         self._before = self._no_sums = np.zeros((len(names), 2))  # of this row's earlier steps
         self._values: list[np.ndarray] = []  # of this row's steps that were read, `[steps, names, 2]` each
@@ -77,7 +80,7 @@ class Recorder:
         self._arrived, self._arrived_at = 0, 0.0  # steps that were read, and the clock of the latest one
         self._wait_s = self._paused_s = 0.0
 
-    def push(self, step: int, metrics: Any, wait_s: float) -> None:
+    def push(self, step: int, metrics: "jax.Array", wait_s: float) -> None:
         """Takes a dispatch; waits only when the device is far behind.
 
         Args:

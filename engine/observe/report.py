@@ -7,7 +7,6 @@ Owns: `Summary` and its text. Does not own: the numbers (`throughput.py`, the tr
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from engine.mounts import shown
 from engine.observe import wording
@@ -25,7 +24,7 @@ class Summary:
     step: int  # completed updates
     total_steps: int
     reason: str = ""  # why it ended before its total, a sentence
-    metrics: Mapping[str, Any] = field(default_factory=dict)  # the latest of each name: {"heldout/accuracy": 0.98}
+    metrics: Mapping[str, float] = field(default_factory=dict)  # the latest of each name: {"heldout/accuracy": 0.98}
     best: Mapping[str, tuple[int, float]] = field(default_factory=dict)  # metric -> (step, value) of its best
     checkpoints: Sequence[int] = ()  # steps that are stored
     wall_s: float = 0.0  # seconds of this attempt, from its start to its end

@@ -69,12 +69,12 @@ class Reporter:
         for text in self._directory.told:
             self.message(text)
 
-    def row(self, row: dict[str, Any]) -> None:
+    def row(self, row: dict[str, float]) -> None:
         """A row of training metrics; called in the writer's thread."""
         if self._progress is not None:
-            self._progress.update(row["step"], row)
+            self._progress.update(int(row["step"]), row)
         metrics = {**self._status.metrics, **metrics_of(row)}
-        self._status = dataclasses.replace(self._status, state="training", step=row["step"], metrics=metrics)
+        self._status = dataclasses.replace(self._status, state="training", step=int(row["step"]), metrics=metrics)
         if time.monotonic() >= self._write_at:
             self._tell()
 

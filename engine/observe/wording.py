@@ -1,14 +1,10 @@
-"""Numbers and times as people read them, the same in the bar, in lines and in the final words.
-
-Owns: `number`, `duration`, `pairs`. Only ASCII, so that any terminal and any log can hold it.
-"""
+"""Numbers and times as text for people, in ASCII, so that any terminal and any log can show them."""
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 
-def number(value: Any) -> str:
+def number(value: float | str | None) -> str:
     """Returns four significant digits, whole numbers in full: 0.04213, 98.5, 31,250, 1.2e-05, nan; text as it is."""
     if isinstance(value, str | bool | None):
         return str(value)
@@ -35,6 +31,6 @@ def duration(seconds: float) -> str:
     return f"{whole // 60} min {whole % 60:02d} s"
 
 
-def pairs(values: Mapping[str, Any]) -> str:
+def pairs(values: Mapping[str, float]) -> str:
     """Returns `loss 0.4213  accuracy 0.9` in the order of `values`."""
     return "  ".join(f"{name} {number(value)}" for name, value in values.items())

@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from engine.cluster import processes
 from engine.cluster.exit_status import ExitStatus
@@ -32,8 +31,8 @@ from engine.run.directory import RunDirectory
 from engine.run.jsonl import open_whole
 from engine.run.log import logger
 
-Row = Mapping[str, Any]
-Block = Callable[[], list[dict[str, Any]] | None]
+type Row = Mapping[str, float]
+type Block = Callable[[], Sequence[Row] | None]
 
 ROW_KEYS = ("step", "attempt", "batch", "time")  # of every row; the rest are metrics
 _WAITING = 1024  # blocks; beyond them push waits, so that memory stays bounded and no row is lost
@@ -42,7 +41,7 @@ _GATHER_S = 0.1  # blocks wait for others: one that comes alone takes Python's l
 _FLUSH_S = 5.0  # between two flushes of the event file, each of which waits for the disk
 
 
-def metrics_of(row: Row) -> dict[str, Any]:
+def metrics_of(row: Row) -> dict[str, float]:
     """Returns what a row holds beside ROW_KEYS."""
     return {name: value for name, value in row.items() if name not in ROW_KEYS}
 
@@ -67,13 +66,13 @@ class MetricWriter:
         """
         self._path, self._may_write = path_jsonl, may_write
         self._error: BaseException | None = None
-        self._told = False  # whether the error was raised
+        self._raised = False  # whether the error was raised
         self._closed = False
         self._file: int | None = None
         self._left = b""  # lines that are not in the file yet
         self._warned = False  # that the disk refuses something
         if path_jsonl is not None:
-            with _sentence(path_jsonl):
+            with _naming(path_jsonl):
                 self._file = open_whole(path_jsonl)
         self._events = None if tensorboard_dir is None else _Events(Path(tensorboard_dir))
         self._queue: queue.SimpleQueue[Block | threading.Event | None] = queue.SimpleQueue()
@@ -118,7 +117,7 @@ class MetricWriter:
             self._queue.put(None)
             self._hurry.set()
             self._thread.join()
-        if not self._told:
+        if not self._raised:
             self._raise_error()
 
     def __enter__(self) -> "MetricWriter":
@@ -130,7 +129,7 @@ class MetricWriter:
 
     def _raise_error(self) -> None:
         if self._error is not None:
-            self._told = True
+            self._raised = True
             raise self._error
 
     def _run(self) -> None:
@@ -169,7 +168,7 @@ class MetricWriter:
         if self._path is not None:
             self._left += "".join(json_text.dumps(row) + "\n" for row in rows).encode()
             self._write_left(self._path)
-        self._tell_tensorboard(lambda events: events.add(rows))
+        self._write_events(lambda events: events.add(rows))
 
     def _write_left(self, path: Path) -> None:
         """Writes the lines that are not in the file yet, as far as the disk takes them."""
@@ -189,7 +188,7 @@ class MetricWriter:
             except OSError as error:
                 self._warn(self._path, error, "They may be lost with this machine")
 
-    def _tell_tensorboard(self, function: Callable[["_Events"], None]) -> None:
+    def _write_events(self, function: Callable[["_Events"], None]) -> None:
         if self._events is not None:
             try:
                 function(self._events)
@@ -206,7 +205,7 @@ class MetricWriter:
 
     def _flush_events(self) -> None:
         self._may_write()
-        self._tell_tensorboard(_Events.flush)
+        self._write_events(_Events.flush)
 
     def _write_the_rest(self) -> None:
         self._flush_events()
@@ -216,7 +215,7 @@ class MetricWriter:
                 raise _refused(self._path, f"{self._left.count(10)} lines are lost")
 
     def _close_files(self) -> None:
-        self._tell_tensorboard(_Events.close)
+        self._write_events(_Events.close)
         if self._file is not None:
             os.close(self._file)
 
@@ -281,7 +280,7 @@ def _numbers(row: Row) -> Iterator[tuple[str, float]]:
 
 
 @contextmanager
-def _sentence(path: Path) -> Iterator[None]:
+def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

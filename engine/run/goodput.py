@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from engine.run.atomic import cannot_write
 from engine.run.log import logger
@@ -31,10 +31,21 @@ KINDS = ("init", "restore", "compile", "step", "data wait", "save stall", "evalu
 EVERY_S = 1.0  # between two entries of a loop that does nothing but steps
 LEAST_S = 1e-3  # of an entry; less waits for the next one
 
-Entry = dict[str, Any]
-"""`kind`, `seconds`, `steps` (of "step" and "lost"), `attempt`, `step` (reached), `time` (unix seconds), `clock`
-(monotonic seconds), `boot` and `pid` (whose clock, who wrote it), `wall` (measured by the wall clock), `closed` (the
-last of an attempt that ended by itself)."""
+
+class Entry(TypedDict):
+    """A line of the file."""
+
+    kind: str
+    seconds: float
+    steps: int  # of the kinds "step" and "lost"
+    attempt: int
+    step: int  # reached
+    time: float  # unix seconds
+    clock: float  # monotonic seconds
+    boot: str  # whose clock it is
+    pid: int  # who wrote it
+    wall: NotRequired[bool]  # measured by the wall clock
+    closed: NotRequired[bool]  # the last of an attempt that ended by itself
 
 
 class Stopwatch:
@@ -61,7 +72,10 @@ class Stopwatch:
             down, wall = _gap(last, self._since, now)
             if not wall:  # what the last attempt has told of is not told of again
                 self._since = max(self._since, last["clock"])
-            self._write([self._entry("down", down) | ({"wall": True} if wall else {})])
+            entry = self._entry("down", down)
+            if wall:
+                entry["wall"] = True
+            self._write([entry])
 
     def during(self, kind: str) -> "_During":
         """Context manager: what is done in it counts for this kind; about half a microsecond."""
@@ -95,11 +109,11 @@ class Stopwatch:
         if time.monotonic() - self._flushed > EVERY_S:
             self.flush()
 
-    def flush(self, **more: Any) -> None:
-        """Writes what has come together, one entry a kind; `more` goes into the last one."""
+    def flush(self, closed: bool = False) -> None:
+        """Writes the seconds since the last call, one entry a kind; `closed` marks the last entry of an attempt."""
         self._flushed = time.monotonic()
         self._switch(self._kind)
-        least = 0.0 if more else LEAST_S
+        least = 0.0 if closed else LEAST_S
         kinds = [kind for kind, s in self._seconds.items() if abs(s) > least or kind == self._kind]
         if self._step != self._counted and "step" not in kinds:
             kinds.append("step")
@@ -108,7 +122,8 @@ class Stopwatch:
             self._seconds[entry["kind"]] = 0.0
             if entry["kind"] == "step":
                 entry["steps"], self._counted = self._step - self._counted, self._step
-        entries[-1] |= more
+        if closed:
+            entries[-1]["closed"] = True
         self._write(entries)
 
     def close(self) -> None:
@@ -124,15 +139,14 @@ class Stopwatch:
         return before
 
     def _entry(self, kind: str, seconds: float, steps: int = 0) -> Entry:
-        place = {"attempt": self._attempt, "step": self._step}
-        return {"kind": kind, "seconds": seconds, "steps": steps} | place | _now(self._since)
+        return _entry(kind, seconds, steps, self._attempt, self._step, self._since)
 
     def _moved(self, path: Path, step: int) -> list[Entry]:
         """The pairs by which steps beyond this one become lost."""
         moved = []
         for attempt, (seconds, steps) in _beyond(read(path), step).items():
-            pair = (("step", -seconds, -steps), ("lost", seconds, steps))
-            moved += [self._entry(kind, s, n) | {"attempt": attempt, "step": step} for kind, s, n in pair]
+            moved.append(_entry("step", -seconds, -steps, attempt, step, self._since))
+            moved.append(_entry("lost", seconds, steps, attempt, step, self._since))
         return moved
 
     def _write(self, entries: Sequence[Entry]) -> None:
@@ -176,9 +190,9 @@ def record_death(path: Path, pids: Iterable[int], step: int | None) -> None:
     last = _last(entries)
     if last is None or last["pid"] not in pids or last["boot"] != _boot() or "closed" in last:
         return
-    lost = {"kind": "lost", "seconds": now - last["clock"], "steps": max(0, (step or 0) - last["step"])}
-    with suppress(OSError):  # the run goes on without it
-        append(path, [last | lost | {"attempt": max(entry["attempt"] for entry in entries)} | _now(now)])
+    steps, attempt = max(0, (step or 0) - last["step"]), max(entry["attempt"] for entry in entries)
+    with suppress(OSError):  # the run continues without it
+        append(path, [_entry("lost", now - last["clock"], steps, attempt, last["step"], now)])
 
 
 def append(path: Path, entries: Sequence[Entry]) -> None:
@@ -271,8 +285,18 @@ def _gap(last: Entry, began: float, now: float) -> tuple[float, bool]:
     return max(0.0, time.time() - (now - began) - last["time"]), True
 
 
-def _now(clock: float) -> Entry:
-    return {"time": time.time(), "clock": clock, "boot": _boot(), "pid": os.getpid()}
+def _entry(kind: str, seconds: float, steps: int, attempt: int, step: int, clock: float) -> Entry:
+    return Entry(
+        kind=kind,
+        seconds=seconds,
+        steps=steps,
+        attempt=attempt,
+        step=step,
+        time=time.time(),
+        clock=clock,
+        boot=_boot(),
+        pid=os.getpid(),
+    )
 
 
 @functools.cache

@@ -1,18 +1,18 @@
 """Values of a run as JSON that every reader accepts.
 
-Owns: `dumps`. JSON has no NaN and no infinity, so they are written as the text "NaN", "Infinity" and "-Infinity":
-the line stays valid, a null would not tell which it was, and `float(text)` gives the number back.
+JSON has no NaN and no infinity: they are written as the text "NaN", "Infinity" and "-Infinity", which `float(text)`
+reads back.
 """
 
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from engine.config.errors import RunError
+from engine.types import Json
 
 
-def dumps(value: Any, *, indent: int | None = None) -> str:
+def dumps(value: object, *, indent: int | None = None) -> str:
     """Returns `value` as JSON text.
 
     Args:
@@ -21,12 +21,12 @@ def dumps(value: Any, *, indent: int | None = None) -> str:
         indent: spaces a level, None for one line.
 
     Raises:
-        RunError: something else is in it; the sentence says where.
+        RunError: it holds something else; the text says where.
     """
     return json.dumps(_plain(value, ""), allow_nan=False, indent=indent)
 
 
-def _plain(value: Any, where: str) -> Any:
+def _plain(value: object, where: str) -> Json:
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -37,8 +37,8 @@ def _plain(value: Any, where: str) -> Any:
         return {str(key): _plain(item, f"{where}.{key}" if where else str(key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist(), where)
+    if (to_list := getattr(value, "tolist", None)) is not None:
+        return _plain(to_list(), where)
     raise RunError(
         f"{where or 'value'}: a {type(value).__name__} cannot be written as JSON. "
         "Allowed: numbers, arrays, text, None, and lists and dicts of them."

@@ -9,9 +9,9 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from engine.run.atomic import cannot_write
+from engine.types import Json
 
 
 def open_whole(path: Path) -> int:
@@ -52,7 +52,7 @@ class Lines:
             raise cannot_write(self._path, error) from error
         return self
 
-    def add(self, line: Mapping[str, Any]) -> None:
+    def add(self, line: Mapping[str, Json]) -> None:
         """Adds a line, which is with the system on return. Raises RunError."""
         file = self.open()._file if self._file is None else self._file
         left = (json.dumps({"attempt": self._attempt, **line}) + "\n").encode()

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from engine.config.errors import RunError
 from engine.run import json_text
@@ -44,7 +43,7 @@ class Status:
     total_steps: int | None = None  # None while it is not known yet
     reason: str = ""  # why it ended, a sentence
     exit_code: int | None = None  # None while it runs
-    metrics: Mapping[str, Any] = field(default_factory=dict)  # the latest of each name: {"heldout/accuracy": 0.98}
+    metrics: Mapping[str, float] = field(default_factory=dict)  # the latest of each name: {"heldout/accuracy": 0.98}
     attempt: int = 1  # which start of this run
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)

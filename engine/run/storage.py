@@ -1,8 +1,7 @@
-"""Storage that may not answer: what touches it runs in a thread, and is waited for only so long.
+"""Storage that may not answer: calls to it run in threads, and every wait for one has a bound.
 
-Owns: the bounded call, the probe of a folder, free space in words, and which threads are left hanging. Does not own:
-what is written. A system call on storage that hangs can be ended by nobody, and its process ends only by `os._exit`
-(`cluster/shutdown.py`), which the command line uses where `hanging` is true.
+Nothing can end a system call on storage that hangs. Its process ends only by `os._exit` (`cluster/shutdown.py`), which
+the command line uses if `hanging` is true.
 """
 
 import os
@@ -11,29 +10,30 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-PROBE_S = 10.0  # the longest that a healthy folder may take to be found writable
-_FREE_S = 2.0  # for a look at the free space, which is a nicety
+PROBE_S = 10.0  # a healthy folder answers a probe sooner
+_FREE_S = 2.0  # for the free space, which an error only mentions
 
 _threads: list[threading.Thread] = []
-_doubted = False
+_suspected = False
 
 
 class StorageTimeout(OSError):
     """Storage did not answer in time."""
 
 
-class Background:
-    """A call in a thread of its own, which nothing has to wait for.
+class Background[T]:
+    """A call in a thread of its own.
 
     Args:
-        function: what is called.
+        function: called in the thread.
         name: of the thread.
     """
 
-    def __init__(self, function: Callable[[], Any], name: str):
-        self._function, self._value, self._error = function, None, None
+    def __init__(self, function: Callable[[], T], name: str):
+        self._function = function
+        self._values: list[T] = []
+        self._error: BaseException | None = None
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         _threads[:] = [thread for thread in _threads if thread.is_alive()] + [self._thread]
@@ -41,8 +41,8 @@ class Background:
 
     def _run(self) -> None:
         try:
-            self._value = self._function()
-        except BaseException as error:  # raised where the result is asked for
+            self._values.append(self._function())
+        except BaseException as error:  # `result` raises it
             self._error = error
         self._done.set()
 
@@ -51,48 +51,48 @@ class Background:
         """Whether it has returned or raised."""
         return self._done.is_set()
 
-    def result(self, timeout_s: float) -> Any:
+    def result(self, timeout_s: float) -> T:
         """Returns what the function returned, or raises what it raised.
 
         Raises:
-            StorageTimeout: it has done neither within `timeout_s` seconds. It goes on.
+            StorageTimeout: it has done neither within `timeout_s` seconds. Its thread continues.
         """
         if not self._done.wait(max(0.0, timeout_s)):
             raise StorageTimeout(f"no answer within {timeout_s:g} s")
         if self._error is not None:
             raise self._error
-        return self._value
+        return self._values[0]
 
 
-def bounded(function: Callable[[], Any], timeout_s: float, name: str = "storage") -> Any:
-    """Returns what a function returns, or raises what it raises; waits for `timeout_s` seconds at most.
+def bounded[T](function: Callable[[], T], timeout_s: float, name: str = "storage") -> T:
+    """Returns what a function returns, or raises what it raises; waits at most `timeout_s` seconds.
 
     Raises:
-        StorageTimeout: it takes longer. It goes on in its thread.
+        StorageTimeout: it takes longer. Its thread continues.
     """
     return Background(function, name).result(timeout_s)
 
 
 def suspect() -> None:
-    """Notes that storage has failed: threads of libraries may hang in it, too."""
-    global _doubted
-    _doubted = True
+    """Marks storage as suspect after a failure: threads of libraries may hang in it too."""
+    global _suspected
+    _suspected = True
 
 
 def hanging() -> bool:
-    """Whether a thread may hang in storage, which keeps the process from ending as usual."""
+    """Returns whether a thread may hang in storage, which keeps the process from ending as usual."""
     if any(thread.is_alive() for thread in _threads):
         return True
     others = (thread for thread in threading.enumerate() if thread is not threading.main_thread())
-    return _doubted and any(not thread.daemon for thread in others)
+    return _suspected and any(not thread.daemon for thread in others)
 
 
 def probe(folder: Path, timeout_s: float = PROBE_S) -> None:
-    """Returns when a folder, made with its parents where it is missing, is found writable.
+    """Checks that a folder is writable; makes it and its parents if they are missing.
 
     Raises:
-        OSError: it is not.
-        StorageTimeout: nothing is known within `timeout_s` seconds.
+        OSError: it is not writable.
+        StorageTimeout: the check takes longer than `timeout_s` seconds.
     """
 
     def write() -> None:
@@ -106,7 +106,7 @@ def probe(folder: Path, timeout_s: float = PROBE_S) -> None:
 
 
 def free_space(folder: Path) -> str:
-    """Returns how much may still be written where a folder lies, in words; never waits for long."""
+    """Returns a phrase about the free space of a folder's disk; waits at most two seconds."""
     try:
         return f"{size_text(bounded(lambda: shutil.disk_usage(folder).free, _FREE_S, 'free-space'))} are free there"
     except OSError as error:

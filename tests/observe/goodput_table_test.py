@@ -1,5 +1,7 @@
 """The table of `convoy goodput`: an attempt a row, the total, shares, and what the clock could not tell."""
 
+from typing import Any
+
 import pytest
 
 from engine.config.errors import RunError
@@ -8,7 +10,7 @@ from engine.run.directory import RunDirectory
 from engine.run.goodput import KINDS, Time, append
 
 
-def entry(attempt: int, kind: str, seconds: float, steps: int = 0, **more) -> dict:
+def entry(attempt: int, kind: str, seconds: float, steps: int = 0, **more) -> Any:
     return {"attempt": attempt, "kind": kind, "seconds": seconds, "steps": steps, **more}
 
 
