@@ -48,9 +48,15 @@ class Boundary:
 class Event(Protocol):
     """Something that happens at certain steps of a run."""
 
-    phase: Phase
-    ends_dispatch: bool
-    """Whether a dispatch of several steps ends at its step. An event that depends on a clock can wait."""
+    @property
+    def phase(self) -> Phase:
+        """What the main thread does meanwhile."""
+        ...
+
+    @property
+    def ends_dispatch(self) -> bool:
+        """Whether a dispatch of several steps ends at its step. An event that depends on a clock can wait."""
+        ...
 
     def next_step(self, after: int) -> float:
         """Returns the first step > `after` at which it is due; math.inf for never."""
@@ -93,92 +99,74 @@ class Rollback(Exception):
     """The run returns to its newest checkpoint."""
 
 
+@dataclass(eq=False)
 class Save:
     """Saves by policy, and where a save must not be left out: at the end, on a stop, and for a best evaluation."""
 
+    checkpoints: Checkpointer
+    directory: RunDirectory
+    divergence: Divergence
+    recorder: Recorder
+    preemption: Preemption
+    selecting: Sequence[Period]
+    """Of the evaluations that decide which checkpoint is best."""
+    total_steps: int
+    say: Callable[[str], None]
     phase = SAVING
 
-    def __init__(
-        self,
-        checkpoints: Checkpointer,
-        directory: RunDirectory,
-        divergence: Divergence,
-        recorder: Recorder,
-        preemption: Preemption,
-        selecting: Sequence[Period],
-        total_steps: int,
-        say: Callable[[str], None],
-    ):
-        """
-        Args:
-            checkpoints: saves.
-            directory: of the run, whose times are written with a save.
-            divergence: which batches this run skips: a part of its position in the data.
-            recorder: the row of metrics that the save interrupts.
-            preemption: who asked to stop.
-            selecting: periods of the evaluations that decide which checkpoint is best.
-            total_steps: of the run.
-            say: called with sentences for the user.
-        """
-        self._checkpoints, self._directory, self._divergence = checkpoints, directory, divergence
-        self._recorder, self._preemption, self._selecting = recorder, preemption, selecting
-        self._total_steps, self._say = total_steps, say
-        self.ends_dispatch = not checkpoints.policy.is_clock
+    @property
+    def ends_dispatch(self) -> bool:
+        return not self.checkpoints.policy.is_clock
 
     def next_step(self, after: int) -> float:
-        selecting = [period.next_after(after) for period in self._selecting]
-        return min([self._checkpoints.policy.next_asked(after), *selecting])
+        selecting = [period.next_after(after) for period in self.selecting]
+        return min([self.checkpoints.policy.next_asked(after), *selecting])
 
     def is_due(self, boundary: Boundary) -> bool:
         """Whether this boundary is saved."""
-        return self._is_forced(boundary) or self._checkpoints.policy.due(boundary.step)
+        return self._is_forced(boundary) or self.checkpoints.policy.due(boundary.step)
 
     def _is_forced(self, boundary: Boundary) -> bool:
-        wanted = boundary.last or any(period.due(boundary.step) for period in self._selecting)
+        wanted = boundary.last or any(period.due(boundary.step) for period in self.selecting)
         return boundary.stopping or (boundary.step > 0 and wanted)
 
     def run(self, boundary: Boundary) -> None:
-        if not self._divergence.asks and self.is_due(boundary):
-            row = self._recorder.unfinished()
-            position = {**boundary.position, "skipped": sorted(self._divergence.skipped), "row": row}
+        if not self.divergence.asks and self.is_due(boundary):
+            row = self.recorder.unfinished()
+            position = {**boundary.position, "skipped": sorted(self.divergence.skipped), "row": row}
             force = self._is_forced(boundary)
-            if self._checkpoints.maybe_save(boundary.step, boundary.state, position, force):
-                self._say(f"saving checkpoint of step {boundary.step}")
-                self._directory.stopwatch.flush()
-                self._recorder.saved()
+            if self.checkpoints.maybe_save(boundary.step, boundary.state, position, force):
+                self.say(f"saving checkpoint of step {boundary.step}")
+                self.directory.stopwatch.flush()
+                self.recorder.saved()
         if boundary.stopping:
             raise self._stopped(boundary.step)
 
     def _stopped(self, step: int) -> Interrupted | Preempted:
-        kind = Interrupted if self._preemption.interrupted else Preempted
-        reached = f"step {step} of {self._total_steps}"
+        kind = Interrupted if self.preemption.interrupted else Preempted
+        reached = f"step {step} of {self.total_steps}"
         try:
-            self._checkpoints.finish()
+            self.checkpoints.finish()
         except StorageError as error:
             return kind(f"asked to stop at {reached}. {error}")
-        return kind(f"asked to stop; the state of {reached} is saved in {self._directory}.")
+        return kind(f"asked to stop; the state of {reached} is saved in {self.directory}.")
 
 
+@dataclass(eq=False)
 class DivergenceCheck:
     """Applies the divergence policy to batches that were bad, and checks that a state is sound before it is saved."""
 
+    policy: Divergence
+    save: Save
+    recorder: Recorder
+    program: Program
+    checkpoints: Checkpointer
+    phases: Phases
     phase = TRAINING  # it waits for steps, which have the bound of a step
     ends_dispatch = False
 
-    def __init__(
-        self,
-        policy: Divergence,
-        save: Save,
-        recorder: Recorder,
-        program: Program,
-        checkpoints: Checkpointer,
-        phases: Phases,
-    ):
-        self._policy, self._save, self._recorder = policy, save, recorder
-        self._program, self._checkpoints, self._phases = program, checkpoints, phases
-
     def next_step(self, after: int) -> float:
-        return self._save.next_step(after)
+        return self.save.next_step(after)
 
     def run(self, boundary: Boundary) -> None:
         """
@@ -186,92 +174,74 @@ class DivergenceCheck:
             Rollback: the run has to return to its newest checkpoint.
             Diverged: the policy has no other way.
         """
-        saving = self._save.is_due(boundary)
-        if saving or self._policy.asks:
-            self._recorder.settle()
-        broken = self._program.not_finite(boundary.state) if saving else []
-        if not (broken or self._policy.asks):
+        saving = self.save.is_due(boundary)
+        if saving or self.policy.asks:
+            self.recorder.settle()
+        broken = self.program.not_finite(boundary.state) if saving else []
+        if not (broken or self.policy.asks):
             return
-        with self._phases(SAVING):
-            self._checkpoints.settle()
-        saved = group.broadcast(self._checkpoints.store.steps(), "the checkpoints")
-        if self._policy.rollback(boundary.step, saved, boundary.stopping or boundary.last, broken):
+        with self.phases(SAVING):
+            self.checkpoints.settle()
+        saved = group.broadcast(self.checkpoints.store.steps(), "the checkpoints")
+        if self.policy.rollback(boundary.step, saved, boundary.stopping or boundary.last, broken):
             raise Rollback
 
 
+@dataclass(eq=False)
 class PrepareSaves:
-    """Compiles what a save computes, once the first step is dispatched, which does not need it.
+    """Compiles what a save computes, once the first step is dispatched, which does not need it."""
 
-    Args:
-        prepare: called with the state.
-        step: from which the attempt starts.
-    """
-
+    prepare: Callable[[State], None]
+    first_step: int
+    done: bool = False
     phase = PREPARING
     ends_dispatch = False
 
-    def __init__(self, prepare: Callable[[State], None], step: int):
-        self._prepare, self._step, self._done = prepare, step, False
-
     def next_step(self, after: int) -> float:
-        return math.inf if self._done else max(self._step, after) + 1
+        return math.inf if self.done else max(self.first_step, after) + 1
 
     def run(self, boundary: Boundary) -> None:
-        self._done = True
-        self._prepare(boundary.state)
+        self.done = True
+        self.prepare(boundary.state)
 
 
+@dataclass(eq=False)
 class Evaluate:
     """Runs the named evaluations that are due and records their results."""
 
+    evaluations: Sequence[Evaluation]
+    checkpoints: Checkpointer
+    recorder: Recorder
+    preemption: Preemption
+    heartbeat: Callable[[], None]
+    say: Callable[[str], None]
+    results: dict[str, float]
+    """The newest result of each metric; updated here."""
     phase = EVALUATING
     ends_dispatch = True
 
-    def __init__(
-        self,
-        evaluations: Sequence[Evaluation],
-        checkpoints: Checkpointer,
-        recorder: Recorder,
-        preemption: Preemption,
-        heartbeat: Callable[[], None],
-        say: Callable[[str], None],
-        results: dict[str, float],
-    ):
-        """
-        Args:
-            evaluations: of the run.
-            checkpoints: keeps results beside the steps.
-            recorder: takes results as a row.
-            preemption: is asked after each batch whether to stop.
-            heartbeat: called after each batch.
-            say: called with sentences for the user.
-            results: the newest result of each metric; it is updated.
-        """
-        self._evaluations, self._checkpoints, self._recorder = evaluations, checkpoints, recorder
-        self._preemption, self._heartbeat, self._say, self._results = preemption, heartbeat, say, results
-
     def next_step(self, after: int) -> float:
-        return min((evaluation.period.next_after(after) for evaluation in self._evaluations), default=math.inf)
+        return min((evaluation.period.next_after(after) for evaluation in self.evaluations), default=math.inf)
 
     def run(self, boundary: Boundary) -> None:
         step, new = boundary.step, {}
         # An earlier attempt may have stopped right after this evaluation.
-        known = self._checkpoints.results(step) if boundary.first else {}
-        for evaluation in self._evaluations:
+        known = self.checkpoints.results(step) if boundary.first else {}
+        for evaluation in self.evaluations:
             if not evaluation.period.due(step):
                 continue
             if known.keys() >= set(evaluation.metrics):
-                self._results |= known
-            elif (found := evaluation.run(boundary.state, self._preemption, self._heartbeat)) is None:
+                self.results |= known
+            elif (found := evaluation.run(boundary.state, self.preemption, self.heartbeat)) is None:
                 boundary.interrupted = True
                 return
             else:
                 new |= found
         if new:
-            self._results |= new
-            self._recorder.note(step, new)
-            self._checkpoints.record(step, new)
-            self._say(f"step {step}: {wording.pairs(new)}")
+            self.results |= new
+            self.recorder.note(step, new)
+            self.checkpoints.record(step, new)
+            self.say(f"step {step}: {wording.pairs(new)}")
 
 
 class Hook(Protocol):
@@ -282,50 +252,50 @@ class Hook(Protocol):
         ...
 
 
+@dataclass(eq=False)
 class CallHook:
     """Calls a hook of the user's."""
 
+    hook: Hook
+    period: Period
+    trainer: "Trainer"
     phase = CALLING_HOOK
     ends_dispatch = True
 
-    def __init__(self, hook: Hook, period: Period, trainer: "Trainer"):
-        self._hook, self._period, self._trainer = hook, period, trainer
-
     def next_step(self, after: int) -> float:
-        return self._period.next_after(after)
+        return self.period.next_after(after)
 
     def run(self, boundary: Boundary) -> None:
-        self._hook.run(self._trainer, boundary.state, boundary.step)
+        self.hook.run(self.trainer, boundary.state, boundary.step)
 
 
+@dataclass(eq=False)
 class CheckReplicas:
     """Compares the copies of the state on different devices."""
 
+    check: ReplicaCheck
+    period: Period
     phase = TRAINING
     ends_dispatch = True
 
-    def __init__(self, check: ReplicaCheck, period: Period):
-        self._check, self._period = check, period
-
     def next_step(self, after: int) -> float:
-        return self._period.next_after(after)
+        return self.period.next_after(after)
 
     def run(self, boundary: Boundary) -> None:
-        self._check.run(boundary.step, boundary.state)
+        self.check.run(boundary.step, boundary.state)
 
 
+@dataclass(eq=False)
 class Profile:
     """Begins and ends the trace of the profiler."""
 
+    window: ProfileWindow
     phase = PROFILING
     ends_dispatch = True
 
-    def __init__(self, window: ProfileWindow):
-        self._window = window
-
     def next_step(self, after: int) -> float:
-        return self._window.next_step(after)
+        return self.window.next_step(after)
 
     def run(self, boundary: Boundary) -> None:
         if not boundary.last:
-            self._window.at(boundary.step, boundary.state)
+            self.window.at(boundary.step, boundary.state)
