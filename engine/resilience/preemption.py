@@ -1,49 +1,33 @@
-"""Being asked to stop: signals become an answer that the loop asks for, again and again.
+"""Stopping a run on request: SIGTERM and SIGINT become an answer that the loop asks for at each boundary.
 
-Owns: the handlers of SIGTERM and SIGINT while a run is under way, agreement between processes on the point where they
-stop, the end of waits that would keep the loop from asking, and the two errors that a stopped run ends with. Does not
-own: the save before the end (`trainer.py`), or starting again.
+SIGTERM comes from a scheduler and means "start me again"; SIGINT (Ctrl-C) means "a person stopped this". All processes
+stop at the same call of `requested` (`StepAgreement`), also when only one got the signal: once a batch is drawn, in an
+evaluation too, and at a boundary with events.
 
-Terms. *Preempted*: SIGTERM, as a scheduler sends it; the exit code says "start me again". *Interrupted*: SIGINT
-(Ctrl-C); the exit code says "a person stopped this". *Notice*: that either was received by any process. *Question*: a
-call of `requested`, or the end of `unless_stopped`; every process asks the same questions in the same order: once a
-batch is drawn, also in an evaluation, and before a step at which something is due.
-
-A single process stops at its next question. Of several, each tells on a notice how many questions it has had answered,
-and goes no further until all have told; all stop at the question after the greatest of these numbers, which those who
-are behind still reach, since nobody needs more of the others than they have given already.
-
-A wait for data asks nothing, perhaps for long: it is given up (`unless_stopped`) where the next question is the one at
-which all stop.
-
-A second signal ends the process at once, also while it compiles or waits for a device: a thread reads the signals
-from a socket, because Python's own handlers run only when the main thread is back in Python. A save that is under way
-is then lost; the checkpoints before it are not touched.
+A second signal ends the process at once, also while it compiles or waits for a device: a thread reads the signals from
+a socket, because Python's handlers run only when the main thread is back in Python. A save in flight is then lost; the
+checkpoints before it are not touched.
 """
 
 import contextlib
 import itertools
-import math
 import os
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from types import FrameType
+from typing import NoReturn
 
-from engine.cluster import kv_store, processes, shutdown
+from engine.cluster import group, shutdown
 from engine.cluster.exit_status import ExitStatus
-from engine.cluster.kv_store import CoordinationError
 from engine.config.errors import ConvoyError
 
-# A terminal and a launcher may both pass on one Ctrl-C; copies that near are one signal.
+# A terminal and a launcher may both pass on one Ctrl-C; copies within this time are one signal.
 SAME_SIGNAL_S = 0.1
-_LOOK_S = 0.5  # between two looks for a notice of another process
-_WAKE = signal.SIGURG  # takes the main thread out of a wait; by itself it has no effect on a process
-_runs = itertools.count()  # of this process, one after the other: each has keys of its own
-
-_Result = TypeVar("_Result")
+_WAKE = signal.SIGURG  # interrupts a wait of the main thread; by itself it has no effect on a process
+_runs = itertools.count()  # of this process, one after the other: each has a topic of its own
 
 
 class Preempted(ConvoyError):
@@ -64,31 +48,24 @@ class Interrupted(ConvoyError):
     from_outside = True
 
 
-class _GivenUp(BaseException):
-    """Takes the main thread out of a wait; no handler of errors of the user's code holds it up."""
+class _WaitCancelled(BaseException):
+    """Takes the main thread out of a wait; no handler of errors in the user's code catches it."""
 
 
 class Preemption:
-    """Context manager: while it is open, signals are answers of `requested` and not the end.
+    """Context manager: while it is open, signals are answers of `requested` and do not end the process.
 
-    Handlers are installed in the main thread only (Python allows no other); elsewhere, as in a notebook's worker,
-    nothing is asked for until another process is. On exit the former handlers are back.
+    Handlers are installed in the main thread only (Python allows no other); elsewhere, as in a notebook's worker, only
+    the request of another process counts. On exit the former handlers are back.
     """
 
     def __init__(self):
         self._received: set[int] = set()
-        self._answered = 0  # questions, with no
-        self._stop_at = math.inf  # the question, counted from 1, from which on the answer is yes
-        self._agreed_interrupt = False
-        self._waiting = False  # the main thread, for something that may be given up
-        self._lock = threading.Lock()  # held while a question is answered, and while processes agree
-        self._told = threading.Event()  # that this process was asked to stop, or that the context is left
-        self._left = False
-        self._key = f"stop/{next(_runs)}"
+        self._waiting = False  # the main thread, in a wait that may be cancelled
+        self._agreement = group.StepAgreement(f"stop/{next(_runs)}", self._wake)
         self._restore = contextlib.ExitStack()
 
     def __enter__(self) -> "Preemption":
-        self._together = processes.count() > 1
         self._in_main = threading.current_thread() is threading.main_thread()
         if self._in_main:
             watched = [signal.SIGTERM, signal.SIGINT]
@@ -96,79 +73,46 @@ class Preemption:
             for number in (*watched, _WAKE):
                 self._restore.callback(signal.signal, number, signal.getsignal(number) or signal.SIG_DFL)
                 signal.signal(number, self._on_signal)
-        if self._together:
-            thread = threading.Thread(target=self._look_for_a_notice, daemon=True, name="notice")
-            thread.start()
-            self._restore.callback(self._leave, thread)
+        self._restore.enter_context(self._agreement)
         return self
 
-    def __exit__(self, *exception: Any) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._restore.close()
-
-    def _leave(self, thread: threading.Thread) -> None:
-        self._left = True
-        self._told.set()
-        thread.join()
-        with contextlib.suppress(CoordinationError):  # for those who are behind and are asked to stop only now
-            kv_store.put(f"{self._key}/answered/{processes.index()}", str(self._answered))
 
     @property
     def interrupted(self) -> bool:
         """Whether a person asked, as far as this process (or, after `requested` was True, any process) knows."""
-        return self._agreed_interrupt or signal.SIGINT in self._received
+        return self._agreement.reason == "interrupted" or signal.SIGINT in self._received
 
     def requested(self) -> bool:
-        """Whether to save and stop here; the same answer to the same question in every process."""
-        with self._lock:
-            if self._answered + 1 >= self._stop_at:
-                return True
-            self._answered += 1
-            return False
+        """Whether to save and stop here. The n-th call has the same answer in every process."""
+        return self._agreement.reached()
 
-    def unless_stopped(self, wait: Callable[..., _Result], *args: Any) -> _Result | None:
-        """Returns what `wait(*args)` returns, and asks; None where the answer is yes, or the wait was given up for it.
+    def unless_stopped[**P, R](self, wait: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
+        """Returns what `wait` returns, then asks; None where the answer is yes, or the wait was cancelled for it.
 
         Args:
-            wait: has no effect that matters when it does not come to its end, or when the answer is yes.
-            args: for it.
+            wait: has no lasting effect when it is cancelled, or when the answer is yes.
+            args, kwargs: for it.
         """
         try:
             self._waiting = True
-            found = None if self._answered + 1 >= self._stop_at else wait(*args)
-        except _GivenUp:
+            found = None if self._agreement.is_next else wait(*args, **kwargs)
+        except _WaitCancelled:
             found = None
         finally:
             self._waiting = False
         return None if self.requested() else found
 
-    def _on_signal(self, number: int, frame: Any) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number != _WAKE:
             self._received.add(number)
-            self._told.set()
-            if not self._together:
-                self._stop_at = 0
-        if self._waiting and self._answered + 1 >= self._stop_at:
+            self._agreement.request("interrupted" if self.interrupted else "preempted")
+        if self._waiting and self._agreement.is_next:
             self._waiting = False
-            raise _GivenUp
+            raise _WaitCancelled
 
-    def _look_for_a_notice(self) -> None:
-        """Finds that any process was asked to stop, and agrees with all on where."""
-        with contextlib.suppress(CoordinationError):  # a lost process 0 is told by `peer_failure.py`
-            while not self._left:
-                if self._told.wait(_LOOK_S) and not self._left:
-                    kv_store.put_first(f"{self._key}/notice", "interrupted" if self.interrupted else "preempted")
-                if (notice := kv_store.try_get(f"{self._key}/notice")) is not None:
-                    return self._agree(notice)
-
-    def _agree(self, notice: str) -> None:
-        with self._lock:
-            kv_store.put(f"{self._key}/answered/{processes.index()}", str(self._answered))
-            while len(told := kv_store.entries(f"{self._key}/answered")) < processes.count():
-                if self._left:
-                    return
-                time.sleep(0.02)
-            self._agreed_interrupt = notice == "interrupted"
-            self._stop_at = max(map(int, told.values())) + 1
+    def _wake(self) -> None:
         if self._in_main and self._waiting:
             signal.pthread_kill(threading.main_thread().ident or 0, _WAKE)
 
@@ -187,7 +131,7 @@ class Preemption:
 
 
 def _end_at_second(reader: socket.socket, watched: set[signal.Signals]) -> None:
-    """Reads signal numbers until the other end closes; leaves the process at the second one that counts."""
+    """Reads signal numbers until the other end closes; ends the process at the second one that counts."""
     first_at, interrupted = None, False
     while numbers := reader.recv(64):
         now = time.monotonic()

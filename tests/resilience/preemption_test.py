@@ -64,7 +64,7 @@ def handlers_are_back():
     signal.set_wakeup_fd(wakeup)
     assert wakeup == -1
     assert signal.getsignal(signal.SIGURG) == signal.SIG_DFL
-    assert not [thread for thread in threading.enumerate() if thread.name in ("signals", "notice")]
+    assert not [thread for thread in threading.enumerate() if thread.name in ("signals", "step-agreement")]
 
 
 @pytest.mark.parametrize(("number", "interrupted"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
