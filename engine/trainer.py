@@ -173,7 +173,7 @@ class Trainer:
             checkpoints, self.directory, self._divergence, recorder, preemption, selecting, self.total_steps, self.say
         )
         divergence = DivergenceCheck(self._divergence, save, recorder, self.program, checkpoints, self._phase)
-        heartbeat = self._watchdog.beat
+        heartbeat = self._watchdog.heartbeat
         evaluate = Evaluate(self.evaluations, checkpoints, recorder, preemption, heartbeat, self.say, self._results)
         hooks = [
             CallHook(hook, self._size.period(config.hooks[name].every), self) for name, hook in self._hooks.items()

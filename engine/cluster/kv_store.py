@@ -1,26 +1,19 @@
-"""What processes tell each other beside the collectives: small texts under keys, and barriers that name who is missing.
+"""The key-value store of a run: small texts under keys, and which processes are alive.
 
-Owns: the one access to the client that JAX keeps private, for which there is no public name. Does not own: agreement by
-collectives and the loss of a peer (`peers.py`), or who one is (`processes.py`).
-
-Every function may be called from any thread, also while the main thread waits inside JAX. The store lies in process 0
-and lives as long as the attempt. A single process has a store of its own, so that callers need no case for it.
-
-Terms. *Key*: words divided by `/`, as `watchdog/3/step`. *Folder*: the first words of keys, without the last `/`.
+It wraps the distributed client that JAX keeps private; no other file touches it. Every function may be called from any
+thread, also while the main thread waits inside JAX. The store lies in process 0 and lives as long as the attempt. A
+single process has a store of its own. A key is words divided by `/`; a folder is the first words of keys.
 """
 
 import re
 import threading
-import time
-from collections import Counter
 from typing import Any
 
 from engine.cluster.exit_status import ExitStatus
-from engine.cluster.identity import count, index
+from engine.cluster.identity import count
 from engine.config.errors import ConvoyError, first_line
 
 _TOP = "convoy/"
-_POLL_S = 0.05  # between two looks at who has come to a barrier: waiting for each in turn would be as many requests
 
 
 class CoordinationError(ConvoyError):
@@ -34,7 +27,7 @@ def put(key: str, value: str) -> None:
     """Writes a text under a key, over an earlier one.
 
     Raises:
-        CoordinationError: the store is not reached; as every function here does.
+        CoordinationError: process 0 does not answer. Every function here raises it.
     """
     if count() == 1:
         _alone.put(key, value)
@@ -43,7 +36,7 @@ def put(key: str, value: str) -> None:
 
 
 def put_first(key: str, value: str) -> bool:
-    """Writes a text under a key that has none yet; whether it was the first. Of several processes one succeeds."""
+    """Writes a text under a key that has none yet; returns whether it did. Of several processes one succeeds."""
     if count() == 1:
         return _alone.put(key, value, over=False)
     try:
@@ -54,7 +47,7 @@ def put_first(key: str, value: str) -> bool:
 
 
 def get(key: str, timeout_s: float) -> str | None:
-    """Returns the text under a key as soon as there is one; None when it does not come within `timeout_s` seconds."""
+    """Returns the text under a key as soon as there is one; None after `timeout_s` seconds without one."""
     if count() == 1:
         return _alone.get(key, timeout_s)
     try:
@@ -74,7 +67,7 @@ def try_get(key: str) -> str | None:
 
 
 def entries(folder: str) -> dict[str, str]:
-    """Returns the texts under all keys of a folder, by what stands after it: `{"3/step": "17"}`."""
+    """Returns the texts of a folder by the rest of their keys: `{"3/step": "17"}`."""
     if count() == 1:
         return _alone.entries(folder)
     start = f"{_TOP}{folder}/"
@@ -85,7 +78,7 @@ def entries(folder: str) -> dict[str, str]:
 
 
 def delete(key: str) -> None:
-    """Takes a key away, or all keys of a folder; nothing where there is none."""
+    """Deletes a key, or all keys of a folder; a missing one is no error."""
     if count() == 1:
         _alone.delete(key)
     else:
@@ -96,57 +89,31 @@ def delete(key: str) -> None:
 
 
 def increment(key: str) -> int:
-    """Adds 1 to the number under a key, which begins at 0; returns the new one. Each process gets its own."""
+    """Adds 1 to the number under a key, which starts at 0, and returns the sum. No two callers get the same one."""
     if count() == 1:
         return _alone.increment(key)
     return _ask("key_value_increment", _TOP + key, 1)
 
 
 def alive() -> set[int]:
-    """Returns the processes that JAX's heartbeats show to be alive; each takes part in the answer.
+    """Returns the processes that are alive by JAX's heartbeats.
 
-    It comes once all who are alive have asked as well: each asks from a thread, again and again. One that is paused
-    keeps it back, until it goes on or counts as dead. Heartbeats need no Python: one that holds Python's lock is alive.
+    It returns once all living processes have called it too, so each calls it from a thread, again and again. A paused
+    process delays it until it continues or counts as dead. Heartbeats need no Python: a process whose Python lock is
+    held is alive.
     """
     return {0} if count() == 1 else set(_ask("get_live_nodes", list(range(count()))))
 
 
-_turns: Counter[str] = Counter()
-_turns_lock = threading.Lock()
-
-
-def barrier(name: str, timeout_s: float) -> list[int]:
-    """Waits until every process has come here; returns the indices of those that did not, in order.
-
-    Args:
-        name: of the place. It may be passed again and again; every process passes it as often as the others.
-        timeout_s: seconds to wait. A process that comes later finds those that have waited for it, and none missing.
-    """
-    if count() == 1:
-        return []
-    with _turns_lock:
-        _turns[name] += 1
-        turn = _turns[name]
-    folder, end = f"barrier/{name}/{turn}", time.monotonic() + timeout_s
-    put(f"{folder}/{index()}", "")
-    while missing := sorted(set(range(count())) - {int(i) for i in entries(folder)}):
-        if time.monotonic() >= end:
-            return missing
-        get(f"{folder}/{missing[0]}", min(1.0, end - time.monotonic()))
-        time.sleep(_POLL_S if count() > 2 else 0.0)
-    delete(f"barrier/{name}/{turn - 1}/{index()}")  # all are past that one
-    return []
-
-
 class _Absent(Exception):
-    """There is no such key, it did not come in time, or it is there already."""
+    """The key does not exist, did not appear in time, or exists already."""
 
 
 _ABSENT = re.compile(r"^(NOT_FOUND|DEADLINE_EXCEEDED|ALREADY_EXISTS)\b")
 
 
-def _ask(method: str, *arguments: Any, **options: Any) -> Any:
-    """Calls a method of JAX's client; every error of it is one of two kinds here."""
+def _ask(method: str, *arguments: object, **options: object) -> Any:
+    """Calls a method of JAX's client; turns its errors into _Absent or CoordinationError."""
     import jax
 
     client = _client()
@@ -162,7 +129,7 @@ def _ask(method: str, *arguments: Any, **options: Any) -> Any:
 
 
 def _client() -> Any:
-    """JAX's client of its coordination service, in which every process of a run has joined."""
+    """Returns JAX's client of its coordination service, which every process of a run has joined."""
     try:
         from jax._src import distributed  # private, here alone: JAX has no public name for it
 
@@ -184,7 +151,7 @@ def _moved(what: str) -> str:
 
 
 class _Alone:
-    """The store of a single process."""
+    """The store of a single process, with the same functions."""
 
     def __init__(self) -> None:
         self._texts: dict[str, str] = {}

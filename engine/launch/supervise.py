@@ -19,7 +19,8 @@ from engine.config.errors import RunError
 from engine.launch import local
 from engine.launch.local import End
 from engine.launch.signals import Signals
-from engine.resilience.supervisor import FIRST_WAIT_S, Failure, Restart, Stop, Supervisor, kill_signature
+from engine.resilience.supervisor import Failure, Restart, Stop, Supervisor, kill_signature
+from engine.resilience.timeouts import FIRST_RESTART_S
 from engine.run import status
 from engine.run.directory import RunDirectory
 from engine.run.goodput import record_death
@@ -37,7 +38,7 @@ def supervise(
     processes: int | None = None,
     devices: int | None = None,
     restarts: int | None = None,
-    first_wait_s: float = FIRST_WAIT_S,
+    first_wait_s: float = FIRST_RESTART_S,
 ) -> int:
     """Runs a command that trains until the run is done, or until a restart makes no sense.
 

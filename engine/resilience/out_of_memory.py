@@ -1,8 +1,4 @@
-"""Memory that does not suffice becomes a sentence about what makes the run smaller.
-
-Owns: telling such an error, of a device or of the host, from others, and the advice, of what the config does not do
-already. Does not own: how many bytes a device will hold (`convoy explain`).
-"""
+"""Turns an out-of-memory error, of a device or of the host, into advice on how to shrink the run."""
 
 import re
 import traceback
@@ -24,7 +20,7 @@ class OutOfMemory(ConvoyError):
 
 @contextmanager
 def out_of_memory_reported(config: Config) -> Iterator[None]:
-    """Turns what JAX and Python raise for want of memory into an OutOfMemory."""
+    """Turns the out-of-memory errors of JAX and Python into an OutOfMemory."""
     try:
         yield
     except MemoryError as error:
@@ -45,7 +41,7 @@ def out_of_memory_reported(config: Config) -> Iterator[None]:
 
 
 def smaller(config: Config) -> list[str]:
-    """Returns what makes a device hold less, the cheapest first; what the config does already is left out."""
+    """Returns settings that make a device hold less, the cheapest first, without those that the config has already."""
     train, devices, ways = config.train, jax.device_count(), []
     if train.global_batch_size % (parts := 2 * train.accumulate) == 0:
         ways.append(f"train.accumulate={parts}, which takes the same batch in more parts")

@@ -23,9 +23,8 @@ from typing import NoReturn
 from engine.cluster import group, shutdown
 from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import ConvoyError
+from engine.resilience import timeouts
 
-# A terminal and a launcher may both pass on one Ctrl-C; copies within this time are one signal.
-SAME_SIGNAL_S = 0.1
 _WAKE = signal.SIGURG  # interrupts a wait of the main thread; by itself it has no effect on a process
 _runs = itertools.count()  # of this process, one after the other: each has a topic of its own
 
@@ -141,7 +140,7 @@ def _end_at_second(reader: socket.socket, watched: set[signal.Signals]) -> None:
             interrupted |= number == signal.SIGINT
             if first_at is None:
                 first_at = now
-            elif now - first_at > SAME_SIGNAL_S:
+            elif now - first_at > timeouts.SAME_SIGNAL_S:
                 _end_now(Interrupted if interrupted else Preempted)
 
 

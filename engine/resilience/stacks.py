@@ -1,7 +1,4 @@
-"""Where every thread of this process is: as a file with all stacks, and as a line about the main thread.
-
-Owns: how stacks are written and shortened. Does not own: when (`watchdog.py`).
-"""
+"""Where every thread of this process is: a file with all stacks, and a line about the main thread."""
 
 import contextlib
 import faulthandler
@@ -36,24 +33,24 @@ def main_thread() -> str:
 
 
 def where() -> str:
-    """Returns in a line where the main thread is, and other threads as far as they run the user's code."""
+    """Returns in one line where the main thread is, and the other threads that run the user's code."""
     main = threading.main_thread().ident
-    places = [_place(_frames()[main])]
+    found = [_location(_frames()[main])]
     for thread in threading.enumerate():
         frame = _frames().get(thread.ident)
         if thread.ident != main and frame is not None and (users := _innermost(frame, users=True)):
-            places.append(f"thread {thread.name} {users}")
-    return ", ".join(places)
+            found.append(f"thread {thread.name} {users}")
+    return ", ".join(found)
 
 
-def _place(frame: FrameType) -> str:
-    """The innermost frame; before it the user's own, where another one follows it."""
+def _location(frame: FrameType) -> str:
+    """Returns the innermost frame, after the user's innermost one where that is another."""
     innermost, users = _innermost(frame), _innermost(frame, users=True)
     return innermost if users in ("", innermost) else f"{users} > {innermost}"
 
 
 def _innermost(frame: FrameType, users: bool = False) -> str:
-    """`file:line in function`; of the user's code alone, with "" where there is none."""
+    """Returns `file:line in function`; with `users`, of the user's code only, or ""."""
     found = [f for f in traceback.extract_stack(frame) if not users or is_users(f.filename)]
     return f"{short(found[-1].filename)}:{found[-1].lineno} in {found[-1].name}" if found else ""
 

@@ -11,12 +11,14 @@ import time
 
 import pytest
 
-from engine.resilience.preemption import SAME_SIGNAL_S, Interrupted, Preempted, Preemption
+from engine.resilience.preemption import Interrupted, Preempted, Preemption
+from engine.resilience.timeouts import SAME_SIGNAL_S
 
 LOOP = """
     import os, signal, sys, time
     import jax
-    from engine.resilience.preemption import Interrupted, Preempted, Preemption
+    from engine.resilience.timeouts import SAME_SIGNAL_S
+from engine.resilience.preemption import Interrupted, Preempted, Preemption
 
     def loop():
         with Preemption() as preemption:
@@ -184,7 +186,7 @@ def test_a_second_signal_in_a_save_leaves_the_checkpoint_before(tmp_path):
     assert CheckpointStore(tmp_path, read_only=True).steps() == [1]
 
 
-def test_a_wait_is_given_up_when_a_signal_comes_and_not_begun_after_it():
+def test_a_wait_is_cancelled_by_a_signal_and_not_begun_after_it():
     with Preemption() as preemption:
         assert preemption.unless_stopped(lambda: "data") == "data"
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
@@ -218,7 +220,7 @@ def pair(program: str) -> list[subprocess.Popen]:
 @pytest.mark.multiprocess
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 42), (signal.SIGINT, 130)])
-def test_one_process_is_asked_and_all_stop_at_one_step(number, code):
+def test_a_signal_to_one_process_stops_all_at_one_step(number, code):
     ranks = pair("""
         try:
             loop()
@@ -237,7 +239,7 @@ def test_one_process_is_asked_and_all_stop_at_one_step(number, code):
 
 @pytest.mark.multiprocess
 @pytest.mark.slow
-def test_waits_are_given_up_together_and_one_that_another_has_gone_beyond_is_not():
+def test_waits_are_cancelled_together_but_not_before_a_step_that_another_has_passed():
     """Rank 0 has begun step 1 already; rank 1 must still get its data for it, and both stop before step 2."""
     ranks = pair("""
         with Preemption() as preemption:
@@ -262,7 +264,7 @@ def test_waits_are_given_up_together_and_one_that_another_has_gone_beyond_is_not
 
 @pytest.mark.multiprocess
 @pytest.mark.slow
-def test_a_notice_after_another_has_come_to_the_end_stops_nobody():
+def test_a_request_after_another_process_has_finished_stops_nobody():
     ranks = pair("""
         with Preemption() as preemption:
             for question in range(3 if rank == 0 else 2):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from engine.resilience.supervisor import LONGEST_WAIT_S, Failure, Restart, Stop, Supervisor, kill_signature
+from engine.resilience.supervisor import Failure, Restart, Stop, Supervisor, kill_signature
+from engine.resilience.timeouts import LONGEST_RESTART_S
 
 KILL = "killed by SIGKILL"
 
@@ -24,7 +25,7 @@ def test_what_would_fail_again_or_was_wanted_is_not(code):
 def test_waits_double_up_to_a_bound_and_progress_resets_them():
     supervisor = Supervisor(None, first_wait_s=2)
     waits = [supervisor.after(failure(step=10 * i, checkpoint=None)) for i in range(7)]
-    assert waits == [Restart(i + 1, min(LONGEST_WAIT_S, 2.0 * 2**i)) for i in range(7)]
+    assert waits == [Restart(i + 1, min(LONGEST_RESTART_S, 2.0 * 2**i)) for i in range(7)]
     assert supervisor.after(failure(step=70, checkpoint=5)) == Restart(8, 2.0)
     assert supervisor.after(failure(step=80, checkpoint=5)) == Restart(9, 4.0)
     assert Supervisor(None).after(failure(42, "")) == Restart(1, 1.0)
@@ -32,7 +33,7 @@ def test_waits_double_up_to_a_bound_and_progress_resets_them():
 
 def test_the_wait_stays_bounded_for_ever():
     supervisor = Supervisor(None)
-    assert [supervisor.after(failure(42, "", 0, None)) for _ in range(2000)][-1] == Restart(2000, LONGEST_WAIT_S)
+    assert [supervisor.after(failure(42, "", 0, None)) for _ in range(2000)][-1] == Restart(2000, LONGEST_RESTART_S)
 
 
 def after(*failures: Failure, checkpoint: int | None = 5, **settings):

@@ -10,7 +10,7 @@ import pytest
 
 from engine.cluster import kv_store
 from engine.resilience import watchdog
-from engine.resilience.watchdog import Place, Watchdog
+from engine.resilience.watchdog import Position, Watchdog
 from tests import runs
 
 
@@ -31,26 +31,26 @@ def steps(dog, now, seconds, k=1):
     """Dispatches of some seconds each, one after the other, at whose ends the thread looks."""
     for duration in seconds:
         dog.dispatched += k
-        dog.look()
+        dog.poll()
         now[0] += duration
         dog.arrived += k
-        dog.look()
+        dog.poll()
 
 
 def test_before_training_there_is_no_bound_so_that_a_program_may_compile_for_hours(dog):
-    assert dog.bound() == (None, "")
+    assert dog.poll()[1:] == (None, "")
 
 
 def test_the_first_step_has_ten_times_the_floor(dog):
     with dog.training(0):
-        assert dog.bound() == (600.0, "10 times resilience.hang, for the first step")
+        assert dog.poll()[1:] == (600.0, "10 times resilience.hang, for the first step")
 
 
 @pytest.mark.parametrize(("seconds", "bound"), [([1.0] * 9, 60.0), ([20.0] * 9, 100.0), ([20, 1000, 20], 100.0)])
 def test_a_step_has_the_floor_or_five_times_the_median(dog, now, seconds, bound):
     with dog.training(0):
         steps(dog, now, seconds)
-        assert dog.bound()[0] == bound
+        assert dog.poll()[1] == bound
 
 
 def test_a_dispatch_of_k_steps_has_k_times_the_median(now, tmp_path):
@@ -58,92 +58,92 @@ def test_a_dispatch_of_k_steps_has_k_times_the_median(now, tmp_path):
     with dog.training(0):
         steps(dog, now, [200.0] * 3, k=10)
         rule = "resilience.hang is 60 s, the median step 20 s times 10 in a dispatch"
-        assert dog.bound() == (5 * 20.0 * 10, rule)
+        assert dog.poll()[1:] == (5 * 20.0 * 10, rule)
 
 
-def test_a_beat_is_what_was_dispatched_or_has_arrived_since_the_last_look(dog, now):
+def test_a_step_dispatched_or_arrived_since_the_last_poll_is_a_heartbeat(dog, now):
     with dog.training(0):
         for count in ("dispatched", "arrived"):
             now[0] += 7
             setattr(dog, count, 1)
             now[0] += 1
-            assert dog.look()[0].since == now[0]
+            assert dog.poll()[0].since == now[0]
             now[0] += 7
-            assert dog.look()[0].since == now[0] - 7
+            assert dog.poll()[0].since == now[0] - 7
 
 
-def test_steps_that_are_shorter_than_a_look_share_its_time(dog, now):
+def test_steps_shorter_than_a_poll_share_its_time(dog, now):
     with dog.training(0):
         dog.arrived = 1000
         now[0] += 50_000.0
         with dog.patient("evaluating"):  # as long as it may be before the thread looks
             now[0] += 500
-            assert dog.look()[1][0] == 600.0
-        assert dog.bound()[0] == 5 * 50.0
+            assert dog.poll()[1] == 600.0
+        assert dog.poll()[1] == 5 * 50.0
 
 
-def test_the_time_of_an_evaluation_is_no_step_and_it_has_a_bound_of_its_own_between_beats(dog, now):
+def test_an_evaluation_is_no_step_and_has_a_bound_of_its_own_between_heartbeats(dog, now):
     with dog.training(0):
         steps(dog, now, [20.0])
         with dog.patient("evaluating"):
-            assert dog.bound() == (600.0, "10 times resilience.hang")
+            assert dog.poll()[1:] == (600.0, "10 times resilience.hang")
             now[0] += 500
             dog.arrived = 2
-            dog.beat()
-            assert dog.look()[0] == Place("evaluating", 600.0, "10 times resilience.hang", now[0], 1, 2)
-        assert (dog.place.phase, dog.bound()[0]) == ("training", 100.0)
-        assert dog.place.since == now[0]
+            dog.heartbeat()
+            assert dog.poll()[0] == Position("evaluating", 600.0, "10 times resilience.hang", now[0], 1, 2)
+        assert (dog.position.phase, dog.poll()[1]) == ("training", 100.0)
+        assert dog.position.since == now[0]
 
 
-def test_saves_have_longer_than_the_time_at_which_they_are_given_up(dog):
+def test_a_save_has_longer_than_its_own_timeout(dog):
     with dog.storing("saving"):
-        assert dog.bound() == (1260.0, "2 times checkpoint.timeout and 60 s")
-    assert dog.bound() == (None, "")
+        assert dog.poll()[1:] == (1260.0, "2 times checkpoint.timeout and 60 s")
+    assert dog.poll()[1:] == (None, "")
 
 
-def test_what_comes_after_training_is_the_end_and_bounded(dog):
+def test_the_end_after_training_is_bounded(dog):
     with dog.training(7):
         pass
-    assert (dog.place.phase, dog.bound()[0], dog.place.arrived) == ("ending", 600.0, 7)
+    assert (dog.position.phase, dog.poll()[1], dog.position.arrived) == ("ending", 600.0, 7)
 
 
 @pytest.mark.parametrize(
     ("peer", "excused"),
     [
-        (Place("training", 60.0, "", 500.0), False),
-        (Place("starting", None, "", 5000.0), True),
-        (Place("saving", 660.0, "", 500.0), True),
-        (Place("saving", 660.0, "", 700.0), False),
+        (Position("training", 60.0, "", 500.0, 0, 0), False),
+        (Position("starting", None, "", 5000.0, 0, 0), True),
+        (Position("saving", 660.0, "", 500.0, 0, 0), True),
+        (Position("saving", 660.0, "", 700.0, 0, 0), False),
     ],
 )
 def test_a_process_waits_for_one_that_may_take_longer(dog, now, monkeypatch, peer, excused):
     monkeypatch.setattr(kv_store, "_alone", kv_store._Alone())
-    kv_store.put("watchdog/places/1", json.dumps(peer._asdict()))
+    kv_store.put("watchdog/positions/1", json.dumps(peer._asdict()))
     assert dog._is_excused() == excused
     now[0] += 200  # and nothing new is told
     assert dog._is_excused() == (excused and peer.phase == "starting")
 
 
-def told(dispatched, arrived, where="a.py:1 in f"):
+def report(dispatched, arrived, where="a.py:1 in f"):
     return {"phase": "training", "dispatched": dispatched, "arrived": arrived, "where": where}
 
 
 @pytest.mark.parametrize(
-    ("everybody", "words"),
+    ("reports", "words"),
     [
         (
-            {"0": told(14, 12), "1": told(12, 11, "b.py:2 in __getitem__"), "2": told(14, 12)},
+            {0: report(14, 12), 1: report(12, 11, "b.py:2 in __getitem__"), 2: report(14, 12)},
             "Process 1 is behind: process 1 has dispatched 12 steps, is training, at b.py:2 in __getitem__.",
         ),
-        ({"0": told(14, 12), "2": told(14, 12)}, "Process 1 does not answer: stopped, or stuck with Python's lock."),
+        ({0: report(14, 12), 2: report(14, 12)}, "Process 1 does not answer: stopped, or stuck with Python's lock."),
         (
-            {str(i): told(14, 12) for i in range(3)},
+            {i: report(14, 12) for i in range(3)},
             "All are at the same point: process 0 has dispatched 14 steps, is training, at a.py:1 in f; process 1 has",
         ),
     ],
 )
-def test_who_is_behind_is_named(everybody, words):
-    assert watchdog._who(everybody, 3).startswith(words)
+def test_who_is_behind_is_named(reports, words):
+    assert watchdog._who(reports, sorted({0, 1, 2} - set(reports))).startswith(words)
 
 
 PROGRAM = """
