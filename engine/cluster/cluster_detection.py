@@ -1,13 +1,8 @@
-"""Who this process is, read from what its scheduler sets: one decision, with the variables that it rests on.
-
-Owns: the variables of each scheduler, which of them wins, and the sentence about the decision. Does not own: joining
-the others (`processes.py`), or starting them (`launch/`).
+"""Who this process is, read from the variables that its scheduler sets.
 
 The first that applies decides: flags, CONVOY_*, Kubeflow's JAX_*, JobSet (xpk too), SkyPilot, torchrun, Slurm, Open
-MPI, TPU hosts, what JAX itself detects, a single process. Where a flag or a CONVOY_* variable gives a part of the
-three (an address, say), the scheduler gives the rest.
-
-Terms. *Scheme*: the variables of one scheduler. *Setting*: coordinator, count or index, with where it was read.
+MPI, TPU hosts, what JAX itself detects, a single process. Where a flag or a CONVOY_* variable gives only some of
+coordinator, count and index, the scheduler gives the rest.
 """
 
 import os
@@ -40,19 +35,19 @@ class Processes:
 
     index: int = 0
     count: int = 1
-    coordinator: str = ""  # HOST:PORT at which the first process listens
-    local_devices: tuple[int, ...] | None = None  # of this host's, where its processes share them; None: all
-    detected: bool = False  # JAX is to find out the rest by itself
+    coordinator: str = ""  # HOST:PORT at which process 0 listens
+    local_devices: tuple[int, ...] | None = None  # of this host, where its processes share them; None: all
+    detected: bool = False  # JAX detects the rest by itself
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided, and from what."""
+    """Who this process is, and from what that was decided."""
 
     who: Processes
-    by: str  # name of the scheme
+    by: str  # the scheduler, or the reason for a single process
     read: tuple[str, ...] = ()  # flags and variables
-    notes: tuple[str, ...] = ()  # what the user should know besides
+    notes: tuple[str, ...] = ()  # warnings for the user
 
     def __str__(self) -> str:
         who = self.who
@@ -69,8 +64,8 @@ def resolve(flags: Mapping[str, str | None] | None = None, environment: Environm
     """Returns who this process is.
 
     Args:
-        flags: "coordinator", "count" and "index" as they stand on the command line; each wins over its variable.
-        environment: with the variables; empty ones count as unset.
+        flags: "coordinator", "count" and "index" of the command line; each wins over its variable.
+        environment: the variables; empty ones count as unset.
 
     Raises:
         ConfigError: some of the three are missing, or one is not what it must be.
@@ -138,7 +133,7 @@ def address(where: str, text: str) -> tuple[str, int]:
 
 
 def _take(environment: Environment, **names: str) -> Settings:
-    """The settings whose variables are there, by setting."""
+    """Returns the settings whose variables are set."""
     return {setting: (name, environment[name]) for setting, name in names.items() if name in environment}
 
 
@@ -219,22 +214,22 @@ def first_host(nodes: str) -> str:
 
 
 def _slurm_address(node: str) -> str:
-    """Slurm's name of a node, or where that is not a host's, the address that Slurm has for it."""
+    """Returns Slurm's name of a node, or the address that Slurm has for it where the name does not resolve."""
     try:
         socket.getaddrinfo(node, None)
         return node
     except OSError:
         pass
     try:
-        told = subprocess.run(["scontrol", "show", "node", node], capture_output=True, text=True, timeout=10).stdout
+        shown = subprocess.run(["scontrol", "show", "node", node], capture_output=True, text=True, timeout=10).stdout
     except (OSError, subprocess.TimeoutExpired):
         return node
-    match = re.search(r"NodeAddr=(\S+)", told)
+    match = re.search(r"NodeAddr=(\S+)", shown)
     return match[1] if match else node
 
 
 def _open_mpi(env: Environment) -> Settings:
-    """A process of mpirun, whose host is taken to be that of rank 0."""
+    """A process of mpirun; rank 0 is assumed to run on the host of mpirun."""
     found = _take(env, count="OMPI_COMM_WORLD_SIZE", index="OMPI_COMM_WORLD_RANK")
     if len(found) < 2:
         return {}
@@ -276,10 +271,10 @@ def _tpu(env: Environment) -> Settings:
 
 
 def _local(env: Environment, size: str, rank: str) -> Settings:
-    """Each process takes the device of its number on the host, where several share the host and all see each device."""
+    """Gives each process the device of its number on the host, where several processes see all devices."""
     if env.get(size, "1") == "1" or rank not in env or "JAX_LOCAL_DEVICE_IDS" in env:
         return {}
-    visible = env.get("CUDA_VISIBLE_DEVICES")  # the scheduler has dealt them out where there are fewer than processes
+    visible = env.get("CUDA_VISIBLE_DEVICES")  # the scheduler has assigned devices where there are fewer than processes
     shared = visible is None or len(visible.split(",")) >= int(env[size])
     return {"local": (rank, env[rank])} if shared else {}
 
@@ -296,7 +291,7 @@ SCHEMES: Mapping[str, Callable[[Environment], Settings]] = {
 
 
 def _alone(env: Environment) -> Decision:
-    """No scheme applies: what JAX detects where only it can, else a single process."""
+    """Decides where no scheduler applies: what JAX detects where only it can, else a single process."""
     if "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
         note = (
             "this pod has a JOB_COMPLETION_INDEX, but nothing says how many pods there are. "
@@ -315,7 +310,7 @@ def _alone(env: Environment) -> Decision:
 
 
 def on_tpu_vm() -> bool:
-    """Whether this host has TPU chips and JAX's plugin for them, so that its metadata tells of its peers."""
+    """Whether this host has TPU chips and JAX's plugin for them, so that its metadata names its peers."""
     from importlib.util import find_spec
     from pathlib import Path
 
@@ -324,19 +319,19 @@ def on_tpu_vm() -> bool:
 
 
 def _port_of(job: str) -> int:
-    """A port that each process of a job finds alike, and that most other jobs do not have."""
+    """Returns a port that is the same in all processes of a job, and differs from that of most other jobs."""
     return 61440 + zlib.crc32(job.encode()) % 4096
 
 
 def _with_port(host: str, port: int | str) -> str:
-    """HOST:PORT, with the port that the host has already where it has one."""
+    """Returns HOST:PORT; a port that the host has already wins."""
     if re.search(r"\]:\d+$|^[^:]+:\d+$", host):
         return host
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
 def _proxy_notes(who: Processes, env: Environment) -> list[str]:
-    """gRPC takes proxies from the environment, also for the coordinator, which it then never reaches."""
+    """Warns that gRPC takes proxies from the environment, also for the coordinator, which it then never reaches."""
     if who.count == 1:
         return []
     host, _ = address("the coordinator", who.coordinator)

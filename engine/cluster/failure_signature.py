@@ -1,9 +1,6 @@
-"""What an error is known by when it comes again: its type and the innermost frame of the user's code.
+"""The signature of an error, by which a supervisor knows it again: its type and the innermost frame of the user's code.
 
-Owns: that text. Does not own: what a supervisor makes of it (`resilience/supervisor.py`), the traceback that people
-read.
-
-Terms. *User's code*: every file that is not the engine's, not of an installed package and not of Python itself.
+The user's code is every file that is not the engine's, not of an installed package and not of Python itself.
 """
 
 import sysconfig
@@ -12,7 +9,7 @@ from traceback import walk_tb
 
 from engine.config.errors import ConvoyError
 
-_ENGINE = {place.parents[1] for place in (Path(__file__), Path(__file__).resolve())}  # Bazel runs links to the files
+_ENGINE = {file.parents[1] for file in (Path(__file__), Path(__file__).resolve())}  # Bazel runs links to the files
 _LIBRARY = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")})
 _INSTALLED = ("site-packages", "dist-packages")
 
@@ -20,8 +17,8 @@ _INSTALLED = ("site-packages", "dist-packages")
 def failure_signature(error: BaseException) -> str:
     """Returns `KeyError at perception.py:12 in loss`; the type alone where no code of the user's was running.
 
-    An error that others brought about (a lost peer, being asked to stop) has no cause of its own: "". The frame is
-    that of the first error of a chain which has one, since what follows only wraps it.
+    An error that others brought about (a lost peer, a signal) has no signature: "". The frame is that of the first
+    error of a chain that has one, since later errors only wrap it.
     """
     if isinstance(error, ConvoyError) and error.from_outside:
         return ""
@@ -35,7 +32,7 @@ def failure_signature(error: BaseException) -> str:
 
 
 def _innermost(error: BaseException) -> str:
-    """`file:line in function` of the last frame of the user's, else ""."""
+    """Returns `file:line in function` of the last frame of the user's code, else ""."""
     found = ""
     for frame, line in walk_tb(error.__traceback__):
         if is_users(frame.f_code.co_filename):

@@ -22,23 +22,6 @@ from engine.cluster.peer_failure import LostPeer
 from engine.cluster.rendezvous import name
 from engine.config.errors import ConvoyError
 
-__all__ = [
-    "Cancelled",
-    "PrimaryError",
-    "StepAgreement",
-    "barrier",
-    "broadcast",
-    "count",
-    "decide",
-    "forget",
-    "gather",
-    "index",
-    "is_primary",
-    "missing",
-    "peek",
-    "run_on_primary",
-]
-
 _lock = threading.Lock()
 _turns: Counter[str] = Counter()  # calls so far, by function and topic
 _deleted: dict[str, int] = {}  # the newest turn of a gather whose values are deleted

@@ -1,10 +1,7 @@
-"""The end of a process with its parent: nothing that a run has started outlives it, however it ends.
+"""Ends a process with its parent, so that nothing that a run has started outlives it.
 
-Owns: what a new process calls for that, and to take it back. Does not own: who starts it (`launch/`, `data/`).
-
-On Linux the kernel kills it (`prctl(2)`, PR_SET_PDEATHSIG), be it stuck or stopped. Its parent is then the *thread*
-that started it, which must live as long as the process is to. In the process, the wish belongs to the thread that
-made it.
+On Linux the kernel kills the process (`prctl(2)`, PR_SET_PDEATHSIG), even if it is stuck or stopped. Its parent is then
+the *thread* that started it, which must live as long as the process is to.
 """
 
 import ctypes
@@ -17,10 +14,10 @@ _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
 def end_with(parent: int) -> Callable[[], None] | None:
-    """Returns what a new process calls so that it is killed when `parent` dies; None elsewhere than on Linux."""
+    """Returns what a new process calls so that it is killed when `parent` dies; None except on Linux."""
     if not sys.platform.startswith("linux"):
         return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl  # found now: a forked process should do little before its exec
+    prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up now: a forked process should do little before its exec
 
     def end_with_parent() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -31,6 +28,6 @@ def end_with(parent: int) -> Callable[[], None] | None:
 
 
 def live_on() -> None:
-    """Takes back what this thread has asked for by `end_with`; does nothing elsewhere than on Linux."""
+    """Undoes `end_with` for this thread; does nothing except on Linux."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0)

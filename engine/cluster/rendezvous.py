@@ -1,10 +1,9 @@
-"""The roll call before processes join: who is there, who is missing, who comes twice.
+"""The rendezvous before processes join: finds who is missing, who comes twice, and who disagrees.
 
-Owns: a short exchange on the coordinator's port before JAX listens there, since JAX tells none of this: it waits, and
-then kills the process. Does not own: the settings that say who one is (`processes.py`), or what is agreed on later.
-
-Each process sends a line of JSON to process 0 and waits for its answer, a line too; process 0 answers when all are
-there, when one must be refused, or when the time is up. One that goes away before the answer is missing again.
+JAX itself reports none of this: it waits, and then kills the process. So before JAX listens on the coordinator's port,
+each process sends a line of JSON to process 0 there and waits for one line as the answer. Process 0 answers when all
+have called, when one must be refused, or when the time is up. A caller that disconnects before the answer is missing
+again.
 """
 
 import json
@@ -13,14 +12,23 @@ import selectors
 import socket
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypedDict, cast
 
+from engine.cluster import timeouts
 from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import ConvoyError
 
 _LINE = 4096  # bytes at most
-_ANSWER_S = 10.0  # beyond the time limit, for the answer of process 0 to arrive
-_RETRY_S = 0.1
+
+
+class _Caller(TypedDict):
+    """What a process says about itself."""
+
+    index: int
+    count: int
+    host: str
+    pid: int
+    secure: bool
 
 
 class CannotJoin(ConvoyError):
@@ -31,34 +39,34 @@ class CannotJoin(ConvoyError):
 
 
 class Refused(CannotJoin):
-    """The processes were not told who they are as they should have been: the same again would fail again."""
+    """The processes have contradicting settings: the same command would fail again."""
 
     exit_code = ExitStatus.USER_ERROR
     from_outside = False
 
 
 def hold(index: int, count: int, address: str, host: str, port: int, timeout_s: float, *, secure: bool = False) -> None:
-    """Takes part in the roll call; returns when all processes are there.
+    """Takes part in the rendezvous; returns when all processes have called.
 
     Args:
         index: of this process.
         count: of all.
         address: of the coordinator, as it was given.
         host, port: where process 0 listens, and where the others find it.
-        timeout_s: seconds for all to come.
-        secure: whether this process will talk by TLS once all are there; the roll call itself does not.
+        timeout_s: seconds for all to call.
+        secure: whether this process will use TLS once it has joined; the rendezvous itself does not.
 
     Raises:
         CannotJoin: process 0 cannot listen or is not reached, or not all came in time.
         Refused: two processes have the same index, or they disagree on their number or on TLS.
     """
     end = time.monotonic() + timeout_s
-    me = {"index": index, "count": count, "host": socket.gethostname(), "pid": os.getpid(), "secure": secure}
+    me = _Caller(index=index, count=count, host=socket.gethostname(), pid=os.getpid(), secure=secure)
     if index == 0:
         with _listen(count, address, host, port) as listener:
-            _Call(me, listener, address, timeout_s).run(end)
+            _Rendezvous(me, listener, address, timeout_s).run(end)
     else:
-        _answer(me, address, host, port, end)
+        _call(me, address, host, port, end)
 
 
 def _listen(count: int, address: str, host: str, port: int) -> socket.socket:
@@ -80,21 +88,21 @@ def _listen(count: int, address: str, host: str, port: int) -> socket.socket:
         ) from error
 
 
-class _Call:
-    """Process 0's part."""
+class _Rendezvous:
+    """The part of process 0."""
 
-    def __init__(self, me: dict[str, Any], listener: socket.socket, address: str, timeout_s: float):
+    def __init__(self, me: _Caller, listener: socket.socket, address: str, timeout_s: float):
         self._me, self._listener, self._address, self._timeout_s = me, listener, address, timeout_s
-        self._here: dict[int, dict[str, Any]] = {0: me}
-        self._callers: dict[socket.socket, tuple[bytes, int | None]] = {}  # what was sent so far, and the index
+        self._present: dict[int, _Caller] = {0: me}
+        self._callers: dict[socket.socket, tuple[bytes, int | None]] = {}  # what each has sent so far, and its index
         self._selector = selectors.DefaultSelector()
 
     def run(self, end: float) -> None:
-        """Collects the others; answers all of them."""
+        """Waits for the others; answers all of them."""
         error: CannotJoin | None = None
         self._selector.register(self._listener, selectors.EVENT_READ)
         try:
-            while error is None and len(self._here) < self._me["count"]:
+            while error is None and len(self._present) < self._me["count"]:
                 if (left := end - time.monotonic()) <= 0:
                     error = CannotJoin(self._missing())
                     break
@@ -103,7 +111,7 @@ class _Call:
                         self._accept()
                     else:
                         error = error or self._read(key.fileobj)  # pyright: ignore[reportArgumentType]
-            self._tell_all(error)
+            self._answer_all(error)
         finally:
             for caller in self._callers:
                 caller.close()
@@ -118,7 +126,7 @@ class _Call:
         self._selector.register(caller, selectors.EVENT_READ)
 
     def _read(self, caller: socket.socket) -> CannotJoin | None:
-        """Takes what a caller sent; returns why it is refused."""
+        """Reads what a caller sent; returns why the processes are refused, if they are."""
         data, index = self._callers[caller]
         try:
             more = caller.recv(_LINE)
@@ -130,47 +138,47 @@ class _Call:
             del self._callers[caller]
             caller.close()
             if index is not None:
-                del self._here[index]
+                del self._present[index]
             return None
-        who = _parse(data) if data.endswith(b"\n") else None
+        who = cast(_Caller | None, _parse(data) if data.endswith(b"\n") else None)
         if who is None or index is not None:
             self._callers[caller] = (data, index)
             return None
-        problem = self._problem(who)
+        problem = self._problem_with(who)
         if problem is None:
-            self._here[who["index"]] = who
+            self._present[who["index"]] = who
             self._callers[caller] = (data, who["index"])
         return problem
 
-    def _problem(self, who: dict[str, Any]) -> Refused | None:
+    def _problem_with(self, who: _Caller) -> Refused | None:
         if who["count"] != self._me["count"]:
             return Refused(
-                f"{_words(who)} was told that there are {who['count']} processes, {_words(self._me)} that there are "
+                f"{_text(who)} was told that there are {who['count']} processes, {_text(self._me)} that there are "
                 f"{self._me['count']}. Give all of them the same number."
             )
         if bool(who.get("secure")) != self._me["secure"]:
             without, with_ = (who, self._me) if self._me["secure"] else (self._me, who)
             return Refused(
-                f"{_words(with_)} has JAX_MTLS_CERT_FILE and talks by TLS, {_words(without)} does not. Give all "
+                f"{_text(with_)} has JAX_MTLS_CERT_FILE and talks by TLS, {_text(without)} does not. Give all "
                 "of them a certificate, or none."
             )
-        if (other := self._here.get(who["index"])) is not None:
+        if (other := self._present.get(who["index"])) is not None:
             return Refused(
-                f"two processes have the index {who['index']}: {_words(other)} and {_words(who)}. Each has its own, 0 "
+                f"two processes have the index {who['index']}: {_text(other)} and {_text(who)}. Each has its own, 0 "
                 f"to {self._me['count'] - 1}; see who started the second one."
             )
         return None
 
     def _missing(self) -> str:
-        missing = set(range(self._me["count"])) - set(self._here)
+        missing = set(range(self._me["count"])) - set(self._present)
         them = "they" if len(missing) > 1 else "it"
         return (
             f"{name(missing)} of {self._me['count']} did not come to {self._address} within {self._timeout_s:g} s; the "
             f"others are there. See why {them} did not start, and start all of them again."
         )
 
-    def _tell_all(self, error: CannotJoin | None) -> None:
-        """Sends the answer to all, and lets each close its side first: the port is free at once then."""
+    def _answer_all(self, error: CannotJoin | None) -> None:
+        """Sends the answer to all, and lets each close its side first, so that the port is free at once."""
         answer = json.dumps({"error": str(error or ""), "code": error.exit_code if error else 0}) + "\n"
         for caller in self._callers:
             caller.setblocking(True)
@@ -183,11 +191,11 @@ class _Call:
                 continue
 
 
-def _answer(me: dict[str, Any], address: str, host: str, port: int, end: float) -> None:
-    """The part of the others: says who this is and takes the answer."""
+def _call(me: _Caller, address: str, host: str, port: int, end: float) -> None:
+    """The part of the others: says who this is and waits for the answer."""
     said = f"process {me['index']} of {me['count']}"
     with _connect(said, address, host, port, end) as caller:
-        caller.settimeout(max(0.0, end - time.monotonic()) + _ANSWER_S)
+        caller.settimeout(max(0.0, end - time.monotonic()) + timeouts.RENDEZVOUS_ANSWER_S)
         try:
             caller.sendall((json.dumps(me) + "\n").encode())
             data = b""
@@ -221,7 +229,7 @@ def _connect(said: str, address: str, host: str, port: int, end: float) -> socke
                     "that listens there: see that it runs, that the address is right and that the network lets it "
                     "through, then start all processes again."
                 ) from error
-        time.sleep(_RETRY_S)
+        time.sleep(timeouts.RENDEZVOUS_RETRY_S)
 
 
 def name(indices: Iterable[int]) -> str:
@@ -238,5 +246,5 @@ def _parse(data: bytes) -> dict[str, Any] | None:
         return None
 
 
-def _words(who: dict[str, Any]) -> str:
+def _text(who: _Caller) -> str:
     return f"process {who['index']} on {who['host']} (pid {who['pid']})"
