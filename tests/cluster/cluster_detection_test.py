@@ -11,7 +11,7 @@ from engine.config.errors import ConfigError
 THREE = {"CONVOY_COORDINATOR": "10.0.0.1:8476", "CONVOY_NUM_PROCESSES": "4", "CONVOY_PROCESS_ID": "2"}
 
 
-def test_none_of_the_three_is_a_single_process():
+def test_no_setting_means_a_single_process():
     assert resolve({}, {}).who == Processes(0, 1)
     assert resolve({"count": None}, {"CONVOY_COORDINATOR": ""}).who == Processes(0, 1)
 
@@ -36,7 +36,7 @@ def test_flags_win_over_variables():
         ({"coordinator": "host:70000"}, {}, "It is the address of process 0, the same in every process."),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_told(flags, changes, words):
+def test_wrong_settings_are_refused_with_a_sentence(flags, changes, words):
     with pytest.raises(ConfigError, match=re.escape(words)):
         resolve(flags, THREE | changes)
 
@@ -155,11 +155,11 @@ def test_the_decision_is_one_line_that_names_its_variables():
         ({**THREE, "https_proxy": "http://user:secret@p:1"}, "https_proxy is set, and gRPC would look for 10.0.0.1"),
     ],
 )
-def test_what_is_likely_a_mistake_is_noted(environment, words):
+def test_a_likely_mistake_is_a_warning(environment, words):
     (note,) = resolve({}, environment).notes
     assert words in note
     assert "secret" not in note
 
 
-def test_a_spared_host_needs_no_word_about_a_proxy():
+def test_a_host_in_no_proxy_has_no_warning():
     assert resolve({}, {**THREE, "https_proxy": "http://p:1", "no_proxy": "localhost, 10.0.0.1"}).notes == ()

@@ -28,7 +28,7 @@ processes.leave()
 
 
 @pytest.mark.multiprocess
-def test_every_process_is_told_which_one_differs_in_what():
+def test_every_process_reports_which_one_differs_in_what():
     launcher = (
         f"import sys; from engine.launch.local import launch; launch([sys.executable, '-c', {PROGRAM!r}], processes=3)"
     )

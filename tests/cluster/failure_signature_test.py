@@ -47,7 +47,7 @@ def test_the_innermost_frame_of_the_user_counts_below_python_and_packages(users)
     assert failure_signature(raised(module.loss)) == "JSONDecodeError at perception.py:6 in parse"
 
 
-def test_a_frame_of_the_engine_is_none_of_the_users(tmp_path):
+def test_a_frame_of_the_engine_does_not_count(tmp_path):
     from engine.run.directory import RunDirectory
 
     error = raised(lambda: RunDirectory("gs://bucket"))
@@ -56,7 +56,7 @@ def test_a_frame_of_the_engine_is_none_of_the_users(tmp_path):
     assert failure_signature(RunError("never raised")) == "RunError"
 
 
-def test_what_wraps_an_error_is_known_by_the_frame_that_began_it(users):
+def test_a_wrapped_error_has_the_frame_of_the_first_one(users):
     module = users("""
         def read():
             raise OSError("unreadable")
@@ -71,14 +71,14 @@ def test_what_wraps_an_error_is_known_by_the_frame_that_began_it(users):
     assert failure_signature(raised(wrap)) == "RunError at perception.py:3 in read"
 
 
-def test_a_chain_that_bites_its_tail_ends():
+def test_a_circular_chain_of_errors_ends():
     first, second = ConfigError("a"), ConfigError("b")
     first.__cause__, second.__cause__ = second, first
     assert failure_signature(first) == "ConfigError"
 
 
 @pytest.mark.parametrize("kind", [LostPeer, CannotJoin, CoordinationError, Preempted, Interrupted])
-def test_what_others_brought_about_has_no_cause_of_its_own(kind):
+def test_a_failure_from_outside_has_no_signature(kind):
     assert failure_signature(raised(lambda: _raise(kind("gone")))) == ""
     assert json.dumps(failure_signature(KeyError("x"))) == '"KeyError"'
 

@@ -38,14 +38,14 @@ def together(port, *indices, counts=None, **settings):
         return [end.result() for end in ends]
 
 
-def test_all_are_there_and_the_port_is_free_at_once(port):
+def test_all_meet_and_the_port_is_free_at_once(port):
     for _ in range(3):
         assert together(port, 2, 0, 1) == ["", "", ""]
         with socket.socket() as after:
             after.bind(("127.0.0.1", port))
 
 
-def test_who_is_missing_is_told_to_all_who_came_within_the_time(port):
+def test_all_who_came_learn_who_is_missing_within_the_time(port):
     begin = time.monotonic()
     first, other = together(port, 0, 2, count=4, timeout_s=0.5)
     assert time.monotonic() - begin < 5
@@ -77,7 +77,7 @@ def test_one_with_a_certificate_and_one_without_are_refused(port, secure):
         assert str(end).endswith("Give all of them a certificate, or none.")
 
 
-def test_all_with_certificates_are_there(port):
+def test_all_with_certificates_meet(port):
     assert together(port, 0, 1, 2, secure=(0, 1, 2)) == ["", "", ""]
 
 
@@ -104,7 +104,7 @@ def test_one_that_went_away_may_come_again_and_a_stranger_does_not_matter(port):
     assert ends == ["", "", ""]
 
 
-def test_a_port_that_is_taken_is_told(port):
+def test_a_port_in_use_is_reported(port):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()
@@ -113,7 +113,7 @@ def test_a_port_that_is_taken_is_told(port):
             rendezvous.hold(0, 3, f"127.0.0.1:{port}", "127.0.0.1", port, 1.0)
 
 
-def test_something_else_that_listens_there_is_told(port):
+def test_another_server_at_the_address_is_reported(port):
     with socket.socket() as other:
         other.bind(("127.0.0.1", port))
         other.listen()

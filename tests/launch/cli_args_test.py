@@ -56,7 +56,7 @@ def test_a_long_command_reads_line_by_line_and_means_the_same():
     assert shlex.split(text.replace("\\\n", "")) == [word for group in words for word in group]
 
 
-def test_a_missing_command_and_a_failed_one_are_told(tmp_path, monkeypatch):
+def test_a_missing_command_and_a_failed_one_are_reported(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", path_with(tmp_path))
     with pytest.raises(cli_args.LaunchError, match="no-such-scheduler: not installed here"):
         cli_args.call(["no-such-scheduler", "x"])

@@ -65,7 +65,7 @@ def test_the_published_types_notice_a_wrong_field_and_a_wrong_type():
         in_the_published_types(manifest)
 
 
-def test_words_that_the_types_leave_open_are_those_of_their_documentation():
+def test_values_that_the_types_leave_open_are_documented_ones():
     manifest = jobset().manifest()
     assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     job = job_of(manifest)
@@ -102,7 +102,7 @@ def test_pods_restart_after_the_codes_of_the_table(code):
     assert restarted(jobset().manifest(), code) == is_retried(code)
 
 
-def test_a_pod_that_the_cluster_takes_away_restarts_whatever_its_code():
+def test_an_evicted_pod_restarts_whatever_its_code():
     assert restarted(jobset().manifest(), 1, disrupted=True)
 
 
@@ -232,7 +232,7 @@ def test_applying_hands_the_manifest_to_kubectl(tmp_path, monkeypatch):
         (dict(tpu=Tpu("v5e", "4x4"), nodes=4), "--tpu: the topology says how many nodes"),
     ],
 )  # fmt: skip
-def test_what_makes_no_jobset_is_told(settings, sentence):
+def test_a_wrong_jobset_is_refused(settings, sentence):
     with pytest.raises(ConfigError) as told:
         jobset(**settings).manifest()
     assert str(told.value).startswith(sentence)

@@ -69,7 +69,7 @@ def test_all_have_the_same_free_port():
 
 
 @pytest.mark.parametrize(("own", "code"), [(1, 1), (43, 43), (42, 42), (130, 130)])
-def test_the_first_failure_ends_all_and_is_told_last(own, code):
+def test_the_first_failure_ends_all_and_is_shown_last(own, code):
     begin = time.monotonic()
     returned, _, errors = run(f"""
         if me == 1:
@@ -121,7 +121,7 @@ def test_what_followed_from_a_kill_does_not_decide():
     assert "memory ran out" in told and told.endswith("; then 1: 1")
 
 
-def test_a_status_that_a_killed_process_leaves_behind_tells_the_end(tmp_path):
+def test_the_status_of_a_killed_process_is_corrected(tmp_path):
     code, _, _ = run(f"""
         from pathlib import Path
         from engine.run import status
@@ -181,7 +181,7 @@ def test_a_killed_launcher_leaves_no_process():
 @pytest.mark.parametrize(
     ("name", "settings"), [("processes", {"processes": 0}), ("devices-per-process", {"devices": 0})]
 )
-def test_a_number_below_one_is_told(name, settings):
+def test_a_number_below_one_is_refused(name, settings):
     with pytest.raises(ConfigError, match=f"--{name} = 0: allowed is a whole number from 1"):
         launch(["true"], **{"processes": 2, **settings})
 

@@ -81,7 +81,7 @@ def test_a_container_works_in_the_folder_of_the_submission():
 
 
 @pytest.mark.parametrize("code", [*ExitStatus, 2, 127])
-def test_a_job_goes_back_into_the_queue_after_the_codes_of_the_table(tmp_path, code):
+def test_a_job_is_requeued_after_the_retried_codes(tmp_path, code):
     returned, output, asked = run(tmp_path, f"exit {code}")
     assert (returned, asked) == (code, is_retried(code))
     assert f"convoy: ended with {code}, " in output
@@ -99,7 +99,7 @@ def test_all_restarts_of_a_job_are_one_writer(tmp_path):
     assert output.startswith("slurm--7\n")
 
 
-def test_a_job_that_slurm_ends_is_waited_for_and_not_put_back(tmp_path):
+def test_a_job_that_slurm_cancels_is_not_requeued(tmp_path):
     (tmp_path / "job.sh").write_text(job().script())
     step = f"trap 'echo saved; exit 42' TERM; touch {tmp_path}/started; for i in {{1..600}}; do sleep 0.1; done"
     stand_in(tmp_path / "bin", "srun", step)
@@ -154,7 +154,7 @@ def test_time_limits_are_read_as_slurm_reads_them(time, expected):
         (dict(options=["output=x"]), "--option = 'output=x': the script sets this one itself"),
     ],
 )  # fmt: skip
-def test_what_makes_no_job_is_told(settings, sentence):
+def test_a_wrong_job_is_refused(settings, sentence):
     with pytest.raises(ConfigError) as told:
         job(**settings).script()
     assert str(told.value).startswith(sentence)

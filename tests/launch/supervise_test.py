@@ -66,7 +66,7 @@ def attempts(folder: Path) -> list[str]:
     return (folder / "attempts").read_text().splitlines()
 
 
-def test_it_is_started_again_until_it_is_done_and_each_restart_is_told(tmp_path):
+def test_a_run_is_restarted_until_it_is_done_and_each_restart_is_reported(tmp_path):
     code, errors = supervised(
         tmp_path,
         """
@@ -93,7 +93,7 @@ def test_it_is_started_again_until_it_is_done_and_each_restart_is_told(tmp_path)
 
 
 @pytest.mark.parametrize("code", [1, 43, 130, 5])
-def test_an_end_that_is_final_is_the_last(tmp_path, code):
+def test_a_final_exit_code_is_not_restarted(tmp_path, code):
     returned, errors = supervised(tmp_path, f"verdict.record({code}, 'ConfigError: no')\nsys.exit({code})")
     assert (returned, errors, len(attempts(tmp_path))) == (code, ["ConfigError: no"], 1)
 

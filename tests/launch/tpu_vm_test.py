@@ -88,7 +88,7 @@ def test_stopping_lets_the_run_save():
         (dict(type=""), "convoy launch tpu-vm create: which TPUs? Give --type and --version"),
     ],
 )  # fmt: skip
-def test_what_makes_no_vm_is_told(settings, sentence):
+def test_a_wrong_vm_is_refused(settings, sentence):
     with pytest.raises(ConfigError) as told:
         vm(**settings).create()
     assert str(told.value).startswith(sentence)

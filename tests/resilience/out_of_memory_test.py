@@ -17,14 +17,14 @@ def told(function, **settings):
     return str(error.value)
 
 
-def test_a_devices_memory_is_told_with_what_makes_the_run_smaller():
+def test_a_devices_lack_of_memory_comes_with_advice():
     text = told(lambda: jax.block_until_ready(jnp.zeros(PETABYTES)), train__global_batch_size=48)
     assert text.startswith("a device's memory does not suffice (Out of memory allocating 4503599627370496 bytes).")
     assert "train.accumulate=2, which takes the same batch in more parts" in text
     assert "a smaller train.global_batch_size than 48" in text
 
 
-def test_the_hosts_memory_is_told_with_the_place():
+def test_the_hosts_lack_of_memory_names_the_line():
     text = told(lambda: np.empty(PETABYTES))
     assert text.startswith("this machine's memory does not suffice (out_of_memory_test.py:")
     assert "Unable to allocate" in text and "train.global_batch_size" in text
@@ -50,7 +50,7 @@ def test_another_error_of_a_device_is_left_as_it_is():
         raise jax.errors.JaxRuntimeError("INTERNAL: cannot open the library")
 
 
-def test_what_the_config_does_already_is_not_advised():
+def test_settings_that_the_config_has_are_not_advised():
     before = smaller(runs.config(train__global_batch_size=48))
     assert any("mesh.fsdp=-1" in way and "8 devices" in way for way in before)
     after = smaller(

@@ -70,7 +70,7 @@ def handlers_are_back():
 
 
 @pytest.mark.parametrize(("number", "interrupted"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
-def test_a_signal_is_the_answer_at_the_next_step(number, interrupted):
+def test_a_signal_stops_the_run_at_the_next_step(number, interrupted):
     with Preemption() as preemption:
         assert not preemption.requested()
         os.kill(os.getpid(), number)
@@ -117,7 +117,7 @@ def test_another_thread_than_the_main_one_installs_nothing():
     assert answers == [before, False]
 
 
-def test_exit_codes_say_start_me_again_or_a_person_stopped_this():
+def test_sigterm_is_42_and_sigint_130():
     assert (Preempted.exit_code, Interrupted.exit_code) == (42, 130)
 
 

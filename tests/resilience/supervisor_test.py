@@ -13,12 +13,12 @@ def failure(code: int = 137, cause: str = KILL, step: int = 7, checkpoint: int |
 
 
 @pytest.mark.parametrize("code", [42, 134, 137, 139, 143])
-def test_a_run_that_can_go_on_is_started_again(code):
+def test_a_retried_exit_code_is_restarted(code):
     assert Supervisor(5).after(failure(code)) == Restart(1, 1.0)
 
 
 @pytest.mark.parametrize("code", [0, 1, 43, 130, 2, 255])
-def test_what_would_fail_again_or_was_wanted_is_not(code):
+def test_a_final_exit_code_is_not_restarted(code):
     assert Supervisor(5).after(failure(code)) == Stop(code)
 
 
@@ -45,7 +45,7 @@ def after(*failures: Failure, checkpoint: int | None = 5, **settings):
     return supervisor.after(last)
 
 
-def test_three_failures_alike_without_a_checkpoint_between_are_a_crash_loop():
+def test_three_equal_failures_without_a_checkpoint_between_are_a_crash_loop():
     stop = after(
         failure(139, "killed by SIGSEGV"), failure(139, "killed by SIGSEGV"), failure(139, "killed by SIGSEGV")
     )
