@@ -31,7 +31,7 @@ from engine.checkpoint.retention import read_results
 from engine.checkpoint.saving import CONFIG, DELETED, POSITION, SAVING, STATE, Saver
 from engine.checkpoint.tree_compat import difference, leaves_of, other_folds, with_stored_folds, with_wanted_folds
 from engine.checkpoint.verification import NotInTime, compare, verify
-from engine.cluster import kv_store, processes
+from engine.cluster import group, processes
 from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import CheckpointError
 from engine.run import storage
@@ -243,7 +243,7 @@ class CheckpointStore:
             raise self._too_late(step, [processes.index()]) from error
         except NotInTime as error:
             raise self._too_late(step, [error.process]) from error
-        if missing := kv_store.barrier(f"restore/{self.directory.name}/{step}", max(1.0, end - time.monotonic())):
+        if missing := group.barrier(f"restore/{self.directory.name}/{step}", max(1.0, end - time.monotonic())):
             raise self._too_late(step, missing)
         self._same.add(step)
         return state

@@ -57,7 +57,7 @@ import sys
 from pathlib import Path
 from engine.checkpoint.manifest import MANIFEST
 from engine.checkpoint.verification import verify
-from engine.cluster import cluster_detection, kv_store, processes
+from engine.cluster import cluster_detection, group, kv_store, processes
 from engine.config.errors import ConvoyError
 from tests.checkpoint.verification_test import write_step
 
@@ -65,7 +65,7 @@ processes.initialize(cluster_detection.resolve().who)
 me, step = processes.index(), Path(sys.argv[1]) / "5"
 
 def look(timeout_s=60, late=False):
-    assert kv_store.barrier("look", 60) == []
+    assert group.barrier("look", 60) == []
     read = []
     if late:
         kv_store.get("gave up", 60)
@@ -75,7 +75,7 @@ def look(timeout_s=60, late=False):
     except ConvoyError as error:
         print(type(error).__name__, error)
         kv_store.put("gave up", "")
-    assert kv_store.barrier("looked", 60) == []
+    assert group.barrier("looked", 60) == []
 
 if me == 0:
     write_step(step)
@@ -84,7 +84,7 @@ if me == 0:
     (step / "d" / "1").write_text("short")
 look()
 kv_store.delete("gave up")
-assert kv_store.barrier("deleted", 60) == []
+assert group.barrier("deleted", 60) == []
 look(0.5, late=me == 2)
 if me == 0:
     (step / MANIFEST).unlink()

@@ -39,7 +39,7 @@ from pathlib import Path
 import numpy as np
 from engine.checkpoint.manifest import problems, read_manifest
 from engine.checkpoint.write_manifest import Seal
-from engine.cluster import cluster_detection, kv_store, processes
+from engine.cluster import cluster_detection, group, kv_store, processes
 from engine.config.errors import ConvoyError
 from tests.checkpoint.write_manifest_test import fill
 
@@ -54,7 +54,7 @@ def run(step, *, damage=False, over=False):
     folder = Path(sys.argv[1]) / str(step)
     if me == 0:
         fill(folder)
-    assert kv_store.barrier("filled", 60) == []
+    assert group.barrier("filled", 60) == []
     digests = lambda: np.array([[2**31 + me, 5]], np.uint32) if me == 0 or not damage else np.zeros(1) / (1 // 0)
     seal = Seal(folder, step, f"save/{step}", digests, texts, lambda: not over)
     try:
@@ -68,7 +68,7 @@ def run(step, *, damage=False, over=False):
             print(step, "hashed by the other", list(kv_store.entries(f"save/{step}/files").values()))
     except ConvoyError as error:
         print(step, f"{type(error).__name__}: {error}")
-    assert kv_store.barrier("next", 60) == []
+    assert group.barrier("next", 60) == []
 
 run(1)
 run(2, damage=True)
