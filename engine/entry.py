@@ -244,7 +244,7 @@ def _check_data(facts: Mapping[str, identity.Facts], directory: RunDirectory, ac
         DataError: the training data is, and that is not accepted.
     """
     changed, told = group.run_on_primary(lambda: _data_changes(facts, directory, accept), "the check of the dataset")
-    directory.told += told
+    directory.messages += told
     return changed
 
 

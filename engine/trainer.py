@@ -235,7 +235,7 @@ class Trainer:
     def _poll(self, step: int, feed: TrainFeed) -> None:
         """Polls background work: the lease, and saves that have ended. Called on a timer, not on a step."""
         self.directory.stopwatch.reached(step, feed.wait_s)
-        self.directory.check_lease()
+        self.directory.lease.check()
         if self.checkpoints.has_news:
             with self._phase(SAVING):
                 self.checkpoints.look()

@@ -22,6 +22,7 @@ from engine.config.errors import CheckpointError, RunError
 from engine.config.schema import Config
 from engine.config.text import to_text
 from engine.run.directory import RunDirectory
+from engine.run.lease import ALWAYS_GRANTED, Lease
 
 _ALONE_S = 5.0  # for the save under way, when this process ends by an error of its own
 
@@ -36,7 +37,7 @@ class Checkpointer:
         config_text: the resolved config, stored with each step.
         on_failure: "continue" goes on training after a save that failed, "stop" raises.
         say: called with sentences for the user.
-        may_write: called before anything is written; raises where this job may not any more.
+        lease: of the run directory.
 
     A context manager: it is left when nothing is under way, in bounded time.
     """
@@ -50,10 +51,10 @@ class Checkpointer:
         *,
         on_failure: str = "continue",
         say: Callable[[str], None] = lambda text: None,
-        may_write: Callable[[], None] = lambda: None,
+        lease: Lease = ALWAYS_GRANTED,
     ):
         self.store, self.policy, self.retention = store, policy, retention
-        self._config_text, self._on_failure, self._say, self._may_write = config_text, on_failure, say, may_write
+        self._config_text, self._on_failure, self._say, self._lease = config_text, on_failure, say, lease
         self._failure: StorageError | None = None  # of the newest save that has ended
         self.skipped = 0  # saves that were due while another one was under way
 
@@ -81,19 +82,19 @@ class Checkpointer:
             )
             return False
         self.look()
-        self._may_write()
-        return self.store.save(step, state, position, self._config_text)
+        with self._lease.writing():
+            return self.store.save(step, state, position, self._config_text)
 
     def record(self, step: int, results: Mapping[str, float]) -> None:
         """Writes evaluation results beside a step, for retention and for the list of checkpoints.
 
         On a disk that refuses them they wait for the next ones, with which they are written.
         """
-        self._may_write()
-        try:
-            self.retention.record(step, results)
-        except RunError as error:
-            self._say(f"warning: {error}")
+        with self._lease.writing():
+            try:
+                self.retention.record(step, results)
+            except RunError as error:
+                self._say(f"warning: {error}")
 
     def results(self, step: int) -> Mapping[str, float]:
         """The evaluation results of a step, from this attempt or an earlier one."""
@@ -161,12 +162,12 @@ class Checkpointer:
             self._failure = error
             return error
         if saved is not None:
-            self._may_write()
             self._failure = None
-            with contextlib.suppress(RunError):  # was told
-                self.retention.flush()
-            for step in self.retention.to_delete(self.store.steps()):
-                self.store.delete(step)
+            with self._lease.writing():
+                with contextlib.suppress(RunError):  # was told
+                    self.retention.flush()
+                for step in self.retention.to_delete(self.store.steps()):
+                    self.store.delete(step)
         for text in self.store.not_deleted():
             self._say(f"warning: {text}")
         return None
@@ -178,15 +179,12 @@ def build_checkpointer(
     """Returns the checkpointer of an attempt; `dataset_size` examples are an epoch."""
     checkpoint, path = config.checkpoint, directory.checkpoints
 
-    def may_write() -> None:
-        directory.check_lease(look=True)
-
     return Checkpointer(
-        CheckpointStore(path, timeout_s=checkpoint.timeout.seconds, may_write=may_write),
+        CheckpointStore(path, timeout_s=checkpoint.timeout.seconds, lease=directory.lease),
         SavePolicy(checkpoint.every, config.train.global_batch_size, dataset_size, total_steps),
         Retention(path, checkpoint.keep_latest, checkpoint.best, checkpoint.best_mode, checkpoint.keep_best),
         to_text(config),
         on_failure=checkpoint.on_failure,
         say=say,
-        may_write=may_write,
+        lease=directory.lease,
     )

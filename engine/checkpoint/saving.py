@@ -21,7 +21,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from engine.checkpoint.manifest import sync_folder
 from engine.checkpoint.write_manifest import HASHED, Seal
 from engine.cluster import kv_store, processes
 from engine.run import storage
+from engine.run.lease import ALWAYS_GRANTED, Lease
 
 MARKER = "commit_success.txt"  # every part is written
 WRITTEN = "written"  # the folder of keys in which each process but the first says that it has written its part
@@ -81,14 +82,13 @@ class Saver:
     Args:
         directory: where the step directories lie.
         timeout_s: seconds from the start of a save to its end, whatever the storage does.
-        may_write: called, in the writing thread, before anything is removed and before a step appears; raises where
-            another job writes here by now.
+        lease: of the run directory, verified before anything is removed and before a step appears.
 
     With several processes, all call `free` and `start` at the same steps.
     """
 
-    def __init__(self, directory: Path, timeout_s: float, may_write: Callable[[], None] = lambda: None):
-        self.directory, self.timeout_s, self._may_write = directory, timeout_s, may_write
+    def __init__(self, directory: Path, timeout_s: float, lease: Lease = ALWAYS_GRANTED):
+        self.directory, self.timeout_s, self._lease = directory, timeout_s, lease
         self._save: _Save | None = None  # the newest
         self._told = True  # whether its end was asked for
         self._writer: storage.Background | None = None  # the thread of the newest
@@ -283,7 +283,7 @@ class Saver:
         Args:
             save: the one that is to be written now.
         """
-        self._may_write()
+        self._lease.verify()
         others = processes.count() - 1
         self._in_doubt = [s for s in self._in_doubt if len(kv_store.entries(f"{s.key}/{WRITTEN}")) < others]
         kept = [s.folder for s in (*self._in_doubt, save) if s is not None]
@@ -316,7 +316,7 @@ class Saver:
                 save.seal.write(lambda: setattr(save, "stage", ""))
         except Exception as error:
             return arrays.words_of(error)
-        self._may_write()
+        self._lease.verify()
         target, old = self.directory / str(save.step), save.folder.with_suffix(DELETED)
         with save.lock:  # a save that was abandoned in the meantime must not appear
             if save.done.is_set():

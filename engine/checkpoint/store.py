@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from engine.cluster import group, processes
 from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import CheckpointError
 from engine.run import storage
+from engine.run.lease import ALWAYS_GRANTED, Lease
 
 TIMEOUT_S = 600.0  # for a save or a restore, as checkpoint.timeout says too
 LOOK_S = 10.0  # for looks at the directory
@@ -65,7 +66,7 @@ class CheckpointStore:
         directory: where the step directories lie; made if it is missing.
         read_only: look and restore only. Needs no write access and leaves what another process is writing alone.
         timeout_s: seconds that a save or a restore may take.
-        may_write: as of the `Saver`.
+        lease: of the run directory.
 
     Raises:
         CheckpointError: the directory cannot be made or read.
@@ -80,7 +81,7 @@ class CheckpointStore:
         *,
         read_only: bool = False,
         timeout_s: float = TIMEOUT_S,
-        may_write: Callable[[], None] = lambda: None,
+        lease: Lease = ALWAYS_GRANTED,
     ):
         self.directory, self._timeout_s = Path(directory).absolute(), timeout_s
         self._same: set[int] = set()  # steps on disk that hold what this run would save again
@@ -89,9 +90,9 @@ class CheckpointStore:
         self._deletions = itertools.count(1)
         self._saver: Saver | None = None
         if not read_only:
-            self._open(may_write)
+            self._open(lease)
 
-    def _open(self, may_write: Callable[[], None]) -> None:
+    def _open(self, lease: Lease) -> None:
         """Finds the directory writable, in every process; the first one removes leftovers."""
         try:
             storage.probe(self.directory)
@@ -105,7 +106,7 @@ class CheckpointStore:
                 f"{self.directory}: cannot be opened for writing ({error.strerror or error}). Allow writing there, or "
                 "choose another place with --workdir=DIR."
             ) from error
-        self._saver = Saver(self.directory, self._timeout_s, may_write)
+        self._saver = Saver(self.directory, self._timeout_s, lease)
         if processes.is_primary():
             for path in leftovers:
                 self._deleting[path] = storage.Background(lambda path=path: shutil.rmtree(path), "leftover")

@@ -66,7 +66,7 @@ class Reporter:
         self._summarise = summarise
         self._progress = Progress(self._mode, total_steps, first_step) if self._tells else None
         self._tell(step=first_step, total_steps=total_steps)
-        for text in self._directory.told:
+        for text in self._directory.messages:
             self.message(text)
 
     def row(self, row: dict[str, float]) -> None:
@@ -129,7 +129,7 @@ class Reporter:
         self._status = dataclasses.replace(self._status, **changes)
         if self._tells:
             try:
-                status.write(self._directory.status, self._status, self._directory.check_lease)
+                status.write(self._directory.status, self._status, self._directory.lease)
             except LeaseLost:  # it is another job's status now; the loop ends by this error itself
                 pass
             except RunError as error:  # a full disk: before the start it is refused, later on the run goes on

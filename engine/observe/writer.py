@@ -29,6 +29,7 @@ from engine.config.errors import RunError
 from engine.run import json_text
 from engine.run.directory import RunDirectory
 from engine.run.jsonl import open_whole
+from engine.run.lease import ALWAYS_GRANTED, Lease
 from engine.run.log import logger
 
 type Row = Mapping[str, float]
@@ -49,22 +50,19 @@ def metrics_of(row: Row) -> dict[str, float]:
 class MetricWriter:
     """Writes blocks of rows in the order in which they were pushed. A context manager."""
 
-    def __init__(
-        self, path_jsonl: Path | None, tensorboard_dir: Path | None, may_write: Callable[[], None] = lambda: None
-    ):
+    def __init__(self, path_jsonl: Path | None, tensorboard_dir: Path | None, lease: Lease = ALWAYS_GRANTED):
         """
         Args:
             path_jsonl: the file that lines are added to; made when it is not there. None writes none: in a run of
                 several processes each makes the rows, and the first one writes them.
             tensorboard_dir: folder of the event files; None writes none.
-            may_write: called on the thread before whatever it does, and again before the rows of a block are written:
-                to make them may take long. What it raises is raised by `push`; as long as it raises, nothing is
-                written.
+            lease: checked before each block runs, and again before its rows are written: to make them may take long.
+                `push` raises LeaseLost once it is lost, and nothing is written then.
 
         Raises:
             RunError: the file cannot be opened for writing.
         """
-        self._path, self._may_write = path_jsonl, may_write
+        self._path, self._lease = path_jsonl, lease
         self._error: BaseException | None = None
         self._raised = False  # whether the error was raised
         self._closed = False
@@ -160,11 +158,11 @@ class MetricWriter:
             self._error = self._error or error
 
     def _write(self, block: Block) -> None:
-        self._may_write()
+        self._lease.check()
         rows = block()
         if not rows:
             return
-        self._may_write()
+        self._lease.check()
         if self._path is not None:
             self._left += "".join(json_text.dumps(row) + "\n" for row in rows).encode()
             self._write_left(self._path)
@@ -204,7 +202,7 @@ class MetricWriter:
             logger.warning(f"{path}: metrics cannot be written ({words}). {what}; training goes on. Free space there.")
 
     def _flush_events(self) -> None:
-        self._may_write()
+        self._lease.check()
         self._write_events(_Events.flush)
 
     def _write_the_rest(self) -> None:
@@ -224,7 +222,7 @@ def open_writer(directory: RunDirectory, tensorboard: bool) -> MetricWriter:
     """Returns the writer of a run's metric files; in a process that is not the primary it writes nothing."""
     if not processes.is_primary():
         return MetricWriter(None, None)
-    return MetricWriter(directory.metrics, directory.tensorboard if tensorboard else None, directory.check_lease)
+    return MetricWriter(directory.metrics, directory.tensorboard if tensorboard else None, directory.lease)
 
 
 class _Events:

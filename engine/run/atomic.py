@@ -1,7 +1,6 @@
-"""Small text files that are replaced in one piece.
+"""Small text files that are replaced atomically.
 
-Owns: `write_text`. A reader sees the old text or the new one, never a part, also when the writer is killed. Does not
-own: files that grow (`jsonl.py`, `log.py`).
+A reader sees the old text or the new one, never a part of it, also if the writer is killed.
 """
 
 import errno
@@ -17,17 +16,16 @@ from engine.mounts import shown
 _TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN}
 
 
-def write_text(path: Path, text: str, may_write: Callable[[], None] = lambda: None) -> None:
-    """Replaces the file `path` by `text`: written beside it, made durable, renamed.
+def write_text(path: Path, text: str, before_rename: Callable[[], None] = lambda: None) -> None:
+    """Replaces the file `path`: writes a temporary file beside it, syncs that, and renames it.
 
-    Threads may write the same path at once; the last rename wins. A writer that is killed leaves the old file, and at
+    Several threads may write the same path; the last rename wins. A writer that is killed leaves the old file and at
     worst a `.tmp` file beside it.
 
     Args:
         path: the file.
         text: its new content.
-        may_write: called just before the rename, which the disk may have held up for long; what it raises leaves the
-            old file.
+        before_rename: called once the text is on disk, which may take long. If it raises, the old file stays.
 
     Raises:
         RunError: the file cannot be written.
@@ -39,7 +37,7 @@ def write_text(path: Path, text: str, may_write: Callable[[], None] = lambda: No
             file.flush()
             os.fsync(file.fileno())
         try:
-            may_write()
+            before_rename()
         except BaseException:
             beside.unlink()
             raise
@@ -49,9 +47,9 @@ def write_text(path: Path, text: str, may_write: Callable[[], None] = lambda: No
 
 
 def cannot_write(path: Path, error: OSError) -> RunError:
-    """Returns the sentence for a file or folder of the run that the system refused to write.
+    """Returns the error for a file or folder of the run that the system refused to write.
 
-    Its exit code says "start me again" where the storage is in trouble, and not the user's path or rights wrong.
+    Its exit code asks for a restart if the storage has failed, not if the user's path or permissions are wrong.
     """
     refused = RunError(
         f"{shown(path)}: cannot be written ({error.strerror or error}). "

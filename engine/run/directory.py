@@ -1,18 +1,14 @@
-"""The directory of one run: where each of its files lies, and how it is opened.
+"""The directory of one run: the paths of its files, and how an attempt opens it.
 
-Owns: the layout, the check that it can be written, moving an earlier run aside, the count of attempts. Does not own:
-who may write there (`lease.py`), what stands in the files (`status.py`, `log.py`, `config/text.py`, `observe/`,
-`checkpoint/`).
-
-Terms. *Run*: one working directory. *Attempt*: one start of a run, counted from 1.
+A *run* is one working directory. An *attempt* is one start of a run, counted from 1.
 
     config.txt      the resolved config, one `name: value` a line
-    data.json       what the datasets were, by which a resume on others is noticed
+    data.json       what the datasets were, so that a resume on other data is detected
     status.json     state, step, reason, exit code, final metrics
     metrics.jsonl   one line a logged step
     goodput.jsonl   where the time went
     log.txt         what was printed, with times
-    lease/          who writes here
+    lease/          which process may write here
     examples/       which examples each step consumed, with log.examples
     stacks/         where every thread was when the run hung
     bad_examples/   which examples could not be read, with data.on_error=skip
@@ -30,31 +26,31 @@ from engine.config.errors import RunError
 from engine.config.schema import Config
 from engine.mounts import local_path, shown
 from engine.run import lease, status, storage
-from engine.run.atomic import cannot_write, write_text
+from engine.run.atomic import cannot_write
 from engine.run.goodput import Stopwatch
 from engine.run.lease import Lease, LeaseLost
 
 
 class RunDirectory:
-    """Paths of a run. Making the object mounts a bucket at most; `open` prepares the directory for training.
+    """Paths of a run. Constructing it mounts a bucket at most; `open` prepares the directory for training.
 
-    What `open` returned is a context manager: it ends what `open` began, by `close`.
+    The directory that `open` returns is a context manager, whose exit calls `close`.
     """
 
     def __init__(self, path: str | os.PathLike):
         """
         Args:
-            path: the directory, which need not exist; or its address in a bucket, which is mounted now.
+            path: the directory, which need not exist, or its address in a bucket, which is mounted now.
 
         Raises:
             RunError: the bucket cannot be mounted.
         """
         self.path = local_path(path)
-        self.attempt = 0  # number of this start; 0 while the directory is only looked at
+        self.attempt = 0  # number of this start; 0 if the directory is only read
         self.moved_to: Path | None = None  # where `open(fresh=True)` put the earlier run
-        self.told: list[str] = []  # sentences for the user about how it was opened
-        self.stopwatch = Stopwatch()  # of this attempt; before `open` it tells nobody
-        self._lease: Lease | None = None  # in the first process, from `open` to `close`
+        self.messages: list[str] = []  # for the user, about how it was opened
+        self.stopwatch = Stopwatch()  # of this attempt; before `open` it writes nothing
+        self.lease: Lease = lease.ALWAYS_GRANTED  # in the primary, the lease of this job from `open` to `close`
         self.config = self.path / "config.txt"
         self.data = self.path / "data.json"
         self.status = self.path / "status.json"
@@ -73,15 +69,14 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str | os.PathLike, fresh: bool = False, began: float | None = None) -> "RunDirectory":
-        """Prepares a directory for one attempt: made, found writable, its lease taken, attempt counted.
+        """Prepares a directory for one attempt: creates it, checks that it is writable, takes its lease.
 
-        In a run of several processes the first one does it; the others wait, and must then see the same folder. It is
-        this job's until `close`.
+        The primary does it. The other processes wait, and must then see the same folder. The directory belongs to
+        this job until `close`.
 
         Args:
-            path: the directory; made with its parents when it is not there.
-            fresh: an earlier run there is not continued but moved to `<path>.old-N`, which `moved_to` then holds.
-                Nothing is ever deleted.
+            path: the directory; created with its parents if it is missing.
+            fresh: move an earlier run to `<path>.old-N`, which `moved_to` then holds. Nothing is ever deleted.
             began: monotonic seconds at which the attempt began; None: now.
 
         Raises:
@@ -98,12 +93,11 @@ class RunDirectory:
         return run
 
     def close(self) -> None:
-        """Ends this attempt: another job may write here from now on. A second call does nothing."""
-        if self._lease is not None:
-            with suppress(LeaseLost):  # then nothing more may be written
-                self._lease.check()
-                self.stopwatch.close()
-            self._lease.release()
+        """Ends this attempt: another job may write here afterwards. A second call does nothing."""
+        with suppress(LeaseLost):  # then nothing more may be written
+            self.lease.check()
+            self.stopwatch.close()
+        self.lease.release()
 
     def __enter__(self) -> "RunDirectory":
         return self
@@ -111,29 +105,20 @@ class RunDirectory:
     def __exit__(self, *exception) -> None:
         self.close()
 
-    def check_lease(self, look: bool = False) -> None:
-        """Raises LeaseLost when another job has taken over this directory: nothing more may be written then.
-
-        Args:
-            look: look at the disk now, as before a save; without it, what a thread saw in the last seconds counts.
-        """
-        if self._lease is not None:
-            self._lease.verify() if look else self._lease.check()
-
     def _prepare(self, fresh: bool, began: float | None) -> int:
-        """Makes it this job's; returns the number of the attempt."""
+        """Takes the lease; returns the number of the attempt."""
         self._make()
-        self._lease = lease.acquire(self.path / "lease")
+        self.lease = lease.acquire(self.path / "lease")
         try:
-            if self._lease.told:
-                self.told.append(self._lease.told)
+            if self.lease.takeover:
+                self.messages.append(self.lease.takeover)
             if fresh and self.is_used():
                 self._begin_afresh()
             attempt = status.read(self.status).attempt + 1 if self.status.exists() else 1
             self.stopwatch = Stopwatch(self.goodput, attempt, began)
             return attempt
         except BaseException:
-            self._lease.release()
+            self.lease.release()
             raise
 
     def _make(self) -> None:
@@ -150,9 +135,9 @@ class RunDirectory:
             raise cannot_write(self.path, error) from error
 
     def _begin_afresh(self) -> None:
-        """Moves the earlier run aside; the lease, which belongs to the place and not to the run, comes back."""
+        """Moves the earlier run aside. The lease belongs to the path, not to the run, so it is moved back."""
         self.moved_to = _move_aside(self.path)
-        self.told.append(f"the earlier run was moved to {shown(self.moved_to)}")
+        self.messages.append(f"the earlier run was moved to {shown(self.moved_to)}")
         self._make()
         try:
             (self.moved_to / "lease").rename(self.path / "lease")
@@ -172,7 +157,7 @@ class RunDirectory:
         return self.config.exists()
 
     def is_used(self) -> bool:
-        """Whether anything of an earlier start lies here, which `open(fresh=True)` would move aside."""
+        """Whether files of an earlier start are here, which `open(fresh=True)` would move aside."""
         return any(part.exists() for part in self._parts())
 
     @property
@@ -201,18 +186,14 @@ class RunDirectory:
             raise RunError(f"{self.config}: cannot be read ({error.strerror}).") from error
 
     def write_config_text(self, text: str) -> None:
-        """Stores the resolved config, in one piece; of several processes, the first one does.
-
-        Raises:
-            RunError: it cannot be written.
-        """
+        """Stores the resolved config; the primary writes it. Raises RunError."""
         if processes.is_primary():
-            write_text(self.config, text)
+            self.lease.replace_text(self.config, text)
 
     def write_data_text(self, text: str) -> None:
-        """Stores what the datasets are, as the config. Raises RunError."""
+        """Stores what the datasets are; the primary writes it. Raises RunError."""
         if processes.is_primary():
-            write_text(self.data, text)
+            self.lease.replace_text(self.data, text)
 
 
 def default_workdir(config: Config) -> Path:

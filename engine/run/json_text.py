@@ -1,15 +1,21 @@
 """Values of a run as JSON that every reader accepts.
 
-JSON has no NaN and no infinity: they are written as the text "NaN", "Infinity" and "-Infinity", which `float(text)`
-reads back.
+JSON has no NaN and no infinity, so they are written as the text "NaN", "Infinity" and "-Infinity". The line stays
+valid, and `float(text)` returns the number. A null would not tell which of them it was.
 """
 
 import json
 import math
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 from engine.config.errors import RunError
 from engine.types import Json
+
+
+def now() -> str:
+    """Returns the time as ISO text in UTC: `2025-01-31T12:00:00.123+00:00`."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def dumps(value: object, *, indent: int | None = None) -> str:

@@ -1,16 +1,10 @@
-"""One writer at a time: the lease of a run directory, which one process holds and shows to be alive.
-
-Owns: the folder `lease/` of a run, how a lease is got, kept, lost and given back. Does not own: whether a process lives
-(`owner.py`), or who asks before writing (`trainer.py`).
+"""The lease of a run directory: which process may write there.
 
 A lease is the file of the highest number, `lease/<number>.json`: its owner, and a counter that a thread of the owner
-moves. It is taken by making the file of the next number, which exactly one of several processes can (O_EXCL), also on a
-shared file system. The file of the highest number is never removed, so that one who looked a moment ago makes a number
-that is too low, sees it, and withdraws. Clocks of hosts are never compared: an owner that cannot be seen from here is
-given up when its counter has not moved for `STALE_S` seconds of the observer's own monotonic clock.
-
-Terms. *Stale*: left by a process that is no more. *Beat*: one move of the counter. *Lost*: taken by another process,
-after this one was stopped for long (a suspended machine, SIGSTOP); it must not write any more.
+increments. It is taken by creating the file of the next number (O_EXCL), which exactly one of several processes can do,
+also on a shared file system. The file of the highest number is never removed: a process that listed the folder a moment
+ago creates a number that is too low, sees that, and withdraws. Clocks of hosts are never compared: an owner that cannot
+be seen from here loses its lease when its counter has not changed for `STALE_S` seconds of the observer's clock.
 """
 
 import json
@@ -18,19 +12,20 @@ import os
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from engine.config.errors import ConvoyError, RunError
 from engine.mounts import shown
-from engine.run.atomic import cannot_write
+from engine.run.atomic import cannot_write, write_text
 from engine.run.owner import Owner, is_alive
 
-BEAT_S = 2.0  # between two moves of the counter
-STALE_S = 20.0  # without a move, of an owner that cannot be seen: ten beats
+HEARTBEAT_S = 2.0  # between two increments of the counter
+STALE_S = 20.0  # without an increment, of an owner that cannot be seen: ten heartbeats
 GRACE_S = 5.0  # for an owner on this host that is about to end
-LOOK_S = 5.0  # the longest that a save waits for a look at the lease: storage may hang
+VERIFY_S = 5.0  # the longest that a writer waits until the lease is verified: storage may hang
 _POLL_S = 0.1
 _RELEASED = "released"
 
@@ -41,14 +36,14 @@ class LeaseLost(ConvoyError):
 
 @dataclass(frozen=True)
 class _Record:
-    """What a lease file says; `owner` is None where it cannot be read, as of a process killed while it wrote."""
+    """The content of a lease file. `owner` is None if it cannot be parsed: its process was killed while it wrote."""
 
     owner: Owner | None
     released: bool
 
 
 def _text(owner: Owner, beat: int | str) -> str:
-    """The content of a lease file, of the same length at each beat, so that it is overwritten in place."""
+    """Returns the text of a lease file. Its length is constant, so that it can be overwritten in place."""
     return json.dumps({**asdict(owner), "beat": f"{beat:>12}"}, indent=1) + "\n"
 
 
@@ -62,80 +57,111 @@ def _parse(text: str) -> _Record:
 
 
 class Lease:
-    """A lease that this process holds; a thread keeps it until `release`. Made by `acquire`.
+    """Permission to write in a run directory; whatever changes the directory asks it.
+
+    This class always grants it. It is the lease of processes that are not the primary, and of tests. A job gets one
+    that can be lost from `acquire`.
+    """
+
+    takeover = ""  # why it could be taken from another owner, a sentence; "" where the directory was free
+
+    def check(self) -> None:
+        """Raises LeaseLost if the lease is known to be lost. Cheap: for the loop, and for files that grow."""
+
+    def verify(self) -> None:
+        """Reads the lease on disk and raises LeaseLost if it is lost. May take `VERIFY_S` seconds."""
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Verifies the lease; then the block may create, replace, rename and remove files of the run."""
+        self.verify()
+        yield
+
+    def replace_text(self, path: Path, text: str) -> None:
+        """Replaces a small file (`atomic.write_text`), if the lease is still held when the text is on disk."""
+        write_text(path, text, self.check)
+
+    def release(self) -> None:
+        """Gives the lease back, unless it is lost. A second call does nothing."""
+
+
+ALWAYS_GRANTED = Lease()
+
+
+class OwnedLease(Lease):
+    """A lease that this process owns. A thread renews it until `release`. `acquire` makes it.
 
     Args:
         path: its file.
-        owner: as it stands there.
-        told: why it could be taken from another owner, a sentence; "" where it was free.
-        beat_s: seconds between two moves of the counter.
+        owner: as written in the file.
+        takeover: as for `Lease`.
+        heartbeat_s: seconds between two increments of the counter.
     """
 
-    def __init__(self, path: Path, owner: Owner, told: str, beat_s: float = BEAT_S):
-        self.path, self.owner, self.told, self._beat_s = path, owner, told, beat_s
+    def __init__(self, path: Path, owner: Owner, takeover: str, heartbeat_s: float = HEARTBEAT_S):
+        self.path, self.owner, self.takeover, self._heartbeat_s = path, owner, takeover, heartbeat_s
         self._lost: str | None = None  # the sentence
         self._released = False
-        self._asked = threading.Event()
-        self._turn = threading.Condition()
-        self._begun = self._ended = 0  # looks
-        self._looked_at = self._asked_at = _awake_or_not()  # when the last whole look began, and the last question
-        self._thread = threading.Thread(target=self._keep, daemon=True, name="lease")
+        self._wake = threading.Event()
+        self._changed = threading.Condition()
+        self._started = self._finished = 0  # numbers of verifications
+        self._verified_at = self._checked_at = _boottime()  # start of the last successful one, and the last check
+        self._thread = threading.Thread(target=self._renew, daemon=True, name="lease")
         self._thread.start()
 
     def check(self) -> None:
         """Raises LeaseLost if the lease is known to be lost.
 
-        It waits for no disk but when nobody has looked or asked for long: then this process may have been stopped, and
-        whatever thread of it wakes first looks before it writes.
+        It waits for the disk only if nothing was verified or checked for long. The process may have been stopped
+        (SIGSTOP, a suspended machine), and the first thread that wakes must verify before it writes.
         """
-        now = _awake_or_not()
-        if now - max(self._looked_at, self._asked_at) > STALE_S / 2:
+        now = _boottime()
+        if now - max(self._verified_at, self._checked_at) > STALE_S / 2:
             self.verify()
         elif self._lost is not None:
             raise LeaseLost(self._lost)
-        self._asked_at = now
+        self._checked_at = now
 
     def verify(self) -> None:
-        """Looks at the lease now, for `LOOK_S` seconds at most, and raises LeaseLost if it is lost.
+        """Reads the lease on disk and raises LeaseLost if it is lost. Waits for `VERIFY_S` seconds at most.
 
-        Storage that does not answer says nothing about the lease; the write that comes next meets it itself. If this
+        Storage that does not answer proves nothing about the lease: the write that follows will meet it. If this
         process was stopped while it waited, it waits once more.
         """
-        with self._turn:
-            wanted = self._begun + 1  # a look that began earlier may have seen what is no longer so
-            self._asked.set()
-            began = _awake_or_not()
+        with self._changed:
+            wanted = self._started + 1  # a verification that started earlier may have read an older state
+            self._wake.set()
+            began = _boottime()
             for _ in range(2):
-                known = self._turn.wait_for(lambda: self._ended >= wanted or self._lost is not None, LOOK_S)
-                if known or _awake_or_not() - began < 2 * LOOK_S:
+                known = self._changed.wait_for(lambda: self._finished >= wanted or self._lost is not None, VERIFY_S)
+                if known or _boottime() - began < 2 * VERIFY_S:
                     break
         if self._lost is not None:
             raise LeaseLost(self._lost)
 
     def release(self) -> None:
-        """Gives the lease back, unless it is lost; a second call does nothing."""
         self._released = True
-        self._asked.set()
-        self._thread.join(LOOK_S)
+        self._wake.set()
+        self._thread.join(VERIFY_S)
 
-    def _keep(self) -> None:
-        """The thread: looks and beats until the lease is released or lost."""
+    def _renew(self) -> None:
+        """The thread: verifies and increments until the lease is released or lost."""
         released = False
         while self._lost is None and not released:
-            self._asked.wait(self._beat_s)
-            self._asked.clear()
+            self._wake.wait(self._heartbeat_s)
+            self._wake.clear()
             released = self._released
-            with self._turn:
-                self._begun += 1
-            now = _awake_or_not()
-            with suppress(OSError):  # storage in trouble: tried again at the next beat
-                self._look_and_beat(_RELEASED if released else self._begun)
-                self._looked_at = now
-            with self._turn:
-                self._ended = self._begun
-                self._turn.notify_all()
+            with self._changed:
+                self._started += 1
+            now = _boottime()
+            with suppress(OSError):  # storage in trouble: tried again at the next heartbeat
+                self._verify_and_increment(_RELEASED if released else self._started)
+                self._verified_at = now
+            with self._changed:
+                self._finished = self._started
+                self._changed.notify_all()
 
-    def _look_and_beat(self, beat: int | str) -> None:
+    def _verify_and_increment(self, beat: int | str) -> None:
         newest, text = _newest(self.path.parent)
         if newest == 0 and not self.path.parent.is_dir():
             return  # moved away or not mounted: nobody took it, and a save, which makes no run directory, will fail
@@ -151,33 +177,35 @@ class Lease:
         _overwrite(self.path, _text(self.owner, beat))
 
 
-def acquire(folder: Path, *, beat_s: float = BEAT_S, stale_s: float = STALE_S, grace_s: float = GRACE_S) -> Lease:
-    """Takes the lease of a run directory; at once where it is free, its owner is gone, or the token is the same.
+def acquire(
+    folder: Path, *, heartbeat_s: float = HEARTBEAT_S, stale_s: float = STALE_S, grace_s: float = GRACE_S
+) -> OwnedLease:
+    """Takes the lease of a run directory, at once if it is free, its owner is dead, or the token is the same.
 
     Args:
-        folder: `lease/` in the run directory, made if it is missing.
-        beat_s, stale_s, grace_s: as the constants of this file.
+        folder: `lease/` in the run directory; created if it is missing.
+        heartbeat_s, stale_s, grace_s: as the constants of this file.
 
     Raises:
-        RunError: another job holds it, named with what to do; or the folder cannot be written.
+        RunError: another job owns it; the sentence names the job and what to do. Or the folder cannot be written.
     """
     run, me = folder.parent, Owner()
     try:
         folder.mkdir(exist_ok=True)
         while True:
             number, text = _newest(folder)
-            told = "" if number == 0 else _wait_until_free(folder, number, text, me, stale_s, grace_s)
-            if told is not None and _claim(folder, number + 1, _text(me, 0)):
-                return Lease(folder / f"{number + 1}.json", me, told, beat_s)
+            takeover = "" if number == 0 else _wait_until_free(folder, number, text, me, stale_s, grace_s)
+            if takeover is not None and _claim(folder, number + 1, _text(me, 0)):
+                return OwnedLease(folder / f"{number + 1}.json", me, takeover, heartbeat_s)
     except OSError as error:
         raise cannot_write(run, error) from error
 
 
 def _wait_until_free(folder: Path, number: int, text: str, me: Owner, stale_s: float, grace_s: float) -> str | None:
-    """Returns why a lease may be taken, "" for one that was given back; None when it is no longer the newest.
+    """Returns why a lease may be taken, "" if it was released; None if it is no longer the newest.
 
     Raises:
-        RunError: its owner lives.
+        RunError: its owner is alive.
     """
     run, first, start, record = folder.parent, text, time.monotonic(), _parse(text)
     watched = False
@@ -217,7 +245,7 @@ def _name(owner: Owner | None) -> str:
 
 
 def _newest(folder: Path) -> tuple[int, str]:
-    """The highest number and what its file says; (0, "") where there is none."""
+    """Returns the highest number and the text of its file; (0, "") if there is none."""
     while True:
         names = (entry.name.removesuffix(".json") for entry in folder.iterdir()) if folder.is_dir() else ()
         number = max((int(name) for name in names if name.isdecimal()), default=0)
@@ -225,12 +253,12 @@ def _newest(folder: Path) -> tuple[int, str]:
             return 0, ""
         try:
             return number, (folder / f"{number}.json").read_text(encoding="utf-8")
-        except FileNotFoundError:  # somebody took the next number and removed this one
+        except FileNotFoundError:  # another process took the next number and removed this one
             time.sleep(0.01)
 
 
 def _claim(folder: Path, number: int, text: str) -> bool:
-    """Makes the file of a number; whether this process did, and it is the highest."""
+    """Creates the file of a number. Returns whether this process created it and it is the highest."""
     path = folder / f"{number}.json"
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
@@ -252,13 +280,13 @@ def _claim(folder: Path, number: int, text: str) -> bool:
     return True
 
 
-def _awake_or_not() -> float:
-    """Seconds that also count while the machine is suspended, where its system tells them."""
+def _boottime() -> float:
+    """Seconds since boot, including suspended time where the system provides it."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _overwrite(path: Path, text: str) -> None:
-    """Writes over a file that is there, and makes none: it may have been removed by one who took the lease."""
+    """Overwrites an existing file and creates none: the process that took the lease may have removed it."""
     descriptor = os.open(path, os.O_WRONLY)
     try:
         os.pwrite(descriptor, text.encode(), 0)

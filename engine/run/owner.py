@@ -17,7 +17,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.run.status import now
+from engine.run.json_text import now
 
 TOKEN = "CONVOY_RUN_TOKEN"
 """Names the variable by which the processes of one job know each other, over restarts too."""

@@ -12,22 +12,17 @@ import dataclasses
 import json
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 from engine.config.errors import RunError
 from engine.run import json_text
-from engine.run.atomic import write_text
+from engine.run.json_text import now
+from engine.run.lease import ALWAYS_GRANTED, Lease
 
 RUNNING = ("starting", "training", "evaluating")
 ENDED = ("done", "failed", "preempted", "interrupted")
-
-
-def now() -> str:
-    """Returns the time as ISO text in UTC: `2025-01-31T12:00:00.123+00:00`."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +50,17 @@ class Status:
             raise RunError(f"state {self.state!r} is unknown. Allowed: {', '.join(RUNNING + ENDED)}.")
 
 
-def write(path: Path, status: Status, may_write: Callable[[], None] = lambda: None) -> Status:
+def write(path: Path, status: Status, lease: Lease = ALWAYS_GRANTED) -> Status:
     """Writes `status` with `updated` set to now, in one piece; returns what was written.
 
-    It waits for the disk, so while the loop runs it belongs on the writer's thread. `may_write` is called last before
-    the file is replaced, and what it raises leaves the old one.
+    It waits for the disk, so while the loop runs it belongs on the writer's thread.
 
     Raises:
+        LeaseLost: another job has taken over the run; its status stays.
         RunError: the file cannot be written.
     """
     status = dataclasses.replace(status, updated=now())
-    write_text(path, json_text.dumps(dataclasses.asdict(status), indent=2) + "\n", may_write)
+    lease.replace_text(path, json_text.dumps(dataclasses.asdict(status), indent=2) + "\n")
     return status
 
 

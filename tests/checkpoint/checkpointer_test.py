@@ -13,9 +13,20 @@ from engine.checkpoint.retention import Retention
 from engine.checkpoint.store import CheckpointStore, StorageError
 from engine.config.duration import Duration
 from engine.run import storage
-from engine.run.lease import LeaseLost
+from engine.run.lease import Lease, LeaseLost
 
 TOTAL = 10
+
+
+class LostLease(Lease):
+    """The lease of a job whose run directory another job has taken over."""
+
+    def __init__(self, lost=True):
+        self.lost = lost
+
+    def verify(self):
+        if self.lost:
+            raise LeaseLost("another job has taken over this run.")
 
 
 @pytest.fixture
@@ -75,10 +86,7 @@ def test_a_step_is_saved_by_force_between_two_that_are_due_and_only_once(make):
 
 
 def test_nothing_is_written_where_this_job_may_not_any_more(make, tmp_path):
-    def taken():
-        raise LeaseLost("another job has taken over this run.")
-
-    subject = make(may_write=taken)
+    subject = make(lease=LostLease())
     assert not save(subject, 1)  # nothing is due
     with pytest.raises(LeaseLost):
         save(subject, 3)
@@ -88,16 +96,11 @@ def test_nothing_is_written_where_this_job_may_not_any_more(make, tmp_path):
 
 
 def test_after_another_job_took_over_no_older_step_is_dropped(make):
-    taken = []
-
-    def may_write():
-        if taken:
-            raise LeaseLost("another job has taken over this run.")
-
-    subject = make(keep_latest=1, may_write=may_write)
+    lease = LostLease(lost=False)
+    subject = make(keep_latest=1, lease=lease)
     assert save(subject, 3) and save(subject, 6)
     subject.store.free(wait=True)
-    taken.append(True)
+    lease.lost = True
     with pytest.raises(LeaseLost):
         subject.look()
     assert subject.store.steps() == [3, 6]

@@ -15,7 +15,7 @@ import pytest
 
 from engine.checkpoint.saving import Saver
 from engine.run import storage
-from engine.run.lease import LeaseLost
+from engine.run.lease import Lease, LeaseLost
 
 LONG = 60.0
 
@@ -142,13 +142,14 @@ def test_a_job_that_has_lost_its_directory_takes_nothing_away_from_the_next_one(
     (tmp_path / "1").mkdir()
     asked = []
 
-    def may_write():
-        asked.append(True)
-        if len(asked) >= questions:
-            (tmp_path / "2.1.saving").mkdir(exist_ok=True)
-            raise LeaseLost("another job has taken over this run")
+    class LostLease(Lease):
+        def verify(self):
+            asked.append(True)
+            if len(asked) >= questions:
+                (tmp_path / "2.1.saving").mkdir(exist_ok=True)
+                raise LeaseLost("another job has taken over this run")
 
-    saver = Saver(tmp_path, LONG, may_write)
+    saver = Saver(tmp_path, LONG, LostLease())
     start(saver, 1)
     saver.wait()
     ended = saver.ended()

@@ -109,9 +109,9 @@ def test_a_job_whose_directory_was_taken_over_leaves_the_others_status_alone(dir
         directory.status.write_text("another job's")
         (directory.path / "lease/9.json").write_text("another job's")
         with contextlib.suppress(LeaseLost):
-            directory.check_lease(look=True)
+            directory.lease.verify()
         reporter.phase("evaluating")
-        directory.check_lease()
+        directory.lease.check()
     assert directory.status.read_text() == "another job's"
     assert [path.name for path in directory.path.iterdir() if path.suffix == ".tmp"] == []
     assert reporter.summary.state == "failed" and "has taken over this run" in reporter.summary.reason

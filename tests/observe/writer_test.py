@@ -16,7 +16,7 @@ from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttribut
 from engine.config.errors import ConvoyError, RunError
 from engine.observe import writer as writer_module
 from engine.observe.writer import MetricWriter
-from engine.run.lease import LeaseLost
+from engine.run.lease import Lease, LeaseLost
 
 
 def a_row(step: int, attempt: int = 1, **values: Any) -> dict[str, Any]:
@@ -76,11 +76,12 @@ def test_after_the_directory_is_another_jobs_nothing_more_is_written_and_push_sa
     monkeypatch.setattr(writer_module, "_FLUSH_S", 1000.0)
     path, lost = tmp_path / "metrics.jsonl", threading.Event()
 
-    def may_write():
-        if lost.is_set():
-            raise LeaseLost("another job")
+    class Lost(Lease):
+        def check(self):
+            if lost.is_set():
+                raise LeaseLost("another job")
 
-    writer = MetricWriter(path, tmp_path / "events", may_write)
+    writer = MetricWriter(path, tmp_path / "events", Lost())
     writer.push(lambda: [a_row(1, loss=0.5)])
     writer.flush()
     writer.push(lambda: [a_row(2, loss=0.25)])  # in the file at once, and for TensorBoard at its next flush

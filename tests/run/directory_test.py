@@ -64,14 +64,15 @@ def test_a_directory_is_one_jobs_until_it_is_closed(tmp_path, monkeypatch):
         for fresh in (False, True):
             with pytest.raises(RunError, match="another job trains here"):
                 RunDirectory.open(tmp_path / "run", fresh=fresh)
-        run.check_lease(look=True)
+        run.lease.verify()
         number = next((tmp_path / "run/lease").iterdir())
         number.rename(number.with_name("9.json"))
         number.with_name("9.json").write_text("")
-        run.check_lease()
+        run.lease.check()
         with pytest.raises(LeaseLost, match="another job has taken over this run"):
-            run.check_lease(look=True)
-    RunDirectory(tmp_path / "run").check_lease(look=True)  # only looked at: nothing to lose
+            run.lease.verify()
+    with RunDirectory(tmp_path / "run").lease.writing():  # not opened: there is no lease to lose
+        pass
 
 
 def test_what_fails_after_the_lease_was_taken_gives_it_back(tmp_path):
@@ -86,7 +87,7 @@ def test_a_directory_that_a_job_left_behind_is_taken_over_and_that_is_told(tmp_p
     gone = dataclasses.replace(Owner(), started="1")
     (tmp_path / "lease/4.json").write_text(json.dumps({**dataclasses.asdict(gone), "beat": "3"}))
     with RunDirectory.open(tmp_path) as run:
-        assert run.told == [f"{gone} has left this run without an end; going on in its place"]
+        assert run.messages == [f"{gone} has left this run without an end; going on in its place"]
 
 
 def test_config_text_comes_back_and_makes_it_a_run(tmp_path):
@@ -106,7 +107,7 @@ def test_fresh_moves_the_earlier_run_aside_and_says_where(tmp_path):
     fresh = afresh(path)
     old = RunDirectory(tmp_path / "run.old-1")
     assert fresh.moved_to == old.path
-    assert fresh.told == [f"the earlier run was moved to {old.path}"]
+    assert fresh.messages == [f"the earlier run was moved to {old.path}"]
     assert (path / "lease/2.json").exists() and not (old.path / "lease").exists()  # the place's, not the run's
     assert old.read_config_text() == "name: digits\n"
     assert status.read(old.status).step == 5

@@ -16,7 +16,7 @@ from engine.run import lease
 from engine.run.lease import LeaseLost, acquire
 from engine.run.owner import TOKEN, Owner
 
-QUICK = {"beat_s": 0.02, "stale_s": 0.5, "grace_s": 0.2}
+QUICK = {"heartbeat_s": 0.02, "stale_s": 0.5, "grace_s": 0.2}
 UNSEEN = {"boot": "another", "host": "elsewhere", "namespace": "pid:[1]", "pid": 1}
 
 
@@ -41,7 +41,7 @@ def test_a_free_directory_is_taken_and_given_back_at_once(folder):
     begin = time.monotonic()
     for number in (1, 2, 3):
         held = acquire(folder)
-        assert (held.told, files(folder)) == ("", [f"{number}.json"])
+        assert (held.takeover, files(folder)) == ("", [f"{number}.json"])
         held.release()
     assert time.monotonic() - begin < 1
 
@@ -76,7 +76,7 @@ def test_a_job_that_is_about_to_end_is_waited_for(folder):
     held = acquire(folder)
     threading.Timer(0.3, held.release).start()
     after = acquire(folder)
-    assert after.told == ""
+    assert after.takeover == ""
     after.release()
 
 
@@ -86,7 +86,7 @@ def test_a_token_takes_over_what_cannot_be_seen_and_not_what_is_seen_to_live(fol
     begin = time.monotonic()
     held = acquire(folder)
     assert time.monotonic() - begin < 1
-    assert held.told == f"{before} was an earlier start of this job; going on in its place"
+    assert held.takeover == f"{before} was an earlier start of this job; going on in its place"
     with pytest.raises(RunError, match="another job trains here"):
         acquire(folder, grace_s=0.1)
     held.release()
@@ -95,7 +95,7 @@ def test_a_token_takes_over_what_cannot_be_seen_and_not_what_is_seen_to_live(fol
 def test_without_a_token_there_is_no_earlier_start(folder):
     leave(folder, token="", **UNSEEN)
     held = acquire(folder, **QUICK)
-    assert "has not moved its lease" in held.told
+    assert "has not moved its lease" in held.takeover
     held.release()
 
 
@@ -104,7 +104,7 @@ def test_a_dead_process_of_this_host_is_followed_at_once(folder):
     begin = time.monotonic()
     held = acquire(folder)
     assert time.monotonic() - begin < 1
-    assert held.told == f"{before} has left this run without an end; going on in its place"
+    assert held.takeover == f"{before} has left this run without an end; going on in its place"
     assert files(folder) == ["4.json"]
     held.release()
 
@@ -115,7 +115,7 @@ def test_a_counter_that_does_not_move_is_stale_by_the_observers_clock_alone(fold
     begin = time.monotonic()
     held = acquire(folder, **QUICK)
     assert time.monotonic() - begin >= 0.5
-    assert held.told == f"{before} has not moved its lease of this run for 0.5 s; going on in its place"
+    assert held.takeover == f"{before} has not moved its lease of this run for 0.5 s; going on in its place"
     assert f"held by {before}; looking for 0.5 s whether it still lives" in capsys.readouterr().err
     held.release()
 
@@ -131,7 +131,7 @@ def test_a_lease_that_was_killed_while_it_was_written_is_stale_in_time(folder):
     folder.mkdir()
     (folder / "1.json").write_text("")
     held = acquire(folder, **QUICK)
-    assert held.told.startswith("a process that has not written its name has not moved its lease")
+    assert held.takeover.startswith("a process that has not written its name has not moved its lease")
     held.release()
 
 
@@ -187,7 +187,7 @@ def test_one_who_looked_a_moment_ago_withdraws(folder, monkeypatch):
 
 
 def test_a_lease_that_another_took_is_lost_at_the_next_look_and_left_alone(folder):
-    held = acquire(folder, beat_s=60)
+    held = acquire(folder, heartbeat_s=60)
     held.verify()
     other = leave(folder, number=2, **UNSEEN)
     text = (folder / "2.json").read_text()
@@ -202,18 +202,18 @@ def test_a_lease_that_another_took_is_lost_at_the_next_look_and_left_alone(folde
 
 
 def test_a_process_that_was_stopped_for_long_looks_before_it_goes_on(folder, monkeypatch):
-    held = acquire(folder, beat_s=60)
+    held = acquire(folder, heartbeat_s=60)
     leave(folder, number=2, **UNSEEN)
     held.check()
-    moment = lease._awake_or_not()
-    monkeypatch.setattr(lease, "_awake_or_not", lambda: moment + lease.STALE_S)
+    moment = lease._boottime()
+    monkeypatch.setattr(lease, "_boottime", lambda: moment + lease.STALE_S)
     with pytest.raises(LeaseLost):
         held.check()
 
 
 def test_whoever_wakes_first_waits_for_the_look_that_is_under_way(folder, monkeypatch):
     """A stopped process wakes, and its thread has begun to look when another one is about to write."""
-    held, looks, go = acquire(folder, beat_s=60), threading.Event(), threading.Event()
+    held, looks, go = acquire(folder, heartbeat_s=60), threading.Event(), threading.Event()
     real = lease._newest
 
     def newest(folder):
@@ -223,21 +223,21 @@ def test_whoever_wakes_first_waits_for_the_look_that_is_under_way(folder, monkey
 
     monkeypatch.setattr(lease, "_newest", newest)
     leave(folder, number=2, **UNSEEN)
-    moment = lease._awake_or_not()
-    monkeypatch.setattr(lease, "_awake_or_not", lambda: moment + lease.STALE_S)
-    held._asked.set()
+    moment = lease._boottime()
+    monkeypatch.setattr(lease, "_boottime", lambda: moment + lease.STALE_S)
+    held._wake.set()
     assert looks.wait(30)
     threading.Timer(0.2, go.set).start()
     begin = time.monotonic()
     with pytest.raises(LeaseLost):
         held.check()
-    assert time.monotonic() - begin < lease.LOOK_S  # it waits for that look only: there is none after it
+    assert time.monotonic() - begin < lease.VERIFY_S  # it waits for that look only: there is none after it
 
 
 def test_a_look_that_was_stopped_halfway_tells_nothing_of_what_came_since(folder, monkeypatch):
-    held, looks, go = acquire(folder, beat_s=60), threading.Event(), threading.Event()
-    real, moment = lease._newest, lease._awake_or_not()
-    monkeypatch.setattr(lease, "_awake_or_not", lambda: moment)
+    held, looks, go = acquire(folder, heartbeat_s=60), threading.Event(), threading.Event()
+    real, moment = lease._newest, lease._boottime()
+    monkeypatch.setattr(lease, "_boottime", lambda: moment)
 
     def newest(folder):
         found = real(folder)
@@ -246,13 +246,13 @@ def test_a_look_that_was_stopped_halfway_tells_nothing_of_what_came_since(folder
         return found
 
     monkeypatch.setattr(lease, "_newest", newest)
-    held._asked.set()
+    held._wake.set()
     assert looks.wait(30)
     leave(folder, number=2, **UNSEEN)
-    monkeypatch.setattr(lease, "_awake_or_not", lambda: moment + lease.STALE_S)
+    monkeypatch.setattr(lease, "_boottime", lambda: moment + lease.STALE_S)
     go.set()
     end = time.monotonic() + 30
-    while held._begun != held._ended:
+    while held._started != held._finished:
         assert time.monotonic() < end
         time.sleep(0.01)
     with pytest.raises(LeaseLost):
@@ -260,43 +260,43 @@ def test_a_look_that_was_stopped_halfway_tells_nothing_of_what_came_since(folder
 
 
 def test_a_process_that_is_stopped_while_it_waits_for_a_look_waits_for_it_all_the_same(folder, monkeypatch):
-    held, go, main = acquire(folder, beat_s=60), threading.Event(), threading.current_thread()
-    real, moment, asked = lease._newest, lease._awake_or_not(), []
+    held, go, main = acquire(folder, heartbeat_s=60), threading.Event(), threading.current_thread()
+    real, moment, asked = lease._newest, lease._boottime(), []
 
     def newest(folder):
         go.wait(30)
         return real(folder)
 
-    def awake_or_not():
+    def boottime():
         if threading.current_thread() is main:
             asked.append(True)
             if len(asked) == 2:  # the first wait is over, and this process was stopped meanwhile
-                monkeypatch.setattr(lease, "LOOK_S", 30.0)
+                monkeypatch.setattr(lease, "VERIFY_S", 30.0)
                 go.set()
         return moment + 100 * (len(asked) > 1)
 
     monkeypatch.setattr(lease, "_newest", newest)
-    monkeypatch.setattr(lease, "_awake_or_not", awake_or_not)
-    monkeypatch.setattr(lease, "LOOK_S", 0.2)
+    monkeypatch.setattr(lease, "_boottime", boottime)
+    monkeypatch.setattr(lease, "VERIFY_S", 0.2)
     leave(folder, number=2, **UNSEEN)
     with pytest.raises(LeaseLost):
         held.verify()
 
 
 def test_a_look_that_failed_is_none(folder, monkeypatch):
-    held, looks = acquire(folder, beat_s=60), threading.Event()
-    real, moment = lease._newest, lease._awake_or_not()
+    held, looks = acquire(folder, heartbeat_s=60), threading.Event()
+    real, moment = lease._newest, lease._boottime()
 
     def fail(folder):
         looks.set()
         raise OSError
 
     monkeypatch.setattr(lease, "_newest", fail)
-    monkeypatch.setattr(lease, "_awake_or_not", lambda: moment + lease.STALE_S)
-    held._asked.set()
+    monkeypatch.setattr(lease, "_boottime", lambda: moment + lease.STALE_S)
+    held._wake.set()
     assert looks.wait(30)
     end = time.monotonic() + 30
-    while held._begun != held._ended:
+    while held._started != held._finished:
         assert time.monotonic() < end
         time.sleep(0.01)
     monkeypatch.setattr(lease, "_newest", real)
@@ -306,8 +306,8 @@ def test_a_look_that_failed_is_none(folder, monkeypatch):
 
 
 def test_storage_that_hangs_holds_up_no_check(folder, monkeypatch):
-    held, hangs, go = acquire(folder, beat_s=60), threading.Event(), threading.Event()
-    monkeypatch.setattr(lease, "LOOK_S", 0.2)
+    held, hangs, go = acquire(folder, heartbeat_s=60), threading.Event(), threading.Event()
+    monkeypatch.setattr(lease, "VERIFY_S", 0.2)
 
     def hang(folder):
         hangs.set()
@@ -318,8 +318,8 @@ def test_storage_that_hangs_holds_up_no_check(folder, monkeypatch):
     begin = time.monotonic()
     held.verify()
     assert hangs.is_set() and 0.2 <= time.monotonic() - begin < 10
-    moment = lease._awake_or_not()
-    monkeypatch.setattr(lease, "_awake_or_not", lambda: moment + 1000)
+    moment = lease._boottime()
+    monkeypatch.setattr(lease, "_boottime", lambda: moment + 1000)
     begin = time.monotonic()
     for _ in range(1000):
         held.check()
@@ -329,7 +329,7 @@ def test_storage_that_hangs_holds_up_no_check(folder, monkeypatch):
 
 
 def test_a_lease_of_a_directory_that_was_replaced_is_lost(folder, tmp_path):
-    held = acquire(folder, beat_s=60)
+    held = acquire(folder, heartbeat_s=60)
     folder.rename(tmp_path / "moved")
     held.verify()  # gone as a whole, as an unmounted disk: nobody took it
     other = leave(folder, number=1, **UNSEEN)
