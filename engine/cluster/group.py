@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from engine.cluster import kv_store, shutdown, timeouts
@@ -70,6 +70,30 @@ def broadcast[T](
         raise LostPeer(_late_text([0], topic, timeout_s))
     if kv_store.increment(f"{key}/reads") == count() - 1:
         kv_store.delete(key)  # every process has read it
+    return json.loads(text)
+
+
+def scatter[T](
+    values: Sequence[T], topic: str, timeout_s: float = timeouts.AGREE_S, *, cancelled: Callable[[], bool] = _never
+) -> T:
+    """Returns in process i the primary's `values[i]`; each process reads its own value only.
+
+    The primary does not wait for the others. Their own `values` are ignored.
+
+    Raises:
+        LostPeer: the value does not arrive within `timeout_s` seconds.
+        Cancelled: `cancelled()` became true before it arrived.
+    """
+    key = _next_key("scatter", topic)
+    if is_primary():
+        for process in range(1, count()):
+            kv_store.put(f"{key}/{process}", json.dumps(values[process]))
+        return json.loads(json.dumps(values[0]))
+    key = f"{key}/{index()}"
+    text = _wait(key, timeout_s, cancelled)
+    if text is None:
+        raise LostPeer(_late_text([0], topic, timeout_s))
+    kv_store.delete(key)
     return json.loads(text)
 
 
@@ -187,7 +211,7 @@ def forget(topic: str) -> None:
 
     Only topics that are used once or twice, such as one per save, need it: other topics delete their own past.
     """
-    for function in ("broadcast", "gather"):
+    for function in ("broadcast", "gather", "scatter"):
         key = f"group/{function}/{topic}"
         with _lock:
             turns, deleted = _turns.pop(key, 0), _deleted.pop(key, 0)

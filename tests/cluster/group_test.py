@@ -24,6 +24,7 @@ def test_a_single_process_agrees_with_itself():
     assert group.barrier("test", 1) == []
     assert group.decide(3, lambda values, missing: [values[0], missing], "test", 1) == [3, []]
     assert group.run_on_primary(lambda: [1], "test") == [1]
+    assert group.scatter([(1, "x")], "test") == [1, "x"]
 
 
 def test_values_must_be_json():
@@ -116,6 +117,7 @@ def test_values_and_verdicts_reach_all_and_a_missing_process_is_named_within_the
 
         show("value", group.broadcast({"from": me, "text": "é" * 3}, "value"))
         show("gathered", group.gather(me * me, "squares", 60))
+        show("scattered", group.scatter(["a", "b", "c"] if me == 0 else [], "share"))
         show("verdict", group.decide(me, lambda values, missing: [sum(values.values()), missing], "sum", 60))
 
         def fail():
@@ -142,6 +144,7 @@ def test_values_and_verdicts_reach_all_and_a_missing_process_is_named_within_the
             for text in (
                 "value {'from': 0, 'text': 'ééé'}",
                 f"gathered {'{0: 0, 1: 1, 2: 4}' if i == 0 else '{}'}",
+                f"scattered {'abc'[i]}",
                 "verdict [3, []]",
                 f"error {kind} RunError runs/a: taken. True",
                 "missing [1] True",
