@@ -29,7 +29,7 @@ from typing import Any
 
 from benchmarks import interleaved, workloads
 from benchmarks.outcome import Outcome, outcome
-from engine.checkpoint.saving import SAVING
+from engine.checkpoint.store import SAVING
 from engine.config.duration import Duration
 from engine.config.schema import Hook
 from engine.config.text import to_text

@@ -31,10 +31,18 @@ FORMATS: dict[str, dict[str, Any]] = {
 
 def engine_store(directory: Path) -> tuple[Callable[[int, Any], Any], Callable[[], Any], Callable[[int, Any], Any]]:
     """(save, wait, restore) of the engine."""
+    from engine.checkpoint.checkpointer import Checkpointer
+    from engine.checkpoint.policy import Retention, SavePolicy
     from engine.checkpoint.store import CheckpointStore
+    from engine.run.lease import ALWAYS_GRANTED
 
-    store = CheckpointStore(directory)
-    return lambda step, state: store.save(step, state, {"next_batch": step}, ""), store.wait, store.restore
+    store, never = CheckpointStore(directory, ALWAYS_GRANTED), SavePolicy(None, 1, 1, 10**9)
+    checkpoints = Checkpointer(store, never, Retention(directory, keep_latest=10**9), "")
+
+    def save(step: int, state: Any) -> None:
+        checkpoints.maybe_save(step, state, {"next_batch": step}, force=True)
+
+    return save, checkpoints.finish, store.restore
 
 
 def orbax_store(directory: Path, options: dict[str, Any]):

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from engine.checkpoint.checkpointer import Checkpointer
-from engine.checkpoint.restore_latest import restore_latest
 from engine.checkpoint.warm_start import read_weights
 from engine.cluster import processes
 from engine.config import hardware
@@ -85,7 +84,7 @@ class Attempt:
         """Returns the state and step of the newest good checkpoint, or a new state if there never was a checkpoint."""
         store, program = self._checkpoints.store, self._program
         with self._phase(RESTORING):
-            found = restore_latest(store, program.abstract_state, program.spec.model.stacked, self._say)
+            found = store.restore_latest(program.abstract_state, program.spec.model.stacked, self._say)
         state, step = found or (None, 0)
         self.skipped, self.unfinished = set(), {}
         if state is None:
@@ -102,8 +101,8 @@ class Attempt:
         if not self._config.init.checkpoint:
             return self._program.init()
         weights = read_weights(self._config.init, self._program.abstract_state, self._program.spec.model.stacked)
-        self._say(weights.told)
-        return self._program.init(weights.params, weights.carried)
+        self._say(weights.message)
+        return self._program.init(weights.params, weights.model_state)
 
     def compile(self, finished: bool) -> dict[int, Steps]:
         """Returns the compiled programs by their number of steps; none if the run is finished."""

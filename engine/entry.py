@@ -16,7 +16,7 @@ import jax
 import ml_collections
 
 from engine.checkpoint.export import export_safetensors
-from engine.checkpoint.retention import Retention
+from engine.checkpoint.policy import Retention
 from engine.checkpoint.store import CheckpointStore, StepInfo
 from engine.cluster import group, peer_failure, processes
 from engine.cluster.consistency_check import check_consistency, software
@@ -224,7 +224,7 @@ def _changed_evaluations(config: Config, directory: RunDirectory, accept_schedul
 
 
 def _has_checkpoint(directory: RunDirectory) -> bool:
-    return directory.exists() and CheckpointStore(directory.checkpoints, read_only=True).latest() is not None
+    return directory.exists() and CheckpointStore(directory.checkpoints).latest() is not None
 
 
 def _facts(config: Config, source: Source, evaluation_sources: Mapping[str, Source]) -> dict[str, identity.Facts]:
@@ -349,11 +349,7 @@ def export(run: str | Path, file: str | Path, *, step: int | str | None = None) 
 def checkpoints(run: str | Path) -> list[StepInfo]:
     """Returns what is known of each checkpoint of a run, oldest first; starts no device."""
     directory, _ = _open_run(run)
-    store = CheckpointStore(directory.checkpoints, read_only=True)
-    try:
-        return store.describe()
-    finally:
-        store.close()
+    return CheckpointStore(directory.checkpoints).describe()
 
 
 def _open_run(run: str | Path) -> tuple[RunDirectory, Config]:
@@ -372,11 +368,7 @@ def _program(config: Config, devices: Sequence[Any] | None = None) -> tuple[Prog
 
 
 def _restore(directory: RunDirectory, step: int, program: Program) -> State:
-    store = CheckpointStore(directory.checkpoints, read_only=True)
-    try:
-        return store.restore(step, program.abstract_state, program.spec.model.stacked)
-    finally:
-        store.close()
+    return CheckpointStore(directory.checkpoints).restore(step, program.abstract_state, program.spec.model.stacked)
 
 
 def choose_step(directory: RunDirectory, config: Config, step: int | str | None) -> int:
@@ -385,9 +377,7 @@ def choose_step(directory: RunDirectory, config: Config, step: int | str | None)
     Raises:
         CheckpointError: it is not there; names those that are.
     """
-    store, c = CheckpointStore(directory.checkpoints, read_only=True), config.checkpoint
-    steps = store.steps()
-    store.close()
+    steps, c = CheckpointStore(directory.checkpoints).steps(), config.checkpoint
     best = Retention(directory.checkpoints, c.keep_latest, c.best, c.best_mode, c.keep_best).best()
     if not steps:
         raise CheckpointError(f"{directory}: no checkpoint yet. Train first: convoy train --config={directory}")

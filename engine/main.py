@@ -270,7 +270,7 @@ def _checkpoints(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _verify(run: str) -> int:
-    from engine.checkpoint.inspection import inspect
+    from engine.checkpoint.integrity import inspect
     from engine.run.directory import RunDirectory
 
     directory = RunDirectory(run)

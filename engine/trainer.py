@@ -180,7 +180,7 @@ class Trainer:
         ]
         replicas, every = ReplicaCheck(self.program.abstract_state), config.resilience.replica_check
         checks = [CheckReplicas(replicas, self._size.period(every))] if every and replicas.has_copies else []
-        prepare = PrepareSaves(checkpoints.store.prepare, self._step)
+        prepare = PrepareSaves(checkpoints.prepare, self._step)
         return [prepare, divergence, *checks, save, evaluate, *hooks, Profile(self._profile)]
 
     def _train_steps(
@@ -236,9 +236,9 @@ class Trainer:
         """Polls background work: the lease, and saves that have ended. Called on a timer, not on a step."""
         self.directory.stopwatch.reached(step, feed.wait_s)
         self.directory.lease.check()
-        if self.checkpoints.has_news:
+        if self.checkpoints.has_events:
             with self._phase(SAVING):
-                self.checkpoints.look()
+                self.checkpoints.poll()
 
     def _take_row(self, row: dict[str, float]) -> None:
         self._row = metrics_of(row)

@@ -387,7 +387,7 @@ def state_at(path, step):
 
 
 def position(path, step):
-    return CheckpointStore(path / "checkpoints", read_only=True).position(step)
+    return CheckpointStore(path / "checkpoints").position(step)
 
 
 @pytest.fixture(scope="module")

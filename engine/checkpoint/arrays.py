@@ -1,14 +1,9 @@
-"""The arrays of a state in a folder, by Orbax's handler of pytrees: written, finished, described, read.
+"""The arrays of a state in a folder: the one file that calls Orbax. They are stored as uncompressed zarr2 in OCDBT.
 
-Owns: the format, and what Orbax raises or says. Does not own: which folder, when it counts, and who waits how long
-(`saving.py`, `store.py`). Nothing else in the engine calls Orbax.
-
-Orbax's own managers and checkpointers are not used. Their processes meet at barriers of the devices, in which a process
-whose storage fails is waited for without a bound (with two processes and one full disk: 20 minutes and longer), and a
-manager lists a step whose save failed. Its handler has no barrier: each process writes its part, and the first one
-finishes when all parts are there.
-
-Arrays are stored as uncompressed zarr2 in OCDBT: `benchmarks/save_stall.py` compares the formats.
+Orbax's managers and checkpointers are not used. Their processes meet at barriers of the devices, where a process whose
+storage fails is waited for without a bound (two processes and one full disk: 20 minutes and longer), and a manager
+lists a step whose save has failed. Its handler has no barrier: each process writes its part, and the primary finishes
+when all parts are written. `benchmarks/save_stall.py` compares the formats.
 """
 
 import asyncio
@@ -20,23 +15,41 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from engine.config.errors import CheckpointError
+from engine.types import PyTree
+
+if TYPE_CHECKING:
+    from orbax.checkpoint import PyTreeCheckpointHandler
 
 
-def write(folder: Path, state: Any, copied: Callable[[], None]) -> None:
+def copied_on_cpu(state: PyTree) -> tuple[bool, PyTree]:
+    """Returns whether the arrays are copies, and the arrays: on CPU copies, which `write` reads in place.
+
+    The arrays of the loop stay free to be donated. Otherwise the next step copies the whole state beside the writer at
+    work, which takes twice as long. On an accelerator Orbax itself copies to the host.
+    """
+    import jax
+
+    if jax.default_backend() != "cpu":
+        return False, state
+    return True, jax.device_put(state, jax.tree.map(lambda x: x.sharding, state), may_alias=False)
+
+
+def write(folder: Path, state: PyTree, copied: Callable[[], None]) -> None:
     """Writes this process's part of a state, in any thread; returns when it is on disk.
 
     Args:
-        folder: made if it is missing, by whichever process comes first; what it lies in is there.
+        folder: created if it is missing, by whichever process comes first; its parent exists.
         state: pytree of arrays.
         copied: called once the arrays may be donated or deleted; before that, Orbax reads them.
 
     Raises:
         Exception: whatever Orbax or the disk raises.
     """
-    ocp, handler = _orbax()
+    handler = _handler()
+    import orbax.checkpoint as ocp
     from etils import epath
 
     folder.mkdir(exist_ok=True)  # not its parents: below a disk that is no longer mounted nothing must be saved
@@ -51,78 +64,79 @@ def write(folder: Path, state: Any, copied: Callable[[], None]) -> None:
 
 
 def finish(folder: Path) -> None:
-    """Makes one whole of the parts; called by one process, when all have written theirs. Raises like `write`."""
+    """Merges the parts; called by one process, when all have written theirs. Raises like `write`."""
     from etils import epath
 
-    _orbax()[1].finalize(epath.Path(folder))
+    _handler().finalize(epath.Path(folder))
 
 
-def describe(folder: Path) -> Any:
+def describe(folder: Path) -> PyTree:
     """Returns the stored tree, with Orbax's metadata (shape, dtype) as leaves. Raises like `write`."""
     from etils import epath
 
-    return _orbax()[1].metadata(epath.Path(folder)).tree
+    return _handler().metadata(epath.Path(folder)).tree
 
 
-def read(folder: Path, abstract_state: Any, *, partial: bool = False) -> Any:
+def read(folder: Path, abstract_state: PyTree, *, partial: bool = False) -> PyTree:
     """Returns a stored state; each process reads what its devices hold. Raises like `write`.
 
     Args:
-        folder: of a state that is finished.
-        abstract_state: what is there, as jax.ShapeDtypeStruct with the shardings that are wanted.
+        folder: of a finished state.
+        abstract_state: what is stored, as jax.ShapeDtypeStruct with the shardings that are wanted.
         partial: there may be more, which is not read.
     """
+    handler = _handler()
     import jax
+    import orbax.checkpoint as ocp
     from etils import epath
 
-    ocp, handler = _orbax()
     arguments = ocp.checkpoint_utils.construct_restore_args(abstract_state)
     args = ocp.args.PyTreeRestore(item=abstract_state, restore_args=arguments, partial_restore=partial)
     return jax.block_until_ready(handler.restore(epath.Path(folder), args=args))
 
 
-def words_of(error: BaseException) -> str:
-    """What an error of Orbax or of a disk says, in one line; TensorStore's errors fill pages."""
+def error_text(error: BaseException) -> str:
+    """Returns what an error of Orbax or of a disk says, in one line; TensorStore's errors fill pages."""
     if code := _SYSTEM_ERROR.search(str(error)):
         return os.strerror(int(code[1]))
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
 
 
-_SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'")  # in TensorStore's words, at their end
+_SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'")  # at the end of TensorStore's errors
 
 
 @contextlib.contextmanager
 def failing(sentence: Callable[[str], str]) -> Iterator[None]:
-    """Turns what Orbax or the disk raises into a CheckpointError, whose sentence is made from the error's words."""
+    """Turns what Orbax or the disk raises into a CheckpointError, whose sentence is made from the text of the error."""
     try:
         yield
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(sentence(words_of(error))) from error
+        raise CheckpointError(sentence(error_text(error))) from error
 
 
-class _OrbaxChatter(logging.Filter):
-    """Drops Orbax's own records: failures reach the user as a sentence; verbose absl logging shows all.
+class _OrbaxFilter(logging.Filter):
+    """Drops Orbax's own records: failures reach the user as a sentence. Verbose absl logging shows all.
 
-    So it does with what asyncio says of Orbax's other writes after one has failed.
+    It also drops what asyncio says about Orbax's other writes after one has failed.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
         verbose = logging.getLogger("absl").getEffectiveLevel() <= logging.INFO
-        left_alone = record.name == "asyncio" and "exception was never retrieved" in record.getMessage()
-        return verbose or not (left_alone or f"{os.sep}orbax{os.sep}" in record.pathname)
+        unretrieved = record.name == "asyncio" and "exception was never retrieved" in record.getMessage()
+        return verbose or not (unretrieved or f"{os.sep}orbax{os.sep}" in record.pathname)
 
 
-_CHATTER = _OrbaxChatter()
+_FILTER = _OrbaxFilter()
 
 
 @functools.cache
 def _drop_late_results() -> None:
-    """Keeps off the screen that TensorStore ends other writes after a failed one has closed the event loop of Orbax."""
+    """Hides errors of writes that TensorStore ends after a failed one has closed the event loop of Orbax."""
     former = sys.unraisablehook
 
-    def hook(unraisable: Any) -> None:
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
         error = unraisable.exc_value
         if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
             former(unraisable)
@@ -130,11 +144,11 @@ def _drop_late_results() -> None:
     sys.unraisablehook = hook
 
 
-def _orbax() -> tuple[Any, Any]:
-    """Imports Orbax (0.4 s and JAX) when it is first needed; returns it and a handler."""
+def _handler() -> "PyTreeCheckpointHandler":
+    """Imports Orbax (0.4 s and JAX) when it is first needed."""
     import orbax.checkpoint as ocp
 
     for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(_CHATTER)
+        logging.getLogger(name).addFilter(_FILTER)
     _drop_late_results()
-    return ocp, ocp.PyTreeCheckpointHandler(use_compression=False)
+    return ocp.PyTreeCheckpointHandler(use_compression=False)

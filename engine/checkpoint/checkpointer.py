@@ -1,45 +1,42 @@
-"""When the loop saves, and what stays: the store, the policy and the retention behind one method.
+"""The checkpoints of a run as the loop sees them: one object that saves by a policy and removes by a retention.
 
-Owns: the order (a step is saved once, older ones go only after it is durable), and what a failed or a slow save means
-for the run. Does not own: how a step is written (`saving.py`), when it is due (`policy.py`), or which one is kept
-(`retention.py`).
-
-The loop never waits for a save, but for one that must not be left out: the last step, a preemption, a best evaluation.
-A step that is due while the one before is still being written is skipped: a queue of saves on slow storage would only
+The loop never waits for a save, except for one that must not be left out: the last step, a preemption, a best
+evaluation. A step that is due while another is being written is skipped: a queue of saves on slow storage would only
 grow, each with a whole state in memory.
 """
 
 import contextlib
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
 
-from engine.checkpoint.policy import SavePolicy
-from engine.checkpoint.retention import Retention
+from engine.checkpoint import timeouts
+from engine.checkpoint.async_save import Saver
+from engine.checkpoint.policy import Retention, SavePolicy
 from engine.checkpoint.store import CheckpointStore, StorageError
-from engine.cluster import processes
-from engine.config.errors import CheckpointError, RunError
+from engine.cluster import group
+from engine.config.errors import RunError
 from engine.config.schema import Config
 from engine.config.text import to_text
 from engine.run.directory import RunDirectory
-from engine.run.lease import ALWAYS_GRANTED, Lease
+from engine.types import Json, PyTree
 
-_ALONE_S = 5.0  # for the save under way, when this process ends by an error of its own
+_RESTART = "see to the storage, then start the same command again; it goes on from there."
 
 
 class Checkpointer:
-    """Saves by a policy and keeps by a retention.
+    """Saves, lists and restores the steps of a run. A context manager: it is left when no save is in flight.
 
     Args:
-        store: where steps lie.
+        store: the steps on disk, opened for writing.
         policy: which steps are due.
         retention: which steps stay.
         config_text: the resolved config, stored with each step.
-        on_failure: "continue" goes on training after a save that failed, "stop" raises.
+        on_failure: "continue" keeps training after a failed save, "stop" raises.
         say: called with sentences for the user.
-        lease: of the run directory.
 
-    A context manager: it is left when nothing is under way, in bounded time.
+    Attributes:
+        store: the steps on disk, to list and restore.
+        skipped: how many saves were due while another was in flight.
     """
 
     def __init__(
@@ -51,44 +48,55 @@ class Checkpointer:
         *,
         on_failure: str = "continue",
         say: Callable[[str], None] = lambda text: None,
-        lease: Lease = ALWAYS_GRANTED,
     ):
-        self.store, self.policy, self.retention = store, policy, retention
-        self._config_text, self._on_failure, self._say, self._lease = config_text, on_failure, say, lease
+        self.store, self.policy, self.retention, self.skipped = store, policy, retention, 0
+        self._config_text, self._on_failure, self._say = config_text, on_failure, say
+        self._lease = store.writable("save")
+        self._saver = Saver(store.directory, store.timeout_s, self._lease)
         self._failure: StorageError | None = None  # of the newest save that has ended
-        self.skipped = 0  # saves that were due while another one was under way
 
-    def maybe_save(self, step: int, state: Any, position: Mapping[str, Any], force: bool = False) -> bool:
-        """Starts a save when one is due or forced; returns whether it did. Asked at the same steps in every process.
+    def prepare(self, state: PyTree) -> None:
+        """Compiles what a save of such a state computes, so that the first one is not slower than others."""
+        self._saver.prepare(state)
+
+    def maybe_save(self, step: int, state: PyTree, position: Mapping[str, Json], force: bool = False) -> bool:
+        """Starts a save if one is due or forced; returns whether it did. All processes call it at the same steps.
+
+        A step that this run has saved or restored before is not written again: it would be the same.
 
         Args:
             step: steps done.
             state: pytree of arrays.
-            position: where the data goes on.
-            force: save also where none is due, and wait for the one before, if it is still under way.
+            position: in the data.
+            force: save also if none is due, and wait for a save in flight.
 
         Raises:
+            LeaseLost: another job has taken over the run.
             StorageError: an earlier save has failed, and on_failure is "stop".
         """
-        self.look()
+        self.poll()
         due = self.policy.due(step)
         if not (due or force):
             return False
-        if not self.store.free(wait=force):
+        if not self._saver.free(wait=force):
             self.skipped += 1
             self._say(
-                f"warning: step {step} is not saved, since step {self.store.under_way} is still being written: the "
+                f"warning: step {step} is not saved, since step {self._saver.in_flight} is still being written: the "
                 f"storage is slower than checkpoint.every. Saves skipped so far: {self.skipped}."
             )
             return False
-        self.look()
+        self.poll()
+        if step in self.store.current:
+            return False
         with self._lease.writing():
-            return self.store.save(step, state, position, self._config_text)
+            self.store.end_deletion(step)
+            self._saver.save(step, state, position, self._config_text)
+        return True
 
     def record(self, step: int, results: Mapping[str, float]) -> None:
-        """Writes evaluation results beside a step, for retention and for the list of checkpoints.
+        """Writes evaluation results of a step, for retention and for the list of checkpoints.
 
-        On a disk that refuses them they wait for the next ones, with which they are written.
+        If the disk refuses them, they are written with the next ones.
         """
         with self._lease.writing():
             try:
@@ -97,24 +105,40 @@ class Checkpointer:
                 self._say(f"warning: {error}")
 
     def results(self, step: int) -> Mapping[str, float]:
-        """The evaluation results of a step, from this attempt or an earlier one."""
+        """Returns the evaluation results of a step, from this attempt or an earlier one."""
         return self.retention.results(step)
 
+    @property
+    def has_events(self) -> bool:
+        """Whether `poll` has something to do; touches no storage."""
+        return self._saver.has_events or self.store.has_events
+
+    def poll(self) -> None:
+        """Handles a save that has ended since the last call: removes older steps, or reports the failure.
+
+        Raises:
+            StorageError: it has failed, and on_failure is "stop".
+        """
+        if (failed := self._collect()) is None:
+            return
+        if self._on_failure == "stop":
+            raise StorageError(f"{failed} This run stops, by checkpoint.on_failure: {_RESTART}") from failed
+        self._say(f"warning: {failed} Training goes on, and the next save is tried when it is due.")
+
     def settle(self) -> None:
-        """Waits until no save is under way, and takes in how it ended; raises like `look`."""
-        self.look(wait=True)
+        """Waits until no save is in flight, then polls."""
+        self._saver.wait()
+        self.poll()
 
     def finish(self) -> None:
-        """Waits until the last save is durable, then drops what need not stay.
+        """Waits until the last save is durable, then removes steps that need not stay.
 
         Raises:
             StorageError: it has failed, whatever on_failure says: the state of the loop is not on disk.
         """
-        if (failed := self._learn(wait=True) or self._failure) is not None:
-            error = StorageError(
-                f"{failed} It was the last save of this attempt: see to the storage, then start the same command "
-                "again; it goes on from there."
-            )
+        self._saver.wait()
+        if (failed := self._collect() or self._failure) is not None:
+            error = StorageError(f"{failed} It was the last save of this attempt: {_RESTART}")
             error.everywhere = True  # every process comes here
             raise error
 
@@ -122,53 +146,28 @@ class Checkpointer:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        # The save under way needs all processes: after an error of this one alone they may never come.
-        alone = error is not None and processes.count() > 1 and not getattr(error, "everywhere", False)
-        with contextlib.suppress(CheckpointError):  # the loop's own error counts; without one, `finish` has told all
-            self.store.close(_ALONE_S if alone else None)
+        # The save in flight needs all processes: after an error of this one alone they may never come.
+        alone = error is not None and group.count() > 1 and not getattr(error, "everywhere", False)
+        self._saver.wait(timeouts.ALONE_S if alone else None)
+        self.store.failed_deletions(timeouts.DELETE_S)
 
-    @property
-    def has_news(self) -> bool:
-        """Whether `look` has something to take in; asked again and again."""
-        return self.store.has_news
-
-    def look(self, wait: bool = False) -> None:
-        """Takes in how a save has ended since the last look: older steps go after a success, a failure is told.
-
-        Args:
-            wait: for the end of the one under way.
-
-        Raises:
-            StorageError: it has failed, and on_failure is "stop".
-        """
-        if (failed := self._learn(wait)) is None:
-            return
-        if self._on_failure == "stop":
-            raise StorageError(
-                f"{failed} This run stops, by checkpoint.on_failure: see to the storage, then start the same command "
-                "again; it goes on from there."
-            ) from failed
-        self._say(f"warning: {failed} Training goes on, and the next save is tried when it is due.")
-
-    def _learn(self, wait: bool) -> StorageError | None:
-        """Takes in how the newest save ended, if it has: drops old steps after a success, returns a failure, once.
-
-        Args:
-            wait: for its end.
-        """
-        try:
-            saved = self.store.wait() if wait else self.store.check()
-        except StorageError as error:
-            self._failure = error
-            return error
-        if saved is not None:
+    def _collect(self) -> StorageError | None:
+        """Handles a save that has ended: removes old steps after a success, returns a failure, once."""
+        save = self._saver.poll()
+        if save is not None and save.failure:
+            newest = self.store.newest_but(save.step)
+            sentence = f"{self.store.directory}: step {save.step} could not be saved ({save.failure}). {newest}."
+            self._failure = StorageError(sentence)
+            return self._failure
+        if save is not None:
             self._failure = None
+            self.store.saved(save.step)
             with self._lease.writing():
-                with contextlib.suppress(RunError):  # was told
+                with contextlib.suppress(RunError):  # was reported
                     self.retention.flush()
                 for step in self.retention.to_delete(self.store.steps()):
                     self.store.delete(step)
-        for text in self.store.not_deleted():
+        for text in self.store.failed_deletions():
             self._say(f"warning: {text}")
         return None
 
@@ -177,14 +176,12 @@ def build_checkpointer(
     config: Config, directory: RunDirectory, dataset_size: int, total_steps: int, say: Callable[[str], None]
 ) -> Checkpointer:
     """Returns the checkpointer of an attempt; `dataset_size` examples are an epoch."""
-    checkpoint, path = config.checkpoint, directory.checkpoints
-
+    checkpoint, path, lease = config.checkpoint, directory.checkpoints, directory.lease
     return Checkpointer(
-        CheckpointStore(path, timeout_s=checkpoint.timeout.seconds, lease=directory.lease),
+        CheckpointStore(path, lease, timeout_s=checkpoint.timeout.seconds),
         SavePolicy(checkpoint.every, config.train.global_batch_size, dataset_size, total_steps),
-        Retention(path, checkpoint.keep_latest, checkpoint.best, checkpoint.best_mode, checkpoint.keep_best),
+        Retention(path, checkpoint.keep_latest, checkpoint.best, checkpoint.best_mode, checkpoint.keep_best, lease),
         to_text(config),
         on_failure=checkpoint.on_failure,
         say=say,
-        lease=directory.lease,
     )

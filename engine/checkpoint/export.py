@@ -1,38 +1,39 @@
-"""The weights of a state as one safetensors file, for use outside of training.
-
-Owns: which arrays go in and under which names. Does not own: checkpoints that training goes on from (`store.py`).
-"""
+"""Export of the weights of a state as one safetensors file, for use outside of training."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.cluster import group
 from engine.config.errors import CheckpointError
+from engine.types import PyTree
+
+if TYPE_CHECKING:
+    import jax
 
 
-def export_safetensors(state: Mapping[str, Any], path: str | os.PathLike, use_ema: bool = True) -> list[str]:
-    """Writes the parameters and the carried values of a state; returns their names.
+def export_safetensors(state: Mapping[str, PyTree], path: str | os.PathLike[str], use_ema: bool = True) -> list[str]:
+    """Writes the parameters and the model state (such as batch statistics); returns their names.
 
-    A name is the variable's path, "encoder/0/kernel". The file replaces an older one in one piece. With several
-    processes all call this, and the first one writes.
+    A name is the variable's path, "encoder/0/kernel". The file replaces an older one atomically. All processes call
+    this, and the primary writes.
 
     Args:
         state: a train state.
         path: the file.
-        use_ema: write the averaged weights in place of the trained ones where the state has them.
+        use_ema: write the averaged weights in place of the trained ones if the state has them.
 
     Raises:
         CheckpointError: the file cannot be written.
     """
-    import jax
     from safetensors.numpy import save_file
 
     arrays = {**state["params"], **(state["ema"] if use_ema and "ema" in state else {}), **state["carried"]}
     whole = {name: _whole(array) for name, array in sorted(arrays.items())}
-    if jax.process_index() == 0:
+    if group.is_primary():
         path = Path(path)
         beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
@@ -44,10 +45,10 @@ def export_safetensors(state: Mapping[str, Any], path: str | os.PathLike, use_em
     return list(whole)
 
 
-def _whole(array: Any) -> np.ndarray:
-    """An array with all of its shards, on this host."""
+def _whole(array: "jax.Array") -> np.ndarray:
+    """Returns an array with all of its shards, on this host."""
     if not array.is_fully_addressable:
         from jax.experimental import multihost_utils
 
         array = multihost_utils.process_allgather(array, tiled=True)
-    return np.asarray(array, order="C")  # safetensors writes memory as it lies
+    return np.asarray(array, order="C")  # safetensors writes memory in its order

@@ -1,16 +1,14 @@
-"""The manifest of a step: size and hash of each of its files and a digest of each array; a step is held against it.
+"""The manifest of a step: size and hash of each file and a digest of each array. Needs no JAX.
 
-Owns: `manifest.json`, hashing, the dealing out of files over processes, and the sentences about a file that is not as
-it was. Does not own: when a manifest is written (`write_manifest.py`), what is done about a damaged step
-(`restore_latest.py`), how digests are made (`parallel/digest.py`). Needs no JAX.
-
-Terms. *Hash*: XXH3 of 128 bits over a file's bytes, 32 hexadecimal digits. It finds accidents, not forgeries. *Dealt
-out*: each file is hashed by one of the processes, which get about the same number of bytes.
+`manifest.json` is written last; a step without it does not count. The hash is XXH3 of 128 bits: it finds accidents, not
+forgeries. A reader of a step holds a shared lock (flock) on its manifest, so that a writer does not remove the step.
 """
 
+import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,11 +17,18 @@ from engine.config.errors import CheckpointError
 from engine.run.atomic import write_text
 
 MANIFEST = "manifest.json"
-_BLOCK = 4 << 20  # bytes that are read at once; other threads run meanwhile
+FORMAT = 1  # of what a step holds: the sections of the state, position, config; a manifest without a number is of 1
+_BLOCK = 4 << 20  # bytes of one read; other threads run meanwhile
+
+
+class UnsupportedFormat(CheckpointError):
+    """A checkpoint of a newer version of Convoy. Every process of a run raises it."""
+
+    everywhere = True
 
 
 class Entry(NamedTuple):
-    """What is known of one file."""
+    """What a manifest holds about one file."""
 
     bytes: int
     hash: str
@@ -31,17 +36,19 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a step was when it was saved.
+    """The content of a step when it was saved.
 
     Attributes:
         step: its number.
-        files: name below the step's directory, with `/` -> Entry; all but the manifest itself.
+        files: name below the step's directory, with `/` -> Entry; all files but the manifest itself.
         arrays: path of each array of the state -> its digest, 16 hexadecimal digits.
+        format: version of the stored state.
     """
 
     step: int
     files: Mapping[str, Entry]
     arrays: Mapping[str, str]
+    format: int = FORMAT
 
     @property
     def bytes(self) -> int:
@@ -49,48 +56,65 @@ class Manifest:
         return sum(entry.bytes for entry in self.files.values())
 
     def to_text(self) -> str:
-        """Returns the text of the file; it holds a hash of itself, so that no bit of it can change unseen."""
-        content = {
-            "step": self.step,
-            "files": {name: self.files[name]._asdict() for name in sorted(self.files)},
-            "arrays": dict(sorted(self.arrays.items())),
-        }
-        return json.dumps({"hash": _hash_of(json.dumps(content)), **content}, indent=1) + "\n"
+        """Returns the text of the file. It holds a hash of itself, so that a change of any bit is detected."""
+        return _with_hash(
+            {
+                "format": self.format,
+                "step": self.step,
+                "files": {name: self.files[name]._asdict() for name in sorted(self.files)},
+                "arrays": dict(sorted(self.arrays.items())),
+            }
+        )
 
     @classmethod
     def from_text(cls, text: str) -> "Manifest":
-        """Returns what a text says. Raises ValueError if it is not exactly one that `to_text` wrote."""
+        """Parses the text of a manifest.
+
+        Raises:
+            ValueError: the text is not exactly as it was written.
+            UnsupportedFormat: it is of a newer format.
+        """
         try:
-            found = json.loads(text)
-            files = {name: Entry(int(entry["bytes"]), str(entry["hash"])) for name, entry in found["files"].items()}
-            manifest = cls(int(found["step"]), files, dict(found["arrays"]))
+            content = json.loads(text)
+            del content["hash"]
+            intact = _with_hash(content) == text
+            number = int(content.get("format", 1))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"is not the text of a manifest ({type(error).__name__}: {error})") from error
-        if manifest.to_text() != text:
+        if not intact:
             raise ValueError("was changed after it was written: its own hash does not fit it")
-        return manifest
+        if number > FORMAT:
+            raise UnsupportedFormat(
+                f"was saved in format {number}; this version of Convoy reads up to format {FORMAT}. Use the version "
+                "that saved it, or a newer one."
+            )
+        files = {name: Entry(int(entry["bytes"]), str(entry["hash"])) for name, entry in content["files"].items()}
+        return cls(int(content["step"]), files, dict(content["arrays"]), number)
 
 
 def read_manifest(directory: Path) -> Manifest:
     """Returns the manifest of a step's directory.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or it is that of another step; the sentence names the file.
+        CheckpointError: it is missing, damaged, or of another step; the sentence names the file.
+        UnsupportedFormat: it is of a newer format; the sentence names the directory.
     """
     path = directory / MANIFEST
     try:
         manifest = Manifest.from_text(path.read_text(encoding="utf-8"))
+    except UnsupportedFormat as error:
+        raise UnsupportedFormat(f"{directory}: {error}") from None
     except FileNotFoundError as error:
         raise CheckpointError(f"{MANIFEST} is missing; it is written last, so the step may not be whole") from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{MANIFEST} {_words(error)}") from error
+        raise CheckpointError(f"{MANIFEST} {_error_text(error)}") from error
     if directory.name.isdecimal() and manifest.step != int(directory.name):
         raise CheckpointError(f"{MANIFEST} is that of step {manifest.step}")
     return manifest
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Writes the manifest of a step's directory, in one piece, and makes all names below it durable.
+    """Writes the manifest of a step's directory and makes all names below the directory durable.
 
     Raises:
         RunError: it cannot be written.
@@ -101,7 +125,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Returns when the names in a folder are on disk."""
+    """Makes the names in a folder durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -109,29 +133,38 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def write_durably(path: Path, text: str) -> None:
+    """Writes a small new file that survives a power failure."""
+    path.parent.mkdir(exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def files_of(directory: Path) -> dict[str, int]:
-    """Returns name -> size of all files below a step's directory but the manifest, in the order of their names."""
+    """Returns name -> size of all files below a step's directory but the manifest, sorted by name."""
     files = (path for path in directory.rglob("*") if path.is_file())
     sizes = {path.relative_to(directory).as_posix(): path.stat().st_size for path in files}
     return {name: sizes[name] for name in sorted(sizes) if name != MANIFEST}
 
 
-def deal(files: Mapping[str, int], count: int) -> list[list[str]]:
-    """Returns the files of each of `count` processes, of about the same number of bytes; the same in every process.
+def divide_files(files: Mapping[str, int], count: int) -> list[list[str]]:
+    """Divides files into `count` shares of about the same number of bytes; the same in every process.
 
-    The largest file goes first, to whoever has the fewest bytes by then (Graham 1969: at most 4/3 of the best).
+    The largest file goes first, to the share with the fewest bytes (Graham 1969: at most 4/3 of the optimum).
     """
-    hands: list[list[str]] = [[] for _ in range(count)]
+    shares: list[list[str]] = [[] for _ in range(count)]
     loads = [0] * count
     for name in sorted(files, key=lambda name: (-files[name], name)):
         least = loads.index(min(loads))
-        hands[least].append(name)
+        shares[least].append(name)
         loads[least] += files[name] + 1  # an empty file is work too
-    return hands
+    return shares
 
 
 def hash_files(directory: Path, names: Iterable[str]) -> dict[str, Entry]:
-    """Returns size and hash of files as they are on disk, where they are durable when this returns.
+    """Returns size and hash of files, and makes them durable.
 
     Raises:
         OSError: one cannot be read.
@@ -139,16 +172,16 @@ def hash_files(directory: Path, names: Iterable[str]) -> dict[str, Entry]:
     return {name: _entry(directory / name, durable=True) for name in names}
 
 
-def problems(
+def find_problems(
     directory: Path, manifest: Manifest, names: Iterable[str], on_bytes: Callable[[int], None] = lambda count: None
 ) -> list[str]:
-    """Returns a sentence for each of these files that is not as the manifest says: which, what was found and expected.
+    """Compares files with the manifest; returns a sentence for each that differs, with what was found and expected.
 
     Args:
         directory: of the step.
         manifest: that of the step.
         names: of files in it.
-        on_bytes: called with the number of bytes that were looked at, time and again.
+        on_bytes: called with the number of bytes of each read.
     """
     found = []
     for name in names:
@@ -162,8 +195,47 @@ def problems(
         except FileNotFoundError:
             found.append(f"{name}: is missing, expected {want.bytes} bytes")
         except OSError as error:
-            found.append(f"{name}: {_words(error)}")
+            found.append(f"{name}: {_error_text(error)}")
     return found
+
+
+@contextmanager
+def read_lock(directory: Path) -> Iterator[None]:
+    """Keeps a writer from removing a step while the block runs.
+
+    The kernel releases the lock when its process ends. It needs no permission to write, and works on network disks that
+    support flock (NFS from version 4, Lustre, GPFS where enabled). On others a step may be removed under its reader.
+
+    Raises:
+        FileNotFoundError: there is no such step, or it was removed at this moment.
+    """
+    with open(directory / MANIFEST, "rb") as file:
+        _lock(file.fileno(), fcntl.LOCK_SH)
+        # The step may have been renamed between open and lock.
+        if not os.path.samestat(os.stat(directory / MANIFEST), os.fstat(file.fileno())):
+            raise FileNotFoundError(f"{directory} was replaced")
+        yield
+
+
+@contextmanager
+def delete_lock(directory: Path) -> Iterator[bool]:
+    """Yields whether no process reads a step, and blocks new readers while the block runs."""
+    try:
+        with open(directory / MANIFEST, "rb") as file:
+            yield _lock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        yield True  # nobody reads a step without a manifest
+
+
+def _lock(descriptor: int, kind: int) -> bool:
+    """Takes a lock; False if another process holds it. A disk without locks counts as unlocked."""
+    try:
+        fcntl.flock(descriptor, kind)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _entry(path: Path, on_bytes: Callable[[int], None] = lambda count: None, durable: bool = False) -> Entry:
@@ -181,11 +253,12 @@ def _entry(path: Path, on_bytes: Callable[[int], None] = lambda count: None, dur
     return Entry(size, hasher.hexdigest())
 
 
-def _hash_of(text: str) -> str:
+def _with_hash(content: Mapping[str, object]) -> str:
     import xxhash
 
-    return xxhash.xxh3_128(text.encode()).hexdigest()
+    digest = xxhash.xxh3_128(json.dumps(content).encode()).hexdigest()
+    return json.dumps({"hash": digest, **content}, indent=1) + "\n"
 
 
-def _words(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return f"cannot be read ({error.strerror or error})" if isinstance(error, OSError) else str(error)

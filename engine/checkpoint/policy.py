@@ -1,30 +1,41 @@
-"""When a save is due: by steps, examples, epochs or the clock.
+"""When a step is saved (`SavePolicy`), and which steps stay (`Retention`).
 
-Owns: the answer for each step. Does not own: saves for other reasons (the end, a preemption, a best evaluation),
-which the loop asks for itself.
-
-A clock is read by the first process only, and the answer is agreed, because hosts' clocks differ and a save needs all
-of them at one step. To agree costs a collective, which waits for the device; so each agreement also says at which step
-the next one is, half of the way to the time that the save is expected at, and at most three times as many steps as the
-attempt has done: about ten agreements a save.
+The newest steps stay, and the best by the evaluation results in `results.json`, which lies beside the step directories:
+{"500": {"heldout/accuracy": 0.97}}. Of equal values the earlier step is the better one.
 """
 
+import json
+import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 
+from engine.checkpoint import timeouts
 from engine.cluster import group
 from engine.config.duration import Duration, Period
+from engine.config.errors import CheckpointError
+from engine.run import json_text, storage
+from engine.run.atomic import cannot_write
+from engine.run.lease import ALWAYS_GRANTED, Lease
+
+RESULTS = "results.json"
+
+type Results = Mapping[int, Mapping[str, float]]
+"""Evaluation results by step."""
 
 
 class SavePolicy:
-    """Which steps are saved.
+    """Decides which steps are saved: by steps, examples, epochs or the clock.
+
+    Saves for other reasons (the end, a preemption, a best evaluation) are asked for by the loop.
 
     Args:
-        duration: the time between two saves, by data or by the clock; None is due at the last step only.
+        duration: between two saves; None saves the last step only.
         batch_size: examples of a step.
         dataset_size: examples of an epoch.
         total_steps: the last step, which is always due.
-        clock: seconds, growing.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -45,7 +56,7 @@ class SavePolicy:
     def due(self, step: int) -> bool:
         """Whether to save at this step; never at step 0, always at the last one.
 
-        Every process asks at the same, growing steps, whatever the answer, since it may be a collective. Steps before
+        Every process calls it at the same, increasing steps, whatever the answer: it may be an agreement. Steps before
         `next_asked` may be left out.
         """
         if self._timer is not None:
@@ -59,50 +70,164 @@ class SavePolicy:
         return self._timer is not None
 
     def next_asked(self, step: int) -> int:
-        """The first step after `step` at which `due` has to be asked; those before it are not due."""
+        """The first step after `step` at which `due` must be called; those before it are not due."""
         possible = self.next_possible(step)
-        return possible if self._timer is None else min(possible, self._timer.next_look(step))
+        return possible if self._timer is None else min(possible, self._timer.next_agreement(step))
 
     def next_possible(self, step: int) -> int:
-        """The next step that can be due, where a dispatch of several steps is cut; a clock cuts none."""
+        """The next step that can be due, at which a dispatch must end; a clock ends none."""
         return self._total_steps if self._period is None else self._period.next_after(step)
 
 
 class _AgreedTimer:
-    """Due at the first step that all processes look at after `seconds` since it was last due."""
+    """A timer of the primary, whose answers all processes share because clocks of hosts differ.
+
+    Each agreement also sets the step of the next one: half of the way to the time at which the save is expected, and at
+    most three times as many steps as the attempt has done. This makes about ten agreements a save.
+    """
 
     def __init__(self, seconds: float, clock: Callable[[], float]):
         self._seconds, self._clock = seconds, clock
         self._start = clock()  # when it was last due
         self._first = 0  # step of this attempt
-        self._look_at: int | None = None  # step of the next agreement
+        self._agree_at: int | None = None  # step of the next agreement
         self._asked: int | None = None  # last step that was asked for, and its answer
         self._answer = False
-        self._last_look = (0, self._start)  # step and time of the last agreement
+        self._last = (0, self._start)  # step and time of the last agreement
 
     def due(self, step: int) -> bool:
         if step == self._asked:
             return self._answer
-        if self._look_at is None:  # the first step of this attempt: nothing to save yet
-            self._first, self._look_at, self._last_look = step, step + 1, (step, self._clock())
+        if self._agree_at is None:  # the first step of this attempt: nothing to save yet
+            self._first, self._agree_at, self._last = step, step + 1, (step, self._clock())
         self._asked, self._answer = step, False
-        if step >= self._look_at:
-            self._answer, self._look_at = self._agree(step)
+        if step >= self._agree_at:
+            self._answer, self._agree_at = group.broadcast(self._decide(step), "the timer of saves")
         return self._answer
 
-    def next_look(self, step: int) -> int:
-        return step + 1 if self._look_at is None else max(step + 1, self._look_at)
+    def next_agreement(self, step: int) -> int:
+        return step + 1 if self._agree_at is None else max(step + 1, self._agree_at)
 
-    def _agree(self, step: int) -> tuple[bool, int]:
-        """(whether it is due now, the step of the next agreement), as the first process sees it."""
+    def _decide(self, step: int) -> tuple[bool, int]:
+        """Returns (whether a save is due now, the step of the next agreement) by the clock of this process."""
         now = self._clock()
-        before, then = self._last_look
-        self._last_look = (step, now)
+        before, then = self._last
+        self._last = (step, now)
         due = now - self._start >= self._seconds
         if due:
             self._start = now
         expected = (self._start + self._seconds - now) * (step - before) / max(now - then, 1e-6)
         # Bounded by how far this attempt has come: its first steps say little, as the loop runs ahead of the device.
-        ahead = max(1, min(int(expected / 2), 3 * (step - self._first)))
-        due, look_at = group.broadcast((due, step + ahead), "the time of the next save")
-        return due, look_at
+        return due, step + max(1, min(int(expected / 2), 3 * (step - self._first)))
+
+
+class Retention:
+    """The choice of steps that stay in one run, with the evaluation results that it rests on.
+
+    Args:
+        directory: of the checkpoints.
+        keep_latest: newest checkpoints that stay.
+        best: "evaluation/metric", or None.
+        best_mode: "max" or "min".
+        keep_best: best checkpoints that stay besides.
+        lease: of the run directory.
+
+    Every process of a run has one, records the same and chooses the same. The primary reads and writes the file.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        keep_latest: int,
+        best: str | None = None,
+        best_mode: str = "max",
+        keep_best: int = 1,
+        lease: Lease = ALWAYS_GRANTED,
+    ):
+        self._path, self._lease = Path(directory) / RESULTS, lease
+        self._keep_latest, self._best, self._best_mode, self._keep_best = keep_latest, best, best_mode, keep_best
+        # As pairs: numbers cannot be keys of JSON.
+        pairs = group.run_on_primary(lambda: list(read_results(Path(directory)).items()), "the evaluation results")
+        self._results: dict[int, dict[str, float]] = {int(step): results for step, results in pairs}
+        self._writing: storage.Background | None = None  # the newest write, unless it is known to have succeeded
+
+    def record(self, step: int, results: Mapping[str, float]) -> None:
+        """Adds evaluation results of a step, also on disk.
+
+        Raises:
+            RunError: the file cannot be written, or the disk does not answer in `timeouts.RESULTS_S`. The next call
+                or `flush` writes them.
+        """
+        self._results[step] = self._results.get(step, {}) | {name: float(value) for name, value in results.items()}
+        if self._writing is None or self._writing.done:  # otherwise the disk hangs, which was reported
+            self._write()
+
+    def flush(self) -> None:
+        """Writes results that the disk has refused before; raises as `record`."""
+        if self._writing is not None and self._writing.done:
+            self._write()
+
+    def _write(self) -> None:
+        if not group.is_primary():
+            return
+        text = json_text.dumps({step: self._results[step] for step in sorted(self._results)}, indent=1)
+
+        def write() -> None:
+            self._path.parent.mkdir(exist_ok=True)
+            self._lease.replace_text(self._path, text + "\n")
+
+        self._writing = storage.Background(write, "results")
+        try:
+            self._writing.result(timeouts.RESULTS_S)
+        except storage.StorageTimeout as error:
+            raise cannot_write(self._path, error) from error
+        self._writing = None
+
+    def to_delete(self, steps: Collection[int]) -> list[int]:
+        """Returns those of the durable steps that need not stay, oldest first. The newest always stays."""
+        kept = set(sorted(steps)[-max(1, self._keep_latest) :])
+        ranked = self._ranking({step: self._results[step] for step in steps if step in self._results})
+        return sorted(set(steps) - kept - set(ranked[: self._keep_best]))
+
+    def forget(self, evaluation: str) -> None:
+        """Drops the results of an evaluation whose data has changed: old and new values cannot be compared."""
+        for step, results in list(self._results.items()):
+            self._results[step] = {n: v for n, v in results.items() if n.partition("/")[0] != evaluation}
+            self.record(step, {})
+
+    def results(self, step: int) -> Mapping[str, float]:
+        """Returns the evaluation results of a step, none if nothing was recorded."""
+        return self._results.get(step, {})
+
+    def best(self) -> tuple[int, float] | None:
+        """Returns (step, value) of the best result so far, or None."""
+        ranked = self._ranking(self._results)
+        return (ranked[0], self._results[ranked[0]][self._best]) if self._best and ranked else None
+
+    def _ranking(self, results: Results) -> list[int]:
+        return ranking(results, self._best, self._best_mode) if self._best else []
+
+
+def ranking(results: Results, best: str, best_mode: str) -> list[int]:
+    """Returns the steps that have a finite value of `best`, the best first."""
+    sign = -1 if best_mode == "max" else 1
+    values = {step: values[best] for step, values in results.items() if math.isfinite(values.get(best, math.nan))}
+    return sorted(values, key=lambda step: (sign * values[step], step))
+
+
+def read_results(directory: Path) -> dict[int, dict[str, float]]:
+    """Returns the evaluation results by step; none if nothing was recorded.
+
+    Raises:
+        CheckpointError: the file is not what `record` writes.
+    """
+    path = directory / RESULTS
+    try:
+        stored = json.loads(path.read_text())
+        return {int(step): {name: float(value) for name, value in values.items()} for step, values in stored.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error}). Move it away to go on; the best checkpoint is then chosen anew."
+        ) from error

@@ -1,15 +1,8 @@
-"""The checkpoints of one run on disk: listed, restored onto any mesh, removed; what writes them is its `Saver`.
+"""The checkpoints of one run on disk: lists steps, restores them onto any mesh, removes them.
 
-Owns: when a step counts, and the bounds of what is done with one. Does not own: how one is written and what its
-directory holds (`saving.py`), in which format (`arrays.py`), when a save is due (`policy.py`), which steps stay
-(`retention.py`), what is in the state (`training/state.py`).
-
-Nothing here waits without a bound for a disk: what touches it runs in threads (`run/storage.py`).
-
-Terms. *Step directory*: `<directory>/<step>/` with `state` (arrays), `position` (the next unread example), `config`
-(the resolved config's text) and the manifest; all become visible together, by one rename. *Durable*: that rename is
-done; only durable steps are listed, and none that has lost its manifest. *Candidate*: a step by its name alone.
-*Leftover*: what a killed save or deletion leaves; never listed, removed when the next writer opens the directory.
+A step is the directory `<checkpoints>/<step>/` with `state` (arrays), `position` (the next unread example), `config`
+(text) and the manifest. A save renames it into place as a whole: it is *durable* then, and only durable steps are
+listed. Nothing here waits for a disk without a bound.
 """
 
 import contextlib
@@ -18,35 +11,49 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from engine.checkpoint import arrays
-from engine.checkpoint.arrays import failing
-from engine.checkpoint.manifest import MANIFEST, files_of
-from engine.checkpoint.read_lock import delete_lock, read_lock
-from engine.checkpoint.retention import read_results
-from engine.checkpoint.saving import CONFIG, DELETED, POSITION, SAVING, STATE, Saver
+from engine.checkpoint import arrays, timeouts
+from engine.checkpoint.arrays import error_text, failing
+from engine.checkpoint.integrity import (
+    DamagedCheckpoint,
+    VerifyTimeout,
+    compare_arrays,
+    list_set_aside,
+    set_aside,
+    shorten,
+    step_folders,
+    verify,
+)
+from engine.checkpoint.manifest import MANIFEST, delete_lock, files_of, read_lock
+from engine.checkpoint.policy import read_results
 from engine.checkpoint.tree_compat import difference, leaves_of, other_folds, with_stored_folds, with_wanted_folds
-from engine.checkpoint.verification import NotInTime, compare, verify
-from engine.cluster import group, processes
+from engine.cluster import group
 from engine.cluster.exit_status import ExitStatus
+from engine.cluster.peer_failure import LostPeer
 from engine.config.errors import CheckpointError
 from engine.run import storage
-from engine.run.lease import ALWAYS_GRANTED, Lease
+from engine.run.lease import Lease
+from engine.types import PyTree
 
-TIMEOUT_S = 600.0  # for a save or a restore, as checkpoint.timeout says too
-LOOK_S = 10.0  # for looks at the directory
-_LEFTOVERS = (f"*{DELETED}", f"*{SAVING}", "*.orbax-checkpoint-tmp")
-_DELETION_S = 60.0  # for deletions under way, at the end; the next writer finishes them
+STATE, POSITION, CONFIG = "state", "position/position.json", "config/config.json"
+SAVING, DELETED = ".saving", ".deleted"  # suffixes of directories that are not a step yet, or not any more
+_LEFTOVERS = (f"*{DELETED}", f"*{SAVING}", "*.orbax-checkpoint-tmp")  # of a killed save or deletion
 
 
 class StorageError(CheckpointError):
-    """A step could not be written or read, for which storage is to blame and not the run."""
+    """A step could not be written or read because of the storage, not because of the run."""
 
     exit_code = ExitStatus.RETRY
+
+
+class NoUsableCheckpoint(CheckpointError):
+    """Every checkpoint of the run is damaged. Whether to start from the beginning is the user's decision."""
+
+    exit_code = ExitStatus.STOP
+    everywhere = True
 
 
 @dataclass(frozen=True)
@@ -60,165 +67,135 @@ class StepInfo:
 
 
 class CheckpointStore:
-    """Saves and restores the state of a run.
+    """The steps of a run.
 
     Args:
-        directory: where the step directories lie; made if it is missing.
-        read_only: look and restore only. Needs no write access and leaves what another process is writing alone.
-        timeout_s: seconds that a save or a restore may take.
-        lease: of the run directory.
+        directory: of the step directories.
+        lease: of the run directory, to remove steps; None opens the store for reading, without write access.
+        timeout_s: seconds that a restore may take.
 
     Raises:
-        CheckpointError: the directory cannot be made or read.
+        CheckpointError: the directory cannot be created or read.
         StorageError: it does not answer.
 
-    One writer at a time. With several processes, all call `save`, `restore`, `wait` and `close` at the same steps.
+    One writer at a time. With several processes, all call `restore` for the same steps.
     """
 
     def __init__(
-        self,
-        directory: str | os.PathLike,
-        *,
-        read_only: bool = False,
-        timeout_s: float = TIMEOUT_S,
-        lease: Lease = ALWAYS_GRANTED,
+        self, directory: str | os.PathLike[str], lease: Lease | None = None, *, timeout_s: float = timeouts.SAVE_S
     ):
-        self.directory, self._timeout_s = Path(directory).absolute(), timeout_s
-        self._same: set[int] = set()  # steps on disk that hold what this run would save again
-        self._seen: list[int] = []  # the durable steps, as of the last look
+        self.directory, self.timeout_s = Path(directory).absolute(), timeout_s
+        self.current: set[int] = set()  # steps on disk that hold what this run would save again
+        self._lease = lease
+        self._seen: list[int] = []  # the durable steps, as last listed
         self._deleting: dict[Path, storage.Background] = {}  # step directory -> its deletion
         self._deletions = itertools.count(1)
-        self._saver: Saver | None = None
-        if not read_only:
+        if lease is not None:
             self._open(lease)
 
     def _open(self, lease: Lease) -> None:
-        """Finds the directory writable, in every process; the first one removes leftovers."""
+        """Checks in every process that the directory is writable; the primary removes leftovers."""
         try:
             storage.probe(self.directory)
             leftovers = storage.bounded(
-                lambda: [path for pattern in _LEFTOVERS for path in self.directory.glob(pattern)], LOOK_S
+                lambda: [path for pattern in _LEFTOVERS for path in self.directory.glob(pattern)], timeouts.LIST_S
             )
         except storage.StorageTimeout as error:
-            raise self._no_answer(error) from error
+            raise self._unanswered(error) from error
         except OSError as error:
             raise CheckpointError(
                 f"{self.directory}: cannot be opened for writing ({error.strerror or error}). Allow writing there, or "
                 "choose another place with --workdir=DIR."
             ) from error
-        self._saver = Saver(self.directory, self._timeout_s, lease)
-        if processes.is_primary():
-            for path in leftovers:
-                self._deleting[path] = storage.Background(lambda path=path: shutil.rmtree(path), "leftover")
+        if leftovers and group.is_primary():
+            with lease.writing():
+                for path in leftovers:
+                    self._deleting[path] = storage.Background(lambda path=path: shutil.rmtree(path), "leftover")
 
-    def prepare(self, state: Any) -> None:
-        """Compiles what a save of such a state computes, so that the first one takes no longer than others."""
-        self._writable("prepare").prepare(state)
-
-    def free(self, wait: bool) -> bool:
-        """Whether no save is under way, so that the next one may start; the same answer in every process.
-
-        Args:
-            wait: for the end of the one that is.
-        """
-        return self._writable("save").free(wait)
-
-    @property
-    def under_way(self) -> int | None:
-        """The step of the save under way, or None."""
-        return None if self._saver is None else self._saver.under_way
-
-    def save(self, step: int, state: Any, position: Mapping[str, Any], config_text: str) -> bool:
-        """Starts to save a step and returns; the state may be donated to the next call of the program at once.
-
-        Args:
-            step: name of the checkpoint.
-            state: pytree of arrays.
-            position: where the data goes on; plain JSON.
-            config_text: the resolved config.
-
-        Returns:
-            False, and nothing is written, for a step that this run saved or restored before: it is the same. A step
-            that lies there otherwise, from an attempt that this one did not go on from, is replaced.
-
-        Raises:
-            StorageError: an earlier save, which is waited for, has failed. What happens to this one, `check` tells.
-        """
-        saver = self._writable("save")
-        self.wait()
-        if step in self._same:
-            return False
-        if (deletion := self._deleting.pop(self.directory / str(step), None)) is not None:
-            with contextlib.suppress(Exception):  # whatever became of it, this step is replaced
-                deletion.result(self._timeout_s)
-        saver.start(step, state, position, config_text)
-        return True
-
-    @property
-    def has_news(self) -> bool:
-        """Whether a save or a deletion has ended of which nobody was told; touches no storage."""
-        saved = self._saver is not None and self._saver.has_ended
-        return saved or any(deletion.done for deletion in self._deleting.values())
-
-    def check(self) -> int | None:
-        """Returns the step that has become durable since it was asked for, if one has; never waits.
-
-        Raises:
-            StorageError: the save has failed. It is told once; the next save starts anew.
-        """
-        if self._saver is None or (ended := self._saver.ended()) is None:
-            return None
-        if ended.failure:
-            raise StorageError(self._not_saved(ended.step, ended.failure))
-        self._same.add(ended.step)
-        self._seen = sorted({*self._seen, ended.step})
-        return ended.step
-
-    def wait(self, timeout_s: float | None = None) -> int | None:
-        """Like `check`, when no save is under way any more, which has a bound.
-
-        Args:
-            timeout_s: a nearer bound.
-        """
-        if self._saver is not None:
-            self._saver.wait(timeout_s)
-        return self.check()
+    # Lists
 
     def steps(self) -> list[int]:
-        """Returns the durable steps, oldest first; needs no JAX. Those of the last look, where the disk hangs."""
+        """Returns the durable steps, oldest first; as last listed if the disk hangs. Needs no JAX."""
 
-        def look() -> list[int]:
-            return [int(path.name) for path in self._look() if (path / MANIFEST).is_file()]
+        def durable() -> list[int]:
+            return [int(path.name) for path in self._folders() if (path / MANIFEST).is_file()]
 
         with contextlib.suppress(storage.StorageTimeout):
-            self._seen = storage.bounded(look, LOOK_S)
+            self._seen = storage.bounded(durable, timeouts.LIST_S)
         return list(self._seen)
-
-    def candidates(self) -> list[int]:
-        """Returns the steps by their names, newest first, also such as have lost their manifest.
-
-        Raises:
-            StorageError: the storage does not answer.
-        """
-        try:
-            return storage.bounded(lambda: [int(path.name) for path in reversed(self._look())], LOOK_S)
-        except storage.StorageTimeout as error:
-            raise self._no_answer(error) from error
-
-    def _look(self) -> list[Path]:
-        """The step directories, oldest first."""
-        if not self.directory.is_dir():
-            return []
-        going = {path for path, deletion in self._deleting.items() if not deletion.done}
-        found = [path for path in self.directory.iterdir() if path.name.isdecimal() and path not in going]
-        return sorted(found, key=lambda path: int(path.name))
 
     def latest(self) -> int | None:
         """Returns the newest durable step, or None."""
         return max(self.steps(), default=None)
 
-    def restore(self, step: int, abstract_state: Any, stacked: Mapping[str, int] | None = None) -> Any:
-        """Returns the state of a step, placed as asked for, whatever mesh it was saved from; every bit is checked.
+    def candidates(self) -> list[int]:
+        """Returns the steps by their names, newest first, also those that have lost their manifest.
+
+        Raises:
+            StorageError: the storage does not answer.
+        """
+        try:
+            return storage.bounded(lambda: [int(path.name) for path in reversed(self._folders())], timeouts.LIST_S)
+        except storage.StorageTimeout as error:
+            raise self._unanswered(error) from error
+
+    def describe(self) -> list[StepInfo]:
+        """Returns what is known of each durable step, oldest first. Needs no JAX."""
+        results = read_results(self.directory)
+        infos = []
+        for step in self.steps():
+            path = self.directory / str(step)
+            size = sum(files_of(path).values())
+            infos.append(StepInfo(step, size, (path / MANIFEST).stat().st_mtime, results.get(step, {})))
+        return infos
+
+    def _folders(self) -> list[Path]:
+        deleting = {path for path, deletion in self._deleting.items() if not deletion.done}
+        return [path for path in step_folders(self.directory) if path not in deleting]
+
+    # Restores
+
+    def restore_latest(
+        self,
+        abstract_state: PyTree,
+        stacked: Mapping[str, int] | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> tuple[PyTree, int] | None:
+        """Returns the state and the step of the newest good checkpoint, or None if there never was one.
+
+        Damaged steps are set aside. All processes call this, and get the same.
+
+        Args:
+            abstract_state, stacked: as for `restore`.
+            say: called with a sentence for each damaged step.
+
+        Raises:
+            NoUsableCheckpoint: there are checkpoints, and none is good.
+            CheckpointError: one cannot be read for a reason of the disk, or it is of another model.
+        """
+        lease = self.writable("set a damaged step aside")
+        for step in group.run_on_primary(self.candidates, "the list of checkpoints"):
+            try:
+                return self.restore(step, abstract_state, stacked), step
+            except DamagedCheckpoint as damaged:
+                path, problems = self.directory / str(step), damaged.problems
+                name = group.run_on_primary(lambda: set_aside(path, problems, lease), "the damaged checkpoint")  # noqa: B023
+                say(
+                    f"warning: the checkpoint of step {step} is damaged and set aside as {self.directory / name}: "
+                    f"{shorten(problems)}"
+                )
+        bad = group.run_on_primary(lambda: list_set_aside(self.directory), "the list of damaged checkpoints")
+        if bad:
+            raise NoUsableCheckpoint(
+                f"{self.directory}: no checkpoint can be used:\n"
+                + "".join(f"  {name}: {why}\n" for name, why in bad)
+                + "Bring one of them back from a copy, under its number as name, or start anew with --fresh (the old "
+                "run is moved aside)."
+            )
+        return None
+
+    def restore(self, step: int, abstract_state: PyTree, stacked: Mapping[str, int] | None = None) -> PyTree:
+        """Returns the state of a step, placed as asked for, whatever mesh it was saved from. Every bit is verified.
 
         Args:
             step: a candidate.
@@ -229,42 +206,45 @@ class CheckpointStore:
         Raises:
             CheckpointError: there is no such step, it cannot be read, or it is not of this model: the sentence
                 names the leaves that differ.
-            DamagedCheckpoint: it is not what was saved, told alike in every process.
+            DamagedCheckpoint: it is not what was saved; in every process.
             StorageError: it takes longer than the bound, here or in another process, which is named.
         """
-        self._same.discard(step)
+        self.current.discard(step)
         if step not in self.candidates():
-            self._need(step)
-        end = time.monotonic() + self._timeout_s
+            self._require(step)
+        end = time.monotonic() + self.timeout_s
         try:
             state = storage.bounded(
-                lambda: self._sound(step, abstract_state, stacked or {}), self._timeout_s, "restore"
+                lambda: self._verified(step, abstract_state, stacked or {}), self.timeout_s, "restore"
             )
+            missing = group.barrier("restore", max(1.0, end - time.monotonic()))
         except storage.StorageTimeout as error:
-            raise self._too_late(step, [processes.index()]) from error
-        except NotInTime as error:
+            raise self._too_late(step, [group.index()]) from error
+        except VerifyTimeout as error:
             raise self._too_late(step, [error.process]) from error
-        if missing := group.barrier(f"restore/{self.directory.name}/{step}", max(1.0, end - time.monotonic())):
+        except LostPeer as error:
+            raise self._too_late(step, [0]) from error
+        if missing:
             raise self._too_late(step, missing)
-        self._same.add(step)
+        self.current.add(step)
         return state
 
-    def _sound(self, step: int, abstract_state: Any, stacked: Mapping[str, int]) -> Any:
-        """The state of a step, checked before it is read and after."""
+    def _verified(self, step: int, abstract_state: PyTree, stacked: Mapping[str, int]) -> PyTree:
+        """Returns the state of a step, verified before and after it is read."""
         from engine.parallel.digest import Digests  # loads JAX
 
         path = self.directory / str(step)
         with contextlib.ExitStack() as stack:
-            with contextlib.suppress(FileNotFoundError):  # that there is no manifest is told next
+            with contextlib.suppress(FileNotFoundError):  # `verify` reports a missing manifest
                 stack.enter_context(read_lock(path))
-            manifest = verify(path, 0.9 * self._timeout_s)  # before this process's own bound: who is late is named
+            manifest = verify(path, timeouts.VERIFY_SHARE * self.timeout_s)
             state = self._read(step, abstract_state, stacked)
-            compare(path, manifest, Digests(state).of(state))
+            compare_arrays(path, manifest, Digests(state).of(state))
         return state
 
-    def _read(self, step: int, abstract_state: Any, stacked: Mapping[str, int]) -> Any:
+    def _read(self, step: int, abstract_state: PyTree, stacked: Mapping[str, int]) -> PyTree:
         folder = self.directory / str(step) / STATE
-        with failing(lambda words: self._unreadable(step, words)):
+        with failing(lambda text: self._unreadable(step, text)):
             stored = leaves_of(arrays.describe(folder))
         wanted = leaves_of(abstract_state)
         folds = other_folds(stored, wanted, stacked)
@@ -275,41 +255,46 @@ class CheckpointStore:
                 "--fresh, or begin a run in another --workdir with those of its weights that fit, by "
                 f"--config.init.checkpoint={self.directory.parent} and init.paths."
             )
-        with failing(lambda words: self._unreadable(step, words)):
+        with failing(lambda text: self._unreadable(step, text)):
             state = arrays.read(folder, with_stored_folds(abstract_state, stored, folds))
         return with_wanted_folds(state, abstract_state, folds)
 
-    def position(self, step: int) -> dict[str, Any]:
-        """Returns where the data goes on after a step, as it was saved; needs no JAX. Raises CheckpointError."""
+    def position(self, step: int) -> dict:
+        """Returns the position in the data that was saved with a step. Needs no JAX. Raises CheckpointError."""
         return self._read_json(step, POSITION)
 
     def config_text(self, step: int) -> str:
-        """Returns the config that a step was saved with; needs no JAX. Raises CheckpointError."""
+        """Returns the config that a step was saved with. Needs no JAX. Raises CheckpointError."""
         return "\n".join(self._read_json(step, CONFIG)["lines"])
 
-    def describe(self) -> list[StepInfo]:
-        """Returns what is known of each durable step, oldest first; needs no JAX."""
-        results = read_results(self.directory)
-        infos = []
-        for step in self.steps():
-            path = self.directory / str(step)
-            size = sum(files_of(path).values())
-            infos.append(StepInfo(step, size, (path / MANIFEST).stat().st_mtime, results.get(step, {})))
-        return infos
+    def _read_json(self, step: int, name: str) -> dict:
+        self._require(step)
+        path = self.directory / str(step) / name
+        try:
+            return json.loads(storage.bounded(path.read_text, self.timeout_s))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(self._unreadable(step, f"{name}: {error}")) from error
+
+    # Changes
+
+    def saved(self, step: int) -> None:
+        """Notes that this run has made a step durable."""
+        self.current.add(step)
+        self._seen = sorted({*self._seen, step})
 
     def delete(self, step: int) -> None:
-        """Removes a durable step: it is gone from the list at once, its files go in another thread.
+        """Removes a durable step. It disappears from the list at once; a thread removes its files.
 
-        One that another process reads at that moment stays, and is listed again.
+        A step that another process reads at that moment stays, and is listed again.
 
         Raises:
             CheckpointError: there is no such step.
         """
-        self._writable("delete")
-        self._same.discard(step)
-        if not processes.is_primary():
+        lease = self.writable("delete")
+        self.current.discard(step)
+        if not group.is_primary():
             return
-        self._need(step)
+        self._require(step)
         path = self.directory / str(step)
         gone = self.directory / f"{step}.d{next(self._deletions)}{DELETED}"
 
@@ -317,30 +302,29 @@ class CheckpointStore:
             with delete_lock(path) as free:
                 if not free:
                     return
-                path.rename(gone)
+                with lease.writing():
+                    path.rename(gone)
             shutil.rmtree(gone)
 
         self._seen.remove(step)
         self._deleting[path] = storage.Background(remove, f"delete-{step}")
 
-    def close(self, timeout_s: float | None = None) -> None:
-        """Waits for what is under way, which has a bound.
+    def end_deletion(self, step: int) -> None:
+        """Waits for the deletion of a step that is about to be saved again."""
+        if (deletion := self._deleting.pop(self.directory / str(step), None)) is not None:
+            with contextlib.suppress(Exception):  # however it ended, the step is replaced
+                deletion.result(self.timeout_s)
 
-        Args:
-            timeout_s: a nearer bound for the save.
+    @property
+    def has_events(self) -> bool:
+        """Whether a deletion has ended that `failed_deletions` has not reported; touches no storage."""
+        return any(deletion.done for deletion in self._deleting.values())
 
-        Raises:
-            CheckpointError: a save or a deletion has failed.
-        """
-        self.wait(timeout_s)
-        if texts := self.not_deleted(_DELETION_S):
-            raise CheckpointError(" ".join(texts))
-
-    def not_deleted(self, timeout_s: float = 0.0) -> list[str]:
+    def failed_deletions(self, timeout_s: float = 0.0) -> list[str]:
         """Returns, once, a sentence for each deletion that has failed.
 
         Args:
-            timeout_s: for each of those under way; what is not done then, the next writer finishes.
+            timeout_s: to wait for each of those in flight. The next writer finishes what is not done then.
         """
         texts = []
         for path, deletion in list(self._deleting.items()):
@@ -349,51 +333,46 @@ class CheckpointStore:
             except storage.StorageTimeout:
                 continue
             except Exception as error:
-                texts.append(f"{path}: an old checkpoint cannot be removed ({arrays.words_of(error)}).")
+                texts.append(f"{path}: an old checkpoint cannot be removed ({error_text(error)}).")
             del self._deleting[path]
         return texts
 
-    def _no_answer(self, error: storage.StorageTimeout) -> StorageError:
+    # Sentences
+
+    def newest_but(self, step: int) -> str:
+        """Returns a sentence about the newest step but one; touches no storage."""
+        newest = max((seen for seen in self._seen if seen != step), default=None)
+        return "No checkpoint is there yet" if newest is None else f"The newest checkpoint is that of step {newest}"
+
+    def _unanswered(self, error: storage.StorageTimeout) -> StorageError:
         return StorageError(
             f"{self.directory}: the storage does not answer ({error}). See that it is mounted and not overloaded, "
             "then start the same command again."
         )
 
-    def _not_saved(self, step: int, words: str) -> str:
-        newest = max((seen for seen in self._seen if seen != step), default=None)
-        kept = "No checkpoint is there yet" if newest is None else f"The newest checkpoint is that of step {newest}"
-        return f"{self.directory}: step {step} could not be saved ({words}). {kept}."
-
     def _too_late(self, step: int, missing: list[int]) -> StorageError:
         who = ", ".join(f"process {index}" for index in missing)
         return StorageError(
-            f"{self.directory / str(step)}: not restored within checkpoint.timeout, {self._timeout_s:g} s: {who} "
+            f"{self.directory / str(step)}: not restored within checkpoint.timeout, {self.timeout_s:g} s: {who} "
             "did not come to the end of it. See that the storage answers there, then start the same command again."
         )
 
-    def _unreadable(self, step: int, error: str) -> str:
+    def _unreadable(self, step: int, text: str) -> str:
         others = ", ".join(str(other) for other in self.steps() if other != step) or "none"
         return (
-            f"{self.directory / str(step)}: cannot be read ({error}). Other checkpoints there: {others}. "
+            f"{self.directory / str(step)}: cannot be read ({text}). Other checkpoints there: {others}. "
             f"Move {step} elsewhere to go on from the newest of them."
         )
 
-    def _need(self, step: int) -> None:
+    def _require(self, step: int) -> None:
         if step not in (steps := self.steps()):
             raise CheckpointError(
                 f"{self.directory}: there is no checkpoint of step {step}. "
                 f"Steps there: {', '.join(map(str, steps)) or 'none'}."
             )
 
-    def _writable(self, verb: str) -> Saver:
-        if self._saver is None:
-            raise CheckpointError(f"{self.directory}: opened read-only, cannot {verb}. Open it with read_only=False.")
-        return self._saver
-
-    def _read_json(self, step: int, name: str) -> Any:
-        self._need(step)
-        path = self.directory / str(step) / name
-        try:
-            return json.loads(storage.bounded(path.read_text, self._timeout_s))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(self._unreadable(step, f"{name}: {error}")) from error
+    def writable(self, verb: str) -> Lease:
+        """Returns the lease, which the store must have to `verb`. Raises CheckpointError."""
+        if self._lease is None:
+            raise CheckpointError(f"{self.directory}: opened read-only, cannot {verb}. Open it with its lease.")
+        return self._lease

@@ -1,16 +1,19 @@
-"""Whether a stored state fits the state that a program wants: the sentence that names every leaf that differs.
+"""Compares a stored state with the one that a program wants, leaf by leaf, and refolds stacks of layers.
 
-Owns: the paths of a pytree's leaves, the comparison by shape and dtype, and the change of a stack of layers from one
-fold to another. Does not own: reading either side (`store.py`).
-
-Terms. *Leaf*: one array of the state. *Path*: its keys joined by "/", "params/encoder/0/kernel"; the fields of an
-optimizer's tuple count by name, as Orbax stores them. *Fold*: the first dimensions of an array of a stack of layers:
-`[layers]`, or `[repeats, layers of a repeat]` over a pipeline; the order of the layers is the same.
+The path of a leaf is its keys joined by "/", "params/encoder/0/kernel"; the fields of an optimizer's tuple count by
+name, as Orbax stores them. A *fold* is the first dimensions of an array of a stack of layers: `[layers]`, or
+`[repeats, layers of a repeat]` over a pipeline. The order of the layers is the same.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from engine.types import PyTree
+
+if TYPE_CHECKING:
+    import jax
+    from jax.tree_util import KeyPath
 
 SHOWN = 8  # leaves that an error names; a changed width touches hundreds
 
@@ -25,7 +28,7 @@ class Leaf(NamedTuple):
         return f"{tuple(self.shape)} {self.dtype}"
 
 
-def leaves_of(tree: Any) -> dict[str, Leaf]:
+def leaves_of(tree: PyTree) -> dict[str, Leaf]:
     """Returns path -> Leaf for a pytree of things with `shape` and `dtype` (arrays, abstract arrays, metadata)."""
     import jax
 
@@ -36,9 +39,9 @@ def leaves_of(tree: Any) -> dict[str, Leaf]:
 
 
 def difference(stored: Mapping[str, Leaf], wanted: Mapping[str, Leaf]) -> str | None:
-    """Returns the sentences about the leaves that differ, parameters first, or None when the two fit.
+    """Returns sentences about the leaves that differ, parameters first, or None if there are none.
 
-    A leaf that one side lacks counts; so does another dtype, because a silent cast would not be the saved state.
+    A leaf that one side lacks differs; so does another dtype, because a silent cast would not be the saved state.
     """
     paths = sorted({*stored, *wanted}, key=lambda path: (not path.startswith("params/"), path))
     differing = [path for path in paths if stored.get(path) != wanted.get(path)]
@@ -55,7 +58,7 @@ def difference(stored: Mapping[str, Leaf], wanted: Mapping[str, Leaf]) -> str | 
 def other_folds(
     stored: Mapping[str, Leaf], wanted: Mapping[str, Leaf], stacked: Mapping[str, int]
 ) -> dict[str, tuple[int, int]]:
-    """Returns the leaves that differ by their fold alone: path -> dimensions of the stored and of the wanted fold.
+    """Returns the leaves that differ only by their fold: path -> dimensions of the stored and of the wanted fold.
 
     Args:
         stored: leaves of the checkpoint.
@@ -75,22 +78,24 @@ def other_folds(
     return found
 
 
-def with_stored_folds(abstract_state: Any, stored: Mapping[str, Leaf], folds: Mapping[str, tuple[int, int]]) -> Any:
-    """Returns the abstract state with the leaves of `folds` as they are stored, each on the devices that it goes to."""
+def with_stored_folds(
+    abstract_state: PyTree, stored: Mapping[str, Leaf], folds: Mapping[str, tuple[int, int]]
+) -> PyTree:
+    """Returns the abstract state with the leaves of `folds` as they are stored, each on its final devices."""
     import jax
 
-    def leaf(path: Any, want: Any) -> Any:
+    def leaf(path: "KeyPath", want: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         key = _key(path)
         return _stored_fold(want, stored[key].shape, *folds[key]) if key in folds else want
 
     return jax.tree.map_with_path(leaf, abstract_state)
 
 
-def with_wanted_folds(state: Any, abstract_state: Any, folds: Mapping[str, tuple[int, int]]) -> Any:
-    """Returns a state that was restored as it is stored, in the shapes that the program wants."""
+def with_wanted_folds(state: PyTree, abstract_state: PyTree, folds: Mapping[str, tuple[int, int]]) -> PyTree:
+    """Returns a state in the shapes that the program wants, from one in its stored shapes."""
     import jax
 
-    def leaf(path: Any, x: Any, want: Any) -> Any:
+    def leaf(path: "KeyPath", x: jax.Array, want: jax.ShapeDtypeStruct) -> jax.Array:
         if _key(path) not in folds:
             return x
         x = jax.jit(lambda x: x.reshape(want.shape), out_shardings=want.sharding)(x)
@@ -99,8 +104,8 @@ def with_wanted_folds(state: Any, abstract_state: Any, folds: Mapping[str, tuple
     return jax.tree.map_with_path(leaf, state, abstract_state)
 
 
-def _stored_fold(want: Any, shape: tuple[int, ...], of: int, to: int) -> Any:
-    """An abstract array in its stored shape: its layers over the mesh axes of the wanted fold, where they divide."""
+def _stored_fold(want: "jax.ShapeDtypeStruct", shape: tuple[int, ...], of: int, to: int) -> "jax.ShapeDtypeStruct":
+    """Returns an abstract array in its stored shape, its layers over the axes of the wanted fold if they divide."""
     import jax
     from jax.sharding import NamedSharding, PartitionSpec
 
@@ -114,7 +119,7 @@ def _stored_fold(want: Any, shape: tuple[int, ...], of: int, to: int) -> Any:
     return jax.ShapeDtypeStruct(shape, want.dtype, sharding=sharding)
 
 
-def _key(path: Any) -> str:
+def _key(path: "KeyPath") -> str:
     import jax
 
     return jax.tree_util.keystr(path, simple=True, separator="/")

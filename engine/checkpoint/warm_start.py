@@ -1,53 +1,50 @@
-"""Weights of another run as the beginning of a new one: found, matched by path and shape, read onto this mesh.
+"""Warm start: initializes a new run with weights of another one, matched by path and shape, on this mesh.
 
-Owns: which step of the other run, which array of it goes where, and the error that lists what does not fit. Does not
-own: the rest of the first state, which starts anew (`training/program.py`), or going on with a run (`store.py`).
-
-The averaged weights are taken where the other run keeps an average, as evaluations and the export take them; values
-that are carried, such as batch statistics, as they are. Optimizer, step, randomness and place in the data are new.
-
-Terms. *Here*: the model of the new run. *There*: the checkpoint. *Path*: of an array in its model, "encoder/0/kernel".
-*Prefix*: the first words of a path; the longest one that `init.paths` names decides. *Key*: of an array in a state,
-its section and its path: "params/encoder/0/kernel".
+The averaged weights are taken if the other run keeps an average, as evaluations and the export do; the model state,
+such as batch statistics, as it is. Optimizer, step, randomness and position in the data are new. In names and errors
+*here* is the model of the new run and *there* is the checkpoint. A *key* is the section and the path of an array in a
+state: "params/encoder/0/kernel". The longest prefix of its path in `init.paths` decides where an array comes from.
 """
 
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from engine.checkpoint import arrays
 from engine.checkpoint.arrays import failing
-from engine.checkpoint.manifest import MANIFEST
-from engine.checkpoint.read_lock import read_lock
-from engine.checkpoint.retention import ranking, read_results
-from engine.checkpoint.saving import STATE
-from engine.checkpoint.store import CheckpointStore
+from engine.checkpoint.integrity import verify
+from engine.checkpoint.manifest import MANIFEST, read_lock
+from engine.checkpoint.policy import ranking, read_results
+from engine.checkpoint.store import STATE, CheckpointStore
 from engine.checkpoint.tree_compat import SHOWN, Leaf, leaves_of, other_folds, with_stored_folds, with_wanted_folds
-from engine.checkpoint.verification import verify
 from engine.cluster import group
 from engine.config.errors import CheckpointError, ConfigError, did_you_mean
 from engine.config.schema import Init
 from engine.config.text import from_text
 from engine.mounts import local_path, shown
 from engine.run.directory import RunDirectory
+from engine.types import PyTree
 
-SECTIONS = ("params", "carried")  # of a state, that a warm start takes
+if TYPE_CHECKING:
+    import jax
+
+SECTIONS = ("params", "carried")  # of a stored state, that a warm start takes; "carried" is the model state
 AVERAGED = "ema"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a new run begins with: the arrays that were taken, by path, and a sentence about them for the user."""
+    """The arrays that were taken, by path, and a sentence about them for the user."""
 
-    params: Mapping[str, Any]
-    carried: Mapping[str, Any]
-    told: str
+    params: Mapping[str, "jax.Array"]
+    model_state: Mapping[str, "jax.Array"]
+    message: str
 
 
-def read_weights(init: Init, abstract_state: Mapping[str, Any], stacked: Mapping[str, int]) -> Weights:
-    """Returns the weights that `init` names, as far as this model has them; every process calls it.
+def read_weights(init: Init, abstract_state: Mapping[str, PyTree], stacked: Mapping[str, int]) -> Weights:
+    """Returns the weights that `init` names, for the arrays that this model has. Every process calls it.
 
     Args:
         init: the section of the config.
@@ -55,21 +52,21 @@ def read_weights(init: Init, abstract_state: Mapping[str, Any], stacked: Mapping
         stacked: as for `CheckpointStore.restore`.
 
     Raises:
-        CheckpointError: there is no such checkpoint, it is damaged or cannot be read, or an array here has no equal
+        CheckpointError: there is no such checkpoint, it is damaged or cannot be read, or an array here has no match
             there.
         ConfigError: a prefix that no path here begins with.
     """
     directory, step = group.run_on_primary(lambda: find(init.checkpoint), "the choice of init.checkpoint")
     path = local_path(directory) / str(step)
     with contextlib.ExitStack() as stack:
-        with failing(lambda words: _unreadable(path, words)):
+        with failing(lambda text: _unreadable(path, text)):
             stack.enter_context(read_lock(path))
         verify(path)
         return _taken(path, init, abstract_state, stacked)
 
 
-def _taken(path: Path, init: Init, abstract_state: Mapping[str, Any], stacked: Mapping[str, int]) -> Weights:
-    with failing(lambda words: _unreadable(path, words)):
+def _taken(path: Path, init: Init, abstract_state: Mapping[str, PyTree], stacked: Mapping[str, int]) -> Weights:
+    with failing(lambda text: _unreadable(path, text)):
         stored = leaves_of(arrays.describe(path / STATE))
     keys = match([f"{s}/{p}" for s in SECTIONS for p in abstract_state[s]], stored, init.paths)
     wanted = {s: {p: x for p, x in abstract_state[s].items() if f"{s}/{p}" in keys} for s in SECTIONS}
@@ -84,7 +81,7 @@ def _taken(path: Path, init: Init, abstract_state: Mapping[str, Any], stacked: M
             + ".\nSay by init.paths where they come from, prefix here -> prefix there, or None for random: "
             "--config.init.paths.head=None"
         )
-    with failing(lambda words: _unreadable(path, words)):
+    with failing(lambda text: _unreadable(path, text)):
         read = _read(path / STATE, with_stored_folds(wanted, from_there, folds), keys)
     read = with_wanted_folds(read, wanted, folds)
     return Weights(read["params"], read["carried"], _sentence(path, keys, stored, abstract_state))
@@ -103,7 +100,7 @@ def find(place: str) -> tuple[str, int]:
     if path.name.isdecimal() and (path / MANIFEST).is_file():
         return shown(path.parent), int(path.name)
     run = RunDirectory(path)
-    steps = CheckpointStore(run.checkpoints, read_only=True).steps()
+    steps = CheckpointStore(run.checkpoints).steps()
     if not steps:
         raise CheckpointError(
             f"init.checkpoint = {place!r}: no checkpoint is there. Give a run directory, as runs/digits, or one of its "
@@ -155,7 +152,7 @@ def _begins(name: str, prefix: str) -> bool:
 
 
 def _leaves(keys: Mapping[str, str], stored: Mapping[str, Leaf], wanted: Mapping[str, Leaf]) -> dict[str, Leaf]:
-    """What is stored, by the keys of here. A float of another precision counts as the wanted one: it is converted."""
+    """Returns what is stored, by the keys of here. A float of another precision will be converted, so it matches."""
     import jax.numpy as jnp
 
     found = {}
@@ -167,11 +164,11 @@ def _leaves(keys: Mapping[str, str], stored: Mapping[str, Leaf], wanted: Mapping
     return found
 
 
-def _read(folder: Path, wanted: Mapping[str, Mapping[str, Any]], keys: Mapping[str, str]) -> Any:
-    """The arrays of `wanted` and no others, in its structure, each born where it lives."""
+def _read(folder: Path, wanted: Mapping[str, PyTree], keys: Mapping[str, str]) -> dict[str, PyTree]:
+    """Reads the arrays of `wanted` and no others, in its structure, each directly onto its devices."""
     import jax
 
-    item: dict[str, dict[str, Any]] = {}
+    item: dict[str, dict[str, jax.ShapeDtypeStruct]] = {}
     for section, tree in wanted.items():
         for name, leaf in tree.items():
             there, _, path = keys[f"{section}/{name}"].partition("/")
@@ -180,7 +177,7 @@ def _read(folder: Path, wanted: Mapping[str, Mapping[str, Any]], keys: Mapping[s
 
     given: set[str] = set()
 
-    def array(key: str, leaf: Any) -> Any:
+    def array(key: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         there, _, path = keys[key].partition("/")
         x = read[there][path]
         if keys[key] in given or x.sharding != leaf.sharding:  # two arrays here from one there
@@ -192,7 +189,7 @@ def _read(folder: Path, wanted: Mapping[str, Mapping[str, Any]], keys: Mapping[s
 
 
 def differences(from_there: Mapping[str, Leaf], wanted: Mapping[str, Leaf], keys: Mapping[str, str]) -> list[str]:
-    """Returns a line with both sides for each array here that has no equal there."""
+    """Returns a line with both sides for each array here that has no match there."""
     lines = []
     for key, to in keys.items():
         if from_there.get(key) != wanted[key]:
@@ -201,23 +198,23 @@ def differences(from_there: Mapping[str, Leaf], wanted: Mapping[str, Leaf], keys
     return lines
 
 
-def _unreadable(path: Path, words: str) -> str:
-    return f"init.checkpoint: {path}: cannot be read ({words}). Choose another step, as {path.parent}/STEP."
+def _unreadable(path: Path, text: str) -> str:
+    return f"init.checkpoint: {path}: cannot be read ({text}). Choose another step, as {path.parent}/STEP."
 
 
 def _unused(keys: Mapping[str, str], stored: Mapping[str, Leaf]) -> list[str]:
-    """Keys of the weights there that nothing here takes; with an average, that of a parameter stands for it."""
+    """Returns the keys of weights there that nothing here takes; an average stands for its parameter."""
     taken = {key.partition("/")[2] for key in keys.values()}
     return sorted(k for k in stored if k.startswith(("params/", "carried/")) and k.partition("/")[2] not in taken)
 
 
-def _listed(words: list[str]) -> str:
-    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
-    return f"{', '.join(words[:SHOWN])}{more}" if words else "none"
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}" if names else "none"
 
 
 def _sentence(
-    path: Path, keys: Mapping[str, str], stored: Mapping[str, Leaf], abstract_state: Mapping[str, Any]
+    path: Path, keys: Mapping[str, str], stored: Mapping[str, Leaf], abstract_state: Mapping[str, PyTree]
 ) -> str:
     random = [f"{s}/{p}" for s in SECTIONS for p in abstract_state[s] if f"{s}/{p}" not in keys]
     averaged = any(key.startswith(f"{AVERAGED}/") for key in keys.values())

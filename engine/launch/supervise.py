@@ -92,7 +92,7 @@ def _record_death(run: RunDirectory, ends: Sequence[End]) -> None:
 
 
 def _newest(run: RunDirectory) -> int | None:
-    return CheckpointStore(run.checkpoints, read_only=True).latest()
+    return CheckpointStore(run.checkpoints).latest()
 
 
 def _asked_to_stop(code: int, received: Sequence[int]) -> int:

@@ -46,7 +46,7 @@ def test_what_the_system_refuses_tensorstore_is_called_by_its_name(tmp_path):
             arrays.write(tmp_path / "state", {"w": jnp.arange(10_000.0)}, lambda: None)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, former)
-    assert arrays.words_of(error.value) == "File too large"
+    assert arrays.error_text(error.value) == "File too large"
 
 
 def test_an_error_becomes_a_sentence_of_its_first_line():

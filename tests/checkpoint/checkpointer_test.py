@@ -8,25 +8,14 @@ import jax.numpy as jnp
 import pytest
 
 from engine.checkpoint.checkpointer import Checkpointer
-from engine.checkpoint.policy import SavePolicy
-from engine.checkpoint.retention import Retention
+from engine.checkpoint.policy import Retention, SavePolicy
 from engine.checkpoint.store import CheckpointStore, StorageError
 from engine.config.duration import Duration
 from engine.run import storage
-from engine.run.lease import Lease, LeaseLost
+from engine.run.lease import ALWAYS_GRANTED, LeaseLost
+from tests.checkpoint.saves import LostLease
 
 TOTAL = 10
-
-
-class LostLease(Lease):
-    """The lease of a job whose run directory another job has taken over."""
-
-    def __init__(self, lost=True):
-        self.lost = lost
-
-    def verify(self):
-        if self.lost:
-            raise LeaseLost("another job has taken over this run.")
 
 
 @pytest.fixture
@@ -42,11 +31,12 @@ def make(tmp_path):
         best_mode="max",
         keep_best=1,
         folder=tmp_path,
+        lease=ALWAYS_GRANTED,
         **options,
     ):
         duration = None if every is None else Duration.parse(every, "checkpoint.every")
         subject = Checkpointer(
-            CheckpointStore(folder, timeout_s=timeout_s),
+            CheckpointStore(folder, lease, timeout_s=timeout_s),
             SavePolicy(duration, 16, 64, TOTAL),
             Retention(folder, keep_latest, best, best_mode, keep_best),
             "name: zoo\n",
@@ -57,13 +47,13 @@ def make(tmp_path):
 
     yield make
     for subject in made:
-        subject.store.close()
+        subject.__exit__(None, None, None)
 
 
 def save(subject, step, force=False, wait=True):
     """One step of a loop; `wait` for the save before, as a loop whose steps take longer than a save."""
     if wait:
-        subject.store.free(wait=True)
+        subject._saver.wait()
     return subject.maybe_save(step, {"w": jnp.full(4, step)}, {"example": 16 * step}, force)
 
 
@@ -85,7 +75,7 @@ def test_a_step_is_saved_by_force_between_two_that_are_due_and_only_once(make):
     assert subject.store.steps() == [4]
 
 
-def test_nothing_is_written_where_this_job_may_not_any_more(make, tmp_path):
+def test_nothing_is_written_after_the_lease_is_lost(make, tmp_path):
     subject = make(lease=LostLease())
     assert not save(subject, 1)  # nothing is due
     with pytest.raises(LeaseLost):
@@ -95,14 +85,14 @@ def test_nothing_is_written_where_this_job_may_not_any_more(make, tmp_path):
     assert subject.store.steps() == [] and not (tmp_path / "results.json").exists()
 
 
-def test_after_another_job_took_over_no_older_step_is_dropped(make):
+def test_no_older_step_is_removed_after_the_lease_is_lost(make):
     lease = LostLease(lost=False)
     subject = make(keep_latest=1, lease=lease)
     assert save(subject, 3) and save(subject, 6)
-    subject.store.free(wait=True)
+    subject._saver.wait()
     lease.lost = True
     with pytest.raises(LeaseLost):
-        subject.look()
+        subject.poll()
     assert subject.store.steps() == [3, 6]
 
 
@@ -162,15 +152,15 @@ def big(subject, step, force=False):
 
 
 @pytest.mark.faults
-def test_a_save_that_failed_is_told_once_at_a_later_look_and_the_next_one_is_tried(make, full_disk):
+def test_a_failed_save_is_reported_once_by_a_later_poll_and_the_next_one_is_tried(make, full_disk):
     told = []
     subject = make(every=None, say=told.append)
     assert big(subject, 3, force=True)
     deadline = time.monotonic() + 60
-    while not subject.has_news and time.monotonic() < deadline:
+    while not subject.has_events and time.monotonic() < deadline:
         time.sleep(0.01)
-    subject.look()
-    assert not subject.has_news
+    subject.poll()
+    assert not subject.has_events
     full_disk()
     assert big(subject, 5, force=True)
     subject.finish()
@@ -194,7 +184,7 @@ def test_nothing_is_saved_where_the_run_directory_is_gone_as_with_its_mount(make
     run.mkdir()
     subject = make(every=None, folder=run / "checkpoints")
     assert save(subject, 3, force=True)
-    subject.store.free(wait=True)
+    subject._saver.wait()
     run.rename(tmp_path / "elsewhere")
     save(subject, 6, force=True)
     with pytest.raises(StorageError, match=r"No such file or directory"):
@@ -212,7 +202,7 @@ def test_a_run_does_not_end_well_whose_last_save_failed(make, full_disk):
     assert error.value.exit_code == 42 and told == []
 
 
-def test_a_save_that_is_due_while_one_is_under_way_is_skipped_but_a_forced_one_waits(make, tmp_path):
+def test_a_save_that_is_due_while_one_is_in_flight_is_skipped_but_a_forced_one_waits(make, tmp_path):
     """The disk of the save of step 3 is a pipe that nobody reads: it hangs in the system's call."""
     told = []
     subject = make(say=told.append, timeout_s=3.0)

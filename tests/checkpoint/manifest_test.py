@@ -1,16 +1,26 @@
-"""A manifest tells every change of a step's files, and of itself."""
+"""A manifest detects every change of a step's files and of itself; a reader locks its step."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
 import pytest
 
 from engine.checkpoint.manifest import (
+    FORMAT,
     MANIFEST,
     Entry,
     Manifest,
-    deal,
+    UnsupportedFormat,
+    delete_lock,
+    divide_files,
     files_of,
+    find_problems,
     hash_files,
-    problems,
+    read_lock,
     read_manifest,
     write_manifest,
 )
@@ -33,7 +43,7 @@ def step(tmp_path):
 
 def found(step):
     manifest = read_manifest(step)
-    return problems(step, manifest, manifest.files)
+    return find_problems(step, manifest, manifest.files)
 
 
 def test_holds_size_and_hash_of_every_file_and_the_digests(step):
@@ -101,20 +111,20 @@ def test_a_manifest_that_is_missing_or_of_another_step_is_told(step):
 def test_bytes_are_told_while_they_are_read(step):
     read = []
     manifest = read_manifest(step)
-    problems(step, manifest, manifest.files, read.append)
+    find_problems(step, manifest, manifest.files, read.append)
     assert sum(read) == 34
 
 
-def test_files_are_dealt_out_evenly_and_each_once():
+def test_files_are_divided_evenly_and_each_once():
     rng = np.random.default_rng(0)
     files = {f"d/{i:03}": int(size) for i, size in enumerate(rng.integers(0, 1000, 200))}
-    hands = deal(files, 7)
-    assert sorted(name for hand in hands for name in hand) == sorted(files)
-    loads = [sum(files[name] for name in hand) for hand in hands]
+    shares = divide_files(files, 7)
+    assert sorted(name for share in shares for name in share) == sorted(files)
+    loads = [sum(files[name] for name in share) for share in shares]
     assert max(loads) - min(loads) <= 20
-    assert deal(dict(reversed(files.items())), 7) == hands
-    assert deal({"a": 1}, 3) == [["a"], [], []]
-    assert [len(hand) for hand in deal(dict.fromkeys("abcdef", 0), 3)] == [2, 2, 2]
+    assert divide_files(dict(reversed(files.items())), 7) == shares
+    assert divide_files({"a": 1}, 3) == [["a"], [], []]
+    assert [len(share) for share in divide_files(dict.fromkeys("abcdef", 0), 3)] == [2, 2, 2]
 
 
 def test_the_text_is_the_same_whatever_the_order(step):
@@ -122,3 +132,80 @@ def test_the_text_is_the_same_whatever_the_order(step):
     text = Manifest(1, files, {"y": "0", "x": "1"}).to_text()
     assert text == Manifest(1, dict(sorted(files.items())), {"x": "1", "y": "0"}).to_text()
     assert Manifest.from_text(text) == Manifest(1, files, {"x": "1", "y": "0"})
+
+
+OLD = """{
+ "hash": "%s",
+ "step": 7,
+ "files": {
+  "marker": {
+   "bytes": 4,
+   "hash": "00000000000000000000000000000000"
+  }
+ },
+ "arrays": {
+  "w": "0123456789abcdef"
+ }
+}
+"""
+
+
+def test_a_manifest_without_a_format_is_of_format_1():
+    import xxhash
+
+    content = {"step": 7, "files": {"marker": {"bytes": 4, "hash": "0" * 32}}, "arrays": {"w": "0123456789abcdef"}}
+    text = OLD % xxhash.xxh3_128(json.dumps(content).encode()).hexdigest()
+    assert Manifest.from_text(text) == Manifest(7, {"marker": Entry(4, "0" * 32)}, {"w": "0123456789abcdef"}, format=1)
+    with pytest.raises(ValueError, match="was changed after it was written"):
+        Manifest.from_text(text.replace('"step": 7', '"step": 8'))
+
+
+def test_a_manifest_holds_its_format_and_a_newer_one_is_refused_with_what_to_do(step):
+    assert json.loads((step / MANIFEST).read_text())["format"] == FORMAT == 1
+    write_manifest(step, dataclasses.replace(read_manifest(step), format=2))
+    with pytest.raises(UnsupportedFormat) as error:
+        read_manifest(step)
+    assert str(error.value) == (
+        f"{step}: was saved in format 2; this version of Convoy reads up to format 1. Use the version that saved it, "
+        "or a newer one."
+    )
+
+
+READER = """
+    import sys
+    from pathlib import Path
+    from engine.checkpoint.manifest import read_lock
+    with read_lock(Path(sys.argv[1])):
+        print("reading", flush=True)
+        sys.stdin.readline()
+"""
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_lock_of_another_process_is_seen_until_it_ends(step, killed):
+    words = [sys.executable, "-c", textwrap.dedent(READER), str(step)]
+    reader = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert reader.stdout is not None and reader.stdout.readline() == "reading\n"
+    with delete_lock(step) as free:
+        assert not free
+    if killed:
+        reader.kill()
+    reader.communicate("")
+    with delete_lock(step) as free:
+        assert free
+
+
+def test_a_step_may_be_read_several_times_at_once(step):
+    with read_lock(step), read_lock(step), delete_lock(step) as free:
+        assert not free
+    with delete_lock(step) as free:
+        assert free
+
+
+def test_a_removed_step_cannot_be_locked_for_reading(step):
+    step.rename(step.with_name("7.deleted"))
+    with delete_lock(step) as free:
+        assert free
+    with pytest.raises(FileNotFoundError), read_lock(step):
+        pass

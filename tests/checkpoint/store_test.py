@@ -16,15 +16,13 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from engine.checkpoint.manifest import MANIFEST, read_manifest, write_manifest
-from engine.checkpoint.read_lock import read_lock
-from engine.checkpoint.retention import Retention
-from engine.checkpoint.store import CheckpointStore
-from engine.checkpoint.verification import DamagedCheckpoint
+from engine.checkpoint.integrity import DamagedCheckpoint, list_set_aside
+from engine.checkpoint.manifest import MANIFEST, UnsupportedFormat, read_lock, read_manifest, write_manifest
+from engine.checkpoint.policy import Retention
+from engine.checkpoint.store import CheckpointStore, NoUsableCheckpoint
+from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import CheckpointError
-
-POSITION = {"next_batch": 3, "next_example": 24}
-CONFIG = "name: digits\ntrain.total: 3 epochs\n"
+from tests.checkpoint.saves import CONFIG, POSITION, Saves
 
 
 def sharding(devices: int, *axes: str) -> NamedSharding:
@@ -64,14 +62,14 @@ def assert_same(a, b):
 
 @pytest.fixture
 def store(tmp_path):
-    store = CheckpointStore(tmp_path / "checkpoints")
+    store = Saves(tmp_path / "checkpoints")
     yield store
     store.close()
 
 
 def test_restores_state_position_and_config_as_saved(store):
     state = make_state()
-    assert store.save(3, state, POSITION, CONFIG)
+    assert store.save(3, state)
     store.wait()
     restored = store.restore(3, abstract(state))
     assert_same(restored, state)
@@ -86,7 +84,7 @@ def test_the_state_may_be_donated_right_after_save(store, devices):
     state = {"params": {f"p{i}": jnp.zeros((256, 1024)) for i in range(8)}}
     state = jax.device_put(state, sharding(devices, "axis"))
     want = abstract(state)
-    store.save(0, state, POSITION, CONFIG)
+    store.save(0, state)
     for _ in range(20):
         state = step(state)
     jax.block_until_ready(state)
@@ -101,7 +99,7 @@ def test_a_step_after_a_save_updates_the_state_where_it_lies(store):
     step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
     state = step({f"p{i}": jnp.zeros((256, 1024)) for i in range(8)})
     places = {name: x.unsafe_buffer_pointer() for name, x in state.items()}
-    store.save(0, state, POSITION, CONFIG)
+    store.save(0, state)
     assert {name: x.unsafe_buffer_pointer() for name, x in step(state).items()} == places
 
 
@@ -109,12 +107,12 @@ def test_restores_onto_any_other_mesh_bitwise(store):
     data = make_state(devices=8)
     fsdp = make_state(16, 8, "axis")
     one = make_state()
-    store.save(1, data, POSITION, CONFIG)
+    store.save(1, data)
     store.wait()
     restored = store.restore(1, abstract(fsdp))
     assert_same(restored, data)
     assert restored["params"]["encoder/0/kernel"].sharding.spec == PartitionSpec("axis")
-    store.save(2, restored, POSITION, CONFIG)
+    store.save(2, restored)
     store.wait()
     restored = store.restore(2, abstract(one))
     assert_same(restored, data)
@@ -134,7 +132,7 @@ def folded(shape, *axes: str | None):
 def test_a_stack_of_layers_is_restored_with_another_number_of_repeats(store):
     plain, two, four = folded((8,), "pipeline"), folded((2, 4), None, "pipeline"), folded((4, 2), None, "pipeline")
     for step, (saved, wanted, dimensions) in enumerate([(plain, two, 2), (two, plain, 1), (two, four, 2)]):
-        store.save(step, saved, POSITION, CONFIG)
+        store.save(step, saved)
         store.wait()
         found = store.restore(step, abstract(wanted), {"decoder/layers/w": dimensions})
         assert_same(found, wanted)
@@ -149,8 +147,8 @@ def test_a_stack_of_layers_is_restored_with_another_number_of_repeats(store):
 def test_a_step_is_listed_once_it_is_durable(store):
     state = make_state()
     assert store.steps() == [] and store.latest() is None
-    store.save(9, state, POSITION, CONFIG)
-    store.save(10, state, POSITION, CONFIG)
+    store.save(9, state)
+    store.save(10, state)
     assert 10 not in store.steps() or not list(store.directory.glob("10.*"))
     store.wait()
     (store.directory / "11").mkdir()  # as a copy that is under way
@@ -159,13 +157,13 @@ def test_a_step_is_listed_once_it_is_durable(store):
 
 def test_saving_a_step_that_was_restored_writes_nothing(tmp_path):
     state = make_state()
-    with_store(tmp_path, lambda store: store.save(5, state, POSITION, CONFIG))
+    with_store(tmp_path, lambda store: store.save(5, state))
     marker = tmp_path / "5" / "commit_success.txt"
     before = marker.stat().st_mtime_ns
 
     def resume(store):
         store.restore(5, abstract(state))
-        assert not store.save(5, state, POSITION, CONFIG)
+        assert not store.save(5, state)
 
     with_store(tmp_path, resume)
     assert marker.stat().st_mtime_ns == before
@@ -173,11 +171,11 @@ def test_saving_a_step_that_was_restored_writes_nothing(tmp_path):
 
 def test_a_step_of_an_abandoned_attempt_is_replaced(tmp_path):
     old, new = make_state(), jax.tree.map(lambda x: x + x.dtype.type(1), make_state())
-    with_store(tmp_path, lambda store: [store.save(step, old, POSITION, CONFIG) for step in (5, 6)])
+    with_store(tmp_path, lambda store: [store.save(step, old) for step in (5, 6)])
 
     def resume_from_5(store):
         store.restore(5, abstract(old))
-        assert store.save(6, new, POSITION, CONFIG)
+        assert store.save(6, new)
         store.wait()
         assert_same(store.restore(6, abstract(new)), new)
 
@@ -187,11 +185,11 @@ def test_a_step_of_an_abandoned_attempt_is_replaced(tmp_path):
 def test_a_deleted_step_is_gone_at_once_and_can_be_saved_again(store):
     state = make_state()
     for step in (1, 2):
-        store.save(step, state, POSITION, CONFIG)
+        store.save(step, state)
     store.wait()
     store.delete(1)
     assert store.steps() == [2]
-    assert store.save(1, state, POSITION, CONFIG)
+    assert store.save(1, state)
     store.wait()
     assert_same(store.restore(1, abstract(state)), state)
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 7. Steps there: 1, 2\."):
@@ -200,7 +198,7 @@ def test_a_deleted_step_is_gone_at_once_and_can_be_saved_again(store):
 
 def test_describes_each_step(store):
     state = make_state()
-    store.save(3, state, POSITION, CONFIG)
+    store.save(3, state)
     store.wait()
     Retention(store.directory, 2).record(3, {"heldout/accuracy": 0.5})
     (info,) = store.describe()
@@ -211,7 +209,7 @@ def test_describes_each_step(store):
 
 def test_another_model_is_refused_by_the_leaves_that_differ(store):
     state = make_state(width=16)
-    store.save(3, state, POSITION, CONFIG)
+    store.save(3, state)
     store.wait()
     other = abstract(make_state(width=32))
     other["params"]["head/bias"] = jax.ShapeDtypeStruct((4,), jnp.float32)
@@ -227,31 +225,31 @@ def test_another_model_is_refused_by_the_leaves_that_differ(store):
 
 @pytest.mark.faults
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("tell", ["while True: store.check()", "store.wait()"])
+@pytest.mark.parametrize("tell", ["while True: store.poll()", "store.wait()"])
 def test_a_failed_save_is_told_once_and_the_next_one_works(tmp_path, tell):
     """No file may grow beyond a size: a full disk, as the process sees it."""
     done = run(
         f"""
         import resource, signal, sys
         import jax.numpy as jnp, numpy as np
-        from engine.checkpoint.store import CheckpointStore
+        from tests.checkpoint.saves import Saves
         from engine.config.errors import CheckpointError
-        store = CheckpointStore(sys.argv[1])
+        store = Saves(sys.argv[1])
         state = {{"params": {{"w": jnp.arange(1000.0)}}}}
-        store.save(1, state, {{"next_batch": 1}}, "")
+        store.save(1, state)
         store.wait()
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         former = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, former[1]))
         try:
-            store.save(2, state, {{"next_batch": 2}}, "")
+            store.save(2, state)
             {tell}
         except CheckpointError as error:
             print(error)
         resource.setrlimit(resource.RLIMIT_FSIZE, former)
-        store.check()
+        store.poll()
         assert store.steps() == [1]
-        assert store.save(2, state, {{"next_batch": 2}}, "")
+        assert store.save(2, state)
         store.wait()
         assert store.restore(2, state)["params"]["w"][999] == 999
         assert store.steps() == [1, 2]
@@ -266,13 +264,13 @@ def test_a_failed_save_is_told_once_and_the_next_one_works(tmp_path, tell):
 def test_a_directory_that_cannot_be_made_is_refused_when_it_is_opened(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot be opened for writing"):
-        CheckpointStore(tmp_path / "file" / "checkpoints")
+        Saves(tmp_path / "file" / "checkpoints")
 
 
 def test_a_damaged_step_is_refused_and_what_is_wrong_is_named(store):
     state = make_state()
     for step in (1, 2):
-        store.save(step, state, POSITION, CONFIG)
+        store.save(step, state)
     store.wait()
     (store.directory / "2" / "state" / "_METADATA").write_text("{")
     (store.directory / "2" / "position" / "position.json").unlink()
@@ -284,7 +282,7 @@ def test_a_damaged_step_is_refused_and_what_is_wrong_is_named(store):
 
 def test_a_flipped_bit_in_any_file_of_a_step_is_refused_by_its_name(store):
     state = make_state()
-    store.save(1, state, POSITION, CONFIG)
+    store.save(1, state)
     store.wait()
     files = [path for path in (store.directory / "1").rglob("*") if path.is_file()]
     assert len(files) > 10
@@ -305,7 +303,7 @@ def test_a_flipped_bit_in_any_file_of_a_step_is_refused_by_its_name(store):
 def test_arrays_that_are_not_what_was_on_the_devices_are_refused(store):
     """As if a bit had changed between the device and the file, before the file was hashed."""
     state = make_state()
-    store.save(1, state, POSITION, CONFIG)
+    store.save(1, state)
     store.wait()
     manifest = read_manifest(store.directory / "1")
     write_manifest(store.directory / "1", dataclasses.replace(manifest, arrays={**manifest.arrays, "step": "0" * 16}))
@@ -316,7 +314,7 @@ def test_arrays_that_are_not_what_was_on_the_devices_are_refused(store):
 def test_a_step_without_its_manifest_does_not_count(store):
     state = make_state()
     for step in (1, 2):
-        store.save(step, state, POSITION, CONFIG)
+        store.save(step, state)
     store.wait()
     (store.directory / "2" / MANIFEST).unlink()
     assert store.steps() == [1] and store.latest() == 1 and store.candidates() == [2, 1]
@@ -328,52 +326,50 @@ def test_a_step_without_its_manifest_does_not_count(store):
 def test_a_step_that_is_being_read_stays(store):
     state = make_state()
     for step in (1, 2):
-        store.save(step, state, POSITION, CONFIG)
+        store.save(step, state)
     store.wait()
     with read_lock(store.directory / "1"):
         store.delete(1)
-        assert store.not_deleted(60) == [] and store.steps() == [1, 2]
+        assert store.failed_deletions(60) == [] and store.steps() == [1, 2]
     store.delete(1)
-    assert store.not_deleted(60) == [] and store.steps() == [2]
+    assert store.failed_deletions(60) == [] and store.steps() == [2]
 
 
 def test_read_only_changes_nothing(tmp_path):
     state = make_state()
-    with_store(tmp_path, lambda store: store.save(4, state, POSITION, CONFIG))
+    with_store(tmp_path, lambda store: store.save(4, state))
     being_written = tmp_path / "5.orbax-checkpoint-tmp"
     being_written.mkdir()
     before = sorted(tmp_path.rglob("*"))
-    store = CheckpointStore(tmp_path, read_only=True)
+    store = CheckpointStore(tmp_path)
     assert store.steps() == [4]
     assert_same(store.restore(4, abstract(state)), state)
     with pytest.raises(CheckpointError, match="read-only"):
-        store.save(5, state, POSITION, CONFIG)
-    store.close()
+        store.delete(4)
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_listing_needs_no_jax(tmp_path):
-    with_store(tmp_path, lambda store: store.save(4, make_state(), POSITION, CONFIG))
+    with_store(tmp_path, lambda store: store.save(4, make_state()))
     run(f"""
         import sys
         from engine.checkpoint.store import CheckpointStore
-        store = CheckpointStore({str(tmp_path)!r}, read_only=True)
+        store = CheckpointStore({str(tmp_path)!r})
         assert [info.step for info in store.describe()] == [4]
         assert store.position(4)["next_batch"] == 3 and store.config_text(4).startswith("name")
-        store.close()
         assert not {{"jax", "orbax", "tensorstore"}} & sys.modules.keys()
     """)
 
 
 WRITER = """
     import sys, jax.numpy as jnp
-    from engine.checkpoint.store import CheckpointStore
-    store = CheckpointStore(sys.argv[1])
+    from tests.checkpoint.saves import Saves
+    store = Saves(sys.argv[1])
     state = {{"params": {{"w": jnp.full(({size},), 1.0)}}}}
-    store.save(1, state, {{"next_batch": 1}}, "")
+    store.save(1, state)
     store.wait()
     print("first", flush=True)
-    store.save(2, {{"params": {{"w": state["params"]["w"] + 1}}}}, {{"next_batch": 2}}, "")
+    store.save(2, {{"params": {{"w": state["params"]["w"] + 1}}}})
     print("second", flush=True)
     store.close()
     print("closed", flush=True)
@@ -395,22 +391,20 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_step_before_and_is_cleaned_up
     writer.stdout.close()
     assert partial is not None and list(tmp_path.glob("2.*")), "the save was over before the kill"
 
-    reader = CheckpointStore(tmp_path, read_only=True)
-    assert reader.steps() == [1]
-    reader.close()
+    assert CheckpointStore(tmp_path).steps() == [1]
 
     want = {"params": {"w": jax.ShapeDtypeStruct((32 << 20,), jnp.float32, sharding=sharding(1))}}
-    store = CheckpointStore(tmp_path)
+    store = Saves(tmp_path)
     assert store.steps() == [1]
     restored = store.restore(1, want)
     assert (np.asarray(restored["params"]["w"]) == 1).all()
-    assert store.save(3, restored, POSITION, CONFIG)
+    assert store.save(3, restored)
     store.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"]
 
 
 def test_a_killed_deletion_is_finished_by_the_next_writer(tmp_path):
-    with_store(tmp_path, lambda store: store.save(1, make_state(), POSITION, CONFIG))
+    with_store(tmp_path, lambda store: store.save(1, make_state()))
     (tmp_path / "1").rename(tmp_path / "1.deleted")
     with_store(tmp_path, lambda store: store.steps() == [] or pytest.fail("a deleted step is listed"))
     assert list(tmp_path.iterdir()) == []
@@ -424,9 +418,8 @@ def test_says_nothing_on_its_own_and_the_process_ends_after_close(tmp_path):
         """
         import sys, jax.numpy as jnp
         from engine.checkpoint.store import CheckpointStore
-        store = CheckpointStore(sys.argv[1], read_only=True)
+        store = CheckpointStore(sys.argv[1])
         assert store.restore(2, {"params": {"w": jnp.zeros(1000)}})["params"]["w"][0] == 2
-        store.close()
         """,
         tmp_path,
     )
@@ -443,20 +436,20 @@ def test_two_processes_write_one_checkpoint_that_one_process_restores(tmp_path):
         import sys
         import jax, numpy as np
         from jax.sharding import AxisType, NamedSharding, PartitionSpec
-        from engine.checkpoint.store import CheckpointStore
+        from tests.checkpoint.saves import Saves
         rank = int(sys.argv[2])
         jax.distributed.initialize({address!r}, 2, rank, coordinator_bind_address={address!r})
         sharding = NamedSharding(jax.make_mesh((2,), ("fsdp",), axis_types=(AxisType.Auto,)), PartitionSpec("fsdp"))
         w = jax.make_array_from_process_local_data(sharding, np.full((3, 4), rank, np.float32))
-        store = CheckpointStore(sys.argv[1])
+        store = Saves(sys.argv[1])
         for step in (1, 2, 3):
-            store.save(step, {{"w": w}}, {{"next_batch": step}}, "")
+            store.save(step, {{"w": w}})
             store.wait()
             if step > 1:
                 store.delete(step - 1)
         again = store.restore(3, {{"w": jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=sharding)}})["w"]
         assert (np.asarray(again.addressable_data(0)) == rank).all()
-        assert not store.save(3, {{"w": again}}, {{"next_batch": 3}}, "")
+        assert not store.save(3, {{"w": again}})
         store.close()
         jax.distributed.shutdown()
     """
@@ -468,11 +461,107 @@ def test_two_processes_write_one_checkpoint_that_one_process_restores(tmp_path):
     assert store.steps() == [3]
     want = {"w": jax.ShapeDtypeStruct((6, 4), jnp.float32, sharding=sharding(8))}
     assert np.asarray(store.restore(3, want)["w"])[:, 0].tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def numbered(step):
+    return {"w": jnp.full(4, float(step)), "step": jnp.int32(step)}
+
+
+@pytest.fixture
+def three(tmp_path):
+    store = Saves(tmp_path / "checkpoints")
+    for step in (1, 2, 3):
+        store.save(step, numbered(step))
+    store.wait()
+    yield store
     store.close()
 
 
+def damage(store, step):
+    (store.directory / str(step) / "position" / "position.json").write_text("{}")
+
+
+def found(store):
+    told = []
+    restored = store.restore_latest(numbered(0), say=told.append)
+    return (None if restored is None else (int(restored[0]["step"]), restored[1])), told
+
+
+def test_restore_latest_returns_the_newest_good_step(three):
+    assert found(three) == ((3, 3), [])
+
+
+def test_restore_latest_returns_none_without_checkpoints(tmp_path):
+    store = Saves(tmp_path)
+    assert found(store) == (None, [])
+    store.close()
+
+
+def test_a_damaged_step_is_set_aside_with_a_message_and_the_one_before_it_restored(three):
+    damage(three, 3)
+    (three.directory / "2" / MANIFEST).unlink()
+    (restored, told), names = found(three), sorted(path.name for path in three.directory.iterdir())
+    assert restored == (1, 1)
+    assert told[0].startswith(
+        f"warning: the checkpoint of step 3 is damaged and set aside as {three.directory / '3.bad'}: position/position"
+        ".json: found 2 bytes, expected "
+    )
+    assert "of step 2 is damaged" in told[1] and "manifest.json is missing" in told[1]
+    assert names == ["1", "2.bad", "3.bad"] and three.steps() == [1]
+    assert found(three) == ((1, 1), [])
+
+
+def test_a_step_that_is_damaged_again_is_set_aside_beside_the_first(three):
+    for _ in range(2):
+        damage(three, 3)
+        assert found(three)[0] == (2, 2)
+        three.save(3, numbered(3))
+        three.wait()
+    assert [name for name, _ in list_set_aside(three.directory)] == ["3.bad-2", "3.bad"]
+    assert found(three) == ((3, 3), [])
+
+
+def test_a_run_without_a_good_step_stops_with_the_list_at_every_start(three):
+    for step in (1, 2, 3):
+        damage(three, step)
+    for _ in range(2):
+        with pytest.raises(NoUsableCheckpoint) as error:
+            found(three)
+        assert error.value.exit_code == ExitStatus.STOP
+        lines = str(error.value).splitlines()
+        assert [line.split(":")[0].strip() for line in lines[1:4]] == ["3.bad", "2.bad", "1.bad"]
+        assert all("position/position.json: found 2 bytes, expected" in line for line in lines[1:4])
+        assert "--fresh" in lines[4]
+
+
+def test_a_step_that_is_renamed_back_is_verified_again(three):
+    path = three.directory / "3" / "position" / "position.json"
+    whole = path.read_bytes()
+    damage(three, 3)
+    assert found(three)[0] == (2, 2)
+    back = (three.directory / "3.bad").rename(three.directory / "3")
+    (back / "position" / "position.json").write_bytes(whole)
+    assert found(three) == ((3, 3), [])
+
+
+def test_a_step_of_another_model_is_not_set_aside(three):
+    with pytest.raises(CheckpointError, match="is not of this model"):
+        three.restore_latest({"w": jnp.zeros(5)})
+    assert three.steps() == [1, 2, 3]
+
+
+def test_a_step_of_a_newer_format_is_refused_and_not_set_aside(three):
+    path = three.directory / "3"
+    write_manifest(path, dataclasses.replace(read_manifest(path), format=2))
+    with pytest.raises(
+        UnsupportedFormat, match=rf"^{path}: was saved in format 2; this version .* up to format 1\. Use"
+    ):
+        found(three)
+    assert three.steps() == [1, 2, 3]
+
+
 def with_store(directory: Path, use) -> None:
-    store = CheckpointStore(directory)
+    store = Saves(directory)
     use(store)
     store.close()
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from engine.checkpoint.retention import Retention
-from engine.checkpoint.store import CheckpointStore
+from engine.checkpoint.policy import Retention
 from engine.checkpoint.warm_start import find, read_weights
 from engine.config.errors import CheckpointError, ConfigError
 from engine.config.schema import Init
 from engine.config.text import to_text
 from engine.run.directory import RunDirectory
 from tests import runs
+from tests.checkpoint.saves import Saves
 
 
 def arrays(first=0.0, width=8, **shapes):
@@ -28,8 +28,8 @@ def state(params, **more):
 
 
 def save(folder, state, step=500):
-    store = CheckpointStore(folder / "checkpoints")
-    store.save(step, state, {"example": 0}, "name: x\n")
+    store = Saves(folder / "checkpoints")
+    store.save(step, state)
     store.close()
     return str(folder)
 
@@ -62,10 +62,10 @@ def test_parameters_and_carried_values_are_taken_onto_this_mesh(tmp_path):
     wanted = abstract(arrays(), carried, devices=4)
     found = read(folder, wanted)
     same(found.params, arrays())
-    same(found.carried, carried)
+    same(found.model_state, carried)
     for path, array in found.params.items():
         assert array.sharding == wanted["params"][path].sharding
-    assert found.told == (f"beginning with 4 arrays of {tmp_path}/checkpoints/500; random: none; not taken: none")
+    assert found.message == (f"beginning with 4 arrays of {tmp_path}/checkpoints/500; random: none; not taken: none")
 
 
 def test_where_there_is_an_average_it_is_taken(tmp_path):
@@ -73,7 +73,7 @@ def test_where_there_is_an_average_it_is_taken(tmp_path):
     folder = save(tmp_path, state(arrays(), ema=average))
     found = read(folder, abstract(arrays()))
     same(found.params, {**arrays(), **average})
-    assert "checkpoints/500, averaged ones where it has them; random: none; not taken: none" in found.told
+    assert "checkpoints/500, averaged ones where it has them; random: none; not taken: none" in found.message
 
 
 def test_a_map_renames_moves_up_and_leaves_random(tmp_path):
@@ -87,7 +87,7 @@ def test_a_map_renames_moves_up_and_leaves_random(tmp_path):
     )
     found.params["block/bias"].delete()  # each a copy of its own, which a step may donate
     same({"x": found.params["teacher/block/bias"]}, {"x": there["block/bias"]})
-    assert found.told.endswith("; random: params/teacher/head/kernel; not taken: params/old/scale")
+    assert found.message.endswith("; random: params/teacher/head/kernel; not taken: params/old/scale")
     found = read(folder, abstract({"trunk/kernel": there["block/kernel"]}), trunk="block")
     same(found.params, {"trunk/kernel": there["block/kernel"]})
 

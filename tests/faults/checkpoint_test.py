@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.checkpoint.manifest import MANIFEST, read_manifest
-from engine.checkpoint.read_lock import read_lock
-from engine.checkpoint.verification import DamagedCheckpoint, verify
+from engine.checkpoint.integrity import DamagedCheckpoint, verify
+from engine.checkpoint.manifest import MANIFEST, read_lock, read_manifest
 from tests import runs
 from tests.faults import bench
 

@@ -60,7 +60,7 @@ def settings(policy: str, **more: Any) -> dict[str, Any]:
 
 def skipped(run: Path) -> list[int]:
     """The batches that the newest checkpoint names."""
-    store = CheckpointStore(run / "checkpoints", read_only=True)
+    store = CheckpointStore(run / "checkpoints")
     return store.position(max(bench.saved(run)))["skipped"]
 
 

@@ -5,6 +5,7 @@ system's own call, until the test reads. What several processes tell each other 
 tests/faults/storage_test.py.
 """
 
+import itertools
 import os
 import threading
 import time
@@ -13,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from engine.checkpoint.saving import Saver
+from engine.checkpoint.async_save import AsyncSave, SaveEnded, Saver, Stage
 from engine.run import storage
 from engine.run.lease import Lease, LeaseLost
+from tests import runs
 
 LONG = 60.0
 
@@ -51,18 +53,18 @@ def hang(tmp_path):
 
 
 def start(saver, step):
-    saver.start(step, {"w": jnp.full(4, float(step))}, {"next_batch": step}, "")
+    saver.save(step, {"w": jnp.full(4, float(step))}, {"next_batch": step}, "")
 
 
-def test_a_save_is_under_way_until_it_has_ended_which_is_told_once(make, tmp_path):
+def test_a_save_is_in_flight_until_it_has_ended_which_poll_reports_once(make, tmp_path):
     saver = make()
-    assert saver.under_way is None and saver.ended() is None and saver.free(wait=False)
+    assert saver.in_flight is None and saver.poll() is None and saver.free(wait=False)
     start(saver, 1)
     saver.wait()
     assert (tmp_path / "1" / "commit_success.txt").is_file()
-    ended = saver.ended()
+    ended = saver.poll()
     assert ended is not None and (ended.step, ended.failure) == (1, "")
-    assert saver.under_way is None and saver.ended() is None
+    assert saver.in_flight is None and saver.poll() is None
 
 
 def test_a_step_that_lies_there_is_replaced(make, tmp_path):
@@ -70,7 +72,7 @@ def test_a_step_that_lies_there_is_replaced(make, tmp_path):
     for _ in range(2):
         start(saver, 1)
         saver.wait()
-        assert saver.ended().failure == ""
+        assert saver.poll().failure == ""
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
@@ -79,22 +81,22 @@ def test_a_save_that_failed_leaves_nothing_and_the_next_one_works(make, tmp_path
     (tmp_path / "1.1.saving").write_text("a file is in the way")
     start(saver, 1)
     saver.wait()
-    words = saver.ended().failure
+    words = saver.poll().failure
     assert "free there, the state has 16 bytes" in words
     (tmp_path / "1.1.saving").unlink()
     (tmp_path / "9.9.saving").mkdir()  # of an earlier failure
     start(saver, 1)
     saver.wait()
-    assert saver.ended().failure == ""
+    assert saver.poll().failure == ""
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
 def test_a_save_on_storage_that_hangs_ends_at_its_deadline(make, hang, tmp_path):
     saver, release = make(timeout_s=2.0), hang(1, 1)
     start(saver, 1)
-    assert not saver.free(wait=False) and saver.under_way == 1
+    assert not saver.free(wait=False) and saver.in_flight == 1
     saver.wait()
-    words = saver.ended().failure
+    words = saver.poll().failure
     assert words.startswith("not written within checkpoint.timeout, 2 s")
     assert saver.free(wait=False)
     assert storage.hanging()
@@ -106,14 +108,14 @@ def test_no_state_is_copied_for_a_save_after_one_that_still_hangs(make, hang):
     saver, release = make(timeout_s=1.0), hang(1, 1)
     start(saver, 1)
     saver.wait()
-    saver.ended()
+    saver.poll()
     start(saver, 2)
     saver.wait()
-    assert saver.ended().failure == "the disk has still not answered the save before"
+    assert saver.poll().failure == "the disk has still not answered the save before"
     release()
     start(saver, 3)
     saver.wait()
-    assert saver.ended().failure == ""
+    assert saver.poll().failure == ""
 
 
 def test_waiting_may_have_a_nearer_bound(make, hang):
@@ -123,7 +125,7 @@ def test_waiting_may_have_a_nearer_bound(make, hang):
     waiting = threading.Thread(target=saver.wait, args=(0.1,))
     waiting.start()
     waiting.join(LONG)
-    assert not waiting.is_alive() and saver.under_way == 1
+    assert not waiting.is_alive() and saver.in_flight == 1
 
 
 def test_of_a_save_that_has_ended_no_copy_of_the_state_is_left(make):
@@ -133,7 +135,7 @@ def test_of_a_save_that_has_ended_no_copy_of_the_state_is_left(make):
     before, saver = states(), make()
     start(saver, 1)
     saver.wait()
-    assert states() == before and not saver.ended().failure
+    assert states() == before and not saver.poll().failure
 
 
 @pytest.mark.parametrize("questions", [1, 2])
@@ -152,8 +154,76 @@ def test_a_job_that_has_lost_its_directory_takes_nothing_away_from_the_next_one(
     saver = Saver(tmp_path, LONG, LostLease())
     start(saver, 1)
     saver.wait()
-    ended = saver.ended()
+    ended = saver.poll()
     assert ended is not None and "another job has taken over this run" in ended.failure
     assert (tmp_path / "1").is_dir() and not list((tmp_path / "1").iterdir())
     assert (tmp_path / "2.1.saving").is_dir()
     assert not list(tmp_path.glob("*.deleted"))
+
+
+STAGES = [Stage.WRITING, Stage.FINISHING, Stage.HASHING, Stage.COMMITTING, Stage.DURABLE]
+
+
+def in_stage(tmp_path, stage):
+    save = AsyncSave(1, 1, "save/test", tmp_path, 16)
+    for old, new in itertools.pairwise(STAGES[: STAGES.index(stage) + 1]):
+        save.advance(old, new)
+    return save
+
+
+@pytest.mark.parametrize("stage", STAGES[:-1])
+def test_a_save_fails_from_any_stage_once_and_advances_no_more(tmp_path, stage):
+    save = in_stage(tmp_path, stage)
+    assert not save.ended() and save.fail("the disk is full")
+    assert save.ended() and save.wait(0) and save.stage is Stage.FAILED
+    assert not save.fail("later") and save.failure == "the disk is full"
+    with pytest.raises(SaveEnded):
+        save.advance(stage, STAGES[STAGES.index(stage) + 1])
+
+
+def test_a_durable_save_cannot_fail_and_no_stage_is_skipped(tmp_path):
+    save = in_stage(tmp_path, Stage.DURABLE)
+    assert save.ended() and not save.fail("late") and save.failure == ""
+    with pytest.raises(AssertionError, match="step 1 is writing, not hashing"):
+        in_stage(tmp_path, Stage.WRITING).advance(Stage.HASHING, Stage.COMMITTING)
+
+
+TWO = """
+import resource, sys
+from pathlib import Path
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from engine.checkpoint.async_save import Saver
+from engine.cluster import cluster_detection, group, peers, processes
+
+processes.initialize(cluster_detection.resolve().who)
+mesh = jax.make_mesh((jax.device_count(),), ("fsdp",), axis_types=(AxisType.Auto,))
+rows = np.random.default_rng(group.index()).normal(size=(jax.local_device_count(), 5000)).astype(np.float32)
+w = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec("fsdp")), rows)
+saver = Saver(Path(sys.argv[1]), 60)
+
+def save(step):
+    assert saver.free(wait=True)
+    saver.save(step, {"w": w}, {}, "")
+    saver.wait()
+    ended = saver.poll()
+    print(step, ended.stage.name, ended.failure.partition(";")[0], flush=True)
+
+save(1)
+former = resource.getrlimit(resource.RLIMIT_FSIZE)
+if group.index() == 1:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, former[1]))
+save(2)
+resource.setrlimit(resource.RLIMIT_FSIZE, former)
+save(3)
+peers.part()
+"""
+
+
+@pytest.mark.multiprocess
+def test_a_save_that_fails_in_one_process_fails_in_all_with_its_name_and_the_next_one_works(tmp_path):
+    """No file of the second process may grow beyond a kilobyte: a full disk, as that process sees it."""
+    lines = runs.told_by_each(TWO, tmp_path, processes=2)
+    for process in "01":
+        assert lines[process] == ["1 DURABLE", "2 FAILED process 1: File too large", "3 DURABLE"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"]

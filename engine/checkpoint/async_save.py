@@ -1,0 +1,396 @@
+"""Saves one step after the other while the loop goes on; each save ends in time, and every process learns how.
+
+A save is written into its own folder, `<step>.<n>.saving`. Each process writes its part of the arrays. The primary
+completes the step, merges the hashes of all processes into the manifest, and renames the folder to `<step>`. Processes
+agree through the process group, never through the devices, which the loop uses meanwhile. At the deadline the primary
+fails the save from a thread that touches no storage, so every wait has a bound, also if a disk never answers.
+"""
+
+import contextlib
+import enum
+import functools
+import itertools
+import json
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.checkpoint import arrays, timeouts
+from engine.checkpoint.arrays import error_text
+from engine.checkpoint.integrity import HashedPart, hash_part, write_merged_manifest
+from engine.checkpoint.manifest import divide_files, files_of, sync_folder, write_durably
+from engine.checkpoint.store import CONFIG, DELETED, POSITION, SAVING, STATE
+from engine.cluster import group
+from engine.config.errors import CheckpointError, ConvoyError
+from engine.run import storage
+from engine.run.lease import ALWAYS_GRANTED, Lease
+from engine.types import Json, PyTree
+
+if TYPE_CHECKING:
+    import jax
+    import numpy as np
+
+    from engine.parallel.digest import Digests
+
+MARKER = "commit_success.txt"  # every part is written
+_savers = itertools.count()  # of this process, the same in every process
+
+
+class Stage(enum.Enum):
+    """How far a save is. The value completes "process 3 is ..." in the sentence at the deadline."""
+
+    WRITING = "writing"  # each process its part of the arrays
+    FINISHING = "finishing the arrays"  # the primary
+    HASHING = "hashing"  # each process its share of the files
+    COMMITTING = "renaming the step"  # the primary
+    DURABLE = "done"
+    FAILED = "failed"
+
+
+_REPORT = {Stage.WRITING: 1, Stage.HASHING: 2}  # stage -> number of the gather in which each process reports its end
+
+
+class SaveEnded(Exception):
+    """The save has failed already; its writer has nothing more to do."""
+
+
+class AsyncSave:
+    """One save in flight: `WRITING -> FINISHING -> HASHING -> COMMITTING -> DURABLE`, or `FAILED` from any of them.
+
+    Who changes its stage, in one process:
+        writer thread: advances it after the work of each stage, and fails it on an error.
+        deadline thread (primary): fails it.
+        verdict thread (the others): advances it from COMMITTING to DURABLE, or fails it, as the primary says.
+    The loop only reads it and waits.
+    """
+
+    def __init__(self, step: int, number: int, topic: str, folder: Path, size: int):
+        self.step, self.number, self.topic = step, number, topic  # number: of the saves of this attempt, from 1
+        self.folder, self.size = folder, size  # bytes of the state
+        self.started = time.monotonic()
+        self.copied = threading.Event()  # the arrays of the loop are not needed any more
+        self.stage, self.failure = Stage.WRITING, ""  # changed by `advance` and `fail` alone, under the lock
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+
+    def ended(self) -> bool:
+        """Whether the save is durable or has failed."""
+        return self._ended.is_set()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Waits for the end of the save; returns whether it came in time."""
+        return self._ended.wait(timeout_s)
+
+    def advance(self, old: Stage, new: Stage) -> None:
+        """Moves from one stage to the next.
+
+        Raises:
+            SaveEnded: the save has failed meanwhile.
+        """
+        with self._lock:
+            if self.stage is Stage.FAILED:
+                raise SaveEnded
+            assert self.stage is old, f"step {self.step} is {self.stage.value}, not {old.value}"
+            self.stage = new
+            if new is Stage.DURABLE:
+                self._ended.set()
+
+    def fail(self, reason: str) -> bool:
+        """Ends the save as failed, unless it has ended; returns whether it did."""
+        with self._lock:
+            if self._ended.is_set():
+                return False
+            self.stage, self.failure = Stage.FAILED, reason
+            self._ended.set()
+            return True
+
+
+class Saver:
+    """Writes the steps of a run into its directory, one at a time.
+
+    Args:
+        directory: of the step directories.
+        timeout_s: seconds from the start of a save to its end, whatever the storage does.
+        lease: of the run directory, verified before anything is removed and before a step appears.
+
+    All processes call `free` and `save` at the same steps.
+    """
+
+    def __init__(self, directory: Path, timeout_s: float = timeouts.SAVE_S, lease: Lease = ALWAYS_GRANTED):
+        self.directory, self.timeout_s, self._lease = directory, timeout_s, lease
+        self._topic = f"save/{next(_savers)}"
+        self._newest: AsyncSave | None = None
+        self._reported = True  # whether `poll` has returned the newest
+        self._count = 0  # of saves
+        self._writer: storage.Background | None = None  # the thread of the newest
+        self._abandoned: list[AsyncSave] = []  # failed ones, in whose folders other processes may still write
+        self._digests: Digests | None = None
+
+    @property
+    def in_flight(self) -> int | None:
+        """The step of the save in flight, as far as this process knows."""
+        return None if self._newest is None or self._newest.ended() else self._newest.step
+
+    @property
+    def has_events(self) -> bool:
+        """Whether the newest save has ended and `poll` has not returned it."""
+        return not self._reported and self._newest is not None and self._newest.ended()
+
+    def poll(self) -> AsyncSave | None:
+        """Returns the newest save, once, when it has ended; never waits."""
+        if not self.has_events:
+            return None
+        self._reported = True
+        return self._newest
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Waits until no save is in flight, or for `timeout_s` seconds; the deadline of the save bounds it anyway."""
+        if self._newest is not None:
+            self._newest.wait(self.timeout_s + 2 * timeouts.VERDICT_S if timeout_s is None else timeout_s)
+
+    def free(self, wait: bool) -> bool:
+        """Whether no save is in flight, so that the next may start; the answer of the primary in every process.
+
+        A save that started less than a second ago is waited for: of a run whose steps take milliseconds hardly a step
+        would be saved otherwise.
+
+        Args:
+            wait: for the end of the save in flight, which is bounded.
+        """
+        if wait:
+            self.wait()
+        elif self._newest is not None and group.is_primary():
+            self.wait(max(0.0, self._newest.started + timeouts.RECENT_S - time.monotonic()))
+        free = group.broadcast(self.in_flight is None, f"{self._topic}/free", self.timeout_s + timeouts.VERDICT_S)
+        if free:
+            self.wait()  # the end that the primary knows arrives in a moment
+        return free
+
+    def prepare(self, state: PyTree) -> None:
+        """Compiles what a save of such a state computes, so that the first one is not slower than others."""
+        self._digests_of(state).rows(state).block_until_ready()
+
+    def save(self, step: int, state: PyTree, position: Mapping[str, Json], config_text: str) -> None:
+        """Starts to write a step, in place of an existing one; none may be in flight.
+
+        Returns once the state may be donated: on CPU after a copy, on an accelerator after the copy to the host, or at
+        the deadline. `poll` reports a later failure.
+        """
+        import jax
+
+        self._count += 1
+        size = sum(array.nbytes for array in jax.tree.leaves(state))
+        folder = self.directory / f"{step}.{self._count}{SAVING}"
+        save = self._newest = AsyncSave(step, self._count, f"{self._topic}/{self._count}", folder, size)
+        self._reported = False
+        hangs = self._writer_hangs()  # it keeps a whole state in memory: another one may not fit
+        copied, state = (True, None) if hangs else arrays.copied_on_cpu(state)
+        digests = None if hangs else self._digests_of(state)
+        # Digests of a copy are computed when it is written, so that the next step has the cores.
+        rows = None if copied or digests is None else digests.rows(state)
+        watch = self._watch_deadline if group.is_primary() else self._follow_verdict
+        threading.Thread(target=watch, args=(save,), daemon=True, name=f"watch-save-{step}").start()
+        if digests is None:
+            return self._refuse(save, "the disk has still not answered the save before")
+        texts = {POSITION: json.dumps(dict(position)), CONFIG: json.dumps({"lines": config_text.split("\n")})}
+        part = _Part(state, rows, digests)
+        if group.is_primary():
+            write = functools.partial(self._write_and_commit, save, part, texts)
+        else:
+            write = functools.partial(self._write_part, save, part)
+        self._writer = storage.Background(write, f"save-{step}")
+        if not copied:
+            save.copied.wait(self.timeout_s)
+
+    def _digests_of(self, state: PyTree) -> "Digests":
+        from engine.parallel.digest import Digests  # loads JAX
+
+        if self._digests is None or not self._digests.fits(state):
+            self._digests = Digests(state)
+        return self._digests
+
+    def _writer_hangs(self) -> bool:
+        """Whether the thread of an abandoned save has still not returned."""
+        with contextlib.suppress(Exception):  # the verdict has reported it
+            if self._writer is not None:
+                self._writer.result(timeouts.ABANDONED_S)
+        return self._writer is not None and not self._writer.done
+
+    def _refuse(self, save: AsyncSave, reason: str) -> None:
+        """Fails a save that this process does not write."""
+        save.copied.set()
+        if group.is_primary():
+            self._end(save, reason)
+        else:
+            _report(save, {"error": reason})
+
+    # Threads of the primary
+
+    def _write_and_commit(self, save: AsyncSave, part: "_Part", texts: Mapping[str, str]) -> None:
+        """The writer thread of the primary."""
+        try:
+            self._remove_abandoned(save)
+            part.write(save)
+            self._gather(save, {})
+            save.advance(Stage.WRITING, Stage.FINISHING)
+            arrays.finish(save.folder / STATE)
+            for name, text in (*texts.items(), (MARKER, "every part is written\n")):
+                write_durably(save.folder / name, text)
+            save.advance(Stage.FINISHING, Stage.HASHING)
+            names = group.scatter(divide_files(files_of(save.folder), group.count()), save.topic)
+            parts = self._gather(save, hash_part(save.folder, names, part.digests))
+            write_merged_manifest(save.folder, save.step, parts, part.texts)
+            self._commit(save)
+            self._end(save, "")
+        except Exception as error:
+            self._abandoned.append(save)
+            with contextlib.suppress(ConvoyError, OSError):  # the error above is the one to report
+                self._remove_abandoned()
+            self._end(save, f"{_reason(error)}{self._sizes(save)}")
+
+    def _gather(self, save: AsyncSave, part: HashedPart) -> dict[int, HashedPart]:
+        """Returns the reports of all processes at the end of a stage.
+
+        Raises:
+            CheckpointError: one of them has failed.
+            SaveEnded: the deadline came first.
+        """
+        parts = _report(save, part, self.timeout_s + timeouts.VERDICT_S)
+        for process, found in sorted(parts.items()):
+            if error := found.get("error"):
+                raise CheckpointError(f"process {process}: {error}" if process else error)
+        if group.missing(parts):
+            raise SaveEnded
+        return parts
+
+    def _commit(self, save: AsyncSave) -> None:
+        """Makes the folder a step."""
+        target, old = self.directory / str(save.step), save.folder.with_suffix(DELETED)
+        with self._lease.writing():
+            save.advance(Stage.HASHING, Stage.COMMITTING)  # an abandoned save must not appear
+            if target.exists():
+                target.rename(old)
+            save.folder.rename(target)
+            sync_folder(self.directory)
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _remove_abandoned(self, keep: AsyncSave | None = None) -> None:
+        """Removes the folders of failed saves, whose space is needed; `keep` is about to be written.
+
+        A folder stays while a process may still write there: TensorStore would wait for a lock file for ever.
+        """
+        with self._lease.writing():
+            self._abandoned = [save for save in self._abandoned if _others_may_write(save)]
+            kept = [save.folder for save in (*self._abandoned, keep) if save is not None]
+            for leftover in self.directory.glob(f"*{SAVING}"):
+                if leftover not in kept:
+                    shutil.rmtree(leftover, ignore_errors=True)
+
+    def _watch_deadline(self, save: AsyncSave) -> None:
+        """The deadline thread of the primary; touches no storage that it waits for."""
+        if save.wait(self.timeout_s):
+            return
+        stage, missing = save.stage, [0]
+        with contextlib.suppress(ConvoyError):  # the end of the save matters more than the name of who is late
+            if stage in _REPORT:
+                missing = group.missing(group.peek(save.topic, _REPORT[stage]))
+        who = ", ".join(f"process {process} is {stage.value}" for process in missing)
+        who = f": {who}" if who and group.count() > 1 else ""
+        self._end(save, f"not written within checkpoint.timeout, {self.timeout_s:g} s{who}{self._sizes(save)}")
+
+    def _sizes(self, save: AsyncSave) -> str:
+        return f"; {storage.free_space(self.directory)}, the state has {storage.size_text(save.size)}"
+
+    # Threads of the other processes
+
+    def _write_part(self, save: AsyncSave, part: "_Part") -> None:
+        """The writer thread of a process that is not the primary."""
+        with contextlib.suppress(SaveEnded, group.Cancelled):
+            try:
+                part.write(save)
+            except Exception as error:
+                _report(save, {"error": _reason(error)})
+                return
+            save.advance(Stage.WRITING, Stage.FINISHING)
+            _report(save, {})
+            names = group.scatter([], save.topic, self.timeout_s, cancelled=save.ended)
+            save.advance(Stage.FINISHING, Stage.HASHING)
+            found = hash_part(save.folder, names, part.digests)
+            save.advance(Stage.HASHING, Stage.COMMITTING)  # before the report, which the verdict follows
+            _report(save, found)
+
+    def _follow_verdict(self, save: AsyncSave) -> None:
+        """The verdict thread of a process that is not the primary; touches no storage."""
+        try:
+            failure = group.broadcast("", f"{save.topic}/verdict", self.timeout_s + timeouts.VERDICT_S)
+        except ConvoyError as error:
+            failure = str(error)
+        self._end(save, failure)
+
+    def _end(self, save: AsyncSave, failure: str) -> None:
+        """Ends a save, unless it has ended; the primary broadcasts the verdict.
+
+        Raises:
+            SaveEnded: a successful save had failed before.
+        """
+        if not failure:
+            save.advance(Stage.COMMITTING, Stage.DURABLE)
+        elif not save.fail(failure):
+            return
+        else:
+            storage.suspect()
+        if group.is_primary():
+            group.broadcast(failure, f"{save.topic}/verdict")
+        if not failure and all(other.number != save.number - 1 for other in self._abandoned):
+            for topic in (before := f"{self._topic}/{save.number - 1}", f"{before}/verdict"):
+                group.forget(topic)  # all have written this one, so they are past the one before
+
+
+class _Part:
+    """What one process writes of a state, and its digests; the writer thread alone uses it."""
+
+    def __init__(self, state: PyTree, rows: "jax.Array | None", digests: "Digests"):
+        self._state, self._rows, self._digests = state, rows, digests
+        self.texts = digests.texts
+
+    def write(self, save: AsyncSave) -> None:
+        """Writes the arrays and gives them up: their memory is free when this returns."""
+        state, self._state = self._state, None
+        try:
+            for folder in (save.folder.parent, save.folder):
+                folder.mkdir(exist_ok=True)
+            arrays.write(save.folder / STATE, state, save.copied.set)
+            if self._rows is None:
+                self._rows = self._digests.rows(state)
+        finally:
+            save.copied.set()
+
+    def digests(self) -> "np.ndarray":
+        """Returns this process's part of the digests, uint32 `[arrays, 2]`; may wait for the device."""
+        assert self._rows is not None
+        return self._digests.counted(self._rows)
+
+
+def _report(save: AsyncSave, part: HashedPart, timeout_s: float = 0.0) -> dict[int, HashedPart]:
+    """Sends the report of this process at the end of a stage; returns those of all in the primary."""
+    return group.gather(
+        part,
+        save.topic,
+        timeout_s,
+        enough=lambda parts: any("error" in found for found in parts.values()),
+        cancelled=save.ended,
+    )
+
+
+def _others_may_write(save: AsyncSave) -> bool:
+    """Whether a process other than the primary has not reported that its part is written."""
+    written = {0}.union(*(group.peek(save.topic, turn) for turn in _REPORT.values()))
+    return len(written) < group.count()
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line, without a kind where it is a sentence of the engine."""
+    return str(error) if isinstance(error, ConvoyError) else error_text(error)

@@ -1,0 +1,290 @@
+"""Integrity of a step: its files are compared with the manifest, its restored arrays with their digests.
+
+All processes share the work and agree on the verdict. A damaged step is set aside: it is renamed to `<step>.bad`, with
+the findings in `damage.txt`. It does not count any more and is never deleted; renamed back, it is verified again.
+"""
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NotRequired, TypedDict
+
+from engine.checkpoint import timeouts
+from engine.checkpoint.manifest import (
+    Entry,
+    Manifest,
+    UnsupportedFormat,
+    divide_files,
+    find_problems,
+    hash_files,
+    read_manifest,
+    write_manifest,
+)
+from engine.cluster import group
+from engine.cluster.exit_status import ExitStatus
+from engine.cluster.peer_failure import LostPeer
+from engine.config.errors import CheckpointError
+from engine.run import storage
+from engine.run.atomic import write_text
+from engine.run.lease import Lease
+
+if TYPE_CHECKING:
+    import numpy as np
+
+BAD, DAMAGE = ".bad", "damage.txt"
+SHOWN = 4  # problems that a sentence names
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A step that is not what was saved. Every process of a run raises it.
+
+    Attributes:
+        problems: a sentence for each, "state/d/1b0f: found 120 bytes, expected 158".
+    """
+
+    exit_code = ExitStatus.STOP
+    everywhere = True
+
+    def __init__(self, directory: Path, problems: list[str]):
+        self.problems = problems
+        super().__init__(
+            f"{directory}: is damaged: {shorten(problems)}. Choose another step; training sets a damaged one aside "
+            "and goes on from the newest that is good."
+        )
+
+
+class DamagedCheckpoints(CheckpointError):
+    """Some checkpoints of a run are damaged."""
+
+    exit_code = ExitStatus.STOP
+
+
+class VerifyTimeout(CheckpointError):
+    """A process has not verified its share of the files in time. Every process that waits for it raises it."""
+
+    exit_code = ExitStatus.RETRY
+
+    def __init__(self, directory: Path, process: int):
+        self.process = process
+        super().__init__(
+            f"{directory}: process {process} has not checked its share of the files in time. See that the storage "
+            "answers there, then start the same command again."
+        )
+
+
+def shorten(problems: Sequence[str]) -> str:
+    """Returns the first problems in one line."""
+    more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    return "; ".join(problems[:SHOWN]) + more
+
+
+def step_folders(directory: Path) -> list[Path]:
+    """Returns the step directories by their names, oldest first, also those without a manifest."""
+    found = [path for path in directory.iterdir() if path.name.isdecimal()] if directory.is_dir() else []
+    return sorted(found, key=lambda path: int(path.name))
+
+
+class HashedPart(TypedDict):
+    """What one process reports at the end of a save."""
+
+    files: NotRequired[dict[str, Entry]]
+    arrays: NotRequired[list[list[int]]]  # its part of the digests, `[arrays, 2]`
+    error: NotRequired[str]
+
+
+def hash_part(folder: Path, names: Sequence[str], digests: Callable[[], "np.ndarray"]) -> HashedPart:
+    """Hashes a share of the files of a step; never raises, so that the primary learns of a failure.
+
+    Args:
+        folder: where all processes write the step.
+        names: of the share.
+        digests: returns this process's part of the digests, uint32 `[arrays, 2]`; may wait for the device.
+    """
+    try:
+        return {"files": hash_files(folder, names), "arrays": digests().tolist()}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def write_merged_manifest(
+    folder: Path, step: int, parts: Mapping[int, HashedPart], texts: Callable[["np.ndarray"], dict[str, str]]
+) -> None:
+    """Writes the manifest of a step from the parts of all processes.
+
+    Args:
+        folder: of the step.
+        step: its number.
+        parts: by process.
+        texts: makes path -> digest of the sum of all parts.
+
+    Raises:
+        CheckpointError: a process could not hash its part.
+        RunError: the manifest cannot be written.
+    """
+    import numpy as np
+
+    for process, part in sorted(parts.items()):
+        if error := part.get("error"):
+            raise CheckpointError(f"process {process}: {error}")
+    files = {name: Entry(*entry) for part in parts.values() for name, entry in part.get("files", {}).items()}
+    arrays = [np.array(part.get("arrays"), np.uint32).reshape(-1, 2) for part in parts.values()]
+    write_manifest(folder, Manifest(step, files, texts(np.sum(arrays, 0, np.uint32))))  # modulo 2^32
+
+
+def verify(
+    directory: Path,
+    timeout_s: float = timeouts.VERIFY_S,
+    on_bytes: Callable[[int, int], None] = lambda done, total: None,
+) -> Manifest:
+    """Returns the manifest of a step whose files are all as it says.
+
+    All processes call it, and each reads its share of the files.
+
+    Args:
+        directory: of the step.
+        timeout_s: seconds that all processes together may take.
+        on_bytes: called with the bytes that this process has read and will have read.
+
+    Raises:
+        DamagedCheckpoint: some files differ, in whichever process.
+        UnsupportedFormat: the step is of a newer version of Convoy.
+        VerifyTimeout: a process has not answered.
+    """
+    manifest, newer, found = None, "", []
+    try:
+        manifest = read_manifest(directory)
+        found = _problems_of_share(directory, manifest, on_bytes)
+    except UnsupportedFormat as error:
+        newer = str(error)
+    except CheckpointError as error:
+        found = [str(error)]
+    try:
+        problems, late = group.decide((newer, found), _judge, "verify", timeout_s)
+    except LostPeer as error:
+        raise VerifyTimeout(directory, 0) from error
+    if late:
+        raise VerifyTimeout(directory, late[0])
+    if problems:
+        raise DamagedCheckpoint(directory, problems)
+    assert manifest is not None
+    return manifest
+
+
+def compare_arrays(directory: Path, manifest: Manifest, digests: Mapping[str, str]) -> None:
+    """Compares the digests of restored arrays with those of the manifest; the same in every process.
+
+    Raises:
+        DamagedCheckpoint: some differ.
+    """
+    found = [
+        f"array {path}: found the digest {digest}, expected {manifest.arrays.get(path, 'one')}"
+        for path, digest in digests.items()
+        if manifest.arrays.get(path) != digest
+    ]
+    if found:
+        raise DamagedCheckpoint(directory, found)
+
+
+def set_aside(path: Path, problems: list[str], lease: Lease) -> str:
+    """Renames a damaged step; returns its new name.
+
+    Raises:
+        CheckpointError: it cannot be renamed.
+    """
+    name, number = f"{path.name}{BAD}", 1
+    while (path.parent / name).exists():
+        number += 1
+        name = f"{path.name}{BAD}-{number}"
+    try:
+        with lease.writing():
+            storage.bounded(lambda: path.rename(path.parent / name), timeouts.LIST_S)
+            write_text(path.parent / name / DAMAGE, "".join(f"{problem}\n" for problem in problems))
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: is damaged ({shorten(problems)}) and cannot be renamed to {name} "
+            f"({error.strerror or error}). Move it away yourself to go on from the one before it."
+        ) from error
+    return name
+
+
+def list_set_aside(directory: Path) -> list[tuple[str, str]]:
+    """Returns (name, findings) of each step that was set aside, the newest step first."""
+    found = []
+    for path in directory.glob(f"*{BAD}*"):
+        if match := re.fullmatch(rf"(\d+){re.escape(BAD)}(?:-(\d+))?", path.name):
+            damage = path / DAMAGE
+            why = damage.read_text(encoding="utf-8").strip() if damage.is_file() else "set aside earlier"
+            found.append((int(match[1]), int(match[2] or 1), path.name, why.replace("\n", "; ")))
+    return [(name, why) for _, _, name, why in sorted(found, reverse=True)]
+
+
+def inspect(directory: Path, say: Callable[[str], None], progress: Callable[[str], None] = lambda text: None) -> None:
+    """Verifies every step of a run, oldest first, and changes nothing: `convoy checkpoints verify`. Needs no JAX.
+
+    Args:
+        directory: of the step directories.
+        say: called with a line for each step.
+        progress: called about once a second while a step is read.
+
+    Raises:
+        DamagedCheckpoints: at the end, if some are damaged.
+        UnsupportedFormat: at the end, if a newer version of Convoy saved some.
+    """
+    folders, damaged, newer = step_folders(directory), 0, None
+    for path in folders:
+        begin = time.monotonic()
+        try:
+            manifest = verify(path, on_bytes=_Progress(path.name, progress))
+            size, seconds = manifest.bytes / 2**20, time.monotonic() - begin
+            say(f"step {path.name:>8}  good     {len(manifest.files)} files, {size:.1f} MiB, {seconds:.1f} s")
+        except DamagedCheckpoint as error:
+            say(f"step {path.name:>8}  DAMAGED  {shorten(error.problems)}")
+            damaged += 1
+        except UnsupportedFormat as error:
+            say(f"step {path.name:>8}  newer    not verified")
+            newer = error
+    for name, why in list_set_aside(directory):
+        say(f"{name:>13}  set aside by an earlier start: {why}")
+    if damaged:
+        raise DamagedCheckpoints(
+            f"{directory}: {damaged} of {len(folders)} checkpoints are damaged. Training sets them aside and goes on "
+            "from the newest that is good; to bring one back, copy its files from elsewhere."
+        )
+    if newer is not None:
+        raise newer
+
+
+class _Progress:
+    """Reports the bytes of a step that are read, about once a second."""
+
+    def __init__(self, step: str, report: Callable[[str], None]):
+        self._step, self._report, self._last = step, report, time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self._last >= timeouts.PROGRESS_S:
+            self._last = time.monotonic()
+            self._report(f"step {self._step}: {done / 2**30:.2f} of {total / 2**30:.2f} GiB")
+
+
+def _problems_of_share(directory: Path, manifest: Manifest, on_bytes: Callable[[int, int], None]) -> list[str]:
+    sizes = {name: entry.bytes for name, entry in manifest.files.items()}
+    names = divide_files(sizes, group.count())[group.index()]
+    total, done = sum(sizes[name] for name in names), 0
+
+    def add(count: int) -> None:
+        nonlocal done
+        done += count
+        on_bytes(done, total)
+
+    return find_problems(directory, manifest, names, add)
+
+
+def _judge(values: Mapping[int, tuple[str, list[str]]], missing: list[int]) -> tuple[list[str], list[int]]:
+    """Returns the problems that all processes found, each once, and the processes that have not answered."""
+    problems: list[str] = []
+    for newer, found in (values[process] for process in sorted(values)):
+        if newer:
+            raise UnsupportedFormat(newer)
+        problems += [problem for problem in found if problem not in problems]
+    return problems, missing
