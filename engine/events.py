@@ -119,8 +119,8 @@ class Save:
         return not self.checkpoints.policy.is_clock
 
     def next_step(self, after: int) -> float:
-        selecting = [period.next_after(after) for period in self.selecting]
-        return min([self.checkpoints.policy.next_asked(after), *selecting])
+        selecting = [period.next_after(after) for period in self._selecting]
+        return min([self.checkpoints.policy.next_step(after), *selecting])
 
     def is_due(self, boundary: Boundary) -> bool:
         """Whether this boundary is saved."""

@@ -57,7 +57,7 @@ class SavePolicy:
         """Whether to save at this step; never at step 0, always at the last one.
 
         Every process calls it at the same, increasing steps, whatever the answer: it may be an agreement. Steps before
-        `next_asked` may be left out.
+        `next_step` may be left out.
         """
         if self._timer is not None:
             return self._timer.due(step) or 0 < step == self._total_steps
@@ -69,14 +69,12 @@ class SavePolicy:
         """Whether saves depend on a clock."""
         return self._timer is not None
 
-    def next_asked(self, step: int) -> int:
-        """The first step after `step` at which `due` must be called; those before it are not due."""
-        possible = self.next_possible(step)
-        return possible if self._timer is None else min(possible, self._timer.next_agreement(step))
-
-    def next_possible(self, step: int) -> int:
-        """The next step that can be due, at which a dispatch must end; a clock ends none."""
-        return self._total_steps if self._period is None else self._period.next_after(step)
+    def next_step(self, after: int) -> int:
+        """Returns the first step > `after` at which `due` must be called; those before it are not due."""
+        if self._timer is not None:
+            return min(self._total_steps, self._timer.next_agreement(after))
+        assert self._period is not None
+        return self._period.next_after(after)
 
 
 class _AgreedTimer:

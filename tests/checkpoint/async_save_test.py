@@ -1,7 +1,7 @@
 """A saver writes one step after the other while its caller goes on, and every save ends in time.
 
 A disk that does not answer is a pipe without a reader, in the place of a file: who opens it to write waits in the
-system's own call, until the test reads. What several processes tell each other is tried with real ones in
+system's own call, until the test reads. Agreement among processes is also tested in
 tests/faults/storage_test.py.
 """
 
@@ -194,7 +194,7 @@ from pathlib import Path
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from engine.checkpoint.async_save import Saver
-from engine.cluster import cluster_detection, group, peers, processes
+from engine.cluster import cluster_detection, group, processes
 
 processes.initialize(cluster_detection.resolve().who)
 mesh = jax.make_mesh((jax.device_count(),), ("fsdp",), axis_types=(AxisType.Auto,))
@@ -216,7 +216,7 @@ if group.index() == 1:
 save(2)
 resource.setrlimit(resource.RLIMIT_FSIZE, former)
 save(3)
-peers.part()
+processes.leave()
 """
 
 

@@ -82,7 +82,7 @@ from pathlib import Path
 import dataclasses
 from engine.checkpoint.manifest import MANIFEST, read_manifest, write_manifest
 from engine.checkpoint.integrity import verify
-from engine.cluster import group, kv_store, peers, processes, cluster_detection
+from engine.cluster import cluster_detection, group, kv_store, processes
 from engine.config.errors import ConvoyError
 from tests.checkpoint.integrity_test import write_step
 
@@ -117,7 +117,7 @@ look()
 if me == 0:
     (step / MANIFEST).unlink()
 look()
-peers.part()
+processes.leave()
 """
 
 
