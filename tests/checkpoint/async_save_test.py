@@ -105,7 +105,7 @@ def test_a_save_on_storage_that_hangs_ends_at_its_deadline(make, hang, tmp_path)
 
 
 def test_no_state_is_copied_for_a_save_after_one_that_still_hangs(make, hang):
-    saver, release = make(timeout_s=1.0), hang(1, 1)
+    saver, release = make(timeout_s=3.0), hang(1, 1)
     start(saver, 1)
     saver.wait()
     saver.poll()
