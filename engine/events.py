@@ -119,7 +119,7 @@ class Save:
         return not self.checkpoints.policy.is_clock
 
     def next_step(self, after: int) -> float:
-        selecting = [period.next_after(after) for period in self._selecting]
+        selecting = [period.next_after(after) for period in self.selecting]
         return min([self.checkpoints.policy.next_step(after), *selecting])
 
     def is_due(self, boundary: Boundary) -> bool:
