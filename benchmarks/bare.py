@@ -93,7 +93,7 @@ class Bare:
         kept, state = [], self.state
         for i in range(steps):
             (batch,) = self.feed.next(1)
-            state, metrics = self._jitted(state, batch)
+            state, metrics = self._jitted(state, batch.examples)
             if i % log_every == 0:
                 kept.append(metrics)
         self.state = jax.block_until_ready(state)

@@ -34,7 +34,7 @@ class Computing:
     """The step of a loop by hand, over and over on one batch: no feed, and one call for many steps."""
 
     def __init__(self, bare: Bare):
-        batch = jax.device_put(bare.feed.next(1)[0])
+        batch = jax.device_put(bare.feed.next(1)[0].examples)
         self._state = bare.state
         self._steps = jax.jit(
             lambda state: jax.lax.scan(lambda s, _: bare.step(s, batch), state, length=BLOCK)[0], donate_argnums=0

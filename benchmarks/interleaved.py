@@ -20,7 +20,7 @@ from engine.config.target import build
 from engine.parallel.mesh import make_mesh
 from engine.run.directory import RunDirectory
 from engine.trainer import Trainer
-from engine.training.state import State
+from engine.training.state import TrainState
 
 
 class EngineLoop:
@@ -69,7 +69,7 @@ class EngineLoop:
             if boundary.step == self._step:
                 return
 
-    def run(self, trainer: Trainer, state: State, step: int) -> None:
+    def run(self, trainer: Trainer, state: TrainState, step: int) -> None:
         """The hook that makes a boundary of each turn's end."""
 
 

@@ -105,6 +105,6 @@ def bare_loop(config: Config) -> bare.Bare:
         start=0,
         stop=total,
     )
-    forward = bare.convolutions if first["carried"] else bare.perceptron
+    forward = bare.convolutions if first.model_state else bare.perceptron
     rate = config.optimizer.learning_rate
-    return bare.Bare(forward, first["params"], first["carried"], feed, learning_rate=rate, total_steps=total)
+    return bare.Bare(forward, first.params, first.model_state, feed, learning_rate=rate, total_steps=total)

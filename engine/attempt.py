@@ -24,10 +24,10 @@ from engine.run.directory import RunDirectory
 from engine.run.jsonl import Lines
 from engine.run.ledger import Ledger
 from engine.training.program import Program
-from engine.training.state import State
+from engine.training.state import TrainState
 from engine.training.step import BAD_EXAMPLES
 
-type Steps = Callable[..., tuple[State, jax.Array]]
+type Steps = Callable[..., tuple[TrainState, jax.Array]]
 """A compiled program of one or several steps."""
 
 READ_S = 0.01  # between two readings of results in one process; several processes read each dispatch, at the same step
@@ -80,27 +80,27 @@ class Attempt:
     ) -> None:
         self._stack.__exit__(kind, error, traceback)
 
-    def restore(self) -> tuple[State, int]:
+    def restore(self) -> tuple[TrainState, int]:
         """Returns the state and step of the newest good checkpoint, or a new state if there never was a checkpoint."""
         store, program = self._checkpoints.store, self._program
         with self._phase(RESTORING):
-            found = store.restore_latest(program.abstract_state, program.spec.model.stacked, self._say)
-        state, step = found or (None, 0)
+            found = store.restore_latest(program.abstract_state.to_tree(), program.spec.model.stacked, self._say)
         self.skipped, self.unfinished = set(), {}
-        if state is None:
+        if found is None:
             with self._phase(COMPILING):
-                state = self._initial_state()
-        else:
-            position = store.position(step)
-            self.skipped, self.unfinished = set(position.get("skipped", ())), position.get("row", {})
-            self._say(f"resuming from step {step}")
-        return state, step
+                return self._initial_state(), 0
+        tree, step = found
+        position = store.position(step)
+        self.skipped, self.unfinished = set(position.get("skipped", ())), position.get("row", {})
+        self._say(f"resuming from step {step}")
+        return TrainState.from_tree(tree), step
 
-    def _initial_state(self) -> State:
+    def _initial_state(self) -> TrainState:
         """Returns the state of step 0: random, or with the weights of another run."""
         if not self._config.init.checkpoint:
             return self._program.init()
-        weights = read_weights(self._config.init, self._program.abstract_state, self._program.spec.model.stacked)
+        abstract = self._program.abstract_state.to_tree()
+        weights = read_weights(self._config.init, abstract, self._program.spec.model.stacked)
         self._say(weights.message)
         return self._program.init(weights.params, weights.model_state)
 

@@ -42,7 +42,7 @@ from engine.trainer import Trainer
 from engine.training import compile_cache
 from engine.training.build import build_program
 from engine.training.program import Program
-from engine.training.state import State
+from engine.training.state import TrainState
 
 AnyConfig = Config | ml_collections.ConfigDict | str | Path
 
@@ -138,8 +138,8 @@ def _fast_dev_run(config: Config, workdir: str | Path | None, began: float, kept
     summary = _train(config, workdir, fresh=True, began=began, kept=kept)
     directory, config = _open_run(summary.directory.path)
     restored = _restore(directory, summary.step, _program(config)[0])
-    if int(restored["step"]) != summary.step:
-        raise CheckpointError(f"{directory}: the checkpoint of step {summary.step} holds step {restored['step']}.")
+    if int(restored.step) != summary.step:
+        raise CheckpointError(f"{directory}: the checkpoint of step {summary.step} holds step {restored.step}.")
     return summary
 
 
@@ -343,7 +343,8 @@ def export(run: str | Path, file: str | Path, *, step: int | str | None = None) 
     """
     directory, config = _open_run(run)
     program = _program(config)[0]
-    return export_safetensors(_restore(directory, choose_step(directory, config, step), program), file)
+    state = _restore(directory, choose_step(directory, config, step), program)
+    return export_safetensors(state.to_tree(), file)
 
 
 def checkpoints(run: str | Path) -> list[StepInfo]:
@@ -367,8 +368,9 @@ def _program(config: Config, devices: Sequence[Any] | None = None) -> tuple[Prog
     return program, total, source, evaluation_sources
 
 
-def _restore(directory: RunDirectory, step: int, program: Program) -> State:
-    return CheckpointStore(directory.checkpoints).restore(step, program.abstract_state, program.spec.model.stacked)
+def _restore(directory: RunDirectory, step: int, program: Program) -> TrainState:
+    store, abstract = CheckpointStore(directory.checkpoints), program.abstract_state.to_tree()
+    return TrainState.from_tree(store.restore(step, abstract, program.spec.model.stacked))
 
 
 def choose_step(directory: RunDirectory, config: Config, step: int | str | None) -> int:

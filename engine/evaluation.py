@@ -20,7 +20,7 @@ from engine.data.source import Source, example_spec
 from engine.parallel.mesh import check_batch, replicated
 from engine.resilience.preemption import Preemption
 from engine.training.program import Program
-from engine.training.state import State, evaluation_params
+from engine.training.state import TrainState, evaluation_params
 from engine.training.task import check_examples
 
 IN_FLIGHT = 2  # batches that the device may be behind
@@ -69,7 +69,7 @@ class Evaluation:
         return tuple(f"{self.name}/{name}" for name in self._names)
 
     def run(
-        self, state: State, preemption: Preemption | None = None, on_batch: Callable[[], None] = lambda: None
+        self, state: TrainState, preemption: Preemption | None = None, on_batch: Callable[[], None] = lambda: None
     ) -> dict[str, float] | None:
         """Returns full metric name -> value over the whole dataset. NaN where the total weight is 0.
 
@@ -83,10 +83,10 @@ class Evaluation:
         waiting: deque[jax.Array] = deque()
         with contextlib.closing(iter(self._feed)) as batches:
             draw = functools.partial(next, batches, ())
-            while (drawn := draw() if preemption is None else preemption.unless_stopped(draw)) != ():
+            while not isinstance(drawn := draw() if preemption is None else preemption.unless_stopped(draw), tuple):
                 if drawn is None:
                     return None
-                waiting.append(self._step(params, state["carried"], *drawn))
+                waiting.append(self._step(params, state.model_state, drawn))
                 if len(waiting) > IN_FLIGHT:
                     sums += np.asarray(waiting.popleft(), np.float64)
                 on_batch()

@@ -22,7 +22,8 @@ from engine.resilience.preemption import Interrupted, Preempted, Preemption
 from engine.resilience.replica_check import ReplicaCheck
 from engine.run.directory import RunDirectory
 from engine.training.program import Program
-from engine.training.state import State
+from engine.training.state import TrainState
+from engine.types import PyTree
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
@@ -33,7 +34,7 @@ class Boundary:
     """A point between two dispatches: everything before `step` is done or in flight."""
 
     step: int
-    state: State
+    state: TrainState
     position: Mapping[str, int]
     """The next unread example of the data."""
     first: bool
@@ -135,7 +136,7 @@ class Save:
             row = self.recorder.unfinished()
             position = {**boundary.position, "skipped": sorted(self.divergence.skipped), "row": row}
             force = self._is_forced(boundary)
-            if self.checkpoints.maybe_save(boundary.step, boundary.state, position, force):
+            if self.checkpoints.maybe_save(boundary.step, boundary.state.to_tree(), position, force):
                 self.say(f"saving checkpoint of step {boundary.step}")
                 self.directory.stopwatch.flush()
                 self.recorder.saved()
@@ -191,7 +192,7 @@ class DivergenceCheck:
 class PrepareSaves:
     """Compiles what a save computes, once the first step is dispatched, which does not need it."""
 
-    prepare: Callable[[State], None]
+    prepare: Callable[[PyTree], None]
     first_step: int
     done: bool = False
     phase = PREPARING
@@ -202,7 +203,7 @@ class PrepareSaves:
 
     def run(self, boundary: Boundary) -> None:
         self.done = True
-        self.prepare(boundary.state)
+        self.prepare(boundary.state.to_tree())
 
 
 @dataclass(eq=False)
@@ -247,7 +248,7 @@ class Evaluate:
 class Hook(Protocol):
     """Something of the user's that the loop calls at the steps of its period."""
 
-    def run(self, trainer: "Trainer", state: State, step: int) -> None:
+    def run(self, trainer: "Trainer", state: TrainState, step: int) -> None:
         """Called between two steps. `state` must not be kept: the next step reuses its memory."""
         ...
 
@@ -282,7 +283,7 @@ class CheckReplicas:
         return self.period.next_after(after)
 
     def run(self, boundary: Boundary) -> None:
-        self.check.run(boundary.step, boundary.state)
+        self.check.run(boundary.step, boundary.state.to_tree())
 
 
 @dataclass(eq=False)

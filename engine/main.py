@@ -242,12 +242,12 @@ def _explain(args: argparse.Namespace, overrides: list[str]) -> int:
     config, devices = stand_in_devices(config, args.devices)
     program, total = entry.program(config, devices)
     mesh = program.mesh
-    print(describe(config, mesh, program.abstract_state, program.spec.model.names, total))
-    print(coverage(config.resilience.replica_check, program.abstract_state))
+    print(describe(config, mesh, program.abstract_state.to_tree(), program.spec.model.names, total))
+    print(coverage(config.resilience.replica_check, program.abstract_state.to_tree()))
     for text in program.warnings:
         print(f"warning: {text}")
     if mesh.size > 1 and not args.no_collectives:
-        found = collectives(program.trace(1).lower().compile().as_text(), mesh)
+        found = collectives(program.trace(1).lower().compile().as_text() or "", mesh)
         print(describe_collectives(found, mesh.devices.flat[0].platform))
     return ExitStatus.DONE
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from engine.config.errors import TaskError
 
@@ -64,15 +65,15 @@ class Loss:
         return cls(mean.total, mean.weight, dict(metrics or {}))
 
 
-def reduce_mean(mean: Mean, rows: jax.Array | None = None) -> jax.Array:
+def reduce_mean(mean: Mean, rows: jax.Array | np.ndarray | None = None) -> jax.Array:
     """Returns `[2]` float32: total and weight summed over the batch, rows of weight 0 left out.
 
     Args:
-        mean: with entries `[batch]`, or scalars when `rows` is None.
+        mean: with entries `[batch]`, or scalars, from which no row can be left out.
         rows: `[batch]` float32, 1 for a real row and 0 for padding; None when every row is real.
     """
     total, weight = (jnp.asarray(x, jnp.float32) for x in (mean.total, mean.weight))
-    if rows is not None:
+    if rows is not None and by_row(mean):
         total, weight = (jnp.where(rows > 0, x * rows, 0) for x in (total, weight))
     return jnp.stack([total.sum(), weight.sum()])
 

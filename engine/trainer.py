@@ -43,7 +43,7 @@ from engine.resilience.replica_check import ReplicaCheck
 from engine.resilience.watchdog import build_watchdog
 from engine.run.directory import RunDirectory
 from engine.training.build import build_program
-from engine.training.state import State
+from engine.training.state import TrainState
 from engine.training.task import Task
 
 POLL_S = 0.05  # between two polls of background work: the lease, and saves that have ended
@@ -151,7 +151,7 @@ class Trainer:
                     recorder.rollback()
                     state, step = self._restore()
 
-    def _restore(self) -> tuple[State, int]:
+    def _restore(self) -> tuple[TrainState, int]:
         state, step = self._attempt.restore()
         self._divergence.resume(self._attempt.skipped)
         self._step = step
@@ -178,14 +178,14 @@ class Trainer:
         hooks = [
             CallHook(hook, self._size.period(config.hooks[name].every), self) for name, hook in self._hooks.items()
         ]
-        replicas, every = ReplicaCheck(self.program.abstract_state), config.resilience.replica_check
+        replicas, every = ReplicaCheck(self.program.abstract_state.to_tree()), config.resilience.replica_check
         checks = [CheckReplicas(replicas, self._size.period(every))] if every and replicas.has_copies else []
         prepare = PrepareSaves(checkpoints.prepare, self._step)
         return [prepare, divergence, *checks, save, evaluate, *hooks, Profile(self._profile)]
 
     def _train_steps(
         self,
-        state: State,
+        state: TrainState,
         step: int,
         steps: Mapping[int, Steps],
         feed: TrainFeed,
@@ -194,7 +194,7 @@ class Trainer:
     ) -> Iterator[Boundary]:
         """Dispatches steps until the next event is due, and yields a boundary there. Never waits for the device."""
         k, last, first, divergence = self.config.train.steps_per_dispatch, self.total_steps, step, self._divergence
-        no_skips = {count: self.program.held((False,) * count) for count in steps}
+        no_skips = {count: self.program.skip_mask((False,) * count) for count in steps}
         done, poll_at = verdict.step_counter(), 0.0
         recorder.phase(TRAINING.name)
         self.directory.stopwatch.begin(step)
@@ -221,7 +221,7 @@ class Trainer:
                 self._watchdog.dispatched = step + count
                 skips = no_skips[count]
                 if divergence.skipped:
-                    skips = self.program.held(divergence.held(step, count))
+                    skips = self.program.skip_mask(divergence.held(step, count))
                 state, metrics = programs[count](state, batches, skips)
                 recorder.push(step, metrics, feed.wait_s)
                 step += count

@@ -102,8 +102,9 @@ def test_export_writes_the_averaged_weights(run, tmp_path):
     )
     program, _ = entry.program(str(run))
     state = entry._restore(*_at(run), program)
-    assert np.array_equal(weights["head/kernel"], state["ema"]["head/kernel"])
-    assert not np.array_equal(weights["head/kernel"], state["params"]["head/kernel"])
+    assert state.ema is not None
+    assert np.array_equal(weights["head/kernel"], state.ema["head/kernel"])
+    assert not np.array_equal(weights["head/kernel"], state.params["head/kernel"])
 
 
 def _at(run):

@@ -38,8 +38,8 @@ def evaluation(program, batch_size=16, **config):
 def expected(program, state):
     """Loss and accuracy by hand, over all examples at once."""
     data = zoo.examples(N, seed=5)
-    params = jax.device_get(state["params"])
-    module = program.spec.model.module(params, jax.device_get(state["carried"]), None)
+    params = jax.device_get(state.params)
+    module = program.spec.model.module(params, jax.device_get(state.model_state), None)
     module.eval()
     logits = module(data["x"])
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, data["y"])
@@ -84,7 +84,7 @@ def test_an_evaluation_changes_nothing_and_is_repeatable():
 def test_averaged_weights_are_evaluated_where_they_are_kept():
     program = zoo.program(zoo.Classify(), ema_decay=0.5)
     state, _ = zoo.run(program, zoo.batches(4))
-    averaged = expected(program, {**state, "params": state["ema"]})
+    averaged = expected(program, dataclasses.replace(state, params=state.ema))
     assert evaluation(program).run(state) == pytest.approx(averaged, rel=1e-5)
     assert evaluation(program, use_ema=False).run(state) == pytest.approx(expected(program, state), rel=1e-5)
 

@@ -7,7 +7,7 @@ import pytest
 
 from engine.events import Boundary, Schedule
 from engine.phases import TRAINING
-from engine.training.state import State
+from engine.training.state import TrainState
 
 
 class Every:
@@ -31,7 +31,7 @@ class Never(Every):
 
 
 def at(step):
-    return Boundary(step, state=cast(State, None), position={}, first=False, last=False, stopping=False)
+    return Boundary(step, state=cast(TrainState, None), position={}, first=False, last=False, stopping=False)
 
 
 def names(schedule, step):

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shutil
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -156,7 +157,7 @@ class Recorder:
         self.word = word
 
     def run(self, trainer, state, step):
-        (trainer.directory.path / f"{self.word}{step}").write_text(str(int(state["step"])))
+        (trainer.directory.path / f"{self.word}{step}").write_text(str(int(state.step)))
 
 
 @pytest.mark.parametrize("k", [1, 4])
@@ -216,7 +217,8 @@ def test_event_files_are_written_where_they_are_wanted(tmp_path):
 def test_rules_of_the_config_win_over_the_table():
     def spec(**rules):
         config = runs.config(task__model="decoder", mesh__fsdp=4, mesh__tensor=2, sharding__rules=rules)
-        return entry.program(config)[0].abstract_state["params"]["up/kernel"].sharding.spec
+        leaf: Any = entry.program(config)[0].abstract_state.params["up/kernel"]
+        return leaf.sharding.spec
 
     assert (spec(), spec(embed=None)) == (P("fsdp", "tensor"), P(None, "tensor"))
 
@@ -405,7 +407,7 @@ def test_skipped_batches_are_counted_told_and_kept_in_the_position(skipping):
         "warning: step 8: the loss or its gradient is not finite; the update of batch 7 is skipped"
         in (skipping / "log.txt").read_text()
     )
-    assert int(state_at(skipping, 32)["step"]) == 32
+    assert int(state_at(skipping, 32).step) == 32
 
 
 @pytest.mark.parametrize("k", [1, 4])

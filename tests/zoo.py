@@ -12,6 +12,7 @@ from flax import nnx
 
 from engine import ArraySource, Loss, Mean, Task
 from engine.config.schema import MeshSpec, Optimizer
+from engine.data.batch import Batch
 from engine.layers import Dropout, fold_in
 from engine.parallel.layout import Layout, active
 from engine.parallel.mesh import make_mesh
@@ -110,7 +111,7 @@ def program(
     accumulate: int = 1,
     precision: str = "float32",
     ema_decay: float | None = None,
-    weighted: bool = False,
+    skip_bad: bool = False,
     example: Any = None,
     seed: int = 0,
     layout: Mapping[str, Any] | None = None,
@@ -136,7 +137,7 @@ def program(
         accumulate=accumulate,
         compute_dtype=DTYPES[precision],
         ema_decay=ema_decay,
-        weighted=weighted,
+        skip_bad=skip_bad,
     )
     if example is None:
         example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), examples(1))
@@ -144,13 +145,20 @@ def program(
 
 
 def run(program: Program, batches: list[Any], k: int = 1) -> tuple[Any, np.ndarray]:
-    """Trains over host batches, K at a time; returns the state and the metrics `[steps, names, 2]`."""
+    """Trains over host batches, or their examples, K at a time; returns state and metrics `[steps, names, 2]`."""
     state, metrics = program.init(), []
     for i in range(0, len(batches), k):
-        placed = tuple(jax.device_put(b, program.spec.batch_sharding) for b in batches[i : i + k])
-        state, values = program.steps(k)(state, placed, program.held((False,) * len(placed)))
+        placed = tuple(jax.device_put(batch(b), program.spec.batch_sharding) for b in batches[i : i + k])
+        state, values = program.steps(k)(state, placed, program.skip_mask((False,) * len(placed)))
         metrics.append(np.asarray(values))
     return state, np.concatenate(metrics)
+
+
+def batch(examples: Any) -> Batch:
+    """A batch of which every row counts; a batch as it is."""
+    if isinstance(examples, Batch):
+        return examples
+    return Batch(examples, np.ones(len(jax.tree.leaves(examples)[0]), np.float32))
 
 
 def batches(count: int, batch_size: int = 16) -> list[dict[str, np.ndarray]]:

@@ -18,7 +18,7 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 
 from engine.config.errors import DataError
 from engine.data.record import decode, encode
-from engine.data.source import PART, SAMPLED, Batch, Example, Source, name_of, spread
+from engine.data.source import PART, SAMPLED, Example, Examples, Source, name_of, spread
 from engine.mounts import local_path
 
 NAMED = 32  # files that a fingerprint names and samples
@@ -66,7 +66,7 @@ class ArrayRecordSource:
             raise DataError(f"{self._called(index)}: {error}. Write the file again.") from error
         return jax.tree.map(np.copy, self._decode(index, record))
 
-    def take(self, indices: np.ndarray) -> Batch:
+    def take(self, indices: np.ndarray) -> Examples:
         """Returns the examples at `indices` `[batch]`, stacked; the files are read in parallel."""
         numbers = indices.tolist()
         examples = [self._decode(*pair) for pair in zip(numbers, self._records.__getitems__(numbers), strict=True)]

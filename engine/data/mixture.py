@@ -6,18 +6,17 @@ within a source, which is the source's own arrangement (`sampler.py`) and goes t
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
 from engine.config.errors import DataError, did_you_mean
 from engine.data.mixture_schedule import schedule, shares
-from engine.data.sampler import Arrangement, arrange, gather
+from engine.data.sampler import Sampler, gather, sampler_of
 from engine.data.shuffle import derived
 from engine.data.source import (
     PART,
-    Batch,
     Example,
+    Examples,
     Source,
     check_source,
     example_spec,
@@ -27,6 +26,7 @@ from engine.data.source import (
     limited,
     name_of,
 )
+from engine.types import PyTree
 
 
 class Mixture:
@@ -71,7 +71,7 @@ class Mixture:
         source = self.sources[self._names[number]]
         return source[index - int(self._ends[number]) + len(source)]
 
-    def take(self, indices: np.ndarray) -> Batch:
+    def take(self, indices: np.ndarray) -> Examples:
         """Returns the examples at `indices` `[batch]`, sources one after the other, as arrays `[batch, ...]`."""
         numbers = np.searchsorted(self._ends, indices, side="right")
         sources = list(self.sources.values())
@@ -95,24 +95,24 @@ class Mixture:
             for part in fingerprint(self.sources[name]).split(PART)
         )
 
-    def arranged(self, seed: int, shuffle: bool) -> "_Arranged":
+    def sampler(self, seed: int, shuffle: bool) -> "_Sampler":
         """Returns the examples in the order of a run (`sampler.py`). Raises DataError."""
         if has_transform(self):
             raise DataError(f"{name_of(self)} has a transform: a mixture uses those of its sources. Write it there.")
-        parts = [arrange(source, derived(seed, str(name)), shuffle) for name, source in self.sources.items()]
-        return _Arranged(parts, shares(list(self.weights.values())))
+        parts = [sampler_of(source, derived(seed, str(name)), shuffle) for name, source in self.sources.items()]
+        return _Sampler(parts, shares(list(self.weights.values())))
 
 
-class _Arranged:
+class _Sampler:
     """The order of a run; an address is that of the source's own arrangement * number of sources + source."""
 
-    def __init__(self, parts: list[Arrangement], counts: np.ndarray):
+    def __init__(self, parts: list[Sampler], counts: np.ndarray):
         self._parts, self._counts = parts, counts
         self._source = schedule(counts)  # [period]
         self._rank = np.empty_like(self._source)  # [period]: examples of the same source before this one
         for number, count in enumerate(counts):
             self._rank[self._source == number] = np.arange(count)
-        self.changes = any(part.changes for part in parts)
+        self.transforms = any(part.transforms for part in parts)
         self.gathers = all(part.gathers for part in parts)
 
     def addresses(self, places: np.ndarray) -> np.ndarray:
@@ -129,12 +129,12 @@ class _Arranged:
         own, number = divmod(address, len(self._parts))
         return self._parts[number].owner(own)
 
-    def read(self, addresses: np.ndarray) -> Batch:
+    def read(self, addresses: np.ndarray) -> Examples:
         own, numbers = np.divmod(addresses, len(self._parts))
         return _merge(numbers, own, lambda number, own: self._parts[number].read(own))
 
 
-def _merge(numbers: np.ndarray, own: np.ndarray, read: Callable[[int, np.ndarray], Batch]) -> Batch:
+def _merge(numbers: np.ndarray, own: np.ndarray, read: Callable[[int, np.ndarray], Examples]) -> Examples:
     """Returns a batch whose row i is the example `own[i]` of source `numbers[i]`; each source is read once."""
     import jax
 
@@ -178,7 +178,7 @@ def _check_examples(sources: Mapping[str, Source]) -> None:
     """Raises DataError where the examples of two sources differ in structure, shapes or dtypes."""
     import jax
 
-    def text(tree: Any) -> str:
+    def text(tree: PyTree) -> str:
         return ", ".join(f"{path} {spec.dtype}{list(spec.shape)}" for path, spec in leaves(tree))
 
     (first, wanted), *others = ((name, example_spec(source)) for name, source in sources.items())

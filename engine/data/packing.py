@@ -8,14 +8,13 @@ by its place in the run as any example is, and there is nothing to save. The las
 piece.
 """
 
-from typing import Any
-
 import numpy as np
+import numpy.typing as npt
 
 from engine.config.errors import DataError
 from engine.data.packing_plan import Plan, SplitPlanner, WholePlanner
 from engine.data.shuffle import Order, derived
-from engine.data.source import PART, Batch, Example, Source, check_source, fingerprint, has_transform, name_of
+from engine.data.source import PART, Example, Examples, Source, check_source, fingerprint, has_transform, name_of
 
 ARRAYS = {
     "tokens": np.int32,
@@ -38,7 +37,7 @@ class Packed:
     the documents are packed in their order. A subclass may have `transform(row, rng)`.
     """
 
-    def __init__(self, documents: Source, length: int, *, split: bool = True, lengths: Any = None):
+    def __init__(self, documents: Source, length: int, *, split: bool = True, lengths: npt.ArrayLike | None = None):
         """Measures the documents.
 
         Args:
@@ -59,7 +58,7 @@ class Packed:
         _check_order(documents, name_of(self))
         self.lengths = _length_index(documents, lengths)
         self._planner = (SplitPlanner if split else WholePlanner)(self.lengths, length)
-        self._in_order = _Arranged(self, self._planner, seed=0, shuffle=False)
+        self._in_order = _Sampler(self, self._planner, seed=0, shuffle=False)
 
     def __len__(self) -> int:
         """Rows of an epoch."""
@@ -68,7 +67,7 @@ class Packed:
     def __getitem__(self, index: int) -> Example:
         return {name: rows[0] for name, rows in self.take(np.array([index])).items()}
 
-    def take(self, indices: np.ndarray) -> Batch:
+    def take(self, indices: np.ndarray) -> Examples:
         """Returns rows `indices` `[batch]` of the packing in order, as arrays `[batch, length]`."""
         return self._in_order.read(indices)
 
@@ -76,19 +75,19 @@ class Packed:
         packed = f"documents {'split' if self.split else 'whole'} in rows of {self.length}"
         return f"{fingerprint(self.documents)}{PART}{packed}"
 
-    def arranged(self, seed: int, shuffle: bool) -> "_Arranged":
+    def sampler(self, seed: int, shuffle: bool) -> "_Sampler":
         """Returns the rows in the order of a run (`sampler.py`)."""
-        return _Arranged(self, self._planner, seed, shuffle)
+        return _Sampler(self, self._planner, seed, shuffle)
 
 
-class _Arranged:
+class _Sampler:
     """The rows of a run; an address is epoch * rows + row. Without shuffle every epoch is the first."""
 
     gathers = False  # each row is put together by itself
 
     def __init__(self, packed: Packed, planner: SplitPlanner | WholePlanner, seed: int, shuffle: bool):
         self._packed, self._planner = packed, planner
-        self.changes = has_transform(packed)
+        self.transforms = has_transform(packed)
         self._rows = Order(planner.rows, seed, shuffle)
         self._items = Order(planner.items, derived(seed, "documents"), shuffle)
         self._plans: list[tuple[int, Plan | None]] = [(-1, None)] * 2  # two, as threads overlap at a border
@@ -100,7 +99,7 @@ class _Arranged:
     def owner(self, address: int) -> tuple[Source, int]:
         return self._packed, address
 
-    def read(self, addresses: np.ndarray) -> Batch:
+    def read(self, addresses: np.ndarray) -> Examples:
         shape = (len(addresses), self._packed.length)
         batch = {name: np.zeros(shape, dtype) for name, dtype in ARRAYS.items()}
         for row, address in enumerate(addresses.tolist()):
@@ -136,7 +135,7 @@ class _Arranged:
 
 
 def _check_order(documents: Source, name: str) -> None:
-    if hasattr(documents, "arranged"):
+    if hasattr(documents, "sampler"):
         raise DataError(
             f"{name}: {name_of(documents)} has an order of its own, in which epochs differ in their number of tokens. "
             "Pack the documents of each source, and mix the packed ones: Mixture({NAME: Packed(...), ...}, weights)."
@@ -148,7 +147,7 @@ def _check_order(documents: Source, name: str) -> None:
         )
 
 
-def _length_index(documents: Source, lengths: Any) -> np.ndarray:
+def _length_index(documents: Source, lengths: npt.ArrayLike | None) -> np.ndarray:
     """Returns the lengths int64 `[documents]`: those given, those that the documents state, or the measured ones."""
     if lengths is None:
         own = getattr(documents, "lengths", None)

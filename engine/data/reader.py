@@ -1,49 +1,53 @@
-"""The reader: batches made ahead, in order, by Grain's threads or worker processes.
+"""Batches made ahead, in order, by Grain's threads or worker processes.
 
-Owns: the Grain pipeline over batch numbers. Does not own: what is in a batch (`batches.py`), the worker processes
-(`workers.py`), or the position of a run, which is the number of its next batch and needs no state of Grain's.
-
-A *block* is one Grain element: a whole batch, or several where one costs less than Grain does per element (25 us, and
-a wait of up to 200 us while a thread holds Python's lock).
+The position of a run is the number of its next batch and needs no state of Grain's. One Grain element is a block: a
+whole batch, or several where one costs less than Grain does per element (25 us, and a wait of up to 200 us while a
+thread holds Python's lock).
 """
 
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import grain
 
 from engine.config.errors import DataError
-from engine.data.source import Batch
 from engine.data.workers import Workers
 
 
-class Numbered(Protocol):
-    """Batches by number; those that are read several at once have `block(first, count) -> list of batches`, too."""
+class Numbered[T](Protocol):
+    """Batches by number; those that are read several in one call have `block(first, count) -> list[T]`, too."""
 
-    def __getitem__(self, n: int, /) -> Batch: ...
+    def __getitem__(self, n: int, /) -> T: ...
 
 
-class Reader:
+class BlockIterator[T](Protocol):
+    """What makes the blocks: Grain's iterator or `Workers`."""
+
+    def __next__(self) -> "list[T | DataError]": ...
+
+    def close(self) -> None: ...
+
+
+class Reader[T]:
     """Batches one after the other: an iterator, made by `read`."""
 
-    def __init__(self, blocks: Any):
-        """Takes what makes the blocks: Grain's iterator or `Workers`."""
+    def __init__(self, blocks: BlockIterator[T]):
         self._blocks = blocks
-        self._here: deque[Batch | DataError] = deque()
+        self._ready: deque[T | DataError] = deque()
         self.wait_s = 0.0
-        """Seconds that blocks were waited for; to hand over a batch that is here takes no waiting."""
+        """Seconds that blocks were waited for; a batch that is ready takes no waiting."""
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[T]:
         return self
 
-    def __next__(self) -> Batch:
-        if not self._here:
+    def __next__(self) -> T:
+        if not self._ready:
             begin = time.perf_counter()
-            self._here.extend(next(self._blocks))
+            self._ready.extend(next(self._blocks))
             self.wait_s += time.perf_counter() - begin
-        batch = self._here.popleft()
+        batch = self._ready.popleft()
         if isinstance(batch, DataError):
             raise batch
         return batch
@@ -53,9 +57,9 @@ class Reader:
         self._blocks.close()
 
 
-def read(
-    batches: Numbered, start: int, stop: int, *, threads: int, workers: int, prefetch: int, at_once: int = 1
-) -> Reader:
+def read[T](
+    batches: Numbered[T], start: int, stop: int, *, threads: int, workers: int, prefetch: int, block: int = 1
+) -> Reader[T]:
     """Returns batches start, ..., stop - 1; making them begins at once.
 
     Args:
@@ -65,9 +69,9 @@ def read(
         threads: that make batches; 0 makes each when it is asked for.
         workers: processes that make batches, in place of threads.
         prefetch: batches that are made ahead, at least one for each thread or worker.
-        at_once: batches that a thread reads in one go.
+        block: batches that a thread reads in one call.
     """
-    size = at_once if threads and not workers else 1
+    size = block if threads and not workers else 1
     blocks = grain.MapDataset.range(start, max(start, stop), size).map(_Blocks(batches, stop, size).read)
     if workers:
         return Reader(Workers(blocks, workers, max(1, prefetch // workers)))
@@ -77,14 +81,14 @@ def read(
     return Reader(reader)
 
 
-class _Blocks:
+class _Blocks[T]:
     """The elements that Grain's threads or processes make."""
 
-    def __init__(self, batches: Numbered, stop: int, size: int):
+    def __init__(self, batches: Numbered[T], stop: int, size: int):
         self._batches, self._stop, self._size = batches, stop, size
 
-    def read(self, first: int) -> list[Batch | DataError]:
-        """Returns the block from a batch on; of several batches, an error stands in the place of the one that has it.
+    def read(self, first: int) -> "list[T | DataError]":
+        """Returns the block from a batch on; of several batches, an error replaces the one that has it.
 
         Raises:
             DataError: the block's only batch cannot be made.
@@ -98,7 +102,7 @@ class _Blocks:
         except DataError:
             return [self._read_one(n) for n in range(first, first + count)]
 
-    def _read_one(self, n: int) -> Batch | DataError:
+    def _read_one(self, n: int) -> T | DataError:
         try:
             return self._batches[n]
         except DataError as error:

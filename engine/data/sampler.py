@@ -1,39 +1,36 @@
-"""Arrangements: the endless order in which a training run reads a source, addressed by place.
+"""Samplers: the endless order in which a training run reads a source, addressed by position.
 
-Owns: the interface of an arrangement, the usual one (a new permutation of the examples in every epoch), and the reading
-of examples at indices, with the sentences that say which example went wrong. Does not own: the permutations themselves
-(`shuffle.py`), and the orders of sources that bring their own (`packing.py`, `mixture.py`).
-
-Terms. *Place*: a global example index, 0, 1, 2 ... over the whole run. *Address*: a number int64 that an arrangement
-gives to what it reads at a place; that of the usual one is the example's index.
+A position is a global example index, 0, 1, 2 ... over the whole run. A sampler maps it to an address, a number int64
+that names what is read there. The usual sampler draws a new permutation of the examples in every epoch, and its
+addresses are their indices; packed sources and mixtures bring their own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from engine.config.errors import DataError
 from engine.data.shuffle import Order
-from engine.data.source import Batch, Example, Source, has_take, has_transform, leaves, name_of, overrides
+from engine.data.source import Example, Examples, Source, has_take, has_transform, leaves, name_of, overrides
 
 
-class Arrangement(Protocol):
-    """A source in the order of a run: the example at a place is a pure function of (seed, place).
+class Sampler(Protocol):
+    """A source in the order of a run: the example at a position is a pure function of (seed, position).
 
     It is read by several threads at once and pickled to worker processes.
     """
 
-    changes: bool
+    transforms: bool
     """Whether the source changes examples at random (`transform`)."""
     gathers: bool
-    """Whether many examples are read at once in little more time than one."""
+    """Whether many examples are read in little more time than one."""
 
-    def addresses(self, places: np.ndarray) -> np.ndarray:
-        """Returns int64 `[n]` for places int64 `[n]`."""
+    def addresses(self, positions: np.ndarray) -> np.ndarray:
+        """Returns int64 `[n]` for positions int64 `[n]`."""
         ...
 
-    def read(self, addresses: np.ndarray) -> Batch:
+    def read(self, addresses: np.ndarray) -> Examples:
         """Returns the examples `[n, ...]` at addresses `[n]`, before any change. Raises DataError."""
         ...
 
@@ -42,42 +39,43 @@ class Arrangement(Protocol):
         ...
 
 
-def arrange(source: Source, seed: int, shuffle: bool) -> Arrangement:
-    """Returns the source's own arrangement (its method `arranged`) or the usual one.
+def sampler_of(source: Source, seed: int, shuffle: bool) -> Sampler:
+    """Returns the source's own sampler (its method `sampler`) or the usual one.
 
     Raises:
-        DataError: the source is empty, or a subclass changed its `__getitem__`, which its `arranged` does not know of.
+        DataError: the source is empty, or a subclass changed its `__getitem__`, which its `sampler` does not know of.
     """
-    if not hasattr(source, "arranged"):
+    own: Callable[[int, bool], Sampler] | None = getattr(source, "sampler", None)
+    if own is None:
         return Permuted(source, seed, shuffle)
-    if not overrides(source, "arranged", "__getitem__"):
+    if not overrides(source, "sampler", "__getitem__"):
         raise DataError(
-            f"{name_of(source)} changes __getitem__ but inherits `arranged`, by which training reads without that "
+            f"{name_of(source)} changes __getitem__ but inherits `sampler`, by which training reads without that "
             "change. Make the change in transform(example, rng), or in the sources below."
         )
-    return source.arranged(seed, shuffle)  # pyright: ignore[reportAttributeAccessIssue]
+    return own(seed, shuffle)
 
 
 class Permuted:
-    """Every example once in each epoch, by a new permutation; without `shuffle`, as they lie in the source."""
+    """Every example once in each epoch, by a new permutation; without `shuffle`, in the order of the source."""
 
     def __init__(self, source: Source, seed: int, shuffle: bool):
         self._source = source
-        self.changes = has_transform(source)
-        self.gathers = has_take(source)
+        self.transforms: bool = has_transform(source)
+        self.gathers: bool = has_take(source)
         self._order = Order(len(source), seed, shuffle)
 
-    def addresses(self, places: np.ndarray) -> np.ndarray:
-        return self._order.indices(places)
+    def addresses(self, positions: np.ndarray) -> np.ndarray:
+        return self._order.indices(positions)
 
-    def read(self, addresses: np.ndarray) -> Batch:
+    def read(self, addresses: np.ndarray) -> Examples:
         return gather(self._source, addresses)
 
     def owner(self, address: int) -> tuple[Source, int]:
         return self._source, address
 
 
-def gather(source: Source, indices: np.ndarray) -> Batch:
+def gather(source: Source, indices: np.ndarray) -> Examples:
     """Returns the examples at `indices` int64 `[batch]` as a batch `[batch, ...]` of new arrays.
 
     Raises:
@@ -86,7 +84,7 @@ def gather(source: Source, indices: np.ndarray) -> Batch:
     name = name_of(source)
     try:
         if has_take(source):
-            return source.take(indices)  # pyright: ignore[reportAttributeAccessIssue]
+            return source.take(indices)
     except DataError:
         raise  # a sentence already
     except Exception as error:
@@ -98,7 +96,7 @@ def gather(source: Source, indices: np.ndarray) -> Batch:
     return _stack_each(source, indices)
 
 
-def stack(examples: list[Example], called: Callable[[int], str]) -> Batch:
+def stack(examples: Sequence[Example], called: Callable[[int], str]) -> Examples:
     """Returns the batch `[batch, ...]` of examples that must agree in structure and shapes.
 
     Args:
@@ -127,7 +125,7 @@ def _some(indices: np.ndarray) -> str:
     return ", ".join(map(str, indices[:8])) + (" ..." if len(indices) > 8 else "")
 
 
-def _stack_each(source: Source, indices: np.ndarray) -> Batch:
+def _stack_each(source: Source, indices: np.ndarray) -> Examples:
     """Reads one example at a time."""
     examples = []
     for index in indices.tolist():

@@ -12,15 +12,19 @@ A source is read by several threads at once and, with `data.workers`, is pickled
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol, TypeGuard
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from engine.config.errors import DataError
+from engine.types import PyTree
 
-Example = Any  # pytree of numpy arrays and numbers
-Batch = Any  # the same pytree with arrays [batch, ...]
+type Example = PyTree
+"""A pytree of numpy arrays and numbers."""
+type Examples = PyTree
+"""The same pytree with arrays `[rows, ...]`."""
 
 TRIED = 16  # examples that are read at most to see what they hold
 NUMBERS = "biufc"  # numpy's kinds of dtype that an example may hold: bool, integers, floats, complex
@@ -44,7 +48,7 @@ class Source(Protocol):
                                        that depends on the seed and the example's place in the run, nothing else
         fingerprint() -> str           names the content; a resume refuses another one. Parts that are divided by "; "
                                        are compared one by one. Without it, a sample of the examples is hashed
-        arranged(seed, shuffle) -> Arrangement
+        sampler(seed, shuffle) -> Sampler
                                        the endless order of a training run, where it is more than a new permutation of
                                        the examples in every epoch (`sampler.py`); evaluations read by index
         limited(count) -> Source       the part that `data.limit` uses, where it is not the first `count` examples
@@ -55,10 +59,22 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> Example: ...
 
 
+class GatheringSource(Source, Protocol):
+    """A source that reads many examples in one call."""
+
+    def take(self, indices: np.ndarray, /) -> Examples: ...
+
+
+class TransformingSource(Source, Protocol):
+    """A source that changes its examples at random."""
+
+    def transform(self, example: Example, rng: np.random.Generator, /) -> Example: ...
+
+
 class ArraySource:
     """Examples that lie in memory, as rows of arrays. Return one from a function, or subclass it to add `transform`."""
 
-    def __init__(self, arrays: Batch):
+    def __init__(self, arrays: Examples):
         """Takes a pytree of arrays `[examples, ...]`.
 
         Raises:
@@ -92,7 +108,7 @@ class ArraySource:
 
         return jax.tree.map(lambda array: array[index].copy(), self.arrays)
 
-    def take(self, indices: np.ndarray) -> Batch:
+    def take(self, indices: np.ndarray) -> Examples:
         """Returns the rows at `indices` `[batch]` as new arrays `[batch, ...]`."""
         import jax
 
@@ -116,9 +132,9 @@ class Limited:
         self.source = source
         self._length = length
         if has_take(source):
-            self.take = source.take  # pyright: ignore[reportAttributeAccessIssue]
+            self.take = source.take
         if has_transform(source):
-            self.transform = source.transform  # pyright: ignore[reportAttributeAccessIssue]
+            self.transform = source.transform
 
     def __len__(self) -> int:
         return self._length
@@ -146,7 +162,7 @@ def limited(source: Source, count: int | None) -> Source:
     return own(count) if own is not None else Limited(source, count)
 
 
-def check_source(source: Any, where: str) -> None:
+def check_source(source: object, where: str) -> None:
     """Raises DataError for what is no source, such as the dict of a config that lacks its `target`."""
     if isinstance(source, Mapping) or not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
         raise DataError(
@@ -155,7 +171,7 @@ def check_source(source: Any, where: str) -> None:
         )
 
 
-def has_take(source: Source) -> bool:
+def has_take(source: Source) -> TypeGuard[GatheringSource]:
     """Whether whole batches may be read with `source.take`.
 
     A `take` that was inherited does not count where a subclass has changed `__getitem__` since: it would return the
@@ -172,7 +188,7 @@ def overrides(source: Source, method: str, other: str) -> bool:
     return of_method <= of_other
 
 
-def has_transform(source: Source) -> bool:
+def has_transform(source: Source) -> TypeGuard[TransformingSource]:
     """Whether the source changes its examples at random while training."""
     return hasattr(source, "transform")
 
@@ -184,7 +200,7 @@ def name_of(source: Source) -> str:
     return f"{type(source).__module__}.{type(source).__qualname__}"
 
 
-def example_spec(source: Source) -> Any:
+def example_spec(source: Source) -> PyTree:
     """Returns shapes and dtypes of an example, as a pytree of jax.ShapeDtypeStruct; no device is touched.
 
     The dtypes are those that arrive on the device: 64 bits become 32 unless JAX_ENABLE_X64 is set. The first example
@@ -205,7 +221,7 @@ def example_spec(source: Source) -> Any:
     for path, leaf in found:
         check_numbers(np.asarray(leaf).dtype, f"{name}[0]: {path}")
 
-    def spec(leaf: Any) -> jax.ShapeDtypeStruct:
+    def spec(leaf: npt.ArrayLike) -> jax.ShapeDtypeStruct:
         array = np.asarray(leaf)
         return jax.ShapeDtypeStruct(array.shape, jax.dtypes.canonicalize_dtype(array.dtype))
 
@@ -267,7 +283,7 @@ def _content(source: Source, index: int) -> bytes:
     return b"".join(f"{path} {array.dtype} {array.shape}".encode() + array.tobytes() for path, array in arrays)
 
 
-def leaves(tree: Any) -> Sequence[tuple[str, Any]]:
+def leaves(tree: PyTree) -> Sequence[tuple[str, PyTree]]:
     """Returns (path, leaf) of a pytree; a path reads like `camera/0/image`."""
     import jax
 

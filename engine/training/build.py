@@ -1,8 +1,4 @@
-"""From a config to its program: the one place where Task, mesh, data and config come together.
-
-Owns: the order of the checks before anything is compiled. Does not own: what a program does (`program.py`), or which
-sources and devices a config names (`entry.py`).
-"""
+"""From a config to its program, with all checks before anything is compiled."""
 
 from jax.sharding import Mesh
 
@@ -43,7 +39,7 @@ def build_program(task: Task, mesh: Mesh, source: Source, config: Config) -> tup
         accumulate=train.accumulate,
         compute_dtype=DTYPES[train.precision],
         ema_decay=train.ema_decay,
-        weighted=config.data.on_error == "skip",
+        skip_bad=config.data.on_error == "skip",
         spike=config.resilience.spike,
     )
     return Program(spec, example, batch_size=train.global_batch_size, seed=train.seed), total

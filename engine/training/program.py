@@ -1,14 +1,13 @@
 """The compiled programs of a run: first state, one step, K steps, evaluation.
 
-Owns: tracing and compiling each once, its time, its FLOPs, and what differs on CPU. Does not own:
-the mathematics (`step.py`) or when a program is called (`trainer.py`).
+Each is traced and compiled once. The mathematics is in `step.py`; the trainer says when a program is called.
 """
 
 import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +15,17 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from engine.config.errors import ConfigError, ShardingError, did_you_mean
-from engine.metrics import by_row, check_means
+from engine.data.batch import Batch
+from engine.metrics import Mean, by_row, check_means
 from engine.parallel.layout import NAMED, active
 from engine.parallel.memory import device_memory
 from engine.parallel.mesh import replicated
 from engine.parallel.rules import warnings
 from engine.training.flops import count_flops, has_convolution
-from engine.training.state import State, abstract_state, initial_state, optimizer_shardings
+from engine.training.model import Arrays
+from engine.training.state import Shardings, TrainState, abstract_state, initial_state, optimizer_shardings
 from engine.training.step import (
-    BAD_EXAMPLES,
-    ENGINE_METRICS,
+    EvaluationStep,
     StepSpec,
     evaluate,
     make_evaluation_step,
@@ -35,10 +35,25 @@ from engine.training.step import (
 )
 from engine.training.task import check_loss
 from engine.tuning.control_flow import step_control_flow
+from engine.types import PyTree
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 SPLIT_BY_LAYERS = {"pipeline": "stack of layers", "context": "attention over a sequence", "expert": "experts"}
 """Mesh axis -> the layers without which it has nothing to split."""
+
+
+class CompiledSteps(Protocol):
+    """A program of K steps, compiled for one form of state and batch."""
+
+    def __call__(
+        self, state: TrainState, batches: tuple[Batch, ...], skip_mask: jax.Array, /
+    ) -> tuple[TrainState, jax.Array]:
+        """Returns the new state and the metrics `[K, names, 2]`; the arrays of `state` are donated."""
+        ...
+
+    def as_text(self) -> str | None:
+        """Returns the optimized HLO."""
+        ...
 
 
 class Program:
@@ -57,7 +72,7 @@ class Program:
         ShardingError: a parameter that does not fit the mesh.
     """
 
-    def __init__(self, spec: StepSpec, example: Any, *, batch_size: int, seed: int):
+    def __init__(self, spec: StepSpec, example: PyTree, *, batch_size: int, seed: int):
         self.spec, self.batch_size, self.seed = spec, batch_size, seed
         self.mesh = spec.mesh
         if spec.accumulate > 1 and spec.model.shared_dropout:
@@ -69,59 +84,54 @@ class Program:
         self.abstract_state = abstract_state(
             spec.task, spec.model, spec.tx, seed=seed, ema=spec.ema_decay is not None, layout=spec.layout
         )
-        self.abstract_batch = self._batch_of(example, batch_size, spec.batch_sharding)
-        if spec.weighted:
-            weight = jax.ShapeDtypeStruct((batch_size,), jnp.float32, sharding=spec.batch_sharding)
-            self.abstract_batch = (self.abstract_batch, weight)
+        self.abstract_batch = _abstract_batch(example, batch_size, spec.batch_sharding)
         self.task_metrics = self._trace_loss()
-        self.metric_names = (*self.task_metrics, *ENGINE_METRICS, *([BAD_EXAMPLES] if spec.weighted else ()))
+        self.metric_names = (*self.task_metrics, *spec.engine_metrics)
         self.compile_s = 0.0
         self.flops_per_step = 0.0
         """Of matrix products and convolutions over all devices; known once a step is traced."""
-        self._steps: dict[int, Any] = {}
-        self._held: dict[tuple[bool, ...], jax.Array] = {}
+        self._steps: dict[int, CompiledSteps] = {}
+        self._skip_masks: dict[tuple[bool, ...], jax.Array] = {}
         self._finite = jax.jit(make_finite(self.spec), out_shardings=replicated(self.mesh))
-
-    def _batch_of(self, example: Any, rows: int, sharding: NamedSharding) -> Any:
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype, sharding=sharding), example)
 
     def _trace_loss(self) -> tuple[str, ...]:
         """Checks the Task's loss by tracing it; returns its metrics, "loss" first, and notes a convolution."""
         spec, rows = self.spec, self.batch_size // self.spec.accumulate
-        batch = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=x.sharding), self.abstract_batch
+        examples = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=x.sharding),
+            self.abstract_batch.examples,
         )
 
-        def loss(params: Any, carried: Any, batch: Any, key: Any) -> Any:
-            module = spec.model.module(params, carried, key)
+        def loss(params: Arrays, model_state: Arrays, examples: PyTree, key: jax.Array) -> object:
+            module = spec.model.module(params, model_state, key)
             module.train()
-            return spec.task.loss(module, batch[0] if spec.weighted else batch, jax.random.split(key, rows))
+            return spec.task.loss(module, examples, jax.random.split(key, rows))
 
         state = self.abstract_state
-        trace = jax.jit(self._laid_out(loss)).trace(state["params"], state["carried"], batch, jax.random.key(0))
+        trace = jax.jit(self._laid_out(loss)).trace(state.params, state.model_state, examples, jax.random.key(0))
         check_loss(spec.task, trace.out_info, rows)
-        self._tells_rows_apart = by_row(trace.out_info)
+        self._loss_by_row = by_row(trace.out_info)
         self._check_used()
         unroll, branch = step_control_flow(spec.layout.platform, has_convolution(trace.jaxpr.jaxpr))
-        places = {path: x.sharding for path, x in state["params"].items()}
+        shardings: Shardings = jax.tree.map(lambda x: x.sharding, state.params)
         self.spec = dataclasses.replace(
             spec,
             unroll=unroll,
             branch=branch,
-            grad_shardings=optimizer_shardings(spec.model, places, spec.layout.zero1),
+            grad_shardings=optimizer_shardings(spec.model, shardings, spec.layout.zero1),
             opt_places=self._optimizer_places(),
         )
         return ("loss", *sorted(trace.out_info.metrics))
 
-    def _optimizer_places(self) -> tuple[Any, Any] | None:
-        """Where the optimizer's state lives and where it is worked on, if it is offloaded."""
+    def _optimizer_places(self) -> tuple[PyTree, PyTree] | None:
+        """Returns the shardings of the optimizer's state at rest and at work, if it is offloaded."""
         if not self.spec.layout.offload_optimizer:
             return None
-        home, memory = jax.tree.map(lambda x: x.sharding, self.abstract_state["opt_state"]), device_memory(self.mesh)
+        home, memory = jax.tree.map(lambda x: x.sharding, self.abstract_state.opt_state), device_memory(self.mesh)
         return home, jax.tree.map(lambda sharding: sharding.with_memory_kind(memory), home)
 
     def _check_used(self) -> None:
-        """Refuses what the config asks for and no layer of the model makes anything of."""
+        """Refuses what the config asks for and no layer of the model implements."""
         layout, name = self.spec.layout, type(self.spec.task).__name__
         for axis, what in SPLIT_BY_LAYERS.items():
             if self.mesh.shape[axis] > 1 and axis not in layout.used:
@@ -148,53 +158,53 @@ class Program:
         """Sentences about parameters and axes of the mesh that are legal and rarely meant."""
         model, layout = self.spec.model, self.spec.layout
         found = warnings(model.params, model.names, layout.rules, self.mesh)
-        if self.spec.weighted and not self._tells_rows_apart:
+        if self.spec.skip_bad and not self._loss_by_row:
             found.append(
                 f"data.on_error=skip: the loss of {type(self.spec.task).__name__} is one number for a batch, so that "
                 "the next good example counts in the place of a bad one. With Loss.of(values) its row has weight 0."
             )
         return found
 
-    def _laid_out(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, traced with the layout in force."""
+    def _laid_out[**P, R](self, function: Callable[P, R]) -> Callable[P, R]:
+        """Returns the function, traced with the layout in force."""
 
         @functools.wraps(function)
-        def call(*args: Any) -> Any:
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
             with active(self.spec.layout):
-                return function(*args)
+                return function(*args, **kwargs)
 
         return call
 
     def init(
-        self, params: Mapping[str, jax.Array] | None = None, carried: Mapping[str, jax.Array] | None = None
-    ) -> State:
+        self, params: Mapping[str, jax.Array] | None = None, model_state: Mapping[str, jax.Array] | None = None
+    ) -> TrainState:
         """Returns the first state, each array born where it lives.
 
         Args:
-            params: arrays by path that take the place of random ones, before the optimizer and the average see them.
-            carried: the same of the carried values.
+            params: arrays by path that replace random ones, before the optimizer and the average see them.
+            model_state: the same for the model state.
         """
         state = self._random_state()
-        if params or carried:
-            state["params"] |= params or {}
-            state["carried"] |= carried or {}
-            state |= self._beside(state["params"])
-        return state
+        if not params and not model_state:
+            return state
+        params = {**state.params, **(params or {})}
+        opt_state, ema = self._beside(params)
+        model_state = {**state.model_state, **(model_state or {})}
+        return dataclasses.replace(state, params=params, model_state=model_state, opt_state=opt_state, ema=ema)
 
-    def _beside(self, params: Mapping[str, jax.Array]) -> State:
-        """What the first state holds of trained parameters: the optimizer's state and their average."""
+    def _beside(self, params: Arrays) -> tuple[PyTree, Arrays | None]:
+        """Returns the first state of the optimizer for these parameters, and their average."""
         spec = self.spec
 
-        def make(trained: Any) -> State:
-            average = {"ema": jax.tree.map(jnp.copy, trained)} if spec.ema_decay is not None else {}
-            return {"opt_state": spec.tx.init(trained), **average}
+        def make(trained: Arrays) -> tuple[PyTree, Arrays | None]:
+            return spec.tx.init(trained), None if spec.ema_decay is None else jax.tree.map(jnp.copy, trained)
 
-        keys = ("opt_state", "ema") if spec.ema_decay is not None else ("opt_state",)
-        shardings = jax.tree.map(lambda x: x.sharding, {key: self.abstract_state[key] for key in keys})
+        parts = (self.abstract_state.opt_state, self.abstract_state.ema)
+        shardings = jax.tree.map(lambda x: x.sharding, parts)
         trained = {path: params[path] for path in spec.model.trained}
         return jax.jit(self._laid_out(make), out_shardings=shardings)(trained)
 
-    def _random_state(self) -> State:
+    def _random_state(self) -> TrainState:
         spec = self.spec
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         ema = spec.ema_decay is not None
@@ -202,26 +212,24 @@ class Program:
         make = jax.jit(self._laid_out(first), out_shardings=shardings)
         return self._timed(lambda: make.lower().compile())()
 
-    def steps(self, k: int) -> Any:
-        """Returns the compiled `(state, k batches, held) -> (state, metrics [k, names, 2])`; the state is donated.
-
-        `held` is what the method of this name makes.
-        """
+    def steps(self, k: int) -> CompiledSteps:
+        """Returns the compiled program of k steps."""
         if k not in self._steps:
             self._steps[k] = self._timed(lambda: self.trace(k).lower().compile())
         return self._steps[k]
 
-    def held(self, flags: tuple[bool, ...]) -> jax.Array:
-        """Returns which updates of a dispatch are held back whatever their loss, as the steps take it."""
-        if flags not in self._held:
-            self._held[flags] = jax.make_array_from_process_local_data(replicated(self.mesh), np.array(flags))
-        return self._held[flags]
+    def skip_mask(self, flags: tuple[bool, ...]) -> jax.Array:
+        """Returns, as the steps take it, which updates of a dispatch are skipped whatever their loss."""
+        if flags not in self._skip_masks:
+            mask = jax.make_array_from_process_local_data(replicated(self.mesh), np.array(flags))
+            self._skip_masks[flags] = mask
+        return self._skip_masks[flags]
 
-    def not_finite(self, state: State) -> list[str]:
+    def not_finite(self, state: TrainState) -> list[str]:
         """Returns the paths of what is trained, or kept beside it, that holds numbers which are not finite; waits."""
         return [path for path, finite in self._finite(state).items() if not finite]
 
-    def trace(self, k: int) -> Any:
+    def trace(self, k: int) -> jax.stages.Traced:
         """Returns the program of k steps, traced and not yet compiled."""
         step = make_train_step(self.spec, self.task_metrics)
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
@@ -230,27 +238,33 @@ class Program:
             donate_argnums=0,
             out_shardings=(shardings, replicated(self.mesh)),
         )
-        held = jax.ShapeDtypeStruct((k,), jnp.bool_, sharding=replicated(self.mesh))
-        traced = jitted.trace(self.abstract_state, (self.abstract_batch,) * k, held)
+        mask = jax.ShapeDtypeStruct((k,), jnp.bool_, sharding=replicated(self.mesh))
+        traced = jitted.trace(self.abstract_state, (self.abstract_batch,) * k, mask)
         self.flops_per_step = count_flops(traced.jaxpr.jaxpr) / k
         return traced
 
-    def evaluation(self, example: Any, batch_size: int) -> tuple[Any, tuple[str, ...], bool]:
-        """Returns the evaluation step, the names of its metrics, and whether they tell rows apart.
-
-        The step is a jitted `(params, carried, batch, rows) -> metrics [names, 2]`.
-        """
-        spec = self.spec
-        batch = self._batch_of(example, batch_size, spec.batch_sharding)
+    def evaluation(self, example: PyTree, batch_size: int) -> tuple[EvaluationStep, tuple[str, ...], bool]:
+        """Returns the jitted evaluation step, the names of its metrics, and whether all of them tell rows apart."""
+        spec, state = self.spec, self.abstract_state
+        batch = _abstract_batch(example, batch_size, spec.batch_sharding)
         call = self._laid_out(functools.partial(evaluate, spec.task, spec.model, spec.compute_dtype))
-        means = jax.eval_shape(call, self.abstract_state["params"], self.abstract_state["carried"], batch)
+        means: Mapping[str, Mean] = jax.eval_shape(call, state.params, state.model_state, batch)
         by_row = check_means(means, batch_size, f"{type(spec.task).__name__}.evaluate")
         names = tuple(sorted(means))
-        step = make_evaluation_step(spec.task, spec.model, spec.compute_dtype, names, by_row)
+        step = make_evaluation_step(spec.task, spec.model, spec.compute_dtype, names)
         return jax.jit(self._laid_out(step), out_shardings=replicated(self.mesh)), names, by_row
 
-    def _timed(self, compile_: Any) -> Any:
+    def _timed[T](self, compile_: Callable[[], T]) -> T:
         start = time.monotonic()
         compiled = compile_()
         self.compile_s += time.monotonic() - start
         return compiled
+
+
+def _abstract_batch(example: PyTree, rows: int, sharding: NamedSharding) -> Batch:
+    """Returns a batch of such examples, as jax.ShapeDtypeStruct with shardings."""
+
+    def whole(x: jax.ShapeDtypeStruct) -> PyTree:
+        return jax.ShapeDtypeStruct((rows, *x.shape), x.dtype, sharding=sharding)
+
+    return Batch(jax.tree.map(whole, example), whole(jax.ShapeDtypeStruct((), jnp.float32)))

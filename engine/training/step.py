@@ -1,37 +1,36 @@
 """The train step and the evaluation step: pure functions of pytrees.
 
-Owns: microbatches, the division by the global weight, precision, the on-device guard, the average of the weights,
-and K steps in one program. Does not own: compilation (`program.py`) or the loop (`trainer.py`).
-
-Terms. *Microbatch*: a part of a batch whose gradient is summed with the others' before the one division. Rows are
-dealt out in turn (row r to microbatch r mod M), so that each device's rows stay where they are. *Guard*: an update
-whose loss or gradient is not finite, whose loss is a spike, or that is told to be held back leaves parameters,
-optimizer, carried state and average as they were. *Spike*: a loss above `spike` times the median of the recent ones.
-*Metrics* leave a step as one `[names, 2]` float32 array of (total, weight).
+A step sums gradients and metrics over microbatches, devices and hosts and divides once, by the global weight. Metrics
+leave it as one `[names, 2]` float32 array of (total, weight). The guard of a step skips an update whose loss or
+gradient is not finite, whose loss is a spike, or which the skip mask names: the state stays, except `step`.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
-from engine.metrics import Mean, by_row, divide, reduce_mean
+from engine.data.batch import Batch
+from engine.metrics import Mean, divide, reduce_mean
 from engine.parallel.layout import Layout
 from engine.parallel.mesh import batch_sharding
-from engine.training.model import Model, cast
-from engine.training.state import RECENT, Shardings, State
-from engine.training.task import Batch, Task
+from engine.training.model import Arrays, Model, cast
+from engine.training.state import LOSS_WINDOW, Shardings, TrainState
+from engine.training.task import Task
+from engine.types import PyTree
 
-Step = Callable[[State, Batch, jax.Array], tuple[State, jax.Array]]
+type Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, jax.Array]]
+type Steps = Callable[[TrainState, tuple[Batch, ...], jax.Array], tuple[TrainState, jax.Array]]
+type EvaluationStep = Callable[[Arrays, Arrays, Batch], jax.Array]
 
-JUDGED_FROM = 16  # recent losses; before there are so many, none is a spike
+JUDGED_FROM = 16  # losses in the window; with fewer, none is a spike
 ENGINE_METRICS = ("grad_norm", "learning_rate", "skipped")
-BAD_EXAMPLES = "bad_examples"  # a further one, where batches are weighted
+BAD_EXAMPLES = "bad_examples"  # one more, where examples that cannot be read are skipped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +43,13 @@ class StepSpec:
     learning_rate: optax.Schedule
     layout: Layout
     accumulate: int = 1
-    compute_dtype: Any = jnp.float32
+    compute_dtype: DTypeLike = jnp.float32
     ema_decay: float | None = None
+    skip_bad: bool = False  # examples that cannot be read have weight 0 and are counted in a metric
     unroll: bool = False  # microbatches and K steps written out: a while loop around a convolution is slow on CPU
     grad_shardings: Shardings = dataclasses.field(default_factory=dict)  # path -> where a gradient is summed
-    opt_places: tuple[Any, Any] | None = None  # the optimizer state: where it lives, and where it is worked on
-    weighted: bool = False  # a batch is a pair: with the weight of its rows, 0 for what could not be read
-    spike: float | None = None  # a loss this many times the running median is held back too
+    opt_places: tuple[PyTree, PyTree] | None = None  # shardings of an offloaded optimizer state: at rest, and at work
+    spike: float | None = None  # skip an update whose loss is above this many times the median of the loss window
     branch: bool = False  # the guard branches instead of selecting each number: faster on CPU, not with convolutions
 
     @property
@@ -60,129 +59,140 @@ class StepSpec:
         return self.layout.mesh
 
     @property
+    def engine_metrics(self) -> tuple[str, ...]:
+        """Metrics of the engine, after the Task's."""
+        return (*ENGINE_METRICS, BAD_EXAMPLES) if self.skip_bad else ENGINE_METRICS
+
+    @property
     def batch_sharding(self) -> NamedSharding:
-        """Where the rows of a batch lie."""
+        """Where the rows of a batch live."""
         return batch_sharding(self.mesh)
 
 
 def make_train_step(spec: StepSpec, metric_names: tuple[str, ...]) -> Step:
-    """Returns `(state, batch, held) -> (state, metrics)`; `held` (bool) holds the update back whatever the loss.
+    """Returns `(state, batch, skip) -> (state, metrics)`; `skip` (bool) skips the update, whatever the loss.
 
     Args:
         spec: the parts.
-        metric_names: the Task's metrics in the order of the result, "loss" first; ENGINE_METRICS follow.
+        metric_names: the Task's metrics in the order of the result, "loss" first; `spec.engine_metrics` follow.
     """
 
-    def step(state: State, batch: Batch, held: jax.Array) -> tuple[State, jax.Array]:
+    def step(state: TrainState, batch: Batch, skip: jax.Array) -> tuple[TrainState, jax.Array]:
         state = _moved(spec, state, 1)
-        key = jax.random.fold_in(jax.random.wrap_key_data(state["rng"]), state["step"])
-        grads, sums, carried = _gradients(spec, metric_names, state, batch, key)
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        grads, sums, model_state = _gradients(spec, metric_names, state, batch, key)
         loss, grad_norm = divide(sums[0]), optax.tree.norm(grads)
-        ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & ~held
-        recent = state["recent"]
+        ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & ~skip
+        window = state.loss_window
         if spec.spike is not None:
-            ok &= ~is_spike(loss, recent, spec.spike)
-            recent = jnp.where(ok & (jnp.arange(RECENT) == state["step"] % RECENT), loss, recent)
-        update, old = functools.partial(_update, spec, state, grads, grad_norm, carried), _guarded(state)
+            ok &= ~is_spike(loss, window, spec.spike)
+            window = jnp.where(ok & (jnp.arange(LOSS_WINDOW) == state.step % LOSS_WINDOW), loss, window)
+        update = functools.partial(_update, spec, state, grads, grad_norm, model_state)
         if spec.branch:
-            new = jax.lax.cond(ok, update, lambda: old)
+            new = jax.lax.cond(ok, update, lambda: state)
         else:
-            new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), update(), old)
-        new = _moved(spec, new, 0) | {"step": state["step"] + 1, "rng": state["rng"], "recent": recent}
-        ours = [grad_norm, spec.learning_rate(state["step"]), 1.0 - ok]
-        ours = jnp.stack([*ours, (batch[1] == 0).sum()] if spec.weighted else ours)
+            new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), update(), state)
+        new = dataclasses.replace(_moved(spec, new, 0), step=state.step + 1, rng=state.rng, loss_window=window)
+        values = {
+            "grad_norm": grad_norm,
+            "learning_rate": spec.learning_rate(state.step),
+            "skipped": 1.0 - ok,
+            BAD_EXAMPLES: (batch.weight == 0).sum(),
+        }
+        ours = jnp.stack([values[name] for name in spec.engine_metrics])
         return new, jnp.concatenate([sums, jnp.stack([ours, jnp.ones_like(ours)], axis=1)])
 
     return step
 
 
-def is_spike(loss: jax.Array, recent: jax.Array, factor: float) -> jax.Array:
-    """Whether a loss is above `factor` times the median of the recent ones (float32 `[RECENT]`, NaN for none).
+def is_spike(loss: jax.Array, window: jax.Array, factor: float) -> jax.Array:
+    """Whether a loss is above `factor` times the median of the loss window (NaN for no loss).
 
     Below 0 the same distance is measured: the median plus (factor - 1) times its magnitude.
     """
-    count = jnp.isfinite(recent).sum()
-    median = jnp.sort(recent)[jnp.maximum(count - 1, 0) // 2]  # NaN comes last; the lower one of two in the middle
+    count = jnp.isfinite(window).sum()
+    median = jnp.sort(window)[jnp.maximum(count - 1, 0) // 2]  # NaN comes last; the lower one of two in the middle
     return (count >= JUDGED_FROM) & (loss > median + (factor - 1) * jnp.abs(median))
 
 
-def make_finite(spec: StepSpec) -> Callable[[State], dict[str, jax.Array]]:
+def make_finite(spec: StepSpec) -> Callable[[TrainState], dict[str, jax.Array]]:
     """Returns `state -> {path: bool}`: whether all numbers of what is trained are finite.
 
-    Parameters that are trained, their average and the optimizer's arrays; in carried state a model's own infinity (a
-    mask) is let be, NaN is not. Scalars of an optimizer may be infinite too, such as the best loss so far.
+    These are the trained parameters, their average and the optimizer's arrays. Model state may hold infinities (as a
+    mask does), but no NaN. Scalars of an optimizer may be infinite too, such as the best loss so far.
     """
 
-    def finite(state: State) -> dict[str, jax.Array]:
+    def finite(state: TrainState) -> dict[str, jax.Array]:
         state = _moved(spec, state, 1)
-        trained = {path: state["params"][path] for path in spec.model.trained}
-        parts = {"params": trained, "opt_state": state["opt_state"], "ema": state.get("ema", {})}
-        told = {}
+        trained = {path: state.params[path] for path in spec.model.trained}
+        parts = {"params": trained, "opt_state": state.opt_state, "ema": state.ema}
+        found = {}
         for path, x in jax.tree.leaves_with_path(parts):
             if x.ndim and jnp.issubdtype(x.dtype, jnp.inexact):
-                told[jax.tree_util.keystr(path, simple=True, separator="/")] = jnp.isfinite(x).all()
-        for path, x in state["carried"].items():
+                found[jax.tree_util.keystr(path, simple=True, separator="/")] = jnp.isfinite(x).all()
+        for path, x in state.model_state.items():
             if jnp.issubdtype(x.dtype, jnp.inexact):
-                told[f"carried/{path}"] = ~jnp.isnan(x).any()
-        return told
+                found[f"model_state/{path}"] = ~jnp.isnan(x).any()
+        return found
 
     return finite
 
 
 def _gradients(
-    spec: StepSpec, metric_names: tuple[str, ...], state: State, batch: Batch, key: jax.Array
-) -> tuple[Any, jax.Array, Any]:
-    """Returns the gradient of the mean loss, the summed metrics `[names, 2]` and the carried state."""
+    spec: StepSpec, metric_names: tuple[str, ...], state: TrainState, batch: Batch, key: jax.Array
+) -> tuple[Arrays, jax.Array, Arrays]:
+    """Returns the gradient of the mean loss, the summed metrics `[names, 2]` and the model state."""
     trained_paths = frozenset(spec.model.trained)
-    trained = {path: x for path, x in state["params"].items() if path in trained_paths}
-    frozen = {path: x for path, x in state["params"].items() if path not in trained_paths}
-    rows = jax.tree.leaves(batch)[0].shape[0]
+    trained = {path: x for path, x in state.params.items() if path in trained_paths}
+    frozen = {path: x for path, x in state.params.items() if path not in trained_paths}
+    rows = len(batch.weight)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
 
-    def total_loss(trained: Any, carried: Any, part: tuple[Batch, jax.Array, Any]) -> tuple[jax.Array, Any]:
-        batch, keys, index = part
-        batch, weight = batch if spec.weighted else (batch, None)
+    def total_loss(
+        trained: Arrays, model_state: Arrays, batch: Batch, keys: jax.Array, index: jax.Array | int
+    ) -> tuple[jax.Array, tuple[jax.Array, Arrays]]:
         params = cast({**trained, **frozen}, spec.compute_dtype)
-        module = spec.model.module(params, carried, jax.random.fold_in(key, rows + index))
+        module = spec.model.module(params, model_state, jax.random.fold_in(key, rows + index))
         module.train()
-        loss = spec.task.loss(module, cast(batch, spec.compute_dtype, spec.task.full_precision), keys)
+        loss = spec.task.loss(module, cast(batch.examples, spec.compute_dtype, spec.task.full_precision), keys)
         means = {"loss": Mean(loss.total, loss.weight), **loss.metrics}
-        sums = jnp.stack([reduce_mean(means[name], weight if by_row(means[name]) else None) for name in metric_names])
-        carried = {path: x.astype(carried[path].dtype) for path, x in spec.model.carried_of(module).items()}
-        return sums[0, 0], (sums, carried)
+        # Otherwise every weight is 1, and XLA would round the weighted sum differently: a run keeps its bits.
+        weight = batch.weight if spec.skip_bad else None
+        sums = jnp.stack([reduce_mean(means[name], weight) for name in metric_names])
+        new = {path: x.astype(model_state[path].dtype) for path, x in spec.model.model_state_of(module).items()}
+        return sums[0, 0], (sums, new)
 
-    def microbatch(carry: Any, part: tuple[Batch, jax.Array, Any]) -> tuple[Any, None]:
-        grads, sums, carried = carry
-        more, (more_sums, carried) = jax.grad(total_loss, has_aux=True)(trained, carried, part)
-        return (*jax.tree.map(jnp.add, (grads, sums), (_place(spec, more), more_sums)), carried), None
+    gradient = jax.grad(total_loss, has_aux=True)
+
+    def microbatch(carry: PyTree, part: tuple[Batch, jax.Array, jax.Array]) -> tuple[PyTree, None]:
+        grads, sums, model_state = carry
+        more, (more_sums, model_state) = gradient(trained, model_state, *part)
+        return (*jax.tree.map(jnp.add, (grads, sums), (_place(spec, more), more_sums)), model_state), None
 
     if spec.accumulate == 1:
-        grads, (sums, carried) = jax.grad(total_loss, has_aux=True)(trained, state["carried"], (batch, keys, 0))
+        grads, (sums, model_state) = gradient(trained, state.model_state, batch, keys, 0)
     else:
         parts = (*_microbatches(spec, (batch, keys)), jnp.arange(spec.accumulate))
-        zeros = (
-            _place(spec, jax.tree.map(jnp.zeros_like, trained)),
-            jnp.zeros((len(metric_names), 2)),
-            state["carried"],
-        )
-        (grads, sums, carried), _ = jax.lax.scan(microbatch, zeros, parts, unroll=spec.unroll)
+        zeros = _place(spec, jax.tree.map(jnp.zeros_like, trained))
+        first = (zeros, jnp.zeros((len(metric_names), 2)), state.model_state)
+        (grads, sums, model_state), _ = jax.lax.scan(microbatch, first, parts, unroll=spec.unroll)
     weight = sums[0, 1]
-    return (
-        jax.tree.map(lambda g: jnp.where(weight != 0, g / jnp.where(weight != 0, weight, 1), 0), _place(spec, grads)),
-        sums,
-        carried,
-    )
+    mean = jax.tree.map(lambda g: jnp.where(weight != 0, g / jnp.where(weight != 0, weight, 1), 0), _place(spec, grads))
+    return mean, sums, model_state
 
 
-def _place(spec: StepSpec, arrays: Any) -> Any:
-    """Says where gradients lie: each device sums the part that it updates, which is what FSDP and ZeRO-1 are."""
+def _place(spec: StepSpec, arrays: Arrays) -> Arrays:
+    """Constrains where gradients live: each device sums the part that it updates, which is what FSDP and ZeRO-1 are."""
     if spec.mesh.size == 1:
         return arrays
     return {path: jax.lax.with_sharding_constraint(x, spec.grad_shardings[path]) for path, x in arrays.items()}
 
 
-def _microbatches(spec: StepSpec, batch: Any) -> Any:
-    """Deals the rows of `[batch, ...]` leaves out to `[accumulate, batch / accumulate, ...]`."""
+def _microbatches(spec: StepSpec, batch: PyTree) -> PyTree:
+    """Deals the rows of `[batch, ...]` leaves out to `[accumulate, batch / accumulate, ...]`.
+
+    Row r goes to microbatch r mod accumulate, so that the rows of each device stay where they are.
+    """
     sharding = NamedSharding(spec.mesh, PartitionSpec(None, *spec.batch_sharding.spec))
 
     def deal(x: jax.Array) -> jax.Array:
@@ -192,47 +202,43 @@ def _microbatches(spec: StepSpec, batch: Any) -> Any:
     return jax.tree.map(deal, batch)
 
 
-def _moved(spec: StepSpec, state: State, place: int) -> State:
-    """The state with the optimizer's part in one of its places; it is the same where it has only one."""
+def _moved(spec: StepSpec, state: TrainState, where: int) -> TrainState:
+    """Returns the state with the optimizer's part at rest (0) or at work (1); the same state without offloading."""
     if spec.opt_places is None:
         return state
-    return {**state, "opt_state": jax.device_put(state["opt_state"], spec.opt_places[place])}
+    return dataclasses.replace(state, opt_state=jax.device_put(state.opt_state, spec.opt_places[where]))
 
 
-def _guarded(state: State) -> State:
-    """The parts of the state that the guard may hold back."""
-    return {name: value for name, value in state.items() if name not in ("step", "rng", "recent")}
-
-
-def _update(spec: StepSpec, state: State, grads: Any, grad_norm: jax.Array, carried: Any) -> State:
-    """What the optimizer makes of a gradient, for the parts of the state that `_guarded` gives."""
-    trained: Any = _place(spec, {path: state["params"][path] for path in spec.model.trained})
-    updates, opt_state = spec.tx.update(grads, state["opt_state"], trained, grad_norm=grad_norm)
+def _update(spec: StepSpec, state: TrainState, grads: Arrays, grad_norm: jax.Array, model_state: Arrays) -> TrainState:
+    """Returns the state with what the optimizer makes of a gradient."""
+    trained: PyTree = _place(spec, {path: state.params[path] for path in spec.model.trained})
+    updates, opt_state = spec.tx.update(grads, state.opt_state, trained, grad_norm=grad_norm)
     trained = optax.apply_updates(trained, updates)
-    new = {"params": {**state["params"], **trained}, "carried": carried, "opt_state": opt_state}
+    ema: PyTree = state.ema
     if spec.ema_decay is not None:
-        new["ema"] = optax.incremental_update(trained, state["ema"], 1 - spec.ema_decay)
-    return new
+        ema = optax.incremental_update(trained, ema, 1 - spec.ema_decay)
+    params = {**state.params, **trained}
+    return dataclasses.replace(state, params=params, model_state=model_state, opt_state=opt_state, ema=ema)
 
 
-def make_steps(step: Step, unroll: bool) -> Callable[[State, tuple[Batch, ...], jax.Array], tuple[State, jax.Array]]:
-    """Returns `(state, K batches, held [K]) -> (state, metrics [K, names, 2])`: K steps, one after the other.
+def make_steps(step: Step, unroll: bool) -> Steps:
+    """Returns `(state, K batches, skip mask [K]) -> (state, metrics [K, names, 2])`: K steps, one after the other.
 
     Args:
         step: one step.
         unroll: write the K steps out instead of scanning, where a while loop is slow (convolutions on CPU).
     """
 
-    def steps(state: State, batches: tuple[Batch, ...], held: jax.Array) -> tuple[State, jax.Array]:
+    def steps(state: TrainState, batches: tuple[Batch, ...], skip: jax.Array) -> tuple[TrainState, jax.Array]:
         if len(batches) > 1 and not unroll:
             stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *batches)
-            return jax.lax.scan(lambda state, xs: step(state, *xs), state, (stacked, held))
+            return jax.lax.scan(lambda state, xs: step(state, *xs), state, (stacked, skip))
         metrics = []
         for i, batch in enumerate(batches):
             if metrics:
-                # A wall between steps: fusion across it would round differently from single steps.
+                # A barrier between steps: fusion across it would round differently from single steps.
                 state, metrics[-1] = jax.lax.optimization_barrier((state, metrics[-1]))
-            state, values = step(state, batch, held[i])
+            state, values = step(state, batch, skip[i])
             metrics.append(values)
         return state, jnp.stack(metrics)
 
@@ -240,19 +246,21 @@ def make_steps(step: Step, unroll: bool) -> Callable[[State, tuple[Batch, ...], 
 
 
 def make_evaluation_step(
-    task: Task, model: Model, compute_dtype: Any, metric_names: tuple[str, ...], by_row: bool
-) -> Callable[[Any, Any, Batch, jax.Array], jax.Array]:
-    """Returns `(params, carried, batch, rows [batch]) -> metrics [names, 2]`; rows of weight 0 count nothing."""
+    task: Task, model: Model, compute_dtype: DTypeLike, metric_names: tuple[str, ...]
+) -> EvaluationStep:
+    """Returns `(params, model state, batch) -> metrics [names, 2]`; rows of weight 0 count nothing."""
 
-    def step(params: Any, carried: Any, batch: Batch, rows: jax.Array) -> jax.Array:
-        means = evaluate(task, model, compute_dtype, params, carried, batch)
-        return jnp.stack([reduce_mean(means[name], rows if by_row else None) for name in metric_names])
+    def step(params: Arrays, model_state: Arrays, batch: Batch) -> jax.Array:
+        means = evaluate(task, model, compute_dtype, params, model_state, batch)
+        return jnp.stack([reduce_mean(means[name], batch.weight) for name in metric_names])
 
     return step
 
 
-def evaluate(task: Task, model: Model, compute_dtype: Any, params: Any, carried: Any, batch: Batch) -> Any:
-    """The Task's metrics of one batch, by name; to be traced."""
-    module = model.module(cast(params, compute_dtype), carried, None)
+def evaluate(
+    task: Task, model: Model, compute_dtype: DTypeLike, params: Arrays, model_state: Arrays, batch: Batch
+) -> Mapping[str, Mean]:
+    """Returns the Task's metrics of one batch, by name; to be traced."""
+    module = model.module(cast(params, compute_dtype), model_state, None)
     module.eval()
-    return task.evaluate(module, cast(batch, compute_dtype, task.full_precision))
+    return task.evaluate(module, cast(batch.examples, compute_dtype, task.full_precision))

@@ -71,7 +71,9 @@ def test_a_file_feeds_batches_also_from_a_copy_in_another_process(path):
     write_array_record(ArraySource(arrays), path)
     memory = Batches(ArraySource(arrays), 4, 0, True)
     disk = pickle.loads(pickle.dumps(Batches(ArrayRecordSource(path), 4, 0, True)))
-    assert [disk[n]["label"].tolist() for n in range(9)] == [memory[n]["label"].tolist() for n in range(9)]
+    assert [disk[n].examples["label"].tolist() for n in range(9)] == [
+        memory[n].examples["label"].tolist() for n in range(9)
+    ]
     assert example_spec(ArrayRecordSource(path))["label"].dtype == np.int32
 
 

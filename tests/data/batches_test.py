@@ -41,15 +41,15 @@ class NoisyArrays(ArraySource):
 
 
 def stream(batches, numbers, name="label"):
-    return np.concatenate([batches[n][name] for n in numbers])
+    return np.concatenate([batches[n].examples[name] for n in numbers])
 
 
 @pytest.mark.parametrize("source", [Labels(20), ArraySource({"label": np.arange(20, dtype=np.int32)})])
 def test_batch_n_is_a_pure_function_of_the_seed_and_n(source):
-    in_order = [Batches(source, 6, seed=4, shuffle=True)[n]["label"].tolist() for n in range(50)]
+    in_order = [Batches(source, 6, seed=4, shuffle=True)[n].examples["label"].tolist() for n in range(50)]
     batches = Batches(source, 6, seed=4, shuffle=True)
-    assert [batches[n]["label"].tolist() for n in reversed(range(50))] == in_order[::-1]
-    assert Batches(source, 6, seed=5, shuffle=True)[0]["label"].tolist() != in_order[0]
+    assert [batches[n].examples["label"].tolist() for n in reversed(range(50))] == in_order[::-1]
+    assert Batches(source, 6, seed=5, shuffle=True)[0].examples["label"].tolist() != in_order[0]
 
 
 def test_batches_cross_epochs_and_leave_nothing_out():
@@ -70,13 +70,15 @@ def test_the_rows_of_all_processes_are_the_global_batch(source, processes):
     parts = [Batches(source, 12, 0, True, slice(i * rows, (i + 1) * rows)) for i in range(processes)]
     for n in (0, 7, 4000):
         for name in ("label", "noise"):
-            assert np.concatenate([part[n][name] for part in parts]).tolist() == whole[n][name].tolist()
+            assert (
+                np.concatenate([part[n].examples[name] for part in parts]).tolist() == whole[n].examples[name].tolist()
+            )
 
 
 def test_rows_may_have_gaps():
-    whole = Batches(Labels(50), 12, seed=0, shuffle=True)[3]["label"]
+    whole = Batches(Labels(50), 12, seed=0, shuffle=True)[3].examples["label"]
     rows = np.array([0, 1, 6, 7])
-    assert Batches(Labels(50), 12, 0, True, rows)[3]["label"].tolist() == whole[rows].tolist()
+    assert Batches(Labels(50), 12, 0, True, rows)[3].examples["label"].tolist() == whole[rows].tolist()
 
 
 def test_random_changes_belong_to_the_place_in_the_run_not_to_the_batch():
@@ -99,8 +101,8 @@ def test_threads_and_copies_in_other_processes_agree():
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(copy.__getitem__, numbers))
     for one, two in zip(found, expected, strict=True):
-        assert one["label"].tolist() == two["label"].tolist()
-        assert one["noise"].tolist() == two["noise"].tolist()
+        assert one.examples["label"].tolist() == two.examples["label"].tolist()
+        assert one.examples["noise"].tolist() == two.examples["noise"].tolist()
 
 
 def test_an_example_that_cannot_be_read_is_named():
@@ -167,7 +169,7 @@ def test_examples_of_different_shapes_are_named(with_take):
 
 def test_64_bits_become_32_as_on_the_device():
     arrays = {"i": np.arange(4), "f": np.arange(4.0), "u": np.arange(4, dtype=np.uint64), "b": np.ones(4, bool)}
-    batch = Batches(ArraySource(arrays), 2, 0, False)[1]
+    batch = Batches(ArraySource(arrays), 2, 0, False)[1].examples
     assert {name: leaf.dtype.name for name, leaf in batch.items()} == {
         "i": "int32",
         "f": "float32",
@@ -186,29 +188,29 @@ def test_a_number_that_does_not_fit_is_refused_not_wrapped():
 def test_an_evaluation_reads_every_example_once_in_order():
     batches = OrderedBatches(Labels(10), 4)
     assert len(batches) == 3
-    labels = np.concatenate([batches[n]["label"] for n in range(3)])
-    weights = np.concatenate([batches.weight(n) for n in range(3)])
+    labels = np.concatenate([batches[n].examples["label"] for n in range(3)])
+    weights = np.concatenate([batches[n].weight for n in range(3)])
     assert labels.tolist() == [*range(10), 9, 9]
     assert weights.tolist() == [1] * 10 + [0, 0]
     assert weights.dtype == np.float32
-    assert batches.rest()["label"].tolist() == [8, 9]
+    assert batches.rest().examples["label"].tolist() == [8, 9]
 
 
 def test_an_evaluation_is_not_changed_at_random():
-    assert list(OrderedBatches(Noisy(10), 4)[0]) == ["label"]
+    assert list(OrderedBatches(Noisy(10), 4)[0].examples) == ["label"]
 
 
 def test_an_evaluation_has_as_many_batches_on_every_process():
     parts = [OrderedBatches(Labels(9), 8, slice(i * 4, i * 4 + 4)) for i in range(2)]
     assert [len(part) for part in parts] == [2, 2]
-    assert [part[1]["label"].tolist() for part in parts] == [[8, 8, 8, 8]] * 2
+    assert [part[1].examples["label"].tolist() for part in parts] == [[8, 8, 8, 8]] * 2
     assert [part.weight(1).tolist() for part in parts] == [[1, 0, 0, 0], [0, 0, 0, 0]]
 
 
 def test_a_block_holds_the_same_batches():
     batches = Batches(ArraySource({"x": np.arange(50), "y": np.ones((50, 3), np.float32)}), 16, seed=0, shuffle=True)
     for n, batch in enumerate(batches.block(5, 7), 5):
-        np.testing.assert_equal(batch, batches[n])
+        np.testing.assert_equal(batch.examples, batches[n].examples)
 
 
 def test_small_batches_are_read_together_where_the_source_gathers_rows():
@@ -223,10 +225,10 @@ def test_small_batches_are_read_together_where_the_source_gathers_rows():
         def __getitem__(self, index):
             return np.zeros(3, np.float32)
 
-    def at_once(source):
-        return Batches(source, 2, seed=0, shuffle=True).at_once
+    def block_size(source):
+        return Batches(source, 2, seed=0, shuffle=True).block_size
 
-    assert at_once(ArraySource(np.zeros((4, 3), np.float32))) == 128
-    assert at_once(ArraySource(np.zeros((4, 2**20), np.float32))) == 2
-    assert at_once(ArraySource(np.zeros((4, 2**22), np.float32))) == 1
-    assert at_once(Changed(np.zeros((4, 3), np.float32))) == at_once(OneByOne()) == 1
+    assert block_size(ArraySource(np.zeros((4, 3), np.float32))) == 128
+    assert block_size(ArraySource(np.zeros((4, 2**20), np.float32))) == 2
+    assert block_size(ArraySource(np.zeros((4, 2**22), np.float32))) == 1
+    assert block_size(Changed(np.zeros((4, 3), np.float32))) == block_size(OneByOne()) == 1

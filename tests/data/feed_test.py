@@ -47,12 +47,18 @@ def drawn(feed, *counts):
         batches = [batch for count in counts for batch in feed.next(count)]
     finally:
         feed.close()
-    return [(np.asarray(batch["label"]).tolist(), np.asarray(batch["noise"]).tolist()) for batch in batches]
+    return [
+        (np.asarray(batch.examples["label"]).tolist(), np.asarray(batch.examples["noise"]).tolist())
+        for batch in batches
+    ]
 
 
 def expected(start, stop):
     batches = Batches(make(), 16, seed=0, shuffle=True)
-    return [(batches[n]["label"].tolist(), batches[n]["noise"].tolist()) for n in range(start, stop)]
+    return [
+        (batch["label"].tolist(), batch["noise"].tolist())
+        for batch in (batches[n].examples for n in range(start, stop))
+    ]
 
 
 @pytest.mark.parametrize("spec", [ROWS, P("data"), P()])
@@ -61,9 +67,9 @@ def test_batches_are_global_arrays_with_the_sharding(spec):
     feed = TrainFeed(make(), Data(), batch_size=16, seed=0, sharding=sharding, start=0, stop=9)
     (batch,) = feed.next(1)
     feed.close()
-    assert batch["x"].shape == (16, 3)
-    assert all(leaf.sharding == sharding for leaf in batch.values())
-    assert np.asarray(batch["label"]).tolist() == expected(0, 1)[0][0]
+    assert batch.examples["x"].shape == (16, 3)
+    assert all(leaf.sharding == sharding for leaf in jax.tree.leaves(batch))
+    assert np.asarray(batch.examples["label"]).tolist() == expected(0, 1)[0][0]
 
 
 def test_draws_of_any_size_give_the_same_batches():
@@ -99,7 +105,7 @@ def test_a_limit_is_applied():
     feed = train_feed(limit=8)
     (batch,) = feed.next(1)
     feed.close()
-    assert sorted(np.asarray(batch["label"]).tolist()) == sorted(2 * list(range(8)))
+    assert sorted(np.asarray(batch.examples["label"]).tolist()) == sorted(2 * list(range(8)))
 
 
 def test_a_feed_ends_where_the_run_ends():
@@ -169,15 +175,15 @@ def test_an_evaluation_weighs_every_example_once(size, threads):
     feed = evaluation_feed(make(size), threads=threads)
     batches = list(feed)
     assert len(batches) == len(feed) == -(-size // 16)
-    labels = np.concatenate([np.asarray(batch["label"]) for batch, _ in batches])
-    weights = np.concatenate([np.asarray(weight) for _, weight in batches])
+    labels = np.concatenate([np.asarray(batch.examples["label"]) for batch in batches])
+    weights = np.concatenate([np.asarray(batch.weight) for batch in batches])
     assert weights.dtype == np.float32
     assert labels[weights == 1].tolist() == list(range(size))
     assert (labels[weights == 0] == size - 1).all()
-    for batch, weight in batches:
-        assert weight.shape == (16,)
-        assert weight.sharding == batch["x"].sharding == shardings()[0]
-        assert "noise" not in batch
+    for batch in batches:
+        assert batch.weight.shape == (16,)
+        assert {leaf.sharding for leaf in jax.tree.leaves(batch)} == {shardings()[0]}
+        assert "noise" not in batch.examples
 
 
 @pytest.mark.parametrize(("size", "last"), [(50, 2), (48, 16), (5, 5)])
@@ -185,14 +191,14 @@ def test_an_exact_last_batch_holds_its_examples_only(size, last):
     feed = evaluation_feed(make(size), exact_last=True)
     batches = list(feed)
     assert len(batches) == len(feed) == -(-size // 16)
-    labels = np.concatenate([np.asarray(batch["label"]) for batch, _ in batches])
+    labels = np.concatenate([np.asarray(batch.examples["label"]) for batch in batches])
     assert labels.tolist() == list(range(size))
-    assert all((np.asarray(weight) == 1).all() for _, weight in batches)
-    batch, weight = batches[-1]
-    assert batch["x"].shape == (last, 3)
-    assert weight.shape == (last,)
+    assert all((np.asarray(batch.weight) == 1).all() for batch in batches)
+    batch = batches[-1]
+    assert batch.examples["x"].shape == (last, 3)
+    assert batch.weight.shape == (last,)
     sharding, replicated = shardings()
-    assert batch["x"].sharding == weight.sharding == (sharding if last == 16 else replicated)
+    assert {leaf.sharding for leaf in jax.tree.leaves(batch)} == {sharding if last == 16 else replicated}
 
 
 def test_an_evaluation_can_be_read_again_and_left_early():
@@ -208,3 +214,22 @@ def test_an_evaluation_can_be_read_again_and_left_early():
 
 def test_an_evaluation_has_its_own_limit():
     assert len(evaluation_feed(make(50), limit=20)) == 2
+
+
+def test_full_batches_share_one_weight_on_the_devices():
+    feed = train_feed()
+    first, second = feed.next(1)[0], feed.next(1)[0]
+    feed.close()
+    assert first.weight is second.weight
+    assert np.asarray(first.weight).tolist() == [1] * 16
+    *full, last = evaluation_feed(make(40))
+    assert full[0].weight is full[1].weight
+    assert np.asarray(last.weight).tolist() == [1] * 8 + [0] * 8
+
+
+@pytest.mark.multiprocess
+def test_full_batches_of_a_worker_process_share_one_weight():
+    feed = train_feed(workers=1)
+    first, second = feed.next(2)
+    feed.close()
+    assert first.weight is second.weight

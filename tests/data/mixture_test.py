@@ -31,7 +31,7 @@ def mixture(weights=WEIGHTS, kind=ArraySource):
 
 def stream(mixed, count, seed=0, shuffle=True):
     """The first examples of a run: names of sources, and indices in them."""
-    batch = Batches(mixed, count, seed, shuffle)[0]
+    batch = Batches(mixed, count, seed, shuffle)[0].examples
     return np.array([chr(name) for name in batch["from"]]), batch["index"]
 
 
@@ -90,17 +90,17 @@ def test_the_rows_of_all_processes_are_the_global_batch(kind, processes):
     whole, rows = Batches(mixture(kind=kind), 12, 0, True), 12 // processes
     parts = [Batches(mixture(kind=kind), 12, 0, True, slice(i * rows, (i + 1) * rows)) for i in range(processes)]
     for n in (0, 5, 4000):
-        for name, expected in whole[n].items():
-            assert np.concatenate([part[n][name] for part in parts]).tolist() == expected.tolist()
+        for name, expected in whole[n].examples.items():
+            assert np.concatenate([part[n].examples[name] for part in parts]).tolist() == expected.tolist()
 
 
 def test_reading_goes_on_where_it_stopped_with_any_number_of_threads():
     plain = Batches(mixture(), 5, 0, True)
-    unbroken = [plain[n] for n in range(40)]
+    unbroken = [plain[n].examples for n in range(40)]
     copy = pickle.loads(pickle.dumps(Batches(mixture(), 5, 0, True)))
     for stopped, threads in ((13, 1), (29, 3)):
-        reader = read(copy, stopped, 40, threads=threads, workers=0, prefetch=2, at_once=copy.at_once)
-        same(list(reader), unbroken[stopped:])
+        reader = read(copy, stopped, 40, threads=threads, workers=0, prefetch=2, block=copy.block_size)
+        same([batch.examples for batch in reader], unbroken[stopped:])
         reader.close()
 
 
@@ -108,7 +108,7 @@ def test_an_epoch_is_as_long_as_all_sources_and_an_evaluation_reads_each_example
     mixed = mixture()
     assert len(mixed) == 49
     ordered = OrderedBatches(mixed, 10)
-    parts = [ordered[n] for n in range(len(ordered))]
+    parts = [ordered[n].examples for n in range(len(ordered))]
     names = "".join(chr(name) for part in parts for name in part["from"])
     indices = np.concatenate([part["index"] for part in parts]).tolist()
     assert names == "a" * 30 + "b" * 7 + "c" * 13  # the last batch is filled up
@@ -118,7 +118,7 @@ def test_an_epoch_is_as_long_as_all_sources_and_an_evaluation_reads_each_example
 
 def test_examples_are_changed_by_the_source_that_they_come_from():
     mixed = Mixture({"a": source("a", 30), "b": source("b", 7, Noisy)}, {"a": 1, "b": 1})
-    batch = Batches(mixed, 20, 0, True)[3]
+    batch = Batches(mixed, 20, 0, True)[3].examples
     assert ((batch["x"] != 0) == (batch["from"] == ord("b"))).all()
     assert len(set(batch["x"].tolist())) == 11
 
@@ -149,7 +149,7 @@ class Documents:
 def test_packed_sources_are_mixed_and_each_is_packed_anew_in_its_own_epochs():
     packed = {name: Packed(Documents(name, size), 4, split=name == "a") for name, size in SIZES.items()}
     batches = Batches(Mixture(packed, WEIGHTS), 10, 0, True)
-    rows = np.concatenate([batches[n]["tokens"] for n in range(20)])
+    rows = np.concatenate([batches[n].examples["tokens"] for n in range(20)])
     names = rows[:, 0] // 100
     assert [(names == ord(name)).sum() for name in "abc"] == [100, 60, 40]
     for name, source in packed.items():
@@ -176,8 +176,8 @@ def test_a_fingerprint_follows_sources_and_weights():
 
 
 def test_small_batches_are_read_together_where_all_sources_gather_rows():
-    assert Batches(mixture(), 5, 0, True).at_once > 1
-    assert Batches(mixture(kind=Noisy), 5, 0, True).at_once == 1
+    assert Batches(mixture(), 5, 0, True).block_size > 1
+    assert Batches(mixture(kind=Noisy), 5, 0, True).block_size == 1
 
 
 @pytest.mark.parametrize(

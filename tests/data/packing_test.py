@@ -35,7 +35,7 @@ def batches(split=True, size=4, seed=0, shuffle=True, rows=None):
 
 def epoch(split, number, **kwargs):
     """All rows of an epoch as one batch."""
-    return batches(split, size=len(Packed(Documents(), 8, split=split)), **kwargs)[number]
+    return batches(split, size=len(Packed(Documents(), 8, split=split)), **kwargs)[number].examples
 
 
 def same(one, two):
@@ -125,8 +125,8 @@ def test_epochs_and_seeds_are_packed_anew(split):
 
 def test_the_packing_stays_as_it_is_in_every_release():
     # A resumed run relies on it: never change these numbers.
-    assert batches(True)[40]["tokens"][:, 0].tolist() == [5, 28, 46, 21]
-    assert batches(False)[40]["tokens"][:, 0].tolist() == [69, 11, 25, 38]
+    assert batches(True)[40].examples["tokens"][:, 0].tolist() == [5, 28, 46, 21]
+    assert batches(False)[40].examples["tokens"][:, 0].tolist() == [69, 11, 25, 38]
 
 
 @pytest.mark.parametrize("split", [True, False])
@@ -135,17 +135,17 @@ def test_the_rows_of_all_processes_are_the_global_batch(split, processes):
     whole, rows = batches(split), 4 // processes
     parts = [batches(split, rows=slice(i * rows, (i + 1) * rows)) for i in range(processes)]
     for n in (0, 3, 50):
-        for name, expected in whole[n].items():
-            assert np.concatenate([part[n][name] for part in parts]).tolist() == expected.tolist()
+        for name, expected in whole[n].examples.items():
+            assert np.concatenate([part[n].examples[name] for part in parts]).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("split", [True, False])
 def test_reading_goes_on_where_it_stopped_with_any_number_of_threads(split):
     reader = read(batches(split), 0, 12, threads=0, workers=0, prefetch=0)
-    unbroken = list(reader)
+    unbroken = [batch.examples for batch in reader]
     for stopped, threads in ((5, 1), (7, 3)):
         reader = read(batches(split), stopped, 12, threads=threads, workers=0, prefetch=2)
-        same(list(reader), unbroken[stopped:])
+        same([batch.examples for batch in reader], unbroken[stopped:])
         reader.close()
 
 
@@ -153,20 +153,21 @@ def test_threads_and_copies_agree_over_many_epochs():
     plain, copy = batches(False), pickle.loads(pickle.dumps(batches(False)))
     numbers = list(np.random.default_rng(0).permutation(100))
     with ThreadPoolExecutor(8) as pool:
-        same(list(pool.map(copy.__getitem__, numbers)), [plain[n] for n in numbers])
+        found = [batch.examples for batch in pool.map(copy.__getitem__, numbers)]
+    same(found, [plain[n].examples for n in numbers])
 
 
 def test_an_evaluation_reads_the_documents_in_their_order():
     packed = Packed(Documents(), 8)
     ordered = OrderedBatches(packed, 4)
-    rows = np.concatenate([ordered[n]["tokens"] for n in range(len(ordered))])[: len(packed)]
+    rows = np.concatenate([ordered[n].examples["tokens"] for n in range(len(ordered))])[: len(packed)]
     assert rows.reshape(-1)[:TOTAL].tolist() == list(range(TOTAL))
-    same(batches(shuffle=False, size=len(packed))[1]["tokens"], rows)  # training without shuffle: the same
+    same(batches(shuffle=False, size=len(packed))[1].examples["tokens"], rows)  # training without shuffle: the same
 
 
 def test_a_limit_takes_the_first_rows():
     few = limited(Packed(Documents(), 8), 3)
-    found = Batches(few, 3, 0, True)[1]["tokens"]
+    found = Batches(few, 3, 0, True)[1].examples["tokens"]
     assert np.sort(found.reshape(-1)).tolist() == list(range(24))
 
 
@@ -175,8 +176,8 @@ def test_a_subclass_may_change_rows_at_random():
         def transform(self, row, rng):
             return {**row, "tokens": row["tokens"] + 1000 * rng.integers(1, 9)}
 
-    plain = batches()[5]["tokens"]
-    noisy = Batches(Noisy(Documents(), 8), 4, 0, True)[5]["tokens"]
+    plain = batches()[5].examples["tokens"]
+    noisy = Batches(Noisy(Documents(), 8), 4, 0, True)[5].examples["tokens"]
     assert (noisy % 1000 == plain).all()
     assert (noisy >= 1000).all()
 

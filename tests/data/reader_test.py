@@ -48,14 +48,14 @@ def numbers(reader, count=None):
                 found.append(next(reader))
             except StopIteration:
                 break
-        return [(batch["label"].tolist(), batch["noise"].tolist()) for batch in found]
+        return [(batch.examples["label"].tolist(), batch.examples["noise"].tolist()) for batch in found]
     finally:
         reader.close()
 
 
 def expected(start, stop):
     made = (batches()[n] for n in range(start, stop))
-    return [(batch["label"].tolist(), batch["noise"].tolist()) for batch in made]
+    return [(batch.examples["label"].tolist(), batch.examples["noise"].tolist()) for batch in made]
 
 
 def ends(condition):
@@ -120,7 +120,7 @@ def test_workers_read_packed_and_mixed_sources_as_this_process_does():
 
     plain, reader = mixed(), read(mixed(), 3, 8, threads=0, workers=2, prefetch=2)
     try:
-        np.testing.assert_equal(list(reader), [plain[n] for n in range(3, 8)])
+        np.testing.assert_equal([batch.examples for batch in reader], [plain[n].examples for n in range(3, 8)])
     finally:
         reader.close()
 
@@ -201,9 +201,9 @@ from engine.data.source import ArraySource
 def main():
     batches = Batches(ArraySource({"label": np.arange(100)}), 4, 0, False)
     reader = read(batches, 0, 10**6, threads=0, workers=1, prefetch=1)
-    print(next(reader)["label"].tolist(), flush=True)
+    print(next(reader).examples["label"].tolist(), flush=True)
     sys.stdin.readline()
-    later = [next(reader)["label"].tolist() for _ in range(10)]  # more than are made ahead
+    later = [next(reader).examples["label"].tolist() for _ in range(10)]  # more than are made ahead
     print(later[0], later[-1], flush=True)
     reader.close()
 
@@ -268,19 +268,19 @@ def test_workers_end_with_a_main_process_that_was_killed(program):
     assert ends(lambda: not any(alive(pid) for pid in workers))
 
 
-@pytest.mark.parametrize("at_once", [2, 7, 32])
-def test_batches_that_are_read_together_come_as_those_that_are_read_alone(at_once):
+@pytest.mark.parametrize("block", [2, 7, 32])
+def test_batches_that_are_read_together_come_as_those_that_are_read_alone(block):
     plain = Batches(ArraySource({"label": np.arange(100, dtype=np.int32)}), 16, seed=0, shuffle=True)
     for start, stop in ((0, 30), (5, 30), (29, 30), (30, 30)):
-        reader = read(plain, start, stop, threads=2, workers=0, prefetch=4, at_once=at_once)
-        found = [batch["label"].tolist() for batch in reader]
+        reader = read(plain, start, stop, threads=2, workers=0, prefetch=4, block=block)
+        found = [batch.examples["label"].tolist() for batch in reader]
         reader.close()
-        assert found == [plain[n]["label"].tolist() for n in range(start, stop)]
+        assert found == [plain[n].examples["label"].tolist() for n in range(start, stop)]
 
 
 def test_only_a_block_is_waited_for_and_not_its_batches():
     plain = Batches(ArraySource({"label": np.arange(100, dtype=np.int32)}), 16, seed=0, shuffle=True)
-    reader = read(plain, 0, 12, threads=1, workers=0, prefetch=1, at_once=4)
+    reader = read(plain, 0, 12, threads=1, workers=0, prefetch=1, block=4)
     waited = []
     for _ in reader:
         waited.append(reader.wait_s)
@@ -302,8 +302,8 @@ def test_an_error_among_batches_that_are_read_together_comes_in_its_place():
             return super().__getitem__(index)
 
     batches = Batches(Broken({"label": np.arange(8)}), 2, seed=0, shuffle=False)
-    reader = read(batches, 0, 8, threads=1, workers=0, prefetch=1, at_once=8)
-    assert [next(reader)["label"].tolist() for _ in range(3)] == [[0, 1], [2, 3], [4, 5]]
+    reader = read(batches, 0, 8, threads=1, workers=0, prefetch=1, block=8)
+    assert [next(reader).examples["label"].tolist() for _ in range(3)] == [[0, 1], [2, 3], [4, 5]]
     with pytest.raises(DataError, match=r"Example 6 of .*Broken: OSError: bad sector"):
         next(reader)
     reader.close()

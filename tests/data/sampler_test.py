@@ -3,7 +3,7 @@ import pytest
 
 from engine.config.errors import DataError
 from engine.data.batches import Batches
-from engine.data.sampler import arrange, gather, stack
+from engine.data.sampler import gather, sampler_of, stack
 from engine.data.shuffle import Order
 from engine.data.source import ArraySource
 
@@ -11,18 +11,18 @@ from engine.data.source import ArraySource
 class Backwards(ArraySource):
     """A source that brings its own order: the last example first, the same in every epoch."""
 
-    def arranged(self, seed, shuffle):
-        return BackwardsArranged(self)
+    def sampler(self, seed, shuffle):
+        return BackwardsSampler(self)
 
 
-class BackwardsArranged:
-    changes, gathers = False, True
+class BackwardsSampler:
+    transforms, gathers = False, True
 
     def __init__(self, source):
         self.source = source
 
-    def addresses(self, places):
-        return -1 - places % len(self.source)
+    def addresses(self, positions):
+        return -1 - positions % len(self.source)
 
     def read(self, addresses):
         return self.source.take(addresses)
@@ -35,19 +35,19 @@ def labels(size=6):
     return {"label": np.arange(size, dtype=np.int32)}
 
 
-def test_the_usual_arrangement_is_a_new_permutation_in_every_epoch():
-    places = np.arange(18)
-    arrangement = arrange(ArraySource(labels()), seed=3, shuffle=True)
-    addresses = arrangement.addresses(places)
-    assert addresses.tolist() == Order(6, 3, True).indices(places).tolist()
-    assert arrangement.read(addresses)["label"].tolist() == addresses.tolist()
-    assert arrangement.owner(4)[1] == 4
-    assert (arrangement.changes, arrangement.gathers) == (False, True)
+def test_the_usual_sampler_is_a_new_permutation_in_every_epoch():
+    positions = np.arange(18)
+    sampler = sampler_of(ArraySource(labels()), seed=3, shuffle=True)
+    addresses = sampler.addresses(positions)
+    assert addresses.tolist() == Order(6, 3, True).indices(positions).tolist()
+    assert sampler.read(addresses)["label"].tolist() == addresses.tolist()
+    assert sampler.owner(4)[1] == 4
+    assert (sampler.transforms, sampler.gathers) == (False, True)
 
 
 def test_a_source_may_bring_an_order_of_its_own():
     batches = Batches(Backwards(labels()), 4, seed=0, shuffle=True)
-    assert [batches[n]["label"].tolist() for n in range(3)] == [[5, 4, 3, 2], [1, 0, 5, 4], [3, 2, 1, 0]]
+    assert [batches[n].examples["label"].tolist() for n in range(3)] == [[5, 4, 3, 2], [1, 0, 5, 4], [3, 2, 1, 0]]
 
 
 def test_a_changed_getitem_that_training_would_not_see_is_refused():
@@ -56,14 +56,12 @@ def test_a_changed_getitem_that_training_would_not_see_is_refused():
             return super().__getitem__(index)
 
     class ScaledInBoth(Scaled):
-        def arranged(self, seed, shuffle):
-            return super().arranged(seed, shuffle)
+        def sampler(self, seed, shuffle):
+            return super().sampler(seed, shuffle)
 
-    with pytest.raises(
-        DataError, match=r"Scaled changes __getitem__ but inherits `arranged`.*Make the change in trans"
-    ):
-        arrange(Scaled(labels()), 0, True)
-    assert arrange(ScaledInBoth(labels()), 0, True)
+    with pytest.raises(DataError, match=r"Scaled changes __getitem__ but inherits `sampler`.*Make the change in trans"):
+        sampler_of(Scaled(labels()), 0, True)
+    assert sampler_of(ScaledInBoth(labels()), 0, True)
 
 
 def test_a_sentence_of_take_is_handed_on_as_it_is():

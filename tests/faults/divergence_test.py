@@ -43,14 +43,14 @@ class Flip:
     def run(self, trainer: Any, state: Any, step: int) -> None:
         if step != self._at:
             return
-        array = state["params"]["head/kernel"]
+        array = state.params["head/kernel"]
         copies = []
         for shard in array.addressable_shards:
             copy = np.array(shard.data)
             if shard.device.process_index == self._process:
                 copy.view(np.uint32)[0, 0] ^= 1 << 20
             copies.append(jax.device_put(copy, shard.device))
-        state["params"]["head/kernel"] = jax.make_array_from_single_device_arrays(array.shape, array.sharding, copies)
+        state.params["head/kernel"] = jax.make_array_from_single_device_arrays(array.shape, array.sharding, copies)
 
 
 def settings(policy: str, **more: Any) -> dict[str, Any]:

@@ -144,15 +144,18 @@ def train(subject: str, dropout: float, optimizer: dict[str, Any], mesh: str | N
     state = first_state(program, subject, dropout, optimizer, mesh)
     if shake:
         noise = np.random.default_rng(0).standard_normal
-        state["params"] = jax.tree.map(lambda x: x * (1 + shake * noise(x.shape, x.dtype)), state["params"])
+        shaken = jax.tree.map(lambda x: x * (1 + shake * noise(x.shape, x.dtype)), state.params)
+        state = dataclasses.replace(state, params=shaken)
     losses, gradient = [], {}
     for i, batch in enumerate(batches):
-        state, metrics = step(state, (jax.device_put(batch, program.spec.batch_sharding),), program.held((False,)))
+        state, metrics = step(
+            state, (jax.device_put(zoo.batch(batch), program.spec.batch_sharding),), program.skip_mask((False,))
+        )
         losses.append(zoo.losses(np.asarray(metrics))[0])
         if i == 0:  # the first momentum is the first gradient; that of AdamW is a tenth of it
-            parts = jax.tree.leaves(state["opt_state"], is_leaf=lambda x: isinstance(x, dict))
+            parts = jax.tree.leaves(state.opt_state, is_leaf=lambda x: isinstance(x, dict))
             gradient = jax.device_get(next(x for x in parts if isinstance(x, dict)))
-    return Steps(np.array(losses), gradient, jax.device_get(state["params"]))
+    return Steps(np.array(losses), gradient, jax.device_get(state.params))
 
 
 def first_state(program: Any, subject: str, dropout: float, optimizer: dict[str, Any], mesh: str | None) -> Any:

@@ -15,7 +15,7 @@ def report(task, mesh, config=None, **kwargs):
     """The lines, with single spaces."""
     program = zoo.program(task, mesh=mesh, **kwargs)
     config = config or Config(mesh=mesh)
-    text = describe(config, program.mesh, program.abstract_state, program.spec.model.names, 100)
+    text = describe(config, program.mesh, program.abstract_state.to_tree(), program.spec.model.names, 100)
     return [" ".join(line.split()) for line in text.splitlines()]
 
 
@@ -71,7 +71,7 @@ def test_the_wait_of_a_pipeline_is_told():
 
     def line(**sharding):
         config = Config(mesh=spec, sharding=Sharding(**sharding))
-        return describe(config, mesh, program.abstract_state, {}, 1).splitlines()[1]
+        return describe(config, mesh, program.abstract_state.to_tree(), {}, 1).splitlines()[1]
 
     assert line() == "pipeline: 4 stages, 8 microbatches, 1 repeats: stages wait 3/11 of the time (27%)"
     assert line(microbatches=12, repeats=2).endswith("12 microbatches, 2 repeats: stages wait 3/27 of the time (11%)")

@@ -1,5 +1,7 @@
 """Copies of a state: one that differs is found and named, and what has no copy is told."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -29,7 +31,8 @@ def four():
 
 
 def with_flipped(state, device, path="head/kernel"):
-    return {**state, "params": {**state["params"], path: corrupted(state["params"][path], device)}}
+    params = {**state.params, path: corrupted(state.params[path], device)}
+    return dataclasses.replace(state, params=params)
 
 
 def test_copies_that_agree_pass(four):
@@ -42,7 +45,7 @@ def test_copies_that_agree_pass(four):
 def test_a_flipped_bit_is_found_and_its_array_devices_and_process_are_named(four):
     program, state = four
     path = "up/kernel"
-    parts = state["params"][path].sharding.devices_indices_map(state["params"][path].shape)
+    parts = state.params[path].sharding.devices_indices_map(state.params[path].shape)
     twins = sorted(device.id for device in parts if parts[device] == parts[jax.devices()[2]])
     with pytest.raises(ReplicaError, match=r"step 8: copies of params/up/kernel differ") as error:
         ReplicaCheck(program.abstract_state).run(8, with_flipped(state, 2, path))

@@ -19,13 +19,13 @@ def test_durations_become_steps_of_this_source_and_nothing_is_compiled():
     program, total = build(train__total="3 epochs")
     assert total == 12  # 64 examples in batches of 16
     assert program.compile_s == 0
-    assert jax.tree.map(lambda x: x.shape[0], program.abstract_batch) == {"x": 16, "y": 16, "valid": 16}
+    assert jax.tree.map(lambda x: x.shape[0], program.abstract_batch.examples) == {"x": 16, "y": 16, "valid": 16}
 
 
 def test_settings_of_the_config_reach_the_step():
     program, _ = build(train__ema_decay=0.9, train__accumulate=2, resilience__spike=3.0)
     assert (program.spec.ema_decay, program.spec.accumulate, program.spec.spike) == (0.9, 2, 3.0)
-    assert "ema" in program.abstract_state
+    assert program.abstract_state.ema is not None
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ class Count(zoo.Classify):
 def test_variables_are_classed_by_kind():
     model = describe(zoo.Classify("cnn"))
     assert set(model.params) == {"conv/kernel", "norm/scale", "norm/bias", "head/kernel", "head/bias"}
-    assert set(model.carried) == {"norm/mean", "norm/var"}
+    assert set(model.model_state) == {"norm/mean", "norm/var"}
     assert model.trained == tuple(model.params)
 
 
@@ -52,7 +52,7 @@ def test_an_unknown_kind_is_refused_by_name():
 def test_a_kind_that_the_task_names_is_carried():
     program = zoo.program(Count(), accumulate=2)
     state, _ = zoo.run(program, zoo.batches(3))
-    assert int(state["carried"]["seen"]) == 3 * 16
+    assert int(state.model_state["seen"]) == 3 * 16
 
 
 def test_a_carried_variable_that_the_forward_pass_makes_is_refused_by_name():
@@ -77,9 +77,9 @@ def test_random_state_is_derived_and_not_stored():
             return model
 
     model = describe(WithDropout())
-    assert set(model.derived) == {"extra/rngs/key", "extra/rngs/count"}
+    assert set(model.rng_state) == {"extra/rngs/key", "extra/rngs/count"}
     assert model.shared_dropout == ("extra",)
-    assert not any("rngs" in path for path in zoo.program(WithDropout()).abstract_state["params"])
+    assert not any("rngs" in path for path in zoo.program(WithDropout()).abstract_state.params)
     with pytest.raises(ConfigError, match=r"extra is nnx.Dropout.*engine.layers.Dropout"):
         zoo.program(WithDropout(), accumulate=2)
 
@@ -107,7 +107,7 @@ def test_each_place_that_draws_has_a_key_of_its_own():
 
     model = describe(Task())
     params, carried = model.init(Task(), 0)
-    modules = [model.module(params, carried, jax.random.key(seed)) for seed in (0, 1)]
+    modules: list[Any] = [model.module(params, carried, jax.random.key(seed)) for seed in (0, 1)]
     x = jnp.ones((1, 100))
     masks = [drop(x) for module in modules for drop in (module.one, module.two)]
     assert len({tuple(mask[0].tolist()) for mask in masks}) == 4

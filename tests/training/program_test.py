@@ -33,26 +33,27 @@ def test_a_state_may_begin_with_given_weights_which_the_optimizer_and_the_averag
         zoo.Classify(), ema_decay=0.9, mesh=MeshSpec(fsdp=8), target="optax.contrib.schedule_free_adamw"
     )
     random = program.init()
-    given = jax.device_put(random["params"]["head/kernel"] + 1, random["params"]["head/kernel"].sharding)
+    given = jax.device_put(random.params["head/kernel"] + 1, random.params["head/kernel"].sharding)
     state = program.init({"head/kernel": given})
     assert jax.tree.structure(state) == jax.tree.structure(random)
     for x, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(program.abstract_state), strict=True):
         assert (x.shape, x.dtype, x.sharding) == (wanted.shape, wanted.dtype, wanted.sharding)
-    assert (state["params"]["head/kernel"] == given).all()
-    assert (state["ema"]["head/kernel"] == given).all()
-    assert (state["params"]["hidden/0/kernel"] == random["params"]["hidden/0/kernel"]).all()
-    means = [x for x in jax.tree.leaves(state["opt_state"]) if x.shape == given.shape and (x == given).all()]
+    assert (state.params["head/kernel"] == given).all()
+    assert state.ema is not None
+    assert (state.ema["head/kernel"] == given).all()
+    assert (state.params["hidden/0/kernel"] == random.params["hidden/0/kernel"]).all()
+    means = [x for x in jax.tree.leaves(state.opt_state) if x.shape == given.shape and (x == given).all()]
     assert means, "the optimizer keeps the random weights"
-    batch = jax.device_put(zoo.examples(16), program.spec.batch_sharding)
-    program.steps(1)(state, (batch,), program.held((False,)))  # donates each array once
+    batch = jax.device_put(zoo.batch(zoo.examples(16)), program.spec.batch_sharding)
+    program.steps(1)(state, (batch,), program.skip_mask((False,)))  # donates each array once
 
 
 def test_a_step_takes_the_memory_of_the_state_that_it_is_given():
     program = zoo.program(zoo.Classify())
     state = program.init()
-    batch = jax.device_put(zoo.examples(16), program.spec.batch_sharding)
-    program.steps(1)(state, (batch,), program.held((False,)))
-    assert state["params"]["head/kernel"].is_deleted()
+    batch = jax.device_put(zoo.batch(zoo.examples(16)), program.spec.batch_sharding)
+    program.steps(1)(state, (batch,), program.skip_mask((False,)))
+    assert state.params["head/kernel"].is_deleted()
 
 
 def test_data_parallel_has_only_all_reduce():

@@ -1,25 +1,30 @@
 """The state: what is in it, and that each array is born where it lives."""
 
+import dataclasses
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import PartitionSpec as P
 
 from engine.config.schema import Group, MeshSpec
 from engine.parallel.memory import HOST_MEMORY
-from engine.training.state import evaluation_params
+from engine.training.state import TrainState, evaluation_params
 from tests import zoo
 
 
 def test_optimizer_state_lies_where_its_parameter_lies():
     program = zoo.program(zoo.Classify("decoder"), mesh=MeshSpec(fsdp=4, tensor=2), ema_decay=0.9)
-    state = program.init()
-    assert state["params"]["up/kernel"].sharding.spec == P("fsdp", "tensor")
-    moments = [x for x in jax.tree.leaves(state["opt_state"]) if x.shape == state["params"]["up/kernel"].shape]
+    state: Any = program.init()
+    assert state.params["up/kernel"].sharding.spec == P("fsdp", "tensor")
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape == state.params["up/kernel"].shape]
     assert len(moments) >= 2
     same = {x.sharding.spec for x in moments if x.shape == (32, 64)}
     assert P("fsdp", "tensor") in same
-    assert state["ema"]["up/kernel"].sharding.spec == P("fsdp", "tensor")
-    assert state["step"].sharding.is_fully_replicated
+    assert state.ema["up/kernel"].sharding.spec == P("fsdp", "tensor")
+    assert state.step.sharding.is_fully_replicated
 
 
 def test_the_abstract_state_is_the_state():
@@ -41,12 +46,14 @@ def test_an_offloaded_optimizer_state_is_born_in_host_memory():
     state = program.init()
     for found, abstract in zip(jax.tree.leaves(state), jax.tree.leaves(program.abstract_state), strict=True):
         assert found.sharding == abstract.sharding
-    assert {x.sharding.memory_kind for x in jax.tree.leaves(state["opt_state"])} == {HOST_MEMORY}
+    assert {x.sharding.memory_kind for x in jax.tree.leaves(state.opt_state)} == {HOST_MEMORY}
     zoo.assert_equal(state, zoo.program(zoo.Classify(), mesh=MeshSpec(fsdp=8)).init())
 
 
 def test_evaluation_takes_the_average_where_there_is_one():
-    state = {"params": {"a": np.ones(1), "frozen": np.full(1, 7.0)}, "ema": {"a": np.zeros(1)}}
+    state = zoo.program(zoo.Classify(), ema_decay=0.9).init()
+    params, ema = {"a": jnp.ones(1), "frozen": jnp.full(1, 7.0)}, {"a": jnp.zeros(1)}
+    state = dataclasses.replace(state, params=params, ema=ema)
     assert float(evaluation_params(state, True)["a"][0]) == 0
     assert float(evaluation_params(state, True)["frozen"][0]) == 7
     assert float(evaluation_params(state, False)["a"][0]) == 1
@@ -58,12 +65,30 @@ def test_groups_of_parameters_have_states_that_lie_with_their_parameters():
         program = zoo.program(zoo.Classify(), mesh=mesh, groups=groups)
         state, _ = zoo.run(program, zoo.batches(2))
         assert jax.tree.structure(state) == jax.tree.structure(program.abstract_state)
-        sizes = sum(x.size for x in jax.tree.leaves(state["opt_state"]) if x.ndim)
-        assert sizes == 2 * sum(x.size for x in state["params"].values())
+        sizes = sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim)
+        assert sizes == 2 * sum(x.size for x in state.params.values())
 
 
 def test_the_seed_decides_parameters_and_randomness():
     task = zoo.Classify()
     states = [zoo.program(task, seed=seed).init() for seed in (0, 1)]
-    assert not np.array_equal(states[0]["params"]["head/kernel"], states[1]["params"]["head/kernel"])
-    assert not np.array_equal(states[0]["rng"], states[1]["rng"])
+    assert not np.array_equal(states[0].params["head/kernel"], states[1].params["head/kernel"])
+    assert not np.array_equal(states[0].rng, states[1].rng)
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_checkpoints_store_the_state_under_the_names_of_the_first_format(ema):
+    state = zoo.program(zoo.Classify("cnn"), ema_decay=ema).init()
+    tree = state.to_tree()
+    names = {"step", "rng", "params", "carried", "opt_state", "recent"} | ({"ema"} if ema else set())
+    assert tree.keys() == names
+    assert tree["carried"].keys() == {"norm/mean", "norm/var"}
+    assert jax.tree.structure(TrainState.from_tree(tree)) == jax.tree.structure(state)
+    zoo.assert_equal(TrainState.from_tree(tree), state)
+
+
+@pytest.mark.parametrize(("name", "field"), [("params", "params"), ("carried", "model_state")])
+def test_a_state_that_is_read_as_a_dict_names_the_attribute(name, field):
+    state = zoo.program(zoo.Classify()).init()
+    with pytest.raises(TypeError, match=rf'write state.{field} instead of state\["{name}"\]'):
+        state[name]

@@ -11,8 +11,9 @@ from flax import nnx
 
 from engine import Loss, Mean, Task
 from engine.config.schema import MeshSpec
+from engine.data.batch import Batch
 from engine.parallel.memory import HOST_MEMORY
-from engine.training.state import RECENT
+from engine.training.state import LOSS_WINDOW
 from engine.training.step import BAD_EXAMPLES, ENGINE_METRICS, JUDGED_FROM, is_spike
 from tests import zoo
 
@@ -44,7 +45,7 @@ def test_microbatches_with_ragged_weights_equal_the_full_batch(model, mesh):
     task, batches = zoo.Classify(model, dropout=0.1), zoo.batches(2, 32)
     full, _ = zoo.run(zoo.program(task, batch_size=32, **settings), batches)
     parts, _ = zoo.run(zoo.program(task, mesh=mesh, batch_size=32, accumulate=4, **settings), batches)
-    zoo.assert_close(full["params"], parts["params"], 1e-6)
+    zoo.assert_close(full.params, parts.params, 1e-6)
 
 
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
@@ -61,15 +62,15 @@ def test_batch_statistics_go_from_microbatch_to_microbatch():
     expected = zoo.program(zoo.Classify("cnn"), batch_size=4, target="optax.sgd", learning_rate=0.0)
     halves = [{name: x[i::2] for name, x in batch[0].items()} for i in range(2)]
     reference, _ = zoo.run(expected, halves)
-    zoo.assert_close(state["carried"], reference["carried"], 1e-6)
-    assert float(abs(state["carried"]["norm/mean"]).max()) > 0
+    zoo.assert_close(state.model_state, reference.model_state, 1e-6)
+    assert float(abs(state.model_state["norm/mean"]).max()) > 0
 
 
 def test_a_step_follows_the_gradient_of_the_mean_over_what_counts():
     task, batch = zoo.Classify(), zoo.batches(1)[0]
     assert 0 < batch["valid"].sum() < 16
     program = zoo.program(task, target="optax.sgd", learning_rate=1.0, clip_norm=None)
-    before = jax.device_get(program.init()["params"])
+    before = jax.device_get(program.init().params)
 
     def mean(params):
         loss = task.loss(program.spec.model.module(params, {}, None), batch, None)
@@ -77,7 +78,7 @@ def test_a_step_follows_the_gradient_of_the_mean_over_what_counts():
 
     value, gradient = jax.value_and_grad(mean)(before)
     state, metrics = zoo.run(program, [batch])
-    zoo.assert_close(state["params"], jax.tree.map(jnp.subtract, before, gradient), 1e-6)
+    zoo.assert_close(state.params, jax.tree.map(jnp.subtract, before, gradient), 1e-6)
     assert zoo.losses(metrics).tolist() == [pytest.approx(float(value), rel=1e-6)]
     norm = np.sqrt(sum(float((g**2).sum()) for g in gradient.values()))
     assert metrics[0, program.metric_names.index("grad_norm")].tolist() == [pytest.approx(norm, rel=1e-5), 1]
@@ -113,9 +114,9 @@ def test_a_batch_without_weight_changes_no_parameter():
     batch = zoo.batches(1)[0]
     batch["valid"][:] = 0
     program = zoo.program(zoo.Classify(), target="optax.sgd")
-    before = jax.device_get(program.init()["params"])
+    before = jax.device_get(program.init().params)
     state, metrics = zoo.run(program, [batch])
-    zoo.assert_equal(state["params"], before)
+    zoo.assert_equal(state.params, before)
     assert metrics[0, program.metric_names.index("skipped"), 0] == 0
 
 
@@ -130,9 +131,8 @@ def test_a_step_that_is_not_finite_is_held_back_whole(model, branch):
     once, _ = zoo.run(program, [good])
     twice, metrics = zoo.run(program, [good, bad])
     assert metrics[:, program.metric_names.index("skipped"), 0].tolist() == [0, 1]
-    assert int(twice["step"]) == 2
-    kept = ("params", "carried", "opt_state", "ema")
-    zoo.assert_equal({k: once[k] for k in kept}, {k: twice[k] for k in kept})
+    assert int(twice.step) == 2
+    zoo.assert_equal(dataclasses.replace(twice, step=once.step), once)
 
 
 def test_a_gradient_that_is_not_finite_is_held_back_though_the_loss_is():
@@ -141,11 +141,11 @@ def test_a_gradient_that_is_not_finite_is_held_back_though_the_loss_is():
             return Loss.of(jnp.sqrt(model(batch["x"], rng)[:, 0] * 0))
 
     program = zoo.program(Edge())
-    before = jax.device_get(program.init()["params"])
+    before = jax.device_get(program.init().params)
     state, metrics = zoo.run(program, zoo.batches(1))
     assert zoo.losses(metrics).tolist() == [0]
     assert metrics[0, program.metric_names.index("skipped"), 0] == 1
-    zoo.assert_equal(state["params"], before)
+    zoo.assert_equal(state.params, before)
 
 
 @pytest.mark.parametrize("k", [1, 2])
@@ -156,16 +156,16 @@ def test_an_optimizer_state_in_host_memory_changes_no_number(k):
     kept, want = zoo.run(zoo.program(task, mesh=mesh), batches, k)
     away, found = zoo.run(zoo.program(task, mesh=mesh, layout={"offload_optimizer": True}), batches, k)
     zoo.assert_equal((away, found), (kept, want))
-    assert {x.sharding.memory_kind for x in jax.tree.leaves(away["opt_state"])} == {HOST_MEMORY}
-    assert HOST_MEMORY not in {x.sharding.memory_kind for x in jax.tree.leaves(away["params"])}
+    assert {x.sharding.memory_kind for x in jax.tree.leaves(away.opt_state)} == {HOST_MEMORY}
+    assert HOST_MEMORY not in {x.sharding.memory_kind for x in jax.tree.leaves(away.params)}
 
 
 def test_the_average_of_the_weights_follows_them():
     batches = zoo.batches(2)
     program = zoo.program(zoo.Classify(), ema_decay=0.75)
-    first = jax.device_get(program.init()["params"])
+    first = jax.device_get(program.init().params)
     one, _ = zoo.run(program, batches[:1])
-    zoo.assert_close(one["ema"], jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, first, one["params"]), 1e-7)
+    zoo.assert_close(one.ema, jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, first, one.params), 1e-7)
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_in_float32():
@@ -182,7 +182,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_in_float32():
     program = zoo.program(Spy(), precision="bfloat16")
     state, metrics = zoo.run(program, zoo.batches(3))
     assert seen == {"kernel": jnp.bfloat16, "x": jnp.bfloat16, "valid": jnp.float32}
-    assert {x.dtype for x in state["params"].values()} == {jnp.float32.dtype}
+    assert {x.dtype for x in state.params.values()} == {jnp.float32.dtype}
     _, full = zoo.run(zoo.program(zoo.Classify()), zoo.batches(3))
     np.testing.assert_allclose(zoo.losses(metrics), zoo.losses(full), rtol=0.02)
 
@@ -202,17 +202,17 @@ def test_carried_values_keep_their_dtype_in_bfloat16():
             return Latest(rngs)
 
     state, _ = zoo.run(zoo.program(Task(), precision="bfloat16"), zoo.batches(1))
-    assert state["carried"]["latest"].dtype == jnp.float32
-    assert float(abs(state["carried"]["latest"]).max()) > 0
+    assert state.model_state["latest"].dtype == jnp.float32
+    assert float(abs(state.model_state["latest"]).max()) > 0
 
 
 def test_frozen_parameters_do_not_move_and_have_no_optimizer_state():
     program = zoo.program(zoo.Classify(), trainable="^head/")
-    before = jax.device_get(program.init()["params"])
+    before = jax.device_get(program.init().params)
     state, _ = zoo.run(program, zoo.batches(2))
-    moved = {path for path, x in before.items() if not np.array_equal(x, state["params"][path])}
+    moved = {path for path, x in before.items() if not np.array_equal(x, state.params[path])}
     assert moved == {"head/kernel", "head/bias"}
-    assert sum(x.size for x in jax.tree.leaves(state["opt_state"])) < 3 * (32 * 4 + 4)
+    assert sum(x.size for x in jax.tree.leaves(state.opt_state)) < 3 * (32 * 4 + 4)
 
 
 def test_the_learning_rate_is_told_as_it_was_used():
@@ -235,7 +235,7 @@ def test_a_scalar_loss_is_taken_as_a_sum():
     batches = zoo.batches(2)
     by_row, _ = zoo.run(zoo.program(zoo.Classify()), batches)
     summed, metrics = zoo.run(zoo.program(Sums()), batches)
-    zoo.assert_close(by_row["params"], summed["params"], 1e-7)
+    zoo.assert_close(by_row.params, summed.params, 1e-7)
     assert metrics[0, 1].tolist() == [3, 3]
 
 
@@ -255,23 +255,23 @@ def test_any_pytree_is_a_batch():
     assert zoo.losses(metrics)[-1] < zoo.losses(metrics)[0]
 
 
-def weighted(batch, *bad):
+def unreadable(batch, *bad):
     weight = np.ones(len(batch["y"]), np.float32)
     weight[list(bad)] = 0
-    return batch, weight
+    return Batch(batch, weight)
 
 
 @pytest.mark.parametrize("mesh", [None, MeshSpec(data=2, fsdp=4)], ids=["one-device", "eight-devices"])
 def test_a_row_of_weight_0_is_one_that_the_task_itself_leaves_out_and_is_counted(mesh):
-    program = zoo.program(zoo.Classify(), mesh=mesh, accumulate=2, weighted=True)
-    found, metrics = zoo.run(program, [weighted(batch, 3, 8) for batch in zoo.batches(2)])
+    program = zoo.program(zoo.Classify(), mesh=mesh, accumulate=2, skip_bad=True)
+    found, metrics = zoo.run(program, [unreadable(batch, 3, 8) for batch in zoo.batches(2)])
     assert program.metric_names[-1] == BAD_EXAMPLES
     assert metrics[:, -1].tolist() == [[2, 1], [2, 1]]
     without = zoo.batches(2)
     for batch in without:
         batch["valid"][[3, 8]] = 0
     expected, plain = zoo.run(zoo.program(zoo.Classify(), mesh=mesh, accumulate=2), without)
-    zoo.assert_close(found["params"], expected["params"], 1e-6)
+    zoo.assert_close(found.params, expected.params, 1e-6)
     np.testing.assert_allclose(metrics[:, :-1], plain, rtol=1e-5)
     assert program.warnings == zoo.program(zoo.Classify(), mesh=mesh).warnings
 
@@ -282,16 +282,16 @@ def test_where_the_loss_is_one_number_for_a_batch_a_row_cannot_be_left_out_and_t
             loss = super().loss(model, batch, rng)
             return Loss(loss.total.sum(), loss.weight.sum())
 
-    program = zoo.program(Whole(), weighted=True)
-    _, metrics = zoo.run(program, [weighted(zoo.batches(1)[0], 3)])
+    program = zoo.program(Whole(), skip_bad=True)
+    _, metrics = zoo.run(program, [unreadable(zoo.batches(1)[0], 3)])
     assert metrics[0, -1].tolist() == [1, 1]
     assert any("the loss of Whole is one number for a batch" in text for text in program.warnings)
 
 
 def test_what_is_told_to_be_held_back_is_held_back_whatever_its_loss():
     program = zoo.program(zoo.Classify(), ema_decay=0.9)
-    batches = tuple(jax.device_put(batch, program.spec.batch_sharding) for batch in zoo.batches(2))
-    state, metrics = program.steps(2)(program.init(), batches, program.held((True, False)))
+    batches = tuple(jax.device_put(zoo.batch(x), program.spec.batch_sharding) for x in zoo.batches(2))
+    state, metrics = program.steps(2)(program.init(), batches, program.skip_mask((True, False)))
     assert np.asarray(metrics)[:, program.metric_names.index("skipped"), 0].tolist() == [1, 0]
     nan = zoo.batches(2)
     nan[0]["x"][:] = np.nan
@@ -300,7 +300,7 @@ def test_what_is_told_to_be_held_back_is_held_back_whatever_its_loss():
 
 
 def test_a_spike_is_a_loss_far_above_the_median_of_enough_recent_ones():
-    recent = np.full(RECENT, np.nan, np.float32)
+    recent = np.full(LOSS_WINDOW, np.nan, np.float32)
     recent[:JUDGED_FROM] = np.arange(1, JUDGED_FROM + 1)  # the lower median is 8
     assert not is_spike(jnp.float32(15.9), jnp.asarray(recent), 2.0)
     assert is_spike(jnp.float32(16.1), jnp.asarray(recent), 2.0)
