@@ -44,7 +44,7 @@ def test_a_run_resumes_with_the_row_that_its_checkpoint_interrupted(tmp_path):
         state, step = attempt.restore()
         assert attempt.compile(finished=True) == {}
     assert step == 10 and messages[0] == "resuming from step 10"
-    assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(state["params"]))
+    assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(state.params))
 
 
 @pytest.mark.parametrize("k", [1, 4])

@@ -49,6 +49,7 @@ def test_free_space_is_told_in_words(tmp_path):
 
 def test_after_a_failure_threads_of_libraries_count_too(monkeypatch):
     monkeypatch.setattr(storage, "_suspected", False)
+    monkeypatch.setattr(storage, "_threads", [])
     go = threading.Event()
     other = threading.Thread(target=go.wait, daemon=False)
     other.start()
