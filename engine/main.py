@@ -10,6 +10,7 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
+import dataclasses
 import datetime
 import gc
 import os
@@ -216,7 +217,8 @@ def _run_of(command: list[str]) -> "RunDirectory":
     args = parse(words)
     if args.fast_dev_run:
         raise ConfigError("--fast-dev-run: two steps are not worth starting again. Leave out supervise, or this flag.")
-    return RunDirectory(args.workdir or default_workdir(_load(args.config, overrides)))
+    config = _load(args.config, overrides)
+    return RunDirectory(args.workdir or default_workdir(config.name, config.task.target))
 
 
 def _config(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -239,10 +241,11 @@ def _explain(args: argparse.Namespace, overrides: list[str]) -> int:
 
     if args.devices is not None and args.devices < 1:
         raise ConfigError(f"--devices = {args.devices}: allowed is a whole number from 1.")
-    config, devices = stand_in_devices(config, args.devices)
+    mesh_spec, devices = stand_in_devices(config.mesh, config.train.global_batch_size, args.devices)
+    config = dataclasses.replace(config, mesh=mesh_spec)
     program, total = entry.program(config, devices)
     mesh = program.mesh
-    print(describe(config, mesh, program.abstract_state.to_tree(), program.spec.model.names, total))
+    print(describe(mesh_spec, config.sharding, mesh, program.abstract_state.to_tree(), program.spec.model.names, total))
     print(coverage(config.resilience.replica_check, program.abstract_state.to_tree()))
     for text in program.warnings:
         print(f"warning: {text}")

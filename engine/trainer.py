@@ -15,6 +15,7 @@ from engine.checkpoint.checkpointer import build_checkpointer
 from engine.cluster import group, peer_failure, verdict
 from engine.config.duration import RunSize
 from engine.config.schema import Config
+from engine.config.text import to_text
 from engine.data.feed import TrainFeed
 from engine.data.source import Source
 from engine.evaluation import build_evaluations, check_best
@@ -40,7 +41,7 @@ from engine.phases import SAVING, TRAINING, Phases
 from engine.resilience.divergence import Divergence
 from engine.resilience.preemption import Preemption
 from engine.resilience.replica_check import ReplicaCheck
-from engine.resilience.watchdog import build_watchdog
+from engine.resilience.watchdog import Watchdog
 from engine.run.directory import RunDirectory
 from engine.training.build import build_program
 from engine.training.state import TrainState
@@ -85,9 +86,12 @@ class Trainer:
         self._size = size = RunSize(config.train.global_batch_size, len(source), self.total_steps)
         self.evaluations = build_evaluations(config.evaluations, evaluation_sources, self.program, size)
         check_best(config.checkpoint.best, self.evaluations)
-        self.checkpoints = build_checkpointer(config, directory, len(source), self.total_steps, self.say)
+        self.checkpoints = build_checkpointer(config.checkpoint, to_text(config), directory, size, self.say)
         self._divergence = Divergence(config.resilience.divergence, self.program.metric_names, self.say)
-        self._watchdog, self._preemption = build_watchdog(config, directory), Preemption()
+        hang_s, timeout_s = config.resilience.hang.seconds, config.checkpoint.timeout.seconds
+        k = config.train.steps_per_dispatch
+        self._watchdog = Watchdog(hang_s, timeout_s, directory.stacks, directory.attempt, k)
+        self._preemption = Preemption()
         self._phase = Phases(directory.stopwatch, self._watchdog)
         self._attempt = Attempt(self.program, source, config, directory, self.checkpoints, self._phase, self.say)
         profile = config.profile

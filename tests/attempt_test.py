@@ -9,10 +9,12 @@ import pytest
 from engine import entry
 from engine.attempt import Attempt
 from engine.checkpoint.checkpointer import build_checkpointer
+from engine.config.duration import RunSize
 from engine.config.schema import MeshSpec
+from engine.config.text import to_text
 from engine.parallel.mesh import make_mesh
 from engine.phases import Phases
-from engine.resilience.watchdog import build_watchdog
+from engine.resilience.watchdog import Watchdog
 from engine.run.directory import RunDirectory
 from engine.training.build import build_program
 from tests import runs, zoo
@@ -23,8 +25,9 @@ def opened(path, messages, **settings):
     config, source = runs.config(**settings), zoo.source()
     program, total = build_program(zoo.Classify(), make_mesh(MeshSpec()), source, config)
     with RunDirectory.open(path) as directory:
-        checkpoints = build_checkpointer(config, directory, len(source), total, messages.append)
-        phases = Phases(directory.stopwatch, build_watchdog(config, directory))
+        size = RunSize(config.train.global_batch_size, len(source), total)
+        checkpoints = build_checkpointer(config.checkpoint, to_text(config), directory, size, messages.append)
+        phases = Phases(directory.stopwatch, Watchdog(60.0, 600.0, directory.stacks, directory.attempt, 1))
         with checkpoints, Attempt(program, source, config, directory, checkpoints, phases, messages.append) as attempt:
             yield attempt
 

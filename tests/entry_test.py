@@ -1,4 +1,4 @@
-"""Training as a function: what a resume may change, where a run lies, what stays of the caller's process."""
+"""The verbs as functions: where a run is stored, and what remains of the caller's process."""
 
 import dataclasses
 import signal
@@ -12,8 +12,9 @@ from safetensors.numpy import load_file
 import engine
 from engine import entry
 from engine.config import to_text
-from engine.config.errors import CheckpointError, ConfigError, ConvoyError, DataError, RunError
+from engine.config.errors import CheckpointError, ConfigError, ConvoyError, RunError
 from engine.run.directory import RunDirectory
+from engine.saved_run import SavedRun
 from tests import runs, zoo
 
 SHORT = dict(train__total="2 steps", checkpoint__every=None, evaluations={})
@@ -24,36 +25,6 @@ def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("entry") / "run"
     engine.train(runs.config(train__total="4 steps", train__ema_decay=0.5), workdir=path)
     return path
-
-
-def test_a_changed_identity_field_is_refused_with_the_difference(run):
-    with pytest.raises(ConfigError) as error:
-        engine.train(runs.config(train__total="4 steps", train__ema_decay=0.5, train__seed=7), workdir=run)
-    assert "train.seed: 0 -> 7" in str(error.value)
-    assert "--fresh" in str(error.value)
-    assert runs.status(run)["state"] == "done"
-
-
-def test_a_total_that_bends_the_schedule_needs_a_yes(tmp_path):
-    engine.train(runs.config(**SHORT), workdir=tmp_path)
-    longer = runs.config(**{**SHORT, "train__total": "3 steps"})
-    with pytest.raises(ConfigError, match=r"2 steps -> 3 steps changes the cosine.*--accept-schedule-change"):
-        engine.train(longer, workdir=tmp_path)
-    assert engine.train(longer, workdir=tmp_path, accept_schedule_change=True).step == 3
-
-
-def test_mesh_periods_and_logging_may_change(tmp_path):
-    engine.train(runs.config(**SHORT, optimizer__schedule="constant"), workdir=tmp_path)
-    config = runs.config(
-        optimizer__schedule="constant",
-        train__total="4 steps",
-        mesh__fsdp=8,
-        train__accumulate=2,
-        log__every="2 steps",
-        evaluations={},
-    )
-    assert engine.train(config, workdir=tmp_path).step == 4
-    assert "train.total: 4 steps\n" in (tmp_path / "config.txt").read_text()
 
 
 def test_fresh_moves_the_earlier_run_aside(tmp_path):
@@ -100,22 +71,10 @@ def test_export_writes_the_averaged_weights(run, tmp_path):
     assert (
         set(weights) == set(names) == {f"{m}/{p}" for m in ("hidden/0", "hidden/1", "head") for p in ("kernel", "bias")}
     )
-    program, _ = entry.program(str(run))
-    state = entry._restore(*_at(run), program)
+    state = SavedRun(run).restore(4, entry.program(str(run))[0])
     assert state.ema is not None
     assert np.array_equal(weights["head/kernel"], state.ema["head/kernel"])
     assert not np.array_equal(weights["head/kernel"], state.params["head/kernel"])
-
-
-def _at(run):
-    return entry._open_run(run)[0], 4
-
-
-def test_a_step_is_chosen_by_number_or_word(run):
-    directory, config = entry._open_run(run)
-    assert [entry.choose_step(directory, config, s) for s in (None, "latest", 4, "4")] == [4] * 4
-    with pytest.raises(CheckpointError, match=r"no checkpoint '7'. Found: 4, latest, best"):
-        entry.choose_step(directory, config, "7")
 
 
 def test_what_is_no_run_is_told(tmp_path):
@@ -187,60 +146,6 @@ def test_a_config_may_be_a_configdict():
 
     config = entry.resolve_config(draft.draft_of(runs.config()))
     assert dataclasses.asdict(config)["train"]["global_batch_size"] == 16
-
-
-def test_results_of_an_evaluation_whose_data_changed_are_forgotten(tmp_path):
-    engine.train(runs.config(train__total="4 steps", checkpoint__best="heldout/loss"), workdir=tmp_path)
-    before = runs.rows(tmp_path, "heldout/loss")[4]
-    other = dict(heldout=dict(data=dict(target="tests.zoo.source", n=11, seed=3), every="4 steps"))
-    summary = engine.train(
-        runs.config(train__total="4 steps", checkpoint__best="heldout/loss", evaluations=other), workdir=tmp_path
-    )
-    after = runs.rows(tmp_path, "heldout/loss")[4]
-    assert summary.best["heldout/loss"] == (4, after)
-    assert after != before
-
-
-def stored(path):
-    """A source whose content lies in a file."""
-    with np.load(path) as arrays:
-        return engine.ArraySource(dict(arrays))
-
-
-def write(path, n=64, seed=0):
-    with open(path, "wb") as file:
-        np.savez(file, allow_pickle=False, **zoo.examples(n, seed))
-    return dict(target="tests.entry_test.stored", path=str(path))
-
-
-def test_a_changed_dataset_is_refused_with_the_difference_unless_it_is_accepted(tmp_path):
-    data = write(tmp_path / "data.npz")
-    run, short = tmp_path / "run", {**SHORT, "optimizer__schedule": "constant", "data": data}
-    engine.train(runs.config(**short), workdir=run)
-    write(tmp_path / "data.npz", n=65, seed=1)
-    longer = runs.config(**{**short, "train__total": "3 steps"})
-    with pytest.raises(DataError) as error:
-        engine.train(longer, workdir=run)
-    assert f"{run} holds a run on another dataset:\n  data: examples: 64 -> 65\n  data: content: " in str(error.value)
-    assert "--accept-data-change" in str(error.value)
-    assert engine.train(longer, workdir=run, accept_data_change=True).step == 3
-    assert "which is accepted: data: examples: 64 -> 65" in (run / "log.txt").read_text()
-    assert engine.train(longer, workdir=run).step == 3  # it is the run's dataset now
-
-
-def test_changed_content_of_an_evaluation_is_told_and_its_results_are_forgotten(tmp_path):
-    data = write(tmp_path / "data.npz", n=37)
-    config = runs.config(train__total="4 steps", evaluations__heldout__data=data, checkpoint__best="heldout/loss")
-    engine.train(config, workdir=tmp_path / "run")
-    before = runs.rows(tmp_path / "run", "heldout/loss")[4]
-    write(tmp_path / "data.npz", n=37, seed=5)
-    summary = engine.train(config, workdir=tmp_path / "run")
-    after = runs.rows(tmp_path / "run", "heldout/loss")[4]
-    assert summary.best["heldout/loss"] == (4, after) and after != before
-    told = (
-        "heldout is another dataset than before, so its earlier results are dropped: evaluations.heldout.data: content"
-    )
-    assert told in (tmp_path / "run/log.txt").read_text()
 
 
 def test_a_new_run_begins_with_the_weights_of_another_and_a_started_one_does_not(run, tmp_path):

@@ -20,7 +20,7 @@ TOP = Path(__file__).parents[1]
 # From the roof down. Rooms of one floor know nothing of each other; trainer and evaluation share one.
 HOUSE = (
     ("main+arguments",),
-    ("entry", "doctor", "launch"),
+    ("entry+resume+saved_run", "doctor", "launch"),
     ("trainer+attempt+events+phases+evaluation",),
     ("training", "checkpoint", "observe", "resilience", "layers"),
     ("tuning",),  # on the level of parallel too, but it reads the layout of parallel

@@ -1,88 +1,123 @@
-"""Kill it, stop it, start it again: the run that comes out is the unbroken run, bit for bit."""
+"""The rules of resuming: which changes of the config and of the data are refused, accepted or free."""
 
-import signal
-import time
-from pathlib import Path
-
+import numpy as np
 import pytest
 
-from tests import runs
+import engine
+from engine import resume
+from engine.config.errors import ConfigError, DataError
+from engine.config.text import to_text
+from engine.resume import Accepted
+from engine.run.directory import RunDirectory
+from tests import runs, zoo
 
-ARGS = (
-    "train", "--config=configs.digits", "--config.train.total=400 steps", "--config.checkpoint.every=10 steps",
-    "--config.log.every=1 step", "--config.evaluations.heldout.every=150 steps", "--config.log.tensorboard=False",
-    "--config.train.ema_decay=0.9",
-)  # fmt: skip
+SHORT = dict(train__total="2 steps", checkpoint__every=None, evaluations={})
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    path = tmp_path_factory.mktemp("unbroken") / "run"
-    done = runs.convoy(*ARGS, f"--workdir={path}")
-    assert done.returncode == 0, done.stderr
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("resume") / "run"
+    engine.train(runs.config(train__total="4 steps", train__ema_decay=0.5), workdir=path)
     return path
 
 
-def wait_for(condition, process, seconds=60):
-    """Polls until the condition holds; the process must not end before (the run is long enough)."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end
-        time.sleep(0.005)
+def test_a_run_without_a_checkpoint_may_change_in_every_way(tmp_path):
+    directory = RunDirectory.open(tmp_path)
+    directory.write_config_text(to_text(runs.config()))
+    assert resume.check_config(runs.config(train__seed=7), directory, Accepted()) == []
+    assert resume.check_data({}, directory, Accepted()) == ([], [])
+    directory.close()
 
 
-def checkpoints(run: Path) -> set[str]:
-    return {path.parent.name for path in run.glob("checkpoints/*/commit_success.txt") if path.parent.name.isdecimal()}
+def test_evaluations_with_another_data_section_are_named(run):
+    settings = dict(train__total="4 steps", train__ema_decay=0.5)
+    other = dict(
+        heldout=dict(data=dict(target="tests.zoo.source", n=11)), new=dict(data=dict(target="tests.zoo.source"))
+    )
+    directory = RunDirectory(run)
+    assert resume.check_config(runs.config(**settings), directory, Accepted()) == []
+    assert resume.check_config(runs.config(**settings, evaluations=other), directory, Accepted()) == ["heldout"]
 
 
-def same_run(run: Path, unbroken: Path, tmp_path: Path) -> None:
-    """Losses of all steps, results and final weights are equal, bit for bit."""
-    assert runs.rows(run) == runs.rows(unbroken)
-    assert runs.rows(run, "heldout/loss") == runs.rows(unbroken, "heldout/loss")
-    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
-    for path, file in zip((run, unbroken), files, strict=True):
-        done = runs.convoy("checkpoints", str(path), f"--export={file}", "--step=latest")
-        assert done.returncode == 0, done.stderr
-    assert files[0].read_bytes() == files[1].read_bytes()
+def test_a_changed_identity_field_is_refused_with_the_difference(run):
+    with pytest.raises(ConfigError) as error:
+        engine.train(runs.config(train__total="4 steps", train__ema_decay=0.5, train__seed=7), workdir=run)
+    assert "train.seed: 0 -> 7" in str(error.value)
+    assert "--fresh" in str(error.value)
+    assert runs.status(run)["state"] == "done"
 
 
-@pytest.mark.parametrize("k", [1, 8])
-def test_a_killed_run_goes_on_bit_for_bit(unbroken, tmp_path, k):
-    args = (*ARGS, f"--workdir={tmp_path / 'run'}", f"--config.train.steps_per_dispatch={k}")
-    for wanted in (1, 4):  # killed twice, wherever it happens to be
-        process = runs.start(*args)
-        wait_for(lambda wanted=wanted: steps_of(tmp_path) > 40 * wanted, process)
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-        assert runs.status(tmp_path / "run")["exit_code"] is None
-    assert runs.convoy(*args).returncode == 0
-    assert runs.status(tmp_path / "run")["attempt"] == 3
-    same_run(tmp_path / "run", unbroken, tmp_path)
+def test_changing_total_requires_accept_schedule_change(tmp_path):
+    engine.train(runs.config(**SHORT), workdir=tmp_path)
+    longer = runs.config(**{**SHORT, "train__total": "3 steps"})
+    with pytest.raises(ConfigError, match=r"2 steps -> 3 steps changes the cosine.*--accept-schedule-change"):
+        engine.train(longer, workdir=tmp_path)
+    assert engine.train(longer, workdir=tmp_path, accept_schedule_change=True).step == 3
 
 
-def steps_of(tmp_path: Path) -> int:
-    file = tmp_path / "run/metrics.jsonl"
-    return len(file.read_text().splitlines()) if file.exists() else 0
+def test_mesh_periods_and_logging_may_change(tmp_path):
+    engine.train(runs.config(**SHORT, optimizer__schedule="constant"), workdir=tmp_path)
+    config = runs.config(
+        optimizer__schedule="constant",
+        train__total="4 steps",
+        mesh__fsdp=8,
+        train__accumulate=2,
+        log__every="2 steps",
+        evaluations={},
+    )
+    assert engine.train(config, workdir=tmp_path).step == 4
+    assert "train.total: 4 steps\n" in (tmp_path / "config.txt").read_text()
 
 
-@pytest.mark.parametrize(
-    ("number", "code", "state"), [(signal.SIGTERM, 42, "preempted"), (signal.SIGINT, 130, "interrupted")]
-)
-def test_a_stopped_run_saves_and_says_how_to_go_on(unbroken, tmp_path, number, code, state):
-    args = (*ARGS, f"--workdir={tmp_path / 'run'}", "--config.checkpoint.every=None")
-    process = runs.start(*args)
-    wait_for(lambda: steps_of(tmp_path) > 3, process)
-    process.send_signal(number)
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode == code, output
-    status = runs.status(tmp_path / "run")
-    assert (status["state"], status["exit_code"]) == (state, code)
-    assert 3 < status["step"] < 400
-    assert f"is saved in {tmp_path / 'run'}" in output
-    assert f"go on from {status['step']}" in output
-    assert "Traceback" not in output
-    assert str(status["step"]) in checkpoints(tmp_path / "run")
-    assert runs.convoy(*args).returncode == 0
-    same_run(tmp_path / "run", unbroken, tmp_path)
+def test_results_of_an_evaluation_whose_data_changed_are_dropped(tmp_path):
+    engine.train(runs.config(train__total="4 steps", checkpoint__best="heldout/loss"), workdir=tmp_path)
+    before = runs.rows(tmp_path, "heldout/loss")[4]
+    other = dict(heldout=dict(data=dict(target="tests.zoo.source", n=11, seed=3), every="4 steps"))
+    summary = engine.train(
+        runs.config(train__total="4 steps", checkpoint__best="heldout/loss", evaluations=other), workdir=tmp_path
+    )
+    after = runs.rows(tmp_path, "heldout/loss")[4]
+    assert summary.best["heldout/loss"] == (4, after)
+    assert after != before
+
+
+def stored(path):
+    """A source whose content lies in a file."""
+    with np.load(path) as arrays:
+        return engine.ArraySource(dict(arrays))
+
+
+def write(path, n=64, seed=0):
+    with open(path, "wb") as file:
+        np.savez(file, allow_pickle=False, **zoo.examples(n, seed))
+    return dict(target="tests.resume_test.stored", path=str(path))
+
+
+def test_a_changed_dataset_is_refused_with_the_difference_unless_it_is_accepted(tmp_path):
+    data = write(tmp_path / "data.npz")
+    run, short = tmp_path / "run", {**SHORT, "optimizer__schedule": "constant", "data": data}
+    engine.train(runs.config(**short), workdir=run)
+    write(tmp_path / "data.npz", n=65, seed=1)
+    longer = runs.config(**{**short, "train__total": "3 steps"})
+    with pytest.raises(DataError) as error:
+        engine.train(longer, workdir=run)
+    assert f"{run} holds a run on another dataset:\n  data: examples: 64 -> 65\n  data: content: " in str(error.value)
+    assert "--accept-data-change" in str(error.value)
+    assert engine.train(longer, workdir=run, accept_data_change=True).step == 3
+    assert "which is accepted: data: examples: 64 -> 65" in (run / "log.txt").read_text()
+    assert engine.train(longer, workdir=run).step == 3  # it is the run's dataset now
+
+
+def test_changed_content_of_an_evaluation_is_reported_and_its_results_are_dropped(tmp_path):
+    data = write(tmp_path / "data.npz", n=37)
+    config = runs.config(train__total="4 steps", evaluations__heldout__data=data, checkpoint__best="heldout/loss")
+    engine.train(config, workdir=tmp_path / "run")
+    before = runs.rows(tmp_path / "run", "heldout/loss")[4]
+    write(tmp_path / "data.npz", n=37, seed=5)
+    summary = engine.train(config, workdir=tmp_path / "run")
+    after = runs.rows(tmp_path / "run", "heldout/loss")[4]
+    assert summary.best["heldout/loss"] == (4, after) and after != before
+    told = (
+        "heldout is another dataset than before, so its earlier results are dropped: evaluations.heldout.data: content"
+    )
+    assert told in (tmp_path / "run/log.txt").read_text()

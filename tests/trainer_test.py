@@ -23,7 +23,9 @@ from engine.parallel.mesh import make_mesh
 from engine.resilience.divergence import Diverged
 from engine.run import goodput
 from engine.run.directory import RunDirectory
+from engine.saved_run import SavedRun
 from engine.trainer import Trainer
+from engine.training.build import build_sources
 from tests import runs, zoo
 
 
@@ -35,8 +37,8 @@ def unbroken(tmp_path_factory):
 
 
 def final_state(path):
-    directory, config = entry._open_run(path)
-    return entry._restore(directory, 10, entry._program(config)[0])
+    run = SavedRun(path)
+    return run.restore(10, entry.program(run.config)[0])
 
 
 def test_a_run_writes_what_its_periods_say(unbroken):
@@ -350,7 +352,7 @@ def test_a_run_compiles_its_step_once(tmp_path):
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         config = dataclasses.replace(config, hooks={"watch": Hook(every=Duration(1, "steps"))})
-        source, evaluations = entry.sources_of(config)
+        source, evaluations = build_sources(config)
         trainer = Trainer(
             zoo.Classify(), make_mesh(config.mesh), source, config, directory, evaluation_sources=evaluations,
             hooks={"watch": Watch()}, on_row=lambda row: None, on_message=lambda text: None,
@@ -384,8 +386,8 @@ def poisoned(policy, bad, factor=None, **settings):
 
 
 def state_at(path, step):
-    directory, config = entry._open_run(path)
-    return entry._restore(directory, step, entry._program(config)[0])
+    run = SavedRun(path)
+    return run.restore(step, entry.program(run.config)[0])
 
 
 def position(path, step):

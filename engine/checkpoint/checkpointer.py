@@ -14,9 +14,9 @@ from engine.checkpoint.async_save import Saver
 from engine.checkpoint.policy import Retention, SavePolicy
 from engine.checkpoint.store import CheckpointStore, StorageError
 from engine.cluster import group
+from engine.config.duration import RunSize
 from engine.config.errors import RunError
-from engine.config.schema import Config
-from engine.config.text import to_text
+from engine.config.schema import Checkpoint
 from engine.run.directory import RunDirectory
 from engine.types import Json, PyTree
 
@@ -173,15 +173,15 @@ class Checkpointer:
 
 
 def build_checkpointer(
-    config: Config, directory: RunDirectory, dataset_size: int, total_steps: int, say: Callable[[str], None]
+    checkpoint: Checkpoint, config_text: str, directory: RunDirectory, size: RunSize, say: Callable[[str], None]
 ) -> Checkpointer:
-    """Returns the checkpointer of an attempt; `dataset_size` examples are an epoch."""
-    checkpoint, path, lease = config.checkpoint, directory.checkpoints, directory.lease
+    """Returns the checkpointer of an attempt; `config_text` is stored with each checkpoint."""
+    path, lease = directory.checkpoints, directory.lease
     return Checkpointer(
         CheckpointStore(path, lease, timeout_s=checkpoint.timeout.seconds),
-        SavePolicy(checkpoint.every, config.train.global_batch_size, dataset_size, total_steps),
+        SavePolicy(checkpoint.every, size.batch_size, size.dataset_size, size.total_steps),
         Retention(path, checkpoint.keep_latest, checkpoint.best, checkpoint.best_mode, checkpoint.keep_best, lease),
-        to_text(config),
+        config_text,
         on_failure=checkpoint.on_failure,
         say=say,
     )

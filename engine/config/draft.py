@@ -21,7 +21,7 @@ from engine.config.schema import Config, Target
 class Draft(ConfigDict):
     """One section, entry table or open dict of a config that is being written."""
 
-    def __init__(self, initial: Mapping[str, Any] | ConfigDict | None = None, *, slot: Slot = OPEN, path: str = ""):
+    def __init__(self, initial: Mapping[str, object] | ConfigDict | None = None, *, slot: Slot = OPEN, path: str = ""):
         super().__init__(None, type_safe=False, convert_dict=False, sort_keys=False, allow_dotted_keys=slot == OPEN)
         object.__setattr__(self, "_slot", slot)
         object.__setattr__(self, "_path", path)
@@ -31,7 +31,7 @@ class Draft(ConfigDict):
         for name, value in (initial or {}).items():
             self[name] = value
 
-    def __setitem__(self, key: str, value: Any) -> None:
+    def __setitem__(self, key: str, value: object) -> None:
         path = join(self._path, key)
         slot = child(self._slot, key, path)
         if isinstance(value, FieldReference):
@@ -43,7 +43,7 @@ class Draft(ConfigDict):
         else:
             value = check_value(slot, value, path)
             if isinstance(value, dict) and all(isinstance(name, str) for name in value):
-                value = Draft(value, slot=OPEN, path=path)
+                value = Draft({str(name): item for name, item in value.items()}, slot=OPEN, path=path)
         super().__setitem__(key, value)
 
     def __getattr__(self, name: str) -> Any:
@@ -70,11 +70,11 @@ class Draft(ConfigDict):
         return _restore(self.to_dict(), self._slot, self._path)
 
 
-def _restore(values: dict[str, Any], slot: Slot, path: str) -> Draft:
+def _restore(values: dict[str, object], slot: Slot, path: str) -> Draft:
     return Draft(values, slot=slot, path=path)
 
 
-def _not_a_dict(slot: Slot, value: Any, path: str) -> FieldError:
+def _not_a_dict(slot: Slot, value: object, path: str) -> FieldError:
     if slot.section is not None:
         names = ", ".join(slots(slot.section))
         return FieldError(
@@ -83,7 +83,7 @@ def _not_a_dict(slot: Slot, value: Any, path: str) -> FieldError:
     return FieldError(path, f"found {value!r}, allowed is a dict", "Write {} for an empty one.")
 
 
-def thaw(value: Any) -> Any:
+def thaw(value: object) -> Any:
     """Returns a Config, a section or a value of one as users write it: dicts, a target's arguments among its fields."""
     if isinstance(value, Duration):
         return str(value)
@@ -100,7 +100,7 @@ def defaults() -> Draft:
     return Draft(slot=ROOT)
 
 
-def draft_of(config: Config | Mapping[str, Any] | ConfigDict) -> Draft:
+def draft_of(config: Config | Mapping[str, object] | ConfigDict) -> Draft:
     """Returns a Draft of its own with the values of a config in any form.
 
     Raises:

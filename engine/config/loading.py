@@ -15,7 +15,6 @@ import sys
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import ml_collections
 
@@ -103,7 +102,7 @@ def _from_file(path: Path) -> Draft:
     module.__file__ = str(path)
     shown = _shown(path)
 
-    def run() -> Any:
+    def run() -> object:
         exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
         return _get_config(module, shown)()
 
@@ -113,7 +112,7 @@ def _from_file(path: Path) -> Draft:
 def _from_module(reference: str) -> Draft:
     _make_importable(Path.cwd())
 
-    def run() -> Any:
+    def run() -> object:
         try:
             module = importlib.import_module(reference)
         except ModuleNotFoundError as error:
@@ -149,7 +148,7 @@ def _folders_of(package: str) -> list[str]:
     return list(spec.submodule_search_locations or ()) if spec else []
 
 
-def _get_config(module: types.ModuleType, shown: str) -> Callable[[], Any]:
+def _get_config(module: types.ModuleType, shown: str) -> Callable[[], object]:
     function = getattr(module, "get_config", None)
     if not callable(function):
         functions = [name for name, value in vars(module).items() if callable(value)]
@@ -158,7 +157,7 @@ def _get_config(module: types.ModuleType, shown: str) -> Callable[[], Any]:
     return function
 
 
-def _draft(run: Callable[[], Any], shown: str, stem: str) -> Draft:
+def _draft(run: Callable[[], object], shown: str, stem: str) -> Draft:
     """Runs a config's code; the result is a draft of its own, named after the file unless it has a name."""
     try:
         returned = run()

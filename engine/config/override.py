@@ -11,7 +11,6 @@ false in any case are booleans, `(data, fsdp)` is a tuple of words, and the rest
 import ast
 import re
 from collections.abc import Iterable
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -19,6 +18,7 @@ from engine.config.draft import Draft
 from engine.config.duration import Duration
 from engine.config.errors import ConfigError, FieldError
 from engine.config.fields import ROOT, Slot, check_value, child, describe, join, slots
+from engine.config.schema import Plain
 
 _WORD_TUPLE = re.compile(r"[(\[]\s*(?:[\w./-]+\s*,\s*)+(?:[\w./-]+\s*)?[)\]]")
 _TEXT = {"true": True, "false": False}
@@ -69,7 +69,7 @@ def locate(path: str) -> Slot:
     return slot
 
 
-def assign(draft: Draft, path: str, value: Any) -> None:
+def assign(draft: Draft, path: str, value: object) -> None:
     """Sets the field at a dotted path, making the entries and dicts on the way. Raises FieldError."""
     *parents, name = path.split(".") if not path.startswith("tiny.") else path.split(".", 1)
     here, container = "", draft
@@ -83,7 +83,7 @@ def assign(draft: Draft, path: str, value: Any) -> None:
     container[name] = value
 
 
-def parse(slot: Slot, text: str, path: str) -> Any:
+def parse(slot: Slot, text: str, path: str) -> Plain:
     """Reads the text of a value for a slot. Raises FieldError when it is not of the slot's type."""
     text = text.strip()
     if slot.is_container:
@@ -117,7 +117,7 @@ def _read_text(text: str) -> str:
     return text
 
 
-def _parse_plain(text: str) -> Any:
+def _parse_plain(text: str) -> Plain:
     if text.lower() in _TEXT:
         return _TEXT[text.lower()]
     try:
@@ -129,7 +129,7 @@ def _parse_plain(text: str) -> Any:
     return text
 
 
-def _parse_dict(slot: Slot, text: str, path: str) -> Any:
+def _parse_dict(slot: Slot, text: str, path: str) -> Plain:
     value = _parse_plain(text)
     if isinstance(value, dict):
         return value

@@ -12,13 +12,13 @@ from types import MappingProxyType, ModuleType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from engine.config.errors import ConfigError, FieldError, did_you_mean
-from engine.config.schema import Target, field_names
+from engine.config.schema import Config, Target, field_names
 
 _PLAIN = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 _OF_NUMBERS = ("jax", "jaxlib", "numpy")  # packages whose classes hold numbers, as optax's annotations name them
 
 
-def resolve(target: Target, where: str) -> Callable[..., Any]:
+def resolve(target: Target, where: str) -> Callable[..., object]:
     """Imports the dotted path of `target` and returns what it names.
 
     Args:
@@ -77,7 +77,7 @@ def _import_failed(name: str, error: Exception, target: Target, field: str) -> C
     )
 
 
-def _member(owner: Any, path: str, part: str, target: Target, field: str) -> Any:
+def _member(owner: Any, path: str, part: str, target: Target, field: str) -> object:
     """The attribute or submodule `part` of what `path` names."""
     if hasattr(owner, part):
         return getattr(owner, part)
@@ -133,7 +133,22 @@ def check(target: Target, where: str, given: Collection[str] = ()) -> None:
             )
 
 
-def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
+def check_targets(config: Config) -> None:
+    """Imports every target of a config and checks its arguments; no device starts.
+
+    Raises:
+        ConfigError: a name that does not exist, or an argument that the target does not take.
+    """
+    check(config.task, "task")
+    check(config.data, "data")
+    check(config.optimizer, "optimizer", given=("learning_rate",))
+    for name, evaluation in config.evaluations.items():
+        check(evaluation.data, f"evaluations.{name}.data")
+    for name, hook in config.hooks.items():
+        check(hook, f"hooks.{name}")
+
+
+def _parameters(function: Callable[..., object]) -> Mapping[str, inspect.Parameter] | None:
     """The parameters by name; None for builtins that have no signature: the call itself will tell."""
     try:
         plain = inspect.signature(function)
@@ -161,7 +176,7 @@ def _signature_text(named: Mapping[str, inspect.Parameter], given: Collection[st
     return ", ".join(texts)
 
 
-def _check_type(path: str, value: Any, parameter: inspect.Parameter, target: Target) -> None:
+def _check_type(path: str, value: object, parameter: inspect.Parameter, target: Target) -> None:
     """Compares a value with an annotation whose parts are all plain; others are the author's own business."""
     wanted = _alternatives(parameter.annotation)
     takes = [_takes(one, value) for one in wanted]
@@ -174,7 +189,7 @@ def _check_type(path: str, value: Any, parameter: inspect.Parameter, target: Tar
     raise FieldError(path, f"found {value!r}, {allowed}", f"Change it in the config.{near}")
 
 
-def _alternatives(annotation: Any) -> list[Any]:
+def _alternatives(annotation: object) -> list[object]:
     """What an annotation allows, a type or a value each: the parts of a union, the values of a Literal."""
     origin = get_origin(annotation)
     if origin in (Union, UnionType):
@@ -185,7 +200,7 @@ def _alternatives(annotation: Any) -> list[Any]:
     return [None if annotation is NoneType else object if isinstance(annotation, str) else annotation]
 
 
-def _takes(one: Any, value: Any) -> bool | None:
+def _takes(one: object, value: object) -> bool | None:
     """Whether an alternative allows a value; None where that is not known."""
     if one is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
@@ -198,11 +213,11 @@ def _takes(one: Any, value: Any) -> bool | None:
     return None
 
 
-def _is_of_numbers(one: Any) -> bool:
+def _is_of_numbers(one: object) -> bool:
     return one is complex or (isinstance(one, type) and one.__module__.partition(".")[0] in _OF_NUMBERS)
 
 
-def _word(one: Any) -> str:
+def _word(one: object) -> str:
     return "a number" if _is_of_numbers(one) else _PLAIN.get(one) or repr(one)
 
 
@@ -217,7 +232,7 @@ def build(target: Target, where: str, **given: Any) -> Any:
     return resolve(target, where)(**arguments, **given)
 
 
-def _own(value: Any, path: str) -> Any:
+def _own(value: object, path: str) -> object:
     """A copy of a config value in ordinary containers, with the targets inside it built."""
     if inner := _as_target(value):
         return build(inner, path)
@@ -228,7 +243,7 @@ def _own(value: Any, path: str) -> Any:
     return value
 
 
-def _inner(value: Any, path: str) -> Iterator[tuple[Target, str]]:
+def _inner(value: object, path: str) -> Iterator[tuple[Target, str]]:
     """Yields the targets inside an argument, and where they stand; those inside of these are theirs to check."""
     if inner := _as_target(value):
         yield inner, path
@@ -240,7 +255,7 @@ def _inner(value: Any, path: str) -> Iterator[tuple[Target, str]]:
             yield from _inner(item, f"{path}.{number}")
 
 
-def _as_target(value: Any) -> Target | None:
+def _as_target(value: object) -> Target | None:
     """The target that a dictionary among the arguments describes, if it is one."""
     if not isinstance(value, MappingProxyType | dict) or not isinstance(value.get("target"), str):
         return None

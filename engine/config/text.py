@@ -6,7 +6,6 @@ of a single value, which is the command line's (`override.py`).
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
 
 from engine.config.draft import defaults
 from engine.config.duration import Duration
@@ -17,7 +16,7 @@ from engine.config.schema import Config, Target
 from engine.config.validation import validate
 
 
-def flatten(config: Config) -> list[tuple[str, Any]]:
+def flatten(config: Config) -> list[tuple[str, object]]:
     """Returns (dotted name, value) of every field, in the order of the schema; arguments after a section's own fields.
 
     Dicts under open names are flattened too, where their keys are words; other dicts are one value.
@@ -25,7 +24,7 @@ def flatten(config: Config) -> list[tuple[str, Any]]:
     return list(_section("", config))
 
 
-def _section(path: str, section: Any) -> Iterator[tuple[str, Any]]:
+def _section(path: str, section: object) -> Iterator[tuple[str, object]]:
     for name, slot in slots(type(section)).items():
         value, where = getattr(section, name), join(path, name)
         if slot.section is not None:
@@ -43,7 +42,7 @@ def _section(path: str, section: Any) -> Iterator[tuple[str, Any]]:
             yield from _plain(join(path, key), item)
 
 
-def _plain(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+def _plain(path: str, value: object) -> Iterator[tuple[str, object]]:
     if isinstance(value, Mapping) and value and all(_is_word(key) for key in value):
         for key, item in value.items():
             yield from _plain(join(path, key), item)
@@ -51,7 +50,7 @@ def _plain(path: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _is_word(key: Any) -> bool:
+def _is_word(key: object) -> bool:
     return isinstance(key, str) and key.replace("-", "_").isidentifier()
 
 
@@ -60,7 +59,7 @@ def to_text(config: Config) -> str:
     return "".join(f"{name}: {value_text(name, value)}\n" for name, value in flatten(config))
 
 
-def value_text(name: str, value: Any) -> str:
+def value_text(name: str, value: object) -> str:
     """Returns a value as it is written behind the field `name`."""
     if isinstance(value, Duration):
         return str(value)
@@ -78,7 +77,7 @@ def _reads_as_itself(name: str, value: str) -> bool:
         return False
 
 
-def _ordinary(value: Any) -> Any:
+def _ordinary(value: object) -> object:
     if isinstance(value, MappingProxyType):
         return {key: _ordinary(item) for key, item in value.items()}
     return tuple(_ordinary(item) for item in value) if isinstance(value, tuple) else value

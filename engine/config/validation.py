@@ -20,7 +20,7 @@ from engine.config.override import locate
 from engine.config.schema import Config, Target
 
 
-def validate(config: ConfigDict | Mapping[str, Any] | Config, origin: str = "") -> Config:
+def validate(config: ConfigDict | Mapping[str, object] | Config, origin: str = "") -> Config:
     """Returns the frozen Config: dataclasses, read-only mappings, tuples.
 
     Args:
@@ -61,13 +61,13 @@ def _freeze(section: type, draft: Any) -> Any:
     return section(**fields)
 
 
-def _frozen(value: Any) -> Any:
+def _frozen(value: object) -> object:
     if isinstance(value, Mapping | ConfigDict):
         return read_only({key: _frozen(item) for key, item in value.items()})
     return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def read_only(values: dict[Any, Any]) -> MappingProxyType:
+def read_only[K, V](values: dict[K, V]) -> MappingProxyType[K, V]:
     """Returns a read-only view of a dict that nobody else holds."""
     return MappingProxyType(values)
 

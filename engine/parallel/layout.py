@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from engine.config.schema import Config
+from engine.config.schema import Sharding, Train
 from engine.parallel.rules import RULES, Rules, mesh_axes
 
 NAMED = "named:"  # prefix of the name of a value in Layout.used
@@ -94,9 +94,8 @@ class Layout:
         return self.mesh
 
 
-def layout_of(mesh: Mesh, config: Config) -> Layout:
-    """Returns the layout that a config chooses."""
-    sharding, train = config.sharding, config.train
+def layout_of(mesh: Mesh, sharding: Sharding, train: Train) -> Layout:
+    """Returns the layout that two sections of a config choose."""
     return Layout(
         mesh=mesh,
         rules={**RULES, **sharding.rules},

@@ -19,7 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from engine.cluster import processes
 from engine.config import hardware
 from engine.config.errors import ConfigError, ShardingError
-from engine.config.schema import Config, MeshSpec, Slices
+from engine.config.schema import MeshSpec, Slices
 from engine.types import Device
 
 AXES = hardware.AXES
@@ -294,24 +294,47 @@ def cpu_device_count(setting: int | str | None, batch_size: int) -> int | None:
     return setting
 
 
-def stand_in_devices(config: Config, count: int | None = None) -> tuple[Config, Sequence[Device] | None]:
-    """Creates CPU devices to explain a mesh that is larger than this machine. Call it before JAX creates devices.
+def create_cpu_devices(setting: int | str | None, batch_size: int) -> int | None:
+    """Makes JAX create the CPU devices of `mesh.cpu_devices`; returns their number, None where JAX decides it.
+
+    Raises:
+        ConfigError: JAX has already started its devices.
+    """
+    count = cpu_device_count(setting, batch_size)
+    if count is None:
+        return None
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"mesh.cpu_devices = {count}: JAX has already started its devices in this process. Set JAX_NUM_CPU_DEVICES "
+            "before it does, or leave mesh.cpu_devices at None."
+        ) from error
+    return count
+
+
+def stand_in_devices(
+    spec: MeshSpec, batch_size: int, count: int | None = None
+) -> tuple[MeshSpec, Sequence[Device] | None]:
+    """Makes CPU devices on which a mesh can be explained that is larger than what is here.
+
+    Must come before anything asks JAX for devices.
 
     Args:
-        config: whose axes multiply to the number of devices.
-        count: number of devices; None takes the product of the axes, unless JAX_NUM_CPU_DEVICES or `mesh.cpu_devices`
-            gives enough.
+        spec: whose axes multiply to the devices that are needed.
+        batch_size: of a step.
+        count: how many are wanted; None asks the axes, unless JAX_NUM_CPU_DEVICES or `mesh.cpu_devices` makes enough.
 
     Returns:
-        The config, without `mesh.cpu_devices` once they exist, and the CPU devices, or None where the devices of JAX
-        suffice.
+        The mesh section, which asks for no more devices once they are made, and CPU devices, or None where those that
+        JAX has will do.
     """
-    within, between, _ = _chosen(config.mesh, 1, "cpu", None)
+    within, between, _ = _chosen(spec, 1, "cpu", None)
     needed = count or math.prod(size for size in (*within.values(), *between.values()) if size and size > 0)
-    configured = cpu_device_count(config.mesh.cpu_devices, config.train.global_batch_size) or 0
-    if count is None and ("JAX_NUM_CPU_DEVICES" in os.environ or configured >= needed):
-        return config, None
-    config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, cpu_devices=None))
+    made = cpu_device_count(spec.cpu_devices, batch_size) or 0
+    if count is None and ("JAX_NUM_CPU_DEVICES" in os.environ or made >= needed):
+        return spec, None
+    spec = dataclasses.replace(spec, cpu_devices=None)
     jax.config.update("jax_num_cpu_devices", needed)
-    available = jax.device_count()
-    return config, None if available == needed or (count is None and available > needed) else jax.devices("cpu")
+    here = jax.device_count()
+    return spec, None if here == needed or (count is None and here > needed) else jax.devices("cpu")

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 from jax.tree_util import KeyPath
 
-from engine.config.schema import Config
+from engine.config.schema import MeshSpec, Sharding
 from engine.parallel import schedule
 from engine.parallel.collectives import Collective, summed
 from engine.parallel.mesh import axes_of, axes_text
@@ -25,17 +25,24 @@ type Leaves = Iterable[tuple[KeyPath, jax.ShapeDtypeStruct]]
 SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int32": "i32", "uint32": "u32", "bool": "bool"}
 
 
-def describe(config: Config, mesh: Mesh, state: Mapping[str, PyTree], names: Names, total_steps: int) -> str:
+def describe(
+    spec: MeshSpec,
+    sharding: Sharding,
+    mesh: Mesh,
+    state: Mapping[str, PyTree],
+    names: Names,
+    total_steps: int,
+) -> str:
     """Returns the report.
 
     Args:
-        config: of the run.
+        spec, sharding: the sections of the config.
         mesh: the resolved mesh.
         state: the train state as ShapeDtypeStruct with shardings.
         names: of the parameters.
         total_steps: of the run.
     """
-    lines = [*_mesh_lines(config, mesh), f"steps: {total_steps}", ""]
+    lines = [*_mesh_lines(spec, sharding, mesh), f"steps: {total_steps}", ""]
     params = state["params"]
     for part in ("params", "carried", "ema", "opt_state"):
         leaves = jax.tree.leaves_with_path(state.get(part, {}))
@@ -51,20 +58,20 @@ def describe(config: Config, mesh: Mesh, state: Mapping[str, PyTree], names: Nam
     return "\n".join(lines)
 
 
-def _mesh_lines(config: Config, mesh: Mesh) -> list[str]:
+def _mesh_lines(spec: MeshSpec, sharding: Sharding, mesh: Mesh) -> list[str]:
     """Returns the lines about the mesh, its origin and slices, the rules that the config changes, and the pipeline."""
-    axes, device = axes_of(config.mesh, list(mesh.devices.flat)), mesh.devices.flat[0]
+    axes, device = axes_of(spec, list(mesh.devices.flat)), mesh.devices.flat[0]
     lines = [f"mesh: {axes_text(mesh.shape)} ({mesh.size} x {device.device_kind}), from {axes.origin}"]
     if axes.slices > 1:
         lines.append(
             f"slices: {axes.slices}, {axes_text(axes.between)} between them, {axes_text(axes.within)} within each"
         )
-    changed = {name: axis for name, axis in config.sharding.rules.items() if name not in RULES or RULES[name] != axis}
+    changed = {name: axis for name, axis in sharding.rules.items() if name not in RULES or RULES[name] != axis}
     if changed:
         lines.append("rules: " + ", ".join(f"{name} -> {axis}" for name, axis in changed.items()))
     if (stages := mesh.shape["pipeline"]) > 1:
-        repeats = config.sharding.repeats
-        microbatches = schedule.microbatches_of(config.sharding.microbatches, stages)
+        repeats = sharding.repeats
+        microbatches = schedule.microbatches_of(sharding.microbatches, stages)
         bubble = schedule.bubble(stages, microbatches, repeats)
         lines.append(
             f"pipeline: {stages} stages, {microbatches} microbatches, {repeats} repeats: stages wait "

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from engine.config.errors import ConvoyError, first_line
-from engine.config.schema import Config
+from engine.config.schema import MeshSpec, Train
 
 _SIGN = re.compile(r"(?:^RESOURCE_EXHAUSTED: |\b(?=(?:[Rr]an o|[Oo])ut of memory\b))(.*)")
 
@@ -19,7 +19,7 @@ class OutOfMemory(ConvoyError):
 
 
 @contextmanager
-def out_of_memory_reported(config: Config) -> Iterator[None]:
+def out_of_memory_reported(train: Train, mesh: MeshSpec) -> Iterator[None]:
     """Turns the out-of-memory errors of JAX and Python into an OutOfMemory."""
     try:
         yield
@@ -36,20 +36,21 @@ def out_of_memory_reported(config: Config) -> Iterator[None]:
             raise
         raise OutOfMemory(
             f"a device's memory does not suffice ({sign[1].rstrip('.')}). What makes a run smaller: "
-            f"{'; '.join(smaller(config))}. convoy explain prints the bytes of parameters and optimizer on each device."
+            f"{'; '.join(smaller(train, mesh))}. "
+            "convoy explain prints the bytes of parameters and optimizer on each device."
         ) from error
 
 
-def smaller(config: Config) -> list[str]:
+def smaller(train: Train, mesh: MeshSpec) -> list[str]:
     """Returns settings that make a device hold less, the cheapest first, without those that the config has already."""
-    train, devices, ways = config.train, jax.device_count(), []
+    devices, ways = jax.device_count(), []
     if train.global_batch_size % (parts := 2 * train.accumulate) == 0:
         ways.append(f"train.accumulate={parts}, which takes the same batch in more parts")
     if train.remat != "full":
         ways.append("train.remat=full, where the model has a stack of layers")
     if train.precision == "float32":
         ways.append("train.precision=bfloat16")
-    if devices > 1 and config.mesh.fsdp in (None, 1):
+    if devices > 1 and mesh.fsdp in (None, 1):
         ways.append(f"mesh.fsdp=-1, which splits parameters and optimizer over the {devices} devices")
     if not train.offload_optimizer and jax.default_backend() != "cpu":
         ways.append("train.offload_optimizer=true")

@@ -22,9 +22,7 @@ from engine.cluster.kv_store import CoordinationError
 from engine.cluster.peer_failure import LostPeer
 from engine.cluster.rendezvous import name
 from engine.config.errors import ConvoyError
-from engine.config.schema import Config
 from engine.resilience import stacks, timeouts
-from engine.run.directory import RunDirectory
 
 _PATIENT = f"{timeouts.PATIENCE:g} times resilience.hang"
 _STORING = f"2 times checkpoint.timeout and {timeouts.STORAGE_MARGIN_S:g} s"
@@ -227,13 +225,6 @@ class Watchdog:
                 "The same command goes on from the newest checkpoint."
             )
         )
-
-
-def build_watchdog(config: Config, directory: RunDirectory) -> Watchdog:
-    """Returns the watchdog of an attempt."""
-    hang, timeout = config.resilience.hang, config.checkpoint.timeout
-    k = config.train.steps_per_dispatch
-    return Watchdog(hang.seconds, timeout.seconds, directory.stacks, directory.attempt, k)
 
 
 def _who(reports: Mapping[int, Report], missing: list[int]) -> str:

@@ -23,7 +23,6 @@ from pathlib import Path
 from engine.cluster import group, processes
 from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import RunError
-from engine.config.schema import Config
 from engine.mounts import local_path, shown
 from engine.run import lease, status, storage
 from engine.run.atomic import cannot_write
@@ -196,9 +195,9 @@ class RunDirectory:
             self.lease.replace_text(self.data, text)
 
 
-def default_workdir(config: Config) -> Path:
-    """The run directory when none is named: runs/<name of the config, or of its Task>."""
-    return Path("runs") / (config.name or config.task.target.rpartition(".")[2].lower())
+def default_workdir(name: str, task: str) -> Path:
+    """Returns the run directory when none is named: runs/<name of the config>, or of its Task where it has none."""
+    return Path("runs") / (name or task.rpartition(".")[2].lower())
 
 
 def _move_aside(path: Path) -> Path:

@@ -1,9 +1,13 @@
-"""From a config to its program, with all checks before anything is compiled."""
+"""Builds the sources and the program of a config: here Task, mesh, data and config come together.
+
+Everything that does not fit is refused here, before anything is compiled.
+"""
 
 from jax.sharding import Mesh
 
-from engine.config.schema import Config
-from engine.data.source import Source, example_spec
+from engine.config.schema import Config, Data
+from engine.config.target import build
+from engine.data.source import Source, example_spec, limited
 from engine.parallel.layout import active, layout_of
 from engine.parallel.mesh import check_batch
 from engine.training.model import describe
@@ -11,6 +15,16 @@ from engine.training.optimizer import build_optimizer, schedule
 from engine.training.program import DTYPES, Program
 from engine.training.step import StepSpec
 from engine.training.task import Task, check_examples
+
+
+def build_sources(config: Config) -> tuple[Source, dict[str, Source]]:
+    """Returns the training source and those of the evaluations by name, each within its limit."""
+
+    def source(section: Data, where: str) -> Source:
+        return limited(build(section, where), section.limit)
+
+    evaluations = {name: source(e.data, f"evaluations.{name}.data") for name, e in config.evaluations.items()}
+    return source(config.data, "data"), evaluations
 
 
 def build_program(task: Task, mesh: Mesh, source: Source, config: Config) -> tuple[Program, int]:
@@ -26,7 +40,7 @@ def build_program(task: Task, mesh: Mesh, source: Source, config: Config) -> tup
     total = train.total.steps(train.global_batch_size, size)
     warmup = config.optimizer.warmup.steps(train.global_batch_size, size)
     learning_rate = schedule(config.optimizer, warmup, total)
-    layout = layout_of(mesh, config)
+    layout = layout_of(mesh, config.sharding, train)
     with active(layout):
         model = describe(task, config.optimizer.trainable)
     trained = {path: model.params[path] for path in model.trained}

@@ -107,13 +107,15 @@ def config_file(tmp_path):
 
 def test_rules_of_the_config_and_the_command_line_change_the_table(config_file):
     overrides = ["sharding.rules.mlp=None", "sharding.rules.heads=(fsdp, tensor)", "sharding.rules.agents=context"]
-    layout = layout_of(make_mesh(MeshSpec()), load(str(config_file), overrides))
+    config = load(str(config_file), overrides)
+    layout = layout_of(make_mesh(MeshSpec()), config.sharding, config.train)
     changed = {name: axes for name, axes in layout.rules.items() if RULES.get(name, "") != axes}
     assert changed == {"vocab": ("fsdp", "tensor"), "mlp": None, "heads": ("fsdp", "tensor"), "agents": "context"}
 
 
 def test_sections_of_the_config_choose_the_ways_of_splitting(config_file):
     overrides = ["sharding.zero1=True", "sharding.context=all-to-all", "sharding.microbatches=4", "train.remat=full"]
-    layout = layout_of(make_mesh(MeshSpec()), load(str(config_file), overrides))
+    config = load(str(config_file), overrides)
+    layout = layout_of(make_mesh(MeshSpec()), config.sharding, config.train)
     assert (layout.zero1, layout.context, layout.microbatches, layout.remat) == (True, "all-to-all", 4, "full")
     assert layout.repeats == 1 and not layout.offload_optimizer

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from engine.config.errors import ConfigError, ShardingError
-from engine.config.schema import Config, MeshSpec, Slices
+from engine.config.schema import MeshSpec, Slices
 from engine.parallel.mesh import (
     AXES,
     axes_of,
@@ -232,11 +232,11 @@ def test_cpu_devices(monkeypatch):
 
 def test_no_device_is_made_where_the_environment_or_the_config_makes_enough(monkeypatch):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "8")
-    config = Config(mesh=MeshSpec(fsdp=64))
-    assert stand_in_devices(config) == (config, None)
+    spec = MeshSpec(fsdp=64)
+    assert stand_in_devices(spec, 128) == (spec, None)
     monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
-    config = Config(mesh=MeshSpec(fsdp=64, cpu_devices=64))
-    assert stand_in_devices(config) == (config, None)
+    spec = MeshSpec(fsdp=64, cpu_devices=64)
+    assert stand_in_devices(spec, 128) == (spec, None)
 
 
 SLICES = """

@@ -4,18 +4,18 @@ import dataclasses
 
 import pytest
 
-from engine.config.schema import Config, MeshSpec, Sharding, Slices
+from engine.config.schema import MeshSpec, Sharding, Slices
 from engine.parallel.collectives import Collective
 from engine.parallel.mesh import make_mesh
 from engine.parallel.report import describe, describe_collectives, size_text
 from tests import zoo
 
 
-def report(task, mesh, config=None, **kwargs):
+def report(task, mesh, sharding=None, **kwargs):
     """The lines, with single spaces."""
     program = zoo.program(task, mesh=mesh, **kwargs)
-    config = config or Config(mesh=mesh)
-    text = describe(config, program.mesh, program.abstract_state.to_tree(), program.spec.model.names, 100)
+    sharding = sharding or Sharding()
+    text = describe(mesh, sharding, program.mesh, program.abstract_state.to_tree(), program.spec.model.names, 100)
     return [" ".join(line.split()) for line in text.splitlines()]
 
 
@@ -55,8 +55,8 @@ def test_optimizer_state_that_lies_elsewhere_is_told_one_by_one():
 
 def test_slices_presets_and_rules_of_the_config_are_told():
     spec = MeshSpec(preset="fsdp", dcn=Slices(data=2))
-    config = Config(mesh=spec, sharding=Sharding(rules={"mlp": None, "embed": "fsdp", "mine": ("fsdp", "tensor")}))
-    lines = report(zoo.Classify(), spec, config)
+    sharding = Sharding(rules={"mlp": None, "embed": "fsdp", "mine": ("fsdp", "tensor")})
+    lines = report(zoo.Classify(), spec, sharding)
     assert lines[:3] == [
         "mesh: data=2 x fsdp=4 (8 x cpu), from preset fsdp",
         "slices: 2, data=2 between them, fsdp=4 within each",
@@ -70,8 +70,7 @@ def test_the_wait_of_a_pipeline_is_told():
     mesh = make_mesh(spec)
 
     def line(**sharding):
-        config = Config(mesh=spec, sharding=Sharding(**sharding))
-        return describe(config, mesh, program.abstract_state.to_tree(), {}, 1).splitlines()[1]
+        return describe(spec, Sharding(**sharding), mesh, program.abstract_state.to_tree(), {}, 1).splitlines()[1]
 
     assert line() == "pipeline: 4 stages, 8 microbatches, 1 repeats: stages wait 3/11 of the time (27%)"
     assert line(microbatches=12, repeats=2).endswith("12 microbatches, 2 repeats: stages wait 3/27 of the time (11%)")

@@ -1,0 +1,88 @@
+"""Kill it, stop it, start it again: the run that comes out is the unbroken run, bit for bit."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import runs
+
+ARGS = (
+    "train", "--config=configs.digits", "--config.train.total=400 steps", "--config.checkpoint.every=10 steps",
+    "--config.log.every=1 step", "--config.evaluations.heldout.every=150 steps", "--config.log.tensorboard=False",
+    "--config.train.ema_decay=0.9",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    path = tmp_path_factory.mktemp("unbroken") / "run"
+    done = runs.convoy(*ARGS, f"--workdir={path}")
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def wait_for(condition, process, seconds=60):
+    """Polls until the condition holds; the process must not end before (the run is long enough)."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def checkpoints(run: Path) -> set[str]:
+    return {path.parent.name for path in run.glob("checkpoints/*/commit_success.txt") if path.parent.name.isdecimal()}
+
+
+def same_run(run: Path, unbroken: Path, tmp_path: Path) -> None:
+    """Losses of all steps, results and final weights are equal, bit for bit."""
+    assert runs.rows(run) == runs.rows(unbroken)
+    assert runs.rows(run, "heldout/loss") == runs.rows(unbroken, "heldout/loss")
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for path, file in zip((run, unbroken), files, strict=True):
+        done = runs.convoy("checkpoints", str(path), f"--export={file}", "--step=latest")
+        assert done.returncode == 0, done.stderr
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize("k", [1, 8])
+def test_a_killed_run_goes_on_bit_for_bit(unbroken, tmp_path, k):
+    args = (*ARGS, f"--workdir={tmp_path / 'run'}", f"--config.train.steps_per_dispatch={k}")
+    for wanted in (1, 4):  # killed twice, wherever it happens to be
+        process = runs.start(*args)
+        wait_for(lambda wanted=wanted: steps_of(tmp_path) > 40 * wanted, process)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert runs.status(tmp_path / "run")["exit_code"] is None
+    assert runs.convoy(*args).returncode == 0
+    assert runs.status(tmp_path / "run")["attempt"] == 3
+    same_run(tmp_path / "run", unbroken, tmp_path)
+
+
+def steps_of(tmp_path: Path) -> int:
+    file = tmp_path / "run/metrics.jsonl"
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "state"), [(signal.SIGTERM, 42, "preempted"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_a_stopped_run_saves_and_says_how_to_go_on(unbroken, tmp_path, number, code, state):
+    args = (*ARGS, f"--workdir={tmp_path / 'run'}", "--config.checkpoint.every=None")
+    process = runs.start(*args)
+    wait_for(lambda: steps_of(tmp_path) > 3, process)
+    process.send_signal(number)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == code, output
+    status = runs.status(tmp_path / "run")
+    assert (status["state"], status["exit_code"]) == (state, code)
+    assert 3 < status["step"] < 400
+    assert f"is saved in {tmp_path / 'run'}" in output
+    assert f"go on from {status['step']}" in output
+    assert "Traceback" not in output
+    assert str(status["step"]) in checkpoints(tmp_path / "run")
+    assert runs.convoy(*args).returncode == 0
+    same_run(tmp_path / "run", unbroken, tmp_path)
