@@ -8,44 +8,35 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.config.dev_run import tiny
-    from engine.config.draft import Draft, defaults
+    from engine.config.draft import defaults
     from engine.config.duration import Duration
-    from engine.config.errors import ConfigError, ConvoyError
+    from engine.config.errors import ConfigError
     from engine.config.help import help_text
     from engine.config.loading import load
     from engine.config.schema import Config
-    from engine.config.target import build
-    from engine.config.text import flatten, from_text, to_text
+    from engine.config.text import from_text, to_text
     from engine.config.validation import validate
 
 __all__ = [
     "Config",
     "ConfigError",
-    "ConvoyError",
-    "Draft",
     "Duration",
-    "build",
     "defaults",
-    "flatten",
     "from_text",
     "help_text",
     "load",
-    "tiny",
     "to_text",
     "validate",
 ]
 
 _MODULES = {
-    "engine.config.dev_run": ("tiny",),
-    "engine.config.draft": ("Draft", "defaults"),
+    "engine.config.draft": ("defaults",),
     "engine.config.duration": ("Duration",),
-    "engine.config.errors": ("ConfigError", "ConvoyError"),
+    "engine.config.errors": ("ConfigError",),
     "engine.config.help": ("help_text",),
     "engine.config.loading": ("load",),
     "engine.config.schema": ("Config",),
-    "engine.config.target": ("build",),
-    "engine.config.text": ("flatten", "from_text", "to_text"),
+    "engine.config.text": ("from_text", "to_text"),
     "engine.config.validation": ("validate",),
 }
 

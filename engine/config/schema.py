@@ -64,9 +64,7 @@ class Data(Target):
         0, "Reader processes instead of threads, for sources that hold the GIL.", at_least(0, below=MOST_WORKERS + 1)
     )
     prefetch: int = setting(2, "Dispatches whose batches are made ahead, in host memory.", at_least(0))
-    on_error: str = setting(
-        "stop", "What an unreadable example does; skip counts it and logs its id.", one_of("stop", "skip")
-    )
+    on_error: str = setting("stop", "After an unreadable example; skip counts and logs it.", one_of("stop", "skip"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +93,7 @@ class Optimizer(Target):
         "Which parameters weight decay acts on; matrices have two or more dimensions.",
         one_of("matrices", "all", "none"),
     )
-    trainable: str = setting(
-        "", "Regular expression of the paths that are trained; empty trains all.", regular_expression()
-    )
+    trainable: str = setting("", "Regular expression of trained paths; empty: all.", regular_expression())
     groups: Mapping[str, Group] = table("Name -> Group.")
 
 
@@ -106,9 +102,7 @@ class Train:
     """How long, how much at once, with which numbers."""
 
     total: Duration = setting(Duration(10, "epochs"), "Length of the run.", BY_DATA)
-    global_batch_size: int = setting(
-        128, "Examples of one optimizer step, over all devices and microbatches.", at_least(1)
-    )
+    global_batch_size: int = setting(128, "Examples of one optimizer step, on all devices.", at_least(1))
     seed: int = setting(0, "Seed of weights, order and randomness.", at_least(0, below=2**32))
     accumulate: int = setting(1, "Microbatches of one step.", at_least(1))
     steps_per_dispatch: int = setting(1, "Optimizer steps in one call of the compiled program.", at_least(1))
@@ -118,9 +112,7 @@ class Train:
     ema_decay: float | None = setting(
         None, "Average of the weights, used by evaluations and export.", at_least(0, below=1)
     )
-    remat: str = setting(
-        "none", "What layers recompute instead of storing: none, full, dots, save:NAMES, offload:NAMES.", REMAT
-    )
+    remat: str = setting("none", "What layers recompute: none, full, dots, save:NAMES, offload:NAMES.", REMAT)
     offload_optimizer: bool = setting(False, "Keep the optimizer's state in host memory between steps.")
 
 
@@ -153,7 +145,7 @@ class MeshSpec:
     tensor: int | None = setting(None, "Dimensions of a layer are split.", AXIS_SIZE)
     dcn: Slices = field(default_factory=Slices)
     cpu_devices: int | str | None = setting(
-        None, "CPU devices to make: a number or auto; None leaves it to JAX (1).", CPU_DEVICES
+        None, "CPU devices to create: a number or auto; None leaves it to JAX (1).", CPU_DEVICES
     )
 
 
@@ -168,12 +160,8 @@ class Sharding:
         "Attention over a split sequence; all-to-all splits heads instead of positions.",
         one_of("ring", "all-to-all"),
     )
-    microbatches: int | None = setting(
-        None, "Microbatches of the pipeline; None takes two for each stage.", at_least(1)
-    )
-    repeats: int = setting(
-        1, "Groups of layers that each pipeline stage holds; more make the bubble smaller.", at_least(1)
-    )
+    microbatches: int | None = setting(None, "Microbatches of the pipeline; None: two a stage.", at_least(1))
+    repeats: int = setting(1, "Groups of layers of a pipeline stage; more shrink the bubble.", at_least(1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,9 +170,7 @@ class Checkpoint:
 
     every: Duration | None = setting(Duration(10, "minutes"), "Period of saves; None saves at the end only.", ANY_UNIT)
     keep_latest: int = setting(2, "Newest checkpoints that stay.", at_least(1))
-    best: str | None = setting(
-        None, "evaluation/metric whose best value decides which further checkpoint stays.", METRIC
-    )
+    best: str | None = setting(None, "evaluation/metric that selects further checkpoints to keep.", METRIC)
     best_mode: str = setting("max", "Whether the largest or the smallest value is best.", one_of("max", "min"))
     keep_best: int = setting(1, "Best checkpoints that stay.", at_least(1))
     on_failure: str = setting(
@@ -210,9 +196,7 @@ class Resilience:
         "After a loss or gradient that is not finite, or a spike; skip leaves the update out.",
         one_of("stop", "skip", "rollback"),
     )
-    spike: float | None = setting(
-        None, "A loss this many times the running median is a spike; None does not check.", above(1)
-    )
+    spike: float | None = setting(None, "A loss above this factor of the running median is a spike.", above(1))
     replica_check: Duration | None = setting(
         Duration(1000, "steps"), "How often replicas are compared; None does not compare.", BY_DATA
     )
@@ -226,9 +210,7 @@ class Evaluation:
     """A named evaluation: its data, which is read once and in order, and its period."""
 
     data: Data = field(default_factory=Data)
-    every: Duration | None = setting(
-        Duration(1, "epochs"), "Period, in training; None evaluates at the end only.", BY_DATA
-    )
+    every: Duration | None = setting(Duration(1, "epochs"), "Period; None evaluates at the end only.", BY_DATA)
     batch_size: int | None = setting(None, "Examples of one batch; None: as train.global_batch_size.", at_least(1))
     use_ema: bool = setting(True, "Evaluate the averaged weights where train.ema_decay is set.")
 
@@ -247,7 +229,7 @@ class Log:
     every: Duration = setting(Duration(50, "steps"), "Period of the rows of metrics.", BY_DATA)
     tensorboard: bool = setting(True, "Event files beside metrics.jsonl.")
     progress: str = setting("auto", "How progress is shown.", one_of("auto", "bar", "lines", "none"))
-    examples: bool = setting(False, "Write which examples each step consumed, for audits: examples/<process>.jsonl.")
+    examples: bool = setting(False, "Write the examples of each step to examples/<process>.jsonl.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ def test_a_line_shows_the_declaration_of_its_field():
     assert "train: How long, how much at once, with which numbers." in lines
     assert {
         "  train.seed: int = 0  Seed of weights, order and randomness. Allowed: at least 0 and less than 4294967296.",
-        "  evaluations.<name>.every: duration | None = '1 epoch'  Period, in training; None evaluates at the end only. "
+        "  evaluations.<name>.every: duration | None = '1 epoch'  Period; None evaluates at the end only. "
         "Units: steps, examples, epochs.",
         "  log.progress: str = 'auto'  How progress is shown. Allowed: auto, bar, lines, none.",
         "  data.<argument>  Every other key of the section.",
