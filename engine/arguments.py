@@ -1,7 +1,6 @@
-"""What may be typed: the verbs of the command line, their arguments, and what is said about a word that is none.
+"""The parser of the command line: its verbs, their arguments, and the errors about unknown words.
 
-Owns: the parser and its texts. Does not own: what a verb does (`main.py`), or the settings of a config, which
-`--config.NAME=VALUE` names (`config/`).
+The verbs are run by `main.py`. Settings of a config, `--config.NAME=VALUE`, are parsed by `config/override.py`.
 """
 
 import argparse
@@ -11,7 +10,7 @@ from typing import Any, NoReturn
 
 from engine.cluster import cluster_detection
 from engine.config.errors import ConfigError, did_you_mean
-from engine.launch import verbs as elsewhere
+from engine.launch import verbs as launchers
 
 VERBS = """
   convoy train --config=configs.digits                     train, or go on where the run stopped
@@ -35,7 +34,7 @@ VERBS = """
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells a mistake as every other one is told: a sentence and exit code 1. Arguments are written in full."""
+    """Reports parse errors like any other user error: one sentence, exit code 1. Arguments are written in full."""
 
     def __init__(self, **settings: Any):
         super().__init__(allow_abbrev=False, **settings)
@@ -111,7 +110,7 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     local.add_argument("--processes", type=int, required=True, help="how many")
     _add_devices(local)
     local.add_argument("--restarts", type=int, default=0, help="of a training that ended early, at most so many")
-    for add in elsewhere.ADD.values():
+    for add in launchers.ADD.values():
         add(places.add_parser)
     for place in places.choices.values():
         place.set_defaults(parser=place)
@@ -153,7 +152,7 @@ def _add_devices(verb: Parser) -> None:
 
 
 def split_overrides(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Takes `--config.a.b=value` and `--config.a.b value` out of the arguments; returns the rest and `a.b=value`."""
+    """Splits `--config.a.b=value` and `--config.a.b value` off; returns the other arguments and `a.b=value`."""
     rest, overrides, words = [], [], iter(args)
     for word in words:
         if not word.startswith("--config."):
@@ -169,7 +168,7 @@ def split_overrides(args: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def parse(words: Sequence[str], after: Sequence[str] = ()) -> argparse.Namespace:
-    """Returns the arguments of a verb, which is None where there is none.
+    """Returns the parsed arguments; `verb` is None where there is none.
 
     Args:
         words: without overrides.

@@ -1,10 +1,7 @@
-"""The hardware table: what a device can do at best, by the name that JAX gives it, and usual meshes.
+"""The hardware table: peaks, memory and bandwidth of devices as their vendors publish them, and named mesh shapes.
 
-Owns: peaks, memory and bandwidth of devices as their vendors publish them, and named mesh shapes. Does not own: what
-was measured (`engine/observe/throughput.py`) or how a mesh is made (`engine/parallel/mesh.py`).
-
-Terms. *Device*: what JAX calls one; a TPU v3 or v7 chip is two of them, so their rows are half a chip. *Peak*: dense,
-without structured sparsity (data sheets of NVIDIA print both, or the sparse number alone).
+A device is what JAX calls one: a TPU v3 or v7 chip is two of them, so their rows are half a chip. A peak is dense,
+without structured sparsity; data sheets of NVIDIA print both, or the sparse number alone.
 """
 
 from collections.abc import Mapping

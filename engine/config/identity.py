@@ -1,7 +1,4 @@
-"""What makes two configs the same run: the fields that decide what is computed.
-
-Owns: the list of identity fields, their difference, and the sentence about a changed schedule. Does not own: who
-refuses the resume.
+"""What makes two configs the same run: the fields that decide what is computed. `resume.py` refuses their change.
 
 Identity, because another value gives another training:
     task.*                          the model and the loss
@@ -13,7 +10,7 @@ Identity, because another value gives another training:
     train.precision                 the numbers that the model computes in
     train.ema_decay                 a part of the state
 
-May change, because the run goes on as what it was:
+May change, because the run stays the same run:
     train.total                     how far; see `schedule_change`
     train.accumulate, steps_per_dispatch, remat, offload_optimizer     how a step is carried out: the same sum
     mesh.*, sharding.*              where it is carried out
@@ -56,7 +53,7 @@ def identity_differences(old: Config, new: Config) -> list[str]:
 
 
 def schedule_change(old: Config, new: Config) -> str | None:
-    """Returns a sentence when another `train.total` bends the learning-rate schedule of the steps that are left."""
+    """Returns a sentence when another `train.total` changes the learning-rate schedule of the remaining steps."""
     if old.train.total == new.train.total or new.optimizer.schedule == "constant":
         return None
     return (

@@ -1,10 +1,8 @@
-"""Loading a config: from a file, a module or a run directory, with overrides, to a validated Config.
+"""Loading a config, with overrides, to a validated Config.
 
-Owns: finding what a reference means, running `get_config()`, and turning whatever goes wrong in it into a ConfigError
-with file and line. Does not own: the meaning of fields.
-
-Terms. *Reference*: what stands behind `--config`: the path of a Python file with `get_config()`, the dotted name of
-such a module (`configs.digits`), or a run directory, whose `config.txt` counts.
+A *reference* is what follows `--config`: the path of a Python file with `get_config()`, the dotted name of such a
+module (`configs.digits`), or a run directory, whose `config.txt` is read. Any error in a config's code becomes a
+ConfigError with file and line.
 """
 
 import importlib

@@ -1,10 +1,7 @@
-"""Dotted overrides, `train.total=2 epochs`: the command line and `config.txt` are read by this one parser.
-
-Owns: finding the field, reading its text by the type in the schema, and setting it. Does not own: where the text
-comes from.
+"""Dotted overrides, `train.total=2 epochs`: one parser for the command line and for `config.txt`.
 
 The text of a typed field is read as its type; `None` (or none, null) is None where the field allows it. Elsewhere
-(arguments of targets, open dicts) a Python literal counts as what it is (`3`, `1e-3`, `(1, 2)`, `{'a': 1}`), true and
+(arguments of targets, open dicts) a Python literal is read as its value (`3`, `1e-3`, `(1, 2)`, `{'a': 1}`), true and
 false in any case are booleans, `(data, fsdp)` is a tuple of words, and the rest is text. Quotes make text of anything.
 """
 

@@ -1,7 +1,7 @@
 """Targets: classes and functions that a config names by dotted path, with their arguments.
 
-Owns: importing the path, checking the arguments against the signature, and the call; the same for targets among the
-arguments. Does not own: which arguments the engine itself passes; who builds a target says so (`given`).
+Imports the path, checks the arguments against the signature, and calls it. Targets may stand among the arguments.
+Callers state which arguments the engine passes itself (`given`).
 """
 
 import importlib

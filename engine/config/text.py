@@ -1,7 +1,7 @@
-"""A config as flat text, one `name: value` a line: what `convoy config` prints and what `config.txt` of a run holds.
+"""A config as flat text, one `name: value` a line: the output of `convoy config` and the `config.txt` of a run.
 
-Owns: the order of the lines, how a value is written, and reading it back to an equal Config. Does not own: the reading
-of a single value, which is the command line's (`override.py`).
+`from_text(to_text(config), ...)` is an equal Config. Single values are read by the command line's parser
+(`override.py`).
 """
 
 from collections.abc import Iterator, Mapping

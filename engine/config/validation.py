@@ -1,7 +1,7 @@
-"""From a draft to a Config: the checks that need more than one field, and freezing.
+"""From a draft to a Config: the checks that need more than one field, the parsing of durations, and freezing.
 
-Owns: `validate`. Does not own: single fields, which the draft has checked at their assignment (`draft.py`), and the
-arguments of targets, whose check imports the target and so jax (`target.py`).
+Single fields are checked at their assignment (`draft.py`). The arguments of targets are checked by `target.py`, which
+imports the target and so jax.
 """
 
 import copyreg
