@@ -5,7 +5,7 @@ A phase is entered at boundaries of the loop only, so it may cost microseconds.
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,7 +69,7 @@ class Phases:
             if phase.outside_rates:
                 recorder.pause(time.monotonic() - start)
 
-    def _bounded(self, phase: Phase):
+    def _bounded(self, phase: Phase) -> AbstractContextManager[None]:
         if phase.bound == "storage":
             return self._watchdog.storing(phase.name)
         return self._watchdog.patient(phase.name) if phase.bound == "patient" else nullcontext()
