@@ -22,19 +22,20 @@ import logging
 import multiprocessing
 import os
 import queue
-import re
 import signal
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
 import grain
 from absl import flags
+from grain import DatasetIterator
 
 from engine.cluster import parent
 from engine.cluster.exit_status import ExitStatus
@@ -54,7 +55,6 @@ _PERHAPS = {
     signal.SIGKILL: ", perhaps for want of memory",
     signal.SIGBUS: f", perhaps for want of {_SHARED}",
 }
-_KILLED = re.compile(r"exit code -(\d+)")  # in Grain's words
 _END = object()
 
 
@@ -89,15 +89,26 @@ class Workers:
         options = grain.MultiprocessingOptions(count, per_worker_buffer_size=buffer)
         elements = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         start = functools.partial(_start_worker, self._board.name, os.getpid())
-        self._reader: Any = iter(elements.mp_prefetch(options, worker_init_fn=start))
-        self._processes: dict[int, Any] = {}  # index -> multiprocessing.Process, as soon as it beats
+        self._reader: DatasetIterator | None = iter(elements.mp_prefetch(options, worker_init_fn=start))
         self._seen: dict[int, tuple[int, float]] = {}  # index -> its beats, and when they were new
         self._started = False
         self._asked: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         # A daemon: where Grain does not return, it must not hold up the end of the process.
         self._thread = threading.Thread(target=self._answer, name="data-workers", daemon=True)
         self._thread.start()
+        before = multiprocessing.active_children()
         self._ahead = self._ask(self._draw)
+        self._processes = self._await_processes(before)
+
+    def _await_processes(self, before: list[BaseProcess]) -> list[BaseProcess]:
+        """Returns Grain's processes as soon as it has started them; fewer where there are fewer elements."""
+        end = time.monotonic() + START_S
+        while True:
+            done = self._ahead.done()
+            found = [child for child in multiprocessing.active_children() if child not in before]
+            if done or len(found) == self._count or time.monotonic() > end:
+                return found
+            time.sleep(0.001)
 
     def _ask(self, what: Callable[[], Any]) -> Future[Any]:
         future: Future[Any] = Future()
@@ -114,6 +125,7 @@ class Workers:
                 future.set_exception(error)
 
     def _draw(self) -> Any:
+        assert self._reader is not None
         return next(self._reader, _END)
 
     def __iter__(self) -> "Workers":
@@ -129,8 +141,9 @@ class Workers:
                 tell_at += 10 * SLOW_S
         try:
             element = self._ahead.result()
-        except RuntimeError as error:
-            self._raise_killed(error)
+        except RuntimeError as error:  # Grain's, where a process has ended
+            if (killed := self._killed()) is not None:
+                raise killed from error
             raise
         except OSError as error:
             _raise_full(error)
@@ -139,8 +152,6 @@ class Workers:
             raise StopIteration
         self._started = True
         self._ahead = self._ask(self._draw)
-        if len(self._processes) < self._count:
-            self._find_processes()
         return element
 
     def close(self) -> None:
@@ -164,18 +175,18 @@ class Workers:
         if closed.done():
             closed.result()  # raises what went wrong
 
-    def _find_processes(self) -> None:
-        children = {child.pid: child for child in multiprocessing.active_children()}
+    def _known(self) -> Iterator[tuple[int, BaseProcess]]:
+        """Yields (index, process) of the workers that have sent a heartbeat."""
+        processes = {process.pid: process for process in self._processes}
         for index in range(self._count):
             pid, _ = self._board.read(1 + index)
-            if pid in children:
-                self._processes.setdefault(index, children[pid])
+            if pid in processes:
+                yield index, processes[pid]
 
     def _check_alive(self, begin: float) -> None:
         """Looks at the beats; `begin` is since when a batch is waited for."""
-        self._find_processes()
         now = time.monotonic()
-        for index, process in self._processes.items():
+        for index, process in self._known():
             if not process.is_alive():  # it has made its last batch, or Grain tells what has ended it
                 continue
             _, beats = self._board.read(1 + index)
@@ -188,41 +199,33 @@ class Workers:
                     "one call of the data source does not return. The same command goes on from the newest checkpoint."
                 )
 
-    def _raise_killed(self, error: RuntimeError) -> None:
-        """Raises for a worker that a signal has ended; Grain's words tell of one, and not of which."""
-        if (killed := _KILLED.search(str(error))) is None:
-            return
-        by = signal.Signals(int(killed[1]))
-        raise DataWorkerError(
-            f"{self._victim(by)} was killed by {by.name}{_PERHAPS.get(by, '')}. The same command goes on from the "
-            "newest checkpoint; fewer data.workers need less memory."
-        ) from error
-
-    def _victim(self, number: int) -> str:
-        """Names the worker that a signal has ended; one that was still starting has no name yet."""
+    def _killed(self) -> "DataWorkerError | None":
+        """Returns the error for a worker that a signal has ended; None where none comes to light."""
         end = time.monotonic() + BURIED_S
         while time.monotonic() < end:
-            for index, process in self._processes.items():
-                if process.exitcode == -number:
-                    return f"data worker {index} (pid {process.pid})"
-            if len(self._processes) < self._count:
-                break
-            time.sleep(0.01)  # a thread of Grain's asks for the same end, and one of two is told
-        return "a data worker that was starting"
+            for process in self._processes:
+                if (code := process.exitcode) is not None and code < 0:
+                    by = signal.Signals(-code)
+                    index = next((index for index, known in self._known() if known is process), None)
+                    name = "a data worker that was starting" if index is None else f"data worker {index}"
+                    return DataWorkerError(
+                        f"{name} (pid {process.pid}) was killed by {by.name}{_PERHAPS.get(by, '')}. The same command "
+                        "goes on from the newest checkpoint; fewer data.workers need less memory."
+                    )
+            time.sleep(0.01)  # a thread of Grain's asks for the same end, and only one of the two gets an answer
+        return None
 
     def _let_go(self) -> None:
         """Has the workers outlive the threads that started them, until Grain ends them."""
         self._board.write(0, True, 0)
-        self._find_processes()
         end = time.monotonic() + HEARD_S
         while time.monotonic() < end:
-            if all(self._board.read(1 + i)[1] == _HEARD or not p.is_alive() for i, p in self._processes.items()):
+            if all(self._board.read(1 + i)[1] == _HEARD or not p.is_alive() for i, p in self._known()):
                 break
             time.sleep(BEAT_S / 10)
 
     def _kill(self) -> None:
-        self._find_processes()
-        for process in self._processes.values():
+        for process in self._processes:
             process.kill()
 
 
