@@ -17,16 +17,16 @@ The finalizers of `mix` are those of Wellons, Hash Function Prospector (2018): l
 """
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from engine.parallel.memory import device_memory
+from engine.types import PyTree
 
 _LANES = ((0x9E3779B1, 0x7FEB352D, 0x846CA68B), (0x85EBCA77, 0x2C1B3C6D, 0x297A2D39))
 """For each of the two sums: the factor of the place, and the factors of the finalizer; all are odd."""
@@ -45,7 +45,7 @@ class Digests:
             same part of it: they have the same number, that of the first of them.
     """
 
-    def __init__(self, abstract_state: Any):
+    def __init__(self, abstract_state: PyTree):
         leaves = jax.tree_util.tree_flatten_with_path(abstract_state)[0]
         self._form = _form(abstract_state)
         self.paths = tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves)
@@ -57,7 +57,9 @@ class Digests:
         whole = NamedSharding(mesh, PartitionSpec())
         # A number that was put nowhere lies on one device, beside arrays on all of them.
         self._shardings = [s if s.mesh.size == mesh.size else whole for s in shardings]
-        known: dict[Any, list[int]] = {}  # many arrays of a large state are alike, on many devices
+        known: dict[
+            tuple[NamedSharding, tuple[int, ...]], list[int]
+        ] = {}  # many arrays of a large state are alike, on many devices
         for s, a in zip(self._shardings, arrays, strict=True):
             if (s, a.shape) not in known:
                 known[s, a.shape] = _parts(s, a.shape, devices)
@@ -66,11 +68,11 @@ class Digests:
         self._here = jax.jit(_together, out_shardings=NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
         self._everywhere = jax.jit(_together, out_shardings=whole)
 
-    def fits(self, state: Any) -> bool:
+    def fits(self, state: PyTree) -> bool:
         """Whether a state is of the form that this was made for."""
         return _form(state) == self._form
 
-    def rows(self, state: Any, everywhere: bool = False) -> jax.Array:
+    def rows(self, state: PyTree, everywhere: bool = False) -> jax.Array:
         """Starts to compute what each device holds and returns; the state may be donated to a later program.
 
         Args:
@@ -99,7 +101,7 @@ class Digests:
             total += row * (self.holders[device] == device)[:, None].astype(np.uint32)
         return total
 
-    def of(self, state: Any) -> dict[str, str]:
+    def of(self, state: PyTree) -> dict[str, str]:
         """Returns path -> digest of each whole array, the same in every process; all processes call it together."""
         rows = np.asarray(self.rows(state, everywhere=True))
         counts = self.holders == np.arange(len(rows))[:, None]
@@ -169,7 +171,7 @@ def _local_digest(part: jax.Array, *, spec: PartitionSpec, shape: tuple[int, ...
     return total[None]
 
 
-def _form(state: Any) -> Any:
+def _form(state: PyTree) -> tuple[PyTree, list[tuple]]:
     leaves, tree = jax.tree.flatten(state)
     return tree, [(leaf.shape, leaf.dtype, leaf.sharding) for leaf in leaves]
 
@@ -197,18 +199,19 @@ def _mix(h: jax.Array, first: int, second: int) -> jax.Array:
     return h ^ (h >> 16)
 
 
-def _named(sharding: Any) -> NamedSharding:
+def _named(sharding: Sharding) -> NamedSharding:
     """The sharding over a mesh, for an array on a single device one of that device."""
     if isinstance(sharding, SingleDeviceSharding):
         (device,) = sharding.device_set
         return NamedSharding(Mesh(np.array([device]), ("device",)), PartitionSpec(), memory_kind=sharding.memory_kind)
+    assert isinstance(sharding, NamedSharding)
     return sharding
 
 
-def _parts(sharding: NamedSharding, shape: tuple[int, ...], devices: Sequence[Any]) -> list[int]:
+def _parts(sharding: NamedSharding, shape: tuple[int, ...], devices: Sequence[object]) -> list[int]:
     """For each device the position of the first one that holds the same part."""
-    parts: Mapping[Any, Any] = sharding.devices_indices_map(shape)
-    firsts: dict[Any, int] = {}
+    parts = sharding.devices_indices_map(shape)
+    firsts: dict[tuple, int] = {}
     numbers = []
     for position, device in enumerate(devices):
         part = tuple(s.indices(size)[:2] for s, size in zip(parts[device], shape, strict=True))

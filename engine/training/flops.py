@@ -8,21 +8,22 @@ for each turn, which XLA's own count does not do. Element-wise work is left out,
 
 import math
 from collections.abc import Iterator
-from typing import Any
+
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 
-def count_flops(jaxpr: Any) -> int:
+def count_flops(jaxpr: Jaxpr) -> int:
     """Returns the FLOPs of one call of a jaxpr."""
     total = 0
     for equation in jaxpr.eqns:
         name, inputs, outputs = equation.primitive.name, equation.invars, equation.outvars
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            total += 2 * math.prod(outputs[0].aval.shape) * math.prod(inputs[0].aval.shape[i] for i in contracted)
+            total += 2 * math.prod(_shape(outputs[0])) * math.prod(_shape(inputs[0])[i] for i in contracted)
         elif name == "conv_general_dilated":
             # Each output value sums over the kernel but for its output channels; groups are inside its input channels.
-            kernel, dimensions = inputs[1].aval.shape, equation.params["dimension_numbers"]
-            total += 2 * math.prod(outputs[0].aval.shape) * math.prod(kernel) // kernel[dimensions.rhs_spec[0]]
+            kernel, dimensions = _shape(inputs[1]), equation.params["dimension_numbers"]
+            total += 2 * math.prod(_shape(outputs[0])) * math.prod(kernel) // kernel[dimensions.rhs_spec[0]]
         else:
             turns = equation.params["length"] if name == "scan" else 1
             branches = [count_flops(inner) for inner in inner_jaxprs(equation)]
@@ -30,7 +31,7 @@ def count_flops(jaxpr: Any) -> int:
     return total
 
 
-def has_convolution(jaxpr: Any) -> bool:
+def has_convolution(jaxpr: Jaxpr) -> bool:
     """Whether a jaxpr, or one inside it, holds a convolution."""
     return any(
         equation.primitive.name == "conv_general_dilated" or any(map(has_convolution, inner_jaxprs(equation)))
@@ -38,10 +39,14 @@ def has_convolution(jaxpr: Any) -> bool:
     )
 
 
-def inner_jaxprs(equation: Any) -> Iterator[Any]:
+def inner_jaxprs(equation: JaxprEqn) -> Iterator[Jaxpr]:
     """The jaxprs inside an equation: bodies, branches, called functions."""
     for value in equation.params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             inner = getattr(item, "jaxpr", item)
             if hasattr(inner, "eqns"):
                 yield inner
+
+
+def _shape(variable: Var | Literal) -> tuple[int, ...]:
+    return variable.aval.shape  # pyright: ignore[reportAttributeAccessIssue]

@@ -9,7 +9,6 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +18,10 @@ from engine.config.errors import ConfigError
 from engine.config.schema import Optimizer
 from engine.config.target import build, resolve
 from engine.parallel.rules import STACKED
+from engine.types import PyTree
 
 Names = Mapping[str, Sequence[str | None]]
+type Leaf = jax.Array | jax.ShapeDtypeStruct
 
 WHERE = "optimizer"
 
@@ -41,7 +42,10 @@ def schedule(config: Optimizer, warmup_steps: int, total_steps: int) -> optax.Sc
 
 
 def build_optimizer(
-    config: Optimizer, learning_rate: optax.Schedule, params: Mapping[str, Any], names: Names | None = None
+    config: Optimizer,
+    learning_rate: optax.Schedule,
+    params: Mapping[str, Leaf],
+    names: Names | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Returns the transformation for flat `params` (path -> array or shape), which must be the trained ones.
 
@@ -70,7 +74,7 @@ def build_optimizer(
 def _clip(most: float) -> optax.GradientTransformationExtraArgs:
     """`optax.clip_by_global_norm` (Pascanu et al. 2012, arXiv:1211.5063) by a norm that is known."""
 
-    def update(updates: Any, state: Any, params: Any = None, **known: Any) -> Any:
+    def update(updates: PyTree, state: PyTree, params: PyTree = None, **known: jax.Array) -> tuple[PyTree, PyTree]:
         norm = known["grad_norm"]
         scale = jnp.where(norm < most, 1.0, most / norm)
         return jax.tree.map(lambda g: g * scale.astype(g.dtype), updates), state
@@ -78,7 +82,7 @@ def _clip(most: float) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
-def group_labels(config: Optimizer, params: Mapping[str, Any]) -> dict[str, str]:
+def group_labels(config: Optimizer, params: Mapping[str, Leaf]) -> dict[str, str]:
     """Returns path -> name of the first group that matches, or "" where none does."""
     labels = {}
     for path in params:
@@ -101,7 +105,7 @@ def _one(
 ) -> optax.GradientTransformation:
     """The target's transformation for one group."""
     parameters = inspect.signature(resolve(config, WHERE)).parameters
-    given: dict[str, Any] = {"learning_rate": learning_rate}
+    given: dict[str, object] = {"learning_rate": learning_rate}
     if "mask" in parameters and "mask" not in config.arguments:
         given["mask"] = lambda params: {path: _decays(config.decay, x, names.get(path)) for path, x in params.items()}
     if weight_decay is not None:

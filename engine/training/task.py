@@ -17,8 +17,10 @@ from flax import nnx
 
 from engine.config.errors import TaskError
 from engine.metrics import Loss, Mean, check_means
+from engine.types import PyTree
 
-Batch = Any
+type Examples = PyTree
+"""Arrays `[batch, ...]`."""
 
 
 class Task:
@@ -45,16 +47,16 @@ class Task:
         """Returns a new model; it is traced, so that each parameter is born where it will live."""
         raise TaskError(f"{type(self).__name__} has no build(self, rngs). Return an nnx.Module from it.")
 
-    def loss(self, model: Any, batch: Batch, rng: jax.Array | None) -> Loss:
+    def loss(self, model: Any, batch: Examples, rng: jax.Array | None) -> Loss:
         """Returns the summed loss, its weight and metrics. `model` is in training mode, `rng` has keys `[batch]`."""
         raise TaskError(f"{type(self).__name__} has no loss(self, model, batch, rng). Return Loss.of(values) from it.")
 
-    def evaluate(self, model: Any, batch: Batch) -> Mapping[str, Mean]:
+    def evaluate(self, model: Any, batch: Examples) -> Mapping[str, Mean]:
         """Returns metrics of a batch, `model` being in evaluation mode; by default the loss and its metrics."""
         loss = self.loss(model, batch, None)
         return {"loss": Mean(loss.total, loss.weight), **loss.metrics}
 
-    def batch_spec(self) -> Any:
+    def batch_spec(self) -> PyTree:
         """Returns the shapes and dtypes of one example, as jax.ShapeDtypeStruct without the batch dimension.
 
         None takes what the dataset gives; otherwise the two are compared before anything is compiled.
@@ -62,7 +64,7 @@ class Task:
         return None
 
 
-def check_examples(task: Task, found: Any, where: str) -> None:
+def check_examples(task: Task, found: PyTree, where: str) -> None:
     """Raises TaskError where a dataset's example differs from the Task's batch spec, naming the entry.
 
     Args:
@@ -86,11 +88,11 @@ def check_examples(task: Task, found: Any, where: str) -> None:
         raise TaskError(f"{where}: {'; '.join(problems)}. Change the dataset or batch_spec.")
 
 
-def _leaf_text(leaf: Any) -> str:
+def _leaf_text(leaf: jax.ShapeDtypeStruct | None) -> str:
     return "nothing" if leaf is None else f"{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}"
 
 
-def check_loss(task: Task, loss: Any, batch_size: int) -> None:
+def check_loss(task: Task, loss: object, batch_size: int) -> None:
     """Raises TaskError when the (abstract) result of `task.loss` is not a sum and a weight."""
     where = f"{type(task).__name__}.loss"
     if not isinstance(loss, Loss):
