@@ -245,8 +245,9 @@ def _explain(args: argparse.Namespace, overrides: list[str]) -> int:
     config = dataclasses.replace(config, mesh=mesh_spec)
     program, total = entry.program(config, devices)
     mesh = program.mesh
-    print(describe(mesh_spec, config.sharding, mesh, program.abstract_state.to_tree(), program.spec.model.names, total))
-    print(coverage(config.resilience.replica_check, program.abstract_state.to_tree()))
+    state = program.abstract_state.to_tree()
+    print(describe(mesh_spec, config.sharding, mesh, state, program.spec.model.names, total))
+    print(coverage(config.resilience.replica_check, state))
     for text in program.warnings:
         print(f"warning: {text}")
     if mesh.size > 1 and not args.no_collectives:

@@ -77,7 +77,10 @@ def check_data(
     Raises:
         DataError: the training data changed, and that is not accepted.
     """
-    return group.run_on_primary(lambda: _check_data(facts, directory, accepted.data), "the check of the dataset")
+    evaluations, messages = group.run_on_primary(
+        lambda: _check_data(facts, directory, accepted.data), "the check of the dataset"
+    )
+    return evaluations, messages
 
 
 def _check_data(

@@ -21,10 +21,11 @@ class SavedRun:
     def __init__(self, path: str | Path):
         self.directory = RunDirectory(path)
         self.config = from_text(self.directory.read_config_text(), str(self.directory.config))
+        self._store = CheckpointStore(self.directory.checkpoints)
 
     def checkpoints(self) -> list[StepInfo]:
         """Returns what is known of each checkpoint, oldest first."""
-        return CheckpointStore(self.directory.checkpoints).describe()
+        return self._store.describe()
 
     def choose(self, step: int | str | None) -> int:
         """Returns the step that a number, "latest", "best" or None means; None is the best if there is one.
@@ -32,7 +33,7 @@ class SavedRun:
         Raises:
             CheckpointError: no such checkpoint; names those that exist.
         """
-        steps, c = CheckpointStore(self.directory.checkpoints).steps(), self.config.checkpoint
+        steps, c = self._store.steps(), self.config.checkpoint
         best = Retention(self.directory.checkpoints, c.keep_latest, c.best, c.best_mode, c.keep_best).best()
         if not steps:
             raise CheckpointError(
@@ -49,8 +50,8 @@ class SavedRun:
 
     def restore(self, step: int, program: Program) -> TrainState:
         """Returns the state of a checkpoint, placed as the program places it."""
-        store, abstract = CheckpointStore(self.directory.checkpoints), program.abstract_state.to_tree()
-        return TrainState.from_tree(store.restore(step, abstract, program.spec.model.stacked))
+        abstract = program.abstract_state.to_tree()
+        return TrainState.from_tree(self._store.restore(step, abstract, program.spec.model.stacked))
 
 
 def has_checkpoint(directory: RunDirectory) -> bool:
