@@ -32,7 +32,7 @@ def test_the_best_step_is_chosen_where_the_run_selects_one(tmp_path):
 
 
 def test_a_restored_state_is_that_of_its_step(run):
-    assert int(run.restore(2, entry.program(run.config)[0])["step"]) == 2
+    assert int(run.restore(2, entry.program(run.config)[0]).step) == 2
 
 
 def test_checkpoints_are_listed_oldest_first(run):
