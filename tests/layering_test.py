@@ -1,6 +1,6 @@
-"""The drawing of the house, held against the imports of every file, those inside functions too.
+"""The levels of the architecture against the imports of every file, those inside functions included.
 
-A room imports what lies on a lower floor, and itself. Bazel states the same edges (engine/levels.bzl).
+A package imports itself and what lies on a lower level. Bazel states the same edges (engine/levels.bzl).
 """
 
 import ast
@@ -17,8 +17,8 @@ import engine.config
 
 TOP = Path(__file__).parents[1]
 
-# From the roof down. Rooms of one floor know nothing of each other; trainer and evaluation share one.
-HOUSE = (
+# The highest level first. Packages of one level do not import each other; files joined by + count as one package.
+LEVELS = (
     ("main+arguments",),
     ("entry+resume+saved_run", "doctor", "launch"),
     ("trainer+attempt+events+phases+evaluation",),
@@ -31,14 +31,14 @@ HOUSE = (
     ("types",),
 )
 
-# Beside the house: what each may import of this repository.
-GARDEN = {
+# Outside the engine: what each package may import of this repository.
+OUTSIDE = {
     "models": {"engine": set(engine.__all__), "engine.layers": None, "models": None},  # None: any name of it
     "configs": {"engine.config": None, "configs": None},
 }
 CONFIGS_USE = {"ml_collections"}  # beside the standard library
 
-ROOMS_WITHOUT_JAX = ("config", "cluster")  # while they are imported
+PACKAGES_WITHOUT_JAX = ("config", "cluster")  # while they are imported
 LIBRARIES = ("jax", "flax", "orbax", "grain")  # of which no private name is used
 PRIVATE = {"engine/cluster/kv_store.py": 1}  # but these: the client that JAX has no public name for, imported once
 LONGEST = 400  # lines of a file
@@ -50,13 +50,13 @@ FILES = sorted(
 )
 
 
-def floor_and_room(module: str) -> tuple[int, str] | None:
-    """`engine.training.step` -> (its floor from below, "training"); None for what is no part of the house."""
+def level_and_package(module: str) -> tuple[int, str] | None:
+    """Returns (level from below, package) of a module: `engine.training.step` -> (8, "training"); None outside the engine."""
     name = module.split(".")[1] if module.startswith("engine.") else ""
-    for floor, rooms in enumerate(reversed(HOUSE)):
-        for room in rooms:
-            if name in room.split("+"):
-                return floor, room
+    for level, packages in enumerate(reversed(LEVELS)):
+        for package in packages:
+            if name in package.split("+"):
+                return level, package
     return None
 
 
@@ -90,42 +90,42 @@ def at_module_level(tree: ast.Module) -> ast.Module:
 
 
 def faults(file: str, text: str) -> list[str]:
-    """A line for each import that the house does not allow."""
+    """Returns a line for each import that the levels do not allow."""
     importer, found = module_of(file), []
-    check = house_fault if file.startswith("engine/") else garden_fault
+    check = engine_fault if file.startswith("engine/") else outside_fault
     for line, module, name in imports(ast.parse(text)):
         if problem := check(importer, module, name):
             found.append(f"{file}:{line}: {importer} imports {module}{'.' + name if name else ''}: {problem}")
     return found
 
 
-def house_fault(importer: str, module: str, name: str) -> str | None:
+def engine_fault(importer: str, module: str, name: str) -> str | None:
     first = module.split(".")[0]
     if first in ("models", "configs"):
         return "the engine knows no model and no config"
     if first != "engine" or importer == "engine":
         return None
-    mine, theirs = floor_and_room(importer), floor_and_room(module)
+    mine, theirs = level_and_package(importer), level_and_package(module)
     if mine is None:
-        return "this file has no place in the house"
+        return "this file is on no level"
     if theirs is None:
-        return "what `import engine` offers stands on the roof; name the room"
+        return "what `import engine` offers is above every level; name the package"
     if mine == theirs or theirs[0] < mine[0]:
         return None
     return "upwards" if theirs[0] > mine[0] else "sideways"
 
 
-def garden_fault(importer: str, module: str, name: str) -> str | None:
-    garden, first = importer.split(".")[0], module.split(".")[0]
+def outside_fault(importer: str, module: str, name: str) -> str | None:
+    package, first = importer.split(".")[0], module.split(".")[0]
     if first not in ("engine", "models", "configs", "tests", "benchmarks", "tools"):
-        if garden != "configs" or first in CONFIGS_USE or first in sys.stdlib_module_names:
+        if package != "configs" or first in CONFIGS_USE or first in sys.stdlib_module_names:
             return None
         return f"a config imports the standard library, {', '.join(CONFIGS_USE)} and engine.config"
-    for allowed, names in GARDEN[garden].items():
+    for allowed, names in OUTSIDE[package].items():
         inside = module == allowed if names is not None else module == allowed or module.startswith(f"{allowed}.")
         if inside and (names is None or name in names):
             return None
-    return f"{garden} import {', '.join(GARDEN[garden])} and no deeper"
+    return f"{package} import {', '.join(OUTSIDE[package])} and no deeper"
 
 
 def source(file: str) -> str:
@@ -137,14 +137,14 @@ def test_imports_point_downwards(file):
     assert faults(file, source(file)) == []
 
 
-def test_every_room_is_in_the_drawing():
-    rooms = {
+def test_every_package_has_a_level():
+    packages = {
         module_of(file).split(".")[1] for file in FILES if file.startswith("engine/") and file != "engine/__init__.py"
     }
-    assert rooms == {name for floor in HOUSE for room in floor for name in room.split("+")}
+    assert packages == {name for level in LEVELS for package in level for name in package.split("+")}
 
 
-def test_what_engine_offers_lies_in_the_house():
+def test_what_engine_offers_exists():
     assert sorted(name for names in engine._MODULES.values() for name in names) == engine.__all__
     for module in engine._MODULES:
         assert importlib.util.find_spec(module), module
@@ -163,8 +163,10 @@ def test_editors_see_the_names_that_a_package_loads_at_run_time(package):
     assert seen == package._MODULES
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f.startswith(tuple(f"engine/{r}/" for r in ROOMS_WITHOUT_JAX))])
-def test_the_ground_floor_loads_no_jax(file):
+@pytest.mark.parametrize(
+    "file", [f for f in FILES if f.startswith(tuple(f"engine/{r}/" for r in PACKAGES_WITHOUT_JAX))]
+)
+def test_config_and_cluster_load_no_jax(file):
     heavy = [
         module
         for _, module, _ in imports(at_module_level(ast.parse(source(file))))
@@ -187,11 +189,11 @@ def test_no_private_name_of_a_library_is_used(file):
 @pytest.mark.parametrize("file", FILES)
 def test_a_file_opens_with_a_docstring_and_is_short(file):
     text = source(file)
-    assert ast.get_docstring(ast.parse(text)), f"{file} opens with no docstring: what it owns, what it does not."
+    assert ast.get_docstring(ast.parse(text)), f"{file} opens with no docstring that says what it provides."
     assert len(text.splitlines()) <= LONGEST, f"{file} has over {LONGEST} lines. Which second thing is in it?"
 
 
-def test_each_file_of_the_engine_is_specified_by_one_test_file():
+def test_each_file_of_the_engine_has_a_test_file():
     missing = []
     for file in FILES:
         test = re.sub(r"^engine/(.*)\.py$", r"tests/\1_test.py", file)
@@ -209,7 +211,7 @@ def test_each_file_of_the_engine_is_specified_by_one_test_file():
         ("engine/data/feed.py", "from engine import Task", "engine.Task: what `import engine`"),
         ("engine/entry.py", "from engine import main", "engine.main: upwards"),
         ("engine/trainer.py", "import models.digits", "models.digits: the engine knows no model"),
-        ("engine/shed.py", "import engine.config", "engine.config: this file has no place"),
+        ("engine/unknown.py", "import engine.config", "engine.config: this file is on no level"),
         ("models/digits.py", "from engine.metrics import Loss", "engine.metrics.Loss: models import"),
         ("models/digits.py", "from engine import Trainr", "engine.Trainr: models import engine,"),
         ("models/digits.py", "import configs.digits", "configs.digits: models import"),
@@ -218,7 +220,7 @@ def test_each_file_of_the_engine_is_specified_by_one_test_file():
         ("configs/digits.py", "import jax", "jax: a config imports the standard library"),
     ],
 )  # fmt: skip
-def test_a_wrong_import_is_told_with_the_two_names(file, text, fault):
+def test_a_wrong_import_is_reported_with_both_names(file, text, fault):
     (found,) = faults(file, text)
     assert found.startswith(f"{file}:{len(text.splitlines())}: {module_of(file)} imports {fault}")
 
@@ -231,5 +233,5 @@ def test_a_wrong_import_is_told_with_the_two_names(file, text, fault):
         ("configs/digits.py", "from engine.config import defaults\nimport os, ml_collections, configs.base"),
     ],
 )  # fmt: skip
-def test_a_right_import_is_none(file, text):
+def test_a_right_import_is_not_reported(file, text):
     assert faults(file, text) == []
