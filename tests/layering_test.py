@@ -51,7 +51,7 @@ FILES = sorted(
 
 
 def level_and_package(module: str) -> tuple[int, str] | None:
-    """Returns (level from below, package) of a module: `engine.training.step` -> (8, "training"); None outside the engine."""
+    """Returns the level, from 0, and the package of a module of the engine; None for other modules."""
     name = module.split(".")[1] if module.startswith("engine.") else ""
     for level, packages in enumerate(reversed(LEVELS)):
         for package in packages:

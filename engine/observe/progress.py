@@ -31,7 +31,7 @@ _SMALL_WAIT = 0.05  # share of the time lost to data that is not worth a word
 class Progress:
     """The progress of one attempt. A context manager; any thread may call it.
 
-    Warnings that other rooms give to the logger "convoy" are shown too, in every mode.
+    Warnings of the logger "convoy" are shown too, in every mode.
     """
 
     def __init__(self, mode: str, total_steps: int, start_step: int = 0, stream: TextIO | None = None):
@@ -160,7 +160,7 @@ class _Bar:
 
 
 class _Warnings(logging.Handler):
-    """Shows what other rooms warn of."""
+    """Shows the warnings of the engine's logger."""
 
     def __init__(self, show):
         super().__init__(logging.WARNING)

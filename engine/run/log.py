@@ -1,10 +1,7 @@
 """The log of a run: `log.txt`, through the standard logger named "convoy".
 
-Owns: the logger's name and the file. Any room may write to it: `logging.getLogger("convoy").info(...)`. Does not
-own: what the terminal shows (`observe/progress.py`).
-
-A line is in the file when the call returns, so the last words before a crash are there; that costs some microseconds
-of the calling thread.
+Any package may write to it: `logging.getLogger("convoy").info(...)`. A line is in the file when the call returns, so the
+last lines before a crash are there; that costs the calling thread some microseconds.
 """
 
 import logging
