@@ -1,7 +1,6 @@
-"""What a process finds where it is started: for the question why a run does not start, or why it is slow.
+"""`convoy doctor`: what a process finds on its machine, to explain why a run does not start or is slow.
 
-Owns: the lines of `convoy doctor`. Does not own: who this process is (`cluster/cluster_detection.py`) and how it joins
-the others (`cluster/processes.py`). Nothing here prints the value of a variable, which may be a secret.
+It prints no value of an environment variable, which may be a secret.
 """
 
 import importlib.metadata

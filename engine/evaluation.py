@@ -1,7 +1,6 @@
-"""Evaluations: a Task's metrics over a finite dataset, each example counted exactly once.
+"""Named evaluations: the metrics of a Task over a finite dataset, each example counted exactly once.
 
-Owns: one named evaluation, from its source to its numbers. Does not own: when it is due (`trainer.py`), padding
-(`data/feed.py`), or which checkpoint is best (`checkpoint/retention.py`).
+The last batch is padded with rows of weight 0 (`data/feed.py`). Which steps are evaluated is decided in `events.py`.
 """
 
 import contextlib

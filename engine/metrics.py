@@ -1,11 +1,8 @@
 """Metrics as (sum, weight): merged over microbatches, devices, hosts and batches without loss, divided once.
 
-Owns: `Mean`, `Loss`, and their reduction to two numbers. Does not own: when they are computed (`training/`,
-`evaluation.py`) or written (`observe/`).
-
-Terms. *Total*: the sum of a quantity. *Weight*: how many of it were summed, as a float. Both have one entry for each
-example, `[batch]`, so that padded rows can be left out; already summed scalars are accepted too, and then an
-evaluation feeds its last batch at its own size instead of padding it.
+A total is the sum of a quantity; a weight is the number of its terms, as a float. Both have one entry for each example,
+`[batch]`, so that padded rows can be left out. Scalars that are summed already are accepted too: an evaluation then
+gives its last batch its own size instead of padding it.
 """
 
 import dataclasses

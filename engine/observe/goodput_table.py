@@ -1,8 +1,6 @@
-"""Where the time of a run went, as a table for people: `convoy goodput`.
+"""`convoy goodput`: a table of where the time of a run went.
 
-Owns: the lines. Does not own: the seconds (`run/goodput.py`).
-
-Terms. *Goodput*: time in steps that were not lost, over the wall time from the start of the first attempt on.
+Goodput is the time in steps that were not lost, divided by the wall time since the start of the first attempt.
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,6 @@
-"""What the terminal shows while a run goes: a bar, or a line for each logged step.
+"""What the terminal shows during a run: a progress bar, or a line for each logged step, and messages.
 
-Owns: the bar, the lines, messages above the bar, and their copy in the run's log. Does not own: when it is called
-(`trainer.py`), the log's file (`run/log.py`), the final words (`report.py`).
-
-Everything goes to one stream, standard error unless told otherwise, so that standard output holds results only.
+All of it goes to one stream, by default standard error, so that standard output holds results only.
 """
 
 import logging

@@ -1,13 +1,8 @@
-"""From the device's metrics of each step to rows: the loop hands arrays over, and waits for none of the last two.
+"""Turns the device's metrics of each step into rows; the loop never waits for the last two dispatches.
 
-Owns: which steps make up a row, when the loop reads values, and the bound on how far the device may be behind. Does not
-own: the files (`writer.py`), rates (`throughput.py`), or the screen (`progress.py`).
-
-Terms. *Row*: the metrics of one logging interval, summed over its steps and divided once. *Arrival*: the moment when
-the loop knows that a dispatch is done. It is never further ahead of the device than IN_FLIGHT dispatches, so the time
-from one arrival to another is the device's. *Reading*: what has arrived becomes numbers of the host, several dispatches
-in one go where steps are short: one by one they would cost the loop a twentieth of a step of 0.2 ms. Rows are made in
-the writer's thread, whose own pace counts for nothing.
+A row holds the metrics of one logging interval, summed over its steps and divided once. An arrival is the moment at
+which a dispatch is known to be complete; the loop is at most IN_FLIGHT dispatches ahead. Results of short steps are
+read several at a time: one by one they would cost a twentieth of a step of 0.2 ms.
 """
 
 import time

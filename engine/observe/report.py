@@ -1,8 +1,4 @@
-"""The final words of a run: what was reached, how long it took, where things lie, what to type next.
-
-Owns: `Summary` and its text. Does not own: the numbers (`throughput.py`, the trainer) and `status.json`
-(`run/status.py`).
-"""
+"""The summary of a run: what was reached, how long it took, where the files are, and the next command to type."""
 
 import shlex
 from collections.abc import Mapping, Sequence

@@ -1,9 +1,6 @@
-"""One attempt as others see it: the screen, the log, `status.json`, and the final words.
+"""Reports one attempt to the screen, the log and `status.json`, and ends with its summary.
 
-Owns: what is told when, and how an exception becomes a state, a reason and an exit code. Does not own: how each is
-written (`progress.py`, `run/status.py`, `report.py`), or what happened (`trainer.py`).
-
-In a run of several processes the first one tells; the others keep the summary, and show warnings only.
+In a run of several processes the primary reports; the others keep the summary and show warnings only.
 """
 
 import dataclasses

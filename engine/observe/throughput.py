@@ -1,11 +1,7 @@
-"""How fast a run goes: examples and steps a second, time lost to data, FLOP/s and their share of the peak.
+"""Rates of a run: examples and steps per second, time lost to data, FLOP/s and their share of the peak (MFU).
 
-Owns: the arithmetic, for one interval and for the whole attempt. Does not own: clocks and counters (the trainer
-and the recorder read them), the peak (`config/hardware.py`), the count of FLOPs (the compiler's, or the Task's).
-
-Terms. *Arrival*: a moment at which the device has done a step, or all but the few that may be in flight; speed is
-taken from one to another. *Paused*: time in which the loop did something else than stepping (evaluations, waiting for
-a save); it counts in no rate. *MFU*: model FLOP/s over peak.
+Rates are taken between arrivals, the moments at which a result is known to be complete on the device. Time that the
+loop spends on something else (evaluations, hooks) is paused time and counts in no rate.
 """
 
 from dataclasses import dataclass

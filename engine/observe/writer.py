@@ -1,17 +1,8 @@
 """Metrics of a run as `metrics.jsonl` and TensorBoard files, written by a thread so that the loop never waits.
 
-Owns: the queue, the thread, both files. Does not own: which values a row has (`trainer.py`), their reduction
-(`metrics.py`), what is shown (`progress.py`).
-
-Terms. *Row*: one line, `{"step": int, "attempt": int, "time": unix seconds, "loss": 0.5, ...}`; one of training has
-`batch` too, the number of its last batch. *Block*: a function that returns rows; it runs on the writer's thread.
-
-A line is always valid JSON (`run/json_text.py` says how NaN is written). Lines are only ever added: after a resume at
-step s the lines of earlier attempts beyond s stay, and for each step and name the last line counts. A last line that
-was cut by a crash is removed when the file is opened again.
-
-A disk that refuses lines, as a full one, does not end the run: it is told once, the lines wait in memory, and go to the
-file before the next ones. What TensorBoard gets then is lost to it.
+A row is one line, `{"step": int, "attempt": int, "time": unix seconds, "loss": 0.5, ...}`. Lines are only added: after
+a resume at step s, the last line of each step and name counts. Opening the file removes a last line that a crash cut
+off. A disk that refuses lines does not end the run: one warning is logged, and the lines wait in memory.
 """
 
 import os

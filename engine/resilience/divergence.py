@@ -1,21 +1,16 @@
-"""What happens when a loss or its gradient is not finite, or a loss is a spike: stop, skip, or roll back.
+"""Divergence policy: what happens when a loss or gradient is not finite, or a loss is a spike.
 
-Owns: the policy, the batches that a run skips, and the sentence with which it ends. Does not own: the guard, which
-holds such an update back on the device at once, whatever the policy (`training/step.py`), or the way back to a
-checkpoint (`trainer.py`).
+The guard in `training/step.py` has already held such an update back on the device: the batch is consumed and the state
+stays as it was. A batch is bad if the guard held it back by itself; a skipped batch is held back in every attempt that
+resumes from a checkpoint that names it. Step n + 1 consumes batch n.
 
-Terms. *Held back*: the step's batch is consumed and the state stays as it was. *Batch*: step n + 1 consumes batch n.
-*Bad*: the guard held its update back without being told to. *Skipped*: its update is held back in every attempt that
-goes on from a checkpoint that names it, whatever its loss.
+stop      The first bad batch ends the run.
+skip      A bad batch is skipped. IN_A_ROW bad batches in a row end the run.
+rollback  The run returns to its newest checkpoint. If a good step followed the bad batches, these are skipped. If
+          IN_A_ROW are bad in a row, an update that looked good has spoilt the state: they are read again, and the batch
+          before them is skipped, then 2, 4, 8 before them, until these reach back to the checkpoint.
 
-stop      the first bad batch ends the run.
-skip      a bad batch is skipped. IN_A_ROW of them one after the other are more than bad luck, and end the run.
-rollback  the run goes back to its newest checkpoint. Where a good step followed the bad ones, these batches did it,
-          and they are skipped. Where IN_A_ROW are bad one after the other, the state itself was spoilt by an update
-          that looked well: they are read again, and the batch before them is skipped, then 2, 4, 8 before them. The
-          run ends when these reach back to the checkpoint.
-
-All is decided from results that have arrived, which are the same at the same step in every process.
+Decisions use only results that have arrived, which are the same at the same step in every process.
 """
 
 from collections.abc import Callable, Iterable, Sequence

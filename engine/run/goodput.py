@@ -1,15 +1,9 @@
-"""Where the time of a run goes: `goodput.jsonl`, seconds by kind over all attempts, whose plain sums are the truth.
+"""Where the time of a run goes: `goodput.jsonl`, seconds by kind over all attempts.
 
-Owns: the entries, the stopwatch that an attempt makes them with, what a restart has to correct, the sums. Does not own:
-when a kind begins (`trainer.py` says so), or the table (`observe/goodput_table.py`).
-
-Terms. *Kind*: what a moment counts for; at each moment it is one of KINDS, so that all seconds together are the wall
-time. *Lost*: steps that a later attempt does again, and what an attempt did after its last entry before it was killed.
-*Down*: from the end of an attempt to the start of the next process. *Moved*: a restart takes the seconds of steps that
-it will do again from "step" to "lost", by a pair of entries of which the first is negative.
-
-The clock within an attempt, and over attempts of one boot of one machine, is the kernel's monotonic one, which all its
-processes share; nobody can set it. Between boots or machines only the wall clock is left; such an entry says "wall".
+At each moment one of KINDS counts, so all seconds together are the wall time. "lost" are steps that a later attempt
+repeats, and the time of a killed attempt after its last entry; "down" is the time between attempts. A restart moves the
+steps that it will repeat from "step" to "lost" by a negative and a positive entry. Within one boot of a machine, times
+are of the kernel's monotonic clock; between boots or machines only the wall clock is known ("wall").
 """
 
 import functools

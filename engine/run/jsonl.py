@@ -1,8 +1,6 @@
-"""Files of lines that only grow.
+"""JSON-lines files that only grow, such as one file for each process.
 
-Owns: opening one so that what is added begins on a line of its own, and the lines that each process adds to a file of
-its own. Does not own: what a line says (`ledger.py`, `data/bad_examples.py`, `observe/writer.py`), or files that are
-replaced in one piece (`atomic.py`).
+An opened file continues on a line of its own, whatever a killed writer left.
 """
 
 import json

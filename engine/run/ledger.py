@@ -1,13 +1,8 @@
-"""The ledger of examples: which example each step of a run consumed, for audits.
+"""The ledger of examples: which example each step of a run consumed, for audits (`log.examples`).
 
-Owns: its files, `examples/<process>-of-<processes>.jsonl`, one line a batch, and reading them together. Does not own:
-which examples a batch has (`data/`), or whether a ledger is kept (`log.examples`).
-
-Terms. *Example*: its address (`data/sampler.py`): the index into the source, or of a source with an order of its
-own the number that names its row there. *Rows*: the places in the global batch that a process has fed.
-
-A line is with the system when the step is dispatched, so a killed process loses none; several attempts may have done a
-step, and the last one counts.
+Each process writes `examples/<process>-of-<processes>.jsonl`, one line a batch, when the step is dispatched: a killed
+process loses none. An example is the address that `data/sampler.py` gives it. Several attempts may have done a step;
+the last one counts.
 """
 
 import json

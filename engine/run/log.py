@@ -1,7 +1,7 @@
 """The log of a run: `log.txt`, through the standard logger named "convoy".
 
-Any package may write to it: `logging.getLogger("convoy").info(...)`. A line is in the file when the call returns, so the
-last lines before a crash are there; that costs the calling thread some microseconds.
+Any package may write to it: `logging.getLogger("convoy").info(...)`. A line is in the file when the call returns, so
+the last lines before a crash are not lost; that costs the calling thread some microseconds.
 """
 
 import logging

@@ -1,14 +1,8 @@
-"""Who holds the lease of a run: a process, named so that others can tell whether it still lives.
+"""The owner of a lease: a process, named so that other processes can tell whether it is alive.
 
-Owns: the identity of a process across restarts, reboots and containers, and the answer `is_alive`. Does not own: what
-follows from it (`lease.py`).
-
-A pid alone names nobody: it is given out again, and in each container the first process is 1. So it counts together
-with the moment at which the kernel started it (ticks since the boot, no wall clock), the id of that boot, and the
-namespace in which the pid was given. Where these cannot be compared, nothing is known from here.
-
-Terms. *Token*: names a job over its restarts; a supervisor hands it down in the environment. *Boot id*: a random text
-that Linux makes at each boot. *Pid namespace*: what counts pids by itself, as a container does.
+A pid alone is not enough: pids are reused, and each container starts at 1. An owner is a pid with the time at which the
+kernel started it (ticks since boot), the boot id and the pid namespace. Where these cannot be compared, `is_alive`
+returns None. A token names a job over its restarts; a supervisor passes it on in the environment.
 """
 
 import os

@@ -1,11 +1,8 @@
-"""What a run is doing and how it ended: `status.json`, which scripts and schedulers read.
+"""`status.json`: what a run is doing and how it ended, for scripts and schedulers.
 
-Owns: `Status` and its file, written in one piece, so that a reader sees the whole of it at any moment. Does not own:
-when it is written (`trainer.py`), what exit codes mean (`cluster/exit_status.py`).
-
-Terms. *State*: starting, training and evaluating while the process lives; done, failed (the exit code says whether
-to start it again), preempted (start it again) and interrupted (the user stopped it) when it has ended. A process that
-was killed from outside leaves one of the first three, unless a launcher corrects it: `updated`, `host` and `pid` tell.
+The file is replaced in one piece. States of a live process: starting, training, evaluating. States of an ended one:
+done, failed (the exit code says whether to restart), preempted (restart it), interrupted (the user stopped it). A
+killed process leaves one of the first three, unless a launcher corrects it.
 """
 
 import dataclasses
