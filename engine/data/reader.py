@@ -4,8 +4,8 @@ The position of a run is the number of its next batch and needs no state of Grai
 whole batch, or several where one costs less than Grain does per element (25 us, and a wait of up to 200 us while a
 thread holds Python's lock).
 
-Batching is not a Grain transform, since Grain reads and stacks one example at a time: a shuffled batch of 64 small
-examples takes it 1,300 us (20 us an example) and a mixture of two sources 1,700 us. Read by rows they take 10 and 40 us,
+Batching is no Grain transform, since Grain reads and stacks one example at a time: a shuffled batch of 64 small
+examples takes it 1,300 us (20 us an example), a mixture of two sources 1,700 us. Read by rows they take 10 and 40 us,
 in blocks 5 and 15 us.
 """
 

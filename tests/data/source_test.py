@@ -114,7 +114,7 @@ def test_a_source_may_choose_what_a_limit_takes():
         def limited(self, count):
             return ArraySource({name: array[-count:] for name, array in self.arrays.items()})
 
-    assert limited(Last(make().arrays), 2)[0].examples["label"] == 4
+    assert limited(Last(make().arrays), 2)[0]["label"] == 4
     assert len(limited(Last(make().arrays), 6)) == 6
 
 
