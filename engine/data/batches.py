@@ -44,7 +44,7 @@ class Batches:
     @property
     def block_size(self) -> int:
         """How many batches are best read in one call: several small ones, where the source gathers rows itself."""
-        if not self._sampler.gathers or self._sampler.transforms:
+        if not self._sampler.gathers or self._sampler.changes:
             return 1
         specs = [spec for _, spec in leaves(example_spec(self.source))]
         size = len(self.rows) * sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in specs)
@@ -102,7 +102,7 @@ class Batches:
 
     def _read(self, addresses: np.ndarray, positions: np.ndarray) -> Examples:
         examples = self._sampler.read(addresses)
-        if self._sampler.transforms:
+        if self._sampler.changes:
             examples = self._transform(examples, addresses, positions)
         return narrow(examples, self._wide, name_of(self.source))
 

@@ -96,7 +96,7 @@ class Mixture:
             for part in fingerprint(self.sources[name]).split(PART)
         )
 
-    def sampler(self, seed: int, shuffle: bool) -> "_Sampler":
+    def arranged(self, seed: int, shuffle: bool) -> "_Sampler":
         """Returns the examples in the order of a run (`sampler.py`). Raises DataError."""
         if has_transform(self):
             raise DataError(f"{name_of(self)} has a transform: a mixture uses those of its sources. Write it there.")
@@ -113,7 +113,7 @@ class _Sampler:
         self._rank = np.empty_like(self._source)  # [period]: examples of the same source before this one
         for number, count in enumerate(counts):
             self._rank[self._source == number] = np.arange(count)
-        self.transforms = any(part.transforms for part in parts)
+        self.changes = any(part.changes for part in parts)
         self.gathers = all(part.gathers for part in parts)
 
     def addresses(self, places: np.ndarray) -> np.ndarray:

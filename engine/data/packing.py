@@ -75,7 +75,7 @@ class Packed:
         packed = f"documents {'split' if self.split else 'whole'} in rows of {self.length}"
         return f"{fingerprint(self.documents)}{PART}{packed}"
 
-    def sampler(self, seed: int, shuffle: bool) -> "_Sampler":
+    def arranged(self, seed: int, shuffle: bool) -> "_Sampler":
         """Returns the rows in the order of a run (`sampler.py`)."""
         return _Sampler(self, self._planner, seed, shuffle)
 
@@ -87,7 +87,7 @@ class _Sampler:
 
     def __init__(self, packed: Packed, planner: SplitPlanner | WholePlanner, seed: int, shuffle: bool):
         self._packed, self._planner = packed, planner
-        self.transforms = has_transform(packed)
+        self.changes = has_transform(packed)
         self._rows = Order(planner.rows, seed, shuffle)
         self._items = Order(planner.items, derived(seed, "documents"), shuffle)
         self._plans: list[tuple[int, Plan | None]] = [(-1, None)] * 2  # two, as threads overlap at a border
@@ -135,7 +135,7 @@ class _Sampler:
 
 
 def _check_order(documents: Source, name: str) -> None:
-    if hasattr(documents, "sampler"):
+    if hasattr(documents, "arranged"):
         raise DataError(
             f"{name}: {name_of(documents)} has an order of its own, in which epochs differ in their number of tokens. "
             "Pack the documents of each source, and mix the packed ones: Mixture({NAME: Packed(...), ...}, weights)."

@@ -21,7 +21,7 @@ class Sampler(Protocol):
     It is read by several threads at once and pickled to worker processes.
     """
 
-    transforms: bool
+    changes: bool
     """Whether the source changes examples at random (`transform`)."""
     gathers: bool
     """Whether many examples are read in little more time than one."""
@@ -40,17 +40,17 @@ class Sampler(Protocol):
 
 
 def sampler_of(source: Source, seed: int, shuffle: bool) -> Sampler:
-    """Returns the source's own sampler (its method `sampler`) or the usual one.
+    """Returns the source's own sampler (its method `arranged`) or the usual one.
 
     Raises:
-        DataError: the source is empty, or a subclass changed its `__getitem__`, which its `sampler` does not know of.
+        DataError: the source is empty, or a subclass changed its `__getitem__`, which its `arranged` does not know of.
     """
-    own: Callable[[int, bool], Sampler] | None = getattr(source, "sampler", None)
+    own: Callable[[int, bool], Sampler] | None = getattr(source, "arranged", None)
     if own is None:
         return Permuted(source, seed, shuffle)
-    if not overrides(source, "sampler", "__getitem__"):
+    if not overrides(source, "arranged", "__getitem__"):
         raise DataError(
-            f"{name_of(source)} changes __getitem__ but inherits `sampler`, by which training reads without that "
+            f"{name_of(source)} changes __getitem__ but inherits `arranged`, by which training reads without that "
             "change. Make the change in transform(example, rng), or in the sources below."
         )
     return own(seed, shuffle)
@@ -61,7 +61,7 @@ class Permuted:
 
     def __init__(self, source: Source, seed: int, shuffle: bool):
         self._source = source
-        self.transforms: bool = has_transform(source)
+        self.changes: bool = has_transform(source)
         self.gathers: bool = has_take(source)
         self._order = Order(len(source), seed, shuffle)
 

@@ -48,7 +48,7 @@ class Source(Protocol):
                                        that depends on the seed and the example's place in the run, nothing else
         fingerprint() -> str           names the content; a resume refuses another one. Parts that are divided by "; "
                                        are compared one by one. Without it, a sample of the examples is hashed
-        sampler(seed, shuffle) -> Sampler
+        arranged(seed, shuffle) -> Sampler
                                        the endless order of a training run, where it is more than a new permutation of
                                        the examples in every epoch (`sampler.py`); evaluations read by index
         limited(count) -> Source       the part that `data.limit` uses, where it is not the first `count` examples

@@ -11,12 +11,12 @@ from engine.data.source import ArraySource
 class Backwards(ArraySource):
     """A source that brings its own order: the last example first, the same in every epoch."""
 
-    def sampler(self, seed, shuffle):
+    def arranged(self, seed, shuffle):
         return BackwardsSampler(self)
 
 
 class BackwardsSampler:
-    transforms, gathers = False, True
+    changes, gathers = False, True
 
     def __init__(self, source):
         self.source = source
@@ -42,7 +42,7 @@ def test_the_usual_sampler_is_a_new_permutation_in_every_epoch():
     assert addresses.tolist() == Order(6, 3, True).indices(positions).tolist()
     assert sampler.read(addresses)["label"].tolist() == addresses.tolist()
     assert sampler.owner(4)[1] == 4
-    assert (sampler.transforms, sampler.gathers) == (False, True)
+    assert (sampler.changes, sampler.gathers) == (False, True)
 
 
 def test_a_source_may_bring_an_order_of_its_own():
@@ -56,10 +56,10 @@ def test_a_changed_getitem_that_training_would_not_see_is_refused():
             return super().__getitem__(index)
 
     class ScaledInBoth(Scaled):
-        def sampler(self, seed, shuffle):
-            return super().sampler(seed, shuffle)
+        def arranged(self, seed, shuffle):
+            return super().arranged(seed, shuffle)
 
-    with pytest.raises(DataError, match=r"Scaled changes __getitem__ but inherits `sampler`.*Make the change in trans"):
+    with pytest.raises(DataError, match=r"Scaled changes __getitem__ but inherits `arranged`.*Make the change in trans"):
         sampler_of(Scaled(labels()), 0, True)
     assert sampler_of(ScaledInBoth(labels()), 0, True)
 
