@@ -152,8 +152,10 @@ class Trainer:
                             self.checkpoints.finish()
                     return
                 except Rollback:
-                    recorder.rollback()
-                    state, step = self._restore()
+                    pass  # the traceback, whose frames hold the state, is freed at the end of this block
+                boundary = state = None  # memory may not hold a second state beside it
+                recorder.rollback()
+                state, step = self._restore()
 
     def _restore(self) -> tuple[TrainState, int]:
         state, step = self._attempt.restore()
