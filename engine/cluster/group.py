@@ -165,15 +165,7 @@ def peek(topic: str, turn: int = 1) -> dict[int, object]:
     return {i: json.loads(text) for i, text in _texts(f"group/gather/{topic}#{turn}")}
 
 
-def decide[T, V](
-    value: T,
-    judge: Callable[[Mapping[int, T], list[int]], V],
-    topic: str,
-    timeout_s: float,
-    *,
-    enough: Callable[[Mapping[int, T]], bool] = lambda values: False,
-    cancelled: Callable[[], bool] = _never,
-) -> V:
+def decide[T, V](value: T, judge: Callable[[Mapping[int, T], list[int]], V], topic: str, timeout_s: float) -> V:
     """Returns in every process the verdict of `judge(values, missing)`, which the primary alone calls.
 
     Args:
@@ -181,13 +173,12 @@ def decide[T, V](
         judge: gets the values of all processes and the numbers of those that sent none in time.
         topic: for both directions.
         timeout_s: seconds for all values to arrive at the primary.
-        enough, cancelled: end the primary's wait early, as in `gather`.
 
     Raises:
         ConvoyError: raised by `judge`; in every process.
         LostPeer: no verdict arrives; it names the processes that the primary waits for, or the primary.
     """
-    values = gather(value, topic, timeout_s, enough=enough, cancelled=cancelled)
+    values = gather(value, topic, timeout_s)
     try:
         return run_on_primary(lambda: judge(values, missing(values)), topic, timeout_s + timeouts.VERDICT_S)
     except LostPeer as error:
