@@ -251,7 +251,9 @@ class StepAgreement:
 
     def request(self, reason: str) -> None:
         """Asks all processes to agree on a step. Any thread or signal handler may call it; never waits."""
-        self._request = self._request or reason
+        if self._request or self._closed:
+            return  # a handler that interrupts another one inside `set`, which holds a lock, must not call it again
+        self._request = reason
         if count() == 1:
             self.reason, self._agreed = self._request, 0
         self._wake.set()
