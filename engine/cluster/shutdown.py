@@ -38,7 +38,8 @@ def end(error: BaseException) -> NoReturn:
             with suppress(Exception):  # an act that fails must not keep the others from theirs
                 act(error)
 
-    verdict.report(error)
+    with suppress(OSError):  # a full disk or a closed stderr must not keep the process
+        verdict.report(error)
     thread = threading.Thread(target=perform, daemon=True)  # storage that hangs must not keep the process
     thread.start()
     thread.join(timeouts.LAST_ACTS_S)
@@ -48,7 +49,8 @@ def end(error: BaseException) -> NoReturn:
 def exit_now(code: int) -> NoReturn:
     """Exits at once, without Python's own end, which would wait for threads and peers; flushes what was printed."""
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        with suppress(OSError, ValueError):  # a reader that is gone, a full disk, a closed stream
+            stream.flush()
     os._exit(code)
 
 
