@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 from engine.arguments import make_parser, parse, split_overrides
 from engine.cluster import cluster_detection, processes, shutdown, verdict
 from engine.cluster.exit_status import ExitStatus, status_of
+from engine.cluster.kv_store import CoordinationError
 from engine.cluster.peer_failure import LostPeer, lost_peers_reported
 from engine.config.errors import ConfigError, ConvoyError
 from engine.mounts import local_text, unmount
@@ -64,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _leave_after_an_end() -> None:
-    """Leaves the other processes; that one of them is lost matters no more."""
-    with contextlib.suppress(LostPeer):
+    """Leaves the other processes; that one of them is lost, process 0 included, matters no more."""
+    with contextlib.suppress(LostPeer, CoordinationError):
         processes.leave()
 
 
