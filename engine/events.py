@@ -1,6 +1,7 @@
 """Events: everything that a run does between two dispatches, behind one protocol.
 
-A new periodic feature is a class with `phase`, `next_step` and `run`, and a line in `Trainer._events`.
+A new periodic feature is a class with `phase`, `ends_dispatch`, `next_step` and `run`, and a line in
+`Trainer._events`.
 """
 
 import math
