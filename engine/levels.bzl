@@ -31,7 +31,6 @@ LEVELS = [
 HIGH = [
     "//engine",
     "//engine/launch",
-    "//engine/plan",
 ]
 
 # Where the parts of the engine are tried and measured one by one.
