@@ -227,7 +227,7 @@ class Trainer:
                 self._watchdog.dispatched = step + count
                 skips = no_skips[count]
                 if divergence.skipped:
-                    skips = self.program.skip_mask(divergence.held(step, count))
+                    skips = self.program.skip_mask(divergence.skips(step, count))
                 state, metrics = programs[count](state, batches, skips)
                 recorder.push(step, metrics, feed.wait_s)
                 step += count
@@ -253,7 +253,7 @@ class Trainer:
     def _take_values(self, first: int, values: np.ndarray) -> None:
         """Takes the results of the steps from `first` on, `[steps, names, 2]`."""
         self._watchdog.arrived = first + len(values)
-        self._divergence.look(first, values)
+        self._divergence.take(first, values)
 
     def summary(self) -> Summary:
         """Returns what is reached so far."""

@@ -41,12 +41,12 @@ class Divergence:
 
     def __init__(self, policy: str, names: Sequence[str], on_message: Callable[[str], None]):
         self._policy, self._say = policy, on_message
-        self._loss, self._norm, self._held = (names.index(name) for name in ("loss", "grad_norm", "skipped"))
+        self._loss, self._norm, self._skipped = (names.index(name) for name in ("loss", "grad_norm", "skipped"))
         self.skipped: set[int] = set()
         """The batches whose update this run holds back: a part of its position in the data."""
         self._bad: list[int] = []  # that are not decided about
         self._what = ""  # is wrong with the first of them; where each is decided about at once, with the newest
-        self._in_a_row = 0  # updates held back up to the newest result, told or not
+        self._in_a_row = 0  # updates held back up to the newest result, by the mask or by the guard
         self._spoilt: int | None = None  # batch before which the state was spoilt, where a long row says so
         self._row_starts = 0  # batch with which the row that says so begins
         self.asks = False
@@ -56,16 +56,16 @@ class Divergence:
         """Takes the batches that the position of a checkpoint names; those that are known already stay."""
         self.skipped |= set(skipped)
 
-    def held(self, step: int, k: int) -> tuple[bool, ...]:
-        """Whether to hold back the update of each of the k batches from `step` on."""
+    def skips(self, step: int, k: int) -> tuple[bool, ...]:
+        """Returns whether to skip the update of each of the k batches from `step` on."""
         return tuple(step + i in self.skipped for i in range(k))
 
-    def look(self, first: int, values: np.ndarray) -> None:
+    def take(self, first: int, values: np.ndarray) -> None:
         """Takes the metrics `[steps, names, 2]` of the batches from `first` on, as they are read."""
-        if not (self._in_a_row or values[:, self._held, 0].any()):
+        if not (self._in_a_row or values[:, self._skipped, 0].any()):
             return  # as nearly always
         for batch, row in enumerate(values, first):
-            self._in_a_row = self._in_a_row + 1 if row[self._held, 0] else 0
+            self._in_a_row = self._in_a_row + 1 if row[self._skipped, 0] else 0
             if self._in_a_row and batch not in self.skipped:
                 self._note(batch, bool(np.isfinite(row[[self._loss, self._norm], 0]).all()))
 
@@ -92,7 +92,7 @@ class Divergence:
             step: the loop's; the results of all steps before it have arrived.
             checkpoints: steps that are saved, oldest first.
             ending: whether the run ends here, so that no good step can follow bad ones.
-            broken: parts of the state that are to be saved and not finite although no loss has told of it.
+            broken: parts of the state that are to be saved and not finite although no loss has shown it.
 
         Raises:
             Diverged: the policy has no other way.

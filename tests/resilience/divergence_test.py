@@ -25,14 +25,14 @@ class Loop:
                 self.went_back += 1
                 assert self.went_back < 100, "it goes back for ever"
                 continue
-            held = self.policy.held(step, k)
+            held = self.policy.skips(step, k)
             values = np.zeros((k, len(NAMES), 2))
             for i in range(k):
                 bad = spoilt or step + i in self.bad
                 values[i, 0, 0] = 1e9 if self.finite else np.nan if bad else 0.5
                 values[i, 3, 0] = bad or held[i]
                 spoilt |= step + i == self.spoilt_by and not held[i]
-            self.policy.look(step, values)
+            self.policy.take(step, values)
             step += k
         assert not self.policy.rollback(stop, [2, self.saved], True)
         return sorted(self.policy.skipped)
@@ -50,7 +50,7 @@ def test_of_several_that_are_read_at_once_the_first_one_is_told():
     policy = Loop("stop").policy
     values = np.full((3, len(NAMES), 2), np.nan)
     values[:, 3, 0], values[0, :2] = 1, 1e9  # a spike, and what is not finite after it
-    policy.look(7, values)
+    policy.take(7, values)
     with pytest.raises(Diverged, match="step 8: the loss is a spike"):
         policy.rollback(10, [4], False)
 
@@ -93,7 +93,7 @@ def test_the_batches_before_a_long_row_are_skipped_by_1_2_4():
     for count, skipped in ((1, 1), (2, 3), (4, 7)):
         values = np.zeros((IN_A_ROW + count, len(NAMES), 2))
         values[:, 3, 0] = 1
-        late.look(30 - (skipped - count), values)
+        late.take(30 - (skipped - count), values)
         assert late.rollback(40, [2], False)
         assert late.skipped == set(range(30 - skipped, 30))
 
@@ -107,7 +107,7 @@ def test_nothing_is_saved_before_it_is_known_whether_the_state_is_spoilt_and_the
     policy = Loop("rollback").policy
     values = np.zeros((2, len(NAMES), 2))
     values[:, 3, 0] = 1
-    policy.look(7, values)
+    policy.take(7, values)
     assert not policy.rollback(9, [4], False)
     assert policy.asks
     assert policy.rollback(9, [4], True)
@@ -130,7 +130,7 @@ def test_rollback_blames_the_last_update_for_a_state_that_is_not_finite():
 def test_batches_that_a_checkpoint_names_are_held_back():
     policy = Loop("stop").policy
     policy.resume([3, 5])
-    assert policy.held(2, 4) == (False, True, False, True)
+    assert policy.skips(2, 4) == (False, True, False, True)
     loop = Loop("stop", [5])
     loop.policy.resume([5])
     assert loop.run() == [5]
