@@ -1,17 +1,14 @@
 """Batches made ahead by worker processes, which are watched: a killed or frozen one ends the run, and none is left.
 
-Owns: Grain's worker processes, their signs of life, and the errors about them. Does not own: what they make
-(`batches.py`), or a source that is merely slow, which the watchdog bounds (`resilience/`).
-
-Terms. *Beat*: a thread of each worker counts up on the board; a process that is stopped, or that holds Python's lock in
-one call, does not. *Frozen*: no beat for FROZEN_S while its batch is waited for. *Board*: the piece of shared memory
-in which workers and main process see each other.
+A *heartbeat* is a count that a thread of each worker increments on the *board*, a piece of shared memory. A worker that
+is stopped, or that holds Python's lock in one call, sends none; after FROZEN_S it counts as frozen. A source that is
+merely slow is bounded by the watchdog (`resilience/`).
 
 A thread draws all batches, one ahead of the caller, so that no wait for Grain is without a bound. The kernel kills a
 worker with the thread that started it (`cluster/parent.py`), and that is a thread of Grain's, which ends first when a
-reader is closed. What a worker is putting into shared memory at that moment would stay there, so the board asks it to
-live on until Grain has ended it in good order. What killed workers leave is removed when the main process ends, by
-Python's resource tracker, a process of its own.
+reader is closed. What a worker is writing into shared memory at that moment would stay there, so the board asks the
+worker to live on until Grain has ended it. What killed workers leave is removed when the main process ends, by Python's
+resource tracker, a process of its own.
 """
 
 import contextlib
@@ -41,15 +38,15 @@ from engine.cluster import parent
 from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import ConvoyError, RunError
 
-BEAT_S = 0.05
-CHECK_S = 1.0  # between two looks at the beats, while a batch is waited for
+HEARTBEAT_S = 0.05
+CHECK_S = 1.0  # between two checks of the heartbeats, while a batch is waited for
 FROZEN_S = 10.0
-SLOW_S = 10.0  # after which a wait is told
+SLOW_S = 10.0  # after which a wait is reported
 CLOSE_S, START_S = 3.0, 60.0  # for the batches that are being made at the end, and for the first one
-HEARD_S = 1.0  # for all workers to hear that the reader is closing: 20 beats
+HEARD_S = 1.0  # for all workers to see that the reader is closing: 20 heartbeats
 BURIED_S = 2.0  # for the end of a process to be known
 _SLOT = struct.Struct("@qq")  # of the board
-_HEARD = -1  # in the place of beats
+_HEARD = -1  # in the place of heartbeats
 _SHARED = "shared memory (/dev/shm), through which data workers hand over batches"
 _PERHAPS = {
     signal.SIGKILL: ", perhaps for want of memory",
@@ -90,7 +87,7 @@ class Workers:
         elements = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         start = functools.partial(_start_worker, self._board.name, os.getpid())
         self._reader: DatasetIterator | None = iter(elements.mp_prefetch(options, worker_init_fn=start))
-        self._seen: dict[int, tuple[int, float]] = {}  # index -> its beats, and when they were new
+        self._seen: dict[int, tuple[int, float]] = {}  # index -> its heartbeats, and when they were new
         self._started = False
         self._asked: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         # A daemon: where Grain does not return, it must not hold up the end of the process.
@@ -184,10 +181,10 @@ class Workers:
                 yield index, processes[pid]
 
     def _check_alive(self, begin: float) -> None:
-        """Looks at the beats; `begin` is since when a batch is waited for."""
+        """Checks the heartbeats; `begin` is since when a batch is waited for."""
         now = time.monotonic()
         for index, process in self._known():
-            if not process.is_alive():  # it has made its last batch, or Grain tells what has ended it
+            if not process.is_alive():  # it has made its last batch, or Grain reports what has ended it
                 continue
             _, beats = self._board.read(1 + index)
             if self._seen.get(index, (0, 0.0))[0] != beats:
@@ -222,7 +219,7 @@ class Workers:
         while time.monotonic() < end:
             if all(self._board.read(1 + i)[1] == _HEARD or not p.is_alive() for i, p in self._known()):
                 break
-            time.sleep(BEAT_S / 10)
+            time.sleep(HEARTBEAT_S / 10)
 
     def _kill(self) -> None:
         for process in self._processes:
@@ -232,8 +229,8 @@ class Workers:
 class _Board:
     """Slots of two numbers in shared memory: of this process, or opened by the name of another one's.
 
-    The first slot tells whether the reader is closing, and one each a worker's pid and beats: 0 and 0 before the first,
-    and _HEARD in place of the beats once the worker has heard of the closing.
+    The first slot says whether the reader is closing. One slot for each worker holds its pid and its heartbeats: 0 and
+    0 before the first one, and _HEARD in place of the heartbeats once the worker has seen the closing.
     """
 
     def __init__(self, slots: int = 0, name: str | None = None):
@@ -295,8 +292,10 @@ def _start_tracker() -> None:
 
 
 def _start_worker(board: str, main: int, index: int, count: int) -> None:
-    """Prepares a worker process: it beats, ends with the main process, and leaves signals and devices to that one."""
-    threading.Thread(target=_beat, args=(_Board(name=board), 1 + index, main), name="beat", daemon=True).start()
+    """Prepares a worker process: heartbeats, an end with the main process, and no signals or devices of its own."""
+    threading.Thread(
+        target=_send_heartbeats, args=(_Board(name=board), 1 + index, main), name="heartbeat", daemon=True
+    ).start()
     import jax
 
     jax.config.update("jax_platforms", "cpu")
@@ -304,7 +303,7 @@ def _start_worker(board: str, main: int, index: int, count: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _beat(board: _Board, slot: int, main: int) -> None:
+def _send_heartbeats(board: _Board, slot: int, main: int) -> None:
     """Counts up until the reader is closing; ends this process with the main one, also where no kernel does it."""
     if (end_with_parent := parent.end_with(main)) is not None:
         end_with_parent()
@@ -313,7 +312,7 @@ def _beat(board: _Board, slot: int, main: int) -> None:
     while main_process.is_alive() and not board.read(0)[0]:
         beats += 1
         board.write(slot, os.getpid(), beats)
-        main_process.join(BEAT_S)
+        main_process.join(HEARTBEAT_S)
     if beats == 0:  # the reader was closed while this process started; Grain takes this code for a failure, and ends
         os._exit(1)
     parent.live_on()
