@@ -59,7 +59,9 @@ def test_a_changed_getitem_that_training_would_not_see_is_refused():
         def arranged(self, seed, shuffle):
             return super().arranged(seed, shuffle)
 
-    with pytest.raises(DataError, match=r"Scaled changes __getitem__ but inherits `arranged`.*Make the change in trans"):
+    with pytest.raises(
+        DataError, match=r"Scaled changes __getitem__ but inherits `arranged`.*Make the change in trans"
+    ):
         sampler_of(Scaled(labels()), 0, True)
     assert sampler_of(ScaledInBoth(labels()), 0, True)
 

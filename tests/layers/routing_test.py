@@ -88,7 +88,7 @@ def test_what_finds_no_room_is_dropped_from_the_end_of_that_order():
     np.testing.assert_array_equal(rows(2).choice, [0, 2, 1, 5, 10, 10])
 
 
-@pytest.mark.parametrize("engine_package", [2, 4])
+@pytest.mark.parametrize("room", [2, 4])
 def test_tokens_move_to_rows_and_back_as_by_matrices_of_ones(room):
     plan, x, weights = rows(room), X[0, :5], jax.random.uniform(jax.random.key(2), (5, 2))
     one_hot = jax.nn.one_hot(plan.row.reshape(2, 5), 3 * room)  # [rank, token, row]

@@ -66,9 +66,11 @@ def test_a_state_without_copies_is_not_checked():
 
 def test_explain_says_what_has_copies(four):
     def of(mesh, devices):
-        return coverage(Duration(1000, "steps"), zoo.program(zoo.Classify(), mesh=mesh, devices=devices).abstract_state)
+        return coverage(
+            Duration(1000, "steps"), zoo.program(zoo.Classify(), mesh=mesh, devices=devices).abstract_state.to_tree()
+        )
 
     assert of(None, None) == "replica check: not covered, this mesh keeps one copy of each array"
     assert of(MeshSpec(data=4), 4) == "replica check: every 1000 steps, 4 copies or more of 100.0% of the state"
     assert of(MeshSpec(fsdp=4), 4).endswith("not covered")
-    assert coverage(None, four[0].abstract_state) == "replica check: off (resilience.replica_check=None)"
+    assert coverage(None, four[0].abstract_state.to_tree()) == "replica check: off (resilience.replica_check=None)"
