@@ -44,10 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         processes.leave()
-    except BrokenPipeError:  # `convoy config ... | head`
+    except BrokenPipeError as error:  # `convoy config ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if processes.count() > 1:
+            shutdown.end(error)
         code = ExitStatus.DONE
-        _leave_after_an_end()
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, ConvoyError) and error.everywhere:
             verdict.report(error)

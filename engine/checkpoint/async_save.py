@@ -223,6 +223,7 @@ class Saver:
         """Fails a save that this process does not write."""
         save.copied.set()
         if group.is_primary():
+            self._abandoned.append(save)  # the others write into its folder
             self._end(save, reason)
         else:
             _report(save, {"error": reason})

@@ -287,9 +287,11 @@ class StepAgreement:
         """Sends the number of passed steps; returns the agreed step, infinity where there is none."""
         self._reported = True
         values = gather(self._passed, self._topic, timeouts.AGREE_S, cancelled=lambda: self._closed)
+        if is_primary() and not self._closed and (absent := missing(values)):
+            shutdown.end(LostPeer(_late_text(absent, self._topic, timeouts.AGREE_S)))
         agreed = math.inf if self._closed else max(values.values(), default=0) + 1
-        try:
-            return broadcast(agreed, self._topic, cancelled=lambda: self._closed)
+        try:  # with more time than the primary, which names the process that is late
+            return broadcast(agreed, self._topic, 2 * timeouts.AGREE_S, cancelled=lambda: self._closed)
         except LostPeer as error:
             shutdown.end(error)
 

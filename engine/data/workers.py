@@ -25,7 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from multiprocessing import resource_tracker
+from multiprocessing import connection, resource_tracker
 from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
@@ -93,19 +93,18 @@ class Workers:
         # A daemon: where Grain does not return, it must not hold up the end of the process.
         self._thread = threading.Thread(target=self._answer, name="data-workers", daemon=True)
         self._thread.start()
+        self._processes: list[BaseProcess] = []  # Grain's, as far as it has started them
         before = multiprocessing.active_children()
+        threading.Thread(target=self._find_processes, args=(before,), name="find-workers", daemon=True).start()
         self._ahead = self._ask(self._draw)
-        self._processes = self._await_processes(before)
 
-    def _await_processes(self, before: list[BaseProcess]) -> list[BaseProcess]:
-        """Returns Grain's processes as soon as it has started them; fewer where there are fewer elements."""
+    def _find_processes(self, before: list[BaseProcess]) -> None:
+        """The thread that finds Grain's processes while it starts them: one that has ended is no longer listed."""
         end = time.monotonic() + START_S
-        while True:
-            done = self._ahead.done()
-            found = [child for child in multiprocessing.active_children() if child not in before]
-            if done or len(found) == self._count or time.monotonic() > end:
-                return found
-            time.sleep(0.001)
+        while len(self._processes) < self._count and self._reader is not None and time.monotonic() < end:
+            known = [*before, *self._processes]
+            self._processes += [child for child in multiprocessing.active_children() if child not in known]
+            time.sleep(0.002)
 
     def _ask(self, what: Callable[[], Any]) -> Future[Any]:
         future: Future[Any] = Future()
@@ -197,10 +196,10 @@ class Workers:
                 )
 
     def _killed(self) -> "DataWorkerError | None":
-        """Returns the error for a worker that a signal has ended; None where none comes to light."""
-        end = time.monotonic() + BURIED_S
-        while time.monotonic() < end:
-            for process in self._processes:
+        """Returns the error for a worker that a signal has ended; None where no worker had ended before this call."""
+        end, dead = time.monotonic() + BURIED_S, connection.wait([p.sentinel for p in self._processes], 0)
+        while dead and time.monotonic() < end:
+            for process in (process for process in self._processes if process.sentinel in dead):
                 if (code := process.exitcode) is not None and code < 0:
                     by = signal.Signals(-code)
                     index = next((index for index, known in self._known() if known is process), None)
