@@ -10,6 +10,7 @@ import gzip
 import importlib.util
 import itertools
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,12 @@ SIZES = (64, 128, 128, 10)
 BATCH = 64
 
 
+class Batch(NamedTuple):
+    """A batch as the engine's feed returns it, without the engine."""
+
+    examples: dict[str, np.ndarray]
+
+
 class Feed:
     """The first rows, again and again."""
 
@@ -30,9 +37,9 @@ class Feed:
         assert spec is not None and spec.origin is not None, "pip install scikit-learn"
         with gzip.open(Path(spec.origin).parent / "datasets/data/digits.csv.gz", "rt") as file:
             table = np.array(list(csv.reader(file)), np.float32)[:BATCH]
-        self._batch = {"image": table[:, :64] / 16, "label": table[:, 64].astype(np.int32)}
+        self._batch = Batch({"image": table[:, :64] / 16, "label": table[:, 64].astype(np.int32)})
 
-    def next(self, count: int) -> tuple[dict[str, jax.Array], ...]:
+    def next(self, count: int) -> tuple[Batch, ...]:
         return (jax.device_put(self._batch),) * count
 
 

@@ -132,7 +132,7 @@ class Storm:
                     return self._is_over() and self._is_training(pids)
 
         self._until(lambda: happens() or not any(_alive(pid) for pid in pids))
-        time.sleep({"restore": 0.5, "save": 0.03, "exit": 0.3}.get(phase, 0.0) * self._random.random())
+        time.sleep({"restore": 0.5, "save": 0.03, "exit": 0.1}.get(phase, 0.0) * self._random.random())
         return any(_alive(pid) for pid in pids)
 
     def _kill(self, phase: str, pids: list[int]) -> None:
