@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.checkpoint.checkpointer import Checkpointer
 from engine.checkpoint.warm_start import read_weights
-from engine.cluster import processes
+from engine.cluster import group
 from engine.config import hardware
 from engine.config.duration import Period
 from engine.config.schema import Config
@@ -65,7 +65,7 @@ class Attempt:
         """Sums of the row of metrics that the restored checkpoint interrupted."""
 
     def __enter__(self) -> "Attempt":
-        who = (processes.index(), processes.count(), self._directory.attempt)
+        who = (group.index(), group.count(), self._directory.attempt)
         self._ledger = self._bad_examples = None
         if self._config.log.examples:
             ledger = Ledger(self._directory.examples, *who)
@@ -137,7 +137,7 @@ class Attempt:
             on_row=on_row,
             on_phase=on_phase,
             on_values=on_values,
-            read_every_s=READ_S if processes.count() == 1 else 0.0,
+            read_every_s=READ_S if group.count() == 1 else 0.0,
         )
         self._stack.callback(recorder.close)
         return recorder

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from engine.cluster import processes
+from engine.cluster import group
 from engine.cluster.cluster_detection import Decision
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "libtpu", "jax-cuda12-plugin")
@@ -54,8 +54,8 @@ def after_joining() -> Iterator[str]:
             used, limit = stats.get("bytes_in_use", 0) / 2**30, stats.get("bytes_limit", 0) / 2**30
             yield f"  {device}: {used:.1f} of {limit:.1f} GiB in use"
     yield f"collective: {_round_trip()}"
-    if processes.count() > 1:
-        yield f"process {processes.index()}: all {processes.count()} processes answer"
+    if group.count() > 1:
+        yield f"process {group.index()}: all {group.count()} processes answer"
 
 
 def _round_trip() -> str:

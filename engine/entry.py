@@ -14,7 +14,7 @@ import ml_collections
 
 from engine.checkpoint.export import export_safetensors
 from engine.checkpoint.store import StepInfo
-from engine.cluster import group, peer_failure, processes
+from engine.cluster import group, peer_failure
 from engine.cluster.consistency_check import check_consistency, software
 from engine.config.dev_run import tiny
 from engine.config.duration import RunSize
@@ -125,7 +125,7 @@ def _train(
 def _fast_dev_run(config: Config, workdir: str | Path | None, began: float, kept: bool = True) -> Summary:
     """Trains two steps, then restores what was saved; removes the directory unless `workdir` names it."""
     if not workdir:
-        if processes.count() > 1:
+        if group.count() > 1:
             raise ConfigError(
                 "--fast-dev-run with several processes: no run directory. Name one that all of them see: --workdir=DIR."
             )
@@ -146,7 +146,7 @@ def _check_processes(config: Config) -> None:
     Raises:
         InconsistentProcesses: in every process, with the difference.
     """
-    if processes.count() > 1:
+    if group.count() > 1:
         settings = {name: value_text(name, value) for name, value in flatten(config)}
         targets = [text for name, text in settings.items() if name.endswith("target")]
         check_consistency({**settings, **software(targets)}, "start")

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from engine.arguments import make_parser, parse, split_overrides
-from engine.cluster import cluster_detection, processes, shutdown, verdict
+from engine.cluster import cluster_detection, group, processes, shutdown, verdict
 from engine.cluster.exit_status import ExitStatus, status_of
 from engine.cluster.kv_store import CoordinationError
 from engine.cluster.peer_failure import LostPeer, lost_peers_reported
@@ -46,14 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         processes.leave()
     except BrokenPipeError as error:  # `convoy config ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if processes.count() > 1:
+        if group.count() > 1:
             shutdown.end(error)
         code = ExitStatus.DONE
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, ConvoyError) and error.everywhere:
             verdict.report(error)
             _leave_after_an_end()
-        elif processes.count() > 1:
+        elif group.count() > 1:
             shutdown.end(error)
         elif isinstance(error, ConvoyError) or verdict.is_launched() or storage.hanging():
             verdict.report(error)
@@ -124,7 +124,7 @@ def _evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
 
     with lost_peers_reported():
         results = entry.evaluate(args.run, step=args.step)
-    if processes.is_primary():
+    if group.is_primary():
         for name, value in results.items():
             print(f"{name}: {value:.6g}")
     return ExitStatus.DONE

@@ -176,7 +176,7 @@ import os, sys
 from engine.cluster import cluster_detection, group, processes
 from engine.run.directory import RunDirectory
 processes.initialize(cluster_detection.resolve().who)
-me = processes.index()
+me = group.index()
 value = group.broadcast({{"text": "é" * 1500, "big": 2**40 + me, "me": me, "none": None}}, "a test")
 assert value == {{"text": "é" * 1500, "big": 2**40, "me": 0, "none": None}}, value
 assert group.broadcast([] if me == 0 else [1], "a test") == []

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 
 from engine.cluster import group, identity, kv_store, peer_failure, rendezvous, timeouts
 from engine.cluster.cluster_detection import Processes, address
-from engine.cluster.identity import count, index, is_primary
+from engine.cluster.identity import count, is_primary
 from engine.cluster.peer_failure import LostPeer
 from engine.cluster.rendezvous import CannotJoin, Refused, name
 from engine.cluster.shutdown import bounded
 from engine.config.errors import first_line
 
-__all__ = ["count", "index", "initialize", "is_primary", "leave"]
+__all__ = ["initialize", "leave"]
 
 
 def initialize(who: Processes, *, timeout_s: float = timeouts.JOIN_S) -> None:

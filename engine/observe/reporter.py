@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from engine.cluster import processes, shutdown, verdict
+from engine.cluster import group, shutdown, verdict
 from engine.cluster.exit_status import ExitStatus, status_of
 from engine.config.errors import ConvoyError, RunError
 from engine.mounts import shown
@@ -38,7 +38,7 @@ class Reporter:
 
     def __init__(self, directory: RunDirectory, name: str, mode: str, *, kept: bool = True):
         self._directory, self._mode, self._kept = directory, mode, kept
-        self._tells = processes.is_primary()
+        self._tells = group.is_primary()
         self._log = RunLog(directory.log) if self._tells else None
         self._progress: Progress | None = None
         before = status.read(directory.status).metrics if self._tells and directory.status.exists() else {}

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
-from engine.cluster import processes
+from engine.cluster import group
 from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import RunError
 from engine.run import json_text
@@ -211,7 +211,7 @@ class MetricWriter:
 
 def open_writer(directory: RunDirectory, tensorboard: bool) -> MetricWriter:
     """Returns the writer of a run's metric files; in a process that is not the primary it writes nothing."""
-    if not processes.is_primary():
+    if not group.is_primary():
         return MetricWriter(None, None)
     return MetricWriter(directory.metrics, directory.tensorboard if tensorboard else None, directory.lease)
 

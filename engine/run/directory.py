@@ -20,7 +20,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from engine.cluster import group, processes
+from engine.cluster import group
 from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import RunError
 from engine.mounts import local_path, shown
@@ -86,7 +86,7 @@ class RunDirectory:
         run.attempt = group.run_on_primary(lambda: run._prepare(fresh, began), "the run directory")
         if not run.path.is_dir():
             raise RunError(
-                f"{run}: process {processes.index()} does not see this folder, which process 0 has opened. "
+                f"{run}: process {group.index()} does not see this folder, which process 0 has opened. "
                 "Give a --workdir on a disk that all processes share, under the same path."
             )
         return run
@@ -162,7 +162,7 @@ class RunDirectory:
     @property
     def traces(self) -> Path:
         """Where this process's trace goes: JAX names files by host, which several processes may share."""
-        return self.profile / (f"process-{processes.index()}" if processes.count() > 1 else "")
+        return self.profile / (f"process-{group.index()}" if group.count() > 1 else "")
 
     def _parts(self) -> tuple[Path, ...]:
         files = (self.config, self.data, self.status, self.metrics, self.goodput, self.log)
@@ -186,12 +186,12 @@ class RunDirectory:
 
     def write_config_text(self, text: str) -> None:
         """Stores the resolved config; the primary writes it. Raises RunError."""
-        if processes.is_primary():
+        if group.is_primary():
             self.lease.replace_text(self.config, text)
 
     def write_data_text(self, text: str) -> None:
         """Stores what the datasets are; the primary writes it. Raises RunError."""
-        if processes.is_primary():
+        if group.is_primary():
             self.lease.replace_text(self.data, text)
 
 

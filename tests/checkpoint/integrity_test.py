@@ -87,7 +87,7 @@ from engine.config.errors import ConvoyError
 from tests.checkpoint.integrity_test import write_step
 
 processes.initialize(cluster_detection.resolve().who)
-me, step = processes.index(), Path(sys.argv[1]) / "5"
+me, step = group.index(), Path(sys.argv[1]) / "5"
 
 def look(timeout_s=60, late=False):
     assert group.barrier("look", 60) == []

@@ -10,11 +10,11 @@ from tests import runs
 
 PROGRAM = """
 import sys
-from engine.cluster import cluster_detection, processes
+from engine.cluster import cluster_detection, group, processes
 from engine.cluster.consistency_check import check_consistency
 from engine.config.errors import ConvoyError
 processes.initialize(cluster_detection.resolve().who)
-me = processes.index()
+me = group.index()
 check_consistency({"jax": "0.12.0", f"module only.{me}": "1"}, "start")
 facts = {"train.seed": "0", "jax": "0.12.0"}
 if me == 2:

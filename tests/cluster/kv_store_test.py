@@ -69,7 +69,7 @@ THREE = """
 import sys, threading, time
 from engine.cluster import cluster_detection, group, kv_store as store, processes
 processes.initialize(cluster_detection.resolve().who)
-me = processes.index()
+me = group.index()
 store.put(f"who/{me}", str(me * me))
 assert store.alive() == {0, 1, 2}
 assert group.barrier("told", 60) == []

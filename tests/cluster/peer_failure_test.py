@@ -124,9 +124,9 @@ def test_an_error_of_the_users_code_says_where_it_was_raised(monkeypatch):
 
 PAIR = """
 import sys, threading, time
-from engine.cluster import group, shutdown, processes, cluster_detection
+from engine.cluster import cluster_detection, group, processes, shutdown
 processes.initialize(cluster_detection.resolve().who)
-me = processes.index()
+me = group.index()
 shutdown.add_last_act(lambda error: print("last act", error.exit_code if me != {failing} else "", flush=True))
 assert group.barrier("ready", 60) == []
 if me == {failing}:
@@ -167,7 +167,7 @@ def test_without_a_launcher_a_process_learns_why_another_ended_and_ends_too(fail
 
 ASKING = """
 import sys, threading, time
-from engine.cluster import cluster_detection, kv_store, peer_failure, processes
+from engine.cluster import cluster_detection, group, kv_store, peer_failure, processes
 ask, asking = kv_store.alive, threading.Event()
 def alive():
     asking.set()

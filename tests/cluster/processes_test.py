@@ -6,14 +6,14 @@ import time
 
 import pytest
 
-from engine.cluster import processes
+from engine.cluster import group
 from engine.cluster.cluster_detection import Processes
 from engine.cluster.processes import CannotJoin, initialize
 
 
 def test_a_single_process_joins_nobody_and_is_the_primary():
     initialize(Processes())
-    assert (processes.index(), processes.count(), processes.is_primary()) == (0, 1, True)
+    assert (group.index(), group.count(), group.is_primary()) == (0, 1, True)
 
 
 def free_port() -> int:
