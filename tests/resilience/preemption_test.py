@@ -17,8 +17,7 @@ from engine.resilience.timeouts import SAME_SIGNAL_S
 LOOP = """
     import os, signal, sys, time
     import jax
-    from engine.resilience.timeouts import SAME_SIGNAL_S
-from engine.resilience.preemption import Interrupted, Preempted, Preemption
+    from engine.resilience.preemption import Interrupted, Preempted, Preemption
 
     def loop():
         with Preemption() as preemption:
