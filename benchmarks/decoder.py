@@ -6,7 +6,7 @@ python -m benchmarks.decoder --torch=PYTHON
 d_model 256, 4 layers, 8 heads, d_ff 1024, sequence 256, batch 8, vocabulary 512, float32, AdamW: 4.5 million
 parameters. Each loop is a process of its own (`decoder_engine.py`, `decoder_plain.py`, `decoder_torch.py`) with the
 same first weights and the same batches, and they run in turns. The engine runs `mesh.cpu_devices=auto`, the plain loops
-as such loops are: one device, as many threads as there are cores. The engine starts with huge pages, as its
+one device with a thread for each core. The engine starts with huge pages, as its
 command line does (`engine/tuning/huge_pages.py`), the plain loops without. A turn is long, since huge pages that were
 given back cost the first step after a pause of a second 0.2 to 0.3 s on a virtual machine. PYTHON is an interpreter
 that has torch, in an environment of its own; without it that loop is left out. Prints seconds a step, ratios with their

@@ -23,12 +23,9 @@ from engine.phases import COMPILING, RESTORING, Phases
 from engine.run.directory import RunDirectory
 from engine.run.jsonl import Lines
 from engine.run.ledger import Ledger
-from engine.training.program import Program
+from engine.training.program import CompiledSteps, Program
 from engine.training.state import TrainState
 from engine.training.step import BAD_EXAMPLES
-
-type Steps = Callable[..., tuple[TrainState, jax.Array]]
-"""A compiled program of one or several steps."""
 
 READ_S = 0.01  # between two readings of results in one process; several processes read each dispatch, at the same step
 
@@ -104,7 +101,7 @@ class Attempt:
         self._say(weights.message)
         return self._program.init(weights.params, weights.model_state)
 
-    def compile(self, finished: bool) -> dict[int, Steps]:
+    def compile(self, finished: bool) -> dict[int, CompiledSteps]:
         """Returns the compiled programs by their number of steps; none if the run is finished."""
         for text in self._program.warnings:
             self._say(f"warning: {text}")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 import numpy as np
 from jax.sharding import Mesh
 
-from engine.attempt import Attempt, Steps
+from engine.attempt import Attempt
 from engine.checkpoint.checkpointer import build_checkpointer
 from engine.cluster import group, peer_failure, verdict
 from engine.config.duration import RunSize
@@ -44,6 +44,7 @@ from engine.resilience.replica_check import ReplicaCheck
 from engine.resilience.watchdog import Watchdog
 from engine.run.directory import RunDirectory
 from engine.training.build import build_program
+from engine.training.program import CompiledSteps
 from engine.training.state import TrainState
 from engine.training.task import Task
 
@@ -193,7 +194,7 @@ class Trainer:
         self,
         state: TrainState,
         step: int,
-        steps: Mapping[int, Steps],
+        steps: Mapping[int, CompiledSteps],
         feed: TrainFeed,
         schedule: Schedule,
         recorder: Recorder,

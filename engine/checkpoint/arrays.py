@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 def copied_on_cpu(state: PyTree) -> tuple[bool, PyTree]:
     """Returns whether the arrays are copies, and the arrays: on CPU copies, which `write` reads in place.
 
-    The arrays of the loop stay free to be donated. Otherwise the next step copies the whole state beside the writer at
-    work, which takes twice as long. On an accelerator Orbax itself copies to the host.
+    The next step can then donate the arrays of the loop. Without the copy, JAX would copy the whole state while it is
+    written, which takes twice as long. On an accelerator Orbax itself copies to the host.
     """
     import jax
 

@@ -1,4 +1,4 @@
-"""Saves one step after the other while the loop goes on; each save ends in time, and every process learns how.
+"""Saves one step at a time while training continues; each save has a deadline and one result in all processes.
 
 A save is written into its own folder, `<step>.<n>.saving`. Each process writes its part of the arrays. The primary
 completes the step, merges the hashes of all processes into the manifest, and renames the folder to `<step>`. Processes

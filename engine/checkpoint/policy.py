@@ -1,7 +1,7 @@
 """When a step is saved (`SavePolicy`), and which steps stay (`Retention`).
 
-The newest steps stay, and the best by the evaluation results in `results.json`, which lies beside the step directories:
-{"500": {"heldout/accuracy": 0.97}}. Of equal values the earlier step is the better one.
+Retention keeps the newest steps and the best ones. Evaluation results are stored in `results.json` in the directory of
+the checkpoints: {"500": {"heldout/accuracy": 0.97}}. Of equal values the earlier step is the better one.
 """
 
 import json

@@ -1,8 +1,7 @@
-"""Whether all processes of a run were started alike: one config, one code, one set of libraries.
+"""Checks that all processes of a run have the same config, code and libraries.
 
-Processes that differ compile different programs, and then wait for each other for ever or compute something that
-nobody asked for. Process 0 compares the facts of all before any device is needed. A fact is a name and a text, such as
-`jax: 0.12.0`.
+Processes that differ compile different programs: the run then hangs or computes wrong results. Process 0 compares the
+facts of all processes before any device is used. A fact is a name and a text, such as `jax: 0.12.0`.
 """
 
 import hashlib

@@ -18,7 +18,7 @@ from engine.config.errors import ConvoyError
 
 
 class ExitStatus(IntEnum):
-    """The exit codes that the engine chooses or reacts to; each has its `meaning` in words."""
+    """The exit codes that the engine returns or handles, each with its `meaning`."""
 
     DONE = 0, "done"
     USER_ERROR = 1, "the user's error"
@@ -43,7 +43,7 @@ KILLED = (ExitStatus.SIGABRT, ExitStatus.SIGKILL, ExitStatus.SIGSEGV, ExitStatus
 
 
 def describe(code: int) -> str:
-    """Returns what an exit code means, in words."""
+    """Returns the meaning of an exit code."""
     known = code in ExitStatus
     return ExitStatus(code).meaning if known else f"exit code {code}, which is not the engine's"  # pyright: ignore[reportCallIssue]
 
