@@ -21,7 +21,7 @@ from engine.observe.throughput import Throughput
 from engine.observe.writer import open_writer
 from engine.phases import COMPILING, RESTORING, Phases
 from engine.run.directory import RunDirectory
-from engine.run.jsonl import Lines
+from engine.run.jsonl import JsonLines
 from engine.run.ledger import Ledger
 from engine.training.program import CompiledSteps, Program
 from engine.training.state import TrainState
@@ -68,7 +68,7 @@ class Attempt:
             ledger = Ledger(self._directory.examples, *who)
             self._ledger = self._stack.enter_context(contextlib.closing(ledger))
         if self._config.data.on_error == "skip":
-            lines = self._stack.enter_context(contextlib.closing(Lines(self._directory.bad_examples, *who)))
+            lines = self._stack.enter_context(contextlib.closing(JsonLines(self._directory.bad_examples, *who)))
             self._bad_examples = BadExamples(lines.add, self._say)
         return self
 

@@ -1,8 +1,8 @@
-"""Buckets as folders of this machine: mounts the bucket of an address such as `s3://bucket/runs/a`.
+"""Mounts buckets as local folders, for addresses such as `s3://bucket/runs/a`.
 
-A bucket is mounted by s3fs or gcsfuse, for this process alone and until it ends. Two processes see the same bucket
-through two mounts, so a mount may cache file attributes for at most a second and never that a file is missing:
-processes wait for each other's files. A mount ignores SIGTERM, which a scheduler sends to ask for a last save.
+s3fs or gcsfuse mounts a bucket, for this process alone and until it ends. Processes wait for each other's files through
+separate mounts, so a mount caches file attributes for at most a second and never that a file is missing. A mount
+ignores SIGTERM, which a scheduler sends to ask for a last save.
 """
 
 import atexit
@@ -23,11 +23,11 @@ from engine.config.errors import RunError, did_you_mean
 
 PROGRAMS = {"s3": "s3fs", "gs": "gcsfuse"}
 """Scheme of an address -> the program that mounts its buckets."""
-MOUNT_S = 60.0  # bound on mounting a bucket
-_UNMOUNT_S = 60.0  # bound on sending what is not yet sent
+MOUNT_S = 60.0  # timeout for mounting a bucket
+_UNMOUNT_S = 60.0  # timeout for sending the remaining data at unmount
 _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*):/(?P<full>/?)(?P<bucket>[^/]*)/*(?P<path>.*)", re.DOTALL)
 _OWNER = re.compile(r"/convoy-[^/]+-(\d+)-[^/-]+$")  # the process id in the name of a mount's folder
-_KEYS = ("/etc/passwd-s3fs", "~/.passwd-s3fs", "~/.aws/credentials")  # where s3fs finds keys, beside variables
+_KEYS = ("/etc/passwd-s3fs", "~/.passwd-s3fs", "~/.aws/credentials")  # where s3fs finds keys without variables
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ _lock = threading.Lock()
 
 
 def is_address(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is an address; also after it was a `Path`, which keeps one slash of `s3://`."""
+    """Whether a path is the address of a bucket; also as a `Path`, which keeps only one slash of `s3://`."""
     found = _ADDRESS.fullmatch(os.fspath(path))
     return found is not None and bool(found["full"] or found["scheme"] in PROGRAMS)
 
@@ -54,16 +54,16 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     The mount ends with the process, or by `unmount`.
 
     Raises:
-        RunError: an address of another form, or a bucket that cannot be mounted.
+        RunError: the scheme is unsupported, or the bucket cannot be mounted.
     """
     found = _ADDRESS.fullmatch(os.fspath(path))
     if found is None or not is_address(path):
         return Path(path)
     scheme, bucket = found["scheme"], found["bucket"]
     if scheme not in PROGRAMS or not bucket:
-        known = " and ".join(f"{one}://BUCKET/PATH" for one in PROGRAMS)
+        supported = " and ".join(f"{known}://BUCKET/PATH" for known in PROGRAMS)
         raise RunError(
-            f"{os.fspath(path)}: no address that can be mounted; {known} are, and every folder of this machine."
+            f"{os.fspath(path)}: this address cannot be mounted. Allowed: {supported}, and local paths."
             + did_you_mean(scheme, PROGRAMS)
         )
     name = f"{scheme}://{bucket}"
@@ -87,14 +87,14 @@ def shown(text: str | os.PathLike[str]) -> str:
 
 
 def mount_command(scheme: str, bucket: str, folder: Path) -> list[str]:
-    """Returns the command that serves a bucket in a folder until it is stopped.
+    """Returns the command that mounts a bucket in a folder until it is stopped.
 
-    For `s3`, `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL` name another server than Amazon's. Keys come from the AWS
-    variables and files, else from the machine's role.
+    For `s3`, `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL` select a server other than Amazon's. Keys come from the AWS
+    variables and files, otherwise from the machine's role.
     """
     if scheme == "gs":
-        fresh = ["--metadata-cache-ttl-secs=1", "--metadata-cache-negative-ttl-secs=0"]
-        return [PROGRAMS[scheme], "--foreground", "--implicit-dirs", *fresh, bucket, str(folder)]
+        cache = ["--metadata-cache-ttl-secs=1", "--metadata-cache-negative-ttl-secs=0"]
+        return [PROGRAMS[scheme], "--foreground", "--implicit-dirs", *cache, bucket, str(folder)]
     options = ["disable_noobj_cache", "stat_cache_expire=1"]
     if url := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
         options += [f"url={url}", "use_path_request_style"]
@@ -104,7 +104,7 @@ def mount_command(scheme: str, bucket: str, folder: Path) -> list[str]:
 
 
 def unmount() -> None:
-    """Ends all mounts after everything is sent. Also called at exit."""
+    """Unmounts all buckets after their data is sent. Also called at exit."""
     for mount in _mounts.values():
         _stop(mount)
     _mounts.clear()
@@ -117,14 +117,14 @@ def _mount(scheme: str, bucket: str) -> _Mount:
     program = PROGRAMS[scheme]
     if shutil.which(program) is None:
         raise RunError(
-            f"{scheme}://{bucket}: {program}, which mounts such buckets, is not installed here. Install it (Debian's "
-            f"package s3fs; gcsfuse from Google's), or mount the bucket yourself and give the folder's path."
+            f"{scheme}://{bucket}: {program}, which mounts such buckets, is not installed. Install it (s3fs from "
+            "Debian, gcsfuse from Google's repository), or mount the bucket yourself and give the folder's path."
         )
     for folder in _mounted_folders():
         if (owner := _OWNER.search(folder)) and not Path(f"/proc/{owner[1]}").exists():
             _remove(Path(folder))
     folder = Path(tempfile.mkdtemp(prefix=f"convoy-{bucket}-{os.getpid()}-")).resolve()
-    output = tempfile.TemporaryFile()  # noqa: SIM115, open as long as the program runs
+    output = tempfile.TemporaryFile()  # noqa: SIM115, open while the program runs
     mount = _Mount(folder, _start([*_signal_guard(), *mount_command(scheme, bucket, folder)], output))
     timeout = threading.Timer(MOUNT_S, mount.process.kill)  # a killed program ends the loop below with an error
     timeout.daemon = True
@@ -134,8 +134,8 @@ def _mount(scheme: str, bucket: str) -> _Mount:
             timeout.cancel()
             _stop(mount)
             raise RunError(
-                f"{scheme}://{bucket}: {program} cannot mount it{_last_line(output)}. See that the bucket exists and "
-                f"answers within {MOUNT_S:g} s, that its keys are here (docs/launch.md, Buckets) and that this machine "
+                f"{scheme}://{bucket}: {program} cannot mount it{_last_line(output)}. Check that the bucket exists and "
+                f"answers within {MOUNT_S:g} s, that its keys are set (docs/launch.md, Buckets) and that this machine "
                 "allows FUSE (/dev/fuse); or mount it yourself and give the folder's path."
             )
         threading.Event().wait(0.02)
@@ -144,7 +144,7 @@ def _mount(scheme: str, bucket: str) -> _Mount:
 
 
 def _signal_guard() -> list[str]:
-    """Returns the command prefix with which a program ignores SIGTERM and gets SIGINT when this process ends."""
+    """Returns the command prefix that makes a program ignore SIGTERM and receive SIGINT when this process ends."""
     env, setpriv = shutil.which("env"), shutil.which("setpriv")
     if env is None or setpriv is None:  # not on Linux
         return []
@@ -152,14 +152,14 @@ def _signal_guard() -> list[str]:
 
 
 def _start(command: list[str], output: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Starts a program from a thread that lives as long as this process: its death signal follows that thread."""
+    """Starts a program from a thread that lives until this process ends: the death signal is bound to that thread."""
     started: Future[subprocess.Popen[bytes]] = Future()
 
     def serve() -> None:
         try:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-            )  # a session of its own, which Ctrl-C does not reach
+            )  # a new session, which Ctrl-C does not reach
         except OSError as error:
             return started.set_exception(error)
         started.set_result(process)
@@ -170,7 +170,7 @@ def _start(command: list[str], output: IO[bytes]) -> subprocess.Popen[bytes]:
 
 
 def _is_ready(folder: Path) -> bool:
-    """Whether the bucket can be listed. The call blocks while the program still connects."""
+    """Whether the bucket can be listed. Blocks while the program connects."""
     with contextlib.suppress(OSError):
         return os.path.ismount(folder) and os.listdir(folder) is not None
     return False
@@ -183,7 +183,7 @@ def _last_line(output: IO[bytes]) -> str:
 
 
 def _stop(mount: _Mount) -> None:
-    """Ends the program, which sends the rest and unmounts; kills it after a timeout."""
+    """Stops the program, which sends the remaining data and unmounts; kills it after a timeout."""
     mount.process.send_signal(signal.SIGINT)
     try:
         mount.process.wait(_UNMOUNT_S)
@@ -193,7 +193,7 @@ def _stop(mount: _Mount) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Unmounts what a crashed program left mounted, as s3fs does when it crashes at its end; removes the folder."""
+    """Removes the folder; unmounts it first if a crashed program left it mounted (s3fs may crash while it exits)."""
     if str(folder) in _mounted_folders():
         subprocess.run(["fusermount", "-u", "-z", str(folder)], capture_output=True)
     with contextlib.suppress(OSError):

@@ -19,7 +19,7 @@ from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import RunError
 from engine.run import json_text
 from engine.run.directory import RunDirectory
-from engine.run.jsonl import open_whole
+from engine.run.jsonl import open_for_append
 from engine.run.lease import ALWAYS_GRANTED, Lease
 from engine.run.log import logger
 
@@ -62,7 +62,7 @@ class MetricWriter:
         self._warned = False  # that the disk refuses something
         if path_jsonl is not None:
             with _naming(path_jsonl):
-                self._file = open_whole(path_jsonl)
+                self._file = open_for_append(path_jsonl)
         self._events = None if tensorboard_dir is None else _Events(Path(tensorboard_dir))
         self._queue: queue.SimpleQueue[Block | threading.Event | None] = queue.SimpleQueue()
         self._hurry = threading.Event()  # somebody waits for the files

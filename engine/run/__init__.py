@@ -1,1 +1,1 @@
-"""One run directory: its layout, its status, its log."""
+"""One run directory: layout, lease, status, logs and ledgers."""

@@ -1,6 +1,6 @@
-"""Small text files that are replaced atomically.
+"""Atomic replacement of small text files.
 
-A reader sees the old text or the new one, never a part of it, also if the writer is killed.
+A reader sees the old text or the new text, never a part of either, even if the writer is killed.
 """
 
 import errno
@@ -13,14 +13,14 @@ from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import RunError
 from engine.mounts import shown
 
-_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN}
+_STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN}
 
 
 def write_text(path: Path, text: str, before_rename: Callable[[], None] = lambda: None) -> None:
-    """Replaces the file `path`: writes a temporary file beside it, syncs that, and renames it.
+    """Replaces the file `path`: writes a temporary file in the same folder, syncs it, and renames it.
 
     Several threads may write the same path; the last rename wins. A writer that is killed leaves the old file and at
-    worst a `.tmp` file beside it.
+    worst a `.tmp` file.
 
     Args:
         path: the file.
@@ -30,31 +30,31 @@ def write_text(path: Path, text: str, before_rename: Callable[[], None] = lambda
     Raises:
         RunError: the file cannot be written.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
     try:
-        with open(beside, "w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         try:
             before_rename()
         except BaseException:
-            beside.unlink()
+            temporary.unlink()
             raise
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except OSError as error:
         raise cannot_write(path, error) from error
 
 
 def cannot_write(path: Path, error: OSError) -> RunError:
-    """Returns the error for a file or folder of the run that the system refused to write.
+    """Returns the error for a file or folder of the run that cannot be written.
 
     Its exit code asks for a restart if the storage has failed, not if the user's path or permissions are wrong.
     """
-    refused = RunError(
+    run_error = RunError(
         f"{shown(path)}: cannot be written ({error.strerror or error}). "
-        "Free space there, or choose another place with --workdir=DIR."
+        "Free space there, or choose another directory with --workdir=DIR."
     )
-    if error.errno in _TROUBLE:
-        refused.exit_code = ExitStatus.RETRY
-    return refused
+    if error.errno in _STORAGE_ERRORS:
+        run_error.exit_code = ExitStatus.RETRY
+    return run_error

@@ -2,15 +2,15 @@
 
 A *run* is one working directory. An *attempt* is one start of a run, counted from 1.
 
-    config.txt      the resolved config, one `name: value` a line
-    data.json       what the datasets were, so that a resume on other data is detected
+    config.txt      the resolved config, one `name: value` per line
+    data.json       description of the datasets, so that a resume on other data is detected
     status.json     state, step, reason, exit code, final metrics
-    metrics.jsonl   one line a logged step
-    goodput.jsonl   where the time went
+    metrics.jsonl   one line per logged step
+    goodput.jsonl   seconds by kind of work
     log.txt         what was printed, with times
     lease/          which process may write here
     examples/       which examples each step consumed, with log.examples
-    stacks/         where every thread was when the run hung
+    stacks/         stack traces of all threads, from a run that hung
     bad_examples/   which examples could not be read, with data.on_error=skip
     checkpoints/  tensorboard/  profile/
 """
@@ -31,7 +31,7 @@ from engine.run.lease import Lease, LeaseLost
 
 
 class RunDirectory:
-    """Paths of a run. Constructing it mounts a bucket at most; `open` prepares the directory for training.
+    """Paths of a run. The constructor only mounts a bucket where needed; `open` prepares the directory for training.
 
     The directory that `open` returns is a context manager, whose exit calls `close`.
     """
@@ -39,7 +39,7 @@ class RunDirectory:
     def __init__(self, path: str | os.PathLike):
         """
         Args:
-            path: the directory, which need not exist, or its address in a bucket, which is mounted now.
+            path: the directory, which need not exist, or its address in a bucket, which is then mounted.
 
         Raises:
             RunError: the bucket cannot be mounted.
@@ -47,7 +47,7 @@ class RunDirectory:
         self.path = local_path(path)
         self.attempt = 0  # number of this start; 0 if the directory is only read
         self.moved_to: Path | None = None  # where `open(fresh=True)` put the earlier run
-        self.messages: list[str] = []  # for the user, about how it was opened
+        self.messages: list[str] = []  # for the user: takeovers and moved runs
         self.stopwatch = Stopwatch()  # of this attempt; before `open` it writes nothing
         self.lease: Lease = lease.ALWAYS_GRANTED  # in the primary, the lease of this job from `open` to `close`
         self.config = self.path / "config.txt"
@@ -75,12 +75,12 @@ class RunDirectory:
 
         Args:
             path: the directory; created with its parents if it is missing.
-            fresh: move an earlier run to `<path>.old-N`, which `moved_to` then holds. Nothing is ever deleted.
+            fresh: move an earlier run to `<path>.old-N` and set `moved_to` to it. No file of it is deleted.
             began: monotonic seconds at which the attempt began; None: now.
 
         Raises:
-            RunError: the directory cannot be made, written or moved, or its status cannot be read; another job trains
-                there; or the processes do not see the same one.
+            RunError: the directory cannot be created, written or moved, or its status cannot be read; another job
+                trains there; or a process does not see the folder that process 0 opened.
         """
         run = cls(path)
         run.attempt = group.run_on_primary(lambda: run._prepare(fresh, began), "the run directory")
@@ -93,7 +93,7 @@ class RunDirectory:
 
     def close(self) -> None:
         """Ends this attempt: another job may write here afterwards. A second call does nothing."""
-        with suppress(LeaseLost):  # then nothing more may be written
+        with suppress(LeaseLost):  # after losing the lease, this process must not write
             self.lease.check()
             self.stopwatch.close()
         self.lease.release()
@@ -112,7 +112,7 @@ class RunDirectory:
             if self.lease.takeover:
                 self.messages.append(self.lease.takeover)
             if fresh and self.is_used():
-                self._begin_afresh()
+                self._move_earlier_run()
             attempt = status.read(self.status).attempt + 1 if self.status.exists() else 1
             self.stopwatch = Stopwatch(self.goodput, attempt, began)
             return attempt
@@ -124,16 +124,16 @@ class RunDirectory:
         try:
             storage.probe(self.path)
         except storage.StorageTimeout as error:
-            hangs = RunError(
-                f"{self}: the storage does not answer ({error}). See that it is mounted and not overloaded, then "
+            run_error = RunError(
+                f"{self}: the storage does not answer ({error}). Check that it is mounted and not overloaded, then "
                 "start the same command again."
             )
-            hangs.exit_code = ExitStatus.RETRY
-            raise hangs from error
+            run_error.exit_code = ExitStatus.RETRY
+            raise run_error from error
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
-    def _begin_afresh(self) -> None:
+    def _move_earlier_run(self) -> None:
         """Moves the earlier run aside. The lease belongs to the path, not to the run, so it is moved back."""
         self.moved_to = _move_aside(self.path)
         self.messages.append(f"the earlier run was moved to {shown(self.moved_to)}")
@@ -142,8 +142,8 @@ class RunDirectory:
             (self.moved_to / "lease").rename(self.path / "lease")
         except OSError as error:
             raise RunError(
-                f"{self}: another job began here in the moment in which the earlier run was moved to "
-                f"{self.moved_to} ({error.strerror}). Name another --workdir=DIR."
+                f"{self}: another job started here while the earlier run was moved to "
+                f"{self.moved_to} ({error.strerror}). Choose another --workdir=DIR."
             ) from error
 
     def moved_aside(self) -> set[str]:
@@ -152,33 +152,33 @@ class RunDirectory:
         return {path.name for path in real.parent.glob(f"{glob.escape(real.name)}.old-*")}
 
     def exists(self) -> bool:
-        """Whether a run was started here, which means that its config is there."""
+        """Whether a run was started here, which means that its config file exists."""
         return self.config.exists()
 
     def is_used(self) -> bool:
-        """Whether files of an earlier start are here, which `open(fresh=True)` would move aside."""
-        return any(part.exists() for part in self._parts())
+        """Whether files of an earlier start exist, which `open(fresh=True)` would move aside."""
+        return any(path.exists() for path in self._contents())
 
     @property
     def traces(self) -> Path:
-        """Where this process's trace goes: JAX names files by host, which several processes may share."""
+        """Folder of this process's trace: JAX names files by host, which several processes may share."""
         return self.profile / (f"process-{group.index()}" if group.count() > 1 else "")
 
-    def _parts(self) -> tuple[Path, ...]:
+    def _contents(self) -> tuple[Path, ...]:
         files = (self.config, self.data, self.status, self.metrics, self.goodput, self.log)
         return (*files, self.checkpoints, self.tensorboard, self.profile, self.examples, self.bad_examples)
 
     def read_config_text(self) -> str:
-        """Returns the resolved config of the run, as `write_config_text` got it.
+        """Returns the resolved config of the run, as `write_config_text` received it.
 
         Raises:
-            RunError: there is none, or it cannot be read.
+            RunError: the file is missing or cannot be read.
         """
         try:
             return self.config.read_text(encoding="utf-8")
         except FileNotFoundError as error:
             raise RunError(
-                f"{self.path}: is not a run, it has no {self.config.name}. "
+                f"{self.path}: is not a run directory, it has no {self.config.name}. "
                 "Give the --workdir of an earlier `convoy train`."
             ) from error
         except OSError as error:
@@ -190,13 +190,13 @@ class RunDirectory:
             self.lease.replace_text(self.config, text)
 
     def write_data_text(self, text: str) -> None:
-        """Stores what the datasets are; the primary writes it. Raises RunError."""
+        """Stores the description of the datasets; the primary writes it. Raises RunError."""
         if group.is_primary():
             self.lease.replace_text(self.data, text)
 
 
 def default_workdir(name: str, task: str) -> Path:
-    """Returns the run directory when none is named: runs/<name of the config>, or of its Task where it has none."""
+    """Returns the run directory used without --workdir: runs/<name of the config>, or of its Task if it has no name."""
     return Path("runs") / (name or task.rpartition(".")[2].lower())
 
 
@@ -211,6 +211,6 @@ def _move_aside(path: Path) -> Path:
     except OSError as error:
         raise RunError(
             f"{path}: the earlier run cannot be moved to {target} ({error.strerror}). "
-            "Move it yourself, or choose another place with --workdir=DIR."
+            "Move it yourself, or choose another directory with --workdir=DIR."
         ) from error
     return target

@@ -1,9 +1,9 @@
-"""Where the time of a run goes: `goodput.jsonl`, seconds by kind over all attempts.
+"""Goodput of a run: `goodput.jsonl`, seconds by kind of work over all attempts.
 
-At each moment one of KINDS counts, so all seconds together are the wall time. "lost" are steps that a later attempt
-repeats, and the time of a killed attempt after its last entry; "down" is the time between attempts. A restart moves the
+Each moment counts for exactly one of KINDS, so the sum is the wall time. "lost" is the time of steps that a later
+attempt repeats, and of a killed attempt after its last entry; "down" is the time between attempts. A restart moves the
 steps that it will repeat from "step" to "lost" by a negative and a positive entry. Within one boot of a machine, times
-are of the kernel's monotonic clock; between boots or machines only the wall clock is known ("wall").
+come from the kernel's monotonic clock; between boots or machines only the wall clock is comparable ("wall").
 """
 
 import functools
@@ -23,7 +23,7 @@ from engine.run.owner import boot_id, start_ticks
 
 KINDS = ("init", "restore", "compile", "step", "data wait", "save stall", "evaluation", "lost", "down")
 EVERY_S = 1.0  # between two entries of a loop that does nothing but steps
-LEAST_S = 1e-3  # of an entry; less waits for the next one
+LEAST_S = 1e-3  # shortest time worth an entry; less is added to the next entry
 
 
 class Entry(TypedDict):
@@ -36,27 +36,27 @@ class Entry(TypedDict):
     step: int  # reached
     time: float  # unix seconds
     clock: float  # monotonic seconds
-    boot: str  # whose clock it is
-    pid: int  # who wrote it
+    boot: str  # id of the boot that `clock` counts from
+    pid: int  # of the writer
     wall: NotRequired[bool]  # measured by the wall clock
-    closed: NotRequired[bool]  # the last of an attempt that ended by itself
+    closed: NotRequired[bool]  # the last entry of an attempt that was not killed
 
 
 class Stopwatch:
-    """The time of one attempt, from its start to `close`; one thread calls it.
+    """Measures the time of one attempt, from its start to `close`. Not thread-safe.
 
     Args:
-        path: the file; None: the time is told to nobody, as in all processes but the first.
-        attempt: number of this one.
-        began: monotonic seconds at which it began, before which the run was down; None: now.
+        path: the file; None writes nothing, as in all processes but the primary.
+        attempt: number of the attempt.
+        began: monotonic seconds at which the attempt began, before which the run was down; None: now.
     """
 
     def __init__(self, path: Path | None = None, attempt: int = 0, began: float | None = None):
         self._path, self._attempt = path, attempt
         self._submit: Callable[[Callable[[], None]], None] = lambda write: write()
-        self._told = False  # whether it was said that entries cannot be written
+        self._write_error_reported = False
         self._seconds: dict[str, float] = dict.fromkeys(KINDS, 0.0)
-        self._step = self._counted = 0  # reached, and reached by the last entry
+        self._step = self._written_step = 0  # reached now, and at the last entry
         self._wait_s = 0.0
         now = time.monotonic()
         last = _last(read(path)) if path is not None else None
@@ -64,7 +64,7 @@ class Stopwatch:
         self._kind = "init"
         if last is not None:
             down, wall = _gap(last, self._since, now)
-            if not wall:  # what the last attempt has told of is not told of again
+            if not wall:  # time that the last attempt has written does not count again
                 self._since = max(self._since, last["clock"])
             entry = self._entry("down", down)
             if wall:
@@ -72,12 +72,12 @@ class Stopwatch:
             self._write([entry])
 
     def during(self, kind: str) -> "_During":
-        """Context manager: what is done in it counts for this kind; about half a microsecond."""
+        """Context manager: time spent in it counts for this kind. Costs about half a microsecond."""
         return _During(self._switch, kind)
 
     @contextmanager
     def written_by(self, submit: Callable[[Callable[[], None]], None]) -> Iterator[None]:
-        """Hands the writing of entries to another thread while it is open, so that no disk holds up the loop."""
+        """Writes entries through `submit`, to another thread, while it is open: a slow disk must not block the loop."""
         before, self._submit = self._submit, submit
         try:
             yield
@@ -85,17 +85,17 @@ class Stopwatch:
             self._submit = before
 
     def begin(self, step: int) -> None:
-        """From here on the loop runs, from this step; what was done beyond it before, here or earlier, is lost."""
+        """Starts the loop at this step. Steps beyond it that this or an earlier attempt did become "lost"."""
         self.flush()
         if (path := self._path) is not None:
-            self._submit(lambda: self._append(path, self._moved(path, step)))
-        self._step = self._counted = step
-        self._write([self._entry("step", 0.0)])  # for who counts what is lost, if nothing more is told
+            self._submit(lambda: self._append(path, self._move_to_lost(path, step)))
+        self._step = self._written_step = step
+        self._write([self._entry("step", 0.0)])  # `record_death` needs it if the attempt writes no other entry
         self._wait_s = 0.0
         self._switch("step")
 
     def reached(self, step: int, wait_s: float) -> None:
-        """So many steps are done or under way, and the loop has waited so many seconds for data since `begin`."""
+        """Records the last dispatched step, and the seconds that the loop has waited for data since `begin`."""
         waited, self._wait_s = wait_s - self._wait_s, wait_s
         self._seconds["data wait"] += waited
         self._seconds["step"] -= waited
@@ -104,29 +104,29 @@ class Stopwatch:
             self.flush()
 
     def flush(self, closed: bool = False) -> None:
-        """Writes the seconds since the last call, one entry a kind; `closed` marks the last entry of an attempt."""
+        """Writes the seconds since the last call, one entry per kind; `closed` marks the last entry of an attempt."""
         self._flushed = time.monotonic()
         self._switch(self._kind)
         least = 0.0 if closed else LEAST_S
         kinds = [kind for kind, s in self._seconds.items() if abs(s) > least or kind == self._kind]
-        if self._step != self._counted and "step" not in kinds:
+        if self._step != self._written_step and "step" not in kinds:
             kinds.append("step")
         entries = [self._entry(kind, self._seconds[kind]) for kind in kinds]
         for entry in entries:
             self._seconds[entry["kind"]] = 0.0
             if entry["kind"] == "step":
-                entry["steps"], self._counted = self._step - self._counted, self._step
+                entry["steps"], self._written_step = self._step - self._written_step, self._step
         if closed:
             entries[-1]["closed"] = True
         self._write(entries)
 
     def close(self) -> None:
-        """The end of this attempt; a second call does nothing."""
+        """Ends the attempt: writes its last entry. A second call does nothing."""
         self.flush(closed=True)
         self._path = None
 
     def _switch(self, kind: str) -> str:
-        """From now on it is this kind's time; returns the kind before."""
+        """Counts time for this kind from now on; returns the previous kind."""
         now, before = time.monotonic(), self._kind
         self._seconds[before] += now - self._since
         self._since, self._kind = now, kind
@@ -135,13 +135,13 @@ class Stopwatch:
     def _entry(self, kind: str, seconds: float, steps: int = 0) -> Entry:
         return _entry(kind, seconds, steps, self._attempt, self._step, self._since)
 
-    def _moved(self, path: Path, step: int) -> list[Entry]:
-        """The pairs by which steps beyond this one become lost."""
-        moved = []
+    def _move_to_lost(self, path: Path, step: int) -> list[Entry]:
+        """Returns pairs of entries that move the steps after `step` from "step" to "lost"."""
+        entries = []
         for attempt, (seconds, steps) in _beyond(read(path), step).items():
-            moved.append(_entry("step", -seconds, -steps, attempt, step, self._since))
-            moved.append(_entry("lost", seconds, steps, attempt, step, self._since))
-        return moved
+            entries.append(_entry("step", -seconds, -steps, attempt, step, self._since))
+            entries.append(_entry("lost", seconds, steps, attempt, step, self._since))
+        return entries
 
     def _write(self, entries: Sequence[Entry]) -> None:
         if (path := self._path) is not None:
@@ -151,14 +151,14 @@ class Stopwatch:
         try:
             if entries:
                 append(path, entries)
-        except OSError as error:  # a run does not end because its time is not told
-            if not self._told:
-                self._told = True
+        except OSError as error:  # the run continues without these entries
+            if not self._write_error_reported:
+                self._write_error_reported = True
                 logger.warning("%s", cannot_write(path, error))
 
 
 class _During:
-    """A kind of time, for as long as it is open."""
+    """Context manager that counts time for one kind."""
 
     def __init__(self, switch: Callable[[str], str], kind: str):
         self._switch, self._kind = switch, kind
@@ -173,33 +173,33 @@ class _During:
 
 
 def record_death(path: Path, pids: Iterable[int], step: int | None) -> None:
-    """Tells of the time since the last entry of an attempt that was killed, which is lost; for its supervisor.
+    """Adds the time since the last entry of a killed attempt to "lost". The supervisor calls it.
 
     Args:
         path: the file.
         pids: of the processes of the attempt, which have just ended.
-        step: that the process which wrote the entries had reached, as far as that is known.
+        step: the step that the writer of the entries had reached, if known.
     """
     entries, now = read(path), time.monotonic()
     last = _last(entries)
     if last is None or last["pid"] not in pids or last["boot"] != _boot() or "closed" in last:
         return
     steps, attempt = max(0, (step or 0) - last["step"]), max(entry["attempt"] for entry in entries)
-    with suppress(OSError):  # the run continues without it
+    with suppress(OSError):  # the run continues without this entry
         append(path, [_entry("lost", now - last["clock"], steps, attempt, last["step"], now)])
 
 
 def append(path: Path, entries: Sequence[Entry]) -> None:
-    """Adds entries to the file, on lines of their own whatever a killed writer has left."""
+    """Appends entries to the file. Starts a new line first if a killed writer left half a line."""
     with open(path, "ab+", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
-        cut = b"\n" if size and file.read(1) != b"\n" else b""
-        file.write(cut + "".join(json.dumps(entry) + "\n" for entry in entries).encode())
+        line_end = b"\n" if size and file.read(1) != b"\n" else b""
+        file.write(line_end + "".join(json.dumps(entry) + "\n" for entry in entries).encode())
 
 
 def read(path: Path) -> list[Entry]:
-    """Returns all entries, the oldest first; none where there is no file. A line that was cut is left out."""
+    """Returns all entries, the oldest first; an empty list if the file is missing. Incomplete lines are skipped."""
     if not path.exists():
         return []
     entries = []
@@ -221,16 +221,16 @@ class Time:
 
 def sums(entries: Iterable[Entry]) -> dict[int, dict[str, Time]]:
     """Returns attempt -> kind -> its time; every attempt has every kind."""
-    found: dict[int, dict[str, Time]] = {}
+    attempts: dict[int, dict[str, Time]] = {}
     for entry in entries:
-        kinds = found.setdefault(entry["attempt"], {kind: Time() for kind in KINDS})
+        kinds = attempts.setdefault(entry["attempt"], {kind: Time() for kind in KINDS})
         kinds[entry["kind"]].seconds += entry["seconds"]
         kinds[entry["kind"]].steps += entry["steps"]
-    return dict(sorted(found.items()))
+    return dict(sorted(attempts.items()))
 
 
 def process_start() -> float:
-    """Returns the monotonic seconds at which this process was started; now, where the system does not tell."""
+    """Returns the monotonic seconds at which this process was started; the present time if that is not known."""
     now, ticks = time.monotonic(), start_ticks(os.getpid())
     try:
         uptime = float(Path("/proc/uptime").read_text().split()[0])
@@ -240,8 +240,8 @@ def process_start() -> float:
 
 
 def _beyond(entries: Iterable[Entry], step: int) -> dict[int, tuple[float, int]]:
-    """attempt -> seconds and number of the steps after `step` that it did and that were not moved before."""
-    done: dict[int, list[tuple[int, int, float]]] = {}  # attempt -> (first, last, seconds) of what still counts
+    """Returns attempt -> (seconds, number) of its steps after `step` that were not moved to "lost" before."""
+    done: dict[int, list[tuple[int, int, float]]] = {}  # attempt -> (first, last, seconds) of steps not lost
     for entry in entries:
         if entry["kind"] != "step":
             continue
@@ -252,15 +252,15 @@ def _beyond(entries: Iterable[Entry], step: int) -> dict[int, tuple[float, int]]
             spans.append((entry["step"] - entry["steps"], entry["step"], entry["seconds"]))
     lost = {}
     for attempt, spans in done.items():
-        parts = [_split(span, step)[1] for span in spans]
-        steps = sum(last - first for first, last, _ in parts)
+        later = [_split(span, step)[1] for span in spans]
+        steps = sum(last - first for first, last, _ in later)
         if steps:
-            lost[attempt] = (sum(seconds for _, _, seconds in parts), steps)
+            lost[attempt] = (sum(seconds for _, _, seconds in later), steps)
     return lost
 
 
 def _split(span: tuple[int, int, float], step: int) -> tuple[tuple[int, int, float], tuple[int, int, float]]:
-    """The parts of a span before and after a step, with the seconds in proportion."""
+    """Splits a span at a step, with the seconds in proportion."""
     first, last, seconds = span
     at = min(max(step, first), last)
     before = seconds * (at - first) / (last - first) if last > first else seconds * (step >= last)
@@ -268,12 +268,12 @@ def _split(span: tuple[int, int, float], step: int) -> tuple[tuple[int, int, flo
 
 
 def _last(entries: Sequence[Entry]) -> Entry | None:
-    """The last entry with a clock."""
+    """Returns the last entry with a clock; None if there is none."""
     return next((entry for entry in reversed(entries) if "clock" in entry), None)
 
 
 def _gap(last: Entry, began: float, now: float) -> tuple[float, bool]:
-    """Seconds from the last entry to the start of this attempt, and whether only the wall clock knows them."""
+    """Returns the seconds from the last entry to the start of this attempt; True if the wall clock measured them."""
     if last["boot"] and last["boot"] == _boot() and last["clock"] <= now:
         return max(0.0, began - last["clock"]), False
     return max(0.0, time.time() - (now - began) - last["time"]), True
@@ -295,5 +295,5 @@ def _entry(kind: str, seconds: float, steps: int, attempt: int, step: int, clock
 
 @functools.cache
 def _boot() -> str:
-    """Names the boot whose monotonic clock this is; "" where the system does not tell."""
+    """Returns the id of the boot that the monotonic clock counts from; "" if unknown."""
     return boot_id()[:8]

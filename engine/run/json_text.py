@@ -1,7 +1,7 @@
-"""Values of a run as JSON that every reader accepts.
+"""JSON text of a run's values, valid for every JSON reader.
 
 JSON has no NaN and no infinity, so they are written as the text "NaN", "Infinity" and "-Infinity". The line stays
-valid, and `float(text)` returns the number. A null would not tell which of them it was.
+valid, and `float(text)` returns the number. A null would not distinguish them.
 """
 
 import json
@@ -24,10 +24,10 @@ def dumps(value: object, *, indent: int | None = None) -> str:
     Args:
         value: mappings, lists, tuples, text, numbers, None, and arrays (of NumPy or JAX; they become numbers and
             nested lists). A float32 keeps its exact value.
-        indent: spaces a level, None for one line.
+        indent: spaces per level, None for one line.
 
     Raises:
-        RunError: it holds something else; the text says where.
+        RunError: it contains a value of another type; the text names its path.
     """
     return json.dumps(_plain(value, ""), allow_nan=False, indent=indent)
 

@@ -1,10 +1,10 @@
 """The lease of a run directory: which process may write there.
 
-A lease is the file of the highest number, `lease/<number>.json`: its owner, and a counter that a thread of the owner
-increments. It is taken by creating the file of the next number (O_EXCL), which exactly one of several processes can do,
-also on a shared file system. The file of the highest number is never removed: a process that listed the folder a moment
-ago creates a number that is too low, sees that, and withdraws. Clocks of hosts are never compared: an owner that cannot
-be seen from here loses its lease when its counter has not changed for `STALE_S` seconds of the observer's clock.
+The lease is the file with the highest number, `lease/<number>.json`: its owner, and a heartbeat counter. A process
+takes it by creating the file with the next number (O_EXCL), which only one process can do, also on a shared file
+system. It is never removed: a process with an outdated listing creates a number that is too low, sees that and stops.
+Clocks of hosts are never compared: an owner on another host loses its lease when its counter has not changed for
+`STALE_S` seconds of the observer's clock.
 """
 
 import json
@@ -23,50 +23,50 @@ from engine.run.atomic import cannot_write, write_text
 from engine.run.owner import Owner, is_alive
 
 HEARTBEAT_S = 2.0  # between two increments of the counter
-STALE_S = 20.0  # without an increment, of an owner that cannot be seen: ten heartbeats
-GRACE_S = 5.0  # for an owner on this host that is about to end
-VERIFY_S = 5.0  # the longest that a writer waits until the lease is verified: storage may hang
+STALE_S = 20.0  # ten heartbeats: an owner on another host that makes no increment for so long loses the lease
+GRACE_S = 5.0  # an owner on this host may take so long to end
+VERIFY_S = 5.0  # longest wait of a writer until the lease is verified: storage may hang
 _POLL_S = 0.1
 _RELEASED = "released"
 
 
 class LeaseLost(ConvoyError):
-    """Another job has taken over this run directory; this process must write nothing more there."""
+    """Another job has taken over this run directory; this process must not write there any more."""
 
 
 @dataclass(frozen=True)
 class _Record:
-    """The content of a lease file. `owner` is None if it cannot be parsed: its process was killed while it wrote."""
+    """The content of a lease file. `owner` is None if the file cannot be parsed: its writer was killed."""
 
     owner: Owner | None
     released: bool
 
 
-def _text(owner: Owner, beat: int | str) -> str:
+def _text(owner: Owner, heartbeat: int | str) -> str:
     """Returns the text of a lease file. Its length is constant, so that it can be overwritten in place."""
-    return json.dumps({**asdict(owner), "beat": f"{beat:>12}"}, indent=1) + "\n"
+    return json.dumps({**asdict(owner), "beat": f"{heartbeat:>12}"}, indent=1) + "\n"
 
 
 def _parse(text: str) -> _Record:
     try:
         fields = json.loads(text)
-        beat = fields.pop("beat")
-        return _Record(Owner(**fields), beat.strip() == _RELEASED)
+        heartbeat = fields.pop("beat")
+        return _Record(Owner(**fields), heartbeat.strip() == _RELEASED)
     except (ValueError, TypeError, AttributeError, KeyError):
         return _Record(None, False)
 
 
 class Lease:
-    """Permission to write in a run directory; whatever changes the directory asks it.
+    """Permission to write in a run directory. Code that changes the directory checks it first.
 
-    This class always grants it. It is the lease of processes that are not the primary, and of tests. A job gets one
-    that can be lost from `acquire`.
+    This class always grants it. It serves processes that are not the primary, and tests. `acquire` returns a lease
+    that can be lost.
     """
 
-    takeover = ""  # why it could be taken from another owner, a sentence; "" where the directory was free
+    takeover = ""  # a sentence: why it was taken from another owner; "" if the directory was free
 
     def check(self) -> None:
-        """Raises LeaseLost if the lease is known to be lost. Cheap: for the loop, and for files that grow."""
+        """Raises LeaseLost if the lease is known to be lost. Cheap: for the loop, and for appending to files."""
 
     def verify(self) -> None:
         """Reads the lease on disk and raises LeaseLost if it is lost. May take `VERIFY_S` seconds."""
@@ -82,14 +82,14 @@ class Lease:
         write_text(path, text, self.check)
 
     def release(self) -> None:
-        """Gives the lease back, unless it is lost. A second call does nothing."""
+        """Releases the lease, unless it is lost. A second call does nothing."""
 
 
 ALWAYS_GRANTED = Lease()
 
 
 class OwnedLease(Lease):
-    """A lease that this process owns. A thread renews it until `release`. `acquire` makes it.
+    """A lease that this process owns. A thread renews it until `release`. `acquire` creates it.
 
     Args:
         path: its file.
@@ -100,7 +100,7 @@ class OwnedLease(Lease):
 
     def __init__(self, path: Path, owner: Owner, takeover: str, heartbeat_s: float = HEARTBEAT_S):
         self.path, self.owner, self.takeover, self._heartbeat_s = path, owner, takeover, heartbeat_s
-        self._lost: str | None = None  # the sentence
+        self._lost: str | None = None  # the error text
         self._released = False
         self._wake = threading.Event()
         self._changed = threading.Condition()
@@ -112,8 +112,8 @@ class OwnedLease(Lease):
     def check(self) -> None:
         """Raises LeaseLost if the lease is known to be lost.
 
-        It waits for the disk only if nothing was verified or checked for long. The process may have been stopped
-        (SIGSTOP, a suspended machine), and the first thread that wakes must verify before it writes.
+        It waits for the disk only if the last verification and the last check are long ago. The process may have been
+        stopped (SIGSTOP, a suspended machine), and the first thread that runs again must verify before it writes.
         """
         now = _boottime()
         if now - max(self._verified_at, self._checked_at) > STALE_S / 2:
@@ -125,8 +125,8 @@ class OwnedLease(Lease):
     def verify(self) -> None:
         """Reads the lease on disk and raises LeaseLost if it is lost. Waits for `VERIFY_S` seconds at most.
 
-        Storage that does not answer proves nothing about the lease: the write that follows will meet it. If this
-        process was stopped while it waited, it waits once more.
+        Storage that does not answer proves nothing about the lease; the write that follows will fail or hang too. If
+        this process was stopped while it waited, it waits a second time.
         """
         with self._changed:
             wanted = self._started + 1  # a verification that started earlier may have read an older state
@@ -161,20 +161,20 @@ class OwnedLease(Lease):
                 self._finished = self._started
                 self._changed.notify_all()
 
-    def _verify_and_increment(self, beat: int | str) -> None:
+    def _verify_and_increment(self, heartbeat: int | str) -> None:
         newest, text = _newest(self.path.parent)
         if newest == 0 and not self.path.parent.is_dir():
-            return  # moved away or not mounted: nobody took it, and a save, which makes no run directory, will fail
+            return  # moved or not mounted: nobody took it, and the next save will fail, as it creates no run directory
         record = _parse(text)
         if record.owner is None or record.owner.id != self.owner.id:
             by = "" if record.owner is None else f": {record.owner}"
             self._lost = (
                 f"{self.path.parent.parent}: another job has taken over this run{by}. This process was stopped for "
                 f"more than {STALE_S:g} s or its directory was replaced, so it ends without writing anything more. "
-                "Nothing is to be done: the other job goes on."
+                "No action is needed: the other job continues the run."
             )
             return
-        _overwrite(self.path, _text(self.owner, beat))
+        _overwrite(self.path, _text(self.owner, heartbeat))
 
 
 def acquire(
@@ -184,10 +184,10 @@ def acquire(
 
     Args:
         folder: `lease/` in the run directory; created if it is missing.
-        heartbeat_s, stale_s, grace_s: as the constants of this file.
+        heartbeat_s, stale_s, grace_s: see the constants of this file.
 
     Raises:
-        RunError: another job owns it; the sentence names the job and what to do. Or the folder cannot be written.
+        RunError: another job owns it, or the folder cannot be written.
     """
     run, me = folder.parent, Owner()
     try:
@@ -202,7 +202,7 @@ def acquire(
 
 
 def _wait_until_free(folder: Path, number: int, text: str, me: Owner, stale_s: float, grace_s: float) -> str | None:
-    """Returns why a lease may be taken, "" if it was released; None if it is no longer the newest.
+    """Returns why a lease may be taken, "" if it was released; None if it no longer has the highest number.
 
     Raises:
         RunError: its owner is alive.
@@ -213,16 +213,16 @@ def _wait_until_free(folder: Path, number: int, text: str, me: Owner, stale_s: f
         owner, waited = record.owner, time.monotonic() - start
         alive = None if owner is None else is_alive(owner)
         if alive is False:
-            return f"{owner} has left this run without an end; going on in its place"
+            return f"{owner} ended without releasing this run; this job takes it over"
         if alive is None and owner is not None and me.token and owner.token == me.token:
-            return f"{owner} was an earlier start of this job; going on in its place"
+            return f"{owner} was an earlier start of this job; this start takes the run over"
         if alive is None and waited >= stale_s:
-            return f"{_name(owner)} has not moved its lease of this run for {stale_s:g} s; going on in its place"
+            return f"{_name(owner)} has not renewed its lease of this run for {stale_s:g} s; this job takes it over"
         if (alive and waited >= grace_s) or (alive is None and text != first):
             raise _refusal(run, owner, bool(alive))
         if alive is None and not watched:
             watched = True
-            note = f"{shown(run)}: held by {_name(owner)}; looking for {stale_s:g} s whether it still lives"
+            note = f"{shown(run)}: in use by {_name(owner)}; waiting {stale_s:g} s to see whether it is still alive"
             print(note, file=sys.stderr, flush=True)
         time.sleep(_POLL_S)
         newest, text = _newest(folder)
@@ -235,13 +235,13 @@ def _wait_until_free(folder: Path, number: int, text: str, me: Owner, stale_s: f
 def _refusal(run: Path, owner: Owner | None, here: bool) -> RunError:
     stop = f" (kill {owner.pid})" if here and owner is not None else ""
     return RunError(
-        f"{shown(run)}: another job trains here: {_name(owner)}. Two jobs would mix up one run. Wait for its end or "
-        f"stop it{stop}, then start again; or name another --workdir=DIR."
+        f"{shown(run)}: another job trains here: {_name(owner)}. Two jobs must not write to one run. Wait until it "
+        f"ends or stop it{stop}, then start again; or choose another --workdir=DIR."
     )
 
 
 def _name(owner: Owner | None) -> str:
-    return "a process that has not written its name" if owner is None else str(owner)
+    return "an unknown process" if owner is None else str(owner)
 
 
 def _newest(folder: Path) -> tuple[int, str]:
@@ -258,7 +258,7 @@ def _newest(folder: Path) -> tuple[int, str]:
 
 
 def _claim(folder: Path, number: int, text: str) -> bool:
-    """Creates the file of a number. Returns whether this process created it and it is the highest."""
+    """Creates the file with a number. Returns whether this process created it and its number is the highest."""
     path = folder / f"{number}.json"
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
@@ -286,7 +286,7 @@ def _boottime() -> float:
 
 
 def _overwrite(path: Path, text: str) -> None:
-    """Overwrites an existing file and creates none: the process that took the lease may have removed it."""
+    """Overwrites a file, which must exist: the process that took the lease may have removed it."""
     descriptor = os.open(path, os.O_WRONLY)
     try:
         os.pwrite(descriptor, text.encode(), 0)

@@ -1,8 +1,8 @@
 """The ledger of examples: which example each step of a run consumed, for audits (`log.examples`).
 
-Each process writes `examples/<process>-of-<processes>.jsonl`, one line a batch, when the step is dispatched: a killed
-process loses none. An example is the address that `data/sampler.py` gives it. Several attempts may have done a step;
-the last one counts.
+Each process writes `examples/<process>-of-<processes>.jsonl`, one line per batch, when the step is dispatched: a killed
+process loses no line. An example is identified by its address (`data/sampler.py`). If several attempts have done a
+step, the last attempt counts.
 """
 
 import json
@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.run.jsonl import Lines
+from engine.run.jsonl import JsonLines
 
 
 class Ledger:
-    """The lines of one process in one attempt.
+    """Writes the lines of one process in one attempt.
 
     Args:
-        folder: of the ledger; made here.
+        folder: of the ledger; created if it is missing.
         process: index of this process.
-        processes: how many there are.
+        processes: number of processes.
         attempt: of the run.
 
     Raises:
@@ -27,21 +27,21 @@ class Ledger:
     """
 
     def __init__(self, folder: Path, process: int, processes: int, attempt: int):
-        self._lines = Lines(folder, process, processes, attempt).open()
+        self._lines = JsonLines(folder, process, processes, attempt).open()
 
     def write(self, batch: int, rows: Sequence[int], examples: Sequence[int]) -> None:
-        """Adds batch number `batch`, which makes step `batch + 1`. Raises RunError."""
+        """Adds batch number `batch`, which step `batch + 1` consumes. Raises RunError."""
         self._lines.add({"step": batch + 1, "batch": batch, "rows": rows, "examples": examples})
 
     def close(self) -> None:
-        """Ends the file."""
+        """Closes the file."""
         self._lines.close()
 
 
 def read(folder: Path) -> dict[int, list[int]]:
-    """Returns step -> the examples of its global batch, in the order of its rows, as of the step's last attempt.
+    """Returns step -> the examples of its global batch in row order, as of the step's last attempt.
 
-    Rows that several processes fed alike count once. A line that a dying machine left half is passed over.
+    Rows that several processes fed identically count once. Incomplete lines are skipped.
     """
     steps: dict[int, tuple[int, dict[int, int]]] = {}
     for path in folder.glob("*.jsonl"):

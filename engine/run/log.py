@@ -1,7 +1,7 @@
 """The log of a run: `log.txt`, through the standard logger named "convoy".
 
 Any package may write to it: `logging.getLogger("convoy").info(...)`. A line is in the file when the call returns, so
-the last lines before a crash are not lost; that costs the calling thread some microseconds.
+the last lines before a crash are not lost. This costs the calling thread a few microseconds.
 """
 
 import logging
@@ -18,10 +18,10 @@ logger = logging.getLogger("convoy")
 
 
 class RunLog:
-    """Appends what the logger gets, from INFO on, to a file until it is closed. A context manager.
+    """Appends the logger's records of level INFO and above to a file until `close`. A context manager.
 
-    Until then the root logger gets none of it: libraries (absl, Orbax) add handlers there that would print each line a
-    second time.
+    Until then records do not propagate to the root logger: libraries (absl, Orbax) add handlers there that would print
+    each line a second time.
     """
 
     def __init__(self, path: Path):
@@ -39,7 +39,7 @@ class RunLog:
         logger.addHandler(self._handler)
 
     def close(self) -> None:
-        """Ends the file and leaves the logger as it was; a second call does nothing."""
+        """Closes the file and restores the logger; a second call does nothing."""
         if self._handler in logger.handlers:
             logger.removeHandler(self._handler)
             level, logger.propagate = self._before
@@ -54,18 +54,18 @@ class RunLog:
 
 
 def sync() -> None:
-    """Has what was logged so far put on the disk, where it outlives the machine, or into a bucket; may wait for it."""
+    """Syncs the log to disk, or to its bucket, so that it survives a crash of the machine. May wait for the storage."""
     for handler in logger.handlers:
         if isinstance(handler, _File):
             handler.sync()
 
 
 class _File(logging.FileHandler):
-    """Writes `2025-01-31T12:00:00Z text`; a level above INFO is named. A full disk is told once, on stderr."""
+    """Writes `2025-01-31T12:00:00Z text`, with the level if above INFO. Reports a full disk once, on stderr."""
 
     def __init__(self, path: Path):
         super().__init__(path, mode="a", encoding="utf-8")
-        self._told = False
+        self._error_reported = False
 
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
@@ -73,18 +73,18 @@ class _File(logging.FileHandler):
         return f"{moment} {level}{shown(super().format(record))}"
 
     def sync(self) -> None:
-        with suppress(OSError, ValueError):  # of a disk in trouble, which `emit` tells, or a file that ends now
+        with suppress(OSError, ValueError):  # a failing disk, which `emit` reports, or a file that is being closed
             if self.stream is not None:
                 os.fsync(self.stream.fileno())
 
     def close(self) -> None:
-        with suppress(OSError):  # what could not be written was told by handleError
+        with suppress(OSError):  # handleError has reported it
             super().close()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, the name is logging's
         error = sys.exception()
         if not isinstance(error, OSError):
             super().handleError(record)
-        elif not self._told:
-            self._told = True
+        elif not self._error_reported:
+            self._error_reported = True
             print(cannot_write(Path(self.baseFilename), error), file=sys.stderr)

@@ -1,8 +1,8 @@
-"""The owner of a lease: a process, named so that other processes can tell whether it is alive.
+"""The owner of a lease: a process, identified so that other processes can check whether it is alive.
 
-A pid alone is not enough: pids are reused, and each container starts at 1. An owner is a pid with the time at which the
-kernel started it (ticks since boot), the boot id and the pid namespace. Where these cannot be compared, `is_alive`
-returns None. A token names a job over its restarts; a supervisor passes it on in the environment.
+A pid alone is not enough: pids are reused, and each container starts at 1. An owner is a pid with its start time (ticks
+since boot), the boot id and the pid namespace. Where these cannot be compared, `is_alive` returns None. A token
+identifies a job across its restarts; the supervisor passes it to its processes in the environment.
 """
 
 import os
@@ -14,20 +14,20 @@ from pathlib import Path
 from engine.run.json_text import now
 
 TOKEN = "CONVOY_RUN_TOKEN"
-"""Names the variable by which the processes of one job know each other, over restarts too."""
+"""Name of the environment variable with the token of a job, the same for all its processes and restarts."""
 
-_FIRST_NAMESPACE = "pid:[4026531836]"  # of the host itself; the number is a constant of Linux (PROC_PID_INIT_INO)
+_HOST_NAMESPACE = "pid:[4026531836]"  # outside of containers; the number is a constant of Linux (PROC_PID_INIT_INO)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """One process; what its system does not tell is an empty text. The defaults are those of this process."""
+    """One process; unknown values are empty text. The defaults are those of this process."""
 
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)  # of one holding; no other one has it
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)  # unique for each time a lease is taken
     token: str = field(default_factory=lambda: os.environ.get(TOKEN, ""))
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
-    since: str = field(default_factory=now)  # wall clock of its host, for people; never compared
+    since: str = field(default_factory=now)  # wall clock of its host, for messages; never compared
     started: str = field(default_factory=lambda: start_ticks(os.getpid()) or "")  # ticks from the boot to its start
     boot: str = field(default_factory=lambda: boot_id())
     namespace: str = field(default_factory=lambda: _link("/proc/self/ns/pid"))
@@ -38,15 +38,15 @@ class Owner:
 
 
 def is_alive(owner: Owner) -> bool | None:
-    """Whether the process of `owner` still runs; None where that cannot be seen from this process."""
+    """Whether the process of `owner` still runs; None if this process cannot know."""
     here = Owner()
     if here.boot and here.namespace and (here.boot, here.namespace) == (owner.boot, owner.namespace):
         return _runs_here(owner)
     if here.host == owner.host and not (here.boot or owner.boot) and not _exists(owner.pid):
-        return False  # a system without Linux's files; a pid that exists may be another process by now
+        return False  # no Linux: the pid is unused, so the owner has ended; a used pid may be another process by now
     same_machine = here.machine and (here.host, here.machine) == (owner.host, owner.machine)
-    if same_machine and here.namespace == owner.namespace == _FIRST_NAMESPACE:
-        return False  # outside of containers, another boot id means that this very machine was started anew
+    if same_machine and here.namespace == owner.namespace == _HOST_NAMESPACE:
+        return False  # outside of containers, another boot id means that this machine has rebooted
     return None
 
 
@@ -62,22 +62,19 @@ def _exists(pid: int) -> bool:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # it is somebody else's
+    except PermissionError:  # the process of another user
         pass
     return True
 
 
 def boot_id() -> str:
-    """Returns what Linux calls this boot; "" where the system does not tell."""
+    """Returns Linux's id of this boot; "" on other systems."""
     return _text("/proc/sys/kernel/random/boot_id")
 
 
 def start_ticks(pid: int) -> str | None:
-    """Returns the ticks from the boot to the start of a process; "" for one that has ended but is not yet buried.
-
-    None where that is not known.
-    """
-    stat = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()  # a name may hold blanks and brackets
+    """Returns the ticks from the boot to the start of a process; "" for a zombie, None if it is not known."""
+    stat = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()  # a name may contain spaces and brackets
     if len(stat) < 20:
         return None
     state, started = stat[0], stat[19]

@@ -1,8 +1,8 @@
 """`status.json`: what a run is doing and how it ended, for scripts and schedulers.
 
-The file is replaced in one piece. States of a live process: starting, training, evaluating. States of an ended one:
-done, failed (the exit code says whether to restart), preempted (restart it), interrupted (the user stopped it). A
-killed process leaves one of the first three, unless a launcher corrects it.
+`observe/reporter.py` writes it during training; a supervisor corrects it after a kill (`launch/postmortem.py`). States
+of a live process: starting, training, evaluating. States after the end: done, failed (the exit code says whether to
+restart), preempted (restart it), interrupted (the user stopped it). A killed process leaves one of the first three.
 """
 
 import dataclasses
@@ -24,10 +24,10 @@ ENDED = ("done", "failed", "preempted", "interrupted")
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """One moment of a run; `dataclasses.replace` makes the next one.
+    """The status of a run at one moment. Immutable: use `dataclasses.replace` for the next status.
 
     Raises:
-        RunError: `state` is none of the seven.
+        RunError: `state` is not in RUNNING or ENDED.
     """
 
     state: str  # one of RUNNING or ENDED
@@ -35,7 +35,7 @@ class Status:
     total_steps: int | None = None  # None while it is not known yet
     reason: str = ""  # why it ended, a sentence
     exit_code: int | None = None  # None while it runs
-    metrics: Mapping[str, float] = field(default_factory=dict)  # the latest of each name: {"heldout/accuracy": 0.98}
+    metrics: Mapping[str, float] = field(default_factory=dict)  # latest value by name: {"heldout/accuracy": 0.98}
     attempt: int = 1  # which start of this run
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
@@ -48,9 +48,9 @@ class Status:
 
 
 def write(path: Path, status: Status, lease: Lease = ALWAYS_GRANTED) -> Status:
-    """Writes `status` with `updated` set to now, in one piece; returns what was written.
+    """Writes `status` atomically, with `updated` set to now; returns what was written.
 
-    It waits for the disk, so while the loop runs it belongs on the writer's thread.
+    It waits for the disk, so during training only the thread of `observe/writer.py` calls it.
 
     Raises:
         LeaseLost: another job has taken over the run; its status stays.
@@ -62,21 +62,21 @@ def write(path: Path, status: Status, lease: Lease = ALWAYS_GRANTED) -> Status:
 
 
 def read(path: Path) -> Status:
-    """Reads a status; fields that this version does not know are left out, so that a newer run can be read.
+    """Reads a status. Ignores unknown fields, so that the status of a newer version can be read.
 
     Raises:
-        RunError: there is no such file, or it is no status.
+        RunError: the file is missing or not a valid status.
     """
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         known = {f.name for f in dataclasses.fields(Status)}
         return Status(**{name: value for name, value in fields.items() if name in known})
     except FileNotFoundError as error:
-        raise RunError(f"{path}: there is no status, so no run was started here. Check the directory.") from error
+        raise RunError(f"{path}: file not found, so no run was started here. Check the directory.") from error
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror}).") from error
     except (ValueError, TypeError, AttributeError, RunError) as error:
         raise RunError(
             f"{path}: is not the status of a run ({error}). "
-            "Remove this one file to go on with the run; attempts are then counted from 1 again."
+            "Remove this file to resume the run; attempts are then counted from 1 again."
         ) from error

@@ -1,7 +1,7 @@
-"""Storage that may not answer: calls to it run in threads, and every wait for one has a bound.
+"""Calls on storage that may hang: they run in threads, and every wait for one has a timeout.
 
 Nothing can end a system call on storage that hangs. Its process ends only by `os._exit` (`cluster/shutdown.py`), which
-the command line uses if `hanging` is true.
+the command line uses if `hanging` returns true.
 """
 
 import os
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 PROBE_S = 10.0  # a healthy folder answers a probe sooner
-_FREE_S = 2.0  # for the free space, which an error only mentions
+_FREE_S = 2.0  # short: errors only mention the free space
 
 _threads: list[threading.Thread] = []
 _suspected = False
@@ -23,7 +23,7 @@ class StorageTimeout(OSError):
 
 
 class Background[T]:
-    """A call in a thread of its own.
+    """A call in a new thread.
 
     Args:
         function: called in the thread.
@@ -48,14 +48,14 @@ class Background[T]:
 
     @property
     def done(self) -> bool:
-        """Whether it has returned or raised."""
+        """Whether the function has returned or raised."""
         return self._done.is_set()
 
     def result(self, timeout_s: float) -> T:
         """Returns what the function returned, or raises what it raised.
 
         Raises:
-            StorageTimeout: it has done neither within `timeout_s` seconds. Its thread continues.
+            StorageTimeout: the function has not finished within `timeout_s` seconds. Its thread continues.
         """
         if not self._done.wait(max(0.0, timeout_s)):
             raise StorageTimeout(f"no answer within {timeout_s:g} s")
@@ -65,10 +65,10 @@ class Background[T]:
 
 
 def bounded[T](function: Callable[[], T], timeout_s: float, name: str = "storage") -> T:
-    """Returns what a function returns, or raises what it raises; waits at most `timeout_s` seconds.
+    """Calls a function in a thread; returns its result or raises its error within `timeout_s` seconds.
 
     Raises:
-        StorageTimeout: it takes longer. Its thread continues.
+        StorageTimeout: the function takes longer. Its thread continues.
     """
     return Background(function, name).result(timeout_s)
 
@@ -80,7 +80,7 @@ def suspect() -> None:
 
 
 def hanging() -> bool:
-    """Returns whether a thread may hang in storage, which keeps the process from ending as usual."""
+    """Returns whether a thread may hang in storage, which prevents a normal exit of the process."""
     if any(thread.is_alive() for thread in _threads):
         return True
     others = (thread for thread in threading.enumerate() if thread is not threading.main_thread())
@@ -88,7 +88,7 @@ def hanging() -> bool:
 
 
 def probe(folder: Path, timeout_s: float = PROBE_S) -> None:
-    """Checks that a folder is writable; makes it and its parents if they are missing.
+    """Checks that a folder is writable; creates it and its parents if they are missing.
 
     Raises:
         OSError: it is not writable.
@@ -106,15 +106,15 @@ def probe(folder: Path, timeout_s: float = PROBE_S) -> None:
 
 
 def free_space(folder: Path) -> str:
-    """Returns a phrase about the free space of a folder's disk; waits at most two seconds."""
+    """Returns a phrase with the free space of a folder's disk; waits at most two seconds."""
     try:
         return f"{size_text(bounded(lambda: shutil.disk_usage(folder).free, _FREE_S, 'free-space'))} are free there"
     except OSError as error:
-        return f"free space there is not known ({error.strerror or error})"
+        return f"the free space there is unknown ({error.strerror or error})"
 
 
 def size_text(size: float) -> str:
-    """Returns a number of bytes in words, as 1.5 GiB."""
+    """Returns a number of bytes with a unit, such as "1.5 GiB"."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.4g} {unit}"

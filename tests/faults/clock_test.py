@@ -95,7 +95,7 @@ def test_jobs_whose_clocks_are_hours_apart_know_who_holds_the_directory(tmp_path
         first.end()
     with bench.Job("train", fast, f"--workdir={run}", **behind.env) as third:
         assert third.end() == 0, third.output
-    assert "has left this run without an end; going on in its place" in (run / "log.txt").read_text()
+    assert "ended without releasing this run; this job takes it over" in (run / "log.txt").read_text()
     assert bench.outcome(run) == one
     case(36, "jobs in one directory, clocks two hours apart", bitwise=True, code=0)
 

@@ -61,7 +61,7 @@ def test_a_second_job_is_refused_and_the_first_goes_on(tmp_path, one, case):
     where = bench.config(tmp_path / "config2")
     with bench.Job("train", where, f"--workdir={run}") as again:
         assert again.end() == 0, again.output
-        assert "going on in its place" not in again.output  # it was given back
+        assert "takes it over" not in again.output  # the lease was released
     assert bench.outcome(run) == one
     case(29, "a second job is refused", detected_s=taken, bitwise=True, code=1)
 
@@ -77,7 +77,7 @@ def test_a_killed_job_is_followed_at_once(tmp_path, one, case):
     with bench.Job("train", where, f"--workdir={run}") as second:
         recovered = first_loss(second, run, 2)
         assert second.end() == 0, second.output
-    told = f"process {owner['pid']} on host {owner['host']}, since {owner['since']} has left this run without an end"
+    told = f"process {owner['pid']} on host {owner['host']}, since {owner['since']} ended without releasing this run"
     assert told in (run / "log.txt").read_text()
     assert bench.outcome(run) == one
     lost = lost_steps(before, run, 2)
@@ -98,8 +98,8 @@ def test_a_job_of_another_host_is_given_up_in_time_and_stops_when_it_wakes(tmp_p
             recovered = first_loss(second, run, 2)
             assert recovered >= STALE_S
             assert second.end() == 0, second.output
-            assert f"looking for {STALE_S:g} s whether it still lives" in second.output
-        assert f"has not moved its lease of this run for {STALE_S:g} s" in (run / "log.txt").read_text()
+            assert f"waiting {STALE_S:g} s to see whether it is still alive" in second.output
+        assert f"has not renewed its lease of this run for {STALE_S:g} s" in (run / "log.txt").read_text()
         found, status, saved = bench.outcome(run), bench.status(run), bench.saved(run)
         lines = [(run / name).read_bytes() for name in ("metrics.jsonl", "goodput.jsonl")]
         woken = first.signal(0, signal.SIGCONT)
@@ -136,7 +136,7 @@ def test_jobs_that_are_all_process_1_of_a_container_are_told_apart(tmp_path, one
     with bench.Job("train", fast, f"--workdir={run}", prefix=CONTAINER, **token) as third:
         recovered = first_loss(third, run, 2)
         assert third.end() == 0, third.output
-    assert "was an earlier start of this job; going on in its place" in (run / "log.txt").read_text()
+    assert "was an earlier start of this job; this start takes the run over" in (run / "log.txt").read_text()
     assert bench.outcome(run) == one
     lost = lost_steps(before, run, 2)
     case(29, "containers, in which each is pid 1; the same token", recovered_s=recovered, lost=lost, bitwise=True)

@@ -14,8 +14,8 @@ from engine.run.owner import Owner
 from engine.run.status import Status
 
 
-def a_run(path):
-    """A directory in which one attempt was made."""
+def make_run(path):
+    """Returns a run directory after one attempt."""
     run = RunDirectory.open(path)
     run.write_config_text("name: digits\n")
     status.write(run.status, Status(state="preempted", step=5, attempt=run.attempt))
@@ -24,13 +24,13 @@ def a_run(path):
     return run
 
 
-def afresh(path):
-    """What `open(fresh=True)` returns, closed again."""
+def open_fresh(path):
+    """Returns the directory of `open(fresh=True)`, closed again."""
     with RunDirectory.open(path, fresh=True) as run:
         return run
 
 
-def test_layout():
+def test_paths_of_the_run_files():
     run = RunDirectory("runs/digits")
     paths = [run.config, run.status, run.metrics, run.log, run.checkpoints, run.tensorboard, run.profile]
     assert [str(path.relative_to("runs/digits")) for path in paths] == [
@@ -39,26 +39,26 @@ def test_layout():
     assert str(run) == "runs/digits"
 
 
-def test_looking_at_a_run_makes_nothing(tmp_path):
+def test_constructor_creates_no_files(tmp_path):
     run = RunDirectory(tmp_path / "run")
     assert not run.exists() and run.attempt == 0
     assert list(tmp_path.iterdir()) == []
 
 
-def test_open_makes_the_directory_with_its_parents_and_only_the_lease_in_it(tmp_path):
+def test_open_creates_parents_and_only_the_lease(tmp_path):
     with RunDirectory.open(tmp_path / "a" / "run") as run:
         assert [path.name for path in run.path.iterdir()] == ["lease"]
     assert run.attempt == 1 and not run.exists() and run.moved_to is None
 
 
-def test_each_open_of_a_run_is_the_next_attempt(tmp_path):
+def test_each_open_increments_the_attempt(tmp_path):
     for attempt in (1, 2, 3):
         with RunDirectory.open(tmp_path) as run:
             assert run.attempt == attempt
             status.write(run.status, Status(state="training", attempt=run.attempt))
 
 
-def test_a_directory_is_one_jobs_until_it_is_closed(tmp_path, monkeypatch):
+def test_second_job_cannot_open_a_directory_until_it_is_closed(tmp_path, monkeypatch):
     monkeypatch.setattr("engine.run.lease.acquire", functools.partial(acquire, grace_s=0.1))
     with RunDirectory.open(tmp_path / "run") as run:
         for fresh in (False, True):
@@ -71,72 +71,74 @@ def test_a_directory_is_one_jobs_until_it_is_closed(tmp_path, monkeypatch):
         run.lease.check()
         with pytest.raises(LeaseLost, match="another job has taken over this run"):
             run.lease.verify()
-    with RunDirectory(tmp_path / "run").lease.writing():  # not opened: there is no lease to lose
+    with RunDirectory(tmp_path / "run").lease.writing():  # not opened: no lease to lose
         pass
 
 
-def test_what_fails_after_the_lease_was_taken_gives_it_back(tmp_path):
+def test_failed_open_releases_the_lease(tmp_path):
     (tmp_path / "status.json").write_text("no status")
     for _ in range(2):
         with pytest.raises(RunError, match="is not the status of a run"):
             RunDirectory.open(tmp_path)
 
 
-def test_a_directory_that_a_job_left_behind_is_taken_over_and_that_is_told(tmp_path):
+def test_open_reports_takeover_from_a_dead_owner(tmp_path):
     (tmp_path / "lease").mkdir()
     gone = dataclasses.replace(Owner(), started="1")
     (tmp_path / "lease/4.json").write_text(json.dumps({**dataclasses.asdict(gone), "beat": "3"}))
     with RunDirectory.open(tmp_path) as run:
-        assert run.messages == [f"{gone} has left this run without an end; going on in its place"]
+        assert run.messages == [f"{gone} ended without releasing this run; this job takes it over"]
 
 
-def test_config_text_comes_back_and_makes_it_a_run(tmp_path):
-    a_run(tmp_path)
+def test_config_text_round_trip_makes_the_run_exist(tmp_path):
+    make_run(tmp_path)
     assert RunDirectory(tmp_path).exists()
     assert RunDirectory(tmp_path).read_config_text() == "name: digits\n"
 
 
-def test_a_directory_without_a_config_is_no_run(tmp_path):
-    with pytest.raises(RunError, match=r"is not a run, it has no config\.txt\. Give the --workdir"):
+def test_reading_config_of_a_directory_without_run_raises(tmp_path):
+    with pytest.raises(RunError, match=r"is not a run directory, it has no config\.txt\. Give the --workdir"):
         RunDirectory(tmp_path).read_config_text()
 
 
-def test_fresh_moves_the_earlier_run_aside_and_says_where(tmp_path):
+def test_fresh_moves_the_earlier_run_and_reports_the_target(tmp_path):
     path = tmp_path / "run"
-    a_run(path)
-    fresh = afresh(path)
+    make_run(path)
+    fresh = open_fresh(path)
     old = RunDirectory(tmp_path / "run.old-1")
     assert fresh.moved_to == old.path
     assert fresh.messages == [f"the earlier run was moved to {old.path}"]
-    assert (path / "lease/2.json").exists() and not (old.path / "lease").exists()  # the place's, not the run's
+    assert (path / "lease/2.json").exists() and not (
+        old.path / "lease"
+    ).exists()  # belongs to the path
     assert old.read_config_text() == "name: digits\n"
     assert status.read(old.status).step == 5
     assert not fresh.exists() and fresh.attempt == 1
 
-    a_run(path)
-    assert afresh(path).moved_to == tmp_path / "run.old-2"
+    make_run(path)
+    assert open_fresh(path).moved_to == tmp_path / "run.old-2"
     assert (tmp_path / "run.old-1" / "config.txt").exists()
 
 
-def test_fresh_moves_what_a_crash_left_before_there_was_a_config(tmp_path):
+def test_fresh_moves_leftovers_without_a_config(tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    assert afresh(tmp_path / "run").moved_to == tmp_path / "run.old-1"
+    assert open_fresh(tmp_path / "run").moved_to == tmp_path / "run.old-1"
 
 
-def test_fresh_leaves_a_directory_without_a_run_where_it_is(tmp_path):
+def test_fresh_does_not_move_a_directory_without_a_run(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    assert afresh(tmp_path).moved_to is None
+    assert open_fresh(tmp_path).moved_to is None
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_fresh_follows_a_link_so_that_the_run_stays_on_its_disk(tmp_path):
-    a_run(tmp_path / "disk" / "run")
+def test_fresh_follows_symlinks_so_that_the_run_stays_on_its_disk(tmp_path):
+    make_run(tmp_path / "disk" / "run")
     (tmp_path / "run").symlink_to(tmp_path / "disk" / "run")
-    assert afresh(tmp_path / "run").moved_to == tmp_path / "disk" / "run.old-1"
+    assert open_fresh(tmp_path / "run").moved_to == tmp_path / "disk" / "run.old-1"
     assert (tmp_path / "run").is_symlink() and (tmp_path / "disk" / "run").is_dir()
 
 
-def test_a_place_that_cannot_be_written_is_told_at_once(tmp_path):
+def test_open_raises_for_an_unwritable_directory(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"file/run: cannot be written \(Not a directory\).*--workdir=DIR"):
         RunDirectory.open(tmp_path / "file" / "run")
@@ -144,6 +146,6 @@ def test_a_place_that_cannot_be_written_is_told_at_once(tmp_path):
         RunDirectory.open("/proc/run")
 
 
-def test_the_room_needs_no_jax():
+def test_run_package_does_not_import_jax():
     code = "import sys, engine.run.directory, engine.run.log; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -21,14 +21,14 @@ def path(tmp_path) -> Path:
 
 @pytest.fixture
 def clock(monkeypatch) -> list[float]:
-    """The monotonic clock, which a test moves."""
+    """A fake monotonic clock, which tests advance."""
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
 
 
 def seconds(path: Path) -> dict[int, dict[str, Any]]:
-    """attempt -> kind -> seconds, without kinds that took none."""
+    """Returns attempt -> kind -> seconds, without kinds of zero seconds."""
     return {
         attempt: {kind: pytest.approx(t.seconds, abs=1e-6) for kind, t in kinds.items() if abs(t.seconds) > 1e-6}
         for attempt, kinds in sums(read(path)).items()
@@ -40,7 +40,7 @@ def steps(path: Path, kind: str = "step") -> dict[int, int]:
 
 
 def train(path: Path, clock: list[float], attempt: int, first: int, last: int, began: float | None = None) -> Stopwatch:
-    """An attempt that starts in 5 s, restores in 2, then takes 1 s a step of which it waits 0.25 for data."""
+    """Runs an attempt that starts in 5 s, restores in 2 s, then takes 1 s per step, of which 0.25 s wait for data."""
     stopwatch = Stopwatch(path, attempt, began)
     clock[0] += 5
     with stopwatch.during("restore"):
@@ -53,7 +53,7 @@ def train(path: Path, clock: list[float], attempt: int, first: int, last: int, b
     return stopwatch
 
 
-def test_each_moment_counts_for_one_kind(path, clock):
+def test_each_moment_counts_for_exactly_one_kind(path, clock):
     stopwatch = train(path, clock, 1, 0, 4)
     with stopwatch.during("evaluation"):
         clock[0] += 3
@@ -72,36 +72,36 @@ def test_each_moment_counts_for_one_kind(path, clock):
     assert [entry["kind"] for entry in read(path) if "closed" in entry] == [read(path)[-1]["kind"]]
 
 
-def test_steps_after_the_checkpoint_are_moved_to_lost_once(path, clock):
-    train(path, clock, 1, 0, 10)  # its last entry is that of step 10; then it is killed
+def test_repeated_steps_are_moved_to_lost_once(path, clock):
+    train(path, clock, 1, 0, 10)  # its last entry is at step 10; then it is killed
     clock[0] += 4
     second = train(path, clock, 2, 6, 8)
     second.close()
     assert seconds(path)[1] == {"init": 5, "restore": 2, "step": 4.5, "data wait": 2.5, "lost": 3}
     assert (steps(path), steps(path, "lost")) == ({1: 6, 2: 2}, {1: 4, 2: 0})
-    train(path, clock, 3, 3, 12).close()  # a checkpoint was set aside: it goes back further
+    train(path, clock, 3, 3, 12).close()  # a checkpoint was set aside: this attempt resumes from an earlier step
     assert (steps(path), steps(path, "lost")) == ({1: 3, 2: 0, 3: 9}, {1: 7, 2: 2, 3: 0})
     assert sum(steps(path).values()) == 12
     assert seconds(path)[2]["down"] == 4
     assert seconds(path)[1]["lost"] == pytest.approx(7 * 0.75)
 
 
-def test_going_back_within_an_attempt_loses_its_own_steps(path, clock):
-    handed, stopwatch = [], train(path, clock, 1, 0, 8)
-    with stopwatch.written_by(handed.append):
+def test_rollback_within_an_attempt_moves_its_steps_to_lost(path, clock):
+    submitted, stopwatch = [], train(path, clock, 1, 0, 8)
+    with stopwatch.written_by(submitted.append):
         stopwatch.begin(5)
         stopwatch.reached(5, 0.0)
         clock[0] += 1
         stopwatch.reached(6, 0.5)
         stopwatch.flush()
-        for write in handed:
+        for write in submitted:
             write()
     record_death(path, [os.getpid()], 8)
     assert (steps(path), steps(path, "lost")) == ({1: 6}, {1: 3 + 2})
     assert seconds(path)[1] == {"init": 5, "restore": 2, "step": 4.25, "data wait": 2.5, "lost": 2.25}
 
 
-def test_entries_come_once_a_second_and_at_a_save(path, clock):
+def test_entries_are_written_once_a_second_and_at_flush(path, clock):
     stopwatch = Stopwatch(path, 1)
     stopwatch.begin(0)
     for step in range(10):
@@ -114,7 +114,7 @@ def test_entries_come_once_a_second_and_at_a_save(path, clock):
     assert steps(path) == {1: 11}
 
 
-def test_the_wall_is_the_sum_of_all(path, clock):
+def test_sum_of_all_kinds_is_the_wall_time(path, clock):
     for attempt, first in ((1, 0), (2, 5), (3, 2)):
         train(path, clock, attempt, first, first + 6, began=clock[0] - 1.5).close()
         clock[0] += 10
@@ -125,7 +125,7 @@ def _plain(path: Path) -> dict[int, dict[str, float]]:
     return {a: {kind: t.seconds for kind, t in kinds.items()} for a, kinds in sums(read(path)).items()}
 
 
-def test_the_time_since_the_last_entry_of_a_killed_attempt_is_lost(path, clock):
+def test_record_death_counts_time_after_the_last_entry_as_lost(path, clock):
     train(path, clock, 1, 0, 4)
     clock[0] += 0.5
     record_death(path, [1, 2], 6)  # another job's processes
@@ -140,7 +140,7 @@ def test_the_time_since_the_last_entry_of_a_killed_attempt_is_lost(path, clock):
     assert seconds(path)[2] == {"init": 5, "restore": 2, "step": 1.5, "data wait": 0.5, "down": 30}
 
 
-def test_a_death_at_the_first_step_of_an_attempt_is_its_own(path, clock):
+def test_record_death_at_the_first_step_counts_for_that_attempt(path, clock):
     train(path, clock, 1, 0, 4).close()
     train(path, clock, 2, 2, 2)
     clock[0] += 0.5
@@ -149,7 +149,7 @@ def test_a_death_at_the_first_step_of_an_attempt_is_its_own(path, clock):
     assert steps(path, "lost") == {1: 2, 2: 1}
 
 
-def test_a_death_soon_after_a_restart_that_had_nothing_to_do_again_loses_none_of_the_steps_before(path, clock):
+def test_record_death_after_a_restart_without_repeated_steps_keeps_earlier_steps(path, clock):
     train(path, clock, 1, 0, 4).close()
     train(path, clock, 2, 4, 4)
     clock[0] += 0.5
@@ -157,7 +157,7 @@ def test_a_death_soon_after_a_restart_that_had_nothing_to_do_again_loses_none_of
     assert (steps(path), steps(path, "lost")) == ({1: 4, 2: 0}, {1: 0, 2: 1})
 
 
-def test_a_killed_attempt_nobody_watched_is_down_until_the_next(path, clock):
+def test_unsupervised_kill_counts_as_down_until_the_next_attempt(path, clock):
     train(path, clock, 1, 0, 4)
     clock[0] += 7
     assert not [entry for entry in read(path) if "wall" in entry]
@@ -165,15 +165,15 @@ def test_a_killed_attempt_nobody_watched_is_down_until_the_next(path, clock):
     assert seconds(path)[2] == {"down": 5, "init": 2}
 
 
-def test_what_an_attempt_has_told_of_is_not_told_of_again(path, clock):
-    """As of a second training in one process that counts from the process's start."""
+def test_time_written_by_an_earlier_attempt_does_not_count_again(path, clock):
+    """For example a second training in one process, whose time counts from the start of the process."""
     train(path, clock, 1, 0, 4).close()
     clock[0] += 1
     Stopwatch(path, 2, began=90.0).close()
     assert seconds(path)[2] == {"init": 1}
 
 
-def test_a_wall_clock_that_jumps_spoils_nothing(path, clock, monkeypatch):
+def test_wall_clock_jumps_do_not_change_the_times(path, clock, monkeypatch):
     hours = iter(range(0, -1000, -1))
     monkeypatch.setattr(time, "time", lambda: 1e9 + 3600 * next(hours))
     train(path, clock, 1, 0, 4)
@@ -184,7 +184,7 @@ def test_a_wall_clock_that_jumps_spoils_nothing(path, clock, monkeypatch):
 
 @pytest.mark.parametrize("later", [7.0, 1e6])
 @pytest.mark.parametrize(("gap", "down"), [(50.0, 43.0), (-3600.0, 0.0)])
-def test_on_another_boot_the_wall_clock_tells_and_is_named(path, clock, monkeypatch, gap, down, later):
+def test_after_a_reboot_down_time_comes_from_the_wall_clock_and_is_marked(path, clock, monkeypatch, gap, down, later):
     monkeypatch.setattr(goodput, "_boot", lambda: "before")
     train(path, clock, 1, 0, 4)
     last = read(path)[-1]["time"]
@@ -198,7 +198,7 @@ def test_on_another_boot_the_wall_clock_tells_and_is_named(path, clock, monkeypa
     assert seconds(path)[2]["init"] == 7
 
 
-def test_a_line_that_was_cut_takes_no_other_with_it(path):
+def test_incomplete_line_does_not_corrupt_the_next_line(path):
     Stopwatch(path, 1).close()
     with open(path, "a") as file:
         file.write('{"kind": "step", "sec')
@@ -209,7 +209,7 @@ def test_a_line_that_was_cut_takes_no_other_with_it(path):
     assert len(path.read_text().splitlines()) == 4
 
 
-def test_a_disk_that_cannot_be_written_ends_nothing(tmp_path, caplog):
+def test_unwritable_file_is_reported_once_and_does_not_raise(tmp_path, caplog):
     stopwatch = Stopwatch(tmp_path / "nowhere/goodput.jsonl", 1)
     stopwatch.begin(0)
     stopwatch.flush()
@@ -217,18 +217,18 @@ def test_a_disk_that_cannot_be_written_ends_nothing(tmp_path, caplog):
     assert caplog.text.count("cannot be written") == 1
 
 
-def test_entries_may_be_written_by_another_thread(path):
-    handed, stopwatch = [], Stopwatch(path, 1)
-    with stopwatch.written_by(handed.append):
+def test_written_by_passes_writes_to_another_thread(path):
+    submitted, stopwatch = [], Stopwatch(path, 1)
+    with stopwatch.written_by(submitted.append):
         stopwatch.begin(0)
         assert not path.exists()
-        handed.pop(0)()
+        submitted.pop(0)()
         assert len(read(path)) == 1
     stopwatch.close()
     assert len(read(path)) > 1
 
 
-def test_the_other_processes_write_nothing(tmp_path):
+def test_stopwatch_without_path_writes_nothing(tmp_path):
     stopwatch = Stopwatch()
     stopwatch.begin(3)
     stopwatch.reached(4, 0.0)
@@ -236,15 +236,15 @@ def test_the_other_processes_write_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel of Linux tells")
-def test_the_start_of_the_process_is_known():
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="known on Linux only")
+def test_process_start_is_before_the_first_import():
     program = "import time; t = time.monotonic(); from engine.run import goodput; print(t, goodput.process_start())"
     before = time.monotonic()
     imported, start = map(float, subprocess.check_output([sys.executable, "-c", program], text=True).split())
-    assert before - 0.05 <= start <= imported + 0.02  # its grain is 10 ms
+    assert before - 0.05 <= start <= imported + 0.02  # its resolution is 10 ms
 
 
-def test_a_killed_process_leaves_what_it_wrote(path):
+def test_killed_process_keeps_its_flushed_entries(path):
     program = f"""
 import os, time
 from pathlib import Path

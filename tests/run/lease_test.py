@@ -1,4 +1,4 @@
-"""One writer: who gets the lease of a directory, at once or after a look, and who has lost it."""
+"""The lease of a run directory: who acquires it, when it is taken over, and how its loss is detected."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ from engine.run.lease import LeaseLost, acquire
 from engine.run.owner import TOKEN, Owner
 
 QUICK = {"heartbeat_s": 0.02, "stale_s": 0.5, "grace_s": 0.2}
-UNSEEN = {"boot": "another", "host": "elsewhere", "namespace": "pid:[1]", "pid": 1}
+REMOTE = {"boot": "another", "host": "elsewhere", "namespace": "pid:[1]", "pid": 1}
 
 
 @pytest.fixture
@@ -25,11 +25,11 @@ def folder(tmp_path):
     return tmp_path / "lease"
 
 
-def leave(folder, number=3, beat=7, **changes):
+def write_lease(folder, number=3, heartbeat=7, **changes):
     """Writes the lease of another process; returns its owner."""
     owner = dataclasses.replace(Owner(), **changes)
     folder.mkdir(exist_ok=True)
-    (folder / f"{number}.json").write_text(lease._text(owner, beat))
+    (folder / f"{number}.json").write_text(lease._text(owner, heartbeat))
     return owner
 
 
@@ -37,119 +37,119 @@ def files(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_free_directory_is_taken_and_given_back_at_once(folder):
+def test_free_directory_is_acquired_and_released_without_waiting(folder):
     begin = time.monotonic()
     for number in (1, 2, 3):
-        held = acquire(folder)
-        assert (held.takeover, files(folder)) == ("", [f"{number}.json"])
-        held.release()
+        owned = acquire(folder)
+        assert (owned.takeover, files(folder)) == ("", [f"{number}.json"])
+        owned.release()
     assert time.monotonic() - begin < 1
 
 
-def test_the_file_names_the_owner_and_its_counter_moves(folder):
-    held = acquire(folder, **QUICK)
-    found = json.loads(held.path.read_text())
-    assert (found["pid"], found["id"]) == (held.owner.pid, held.owner.id)
+def test_lease_file_names_the_owner_and_its_heartbeat_advances(folder):
+    owned = acquire(folder, **QUICK)
+    found = json.loads(owned.path.read_text())
+    assert (found["pid"], found["id"]) == (owned.owner.pid, owned.owner.id)
     end = time.monotonic() + 30
-    while json.loads(held.path.read_text())["beat"].strip() in ("0", found["beat"].strip()):
+    while json.loads(owned.path.read_text())["beat"].strip() in ("0", found["beat"].strip()):
         assert time.monotonic() < end
         time.sleep(0.01)
-    held.release()
-    assert json.loads(held.path.read_text())["beat"].strip() == "released"
-    held.release()
+    owned.release()
+    assert json.loads(owned.path.read_text())["beat"].strip() == "released"
+    owned.release()
 
 
-def test_a_second_job_is_refused_with_the_owner_and_what_to_do(folder):
-    held = acquire(folder)
+def test_second_job_error_names_the_owner_and_the_next_step(folder):
+    owned = acquire(folder)
     with pytest.raises(RunError) as error:
         acquire(folder, grace_s=0.1)
     assert str(error.value) == (
-        f"{folder.parent}: another job trains here: process {held.owner.pid} on host {held.owner.host}, since "
-        f"{held.owner.since}. Two jobs would mix up one run. Wait for its end or stop it (kill {held.owner.pid}), "
-        "then start again; or name another --workdir=DIR."
+        f"{folder.parent}: another job trains here: process {owned.owner.pid} on host {owned.owner.host}, since "
+        f"{owned.owner.since}. Two jobs must not write to one run. Wait until it ends or stop it "
+        f"(kill {owned.owner.pid}), then start again; or choose another --workdir=DIR."
     )
-    held.check()
-    held.release()
+    owned.check()
+    owned.release()
 
 
-def test_a_job_that_is_about_to_end_is_waited_for(folder):
-    held = acquire(folder)
-    threading.Timer(0.3, held.release).start()
+def test_acquire_waits_for_an_owner_that_is_about_to_end(folder):
+    owned = acquire(folder)
+    threading.Timer(0.3, owned.release).start()
     after = acquire(folder)
     assert after.takeover == ""
     after.release()
 
 
-def test_a_token_takes_over_what_cannot_be_seen_and_not_what_is_seen_to_live(folder, monkeypatch):
+def test_same_token_takes_over_an_unreachable_owner_but_not_a_live_owner(folder, monkeypatch):
     monkeypatch.setenv(TOKEN, "job-7")
-    before = leave(folder, token="job-7", **UNSEEN)
+    before = write_lease(folder, token="job-7", **REMOTE)
     begin = time.monotonic()
-    held = acquire(folder)
+    owned = acquire(folder)
     assert time.monotonic() - begin < 1
-    assert held.takeover == f"{before} was an earlier start of this job; going on in its place"
+    assert owned.takeover == f"{before} was an earlier start of this job; this start takes the run over"
     with pytest.raises(RunError, match="another job trains here"):
         acquire(folder, grace_s=0.1)
-    held.release()
+    owned.release()
 
 
-def test_without_a_token_there_is_no_earlier_start(folder):
-    leave(folder, token="", **UNSEEN)
-    held = acquire(folder, **QUICK)
-    assert "has not moved its lease" in held.takeover
-    held.release()
+def test_empty_token_does_not_match_an_earlier_start(folder):
+    write_lease(folder, token="", **REMOTE)
+    owned = acquire(folder, **QUICK)
+    assert "has not renewed its lease" in owned.takeover
+    owned.release()
 
 
-def test_a_dead_process_of_this_host_is_followed_at_once(folder):
-    before = leave(folder, started="1")
+def test_lease_of_a_dead_local_process_is_taken_over_at_once(folder):
+    before = write_lease(folder, started="1")
     begin = time.monotonic()
-    held = acquire(folder)
+    owned = acquire(folder)
     assert time.monotonic() - begin < 1
-    assert held.takeover == f"{before} has left this run without an end; going on in its place"
+    assert owned.takeover == f"{before} ended without releasing this run; this job takes it over"
     assert files(folder) == ["4.json"]
-    held.release()
+    owned.release()
 
 
-def test_a_counter_that_does_not_move_is_stale_by_the_observers_clock_alone(folder, capsys):
-    """The wall clock of the other host is an hour ahead; nobody looks at it."""
-    before = leave(folder, since="2999-01-01T00:00:00.000+00:00", **UNSEEN)
+def test_staleness_is_measured_by_the_observers_clock_alone(folder, capsys):
+    """The wall clock of the other host is far ahead; no process compares it."""
+    before = write_lease(folder, since="2999-01-01T00:00:00.000+00:00", **REMOTE)
     begin = time.monotonic()
-    held = acquire(folder, **QUICK)
+    owned = acquire(folder, **QUICK)
     assert time.monotonic() - begin >= 0.5
-    assert held.takeover == f"{before} has not moved its lease of this run for 0.5 s; going on in its place"
-    assert f"held by {before}; looking for 0.5 s whether it still lives" in capsys.readouterr().err
-    held.release()
+    assert owned.takeover == f"{before} has not renewed its lease of this run for 0.5 s; this job takes it over"
+    assert f"in use by {before}; waiting 0.5 s to see whether it is still alive" in capsys.readouterr().err
+    owned.release()
 
 
-def test_a_counter_that_moves_belongs_to_a_job_that_lives(folder):
-    leave(folder, beat=7, **UNSEEN)
-    threading.Timer(0.3, lambda: leave(folder, beat=8, **UNSEEN)).start()
+def test_moving_heartbeat_refuses_a_second_job(folder):
+    write_lease(folder, heartbeat=7, **REMOTE)
+    threading.Timer(0.3, lambda: write_lease(folder, heartbeat=8, **REMOTE)).start()
     with pytest.raises(RunError, match=r"another job trains here: process 1 on host elsewhere.* or stop it, then"):
         acquire(folder, stale_s=30)
 
 
-def test_a_lease_that_was_killed_while_it_was_written_is_stale_in_time(folder):
+def test_unreadable_lease_file_becomes_stale(folder):
     folder.mkdir()
     (folder / "1.json").write_text("")
-    held = acquire(folder, **QUICK)
-    assert held.takeover.startswith("a process that has not written its name has not moved its lease")
-    held.release()
+    owned = acquire(folder, **QUICK)
+    assert owned.takeover.startswith("an unknown process has not renewed its lease")
+    owned.release()
 
 
 @pytest.mark.parametrize("stale", [False, True])
-def test_of_many_at_the_same_moment_one_wins(tmp_path, stale):
-    """Processes that begin together, at a new directory and at one whose owner is gone."""
+def test_one_of_many_simultaneous_jobs_gets_the_lease(tmp_path, stale):
+    """Processes that start together, on a new directory and on a directory whose owner is dead."""
     program = (
         "import os, sys; from pathlib import Path; from engine.run.lease import acquire\n"
         "from engine.config.errors import RunError\n"
         "print('ready', flush=True)\n"
         "while not os.path.exists(sys.argv[2]): pass\n"
-        "try: held = acquire(Path(sys.argv[1]), grace_s=0.3); print('won', flush=True)\n"
+        "try: owned = acquire(Path(sys.argv[1]), grace_s=0.3); print('won', flush=True)\n"
         "except RunError as error: print(str(error).split(':')[1].strip(), flush=True)\n"
         "input()"
     )
     folder, go = tmp_path / "lease", tmp_path / "go"
     if stale:
-        leave(folder, started="1")
+        write_lease(folder, started="1")
     with contextlib.ExitStack() as stack:
         jobs = []
         for _ in range(6):
@@ -161,107 +161,107 @@ def test_of_many_at_the_same_moment_one_wins(tmp_path, stale):
             )
         assert [job.stdout.readline() for job in jobs] == [b"ready\n"] * 6
         go.touch()
-        told = sorted(job.stdout.readline() for job in jobs)
+        answers = sorted(job.stdout.readline() for job in jobs)
         for job in jobs:
             job.kill()
-    assert told == [b"another job trains here\n"] * 5 + [b"won\n"]
+    assert answers == [b"another job trains here\n"] * 5 + [b"won\n"]
 
 
-def test_one_who_looked_a_moment_ago_withdraws(folder, monkeypatch):
-    """Between its look and its claim, others took the lease and went on."""
-    owner = leave(folder, number=3, started="1")
-    real, looks = lease._newest, []
+def test_claim_from_an_outdated_listing_is_withdrawn(folder, monkeypatch):
+    """Other processes take the lease between the listing and the claim of this process."""
+    owner = write_lease(folder, number=3, started="1")
+    real, reads = lease._newest, []
 
     def newest(where):
         found = real(where)
-        if where == folder and not looks:
+        if where == folder and not reads:
             (folder / "3.json").unlink()
             (folder / "5.json").write_text(lease._text(Owner(), 0))
-        looks.append(found[0])
+        reads.append(found[0])
         return found
 
     monkeypatch.setattr(lease, "_newest", newest)
     with pytest.raises(RunError, match=f"another job trains here: process {owner.pid}"):
         acquire(folder, grace_s=0.1)
-    assert looks[:2] == [3, 5] and files(folder) == ["5.json"]
+    assert reads[:2] == [3, 5] and files(folder) == ["5.json"]
 
 
-def test_a_lease_that_another_took_is_lost_at_the_next_look_and_left_alone(folder):
-    held = acquire(folder, heartbeat_s=60)
-    held.verify()
-    other = leave(folder, number=2, **UNSEEN)
+def test_verify_detects_a_takeover_and_leaves_the_new_lease_unchanged(folder):
+    owned = acquire(folder, heartbeat_s=60)
+    owned.verify()
+    other = write_lease(folder, number=2, **REMOTE)
     text = (folder / "2.json").read_text()
-    held.check()
+    owned.check()
     with pytest.raises(LeaseLost, match=f"has taken over this run: {re.escape(str(other))}. This process was stopped"):
-        held.verify()
+        owned.verify()
     with pytest.raises(LeaseLost):
-        held.check()
-    held.release()
+        owned.check()
+    owned.release()
     assert (folder / "2.json").read_text() == text
     assert LeaseLost.exit_code == 1
 
 
-def test_a_process_that_was_stopped_for_long_looks_before_it_goes_on(folder, monkeypatch):
-    held = acquire(folder, heartbeat_s=60)
-    leave(folder, number=2, **UNSEEN)
-    held.check()
+def test_check_verifies_after_a_long_stop(folder, monkeypatch):
+    owned = acquire(folder, heartbeat_s=60)
+    write_lease(folder, number=2, **REMOTE)
+    owned.check()
     moment = lease._boottime()
     monkeypatch.setattr(lease, "_boottime", lambda: moment + lease.STALE_S)
     with pytest.raises(LeaseLost):
-        held.check()
+        owned.check()
 
 
-def test_whoever_wakes_first_waits_for_the_look_that_is_under_way(folder, monkeypatch):
-    """A stopped process wakes, and its thread has begun to look when another one is about to write."""
-    held, looks, go = acquire(folder, heartbeat_s=60), threading.Event(), threading.Event()
+def test_check_after_a_stop_waits_for_a_running_verification(folder, monkeypatch):
+    """A stopped process continues: its lease thread has begun to verify when another thread is about to write."""
+    owned, reading, go = acquire(folder, heartbeat_s=60), threading.Event(), threading.Event()
     real = lease._newest
 
     def newest(folder):
-        looks.set()
+        reading.set()
         go.wait(30)
         return real(folder)
 
     monkeypatch.setattr(lease, "_newest", newest)
-    leave(folder, number=2, **UNSEEN)
+    write_lease(folder, number=2, **REMOTE)
     moment = lease._boottime()
     monkeypatch.setattr(lease, "_boottime", lambda: moment + lease.STALE_S)
-    held._wake.set()
-    assert looks.wait(30)
+    owned._wake.set()
+    assert reading.wait(30)
     threading.Timer(0.2, go.set).start()
     begin = time.monotonic()
     with pytest.raises(LeaseLost):
-        held.check()
-    assert time.monotonic() - begin < lease.VERIFY_S  # it waits for that look only: there is none after it
+        owned.check()
+    assert time.monotonic() - begin < lease.VERIFY_S  # it waits for that verification only, not for another
 
 
-def test_a_look_that_was_stopped_halfway_tells_nothing_of_what_came_since(folder, monkeypatch):
-    held, looks, go = acquire(folder, heartbeat_s=60), threading.Event(), threading.Event()
+def test_verification_started_before_a_stop_is_repeated(folder, monkeypatch):
+    owned, reading, go = acquire(folder, heartbeat_s=60), threading.Event(), threading.Event()
     real, moment = lease._newest, lease._boottime()
     monkeypatch.setattr(lease, "_boottime", lambda: moment)
 
     def newest(folder):
         found = real(folder)
-        looks.set()
+        reading.set()
         go.wait(30)
         return found
 
     monkeypatch.setattr(lease, "_newest", newest)
-    held._wake.set()
-    assert looks.wait(30)
-    leave(folder, number=2, **UNSEEN)
+    owned._wake.set()
+    assert reading.wait(30)
+    write_lease(folder, number=2, **REMOTE)
     monkeypatch.setattr(lease, "_boottime", lambda: moment + lease.STALE_S)
     go.set()
     end = time.monotonic() + 30
-    while held._started != held._finished:
+    while owned._started != owned._finished:
         assert time.monotonic() < end
         time.sleep(0.01)
     with pytest.raises(LeaseLost):
-        held.check()
+        owned.check()
 
 
-def test_a_process_that_is_stopped_while_it_waits_for_a_look_waits_for_it_all_the_same(folder, monkeypatch):
-    held, go, main = acquire(folder, heartbeat_s=60), threading.Event(), threading.current_thread()
-    real, moment, asked = lease._newest, lease._boottime(), []
+def test_verify_waits_again_if_the_process_was_stopped_meanwhile(folder, monkeypatch):
+    owned, go, main = acquire(folder, heartbeat_s=60), threading.Event(), threading.current_thread()
+    real, moment, calls = lease._newest, lease._boottime(), []
 
     def newest(folder):
         go.wait(30)
@@ -269,44 +269,44 @@ def test_a_process_that_is_stopped_while_it_waits_for_a_look_waits_for_it_all_th
 
     def boottime():
         if threading.current_thread() is main:
-            asked.append(True)
-            if len(asked) == 2:  # the first wait is over, and this process was stopped meanwhile
+            calls.append(True)
+            if len(calls) == 2:  # the first wait is over, and this process was stopped meanwhile
                 monkeypatch.setattr(lease, "VERIFY_S", 30.0)
                 go.set()
-        return moment + 100 * (len(asked) > 1)
+        return moment + 100 * (len(calls) > 1)
 
     monkeypatch.setattr(lease, "_newest", newest)
     monkeypatch.setattr(lease, "_boottime", boottime)
     monkeypatch.setattr(lease, "VERIFY_S", 0.2)
-    leave(folder, number=2, **UNSEEN)
+    write_lease(folder, number=2, **REMOTE)
     with pytest.raises(LeaseLost):
-        held.verify()
+        owned.verify()
 
 
-def test_a_look_that_failed_is_none(folder, monkeypatch):
-    held, looks = acquire(folder, heartbeat_s=60), threading.Event()
+def test_failed_verification_does_not_count(folder, monkeypatch):
+    owned, reading = acquire(folder, heartbeat_s=60), threading.Event()
     real, moment = lease._newest, lease._boottime()
 
     def fail(folder):
-        looks.set()
+        reading.set()
         raise OSError
 
     monkeypatch.setattr(lease, "_newest", fail)
     monkeypatch.setattr(lease, "_boottime", lambda: moment + lease.STALE_S)
-    held._wake.set()
-    assert looks.wait(30)
+    owned._wake.set()
+    assert reading.wait(30)
     end = time.monotonic() + 30
-    while held._started != held._finished:
+    while owned._started != owned._finished:
         assert time.monotonic() < end
         time.sleep(0.01)
     monkeypatch.setattr(lease, "_newest", real)
-    leave(folder, number=2, **UNSEEN)
+    write_lease(folder, number=2, **REMOTE)
     with pytest.raises(LeaseLost):
-        held.check()
+        owned.check()
 
 
-def test_storage_that_hangs_holds_up_no_check(folder, monkeypatch):
-    held, hangs, go = acquire(folder, heartbeat_s=60), threading.Event(), threading.Event()
+def test_hanging_storage_does_not_block_check(folder, monkeypatch):
+    owned, hangs, go = acquire(folder, heartbeat_s=60), threading.Event(), threading.Event()
     monkeypatch.setattr(lease, "VERIFY_S", 0.2)
 
     def hang(folder):
@@ -316,27 +316,27 @@ def test_storage_that_hangs_holds_up_no_check(folder, monkeypatch):
 
     monkeypatch.setattr(lease, "_newest", hang)
     begin = time.monotonic()
-    held.verify()
+    owned.verify()
     assert hangs.is_set() and 0.2 <= time.monotonic() - begin < 10
     moment = lease._boottime()
     monkeypatch.setattr(lease, "_boottime", lambda: moment + 1000)
     begin = time.monotonic()
     for _ in range(1000):
-        held.check()
+        owned.check()
     assert time.monotonic() - begin < 10
     go.set()
-    held.release()
+    owned.release()
 
 
-def test_a_lease_of_a_directory_that_was_replaced_is_lost(folder, tmp_path):
-    held = acquire(folder, heartbeat_s=60)
+def test_lease_is_lost_if_its_directory_was_replaced(folder, tmp_path):
+    owned = acquire(folder, heartbeat_s=60)
     folder.rename(tmp_path / "moved")
-    held.verify()  # gone as a whole, as an unmounted disk: nobody took it
-    other = leave(folder, number=1, **UNSEEN)
+    owned.verify()  # the whole directory is missing, like an unmounted disk: nobody took the lease
+    other = write_lease(folder, number=1, **REMOTE)
     with pytest.raises(LeaseLost, match=re.escape(other.since)):
-        held.verify()
+        owned.verify()
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path):
+def test_acquire_raises_for_an_unwritable_directory(tmp_path):
     with pytest.raises(RunError, match="cannot be written"):
         acquire(tmp_path / "missing" / "lease")

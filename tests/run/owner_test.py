@@ -1,4 +1,4 @@
-"""Whether the process that a lease names still lives, as far as it can be seen from here."""
+"""Whether the process that a lease names is still alive, as far as this process can know."""
 
 import dataclasses
 import os
@@ -11,12 +11,12 @@ import pytest
 from engine.run.owner import TOKEN, Owner, is_alive
 
 HERE = Owner()
-AWAY = {"boot": "another", "host": "another", "machine": "another"}
+REMOTE = {"boot": "another", "host": "another", "machine": "another"}
 
 
 @pytest.fixture
 def child():
-    """A process of this host and the owner that it would be."""
+    """A process on this host and its `Owner`."""
     with subprocess.Popen(
         [sys.executable, "-c", "from engine.run.owner import Owner; print(Owner().started, flush=True); input()"],
         stdin=subprocess.PIPE,
@@ -28,17 +28,17 @@ def child():
         process.kill()
 
 
-def test_this_process_lives_and_is_named():
+def test_this_process_is_alive_and_its_text_names_it():
     assert is_alive(HERE) is True
     assert str(HERE) == f"process {os.getpid()} on host {HERE.host}, since {HERE.since}"
 
 
-def test_a_process_lives_until_it_is_killed_and_not_as_a_zombie(child):
+def test_killed_process_is_not_alive_even_as_a_zombie(child):
     process, owner = child
     assert is_alive(owner) is True
     process.kill()
     end = time.monotonic() + 30
-    while is_alive(owner) is not False:  # not waited for, so its pid is still there
+    while is_alive(owner) is not False:  # not waited for, so its pid still exists
         assert time.monotonic() < end
         time.sleep(0.01)
     os.kill(process.pid, 0)
@@ -46,15 +46,15 @@ def test_a_process_lives_until_it_is_killed_and_not_as_a_zombie(child):
     assert is_alive(owner) is False
 
 
-def test_another_process_of_the_same_pid_is_not_the_owner():
-    """In containers that start again every first process has pid 1."""
+def test_reused_pid_is_not_the_owner():
+    """In containers that restart, the first process always has pid 1."""
     assert is_alive(dataclasses.replace(HERE, started="1")) is False
 
 
 @pytest.mark.parametrize(
     "elsewhere",
     [
-        AWAY,
+        REMOTE,
         {"namespace": "pid:[1]"},  # another container of this host, whose pids mean nothing here
         {"boot": "another", "namespace": "pid:[1]"},  # a container of the same name on another host
         {"boot": "another", "host": "another"},
@@ -62,16 +62,16 @@ def test_another_process_of_the_same_pid_is_not_the_owner():
         {"boot": "", "namespace": "", "host": "another"},
     ],
 )
-def test_what_cannot_be_seen_is_not_known(elsewhere):
+def test_is_alive_returns_none_for_processes_elsewhere(elsewhere):
     assert is_alive(dataclasses.replace(HERE, pid=1, started="1", **elsewhere)) is None
 
 
 @pytest.mark.skipif(HERE.namespace != "pid:[4026531836]" or not HERE.machine, reason="in a container")
-def test_a_machine_that_was_started_anew_has_none_of_its_processes():
+def test_owner_from_before_a_reboot_is_dead():
     assert is_alive(dataclasses.replace(HERE, boot="another")) is False
 
 
-def test_a_job_hands_its_token_down(monkeypatch):
+def test_owner_reads_the_token_from_the_environment(monkeypatch):
     monkeypatch.setenv(TOKEN, "job-7")
     assert Owner().token == "job-7"
     assert Owner().id != Owner().id

@@ -11,7 +11,7 @@ from engine.config.errors import RunError
 from engine.run import status
 from engine.run.status import Status
 
-WRITES_FOR_EVER = """
+ENDLESS_WRITER = """
 import sys, pathlib
 from engine.run import status
 for step in range(10**9):
@@ -20,7 +20,7 @@ for step in range(10**9):
 """
 
 
-def test_what_is_written_is_read_back(tmp_path):
+def test_status_round_trip(tmp_path):
     path = tmp_path / "status.json"
     wrote = status.write(
         path, Status(state="done", step=7, total_steps=7, exit_code=0, metrics={"heldout/accuracy": 0.5}, attempt=2)
@@ -29,7 +29,7 @@ def test_what_is_written_is_read_back(tmp_path):
     assert datetime.fromisoformat(wrote.started) <= datetime.fromisoformat(wrote.updated)
 
 
-def test_the_file_is_plain_json_for_scripts(tmp_path):
+def test_file_is_plain_json(tmp_path):
     path = tmp_path / "status.json"
     status.write(
         path, Status(state="failed", step=3, reason="loss is NaN", exit_code=43, metrics={"loss": float("nan")})
@@ -40,55 +40,55 @@ def test_the_file_is_plain_json_for_scripts(tmp_path):
     assert fields["pid"] > 0 and fields["host"]
 
 
-def test_replace_keeps_the_start(tmp_path):
+def test_replace_keeps_the_start_time(tmp_path):
     first = Status(state="starting")
     later = dataclasses.replace(first, state="training", step=10)
     assert later.started == first.started
 
 
-def test_an_unknown_state_is_refused():
+def test_unknown_state_raises():
     with pytest.raises(RunError, match=r"state 'finished' is unknown. Allowed: starting, training, evaluating, done"):
         Status(state="finished")
 
 
-def test_fields_of_a_newer_version_are_left_out(tmp_path):
+def test_read_ignores_unknown_fields(tmp_path):
     path = tmp_path / "status.json"
     path.write_text('{"state": "done", "step": 3, "goodput": 0.9}')
     assert status.read(path).step == 3
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"state": "odd"}', '{"step": 3}', '{"state": "do'])
-def test_a_file_that_is_no_status_is_named(tmp_path, text):
+def test_invalid_status_file_error_names_the_file(tmp_path, text):
     path = tmp_path / "status.json"
     path.write_text(text)
-    with pytest.raises(RunError, match=r"status\.json: is not the status of a run .* Remove this one file"):
+    with pytest.raises(RunError, match=r"status\.json: is not the status of a run .* Remove this file"):
         status.read(path)
 
 
-def test_no_file_means_no_run(tmp_path):
-    with pytest.raises(RunError, match=r"status\.json: there is no status, so no run was started here"):
+def test_missing_status_file_raises(tmp_path):
+    with pytest.raises(RunError, match=r"status\.json: file not found, so no run was started here"):
         status.read(tmp_path / "status.json")
 
 
 @pytest.mark.faults
-def test_a_reader_never_sees_a_part_also_when_the_writer_is_killed(tmp_path):
+def test_reader_never_sees_a_partial_file_even_if_the_writer_is_killed(tmp_path):
     path = tmp_path / "status.json"
     deadline = time.monotonic() + 60
     for _ in range(3):
-        with subprocess.Popen([sys.executable, "-c", WRITES_FOR_EVER, str(path)]) as writer:
+        with subprocess.Popen([sys.executable, "-c", ENDLESS_WRITER, str(path)]) as writer:
             try:
                 seen: set[int] = set()
                 while len(seen) < 15:
                     assert time.monotonic() < deadline and writer.poll() is None
                     if path.exists():
-                        seen.add(_whole(path))
+                        seen.add(read_complete(path))
             finally:
                 writer.kill()
-        assert _whole(path) >= max(seen)
+        assert read_complete(path) >= max(seen)
         path.unlink()
 
 
-def _whole(path) -> int:
+def read_complete(path) -> int:
     found = status.read(path)
     assert len(found.metrics) == 2000 and set(found.metrics.values()) == {found.step}
     return found.step

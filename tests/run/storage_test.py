@@ -1,4 +1,4 @@
-"""Calls on storage are waited for only so long; what they return or raise comes through."""
+"""Calls on storage have a timeout; their results and errors are passed on."""
 
 import threading
 
@@ -9,13 +9,13 @@ from engine.run import storage
 LONG = 60.0
 
 
-def test_the_value_or_the_error_of_a_call_comes_back():
+def test_bounded_returns_the_value_or_raises_the_error():
     assert storage.bounded(lambda: 3, LONG) == 3
     with pytest.raises(ValueError, match="no"):
         storage.bounded(lambda: int("no"), LONG)
 
 
-def test_a_call_that_does_not_come_back_is_left_and_known():
+def test_hanging_call_raises_storage_timeout_and_sets_hanging():
     go, call = threading.Event(), None
     try:
         with pytest.raises(storage.StorageTimeout, match=r"no answer within 0\.1 s"):
@@ -28,7 +28,7 @@ def test_a_call_that_does_not_come_back_is_left_and_known():
     assert call.result(LONG) is True and call.done
 
 
-def test_a_folder_is_found_writable_or_not(tmp_path):
+def test_probe_creates_a_folder_and_raises_if_not_writable(tmp_path):
     storage.probe(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir() and not list((tmp_path / "a" / "b").iterdir())
     (tmp_path / "file").write_text("")
@@ -36,9 +36,9 @@ def test_a_folder_is_found_writable_or_not(tmp_path):
         storage.probe(tmp_path / "file" / "below")
 
 
-def test_free_space_is_told_in_words(tmp_path):
+def test_free_space_and_size_text(tmp_path):
     assert storage.free_space(tmp_path).endswith("B are free there")
-    assert storage.free_space(tmp_path / "none") == "free space there is not known (No such file or directory)"
+    assert storage.free_space(tmp_path / "none") == "the free space there is unknown (No such file or directory)"
     assert [storage.size_text(size) for size in (0, 1023, 1536, 5 << 40)] == [
         "0 bytes",
         "1023 bytes",
@@ -47,7 +47,7 @@ def test_free_space_is_told_in_words(tmp_path):
     ]
 
 
-def test_after_a_failure_threads_of_libraries_count_too(monkeypatch):
+def test_suspect_makes_library_threads_count_as_hanging(monkeypatch):
     monkeypatch.setattr(storage, "_suspected", False)
     monkeypatch.setattr(storage, "_threads", [])
     go = threading.Event()
