@@ -17,7 +17,7 @@ from engine.config.schema import (
 )
 
 
-def test_every_field_has_a_line_with_type_default_and_help():
+def test_help_shows_type_default_and_text_of_every_field():
     text = help_text()
     for section in (Data, Optimizer, Train, MeshSpec, Checkpoint, Evaluation, Group, Hook, Log, Profile):
         for name, slot in slots(section).items():
@@ -25,7 +25,7 @@ def test_every_field_has_a_line_with_type_default_and_help():
                 assert re.search(rf"^  \S+\.{name}: [^=]+ = .+  \S+", text, re.MULTILINE), f"{section.__name__}.{name}"
 
 
-def test_a_line_shows_the_declaration_of_its_field():
+def test_help_lines_match_the_schema():
     lines = [line[:2] + re.sub("  +", "  ", line[2:]) for line in help_text().splitlines()]
     assert lines[0] == "All settings of a run."
     assert "train: How long, how much at once, with which numbers." in lines
@@ -40,7 +40,7 @@ def test_a_line_shows_the_declaration_of_its_field():
     } <= set(lines)
 
 
-def test_every_section_is_there():
+def test_help_covers_every_section():
     text = help_text()
     for name, slot in slots(Config).items():
         assert re.search(rf"^ *{name}[.:]", text, re.MULTILINE), name

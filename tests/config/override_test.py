@@ -35,7 +35,7 @@ def after(*overrides):
         ("name=digits-2", "digits-2"),
     ],
 )
-def test_a_typed_field_is_read_as_its_type(override, value):
+def test_override_of_a_typed_field_is_parsed_as_its_type(override, value):
     path = override.partition("=")[0]
     found: Any = after(override)
     for name in path.split("."):
@@ -64,12 +64,12 @@ def test_a_typed_field_is_read_as_its_type(override, value):
         ("none", "none"),
     ],
 )
-def test_an_open_place_takes_a_literal_or_text(text, value):
+def test_override_of_an_open_field_is_a_literal_or_text(text, value):
     found = after(f"task.new={text}").task.new
     assert found == value and type(found) is type(value)
 
 
-def test_new_names_come_in_open_places():
+def test_overrides_can_add_names_to_open_sections():
     c = after(
         "task.encoder.heads=4",
         "task.decoder.layers=2",
@@ -88,7 +88,7 @@ def test_new_names_come_in_open_places():
     assert c.optimizer.b1 == 0.8
 
 
-def test_a_dict_replaces_a_whole_section_or_table():
+def test_override_with_a_dict_replaces_a_section_or_table():
     assert after("evaluations={}").evaluations.to_dict() == {}
     assert after("task={'target': 'a.b'}").task.to_dict() == {"target": "a.b"}
 
@@ -126,11 +126,11 @@ def test_a_dict_replaces_a_whole_section_or_table():
         ("seed=3", "seed: unknown field (--config.seed=3). Did you mean train.seed?"),
     ],
 )
-def test_what_cannot_be_set_is_refused_as_it_was_written(override, sentence):
+def test_override_error_quotes_the_override(override, sentence):
     with pytest.raises(ConfigError) as error:
         after(override)
     assert sentence in str(error.value)
 
 
-def test_a_tiny_field_has_the_slot_of_the_field_that_it_overrides():
+def test_tiny_path_has_the_slot_of_the_overridden_field():
     assert locate("tiny.train.seed") == locate("train.seed")

@@ -11,7 +11,7 @@ SECTIONS = [section for section in DATACLASSES if section.__module__ == schema._
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
-def test_every_field_has_help_and_those_that_could_hold_nonsense_a_rule(section):
+def test_every_field_has_help_and_every_restricted_field_a_rule(section):
     fields = {f"{section.__name__}.{name}": slot for name, slot in slots(section).items() if slot.section is None}
     assert [name for name, slot in fields.items() if not slot.setting.help] == []
     free = [name for name, slot in fields.items() if slot.types and bool not in slot.types and not slot.setting.rule]
@@ -51,7 +51,7 @@ def test_every_field_has_help_and_those_that_could_hold_nonsense_a_rule(section)
         ("Profile", "start", -1, "allowed is at least 0"),
     ],
 )
-def test_a_value_out_of_range_is_refused_with_what_is_allowed(section, field, value, sentence):
+def test_out_of_range_error_states_what_is_allowed(section, field, value, sentence):
     with pytest.raises(ConfigError) as error:
         check_value(slots(getattr(schema, section))[field], value, "x")
     assert str(error.value).startswith(f"x: found {value!r}") and sentence in str(error.value)
@@ -70,5 +70,5 @@ def test_a_value_out_of_range_is_refused_with_what_is_allowed(section, field, va
         ("Train", "ema_decay", None),
     ],
 )
-def test_what_is_allowed_passes(section, field, value):
+def test_allowed_values_are_accepted(section, field, value):
     assert check_value(slots(getattr(schema, section))[field], value, "x") == value

@@ -20,7 +20,7 @@ def draft():
     return c
 
 
-def test_a_config_is_frozen_to_its_leaves():
+def test_validated_config_is_deeply_frozen():
     c = draft()
     c.task.sizes, c.task.encoder = [1, [2]], dict(layers=3)
     config = validate(c)
@@ -37,14 +37,14 @@ def test_a_config_is_frozen_to_its_leaves():
     assert config.task.arguments["width"] == 64
 
 
-def test_a_plain_dict_is_enough_and_lacks_nothing():
+def test_validate_fills_in_defaults_of_a_plain_dict():
     config = validate(
         {"task": {"target": "a.b"}, "data": {"target": "a.c"}, "optimizer": {"groups": {"head": {"match": "^head"}}}}
     )
     assert config.train.total == Duration(10, "epochs") and config.optimizer.groups["head"] == Group(match="^head")
 
 
-def test_a_config_travels_between_processes():
+def test_config_can_be_pickled_and_copied():
     config = validate(draft())
     assert pickle.loads(pickle.dumps(config)) == config == copy.deepcopy(config) == validate(config)
 
@@ -87,13 +87,13 @@ def test_a_config_travels_between_processes():
         ({"train": {"totl": 1}}, "train.totl: unknown field (x.py). Did you mean train.total?"),
     ],
 )
-def test_what_does_not_fit_together_is_refused_with_its_place(changes, sentence):
+def test_inconsistent_settings_are_errors_that_name_the_field(changes, sentence):
     with pytest.raises(ConfigError) as error:
         validate(draft().to_dict() | changes, origin="x.py")
     assert sentence in str(error.value)
 
 
-def test_settings_that_fit_pass():
+def test_consistent_settings_are_accepted():
     c = draft()
     c.train.accumulate = 4
     c.mesh.fsdp = -1

@@ -18,13 +18,13 @@ SHARED = {"__init__", "base"}  # imported by configs, no configs themselves
 CONFIGS = sorted(file.stem for file in (ROOT / "configs").glob("*.py") if file.stem not in SHARED)
 
 
-def test_there_is_a_config_for_every_golden_text():
+def test_every_golden_text_has_a_config():
     assert CONFIGS
     assert {file.stem for file in GOLDEN.glob("*.txt")} <= set(CONFIGS)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_config_reads_as_its_golden_text(name):
+def test_config_matches_its_golden_text(name):
     golden, text = GOLDEN / f"{name}.txt", to_text(load(f"configs.{name}"))
     if os.environ.get(UPDATE) == "1":
         GOLDEN.mkdir(exist_ok=True)
