@@ -6,7 +6,7 @@ import pickle
 import ml_collections
 import pytest
 
-from engine.config.draft import Draft, defaults, draft_of, thaw
+from engine.config.draft import Draft, defaults, draft_of, unfreeze
 from engine.config.errors import ConfigError, UnknownFieldError
 from engine.config.schema import Config
 from engine.config.validation import validate
@@ -15,7 +15,7 @@ from engine.config.validation import validate
 def test_defaults_returns_a_config_dict_with_every_schema_field():
     c = defaults()
     assert isinstance(c, ml_collections.ConfigDict)
-    assert c.to_dict() == thaw(Config())
+    assert c.to_dict() == unfreeze(Config())
     assert c.train.total == "10 epochs" and c.evaluations.to_dict() == {}
 
 

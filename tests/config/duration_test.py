@@ -39,9 +39,9 @@ def test_parse_reads_a_number_and_a_unit(text, value, unit):
             "3 epcohs",
             "unknown unit 'epcohs'. Units: steps, examples, epochs, seconds, minutes, hours. Did you mean epoch",
         ),
-        ("-1 steps", "less than nothing"),
-        ("1.5 steps", "found '1.5 steps', a fraction of what is counted whole. Write whole steps."),
-        ("1__0 steps", "'1__0' is no number"),
+        ("-1 steps", "found '-1 steps', which is negative"),
+        ("1.5 steps", "found '1.5 steps', not a whole number of steps. Write a whole number of steps."),
+        ("1__0 steps", "'1__0' is not a number"),
     ],
 )
 def test_parse_error_lists_what_is_allowed(text, sentence):
@@ -121,5 +121,5 @@ def test_run_size_builds_periods():
 
 
 def test_zero_period_is_an_error():
-    with pytest.raises(ConfigError, match=r"A period of '0 steps' never ends. Use '1 step' for every step"):
+    with pytest.raises(ConfigError, match=r"A period of '0 steps' has no length. Use '1 step' for every step"):
         Period(parse("0 steps"), 10, 100, 5)

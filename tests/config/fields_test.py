@@ -38,7 +38,7 @@ def test_child_returns_the_slot_of_a_name():
     [(Slot(entries=Evaluation), "held out"), (Slot(entries=Evaluation), "a/b"), (Slot(section=Data), "a-b")],
 )
 def test_invalid_entry_and_argument_names_are_errors(slot, name):
-    with pytest.raises(ConfigError, match=r"is no name of an"):
+    with pytest.raises(ConfigError, match=r"is not a valid name of an"):
         child(slot, name, f"somewhere.{name}")
 
 

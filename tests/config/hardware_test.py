@@ -14,7 +14,7 @@ def test_find_looks_up_the_device_kind_of_jax():
 
 @pytest.mark.parametrize("kind", DEVICES)
 def test_hardware_numbers_are_in_plausible_ranges(kind):
-    """Units are right: FLOP/s, bytes, bytes/s. Time to read the memory once lies between 10 and 100 ms."""
+    """Catches wrong units of FLOP/s, bytes and bytes/s: reading the memory once takes between 10 and 100 ms."""
     device = DEVICES[kind]
     assert 5e13 < device.bf16 < 3e15
     assert device.peak("float32") <= device.peak("bfloat16")

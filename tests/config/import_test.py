@@ -1,4 +1,4 @@
-"""A problem in a config is told before anything heavy is imported."""
+"""Importing `engine.config` loads no heavy library, so errors in a config are reported quickly."""
 
 import subprocess
 import sys

@@ -21,7 +21,7 @@ def get_config():
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A folder with `recipes/digits.py`, which is the current one."""
+    """The current directory, a folder with `recipes/digits.py`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "recipes").mkdir()
@@ -156,7 +156,7 @@ def test_modules_next_to_a_config_can_be_imported(project):
     (elsewhere / "alone.py").write_text(GOOD)
     load("elsewhere/alone.py")
     assert str(elsewhere) in sys.path and os.getcwd() in sys.path
-    assert sys.path.index(str(elsewhere)) >= len(sys.path) - 2  # nothing is hidden by a config's folder
+    assert sys.path.index(str(elsewhere)) >= len(sys.path) - 2  # last, so that the folder of a config shadows no module
 
 
 def test_bare_name_of_a_shipped_config_is_completed(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from engine.config.errors import ConfigError
 from engine.config.override import apply, locate
 
 
-def after(*overrides):
+def draft_with(*overrides):
     c = defaults()
     c.task = dict(target="models.digits.Digits", width=64, encoder=dict(layers=3))
     c.evaluations.heldout = dict(data=dict(target="models.digits.scans"))
@@ -27,7 +27,7 @@ def after(*overrides):
         ("checkpoint.every=None", None),
         ("checkpoint.every=null", None),
         ("data.limit=none", None),
-        ("log.progress=none", "none"),  # a word that the field allows, since None is not allowed here
+        ("log.progress=none", "none"),  # the field allows the word "none" and not None
         ("mesh.cpu_devices=4", 4),
         ("mesh.cpu_devices=auto", "auto"),
         ("optimizer.trainable=", ""),
@@ -37,7 +37,7 @@ def after(*overrides):
 )
 def test_override_of_a_typed_field_is_parsed_as_its_type(override, value):
     path = override.partition("=")[0]
-    found: Any = after(override)
+    found: Any = draft_with(override)
     for name in path.split("."):
         found = found[name]
     assert found == value and type(found) is type(value)
@@ -65,12 +65,12 @@ def test_override_of_a_typed_field_is_parsed_as_its_type(override, value):
     ],
 )
 def test_override_of_an_open_field_is_a_literal_or_text(text, value):
-    found = after(f"task.new={text}").task.new
+    found = draft_with(f"task.new={text}").task.new
     assert found == value and type(found) is type(value)
 
 
 def test_overrides_can_add_names_to_open_sections():
-    c = after(
+    c = draft_with(
         "task.encoder.heads=4",
         "task.decoder.layers=2",
         "evaluations.train.data.target=models.digits.scans",
@@ -89,8 +89,8 @@ def test_overrides_can_add_names_to_open_sections():
 
 
 def test_override_with_a_dict_replaces_a_section_or_table():
-    assert after("evaluations={}").evaluations.to_dict() == {}
-    assert after("task={'target': 'a.b'}").task.to_dict() == {"target": "a.b"}
+    assert draft_with("evaluations={}").evaluations.to_dict() == {}
+    assert draft_with("task={'target': 'a.b'}").task.to_dict() == {"target": "a.b"}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_override_with_a_dict_replaces_a_section_or_table():
             "evaluations=3",
             "evaluations: found '3', allowed is a dict (--config.evaluations=3). Set one entry, evaluations.NAME",
         ),
-        ("train..seed=3", "train..seed: has an empty part"),
+        ("train..seed=3", "train..seed: contains an empty name"),
         (
             "train.seed.x=3",
             "train.seed.x: train.seed is a value and has no fields (--config.train.seed.x=3). Set train.seed",
@@ -121,14 +121,14 @@ def test_override_with_a_dict_replaces_a_section_or_table():
             "task.width.x=3",
             "task.width.x: task.width is 64 and has no fields (--config.task.width.x=3). Set task.width itself.",
         ),
-        ("evaluations.held out.every=1 step", "evaluations.held out: is no name of an entry"),
+        ("evaluations.held out.every=1 step", "evaluations.held out: is not a valid name of an entry"),
         ("tiny.train.totl=3", "tiny.train.totl: unknown field"),
         ("seed=3", "seed: unknown field (--config.seed=3). Did you mean train.seed?"),
     ],
 )
 def test_override_error_quotes_the_override(override, sentence):
     with pytest.raises(ConfigError) as error:
-        after(override)
+        draft_with(override)
     assert sentence in str(error.value)
 
 

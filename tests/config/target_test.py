@@ -42,7 +42,7 @@ def mixture(sources, weights=None):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package `shop` with a module of targets, one that does not import and one that has a typing mistake."""
+    """A package `shop` with a module of targets, a module that fails to import and one with a syntax error."""
     folder = tmp_path / "shop"
     folder.mkdir()
     (folder / "__init__.py").write_text("")

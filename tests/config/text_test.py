@@ -15,7 +15,7 @@ def config(**task):
     return c
 
 
-def rich():
+def full_config():
     c = config(
         width=64,
         sizes=[1, (2, 3)],
@@ -37,7 +37,7 @@ def rich():
 
 
 def test_to_text_writes_fields_in_schema_order_then_arguments():
-    lines = to_text(validate(rich())).splitlines()
+    lines = to_text(validate(full_config())).splitlines()
     assert lines[:4] == [
         "name: digits",
         "task.target: models.digits.Digits",
@@ -65,7 +65,7 @@ def test_to_text_writes_fields_in_schema_order_then_arguments():
 
 
 def test_from_text_restores_an_equal_config():
-    original = validate(rich())
+    original = validate(full_config())
     copy = from_text(to_text(original), "config.txt")
     assert copy == original and to_text(copy) == to_text(original)
     assert list(copy.optimizer.groups) == ["zebra", "ant"]
@@ -114,7 +114,7 @@ def test_from_text_uses_defaults_for_missing_fields():
         ("train.totl: 3", "train.totl: unknown field (config.txt:3). Did you mean train.total?"),
         ("train.seed: x", "train.seed: found 'x', allowed is an integer (config.txt:3)."),
         ("train.seed", "config.txt:3: found 'train.seed'. Each line is 'name: value', as `convoy config` prints."),
-        ("task.target: a.b", "config.txt:3: task.target stands on line 1 too. Remove one of the two."),
+        ("task.target: a.b", "config.txt:3: task.target is also set on line 1. Remove one of the lines."),
         (
             "train.accumulate: 3",
             "train.accumulate: found 3, which does not divide train.global_batch_size = 128 (config.txt)",
@@ -128,7 +128,7 @@ def test_from_text_error_names_the_line(line, sentence):
 
 
 def test_flatten_returns_typed_values():
-    flat = dict(flatten(validate(rich())))
+    flat = dict(flatten(validate(full_config())))
     assert (
         flat["task.sizes"] == (1, (2, 3))
         and flat["train.seed"] == 0

@@ -63,23 +63,23 @@ def test_config_can_be_pickled_and_copied():
             "train.accumulate: found 3, which does not divide train.global_batch_size = 128 (x.py). "
             "Near divisors: 1, 2, 4.",
         ),
-        ({"mesh": {"data": -1, "fsdp": -1}}, "mesh.fsdp: found -1, and so is mesh.data (x.py). One axis may take"),
-        ({"mesh": {"pipeline": -1, "context": -1}}, "mesh.context: found -1, and so is mesh.pipeline (x.py)."),
-        ({"mesh": {"dcn": {"data": -1, "fsdp": -1}}}, "mesh.dcn.fsdp: found -1, and so is mesh.dcn.data (x.py)."),
+        ({"mesh": {"data": -1, "fsdp": -1}}, "mesh.fsdp: found -1, but mesh.data is -1 too (x.py). Only one axis can"),
+        ({"mesh": {"pipeline": -1, "context": -1}}, "mesh.context: found -1, but mesh.pipeline is -1 too (x.py)."),
+        ({"mesh": {"dcn": {"data": -1, "fsdp": -1}}}, "mesh.dcn.fsdp: found -1, but mesh.dcn.data is -1 too (x.py)."),
         (
             {"checkpoint": {"best": "heldut/accuracy"}},
             "checkpoint.best: found 'heldut/accuracy', there is no evaluation 'heldut' (x.py). Evaluations: heldout. "
             "Did you mean heldout?",
         ),
         ({"sharding": {"rules": {"mlp": 3}}}, "sharding.rules.mlp: found 3 (x.py). Allowed: a mesh axis, a tuple"),
-        ({"sharding": {"rules": {"a:b": None}}}, "sharding.rules.a:b: is no name of an axis"),
+        ({"sharding": {"rules": {"a:b": None}}}, "sharding.rules.a:b: is not a valid name of an axis"),
         (
             {"init": {"checkpoint": "runs/a", "paths": {"head": 3}}},
-            "init.paths.head: found 3 (x.py). Name the beginning of a path in the checkpoint, '' for its top, or None",
+            "init.paths.head: found 3 (x.py). Allowed: a path prefix in the checkpoint, '' for the whole checkpoint",
         ),
         (
             {"init": {"paths": {"head": None}}},
-            "init.paths.head: is set, and no init.checkpoint is (x.py).",
+            "init.paths.head: is set, but init.checkpoint is not (x.py).",
         ),
         ({"tiny": {"train.totl": 1}}, "tiny.train.totl: unknown field (x.py). Did you mean train.total?"),
         ({"tiny": {"train.seed": "a"}}, "tiny.train.seed: found 'a' (text), allowed is an integer (x.py)."),
