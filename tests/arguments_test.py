@@ -6,14 +6,14 @@ from engine.arguments import make_parser, parse, split_overrides
 from engine.config.errors import ConfigError
 
 
-def test_overrides_are_taken_out_in_both_spellings():
+def test_split_overrides_accepts_equals_and_space():
     words = ["train", "--config=x", "--config.train.total=3 steps", "--fresh", "--config.name", "a=b"]
     assert split_overrides(words) == (["train", "--config=x", "--fresh"], ["train.total=3 steps", "name=a=b"])
     with pytest.raises(ConfigError, match=r"^--config\.name: no value\. Write --config\.name=VALUE\.$"):
         split_overrides(["--config.name"])
 
 
-def test_what_follows_two_dashes_is_the_command():
+def test_words_after_two_dashes_are_the_command():
     args = parse(["launch", "local", "--processes=2"], ["--", "train", "--config=x"])
     assert (args.verb, args.processes, args.restarts, args.command) == ("launch", 2, 0, ["train", "--config=x"])
     args = parse(["supervise"], ["--", "train"])
@@ -21,7 +21,7 @@ def test_what_follows_two_dashes_is_the_command():
     assert parse([]).verb is None
 
 
-def test_a_verb_may_have_a_word_before_the_run():
+def test_checkpoints_accepts_verify_before_the_run():
     for words, action, run in [(["runs/x"], None, "runs/x"), (["verify", "runs/x"], "verify", "runs/x")]:
         args = parse(["checkpoints", *words])
         assert (args.action, args.run) == (action, run)
@@ -41,13 +41,13 @@ def test_a_verb_may_have_a_word_before_the_run():
         (["evaluate"], [], "convoy evaluate: the following arguments are required: run"),
     ],
 )  # fmt: skip
-def test_another_word_is_told(words, after, sentence):
+def test_unknown_word_is_a_config_error(words, after, sentence):
     with pytest.raises(ConfigError) as told:
         parse(words, after)
     assert str(told.value).startswith(sentence)
 
 
-def test_every_verb_says_what_it_is_for():
+def test_help_lists_every_verb():
     top, verbs = make_parser()
     for name in verbs:
         assert f"\n    {name}" in top.format_help()

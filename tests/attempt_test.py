@@ -32,7 +32,7 @@ def opened(path, messages, **settings):
             yield attempt
 
 
-def test_a_new_run_starts_at_step_0(tmp_path):
+def test_new_run_starts_at_step_0(tmp_path):
     messages = []
     with opened(tmp_path, messages) as attempt:
         _, step = attempt.restore()
@@ -40,7 +40,7 @@ def test_a_new_run_starts_at_step_0(tmp_path):
     assert messages == []
 
 
-def test_a_run_resumes_with_the_row_that_its_checkpoint_interrupted(tmp_path):
+def test_restore_returns_the_newest_checkpoint(tmp_path):
     entry.train(runs.config(), workdir=tmp_path)
     messages = []
     with opened(tmp_path, messages, log__every="3 steps") as attempt:
@@ -51,6 +51,6 @@ def test_a_run_resumes_with_the_row_that_its_checkpoint_interrupted(tmp_path):
 
 
 @pytest.mark.parametrize("k", [1, 4])
-def test_the_programs_of_one_and_of_k_steps_are_compiled(tmp_path, k):
+def test_programs_of_one_and_of_k_steps_are_compiled(tmp_path, k):
     with opened(tmp_path, [], train__steps_per_dispatch=k) as attempt:
         assert attempt.compile(finished=False).keys() == {1, k}

@@ -7,7 +7,7 @@ from tests import runs
 pytestmark = pytest.mark.multiprocess
 
 
-def test_a_single_process_is_told_what_is_there_and_no_value_of_a_variable():
+def test_doctor_reports_the_environment_without_values_of_variables():
     done = runs.convoy("doctor", JAX_NUM_CPU_DEVICES="2", XLA_FLAGS="--xla_cpu_enable_fast_math=false")
     assert done.returncode == 0, done.stderr
     first, *others = done.stdout.splitlines()
@@ -20,7 +20,7 @@ def test_a_single_process_is_told_what_is_there_and_no_value_of_a_variable():
     assert words["collective"].startswith("2 devices, ")
 
 
-def test_several_processes_are_told_of_each_other():
+def test_doctor_reports_every_process():
     done = runs.convoy("launch", "local", "--processes=2", "--devices-per-process=1", "--", "doctor")
     assert done.returncode == 0, done.stderr
     for i in range(2):
@@ -29,14 +29,14 @@ def test_several_processes_are_told_of_each_other():
         assert f"[{i}] process {i}: all 2 processes answer" in done.stdout
 
 
-def test_a_process_that_does_not_come_is_missed_in_time():
+def test_doctor_reports_a_missing_process_within_the_timeout():
     done = runs.convoy("doctor", "--timeout=3", "--coordinator=127.0.0.1:29877", "--num-processes=2", "--process-id=0")
     assert done.returncode == 42
     assert "process 1 of 2 did not come to 127.0.0.1:29877 within 3 s" in done.stderr
     assert "processes: 0 of 2, coordinator 127.0.0.1:29877" in done.stdout
 
 
-def test_a_shell_in_an_allocation_is_told_that_it_is_one_process():
+def test_doctor_warns_in_a_slurm_allocation_without_srun():
     done = runs.convoy("doctor", SLURM_JOB_ID="7", SLURM_NTASKS="4")
     assert done.returncode == 0, done.stderr
     assert "warning: Slurm has given 4 tasks, but this process was not started by srun and is one." in done.stdout

@@ -35,23 +35,23 @@ def test_fresh_moves_the_earlier_run_aside(tmp_path):
     assert "was moved to" in (tmp_path / "run/log.txt").read_text()
 
 
-def test_a_run_goes_on_by_its_own_directory(run):
+def test_run_directory_serves_as_its_own_config(run):
     assert engine.train(str(run), workdir=run).step == 4
 
 
-def test_the_default_directory_is_named_after_the_config(tmp_path, monkeypatch):
+def test_default_directory_is_named_after_the_config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     summary = engine.train(runs.config(**SHORT))
     assert summary.directory.path == Path("runs/zoo")
 
 
-def test_the_callers_signal_handlers_are_left_as_they_were(tmp_path):
+def test_train_restores_signal_handlers(tmp_path):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     engine.train(runs.config(**SHORT), workdir=tmp_path)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_a_worker_thread_can_train(tmp_path):
+def test_train_works_in_a_worker_thread(tmp_path):
     done = []
     thread = threading.Thread(target=lambda: done.append(engine.train(runs.config(**SHORT), workdir=tmp_path)))
     thread.start()
@@ -59,7 +59,7 @@ def test_a_worker_thread_can_train(tmp_path):
     assert done[0].step == 2
 
 
-def test_no_thread_of_ours_is_left_behind(tmp_path):
+def test_train_leaves_no_thread_running(tmp_path):
     before = {thread.name for thread in threading.enumerate()}
     engine.train(runs.config(**SHORT), workdir=tmp_path)
     assert {thread.name for thread in threading.enumerate()} - before == set()
@@ -77,18 +77,18 @@ def test_export_writes_the_averaged_weights(run, tmp_path):
     assert not np.array_equal(weights["head/kernel"], state.params["head/kernel"])
 
 
-def test_what_is_no_run_is_told(tmp_path):
+def test_evaluate_without_a_run_is_a_run_error(tmp_path):
     with pytest.raises(RunError, match=r"is not a run"):
         engine.evaluate(tmp_path)
 
 
-def test_a_config_without_evaluations_cannot_be_evaluated(tmp_path):
+def test_evaluate_without_evaluations_is_a_config_error(tmp_path):
     engine.train(runs.config(**SHORT), workdir=tmp_path)
     with pytest.raises(ConfigError, match="no evaluations"):
         engine.evaluate(tmp_path)
 
 
-def test_arguments_of_every_target_are_checked_before_a_directory_is_made(tmp_path):
+def test_target_arguments_are_checked_before_the_directory_is_created(tmp_path):
     with pytest.raises(ConfigError, match=r"task.widht: tests.zoo.Classify takes no such argument.*Did you mean width"):
         engine.train(runs.config(task__widht=3), workdir=tmp_path / "run")
     with pytest.raises(ConfigError, match=r"evaluations.heldout.data.sead"):
@@ -99,33 +99,33 @@ def test_arguments_of_every_target_are_checked_before_a_directory_is_made(tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_arguments_of_hooks_are_checked_too(tmp_path):
+def test_hook_arguments_are_checked_before_the_directory_is_created(tmp_path):
     hook = dict(target="tests.trainer_test.Recorder", wrod="x", every="1 step")
     with pytest.raises(ConfigError, match=r"hooks.mine.wrod: .*Did you mean word"):
         engine.train(runs.config(hooks={"mine": hook}), workdir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_limit_is_the_size_of_an_epoch(tmp_path):
+def test_data_limit_is_the_size_of_an_epoch(tmp_path):
     config = runs.config(**{**SHORT, "train__total": "1 epoch"}, data__limit=40)
     assert engine.train(config, workdir=tmp_path).total_steps == 3  # of 16 examples each
 
 
-def test_a_fast_run_takes_two_steps(tmp_path):
+def test_fast_dev_run_takes_two_steps(tmp_path):
     summary = engine.train(runs.config(), workdir=tmp_path, fast_dev_run=True)
     assert (summary.state, summary.step) == ("done", 2)
     assert "heldout/loss" in summary.metrics
 
 
 @pytest.mark.parametrize("on", [True, False])
-def test_the_compile_cache_is_used_where_it_is_wanted(on, monkeypatch):
+def test_compile_cache_is_enabled_by_the_config(on, monkeypatch):
     sizes = []
     monkeypatch.setattr("engine.training.compile_cache.enable", sizes.append)
     entry.set_up_devices(runs.config(cache__compiled=on, cache__max_gib=3.0))
     assert sizes == [3.0] * on
 
 
-def test_a_run_keeps_the_number_of_devices_of_its_first_start(tmp_path, monkeypatch):
+def test_resume_keeps_the_number_of_cpu_devices(tmp_path, monkeypatch):
     zoo.program(zoo.Classify()).init()
     directory = RunDirectory.open(tmp_path)
     directory.write_config_text(to_text(runs.config(mesh__cpu_devices=3)))
@@ -134,21 +134,21 @@ def test_a_run_keeps_the_number_of_devices_of_its_first_start(tmp_path, monkeypa
         entry.set_up_devices(runs.config(mesh__cpu_devices="auto"), directory)
 
 
-def test_devices_that_have_started_cannot_be_changed(tmp_path, monkeypatch):
+def test_number_of_cpu_devices_cannot_change_after_jax_started(tmp_path, monkeypatch):
     zoo.program(zoo.Classify()).init()
     monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
     with pytest.raises(ConfigError, match=r"mesh.cpu_devices = 3: JAX has already started"):
         engine.train(runs.config(**SHORT, mesh__cpu_devices=3), workdir=tmp_path)
 
 
-def test_a_config_may_be_a_configdict():
+def test_resolve_config_accepts_a_config_dict():
     from engine.config import draft
 
     config = entry.resolve_config(draft.draft_of(runs.config()))
     assert dataclasses.asdict(config)["train"]["global_batch_size"] == 16
 
 
-def test_a_new_run_begins_with_the_weights_of_another_and_a_started_one_does_not(run, tmp_path):
+def test_init_checkpoint_applies_to_new_runs_only(run, tmp_path):
     config = runs.config(
         **{**SHORT, "train__total": "1 step", "checkpoint__every": "1 step"},
         init__checkpoint=str(run), init__paths={"head": None}, optimizer__learning_rate=0.0, train__seed=3,
@@ -169,7 +169,7 @@ def test_a_new_run_begins_with_the_weights_of_another_and_a_started_one_does_not
         engine.train(runs.config(**SHORT, init__checkpoint=str(tmp_path)), workdir=tmp_path / "other")
 
 
-def test_a_first_start_that_failed_leaves_the_directory_free(tmp_path):
+def test_failed_first_start_does_not_block_the_directory(tmp_path):
     with pytest.raises(ConvoyError, match="mesh"):
         engine.train(runs.config(**SHORT, mesh__fsdp=3), workdir=tmp_path)
     with pytest.raises(ConvoyError, match="Example 3"):
@@ -177,6 +177,6 @@ def test_a_first_start_that_failed_leaves_the_directory_free(tmp_path):
     assert engine.train(runs.config(**SHORT, train__seed=5), workdir=tmp_path).step == 2
 
 
-def test_a_best_metric_that_no_evaluation_gives_is_told(tmp_path):
+def test_unknown_best_metric_is_a_config_error(tmp_path):
     with pytest.raises(ConfigError, match=r"'heldout/los': no evaluation gives this metric. Did you mean heldout/loss"):
         engine.train(runs.config(checkpoint__best="heldout/los"), workdir=tmp_path)

@@ -52,13 +52,13 @@ def expected(program, state):
 
 @pytest.mark.parametrize("task", [zoo.Classify("cnn"), Sums("cnn")], ids=["by-row", "sums"])
 @pytest.mark.parametrize("mesh", [None, MeshSpec(data=2, fsdp=4)], ids=["one-device", "eight-devices"])
-def test_each_example_counts_once_whatever_the_batch(task, mesh):
+def test_each_example_counts_once_for_any_batch_size(task, mesh):
     program = zoo.program(task, mesh=mesh)
     state, _ = zoo.run(program, zoo.batches(2))
     assert evaluation(program).run(state) == pytest.approx(expected(program, state), rel=1e-5)
 
 
-def test_an_evaluation_that_is_asked_to_stop_ends_after_the_batch_and_gives_no_result():
+def test_preempted_evaluation_stops_after_the_batch_and_returns_none():
     program = zoo.program(zoo.Classify())
     state, _ = zoo.run(program, zoo.batches(1))
     batches = []
@@ -72,7 +72,7 @@ def test_an_evaluation_that_is_asked_to_stop_ends_after_the_batch_and_gives_no_r
     assert len(batches) == 1
 
 
-def test_an_evaluation_changes_nothing_and_is_repeatable():
+def test_evaluation_is_deterministic_and_keeps_the_state():
     program = zoo.program(zoo.Classify("cnn", dropout=0.5))
     state, _ = zoo.run(program, zoo.batches(2))
     before = jax.device_get(state)
@@ -81,7 +81,7 @@ def test_an_evaluation_changes_nothing_and_is_repeatable():
     zoo.assert_equal(state, before)
 
 
-def test_averaged_weights_are_evaluated_where_they_are_kept():
+def test_averaged_weights_are_evaluated_by_default():
     program = zoo.program(zoo.Classify(), ema_decay=0.5)
     state, _ = zoo.run(program, zoo.batches(4))
     averaged = expected(program, dataclasses.replace(state, params=state.ema))
@@ -89,7 +89,7 @@ def test_averaged_weights_are_evaluated_where_they_are_kept():
     assert evaluation(program, use_ema=False).run(state) == pytest.approx(expected(program, state), rel=1e-5)
 
 
-def test_a_metric_without_any_weight_is_nan():
+def test_metric_without_weight_is_nan():
     @dataclasses.dataclass
     class Empty(zoo.Classify):
         def evaluate(self, model, batch):
@@ -100,7 +100,7 @@ def test_a_metric_without_any_weight_is_nan():
     assert results is not None and np.isnan(results["heldout/nothing"])
 
 
-def test_a_batch_that_does_not_divide_and_an_empty_result_are_told():
+def test_indivisible_batch_and_empty_result_are_errors():
     program = zoo.program(zoo.Classify(), mesh=MeshSpec(data=8))
     with pytest.raises(ShardingError, match=r"evaluations.heldout.batch_size = 12 is not divisible by 8"):
         evaluation(program, batch_size=12)
@@ -113,7 +113,7 @@ def test_a_batch_that_does_not_divide_and_an_empty_result_are_told():
         evaluation(zoo.program(Silent()))
 
 
-def test_several_evaluations_with_data_and_periods_of_their_own(tmp_path):
+def test_evaluations_have_separate_data_and_periods(tmp_path):
     from tests import runs
 
     config = runs.config(
@@ -127,7 +127,7 @@ def test_several_evaluations_with_data_and_periods_of_their_own(tmp_path):
     assert sorted(runs.rows(tmp_path, "two/loss")) == [10]
 
 
-def test_the_batch_size_of_an_evaluation_is_its_own():
+def test_evaluation_uses_its_own_batch_size():
     from tests import runs
 
     section = dict(data=dict(target="tests.zoo.source"), batch_size=12)
@@ -137,7 +137,7 @@ def test_the_batch_size_of_an_evaluation_is_its_own():
         build_evaluations(evaluations, {"one": zoo.source()}, program, RunSize(16, 64, 10))
 
 
-def test_data_that_does_not_fit_the_task_is_told():
+def test_data_that_does_not_match_the_task_is_an_error():
     class Spec(zoo.Classify):
         def batch_spec(self):
             return {"x": jax.ShapeDtypeStruct((zoo.SIZE,), np.float32)}
@@ -146,7 +146,7 @@ def test_data_that_does_not_fit_the_task_is_told():
         evaluation(zoo.program(Spec()))
 
 
-def test_an_evaluation_computes_in_the_precision_of_the_run():
+def test_evaluation_computes_in_the_precision_of_the_run():
     seen = {}
 
     @dataclasses.dataclass

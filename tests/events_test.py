@@ -42,7 +42,7 @@ def names(schedule, step):
     return found
 
 
-def test_due_events_run_in_the_order_of_the_list():
+def test_due_events_run_in_list_order():
     schedule = Schedule([Every("save", 4), Never("never", 1), Every("evaluate", 2), Every("hook", 4)], 0)
     assert names(schedule, 0) == []
     assert schedule.advance(0, 100) == (2, 2)
@@ -51,27 +51,27 @@ def test_due_events_run_in_the_order_of_the_list():
     assert names(schedule, 4) == ["save", "evaluate", "hook"]
 
 
-def test_an_event_of_the_first_step_of_a_resumed_run_is_due_there():
+def test_event_at_the_first_step_of_a_resumed_run_is_due():
     assert names(Schedule([Every("evaluate", 4), Every("hook", 3)], 4), 4) == ["evaluate"]
 
 
-def test_an_event_that_depends_on_a_clock_does_not_end_a_dispatch_and_runs_later():
+def test_clock_event_does_not_end_a_dispatch_and_runs_at_the_next_boundary():
     schedule = Schedule([Every("save", 3, ends_dispatch=False), Every("evaluate", 8)], 0)
     assert schedule.advance(0, 100) == (3, 8)
     assert names(schedule, 4) == ["save"]
 
 
 @pytest.mark.parametrize("events", [[], [Never("never", 1)], [Every("hook", 50)]])
-def test_a_dispatch_ends_at_the_last_step(events):
+def test_dispatch_ends_at_the_last_step(events):
     assert Schedule(events, 0).advance(0, 10) == (10, 10)
 
 
-def test_an_interrupted_event_is_the_last_of_its_boundary():
+def test_no_event_runs_after_an_interrupted_event():
     schedule = Schedule([Every("evaluate", 2, interrupts=True), Every("hook", 2)], 2)
     assert names(schedule, 2) == ["evaluate"]
 
 
-def test_an_event_can_be_brought_forward():
+def test_event_can_be_brought_forward():
     schedule = Schedule([Never("never", 1), Every("save", 8)], 0)
     schedule.advance(0, 100)
     schedule.bring_forward(3, Never)

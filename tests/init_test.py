@@ -28,28 +28,28 @@ def loaded(code: str, folder) -> str:
         "import engine.main",
     ],
 )
-def test_nothing_heavy_is_loaded(code, tmp_path):
+def test_import_loads_no_heavy_library(code, tmp_path):
     assert loaded(code, tmp_path) == ""
 
 
-def test_the_command_line_loads_no_config_library_before_a_verb_needs_one(tmp_path):
+def test_importing_main_does_not_load_ml_collections(tmp_path):
     code = "import engine.main, sys; assert 'ml_collections' not in sys.modules"
     assert loaded(code, tmp_path) == ""
 
 
 @pytest.mark.parametrize("name", engine.__all__)
-def test_each_name_is_what_it_says(name):
+def test_public_name_matches_its_object(name):
     assert getattr(engine, name).__name__.removeprefix("engine.") == name
     assert name in dir(engine)
 
 
-def test_from_engine_import_star_gives_all_of_them():
+def test_import_star_gives_all_public_names():
     names = {}
     exec("from engine import *", names)
     assert set(engine.__all__) <= names.keys()
 
 
-def test_an_unknown_name_is_an_attribute_error():
+def test_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'engine' has no attribute 'Trainor'"):
         engine.Trainor  # noqa: B018
     with pytest.raises(ImportError, match="Trainor"):

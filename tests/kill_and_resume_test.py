@@ -48,7 +48,7 @@ def same_run(run: Path, unbroken: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("k", [1, 8])
-def test_a_killed_run_goes_on_bit_for_bit(unbroken, tmp_path, k):
+def test_resume_after_sigkill_is_bitwise_equal(unbroken, tmp_path, k):
     args = (*ARGS, f"--workdir={tmp_path / 'run'}", f"--config.train.steps_per_dispatch={k}")
     for wanted in (1, 4):  # killed twice, wherever it happens to be
         process = runs.start(*args)
@@ -70,7 +70,7 @@ def steps_of(tmp_path: Path) -> int:
 @pytest.mark.parametrize(
     ("number", "code", "state"), [(signal.SIGTERM, 42, "preempted"), (signal.SIGINT, 130, "interrupted")]
 )
-def test_a_stopped_run_saves_and_says_how_to_go_on(unbroken, tmp_path, number, code, state):
+def test_stopped_run_saves_and_prints_how_to_resume(unbroken, tmp_path, number, code, state):
     args = (*ARGS, f"--workdir={tmp_path / 'run'}", "--config.checkpoint.every=None")
     process = runs.start(*args)
     wait_for(lambda: steps_of(tmp_path) > 3, process)

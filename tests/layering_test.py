@@ -133,7 +133,7 @@ def source(file: str) -> str:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_imports_point_downwards(file):
+def test_imports_point_to_lower_levels(file):
     assert faults(file, source(file)) == []
 
 
@@ -144,14 +144,14 @@ def test_every_package_has_a_level():
     assert packages == {name for level in LEVELS for package in level for name in package.split("+")}
 
 
-def test_what_engine_offers_exists():
+def test_lazily_loaded_names_of_engine_exist():
     assert sorted(name for names in engine._MODULES.values() for name in names) == engine.__all__
     for module in engine._MODULES:
         assert importlib.util.find_spec(module), module
 
 
 @pytest.mark.parametrize("package", [engine, engine.config], ids=lambda package: package.__name__)
-def test_editors_see_the_names_that_a_package_loads_at_run_time(package):
+def test_type_checking_imports_match_the_lazy_names(package):
     assert sorted(name for names in package._MODULES.values() for name in names) == package.__all__
     tree = ast.parse(source(f"{package.__name__.replace('.', '/')}/__init__.py"))
     block = next(node for node in tree.body if isinstance(node, ast.If))
@@ -166,7 +166,7 @@ def test_editors_see_the_names_that_a_package_loads_at_run_time(package):
 @pytest.mark.parametrize(
     "file", [f for f in FILES if f.startswith(tuple(f"engine/{r}/" for r in PACKAGES_WITHOUT_JAX))]
 )
-def test_config_and_cluster_load_no_jax(file):
+def test_config_and_cluster_import_no_jax(file):
     heavy = [
         module
         for _, module, _ in imports(at_module_level(ast.parse(source(file))))
@@ -187,13 +187,13 @@ def test_no_private_name_of_a_library_is_used(file):
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_file_opens_with_a_docstring_and_is_short(file):
+def test_file_has_a_docstring_and_at_most_400_lines(file):
     text = source(file)
     assert ast.get_docstring(ast.parse(text)), f"{file} opens with no docstring that says what it provides."
     assert len(text.splitlines()) <= LONGEST, f"{file} has over {LONGEST} lines. Which second thing is in it?"
 
 
-def test_each_file_of_the_engine_has_a_test_file():
+def test_each_engine_file_has_a_test_file():
     missing = []
     for file in FILES:
         test = re.sub(r"^engine/(.*)\.py$", r"tests/\1_test.py", file)
@@ -220,7 +220,7 @@ def test_each_file_of_the_engine_has_a_test_file():
         ("configs/digits.py", "import jax", "jax: a config imports the standard library"),
     ],
 )  # fmt: skip
-def test_a_wrong_import_is_reported_with_both_names(file, text, fault):
+def test_forbidden_import_is_reported_with_both_names(file, text, fault):
     (found,) = faults(file, text)
     assert found.startswith(f"{file}:{len(text.splitlines())}: {module_of(file)} imports {fault}")
 
@@ -233,5 +233,5 @@ def test_a_wrong_import_is_reported_with_both_names(file, text, fault):
         ("configs/digits.py", "from engine.config import defaults\nimport os, ml_collections, configs.base"),
     ],
 )  # fmt: skip
-def test_a_right_import_is_not_reported(file, text):
+def test_allowed_import_is_not_reported(file, text):
     assert faults(file, text) == []

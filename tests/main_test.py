@@ -27,7 +27,7 @@ def cpu_seconds() -> float:
     return times.children_user + times.children_system
 
 
-def test_help_answers_at_once_and_teaches():
+def test_help_is_fast_and_lists_every_verb():
     begin = cpu_seconds()
     done = runs.convoy("--help")
     assert cpu_seconds() - begin < 0.3
@@ -37,7 +37,7 @@ def test_help_answers_at_once_and_teaches():
     assert runs.convoy().stdout == done.stdout
 
 
-def test_a_run_leaves_its_files_and_says_where(digits):
+def test_train_writes_its_files_and_prints_where(digits):
     path, done = digits
     assert {p.name for p in path.iterdir()} == {
         "status.json", "metrics.jsonl", "config.txt", "checkpoints", "tensorboard", "log.txt", "goodput.jsonl",
@@ -54,7 +54,7 @@ def test_a_run_leaves_its_files_and_says_where(digits):
     assert "\r" not in done.stderr
 
 
-def test_evaluate_checkpoints_and_export(digits, tmp_path):
+def test_evaluate_checkpoints_and_export_read_a_run(digits, tmp_path):
     path, _ = digits
     done = runs.convoy("evaluate", str(path))
     lines = dict(line.split(": ") for line in done.stdout.splitlines())
@@ -72,7 +72,7 @@ def test_evaluate_checkpoints_and_export(digits, tmp_path):
     assert out.stat().st_size > 4 * 26_122
 
 
-def test_config_prints_lines_that_a_run_stores(digits):
+def test_config_prints_what_a_run_stores(digits):
     path, _ = digits
     done = runs.convoy("config", str(path))
     assert done.stdout == (path / "config.txt").read_text()
@@ -84,7 +84,7 @@ def test_config_prints_lines_that_a_run_stores(digits):
     assert "train.global_batch_size" in runs.convoy("config", "--help").stdout
 
 
-def test_explain_prints_the_mesh_and_the_parameters_without_training():
+def test_explain_prints_mesh_and_parameters():
     done = runs.convoy("explain", DIGITS, "--config.mesh.fsdp=-1", JAX_NUM_CPU_DEVICES="4")
     assert done.returncode == 0, done.stderr
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
@@ -109,7 +109,7 @@ def test_explain_needs_no_devices():
     assert text.startswith("mesh: fsdp=8 x tensor=2 (16 x cpu), from the config\n")
 
 
-def test_a_fast_dev_run_does_two_steps_of_everything_and_leaves_nothing(tmp_path):
+def test_fast_dev_run_runs_two_steps_and_leaves_no_files(tmp_path):
     done = runs.convoy("train", DIGITS, "--fast-dev-run", cwd=tmp_path, TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stderr
     for words in ("step 2/2", "saving checkpoint of step 1", "heldout/accuracy", "done at step 2 of 2", "not kept"):
@@ -118,7 +118,7 @@ def test_a_fast_dev_run_does_two_steps_of_everything_and_leaves_nothing(tmp_path
     assert not list(tmp_path.iterdir())
 
 
-def test_a_fast_dev_run_keeps_what_it_did_in_a_directory_that_is_named(tmp_path):
+def test_fast_dev_run_with_workdir_keeps_its_files(tmp_path):
     done = runs.convoy("train", DIGITS, "--fast-dev-run", "--workdir=here", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "here/checkpoints" in done.stderr and (tmp_path / "here" / "checkpoints" / "2").is_dir()
@@ -160,27 +160,27 @@ def test_a_fast_dev_run_keeps_what_it_did_in_a_directory_that_is_named(tmp_path)
         (["launch", "k8s", "--config.train.seed=1", "--", "train"], 1, "the following arguments are required: --name"),
     ],
 )
-def test_a_users_mistake_is_a_sentence_and_an_exit_code(tmp_path, args, code, words):
+def test_user_error_is_one_sentence_with_exit_code_1(tmp_path, args, code, words):
     done = runs.convoy(*args, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_an_unknown_field_is_told_in_under_a_second():
+def test_unknown_field_is_reported_in_under_a_second():
     begin = cpu_seconds()
     assert runs.convoy("train", DIGITS, "--config.trian.total=3").returncode == 1
     assert cpu_seconds() - begin < 1
 
 
-def test_a_readers_closed_pipe_is_no_error():
+def test_closed_output_pipe_is_not_an_error():
     shell = " ".join(runs.command("config", "configs.digits")) + " | head -1"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, env=runs.environment(), timeout=60)
     assert done.stdout == "name: digits\n"
     assert done.stderr == ""
 
 
-def test_an_exception_in_the_users_code_shows_its_traceback_and_exits_with_one(tmp_path):
+def test_exception_in_user_code_shows_its_traceback_and_exits_with_1(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from engine import Task\nfrom models.digits import Digits\n\n"
         "class Mine(Digits):\n    def loss(self, model, batch, rng):\n        return batch['imagee']\n"
@@ -192,7 +192,7 @@ def test_an_exception_in_the_users_code_shows_its_traceback_and_exits_with_one(t
     assert runs.status(tmp_path / "run")["reason"] == "KeyError: 'imagee'"
 
 
-def test_memory_that_does_not_suffice_is_a_sentence(tmp_path):
+def test_out_of_memory_is_one_sentence(tmp_path):
     (tmp_path / "huge.py").write_text(
         "import jax.numpy as jnp\nfrom flax import nnx\nfrom models.digits import Digits\n\n"
         "class Huge(Digits):\n    def build(self, rngs):\n        model = super().build(rngs)\n"
@@ -205,7 +205,7 @@ def test_memory_that_does_not_suffice_is_a_sentence(tmp_path):
     assert runs.status(tmp_path / "run")["reason"].startswith("a device's memory does not suffice")
 
 
-def test_a_dataset_is_converted_and_read_back(tmp_path):
+def test_data_write_converts_a_dataset(tmp_path):
     done = runs.convoy("data", "write", DIGITS, "--out=digits.array_record", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "wrote 1437 examples" in done.stdout
@@ -217,7 +217,7 @@ def test_a_dataset_is_converted_and_read_back(tmp_path):
     assert "data.split: engine.data.array_record.ArrayRecordSource takes no such argument" in done.stderr
 
 
-def test_metrics_are_one_valid_line_a_row(digits):
+def test_metrics_file_has_one_json_line_per_row(digits):
     lines = [json.loads(line) for line in (digits[0] / "metrics.jsonl").read_text().splitlines()]
     assert all({"step", "attempt", "time"} <= line.keys() for line in lines)
     assert [line["step"] for line in lines if "heldout/loss" in line] == [3]

@@ -43,7 +43,7 @@ def test_seconds_count_as_the_kind_of_the_phase(parts):
     assert times["save stall"].seconds > 0 and times["compile"].seconds > 0
 
 
-def test_the_former_phase_returns_after_an_error(parts):
+def test_previous_phase_returns_after_an_error(parts):
     stopwatch, watchdog, _ = parts
     phase = Phases(stopwatch, watchdog)
     with pytest.raises(ZeroDivisionError), phase(SAVING):
@@ -51,7 +51,7 @@ def test_the_former_phase_returns_after_an_error(parts):
     assert watchdog.position.phase == "starting"
 
 
-def test_what_is_no_training_waits_for_its_steps_and_stays_out_of_the_rates(parts):
+def test_phase_outside_rates_settles_and_pauses_the_recorder(parts):
     stopwatch, watchdog, _ = parts
     phase, recorder = Phases(stopwatch, watchdog), Reported()
     phase.recorder = recorder  # pyright: ignore[reportAttributeAccessIssue]

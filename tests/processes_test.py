@@ -68,7 +68,7 @@ def single(config: str, run: Path, devices: int) -> Path:
     return run
 
 
-def test_two_processes_of_a_device_are_one_process_of_two_bit_for_bit(pair, tmp_path):
+def test_two_processes_match_one_process_with_two_devices_bitwise(pair, tmp_path):
     run, config, _ = pair
     alone = single(config, tmp_path / "alone", 2)
     for name in ("loss", "accuracy", "grad_norm", "heldout/loss", "heldout/accuracy"):
@@ -76,7 +76,7 @@ def test_two_processes_of_a_device_are_one_process_of_two_bit_for_bit(pair, tmp_
     assert sorted(runs.rows(run)) == list(range(1, 61))
 
 
-def test_two_processes_of_two_devices_are_one_process_of_four_to_1e_6_and_begin_afresh_together(tmp_path):
+def test_two_processes_of_two_devices_match_one_of_four_and_start_fresh_together(tmp_path):
     config = write(tmp_path / "config", mesh__data=2, mesh__fsdp=2)
     old = write(tmp_path / "run", train__seed=5).removeprefix("--config=")
     done = launch("train", config, f"--workdir={old}", "--fresh", devices=2)
@@ -87,7 +87,7 @@ def test_two_processes_of_two_devices_are_one_process_of_four_to_1e_6_and_begin_
     assert len(losses) == 60
 
 
-def test_the_first_process_alone_writes(pair):
+def test_only_the_primary_writes_files(pair):
     run, _, done = pair
     assert {path.name for path in run.iterdir()} == {
         "status.json", "metrics.jsonl", "config.txt", "data.json", "checkpoints", "lease", "log.txt", "goodput.jsonl",
@@ -105,7 +105,7 @@ def test_the_first_process_alone_writes(pair):
     ]
 
 
-def test_an_evaluation_by_several_processes_is_printed_once(pair):
+def test_evaluation_by_several_processes_is_printed_once(pair):
     run, _, _ = pair
     done = launch("evaluate", str(run), "--step=latest")
     assert done.returncode == 0, done.stderr
@@ -116,7 +116,7 @@ def test_an_evaluation_by_several_processes_is_printed_once(pair):
     assert len(printed) == 3
 
 
-def test_a_stop_is_a_checkpoint_of_all_and_the_resumed_run_is_the_unbroken_one(pair, tmp_path):
+def test_sigterm_to_the_launcher_saves_and_resume_is_bitwise_equal(pair, tmp_path):
     run, config, _ = pair
     stopped = write(tmp_path / "stopped", mesh__fsdp=2, hooks=fault(step=7, what="stop"))
     args = ("train", f"--workdir={tmp_path / 'run'}")
@@ -137,7 +137,7 @@ def test_a_stop_is_a_checkpoint_of_all_and_the_resumed_run_is_the_unbroken_one(p
         assert runs.rows(tmp_path / "run", name) == runs.rows(run, name)
 
 
-def test_an_error_in_one_process_ends_all_with_its_words_last_and_once(tmp_path):
+def test_error_in_one_process_ends_all_and_is_printed_once(tmp_path):
     config = write(tmp_path / "config", hooks=fault(step=7, what="raise"))
     done = launch("train", config, f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 1
@@ -149,7 +149,7 @@ def test_an_error_in_one_process_ends_all_with_its_words_last_and_once(tmp_path)
     assert (status["state"], status["reason"]) == ("failed", "process 1 ended this run: KeyError: 'imagee'")
 
 
-def test_a_killed_process_ends_all_and_the_job_is_one_to_start_again(tmp_path):
+def test_killed_process_ends_all_with_a_retried_exit_code(tmp_path):
     config = write(tmp_path / "config", hooks=fault(step=7, what="kill"))
     begin = time.monotonic()
     done = launch("train", config, f"--workdir={tmp_path / 'run'}")
@@ -158,7 +158,7 @@ def test_a_killed_process_ends_all_and_the_job_is_one_to_start_again(tmp_path):
     assert done.stderr.splitlines()[-1].startswith("convoy launch: process 1 ended first, with 137 (killed by SIGKILL")
 
 
-def test_a_run_that_diverges_ends_alike_in_every_process(tmp_path):
+def test_divergence_ends_every_process_with_the_same_exit_code(tmp_path):
     config = write(tmp_path / "config", optimizer__learning_rate=1e30, optimizer__schedule="constant")
     done = launch("train", config, f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 43, done.stderr
@@ -168,7 +168,7 @@ def test_a_run_that_diverges_ends_alike_in_every_process(tmp_path):
     assert "Diverged: step 2: the loss or its gradient is not finite" in done.stderr.splitlines()[-1]
 
 
-def test_processes_take_the_first_ones_value_and_notice_that_a_folder_is_not_shared(tmp_path):
+def test_broadcast_sends_the_primary_value_and_unshared_folder_is_an_error(tmp_path):
     (tmp_path / "0").mkdir()
     (tmp_path / "1").mkdir()
     program = f"""
@@ -198,7 +198,7 @@ processes.leave()
     assert told.startswith("[1] RunError run: process 1 does not see this folder, which process 0 has opened.")
 
 
-def test_a_mistake_is_told_once(tmp_path):
+def test_user_error_is_printed_once(tmp_path):
     done = launch("train", "--config=configs.digits", "--config.train.totl=3")
     assert done.returncode == 1
     assert "] ConfigError: train.totl: unknown field" in done.stderr.splitlines()[-1]

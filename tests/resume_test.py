@@ -21,7 +21,7 @@ def run(tmp_path_factory):
     return path
 
 
-def test_a_run_without_a_checkpoint_may_change_in_every_way(tmp_path):
+def test_any_change_is_allowed_before_the_first_checkpoint(tmp_path):
     directory = RunDirectory.open(tmp_path)
     directory.write_config_text(to_text(runs.config()))
     assert resume.check_config(runs.config(train__seed=7), directory, Accepted()) == []
@@ -29,7 +29,7 @@ def test_a_run_without_a_checkpoint_may_change_in_every_way(tmp_path):
     directory.close()
 
 
-def test_evaluations_with_another_data_section_are_named(run):
+def test_check_config_returns_evaluations_with_changed_data(run):
     settings = dict(train__total="4 steps", train__ema_decay=0.5)
     other = dict(
         heldout=dict(data=dict(target="tests.zoo.source", n=11)), new=dict(data=dict(target="tests.zoo.source"))
@@ -39,7 +39,7 @@ def test_evaluations_with_another_data_section_are_named(run):
     assert resume.check_config(runs.config(**settings, evaluations=other), directory, Accepted()) == ["heldout"]
 
 
-def test_a_changed_identity_field_is_refused_with_the_difference(run):
+def test_changed_identity_field_is_a_config_error(run):
     with pytest.raises(ConfigError) as error:
         engine.train(runs.config(train__total="4 steps", train__ema_decay=0.5, train__seed=7), workdir=run)
     assert "train.seed: 0 -> 7" in str(error.value)
@@ -69,7 +69,7 @@ def test_mesh_periods_and_logging_may_change(tmp_path):
     assert "train.total: 4 steps\n" in (tmp_path / "config.txt").read_text()
 
 
-def test_results_of_an_evaluation_whose_data_changed_are_dropped(tmp_path):
+def test_changed_data_section_drops_results_of_the_evaluation(tmp_path):
     engine.train(runs.config(train__total="4 steps", checkpoint__best="heldout/loss"), workdir=tmp_path)
     before = runs.rows(tmp_path, "heldout/loss")[4]
     other = dict(heldout=dict(data=dict(target="tests.zoo.source", n=11, seed=3), every="4 steps"))
@@ -93,7 +93,7 @@ def write(path, n=64, seed=0):
     return dict(target="tests.resume_test.stored", path=str(path))
 
 
-def test_a_changed_dataset_is_refused_with_the_difference_unless_it_is_accepted(tmp_path):
+def test_changed_dataset_requires_accept_data_change(tmp_path):
     data = write(tmp_path / "data.npz")
     run, short = tmp_path / "run", {**SHORT, "optimizer__schedule": "constant", "data": data}
     engine.train(runs.config(**short), workdir=run)
@@ -108,7 +108,7 @@ def test_a_changed_dataset_is_refused_with_the_difference_unless_it_is_accepted(
     assert engine.train(longer, workdir=run).step == 3  # it is the run's dataset now
 
 
-def test_changed_content_of_an_evaluation_is_reported_and_its_results_are_dropped(tmp_path):
+def test_changed_evaluation_content_is_reported_and_drops_results(tmp_path):
     data = write(tmp_path / "data.npz", n=37)
     config = runs.config(train__total="4 steps", evaluations__heldout__data=data, checkpoint__best="heldout/loss")
     engine.train(config, workdir=tmp_path / "run")

@@ -42,7 +42,7 @@ def same(found, expected):
     assert found == (expected if SAME_MACHINE else pytest.approx(expected, rel=1e-6, abs=1e-6))
 
 
-def test_an_earlier_run_resumes_bitwise(continued):
+def test_run_of_an_earlier_release_resumes_bitwise(continued):
     run, found = continued
     finished, expected = found["finished"], EXPECTED["finished"]
     assert "resuming from step 7" in (run / "log.txt").read_text()
@@ -57,16 +57,16 @@ def test_an_earlier_run_resumes_bitwise(continued):
 
 
 @pytest.mark.parametrize("when", ["stopped", "finished"])
-def test_an_earlier_run_evaluates_to_the_same_numbers(continued, when):
+def test_run_of_an_earlier_release_evaluates_to_the_same_numbers(continued, when):
     same(continued[1][when]["evaluation"], EXPECTED[when]["evaluation"])
 
 
-def test_an_earlier_run_exports_the_same_bytes(continued):
+def test_run_of_an_earlier_release_exports_the_same_bytes(continued):
     found, expected = continued[1]["stopped"], EXPECTED["stopped"]
     assert (found["names"], found["export_sha256"]) == (expected["names"], expected["export_sha256"])
 
 
-def test_an_earlier_run_serves_the_weights_of_a_new_one(tmp_path):
+def test_run_of_an_earlier_release_initializes_a_new_run(tmp_path):
     old, new = shutil.copytree(FIXTURE / "run", tmp_path / "old"), tmp_path / "new"
     settings = {"task__model": "cnn", "task__width": 4, "init__checkpoint": str(old / "checkpoints/7")}
     frozen = {"train__total": "1 step", "optimizer__learning_rate": 0.0, "evaluations": {}}

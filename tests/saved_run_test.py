@@ -17,13 +17,13 @@ def run(tmp_path_factory):
     return SavedRun(path)
 
 
-def test_a_step_is_chosen_by_number_or_word(run):
+def test_choose_accepts_a_number_or_latest(run):
     assert [run.choose(step) for step in (None, "latest", 4, "4", 2)] == [4, 4, 4, 4, 2]
     with pytest.raises(CheckpointError, match=r"no checkpoint '7'. Found: 2, 4, latest, best"):
         run.choose("7")
 
 
-def test_the_best_step_is_chosen_where_the_run_selects_one(tmp_path):
+def test_choose_returns_the_best_step_by_default(tmp_path):
     settings = dict(train__total="8 steps", checkpoint__best="heldout/loss", checkpoint__best_mode="max")
     summary = engine.train(runs.config(**settings), workdir=tmp_path)
     best, _ = summary.best["heldout/loss"]
@@ -31,7 +31,7 @@ def test_the_best_step_is_chosen_where_the_run_selects_one(tmp_path):
     assert SavedRun(tmp_path).choose("latest") == 8
 
 
-def test_a_restored_state_is_that_of_its_step(run):
+def test_restore_returns_the_state_of_the_step(run):
     assert int(run.restore(2, entry.program(run.config)[0]).step) == 2
 
 
@@ -39,7 +39,7 @@ def test_checkpoints_are_listed_oldest_first(run):
     assert [info.step for info in run.checkpoints()] == [2, 4]
 
 
-def test_a_run_without_a_checkpoint_is_an_error_that_says_how_to_train(run, tmp_path):
+def test_choose_without_a_checkpoint_is_an_error(run, tmp_path):
     directory = RunDirectory.open(tmp_path)
     directory.write_config_text(run.directory.read_config_text())
     directory.close()

@@ -41,7 +41,7 @@ def final_state(path):
     return run.restore(10, entry.program(run.config)[0])
 
 
-def test_a_run_writes_what_its_periods_say(unbroken):
+def test_run_logs_evaluates_and_saves_at_its_periods(unbroken):
     path, summary = unbroken
     assert sorted(runs.rows(path)) == list(range(1, 11))
     assert sorted(runs.rows(path, "heldout/accuracy")) == [4, 8, 10]
@@ -56,7 +56,7 @@ def test_a_run_writes_what_its_periods_say(unbroken):
     assert not (path / "tensorboard").exists()
 
 
-def test_a_resume_gives_the_losses_and_the_state_of_one_start(tmp_path):
+def test_resumed_run_matches_a_single_run(tmp_path):
     engine.train(runs.config(train__total="5 steps", optimizer__schedule="constant"), workdir=tmp_path / "a")
     longer = runs.config(train__total="10 steps", optimizer__schedule="constant")
     engine.train(longer, workdir=tmp_path / "a")
@@ -65,7 +65,7 @@ def test_a_resume_gives_the_losses_and_the_state_of_one_start(tmp_path):
     zoo.assert_equal(final_state(tmp_path / "a"), final_state(tmp_path / "b"))
 
 
-def test_a_lost_last_checkpoint_costs_its_steps_and_no_bit(unbroken, tmp_path):
+def test_resume_after_losing_the_last_checkpoint_is_bitwise_equal(unbroken, tmp_path):
     path, _ = unbroken
     shutil.copytree(path, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/10")
@@ -81,7 +81,7 @@ def test_a_lost_last_checkpoint_costs_its_steps_and_no_bit(unbroken, tmp_path):
 
 
 @pytest.mark.parametrize("k", [3, 4])
-def test_dispatches_of_k_steps_keep_every_period_and_every_bit(unbroken, tmp_path, k):
+def test_dispatches_of_k_steps_are_bitwise_equal_to_single_steps(unbroken, tmp_path, k):
     path, _ = unbroken
     engine.train(runs.config(train__steps_per_dispatch=k), workdir=tmp_path)
     assert runs.rows(tmp_path) == runs.rows(path)
@@ -90,7 +90,7 @@ def test_dispatches_of_k_steps_keep_every_period_and_every_bit(unbroken, tmp_pat
     zoo.assert_equal(final_state(tmp_path), final_state(path))
 
 
-def test_a_finished_run_says_so_and_does_nothing(unbroken, tmp_path):
+def test_finished_run_trains_nothing(unbroken, tmp_path):
     shutil.copytree(unbroken[0], tmp_path / "run")
     before = (tmp_path / "run/metrics.jsonl").read_text()
     summary = engine.train(runs.config(), workdir=tmp_path / "run")
@@ -101,7 +101,7 @@ def test_a_finished_run_says_so_and_does_nothing(unbroken, tmp_path):
     assert "this run is finished" in (tmp_path / "run/log.txt").read_text()
 
 
-def test_a_row_is_the_mean_over_its_interval(unbroken, tmp_path):
+def test_row_is_the_mean_over_its_interval(unbroken, tmp_path):
     engine.train(runs.config(log__every="5 steps", train__steps_per_dispatch=2), workdir=tmp_path)
     lines = [json.loads(line) for line in (unbroken[0] / "metrics.jsonl").read_text().splitlines()]
     norms = [line["grad_norm"] for line in lines if "grad_norm" in line]
@@ -117,7 +117,7 @@ def rows_of_training(path):
 
 
 @pytest.mark.parametrize(("k", "every"), [(1, "4 steps"), (3, "4 steps"), (1, "20 steps"), (8, "3 steps")])
-def test_a_row_that_checkpoints_cut_is_the_row_of_an_unbroken_run(tmp_path, k, every):
+def test_row_interrupted_by_a_resume_equals_the_uninterrupted_row(tmp_path, k, every):
     """A run that went on from step 6, and from what it had saved at step 12 then once more."""
     settings = dict(log__every=every, train__steps_per_dispatch=k, checkpoint__every="6 steps", evaluations={})
     config = runs.config(train__total="20 steps", checkpoint__keep_latest=9, **settings)
@@ -132,7 +132,7 @@ def test_a_row_that_checkpoints_cut_is_the_row_of_an_unbroken_run(tmp_path, k, e
         assert rows_of_training(tmp_path / "run") == {at: row for at, row in whole.items() if at > step}
 
 
-def test_the_best_checkpoint_stays_beside_the_latest(tmp_path):
+def test_best_and_latest_checkpoints_are_kept(tmp_path):
     config = runs.config(
         checkpoint__best="heldout/loss",
         checkpoint__best_mode="min",
@@ -163,7 +163,7 @@ class Recorder:
 
 
 @pytest.mark.parametrize("k", [1, 4])
-def test_hooks_are_called_when_they_are_due_with_the_state(tmp_path, k):
+def test_hooks_are_called_at_their_period_with_the_state(tmp_path, k):
     hook = dict(target=f"{__name__}.Recorder", word="hook", every="3 steps")
     config = runs.config(hooks={"mine": hook}, train__steps_per_dispatch=k, evaluations={}, checkpoint__every=None)
     engine.train(config, workdir=tmp_path)
@@ -177,7 +177,7 @@ class Slow:
         time.sleep(1)
 
 
-def test_what_hooks_and_evaluations_take_is_no_part_of_a_step(tmp_path):
+def test_time_of_hooks_and_evaluations_is_not_step_time(tmp_path):
     hooks = {"slow": dict(target=f"{__name__}.Slow", every="4 steps")}
     begin = time.monotonic()
     engine.train(runs.config(hooks=hooks), workdir=tmp_path)
@@ -192,13 +192,13 @@ def test_what_hooks_and_evaluations_take_is_no_part_of_a_step(tmp_path):
     assert 0.8 * wall < sum(spent.seconds for spent in kinds.values()) <= wall
 
 
-def test_a_profile_holds_its_steps_though_dispatches_are_longer(tmp_path):
+def test_profile_window_is_exact_with_longer_dispatches(tmp_path):
     config = runs.config(train__steps_per_dispatch=5, evaluations={}, profile__start=3, profile__steps=2)
     engine.train(config, workdir=tmp_path)
     assert "profile: steps 3 to 5 are traced" in (tmp_path / "log.txt").read_text()
 
 
-def test_a_profile_that_the_run_does_not_reach_is_told_with_the_step_of_its_end(tmp_path):
+def test_unreached_profile_window_is_reported(tmp_path):
     engine.train(runs.config(evaluations={}, profile__start=70, checkpoint__every=None), workdir=tmp_path)
     assert "profile: the run ended at step 10, before profile.start=70" in (tmp_path / "log.txt").read_text()
 
@@ -211,12 +211,12 @@ def test_mfu_is_the_share_of_all_devices_peak_at_the_precision(tmp_path, monkeyp
     assert mfu[10] == pytest.approx(flops[10] / (8 * peak))
 
 
-def test_event_files_are_written_where_they_are_wanted(tmp_path):
+def test_tensorboard_event_files_are_written_when_enabled(tmp_path):
     engine.train(runs.config(log__tensorboard=True, evaluations={}), workdir=tmp_path)
     assert list((tmp_path / "tensorboard").iterdir())
 
 
-def test_rules_of_the_config_win_over_the_table():
+def test_sharding_rules_of_the_config_override_the_defaults():
     def spec(**rules):
         config = runs.config(task__model="decoder", mesh__fsdp=4, mesh__tensor=2, sharding__rules=rules)
         leaf: Any = entry.program(config)[0].abstract_state.params["up/kernel"]
@@ -233,7 +233,7 @@ class Bad(zoo.Classify):
         return engine.Loss(loss.total * jax.numpy.where(batch["x"][:, 0] > 2.0, jax.numpy.nan, 1), loss.weight)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(tmp_path):
+def test_non_finite_loss_stops_the_run_with_its_step(tmp_path):
     with pytest.raises(Diverged, match=r"step \d+: the loss or its gradient is not finite") as error:
         engine.train(runs.config(task__target=f"{__name__}.Bad", evaluations={}), workdir=tmp_path)
     assert error.value.exit_code == 43
@@ -258,7 +258,7 @@ def trainer_of(path, **settings):
     )
 
 
-def test_train_yields_each_boundary_once_its_events_have_run(tmp_path):
+def test_train_yields_each_boundary_after_its_events(tmp_path):
     trainer, seen = trainer_of(tmp_path), []
     for boundary in trainer.train():
         seen.append((boundary.step, trainer.checkpoints.results(boundary.step) != {}))
@@ -267,7 +267,7 @@ def test_train_yields_each_boundary_once_its_events_have_run(tmp_path):
     assert trainer.checkpoints.store.steps() == [5, 10]
 
 
-def test_leaving_the_boundaries_ends_the_run_without_a_save(tmp_path):
+def test_closing_the_generator_ends_the_run_without_a_save(tmp_path):
     trainer = trainer_of(tmp_path)
     with contextlib.closing(trainer.train()) as boundaries:
         assert next(boundary.step for boundary in boundaries if boundary.step > 1) == 4
@@ -276,7 +276,7 @@ def test_leaving_the_boundaries_ends_the_run_without_a_save(tmp_path):
     assert entry.train(runs.config(), workdir=tmp_path).step == 10
 
 
-def test_a_trainer_takes_a_task_a_mesh_and_data(tmp_path):
+def test_trainer_can_be_built_from_a_task_a_mesh_and_data(tmp_path):
     messages, phases = [], []
     trainer = engine.Trainer(
         zoo.Classify(width=64),
@@ -299,7 +299,7 @@ def test_a_trainer_takes_a_task_a_mesh_and_data(tmp_path):
     assert phases == ["training"] + ["evaluating", "training"] * 3
 
 
-def test_an_error_in_the_users_code_is_recorded_and_passed_on(tmp_path):
+def test_error_in_user_code_is_recorded_and_raised(tmp_path):
     with pytest.raises(ConvoyError, match="Example 3"):
         engine.train(runs.config(data__target="tests.trainer_test.Broken", evaluations={}), workdir=tmp_path)
     assert runs.status(tmp_path)["exit_code"] == 1
@@ -325,7 +325,7 @@ class Late(zoo.Classify):
         return engine.Loss(super().loss(model, batch, rng).total * jax.numpy.nan, jax.numpy.ones(len(batch["x"])))
 
 
-def test_a_run_that_diverged_in_its_last_steps_is_not_finished_by_starting_it_again(tmp_path):
+def test_run_that_diverged_in_its_last_steps_diverges_again_on_restart(tmp_path):
     config = runs.config(task__target=f"{__name__}.Late", train__total="3 steps", log__every="3 steps", evaluations={})
     for _ in range(2):
         with pytest.raises(Diverged, match="step 1:"):
@@ -333,7 +333,7 @@ def test_a_run_that_diverged_in_its_last_steps_is_not_finished_by_starting_it_ag
     assert entry.checkpoints(tmp_path) == []
 
 
-def test_a_run_compiles_its_step_once(tmp_path):
+def test_run_compiles_nothing_after_the_first_saves_and_evaluations(tmp_path):
     """Whatever is compiled is compiled by the second evaluation and save; the steps after it compile nothing."""
     compiled: list[tuple[int, object]] = []
     reached = 0
@@ -401,7 +401,7 @@ def skipping(tmp_path_factory):
     return path
 
 
-def test_skipped_batches_are_counted_told_and_kept_in_the_position(skipping):
+def test_skipped_batches_are_counted_logged_and_saved(skipping):
     assert [step for step, n in runs.rows(skipping, "skipped").items() if n] == [8, 9, 23]
     assert runs.rows(skipping, "batch")[32] == 31
     assert position(skipping, 32) == {"next_batch": 32, "next_example": 512, "skipped": [7, 8, 22], "row": {}}
@@ -413,7 +413,7 @@ def test_skipped_batches_are_counted_told_and_kept_in_the_position(skipping):
 
 
 @pytest.mark.parametrize("k", [1, 4])
-def test_a_run_that_rolls_back_is_the_run_that_never_took_the_batches_bit_for_bit(skipping, tmp_path, k):
+def test_rollback_is_bitwise_equal_to_skipping_the_batches(skipping, tmp_path, k):
     config = poisoned("rollback", (7, 8, 22), train__steps_per_dispatch=k)
     engine.train(config, workdir=tmp_path)
     log = (tmp_path / "log.txt").read_text()
@@ -424,13 +424,13 @@ def test_a_run_that_rolls_back_is_the_run_that_never_took_the_batches_bit_for_bi
     zoo.assert_equal(state_at(tmp_path, 32), state_at(skipping, 32))
 
 
-def test_a_row_that_a_rollback_cuts_is_that_of_the_run_that_never_took_the_batches(tmp_path):
+def test_row_interrupted_by_a_rollback_equals_the_row_of_skipping(tmp_path):
     for policy in ("rollback", "skip"):
         engine.train(poisoned(policy, (7, 8, 22), log__every="4 steps"), workdir=tmp_path / policy)
     assert runs.rows(tmp_path / "rollback") == runs.rows(tmp_path / "skip")
 
 
-def test_rollback_heals_what_an_update_spoilt_that_looked_well(tmp_path):
+def test_rollback_undoes_a_finite_update_that_broke_the_state(tmp_path):
     """Batch 12 gives a loss and a gradient that are finite and a state with which no loss is."""
     settings: dict = dict(optimizer=dict(target="optax.sgd", learning_rate=1.0, clip_norm=None, schedule="constant"))
     engine.train(poisoned("rollback", (12,), 1e14, **settings), workdir=tmp_path / "a")
@@ -440,7 +440,7 @@ def test_rollback_heals_what_an_update_spoilt_that_looked_well(tmp_path):
     zoo.assert_equal(state_at(tmp_path / "a", 32), state_at(tmp_path / "b", 32))
 
 
-def test_a_spike_is_held_back_and_a_resumed_run_judges_by_the_same_losses(tmp_path):
+def test_spike_is_skipped_and_resume_uses_the_same_loss_window(tmp_path):
     config = poisoned("skip", (20, 26), 1e3, resilience__spike=4.0)
     engine.train(config, workdir=tmp_path / "a")
     assert position(tmp_path / "a", 32)["skipped"] == [20, 26]
@@ -454,7 +454,7 @@ def test_a_spike_is_held_back_and_a_resumed_run_judges_by_the_same_losses(tmp_pa
 
 
 @pytest.mark.parametrize("policy", ["stop", "rollback"])
-def test_what_is_saved_is_sound_at_every_step(tmp_path, policy):
+def test_every_saved_state_is_finite(tmp_path, policy):
     """A checkpoint each step: none follows an update that was held back without being told to, or is not finite."""
     config = poisoned(policy, (7,), checkpoint__every="1 step", checkpoint__keep_latest=40)
     if policy == "rollback":
@@ -466,7 +466,7 @@ def test_what_is_saved_is_sound_at_every_step(tmp_path, policy):
         assert [info.step for info in entry.checkpoints(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_a_state_that_overflows_in_the_last_update_is_not_saved(tmp_path):
+def test_state_that_overflows_in_the_last_update_is_not_saved(tmp_path):
     huge = dict(target="optax.sgd", learning_rate=3e38, clip_norm=None, schedule="constant")
     config = poisoned("stop", (0,), 1e4, optimizer=huge, train__total="1 step")
     with pytest.raises(Diverged, match=r"step 1: params/\S+ holds numbers that are not finite"):

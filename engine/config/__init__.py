@@ -1,7 +1,7 @@
-"""The config of a run: its schema, how it is written, loaded, checked and printed. Imports no jax.
+"""Config of a run: its schema, loading, validation and printing. Imports no jax.
 
-Names load on first use, so that `engine.config.errors` alone does not load ml_collections. Editors and type checkers
-read the imports below; `_MODULES` says the same at run time, and a test compares the two.
+Names are imported on first use, so that importing `engine.config.errors` does not load ml_collections. `_MODULES`
+repeats the imports below, which only type checkers execute; a test compares the two.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""The config of a development run: two steps of everything, small."""
+"""The config of `--fast-dev-run`: a small copy of a config that trains, saves and evaluates for two steps."""
 
 from engine.config.draft import Draft, draft_of
 from engine.config.override import assign
@@ -10,17 +10,19 @@ EVERY_STEP = "1 step"
 
 
 def tiny(config: Config) -> Config:
-    """Returns the config of `--fast-dev-run`: two steps, each period due at every step, the overrides of `tiny` on top.
+    """Returns the config of `--fast-dev-run`: two steps, with every period set to one step.
 
-    Where `tiny` says nothing about them, the batch shrinks to at most 8 examples (a multiple of `train.accumulate`,
-    so more where that is larger), unless a mesh is set, over which 8 may not divide; and each dataset to one batch and
-    a half, so that the last evaluation batch is padded.
+    The overrides of `config.tiny` are applied last. Unless they set these sizes:
+
+    - The batch shrinks to 8 examples, or to the next multiple of `train.accumulate` that fits. It keeps its size if a
+      mesh is set, since 8 may not divide over that mesh.
+    - Each dataset shrinks to one and a half batches, so that the last evaluation batch is padded.
 
     Raises:
-        FieldError: `tiny` makes a config that is not valid.
+        FieldError: the overrides of `tiny` make the config invalid.
     """
     draft = draft_of(config)
-    _override(draft, config.tiny)  # the sizes below depend on it
+    _override(draft, config.tiny)  # applied here too: the sizes below depend on them
     train = draft.train
     if "train.global_batch_size" not in config.tiny and config.mesh == MeshSpec(cpu_devices=config.mesh.cpu_devices):
         multiple = train.accumulate * max(1, BATCH_SIZE // train.accumulate)

@@ -1,9 +1,8 @@
-"""The config while it is being written: an ml_collections ConfigDict that knows the schema.
+"""A mutable config: an ml_collections ConfigDict that checks each assignment against the schema.
 
-A plain ConfigDict forgets a field's type once it is None, sorts its keys, and reports an unknown field without its
-path. A Draft asks the schema at each assignment instead, so an error points at the line that made it. It holds what
-users write: durations stay text until `validate`. Assigning a dict to a section (`c.data = dict(target=...)`) gives
-that section its defaults and then the dict's keys.
+A plain ConfigDict forgets the type of a field that is None, sorts its keys, and reports an unknown field without its
+path. A Draft raises at the line that makes a mistake. It holds what users write: durations stay text until
+`validate`. Assigning a dict to a section (`c.data = dict(target=...)`) resets the section to its defaults first.
 """
 
 import dataclasses
@@ -19,14 +18,14 @@ from engine.config.schema import Config, Target
 
 
 class Draft(ConfigDict):
-    """One section, entry table or open dict of a config that is being written."""
+    """One section, table or open dict of a mutable config; `slot` is its place in the schema."""
 
     def __init__(self, initial: Mapping[str, object] | ConfigDict | None = None, *, slot: Slot = OPEN, path: str = ""):
         super().__init__(None, type_safe=False, convert_dict=False, sort_keys=False, allow_dotted_keys=slot == OPEN)
         object.__setattr__(self, "_slot", slot)
         object.__setattr__(self, "_path", path)
         if slot.section is not None:
-            for name, default in thaw(slot.section()).items():
+            for name, default in unfreeze(slot.section()).items():
                 self[name] = default
         for name, value in (initial or {}).items():
             self[name] = value
@@ -66,7 +65,7 @@ class Draft(ConfigDict):
         return _restore, (self.to_dict(), self._slot, self._path)
 
     def copy_and_resolve_references(self, visit_map: dict | None = None) -> "Draft":
-        """Returns a deep copy; a Draft holds no references."""
+        """Returns a deep copy. References were already resolved at their assignment."""
         return _restore(self.to_dict(), self._slot, self._path)
 
 
@@ -83,27 +82,30 @@ def _not_a_dict(slot: Slot, value: object, path: str) -> FieldError:
     return FieldError(path, f"found {value!r}, allowed is a dict", "Write {} for an empty one.")
 
 
-def thaw(value: object) -> Any:
-    """Returns a Config, a section or a value of one as users write it: dicts, a target's arguments among its fields."""
+def unfreeze(value: object) -> Any:
+    """Converts a Config, a section or a value to plain dicts, as users write them.
+
+    The arguments of a target become keys next to its fields.
+    """
     if isinstance(value, Duration):
         return str(value)
     if dataclasses.is_dataclass(value):
-        fields = {name: thaw(getattr(value, name)) for name in slots(type(value))}
-        return {**fields, **thaw(value.arguments)} if isinstance(value, Target) else fields
+        fields = {name: unfreeze(getattr(value, name)) for name in slots(type(value))}
+        return {**fields, **unfreeze(value.arguments)} if isinstance(value, Target) else fields
     if isinstance(value, Mapping):
-        return {key: thaw(item) for key, item in value.items()}
-    return tuple(thaw(item) for item in value) if isinstance(value, tuple) else value
+        return {key: unfreeze(item) for key, item in value.items()}
+    return tuple(unfreeze(item) for item in value) if isinstance(value, tuple) else value
 
 
 def defaults() -> Draft:
-    """Returns the config of all defaults, to be filled in: `c = defaults(); c.train.total = "30 epochs"`."""
+    """Returns a config in which every field has its default: `c = defaults(); c.train.total = "30 epochs"`."""
     return Draft(slot=ROOT)
 
 
 def draft_of(config: Config | Mapping[str, object] | ConfigDict) -> Draft:
-    """Returns a Draft of its own with the values of a config in any form.
+    """Returns a new Draft with the values of a config in any form.
 
     Raises:
         FieldError: a value that the schema does not allow.
     """
-    return Draft(thaw(config) if isinstance(config, Config) else config, slot=ROOT)
+    return Draft(unfreeze(config) if isinstance(config, Config) else config, slot=ROOT)

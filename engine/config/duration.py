@@ -1,7 +1,8 @@
 """Durations of training ("30 epochs", "500 steps", "10 minutes") and the periods that repeat them.
 
-A step is one global batch; an epoch is `dataset_size` examples, and batches may cross epochs. All arithmetic is in
-integers and fractions, so that no rounding moves a step. Durations of a clock are read by `checkpoint/policy.py`.
+A step is one global batch; an epoch is `dataset_size` examples, and a batch may span two epochs. All arithmetic uses
+integers and fractions, so that rounding never moves a step. `checkpoint/policy.py` handles durations in seconds,
+minutes and hours.
 """
 
 import math
@@ -28,10 +29,10 @@ class Duration:
 
     @classmethod
     def parse(cls, text: str, where: str = "duration") -> "Duration":
-        """Reads "30 epochs", "1 epoch", "0.5 epochs", "1_000 steps", "10 minutes".
+        """Parses "30 epochs", "1 epoch", "0.5 epochs", "1_000 steps" or "10 minutes".
 
         Raises:
-            FieldError: not a number and one of `UNITS`, or a fraction of a step or of an example.
+            FieldError: the text is not a number and one of `UNITS`, or is a fraction of a step or of an example.
         """
         example = "Write a number and a unit, such as '3 epochs' or '500 steps'"
         match = _PATTERN.fullmatch(text)
@@ -47,11 +48,11 @@ class Duration:
         try:
             value = Fraction(match["number"].lower())
         except ValueError:
-            raise FieldError(where, f"found {text!r}, {match['number']!r} is no number", f"{example}.") from None
+            raise FieldError(where, f"found {text!r}, {match['number']!r} is not a number", f"{example}.") from None
         if value < 0:
-            raise FieldError(where, f"found {text!r}, less than nothing", f"{example}.")
+            raise FieldError(where, f"found {text!r}, which is negative", f"{example}.")
         if value.denominator != 1 and unit in ("steps", "examples"):
-            raise FieldError(where, f"found {text!r}, a fraction of what is counted whole", f"Write whole {unit}.")
+            raise FieldError(where, f"found {text!r}, not a whole number of {unit}", f"Write a whole number of {unit}.")
         return cls(int(value) if value.denominator == 1 else value, unit)
 
     def __str__(self) -> str:
@@ -60,21 +61,21 @@ class Duration:
 
     @property
     def is_clock(self) -> bool:
-        """Whether it is measured by a clock and not by the data."""
+        """Whether the unit is one of time, and not one of data."""
         return self.unit in CLOCK_UNITS
 
     @property
     def seconds(self) -> float:
-        """Its length by the clock. Raises ConfigError for steps, examples and epochs."""
+        """Length in seconds. Raises ConfigError for steps, examples and epochs."""
         if not self.is_clock:
-            raise ConfigError(f"'{self}' has no length in seconds. Units of the clock: {', '.join(CLOCK_UNITS)}.")
+            raise ConfigError(f"'{self}' has no length in seconds. Units of time: {', '.join(CLOCK_UNITS)}.")
         return float(self.value * CLOCK_UNITS[self.unit])
 
     def examples(self, batch_size: int, dataset_size: int) -> int | Fraction:
-        """Number of examples, exactly: "0.1 epochs" of 1,797 examples is Fraction(1797, 10).
+        """Returns the exact number of examples: "0.1 epochs" of 1,797 examples is Fraction(1797, 10).
 
         Raises:
-            ConfigError: a duration of the clock.
+            ConfigError: the unit is one of time, or the dataset is empty.
         """
         if self.is_clock:
             raise ConfigError(f"'{self}' is not a number of examples. Units of the data: {', '.join(DATA_UNITS)}.")
@@ -83,26 +84,26 @@ class Duration:
         return self.value * {"steps": batch_size, "examples": 1, "epochs": dataset_size}[self.unit]
 
     def steps(self, batch_size: int, dataset_size: int) -> int:
-        """Number of steps that consume at least this much: "30 epochs" of N examples is ceil(30 N / batch_size)."""
+        """Returns the number of steps, rounded up: "30 epochs" of N examples is ceil(30 N / batch_size)."""
         return math.ceil(Fraction(self.examples(batch_size, dataset_size)) / batch_size)
 
 
 class Period:
-    """Which steps of a run are due: `Period(Duration.parse("1 epoch", ...), 64, 1437, 674).due(23)`."""
+    """The steps of a run at which something periodic is due: `Period(Duration(1, "epochs"), 64, 1437, 674).due(23)`."""
 
     def __init__(self, duration: Duration | None, batch_size: int, dataset_size: int, total_steps: int):
-        """Makes a period; None is due at the last step only.
+        """Creates a period; with None only the last step is due.
 
         Raises:
-            ConfigError: a duration of the clock, or one without length.
+            ConfigError: the unit is one of time, or the duration is 0.
         """
         self.batch_size, self.total_steps = batch_size, total_steps
         examples = None if duration is None else Fraction(duration.examples(batch_size, dataset_size))
         if examples == 0:
             raise ConfigError(
-                f"A period of '{duration}' never ends. Use '1 step' for every step, None for the last only."
+                f"A period of '{duration}' has no length. Use '1 step' for every step, or None for the last step only."
             )
-        # Asked for at every step: two integers, since a Fraction would take ten times as long.
+        # Two integers: `due` is called at every step, and a Fraction takes ten times as long.
         self._every = None if examples is None else (examples.numerator, examples.denominator * batch_size)
 
     def due(self, step: int) -> bool:
@@ -112,14 +113,14 @@ class Period:
         return self._reached(step) > self._reached(step - 1)
 
     def next_after(self, step: int) -> int:
-        """The next due step after `step`, at least 1 and at most `total_steps`."""
+        """Returns the next due step after `step`; at least 1, at most `total_steps`."""
         if self._every is None:
             return self.total_steps
         examples, per_step = self._every
         return min(-(-(self._reached(max(step, 0)) + 1) * examples // per_step), self.total_steps)
 
     def _reached(self, step: int) -> int:
-        """How many whole periods the examples of `step` steps fill."""
+        """Returns how many whole periods the examples of `step` steps fill."""
         if self._every is None:
             return 0
         examples, per_step = self._every
@@ -128,12 +129,12 @@ class Period:
 
 @dataclass(frozen=True)
 class RunSize:
-    """The sizes of a run that turn durations into steps."""
+    """The sizes of a run by which durations are converted to steps."""
 
-    batch_size: int  # examples of a step
-    dataset_size: int  # examples of an epoch
+    batch_size: int  # examples per step
+    dataset_size: int  # examples per epoch
     total_steps: int
 
     def period(self, every: Duration | None) -> Period:
-        """Returns the steps of the run at which `every` is due; None is due at the last step only."""
+        """Returns the steps of the run at which `every` is due; None: the last step only."""
         return Period(every, self.batch_size, self.dataset_size, self.total_steps)

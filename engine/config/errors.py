@@ -1,8 +1,7 @@
-"""Errors that users read, and the search for the name that they meant.
+"""Base classes of the engine's errors, and suggestions for misspelt names.
 
-Every error of the engine is a `ConvoyError`: a sentence that says where, what was found, what is allowed and
-what to do, and the exit code that the command line ends with. The table of exit codes lives in
-`engine/cluster/exit_status.py`; an error of the user is 1.
+The message of a `ConvoyError` states where it happened, what was found, what is allowed and what to do next.
+`exit_code` is a value of `engine/cluster/exit_status.py`; the default 1 means an error of the user.
 """
 
 import difflib
@@ -10,27 +9,27 @@ from collections.abc import Iterable
 
 
 class ConvoyError(Exception):
-    """Base of every error that the engine raises on purpose; `exit_code` is what the process ends with."""
+    """Base of every error that the engine raises on purpose; `exit_code` is the exit code of the process."""
 
     exit_code: int = 1
-    state = "failed"  # what `status.json` calls a run that it ended
-    everywhere = False  # whether every process of a run raises it at the same step
-    from_outside = False  # whether others brought it about, so that it says nothing against starting again
+    state = "failed"  # `state` in `status.json` of a run that ends with this error
+    everywhere = False  # whether every process of the run raises it at the same step
+    from_outside = False  # whether the failure came from outside the process, so that it does not count as a crash loop
 
     @property
     def kind(self) -> str:
-        """What the error is called in front of its sentence."""
+        """Name of the error in front of its message."""
         return type(self).__name__
 
 
 class ConfigError(ConvoyError):
-    """A configuration, a command line or a combination of settings that cannot run."""
+    """A config, a command line or a combination of settings is invalid."""
 
 
 class FieldError(ConfigError):
-    """A ConfigError about one field; `origin` says where it was written, as soon as that is known.
+    """A ConfigError about one field; `origin` is the file and line, or the flag, where its value was written.
 
-    Reads `train.totl: unknown field (configs/x.py:7). Did you mean train.total?`
+    Message: `train.totl: unknown field (configs/x.py:7). Did you mean train.total?`
     """
 
     def __init__(self, path: str, problem: str, advice: str, origin: str = ""):
@@ -40,11 +39,11 @@ class FieldError(ConfigError):
 
     @property
     def kind(self) -> str:
-        """A reader has no use for the kinds of ConfigError."""
+        """Always "ConfigError": the subclass is of no use to users."""
         return ConfigError.__name__
 
     def at(self, origin: str) -> "FieldError":
-        """Returns the same error with its origin, if it has none yet."""
+        """Returns the same error with this origin, or itself if it already has one."""
         return self if self.origin else type(self)(self.path, self.problem, self.advice, origin)
 
     def __reduce__(self):
@@ -52,35 +51,35 @@ class FieldError(ConfigError):
 
 
 class UnknownFieldError(FieldError, AttributeError):
-    """A field that the schema does not have; an AttributeError too, so that `hasattr` works on a config."""
+    """The schema has no such field. Also an AttributeError, so that `hasattr` works on a config."""
 
 
 class TaskError(ConvoyError):
-    """A Task, its model or its loss breaks the author's protocol (`engine/training/task.py`)."""
+    """A Task, its model or its loss violates the protocol of `engine/training/task.py`."""
 
 
 class DataError(ConvoyError):
-    """A source, a record or a batch that is not what the run needs."""
+    """A source, a record or a batch is unusable."""
 
 
 class ShardingError(ConvoyError):
-    """A mesh, a rule or a parameter that do not fit together."""
+    """A mesh, a sharding rule and a parameter do not fit together."""
 
 
 class CheckpointError(ConvoyError):
-    """A checkpoint that cannot be written, found or restored."""
+    """A checkpoint cannot be written, found or restored."""
 
 
 class RunError(ConvoyError):
-    """A run directory that cannot be used as asked."""
+    """A run directory cannot be used as asked."""
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Returns ` Did you mean X or Y?` with the nearest of `names`, or an empty string when none is near."""
+    """Returns ` Did you mean X or Y?` with the most similar `names`, or an empty string if none is similar."""
     near = difflib.get_close_matches(name, list(names), n=2, cutoff=0.6)
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the part of JAX's error texts that is for people; stacks and registers follow it."""
+    """Returns the first line of an error of JAX; the lines after it are stack traces and registers."""
     return (str(error).splitlines() or [""])[0][:300]

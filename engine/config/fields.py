@@ -1,8 +1,8 @@
-"""The schema as a tree of slots, and the check of a value by its slot.
+"""The schema as a tree of slots, and the check of one value against its slot.
 
-A slot is one place of a config. It holds a value, a section (named fields), a table of entries (new names, each with a
-section: `evaluations`), or an open dict (any names, any plain values: `sharding.rules`). A section that is a `Target`
-takes further names, the arguments. Combinations of fields are checked in `validation.py`.
+A slot describes one position in a config: a typed value, a section (fixed fields), a table (user-chosen names, each
+with a section: `evaluations`), or an open dict (any names and plain values: `sharding.rules`). A section that is a
+`Target` also accepts arguments. `validation.py` checks combinations of fields.
 """
 
 import dataclasses
@@ -34,22 +34,22 @@ _ENTRY_NAME = re.compile(r"[A-Za-z_][\w-]*")
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """What one place of a config allows; exactly one of the first four says so, none means any plain value."""
+    """What one position in a config allows. At most one of the first four fields is set; none: any plain value."""
 
-    types: tuple[type, ...] = ()  # of a typed value
+    types: tuple[type, ...] = ()  # allowed types of a value
     section: type | None = None  # dataclass of schema.py
     entries: type | None = None  # section of each entry of a table
-    open: bool = False  # any names
+    open: bool = False  # an open dict
     setting: Setting = dataclasses.field(default=Setting(""), compare=False)
 
     @property
     def is_container(self) -> bool:
-        """Whether names stand below it."""
+        """Whether it contains other slots."""
         return self.section is not None or self.entries is not None or self.open
 
     @property
     def optional(self) -> bool:
-        """Whether None may stand here."""
+        """Whether None is allowed."""
         return not self.types or type(None) in self.types
 
 
@@ -60,7 +60,7 @@ ROOT = Slot(section=Config)
 
 @functools.cache
 def slots(section: type) -> Mapping[str, Slot]:
-    """Returns name -> slot of the fields of a section, in the order of the schema."""
+    """Returns field name -> slot of a section, in schema order."""
     hints = typing.get_type_hints(section)
     fields = {field.name: field for field in dataclasses.fields(section) if field.name != "arguments"}
     return {name: _slot(hints[name], setting_of(field)) for name, field in fields.items()}
@@ -79,15 +79,15 @@ def _slot(hint: object, setting: Setting) -> Slot:
 
 
 def child(slot: Slot, name: object, path: str) -> Slot:
-    """Returns the slot of `name` inside the container `slot`; `path` is where `name` itself stands.
+    """Returns the slot of `name` inside the container `slot`; `path` is the full path of `name`, for errors.
 
     Raises:
-        UnknownFieldError: a closed section has no such field.
-        FieldError: a name that an entry cannot have.
+        UnknownFieldError: the section has no such field.
+        FieldError: not a valid name of an entry or an argument.
     """
     if slot.entries is not None:
         if not isinstance(name, str) or not _ENTRY_NAME.fullmatch(name):
-            raise FieldError(path, "is no name of an entry", "Use letters, digits, '_' and '-'.")
+            raise FieldError(path, "is not a valid name of an entry", "Use letters, digits, '_' and '-'.")
         return Slot(section=slot.entries)
     if slot.section is None:
         return PLAIN
@@ -95,7 +95,7 @@ def child(slot: Slot, name: object, path: str) -> Slot:
         return slots(slot.section)[name]
     if issubclass(slot.section, Target):
         if not isinstance(name, str) or not name.isidentifier():
-            raise FieldError(path, "is no name of an argument", "Use letters, digits and '_'.")
+            raise FieldError(path, "is not a valid name of an argument", "Use letters, digits and '_'.")
         return PLAIN
     raise unknown_field(path, slot.section)
 
@@ -106,21 +106,21 @@ def join(path: str, name: object) -> str:
 
 
 def unknown_field(path: str, section: type) -> UnknownFieldError:
-    """Returns the error for a field that `section` does not have, with near names from here or from anywhere."""
+    """Returns the error for a field that `section` does not have; suggests similar names, first of the same section."""
     parent, _, leaf = path.rpartition(".")
-    here = field_names(section)
-    near = [join(parent, name) for name in difflib.get_close_matches(leaf, here, n=2, cutoff=0.6)]
-    if not near:
-        everywhere = list(closed_paths())
-        leaves = {known.rpartition(".")[2] for known in everywhere}
+    siblings = field_names(section)
+    similar = [join(parent, name) for name in difflib.get_close_matches(leaf, siblings, n=2, cutoff=0.6)]
+    if not similar:
+        all_paths = list(closed_paths())
+        leaves = {known.rpartition(".")[2] for known in all_paths}
         matches = difflib.get_close_matches(leaf, leaves, n=2, cutoff=0.7)
-        near = [known for match in matches for known in everywhere if known.rpartition(".")[2] == match][:3]
-    meant = f"Did you mean {' or '.join(near)}? " if near else ""
-    return UnknownFieldError(path, "unknown field", f"{meant}Fields here: {', '.join(here)}.")
+        similar = [known for match in matches for known in all_paths if known.rpartition(".")[2] == match][:3]
+    suggestion = f"Did you mean {' or '.join(similar)}? " if similar else ""
+    return UnknownFieldError(path, "unknown field", f"{suggestion}Fields here: {', '.join(siblings)}.")
 
 
 def closed_paths(section: type = Config, path: str = "") -> Iterator[str]:
-    """Yields the dotted path of every field of the schema that does not lie in an entry table."""
+    """Yields the dotted path of every field of the schema, except those inside tables."""
     for name, slot in slots(section).items():
         yield join(path, name)
         if slot.section is not None:
@@ -128,15 +128,15 @@ def closed_paths(section: type = Config, path: str = "") -> Iterator[str]:
 
 
 def describe(slot: Slot) -> str:
-    """Returns the types of a slot in words: `an integer or None`."""
+    """Returns the allowed types of a slot in words: `an integer or None`."""
     return " or ".join(_WORDS[kind] for kind in slot.types) or "any plain value"
 
 
 def check_value(slot: Slot, value: object, path: str) -> Plain:
-    """Returns `value` as a draft keeps it: an int as float where a float is wanted, lists as tuples, durations as text.
+    """Returns `value` as a draft stores it: an int as float if a float is required, lists as tuples, durations as text.
 
     Raises:
-        FieldError: where, what was found, what is allowed.
+        FieldError: wrong type, or a value that the rule of the field does not allow.
     """
     if not slot.types:
         return _plain(value, path)
@@ -153,7 +153,7 @@ def check_value(slot: Slot, value: object, path: str) -> Plain:
 
 
 def _advice(slot: Slot, value: object) -> str:
-    """What to write instead of a value of the wrong type."""
+    """Returns what to write instead of a value of the wrong type."""
     if callable(value):
         name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
         return f"Name a function or class by its dotted path: '{name}'."

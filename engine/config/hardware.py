@@ -1,7 +1,7 @@
-"""The hardware table: peaks, memory and bandwidth of devices as their vendors publish them, and named mesh shapes.
+"""The hardware table: peak FLOP/s, memory and bandwidth of devices as published by vendors, and named mesh shapes.
 
-A device is what JAX calls one: a TPU v3 or v7 chip is two of them, so their rows are half a chip. A peak is dense,
-without structured sparsity; data sheets of NVIDIA print both, or the sparse number alone.
+A row is one JAX device: a TPU v3 or v7 chip has two devices, so their rows describe half a chip. Peaks are dense,
+without structured sparsity; NVIDIA's data sheets print both rates, or only the sparse one.
 """
 
 from collections.abc import Mapping
@@ -16,26 +16,26 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Hardware:
-    """One device, at best."""
+    """Peak rates and memory of one device."""
 
     name: str
     bf16: float  # FLOP/s of matrix products in bfloat16
-    f32: float  # FLOP/s of matrix products of float32 arrays, as JAX runs them by default
+    f32: float  # FLOP/s of matrix products of float32 arrays, at JAX's default precision
     hbm_bytes: int  # memory of the device
     hbm_bandwidth: float  # bytes/s
-    mesh: str = "replicated"  # the usual mesh, of MESH_PRESETS
+    mesh: str = "replicated"  # the default mesh, a name in MESH_PRESETS
 
     def peak(self, precision: str) -> float:
-        """FLOP/s for `train.precision`: "bfloat16" or "float32"."""
+        """Returns the peak FLOP/s for `train.precision`: "bfloat16" or "float32"."""
         return self.bf16 if precision == "bfloat16" else self.f32
 
 
 # float32 on NVIDIA: JAX's default precision lets XLA use TF32, so the row holds the dense TF32 rate of the data sheet.
 # float32 on TPU: the default precision is one pass in bfloat16, so the rate is that of bfloat16.
-# The usual mesh. A host of eight GPUs on NVLink moves bytes about ten times as fast as the network between hosts, so
-# parameters are split within a host and only gradients cross hosts. The chips of a TPU slice have one fast network, so
-# parameters are split over the slice and only gradients cross slices. GPUs on PCIe hold copies: gathering parameters
-# twice a step costs them more than it saves.
+# The default mesh. NVLink inside a host of eight GPUs is about ten times as fast as the network between hosts, so
+# parameters are split within a host and only gradients cross hosts. The chips of a TPU slice share one fast network, so
+# parameters are split over the slice and only gradients cross slices. GPUs on PCIe hold whole copies: gathering
+# parameters twice per step costs more time than splitting saves.
 _HOST, _SLICE = "hybrid-8", "slices"
 _H100 = Hardware("H100 SXM", 989.4 * TERA, 494.7 * TERA, 80 * GB, 3.35e12, _HOST)  # H100 data sheet, SXM column
 _H200 = Hardware("H200", 989.4 * TERA, 494.7 * TERA, 141 * GB, 4.8e12, _HOST)  # H200 data sheet, SXM column
@@ -71,34 +71,34 @@ DEVICES: Mapping[str, Hardware] = {
 }
 
 AXES = ("pipeline", "data", "fsdp", "expert", "context", "tensor")
-"""The axes of a mesh, slowest network first."""
+"""The axes of a mesh; those that may use the slowest network come first."""
 
-# Axes that a preset does not name keep their own default; "dcn.data" is the factor of `data` between slices.
+# Axes that a preset does not name keep their default. "dcn.data" is the size of `data` between slices.
 MESH_PRESETS: Mapping[str, Mapping[str, int]] = {
-    "replicated": {"data": -1},  # a copy of the model on every device
+    "replicated": {"data": -1},  # a whole copy of the model on every device
     "fsdp": {"data": 1, "fsdp": -1},  # parameters split over all devices
-    "hybrid-8": {"data": -1, "fsdp": 8},  # split within a host of eight, copies across hosts
+    "hybrid-8": {"data": -1, "fsdp": 8},  # split within a host of eight, one copy per host
     "tensor-8": {"data": 1, "fsdp": -1, "tensor": 8},  # layers split within a host of eight, parameters across hosts
-    "slices": {"data": 1, "fsdp": -1, "dcn.data": -1},  # split over a slice, copies across slices
+    "slices": {"data": 1, "fsdp": -1, "dcn.data": -1},  # split over a slice, one copy per slice
 }
 
 
 def find(device_kind: str) -> Hardware | None:
-    """Returns the row of `jax.Device.device_kind`; None for a CPU and for a device without a row."""
+    """Returns the row of a `jax.Device.device_kind`; None for CPUs and for unknown devices."""
     return DEVICES.get(device_kind)
 
 
 def peak_flops(device_kind: str, precision: str, count: int) -> float | None:
-    """Returns the peak FLOP/s of `count` devices at a precision; None for devices without a row."""
+    """Returns the peak FLOP/s of `count` devices at a precision; None for unknown devices."""
     found = find(device_kind)
     return None if found is None else found.peak(precision) * count
 
 
 def mesh_preset(name: str) -> Mapping[str, int]:
-    """Returns axis -> size of a named mesh, -1 for what is left; "dcn.data" is between slices.
+    """Returns axis -> size of a named mesh; -1 takes all remaining devices, "dcn.data" is between slices.
 
     Raises:
-        ConfigError: no preset of this name.
+        ConfigError: there is no preset of this name.
     """
     if name not in MESH_PRESETS:
         near = did_you_mean(name, MESH_PRESETS)

@@ -1,4 +1,4 @@
-"""The help of the config: every field with its type, its default and the help of its declaration in the schema."""
+"""Text of `convoy config --help`: every field with its type, default and help text, as declared in the schema."""
 
 import inspect
 from collections.abc import Iterator
@@ -9,16 +9,16 @@ from engine.config.schema import Config, Target
 from engine.config.setting import setting_of
 
 _TYPE_NAMES = {type(None): "None", Duration: "duration"}
-_WIDTH = 46  # columns of name, type and default before the help
+_WIDTH = 46  # columns of name, type and default, before the help text
 
 
 def help_text() -> str:
-    """Returns a paragraph for each section, with a line for each field: `train.seed: int = 0    Of weights, ...`."""
+    """Returns a paragraph per section with a line per field: `train.seed: int = 0    Seed of initial weights, ...`."""
     return "\n".join(_section(Config, "", {})).rstrip() + "\n"
 
 
 def _section(section: type, path: str, printed: dict[type, str]) -> Iterator[str]:
-    """Yields the lines of a section and of those below it; `printed` maps the sections above to their paths."""
+    """Yields the lines of a section and of its subsections; `printed` maps sections printed so far to their paths."""
     if section in printed and section is not Target:
         yield f"{path}.*: as {printed[section]}.*\n"
         return

@@ -1,23 +1,23 @@
-"""What makes two configs the same run: the fields that decide what is computed. `resume.py` refuses their change.
+"""Identity fields: the settings that decide what a run computes. A resume refuses to change them (`resume.py`).
 
-Identity, because another value gives another training:
-    task.*                          the model and the loss
-    data.target and its arguments   the examples
-    data.shuffle, data.limit        their order and their number
-    optimizer.*                     every update
-    train.global_batch_size         what a step is, and so where the run stands in its data
-    train.seed                      weights, order, randomness
-    train.precision                 the numbers that the model computes in
-    train.ema_decay                 a part of the state
+Identity fields, because another value is another training:
+    task.*                          model and loss
+    data.target and its arguments   examples
+    data.shuffle, data.limit        order and number of examples
+    optimizer.*                     updates
+    train.global_batch_size         meaning of a step, and so the position in the data
+    train.seed                      initial weights, data order, random numbers
+    train.precision                 data type of the computation
+    train.ema_decay                 part of the state
 
-May change, because the run stays the same run:
-    train.total                     how far; see `schedule_change`
-    train.accumulate, steps_per_dispatch, remat, offload_optimizer     how a step is carried out: the same sum
-    mesh.*, sharding.*              where it is carried out
-    data.threads, workers, prefetch                        how fast examples come
-    data.on_error, resilience.*     what happens when something goes wrong
-    init.*                          what was begun with, which the first checkpoint holds
-    checkpoint.*, evaluations.*, hooks.*, log.*, profile.*, cache.*, tiny.*, name      what is kept, measured and shown
+May change, because the computed values stay the same:
+    train.total                     length of the run; see `schedule_change`
+    train.accumulate, steps_per_dispatch, remat, offload_optimizer     how a step is computed
+    mesh.*, sharding.*              devices that compute it
+    data.threads, workers, prefetch                        speed of reading
+    data.on_error, resilience.*     reaction to failures
+    init.*                          initial weights, which the first checkpoint already contains
+    checkpoint.*, evaluations.*, hooks.*, log.*, profile.*, cache.*, tiny.*, name      saving, measuring, logging
 """
 
 from engine.config.schema import Config
@@ -34,9 +34,9 @@ def is_identity(name: str) -> bool:
 
 
 def identity_differences(old: Config, new: Config) -> list[str]:
-    """Returns a line `train.seed: 0 -> 1` for each identity field that differs; `(none)` where one has no such field.
+    """Returns a line `train.seed: 0 -> 1` for each identity field that differs; `(none)` for a field that one lacks.
 
-    Order counts only for groups, of which the first that matches a parameter treats it.
+    The order of keys matters only for parameter groups, where the first match applies.
     """
     before, after = (
         {name: value_text(name, value) for name, value in flatten(config) if is_identity(name)} for config in (old, new)
@@ -53,7 +53,7 @@ def identity_differences(old: Config, new: Config) -> list[str]:
 
 
 def schedule_change(old: Config, new: Config) -> str | None:
-    """Returns a sentence when another `train.total` changes the learning-rate schedule of the remaining steps."""
+    """Returns a sentence if a changed `train.total` changes the learning-rate schedule of the remaining steps."""
     if old.train.total == new.train.total or new.optimizer.schedule == "constant":
         return None
     return (

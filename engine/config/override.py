@@ -1,8 +1,8 @@
-"""Dotted overrides, `train.total=2 epochs`: one parser for the command line and for `config.txt`.
+"""Parser of dotted overrides, `train.total=2 epochs`, for the command line and for `config.txt`.
 
-The text of a typed field is read as its type; `None` (or none, null) is None where the field allows it. Elsewhere
-(arguments of targets, open dicts) a Python literal is read as its value (`3`, `1e-3`, `(1, 2)`, `{'a': 1}`), true and
-false in any case are booleans, `(data, fsdp)` is a tuple of words, and the rest is text. Quotes make text of anything.
+The text of a typed field is parsed as its type; `None` (or none, null) is None if the field allows it. For arguments
+of targets and open dicts, a Python literal is its value (`3`, `1e-3`, `(1, 2)`, `{'a': 1}`), true and false in any
+case are booleans, `(data, fsdp)` is a tuple of words, and everything else is text. Quotes force text.
 """
 
 import ast
@@ -26,12 +26,13 @@ def apply(draft: Draft, overrides: Iterable[str], prefix: str = "") -> None:
     """Sets the fields named by `overrides`, each "a.b=value".
 
     Args:
-        draft: is changed.
-        prefix: what stands before a path where it was written ("--config."), for the errors.
+        draft: the config to change.
+        overrides: the assignments, applied in order.
+        prefix: what the user wrote before each path ("--config."), for the errors.
 
     Raises:
         ConfigError: not of the form a.b=value.
-        FieldError: an unknown field, or a value that it does not allow.
+        FieldError: an unknown field, or a value that the field does not allow.
     """
     for text in overrides:
         path, equals, value = text.partition("=")
@@ -59,7 +60,7 @@ def locate(path: str) -> Slot:
             raise type(error)(path, error.problem, error.advice) from None
     for name in path.split("."):
         if not name:
-            raise FieldError(path, "has an empty part", "Write names with single dots between them.")
+            raise FieldError(path, "contains an empty name", "Separate names by single dots.")
         if slot.types:
             raise FieldError(join(here, name), f"{here} is a value and has no fields", f"Set {here} itself.")
         slot, here = child(slot, name, join(here, name)), join(here, name)
@@ -67,7 +68,7 @@ def locate(path: str) -> Slot:
 
 
 def assign(draft: Draft, path: str, value: object) -> None:
-    """Sets the field at a dotted path, making the entries and dicts on the way. Raises FieldError."""
+    """Sets the field at a dotted path; creates missing entries and dicts on the way. Raises FieldError."""
     *parents, name = path.split(".") if not path.startswith("tiny.") else path.split(".", 1)
     here, container = "", draft
     for part in parents:
@@ -81,7 +82,7 @@ def assign(draft: Draft, path: str, value: object) -> None:
 
 
 def parse(slot: Slot, text: str, path: str) -> Plain:
-    """Reads the text of a value for a slot. Raises FieldError when it is not of the slot's type."""
+    """Parses the text of a value for a slot. Raises FieldError if the text is not of the slot's type."""
     text = text.strip()
     if slot.is_container:
         return _parse_dict(slot, text, path)

@@ -1,10 +1,7 @@
-"""The fields of a config: types, defaults, help and allowed values, each written once.
+"""The schema of a config: type, default, help text and allowed values of every field, each written once.
 
-One frozen dataclass per section. Values are plain data, durations aside, which users write as text ("3 epochs").
-`task`, `data`, `optimizer` and hooks name a `target` by dotted path and pass every other key to it. Tables
-(`evaluations`, `hooks`, ...) take new names.
-
-Identity fields decide what the run computes; a resume refuses a change of them (`identity.py`).
+One frozen dataclass per section. Values are plain data, except durations, which users write as text ("3 epochs").
+`task`, `data`, `optimizer` and hooks name a `target` by dotted path; their other keys are arguments of the target.
 """
 
 import dataclasses
@@ -17,26 +14,26 @@ from engine.config.errors import FieldError
 from engine.config.setting import Rule, above, at_least, in_units, matching, one_of, regular_expression, setting, table
 
 type Plain = bool | int | float | str | tuple[Plain, ...] | Mapping[str, Plain] | Mapping[int, Plain] | None
-"""What arguments and open tables hold."""
+"""Value of an argument or of an open dict."""
 type Arguments = Mapping[str, Plain]
 
-MOST_WORKERS, MOST_DEVICES = 1024, 4096  # a typing error must not take the machine down
+MAX_WORKERS, MAX_DEVICES = 1024, 4096  # so that a typing error does not overload the machine
 
 
 def _axis_size(value: object, path: str) -> None:
     if value != -1 and not (isinstance(value, int) and value >= 1):
-        raise FieldError(path, f"found {value}", "Allowed: a number of devices, or -1 for what is left.")
+        raise FieldError(path, f"found {value}", "Allowed: a number of devices, or -1 for all remaining devices.")
 
 
 def _cpu_devices(value: object, path: str) -> None:
-    if value != "auto" and not (isinstance(value, int) and 1 <= value <= MOST_DEVICES):
-        raise FieldError(path, f"found {value!r}", f"Allowed: 1 to {MOST_DEVICES} devices, auto, or None.")
+    if value != "auto" and not (isinstance(value, int) and 1 <= value <= MAX_DEVICES):
+        raise FieldError(path, f"found {value!r}", f"Allowed: 1 to {MAX_DEVICES} devices, auto, or None.")
 
 
 BY_DATA, BY_CLOCK, ANY_UNIT = in_units(*DATA_UNITS), in_units(*CLOCK_UNITS), in_units(*UNITS)
 AXIS_SIZE = Rule("", _axis_size)
 CPU_DEVICES = Rule("", _cpu_devices)
-NAME = matching(r"(\w[\w.-]*)?", "It names a folder: use letters, digits, '_', '-' and '.'.")
+NAME = matching(r"(\w[\w.-]*)?", "It is the name of a folder: use letters, digits, '_', '-' and '.'.")
 DOTTED_PATH = matching(r"([A-Za-z_]\w*(\.[A-Za-z_]\w*)+)?", "Write package.module.Name.", ", not a dotted path")
 METRIC = matching(r"[^/\s]+/\S+", "Write evaluation/metric, such as 'heldout/accuracy'.")
 REMAT = matching(
@@ -47,81 +44,87 @@ REMAT = matching(
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A class or function named by dotted path, and the arguments that it is called with."""
+    """A class or function, given by dotted path, and its arguments."""
 
     target: str = setting("", "Dotted path: package.module.Name.", DOTTED_PATH)
-    arguments: Arguments = table("Every other key of the section.")
+    arguments: Arguments = table("Every other key of the section is an argument of the target.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data(Target):
-    """A source of examples and how it is read; keys that are not listed here go to the target."""
+    """A source of examples, and how it is read. Keys that are not listed here are arguments of the target."""
 
-    shuffle: bool = setting(True, "A new order each epoch. Evaluations are read in order.")
-    limit: int | None = setting(None, "Use the first examples only.", at_least(1))
-    threads: int = setting(2, "Reader threads, each making whole batches.", at_least(1))
+    shuffle: bool = setting(True, "Shuffle the examples in each epoch. Evaluations are never shuffled.")
+    limit: int | None = setting(None, "Use only this many examples, the first ones.", at_least(1))
+    threads: int = setting(2, "Reader threads; each builds whole batches.", at_least(1))
     workers: int = setting(
-        0, "Reader processes instead of threads, for sources that hold the GIL.", at_least(0, below=MOST_WORKERS + 1)
+        0, "Reader processes instead of threads, for sources that hold the GIL.", at_least(0, below=MAX_WORKERS + 1)
     )
-    prefetch: int = setting(2, "Dispatches whose batches are made ahead, in host memory.", at_least(0))
-    on_error: str = setting("stop", "After an unreadable example; skip counts and logs it.", one_of("stop", "skip"))
+    prefetch: int = setting(2, "Number of dispatches whose batches are read ahead into host memory.", at_least(0))
+    on_error: str = setting(
+        "stop", "Reaction to an unreadable example; skip counts and logs it.", one_of("stop", "skip")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Parameters with optimizer settings of their own; the first group that matches counts."""
+    """Parameters with separate optimizer settings; the first matching group applies."""
 
-    match: str = setting("", 'Regular expression, searched in the parameter\'s path: "^head/".', regular_expression())
+    match: str = setting("", 'Regular expression, searched in the path of a parameter: "^head/".', regular_expression())
     learning_rate_scale: float = setting(1.0, "Factor on optimizer.learning_rate.", at_least(0))
-    weight_decay: float | None = setting(None, "None: the weight_decay of the optimizer.", at_least(0))
+    weight_decay: float | None = setting(None, "Weight decay of the group; None: that of the optimizer.", at_least(0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(Target):
-    """An optax optimizer; keys that are not listed here go to the target (b1, weight_decay, momentum ...)."""
+    """An optax optimizer. Keys that are not listed here are arguments of the target (b1, weight_decay, ...)."""
 
-    target: str = setting("optax.adamw", "Called with learning_rate=schedule and the other keys.", DOTTED_PATH)
-    learning_rate: float = setting(1e-3, "The peak of the schedule.", at_least(0))
-    schedule: str = setting("cosine", "Its shape after the warm-up.", one_of("constant", "linear", "cosine"))
-    warmup: Duration = setting(
-        Duration(0, "steps"), "Linear increase from 0 to the peak.", in_units(*DATA_UNITS, zero=True)
+    target: str = setting("optax.adamw", "Called with learning_rate=schedule and the arguments.", DOTTED_PATH)
+    learning_rate: float = setting(1e-3, "Peak of the schedule.", at_least(0))
+    schedule: str = setting(
+        "cosine", "Shape of the schedule after the warm-up.", one_of("constant", "linear", "cosine")
     )
-    final_scale: float = setting(0.0, "Learning rate at the end, as a factor of the peak.", at_least(0))
-    clip_norm: float | None = setting(1.0, "Global norm of the gradient; None does not clip.", above(0))
+    warmup: Duration = setting(
+        Duration(0, "steps"), "Length of the linear increase from 0 to the peak.", in_units(*DATA_UNITS, zero=True)
+    )
+    final_scale: float = setting(0.0, "Learning rate at the last step, as a fraction of the peak.", at_least(0))
+    clip_norm: float | None = setting(1.0, "Largest global norm of the gradient; None does not clip.", above(0))
     decay: str = setting(
         "matrices",
-        "Which parameters weight decay acts on; matrices have two or more dimensions.",
+        "Parameters that weight decay applies to; matrices have two or more dimensions.",
         one_of("matrices", "all", "none"),
     )
-    trainable: str = setting("", "Regular expression of trained paths; empty: all.", regular_expression())
-    groups: Mapping[str, Group] = table("Name -> Group.")
+    trainable: str = setting("", "Regular expression of the parameters to train; empty: all.", regular_expression())
+    groups: Mapping[str, Group] = table("Name -> parameter group.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """How long, how much at once, with which numbers."""
+    """Length, batch size, seed, precision and memory use of the training."""
 
     total: Duration = setting(Duration(10, "epochs"), "Length of the run.", BY_DATA)
-    global_batch_size: int = setting(128, "Examples of one optimizer step, on all devices.", at_least(1))
-    seed: int = setting(0, "Seed of weights, order and randomness.", at_least(0, below=2**32))
-    accumulate: int = setting(1, "Microbatches of one step.", at_least(1))
+    global_batch_size: int = setting(128, "Examples per optimizer step, over all devices.", at_least(1))
+    seed: int = setting(0, "Seed of initial weights, data order and all random numbers.", at_least(0, below=2**32))
+    accumulate: int = setting(1, "Microbatches per step, for gradient accumulation.", at_least(1))
     steps_per_dispatch: int = setting(1, "Optimizer steps in one call of the compiled program.", at_least(1))
     precision: str = setting(
-        "float32", "What the model computes in; parameters stay float32.", one_of("float32", "bfloat16")
+        "float32", "Data type of the computation; parameters stay float32.", one_of("float32", "bfloat16")
     )
     ema_decay: float | None = setting(
-        None, "Average of the weights, used by evaluations and export.", at_least(0, below=1)
+        None, "Decay of the moving average of the weights, which evaluations and export use.", at_least(0, below=1)
     )
-    remat: str = setting("none", "What layers recompute: none, full, dots, save:NAMES, offload:NAMES.", REMAT)
-    offload_optimizer: bool = setting(False, "Keep the optimizer's state in host memory between steps.")
+    remat: str = setting(
+        "none", "What the backward pass recomputes: none, full, dots, save:NAMES, offload:NAMES.", REMAT
+    )
+    offload_optimizer: bool = setting(False, "Keep the optimizer state in host memory between steps.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slices:
-    """Slices by axis: the factor of each axis that spans the slow network between slices, 1 for none."""
+    """Number of slices per mesh axis: the part of each axis that crosses the slow network between slices; 1: none."""
 
-    pipeline: int = setting(1, "Stages on different slices.", AXIS_SIZE)
-    data: int = setting(1, "Copies on different slices; the usual choice.", AXIS_SIZE)
+    pipeline: int = setting(1, "Pipeline stages on different slices.", AXIS_SIZE)
+    data: int = setting(1, "Copies of the model on different slices; the usual choice.", AXIS_SIZE)
     fsdp: int = setting(1, "Parameters split over slices.", AXIS_SIZE)
     expert: int = setting(1, "Experts split over slices.", AXIS_SIZE)
     context: int = setting(1, "A sequence split over slices.", AXIS_SIZE)
@@ -130,17 +133,19 @@ class Slices:
 
 @dataclass(frozen=True, kw_only=True)
 class MeshSpec:
-    """Devices by axis, within a slice: a number, or -1 for what is left. None: what the preset says, or 1."""
+    """Devices per mesh axis within a slice: a number, or -1 for all remaining. None: the value of the preset, or 1."""
 
     preset: str = setting(
-        "auto", "A mesh of the hardware table; axes set below override it.", one_of("auto", *hardware.MESH_PRESETS)
+        "auto",
+        "Named mesh; auto is the default mesh of the hardware. Axes that are set here override it.",
+        one_of("auto", *hardware.MESH_PRESETS),
     )
     pipeline: int | None = setting(None, "Layers are split into stages.", AXIS_SIZE)
     data: int | None = setting(
-        None, "Copies of the model, each with its own rows; None also takes what is left.", AXIS_SIZE
+        None, "Copies of the model, each with its own rows; None also takes all remaining devices.", AXIS_SIZE
     )
-    fsdp: int | None = setting(None, "Rows and parameters are split.", AXIS_SIZE)
-    expert: int | None = setting(None, "Rows and the experts of a layer are split.", AXIS_SIZE)
+    fsdp: int | None = setting(None, "Rows of the batch and parameters are split.", AXIS_SIZE)
+    expert: int | None = setting(None, "Rows of the batch and the experts of a layer are split.", AXIS_SIZE)
     context: int | None = setting(None, "Sequences are split.", AXIS_SIZE)
     tensor: int | None = setting(None, "Dimensions of a layer are split.", AXIS_SIZE)
     dcn: Slices = field(default_factory=Slices)
@@ -151,101 +156,103 @@ class MeshSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Sharding:
-    """Where each named dimension goes, and how split layers communicate."""
+    """Mesh axes of named dimensions, and how split layers communicate."""
 
-    rules: Mapping[str, str | tuple[str, ...] | None] = table("Logical axis -> mesh axis, tuple of them, or None.")
-    zero1: bool = setting(False, "Split the optimizer's state over data too, where parameters are whole.")
+    rules: Mapping[str, str | tuple[str, ...] | None] = table("Logical axis -> mesh axis, tuple of mesh axes, or None.")
+    zero1: bool = setting(False, "Split the optimizer state of unsplit parameters over the data axis.")
     context: str = setting(
         "ring",
         "Attention over a split sequence; all-to-all splits heads instead of positions.",
         one_of("ring", "all-to-all"),
     )
-    microbatches: int | None = setting(None, "Microbatches of the pipeline; None: two a stage.", at_least(1))
-    repeats: int = setting(1, "Groups of layers of a pipeline stage; more shrink the bubble.", at_least(1))
+    microbatches: int | None = setting(None, "Microbatches of the pipeline; None: two per stage.", at_least(1))
+    repeats: int = setting(1, "Groups of layers per pipeline stage; more groups shrink the bubble.", at_least(1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """When the state is saved and which saves are kept."""
+    """When the state is saved, and which checkpoints are kept."""
 
     every: Duration | None = setting(Duration(10, "minutes"), "Period of saves; None saves at the end only.", ANY_UNIT)
-    keep_latest: int = setting(2, "Newest checkpoints that stay.", at_least(1))
-    best: str | None = setting(None, "evaluation/metric that selects further checkpoints to keep.", METRIC)
+    keep_latest: int = setting(2, "Number of newest checkpoints to keep.", at_least(1))
+    best: str | None = setting(None, "evaluation/metric that selects the best checkpoints to keep.", METRIC)
     best_mode: str = setting("max", "Whether the largest or the smallest value is best.", one_of("max", "min"))
-    keep_best: int = setting(1, "Best checkpoints that stay.", at_least(1))
+    keep_best: int = setting(1, "Number of best checkpoints to keep.", at_least(1))
     on_failure: str = setting(
-        "continue", "After a failed save: report it and try the next one, or stop.", one_of("continue", "stop")
+        "continue",
+        "Reaction to a failed save: report it and continue, or stop the run.",
+        one_of("continue", "stop"),
     )
-    timeout: Duration = setting(Duration(10, "minutes"), "A save or restore that takes longer is given up.", BY_CLOCK)
+    timeout: Duration = setting(Duration(10, "minutes"), "A save or restore that takes longer is abandoned.", BY_CLOCK)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Init:
-    """What a new run begins with, instead of random weights."""
+    """Checkpoint from which a new run takes its initial weights."""
 
-    checkpoint: str = setting("", "A run directory, or a step of one: checkpoints/500.")
-    paths: Mapping[str, str | None] = table("Prefix here -> prefix in the checkpoint; None leaves parameters random.")
+    checkpoint: str = setting("", "A run directory, or one step of it: runs/digits/checkpoints/500.")
+    paths: Mapping[str, str | None] = table("Path prefix here -> prefix in the checkpoint; None keeps random weights.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resilience:
-    """What is watched while training, and what happens then."""
+    """Checks during training, and reactions to failures."""
 
     divergence: str = setting(
         "stop",
-        "After a loss or gradient that is not finite, or a spike; skip leaves the update out.",
+        "Reaction to a spike, or to a loss or gradient that is not finite; skip leaves out the update.",
         one_of("stop", "skip", "rollback"),
     )
-    spike: float | None = setting(None, "A loss above this factor of the running median is a spike.", above(1))
+    spike: float | None = setting(None, "A loss above this multiple of the running median is a spike.", above(1))
     replica_check: Duration | None = setting(
-        Duration(1000, "steps"), "How often replicas are compared; None does not compare.", BY_DATA
+        Duration(1000, "steps"), "Period of comparing the replicas of the state; None never compares.", BY_DATA
     )
     hang: Duration = setting(
-        Duration(60, "seconds"), "A step longer than this and than 5 times the median is a hang.", BY_CLOCK
+        Duration(60, "seconds"), "A step is a hang if it takes longer than this and than 5 times the median.", BY_CLOCK
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A named evaluation: its data, which is read once and in order, and its period."""
+    """A named evaluation: its period and its data, which is read once, in order."""
 
     data: Data = field(default_factory=Data)
     every: Duration | None = setting(Duration(1, "epochs"), "Period; None evaluates at the end only.", BY_DATA)
-    batch_size: int | None = setting(None, "Examples of one batch; None: as train.global_batch_size.", at_least(1))
-    use_ema: bool = setting(True, "Evaluate the averaged weights where train.ema_decay is set.")
+    batch_size: int | None = setting(None, "Examples per batch; None: train.global_batch_size.", at_least(1))
+    use_ema: bool = setting(True, "Evaluate the averaged weights if train.ema_decay is set.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hook(Target):
-    """An object of the user's own, called with the trainer and the step."""
+    """A user-defined object whose `run` is called with the trainer, the state and the step."""
 
     every: Duration | None = setting(Duration(1, "epochs"), "Period; None calls it at the end only.", BY_DATA)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Log:
-    """What is written while training."""
+    """Metrics and progress during training."""
 
-    every: Duration = setting(Duration(50, "steps"), "Period of the rows of metrics.", BY_DATA)
-    tensorboard: bool = setting(True, "Event files beside metrics.jsonl.")
-    progress: str = setting("auto", "How progress is shown.", one_of("auto", "bar", "lines", "none"))
-    examples: bool = setting(False, "Write the examples of each step to examples/<process>.jsonl.")
+    every: Duration = setting(Duration(50, "steps"), "Period of the rows in metrics.jsonl.", BY_DATA)
+    tensorboard: bool = setting(True, "Also write TensorBoard event files.")
+    progress: str = setting("auto", "How progress is shown on the terminal.", one_of("auto", "bar", "lines", "none"))
+    examples: bool = setting(False, "Write the examples that each step used to examples/*.jsonl.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """One window of steps that the profiler records."""
+    """One window of steps that the JAX profiler traces."""
 
     start: int | None = setting(None, "First step of the window; None does not profile.", at_least(0))
-    steps: int = setting(5, "Length of the window.", at_least(1))
+    steps: int = setting(5, "Number of steps in the window.", at_least(1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """The compiled programs that stay on disk between runs."""
+    """Compilation cache: compiled programs that are kept on disk between runs."""
 
-    compiled: bool = setting(True, "Keep them, in the user's cache directory.")
-    max_gib: float = setting(2.0, "The oldest entries beyond this size are deleted.", above(0))
+    compiled: bool = setting(True, "Keep compiled programs in the user's cache directory.")
+    max_gib: float = setting(2.0, "Largest size of the cache; the oldest entries are deleted first.", above(0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,14 +269,14 @@ class Config:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     init: Init = field(default_factory=Init)
     resilience: Resilience = field(default_factory=Resilience)
-    evaluations: Mapping[str, Evaluation] = table("Name -> Evaluation.")
-    hooks: Mapping[str, Hook] = table("Name -> Hook.")
+    evaluations: Mapping[str, Evaluation] = table("Name -> evaluation.")
+    hooks: Mapping[str, Hook] = table("Name -> hook.")
     log: Log = field(default_factory=Log)
     profile: Profile = field(default_factory=Profile)
     cache: Cache = field(default_factory=Cache)
-    tiny: Arguments = table('Overrides of --fast-dev-run: {"train.global_batch_size": 8}.')
+    tiny: Arguments = table('Overrides for --fast-dev-run: {"train.global_batch_size": 8}.')
 
 
 def field_names(section: type) -> list[str]:
-    """Returns the names of the fields of a section, in order, without `arguments`."""
+    """Returns the names of the fields of a section in schema order, without `arguments`."""
     return [f.name for f in dataclasses.fields(section) if f.name != "arguments"]

@@ -1,6 +1,6 @@
-"""How a field of the schema is declared: its default, its help and the values it allows, in one call.
+"""Declaration of a schema field: its default, help text and allowed values, in one call.
 
-The declaration is stored as metadata of the dataclass field. Validation, `convoy config --help` and the error texts
+The declaration is stored as metadata of the dataclass field. Validation, `convoy config --help` and error messages
 read it from there.
 """
 
@@ -13,14 +13,14 @@ from engine.config.duration import Duration
 from engine.config.errors import FieldError, did_you_mean
 
 type Check = Callable[[object, str], None]
-"""Takes a value of the right type and its path; raises FieldError where the value is not allowed."""
+"""Called with a value of the right type and its path; raises FieldError if the value is not allowed."""
 
 _KEY = "setting"
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Which values a field allows, in words for the help and as a check. A value of None is always allowed."""
+    """The values that a field allows: in words for the help text, and as a check, which None always passes."""
 
     text: str
     check: Check
@@ -28,40 +28,40 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is known of a field beyond its type."""
+    """Help text and allowed values of a field."""
 
     help: str
     rule: Rule | None = None
 
     @property
     def text(self) -> str:
-        """The help and the allowed values."""
+        """The help text, followed by the allowed values."""
         return f"{self.help} {self.rule.text}".rstrip() if self.rule else self.help
 
 
 def setting[T](default: T, help: str, rule: Rule | None = None) -> T:
-    """Declares a field of a section; `help` is what `convoy config --help` prints, with the rule's text behind it."""
+    """Declares a field of a section; `convoy config --help` prints `help` and the text of the rule."""
     return dataclasses.field(default=default, metadata={_KEY: Setting(help, rule)})
 
 
 def table(help: str) -> Mapping[str, Never]:
-    """Declares a field that takes any names; it is empty by default."""
+    """Declares a table or open dict, whose keys users choose; it is empty by default."""
     return dataclasses.field(default_factory=dict, metadata={_KEY: Setting(help)})
 
 
 def setting_of(field: dataclasses.Field) -> Setting:
-    """Returns what `setting` or `table` declared of a field."""
+    """Returns the declaration of a field, made by `setting` or `table`."""
     return field.metadata.get(_KEY, Setting(""))
 
 
 def at_least(low: float, below: float | None = None) -> Rule:
-    """A number from `low` on, and less than `below` where that is given."""
+    """Allows numbers >= `low`, and < `below` if given."""
     limit = f"at least {low}" if below is None else f"at least {low} and less than {below}"
     return _number(limit, lambda value: value >= low and (below is None or value < below))
 
 
 def above(low: float) -> Rule:
-    """A number greater than `low`."""
+    """Allows numbers > `low`."""
     return _number(f"more than {low}", lambda value: value > low)
 
 
@@ -74,7 +74,7 @@ def _number(limit: str, allows: Callable[[float], bool]) -> Rule:
 
 
 def one_of(*choices: str) -> Rule:
-    """One of some texts."""
+    """Allows one of several texts."""
     text = f"Allowed: {', '.join(choices)}."
 
     def check(value: object, path: str) -> None:
@@ -85,7 +85,7 @@ def one_of(*choices: str) -> Rule:
 
 
 def in_units(*units: str, zero: bool = False) -> Rule:
-    """A duration in one of some units; `zero` allows one without length."""
+    """Allows durations in one of several units; `zero` also allows a duration of 0."""
     listed = ", ".join(units)
 
     def check(value: object, path: str) -> None:
@@ -100,7 +100,7 @@ def in_units(*units: str, zero: bool = False) -> Rule:
 
 
 def matching(pattern: str, advice: str, problem: str = "") -> Rule:
-    """A text that matches a regular expression as a whole."""
+    """Allows texts that match a regular expression completely."""
 
     def check(value: object, path: str) -> None:
         if not re.fullmatch(pattern, str(value)):
@@ -110,12 +110,12 @@ def matching(pattern: str, advice: str, problem: str = "") -> Rule:
 
 
 def regular_expression() -> Rule:
-    """A text that is a regular expression."""
+    """Allows valid regular expressions."""
 
     def check(value: object, path: str) -> None:
         try:
             re.compile(str(value))
         except re.error as error:
-            raise FieldError(path, f"found {value!r}, not a regular expression", f"Python says: {error}.") from None
+            raise FieldError(path, f"found {value!r}, not a regular expression", f"Python reports: {error}.") from None
 
     return Rule("", check)

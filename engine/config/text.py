@@ -1,7 +1,6 @@
-"""A config as flat text, one `name: value` a line: the output of `convoy config` and the `config.txt` of a run.
+"""A config as text, one `name: value` per line: the output of `convoy config` and the `config.txt` of a run.
 
-`from_text(to_text(config), ...)` is an equal Config. Single values are read by the command line's parser
-(`override.py`).
+`from_text(to_text(config), ...)` returns an equal Config. Values are parsed by `override.py`, as on the command line.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,9 +16,9 @@ from engine.config.validation import validate
 
 
 def flatten(config: Config) -> list[tuple[str, object]]:
-    """Returns (dotted name, value) of every field, in the order of the schema; arguments after a section's own fields.
+    """Returns (dotted name, value) of every field in schema order; arguments follow the fields of their section.
 
-    Dicts under open names are flattened too, where their keys are words; other dicts are one value.
+    Dicts in open sections are flattened too if all keys are words; other dicts are one value.
     """
     return list(_section("", config))
 
@@ -55,43 +54,43 @@ def _is_word(key: object) -> bool:
 
 
 def to_text(config: Config) -> str:
-    """Returns the config as lines `name: value`; text is quoted only where it would be read as something else."""
+    """Returns the config as lines `name: value`; text is quoted only if it would be parsed as another value."""
     return "".join(f"{name}: {value_text(name, value)}\n" for name, value in flatten(config))
 
 
 def value_text(name: str, value: object) -> str:
-    """Returns a value as it is written behind the field `name`."""
+    """Returns the text of a value of the field `name`."""
     if isinstance(value, Duration):
         return str(value)
     if not isinstance(value, str):
-        return repr(_ordinary(value))
-    if value and value.isprintable() and _reads_as_itself(name, value):
+        return repr(_plain_containers(value))
+    if value and value.isprintable() and _parses_to_itself(name, value):
         return value
     return repr(value)
 
 
-def _reads_as_itself(name: str, value: str) -> bool:
+def _parses_to_itself(name: str, value: str) -> bool:
     try:
         return parse(locate(name), value, name) == value
     except FieldError:
         return False
 
 
-def _ordinary(value: object) -> object:
+def _plain_containers(value: object) -> object:
     if isinstance(value, MappingProxyType):
-        return {key: _ordinary(item) for key, item in value.items()}
-    return tuple(_ordinary(item) for item in value) if isinstance(value, tuple) else value
+        return {key: _plain_containers(item) for key, item in value.items()}
+    return tuple(_plain_containers(item) for item in value) if isinstance(value, tuple) else value
 
 
 def from_text(text: str, where: str) -> Config:
-    """Reads back what `to_text` wrote; `from_text(to_text(config), ...) == config`.
+    """Parses the output of `to_text`; `from_text(to_text(config), ...) == config`.
 
     Args:
-        text: lines `name: value`; empty lines and lines that begin with # are skipped.
-        where: it came from, for the errors ("runs/digits/config.txt").
+        text: lines `name: value`; empty lines and lines that start with # are skipped.
+        where: origin of the text, for the errors ("runs/digits/config.txt").
 
     Raises:
-        ConfigError: a line of another form, a name twice, or a field or value that the schema does not allow.
+        ConfigError: a malformed line, a repeated name, or a field or value that the schema does not allow.
     """
     draft, seen = defaults(), {}
     for number, line in enumerate(text.splitlines(), start=1):
@@ -103,7 +102,7 @@ def from_text(text: str, where: str) -> Config:
                 f"{where}:{number}: found {line!r}. Each line is 'name: value', as `convoy config` prints."
             )
         if name in seen:
-            raise ConfigError(f"{where}:{number}: {name} stands on line {seen[name]} too. Remove one of the two.")
+            raise ConfigError(f"{where}:{number}: {name} is also set on line {seen[name]}. Remove one of the lines.")
         seen[name] = number
         try:
             set_text(draft, name.strip(), value)

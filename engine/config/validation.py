@@ -1,7 +1,7 @@
-"""From a draft to a Config: the checks that need more than one field, the parsing of durations, and freezing.
+"""Turns a draft into a frozen Config: checks combinations of fields and parses durations.
 
-Single fields are checked at their assignment (`draft.py`). The arguments of targets are checked by `target.py`, which
-imports the target and so jax.
+`draft.py` checks single fields when they are assigned. `target.py` checks the arguments of targets, which requires
+importing the target and therefore jax.
 """
 
 import copyreg
@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from engine.config.draft import Draft, draft_of, thaw
+from engine.config.draft import Draft, draft_of, unfreeze
 from engine.config.duration import Duration
 from engine.config.errors import FieldError, did_you_mean
 from engine.config.fields import check_value, join, slots
@@ -21,14 +21,14 @@ from engine.config.schema import Config, Target
 
 
 def validate(config: ConfigDict | Mapping[str, object] | Config, origin: str = "") -> Config:
-    """Returns the frozen Config: dataclasses, read-only mappings, tuples.
+    """Returns the frozen Config: dataclasses, read-only mappings and tuples.
 
     Args:
-        config: a draft, or dicts in the shape of the schema; what they lack has its default.
-        origin: where it was written, for the errors.
+        config: a draft, or dicts in the shape of the schema; missing fields get their defaults.
+        origin: the file that it comes from, for the errors.
 
     Raises:
-        FieldError: an unknown field, a wrong type or value, a missing target, or fields that do not fit together.
+        FieldError: an unknown field, a wrong type or value, a missing target, or a conflict between fields.
     """
     try:
         draft = config if isinstance(config, Draft) else draft_of(config)
@@ -44,7 +44,7 @@ def validate(config: ConfigDict | Mapping[str, object] | Config, origin: str = "
 
 
 def _freeze(section: type, draft: Any) -> Any:
-    """Makes a section's dataclass from its draft."""
+    """Builds the dataclass of a section from its draft."""
     fields: dict[str, Any] = {}
     for name, slot in slots(section).items():
         value = draft[name]
@@ -68,23 +68,23 @@ def _frozen(value: object) -> object:
 
 
 def read_only[K, V](values: dict[K, V]) -> MappingProxyType[K, V]:
-    """Returns a read-only view of a dict that nobody else holds."""
+    """Returns a read-only view of a dict; the caller must not keep another reference to the dict."""
     return MappingProxyType(values)
 
 
-# A Config travels to other processes (Ray, readers), and Python itself cannot pickle a MappingProxyType.
+# A Config is sent to other processes (Ray, reader workers), but Python cannot pickle a MappingProxyType.
 copyreg.pickle(MappingProxyType, lambda mapping: (read_only, (dict(mapping),)))
 
 
 def _check_targets(config: Config) -> None:
-    """Each section that names a class or function must name one; each group must match something."""
+    """Checks that every target is set and that every parameter group has a pattern."""
     named: dict[str, Target] = {"task": config.task, "data": config.data, "optimizer": config.optimizer}
     named |= {f"evaluations.{name}.data": evaluation.data for name, evaluation in config.evaluations.items()}
     named |= {f"hooks.{name}": hook for name, hook in config.hooks.items()}
     for path, section in named.items():
         if not section.target:
             near = ""
-            if len(parts := path.split(".")) > 1:  # a new entry may be a mistyped old one
+            if len(parts := path.split(".")) > 1:  # the new entry may be a misspelt existing entry
                 others = [join(parts[0], name) for name in getattr(config, parts[0]) if name != parts[1]]
                 near = did_you_mean(join(parts[0], parts[1]), others)
             advice = f"Name a class or function by dotted path, such as 'package.module.Name'.{near}"
@@ -108,14 +108,15 @@ def _check_numbers(config: Config) -> None:
     for path, section in (("mesh", mesh), ("mesh.dcn", mesh.dcn)):
         free = [f"{path}.{name}" for name in AXES if getattr(section, name) == -1]
         if len(free) > 1:
-            raise FieldError(free[-1], f"found -1, and so is {free[0]}", "One axis may take what is left.")
+            advice = "Only one axis can take all remaining devices."
+            raise FieldError(free[-1], f"found -1, but {free[0]} is -1 too", advice)
     for name, axes in config.sharding.rules.items():
         if not name.isidentifier():
-            raise FieldError(f"sharding.rules.{name}", "is no name of an axis", "Use letters, digits and '_'.")
+            raise FieldError(f"sharding.rules.{name}", "is not a valid name of an axis", "Use letters, digits and '_'.")
         texts = axes if isinstance(axes, tuple) else (axes,)
         if axes is not None and not all(isinstance(axis, str) for axis in texts):
-            advice = "Allowed: a mesh axis, a tuple of them, or None."
-            raise FieldError(f"sharding.rules.{name}", f"found {thaw(axes)!r}", advice)
+            advice = "Allowed: a mesh axis, a tuple of mesh axes, or None."
+            raise FieldError(f"sharding.rules.{name}", f"found {unfreeze(axes)!r}", advice)
 
 
 def _check_best(config: Config) -> None:
@@ -132,13 +133,16 @@ def _check_best(config: Config) -> None:
 
 
 def _check_init(config: Config) -> None:
-    for prefix, there in config.init.paths.items():
+    for prefix, source in config.init.paths.items():
         where = f"init.paths.{prefix}"
-        if there is not None and not isinstance(there, str):
-            advice = "Name the beginning of a path in the checkpoint, '' for its top, or None to begin at random."
-            raise FieldError(where, f"found {there!r}", advice)
+        if source is not None and not isinstance(source, str):
+            advice = (
+                "Allowed: a path prefix in the checkpoint, '' for the whole checkpoint, or None for random weights."
+            )
+            raise FieldError(where, f"found {source!r}", advice)
         if not config.init.checkpoint:
-            raise FieldError(where, "is set, and no init.checkpoint is", "Name the run that it takes weights from.")
+            advice = "Set init.checkpoint to the run that the weights come from."
+            raise FieldError(where, "is set, but init.checkpoint is not", advice)
 
 
 def _check_tiny(config: Config) -> None:

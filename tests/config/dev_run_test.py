@@ -27,7 +27,7 @@ def changes(*overrides):
     return {name: value for name, value in after.items() if before[name] != value}
 
 
-def test_a_dev_run_is_two_steps_of_everything():
+def test_dev_run_config_has_two_steps_and_every_period_of_one_step():
     assert changes() == {
         "train.total": "2 steps",
         "train.global_batch_size": "8",
@@ -50,11 +50,11 @@ def test_a_dev_run_is_two_steps_of_everything():
         (["train.accumulate=16"], 16),
     ],
 )
-def test_the_batch_shrinks_to_a_multiple_of_accumulate(overrides, batch_size):
+def test_dev_run_batch_is_a_multiple_of_accumulate(overrides, batch_size):
     assert tiny(config(*overrides)).train.global_batch_size == batch_size
 
 
-def test_the_configs_own_tiny_overrides_come_last():
+def test_tiny_overrides_take_precedence():
     overrides = ["tiny.train.global_batch_size=4", "tiny.task.width=8", "tiny.evaluations.heldout.data.limit=3"]
     result = tiny(config(*overrides))
     assert result.train.global_batch_size == 4 and result.data.limit == 6
@@ -62,11 +62,11 @@ def test_the_configs_own_tiny_overrides_come_last():
     assert result.tiny == {}
 
 
-def test_nothing_grows():
+def test_dev_run_never_increases_a_size():
     result = tiny(config("data.limit=3", "evaluations.heldout.batch_size=2"))
     assert result.data.limit == 3 and result.evaluations["heldout"].batch_size == 2
 
 
-def test_tiny_overrides_that_do_not_fit_are_refused():
+def test_invalid_tiny_override_is_a_config_error():
     with pytest.raises(ConfigError, match=r"train.accumulate: found 3, .* \(--fast-dev-run\)"):
         tiny(config("tiny.train.accumulate=3", "tiny.train.global_batch_size=8"))

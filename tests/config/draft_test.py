@@ -6,20 +6,20 @@ import pickle
 import ml_collections
 import pytest
 
-from engine.config.draft import Draft, defaults, draft_of, thaw
+from engine.config.draft import Draft, defaults, draft_of, unfreeze
 from engine.config.errors import ConfigError, UnknownFieldError
 from engine.config.schema import Config
 from engine.config.validation import validate
 
 
-def test_a_draft_is_a_config_dict_with_every_field_of_the_schema():
+def test_defaults_returns_a_config_dict_with_every_schema_field():
     c = defaults()
     assert isinstance(c, ml_collections.ConfigDict)
-    assert c.to_dict() == thaw(Config())
+    assert c.to_dict() == unfreeze(Config())
     assert c.train.total == "10 epochs" and c.evaluations.to_dict() == {}
 
 
-def test_an_unknown_field_is_refused_where_it_is_written_and_where_it_is_read():
+def test_writing_or_reading_an_unknown_field_raises():
     c = defaults()
     with pytest.raises(ConfigError, match=r"train.totl: unknown field. Did you mean train.total\?"):
         c.train.totl = "1 epoch"
@@ -34,7 +34,7 @@ def test_an_unknown_field_is_refused_where_it_is_written_and_where_it_is_read():
     assert not hasattr(c.train, "totl")
 
 
-def test_types_come_from_the_schema_even_after_none():
+def test_field_keeps_its_type_after_it_was_none():
     c = defaults()
     c.data.limit = None
     with pytest.raises(ConfigError, match=r"data.limit: found 'all' \(text\), allowed is an integer or None"):
@@ -44,7 +44,7 @@ def test_types_come_from_the_schema_even_after_none():
     assert c.data.limit == 10 and type(c.optimizer.clip_norm) is float
 
 
-def test_open_sections_take_new_names_and_closed_ones_do_not():
+def test_only_open_sections_accept_new_names():
     c = defaults()
     c.task.width = 64
     c.task.encoder = dict(layers=[1, 2])
@@ -56,7 +56,7 @@ def test_open_sections_take_new_names_and_closed_ones_do_not():
         c.extra = 1
 
 
-def test_a_dict_for_a_section_means_its_defaults_and_then_the_dict():
+def test_assigning_a_dict_resets_a_section_to_its_defaults_first():
     c = defaults()
     c.data.limit, c.data.split = 10, "train"
     c.data = dict(target="a.b", threads=4)
@@ -71,7 +71,7 @@ def test_a_dict_for_a_section_means_its_defaults_and_then_the_dict():
         c.evaluations = None
 
 
-def test_a_section_that_is_assigned_twice_is_two_sections():
+def test_assigning_a_section_copies_it():
     c = defaults()
     c.data = dict(target="a.b", split="train")
     c.evaluations.heldout = dict(data=c.data)
@@ -79,13 +79,13 @@ def test_a_section_that_is_assigned_twice_is_two_sections():
     assert c.data.split == "train"
 
 
-def test_keys_stay_in_the_order_of_the_file():
+def test_keys_keep_their_insertion_order():
     c = defaults()
     c.optimizer.groups = dict(zebra=dict(match=r"z"), ant=dict(match=r"a"))
     assert list(c.optimizer.groups) == ["zebra", "ant"]
 
 
-def test_a_reference_is_read_at_its_assignment():
+def test_field_reference_is_resolved_when_assigned():
     c = defaults()
     c.train.seed = ml_collections.FieldReference(7)
     assert c.train.seed == 7
@@ -94,7 +94,7 @@ def test_a_reference_is_read_at_its_assignment():
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c)), lambda c: c.copy_and_resolve_references()]
 )
-def test_copies_are_drafts_that_know_the_schema(copied):
+def test_copies_of_a_draft_check_the_schema(copied):
     c = defaults()
     c.task.width = 64
     other = copied(c)
@@ -104,7 +104,7 @@ def test_copies_are_drafts_that_know_the_schema(copied):
         other.train.totl = 1
 
 
-def test_update_is_checked_too():
+def test_update_checks_the_schema():
     c = defaults()
     c.update({"train": {"seed": 3}, "task": {"target": "a.b", "width": 1}})
     assert c.train.seed == 3 and c.train.total == "10 epochs" and c.task.width == 1
@@ -112,7 +112,7 @@ def test_update_is_checked_too():
         c.update({"train": {"sed": 3}})
 
 
-def test_a_config_becomes_a_draft_and_back():
+def test_config_round_trips_through_a_draft():
     c = defaults()
     c.task = dict(target="a.b", sizes=[1, 2], encoder=dict(layers=3, weights={0: 1.5}))
     c.data = dict(target="a.c")

@@ -25,7 +25,7 @@ def parse(text):
         ("0 steps", 0, "steps"),
     ],
 )
-def test_a_number_and_a_unit_make_a_duration(text, value, unit):
+def test_parse_reads_a_number_and_a_unit(text, value, unit):
     assert parse(text) == Duration(value, unit)
     assert type(parse(text).value) is type(value)
 
@@ -39,41 +39,41 @@ def test_a_number_and_a_unit_make_a_duration(text, value, unit):
             "3 epcohs",
             "unknown unit 'epcohs'. Units: steps, examples, epochs, seconds, minutes, hours. Did you mean epoch",
         ),
-        ("-1 steps", "less than nothing"),
-        ("1.5 steps", "found '1.5 steps', a fraction of what is counted whole. Write whole steps."),
-        ("1__0 steps", "'1__0' is no number"),
+        ("-1 steps", "found '-1 steps', which is negative"),
+        ("1.5 steps", "found '1.5 steps', not a whole number of steps. Write a whole number of steps."),
+        ("1__0 steps", "'1__0' is not a number"),
     ],
 )
-def test_anything_else_is_refused_with_what_is_allowed(text, sentence):
+def test_parse_error_lists_what_is_allowed(text, sentence):
     with pytest.raises(ConfigError) as error:
         parse(text)
     assert sentence in str(error.value)
 
 
-def test_a_duration_prints_in_one_form():
+def test_durations_print_in_canonical_form():
     written = ("1 epochs", "30 epoch", "0.5 epochs", "1_000 steps", "1e6 examples", "1e-7 epochs")
     printed = ["1 epoch", "30 epochs", "0.5 epochs", "1000 steps", "1000000 examples", "0.0000001 epochs"]
     assert [str(parse(text)) for text in written] == printed
 
 
 @pytest.mark.parametrize("text", ["0.1234567890123 epochs", "1e22 examples", "0.3 hours", "1e-7 epochs"])
-def test_a_printed_duration_reads_back_exactly(text):
+def test_printed_duration_parses_to_the_same_value(text):
     assert parse(str(parse(text))) == parse(text)
 
 
-def test_thirty_epochs_are_the_ceiling_of_thirty_times_n_over_the_batch():
+def test_epochs_convert_to_steps_rounded_up():
     assert parse("30 epochs").steps(64, 1437) == math.ceil(30 * 1437 / 64) == 674
     assert parse("1 examples").steps(64, 1437) == 1
     assert parse("7 steps").steps(64, 1437) == 7
     assert parse("0.1 epochs").examples(64, 1797) == Fraction(1797, 10)
 
 
-def test_translation_is_exact_where_floats_are_not():
+def test_conversion_to_steps_has_no_floating_point_error():
     assert parse("0.1 epochs").steps(1, 30) == 3  # 0.1 * 30 is 3.0000000000000004 in floats
     assert parse(f"{10**17 + 1} examples").steps(1, 1) == 10**17 + 1
 
 
-def test_a_clock_has_seconds_and_no_examples():
+def test_time_units_convert_to_seconds_only():
     assert parse("10 minutes").is_clock and parse("10 minutes").seconds == 600
     assert not parse("10 steps").is_clock
     with pytest.raises(ConfigError, match=r"'10 minutes' is not a number of examples. Units of the data: steps"):
@@ -88,7 +88,7 @@ def test_a_clock_has_seconds_and_no_examples():
     "text", ["1 step", "3 steps", "1 epoch", "0.5 epochs", "0.3 epochs", "100 examples", "7 examples"]
 )
 @pytest.mark.parametrize(("batch_size", "size", "total"), [(64, 1437, 60), (10, 100, 37), (8, 3, 20)])
-def test_due_is_the_first_step_whose_examples_reach_a_multiple(text, batch_size, size, total):
+def test_period_is_due_at_the_first_step_that_reaches_a_multiple(text, batch_size, size, total):
     period = Period(parse(text), batch_size, size, total)
     length = parse(text).examples(batch_size, size)
     reached, expected = 0, []
@@ -100,7 +100,7 @@ def test_due_is_the_first_step_whose_examples_reach_a_multiple(text, batch_size,
 
 
 @pytest.mark.parametrize("duration", [None, "4 steps", "0.3 epochs", "100 examples"])
-def test_next_after_is_the_next_due_step(duration):
+def test_next_after_returns_the_next_due_step(duration):
     period = Period(duration and parse(duration), 10, 117, total_steps=50)
     due = [step for step in range(51) if period.due(step)]
     for step in range(50):
@@ -108,18 +108,18 @@ def test_next_after_is_the_next_due_step(duration):
     assert period.next_after(50) == 50
 
 
-def test_none_is_due_at_the_last_step_only_and_step_0_never():
+def test_period_none_is_due_at_the_last_step_only():
     period = Period(None, 10, 100, total_steps=5)
     assert [step for step in range(6) if period.due(step)] == [5]
     assert not Period(None, 10, 100, total_steps=0).due(0)
 
 
-def test_the_sizes_of_a_run_make_its_periods():
+def test_run_size_builds_periods():
     size = RunSize(batch_size=10, dataset_size=40, total_steps=9)
     assert [step for step in range(10) if size.period(parse("1 epoch")).due(step)] == [4, 8, 9]
     assert [step for step in range(10) if size.period(None).due(step)] == [9]
 
 
-def test_a_period_of_nothing_is_refused():
-    with pytest.raises(ConfigError, match=r"A period of '0 steps' never ends. Use '1 step' for every step"):
+def test_zero_period_is_an_error():
+    with pytest.raises(ConfigError, match=r"A period of '0 steps' has no length. Use '1 step' for every step"):
         Period(parse("0 steps"), 10, 100, 5)

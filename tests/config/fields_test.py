@@ -16,7 +16,7 @@ from engine.config.fields import (
 from engine.config.schema import Checkpoint, Config, Data, Evaluation, Group, Log, MeshSpec, Optimizer, Train
 
 
-def test_the_schema_is_a_tree_of_slots():
+def test_slots_describe_the_schema():
     assert slots(Config)["train"] == Slot(section=Train)
     assert slots(Config)["evaluations"] == Slot(entries=Evaluation)
     assert slots(Optimizer)["groups"] == Slot(entries=Group)
@@ -26,7 +26,7 @@ def test_the_schema_is_a_tree_of_slots():
     assert slots(Evaluation)["data"] == slots(Config)["data"]
 
 
-def test_names_go_down_the_tree():
+def test_child_returns_the_slot_of_a_name():
     evaluations = child(ROOT, "evaluations", "evaluations")
     assert child(evaluations, "heldout", "evaluations.heldout") == Slot(section=Evaluation)
     assert child(Slot(section=Data), "split", "data.split") == PLAIN  # an argument of the target
@@ -37,19 +37,19 @@ def test_names_go_down_the_tree():
     ("slot", "name"),
     [(Slot(entries=Evaluation), "held out"), (Slot(entries=Evaluation), "a/b"), (Slot(section=Data), "a-b")],
 )
-def test_entries_and_arguments_have_names_that_can_be_written(slot, name):
-    with pytest.raises(ConfigError, match=r"is no name of an"):
+def test_invalid_entry_and_argument_names_are_errors(slot, name):
+    with pytest.raises(ConfigError, match=r"is not a valid name of an"):
         child(slot, name, f"somewhere.{name}")
 
 
-def test_an_unknown_field_names_its_neighbours():
+def test_unknown_field_error_lists_the_fields_of_its_section():
     assert str(unknown_field("train.totl", Train)) == (
         "train.totl: unknown field. Did you mean train.total? Fields here: total, global_batch_size, seed, accumulate, "
         "steps_per_dispatch, precision, ema_decay, remat, offload_optimizer."
     )
 
 
-def test_an_unknown_field_is_looked_for_in_the_other_sections_too():
+def test_unknown_field_error_suggests_fields_of_other_sections():
     with pytest.raises(UnknownFieldError, match=r"Did you mean optimizer.learning_rate[?]"):
         child(Slot(section=Train), "learning_rate", "train.learning_rate")
     assert "Did you mean train.seed?" in str(unknown_field("seed", Config))
@@ -57,13 +57,13 @@ def test_an_unknown_field_is_looked_for_in_the_other_sections_too():
     assert "Did you mean" not in str(unknown_field("zzz", Config))
 
 
-def test_closed_paths_are_the_fields_that_always_exist():
+def test_closed_paths_lists_the_fields_outside_tables():
     paths = list(closed_paths())
     assert {"name", "train", "train.total", "optimizer.groups"} <= set(paths)
     assert len(paths) == len(set(paths))
 
 
-def test_values_keep_the_type_of_their_slot():
+def test_check_value_converts_to_the_type_of_the_slot():
     assert check_value(slots(Optimizer)["learning_rate"], 1, "x") == 1.0
     assert type(check_value(slots(Optimizer)["learning_rate"], 1, "x")) is float
     assert check_value(slots(Checkpoint)["every"], None, "x") is None
@@ -90,13 +90,13 @@ def test_values_keep_the_type_of_their_slot():
         (Data, "target", Slot, "Name a function or class by its dotted path: 'engine.config.fields.Slot'."),
     ],
 )
-def test_another_type_is_refused_with_the_one_that_is_allowed(section, field, value, sentence):
+def test_wrong_type_error_states_the_allowed_type(section, field, value, sentence):
     with pytest.raises(ConfigError) as error:
         check_value(slots(section)[field], value, "x")
     assert sentence in str(error.value)
 
 
 @pytest.mark.parametrize("value", [{1, 2}, object(), b"x", {"a": {1.5: 2}}, [float("inf")], len])
-def test_open_places_hold_plain_values_only(value):
+def test_open_fields_accept_plain_values_only(value):
     with pytest.raises(ConfigError):
         check_value(PLAIN, value, "task.x")

@@ -4,7 +4,7 @@ from engine.config.errors import ConfigError
 from engine.config.hardware import AXES, DEVICES, MESH_PRESETS, find, mesh_preset
 
 
-def test_devices_are_found_by_the_name_that_jax_gives_them():
+def test_find_looks_up_the_device_kind_of_jax():
     h100 = find("NVIDIA H100 80GB HBM3")
     assert h100 is not None and h100.name == "H100 SXM"
     assert h100.peak("bfloat16") == 989.4e12 and h100.peak("float32") == 494.7e12
@@ -13,8 +13,8 @@ def test_devices_are_found_by_the_name_that_jax_gives_them():
 
 
 @pytest.mark.parametrize("kind", DEVICES)
-def test_every_row_is_plausible(kind):
-    """Units are right: FLOP/s, bytes, bytes/s. Time to read the memory once lies between 10 and 100 ms."""
+def test_hardware_numbers_are_in_plausible_ranges(kind):
+    """Catches wrong units of FLOP/s, bytes and bytes/s: reading the memory once takes between 10 and 100 ms."""
     device = DEVICES[kind]
     assert 5e13 < device.bf16 < 3e15
     assert device.peak("float32") <= device.peak("bfloat16")
@@ -22,11 +22,11 @@ def test_every_row_is_plausible(kind):
 
 
 @pytest.mark.parametrize("kind", DEVICES)
-def test_the_usual_mesh_of_a_device_is_a_preset(kind):
+def test_default_mesh_of_each_device_is_a_preset(kind):
     assert DEVICES[kind].mesh in MESH_PRESETS
 
 
-def test_mesh_presets_name_axes_and_leave_one_free_in_each_network():
+def test_mesh_presets_have_one_free_axis_per_network():
     assert mesh_preset("fsdp") == {"data": 1, "fsdp": -1}
     assert mesh_preset("slices") == {"data": 1, "fsdp": -1, "dcn.data": -1}
     for axes in MESH_PRESETS.values():

@@ -33,7 +33,7 @@ def config(*overrides):
         ("train.ema_decay=0.99", "train.ema_decay: None -> 0.99"),
     ],
 )
-def test_a_changed_identity_field_is_a_line(override, line):
+def test_identity_differences_lists_changed_identity_fields(override, line):
     assert identity_differences(config(), config(override)) == [line]
 
 
@@ -48,11 +48,11 @@ def test_a_changed_identity_field_is_a_line(override, line):
         "tiny.train.seed=3",
     ],
 )  # fmt: skip
-def test_the_other_fields_may_change(override):
+def test_identity_differences_ignores_other_fields(override):
     assert identity_differences(config(), config(override)) == []
 
 
-def test_the_order_of_groups_is_identity_and_that_of_arguments_is_not():
+def test_order_of_groups_is_identity_but_order_of_arguments_is_not():
     old = config()
     c = defaults()
     c.task = dict(width=64, target="models.digits.Digits")
@@ -61,7 +61,7 @@ def test_the_order_of_groups_is_identity_and_that_of_arguments_is_not():
     assert identity_differences(old, validate(c)) == ["optimizer.groups: head, rest -> rest, head"]
 
 
-def test_every_field_is_decided_on():
+def test_identity_fields_of_train_are_exactly_these():
     decided = {name for name, _ in flatten(config()) if is_identity(name)}
     assert {name.partition(".")[0] for name in decided} == {"task", "data", "optimizer", "train"}
     assert {name for name in decided if name.startswith("train.")} == {
@@ -72,7 +72,7 @@ def test_every_field_is_decided_on():
     }
 
 
-def test_a_changed_total_that_bends_the_schedule_is_told():
+def test_schedule_change_reports_a_new_total():
     assert schedule_change(config(), config("train.total=20 epochs")) == (
         "train.total: 10 epochs -> 20 epochs changes the cosine learning-rate schedule, which ends at the last step: "
         "from here on the run follows the schedule of 20 epochs."

@@ -1,4 +1,4 @@
-"""A problem in a config is told before anything heavy is imported."""
+"""Importing `engine.config` loads no heavy library, so errors in a config are reported quickly."""
 
 import subprocess
 import sys
@@ -15,13 +15,13 @@ def run(code, folder):
     return result, time.monotonic() - start
 
 
-def test_the_room_loads_nothing_heavy(tmp_path):
+def test_importing_config_loads_no_heavy_library(tmp_path):
     code = f"import sys, engine.config, engine.cluster.exit_status\nprint([m for m in {HEAVY} if m in sys.modules])"
     result, _ = run(code, tmp_path)
     assert result.stdout == "[]\n", result.stderr
 
 
-def test_an_unknown_field_of_a_file_is_told_in_under_a_second(tmp_path):
+def test_unknown_field_in_a_file_is_reported_in_under_a_second(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from engine.config import defaults\ndef get_config():\n    c = defaults()\n    c.train.totl = 1\n"
     )
@@ -39,5 +39,5 @@ except ConfigError as error:
     assert seconds < 1.0
 
 
-def test_the_public_names_are_there():
+def test_public_names_exist():
     assert all(hasattr(engine.config, name) for name in engine.config.__all__)

@@ -21,7 +21,7 @@ def get_config():
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A folder with `recipes/digits.py`, which is the current one."""
+    """The current directory, a folder with `recipes/digits.py`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "recipes").mkdir()
@@ -46,7 +46,7 @@ def message(reference, *overrides):
 
 
 @pytest.mark.parametrize("reference", ["recipes/digits.py", "./recipes/digits.py", "recipes.digits"])
-def test_a_config_is_a_file_or_a_module_and_is_named_after_it(project, reference):
+def test_load_accepts_a_file_or_a_module_and_names_the_config_after_it(project, reference):
     config = load(reference, ["train.total=2 epochs", "task.width=8"])
     assert (
         config.name == "digits"
@@ -55,7 +55,7 @@ def test_a_config_is_a_file_or_a_module_and_is_named_after_it(project, reference
     )
 
 
-def test_a_run_directory_holds_its_config(project):
+def test_load_accepts_a_run_directory(project):
     run = project / "runs" / "digits"
     run.mkdir(parents=True)
     original = load("recipes/digits.py")
@@ -64,7 +64,7 @@ def test_a_run_directory_holds_its_config(project):
     assert load("runs/digits", ["train.seed=3"]).train.seed == 3
 
 
-def test_configs_import_each_other(project):
+def test_configs_can_import_each_other(project):
     write(project, ["return c"], "helper.py")
     (project / "recipes" / "derived.py").write_text(
         "from recipes import digits\n"
@@ -73,7 +73,7 @@ def test_configs_import_each_other(project):
     assert load("recipes/derived.py").task.arguments == {"width": 8}
 
 
-def test_a_file_is_read_anew_each_time(project):
+def test_file_is_read_again_at_each_load(project):
     load("recipes/digits.py")
     (project / "recipes" / "digits.py").write_text(GOOD.replace("64", "32"))
     assert load("recipes/digits.py").task.arguments == {"width": 32}
@@ -100,20 +100,20 @@ def test_a_file_is_read_anew_each_time(project):
     ],
 )
 @pytest.mark.parametrize("reference", ["recipes/bad.py", "recipes.bad"])
-def test_a_mistake_in_a_config_is_told_with_its_line(project, reference, body, sentence):
+def test_error_in_a_config_names_its_line(project, reference, body, sentence):
     write(project, body)
     expected = sentence if reference.endswith(".py") else sentence.replace("recipes/bad.py: ", "recipes.bad: ")
     expected = expected if reference.endswith(".py") else expected.replace("(recipes/bad.py)", "(recipes.bad)")
     assert expected in message(reference)
 
 
-def test_the_line_is_that_of_the_file_that_made_the_mistake(project):
+def test_error_names_the_file_that_contains_it(project):
     write(project, ["c.train.totl = 1"], "base.py")
     (project / "recipes" / "derived.py").write_text("from recipes import base\nget_config = base.get_config\n")
     assert "train.totl: unknown field (recipes/base.py:4)" in message("recipes/derived.py")
 
 
-def test_a_config_file_must_define_get_config(project):
+def test_config_file_must_define_get_config(project):
     (project / "recipes" / "bad.py").write_text("def get_confg():\n    pass\n")
     assert message("recipes/bad.py") == (
         "recipes/bad.py: defines no get_config(). A config file has one, which returns the config. "
@@ -139,27 +139,27 @@ def test_a_config_file_must_define_get_config(project):
         ("notes.md", "notes.md: is no config. Name a Python file (.py), a module or a run directory."),
     ],
 )
-def test_a_reference_to_nothing_is_answered_with_what_there_is(project, reference, sentence):
+def test_unknown_reference_suggests_existing_configs(project, reference, sentence):
     (project / "notes.md").write_text("")
     assert message(reference).startswith(sentence)
 
 
-def test_overrides_are_named_as_they_were_typed(project):
+def test_override_errors_quote_the_override_as_typed(project):
     assert "(--config.train.totl=3)" in message("recipes/digits.py", "train.totl=3")
     together = message("recipes/digits.py", "train.accumulate=3")
     assert "train.global_batch_size = 128 (recipes/digits.py and the command line). Near divisors" in together
 
 
-def test_what_a_config_names_can_be_imported_from_its_folder_and_the_current_one(project):
+def test_modules_next_to_a_config_can_be_imported(project):
     elsewhere = project / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "alone.py").write_text(GOOD)
     load("elsewhere/alone.py")
     assert str(elsewhere) in sys.path and os.getcwd() in sys.path
-    assert sys.path.index(str(elsewhere)) >= len(sys.path) - 2  # nothing is hidden by a config's folder
+    assert sys.path.index(str(elsewhere)) >= len(sys.path) - 2  # last, so that the folder of a config shadows no module
 
 
-def test_the_bare_name_of_a_shipped_config_is_completed(tmp_path, monkeypatch):
+def test_bare_name_of_a_shipped_config_is_completed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"Did you mean configs\.digits"):
         load("digits")

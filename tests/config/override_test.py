@@ -7,7 +7,7 @@ from engine.config.errors import ConfigError
 from engine.config.override import apply, locate
 
 
-def after(*overrides):
+def draft_with(*overrides):
     c = defaults()
     c.task = dict(target="models.digits.Digits", width=64, encoder=dict(layers=3))
     c.evaluations.heldout = dict(data=dict(target="models.digits.scans"))
@@ -27,7 +27,7 @@ def after(*overrides):
         ("checkpoint.every=None", None),
         ("checkpoint.every=null", None),
         ("data.limit=none", None),
-        ("log.progress=none", "none"),  # a word that the field allows, since None is not allowed here
+        ("log.progress=none", "none"),  # the field allows the word "none" and not None
         ("mesh.cpu_devices=4", 4),
         ("mesh.cpu_devices=auto", "auto"),
         ("optimizer.trainable=", ""),
@@ -35,9 +35,9 @@ def after(*overrides):
         ("name=digits-2", "digits-2"),
     ],
 )
-def test_a_typed_field_is_read_as_its_type(override, value):
+def test_override_of_a_typed_field_is_parsed_as_its_type(override, value):
     path = override.partition("=")[0]
-    found: Any = after(override)
+    found: Any = draft_with(override)
     for name in path.split("."):
         found = found[name]
     assert found == value and type(found) is type(value)
@@ -64,13 +64,13 @@ def test_a_typed_field_is_read_as_its_type(override, value):
         ("none", "none"),
     ],
 )
-def test_an_open_place_takes_a_literal_or_text(text, value):
-    found = after(f"task.new={text}").task.new
+def test_override_of_an_open_field_is_a_literal_or_text(text, value):
+    found = draft_with(f"task.new={text}").task.new
     assert found == value and type(found) is type(value)
 
 
-def test_new_names_come_in_open_places():
-    c = after(
+def test_overrides_can_add_names_to_open_sections():
+    c = draft_with(
         "task.encoder.heads=4",
         "task.decoder.layers=2",
         "evaluations.train.data.target=models.digits.scans",
@@ -88,9 +88,9 @@ def test_new_names_come_in_open_places():
     assert c.optimizer.b1 == 0.8
 
 
-def test_a_dict_replaces_a_whole_section_or_table():
-    assert after("evaluations={}").evaluations.to_dict() == {}
-    assert after("task={'target': 'a.b'}").task.to_dict() == {"target": "a.b"}
+def test_override_with_a_dict_replaces_a_section_or_table():
+    assert draft_with("evaluations={}").evaluations.to_dict() == {}
+    assert draft_with("task={'target': 'a.b'}").task.to_dict() == {"target": "a.b"}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_dict_replaces_a_whole_section_or_table():
             "evaluations=3",
             "evaluations: found '3', allowed is a dict (--config.evaluations=3). Set one entry, evaluations.NAME",
         ),
-        ("train..seed=3", "train..seed: has an empty part"),
+        ("train..seed=3", "train..seed: contains an empty name"),
         (
             "train.seed.x=3",
             "train.seed.x: train.seed is a value and has no fields (--config.train.seed.x=3). Set train.seed",
@@ -121,16 +121,16 @@ def test_a_dict_replaces_a_whole_section_or_table():
             "task.width.x=3",
             "task.width.x: task.width is 64 and has no fields (--config.task.width.x=3). Set task.width itself.",
         ),
-        ("evaluations.held out.every=1 step", "evaluations.held out: is no name of an entry"),
+        ("evaluations.held out.every=1 step", "evaluations.held out: is not a valid name of an entry"),
         ("tiny.train.totl=3", "tiny.train.totl: unknown field"),
         ("seed=3", "seed: unknown field (--config.seed=3). Did you mean train.seed?"),
     ],
 )
-def test_what_cannot_be_set_is_refused_as_it_was_written(override, sentence):
+def test_override_error_quotes_the_override(override, sentence):
     with pytest.raises(ConfigError) as error:
-        after(override)
+        draft_with(override)
     assert sentence in str(error.value)
 
 
-def test_a_tiny_field_has_the_slot_of_the_field_that_it_overrides():
+def test_tiny_path_has_the_slot_of_the_overridden_field():
     assert locate("tiny.train.seed") == locate("train.seed")

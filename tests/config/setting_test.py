@@ -11,11 +11,13 @@ SECTIONS = [section for section in DATACLASSES if section.__module__ == schema._
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
-def test_every_field_has_help_and_those_that_could_hold_nonsense_a_rule(section):
+def test_every_field_has_help_and_every_restricted_field_a_rule(section):
     fields = {f"{section.__name__}.{name}": slot for name, slot in slots(section).items() if slot.section is None}
     assert [name for name, slot in fields.items() if not slot.setting.help] == []
-    free = [name for name, slot in fields.items() if slot.types and bool not in slot.types and not slot.setting.rule]
-    assert free == (["Init.checkpoint"] if section is schema.Init else [])
+    unchecked = [
+        name for name, slot in fields.items() if slot.types and bool not in slot.types and not slot.setting.rule
+    ]
+    assert unchecked == (["Init.checkpoint"] if section is schema.Init else [])
 
 
 @pytest.mark.parametrize(
@@ -28,12 +30,12 @@ def test_every_field_has_help_and_those_that_could_hold_nonsense_a_rule(section)
         ("Train", "total", "10 minutes", "Units here: steps, examples, epochs."),
         ("Train", "total", "0 steps", "which has no length. Use '1 step' for the shortest."),
         ("Optimizer", "schedule", "cosin", "Allowed: constant, linear, cosine. Did you mean cosine?"),
-        ("Optimizer", "trainable", "(", "not a regular expression. Python says: "),
+        ("Optimizer", "trainable", "(", "not a regular expression. Python reports: "),
         ("Optimizer", "clip_norm", 0.0, "allowed is more than 0"),
         ("Optimizer", "decay", "bias", "Allowed: matrices, all, none."),
         ("Group", "match", "[", "not a regular expression"),
-        ("MeshSpec", "fsdp", 0, "Allowed: a number of devices, or -1 for what is left."),
-        ("Slices", "data", -2, "Allowed: a number of devices, or -1 for what is left."),
+        ("MeshSpec", "fsdp", 0, "Allowed: a number of devices, or -1 for all remaining devices."),
+        ("Slices", "data", -2, "Allowed: a number of devices, or -1 for all remaining devices."),
         ("MeshSpec", "preset", "fdsp", "Did you mean fsdp?"),
         ("MeshSpec", "cpu_devices", "many", "Allowed: 1 to 4096 devices, auto, or None."),
         ("MeshSpec", "cpu_devices", 0, "Allowed: 1 to 4096 devices, auto, or None."),
@@ -47,11 +49,11 @@ def test_every_field_has_help_and_those_that_could_hold_nonsense_a_rule(section)
         ("Data", "target", "digits", "not a dotted path. Write package.module.Name."),
         ("Data", "limit", 0, "allowed is at least 1"),
         ("Cache", "max_gib", 0.0, "allowed is more than 0"),
-        ("Config", "name", "a/b", "It names a folder"),
+        ("Config", "name", "a/b", "It is the name of a folder"),
         ("Profile", "start", -1, "allowed is at least 0"),
     ],
 )
-def test_a_value_out_of_range_is_refused_with_what_is_allowed(section, field, value, sentence):
+def test_out_of_range_error_states_what_is_allowed(section, field, value, sentence):
     with pytest.raises(ConfigError) as error:
         check_value(slots(getattr(schema, section))[field], value, "x")
     assert str(error.value).startswith(f"x: found {value!r}") and sentence in str(error.value)
@@ -70,5 +72,5 @@ def test_a_value_out_of_range_is_refused_with_what_is_allowed(section, field, va
         ("Train", "ema_decay", None),
     ],
 )
-def test_what_is_allowed_passes(section, field, value):
+def test_allowed_values_are_accepted(section, field, value):
     assert check_value(slots(getattr(schema, section))[field], value, "x") == value

@@ -42,7 +42,7 @@ def mixture(sources, weights=None):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package `shop` with a module of targets, one that does not import and one that has a typing mistake."""
+    """A package `shop` with a module of targets, a module that fails to import and one with a syntax error."""
     folder = tmp_path / "shop"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
@@ -61,7 +61,7 @@ def fails(target, sentence, function=resolve, **kwargs):
     assert sentence in str(error.value), str(error.value)
 
 
-def test_a_dotted_path_is_imported_down_to_the_name(package):
+def test_resolve_imports_a_dotted_path(package):
     assert resolve(Target(target="shop.tasks.Digits"), "task").__name__ == "Digits"
     assert resolve(Target(target="shop.tasks.Strict.Inner"), "task").__name__ == "Inner"
 
@@ -91,7 +91,7 @@ def test_a_dotted_path_is_imported_down_to_the_name(package):
         ("shop.typo.X", "typo.py:1)"),
     ],
 )
-def test_the_part_of_a_path_that_fails_is_named(package, path, sentence):
+def test_resolve_error_names_the_failing_part_of_the_path(package, path, sentence):
     fails(Target(target=path), sentence)
 
 
@@ -113,7 +113,7 @@ def test_arguments_are_checked_against_the_signature(package):
     check(Target(target="shop.tasks.Digits", arguments={"width": 1, "anything": 2}), "task")  # it takes **extra
 
 
-def test_plain_annotations_are_held(package):
+def test_arguments_are_checked_against_plain_annotations(package):
     def digits(**arguments):
         return Target(target="shop.tasks.Digits", arguments={"width": 1, **arguments})
 
@@ -124,7 +124,7 @@ def test_plain_annotations_are_held(package):
     check(digits(depth=3, rate=1, name=None), "task")
 
 
-def test_unions_and_literals_are_held_where_all_their_parts_are_plain(package):
+def test_arguments_are_checked_against_unions_and_literals(package):
     def scans(**arguments):
         return Target(target="shop.tasks.scans", arguments=arguments)
 
@@ -147,7 +147,7 @@ def test_unions_and_literals_are_held_where_all_their_parts_are_plain(package):
     check(Target(target="shop.tasks.later", arguments={"when": "x", "split": "b"}), "task")  # names of checkers only
 
 
-def test_what_the_engine_gives_is_not_the_configs(package):
+def test_arguments_passed_by_the_engine_cannot_be_set(package):
     target = Target(target="shop.tasks.optimizer", arguments={"b1": 0.8})
     check(target, "optimizer", given=("learning_rate",))
     assert build(target, "optimizer", learning_rate=3) == (3, 0.8)
@@ -161,7 +161,7 @@ def test_what_the_engine_gives_is_not_the_configs(package):
     )
 
 
-def test_build_hands_over_containers_of_its_own(package):
+def test_build_copies_containers(package):
     c = defaults()
     c.task = dict(target="shop.tasks.Digits", width=dict(a=[1, dict(b=2)]))
     c.data = dict(target="shop.tasks.Strict")
@@ -179,7 +179,7 @@ def nested(**sources):
     return validate(c).data
 
 
-def test_targets_among_the_arguments_are_built_first(package):
+def test_nested_targets_are_built_first(package):
     inner = dict(target="shop.tasks.mixture", sources=[dict(target="shop.tasks.Strict", width=3), 4])
     found = build(nested(a=dict(target="shop.tasks.Strict"), b=inner, c=dict(width=5)), "data")
     assert found["a"].width == 64
@@ -214,7 +214,7 @@ def test_targets_among_the_arguments_are_built_first(package):
         ),
     ],
 )
-def test_a_wrong_target_among_the_arguments_is_named_before_anything_is_built(package, inner, sentence):
+def test_wrong_nested_target_is_named_before_anything_is_built(package, inner, sentence):
     section = nested(a=inner)
     for function in (check, build):
         with pytest.raises(ConfigError) as error:

@@ -15,7 +15,7 @@ def config(**task):
     return c
 
 
-def rich():
+def full_config():
     c = config(
         width=64,
         sizes=[1, (2, 3)],
@@ -36,8 +36,8 @@ def rich():
     return c
 
 
-def test_lines_stand_in_the_order_of_the_schema_with_arguments_after_fields():
-    lines = to_text(validate(rich())).splitlines()
+def test_to_text_writes_fields_in_schema_order_then_arguments():
+    lines = to_text(validate(full_config())).splitlines()
     assert lines[:4] == [
         "name: digits",
         "task.target: models.digits.Digits",
@@ -64,8 +64,8 @@ def test_lines_stand_in_the_order_of_the_schema_with_arguments_after_fields():
     ]
 
 
-def test_reading_back_gives_an_equal_config():
-    original = validate(rich())
+def test_from_text_restores_an_equal_config():
+    original = validate(full_config())
     copy = from_text(to_text(original), "config.txt")
     assert copy == original and to_text(copy) == to_text(original)
     assert list(copy.optimizer.groups) == ["zebra", "ant"]
@@ -80,7 +80,7 @@ def test_reading_back_gives_an_equal_config():
         {"a": {1: {"b": "c"}}},
     ],
 )  # fmt: skip
-def test_any_plain_value_survives_the_round_trip(value):
+def test_plain_values_round_trip_through_text(value):
     original = validate(config(x=value))
     copy = from_text(to_text(original), "config.txt")
     assert copy == original
@@ -99,11 +99,11 @@ def test_any_plain_value_survives_the_round_trip(value):
         ("task.x", 3, "3"),
     ],
 )
-def test_text_is_quoted_only_where_it_would_be_read_as_something_else(name, value, text):
+def test_value_text_quotes_only_ambiguous_text(name, value, text):
     assert value_text(name, value) == text
 
 
-def test_fields_that_a_text_does_not_have_take_their_defaults():
+def test_from_text_uses_defaults_for_missing_fields():
     text = "# by hand\n\ntask.target: a.b\ndata.target: a.c\n"
     assert from_text(text, "config.txt").train.total == Duration(10, "epochs")
 
@@ -114,21 +114,21 @@ def test_fields_that_a_text_does_not_have_take_their_defaults():
         ("train.totl: 3", "train.totl: unknown field (config.txt:3). Did you mean train.total?"),
         ("train.seed: x", "train.seed: found 'x', allowed is an integer (config.txt:3)."),
         ("train.seed", "config.txt:3: found 'train.seed'. Each line is 'name: value', as `convoy config` prints."),
-        ("task.target: a.b", "config.txt:3: task.target stands on line 1 too. Remove one of the two."),
+        ("task.target: a.b", "config.txt:3: task.target is also set on line 1. Remove one of the lines."),
         (
             "train.accumulate: 3",
             "train.accumulate: found 3, which does not divide train.global_batch_size = 128 (config.txt)",
         ),
     ],
 )
-def test_a_line_that_cannot_be_read_is_named(line, sentence):
+def test_from_text_error_names_the_line(line, sentence):
     with pytest.raises(ConfigError) as error:
         from_text(f"task.target: a.b\ndata.target: a.c\n{line}\n", "config.txt")
     assert sentence in str(error.value)
 
 
-def test_flatten_gives_values_and_not_text():
-    flat = dict(flatten(validate(rich())))
+def test_flatten_returns_typed_values():
+    flat = dict(flatten(validate(full_config())))
     assert (
         flat["task.sizes"] == (1, (2, 3))
         and flat["train.seed"] == 0

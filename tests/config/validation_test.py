@@ -20,7 +20,7 @@ def draft():
     return c
 
 
-def test_a_config_is_frozen_to_its_leaves():
+def test_validated_config_is_deeply_frozen():
     c = draft()
     c.task.sizes, c.task.encoder = [1, [2]], dict(layers=3)
     config = validate(c)
@@ -37,14 +37,14 @@ def test_a_config_is_frozen_to_its_leaves():
     assert config.task.arguments["width"] == 64
 
 
-def test_a_plain_dict_is_enough_and_lacks_nothing():
+def test_validate_fills_in_defaults_of_a_plain_dict():
     config = validate(
         {"task": {"target": "a.b"}, "data": {"target": "a.c"}, "optimizer": {"groups": {"head": {"match": "^head"}}}}
     )
     assert config.train.total == Duration(10, "epochs") and config.optimizer.groups["head"] == Group(match="^head")
 
 
-def test_a_config_travels_between_processes():
+def test_config_can_be_pickled_and_copied():
     config = validate(draft())
     assert pickle.loads(pickle.dumps(config)) == config == copy.deepcopy(config) == validate(config)
 
@@ -63,23 +63,23 @@ def test_a_config_travels_between_processes():
             "train.accumulate: found 3, which does not divide train.global_batch_size = 128 (x.py). "
             "Near divisors: 1, 2, 4.",
         ),
-        ({"mesh": {"data": -1, "fsdp": -1}}, "mesh.fsdp: found -1, and so is mesh.data (x.py). One axis may take"),
-        ({"mesh": {"pipeline": -1, "context": -1}}, "mesh.context: found -1, and so is mesh.pipeline (x.py)."),
-        ({"mesh": {"dcn": {"data": -1, "fsdp": -1}}}, "mesh.dcn.fsdp: found -1, and so is mesh.dcn.data (x.py)."),
+        ({"mesh": {"data": -1, "fsdp": -1}}, "mesh.fsdp: found -1, but mesh.data is -1 too (x.py). Only one axis can"),
+        ({"mesh": {"pipeline": -1, "context": -1}}, "mesh.context: found -1, but mesh.pipeline is -1 too (x.py)."),
+        ({"mesh": {"dcn": {"data": -1, "fsdp": -1}}}, "mesh.dcn.fsdp: found -1, but mesh.dcn.data is -1 too (x.py)."),
         (
             {"checkpoint": {"best": "heldut/accuracy"}},
             "checkpoint.best: found 'heldut/accuracy', there is no evaluation 'heldut' (x.py). Evaluations: heldout. "
             "Did you mean heldout?",
         ),
         ({"sharding": {"rules": {"mlp": 3}}}, "sharding.rules.mlp: found 3 (x.py). Allowed: a mesh axis, a tuple"),
-        ({"sharding": {"rules": {"a:b": None}}}, "sharding.rules.a:b: is no name of an axis"),
+        ({"sharding": {"rules": {"a:b": None}}}, "sharding.rules.a:b: is not a valid name of an axis"),
         (
             {"init": {"checkpoint": "runs/a", "paths": {"head": 3}}},
-            "init.paths.head: found 3 (x.py). Name the beginning of a path in the checkpoint, '' for its top, or None",
+            "init.paths.head: found 3 (x.py). Allowed: a path prefix in the checkpoint, '' for the whole checkpoint",
         ),
         (
             {"init": {"paths": {"head": None}}},
-            "init.paths.head: is set, and no init.checkpoint is (x.py).",
+            "init.paths.head: is set, but init.checkpoint is not (x.py).",
         ),
         ({"tiny": {"train.totl": 1}}, "tiny.train.totl: unknown field (x.py). Did you mean train.total?"),
         ({"tiny": {"train.seed": "a"}}, "tiny.train.seed: found 'a' (text), allowed is an integer (x.py)."),
@@ -87,13 +87,13 @@ def test_a_config_travels_between_processes():
         ({"train": {"totl": 1}}, "train.totl: unknown field (x.py). Did you mean train.total?"),
     ],
 )
-def test_what_does_not_fit_together_is_refused_with_its_place(changes, sentence):
+def test_inconsistent_settings_are_errors_that_name_the_field(changes, sentence):
     with pytest.raises(ConfigError) as error:
         validate(draft().to_dict() | changes, origin="x.py")
     assert sentence in str(error.value)
 
 
-def test_settings_that_fit_pass():
+def test_consistent_settings_are_accepted():
     c = draft()
     c.train.accumulate = 4
     c.mesh.fsdp = -1

@@ -102,7 +102,7 @@ def is_like(run, unbroken):
     assert bench.state_hashes(run) == bench.state_hashes(unbroken)
 
 
-def test_two_hosts_that_share_a_bucket_alone_lose_nothing_when_both_are_lost(mount, bucket, unbroken, tmp_path):
+def test_two_hosts_resume_from_a_shared_bucket_after_both_are_killed(mount, bucket, unbroken, tmp_path):
     where = bench.config(tmp_path / "config", pause=PAUSE, **SETTINGS)
     train = [["train", where, f"--workdir={bucket / 'run'}"]] * 2
     host = ("unshare", "--mount", "sh", "-c", HOST.format(mount=" ".join(mount), place=bucket), "sh")
@@ -134,7 +134,7 @@ def own_mounts():
     return [line for line in Path("/proc/mounts").read_text().splitlines() if "/convoy-runs-" in line]
 
 
-def test_an_address_serves_as_a_run_directory_and_no_mount_outlives_its_process(server, bucket, unbroken, tmp_path):
+def test_bucket_address_works_as_run_directory_and_mounts_end_with_their_process(server, bucket, unbroken, tmp_path):
     train = [["train", bench.config(tmp_path / "config", pause=PAUSE, **SETTINGS), "--workdir=s3://runs/run"]] * 2
     with bench.ranks(train, [keys(server)] * 2) as jobs:
         jobs[0].until(lambda: len(bench.saved(bucket / "run")) >= 2)
@@ -182,7 +182,7 @@ print([int(source[index]["x"]) for index in range(len(source))], *map(shown, sou
 """
 
 
-def test_data_may_lie_at_an_address_too(server, bucket):
+def test_dataset_can_be_read_from_a_bucket_address(server, bucket):
     done = subprocess.run(
         [sys.executable, "-c", DATA], capture_output=True, text=True, env=runs.environment(**keys(server)), timeout=60
     )
@@ -190,7 +190,7 @@ def test_data_may_lie_at_an_address_too(server, bucket):
     assert (bucket / "data" / "part.arrayrecord").is_file()
 
 
-def test_a_bucket_that_is_not_there_is_told(server, tmp_path):
+def test_missing_bucket_is_reported(server, tmp_path):
     where = bench.config(tmp_path / "config")
     done = runs.convoy("train", where, "--workdir=s3://other/run", **keys(server))
     assert done.returncode == 1
@@ -211,7 +211,7 @@ except mounts.RunError as error:
 """
 
 
-def test_a_server_that_does_not_answer_is_told_in_time(server):
+def test_unresponsive_bucket_server_is_reported_within_the_timeout(server):
     done = subprocess.run(
         [sys.executable, "-c", SILENT], capture_output=True, text=True, env=runs.environment(**keys(server)), timeout=30
     )
@@ -229,7 +229,7 @@ time.sleep(60)
 """
 
 
-def test_a_mount_that_a_killed_process_and_its_program_left_is_taken_away_by_the_next(server):
+def test_next_process_unmounts_what_a_killed_process_left_mounted(server):
     command, env = [sys.executable, "-c"], runs.environment(**keys(server))
     with subprocess.Popen([*command, HELD], stdout=subprocess.PIPE, text=True, env=env) as held:
         assert held.stdout is not None

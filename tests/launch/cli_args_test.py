@@ -10,30 +10,30 @@ from tests.launch.fakes import path_with, stand_in
 
 
 @pytest.mark.parametrize("text", ["a", "convoy", "run-7"])
-def test_a_label_is_what_kubernetes_takes(text):
+def test_valid_label_is_returned(text):
     assert cli_args.label("--name", text) == text
 
 
 @pytest.mark.parametrize("text", ["", "A", "7a", "a_b", "a-", "a.b", "a" * 64, "a\n"])
-def test_another_label_is_refused(text):
+def test_invalid_label_is_an_error(text):
     with pytest.raises(ConfigError, match=r"--name = .*: allowed are lower-case letters, digits and -"):
         cli_args.label("--name", text)
 
 
-def test_pairs_have_a_name_and_a_value():
+def test_pairs_parses_name_and_value():
     assert cli_args.pairs("--env", ["A=1", "B=x=y", "C="]) == {"A": "1", "B": "x=y", "C": ""}
     with pytest.raises(ConfigError, match="--env = 'A': allowed is NAME=VALUE"):
         cli_args.pairs("--env", ["A"])
 
 
 @pytest.mark.parametrize("name", ["WANDB_API_KEY", "TOKEN", "hf_token", "DB_PASSWORD", "AWS_SECRET_ACCESS_KEY"])
-def test_a_secret_is_refused_and_not_repeated(name):
+def test_secret_in_env_is_an_error_that_hides_the_value(name):
     with pytest.raises(ConfigError, match=f"--env {name}: a secret .* Elsewhere.$") as told:
         cli_args.variables([f"{name}=hunter2"], "Elsewhere.")
     assert "hunter2" not in str(told.value)
 
 
-def test_other_variables_pass():
+def test_ordinary_variables_are_accepted():
     assert cli_args.variables(["XLA_FLAGS=--a --b", "MONKEY=1", "TOKENIZERS=2"], "") == {
         "XLA_FLAGS": "--a --b", "MONKEY": "1", "TOKENIZERS": "2",
     }  # fmt: skip
@@ -41,7 +41,7 @@ def test_other_variables_pass():
         cli_args.variables(["7A=1"], "")
 
 
-def test_a_long_command_reads_line_by_line_and_means_the_same():
+def test_long_command_is_wrapped_and_parses_to_the_same_words():
     short = cli_args.lines(["a", "--b"], ["c d"])
     assert short == "a --b 'c d'"
     words = ["program", "verb", f"--{'x' * 60}=it's $HOME", "--flag"], ["inner", "train", f"--config={'y' * 60}"]
@@ -56,7 +56,7 @@ def test_a_long_command_reads_line_by_line_and_means_the_same():
     assert shlex.split(text.replace("\\\n", "")) == [word for group in words for word in group]
 
 
-def test_a_missing_command_and_a_failed_one_are_reported(tmp_path, monkeypatch):
+def test_missing_or_failing_scheduler_command_is_a_launch_error(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", path_with(tmp_path))
     with pytest.raises(cli_args.LaunchError, match="no-such-scheduler: not installed here"):
         cli_args.call(["no-such-scheduler", "x"])

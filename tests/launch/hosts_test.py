@@ -57,7 +57,7 @@ def hosts():
         yield names
 
 
-def test_two_hosts_train_as_one_of_two_devices(hosts, tmp_path):
+def test_two_hosts_train_identically_to_one_host_with_two_devices(hosts, tmp_path):
     (tmp_path / "config").mkdir()
     RunDirectory(tmp_path / "config").write_config_text(to_text(runs.config(mesh__fsdp=2)))
     train = ("train", f"--config={tmp_path / 'config'}")

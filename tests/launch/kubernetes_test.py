@@ -49,13 +49,13 @@ def in_the_published_types(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("made", JOBSETS, ids=str)
-def test_a_jobset_is_of_the_published_types(made):
+def test_jobset_conforms_to_the_published_types(made):
     manifest = made.manifest()
     assert in_the_published_types(manifest) == manifest
     assert yaml.safe_load(made.text()) == manifest
 
 
-def test_the_published_types_notice_a_wrong_field_and_a_wrong_type():
+def test_published_types_reject_a_wrong_field_and_a_wrong_type():
     manifest = jobset().manifest()
     pod_of(manifest)["restartPolicies"] = "Never"
     assert in_the_published_types(manifest) != manifest
@@ -65,7 +65,7 @@ def test_the_published_types_notice_a_wrong_field_and_a_wrong_type():
         in_the_published_types(manifest)
 
 
-def test_values_that_the_types_leave_open_are_documented_ones():
+def test_jobset_uses_documented_enum_values():
     manifest = jobset().manifest()
     assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     job = job_of(manifest)
@@ -98,11 +98,11 @@ def restarted(manifest: dict[str, Any], code: int, disrupted: bool = False) -> b
 
 
 @pytest.mark.parametrize("code", [*filter(None, ExitStatus), 2, 126, 127])
-def test_pods_restart_after_the_codes_of_the_table(code):
+def test_pods_restart_after_retried_exit_codes(code):
     assert restarted(jobset().manifest(), code) == is_retried(code)
 
 
-def test_an_evicted_pod_restarts_whatever_its_code():
+def test_evicted_pod_restarts_after_any_exit_code():
     assert restarted(jobset().manifest(), 1, disrupted=True)
 
 
@@ -127,7 +127,7 @@ def environment(manifest: dict[str, Any], job: int, pod: int) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("made", JOBSETS, ids=str)
-def test_each_pod_resolves_to_a_process_of_its_own_at_the_same_coordinator(made):
+def test_each_pod_detects_its_own_index_and_the_same_coordinator(made):
     manifest = made.manifest()
     jobs, pods = manifest["spec"]["replicatedJobs"][0]["replicas"], job_of(manifest)["parallelism"]
     assert job_of(manifest)["completions"] == pods
@@ -145,7 +145,7 @@ def test_each_pod_resolves_to_a_process_of_its_own_at_the_same_coordinator(made)
         (Tpu("v6e", "16x16"), 1, 64, "4", "tpu-v6e-slice"),
     ],
 )  # fmt: skip
-def test_a_slice_is_a_job_with_a_pod_for_each_host(tpu, jobs, pods, chips, selector):
+def test_each_tpu_slice_is_a_job_with_one_pod_per_host(tpu, jobs, pods, chips, selector):
     manifest = jobset(tpu=tpu).manifest()
     assert (manifest["spec"]["replicatedJobs"][0]["replicas"], job_of(manifest)["parallelism"]) == (jobs, pods)
     pod = pod_of(manifest)
@@ -157,7 +157,7 @@ def test_a_slice_is_a_job_with_a_pod_for_each_host(tpu, jobs, pods, chips, selec
     assert manifest["metadata"].get("annotations") == (exclusive if pods > 1 else None)
 
 
-def test_gpus_are_asked_for_on_each_node():
+def test_pods_request_gpus_and_select_their_nodes():
     manifest = JOBSETS[1].manifest()
     assert (job_of(manifest)["parallelism"], manifest["spec"]["replicatedJobs"][0]["replicas"]) == (4, 1)
     limits = pod_of(manifest)["containers"][0]["resources"]["limits"]
@@ -166,7 +166,7 @@ def test_gpus_are_asked_for_on_each_node():
 
 
 @pytest.mark.parametrize("made", JOBSETS, ids=str)
-def test_pods_have_no_rights(made):
+def test_pods_run_unprivileged_with_writable_volumes_only(made):
     pod = pod_of(made.manifest())
     (container,) = pod["containers"]
     assert pod["automountServiceAccountToken"] is False
@@ -187,20 +187,20 @@ def test_pods_have_no_rights(made):
         assert any(variables[name].startswith(place) for place in places)
 
 
-def test_a_signal_reaches_the_program_and_leaves_time_to_save():
+def test_pod_runs_the_program_without_a_shell_and_with_a_grace_period():
     pod = pod_of(jobset(grace_s=45).manifest())
     assert pod["terminationGracePeriodSeconds"] == 45
     assert pod["containers"][0]["command"] == ["convoy", *COMMAND]  # exec, and no shell around it
 
 
-def test_a_secret_is_named_and_never_shown():
+def test_secret_is_referenced_by_name():
     text = JOBSETS[2].text()
     secret = {"name": "API_KEY", "valueFrom": {"secretKeyRef": {"name": "tracker", "key": "key"}}}
     assert secret in pod_of(yaml.safe_load(text))["containers"][0]["env"]
     assert yaml.safe_load(text)["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "research"}
 
 
-def test_applying_hands_the_manifest_to_kubectl(tmp_path, monkeypatch):
+def test_apply_passes_the_manifest_to_kubectl(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", path_with(tmp_path))
     stand_in(tmp_path, "kubectl", f'echo "$@" > {tmp_path}/words; cat > {tmp_path}/applied')
     jobset().apply()
@@ -232,7 +232,7 @@ def test_applying_hands_the_manifest_to_kubectl(tmp_path, monkeypatch):
         (dict(tpu=Tpu("v5e", "4x4"), nodes=4), "--tpu: the topology says how many nodes"),
     ],
 )  # fmt: skip
-def test_a_wrong_jobset_is_refused(settings, sentence):
+def test_invalid_jobset_is_a_config_error(settings, sentence):
     with pytest.raises(ConfigError) as told:
         jobset(**settings).manifest()
     assert str(told.value).startswith(sentence)

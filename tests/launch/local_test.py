@@ -41,7 +41,7 @@ def run(program: str, **settings) -> tuple[int, list[str], list[str]]:
     return process.returncode, sorted(output.splitlines()), errors.splitlines()
 
 
-def test_each_process_knows_who_it_is_and_its_lines_say_so():
+def test_each_process_gets_its_index_and_a_line_prefix():
     code, output, errors = run("""
         from engine.cluster.cluster_detection import resolve
         who = resolve().who
@@ -53,7 +53,7 @@ def test_each_process_knows_who_it_is_and_its_lines_say_so():
     assert sorted(errors) == ["[0] told apart", "[1] told apart"]
 
 
-def test_all_are_one_job_whose_name_a_supervisor_may_give(monkeypatch):
+def test_all_processes_share_one_token_which_the_environment_may_set(monkeypatch):
     monkeypatch.delenv("CONVOY_RUN_TOKEN", raising=False)
     program = 'print(os.environ["CONVOY_RUN_TOKEN"])'
     one, other = ({line.split()[1] for line in run(program)[1]} for _ in range(2))
@@ -62,14 +62,14 @@ def test_all_are_one_job_whose_name_a_supervisor_may_give(monkeypatch):
     assert run(program)[1] == ["[0] job-7", "[1] job-7"]
 
 
-def test_all_have_the_same_free_port():
+def test_all_processes_get_the_same_coordinator_port():
     code, output, _ = run('print(os.environ["CONVOY_COORDINATOR"])', processes=3)
     assert code == 0
     assert len({line.split()[1] for line in output}) == 1
 
 
 @pytest.mark.parametrize(("own", "code"), [(1, 1), (43, 43), (42, 42), (130, 130)])
-def test_the_first_failure_ends_all_and_is_shown_last(own, code):
+def test_first_failure_ends_all_processes_and_is_printed_last(own, code):
     begin = time.monotonic()
     returned, _, errors = run(f"""
         if me == 1:
@@ -84,7 +84,7 @@ def test_the_first_failure_ends_all_and_is_shown_last(own, code):
     assert errors[-3].endswith("; then 0: 137")
 
 
-def test_a_recorded_error_wins_over_those_that_followed_from_it():
+def test_earliest_recorded_error_decides_the_exit_code():
     """Process 0 is gone before process 1, which failed first, has ended."""
     code, _, errors = run("""
         if me == 1:
@@ -97,7 +97,7 @@ def test_a_recorded_error_wins_over_those_that_followed_from_it():
     assert (code, errors[-1]) == (1, "[1] ConfigError: first")
 
 
-def test_what_followed_from_a_kill_does_not_decide():
+def test_kill_decides_over_errors_that_it_caused():
     code, _, errors = run(
         """
         from pathlib import Path
@@ -121,7 +121,7 @@ def test_what_followed_from_a_kill_does_not_decide():
     assert "memory ran out" in told and told.endswith("; then 1: 1")
 
 
-def test_the_status_of_a_killed_process_is_corrected(tmp_path):
+def test_status_of_a_killed_process_is_corrected(tmp_path):
     code, _, _ = run(f"""
         from pathlib import Path
         from engine.run import status
@@ -138,7 +138,7 @@ def test_the_status_of_a_killed_process_is_corrected(tmp_path):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 42), (signal.SIGINT, 130)])
-def test_signals_are_passed_on(number, code):
+def test_signals_are_forwarded_to_the_processes(number, code):
     process = start("""
         def stop(number, frame):
             sys.exit({signal.SIGTERM: 42, signal.SIGINT: 130}[number])
@@ -160,7 +160,7 @@ WORKER = """
 """
 
 
-def test_a_failed_launch_leaves_no_process_of_its_processes():
+def test_failed_launch_leaves_no_child_process():
     code, output, _ = run(WORKER + "\n    sys.exit(1) if me == 0 else time.sleep(60)")
     assert code == 1
     assert len(pids(output)) == 4
@@ -168,7 +168,7 @@ def test_a_failed_launch_leaves_no_process_of_its_processes():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel of Linux kills them")
-def test_a_killed_launcher_leaves_no_process():
+def test_killed_launcher_leaves_no_process():
     process = start('print("is", os.getpid(), flush=True)\ntime.sleep(60)')
     assert process.stdout is not None
     started = [int(process.stdout.readline().split()[2]) for _ in range(2)]
@@ -181,12 +181,12 @@ def test_a_killed_launcher_leaves_no_process():
 @pytest.mark.parametrize(
     ("name", "settings"), [("processes", {"processes": 0}), ("devices-per-process", {"devices": 0})]
 )
-def test_a_number_below_one_is_refused(name, settings):
+def test_number_below_one_is_a_config_error(name, settings):
     with pytest.raises(ConfigError, match=f"--{name} = 0: allowed is a whole number from 1"):
         launch(["true"], **{"processes": 2, **settings})
 
 
-def test_no_handler_stays_behind():
+def test_launch_restores_signal_handlers():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert launch(["true"], processes=1) == 0
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

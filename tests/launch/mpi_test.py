@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
 
 @pytest.mark.skipif(shutil.which("mpirun") is None and "CI" not in os.environ, reason="no mpirun: openmpi-bin")
-def test_two_processes_of_mpirun_train_as_one_of_two_devices(tmp_path):
+def test_mpirun_with_two_processes_matches_one_process_with_two_devices(tmp_path):
     (tmp_path / "config").mkdir()
     RunDirectory(tmp_path / "config").write_config_text(to_text(runs.config(mesh__fsdp=2)))
     train = ("train", f"--config={tmp_path / 'config'}")

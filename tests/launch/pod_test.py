@@ -107,7 +107,7 @@ class Pod:
         return {place for place, options in uppermost.items() if "rw" in options}
 
 
-def test_a_pod_trains_without_rights_and_saves_when_it_is_taken_away(tmp_path):
+def test_unprivileged_pod_trains_and_saves_on_sigterm(tmp_path):
     config = bench.config(tmp_path / "config", pause=0.3, cache__compiled=True, log__progress="lines")
     with Pod(tmp_path / "pod", ["train", config]) as pod:
         end = time.monotonic() + 180

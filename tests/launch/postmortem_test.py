@@ -9,7 +9,7 @@ from engine.launch import postmortem
 from engine.run import status
 
 
-def test_a_kill_that_nothing_explains_has_memory_as_its_likely_cause():
+def test_unexplained_sigkill_is_attributed_to_lack_of_memory():
     assert postmortem.why(137, "", for_memory=True).startswith("killed by SIGKILL: memory ran out, the kernel says")
     assert postmortem.why(137, "", for_memory=False).startswith("killed by SIGKILL; if nobody sent it, memory ran out")
     assert postmortem.why(137, "its own words", for_memory=True) == "killed by SIGKILL"
@@ -24,7 +24,7 @@ def test_a_kill_that_nothing_explains_has_memory_as_its_likely_cause():
         ("5:cpu,memory:/job\n0::/\n", "memory/job/memory.oom_control", "under_oom 0\noom_kill 3\n"),
     ],
 )
-def test_the_kernels_count_is_read_where_there_is_one(tmp_path, monkeypatch, mine, file, text):
+def test_oom_kills_are_read_from_the_control_group(tmp_path, monkeypatch, mine, file, text):
     monkeypatch.setattr(postmortem, "_MINE", tmp_path / "cgroup")
     monkeypatch.setattr(postmortem, "_GROUPS", tmp_path)
     assert postmortem.killed_for_memory() == 0
@@ -47,7 +47,7 @@ def test_the_kernels_count_is_read_where_there_is_one(tmp_path, monkeypatch, min
         ("failed", 1, 5, False),
     ],
 )
-def test_a_status_of_the_jobs_own_is_corrected_where_the_job_knows_more(
+def test_correct_status_overwrites_only_less_informed_statuses_of_the_job(
     tmp_path, monkeypatch, state, code, pid, corrected
 ):
     monkeypatch.setenv(verdict.VARIABLE, str(tmp_path / "0.json"))

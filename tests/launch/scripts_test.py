@@ -43,13 +43,13 @@ def printed(script: Path, folder: Path) -> str:
     return text
 
 
-def test_there_is_a_script_for_each_golden_text():
+def test_every_golden_text_has_a_script():
     assert SCRIPTS
     assert {file.stem for file in GOLDEN.glob("*.txt")} <= {script.stem for script in SCRIPTS}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
-def test_a_script_asks_for_what_its_golden_text_says(script, tmp_path):
+def test_script_prints_its_golden_text(script, tmp_path):
     golden, text = GOLDEN / f"{script.stem}.txt", printed(script, tmp_path)
     if os.environ.get(UPDATE) == "1":
         GOLDEN.mkdir(exist_ok=True)
@@ -63,7 +63,7 @@ def test_a_script_asks_for_what_its_golden_text_says(script, tmp_path):
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
-def test_a_script_says_what_to_fill_in_and_what_it_costs(script):
+def test_script_header_explains_variables_and_cost(script):
     header = script.read_text().partition("set -euo pipefail")[0]
     assert "# Fill in: " in header
     assert script.stem == "laptop" or "# Costs " in header
@@ -72,17 +72,17 @@ def test_a_script_says_what_to_fill_in_and_what_it_costs(script):
     assert os.access(script, os.X_OK)
 
 
-def test_shellcheck_finds_nothing():
+def test_scripts_pass_shellcheck():
     found = subprocess.run([linter("shellcheck"), *SCRIPTS], capture_output=True, text=True)
     assert (found.returncode, found.stdout) == (0, "")
 
 
-def test_hadolint_finds_nothing_in_the_dockerfile():
+def test_dockerfile_passes_hadolint():
     found = subprocess.run([linter("hadolint"), ROOT / "Dockerfile"], capture_output=True, text=True)
     assert (found.returncode, found.stdout) == (0, "")
 
 
-def test_the_image_is_pinned_has_no_rights_and_hears_signals():
+def test_image_is_pinned_unprivileged_and_runs_without_a_shell():
     text = (ROOT / "Dockerfile").read_text()
     assert re.findall(r"^USER (.*)$", text, re.MULTILINE) == [f"{USER}:{USER}"]
     assert re.findall(r"^ENTRYPOINT (.*)$", text, re.MULTILINE) == ['["convoy"]']  # no shell around it

@@ -15,7 +15,7 @@ def send(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_noted_and_passed_on(number):
+def test_signal_is_recorded_and_forwarded(number):
     passed = []
     with Signals() as signals:
         with signals.passed_to(passed.append):
@@ -26,7 +26,7 @@ def test_a_signal_is_noted_and_passed_on(number):
         assert signals.received == (number, number)
 
 
-def test_one_that_came_before_anybody_listened_is_passed_on_once():
+def test_early_signal_is_forwarded_once_to_the_first_listener():
     first, second = [], []
     with Signals() as signals:
         send(signal.SIGTERM)
@@ -37,7 +37,7 @@ def test_one_that_came_before_anybody_listened_is_passed_on_once():
     assert (first, second) == ([signal.SIGTERM], [])
 
 
-def test_a_wait_ends_with_a_signal():
+def test_signal_ends_a_wait():
     with Signals() as signals:
         begin = time.monotonic()
         signals.wait(0.1)
@@ -49,7 +49,7 @@ def test_a_wait_ends_with_a_signal():
         assert time.monotonic() - begin < 30
 
 
-def test_the_handlers_before_come_back():
+def test_previous_signal_handlers_are_restored():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with Signals():
         pass

@@ -57,7 +57,7 @@ class SlurmRun:
         return (self.logs / f"convoy-{self.number}{'' if task is None else f'-{task}'}.out").read_text()
 
 
-def test_a_run_that_its_time_limit_stops_comes_back_and_ends_as_an_unbroken_one(cluster, tmp_path):
+def test_run_stopped_by_its_time_limit_requeues_and_matches_an_uninterrupted_run(cluster, tmp_path):
     run = SlurmRun(cluster, tmp_path, "--time=1", "--stop-before=5")  # Slurm makes 25 to 55 s of it
     cluster.until(run.stopped_while_training, 300, run.logs)
     cluster.command("scontrol", "update", f"JobId={run.number}", "TimeLimit=60")  # a busy machine may start slowly
@@ -78,7 +78,7 @@ def test_a_run_that_its_time_limit_stops_comes_back_and_ends_as_an_unbroken_one(
     assert bench.outcome(run.path) == bench.unbroken(tmp_path / "unbroken", ranks=2)
 
 
-def test_a_run_that_is_cancelled_saves_and_stays_away(cluster, tmp_path):
+def test_cancelled_run_saves_and_is_not_requeued(cluster, tmp_path):
     run = SlurmRun(cluster, tmp_path, "--time=60")
     cluster.until(lambda: len(bench.losses(run.path)) >= 2, 180, run.logs)
     cluster.command("scancel", run.number)

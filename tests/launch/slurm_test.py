@@ -41,7 +41,7 @@ def run(folder: Path, srun: str, *, made=None, restarts: int = 0) -> tuple[int, 
     return done.returncode, done.stdout, asked.exists()
 
 
-def test_the_directives_ask_for_what_was_asked_for():
+def test_directives_match_the_arguments():
     script = job(partition="gpu", account="a1", gpus_per_node=8, cpus_per_task=12, options=["exclusive"]).script()
     assert directives(script) == {
         "job-name": "convoy", "nodes": "2", "ntasks-per-node": "1", "gpus-per-node": "8", "cpus-per-task": "12",
@@ -53,7 +53,7 @@ def test_the_directives_ask_for_what_was_asked_for():
     assert (per_gpu["ntasks-per-node"], per_gpu["gpus-per-node"]) == ("8", "8")
 
 
-def test_shellcheck_finds_nothing(tmp_path):
+def test_batch_script_passes_shellcheck(tmp_path):
     for i, made in enumerate((job(), job(image="registry/convoy:1", mounts=["/data:/data"], program=["a b/convoy"]))):
         (tmp_path / f"{i}.sh").write_text(made.script())
     found = subprocess.run(
@@ -64,7 +64,7 @@ def test_shellcheck_finds_nothing(tmp_path):
     assert (found.returncode, found.stdout) == (0, "")
 
 
-def test_the_words_of_the_command_reach_the_step_as_they_were(tmp_path):
+def test_command_words_reach_srun_unchanged(tmp_path):
     _, output, _ = run(tmp_path, "printf '<%s>\\n' \"$@\"", made=job(program=["/shared/my env/bin/convoy"]))
     words = re.findall("<(.*)>", output)
     assert words[-len(COMMAND) - 1 :] == ["/shared/my env/bin/convoy", *COMMAND]
@@ -73,7 +73,7 @@ def test_the_words_of_the_command_reach_the_step_as_they_were(tmp_path):
     ]  # fmt: skip
 
 
-def test_a_container_works_in_the_folder_of_the_submission():
+def test_container_mounts_the_submission_folder():
     script = job(image="registry/convoy:1", mounts=["/data:/data"]).script()
     mounts = "--container-mounts=.:/convoy,/data:/data"
     for words in ("--container-image=registry/convoy:1", mounts, "-workdir=/convoy"):
@@ -81,25 +81,25 @@ def test_a_container_works_in_the_folder_of_the_submission():
 
 
 @pytest.mark.parametrize("code", [*ExitStatus, 2, 127])
-def test_a_job_is_requeued_after_the_retried_codes(tmp_path, code):
+def test_job_is_requeued_after_retried_exit_codes(tmp_path, code):
     returned, output, asked = run(tmp_path, f"exit {code}")
     assert (returned, asked) == (code, is_retried(code))
     assert f"convoy: ended with {code}, " in output
 
 
 @pytest.mark.parametrize(("restarts", "asked"), [(1, True), (2, False)])
-def test_restarts_have_a_maximum(tmp_path, restarts, asked):
+def test_job_is_not_requeued_beyond_the_restart_limit(tmp_path, restarts, asked):
     code, output, found = run(tmp_path, "exit 42", made=job(restarts=2), restarts=restarts)
     assert (code, found) == (42, asked)
     assert ("restart 2 of at most 2" if asked else "no restart") in output
 
 
-def test_all_restarts_of_a_job_are_one_writer(tmp_path):
+def test_all_restarts_of_a_job_share_one_token(tmp_path):
     _, output, _ = run(tmp_path, "echo $CONVOY_RUN_TOKEN")
     assert output.startswith("slurm--7\n")
 
 
-def test_a_job_that_slurm_cancels_is_not_requeued(tmp_path):
+def test_cancelled_job_is_not_requeued(tmp_path):
     (tmp_path / "job.sh").write_text(job().script())
     step = f"trap 'echo saved; exit 42' TERM; touch {tmp_path}/started; for i in {{1..600}}; do sleep 0.1; done"
     stand_in(tmp_path / "bin", "srun", step)
@@ -119,7 +119,7 @@ def test_a_job_that_slurm_cancels_is_not_requeued(tmp_path):
     assert (shell.returncode, output.splitlines()) == (42, ["saved", "convoy: ended with 42, no restart"])
 
 
-def test_submitting_hands_the_script_to_sbatch(tmp_path, monkeypatch):
+def test_submit_passes_the_script_to_sbatch(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", path_with(tmp_path / "bin"))
     stand_in(tmp_path / "bin", "sbatch", "cat > submitted")
@@ -133,7 +133,7 @@ def test_submitting_hands_the_script_to_sbatch(tmp_path, monkeypatch):
     ("time", "expected"),
     [("90", 5400), ("90:30", 5430), ("1:00:00", 3600), ("2-12", 216000), ("2-12:30", 217800), ("1-0:0:5", 86405)],
 )
-def test_time_limits_are_read_as_slurm_reads_them(time, expected):
+def test_time_limits_parse_like_slurm(time, expected):
     assert seconds(time) == expected
 
 
@@ -154,7 +154,7 @@ def test_time_limits_are_read_as_slurm_reads_them(time, expected):
         (dict(options=["output=x"]), "--option = 'output=x': the script sets this one itself"),
     ],
 )  # fmt: skip
-def test_a_wrong_job_is_refused(settings, sentence):
+def test_invalid_job_is_a_config_error(settings, sentence):
     with pytest.raises(ConfigError) as told:
         job(**settings).script()
     assert str(told.value).startswith(sentence)

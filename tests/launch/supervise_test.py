@@ -66,7 +66,7 @@ def attempts(folder: Path) -> list[str]:
     return (folder / "attempts").read_text().splitlines()
 
 
-def test_a_run_is_restarted_until_it_is_done_and_each_restart_is_reported(tmp_path):
+def test_run_is_restarted_until_done_and_each_restart_is_reported(tmp_path):
     code, errors = supervised(
         tmp_path,
         """
@@ -93,12 +93,12 @@ def test_a_run_is_restarted_until_it_is_done_and_each_restart_is_reported(tmp_pa
 
 
 @pytest.mark.parametrize("code", [1, 43, 130, 5])
-def test_a_final_exit_code_is_not_restarted(tmp_path, code):
+def test_final_exit_code_is_not_restarted(tmp_path, code):
     returned, errors = supervised(tmp_path, f"verdict.record({code}, 'ConfigError: no')\nsys.exit({code})")
     assert (returned, errors, len(attempts(tmp_path))) == (code, ["ConfigError: no"], 1)
 
 
-def test_the_first_failure_of_several_processes_decides(tmp_path):
+def test_first_failure_of_several_processes_decides(tmp_path):
     program = """
         if os.environ["CONVOY_PROCESS_ID"] == "1":
             verdict.step_counter()[0] = attempt
@@ -112,7 +112,7 @@ def test_the_first_failure_of_several_processes_decides(tmp_path):
     assert "with 137 of process 1 (killed by SIGKILL; if nobody sent it, memory ran out" in told[0]
 
 
-def test_a_crash_loop_is_stopped_and_is_how_the_run_ended(tmp_path):
+def test_crash_loop_stops_and_is_written_to_the_status(tmp_path):
     (tmp_path / "run").mkdir()
     status.write(tmp_path / "run/status.json", Status(state="training", step=7, attempt=3))
     code, errors = supervised(tmp_path, "verdict.step_counter()[0] = 7\ndie(signal.SIGSEGV)")
@@ -124,7 +124,7 @@ def test_a_crash_loop_is_stopped_and_is_how_the_run_ended(tmp_path):
     assert errors[-1] == f"convoy supervise: {ended.reason}"
 
 
-def test_the_same_error_at_the_same_place_is_a_crash_loop_too(tmp_path):
+def test_same_error_at_the_same_step_is_a_crash_loop(tmp_path):
     program = """
         verdict.step_counter()[0] = 7
         where = "Hang at mine.py:3 in read" if attempt != 2 else "Hang at other.py:1 in f"
@@ -137,7 +137,7 @@ def test_the_same_error_at_the_same_place_is_a_crash_loop_too(tmp_path):
     assert "alike at step 7: Hang at mine.py:3 in read;" in errors[-1]
 
 
-def test_announced_kills_make_no_crash_loop(tmp_path):
+def test_announced_kills_do_not_count_as_a_crash_loop(tmp_path):
     kills = tmp_path / "kills"
     program = """
         if attempt < 6:
@@ -151,7 +151,7 @@ def test_announced_kills_make_no_crash_loop(tmp_path):
     assert all(", from outside (killed by SIGKILL). Restart" in line and " in 0.01 s" in line for line in errors)
 
 
-def test_an_announcement_counts_once_and_for_its_process_only(tmp_path):
+def test_announced_pid_counts_once_and_only_for_its_process(tmp_path):
     file = tmp_path / "kills"
     file.write_text("7 8\n")
     kills, ends = AnnouncedKills(file), [End(0, 137, 0.0, pid=7), End(1, 134, 0.0, pid=9)]
@@ -165,7 +165,7 @@ def test_an_announcement_counts_once_and_for_its_process_only(tmp_path):
     assert not AnnouncedKills(tmp_path / "none yet").include(ends)
 
 
-def test_restarts_are_counted(tmp_path):
+def test_restarts_stop_at_the_limit(tmp_path):
     code, errors = supervised(
         tmp_path, "verdict.step_counter()[0] = attempt * 10\ndie(signal.SIGKILL)", settings="restarts=1"
     )
@@ -185,7 +185,7 @@ STOPS = """
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 42), (signal.SIGINT, 130)])
-def test_a_signal_goes_on_and_nothing_is_started_again(tmp_path, number, code):
+def test_signal_is_forwarded_and_prevents_a_restart(tmp_path, number, code):
     process = start(tmp_path, STOPS)
     assert process.stdout is not None
     started = pids([process.stdout.readline()])
@@ -197,7 +197,7 @@ def test_a_signal_goes_on_and_nothing_is_started_again(tmp_path, number, code):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 42), (signal.SIGINT, 130)])
-def test_a_signal_while_it_waits_ends_it(tmp_path, number, code):
+def test_signal_during_the_wait_ends_supervise(tmp_path, number, code):
     process = start(tmp_path, "die(signal.SIGKILL)", first_wait_s=60)
     assert process.stderr is not None
     assert "Restart 1 in 60 s" in process.stderr.readline()
@@ -207,7 +207,7 @@ def test_a_signal_while_it_waits_ends_it(tmp_path, number, code):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel of Linux kills them")
-def test_a_killed_supervisor_leaves_no_process(tmp_path):
+def test_killed_supervisor_leaves_no_process(tmp_path):
     process = start(tmp_path, 'print("is", os.getpid(), flush=True)\ntime.sleep(60)')
     assert process.stdout is not None
     started = pids([process.stdout.readline()])
@@ -227,7 +227,7 @@ FRESH = """
 """
 
 
-def test_an_earlier_run_is_moved_aside_once(tmp_path):
+def test_fresh_moves_an_earlier_run_aside_once(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.txt").write_text("old")
     killed_first = (
@@ -239,12 +239,12 @@ def test_an_earlier_run_is_moved_aside_once(tmp_path):
     assert (tmp_path / "run.old-1/config.txt").read_text() == "old"
 
 
-def test_where_there_is_no_earlier_run_nothing_is_moved(tmp_path):
+def test_fresh_without_an_earlier_run_moves_nothing(tmp_path):
     (tmp_path / "run").mkdir()
     assert supervised(tmp_path, "", "--fresh")[0] == 0
     assert [line.split()[:-1] for line in attempts(tmp_path)] == [[]]
 
 
-def test_a_token_that_is_there_stays(tmp_path):
+def test_existing_token_is_kept(tmp_path):
     assert supervised(tmp_path, "", CONVOY_RUN_TOKEN="mine")[0] == 0
     assert attempts(tmp_path) == ["mine"]

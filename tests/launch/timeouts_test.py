@@ -4,9 +4,9 @@ from engine.cluster import timeouts as cluster
 from engine.launch import timeouts
 
 
-def test_a_failed_process_has_time_to_tell_its_peers_before_they_are_killed():
+def test_failed_process_can_notify_its_peers_before_they_are_killed():
     assert cluster.PEER_POLL_S + cluster.FAREWELL_S + cluster.FAREWELL_EXIT_S < timeouts.FAILURE_GRACE_S
 
 
-def test_slurm_waits_longer_for_the_other_tasks_than_they_need_to_end():
+def test_slurm_waits_longer_than_the_other_tasks_need_to_exit():
     assert cluster.HEARTBEAT_S + cluster.LAST_ACTS_S + 2 * cluster.PEER_POLL_S < timeouts.SLURM_KILL_S

@@ -43,7 +43,7 @@ def authority(folder):
     return {"JAX_MTLS_CERT_FILE": str(cert), "JAX_MTLS_KEY_FILE": str(key), "JAX_MTLS_CA_FILE": str(ca)}
 
 
-def test_two_processes_with_certificates_train_and_their_coordinator_speaks_to_nobody_else(tmp_path):
+def test_processes_with_certificates_train_and_coordinator_refuses_others(tmp_path):
     (tmp_path / "config").mkdir()
     ours, others = authority(tmp_path / "ours"), authority(tmp_path / "others")
     probe = tmp_path / "probe.py"

@@ -23,7 +23,7 @@ def option(command: list[str], name: str) -> str:
     return found
 
 
-def test_one_slice_is_a_tpu_vm():
+def test_single_slice_is_created_as_a_tpu_vm():
     (create,) = vm(spot=True, project="p1").create()
     assert create[:6] == ["gcloud", "compute", "tpus", "tpu-vm", "create", "v5e"]
     assert set(create[6:]) == {
@@ -35,7 +35,7 @@ def test_one_slice_is_a_tpu_vm():
     ]
 
 
-def test_a_queued_resource_asks_for_one_slice_or_several():
+def test_queued_resource_requests_one_or_more_slices():
     (create,) = vm(queued=True).create()
     assert create[3:6] == ["queued-resources", "create", "v5e"]
     assert (option(create, "node-id"), option(create, "runtime-version")) == ("v5e", "v2-alpha-tpuv5-lite")
@@ -48,7 +48,7 @@ def test_a_queued_resource_asks_for_one_slice_or_several():
     assert delete[3:6] == ["queued-resources", "delete", "v5e"] and "--force" in delete
 
 
-def test_installing_copies_what_is_here():
+def test_install_copies_the_sources_and_installs_locked_packages():
     make, copy, put = vm().install()
     assert copy[4:] == ["scp", "--recurse", *SOURCES, "v5e:convoy/", "--worker=all", "--zone=us-west4-a"]
     assert all((ROOT / source).exists() for source in SOURCES)
@@ -58,7 +58,7 @@ def test_installing_copies_what_is_here():
     assert "--require-hashes -r tpu.lock" in option(put, "command")
 
 
-def test_a_host_starts_the_words_of_the_command_as_they_were(tmp_path):
+def test_command_words_reach_the_host_unchanged(tmp_path):
     (command,) = vm(variables={"XLA_FLAGS": "--a --b"}).run(COMMAND)
     assert option(command, "worker") == "all"
     stand_in(tmp_path, "sudo", "printf '%s\\n' \"$@\"")
@@ -74,7 +74,7 @@ def test_a_host_starts_the_words_of_the_command_as_they_were(tmp_path):
     assert "--setenv=XLA_FLAGS=--a --b" in words and "--setenv=CONVOY_RUN_TOKEN=tpu-vm-v5e" in words
 
 
-def test_stopping_lets_the_run_save():
+def test_stop_sends_sigterm_through_systemd():
     (stop,) = vm().stop()
     assert (option(stop, "worker"), option(stop, "command")) == ("all", "sudo systemctl stop convoy")
 
@@ -88,7 +88,7 @@ def test_stopping_lets_the_run_save():
         (dict(type=""), "convoy launch tpu-vm create: which TPUs? Give --type and --version"),
     ],
 )  # fmt: skip
-def test_a_wrong_vm_is_refused(settings, sentence):
+def test_invalid_vm_is_a_config_error(settings, sentence):
     with pytest.raises(ConfigError) as told:
         vm(**settings).create()
     assert str(told.value).startswith(sentence)

@@ -35,7 +35,7 @@ def printed(capsys, text: str) -> str:
         ("", "-m engine.main train"),
     ],
 )
-def test_slurm_calls_convoy_as_it_is_there(capsys, words, program):
+def test_slurm_uses_the_given_convoy_program(capsys, words, program):
     script = printed(capsys, f"launch slurm --nodes=2 --time=60 {words} --dry-run -- train --config=configs.digits")
     assert f"{program} \\\n  --config=configs.digits" in script
 
@@ -49,7 +49,7 @@ def test_slurm_submits_without_dry_run(tmp_path, monkeypatch, capfd):
     assert "out/x-JOB-TASK.out" in capfd.readouterr().out
 
 
-def test_k8s_prints_or_applies(capsys, tmp_path, monkeypatch):
+def test_k8s_prints_or_applies_the_jobset(capsys, tmp_path, monkeypatch):
     text = printed(
         capsys, f"{K8S} --tpu=v5p --topology=4x4x4 --slices=2 --env A=1 --secret-env B=s:k -- train --config=c"
     )
@@ -61,7 +61,7 @@ def test_k8s_prints_or_applies(capsys, tmp_path, monkeypatch):
     assert "parallelism: 3\n" in (tmp_path / "applied").read_text()
 
 
-def test_tpu_vm_prints_or_executes(capfd, tmp_path, monkeypatch):
+def test_tpu_vm_prints_or_executes_the_commands(capfd, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", path_with(tmp_path))
     stand_in(tmp_path, "gcloud", 'echo "did $*"')
     text = printed(capfd, f"launch tpu-vm stop {TPU_VM}")
@@ -86,7 +86,7 @@ def test_tpu_vm_prints_or_executes(capfd, tmp_path, monkeypatch):
         (f"launch tpu-vm begin {TPU_VM}", "convoy launch tpu-vm: argument action: invalid choice: 'begin'"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_a_sentence(text, sentence):
+def test_wrong_arguments_are_config_errors(text, sentence):
     with pytest.raises(ConfigError) as told:
         launch(text)
     assert str(told.value).startswith(sentence)

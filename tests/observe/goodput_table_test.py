@@ -20,7 +20,7 @@ def table(tmp_path, entries) -> list[list[str]]:
     return [line.split() for line in goodput_text(run).splitlines()]
 
 
-def test_seconds_shares_and_goodput_by_attempt_and_in_total(tmp_path):
+def test_table_shows_seconds_shares_and_goodput_per_attempt_and_in_total(tmp_path):
     entries = [
         entry(1, "init", 2.0),
         entry(1, "step", 6.0, 60),
@@ -55,7 +55,7 @@ def test_only_the_last_attempts_are_listed(tmp_path):
     assert rows[-2][-3] == "30"
 
 
-def test_the_wall_clock_is_named_where_it_was_used(tmp_path):
+def test_note_appears_when_the_wall_clock_was_used(tmp_path):
     assert "wall clock" not in goodput_text(_run(tmp_path / "a", entry(2, "down", 1.0)))
     text = goodput_text(_run(tmp_path / "b", entry(2, "down", 1.0, wall=True), entry(2, "init", 1.0)))
     assert text.endswith("may have been set meanwhile.")
@@ -67,7 +67,7 @@ def _run(path, *entries) -> RunDirectory:
     return RunDirectory(path)
 
 
-def test_without_a_ledger_it_is_told(tmp_path):
+def test_missing_ledger_is_a_run_error(tmp_path):
     with pytest.raises(RunError, match=r"goodput\.jsonl: nothing is known of this run's time\. Give the --workdir"):
         goodput_text(RunDirectory(tmp_path))
     assert goodput({kind: Time() for kind in KINDS}) == 0.0

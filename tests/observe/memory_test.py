@@ -4,13 +4,13 @@ import numpy as np
 from engine.observe.memory import memory_use
 
 
-def test_resident_memory_grows_by_what_is_held():
+def test_resident_memory_grows_by_an_allocated_array():
     before = memory_use()["host_rss_gib"]
     held = np.ones(2**28, np.uint8)  # a quarter of a GiB, touched
     assert 0.2 < memory_use()["host_rss_gib"] - before < 0.3
     assert held[-1] == 1
 
 
-def test_device_memory_is_there_only_where_jax_knows_it():
+def test_device_memory_is_reported_only_if_jax_provides_it():
     known = any(device.memory_stats() for device in jax.local_devices())
     assert ("device_peak_gib" in memory_use()) == known

@@ -59,7 +59,7 @@ def traced_steps(directory):
     return sorted({int(event["args"]["step_num"]) for event in events if event.get("name") == "train"})
 
 
-def test_the_window_holds_its_steps_and_says_where_it_lies(tmp_path):
+def test_window_traces_its_steps_and_reports_the_folder(tmp_path):
     said = run(Window(start=3, steps=2, directory=tmp_path), total=8)
     assert traced_steps(tmp_path) == [3, 4]
     assert said[0] == "profile: tracing from step 3 on"
@@ -67,19 +67,19 @@ def test_the_window_holds_its_steps_and_says_where_it_lies(tmp_path):
     assert len(said) == 2
 
 
-def test_whole_dispatches_are_traced_where_they_are_not_cut(tmp_path):
+def test_window_extends_to_whole_dispatches(tmp_path):
     said = run(Window(start=3, steps=5, directory=tmp_path), total=16, k=4)
     assert traced_steps(tmp_path) == [4, 8]
     assert "steps 4 to 12 are traced" in said[1]
 
 
-def test_dispatches_that_are_cut_at_the_edges_make_the_window_exact(tmp_path):
+def test_window_is_exact_when_dispatches_end_at_its_edges(tmp_path):
     said = run(Window(start=3, steps=5, directory=tmp_path), total=16, k=4, cut=True)
     assert traced_steps(tmp_path) == [3, 7]
     assert "steps 3 to 8 are traced" in said[1]
 
 
-def test_next_step_is_the_start_of_the_window_then_its_end(tmp_path):
+def test_next_step_is_the_start_then_the_end_of_the_window(tmp_path):
     window = Window(start=3, steps=5, directory=tmp_path)
     assert [window.next_step(after) for after in (-1, 2, 3)] == [3, 3, math.inf]
     window.at(3)
@@ -88,7 +88,7 @@ def test_next_step_is_the_start_of_the_window_then_its_end(tmp_path):
     assert Window(start=None, steps=5, directory=tmp_path).next_step(0) == math.inf
 
 
-def test_a_run_that_ends_inside_the_window_closes_it(tmp_path):
+def test_run_ending_inside_the_window_stops_the_trace(tmp_path):
     window = Window(start=3, steps=100, directory=tmp_path)
     said = run(window, total=6)
     assert traced_steps(tmp_path) == [3, 4, 5]
@@ -99,7 +99,7 @@ def test_a_run_that_ends_inside_the_window_closes_it(tmp_path):
     jax.profiler.stop_trace()
 
 
-def test_an_attempt_that_begins_after_the_start_of_the_window_says_that_nothing_is_traced(tmp_path):
+def test_window_before_the_first_step_of_the_attempt_is_reported_as_missed(tmp_path):
     said = run(Window(start=3, steps=5, directory=tmp_path), start=4, total=8)
     assert said == [
         "profile: step 3 lies before step 4, where this attempt began, so nothing is traced. "
@@ -108,16 +108,16 @@ def test_an_attempt_that_begins_after_the_start_of_the_window_says_that_nothing_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_window_that_is_not_reached_is_told(tmp_path):
+def test_window_after_the_last_step_is_reported_as_missed(tmp_path):
     said = run(Window(start=30, steps=5, directory=tmp_path), total=4)
     assert said == ["profile: the run ended at step 4, before profile.start=30: nothing was traced."]
 
 
-def test_no_window_does_nothing(tmp_path):
+def test_window_none_traces_nothing(tmp_path):
     assert run(Window(start=None, steps=5, directory=tmp_path), total=4) == []
 
 
-def test_a_second_trace_of_the_process_is_refused_with_a_sentence(tmp_path):
+def test_second_concurrent_trace_is_a_run_error(tmp_path):
     jax.profiler.start_trace(tmp_path / "other")
     try:
         with pytest.raises(RunError, match=r"profiler of JAX cannot start at step 0 .* End the other trace"):

@@ -56,7 +56,7 @@ def log_of(path):
     return [line.split(" ", 1)[1] for line in path.read_text().splitlines()]
 
 
-def test_lines_where_there_is_no_terminal():
+def test_auto_prints_lines_without_a_terminal():
     stream = io.StringIO()
     with Progress("auto", total_steps=100, stream=stream) as progress:
         progress.phase("compiling")
@@ -70,7 +70,7 @@ def test_lines_where_there_is_no_terminal():
     ]
 
 
-def test_lines_say_the_time_left_from_the_second_one_on():
+def test_lines_show_the_time_left_from_the_second_line_on():
     stream = io.StringIO()
     with Progress("lines", total_steps=100, start_step=20, stream=stream) as progress:
         progress.update(30, {"loss": 0.5})
@@ -80,7 +80,7 @@ def test_lines_say_the_time_left_from_the_second_one_on():
     assert re.fullmatch(r"step 40/100  loss 0\.4  left 0\.\d\d s", second)
 
 
-def test_a_line_goes_from_the_loss_to_what_the_engine_measures():
+def test_row_text_orders_loss_then_task_metrics_then_engine_metrics():
     row = {
         "step": 50, "attempt": 1, "time": 0.0, "loss": 0.42134, "accuracy": 0.9, "grad_norm": 1.5,
         "learning_rate": 1e-3, "skipped": 0.0, "examples_per_s": 12345.6, "step_time_s": 0.01, "data_wait": 0.05,
@@ -91,11 +91,11 @@ def test_a_line_goes_from_the_loss_to_what_the_engine_measures():
     )
 
 
-def test_a_line_says_what_went_wrong():
+def test_row_text_shows_skipped_steps_and_data_wait():
     assert row_text({"skipped": 2.0, "data_wait": 0.051, "loss": float("nan")}) == "loss nan  skipped 2  data_wait 5%"
 
 
-def test_a_bar_on_a_terminal(terminal):
+def test_auto_shows_a_bar_on_a_terminal(terminal):
     with Progress("auto", total_steps=100, stream=terminal.stream) as progress:
         progress.update(50, {"loss": 0.42134, "accuracy": 0.5, "examples_per_s": 12345.6})
     text = terminal.text()
@@ -105,7 +105,7 @@ def test_a_bar_on_a_terminal(terminal):
     ), last
 
 
-def test_messages_stand_above_the_bar(terminal):
+def test_messages_are_printed_above_the_bar(terminal):
     with Progress("bar", total_steps=100, stream=terminal.stream) as progress:
         progress.update(50, {"loss": 0.5})
         progress.message("saved [bold]step 50[/bold]")
@@ -114,13 +114,13 @@ def test_messages_stand_above_the_bar(terminal):
     assert shown.index("saved [bold]step 50[/bold]") < max(i for i, line in enumerate(shown) if "50/100" in line)
 
 
-def test_the_bar_says_what_is_being_done(terminal):
+def test_bar_shows_the_phase(terminal):
     with Progress("bar", total_steps=100, stream=terminal.stream) as progress:
         progress.phase("evaluating")
     assert plain(terminal.text()).rstrip().split("\r")[-1].strip().startswith("evaluating")
 
 
-def test_a_dumb_terminal_gets_lines(terminal, monkeypatch):
+def test_dumb_terminal_gets_lines(terminal, monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     with Progress("auto", total_steps=100, stream=terminal.stream) as progress:
         progress.update(50, {"loss": 0.5})
@@ -128,7 +128,7 @@ def test_a_dumb_terminal_gets_lines(terminal, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["bar", "lines", "none"])
-def test_the_log_gets_the_plain_lines_in_every_mode(tmp_path, mode):
+def test_log_gets_plain_lines_in_every_mode(tmp_path, mode):
     stream = io.StringIO()
     with RunLog(tmp_path / "log.txt"), Progress(mode, total_steps=100, stream=stream) as progress:
         progress.update(50, {"loss": 0.5})
@@ -137,7 +137,7 @@ def test_the_log_gets_the_plain_lines_in_every_mode(tmp_path, mode):
     assert (stream.getvalue() == "") == (mode == "none")
 
 
-def test_warnings_of_other_rooms_are_shown_in_every_mode():
+def test_logged_warnings_are_shown_in_every_mode():
     for mode in ("lines", "none"):
         stream = io.StringIO()
         with Progress(mode, total_steps=100, stream=stream):
@@ -145,7 +145,7 @@ def test_warnings_of_other_rooms_are_shown_in_every_mode():
         assert stream.getvalue() == "warning: the disk has 3 GiB left\n"
 
 
-def test_close_ends_what_it_began(terminal):
+def test_close_stops_threads_and_removes_the_log_handler(terminal):
     handlers, threads = list(logger.handlers), set(threading.enumerate())
     progress = Progress("bar", total_steps=100, stream=terminal.stream)
     progress.close()
@@ -157,14 +157,14 @@ def test_close_ends_what_it_began(terminal):
     assert terminal.text().count("\x1b[?25h") == 1  # the cursor is shown again
 
 
-def test_what_authors_print_into_a_file_stays_in_the_file(terminal, capsys):
+def test_redirected_standard_output_does_not_reach_the_terminal(terminal, capsys):
     with Progress("bar", total_steps=100, stream=terminal.stream):
         print("of the author")
     assert capsys.readouterr().out == "of the author\n"
     assert "of the author" not in terminal.text()
 
 
-def test_lines_need_neither_rich_nor_jax():
+def test_lines_mode_imports_neither_rich_nor_jax():
     code = (
         "import sys; from engine.observe.progress import Progress\n"
         "with Progress('auto', 10) as progress: progress.update(5, {'loss': 0.5})\n"
@@ -174,6 +174,6 @@ def test_lines_need_neither_rich_nor_jax():
     assert (process.returncode, process.stderr, process.stdout) == (0, "step 5/10  loss 0.5\n", "")
 
 
-def test_an_unknown_mode_is_refused():
+def test_unknown_mode_is_a_config_error():
     with pytest.raises(ConfigError, match=r"log\.progress: 'fancy' is unknown\. Allowed: auto, bar, lines, none\."):
         Progress("fancy", total_steps=1)

@@ -60,7 +60,7 @@ def run(tmp_path):
         yield run
 
 
-def test_a_row_is_the_mean_by_weight_over_its_steps(run):
+def test_row_is_the_weighted_mean_over_its_steps(run):
     for step, (loss, weight) in enumerate([(1, 4), (2, 4), (3, 4), (4, 0), (5, 2)]):
         run.steps(step, [loss], [weight])
     (row,) = run.rows()
@@ -68,14 +68,14 @@ def test_a_row_is_the_mean_by_weight_over_its_steps(run):
     assert row["loss"] == pytest.approx((4 + 8 + 12 + 10) / 14)
 
 
-def test_each_row_starts_anew_and_the_last_step_ends_one(run):
+def test_each_row_covers_its_own_interval_and_the_last_step_ends_one(run):
     for step in range(0, TOTAL, 2):
         run.steps(step, [step, step + 1])
     assert [(row["step"], row["loss"]) for row in run.rows()] == [(5, 2.0), (10, 7.0)]
 
 
 @pytest.mark.parametrize("fold", [1, 3])
-def test_a_long_row_is_the_same_row(tmp_path, monkeypatch, fold):
+def test_folding_a_long_row_does_not_change_it(tmp_path, monkeypatch, fold):
     monkeypatch.setattr("engine.observe.recorder.FOLD", fold)
     run = Run(tmp_path, every="10 steps")
     with run.writer:
@@ -87,7 +87,7 @@ def test_a_long_row_is_the_same_row(tmp_path, monkeypatch, fold):
         assert [(row["loss"], row["skipped"], row["learning_rate"]) for row in run.rows()] == [(4.5, 2.0, 9.0)]
 
 
-def test_a_dispatch_may_hold_several_rows(tmp_path):
+def test_one_dispatch_can_end_several_rows(tmp_path):
     run = Run(tmp_path, every="2 steps")
     with run.writer:
         run.steps(0, [1, 2, 3, 4, 5])
@@ -97,19 +97,19 @@ def test_a_dispatch_may_hold_several_rows(tmp_path):
         ]  # fmt: skip
 
 
-def test_a_learning_rate_is_told_as_of_the_last_step_and_skipped_steps_as_their_number(run):
+def test_row_has_the_last_learning_rate_and_the_sum_of_skipped_steps(run):
     run.steps(0, [1, 1, 1, 1, 1], skipped=(2, 4))
     (row,) = run.rows()
     assert (row["learning_rate"], row["skipped"]) == (4, 2)
 
 
-def test_no_weight_gives_nan(run):
+def test_metric_without_weight_is_nan(run):
     run.steps(0, [1] * 5, [0] * 5)
     (row,) = run.rows()
     assert math.isnan(float(row["loss"]))
 
 
-def test_an_evaluation_is_a_row_of_its_own(run):
+def test_evaluation_is_a_separate_row(run):
     run.recorder.note(4, {"heldout/loss": 0.5})
     run.steps(0, [1] * 5)
     evaluation, training = run.rows()
@@ -118,7 +118,7 @@ def test_an_evaluation_is_a_row_of_its_own(run):
     assert "heldout/loss" not in training
 
 
-def test_rows_and_phases_are_told_in_order_on_the_writers_thread(run):
+def test_rows_and_phases_are_reported_in_order_on_the_writer_thread(run):
     run.recorder.phase("training")
     run.steps(0, [1] * 5)
     run.recorder.settle()  # as the loop does before it evaluates
@@ -144,7 +144,7 @@ class Result:
         return np.zeros((1, len(NAMES), 2), dtype)
 
 
-def test_the_loop_waits_for_the_result_of_two_dispatches_before(run):
+def test_push_waits_only_for_the_dispatch_two_before(run):
     waits = []
     for step in range(4):
         run.recorder.push(step, Result(waits, step), 0.0)
@@ -155,7 +155,7 @@ def test_the_loop_waits_for_the_result_of_two_dispatches_before(run):
     assert waits == [0, 1, 2, 3]
 
 
-def test_rates_go_from_row_to_row_without_what_was_paused(run):
+def test_rates_cover_the_time_between_rows_without_pauses(run):
     for step in range(5):
         run.steps(step, [1], wait_s=0.5)
     run.recorder.settle()  # as the loop does before a pause
@@ -172,7 +172,7 @@ def test_rates_go_from_row_to_row_without_what_was_paused(run):
     assert run.recorder.rates() == {name: second[name] for name in run.recorder.rates()}
 
 
-def test_what_passes_after_the_last_arrival_counts_in_no_rate(run):
+def test_time_after_the_last_arrival_is_in_no_rate(run):
     run.steps(0, [1] * 5)
     run.steps(5, [1, 1])
     run.recorder.settle()
@@ -181,7 +181,7 @@ def test_what_passes_after_the_last_arrival_counts_in_no_rate(run):
     assert run.recorder.rates()["step_time_s"] < 1
 
 
-def test_values_arrive_when_a_dispatch_is_two_old_or_the_loop_settles_whatever_the_pace_of_the_writer(tmp_path):
+def test_values_are_read_two_dispatches_later_or_at_settle(tmp_path):
     run = Run(tmp_path, every="1 step")
     with run.writer:
         for step in range(4):
@@ -192,7 +192,7 @@ def test_values_arrive_when_a_dispatch_is_two_old_or_the_loop_settles_whatever_t
         assert run.arrived == [(0, [0.0]), (1, [1.0]), (2, [0.0]), (3, [0.0])]
 
 
-def test_short_steps_are_read_in_one_go_where_a_row_ends_or_the_loop_settles(tmp_path):
+def test_short_steps_are_read_together_at_the_end_of_a_row_or_at_settle(tmp_path):
     run = Run(tmp_path, every="4 steps", read_every_s=1000)
     with run.writer:
         for step in range(6):
@@ -204,7 +204,7 @@ def test_short_steps_are_read_in_one_go_where_a_row_ends_or_the_loop_settles(tmp
         assert [(row["step"], row["loss"]) for row in run.rows()] == [(4, 1.5), (8, 5.5), (10, 8.5)]
 
 
-def test_what_has_arrived_is_read_when_its_time_has_come(tmp_path):
+def test_arrived_results_are_read_after_read_every_s(tmp_path):
     run = Run(tmp_path, every="10 steps", read_every_s=0.02)
     with run.writer:
         for step in range(3):
@@ -214,7 +214,7 @@ def test_what_has_arrived_is_read_when_its_time_has_come(tmp_path):
     assert run.arrived == [(0, [0.0]), (1, [0.0])]
 
 
-def test_values_of_a_row_that_never_ends_arrive_when_it_closes(tmp_path):
+def test_values_of_an_unfinished_row_are_read_at_close(tmp_path):
     run = Run(tmp_path, every="100 steps")
     with run.writer:
         run.steps(0, [1.0, 1.0], skipped=[2])
@@ -238,7 +238,7 @@ def test_rollback_drops_the_unfinished_row_and_restarts_the_rates(tmp_path):
         assert [(row["step"], row["loss"]) for row in run.rows()] == [(4, 1.0), (4, 2.0), (8, 2.0), (10, 3.0)]
 
 
-def test_an_unfinished_row_goes_on_in_another_attempt_with_its_sums(run, tmp_path):
+def test_unfinished_row_continues_in_the_next_attempt(run, tmp_path):
     run.steps(0, [1.0, 2.0, 3.0], weights=[1, 2, 1])
     run.steps(3, [4.0, 5.0, 6.0, 7.0], skipped=(7,))  # a row ends with step 5
     run.recorder.settle()
@@ -252,7 +252,7 @@ def test_an_unfinished_row_goes_on_in_another_attempt_with_its_sums(run, tmp_pat
         assert {row["step"]: (row["loss"], row["skipped"]) for row in later.rows()} == {10: (8.0, 1.0)}
 
 
-def test_sums_of_other_metrics_are_left_out(run):
+def test_resume_ignores_sums_of_other_metrics(run):
     run.recorder.resume({"loss": [13.0, 2.0]})
     run.recorder.resume({})
     run.steps(0, [1.0] * 5)

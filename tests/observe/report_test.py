@@ -26,7 +26,7 @@ def a_report(tmp_path, monkeypatch, **changes):
     return dataclasses.replace(report, **changes)
 
 
-def test_done(tmp_path, monkeypatch):
+def test_summary_of_a_finished_run(tmp_path, monkeypatch):
     assert (
         summary_text(a_report(tmp_path, monkeypatch))
         == """\
@@ -49,7 +49,7 @@ digits: done at step 1,410 of 1,410
     )
 
 
-def test_preempted(tmp_path, monkeypatch):
+def test_summary_of_a_preempted_run(tmp_path, monkeypatch):
     report = a_report(
         tmp_path,
         monkeypatch,
@@ -75,13 +75,13 @@ def test_preempted(tmp_path, monkeypatch):
 """)
 
 
-def test_interrupted_goes_on_with_the_config_of_the_run_when_no_command_is_known(tmp_path, monkeypatch):
+def test_summary_without_a_command_resumes_by_the_config_of_the_run(tmp_path, monkeypatch):
     text = summary_text(a_report(tmp_path, monkeypatch, state="interrupted", step=1300, command=None))
     assert "digits: interrupted at step 1,300 of 1,410" in text
     assert "  go on from 1410  convoy train --config=runs/digits --workdir=runs/digits\n" in text
 
 
-def test_failed_before_the_first_checkpoint(tmp_path, monkeypatch):
+def test_summary_of_a_run_that_failed_before_its_first_checkpoint(tmp_path, monkeypatch):
     report = a_report(
         tmp_path,
         monkeypatch,
@@ -111,14 +111,14 @@ step 3: the loss is not finite.
     )
 
 
-def test_compute_is_told_where_it_is_known(tmp_path, monkeypatch):
+def test_summary_shows_flops_and_mfu_if_known(tmp_path, monkeypatch):
     report = a_report(tmp_path, monkeypatch)
     rates = {**report.rates, "flop_per_s": 1.234e14, "mfu": 0.3951}
     text = summary_text(dataclasses.replace(report, rates=rates))
     assert "  compute     123.4 TFLOP/s, 39.5% of the peak (MFU)\n" in text
 
 
-def test_a_later_attempt_says_so_and_odd_paths_are_quoted(tmp_path, monkeypatch):
+def test_summary_shows_the_attempt_and_quotes_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = RunDirectory("my runs/a")
     run.attempt = 3
@@ -128,7 +128,7 @@ def test_a_later_attempt_says_so_and_odd_paths_are_quoted(tmp_path, monkeypatch)
     assert "convoy evaluate 'my runs/a'" in text
 
 
-def test_of_a_run_that_is_not_kept_no_place_is_told(tmp_path, monkeypatch):
+def test_summary_of_a_temporary_run_names_no_paths(tmp_path, monkeypatch):
     text = summary_text(a_report(tmp_path, monkeypatch, kept=False))
     assert text.endswith("waiting for data\n\n  run  not kept; --workdir=DIR would keep it\n")
     assert "runs/digits" not in text

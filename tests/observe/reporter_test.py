@@ -35,13 +35,13 @@ def start(reporter, directory, first_step=0):
     )  # fmt: skip
 
 
-def test_the_status_is_there_from_the_first_moment_on(directory):
+def test_status_is_written_before_the_run_starts(directory):
     with Reporter(directory, "zoo", "none"):
         now = status(directory)
     assert (now["state"], now["step"], now["total_steps"], now["attempt"]) == ("starting", 0, None, 1)
 
 
-def test_the_total_and_the_step_of_a_resume_are_known_before_the_first_row(directory):
+def test_start_writes_the_total_and_the_first_step_to_the_status(directory):
     with Reporter(directory, "zoo", "none") as reporter:
         start(reporter, directory, first_step=5)
         now = status(directory)
@@ -54,7 +54,7 @@ def every_row(monkeypatch):
     monkeypatch.setattr("engine.observe.reporter._STATUS_S", 0.0)
 
 
-def test_rows_that_follow_soon_do_not_wait_for_the_disk(directory, monkeypatch):
+def test_status_is_not_written_for_rows_in_quick_succession(directory, monkeypatch):
     monkeypatch.setattr("engine.observe.reporter._STATUS_S", 1e9)
     with Reporter(directory, "zoo", "none") as reporter:
         start(reporter, directory)
@@ -64,7 +64,7 @@ def test_rows_that_follow_soon_do_not_wait_for_the_disk(directory, monkeypatch):
         assert (status(directory)["step"], status(directory)["metrics"]) == (3, {"loss": 0.5})
 
 
-def test_a_row_moves_the_step_and_only_metrics_are_metrics(directory, every_row):
+def test_row_updates_step_and_metrics_of_the_status(directory, every_row):
     with Reporter(directory, "zoo", "none") as reporter:
         start(reporter, directory)
         reporter.row(ROW)
@@ -73,7 +73,7 @@ def test_a_row_moves_the_step_and_only_metrics_are_metrics(directory, every_row)
     assert (now["state"], now["step"], now["metrics"]) == ("training", 4, {"loss": 0.5, "accuracy": 1.0})
 
 
-def test_an_evaluation_is_a_state_until_training_goes_on(directory):
+def test_status_shows_the_evaluating_phase(directory):
     with Reporter(directory, "zoo", "none") as reporter:
         start(reporter, directory)
         reporter.row(ROW)
@@ -84,7 +84,7 @@ def test_an_evaluation_is_a_state_until_training_goes_on(directory):
     assert states == ["evaluating", "training"]
 
 
-def test_lines_are_printed_from_the_start_on_and_logged_before_it_too(directory, capsys):
+def test_messages_before_start_are_only_logged(directory, capsys):
     with Reporter(directory, "zoo", "lines") as reporter:
         reporter.message("looking for devices")
         start(reporter, directory)
@@ -95,7 +95,7 @@ def test_lines_are_printed_from_the_start_on_and_logged_before_it_too(directory,
     assert log == ["looking for devices", "step 3/10  loss 0.5"]
 
 
-def test_a_run_that_was_moved_aside_is_told(directory, tmp_path):
+def test_moved_aside_run_is_logged(directory, tmp_path):
     Reporter(directory, "zoo", "none").__exit__(None, None, None)
     directory.close()
     with RunDirectory.open(directory.path, fresh=True) as fresh, Reporter(fresh, "zoo", "none") as reporter:
@@ -103,7 +103,7 @@ def test_a_run_that_was_moved_aside_is_told(directory, tmp_path):
     assert f"the earlier run was moved to {tmp_path / 'run.old-1'}" in fresh.log.read_text()
 
 
-def test_a_job_whose_directory_was_taken_over_leaves_the_others_status_alone(directory):
+def test_job_that_lost_its_lease_does_not_write_the_status(directory):
     with pytest.raises(LeaseLost), Reporter(directory, "zoo", "none") as reporter:
         start(reporter, directory)
         directory.status.write_text("another job's")
@@ -127,7 +127,7 @@ def test_a_job_whose_directory_was_taken_over_leaves_the_others_status_alone(dir
         (ZeroDivisionError("division by zero"), "failed", 1, "ZeroDivisionError: division by zero"),
     ],
 )
-def test_each_end_is_told_with_its_reason_and_exit_code(directory, error, state, code, reason):
+def test_status_and_summary_state_how_the_attempt_ended(directory, error, state, code, reason):
     reporter = Reporter(directory, "zoo", "none")
     start(reporter, directory)
     assert reporter.__exit__(type(error) if error else None, error, None) is None  # passes every error on
@@ -137,14 +137,14 @@ def test_each_end_is_told_with_its_reason_and_exit_code(directory, error, state,
     assert (reporter.summary.state, reporter.summary.reason, status_of(error)) == (state, reason, code)
 
 
-def test_the_final_words_come_last_and_only_where_lines_are_wanted(directory, capsys):
+def test_summary_is_printed_unless_progress_is_none(directory, capsys):
     for mode in ("lines", "none"):
         with Reporter(directory, "zoo", mode) as reporter:
             start(reporter, directory)
         assert ("zoo: done at step 7 of 10" in capsys.readouterr().err) == (mode == "lines")
 
 
-def test_an_error_before_the_start_prints_nothing_and_is_in_the_status(directory, capsys):
+def test_error_before_start_is_in_the_status_and_not_printed(directory, capsys):
     with pytest.raises(DataError), Reporter(directory, "zoo", "lines"):
         raise DataError("no examples.")
     now = status(directory)
@@ -152,7 +152,7 @@ def test_an_error_before_the_start_prints_nothing_and_is_in_the_status(directory
     assert capsys.readouterr().err == ""
 
 
-def test_a_process_beside_the_first_writes_and_shows_nothing_but_keeps_the_summary(directory, monkeypatch, capsys):
+def test_secondary_process_writes_nothing_but_keeps_the_summary(directory, monkeypatch, capsys):
     monkeypatch.setattr("engine.cluster.identity._joined", Processes(1, 2, "127.0.0.1:1"))
     with pytest.raises(Preempted), Reporter(directory, "zoo", "lines") as reporter:
         start(reporter, directory)

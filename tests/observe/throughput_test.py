@@ -3,7 +3,7 @@ import pytest
 from engine.observe.throughput import Throughput
 
 
-def test_rates_of_an_interval_by_hand():
+def test_rates_match_a_hand_computed_example():
     throughput = Throughput(batch_size=128, flops_per_step=2e9, peak_flops=1e12)
     throughput.arrived(step=10, time_s=100.0, wait_s=1.0)
     throughput.arrived(step=30, time_s=101.0, wait_s=1.1)
@@ -19,7 +19,7 @@ def test_rates_of_an_interval_by_hand():
     )
 
 
-def test_each_interval_begins_where_the_last_one_ended_and_total_spans_all():
+def test_values_cover_the_last_interval_and_total_covers_all():
     throughput = Throughput(batch_size=10)
     throughput.arrived(0, 0.0, 0.0)
     throughput.arrived(100, 1.0, 0.0)
@@ -30,21 +30,21 @@ def test_each_interval_begins_where_the_last_one_ended_and_total_spans_all():
     assert throughput.total() == pytest.approx({"examples_per_s": 400, "step_time_s": 0.025, "data_wait": 0.4})
 
 
-def test_nothing_is_claimed_before_two_arrivals():
+def test_rates_are_empty_before_two_arrivals():
     throughput = Throughput(batch_size=10)
     assert throughput.values() == {} and throughput.total() == {}
     throughput.arrived(5, 3.0, 0.0)
     assert throughput.values() == {} and throughput.total() == {}
 
 
-def test_rows_within_one_dispatch_have_the_rates_of_that_dispatch():
+def test_values_without_a_new_arrival_are_repeated():
     throughput = Throughput(batch_size=10)
     throughput.arrived(32, 1.0, 0.0)
     throughput.arrived(64, 2.0, 0.0)
     assert throughput.values() == throughput.values() != {}
 
 
-def test_unknown_flops_and_unknown_peak_are_left_out():
+def test_flops_and_mfu_are_left_out_if_unknown():
     for flops, names in ((None, set()), (1e9, {"flop_per_s"})):
         throughput = Throughput(batch_size=1, flops_per_step=flops)
         throughput.arrived(0, 0.0, 0.0)
@@ -52,7 +52,7 @@ def test_unknown_flops_and_unknown_peak_are_left_out():
         assert set(throughput.values()) == {"examples_per_s", "step_time_s", "data_wait"} | names
 
 
-def test_results_that_arrive_in_one_tick_of_the_clock_are_taken_together_with_the_next():
+def test_arrivals_at_the_same_time_are_merged_with_the_next():
     throughput = Throughput(batch_size=1)
     throughput.arrived(0, 1.0, 0.0)
     throughput.arrived(1, 1.0, 0.0)

@@ -20,7 +20,7 @@ from engine.observe.wording import duration, number, pairs
         (None, "None"),
     ],
 )
-def test_number(value, text):
+def test_number_has_four_significant_digits(value, text):
     assert number(value) == text
 
 
@@ -36,7 +36,7 @@ def test_number(value, text):
         (90000, "1 d 01 h"),
     ],
 )
-def test_duration(seconds, text):
+def test_duration_uses_two_units_at_most(seconds, text):
     assert duration(seconds) == text
 
 

@@ -44,7 +44,7 @@ def events_of(directory):
     return found
 
 
-def test_rows_become_lines_in_the_order_of_the_pushes(tmp_path):
+def test_rows_are_written_in_push_order(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with MetricWriter(path, None) as writer:
         writer.push(lambda: [a_row(1, loss=jnp.float32(0.5)), a_row(2, loss=np.float32(0.25))])
@@ -64,7 +64,7 @@ def test_push_does_not_wait_for_the_block(tmp_path):
     writer.close()
 
 
-def test_a_block_may_do_something_off_the_loop_in_order_with_the_rows(tmp_path):
+def test_block_without_rows_runs_in_order(tmp_path):
     path, seen = tmp_path / "metrics.jsonl", []
     with MetricWriter(path, None) as writer:
         writer.push(lambda: [a_row(1)])
@@ -72,7 +72,7 @@ def test_a_block_may_do_something_off_the_loop_in_order_with_the_rows(tmp_path):
     assert seen == [1]
 
 
-def test_after_the_directory_is_another_jobs_nothing_more_is_written_and_push_says_why(tmp_path, monkeypatch):
+def test_after_a_lost_lease_nothing_is_written_and_push_raises(tmp_path, monkeypatch):
     monkeypatch.setattr(writer_module, "_FLUSH_S", 1000.0)
     path, lost = tmp_path / "metrics.jsonl", threading.Event()
 
@@ -99,7 +99,7 @@ def test_after_the_directory_is_another_jobs_nothing_more_is_written_and_push_sa
     assert [step for step, _, _ in events_of(tmp_path / "events")] == [1]
 
 
-def test_too_many_waiting_blocks_make_push_wait_and_lose_nothing(tmp_path):
+def test_full_queue_makes_push_wait_and_loses_nothing(tmp_path):
     path, disk_goes_on = tmp_path / "metrics.jsonl", threading.Event()
     writer = MetricWriter(path, None)
 
@@ -118,7 +118,7 @@ def test_too_many_waiting_blocks_make_push_wait_and_lose_nothing(tmp_path):
     assert [row["step"] for row in lines_of(path)] == list(range(-1, 3000))
 
 
-def test_numbers_that_json_has_not_are_text(tmp_path):
+def test_nan_and_infinity_are_written_as_text(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with MetricWriter(path, None) as writer:
         writer.push(lambda: [a_row(1, loss=float("nan"), norm=jnp.float32("inf"))])
@@ -136,7 +136,7 @@ def test_tensorboard_gets_every_number_at_its_step(tmp_path):
     assert second[2] == pytest.approx({"heldout/accuracy": 0.9, "norm": 0.75})
 
 
-def test_flush_puts_tensorboards_events_in_their_file(tmp_path):
+def test_flush_writes_tensorboard_events_to_their_file(tmp_path):
     writer = MetricWriter(tmp_path / "metrics.jsonl", tmp_path / "tensorboard")
     for step in (1, 2, 3):
         writer.push(lambda step=step: [a_row(step, loss=0.5)])
@@ -145,7 +145,7 @@ def test_flush_puts_tensorboards_events_in_their_file(tmp_path):
     writer.close()
 
 
-def test_a_later_attempt_adds_lines_and_a_file_of_events(tmp_path):
+def test_later_attempt_appends_lines_and_adds_an_event_file(tmp_path):
     path, events = tmp_path / "metrics.jsonl", tmp_path / "tensorboard"
     code = "import sys, pathlib; from engine.observe.writer import MetricWriter\n"
     code += "with MetricWriter(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])) as writer:\n"
@@ -158,7 +158,7 @@ def test_a_later_attempt_adds_lines_and_a_file_of_events(tmp_path):
 
 
 @pytest.mark.parametrize("torn", ['{"step": 3, "lo', '{"step": 3, "x": "' + "a" * 10_000])
-def test_a_last_line_that_a_crash_cut_is_removed(tmp_path, torn):
+def test_torn_last_line_is_removed_on_open(tmp_path, torn):
     path = tmp_path / "metrics.jsonl"
     for whole in ("", '{"step": 1}\n{"step": 2}\n'):
         path.write_text(whole + torn)
@@ -169,7 +169,7 @@ def test_a_last_line_that_a_crash_cut_is_removed(tmp_path, torn):
         assert len(lines_of(path)) == whole.count("\n") + 1
 
 
-def test_sync_puts_on_the_disk_what_was_pushed_before_it(tmp_path, monkeypatch):
+def test_sync_fsyncs_what_was_pushed_before(tmp_path, monkeypatch):
     path, synced, fsync = tmp_path / "metrics.jsonl", [], os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: (synced.append(path.read_text().count("\n")), fsync(file)))
     with MetricWriter(path, None) as writer:
@@ -180,7 +180,7 @@ def test_sync_puts_on_the_disk_what_was_pushed_before_it(tmp_path, monkeypatch):
     assert synced == [2]
 
 
-def test_a_disk_that_cannot_sync_is_told_once_and_ends_nothing(tmp_path, monkeypatch, caplog):
+def test_failing_fsync_is_warned_about_once(tmp_path, monkeypatch, caplog):
     def fails(file):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -194,7 +194,7 @@ def test_a_disk_that_cannot_sync_is_told_once_and_ends_nothing(tmp_path, monkeyp
 
 
 @pytest.mark.faults
-def test_lines_that_a_full_disk_refuses_wait_for_it_and_are_told_once(tmp_path, caplog):
+def test_lines_wait_in_memory_while_the_disk_is_full(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
     path.symlink_to("/dev/full")
     writer = MetricWriter(path, None)
@@ -212,7 +212,7 @@ def test_lines_that_a_full_disk_refuses_wait_for_it_and_are_told_once(tmp_path, 
 
 
 @pytest.mark.faults
-def test_lines_that_are_lost_in_the_end_are_an_error_once(tmp_path):
+def test_lines_lost_at_close_are_an_error(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.symlink_to("/dev/full")
     writer = MetricWriter(path, None)
@@ -224,7 +224,7 @@ def test_lines_that_are_lost_in_the_end_are_an_error_once(tmp_path):
 
 
 @pytest.mark.faults
-def test_what_tensorboard_cannot_get_does_not_end_the_run(tmp_path, caplog):
+def test_tensorboard_write_error_does_not_end_the_run(tmp_path, caplog):
     (tmp_path / "tensorboard").write_text("a file, where a folder is needed")
     writer = MetricWriter(tmp_path / "metrics.jsonl", tmp_path / "tensorboard")
     writer.push(lambda: [a_row(1)])
@@ -237,7 +237,7 @@ def test_what_tensorboard_cannot_get_does_not_end_the_run(tmp_path, caplog):
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
 
 
-def test_what_a_block_raises_reaches_the_loop_as_it_is(tmp_path):
+def test_exception_of_a_block_reaches_the_loop_unchanged(tmp_path):
     def block():
         raise ZeroDivisionError("of the block")
 
@@ -248,7 +248,7 @@ def test_what_a_block_raises_reaches_the_loop_as_it_is(tmp_path):
     writer.close()
 
 
-def test_after_an_error_the_blocks_that_wait_are_not_run(tmp_path):
+def test_queued_blocks_do_not_run_after_an_error(tmp_path):
     both_wait, ran = threading.Event(), []
     writer = MetricWriter(tmp_path / "metrics.jsonl", None)
     writer.push(lambda: [a_row(1, wrong=object())] if both_wait.wait(60) else [])
@@ -259,19 +259,19 @@ def test_after_an_error_the_blocks_that_wait_are_not_run(tmp_path):
     assert ran == []
 
 
-def test_a_value_that_is_no_number_is_named(tmp_path):
+def test_value_that_json_cannot_hold_is_named(tmp_path):
     writer = MetricWriter(tmp_path / "metrics.jsonl", None)
     writer.push(lambda: [a_row(1, loss={1, 2})])
     with pytest.raises(RunError, match="loss: a set cannot be written as JSON"):
         writer.close()
 
 
-def test_a_file_that_cannot_be_opened_is_told_at_once(tmp_path):
+def test_file_that_cannot_be_opened_is_reported_at_once(tmp_path):
     with pytest.raises(RunError, match=r"gone/metrics\.jsonl: metrics cannot be written \(No such file"):
         MetricWriter(tmp_path / "gone" / "metrics.jsonl", None)
 
 
-def test_a_push_after_close_is_refused_instead_of_lost(tmp_path):
+def test_push_after_close_raises(tmp_path):
     writer = MetricWriter(tmp_path / "metrics.jsonl", None)
     writer.close()
     writer.flush()
@@ -279,12 +279,12 @@ def test_a_push_after_close_is_refused_instead_of_lost(tmp_path):
         writer.push(lambda: [a_row(1)])
 
 
-def test_importing_the_writer_costs_neither_jax_nor_tensorboard():
+def test_importing_the_writer_loads_neither_jax_nor_tensorboard():
     code = "import sys, engine.observe.writer; sys.exit(bool({'jax', 'tensorboardX'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_without_a_file_blocks_still_run_in_order_and_nothing_is_written(tmp_path, monkeypatch):
+def test_writer_without_a_file_runs_blocks_and_writes_nothing(tmp_path, monkeypatch):
     """In a process beside the first one: what a block does for the loop is done, its rows go nowhere."""
     monkeypatch.chdir(tmp_path)
     ran = []
