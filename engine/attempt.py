@@ -13,7 +13,7 @@ from engine.cluster import group
 from engine.config import hardware
 from engine.config.duration import Period
 from engine.config.schema import Config
-from engine.data.bad_examples import BadExamples
+from engine.data.bad_examples import BadExampleCounter
 from engine.data.feed import TrainFeed
 from engine.data.source import Source
 from engine.observe.recorder import Recorder, Sums
@@ -69,7 +69,7 @@ class Attempt:
             self._ledger = self._stack.enter_context(contextlib.closing(ledger))
         if self._config.data.on_error == "skip":
             lines = self._stack.enter_context(contextlib.closing(JsonLines(self._directory.bad_examples, *who)))
-            self._bad_examples = BadExamples(lines.add, self._say)
+            self._bad_examples = BadExampleCounter(lines.add, self._say)
         return self
 
     def __exit__(

@@ -24,7 +24,7 @@ from engine.config.schema import Config
 from engine.config.target import build, check_targets
 from engine.config.text import flatten, from_text, to_text, value_text
 from engine.config.validation import validate
-from engine.data import identity
+from engine.data import dataset_summary
 from engine.data.source import Source
 from engine.evaluation import build_evaluations
 from engine.mounts import local_text
@@ -114,7 +114,7 @@ def _train(
                 on_phase=reporter.phase,
             )
             directory.write_config_text(to_text(config))  # now that no part of it can be refused
-            directory.write_data_text(identity.to_text(facts))
+            directory.write_data_text(dataset_summary.to_text(facts))
             for name in sorted({*changed, *changed_data}):
                 trainer.checkpoints.retention.forget(name)
             reporter.start(trainer.total_steps, trainer.step, trainer.summary)

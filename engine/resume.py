@@ -13,7 +13,7 @@ from engine.config.errors import ConfigError, DataError
 from engine.config.identity import identity_differences, schedule_change
 from engine.config.schema import Config
 from engine.config.text import from_text
-from engine.data import identity
+from engine.data import dataset_summary
 from engine.data.source import Source
 from engine.run.directory import RunDirectory
 from engine.saved_run import has_checkpoint
@@ -55,14 +55,16 @@ def _check_config(config: Config, directory: RunDirectory, accept: bool) -> list
     return [name for name in sorted(kept) if old.evaluations[name].data != config.evaluations[name].data]
 
 
-def dataset_facts(source: Source, evaluation_sources: Mapping[str, Source]) -> dict[str, identity.Facts]:
+def dataset_facts(source: Source, evaluation_sources: Mapping[str, Source]) -> dict[str, dataset_summary.Summary]:
     """Returns what identifies the datasets of a run, by the section that names them.
 
     Raises:
         InconsistentProcesses: processes see other datasets.
     """
-    facts: dict[str, identity.Facts] = {"data": identity.facts_of(source)}
-    facts |= {f"evaluations.{name}.data": identity.facts_of(found) for name, found in evaluation_sources.items()}
+    facts: dict[str, dataset_summary.Summary] = {"data": dataset_summary.summarize(source)}
+    facts |= {
+        f"evaluations.{name}.data": dataset_summary.summarize(found) for name, found in evaluation_sources.items()
+    }
     check_consistency(
         {f"{where}: {name}": text for where, found in facts.items() for name, text in found.items()}, "data"
     )
@@ -70,7 +72,7 @@ def dataset_facts(source: Source, evaluation_sources: Mapping[str, Source]) -> d
 
 
 def check_data(
-    facts: Mapping[str, identity.Facts], directory: RunDirectory, accepted: Accepted
+    facts: Mapping[str, dataset_summary.Summary], directory: RunDirectory, accepted: Accepted
 ) -> tuple[list[str], list[str]]:
     """Returns the names of the evaluations whose data changed since the run began, and sentences for the user.
 
@@ -84,12 +86,12 @@ def check_data(
 
 
 def _check_data(
-    facts: Mapping[str, identity.Facts], directory: RunDirectory, accept: bool
+    facts: Mapping[str, dataset_summary.Summary], directory: RunDirectory, accept: bool
 ) -> tuple[list[str], list[str]]:
-    before = identity.read(directory.data) if has_checkpoint(directory) else {}
+    before = dataset_summary.read(directory.data) if has_checkpoint(directory) else {}
     if not before:
         return [], []
-    differences = identity.changes(before.get("data", facts["data"]), facts["data"], "data")
+    differences = dataset_summary.changes(before.get("data", facts["data"]), facts["data"], "data")
     if differences and not accept:
         raise DataError(
             f"{directory} holds a run on another dataset:\n  " + "\n  ".join(differences) + "\n"
@@ -99,7 +101,7 @@ def _check_data(
     messages = [f"the dataset has changed, which is accepted: {text}" for text in differences]
     evaluations = []
     for where in sorted((before.keys() & facts.keys()) - {"data"}):
-        if lines := identity.changes(before[where], facts[where], where):
+        if lines := dataset_summary.changes(before[where], facts[where], where):
             name = where.removeprefix("evaluations.").removesuffix(".data")
             evaluations.append(name)
             messages.append(f"{name} is another dataset than before, so its earlier results are dropped: {lines[0]}")

@@ -1,5 +1,5 @@
-"""Sources of examples, their order, the batches made of them and their way to the devices.
+"""The input pipeline: sources of examples, shuffling, mixtures, packing, batches, and transfer to the devices.
 
-A batch is addressed by its number: global batch n is a pure function of (seed, n), on any number of processes. There
-is therefore no iterator state to save; the position of a run is the number of its next batch.
+Global batch n is a pure function of (seed, n), on any number of processes. A checkpoint therefore stores no iterator
+state, only the number of the next batch.
 """

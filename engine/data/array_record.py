@@ -1,7 +1,6 @@
-"""ArrayRecord files: examples on disk with random access.
+"""Reads ArrayRecord files as a source with random access, and writes any source to such a file.
 
-Owns: reading such files as a source, and writing any source to one. Does not own: how an example becomes bytes
-(`record.py`).
+`record.py` defines how one example is encoded as bytes.
 """
 
 import contextlib
@@ -18,84 +17,88 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 
 from engine.config.errors import DataError
 from engine.data.record import decode, encode
-from engine.data.source import PART, SAMPLED, Example, Examples, Source, name_of, spread
+from engine.data.source import FINGERPRINT_EXAMPLES, SEPARATOR, Example, Examples, Source, evenly_spaced, source_name
 from engine.mounts import local_path
 
-NAMED = 32  # files that a fingerprint names and samples
-WINDOWS, WINDOW = 16, 4096  # of a file that are read for that, and bytes of each
-# One record a group: random access reads no neighbours. Photographs and points hardly shrink, so speed comes first.
+FINGERPRINT_FILES = 32  # files that a fingerprint names and samples
+WINDOWS, WINDOW_BYTES = 16, 4096  # a fingerprint hashes so many windows of each of these files, of this size
+# One record per group, so that random access reads no neighbouring records. Photographs and point clouds hardly
+# compress, so the compression level favours speed.
 WRITER_OPTIONS = "group_size:1,zstd:1"
 
 
 class ArrayRecordSource:
-    """The records of one or several files written with `write_array_record`.
+    """Source of the records in one or more files written by `write_array_record`.
 
-    Their order is that of the paths in a list, and of the names where a path has wildcards.
+    The files follow each other in the order of the list of paths. Files that match one wildcard are sorted by name.
     """
 
     def __init__(self, pattern: str | Sequence[str]):
-        """Opens the files that match a path, which may hold the wildcards of a shell, or each of several paths.
+        """Opens the files that match one path or each of several paths.
 
-        Paths may be addresses in a bucket (`engine/mounts.py`).
+        Args:
+            pattern: path or list of paths; shell wildcards and bucket addresses (`engine/mounts.py`) are allowed.
 
         Raises:
-            DataError: no file matches, or one of them is no ArrayRecord file.
+            DataError: no file matches, or a file is not an ArrayRecord file.
             RunError: a bucket cannot be mounted.
         """
         self.paths: list[str] = []
-        for one in [pattern] if isinstance(pattern, str) else pattern:
-            found = sorted(glob.glob(os.path.expanduser(local_path(one))))
+        for path in [pattern] if isinstance(pattern, str) else pattern:
+            found = sorted(glob.glob(os.path.expanduser(local_path(path))))
             if not found:
-                raise DataError(f"{one}: no such file. Write it with `convoy data write`, or mend the pattern.")
+                raise DataError(f"{path}: no such file. Write it with `convoy data write`, or correct the pattern.")
             self.paths += found
         if not self.paths:
-            raise DataError("an empty list of paths: no file. Name at least one.")
+            raise DataError("The list of paths is empty. Name at least one ArrayRecord file.")
         try:
             self._records: Any = grain.sources.ArrayRecordDataSource(self.paths)
         except (RuntimeError, ValueError) as error:
-            raise DataError(f"{pattern}: no ArrayRecord file: {error}. Write it with `convoy data write`.") from error
+            raise DataError(
+                f"{pattern}: not an ArrayRecord file: {error}. Write it with `convoy data write`."
+            ) from error
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
-        """Returns one example; its arrays may be written to."""
+        """Returns one example as new arrays, which the caller may modify."""
         try:
             record = self._records[index]
         except (RuntimeError, ValueError, OSError) as error:
-            raise DataError(f"{self._called(index)}: {error}. Write the file again.") from error
+            raise DataError(f"{self._record_name(index)}: {error}. Write the file again.") from error
         return jax.tree.map(np.copy, self._decode(index, record))
 
     def take(self, indices: np.ndarray) -> Examples:
-        """Returns the examples at `indices` `[batch]`, stacked; the files are read in parallel."""
+        """Returns the examples at `indices` `[batch]` as arrays `[batch, ...]`; the records are read in parallel."""
         numbers = indices.tolist()
         examples = [self._decode(*pair) for pair in zip(numbers, self._records.__getitems__(numbers), strict=True)]
         return jax.tree.map(lambda *rows: np.stack(rows), *examples)
 
     def fingerprint(self) -> str:
-        """Names, sizes and samples of the files in their order, and a hash of some of the records.
+        """Returns the names, sizes and hashed samples of the first files, and a hash of some of the records.
 
-        Their folders and times say nothing about the content. Of many files the first ones are named and sampled.
+        Folders and modification times are left out, since a copy of the files has the same content.
         """
         files = [f"{os.path.basename(path)} {os.path.getsize(path)} bytes" for path in self.paths]
-        samples = [f"{name} {_sample(path)}" for name, path in zip(files[:NAMED], self.paths, strict=False)]
-        records = hashlib.blake2b(PART.join(files).encode(), digest_size=16)
-        for index in spread(len(self), SAMPLED):
+        samples = [f"{name} {_sample(path)}" for name, path in zip(files[:FINGERPRINT_FILES], self.paths, strict=False)]
+        records = hashlib.blake2b(SEPARATOR.join(files).encode(), digest_size=16)
+        for index in evenly_spaced(len(self), FINGERPRINT_EXAMPLES):
             try:
                 records.update(self._records[index])
-            except (ValueError, RuntimeError, IndexError):  # told when it is needed
+            except (ValueError, RuntimeError, IndexError):  # training reports the error when it reads this record
                 records.update(b"cannot be read")
-        more = [f"{len(files) - NAMED} more files"] if len(files) > NAMED else []
-        return PART.join([*samples, *more, f"records {records.hexdigest()}"])
+        more = [f"{len(files) - FINGERPRINT_FILES} more files"] if len(files) > FINGERPRINT_FILES else []
+        return SEPARATOR.join([*samples, *more, f"records {records.hexdigest()}"])
 
     def _decode(self, index: int, record: bytes) -> Example:
         try:
             return decode(record)
         except DataError as error:
-            raise DataError(f"{self._called(index)}: {error}") from error
+            raise DataError(f"{self._record_name(index)}: {error}") from error
 
-    def _called(self, index: int) -> str:
-        """The record in its own file, for errors."""
+    def _record_name(self, index: int) -> str:
+        """Returns the file of a record and its index in that file, for error texts."""
         first = 0
         for path in self.paths:
             records: Any = grain.sources.ArrayRecordDataSource([path])
@@ -107,27 +110,27 @@ class ArrayRecordSource:
 
 
 def _sample(path: str) -> str:
-    """A hash of some windows of a file, from its first to its last bytes."""
-    found, last = hashlib.blake2b(digest_size=6), max(0, os.path.getsize(path) - WINDOW)
+    """Returns a hash of evenly spaced windows of a file, which include its first and its last bytes."""
+    found, last = hashlib.blake2b(digest_size=6), max(0, os.path.getsize(path) - WINDOW_BYTES)
     with open(path, "rb") as file:
-        for start in spread(last + 1, WINDOWS):
+        for start in evenly_spaced(last + 1, WINDOWS):
             file.seek(start)
-            found.update(file.read(WINDOW))
+            found.update(file.read(WINDOW_BYTES))
     return found.hexdigest()
 
 
 def write_array_record(source: Source, path: str, progress: Callable[[int, int], None] | None = None) -> int:
     """Writes every example of a source to one file and returns their number.
 
-    The file appears under its name only when it is whole.
+    The file appears under its name only once it is complete.
 
     Args:
-        source: examples that are dicts, lists and tuples of arrays and numbers.
-        path: of the file, by custom `name.arrayrecord`; an older file there is replaced.
-        progress: called with (written, all) after each example.
+        source: source whose examples are dicts, lists and tuples of arrays and numbers.
+        path: path of the file, usually `name.arrayrecord`; an existing file is replaced.
+        progress: called with (examples written, examples in total) after each example.
 
     Raises:
-        DataError: an example cannot be written, or the folder cannot.
+        DataError: an example cannot be encoded, or the folder cannot be written to.
     """
     path = str(local_path(path))
     unfinished = f"{path}.unfinished"
@@ -140,7 +143,7 @@ def write_array_record(source: Source, path: str, progress: Callable[[int, int],
     writer = array_record_module.ArrayRecordWriter(unfinished, WRITER_OPTIONS)
     try:
         for index in range(len(source)):
-            writer.write(encode(source[index], f"example {index} of {name_of(source)}"))
+            writer.write(encode(source[index], f"example {index} of {source_name(source)}"))
             if progress is not None:
                 progress(index + 1, len(source))
         writer.close()

@@ -1,8 +1,8 @@
-"""Examples that cannot be read, where `data.on_error` is skip: their rows have weight 0, and they are reported.
+"""Skips examples that cannot be read (`data.on_error=skip`): their rows get weight 0, and each is reported.
 
-An example is bad where reading it or its transform fails, or where its shapes are not those of the others. Its row
-holds a filler instead, the next readable example of the run's order, since a model that normalises over a batch needs
-valid numbers. Which example that is depends on (seed, position) alone.
+An example is bad if reading it or its transform fails, or if its shapes differ from those of the other examples. Its
+row holds a filler, the next readable example in the order of the run, because a model that normalises over the batch
+needs valid numbers. The choice of the filler depends on (seed, position) alone.
 """
 
 from collections import deque
@@ -14,34 +14,34 @@ import numpy as np
 
 from engine.config.errors import DataError
 from engine.data.batch import Batch
-from engine.data.source import Examples, Source, example_spec, leaves, name_of
+from engine.data.source import Examples, Source, example_spec, leaves_with_path, source_name
 from engine.types import Json
 
-FILLER_TRIES = 1000  # positions in a row that are tried for a filler
-WINDOW = 100  # batches over which the share of bad examples is measured
-SHARE = 0.1  # of the examples in the window that may be bad
-FEW = 10  # bad examples that are never too many, and that are reported one by one
+FILLER_TRIES = 1000  # consecutive positions tried for a filler
+WINDOW_BATCHES = 100  # latest batches over which the fraction of bad examples is measured
+MAX_BAD_FRACTION = 0.1  # of the examples in the window
+ALWAYS_ALLOWED = 10  # bad examples in the window that never stop a run; the first ones are reported one by one
 
 
 @dataclass(frozen=True)
-class Bad:
-    """One example that could not be read."""
+class BadExample:
+    """An example that could not be read."""
 
-    row: int  # in the global batch
-    address: int  # the sampler's, as the ledger of examples has it
-    error: str  # a sentence that names it
+    row: int  # row of the global batch
+    address: int  # address that the sampler gave it, as in the ledger of examples
+    error: str  # error text, which names the example
 
 
 @dataclass(frozen=True)
 class TolerantBatch:
-    """A batch in which what could not be read has weight 0."""
+    """A batch whose bad examples have weight 0, and the list of these examples."""
 
     batch: Batch
-    bad: tuple[Bad, ...] = ()
+    bad: tuple[BadExample, ...] = ()
 
 
 class RowBatches(Protocol):
-    """Batches that can also make one row alone (`batches.py`)."""
+    """Batches that can also read a single row (`batches.py`)."""
 
     source: Source
     batch_size: int
@@ -57,17 +57,17 @@ class RowBatches(Protocol):
 
 
 class TolerantBatches:
-    """The same batches, each as a `TolerantBatch`."""
+    """Wraps batches so that a bad example gives a row of weight 0 instead of an error."""
 
     def __init__(self, batches: RowBatches):
         self._batches = batches
-        self._spec = [(path, spec.shape, spec.dtype) for path, spec in leaves(example_spec(batches.source))]
+        self._spec = [(path, spec.shape, spec.dtype) for path, spec in leaves_with_path(example_spec(batches.source))]
 
     def __getitem__(self, n: int) -> TolerantBatch:
         """Returns batch n.
 
         Raises:
-            DataError: no filler was found for a row.
+            DataError: no filler was found for a bad example.
         """
         try:
             return TolerantBatch(self._batches[n])
@@ -88,19 +88,19 @@ class TolerantBatches:
             try:
                 examples.append(self._row(position))
             except DataError as error:
-                bad.append(Bad(row, self._batches.address(position), str(error)))
+                bad.append(BadExample(row, self._batches.address(position), str(error)))
                 weight[i] = 0
                 examples.append(self._filler(position))
         return TolerantBatch(Batch(jax.tree.map(lambda *rows: np.concatenate(rows), *examples), weight), tuple(bad))
 
     def _row(self, position: int) -> Examples:
-        """Returns the example at a position as a batch of one row. Raises DataError."""
+        """Returns the example at a position as a batch of one row. Raises DataError for a bad example."""
         row = self._batches.row(position)
-        found = [(path, leaf.shape[1:], leaf.dtype) for path, leaf in leaves(row)]
+        found = [(path, leaf.shape[1:], leaf.dtype) for path, leaf in leaves_with_path(row)]
         if found != self._spec:
             raise DataError(
-                f"Example {self._batches.address(position)} of {name_of(self._batches.source)} has {_text(found)}, the "
-                f"others have {_text(self._spec)}. Bring all to one shape and dtype in the source."
+                f"Example {self._batches.address(position)} of {source_name(self._batches.source)} has {_text(found)}, "
+                f"other examples have {_text(self._spec)}. Give all examples the same shapes and dtypes in the source."
             )
         return row
 
@@ -111,43 +111,44 @@ class TolerantBatches:
                 return self._row(other)
             except DataError as error:
                 errors.append(error)
-        raise DataError(f"{FILLER_TRIES} examples one after the other cannot be read, the last one so: {errors[-1]}")
+        raise DataError(f"{FILLER_TRIES} consecutive examples cannot be read. The last error: {errors[-1]}")
 
 
-class BadExamples:
-    """The account of the bad examples that this process has met in one attempt.
+class BadExampleCounter:
+    """Counts, logs and reports the bad examples that this process reads in one attempt.
 
     Args:
-        write: takes a line for the run directory, one for each bad example.
-        on_message: called with sentences for the user: each of the first bad examples, then at each doubling.
+        write: appends one record for each bad example to a file of the run directory.
+        on_message: called with a warning for the user: for each of the first bad examples, then at each doubling of
+            their number.
     """
 
     def __init__(self, write: Callable[[Mapping[str, Json]], None], on_message: Callable[[str], None]):
-        self._write, self._say = write, on_message
-        self._window: deque[tuple[int, int]] = deque(maxlen=WINDOW)  # bad examples, and all, of a batch
+        self._write, self._on_message = write, on_message
+        self._window: deque[tuple[int, int]] = deque(maxlen=WINDOW_BATCHES)  # (bad examples, all examples) per batch
         self._count, self._report_at = 0, 1
 
-    def take(self, n: int, found: TolerantBatch) -> Batch:
-        """Counts the bad examples of batch n and returns the batch; every batch is passed through here.
+    def unwrap(self, n: int, found: TolerantBatch) -> Batch:
+        """Counts the bad examples of batch n and returns the plain batch; call it for every batch.
 
         Raises:
-            DataError: there are too many.
+            DataError: too many of the latest examples are bad.
         """
         self._window.append((len(found.bad), len(found.batch.weight)))
         for bad in found.bad:
             self._count += 1
             self._write({"step": n + 1, "batch": n, "row": bad.row, "example": bad.address, "error": bad.error})
             if self._count >= self._report_at:
-                self._report_at = self._count + 1 if self._count < FEW else 2 * self._count
-                self._say(
+                self._report_at = self._count + 1 if self._count < ALWAYS_ALLOWED else 2 * self._count
+                self._on_message(
                     f"warning: step {n + 1}: {bad.error} Its row has weight 0 (data.on_error=skip; "
                     f"{self._count} bad example{'s' * (self._count > 1)} so far)"
                 )
-        recent, read = (sum(counts) for counts in zip(*self._window, strict=True))
-        if found.bad and recent > max(FEW, SHARE * read):
+        bad_count, read_count = (sum(counts) for counts in zip(*self._window, strict=True))
+        if found.bad and bad_count > max(ALWAYS_ALLOWED, MAX_BAD_FRACTION * read_count):
             raise DataError(
-                f"step {n + 1}: {recent} of the last {read} examples cannot be read, which is more than {SHARE:.0%}; "
-                f"the newest: {found.bad[-1].error} Mend the data: this is more than data.on_error=skip passes over."
+                f"step {n + 1}: {bad_count} of the last {read_count} examples cannot be read, and data.on_error=skip "
+                f"allows {MAX_BAD_FRACTION:.0%}. The latest error: {found.bad[-1].error} Repair the data."
             )
         return found.batch
 

@@ -1,4 +1,4 @@
-"""The one type of a batch, from its source to the step."""
+"""The `Batch` type, used for every batch from the reader to the compiled step."""
 
 import dataclasses
 
@@ -11,9 +11,9 @@ from engine.types import PyTree
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Examples and what each row counts: numpy arrays on the host, global arrays on the devices."""
+    """Examples and the weight of each row: numpy arrays on the host, global arrays on the devices."""
 
     examples: PyTree
-    """Arrays `[rows, ...]`, which the Task's loss takes."""
+    """Pytree of arrays `[rows, ...]`, the `batch` argument of `Task.loss`."""
     weight: jax.Array | np.ndarray
     """float32 `[rows]`: 1 for an example, 0 for padding or an example that could not be read."""

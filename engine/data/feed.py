@@ -1,7 +1,7 @@
-"""What the loop and the evaluations draw their batches from, as a program takes them.
+"""Feeds that give the training loop and the evaluations their batches as arrays on the devices.
 
-A feed has no thread of its own: the loop runs ahead of the device, so that a batch is on its way while the step before
-it computes, and the reader makes host batches ahead. The position of a run in its data is the number of its next batch.
+A feed starts no thread: the reader prefetches host batches, and the loop dispatches ahead of the device, so that a
+batch is transferred while the previous step computes. The position of a run is the number of its next batch.
 """
 
 import logging
@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 
 from engine.config.errors import DataError
 from engine.config.schema import Data
-from engine.data.bad_examples import Bad, BadExamples, TolerantBatch, TolerantBatches
+from engine.data.bad_examples import BadExample, BadExampleCounter, TolerantBatch, TolerantBatches
 from engine.data.batch import Batch
 from engine.data.batches import Batches, OrderedBatches
 from engine.data.placement import Placement, local_rows, place
@@ -20,7 +20,7 @@ from engine.data.source import Source, example_spec, limited
 
 
 class TrainFeed:
-    """The batches of a training run from one of them on."""
+    """The batches of a training run, from a given batch on."""
 
     def __init__(
         self,
@@ -34,25 +34,25 @@ class TrainFeed:
         stop: int,
         steps_per_dispatch: int = 1,
         on_batch: Callable[[int, list[int], list[int]], None] | None = None,
-        bad: BadExamples | None = None,
+        bad: BadExampleCounter | None = None,
     ):
         """Starts the readers.
 
         Args:
-            source: of examples; `settings.limit` is applied here.
-            settings: the section `data`.
-            batch_size: examples of a global batch, over all processes.
-            seed: of the order and of random changes.
-            sharding: of the batch dimension of every array.
-            start: number of the first batch, which is `position["next_batch"]` of the run that is resumed.
+            source: source of examples; `settings.limit` is applied to it.
+            settings: config section `data`.
+            batch_size: rows of a global batch, over all processes.
+            seed: seed of the order and of random transforms.
+            sharding: sharding of the batch dimension of every array.
+            start: number of the first batch; for a resumed run, its `position["next_batch"]`.
             stop: number after the last batch.
-            steps_per_dispatch: batches that are usually drawn in one call; `settings.prefetch` counts such draws.
-            on_batch: called with each batch that is drawn: its number, the rows that this process feeds, and their
-                examples (`run/ledger.py`).
-            bad: takes what cannot be read where `settings.on_error` is skip; None stops at it.
+            steps_per_dispatch: usual number of batches per call of `next`; `settings.prefetch` counts such calls.
+            on_batch: called for each batch with its number, the rows that this process feeds, and the addresses of
+                their examples (`run/ledger.py`).
+            bad: counter of bad examples for `settings.on_error` = skip; None raises at the first bad example.
 
         Raises:
-            DataError: the source is empty or holds something else than numbers.
+            DataError: the source is empty, or its examples hold something other than numbers.
             ShardingError: the batch does not divide over the devices.
         """
         source = limited(source, settings.limit)
@@ -75,17 +75,17 @@ class TrainFeed:
 
     @property
     def wait_s(self) -> float:
-        """Seconds that `next` has waited for batches on the host since the feed was made."""
+        """Seconds that `next` has waited for host batches since the feed was created."""
         return self._reader.wait_s
 
     def next(self, count: int) -> tuple[Batch, ...]:
         """Returns the next `count` batches.
 
         Raises:
-            DataError: an example cannot be read, or fewer batches are left.
+            DataError: an example cannot be read, or fewer than `count` batches are left.
         """
         if self._next + count > self._stop:
-            raise DataError(f"{count} batches asked for at batch {self._next}, but the run ends at {self._stop}.")
+            raise DataError(f"{count} batches requested at batch {self._next}, but the run ends at {self._stop}.")
         batches = [self._checked(n, next(self._reader)) for n in range(self._next, self._next + count)]
         if self._on_batch is not None:
             for n in range(self._next, self._next + count):
@@ -96,28 +96,28 @@ class TrainFeed:
     def _checked(self, n: int, batch: Batch | TolerantBatch) -> Batch:
         if isinstance(batch, TolerantBatch):
             assert self._bad is not None
-            return self._bad.take(n, batch)
+            return self._bad.unwrap(n, batch)
         return batch
 
     def seek(self, step: int) -> None:
-        """Sets the position back to batch `step`: the run ends here, and its resume draws the later ones again."""
+        """Sets the saved position to batch `step`, where the run stops. A resume reads the later batches again."""
         self._next = step
 
     @property
     def position(self) -> dict[str, int]:
-        """The next batch to draw and the global index of its first example; batches made ahead do not count."""
+        """Number of the next batch and position of its first example in the run; prefetched batches do not count."""
         return {"next_batch": self._next, "next_example": self._next * self._batch_size}
 
     def close(self) -> None:
-        """Ends the readers."""
+        """Stops the reader threads and worker processes."""
         self._reader.close()
 
 
 class EvaluationFeed:
-    """The batches of an evaluation: every example exactly once, in order; as many batches on every host.
+    """The batches of an evaluation: every example exactly once, in order, with as many batches on every process.
 
-    Each iteration reads the source anew. Rows that fill up the last batch repeat the last example, so that they are
-    valid numbers, and have weight 0.
+    Each iteration reads the source again. The last batch is padded with copies of the last example, so that padding
+    holds valid numbers; these rows have weight 0.
     """
 
     def __init__(
@@ -130,35 +130,39 @@ class EvaluationFeed:
         replicated: NamedSharding,
         exact_last: bool = False,
     ):
-        """Reads nothing yet.
+        """Creates the feed; examples are read by iterating.
 
         Args:
-            source: of examples; `settings.limit` is applied here.
-            settings: the section `evaluations.<name>.data`.
-            batch_size: examples of a global batch.
-            sharding: of the batch dimension of every array.
-            replicated: the sharding of what every device holds whole.
-            exact_last: give the last batch its own size, replicated, and no row of weight 0: for metrics that take
-                the whole batch and know no weight.
+            source: source of examples; `settings.limit` is applied to it.
+            settings: config section `evaluations.<name>.data`.
+            batch_size: rows of a global batch.
+            sharding: sharding of the batch dimension of every array.
+            replicated: sharding of an array that every device holds whole.
+            exact_last: keep the last batch at its real size, replicated and without padding, for metrics of a whole
+                batch that take no row weights.
+
+        Raises:
+            DataError: the source is empty, or its examples hold something other than numbers.
+            ShardingError: the batch does not divide over the devices.
         """
         self._source = limited(source, settings.limit)
         example_spec(self._source)
         self._settings, self._replicated = settings, replicated
         self._batches = OrderedBatches(self._source, batch_size, local_rows(sharding, batch_size))
         self._place = Placement(sharding, self._batches.ones)
-        # Without weights no row can be left out, so what cannot be read stops the evaluation.
+        # Without row weights no row can be left out, so a bad example raises an error.
         self._tolerant = settings.on_error == "skip" and not exact_last
-        self._rest = len(self._source) % batch_size if exact_last else 0
+        self._remainder = len(self._source) % batch_size if exact_last else 0
 
     def __len__(self) -> int:
-        """Number of batches, the last one included."""
+        """Number of batches, including a partial last batch."""
         return len(self._batches)
 
     def __iter__(self) -> Generator[Batch]:
         reader = read(
             TolerantBatches(self._batches) if self._tolerant else self._batches,
             0,
-            len(self) - bool(self._rest),
+            len(self) - bool(self._remainder),
             threads=self._settings.threads,
             workers=self._settings.workers,
             prefetch=self._settings.prefetch,
@@ -171,10 +175,10 @@ class EvaluationFeed:
                 yield from self._place([batch])
         finally:
             reader.close()
-        if self._rest:
-            yield place(self._batches.rest(), self._replicated)
+        if self._remainder:
+            yield place(self._batches.remainder(), self._replicated)
 
 
-def _report(bad: Sequence[Bad]) -> None:
-    for one in bad:
-        logging.getLogger("convoy").warning("an evaluation leaves out what cannot be read: %s", one.error)
+def _report(bad: Sequence[BadExample]) -> None:
+    for example in bad:
+        logging.getLogger("convoy").warning("the evaluation skips an example: %s", example.error)

@@ -1,9 +1,7 @@
-"""Plans of packing: which piece of which document lies in which row, computed from lengths and a permutation.
+"""Planners that assign pieces of documents to rows, from the lengths of the documents and a permutation.
 
-Owns: the two ways to pack. Does not own: the documents and the rows made of them (`packing.py`).
-
-Terms. *Piece*: successive tokens of one document in one row. *Plan*: the pieces of every row for one epoch. A planner
-is made once from the lengths; the number of its rows does not depend on the permutation.
+A piece is a range of tokens of one document. A planner is created once from the lengths; its number of rows does not
+depend on the permutation, so every epoch has the same length.
 """
 
 from bisect import bisect_left, insort
@@ -13,46 +11,46 @@ import numpy as np
 
 
 class Plan(NamedTuple):
-    """The pieces of all rows, row by row; document, start and stop are int64 `[pieces]`."""
+    """The pieces of all rows of an epoch, in the order of the rows."""
 
-    first: np.ndarray  # int64 [rows + 1]: number of the first piece of each row; the last entry is that of all pieces
-    document: np.ndarray  # index of the document
-    start: np.ndarray  # first token of the piece in its document
-    stop: np.ndarray  # after its last token
+    first: np.ndarray  # int64 [rows + 1]: index of the first piece of each row, and the number of pieces at the end
+    document: np.ndarray  # int64 [pieces]: index of the document
+    start: np.ndarray  # int64 [pieces]: index of the first token in the document
+    stop: np.ndarray  # int64 [pieces]: index after the last token
 
 
 class SplitPlanner:
-    """Documents end to end, cut at the borders of rows: every row but the last is full."""
+    """Concatenates the documents and cuts them at row borders: every row but the last is full."""
 
     def __init__(self, lengths: np.ndarray, row_length: int):
-        """Takes the lengths int64 `[documents]` and the tokens of a row."""
+        """Creates a planner for lengths int64 `[documents]` and `row_length` tokens per row."""
         self._lengths, self._row_length = lengths, row_length
         self.items = len(lengths)
-        """What a permutation is of: the documents."""
+        """Size of the permutation: the number of documents."""
         self.rows = -(-int(lengths.sum()) // row_length)
 
     def plan(self, order: np.ndarray) -> Plan:
-        """Returns the plan for documents in the order of a permutation int64 `[items]`."""
+        """Returns the plan for the documents in the order of a permutation int64 `[items]`."""
         lengths = self._lengths[order]
         ends = np.cumsum(lengths)
         borders = np.arange(self.rows + 1) * self._row_length
         cuts = np.minimum(np.sort(np.concatenate([borders, ends]), kind="stable"), ends[-1])  # merges two sorted runs
         cuts = cuts[np.diff(cuts, prepend=-1) > 0]
         begin, end = cuts[:-1], cuts[1:]
-        place = np.searchsorted(ends, begin, side="right")  # the first document that ends later: never an empty one
-        offset = ends[place] - lengths[place]
-        return Plan(np.searchsorted(begin, borders), order[place], begin - offset, end - offset)
+        number = np.searchsorted(ends, begin, side="right")  # the first document that ends later: never an empty one
+        offset = ends[number] - lengths[number]
+        return Plan(np.searchsorted(begin, borders), order[number], begin - offset, end - offset)
 
 
 class WholePlanner:
-    """Whole documents by best fit, the longest first (Johnson et al. 1974); only what is longer than a row is cut.
+    """Packs whole documents by best-fit decreasing (Johnson et al. 1974); only documents longer than a row are cut.
 
-    Which lengths share a row is the same in every epoch, and with it the number of rows; a permutation exchanges
-    pieces of one length.
+    The combination of lengths in each row, and so the number of rows, is the same in every epoch. A permutation only
+    exchanges pieces of equal length.
     """
 
     def __init__(self, lengths: np.ndarray, row_length: int):
-        """Takes the lengths int64 `[documents]` and the tokens of a row."""
+        """Creates a planner for lengths int64 `[documents]` and `row_length` tokens per row."""
         counts = -(-lengths // row_length)
         self._document = np.repeat(np.arange(len(lengths)), counts)
         within = np.arange(len(self._document)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -62,28 +60,28 @@ class WholePlanner:
         rows = best_fit(np.sort(self._sizes)[::-1], row_length)
         self._by_row = np.argsort(rows, kind="stable")
         self.items = len(self._document)
-        """What a permutation is of: the pieces."""
+        """Size of the permutation: the number of pieces."""
         self.rows = int(rows.max()) + 1
         self._first = np.searchsorted(rows[self._by_row], np.arange(self.rows + 1))
 
     def plan(self, order: np.ndarray) -> Plan:
-        """Returns the plan for pieces of which those of one length come in the order of a permutation `[items]`."""
+        """Returns the plan in which pieces of equal length are in the order of a permutation int64 `[items]`."""
         pieces = order[np.argsort(-self._sizes[order], kind="stable")][self._by_row]
         return Plan(self._first, self._document[pieces], self._start[pieces], self._stop[pieces])
 
 
 def best_fit(sizes: np.ndarray, capacity: int) -> np.ndarray:
-    """Returns the row int64 `[items]` of each item: the fullest row that has room for it, else a new one.
+    """Returns the row int64 `[items]` of each item: the fullest row with enough space for it, else a new row.
 
-    Items of one size are placed together, so the time grows with the number of different sizes, not of items.
+    Items of equal size are placed together, so the time grows with the number of distinct sizes, not of items.
 
     Args:
-        sizes: falling, 1 to `capacity` each.
-        capacity: of a row.
+        sizes: integers `[items]` from 1 to `capacity`, in decreasing order.
+        capacity: capacity of a row.
     """
     found = np.empty(len(sizes), np.int64)
-    open_rows: dict[int, list[np.ndarray]] = {}  # free space -> rows that have it
-    spaces: list[int] = []  # the keys above, rising
+    open_rows: dict[int, list[np.ndarray]] = {}  # free space -> rows with that much space
+    spaces: list[int] = []  # keys of open_rows, in increasing order
 
     def put(space: int, rows: np.ndarray) -> None:
         if len(rows):
@@ -104,7 +102,9 @@ def best_fit(sizes: np.ndarray, capacity: int) -> np.ndarray:
             rows = open_rows[space].pop()
             if not open_rows[space]:
                 del open_rows[space], spaces[at]
-            each = space // size  # after one item a row is the fullest with room still, so it takes all that fit
+            each = (
+                space // size
+            )  # after one item a row is still the fullest with enough space, so it takes all that fit
             used = min(len(rows), -(-(end - done) // each))
             placed = min(end - done, used * each)
             found[done : done + placed] = np.repeat(rows[:used], each)[:placed]

@@ -1,7 +1,6 @@
-"""From rows on the host to global arrays for a sharding.
+"""Turns rows on the host into global arrays with a sharding.
 
-Rows follow the sharding: a process feeds the rows of its own devices, and a row that several processes hold is fed by
-each of them.
+Each process feeds the rows of its own devices. A row that devices of several processes hold is fed by each of them.
 """
 
 import math
@@ -17,10 +16,10 @@ from engine.types import PyTree
 
 
 def local_rows(sharding: NamedSharding, batch_size: int) -> slice | np.ndarray:
-    """Returns the rows of a batch that this process feeds: a slice, or row numbers `[rows]` where they have gaps.
+    """Returns the rows of a batch that this process feeds: a slice, or row numbers `[rows]` if they have gaps.
 
     Args:
-        sharding: of the batch dimension; applied to every array of a batch.
+        sharding: sharding of the batch dimension, applied to every array of a batch.
         batch_size: rows of the global batch.
 
     Raises:
@@ -41,16 +40,16 @@ def local_rows(sharding: NamedSharding, batch_size: int) -> slice | np.ndarray:
 
 
 class Placement:
-    """Turns host batches into what a program takes.
+    """Turns host batches into the arguments of a compiled program.
 
     Args:
-        sharding: of the batch dimension of every array.
-        ones: the weight on the host that full batches share, float32 `[rows]`.
+        sharding: sharding of the batch dimension of every array.
+        ones: host weight that full batches share, float32 `[rows]`.
     """
 
     def __init__(self, sharding: NamedSharding, ones: np.ndarray):
         self._sharding, self._ones = sharding, ones
-        # A transfer costs 69 us, the smallest steps 80 us: full batches share one weight on the devices, too.
+        # A transfer costs 69 us and the smallest steps 80 us, so full batches share one weight on the devices, too.
         self._placed_ones = jax.device_put(place(ones, sharding), sharding)
 
     def __call__(self, batches: Sequence[Batch]) -> tuple[Batch, ...]:
@@ -59,16 +58,16 @@ class Placement:
         return tuple([Batch(x, self._weight(batch.weight)) for x, batch in zip(examples, batches, strict=True)])
 
     def _weight(self, weight: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
-        if weight is self._ones or weight.all():  # a worker process sends a copy
+        if weight is self._ones or weight.all():  # a batch from a worker process holds a copy
             return self._placed_ones
         return place(weight, self._sharding)
 
 
 def place(rows: PyTree, sharding: NamedSharding) -> PyTree:
-    """Returns what a program takes as global arrays for this process's rows.
+    """Returns this process's rows as the global arrays that a program takes.
 
-    A single device gets them as they are: the call of the program hands them over in a third of the time. The copy
-    continues after the return, so the arrays must not be written to afterwards.
+    For a single device the rows are returned unchanged: the call of the program transfers them in a third of the time.
+    The transfer continues after the return, so the caller must not modify the rows afterwards.
     """
     if sharding.mesh.size == 1:
         return rows

@@ -1,12 +1,9 @@
-"""Batches made ahead, in order, by Grain's threads or worker processes.
+"""Prefetches batches, in order, with Grain's threads or worker processes.
 
-The position of a run is the number of its next batch and needs no state of Grain's. One Grain element is a block: a
-whole batch, or several where one costs less than Grain does per element (25 us, and a wait of up to 200 us while a
-thread holds Python's lock).
-
-Batching is no Grain transform, since Grain reads and stacks one example at a time: a shuffled batch of 64 small
-examples takes it 1,300 us (20 us an example), a mixture of two sources 1,700 us. Read by rows they take 10 and 40 us,
-in blocks 5 and 15 us.
+One Grain element is a block of one or more batches, since an element costs Grain 25 us and a wait of up to 200 us while
+another thread holds the GIL. Batching is not a Grain transform, since Grain reads and stacks one example at a time: a
+shuffled batch of 64 small examples takes 1,300 us and a mixture of two sources 1,700 us, against 10 and 40 us read by
+rows, and 5 and 15 us in blocks.
 """
 
 import time
@@ -21,13 +18,13 @@ from engine.data.workers import Workers
 
 
 class Numbered[T](Protocol):
-    """Batches by number; those that are read several in one call have `block(first, count) -> list[T]`, too."""
+    """Batches by number. A class that can read several in one call also has `block(first, count) -> list[T]`."""
 
     def __getitem__(self, n: int, /) -> T: ...
 
 
 class BlockIterator[T](Protocol):
-    """What makes the blocks: Grain's iterator or `Workers`."""
+    """Iterator over blocks: Grain's iterator or `Workers`."""
 
     def __next__(self) -> "list[T | DataError]": ...
 
@@ -35,13 +32,13 @@ class BlockIterator[T](Protocol):
 
 
 class Reader[T]:
-    """Batches one after the other: an iterator, made by `read`."""
+    """Iterator over batches in order; created by `read`."""
 
     def __init__(self, blocks: BlockIterator[T]):
         self._blocks = blocks
         self._ready: deque[T | DataError] = deque()
         self.wait_s = 0.0
-        """Seconds that blocks were waited for; a batch that is ready takes no waiting."""
+        """Seconds spent waiting for blocks."""
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -57,22 +54,22 @@ class Reader[T]:
         return batch
 
     def close(self) -> None:
-        """Ends its threads and processes; a thread ends as soon as the block that it is making is done."""
+        """Stops the threads and processes; each thread first finishes its present block."""
         self._blocks.close()
 
 
 def read[T](
     batches: Numbered[T], start: int, stop: int, *, threads: int, workers: int, prefetch: int, block: int = 1
 ) -> Reader[T]:
-    """Returns batches start, ..., stop - 1; making them begins at once.
+    """Returns a reader of batches start, ..., stop - 1, which starts prefetching at once.
 
     Args:
-        batches: pickled to the workers, where there are any.
+        batches: batches by number; pickled to the workers.
         start: number of the first batch.
         stop: number after the last batch.
-        threads: that make batches; 0 makes each when it is asked for.
-        workers: processes that make batches, in place of threads.
-        prefetch: batches that are made ahead, at least one for each thread or worker.
+        threads: number of reader threads; 0 makes each batch when it is requested.
+        workers: number of worker processes, used instead of threads; 0 for none.
+        prefetch: batches to prefetch, at least one for each thread or worker.
         block: batches that a thread reads in one call.
     """
     size = block if threads and not workers else 1
@@ -86,16 +83,16 @@ def read[T](
 
 
 class _Blocks[T]:
-    """The elements that Grain's threads or processes make."""
+    """Function that makes a block; it runs in Grain's threads or processes."""
 
     def __init__(self, batches: Numbered[T], stop: int, size: int):
         self._batches, self._stop, self._size = batches, stop, size
 
     def read(self, first: int) -> "list[T | DataError]":
-        """Returns the block from a batch on; of several batches, an error replaces the one that has it.
+        """Returns the block that starts at batch `first`. In a block of several, an error replaces a failed batch.
 
         Raises:
-            DataError: the block's only batch cannot be made.
+            DataError: the only batch of the block cannot be made.
         """
         first = int(first)
         count = min(self._size, self._stop - first)

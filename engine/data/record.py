@@ -1,11 +1,8 @@
-"""Records: one example as bytes, and back.
+"""Encodes one example as bytes (a record), and decodes it. Unlike unpickling, decoding runs no code from the file.
 
-Owns: the encoding. Does not own: the file of records (`array_record.py`).
-
-A record is `CVR1`, the length of its header (uint32), the header, and the arrays one after the other, each starting at
-a multiple of 8 bytes; all numbers are little-endian. The header is JSON and states the tree: `{"dict": {name: ...}}`,
-`{"list": [...]}`, `{"tuple": [...]}`, null, or `[dtype, shape]` for an array, in the order of the bytes. Reading one
-runs no code of its writer, as unpickling would.
+A record is `CVR1`, the length of its header (uint32), the header, and the bytes of the arrays, each at a multiple of 8
+bytes; all numbers are little-endian. The header is the tree as JSON: `{"dict": {name: ...}}`, `{"list": [...]}`,
+`{"tuple": [...]}`, null, or `[dtype, shape]` for an array, in the order of the arrays.
 """
 
 import functools
@@ -18,17 +15,21 @@ from typing import Any
 import numpy as np
 
 from engine.config.errors import DataError
-from engine.data.source import NUMBERS, Example, check_numbers
+from engine.data.source import NUMERIC_KINDS, Example, check_numbers
 
 MAGIC = b"CVR1"
 ALIGNMENT = 8  # bytes
 
 
 def encode(example: Example, where: str) -> bytes:
-    """Returns the record of an example: dicts with text keys, lists, tuples and None, of numpy arrays and numbers.
+    """Returns the record of an example.
+
+    Args:
+        example: dicts with string keys, lists, tuples and None, of numpy arrays and numbers.
+        where: name of the example in error texts.
 
     Raises:
-        DataError: something else is in the example; it names the path below `where`.
+        DataError: the example holds something else; the text names its path.
     """
     arrays: list[np.ndarray] = []
     header = json.dumps(_describe(example, where, arrays), separators=(",", ":")).encode()
@@ -40,10 +41,10 @@ def encode(example: Example, where: str) -> bytes:
 
 
 def decode(record: bytes) -> Example:
-    """Returns the example of a record; its arrays are views of the record, which cannot be written to.
+    """Returns the example of a record; its arrays are read-only views of the record.
 
     Raises:
-        DataError: the bytes are no such record, or not all of it.
+        DataError: the bytes are not a record, or not a complete one.
     """
     if record[:4] != MAGIC or len(record) < 8:
         raise DataError("This record was not written by convoy. Write the file with `convoy data write`.")
@@ -51,36 +52,38 @@ def decode(record: bytes) -> Example:
     build, size = _layout(record[8:end])
     start = end + -end % ALIGNMENT
     if len(record) != start + size:
-        raise DataError(f"The record has {len(record)} bytes, its header says {start + size}. Write the file again.")
+        raise DataError(
+            f"The record has {len(record)} bytes, but its header says {start + size}. Write the file again."
+        )
     return build(record, start)
 
 
 def _describe(node: Any, where: str, arrays: list[np.ndarray]) -> Any:
-    """Returns the header's entry of a node and appends its arrays."""
+    """Returns the header entry of a node and appends the arrays of the node to `arrays`."""
     if node is None:
         return None
     if type(node) is dict:
         if odd := [key for key in node if not isinstance(key, str)]:
-            raise DataError(f"{where}: key {odd[0]!r} is no text. Records hold dicts with text keys.")
+            raise DataError(f"{where}: key {odd[0]!r} is not a string. Records hold dicts with string keys.")
         return {"dict": {key: _describe(node[key], f"{where}/{key}", arrays) for key in sorted(node)}}
     if type(node) in (list, tuple):
         return {type(node).__name__: [_describe(child, f"{where}/{i}", arrays) for i, child in enumerate(node)]}
     array = np.asarray(node)
     if array.dtype == object:
         raise DataError(
-            f"{where}: {type(node).__name__} cannot be written. Records hold dicts, lists, tuples and None, of numpy "
+            f"{where}: a {type(node).__name__} cannot be written. Records hold dicts, lists, tuples and None, of numpy "
             "arrays and numbers."
         )
     check_numbers(array.dtype, where)
-    if array.dtype.kind not in NUMBERS:
+    if array.dtype.kind not in NUMERIC_KINDS:
         raise DataError(f"{where}: dtype {array.dtype} cannot be written. Store it as float32 or as its bytes, uint8.")
     arrays.append(np.ascontiguousarray(array, array.dtype.newbyteorder("<")))
     return [array.dtype.newbyteorder("<").str, list(array.shape)]
 
 
-@functools.lru_cache(maxsize=1024)  # the records of a file mostly share their header
+@functools.lru_cache(maxsize=1024)  # most records of a file have the same header
 def _layout(header: bytes) -> tuple[Callable[[bytes, int], Example], int]:
-    """Returns a function that builds the example of (record, start of its arrays), and the bytes of the arrays."""
+    """Returns a function (record, offset of the arrays) -> example, and the size of the arrays in bytes."""
     size = 0
 
     def plan(entry: Any) -> Callable[[bytes, int], Any]:
@@ -99,7 +102,7 @@ def _layout(header: bytes) -> tuple[Callable[[bytes, int], Example], int]:
                 return lambda record, start: tuple(build(record, start) for build in items)
             case [str(name), list(shape)]:
                 dtype, offset, count = np.dtype(name), size, math.prod(shape)
-                if dtype.kind not in NUMBERS or any(not isinstance(n, int) or n < 0 for n in shape):
+                if dtype.kind not in NUMERIC_KINDS or any(not isinstance(n, int) or n < 0 for n in shape):
                     raise ValueError(f"array {entry!r}")
                 size += count * dtype.itemsize
                 size += -size % ALIGNMENT

@@ -1,8 +1,8 @@
-"""Samplers: the endless order in which a training run reads a source, addressed by position.
+"""Samplers: the infinite order in which a training run reads a source, by position.
 
-A position is a global example index, 0, 1, 2 ... over the whole run. A sampler maps it to an address, a number int64
-that names what is read there. The usual sampler draws a new permutation of the examples in every epoch, and its
-addresses are their indices; packed sources and mixtures bring their own.
+A position is the global index of an example in the run, 0, 1, 2 ... A sampler maps a position to an address, an int64
+that identifies the example to read. The default sampler, `Permuted`, reads a new permutation in every epoch, and its
+addresses are indices into the source. Packed sources and mixtures have their own samplers.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,100 +11,109 @@ from typing import Protocol
 import numpy as np
 
 from engine.config.errors import DataError
-from engine.data.shuffle import Order
-from engine.data.source import Example, Examples, Source, has_take, has_transform, leaves, name_of, overrides
+from engine.data.shuffle import EpochPermutation
+from engine.data.source import (
+    Example,
+    Examples,
+    Source,
+    defined_with_or_after,
+    has_take,
+    has_transform,
+    leaves_with_path,
+    source_name,
+)
 
 
 class Sampler(Protocol):
-    """A source in the order of a run: the example at a position is a pure function of (seed, position).
+    """The order of a run over a source: the example at a position is a pure function of (seed, position).
 
-    It is read by several threads at once and pickled to worker processes.
+    Several threads use a sampler at once, and it is pickled to worker processes.
     """
 
-    changes: bool
-    """Whether the source changes examples at random (`transform`)."""
-    gathers: bool
-    """Whether many examples are read in little more time than one."""
+    has_transform: bool
+    """Whether the source has a random `transform`."""
+    vectorized: bool
+    """Whether reading many examples in one call takes little more time than reading one."""
 
     def addresses(self, positions: np.ndarray) -> np.ndarray:
-        """Returns int64 `[n]` for positions int64 `[n]`."""
+        """Returns the addresses int64 `[n]` of positions int64 `[n]`."""
         ...
 
     def read(self, addresses: np.ndarray) -> Examples:
-        """Returns the examples `[n, ...]` at addresses `[n]`, before any change. Raises DataError."""
+        """Returns the examples `[n, ...]` at addresses `[n]`, before `transform`. Raises DataError."""
         ...
 
-    def owner(self, address: int) -> tuple[Source, int]:
-        """Returns the source whose `transform` changes the example at an address, and its number there."""
+    def locate(self, address: int) -> tuple[Source, int]:
+        """Returns the source whose `transform` applies to the example at an address, and its index in that source."""
         ...
 
 
-def sampler_of(source: Source, seed: int, shuffle: bool) -> Sampler:
-    """Returns the source's own sampler (its method `arranged`) or the usual one.
+def make_sampler(source: Source, seed: int, shuffle: bool) -> Sampler:
+    """Returns the sampler of the source's own method `sampler(seed, shuffle)`, or the default one.
 
     Raises:
-        DataError: the source is empty, or a subclass changed its `__getitem__`, which its `arranged` does not know of.
+        DataError: the source is empty, or a subclass overrides `__getitem__`, which its inherited `sampler` bypasses.
     """
-    own: Callable[[int, bool], Sampler] | None = getattr(source, "arranged", None)
+    own: Callable[[int, bool], Sampler] | None = getattr(source, "sampler", None)
     if own is None:
         return Permuted(source, seed, shuffle)
-    if not overrides(source, "arranged", "__getitem__"):
+    if not defined_with_or_after(source, "sampler", "__getitem__"):
         raise DataError(
-            f"{name_of(source)} changes __getitem__ but inherits `arranged`, by which training reads without that "
-            "change. Make the change in transform(example, rng), or in the sources below."
+            f"{source_name(source)} overrides __getitem__ but inherits `sampler`, through which training reads without "
+            "that override. Make the change in transform(example, rng), or in the sources below."
         )
     return own(seed, shuffle)
 
 
 class Permuted:
-    """Every example once in each epoch, by a new permutation; without `shuffle`, in the order of the source."""
+    """The default sampler: a new permutation of the source in every epoch; without `shuffle`, its stored order."""
 
     def __init__(self, source: Source, seed: int, shuffle: bool):
         self._source = source
-        self.changes: bool = has_transform(source)
-        self.gathers: bool = has_take(source)
-        self._order = Order(len(source), seed, shuffle)
+        self.has_transform: bool = has_transform(source)
+        self.vectorized: bool = has_take(source)
+        self._permutation = EpochPermutation(len(source), seed, shuffle)
 
     def addresses(self, positions: np.ndarray) -> np.ndarray:
-        return self._order.indices(positions)
+        return self._permutation.indices(positions)
 
     def read(self, addresses: np.ndarray) -> Examples:
         return gather(self._source, addresses)
 
-    def owner(self, address: int) -> tuple[Source, int]:
+    def locate(self, address: int) -> tuple[Source, int]:
         return self._source, address
 
 
 def gather(source: Source, indices: np.ndarray) -> Examples:
-    """Returns the examples at `indices` int64 `[batch]` as a batch `[batch, ...]` of new arrays.
+    """Returns the examples at `indices` int64 `[batch]` as new arrays `[batch, ...]`.
 
     Raises:
-        DataError: names the first example that cannot be read, or that differs in its shape.
+        DataError: an example cannot be read, or its shapes differ; the text names the first such example.
     """
-    name = name_of(source)
+    name = source_name(source)
     try:
         if has_take(source):
             return source.take(indices)
     except DataError:
-        raise  # a sentence already
+        raise  # its text already names the example
     except Exception as error:
         _stack_each(source, indices)
         raise DataError(
-            f"{name}.take failed for examples {_some(indices)}, which can be read one at a time: "
-            f"{type(error).__name__}: {error}. Mend take, or remove it to read one example at a time."
+            f"{name}.take failed for examples {_some(indices)}, although each can be read by index: "
+            f"{type(error).__name__}: {error}. Correct take, or remove it to read one example at a time."
         ) from error
     return _stack_each(source, indices)
 
 
-def stack(examples: Sequence[Example], called: Callable[[int], str]) -> Examples:
-    """Returns the batch `[batch, ...]` of examples that must agree in structure and shapes.
+def stack(examples: Sequence[Example], describe: Callable[[int], str]) -> Examples:
+    """Returns the examples stacked to arrays `[batch, ...]`.
 
     Args:
-        examples: at least one.
-        called: what follows "example" in the error, for a row: "3 of models.digits.Scans".
+        examples: at least one example; all have the same structure.
+        describe: row -> what follows "example" in an error text, such as "3 of models.digits.Scans".
 
     Raises:
-        DataError: names the first example whose shapes differ from those of row 0.
+        DataError: the shapes of an example differ from those of row 0; the text names the first such example.
     """
     import jax
 
@@ -115,7 +124,7 @@ def stack(examples: Sequence[Example], called: Callable[[int], str]) -> Examples
         for row, example in enumerate(examples):
             if (found := _shapes(example)) != first:
                 raise DataError(
-                    f"Example {called(row)} has {found}, example {called(0)} has {first}. "
+                    f"Example {describe(row)} has {found}, example {describe(0)} has {first}. "
                     "Bring all to one shape (crop or pad them) in the source."
                 ) from error
         raise
@@ -126,7 +135,7 @@ def _some(indices: np.ndarray) -> str:
 
 
 def _stack_each(source: Source, indices: np.ndarray) -> Examples:
-    """Reads one example at a time."""
+    """Returns the stacked examples, read one at a time."""
     examples = []
     for index in indices.tolist():
         try:
@@ -134,11 +143,11 @@ def _stack_each(source: Source, indices: np.ndarray) -> Examples:
         except Exception as error:
             what = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}."
             raise DataError(
-                f"Example {index} of {name_of(source)}: {what} Read it alone with source[{index}]; mend it, or leave "
-                "it out: of the source, or with data.on_error=skip."
+                f"Example {index} of {source_name(source)}: {what} Read it with source[{index}] and repair it, remove "
+                "it from the source, or set data.on_error=skip."
             ) from error
-    return stack(examples, lambda row: f"{indices[row]} of {name_of(source)}")
+    return stack(examples, lambda row: f"{indices[row]} of {source_name(source)}")
 
 
 def _shapes(example: Example) -> str:
-    return ", ".join(f"{path} {list(np.shape(leaf))}" for path, leaf in leaves(example))
+    return ", ".join(f"{path} {list(np.shape(leaf))}" for path, leaf in leaves_with_path(example))

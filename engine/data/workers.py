@@ -1,14 +1,9 @@
-"""Batches made ahead by worker processes, which are watched: a killed or frozen one ends the run, and none is left.
+"""Runs Grain's worker processes, detects killed and frozen workers by heartbeats, and stops all of them at the end.
 
-A *heartbeat* is a count that a thread of each worker increments on the *board*, a piece of shared memory. A worker that
-is stopped, or that holds Python's lock in one call, sends none; after FROZEN_S it counts as frozen. A source that is
-merely slow is bounded by the watchdog (`resilience/`).
-
-A thread draws all batches, one ahead of the caller, so that no wait for Grain is without a bound. The kernel kills a
-worker with the thread that started it (`cluster/parent.py`), and that is a thread of Grain's, which ends first when a
-reader is closed. What a worker is writing into shared memory at that moment would stay there, so the board asks the
-worker to live on until Grain has ended it. What killed workers leave is removed when the main process ends, by Python's
-resource tracker, a process of its own.
+The kernel kills a worker when the thread that started it ends (`cluster/parent.py`). That is a thread of Grain, which
+ends first when a reader is closed, and a worker killed then would leak the shared memory that it is writing. `close`
+therefore first asks the workers, through shared memory, to outlive that thread until Grain stops them. When the main
+process ends, Python's resource tracker removes the shared memory of killed workers.
 """
 
 import contextlib
@@ -39,39 +34,41 @@ from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import ConvoyError, RunError
 
 HEARTBEAT_S = 0.05
-CHECK_S = 1.0  # between two checks of the heartbeats, while a batch is waited for
-FROZEN_S = 10.0
-SLOW_S = 10.0  # after which a wait is reported
-CLOSE_S, START_S = 3.0, 60.0  # for the batches that are being made at the end, and for the first one
-HEARD_S = 1.0  # for all workers to see that the reader is closing: 20 heartbeats
-BURIED_S = 2.0  # for the end of a process to be known
-_SLOT = struct.Struct("@qq")  # of the board
-_HEARD = -1  # in the place of heartbeats
-_SHARED = "shared memory (/dev/shm), through which data workers hand over batches"
-_PERHAPS = {
-    signal.SIGKILL: ", perhaps for want of memory",
-    signal.SIGBUS: f", perhaps for want of {_SHARED}",
+CHECK_S = 1.0  # between two checks of the heartbeats while the caller waits for a batch
+FROZEN_S = 10.0  # without a heartbeat: stopped, or one call holds the GIL; the watchdog handles a slow source
+SLOW_S = 10.0  # a longer wait for a batch is reported
+CLOSE_S, START_S = 3.0, 60.0  # timeouts of `close` for the batch in preparation: a later one, and the first one
+ACKNOWLEDGE_S = 1.0  # for all workers to see that the reader is closing: 20 heartbeats
+EXIT_S = 2.0  # for the exit status of a process
+_SLOT = struct.Struct("@qq")
+_CLOSING_SEEN = -1  # stored instead of the heartbeat count
+_SHARED = "shared memory (/dev/shm), through which data workers pass batches"
+_LIKELY_REASON = {
+    signal.SIGKILL: ", probably for lack of memory",
+    signal.SIGBUS: f", probably for lack of {_SHARED}",
 }
 _END = object()
 
 
 class DataWorkerError(ConvoyError):
-    """A worker process was killed or is frozen; the run can be started again."""
+    """A worker process was killed or is frozen. The run can be restarted."""
 
     exit_code = ExitStatus.RETRY
 
 
 class Workers:
-    """The elements of a dataset in order, made by processes.
+    """Iterator over the elements of a dataset, in order, made by worker processes.
+
+    A thread requests every element from Grain, one ahead of the caller, so that each wait has a timeout.
 
     Args:
-        dataset: pickled to the workers.
-        count: of the workers.
-        buffer: elements that each makes ahead.
+        dataset: dataset that is pickled to the workers.
+        count: number of workers.
+        buffer: elements that each worker prefetches.
 
     Raises:
         RunError: shared memory is full.
-        DataWorkerError: when a batch is drawn, a worker was killed from outside, or is frozen.
+        DataWorkerError: raised by `next`: a worker was killed by a signal, or is frozen.
     """
 
     def __init__(self, dataset: grain.MapDataset, count: int, buffer: int):
@@ -79,45 +76,45 @@ class Workers:
         _start_tracker()
         self._count = count
         try:
-            self._board = _Board(1 + count)
+            self._slots = _SharedSlots(1 + count)
         except OSError as error:
             _raise_full(error)
             raise
         options = grain.MultiprocessingOptions(count, per_worker_buffer_size=buffer)
         elements = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-        start = functools.partial(_start_worker, self._board.name, os.getpid())
+        start = functools.partial(_start_worker, self._slots.name, os.getpid())
         self._reader: DatasetIterator | None = iter(elements.mp_prefetch(options, worker_init_fn=start))
-        self._seen: dict[int, tuple[int, float]] = {}  # index -> its heartbeats, and when they were new
+        self._seen: dict[int, tuple[int, float]] = {}  # worker index -> (heartbeat count, time when it last changed)
         self._started = False
-        self._asked: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
-        # A daemon: where Grain does not return, it must not hold up the end of the process.
-        self._thread = threading.Thread(target=self._answer, name="data-workers", daemon=True)
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        # A daemon, so that a call of Grain that does not return cannot keep the process alive.
+        self._thread = threading.Thread(target=self._run_calls, name="data-workers", daemon=True)
         self._thread.start()
-        self._processes: list[BaseProcess] = []  # Grain's, as far as it has started them
+        self._processes: list[BaseProcess] = []  # worker processes that Grain has started so far
         before = multiprocessing.active_children()
         threading.Thread(target=self._find_processes, args=(before,), name="find-workers", daemon=True).start()
-        self._ahead = self._ask(self._draw)
+        self._next_element = self._submit(self._draw)
 
     def _find_processes(self, before: list[BaseProcess]) -> None:
-        """The thread that finds Grain's processes while it starts them: one that has ended is no longer listed."""
+        """Collects Grain's processes, in a thread, while Grain starts them: an ended process is no longer listed."""
         end = time.monotonic() + START_S
         while len(self._processes) < self._count and self._reader is not None and time.monotonic() < end:
             known = [*before, *self._processes]
             self._processes += [child for child in multiprocessing.active_children() if child not in known]
             time.sleep(0.002)
 
-    def _ask(self, what: Callable[[], Any]) -> Future[Any]:
+    def _submit(self, function: Callable[[], Any]) -> Future[Any]:
         future: Future[Any] = Future()
-        self._asked.put((what, future))
+        self._calls.put((function, future))
         return future
 
-    def _answer(self) -> None:
-        """The thread."""
-        while (asked := self._asked.get()) is not None:
-            what, future = asked
+    def _run_calls(self) -> None:
+        """Runs the submitted functions, in the thread that alone uses Grain's iterator."""
+        while (call := self._calls.get()) is not None:
+            function, future = call
             try:
-                future.set_result(what())
-            except BaseException as error:  # every kind reaches the caller: this thread has no one else to tell
+                future.set_result(function())
+            except BaseException as error:  # of every kind: the caller raises it
                 future.set_exception(error)
 
     def _draw(self) -> Any:
@@ -129,15 +126,15 @@ class Workers:
 
     def __next__(self) -> Any:
         begin = time.monotonic()
-        tell_at = begin + SLOW_S
-        while not wait([self._ahead], CHECK_S).done:
+        report_at = begin + SLOW_S
+        while not wait([self._next_element], CHECK_S).done:
             self._check_alive(begin)
-            if self._started and time.monotonic() > tell_at:
+            if self._started and time.monotonic() > report_at:
                 logging.getLogger("convoy").warning("waiting for data: no batch for %g s", time.monotonic() - begin)
-                tell_at += 10 * SLOW_S
+                report_at += 10 * SLOW_S
         try:
-            element = self._ahead.result()
-        except RuntimeError as error:  # Grain's, where a process has ended
+            element = self._next_element.result()
+        except RuntimeError as error:  # raised by Grain when a worker has ended
             if (killed := self._killed()) is not None:
                 raise killed from error
             raise
@@ -147,57 +144,59 @@ class Workers:
         if element is _END:
             raise StopIteration
         self._started = True
-        self._ahead = self._ask(self._draw)
+        self._next_element = self._submit(self._draw)
         return element
 
     def close(self) -> None:
-        """Ends the workers; those that do not come to their end in time are killed. A second call does nothing."""
+        """Stops the workers; kills those that do not end within CLOSE_S. A second call does nothing."""
         if self._reader is None:
             return
-        if not wait([self._ahead], CLOSE_S if self._started else START_S).done:
+        if not wait([self._next_element], CLOSE_S if self._started else START_S).done:
             self._kill()
-        self._let_go()
-        closed = self._ask(self._reader.close)
-        self._asked.put(None)
+        self._detach_workers()
+        closed = self._submit(self._reader.close)
+        self._calls.put(None)
         if not wait([closed], CLOSE_S).done:
             self._kill()
-        self._thread.join(BURIED_S)
-        self._ahead = Future()  # a batch that nobody took holds shared memory
-        self._board.remove()
-        # Grain's objects refer to each other. Left to chance, their semaphores would be collected in the middle of a
-        # call of Python's resource tracker, which then warns and leaks them. (What an error on its way holds stays.)
+        self._thread.join(EXIT_S)
+        self._next_element = Future()  # drops an unused batch, which holds shared memory
+        self._slots.remove()
+        # Grain's objects form reference cycles. If the garbage collector freed their semaphores during a call of
+        # Python's resource tracker, the tracker would warn and leak them, so they are collected now. (Objects that the
+        # traceback of a current exception refers to remain.)
         self._reader = None
         gc.collect()
         if closed.done():
-            closed.result()  # raises what went wrong
+            closed.result()  # raises the error of Grain's close, if any
 
     def _known(self) -> Iterator[tuple[int, BaseProcess]]:
         """Yields (index, process) of the workers that have sent a heartbeat."""
         processes = {process.pid: process for process in self._processes}
         for index in range(self._count):
-            pid, _ = self._board.read(1 + index)
+            pid, _ = self._slots.read(1 + index)
             if pid in processes:
                 yield index, processes[pid]
 
     def _check_alive(self, begin: float) -> None:
-        """Checks the heartbeats; `begin` is since when a batch is waited for."""
+        """Raises DataWorkerError if a worker is frozen; `begin` is when the wait for the present batch began."""
         now = time.monotonic()
         for index, process in self._known():
-            if not process.is_alive():  # it has made its last batch, or Grain reports what has ended it
+            if not process.is_alive():  # it has made its last batch, or Grain will report its failure
                 continue
-            _, beats = self._board.read(1 + index)
-            if self._seen.get(index, (0, 0.0))[0] != beats:
-                self._seen[index] = beats, now
+            _, heartbeats = self._slots.read(1 + index)
+            if self._seen.get(index, (0, 0.0))[0] != heartbeats:
+                self._seen[index] = heartbeats, now
             if now - max(begin, self._seen[index][1]) > FROZEN_S:
                 self._kill()
                 raise DataWorkerError(
-                    f"data worker {index} (pid {process.pid}) has shown no life for {FROZEN_S:g} s: it is stopped, or "
-                    "one call of the data source does not return. The same command goes on from the newest checkpoint."
+                    f"data worker {index} (pid {process.pid}) has sent no heartbeat for {FROZEN_S:g} s: it is stopped, "
+                    "or one call of the data source does not return. The same command resumes from the newest "
+                    "checkpoint."
                 )
 
     def _killed(self) -> "DataWorkerError | None":
-        """Returns the error for a worker that a signal has ended; None where no worker had ended before this call."""
-        end, dead = time.monotonic() + BURIED_S, connection.wait([p.sentinel for p in self._processes], 0)
+        """Returns the error for a worker that a signal killed; None if no worker had ended before this call."""
+        end, dead = time.monotonic() + EXIT_S, connection.wait([p.sentinel for p in self._processes], 0)
         while dead and time.monotonic() < end:
             for process in (process for process in self._processes if process.sentinel in dead):
                 if (code := process.exitcode) is not None and code < 0:
@@ -205,18 +204,18 @@ class Workers:
                     index = next((index for index, known in self._known() if known is process), None)
                     name = "a data worker that was starting" if index is None else f"data worker {index}"
                     return DataWorkerError(
-                        f"{name} (pid {process.pid}) was killed by {by.name}{_PERHAPS.get(by, '')}. The same command "
-                        "goes on from the newest checkpoint; fewer data.workers need less memory."
+                        f"{name} (pid {process.pid}) was killed by {by.name}{_LIKELY_REASON.get(by, '')}. The same "
+                        "command resumes from the newest checkpoint. Fewer data.workers need less memory."
                     )
-            time.sleep(0.01)  # a thread of Grain's asks for the same end, and only one of the two gets an answer
+            time.sleep(0.01)  # a thread of Grain waits for the same process, and the exit status reaches one of the two
         return None
 
-    def _let_go(self) -> None:
-        """Has the workers outlive the threads that started them, until Grain ends them."""
-        self._board.write(0, True, 0)
-        end = time.monotonic() + HEARD_S
+    def _detach_workers(self) -> None:
+        """Lets the workers outlive the threads that started them, until Grain stops them."""
+        self._slots.write(0, True, 0)
+        end = time.monotonic() + ACKNOWLEDGE_S
         while time.monotonic() < end:
-            if all(self._board.read(1 + i)[1] == _HEARD or not p.is_alive() for i, p in self._known()):
+            if all(self._slots.read(1 + i)[1] == _CLOSING_SEEN or not p.is_alive() for i, p in self._known()):
                 break
             time.sleep(HEARTBEAT_S / 10)
 
@@ -225,11 +224,11 @@ class Workers:
             process.kill()
 
 
-class _Board:
-    """Slots of two numbers in shared memory: of this process, or opened by the name of another one's.
+class _SharedSlots:
+    """Slots of two integers in shared memory: created by the main process, opened by name in the workers.
 
-    The first slot says whether the reader is closing. One slot for each worker holds its pid and its heartbeats: 0 and
-    0 before the first one, and _HEARD in place of the heartbeats once the worker has seen the closing.
+    Slot 0 holds whether the reader is closing. Slot 1 + i holds the pid of worker i and its number of heartbeats: both
+    0 before the first heartbeat, and _CLOSING_SEEN as the count once the worker has seen that the reader is closing.
     """
 
     def __init__(self, slots: int = 0, name: str | None = None):
@@ -257,28 +256,28 @@ class _Board:
 
 
 def _reserve(name: str, size: int) -> None:
-    """Takes up a piece of shared memory now, by its file: Linux sends SIGBUS to the first user of one with no room."""
+    """Allocates the pages of a shared memory file now. Otherwise Linux sends SIGBUS at the first use if it is full."""
     with contextlib.suppress(FileNotFoundError), open(f"/dev/shm/{name}", "r+b") as file:
         file.write(bytes(size))
 
 
 def _raise_full(error: OSError) -> None:
-    """Raises for full shared memory, in words."""
+    """Raises RunError if shared memory is full, else returns."""
     if error.errno == errno.ENOSPC:
         raise RunError(
-            f"{_SHARED}, is full. Give it more room (docker run --shm-size=8g; convoy launch kubernetes --shm=8Gi), "
-            "remove what killed runs have left there, or set data.workers=0."
+            f"{_SHARED}, is full. Give it more space (docker run --shm-size=8g; convoy launch k8s --shm=8Gi), delete "
+            "files that killed runs left there, or set data.workers=0."
         ) from error
 
 
 def _parse_flags() -> None:
-    """Lets Grain's workers read their absl flags where no absl app has parsed the command line (notebooks, tests)."""
+    """Lets Grain's workers read absl flags when no absl app has parsed the command line (notebooks, tests)."""
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
 
 
 def _start_tracker() -> None:
-    """Starts Python's resource tracker, which then does its work without a warning: that it cleans up is no news."""
+    """Starts Python's resource tracker with its warnings off: it would report each cleanup after a killed worker."""
     before = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = "ignore"
     try:
@@ -290,31 +289,31 @@ def _start_tracker() -> None:
             os.environ["PYTHONWARNINGS"] = before
 
 
-def _start_worker(board: str, main: int, index: int, count: int) -> None:
-    """Prepares a worker process: heartbeats, an end with the main process, and no signals or devices of its own."""
+def _start_worker(slots: str, main: int, index: int, count: int) -> None:
+    """Sets up a worker process: starts its heartbeats, restricts JAX to the CPU, and ignores SIGINT and SIGTERM."""
     threading.Thread(
-        target=_send_heartbeats, args=(_Board(name=board), 1 + index, main), name="heartbeat", daemon=True
+        target=_send_heartbeats, args=(_SharedSlots(name=slots), 1 + index, main), name="heartbeat", daemon=True
     ).start()
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    for number in (signal.SIGINT, signal.SIGTERM):  # the main process still saves, and then closes its workers
+    for number in (signal.SIGINT, signal.SIGTERM):  # the main process saves, then closes its workers
         signal.signal(number, signal.SIG_IGN)
 
 
-def _send_heartbeats(board: _Board, slot: int, main: int) -> None:
-    """Counts up until the reader is closing; ends this process with the main one, also where no kernel does it."""
+def _send_heartbeats(slots: _SharedSlots, slot: int, main: int) -> None:
+    """Increments the heartbeat count until the reader closes, then exits with the main process, on every system."""
     if (end_with_parent := parent.end_with(main)) is not None:
         end_with_parent()
-    main_process, beats = multiprocessing.parent_process(), 0
+    main_process, heartbeats = multiprocessing.parent_process(), 0
     assert main_process is not None
-    while main_process.is_alive() and not board.read(0)[0]:
-        beats += 1
-        board.write(slot, os.getpid(), beats)
+    while main_process.is_alive() and not slots.read(0)[0]:
+        heartbeats += 1
+        slots.write(slot, os.getpid(), heartbeats)
         main_process.join(HEARTBEAT_S)
-    if beats == 0:  # the reader was closed while this process started; Grain takes this code for a failure, and ends
+    if heartbeats == 0:  # the reader was closed while this process started; Grain treats this exit code as a failure
         os._exit(1)
     parent.live_on()
-    board.write(slot, os.getpid(), _HEARD)
+    slots.write(slot, os.getpid(), _CLOSING_SEEN)
     main_process.join()
     os._exit(1)

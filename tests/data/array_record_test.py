@@ -27,30 +27,30 @@ def path(tmp_path):
     return str(tmp_path / "data" / "train.arrayrecord")
 
 
-def test_what_was_written_is_read_back(path):
+def test_reading_returns_the_written_examples(path):
     source = make()
     assert write_array_record(source, path) == 10
     found = ArrayRecordSource(path)
     assert len(found) == 10
     for index in (0, 3, 9):
-        one, two = found[index], source[index]
-        assert one["image"].tolist() == two["image"].tolist()
-        assert one["track"][0]["xy"].tolist() == two["track"][0]["xy"].tolist()
-        assert one["track"][0]["valid"].dtype == np.bool_
-        assert one["time"] == two["time"]
-        assert one["time"].dtype == np.int64
+        actual, expected = found[index], source[index]
+        assert actual["image"].tolist() == expected["image"].tolist()
+        assert actual["track"][0]["xy"].tolist() == expected["track"][0]["xy"].tolist()
+        assert actual["track"][0]["valid"].dtype == np.bool_
+        assert actual["time"] == expected["time"]
+        assert actual["time"].dtype == np.int64
 
 
-def test_take_reads_a_batch(path):
+def test_take_stacks_the_examples_of_a_batch(path):
     source = make()
     write_array_record(source, path)
     indices = np.array([7, 0, 7])
-    one, two = ArrayRecordSource(path).take(indices), source.take(indices)
-    assert one["track"][0]["xy"].tolist() == two["track"][0]["xy"].tolist()
-    assert one["time"].tolist() == two["time"].tolist()
+    actual, expected = ArrayRecordSource(path).take(indices), source.take(indices)
+    assert actual["track"][0]["xy"].tolist() == expected["track"][0]["xy"].tolist()
+    assert actual["time"].tolist() == expected["time"].tolist()
 
 
-def test_what_is_read_may_be_written_to(path):
+def test_modifying_an_example_does_not_change_the_source(path):
     write_array_record(make(), path)
     source = ArrayRecordSource(path)
     source[0]["image"][:] = 0
@@ -58,7 +58,7 @@ def test_what_is_read_may_be_written_to(path):
     assert source[0]["image"].any()
 
 
-def test_files_of_a_pattern_follow_each_other_by_name(path):
+def test_files_that_match_a_wildcard_are_sorted_by_name(path):
     for name, first in (("b", 10), ("a", 0)):
         write_array_record(make(10, first), path.replace("train", name))
     source = ArrayRecordSource(path.replace("train", "*"))
@@ -66,7 +66,7 @@ def test_files_of_a_pattern_follow_each_other_by_name(path):
     assert (source.take(np.array([15, 2]))["time"] - 2**40).tolist() == [15, 2]
 
 
-def test_a_file_feeds_batches_also_from_a_copy_in_another_process(path):
+def test_pickled_batches_of_a_file_equal_batches_of_its_arrays(path):
     arrays = {"label": np.arange(10, dtype=np.int32)}
     write_array_record(ArraySource(arrays), path)
     memory = Batches(ArraySource(arrays), 4, 0, True)
@@ -77,7 +77,7 @@ def test_a_file_feeds_batches_also_from_a_copy_in_another_process(path):
     assert example_spec(ArrayRecordSource(path))["label"].dtype == np.int32
 
 
-def test_a_fingerprint_follows_files_and_content_not_their_folder(path, tmp_path):
+def test_fingerprint_depends_on_content_and_not_on_folder(path, tmp_path):
     write_array_record(make(10), path)
     first = fingerprint(ArrayRecordSource(path))
     elsewhere = str(tmp_path / "train.arrayrecord")
@@ -87,7 +87,7 @@ def test_a_fingerprint_follows_files_and_content_not_their_folder(path, tmp_path
     assert fingerprint(ArrayRecordSource(elsewhere)) != first
 
 
-def test_paths_in_a_list_are_read_in_its_order(tmp_path):
+def test_list_of_paths_is_read_in_list_order(tmp_path):
     paths = [str(tmp_path / f"{name}.arrayrecord") for name in "ab"]
     for first, path in enumerate(paths):
         write_array_record(make(3, 10 * first), path)
@@ -101,17 +101,17 @@ def test_paths_in_a_list_are_read_in_its_order(tmp_path):
     assert fingerprint(forwards) != fingerprint(backwards)
     with pytest.raises(DataError, match=r"c\.arrayrecord: no such file"):
         ArrayRecordSource([*paths, str(tmp_path / "c.arrayrecord")])
-    with pytest.raises(DataError, match="an empty list of paths"):
+    with pytest.raises(DataError, match="The list of paths is empty"):
         ArrayRecordSource([])
 
 
-def test_progress_is_told(path):
-    told = []
-    write_array_record(make(3), path, lambda done, total: told.append((done, total)))
-    assert told == [(1, 3), (2, 3), (3, 3)]
+def test_write_calls_progress_after_each_example(path):
+    calls = []
+    write_array_record(make(3), path, lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_a_file_appears_only_when_it_is_whole(path):
+def test_failed_write_leaves_no_file(path):
     class Broken:
         def __len__(self):
             return 3
@@ -124,24 +124,24 @@ def test_a_file_appears_only_when_it_is_whole(path):
     assert os.listdir(os.path.dirname(path)) == []
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+def test_unwritable_folder_raises_data_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"cannot be written: .*Choose another path"):
         write_array_record(make(1), str(tmp_path / "file" / "x.arrayrecord"))
 
 
-def test_a_pattern_without_files_says_what_to_do(tmp_path):
+def test_pattern_without_match_raises_data_error(tmp_path):
     with pytest.raises(DataError, match=r"none-\*: no such file. Write it with `convoy data write`"):
         ArrayRecordSource(str(tmp_path / "none-*"))
 
 
-def test_a_file_of_another_kind_is_refused(tmp_path):
+def test_opening_a_file_of_another_format_raises_data_error(tmp_path):
     (tmp_path / "x.arrayrecord").write_bytes(b"not a record" * 100)
-    with pytest.raises(DataError, match="no ArrayRecord file"):
+    with pytest.raises(DataError, match="not an ArrayRecord file"):
         ArrayRecordSource(str(tmp_path / "x.arrayrecord"))
 
 
-def test_a_record_of_another_kind_is_named(tmp_path):
+def test_error_for_a_foreign_record_names_file_and_index(tmp_path):
     path = str(tmp_path / "x.arrayrecord")
     writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
     writer.write(b"\x80\x04K\x01.")

@@ -1,4 +1,4 @@
-"""The batch: a pytree of examples and weight."""
+"""`Batch`: a pytree of examples and their weight."""
 
 import pickle
 
@@ -8,7 +8,7 @@ import numpy as np
 from engine.data.batch import Batch
 
 
-def test_a_batch_is_a_pytree_of_its_examples_and_its_weight():
+def test_batch_is_a_pytree_of_examples_and_weight():
     batch = Batch({"x": np.arange(3)}, np.ones(3, np.float32))
     doubled = jax.tree.map(lambda x: 2 * x, batch)
     assert isinstance(doubled, Batch)
@@ -16,6 +16,6 @@ def test_a_batch_is_a_pytree_of_its_examples_and_its_weight():
     assert doubled.weight.tolist() == [2, 2, 2]
 
 
-def test_a_batch_can_be_sent_to_another_process():
+def test_batch_can_be_pickled():
     batch = pickle.loads(pickle.dumps(Batch({"x": np.arange(3)}, np.ones(3, np.float32))))
     assert batch.examples["x"].tolist() == [0, 1, 2]

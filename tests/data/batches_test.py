@@ -11,7 +11,7 @@ from engine.data.source import ArraySource
 
 
 class Labels:
-    """Examples that are their own index, one at a time."""
+    """Source whose examples hold their own index; read one at a time."""
 
     def __init__(self, size=20):
         self.size = size
@@ -24,14 +24,14 @@ class Labels:
 
 
 class Noisy(Labels):
-    """Labels with a random number each."""
+    """Labels with a random number added to each example."""
 
     def transform(self, example, rng):
         return {**example, "noise": rng.random(dtype=np.float32)}
 
 
 class NoisyArrays(ArraySource):
-    """The same, read by whole batches."""
+    """The same examples from a source with `take`."""
 
     def __init__(self, size=20):
         super().__init__({"label": np.arange(size, dtype=np.int32)})
@@ -45,26 +45,26 @@ def stream(batches, numbers, name="label"):
 
 
 @pytest.mark.parametrize("source", [Labels(20), ArraySource({"label": np.arange(20, dtype=np.int32)})])
-def test_batch_n_is_a_pure_function_of_the_seed_and_n(source):
+def test_batch_n_is_a_pure_function_of_seed_and_n(source):
     in_order = [Batches(source, 6, seed=4, shuffle=True)[n].examples["label"].tolist() for n in range(50)]
     batches = Batches(source, 6, seed=4, shuffle=True)
     assert [batches[n].examples["label"].tolist() for n in reversed(range(50))] == in_order[::-1]
     assert Batches(source, 6, seed=5, shuffle=True)[0].examples["label"].tolist() != in_order[0]
 
 
-def test_batches_cross_epochs_and_leave_nothing_out():
+def test_batches_span_epochs_and_drop_no_example():
     labels = stream(Batches(Labels(20), 6, seed=0, shuffle=True), range(10)).reshape(3, 20)
     assert (np.sort(labels, axis=1) == np.arange(20)).all()
     assert labels[0].tolist() != labels[1].tolist() != labels[2].tolist()
 
 
-def test_a_batch_may_be_larger_than_the_source():
+def test_batch_can_be_larger_than_the_source():
     assert stream(Batches(Labels(4), 10, seed=0, shuffle=False), [0]).tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
 
 
 @pytest.mark.parametrize("source", [Noisy(50), NoisyArrays(50)])
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])
-def test_the_rows_of_all_processes_are_the_global_batch(source, processes):
+def test_rows_of_all_processes_form_the_global_batch(source, processes):
     whole = Batches(source, 12, seed=0, shuffle=True)
     rows = 12 // processes
     parts = [Batches(source, 12, 0, True, slice(i * rows, (i + 1) * rows)) for i in range(processes)]
@@ -75,27 +75,27 @@ def test_the_rows_of_all_processes_are_the_global_batch(source, processes):
             )
 
 
-def test_rows_may_have_gaps():
+def test_rows_of_a_process_can_have_gaps():
     whole = Batches(Labels(50), 12, seed=0, shuffle=True)[3].examples["label"]
     rows = np.array([0, 1, 6, 7])
     assert Batches(Labels(50), 12, 0, True, rows)[3].examples["label"].tolist() == whole[rows].tolist()
 
 
-def test_random_changes_belong_to_the_place_in_the_run_not_to_the_batch():
+def test_random_transform_depends_on_position_and_not_on_batch_size():
     small, large = (stream(Batches(Noisy(20), size, 0, True), range(120 // size), "noise") for size in (4, 24))
     assert small.tolist() == large.tolist()
     arrays = stream(Batches(NoisyArrays(20), 24, 0, True), range(5), "noise")
     assert arrays.tolist() == large.tolist()
 
 
-def test_random_changes_differ_between_examples_epochs_and_seeds():
+def test_random_transform_differs_between_examples_epochs_and_seeds():
     one, two = (stream(Batches(Noisy(20), 20, seed, False), range(2), "noise") for seed in (0, 1))
     assert len({*one.tolist(), *two.tolist()}) == 80
 
 
-def test_threads_and_copies_in_other_processes_agree():
+def test_threads_and_pickled_copies_make_equal_batches():
     batches = Batches(Noisy(1000), 64, seed=0, shuffle=True)
-    numbers = list(range(400))  # several groups of the order
+    numbers = list(range(400))  # several groups of addresses
     expected = [batches[n] for n in numbers]
     copy = pickle.loads(pickle.dumps(batches))
     with ThreadPoolExecutor(8) as pool:
@@ -105,19 +105,19 @@ def test_threads_and_copies_in_other_processes_agree():
         assert one.examples["noise"].tolist() == two.examples["noise"].tolist()
 
 
-def test_an_example_that_cannot_be_read_is_named():
+def test_error_names_the_unreadable_example():
     class Broken(Labels):
         def __getitem__(self, index):
             if index == 13:
                 raise OSError("checksum mismatch")
             return super().__getitem__(index)
 
-    with pytest.raises(DataError, match=r"Example 13 of .*Broken: OSError: checksum mismatch. Read it alone with") as e:
+    with pytest.raises(DataError, match=r"Example 13 of .*Broken: OSError: checksum mismatch. Read it with") as e:
         stream(Batches(Broken(20), 6, 0, True), range(4))
     assert isinstance(e.value.__cause__, OSError)
 
 
-def test_an_example_that_take_cannot_read_is_named():
+def test_error_of_take_names_the_unreadable_example():
     class Broken(ArraySource):
         def __getitem__(self, index):
             if index == 2:
@@ -131,16 +131,16 @@ def test_an_example_that_take_cannot_read_is_named():
         Batches(Broken({"label": np.arange(4)}), 4, 0, True)[0]
 
 
-def test_a_take_that_fails_for_readable_examples_is_told_apart():
+def test_error_says_when_only_take_fails():
     class Broken(ArraySource):
         def take(self, indices):
             raise KeyError("cache")
 
-    with pytest.raises(DataError, match=r"Broken.take failed for examples 0, 1, 2, 3, which can be read one at a time"):
+    with pytest.raises(DataError, match=r"Broken.take failed for examples 0, 1, 2, 3, although each can be read by"):
         Batches(Broken({"label": np.arange(4)}), 4, 0, False)[0]
 
 
-def test_a_transform_that_fails_names_the_example_and_its_place():
+def test_error_of_a_transform_names_example_and_position():
     class Broken(Labels):
         def transform(self, example, rng):
             if example["label"] == 2:
@@ -152,7 +152,7 @@ def test_a_transform_that_fails_names_the_example_and_its_place():
 
 
 @pytest.mark.parametrize("with_take", [False, True])
-def test_examples_of_different_shapes_are_named(with_take):
+def test_error_names_examples_of_different_shapes(with_take):
     class Ragged(Labels):
         def __getitem__(self, index) -> Any:
             return {"points": np.zeros((3 if index == 4 else 2, 2), np.float32)}
@@ -167,7 +167,7 @@ def test_examples_of_different_shapes_are_named(with_take):
         Batches(source, 6, 0, False)[0]
 
 
-def test_64_bits_become_32_as_on_the_device():
+def test_64_bit_arrays_become_32_bit():
     arrays = {"i": np.arange(4), "f": np.arange(4.0), "u": np.arange(4, dtype=np.uint64), "b": np.ones(4, bool)}
     batch = Batches(ArraySource(arrays), 2, 0, False)[1].examples
     assert {name: leaf.dtype.name for name, leaf in batch.items()} == {
@@ -179,13 +179,13 @@ def test_64_bits_become_32_as_on_the_device():
     assert batch["i"].tolist() == [2, 3]
 
 
-def test_a_number_that_does_not_fit_is_refused_not_wrapped():
+def test_integer_beyond_32_bits_raises_data_error():
     source = ArraySource({"time_ns": np.array([0, 1_700_000_000_000_000_000])})
     with pytest.raises(DataError, match=r"time_ns of .*: 1700000000000000000 does not fit int32.*JAX_ENABLE_X64=1"):
         Batches(source, 2, 0, False)[0]
 
 
-def test_an_evaluation_reads_every_example_once_in_order():
+def test_evaluation_reads_every_example_once_in_order():
     batches = OrderedBatches(Labels(10), 4)
     assert len(batches) == 3
     labels = np.concatenate([batches[n].examples["label"] for n in range(3)])
@@ -193,28 +193,28 @@ def test_an_evaluation_reads_every_example_once_in_order():
     assert labels.tolist() == [*range(10), 9, 9]
     assert weights.tolist() == [1] * 10 + [0, 0]
     assert weights.dtype == np.float32
-    assert batches.rest().examples["label"].tolist() == [8, 9]
+    assert batches.remainder().examples["label"].tolist() == [8, 9]
 
 
-def test_an_evaluation_is_not_changed_at_random():
+def test_evaluation_applies_no_random_transform():
     assert list(OrderedBatches(Noisy(10), 4)[0].examples) == ["label"]
 
 
-def test_an_evaluation_has_as_many_batches_on_every_process():
+def test_evaluation_has_equally_many_batches_on_every_process():
     parts = [OrderedBatches(Labels(9), 8, slice(i * 4, i * 4 + 4)) for i in range(2)]
     assert [len(part) for part in parts] == [2, 2]
     assert [part[1].examples["label"].tolist() for part in parts] == [[8, 8, 8, 8]] * 2
     assert [part.weight(1).tolist() for part in parts] == [[1, 0, 0, 0], [0, 0, 0, 0]]
 
 
-def test_a_block_holds_the_same_batches():
+def test_block_equals_its_single_batches():
     batches = Batches(ArraySource({"x": np.arange(50), "y": np.ones((50, 3), np.float32)}), 16, seed=0, shuffle=True)
     for n, batch in enumerate(batches.block(5, 7), 5):
         np.testing.assert_equal(batch.examples, batches[n].examples)
 
 
-def test_small_batches_are_read_together_where_the_source_gathers_rows():
-    class Changed(ArraySource):
+def test_block_size_exceeds_one_for_small_batches_of_a_source_with_take():
+    class Transformed(ArraySource):
         def transform(self, example, rng):
             return example
 
@@ -231,4 +231,4 @@ def test_small_batches_are_read_together_where_the_source_gathers_rows():
     assert block_size(ArraySource(np.zeros((4, 3), np.float32))) == 128
     assert block_size(ArraySource(np.zeros((4, 2**20), np.float32))) == 2
     assert block_size(ArraySource(np.zeros((4, 2**22), np.float32))) == 1
-    assert block_size(Changed(np.zeros((4, 3), np.float32))) == block_size(OneByOne()) == 1
+    assert block_size(Transformed(np.zeros((4, 3), np.float32))) == block_size(OneByOne()) == 1

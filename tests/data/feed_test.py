@@ -22,7 +22,7 @@ def shardings(spec=ROWS):
 
 
 def make(size=50):
-    class Noisy(ArraySource):  # sent to workers by value
+    class Noisy(ArraySource):  # a local class, pickled by value for the workers
         def transform(self, example, rng):
             return {**example, "noise": rng.random(1000, dtype=np.float32)}
 
@@ -42,7 +42,7 @@ def train_feed(source=None, start=0, stop=100, **settings):
 
 
 def drawn(feed, *counts):
-    """Labels and noise of draws of so many batches each; the device arrays are compared when all are drawn."""
+    """Returns the labels and noise of `feed.next(count)` for each count, read after all batches are placed."""
     try:
         batches = [batch for count in counts for batch in feed.next(count)]
     finally:
@@ -72,11 +72,11 @@ def test_batches_are_global_arrays_with_the_sharding(spec):
     assert np.asarray(batch.examples["label"]).tolist() == expected(0, 1)[0][0]
 
 
-def test_draws_of_any_size_give_the_same_batches():
+def test_batches_do_not_depend_on_the_number_per_call():
     assert drawn(train_feed(), 1, 3, 2, 4) == drawn(train_feed(threads=0), 10) == expected(0, 10)
 
 
-def test_a_resumed_feed_goes_on_at_the_saved_position():
+def test_resumed_feed_continues_at_the_saved_position():
     feed = train_feed(prefetch=8)
     feed.next(3)
     feed.next(2)
@@ -87,7 +87,7 @@ def test_a_resumed_feed_goes_on_at_the_saved_position():
 
 
 @pytest.mark.multiprocess
-def test_batches_that_were_drawn_for_a_step_that_is_not_done_are_where_the_run_goes_on():
+def test_seek_moves_the_position_back_to_an_unfinished_step():
     feed = train_feed()
     feed.next(3)
     feed.seek(1)
@@ -95,29 +95,29 @@ def test_batches_that_were_drawn_for_a_step_that_is_not_done_are_where_the_run_g
     assert feed.position == {"next_batch": 1, "next_example": 16}
 
 
-def test_a_feed_with_workers_gives_the_same_batches_and_resumes():
-    # Larger arrays come through shared memory, which must stay until the device has them.
+def test_feed_with_workers_gives_equal_batches_and_resumes():
+    # Large arrays arrive in shared memory, which must exist until the device has copied them.
     assert drawn(train_feed(start=3, workers=2), 1, 6) == expected(3, 10)
     assert multiprocessing.active_children() == []
 
 
-def test_a_limit_is_applied():
+def test_train_feed_applies_the_limit():
     feed = train_feed(limit=8)
     (batch,) = feed.next(1)
     feed.close()
     assert sorted(np.asarray(batch.examples["label"]).tolist()) == sorted(2 * list(range(8)))
 
 
-def test_a_feed_ends_where_the_run_ends():
+def test_requesting_batches_past_the_end_raises_data_error():
     feed = train_feed(start=98, stop=100)
     feed.next(1)
-    with pytest.raises(DataError, match="2 batches asked for at batch 99, but the run ends at 100"):
+    with pytest.raises(DataError, match="2 batches requested at batch 99, but the run ends at 100"):
         feed.next(2)
     feed.next(1)
     feed.close()
 
 
-def test_the_wait_for_host_data_is_counted():
+def test_wait_for_host_data_is_measured():
     gate = threading.Event()
 
     class Slow(ArraySource):
@@ -132,7 +132,7 @@ def test_the_wait_for_host_data_is_counted():
     assert 0.1 <= feed.wait_s < 60
 
 
-def test_closing_ends_the_threads():
+def test_closing_stops_the_threads():
     before = set(threading.enumerate())
     feed = train_feed(threads=2)
     feed.next(1)
@@ -144,7 +144,7 @@ def test_closing_ends_the_threads():
         assert not thread.is_alive()
 
 
-def test_what_cannot_be_trained_on_is_told_before_anything_is_read():
+def test_unusable_data_raises_before_reading_starts():
     class Texts(ArraySource):
         def __getitem__(self, index):
             return {"name": "a"}
@@ -171,7 +171,7 @@ def evaluation_feed(source, batch_size=16, spec=ROWS, exact_last=False, **settin
 
 @pytest.mark.parametrize("size", [1, 15, 16, 17, 50])
 @pytest.mark.parametrize("threads", [0, 2])
-def test_an_evaluation_weighs_every_example_once(size, threads):
+def test_evaluation_gives_weight_one_to_every_example_once(size, threads):
     feed = evaluation_feed(make(size), threads=threads)
     batches = list(feed)
     assert len(batches) == len(feed) == -(-size // 16)
@@ -187,7 +187,7 @@ def test_an_evaluation_weighs_every_example_once(size, threads):
 
 
 @pytest.mark.parametrize(("size", "last"), [(50, 2), (48, 16), (5, 5)])
-def test_an_exact_last_batch_holds_its_examples_only(size, last):
+def test_exact_last_batch_has_no_padding(size, last):
     feed = evaluation_feed(make(size), exact_last=True)
     batches = list(feed)
     assert len(batches) == len(feed) == -(-size // 16)
@@ -201,7 +201,7 @@ def test_an_exact_last_batch_holds_its_examples_only(size, last):
     assert {leaf.sharding for leaf in jax.tree.leaves(batch)} == {sharding if last == 16 else replicated}
 
 
-def test_an_evaluation_can_be_read_again_and_left_early():
+def test_evaluation_can_be_iterated_again_after_an_early_break():
     feed = evaluation_feed(make(50))
     before = set(threading.enumerate())
     for _ in feed:
@@ -212,11 +212,11 @@ def test_an_evaluation_can_be_read_again_and_left_early():
         assert not thread.is_alive()
 
 
-def test_an_evaluation_has_its_own_limit():
+def test_evaluation_applies_its_own_limit():
     assert len(evaluation_feed(make(50), limit=20)) == 2
 
 
-def test_full_batches_share_one_weight_on_the_devices():
+def test_full_batches_share_one_weight_array_on_the_devices():
     feed = train_feed()
     first, second = feed.next(1)[0], feed.next(1)[0]
     feed.close()
@@ -228,7 +228,7 @@ def test_full_batches_share_one_weight_on_the_devices():
 
 
 @pytest.mark.multiprocess
-def test_full_batches_of_a_worker_process_share_one_weight():
+def test_full_batches_from_a_worker_share_one_weight_array():
     feed = train_feed(workers=1)
     first, second = feed.next(2)
     feed.close()

@@ -21,7 +21,7 @@ class Noisy(ArraySource):
 
 
 def source(name, size, kind=ArraySource):
-    """Examples that tell their source and their index."""
+    """Returns a source whose examples hold the name of the source and their index."""
     return kind({"from": np.full(size, ord(name)), "index": np.arange(size), "x": np.zeros(size, np.float32)})
 
 
@@ -30,7 +30,7 @@ def mixture(weights=WEIGHTS, kind=ArraySource):
 
 
 def stream(mixed, count, seed=0, shuffle=True):
-    """The first examples of a run: names of sources, and indices in them."""
+    """Returns the source names and the indices of the first `count` examples of a run."""
     batch = Batches(mixed, count, seed, shuffle)[0].examples
     return np.array([chr(name) for name in batch["from"]]), batch["index"]
 
@@ -40,7 +40,7 @@ def same(one, two):
 
 
 @pytest.mark.parametrize("weights", [WEIGHTS, {"a": 1, "b": 1, "c": 1}, {"a": 3, "b": 1}, {"a": 0.123456, "b": 0.7}])
-def test_after_any_number_of_examples_each_source_is_within_one_of_its_weight(weights):
+def test_count_of_each_source_stays_within_one_of_its_share(weights):
     names, _ = stream(mixture(weights), 2500)
     for name, weight in weights.items():
         counts = np.cumsum(names == name)
@@ -48,36 +48,36 @@ def test_after_any_number_of_examples_each_source_is_within_one_of_its_weight(we
         assert np.abs(counts - share * np.arange(1, 2501)).max() < 1 + 2500 / PERIOD
 
 
-def test_each_source_is_read_in_epochs_of_its_own_each_in_a_new_order():
+def test_each_source_has_its_own_epochs_with_new_permutations():
     names, indices = stream(mixture(), 300)
     for name, size in SIZES.items():
         own = indices[names == name]
         epochs = own[: len(own) // size * size].reshape(-1, size)
         assert len(epochs) >= 5
         assert (np.sort(epochs, axis=1) == np.arange(size)).all()
-        assert len({tuple(order) for order in epochs.tolist()}) == len(epochs)
+        assert len({tuple(epoch) for epoch in epochs.tolist()}) == len(epochs)
 
 
-def test_sources_of_one_size_have_orders_of_their_own():
+def test_sources_of_equal_size_are_shuffled_independently():
     mixed = Mixture({name: source(name, 30) for name in "ab"}, {"a": 1, "b": 1})
     names, indices = stream(mixed, 60)
     assert indices[names == "a"].tolist() != indices[names == "b"].tolist()
 
 
-def test_the_run_depends_on_the_seed_and_the_names_not_on_their_sequence():
-    turned = Mixture(dict(reversed(mixture().sources.items())), dict(reversed(WEIGHTS.items())))
-    same(stream(turned, 100), stream(mixture(), 100))
+def test_order_depends_on_seed_and_names_and_not_on_dict_order():
+    reversed_dicts = Mixture(dict(reversed(mixture().sources.items())), dict(reversed(WEIGHTS.items())))
+    same(stream(reversed_dicts, 100), stream(mixture(), 100))
     assert stream(mixture(), 100, seed=1)[1].tolist() != stream(mixture(), 100)[1].tolist()
 
 
-def test_the_order_stays_as_it_is_in_every_release():
-    # A resumed run relies on it: never change these numbers.
+def test_mixture_order_equals_stored_numbers():
+    # Resumed runs rely on this order: never change these numbers.
     names, indices = stream(mixture(), 12, seed=7)
     assert "".join(names) == "abacababacab"
     assert indices.tolist() == [15, 3, 3, 9, 27, 5, 16, 1, 5, 0, 14, 6]
 
 
-def test_without_shuffle_each_source_is_read_as_it_lies():
+def test_without_shuffle_each_source_is_read_in_stored_order():
     names, indices = stream(mixture(), 100, shuffle=False)
     for name, size in SIZES.items():
         own = indices[names == name]
@@ -86,7 +86,7 @@ def test_without_shuffle_each_source_is_read_as_it_lies():
 
 @pytest.mark.parametrize("kind", [ArraySource, Noisy])
 @pytest.mark.parametrize("processes", [2, 3])
-def test_the_rows_of_all_processes_are_the_global_batch(kind, processes):
+def test_rows_of_all_processes_form_the_global_batch(kind, processes):
     whole, rows = Batches(mixture(kind=kind), 12, 0, True), 12 // processes
     parts = [Batches(mixture(kind=kind), 12, 0, True, slice(i * rows, (i + 1) * rows)) for i in range(processes)]
     for n in (0, 5, 4000):
@@ -94,7 +94,7 @@ def test_the_rows_of_all_processes_are_the_global_batch(kind, processes):
             assert np.concatenate([part[n].examples[name] for part in parts]).tolist() == expected.tolist()
 
 
-def test_reading_goes_on_where_it_stopped_with_any_number_of_threads():
+def test_reading_resumes_at_any_batch_with_any_number_of_threads():
     plain = Batches(mixture(), 5, 0, True)
     unbroken = [plain[n].examples for n in range(40)]
     copy = pickle.loads(pickle.dumps(Batches(mixture(), 5, 0, True)))
@@ -104,26 +104,26 @@ def test_reading_goes_on_where_it_stopped_with_any_number_of_threads():
         reader.close()
 
 
-def test_an_epoch_is_as_long_as_all_sources_and_an_evaluation_reads_each_example_once():
+def test_epoch_has_all_sources_and_evaluation_reads_each_example_once():
     mixed = mixture()
     assert len(mixed) == 49
     ordered = OrderedBatches(mixed, 10)
     parts = [ordered[n].examples for n in range(len(ordered))]
     names = "".join(chr(name) for part in parts for name in part["from"])
     indices = np.concatenate([part["index"] for part in parts]).tolist()
-    assert names == "a" * 30 + "b" * 7 + "c" * 13  # the last batch is filled up
+    assert names == "a" * 30 + "b" * 7 + "c" * 13  # the last batch is padded
     assert indices == [*range(30), *range(7), *range(12), 11]
     assert (chr(mixed[36]["from"]), mixed[36]["index"], chr(mixed[37]["from"])) == ("b", 6, "c")
 
 
-def test_examples_are_changed_by_the_source_that_they_come_from():
+def test_each_source_applies_its_own_transform():
     mixed = Mixture({"a": source("a", 30), "b": source("b", 7, Noisy)}, {"a": 1, "b": 1})
     batch = Batches(mixed, 20, 0, True)[3].examples
     assert ((batch["x"] != 0) == (batch["from"] == ord("b"))).all()
     assert len(set(batch["x"].tolist())) == 11
 
 
-def test_a_limit_takes_a_part_of_every_source():
+def test_limit_takes_a_part_of_every_source():
     few = limited(mixture(), 10)
     assert len(few) == 10
     assert isinstance(few, Mixture)
@@ -146,7 +146,7 @@ class Documents:
         return {"tokens": np.full(1 + index % 5, 100 * ord(self.name) + index)}
 
 
-def test_packed_sources_are_mixed_and_each_is_packed_anew_in_its_own_epochs():
+def test_packed_sources_are_mixed_and_repacked_in_each_epoch():
     packed = {name: Packed(Documents(name, size), 4, split=name == "a") for name, size in SIZES.items()}
     batches = Batches(Mixture(packed, WEIGHTS), 10, 0, True)
     rows = np.concatenate([batches[n].examples["tokens"] for n in range(20)])
@@ -162,20 +162,20 @@ def test_packed_sources_are_mixed_and_each_is_packed_anew_in_its_own_epochs():
         assert epochs[0].tolist() != epochs[1].tolist()
 
 
-def test_a_mixture_may_hold_mixtures():
+def test_mixtures_can_be_nested():
     inner = Mixture({"b": source("b", 7), "c": source("c", 12)}, {"b": 3, "c": 1})
     names, indices = stream(Mixture({"a": source("a", 30), "rest": inner}, {"a": 1, "rest": 1}), 160)
     assert [(names == name).sum() for name in "abc"] == [80, 60, 20]
     assert sorted(indices[names == "b"][:7].tolist()) == list(range(7))
 
 
-def test_a_fingerprint_follows_sources_and_weights():
+def test_fingerprint_depends_on_sources_and_weights():
     assert fingerprint(mixture()) == fingerprint(mixture())
     others = [mixture({**WEIGHTS, "a": 1}), mixture({"a": 0.5, "b": 0.3}), limited(mixture(), 20)]
     assert len({fingerprint(mixed) for mixed in [mixture(), *others]}) == 4
 
 
-def test_small_batches_are_read_together_where_all_sources_gather_rows():
+def test_block_size_exceeds_one_if_all_sources_have_take():
     assert Batches(mixture(), 5, 0, True).block_size > 1
     assert Batches(mixture(kind=Noisy), 5, 0, True).block_size == 1
 
@@ -183,17 +183,17 @@ def test_small_batches_are_read_together_where_all_sources_gather_rows():
 @pytest.mark.parametrize(
     ("sources", "weights", "text"),
     [
-        ({}, {}, "Mixture: no sources. Give at least one"),
-        ({"wood": 1}, {"wod": 1}, "Mixture: a weight for wod, but no source of that name. Did you mean wood?"),
-        ({"a": 1, "b": 2}, {"a": 1}, r"Mixture: no weight for source b. Give one: weights=\{'b': NUMBER, ...\}"),
-        ({"a": 1}, {"a": 0}, "Mixture: weight 0 of source a, allowed are numbers above 0. Leave a source out"),
-        ({"a": 1}, {"a": "much"}, "Mixture: weight 'much' of source a, allowed are numbers above 0"),
+        ({}, {}, "Mixture: no sources. Pass at least one"),
+        ({"wood": 1}, {"wod": 1}, "Mixture: weights has wod, but no source has that name. Did you mean wood?"),
+        ({"a": 1, "b": 2}, {"a": 1}, r"Mixture: no weight for source b. Add it: weights=\{'b': NUMBER, ...\}"),
+        ({"a": 1}, {"a": 0}, "Mixture: weight 0 of source a: allowed are numbers above 0. Remove a source"),
+        ({"a": 1}, {"a": "much"}, "Mixture: weight 'much' of source a: allowed are numbers above 0"),
         ({"a": {"folder": "x"}}, {"a": 1}, "Mixture: source a: found dict, allowed is a source"),
         (
             {"a": source("a", 3), "b": ArraySource({"index": np.zeros((3, 2))})},
             {"a": 1, "b": 1},
-            r"examples of source b \(engine.data.source.ArraySource\) hold index float32\[2\]; those of source a "
-            r"\(.*\) hold from int32\[\], index int32\[\], x float32\[\]. Bring all to one structure.* packed first",
+            r"examples of source b \(engine.data.source.ArraySource\) hold index float32\[2\], but those of source a "
+            r"\(.*\) hold from int32\[\], index int32\[\], x float32\[\]. Bring all to one structure.*Pack documents",
         ),
         (
             {"a": ArraySource([np.zeros((2, 2))]), "b": ArraySource((np.zeros((2, 2)),))},
@@ -203,12 +203,12 @@ def test_small_batches_are_read_together_where_all_sources_gather_rows():
         ({"a": source("a", 3), "b": source("b", 0)}, {"a": 1, "b": 1}, "no examples. A source needs at least one"),
     ],
 )
-def test_what_cannot_be_mixed_is_refused_by_name(sources, weights, text):
+def test_invalid_mixture_raises_data_error(sources, weights, text):
     with pytest.raises(DataError, match=text):
         Mixture(sources, weights)
 
 
-def test_an_example_that_cannot_be_read_is_named_in_its_source():
+def test_error_names_source_and_index_of_an_unreadable_example():
     class Broken(ArraySource):
         def take(self, indices):
             raise OSError("disk gone")
@@ -220,31 +220,31 @@ def test_an_example_that_cannot_be_read_is_named_in_its_source():
     mixed = mixture({"a": 1, "b": 1})
     mixed.sources["b"] = bad
     for read_some in (lambda: Batches(mixed, 8, 0, True)[0], lambda: OrderedBatches(mixed, 37)[0]):
-        with pytest.raises(DataError, match=r"^Example \d of .*Broken: OSError: disk gone. Read it alone"):
+        with pytest.raises(DataError, match=r"^Example \d of .*Broken: OSError: disk gone. Read it with"):
             read_some()
 
 
-def test_later_examples_of_another_shape_are_not_spread_over_the_batch():
+def test_examples_of_another_shape_raise_instead_of_being_broadcast():
     class Late(ArraySource):
         def take(self, indices):
             return {"x": np.zeros((len(indices), 1, 2))}
 
     arrays = {"x": np.zeros((6, 3, 2))}
     mixed = Mixture({"a": ArraySource(arrays), "b": Late(arrays)}, {"a": 1, "b": 1})
-    with pytest.raises(DataError, match=r"Sources of a mixture give examples that differ: x \[3, 2\]; x \[1, 2\]"):
+    with pytest.raises(DataError, match=r"The sources of a mixture give different shapes: x \[3, 2\]; x \[1, 2\]"):
         Batches(mixed, 4, 0, True)[0]
 
 
-def test_a_transform_of_the_mixture_itself_is_refused():
-    class Changed(Mixture):
+def test_transform_of_a_mixture_raises_data_error():
+    class Transformed(Mixture):
         def transform(self, example, rng):
             return example
 
     with pytest.raises(
-        DataError, match=r"Changed has a transform: a mixture uses those of its sources. Write it there"
+        DataError, match=r"Transformed defines transform, but a mixture applies the transforms of its sources. Define"
     ):
-        Batches(Changed({"a": source("a", 3)}, {"a": 1}), 2, 0, True)
+        Batches(Transformed({"a": source("a", 3)}, {"a": 1}), 2, 0, True)
 
 
-def test_a_mixture_has_the_spec_of_its_sources():
+def test_mixture_has_the_spec_of_its_sources():
     assert example_spec(mixture())["index"].dtype == np.int32

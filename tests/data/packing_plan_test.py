@@ -12,14 +12,14 @@ LENGTHS = [
 
 
 def rows_of(plan):
-    """The pieces (document, start, stop) of each row."""
+    """Returns the pieces (document, start, stop) of each row."""
     pieces = list(zip(plan.document.tolist(), plan.start.tolist(), plan.stop.tolist(), strict=True))
     return [pieces[begin:end] for begin, end in zip(plan.first[:-1], plan.first[1:], strict=True)]
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=len)
 @pytest.mark.parametrize("planner", [SplitPlanner, WholePlanner])
-def test_every_token_lies_in_one_row_whatever_the_order(planner, lengths):
+def test_every_token_is_in_exactly_one_row_for_any_permutation(planner, lengths):
     planned = planner(lengths, 8)
     for seed in range(3):
         plan = planned.plan(np.random.default_rng(seed).permutation(planned.items))
@@ -30,12 +30,12 @@ def test_every_token_lies_in_one_row_whatever_the_order(planner, lengths):
         assert found == [(d, t) for d, length in enumerate(lengths) for t in range(length)]
 
 
-def test_split_documents_follow_each_other_and_are_cut_at_the_borders():
+def test_split_planner_concatenates_documents_and_cuts_at_row_borders():
     rows = rows_of(SplitPlanner(np.array([3, 6, 1]), 4).plan(np.array([1, 2, 0])))
     assert rows == [[(1, 0, 4)], [(1, 4, 6), (2, 0, 1), (0, 0, 1)], [(0, 1, 3)]]
 
 
-def test_whole_documents_are_cut_only_where_they_are_longer_than_a_row():
+def test_whole_planner_cuts_only_documents_longer_than_a_row():
     lengths = LENGTHS[-1]
     plan = WholePlanner(lengths, 8).plan(np.arange(int((-(-lengths // 8)).sum())))
     for document, start, stop in zip(plan.document, plan.start, plan.stop, strict=True):
@@ -43,7 +43,7 @@ def test_whole_documents_are_cut_only_where_they_are_longer_than_a_row():
         assert stop == min(lengths[document], start + 8)
 
 
-def test_a_permutation_exchanges_pieces_of_one_length_and_no_others():
+def test_permutation_exchanges_only_pieces_of_equal_length():
     planner = WholePlanner(LENGTHS[-1], 8)
     one, two = (planner.plan(np.random.default_rng(seed).permutation(planner.items)) for seed in range(2))
     assert one.document.tolist() != two.document.tolist()
@@ -52,10 +52,10 @@ def test_a_permutation_exchanges_pieces_of_one_length_and_no_others():
 
 
 def slow_best_fit(sizes, capacity):
-    """The same one item at a time: what each row holds in all. Which of two rows that are as full does not matter."""
+    """Returns the sorted sums of best fit, one item at a time; ties between equally full rows do not matter."""
     rows = []
     for size in sizes:
-        fitting = [number for number, held in enumerate(rows) if held + size <= capacity]
+        fitting = [number for number, used in enumerate(rows) if used + size <= capacity]
         if not fitting:
             fitting = [len(rows)]
             rows.append(0)
@@ -64,7 +64,7 @@ def slow_best_fit(sizes, capacity):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_best_fit_is_that_of_one_item_at_a_time(seed):
+def test_best_fit_equals_placing_one_item_at_a_time(seed):
     rng = np.random.default_rng(seed)
     capacity = int(rng.integers(1, 40))
     sizes = np.sort(rng.integers(1, capacity + 1, rng.integers(1, 300)))[::-1]

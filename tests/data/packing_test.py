@@ -16,7 +16,7 @@ TOTAL = sum(LENGTHS)
 
 
 class Documents:
-    """Documents whose tokens count on through all of them, so that each token tells where it comes from."""
+    """Documents whose tokens are numbered across all documents, so that each token identifies its origin."""
 
     def __init__(self, lengths=LENGTHS):
         self.ends = np.cumsum(lengths)
@@ -34,7 +34,7 @@ def batches(split=True, size=4, seed=0, shuffle=True, rows=None):
 
 
 def epoch(split, number, **kwargs):
-    """All rows of an epoch as one batch."""
+    """Returns all rows of an epoch as one batch."""
     return batches(split, size=len(Packed(Documents(), 8, split=split)), **kwargs)[number].examples
 
 
@@ -50,7 +50,7 @@ def test_every_token_is_read_exactly_once_per_epoch(split, number):
 
 
 @pytest.mark.parametrize("split", [True, False])
-def test_every_token_with_a_next_one_in_its_document_has_it_as_its_target(split):
+def test_target_is_the_next_token_of_the_document(split):
     rows = epoch(split, 2)
     lasts = Documents().ends - 1
     inside = rows["segment_ids"] > 0
@@ -61,7 +61,7 @@ def test_every_token_with_a_next_one_in_its_document_has_it_as_its_target(split)
 
 
 @pytest.mark.parametrize("split", [True, False])
-def test_pieces_are_numbered_and_their_positions_restart(split):
+def test_segments_are_numbered_and_positions_restart(split):
     for tokens, segments, positions in zip(
         *(epoch(split, 1)[name] for name in ("tokens", "segment_ids", "positions")), strict=True
     ):
@@ -77,7 +77,7 @@ def test_pieces_are_numbered_and_their_positions_restart(split):
         assert (np.diff(padding.astype(int)) >= 0).all()  # padding is at the end
 
 
-def test_a_row_is_a_dict_of_arrays_of_its_length():
+def test_row_is_a_dict_of_arrays_of_the_row_length():
     packed = Packed(Documents([3, 2, 6]), 4)
     assert len(packed) == 3
     assert {name: spec.dtype.name for name, spec in example_spec(packed).items()} == {
@@ -89,7 +89,7 @@ def test_a_row_is_a_dict_of_arrays_of_its_length():
     }
     assert {name: row.tolist() for name, row in packed[1].items()} == {
         "tokens": [4, 5, 6, 7],
-        "targets": [0, 6, 7, 8],  # the last one lies in the next row
+        "targets": [0, 6, 7, 8],  # the last target is in the next row
         "segment_ids": [1, 2, 2, 2],
         "positions": [0, 0, 1, 2],
         "weight": [0, 1, 1, 1],
@@ -104,7 +104,7 @@ def test_splitting_fills_every_row_but_the_last():
         assert padding.tolist() == [0] * (len(packed) - 1) + [-TOTAL % 8]
 
 
-def test_without_splitting_a_document_that_fits_stays_whole():
+def test_without_splitting_a_document_that_fits_a_row_stays_whole():
     rows = epoch(False, 1)
     for row, segments in zip(rows["tokens"], rows["segment_ids"], strict=True):
         for segment in range(1, segments.max() + 1):
@@ -114,24 +114,24 @@ def test_without_splitting_a_document_that_fits_stays_whole():
 
 
 @pytest.mark.parametrize("split", [True, False])
-def test_epochs_and_seeds_are_packed_anew(split):
+def test_epochs_and_seeds_are_packed_differently(split):
     found = [epoch(split, number, seed=seed)["tokens"] for seed in (0, 1) for number in (0, 1)]
-    kept = [{tuple(row) for row in rows.tolist()} for rows in found]
+    row_sets = [{tuple(row) for row in rows.tolist()} for rows in found]
     for i, one in enumerate(found):
         for j in range(i):
             assert one.tolist() != found[j].tolist()
-            assert kept[i] != kept[j]  # other rows, not only another order of them
+            assert row_sets[i] != row_sets[j]  # different rows, not only a different order
 
 
-def test_the_packing_stays_as_it_is_in_every_release():
-    # A resumed run relies on it: never change these numbers.
+def test_packing_equals_stored_numbers():
+    # Resumed runs rely on this packing: never change these numbers.
     assert batches(True)[40].examples["tokens"][:, 0].tolist() == [5, 28, 46, 21]
     assert batches(False)[40].examples["tokens"][:, 0].tolist() == [69, 11, 25, 38]
 
 
 @pytest.mark.parametrize("split", [True, False])
 @pytest.mark.parametrize("processes", [1, 2, 4])
-def test_the_rows_of_all_processes_are_the_global_batch(split, processes):
+def test_rows_of_all_processes_form_the_global_batch(split, processes):
     whole, rows = batches(split), 4 // processes
     parts = [batches(split, rows=slice(i * rows, (i + 1) * rows)) for i in range(processes)]
     for n in (0, 3, 50):
@@ -140,7 +140,7 @@ def test_the_rows_of_all_processes_are_the_global_batch(split, processes):
 
 
 @pytest.mark.parametrize("split", [True, False])
-def test_reading_goes_on_where_it_stopped_with_any_number_of_threads(split):
+def test_reading_resumes_at_any_batch_with_any_number_of_threads(split):
     reader = read(batches(split), 0, 12, threads=0, workers=0, prefetch=0)
     unbroken = [batch.examples for batch in reader]
     for stopped, threads in ((5, 1), (7, 3)):
@@ -149,7 +149,7 @@ def test_reading_goes_on_where_it_stopped_with_any_number_of_threads(split):
         reader.close()
 
 
-def test_threads_and_copies_agree_over_many_epochs():
+def test_threads_and_pickled_copies_make_equal_rows_over_many_epochs():
     plain, copy = batches(False), pickle.loads(pickle.dumps(batches(False)))
     numbers = list(np.random.default_rng(0).permutation(100))
     with ThreadPoolExecutor(8) as pool:
@@ -157,7 +157,7 @@ def test_threads_and_copies_agree_over_many_epochs():
     same(found, [plain[n].examples for n in numbers])
 
 
-def test_an_evaluation_reads_the_documents_in_their_order():
+def test_evaluation_reads_documents_in_stored_order():
     packed = Packed(Documents(), 8)
     ordered = OrderedBatches(packed, 4)
     rows = np.concatenate([ordered[n].examples["tokens"] for n in range(len(ordered))])[: len(packed)]
@@ -165,13 +165,13 @@ def test_an_evaluation_reads_the_documents_in_their_order():
     same(batches(shuffle=False, size=len(packed))[1].examples["tokens"], rows)  # training without shuffle: the same
 
 
-def test_a_limit_takes_the_first_rows():
+def test_limit_takes_the_first_rows():
     few = limited(Packed(Documents(), 8), 3)
     found = Batches(few, 3, 0, True)[1].examples["tokens"]
     assert np.sort(found.reshape(-1)).tolist() == list(range(24))
 
 
-def test_a_subclass_may_change_rows_at_random():
+def test_subclass_can_add_a_random_transform():
     class Noisy(Packed):
         def transform(self, row, rng):
             return {**row, "tokens": row["tokens"] + 1000 * rng.integers(1, 9)}
@@ -182,7 +182,7 @@ def test_a_subclass_may_change_rows_at_random():
     assert (noisy >= 1000).all()
 
 
-def test_documents_that_state_their_lengths_are_not_read():
+def test_documents_with_lengths_are_not_read_to_measure_them():
     class Indexed(Documents):
         def __getitem__(self, index):
             raise AssertionError
@@ -194,7 +194,7 @@ def test_documents_that_state_their_lengths_are_not_read():
     same(Packed(Documents(), 8, lengths=LENGTHS)[2], Packed(Documents(), 8)[2])
 
 
-def test_a_fingerprint_follows_documents_and_packing():
+def test_fingerprint_depends_on_documents_and_packing():
     packings = [Packed(Documents(), 8), Packed(Documents(), 9), Packed(Documents(), 8, split=False)]
     packings.append(Packed(Documents(LENGTHS[1:]), 8))
     assert len({fingerprint(packed) for packed in packings}) == 4
@@ -210,7 +210,7 @@ class Odd(Documents):
         return self.document if index == 3 else super().__getitem__(index)
 
 
-class Changed(Documents):
+class Transformed(Documents):
     def transform(self, example, rng):
         return example
 
@@ -218,31 +218,31 @@ class Changed(Documents):
 @pytest.mark.parametrize(
     ("documents", "kwargs", "text"),
     [
-        (Documents(), {"length": 0}, "length = 0, allowed are 1 token and more"),
+        (Documents(), {"length": 0}, "length = 0: allowed are 1 token and more"),
         (Documents([]), {}, "no documents. Packing needs at least one"),
-        (Documents([0, 0]), {}, "2 documents without a token"),
+        (Documents([0, 0]), {}, "all 2 documents are empty"),
         (Odd({"text": 1, "id": 2}), {}, r"Document 3 of .*Odd has no `tokens`, found text, id. A document is a dict"),
         (Odd([1, 2]), {}, r"Document 3 of .*Odd has no `tokens`, found list"),
-        (Odd({"tokens": np.ones(3)}), {}, r"Document 3 of .*: tokens has shape \[3\] and dtype float64, allowed are"),
+        (Odd({"tokens": np.ones(3)}), {}, r"Document 3 of .*: tokens has shape \[3\] and dtype float64: allowed are"),
         (Odd({"tokens": np.ones((3, 2), int)}), {}, r"tokens has shape \[3, 2\] and dtype int64"),
         (Odd({"tokens": np.array([1, 2**31])}), {}, r"Document 3 of .*: tokens from 1 to 2147483648 do not fit int32"),
-        (Documents(), {"lengths": [1, 2]}, r"a length index of shape \[2\] and dtype int64.* each of the 15 documents"),
-        (Documents(), {"lengths": [-1] * 15}, "lowest -1. Allowed are integers from 0 on"),
-        (Changed(), {}, r"Changed has a transform, .*Write it as transform\(row, rng\) of a subclass of Packed"),
+        (Documents(), {"lengths": [1, 2]}, r"the length index has shape \[2\], dtype int64.* each of the 15 documents"),
+        (Documents(), {"lengths": [-1] * 15}, "minimum -1. Allowed are integers of at least 0"),
+        (Transformed(), {}, r"Transformed has a transform, .*Define it as transform\(row, rng\) in a subclass of Pack"),
         ({"folder": "x"}, {}, r"Packed: documents: found dict, allowed is a source.*\{'target': 'package.module.Name'"),
         (
             Mixture({"a": ArraySource({"tokens": np.ones((4, 3), int)})}, {"a": 1}),
             {},
-            r"Mixture has an order of its own, .*mix the packed ones: Mixture\(\{NAME: Packed\(...\), ...\}, weights\)",
+            r"Mixture has its own sampler, .*then mix: Mixture\(\{NAME: Packed\(...\), ...\}, weights\)",
         ),
     ],
 )
-def test_what_cannot_be_packed_is_refused_by_name(documents, kwargs, text):
+def test_invalid_documents_raise_data_error(documents, kwargs, text):
     with pytest.raises(DataError, match=text):
         Packed(documents, **{"length": 8, **kwargs})
 
 
-def test_a_document_that_cannot_be_read_or_has_changed_is_named():
+def test_error_names_an_unreadable_or_changed_document():
     class Broken(Documents):
         def lengths(self):
             return LENGTHS
@@ -250,8 +250,8 @@ def test_a_document_that_cannot_be_read_or_has_changed_is_named():
         def __getitem__(self, index):
             raise OSError("disk gone")
 
-    with pytest.raises(DataError, match=r"^Document \d+ of .*Broken: OSError: disk gone. Read it alone with documents"):
+    with pytest.raises(DataError, match=r"^Document \d+ of .*Broken: OSError: disk gone. Read it with documents"):
         Batches(Packed(Broken(), 8), 4, 0, True)[0]
     wrong = [4, *LENGTHS[1:]]
-    with pytest.raises(DataError, match=r"Document 0 of .* has 3 tokens, its length index says 4. Make the index ag"):
+    with pytest.raises(DataError, match=r"Document 0 of .* has 3 tokens, but its length index says 4. Compute the"):
         Packed(Documents(), 8, lengths=wrong)[0]

@@ -42,7 +42,7 @@ def test_every_leaf_is_split_along_the_batch(axes, spec, shards):
             assert np.array_equal(shard.data, BATCH[name][shard.index])
 
 
-def test_a_single_device_is_handed_the_hosts_own_arrays():
+def test_single_device_gets_host_arrays_unchanged():
     placed = place((BATCH, BATCH), NamedSharding(mesh(data=1), P("data")))
     assert all(placed[i][name] is BATCH[name] for i in (0, 1) for name in BATCH)
 
@@ -58,7 +58,7 @@ def test_one_process_feeds_all_rows(spec):
     assert local_rows(NamedSharding(mesh(data=4, fsdp=2), spec), 16) == slice(0, 16)
 
 
-def test_a_batch_that_does_not_divide_is_refused_with_the_numbers():
+def test_indivisible_batch_raises_sharding_error():
     sharding = NamedSharding(mesh(data=2, fsdp=4), P(("data", "fsdp")))
     with pytest.raises(
         ShardingError, match=r"batch of 12 rows is not divisible by 8 shards \(data x fsdp\). Use a mul"

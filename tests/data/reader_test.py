@@ -29,7 +29,7 @@ class Noisy(ArraySource):
 
 
 def make(size=100):
-    # A local subclass: sent to workers by value, as one written in a notebook is.
+    # A local class is pickled by value for the workers, like a class of a notebook.
     class Local(Noisy):
         pass
 
@@ -58,8 +58,8 @@ def expected(start, stop):
     return [(batch.examples["label"].tolist(), batch.examples["noise"].tolist()) for batch in made]
 
 
-def ends(condition):
-    """Whether a condition comes true before the deadline."""
+def becomes_true(condition):
+    """Returns whether a condition becomes true before the deadline."""
     end = time.monotonic() + DEADLINE
     while not condition():
         if time.monotonic() > end:
@@ -75,23 +75,23 @@ def test_batches_come_in_order_with_any_number_of_threads(threads, prefetch):
 
 
 @pytest.mark.parametrize("threads", [0, 2])
-def test_reading_goes_on_where_it_stopped(threads):
+def test_reading_resumes_at_any_batch(threads):
     first = numbers(read(batches(), 0, 30, threads=threads, workers=0, prefetch=4), count=13)
     rest = numbers(read(batches(), 13, 30, threads=threads, workers=0, prefetch=4))
     assert first + rest == expected(0, 30)
 
 
 @pytest.mark.multiprocess
-def test_workers_give_the_same_batches_and_go_when_closed():
+def test_workers_give_equal_batches_and_end_at_close():
     reader = read(batches(), 5, 12, threads=0, workers=2, prefetch=2)
-    assert ends(lambda: len(multiprocessing.active_children()) == 2)  # before the first batch is asked for
+    assert becomes_true(lambda: len(multiprocessing.active_children()) == 2)  # before the first batch is requested
     assert numbers(reader) == expected(5, 12)
     assert multiprocessing.active_children() == []
 
 
 @pytest.mark.multiprocess
-def test_closed_workers_leave_no_semaphore_to_a_later_garbage_collection():
-    """It might come in the middle of a call of Python's resource tracker, which then warns and leaks them."""
+def test_close_frees_all_semaphores_at_once():
+    """A later garbage collection could interrupt Python's resource tracker, which then warns and leaks them."""
 
     def semaphores():
         assert len(numbers(read(batches(), 0, 3, threads=0, workers=1, prefetch=1))) == 3
@@ -100,13 +100,13 @@ def test_closed_workers_leave_no_semaphore_to_a_later_garbage_collection():
     gc.collect()
     gc.disable()
     try:
-        assert semaphores() == semaphores()  # Grain keeps some of its own from the first use on
+        assert semaphores() == semaphores()  # Grain keeps some semaphores from its first use on
     finally:
         gc.enable()
 
 
 @pytest.mark.multiprocess
-def test_workers_read_packed_and_mixed_sources_as_this_process_does():
+def test_workers_read_packed_and_mixed_sources_like_the_main_process():
     class Documents:
         def __len__(self):
             return 20
@@ -126,14 +126,14 @@ def test_workers_read_packed_and_mixed_sources_as_this_process_does():
 
 
 @pytest.mark.multiprocess
-def test_workers_may_be_closed_while_they_start():
+def test_workers_can_be_closed_during_their_start():
     reader = read(batches(), 0, 10_000, threads=0, workers=1, prefetch=1)
     reader.close()
     assert multiprocessing.active_children() == []
 
 
 @pytest.mark.multiprocess
-def test_an_error_in_a_worker_is_the_error_of_the_reader():
+def test_reader_raises_the_error_of_a_worker():
     class Broken(ArraySource):
         def __getitem__(self, index):
             raise OSError("disk gone")
@@ -148,7 +148,7 @@ def test_an_error_in_a_worker_is_the_error_of_the_reader():
 
 
 @pytest.mark.parametrize("threads", [0, 2])
-def test_an_error_in_a_source_is_the_error_of_the_reader(threads):
+def test_reader_raises_the_error_of_a_source(threads):
     class Broken(ArraySource):
         def __getitem__(self, index):
             raise OSError("disk gone")
@@ -159,34 +159,34 @@ def test_an_error_in_a_source_is_the_error_of_the_reader(threads):
     reader.close()
 
 
-def test_a_range_without_batches_is_empty():
+def test_empty_range_gives_no_batches():
     for start, stop in ((3, 3), (7, 5)):
         assert numbers(read(batches(), start, stop, threads=2, workers=0, prefetch=2)) == []
 
 
 @pytest.mark.multiprocess
-def test_a_range_may_have_fewer_batches_than_there_are_workers():
+def test_range_can_have_fewer_batches_than_workers():
     assert numbers(read(batches(), 2, 3, threads=0, workers=2, prefetch=2)) == expected(2, 3)
 
 
-def test_closing_ends_the_threads():
+def test_closing_stops_the_threads():
     before = set(threading.enumerate())
     reader = read(batches(), 0, 1000, threads=3, workers=0, prefetch=6)
     next(reader)
     assert set(threading.enumerate()) - before
     reader.close()
-    assert ends(lambda: not set(threading.enumerate()) - before)
+    assert becomes_true(lambda: not set(threading.enumerate()) - before)
 
 
-def test_making_begins_before_the_first_batch_is_asked_for():
+def test_reader_starts_before_the_first_batch_is_requested():
     made = threading.Event()
 
-    class Told:
+    class Signalling:
         def __getitem__(self, n):
             made.set()
             return n
 
-    reader = read(Told(), 0, 10, threads=1, workers=0, prefetch=1)
+    reader = read(Signalling(), 0, 10, threads=1, workers=0, prefetch=1)
     assert made.wait(DEADLINE)
     reader.close()
 
@@ -203,7 +203,7 @@ def main():
     reader = read(batches, 0, 10**6, threads=0, workers=1, prefetch=1)
     print(next(reader).examples["label"].tolist(), flush=True)
     sys.stdin.readline()
-    later = [next(reader).examples["label"].tolist() for _ in range(10)]  # more than are made ahead
+    later = [next(reader).examples["label"].tolist() for _ in range(10)]  # more than are prefetched
     print(later[0], later[-1], flush=True)
     reader.close()
 
@@ -213,7 +213,7 @@ if __name__ == "__main__":
 
 
 def children(pid):
-    """Process ids of the children of a process."""
+    """Returns the process ids of the children of a process."""
     tasks = pathlib.Path(f"/proc/{pid}/task").iterdir()
     return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
@@ -228,7 +228,7 @@ def alive(pid):
 
 @pytest.fixture
 def program(tmp_path):
-    """A program, started with `python -m`, that has read one batch from a worker and waits for a line of input."""
+    """A process that has read one batch from a worker and waits for a line of input."""
     (tmp_path / "program.py").write_text(MAIN)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
     process = subprocess.Popen(
@@ -248,7 +248,7 @@ def program(tmp_path):
 
 @pytest.mark.multiprocess
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_workers_leave_signals_to_the_main_process(program):
+def test_workers_ignore_sigint_and_sigterm(program):
     for child in children(program.pid):
         os.kill(child, signal.SIGINT)
         os.kill(child, signal.SIGTERM)
@@ -260,16 +260,16 @@ def test_workers_leave_signals_to_the_main_process(program):
 @pytest.mark.multiprocess
 @pytest.mark.faults
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_workers_end_with_a_main_process_that_was_killed(program):
+def test_workers_end_when_the_main_process_is_killed(program):
     workers = children(program.pid)
     assert len(workers) >= 1
     program.kill()
     program.wait()
-    assert ends(lambda: not any(alive(pid) for pid in workers))
+    assert becomes_true(lambda: not any(alive(pid) for pid in workers))
 
 
 @pytest.mark.parametrize("block", [2, 7, 32])
-def test_batches_that_are_read_together_come_as_those_that_are_read_alone(block):
+def test_batches_read_in_blocks_equal_batches_read_singly(block):
     plain = Batches(ArraySource({"label": np.arange(100, dtype=np.int32)}), 16, seed=0, shuffle=True)
     for start, stop in ((0, 30), (5, 30), (29, 30), (30, 30)):
         reader = read(plain, start, stop, threads=2, workers=0, prefetch=4, block=block)
@@ -278,7 +278,7 @@ def test_batches_that_are_read_together_come_as_those_that_are_read_alone(block)
         assert found == [plain[n].examples["label"].tolist() for n in range(start, stop)]
 
 
-def test_only_a_block_is_waited_for_and_not_its_batches():
+def test_wait_is_measured_once_per_block():
     plain = Batches(ArraySource({"label": np.arange(100, dtype=np.int32)}), 16, seed=0, shuffle=True)
     reader = read(plain, 0, 12, threads=1, workers=0, prefetch=1, block=4)
     waited = []
@@ -289,7 +289,7 @@ def test_only_a_block_is_waited_for_and_not_its_batches():
     assert [later > before for before, later in itertools.pairwise(waited)] == [False] * 3 + ([True] + [False] * 3) * 2
 
 
-def test_an_error_among_batches_that_are_read_together_comes_in_its_place():
+def test_error_in_a_block_is_raised_at_its_batch():
     class Broken(ArraySource):
         def take(self, indices):
             if 6 in indices:

@@ -15,28 +15,28 @@ EXAMPLE = {
 }
 
 
-def same(one, two):
-    if isinstance(two, dict):
-        return type(one) is dict and one.keys() == two.keys() and all(same(one[key], two[key]) for key in two)
-    if isinstance(two, (list, tuple)):
-        return type(one) is type(two) and len(one) == len(two) and all(map(same, one, two))
-    if two is None:
-        return one is None
-    two = np.asarray(two)
-    return one.dtype == two.dtype and one.shape == two.shape and np.array_equal(one, two)
+def same(a, b):
+    if isinstance(b, dict):
+        return type(a) is dict and a.keys() == b.keys() and all(same(a[key], b[key]) for key in b)
+    if isinstance(b, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+    if b is None:
+        return a is None
+    b = np.asarray(b)
+    return a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b)
 
 
-def test_an_example_comes_back_with_its_structure_shapes_and_dtypes():
+def test_decode_returns_structure_shapes_and_dtypes():
     assert same(decode(encode(EXAMPLE, "example 0")), EXAMPLE)
 
 
-def test_examples_of_different_shapes_each_come_back():
+def test_records_can_differ_in_shape():
     for size in (0, 1, 5):
         example = {"points": np.ones((size, 3), np.float32), "id": np.int32(size)}
         assert same(decode(encode(example, "")), example)
 
 
-def test_arrays_that_are_transposed_or_big_endian_come_back_as_numbers():
+def test_transposed_and_big_endian_arrays_keep_their_values():
     transposed, swapped = np.arange(6).reshape(2, 3).T, np.arange(3, dtype=">i4")
     found = decode(encode([transposed, swapped], ""))
     assert found[0].tolist() == transposed.tolist()
@@ -52,29 +52,29 @@ class Custom:
     [
         ({"meta": {"name": "a"}}, "example 3/meta/name has dtype <U1: allowed are bool, integers"),
         ({"meta": [b"raw"]}, r"example 3/meta/0 has dtype \|S3: allowed"),
-        ({"odd": Custom()}, "example 3/odd: Custom cannot be written. Records hold dicts, lists, tuples"),
-        ({"odd": [np.array([None])]}, "example 3/odd/0: ndarray cannot be written"),
-        ({1: np.zeros(2)}, "example 3: key 1 is no text"),
+        ({"odd": Custom()}, "example 3/odd: a Custom cannot be written. Records hold dicts, lists, tuples"),
+        ({"odd": [np.array([None])]}, "example 3/odd/0: a ndarray cannot be written"),
+        ({1: np.zeros(2)}, "example 3: key 1 is not a string"),
     ],
 )
-def test_what_a_record_cannot_hold_is_refused_by_its_path(example, text):
+def test_unsupported_value_raises_data_error_with_its_path(example, text):
     with pytest.raises(DataError, match=text):
         encode(example, "example 3")
 
 
-def test_a_record_of_somebody_else_is_refused():
+def test_foreign_record_raises_data_error():
     with pytest.raises(DataError, match=r"was not written by convoy. Write the file with `convoy data write`"):
         decode(b"\x80\x04K\x01.")
 
 
-def test_a_record_that_was_cut_is_refused():
+def test_truncated_record_raises_data_error():
     record = encode(EXAMPLE, "")
-    with pytest.raises(DataError, match=f"has {len(record) - 8} bytes, its header says {len(record)}"):
+    with pytest.raises(DataError, match=f"has {len(record) - 8} bytes, but its header says {len(record)}"):
         decode(record[:-8])
 
 
 @pytest.mark.parametrize("entry", [b'["|O",[1]]', b'["<f4",[-1]]', b'{"call":[]}', b"[[]", b'["<f4"]'])
-def test_a_damaged_header_builds_nothing(entry):
+def test_damaged_header_raises_data_error(entry):
     record = b"CVR1" + len(entry).to_bytes(4, "little") + entry
     with pytest.raises(DataError, match="header of the record is damaged"):
         decode(record + b"\0" * 64)

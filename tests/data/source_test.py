@@ -7,7 +7,7 @@ import pytest
 from engine.config.errors import DataError
 from engine.data.sampler import gather
 from engine.data.source import (
-    SAMPLED,
+    FINGERPRINT_EXAMPLES,
     ArraySource,
     check_source,
     example_spec,
@@ -15,12 +15,12 @@ from engine.data.source import (
     has_take,
     has_transform,
     limited,
-    name_of,
+    source_name,
 )
 
 
 class Squares:
-    """A source with the two methods that every source needs."""
+    """A source with only the two required methods."""
 
     def __len__(self):
         return 5
@@ -33,27 +33,27 @@ def make(n=6):
     return ArraySource({"x": np.arange(n * 2, dtype=np.float32).reshape(n, 2), "label": np.arange(n)})
 
 
-def test_arrays_are_examples_by_row():
+def test_array_source_returns_rows_as_examples():
     source = make()
     assert len(source) == 6
     assert source[2]["x"].tolist() == [4, 5]
     assert source[2]["label"] == 2
 
 
-def test_take_gives_rows_in_the_order_asked_for():
+def test_take_returns_rows_in_the_requested_order():
     batch = make().take(np.array([5, 0, 5]))
     assert batch["label"].tolist() == [5, 0, 5]
     assert batch["x"].tolist() == [[10, 11], [0, 1], [10, 11]]
 
 
-def test_what_is_read_may_be_written_to_without_changing_the_source():
+def test_modifying_an_example_does_not_change_the_source():
     source = make()
     source[1]["x"][:] = -1
     source.take(np.array([1]))["x"][:] = -1
     assert source[1]["x"].tolist() == [2, 3]
 
 
-def test_any_pytree_is_taken():
+def test_array_source_accepts_any_pytree():
     source = ArraySource((np.array([1, 2, 3]), {"y": np.array([0.5, 1.5, 2.5])}))
     assert source[1][0] == 2
     assert source[1][1]["y"] == 1.5
@@ -64,20 +64,20 @@ def test_any_pytree_is_taken():
     [
         ({"x": np.zeros(3), "y": np.zeros(4)}, "different lengths: x 3, y 4"),
         ({"x": np.zeros(3), "y": np.float32(1)}, "y is a single number"),
-        ({"x": [1, 2, 3]}, "x/0 is a single number. Give numpy arrays, not lists"),
+        ({"x": [1, 2, 3]}, "x/0 is a single number. Pass numpy arrays, not lists"),
         ({}, "no arrays"),
         ({"name": np.array(["a", "b"])}, "name has dtype <U1: allowed are bool, integers"),
         ({"when": np.array(["2020-01-01"], "datetime64[D]")}, "when has dtype datetime64"),
         ({"odd": np.array([None, 1])}, "odd has dtype object"),
     ],
 )
-def test_arrays_that_are_no_source_are_refused_by_name(arrays, text):
+def test_invalid_arrays_raise_data_error(arrays, text):
     with pytest.raises(DataError, match=r"ArraySource: .*") as error:
         ArraySource(arrays)
     assert text in str(error.value)
 
 
-def test_a_limit_keeps_the_first_examples():
+def test_limit_keeps_the_first_examples():
     source = limited(make(), 2)
     assert len(source) == 2
     assert source[1]["label"] == 1
@@ -85,7 +85,7 @@ def test_a_limit_keeps_the_first_examples():
     assert has_take(source)
 
 
-def test_a_limit_keeps_the_source_where_it_is_not_smaller():
+def test_limit_not_below_the_length_returns_the_source():
     source = make()
     assert limited(source, None) is source
     assert limited(source, 6) is source
@@ -93,12 +93,12 @@ def test_a_limit_keeps_the_source_where_it_is_not_smaller():
 
 
 @pytest.mark.parametrize("count", [0, -3])
-def test_a_limit_below_one_is_refused(count):
+def test_limit_below_one_raises_data_error(count):
     with pytest.raises(DataError, match=rf"data.limit = {count}: allowed are 1 and more, or None"):
         limited(make(), count)
 
 
-def test_a_limit_takes_over_what_the_source_can_do_and_no_more():
+def test_limited_source_keeps_take_and_transform():
     class Noisy(ArraySource):
         def transform(self, example, rng):
             return example
@@ -106,10 +106,10 @@ def test_a_limit_takes_over_what_the_source_can_do_and_no_more():
     assert has_transform(limited(Noisy({"x": np.zeros(4)}), 2))
     assert not has_transform(limited(make(), 2))
     assert not has_take(limited(Squares(), 2))
-    assert name_of(limited(Squares(), 2)) == name_of(Squares())
+    assert source_name(limited(Squares(), 2)) == source_name(Squares())
 
 
-def test_a_source_may_choose_what_a_limit_takes():
+def test_source_can_define_limited():
     class Last(ArraySource):
         def limited(self, count):
             return ArraySource({name: array[-count:] for name, array in self.arrays.items()})
@@ -119,7 +119,7 @@ def test_a_source_may_choose_what_a_limit_takes():
 
 
 @pytest.mark.parametrize("found", [{"folder": "x"}, None, 3])
-def test_what_is_no_source_is_refused_with_what_to_write_instead(found):
+def test_object_that_is_not_a_source_raises_data_error(found):
     text = rf"data.a: found {type(found).__name__}, allowed is a source: .*\{{'target': 'package.module.Name', ...\}}"
     with pytest.raises(DataError, match=text):
         check_source(found, "data.a")
@@ -127,7 +127,7 @@ def test_what_is_no_source_is_refused_with_what_to_write_instead(found):
     check_source([{"x": 1}], "data.a")
 
 
-def test_a_take_that_was_inherited_does_not_hide_a_changed_getitem():
+def test_inherited_take_is_not_used_with_an_overridden_getitem():
     class Scaled(ArraySource):
         def __getitem__(self, index):
             return {"x": super().__getitem__(index)["x"] / 255}
@@ -142,7 +142,7 @@ def test_a_take_that_was_inherited_does_not_hide_a_changed_getitem():
     assert has_take(ScaledTwice(arrays))
 
 
-def test_a_spec_has_the_shapes_and_the_dtypes_that_devices_get():
+def test_spec_has_device_shapes_and_dtypes():
     spec = example_spec(ArraySource({"x": np.zeros((3, 8, 2)), "n": np.zeros(3, np.int64), "b": np.zeros(3, np.uint8)}))
     assert (spec["x"].shape, spec["x"].dtype) == ((8, 2), np.float32)
     assert (spec["n"].shape, spec["n"].dtype) == ((), np.int32)
@@ -150,7 +150,7 @@ def test_a_spec_has_the_shapes_and_the_dtypes_that_devices_get():
     assert example_spec(Squares())["value"].dtype == np.int32
 
 
-def test_a_spec_names_what_cannot_go_to_a_device():
+def test_spec_error_names_an_unsupported_dtype():
     class Texts(Squares):
         def __getitem__(self, index):
             return {"meta": {"name": "a"}}
@@ -159,7 +159,7 @@ def test_a_spec_names_what_cannot_go_to_a_device():
         example_spec(Texts())
 
 
-def test_a_spec_says_when_there_is_nothing_to_read():
+def test_spec_of_an_empty_or_unreadable_source_raises_data_error():
     with pytest.raises(DataError, match=r"no examples. A source needs at least one"):
         example_spec(ArraySource({"x": np.zeros((0, 2))}))
 
@@ -178,7 +178,7 @@ def test_a_spec_says_when_there_is_nothing_to_read():
         example_spec(Broken())
 
 
-def test_a_fingerprint_follows_the_content():
+def test_fingerprint_depends_on_content():
     assert fingerprint(make()) == fingerprint(make())
     assert fingerprint(make()) != fingerprint(make(7))
     changed = make()
@@ -189,7 +189,7 @@ def test_a_fingerprint_follows_the_content():
     assert fingerprint(retyped) != fingerprint(make())
 
 
-def test_a_fingerprint_of_what_is_not_in_memory_is_a_sample_of_it():
+def test_fingerprint_of_a_stored_source_reads_a_sample():
     class Stored:
         def __init__(self, **changed):
             self.read, self.changed = [], changed
@@ -205,12 +205,12 @@ def test_a_fingerprint_of_what_is_not_in_memory_is_a_sample_of_it():
 
     source = Stored()
     found = fingerprint(source)
-    assert len(source.read) <= SAMPLED + 2 and {0, 999} <= set(source.read)
+    assert len(source.read) <= FINGERPRINT_EXAMPLES + 2 and {0, 999} <= set(source.read)
     assert fingerprint(Stored()) == found
     assert fingerprint(Stored(**{str(source.read[5]): 0.5})) != found
 
 
-def test_examples_that_are_new_at_each_reading_cannot_be_compared_and_are_not():
+def test_fingerprint_says_when_readings_differ():
     class Dice:
         def __len__(self):
             return 6
@@ -221,7 +221,7 @@ def test_examples_that_are_new_at_each_reading_cannot_be_compared_and_are_not():
     assert fingerprint(Dice()) == fingerprint(Dice()) == "6 examples that differ from one reading to the next"
 
 
-def test_a_source_may_name_its_own_content():
+def test_source_can_define_its_own_fingerprint():
     class Named(Squares):
         def fingerprint(self):
             return "squares-1"
@@ -230,6 +230,6 @@ def test_a_source_may_name_its_own_content():
     assert fingerprint(limited(Named(), 2)) == "squares-1[:2]"
 
 
-def test_the_interface_is_imported_without_jax():
+def test_importing_source_does_not_import_jax():
     code = "import sys, engine.data.source; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

@@ -1,4 +1,4 @@
-"""Worker processes that are killed or frozen are noticed, named, and none is left."""
+"""Killed and frozen data workers raise an error that names them, and no worker process remains."""
 
 import contextlib
 import multiprocessing
@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.multiprocess,
     pytest.mark.faults,
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
-    # Python's tracker says so where a collection of garbage falls into its own work; it tidies up all the same.
+    # Python's resource tracker warns if the garbage collector runs during its work; it cleans up nevertheless.
     pytest.mark.filterwarnings("ignore:ResourceTracker called reentrantly"),
 ]
 
@@ -37,7 +37,7 @@ def reader(request):
     before = {child.pid for child in multiprocessing.active_children()}
     start = getattr(request, "param", 0)
     reader = Workers(grain.MapDataset.range(start, 10**6).map(row), 2, 1)
-    for n in range(start, start + 2):  # from both workers, which are known by then
+    for n in range(start, start + 2):  # from both workers, so both have sent a heartbeat
         assert next(reader)["n"][0] == n
     yield reader
     reader.close()
@@ -54,17 +54,17 @@ def drain(reader):
         next(reader)
 
 
-def test_batches_come_in_order_and_nothing_stays_in_shared_memory_or_on_disk(tmp_path, monkeypatch):
+def test_batches_come_in_order_and_leave_no_shared_memory_or_files(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    size = 8 * (100_000 + os.getpid() % 10_000)  # bytes, by which the batches of this test are known
-    for _ in range(3):  # closed at some other moment of the making of a batch
+    size = 8 * (100_000 + os.getpid() % 10_000)  # bytes; identifies the batches of this test
+    for _ in range(3):  # each round closes the reader at another moment
         reader = Workers(grain.MapDataset.range(10**6).map(lambda n: {"n": np.full(size // 8, n)}), 2, 1)
         assert [int(next(reader)["n"][0]) for _ in range(20)] == list(range(20))
-        held = next(reader)
+        batch = next(reader)
         assert in_shared_memory(size)
-        del held
+        del batch
         reader.close()
-    end = time.monotonic() + 10  # a thread of Grain's frees what the main process had
+    end = time.monotonic() + 10  # a thread of Grain frees the main process's batch
     while in_shared_memory(size):
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -72,7 +72,7 @@ def test_batches_come_in_order_and_nothing_stays_in_shared_memory_or_on_disk(tmp
 
 
 def in_shared_memory(size: int) -> list[os.DirEntry[str]]:
-    """The files there of so many bytes."""
+    """Returns the files of this size in /dev/shm."""
     found = []
     for file in os.scandir("/dev/shm"):
         with contextlib.suppress(FileNotFoundError):  # just removed
@@ -82,19 +82,19 @@ def in_shared_memory(size: int) -> list[os.DirEntry[str]]:
 
 
 @pytest.mark.parametrize("reader", [4998], indirect=True)
-def test_an_error_of_the_source_comes_as_it_is(reader):
+def test_error_of_the_source_is_raised_unchanged(reader):
     with pytest.raises(DataError, match="Example 5000 of a test: gone"):
         drain(reader)
 
 
-def test_a_killed_worker_is_named_with_its_signal_and_the_run_can_be_started_again(reader):
+def test_killed_worker_raises_a_retryable_error_with_its_signal(reader):
     os.kill(pids()[0], signal.SIGKILL)
     with pytest.raises(DataWorkerError, match=r"data worker \d \(pid \d+\) was killed by SIGKILL") as error:
         drain(reader)
     assert error.value.exit_code == 42
 
 
-def test_a_worker_that_is_killed_while_it_starts_is_told_too():
+def test_worker_killed_during_its_start_raises_a_retryable_error():
     reader = Workers(grain.MapDataset.range(10**6).map(row), 2, 1)
     try:
         while len(pids()) < 2:
@@ -108,12 +108,12 @@ def test_a_worker_that_is_killed_while_it_starts_is_told_too():
     assert pids() == []
 
 
-def test_a_frozen_worker_is_named_and_killed(reader, monkeypatch):
+def test_frozen_worker_raises_an_error_and_is_killed(reader, monkeypatch):
     monkeypatch.setattr(workers, "FROZEN_S", 3.0)
     stopped = pids()
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
-    with pytest.raises(DataWorkerError, match=r"data worker \d \(pid \d+\) has shown no life for 3 s"):
+    with pytest.raises(DataWorkerError, match=r"data worker \d \(pid \d+\) has sent no heartbeat for 3 s"):
         drain(reader)
     end = time.monotonic() + 60
     while set(stopped) & set(pids()):
@@ -121,22 +121,22 @@ def test_a_frozen_worker_is_named_and_killed(reader, monkeypatch):
         time.sleep(0.01)
 
 
-def test_a_reader_that_is_closed_at_once_leaves_no_thread():
+def test_reader_closed_at_once_leaves_no_thread():
     before = set(threading.enumerate())
     Workers(grain.MapDataset.range(10).map(row), 1, 1).close()
     assert not [t for t in set(threading.enumerate()) - before if t.name.startswith("data-workers")]
 
 
-def test_a_worker_that_has_made_its_last_batch_is_not_frozen(monkeypatch):
-    """The other one takes long for its batch, which is its right."""
+def test_finished_worker_is_not_reported_as_frozen(monkeypatch):
+    """The first worker has ended while the second takes long for its batch."""
     monkeypatch.setattr(workers, "FROZEN_S", 1.5)
     reader = Workers(grain.MapDataset.range(1).map(lambda n: (time.sleep(5), n)[1]), 2, 1)
     assert list(reader) == [0]
     reader.close()
 
 
-def test_a_worker_that_starts_while_its_reader_closes_ends_at_once(monkeypatch):
-    monkeypatch.setattr(workers, "_Board", Closing)
+def test_worker_that_starts_during_close_exits_at_once(monkeypatch):
+    monkeypatch.setattr(workers, "_SharedSlots", ClosingSlots)
     reader = Workers(grain.MapDataset.range(10**6).map(row), 1, 1)
     with pytest.raises(RuntimeError, match="exit code 1"):
         next(reader)
@@ -144,8 +144,8 @@ def test_a_worker_that_starts_while_its_reader_closes_ends_at_once(monkeypatch):
     assert pids() == []
 
 
-class Closing(workers._Board):
-    """Says so from the beginning."""
+class ClosingSlots(workers._SharedSlots):
+    """Slots that state from the start that the reader is closing."""
 
     def __init__(self, slots: int):
         super().__init__(slots)

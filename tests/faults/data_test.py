@@ -127,7 +127,7 @@ def test_33_too_many_bad_records_end_the_run(tmp_path, case):
     where = bench.config(tmp_path / "config", data={**data, "gone": tuple(range(1, 64, 4))}, evaluations={})
     with bench.Job("train", where, f"--workdir={tmp_path / 'run'}") as job:
         assert job.end() == 1, job.output
-        assert "examples cannot be read, which is more than 10%" in job.output.splitlines()[-1]
+        assert "examples cannot be read, and data.on_error=skip allows 10%" in job.output.splitlines()[-1]
     case(33, "too many bad records: skip", code=1)
 
 
@@ -195,7 +195,7 @@ def test_34_stuck_data_workers_end_the_run_with_42_within_20_s(with_workers, tmp
             os.kill(pid, signal.SIGSTOP)
         assert job.end() == 42, job.output
         detected = time.monotonic() - begin
-        assert "has shown no life for 10 s" in job.output.splitlines()[-1], job.output
+        assert "has sent no heartbeat for 10 s" in job.output.splitlines()[-1], job.output
         assert_nothing_left(job, tmp_path)
     assert detected < 20
     case(34, "data workers are stopped", detected_s=detected, code=42)
@@ -251,5 +251,5 @@ def test_34_full_shared_memory_is_told_in_words(when, with_workers, tmp_path, ca
         assert "Traceback" not in job.output
     assert code == (1 if when == "at the start" else 42)
     assert "shared memory (/dev/shm), through which data workers hand over batches" in last
-    assert ("is full" in last) if when == "at the start" else ("was killed by SIGBUS, perhaps for want of" in last)
+    assert ("is full" in last) if when == "at the start" else ("was killed by SIGBUS, probably for lack of" in last)
     case(34, f"shared memory is full {when}", code=code)
