@@ -47,7 +47,7 @@ def main() -> int:
             outcomes = {child.tag for child in case}
             if outcomes & {"failure", "error"}:
                 failed += 1
-                print(f"FAILED {label} {case.get('name')}")
+                print(f"FAILED {label} {case.get('classname', '')}.{case.get('name')}")
             elif "skipped" in outcomes:
                 skipped += 1
             else:

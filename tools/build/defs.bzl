@@ -99,22 +99,24 @@ def module_binary(name, deps = [], **kwargs):
         **kwargs
     )
 
-def py_test(name, srcs = None, deps = [], data = [], size = "small", **kwargs):
-    """Runs pytest on the test files.
+def py_test(name, srcs = None, tests = [], deps = [], data = [], size = "small", **kwargs):
+    """Runs pytest on test files.
 
     Args:
-      name: name of the target, and of its file without .py unless srcs is given.
-      srcs: test files.
+      name: name of the target, and of its file without .py unless srcs or tests is given.
+      srcs: test files that belong to this target alone.
+      tests: further test files, by their names without .py, which package_tests() has made libraries of.
       deps: libraries that the tests import.
       data: files that the tests read, as paths from the top of the repository.
       size: small, medium, large or enormous; .bazelrc says how long each may take.
       **kwargs: as for Bazel's py_test: args, tags, shard_count, flaky, ...
     """
-    srcs = srcs or [name + ".py"]
+    if srcs == None:
+        srcs = [] if tests else [name + ".py"]
     main = "_" + name + "_main.py"
     _main_file(
         name = "_" + name + "_main",
-        args_of_main = [native.package_name() + "/" + src for src in srcs],
+        args_of_main = [native.package_name() + "/" + src for src in srcs + [test + ".py" for test in tests]],
         out = main,
         runner = "pytest_main",
         testonly = True,
@@ -126,22 +128,37 @@ def py_test(name, srcs = None, deps = [], data = [], size = "small", **kwargs):
         legacy_create_init = 0,
         main = main,
         size = size,
-        deps = deps + [
+        deps = deps + [_library_of(test) for test in tests] + [
             "//:conftest",
             "//tools/build:pytest_main",
         ],
         **kwargs
     )
 
-def package_tests(deps = [], special = {}):
-    """A target for each test file of this package, so that a new file needs no line here.
+def _library_of(test):
+    return "_" + test + "_file"
 
-    Its other Python files (helpers, a conftest.py) and its data (golden texts) go to every test.
+# The targets of package_tests() that run many files, and the settings that those files have in common.
+_GROUPS = {
+    "small_tests": {},
+    "subprocess_tests": SUBPROCESS,
+    "multiprocess_tests": MULTIPROCESS,
+}
+
+def package_tests(deps = [], special = {}, shards = {}):
+    """Targets for the test files of this package, so that a new file needs no line here.
+
+    Test files with the same settings share one target, since every target starts Python, JAX and pytest again:
+    `small_tests`, `subprocess_tests` and `multiprocess_tests`. A file with other settings has its own target. For
+    development, each file of a shared target also has a target named like the file, which `//...` leaves out.
+
+    The package's other Python files (helpers, a conftest.py) and its data (golden texts) belong to every test.
 
     Args:
       deps: libraries that the tests import.
-      special: for a test file without .py, arguments of py_test that it needs beside
+      special: for a test file without .py, the arguments of py_test that it needs in addition to
         the usual ones (size, tags, shard_count, deps, data).
+      shards: for a shared target, the number of processes that it is split into.
     """
     tests = [f[:-len(".py")] for f in native.glob(["*_test.py"], allow_empty = True)]
     for name in special:
@@ -156,17 +173,41 @@ def package_tests(deps = [], special = {}):
         deps = deps,
     )
 
-    # For the test that looks which files of the engine have a test.
+    # Read by tests/layering_test.py, which compares the files of the engine with those of the tests.
     native.filegroup(
         name = "test_files",
         testonly = True,
         srcs = native.glob(["*_test.py"], allow_empty = True),
         visibility = ["//tests:__pkg__"],
     )
+
+    groups = {group: [] for group in _GROUPS}
     for name in tests:
+        # A library, since a source file in two targets of a package breaks the precompiling of rules_python.
+        py_library(name = _library_of(name), testonly = True, srcs = [name + ".py"])
         settings = dict(special.get(name, {}))
-        py_test(
-            name = name,
-            deps = deps + [":support"] + settings.pop("deps", []),
-            **settings
-        )
+        own_deps, own_data = settings.pop("deps", []), settings.pop("data", [])
+        group = [group for group in _GROUPS if _GROUPS[group] == settings]
+        if group:
+            groups[group[0]].append((name, own_deps, own_data))
+            settings["tags"] = settings.get("tags", []) + ["manual"]
+        py_test(name = name, tests = [name], data = own_data, deps = deps + [":support"] + own_deps, **settings)
+
+    for group in groups:
+        members = groups[group]
+        if members:
+            settings = dict(_GROUPS[group])
+            if group in shards:
+                settings["shard_count"] = shards[group]
+            py_test(
+                name = group,
+                data = _union([own_data for _, _, own_data in members]),
+                tests = [name for name, _, _ in members],
+                deps = _union([deps, [":support"]] + [own_deps for _, own_deps, _ in members]),
+                **settings
+            )
+        elif group in shards:
+            fail("shards: this folder has no test file for %s." % group)
+
+def _union(lists):
+    return {item: None for items in lists for item in items}.keys()
