@@ -1,0 +1,62 @@
+"""The pictures of the README: what the committed files show is what their scripts draw."""
+
+import re
+import runpy
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+
+from tests.docs import pages
+
+IMAGES = pages.ROOT / "docs" / "images"
+ENGINE = pages.ROOT / "engine"
+
+
+def script(name: str) -> dict:
+    return runpy.run_path(str(IMAGES / f"{name}.py"))
+
+
+def text_of(svg: str) -> str:
+    """All text of a picture, with plain spaces."""
+    return " ".join("".join(ET.fromstring(svg).itertext()).replace("\xa0", " ").split())
+
+
+def test_architecture_picture_is_the_output_of_its_script():
+    assert (IMAGES / "architecture.svg").read_text() == script("architecture")["picture"]() + "\n"
+
+
+def test_architecture_picture_names_every_package_and_existing_files_only():
+    levels = script("architecture")["LEVELS"]
+    names = {name for _, boxes in levels for name, _ in boxes}
+    folders = {f"{path.parent.name}/" for path in ENGINE.glob("*/__init__.py")}
+    assert {name for name in names if name.endswith("/")} == folders
+    assert [name for name in names if not (ENGINE / name).exists()] == []
+
+
+def test_architecture_picture_has_colours_for_both_schemes():
+    style = script("architecture")["STYLE"]
+    light, _, dark = style.partition("@media (prefers-color-scheme: dark)")
+    coloured = re.findall(r"^  \.(\w+) \{.*(?:fill|stroke): #", light, re.MULTILINE)
+    assert coloured
+    assert [kind for kind in coloured if f".{kind}" not in dark] == []
+
+
+def test_training_picture_shows_the_command_and_its_result():
+    shown = text_of((IMAGES / "training.svg").read_text())
+    assert " ".join(script("training")["COMMAND"]) in shown
+    assert "digits: done at step 674 of 674" in shown
+
+
+def test_pictures_load_nothing_from_the_network():
+    for file in IMAGES.glob("*.svg"):
+        assert "url(http" not in file.read_text() and "href" not in file.read_text(), file.name
+
+
+def test_training_picture_can_be_drawn_again(tmp_path):
+    command = ["convoy", "train", "--config=configs.digits", "--config.train.total=2 steps"]
+    subprocess.run(
+        [sys.executable, IMAGES / "training.py", f"--output={tmp_path / 'new.svg'}", *command], check=True, timeout=120
+    )
+    shown = text_of((tmp_path / "new.svg").read_text())
+    assert "digits: done at step 2 of 2" in shown
+    assert shown.count("2/2") == 1  # the progress bar, as the terminal shows it at the end
