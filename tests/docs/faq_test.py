@@ -21,7 +21,7 @@ class Entry:
 def entries() -> list[Entry]:
     found = []
     for part in FAQ.read_text().split("\n### ")[1:]:
-        blocks = dict(re.findall(r"^```(\w+).*\n([\s\S]*?)^```$", part, re.MULTILINE))
+        blocks = {block.language: block.text for block in pages.blocks(part)}
         title = part.partition("\n")[0].strip("`")
         found.append(Entry(title, blocks.get("bash", "").splitlines(), blocks.get("text", "").strip()))
     return found

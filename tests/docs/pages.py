@@ -1,7 +1,7 @@
-"""The documentation as data: its fenced blocks, the files that it tells one to write, the commands that it prints.
+"""Reads the pages of the documentation: their fenced blocks, the files and the commands that these contain.
 
-In a page, a fence of the form ```python file=NAME holds a file (with max_lines=N, a promise about its length), and one
-of the form ```bash run holds commands, one a line, which work in the folder of these files.
+A comment above a fence marks it, since words after the language would keep Markdown renderers from showing the block:
+`<!-- file=NAME max_lines=N -->` is a file for the reader to write, `<!-- run -->` is commands, one per line.
 """
 
 import dataclasses
@@ -13,32 +13,32 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-_FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"^(?:<!-- ([^\n]*) -->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """One fenced block: its language, the words after it, its text."""
+    """One fenced block: the words of the comment above it, its language, its text."""
 
+    marks: tuple[str, ...]
     language: str
-    words: tuple[str, ...]
     text: str
 
     def value(self, name: str) -> str | None:
-        """The value of a word `name=value`."""
-        return next((word.partition("=")[2] for word in self.words if word.startswith(f"{name}=")), None)
+        """Returns the value of a mark `name=value`, or None."""
+        return next((mark.partition("=")[2] for mark in self.marks if mark.startswith(f"{name}=")), None)
 
 
-def blocks(page: Path) -> list[Block]:
-    """The fenced blocks of a page that have a language, in order."""
-    return [Block(language, tuple(words.split()), text) for language, words, text in _FENCE.findall(page.read_text())]
+def blocks(text: str) -> list[Block]:
+    """Returns the fenced blocks of a page that have a language, in order."""
+    return [Block(tuple(marks.split()), language, body) for marks, language, body in _FENCE.findall(text)]
 
 
 def files(page: Path) -> list[Block]:
-    """The blocks that are files."""
-    return [block for block in blocks(page) if block.value("file")]
+    """Returns the blocks that are files."""
+    return [block for block in blocks(page.read_text()) if block.value("file")]
 
 
 def write_files(page: Path, folder: Path) -> None:
@@ -48,8 +48,8 @@ def write_files(page: Path, folder: Path) -> None:
 
 
 def commands(page: Path) -> list[str]:
-    """The lines of the blocks that are to be run."""
-    texts = [block.text for block in blocks(page) if block.language == "bash" and "run" in block.words]
+    """Returns the lines of the blocks that are marked `run`."""
+    texts = [block.text for block in blocks(page.read_text()) if block.language == "bash" and "run" in block.marks]
     return [line for text in texts for line in text.splitlines() if line and not line.startswith("#")]
 
 
