@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import re
 
 import pytest
 
