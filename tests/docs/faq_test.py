@@ -1,4 +1,4 @@
-"""The FAQ's titles and texts are the product's own words."""
+"""The titles and quoted messages of the FAQ are texts that the source contains and prints."""
 
 import ast
 import dataclasses
@@ -27,7 +27,7 @@ def entries() -> list[Entry]:
 
 
 def source_texts() -> str:
-    """All text constants of the engine and the models; `{}` stands for what an f-string puts in."""
+    """Returns all text constants of the engine and the models, with `{}` for each value in an f-string."""
     texts = []
     for file in (path for folder in ("engine", "models") for path in sorted((pages.ROOT / folder).rglob("*.py"))):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -39,13 +39,13 @@ def source_texts() -> str:
     return "\n".join(texts)
 
 
-def test_every_title_occurs_in_the_source():
+def test_titles_occur_in_the_source():
     source = source_texts()
     assert [entry.title for entry in entries() if entry.title not in source] == []
 
 
 @pytest.mark.parametrize("entry", [entry for entry in entries() if entry.commands], ids=lambda entry: entry.title)
-def test_the_last_command_of_an_entry_fails_with_its_text(entry, tmp_path):
+def test_last_command_of_each_entry_fails_with_the_quoted_text(entry, tmp_path):
     *before, last = entry.commands
     for command in before:
         assert pages.run(command, tmp_path).returncode == 0, command

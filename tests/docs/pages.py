@@ -75,7 +75,7 @@ def commands(page: Path) -> list[str]:
 def run(command: str, folder: Path) -> Result:
     """Runs a printed command, `NAME=VALUE convoy ...` or `python ...`, in a folder.
 
-    The process is forked from one that has imported JAX and the engine, which takes half of the time of a short command.
+    The process is forked from a process that has imported JAX and the engine: half of the time of a short command.
     """
     words = shlex.split(command)
     variables = {"JAX_NUM_CPU_DEVICES": "1"}

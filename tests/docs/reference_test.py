@@ -1,10 +1,13 @@
-"""What the pages name exists: links, settings, verbs, packages, the fields of files, exit codes."""
+"""The pages name what exists, and all of it: links, settings, packages, public names, fields of files, exit codes."""
 
 import dataclasses
 import re
 
 import pytest
 
+import engine
+import engine.config
+import engine.layers
 from engine.cluster.exit_status import ExitStatus
 from engine.config.override import locate
 from engine.run.status import Status
@@ -14,29 +17,42 @@ RUNS = (pages.ROOT / "docs" / "runs.md").read_text()
 
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.stem)
-def test_local_links_lead_to_files(page):
+def test_fences_have_only_a_language(page):
+    """Markdown renderers take a fence with further words for text."""
+    assert re.findall(r"^```\w+[^\w\n].*$", page.read_text(), re.MULTILINE) == []
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.stem)
+def test_relative_links_name_existing_files(page):
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text())]
     assert [link for link in links if link and "://" not in link and not (page.parent / link).exists()] == []
 
 
 @pytest.mark.parametrize("page", [page for page in pages.PAGES if page.stem != "faq"], ids=lambda page: page.stem)
-def test_settings_on_command_lines_are_in_the_schema(page):
+def test_config_flags_name_fields_of_the_schema(page):
     for name in re.findall(r"--config\.([a-z_][\w.]*)", page.read_text()):
         locate(name)
 
 
-def test_the_table_of_levels_has_every_package_of_the_engine():
+def test_table_of_levels_lists_each_engine_package():
     folders = {path.parent.name for path in (pages.ROOT / "engine").glob("*/__init__.py")}
     page = (pages.ROOT / "docs" / "architecture.md").read_text()
     rows = re.findall(r"^\| \d \| (.*?) \|", page, re.MULTILINE)
     assert {name for row in rows for name in re.findall(r"`(\w+)/`", row)} == folders
 
 
-def test_every_field_of_status_json_is_described():
+def test_runs_page_describes_each_field_of_status_json():
     assert [field.name for field in dataclasses.fields(Status) if f"`{field.name}`" not in RUNS] == []
 
 
-def test_every_exit_code_is_described():
+def test_runs_page_describes_each_exit_code():
     codes = set(ExitStatus)
     table = RUNS.split("## Exit codes", 1)[1]
     assert {int(code) for row in re.findall(r"^\| ([\d, ]+) \|", table, re.M) for code in row.split(",")} == codes
+
+
+@pytest.mark.parametrize("package", [engine, engine.config, engine.layers], ids=lambda package: package.__name__)
+def test_api_reference_lists_each_public_name(package):
+    page = pages.ROOT / "docs" / "reference" / f"{package.__name__.rpartition('.')[2]}.md"
+    listed = re.findall(rf"^::: {re.escape(package.__name__)}\.(\w+)$", page.read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(set(package.__all__) - {"layers"})  # a page of its own
