@@ -32,11 +32,11 @@ def test_several_processes_are_told_of_each_other():
 def test_a_process_that_does_not_come_is_missed_in_time():
     done = runs.convoy("doctor", "--timeout=3", "--coordinator=127.0.0.1:29877", "--num-processes=2", "--process-id=0")
     assert done.returncode == 42
-    assert "process 1 of 2 did not come to 127.0.0.1:29877 within 3 s" in done.stderr
+    assert "process 1 of 2 did not reach 127.0.0.1:29877 within 3 s" in done.stderr
     assert "processes: 0 of 2, coordinator 127.0.0.1:29877" in done.stdout
 
 
 def test_a_shell_in_an_allocation_is_told_that_it_is_one_process():
     done = runs.convoy("doctor", SLURM_JOB_ID="7", SLURM_NTASKS="4")
     assert done.returncode == 0, done.stderr
-    assert "warning: Slurm has given 4 tasks, but this process was not started by srun and is one." in done.stdout
+    assert "warning: Slurm has allocated 4 tasks, but this process was not started by srun and is alone." in done.stdout

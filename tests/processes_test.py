@@ -175,7 +175,7 @@ def test_processes_take_the_first_ones_value_and_notice_that_a_folder_is_not_sha
 import os, sys
 from engine.cluster import cluster_detection, group, processes
 from engine.run.directory import RunDirectory
-processes.initialize(cluster_detection.resolve().who)
+processes.initialize(cluster_detection.detect().process)
 me = group.index()
 value = group.broadcast({{"text": "é" * 1500, "big": 2**40 + me, "me": me, "none": None}}, "a test")
 assert value == {{"text": "é" * 1500, "big": 2**40, "me": 0, "none": None}}, value

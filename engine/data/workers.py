@@ -304,8 +304,8 @@ def _start_worker(board: str, main: int, index: int, count: int) -> None:
 
 def _send_heartbeats(board: _Board, slot: int, main: int) -> None:
     """Counts up until the reader is closing; ends this process with the main one, also where no kernel does it."""
-    if (end_with_parent := parent.end_with(main)) is not None:
-        end_with_parent()
+    if (kill_with_parent := parent.kill_with(main)) is not None:
+        kill_with_parent()
     main_process, beats = multiprocessing.parent_process(), 0
     assert main_process is not None
     while main_process.is_alive() and not board.read(0)[0]:
@@ -314,7 +314,7 @@ def _send_heartbeats(board: _Board, slot: int, main: int) -> None:
         main_process.join(HEARTBEAT_S)
     if beats == 0:  # the reader was closed while this process started; Grain takes this code for a failure, and ends
         os._exit(1)
-    parent.live_on()
+    parent.outlive_parent()
     board.write(slot, os.getpid(), _HEARD)
     main_process.join()
     os._exit(1)

@@ -108,9 +108,7 @@ def test_fresh_moves_the_earlier_run_and_reports_the_target(tmp_path):
     old = RunDirectory(tmp_path / "run.old-1")
     assert fresh.moved_to == old.path
     assert fresh.messages == [f"the earlier run was moved to {old.path}"]
-    assert (path / "lease/2.json").exists() and not (
-        old.path / "lease"
-    ).exists()  # belongs to the path
+    assert (path / "lease/2.json").exists() and not (old.path / "lease").exists()  # belongs to the path
     assert old.read_config_text() == "name: digits\n"
     assert status.read(old.status).step == 5
     assert not fresh.exists() and fresh.attempt == 1
