@@ -1,8 +1,7 @@
-"""Metrics as (sum, weight): merged over microbatches, devices, hosts and batches without loss, divided once.
+"""Metrics as (sum, weight): summed exactly over microbatches, devices, hosts and batches, and divided once.
 
-A total is the sum of a quantity; a weight is the number of its terms, as a float. Both have one entry for each example,
-`[batch]`, so that padded rows can be left out. Scalars that are summed already are accepted too: an evaluation then
-gives its last batch its own size instead of padding it.
+Both have one entry for each example, `[batch]`, so that padded rows can be left out. Scalars that are already summed
+are accepted, too; an evaluation then runs its last batch at its real size instead of padding it.
 """
 
 import dataclasses
@@ -18,20 +17,25 @@ from engine.config.errors import TaskError
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mean:
-    """A mean that is not divided yet: `total` and `weight`, each `[batch]` or a scalar."""
+    """A mean before its division: the sum `total` and its `weight`, each `[batch]` or a scalar."""
 
     total: jax.Array
     weight: jax.Array
 
     @classmethod
     def of(cls, values: jax.Array, where: jax.Array | None = None) -> "Mean":
-        """The mean of `values` `[batch, ...]`, over the entries where `where` `[batch]` up to `[batch, ...]` is not 0.
+        """Returns the weighted mean of values, summed over each example.
 
-        `where` may hold weights other than 0 and 1. Values at weight 0 may be NaN: they are not read.
+        Args:
+            values: `[batch, ...]`; values of weight 0 are ignored and may be NaN.
+            where: mask or weights, `[batch]` up to `[batch, ...]`; None weights every value by 1.
+
+        Raises:
+            TaskError: `values` is a scalar.
         """
         values = jnp.asarray(values, jnp.float32)
         if values.ndim == 0:
-            raise TaskError("Mean.of takes values with a batch dimension, found a scalar. Use Mean(total, weight).")
+            raise TaskError("Mean.of needs values with a batch dimension, found a scalar. Use Mean(total, weight).")
         if where is None:
             weight = jnp.ones(values.shape, jnp.float32)
         else:
@@ -45,10 +49,10 @@ class Mean:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """What a Task's loss returns: a sum, its weight, and further metrics by name.
+    """The result of a Task's loss: a sum, its weight, and further metrics by name.
 
-    The engine divides the sum over the whole global batch by the weight over the whole global batch, so microbatches
-    and meshes change nothing. `total` and `weight` are `[batch]` or scalars.
+    The engine divides the sum of `total` over the global batch by the sum of `weight`, so the result does not depend on
+    microbatches or the mesh. `total` and `weight` are `[batch]` or scalars.
     """
 
     total: jax.Array
@@ -57,17 +61,17 @@ class Loss:
 
     @classmethod
     def of(cls, values: jax.Array, where: jax.Array | None = None, metrics: Mapping[str, Mean] | None = None) -> "Loss":
-        """The mean of `values` `[batch, ...]` where `where` is not 0, as `Mean.of`, with `metrics` beside it."""
+        """Returns the loss whose value is `Mean.of(values, where)`, with further metrics. Raises TaskError likewise."""
         mean = Mean.of(values, where)
         return cls(mean.total, mean.weight, dict(metrics or {}))
 
 
 def reduce_mean(mean: Mean, rows: jax.Array | np.ndarray | None = None) -> jax.Array:
-    """Returns `[2]` float32: total and weight summed over the batch, rows of weight 0 left out.
+    """Returns float32 `[2]`: total and weight summed over the batch, without rows of weight 0.
 
     Args:
-        mean: with entries `[batch]`, or scalars, from which no row can be left out.
-        rows: `[batch]` float32, 1 for a real row and 0 for padding; None when every row is real.
+        mean: entries `[batch]`, or scalars, from which no row can be left out.
+        rows: float32 `[batch]`, 1 for a real row and 0 for padding; None if every row is real.
     """
     total, weight = (jnp.asarray(x, jnp.float32) for x in (mean.total, mean.weight))
     if rows is not None and by_row(mean):
@@ -76,25 +80,25 @@ def reduce_mean(mean: Mean, rows: jax.Array | np.ndarray | None = None) -> jax.A
 
 
 def by_row(mean: Mean | Loss) -> bool:
-    """Whether a Mean has an entry for each example, so that single ones can be left out."""
+    """Returns whether a Mean has an entry for each example, so that examples can be left out."""
     return jnp.ndim(mean.total) == 1 and jnp.ndim(mean.weight) == 1
 
 
 def divide(pair: jax.Array) -> jax.Array:
-    """Returns total / weight of a `[2]` pair, and 0 where the weight is 0."""
+    """Returns total / weight of a pair `[2]`, and 0 if the weight is 0."""
     return jnp.where(pair[1] != 0, pair[0] / jnp.where(pair[1] != 0, pair[1], 1), 0)
 
 
 def check_means(means: Mapping[str, Mean], batch_size: int, where: str) -> bool:
-    """Checks the abstract result of a Task; returns whether every metric tells its rows apart.
+    """Checks the metrics of a Task; returns whether every metric has one entry per row.
 
     Args:
         means: name -> Mean of abstract or concrete arrays.
-        batch_size: rows of the batch that was given to the Task.
-        where: the method, for the error.
+        batch_size: rows of the batch that was passed to the Task.
+        where: name of the method, for error texts.
 
     Raises:
-        TaskError: an entry that is no Mean, or neither `[batch]` nor a scalar.
+        TaskError: an entry is not a Mean, or its arrays are neither `[batch]` nor scalars.
     """
     by_row = True
     for name, mean in means.items():

@@ -1,13 +1,13 @@
-"""Types that every package uses. `PyTree` is the one alias of `Any`: JAX has no type for a tree of arrays."""
+"""Types that every package uses. `PyTree` is the only alias of `Any`: JAX has no type for a tree of arrays."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 type PyTree = Any
-"""A tree of arrays, or of what stands for arrays: `jax.ShapeDtypeStruct`, shardings, metadata."""
+"""A tree of arrays, or of objects in their place: `jax.ShapeDtypeStruct`, shardings, metadata."""
 
 type Json = bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None
-"""What JSON can hold."""
+"""A value that JSON can represent."""
 
 
 class Memory(Protocol):

@@ -1,4 +1,4 @@
-"""Sums and weights: exact over ragged parts, padding left out, one division."""
+"""Metrics as (sum, weight): merging of ragged parts, padding, and the division."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,30 +8,30 @@ from engine.config.errors import TaskError
 from engine.metrics import Loss, Mean, check_means, divide, reduce_mean
 
 
-def test_a_mean_is_summed_by_example_with_its_weights():
+def test_mean_sums_each_example_with_its_weights():
     values = jnp.array([[1.0, 2.0], [3.0, 4.0]])
     mean = Mean.of(values, where=jnp.array([[1, 0], [1, 1]]))
     assert mean.total.tolist() == [1, 7]
     assert mean.weight.tolist() == [1, 2]
 
 
-def test_a_mask_by_example_counts_for_all_its_values():
+def test_mask_per_example_applies_to_all_its_values():
     mean = Mean.of(jnp.ones((2, 3)), where=jnp.array([True, False]))
     assert mean.total.tolist() == [3, 0]
     assert mean.weight.tolist() == [3, 0]
 
 
-def test_weights_other_than_one_count_as_they_are():
+def test_fractional_weights_scale_their_values():
     mean = Mean.of(jnp.array([[2.0, 4.0]]), where=jnp.array([[0.5, 3.0]]))
     assert (mean.total.tolist(), mean.weight.tolist()) == ([13], [3.5])
 
 
-def test_values_without_weight_are_not_read():
+def test_values_of_weight_zero_are_ignored():
     mean = Mean.of(jnp.array([1.0, jnp.nan]), where=jnp.array([1, 0]))
     assert reduce_mean(mean).tolist() == [1, 1]
 
 
-def test_padded_rows_count_nothing_even_if_they_are_nan():
+def test_padded_rows_are_left_out_even_if_nan():
     mean = Mean(jnp.array([1.0, 2.0, jnp.nan]), jnp.ones(3))
     assert reduce_mean(mean, jnp.array([1.0, 1.0, 0.0])).tolist() == [3, 2]
 
@@ -42,16 +42,16 @@ def test_ragged_parts_merge_to_the_mean_of_the_whole():
     assert float(divide(reduce_mean(parts[0]) + reduce_mean(parts[1]))) == values.mean()
 
 
-def test_dividing_by_no_weight_gives_zero():
+def test_division_by_zero_weight_gives_zero():
     assert float(divide(jnp.array([0.0, 0.0]))) == 0
 
 
-def test_a_loss_is_a_mean_with_metrics():
+def test_loss_is_a_mean_with_metrics():
     loss = Loss.of(jnp.array([1.0, 3.0]), metrics={"a": Mean.of(jnp.ones(2))})
     assert (loss.total.tolist(), loss.weight.tolist(), list(loss.metrics)) == ([1, 3], [1, 1], ["a"])
 
 
-def test_scalars_are_refused_where_rows_are_needed_and_told_elsewhere():
+def test_check_means_accepts_scalars_and_rejects_other_shapes():
     with pytest.raises(TaskError, match="batch dimension, found a scalar"):
         Mean.of(jnp.float32(1))
     assert check_means({"a": Mean.of(jnp.ones(4))}, 4, "Task.evaluate")

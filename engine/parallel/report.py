@@ -22,6 +22,8 @@ type Names = Mapping[str, Sequence[str | None]]
 """Path -> logical axes, of the parameters that have names."""
 type Leaves = Iterable[tuple[KeyPath, jax.ShapeDtypeStruct]]
 
+PARTS = {"params": "params", "carried": "model_state", "ema": "ema", "opt_state": "opt_state"}
+"""Key of a stored state -> its name in the report."""
 SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int32": "i32", "uint32": "u32", "bool": "bool"}
 
 
@@ -44,13 +46,13 @@ def describe(
     """
     lines = [*_mesh_lines(spec, sharding, mesh), f"steps: {total_steps}", ""]
     params = state["params"]
-    for part in ("params", "carried", "ema", "opt_state"):
+    for part, label in PARTS.items():
         leaves = jax.tree.leaves_with_path(state.get(part, {}))
         if not leaves:
             continue
         count = sum(math.prod(leaf.shape) for _, leaf in leaves)
         size = sum(device_bytes(leaf) for _, leaf in leaves)
-        lines.append(f"{part}: {count:,} numbers, {size_text(size)}/device")
+        lines.append(f"{label}: {count:,} numbers, {size_text(size)}/device")
         rows = _optimizer_rows(leaves, params, names) if part == "opt_state" else _rows(leaves, names)
         lines += [f"  {line}" for line in _table(rows)]
     total = sum(device_bytes(leaf) for leaf in jax.tree.leaves(state))

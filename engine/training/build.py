@@ -1,6 +1,6 @@
-"""Builds the sources and the program of a config: here Task, mesh, data and config come together.
+"""Builds the data sources and the program of a config, from its Task, mesh, data and settings.
 
-Everything that does not fit is refused here, before anything is compiled.
+Settings that do not fit together raise an error here, before anything is compiled.
 """
 
 from jax.sharding import Mesh
@@ -18,7 +18,7 @@ from engine.training.task import Task, check_examples
 
 
 def build_sources(config: Config) -> tuple[Source, dict[str, Source]]:
-    """Returns the training source and those of the evaluations by name, each within its limit."""
+    """Returns the training source, and evaluation name -> source; `data.limit` is applied to each."""
 
     def source(section: Data, where: str) -> Source:
         return limited(build(section, where), section.limit)
@@ -28,10 +28,10 @@ def build_sources(config: Config) -> tuple[Source, dict[str, Source]]:
 
 
 def build_program(task: Task, mesh: Mesh, source: Source, config: Config) -> tuple[Program, int]:
-    """Returns the program of a config and its total number of steps; nothing is compiled and no array is made.
+    """Returns the program of a config and its total number of steps. Compiles nothing and allocates no array.
 
     Raises:
-        ConvoyError: whatever does not fit, before anything is compiled.
+        ConvoyError: the Task, the data, the mesh and the settings do not fit together.
     """
     train, size = config.train, len(source)
     check_batch(mesh, train.global_batch_size, train.accumulate)

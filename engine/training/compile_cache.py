@@ -1,11 +1,8 @@
-"""Compiled programs that stay on disk between runs, so that the second start of a run compiles nothing.
+"""Sets up JAX's persistent compilation cache, so that the second start of a run compiles nothing.
 
-Owns: where JAX's persistent compilation cache lies, its key and its bounds. Does not own: what is compiled, or the
-cache's files, which are JAX's: it locks them for concurrent runs and drops the least recently used.
-
-Terms. *Key*: name of the folder of one kind of machine and one release of JAX. A program that XLA made for the CPU of
-one machine may hold instructions that another lacks, where it would die of SIGILL; a home directory is often shared
-by many kinds.
+Each kind of machine and release of JAX gets its own folder (`key`): a program that XLA compiled for one CPU may use
+instructions that another lacks and would die of SIGILL there, and machines often share a home directory. JAX locks the
+files for concurrent runs and deletes the least recently used.
 """
 
 import hashlib
@@ -21,39 +18,38 @@ MINIMUM_VARIABLE = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 
 
 def enable(max_gib: float, directory: Path | None = None) -> Path | None:
-    """Turns the cache on for what this process compiles from now on; devices may be in use already.
+    """Turns the cache on for all later compilations of this process; devices may already be in use.
 
-    What the user set for JAX itself (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE=false, JAX's minimum of
-    seconds) wins; a folder of the user's own is not bounded.
+    JAX's own settings win: JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE=false and JAX's minimum compile
+    time. The size of a folder that the user chose is not limited.
 
     Args:
-        max_gib: size in GiB beyond which the least recently used programs go.
-        directory: under which the folder of the key is made; None is `convoy/compiled` in the user's cache directory.
+        max_gib: size in GiB above which the least recently used programs are deleted.
+        directory: parent of the folder named `key()`; None is `convoy/compiled` in the user's cache directory.
 
     Returns:
-        The folder in use, or None where there is no cache: turned off by the user, or no folder can be written,
-        which a warning says.
+        The folder in use. None if the user turned the cache off, or if no folder can be written (with a warning).
     """
     import jax
 
     if not jax.config.jax_enable_compilation_cache:
         return None
-    if MINIMUM_VARIABLE not in os.environ:  # JAX keeps what took a second by default; a small model's step takes less
+    if MINIMUM_VARIABLE not in os.environ:  # JAX's default of 1 s leaves out the steps of small models
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     if jax.config.jax_compilation_cache_dir:
         return Path(jax.config.jax_compilation_cache_dir)
     folder = None
     try:
         folder = (_user_directory() if directory is None else Path(directory)) / key()
-        # A compiled program is code that will be run: nobody else may write here.
+        # A compiled program is code that will be run, so nobody else may write here.
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home directory
         reason = error.strerror if isinstance(error, OSError) else error
         warnings.warn(
-            f"{folder or 'compile cache'}: cannot be written ({reason}), so every start compiles anew. "
-            f"Set XDG_CACHE_HOME or {DIRECTORY_VARIABLE} to a folder that can be, or cache.compiled=False.",
+            f"{folder or 'compile cache'}: cannot be written ({reason}), so every start compiles again. "
+            f"Set XDG_CACHE_HOME or {DIRECTORY_VARIABLE} to a writable folder, or set cache.compiled=False.",
             stacklevel=2,
         )
         return None
@@ -63,7 +59,7 @@ def enable(max_gib: float, directory: Path | None = None) -> Path | None:
 
 
 def key() -> str:
-    """The name of the folder: machine, hash of its CPU's features, releases of jax and jaxlib."""
+    """Returns the name of the folder: machine type, hash of the CPU's features, and versions of jax and jaxlib."""
     import jax
 
     features = hashlib.sha256(" ".join(cpu_features()).encode()).hexdigest()[:12]
@@ -71,7 +67,7 @@ def key() -> str:
 
 
 def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
-    """The instruction sets of this CPU, sorted; elsewhere than on Linux, what Python knows of the processor."""
+    """Returns the instruction sets of this CPU, sorted; on systems other than Linux, Python's processor name."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:

@@ -1,9 +1,8 @@
-"""The FLOPs of a traced program: those of its matrix products and convolutions, by their shapes.
+"""Counts the FLOPs of a traced program: those of its matrix products and convolutions, over all devices.
 
-Owns: the count. Does not own: the peak that it is compared with (`config/hardware.py`). A multiply-add is two FLOPs,
-as in the tables of peaks. Shapes are global, so the count is that of all devices together; a scan's body counts once
-for each turn, which XLA's own count does not do. Element-wise work is left out, as is usual for MFU (Chowdhery et al.
-2022, PaLM, appendix B). A while loop of unknown length counts one turn.
+A multiply-add counts as two FLOPs, as in `config/hardware.py`. Element-wise work is left out, as usual for MFU
+(Chowdhery et al. 2022, PaLM, appendix B). Unlike in XLA's count, the body of a scan counts once per iteration; a while
+loop of unknown length counts as one iteration.
 """
 
 import math
@@ -21,18 +20,19 @@ def count_flops(jaxpr: Jaxpr) -> int:
             (contracted, _), _ = equation.params["dimension_numbers"]
             total += 2 * math.prod(_shape(outputs[0])) * math.prod(_shape(inputs[0])[i] for i in contracted)
         elif name == "conv_general_dilated":
-            # Each output value sums over the kernel but for its output channels; groups are inside its input channels.
+            # Each output value sums over all kernel dimensions but the output channels. The input channels of the
+            # kernel are those of one group.
             kernel, dimensions = _shape(inputs[1]), equation.params["dimension_numbers"]
             total += 2 * math.prod(_shape(outputs[0])) * math.prod(kernel) // kernel[dimensions.rhs_spec[0]]
         else:
-            turns = equation.params["length"] if name == "scan" else 1
+            iterations = equation.params["length"] if name == "scan" else 1
             branches = [count_flops(inner) for inner in inner_jaxprs(equation)]
-            total += turns * (max(branches, default=0) if name == "cond" else sum(branches))
+            total += iterations * (max(branches, default=0) if name == "cond" else sum(branches))
     return total
 
 
 def has_convolution(jaxpr: Jaxpr) -> bool:
-    """Whether a jaxpr, or one inside it, holds a convolution."""
+    """Returns whether a jaxpr, or a jaxpr nested in it, has a convolution."""
     return any(
         equation.primitive.name == "conv_general_dilated" or any(map(has_convolution, inner_jaxprs(equation)))
         for equation in jaxpr.eqns
@@ -40,7 +40,7 @@ def has_convolution(jaxpr: Jaxpr) -> bool:
 
 
 def inner_jaxprs(equation: JaxprEqn) -> Iterator[Jaxpr]:
-    """The jaxprs inside an equation: bodies, branches, called functions."""
+    """Yields the jaxprs nested in an equation: loop bodies, branches and called functions."""
     for value in equation.params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             inner = getattr(item, "jaxpr", item)

@@ -1,10 +1,9 @@
-"""A model as pure dicts of arrays, and back to an NNX module while tracing.
+"""Converts between an NNX module and flat dicts of arrays, which the compiled step takes and returns.
 
-Every variable of a model belongs to one class: `params` (`nnx.Param`, trained or frozen by `optimizer.trainable`),
-`model_state` (changed by the forward pass and kept, as `nnx.BatchStat`), or `rng_state` (random state, made from the
-seed for each step and never stored). A variable of another kind is refused by name.
-
-A step on dicts costs the host 82 us where `nnx.jit` costs 2,000 (37 variables, two CPU cores).
+Every variable belongs to one class: `params` (`nnx.Param`, trained or frozen by `optimizer.trainable`), `model_state`
+(updated by the forward pass and stored, such as `nnx.BatchStat`) or `rng_state` (created from the seed in each step,
+never stored). Other kinds raise an error. A step on dicts costs the host 82 us, `nnx.jit` 2,000 us (37 variables, two
+CPU cores).
 """
 
 import dataclasses
@@ -30,21 +29,21 @@ RNG_STATE = (nnx.RngState,)
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The structure of a model, without values. A path is the key of a variable, as "encoder/0/kernel"."""
+    """The structure of a model, without values. A path is the key of a variable, such as "encoder/0/kernel"."""
 
     graph: nnx.GraphDef
     keys: Mapping[str, tuple]  # path -> key in the NNX state
     params: AbstractArrays
     model_state: AbstractArrays
     rng_state: AbstractArrays
-    names: Mapping[str, tuple[str | None, ...]]  # path -> logical axes, of the variables that have some
+    names: Mapping[str, tuple[str | None, ...]]  # path -> logical axes of the variables that name them
     trained: tuple[str, ...]  # paths that the optimizer updates
-    state_kinds: tuple[type[nnx.Variable], ...]  # kinds of variables in `model_state`
-    shared_dropout: tuple[str, ...]  # paths of nnx.Dropout modules that draw one mask for a whole batch
+    state_kinds: tuple[type[nnx.Variable], ...]  # variable types in `model_state`
+    shared_dropout: tuple[str, ...]  # paths of nnx.Dropout modules, which draw one mask for a whole batch
 
     @property
     def stacked(self) -> dict[str, int]:
-        """Path of each parameter of a stack of layers -> how many of its first dimensions hold the layers."""
+        """Path of each parameter of a stack of layers -> number of leading dimensions that index the layers."""
         counts = {path: sum(name in STACKED for name in names) for path, names in self.names.items()}
         return {path: count for path, count in counts.items() if count}
 
@@ -52,9 +51,9 @@ class Model:
         """Returns the NNX module with these values; to be used while tracing.
 
         Args:
-            params: all parameters, by path.
-            model_state: by path.
-            key: random key that the random state comes from; None where nothing is drawn.
+            params: path -> array of every parameter.
+            model_state: path -> array.
+            key: random key from which the random state is derived; None if the module draws nothing.
         """
         key = jax.random.key(0) if key is None else key
         values = {**params, **model_state}
@@ -67,36 +66,38 @@ class Model:
         """Returns the model state of a module after its forward pass.
 
         Raises:
-            TaskError: the forward pass made a variable that the train state has no field for.
+            TaskError: the forward pass created a variable that the train state does not hold.
         """
         found = dict(_flat(nnx.state(module, self.state_kinds)))
         if new := sorted(found.keys() - self.model_state.keys()):
-            raise TaskError(f"{', '.join(new)}: made in the forward pass, so it cannot be kept. Make it in __init__.")
+            raise TaskError(
+                f"{', '.join(new)}: created in the forward pass, so it cannot be stored. Create it in __init__."
+            )
         return found
 
     def init(self, task: Task, seed: int) -> tuple[Arrays, Arrays]:
-        """Returns the first parameters and model state; to be used while tracing."""
+        """Returns the initial parameters and model state; to be used while tracing."""
         with nnx.use_eager_sharding(False):
             values = dict(_flat(nnx.state(task.build(nnx.Rngs(seed)))))
         return {p: values[p] for p in self.params}, {p: values[p] for p in self.model_state}
 
 
 def describe(task: Task, trainable: str = "") -> Model:
-    """Builds a task's model abstractly (no array is made) and classes its variables.
+    """Traces a Task's `build` (no array is allocated) and classifies the variables of its model.
 
     Args:
-        task: whose `build` is traced.
-        trainable: regular expression searched in each path; empty trains every parameter.
+        task: the Task.
+        trainable: regular expression searched in each path; an empty one trains every parameter.
 
     Raises:
-        TaskError: `build` returns no module, or a variable of an unknown kind.
+        TaskError: `build` does not return an nnx.Module, or the model has a variable of an unknown kind.
         ConfigError: `trainable` matches nothing.
     """
     with nnx.use_eager_sharding(False):
         abstract = nnx.eval_shape(lambda: task.build(nnx.Rngs(0)))
     if not isinstance(abstract, nnx.Module):
         raise TaskError(f"{type(task).__name__}.build returned a {type(abstract).__name__}. Return an nnx.Module.")
-    state_kinds = MODEL_STATE + tuple(task.carried)
+    state_kinds = MODEL_STATE + tuple(task.model_state)
     classes: dict[str, AbstractArrays] = {"params": {}, "model_state": {}, "rng_state": {}}
     graph, state = nnx.split(abstract)
     keys, names = {}, {}
@@ -122,16 +123,15 @@ def describe(task: Task, trainable: str = "") -> Model:
 
 
 def _class_of(path: str, variable: nnx.Variable, state_kinds: tuple[type[nnx.Variable], ...]) -> str:
-    """Returns the class of a variable, or raises TaskError."""
+    """Returns the class of a variable: params, model_state or rng_state. Raises TaskError for an unknown kind."""
     for kinds, name in (((nnx.Param,), "params"), (state_kinds, "model_state"), (RNG_STATE, "rng_state")):
         if isinstance(variable, kinds):
             return name
     kind = type(variable).__name__
     raise TaskError(
-        f"{path}: variable of kind {kind}, which the engine does not know. Known: Param (trained), "
-        f"{', '.join(k.__name__ for k in state_kinds)} (kept between steps), RngState (made from the seed). If the "
-        f"forward pass changes it and it is to be kept, set `carried = ({kind},)` in the Task; if it is constant, keep "
-        "it as a plain array."
+        f"{path}: unknown variable type {kind}. Known: Param (trained), {', '.join(k.__name__ for k in state_kinds)} "
+        f"(stored between steps), RngState (created from the seed). If the forward pass updates it, set `model_state = "
+        f"({kind},)` in the Task; if it is constant, store it as a plain array."
     )
 
 
@@ -141,7 +141,7 @@ def _flat(state: nnx.State) -> list[tuple[str, jax.Array]]:
 
 
 def cast(tree: PyTree, dtype: DTypeLike, keep: tuple[str, ...] = ()) -> PyTree:
-    """Casts the floating-point leaves of a pytree to `dtype`, except those with a name of `keep` in their path."""
+    """Returns a pytree with floating-point leaves cast to `dtype`, except those with a name of `keep` in their path."""
 
     def leaf(path: tuple[object, ...], x: jax.Array) -> jax.Array:
         names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")

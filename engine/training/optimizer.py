@@ -1,8 +1,7 @@
-"""The optimizer of a run: an optax transformation with its schedule, clipping, decay mask and groups.
+"""Builds the optimizer of a run: an optax transformation with schedule, clipping, weight-decay mask and groups.
 
-Owns: the order of the parts (clip, then the optimizer of each group). Does not own: the optimizers themselves, which
-are optax's or the author's: any function `(learning_rate, **arguments) -> optax.GradientTransformation`, named in
-`optimizer.target`.
+`optimizer.target` names the optimizer itself, any function `(learning_rate, **arguments) ->
+optax.GradientTransformation`. The whole gradient is clipped first; then each group has its own optimizer.
 """
 
 import dataclasses
@@ -27,7 +26,7 @@ WHERE = "optimizer"
 
 
 def schedule(config: Optimizer, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Returns step -> learning rate: linear from 0 over the warm-up, then constant, linear or cosine to the end."""
+    """Returns step -> learning rate: a linear warm-up from 0, then constant, or linear or cosine decay to the end."""
     peak, end = config.learning_rate, config.learning_rate * config.final_scale
     rest = max(total_steps - warmup_steps, 1)
     if config.schedule == "constant":
@@ -47,18 +46,18 @@ def build_optimizer(
     params: Mapping[str, Leaf],
     names: Names | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns the transformation for flat `params` (path -> array or shape), which must be the trained ones.
+    """Returns the transformation for the trained parameters.
 
-    Its `update` takes `grad_norm`, the norm of the gradient, so that clipping need not read it all once more.
+    Its `update` takes `grad_norm`, the global norm of the gradient, so that clipping need not read the gradient again.
 
     Args:
-        config: the section `optimizer`.
+        config: config section `optimizer`.
         learning_rate: step -> learning rate.
-        params: path -> array or shape.
-        names: path -> logical axes; those of a stack of layers do not make a vector a matrix.
+        params: path -> array or shape of each trained parameter.
+        names: path -> logical axes; the dimensions of a stack of layers do not count in deciding what is a matrix.
 
     Raises:
-        ConfigError: a group that matches nothing, or settings that the target does not take.
+        ConfigError: a group matches no parameter, or the target does not take a setting.
     """
     labels = group_labels(config, params)
     parts = {}
@@ -72,7 +71,7 @@ def build_optimizer(
 
 
 def _clip(most: float) -> optax.GradientTransformationExtraArgs:
-    """`optax.clip_by_global_norm` (Pascanu et al. 2012, arXiv:1211.5063) by a norm that is known."""
+    """Returns `optax.clip_by_global_norm` (Pascanu et al. 2012, arXiv:1211.5063) that takes the norm as `grad_norm`."""
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None, **known: jax.Array) -> tuple[PyTree, PyTree]:
         norm = known["grad_norm"]
@@ -83,15 +82,15 @@ def _clip(most: float) -> optax.GradientTransformationExtraArgs:
 
 
 def group_labels(config: Optimizer, params: Mapping[str, Leaf]) -> dict[str, str]:
-    """Returns path -> name of the first group that matches, or "" where none does."""
+    """Returns path -> name of the first group that matches, "" if none does. Raises ConfigError for unused groups."""
     labels = {}
     for path in params:
         labels[path] = next((name for name, group in config.groups.items() if re.search(group.match, path)), "")
     for name, group in config.groups.items():
         if name not in labels.values():
             raise ConfigError(
-                f"optimizer.groups.{name}.match = {group.match!r} matches no trained parameter that an earlier group "
-                f"left. Parameters: {', '.join(params)}."
+                f"optimizer.groups.{name}.match = {group.match!r} matches no trained parameter, or only parameters of "
+                f"earlier groups. Parameters: {', '.join(params)}."
             )
     return labels
 
@@ -103,7 +102,7 @@ def _scaled(learning_rate: optax.Schedule, scale: float) -> optax.Schedule:
 def _one(
     config: Optimizer, learning_rate: optax.Schedule, weight_decay: float | None, names: Names
 ) -> optax.GradientTransformation:
-    """The target's transformation for one group."""
+    """Returns the transformation of `optimizer.target` for one group."""
     parameters = inspect.signature(resolve(config, WHERE)).parameters
     given: dict[str, object] = {"learning_rate": learning_rate}
     if "mask" in parameters and "mask" not in config.arguments:
@@ -116,6 +115,6 @@ def _one(
 
 
 def _decays(kind: str, x: jax.Array, names: Sequence[str | None] | None) -> bool:
-    """Whether weight decay acts on a parameter; a masked one has no shape and is left alone."""
+    """Returns whether weight decay acts on a parameter; optax passes a masked parameter as an object without shape."""
     dimensions = len(getattr(x, "shape", ())) - sum(name in STACKED for name in names or ())
     return kind == "all" or (kind == "matrices" and dimensions >= 2)

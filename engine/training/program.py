@@ -1,6 +1,6 @@
-"""The compiled programs of a run: first state, one step, K steps, evaluation.
+"""The compiled programs of a run: initial state, one step, K steps, and evaluation.
 
-Each is traced and compiled once. The mathematics is in `step.py`; the trainer says when a program is called.
+Each is traced and compiled once. `step.py` has the mathematics; the trainer calls the programs.
 """
 
 import dataclasses
@@ -39,11 +39,11 @@ from engine.types import PyTree
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 SPLIT_BY_LAYERS = {"pipeline": "stack of layers", "context": "attention over a sequence", "expert": "experts"}
-"""Mesh axis -> the layers without which it has nothing to split."""
+"""Mesh axis -> the layers that use it; without them the axis splits nothing."""
 
 
 class CompiledSteps(Protocol):
-    """A program of K steps, compiled for one form of state and batch."""
+    """A compiled program of K steps."""
 
     def __call__(
         self, state: TrainState, batches: tuple[Batch, ...], skip_mask: jax.Array, /
@@ -57,19 +57,18 @@ class CompiledSteps(Protocol):
 
 
 class Program:
-    """The step of one Task on one mesh, compiled ahead of time.
+    """The programs of one Task on one mesh, compiled ahead of time.
 
     Args:
-        spec: what the step is made of.
+        spec: parts of the train step.
         example: one example, as a pytree of ShapeDtypeStruct.
         batch_size: rows of the global batch.
-        seed: of the first state.
+        seed: seed of the initial state.
 
     Raises:
-        TaskError: the Task's loss is not what the protocol says.
-        ConfigError: microbatches together with a layer that draws one mask for a whole batch; something that the
-            config asks for and no layer does, or no device can.
-        ShardingError: a parameter that does not fit the mesh.
+        TaskError: the Task's loss does not return a valid `Loss`.
+        ConfigError: train.accumulate is used with nnx.Dropout, or a setting is supported by no layer or no device.
+        ShardingError: a parameter does not fit the mesh, or a mesh axis splits nothing.
     """
 
     def __init__(self, spec: StepSpec, example: PyTree, *, batch_size: int, seed: int):
@@ -78,8 +77,8 @@ class Program:
         if spec.accumulate > 1 and spec.model.shared_dropout:
             raise ConfigError(
                 f"train.accumulate = {spec.accumulate}: {', '.join(spec.model.shared_dropout)} is nnx.Dropout, which "
-                "draws one mask for a whole microbatch, so that accumulation would change it. "
-                "Use engine.layers.Dropout, which draws by example, or accumulate=1."
+                "draws one mask for a whole microbatch, so its masks depend on the number of microbatches. "
+                "Use engine.layers.Dropout, which draws one mask per example, or accumulate=1."
             )
         self.abstract_state = abstract_state(
             spec.task, spec.model, spec.tx, seed=seed, ema=spec.ema_decay is not None, layout=spec.layout
@@ -89,13 +88,13 @@ class Program:
         self.metric_names = (*self.task_metrics, *spec.engine_metrics)
         self.compile_s = 0.0
         self.flops_per_step = 0.0
-        """Of matrix products and convolutions over all devices; known once a step is traced."""
+        """FLOPs of matrix products and convolutions over all devices; 0 until a step is traced."""
         self._steps: dict[int, CompiledSteps] = {}
         self._skip_masks: dict[tuple[bool, ...], jax.Array] = {}
         self._finite = jax.jit(make_finite(self.spec), out_shardings=replicated(self.mesh))
 
     def _trace_loss(self) -> tuple[str, ...]:
-        """Checks the Task's loss by tracing it; returns its metrics, "loss" first, and notes a convolution."""
+        """Traces and checks the Task's loss, completes `spec`, and returns the metric names, "loss" first."""
         spec, rows = self.spec, self.batch_size // self.spec.accumulate
         examples = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=x.sharding),
@@ -119,19 +118,19 @@ class Program:
             unroll=unroll,
             branch=branch,
             grad_shardings=optimizer_shardings(spec.model, shardings, spec.layout.zero1),
-            opt_places=self._optimizer_places(),
+            opt_shardings=self._offload_shardings(),
         )
         return ("loss", *sorted(trace.out_info.metrics))
 
-    def _optimizer_places(self) -> tuple[PyTree, PyTree] | None:
-        """Returns the shardings of the optimizer's state at rest and at work, if it is offloaded."""
+    def _offload_shardings(self) -> tuple[PyTree, PyTree] | None:
+        """Returns the shardings of the optimizer state in host and in device memory; None if it is not offloaded."""
         if not self.spec.layout.offload_optimizer:
             return None
-        home, memory = jax.tree.map(lambda x: x.sharding, self.abstract_state.opt_state), device_memory(self.mesh)
-        return home, jax.tree.map(lambda sharding: sharding.with_memory_kind(memory), home)
+        on_host, memory = jax.tree.map(lambda x: x.sharding, self.abstract_state.opt_state), device_memory(self.mesh)
+        return on_host, jax.tree.map(lambda sharding: sharding.with_memory_kind(memory), on_host)
 
     def _check_used(self) -> None:
-        """Refuses what the config asks for and no layer of the model implements."""
+        """Raises ShardingError or ConfigError for a mesh axis or remat setting that no layer of the model supports."""
         layout, name = self.spec.layout, type(self.spec.task).__name__
         for axis, what in SPLIT_BY_LAYERS.items():
             if self.mesh.shape[axis] > 1 and axis not in layout.used:
@@ -141,32 +140,32 @@ class Program:
                 )
         if layout.remat != "none" and "remat" not in layout.used:
             raise ConfigError(
-                f"train.remat = {layout.remat!r}: the model of {name} has no layer that can be computed again. Use "
+                f"train.remat = {layout.remat!r}: the model of {name} has no layer that supports remat. Use "
                 "engine.layers.Stack, or engine.layers.remat around a layer, or train.remat=none."
             )
         given = sorted(used.removeprefix(NAMED) for used in layout.used if used.startswith(NAMED))
         for value in filter(None, layout.remat.partition(":")[2].split(",")):
             if value not in given:
                 raise ConfigError(
-                    f"train.remat = {layout.remat!r}: the model of {name} gives no value the name {value!r}."
-                    f"{did_you_mean(value, given)} Names there: {', '.join(given) or 'none'}. A layer names a value "
+                    f"train.remat = {layout.remat!r}: the model of {name} has no value named {value!r}."
+                    f"{did_you_mean(value, given)} Named values: {', '.join(given) or 'none'}. A layer names a value "
                     "with engine.layers.checkpoint(x, name)."
                 )
 
     @property
     def warnings(self) -> list[str]:
-        """Sentences about parameters and axes of the mesh that are legal and rarely meant."""
+        """Warnings about valid settings of the mesh, the rules and the data that are rarely intended."""
         model, layout = self.spec.model, self.spec.layout
         found = warnings(model.params, model.names, layout.rules, self.mesh)
         if self.spec.skip_bad and not self._loss_by_row:
             found.append(
-                f"data.on_error=skip: the loss of {type(self.spec.task).__name__} is one number for a batch, so that "
-                "the next good example counts in the place of a bad one. With Loss.of(values) its row has weight 0."
+                f"data.on_error=skip: the loss of {type(self.spec.task).__name__} is one number per batch, so the "
+                "filler of a bad example counts like an example. With Loss.of(values) its row has weight 0."
             )
         return found
 
     def _laid_out[**P, R](self, function: Callable[P, R]) -> Callable[P, R]:
-        """Returns the function, traced with the layout in force."""
+        """Wraps a function so that it is traced with the program's layout active."""
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -178,22 +177,22 @@ class Program:
     def init(
         self, params: Mapping[str, jax.Array] | None = None, model_state: Mapping[str, jax.Array] | None = None
     ) -> TrainState:
-        """Returns the first state, each array born where it lives.
+        """Returns the initial state; each array is created with its final sharding.
 
         Args:
-            params: arrays by path that replace random ones, before the optimizer and the average see them.
-            model_state: the same for the model state.
+            params: path -> array that replaces the random one, also in the initial optimizer state and average.
+            model_state: path -> array that replaces the initial model state.
         """
         state = self._random_state()
         if not params and not model_state:
             return state
         params = {**state.params, **(params or {})}
-        opt_state, ema = self._beside(params)
+        opt_state, ema = self._optimizer_state_and_ema(params)
         model_state = {**state.model_state, **(model_state or {})}
         return dataclasses.replace(state, params=params, model_state=model_state, opt_state=opt_state, ema=ema)
 
-    def _beside(self, params: Arrays) -> tuple[PyTree, Arrays | None]:
-        """Returns the first state of the optimizer for these parameters, and their average."""
+    def _optimizer_state_and_ema(self, params: Arrays) -> tuple[PyTree, Arrays | None]:
+        """Returns the initial optimizer state for these parameters, and their average."""
         spec = self.spec
 
         def make(trained: Arrays) -> tuple[PyTree, Arrays | None]:
@@ -219,18 +218,18 @@ class Program:
         return self._steps[k]
 
     def skip_mask(self, flags: tuple[bool, ...]) -> jax.Array:
-        """Returns, as the steps take it, which updates of a dispatch are skipped whatever their loss."""
+        """Returns, as a device array, which updates of a dispatch are skipped whatever their loss."""
         if flags not in self._skip_masks:
             mask = jax.make_array_from_process_local_data(replicated(self.mesh), np.array(flags))
             self._skip_masks[flags] = mask
         return self._skip_masks[flags]
 
     def not_finite(self, state: TrainState) -> list[str]:
-        """Returns the paths of what is trained, or kept beside it, that holds numbers which are not finite; waits."""
+        """Returns the paths of arrays of a state with values that are not finite (`make_finite`); waits for it."""
         return [path for path, finite in self._finite(state).items() if not finite]
 
     def trace(self, k: int) -> jax.stages.Traced:
-        """Returns the program of k steps, traced and not yet compiled."""
+        """Returns the traced, not yet compiled, program of k steps."""
         step = make_train_step(self.spec, self.task_metrics)
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         jitted = jax.jit(
@@ -244,7 +243,11 @@ class Program:
         return traced
 
     def evaluation(self, example: PyTree, batch_size: int) -> tuple[EvaluationStep, tuple[str, ...], bool]:
-        """Returns the jitted evaluation step, the names of its metrics, and whether all of them tell rows apart."""
+        """Returns the jitted evaluation step, its metric names, and whether all metrics have one entry per row.
+
+        Raises:
+            TaskError: the Task's `evaluate` does not return valid `Mean`s.
+        """
         spec, state = self.spec, self.abstract_state
         batch = _abstract_batch(example, batch_size, spec.batch_sharding)
         call = self._laid_out(functools.partial(evaluate, spec.task, spec.model, spec.compute_dtype))
@@ -262,7 +265,7 @@ class Program:
 
 
 def _abstract_batch(example: PyTree, rows: int, sharding: NamedSharding) -> Batch:
-    """Returns a batch of such examples, as jax.ShapeDtypeStruct with shardings."""
+    """Returns a batch of `rows` examples, as jax.ShapeDtypeStruct with shardings."""
 
     def whole(x: jax.ShapeDtypeStruct) -> PyTree:
         return jax.ShapeDtypeStruct((rows, *x.shape), x.dtype, sharding=sharding)

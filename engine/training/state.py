@@ -1,4 +1,4 @@
-"""The train state: one typed pytree that a step maps to the next, and where each of its arrays lives.
+"""The train state: one typed pytree that each step replaces, and the sharding of each of its arrays.
 
 Checkpoints store the dict of `TrainState.to_tree`; its keys are the format of run directories and must not change.
 """
@@ -22,7 +22,7 @@ from engine.types import PyTree
 
 LOSS_WINDOW = 64  # losses
 STORED_NAMES = {"model_state": "carried", "loss_window": "recent"}
-"""Fields that a checkpoint stores under an older name."""
+"""Field -> the key under which checkpoints store it; these keys are part of the format of run directories."""
 
 Shardings = dict[str, NamedSharding]
 
@@ -30,43 +30,43 @@ Shardings = dict[str, NamedSharding]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)  # slots make it 40 % faster to build, which every step does
 class TrainState:
-    """What a run is at a step. An abstract state has a jax.ShapeDtypeStruct or a sharding in place of each array."""
+    """The arrays of a run at a step. An abstract state holds a jax.ShapeDtypeStruct or a sharding for each array."""
 
     step: jax.Array
-    """int32, batches consumed."""
+    """int32 scalar: batches consumed."""
     rng: jax.Array
-    """uint32 `[2]`, the run's random key."""
+    """uint32 `[2]`: random key of the run."""
     params: Arrays
-    """path -> array."""
+    """path -> parameter."""
     model_state: Arrays
-    """path -> array of what the forward pass changes, as batch statistics."""
+    """path -> array that the forward pass updates, such as batch statistics."""
     opt_state: PyTree
-    """Optax's, over the trained parameters."""
+    """State of the optax optimizer of the trained parameters."""
     loss_window: jax.Array
-    """float32 `[LOSS_WINDOW]`: the loss of step n at n mod LOSS_WINDOW, NaN for none or where the update was skipped.
-    It is stored, since what counts as a spike must resume bitwise, and kept without `resilience.spike` too, so that
-    a resume may turn that on."""
+    """float32 `[LOSS_WINDOW]`: the loss of step n at n mod LOSS_WINDOW; NaN for no loss or a skipped update. It is
+    stored so that spikes are detected identically after a resume. It exists without `resilience.spike`, too, so that a
+    resume can turn that on."""
     ema: Arrays | None = None
-    """path -> average of a trained parameter; None where no average is kept."""
+    """path -> exponential moving average of a trained parameter; None without `train.ema_decay`."""
 
     def __getitem__(self, name: str) -> NoReturn:
         new = next((new for new, old in STORED_NAMES.items() if old == name), name)
         raise TypeError(f'The train state has attributes: write state.{new} instead of state["{name}"].')
 
     def to_tree(self) -> dict[str, PyTree]:
-        """Returns the dict that checkpoints store."""
+        """Returns the state as the dict that checkpoints store."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {STORED_NAMES.get(name, name): value for name, value in fields.items() if value is not None}
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, PyTree]) -> "TrainState":
-        """Returns the state of a dict that `to_tree` made."""
+        """Returns the state for a dict of `to_tree`."""
         new = {old: name for name, old in STORED_NAMES.items()}
         return cls(**{new.get(name, name): value for name, value in tree.items()})
 
 
 def initial_state(task: Task, model: Model, tx: optax.GradientTransformation, seed: int, ema: bool) -> TrainState:
-    """Returns the state of step 0; to be traced."""
+    """Returns the state at step 0; to be traced."""
     params, model_state = model.init(task, seed)
     trained = {path: params[path] for path in model.trained}
     return TrainState(
@@ -81,20 +81,20 @@ def initial_state(task: Task, model: Model, tx: optax.GradientTransformation, se
 
 
 def param_shardings(model: Model, mesh: Mesh, rules: Rules) -> Shardings:
-    """Returns path -> where a parameter lives.
+    """Returns path -> sharding of a parameter.
 
     Raises:
-        ShardingError: parameters that do not fit the rules or the mesh.
+        ShardingError: parameters do not fit the rules or the mesh.
     """
     specs = partition_specs(model.params, model.names, rules, mesh)
     return {path: NamedSharding(mesh, spec) for path, spec in specs.items()}
 
 
 def optimizer_shardings(model: Model, params: Shardings, zero1: bool) -> Shardings:
-    """Returns path -> where the optimizer's state of a trained parameter lives.
+    """Returns path -> sharding of the optimizer state of a trained parameter.
 
-    The same place as the parameter; with ZeRO-1 (Rajbhandari et al. 2020, stage 1) it is also split over `data`, along
-    the largest dimension that divides.
+    It is the sharding of the parameter. With ZeRO-1 (Rajbhandari et al. 2020, stage 1) the state is also split over
+    `data`, along the largest dimension that is divisible.
     """
     if not zero1:
         return {path: params[path] for path in model.trained}
@@ -115,11 +115,11 @@ def _split_over_data(sharding: NamedSharding, shape: Sequence[int]) -> NamedShar
 def abstract_state(
     task: Task, model: Model, tx: optax.GradientTransformation, *, seed: int, ema: bool, layout: Layout
 ) -> TrainState:
-    """Returns the state as jax.ShapeDtypeStruct with shardings: what init, step and restore agree on.
+    """Returns the state as jax.ShapeDtypeStruct with shardings, which init, step and restore all use.
 
     Raises:
-        ShardingError: a parameter that does not fit the rules or the mesh.
-        ConfigError: the optimizer's state belongs in host memory, and there is none.
+        ShardingError: a parameter does not fit the rules or the mesh.
+        ConfigError: train.offload_optimizer is set, and the devices have no host memory.
     """
     mesh = layout.mesh
     assert mesh is not None
@@ -127,8 +127,8 @@ def abstract_state(
         shapes = jax.eval_shape(lambda: initial_state(task, model, tx, seed, ema))
     whole = replicated(mesh)
     by_param = param_shardings(model, mesh, layout.rules)
-    # Optimizer state follows the parameter that it belongs to; jit alone would put all of it on one device. With
-    # groups, the state of one has a MaskedNode, which holds nothing, for each parameter of the others.
+    # Optimizer state has the sharding of its parameter; jit alone would put all of it on one device. The state of a
+    # group has a MaskedNode, which holds nothing, for each parameter of the other groups.
     opt_state = optax.tree_utils.tree_map_params(
         tx,
         lambda leaf, spec, sharding: leaf if _is_masked(leaf) else sharding if leaf.shape == spec.shape else whole,
@@ -155,5 +155,5 @@ def _is_masked(leaf: object) -> bool:
 
 
 def evaluation_params(state: TrainState, use_ema: bool) -> Arrays:
-    """Returns all parameters, with the averaged ones in place of the trained where asked for and kept."""
+    """Returns all parameters; with `use_ema`, trained parameters are replaced by their averages, if these exist."""
     return {**state.params, **state.ema} if use_ema and state.ema is not None else state.params

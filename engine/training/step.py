@@ -1,8 +1,8 @@
 """The train step and the evaluation step: pure functions of pytrees.
 
-A step sums gradients and metrics over microbatches, devices and hosts and divides once, by the global weight. Metrics
-leave it as one `[names, 2]` float32 array of (total, weight). The guard of a step skips an update whose loss or
-gradient is not finite, whose loss is a spike, or which the skip mask names: the state stays, except `step`.
+A step sums gradients and metrics over microbatches, devices and hosts, and divides once by the global weight. It
+returns metrics as one float32 array `[names, 2]` of (total, weight). The guard skips an update, so that only `step`
+changes, if the loss or the gradient is not finite, if the loss is a spike, or if the skip mask says so.
 """
 
 import dataclasses
@@ -28,14 +28,14 @@ type Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, jax.Array
 type Steps = Callable[[TrainState, tuple[Batch, ...], jax.Array], tuple[TrainState, jax.Array]]
 type EvaluationStep = Callable[[Arrays, Arrays, Batch], jax.Array]
 
-JUDGED_FROM = 16  # losses in the window; with fewer, none is a spike
+MIN_LOSSES = 16  # with fewer losses in the window, no loss is a spike
 ENGINE_METRICS = ("grad_norm", "learning_rate", "skipped")
-BAD_EXAMPLES = "bad_examples"  # one more, where examples that cannot be read are skipped
+BAD_EXAMPLES = "bad_examples"  # additional metric with data.on_error=skip
 
 
 @dataclasses.dataclass(frozen=True)
 class StepSpec:
-    """What a train step is made of."""
+    """The parts and settings of a train step."""
 
     task: Task
     model: Model
@@ -45,27 +45,27 @@ class StepSpec:
     accumulate: int = 1
     compute_dtype: DTypeLike = jnp.float32
     ema_decay: float | None = None
-    skip_bad: bool = False  # examples that cannot be read have weight 0 and are counted in a metric
-    unroll: bool = False  # microbatches and K steps written out: a while loop around a convolution is slow on CPU
-    grad_shardings: Shardings = dataclasses.field(default_factory=dict)  # path -> where a gradient is summed
-    opt_places: tuple[PyTree, PyTree] | None = None  # shardings of an offloaded optimizer state: at rest, and at work
+    skip_bad: bool = False  # unreadable examples have weight 0 and are counted in a metric
+    unroll: bool = False  # unroll microbatches and K steps: a while loop around a convolution is slow on CPU
+    grad_shardings: Shardings = dataclasses.field(default_factory=dict)  # path -> sharding of the summed gradient
+    opt_shardings: tuple[PyTree, PyTree] | None = None  # of an offloaded optimizer state: on the host, on the device
     spike: float | None = None  # skip an update whose loss is above this many times the median of the loss window
-    branch: bool = False  # the guard branches instead of selecting each number: faster on CPU, not with convolutions
+    branch: bool = False  # the guard branches instead of selecting each value: faster on CPU without convolutions
 
     @property
     def mesh(self) -> Mesh:
-        """The mesh that the step runs on."""
+        """The mesh of the step."""
         assert self.layout.mesh is not None
         return self.layout.mesh
 
     @property
     def engine_metrics(self) -> tuple[str, ...]:
-        """Metrics of the engine, after the Task's."""
+        """Names of the engine's metrics, which follow the Task's."""
         return (*ENGINE_METRICS, BAD_EXAMPLES) if self.skip_bad else ENGINE_METRICS
 
     @property
     def batch_sharding(self) -> NamedSharding:
-        """Where the rows of a batch live."""
+        """Sharding of the rows of a batch."""
         return batch_sharding(self.mesh)
 
 
@@ -73,12 +73,12 @@ def make_train_step(spec: StepSpec, metric_names: tuple[str, ...]) -> Step:
     """Returns `(state, batch, skip) -> (state, metrics)`; `skip` (bool) skips the update, whatever the loss.
 
     Args:
-        spec: the parts.
+        spec: parts and settings of the step.
         metric_names: the Task's metrics in the order of the result, "loss" first; `spec.engine_metrics` follow.
     """
 
     def step(state: TrainState, batch: Batch, skip: jax.Array) -> tuple[TrainState, jax.Array]:
-        state = _moved(spec, state, 1)
+        state = _move_optimizer(spec, state, 1)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         grads, sums, model_state = _gradients(spec, metric_names, state, batch, key)
         loss, grad_norm = divide(sums[0]), optax.tree.norm(grads)
@@ -92,38 +92,39 @@ def make_train_step(spec: StepSpec, metric_names: tuple[str, ...]) -> Step:
             new = jax.lax.cond(ok, update, lambda: state)
         else:
             new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), update(), state)
-        new = dataclasses.replace(_moved(spec, new, 0), step=state.step + 1, rng=state.rng, loss_window=window)
+        new = dataclasses.replace(_move_optimizer(spec, new, 0), step=state.step + 1, rng=state.rng, loss_window=window)
         values = {
             "grad_norm": grad_norm,
             "learning_rate": spec.learning_rate(state.step),
             "skipped": 1.0 - ok,
             BAD_EXAMPLES: (batch.weight == 0).sum(),
         }
-        ours = jnp.stack([values[name] for name in spec.engine_metrics])
-        return new, jnp.concatenate([sums, jnp.stack([ours, jnp.ones_like(ours)], axis=1)])
+        totals = jnp.stack([values[name] for name in spec.engine_metrics])
+        return new, jnp.concatenate([sums, jnp.stack([totals, jnp.ones_like(totals)], axis=1)])
 
     return step
 
 
 def is_spike(loss: jax.Array, window: jax.Array, factor: float) -> jax.Array:
-    """Whether a loss is above `factor` times the median of the loss window (NaN for no loss).
+    """Returns whether a loss is above `factor` times the median of the loss window (NaN entries are ignored).
 
-    Below 0 the same distance is measured: the median plus (factor - 1) times its magnitude.
+    For a negative median the limit is the median plus (factor - 1) times its magnitude.
     """
     count = jnp.isfinite(window).sum()
-    median = jnp.sort(window)[jnp.maximum(count - 1, 0) // 2]  # NaN comes last; the lower one of two in the middle
-    return (count >= JUDGED_FROM) & (loss > median + (factor - 1) * jnp.abs(median))
+    median = jnp.sort(window)[jnp.maximum(count - 1, 0) // 2]  # NaN sorts last; the lower of two middle values
+    return (count >= MIN_LOSSES) & (loss > median + (factor - 1) * jnp.abs(median))
 
 
 def make_finite(spec: StepSpec) -> Callable[[TrainState], dict[str, jax.Array]]:
-    """Returns `state -> {path: bool}`: whether all numbers of what is trained are finite.
+    """Returns `state -> {path: bool}`: whether all values of an array are finite.
 
-    These are the trained parameters, their average and the optimizer's arrays. Model state may hold infinities (as a
-    mask does), but no NaN. Scalars of an optimizer may be infinite too, such as the best loss so far.
+    The arrays are the trained parameters, their averages and the optimizer state. Scalars of the optimizer are not
+    checked, since they may be infinite (such as the best loss so far). Model state may hold infinities (such as a mask)
+    but no NaN.
     """
 
     def finite(state: TrainState) -> dict[str, jax.Array]:
-        state = _moved(spec, state, 1)
+        state = _move_optimizer(spec, state, 1)
         trained = {path: state.params[path] for path in spec.model.trained}
         parts = {"params": trained, "opt_state": state.opt_state, "ema": state.ema}
         found = {}
@@ -141,7 +142,7 @@ def make_finite(spec: StepSpec) -> Callable[[TrainState], dict[str, jax.Array]]:
 def _gradients(
     spec: StepSpec, metric_names: tuple[str, ...], state: TrainState, batch: Batch, key: jax.Array
 ) -> tuple[Arrays, jax.Array, Arrays]:
-    """Returns the gradient of the mean loss, the summed metrics `[names, 2]` and the model state."""
+    """Returns the gradient of the mean loss, the summed metrics `[names, 2]` and the new model state."""
     trained_paths = frozenset(spec.model.trained)
     trained = {path: x for path, x in state.params.items() if path in trained_paths}
     frozen = {path: x for path, x in state.params.items() if path not in trained_paths}
@@ -156,7 +157,7 @@ def _gradients(
         module.train()
         loss = spec.task.loss(module, cast(batch.examples, spec.compute_dtype, spec.task.full_precision), keys)
         means = {"loss": Mean(loss.total, loss.weight), **loss.metrics}
-        # Otherwise every weight is 1, and XLA would round the weighted sum differently: a run keeps its bits.
+        # Without skip_bad every weight is 1. A weighted sum would then only round differently and change old runs.
         weight = batch.weight if spec.skip_bad else None
         sums = jnp.stack([reduce_mean(means[name], weight) for name in metric_names])
         new = {path: x.astype(model_state[path].dtype) for path, x in spec.model.model_state_of(module).items()}
@@ -167,31 +168,32 @@ def _gradients(
     def microbatch(carry: PyTree, part: tuple[Batch, jax.Array, jax.Array]) -> tuple[PyTree, None]:
         grads, sums, model_state = carry
         more, (more_sums, model_state) = gradient(trained, model_state, *part)
-        return (*jax.tree.map(jnp.add, (grads, sums), (_place(spec, more), more_sums)), model_state), None
+        return (*jax.tree.map(jnp.add, (grads, sums), (_constrain(spec, more), more_sums)), model_state), None
 
     if spec.accumulate == 1:
         grads, (sums, model_state) = gradient(trained, state.model_state, batch, keys, 0)
     else:
         parts = (*_microbatches(spec, (batch, keys)), jnp.arange(spec.accumulate))
-        zeros = _place(spec, jax.tree.map(jnp.zeros_like, trained))
+        zeros = _constrain(spec, jax.tree.map(jnp.zeros_like, trained))
         first = (zeros, jnp.zeros((len(metric_names), 2)), state.model_state)
         (grads, sums, model_state), _ = jax.lax.scan(microbatch, first, parts, unroll=spec.unroll)
     weight = sums[0, 1]
-    mean = jax.tree.map(lambda g: jnp.where(weight != 0, g / jnp.where(weight != 0, weight, 1), 0), _place(spec, grads))
+    grads = _constrain(spec, grads)
+    mean = jax.tree.map(lambda g: jnp.where(weight != 0, g / jnp.where(weight != 0, weight, 1), 0), grads)
     return mean, sums, model_state
 
 
-def _place(spec: StepSpec, arrays: Arrays) -> Arrays:
-    """Constrains where gradients live: each device sums the part that it updates, which is what FSDP and ZeRO-1 are."""
+def _constrain(spec: StepSpec, arrays: Arrays) -> Arrays:
+    """Constrains the shardings of gradients: each device sums the part that it updates, as in FSDP and ZeRO-1."""
     if spec.mesh.size == 1:
         return arrays
     return {path: jax.lax.with_sharding_constraint(x, spec.grad_shardings[path]) for path, x in arrays.items()}
 
 
 def _microbatches(spec: StepSpec, batch: PyTree) -> PyTree:
-    """Deals the rows of `[batch, ...]` leaves out to `[accumulate, batch / accumulate, ...]`.
+    """Reshapes leaves `[batch, ...]` to microbatches `[accumulate, batch / accumulate, ...]`.
 
-    Row r goes to microbatch r mod accumulate, so that the rows of each device stay where they are.
+    Row r goes to microbatch r mod accumulate, so that no row moves to another device.
     """
     sharding = NamedSharding(spec.mesh, PartitionSpec(None, *spec.batch_sharding.spec))
 
@@ -202,16 +204,16 @@ def _microbatches(spec: StepSpec, batch: PyTree) -> PyTree:
     return jax.tree.map(deal, batch)
 
 
-def _moved(spec: StepSpec, state: TrainState, where: int) -> TrainState:
-    """Returns the state with the optimizer's part at rest (0) or at work (1); the same state without offloading."""
-    if spec.opt_places is None:
+def _move_optimizer(spec: StepSpec, state: TrainState, where: int) -> TrainState:
+    """Returns the state with an offloaded optimizer state in host memory (0) or device memory (1)."""
+    if spec.opt_shardings is None:
         return state
-    return dataclasses.replace(state, opt_state=jax.device_put(state.opt_state, spec.opt_places[where]))
+    return dataclasses.replace(state, opt_state=jax.device_put(state.opt_state, spec.opt_shardings[where]))
 
 
 def _update(spec: StepSpec, state: TrainState, grads: Arrays, grad_norm: jax.Array, model_state: Arrays) -> TrainState:
-    """Returns the state with what the optimizer makes of a gradient."""
-    trained: PyTree = _place(spec, {path: state.params[path] for path in spec.model.trained})
+    """Returns the state after one update of the optimizer; `step` and `loss_window` are unchanged."""
+    trained: PyTree = _constrain(spec, {path: state.params[path] for path in spec.model.trained})
     updates, opt_state = spec.tx.update(grads, state.opt_state, trained, grad_norm=grad_norm)
     trained = optax.apply_updates(trained, updates)
     ema: PyTree = state.ema
@@ -222,11 +224,11 @@ def _update(spec: StepSpec, state: TrainState, grads: Arrays, grad_norm: jax.Arr
 
 
 def make_steps(step: Step, unroll: bool) -> Steps:
-    """Returns `(state, K batches, skip mask [K]) -> (state, metrics [K, names, 2])`: K steps, one after the other.
+    """Returns `(state, K batches, skip mask [K]) -> (state, metrics [K, names, 2])`, which runs K steps in sequence.
 
     Args:
-        step: one step.
-        unroll: write the K steps out instead of scanning, where a while loop is slow (convolutions on CPU).
+        step: a single step.
+        unroll: unroll the K steps instead of scanning, for convolutions on CPU, where a while loop is slow.
     """
 
     def steps(state: TrainState, batches: tuple[Batch, ...], skip: jax.Array) -> tuple[TrainState, jax.Array]:
@@ -236,7 +238,7 @@ def make_steps(step: Step, unroll: bool) -> Steps:
         metrics = []
         for i, batch in enumerate(batches):
             if metrics:
-                # A barrier between steps: fusion across it would round differently from single steps.
+                # Without a barrier XLA would fuse across steps and round differently from single steps.
                 state, metrics[-1] = jax.lax.optimization_barrier((state, metrics[-1]))
             state, values = step(state, batch, skip[i])
             metrics.append(values)
@@ -248,7 +250,7 @@ def make_steps(step: Step, unroll: bool) -> Steps:
 def make_evaluation_step(
     task: Task, model: Model, compute_dtype: DTypeLike, metric_names: tuple[str, ...]
 ) -> EvaluationStep:
-    """Returns `(params, model state, batch) -> metrics [names, 2]`; rows of weight 0 count nothing."""
+    """Returns `(params, model state, batch) -> metrics [names, 2]`; rows of weight 0 are left out."""
 
     def step(params: Arrays, model_state: Arrays, batch: Batch) -> jax.Array:
         means = evaluate(task, model, compute_dtype, params, model_state, batch)

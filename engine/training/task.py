@@ -1,11 +1,8 @@
-"""The author's protocol: a Task builds a model and says what is good and what is bad about it.
+"""The `Task` protocol, with which an author defines a model, its loss and its metrics, and checks of its results.
 
-Owns: `Task` and the checks of what it returns. Does not own: how its model's variables are kept (`model.py`) or how
-its loss becomes a step (`step.py`).
-
-Terms. *Batch*: any pytree of arrays whose first dimension is the batch. *rng*: random keys `[batch]`, one for each
-example, derived from the seed, the step and the example's place in the global batch, so that randomness drawn from
-them is the same on every mesh and with every number of microbatches.
+A batch is a pytree of arrays `[batch, ...]`. `rng` holds random keys `[batch]`, one per example, derived from the seed,
+the step and the row of the global batch. Random numbers drawn from them are therefore the same on every mesh and with
+any number of microbatches.
 """
 
 from collections.abc import Mapping
@@ -24,7 +21,7 @@ type Examples = PyTree
 
 
 class Task:
-    """What to train. Subclass it, usually as a dataclass whose fields are the config's `task` section.
+    """A model, its loss and its metrics. Subclass it, usually as a dataclass; its fields are the config section `task`.
 
     @dataclasses.dataclass
     class Digits(Task):
@@ -37,40 +34,48 @@ class Task:
             return Loss.of(cross_entropy(model(batch["image"]), batch["label"]))
     """
 
-    carried: ClassVar[tuple[type[nnx.Variable], ...]] = ()
-    """Kinds of NNX variables of the author's own that change while training and are no parameters."""
+    model_state: ClassVar[tuple[type[nnx.Variable], ...]] = ()
+    """NNX variable types, besides nnx.BatchStat, that the forward pass updates and that are not trained."""
 
     full_precision: ClassVar[tuple[str, ...]] = ()
-    """Names in the batch that stay float32 when `train.precision` is bfloat16 (targets in metres, say)."""
+    """Names in the batch that stay float32 when `train.precision` is bfloat16, such as targets in metres."""
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
-        """Returns a new model; it is traced, so that each parameter is born where it will live."""
-        raise TaskError(f"{type(self).__name__} has no build(self, rngs). Return an nnx.Module from it.")
+        """Returns a new model. The engine traces this method, so that each parameter is created with its sharding."""
+        raise TaskError(f"{type(self).__name__} has no build(self, rngs). Define it and return an nnx.Module.")
 
     def loss(self, model: Any, batch: Examples, rng: jax.Array | None) -> Loss:
-        """Returns the summed loss, its weight and metrics. `model` is in training mode, `rng` has keys `[batch]`."""
-        raise TaskError(f"{type(self).__name__} has no loss(self, model, batch, rng). Return Loss.of(values) from it.")
+        """Returns the summed loss, its weight and metrics.
+
+        Args:
+            model: the model, in training mode.
+            batch: pytree of arrays `[batch, ...]`.
+            rng: random keys `[batch]`; None in an evaluation.
+        """
+        raise TaskError(
+            f"{type(self).__name__} has no loss(self, model, batch, rng). Define it and return Loss.of(values)."
+        )
 
     def evaluate(self, model: Any, batch: Examples) -> Mapping[str, Mean]:
-        """Returns metrics of a batch, `model` being in evaluation mode; by default the loss and its metrics."""
+        """Returns the metrics of a batch by name; by default the loss and its metrics. `model` is in eval mode."""
         loss = self.loss(model, batch, None)
         return {"loss": Mean(loss.total, loss.weight), **loss.metrics}
 
     def batch_spec(self) -> PyTree:
         """Returns the shapes and dtypes of one example, as jax.ShapeDtypeStruct without the batch dimension.
 
-        None takes what the dataset gives; otherwise the two are compared before anything is compiled.
+        If it is not None, the engine compares it with the dataset before anything is compiled.
         """
         return None
 
 
 def check_examples(task: Task, found: PyTree, where: str) -> None:
-    """Raises TaskError where a dataset's example differs from the Task's batch spec, naming the entry.
+    """Raises TaskError if an example of a dataset differs from the Task's `batch_spec`; the text names the entries.
 
     Args:
-        task: whose `batch_spec` counts.
-        found: the dataset's example, as a pytree of ShapeDtypeStruct.
-        where: of the dataset, for the error.
+        task: the Task.
+        found: an example of the dataset, as a pytree of ShapeDtypeStruct.
+        where: config field of the dataset, for the error text.
     """
     spec = task.batch_spec()
     if spec is None:
@@ -93,10 +98,10 @@ def _leaf_text(leaf: jax.ShapeDtypeStruct | None) -> str:
 
 
 def check_loss(task: Task, loss: object, batch_size: int) -> None:
-    """Raises TaskError when the (abstract) result of `task.loss` is not a sum and a weight."""
+    """Raises TaskError if the (abstract) result of `task.loss` is not a valid `Loss` for `batch_size` rows."""
     where = f"{type(task).__name__}.loss"
     if not isinstance(loss, Loss):
         raise TaskError(f"{where} returned a {type(loss).__name__}. Return Loss.of(values, where=..., metrics=...).")
     if "loss" in loss.metrics:
-        raise TaskError(f"{where}: 'loss' is the engine's own metric. Name the other one differently.")
+        raise TaskError(f"{where}: the engine uses the metric name 'loss' itself. Rename this metric.")
     check_means({"loss": Mean(loss.total, loss.weight), **loss.metrics}, batch_size, where)

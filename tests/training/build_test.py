@@ -1,4 +1,4 @@
-"""From a config to its program: what does not fit is refused before anything is compiled."""
+"""Builds programs from configs; settings that do not fit raise an error before anything is compiled."""
 
 import jax
 import pytest
@@ -15,14 +15,14 @@ def build(devices: int = 1, **settings):
     return build_program(zoo.Classify(), mesh, zoo.source(), config)
 
 
-def test_durations_become_steps_of_this_source_and_nothing_is_compiled():
+def test_build_converts_durations_to_steps_without_compiling():
     program, total = build(train__total="3 epochs")
     assert total == 12  # 64 examples in batches of 16
     assert program.compile_s == 0
     assert jax.tree.map(lambda x: x.shape[0], program.abstract_batch.examples) == {"x": 16, "y": 16, "valid": 16}
 
 
-def test_settings_of_the_config_reach_the_step():
+def test_config_settings_reach_the_step():
     program, _ = build(train__ema_decay=0.9, train__accumulate=2, resilience__spike=3.0)
     assert (program.spec.ema_decay, program.spec.accumulate, program.spec.spike) == (0.9, 2, 3.0)
     assert program.abstract_state.ema is not None
@@ -36,6 +36,6 @@ def test_settings_of_the_config_reach_the_step():
         ({"mesh__expert": 2, "devices": 2}, "no experts"),
     ],
 )
-def test_what_does_not_fit_is_a_sentence(settings, words):
+def test_invalid_settings_raise_convoy_error(settings, words):
     with pytest.raises(ConvoyError, match=words):
         build(**settings)

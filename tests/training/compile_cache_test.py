@@ -1,4 +1,4 @@
-"""The cache in real processes, each with a home of its own: JAX takes one cache a process."""
+"""The compilation cache in real processes, since JAX supports one cache per process."""
 
 import os
 import platform
@@ -42,13 +42,13 @@ def run(home, *arguments, **more) -> list[str]:
     return output.splitlines()
 
 
-def test_the_second_process_compiles_nothing(tmp_path):
+def test_second_process_compiles_nothing(tmp_path):
     folder = str(tmp_path / "convoy" / "compiled" / key())
     assert run(tmp_path, 1.0, 8) == [folder, "no hits misses"]
     assert run(tmp_path, 1.0, 8) == [folder, "hits no misses"]
 
 
-def test_it_works_once_devices_are_in_use_and_something_was_compiled(tmp_path):
+def test_cache_can_be_enabled_after_the_first_compilation(tmp_path):
     before = "jax.jit(lambda x: x + 1)(1)"
     run(tmp_path, 1.0, 8, before=before)
     assert run(tmp_path, 1.0, 8, before=before)[1] == "hits no misses"
@@ -58,34 +58,34 @@ def test_without_xdg_the_home_directory_is_used(tmp_path):
     assert run("", 1.0, HOME=str(tmp_path))[0] == str(tmp_path / ".cache" / "convoy" / "compiled" / key())
 
 
-def test_others_cannot_write_programs_for_us_to_run(tmp_path):
+def test_cache_folder_is_private_to_the_user(tmp_path):
     run(tmp_path, 1.0)
     assert (tmp_path / "convoy" / "compiled" / key()).stat().st_mode & 0o077 == 0
 
 
-def test_a_folder_that_the_user_set_for_jax_wins_and_keeps_small_programs_too(tmp_path):
+def test_folder_set_for_jax_wins_and_keeps_small_programs(tmp_path):
     own = str(tmp_path / "own")
     assert run(tmp_path, 1.0, 8, JAX_COMPILATION_CACHE_DIR=own)[0] == own
     assert run(tmp_path, 1.0, 8, JAX_COMPILATION_CACHE_DIR=own)[1] == "hits no misses"
     assert os.listdir(tmp_path) == ["own"]
 
 
-def test_a_cache_that_the_user_turned_off_stays_off(tmp_path):
+def test_disabled_cache_stays_disabled(tmp_path):
     assert run(tmp_path, 1.0, 8, JAX_ENABLE_COMPILATION_CACHE="false") == ["None", "no hits no misses"]
     assert os.listdir(tmp_path) == []
 
 
-def test_a_home_that_cannot_be_written_is_a_warning_and_no_failure(tmp_path):
+def test_unwritable_home_gives_a_warning(tmp_path):
     (tmp_path / "file").write_text("")
     process = start(tmp_path / "file", 1.0, 8)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0 and output.splitlines() == ["None", "no hits no misses"]
-    assert "cannot be written (Not a directory), so every start compiles anew. Set XDG_CACHE_HOME" in errors
+    assert "cannot be written (Not a directory), so every start compiles again. Set XDG_CACHE_HOME" in errors
 
 
 @pytest.mark.multiprocess
-def test_two_runs_at_once_share_a_cache_that_stays_within_its_size(tmp_path):
-    """Both put, take and evict the same programs."""
+def test_concurrent_runs_share_a_cache_within_its_size_limit(tmp_path):
+    """Both processes write, read and evict the same programs."""
     size = 32 * 1024
     widths = range(2, 14)
     processes = [start(tmp_path, size / 2**30, *order) for order in (widths, reversed(widths))]
@@ -96,14 +96,14 @@ def test_two_runs_at_once_share_a_cache_that_stays_within_its_size(tmp_path):
     assert len(files) > 3 and sum(path.stat().st_size for path in files) <= size
 
 
-def test_the_key_tells_machines_and_releases_apart():
+def test_key_contains_machine_and_jax_version():
     import jax
 
     assert key() == key()
     assert key().startswith(f"{platform.machine()}-") and f"jax{jax.__version__}-" in key()
 
 
-def test_features_of_the_cpu_are_read_in_any_order(tmp_path):
+def test_cpu_features_are_sorted(tmp_path):
     x86, arm = tmp_path / "x86", tmp_path / "arm"
     x86.write_text("processor\t: 0\nflags\t\t: sse avx512f avx\n\nprocessor\t: 1\nflags\t\t: other\n")
     arm.write_text("processor\t: 0\nFeatures\t: fp asimd sve\n")

@@ -17,19 +17,19 @@ def conv(x, w, stride=1, groups=1):
     )
 
 
-def test_a_product_is_two_for_each_multiplied_pair():
+def test_product_counts_two_flops_per_multiply_add():
     assert flops(jnp.dot, (3, 4), (4, 5)) == 2 * 3 * 4 * 5
     assert flops(lambda a, b: jnp.einsum("bij,bjk->bik", a, b), (2, 3, 4), (2, 4, 5)) == 2 * 2 * 3 * 4 * 5
     assert flops(lambda a: a + a * a, (100,)) == 0
 
 
-def test_a_convolution_counts_its_kernel_at_each_output():
+def test_convolution_counts_its_kernel_at_each_output():
     assert flops(conv, (2, 8, 8, 3), (3, 3, 3, 16)) == 2 * (2 * 8 * 8 * 16) * (3 * 3 * 3)
     assert flops(lambda x, w: conv(x, w, 2), (2, 8, 8, 3), (3, 3, 3, 16)) == 2 * (2 * 4 * 4 * 16) * (3 * 3 * 3)
     assert flops(lambda x, w: conv(x, w, 1, 4), (1, 8, 8, 4), (3, 3, 1, 8)) == 2 * (8 * 8 * 8) * (3 * 3)
 
 
-def test_a_scan_counts_each_turn_and_a_branch_the_dearest():
+def test_scan_counts_each_iteration_and_cond_its_most_expensive_branch():
     def loop(x):
         return jax.lax.scan(lambda c, _: (c @ c, None), x, length=7)[0]
 
@@ -41,15 +41,15 @@ def test_a_scan_counts_each_turn_and_a_branch_the_dearest():
     assert flops(jax.jit(jax.checkpoint(lambda x: x @ x)), (4, 4)) == 2 * 4**3
 
 
-def test_a_gradient_costs_twice_its_forward_pass():
+def test_gradient_counts_twice_its_forward_pass():
     def loss(w, x):
         return (x @ w[0] @ w[1]).sum()
 
     count = count_flops(jax.make_jaxpr(jax.grad(loss))((jnp.ones((4, 4)), jnp.ones((4, 4))), jnp.ones((8, 4))).jaxpr)
-    assert count == 2 * 8 * 4 * 4 * (2 + 3)  # forward two; backward two for weights and one for what flows on
+    assert count == 2 * 8 * 4 * 4 * (2 + 3)  # forward 2; backward 2 for weights and 1 for activations
 
 
-def test_a_convolution_is_found_inside_other_programs():
+def test_nested_convolution_is_found():
     x, w = jnp.ones((1, 4, 4, 1)), jnp.ones((2, 2, 1, 1))
     inside = jax.jit(lambda x: conv(x, w))
     assert has_convolution(jax.make_jaxpr(jax.grad(lambda y: inside(y).sum()))(x).jaxpr)

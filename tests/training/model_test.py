@@ -1,4 +1,4 @@
-"""The classes of NNX variables, and the way from module to dicts and back."""
+"""The classes of NNX variables, and the conversion of a module to dicts and back."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from tests import zoo
 
 
 class Seen(nnx.Variable):
-    """A kind of variable that the engine does not know."""
+    """A variable type that the engine does not know."""
 
 
 class Counting(nnx.Module):
@@ -28,34 +28,34 @@ class Counting(nnx.Module):
 
 
 class Count(zoo.Classify):
-    carried = (Seen,)
+    model_state = (Seen,)
 
     def build(self, rngs):
         return Counting(rngs)
 
 
-def test_variables_are_classed_by_kind():
+def test_variables_are_classified_by_type():
     model = describe(zoo.Classify("cnn"))
     assert set(model.params) == {"conv/kernel", "norm/scale", "norm/bias", "head/kernel", "head/bias"}
     assert set(model.model_state) == {"norm/mean", "norm/var"}
     assert model.trained == tuple(model.params)
 
 
-def test_an_unknown_kind_is_refused_by_name():
+def test_unknown_variable_type_raises_task_error():
     class Unknown(Count):
-        carried = ()
+        model_state = ()
 
-    with pytest.raises(TaskError, match=r"seen: variable of kind Seen.*carried = \(Seen,\)"):
+    with pytest.raises(TaskError, match=r"seen: unknown variable type Seen.*model_state = \(Seen,\)"):
         describe(Unknown())
 
 
-def test_a_kind_that_the_task_names_is_carried():
+def test_variable_type_named_by_the_task_is_model_state():
     program = zoo.program(Count(), accumulate=2)
     state, _ = zoo.run(program, zoo.batches(3))
     assert int(state.model_state["seen"]) == 3 * 16
 
 
-def test_a_carried_variable_that_the_forward_pass_makes_is_refused_by_name():
+def test_variable_created_in_the_forward_pass_raises_task_error():
     class Late(Counting):
         def __call__(self, x, rng=None):
             self.late = Seen(jnp.ones(()))
@@ -65,11 +65,11 @@ def test_a_carried_variable_that_the_forward_pass_makes_is_refused_by_name():
         def build(self, rngs):
             return Late(rngs)
 
-    with pytest.raises(TaskError, match=r"late: made in the forward pass"):
+    with pytest.raises(TaskError, match=r"late: created in the forward pass"):
         zoo.program(LateCount()).steps(1)
 
 
-def test_random_state_is_derived_and_not_stored():
+def test_random_state_is_not_stored():
     class WithDropout(zoo.Classify):
         def build(self, rngs):
             model = super().build(rngs)
@@ -84,7 +84,7 @@ def test_random_state_is_derived_and_not_stored():
         zoo.program(WithDropout(), accumulate=2)
 
 
-def test_dropout_that_drops_nothing_may_be_accumulated():
+def test_dropout_of_rate_zero_allows_accumulation():
     class Without(zoo.Classify):
         def build(self, rngs):
             model = super().build(rngs)
@@ -95,29 +95,29 @@ def test_dropout_that_drops_nothing_may_be_accumulated():
     zoo.program(Without(), accumulate=2)
 
 
-def test_each_place_that_draws_has_a_key_of_its_own():
+def test_each_dropout_layer_has_its_own_key():
     class Two(nnx.Module):
         def __init__(self, rngs):
             self.linear = nnx.Linear(2, 2, rngs=rngs)
-            self.one, self.two = nnx.Dropout(0.5, rngs=rngs.fork()), nnx.Dropout(0.5, rngs=rngs.fork())
+            self.first, self.second = nnx.Dropout(0.5, rngs=rngs.fork()), nnx.Dropout(0.5, rngs=rngs.fork())
 
     class Task(zoo.Classify):
         def build(self, rngs):
             return Two(rngs)
 
     model = describe(Task())
-    params, carried = model.init(Task(), 0)
-    modules: list[Any] = [model.module(params, carried, jax.random.key(seed)) for seed in (0, 1)]
+    params, model_state = model.init(Task(), 0)
+    modules: list[Any] = [model.module(params, model_state, jax.random.key(seed)) for seed in (0, 1)]
     x = jnp.ones((1, 100))
-    masks = [drop(x) for module in modules for drop in (module.one, module.two)]
+    masks = [drop(x) for module in modules for drop in (module.first, module.second)]
     assert len({tuple(mask[0].tolist()) for mask in masks}) == 4
 
 
-def test_a_module_comes_back_with_the_values_it_was_given():
+def test_module_holds_the_given_values():
     task = zoo.Classify()
     model = describe(task)
-    params, carried = model.init(task, 0)
-    module = model.module(params, carried, None)
+    params, model_state = model.init(task, 0)
+    module = model.module(params, model_state, None)
     direct = task.build(nnx.Rngs(0))
     x = jnp.ones((2, zoo.SIZE))
     assert jnp.array_equal(module(x), direct(x))
@@ -128,7 +128,7 @@ def test_logical_axes_are_read_from_the_layers():
     assert model.names == {"up/kernel": ("embed", "mlp"), "down/kernel": ("mlp", "embed")}
 
 
-def test_a_trainable_filter_that_matches_nothing_is_told():
+def test_trainable_filter_without_match_raises_config_error():
     with pytest.raises(
         ConfigError, match=r"'^backbone' matches no parameter. Parameters: head/bias".replace("^", r"\^")
     ):
@@ -144,7 +144,7 @@ def test_build_must_return_a_module():
         describe(Wrong())
 
 
-def test_cast_leaves_integers_and_named_entries_alone():
+def test_cast_keeps_integers_and_named_entries():
     tree = {"x": jnp.ones(2), "label": jnp.ones(2, jnp.int32), "future": {"xy": jnp.ones(2)}}
     out = cast(tree, jnp.bfloat16, ("future",))
     assert jax.tree.map(lambda x: x.dtype.name, out) == {

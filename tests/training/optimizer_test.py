@@ -42,12 +42,12 @@ def test_weight_decay_acts_on_matrices_by_default():
 
 
 @pytest.mark.parametrize(("decay", "bias"), [("matrices", 0.0), ("all", -0.5)])
-def test_weight_decay_acts_on_vectors_where_it_is_asked_for(decay, bias):
+def test_decay_all_applies_to_vectors(decay, bias):
     config = Optimizer(learning_rate=1.0, schedule="constant", arguments={"weight_decay": 0.5}, decay=decay)
     assert float(updates(config, ZERO)["body/bias"].mean()) == bias
 
 
-def test_a_mask_of_the_authors_own_wins():
+def test_mask_in_arguments_overrides_the_default():
     config = Optimizer(learning_rate=1.0, schedule="constant", arguments={"weight_decay": 0.5, "mask": None})
     assert float(updates(config, ZERO)["body/bias"].mean()) == -0.5
 
@@ -64,7 +64,7 @@ def test_groups_have_their_own_learning_rate_and_decay():
     assert float(out["body/bias"].mean()) == -1.0
 
 
-def test_the_whole_gradient_is_clipped_before_groups():
+def test_whole_gradient_is_clipped_before_groups():
     groups = {"head": Group(match="^head/")}
     config = Optimizer(target="optax.sgd", learning_rate=1.0, schedule="constant", groups=groups, clip_norm=1.0)
     out = updates(config, ONES)
@@ -72,30 +72,30 @@ def test_the_whole_gradient_is_clipped_before_groups():
 
 
 @pytest.mark.parametrize("size", [0.0, 0.25])
-def test_a_gradient_within_the_bound_is_not_clipped(size):
+def test_gradient_below_clip_norm_is_unchanged(size):
     config = Optimizer(target="optax.sgd", learning_rate=1.0, schedule="constant", clip_norm=1.0)
     out = updates(config, {path: jnp.full_like(x, size) for path, x in PARAMS.items()})
     assert {float(x.mean()) for x in out.values()} == {-size}
 
 
-def test_a_group_that_matches_nothing_is_told():
+def test_group_without_match_raises_config_error():
     config = Optimizer(groups={"neck": Group(match="^neck/")})
     with pytest.raises(ConfigError, match=r"optimizer.groups.neck.match = '\^neck/' matches no trained parameter"):
         group_labels(config, PARAMS)
 
 
-def test_decay_of_a_group_needs_an_optimizer_that_decays():
+def test_group_weight_decay_needs_an_optimizer_with_weight_decay():
     config = Optimizer(target="optax.sgd", groups={"head": Group(match="head", weight_decay=0.1)})
     with pytest.raises(ConfigError, match=r"optax.sgd takes no weight_decay"):
         updates(config, ONES)
 
 
 def sign_descent(learning_rate, scale: float = 1.0) -> optax.GradientTransformation:
-    """An optimizer of the author's own."""
+    """An optimizer that a user defines."""
     return optax.chain(optax.scale_by_sign(), optax.scale(scale), optax.scale_by_learning_rate(learning_rate))
 
 
-def test_any_function_of_a_learning_rate_is_an_optimizer():
+def test_any_function_of_a_learning_rate_can_be_the_optimizer():
     config = Optimizer(
         target=f"{__name__}.sign_descent", learning_rate=0.5, schedule="constant", arguments={"scale": 3.0}
     )

@@ -1,4 +1,4 @@
-"""The programs: compiled once each, timed, their FLOPs counted, and their collectives as the mesh says."""
+"""The compiled programs: compilation, its time, FLOPs, and the collectives for each mesh."""
 
 import re
 
@@ -13,13 +13,13 @@ def collectives(program) -> set[str]:
     return set(re.findall(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(", text))
 
 
-def test_a_program_is_compiled_once():
+def test_steps_are_compiled_once():
     program = zoo.program(zoo.Classify())
     assert program.steps(1) is program.steps(1)
     assert program.compile_s > 0
 
 
-def test_the_time_to_compile_adds_up():
+def test_compile_time_accumulates():
     program = zoo.program(zoo.Classify())
     times = [0.0]
     for _ in range(5):
@@ -28,7 +28,7 @@ def test_the_time_to_compile_adds_up():
     assert times == sorted(set(times))
 
 
-def test_a_state_may_begin_with_given_weights_which_the_optimizer_and_the_average_see():
+def test_init_passes_given_weights_to_optimizer_and_average():
     program = zoo.program(
         zoo.Classify(), ema_decay=0.9, mesh=MeshSpec(fsdp=8), target="optax.contrib.schedule_free_adamw"
     )
@@ -48,7 +48,7 @@ def test_a_state_may_begin_with_given_weights_which_the_optimizer_and_the_averag
     program.steps(1)(state, (batch,), program.skip_mask((False,)))  # donates each array once
 
 
-def test_a_step_takes_the_memory_of_the_state_that_it_is_given():
+def test_step_donates_its_input_state():
     program = zoo.program(zoo.Classify())
     state = program.init()
     batch = jax.device_put(zoo.batch(zoo.examples(16)), program.spec.batch_sharding)
@@ -79,7 +79,7 @@ def test_flops_are_counted_over_all_devices():
     assert parts.flops_per_step == expected
 
 
-def test_around_a_convolution_on_cpu_steps_are_written_out_and_the_guard_does_not_branch():
+def test_convolutions_on_cpu_unroll_steps_and_disable_branching():
     cnn, mlp = zoo.program(zoo.Classify("cnn")).spec, zoo.program(zoo.Classify("mlp")).spec
     assert cnn.unroll and not cnn.branch
     assert mlp.branch and not mlp.unroll

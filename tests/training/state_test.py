@@ -1,4 +1,4 @@
-"""The state: what is in it, and that each array is born where it lives."""
+"""The train state: its arrays, their shardings, and the dict that checkpoints store."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,7 @@ from engine.training.state import TrainState, evaluation_params
 from tests import zoo
 
 
-def test_optimizer_state_lies_where_its_parameter_lies():
+def test_optimizer_state_has_the_sharding_of_its_parameter():
     program = zoo.program(zoo.Classify("decoder"), mesh=MeshSpec(fsdp=4, tensor=2), ema_decay=0.9)
     state: Any = program.init()
     assert state.params["up/kernel"].sharding.spec == P("fsdp", "tensor")
@@ -27,7 +27,7 @@ def test_optimizer_state_lies_where_its_parameter_lies():
     assert state.step.sharding.is_fully_replicated
 
 
-def test_the_abstract_state_is_the_state():
+def test_abstract_state_matches_the_state():
     program = zoo.program(zoo.Classify("cnn"), mesh=MeshSpec(data=2, fsdp=4), ema_decay=0.9)
     state = program.init()
     assert jax.tree.structure(state) == jax.tree.structure(program.abstract_state)
@@ -35,13 +35,13 @@ def test_the_abstract_state_is_the_state():
         assert (found.shape, found.dtype, found.sharding) == (abstract.shape, abstract.dtype, abstract.sharding)
 
 
-def test_first_parameters_are_the_same_on_every_mesh():
+def test_initial_parameters_are_equal_on_every_mesh():
     one = zoo.program(zoo.Classify()).init()
     eight = zoo.program(zoo.Classify(), mesh=MeshSpec(fsdp=8)).init()
     zoo.assert_equal(one, eight)
 
 
-def test_an_offloaded_optimizer_state_is_born_in_host_memory():
+def test_offloaded_optimizer_state_is_created_in_host_memory():
     program = zoo.program(zoo.Classify(), mesh=MeshSpec(fsdp=8), layout={"offload_optimizer": True})
     state = program.init()
     for found, abstract in zip(jax.tree.leaves(state), jax.tree.leaves(program.abstract_state), strict=True):
@@ -50,7 +50,7 @@ def test_an_offloaded_optimizer_state_is_born_in_host_memory():
     zoo.assert_equal(state, zoo.program(zoo.Classify(), mesh=MeshSpec(fsdp=8)).init())
 
 
-def test_evaluation_takes_the_average_where_there_is_one():
+def test_evaluation_uses_the_average_if_it_exists():
     state = zoo.program(zoo.Classify(), ema_decay=0.9).init()
     params, ema = {"a": jnp.ones(1), "frozen": jnp.full(1, 7.0)}, {"a": jnp.zeros(1)}
     state = dataclasses.replace(state, params=params, ema=ema)
@@ -59,7 +59,7 @@ def test_evaluation_takes_the_average_where_there_is_one():
     assert float(evaluation_params(state, False)["a"][0]) == 1
 
 
-def test_groups_of_parameters_have_states_that_lie_with_their_parameters():
+def test_optimizer_groups_keep_one_state_per_parameter():
     groups = {"head": Group(match="^head/", learning_rate_scale=0.1)}
     for mesh in (None, MeshSpec(fsdp=8)):
         program = zoo.program(zoo.Classify(), mesh=mesh, groups=groups)
@@ -69,7 +69,7 @@ def test_groups_of_parameters_have_states_that_lie_with_their_parameters():
         assert sizes == 2 * sum(x.size for x in state.params.values())
 
 
-def test_the_seed_decides_parameters_and_randomness():
+def test_seed_determines_parameters_and_random_key():
     task = zoo.Classify()
     states = [zoo.program(task, seed=seed).init() for seed in (0, 1)]
     assert not np.array_equal(states[0].params["head/kernel"], states[1].params["head/kernel"])
@@ -77,7 +77,7 @@ def test_the_seed_decides_parameters_and_randomness():
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])
-def test_checkpoints_store_the_state_under_the_names_of_the_first_format(ema):
+def test_to_tree_uses_the_keys_of_the_first_format(ema):
     state = zoo.program(zoo.Classify("cnn"), ema_decay=ema).init()
     tree = state.to_tree()
     names = {"step", "rng", "params", "carried", "opt_state", "recent"} | ({"ema"} if ema else set())
@@ -88,7 +88,7 @@ def test_checkpoints_store_the_state_under_the_names_of_the_first_format(ema):
 
 
 @pytest.mark.parametrize(("name", "field"), [("params", "params"), ("carried", "model_state")])
-def test_a_state_that_is_read_as_a_dict_names_the_attribute(name, field):
+def test_reading_the_state_as_a_dict_names_the_attribute(name, field):
     state = zoo.program(zoo.Classify()).init()
     with pytest.raises(TypeError, match=rf'write state.{field} instead of state\["{name}"\]'):
         state[name]

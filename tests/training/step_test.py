@@ -1,4 +1,4 @@
-"""The step: sums and one division, the guard, random keys by example, K steps as one."""
+"""The train step: weighted sums, the guard, random keys per example, and K steps in one call."""
 
 import dataclasses
 from typing import Any
@@ -14,7 +14,7 @@ from engine.config.schema import MeshSpec
 from engine.data.batch import Batch
 from engine.parallel.memory import HOST_MEMORY
 from engine.training.state import LOSS_WINDOW
-from engine.training.step import BAD_EXAMPLES, ENGINE_METRICS, JUDGED_FROM, is_spike
+from engine.training.step import BAD_EXAMPLES, ENGINE_METRICS, MIN_LOSSES, is_spike
 from tests import zoo
 
 MESHES = [MeshSpec(data=8), MeshSpec(fsdp=8), MeshSpec(data=2, fsdp=4), MeshSpec(fsdp=4, tensor=2)]
@@ -22,7 +22,7 @@ CASES = [("mlp", mesh) for mesh in MESHES] + [(model, mesh) for model in ("cnn",
 
 
 @pytest.mark.parametrize("model", zoo.MODELS)
-def test_k_steps_in_one_call_are_k_single_steps_bit_for_bit(model):
+def test_k_steps_in_one_call_equal_k_single_steps_bitwise(model):
     program = zoo.program(zoo.Classify(model, dropout=0.1), ema_decay=0.9)
     batches = zoo.batches(4)
     single, together = zoo.run(program, batches), zoo.run(program, batches, k=2)
@@ -30,7 +30,7 @@ def test_k_steps_in_one_call_are_k_single_steps_bit_for_bit(model):
 
 
 @pytest.mark.parametrize(("model", "mesh"), CASES, ids=str)
-def test_a_mesh_of_eight_devices_gives_the_losses_of_one(model, mesh):
+def test_eight_devices_give_the_losses_of_one(model, mesh):
     task, batches = zoo.Classify(model, dropout=0.1), zoo.batches(3)
     _, one = zoo.run(zoo.program(task), batches)
     _, eight = zoo.run(zoo.program(task, mesh=mesh), batches)
@@ -40,7 +40,7 @@ def test_a_mesh_of_eight_devices_gives_the_losses_of_one(model, mesh):
 @pytest.mark.parametrize("model", ["mlp", "decoder"])
 @pytest.mark.parametrize("mesh", [None, MeshSpec(data=2, fsdp=4)], ids=["one-device", "eight-devices"])
 def test_microbatches_with_ragged_weights_equal_the_full_batch(model, mesh):
-    # By sgd, which passes the gradient on as it is.
+    # With sgd the update is proportional to the gradient.
     settings: dict[str, Any] = dict(target="optax.sgd", clip_norm=None)
     task, batches = zoo.Classify(model, dropout=0.1), zoo.batches(2, 32)
     full, _ = zoo.run(zoo.program(task, batch_size=32, **settings), batches)
@@ -49,16 +49,16 @@ def test_microbatches_with_ragged_weights_equal_the_full_batch(model, mesh):
 
 
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
-def test_a_second_run_from_the_same_seed_is_bit_identical(model):
+def test_second_run_from_the_same_seed_is_bitwise_equal(model):
     task, batches = zoo.Classify(model, dropout=0.1), zoo.batches(3)
     zoo.assert_equal(zoo.run(zoo.program(task), batches), zoo.run(zoo.program(task), batches))
 
 
-def test_batch_statistics_go_from_microbatch_to_microbatch():
+def test_batch_statistics_pass_from_microbatch_to_microbatch():
     batch = zoo.batches(1, 8)
     program = zoo.program(zoo.Classify("cnn"), batch_size=8, accumulate=2)
     state, _ = zoo.run(program, batch)
-    # Rows are dealt out in turn: the two microbatches hold the even and the odd rows.
+    # Row r goes to microbatch r mod 2: the two microbatches hold the even and the odd rows.
     expected = zoo.program(zoo.Classify("cnn"), batch_size=4, target="optax.sgd", learning_rate=0.0)
     halves = [{name: x[i::2] for name, x in batch[0].items()} for i in range(2)]
     reference, _ = zoo.run(expected, halves)
@@ -66,7 +66,7 @@ def test_batch_statistics_go_from_microbatch_to_microbatch():
     assert float(abs(state.model_state["norm/mean"]).max()) > 0
 
 
-def test_a_step_follows_the_gradient_of_the_mean_over_what_counts():
+def test_step_follows_the_gradient_of_the_weighted_mean():
     task, batch = zoo.Classify(), zoo.batches(1)[0]
     assert 0 < batch["valid"].sum() < 16
     program = zoo.program(task, target="optax.sgd", learning_rate=1.0, clip_norm=None)
@@ -84,13 +84,13 @@ def test_a_step_follows_the_gradient_of_the_mean_over_what_counts():
     assert metrics[0, program.metric_names.index("grad_norm")].tolist() == [pytest.approx(norm, rel=1e-5), 1]
 
 
-def test_each_step_draws_anew():
+def test_each_step_draws_new_random_numbers():
     program = zoo.program(zoo.Classify(dropout=0.5), target="optax.sgd", learning_rate=0.0)
     _, metrics = zoo.run(program, zoo.batches(1) * 3)
     assert len(set(zoo.losses(metrics).tolist())) == 3
 
 
-def test_each_microbatch_draws_random_state_anew():
+def test_each_microbatch_draws_new_random_state():
     class Noisy(nnx.Module):
         def __init__(self, rngs):
             self.inner, self.rngs = zoo.Mlp(8, 0.0, rngs), rngs.fork()
@@ -110,7 +110,7 @@ def test_each_microbatch_draws_random_state_anew():
     assert square - noise**2 > 1e-4  # the variance over the batch
 
 
-def test_a_batch_without_weight_changes_no_parameter():
+def test_batch_of_weight_zero_changes_no_parameter():
     batch = zoo.batches(1)[0]
     batch["valid"][:] = 0
     program = zoo.program(zoo.Classify(), target="optax.sgd")
@@ -122,7 +122,7 @@ def test_a_batch_without_weight_changes_no_parameter():
 
 @pytest.mark.parametrize("branch", [True, False], ids=["on-cpu", "elsewhere"])
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
-def test_a_step_that_is_not_finite_is_held_back_whole(model, branch):
+def test_nonfinite_loss_skips_the_whole_update(model, branch):
     program = zoo.program(zoo.Classify(model), ema_decay=0.9)
     program.spec = dataclasses.replace(program.spec, branch=branch)
     good, bad = zoo.batches(2)
@@ -135,7 +135,7 @@ def test_a_step_that_is_not_finite_is_held_back_whole(model, branch):
     zoo.assert_equal(dataclasses.replace(twice, step=once.step), once)
 
 
-def test_a_gradient_that_is_not_finite_is_held_back_though_the_loss_is():
+def test_nonfinite_gradient_with_finite_loss_skips_the_update():
     class Edge(zoo.Classify):
         def loss(self, model, batch, rng):
             return Loss.of(jnp.sqrt(model(batch["x"], rng)[:, 0] * 0))
@@ -149,18 +149,18 @@ def test_a_gradient_that_is_not_finite_is_held_back_though_the_loss_is():
 
 
 @pytest.mark.parametrize("k", [1, 2])
-def test_an_optimizer_state_in_host_memory_changes_no_number(k):
+def test_offloaded_optimizer_gives_equal_results(k):
     task, mesh = zoo.Classify(), MeshSpec(data=2, fsdp=4)
     batches = zoo.batches(3)
-    batches.insert(1, {**batches[0], "x": np.full_like(batches[0]["x"], np.nan)})  # which the guard holds back
-    kept, want = zoo.run(zoo.program(task, mesh=mesh), batches, k)
-    away, found = zoo.run(zoo.program(task, mesh=mesh, layout={"offload_optimizer": True}), batches, k)
-    zoo.assert_equal((away, found), (kept, want))
-    assert {x.sharding.memory_kind for x in jax.tree.leaves(away.opt_state)} == {HOST_MEMORY}
-    assert HOST_MEMORY not in {x.sharding.memory_kind for x in jax.tree.leaves(away.params)}
+    batches.insert(1, {**batches[0], "x": np.full_like(batches[0]["x"], np.nan)})  # the guard skips this update
+    expected = zoo.run(zoo.program(task, mesh=mesh), batches, k)
+    state, metrics = zoo.run(zoo.program(task, mesh=mesh, layout={"offload_optimizer": True}), batches, k)
+    zoo.assert_equal((state, metrics), expected)
+    assert {x.sharding.memory_kind for x in jax.tree.leaves(state.opt_state)} == {HOST_MEMORY}
+    assert HOST_MEMORY not in {x.sharding.memory_kind for x in jax.tree.leaves(state.params)}
 
 
-def test_the_average_of_the_weights_follows_them():
+def test_average_follows_the_weights():
     batches = zoo.batches(2)
     program = zoo.program(zoo.Classify(), ema_decay=0.75)
     first = jax.device_get(program.init().params)
@@ -187,7 +187,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_parameters_in_float32():
     np.testing.assert_allclose(zoo.losses(metrics), zoo.losses(full), rtol=0.02)
 
 
-def test_carried_values_keep_their_dtype_in_bfloat16():
+def test_model_state_keeps_its_dtype_in_bfloat16():
     class Latest(nnx.Module):
         def __init__(self, rngs):
             self.inner, self.latest = zoo.Mlp(8, 0.0, rngs), nnx.BatchStat(jnp.zeros(4))
@@ -215,18 +215,18 @@ def test_frozen_parameters_do_not_move_and_have_no_optimizer_state():
     assert sum(x.size for x in jax.tree.leaves(state.opt_state)) < 3 * (32 * 4 + 4)
 
 
-def test_the_learning_rate_is_told_as_it_was_used():
+def test_learning_rate_metric_is_the_rate_of_the_step():
     program = zoo.program(zoo.Classify(), schedule="linear")
     _, metrics = zoo.run(program, zoo.batches(2))
     assert metrics[:, program.metric_names.index("learning_rate"), 0].tolist() == pytest.approx([0.01, 0.009])
 
 
-def test_metrics_are_the_tasks_then_the_engines():
+def test_task_metrics_come_before_engine_metrics():
     program = zoo.program(zoo.Classify())
     assert program.metric_names == ("loss", "accuracy", *ENGINE_METRICS)
 
 
-def test_a_scalar_loss_is_taken_as_a_sum():
+def test_scalar_loss_is_treated_as_a_sum():
     class Sums(zoo.Classify):
         def loss(self, model, batch, rng):
             loss = super().loss(model, batch, rng)
@@ -239,7 +239,7 @@ def test_a_scalar_loss_is_taken_as_a_sum():
     assert metrics[0, 1].tolist() == [3, 3]
 
 
-def test_any_pytree_is_a_batch():
+def test_batch_can_be_any_pytree():
     class Pairs(Task):
         def build(self, rngs):
             return nnx.Linear(3, 1, rngs=rngs)
@@ -262,7 +262,7 @@ def unreadable(batch, *bad):
 
 
 @pytest.mark.parametrize("mesh", [None, MeshSpec(data=2, fsdp=4)], ids=["one-device", "eight-devices"])
-def test_a_row_of_weight_0_is_one_that_the_task_itself_leaves_out_and_is_counted(mesh):
+def test_row_of_weight_zero_is_left_out_and_counted(mesh):
     program = zoo.program(zoo.Classify(), mesh=mesh, accumulate=2, skip_bad=True)
     found, metrics = zoo.run(program, [unreadable(batch, 3, 8) for batch in zoo.batches(2)])
     assert program.metric_names[-1] == BAD_EXAMPLES
@@ -276,7 +276,7 @@ def test_a_row_of_weight_0_is_one_that_the_task_itself_leaves_out_and_is_counted
     assert program.warnings == zoo.program(zoo.Classify(), mesh=mesh).warnings
 
 
-def test_where_the_loss_is_one_number_for_a_batch_a_row_cannot_be_left_out_and_that_is_told():
+def test_scalar_loss_with_skip_bad_gives_a_warning():
     class Whole(zoo.Classify):
         def loss(self, model, batch, rng):
             loss = super().loss(model, batch, rng)
@@ -285,10 +285,10 @@ def test_where_the_loss_is_one_number_for_a_batch_a_row_cannot_be_left_out_and_t
     program = zoo.program(Whole(), skip_bad=True)
     _, metrics = zoo.run(program, [unreadable(zoo.batches(1)[0], 3)])
     assert metrics[0, -1].tolist() == [1, 1]
-    assert any("the loss of Whole is one number for a batch" in text for text in program.warnings)
+    assert any("the loss of Whole is one number per batch" in text for text in program.warnings)
 
 
-def test_what_is_told_to_be_held_back_is_held_back_whatever_its_loss():
+def test_skip_mask_skips_the_update_whatever_its_loss():
     program = zoo.program(zoo.Classify(), ema_decay=0.9)
     batches = tuple(jax.device_put(zoo.batch(x), program.spec.batch_sharding) for x in zoo.batches(2))
     state, metrics = program.steps(2)(program.init(), batches, program.skip_mask((True, False)))
@@ -299,12 +299,12 @@ def test_what_is_told_to_be_held_back_is_held_back_whatever_its_loss():
     zoo.assert_equal(state, expected)
 
 
-def test_a_spike_is_a_loss_far_above_the_median_of_enough_recent_ones():
-    recent = np.full(LOSS_WINDOW, np.nan, np.float32)
-    recent[:JUDGED_FROM] = np.arange(1, JUDGED_FROM + 1)  # the lower median is 8
-    assert not is_spike(jnp.float32(15.9), jnp.asarray(recent), 2.0)
-    assert is_spike(jnp.float32(16.1), jnp.asarray(recent), 2.0)
-    assert not is_spike(jnp.float32(-4.1), jnp.asarray(-recent), 2.0)  # the median is -9, the bound 0
-    assert is_spike(jnp.float32(1.0), jnp.asarray(-recent), 2.0)
-    recent[0] = np.nan
-    assert not is_spike(jnp.float32(1e9), jnp.asarray(recent), 2.0)
+def test_spike_is_a_loss_above_a_multiple_of_the_window_median():
+    window = np.full(LOSS_WINDOW, np.nan, np.float32)
+    window[:MIN_LOSSES] = np.arange(1, MIN_LOSSES + 1)  # the lower median is 8
+    assert not is_spike(jnp.float32(15.9), jnp.asarray(window), 2.0)
+    assert is_spike(jnp.float32(16.1), jnp.asarray(window), 2.0)
+    assert not is_spike(jnp.float32(-4.1), jnp.asarray(-window), 2.0)  # the median is -9, the limit 0
+    assert is_spike(jnp.float32(1.0), jnp.asarray(-window), 2.0)
+    window[0] = np.nan
+    assert not is_spike(jnp.float32(1e9), jnp.asarray(window), 2.0)

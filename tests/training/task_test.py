@@ -1,4 +1,4 @@
-"""The protocol: what is checked of a Task, in sentences that name the place."""
+"""Errors of the checks of a Task, and its default evaluation."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ def spec_of(**shapes):
     return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
 
 
-def test_a_dataset_that_differs_from_the_batch_spec_is_told_by_entry():
+def test_error_lists_entries_that_differ_from_the_batch_spec():
     class Spec(Task):
         def batch_spec(self):
             return spec_of(history=(8, 2), future=(12, 2))
@@ -27,7 +27,7 @@ def test_a_dataset_that_differs_from_the_batch_spec_is_told_by_entry():
     assert "more: Spec.batch_spec says nothing, the dataset gives float32[1]" in str(error.value)
 
 
-def test_a_task_without_a_spec_takes_what_comes():
+def test_task_without_batch_spec_accepts_any_example():
     check_examples(Task(), spec_of(anything=(3,)), "data")
 
 
@@ -36,11 +36,14 @@ def test_a_task_without_a_spec_takes_what_comes():
     [
         (lambda loss: loss.total, r"Classify.loss returned a \w+. Return Loss.of"),
         (lambda loss: Loss(loss.total[:3], loss.weight), r"total \[3\] and weight \[16\] for a batch of 16"),
-        (lambda loss: Loss(loss.total, loss.weight, {"loss": Mean.of(loss.total)}), r"'loss' is the engine's own"),
+        (
+            lambda loss: Loss(loss.total, loss.weight, {"loss": Mean.of(loss.total)}),
+            r"the engine uses the metric name 'loss' itself",
+        ),
         (lambda loss: Loss(loss.total, loss.weight, {"acc": loss.total}), r"metric 'acc' is a \w+. Return Mean.of"),
     ],
 )
-def test_a_loss_that_is_no_sum_and_weight_is_told(monkeypatch, result, message):
+def test_invalid_loss_raises_task_error(monkeypatch, result, message):
     plain = zoo.Classify.loss
     monkeypatch.setattr(zoo.Classify, "loss", lambda self, *args: result(plain(self, *args)))
     with pytest.raises(TaskError, match=message):
@@ -48,7 +51,7 @@ def test_a_loss_that_is_no_sum_and_weight_is_told(monkeypatch, result, message):
 
 
 @pytest.mark.parametrize("method", ["build", "loss"])
-def test_a_missing_method_is_told(method):
+def test_missing_method_raises_task_error(method):
     class Empty(zoo.Classify):
         pass
 
@@ -57,7 +60,7 @@ def test_a_missing_method_is_told(method):
         zoo.program(Empty())
 
 
-def test_by_default_an_evaluation_is_the_loss_and_its_metrics():
+def test_default_evaluation_is_the_loss_and_its_metrics():
     program = zoo.program(zoo.Classify())
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), zoo.examples(1))
     _, names, by_row = program.evaluation(example, 16)
