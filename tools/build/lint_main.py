@@ -1,6 +1,6 @@
 """ruff and pyright over the whole tree, with the settings of pyproject.toml.
 
-`tools/lint` runs it; `tools/lint --fix` also formats, and mends what ruff can.
+`tools/lint` runs it; `tools/lint --fix` also formats, and corrects what ruff can.
 """
 
 import os
@@ -9,7 +9,7 @@ import sys
 
 
 def main(argv: list[str]) -> int:
-    """Runs every check, however the ones before end, and returns 1 if any found something."""
+    """Runs every check, and returns 1 if any of them found something."""
     if set(argv) - {"--fix"}:
         print(f"tools/lint: {' '.join(argv)}: the only option is --fix.", file=sys.stderr)
         return 1

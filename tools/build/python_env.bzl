@@ -1,16 +1,19 @@
-"""Python and the packages of the lock file, as the external repository @pypi.
+"""Python and the packages of a lock file, as an external repository such as @pypi.
 
-`python_env(name = "pypi", ...)` finds a Python interpreter, has pip install the
-lock file into a folder of the repository, and offers
+`python_env(name = "pypi", ...)` finds a Python interpreter, makes a virtual environment with pip and uv in it,
+installs the packages of the lock file into a folder of the repository, and defines
   * `@pypi//:toolchain`, a toolchain that makes it the interpreter of all targets,
-  * `@pypi//jax`, `@pypi//ml_dtypes`, ...: a library for each installed package.
+  * `@pypi//:site_packages`, a library with all packages,
+  * `@pypi//jax`, `@pypi//ml_dtypes`, ...: the same under the name of each package.
+
+`python_env(name = "pypi_test", base = "@pypi//:packages.txt", ...)` adds the packages of another lock file to those
+of @pypi, and has no toolchain. Bazel fetches it when a target needs it.
 
 Environment variables:
-  CONVOY_PYTHON        the interpreter to use, as a path or a command name; without
-                       it, the first of `interpreters` on PATH that fits
-  CONVOY_REQUIREMENTS  which of the lock files to install (default: "newest"),
-                       where there are several
-pip reads its own variables and configuration as usual (PIP_INDEX_URL, ...).
+  CONVOY_PYTHON        the interpreter to use, as a path or a command name; without it, the first of `interpreters`
+                       on PATH that fits
+  CONVOY_REQUIREMENTS  which of the lock files to install: "newest" (the default) or "min"
+The configuration of pip applies (PIP_INDEX_URL, pip.conf, ...), and so do the variables of uv.
 """
 
 _PROBE = """
@@ -20,31 +23,27 @@ assert low <= found < below, "version %d.%d" % found
 import ensurepip, venv
 """
 
-_LIST_PACKAGES = """
-import importlib.metadata, re, sys
-for d in importlib.metadata.distributions(path=sys.argv[1:]):
-    print(re.sub("[-_.]+", "_", d.metadata["Name"]).lower() + "==" + d.version)
-"""
-
-# -P: a program imports what its target declares, not what lies beside its file.
+# -P: a program imports what its target declares, not the files next to its main file.
 _INTERPRETER = """#!/bin/sh
 exec '{python}' -P "$@"
 """
 
-_BUILD = """{loads}
+_PACKAGES_BUILD = """{loads}
 package(default_visibility = ["//visibility:public"])
 
-# The folder is one link in the files of a target. Bazel takes the packages as
-# changed when the list of their versions has changed.
+exports_files(["packages.txt"])
+
+# The folder is one link in the files of a target. Bazel considers the packages changed when the list of their
+# versions has changed.
 py_library(
     name = "site_packages",
-    data = [
-        "packages.txt",
-        "site-packages",
-    ],
+    data = {data},
     imports = ["site-packages"],
+    deps = {deps},
 )
+"""
 
+_TOOLCHAIN_BUILD = """
 py_runtime(
     name = "runtime",
     python_version = "PY3",
@@ -115,7 +114,7 @@ def _find_python(rctx):
         if not rctx.path(path).exists:
             continue
 
-        # The command of a version manager can be there and yet not start.
+        # The command of a version manager can exist and yet not start.
         probe = rctx.execute([path, "-c", _PROBE, rctx.attr.python_min, rctx.attr.python_below], timeout = 60)
         if probe.return_code == 0:
             return path
@@ -129,42 +128,62 @@ def _find_python(rctx):
         "Name one with CONVOY_PYTHON; on Debian and Ubuntu the two modules come with apt-get install python3-venv.",
     ]))
 
-def _python_env_impl(rctx):
+def _make_venv(rctx):
+    """Makes the virtual environment with pip and uv, and returns the path of its interpreter."""
+    rctx.report_progress("looking for Python")
+    _run(rctx, [_find_python(rctx), "-m", "venv", "venv"])
+    python = str(rctx.path("venv/bin/python3"))
+    rctx.report_progress("installing uv")
+    _run(
+        rctx,
+        [python, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"] +
+        ["--require-hashes", "--requirement={}".format(rctx.path(rctx.attr.installer))],
+        timeout = rctx.attr.timeout,
+    )
+    return python
+
+def _lock(rctx):
+    """Returns the lock file that CONVOY_REQUIREMENTS names; None if the base contains its packages already."""
     locks = {name: label for label, name in rctx.attr.requirements.items()}
     variant = rctx.os.environ.get("CONVOY_REQUIREMENTS", "") or "newest"
+    if variant in rctx.attr.included_in_base:
+        return None
     if len(locks) == 1:
         variant = locks.keys()[0]
     if variant not in locks:
         fail("CONVOY_REQUIREMENTS is '{}', not one of {}.".format(variant, ", ".join(sorted(locks))))
-    lock = rctx.path(locks[variant])
+    return rctx.path(locks[variant])
 
-    rctx.report_progress("looking for Python")
-    _run(rctx, [_find_python(rctx), "-m", "venv", "venv"])
-    python = str(rctx.path("venv/bin/python3"))
-    rctx.report_progress("installing {}".format(lock.basename))
-    _run(
-        rctx,
-        [python, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"] +
-        ["--target=site-packages", "--requirement={}".format(lock)] +
-        (["--require-hashes"] if "--hash=" in rctx.read(lock) else []),
-        timeout = rctx.attr.timeout,
-    )
+def _python_env_impl(rctx):
+    lock = _lock(rctx)
+    script = rctx.path(rctx.attr.install)
+    base = rctx.attr.base
+    python = str(rctx.path(base).dirname.get_child("python3")) if base else _make_venv(rctx)
 
     version = _run(rctx, [python, "-c", "import platform; print(platform.python_version())"])
-    packages = sorted(_run(rctx, [python, "-c", _LIST_PACKAGES, "site-packages"]).split("\n"))
+    packages = []
+    if lock:
+        rctx.report_progress("installing {}".format(lock.basename))
+        packages = sorted(_run(rctx, [python, script, lock, "site-packages"], timeout = rctx.attr.timeout).split("\n"))
     rctx.file("packages.txt", "\n".join(["python==" + version] + packages) + "\n")
+    rctx.file("python3", _INTERPRETER.format(python = python))
 
     kind = _RULES_PYTHON if rctx.attr.rules_python else _NATIVE
-    rctx.file("python3", _INTERPRETER.format(python = python))
-    rctx.file("BUILD.bazel", _BUILD.format(
-        interpreter = kind.interpreter.format(
-            python = python,
-            major = version.split(".")[0],
-            minor = version.split(".")[1],
-        ),
-        loads = kind.library_load + kind.runtime_load,
-        rules = kind.rules,
-    ))
+    build = _PACKAGES_BUILD.format(
+        data = ["packages.txt", "site-packages"] if lock else ["packages.txt"],
+        deps = [str(base).replace(":packages.txt", ":site_packages")] if base else [],
+        loads = kind.library_load + ("" if base else kind.runtime_load),
+    )
+    if not base:
+        build += _TOOLCHAIN_BUILD.format(
+            interpreter = kind.interpreter.format(
+                python = python,
+                major = version.split(".")[0],
+                minor = version.split(".")[1],
+            ),
+            rules = kind.rules,
+        )
+    rctx.file("BUILD.bazel", build)
     for package in packages:
         name = package.split("==")[0]
         rctx.file(name + "/BUILD.bazel", _PACKAGE_BUILD.format(loads = kind.library_load, name = name))
@@ -172,6 +191,22 @@ def _python_env_impl(rctx):
 python_env = repository_rule(
     implementation = _python_env_impl,
     attrs = {
+        "base": attr.label(
+            allow_single_file = True,
+            doc = "packages.txt of the repository whose interpreter and packages this one adds to.",
+        ),
+        "included_in_base": attr.string_list(
+            doc = "Values of CONVOY_REQUIREMENTS for which the lock file of the base contains these packages.",
+        ),
+        "install": attr.label(
+            default = "//tools/build:install_packages.py",
+            allow_single_file = True,
+        ),
+        "installer": attr.label(
+            default = "//tools/locks:installer.lock",
+            allow_single_file = True,
+            doc = "The lock file of uv.",
+        ),
         "interpreters": attr.string_list(
             default = ["python3.13", "python3.12", "python3.14", "python3"],
             doc = "Commands to try, in this order.",
@@ -187,7 +222,7 @@ python_env = repository_rule(
             default = False,
             doc = "Whether the Python rules are those of rules_python, not Bazel's own.",
         ),
-        "timeout": attr.int(default = 3600, doc = "Seconds that pip may take."),
+        "timeout": attr.int(default = 3600, doc = "Seconds that an installation may take."),
     },
     environ = ["CONVOY_PYTHON", "CONVOY_REQUIREMENTS"],
 )
