@@ -47,7 +47,11 @@ def main() -> int:
     for name, code, events in args.run:
         found, without = reports(events)
         outcomes = [(label, case) for (label, *_), path in sorted(found.items(), key=str) for case in cases(path)]
-        failures = [f"{label} {case.get('classname', '')}.{case.get('name')}" for label, case in outcomes if outcome(case) == "failed"]
+        failures = [
+            f"{label} {case.get('classname', '')}.{case.get('name')}"
+            for label, case in outcomes
+            if outcome(case) == "failed"
+        ]
         failures += [f"{label} did not run" for label in sorted(without)]
         if not failures and not outcomes:
             failures = ["no test ran"]

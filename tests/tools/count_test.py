@@ -9,7 +9,7 @@ SCRIPT = pathlib.Path(".ci/count.py").resolve()
 
 
 GOOD = '<testcase name="a"/>'
-BAD = '<testcase name="b"><failure message="no"/></testcase>'
+BAD = '<testcase classname="tests.x" name="b"><failure message="no"/></testcase>'
 SKIPPED = '<testcase name="c"><skipped/></testcase>'
 
 
@@ -47,7 +47,7 @@ def test_skipped_tests_are_counted_and_are_no_failure(tmp_path):
 
 def test_failed_test_fails_the_whole(tmp_path):
     tests = run(tmp_path / "tests", {"//a:x": GOOD + BAD}, code=3)
-    assert count(tests) == (["FAILED (tests) //a:x b", "1 passed, 1 failed"], 1)
+    assert count(tests) == (["FAILED (tests) //a:x tests.x.b", "1 passed, 1 failed"], 1)
 
 
 def test_target_without_report_counts_as_failed(tmp_path):
