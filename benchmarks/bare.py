@@ -1,9 +1,7 @@
-"""The loop that one would write by hand: what the engine is measured against.
+"""A hand-written training loop with jax.jit and optax: what the engine is measured against.
 
-Owns: the steps of a perceptron and of the convolutional network of models/fashion_mnist.py, on dicts of arrays with
-jax.jit and optax, and the loop around them. Nothing of the engine's steps is in it. The batches come from the engine's
-feed, so that both loops have the same data path; the first parameters are given, so that both have the same losses and
-the same accuracies, which both compute at every step.
+It uses none of the engine's steps. Its batches come from the engine's feed, so that both loops read data in the same
+way, and its first parameters are given, so that both compute the same losses and accuracies, both at every step.
 """
 
 from collections.abc import Callable
@@ -15,8 +13,6 @@ import optax
 
 Arrays = dict[str, jax.Array]
 Forward = Callable[[Arrays, Arrays, jax.Array], tuple[jax.Array, Arrays]]
-
-LOG_EVERY = 50  # steps between two of which the numbers are kept
 
 
 def perceptron(params: Arrays, statistics: Arrays, image: jax.Array) -> tuple[jax.Array, Arrays]:
@@ -43,16 +39,17 @@ def convolutions(params: Arrays, statistics: Arrays, image: jax.Array) -> tuple[
     return x @ params["head/kernel"] + params["head/bias"], new
 
 
-class Bare:
-    """A training loop by hand.
+class BareLoop:
+    """A hand-written training loop.
 
     Args:
         forward: `(params, statistics, image) -> (logits, statistics)`.
         params: first parameters.
         statistics: first averages of the batch normalisations; empty without them.
-        feed: `feed.next(1)` gives a tuple of one batch, `image` and `label`.
+        feed: `feed.next(1)` returns a tuple of one batch, whose examples are `image` and `label`.
         learning_rate: the peak of a cosine over `total_steps`.
         total_steps: length of the schedule.
+        log_every: steps between two of which loss and accuracy are kept.
     """
 
     def __init__(
@@ -64,8 +61,14 @@ class Bare:
         *,
         learning_rate: float,
         total_steps: int,
+        log_every: int = 50,
     ):
         self.feed = feed
+        self.step = 0
+        """Steps done so far."""
+        self.logged: dict[int, list[float]] = {}
+        """Loss and accuracy by step, of every `log_every`th step."""
+        self._log_every = log_every
         adamw = optax.adamw(
             optax.cosine_decay_schedule(learning_rate, total_steps),
             mask=lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree),
@@ -79,22 +82,23 @@ class Bare:
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
             return losses.mean(), (statistics, accuracy)
 
-        def step(state: Any, batch: Arrays) -> tuple[Any, jax.Array]:
+        def update(state: Any, batch: Arrays) -> tuple[Any, jax.Array]:
             params, statistics, opt_state = state
             (value, (statistics, accuracy)), grads = jax.value_and_grad(loss, has_aux=True)(params, statistics, batch)
             updates, opt_state = tx.update(grads, opt_state, params)
             return (optax.apply_updates(params, updates), statistics, opt_state), jnp.stack([value, accuracy])
 
-        self.step = step
-        self._jitted = jax.jit(step, donate_argnums=0)
+        self.update = update
+        self._jitted = jax.jit(update, donate_argnums=0)
 
-    def train(self, steps: int, log_every: int = LOG_EVERY) -> list[list[float]]:
-        """Trains on and waits for the device; returns loss and accuracy of every `log_every`th step."""
-        kept, state = [], self.state
-        for i in range(steps):
+    def train(self, steps: int) -> None:
+        """Trains for so many steps and waits for the device."""
+        kept, state = {}, self.state
+        for step in range(self.step + 1, self.step + steps + 1):
             (batch,) = self.feed.next(1)
             state, metrics = self._jitted(state, batch.examples)
-            if i % log_every == 0:
-                kept.append(metrics)
+            if step % self._log_every == 0:
+                kept[step] = metrics
         self.state = jax.block_until_ready(state)
-        return [metrics.tolist() for metrics in kept]
+        self.step += steps
+        self.logged |= {step: metrics.tolist() for step, metrics in kept.items()}

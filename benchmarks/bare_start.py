@@ -1,8 +1,6 @@
-"""The first step of the digits model in a script by hand: the least that a start in JAX takes.
+"""Starts a hand-written script that trains the digits for one step: the least that a start in JAX takes.
 
-python -m benchmarks.bare_start
-
-Run by `first_step.py`. It reads the same scans, without the engine.
+`first_step.py` runs it as `python -m benchmarks.bare_start`. It reads the same scans, without the engine.
 """
 
 import csv
@@ -16,21 +14,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.bare import Bare, perceptron
-from benchmarks.first_step import mark
+from benchmarks.bare import BareLoop, perceptron
+from benchmarks.first_step_hook import report_first_step
 
 SIZES = (64, 128, 128, 10)
 BATCH = 64
 
 
 class Batch(NamedTuple):
-    """A batch as the engine's feed returns it, without the engine."""
+    """A batch as the engine's feed returns it."""
 
     examples: dict[str, np.ndarray]
 
 
 class Feed:
-    """The first rows, again and again."""
+    """Returns the same batch, the first rows of the table, at every step."""
 
     def __init__(self):
         spec = importlib.util.find_spec("sklearn")
@@ -40,12 +38,13 @@ class Feed:
         self._batch = Batch({"image": table[:, :64] / 16, "label": table[:, 64].astype(np.int32)})
 
     def next(self, count: int) -> tuple[Batch, ...]:
+        """Returns `count` batches on the device."""
         return (jax.device_put(self._batch),) * count
 
 
 @jax.jit
 def first_params() -> dict[str, jax.Array]:
-    """The weights of the perceptron."""
+    """Returns random weights of the perceptron."""
     params = {}
     for i, (rows, columns) in enumerate(itertools.pairwise(SIZES)):
         name = f"hidden/{i}" if i < len(SIZES) - 2 else "head"
@@ -55,5 +54,5 @@ def first_params() -> dict[str, jax.Array]:
 
 
 if __name__ == "__main__":
-    Bare(perceptron, first_params(), {}, Feed(), learning_rate=3e-3, total_steps=674).train(1)
-    mark()
+    BareLoop(perceptron, first_params(), {}, Feed(), learning_rate=3e-3, total_steps=674).train(1)
+    report_first_step()

@@ -1,115 +1,124 @@
-"""A decoder's step: the engine over a loop by hand in plain JAX, and over one in plain PyTorch.
+"""Measures the step of a decoder: the engine over hand-written loops in JAX and in PyTorch.
 
 tools/bazel run //benchmarks:decoder [-- --torch=PYTHON]
 python -m benchmarks.decoder --torch=PYTHON
 
 d_model 256, 4 layers, 8 heads, d_ff 1024, sequence 256, batch 8, vocabulary 512, float32, AdamW: 4.5 million
-parameters. Each loop is a process of its own (`decoder_engine.py`, `decoder_plain.py`, `decoder_torch.py`) with the
-same first weights and the same batches, and they run in turns. The engine runs `mesh.cpu_devices=auto`, the plain loops
-one device with a thread for each core. The engine starts with huge pages, as its
-command line does (`engine/tuning/huge_pages.py`), the plain loops without. A turn is long, since huge pages that were
-given back cost the first step after a pause of a second 0.2 to 0.3 s on a virtual machine. PYTHON is an interpreter
-that has torch, in an environment of its own; without it that loop is left out. Prints seconds a step, ratios with their
-spread, the largest difference of a loss, and the memory of each process at most. Fails on nothing.
+parameters. Each loop runs in a separate process, all with the same first weights and batches, in turns. The engine has
+`mesh.cpu_devices=auto` and huge pages, as its command line does; the others have one device, a thread for each core.
+A turn is long because freed huge pages cost the first step after a pause of a second 0.2 to 0.3 s on a virtual machine.
+PYTHON is an interpreter that has torch. The exit code does not depend on the target.
 """
 
 import argparse
+import contextlib
 import os
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-
-from benchmarks import interleaved
-from benchmarks.decoder_plain import BATCH, DEPTH, HIDDEN, TIME, VOCABULARY, WIDTH
+from benchmarks import decoder_inputs, interleaved, report
+from benchmarks.decoder_inputs import Sizes
+from benchmarks.report import Row
 from benchmarks.worker import Worker
 
-SHAPES = {
-    "embed": (VOCABULARY, WIDTH),
-    "head": (WIDTH, VOCABULARY),
-    "query": (DEPTH, WIDTH, WIDTH),
-    "key": (DEPTH, WIDTH, WIDTH),
-    "value": (DEPTH, WIDTH, WIDTH),
-    "out": (DEPTH, WIDTH, WIDTH),
-    "gate": (DEPTH, WIDTH, HIDDEN),
-    "up": (DEPTH, WIDTH, HIDDEN),
-    "down": (DEPTH, HIDDEN, WIDTH),
-}
-"""First weights that are drawn; those of norms are 1."""
+ENGINE = "engine"
+TARGETS = {"plain JAX": 0.55, "PyTorch": 0.80}
+FIRST_STEPS, TOLERANCE = 5, 1e-3
+"""Losses of the first steps differ by rounding only; later ones drift apart as in every training."""
 
 
-def write_inputs(file: Path, steps: int) -> None:
-    """Writes first weights and tokens `[steps * batch, time + 1]` of a small Markov chain, which can be learnt."""
-    rng = np.random.default_rng(0)
-    deviation = {name: 0.02 if name == "embed" else shape[-2] ** -0.5 for name, shape in SHAPES.items()}
-    weights = {name: rng.normal(0, deviation[name], shape).astype(np.float32) for name, shape in SHAPES.items()}
-    jump = rng.integers(0, VOCABULARY, (VOCABULARY, 4))
-    tokens = np.zeros((steps * BATCH, TIME + 1), np.int32)
-    for t in range(TIME):
-        tokens[:, t + 1] = jump[tokens[:, t], rng.integers(0, 4, len(tokens))]
-    np.savez(file, tokens=tokens, **weights)
+class Results(NamedTuple):
+    """By name of the loop: seconds a step of each turn, the loss of every step, and the most bytes of memory."""
+
+    seconds: dict[str, list[float]]
+    losses: dict[str, list[float]]
+    peak: dict[str, int]
+
+    def loss_difference(self, name: str, steps: int | None = None) -> float:
+        """Returns the largest difference between the engine's losses and those of another loop."""
+        pairs = zip(self.losses[ENGINE][:steps], self.losses[name][:steps], strict=True)
+        return max(abs(a - b) for a, b in pairs)
 
 
-def main() -> None:
-    """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--torch", metavar="PYTHON", help="an interpreter that has torch")
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=30, help="of a turn")
-    args = parser.parse_args()
-    print(interleaved.machine())
+def measure(sizes: Sizes, turns: int, steps: int, torch: str | None = None) -> Results:
+    """Starts a worker for each loop and runs them in turns.
+
+    Raises:
+        RuntimeError: the loops did not train the same model on the same batches, or a worker ended.
+    """
     here = Path(__file__).parent
-    with tempfile.TemporaryDirectory(prefix="convoy-benchmark-") as folder:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="convoy-benchmark-"))
         inputs = Path(folder) / "inputs.npz"
-        write_inputs(inputs, interleaved.total(args.steps, args.turns))
+        decoder_inputs.write(inputs, sizes, interleaved.total_steps(steps, turns))
+        module = [sys.executable, "-m"]
         commands = {
-            "engine": [
-                sys.executable,
-                "-m",
-                "benchmarks.decoder_engine",
-                str(inputs),
-                str(args.steps),
-                str(args.turns),
-            ],
-            "plain JAX": [sys.executable, "-m", "benchmarks.decoder_plain", str(inputs)],
+            ENGINE: [*module, "benchmarks.decoder_engine", str(inputs), str(steps), str(turns)],
+            "plain JAX": [*module, "benchmarks.decoder_plain", str(inputs)],
         }
-        if args.torch:
-            commands["PyTorch"] = [args.torch, str(here / "decoder_torch.py"), str(inputs)]
-        workers = {name: Worker(command, {"PYTHONPATH": os.pathsep.join(sys.path)} if name != "PyTorch" else None)
-                   for name, command in commands.items()}  # fmt: skip
-        report(*measure(workers, args.turns, args.steps))
+        if torch:
+            commands["PyTorch"] = [torch, str(here / "decoder_torch.py"), str(inputs)]
+        path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+        workers = {
+            name: stack.enter_context(Worker(command, None if name == "PyTorch" else path))
+            for name, command in commands.items()
+        }
+        return run_turns(workers, turns, steps)
 
 
-def measure(workers: dict[str, Worker], count: int, steps: int):
-    """Returns seconds a step of each turn, the losses, and the most bytes, each by name of the worker."""
-    losses = {name: worker.turn(steps) for name, worker in workers.items()}  # these turns compile
+def run_turns(workers: Mapping[str, Worker], turns: int, steps: int) -> Results:
+    """Runs one turn that compiles, then `turns` measured turns of each worker, and ends the workers."""
+    report.progress("decoder: compiling")
+    losses = {name: worker.turn(steps) for name, worker in workers.items()}
     seconds: dict[str, list[float]] = {name: [] for name in workers}
-    for i in range(count):
+    for i in range(turns):
+        report.progress(f"decoder: turn {i + 1} of {turns}")
         for name in list(workers) if i % 2 == 0 else reversed(list(workers)):
             begin = time.perf_counter()
             losses[name] += workers[name].turn(steps)
             seconds[name].append((time.perf_counter() - begin) / steps)
-    return seconds, losses, {name: worker.close() for name, worker in workers.items()}
+    results = Results(seconds, losses, {name: worker.close() for name, worker in workers.items()})
+    for name in workers:
+        if (difference := results.loss_difference(name, FIRST_STEPS)) > TOLERANCE:
+            raise RuntimeError(f"the losses of {name} and the engine differ by {difference:.1e} in the first steps")
+    return results
 
 
-def report(seconds: dict[str, list[float]], losses: dict[str, list[float]], peak: dict[str, int]) -> None:
-    """Prints what was measured."""
-    for name, times in seconds.items():
-        memory = f"{peak[name] / 1e6:,.0f} MB at most"
-        print(f"{name:9} {interleaved.spread(times, 3)} s a step, {memory}, last loss {losses[name][-1]:.4f}")
-    for name, target in (("plain JAX", 0.55), ("PyTorch", 0.80)):
-        if name in seconds:
-            difference = max(abs(a - b) for a, b in zip(losses["engine"], losses[name], strict=True))
-            ratio = interleaved.ratios(seconds["engine"], seconds[name])
-            print(
-                f"engine / {name} {interleaved.spread(ratio, 3)}, target at most {target}; "
-                f"memory {peak['engine'] / peak[name]:.2f}; losses differ by at most {difference:.1e}"
-            )
-    print(f"tokens/s of the engine: {BATCH * TIME / statistics.median(seconds['engine']):,.0f}")
+def rows(results: Results, sizes: Sizes) -> Iterator[Row]:
+    """Yields the rows of what `measure` returned."""
+    engine_s = statistics.median(results.seconds[ENGINE])
+    tokens = sizes.batch * sizes.time / engine_s
+    for name in (name for name in results.seconds if name != ENGINE):
+        other_s = statistics.median(results.seconds[name])
+        yield Row(
+            f"decoder step, engine / {name}",
+            report.ratios(results.seconds[ENGINE], results.seconds[name]),
+            digits=3,
+            at_most=TARGETS[name],
+            note=f"engine {engine_s:.3f} s, {tokens:,.0f} tokens/s; {name} {other_s:.3f} s; peak memory "
+            f"{results.peak[ENGINE] / results.peak[name]:.2f}; losses differ by at most "
+            f"{results.loss_difference(name):.1e}",
+        )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of this benchmark."""
+    parser.add_argument("--torch", metavar="PYTHON", help="an interpreter that has torch")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=30, help="length of a turn")
+    parser.add_argument("--small", action="store_true", help="a tiny decoder, to try the program")
+
+
+def run(args: argparse.Namespace) -> Iterator[Row]:
+    """Measures and yields a row for each hand-written loop."""
+    sizes = decoder_inputs.SMALL if args.small else Sizes()
+    yield from rows(measure(sizes, args.turns, args.steps, args.torch), sizes)
 
 
 if __name__ == "__main__":
-    main()
+    report.main(__doc__, add_arguments, run)

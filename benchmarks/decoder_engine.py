@@ -9,17 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import interleaved
-from benchmarks.decoder_plain import (
-    BATCH,
-    DEPTH,
-    HEADS,
-    HIDDEN,
-    LEARNING_RATE,
-    TIME,
-    VOCABULARY,
-    WEIGHT_DECAY,
-    WIDTH,
-)
+from benchmarks.decoder_inputs import LEARNING_RATE, WEIGHT_DECAY, read
 from benchmarks.worker import serve
 from engine import ArraySource
 from engine.config import defaults, validate
@@ -29,14 +19,14 @@ from models.decoder import LanguageModel
 
 
 @dataclasses.dataclass
-class Given(LanguageModel):
-    """The language model with its first weights from a file."""
+class DecoderFromFile(LanguageModel):
+    """The language model with first weights from a file."""
 
     inputs: str = ""
 
     def build(self, rngs):
         model: Any = super().build(rngs)
-        inputs = np.load(self.inputs)
+        _, inputs = read(self.inputs)
         layer = model.stack.layers
         attention, feed = layer.attention, layer.feed_forward
         for name, variable in (
@@ -48,16 +38,17 @@ class Given(LanguageModel):
         return model
 
 
-def rows(inputs: str) -> ArraySource:
-    """The tokens as packed rows of one document each."""
-    tokens = np.load(inputs)["tokens"]
-    shape = (len(tokens), TIME)
+def packed_rows(inputs: str) -> ArraySource:
+    """Returns the tokens as packed rows of one document each."""
+    sizes, arrays = read(inputs)
+    tokens = arrays["tokens"]
+    shape = (len(tokens), sizes.time)
     return ArraySource(
         {
             "tokens": tokens[:, :-1],
             "targets": tokens[:, 1:],
             "segment_ids": np.ones(shape, np.int32),
-            "positions": np.broadcast_to(np.arange(TIME, dtype=np.int32), shape),
+            "positions": np.broadcast_to(np.arange(sizes.time, dtype=np.int32), shape),
             "weight": np.ones(shape, np.float32),
         }
     )
@@ -65,13 +56,16 @@ def rows(inputs: str) -> ArraySource:
 
 def main() -> None:
     """Trains a turn at a time."""
-    inputs, steps, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    inputs, steps, turns = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    sizes, _ = read(inputs)
     c = defaults()
-    sizes = dict(vocabulary=VOCABULARY, width=WIDTH, hidden=HIDDEN, depth=DEPTH, heads=HEADS)
-    c.task = dict(target="benchmarks.decoder_engine.Given", inputs=inputs, **sizes)
-    c.data = dict(target="benchmarks.decoder_engine.rows", inputs=inputs, shuffle=False)
-    c.train.total = f"{interleaved.total(steps, count)} steps"
-    c.train.global_batch_size = BATCH
+    model = dict(
+        vocabulary=sizes.vocabulary, width=sizes.width, hidden=sizes.hidden, depth=sizes.depth, heads=sizes.heads
+    )
+    c.task = dict(target="benchmarks.decoder_engine.DecoderFromFile", inputs=inputs, **model)
+    c.data = dict(target="benchmarks.decoder_engine.packed_rows", inputs=inputs, shuffle=False)
+    c.train.total = f"{interleaved.total_steps(steps, turns)} steps"
+    c.train.global_batch_size = sizes.batch
     c.mesh.cpu_devices = "auto"
     c.optimizer = dict(learning_rate=LEARNING_RATE, schedule="constant", clip_norm=None, weight_decay=WEIGHT_DECAY)
     c.checkpoint.every = None
@@ -83,7 +77,7 @@ def main() -> None:
 
         def turn(steps: int) -> list[float]:
             nonlocal done
-            if done:  # the turn that compiles was taken on entry
+            if done:  # the turn that compiles ran on entry
                 engine.turn()
             done += steps
             losses: dict[int, float] = {}

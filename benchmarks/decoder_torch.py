@@ -1,16 +1,12 @@
-"""The decoder of `decoder.py` in plain PyTorch: a worker. Needs torch and numpy, and nothing of the engine."""
+"""The decoder of `decoder.py` in hand-written PyTorch: a worker. It needs torch and numpy, not the engine."""
 
 import sys
 
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
+from decoder_inputs import LEARNING_RATE, STACKED, WEIGHT_DECAY, read
 from torch.nn import functional  # pyright: ignore[reportMissingImports]
 from worker import serve
-
-WIDTH, HEADS, TIME, BATCH = 256, 8, 256, 8
-LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.01
-HEAD_DIM = WIDTH // HEADS
-STACKED = ("query", "key", "value", "out", "gate", "up", "down")
 
 
 def rotate(x, cos, sin):
@@ -22,42 +18,45 @@ def rotate(x, cos, sin):
 class Decoder(torch.nn.Module):
     """The same model with the given weights."""
 
-    def __init__(self, inputs):
+    def __init__(self, sizes, inputs):
         super().__init__()
+        self.sizes = sizes
 
         def weight(array):
             return torch.nn.Parameter(torch.from_numpy(np.array(array)))
 
         self.embed, self.head = weight(inputs["embed"]), weight(inputs["head"])
         self.blocks = torch.nn.ModuleList()
-        for i in range(len(inputs["query"])):
+        for i in range(sizes.depth):
             block = torch.nn.ParameterDict({name: weight(inputs[name][i]) for name in STACKED})
-            block["norm1"], block["norm2"] = (weight(np.ones(WIDTH, np.float32)) for _ in range(2))
+            block["norm1"], block["norm2"] = (weight(np.ones(sizes.width, np.float32)) for _ in range(2))
             self.blocks.append(block)
-        self.norm = weight(np.ones(WIDTH, np.float32))
-        frequencies = 10_000.0 ** (-torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
-        angles = torch.arange(TIME)[:, None] * frequencies
+        self.norm = weight(np.ones(sizes.width, np.float32))
+        frequencies = 10_000.0 ** (-torch.arange(0, sizes.head_dim, 2) / sizes.head_dim)
+        angles = torch.arange(sizes.time)[:, None] * frequencies
         self.register_buffer("cos", angles.cos())
         self.register_buffer("sin", angles.sin())
 
     def forward(self, tokens):
         """Logits of tokens."""
+        width, (batch, time) = self.sizes.width, tokens.shape
+        heads = (batch, time, self.sizes.heads, self.sizes.head_dim)
         x = self.embed[tokens]
         for w in self.blocks:
-            y = functional.rms_norm(x, (WIDTH,), w["norm1"], 1e-6)
-            q, k, v = ((y @ w[name]).view(BATCH, TIME, HEADS, HEAD_DIM).transpose(1, 2) for name in STACKED[:3])
+            y = functional.rms_norm(x, (width,), w["norm1"], 1e-6)
+            q, k, v = ((y @ w[name]).view(heads).transpose(1, 2) for name in STACKED[:3])
             q, k = rotate(q, self.cos, self.sin), rotate(k, self.cos, self.sin)
             y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = x + y.transpose(1, 2).reshape(BATCH, TIME, WIDTH) @ w["out"]
-            y = functional.rms_norm(x, (WIDTH,), w["norm2"], 1e-6)
+            x = x + y.transpose(1, 2).reshape(batch, time, width) @ w["out"]
+            y = functional.rms_norm(x, (width,), w["norm2"], 1e-6)
             x = x + (functional.silu(y @ w["gate"]) * (y @ w["up"])) @ w["down"]
-        return functional.rms_norm(x, (WIDTH,), self.norm, 1e-6) @ self.head
+        return functional.rms_norm(x, (width,), self.norm, 1e-6) @ self.head
 
 
 def main():
     """Trains a turn at a time."""
-    inputs = np.load(sys.argv[1])
-    model, tokens, done = Decoder(inputs), torch.from_numpy(inputs["tokens"]).long(), 0
+    sizes, inputs = read(sys.argv[1])
+    model, tokens, done = Decoder(sizes, inputs), torch.from_numpy(inputs["tokens"]).long(), 0
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW(
@@ -68,7 +67,7 @@ def main():
         nonlocal done
         losses = []
         for _ in range(steps):
-            rows = tokens[done * BATCH : (done + 1) * BATCH]
+            rows = tokens[done * sizes.batch : (done + 1) * sizes.batch]
             logits = model(rows[:, :-1])
             loss = functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
             optimizer.zero_grad()

@@ -1,12 +1,11 @@
-"""A disk that is slow or hangs: a library between a program and the C library, told what to do while it runs.
+"""A disk that is slow or hangs: a library that `LD_PRELOAD` puts in front of libc, and a file of rules for it.
 
-Owns: the library, which `LD_PRELOAD` puts before libc in every process of a command, and the file that commands it.
-Real system calls are delayed or held back, of any code in the process: Python's, TensorStore's, a linker's. Nothing of
-the engine is changed or knows. What is not held back: memory maps, and calls that do not go through libc.
+It delays real calls of any code in a process: Python's, TensorStore's, a linker's. It does not see memory maps and
+system calls that bypass libc. Only paths below one folder are affected.
 
-A line of the file is `RANK KIND SECONDS`: RANK is CONVOY_PROCESS_ID or `*`; KIND is `write` (what changes files: write,
-pwrite, fsync, open for writing, mkdir, rename) or `read` (read, pread, open for reading); SECONDS is a delay of each
-call, or `hang` for as long as the line stands. Only paths below one folder count.
+A rule is a line `PROCESS KIND SECONDS`. PROCESS is CONVOY_PROCESS_ID or `*`. KIND is `write` (write, pwrite, fsync,
+open for writing, mkdir, rename) or `read` (read, pread, open for reading). SECONDS is a delay of each call, or `hang`,
+which lasts until the rule is removed.
 """
 
 import os
@@ -30,9 +29,9 @@ _SOURCE = r"""
 #include <sys/uio.h>
 #include <unistd.h>
 
-/* What the file of commands says of this kind of call: -1 hang, else microseconds. Raw system calls only. */
-static long told(const char *kind) {
-    const char *path = getenv("CONVOY_TEST_DISK"), *rank = getenv("CONVOY_PROCESS_ID");
+/* Delay of this kind of call by the rules: -1 is a hang, else microseconds. Raw system calls only. */
+static long delay_of(const char *kind) {
+    const char *path = getenv("CONVOY_TEST_DISK"), *process = getenv("CONVOY_PROCESS_ID");
     char text[512], who[32], what[32], how[32];
     if (!path) return 0;
     long file = syscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
@@ -42,7 +41,7 @@ static long told(const char *kind) {
     text[size > 0 ? size : 0] = 0;
     for (char *line = text; line && *line; line = strchr(line, '\n') ? strchr(line, '\n') + 1 : 0)
         if (sscanf(line, "%31s %31s %31s", who, what, how) == 3 && !strcmp(what, kind)
-            && (!strcmp(who, "*") || (rank && !strcmp(who, rank))))
+            && (!strcmp(who, "*") || (process && !strcmp(who, process))))
             return strcmp(how, "hang") ? (long)(atof(how) * 1e6) : -1;
     return 0;
 }
@@ -51,8 +50,8 @@ static void hold(const char *path, const char *kind) {
     const char *folder = getenv("CONVOY_TEST_DISK_FOLDER");
     int saved = errno;
     if (folder && path && !strncmp(path, folder, strlen(folder))) {
-        long delay = told(kind);
-        while (delay < 0) { usleep(20000); delay = told(kind); }
+        long delay = delay_of(kind);
+        while (delay < 0) { usleep(20000); delay = delay_of(kind); }
         if (delay > 0) usleep(delay);
     }
     errno = saved;
@@ -102,32 +101,32 @@ OPEN(open) OPEN(open64) OPENAT(openat) OPENAT(openat64)
 
 
 class Disk:
-    """The disk below one folder, for commands that get `environment`.
+    """The disk below one folder, for processes that run with `environment`.
 
     Args:
-        work: where the library and its file of commands lie; not below `folder`.
-        folder: whose files are slow or hang.
+        work: folder for the library and the file of rules; not below `folder`.
+        folder: the folder whose files are slow or hang.
     """
 
     def __init__(self, work: Path, folder: Path):
-        self._commands, library = work / "commands", work / "disk.so"
-        self._commands.write_text("")
+        self._rules, library = work / "rules", work / "disk.so"
+        self._rules.write_text("")
         compiler = shutil.which("cc") or "cc"
         command = [compiler, "-shared", "-fPIC", "-O1", "-x", "c", "-", "-o", str(library), "-ldl"]
         subprocess.run(command, input=_SOURCE, text=True, check=True, capture_output=True)
         self.environment: dict[str, Any] = {
             "LD_PRELOAD": str(library),
-            "CONVOY_TEST_DISK": str(self._commands),
+            "CONVOY_TEST_DISK": str(self._rules),
             "CONVOY_TEST_DISK_FOLDER": f"{folder}{os.sep}",
         }
 
-    def does(self, *lines: str) -> None:
-        """From now on the disk does this, as "* write 2" or "1 read hang"; nothing without a line."""
-        beside = self._commands.with_suffix(".new")
-        beside.write_text("".join(f"{line}\n" for line in lines))
-        beside.replace(self._commands)
+    def set_rules(self, *rules: str) -> None:
+        """Replaces all rules, such as "* write 2" or "1 read hang"; without a rule the disk is as fast as it is."""
+        new = self._rules.with_suffix(".new")
+        new.write_text("".join(f"{rule}\n" for rule in rules))
+        new.replace(self._rules)
 
 
-def can_be_made() -> bool:
-    """Whether this machine has a C compiler."""
+def has_compiler() -> bool:
+    """Returns whether this machine has a C compiler, which `Disk` needs."""
     return shutil.which("cc") is not None

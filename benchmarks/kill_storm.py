@@ -1,14 +1,11 @@
-"""A run of two processes that is killed over and over, at any moment of any attempt, against the unbroken run.
+"""Kills a run again and again, and compares its outcome with that of an unbroken run.
 
-tools/bazel run //benchmarks:kill_storm [-- --kills 100 --seed 0]
+tools/bazel run //benchmarks:kill_storm [-- --kills 100 --seed 0 --processes 2]
 python -m benchmarks.kill_storm
 
-`convoy supervise` trains the digits; from outside, one process or both get SIGKILL while they start, restore, step,
-save or end. Each kill is announced first, as `docs/restarts.md` says. Prints a line a kill, then the table of goodput,
-and fails unless the run is done, each step is there once, and losses, final state and examples are those of the
-unbroken run, bit for bit.
-
-Terms. *Phase*: what the run is doing when it is killed, as far as its files tell. *Attempt*: one start of both.
+`convoy supervise` trains the digits. SIGKILL hits one process or both while they start, restore, train, save or exit.
+Each kill is announced first, as `docs/restarts.md` describes. The exit code is 0 if the run is done, has each step
+once, and equals the unbroken run bit for bit in losses, final state and examples.
 """
 
 import argparse
@@ -27,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import interleaved, workloads
+from benchmarks import report, workloads
 from benchmarks.outcome import Outcome, outcome
 from engine.checkpoint.store import SAVING
 from engine.config.duration import Duration
@@ -38,17 +35,20 @@ from engine.observe.goodput_table import goodput_text
 from engine.run import goodput
 from engine.run.directory import RunDirectory
 
-PROCESSES = 2
-STEPS_A_KILL = 30  # of the whole run; a kill comes before an attempt has done many more
-PAUSE_S = 0.02  # of each step, so that kills fall into steps
+STEPS_PER_KILL = 30
+"""Steps of the whole run for each kill: an attempt does hardly more before it is killed."""
+PAUSE_S = 0.02
+"""Pause after each step, so that kills happen during training and not only between two starts."""
 SAVE_EVERY = 20
 PHASES = ("start-up", "restore", "step", "save")
-_LOOK_S = 0.004
-_LONGEST_S = 300.0  # that nothing happens
+"""What a run does when it is killed, as its files show. The last kills hit a run that exits."""
+_POLL_S = 0.004
+_TIMEOUT_S = 300.0
+"""Longest wait for the next event."""
 
 
 class Pause:
-    """A hook that makes a step last a while."""
+    """A hook that waits after each step."""
 
     def run(self, trainer: Any, state: Any, step: int) -> None:
         """Waits."""
@@ -56,25 +56,27 @@ class Pause:
 
 
 class Storm:
-    """One supervised run and the kills that fall on it.
+    """One supervised run and its kills. A context manager: its exit ends the supervisor.
 
     Args:
         config: argument that names the config.
         run: directory of the run.
+        processes: of the run.
         total: its steps.
-        seed: of the moments and of whom is hit.
+        seed: of the moments of kills and of the processes that they hit.
     """
 
-    def __init__(self, config: str, run: Path, total: int, seed: int):
+    def __init__(self, config: str, run: Path, processes: int, total: int, seed: int):
         self._config, self._run, self._total, self._random = config, run, total, random.Random(seed)
+        self._processes = processes
         self._kills = run.with_name("kills")
-        self._start_s = 3.0  # from the start of an attempt to its first step, of the last attempt that came so far
+        self._start_s = 3.0  # time from start to first step of the last attempt that did a step
         self.phases: collections.Counter[str] = collections.Counter()
         """Kills by phase."""
 
     def __enter__(self) -> "Storm":
         self._log = open(self._run.with_name("output.txt"), "w")
-        options = (f"--processes={PROCESSES}", "--devices-per-process=1")
+        options = (f"--processes={self._processes}", "--devices-per-process=1")
         self._supervisor = subprocess.Popen(
             command("supervise", *options, "--", "train", self._config, f"--workdir={self._run}"),
             stdout=self._log,
@@ -89,33 +91,33 @@ class Storm:
         self._supervisor.wait()
         self._log.close()
 
-    def rage(self, kills: int) -> int:
-        """Kills so often, at last while the run ends, and waits for its end; returns the exit code."""
-        while self.phases.total() < kills and (pids := self._attempt()):
-            ending = self.phases.total() >= kills - at_the_end(kills)
-            phase = "exit" if ending else self._random.choice(PHASES)
-            if self._moment(phase, pids):
+    def kill_repeatedly(self, kills: int) -> int:
+        """Kills so often, the last times while the run exits, and returns the exit code of the supervisor."""
+        while self.phases.total() < kills and (pids := self._next_attempt()):
+            exiting = self.phases.total() >= kills - kills_at_exit(kills)
+            phase = "exit" if exiting else self._random.choice(PHASES)
+            if self._wait_for_phase(phase, pids):
                 self._kill(phase, pids)
-            self._until(lambda pids=pids: not any(_alive(pid) for pid in pids))
+            self._wait_until(lambda pids=pids: not any(_is_alive(pid) for pid in pids))
         return self._supervisor.wait()
 
-    def _attempt(self) -> list[int]:
-        """The processes of an attempt that has begun; none when the run is over."""
+    def _next_attempt(self) -> list[int]:
+        """Waits for the next attempt and returns its processes, or nothing when the run is over."""
         found: list[int] = []
 
-        def begun() -> bool:
+        def has_started() -> bool:
             found[:] = _children(self._supervisor.pid)
-            return len(found) == PROCESSES
+            return len(found) == self._processes
 
-        self._until(begun)
+        self._wait_until(has_started)
         return found if self._supervisor.poll() is None else []
 
-    def _moment(self, phase: str, pids: list[int]) -> bool:
-        """Waits for a moment in a phase; False where the attempt has ended before."""
+    def _wait_for_phase(self, phase: str, pids: list[int]) -> bool:
+        """Waits for a random moment in a phase; returns False if the attempt has ended before."""
         began, first = time.monotonic(), self._step()
         chance = self._random.random()
 
-        def happens() -> bool:
+        def is_reached() -> bool:
             age = time.monotonic() - began
             match phase:
                 case "start-up":
@@ -125,18 +127,18 @@ class Storm:
                 case "step":
                     if self._step() == first:
                         self._start_s = age
-                    return self._step() > first + int(chance * STEPS_A_KILL)
+                    return self._step() > first + int(chance * STEPS_PER_KILL)
                 case "save":
                     return any(self._run.glob(f"checkpoints/*{SAVING}")) and self._is_training(pids)
                 case _:
-                    return self._is_over() and self._is_training(pids)
+                    return self._is_saved() and self._is_training(pids)
 
-        self._until(lambda: happens() or not any(_alive(pid) for pid in pids))
+        self._wait_until(lambda: is_reached() or not any(_is_alive(pid) for pid in pids))
         time.sleep({"restore": 0.5, "save": 0.03, "exit": 0.1}.get(phase, 0.0) * self._random.random())
-        return any(_alive(pid) for pid in pids)
+        return any(_is_alive(pid) for pid in pids)
 
     def _kill(self, phase: str, pids: list[int]) -> None:
-        """Kills one process, or each tenth time all, and says so first."""
+        """Announces and kills one process, or all processes in a tenth of the cases."""
         victims = pids if self._random.random() < 0.1 else [self._random.choice(pids)]
         step = self._step()
         with open(self._kills, "a") as file:
@@ -148,17 +150,17 @@ class Storm:
         which = "all" if len(victims) > 1 else f"process {pids.index(victims[0])}"
         print(f"kill {self.phases.total():>3}: {which:9} in {phase:8} after step {step}", flush=True)
 
-    def _until(self, condition: Callable[[], Any]) -> None:
+    def _wait_until(self, condition: Callable[[], Any]) -> None:
         """Polls until the condition holds or the supervisor has ended.
 
         Raises:
-            TimeoutError: neither comes.
+            TimeoutError: neither happens.
         """
-        end = time.monotonic() + _LONGEST_S
+        end = time.monotonic() + _TIMEOUT_S
         while not condition() and self._supervisor.poll() is None:
             if time.monotonic() > end:
-                raise TimeoutError(f"nothing has happened for {_LONGEST_S:g} s; see {self._log.name}")
-            time.sleep(_LOOK_S)
+                raise TimeoutError(f"nothing has happened for {_TIMEOUT_S:g} s; see {self._log.name}")
+            time.sleep(_POLL_S)
 
     def _status(self) -> dict[str, Any]:
         try:
@@ -167,20 +169,21 @@ class Storm:
             return {}
 
     def _is_training(self, pids: list[int]) -> bool:
-        """Whether this attempt has come to its loop, or past it."""
+        """Whether this attempt has reached its loop."""
         status = self._status()
         return status.get("pid") in pids and status["state"] != "starting"
 
     def _is_restoring(self, pids: list[int]) -> bool:
-        """Whether this attempt reads its checkpoint, or compiles: its steps are known, and none is done."""
+        """Whether this attempt restores or compiles: it knows its steps and has done none of them."""
         status = self._status()
         return status.get("pid") in pids and status.get("total_steps") is not None
 
-    def _is_over(self) -> bool:
+    def _is_saved(self) -> bool:
+        """Whether the last checkpoint exists."""
         return (self._run / "checkpoints" / str(self._total)).is_dir()
 
     def _step(self) -> int:
-        """The last step of which a row is written."""
+        """The last step in metrics.jsonl."""
         file = self._run / "metrics.jsonl"
         if not file.exists():
             return 0
@@ -191,25 +194,25 @@ class Storm:
         return max(steps, default=0)
 
 
-def at_the_end(kills: int) -> int:
-    """Returns how many of the kills fall on the end of the run; the run may have ended before the last of these."""
+def kills_at_exit(kills: int) -> int:
+    """Returns how many of the kills hit a run that exits; it may be over before the last of them."""
     return max(1, kills // 20)
 
 
 def command(*words: str) -> list[str]:
-    """The words that start the command line."""
+    """Returns the words that start Convoy's command line."""
     return [sys.executable, "-m", "engine.main", *words]
 
 
-def unbroken(config: str, run: Path) -> None:
+def train_unbroken(config: str, run: Path, processes: int) -> None:
     """Trains the same run without a kill."""
-    options = ("launch", "local", f"--processes={PROCESSES}", "--devices-per-process=1", "--")
+    options = ("launch", "local", f"--processes={processes}", "--devices-per-process=1", "--")
     words = command(*options, "train", config, f"--workdir={run}")
     subprocess.run(words, check=True, capture_output=True)
 
 
-def write_config(folder: Path, total: int) -> str:
-    """Writes the config of the run; returns the argument that names it."""
+def write_config(folder: Path, total: int, processes: int) -> str:
+    """Writes the config of the run and returns the argument that names it."""
     config = workloads.config(
         workloads.DIGITS,
         steps=total,
@@ -217,7 +220,7 @@ def write_config(folder: Path, total: int) -> str:
         log__tensorboard=False,
         log__examples=True,
         checkpoint__every=f"{SAVE_EVERY} steps",
-        mesh__fsdp=PROCESSES,
+        mesh__fsdp=processes,
         train__ema_decay=0.9,
     )
     pause = Hook(target="benchmarks.kill_storm.Pause", every=Duration(1, "steps"))
@@ -228,7 +231,7 @@ def write_config(folder: Path, total: int) -> str:
 
 
 def differences(first: Outcome, second: Outcome, total: int) -> list[str]:
-    """Returns a line for each thing in which two outcomes differ, or in which the first is not whole."""
+    """Returns a line for each difference between two outcomes, and for steps that the first one lacks or repeats."""
     found = []
     for what in ("losses", "state", "examples"):
         one, two = getattr(first, what), getattr(second, what)
@@ -242,7 +245,7 @@ def differences(first: Outcome, second: Outcome, total: int) -> list[str]:
 
 
 def _children(parent: int) -> list[int]:
-    """The processes that a process has started and that live, the oldest first."""
+    """Returns the living children of a process, the oldest first."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError):
@@ -252,7 +255,7 @@ def _children(parent: int) -> list[int]:
     return sorted(found)
 
 
-def _alive(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -260,19 +263,22 @@ def _alive(pid: int) -> bool:
 
 
 def main() -> int:
-    """Storms and compares; returns 1 where anything differs."""
+    """Runs the storm and compares; returns 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and of whom is hit")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the moments of kills and of the processes that they hit"
+    )
+    parser.add_argument("--processes", type=int, default=2, help="of the run")
     args = parser.parse_args()
-    print(interleaved.machine())
-    total = args.kills * STEPS_A_KILL
+    print(report.machine())
+    total = args.kills * STEPS_PER_KILL
     folder = Path(tempfile.mkdtemp(prefix="convoy-kill-storm-"))
     print(f"seed {args.seed}, {args.kills} kills, {total} steps, in {folder}", flush=True)
-    config = write_config(folder / "config", total)
-    unbroken(config, folder / "unbroken")
-    with Storm(config, folder / "run", total, args.seed) as storm:
-        code = storm.rage(args.kills)
+    config = write_config(folder / "config", total, args.processes)
+    train_unbroken(config, folder / "unbroken", args.processes)
+    with Storm(config, folder / "run", args.processes, total, args.seed) as storm:
+        code = storm.kill_repeatedly(args.kills)
     print(", ".join(f"{count} in {phase}" for phase, count in storm.phases.most_common()))
     print(goodput_text(RunDirectory(folder / "run")))
     found = differences(outcome(folder / "run"), outcome(folder / "unbroken"), total)
@@ -281,7 +287,7 @@ def main() -> int:
         found.append(f"goodput: {steps} useful steps, not {total}")
     if code:
         found.append(f"exit code {code}")
-    if storm.phases.total() <= args.kills - at_the_end(args.kills):
+    if storm.phases.total() <= args.kills - kills_at_exit(args.kills):
         found.append(f"storm: only {storm.phases.total()} kills")
     for line in found:
         print(f"DIFFERENT: {line}")

@@ -1,7 +1,7 @@
-"""What a run computed, in a form that is compared bit for bit; the storm of kills and the fault bench compare by it.
+"""What a run computed, in a form that can be compared bit for bit: losses, final state, examples of each step.
 
-Owns: the outcome and how it is read, the state by Orbax alone and by nothing of the engine's that writes it. Does not
-own: starting runs (`kill_storm.py`, `tests/faults/bench.py`).
+`kill_storm.py` and tests/faults use it. It reads the state with Orbax alone, not with the code of the engine that wrote
+it.
 """
 
 import dataclasses
@@ -25,25 +25,25 @@ class Outcome:
 
 
 def outcome(run: Path) -> Outcome:
-    """Reads the outcome of a run; the last attempt of a step counts."""
+    """Reads the outcome of a run. Where attempts repeated a step, the last one counts."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = {row["step"]: float(row["loss"]).hex() for row in rows if "loss" in row}
     return Outcome(losses, state_hashes(run), ledger.read(run / "examples"))
 
 
 def saved(run: Path) -> list[int]:
-    """Returns the steps that count as checkpoints, oldest first."""
+    """Returns the steps of complete checkpoints, the oldest first."""
     folders = [path.parent.name for path in run.glob(f"checkpoints/*/{MANIFEST}")]
     return sorted(int(name) for name in folders if name.isdecimal())
 
 
 def state_hashes(run: Path, step: int | None = None) -> dict[str, str]:
-    """Returns path -> SHA-256 of each array of a stored state, the newest by default."""
+    """Returns path -> SHA-256 of each array of a saved state, by default the newest."""
     return {path: hashlib.sha256(array.tobytes()).hexdigest() for path, array in state_arrays(run, step).items()}
 
 
 def state_arrays(run: Path, step: int | None = None) -> dict[str, np.ndarray]:
-    """Returns path -> array of a stored state, the newest by default."""
+    """Returns path -> array of a saved state, by default the newest."""
     import jax
     import orbax.checkpoint as ocp
 

@@ -1,22 +1,24 @@
-"""What a save costs the loop: its stall over the time of a plain copy of the same state.
+"""Measures what a save costs the loop: its stall over the time of a plain copy of the same state.
 
-python benchmarks/save_stall.py [--mib 500] [--rounds 7] [--formats]
+tools/bazel run //benchmarks:save_stall [-- --mib 500 --rounds 7 --formats]
+python -m benchmarks.save_stall
 
-Prints, for each round's median and range: the copy; the call of `save`; the stall, which is the call and what the next
-step, which donates the saved state, takes longer than a step without a save; and the time until the save is durable.
-Every save is read back and compared bitwise. `--formats` compares the ways in which Orbax can store arrays. Slow saves
-fail nothing.
+The *stall* is the call of `save`, and the time that the next step, which donates the saved state, takes longer than a
+step without a save. Every save is read back, and a difference of one bit is an error. `--formats` compares the ways in
+which Orbax stores arrays.
 """
 
 import argparse
-import contextlib
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from benchmarks import report
+from benchmarks.report import Row
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 ARRAYS = 20
@@ -28,9 +30,12 @@ FORMATS: dict[str, dict[str, Any]] = {
     "zarr2 ocdbt, 1 GB at once": {"use_compression": False, "save_concurrent_gb": 1},
 }
 
+Store = tuple[Callable[[int, Any], Any], Callable[[], Any], Callable[[int, Any], Any]]
+"""save(step, state), wait() for the save, and restore(step, want)."""
 
-def engine_store(directory: Path) -> tuple[Callable[[int, Any], Any], Callable[[], Any], Callable[[int, Any], Any]]:
-    """(save, wait, restore) of the engine."""
+
+def engine_store(directory: Path) -> Store:
+    """Returns the functions of the engine's checkpointer."""
     from engine.checkpoint.checkpointer import Checkpointer
     from engine.checkpoint.policy import Retention, SavePolicy
     from engine.checkpoint.store import CheckpointStore
@@ -45,8 +50,8 @@ def engine_store(directory: Path) -> tuple[Callable[[int, Any], Any], Callable[[
     return save, checkpoints.finish, store.restore
 
 
-def orbax_store(directory: Path, options: dict[str, Any]):
-    """(save, wait, restore) of bare Orbax with a handler's options."""
+def orbax_store(directory: Path, options: dict[str, Any]) -> Store:
+    """Returns the functions of Orbax alone, with a handler's options."""
     import orbax.checkpoint as ocp
 
     handler = ocp.PyTreeCheckpointHandler(**options)
@@ -63,8 +68,12 @@ def orbax_store(directory: Path, options: dict[str, Any]):
     return save, manager.wait_until_finished, restore
 
 
-def measure(make: Callable[[Path], Any], state: dict[str, Any], rounds: int) -> tuple[dict[str, list[float]], bool]:
-    """Returns seconds by name, one a round, and whether every save was read back bitwise equal."""
+def measure(make: Callable[[Path], Store], state: dict[str, Any], rounds: int) -> dict[str, list[float]]:
+    """Returns the seconds of each round: "copy", "step", "call", "next" (the step after the save), "durable".
+
+    Raises:
+        RuntimeError: a save did not read back bit for bit.
+    """
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -73,7 +82,6 @@ def measure(make: Callable[[Path], Any], state: dict[str, Any], rounds: int) -> 
     copy = jax.jit(lambda s: jax.tree.map(jnp.copy, s))
     times: dict[str, list[float]] = {name: [] for name in ("copy", "step", "call", "next", "durable")}
     want = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-    same = True
 
     def timed(name: str, function: Callable[[], Any]) -> Any:
         start = time.perf_counter()
@@ -83,6 +91,7 @@ def measure(make: Callable[[Path], Any], state: dict[str, Any], rounds: int) -> 
 
     state = jax.block_until_ready(step(copy(state)))
     for i in range(rounds):
+        report.progress(f"save_stall: round {i + 1} of {rounds}")
         with tempfile.TemporaryDirectory(prefix="save_stall_") as directory:
             save, wait, restore = make(Path(directory))
             timed("copy", lambda: copy(state))  # noqa: B023 - called at once
@@ -94,47 +103,43 @@ def measure(make: Callable[[Path], Any], state: dict[str, Any], rounds: int) -> 
             wait()
             times["durable"].append(time.perf_counter() - start)
             read = jax.tree.leaves(restore(i, want))
-            same &= all(np.asarray(a).tobytes() == b.tobytes() for a, b in zip(read, expected, strict=True))
-    return times, same
+            if not all(np.asarray(a).tobytes() == b.tobytes() for a, b in zip(read, expected, strict=True)):
+                raise RuntimeError(f"the save of round {i + 1} is not what was saved")
+    return times
 
 
-def spread(values: list[float], scale: float = 1e3, digits: int = 0) -> str:
-    """Median and range."""
-    low, middle, high = min(values), statistics.median(values), max(values)
-    return f"{middle * scale:.{digits}f} ({low * scale:.{digits}f}-{high * scale:.{digits}f})"
+def rows(name: str, mib: int, times: dict[str, list[float]]) -> Iterator[Row]:
+    """Yields the rows of what `measure` returned for one store."""
+    stall = [call + max(0.0, n - s) for call, n, s in zip(times["call"], times["next"], times["step"], strict=True)]
+    copy_ms = 1e3 * statistics.median(times["copy"])
+    for what, seconds in (("the call", times["call"]), ("the call and the slower next step", stall)):
+        note = f"copy {copy_ms:.0f} ms, {what} {1e3 * statistics.median(seconds):.0f} ms"
+        yield Row(f"{name}, save of {mib} MiB / copy: {what}", report.ratios(seconds, times["copy"]), note=note)
+    yield Row(f"{name}, save of {mib} MiB until it is durable", tuple(times["durable"]), "s")
 
 
-def main() -> None:
-    """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of this benchmark."""
     parser.add_argument("--mib", type=int, default=500, help="size of the state")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--formats", action="store_true", help="compare Orbax's formats too")
-    arguments = parser.parse_args()
+
+
+def run(args: argparse.Namespace) -> Iterator[Row]:
+    """Measures each store and yields its rows."""
     import jax
 
-    elements = arguments.mib * 2**20 // 4 // ARRAYS
+    elements = args.mib * 2**20 // 4 // ARRAYS
     state = {f"array_{i}": jax.random.normal(jax.random.key(i), (elements,)) for i in range(ARRAYS)}
-    ways = {"engine": engine_store}
-    if arguments.formats:
+    stores: dict[str, Callable[[Path], Store]] = {"engine": engine_store}
+    if args.formats:
         import logging
 
         logging.getLogger("absl").setLevel(logging.ERROR)
-        ways |= {f"orbax {name}": lambda d, o=options: orbax_store(d, o) for name, options in FORMATS.items()}
-    print(f"{arguments.mib} MiB in {ARRAYS} arrays, {arguments.rounds} rounds; milliseconds: median (least-most)")
-    for name, make in ways.items():
-        times, same = measure(make, state, arguments.rounds)
-        stall = [c + max(0.0, n - s) for c, n, s in zip(times["call"], times["next"], times["step"], strict=True)]
-        calls = [c / copy for c, copy in zip(times["call"], times["copy"], strict=True)]
-        stalls = [s / copy for s, copy in zip(stall, times["copy"], strict=True)]
-        print(
-            f"{name:32} copy {spread(times['copy'])}  call {spread(times['call'])}  stall {spread(stall)}  "
-            f"durable {spread(times['durable'])}\n{'':32} call / copy {spread(calls, 1, 2)}  "
-            f"stall / copy {spread(stalls, 1, 2)}  read back {'bitwise equal' if same else 'DIFFERENT'}",
-            flush=True,
-        )
+        stores |= {f"orbax {name}": lambda d, o=options: orbax_store(d, o) for name, options in FORMATS.items()}
+    for name, make in stores.items():
+        yield from rows(name, args.mib, measure(make, state, args.rounds))
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        main()
+    report.main(__doc__, add_arguments, run)

@@ -1,22 +1,24 @@
-"""Loops in processes of their own, a turn at a time: what two programs with other libraries or other devices need.
+"""Training loops in other processes, one turn at a time: for programs with other libraries or other devices.
 
-Owns: the lines between the two. A worker is told a number of steps on its standard input, runs them, and answers
-one line of JSON with their losses; at the end of its input it says how much memory it had at most. Imports nothing but
-the standard library, so that a worker may run in any Python.
+A worker reads a number of steps from standard input, trains, and prints one line of JSON with the losses. When its
+input ends, it prints its peak memory. This file imports the standard library only, so that a worker runs in any Python.
 """
 
+import contextlib
 import json
 import os
 import resource
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 PREFIX = "@turn "
+"""Begins a line of the protocol; other lines of a worker are ignored."""
 
 
 def serve(turn: Callable[[int], Sequence[float]]) -> None:
-    """The worker's side: answers until there is nothing more to do. `turn(steps)` returns a loss for each step."""
+    """Runs a worker until its input ends. `turn(steps)` trains and returns a loss for each step."""
     for line in sys.stdin:
         losses = turn(int(line))
         print(PREFIX + json.dumps([float(loss) for loss in losses]), flush=True)
@@ -24,30 +26,49 @@ def serve(turn: Callable[[int], Sequence[float]]) -> None:
 
 
 class Worker:
-    """The other side: a process that runs steps when it is told to."""
+    """A process that runs `serve`. A context manager: its exit ends the process.
+
+    Args:
+        command: starts the worker.
+        env: variables in addition to those of this process.
+    """
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str] | None = None):
+        self._command = list(command)
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
         )
 
     def turn(self, steps: int) -> list[float]:
-        """Runs so many steps and returns their losses."""
+        """Trains for so many steps and returns their losses."""
         assert self._process.stdin is not None
-        print(steps, file=self._process.stdin, flush=True)
-        return self._answer()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which `_receive` reports
+            print(steps, file=self._process.stdin, flush=True)
+        return self._receive()
 
     def close(self) -> int:
-        """Ends the process and returns the bytes of memory that it had at most."""
+        """Ends the process and returns the most memory that it had, in bytes."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        peak = self._answer()
+        peak = self._receive()
         self._process.wait()
         return peak
 
-    def _answer(self):
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):  # closing flushes what the worker did not read
+                pipe.close()
+        self._process.wait()
+
+    def _receive(self) -> Any:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith(PREFIX):
                 return json.loads(line.removeprefix(PREFIX))
-        raise RuntimeError(f"{' '.join(self._process.args[:4])}: ended with {self._process.wait()}")  # pyright: ignore
+        raise RuntimeError(f"{' '.join(self._command[:4])}: ended with {self._process.wait()}")

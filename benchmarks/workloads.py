@@ -1,7 +1,6 @@
-"""What the benchmarks train: three models, each as a config of the engine and as a loop by hand.
+"""What the benchmarks train: three models, each as a config of the engine and as a bare loop.
 
-Owns: the models and their made-up data. The digits are real, the photographs are noise of the same shape, since only
-the time of a step is looked at.
+The digits are real scans. The other data is noise, since only the time of a step is measured.
 """
 
 import dataclasses
@@ -25,11 +24,16 @@ from engine.parallel.mesh import batch_sharding, make_mesh, replicated
 from engine.training.build import build_program
 
 MLP, CNN, DIGITS = NAMES = ("mlp", "cnn", "digits")
+TITLES = {
+    MLP: "perceptron 784-256-128-10, batch 128",
+    CNN: "small CNN, batch 128",
+    DIGITS: "digits, batch 64",
+}
 EXAMPLES = 10_000
 
 
 class Perceptron(nnx.Module):
-    """Dense layers with these sizes, the input's and the output's included."""
+    """Dense layers; `sizes` includes the input and the output."""
 
     def __init__(self, sizes: tuple[int, ...], rngs: nnx.Rngs):
         self.hidden = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(sizes[:-1])])
@@ -43,7 +47,7 @@ class Perceptron(nnx.Module):
 
 @dataclasses.dataclass
 class Classify(Task):
-    """A perceptron with these sizes, on made-up labels."""
+    """Classifies with a perceptron of these sizes."""
 
     sizes: tuple[int, ...] = (784, 256, 128, 10)
 
@@ -57,21 +61,21 @@ class Classify(Task):
 
 
 def vectors(size: int = 784, examples: int = EXAMPLES) -> ArraySource:
-    """Noise `[size]` float32 with labels."""
+    """Returns noise `[size]` float32 with random labels."""
     rng = np.random.default_rng(0)
     image = rng.standard_normal((examples, size), np.float32)
     return ArraySource({"image": image, "label": rng.integers(0, 10, examples, np.int32)})
 
 
 def photographs(examples: int = EXAMPLES) -> ArraySource:
-    """Noise `[28, 28]` uint8 with labels."""
+    """Returns noise `[28, 28]` uint8 with random labels."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (examples, 28, 28), np.uint8)
     return ArraySource({"image": image, "label": rng.integers(0, 10, examples, np.int32)})
 
 
 def config(name: str, *, steps: int, **settings: Any) -> Config:
-    """The config of a model for a number of steps; `train__steps_per_dispatch=8` sets a field."""
+    """Returns the config of a model for a number of steps; `train__steps_per_dispatch=8` sets a field."""
     c = defaults()
     c.name = name
     c.train.total = f"{steps} steps"
@@ -91,20 +95,33 @@ def config(name: str, *, steps: int, **settings: Any) -> Config:
     return validate(c)
 
 
-def bare_loop(config: Config) -> bare.Bare:
-    """The loop by hand of a config made here: same model, first parameters, batches, optimizer and devices."""
+def train_feed(config: Config) -> TrainFeed:
+    """Returns the engine's feed of a config."""
     mesh, source = make_mesh(config.mesh), build(config.data, "data")
-    program, total = build_program(build(config.task, "task"), mesh, source, config)
-    first = jax.device_put(jax.device_get(program.init()), replicated(mesh))
-    feed = TrainFeed(
+    batch_size = config.train.global_batch_size
+    return TrainFeed(
         source,
         config.data,
-        batch_size=config.train.global_batch_size,
+        batch_size=batch_size,
         seed=config.train.seed,
         sharding=batch_sharding(mesh),
         start=0,
-        stop=total,
+        stop=config.train.total.steps(batch_size, len(source)),
     )
-    forward = bare.convolutions if first.model_state else bare.perceptron
-    rate = config.optimizer.learning_rate
-    return bare.Bare(forward, first.params, first.model_state, feed, learning_rate=rate, total_steps=total)
+
+
+def bare_loop(config: Config) -> bare.BareLoop:
+    """Returns the bare loop of a config: same model, first parameters, batches, optimizer, devices, logging period."""
+    mesh, source = make_mesh(config.mesh), build(config.data, "data")
+    program, total = build_program(build(config.task, "task"), mesh, source, config)
+    first = jax.device_put(jax.device_get(program.init()), replicated(mesh))
+    assert config.log.every.unit == "steps"
+    return bare.BareLoop(
+        bare.convolutions if first.model_state else bare.perceptron,
+        first.params,
+        first.model_state,
+        train_feed(config),
+        learning_rate=config.optimizer.learning_rate,
+        total_steps=total,
+        log_every=int(config.log.every.value),
+    )

@@ -1,4 +1,4 @@
-"""Interleaved turns: their order, their ratios, and an engine loop that trains only in its turn."""
+"""Interleaved turns: their order, and an engine loop that trains only in its turn."""
 
 import pytest
 
@@ -13,22 +13,18 @@ def test_every_second_round_is_in_reverse_order():
     assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
 
 
-def test_a_spread_is_the_median_and_the_range():
-    assert interleaved.spread([3.0, 1.0, 2.0]) == "2.00 (1.00-3.00)"
-    assert interleaved.ratios([2, 9], [1, 3]) == [2, 3]
-
-
 def test_engine_loop_trains_only_in_its_turn():
     config = workloads.config(
-        workloads.DIGITS, steps=interleaved.total(8, 2), log__every="8 steps", log__tensorboard=False
+        workloads.DIGITS, steps=interleaved.total_steps(8, 2), log__every="8 steps", log__tensorboard=False
     )
     with interleaved.EngineLoop(config, 8) as engine:
         engine.turn()
         engine.turn()
-    assert [row["step"] for row in engine.rows] == [8, 16, 24]
+    assert engine.step == 24
+    assert list(engine.losses()) == [8, 16, 24]
 
 
-def test_an_error_of_the_run_is_raised():
+def test_error_of_the_run_is_raised():
     config = workloads.config(workloads.DIGITS, steps=8, train__global_batch_size=3)
     with pytest.raises(ConvoyError, match="not divisible"), interleaved.EngineLoop(config, 8):
         pass

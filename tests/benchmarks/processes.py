@@ -1,4 +1,4 @@
-"""A benchmark as a process, on one device, and what it printed."""
+"""Runs a benchmark as a process on one device."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from tests import runs
 
 
 def benchmark(name: str, *args: str, seconds: float = 120) -> str:
-    """Runs benchmarks/<name>.py, for so many seconds at most; returns its output."""
+    """Runs benchmarks/<name>.py and returns its output. `seconds` is a timeout."""
     command = [sys.executable, "-m", f"benchmarks.{name}", *args]
     done = subprocess.run(command, capture_output=True, text=True, env=runs.environment(), timeout=seconds)
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.disk import Disk, can_be_made
+from benchmarks.disk import Disk, has_compiler
 from engine.run.storage import PROBE_S
 from tests.faults import bench
 
@@ -36,7 +36,7 @@ def can_mount() -> bool:
 
 
 needs_mounts = pytest.mark.skipif(not can_mount(), reason="this machine lets no namespace mount a tmpfs")
-needs_compiler = pytest.mark.skipif(not can_be_made(), reason="this machine has no C compiler (cc)")
+needs_compiler = pytest.mark.skipif(not has_compiler(), reason="this machine has no C compiler (cc)")
 
 
 def on_small_disk(folder: Path, size: str, kept: Path, options: str = "") -> tuple[str, ...]:
@@ -150,7 +150,7 @@ def test_a_save_on_storage_that_hangs_is_abandoned_and_training_goes_on(ranks, t
     where = bench.config(tmp_path / "config", pause=0.1, checkpoint__timeout="3 seconds", log__progress="lines", **mesh)
     with bench.Job("train", where, f"--workdir={run}", ranks=ranks, **disk.environment) as job:
         job.until(lambda: bench.saved(run))
-        disk.does("* write hang" if ranks == 1 else "1 write hang")
+        disk.set_rules("* write hang" if ranks == 1 else "1 write hang")
         hangs_at, before = time.monotonic(), max(bench.losses(run))
         sentence = job.until(lambda: told(job), 60.0)
         detected = time.monotonic() - hangs_at
@@ -161,7 +161,7 @@ def test_a_save_on_storage_that_hangs_is_abandoned_and_training_goes_on(ranks, t
         reached = max(bench.losses(run))
         assert reached > before
         job.until_step(run, reached + 2)  # on the hanging disk
-        disk.does()
+        disk.set_rules()
         healed_at, newest = time.monotonic(), max(bench.saved(run))
         job.until(lambda: max(bench.saved(run)) > newest)
         recovered = time.monotonic() - healed_at
@@ -183,7 +183,7 @@ def test_a_run_whose_storage_hangs_to_the_end_is_over_in_bounded_time(preempted,
     with bench.Job("train", where, f"--workdir={run}", **disk.environment) as job:
         job.until(lambda: bench.saved(run))
         job.until_step(run, 6)  # so that the state to be saved is a newer one
-        disk.does("* write hang")
+        disk.set_rules("* write hang")
         hangs_at = job.signal(0, signal.SIGTERM) if preempted else time.monotonic()
         assert job.end(90.0) == 42, job.output
         what = "storage hangs at a preemption" if preempted else "storage hangs to the end"
@@ -203,13 +203,13 @@ def test_a_restore_that_hangs_in_one_process_ends_all_and_names_it(tmp_path, cas
     with bench.Job("train", where, f"--workdir={run}", ranks=2) as job:
         assert job.end() == 0, job.output
     disk = Disk(tmp_path, run / "checkpoints")
-    disk.does("1 read hang")
+    disk.set_rules("1 read hang")
     with bench.Job("train", where, f"--workdir={run}", *longer, ranks=2, **disk.environment) as job:
         assert job.end() == 42, job.output
         took = time.monotonic() - job.started
         assert "not restored within checkpoint.timeout, 6 s: process 1 did not come" in job.output, job.output
         assert "Traceback" not in job.output
-    disk.does()
+    disk.set_rules()
     with bench.Job("train", where, f"--workdir={run}", *longer, ranks=2, **disk.environment) as job:
         assert job.end() == 0, job.output
     case(27, "a restore hangs in one of two processes", detected_s=took, code=42)
@@ -223,14 +223,14 @@ def test_saves_that_are_due_on_slow_storage_are_skipped_and_the_loop_goes_on(tmp
     where = bench.config(tmp_path / "config", pause=0.1, log__progress="lines")
     with bench.Job("train", where, f"--workdir={run}", **disk.environment) as job:
         job.until(lambda: bench.saved(run))
-        disk.does("* write 2")
+        disk.set_rules("* write 2")
         slow_at = time.monotonic()
         job.until(lambda: "is still being written: the storage is slower than checkpoint.every" in job.output)
         detected = time.monotonic() - slow_at
         job.until(lambda: job.output.count("is not saved, since step") >= 3)
         saving = [line for line in job.output.splitlines() if "saving checkpoint of step" in line]
         assert len(saving) <= len(bench.saved(run)) + 60 // bench.SAVE_EVERY - 3
-        disk.does()
+        disk.set_rules()
         assert job.end() == 0, job.output
         assert NOT_SAVED not in job.output
     assert bench.outcome(run) == one
@@ -263,7 +263,7 @@ def test_a_directory_that_does_not_answer_is_refused_before_the_first_step(tmp_p
     run, where = tmp_path / "run", bench.config(tmp_path / "config")
     disk = Disk(tmp_path, run)
     run.mkdir()
-    disk.does("* write hang")
+    disk.set_rules("* write hang")
     with bench.Job("train", where, f"--workdir={run}", **disk.environment) as job:
         assert job.end() == 42, job.output
         took = time.monotonic() - job.started

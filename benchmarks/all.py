@@ -1,0 +1,134 @@
+"""Runs the short benchmarks one after the other and writes the table of docs/benchmarks.md.
+
+tools/bazel run //benchmarks:all [-- --only=loop,dispatch --output=FILE]
+python -m benchmarks.all
+
+Each benchmark is a process. One that fails becomes a row with the reason, and the exit code is 1. The table replaces
+the text between two markers of the page. With --only it is printed, and written only if --output names a file, since it
+would replace the rows of the other benchmarks.
+"""
+
+import argparse
+import dataclasses
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks import report
+from benchmarks.report import Row
+
+BENCHMARKS: dict[str, tuple[str, ...]] = {
+    "loop": ("--turns", "20"),
+    "dispatch": ("--turns", "12"),
+    "data_wait": (),
+    "save_stall": ("--rounds", "5"),
+    "first_step": ("--rounds", "5"),
+    "decoder": (),
+}
+"""Name -> arguments of the published run."""
+
+PAGE = Path("docs") / "benchmarks.md"
+BEGIN, END = "<!-- benchmarks.all: begin -->", "<!-- benchmarks.all: end -->"
+TIMEOUT_S = 900.0
+"""Longest time of one benchmark."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The rows of one benchmark, and why it failed, or an empty text."""
+
+    command: str
+    rows: Sequence[Row]
+    error: str = ""
+
+
+def run_benchmark(name: str, arguments: Sequence[str], timeout_s: float = TIMEOUT_S) -> Result:
+    """Runs one benchmark as a process, whose output goes to this process's."""
+    command = shlex.join(["python", "-m", f"benchmarks.{name}", *arguments])
+    with tempfile.TemporaryDirectory(prefix="convoy-benchmarks-") as folder:
+        file = Path(folder) / "rows.jsonl"
+        words = [sys.executable, "-m", f"benchmarks.{name}", *arguments, f"--rows={file}"]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+        failure = ""
+        try:
+            if code := subprocess.run(words, env=env, timeout=timeout_s).returncode:
+                failure = f"exit code {code}"
+        except subprocess.TimeoutExpired:
+            failure = f"no result after {timeout_s:g} s"
+        rows, error = report.read_rows(file)
+    return Result(command, rows, error or failure or ("" if rows else "no rows"))
+
+
+def table(results: Sequence[Result], machine: str) -> str:
+    """Returns the machine and a table of all rows, as Markdown."""
+    lines = [f"{machine}.", "", "| what | result | target | command |", "|---|---|---|---|"]
+    for result in results:
+        lines += [_line(row.what, row.result, row.target, f"`{result.command}`") for row in result.rows]
+        if result.error:
+            lines.append(_line(f"`{result.command}`", f"failed: {result.error}", "", f"`{result.command}`"))
+    return "\n".join(lines)
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def replace_table(page: str, new: str) -> str:
+    """Returns the page with a new text between its markers.
+
+    Raises:
+        ValueError: the page has no markers.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the lines {BEGIN} and {END} are missing")
+    return f"{before}{BEGIN}\n{new}\n{END}{after}"
+
+
+def parse(argv: Sequence[str] | None, benchmarks: Mapping[str, Sequence[str]]) -> argparse.Namespace:
+    """Parses the command line; `only` is a list of names, `output` a path or None."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", metavar="NAMES", help=f"some of {','.join(benchmarks)}")
+    parser.add_argument("--output", type=Path, help=f"page with the markers (default: {PAGE}, without --only)")
+    parser.add_argument("--torch", metavar="PYTHON", help="an interpreter that has torch, for decoder")
+    args = parser.parse_args(argv)
+    names = list(benchmarks) if args.only is None else args.only.split(",")
+    if unknown := [name for name in names if name not in benchmarks]:
+        parser.error(f"--only: {', '.join(unknown)} is unknown. Allowed: {', '.join(benchmarks)}.")
+    if args.output is None and args.only is None:
+        args.output = Path(os.environ.get("BUILD_WORKSPACE_DIRECTORY", Path(__file__).parents[1])) / PAGE
+    args.only = names
+    return args
+
+
+def main(argv: Sequence[str] | None = None, benchmarks: Mapping[str, Sequence[str]] = BENCHMARKS) -> int:
+    """Runs the benchmarks and returns 1 if one of them failed."""
+    args = parse(argv, benchmarks)
+    if args.output is not None:
+        try:
+            replace_table(args.output.read_text(), "")  # before an hour of measurements, not after it
+        except (OSError, ValueError) as error:
+            print(f"{args.output}: {error}", file=sys.stderr)
+            return 1
+    results = []
+    for i, name in enumerate(args.only):
+        arguments = [*benchmarks[name], *(("--torch", args.torch) if args.torch and name == "decoder" else ())]
+        print(f"\n[{i + 1}/{len(args.only)}] {name}", flush=True)
+        results.append(run_benchmark(name, arguments))
+        if results[-1].error:
+            print(f"{name} failed: {results[-1].error}", file=sys.stderr, flush=True)
+    text = table(results, report.machine())
+    print(f"\n{text}")
+    if args.output is not None:
+        args.output.write_text(replace_table(args.output.read_text(), text))
+        print(f"\nwritten to {args.output}")
+    return 1 if any(result.error for result in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
