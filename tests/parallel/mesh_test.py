@@ -253,7 +253,7 @@ print(axes_text(make_mesh(MeshSpec(data=2, fsdp=4, tensor=4), devices).shape))
 """
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu, which describes TPUs without having one")
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu to describe TPUs")
 def test_tpu_slices_are_not_joined():
     environment = {**os.environ, "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     done = subprocess.run([sys.executable, "-c", SLICES], env=environment, capture_output=True, text=True, timeout=120)
