@@ -237,13 +237,13 @@ def _explain(args: argparse.Namespace, overrides: list[str]) -> int:
     config = _load(args.config, overrides)
     from engine import entry
     from engine.parallel.collectives import collectives
-    from engine.parallel.mesh import stand_in_devices
+    from engine.parallel.mesh import fake_devices
     from engine.parallel.report import describe, describe_collectives
     from engine.resilience.replica_check import coverage
 
     if args.devices is not None and args.devices < 1:
         raise ConfigError(f"--devices = {args.devices}: allowed is a whole number from 1.")
-    mesh_spec, devices = stand_in_devices(config.mesh, config.train.global_batch_size, args.devices)
+    mesh_spec, devices = fake_devices(config.mesh, config.train.global_batch_size, args.devices)
     config = dataclasses.replace(config, mesh=mesh_spec)
     program, total = entry.program(config, devices)
     mesh = program.mesh

@@ -1,1 +1,1 @@
-"""Models: each file holds a Flax NNX module, its Task and its datasets, and names no mesh."""
+"""Example models: each file has a Flax NNX module, its Task and its datasets, and is independent of the mesh."""

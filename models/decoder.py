@@ -1,7 +1,7 @@
-"""A decoder-only transformer (Vaswani et al. 2017) in its present form, and language modelling as a Task.
+"""A modern decoder-only transformer (Vaswani et al. 2017) and language modelling as a Task.
 
-RMSNorm before each part (Zhang and Sennrich 2019), rotary positions (Su et al. 2021), SwiGLU (Shazeer 2020) and
-grouped-query attention (Ainslie et al. 2023). Batches are packed rows, as `engine.Packed` gives them.
+It has pre-layer RMSNorm (Zhang and Sennrich 2019), rotary positions (Su et al. 2021), SwiGLU (Shazeer 2020) and
+grouped-query attention (Ainslie et al. 2023). Batches are packed rows of `engine.Packed`.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class Attention(nnx.Module):
         self.out = layers.Dense(heads * self.head_dim, width, axes=("heads", "embed"), rngs=rngs)
 
     def __call__(self, x, angles, segments):
-        """Returns `[batch, time, width]` for the same, rotary angles and segment ids `[batch, time]`."""
+        """Returns `[batch, time, width]` for `x` of that shape, rotary angles, and segment ids `[batch, time]`."""
         heads = (*x.shape[:2], -1, self.head_dim)  # [batch, time, heads, head_dim]
         q, k, v = (project(x).reshape(heads) for project in (self.query, self.key, self.value))
         q, k = layers.rotate(q, angles), layers.rotate(k, angles)
@@ -32,7 +32,7 @@ class Attention(nnx.Module):
 
 
 class SwiGLU(nnx.Module):
-    """A gated layer between two products."""
+    """A gated feed-forward layer (Shazeer 2020)."""
 
     def __init__(self, width: int, hidden: int, rngs: nnx.Rngs):
         self.gate = layers.Dense(width, hidden, axes=("embed", "mlp"), rngs=rngs)
@@ -40,14 +40,14 @@ class SwiGLU(nnx.Module):
         self.down = layers.Dense(hidden, width, axes=("mlp", "embed"), rngs=rngs)
 
     def __call__(self, x):
-        """Returns `[batch, time, width]` for the same."""
+        """Returns `[batch, time, width]` for `x` of that shape."""
         return self.down(layers.swiglu(self.gate(x), self.up(x)))
 
 
 class Block(nnx.Module):
-    """One layer: attention and a feed-forward part, each added to what came in."""
+    """One layer: attention and a feed-forward part, each with a residual connection."""
 
-    charges: ClassVar[tuple[str, ...]] = ()  # sums `[batch]` that travel beside the activations
+    auxiliary: ClassVar[tuple[str, ...]] = ()  # names of sums `[batch]` that the layers accumulate
 
     def __init__(self, config: "LanguageModel", rngs: nnx.Rngs):
         self.norms = nnx.List([layers.RMSNorm(config.width) for _ in range(2)])
@@ -56,29 +56,29 @@ class Block(nnx.Module):
         self.dropout = layers.Dropout(config.dropout)
 
     def make_feed_forward(self, config, rngs: nnx.Rngs) -> nnx.Module:
-        """Returns the second part of the layer."""
+        """Returns the feed-forward part of the layer."""
         return SwiGLU(config.width, config.hidden, rngs)
 
     def __call__(self, carry, angles, segments, weight, rng):
-        """Returns the carry: "x" `[batch, time, width]` and the charges."""
+        """Returns the carry: "x" `[batch, time, width]` and the auxiliary sums."""
         y = layers.constrain(self.norms[0](carry["x"]), "batch", "sequence", None)
         y = layers.checkpoint(self.attention(y, angles, segments), "attention")
         x = layers.constrain(carry["x"] + self.dropout(y, layers.fold_in(rng, 0)), "batch", "tokens", None)
         y = layers.constrain(self.norms[1](x), "batch", "sequence", None)
-        y, charges = self.feed(y, weight)
+        y, auxiliary = self.feed(y, weight)
         x = layers.constrain(x + self.dropout(y, layers.fold_in(rng, 1)), "batch", "tokens", None)
-        return {"x": x, **{name: carry[name] + charges[name] for name in self.charges}}
+        return {"x": x, **{name: carry[name] + auxiliary[name] for name in self.auxiliary}}
 
     def feed(self, x, weight):
-        """Returns the feed-forward part of `x` and its charges."""
+        """Returns the result of the feed-forward part and its auxiliary sums."""
         return self.feed_forward(x), {}
 
 
 class Decoder(nnx.Module):
-    """Embedding, a stack of layers, norm; the last product is part of the loss."""
+    """Embedding, a stack of layers and a norm; the last product is part of the loss."""
 
     def __init__(self, config: "LanguageModel", block: type[Block], rngs: nnx.Rngs):
-        self.head_dim, self.charges = config.width // config.heads, block.charges
+        self.head_dim, self.auxiliary = config.width // config.heads, block.auxiliary
         self.embed = layers.Embed(config.vocabulary, config.width, rngs=rngs)
         self.stack = layers.Stack(lambda rngs: block(config, rngs), config.depth, rngs=rngs)
         self.norm = layers.RMSNorm(config.width)
@@ -86,9 +86,9 @@ class Decoder(nnx.Module):
         self.head = None if config.tied else layers.Dense(config.width, config.vocabulary, axes=head, rngs=rngs)
 
     def __call__(self, batch, rng):
-        """Returns -log p(target) `[batch, time]` for packed rows, and the charges `[batch]` by name."""
+        """Returns -log p(target) `[batch, time]` for packed rows, and the auxiliary sums `[batch]` by name."""
         x = layers.constrain(self.embed(batch["tokens"]), "batch", "tokens", None)
-        carry = {"x": x, **{name: jnp.zeros(len(x)) for name in self.charges}}
+        carry = {"x": x, **{name: jnp.zeros(len(x)) for name in self.auxiliary}}
         angles = layers.rotary_angles(batch["positions"], self.head_dim)
         carry = self.stack(carry, angles, batch["segment_ids"], batch["weight"], rng=rng)
         x = layers.constrain(self.norm(carry.pop("x")), "batch", "sequence", None)
@@ -98,7 +98,7 @@ class Decoder(nnx.Module):
 
 @dataclasses.dataclass
 class LanguageModel(Task):
-    """Predicts each token of a document from those before it."""
+    """Predicts each token of a document from the tokens before it."""
 
     full_precision: ClassVar[tuple[str, ...]] = ("weight",)
 
@@ -107,15 +107,15 @@ class LanguageModel(Task):
     hidden: int = 1024
     depth: int = 4
     heads: int = 8
-    kv_heads: int | None = None  # None: as many as heads
-    tied: bool = False  # the embedding is the last product's kernel too
+    kv_heads: int | None = None  # None: equal to heads
+    tied: bool = False  # use the embedding as the kernel of the last product
     dropout: float = 0.0
 
     def __post_init__(self):
         if self.width % (2 * self.heads):
             raise TaskError(
-                f"task.heads = {self.heads}: task.width = {self.width} is to be a multiple of twice as many, since "
-                "rotary positions turn the halves of a head against each other."
+                f"task.heads = {self.heads}: task.width = {self.width} must be a multiple of {2 * self.heads}, since "
+                "rotary positions need heads of even size."
             )
 
     def build(self, rngs):

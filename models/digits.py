@@ -1,4 +1,4 @@
-"""Handwritten digits: 1,797 real 8x8 scans (UCI, shipped inside scikit-learn's wheel) and a small classifier."""
+"""Handwritten digits: 1,797 scans of 8x8 pixels (UCI, included in scikit-learn's wheel) and a small classifier."""
 
 import dataclasses
 import gzip
@@ -15,7 +15,7 @@ from engine import ArraySource, Loss, Mean, Task
 
 
 class Classifier(nnx.Module):
-    """Two hidden layers on the pixels."""
+    """A perceptron with two hidden layers."""
 
     def __init__(self, width: int, rngs: nnx.Rngs):
         self.hidden = nnx.List([nnx.Linear(64, width, rngs=rngs), nnx.Linear(width, width, rngs=rngs)])
@@ -31,7 +31,7 @@ class Classifier(nnx.Module):
 
 @dataclasses.dataclass
 class Digits(Task):
-    """Which of ten digits a scan shows."""
+    """Classifies a scan as one of ten digits."""
 
     width: int = 128
 
@@ -46,8 +46,8 @@ class Digits(Task):
 
 
 def scans(split: Literal["train", "test"] = "train") -> ArraySource:
-    """The scans of a split, train or test: `image` `[8, 8]` float32 in 0..1 and `label` int32. Every fifth is test."""
-    spec = importlib.util.find_spec("sklearn")  # the file is read where it lies: importing scikit-learn takes a second
+    """Returns the scans of a split: `image` float32 `[8, 8]` in 0..1 and `label` int32. Every fifth scan is test."""
+    spec = importlib.util.find_spec("sklearn")  # only finds the file: importing scikit-learn takes a second
     if spec is None or spec.origin is None:
         raise ImportError("models.digits reads the scans inside scikit-learn: pip install scikit-learn")
     with gzip.open(Path(spec.origin).parent / "datasets/data/digits.csv.gz", "rt") as file:

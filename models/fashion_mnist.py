@@ -1,4 +1,4 @@
-"""Fashion-MNIST: 70,000 real product photographs of 28x28 pixels (Xiao et al. 2017) and a small CNN."""
+"""Fashion-MNIST: 70,000 product photographs of 28x28 pixels (Xiao et al. 2017) and a small CNN."""
 
 import dataclasses
 import gzip
@@ -16,7 +16,7 @@ FOLDER = "/usr/share/datasets/fashion-mnist"
 
 
 class Cnn(nnx.Module):
-    """Two strided convolutions, each with batch normalisation, which would undo a bias, and two dense layers."""
+    """Two strided convolutions with batch normalisation (and therefore without bias), and two dense layers."""
 
     def __init__(self, width: int, rngs: nnx.Rngs):
         self.conv1 = nnx.Conv(1, width, (5, 5), strides=2, use_bias=False, rngs=rngs)
@@ -37,7 +37,7 @@ class Cnn(nnx.Module):
 
 @dataclasses.dataclass
 class Fashion(Task):
-    """Which of ten kinds of clothing a photograph shows."""
+    """Classifies a photograph as one of ten kinds of clothing."""
 
     width: int = 32
 
@@ -52,7 +52,7 @@ class Fashion(Task):
 
 
 class Photographs(ArraySource):
-    """`image` `[28, 28]` uint8 and `label` int32 of a split, train or test, from the Debian package."""
+    """The photographs of a split, from the Debian package: `image` uint8 `[28, 28]` and `label` int32."""
 
     def __init__(self, split: Literal["train", "test"] = "train", folder: str = FOLDER):
         prefix = Path(folder) / {"train": "train", "test": "t10k"}[split]
@@ -65,7 +65,7 @@ class Photographs(ArraySource):
 
 
 class ShiftedPhotographs(Photographs):
-    """The same, mirrored at random and moved by up to two pixels each time one is read."""
+    """The photographs with random augmentation: mirrored, and shifted by up to two pixels."""
 
     def transform(self, example, rng):
         image = np.pad(example["image"], 2)
@@ -75,7 +75,7 @@ class ShiftedPhotographs(Photographs):
 
 
 def _idx(path: str, header: int) -> np.ndarray:
-    """The bytes of a gzipped IDX file after its header."""
+    """Returns the bytes of a gzipped IDX file after its header. Raises DataError if it does not exist."""
     if not Path(path).exists():
         raise DataError(f"{path}: not found. Install the images: apt-get install dataset-fashion-mnist")
     with gzip.open(path) as file:

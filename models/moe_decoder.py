@@ -1,4 +1,4 @@
-"""The decoder with a mixture of experts in place of each feed-forward part (Fedus et al. 2022)."""
+"""The decoder with a mixture of experts instead of each feed-forward part (Fedus et al. 2022)."""
 
 import dataclasses
 from typing import ClassVar
@@ -8,9 +8,9 @@ from models.decoder import Block, Decoder, LanguageModel
 
 
 class MoeBlock(Block):
-    """One layer: attention and experts; what the router is charged for travels beside the activations."""
+    """One layer: attention and experts, with the auxiliary losses of the router."""
 
-    charges: ClassVar[tuple[str, ...]] = ("balance", "router_z", "dropped")
+    auxiliary: ClassVar[tuple[str, ...]] = ("balance", "router_z", "dropped")
 
     def make_feed_forward(self, config, rngs):
         return layers.Experts(
@@ -23,12 +23,12 @@ class MoeBlock(Block):
 
 @dataclasses.dataclass
 class MoeLanguageModel(LanguageModel):
-    """A language model whose router pays for unbalanced experts and for large logits."""
+    """A language model whose loss includes penalties for unbalanced experts and for large router logits."""
 
-    hidden: int = 512  # of one expert
+    hidden: int = 512  # hidden size of an expert
     experts: int = 8
     top_k: int = 2
-    capacity_factor: float | None = 1.25  # None drops no token
+    capacity_factor: float | None = 1.25  # None: dropless
     balance: float = 0.01  # weight of the balance loss
     router_z: float = 0.001  # weight of the router's z-loss
 
@@ -36,8 +36,8 @@ class MoeLanguageModel(LanguageModel):
         return Decoder(self, MoeBlock, rngs)
 
     def loss(self, model, batch, rng):
-        losses, charges = model(batch, rng)
+        losses, auxiliary = model(batch, rng)
         nats = Mean.of(losses, batch["weight"])
-        paid = (self.balance * charges["balance"] + self.router_z * charges["router_z"]) / self.depth
-        dropped = Mean(charges["dropped"] / self.depth, nats.weight)
-        return Loss(nats.total + paid, nats.weight, {"nats": nats, "dropped": dropped})
+        penalty = (self.balance * auxiliary["balance"] + self.router_z * auxiliary["router_z"]) / self.depth
+        dropped = Mean(auxiliary["dropped"] / self.depth, nats.weight)
+        return Loss(nats.total + penalty, nats.weight, {"nats": nats, "dropped": dropped})

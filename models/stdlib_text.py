@@ -1,7 +1,7 @@
-"""Text that every machine has: the source files of Python's own standard library, as bytes.
+"""A text dataset that every machine has: the source files of Python's standard library, as bytes.
 
-A byte is a token (256 of them, and no others). The first byte of a file is no target, as nothing comes before it. The
-text differs between releases of Python; compare losses of one release only.
+Each byte is a token, so the vocabulary is 256. The text differs between releases of Python, so compare losses of the
+same release only.
 """
 
 import bz2
@@ -17,31 +17,31 @@ import numpy as np
 from engine import DataError, Packed
 
 VOCABULARY = 256
-# Folders: what is not the library's own, tests, and half a megabyte of manual inside one string.
+# Folders to skip: third-party packages, tests, and half a megabyte of manual inside one string.
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "pydoc_data"}
-OF_THE_MACHINE = "_sysconfigdata"  # files with how this Python was compiled
-ONE_IN = 16  # files of which one is for validation
+MACHINE_SPECIFIC = "_sysconfigdata"  # prefix of files that describe how this Python was compiled
+VALIDATION_ONE_IN = 16  # one in so many files is for validation
 
 Split = Literal["train", "validation"]
 
 
 class Files:
-    """The files of a split, train or validation, by relative path: documents `tokens` uint8 `[bytes]`."""
+    """The files of a split, sorted by relative path, as documents with `tokens` uint8 `[bytes]`."""
 
     def __init__(self, split: Split = "train"):
         if split not in get_args(Split):
-            raise DataError(f"models.stdlib_text: split = {split!r}, allowed are {' and '.join(get_args(Split))}.")
+            raise DataError(f"models.stdlib_text: split = {split!r}: allowed are {' and '.join(get_args(Split))}.")
         folder = Path(sysconfig.get_path("stdlib"))
         found = (path.relative_to(folder) for path in folder.rglob("*.py"))
         paths = sorted(
             path.as_posix()
             for path in found
-            if not LEFT_OUT & set(path.parts) and not path.name.startswith(OF_THE_MACHINE)
+            if not LEFT_OUT & set(path.parts) and not path.name.startswith(MACHINE_SPECIFIC)
         )
         self.paths = [path for path in paths if _is_validation(path) == (split == "validation")]
         if not self.paths:
             raise DataError(
-                f"{folder}: no .py files for {split}. Use a Python whose library lies there as source files."
+                f"{folder}: no .py files for {split}. Use a Python whose standard library is installed as source files."
             )
         self._tokens = [np.frombuffer((folder / path).read_bytes(), np.uint8) for path in self.paths]
 
@@ -52,30 +52,30 @@ class Files:
         return {"tokens": self._tokens[index]}
 
     def lengths(self):
-        """Bytes of each file, int64 `[files]`."""
+        """Returns the bytes per file, int64 `[files]`."""
         return np.array([len(tokens) for tokens in self._tokens])
 
 
 class StdlibText(Packed):
-    """Rows of `length` bytes of a split; see engine.Packed for their arrays."""
+    """A split packed into rows of `length` bytes; `engine.Packed` documents the arrays."""
 
     def __init__(self, split: Split = "train", length: int = 256):
         super().__init__(Files(split), length)
 
 
 def validation_bytes() -> bytes:
-    """All files of the validation split, one after the other."""
+    """Returns the concatenated files of the validation split."""
     files = Files("validation")
     return b"".join(files[index]["tokens"].tobytes() for index in range(len(files)))
 
 
 def bz2_nats_per_byte(text: bytes) -> float:
-    """What `bzip2 -9` needs for a text, in nats per byte: the scale of a model's loss."""
+    """Returns the size of a text under `bzip2 -9` in nats per byte, as a reference for a model's loss."""
     return 8 * math.log(2) * len(bz2.compress(text, 9)) / len(text)
 
 
 class Scale:
-    """A hook: says the validation loss beside what bzip2 needs for the same files."""
+    """A hook that prints the validation loss next to the size of the same files under bzip2."""
 
     def __init__(self, metric: str = "validation/loss"):
         self.metric = metric
@@ -89,5 +89,5 @@ class Scale:
 
 
 def _is_validation(path: str) -> bool:
-    """Decided by the path alone, so that a file keeps its split when others come or go."""
-    return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest()) % ONE_IN == 0
+    """Returns whether a file is for validation; depends on its path alone, so that files keep their split."""
+    return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest()) % VALIDATION_ONE_IN == 0

@@ -1,4 +1,4 @@
-"""A vision transformer (Dosovitskiy et al. 2021) that classifies images by the mean of their patches."""
+"""A vision transformer (Dosovitskiy et al. 2021) that classifies an image by the mean over its patches."""
 
 import dataclasses
 
@@ -18,13 +18,13 @@ class Attention(nnx.Module):
         self.out = layers.Dense(width, width, axes=("heads", "embed"), rngs=rngs)
 
     def __call__(self, x):
-        """Returns `[batch, patches, width]` for the same."""
+        """Returns `[batch, patches, width]` for `x` of that shape."""
         q, k, v = (project(x).reshape(*x.shape[:2], -1, self.head_dim) for project in self.project)
         return self.out(layers.attention(q, k, v, causal=False).reshape(x.shape))
 
 
 class Block(nnx.Module):
-    """Attention and a feed-forward part, each normalised first and added to what came in."""
+    """Attention and a feed-forward part, each with pre-normalisation and a residual connection."""
 
     def __init__(self, config: "Vit", rngs: nnx.Rngs):
         self.norms = nnx.List([nnx.LayerNorm(config.width, rngs=rngs) for _ in range(2)])
@@ -34,7 +34,7 @@ class Block(nnx.Module):
         self.dropout = layers.Dropout(config.dropout)
 
     def __call__(self, x, rng):
-        """Returns `[batch, patches, width]` for the same."""
+        """Returns `[batch, patches, width]` for `x` of that shape."""
         y = self.attention(layers.constrain(self.norms[0](x), "batch", "sequence", None))
         x = layers.constrain(x + self.dropout(y, layers.fold_in(rng, 0)), "batch", "tokens", None)
         y = layers.constrain(self.norms[1](x), "batch", "sequence", None)
@@ -43,7 +43,7 @@ class Block(nnx.Module):
 
 
 class VisionTransformer(nnx.Module):
-    """Patches, learned positions, a stack of layers, the mean, a linear classifier."""
+    """Patch embedding with learned positions, a stack of layers, the mean over patches, and a linear classifier."""
 
     def __init__(self, config: "Vit", rngs: nnx.Rngs):
         self.patch = config.patch
@@ -66,7 +66,7 @@ class VisionTransformer(nnx.Module):
 
 @dataclasses.dataclass
 class Vit(Task):
-    """Which of ten kinds of clothing a photograph shows; reads the batches of models.fashion_mnist."""
+    """Classifies the photographs of models.fashion_mnist as one of ten kinds of clothing."""
 
     size: int = 28  # pixels of a side
     patch: int = 4  # pixels of a side of a patch; divides the size

@@ -208,7 +208,7 @@ class Saver:
     def _digests_of(self, state: PyTree) -> "Digests":
         from engine.parallel.digest import Digests  # loads JAX
 
-        if self._digests is None or not self._digests.fits(state):
+        if self._digests is None or not self._digests.matches(state):
             self._digests = Digests(state)
         return self._digests
 
@@ -372,7 +372,7 @@ class _Part:
     def digests(self) -> "np.ndarray":
         """Returns this process's part of the digests, uint32 `[arrays, 2]`; may wait for the device."""
         assert self._rows is not None
-        return self._digests.counted(self._rows)
+        return self._digests.partial_sum(self._rows)
 
 
 def _report(save: AsyncSave, part: HashedPart, timeout_s: float = 0.0) -> dict[int, HashedPart]:

@@ -14,7 +14,7 @@ from engine.config.schema import Data
 from engine.data.bad_examples import BadExample, BadExampleCounter, TolerantBatch, TolerantBatches
 from engine.data.batch import Batch
 from engine.data.batches import Batches, OrderedBatches
-from engine.data.placement import Placement, local_rows, place
+from engine.data.placement import Placement, local_rows, to_global_arrays
 from engine.data.reader import read
 from engine.data.source import Source, example_spec, limited
 
@@ -176,7 +176,7 @@ class EvaluationFeed:
         finally:
             reader.close()
         if self._remainder:
-            yield place(self._batches.remainder(), self._replicated)
+            yield to_global_arrays(self._batches.remainder(), self._replicated)
 
 
 def _report(bad: Sequence[BadExample]) -> None:

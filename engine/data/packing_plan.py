@@ -102,9 +102,7 @@ def best_fit(sizes: np.ndarray, capacity: int) -> np.ndarray:
             rows = open_rows[space].pop()
             if not open_rows[space]:
                 del open_rows[space], spaces[at]
-            each = (
-                space // size
-            )  # after one item a row is still the fullest with enough space, so it takes all that fit
+            each = space // size  # with one item a row is still the fullest that fits, so it takes all that it can
             used = min(len(rows), -(-(end - done) // each))
             placed = min(end - done, used * each)
             found[done : done + placed] = np.repeat(rows[:used], each)[:placed]

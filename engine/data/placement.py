@@ -50,20 +50,20 @@ class Placement:
     def __init__(self, sharding: NamedSharding, ones: np.ndarray):
         self._sharding, self._ones = sharding, ones
         # A transfer costs 69 us and the smallest steps 80 us, so full batches share one weight on the devices, too.
-        self._placed_ones = jax.device_put(place(ones, sharding), sharding)
+        self._placed_ones = jax.device_put(to_global_arrays(ones, sharding), sharding)
 
     def __call__(self, batches: Sequence[Batch]) -> tuple[Batch, ...]:
         """Returns the batches as global arrays."""
-        examples = place(tuple([batch.examples for batch in batches]), self._sharding)
+        examples = to_global_arrays(tuple([batch.examples for batch in batches]), self._sharding)
         return tuple([Batch(x, self._weight(batch.weight)) for x, batch in zip(examples, batches, strict=True)])
 
     def _weight(self, weight: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
         if weight is self._ones or weight.all():  # a batch from a worker process holds a copy
             return self._placed_ones
-        return place(weight, self._sharding)
+        return to_global_arrays(weight, self._sharding)
 
 
-def place(rows: PyTree, sharding: NamedSharding) -> PyTree:
+def to_global_arrays(rows: PyTree, sharding: NamedSharding) -> PyTree:
     """Returns this process's rows as the global arrays that a program takes.
 
     For a single device the rows are returned unchanged: the call of the program transfers them in a third of the time.

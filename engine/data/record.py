@@ -71,8 +71,8 @@ def _describe(node: Any, where: str, arrays: list[np.ndarray]) -> Any:
     array = np.asarray(node)
     if array.dtype == object:
         raise DataError(
-            f"{where}: a {type(node).__name__} cannot be written. Records hold dicts, lists, tuples and None, of numpy "
-            "arrays and numbers."
+            f"{where}: objects of type {type(node).__name__} cannot be written. Records hold dicts, lists, tuples and "
+            "None, of numpy arrays and numbers."
         )
     check_numbers(array.dtype, where)
     if array.dtype.kind not in NUMERIC_KINDS:

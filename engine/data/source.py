@@ -23,6 +23,7 @@ type Examples = PyTree
 
 SPEC_TRIES = 16  # examples tried at most to find the spec of an example
 NUMERIC_KINDS = "biufc"  # numpy dtype kinds that an example may hold: bool, integers, floats, complex
+JAX_NUMBERS = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "int4", "uint4")  # names of further dtypes
 FINGERPRINT_EXAMPLES = 32  # examples that a fingerprint reads at most, so that a run starts quickly
 FINGERPRINT_BYTES = 256 << 20  # arrays up to this size are hashed whole: seconds if they are mapped from a slow disk
 SEPARATOR = "; "  # between the parts of a fingerprint, such as the files of a source
@@ -238,13 +239,7 @@ def _first(source: Source, name: str) -> Example:
 
 def check_numbers(dtype: np.dtype, where: str) -> None:
     """Raises DataError for a dtype that devices do not support (text, objects, dates)."""
-    if dtype.kind not in NUMERIC_KINDS and dtype.name not in (
-        "bfloat16",
-        "float8_e4m3fn",
-        "float8_e5m2",
-        "int4",
-        "uint4",
-    ):
+    if dtype.kind not in NUMERIC_KINDS and dtype.name not in JAX_NUMBERS:
         raise DataError(
             f"{where} has dtype {dtype}: allowed are bool, integers, floats and complex numbers. "
             "Convert it to numbers (such as an index into a table) or remove it."

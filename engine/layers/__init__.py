@@ -1,4 +1,4 @@
-"""What model authors build from beside Flax NNX."""
+"""Layers and functions for models, in addition to those of Flax NNX."""
 
 from engine.layers.attention import attention
 from engine.layers.dense import Dense

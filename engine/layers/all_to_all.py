@@ -1,8 +1,8 @@
 """Attention over a split sequence by all-to-all (Jacobs et al. 2023, DeepSpeed Ulysses).
 
-Each device has a part of the positions of all heads. It receives all positions of a part of the heads, attends with the
-kernel of its platform, and sends the result back. Compared with the ring this sends fewer and larger messages and
-works with any kernel, but it cannot use more devices than heads.
+Each device holds a part of the positions of all heads. An all-to-all gives it all positions of a part of the heads; it
+attends with the kernel of its platform, and a second all-to-all returns the result. Compared with the ring this sends
+fewer and larger messages and works with any kernel, but it cannot use more devices than heads.
 """
 
 import math
@@ -17,10 +17,10 @@ from engine.parallel import layout
 def all_to_all_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, segment_ids: jax.Array | None
 ) -> jax.Array:
-    """Attention as in `attention.attention`, for a layout that splits sequences over `context`.
+    """Returns attention as `attention.attention` does, for a layout that splits sequences over `context`.
 
     Raises:
-        ShardingError: positions, or the heads of a device, do not divide over `context`.
+        ShardingError: the positions, or the heads of a device, do not divide over `context`.
     """
     here = layout.current()
     spec, segment_spec, parts = kernels.specs(here, q, "context")
@@ -36,8 +36,8 @@ def all_to_all_attention(
         out = kernels.attend(here.platform, q, k, v, causal=causal, segment_ids=segment_ids)
         return _exchange(out, split=1, join=2)
 
-    # Kernels do not state over which axes their results vary. On CPU none is called, and without the check gradients
-    # would be summed over axes that nothing is split over.
+    # Kernels do not declare over which axes their results vary, so the check is off. On CPU no kernel is called, and
+    # without the check gradients would be summed over axes that split nothing.
     split = jax.shard_map(
         local,
         mesh=here.inner_mesh,
@@ -50,7 +50,7 @@ def all_to_all_attention(
 
 
 def _exchange(x: jax.Array, split: int, join: int) -> jax.Array:
-    """Splits dimension `split` over `context` and joins dimension `join`, which was split."""
+    """Returns `x` with dimension `split` split over `context` and dimension `join`, which was split, joined."""
     return jax.lax.all_to_all(x, "context", split_axis=split, concat_axis=join, tiled=True)
 
 
@@ -66,7 +66,7 @@ def _check(here: layout.Layout, q: jax.Array, parts: int) -> None:
     if heads // parts % devices:
         text, whole = f"context={devices}", parts * devices
         if parts > 1:
-            text += f" times the {parts} parts that the rules make of the heads"
+            text += f" times the {parts} parts into which sharding.rules split the heads"
         raise ShardingError(
             f"attention: {heads} heads are not divisible by {text}, which sharding.context=all-to-all needs. Use a "
             f"multiple of {whole} ({-(-heads // whole) * whole}), mesh.context={math.gcd(heads // parts, devices)}, or "

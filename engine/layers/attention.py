@@ -1,8 +1,8 @@
-"""Attention of a layer: one function for every platform and every mesh.
+"""Attention for every platform and mesh, in one function that chooses an implementation.
 
-It chooses an implementation: `kernels.py` on one device, `ring.py` or `all_to_all.py` for sequences that are split
-over the mesh axis `context`, `blockwise.py` in plain XLA. Inside a `jax.shard_map`, as in a stage of a pipeline, only
-plain XLA is used (jax 0.12 refuses gradients of some nested maps), and the keys of a split sequence are gathered.
+It uses `kernels.py` on the heads and rows of one device, `ring.py` or `all_to_all.py` for sequences split over the mesh
+axis `context`, and `blockwise.py` in plain XLA. Inside a `jax.shard_map`, such as a pipeline stage, only plain XLA is
+used (jax 0.12 refuses gradients of some nested maps), and the keys of a split sequence are gathered.
 """
 
 import jax
@@ -19,19 +19,19 @@ def attention(
 ) -> jax.Array:
     """Returns softmax(q kᵀ / sqrt(head_dim)) v, in the shape and dtype of `q`. Scores and softmax are float32.
 
-    With fewer heads of keys than of queries it is grouped-query attention (Ainslie et al. 2023).
+    With `kv_heads` below `heads` it is grouped-query attention (Ainslie et al. 2023).
 
     Args:
         q: `[batch, time, heads, head_dim]`.
         k: `[batch, time, kv_heads, head_dim]`; `heads` is a multiple of `kv_heads`.
-        v: as `k`.
+        v: shape of `k`.
         causal: whether a position attends only to itself and earlier positions of its row.
-        segment_ids: integers `[batch, time]`, one for each document of a packed row: a position attends only within its
-            segment. 0 is padding, which is a segment too: its results are finite and have no meaning.
+        segment_ids: integers `[batch, time]`, one number for each document of a packed row: a position attends only
+            within its segment. 0 marks padding, which is a segment, too: its results are finite and meaningless.
 
     Raises:
         TaskError: the shapes do not fit together.
-        ShardingError: a split sequence does not divide.
+        ShardingError: the positions or the heads do not divide over the devices that split the sequence.
     """
     _check(q, k, v, segment_ids)
     here = layout.current()
@@ -47,7 +47,7 @@ def attention(
     if context > 1:
         q = here.constrain(q, "batch", "sequence", "heads", None)
         k, v = (here.constrain(x, "batch", None, "heads", None) for x in (k, v))
-        # One block: a block of queries would be a slice through the devices.
+        # A single block, since a block of queries would be a slice across devices.
         return blockwise.attention(q, k, v, causal=causal, segment_ids=segment_ids, block=q.shape[1])
     if here.platform == "cpu" or inside:
         return blockwise.attention(q, k, v, causal=causal, segment_ids=segment_ids)
@@ -55,8 +55,8 @@ def attention(
     def local(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
         return kernels.attend(here.platform, q, k, v, causal=causal, segment_ids=segment_ids)
 
-    # XLA cannot split a kernel, so each device calls it on its rows and heads. Kernels do not state over which axes
-    # their results vary: no check of it.
+    # XLA cannot partition a kernel, so each device calls it on its rows and heads. Kernels do not declare over which
+    # axes their results vary, so that check is off.
     on_each_device = jax.shard_map(
         local, mesh=here.inner_mesh, in_specs=(spec, spec, spec, segment_spec), out_specs=spec, check_vma=False
     )
@@ -70,12 +70,12 @@ def _check(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | No
     if k.shape != (batch, time, kv_heads, head_dim) or v.shape != k.shape:
         raise TaskError(
             f"attention: q is {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}. All are "
-            f"[batch, time, heads, head_dim], and only the heads of q may differ."
+            f"[batch, time, heads, head_dim], and only the number of heads of q may differ."
         )
     if heads % kv_heads:
         raise TaskError(
-            f"attention: {heads} heads are not a multiple of kv_heads = {kv_heads}. Each head of keys serves as many "
-            f"heads of queries."
+            f"attention: {heads} heads are not a multiple of kv_heads = {kv_heads}. Each head of keys must serve the "
+            f"same number of query heads."
         )
     if segment_ids is not None and segment_ids.shape != (batch, time):
-        raise TaskError(f"attention: segment_ids are {list(segment_ids.shape)}, and must be {[batch, time]}.")
+        raise TaskError(f"attention: segment_ids are {list(segment_ids.shape)}, but must be {[batch, time]}.")

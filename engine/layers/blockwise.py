@@ -1,13 +1,10 @@
-"""Attention in plain XLA, by blocks of queries, with scores that the backward pass computes again.
+"""Attention in plain XLA, by blocks of queries, with scores recomputed in the backward pass (Dao et al. 2022).
 
-The implementation of CPUs, the fallback of every platform, and the forward and backward halves of ring attention.
-A causal block meets only the keys up to its own end, so the masked half is not computed. The backward pass needs the
-log-sum-exp of each row (Dao et al. 2022, FlashAttention). Forward and backward take 0.45 of the time of
-`jax.nn.dot_product_attention` over two CPU devices, and 0.58 on one device of two cores (batch 8, time 256, 8 heads of
-32, causal).
-
-Arrays are grouped: queries `[batch, kv_heads, group, time, head_dim]`, keys and values
-`[batch, kv_heads, time, head_dim]`. The queries of a group share one head of keys, which is never repeated.
+It is the implementation for CPUs, the fallback on other platforms, and the computation within ring attention. A causal
+block uses only the keys up to its own end, so the masked half is not computed. Forward and backward take 0.45 of the
+time of `jax.nn.dot_product_attention` on two CPU devices, and 0.58 on one device of two cores (batch 8, time 256, 8
+heads of 32, causal). Arrays are grouped, so that keys are never repeated: queries are
+`[batch, kv_heads, group, time, head_dim]`, keys and values `[batch, kv_heads, time, head_dim]`.
 """
 
 import functools
@@ -20,21 +17,21 @@ from engine.tuning import barriers
 from engine.tuning.control_flow import query_blocks
 
 MASKED = -1e30
-"""Score of a masked pair: finite, so that the result of a row without allowed keys is finite too."""
+"""Score of a masked pair. It is finite, so that the result of a row without allowed keys is finite, too."""
 
 
 def attention(
     q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, segment_ids: jax.Array | None, block: int | None = None
 ) -> jax.Array:
-    """Attention as in `attention.attention`, which XLA splits over devices by the shardings of its arguments.
+    """Returns attention as `attention.attention` does; XLA partitions it by the shardings of its arguments.
 
     Args:
         q: `[batch, time, heads, head_dim]`.
         k: `[batch, time, kv_heads, head_dim]`.
-        v: as `k`.
+        v: shape of `k`.
         causal: whether a position attends only to itself and earlier positions.
         segment_ids: `[batch, time]` or None.
-        block: queries in a block; None chooses.
+        block: queries per block; None chooses.
     """
     return ungroup(_attention(group(q, k.shape[2]), swap(k), swap(v), segment_ids, causal, block))
 
@@ -96,20 +93,20 @@ def forward(
     causal: bool,
     block: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Attention of grouped queries to keys.
+    """Returns the attention of grouped queries to keys, and the log-sum-exp of the scores.
 
     Args:
         q: `[batch, kv_heads, group, queries, head_dim]`.
         k: `[batch, kv_heads, keys, head_dim]`.
-        v: as `k`.
+        v: shape of `k`.
         q_segments: `[batch, queries]` or None.
         k_segments: `[batch, keys]` or None.
-        causal: whether query i attends only to the keys up to i; then there are as many keys as queries.
-        block: queries in a block; None chooses.
+        causal: whether query i attends only to the keys up to i; requires as many keys as queries.
+        block: queries per block; None chooses.
 
     Returns:
-        The result, as `q` but float32, and the log-sum-exp of each row's scores `[batch, kv_heads, group, queries, 1]`,
-        float32.
+        The result in the shape of `q`, and the log-sum-exp of each row of scores
+        `[batch, kv_heads, group, queries, 1]`; both float32.
     """
     q, k, v = barriers.row_major(q, k, v)
     outs, lses = [], []
@@ -141,20 +138,20 @@ def backward(
     causal: bool,
     block: int | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the part of the gradients of q, k and v that comes from these queries and these keys.
+    """Returns the contribution of these queries and keys to the gradients of q, k and v.
 
     Args as in `forward`, and:
         lse: log-sum-exp of each row over all keys that it attends to, which may be more than `k`.
-        delta: of the function `delta`.
-        d_out: gradient of the result, as `q`.
+        delta: result of the function `delta`.
+        d_out: gradient of the result, in the shape of `q`.
 
     Returns:
-        Gradients as `q`, `k` and `v`, in float32.
+        Gradients in the shapes of `q`, `k` and `v`, float32.
     """
     q, k, v, d_out = barriers.row_major(q, k, v, d_out)
     blocks = query_blocks(q.shape[3], block)
     scale = 1 / math.sqrt(q.shape[-1])
-    # Causal attention has the same blocks of keys as of queries; else one block holds all keys.
+    # Causal attention has the same blocks of keys as of queries; otherwise one block holds all keys.
     key_blocks = blocks if causal else [(0, k.shape[2])]
     dq, dk, dv = [], [[] for _ in key_blocks], [[] for _ in key_blocks]
     for start, stop in blocks:
@@ -180,7 +177,7 @@ def backward(
 
 
 def delta(out: jax.Array, d_out: jax.Array) -> jax.Array:
-    """Returns the sum of result times gradient of each row, `[..., 1]` float32, for the gradient of softmax."""
+    """Returns sum(out * d_out) of each row, `[..., 1]` float32, which the gradient of softmax needs."""
     return (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(axis=-1, keepdims=True)
 
 
@@ -199,7 +196,7 @@ def _scores(
     end: int,
     causal: bool,
 ) -> jax.Array:
-    """Returns scores `[batch, kv_heads, group * block, end]` float32 of queries start to stop and keys 0 to end."""
+    """Returns masked float32 scores `[batch, kv_heads, group * block, end]`: queries [start, stop), keys [0, end)."""
     scores = _dot(_rows(q, start, stop), k[:, :, :end], 3, 3) / math.sqrt(q.shape[-1])
     allowed = None
     if causal:
@@ -213,6 +210,6 @@ def _scores(
 
 
 def _dot(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
-    """Returns the product of `[batch, heads, ...]` over one axis of each, summed in float32."""
+    """Returns the product of two arrays `[batch, heads, ...]` contracted over one axis of each, summed in float32."""
     dimensions = (((a_axis,), (b_axis,)), ((0, 1), (0, 1)))
     return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)

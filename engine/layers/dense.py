@@ -1,4 +1,4 @@
-"""A dense layer, whose kernel lies where its axis names and the sharding rules say."""
+"""A dense layer whose kernel is sharded by the names of its dimensions and the sharding rules."""
 
 from collections.abc import Sequence
 
@@ -15,10 +15,10 @@ class Dense(nnx.Module):
     Args:
         features_in: size of the last dimension of the input.
         features_out: size of the last dimension of the result.
-        axes: logical axes of the kernel's two dimensions, as ("embed", "mlp").
+        axes: logical axes of the kernel's two dimensions, such as ("embed", "mlp").
         bias: whether a bias is added.
         scale: factor on the initial standard deviation, which is 1/sqrt(features_in) (LeCun et al. 1998).
-        rngs: for the initial values.
+        rngs: random keys for the initial values.
     """
 
     def __init__(

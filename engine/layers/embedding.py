@@ -1,4 +1,4 @@
-"""An embedding: a table of vectors by id, whose rows may be split over the mesh."""
+"""An embedding layer whose table may be split over the mesh."""
 
 import jax
 from flax import nnx
@@ -10,10 +10,10 @@ class Embed(nnx.Module):
     """Looks up a vector for each id. The table may also be the kernel of the last layer (tied embedding).
 
     Args:
-        count: ids 0 to count - 1.
+        count: number of ids, which are 0 to count - 1.
         features: size of a vector.
-        stddev: of the initial values.
-        rngs: for the initial values.
+        stddev: standard deviation of the initial values.
+        rngs: random keys for the initial values.
     """
 
     def __init__(self, count: int, features: int, *, stddev: float = 0.02, rngs: nnx.Rngs):
@@ -22,7 +22,7 @@ class Embed(nnx.Module):
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Returns `[..., features]` for integer ids `[...]`."""
-        # Rows that are split over fsdp are gathered before the lookup, as other parameters are before their use.
+        # A table that is split over fsdp is gathered before the lookup, like other parameters before their use.
         return constrain(self.table.get_value(), "vocab", None)[ids]
 
     @property

@@ -1,12 +1,10 @@
 """A mixture of experts, on one device or with an all-to-all over the mesh axis `expert`.
 
-*Capacity* is the number of slots of an expert for a sequence. Choices without a slot are dropped, later ranks first and
-later positions second. It depends on the sequence alone: no mesh, batch or accumulation changes which choices are
-dropped. *Dropless* computes every choice.
-
-With a capacity, a sequence that is split over `context` is gathered whole, and each of these devices works on a part of
-the slots. Dropless leaves the sequence split. But with static shapes an exact exchange needs room for every token on
-every device of `expert`, which is the traffic of an all-gather: give a capacity where memory matters.
+With a *capacity*, an expert has so many slots for each sequence. Choices without a slot are dropped: later ranks first,
+then later positions. This depends on the sequence alone, not on the mesh, the batch or accumulation. A sequence that is
+split over `context` is gathered, and each device computes a part of the slots. *Dropless* computes every choice and
+keeps the sequence split, but static shapes then require space for every token on every device of `expert`, the traffic
+of an all-gather. Use a capacity if memory matters.
 """
 
 import dataclasses
@@ -20,7 +18,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from engine.config.errors import ShardingError, TaskError
-from engine.layers.routing import Routes, Rows, group_sizes, route, rows_of
+from engine.layers.routing import Routes, Rows, assign_rows, group_sizes, route
 from engine.parallel import layout
 from engine.tuning.grouped_products import block_rows, grouped_matmul
 from engine.tuning.products import matmul
@@ -32,18 +30,18 @@ SLOTS = ("batch", "sequence", None)  # of [experts, batch, slots, features]
 class Experts(nnx.Module):
     """A mixture of SwiGLU experts (Shazeer et al. 2017; Fedus et al. 2022).
 
-    Each token goes to the `top_k` experts of the largest probability. Their outputs are summed with these
-    probabilities, divided by their sum (not divided for `top_k` 1, as in Fedus et al.). The router computes in float32
-    whatever the dtype of its input.
+    Each token goes to the `top_k` experts with the largest probabilities. The result is the sum of their outputs
+    weighted by these probabilities, which are normalised to sum 1 (except for `top_k` 1, as in Fedus et al.). The
+    router always computes in float32.
 
     Args:
         features: size of the last dimension of input and result.
-        hidden: width within an expert.
-        count: of experts.
-        top_k: experts of each token.
-        capacity_factor: slots of all experts together for each choice of a sequence: an expert has
-            ceil(top_k * time / count * capacity_factor), at most `time`. None: dropless.
-        rngs: for the initial values (LeCun et al. 1998).
+        hidden: hidden size of an expert.
+        count: number of experts.
+        top_k: experts per token.
+        capacity_factor: an expert has ceil(top_k * time / count * capacity_factor) slots per sequence, at most `time`.
+            None is dropless.
+        rngs: random keys for the initial values (LeCun et al. 1998).
 
     Raises:
         TaskError: `top_k` is above `count`, or the capacity is not positive.
@@ -53,7 +51,7 @@ class Experts(nnx.Module):
         self, features: int, hidden: int, count: int, top_k: int, *, capacity_factor: float | None, rngs: nnx.Rngs
     ):
         if not 1 <= top_k <= count:
-            raise TaskError(f"Experts: top_k = {top_k} of count = {count} experts. Allowed: 1 to {count}.")
+            raise TaskError(f"Experts: top_k = {top_k} with count = {count} experts. Allowed: 1 to {count}.")
         if capacity_factor is not None and capacity_factor <= 0:
             raise TaskError(f"Experts: capacity_factor = {capacity_factor}. Allowed: above 0, or None for dropless.")
         self.count, self.top_k, self.capacity_factor = count, top_k, capacity_factor
@@ -71,13 +69,13 @@ class Experts(nnx.Module):
     def __call__(self, x: jax.Array, weight: jax.Array | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns the result `[batch, time, features]` and weighted sums over each sequence, `[batch]` float32.
 
-        The sums are "balance" and "router_z", the losses of `routing.route`, and "dropped", the share of a token's
-        choices that found no slot. Divided by the sum of the weights, each is a mean over tokens.
+        The sums are "balance" and "router_z", the losses of `routing.route`, and "dropped", the fraction of a token's
+        choices without a slot. Divided by the sum of the weights, each is a mean over tokens.
 
         Args:
             x: `[batch, time, features]`.
-            weight: `[batch, time]` of each token. Padding has 0: it uses no slot, is not read, and its result is 0.
-                None: all 1.
+            weight: `[batch, time]`, the weight of each token. A token of weight 0 (padding) uses no slot, is ignored,
+                and its result is 0. None weights all tokens by 1.
 
         Raises:
             ShardingError: the experts do not divide over their mesh axis.
@@ -90,7 +88,7 @@ class Experts(nnx.Module):
             text = " x ".join(f"{axis}={here.size(axis)}" for axis in axes)
             raise ShardingError(
                 f"Experts: count = {self.count} is not divisible by mesh axis {text}. Use a multiple of {devices} "
-                f"({-(-self.count // devices) * devices}), or {math.gcd(self.count, devices)} devices there."
+                f"({-(-self.count // devices) * devices}), or {math.gcd(self.count, devices)} devices on that axis."
             )
         weight = jnp.ones(x.shape[:2]) if weight is None else weight.astype(jnp.float32)
         x = jnp.where(weight[..., None] != 0, x, 0)
@@ -100,8 +98,8 @@ class Experts(nnx.Module):
             y, dropped = _dropless(x, routes, kernels), jnp.zeros(len(x))
         else:
             slots = math.ceil(self.top_k * x.shape[1] / self.count * self.capacity_factor)
-            y, lost = _with_capacity(x, routes, kernels, min(slots, x.shape[1]))
-            dropped = (weight * lost).sum(1) / self.top_k
+            y, unassigned = _with_capacity(x, routes, kernels, min(slots, x.shape[1]))
+            dropped = (weight * unassigned).sum(1) / self.top_k
         return y, {**routes.losses, "dropped": dropped}
 
 
@@ -113,23 +111,23 @@ def _with_capacity(
     count, whole = kernels[0].shape[0], ("batch", None, None)
     x, experts = here.constrain(x, *whole), here.constrain(routes.experts, *whole)
     parts = here.size("context")
-    slots = -(-capacity // parts) * parts  # slots beyond the capacity stay empty
+    slots = -(-capacity // parts) * parts  # extra slots stay empty
 
     def plan(experts: jax.Array) -> Rows:
         sizes, starts = group_sizes(experts, count), jnp.arange(count) * slots
-        return rows_of(experts, sizes, starts, jnp.full(count, capacity), count * slots)
+        return assign_rows(experts, sizes, starts, jnp.full(count, capacity), count * slots)
 
     rows = jax.vmap(plan)(experts)
     filled = jax.vmap(Rows.gather)(rows, x).reshape(len(x), count, slots, -1).swapaxes(0, 1)
     y = _exchange(_swiglu(_exchange(filled, True), kernels), False).swapaxes(0, 1)
     y = here.constrain(y.reshape(len(x), count * slots, -1), *whole)
     y = jax.vmap(Rows.combine)(rows, y, routes.weights)
-    lost = (rows.row == count * slots).reshape(len(x), -1, x.shape[1]).swapaxes(1, 2) & (experts < count)
-    return here.constrain(y, "batch", "sequence", None), lost.sum(-1)
+    unassigned = (rows.row == count * slots).reshape(len(x), -1, x.shape[1]).swapaxes(1, 2) & (experts < count)
+    return here.constrain(y, "batch", "sequence", None), unassigned.sum(-1)
 
 
 def _swiglu(x: jax.Array, kernels: tuple[jax.Array, ...]) -> jax.Array:
-    """Returns each expert's result for its slots, `[experts, batch, slots, features]` for the same."""
+    """Returns the results of the experts for their slots; both are `[experts, batch, slots, features]`."""
     here = layout.current()
     axes = (("expert", None, "mlp"), ("expert", None, "mlp"), ("expert", "mlp", None))
     gate, up, down = (here.constrain(kernel, *names) for kernel, names in zip(kernels, axes, strict=True))
@@ -139,7 +137,7 @@ def _swiglu(x: jax.Array, kernels: tuple[jax.Array, ...]) -> jax.Array:
 
 
 def _exchange(x: jax.Array, to_experts: bool) -> jax.Array:
-    """Moves `[experts, batch, slots, features]` from a split by row to a split by expert, or back."""
+    """Changes the sharding of `[experts, batch, slots, features]` from rows to experts, or back."""
     here = layout.current()
     by_row, by_expert = (here.spec((name, *SLOTS), x.shape) for name in (None, "expert"))
     source, target = (by_row, by_expert) if to_experts else (by_expert, by_row)
@@ -155,16 +153,16 @@ def _exchange(x: jax.Array, to_experts: bool) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class _Split:
-    """How dropless work is split over the mesh."""
+    """How dropless computation is split over the mesh."""
 
     platform: str
     tokens: PartitionSpec  # of [batch, time, features]
     exchanged: int  # devices of the axis `expert` that exchange tokens; 1 for none
-    hidden: tuple[str, ...]  # mesh axes that split the width within an expert
+    hidden: tuple[str, ...]  # mesh axes that split the hidden size of an expert
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """All mesh axes."""
+        """All mesh axes of the split."""
         return tuple(axis for entry in self.tokens for axis in _names(entry)) + self.hidden
 
     @property
@@ -176,7 +174,7 @@ class _Split:
 
 
 def _dropless(x: jax.Array, routes: Routes, kernels: tuple[jax.Array, ...]) -> jax.Array:
-    """Returns the result with every choice computed. Each device sorts its own tokens by expert."""
+    """Returns the result without dropped choices. Each device sorts its own tokens by expert."""
     here = layout.current()
     tokens = here.spec(("batch", "sequence", None), x.shape)
     taken = {axis for entry in tokens for axis in _names(entry)}
@@ -193,7 +191,7 @@ def _dropless(x: jax.Array, routes: Routes, kernels: tuple[jax.Array, ...]) -> j
 def _local(
     split: _Split, x: jax.Array, experts: jax.Array, weights: jax.Array, kernels: tuple[jax.Array, ...]
 ) -> jax.Array:
-    """`_dropless` on one device, with its tokens `[batch, time, features]` and its part of the kernels."""
+    """Computes `_dropless` on one device, for its tokens `[batch, time, features]` and its part of the kernels."""
     shape, count, top_k = x.shape, kernels[0].shape[0], weights.shape[-1]
     x, experts, weights = (a.reshape(-1, a.shape[-1]) for a in (x, experts, weights))
     if split.exchanged > 1:
@@ -202,14 +200,14 @@ def _local(
         experts = jnp.where((experts >= 0) & (experts < count), experts, count)
     block = block_rows(split.platform, len(x) * top_k // split.exchanged, count)
     sizes = group_sizes(experts, count)
-    room = -(-sizes // block) * block
-    most = len(x) * min(top_k, count) + count * (block - 1)
-    rows = rows_of(experts, sizes, jnp.cumsum(room) - room, room, -(-most // block) * block)
-    filled, room = (_vary(a, split.hidden) for a in (rows.gather(x), room))
+    capacity = -(-sizes // block) * block
+    max_rows = len(x) * min(top_k, count) + count * (block - 1)
+    rows = assign_rows(experts, sizes, jnp.cumsum(capacity) - capacity, capacity, -(-max_rows // block) * block)
+    filled, capacity = (_vary(a, split.hidden) for a in (rows.gather(x), capacity))
     by_tokens = tuple(axis for axis in split.axes if axis not in split.hidden and not _in(axis, split.kernels))
     gate, up, down = (_vary(kernel, by_tokens) for kernel in kernels)
-    hidden = jax.nn.silu(grouped_matmul(filled, gate, room, block)) * grouped_matmul(filled, up, room, block)
-    y = rows.combine(grouped_matmul(hidden, down, room, block), weights)
+    hidden = jax.nn.silu(grouped_matmul(filled, gate, capacity, block)) * grouped_matmul(filled, up, capacity, block)
+    y = rows.combine(grouped_matmul(hidden, down, capacity, block), weights)
     if split.hidden:
         y = jax.lax.psum(y.astype(jnp.float32), split.hidden).astype(y.dtype)
     if split.exchanged > 1:
@@ -226,16 +224,16 @@ def _send(x: jax.Array) -> jax.Array:
 def _mapped[**P](
     mesh: Mesh | AbstractMesh | None, function: Callable[P, jax.Array], in_specs: PyTree, out_specs: PartitionSpec
 ) -> Callable[P, jax.Array]:
-    """Returns the `shard_map` of a function over the axes that its specs name."""
+    """Returns a function under `jax.shard_map` over the mesh axes that its specs name."""
     leaves = jax.tree.leaves((in_specs, out_specs), is_leaf=lambda x: isinstance(x, PartitionSpec))
     axes = {axis for spec in leaves for entry in spec for axis in _names(entry)}
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=axes)
 
 
 def _vary(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """Returns `x`, the same on every device of `axes`, as an array that varies over them.
+    """Returns `x`, which is replicated over `axes`, marked as varying over them (`jax.lax.pcast`).
 
-    Its gradient is summed over `axes`, in float32: XLA:CPU cannot sum half precision here.
+    Its gradient is summed over `axes` in float32, since XLA:CPU cannot sum half precision here.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
     return jax.lax.pcast(x.astype(wide), axes, to="varying").astype(x.dtype) if axes else x

@@ -1,7 +1,7 @@
-"""Attention on the arrays of one device, by the best kernel of its platform.
+"""Attention on the arrays of one device, by the kernel of its platform.
 
-GPUs have cuDNN's flash attention, TPUs splash attention of Pallas. CPUs, and shapes that no kernel supports, use
-`blockwise.py`. `specs` and `divide_heads` say how a kernel is called under `jax.shard_map`.
+GPUs use cuDNN's flash attention and TPUs the splash attention of Pallas. CPUs, and shapes or dtypes that no kernel
+supports, use `blockwise.py`. `specs` and `divide_heads` prepare a call under `jax.shard_map`.
 """
 
 import math
@@ -15,7 +15,7 @@ from engine.parallel.layout import Layout
 from engine.types import PyTree
 
 CUDNN_HEAD_DIM = 128
-"""Largest head size of cuDNN's kernel on every card that it supports."""
+"""Largest head size that cuDNN's kernel supports on all of its GPUs."""
 SPLASH_LANES = 128
 """Blocks of a splash kernel are multiples of a TPU's lanes."""
 SPLASH_BLOCKS = (512, 256, SPLASH_LANES)
@@ -24,13 +24,13 @@ SPLASH_BLOCKS = (512, 256, SPLASH_LANES)
 def attend(
     platform: str, q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, segment_ids: jax.Array | None
 ) -> jax.Array:
-    """Attention of one device; arguments as in `attention.attention`.
+    """Returns attention on one device, as `attention.attention` does.
 
     Args:
         platform: cpu, gpu or tpu.
         q: `[batch, time, heads, head_dim]`.
         k: `[batch, time, kv_heads, head_dim]`.
-        v: as `k`.
+        v: shape of `k`.
         causal: whether a position attends only to itself and earlier positions.
         segment_ids: `[batch, time]` or None.
     """
@@ -42,14 +42,14 @@ def attend(
 
 
 def cudnn_takes(q: jax.Array, segment_ids: jax.Array | None) -> bool:
-    """Returns whether cuDNN has a kernel: 16 bits, head sizes of 8, 16, ... 128; with a mask, an even length."""
+    """Returns whether cuDNN has a kernel: for 16-bit floats, head sizes 8, 16, ... 128; with a mask, an even length."""
     _, time, _, head_dim = q.shape
     fits = q.dtype in (jnp.bfloat16, jnp.float16) and head_dim <= CUDNN_HEAD_DIM and head_dim % 8 == 0
     return fits and (segment_ids is None or time % 2 == 0)
 
 
 def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, segment_ids: jax.Array | None) -> jax.Array:
-    """cuDNN's flash attention. Segments become a mask `[batch, 1, time, time]`, which it keeps in memory."""
+    """Returns attention by cuDNN. Segments become a mask `[batch, 1, time, time]`, which is held in memory."""
     mask = None if segment_ids is None else (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
 
@@ -63,12 +63,12 @@ def splash(
     segment_ids: jax.Array | None,
     interpret: bool = False,
 ) -> jax.Array:
-    """Splash attention of Pallas for TPU, which skips fully masked blocks.
+    """Returns attention by the splash kernel of Pallas for TPU, which skips fully masked blocks.
 
-    It does not scale the scores, so the queries are scaled, which rounds them to their dtype once more.
+    The kernel does not scale the scores, so the queries are scaled before, which rounds them once more.
 
     Args as in `attend`, and:
-        interpret: run slowly, without a TPU.
+        interpret: run without a TPU, slowly.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as pallas  # takes 0.3 s, and only TPUs need it
 
@@ -82,9 +82,9 @@ def splash(
         block_q_dq=size,
         block_kv_dq=size,
     )
-    one = (pallas.CausalMask if causal else pallas.FullMask)((time, time))
+    mask = (pallas.CausalMask if causal else pallas.FullMask)((time, time))
     kernel = pallas.make_splash_mha_single_device(
-        pallas.MultiHeadMask([one] * heads), block_sizes=sizes, interpret=interpret
+        pallas.MultiHeadMask([mask] * heads), block_sizes=sizes, interpret=interpret
     )
     q = (q.astype(jnp.float32) / math.sqrt(head_dim)).astype(q.dtype)
     segments = None if segment_ids is None else pallas.SegmentIds(q=segment_ids, kv=segment_ids)
@@ -96,12 +96,13 @@ def specs(here: Layout, q: jax.Array, time_axis: str | None = None) -> tuple[Par
     """Returns how arrays are split for a kernel under `jax.shard_map`.
 
     Args:
-        here: the layout in force.
+        here: the active layout.
         q: `[batch, time, heads, head_dim]`.
         time_axis: the mesh axis of the time dimension.
 
     Returns:
-        The PartitionSpec of q, k, v and the result; that of segment ids; the number of parts of the heads.
+        The PartitionSpec of q, k, v and the result, the PartitionSpec of segment ids, and the number of parts of the
+        heads.
     """
     batch, _, heads, _ = here.spec(("batch", None, "heads", None), q.shape)
     axes = () if heads is None else (heads,) if isinstance(heads, str) else heads
@@ -110,7 +111,7 @@ def specs(here: Layout, q: jax.Array, time_axis: str | None = None) -> tuple[Par
 
 
 def divide_heads(k: jax.Array, parts: int) -> jax.Array:
-    """Repeats heads of keys or values `[batch, time, kv_heads, head_dim]` as little as lets them divide into parts.
+    """Repeats the heads of `[batch, time, kv_heads, head_dim]` as rarely as possible so that `parts` divides them.
 
     The number of query heads must be a multiple of `parts` and of `kv_heads`. Then part i of the queries uses part i of
     the result.

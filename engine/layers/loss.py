@@ -1,7 +1,7 @@
-"""Cross-entropy over a vocabulary: the last product of a language model together with its loss.
+"""Cross-entropy over a vocabulary, together with the last product of a language model.
 
-The logits of a large vocabulary are computed in chunks of positions and computed again for the gradient. Position t
-belongs to chunk t mod n, so that the positions of each device stay where they are.
+The logits of a large vocabulary are computed in chunks of positions and recomputed for the gradient. Position t belongs
+to chunk t mod n, so that no position moves to another device.
 """
 
 import math
@@ -23,8 +23,8 @@ def cross_entropy(x: jax.Array, kernel: jax.Array, labels: jax.Array, *, chunks:
         x: activations `[batch, time, features]`.
         kernel: `[features, vocabulary]`; may be split over the vocabulary.
         labels: ids `[batch, time]`.
-        chunks: parts of the time dimension, computed one after the other; None takes as many as keep the logits of a
-            device below LOGIT_BYTES.
+        chunks: parts of the time dimension, computed in sequence; None uses the fewest that keep the logits of a device
+            below LOGIT_BYTES.
 
     Raises:
         TaskError: `chunks` does not divide the positions of a device.
@@ -35,7 +35,10 @@ def cross_entropy(x: jax.Array, kernel: jax.Array, labels: jax.Array, *, chunks:
     if chunks is None:
         chunks = _chunks(batch, time, own_time, kernel.shape[-1])
     if own_time % chunks:
-        raise TaskError(f"cross_entropy: chunks = {chunks} does not divide the {own_time} positions of a device.")
+        raise TaskError(
+            f"cross_entropy: chunks = {chunks} does not divide the {own_time} positions of a device. Use a divisor, or "
+            "None."
+        )
     if chunks == 1:
         return _losses(x, kernel, labels)
 
@@ -50,7 +53,7 @@ def cross_entropy(x: jax.Array, kernel: jax.Array, labels: jax.Array, *, chunks:
 def _chunks(batch: int, time: int, own_time: int, vocabulary: int) -> int:
     """Returns the fewest chunks that keep the logits of a device below LOGIT_BYTES."""
     here = layout.current()
-    spec = here.spec(("batch", "sequence", "vocab"), (batch, time, vocabulary))  # an axis splits one dimension
+    spec = here.spec(("batch", "sequence", "vocab"), (batch, time, vocabulary))  # uses each mesh axis once
     size = 4 * batch * time * vocabulary / math.prod(here.size(axis) for axis in jax.tree.leaves(tuple(spec)))
     return next(n for n in range(1, own_time + 1) if own_time % n == 0 and (size <= n * LOGIT_BYTES or n == own_time))
 
@@ -60,6 +63,6 @@ def _losses(x: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
     logits = layout.constrain(products.logits(x, kernel), "batch", "sequence", "vocab")  # [batch, time, vocabulary]
     top = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     normaliser = jnp.log(jnp.exp(logits - top).sum(axis=-1)) + top[..., 0]
-    # A sum over the chosen entry rather than a gather: each device sums its part of a split vocabulary.
+    # A masked sum instead of a gather, so that each device sums its part of a split vocabulary.
     chosen = jnp.arange(logits.shape[-1]) == labels[..., None]
     return normaliser - jnp.where(chosen, logits, 0).sum(axis=-1)

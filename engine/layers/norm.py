@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation (Zhang and Sennrich 2019), in float32 whatever the model computes in."""
+"""Root-mean-square normalisation (Zhang and Sennrich 2019), always computed in float32."""
 
 import jax
 import jax.numpy as jnp

@@ -1,7 +1,7 @@
-"""Rematerialisation: what a layer computes again in the backward pass instead of keeping it.
+"""Rematerialisation: layers recompute values in the backward pass instead of keeping them.
 
-The choices of `train.remat` say what is kept beside the input of each layer of a stack. *none*: everything. *full*:
-nothing. *dots*: products with weights. *save:a,b*: the values named a and b. *offload:a,b*: those, in host memory.
+`train.remat` chooses what is kept in addition to the input of each layer of a stack: *none* everything, *full* nothing,
+*dots* products with weights, *save:a,b* the values named a and b, *offload:a,b* these values in host memory.
 """
 
 import functools
@@ -15,28 +15,28 @@ from engine.parallel.layout import NAMED, current
 from engine.parallel.memory import HOST_MEMORY, check_host_memory, device_memory
 
 POLICIES = jax.checkpoint_policies
-CARRY = "carry of a stack"  # the name of the input of each layer of a stack, which is always kept
+CARRY = "carry of a stack"  # name of the input of each layer of a stack, which is always kept
 
 type Policy = Callable[..., bool]
-"""A policy of `jax.checkpoint`: `(primitive, *avals, **params)` -> whether the result is kept."""
+"""A policy of `jax.checkpoint`: `(primitive, *avals, **params) -> whether the result is kept`."""
 
 
 def checkpoint[T](x: T, name: str) -> T:
-    """Returns `x` under a name that `train.remat=save:NAME` and `offload:NAME` can choose."""
+    """Returns `x` with a name, by which `train.remat=save:NAME` and `offload:NAME` select it."""
     current().used.add(NAMED + name)
     return checkpoint_name(x, name)
 
 
 def remat[**P, R](function: Callable[P, R], *, in_scan: bool = False) -> Callable[P, R]:
-    """Returns the function with the backward pass that `train.remat` of the layout in force asks for.
+    """Wraps a function so that its backward pass follows `train.remat` of the active layout.
 
     Args:
-        function: of pytrees of arrays.
-        in_scan: it is called in the body of a `jax.lax.scan`, where no compiler merges the second computation with
-            the first.
+        function: function of pytrees of arrays.
+        in_scan: whether it is called in the body of a `jax.lax.scan`, where XLA does not merge the recomputation with
+            the first computation.
 
     Raises:
-        ConfigError: offload, where a device cannot read the memory of its host.
+        ConfigError: train.remat is offload, and the devices cannot read host memory.
     """
 
     @functools.wraps(function)
@@ -51,17 +51,16 @@ def remat[**P, R](function: Callable[P, R], *, in_scan: bool = False) -> Callabl
 
 
 def remat_slices[**P, R](function: Callable[P, R]) -> Callable[P, R]:
-    """Returns the body of a `jax.lax.scan`, which slices its inputs again in the backward pass instead of keeping them.
+    """Wraps the body of a `jax.lax.scan` so that the backward pass slices the inputs again instead of keeping slices.
 
-    Layers inside that are computed again keep what `train.remat` says: an outer policy replaces theirs, so this one
-    includes it.
+    An outer policy replaces that of the layers inside, so this policy includes `train.remat`.
     """
     choice = current().remat
     return jax.checkpoint(function, policy=_not_sliced if choice == "none" else _policy(choice), prevent_cse=False)
 
 
 def _not_sliced(primitive: Primitive, *_: object, **__: object) -> bool:
-    """A policy that keeps everything but slices."""
+    """Policy that keeps everything but slices."""
     return primitive.name not in ("dynamic_slice", "squeeze")
 
 

@@ -1,11 +1,10 @@
 """Attention over a split sequence, with keys and values passed around a ring (Liu et al. 2023, Ring Attention).
 
-In step r device i has the keys of device i - r. No device ever holds all keys. Arrays are grouped as in `blockwise.py`.
-
-*Zigzag* order balances causal work (Llama Team 2024, The Llama 3 Herd of Models, section 3.3.2). Of 2C chunks of the
-sequence, device i of C has chunk i, its *early* one, and chunk 2C-1-i, its *late* one. Each step after the first is
-then two unmasked pairs of chunks for every device: late queries with early keys, and early with early where the keys
-come from an earlier device, else late with late.
+In step r device i has the keys of device i - r; no device ever holds all keys. Arrays are grouped as in `blockwise.py`.
+Zigzag order balances causal work (Llama Team 2024, The Llama 3 Herd of Models, section 3.3.2): of 2C chunks of the
+sequence, device i of C has an early chunk, i, and a late chunk, 2C-1-i. In each step after the first, every device then
+computes two unmasked pairs of chunks: late queries with early keys, and either early queries with early keys (if the
+keys come from an earlier device) or late queries with late keys.
 """
 
 import functools
@@ -25,21 +24,21 @@ AXIS = "context"
 type Keys = tuple[jax.Array, jax.Array, jax.Array | None]
 """Keys, values `[batch, kv_heads, time, head_dim]` and segments `[batch, time]`."""
 type Attended = tuple[jax.Array, jax.Array]
-"""Result and log-sum-exp of `blockwise.forward`."""
+"""Result and log-sum-exp, as `blockwise.forward` returns them."""
 type Rows = tuple[jax.Array, jax.Array | None, jax.Array, jax.Array, jax.Array]
 """Queries, their segments, log-sum-exp, delta and gradient of the result, as `blockwise.backward` takes them."""
 type Gradients = tuple[jax.Array, jax.Array, jax.Array]
-"""Of queries, keys and values."""
+"""Gradients of queries, keys and values."""
 type _Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array]
 
 
 def ring_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, segment_ids: jax.Array | None
 ) -> jax.Array:
-    """Attention as in `attention.attention`, for a layout that splits sequences over `context`.
+    """Returns attention as `attention.attention` does, for a layout that splits sequences over `context`.
 
     Raises:
-        ShardingError: the positions do not divide over the devices, or when `causal` over twice as many.
+        ShardingError: the positions are not divisible by the number of devices, or by twice that number if `causal`.
     """
     here = layout.current()
     _check(q.shape[1], here.size(AXIS), causal)
@@ -58,7 +57,7 @@ def ring_attention(
 
 
 def _check(time: int, devices: int, causal: bool) -> None:
-    """Raises ShardingError for a length that does not divide."""
+    """Raises ShardingError for a length that is not divisible."""
     chunks = 2 * devices if causal else devices
     if time % chunks:
         why = f"twice mesh axis context={devices}, since causal order gives each device two chunks"
@@ -72,7 +71,7 @@ def _check(time: int, devices: int, causal: bool) -> None:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _ring(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, causal: bool) -> jax.Array:
-    """Grouped attention of the positions of this device to those of all devices."""
+    """Returns the grouped attention of the positions of this device to those of all devices."""
     return _ring_forward(q, k, v, segments, causal)[0]
 
 
@@ -84,19 +83,19 @@ def _ring_forward(
     keys = _send((k, v, segments))  # in flight while the device attends to its own keys
     found = blockwise.forward(q, k, v, segments, segments, causal=causal)
 
-    def turn(carry: tuple[Attended, Keys], r: jax.Array) -> tuple[tuple[Attended, Keys], None]:
+    def ring_step(carry: tuple[Attended, Keys], r: jax.Array) -> tuple[tuple[Attended, Keys], None]:
         found, keys = carry
         following = _send(keys)
         return (step(r, q, segments, keys, found), following), None
 
-    (found, keys), _ = jax.lax.scan(turn, (found, keys), jnp.arange(1, devices - 1))
+    (found, keys), _ = jax.lax.scan(ring_step, (found, keys), jnp.arange(1, devices - 1))
     out, lse = step(devices - 1, q, segments, keys, found)
     out = out.astype(q.dtype)
     return out, (q, k, v, segments, out, lse)
 
 
 def _ring_backward(causal: bool, saved: _Saved, d_out: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    """Gradients of keys and values follow them one step behind and reach their own device after the last step."""
+    """Returns the gradients. Those of keys and values travel one step behind and return to their device at the end."""
     q, k, v, segments, out, lse = saved
     step = _causal_grad if causal else _full_grad
     devices = jax.lax.axis_size(AXIS)
@@ -111,12 +110,12 @@ def _ring_backward(causal: bool, saved: _Saved, d_out: jax.Array) -> tuple[jax.A
         dq_part, *d_keys_part = step(r, rows, keys)
         return dq + dq_part, [a + b for a, b in zip(d_keys, d_keys_part, strict=True)]
 
-    def turn(carry: PyTree, r: jax.Array) -> tuple[PyTree, None]:
+    def ring_step(carry: PyTree, r: jax.Array) -> tuple[PyTree, None]:
         keys, dq, d_keys = carry
         following = _send(keys)
         return (following, *add(r, keys, dq, d_keys)), None
 
-    (keys, dq, d_keys), _ = jax.lax.scan(turn, (keys, dq, d_keys), jnp.arange(1, devices - 1))
+    (keys, dq, d_keys), _ = jax.lax.scan(ring_step, (keys, dq, d_keys), jnp.arange(1, devices - 1))
     dq, d_keys = add(devices - 1, keys, dq, d_keys)
     dk, dv = _send(d_keys)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
@@ -126,7 +125,7 @@ _ring.defvjp(_ring_forward, _ring_backward)
 
 
 def _full_step(r: int | jax.Array, q: jax.Array, segments: jax.Array | None, keys: Keys, found: Attended) -> Attended:
-    """Adds the received keys to the result so far, without causal order."""
+    """Merges attention to the received keys into the result so far, without causal order."""
     k, v, k_segments = keys
     return _merge(found, blockwise.forward(q, k, v, segments, k_segments, causal=False))
 
@@ -139,7 +138,7 @@ def _full_grad(r: int | jax.Array, rows: Rows, keys: Keys) -> Gradients:
 
 
 def _causal_step(r: int | jax.Array, q: jax.Array, segments: jax.Array | None, keys: Keys, found: Attended) -> Attended:
-    """Adds the keys of step r, which are in zigzag order, to the result so far."""
+    """Merges attention to the keys of step r, which are in zigzag order, into the result so far."""
     early, late = zip(*(_halves(x, 3) for x in found), strict=True)
     q, q_segments, (k, v, k_segments) = _pairs(r, 3, q), _pairs(r, 1, segments), _key_pairs(r, keys)
     both = blockwise.forward(q, k, v, q_segments, k_segments, causal=False)
@@ -174,7 +173,7 @@ def _pairs(r: int | jax.Array, axis: int, x: PyTree) -> PyTree:
 
 
 def _key_pairs(r: int | jax.Array, keys: Keys) -> list[PyTree]:
-    """Returns the keys, values and segments of both pairs of step r, likewise."""
+    """Returns the keys, values and segments of both pairs of step r, as one batch `[2 * batch, ...]` each."""
     pairs = []
     for x, axis in zip(keys, (2, 2, 1), strict=True):
         early, late = _halves(x, axis)
@@ -183,13 +182,13 @@ def _key_pairs(r: int | jax.Array, keys: Keys) -> list[PyTree]:
 
 
 def _picker(r: int | jax.Array) -> Callable[[PyTree, PyTree], PyTree]:
-    """Returns a choice between two trees: the first where the keys of step r come from an earlier device."""
+    """Returns a function that picks one of two trees: the first if the keys of step r come from an earlier device."""
     earlier = r <= jax.lax.axis_index(AXIS)
     return lambda a, b: jax.tree.map(lambda x, y: jnp.where(earlier, x, y), a, b)
 
 
 def _merge(a: Attended, b: Attended) -> Attended:
-    """Returns the attention to the keys of both."""
+    """Returns the attention to the keys of both results."""
     (out_a, lse_a), (out_b, lse_b) = a, b
     top = jnp.maximum(lse_a, lse_b)
     weight_a, weight_b = jnp.exp(lse_a - top), jnp.exp(lse_b - top)
@@ -224,13 +223,13 @@ def _routes() -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
 def _to_zigzag(x: jax.Array) -> jax.Array:
     """Exchanges two neighbouring chunks of each device for its early and its late chunk, along axis 1."""
     even, odd = (jax.lax.ppermute(half, AXIS, route) for half, route in zip(_halves(x, 1), _routes(), strict=True))
-    # One of chunks i and 2C-1-i is even: on devices of even index the early one.
+    # Exactly one of chunks i and 2C-1-i is even: the early chunk on devices of even index.
     swapped = jax.lax.axis_index(AXIS) % 2 == 1
     return jnp.concatenate([jnp.where(swapped, odd, even), jnp.where(swapped, even, odd)], axis=1)
 
 
 def _from_zigzag(x: jax.Array) -> jax.Array:
-    """Inverse of `_to_zigzag`."""
+    """The inverse of `_to_zigzag`."""
     early, late = _halves(x, 1)
     swapped = jax.lax.axis_index(AXIS) % 2 == 1
     chunks = jnp.where(swapped, late, early), jnp.where(swapped, early, late)

@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al. 2021), which rotates the halves of a head against each other.
+"""Rotary position embedding (Su et al. 2021): rotates pairs formed by the two halves of each head.
 
 In a packed row the positions of each document count from 0.
 """
@@ -16,13 +16,18 @@ type Angles = tuple[jax.Array, jax.Array]
 def rotary_angles(positions: jax.Array, head_dim: int, base: float = 10_000.0) -> Angles:
     """Returns cosines and sines `[batch, time, head_dim / 2]`, float32, for positions `[batch, time]`.
 
-    Call it once a step and pass the result to every layer. `head_dim` must be even.
+    Call it once per step and pass the result to every layer.
+
+    Raises:
+        TaskError: `head_dim` is odd.
     """
     if head_dim % 2:
-        raise TaskError(f"rotary_angles: head_dim = {head_dim} is odd. Its two halves are rotated against each other.")
+        raise TaskError(
+            f"rotary_angles: head_dim = {head_dim} is odd. Use an even size: its halves are rotated in pairs."
+        )
     frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angles = positions[..., None].astype(jnp.float32) * frequencies
-    # Without this XLA computes them again in each use: for each head of each layer, forward and backward.
+    # Without the barrier XLA computes the angles again at each use: for each head of each layer, forward and backward.
     return barriers.compute_once((jnp.cos(angles), jnp.sin(angles)))
 
 

@@ -1,8 +1,8 @@
-"""Routing: the experts of each token, the losses of the router, and the rows that hold the tokens of each expert.
+"""Routing: the experts of each token, the losses of the router, and the assignment of tokens to rows by expert.
 
-A *choice* is a token with one of its experts. Choice `rank * time + position` of a sequence is the position's expert of
-that rank, so that later choices are dropped first. A *group* is the choices of one expert, and its *room* the number
-of its rows: further choices are dropped. Tokens move to rows and back by gathers alone.
+A *choice* is a (token, expert) pair. Choice `rank * time + position` of a sequence is the expert of that rank for that
+position, so that later ranks are dropped first. A *group* holds the choices of one expert, in as many rows as its
+capacity; further choices are dropped. Tokens move to rows and back by gathers alone.
 """
 
 import dataclasses
@@ -14,35 +14,35 @@ import jax.numpy as jnp
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Routes:
-    """The experts of the tokens of a batch, and the losses of the router."""
+    """The experts of each token of a batch, and the losses of the router."""
 
     experts: jax.Array
-    """`[batch, time, top_k]` int32, best first; for padding, the number of experts."""
+    """int32 `[batch, time, top_k]`, the most probable first; for padding, the number of experts."""
     weights: jax.Array
-    """`[batch, time, top_k]` float32 factors of the experts' outputs: the probabilities of the chosen experts, divided
-    by their sum. A single one is not divided: it would always be 1 and give the router no gradient."""
+    """float32 `[batch, time, top_k]`, the factors of the experts' outputs: the probabilities of the chosen experts,
+    divided by their sum. For `top_k` 1 they are not divided, since 1 would give the router no gradient."""
     losses: dict[str, jax.Array]
     """"balance" and "router_z": `[batch]` float32, summed over the tokens of a sequence."""
 
 
 def route(x: jax.Array, kernel: jax.Array, top_k: int, weight: jax.Array) -> Routes:
-    """Returns the `top_k` experts of each token with the largest probabilities, all in float32.
+    """Returns the `top_k` experts with the largest probabilities for each token, computed in float32.
 
-    The balance loss of a sequence is tokens * experts * sum_e(f_e * P_e), where f_e is the share of the choices for
-    expert e before any is dropped, and P_e the mean probability of e (Fedus et al. 2022, equations 4 to 6, for each
+    The balance loss of a sequence is tokens * experts * sum_e(f_e * P_e), where f_e is the fraction of choices for
+    expert e before any are dropped, and P_e the mean probability of e (Fedus et al. 2022, equations 4 to 6, for each
     sequence and several choices). The router's z-loss is logsumexp(logits)^2 (Zoph et al. 2022, equation 5).
 
     Args:
-        x: `[batch, time, features]`; not read where `weight` is 0.
+        x: `[batch, time, features]`.
         kernel: `[features, experts]`.
-        top_k: experts of each token.
-        weight: `[batch, time]` float32 of each token in the losses; 0 is padding.
+        top_k: experts per token.
+        weight: float32 `[batch, time]`, the weight of each token in the losses; 0 for padding, which is ignored.
     """
     logits = jnp.matmul(x.astype(jnp.float32), kernel.astype(jnp.float32), precision="highest")
     probabilities = jax.nn.softmax(logits)
     experts = _largest(probabilities, top_k)
     chosen = experts[..., None] == jnp.arange(logits.shape[-1])  # [batch, time, top_k, experts]
-    # A sum over the chosen entry, since the gradient of a gather would be a scatter.
+    # A masked sum, since the gradient of a gather would be a scatter.
     best = jnp.where(chosen, probabilities[..., None, :], 0).sum(-1)
     real = weight[..., None] != 0
     tokens = weight.sum(1)
@@ -58,9 +58,9 @@ def route(x: jax.Array, kernel: jax.Array, top_k: int, weight: jax.Array) -> Rou
 
 
 def _largest(x: jax.Array, top_k: int) -> jax.Array:
-    """Returns the indices `[..., top_k]` of the largest entries in descending order; of equals, the first comes first.
+    """Returns the indices `[..., top_k]` of the largest entries in descending order; of equal entries, the first first.
 
-    One maximum after the other, since XLA gathers the whole batch on each device for `jax.lax.top_k`.
+    It takes one maximum after another, since XLA gathers the whole batch on each device for `jax.lax.top_k`.
     """
     found = []
     for _ in range(top_k):
@@ -72,12 +72,12 @@ def _largest(x: jax.Array, top_k: int) -> jax.Array:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Rows of tokens in the order of their groups: a table for each direction, so that no scatter is needed."""
+    """Assignment of choices to rows, group after group: a table for each direction, so that no scatter is needed."""
 
     row: jax.Array
-    """`[choices]` row of each choice; the number of rows for a dropped choice."""
+    """`[choices]`: row of each choice; the number of rows for a dropped choice."""
     choice: jax.Array
-    """`[rows]` choice in each row; the number of choices for an empty row."""
+    """`[rows]`: choice in each row; the number of choices for an empty row."""
 
     def gather(self, x: jax.Array) -> jax.Array:
         """Returns `[rows, features]` of `x` `[tokens, features]`; an empty row is 0."""
@@ -100,33 +100,33 @@ def group_sizes(experts: jax.Array, count: int) -> jax.Array:
     return (experts.reshape(-1, 1) == jnp.arange(count)).sum(0)
 
 
-def rows_of(experts: jax.Array, sizes: jax.Array, starts: jax.Array, room: jax.Array, rows: int) -> Rows:
-    """Returns a row of its expert's group for each choice, in the order of (rank, position) while there is room.
+def assign_rows(experts: jax.Array, sizes: jax.Array, starts: jax.Array, capacity: jax.Array, rows: int) -> Rows:
+    """Returns a row in its expert's group for each choice, in the order of (rank, position) up to the capacity.
 
     Args:
         experts: `[tokens, top_k]`; a number beyond the groups gets no row.
-        sizes: `[groups]` of `group_sizes`.
-        starts: `[groups]` first row of each group, ascending.
-        room: `[groups]` rows of each group.
-        rows: of all groups.
+        sizes: `[groups]`, result of `group_sizes`.
+        starts: `[groups]`, first row of each group, ascending.
+        capacity: `[groups]`, rows of each group.
+        rows: total number of rows.
     """
     flat = experts.T.reshape(-1)
     order = jnp.argsort(flat, stable=True)
-    first = jnp.cumsum(sizes) - sizes  # of each group in `order`
+    first = jnp.cumsum(sizes) - sizes  # first index of each group in `order`
     group = jnp.minimum(flat, sizes.shape[0] - 1)
-    rank = jnp.argsort(order) - first[group]  # of each choice in its group
-    row = jnp.where((flat < sizes.shape[0]) & (rank < room[group]), starts[group] + rank, rows)
+    rank = jnp.argsort(order) - first[group]  # index of each choice in its group
+    row = jnp.where((flat < sizes.shape[0]) & (rank < capacity[group]), starts[group] + rank, rows)
     index = jnp.arange(rows)
     group = (index[:, None] >= starts).sum(1) - 1
     rank = index - starts[group]
-    filled = rank < jnp.minimum(sizes, room)[group]
+    filled = rank < jnp.minimum(sizes, capacity)[group]
     choice = jnp.where(filled, order[jnp.where(filled, first[group] + rank, 0)], flat.shape[0])
     return Rows(row, choice)
 
 
 @jax.custom_vjp
 def _take(x: jax.Array, index: jax.Array, back: jax.Array) -> jax.Array:
-    """Returns `x[index]`, 0 beyond the end. `back` `[rows of x, n]`: new index of each row, for the gradient."""
+    """Returns `x[index]`, 0 beyond the end. `back` `[rows of x, n]`: new indices of each row, for the gradient."""
     return x.at[index].get(mode="fill", fill_value=0)
 
 

@@ -1,7 +1,7 @@
-"""A stack of layers of one kind, with one set of parameters that has a dimension for the layers.
+"""A stack of layers of one kind, whose parameters have a leading dimension for the layers.
 
-It makes, names and stores the parameters and applies the layers: one after the other, or over the stages of a pipeline
-(`pipeline.py`). A *carry* goes from one layer to the next; *shared* inputs go to every layer.
+The layers are applied in sequence, or over the stages of a pipeline (`pipeline.py`). The *carry* passes from one layer
+to the next; *shared* inputs go to every layer.
 """
 
 from collections.abc import Callable
@@ -23,23 +23,22 @@ from engine.types import PyTree
 
 
 class Stack(nnx.Module):
-    """`count` layers, one after the other; over the stages of a pipeline where the mesh has one.
+    """Applies `count` layers in sequence, over the stages of a pipeline if the mesh has one.
 
-    The parameters of all layers are kept together, in `layers`: "decoder/layers/attention/q/kernel" for a model whose
-    stack is `decoder`. Their shape is `[count, ...]`, and the logical axis "layers" comes before those of the layer.
-    Over a pipeline with repeats the shape is `[repeats, count / repeats, ...]` with the axes ("repeats", "layers"), in
-    the same order of layers.
+    `layers` holds the parameters of all layers, such as "decoder/layers/attention/q/kernel" for a stack `decoder`.
+    Their shape is `[count, ...]`, and the logical axis "layers" precedes those of the layer. Over a pipeline with
+    repeats the shape is `[repeats, count / repeats, ...]` with the axes ("repeats", "layers"), in the same order.
 
     Args:
-        make: returns one layer, an nnx.Module, for an nnx.Rngs. A layer is called as `layer(carry, *shared, rng)` and
-            returns a carry of the same structure, shapes and dtypes.
-        count: of layers.
-        rngs: for the initial values; those of layer i depend only on the seed and on i.
-        unroll: unroll the layers instead of scanning over them, which takes longer to compile. None unrolls where that
+        make: function of an nnx.Rngs that returns one layer, an nnx.Module. A layer is called as
+            `layer(carry, *shared, rng)` and returns a carry of the same structure, shapes and dtypes.
+        count: number of layers.
+        rngs: random keys for the initial values; those of layer i depend only on the seed and i.
+        unroll: unroll the layers instead of scanning over them, which takes longer to compile. None unrolls if that
             makes a step faster (`tuning/control_flow.py`).
 
     Raises:
-        TaskError: a layer holds variables other than nnx.Param and random state, or a stack of its own.
+        TaskError: a layer holds variables other than nnx.Param and random state, or another stack.
         ShardingError: the layers do not divide over stages and repeats.
     """
 
@@ -73,27 +72,29 @@ class Stack(nnx.Module):
         Args:
             carry: pytree of arrays `[batch, ...]`.
             *shared: pytrees of arrays `[batch, ...]`, or None.
-            rng: keys `[batch]`, folded for each layer by its index; None where nothing is drawn.
+            rng: keys `[batch]`, folded with the index of each layer; None if the layers draw nothing.
 
         Raises:
-            TaskError: a layer returns a carry of another kind than its input.
-            ShardingError: over a pipeline, a batch that does not divide.
+            TaskError: a layer returns a carry that differs from its input in structure, shapes or dtypes.
+            ShardingError: over a pipeline, the batch does not divide over microbatches and devices.
         """
         graph, params, rng_state, rest = nnx.split(self.layers, nnx.Param, nnx.RngState, ...)
         values, tree = jax.tree.flatten(params)
 
-        def one(values: PyTree, index: jax.Array, carry: PyTree, shared: PyTree, rng: jax.Array | None) -> PyTree:
+        def apply_layer(
+            values: PyTree, index: jax.Array, carry: PyTree, shared: PyTree, rng: jax.Array | None
+        ) -> PyTree:
             layer = nnx.merge(graph, jax.tree.unflatten(tree, values), _of_layer(rng_state, index), rest)
             return _checked(layer, carry, layer(carry, *shared, fold_in(rng, index)))
 
         unroll = unrolls_layers(current().platform, self.count) if self.unroll is None else self.unroll
-        one = remat(one, in_scan=not unroll)
+        apply_layer = remat(apply_layer, in_scan=not unroll)
 
         def apply(
             values: PyTree, first: int | jax.Array, carry: PyTree, shared: PyTree, rng: jax.Array | None
         ) -> PyTree:
             def step(carry: PyTree, layer: tuple[PyTree, jax.Array]) -> tuple[PyTree, None]:
-                return one(*layer, checkpoint_name(carry, CARRY), shared, rng), None
+                return apply_layer(*layer, checkpoint_name(carry, CARRY), shared, rng), None
 
             here = values[0].shape[0]
             return jax.lax.scan(step, carry, (values, first + jnp.arange(here)), unroll=unroll)[0]
@@ -103,15 +104,15 @@ class Stack(nnx.Module):
             return apply(values, 0, carry, shared, rng)
         if jax.tree.leaves(rng_state):
             raise TaskError(
-                f"Stack of {type(self.layers).__name__}: its layers hold random state, of which all microbatches of a "
-                "pipeline would see the same. Use engine.layers.Dropout, which draws by example, or mesh.pipeline=1."
+                f"Stack of {type(self.layers).__name__}: its layers hold random state, which would be the same for all "
+                "microbatches of a pipeline. Use engine.layers.Dropout, which draws per example, or mesh.pipeline=1."
             )
         values = values if self.repeats > 1 else [x[None] for x in values]
         return pipeline(apply, values, carry, shared, rng)
 
 
 def _params(layer: nnx.Module) -> list[nnx.Variable]:
-    """Returns the parameters of the layers. Raises TaskError for variables that are neither these nor random state."""
+    """Returns the parameters of the layers. Raises TaskError for variables other than parameters and random state."""
     found = []
     for path, variable in nnx.iter_graph(layer):
         if isinstance(variable, nnx.Param):
@@ -119,8 +120,8 @@ def _params(layer: nnx.Module) -> list[nnx.Variable]:
         elif isinstance(variable, nnx.Variable) and not isinstance(variable, nnx.RngState):
             where, kind = "/".join(map(str, path)), type(variable).__name__
             raise TaskError(
-                f"Stack of {type(layer).__name__}: {where} is a {kind}. Layers of a stack hold parameters only "
-                "(nnx.Param): normalise with engine.layers.RMSNorm or nnx.LayerNorm, and make a constant in __call__."
+                f"Stack of {type(layer).__name__}: {where} is a {kind}. Layers of a stack may hold only parameters "
+                "(nnx.Param): normalise with engine.layers.RMSNorm or nnx.LayerNorm, and create constants in __call__."
             )
     return found
 
@@ -132,14 +133,14 @@ def _stacked_metadata(variable: nnx.Variable, leading: tuple[str, ...]) -> dict[
     own = tuple(metadata.pop("logical_axes", own) or ())
     if set(own) & set(STACKED):
         raise TaskError(
-            f"Stack: a layer has a parameter with the logical axes {own}, which a stack adds itself. Make one stack of "
-            "all layers, or write the inner layers out with nnx.List."
+            f"Stack: a layer has a parameter with the logical axes {own}, which the stack itself adds. Make one stack "
+            "of all layers, or put the inner layers in an nnx.List."
         )
     return {**metadata, "logical_axes": (*leading, *own)}
 
 
 def _of_layer(rng_state: PyTree, index: jax.Array) -> PyTree:
-    """Returns the random state of one layer: keys are folded by its index."""
+    """Returns the random state of one layer: keys are folded with its index."""
 
     def leaf(x: jax.Array) -> jax.Array:
         return jax.random.fold_in(x, index) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
@@ -148,11 +149,11 @@ def _of_layer(rng_state: PyTree, index: jax.Array) -> PyTree:
 
 
 def _checked(layer: nnx.Module, before: PyTree, after: PyTree) -> PyTree:
-    """Returns the carry after a layer. Raises TaskError where its structure, shapes or dtypes changed."""
+    """Returns the carry after a layer. Raises TaskError if its structure, shapes or dtypes changed."""
     found, given = (jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree) for tree in (after, before))
     if found != given:
         raise TaskError(
-            f"Stack: {type(layer).__name__} was given {given} and returned {found}. Each layer returns the carry as it "
-            "came: the same structure, shapes and dtypes (x.astype(...) where a layer computes in another)."
+            f"Stack: {type(layer).__name__} received {given} and returned {found}. A layer must return a carry of the "
+            "same structure, shapes and dtypes (use x.astype(...) if it computes in another dtype)."
         )
     return after

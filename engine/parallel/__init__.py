@@ -1,1 +1,1 @@
-"""The mesh, the rules from named dimensions to mesh axes, their checks and their report."""
+"""The device mesh, the sharding rules from named dimensions to mesh axes, their checks, and the report of `explain`."""

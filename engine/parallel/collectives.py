@@ -1,8 +1,8 @@
-"""The collectives of a compiled program: their kind, mesh axes and bytes, read from its text on CPU, GPU and TPU.
+"""Reads the collectives of a compiled program (kind, mesh axes, bytes) from its HLO text on CPU, GPU and TPU.
 
-The text is HLO after SPMD partitioning (`Compiled.as_text()`), which numbers devices by their index in
-`mesh.devices.flat`. *Moved* bytes are what one device sends in a ring algorithm (Thakur et al. 2005; Patarasuk and Yuan
-2009), the minimum on links of equal speed. XLA:CPU has no reduce-scatter: it uses all-reduce and dynamic-slice.
+The text is the HLO after SPMD partitioning (`Compiled.as_text()`), which numbers devices by their index in
+`mesh.devices.flat`. *Moved* bytes are those that one device sends in a ring algorithm (Thakur et al. 2005; Patarasuk
+and Yuan 2009), the minimum on links of equal speed. XLA:CPU uses all-reduce and dynamic-slice for a reduce-scatter.
 """
 
 import dataclasses
@@ -46,29 +46,30 @@ class Collective:
 
     kind: str  # of KINDS
     axes: tuple[str, ...] | None  # mesh axes along which the devices of a group differ; None: unknown
-    group: int  # devices of a group
+    group: int  # devices per group
     count: int  # executions in one run of the program
-    bytes: int  # of the result on one device, all executions
-    moved: int  # bytes that one device sends, all executions
-    exact: bool = True  # False: it is in a loop whose trip count the text does not state, counted as one
+    bytes: int  # bytes of the result on one device, over all executions
+    moved: int  # bytes that one device sends, over all executions
+    exact: bool = True  # False: it is in a loop of unknown trip count, which is counted as 1
 
 
 def collectives(hlo_text: str, mesh: Mesh) -> list[Collective]:
     """Returns the collectives of a compiled program, one for each instruction, in the order of the text.
 
-    The body of a loop counts once for each trip. Of a conditional only the branch counts that moves most bytes. A
-    collective that TPUs run beside several fusions counts once. Collectives of a single device are left out.
+    The body of a loop counts once per iteration. Of a conditional only the branch that moves most bytes counts. A
+    collective that a TPU runs concurrently with several fusions counts once. Collectives of a single device are left
+    out.
 
     Args:
-        hlo_text: of the compiled program.
-        mesh: for which it was compiled.
+        hlo_text: text of the compiled program.
+        mesh: mesh for which it was compiled.
     """
     computations, entry = _parse(hlo_text)
     return _walk(entry, computations, mesh, {})
 
 
 def summed(found: Iterable[Collective]) -> list[Collective]:
-    """Returns one Collective for each kind, axes and group size, with summed counts and bytes."""
+    """Returns one Collective for each combination of kind, axes and group size, with summed counts and bytes."""
 
     def key(c: Collective) -> tuple[str, tuple[str, ...], int]:
         return (c.kind, c.axes or (), c.group)
@@ -119,7 +120,7 @@ def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
 def _walk(
     name: str, computations: Mapping[str, list[_Instruction]], mesh: Mesh, known: dict[str, list[Collective]]
 ) -> list[Collective]:
-    """Returns the collectives of one run of a computation. `known` caches those of computations walked before."""
+    """Returns the collectives of one run of a computation. `known` caches the results by computation."""
     if name in known:
         return known[name]
     found: list[Collective] = []
@@ -176,7 +177,7 @@ def _fused(
 
 
 def _read(instruction: _Instruction, mesh: Mesh) -> list[Collective]:
-    """Returns the collective of one instruction, or none where no device sends anything."""
+    """Returns the collective of one instruction, or an empty list if no device sends anything."""
     match = _COLLECTIVE.fullmatch(instruction.opcode)
     assert match is not None
     kind = match[1]
@@ -212,9 +213,9 @@ def _axes(groups: Groups, mesh: Mesh) -> tuple[str, ...]:
 
 
 def _result(shape: str, kind: str, start: bool) -> str:
-    """Returns the text of the result's shape. The start of an asynchronous collective has its operand before it.
+    """Returns the text of the result's shape. The start of an asynchronous collective also has the operand's shape.
 
-    An all-reduce may have its result alone, which then is not a tuple of tuples.
+    For an all-reduce the operand may be missing; the shape is then not a tuple of tuples.
     """
     shape = _LAYOUT.sub("", shape)
     if not start or not shape.startswith("(") or (kind == "all-reduce" and not shape.startswith("((")):
@@ -250,10 +251,11 @@ def _pairs(rest: str) -> Groups | None:
 def _groups(rest: str, devices: int) -> Groups | None:
     """Returns the groups of a collective in one of the three notations of XLA; None for another.
 
-    `{{0,1},{2,3}}` is a list. `[2,4]<=[4,2]T(1,0)` numbers devices from 0 in shape [4,2], transposes, and splits the
-    result into 2 groups of 4. `mesh['a'=2,'b'=4] {'b'}` has groups along axes of a mesh. There devices may have an
-    explicit order, `device_ids=([4,2]T(1,0))` or `device_ids=(0,2,1,3)`, and `'b':(2)2` is a part of an axis, of size 2
-    after a part of size 2.
+    - `{{0,1},{2,3}}` is a list of groups.
+    - `[2,4]<=[4,2]T(1,0)` numbers devices from 0 in shape [4,2], transposes, and splits the result into 2 groups of 4.
+    - `mesh['a'=2,'b'=4] {'b'}` has groups along axes of a mesh. The devices may have an explicit order,
+      `device_ids=([4,2]T(1,0))` or `device_ids=(0,2,1,3)`. `'b':(2)2` is a part of an axis: of size 2, after a part of
+      size 2.
     """
     if match := re.search(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}", rest):
         lists = [[int(n) for n in part.split(",")] for part in re.findall(r"\{([\d,]+)\}", match[1])]

@@ -1,8 +1,8 @@
-"""The layout: the mesh, the sharding rules and the ways of splitting that are in force while a layer is traced.
+"""The layout: the mesh, the sharding rules and the parallelism settings that are active while a layer is traced.
 
-The engine activates a layout around everything that it traces, so that no model names a mesh. A model that is called
-without the engine gets the layout of one device, which has no sharding constraints. A *manual axis* is a mesh axis of
-an enclosing `jax.shard_map`; sharding constraints leave it out.
+The engine activates a layout around everything that it traces, so that no model names a mesh. Without the engine, a
+model gets the layout of one device, which has no sharding constraints. A *manual axis* is a mesh axis of an enclosing
+`jax.shard_map`; sharding constraints leave it out.
 """
 
 import contextlib
@@ -16,12 +16,12 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from engine.config.schema import Sharding, Train
 from engine.parallel.rules import RULES, Rules, mesh_axes
 
-NAMED = "named:"  # prefix of the name of a value in Layout.used
+NAMED = "named:"  # prefix of the names of values in Layout.used
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A mesh, the rules, and the ways of splitting that the sections `sharding` and `train` of a config choose."""
+    """A mesh, the sharding rules, and the parallelism settings of the config sections `sharding` and `train`."""
 
     mesh: Mesh | None = None
     rules: Rules = dataclasses.field(default_factory=lambda: RULES)
@@ -32,7 +32,7 @@ class Layout:
     zero1: bool = False
     offload_optimizer: bool = False
     used: set[str] = dataclasses.field(default_factory=set, compare=False)
-    """What traced layers used: names of mesh axes, "remat", and NAMED + the name of each value that a layer named."""
+    """Features that the traced layers use: mesh axes, "remat", and NAMED + the name of each value with a name."""
 
     @property
     def platform(self) -> str:
@@ -40,20 +40,24 @@ class Layout:
         return jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
 
     def size(self, axis: str) -> int:
-        """Returns the devices along an axis of the mesh; 1 without a mesh and for a manual axis."""
+        """Returns the number of devices along a mesh axis; 1 without a mesh and for a manual axis."""
         return 1 if self.mesh is None or axis in _manual_axes() else self.mesh.shape[axis]
 
     def use(self, axis: str) -> int:
-        """Returns `size` and records that a layer uses this axis. An axis that no layer uses is refused."""
+        """Returns `size` and records that a layer uses this axis; the engine rejects axes that no layer uses."""
         self.used.add(axis)
         return self.size(axis)
 
     def axes(self, name: str | None, size: int | None = None) -> tuple[str, ...]:
-        """Returns the mesh axes of a dimension: those of several devices that are not manual.
+        """Returns the mesh axes of a dimension, without manual axes and axes of one device.
 
         Args:
-            name: of the dimension.
-            size: of the dimension. The axes end before the first that does not divide it. None returns all.
+            name: name of the dimension.
+            size: size of the dimension: the result ends before the first axis that does not divide it. None returns
+                all axes.
+
+        Raises:
+            ShardingError: the name has no rule, or its rule has an unknown mesh axis.
         """
         if self.mesh is None or name is None:
             return ()
@@ -69,7 +73,7 @@ class Layout:
         return tuple(found)
 
     def spec(self, names: Sequence[str | None], shape: Sequence[int] | None = None) -> PartitionSpec:
-        """Returns the PartitionSpec of an activation by the names of its dimensions. It uses each mesh axis once."""
+        """Returns the PartitionSpec of an activation by the names of its dimensions. Each mesh axis is used once."""
         used: set[str] = set()
         entries: list[str | tuple[str, ...] | None] = []
         for i, name in enumerate(names):
@@ -79,14 +83,14 @@ class Layout:
         return PartitionSpec(*entries)
 
     def constrain(self, x: jax.Array, *names: str | None) -> jax.Array:
-        """Returns `x` with the sharding that the rules give its dimensions; one name for each dimension."""
+        """Returns `x` with the sharding that the rules assign to its dimensions; one name for each dimension."""
         if self.mesh is None or self.mesh.size == 1:
             return x
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.inner_mesh, self.spec(names, x.shape)))
 
     @property
     def inner_mesh(self) -> Mesh | AbstractMesh:
-        """The mesh in the current context: inside a `jax.shard_map` some of its axes are manual."""
+        """The mesh of the current context; inside a `jax.shard_map` some of its axes are manual."""
         inner = jax.sharding.get_abstract_mesh()
         if not inner.empty:
             return inner
@@ -94,8 +98,8 @@ class Layout:
         return self.mesh
 
 
-def layout_of(mesh: Mesh, sharding: Sharding, train: Train) -> Layout:
-    """Returns the layout that two sections of a config choose."""
+def make_layout(mesh: Mesh, sharding: Sharding, train: Train) -> Layout:
+    """Returns the layout for a mesh and the config sections `sharding` and `train`."""
     return Layout(
         mesh=mesh,
         rules={**RULES, **sharding.rules},
@@ -118,13 +122,13 @@ _current: contextvars.ContextVar[Layout] = contextvars.ContextVar("layout", defa
 
 
 def current() -> Layout:
-    """Returns the layout in force."""
+    """Returns the active layout."""
     return _current.get()
 
 
 @contextlib.contextmanager
 def active(layout: Layout) -> Iterator[None]:
-    """Puts a layout in force for the duration of a trace."""
+    """Makes a layout the active one within a `with` block, usually around a trace."""
     token = _current.set(layout)
     try:
         yield
@@ -133,9 +137,9 @@ def active(layout: Layout) -> Iterator[None]:
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Returns `x` with the sharding that the rules in force give its dimensions; one name for each dimension.
+    """Returns `x` with the sharding that the active rules assign to its dimensions; one name for each dimension.
 
     Names of activations: "batch", "sequence" (positions within a layer), "tokens" (positions between layers, which may
-    be split further), "heads", "mlp", "vocab"; None for a dimension that is not split.
+    be split over more axes), "heads", "mlp", "vocab"; None for a dimension that is not split.
     """
     return current().constrain(x, *names)

@@ -1,4 +1,4 @@
-"""The mesh: devices by axis, from a config and the available devices.
+"""Builds the device mesh from a config and the available devices.
 
 Axes: *pipeline* splits layers into stages, *data* rows, *fsdp* rows and parameters, *expert* rows and the experts of a
 layer, *context* sequences, *tensor* dimensions of one layer. A *slice* is a set of devices on one fast network, such as
@@ -30,9 +30,9 @@ BATCH_AXES = ("data", "fsdp", "expert")
 class Axes:
     """The resolved sizes of a mesh."""
 
-    within: Mapping[str, int]  # of every axis, within a slice
-    between: Mapping[str, int]  # of every axis, between slices
-    origin: str  # where the sizes come from, for the user
+    within: Mapping[str, int]  # axis -> size within a slice
+    between: Mapping[str, int]  # axis -> size between slices
+    origin: str  # source of the sizes, for the report
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -46,7 +46,7 @@ class Axes:
 
 
 def axes_text(sizes: Mapping[str, int | None]) -> str:
-    """Returns the axes as "data=2 x fsdp=4", without axes of size 1 unless all have it."""
+    """Returns the axes as "data=2 x fsdp=4", without axes of size 1; "data=1" if all have size 1."""
     return " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size != 1) or "data=1"
 
 
@@ -56,11 +56,11 @@ def resolve_axes(
     """Returns the size of every axis for a number of devices.
 
     Args:
-        config: axes as integers; -1 takes the remaining devices, and so does `data` when it is None and no axis is -1.
-            Where it sets no axis, preset "auto" is the usual mesh of the devices.
+        config: axes as integers; -1 takes the remaining devices, and so does `data` if it is None and no axis is -1.
+            If no axis is set, preset "auto" is the usual mesh of the hardware.
         devices: number of devices.
-        kind: of the devices, `device_kind` of JAX.
-        slices: number of slices of the devices; None where it is unknown.
+        kind: kind of the devices, `device_kind` of JAX.
+        slices: number of slices of the devices; None if unknown.
         join: whether the mesh may treat several slices as one.
 
     Raises:
@@ -100,7 +100,7 @@ def _chosen(
         elif not outer and axis not in given:
             within[axis] = math.gcd(size, share) if auto and size > 1 else size
     if "data" not in given and any(size == -1 and axis in given for axis, size in preset.items()):
-        within["data"] = None  # the axis of -1 in the preset has a number, so data takes the remaining devices
+        within["data"] = None  # the config sets the preset's axis of -1, so data takes the remaining devices
     origin = f"preset {name}" + (f", the usual mesh of {found.name}" if auto and found else "")
     return (
         within,
@@ -114,20 +114,18 @@ def _resolve_between(between: Mapping[str, int], devices: int, slices: int | Non
     text = f"mesh.dcn: {axes_text(between)}"
     free = [axis for axis, size in between.items() if size == -1]
     if len(free) > 1:
-        raise ShardingError(f"mesh.dcn: {' and '.join(free)} are both -1. One axis may take what is left.")
+        raise ShardingError(
+            f"mesh.dcn: {' and '.join(free)} are both -1. Only one axis can take the remaining devices."
+        )
     fixed = math.prod(size for size in between.values() if size != -1)
     if free and slices is None:
-        raise ShardingError(
-            f"{text}: these devices do not say which slice they are in. Write mesh.dcn.{free[0]} as a number."
-        )
+        raise ShardingError(f"{text}: the slices of these devices are unknown. Set mesh.dcn.{free[0]} to a number.")
     known = slices or fixed
     wrong = known % fixed if free or join else known != fixed
     if wrong:
         near = ", ".join(str(n) for n in range(1, known + 1) if known % n == 0)
         allowed = f"{known}" if not join and not free else f"a divisor of it ({near})"
-        raise ShardingError(
-            f"{text} asks for {fixed} slices, found {known}. The product of mesh.dcn is to be {allowed}."
-        )
+        raise ShardingError(f"{text} needs {fixed} slices, found {known}. The product of mesh.dcn must be {allowed}.")
     sizes = {axis: known // fixed if size == -1 else size for axis, size in between.items()}
     count = math.prod(sizes.values())
     if devices % count:
@@ -142,7 +140,7 @@ def _resolve_within(
     sizes = dict(within)
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) > 1:
-        raise ShardingError(f"mesh: {' and '.join(free)} are both -1. One axis may take what is left.")
+        raise ShardingError(f"mesh: {' and '.join(free)} are both -1. Only one axis can take the remaining devices.")
     if sizes["data"] is None:
         sizes["data"] = 1 if free else -1
         free = free or ["data"]
@@ -155,15 +153,15 @@ def _resolve_within(
         raise ShardingError(
             f"mesh: {axes_text(numbers)} needs {'a multiple of ' if free else ''}{fixed} devices, found "
             f"{devices}{each}. Meshes that work here: {'; '.join(_nearest(within, devices))}. Set mesh.data=-1 to take "
-            "what is left."
+            "the remaining devices."
         )
     return numbers
 
 
 def _nearest(asked: Mapping[str, int | None], devices: int) -> list[str]:
-    """Up to three meshes of these devices, nearest to the numbers that were asked for.
+    """Returns up to three meshes for these devices, nearest to the requested sizes.
 
-    Only `data` and the axes that were asked for vary, so that a thousand devices are quickly done.
+    Only `data` and the requested axes vary, so that the search is fast for a thousand devices.
     """
     numbers = {axis: size for axis, size in asked.items() if size is not None and size > 1}
     axes = [axis for axis in AXES if axis in numbers or axis == "data" or asked[axis] == -1]
@@ -187,20 +185,20 @@ def _factorizations(n: int, parts: int) -> Iterator[tuple[int, ...]]:
 
 
 def axes_of(config: MeshSpec, devices: Sequence[Device]) -> Axes:
-    """Returns the size of every axis for these devices. Raises ShardingError where they do not fit."""
+    """Returns the size of every axis for these devices. Raises ShardingError if they do not fit."""
     slices, join = _slices(devices)
     return resolve_axes(config, len(devices), kind=devices[0].device_kind, slices=slices, join=join)
 
 
 def make_mesh(config: MeshSpec, devices: Sequence[Device] | None = None) -> Mesh:
-    """Returns the mesh of a config. Axes are of type Auto, with the factor between slices outermost in each.
+    """Returns the mesh of a config. Axes have type Auto; within each, the factor between slices is outermost.
 
     Args:
-        config: the axes.
-        devices: in the order of their processes, or those of a topology; all devices by default.
+        config: config section `mesh`.
+        devices: devices in the order of their processes, or those of a topology; all devices by default.
 
     Raises:
-        ShardingError: the axes do not multiply to the number of devices, or slices do not fit.
+        ShardingError: the axes do not multiply to the number of devices, or the slices do not fit.
     """
     devices = jax.devices() if devices is None else devices
     axes = axes_of(config, devices)
@@ -209,7 +207,7 @@ def make_mesh(config: MeshSpec, devices: Sequence[Device] | None = None) -> Mesh
 
 
 def _slices(devices: Sequence[Device]) -> tuple[int | None, bool]:
-    """Returns the number of slices of devices, None if unknown, and whether a mesh may treat several as one.
+    """Returns the number of slices (None if unknown), and whether a mesh may treat several as one.
 
     TPU slices are fixed. Hosts of GPUs, and processes on CPUs, may be treated as one slice.
     """
@@ -226,7 +224,7 @@ def _distinct(devices: Sequence[Device], attribute: str) -> int:
 
 
 def _one_slice(axes: Axes, devices: Sequence[Device]) -> np.ndarray:
-    """Returns devices by axis within a slice. JAX knows the tori of TPUs; elsewhere the order is that of processes."""
+    """Returns the devices by axis for one slice: by the torus of a TPU, elsewhere in the order of processes."""
     shape = tuple(axes.sizes.values())
     try:
         return mesh_utils.create_device_mesh(shape, devices)
@@ -235,7 +233,7 @@ def _one_slice(axes: Axes, devices: Sequence[Device]) -> np.ndarray:
 
 
 def _several_slices(axes: Axes, devices: Sequence[Device]) -> np.ndarray:
-    """Returns devices by axis over slices. Where their boundaries are unknown, neighbours in order form a slice."""
+    """Returns the devices by axis over slices. If the slices are unknown, consecutive devices form a slice."""
     within, between = tuple(axes.within.values()), tuple(axes.between.values())
     for attribute in ("slice_index", "process_index"):
         if _distinct(devices, attribute) == axes.slices:
@@ -247,7 +245,7 @@ def _several_slices(axes: Axes, devices: Sequence[Device]) -> np.ndarray:
                 allow_split_physical_axes=True,
             )
     grid = np.asarray(devices).reshape(*between, *within)
-    # Dimensions go in pairs, outer and inner factor of each axis, and each pair becomes one.
+    # Brings the outer and inner factor of each axis next to each other, and merges each pair.
     pairs = [i for axis in range(len(AXES)) for i in (axis, len(AXES) + axis)]
     return grid.transpose(pairs).reshape(tuple(axes.sizes.values()))
 
@@ -263,7 +261,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int, name: str = "train.global_batch_size") -> None:
-    """Raises ShardingError where a batch does not divide over microbatches and devices."""
+    """Raises ShardingError if a batch does not divide over microbatches and devices."""
     axes = {axis: mesh.shape[axis] for axis in BATCH_AXES}
     shards = math.prod(axes.values())
     parts = shards * accumulate
@@ -279,9 +277,12 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int, name: str = "train
 
 
 def cpu_device_count(setting: int | str | None, batch_size: int) -> int | None:
-    """Returns the number of CPU devices to create. None leaves it to JAX and JAX_NUM_CPU_DEVICES.
+    """Returns the number of CPU devices to create; None leaves it to JAX and JAX_NUM_CPU_DEVICES.
 
     "auto" is the largest number within this process's share of the cores that divides the batch.
+
+    Raises:
+        ConfigError: the setting is neither a positive number nor auto nor None.
     """
     if setting is None or "JAX_NUM_CPU_DEVICES" in os.environ:
         return None
@@ -295,7 +296,7 @@ def cpu_device_count(setting: int | str | None, batch_size: int) -> int | None:
 
 
 def create_cpu_devices(setting: int | str | None, batch_size: int) -> int | None:
-    """Makes JAX create the CPU devices of `mesh.cpu_devices`; returns their number, None where JAX decides it.
+    """Configures JAX to create the CPU devices of `mesh.cpu_devices`; returns their number, or None if JAX chooses.
 
     Raises:
         ConfigError: JAX has already started its devices.
@@ -308,26 +309,25 @@ def create_cpu_devices(setting: int | str | None, batch_size: int) -> int | None
     except RuntimeError as error:
         raise ConfigError(
             f"mesh.cpu_devices = {count}: JAX has already started its devices in this process. Set JAX_NUM_CPU_DEVICES "
-            "before it does, or leave mesh.cpu_devices at None."
+            "before that, or leave mesh.cpu_devices at None."
         ) from error
     return count
 
 
-def stand_in_devices(
-    spec: MeshSpec, batch_size: int, count: int | None = None
-) -> tuple[MeshSpec, Sequence[Device] | None]:
-    """Makes CPU devices on which a mesh can be explained that is larger than what is here.
+def fake_devices(spec: MeshSpec, batch_size: int, count: int | None = None) -> tuple[MeshSpec, Sequence[Device] | None]:
+    """Creates CPU devices in place of accelerators, so that `convoy explain` can show a mesh of any size.
 
-    Must come before anything asks JAX for devices.
+    Call it before JAX starts its devices.
 
     Args:
-        spec: whose axes multiply to the devices that are needed.
-        batch_size: of a step.
-        count: how many are wanted; None asks the axes, unless JAX_NUM_CPU_DEVICES or `mesh.cpu_devices` makes enough.
+        spec: config section `mesh`.
+        batch_size: rows of a global batch.
+        count: number of devices; None is the product of the axes, unless JAX_NUM_CPU_DEVICES or `mesh.cpu_devices`
+            gives enough.
 
     Returns:
-        The mesh section, which asks for no more devices once they are made, and CPU devices, or None where those that
-        JAX has will do.
+        The mesh section, with `cpu_devices` None if devices were created, and the CPU devices, or None if JAX's default
+        devices suffice.
     """
     within, between, _ = _chosen(spec, 1, "cpu", None)
     needed = count or math.prod(size for size in (*within.values(), *between.values()) if size and size > 0)

@@ -38,11 +38,12 @@ def describe(
     """Returns the report.
 
     Args:
-        spec, sharding: the sections of the config.
+        spec: config section `mesh`.
+        sharding: config section `sharding`.
         mesh: the resolved mesh.
-        state: the train state as ShapeDtypeStruct with shardings.
-        names: of the parameters.
-        total_steps: of the run.
+        state: the stored train state, as ShapeDtypeStruct with shardings.
+        names: logical axes of the parameters.
+        total_steps: number of steps of the run.
     """
     lines = [*_mesh_lines(spec, sharding, mesh), f"steps: {total_steps}", ""]
     params = state["params"]
@@ -61,7 +62,7 @@ def describe(
 
 
 def _mesh_lines(spec: MeshSpec, sharding: Sharding, mesh: Mesh) -> list[str]:
-    """Returns the lines about the mesh, its origin and slices, the rules that the config changes, and the pipeline."""
+    """Returns the lines about the mesh, its origin and slices, changed sharding rules, and the pipeline."""
     axes, device = axes_of(spec, list(mesh.devices.flat)), mesh.devices.flat[0]
     lines = [f"mesh: {axes_text(mesh.shape)} ({mesh.size} x {device.device_kind}), from {axes.origin}"]
     if axes.slices > 1:
@@ -73,7 +74,7 @@ def _mesh_lines(spec: MeshSpec, sharding: Sharding, mesh: Mesh) -> list[str]:
         lines.append("rules: " + ", ".join(f"{name} -> {axis}" for name, axis in changed.items()))
     if (stages := mesh.shape["pipeline"]) > 1:
         repeats = sharding.repeats
-        microbatches = schedule.microbatches_of(sharding.microbatches, stages)
+        microbatches = schedule.microbatch_count(sharding.microbatches, stages)
         bubble = schedule.bubble(stages, microbatches, repeats)
         lines.append(
             f"pipeline: {stages} stages, {microbatches} microbatches, {repeats} repeats: stages wait "
@@ -83,11 +84,11 @@ def _mesh_lines(spec: MeshSpec, sharding: Sharding, mesh: Mesh) -> list[str]:
 
 
 def describe_collectives(found: Iterable[Collective], platform: str) -> str:
-    """Returns the table of the collectives of one step, with their bytes on one device, and notes below it.
+    """Returns a table of the collectives of one step, with their bytes on one device, and notes below it.
 
     Args:
         found: the collectives of the compiled step.
-        platform: for which it was compiled.
+        platform: platform for which it was compiled.
     """
     parts = sorted(summed(found), key=lambda c: -c.moved)
     if not parts:
@@ -111,18 +112,18 @@ def describe_collectives(found: Iterable[Collective], platform: str) -> str:
             "reduce-scattered on GPUs and TPUs, which sends half as much"
         )
     if not all(c.exact for c in parts):
-        lines.append("  * in a loop whose number of turns the compiled text does not say: counted as one turn")
+        lines.append("  * in a loop whose number of iterations is unknown: counted as one iteration")
     return "\n".join(lines)
 
 
 def device_bytes(leaf: jax.ShapeDtypeStruct) -> int:
-    """Returns the bytes of an abstract array on one device."""
+    """Returns the size in bytes of an abstract array on one device."""
     assert leaf.sharding is not None
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def size_text(size: float) -> str:
-    """Returns bytes in B, KiB, MiB or GiB."""
+    """Returns a size in bytes as text in B, KiB, MiB or GiB."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -131,7 +132,7 @@ def size_text(size: float) -> str:
 
 
 def _rows(leaves: Leaves, names: Names) -> list[tuple[str, ...]]:
-    """Returns a row for each array. Arrays that differ only in numbers of their path share a row."""
+    """Returns a row for each array. Arrays whose paths differ only in numbers share a row."""
     counts: dict[tuple[str, ...], int] = {}
     for path, leaf in leaves:
         text, key = _path_text(path), _param_of(path)
@@ -143,17 +144,17 @@ def _rows(leaves: Leaves, names: Names) -> list[tuple[str, ...]]:
 
 
 def _optimizer_rows(leaves: Leaves, params: Mapping[str, jax.ShapeDtypeStruct], names: Names) -> list[tuple[str, ...]]:
-    """As `_rows`, but arrays with the shapes and shardings of their parameters share a row, such as "mu/..."."""
+    """Returns rows as `_rows` does, but arrays with their parameters' shapes and shardings share a row ("mu/...")."""
     families: dict[str, list[tuple[KeyPath, jax.ShapeDtypeStruct]]] = {}
     for path, leaf in leaves:
         prefix = _path_text(path[:-1]) if _param_of(path) in params else ""
         families.setdefault(prefix, []).append((path, leaf))
     rows: list[tuple[str, ...]] = []
     for prefix, family in families.items():
-        beside = [(leaf, params.get(_param_of(path))) for path, leaf in family]
-        if all(p is not None and (leaf.shape, leaf.sharding) == (p.shape, p.sharding) for leaf, p in beside):
-            kinds = ", ".join(sorted({_dtype_text(leaf) for leaf, _ in beside}))
-            size = size_text(sum(device_bytes(leaf) for leaf, _ in beside))
+        pairs = [(leaf, params.get(_param_of(path))) for path, leaf in family]
+        if all(p is not None and (leaf.shape, leaf.sharding) == (p.shape, p.sharding) for leaf, p in pairs):
+            kinds = ", ".join(sorted({_dtype_text(leaf) for leaf, _ in pairs}))
+            size = size_text(sum(device_bytes(leaf) for leaf, _ in pairs))
             rows.append((f"{prefix}/...", f"x{len(family)}", kinds, "", "as the parameters", f"{size}/device"))
         else:
             rows += _rows(family, names)
@@ -167,7 +168,7 @@ def _path_text(path: KeyPath) -> str:
 
 
 def _param_of(path: KeyPath) -> str:
-    """Returns the parameter of an array: the last key of its path, since parameters are a dict by path."""
+    """Returns the path of an array's parameter: the last key, since parameters are a flat dict by path."""
     return str(getattr(path[-1], "key", ""))
 
 

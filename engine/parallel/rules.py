@@ -1,8 +1,8 @@
-"""Sharding rules: from the names that a layer gives its dimensions (logical axes) to mesh axes.
+"""Sharding rules: the table from logical axes (names of dimensions) to mesh axes, and its checks.
 
 A parameter names its dimensions with `nnx.Param(value, logical_axes=("embed", "mlp"))`, or in a layer of Flax with
 `kernel_metadata={"out_sharding": ("embed", "mlp")}`. A large parameter without names is split over `fsdp` along its
-largest dimension that divides. Checks name the parameter before anything is compiled.
+largest divisible dimension. Errors name the parameter, before anything is compiled.
 """
 
 import math
@@ -30,17 +30,17 @@ RULES: Rules = {
     "vocab": "tensor",
     "norm": None,
     # dimensions of activations
-    "batch": (*BATCH_AXES, "pipeline"),  # what precedes and follows a pipeline is split over its stages too
+    "batch": (*BATCH_AXES, "pipeline"),  # the model before and after a pipeline is split over its stages, too
     "sequence": "context",
     "tokens": ("context", "tensor"),
 }
 ACTIVATIONS = ("batch", "sequence", "tokens")
-"""Dimensions of activations alone."""
+"""Names that only activations have."""
 STACKED = ("repeats", "layers")
-"""Dimensions that hold the layers of a stack; the other names are those of one layer."""
-SMALLEST_SPLIT = 1024  # entries; below it, splitting an unnamed parameter costs more than it saves
-LARGE_BYTES, LARGE_SHARE = 2**20, 0.01  # a replicated parameter above both (share of all parameters) gets a warning
-SHOWN = 5  # problems, or parameters of a warning, that are listed one by one
+"""Names of the leading dimensions of a stack of layers; other names belong to one layer."""
+SMALLEST_SPLIT = 1024  # elements; splitting a smaller parameter without names costs more than it saves
+LARGE_BYTES, LARGE_FRACTION = 2**20, 0.01  # a replicated parameter above both (bytes, fraction of all) gets a warning
+MAX_SHOWN = 5  # problems, or parameters of a warning, that are listed
 
 
 class Shaped(Protocol):
@@ -60,21 +60,21 @@ def partition_specs(
     Args:
         params: path -> array or abstract value.
         names: path -> logical axes, of the parameters that have names.
-        rules: defaults and overrides.
-        mesh: of the parameters.
+        rules: name -> mesh axes, the defaults with the overrides of the config.
+        mesh: mesh of the parameters.
 
     Raises:
-        ShardingError: lists the problems of all parameters (see `partition_spec`).
+        ShardingError: the text lists the problems of all parameters (see `partition_spec`).
     """
     specs, problems = {}, {}
     for path, param in params.items():
         try:
             specs[path] = partition_spec(path, param.shape, names.get(path), rules, mesh)
         except ShardingError as error:
-            problems[str(error)] = None  # a rule with an unknown mesh axis is one problem, not one for each parameter
+            problems[str(error)] = None  # a dict, so that a wrong rule is listed once and not for each parameter
     if problems:
-        more = f"\n(and {len(problems) - SHOWN} more)" if len(problems) > SHOWN else ""
-        raise ShardingError("\n".join(list(problems)[:SHOWN]) + more)
+        more = f"\n(and {len(problems) - MAX_SHOWN} more)" if len(problems) > MAX_SHOWN else ""
+        raise ShardingError("\n".join(list(problems)[:MAX_SHOWN]) + more)
     return specs
 
 
@@ -84,15 +84,15 @@ def partition_spec(
     """Returns the PartitionSpec of one parameter.
 
     Args:
-        path: of the parameter, for errors.
-        shape: of the parameter.
-        names: a logical axis or None for each dimension; None for a parameter without names; only names of STACKED
-            for layers of a stack without names.
-        rules: defaults and overrides.
-        mesh: of the parameter.
+        path: path of the parameter, for error texts.
+        shape: shape of the parameter.
+        names: a logical axis or None for each dimension; None for a parameter without names; only names of STACKED for
+            a stack of layers without names.
+        rules: name -> mesh axes.
+        mesh: mesh of the parameter.
 
     Raises:
-        ShardingError: an unknown name, an axis used twice, or a dimension that does not divide.
+        ShardingError: a name is unknown, a mesh axis is used twice, or a dimension is not divisible.
     """
     if names is None:
         return _unnamed(shape, mesh)
@@ -130,7 +130,7 @@ def mesh_axes(path: str, name: str | None, rules: Rules) -> tuple[str, ...]:
     """Returns the mesh axes of one logical axis.
 
     Raises:
-        ShardingError: the axis has no rule, or its rule has an unknown mesh axis. `path` is part of the error text.
+        ShardingError: the name has no rule, or its rule has an unknown mesh axis. `path` is part of the error text.
     """
     if name is None:
         return ()
@@ -150,7 +150,7 @@ def mesh_axes(path: str, name: str | None, rules: Rules) -> tuple[str, ...]:
 
 
 def _unnamed(shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
-    """Splits the largest dimension that divides over `fsdp`; keeps small parameters whole."""
+    """Returns the spec that splits the largest divisible dimension over `fsdp`; small parameters are replicated."""
     parts = mesh.shape["fsdp"]
     fits = [i for i, size in enumerate(shape) if size % parts == 0]
     if parts == 1 or math.prod(shape) < SMALLEST_SPLIT or not fits:
@@ -162,22 +162,22 @@ def _unnamed(shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
 def warnings(
     params: Mapping[str, Shaped], names: Mapping[str, Sequence[str | None]], rules: Rules, mesh: Mesh
 ) -> list[str]:
-    """Returns sentences about valid settings that are rarely intended.
+    """Returns warnings about valid settings that are rarely intended.
 
     These are a mesh axis that splits no parameter, a large parameter that is replicated over `fsdp`, and a rule of the
-    config for a logical axis that no parameter has.
+    config for a name that no parameter has.
 
     Args:
         params: path -> array or abstract value.
         names: path -> logical axes, of the parameters that have names.
-        rules: defaults and overrides.
-        mesh: of the parameters.
+        rules: name -> mesh axes.
+        mesh: mesh of the parameters.
     """
     specs = partition_specs(params, names, rules, mesh)
     used = {path: {axis for entry in spec for axis in _entry(entry)} for path, spec in specs.items()}
     found = [
-        f"mesh.{axis} = {mesh.shape[axis]} splits no parameter, so that each of these devices holds the same"
-        f"{' and computes the same' if axis not in BATCH_AXES else ''}. {_advice(axis, rules)}"
+        f"mesh.{axis} = {mesh.shape[axis]} splits no parameter, so these devices hold identical parameters"
+        f"{' and repeat the same computation' if axis not in BATCH_AXES else ''}. {_advice(axis, rules)}"
         for axis in ("fsdp", "tensor")
         if mesh.shape[axis] > 1 and not any(axis in axes for axes in used.values())
     ]
@@ -208,23 +208,21 @@ def _large_and_whole(
     mesh: Mesh,
     used: Mapping[str, set[str]],
 ) -> list[str]:
-    """Returns a sentence for each large parameter that is replicated over `fsdp`, the largest first."""
+    """Returns a warning for each large parameter that is replicated over `fsdp`, the largest first."""
     parts = mesh.shape["fsdp"]
     if parts == 1:
         return []
     sizes = {path: math.prod(param.shape) * param.dtype.itemsize for path, param in params.items()}
-    limit = max(LARGE_BYTES, LARGE_SHARE * sum(sizes.values()))
+    limit = max(LARGE_BYTES, LARGE_FRACTION * sum(sizes.values()))
     large = sorted(
         (path for path in sizes if sizes[path] > limit and "fsdp" not in used[path]), key=lambda p: -sizes[p]
     )
     found = []
-    for path in large[:SHOWN]:
+    for path in large[:MAX_SHOWN]:
         shape = list(params[path].shape)
         if path in names and not set(names[path]) <= set(STACKED):
             fix = f"none of its axes {tuple(names[path])} is mapped to fsdp. Map one in sharding.rules."
         else:
             fix = f"no dimension is divisible by {parts}. Use a multiple of {parts}, or another mesh.fsdp."
-        found.append(
-            f"{path} {shape}, {sizes[path] / 2**20:.1f} MiB, is whole on each device of mesh axis fsdp={parts}: {fix}"
-        )
-    return found + ([f"(and {len(large) - SHOWN} more such parameters)"] if len(large) > SHOWN else [])
+        found.append(f"{path} {shape}, {sizes[path] / 2**20:.1f} MiB, is replicated over mesh axis fsdp={parts}: {fix}")
+    return found + ([f"(and {len(large) - MAX_SHOWN} more such parameters)"] if len(large) > MAX_SHOWN else [])

@@ -1,9 +1,9 @@
-"""The schedule of a pipeline in integers: which microbatch and which layers a stage computes in which tick.
+"""The schedule of a pipeline: which microbatch and which layers each stage computes in each tick.
 
-With one repeat it is GPipe (Huang et al. 2019). With R repeats it is the circular schedule of Narayanan et al. 2021
-("interleaved"), run forward: a stage holds R groups of layers, and a microbatch passes the ring of stages R times. In a
-*tick* every stage applies one group of layers to one microbatch. Microbatches go in groups of as many as there are
-stages, so that the last stage finishes one exactly when the first stage needs it for its next repeat.
+With one repeat it is GPipe (Huang et al. 2019). With R repeats it is the circular ("interleaved") schedule of Narayanan
+et al. 2021, run forward: a stage holds R groups of layers, and a microbatch passes the ring of stages R times. In a
+*tick* every stage applies one group of layers to one microbatch. Microbatches go in groups, as many as stages, so that
+the last stage finishes a microbatch exactly when the first stage needs it for the next repeat.
 """
 
 import math
@@ -14,18 +14,18 @@ import numpy as np
 from engine.config.errors import ShardingError
 
 
-def microbatches_of(asked: int | None, stages: int) -> int:
-    """Returns the number of microbatches; by default two for each stage."""
-    return asked or 2 * stages
+def microbatch_count(setting: int | None, stages: int) -> int:
+    """Returns the number of microbatches; by default two per stage."""
+    return setting or 2 * stages
 
 
 def ticks(stages: int, microbatches: int, repeats: int) -> int:
-    """Returns the ticks of a batch."""
+    """Returns the number of ticks of a batch."""
     return microbatches * repeats + stages - 1
 
 
 def bubble(stages: int, microbatches: int, repeats: int) -> float:
-    """Returns the share of ticks in which a stage has no work, in [0, 1)."""
+    """Returns the fraction of ticks in which a stage has no work, in [0, 1)."""
     return (stages - 1) / ticks(stages, microbatches, repeats)
 
 
@@ -34,8 +34,7 @@ def work[T: (int, np.ndarray, jax.Array)](
 ) -> tuple[T, T, T]:
     """Returns (whether a stage has work, the microbatch, the repeat) at a tick.
 
-    `tick` and `stage` are integers or integer arrays. Where there is no work, microbatch and repeat are in range and
-    have no meaning.
+    `tick` and `stage` are integers or integer arrays. Without work, microbatch and repeat are in range but meaningless.
     """
     time = tick - stage
     busy = (time >= 0) & (time < microbatches * repeats)
@@ -45,7 +44,7 @@ def work[T: (int, np.ndarray, jax.Array)](
 
 
 def check_layers(count: int, stages: int, repeats: int) -> None:
-    """Raises ShardingError where `count` layers do not divide over repeats and stages."""
+    """Raises ShardingError if `count` layers do not divide over repeats and stages."""
     if count % (stages * repeats) == 0:
         return
     fits = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
@@ -63,14 +62,14 @@ def check_layers(count: int, stages: int, repeats: int) -> None:
 
 
 def check_rows(rows: int, shards: int, stages: int, microbatches: int, repeats: int) -> None:
-    """Raises ShardingError where a batch does not divide into microbatches.
+    """Raises ShardingError if a batch does not divide into microbatches.
 
     Args:
-        rows: of the batch.
+        rows: rows of the batch.
         shards: devices over which the rows of a microbatch are split.
-        stages: of the pipeline.
-        microbatches: of the batch.
-        repeats: of the schedule; above 1, microbatches go in groups of `stages`.
+        stages: stages of the pipeline.
+        microbatches: microbatches per batch.
+        repeats: repeats of the schedule; above 1, microbatches go in groups of `stages`.
     """
     if repeats > 1 and microbatches % stages:
         raise ShardingError(
@@ -90,6 +89,6 @@ def check_rows(rows: int, shards: int, stages: int, microbatches: int, repeats: 
 
 
 def _multiples(found: int, of: int) -> str:
-    """Returns the multiples next to a number, such as "8 or 12"."""
+    """Returns the multiples of `of` next to a number, such as "8 or 12"."""
     below = found // of * of
     return f"{below} or {below + of}" if below else str(of)

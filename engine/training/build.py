@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from engine.config.schema import Config, Data
 from engine.config.target import build
 from engine.data.source import Source, example_spec, limited
-from engine.parallel.layout import active, layout_of
+from engine.parallel.layout import active, make_layout
 from engine.parallel.mesh import check_batch
 from engine.training.model import describe
 from engine.training.optimizer import build_optimizer, schedule
@@ -40,7 +40,7 @@ def build_program(task: Task, mesh: Mesh, source: Source, config: Config) -> tup
     total = train.total.steps(train.global_batch_size, size)
     warmup = config.optimizer.warmup.steps(train.global_batch_size, size)
     learning_rate = schedule(config.optimizer, warmup, total)
-    layout = layout_of(mesh, config.sharding, train)
+    layout = make_layout(mesh, config.sharding, train)
     with active(layout):
         model = describe(task, config.optimizer.trainable)
     trained = {path: model.params[path] for path in model.trained}

@@ -1,5 +1,5 @@
-"""Platform tuning: what makes XLA:CPU fast, apart from the layers that authors read.
+"""Platform tuning that makes XLA:CPU fast, kept apart from the layers that authors read.
 
-A function here computes what the plain formula in its docstring computes; only time and memory differ. It reads the
-platform from the layout in force or takes it as an argument. Timings are of two CPU cores where nothing else is said.
+Each function computes the plain formula in its docstring; only time and memory differ. It takes the platform from the
+active layout or as an argument. Timings are from two CPU cores unless stated otherwise.
 """

@@ -1,28 +1,28 @@
-"""Loops, blocks and branches: where a program on a CPU is faster without a loop, in blocks or with a branch."""
+"""Choices of loops, blocks and branches: on a CPU a program may be faster unrolled, in blocks or with a branch."""
 
 from typing import NamedTuple
 
 UNROLLED_LAYERS = 4
-"""Layers of a stack that are unrolled on a CPU: there a loop over layers copies what each keeps for its gradient, a
-tenth of a step's time in the decoder of benchmarks/decoder.py. More layers would take too long to compile."""
+"""Largest stack of layers that is unrolled on a CPU. A loop over layers copies what each layer keeps for its
+gradient: 10 % of a step in the decoder of benchmarks/decoder.py. More layers would take too long to compile."""
 QUERY_BLOCK = 64
-"""Queries of a block of attention: few enough that its scores stay in a cache of the processor."""
+"""Queries per block of attention: few enough that the scores of a block stay in a CPU cache."""
 MAX_QUERY_BLOCKS = 16
-"""A longer sequence has larger blocks instead of more, since each block is traced and compiled by itself."""
+"""Longer sequences have larger blocks instead of more, since each block is traced and compiled separately."""
 
 
 class StepControlFlow(NamedTuple):
-    """How a train step repeats and skips work."""
+    """How a train step is built."""
 
-    unroll: bool  # microbatches and steps are unrolled instead of scanned
-    branch: bool  # a skipped update is a branch instead of a selection for each number
+    unroll: bool  # unroll microbatches and steps instead of scanning
+    branch: bool  # skip an update by a branch instead of a selection of each value
 
 
 def step_control_flow(platform: str, has_convolution: bool) -> StepControlFlow:
-    """Returns how the train step of a model is built.
+    """Returns how to build the train step of a model.
 
     On a CPU a loop around a convolution is 10 times slower and rounds differently. Without convolutions a branch is
-    faster there: to select each number of the optimizer's state costs 5 % of a small step.
+    faster on a CPU: selecting each value of the optimizer state costs 5 % of a small step.
     """
     on_cpu = platform == "cpu"
     return StepControlFlow(unroll=on_cpu and has_convolution, branch=on_cpu and not has_convolution)
@@ -34,11 +34,11 @@ def unrolls_layers(platform: str, count: int) -> bool:
 
 
 def query_blocks(queries: int, size: int | None = None) -> list[tuple[int, int]]:
-    """Returns where each block of queries starts and stops. The last block may be shorter.
+    """Returns (start, stop) of each block of queries. The last block may be shorter.
 
     Args:
-        queries: of all blocks.
-        size: of a block; None chooses.
+        queries: number of queries.
+        size: queries per block; None chooses.
     """
     size = size or max(QUERY_BLOCK, -(-queries // MAX_QUERY_BLOCKS))
     return [(start, min(start + size, queries)) for start in range(0, queries, size)]

@@ -1,8 +1,8 @@
-"""The product of rows and kernels by group: each group of rows has a kernel of its own.
+"""Grouped matrix product: each group of rows is multiplied by the kernel of its group.
 
-Accelerators have `jax.lax.ragged_dot`. XLA:CPU multiplies every row by every kernel for it (8 kernels, 4,096 rows of
-256 by 512: 319 ms, with the gradient 1,095 ms), so on a CPU a loop runs over blocks of rows (13 and 60 ms). Every group
-has a whole number of blocks.
+Accelerators use `jax.lax.ragged_dot`. XLA:CPU would multiply every row by every kernel for it (8 kernels, 4,096 rows of
+256 by 512: 319 ms, with the gradient 1,095 ms), so a CPU uses a loop over blocks of rows (13 and 60 ms). Every group
+consists of whole blocks.
 """
 
 import functools
@@ -13,11 +13,11 @@ from jax.typing import DTypeLike
 
 
 def block_rows(platform: str, rows: int, groups: int) -> int:
-    """Returns the rows of a block, of which the size of each group must be a multiple; 1 on an accelerator.
+    """Returns the rows per block; 1 on an accelerator. The size of each group must be a multiple of it.
 
     Args:
         platform: cpu, gpu or tpu.
-        rows: expected number over all groups.
+        rows: expected number of rows of all groups.
         groups: number of groups.
     """
     return 1 if platform != "cpu" else min(128, max(8, 1 << (rows // groups).bit_length()))
@@ -29,8 +29,10 @@ def grouped_matmul(rows: jax.Array, kernels: jax.Array, sizes: jax.Array, block:
     Args:
         rows: `[rows, features]`, group after group.
         kernels: `[groups, features, out]`.
-        sizes: `[groups]` rows of each, multiples of `block`.
-        block: of `block_rows`. Within a `jax.shard_map` all three arrays vary over the same axes.
+        sizes: `[groups]`, rows of each group, multiples of `block`.
+        block: result of `block_rows`.
+
+    Within a `jax.shard_map` all three arrays must vary over the same axes.
     """
     if block == 1:
         return jax.lax.ragged_dot(rows, kernels, sizes)
@@ -39,7 +41,7 @@ def grouped_matmul(rows: jax.Array, kernels: jax.Array, sizes: jax.Array, block:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _by_blocks(block: int, rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
-    """`grouped_matmul` in a loop over the blocks of all groups, so that rows after the last group cost nothing."""
+    """Computes `grouped_matmul` in a loop over the blocks of all groups; rows after the last group cost no time."""
     group = _group_of_block(block, rows.shape[0], sizes)
 
     def body(i: jax.Array, out: jax.Array) -> jax.Array:
@@ -79,5 +81,5 @@ def _group_of_block(block: int, rows: int, sizes: jax.Array) -> jax.Array:
 
 
 def _zeros(shape: tuple[int, ...], dtype: DTypeLike, like: jax.Array) -> jax.Array:
-    """Returns zeros that vary over the same manual axes as `like` `[n]` int, as the first value of a loop must."""
+    """Returns zeros that vary over the same manual axes as `like` `[n]`, as the initial value of a loop must."""
     return jnp.zeros(shape, dtype) + (0 * like[0]).astype(dtype)

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from engine.config.errors import ShardingError
-from engine.data.placement import local_rows, place
+from engine.data.placement import local_rows, to_global_arrays
 
 
 def mesh(**axes):
@@ -33,7 +33,7 @@ BATCH = {"image": np.arange(16 * 6, dtype=np.float32).reshape(16, 2, 3), "label"
 )
 def test_every_leaf_is_split_along_the_batch(axes, spec, shards):
     sharding = NamedSharding(mesh(**axes), spec)
-    placed = place(BATCH, sharding)
+    placed = to_global_arrays(BATCH, sharding)
     for name, leaf in placed.items():
         assert leaf.sharding == sharding
         assert np.array_equal(leaf, BATCH[name])
@@ -43,13 +43,13 @@ def test_every_leaf_is_split_along_the_batch(axes, spec, shards):
 
 
 def test_single_device_gets_host_arrays_unchanged():
-    placed = place((BATCH, BATCH), NamedSharding(mesh(data=1), P("data")))
+    placed = to_global_arrays((BATCH, BATCH), NamedSharding(mesh(data=1), P("data")))
     assert all(placed[i][name] is BATCH[name] for i in (0, 1) for name in BATCH)
 
 
 def test_several_batches_are_placed_in_one_call():
     sharding = NamedSharding(mesh(data=8), P("data"))
-    one, two = place((BATCH, {"label": BATCH["label"] + 1}), sharding)
+    one, two = to_global_arrays((BATCH, {"label": BATCH["label"] + 1}), sharding)
     assert np.array_equal(one["label"] + 1, two["label"])
 
 
@@ -70,7 +70,7 @@ PROCESS = """
 import json, sys
 import jax, numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
-from engine.data.placement import local_rows, place
+from engine.data.placement import local_rows, to_global_arrays
 
 jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
 devices = np.array(jax.devices())  # two of each process
@@ -80,7 +80,7 @@ for order in ([0, 1, 2, 3], [0, 2, 1, 3]):
     for spec in (P(("data", "fsdp")), P("data"), P()):
         sharding = NamedSharding(mesh, spec)
         rows = local_rows(sharding, 8)
-        placed = place({"x": x[rows]}, sharding)["x"]
+        placed = to_global_arrays({"x": x[rows]}, sharding)["x"]
         assert placed.shape == (8, 10) and placed.sharding == sharding
         assert all(np.array_equal(shard.data, x[shard.index]) for shard in placed.addressable_shards)
         print(json.dumps(np.arange(8)[rows].tolist()))

@@ -52,8 +52,11 @@ class Custom:
     [
         ({"meta": {"name": "a"}}, "example 3/meta/name has dtype <U1: allowed are bool, integers"),
         ({"meta": [b"raw"]}, r"example 3/meta/0 has dtype \|S3: allowed"),
-        ({"odd": Custom()}, "example 3/odd: a Custom cannot be written. Records hold dicts, lists, tuples"),
-        ({"odd": [np.array([None])]}, "example 3/odd/0: a ndarray cannot be written"),
+        (
+            {"odd": Custom()},
+            "example 3/odd: objects of type Custom cannot be written. Records hold dicts, lists, tuples",
+        ),
+        ({"odd": [np.array([None])]}, "example 3/odd/0: objects of type ndarray cannot be written"),
         ({1: np.zeros(2)}, "example 3: key 1 is not a string"),
     ],
 )

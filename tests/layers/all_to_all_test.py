@@ -1,4 +1,4 @@
-"""All-to-all attention: a split sequence, exchanged for split heads and back, changes no number."""
+"""All-to-all attention gives the results of the formula on every mesh."""
 
 import jax.numpy as jnp
 import pytest
@@ -18,37 +18,37 @@ MESHES = {
 
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize(("causal", "segmented"), [(True, True), (False, False)])
-def test_every_mesh_gives_the_result_and_gradients_of_the_formula(mesh, causal, segmented):
+def test_result_and_gradients_equal_the_formula_on_every_mesh(mesh, causal, segmented):
     layout = Layout(mesh=plain.mesh(**MESHES[mesh]))
     plain.check(all_to_all_attention, causal=causal, segmented=segmented, layout=layout)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 4])
-def test_heads_of_keys_that_do_not_divide_are_repeated(kv_heads):
+def test_indivisible_key_heads_are_repeated(kv_heads):
     layout = Layout(mesh=plain.mesh(context=4, tensor=2))
     plain.check(all_to_all_attention, causal=True, segmented=True, kv_heads=kv_heads, layout=layout)
 
 
-def test_half_precision_beside_an_axis_that_splits_nothing():
-    # As in blockwise_test.py; gradients of heads of keys that were repeated would be rounded before they are summed.
+def test_half_precision_with_an_unused_mesh_axis():
+    # Tolerance as in blockwise_test.py. Gradients of repeated key heads would be rounded before their sum.
     layout = Layout(mesh=plain.mesh(pipeline=2, context=4))
     plain.check(
         all_to_all_attention, layout=layout, causal=True, segmented=True, dtype="bfloat16", kv_heads=4, tolerance=0.03
     )
 
 
-def test_gradients_are_not_summed_over_an_axis_that_splits_nothing():
+def test_gradients_are_not_summed_over_an_unused_mesh_axis():
     layout = Layout(mesh=plain.mesh(pipeline=2, context=4))
     arrays = plain.inputs(kv_heads=4)
     text = plain.compiled_text(
         all_to_all_attention, arrays, None, "context", causal=True, segment_ids=None, layout=layout
     )
     sums = [line for line in text.splitlines() if " all-reduce(" in line]
-    assert all(" = f32[] " in line for line in sums)  # that of the test
+    assert all(" = f32[] " in line for line in sums)  # only the sum of the test itself
 
 
 @pytest.mark.parametrize("segmented", [True, False])
-def test_heads_are_exchanged_and_only_segment_ids_gathered(segmented):
+def test_heads_use_all_to_all_and_only_segment_ids_are_gathered(segmented):
     layout = Layout(mesh=plain.mesh(data=2, context=4))
     ids = plain.segments() if segmented else None
     text = plain.compiled_text(
@@ -76,7 +76,7 @@ def test_heads_are_exchanged_and_only_segment_ids_gathered(segmented):
         ((2, 16, 6, 4), dict(context=4, tensor=2), r"6 heads .* context=4 times the 2 parts .*multiple of 8 \(8\)"),
     ],
 )
-def test_sizes_that_do_not_divide_are_refused(shape, axes, message):
+def test_indivisible_sizes_raise_sharding_error(shape, axes, message):
     q = jnp.zeros(shape)
     with active(Layout(mesh=plain.mesh(**axes))), pytest.raises(ShardingError, match=message):
         all_to_all_attention(q, q, q, causal=True, segment_ids=None)

@@ -1,4 +1,4 @@
-"""Attention: one function, the same numbers on every mesh, platform and way of splitting."""
+"""Attention gives the results of the formula on every mesh and platform."""
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,8 @@ from engine.parallel.layout import Layout
 from tests.layers import plain
 
 
-class OfAnother(Layout):
-    """A layout whose devices say that they are GPUs; float32 is for no kernel of theirs."""
+class GpuLayout(Layout):
+    """A layout that reports GPUs as its devices; no GPU kernel supports float32."""
 
     @property
     def platform(self):
@@ -19,17 +19,17 @@ class OfAnother(Layout):
 
 
 @pytest.mark.parametrize(("causal", "segmented"), [(True, True), (False, False)])
-def test_one_device(causal, segmented):
+def test_result_and_gradients_equal_the_formula_on_one_device(causal, segmented):
     plain.check(attention, causal=causal, segmented=segmented)
 
 
-@pytest.mark.parametrize(("kind", "kv_heads"), [(Layout, 1), (Layout, 8), (OfAnother, 2)])
-def test_split_rows_and_heads(kind, kv_heads):
+@pytest.mark.parametrize(("kind", "kv_heads"), [(Layout, 1), (Layout, 8), (GpuLayout, 2)])
+def test_result_and_gradients_equal_the_formula_with_split_rows_and_heads(kind, kv_heads):
     layout = kind(mesh=plain.mesh(data=2, tensor=4))
     plain.check(attention, causal=True, segmented=True, kv_heads=kv_heads, layout=layout)
 
 
-def test_split_heads_need_no_message():
+def test_split_heads_need_no_communication():
     layout = Layout(mesh=plain.mesh(data=2, tensor=4))
     text = plain.compiled_text(
         attention, plain.inputs(kv_heads=4), "data", None, "tensor", causal=True, segment_ids=None, layout=layout
@@ -38,7 +38,7 @@ def test_split_heads_need_no_message():
 
 
 @pytest.mark.parametrize("context", ["ring", "all-to-all"])
-def test_a_split_sequence_takes_the_way_that_the_layout_says(context):
+def test_split_sequence_uses_the_implementation_of_the_layout(context):
     layout = Layout(mesh=plain.mesh(context=2, devices=2), context=context)
     text = plain.compiled_text(attention, plain.inputs(), None, "context", causal=True, segment_ids=None, layout=layout)
     assert ("collective-permute" in text, "all-to-all" in text) == (context == "ring", context != "ring")
@@ -46,7 +46,7 @@ def test_a_split_sequence_takes_the_way_that_the_layout_says(context):
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2])
-def test_inside_a_stage_of_a_pipeline(kv_heads):
+def test_result_and_gradients_equal_the_formula_inside_a_pipeline_stage(kv_heads):
     layout = Layout(mesh=plain.mesh(pipeline=2, context=2, tensor=2))
 
     def staged(q, k, v, *, causal, segment_ids):
@@ -60,7 +60,7 @@ def test_inside_a_stage_of_a_pipeline(kv_heads):
     plain.check(staged, causal=True, segmented=True, kv_heads=kv_heads, layout=layout)
 
 
-def test_padding_is_finite_and_meets_no_document():
+def test_padding_is_finite_and_does_not_affect_documents():
     q, k, v = plain.inputs()
     ids = plain.segments()
     padding = (ids == 0)[:, :, None, None]
@@ -78,10 +78,10 @@ def test_padding_is_finite_and_meets_no_document():
     [
         ((2, 8, 4, 8), (2, 8, 3, 8), None, "4 heads are not a multiple of kv_heads = 3"),
         ((2, 8, 4, 8), (2, 9, 4, 8), None, r"q is \[2, 8, 4, 8\], k \[2, 9, 4, 8\]"),
-        ((2, 8, 4, 8), (2, 8, 4, 8), (2, 9), r"segment_ids are \[2, 9\], and must be \[2, 8\]"),
+        ((2, 8, 4, 8), (2, 8, 4, 8), (2, 9), r"segment_ids are \[2, 9\], but must be \[2, 8\]"),
     ],
 )
-def test_shapes_that_do_not_belong_together_are_refused(q, k, segments, message):
+def test_inconsistent_shapes_raise_task_error(q, k, segments, message):
     ids = None if segments is None else jnp.ones(segments, int)
     with pytest.raises(TaskError, match=message):
         attention(jnp.zeros(q), jnp.zeros(k), jnp.zeros(k), causal=True, segment_ids=ids)

@@ -1,4 +1,4 @@
-"""A small layer of a transformer's kind, and what a stack of them makes of a batch on a mesh."""
+"""A small transformer-like layer, and helpers that run a stack of such layers on a mesh."""
 
 import functools
 from typing import Any
@@ -18,10 +18,10 @@ TIME, WIDTH, HIDDEN = 4, 8, 16
 
 
 class Block(nnx.Module):
-    """Mixes positions by a mask, then a hidden layer; the carry is the pair of activations and a sum for each row."""
+    """Mixes positions by a mask, then applies a hidden layer; the carry is (activations, a sum for each row)."""
 
     def __init__(self, rngs: nnx.Rngs, dropout: float = 0.0):
-        self.norm = nnx.LayerNorm(WIDTH, rngs=rngs)  # without names
+        self.norm = nnx.LayerNorm(WIDTH, rngs=rngs)  # parameters without logical axes
         self.up = Dense(WIDTH, HIDDEN, axes=("embed", "mlp"), bias=True, rngs=rngs)
         self.down = Dense(HIDDEN, WIDTH, axes=("mlp", "embed"), rngs=rngs)
         self.dropout = Dropout(dropout)
@@ -35,27 +35,27 @@ class Block(nnx.Module):
         return x, total + jnp.square(hidden).mean((1, 2))
 
 
-def layout(mesh: MeshSpec | None, **fields: Any) -> Layout:
-    """The layout of a mesh over all devices, or of one device."""
+def make_layout(mesh: MeshSpec | None, **fields: Any) -> Layout:
+    """Returns the layout of a mesh over all devices, or of one device."""
     return Layout(**fields) if mesh is None else Layout(mesh=make_mesh(mesh), **fields)
 
 
 def stack(count: int, where: Layout, dropout: float = 0.0, **arguments: Any) -> Stack:
-    """A stack of blocks from seed 0; a loop over them, which compiles faster."""
+    """Returns a stack of blocks from seed 0; scanned by default, which compiles faster."""
     arguments = {"unroll": False, **arguments}
     with active(where):
         return Stack(functools.partial(Block, dropout=dropout), count, rngs=nnx.Rngs(0), **arguments)
 
 
 def batch(rows: int, dtype: Any = jnp.float32) -> tuple[Any, jax.Array, jax.Array]:
-    """A carry, a mask `[rows, time]` and keys `[rows]`."""
+    """Returns a carry, a mask `[rows, time]` and keys `[rows]`."""
     x = jax.random.normal(jax.random.key(1), (rows, TIME, WIDTH)).astype(dtype)
     mask = np.arange(TIME) <= np.arange(rows)[:, None] % TIME
     return (x, jnp.zeros(rows, dtype)), jnp.asarray(mask), jax.random.split(jax.random.key(2), rows)
 
 
 def gradient(module: Stack, where: Layout) -> Any:
-    """The jitted `(params, carry, mask, keys) -> ((loss, carry), gradients of params and carry)` and the params."""
+    """Returns the jitted `(params, carry, mask, keys) -> ((loss, carry), (d_params, d_carry))`, and the params."""
     graph, params = nnx.split(module)
     leaves, tree = jax.tree.flatten(params)
 
@@ -64,13 +64,13 @@ def gradient(module: Stack, where: Layout) -> Any:
             x, total = nnx.merge(graph, jax.tree.unflatten(tree, leaves))(carry, mask, rng=keys)
         return jnp.sin(x.astype(jnp.float32)).mean() + total.astype(jnp.float32).mean(), (x, total)
 
-    # The program of a run; only LLVM is told to spend no time on the machine code.
+    # XLA's optimizations as usual, but none by LLVM, so that it compiles faster.
     quick = {"xla_backend_optimization_level": 0}
     return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True), compiler_options=quick), leaves
 
 
 class Deep(nnx.Module):
-    """The model of a task with a stack."""
+    """A classifier with a stack."""
 
     def __init__(self, count: int, rngs: nnx.Rngs):
         self.stem = nnx.Linear(zoo.SIZE, TIME * WIDTH, rngs=rngs)

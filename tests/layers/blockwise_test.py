@@ -1,4 +1,4 @@
-"""Blockwise attention: any block gives what the formula gives, and masked pairs are left out of the work."""
+"""Blockwise attention gives the results of the formula for any block size, without computing masked blocks."""
 
 import functools
 
@@ -14,25 +14,25 @@ from tests.layers import plain
 
 @pytest.mark.parametrize("block", [None, 16, 20])
 @pytest.mark.parametrize("causal", [True, False])
-def test_every_block_size_gives_the_result_and_gradients_of_the_formula(block, causal):
+def test_result_and_gradients_equal_the_formula_for_every_block_size(block, causal):
     function = functools.partial(blockwise.attention, block=block)
     plain.check(function, causal=causal, segmented=True)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 4, 8])
-def test_heads_of_queries_share_heads_of_keys(kv_heads):
+def test_query_heads_share_key_heads(kv_heads):
     function = functools.partial(blockwise.attention, block=16)
     plain.check(function, causal=True, segmented=False, kv_heads=kv_heads)
 
 
-def test_a_length_of_several_blocks_with_a_shorter_last_one():
+def test_last_block_can_be_shorter():
     assert QUERY_BLOCK < 160 and 160 % QUERY_BLOCK
     plain.check(blockwise.attention, causal=True, segmented=True, time=160)
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_half_precision_rounds_the_result_only(causal):
-    # bfloat16 has 8 bits: a result of 2.5 is off by up to 0.006, a gradient of 7.3 by 0.027.
+def test_half_precision_rounds_only_the_result(causal):
+    # bfloat16 has 8 significant bits: the error of a result of 2.5 is up to 0.006, of a gradient of 7.3 up to 0.027.
     function = functools.partial(blockwise.attention, block=16)
     plain.check(function, causal=causal, segmented=True, dtype="bfloat16", tolerance=0.03)
 
@@ -52,7 +52,7 @@ def test_large_scores_do_not_overflow():
     assert all(np.isfinite(x).all() for x in (out, *gradients))
 
 
-def test_a_row_that_attends_to_nothing_is_finite():
+def test_row_without_allowed_keys_is_finite():
     q, k, v = plain.inputs()
     q, k, v = blockwise.group(q, 2), blockwise.swap(k), blockwise.swap(v)
     ones = jnp.ones((plain.BATCH, plain.TIME), int)
@@ -60,22 +60,22 @@ def test_a_row_that_attends_to_nothing_is_finite():
     assert np.isfinite(out).all() and (lse < -1e29).all()
 
 
-def test_the_masked_half_is_not_computed():
+def test_masked_half_is_not_computed():
     def flops(causal):
         function = functools.partial(blockwise.attention, block=16)
         return plain.flops(function, (4, 128, 2, 128), causal=causal, segment_ids=None)
 
-    # 8 blocks: (8 + 1) / 16 of the pairs.
+    # With 8 blocks, (8 + 1) / 16 of the pairs are computed.
     assert flops(causal=True) < 0.6 * flops(causal=False)
 
 
-def test_no_scores_are_kept_for_the_gradient():
+def test_scores_are_not_kept_for_the_gradient():
     q, k, v = plain.inputs()
     _, gradient = jax.vjp(lambda *x: blockwise.attention(*x, causal=True, segment_ids=None), q, k, v)
     assert max(x.size for x in jax.tree.leaves(gradient)) <= q.size < plain.BATCH * plain.HEADS * plain.TIME**2
 
 
-def test_a_cpu_masks_the_scores_once():
+def test_cpu_masks_the_scores_once():
     q, k, v = plain.inputs()
     segments = jnp.ones((plain.BATCH, plain.TIME), int)
     attend = functools.partial(blockwise.attention, causal=True, segment_ids=segments, block=16)
@@ -85,7 +85,7 @@ def test_a_cpu_masks_the_scores_once():
     assert passes and not any("compare(" in text for text in passes)
 
 
-def test_a_cpu_transposes_the_keys_once_and_not_each_slice_of_them():
+def test_cpu_transposes_the_keys_once():
     q, k, v = plain.inputs()
     attend = functools.partial(blockwise.attention, causal=True, segment_ids=None, block=16)
     gradient = jax.jit(jax.grad(lambda *args: attend(*args).sum(), argnums=(0, 1, 2)))
@@ -94,7 +94,7 @@ def test_a_cpu_transposes_the_keys_once_and_not_each_slice_of_them():
     assert sliced and not any("copy(%" in text for text in sliced if "ENTRY" not in text)
 
 
-def test_a_program_of_both_passes_never_holds_the_scores_of_all_blocks():
+def test_program_of_both_passes_never_holds_the_scores_of_all_blocks():
     q, k, v = plain.inputs(time=512)
 
     def value(q, k, v):

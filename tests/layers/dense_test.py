@@ -11,7 +11,7 @@ from engine.layers import Dense
 X = jax.random.normal(jax.random.key(0), (4, 8, 16))
 
 
-def test_parameters_carry_logical_axes():
+def test_parameters_have_logical_axes():
     dense = Dense(16, 24, axes=("embed", "mlp"), bias=True, rngs=nnx.Rngs(0))
     assert dense.kernel.get_metadata()["logical_axes"] == ("embed", "mlp")
     assert dense.bias is not None and dense.bias.get_metadata()["logical_axes"] == ("mlp",)
@@ -27,6 +27,6 @@ def test_dense_multiplies_the_last_dimension_and_adds_the_bias():
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.1])
-def test_initial_values_have_the_stated_deviation(scale):
+def test_initial_values_have_the_documented_standard_deviation(scale):
     kernel = Dense(256, 256, axes=(None, None), scale=scale, rngs=nnx.Rngs(0)).kernel.get_value()
     assert abs(float(kernel.std()) * 16 / scale - 1) < 0.05

@@ -1,4 +1,4 @@
-"""Dropout by example: what an example loses depends on its own key alone."""
+"""Dropout per example: the mask of an example depends on its key alone."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ KEYS = jax.random.split(jax.random.key(0), 8)
 X = jnp.ones((8, 50, 4))
 
 
-def test_a_part_of_the_batch_loses_what_it_loses_in_the_whole():
+def test_mask_of_an_example_does_not_depend_on_the_batch():
     drop = Dropout(0.3)
     whole = drop(X, KEYS)
     assert jnp.array_equal(drop(X[2:5], KEYS[2:5]), whole[2:5])
@@ -19,19 +19,19 @@ def test_a_part_of_the_batch_loses_what_it_loses_in_the_whole():
     assert abs(float(whole.mean()) - 1) < 0.1
 
 
-def test_layers_draw_differently_after_fold_in():
+def test_fold_in_gives_each_layer_a_different_mask():
     drop = Dropout(0.5)
     assert not jnp.array_equal(drop(X, fold_in(KEYS, 0)), drop(X, fold_in(KEYS, 1)))
 
 
-def test_without_keys_nothing_is_dropped():
+def test_no_keys_drop_nothing():
     assert Dropout(0.5)(X, fold_in(None, 3)) is X
 
 
-def test_a_rate_of_zero_draws_nothing():
+def test_rate_zero_drops_nothing():
     assert Dropout(0.0)(X, KEYS) is X
 
 
-def test_a_rate_of_one_is_refused():
-    with pytest.raises(TaskError, match="outside"):
+def test_rate_one_raises_task_error():
+    with pytest.raises(TaskError, match=r"Dropout: rate = 1.0. Allowed: 0 and more, below 1"):
         Dropout(1.0)

@@ -1,4 +1,4 @@
-"""Embed: rows by id, split over the vocabulary or not, and the table as a kernel."""
+"""Embed: lookup by id, with a split table or not, and the table as a kernel."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from engine.layers import Embed
 from engine.parallel.mesh import make_mesh
 
 
-def test_rows_by_id_and_the_table_as_a_kernel():
+def test_embed_looks_up_rows_and_provides_a_kernel():
     embed = Embed(10, 4, rngs=nnx.Rngs(0))
     table, ids = embed.table.get_value(), jnp.array([[1, 9], [0, 1]])
     assert jnp.array_equal(embed(ids), table[ids])
@@ -19,7 +19,7 @@ def test_rows_by_id_and_the_table_as_a_kernel():
     assert embed.table.get_metadata()["logical_axes"] == ("vocab", "embed")
 
 
-def test_a_table_that_is_split_over_its_rows_gives_the_same():
+def test_split_table_gives_an_equal_gradient():
     mesh = make_mesh(MeshSpec(fsdp=2, tensor=4))
     table, ids = jax.random.normal(jax.random.key(0), (16, 4)), jnp.arange(16).reshape(4, 4)
     split = jax.device_put(table, NamedSharding(mesh, PartitionSpec("tensor", "fsdp")))

@@ -1,4 +1,4 @@
-"""Experts: the mixture by a loop over tokens, the order of dropping, and the same numbers on every mesh."""
+"""Experts: comparison with a loop over tokens, the order of dropping, and equal results on every mesh."""
 
 import functools
 import itertools
@@ -21,7 +21,7 @@ from engine.parallel.rules import RULES, partition_spec
 
 BATCH, TIME, FEATURES, HIDDEN, COUNT, TOP_K = 8, 12, 16, 40, 8, 2
 X = jax.random.normal(jax.random.key(0), (BATCH, TIME, FEATURES))
-SEED = jax.random.normal(jax.random.key(1), X.shape)  # what the result is weighted by in the gradient
+SEED = jax.random.normal(jax.random.key(1), X.shape)  # gradient of the result
 LENGTHS = np.array([12, 5, 8, 3, 12, 8, 0, 12])
 WEIGHT = jnp.asarray(np.arange(TIME) < LENGTHS[:, None], jnp.float32)
 FACTORS = [None, 1.0]
@@ -35,7 +35,7 @@ MESHES = [
 
 @functools.cache
 def make(factor):
-    """The module's graph, its parameters by name and their logical axes."""
+    """Returns the module's graph, its parameters by name and their logical axes."""
     graph, state = nnx.split(Experts(FEATURES, HIDDEN, COUNT, TOP_K, capacity_factor=factor, rngs=nnx.Rngs(0)))
     names = {path[0]: variable.get_metadata()["logical_axes"] for path, variable in nnx.to_flat_state(state)}
     return graph, nnx.to_pure_dict(state), names
@@ -46,12 +46,12 @@ def apply(factor, params, x, weight):
 
 
 def total(function, params, x, seed):
-    """One number that every result has a part in, for gradients."""
+    """Returns a scalar that depends on all results, for gradients."""
     y, losses = function(params, x)
     return (y * seed).sum() + losses["balance"].sum() + 0.1 * losses["router_z"].sum(), (y, losses)
 
 
-def place(mesh, params):
+def shard(mesh, params):
     names = make(None)[2]
     return {
         name: jax.device_put(x, NamedSharding(mesh, partition_spec(name, x.shape, names[name], RULES, mesh)))
@@ -60,10 +60,10 @@ def place(mesh, params):
 
 
 def compiled(factor, mesh=None, x=X, weight=WEIGHT, seed=SEED):
-    """Results and gradients as a function without arguments, and its compiled text."""
+    """Returns the gradients and results, and the text of the compiled program."""
     params = make(factor)[1]
     if mesh is not None:
-        params = place(mesh, params)
+        params = shard(mesh, params)
         x, weight, seed = jax.device_put((x, weight, seed), batch_sharding(mesh))
     function = jax.grad(
         lambda params, x, weight, seed: total(lambda p, x: apply(factor, p, x, weight), params, x, seed),
@@ -85,7 +85,7 @@ def assert_close(a, b, tolerance=1e-5):
 
 
 def kept_choices(params, capacity):
-    """`[batch, time, experts]` which choices find a slot, by a loop over ranks and positions; and all of them."""
+    """Returns choices with a slot, by a loop over ranks and positions, and all choices: `[batch, time, experts]`."""
     logits = np.asarray(X @ params["router"])
     kept, chosen = np.zeros((2, BATCH, TIME, COUNT), bool)
     for b in range(BATCH):
@@ -100,7 +100,7 @@ def kept_choices(params, capacity):
 
 
 @pytest.mark.parametrize("factor", [None, 0.5])
-def test_it_is_the_mixture_that_a_loop_over_tokens_finds(factor):
+def test_result_equals_a_loop_over_tokens(factor):
     params = make(factor)[1]
     capacity = TIME if factor is None else math.ceil(TOP_K * TIME / COUNT * factor)
     kept, chosen = kept_choices(params, capacity)
@@ -123,12 +123,12 @@ def test_it_is_the_mixture_that_a_loop_over_tokens_finds(factor):
     assert factor is None or (chosen & ~kept).any()
 
 
-def test_room_for_every_token_drops_nothing_and_equals_dropless():
+def test_capacity_for_every_token_equals_dropless():
     assert_close(compiled(COUNT / TOP_K)[0], one_device(None))
 
 
 @pytest.mark.parametrize("factor", FACTORS)
-def test_padding_is_not_read_and_uses_no_slot(factor):
+def test_padding_is_ignored_and_uses_no_slot(factor):
     rows = np.flatnonzero(LENGTHS < TIME)
     x = jnp.where(WEIGHT[..., None] != 0, X, jnp.nan)[rows]
     (gradients, (y, losses)), _ = compiled(factor, x=x, weight=WEIGHT[rows], seed=SEED[rows])
@@ -139,7 +139,7 @@ def test_padding_is_not_read_and_uses_no_slot(factor):
 
 
 @pytest.mark.parametrize("factor", FACTORS)
-def test_two_half_batches_and_another_order_sum_to_the_same(factor):
+def test_result_does_not_depend_on_batch_split_or_order(factor):
     order = np.array([5, 1, 7, 3, 0, 6, 2, 4])
     halves = [compiled(factor, x=X[i], weight=WEIGHT[i], seed=SEED[i])[0] for i in (order[:4], order[4:])]
     wanted, (y, losses) = one_device(factor)
@@ -150,13 +150,13 @@ def test_two_half_batches_and_another_order_sum_to_the_same(factor):
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 @pytest.mark.parametrize("factor", FACTORS)
-def test_a_mesh_changes_nothing_and_tokens_go_by_all_to_all(factor, mesh):
+def test_every_mesh_gives_equal_results_by_all_to_all(factor, mesh):
     found, text = compiled(factor, make_mesh(MeshSpec(**mesh)))
     assert_close(found, one_device(factor))
     if "context" in mesh:
         return
     gathered = re.findall(r"= (\S+) all-gather\(", text)
-    exchanged = re.findall(r"= (\(.*?\)) all-to-all\(", text)  # one part for each device of the group
+    exchanged = re.findall(r"= (\(.*?\)) all-to-all\(", text)  # one operand for each device of the group
     assert {shape.count("[") for shape in exchanged} == {mesh["expert"]}
     assert any(f",{FEATURES}]" in shape for shape in exchanged)
     hidden, experts = HIDDEN // mesh.get("tensor", 1), COUNT // mesh["expert"]
@@ -166,7 +166,7 @@ def test_a_mesh_changes_nothing_and_tokens_go_by_all_to_all(factor, mesh):
 
 
 @pytest.mark.parametrize(("factor", "remat"), [(None, "full"), (1.0, "none")])
-def test_within_a_stage_of_a_pipeline_nothing_changes(factor, remat):
+def test_pipeline_stage_gives_equal_results(factor, remat):
     class Layer(nnx.Module):
         def __init__(self, rngs):
             self.experts = Experts(FEATURES, HIDDEN, COUNT, TOP_K, capacity_factor=factor, rngs=rngs)
@@ -192,7 +192,7 @@ def test_within_a_stage_of_a_pipeline_nothing_changes(factor, remat):
 
 
 @pytest.mark.parametrize("factor", FACTORS)
-def test_half_precision_stays_near_and_keeps_its_dtype(factor):
+def test_half_precision_is_close_and_keeps_its_dtype(factor):
     params = make(factor)[1]
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (params, X))
     wide = jax.tree.map(lambda a: a.astype(jnp.float32), half)
@@ -211,7 +211,7 @@ def test_half_precision_stays_near_and_keeps_its_dtype(factor):
     assert all(g.dtype == jnp.bfloat16 and jnp.isfinite(g).all() for g in jax.tree.leaves(gradient))
 
 
-def test_parameters_carry_the_names_of_their_dimensions():
+def test_parameters_have_logical_axes():
     assert make(None)[2] == {
         "router": ("embed", None),
         "gate": ("expert", "embed", "mlp"),
@@ -220,22 +220,22 @@ def test_parameters_carry_the_names_of_their_dimensions():
     }
 
 
-def test_experts_that_do_not_divide_are_refused():
+def test_indivisible_expert_count_raises_sharding_error():
     experts = Experts(FEATURES, HIDDEN, 6, 2, capacity_factor=None, rngs=nnx.Rngs(0))
     with active(Layout(mesh=make_mesh(MeshSpec(expert=4, data=2)))), pytest.raises(ShardingError) as error:
         experts(X)
     assert str(error.value) == (
-        "Experts: count = 6 is not divisible by mesh axis expert=4. Use a multiple of 4 (8), or 2 devices there."
+        "Experts: count = 6 is not divisible by mesh axis expert=4. Use a multiple of 4 (8), or 2 devices on that axis."
     )
 
 
-@pytest.mark.parametrize(("top_k", "factor", "said"), [(9, None, "Allowed: 1 to 8"), (2, 0.0, "Allowed: above 0")])
-def test_choices_and_capacities_that_make_no_sense_are_refused(top_k, factor, said):
-    with pytest.raises(TaskError, match=said):
+@pytest.mark.parametrize(("top_k", "factor", "message"), [(9, None, "Allowed: 1 to 8"), (2, 0.0, "Allowed: above 0")])
+def test_invalid_top_k_or_capacity_raises_task_error(top_k, factor, message):
+    with pytest.raises(TaskError, match=message):
         Experts(FEATURES, HIDDEN, COUNT, top_k, capacity_factor=factor, rngs=nnx.Rngs(0))
 
 
-def test_the_axis_is_noted_as_used():
+def test_layout_records_the_expert_axis_as_used():
     layout = Layout()
     with active(layout):
         jax.eval_shape(lambda x: apply(None, make(None)[1], x, None), X)
@@ -243,7 +243,7 @@ def test_the_axis_is_noted_as_used():
 
 
 @pytest.mark.parametrize("factor", FACTORS)
-def test_experts_that_a_rule_leaves_whole_exchange_nothing(factor):
+def test_replicated_experts_need_no_all_to_all(factor):
     params, mesh = make(factor)[1], make_mesh(MeshSpec(expert=4, data=2))
     with active(Layout(mesh=mesh, rules={**RULES, "expert": None})):
         run = jax.jit(lambda params, x: apply(factor, params, x, WEIGHT)).lower(params, X).compile()

@@ -1,4 +1,4 @@
-"""The gated activation: the numbers of its formula."""
+"""The gated activation equals its formula."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ GATE, UP = 3 * jax.random.normal(jax.random.key(0), (2, 4, 16, 8))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_swiglu_is_silu_of_the_gate_times_up(dtype):
+def test_swiglu_equals_silu_of_gate_times_up(dtype):
     gate, up = GATE.astype(dtype), UP.astype(dtype)
     found = swiglu(gate, up)
     assert found.dtype == dtype

@@ -1,6 +1,6 @@
-"""Kernels of one device: which one is taken, and that splash attention is called as it wants to be.
+"""Choice of the attention kernel of one device, and splash attention in interpret mode.
 
-cuDNN's kernel runs on no machine of these tests; splash attention is interpreted.
+cuDNN's kernel is not run, since these tests have no GPU.
 """
 
 import functools
@@ -16,7 +16,7 @@ from tests.layers import plain
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_splash_attention_gives_the_result_and_gradients_of_the_formula(causal):
+def test_splash_result_and_gradients_equal_the_formula(causal):
     function = functools.partial(kernels.splash, interpret=True)
     plain.check(function, causal=causal, segmented=causal, time=128)
 
@@ -33,25 +33,25 @@ def test_splash_attention_gives_the_result_and_gradients_of_the_formula(causal):
         ((1, 7, 2, 64), "bfloat16", True, False),
     ],
 )
-def test_cudnn_is_taken_for_what_it_can(shape, dtype, segmented, taken):
+def test_cudnn_is_used_for_supported_inputs(shape, dtype, segmented, taken):
     segment_ids = jnp.ones(shape[:2], int) if segmented else None
     assert kernels.cudnn_takes(jnp.zeros(shape, dtype), segment_ids) == taken
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
-def test_what_no_kernel_takes_runs_in_plain_xla(platform):
-    # float32 is not for cuDNN, and 48 positions are not for a TPU's lanes.
+def test_unsupported_inputs_run_in_plain_xla(platform):
+    # cuDNN does not support float32, and 48 positions are not a multiple of a TPU's lanes.
     plain.check(functools.partial(kernels.attend, platform), causal=True, segmented=True)
 
 
-def test_heads_of_keys_are_repeated_as_little_as_makes_them_divide():
+def test_divide_heads_repeats_as_rarely_as_possible():
     k = jnp.arange(6.0).reshape(1, 1, 6, 1)
     np.testing.assert_array_equal(kernels.divide_heads(k, 3), k)
     np.testing.assert_array_equal(kernels.divide_heads(k, 4).ravel(), np.arange(6).repeat(2))
     assert kernels.divide_heads(k[:, :, :1], 8).shape == (1, 1, 8, 1)
 
 
-def test_specs_follow_the_rules_and_leave_out_what_does_not_divide():
+def test_specs_follow_the_rules_and_skip_indivisible_dimensions():
     here = Layout(mesh=plain.mesh(data=2, context=2, tensor=2))
     spec, segment_spec, parts = kernels.specs(here, jnp.zeros((4, 8, 6, 2)), "context")
     assert spec == jax.P("data", "context", "tensor", None)

@@ -1,4 +1,4 @@
-"""Cross-entropy: chunks, meshes and half precision change no number."""
+"""Cross-entropy: equal values and gradients with chunks and meshes; half precision."""
 
 import jax
 import jax.numpy as jnp
@@ -34,35 +34,35 @@ def assert_close(a, b, tolerance):
 PLAIN = value_and_gradient(1)
 
 
-def test_it_is_the_cross_entropy_of_optax():
+def test_cross_entropy_equals_optax():
     wanted = optax.softmax_cross_entropy_with_integer_labels(X @ KERNEL, LABELS)
     np.testing.assert_allclose(PLAIN[0], wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("chunks", [2, 8])
-def test_chunks_change_nothing(chunks):
+def test_chunks_give_equal_values_and_gradients(chunks):
     assert_close(value_and_gradient(chunks), PLAIN, 1e-6)
 
 
 @pytest.mark.parametrize("mesh", [{"tensor": 8}, {"fsdp": 2, "context": 2, "tensor": 2}], ids=str)
 @pytest.mark.parametrize("chunks", [1, 4])
-def test_a_split_vocabulary_and_a_split_sequence_change_nothing(mesh, chunks):
+def test_split_vocabulary_and_sequence_give_equal_values_and_gradients(mesh, chunks):
     assert_close(value_and_gradient(chunks, make_mesh(MeshSpec(**mesh))), PLAIN, 1e-5)
 
 
-def test_large_logits_are_cut_into_chunks_of_bounded_size(monkeypatch):
+def test_large_logits_are_computed_in_chunks_of_limited_size(monkeypatch):
     monkeypatch.setattr(loss, "LOGIT_BYTES", 4 * 4 * 2 * 32)  # two positions of each row
     text = jax.jit(lambda x: cross_entropy(x, KERNEL, LABELS)).lower(X).as_text()
     assert "tensor<4x2x32xf32>" in text and "tensor<4x8x32xf32>" not in text
 
 
-def test_large_numbers_and_half_precision():
+def test_large_logits_are_finite_and_half_precision_is_close():
     assert jnp.isfinite(cross_entropy(1e3 * X, KERNEL, LABELS)).all()
     half = cross_entropy(X.astype(jnp.bfloat16), KERNEL.astype(jnp.bfloat16), LABELS)
     assert half.dtype == jnp.float32
     np.testing.assert_allclose(half, PLAIN[0], atol=0.2)
 
 
-def test_chunks_that_do_not_divide_are_refused():
+def test_indivisible_chunks_raise_task_error():
     with pytest.raises(TaskError, match="chunks = 3 does not divide the 8 positions"):
         cross_entropy(X, KERNEL, LABELS, chunks=3)

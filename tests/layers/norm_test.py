@@ -1,4 +1,4 @@
-"""RMSNorm: unit root mean square, float32 inside, the dtype of the input outside."""
+"""RMSNorm: unit root mean square, computed in float32, returned in the dtype of the input."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from engine.layers import RMSNorm
 X = 3 * jax.random.normal(jax.random.key(0), (2, 5, 64))
 
 
-def test_the_root_mean_square_is_one_and_features_are_scaled():
+def test_root_mean_square_is_one_and_features_are_scaled():
     norm = RMSNorm(64)
     np.testing.assert_allclose(jnp.sqrt((norm(X) ** 2).mean(-1)), 1, rtol=1e-5)
     norm.scale.set_value(jnp.arange(64.0))
@@ -23,5 +23,5 @@ def test_half_precision_is_summed_in_float32():
     np.testing.assert_allclose(y, RMSNorm(64)(small.astype(jnp.float32)), rtol=1e-2, atol=1e-2)
 
 
-def test_zeros_stay_finite():
+def test_zero_input_gives_finite_output():
     assert jnp.isfinite(jax.grad(lambda x: RMSNorm(64)(x).sum())(jnp.zeros((2, 64)))).all()

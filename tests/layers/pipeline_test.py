@@ -1,4 +1,4 @@
-"""A pipeline computes what one device does, whatever the schedule, and so do its gradients."""
+"""A pipeline gives the results and gradients of one device for every schedule."""
 
 import functools
 from typing import Any
@@ -25,13 +25,13 @@ ONE = Layout()
 
 @functools.cache
 def one_device(count: int, rows: int):
-    """What one device makes of a batch, with dropout, and its gradients."""
+    """Returns the results of a batch on one device, with dropout, and the gradients."""
     call, params = blocks.gradient(blocks.stack(count, ONE, dropout=0.3), ONE)
     return jax.device_get(call(params, *blocks.batch(rows)))
 
 
 def call(graph, params, x):
-    """A stack of these parameters, called."""
+    """Calls the stack with these parameters."""
     stack: Any = nnx.merge(graph, params)
     return stack(x)
 
@@ -43,24 +43,24 @@ def call(graph, params, x):
         (MeshSpec(pipeline=2, data=2, tensor=2), 8, 32, {"repeats": 2, "remat": "full"}),
         (MeshSpec(pipeline=4, fsdp=2), 8, 32, {"repeats": 2}),
         (MeshSpec(pipeline=8), 8, 32, {"microbatches": 4}),
-        (MeshSpec(pipeline=4, fsdp=2), 8, 20, {"microbatches": 5}),  # no share of the rows for each stage: summed
+        (MeshSpec(pipeline=4, fsdp=2), 8, 20, {"microbatches": 5}),  # rows do not divide over the stages: all-reduce
     ],
 )
-def test_value_and_gradient_are_those_of_one_device(mesh, count, rows, fields):
-    place = blocks.layout(mesh, **fields)
-    call, params = blocks.gradient(blocks.stack(count, place, dropout=0.3), place)
+def test_value_and_gradient_equal_those_of_one_device(mesh, count, rows, fields):
+    layout = blocks.make_layout(mesh, **fields)
+    call, params = blocks.gradient(blocks.stack(count, layout, dropout=0.3), layout)
     found = jax.device_get(call(params, *blocks.batch(rows)))
     want = one_device(count, rows)
     in_order = jax.tree.map(lambda a, b: np.reshape(a, np.shape(b)), found, want)
     zoo.assert_close(in_order, want, 1e-5)
 
 
-def test_half_precision_goes_through():
+def test_half_precision_is_supported():
     """On a CPU, XLA cannot sum bfloat16 over a manual axis."""
     results = []
-    for place in (ONE, blocks.layout(MeshSpec(pipeline=2, data=4), microbatches=2)):
-        stack = blocks.stack(2, place)
-        call, params = blocks.gradient(stack, place)
+    for layout in (ONE, blocks.make_layout(MeshSpec(pipeline=2, data=4), microbatches=2)):
+        stack = blocks.stack(2, layout)
+        call, params = blocks.gradient(stack, layout)
         half = [x.astype(jnp.bfloat16) for x in params]
         results.append(call(half, *blocks.batch(8, jnp.bfloat16)))
     one, two = jax.tree.map(lambda x: x.astype(jnp.float32), results)
@@ -77,9 +77,9 @@ class Normed(nnx.Module):
         return x / jnp.sqrt((x * x).sum(-1, keepdims=True)) * self.w.get_value()
 
 
-def test_stages_without_work_give_no_nan():
-    place = blocks.layout(MeshSpec(pipeline=4, data=2), microbatches=4)
-    with active(place):
+def test_idle_stages_give_no_nan():
+    layout = blocks.make_layout(MeshSpec(pipeline=4, data=2), microbatches=4)
+    with active(layout):
         stack = Stack(Normed, 4, rngs=nnx.Rngs(0))
         graph, params = nnx.split(stack)
         loss = jax.jit(jax.grad(lambda params, x: call(graph, params, x)[:, 0].sum()))
@@ -87,19 +87,19 @@ def test_stages_without_work_give_no_nan():
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(grads))
 
 
-def test_what_follows_is_split_over_the_stages_where_the_rules_say_so():
+def test_output_is_split_over_the_stages_by_the_rules():
     mesh = MeshSpec(pipeline=2, data=4)
     for rule, want in ((RULES["batch"], ("data", "pipeline")), (BATCH_AXES, ("data",))):
-        place = blocks.layout(mesh, rules={**RULES, "batch": rule})
-        with active(place):
+        layout = blocks.make_layout(mesh, rules={**RULES, "batch": rule})
+        with active(layout):
             graph, params = nnx.split(Stack(Normed, 2, rngs=nnx.Rngs(0)))
             out = jax.jit(functools.partial(call, graph))(params, jnp.ones((16, 4)))
-        assert place.mesh is not None
-        assert out.sharding.is_equivalent_to(jax.NamedSharding(place.mesh, PartitionSpec(want)), 2)
+        assert layout.mesh is not None
+        assert out.sharding.is_equivalent_to(jax.NamedSharding(layout.mesh, PartitionSpec(want)), 2)
 
 
-def test_a_tick_keeps_what_its_layers_keep_and_no_copy_of_their_parameters():
-    """The slice of the parameters that a tick works with is cut out again in the backward pass."""
+def test_ticks_keep_no_copies_of_parameters():
+    """The backward pass slices the parameters of a tick again."""
 
     class Wide(nnx.Module):
         def __init__(self, rngs):
@@ -112,8 +112,8 @@ def test_a_tick_keeps_what_its_layers_keep_and_no_copy_of_their_parameters():
 
     kept, products = {}, {}
     for choice in ("none", "full"):
-        place = blocks.layout(MeshSpec(pipeline=2, data=4), repeats=2, microbatches=8, remat=choice)
-        with active(place):
+        layout = blocks.make_layout(MeshSpec(pipeline=2, data=4), repeats=2, microbatches=8, remat=choice)
+        with active(layout):
             graph, params = nnx.split(Stack(Wide, 4, rngs=nnx.Rngs(0)))
             loss = jax.jit(jax.grad(lambda params, x, graph=graph: call(graph, params, x).sum()))
             compiled = loss.lower(params, jnp.ones((64, 128))).compile()
@@ -124,7 +124,7 @@ def test_a_tick_keeps_what_its_layers_keep_and_no_copy_of_their_parameters():
     assert products == {"none": 4 + 8, "full": 4 + 4 + 8}
 
 
-def test_a_run_over_a_pipeline_has_the_losses_of_one_device():
+def test_training_over_a_pipeline_gives_the_losses_of_one_device():
     batches = zoo.batches(3, 32)
     task = blocks.Classify()
     _, one = zoo.run(zoo.program(task, batch_size=32), batches)
@@ -139,20 +139,20 @@ def test_a_run_over_a_pipeline_has_the_losses_of_one_device():
     np.testing.assert_allclose(zoo.losses(many), zoo.losses(one), atol=1e-5)
 
 
-def test_batches_that_do_not_divide_are_refused():
-    place = blocks.layout(MeshSpec(pipeline=4, data=2))
-    call, params = blocks.gradient(blocks.stack(4, place), place)
+def test_indivisible_batch_raises_sharding_error():
+    layout = blocks.make_layout(MeshSpec(pipeline=4, data=2))
+    call, params = blocks.gradient(blocks.stack(4, layout), layout)
     with pytest.raises(ShardingError, match=r"a batch of 24 rows does not divide over 8 microbatches x 2 shards"):
         call(params, *blocks.batch(24))
-    place = blocks.layout(MeshSpec(pipeline=4, data=2), repeats=2, microbatches=6)
-    call, params = blocks.gradient(blocks.stack(8, place), place)
+    layout = blocks.make_layout(MeshSpec(pipeline=4, data=2), repeats=2, microbatches=6)
+    call, params = blocks.gradient(blocks.stack(8, layout), layout)
     with pytest.raises(ShardingError, match=r"microbatches go in groups of mesh.pipeline = 4"):
         call(params, *blocks.batch(24))
 
 
-def test_an_input_without_the_batch_is_refused():
-    place = blocks.layout(MeshSpec(pipeline=4, data=2))
-    call, params = blocks.gradient(blocks.stack(4, place), place)
+def test_input_without_batch_dimension_raises_task_error():
+    layout = blocks.make_layout(MeshSpec(pipeline=4, data=2))
+    call, params = blocks.gradient(blocks.stack(4, layout), layout)
     carry, mask, keys = blocks.batch(16)
     with pytest.raises(TaskError, match=r"inputs of shapes \[16, 4, 8\], \[16\], \[1, 4\]\. Over a pipeline the first"):
         call(params, carry, mask[:1], keys)

@@ -1,4 +1,4 @@
-"""Attention as the formula says, in float32, and what every implementation is compared by."""
+"""Attention by the formula, in float32, and the comparison of an implementation with it."""
 
 import functools
 
@@ -15,13 +15,13 @@ TOLERANCE = 1e-5  # absolute, with inputs of standard deviation 1
 
 
 def mesh(devices=8, **axes):
-    """A mesh over the first devices."""
+    """Returns a mesh over the first devices."""
     return make_mesh(MeshSpec(**axes), jax.devices()[:devices])
 
 
 @functools.cache
 def inputs(kv_heads=2, dtype="float32", time=TIME):
-    """q, k, v."""
+    """Returns q, k and v."""
     keys = jax.random.split(jax.random.key(0), 3)
     return tuple(
         jax.random.normal(key, (BATCH, time, heads, HEAD_DIM)).astype(dtype)
@@ -30,13 +30,13 @@ def inputs(kv_heads=2, dtype="float32", time=TIME):
 
 
 def segments(time=TIME):
-    """Rows of up to three documents and padding; the first is nearly all padding, the last has none."""
+    """Returns segment ids of up to three documents and padding; row 0 is nearly all padding, the last row has none."""
     ids = jax.random.randint(jax.random.key(1), (BATCH, time), 0, 4)
     return jnp.sort(ids, axis=1)[:, ::-1].at[-1].set(1).at[0, 5:].set(0)
 
 
 def attention(q, k, v, *, causal, segment_ids):
-    """Softmax over all allowed pairs."""
+    """Returns attention by a softmax over all allowed pairs."""
     k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / jnp.sqrt(q.shape[-1])
     allowed = jnp.ones((1, 1, *scores.shape[2:]), bool)
@@ -48,7 +48,7 @@ def attention(q, k, v, *, causal, segment_ids):
 
 
 def program(function, *, causal, segment_ids, layout=None):
-    """The jitted result and gradients of q, k and v for a weighted sum of the result."""
+    """Returns a jitted function of q, k, v that returns the result and the gradients of its weighted sum."""
 
     def total(q, k, v):
         out = function(q, k, v, causal=causal, segment_ids=segment_ids)
@@ -58,37 +58,37 @@ def program(function, *, causal, segment_ids, layout=None):
         with active(layout or Layout()):
             return jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(q, k, v)
 
-    # Most of the time of these tests is LLVM's, which has less to do for a program that runs once.
+    # LLVM takes most of the time of these tests; optimization does not pay for a program that runs once.
     return jax.jit(traced, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def compiled_text(function, arrays, *spec, **settings):
-    """The compiled program, with inputs that lie as `spec` says, for a device of the layout's mesh."""
-    lie = jax.NamedSharding(settings["layout"].mesh, jax.P(*spec))
-    arrays = [jax.device_put(x, lie) for x in arrays]
+    """Returns the text of the compiled program for inputs with the PartitionSpec `spec` on the layout's mesh."""
+    sharding = jax.NamedSharding(settings["layout"].mesh, jax.P(*spec))
+    arrays = [jax.device_put(x, sharding) for x in arrays]
     return str(program(function, **settings).lower(*arrays).compile().as_text())
 
 
 def flops(function, shape, **settings):
-    """Floating point operations of the program before XLA works on it; the body of a loop counts once."""
+    """Returns the FLOPs of the program before XLA optimizes it; the body of a loop counts once."""
     q = jax.ShapeDtypeStruct(shape, jnp.float32)
     return dict(program(function, **settings).lower(q, q, q).cost_analysis() or {})["flops"]
 
 
 def weights(q):
-    """Gradients of the result, of standard deviation 1."""
+    """Returns weights of the result, of standard deviation 1."""
     return jax.random.normal(jax.random.key(2), q.shape)
 
 
 def results(function, arrays, **settings):
-    """(out, (dq, dk, dv)) on the host."""
+    """Returns (out, (dq, dk, dv)) on the host."""
     (_, out), gradients = program(function, **settings)(*arrays)
     return jax.device_get((out, gradients))
 
 
 @functools.cache
-def wanted(causal, segmented, kv_heads, dtype, time):
-    """Those of the formula, from the inputs as they are rounded to `dtype`."""
+def expected_results(causal, segmented, kv_heads, dtype, time):
+    """Returns the results of the formula for inputs rounded to `dtype`."""
     arrays = [x.astype(jnp.float32) for x in inputs(kv_heads, dtype, time)]
     return results(attention, arrays, causal=causal, segment_ids=segments(time) if segmented else None)
 
@@ -104,15 +104,15 @@ def check(
     layout=None,
     tolerance=TOLERANCE,
 ):
-    """Holds an implementation against the formula: the result and the gradients of q, k and v."""
+    """Compares an implementation with the formula: the result and the gradients of q, k and v."""
     segment_ids = segments(time) if segmented else None
     arrays = inputs(kv_heads, dtype, time)
     found = results(function, arrays, causal=causal, segment_ids=segment_ids, layout=layout)
-    for name, ours, theirs in zip(
+    for name, actual, expected in zip(
         ("out", "dq", "dk", "dv"),
         jax.tree.leaves(found),
-        jax.tree.leaves(wanted(causal, segmented, kv_heads, dtype, time)),
+        jax.tree.leaves(expected_results(causal, segmented, kv_heads, dtype, time)),
         strict=True,
     ):
-        assert ours.dtype == dtype, name
-        np.testing.assert_allclose(ours.astype(np.float32), theirs, rtol=0, atol=tolerance, err_msg=name)
+        assert actual.dtype == dtype, name
+        np.testing.assert_allclose(actual.astype(np.float32), expected, rtol=0, atol=tolerance, err_msg=name)

@@ -1,4 +1,4 @@
-"""What is computed again changes what is kept, and no number."""
+"""Rematerialisation changes which values are kept, and no result."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def layer(w, x):
 
 
 def gradient(choice: str):
-    """The gradient of three layers: as traced, how many products its program has, and its value."""
+    """Returns the jaxpr of the gradient of three layers, the number of products in its program, and its value."""
 
     def loss(w, x):
         with active(Layout(remat=choice)):
@@ -33,27 +33,27 @@ def gradient(choice: str):
     return str(traced.jaxpr), str(compiled.as_text()).count(" dot("), compiled(W, X)
 
 
-def test_the_gradient_is_the_same_and_what_is_not_kept_is_computed_again():
+def test_remat_recomputes_values_and_keeps_the_gradient():
     _, none, want = gradient("none")
-    # Six products, of which "hidden" spares three. The last layer is done in the backward pass alone, where it is done
-    # again anyway, since nobody asks for its value.
+    # Three layers have six products; keeping "hidden" saves three of the recomputations. The last layer runs only in
+    # the backward pass, since its value is not used.
     for choice, more in (("full", 6 - 2), ("dots", 0), ("save:hidden", 3 - 1), ("save:other", 6 - 2)):
         _, products, found = gradient(choice)
         zoo.assert_close(found, want, 1e-6)
         assert products == none + more, choice
 
 
-def test_offload_moves_what_is_named_to_the_memory_of_the_host():
+def test_offload_moves_named_values_to_host_memory():
     text, _, found = gradient("offload:hidden")
     zoo.assert_close(found, gradient("none")[2], 1e-6)
     assert "host>" in text and "host>" not in gradient("full")[0]
 
 
-def test_a_layer_of_a_stack_keeps_less():
+def test_remat_reduces_the_memory_of_a_stack():
     sizes, results = {}, {}
     for choice in ("none", "full"):
-        place = Layout(remat=choice)
-        call, params = blocks.gradient(blocks.stack(6, place), place)
+        layout = Layout(remat=choice)
+        call, params = blocks.gradient(blocks.stack(6, layout), layout)
         batch = blocks.batch(64)
         compiled = call.lower(params, *batch).compile()
         (loss, _), grads = compiled(params, *batch)
@@ -62,19 +62,19 @@ def test_a_layer_of_a_stack_keeps_less():
     zoo.assert_close(results["full"], results["none"], 1e-6)
 
 
-def test_a_layout_knows_that_something_can_be_computed_again():
+def test_layout_records_the_use_of_remat():
     layout = Layout()
     with active(layout):
         jax.eval_shape(remat(layer), W, X)
     assert layout.used == {"remat", "named:hidden"}
 
 
-def test_a_program_refuses_a_name_that_no_layer_gives():
+def test_unknown_value_name_raises_config_error():
     task = blocks.Classify()
     zoo.program(task, layout={"remat": "save:hidden"})
     with pytest.raises(ConfigError) as error:
         zoo.program(task, layout={"remat": "save:hidden,hiden"})
     assert str(error.value) == (
-        "train.remat = 'save:hidden,hiden': the model of Classify gives no value the name 'hiden'. Did you mean "
-        "hidden? Names there: hidden. A layer names a value with engine.layers.checkpoint(x, name)."
+        "train.remat = 'save:hidden,hiden': the model of Classify has no value named 'hiden'. Did you mean "
+        "hidden? Named values: hidden. A layer names a value with engine.layers.checkpoint(x, name)."
     )

@@ -1,4 +1,4 @@
-"""Ring attention: a split sequence changes no number, and no device holds all keys."""
+"""Ring attention gives the results of the formula, and no device holds all keys."""
 
 import jax.numpy as jnp
 import pytest
@@ -19,31 +19,31 @@ MESHES = {
 
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("causal", [True, False])
-def test_every_mesh_gives_the_result_and_gradients_of_the_formula(mesh, causal):
+def test_result_and_gradients_equal_the_formula_on_every_mesh(mesh, causal):
     layout = Layout(mesh=plain.mesh(**MESHES[mesh]))
     plain.check(ring_attention, causal=causal, segmented=True, layout=layout)
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_without_segments(causal):
+def test_result_and_gradients_equal_the_formula_without_segments(causal):
     layout = Layout(mesh=plain.mesh(devices=3, context=3))
     plain.check(ring_attention, causal=causal, segmented=False, kv_heads=8, layout=layout)
 
 
-def test_one_head_of_keys_for_split_heads_of_queries():
+def test_one_key_head_serves_split_query_heads():
     layout = Layout(mesh=plain.mesh(devices=4, context=2, tensor=2))
     plain.check(ring_attention, causal=True, segmented=False, kv_heads=1, layout=layout)
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_half_precision(causal):
-    # As in blockwise_test.py; the sums over the ring are float32.
+def test_half_precision_is_close_to_the_formula(causal):
+    # Tolerance as in blockwise_test.py; the sums over the ring are float32.
     layout = Layout(mesh=plain.mesh(devices=3, context=3))
     plain.check(ring_attention, causal=causal, segmented=True, dtype="bfloat16", layout=layout, tolerance=0.03)
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_keys_are_passed_on_and_never_gathered(causal):
+def test_keys_are_permuted_and_never_gathered(causal):
     layout = Layout(mesh=plain.mesh(data=2, context=4))
     text = plain.compiled_text(
         ring_attention, plain.inputs(), "data", "context", causal=causal, segment_ids=plain.segments(), layout=layout
@@ -52,12 +52,12 @@ def test_keys_are_passed_on_and_never_gathered(causal):
     assert not [word for word in ("all-gather", "all-to-all") if word in text]
 
 
-def test_causal_order_is_half_of_the_work_of_a_step():
+def test_causal_order_halves_the_work_of_a_step():
     def flops(causal):
         layout = Layout(mesh=plain.mesh(devices=3, context=3))
         return plain.flops(ring_attention, (1, 192, 1, 128), causal=causal, segment_ids=None, layout=layout)
 
-    # Own keys are one block, and each step is two pairs of half-chunks out of four.
+    # The device's own keys are one block, and each step computes two of four pairs of chunks.
     assert flops(causal=True) < 0.75 * flops(causal=False)
 
 
@@ -73,7 +73,7 @@ def test_causal_order_is_half_of_the_work_of_a_step():
         (18, False, r"18 positions are not divisible by 4 \(mesh axis context=4\). .*\(20\), or mesh.context=2\."),
     ],
 )
-def test_a_length_that_does_not_divide_is_refused(time, causal, message):
+def test_indivisible_length_raises_sharding_error(time, causal, message):
     q = jnp.zeros((2, time, 2, 4))
     with active(Layout(mesh=plain.mesh(data=2, context=4))), pytest.raises(ShardingError, match=message):
         ring_attention(q, q, q, causal=causal, segment_ids=None)

@@ -1,4 +1,4 @@
-"""Routing: the choice, its losses, the order of dropping, and moves whose gradients are gathers."""
+"""Routing: the choices, the losses, the order of dropping, and moves whose gradients are gathers."""
 
 import functools
 
@@ -8,23 +8,23 @@ import numpy as np
 import pytest
 
 from engine.layers import routing
-from engine.layers.routing import group_sizes, rows_of
+from engine.layers.routing import group_sizes
 
 X = jax.random.normal(jax.random.key(0), (3, 6, 16))
 KERNEL = jax.random.normal(jax.random.key(1), (16, 5))
 WEIGHT = jnp.array([[1, 1, 1, 1, 1, 1], [1, 1, 0, 2, 0, 0], [0, 0, 0, 0, 0, 0]], jnp.float32)
-CHOICES = jnp.array([[0, 1], [1, 0], [0, 1], [0, 3], [3, 3]])  # of three experts; 3 goes nowhere
+CHOICES = jnp.array([[0, 1], [1, 0], [0, 1], [0, 3], [3, 3]])  # three experts; 3 stands for none
 
 route = jax.jit(routing.route, static_argnums=2)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def rows(room):
+def rows(capacity):
     sizes = group_sizes(CHOICES, 3)
-    return rows_of(CHOICES, sizes, jnp.arange(3) * room, jnp.full(3, room), 3 * room)
+    return routing.assign_rows(CHOICES, sizes, jnp.arange(3) * capacity, jnp.full(3, capacity), 3 * capacity)
 
 
-def test_a_token_goes_to_its_most_probable_experts_and_padding_nowhere():
+def test_tokens_go_to_their_most_probable_experts_and_padding_to_none():
     routes = route(X, KERNEL, 2, WEIGHT)
     best, experts = jax.lax.top_k(jax.nn.softmax(X @ KERNEL), 2)
     real = np.asarray(WEIGHT) > 0
@@ -33,13 +33,13 @@ def test_a_token_goes_to_its_most_probable_experts_and_padding_nowhere():
     assert (np.asarray(routes.weights)[~real] == 0).all()
 
 
-def test_of_equal_probabilities_the_first_is_chosen_and_none_twice():
+def test_ties_choose_the_first_expert_and_never_the_same_expert_twice():
     np.testing.assert_array_equal(route(X, 0 * KERNEL, 3, WEIGHT).experts[0], [[0, 1, 2]] * 6)
     certain = route(1e4 * X, KERNEL, 5, WEIGHT)  # all probabilities but one are 0
     np.testing.assert_array_equal(jnp.sort(certain.experts[0]), [range(5)] * 6)
 
 
-def test_a_single_choice_is_weighted_by_its_probability_so_that_the_router_learns():
+def test_single_choice_is_weighted_by_its_probability():
     def total(kernel):
         return route(X, kernel, 1, WEIGHT).weights.sum()
 
@@ -49,7 +49,7 @@ def test_a_single_choice_is_weighted_by_its_probability_so_that_the_router_learn
     assert float(jnp.abs(jax.grad(total)(KERNEL)).max()) > 1e-2
 
 
-def test_losses_are_sums_over_the_weighted_tokens_of_a_sequence():
+def test_losses_are_weighted_sums_over_the_tokens_of_a_sequence():
     logits = np.asarray(X @ KERNEL, np.float64)
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     balance, router_z = np.zeros(3), np.zeros(3)
@@ -67,31 +67,31 @@ def test_losses_are_sums_over_the_weighted_tokens_of_a_sequence():
     np.testing.assert_allclose(losses["router_z"], router_z, rtol=1e-5)
 
 
-def test_the_router_works_in_float32():
+def test_router_computes_in_float32():
     half = route(X.astype(jnp.bfloat16), KERNEL.astype(jnp.bfloat16), 2, WEIGHT)
     wanted = route(X.astype(jnp.bfloat16).astype(jnp.float32), KERNEL.astype(jnp.bfloat16), 2, WEIGHT)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), vars(half), vars(wanted))
     assert half.weights.dtype == half.losses["balance"].dtype == jnp.float32
 
 
-def test_first_choices_of_all_positions_come_before_second_ones():
-    # Expert 0: tokens 0, 2, 3 by their first choice, then token 1 by its second. Expert 1: token 1, then 0 and 2.
+def test_first_choices_come_before_second_choices():
+    # Expert 0 gets tokens 0, 2, 3 (first choice), then token 1 (second choice). Expert 1 gets token 1, then 0 and 2.
     first, second = rows(4).row.reshape(2, 5)
     np.testing.assert_array_equal(first, [0, 4, 1, 2, 12])
     np.testing.assert_array_equal(second, [5, 3, 6, 12, 12])
 
 
-def test_what_finds_no_room_is_dropped_from_the_end_of_that_order():
+def test_choices_beyond_the_capacity_are_dropped_last_first():
     first, second = rows(2).row.reshape(2, 5)
     np.testing.assert_array_equal(first, [0, 2, 1, 6, 6])
     np.testing.assert_array_equal(second, [3, 6, 6, 6, 6])
     np.testing.assert_array_equal(rows(2).choice, [0, 2, 1, 5, 10, 10])
 
 
-@pytest.mark.parametrize("room", [2, 4])
-def test_tokens_move_to_rows_and_back_as_by_matrices_of_ones(room):
-    plan, x, weights = rows(room), X[0, :5], jax.random.uniform(jax.random.key(2), (5, 2))
-    one_hot = jax.nn.one_hot(plan.row.reshape(2, 5), 3 * room)  # [rank, token, row]
+@pytest.mark.parametrize("capacity", [2, 4])
+def test_gather_and_combine_equal_products_with_one_hot_matrices(capacity):
+    plan, x, weights = rows(capacity), X[0, :5], jax.random.uniform(jax.random.key(2), (5, 2))
+    one_hot = jax.nn.one_hot(plan.row.reshape(2, 5), 3 * capacity)  # [rank, token, row]
 
     def moved(x, weights):
         return plan.combine(plan.gather(x) ** 2, weights)
@@ -103,6 +103,6 @@ def test_tokens_move_to_rows_and_back_as_by_matrices_of_ones(room):
         return jax.jit(jax.grad(lambda *args: (function(*args) ** 2).sum(), argnums=(0, 1)))
 
     np.testing.assert_allclose(jax.jit(moved)(x, weights), jax.jit(wanted)(x, weights), rtol=1e-5, atol=1e-6)
-    ours, theirs = gradient(moved)(x, weights), gradient(wanted)(x, weights)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, theirs)
+    actual, expected = gradient(moved)(x, weights), gradient(wanted)(x, weights)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), actual, expected)
     assert "scatter" not in gradient(moved).lower(x, weights).as_text()

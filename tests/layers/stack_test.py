@@ -1,4 +1,4 @@
-"""A stack is its layers one after the other, however it is stored and applied."""
+"""A stack equals its layers in sequence, in every form of storage and application."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def apply(stack: Stack, carry, mask, keys):
     return jax.jit(lambda carry, mask, keys: stack(carry, mask, rng=keys))(carry, mask, keys)
 
 
-def test_a_stack_is_a_loop_over_its_layers():
+def test_stack_equals_a_loop_over_its_layers():
     stack = blocks.stack(3, ONE, dropout=0.4)
     graph, params = nnx.split(stack.layers)
 
@@ -39,7 +39,7 @@ def test_a_stack_is_a_loop_over_its_layers():
     zoo.assert_close(apply(stack, *blocks.batch(6)), loop(*blocks.batch(6)), 1e-6)
 
 
-def test_scanned_and_unrolled_have_the_same_gradient():
+def test_scanned_and_unrolled_stacks_have_equal_gradients():
     results = []
     for unroll in (False, True):
         call, params = blocks.gradient(blocks.stack(3, ONE, dropout=0.4, unroll=unroll), ONE)
@@ -47,7 +47,7 @@ def test_scanned_and_unrolled_have_the_same_gradient():
     zoo.assert_close(results[0], results[1], 1e-6)
 
 
-def test_on_a_cpu_a_few_layers_are_written_out_and_many_are_looped_over():
+def test_cpu_unrolls_few_layers_and_scans_many():
     def loops(count):
         call, params = blocks.gradient(blocks.stack(count, ONE, unroll=None), ONE)
         return call.lower(params, *blocks.batch(6)).as_text().count("stablehlo.while")
@@ -55,7 +55,7 @@ def test_on_a_cpu_a_few_layers_are_written_out_and_many_are_looped_over():
     assert loops(UNROLLED_LAYERS) == 0 < loops(UNROLLED_LAYERS + 1)
 
 
-def test_a_layer_begins_as_the_seed_and_its_place_say_whatever_the_number_of_layers():
+def test_initial_layer_values_depend_only_on_seed_and_index():
     three, five = (jax.tree.leaves(nnx.state(blocks.stack(count, ONE))) for count in (3, 5))
     for few, many in zip(three, five, strict=True):
         np.testing.assert_array_equal(few, many[:3])
@@ -64,7 +64,7 @@ def test_a_layer_begins_as_the_seed_and_its_place_say_whatever_the_number_of_lay
     assert len({float(x) for x in kernel[:, 0, 0]}) == 3
 
 
-def test_parameters_have_the_layers_before_their_own_dimensions():
+def test_parameters_have_a_leading_layer_dimension():
     model = describe(blocks.Classify())
     assert model.params["decoder/layers/up/kernel"].shape == (4, 8, 16)
     assert model.names["decoder/layers/up/kernel"] == ("layers", "embed", "mlp")
@@ -72,36 +72,36 @@ def test_parameters_have_the_layers_before_their_own_dimensions():
     assert model.stacked == {path: 1 for path in model.params if path.startswith("decoder/")}
 
 
-def test_over_a_pipeline_with_repeats_the_same_values_are_stored_by_repeat():
-    place = blocks.layout(MeshSpec(pipeline=2, tensor=4), repeats=2)
-    plain, by_repeat = nnx.state(blocks.stack(8, ONE)), nnx.state(blocks.stack(8, place))
+def test_pipeline_with_repeats_stores_parameters_by_repeat():
+    layout = blocks.make_layout(MeshSpec(pipeline=2, tensor=4), repeats=2)
+    plain, by_repeat = nnx.state(blocks.stack(8, ONE)), nnx.state(blocks.stack(8, layout))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(by_repeat), strict=True):
         assert b.shape == (2, 4, *a.shape[1:])
         np.testing.assert_array_equal(a, b.reshape(a.shape))
-    with active(place):
+    with active(layout):
         model = describe(blocks.Classify())
     path = "decoder/layers/up/kernel"
     assert model.names[path] == ("repeats", "layers", "embed", "mlp")
     assert model.stacked[path] == 2
-    assert place.mesh is not None
-    spec = partition_spec(path, model.params[path].shape, model.names[path], RULES, place.mesh)
+    assert layout.mesh is not None
+    spec = partition_spec(path, model.params[path].shape, model.names[path], RULES, layout.mesh)
     assert tuple(spec) == (None, "pipeline", "fsdp", "tensor")
 
 
-def test_without_a_pipeline_repeats_mean_nothing():
-    place = blocks.layout(MeshSpec(data=8), repeats=3)
-    layers: Any = blocks.stack(4, place).layers
+def test_repeats_have_no_effect_without_a_pipeline():
+    layout = blocks.make_layout(MeshSpec(data=8), repeats=3)
+    layers: Any = blocks.stack(4, layout).layers
     assert layers.up.kernel.get_value().shape == (4, 8, 16)
 
 
-def test_what_was_stored_by_repeat_runs_on_one_device_too():
+def test_parameters_stored_by_repeat_run_on_one_device():
     plain = blocks.stack(8, ONE)
-    by_repeat = blocks.stack(8, blocks.layout(MeshSpec(pipeline=2, tensor=4), repeats=2))
+    by_repeat = blocks.stack(8, blocks.make_layout(MeshSpec(pipeline=2, tensor=4), repeats=2))
     zoo.assert_equal(apply(by_repeat, *blocks.batch(4)), apply(plain, *blocks.batch(4)))
 
 
 class Modes(nnx.Module):
-    """A layer with Flax's own dropout."""
+    """A layer with nnx.Dropout."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.dropout = nnx.Dropout(0.5, rngs=rngs)
@@ -111,35 +111,35 @@ class Modes(nnx.Module):
         return self.dropout(x) * self.scale.get_value()
 
 
-def test_train_and_eval_reach_the_layers_and_random_state_differs_by_layer():
+def test_train_and_eval_modes_reach_the_layers():
     stack = Stack(Modes, 2, rngs=nnx.Rngs(0))
     x = jnp.ones((4, 64))
     stack.eval()
     zoo.assert_equal(stack(x), x)
     stack.train()
     kept = stack(x) != 0
-    assert 0.1 < kept.mean() < 0.4  # two masks, each keeping half: one mask twice would keep half
+    assert 0.1 < kept.mean() < 0.4  # two different masks keep a quarter; the same mask twice would keep half
 
 
-def test_random_state_is_refused_over_a_pipeline():
-    place = blocks.layout(MeshSpec(pipeline=2, data=4))
-    with active(place):
+def test_random_state_over_a_pipeline_raises_task_error():
+    layout = blocks.make_layout(MeshSpec(pipeline=2, data=4))
+    with active(layout):
         stack = Stack(Modes, 2, rngs=nnx.Rngs(0))
         with pytest.raises(TaskError, match=r"hold random state.*Use engine.layers.Dropout"):
             jax.eval_shape(stack, jnp.ones((16, 4)))
 
 
-def test_variables_that_the_layers_would_change_are_refused():
-    with pytest.raises(TaskError, match=r"Stack of BatchNorm: mean is a BatchStat. Layers of a stack hold parameters"):
+def test_layers_with_model_state_raise_task_error():
+    with pytest.raises(TaskError, match=r"Stack of BatchNorm: mean is a BatchStat. Layers of a stack may hold only"):
         Stack(lambda rngs: nnx.BatchNorm(4, rngs=rngs), 2, rngs=nnx.Rngs(0))
 
 
-def test_a_stack_of_stacks_is_refused():
-    with pytest.raises(TaskError, match="which a stack adds itself"):
+def test_nested_stack_raises_task_error():
+    with pytest.raises(TaskError, match="which the stack itself adds"):
         Stack(lambda rngs: Stack(Modes, 2, rngs=rngs), 2, rngs=nnx.Rngs(0))
 
 
-def test_a_layer_that_returns_another_carry_is_refused():
+def test_layer_that_changes_the_carry_spec_raises_task_error():
     class Grows(nnx.Module):
         def __init__(self, rngs):
             self.w = nnx.Param(jnp.ones(2))
@@ -147,15 +147,15 @@ def test_a_layer_that_returns_another_carry_is_refused():
         def __call__(self, x, rng):
             return x.astype(jnp.bfloat16) * self.w.get_value().sum().astype(jnp.bfloat16)
 
-    with pytest.raises(TaskError, match=r"Grows was given float32\[3, 2\] and returned bfloat16\[3, 2\]"):
+    with pytest.raises(TaskError, match=r"Grows received float32\[3, 2\] and returned bfloat16\[3, 2\]"):
         Stack(Grows, 2, rngs=nnx.Rngs(0))(jnp.ones((3, 2)))
 
 
-def test_layers_that_do_not_divide_are_refused_when_the_stack_is_made():
+def test_indivisible_layer_count_raises_sharding_error():
     with pytest.raises(ShardingError, match=r"mesh.pipeline = 4: a stack of 6 layers"):
-        blocks.stack(6, blocks.layout(MeshSpec(pipeline=4, data=2)))
+        blocks.stack(6, blocks.make_layout(MeshSpec(pipeline=4, data=2)))
     with pytest.raises(ShardingError, match=r"sharding.repeats = 2: a stack of 4 layers over 4 stages"):
-        blocks.stack(4, blocks.layout(MeshSpec(pipeline=4, data=2), repeats=2))
+        blocks.stack(4, blocks.make_layout(MeshSpec(pipeline=4, data=2), repeats=2))
 
 
 def test_dropout_keys_are_folded_by_layer():

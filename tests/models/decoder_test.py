@@ -83,7 +83,7 @@ def test_a_tied_model_has_no_last_kernel_and_counts_its_parameters():
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():
-    with pytest.raises(TaskError, match=r"task.heads = 5: task.width = 16 is to be a multiple of twice as many"):
+    with pytest.raises(TaskError, match=r"task.heads = 5: task.width = 16 must be a multiple of 10"):
         LanguageModel(**{**SIZES, "heads": 5})
 
 

@@ -80,10 +80,10 @@ def test_the_library_of_this_python_is_there():
 def test_a_wrong_split_and_a_python_without_sources_are_told(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"data.split: found 'test', .* takes 'train' or 'validation'"):
         check(Data(target="models.stdlib_text.StdlibText", arguments={"split": "test"}), "data")
-    with pytest.raises(DataError, match=r"split = 'test', allowed are train and validation"):
+    with pytest.raises(DataError, match=r"split = 'test': allowed are train and validation"):
         StdlibText("test")  # pyright: ignore[reportArgumentType]
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
-    with pytest.raises(DataError, match=r"no .py files for train. Use a Python whose library lies there as source"):
+    with pytest.raises(DataError, match=r"no .py files for train. Use a Python whose standard library is inst"):
         StdlibText()
 
 

@@ -1,4 +1,4 @@
-"""Collectives read out of compiled text: every spelling, loops, branches, fusions; and what programs really say."""
+"""Collectives read from HLO text (all notations, loops, branches, fusions) and from a compiled program."""
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def only(text, mesh):
         ("something new", None, 8),
     ],
 )
-def test_groups_in_every_spelling_are_mapped_to_axes(mesh, groups, axes, group):
+def test_replica_groups_in_every_notation_are_mapped_to_axes(mesh, groups, axes, group):
     found = only(
         program(f"%x = f32[16]{{0}} all-gather(%p), channel_id=1, replica_groups={groups}, dimensions={{0}}"), mesh
     )
@@ -67,16 +67,16 @@ def test_groups_in_every_spelling_are_mapped_to_axes(mesh, groups, axes, group):
         ("%s = ((f32[64]{0}), f32[8]{0}, u32[]) reduce-scatter-start(%p)", 32),
     ],
 )
-def test_bytes_are_those_of_the_results_on_a_device(mesh, line, size):
+def test_bytes_are_the_result_size_on_one_device(mesh, line, size):
     assert only(program(f"{line}, channel_id=1, replica_groups=[2,4]<=[8]"), mesh).bytes == size
 
 
-def test_the_end_of_an_asynchronous_collective_counts_nothing(mesh):
+def test_done_instruction_of_an_asynchronous_collective_is_not_counted(mesh):
     start = "%s = (f32[2]{0}, f32[16]{0}) all-gather-start(%p), replica_groups=[1,8]<=[8]"
     assert len(collectives(program(start, "%d = f32[16]{0} all-gather-done(%s)"), mesh)) == 1
 
 
-def test_a_permute_goes_along_the_axes_in_which_its_pairs_differ(mesh):
+def test_permute_axes_are_those_in_which_its_pairs_differ(mesh):
     pairs = "source_target_pairs={{0,1},{1,0},{2,2}}"
     line = f"%x = (f32[8]{{0}}, f32[8]{{0}}, u32[], u32[]) collective-permute-start(%p), {pairs}"
     assert only(program(line), mesh) == Collective("collective-permute", ("fsdp",), 2, 1, 32, 32)
@@ -87,7 +87,7 @@ def test_a_permute_goes_along_the_axes_in_which_its_pairs_differ(mesh):
     assert collectives(program("%x = f32[8] collective-permute(%p), source_target_pairs={{1,1}}"), mesh) == []
 
 
-def test_what_one_device_does_alone_is_no_collective(mesh):
+def test_groups_of_one_device_are_left_out(mesh):
     assert collectives(program("%x = f32[8] all-reduce(%p), replica_groups=[8,1]<=[8]"), mesh) == []
 
 
@@ -95,7 +95,7 @@ def test_what_one_device_does_alone_is_no_collective(mesh):
     ("kind", "moved"),
     [("all-reduce", 120), ("all-gather", 60), ("all-to-all", 60), ("reduce-scatter", 240)],
 )
-def test_moved_bytes_are_those_of_a_ring(kind, moved):
+def test_moved_bytes_follow_the_ring_algorithm(kind, moved):
     mesh = make_mesh(MeshSpec(fsdp=4), jax.devices()[:4])
     assert only(program(f"%x = f32[20] {kind}(%p), replica_groups=[1,4]<=[4]"), mesh).moved == moved
 
@@ -107,7 +107,7 @@ def computation(name, *lines):
     return f"%{name} (p: f32[8]) -> f32[8] {{\n" + "".join(f"  {line}\n" for line in lines) + "}\n\n"
 
 
-def test_a_loop_counts_as_often_as_it_turns(mesh):
+def test_loop_body_counts_once_per_iteration(mesh):
     body = computation("body.1", REDUCE)
     turns = 'backend_config={"known_trip_count":{"n":"3"},"known_init_step":{"init":"0","step":"1"}}'
     loop = "%w = f32[8] while(%p), condition=%cond, body=%body.1"
@@ -120,7 +120,7 @@ def test_a_loop_counts_as_often_as_it_turns(mesh):
     assert only(program(nested, other=outer), mesh).count == 9
 
 
-def test_calls_are_followed_and_of_branches_the_one_that_moves_most_counts(mesh):
+def test_calls_are_followed_and_the_most_expensive_branch_counts(mesh):
     parts = computation("a", REDUCE) + computation("b", REDUCE, REDUCE) + computation("c", "%n = f32[8] negate(%p)")
     assert len(collectives(program("%x = f32[8] call(%p), to_apply=%a", other=parts), mesh)) == 1
     assert len(collectives(program("%x = f32[8] async-start(%p), calls=%b", other=parts), mesh)) == 2
@@ -130,7 +130,7 @@ def test_calls_are_followed_and_of_branches_the_one_that_moves_most_counts(mesh)
     assert len(collectives(program(branch, other=parts), mesh)) == 1
 
 
-def test_fusions_of_a_tpu_are_read(mesh):
+def test_collectives_in_tpu_fusions_are_found(mesh):
     scatter = computation("all-reduce-scatter.1", REDUCE, "ROOT %d = f32[1]{0} dynamic-slice(%r, %i)")
     fusion = "%f = f32[1]{0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1"
     found = only(program(fusion, other=scatter), mesh)
@@ -146,17 +146,17 @@ def test_collectives_of_one_kind_and_axes_are_summed(mesh):
     assert [(c.axes, c.count, c.bytes) for c in found] == [(("data", "fsdp"), 2, 64), (("fsdp",), 1, 32)]
 
 
-def test_a_real_program_on_a_mesh_in_an_order_of_its_own():
-    """Positions, not ids: devices stand in reverse order, in which the axes are the same."""
+def test_compiled_program_on_a_reordered_mesh():
+    """The text numbers devices by their index in the mesh, not by id: here they are in reverse order."""
     mesh = make_mesh(MeshSpec(data=2, fsdp=4), jax.devices()[::-1])
 
-    def turn(x, _):  # [1, 2] on a device
+    def body(x, _):  # [1, 2] on a device
         return jax.lax.ppermute(x + jax.lax.psum(x, "data"), "fsdp", [(i, (i + 1) % 4) for i in range(4)]), None
 
-    here = P("data", "fsdp")
-    turns = jax.shard_map(lambda x: jax.lax.scan(turn, x, length=3)[0], mesh=mesh, in_specs=here, out_specs=here)
-    x = jax.ShapeDtypeStruct((2, 8), jnp.float32, sharding=NamedSharding(mesh, here))
-    found = summed(collectives(str(jax.jit(turns).lower(x).compile().as_text()), mesh))
+    spec = P("data", "fsdp")
+    loop = jax.shard_map(lambda x: jax.lax.scan(body, x, length=3)[0], mesh=mesh, in_specs=spec, out_specs=spec)
+    x = jax.ShapeDtypeStruct((2, 8), jnp.float32, sharding=NamedSharding(mesh, spec))
+    found = summed(collectives(str(jax.jit(loop).lower(x).compile().as_text()), mesh))
     assert [(c.kind, c.axes, c.count, c.bytes, c.exact) for c in found] == [
         ("all-reduce", ("data",), 3, 3 * 8, True),
         ("collective-permute", ("fsdp",), 3, 3 * 8, True),

@@ -1,4 +1,4 @@
-"""A digest is that of the array's values and their order, whatever holds them; a copy that differs is found."""
+"""Digests depend only on the values of an array and their order, and reveal a corrupted copy."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def digest(x) -> str:
 
 
 def by_hand(x: jax.Array) -> str:
-    """As the docstring of the file says it, in numpy."""
+    """Returns the digest as engine/parallel/digest.py documents it, computed in numpy."""
     flat = np.asarray(x).reshape(-1)
     words = flat.view(f"uint{8 * min(flat.itemsize, 4)}").astype(np.uint32)
     sums = []
@@ -38,14 +38,14 @@ def by_hand(x: jax.Array) -> str:
     return f"{sums[0]:08x}{sums[1]:08x}"
 
 
-@pytest.mark.parametrize("dtype", [d for d in DTYPES if d != "int4"])  # numpy keeps its own bits around an int4
-def test_is_the_sum_that_the_docstring_says(dtype):
+@pytest.mark.parametrize("dtype", [d for d in DTYPES if d != "int4"])  # numpy stores an int4 in 8 bits
+def test_digest_equals_the_documented_sum(dtype):
     x = values(dtype)
     assert digest(x) == by_hand(x)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_is_the_same_on_any_mesh_and_in_any_shape(dtype):
+def test_digest_is_equal_on_any_mesh_and_in_any_shape(dtype):
     x = values(dtype)
     want = digest(x)
     for spec in [(), ("data",), ("fsdp", "data"), (None, ("fsdp", "data")), (("data", "fsdp"),)]:
@@ -55,13 +55,13 @@ def test_is_the_same_on_any_mesh_and_in_any_shape(dtype):
     assert digest(placed(x.reshape(2, 4, 24), None, "fsdp")) == want
 
 
-def test_an_array_in_the_memory_of_the_host_has_the_same():
+def test_digest_is_equal_in_host_memory():
     x = values()
     kept = jax.device_put(x, NamedSharding(MESH, PartitionSpec("fsdp"), memory_kind="pinned_host"))
     assert digest(kept) == digest(x)
 
 
-def test_every_flipped_bit_of_an_element_changes_it():
+def test_digest_changes_with_every_bit():
     x = values(shape=(4, 4))
     found = {digest(x)}
     for bit in range(32):
@@ -71,58 +71,58 @@ def test_every_flipped_bit_of_an_element_changes_it():
     assert len(found) == 33
 
 
-def test_depends_on_the_order_of_the_values():
+def test_digest_depends_on_the_order_of_values():
     x = np.asarray(values())
     swapped = x.copy()
     swapped[0], swapped[5] = x[5], x[0]
     assert digest(placed(swapped, "fsdp")) != digest(placed(x, "fsdp"))
 
 
-def test_zeros_and_numbers_alone_have_one_too():
+def test_zeros_scalars_and_empty_arrays_have_digests():
     assert digest(jnp.zeros(3)) != digest(jnp.zeros(4))
     assert digest(jnp.int32(3)) != digest(jnp.int32(4))
     assert digest(jnp.zeros((0, 3))) == "0" * 16
 
 
-def test_an_array_on_one_device_beside_others_on_all_has_one():
+def test_array_on_one_device_among_sharded_arrays_has_a_digest():
     state = {"split": placed(values(), "fsdp"), "alone": values()}
     assert len(set(Digests(state).of(state).values())) == 1
 
 
-def test_is_made_for_one_form_of_a_state():
+def test_digests_match_only_states_of_the_same_spec():
     state = {"x": placed(values(), "fsdp")}
     digests = Digests(state)
-    assert digests.fits(state) and digests.fits({"x": placed(values() + 1, "fsdp")})
+    assert digests.matches(state) and digests.matches({"x": placed(values() + 1, "fsdp")})
     for other in ({"y": state["x"]}, {"x": placed(values(), "data")}, {"x": placed(values("bfloat16"), "fsdp")}):
-        assert not digests.fits(other)
+        assert not digests.matches(other)
 
 
-def test_paths_are_those_of_the_tree():
+def test_paths_are_the_joined_keys_of_the_tree():
     state = {"params": {"encoder/0/kernel": values()}, "step": jnp.int32(3)}
     assert list(Digests(state).of(state)) == ["params/encoder/0/kernel", "step"]
 
 
-def test_rows_without_a_collective_give_the_same():
+def test_rows_without_a_collective_give_equal_digests():
     state = {"whole": placed(values()), "split": placed(values(), "fsdp"), "parts": placed(values(), "data", "fsdp")}
     digests = Digests(state)
-    assert digests.texts(digests.counted(digests.rows(state))) == digests.of(state)
+    assert digests.texts(digests.partial_sum(digests.rows(state))) == digests.of(state)
     assert len(set(digests.of(state).values())) == 1
 
 
-def test_a_copy_that_differs_is_named_by_its_device():
+def test_differing_reports_the_device_of_a_corrupted_copy():
     state = {"whole": placed(values()), "split": placed(values(), "fsdp"), "parts": placed(values(), "data", "fsdp")}
     digests = Digests(state)
-    assert digests.holders.T.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 0, 1, 2, 3], [0] * 8]
+    assert digests.copy_groups.T.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 0, 1, 2, 3], [0] * 8]
     assert digests.paths == ("parts", "split", "whole")
-    assert digests.differing(np.asarray(digests.rows(state, everywhere=True))) == {}
+    assert digests.differing(np.asarray(digests.rows(state, gather=True))) == {}
     damaged = {name: with_a_flipped_bit(x, device=6) for name, x in state.items()}
-    rows = np.asarray(digests.rows(damaged, everywhere=True))
-    # Of two copies nobody knows which one is right; where there is one copy nobody knows that it is wrong.
+    rows = np.asarray(digests.rows(damaged, gather=True))
+    # With two copies it is unknown which one is right; corruption of a single copy cannot be detected.
     assert digests.differing(rows) == {"split": [2, 6], "whole": [6]}
 
 
 def with_a_flipped_bit(x: jax.Array, device: int) -> jax.Array:
-    """The array with one bit of the copy on one device changed."""
+    """Returns the array with one bit changed in the copy on one device."""
     copies = [np.asarray(shard.data).copy() for shard in x.addressable_shards]
     copies[device].view(np.uint32)[0, 0] ^= np.uint32(1 << 7)
     placed = [jax.device_put(c, s.device) for c, s in zip(copies, x.addressable_shards, strict=True)]

@@ -1,7 +1,7 @@
-"""What the compiled train step tells between devices, and how much: each kind of parallelism by its bytes.
+"""Kind and bytes of the collectives of the compiled train step, for each kind of parallelism.
 
-`G` is the bytes of all gradients, float32 as the parameters; `S` those of the parameters that are split. Beside them a
-step sums the metrics, the loss's weight and norms: a few numbers, within the 10 % that the formulas leave.
+G is the size of all gradients in bytes, float32 like the parameters; S is that of the split parameters. A step also
+sums metrics, the weight of the loss and norms: a few numbers, within the tolerance of 10 %.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ from engine.parallel.collectives import collectives
 from tests import zoo
 
 TASK = zoo.Classify(width=64)
-ROWS = 512  # so many that moving parameters is cheaper than moving activations, for XLA too
+ROWS = 512  # so many that XLA, too, finds moving parameters cheaper than moving activations
 
 
 def compiled(mesh, **layout):
@@ -32,7 +32,7 @@ def total(found, kind):
 
 
 def sizes(program, part="params"):
-    """(bytes of all arrays, of those that are split)."""
+    """Returns (bytes of all arrays, bytes of the split arrays)."""
     leaves = jax.tree.leaves(getattr(program.abstract_state, part))
     split = [x for x in leaves if x.sharding.shard_shape(x.shape) != x.shape]
     return sum(math.prod(x.shape) * 4 for x in leaves), sum(math.prod(x.shape) * 4 for x in split)
@@ -42,7 +42,7 @@ def about(size):
     return pytest.approx(size, rel=0.1)
 
 
-def test_data_parallel_sums_gradients_and_nothing_else():
+def test_data_parallel_only_sums_gradients():
     """all-reduce G over data."""
     program, found = compiled(MeshSpec(data=8))
     gradients, _ = sizes(program)
@@ -52,7 +52,7 @@ def test_data_parallel_sums_gradients_and_nothing_else():
 
 
 def test_fsdp_gathers_parameters_and_sums_gradients():
-    """all-gather S and, since XLA for CPU knows no reduce-scatter, all-reduce G, both over fsdp."""
+    """all-gather S and, since XLA:CPU has no reduce-scatter, all-reduce G, both over fsdp."""
     program, found = compiled(MeshSpec(fsdp=8))
     gradients, split = sizes(program)
     assert 0 < split < gradients
@@ -61,8 +61,8 @@ def test_fsdp_gathers_parameters_and_sums_gradients():
     assert total(found, "all-reduce") == about(gradients)
 
 
-def test_hybrid_gathers_within_and_sums_what_is_split_across():
-    """Over fsdp as above; the shards of split gradients, S / fsdp, are summed over data."""
+def test_hybrid_gathers_within_fsdp_and_sums_shards_over_data():
+    """As above over fsdp; the shards of split gradients, S / fsdp, are summed over data."""
     program, found = compiled(MeshSpec(data=2, fsdp=4))
     _, split = sizes(program)
     assert sum(c.bytes for c in found if c.kind == "all-gather") == about(split)
@@ -75,7 +75,7 @@ def test_zero1_splits_the_optimizer_and_gathers_the_updated_parameters():
     program, found = compiled(MeshSpec(data=8), zero1=True)
     gradients, split = sizes(program)
     moments, split_moments = sizes(program, "opt_state")
-    assert split == 0  # parameters are whole
+    assert split == 0  # parameters are replicated
     assert split_moments == about(moments)
     for leaf in jax.tree.leaves(program.abstract_state.opt_state):
         if math.prod(leaf.shape) > 64:
@@ -85,7 +85,7 @@ def test_zero1_splits_the_optimizer_and_gathers_the_updated_parameters():
     assert total(found, "all-reduce") == about(gradients)
 
 
-def test_zero1_trains_as_data_parallel_does():
+def test_zero1_gives_the_results_of_data_parallel():
     batches = zoo.batches(4)
     plain, plain_metrics = zoo.run(zoo.program(TASK, mesh=MeshSpec(data=8)), batches)
     split, split_metrics = zoo.run(zoo.program(TASK, mesh=MeshSpec(data=8), layout={"zero1": True}), batches)
@@ -123,7 +123,7 @@ print(json.dumps([gradients, [dataclasses.asdict(c) for c in found]]))
 
 
 def ahead_of_time(*words):
-    """(bytes of the gradients, bytes by kind and axes) of the step compiled in a process of its own."""
+    """Returns (bytes of the gradients, bytes by kind and axes) of the step, compiled in a separate process."""
     environment = {
         **os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }  # fmt: skip
@@ -147,9 +147,9 @@ def has(*modules):
     return any(importlib.util.find_spec(module) for module in modules)
 
 
-@pytest.mark.skipif(not has("libtpu"), reason="needs libtpu, which compiles for TPUs that are not here (jax[tpu])")
-def test_a_tpu_scatters_the_sums_of_zero1():
-    """Each gradient is either scattered, 1/8 of it being the result, or all-reduced: 8 RS + AR = G."""
+@pytest.mark.skipif(not has("libtpu"), reason="needs libtpu, which compiles for TPUs without having one (jax[tpu])")
+def test_zero1_uses_reduce_scatter_on_tpu():
+    """Each gradient is either reduce-scattered, with 1/8 of it as the result, or all-reduced: 8 RS + AR = G."""
     gradients, sizes = ahead_of_time("tpu", "v5e:2x4", {}, "data", True, 256, 32)
     scattered = 8 * sizes["reduce-scatter", "data"]
     assert scattered > gradients / 2
@@ -159,11 +159,11 @@ def test_a_tpu_scatters_the_sums_of_zero1():
 
 @pytest.mark.skipif(
     not has("jax_cuda12_plugin", "jax_cuda13_plugin"),
-    reason="needs the CUDA plugin of JAX, which compiles for GPUs that are not here (jax[cuda13])",
+    reason="needs the CUDA plugin of JAX, which compiles for GPUs without having one (jax[cuda13])",
 )
 @pytest.mark.parametrize(("axis", "zero1"), [("fsdp", False), ("data", True)])
-def test_a_gpu_scatters_the_sums_of_fsdp_and_zero1(axis, zero1):
-    """As on a TPU; and what is scattered is gathered."""
+def test_fsdp_and_zero1_use_reduce_scatter_on_gpu(axis, zero1):
+    """As on a TPU; the scattered parts are gathered again."""
     gradients, sizes = ahead_of_time("cuda", "", {"topology": "1x1x8", "target_config": GPU}, axis, zero1, 64, ROWS)
     scattered = 8 * sizes["reduce-scatter", axis]
     assert scattered > gradients / 2

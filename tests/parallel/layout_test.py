@@ -1,4 +1,4 @@
-"""The layout: what layers see of the mesh, by the names of dimensions, and what the config makes of it."""
+"""The layout: shardings by the names of dimensions, and the settings of the config."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from engine.config import load
 from engine.config.errors import ShardingError
 from engine.config.schema import MeshSpec
-from engine.parallel.layout import Layout, active, constrain, current, layout_of
+from engine.parallel.layout import Layout, active, constrain, current, make_layout
 from engine.parallel.mesh import make_mesh
 from engine.parallel.rules import RULES
 
@@ -19,14 +19,14 @@ def layout():
     return Layout(mesh=make_mesh(MeshSpec(data=2, context=2, tensor=2)))
 
 
-def test_without_the_engine_there_is_one_device_and_no_constraint():
+def test_default_layout_has_one_device_and_no_constraint():
     assert current().mesh is None and current().platform == "cpu"
     assert current().size("tensor") == 1 and current().axes("batch") == ()
     x = jnp.ones((4, 6))
     assert constrain(x, "batch", "mlp") is x
 
 
-def test_a_layout_is_in_force_while_something_is_traced(layout):
+def test_active_sets_the_current_layout(layout):
     with active(layout):
         assert current() is layout
         with active(Layout()):
@@ -35,31 +35,31 @@ def test_a_layout_is_in_force_while_something_is_traced(layout):
     assert current() is not layout
 
 
-def test_names_of_dimensions_become_axes_of_more_than_one_device(layout):
+def test_names_map_to_mesh_axes_of_several_devices(layout):
     assert layout.axes("batch") == ("data",)  # fsdp and expert have one device
     assert layout.axes("tokens") == ("context", "tensor")
     assert layout.axes("embed") == () and layout.axes(None) == ()
     assert layout.spec(("batch", "sequence", "mlp")) == P("data", "context", "tensor")
 
 
-def test_axes_end_at_the_first_that_does_not_divide(layout):
+def test_axes_end_before_the_first_indivisible_axis(layout):
     assert layout.axes("tokens", 6) == ("context",)
     assert layout.axes("tokens", 3) == ()
     assert layout.spec(("batch", "mlp"), (3, 8)) == P(None, "tensor")
 
 
-def test_an_axis_is_used_by_one_dimension(layout):
+def test_each_mesh_axis_is_used_by_one_dimension(layout):
     assert layout.spec(("heads", "mlp")) == P("tensor", None)
 
 
-def test_an_unknown_name_is_refused(layout):
+def test_unknown_name_raises_sharding_error(layout):
     with pytest.raises(
         ShardingError, match=r"activation: no sharding rule for axis 'sequense'. Did you mean sequence\?"
     ):
         layout.axes("sequense")
 
 
-def test_a_constraint_says_where_an_activation_lies(layout):
+def test_constrain_sets_the_sharding_of_an_activation(layout):
     def f(x):
         return constrain(x * 2, "batch", "sequence", "mlp")
 
@@ -70,7 +70,7 @@ def test_a_constraint_says_where_an_activation_lies(layout):
     np.testing.assert_array_equal(y, x * 2)
 
 
-def test_axes_that_a_shard_map_has_taken_are_left_out(layout):
+def test_manual_axes_are_left_out(layout):
     seen = {}
 
     def inside(x):
@@ -84,7 +84,7 @@ def test_axes_that_a_shard_map_has_taken_are_left_out(layout):
     assert seen == {"size": 1, "axes": (), "spec": P(None, "tensor")}
 
 
-def test_what_layers_use_is_noted():
+def test_use_records_the_axis():
     layout = Layout(mesh=make_mesh(MeshSpec(context=8)))
     assert layout.size("context") == 8 and "context" not in layout.used
     assert layout.use("context") == 8 and "context" in layout.used
@@ -105,17 +105,17 @@ def config_file(tmp_path):
     return file
 
 
-def test_rules_of_the_config_and_the_command_line_change_the_table(config_file):
+def test_config_and_command_line_rules_override_defaults(config_file):
     overrides = ["sharding.rules.mlp=None", "sharding.rules.heads=(fsdp, tensor)", "sharding.rules.agents=context"]
     config = load(str(config_file), overrides)
-    layout = layout_of(make_mesh(MeshSpec()), config.sharding, config.train)
+    layout = make_layout(make_mesh(MeshSpec()), config.sharding, config.train)
     changed = {name: axes for name, axes in layout.rules.items() if RULES.get(name, "") != axes}
     assert changed == {"vocab": ("fsdp", "tensor"), "mlp": None, "heads": ("fsdp", "tensor"), "agents": "context"}
 
 
-def test_sections_of_the_config_choose_the_ways_of_splitting(config_file):
+def test_config_sections_set_the_layout_fields(config_file):
     overrides = ["sharding.zero1=True", "sharding.context=all-to-all", "sharding.microbatches=4", "train.remat=full"]
     config = load(str(config_file), overrides)
-    layout = layout_of(make_mesh(MeshSpec()), config.sharding, config.train)
+    layout = make_layout(make_mesh(MeshSpec()), config.sharding, config.train)
     assert (layout.zero1, layout.context, layout.microbatches, layout.remat) == (True, "all-to-all", 4, "full")
     assert layout.repeats == 1 and not layout.offload_optimizer

@@ -1,4 +1,4 @@
-"""The mesh: axes from numbers, what is left, presets, slices, the order of devices, refusals with the arithmetic."""
+"""The mesh: sizes of axes, remaining devices, presets, slices, the order of devices, and error texts."""
 
 import importlib.util
 import os
@@ -20,21 +20,21 @@ from engine.parallel.mesh import (
     batch_sharding,
     check_batch,
     cpu_device_count,
+    fake_devices,
     make_mesh,
     resolve_axes,
-    stand_in_devices,
 )
 
 H100 = "NVIDIA H100 80GB HBM3"
 
 
 def sizes(config, devices=8, **known):
-    """The axes that are not 1."""
+    """Returns the axes whose size is not 1."""
     return {axis: size for axis, size in resolve_axes(config, devices, **known).sizes.items() if size != 1}
 
 
 def positions(mesh):
-    """Where each device of a mesh stands among all devices, without the axes of size 1."""
+    """Returns the index of each device of a mesh among all devices, without the axes of size 1."""
     order = {device: i for i, device in enumerate(jax.devices())}
     return np.vectorize(order.get)(mesh.devices).squeeze().tolist()
 
@@ -66,7 +66,7 @@ def test_axes_are_resolved(config, found):
         (MeshSpec(preset="slices", dcn=Slices(data=2)), {"data": 2, "fsdp": 4}),
     ],
 )
-def test_a_preset_gives_the_axes_that_are_not_set(config, found):
+def test_preset_sets_the_unset_axes(config, found):
     assert sizes(config) == found
     assert resolve_axes(config, 8).origin.startswith(f"preset {config.preset}")
 
@@ -83,23 +83,23 @@ def test_a_preset_gives_the_axes_that_are_not_set(config, found):
         (8, "cpu", {}, {"data": 8}, "the default, copies on all devices"),
     ],
 )
-def test_auto_is_the_usual_mesh_of_the_hardware(devices, kind, known, found, origin):
+def test_auto_preset_uses_the_usual_mesh_of_the_hardware(devices, kind, known, found, origin):
     assert sizes(MeshSpec(), devices, kind=kind, **known) == found
     assert resolve_axes(MeshSpec(), devices, kind=kind, **known).origin.startswith(origin)
 
 
-def test_numbers_of_the_config_win_over_auto():
+def test_config_sizes_override_auto():
     assert sizes(MeshSpec(tensor=8), 32, kind=H100) == {"data": 4, "tensor": 8}
     assert sizes(MeshSpec(data=-1), 32, kind=H100) == {"data": 32}
     assert resolve_axes(MeshSpec(data=-1), 32, kind=H100).origin == "the config"
 
 
-def test_a_mesh_that_does_not_divide_is_refused_with_the_arithmetic_and_what_works():
+def test_indivisible_mesh_raises_sharding_error_with_alternatives():
     with pytest.raises(ShardingError) as error:
         resolve_axes(MeshSpec(fsdp=3), 8)
     assert str(error.value) == (
         "mesh: data=-1 x fsdp=3 needs a multiple of 3 devices, found 8. Meshes that work here: data=2 x fsdp=4; "
-        "data=4 x fsdp=2; fsdp=8. Set mesh.data=-1 to take what is left."
+        "data=4 x fsdp=2; fsdp=8. Set mesh.data=-1 to take the remaining devices."
     )
     with pytest.raises(
         ShardingError, match=r"data=2 x fsdp=2 needs 4 devices, found 8. Meshes that work here: data=2 x f"
@@ -109,32 +109,32 @@ def test_a_mesh_that_does_not_divide_is_refused_with_the_arithmetic_and_what_wor
         resolve_axes(MeshSpec(fsdp=-1, tensor=-1), 8)
 
 
-def test_what_works_is_quickly_found_for_a_thousand_devices():
+def test_alternatives_are_found_for_a_thousand_devices():
     start = time.perf_counter()
     with pytest.raises(ShardingError, match=r"pipeline=3 x data=5 .* found 1024. Meshes that work here: pipeline="):
         resolve_axes(MeshSpec(pipeline=3, data=5, fsdp=3, expert=3, context=3, tensor=3), 1024)
     assert time.perf_counter() - start < 1
 
 
-def test_slices_multiply_each_axis_and_are_outermost_in_it():
+def test_slices_are_the_outermost_factor_of_each_axis():
     config = MeshSpec(data=2, fsdp=2, dcn=Slices(data=2))
     mesh = make_mesh(config)
     assert dict(mesh.shape) == {"pipeline": 1, "data": 4, "fsdp": 2, "expert": 1, "context": 1, "tensor": 1}
-    # Devices 0 to 3 are the first slice: each row of `data` up to its middle lies in it.
+    # Devices 0 to 3 are the first slice, which is the first half of `data`.
     assert positions(mesh) == [[0, 1], [2, 3], [4, 5], [6, 7]]
     axes = axes_of(config, jax.devices())
     assert (axes.slices, axes.within["data"], axes.between["data"]) == (2, 2, 2)
-    # Two factors of one inner axis: its outer half is the other slice, whatever axis comes before it.
+    # With slices along an inner axis, its outer half is the second slice, whatever axis precedes it.
     assert positions(make_mesh(MeshSpec(data=2, fsdp=2, dcn=Slices(fsdp=2)))) == [[0, 1, 4, 5], [2, 3, 6, 7]]
 
 
-def test_what_is_left_counts_within_a_slice():
+def test_remaining_devices_are_counted_within_a_slice():
     assert sizes(MeshSpec(dcn=Slices(data=2))) == {"data": 8}
     assert sizes(MeshSpec(fsdp=-1, dcn=Slices(data=2))) == {"data": 2, "fsdp": 4}
     assert sizes(MeshSpec(fsdp=-1, dcn=Slices(data=-1)), 8, slices=4) == {"data": 4, "fsdp": 2}
 
 
-def test_slices_that_nobody_names_are_copies():
+def test_unset_slices_become_data_parallel():
     axes = resolve_axes(MeshSpec(fsdp=4), 8, slices=2, join=False)
     assert (axes.sizes["data"], axes.between["data"]) == (2, 2)
     assert axes.origin == "the config; mesh.dcn.data=2, since there are 2 slices"
@@ -145,10 +145,10 @@ def test_slices_that_nobody_names_are_copies():
     ("config", "known", "message"),
     [
         (MeshSpec(dcn=Slices(data=3)), {}, r"mesh.dcn: data=3 needs a multiple of 3 devices, found 8. Set"),
-        (MeshSpec(dcn=Slices(data=-1)), {}, r"mesh.dcn: data=-1: these devices do not say which slice they are in"),
+        (MeshSpec(dcn=Slices(data=-1)), {}, r"mesh.dcn: data=-1: the slices of these devices are unknown"),
         (MeshSpec(dcn=Slices(data=-1, fsdp=-1)), {"slices": 2}, r"mesh.dcn: data and fsdp are both -1"),
-        (MeshSpec(dcn=Slices(data=4)), {"slices": 2, "join": False}, r"asks for 4 slices, found 2. .* to be 2"),
-        (MeshSpec(dcn=Slices(data=3)), {"slices": 4}, r"asks for 3 slices, found 4. .* a divisor of it \(1, 2, 4\)"),
+        (MeshSpec(dcn=Slices(data=4)), {"slices": 2, "join": False}, r"needs 4 slices, found 2. .* must be 2"),
+        (MeshSpec(dcn=Slices(data=3)), {"slices": 4}, r"needs 3 slices, found 4. .* a divisor of it \(1, 2, 4\)"),
         (
             MeshSpec(fsdp=8, dcn=Slices(data=2)),
             {},
@@ -156,12 +156,12 @@ def test_slices_that_nobody_names_are_copies():
         ),
     ],
 )  # fmt: skip
-def test_slices_that_do_not_fit_are_refused_in_the_name_of_dcn(config, known, message):
+def test_invalid_slices_raise_sharding_error(config, known, message):
     with pytest.raises(ShardingError, match=message):
         resolve_axes(config, 8, **known)
 
 
-def test_the_mesh_spans_all_devices_and_rows_are_split_over_data_fsdp_and_expert():
+def test_mesh_has_all_devices_and_splits_rows_over_data_fsdp_and_expert():
     mesh = make_mesh(MeshSpec(data=2, fsdp=2, expert=2))
     assert batch_sharding(mesh).shard_shape((16, 3)) == (2, 3)
     assert positions(mesh) == [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]
@@ -180,7 +180,7 @@ for config in (MeshSpec(fsdp=2), MeshSpec(fsdp=2, dcn=Slices(data=-1)), MeshSpec
 
 
 @pytest.mark.multiprocess
-def test_with_several_processes_the_devices_of_one_stand_together(monkeypatch, free_port):
+def test_devices_of_a_process_are_adjacent_in_the_mesh(monkeypatch, free_port):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
     both = [
         subprocess.Popen([sys.executable, "-c", PROCESS, str(free_port), rank], stdout=subprocess.PIPE, text=True)
@@ -198,7 +198,7 @@ def free_port():
         return s.getsockname()[1]
 
 
-def test_a_batch_that_does_not_divide_is_refused_with_the_nearest():
+def test_indivisible_batch_raises_sharding_error_with_nearest_sizes():
     mesh = make_mesh(MeshSpec(data=2, fsdp=4))
     check_batch(mesh, 16, 2)
     with pytest.raises(ShardingError, match=r"= 20 is not divisible by 8 shards \(data=2 x fsdp=4\)[.] Use 16 or 24"):
@@ -213,12 +213,12 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest():
         check_batch(make_mesh(MeshSpec(), jax.devices()[:1]), 3, 2)
 
 
-def test_axes_of_size_one_are_not_named():
+def test_axes_text_leaves_out_axes_of_size_one():
     assert axes_text({"pipeline": 1, "data": -1, "fsdp": 4}) == "data=-1 x fsdp=4"
     assert axes_text({"data": 1, "fsdp": 1}) == "data=1"
 
 
-def test_cpu_devices(monkeypatch):
+def test_cpu_device_count_follows_setting_and_cores(monkeypatch):
     monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(6)))
     assert cpu_device_count(None, 64) is None
@@ -230,13 +230,13 @@ def test_cpu_devices(monkeypatch):
     assert cpu_device_count("auto", 64) is None
 
 
-def test_no_device_is_made_where_the_environment_or_the_config_makes_enough(monkeypatch):
+def test_fake_devices_are_not_created_if_enough_exist(monkeypatch):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "8")
     spec = MeshSpec(fsdp=64)
-    assert stand_in_devices(spec, 128) == (spec, None)
+    assert fake_devices(spec, 128) == (spec, None)
     monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
     spec = MeshSpec(fsdp=64, cpu_devices=64)
-    assert stand_in_devices(spec, 128) == (spec, None)
+    assert fake_devices(spec, 128) == (spec, None)
 
 
 SLICES = """
@@ -253,8 +253,8 @@ print(axes_text(make_mesh(MeshSpec(data=2, fsdp=4, tensor=4), devices).shape))
 """
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu, which knows TPUs that are not here")
-def test_slices_of_tpus_are_what_they_are():
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu to describe TPUs")
+def test_tpu_slices_are_not_joined():
     environment = {**os.environ, "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     done = subprocess.run([sys.executable, "-c", SLICES], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

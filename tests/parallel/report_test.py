@@ -1,4 +1,4 @@
-"""The report: the mesh, each array once, the bytes on a device, the collectives of a step."""
+"""The report of `convoy explain`: the mesh, the arrays, the bytes on a device, the collectives of a step."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from tests import zoo
 
 
 def report(task, mesh, sharding=None, **kwargs):
-    """The lines, with single spaces."""
+    """Returns the lines of the report, with single spaces."""
     program = zoo.program(task, mesh=mesh, **kwargs)
     sharding = sharding or Sharding()
     text = describe(mesh, sharding, program.mesh, program.abstract_state.to_tree(), program.spec.model.names, 100)
@@ -24,22 +24,22 @@ def decoder():
     return report(zoo.Classify("decoder"), MeshSpec(fsdp=4, tensor=2), ema_decay=0.9)
 
 
-def test_the_mesh_is_told_without_the_axes_of_size_one(decoder):
+def test_report_shows_the_mesh_without_axes_of_size_one(decoder):
     assert decoder[0] == "mesh: fsdp=4 x tensor=2 (8 x cpu), from the config"
     assert decoder[1] == "steps: 100"
     assert decoder[-1].startswith("state: ") and decoder[-1].endswith("/device on fsdp=4 x tensor=2")
 
 
-def test_each_parameter_is_told_with_its_place_and_its_bytes_on_a_device(decoder):
+def test_report_shows_sharding_and_bytes_of_each_parameter(decoder):
     assert "up/kernel f32[32,64] (embed, mlp) P('fsdp', 'tensor') 1.0 KiB/device" in decoder
     assert any(line.startswith("params: ") for line in decoder) and any(line.startswith("ema: ") for line in decoder)
 
 
-def test_repeated_layers_share_a_line():
+def test_report_merges_repeated_layers_into_one_line():
     assert any(line.startswith("hidden/*/bias x2 f32[32]") for line in report(zoo.Classify(), MeshSpec()))
 
 
-def test_optimizer_state_that_follows_its_parameters_is_one_line(decoder):
+def test_report_merges_optimizer_state_sharded_like_its_parameters(decoder):
     (mu,) = (line for line in decoder if line.startswith("mu/"))
     params = next(line for line in decoder if line.startswith("params: "))
     assert mu.startswith("mu/... x15 f32 as the parameters")
@@ -47,13 +47,13 @@ def test_optimizer_state_that_follows_its_parameters_is_one_line(decoder):
     assert "count x2 i32[] - P() 4 B/device" in decoder
 
 
-def test_optimizer_state_that_lies_elsewhere_is_told_one_by_one():
+def test_report_lists_optimizer_state_sharded_differently():
     lines = report(zoo.Classify(), MeshSpec(data=8), layout={"zero1": True})
     assert "mu/hidden/*/kernel f32[32,32] - P('data', None) 512 B/device" in lines
     assert "hidden/*/kernel f32[32,32] - P() 4.0 KiB/device" in lines
 
 
-def test_slices_presets_and_rules_of_the_config_are_told():
+def test_report_shows_slices_presets_and_changed_rules():
     spec = MeshSpec(preset="fsdp", dcn=Slices(data=2))
     sharding = Sharding(rules={"mlp": None, "embed": "fsdp", "mine": ("fsdp", "tensor")})
     lines = report(zoo.Classify(), spec, sharding)
@@ -64,7 +64,7 @@ def test_slices_presets_and_rules_of_the_config_are_told():
     ]
 
 
-def test_the_wait_of_a_pipeline_is_told():
+def test_report_shows_the_bubble_of_a_pipeline():
     program = zoo.program(zoo.Classify(), mesh=MeshSpec(data=2), devices=2)
     spec = MeshSpec(pipeline=4)
     mesh = make_mesh(spec)
@@ -79,7 +79,7 @@ def test_the_wait_of_a_pipeline_is_told():
 REDUCE = Collective("all-reduce", ("data", "fsdp"), 8, 2, 4096, 7168)
 
 
-def test_collectives_are_told_with_the_most_moved_first():
+def test_collectives_are_sorted_by_moved_bytes():
     gather = Collective("all-gather", ("fsdp",), 4, 1, 1024, 768)
     lines = [" ".join(line.split()) for line in describe_collectives([gather, REDUCE, REDUCE], "gpu").splitlines()]
     assert lines == [
@@ -91,13 +91,13 @@ def test_collectives_are_told_with_the_most_moved_first():
     assert describe_collectives([], "cpu") == "collectives of a step: none"
 
 
-def test_what_the_compiled_text_does_not_show_is_told():
+def test_report_notes_limits_of_the_compiled_text():
     assert "no reduce-scatter" in describe_collectives([REDUCE], "cpu")
     unsure = dataclasses.replace(REDUCE, axes=None, exact=False)
     text = describe_collectives([unsure], "tpu")
-    assert "all-reduce *  ?  8 devices" in text and "counted as one turn" in text
-    assert "counted as one turn" not in describe_collectives([REDUCE], "tpu")
+    assert "all-reduce *  ?  8 devices" in text and "counted as one iteration" in text
+    assert "counted as one iteration" not in describe_collectives([REDUCE], "tpu")
 
 
-def test_sizes_read_well():
+def test_size_text_uses_binary_units():
     assert [size_text(n) for n in (12, 1536, 3 * 2**20, 5 * 2**30)] == ["12 B", "1.5 KiB", "3.0 MiB", "5.0 GiB"]

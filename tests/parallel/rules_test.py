@@ -1,4 +1,4 @@
-"""Rules: from named dimensions to mesh axes, with errors that name the parameter."""
+"""Sharding rules from named dimensions to mesh axes, their errors and warnings."""
 
 import jax
 import pytest
@@ -15,14 +15,14 @@ def mesh():
     return make_mesh(MeshSpec(data=1, fsdp=4, tensor=2))
 
 
-def test_names_go_to_axes_by_the_table(mesh):
+def test_names_map_to_mesh_axes_by_the_rules(mesh):
     assert partition_spec("up/kernel", (32, 64), ("embed", "mlp"), RULES, mesh) == P("fsdp", "tensor")
     assert partition_spec("norm/scale", (32,), (None,), RULES, mesh) == P(None)
     rules = {**RULES, "mlp": ("fsdp", "tensor"), "embed": None}
     assert partition_spec("up/kernel", (32, 64), ("embed", "mlp"), rules, mesh) == P(None, ("fsdp", "tensor"))
 
 
-def test_a_parameter_without_names_is_split_over_fsdp_where_it_is_large(mesh):
+def test_large_parameter_without_names_is_split_over_fsdp(mesh):
     assert partition_spec("kernel", (64, 128), None, RULES, mesh) == P(None, "fsdp")
     assert partition_spec("kernel", (64, 129), None, RULES, mesh) == P("fsdp", None)
     assert partition_spec("kernel", (63, 129), None, RULES, mesh) == P()
@@ -39,17 +39,17 @@ def test_a_parameter_without_names_is_split_over_fsdp_where_it_is_large(mesh):
         ((32, 64), ("mlp", None), {"mlp": "tensr"}, r"sharding.rules.mlp: no mesh axis 'tensr'. Did you mean tensor\?"),
     ],
 )  # fmt: skip
-def test_errors_name_the_parameter_and_the_fix(mesh, shape, names, rules, message):
+def test_error_names_the_parameter_and_the_fix(mesh, shape, names, rules, message):
     with pytest.raises(ShardingError, match=message):
         partition_spec("up/kernel", shape, names, rules, mesh)
 
 
-def test_an_axis_is_not_taken_twice_by_one_dimension(mesh):
+def test_rule_that_repeats_a_mesh_axis_raises_sharding_error(mesh):
     with pytest.raises(ShardingError, match=r"axes 'mlp' and 'mlp' are both mapped to mesh axis 'fsdp'"):
         partition_spec("up/kernel", (32, 64), (None, "mlp"), {"mlp": ("fsdp", "fsdp")}, mesh)
 
 
-def test_layers_of_a_stack_without_names_of_their_own_are_split_each(mesh):
+def test_stacked_parameters_without_names_are_split_per_layer(mesh):
     assert partition_spec("layers/kernel", (6, 64, 128), ("layers",), RULES, mesh) == P("pipeline", None, "fsdp")
 
 
@@ -57,7 +57,7 @@ def shape(*dims):
     return jax.ShapeDtypeStruct(dims, "float32")
 
 
-def test_all_parameters_that_do_not_fit_are_told_at_once(mesh):
+def test_error_lists_all_invalid_parameters(mesh):
     params = {f"layers/{i}/up": shape(32, 63) for i in range(7)} | {"down": shape(63, 32), "fine": shape(4)}
     names = {path: ("embed", "mlp") for path in params if path.startswith("layers")} | {"down": ("mpl", "embed")}
     with pytest.raises(ShardingError) as error:
@@ -74,41 +74,41 @@ SPLIT = {"up": shape(1024, 2048)}  # 8 MiB
 SPLIT_NAMES = {"up": ("embed", "mlp")}
 
 
-def test_a_model_that_uses_its_mesh_gives_no_warning(mesh):
+def test_model_that_uses_its_mesh_gives_no_warning(mesh):
     assert warnings(SPLIT, SPLIT_NAMES, RULES, mesh) == []
     small = {**SPLIT, "bias": shape(63)}
     assert warnings(small, SPLIT_NAMES, RULES, mesh) == []
     assert warnings({"bias": shape(63)}, {}, RULES, make_mesh(MeshSpec())) == []
 
 
-def test_a_large_parameter_that_fsdp_leaves_whole_is_told(mesh):
+def test_large_replicated_parameter_gives_a_warning(mesh):
     params = {**SPLIT, "odd": shape(1023, 1025), "named": shape(1024, 512), "small": shape(511, 511)}
     names = {**SPLIT_NAMES, "named": ("heads", None)}
     assert warnings(params, names, RULES, mesh) == [
-        "odd [1023, 1025], 4.0 MiB, is whole on each device of mesh axis fsdp=4: no dimension is divisible by 4. "
+        "odd [1023, 1025], 4.0 MiB, is replicated over mesh axis fsdp=4: no dimension is divisible by 4. "
         "Use a multiple of 4, or another mesh.fsdp.",
-        "named [1024, 512], 2.0 MiB, is whole on each device of mesh axis fsdp=4: none of its axes ('heads', None) is "
+        "named [1024, 512], 2.0 MiB, is replicated over mesh axis fsdp=4: none of its axes ('heads', None) is "
         "mapped to fsdp. Map one in sharding.rules.",
     ]
-    huge = {"up": shape(2**15, 2**13), "odd": shape(1023, 1025)}  # 4 MiB beside 1 GiB are no matter
+    huge = {"up": shape(2**15, 2**13), "odd": shape(1023, 1025)}  # 4 MiB are below 1 % of 1 GiB
     assert warnings(huge, SPLIT_NAMES, RULES, mesh) == []
     many = {**SPLIT, **{f"odd/{i}": shape(1023, 1025) for i in range(8)}}
     assert warnings(many, SPLIT_NAMES, RULES, mesh)[-1] == "(and 3 more such parameters)"
 
 
-def test_an_axis_that_splits_no_parameter_is_told(mesh):
+def test_unused_mesh_axis_gives_a_warning(mesh):
     (text,) = warnings({"up": shape(64, 128)}, {}, RULES, mesh)
     assert text == (
-        "mesh.tensor = 2 splits no parameter, so that each of these devices holds the same and computes the same. "
-        "Name dimensions 'mlp' or 'heads' or 'kv_heads' or 'vocab' in the model, or use mesh.tensor=1."
+        "mesh.tensor = 2 splits no parameter, so these devices hold identical parameters and repeat the same "
+        "computation. Name dimensions 'mlp' or 'heads' or 'kv_heads' or 'vocab' in the model, or use mesh.tensor=1."
     )
     assert warnings({"up": shape(8)}, {}, RULES, make_mesh(MeshSpec(fsdp=8))) == [
-        "mesh.fsdp = 8 splits no parameter, so that each of these devices holds the same. Name dimensions 'embed' in "
+        "mesh.fsdp = 8 splits no parameter, so these devices hold identical parameters. Name dimensions 'embed' in "
         "the model, or use mesh.fsdp=1."
     ]
 
 
-def test_a_rule_for_an_axis_that_nothing_has_is_told(mesh):
+def test_rule_for_an_unknown_name_gives_a_warning(mesh):
     (text,) = warnings(SPLIT, SPLIT_NAMES, {**RULES, "mlpp": None}, mesh)
     assert text == "sharding.rules.mlpp: no parameter has an axis of this name. Did you mean mlp?"
     params, names = {**SPLIT, "mine": shape(8)}, {**SPLIT_NAMES, "mine": ("agents",)}

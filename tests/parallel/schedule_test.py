@@ -1,4 +1,4 @@
-"""The schedule of a pipeline, followed with NumPy: everything is done once, in order, and nothing waits in between."""
+"""The schedule of a pipeline, simulated: each microbatch passes all layers once, in order, without waiting."""
 
 import contextlib
 import itertools
@@ -13,9 +13,9 @@ CASES = [(2, 4, 1), (4, 5, 1), (4, 1, 1), (2, 2, 2), (2, 6, 3), (4, 8, 2), (8, 8
 
 
 @pytest.mark.parametrize(("stages", "microbatches", "repeats"), CASES)
-def test_each_microbatch_goes_through_all_layers_in_order(stages, microbatches, repeats):
-    """A stage sends what it made to the next one, which has it a tick later; nobody keeps anything back."""
-    held: list = [None] * stages  # what each stage was sent: (microbatch, groups of layers that it went through)
+def test_each_microbatch_passes_all_layers_in_order(stages, microbatches, repeats):
+    """A stage sends its result to the next stage, which uses it in the next tick; no stage stores results."""
+    received: list = [None] * stages  # input of each stage: (microbatch, groups of layers that it has passed)
     finished = []
     for tick in range(schedule.ticks(stages, microbatches, repeats)):
         sent: list = [None] * stages
@@ -24,33 +24,33 @@ def test_each_microbatch_goes_through_all_layers_in_order(stages, microbatches, 
             assert 0 <= microbatch < microbatches and 0 <= repeat < repeats
             if not busy:
                 continue
-            group = repeat * stages + stage  # of layers, in their order
-            assert group == 0 or held[stage] == (microbatch, group)
+            group = repeat * stages + stage  # index of the group of layers
+            assert group == 0 or received[stage] == (microbatch, group)
             if group == stages * repeats - 1:
                 finished.append(microbatch)
             sent[(stage + 1) % stages] = (microbatch, group + 1)
-        held = sent
+        received = sent
     assert sorted(finished) == list(range(microbatches))
 
 
 @pytest.mark.parametrize(("stages", "microbatches", "repeats"), CASES)
-def test_the_bubble_is_the_share_of_ticks_without_work(stages, microbatches, repeats):
+def test_bubble_is_the_fraction_of_idle_ticks(stages, microbatches, repeats):
     ticks = np.arange(schedule.ticks(stages, microbatches, repeats))[:, None]
     busy, _, _ = schedule.work(ticks, np.arange(stages)[None], stages, microbatches, repeats)
     assert busy.sum(axis=0).tolist() == [microbatches * repeats] * stages
     assert schedule.bubble(stages, microbatches, repeats) == pytest.approx(1 - busy.mean())
 
 
-def test_repeats_and_microbatches_make_the_bubble_smaller():
+def test_repeats_and_microbatches_reduce_the_bubble():
     assert schedule.bubble(4, 8, 1) == 3 / 11
     assert schedule.bubble(4, 8, 2) == 3 / 19
     assert schedule.bubble(4, 16, 1) == 3 / 19
     assert schedule.bubble(1, 8, 1) == 0
 
 
-def test_two_microbatches_for_each_stage_unless_told():
-    assert schedule.microbatches_of(None, 4) == 8
-    assert schedule.microbatches_of(3, 4) == 3
+def test_default_is_two_microbatches_per_stage():
+    assert schedule.microbatch_count(None, 4) == 8
+    assert schedule.microbatch_count(3, 4) == 3
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_two_microbatches_for_each_stage_unless_told():
                     "into 3 repeats. Use sharding.repeats of 1, 2, 4, or 6 or 12 layers."),
     ],
 )  # fmt: skip
-def test_layers_that_do_not_divide_are_refused_with_what_does(numbers, sentence):
+def test_indivisible_layers_raise_sharding_error_with_alternatives(numbers, sentence):
     with pytest.raises(ShardingError) as error:
         schedule.check_layers(*numbers)
     assert str(error.value) == sentence
@@ -83,13 +83,13 @@ def test_layers_that_do_not_divide_are_refused_with_what_does(numbers, sentence)
                            "mesh.pipeline = 4. Use 4 or 8."),
     ],
 )  # fmt: skip
-def test_batches_that_do_not_divide_are_refused_with_what_does(numbers, sentence):
+def test_indivisible_batch_raises_sharding_error_with_alternatives(numbers, sentence):
     with pytest.raises(ShardingError) as error:
         schedule.check_rows(*numbers)
     assert str(error.value) == sentence
 
 
-def test_what_is_refused_is_what_does_not_divide():
+def test_check_layers_raises_only_for_indivisible_counts():
     for count, stages, repeats in itertools.product(range(1, 13), (1, 2, 3, 4), (1, 2, 3)):
         fits = count % stages == 0 and count // stages % repeats == 0
         with contextlib.nullcontext() if fits else pytest.raises(ShardingError):

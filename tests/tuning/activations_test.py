@@ -1,4 +1,4 @@
-"""Activations: the numbers of their formula, what the gradient keeps, and its passes on a CPU."""
+"""Activations: equality with the formula, the values kept for the gradient, and its passes on a CPU."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Barriers: values stay the same, and XLA keeps the order, the single computation and the memory layout."""
+"""Barriers return their arguments, and XLA respects the order, the single computation and the memory layout."""
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,12 @@ X = jax.random.normal(jax.random.key(0), (4, 8, 16))
 
 
 def compiled(function, *args):
-    """The optimized program."""
+    """Returns the text of the optimized program."""
     return str(jax.jit(function).lower(*args).compile().as_text())
 
 
 def in_fusions(program, operation):
-    """How many computations of the program contain an operation."""
+    """Returns the number of computations of the program that contain an operation."""
     return sum(f" {operation}(" in text for text in program.split("\n\n"))
 
 
@@ -27,7 +27,7 @@ def test_barriers_return_their_arguments():
         jax.tree.map(np.testing.assert_array_equal, jax.jit(function)(X, X + 1), (X, X + 1))
 
 
-def test_a_value_behind_a_barrier_is_computed_once():
+def test_compute_once_prevents_recomputation():
     def twice(x, barrier):
         y = barrier(jnp.cos(x))
         return y.max(axis=-1), (y * y).sum(axis=0)
@@ -37,7 +37,7 @@ def test_a_value_behind_a_barrier_is_computed_once():
     assert in_fusions(compiled(lambda x: twice(x, barriers.compute_once_on_cpu), X), "cosine") == 1
 
 
-def test_blocks_one_after_another_hold_the_temporaries_of_one_block():
+def test_one_after_another_holds_the_temporaries_of_one_block():
     def memory(barrier):
         def blocks(x):
             parts = []
@@ -55,9 +55,9 @@ def test_blocks_one_after_another_hold_the_temporaries_of_one_block():
     assert memory(lambda *values: values) > 7 * scores
 
 
-def test_row_major_transposes_an_array_once_and_not_each_slice_of_it():
-    def slices(x, place):
-        (y,) = place(x.transpose(1, 0, 2))
+def test_row_major_transposes_an_array_once():
+    def slices(x, constrain):
+        (y,) = constrain(x.transpose(1, 0, 2))
         return [jnp.einsum("bti,bsi->bts", y[:, :n], y[:, :n]) for n in (1, 2, 3)]
 
     assert in_fusions(compiled(lambda x: slices(x, lambda *values: values), X), "copy") == 3

@@ -1,4 +1,4 @@
-"""Control flow: loops, blocks and branches of a CPU differ from those of accelerators."""
+"""Control flow: the choice of loops, blocks and branches on CPUs and accelerators."""
 
 import pytest
 
@@ -6,21 +6,21 @@ from engine.tuning.control_flow import QUERY_BLOCK, UNROLLED_LAYERS, query_block
 
 
 @pytest.mark.parametrize("has_convolution", [True, False])
-def test_a_step_on_cpu_unrolls_around_convolutions_and_branches_without_them(has_convolution):
+def test_cpu_step_unrolls_with_convolutions_and_branches_without(has_convolution):
     assert step_control_flow("cpu", has_convolution) == (has_convolution, not has_convolution)
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
-def test_a_step_on_an_accelerator_scans_and_selects(platform):
+def test_accelerator_step_scans_and_selects(platform):
     assert not any(flag for has_convolution in (True, False) for flag in step_control_flow(platform, has_convolution))
 
 
-def test_few_layers_are_unrolled_on_cpu_only():
+def test_few_layers_are_unrolled_only_on_cpu():
     assert unrolls_layers("cpu", UNROLLED_LAYERS) and not unrolls_layers("cpu", UNROLLED_LAYERS + 1)
     assert not unrolls_layers("tpu", 1)
 
 
-def test_query_blocks_cover_all_queries_and_grow_with_long_sequences():
+def test_query_blocks_cover_all_queries_and_grow_for_long_sequences():
     assert query_blocks(150) == [(0, QUERY_BLOCK), (QUERY_BLOCK, 2 * QUERY_BLOCK), (2 * QUERY_BLOCK, 150)]
     assert query_blocks(48) == [(0, 48)]
     assert query_blocks(50, 20) == [(0, 20), (20, 40), (40, 50)]

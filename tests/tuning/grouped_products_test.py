@@ -1,4 +1,4 @@
-"""Grouped products: each group's rows times its own kernel, the same by blocks and by ragged_dot."""
+"""Grouped products: each group of rows times its kernel, equal by blocks and by ragged_dot."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def test_each_group_is_multiplied_by_its_kernel(block):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), gradient(ours), gradient(wanted))
 
 
-def test_blocks_after_the_last_group_are_not_computed():
+def test_rows_after_the_last_group_are_not_computed():
     rows = ROWS.at[32:].set(jnp.nan)
     kernels = jax.grad(lambda kernels: grouped_matmul(rows, kernels, jnp.asarray(SIZES), 8).sum())(KERNELS)
     assert jnp.isfinite(kernels).all()
@@ -43,6 +43,6 @@ def test_half_precision_is_summed_in_float32_over_blocks():
     np.testing.assert_allclose(gradient.astype(jnp.float32), 51.2, rtol=1e-2)
 
 
-def test_blocks_fit_the_rows_that_a_group_expects():
+def test_block_size_follows_the_expected_rows_per_group():
     assert block_rows("tpu", 4096, 8) == block_rows("gpu", 4096, 8) == 1
     assert [block_rows("cpu", rows, 8) for rows in (0, 64, 400, 4096)] == [8, 16, 64, 128]

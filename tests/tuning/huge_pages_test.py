@@ -1,4 +1,4 @@
-"""Huge pages: a program restarts once, with its arguments, where the kernel gives them on request."""
+"""Huge pages: a program restarts once, with its arguments, if the kernel provides them on request."""
 
 import os
 import subprocess
@@ -24,18 +24,18 @@ def run(tunables):
 
 
 @pytest.mark.parametrize("before", ["", "glibc.malloc.check=0"])
-def test_a_program_restarts_with_its_arguments_where_the_kernel_gives_huge_pages_on_request(before):
+def test_program_restarts_with_its_arguments_if_huge_pages_are_on_request(before):
     asks = huge_pages.KERNEL_SETTING.exists() and "[madvise]" in huge_pages.KERNEL_SETTING.read_text()
     after = ":".join(filter(None, (before, "glibc.malloc.hugetlb=1"))) if asks else before
     assert run(before) == f"{after} ['a b', '--c']".strip()
 
 
-def test_a_setting_of_the_user_is_kept():
+def test_setting_of_the_user_is_kept():
     assert run("glibc.malloc.hugetlb=0") == "glibc.malloc.hugetlb=0 ['a b', '--c']"
     assert not huge_pages.needs_restart("always [madvise] never", "glibc.malloc.hugetlb=0")
 
 
-def test_a_restart_is_needed_only_where_the_kernel_waits_for_a_request():
+def test_restart_is_needed_only_if_huge_pages_are_on_request():
     assert huge_pages.needs_restart("always [madvise] never\n", "")
     assert not any(
         huge_pages.needs_restart(kernel, "") for kernel in ("[always] madvise never", "always madvise [never]", "")

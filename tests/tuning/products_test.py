@@ -1,4 +1,4 @@
-"""Products: the same numbers in every shape and on every mesh, and the shape that a CPU computes best."""
+"""Products: equal results in every shape and on every mesh, and the shape that a CPU computes fastest."""
 
 import functools
 
