@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine.cluster import group
-from engine.cluster.cluster_detection import Decision
+from engine.cluster.cluster_detection import Detection
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "libtpu", "jax-cuda12-plugin")
 ROUNDS = 10  # of the collective
@@ -28,10 +28,10 @@ NAMED = (
 )
 
 
-def before_joining(decision: Decision) -> Iterator[str]:
+def before_joining(detection: Detection) -> Iterator[str]:
     """The lines that need no other process and no device."""
-    yield str(decision)
-    yield from (f"  warning: {note}" for note in decision.notes)
+    yield str(detection)
+    yield from (f"  warning: {note}" for note in detection.notes)
     versions = {name: _version(name) for name in PACKAGES}
     yield f"python: {platform.python_version()}, {sys.executable}"
     yield "packages: " + ", ".join(f"{name} {version}" for name, version in versions.items() if version)

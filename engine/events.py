@@ -133,7 +133,7 @@ class Save:
         return boundary.stopping or (boundary.step > 0 and wanted)
 
     def run(self, boundary: Boundary) -> None:
-        if not self.divergence.asks and self.is_due(boundary):
+        if not self.divergence.pending and self.is_due(boundary):
             row = self.recorder.unfinished()
             position = {**boundary.position, "skipped": sorted(self.divergence.skipped), "row": row}
             force = self._is_forced(boundary)
@@ -177,10 +177,10 @@ class DivergenceCheck:
             Diverged: the policy has no other way.
         """
         saving = self.save.is_due(boundary)
-        if saving or self.policy.asks:
+        if saving or self.policy.pending:
             self.recorder.settle()
         broken = self.program.not_finite(boundary.state) if saving else []
-        if not (broken or self.policy.asks):
+        if not (broken or self.policy.pending):
             return
         with self.phases(SAVING):
             self.checkpoints.settle()

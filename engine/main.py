@@ -139,24 +139,24 @@ def _load(reference: str, overrides: Sequence[str]) -> "Config":
 
 def _join(args: argparse.Namespace) -> None:
     """Joins the other processes, where there are any, and says as whom."""
-    decision = _decision(args)
-    if decision.who.count > 1 or decision.who.detected or decision.notes:
-        print(decision, *(f"warning: {note}" for note in decision.notes), sep="\n", file=sys.stderr, flush=True)
-    processes.initialize(decision.who)
+    detection = _detection(args)
+    if detection.process.count > 1 or detection.process.detected_by_jax or detection.notes:
+        print(detection, *(f"warning: {note}" for note in detection.notes), sep="\n", file=sys.stderr, flush=True)
+    processes.initialize(detection.process)
 
 
-def _decision(args: argparse.Namespace) -> cluster_detection.Decision:
-    return cluster_detection.resolve({name: getattr(args, name) for name in cluster_detection.FLAGS}, os.environ)
+def _detection(args: argparse.Namespace) -> cluster_detection.Detection:
+    return cluster_detection.detect({name: getattr(args, name) for name in cluster_detection.FLAGS}, os.environ)
 
 
 def _doctor(args: argparse.Namespace, overrides: list[str]) -> int:
     from engine import doctor
 
     _no_overrides(overrides, "doctor")
-    decision = _decision(args)
-    for line in doctor.before_joining(decision):
+    detection = _detection(args)
+    for line in doctor.before_joining(detection):
         print(line, flush=True)
-    processes.initialize(decision.who, timeout_s=args.timeout)
+    processes.initialize(detection.process, timeout_s=args.timeout)
     for line in doctor.after_joining():
         print(line, flush=True)
     return ExitStatus.DONE
@@ -276,12 +276,12 @@ def _checkpoints(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _verify(run: str) -> int:
-    from engine.checkpoint.integrity import inspect
+    from engine.checkpoint.integrity import verify_all
     from engine.run.directory import RunDirectory
 
     directory = RunDirectory(run)
     directory.read_config_text()  # raises where there is no run
-    inspect(directory.checkpoints, print, lambda text: print(text, file=sys.stderr, flush=True))
+    verify_all(directory.checkpoints, print, lambda text: print(text, file=sys.stderr, flush=True))
     return ExitStatus.DONE
 
 

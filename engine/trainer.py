@@ -210,7 +210,7 @@ class Trainer:
             self._step = done[0] = step
             self._poll(step, feed)
             stopping = self._preemption.requested()
-            if stopping or divergence.asks:
+            if stopping or divergence.pending:
                 schedule.bring_forward(step, DivergenceCheck, Save)
             boundary = Boundary(step, state, feed.position, step == first, step == last, stopping)
             yield boundary
@@ -228,12 +228,12 @@ class Trainer:
                 self._watchdog.dispatched = step + count
                 skips = no_skips[count]
                 if divergence.skipped:
-                    skips = self.program.skip_mask(divergence.skips(step, count))
+                    skips = self.program.skip_mask(divergence.skip_mask(step, count))
                 state, metrics = programs[count](state, batches, skips)
                 recorder.push(step, metrics, feed.wait_s)
                 step += count
                 self._step = done[0] = step
-                if step >= next_event or divergence.asks:
+                if step >= next_event or divergence.pending:
                     break
                 if time.monotonic() >= poll_at:
                     self._poll(step, feed)
@@ -254,7 +254,7 @@ class Trainer:
     def _take_values(self, first: int, values: np.ndarray) -> None:
         """Takes the results of the steps from `first` on, `[steps, names, 2]`."""
         self._watchdog.arrived = first + len(values)
-        self._divergence.take(first, values)
+        self._divergence.add_results(first, values)
 
     def summary(self) -> Summary:
         """Returns what is reached so far."""

@@ -32,11 +32,11 @@ def test_doctor_reports_every_process():
 def test_doctor_reports_a_missing_process_within_the_timeout():
     done = runs.convoy("doctor", "--timeout=3", "--coordinator=127.0.0.1:29877", "--num-processes=2", "--process-id=0")
     assert done.returncode == 42
-    assert "process 1 of 2 did not come to 127.0.0.1:29877 within 3 s" in done.stderr
+    assert "process 1 of 2 did not reach 127.0.0.1:29877 within 3 s" in done.stderr
     assert "processes: 0 of 2, coordinator 127.0.0.1:29877" in done.stdout
 
 
 def test_doctor_warns_in_a_slurm_allocation_without_srun():
     done = runs.convoy("doctor", SLURM_JOB_ID="7", SLURM_NTASKS="4")
     assert done.returncode == 0, done.stderr
-    assert "warning: Slurm has given 4 tasks, but this process was not started by srun and is one." in done.stdout
+    assert "warning: Slurm has allocated 4 tasks, but this process was not started by srun and is alone." in done.stdout

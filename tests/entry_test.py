@@ -161,11 +161,11 @@ def test_init_checkpoint_applies_to_new_runs_only(run, tmp_path):
     for name in before:
         assert (before[name].tolist() == after[name].tolist()) == (not name.startswith("head/")), name
     log = (tmp_path / "run/log.txt").read_text()
-    assert f"beginning with 4 arrays of {run}/checkpoints/4, averaged ones" in log
-    assert "random: params/head/bias, params/head/kernel; not taken: params/head/bias, params/head/kernel" in log
+    assert f"initialized 4 arrays from {run}/checkpoints/4, from its EMA" in log
+    assert "random: params/head/bias, params/head/kernel; unused: params/head/bias, params/head/kernel" in log
     engine.train(config, workdir=tmp_path / "run")
     assert (tmp_path / "run/log.txt").read_text().count("beginning with") == 1
-    with pytest.raises(CheckpointError, match="no checkpoint is there"):
+    with pytest.raises(CheckpointError, match="no checkpoint found"):
         engine.train(runs.config(**SHORT, init__checkpoint=str(tmp_path)), workdir=tmp_path / "other")
 
 

@@ -34,9 +34,9 @@ def test_seconds_count_as_the_kind_of_the_phase(parts):
     stopwatch, watchdog, file = parts
     phase = Phases(stopwatch, watchdog)
     with phase(SAVING):
-        assert watchdog.position.phase == "saving"
+        assert watchdog.progress.phase == "saving"
         with phase(COMPILING):
-            assert watchdog.position.phase == "saving"  # which has the longer bound
+            assert watchdog.progress.phase == "saving"  # which has the longer bound
         stopwatch.flush()
     stopwatch.close()
     times = sums(read(file))[1]
@@ -48,7 +48,7 @@ def test_previous_phase_returns_after_an_error(parts):
     phase = Phases(stopwatch, watchdog)
     with pytest.raises(ZeroDivisionError), phase(SAVING):
         raise ZeroDivisionError
-    assert watchdog.position.phase == "starting"
+    assert watchdog.progress.phase == "starting"
 
 
 def test_phase_outside_rates_settles_and_pauses_the_recorder(parts):
@@ -56,9 +56,9 @@ def test_phase_outside_rates_settles_and_pauses_the_recorder(parts):
     phase, recorder = Phases(stopwatch, watchdog), Reported()
     phase.recorder = recorder  # pyright: ignore[reportAttributeAccessIssue]
     with phase(EVALUATING):
-        assert watchdog.position.phase == "evaluating"
+        assert watchdog.progress.phase == "evaluating"
     assert recorder.calls == ["settle", "evaluating", "training", "pause"]
     recorder.calls.clear()
     with phase(CALLING_HOOK), phase(TRAINING):
-        assert watchdog.position.phase == "calling a hook"
+        assert watchdog.progress.phase == "calling a hook"
     assert recorder.calls == ["settle", "pause"]

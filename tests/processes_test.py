@@ -175,7 +175,7 @@ def test_broadcast_sends_the_primary_value_and_unshared_folder_is_an_error(tmp_p
 import os, sys
 from engine.cluster import cluster_detection, group, processes
 from engine.run.directory import RunDirectory
-processes.initialize(cluster_detection.resolve().who)
+processes.initialize(cluster_detection.detect().process)
 me = group.index()
 value = group.broadcast({{"text": "é" * 1500, "big": 2**40 + me, "me": me, "none": None}}, "a test")
 assert value == {{"text": "é" * 1500, "big": 2**40, "me": 0, "none": None}}, value

@@ -417,8 +417,8 @@ def test_rollback_is_bitwise_equal_to_skipping_the_batches(skipping, tmp_path, k
     config = poisoned("rollback", (7, 8, 22), train__steps_per_dispatch=k)
     engine.train(config, workdir=tmp_path)
     log = (tmp_path / "log.txt").read_text()
-    assert "going back to step 5, to go on without batches 7, 8" in log
-    assert "going back to step 20, to go on without batch 22" in log
+    assert "rolling back to step 5 to continue without batches 7, 8" in log
+    assert "rolling back to step 20 to continue without batch 22" in log
     assert runs.rows(tmp_path) == runs.rows(skipping)
     assert position(tmp_path, 32) == position(skipping, 32)
     zoo.assert_equal(state_at(tmp_path, 32), state_at(skipping, 32))
@@ -434,7 +434,7 @@ def test_rollback_undoes_a_finite_update_that_broke_the_state(tmp_path):
     """Batch 12 gives a loss and a gradient that are finite and a state with which no loss is."""
     settings: dict = dict(optimizer=dict(target="optax.sgd", learning_rate=1.0, clip_norm=None, schedule="constant"))
     engine.train(poisoned("rollback", (12,), 1e14, **settings), workdir=tmp_path / "a")
-    assert "going back to step 10, to go on without batch 12" in (tmp_path / "a/log.txt").read_text()
+    assert "rolling back to step 10 to continue without batch 12" in (tmp_path / "a/log.txt").read_text()
     engine.train(poisoned("skip", (12,), **settings), workdir=tmp_path / "b")
     assert position(tmp_path / "a", 32)["skipped"] == [12]
     zoo.assert_equal(state_at(tmp_path / "a", 32), state_at(tmp_path / "b", 32))
@@ -469,6 +469,6 @@ def test_every_saved_state_is_finite(tmp_path, policy):
 def test_state_that_overflows_in_the_last_update_is_not_saved(tmp_path):
     huge = dict(target="optax.sgd", learning_rate=3e38, clip_norm=None, schedule="constant")
     config = poisoned("stop", (0,), 1e4, optimizer=huge, train__total="1 step")
-    with pytest.raises(Diverged, match=r"step 1: params/\S+ holds numbers that are not finite"):
+    with pytest.raises(Diverged, match=r"step 1: params/\S+ has values that are not finite"):
         engine.train(config, workdir=tmp_path)
     assert entry.checkpoints(tmp_path) == []

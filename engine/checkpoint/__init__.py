@@ -1,1 +1,1 @@
-"""Checkpoints: when one is due, how it is written and restored, which ones stay, and export of the weights."""
+"""Checkpoints: save policy, async saves, restore, integrity, retention, warm start, and export of weights."""

@@ -1,9 +1,9 @@
-"""The arrays of a state in a folder: the one file that calls Orbax. They are stored as uncompressed zarr2 in OCDBT.
+"""Writes and reads the arrays of a state with Orbax, as uncompressed zarr2 in OCDBT. No other file calls Orbax.
 
-Orbax's managers and checkpointers are not used. Their processes meet at barriers of the devices, where a process whose
-storage fails is waited for without a bound (two processes and one full disk: 20 minutes and longer), and a manager
-lists a step whose save has failed. Its handler has no barrier: each process writes its part, and the primary finishes
-when all parts are written. `benchmarks/save_stall.py` compares the formats.
+Orbax's managers and checkpointers are not used: their processes wait at device barriers, without a timeout, for a
+process whose storage fails (two processes and one full disk: 20 minutes and longer), and a manager lists a step whose
+save has failed. The handler used here has no barrier: each process writes its part, and the primary finishes when all
+parts are written. `benchmarks/save_stall.py` compares the formats.
 """
 
 import asyncio
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 def copied_on_cpu(state: PyTree) -> tuple[bool, PyTree]:
-    """Returns whether the arrays are copies, and the arrays: on CPU copies, which `write` reads in place.
+    """Returns (True, copies of the arrays) on CPU, otherwise (False, the arrays): Orbax copies from an accelerator.
 
-    The next step can then donate the arrays of the loop. Without the copy, JAX would copy the whole state while it is
-    written, which takes twice as long. On an accelerator Orbax itself copies to the host.
+    With a copy, the next step can donate the arrays of the loop. Without it, JAX on CPU would copy the whole state
+    while it is written, which takes twice as long.
     """
     import jax
 
@@ -41,18 +41,18 @@ def write(folder: Path, state: PyTree, copied: Callable[[], None]) -> None:
     """Writes this process's part of a state, in any thread; returns when it is on disk.
 
     Args:
-        folder: created if it is missing, by whichever process comes first; its parent exists.
+        folder: created if it is missing; its parent must exist.
         state: pytree of arrays.
         copied: called once the arrays may be donated or deleted; before that, Orbax reads them.
 
     Raises:
-        Exception: whatever Orbax or the disk raises.
+        Exception: any error of Orbax or the disk.
     """
     handler = _handler()
     import orbax.checkpoint as ocp
     from etils import epath
 
-    folder.mkdir(exist_ok=True)  # not its parents: below a disk that is no longer mounted nothing must be saved
+    folder.mkdir(exist_ok=True)  # not its parents: if the disk is no longer mounted, nothing may be saved in its place
     loop = asyncio.new_event_loop()
     try:
         parts = loop.run_until_complete(handler.async_save(epath.Path(folder), args=ocp.args.PyTreeSave(state)))
@@ -64,7 +64,7 @@ def write(folder: Path, state: PyTree, copied: Callable[[], None]) -> None:
 
 
 def finish(folder: Path) -> None:
-    """Merges the parts; called by one process, when all have written theirs. Raises like `write`."""
+    """Merges the parts of all processes; one process calls it, when all have written. Raises like `write`."""
     from etils import epath
 
     _handler().finalize(epath.Path(folder))
@@ -82,8 +82,8 @@ def read(folder: Path, abstract_state: PyTree, *, partial: bool = False) -> PyTr
 
     Args:
         folder: of a finished state.
-        abstract_state: what is stored, as jax.ShapeDtypeStruct with the shardings that are wanted.
-        partial: there may be more, which is not read.
+        abstract_state: the stored arrays, as jax.ShapeDtypeStruct with the requested shardings.
+        partial: allow further stored arrays, which are not read.
     """
     handler = _handler()
     import jax
@@ -96,7 +96,7 @@ def read(folder: Path, abstract_state: PyTree, *, partial: bool = False) -> PyTr
 
 
 def error_text(error: BaseException) -> str:
-    """Returns what an error of Orbax or of a disk says, in one line; TensorStore's errors fill pages."""
+    """Returns the message of an error of Orbax or the disk in one line; TensorStore's messages are very long."""
     if code := _SYSTEM_ERROR.search(str(error)):
         return os.strerror(int(code[1]))
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
@@ -106,8 +106,8 @@ _SYSTEM_ERROR = re.compile(r"os_error_code='(\d+)'")  # at the end of TensorStor
 
 
 @contextlib.contextmanager
-def failing(sentence: Callable[[str], str]) -> Iterator[None]:
-    """Turns what Orbax or the disk raises into a CheckpointError, whose sentence is made from the text of the error."""
+def reraise(sentence: Callable[[str], str]) -> Iterator[None]:
+    """Raises errors of Orbax or the disk as CheckpointError; `sentence` turns the text of the error into a message."""
     try:
         yield
     except CheckpointError:
@@ -117,9 +117,9 @@ def failing(sentence: Callable[[str], str]) -> Iterator[None]:
 
 
 class _OrbaxFilter(logging.Filter):
-    """Drops Orbax's own records: failures reach the user as a sentence. Verbose absl logging shows all.
+    """Drops log records of Orbax: users get a CheckpointError instead. Verbose absl logging shows them.
 
-    It also drops what asyncio says about Orbax's other writes after one has failed.
+    It also drops asyncio's records about Orbax's remaining writes after one has failed.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -133,7 +133,7 @@ _FILTER = _OrbaxFilter()
 
 @functools.cache
 def _drop_late_results() -> None:
-    """Hides errors of writes that TensorStore ends after a failed one has closed the event loop of Orbax."""
+    """Hides errors of writes that TensorStore completes after a failed write has closed Orbax's event loop."""
     former = sys.unraisablehook
 
     def hook(unraisable: "sys.UnraisableHookArgs") -> None:
@@ -145,7 +145,7 @@ def _drop_late_results() -> None:
 
 
 def _handler() -> "PyTreeCheckpointHandler":
-    """Imports Orbax (0.4 s and JAX) when it is first needed."""
+    """Returns the handler. Imports Orbax (0.4 s, with JAX) at the first call."""
     import orbax.checkpoint as ocp
 
     for name in ("absl", "asyncio"):

@@ -1,9 +1,9 @@
-"""Saves one step at a time while training continues; each save has a deadline and one result in all processes.
+"""Saves one step at a time while training continues; each save has a deadline and the same result in all processes.
 
-A save is written into its own folder, `<step>.<n>.saving`. Each process writes its part of the arrays. The primary
-completes the step, merges the hashes of all processes into the manifest, and renames the folder to `<step>`. Processes
-agree through the process group, never through the devices, which the loop uses meanwhile. At the deadline the primary
-fails the save from a thread that touches no storage, so every wait has a bound, also if a disk never answers.
+A save is written to a folder `<step>.<n>.saving`, each process its part of the arrays. The primary merges the hashes of
+all processes into the manifest and renames the folder to `<step>`. Processes agree through the process group, never
+through the devices, which the loop uses meanwhile. At the deadline a thread of the primary that touches no storage
+fails the save, so every wait ends even if a disk never answers.
 """
 
 import contextlib
@@ -35,17 +35,17 @@ if TYPE_CHECKING:
 
     from engine.parallel.digest import Digests
 
-MARKER = "commit_success.txt"  # every part is written
-_savers = itertools.count()  # of this process, the same in every process
+MARKER = "commit_success.txt"  # written once every part is
+_savers = itertools.count()  # numbers the savers of this process, identically in every process
 
 
 class Stage(enum.Enum):
-    """How far a save is. The value completes "process 3 is ..." in the sentence at the deadline."""
+    """Progress of a save. The value completes "process 3 is ..." in the error at the deadline."""
 
-    WRITING = "writing"  # each process its part of the arrays
-    FINISHING = "finishing the arrays"  # the primary
-    HASHING = "hashing"  # each process its share of the files
-    COMMITTING = "renaming the step"  # the primary
+    WRITING = "writing"  # each process writes its part of the arrays
+    FINISHING = "finishing the arrays"  # primary only
+    HASHING = "hashing"  # each process hashes its share of the files
+    COMMITTING = "renaming the step"  # primary only
     DURABLE = "done"
     FAILED = "failed"
 
@@ -54,25 +54,25 @@ _REPORT = {Stage.WRITING: 1, Stage.HASHING: 2}  # stage -> number of the gather 
 
 
 class SaveEnded(Exception):
-    """The save has failed already; its writer has nothing more to do."""
+    """The save has already failed; its writer thread must stop."""
 
 
 class AsyncSave:
     """One save in flight: `WRITING -> FINISHING -> HASHING -> COMMITTING -> DURABLE`, or `FAILED` from any of them.
 
-    Who changes its stage, in one process:
+    The stage is changed, in each process, by:
         writer thread: advances it after the work of each stage, and fails it on an error.
         deadline thread (primary): fails it.
-        verdict thread (the others): advances it from COMMITTING to DURABLE, or fails it, as the primary says.
+        verdict thread (other processes): advances it from COMMITTING to DURABLE, or fails it, as the primary decides.
     The loop only reads it and waits.
     """
 
     def __init__(self, step: int, number: int, topic: str, folder: Path, size: int):
-        self.step, self.number, self.topic = step, number, topic  # number: of the saves of this attempt, from 1
-        self.folder, self.size = folder, size  # bytes of the state
+        self.step, self.number, self.topic = step, number, topic  # number: counts the saves of this attempt from 1
+        self.folder, self.size = folder, size  # size: bytes of the state
         self.started = time.monotonic()
-        self.copied = threading.Event()  # the arrays of the loop are not needed any more
-        self.stage, self.failure = Stage.WRITING, ""  # changed by `advance` and `fail` alone, under the lock
+        self.copied = threading.Event()  # set when the arrays of the loop are no longer needed
+        self.stage, self.failure = Stage.WRITING, ""  # only `advance` and `fail` change them, under the lock
         self._lock = threading.Lock()
         self._ended = threading.Event()
 
@@ -81,14 +81,14 @@ class AsyncSave:
         return self._ended.is_set()
 
     def wait(self, timeout_s: float) -> bool:
-        """Waits for the end of the save; returns whether it came in time."""
+        """Waits until the save has ended; returns False after `timeout_s` seconds."""
         return self._ended.wait(timeout_s)
 
     def advance(self, old: Stage, new: Stage) -> None:
         """Moves from one stage to the next.
 
         Raises:
-            SaveEnded: the save has failed meanwhile.
+            SaveEnded: the save has failed.
         """
         with self._lock:
             if self.stage is Stage.FAILED:
@@ -113,8 +113,8 @@ class Saver:
 
     Args:
         directory: of the step directories.
-        timeout_s: seconds from the start of a save to its end, whatever the storage does.
-        lease: of the run directory, verified before anything is removed and before a step appears.
+        timeout_s: seconds from the start of a save to its end, even if the storage hangs.
+        lease: of the run directory, verified before files are removed and before a step appears.
 
     All processes call `free` and `save` at the same steps.
     """
@@ -122,59 +122,59 @@ class Saver:
     def __init__(self, directory: Path, timeout_s: float = timeouts.SAVE_S, lease: Lease = ALWAYS_GRANTED):
         self.directory, self.timeout_s, self._lease = directory, timeout_s, lease
         self._topic = f"save/{next(_savers)}"
-        self._newest: AsyncSave | None = None
-        self._reported = True  # whether `poll` has returned the newest
-        self._count = 0  # of saves
-        self._writer: storage.Background | None = None  # the thread of the newest
-        self._abandoned: list[AsyncSave] = []  # failed ones, in whose folders other processes may still write
+        self._latest: AsyncSave | None = None
+        self._reported = True  # whether `poll` has returned the latest save
+        self._count = 0  # number of saves
+        self._writer: storage.Background | None = None  # writer thread of the latest save
+        self._abandoned: list[AsyncSave] = []  # failed saves, in whose folders other processes may still write
         self._digests: Digests | None = None
 
     @property
     def in_flight(self) -> int | None:
-        """The step of the save in flight, as far as this process knows."""
-        return None if self._newest is None or self._newest.ended() else self._newest.step
+        """The step of the save in flight, as known in this process; None if there is none."""
+        return None if self._latest is None or self._latest.ended() else self._latest.step
 
     @property
     def has_events(self) -> bool:
-        """Whether the newest save has ended and `poll` has not returned it."""
-        return not self._reported and self._newest is not None and self._newest.ended()
+        """Whether the latest save has ended and `poll` has not returned it."""
+        return not self._reported and self._latest is not None and self._latest.ended()
 
     def poll(self) -> AsyncSave | None:
-        """Returns the newest save, once, when it has ended; never waits."""
+        """Returns the latest save, once, when it has ended; never waits."""
         if not self.has_events:
             return None
         self._reported = True
-        return self._newest
+        return self._latest
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Waits until no save is in flight, or for `timeout_s` seconds; the deadline of the save bounds it anyway."""
-        if self._newest is not None:
-            self._newest.wait(self.timeout_s + 2 * timeouts.VERDICT_S if timeout_s is None else timeout_s)
+        """Waits until no save is in flight, at most `timeout_s` seconds; by default until the deadline of the save."""
+        if self._latest is not None:
+            self._latest.wait(self.timeout_s + 2 * timeouts.VERDICT_S if timeout_s is None else timeout_s)
 
     def free(self, wait: bool) -> bool:
-        """Whether no save is in flight, so that the next may start; the answer of the primary in every process.
+        """Whether no save is in flight, so that the next may start; every process returns the answer of the primary.
 
-        A save that started less than a second ago is waited for: of a run whose steps take milliseconds hardly a step
-        would be saved otherwise.
+        It waits for a save that started less than a second ago. Otherwise a run whose steps take milliseconds would
+        save hardly any step.
 
         Args:
-            wait: for the end of the save in flight, which is bounded.
+            wait: wait until the save in flight has ended, at most until its deadline.
         """
         if wait:
             self.wait()
-        elif self._newest is not None and group.is_primary():
-            self.wait(max(0.0, self._newest.started + timeouts.RECENT_S - time.monotonic()))
+        elif self._latest is not None and group.is_primary():
+            self.wait(max(0.0, self._latest.started + timeouts.RECENT_S - time.monotonic()))
         free = group.broadcast(self.in_flight is None, f"{self._topic}/free", self.timeout_s + timeouts.VERDICT_S)
         if free:
-            self.wait()  # the end that the primary knows arrives in a moment
+            self.wait()  # the verdict of the primary arrives soon
         return free
 
     def prepare(self, state: PyTree) -> None:
-        """Compiles what a save of such a state computes, so that the first one is not slower than others."""
+        """Compiles the computations of a save, so that the first save is as fast as later saves."""
         self._digests_of(state).rows(state).block_until_ready()
 
     def save(self, step: int, state: PyTree, position: Mapping[str, Json], config_text: str) -> None:
-        """Starts to write a step, in place of an existing one; none may be in flight.
+        """Starts to write a step; replaces an existing step of this number. No save may be in flight.
 
         Returns once the state may be donated: on CPU after a copy, on an accelerator after the copy to the host, or at
         the deadline. `poll` reports a later failure.
@@ -184,17 +184,17 @@ class Saver:
         self._count += 1
         size = sum(array.nbytes for array in jax.tree.leaves(state))
         folder = self.directory / f"{step}.{self._count}{SAVING}"
-        save = self._newest = AsyncSave(step, self._count, f"{self._topic}/{self._count}", folder, size)
+        save = self._latest = AsyncSave(step, self._count, f"{self._topic}/{self._count}", folder, size)
         self._reported = False
-        hangs = self._writer_hangs()  # it keeps a whole state in memory: another one may not fit
+        hangs = self._writer_hangs()  # it keeps a whole state in memory: a second copy may not fit
         copied, state = (True, None) if hangs else arrays.copied_on_cpu(state)
         digests = None if hangs else self._digests_of(state)
-        # Digests of a copy are computed when it is written, so that the next step has the cores.
+        # Digests of a copy are computed while it is written, so that the next step gets the CPU cores first.
         rows = None if copied or digests is None else digests.rows(state)
         watch = self._watch_deadline if group.is_primary() else self._follow_verdict
         threading.Thread(target=watch, args=(save,), daemon=True, name=f"watch-save-{step}").start()
         if digests is None:
-            return self._refuse(save, "the disk has still not answered the save before")
+            return self._refuse(save, "the storage has still not answered the previous save")
         texts = {POSITION: json.dumps(dict(position)), CONFIG: json.dumps({"lines": config_text.split("\n")})}
         part = _Part(state, rows, digests)
         if group.is_primary():
@@ -214,7 +214,7 @@ class Saver:
 
     def _writer_hangs(self) -> bool:
         """Whether the thread of an abandoned save has still not returned."""
-        with contextlib.suppress(Exception):  # the verdict has reported it
+        with contextlib.suppress(Exception):  # the verdict has reported the error
             if self._writer is not None:
                 self._writer.result(timeouts.ABANDONED_S)
         return self._writer is not None and not self._writer.done
@@ -223,7 +223,7 @@ class Saver:
         """Fails a save that this process does not write."""
         save.copied.set()
         if group.is_primary():
-            self._abandoned.append(save)  # the others write into its folder
+            self._abandoned.append(save)  # other processes write to its folder
             self._end(save, reason)
         else:
             _report(save, {"error": reason})
@@ -256,8 +256,8 @@ class Saver:
         """Returns the reports of all processes at the end of a stage.
 
         Raises:
-            CheckpointError: one of them has failed.
-            SaveEnded: the deadline came first.
+            CheckpointError: a process has failed.
+            SaveEnded: the deadline has passed.
         """
         parts = _report(save, part, self.timeout_s + timeouts.VERDICT_S)
         for process, found in sorted(parts.items()):
@@ -268,7 +268,7 @@ class Saver:
         return parts
 
     def _commit(self, save: AsyncSave) -> None:
-        """Makes the folder a step."""
+        """Renames the folder to its step."""
         target, old = self.directory / str(save.step), save.folder.with_suffix(DELETED)
         with self._lease.writing():
             save.advance(Stage.HASHING, Stage.COMMITTING)  # an abandoned save must not appear
@@ -279,9 +279,9 @@ class Saver:
             shutil.rmtree(old, ignore_errors=True)
 
     def _remove_abandoned(self, keep: AsyncSave | None = None) -> None:
-        """Removes the folders of failed saves, whose space is needed; `keep` is about to be written.
+        """Removes the folders of failed saves, to free their space; `keep` is about to be written.
 
-        A folder stays while a process may still write there: TensorStore would wait for a lock file for ever.
+        A folder stays while a process may still write there: TensorStore would wait forever for a lock file.
         """
         with self._lease.writing():
             self._abandoned = [save for save in self._abandoned if _others_may_write(save)]
@@ -291,11 +291,11 @@ class Saver:
                     shutil.rmtree(leftover, ignore_errors=True)
 
     def _watch_deadline(self, save: AsyncSave) -> None:
-        """The deadline thread of the primary; touches no storage that it waits for."""
+        """The deadline thread of the primary; never waits for storage."""
         if save.wait(self.timeout_s):
             return
         stage, missing = save.stage, [0]
-        with contextlib.suppress(ConvoyError):  # the end of the save matters more than the name of who is late
+        with contextlib.suppress(ConvoyError):  # failing the save matters more than naming the late process
             if stage in _REPORT:
                 missing = group.missing(group.peek(save.topic, _REPORT[stage]))
         who = ", ".join(f"process {process} is {stage.value}" for process in missing)
@@ -335,7 +335,7 @@ class Saver:
         """Ends a save, unless it has ended; the primary broadcasts the verdict.
 
         Raises:
-            SaveEnded: a successful save had failed before.
+            SaveEnded: `failure` is empty, but the save has failed before.
         """
         if not failure:
             save.advance(Stage.COMMITTING, Stage.DURABLE)
@@ -347,18 +347,18 @@ class Saver:
             group.broadcast(failure, f"{save.topic}/verdict")
         if not failure and all(other.number != save.number - 1 for other in self._abandoned):
             for topic in (before := f"{self._topic}/{save.number - 1}", f"{before}/verdict"):
-                group.forget(topic)  # all have written this one, so they are past the one before
+                group.forget(topic)  # all processes have written this save, so they no longer need the previous topic
 
 
 class _Part:
-    """What one process writes of a state, and its digests; the writer thread alone uses it."""
+    """The part of a state that one process writes, and its digests. Only the writer thread uses it."""
 
     def __init__(self, state: PyTree, rows: "jax.Array | None", digests: "Digests"):
         self._state, self._rows, self._digests = state, rows, digests
         self.texts = digests.texts
 
     def write(self, save: AsyncSave) -> None:
-        """Writes the arrays and gives them up: their memory is free when this returns."""
+        """Writes the arrays and drops its reference: their memory is free when this returns."""
         state, self._state = self._state, None
         try:
             for folder in (save.folder.parent, save.folder):
@@ -376,7 +376,7 @@ class _Part:
 
 
 def _report(save: AsyncSave, part: HashedPart, timeout_s: float = 0.0) -> dict[int, HashedPart]:
-    """Sends the report of this process at the end of a stage; returns those of all in the primary."""
+    """Sends the report of this process at the end of a stage; returns the reports of all processes on the primary."""
     return group.gather(
         part,
         save.topic,
@@ -393,5 +393,5 @@ def _others_may_write(save: AsyncSave) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """An error in one line, without a kind where it is a sentence of the engine."""
+    """Returns an error in one line; errors of the engine are sentences and need no type name."""
     return str(error) if isinstance(error, ConvoyError) else error_text(error)

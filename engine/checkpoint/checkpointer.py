@@ -1,8 +1,8 @@
-"""The checkpoints of a run as the loop sees them: one object that saves by a policy and removes by a retention.
+"""The checkpoints of a run as the loop uses them: saves by a policy, removal by a retention.
 
-The loop never waits for a save, except for one that must not be left out: the last step, a preemption, a best
-evaluation. A step that is due while another is being written is skipped: a queue of saves on slow storage would only
-grow, each with a whole state in memory.
+The loop waits only for saves that must not be skipped: the last step, a preemption, a best evaluation. Any other step
+that is due while a save is in flight is skipped: on slow storage a queue of saves would grow without limit, each with a
+whole state in memory.
 """
 
 import contextlib
@@ -20,11 +20,11 @@ from engine.config.schema import Checkpoint
 from engine.run.directory import RunDirectory
 from engine.types import Json, PyTree
 
-_RESTART = "see to the storage, then start the same command again; it goes on from there."
+_RESTART = "fix the storage, then start the same command again; it resumes from there."
 
 
 class Checkpointer:
-    """Saves, lists and restores the steps of a run. A context manager: it is left when no save is in flight.
+    """Saves, lists and restores the steps of a run. A context manager: its exit waits until no save is in flight.
 
     Args:
         store: the steps on disk, opened for writing.
@@ -36,7 +36,7 @@ class Checkpointer:
 
     Attributes:
         store: the steps on disk, to list and restore.
-        skipped: how many saves were due while another was in flight.
+        skipped: number of saves that were due while another was in flight.
     """
 
     def __init__(
@@ -53,22 +53,22 @@ class Checkpointer:
         self._config_text, self._on_failure, self._say = config_text, on_failure, say
         self._lease = store.writable("save")
         self._saver = Saver(store.directory, store.timeout_s, self._lease)
-        self._failure: StorageError | None = None  # of the newest save that has ended
+        self._failure: StorageError | None = None  # of the latest save that has ended
 
     def prepare(self, state: PyTree) -> None:
-        """Compiles what a save of such a state computes, so that the first one is not slower than others."""
+        """Compiles the computations of a save, so that the first save is as fast as later saves."""
         self._saver.prepare(state)
 
     def maybe_save(self, step: int, state: PyTree, position: Mapping[str, Json], force: bool = False) -> bool:
         """Starts a save if one is due or forced; returns whether it did. All processes call it at the same steps.
 
-        A step that this run has saved or restored before is not written again: it would be the same.
+        A step that this run has saved or restored before is not written again: it would be identical.
 
         Args:
             step: steps done.
             state: pytree of arrays.
             position: in the data.
-            force: save also if none is due, and wait for a save in flight.
+            force: save even if no save is due, and wait for a save in flight.
 
         Raises:
             LeaseLost: another job has taken over the run.
@@ -96,7 +96,7 @@ class Checkpointer:
     def record(self, step: int, results: Mapping[str, float]) -> None:
         """Writes evaluation results of a step, for retention and for the list of checkpoints.
 
-        If the disk refuses them, they are written with the next ones.
+        If they cannot be written, they are written together with the next results.
         """
         with self._lease.writing():
             try:
@@ -110,20 +110,20 @@ class Checkpointer:
 
     @property
     def has_events(self) -> bool:
-        """Whether `poll` has something to do; touches no storage."""
+        """Whether `poll` has work to do; touches no storage."""
         return self._saver.has_events or self.store.has_events
 
     def poll(self) -> None:
         """Handles a save that has ended since the last call: removes older steps, or reports the failure.
 
         Raises:
-            StorageError: it has failed, and on_failure is "stop".
+            StorageError: the save has failed, and on_failure is "stop".
         """
         if (failed := self._collect()) is None:
             return
         if self._on_failure == "stop":
-            raise StorageError(f"{failed} This run stops, by checkpoint.on_failure: {_RESTART}") from failed
-        self._say(f"warning: {failed} Training goes on, and the next save is tried when it is due.")
+            raise StorageError(f"{failed} This run stops because of checkpoint.on_failure=stop: {_RESTART}") from failed
+        self._say(f"warning: {failed} Training continues, and the next save is tried when it is due.")
 
     def settle(self) -> None:
         """Waits until no save is in flight, then polls."""
@@ -134,28 +134,28 @@ class Checkpointer:
         """Waits until the last save is durable, then removes steps that need not stay.
 
         Raises:
-            StorageError: it has failed, whatever on_failure says: the state of the loop is not on disk.
+            StorageError: the save has failed, for any on_failure: the last state of the run is not on disk.
         """
         self._saver.wait()
         if (failed := self._collect() or self._failure) is not None:
             error = StorageError(f"{failed} It was the last save of this attempt: {_RESTART}")
-            error.everywhere = True  # every process comes here
+            error.everywhere = True  # every process raises it here
             raise error
 
     def __enter__(self) -> "Checkpointer":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        # The save in flight needs all processes: after an error of this one alone they may never come.
+        # The save in flight needs all processes: after an error of this process alone, the others may never finish it.
         alone = error is not None and group.count() > 1 and not getattr(error, "everywhere", False)
         self._saver.wait(timeouts.ALONE_S if alone else None)
         self.store.failed_deletions(timeouts.DELETE_S)
 
     def _collect(self) -> StorageError | None:
-        """Handles a save that has ended: removes old steps after a success, returns a failure, once."""
+        """Handles a save that has ended: removes old steps after a success; returns a failure, once."""
         save = self._saver.poll()
         if save is not None and save.failure:
-            newest = self.store.newest_but(save.step)
+            newest = self.store.newest_except(save.step)
             sentence = f"{self.store.directory}: step {save.step} could not be saved ({save.failure}). {newest}."
             self._failure = StorageError(sentence)
             return self._failure
@@ -163,7 +163,7 @@ class Checkpointer:
             self._failure = None
             self.store.saved(save.step)
             with self._lease.writing():
-                with contextlib.suppress(RunError):  # was reported
+                with contextlib.suppress(RunError):  # `record` has reported it
                     self.retention.flush()
                 for step in self.retention.to_delete(self.store.steps()):
                     self.store.delete(step)

@@ -1,4 +1,4 @@
-"""Export of the weights of a state as one safetensors file, for use outside of training."""
+"""Exports the weights of a state as one safetensors file, for use outside of training."""
 
 import os
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 def export_safetensors(state: Mapping[str, PyTree], path: str | os.PathLike[str], use_ema: bool = True) -> list[str]:
     """Writes the parameters and the model state (such as batch statistics); returns their names.
 
-    A name is the variable's path, "encoder/0/kernel". The file replaces an older one atomically. All processes call
-    this, and the primary writes.
+    A name is the variable's path, "encoder/0/kernel". An existing file is replaced atomically. All processes call this;
+    the primary writes.
 
     Args:
         state: a train state.
         path: the file.
-        use_ema: write the averaged weights in place of the trained ones if the state has them.
+        use_ema: write the averaged weights instead of the trained weights if the state has them.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -35,20 +35,20 @@ def export_safetensors(state: Mapping[str, PyTree], path: str | os.PathLike[str]
     whole = {name: _whole(array) for name, array in sorted(arrays.items())}
     if group.is_primary():
         path = Path(path)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            save_file(whole, beside)
-            os.replace(beside, path)
-        except Exception as error:  # safetensors has an error class of its own for what the disk refuses
-            beside.unlink(missing_ok=True)
-            raise CheckpointError(f"{path}: the weights cannot be exported ({error}). Choose another place.") from error
+            save_file(whole, temporary)
+            os.replace(temporary, path)
+        except Exception as error:  # safetensors raises its own error class for disk errors
+            temporary.unlink(missing_ok=True)
+            raise CheckpointError(f"{path}: the weights cannot be exported ({error}). Choose another path.") from error
     return list(whole)
 
 
 def _whole(array: "jax.Array") -> np.ndarray:
-    """Returns an array with all of its shards, on this host."""
+    """Returns an array with all its shards, on this host."""
     if not array.is_fully_addressable:
         from jax.experimental import multihost_utils
 
         array = multihost_utils.process_allgather(array, tiled=True)
-    return np.asarray(array, order="C")  # safetensors writes memory in its order
+    return np.asarray(array, order="C")  # safetensors writes the bytes in memory order

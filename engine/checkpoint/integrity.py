@@ -1,7 +1,7 @@
-"""Integrity of a step: its files are compared with the manifest, its restored arrays with their digests.
+"""Integrity of a step: compares its files with the manifest, and its restored arrays with their digests.
 
-All processes share the work and agree on the verdict. A damaged step is set aside: it is renamed to `<step>.bad`, with
-the findings in `damage.txt`. It does not count any more and is never deleted; renamed back, it is verified again.
+All processes share the work and agree on the verdict. A damaged step is *set aside*: renamed to `<step>.bad`, with the
+problems in `damage.txt`. It is no longer listed and never deleted; if it is renamed back, it is verified again.
 """
 
 import re
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     import numpy as np
 
 BAD, DAMAGE = ".bad", "damage.txt"
-SHOWN = 4  # problems that a sentence names
+SHOWN = 4  # problems that an error names
 
 
 class DamagedCheckpoint(CheckpointError):
-    """A step that is not what was saved. Every process of a run raises it.
+    """A step differs from what was saved. Every process of a run raises it.
 
     Attributes:
-        problems: a sentence for each, "state/d/1b0f: found 120 bytes, expected 158".
+        problems: sentences such as "state/d/1b0f: found 120 bytes, expected 158".
     """
 
     exit_code = ExitStatus.STOP
@@ -49,8 +49,8 @@ class DamagedCheckpoint(CheckpointError):
     def __init__(self, directory: Path, problems: list[str]):
         self.problems = problems
         super().__init__(
-            f"{directory}: is damaged: {shorten(problems)}. Choose another step; training sets a damaged one aside "
-            "and goes on from the newest that is good."
+            f"{directory}: is damaged: {shorten(problems)}. Choose another step; training sets damaged steps aside "
+            "and resumes from the newest good checkpoint."
         )
 
 
@@ -68,8 +68,8 @@ class VerifyTimeout(CheckpointError):
     def __init__(self, directory: Path, process: int):
         self.process = process
         super().__init__(
-            f"{directory}: process {process} has not checked its share of the files in time. See that the storage "
-            "answers there, then start the same command again."
+            f"{directory}: process {process} has not checked its share of the files in time. Check that its storage "
+            "answers, then start the same command again."
         )
 
 
@@ -80,13 +80,13 @@ def shorten(problems: Sequence[str]) -> str:
 
 
 def step_folders(directory: Path) -> list[Path]:
-    """Returns the step directories by their names, oldest first, also those without a manifest."""
+    """Returns the step directories, oldest first, including those without a manifest."""
     found = [path for path in directory.iterdir() if path.name.isdecimal()] if directory.is_dir() else []
     return sorted(found, key=lambda path: int(path.name))
 
 
 class HashedPart(TypedDict):
-    """What one process reports at the end of a save."""
+    """The report of one process at the end of a save."""
 
     files: NotRequired[dict[str, Entry]]
     arrays: NotRequired[list[list[int]]]  # its part of the digests, `[arrays, 2]`
@@ -94,7 +94,7 @@ class HashedPart(TypedDict):
 
 
 def hash_part(folder: Path, names: Sequence[str], digests: Callable[[], "np.ndarray"]) -> HashedPart:
-    """Hashes a share of the files of a step; never raises, so that the primary learns of a failure.
+    """Hashes a share of the files of a step. Returns errors instead of raising, to report them to the primary.
 
     Args:
         folder: where all processes write the step.
@@ -116,7 +116,7 @@ def write_merged_manifest(
         folder: of the step.
         step: its number.
         parts: by process.
-        texts: makes path -> digest of the sum of all parts.
+        texts: returns path -> digest, from the sum of all parts.
 
     Raises:
         CheckpointError: a process could not hash its part.
@@ -137,30 +137,30 @@ def verify(
     timeout_s: float = timeouts.VERIFY_S,
     on_bytes: Callable[[int, int], None] = lambda done, total: None,
 ) -> Manifest:
-    """Returns the manifest of a step whose files are all as it says.
+    """Compares all files of a step with its manifest, and returns the manifest.
 
     All processes call it, and each reads its share of the files.
 
     Args:
         directory: of the step.
-        timeout_s: seconds that all processes together may take.
-        on_bytes: called with the bytes that this process has read and will have read.
+        timeout_s: seconds until all processes must have finished.
+        on_bytes: called with the bytes that this process has read, and its total.
 
     Raises:
-        DamagedCheckpoint: some files differ, in whichever process.
-        UnsupportedFormat: the step is of a newer version of Convoy.
+        DamagedCheckpoint: some files differ, in any process.
+        UnsupportedFormat: a newer version of Convoy saved the step.
         VerifyTimeout: a process has not answered.
     """
-    manifest, newer, found = None, "", []
+    manifest, newer, problems = None, "", []
     try:
         manifest = read_manifest(directory)
-        found = _problems_of_share(directory, manifest, on_bytes)
+        problems = _problems_of_share(directory, manifest, on_bytes)
     except UnsupportedFormat as error:
         newer = str(error)
     except CheckpointError as error:
-        found = [str(error)]
+        problems = [str(error)]
     try:
-        problems, late = group.decide((newer, found), _judge, "verify", timeout_s)
+        problems, late = group.decide((newer, problems), _judge, "verify", timeout_s)
     except LostPeer as error:
         raise VerifyTimeout(directory, 0) from error
     if late:
@@ -172,18 +172,18 @@ def verify(
 
 
 def compare_arrays(directory: Path, manifest: Manifest, digests: Mapping[str, str]) -> None:
-    """Compares the digests of restored arrays with those of the manifest; the same in every process.
+    """Compares the digests of restored arrays with the manifest; the result is the same in every process.
 
     Raises:
-        DamagedCheckpoint: some differ.
+        DamagedCheckpoint: some digests differ.
     """
-    found = [
-        f"array {path}: found the digest {digest}, expected {manifest.arrays.get(path, 'one')}"
+    problems = [
+        f"array {path}: found the digest {digest}, expected {manifest.arrays.get(path, 'none')}"
         for path, digest in digests.items()
         if manifest.arrays.get(path) != digest
     ]
-    if found:
-        raise DamagedCheckpoint(directory, found)
+    if problems:
+        raise DamagedCheckpoint(directory, problems)
 
 
 def set_aside(path: Path, problems: list[str], lease: Lease) -> str:
@@ -203,13 +203,13 @@ def set_aside(path: Path, problems: list[str], lease: Lease) -> str:
     except OSError as error:
         raise CheckpointError(
             f"{path}: is damaged ({shorten(problems)}) and cannot be renamed to {name} "
-            f"({error.strerror or error}). Move it away yourself to go on from the one before it."
+            f"({error.strerror or error}). Move it away yourself to resume from an earlier checkpoint."
         ) from error
     return name
 
 
 def list_set_aside(directory: Path) -> list[tuple[str, str]]:
-    """Returns (name, findings) of each step that was set aside, the newest step first."""
+    """Returns (name, problems) of each step that was set aside, the newest step first."""
     found = []
     for path in directory.glob(f"*{BAD}*"):
         if match := re.fullmatch(rf"(\d+){re.escape(BAD)}(?:-(\d+))?", path.name):
@@ -219,17 +219,19 @@ def list_set_aside(directory: Path) -> list[tuple[str, str]]:
     return [(name, why) for _, _, name, why in sorted(found, reverse=True)]
 
 
-def inspect(directory: Path, say: Callable[[str], None], progress: Callable[[str], None] = lambda text: None) -> None:
-    """Verifies every step of a run, oldest first, and changes nothing: `convoy checkpoints verify`. Needs no JAX.
+def verify_all(
+    directory: Path, say: Callable[[str], None], progress: Callable[[str], None] = lambda text: None
+) -> None:
+    """Verifies every step of a run, oldest first, without changing a file: `convoy checkpoints verify`. Needs no JAX.
 
     Args:
         directory: of the step directories.
         say: called with a line for each step.
-        progress: called about once a second while a step is read.
+        progress: called with a text about once a second while a step is read.
 
     Raises:
-        DamagedCheckpoints: at the end, if some are damaged.
-        UnsupportedFormat: at the end, if a newer version of Convoy saved some.
+        DamagedCheckpoints: after all steps, if some are damaged.
+        UnsupportedFormat: after all steps, if a newer version of Convoy saved some.
     """
     folders, damaged, newer = step_folders(directory), 0, None
     for path in folders:
@@ -248,15 +250,15 @@ def inspect(directory: Path, say: Callable[[str], None], progress: Callable[[str
         say(f"{name:>13}  set aside by an earlier start: {why}")
     if damaged:
         raise DamagedCheckpoints(
-            f"{directory}: {damaged} of {len(folders)} checkpoints are damaged. Training sets them aside and goes on "
-            "from the newest that is good; to bring one back, copy its files from elsewhere."
+            f"{directory}: {damaged} of {len(folders)} checkpoints are damaged. Training sets them aside and resumes "
+            "from the newest good checkpoint; to repair a checkpoint, copy its files from a backup."
         )
     if newer is not None:
         raise newer
 
 
 class _Progress:
-    """Reports the bytes of a step that are read, about once a second."""
+    """Reports how many bytes of a step are read, about once a second."""
 
     def __init__(self, step: str, report: Callable[[str], None]):
         self._step, self._report, self._last = step, report, time.monotonic()
@@ -281,7 +283,7 @@ def _problems_of_share(directory: Path, manifest: Manifest, on_bytes: Callable[[
 
 
 def _judge(values: Mapping[int, tuple[str, list[str]]], missing: list[int]) -> tuple[list[str], list[int]]:
-    """Returns the problems that all processes found, each once, and the processes that have not answered."""
+    """Returns the problems that the processes found, without duplicates, and the processes that have not answered."""
     problems: list[str] = []
     for newer, found in (values[process] for process in sorted(values)):
         if newer:

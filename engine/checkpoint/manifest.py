@@ -1,7 +1,8 @@
 """The manifest of a step: size and hash of each file and a digest of each array. Needs no JAX.
 
-`manifest.json` is written last; a step without it does not count. The hash is XXH3 of 128 bits: it finds accidents, not
-forgeries. A reader of a step holds a shared lock (flock) on its manifest, so that a writer does not remove the step.
+`manifest.json` is written last; a step without it is incomplete and not listed. The hash is XXH3 of 128 bits: it
+detects corruption, not forgery. Readers of a step hold a shared lock (flock) on its manifest, so that a writer does not
+remove the step.
 """
 
 import fcntl
@@ -17,8 +18,8 @@ from engine.config.errors import CheckpointError
 from engine.run.atomic import write_text
 
 MANIFEST = "manifest.json"
-FORMAT = 1  # of what a step holds: the sections of the state, position, config; a manifest without a number is of 1
-_BLOCK = 4 << 20  # bytes of one read; other threads run meanwhile
+FORMAT = 1  # version of the content of a step: state, position, config; manifests without a number have format 1
+_BLOCK = 4 << 20  # bytes per read, during which other threads run
 
 
 class UnsupportedFormat(CheckpointError):
@@ -28,7 +29,7 @@ class UnsupportedFormat(CheckpointError):
 
 
 class Entry(NamedTuple):
-    """What a manifest holds about one file."""
+    """Size and hash of one file."""
 
     bytes: int
     hash: str
@@ -40,9 +41,9 @@ class Manifest:
 
     Attributes:
         step: its number.
-        files: name below the step's directory, with `/` -> Entry; all files but the manifest itself.
+        files: path relative to the step's directory, with `/` -> Entry; all files except the manifest itself.
         arrays: path of each array of the state -> its digest, 16 hexadecimal digits.
-        format: version of the stored state.
+        format: version of the stored content.
     """
 
     step: int
@@ -52,11 +53,11 @@ class Manifest:
 
     @property
     def bytes(self) -> int:
-        """Size of all files together."""
+        """Total size of all files."""
         return sum(entry.bytes for entry in self.files.values())
 
     def to_text(self) -> str:
-        """Returns the text of the file. It holds a hash of itself, so that a change of any bit is detected."""
+        """Returns the text of the file. It contains a hash of itself, so that a change of any bit is detected."""
         return _with_hash(
             {
                 "format": self.format,
@@ -71,8 +72,8 @@ class Manifest:
         """Parses the text of a manifest.
 
         Raises:
-            ValueError: the text is not exactly as it was written.
-            UnsupportedFormat: it is of a newer format.
+            ValueError: the text is no manifest or was changed.
+            UnsupportedFormat: the text has a newer format.
         """
         try:
             content = json.loads(text)
@@ -82,7 +83,7 @@ class Manifest:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"is not the text of a manifest ({type(error).__name__}: {error})") from error
         if not intact:
-            raise ValueError("was changed after it was written: its own hash does not fit it")
+            raise ValueError("was changed after it was written: it does not match its own hash")
         if number > FORMAT:
             raise UnsupportedFormat(
                 f"was saved in format {number}; this version of Convoy reads up to format {FORMAT}. Use the version "
@@ -96,8 +97,8 @@ def read_manifest(directory: Path) -> Manifest:
     """Returns the manifest of a step's directory.
 
     Raises:
-        CheckpointError: it is missing, damaged, or of another step; the sentence names the file.
-        UnsupportedFormat: it is of a newer format; the sentence names the directory.
+        CheckpointError: it is missing, damaged, or belongs to another step; the text names the file.
+        UnsupportedFormat: it has a newer format; the text names the directory.
     """
     path = directory / MANIFEST
     try:
@@ -105,16 +106,16 @@ def read_manifest(directory: Path) -> Manifest:
     except UnsupportedFormat as error:
         raise UnsupportedFormat(f"{directory}: {error}") from None
     except FileNotFoundError as error:
-        raise CheckpointError(f"{MANIFEST} is missing; it is written last, so the step may not be whole") from error
+        raise CheckpointError(f"{MANIFEST} is missing; it is written last, so the step may be incomplete") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{MANIFEST} {_error_text(error)}") from error
     if directory.name.isdecimal() and manifest.step != int(directory.name):
-        raise CheckpointError(f"{MANIFEST} is that of step {manifest.step}")
+        raise CheckpointError(f"{MANIFEST} belongs to step {manifest.step}")
     return manifest
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Writes the manifest of a step's directory and makes all names below the directory durable.
+    """Writes the manifest of a step's directory and syncs all folders below the directory.
 
     Raises:
         RunError: it cannot be written.
@@ -125,7 +126,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Makes the names in a folder durable."""
+    """Makes the entries of a folder durable (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -143,14 +144,14 @@ def write_durably(path: Path, text: str) -> None:
 
 
 def files_of(directory: Path) -> dict[str, int]:
-    """Returns name -> size of all files below a step's directory but the manifest, sorted by name."""
+    """Returns name -> size of all files below a step's directory except the manifest, sorted by name."""
     files = (path for path in directory.rglob("*") if path.is_file())
     sizes = {path.relative_to(directory).as_posix(): path.stat().st_size for path in files}
     return {name: sizes[name] for name in sorted(sizes) if name != MANIFEST}
 
 
 def divide_files(files: Mapping[str, int], count: int) -> list[list[str]]:
-    """Divides files into `count` shares of about the same number of bytes; the same in every process.
+    """Divides files into `count` shares of about equal bytes; the result is the same in every process.
 
     The largest file goes first, to the share with the fewest bytes (Graham 1969: at most 4/3 of the optimum).
     """
@@ -164,10 +165,10 @@ def divide_files(files: Mapping[str, int], count: int) -> list[list[str]]:
 
 
 def hash_files(directory: Path, names: Iterable[str]) -> dict[str, Entry]:
-    """Returns size and hash of files, and makes them durable.
+    """Returns size and hash of files, and makes the files durable (fsync).
 
     Raises:
-        OSError: one cannot be read.
+        OSError: a file cannot be read.
     """
     return {name: _entry(directory / name, durable=True) for name in names}
 
@@ -175,39 +176,40 @@ def hash_files(directory: Path, names: Iterable[str]) -> dict[str, Entry]:
 def find_problems(
     directory: Path, manifest: Manifest, names: Iterable[str], on_bytes: Callable[[int], None] = lambda count: None
 ) -> list[str]:
-    """Compares files with the manifest; returns a sentence for each that differs, with what was found and expected.
+    """Compares files with the manifest; returns a sentence for each file that differs, with found and expected values.
 
     Args:
         directory: of the step.
-        manifest: that of the step.
+        manifest: of the step.
         names: of files in it.
         on_bytes: called with the number of bytes of each read.
     """
-    found = []
+    problems = []
     for name in names:
         want = manifest.files[name]
         try:
             size = (directory / name).stat().st_size
             if size != want.bytes:
-                found.append(f"{name}: found {size} bytes, expected {want.bytes}")
+                problems.append(f"{name}: found {size} bytes, expected {want.bytes}")
             elif (have := _entry(directory / name, on_bytes)) != want:
-                found.append(f"{name}: found the hash {have.hash}, expected {want.hash}, in {want.bytes} bytes")
+                problems.append(f"{name}: found the hash {have.hash}, expected {want.hash}, in {want.bytes} bytes")
         except FileNotFoundError:
-            found.append(f"{name}: is missing, expected {want.bytes} bytes")
+            problems.append(f"{name}: is missing, expected {want.bytes} bytes")
         except OSError as error:
-            found.append(f"{name}: {_error_text(error)}")
-    return found
+            problems.append(f"{name}: {_error_text(error)}")
+    return problems
 
 
 @contextmanager
 def read_lock(directory: Path) -> Iterator[None]:
-    """Keeps a writer from removing a step while the block runs.
+    """Prevents writers from removing a step while the block runs.
 
-    The kernel releases the lock when its process ends. It needs no permission to write, and works on network disks that
-    support flock (NFS from version 4, Lustre, GPFS where enabled). On others a step may be removed under its reader.
+    The kernel releases the lock when its process ends. It needs no write permission, and works on network disks that
+    support flock (NFS from version 4, Lustre, GPFS where enabled). On other disks a step may be removed while it is
+    read.
 
     Raises:
-        FileNotFoundError: there is no such step, or it was removed at this moment.
+        FileNotFoundError: the step does not exist, or was removed at this moment.
     """
     with open(directory / MANIFEST, "rb") as file:
         _lock(file.fileno(), fcntl.LOCK_SH)
@@ -224,7 +226,7 @@ def delete_lock(directory: Path) -> Iterator[bool]:
         with open(directory / MANIFEST, "rb") as file:
             yield _lock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
-        yield True  # nobody reads a step without a manifest
+        yield True  # no process reads a step without a manifest
 
 
 def _lock(descriptor: int, kind: int) -> bool:

@@ -1,7 +1,7 @@
-"""When a step is saved (`SavePolicy`), and which steps stay (`Retention`).
+"""Policies that decide when a step is saved (`SavePolicy`) and which steps are kept (`Retention`).
 
-Retention keeps the newest steps and the best ones. Evaluation results are stored in `results.json` in the directory of
-the checkpoints: {"500": {"heldout/accuracy": 0.97}}. Of equal values the earlier step is the better one.
+Retention keeps the newest and the best steps. Evaluation results are stored in `results.json` in the directory of the
+checkpoints: {"500": {"heldout/accuracy": 0.97}}. Of equal values, the earlier step ranks first.
 """
 
 import json
@@ -28,12 +28,12 @@ type Results = Mapping[int, Mapping[str, float]]
 class SavePolicy:
     """Decides which steps are saved: by steps, examples, epochs or the clock.
 
-    Saves for other reasons (the end, a preemption, a best evaluation) are asked for by the loop.
+    The loop adds saves for other reasons (a preemption, a best evaluation).
 
     Args:
         duration: between two saves; None saves the last step only.
-        batch_size: examples of a step.
-        dataset_size: examples of an epoch.
+        batch_size: examples per step.
+        dataset_size: examples per epoch.
         total_steps: the last step, which is always due.
         clock: monotonic seconds.
     """
@@ -54,10 +54,10 @@ class SavePolicy:
             self._period = Period(duration, batch_size, dataset_size, total_steps)
 
     def due(self, step: int) -> bool:
-        """Whether to save at this step; never at step 0, always at the last one.
+        """Whether to save at this step; never at step 0, always at the last step.
 
-        Every process calls it at the same, increasing steps, whatever the answer: it may be an agreement. Steps before
-        `next_step` may be left out.
+        Every process must call it at the same, increasing steps, since it may communicate. Steps before `next_step` may
+        be omitted.
         """
         if self._timer is not None:
             return self._timer.due(step) or 0 < step == self._total_steps
@@ -70,7 +70,7 @@ class SavePolicy:
         return self._timer is not None
 
     def next_step(self, after: int) -> int:
-        """Returns the first step > `after` at which `due` must be called; those before it are not due."""
+        """Returns the first step > `after` at which `due` must be called; earlier steps are not due."""
         if self._timer is not None:
             return min(self._total_steps, self._timer.next_agreement(after))
         assert self._period is not None
@@ -78,25 +78,25 @@ class SavePolicy:
 
 
 class _AgreedTimer:
-    """A timer of the primary, whose answers all processes share because clocks of hosts differ.
+    """A timer of the primary. All processes share its answers, because the clocks of hosts differ.
 
-    Each agreement also sets the step of the next one: half of the way to the time at which the save is expected, and at
-    most three times as many steps as the attempt has done. This makes about ten agreements a save.
+    Each agreement (a broadcast) also sets the step of the next agreement: halfway to the expected time of the save, and
+    at most three times as many steps ahead as the attempt has done. This makes about ten agreements per save.
     """
 
     def __init__(self, seconds: float, clock: Callable[[], float]):
         self._seconds, self._clock = seconds, clock
         self._start = clock()  # when it was last due
-        self._first = 0  # step of this attempt
+        self._first = 0  # first step of this attempt
         self._agree_at: int | None = None  # step of the next agreement
-        self._asked: int | None = None  # last step that was asked for, and its answer
-        self._answer = False
+        self._asked: int | None = None  # step of the last call of `due`
+        self._answer = False  # of that call
         self._last = (0, self._start)  # step and time of the last agreement
 
     def due(self, step: int) -> bool:
         if step == self._asked:
             return self._answer
-        if self._agree_at is None:  # the first step of this attempt: nothing to save yet
+        if self._agree_at is None:  # the first step of this attempt: there are no updates to save
             self._first, self._agree_at, self._last = step, step + 1, (step, self._clock())
         self._asked, self._answer = step, False
         if step >= self._agree_at:
@@ -115,22 +115,22 @@ class _AgreedTimer:
         if due:
             self._start = now
         expected = (self._start + self._seconds - now) * (step - before) / max(now - then, 1e-6)
-        # Bounded by how far this attempt has come: its first steps say little, as the loop runs ahead of the device.
+        # Limited by the steps of this attempt: the loop runs ahead of the device, so its first steps are bad estimates.
         return due, step + max(1, min(int(expected / 2), 3 * (step - self._first)))
 
 
 class Retention:
-    """The choice of steps that stay in one run, with the evaluation results that it rests on.
+    """Decides which steps of a run are kept, from the evaluation results, which it also stores.
 
     Args:
         directory: of the checkpoints.
-        keep_latest: newest checkpoints that stay.
+        keep_latest: number of newest checkpoints to keep.
         best: "evaluation/metric", or None.
         best_mode: "max" or "min".
-        keep_best: best checkpoints that stay besides.
+        keep_best: number of best checkpoints to keep in addition.
         lease: of the run directory.
 
-    Every process of a run has one, records the same and chooses the same. The primary reads and writes the file.
+    Every process of a run has a Retention, with the same records and decisions. The primary reads and writes the file.
     """
 
     def __init__(
@@ -144,24 +144,24 @@ class Retention:
     ):
         self._path, self._lease = Path(directory) / RESULTS, lease
         self._keep_latest, self._best, self._best_mode, self._keep_best = keep_latest, best, best_mode, keep_best
-        # As pairs: numbers cannot be keys of JSON.
+        # As pairs, because JSON has no integer keys.
         pairs = group.run_on_primary(lambda: list(read_results(Path(directory)).items()), "the evaluation results")
         self._results: dict[int, dict[str, float]] = {int(step): results for step, results in pairs}
-        self._writing: storage.Background | None = None  # the newest write, unless it is known to have succeeded
+        self._writing: storage.Background | None = None  # the latest write, unless it has succeeded
 
     def record(self, step: int, results: Mapping[str, float]) -> None:
-        """Adds evaluation results of a step, also on disk.
+        """Adds evaluation results of a step, in memory and on disk.
 
         Raises:
-            RunError: the file cannot be written, or the disk does not answer in `timeouts.RESULTS_S`. The next call
-                or `flush` writes them.
+            RunError: the file cannot be written, or the disk does not answer within `timeouts.RESULTS_S`. The next call
+                or `flush` writes the results.
         """
         self._results[step] = self._results.get(step, {}) | {name: float(value) for name, value in results.items()}
-        if self._writing is None or self._writing.done:  # otherwise the disk hangs, which was reported
+        if self._writing is None or self._writing.done:  # otherwise the disk hangs, which is already reported
             self._write()
 
     def flush(self) -> None:
-        """Writes results that the disk has refused before; raises as `record`."""
+        """Writes results that could not be written before. Raises like `record`."""
         if self._writing is not None and self._writing.done:
             self._write()
 
@@ -182,19 +182,19 @@ class Retention:
         self._writing = None
 
     def to_delete(self, steps: Collection[int]) -> list[int]:
-        """Returns those of the durable steps that need not stay, oldest first. The newest always stays."""
+        """Returns the steps to delete out of the durable steps, oldest first. The newest step is always kept."""
         kept = set(sorted(steps)[-max(1, self._keep_latest) :])
         ranked = self._ranking({step: self._results[step] for step in steps if step in self._results})
         return sorted(set(steps) - kept - set(ranked[: self._keep_best]))
 
     def forget(self, evaluation: str) -> None:
-        """Drops the results of an evaluation whose data has changed: old and new values cannot be compared."""
+        """Drops the results of an evaluation whose data has changed: old and new values are not comparable."""
         for step, results in list(self._results.items()):
             self._results[step] = {n: v for n, v in results.items() if n.partition("/")[0] != evaluation}
             self.record(step, {})
 
     def results(self, step: int) -> Mapping[str, float]:
-        """Returns the evaluation results of a step, none if nothing was recorded."""
+        """Returns the evaluation results of a step; empty if none were recorded."""
         return self._results.get(step, {})
 
     def best(self) -> tuple[int, float] | None:
@@ -214,10 +214,10 @@ def ranking(results: Results, best: str, best_mode: str) -> list[int]:
 
 
 def read_results(directory: Path) -> dict[int, dict[str, float]]:
-    """Returns the evaluation results by step; none if nothing was recorded.
+    """Returns the evaluation results by step; empty if none were recorded.
 
     Raises:
-        CheckpointError: the file is not what `record` writes.
+        CheckpointError: the file cannot be read or parsed.
     """
     path = directory / RESULTS
     try:
@@ -227,5 +227,6 @@ def read_results(directory: Path) -> dict[int, dict[str, float]]:
         return {}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: cannot be read ({error}). Move it away to go on; the best checkpoint is then chosen anew."
+            f"{path}: cannot be read ({error}). Move it away to continue; the best checkpoint is then chosen from new "
+            "results only."
         ) from error

@@ -1,8 +1,8 @@
 """The checkpoints of one run on disk: lists steps, restores them onto any mesh, removes them.
 
-A step is the directory `<checkpoints>/<step>/` with `state` (arrays), `position` (the next unread example), `config`
-(text) and the manifest. A save renames it into place as a whole: it is *durable* then, and only durable steps are
-listed. Nothing here waits for a disk without a bound.
+A step is the directory `<checkpoints>/<step>/` with `state` (arrays), `position` (in the data), `config` (text) and the
+manifest. A save renames the complete directory into place: then the step is *durable*, and only durable steps are
+listed. Every wait for a disk has a timeout.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.checkpoint import arrays, timeouts
-from engine.checkpoint.arrays import error_text, failing
+from engine.checkpoint.arrays import error_text, reraise
 from engine.checkpoint.integrity import (
     DamagedCheckpoint,
     VerifyTimeout,
@@ -39,18 +39,18 @@ from engine.run.lease import Lease
 from engine.types import PyTree
 
 STATE, POSITION, CONFIG = "state", "position/position.json", "config/config.json"
-SAVING, DELETED = ".saving", ".deleted"  # suffixes of directories that are not a step yet, or not any more
+SAVING, DELETED = ".saving", ".deleted"  # suffixes of directories that are being saved or deleted
 _LEFTOVERS = (f"*{DELETED}", f"*{SAVING}", "*.orbax-checkpoint-tmp")  # of a killed save or deletion
 
 
 class StorageError(CheckpointError):
-    """A step could not be written or read because of the storage, not because of the run."""
+    """A step could not be written or read because the storage failed; a restart may succeed."""
 
     exit_code = ExitStatus.RETRY
 
 
 class NoUsableCheckpoint(CheckpointError):
-    """Every checkpoint of the run is damaged. Whether to start from the beginning is the user's decision."""
+    """Every checkpoint of the run is damaged. The user decides whether to start over."""
 
     exit_code = ExitStatus.STOP
     everywhere = True
@@ -71,21 +71,21 @@ class CheckpointStore:
 
     Args:
         directory: of the step directories.
-        lease: of the run directory, to remove steps; None opens the store for reading, without write access.
+        lease: of the run directory, to remove steps; None opens the store read-only.
         timeout_s: seconds that a restore may take.
 
     Raises:
         CheckpointError: the directory cannot be created or read.
-        StorageError: it does not answer.
+        StorageError: the storage does not answer.
 
-    One writer at a time. With several processes, all call `restore` for the same steps.
+    One writer at a time. With several processes, all must call `restore` for the same steps.
     """
 
     def __init__(
         self, directory: str | os.PathLike[str], lease: Lease | None = None, *, timeout_s: float = timeouts.SAVE_S
     ):
         self.directory, self.timeout_s = Path(directory).absolute(), timeout_s
-        self.current: set[int] = set()  # steps on disk that hold what this run would save again
+        self.current: set[int] = set()  # steps on disk that are identical to what this run would save
         self._lease = lease
         self._seen: list[int] = []  # the durable steps, as last listed
         self._deleting: dict[Path, storage.Background] = {}  # step directory -> its deletion
@@ -101,11 +101,11 @@ class CheckpointStore:
                 lambda: [path for pattern in _LEFTOVERS for path in self.directory.glob(pattern)], timeouts.LIST_S
             )
         except storage.StorageTimeout as error:
-            raise self._unanswered(error) from error
+            raise self._timed_out(error) from error
         except OSError as error:
             raise CheckpointError(
                 f"{self.directory}: cannot be opened for writing ({error.strerror or error}). Allow writing there, or "
-                "choose another place with --workdir=DIR."
+                "choose another directory with --workdir=DIR."
             ) from error
         if leftovers and group.is_primary():
             with lease.writing():
@@ -115,7 +115,7 @@ class CheckpointStore:
     # Lists
 
     def steps(self) -> list[int]:
-        """Returns the durable steps, oldest first; as last listed if the disk hangs. Needs no JAX."""
+        """Returns the durable steps, oldest first; if the disk hangs, the last known list. Needs no JAX."""
 
         def durable() -> list[int]:
             return [int(path.name) for path in self._folders() if (path / MANIFEST).is_file()]
@@ -129,7 +129,7 @@ class CheckpointStore:
         return max(self.steps(), default=None)
 
     def candidates(self) -> list[int]:
-        """Returns the steps by their names, newest first, also those that have lost their manifest.
+        """Returns all steps, newest first, including those that have lost their manifest.
 
         Raises:
             StorageError: the storage does not answer.
@@ -137,10 +137,10 @@ class CheckpointStore:
         try:
             return storage.bounded(lambda: [int(path.name) for path in reversed(self._folders())], timeouts.LIST_S)
         except storage.StorageTimeout as error:
-            raise self._unanswered(error) from error
+            raise self._timed_out(error) from error
 
     def describe(self) -> list[StepInfo]:
-        """Returns what is known of each durable step, oldest first. Needs no JAX."""
+        """Returns size, time and evaluation results of each durable step, oldest first. Needs no JAX."""
         results = read_results(self.directory)
         infos = []
         for step in self.steps():
@@ -161,17 +161,17 @@ class CheckpointStore:
         stacked: Mapping[str, int] | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> tuple[PyTree, int] | None:
-        """Returns the state and the step of the newest good checkpoint, or None if there never was one.
+        """Returns the state and the step of the newest good checkpoint, or None if the run has no checkpoints.
 
-        Damaged steps are set aside. All processes call this, and get the same.
+        Damaged steps are set aside. All processes call this, and get the same step.
 
         Args:
             abstract_state, stacked: as for `restore`.
             say: called with a sentence for each damaged step.
 
         Raises:
-            NoUsableCheckpoint: there are checkpoints, and none is good.
-            CheckpointError: one cannot be read for a reason of the disk, or it is of another model.
+            NoUsableCheckpoint: every checkpoint is damaged.
+            CheckpointError: a checkpoint cannot be read because of the disk, or belongs to another model.
         """
         lease = self.writable("set a damaged step aside")
         for step in group.run_on_primary(self.candidates, "the list of checkpoints"):
@@ -189,25 +189,25 @@ class CheckpointStore:
             raise NoUsableCheckpoint(
                 f"{self.directory}: no checkpoint can be used:\n"
                 + "".join(f"  {name}: {why}\n" for name, why in bad)
-                + "Bring one of them back from a copy, under its number as name, or start anew with --fresh (the old "
-                "run is moved aside)."
+                + "Restore one of them from a backup, with its step number as its name, or start over with --fresh "
+                "(the old run is moved aside)."
             )
         return None
 
     def restore(self, step: int, abstract_state: PyTree, stacked: Mapping[str, int] | None = None) -> PyTree:
-        """Returns the state of a step, placed as asked for, whatever mesh it was saved from. Every bit is verified.
+        """Returns the state of a step with the requested shardings, saved from any mesh. Every bit is verified.
 
         Args:
-            step: a candidate.
+            step: one of `candidates`.
             abstract_state: the state as jax.ShapeDtypeStruct with shardings.
-            stacked: path of each parameter of a stack of layers -> how many of its first dimensions hold the layers;
-                it may have been saved with another number of them.
+            stacked: path of each parameter of a stack of layers -> number of its leading dimensions that index the
+                layers; it may have been saved with another number of them.
 
         Raises:
-            CheckpointError: there is no such step, it cannot be read, or it is not of this model: the sentence
-                names the leaves that differ.
-            DamagedCheckpoint: it is not what was saved; in every process.
-            StorageError: it takes longer than the bound, here or in another process, which is named.
+            CheckpointError: the step does not exist, cannot be read, or belongs to another model: the text names the
+                leaves that differ.
+            DamagedCheckpoint: the step differs from what was saved; raised in every process.
+            StorageError: it takes longer than the timeout, in this or another process, which is named.
         """
         self.current.discard(step)
         if step not in self.candidates():
@@ -244,18 +244,18 @@ class CheckpointStore:
 
     def _read(self, step: int, abstract_state: PyTree, stacked: Mapping[str, int]) -> PyTree:
         folder = self.directory / str(step) / STATE
-        with failing(lambda text: self._unreadable(step, text)):
+        with reraise(lambda text: self._unreadable(step, text)):
             stored = leaves_of(arrays.describe(folder))
         wanted = leaves_of(abstract_state)
         folds = other_folds(stored, wanted, stacked)
         if differing := difference(stored | {path: wanted[path] for path in folds}, wanted):
             raise CheckpointError(
-                f"{self.directory / str(step)} is not of this model:\n{differing}\n"
-                "Use the config and the code that it was saved with (its config lies in it), start anew with "
-                "--fresh, or begin a run in another --workdir with those of its weights that fit, by "
+                f"{self.directory / str(step)} is not a checkpoint of this model:\n{differing}\n"
+                "Use the config and the code that it was saved with (its folder has the config), start over with "
+                "--fresh, or start a run in another --workdir with the weights that fit: "
                 f"--config.init.checkpoint={self.directory.parent} and init.paths."
             )
-        with failing(lambda text: self._unreadable(step, text)):
+        with reraise(lambda text: self._unreadable(step, text)):
             state = arrays.read(folder, with_stored_folds(abstract_state, stored, folds))
         return with_wanted_folds(state, abstract_state, folds)
 
@@ -278,17 +278,17 @@ class CheckpointStore:
     # Changes
 
     def saved(self, step: int) -> None:
-        """Notes that this run has made a step durable."""
+        """Records that this run has made a step durable."""
         self.current.add(step)
         self._seen = sorted({*self._seen, step})
 
     def delete(self, step: int) -> None:
         """Removes a durable step. It disappears from the list at once; a thread removes its files.
 
-        A step that another process reads at that moment stays, and is listed again.
+        A step that another process is reading is kept and listed again.
 
         Raises:
-            CheckpointError: there is no such step.
+            CheckpointError: the step does not exist.
         """
         lease = self.writable("delete")
         self.current.discard(step)
@@ -312,7 +312,7 @@ class CheckpointStore:
     def end_deletion(self, step: int) -> None:
         """Waits for the deletion of a step that is about to be saved again."""
         if (deletion := self._deleting.pop(self.directory / str(step), None)) is not None:
-            with contextlib.suppress(Exception):  # however it ended, the step is replaced
+            with contextlib.suppress(Exception):  # the save replaces the step even if the deletion has failed
                 deletion.result(self.timeout_s)
 
     @property
@@ -324,7 +324,7 @@ class CheckpointStore:
         """Returns, once, a sentence for each deletion that has failed.
 
         Args:
-            timeout_s: to wait for each of those in flight. The next writer finishes what is not done then.
+            timeout_s: seconds to wait for each deletion in flight. The next writer completes unfinished deletions.
         """
         texts = []
         for path, deletion in list(self._deleting.items()):
@@ -337,16 +337,16 @@ class CheckpointStore:
             del self._deleting[path]
         return texts
 
-    # Sentences
+    # Messages
 
-    def newest_but(self, step: int) -> str:
-        """Returns a sentence about the newest step but one; touches no storage."""
+    def newest_except(self, step: int) -> str:
+        """Returns a sentence about the newest step other than `step`; touches no storage."""
         newest = max((seen for seen in self._seen if seen != step), default=None)
-        return "No checkpoint is there yet" if newest is None else f"The newest checkpoint is that of step {newest}"
+        return "No checkpoint exists yet" if newest is None else f"The newest checkpoint is that of step {newest}"
 
-    def _unanswered(self, error: storage.StorageTimeout) -> StorageError:
+    def _timed_out(self, error: storage.StorageTimeout) -> StorageError:
         return StorageError(
-            f"{self.directory}: the storage does not answer ({error}). See that it is mounted and not overloaded, "
+            f"{self.directory}: the storage does not answer ({error}). Check that it is mounted and not overloaded, "
             "then start the same command again."
         )
 
@@ -354,25 +354,25 @@ class CheckpointStore:
         who = ", ".join(f"process {index}" for index in missing)
         return StorageError(
             f"{self.directory / str(step)}: not restored within checkpoint.timeout, {self.timeout_s:g} s: {who} "
-            "did not come to the end of it. See that the storage answers there, then start the same command again."
+            "did not finish. Check that the storage answers there, then start the same command again."
         )
 
     def _unreadable(self, step: int, text: str) -> str:
         others = ", ".join(str(other) for other in self.steps() if other != step) or "none"
         return (
             f"{self.directory / str(step)}: cannot be read ({text}). Other checkpoints there: {others}. "
-            f"Move {step} elsewhere to go on from the newest of them."
+            f"Move {step} elsewhere to resume from the newest of them."
         )
 
     def _require(self, step: int) -> None:
         if step not in (steps := self.steps()):
             raise CheckpointError(
                 f"{self.directory}: there is no checkpoint of step {step}. "
-                f"Steps there: {', '.join(map(str, steps)) or 'none'}."
+                f"Existing steps: {', '.join(map(str, steps)) or 'none'}."
             )
 
     def writable(self, verb: str) -> Lease:
-        """Returns the lease, which the store must have to `verb`. Raises CheckpointError."""
+        """Returns the lease, which `verb` needs. Raises CheckpointError if the store is read-only."""
         if self._lease is None:
             raise CheckpointError(f"{self.directory}: opened read-only, cannot {verb}. Open it with its lease.")
         return self._lease

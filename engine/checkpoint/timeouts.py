@@ -1,17 +1,17 @@
-"""Every bound on a wait of this package, in seconds, with the reason for its size."""
+"""Every timeout of this package, in seconds, with the reason for its value."""
 
 from typing import Final
 
-SAVE_S: Final = 600.0  # for a save or a restore, where the caller names no other: the default of checkpoint.timeout
+SAVE_S: Final = 600.0  # for a save or a restore: the default of checkpoint.timeout
 VERDICT_S: Final = 30.0  # beyond the deadline of a save, for the primary's verdict to reach the other processes
-VERIFY_SHARE: Final = 0.9  # of the time of a restore, for hashing: before the caller's own bound, to name who is late
-VERIFY_S: Final = 600.0  # for hashing all files of a step, where nothing else bounds it
+VERIFY_SHARE: Final = 0.9  # share of a restore's timeout for hashing: ends before the restore, to name a late process
+VERIFY_S: Final = 600.0  # for hashing all files of a step, outside of a restore
 
-RECENT_S: Final = 1.0  # a save younger than this is waited for: it ends soon, and a run with short steps saves more
+RECENT_S: Final = 1.0  # a younger save is waited for: it ends soon, and a run with short steps saves more often
 ABANDONED_S: Final = 1.0  # for the thread of an abandoned save to return before the next save is refused
 ALONE_S: Final = 5.0  # for the save in flight when this process alone fails: its peers may never finish theirs
 
 LIST_S: Final = 10.0  # for listing or renaming steps: a healthy folder answers in milliseconds
-DELETE_S: Final = 60.0  # at the end, for deletions in flight; the next writer finishes what is left
-RESULTS_S: Final = 2.0  # that the loop waits for the disk to take results.json, which a later write repeats
+DELETE_S: Final = 60.0  # at the end of a run, for deletions in flight; the next writer completes the rest
+RESULTS_S: Final = 2.0  # for writing results.json, during which the loop waits; a later write repeats it
 PROGRESS_S: Final = 1.0  # between two progress lines of `convoy checkpoints verify`

@@ -1,8 +1,8 @@
-"""Compares a stored state with the one that a program wants, leaf by leaf, and refolds stacks of layers.
+"""Compares a stored state with the state that a program needs, leaf by leaf, and reshapes stacks of layers.
 
-The path of a leaf is its keys joined by "/", "params/encoder/0/kernel"; the fields of an optimizer's tuple count by
-name, as Orbax stores them. A *fold* is the first dimensions of an array of a stack of layers: `[layers]`, or
-`[repeats, layers of a repeat]` over a pipeline. The order of the layers is the same.
+The path of a leaf is its keys joined by "/", "params/encoder/0/kernel"; fields of an optimizer's named tuple are keys,
+as in Orbax. A *fold* is the leading dimensions of a stacked array: `[layers]`, or `[repeats, layers of a repeat]` with
+pipeline parallelism. The order of the layers is the same.
 """
 
 import math
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import jax
     from jax.tree_util import KeyPath
 
-SHOWN = 8  # leaves that an error names; a changed width touches hundreds
+SHOWN = 8  # leaves that an error names; a changed width affects hundreds
 
 
 class Leaf(NamedTuple):
@@ -29,7 +29,7 @@ class Leaf(NamedTuple):
 
 
 def leaves_of(tree: PyTree) -> dict[str, Leaf]:
-    """Returns path -> Leaf for a pytree of things with `shape` and `dtype` (arrays, abstract arrays, metadata)."""
+    """Returns path -> Leaf for a pytree whose leaves have `shape` and `dtype` (arrays, abstract arrays, metadata)."""
     import jax
 
     return {
@@ -39,9 +39,9 @@ def leaves_of(tree: PyTree) -> dict[str, Leaf]:
 
 
 def difference(stored: Mapping[str, Leaf], wanted: Mapping[str, Leaf]) -> str | None:
-    """Returns sentences about the leaves that differ, parameters first, or None if there are none.
+    """Returns sentences about the leaves that differ, parameters first, or None if all are equal.
 
-    A leaf that one side lacks differs; so does another dtype, because a silent cast would not be the saved state.
+    A leaf that is missing on one side differs. So does a leaf of another dtype, because a silent cast would change it.
     """
     paths = sorted({*stored, *wanted}, key=lambda path: (not path.startswith("params/"), path))
     differing = [path for path in paths if stored.get(path) != wanted.get(path)]
@@ -63,8 +63,8 @@ def other_folds(
     Args:
         stored: leaves of the checkpoint.
         wanted: leaves of the program.
-        stacked: path of a parameter of a stack -> dimensions of its fold. What the optimizer or an average keeps for
-            a parameter has a path that ends with it.
+        stacked: path of a stacked parameter -> dimensions of its fold. Paths of the optimizer's or the EMA's leaves for
+            a parameter end with the path of the parameter.
     """
     found = {}
     for path, want in wanted.items():
@@ -99,13 +99,13 @@ def with_wanted_folds(state: PyTree, abstract_state: PyTree, folds: Mapping[str,
         if _key(path) not in folds:
             return x
         x = jax.jit(lambda x: x.reshape(want.shape), out_shardings=want.sharding)(x)
-        return jax.block_until_ready(x)  # one after the other: there is room for one copy
+        return jax.block_until_ready(x)  # one array at a time, so that memory for one copy suffices
 
     return jax.tree.map_with_path(leaf, state, abstract_state)
 
 
 def _stored_fold(want: "jax.ShapeDtypeStruct", shape: tuple[int, ...], of: int, to: int) -> "jax.ShapeDtypeStruct":
-    """Returns an abstract array in its stored shape, its layers over the axes of the wanted fold if they divide."""
+    """Returns an abstract array in its stored shape, its layers on the mesh axes of the wanted fold if they divide."""
     import jax
     from jax.sharding import NamedSharding, PartitionSpec
 

@@ -1,9 +1,8 @@
-"""Warm start: initializes a new run with weights of another one, matched by path and shape, on this mesh.
+"""Warm start: initializes a new run with weights of another run, matched by path and shape, on the mesh of this run.
 
-The averaged weights are taken if the other run keeps an average, as evaluations and the export do; the model state,
-such as batch statistics, as it is. Optimizer, step, randomness and position in the data are new. In names and errors
-*here* is the model of the new run and *there* is the checkpoint. A *key* is the section and the path of an array in a
-state: "params/encoder/0/kernel". The longest prefix of its path in `init.paths` decides where an array comes from.
+If the other run has an EMA, its averaged weights are used, as in evaluations and exports. Optimizer, step, randomness
+and position in the data are new. In names and errors, *here* is the model of the new run and *there* is the checkpoint.
+A *key* is the section and the path of an array in a state: "params/encoder/0/kernel".
 """
 
 import contextlib
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.checkpoint import arrays
-from engine.checkpoint.arrays import failing
+from engine.checkpoint.arrays import reraise
 from engine.checkpoint.integrity import verify
 from engine.checkpoint.manifest import MANIFEST, read_lock
 from engine.checkpoint.policy import ranking, read_results
@@ -36,7 +35,7 @@ AVERAGED = "ema"
 
 @dataclass(frozen=True)
 class Weights:
-    """The arrays that were taken, by path, and a sentence about them for the user."""
+    """The restored arrays by path, and a sentence about them for the user."""
 
     params: Mapping[str, "jax.Array"]
     model_state: Mapping[str, "jax.Array"]
@@ -44,7 +43,7 @@ class Weights:
 
 
 def read_weights(init: Init, abstract_state: Mapping[str, PyTree], stacked: Mapping[str, int]) -> Weights:
-    """Returns the weights that `init` names, for the arrays that this model has. Every process calls it.
+    """Returns the weights of `init.checkpoint` for the arrays of this model. Every process calls it.
 
     Args:
         init: the section of the config.
@@ -52,25 +51,25 @@ def read_weights(init: Init, abstract_state: Mapping[str, PyTree], stacked: Mapp
         stacked: as for `CheckpointStore.restore`.
 
     Raises:
-        CheckpointError: there is no such checkpoint, it is damaged or cannot be read, or an array here has no match
+        CheckpointError: the checkpoint does not exist, is damaged or cannot be read, or an array here has no match
             there.
-        ConfigError: a prefix that no path here begins with.
+        ConfigError: no path here begins with a prefix of `init.paths`.
     """
-    directory, step = group.run_on_primary(lambda: find(init.checkpoint), "the choice of init.checkpoint")
+    directory, step = group.run_on_primary(lambda: find_step(init.checkpoint), "the choice of init.checkpoint")
     path = local_path(directory) / str(step)
     with contextlib.ExitStack() as stack:
-        with failing(lambda text: _unreadable(path, text)):
+        with reraise(lambda text: _unreadable(path, text)):
             stack.enter_context(read_lock(path))
         verify(path)
-        return _taken(path, init, abstract_state, stacked)
+        return _read_matching(path, init, abstract_state, stacked)
 
 
-def _taken(path: Path, init: Init, abstract_state: Mapping[str, PyTree], stacked: Mapping[str, int]) -> Weights:
-    with failing(lambda text: _unreadable(path, text)):
+def _read_matching(path: Path, init: Init, abstract_state: Mapping[str, PyTree], stacked: Mapping[str, int]) -> Weights:
+    with reraise(lambda text: _unreadable(path, text)):
         stored = leaves_of(arrays.describe(path / STATE))
     keys = match([f"{s}/{p}" for s in SECTIONS for p in abstract_state[s]], stored, init.paths)
     wanted = {s: {p: x for p, x in abstract_state[s].items() if f"{s}/{p}" in keys} for s in SECTIONS}
-    from_there = _leaves(keys, stored, leaves_of(wanted))
+    from_there = _stored_leaves(keys, stored, leaves_of(wanted))
     folds = other_folds(from_there, leaves_of(wanted), stacked)
     if lines := differences(from_there | {k: leaves_of(wanted)[k] for k in folds}, leaves_of(wanted), keys):
         raise CheckpointError(
@@ -78,33 +77,34 @@ def _taken(path: Path, init: Init, abstract_state: Mapping[str, PyTree], stacked
             + "\n  ".join(lines[:SHOWN] + ([f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []))
             + f"\n{len(lines)} of {len(keys)} arrays here. Only there: "
             + _listed([f"{key} {stored[key]}" for key in _unused(keys, stored)])
-            + ".\nSay by init.paths where they come from, prefix here -> prefix there, or None for random: "
+            + ".\nMap them with init.paths, prefix here -> prefix there, or None for random initialization: "
             "--config.init.paths.head=None"
         )
-    with failing(lambda text: _unreadable(path, text)):
+    with reraise(lambda text: _unreadable(path, text)):
         read = _read(path / STATE, with_stored_folds(wanted, from_there, folds), keys)
     read = with_wanted_folds(read, wanted, folds)
     return Weights(read["params"], read["carried"], _sentence(path, keys, stored, abstract_state))
 
 
-def find(place: str) -> tuple[str, int]:
-    """Returns the folder of checkpoints, for every process, and the step that `init.checkpoint` means; needs no JAX.
+def find_step(checkpoint: str) -> tuple[str, int]:
+    """Returns the folder of checkpoints and the step that `init.checkpoint` names. Needs no JAX.
 
     Args:
-        place: a step's own folder, or a run directory: its best step where it chooses one, else its newest.
+        checkpoint: the folder of a step, or a run directory: its best step if the run selects a best step, otherwise
+            its newest step.
 
     Raises:
         CheckpointError: there is no checkpoint.
     """
-    path = local_path(place).expanduser().absolute()
+    path = local_path(checkpoint).expanduser().absolute()
     if path.name.isdecimal() and (path / MANIFEST).is_file():
         return shown(path.parent), int(path.name)
     run = RunDirectory(path)
     steps = CheckpointStore(run.checkpoints).steps()
     if not steps:
         raise CheckpointError(
-            f"init.checkpoint = {place!r}: no checkpoint is there. Give a run directory, as runs/digits, or one of its "
-            "steps, as runs/digits/checkpoints/500."
+            f"init.checkpoint = {checkpoint!r}: no checkpoint found. Give a run directory such as runs/digits, or one "
+            "of its steps such as runs/digits/checkpoints/500."
         )
     settings = from_text(run.read_config_text(), str(run.config)).checkpoint if run.exists() else None
     if settings is not None and settings.best is not None:
@@ -115,28 +115,30 @@ def find(place: str) -> tuple[str, int]:
 
 
 def match(here: list[str], there: Mapping[str, Leaf], paths: Mapping[str, str | None]) -> dict[str, str]:
-    """Returns the key here -> the key there of every array but those that are to stay random.
+    """Returns key here -> key there for every array except those that stay random.
+
+    The longest matching prefix in `paths` decides about an array.
 
     Args:
         here: keys of this model's arrays.
-        there: what is stored, by key; a parameter with an average is taken from that.
-        paths: prefix here -> prefix there, "" for its top; None for random.
+        there: stored leaves by key; a parameter with an average is read from the average.
+        paths: prefix here -> prefix there, "" for its root; None for random.
 
     Raises:
-        ConfigError: a prefix that no path here begins with.
+        ConfigError: no path here begins with a prefix of `paths`.
     """
     names = sorted({key.partition("/")[2] for key in here})
     for prefix in paths:
-        if not any(_begins(name, prefix) for name in names):
+        if not any(_has_prefix(name, prefix) for name in names):
             tops = sorted({name.rpartition("/")[0] or name for name in names})
             raise ConfigError(
-                f"init.paths.{prefix}: no parameter of this model begins so.{did_you_mean(prefix, tops)} "
-                f"Here are: {', '.join(tops[:SHOWN])}{' ...' if len(tops) > SHOWN else ''}."
+                f"init.paths.{prefix}: no parameter of this model has this prefix.{did_you_mean(prefix, tops)} "
+                f"Prefixes here: {', '.join(tops[:SHOWN])}{' ...' if len(tops) > SHOWN else ''}."
             )
     found = {}
     for key in here:
         section, _, name = key.partition("/")
-        prefix = max((prefix for prefix in paths if _begins(name, prefix)), key=len, default=None)
+        prefix = max((prefix for prefix in paths if _has_prefix(name, prefix)), key=len, default=None)
         to = name if prefix is None else paths[prefix]
         if to is None:
             continue
@@ -147,12 +149,12 @@ def match(here: list[str], there: Mapping[str, Leaf], paths: Mapping[str, str | 
     return found
 
 
-def _begins(name: str, prefix: str) -> bool:
+def _has_prefix(name: str, prefix: str) -> bool:
     return f"{name}/".startswith(prefix.rstrip("/") + "/")
 
 
-def _leaves(keys: Mapping[str, str], stored: Mapping[str, Leaf], wanted: Mapping[str, Leaf]) -> dict[str, Leaf]:
-    """Returns what is stored, by the keys of here. A float of another precision will be converted, so it matches."""
+def _stored_leaves(keys: Mapping[str, str], stored: Mapping[str, Leaf], wanted: Mapping[str, Leaf]) -> dict[str, Leaf]:
+    """Returns stored leaves by key here. Floats of another precision get the dtype here, as they will be converted."""
     import jax.numpy as jnp
 
     found = {}
@@ -165,7 +167,7 @@ def _leaves(keys: Mapping[str, str], stored: Mapping[str, Leaf], wanted: Mapping
 
 
 def _read(folder: Path, wanted: Mapping[str, PyTree], keys: Mapping[str, str]) -> dict[str, PyTree]:
-    """Reads the arrays of `wanted` and no others, in its structure, each directly onto its devices."""
+    """Reads only the arrays of `wanted`, in its structure, each directly onto its devices."""
     import jax
 
     item: dict[str, dict[str, jax.ShapeDtypeStruct]] = {}
@@ -180,7 +182,7 @@ def _read(folder: Path, wanted: Mapping[str, PyTree], keys: Mapping[str, str]) -
     def array(key: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         there, _, path = keys[key].partition("/")
         x = read[there][path]
-        if keys[key] in given or x.sharding != leaf.sharding:  # two arrays here from one there
+        if keys[key] in given or x.sharding != leaf.sharding:  # one array there may serve two arrays here
             x = jax.device_put(x, leaf.sharding, may_alias=False)
         given.add(keys[key])
         return x
@@ -189,7 +191,7 @@ def _read(folder: Path, wanted: Mapping[str, PyTree], keys: Mapping[str, str]) -
 
 
 def differences(from_there: Mapping[str, Leaf], wanted: Mapping[str, Leaf], keys: Mapping[str, str]) -> list[str]:
-    """Returns a line with both sides for each array here that has no match there."""
+    """Returns a line for each array here without a match there, with both shapes."""
     lines = []
     for key, to in keys.items():
         if from_there.get(key) != wanted[key]:
@@ -199,11 +201,11 @@ def differences(from_there: Mapping[str, Leaf], wanted: Mapping[str, Leaf], keys
 
 
 def _unreadable(path: Path, text: str) -> str:
-    return f"init.checkpoint: {path}: cannot be read ({text}). Choose another step, as {path.parent}/STEP."
+    return f"init.checkpoint: {path}: cannot be read ({text}). Choose another step: {path.parent}/STEP."
 
 
 def _unused(keys: Mapping[str, str], stored: Mapping[str, Leaf]) -> list[str]:
-    """Returns the keys of weights there that nothing here takes; an average stands for its parameter."""
+    """Returns the keys of weights there that no array here uses; an average counts as its parameter."""
     taken = {key.partition("/")[2] for key in keys.values()}
     return sorted(k for k in stored if k.startswith(("params/", "carried/")) and k.partition("/")[2] not in taken)
 
@@ -219,6 +221,6 @@ def _sentence(
     random = [f"{s}/{p}" for s in SECTIONS for p in abstract_state[s] if f"{s}/{p}" not in keys]
     averaged = any(key.startswith(f"{AVERAGED}/") for key in keys.values())
     return (
-        f"beginning with {len(keys)} arrays of {path}{', averaged ones where it has them' if averaged else ''}; "
-        f"random: {_listed(random)}; not taken: {_listed(_unused(keys, stored))}"
+        f"initialized {len(keys)} arrays from {path}{', from its EMA where available' if averaged else ''}; "
+        f"random: {_listed(random)}; unused: {_listed(_unused(keys, stored))}"
     )

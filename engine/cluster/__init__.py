@@ -1,1 +1,1 @@
-"""Who this process is among others, and how processes end and agree."""
+"""The processes of a run: cluster detection, the process group, exit status and shutdown."""

@@ -1,8 +1,8 @@
-"""Who this process is, read from the variables that its scheduler sets.
+"""Detects process index, process count and coordinator from flags and the variables of the scheduler.
 
-The first that applies decides: flags, CONVOY_*, Kubeflow's JAX_*, JobSet (xpk too), SkyPilot, torchrun, Slurm, Open
-MPI, TPU hosts, what JAX itself detects, a single process. Where a flag or a CONVOY_* variable gives only some of
-coordinator, count and index, the scheduler gives the rest.
+The first source that applies is used: flags, CONVOY_*, Kubeflow's JAX_*, JobSet (also xpk), SkyPilot, torchrun, Slurm,
+Open MPI, TPU hosts, JAX's own detection, a single process. If flags and CONVOY_* variables give only some of
+coordinator, count and index, the scheduler's variables give the others.
 """
 
 import os
@@ -15,71 +15,71 @@ from dataclasses import dataclass
 
 from engine.config.errors import ConfigError
 
-PORT = 8476  # of the coordinator where a scheduler names none
+PORT = 8476  # of the coordinator if the scheduler sets none
 FLAGS = {"coordinator": "--coordinator", "count": "--num-processes", "index": "--process-id"}
 VARIABLES = {
     "coordinator": "CONVOY_COORDINATOR",
     "count": "CONVOY_NUM_PROCESSES",
     "index": "CONVOY_PROCESS_ID",
 }
-_WANTED = {"coordinator": "HOST:PORT of process 0", "count": "their number", "index": "0 to their number - 1"}
+_WANTED = {"coordinator": "HOST:PORT of process 0", "count": "process count", "index": "0 to process count - 1"}
 
 Environment = Mapping[str, str]
-Setting = tuple[str, str]  # where it was read, and the value
-Settings = dict[str, Setting]  # "coordinator", "count", "index" and, of several processes on a host, "local"
+Setting = tuple[str, str]  # name of the flag or variable, and its value
+Settings = dict[str, Setting]  # "coordinator", "count", "index" and, with several processes on a host, "local"
 
 
 @dataclass(frozen=True)
-class Processes:
-    """One process among `count`; by default it is the only one."""
+class ProcessInfo:
+    """One process of a run with `count` processes; by default the only one."""
 
     index: int = 0
     count: int = 1
     coordinator: str = ""  # HOST:PORT at which process 0 listens
-    local_devices: tuple[int, ...] | None = None  # of this host, where its processes share them; None: all
-    detected: bool = False  # JAX detects the rest by itself
+    local_devices: tuple[int, ...] | None = None  # of this host, if its processes divide the devices; None: all
+    detected_by_jax: bool = False  # the other fields are unknown: JAX detects them itself
 
 
 @dataclass(frozen=True)
-class Decision:
-    """Who this process is, and from what that was decided."""
+class Detection:
+    """The detected process, and what it was detected from."""
 
-    who: Processes
-    by: str  # the scheduler, or the reason for a single process
-    read: tuple[str, ...] = ()  # flags and variables
+    process: ProcessInfo
+    source: str  # the scheduler, or the reason for a single process
+    variables: tuple[str, ...] = ()  # flags and variables that were read
     notes: tuple[str, ...] = ()  # warnings for the user
 
     def __str__(self) -> str:
-        who = self.who
-        if who.detected:
-            return f"processes: as JAX detects them ({self.by})"
-        if who.count == 1:
-            return f"processes: one ({self.by})"
-        devices = "" if who.local_devices is None else f", local devices {', '.join(map(str, who.local_devices))}"
-        read = f": {', '.join(self.read)}" if self.read else ""
-        return f"processes: {who.index} of {who.count}, coordinator {who.coordinator}{devices} ({self.by}{read})"
+        info = self.process
+        if info.detected_by_jax:
+            return f"processes: detected by JAX ({self.source})"
+        if info.count == 1:
+            return f"processes: one ({self.source})"
+        devices = "" if info.local_devices is None else f", local devices {', '.join(map(str, info.local_devices))}"
+        read = f": {', '.join(self.variables)}" if self.variables else ""
+        return f"processes: {info.index} of {info.count}, coordinator {info.coordinator}{devices} ({self.source}{read})"
 
 
-def resolve(flags: Mapping[str, str | None] | None = None, environment: Environment = os.environ) -> Decision:
-    """Returns who this process is.
+def detect(flags: Mapping[str, str | None] | None = None, environment: Environment = os.environ) -> Detection:
+    """Detects which process of the run this is.
 
     Args:
-        flags: "coordinator", "count" and "index" of the command line; each wins over its variable.
-        environment: the variables; empty ones count as unset.
+        flags: "coordinator", "count" and "index" of the command line; each takes precedence over its variable.
+        environment: the variables; empty variables count as unset.
 
     Raises:
-        ConfigError: some of the three are missing, or one is not what it must be.
+        ConfigError: some of the three settings are missing or invalid.
     """
     environment = {name: value for name, value in environment.items() if value}
     explicit = _explicit(flags or {}, environment)
     name, found = "flags and CONVOY_*", {}
     if len(explicit) < len(VARIABLES):
-        for scheme, read in SCHEMES.items():
+        for scheduler, read in SCHEDULERS.items():
             if settings := read(environment):
-                name, found = (f"{scheme} and {name}" if explicit else scheme), settings
+                name, found = (f"{scheduler} and {name}" if explicit else scheduler), settings
                 break
     if not explicit and not found:
-        return _alone(environment)
+        return _single_process(environment)
     settings = {**found, **explicit}
     if missing := [setting for setting in VARIABLES if setting not in settings]:
         raise ConfigError(
@@ -87,9 +87,9 @@ def resolve(flags: Mapping[str, str | None] | None = None, environment: Environm
             f"{' and '.join(f'{FLAGS[name]} or {VARIABLES[name]} ({_WANTED[name]})' for name in missing)}. "
             "Give all three, or none for a single process."
         )
-    who = _checked(settings)
-    read = tuple(dict.fromkeys(where for where, _ in settings.values()))
-    return Decision(who, name, read, tuple(_proxy_notes(who, environment)))
+    process = _checked(settings)
+    variables = tuple(dict.fromkeys(where for where, _ in settings.values()))
+    return Detection(process, name, variables, tuple(_proxy_notes(process, environment)))
 
 
 def _explicit(flags: Mapping[str, str | None], environment: Environment) -> Settings:
@@ -102,17 +102,17 @@ def _explicit(flags: Mapping[str, str | None], environment: Environment) -> Sett
     return found
 
 
-def _checked(settings: Settings) -> Processes:
+def _checked(settings: Settings) -> ProcessInfo:
     count = _integer(*settings["count"], least=1, allowed="a number of processes from 1")
     allowed = f"0 to {count - 1}, as there are {settings['count'][0]}={count} processes"
     index = _integer(*settings["index"], least=0, allowed=allowed)
     if index >= count:
-        raise ConfigError(f"{settings['index'][0]} = {index}: allowed is {allowed}. Each process has its own.")
+        raise ConfigError(f"{settings['index'][0]} = {index}: allowed is {allowed}. Each process needs its own index.")
     address(*settings["coordinator"])
     local = None
     if "local" in settings:
-        local = (_integer(*settings["local"], least=0, allowed="the number of this process on its host"),)
-    return Processes(index, count, settings["coordinator"][1], local)
+        local = (_integer(*settings["local"], least=0, allowed="the index of this process on its host"),)
+    return ProcessInfo(index, count, settings["coordinator"][1], local)
 
 
 def _integer(where: str, text: str, *, least: int, allowed: str) -> int:
@@ -122,11 +122,11 @@ def _integer(where: str, text: str, *, least: int, allowed: str) -> int:
 
 
 def address(where: str, text: str) -> tuple[str, int]:
-    """Returns (host, port) of `HOST:PORT` or `[IPv6]:PORT`. Raises ConfigError, which names `where`."""
+    """Parses `HOST:PORT` or `[IPv6]:PORT` to (host, port). Raises ConfigError, which names `where`."""
     match = re.fullmatch(r"(?:\[([0-9a-fA-F:.%]+)\]|([^:\s\[\]/]+)):(\d+)", text)
     if match is None or not 0 < int(match[3]) < 65536:
         raise ConfigError(
-            f"{where} = {text!r}: allowed is HOST:PORT with a port from 1 to 65535, as 10.0.0.1:8476. "
+            f"{where} = {text!r}: allowed is HOST:PORT with a port from 1 to 65535, such as 10.0.0.1:8476. "
             "It is the address of process 0, the same in every process."
         )
     return match[1] or match[2], int(match[3])
@@ -138,7 +138,7 @@ def _take(environment: Environment, **names: str) -> Settings:
 
 
 def _kubeflow(env: Environment) -> Settings:
-    """Kubeflow's Trainer (JAX_*), and its older JAXJob, which has the same names without the prefix."""
+    """Reads the variables of Kubeflow's Trainer (JAX_*), or of its older JAXJob (the same names without the prefix)."""
     for prefix in ("JAX_", ""):
         found = _take(env, count=f"{prefix}NUM_PROCESSES", index=f"{prefix}PROCESS_ID")
         host, port = f"{prefix}COORDINATOR_ADDRESS", f"{prefix}COORDINATOR_PORT"
@@ -148,7 +148,7 @@ def _kubeflow(env: Environment) -> Settings:
 
 
 def _jobset(env: Environment) -> Settings:
-    """A JobSet, whose jobs are numbered over the whole set and whose pods over their job; xpk sets the same."""
+    """Reads the variables of a JobSet: jobs are numbered in the set and pods in their job. xpk sets the same."""
     if "JOB_COMPLETION_INDEX" not in env:
         return {}
     pods = next((name for name in ("PODS_PER_JOB", "PROCESSES_IN_JOB") if name in env), None)
@@ -170,7 +170,7 @@ def _jobset(env: Environment) -> Settings:
         return found | {"coordinator": ("JAX_COORDINATOR_ADDRESS", _with_port(host, port))}
     if "JOBSET_NAME" in env and "REPLICATED_JOB_NAME" in env:
         name = env["JOBSET_NAME"]
-        host = f"{name}-{env['REPLICATED_JOB_NAME']}-0-0.{name}"  # the first pod, by the name that JobSet gives it
+        host = f"{name}-{env['REPLICATED_JOB_NAME']}-0-0.{name}"  # JobSet's name of the first pod
         return found | {"coordinator": ("JOBSET_NAME, REPLICATED_JOB_NAME", _with_port(host, port))}
     return found
 
@@ -184,7 +184,7 @@ def _skypilot(env: Environment) -> Settings:
 
 
 def _torchrun(env: Environment) -> Settings:
-    """torchrun listens at MASTER_PORT itself, so the next port is ours."""
+    """Reads the variables of torchrun. It listens at MASTER_PORT itself, so the coordinator uses the next port."""
     found = _take(env, count="WORLD_SIZE", index="RANK")
     if len(found) < 2 or "MASTER_ADDR" not in env:
         return {}
@@ -194,13 +194,13 @@ def _torchrun(env: Environment) -> Settings:
 
 
 def _slurm(env: Environment) -> Settings:
-    """A task of srun; a shell in an allocation has a part of these variables and is a single process."""
+    """Reads the variables of a task of srun. A shell in an allocation has only some of them: a single process."""
     wanted = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
     if any(name not in env for name in wanted):
         return {}
     found = _take(env, count="SLURM_NTASKS", index="SLURM_PROCID")
     step = env.get("SLURM_STEP_ID", "0")
-    port = _port_of(f"{env['SLURM_JOB_ID']}.{step}")  # steps of a job may run at once
+    port = _port_of(f"{env['SLURM_JOB_ID']}.{step}")  # steps of a job may run concurrently
     host = _slurm_address(first_host(env["SLURM_STEP_NODELIST"]))
     found["coordinator"] = ("SLURM_STEP_NODELIST", _with_port(host, port))
     tasks = re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", env.get("SLURM_TASKS_PER_NODE", "1")))
@@ -208,13 +208,13 @@ def _slurm(env: Environment) -> Settings:
 
 
 def first_host(nodes: str) -> str:
-    """Returns the first of Slurm's node list: "gpu1" of "gpu[1-4,7],cpu2"; leading zeros stay."""
+    """Returns the first node of Slurm's node list: "gpu1" of "gpu[1-4,7],cpu2". Keeps leading zeros."""
     match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\])?", nodes)
     return nodes if match is None else match[1] + (match[2] or "")
 
 
 def _slurm_address(node: str) -> str:
-    """Returns Slurm's name of a node, or the address that Slurm has for it where the name does not resolve."""
+    """Returns Slurm's name of a node, or its address according to Slurm if the name does not resolve."""
     try:
         socket.getaddrinfo(node, None)
         return node
@@ -229,12 +229,12 @@ def _slurm_address(node: str) -> str:
 
 
 def _open_mpi(env: Environment) -> Settings:
-    """A process of mpirun; rank 0 is assumed to run on the host of mpirun."""
+    """Reads the variables of mpirun; assumes that rank 0 runs on the host of mpirun."""
     found = _take(env, count="OMPI_COMM_WORLD_SIZE", index="OMPI_COMM_WORLD_RANK")
     if len(found) < 2:
         return {}
     found |= _local(env, "OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
-    for name in ("PMIX_NAMESPACE", "OMPI_MCA_orte_hnp_uri"):  # Open MPI 5, and those before it
+    for name in ("PMIX_NAMESPACE", "OMPI_MCA_orte_hnp_uri"):  # Open MPI 5, and older versions
         if (host := _mpirun_host(env.get(name, ""))) is not None:
             if env.get("OMPI_COMM_WORLD_LOCAL_SIZE") == env["OMPI_COMM_WORLD_SIZE"]:
                 host = "127.0.0.1"
@@ -243,7 +243,7 @@ def _open_mpi(env: Environment) -> Settings:
 
 
 def _mpirun_host(text: str) -> str | None:
-    """The host in `prterun-HOST-PID@JOB`, or the first in `JOB.0;tcp://HOST,HOST:PORT`."""
+    """Returns the host in `prterun-HOST-PID@JOB`, or the first host in `JOB.0;tcp://HOST,HOST:PORT`."""
     match = re.fullmatch(r"prterun-(.+)-\d+@\d+", text) or re.match(
         r"[\d.]+;tcp6?://\[?([^,\]]+?)(?:[,\]]|:\d+$)", text
     )
@@ -251,7 +251,7 @@ def _mpirun_host(text: str) -> str | None:
 
 
 def _tpu(env: Environment) -> Settings:
-    """The hosts of TPU slices on Kubernetes, where the cluster sets their names."""
+    """Reads the variables of TPU slices on Kubernetes, where the cluster sets the host names."""
     hosts = env.get("TPU_WORKER_HOSTNAMES", "").split(",")
     worker = env.get("TPU_WORKER_ID", "")
     slices, number = env.get("MEGASCALE_NUM_SLICES", "1"), env.get("MEGASCALE_SLICE_ID", "0")
@@ -271,15 +271,15 @@ def _tpu(env: Environment) -> Settings:
 
 
 def _local(env: Environment, size: str, rank: str) -> Settings:
-    """Gives each process the device of its number on the host, where several processes see all devices."""
+    """Returns the device of each process, its local rank, if several processes on a host see all devices."""
     if env.get(size, "1") == "1" or rank not in env or "JAX_LOCAL_DEVICE_IDS" in env:
         return {}
-    visible = env.get("CUDA_VISIBLE_DEVICES")  # the scheduler has assigned devices where there are fewer than processes
+    visible = env.get("CUDA_VISIBLE_DEVICES")  # with fewer devices than processes, the scheduler has assigned them
     shared = visible is None or len(visible.split(",")) >= int(env[size])
     return {"local": (rank, env[rank])} if shared else {}
 
 
-SCHEMES: Mapping[str, Callable[[Environment], Settings]] = {
+SCHEDULERS: Mapping[str, Callable[[Environment], Settings]] = {
     "Kubeflow": _kubeflow,
     "JobSet": _jobset,
     "SkyPilot": _skypilot,
@@ -290,27 +290,27 @@ SCHEMES: Mapping[str, Callable[[Environment], Settings]] = {
 }
 
 
-def _alone(env: Environment) -> Decision:
-    """Decides where no scheduler applies: what JAX detects where only it can, else a single process."""
+def _single_process(env: Environment) -> Detection:
+    """Returns the detection if no scheduler applies: JAX's own on a TPU VM, otherwise a single process."""
     if "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
         note = (
-            "this pod has a JOB_COMPLETION_INDEX, but nothing says how many pods there are. "
-            "Set CONVOY_NUM_PROCESSES, or start it by convoy launch k8s."
+            "this pod has a JOB_COMPLETION_INDEX, but the number of pods is unknown. "
+            "Set CONVOY_NUM_PROCESSES, or start it with convoy launch k8s."
         )
-        return Decision(Processes(), "no scheduler's variables are complete", ("JOB_COMPLETION_INDEX",), (note,))
+        return Detection(ProcessInfo(), "no scheduler's variables are complete", ("JOB_COMPLETION_INDEX",), (note,))
     if "SLURM_JOB_ID" in env and env.get("SLURM_NTASKS", "1") != "1":
         note = (
-            f"Slurm has given {env['SLURM_NTASKS']} tasks, but this process was not started by srun and is one. "
-            "Start it with srun, or by convoy launch slurm."
+            f"Slurm has allocated {env['SLURM_NTASKS']} tasks, but this process was not started by srun and is alone. "
+            "Start it with srun or convoy launch slurm."
         )
-        return Decision(Processes(), "a shell in a Slurm allocation", ("SLURM_JOB_ID",), (note,))
+        return Detection(ProcessInfo(), "a shell in a Slurm allocation", ("SLURM_JOB_ID",), (note,))
     if "TPU_SKIP_MDS_QUERY" not in env and on_tpu_vm():
-        return Decision(Processes(detected=True), "a TPU VM's metadata")
-    return Decision(Processes(), "no scheduler found")
+        return Detection(ProcessInfo(detected_by_jax=True), "a TPU VM's metadata")
+    return Detection(ProcessInfo(), "no scheduler found")
 
 
 def on_tpu_vm() -> bool:
-    """Whether this host has TPU chips and JAX's plugin for them, so that its metadata names its peers."""
+    """Whether this host has TPU chips and JAX's TPU plugin, so that its metadata names its peers."""
     from importlib.util import find_spec
     from pathlib import Path
 
@@ -319,24 +319,24 @@ def on_tpu_vm() -> bool:
 
 
 def _port_of(job: str) -> int:
-    """Returns a port that is the same in all processes of a job, and differs from that of most other jobs."""
+    """Returns a port that is equal in all processes of a job, and different for most other jobs."""
     return 61440 + zlib.crc32(job.encode()) % 4096
 
 
 def _with_port(host: str, port: int | str) -> str:
-    """Returns HOST:PORT; a port that the host has already wins."""
+    """Returns HOST:PORT; keeps the port of a host that already has one."""
     if re.search(r"\]:\d+$|^[^:]+:\d+$", host):
         return host
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
-def _proxy_notes(who: Processes, env: Environment) -> list[str]:
-    """Warns that gRPC takes proxies from the environment, also for the coordinator, which it then never reaches."""
-    if who.count == 1:
+def _proxy_notes(process: ProcessInfo, env: Environment) -> list[str]:
+    """Returns a warning if gRPC would use a proxy from the environment, through which it never reaches process 0."""
+    if process.count == 1:
         return []
-    host, _ = address("the coordinator", who.coordinator)
+    host, _ = address("the coordinator", process.coordinator)
     proxies = [name for name in ("grpc_proxy", "https_proxy", "http_proxy") if name in env]
-    spared = [word.strip() for name in ("no_grpc_proxy", "no_proxy") for word in env.get(name, "").split(",")]
-    if not proxies or any(word and host.endswith(word) for word in spared):
+    exempt = [suffix.strip() for name in ("no_grpc_proxy", "no_proxy") for suffix in env.get(name, "").split(",")]
+    if not proxies or any(suffix and host.endswith(suffix) for suffix in exempt):
         return []
-    return [f"{proxies[0]} is set, and gRPC would look for {host} behind it. Add {host} to no_proxy."]
+    return [f"{proxies[0]} is set, so gRPC would connect to {host} through it. Add {host} to no_proxy."]

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from engine.cluster import group, timeouts
 from engine.cluster.peer_failure import LostPeer
-from engine.cluster.rendezvous import name
+from engine.cluster.rendezvous import process_list
 from engine.config.errors import ConvoyError
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SHOWN = 8  # differences of a process that the error names
 _ENGINE = Path(__file__).parents[1]
-_MODULE = "module "  # before the name of a fact that counts only where both processes have it
+_MODULE = "module "  # prefix of facts that are compared only if both processes have them
 
 
 class InconsistentProcesses(ConvoyError):
@@ -30,10 +30,10 @@ class InconsistentProcesses(ConvoyError):
 
 
 def software(modules: Iterable[str]) -> dict[str, str]:
-    """Returns the versions of Python and of the libraries, and a hash of each source file of the engine and the user's.
+    """Returns the versions of Python and of the libraries, and hashes of the source files of the engine and the user.
 
     Args:
-        modules: names of modules that the config names; what is loaded of their packages counts.
+        modules: modules that the config names; the loaded modules of their packages are included.
     """
     facts = {"python": platform.python_version()}
     for library in LIBRARIES:
@@ -55,13 +55,12 @@ def check_consistency(facts: Mapping[str, str], what: str) -> None:
     """Returns when all processes have called it with the same facts.
 
     Args:
-        facts: of this process. Those of a module count where both processes have loaded it.
+        facts: of this process. Facts of a module are compared only if both processes have loaded it.
         what: what is compared, one word.
 
     Raises:
-        InconsistentProcesses: a process differs from process 0; in every process, with the name of each and its
-            differences.
-        LostPeer: not all have called it in time.
+        InconsistentProcesses: a process differs from process 0. Raised in every process, with all differences.
+        LostPeer: some processes have not called it in time.
     """
 
     host = socket.gethostname()
@@ -70,8 +69,8 @@ def check_consistency(facts: Mapping[str, str], what: str) -> None:
     def judge(found: Mapping[int, tuple[str, list[str]]], missing: list[int]) -> None:
         if missing:
             raise LostPeer(
-                f"process 0 has waited {timeouts.CONSISTENCY_S:g} s for {name(missing)} to compare {what}. "
-                "See what holds it up, then start the same command again."
+                f"process 0 has waited {timeouts.CONSISTENCY_S:g} s for {process_list(missing)} to compare {what}. "
+                "Check why it is late, then start the same command again."
             )
         if different := {i: entry for i, entry in found.items() if entry[1]}:
             raise InconsistentProcesses(_sentence(different, first_host))
@@ -81,9 +80,9 @@ def check_consistency(facts: Mapping[str, str], what: str) -> None:
 
 
 def differences(first: Mapping[str, str], mine: Mapping[str, str]) -> list[str]:
-    """Returns a line `name: value here, but value in process 0` for each fact that differs."""
+    """Returns a line `name: value of this process, but value in process 0` for each fact that differs."""
     return [
-        f"{name}: {mine.get(name, 'none')}, in process 0 {first.get(name, 'none')}"
+        f"{name}: {mine.get(name, 'none')}, but {first.get(name, 'none')} in process 0"
         for name in {**first, **mine}
         if first.get(name) != mine.get(name) and not (name.startswith(_MODULE) and not (name in first and name in mine))
     ]
@@ -100,7 +99,7 @@ def _sentence(others: Mapping[int, tuple[str, list[str]]], first_host: str) -> s
         shown.append(f"{len(hidden)} more processes differ.")
     return "\n".join(
         [
-            "the processes of this run were not started alike.",
+            "the processes of this run differ.",
             *shown,
             "Start all of them with the same command, code, libraries and data.",
         ]

@@ -3,13 +3,13 @@
 | code | name        | means                                                        | restarted |
 |------|-------------|--------------------------------------------------------------|-----------|
 | 0    | DONE        | the run reached its end                                      | no        |
-| 1    | USER_ERROR  | a config, a file or the author's code is wrong; the same again would fail again | no |
+| 1    | USER_ERROR  | a config, a file or the user's code is wrong; a restart would fail again | no |
 | 42   | RETRY       | preempted (the state is saved), a lost peer, a hang: start me again | yes       |
-| 43   | STOP        | do not retry: the engine itself decided to end the run       | no        |
+| 43   | STOP        | do not retry: the engine decided to end the run              | no        |
 | 130  | INTERRUPTED | the user pressed Ctrl-C                                      | never     |
 
-A process that was killed from outside ends with 128 + the signal (`SIG...`). It is restarted, unless a rank's recorded
-verdict is USER_ERROR or STOP, which is then the job's code.
+A process that was killed from outside ends with 128 + the signal (`SIG...`). It is restarted, unless the recorded
+verdict of a process is USER_ERROR or STOP, which is then the job's code.
 """
 
 from enum import IntEnum
@@ -33,7 +33,7 @@ class ExitStatus(IntEnum):
     meaning: str
 
     def __new__(cls, code: int, meaning: str) -> "ExitStatus":
-        """Makes a member of a code and its meaning."""
+        """Creates a member from a code and its meaning."""
         status = int.__new__(cls, code)
         status._value_, status.meaning = code, meaning
         return status
@@ -49,7 +49,7 @@ def describe(code: int) -> str:
 
 
 def is_retried(code: int) -> bool:
-    """Whether a supervisor starts the run again after this code."""
+    """Whether a supervisor restarts the run after this code."""
     return code == ExitStatus.RETRY or code in KILLED
 
 

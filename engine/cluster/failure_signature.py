@@ -1,6 +1,6 @@
-"""The signature of an error, by which a supervisor knows it again: its type and the innermost frame of the user's code.
+"""The signature of an error: its type and the innermost frame of the user's code. Supervisors compare signatures.
 
-The user's code is every file that is not the engine's, not of an installed package and not of Python itself.
+The user's code is every file outside of the engine, of installed packages and of Python's standard library.
 """
 
 import sysconfig
@@ -15,10 +15,10 @@ _INSTALLED = ("site-packages", "dist-packages")
 
 
 def failure_signature(error: BaseException) -> str:
-    """Returns `KeyError at perception.py:12 in loss`; the type alone where no code of the user's was running.
+    """Returns `KeyError at perception.py:12 in loss`; only the type if no frame is in the user's code.
 
-    An error that others brought about (a lost peer, a signal) has no signature: "". The frame is that of the first
-    error of a chain that has one, since later errors only wrap it.
+    Errors caused from outside (a lost peer, a signal) have no signature: "". In a chain of errors, the first error with
+    such a frame counts, since later errors only wrap it.
     """
     if isinstance(error, ConvoyError) and error.from_outside:
         return ""
@@ -32,23 +32,23 @@ def failure_signature(error: BaseException) -> str:
 
 
 def _innermost(error: BaseException) -> str:
-    """Returns `file:line in function` of the last frame of the user's code, else ""."""
+    """Returns `file:line in function` of the last frame in the user's code, "" if there is none."""
     found = ""
     for frame, line in walk_tb(error.__traceback__):
-        if is_users(frame.f_code.co_filename):
-            found = f"{short(frame.f_code.co_filename)}:{line} in {frame.f_code.co_name}"
+        if is_user_code(frame.f_code.co_filename):
+            found = f"{short_path(frame.f_code.co_filename)}:{line} in {frame.f_code.co_name}"
     return found
 
 
-def is_users(file: str) -> bool:
-    """Whether a file is the user's own."""
+def is_user_code(file: str) -> bool:
+    """Whether a file is the user's code."""
     path = Path(file)
     if file.startswith("<") or set(_INSTALLED) & set(path.parts):
         return False
     return not _ENGINE & set(path.parents) and not file.startswith(_LIBRARY)
 
 
-def short(file: str) -> str:
-    """Returns the path below the working directory, where it lies there."""
+def short_path(file: str) -> str:
+    """Returns the path relative to the working directory if the file is inside it."""
     path = Path(file)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file

@@ -1,29 +1,29 @@
-"""Which process of the run this one is.
+"""Index and count of this process in the run.
 
-`processes.initialize` sets it when all processes have joined. Until then, and without it, JAX's own
-`jax.distributed.initialize` counts where an author has called that.
+`processes.initialize` sets them when all processes have joined. Before that, `jax.distributed.initialize` determines
+them if the user has called it.
 """
 
 import sys
 
-from engine.cluster.cluster_detection import Processes
+from engine.cluster.cluster_detection import ProcessInfo
 
-_joined: Processes | None = None
+_joined: ProcessInfo | None = None
 
 
-def set_joined(who: Processes) -> None:
-    """Records who this process is among the joined ones."""
+def set_joined(process: ProcessInfo) -> None:
+    """Records the identity of this process after it has joined."""
     global _joined
-    _joined = who
+    _joined = process
 
 
 def index() -> int:
-    """Returns the number of this process. Starts no device once several processes have joined."""
+    """Returns the index of this process. After `initialize` with several processes, it does not start JAX's devices."""
     return _current().index
 
 
 def count() -> int:
-    """Returns how many processes the run has."""
+    """Returns the number of processes of the run."""
     return _current().count
 
 
@@ -32,12 +32,12 @@ def is_primary() -> bool:
     return index() == 0
 
 
-def _current() -> Processes:
+def _current() -> ProcessInfo:
     if _joined is not None:
         return _joined
     if "jax" in sys.modules:
         import jax
 
         if jax.distributed.is_initialized():
-            return Processes(jax.process_index(), jax.process_count())
-    return Processes()
+            return ProcessInfo(jax.process_index(), jax.process_count())
+    return ProcessInfo()

@@ -1,8 +1,8 @@
-"""The key-value store of a run: small texts under keys, and which processes are alive.
+"""The key-value store of a run: small text values, and which processes are alive.
 
-It wraps the distributed client that JAX keeps private; no other file touches it. Every function may be called from any
-thread, also while the main thread waits inside JAX. The store lies in process 0 and lives as long as the attempt. A
-single process has a store of its own. A key is words divided by `/`; a folder is the first words of keys.
+It wraps JAX's private distributed client, which no other file uses. Any thread may call these functions, also while the
+main thread waits inside JAX. Process 0 hosts the store during the attempt; a single process uses an in-memory store. A
+key consists of words separated by `/`; a *folder* is a prefix of keys that ends before a `/`.
 """
 
 import re
@@ -17,103 +17,103 @@ _TOP = "convoy/"
 
 
 class CoordinationError(ConvoyError):
-    """Process 0, which keeps the store, does not answer."""
+    """Process 0, which hosts the store, does not answer."""
 
     exit_code = ExitStatus.RETRY
     from_outside = True
 
 
 def put(key: str, value: str) -> None:
-    """Writes a text under a key, over an earlier one.
+    """Sets the value of a key; replaces an existing value.
 
     Raises:
-        CoordinationError: process 0 does not answer. Every function here raises it.
+        CoordinationError: process 0 does not answer. Every function of this module raises it.
     """
     if count() == 1:
-        _alone.put(key, value)
+        _single.put(key, value)
     else:
-        _ask("key_value_set", _TOP + key, value, allow_overwrite=True)
+        _request("key_value_set", _TOP + key, value, allow_overwrite=True)
 
 
 def put_first(key: str, value: str) -> bool:
-    """Writes a text under a key that has none yet; returns whether it did. Of several processes one succeeds."""
+    """Sets the value of a key that does not exist; returns whether it did. Exactly one of several callers succeeds."""
     if count() == 1:
-        return _alone.put(key, value, over=False)
+        return _single.put(key, value, replace=False)
     try:
-        _ask("key_value_set", _TOP + key, value, allow_overwrite=False)
+        _request("key_value_set", _TOP + key, value, allow_overwrite=False)
     except _Absent:
         return False
     return True
 
 
 def get(key: str, timeout_s: float) -> str | None:
-    """Returns the text under a key as soon as there is one; None after `timeout_s` seconds without one."""
+    """Returns the value of a key as soon as it exists; None after `timeout_s` seconds."""
     if count() == 1:
-        return _alone.get(key, timeout_s)
+        return _single.get(key, timeout_s)
     try:
-        return _ask("blocking_key_value_get", _TOP + key, max(1, int(timeout_s * 1000)))
+        return _request("blocking_key_value_get", _TOP + key, max(1, int(timeout_s * 1000)))
     except _Absent:
         return None
 
 
 def try_get(key: str) -> str | None:
-    """Returns the text under a key, None where there is none now."""
+    """Returns the value of a key; None if it does not exist."""
     if count() == 1:
-        return _alone.get(key, 0)
+        return _single.get(key, 0)
     try:
-        return _ask("key_value_try_get", _TOP + key)
+        return _request("key_value_try_get", _TOP + key)
     except _Absent:
         return None
 
 
 def entries(folder: str) -> dict[str, str]:
-    """Returns the texts of a folder by the rest of their keys: `{"3/step": "17"}`."""
+    """Returns the values of a folder by the remainder of their keys: `{"3/step": "17"}`."""
     if count() == 1:
-        return _alone.entries(folder)
+        return _single.entries(folder)
     start = f"{_TOP}{folder}/"
     try:
-        return {key.removeprefix(start): value for key, value in _ask("key_value_dir_get", start)}
+        return {key.removeprefix(start): value for key, value in _request("key_value_dir_get", start)}
     except _Absent:
         return {}
 
 
 def delete(key: str) -> None:
-    """Deletes a key, or all keys of a folder; a missing one is no error."""
+    """Deletes a key, or all keys of a folder; does nothing if it does not exist."""
     if count() == 1:
-        _alone.delete(key)
+        _single.delete(key)
     else:
         try:
-            _ask("key_value_delete", _TOP + key)
+            _request("key_value_delete", _TOP + key)
         except _Absent:
             return
 
 
 def increment(key: str) -> int:
-    """Adds 1 to the number under a key, which starts at 0, and returns the sum. No two callers get the same one."""
+    """Adds 1 to the number of a key, which starts at 0, and returns the sum. Each caller gets a different number."""
     if count() == 1:
-        return _alone.increment(key)
-    return _ask("key_value_increment", _TOP + key, 1)
+        return _single.increment(key)
+    return _request("key_value_increment", _TOP + key, 1)
 
 
 def alive() -> set[int]:
-    """Returns the processes that are alive by JAX's heartbeats.
+    """Returns the processes that are alive according to JAX's heartbeats.
 
-    It returns once all living processes have called it too, so each calls it from a thread, again and again. A paused
-    process delays it until it continues or counts as dead. Heartbeats need no Python: a process whose Python lock is
-    held is alive.
+    It returns once all live processes have called it too, so each process calls it repeatedly from a thread. A paused
+    process delays it until it continues or counts as dead. Heartbeats need no GIL: a process whose GIL is held is
+    alive.
     """
-    return {0} if count() == 1 else set(_ask("get_live_nodes", list(range(count()))))
+    return {0} if count() == 1 else set(_request("get_live_nodes", list(range(count()))))
 
 
 class _Absent(Exception):
-    """The key does not exist, did not appear in time, or exists already."""
+    """The key does not exist, did not appear in time, or already exists."""
 
 
 _ABSENT = re.compile(r"^(NOT_FOUND|DEADLINE_EXCEEDED|ALREADY_EXISTS)\b")
 
 
-def _ask(method: str, *arguments: object, **options: object) -> Any:
-    """Calls a method of JAX's client; turns its errors into _Absent or CoordinationError."""
+def _request(method: str, *arguments: object, **options: object) -> Any:
+    """Calls a method of JAX's client; raises its errors as _Absent or CoordinationError."""
     import jax
 
     client = _client()
@@ -123,21 +123,21 @@ def _ask(method: str, *arguments: object, **options: object) -> Any:
         if _ABSENT.search(first_line(error)):
             raise _Absent from error
         raise CoordinationError(
-            f"process 0, which keeps what the processes tell each other, does not answer ({first_line(error)}). The "
-            "same command goes on from the newest checkpoint."
+            f"process 0, which coordinates the processes, does not answer ({first_line(error)}). The same command "
+            "resumes from the newest checkpoint."
         ) from error
 
 
 def _client() -> Any:
     """Returns JAX's client of its coordination service, which every process of a run has joined."""
     try:
-        from jax._src import distributed  # private, here alone: JAX has no public name for it
+        from jax._src import distributed  # private: JAX has no public name for it; no other file imports it
 
         client = distributed.global_state.client
     except (ImportError, AttributeError) as error:
         raise RuntimeError(_moved(str(error))) from error
     if client is None:
-        raise CoordinationError("this process has left the others already, so that nothing can be told them.")
+        raise CoordinationError("this process has already disconnected from the other processes of the run.")
     return client
 
 
@@ -145,21 +145,21 @@ def _moved(what: str) -> str:
     import jax
 
     return (
-        f"jax {jax.__version__} keeps its distributed client elsewhere ({what}). Find its new place in the source of "
-        "jax.distributed, and change engine/cluster/kv_store.py, the one file that uses it."
+        f"jax {jax.__version__} has moved its distributed client ({what}). Find it in the source of jax.distributed, "
+        "and change engine/cluster/kv_store.py, the only file that uses it."
     )
 
 
-class _Alone:
+class _InMemoryStore:
     """The store of a single process, with the same functions."""
 
     def __init__(self) -> None:
         self._texts: dict[str, str] = {}
         self._changed = threading.Condition()
 
-    def put(self, key: str, value: str, *, over: bool = True) -> bool:
+    def put(self, key: str, value: str, *, replace: bool = True) -> bool:
         with self._changed:
-            if key in self._texts and not over:
+            if key in self._texts and not replace:
                 return False
             self._texts[key] = value
             self._changed.notify_all()
@@ -186,4 +186,4 @@ class _Alone:
                 del self._texts[known]
 
 
-_alone = _Alone()
+_single = _InMemoryStore()

@@ -1,8 +1,8 @@
-"""Propagates the failure of one process to its peers, so that none of them waits in vain.
+"""Propagates the failure of one process to its peers, so that none of them hangs.
 
-A process that ends alone leaves its verdict in the key-value store. In each process two threads check for such a
-verdict and for peers without heartbeat, whatever the main thread does. The verdict of the first process to end is the
-cause; what ends later, ends because of it.
+A process that fails alone puts its verdict into the key-value store. In each process two threads poll for such a
+verdict and for peers without heartbeat, whatever the main thread does. The first verdict is the cause of the failure;
+processes that end later end because of it.
 """
 
 import json
@@ -17,54 +17,56 @@ from engine.cluster import kv_store, shutdown, timeouts, verdict
 from engine.cluster.exit_status import ExitStatus
 from engine.cluster.identity import count, index, is_primary
 from engine.cluster.kv_store import CoordinationError
-from engine.cluster.rendezvous import name
+from engine.cluster.rendezvous import process_list
 from engine.cluster.verdict import Verdict
 from engine.config.errors import ConvoyError, first_line
 
+_FIRST_VERDICT = "verdict"  # key in the store
+
 
 class LostPeer(ConvoyError):
-    """Another process of the run is gone; `exit_code` is that of its verdict, where it left one."""
+    """Another process of the run has ended; `exit_code` is that of its verdict, if it left a verdict."""
 
     exit_code = ExitStatus.RETRY
     from_outside = True
 
 
-def lost(cause: Verdict | None, what: str) -> LostPeer:
+def lost_peer(found: Verdict | None, what: str) -> LostPeer:
     """Returns the error for the end of another process.
 
     Args:
-        cause: its verdict, where it left one.
-        what: what is known without a verdict: "process 3 is gone".
+        found: its verdict, if it left a verdict.
+        what: the text without a verdict: "process 3 is gone".
     """
-    if cause is None:
-        return LostPeer(f"{what}. Its own output says more; the same command goes on from the newest checkpoint.")
-    error = LostPeer(f"process {cause.index} ended this run: {cause.line}")
-    error.exit_code = cause.code
+    if found is None:
+        return LostPeer(f"{what}. Its own output has the reason; the same command resumes from the newest checkpoint.")
+    error = LostPeer(f"process {found.index} ended this run: {found.line}")
+    error.exit_code = found.code
     return error
 
 
 def report_to_peers(error: BaseException) -> None:
-    """Leaves the verdict of this process to the others; process 0 waits until they have read it, or for 3 s."""
+    """Publishes the verdict of this process; process 0 waits until its peers have read it, at most 3 s."""
     if count() == 1:
         return
     with suppress(CoordinationError):
-        kv_store.put_first("cause", json.dumps(asdict(Verdict.of(error, index()))))
+        kv_store.put_first(_FIRST_VERDICT, json.dumps(asdict(Verdict.of(error, index()))))
         kv_store.put(f"ended/{index()}", "")
         if is_primary():
-            end = time.monotonic() + timeouts.FAREWELL_S
+            end = time.monotonic() + timeouts.PEERS_READ_S
             while time.monotonic() < end and len(kv_store.entries("ended")) < count():
                 time.sleep(0.05)
-            time.sleep(timeouts.FAREWELL_EXIT_S)
+            time.sleep(timeouts.PEERS_EXIT_S)
 
 
-def cause() -> Verdict | None:
-    """Returns why the run ends, where another process has said so: in the store, or to the launcher."""
+def first_verdict() -> Verdict | None:
+    """Returns the verdict of the peer that ended the run, from the store or the launcher; None if there is none."""
     with suppress(CoordinationError):
-        if (text := kv_store.try_get("cause")) is not None:
+        if (text := kv_store.try_get(_FIRST_VERDICT)) is not None:
             found = Verdict(**json.loads(text))
             return found if found.index != index() else None
     final = (ExitStatus.USER_ERROR, ExitStatus.STOP)
-    return next((found for found in verdict.of_others() if found.code in final), None)
+    return next((found for found in verdict.read_peers() if found.code in final), None)
 
 
 _stopping = threading.Event()
@@ -72,21 +74,21 @@ _threads: list[threading.Thread] = []
 
 
 def watch() -> None:
-    """Starts the threads that end this process within seconds of another one, whatever the main thread does."""
-    shutdown.add_last_act(report_to_peers)
+    """Starts the threads that end this process within seconds after a peer failed, even if the main thread hangs."""
+    shutdown.add_exit_callback(report_to_peers)
     _stopping.clear()
-    for target in (_watch_for_a_cause, _watch_heartbeats):
+    for target in (_watch_verdict, _watch_heartbeats):
         _threads.append(threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True))
         _threads[-1].start()
 
 
 def stop() -> None:
-    """Tells the threads to stop: all processes have reached the end of the run."""
+    """Stops the threads: all processes have reached the end of the run."""
     _stopping.set()
 
 
 def join() -> None:
-    """Waits for the threads: one that is inside JAX when Python ends takes the process with it.
+    """Waits for the threads: a thread that is inside JAX when Python exits would crash the process.
 
     Their last request returns when all other processes have made one or left, so process 0 calls this last.
     """
@@ -94,14 +96,14 @@ def join() -> None:
         _threads.pop().join()
 
 
-def _watch_for_a_cause() -> None:
+def _watch_verdict() -> None:
     while not _stopping.wait(timeouts.PEER_POLL_S):
         try:
-            text = kv_store.try_get("cause")
+            text = kv_store.try_get(_FIRST_VERDICT)
         except CoordinationError as error:
-            return _end(lost(None, f"process 0 is gone ({error})"))
-        if text is not None and (found := cause()) is not None:
-            return _end(lost(found, ""))
+            return _end(lost_peer(None, f"process 0 is gone ({error})"))
+        if text is not None and (found := first_verdict()) is not None:
+            return _end(lost_peer(found, ""))
 
 
 def _watch_heartbeats() -> None:
@@ -112,7 +114,8 @@ def _watch_heartbeats() -> None:
             return  # the other thread reports it
         if dead:
             gone = "are gone" if len(dead) > 1 else "is gone"
-            return _end(lost(cause(), f"{name(dead)} {gone}: no heartbeat for {timeouts.HEARTBEAT_S} s"))
+            text = f"{process_list(dead)} {gone}: no heartbeat for {timeouts.HEARTBEAT_S} s"
+            return _end(lost_peer(first_verdict(), text))
 
 
 def _end(error: LostPeer) -> None:
@@ -122,19 +125,18 @@ def _end(error: LostPeer) -> None:
 
 @contextmanager
 def lost_peers_reported() -> Iterator[None]:
-    """Turns what JAX raises when a peer is gone into a LostPeer, with the peer's own words where it left some."""
+    """Raises JAX's errors about a lost peer as LostPeer, with the verdict of the peer if it left one."""
     try:
         yield
     except Exception as error:
-        known = count() == 1 or isinstance(error, LostPeer)
-        if known or (sign := sign_of_a_lost_peer(error)) is None:
+        if count() == 1 or isinstance(error, LostPeer) or (text := lost_peer_text(error)) is None:
             raise
-        raise lost(cause(), f"another process of this run is gone ({sign})") from error
+        raise lost_peer(first_verdict(), f"another process of this run is gone ({text})") from error
 
 
 @contextmanager
 def location_reported(step: Callable[[], int]) -> Iterator[None]:
-    """Adds to an error of the user's code in which process, and after how many steps of the run, it was raised."""
+    """Adds a note to errors of the user's code: the process, and the number of completed steps."""
     try:
         yield
     except ConvoyError:
@@ -145,19 +147,19 @@ def location_reported(step: Callable[[], int]) -> Iterator[None]:
         raise
 
 
-_SIGNS = re.compile(
+_LOST_PEER = re.compile(
     r"^(UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED)\b|Gloo|NCCL|[Cc]onnection (reset|closed|refused)"
     r"|[Cc]oordination [Ss]ervice|[Bb]roken pipe"
 )
 
 
-def sign_of_a_lost_peer(error: BaseException | None) -> str | None:
-    """Returns JAX's words for a lost peer in an error or in one of its causes; None where there are none."""
+def lost_peer_text(error: BaseException | None) -> str | None:
+    """Returns JAX's message about a lost peer, from an error or its chain of causes; None if there is none."""
     import jax
 
     while error is not None:
-        words = first_line(error)
-        if isinstance(error, jax.errors.JaxRuntimeError) and _SIGNS.search(words):
-            return words
+        text = first_line(error)
+        if isinstance(error, jax.errors.JaxRuntimeError) and _LOST_PEER.search(text):
+            return text
         error = error.__cause__ or error.__context__
     return None

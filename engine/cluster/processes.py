@@ -1,7 +1,7 @@
-"""Joining and leaving the other processes of a run.
+"""Connects to and disconnects from the other processes of a run.
 
-`initialize` wraps `jax.distributed.initialize` with a rendezvous before it, since JAX itself names nobody who is
-missing. `leave` ends a run that every process has brought to its end; `shutdown.end` is for all other ends.
+`initialize` wraps `jax.distributed.initialize` with a rendezvous before it, since JAX does not report which processes
+are missing. `leave` disconnects when every process has reached the end of the run; any other end is `shutdown.end`.
 """
 
 import contextlib
@@ -12,73 +12,74 @@ import time
 from collections.abc import Iterator
 
 from engine.cluster import group, identity, kv_store, peer_failure, rendezvous, timeouts
-from engine.cluster.cluster_detection import Processes, address
+from engine.cluster.cluster_detection import ProcessInfo, address
 from engine.cluster.identity import count, is_primary
 from engine.cluster.peer_failure import LostPeer
-from engine.cluster.rendezvous import CannotJoin, Refused, name
-from engine.cluster.shutdown import bounded
+from engine.cluster.rendezvous import CannotJoin, ConflictingSettings, process_list
+from engine.cluster.shutdown import deadline
 from engine.config.errors import first_line
 
 __all__ = ["initialize", "leave"]
 
 
-def initialize(who: Processes, *, timeout_s: float = timeouts.JOIN_S) -> None:
-    """Joins the other processes; returns when all have joined. Comes before anything asks JAX for devices.
+def initialize(process: ProcessInfo, *, timeout_s: float = timeouts.JOIN_S) -> None:
+    """Joins the other processes; returns when all have joined. Call it before the first use of JAX's devices.
 
-    CPU devices of several processes communicate by gloo. A single process joins nobody.
+    CPU devices of several processes communicate through gloo. A single process returns immediately.
 
     Raises:
-        CannotJoin: the coordinator is not reached, or cannot listen, or not all came in time.
-        Refused: two have the same index, or they disagree on their number or on TLS (`rendezvous.py`);
-            or TLS is asked for, and this jax has none.
-        RuntimeError: from JAX, devices are in use already.
+        CannotJoin: the coordinator cannot be reached or cannot listen, or processes are missing after the timeout.
+        ConflictingSettings: two processes have the same index, or the processes have different counts or TLS settings
+            (`rendezvous.py`); or TLS is set and this version of jax does not support it.
+        RuntimeError: from JAX, devices are already in use.
     """
-    if who.detected:
-        _initialize_detected()
-    if who.count == 1:
+    if process.detected_by_jax:
+        _initialize_by_jax()
+    if process.count == 1:
         return
     import jax
 
     end = time.monotonic() + timeout_s
-    listen_at = _bind_address(who, min(timeout_s, timeouts.HOSTNAME_S)) if who.index == 0 else who.coordinator
+    index, coordinator = process.index, process.coordinator
+    listen_at = _bind_address(process, min(timeout_s, timeouts.HOSTNAME_S)) if index == 0 else coordinator
     host, port = address("the coordinator", listen_at)
-    rendezvous.hold(who.index, who.count, who.coordinator, host, port, timeout_s, secure=_is_secure())
+    rendezvous.wait_for_all(index, process.count, coordinator, host, port, timeout_s, secure=_is_secure())
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # By itself JAX aborts every process (134) as soon as one is dead. With this it leaves them to `peer_failure.py`,
-    # which ends them with a sentence and 42. Barriers and collectives wait for the dead one as before.
+    # By default JAX aborts every process (134) as soon as one is dead. With this setting it leaves that to
+    # `peer_failure.py`, which exits with a sentence and 42. Barriers and collectives still wait for the dead process.
     jax.config.update("jax_enable_recoverability", True)
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from `resilience/preemption.py`
+    jax.config.update("jax_enable_preemption_service", False)  # it would handle SIGTERM, as `resilience/preemption.py`
     late = (
-        f"process {who.index}: all {who.count} processes came to {who.coordinator}, but did not join there in time. "
-        "See whether one of them has ended, and start all of them again."
+        f"process {index}: all {process.count} processes reached {coordinator}, but did not join in time. "
+        "Check whether one of them has ended, and start all of them again."
     )
-    with bounded(end + timeouts.JOIN_JAX_S - time.monotonic(), lambda: CannotJoin(late)), _without_warnings():
+    with deadline(end + timeouts.JOIN_JAX_S - time.monotonic(), lambda: CannotJoin(late)), _without_warnings():
         try:
             jax.distributed.initialize(
-                who.coordinator,
-                who.count,
-                who.index,
-                local_device_ids=who.local_devices,
-                coordinator_bind_address=listen_at if who.index == 0 else None,  # by default: every network
-                # `bounded` is shorter: at this limit JAX kills the process.
+                coordinator,
+                process.count,
+                index,
+                local_device_ids=process.local_devices,
+                coordinator_bind_address=listen_at if index == 0 else None,  # JAX's default: every network
+                # Longer than `deadline`, since JAX kills the process at this timeout.
                 initialization_timeout=int(timeout_s + 2 * timeouts.JOIN_JAX_S),
                 heartbeat_timeout_seconds=timeouts.HEARTBEAT_S,
                 shutdown_timeout_seconds=int(timeouts.LEAVE_S),
             )
         except jax.errors.JaxRuntimeError as error:
             raise CannotJoin(
-                f"process {who.index} of {who.count}: cannot join the others at {who.coordinator} "
+                f"process {index} of {process.count}: cannot join the others at {coordinator} "
                 f"({first_line(error)}). Start all processes again, with the same address."
             ) from error
-    identity.set_joined(who)
+    identity.set_joined(process)
     peer_failure.watch()
 
 
 def leave() -> None:
-    """Waits until every process has come to the end of the run, then disconnects, so that none fails by it.
+    """Waits until every process has reached the end of the run, then disconnects; so no process fails because of it.
 
     Raises:
-        LostPeer: not all came.
+        LostPeer: some processes did not reach the end in time.
     """
     if count() == 1:
         return
@@ -90,12 +91,12 @@ def leave() -> None:
         peer_failure.stop()
     if missing:
         raise LostPeer(
-            f"{name(missing)} did not come to the end of the run within {timeouts.LEAVE_S:g} s. What is saved stays; "
-            "the same command tells whether anything is left to do."
+            f"{process_list(missing)} did not reach the end of the run within {timeouts.LEAVE_S:g} s. Checkpoints are "
+            "intact; the same command continues the run if steps remain."
         )
-    # Process 0 goes last: JAX kills a process that finds the coordinator gone before it has left.
-    late = "the others have not left in time after the end of the run."
-    with bounded(timeouts.LEAVE_LAST_S, lambda: LostPeer(late)):
+    # Process 0 disconnects last: JAX kills a process that loses the coordinator before it has disconnected.
+    late = "the other processes have not disconnected in time after the end of the run."
+    with deadline(timeouts.LEAVE_LAST_S, lambda: LostPeer(late)):
         while is_primary() and kv_store.alive() != {0}:
             time.sleep(0.05)
         peer_failure.join()
@@ -103,15 +104,15 @@ def leave() -> None:
 
 
 def _is_secure() -> bool:
-    """Whether JAX is to speak TLS, by its own setting, which its older releases lack."""
+    """Whether JAX is configured to use TLS, a setting that older versions lack."""
     import jax
 
     if hasattr(jax.config, "jax_mtls_cert_file"):
         return bool(jax.config.jax_mtls_cert_file)
     if os.environ.get("JAX_MTLS_CERT_FILE"):
-        raise Refused(
+        raise ConflictingSettings(
             f"JAX_MTLS_CERT_FILE is set, but jax {jax.__version__} has no mutual TLS. Install jax 0.12 or newer, or "
-            "unset the variable; the processes then talk in the clear."
+            "unset the variable; the processes then communicate without encryption."
         )
     return False
 
@@ -133,8 +134,8 @@ def _without_warnings() -> Iterator[None]:
         jax.config.update(level, "NOTSET")
 
 
-def _initialize_detected() -> None:
-    """Joins by JAX's own detection, on hosts whose metadata only JAX reads."""
+def _initialize_by_jax() -> None:
+    """Joins with JAX's own detection, on hosts whose metadata only JAX reads."""
     import jax
 
     try:
@@ -143,20 +144,20 @@ def _initialize_detected() -> None:
         )
     except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
         raise CannotJoin(
-            f"JAX cannot join the other hosts by this host's metadata ({first_line(error)}). Say who this process is: "
-            "--coordinator, --num-processes and --process-id."
+            f"JAX cannot join the other hosts from this host's metadata ({first_line(error)}). Pass --coordinator, "
+            "--num-processes and --process-id."
         ) from error
 
 
-def _bind_address(who: Processes, wait_s: float) -> str:
-    """Returns where process 0 listens: at the interface of the coordinator's address alone.
+def _bind_address(process: ProcessInfo, wait_s: float) -> str:
+    """Returns the address at which process 0 listens: only the interface of the coordinator's address.
 
-    A host often has its own name at 127.0.1.1 (Debian's hosts file), where nobody else reaches it. Then process 0
-    listens at the interface by which it reaches others. A pod's name resolves some seconds after the pod has started.
+    A host often resolves its own name to 127.0.1.1 (Debian's hosts file), which other hosts cannot reach. Process 0
+    then listens at its outgoing interface. A pod's name resolves only some seconds after the pod has started.
     """
     import socket
 
-    host, port = address("the coordinator", who.coordinator)
+    host, port = address("the coordinator", process.coordinator)
     end = time.monotonic() + wait_s
     while True:
         try:
@@ -164,11 +165,11 @@ def _bind_address(who: Processes, wait_s: float) -> str:
             break
         except OSError:
             if time.monotonic() >= end:
-                return who.coordinator  # the rendezvous reports it
+                return process.coordinator  # the rendezvous reports the error
         time.sleep(0.2)
     named = not re.fullmatch(r"localhost|[0-9a-fA-F.:%]+", host)
     if named and ipaddress.ip_address(str(found).partition("%")[0]).is_loopback:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
-            probe.connect(("192.0.2.1", 9))  # sends nothing; an address that no host has (RFC 5737)
+            probe.connect(("192.0.2.1", 9))  # sends no packet; an address that no host has (RFC 5737)
             return f"{probe.getsockname()[0]}:{port}"
-    return who.coordinator
+    return process.coordinator

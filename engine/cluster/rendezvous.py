@@ -1,9 +1,8 @@
-"""The rendezvous before processes join: finds who is missing, who comes twice, and who disagrees.
+"""The rendezvous before processes join: reports missing processes, duplicate indices and conflicting settings.
 
-JAX itself reports none of this: it waits, and then kills the process. So before JAX listens on the coordinator's port,
-each process sends a line of JSON to process 0 there and waits for one line as the answer. Process 0 answers when all
-have called, when one must be refused, or when the time is up. A caller that disconnects before the answer is missing
-again.
+JAX reports none of these: it waits, and then kills the process. So before JAX listens on the coordinator's port, each
+process sends a line of JSON to process 0 there and waits for one line as the answer. Process 0 answers when all have
+called, on a conflict, or after the timeout. A caller that disconnects before the answer counts as missing again.
 """
 
 import json
@@ -18,11 +17,11 @@ from engine.cluster import timeouts
 from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import ConvoyError
 
-_LINE = 4096  # bytes at most
+_LINE = 4096  # maximum length in bytes
 
 
 class _Caller(TypedDict):
-    """What a process says about itself."""
+    """A process, as it describes itself."""
 
     index: int
     count: int
@@ -38,27 +37,29 @@ class CannotJoin(ConvoyError):
     from_outside = True
 
 
-class Refused(CannotJoin):
-    """The processes have contradicting settings: the same command would fail again."""
+class ConflictingSettings(CannotJoin):
+    """The processes have conflicting settings: the same command would fail again."""
 
     exit_code = ExitStatus.USER_ERROR
     from_outside = False
 
 
-def hold(index: int, count: int, address: str, host: str, port: int, timeout_s: float, *, secure: bool = False) -> None:
+def wait_for_all(
+    index: int, count: int, address: str, host: str, port: int, timeout_s: float, *, secure: bool = False
+) -> None:
     """Takes part in the rendezvous; returns when all processes have called.
 
     Args:
         index: of this process.
-        count: of all.
-        address: of the coordinator, as it was given.
-        host, port: where process 0 listens, and where the others find it.
+        count: of all processes.
+        address: of the coordinator, as the user gave it.
+        host, port: where process 0 listens and the others connect.
         timeout_s: seconds for all to call.
         secure: whether this process will use TLS once it has joined; the rendezvous itself does not.
 
     Raises:
-        CannotJoin: process 0 cannot listen or is not reached, or not all came in time.
-        Refused: two processes have the same index, or they disagree on their number or on TLS.
+        CannotJoin: process 0 cannot listen or be reached, or processes are missing after the timeout.
+        ConflictingSettings: two processes have the same index, or the processes have different counts or TLS settings.
     """
     end = time.monotonic() + timeout_s
     me = _Caller(index=index, count=count, host=socket.gethostname(), pid=os.getpid(), secure=secure)
@@ -71,11 +72,11 @@ def hold(index: int, count: int, address: str, host: str, port: int, timeout_s: 
 
 def _listen(count: int, address: str, host: str, port: int) -> socket.socket:
     try:
-        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, _, _, _, resolved = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(place)
+            listener.bind(resolved)
             listener.listen(1024)
         except OSError:
             listener.close()
@@ -84,17 +85,17 @@ def _listen(count: int, address: str, host: str, port: int) -> socket.socket:
     except OSError as error:
         raise CannotJoin(
             f"process 0 of {count}: cannot listen at {address} ({error.strerror or error}). Give an address of this "
-            "machine and a free port, the same in every process; if another process 0 of this run is there, end it."
+            "machine and a free port, the same in every process; if another process 0 of this run is running, stop it."
         ) from error
 
 
 class _Rendezvous:
-    """The part of process 0."""
+    """The rendezvous on process 0."""
 
     def __init__(self, me: _Caller, listener: socket.socket, address: str, timeout_s: float):
         self._me, self._listener, self._address, self._timeout_s = me, listener, address, timeout_s
         self._present: dict[int, _Caller] = {0: me}
-        self._callers: dict[socket.socket, tuple[bytes, int | None]] = {}  # what each has sent so far, and its index
+        self._callers: dict[socket.socket, tuple[bytes, int | None]] = {}  # received bytes and, if known, the index
         self._selector = selectors.DefaultSelector()
 
     def run(self, end: float) -> None:
@@ -126,7 +127,7 @@ class _Rendezvous:
         self._selector.register(caller, selectors.EVENT_READ)
 
     def _read(self, caller: socket.socket) -> CannotJoin | None:
-        """Reads what a caller sent; returns why the processes are refused, if they are."""
+        """Reads what a caller sent; returns an error if its settings conflict with those of another process."""
         data, index = self._callers[caller]
         try:
             more = caller.recv(_LINE)
@@ -144,41 +145,41 @@ class _Rendezvous:
         if who is None or index is not None:
             self._callers[caller] = (data, index)
             return None
-        problem = self._problem_with(who)
-        if problem is None:
+        conflict = self._conflict(who)
+        if conflict is None:
             self._present[who["index"]] = who
             self._callers[caller] = (data, who["index"])
-        return problem
+        return conflict
 
-    def _problem_with(self, who: _Caller) -> Refused | None:
+    def _conflict(self, who: _Caller) -> ConflictingSettings | None:
         if who["count"] != self._me["count"]:
-            return Refused(
-                f"{_text(who)} was told that there are {who['count']} processes, {_text(self._me)} that there are "
-                f"{self._me['count']}. Give all of them the same number."
+            return ConflictingSettings(
+                f"{_text(who)} expects {who['count']} processes, {_text(self._me)} expects {self._me['count']}. "
+                "Give all of them the same number."
             )
         if bool(who.get("secure")) != self._me["secure"]:
             without, with_ = (who, self._me) if self._me["secure"] else (self._me, who)
-            return Refused(
-                f"{_text(with_)} has JAX_MTLS_CERT_FILE and talks by TLS, {_text(without)} does not. Give all "
+            return ConflictingSettings(
+                f"{_text(with_)} has JAX_MTLS_CERT_FILE and uses TLS, {_text(without)} does not. Give all "
                 "of them a certificate, or none."
             )
         if (other := self._present.get(who["index"])) is not None:
-            return Refused(
-                f"two processes have the index {who['index']}: {_text(other)} and {_text(who)}. Each has its own, 0 "
-                f"to {self._me['count'] - 1}; see who started the second one."
+            return ConflictingSettings(
+                f"two processes have the index {who['index']}: {_text(other)} and {_text(who)}. Each process needs its "
+                f"own index, 0 to {self._me['count'] - 1}; check what started the second process."
             )
         return None
 
     def _missing(self) -> str:
         missing = set(range(self._me["count"])) - set(self._present)
-        them = "they" if len(missing) > 1 else "it"
+        they = "they" if len(missing) > 1 else "it"
         return (
-            f"{name(missing)} of {self._me['count']} did not come to {self._address} within {self._timeout_s:g} s; the "
-            f"others are there. See why {them} did not start, and start all of them again."
+            f"{process_list(missing)} of {self._me['count']} did not reach {self._address} within {self._timeout_s:g} "
+            f"s; all others did. Check why {they} did not start, and start all of them again."
         )
 
     def _answer_all(self, error: CannotJoin | None) -> None:
-        """Sends the answer to all, and lets each close its side first, so that the port is free at once."""
+        """Sends the answer to all. Each caller closes its side first, so that the port is free immediately."""
         answer = json.dumps({"error": str(error or ""), "code": error.exit_code if error else 0}) + "\n"
         for caller in self._callers:
             caller.setblocking(True)
@@ -192,9 +193,9 @@ class _Rendezvous:
 
 
 def _call(me: _Caller, address: str, host: str, port: int, end: float) -> None:
-    """The part of the others: says who this is and waits for the answer."""
-    said = f"process {me['index']} of {me['count']}"
-    with _connect(said, address, host, port, end) as caller:
+    """The rendezvous on the other processes: sends the description of this process and waits for the answer."""
+    myself = f"process {me['index']} of {me['count']}"
+    with _connect(myself, address, host, port, end) as caller:
         caller.settimeout(max(0.0, end - time.monotonic()) + timeouts.RENDEZVOUS_ANSWER_S)
         try:
             caller.sendall((json.dumps(me) + "\n").encode())
@@ -203,39 +204,40 @@ def _call(me: _Caller, address: str, host: str, port: int, end: float) -> None:
                 data += more
         except TimeoutError as error:
             raise CannotJoin(
-                f"{said}: {address} does not answer in time. See what process 0 does, and start all of them again."
+                f"{myself}: {address} does not answer in time. Check process 0, and start all of them again."
             ) from error
         except OSError:
             data = b""
     found = _parse(data)
     if found is None:
         raise CannotJoin(
-            f"{said}: at {address} the processes have joined already, without this one, or something else listens "
-            f"there, or process 0 has gone. See whether another process {me['index']} runs, and start all again."
+            f"{myself}: at {address} the processes have already joined without this process, or another program "
+            f"listens there, or process 0 has ended. Check whether another process {me['index']} is running, and start "
+            "all processes again."
         )
     if found["error"]:
-        error = (Refused if found["code"] == Refused.exit_code else CannotJoin)(found["error"])
-        raise error
+        kind = ConflictingSettings if found["code"] == ConflictingSettings.exit_code else CannotJoin
+        raise kind(found["error"])
 
 
-def _connect(said: str, address: str, host: str, port: int, end: float) -> socket.socket:
+def _connect(myself: str, address: str, host: str, port: int, end: float) -> socket.socket:
     while True:
         try:
             return socket.create_connection((host, port), timeout=max(0.1, end - time.monotonic()))
         except OSError as error:
             if time.monotonic() >= end:
                 raise CannotJoin(
-                    f"{said}: the coordinator {address} does not answer ({error.strerror or error}). It is process 0 "
-                    "that listens there: see that it runs, that the address is right and that the network lets it "
-                    "through, then start all processes again."
+                    f"{myself}: the coordinator {address} does not answer ({error.strerror or error}). Process 0 "
+                    "listens there: check that it runs, that the address is right and that the network allows the "
+                    "connection, then start all processes again."
                 ) from error
         time.sleep(timeouts.RENDEZVOUS_RETRY_S)
 
 
-def name(indices: Iterable[int]) -> str:
+def process_list(indices: Iterable[int]) -> str:
     """Returns "process 3" or "processes 1, 3"."""
-    known = sorted(indices)
-    return f"process{'es' if len(known) > 1 else ''} {', '.join(map(str, known))}"
+    numbers = sorted(indices)
+    return f"process{'es' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
 def _parse(data: bytes) -> dict[str, Any] | None:

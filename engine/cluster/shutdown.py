@@ -1,7 +1,7 @@
-"""The one way to end a process that cannot end by returning: verdict, last acts with a bound, exit.
+"""Ends a process that cannot end by returning: records the verdict, runs exit callbacks with a timeout, exits.
 
-A thread may end the process while the main thread is stuck in a collective or on storage, so nothing here waits for
-the main thread. The peers get the reason by a last act that `peer_failure.py` adds.
+Any thread may end the process while the main thread is stuck in a collective or on storage, so no function here waits
+for the main thread. `peer_failure.py` adds an exit callback that reports the reason to the peers.
 """
 
 import os
@@ -15,39 +15,39 @@ from engine.cluster import timeouts, verdict
 from engine.cluster.exit_status import status_of
 from engine.config.errors import ConvoyError
 
-type LastAct = Callable[[BaseException], None]
+type ExitCallback = Callable[[BaseException], None]
 
-_last_acts: list[LastAct] = []
-
-
-def add_last_act(act: LastAct) -> None:
-    """Has `end` call `act(error)` before the exit, the newest act first."""
-    _last_acts.append(act)
+_callbacks: list[ExitCallback] = []
 
 
-def remove_last_act(act: LastAct) -> None:
-    """Undoes `add_last_act`."""
-    _last_acts.remove(act)
+def add_exit_callback(callback: ExitCallback) -> None:
+    """Makes `end` call `callback(error)` before the exit; the callback added last runs first."""
+    _callbacks.append(callback)
+
+
+def remove_exit_callback(callback: ExitCallback) -> None:
+    """Undoes `add_exit_callback`."""
+    _callbacks.remove(callback)
 
 
 def end(error: BaseException) -> NoReturn:
-    """Ends this process because of an error, from any thread: verdict, last acts, exit code."""
+    """Ends this process because of an error, from any thread: verdict, exit callbacks, exit code."""
 
-    def perform() -> None:
-        for act in reversed(_last_acts):
-            with suppress(Exception):  # an act that fails must not keep the others from theirs
-                act(error)
+    def run_callbacks() -> None:
+        for callback in reversed(_callbacks):
+            with suppress(Exception):  # the other callbacks must run even if one fails
+                callback(error)
 
-    with suppress(OSError):  # a full disk or a closed stderr must not keep the process
+    with suppress(OSError):  # a full disk or a closed stderr must not prevent the exit
         verdict.report(error)
-    thread = threading.Thread(target=perform, daemon=True)  # storage that hangs must not keep the process
+    thread = threading.Thread(target=run_callbacks, daemon=True)  # hanging storage must not prevent the exit
     thread.start()
-    thread.join(timeouts.LAST_ACTS_S)
+    thread.join(timeouts.EXIT_CALLBACKS_S)
     exit_now(status_of(error))
 
 
 def exit_now(code: int) -> NoReturn:
-    """Exits at once, without Python's own end, which would wait for threads and peers; flushes what was printed."""
+    """Flushes stdout and stderr and exits at once, without Python's cleanup, which would wait for threads and peers."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # a reader that is gone, a full disk, a closed stream
             stream.flush()
@@ -55,14 +55,14 @@ def exit_now(code: int) -> NoReturn:
 
 
 def exit_soon(code: int) -> None:
-    """Exits in some seconds unless Python's own end, which waits for all threads, comes before."""
+    """Exits after some seconds if Python's normal exit, which waits for all threads, has not finished by then."""
     _timer(timeouts.THREADS_S, lambda: exit_now(code))
 
 
 @contextmanager
-def bounded(seconds: float, make: Callable[[], ConvoyError]) -> Iterator[None]:
-    """Ends the process with an error when a wait inside JAX, which nothing interrupts, takes longer."""
-    timer = _timer(seconds, lambda: end(make()))
+def deadline(seconds: float, make_error: Callable[[], ConvoyError]) -> Iterator[None]:
+    """Ends the process with an error if the block takes longer: for waits inside JAX that cannot be interrupted."""
+    timer = _timer(seconds, lambda: end(make_error()))
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
-"""What a process leaves for its launcher, in files: its verdict, the steps it has done, where the run's status lies.
+"""Files that a process writes for its launcher: its verdict, its completed steps, and the path of the run's status.
 
-The launcher names the verdict's file in a variable. A killed process leaves no verdict, but its steps are known all the
-same: they lie in a file that is mapped into memory, which outlives the process.
+An environment variable names the file of the verdict. A killed process leaves no verdict, but its steps are known: they
+are in a memory-mapped file, which outlives the process.
 """
 
 import json
@@ -22,24 +22,24 @@ from engine.config.errors import ConvoyError
 from engine.mounts import shown
 
 VARIABLE = "CONVOY_VERDICT"
-"""Names the file `<folder>/<index>.json` of this process; the folder holds those of all processes."""
+"""Environment variable with the file `<folder>/<index>.json` of this process; all processes share the folder."""
 STATUS = "status"
-"""File in that folder: the path of the run's status."""
+"""File in that folder that contains the path of the run's status."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a process ended."""
+    """How and why a process ended."""
 
     index: int  # of the process
     code: int  # its exit code
-    text: str  # sentence or traceback, without a line end
-    time: float  # when it decided to end, by the monotonic clock that all processes of a machine share
-    cause: str = ""  # its signature (`failure_signature.py`)
+    text: str  # sentence or traceback, without a trailing newline
+    time: float  # when it decided to exit, by the monotonic clock that all processes of a machine share
+    signature: str = ""  # of its error (`failure_signature.py`)
 
     @staticmethod
     def of(error: BaseException, index: int) -> "Verdict":
-        """Returns the verdict of a process that an error ends."""
+        """Returns the verdict of a process that ends because of an error."""
         text = "".join(traceback.format_exception(error))
         if isinstance(error, ConvoyError):
             text = f"{error.kind}: {error}"
@@ -49,31 +49,31 @@ class Verdict:
 
     @property
     def line(self) -> str:
-        """The text in one line: a sentence, or the last line of a traceback, `KeyError: 'image'`."""
+        """The text in one line: a sentence, or the error line of a traceback, `KeyError: 'image'`."""
         lines = self.text.splitlines() or [""]
         raised = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(:|$)", line)]
         return raised[-1] if lines[0].startswith("Traceback") and raised else lines[-1]
 
 
 def is_launched() -> bool:
-    """Whether a launcher reads the verdict of this process, and shows it."""
+    """Whether a launcher reads and prints the verdict of this process."""
     return bool(os.environ.get(VARIABLE))
 
 
 def report(error: BaseException) -> None:
-    """Hands the reason of this process's end to its launcher, which shows it once, or prints it."""
+    """Records the verdict for the launcher, which prints it once; without a launcher, prints its text."""
     found = Verdict.of(error, 0)
     if is_launched():
-        record(found.code, found.text, found.cause)
+        record(found.code, found.text, found.signature)
     else:
         print(found.text, file=sys.stderr)
 
 
-def record(code: int, text: str, cause: str = "") -> None:
-    """Writes this process's verdict at once and whole; the first one stays."""
+def record(code: int, text: str, signature: str = "") -> None:
+    """Writes this process's verdict atomically, unless it already has a verdict."""
     path = Path(os.environ[VARIABLE])
     if not path.exists():
-        _write(path, json.dumps(asdict(Verdict(int(path.stem), code, text.rstrip(), time.monotonic(), cause))))
+        _write(path, json.dumps(asdict(Verdict(int(path.stem), code, text.rstrip(), time.monotonic(), signature))))
 
 
 def read(folder: Path) -> list[Verdict]:
@@ -82,25 +82,25 @@ def read(folder: Path) -> list[Verdict]:
     return sorted(verdicts, key=lambda verdict: verdict.time)
 
 
-def of_others() -> list[Verdict]:
-    """Returns those of the other processes of this job, the earliest first; none without a launcher."""
+def read_peers() -> list[Verdict]:
+    """Returns the verdicts of the other processes of this job, the earliest first; none without a launcher."""
     if not is_launched():
         return []
     mine = Path(os.environ[VARIABLE])
     return [verdict for verdict in read(mine.parent) if str(verdict.index) != mine.stem]
 
 
-def note_status(path: Path) -> None:
-    """Names the run's status file to the launcher, which corrects one that a kill left behind."""
+def record_status_path(path: Path) -> None:
+    """Records the path of the run's status file for the launcher, which corrects the status after a kill."""
     if is_launched():
         _write(Path(os.environ[VARIABLE]).parent / STATUS, shown(path.absolute()))
 
 
-_steps: memoryview | None = None  # the launcher reads it; without a launcher nobody does
+_steps: memoryview | None = None  # read by the launcher, if there is one
 
 
 def step_counter() -> memoryview:
-    """Returns the memory, one int64, in which this process counts its steps for the launcher."""
+    """Returns a buffer of one int64, in which this process counts its steps for the launcher."""
     global _steps
     if _steps is None:
         _steps = memoryview(_shared() if is_launched() else bytearray(8)).cast("q")
@@ -108,7 +108,7 @@ def step_counter() -> memoryview:
 
 
 def read_steps(folder: Path) -> dict[int, int]:
-    """Returns index -> steps done, of the processes that have counted any."""
+    """Returns process index -> completed steps, of the processes that have counted any."""
     found = {int(path.stem): path.read_bytes() for path in folder.glob("*.step")}
     return {index: struct.unpack("q", data)[0] for index, data in found.items() if len(data) == 8}
 
@@ -120,6 +120,6 @@ def _shared() -> mmap.mmap:
 
 
 def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f"{path.name}.{threading.get_ident()}.tmp")
-    beside.write_text(text)
-    beside.replace(path)
+    temporary = path.with_name(f"{path.name}.{threading.get_ident()}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)

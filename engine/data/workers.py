@@ -303,8 +303,8 @@ def _start_worker(slots: str, main: int, index: int, count: int) -> None:
 
 def _send_heartbeats(slots: _SharedSlots, slot: int, main: int) -> None:
     """Increments the heartbeat count until the reader closes, then exits with the main process, on every system."""
-    if (end_with_parent := parent.end_with(main)) is not None:
-        end_with_parent()
+    if (kill_with_parent := parent.kill_with(main)) is not None:
+        kill_with_parent()
     main_process, heartbeats = multiprocessing.parent_process(), 0
     assert main_process is not None
     while main_process.is_alive() and not slots.read(0)[0]:
@@ -313,7 +313,7 @@ def _send_heartbeats(slots: _SharedSlots, slot: int, main: int) -> None:
         main_process.join(HEARTBEAT_S)
     if heartbeats == 0:  # the reader was closed while this process started; Grain treats this exit code as a failure
         os._exit(1)
-    parent.live_on()
+    parent.outlive_parent()
     slots.write(slot, os.getpid(), _CLOSING_SEEN)
     main_process.join()
     os._exit(1)

@@ -38,7 +38,7 @@ class End:
     time: float  # monotonic seconds: when it recorded its verdict, else when it had exited
     pid: int
     text: str = ""  # of its verdict, where it recorded one
-    cause: str = ""  # signature of its error, likewise
+    signature: str = ""  # of its error, likewise
     step: int | None = None  # steps done, where it has counted any
     why: str = ""  # of the first failure: what its code means
 
@@ -105,7 +105,7 @@ def run(
         for i, (code, when) in codes.items():
             end = End(i, code, when, job.pids[i], step=steps.get(i))
             if last := recorded.get(i):
-                end = dataclasses.replace(end, time=last.time, text=last.text, cause=last.cause)
+                end = dataclasses.replace(end, time=last.time, text=last.text, signature=last.signature)
             ends.append(end)
         first, *others = sorted(ends, key=lambda end: (end.code == ExitStatus.DONE, end.time))
         why = postmortem.why(first.code, first.text, postmortem.killed_for_memory() > killed_before)
@@ -172,7 +172,7 @@ class _Job:
 
     def start(self, command: Sequence[str], environments: Sequence[dict[str, str]], alone: bool) -> None:
         """Starts a process for each environment; with `alone` it writes straight to our streams."""
-        end_with_parent, stream = parent.end_with(os.getpid()), None if alone else subprocess.PIPE
+        kill_with_parent, stream = parent.kill_with(os.getpid()), None if alone else subprocess.PIPE
         for environment in environments:
             process = subprocess.Popen(
                 command,
@@ -183,7 +183,7 @@ class _Job:
                 text=True,
                 errors="replace",
                 process_group=0,  # Ctrl-C on a terminal reaches this process only, which passes it on once
-                preexec_fn=end_with_parent,
+                preexec_fn=kill_with_parent,
             )
             self._processes.append(process)
         for i, process in enumerate(self._processes):  # threads come after the last fork

@@ -58,7 +58,7 @@ def supervise(
         ConfigError: a number below 1.
     """
     os.environ.setdefault(TOKEN, uuid.uuid4().hex)  # an attempt may take over the lease of the one before
-    supervisor = Supervisor(_newest(run), most=restarts, first_wait_s=first_wait_s)
+    supervisor = Supervisor(_newest(run), max_restarts=restarts, first_wait_s=first_wait_s)
     words, kills = _Words(command, run), AnnouncedKills(Path(os.environ[KILLS]) if os.environ.get(KILLS) else None)
     with Signals() as signals:
         while True:
@@ -81,9 +81,9 @@ def supervise(
 def _failure(ends: Sequence[End], newest: int | None, from_outside: bool) -> Failure:
     """Describes an attempt by its first failure."""
     first = ends[0]
-    cause = first.cause or ("" if first.text else kill_signature(first.code))
+    signature = first.signature or ("" if first.text else kill_signature(first.code))
     step = first.step if first.step is not None else newest or 0
-    return Failure(first.code, cause, step, newest, from_outside)
+    return Failure(first.code, signature, step, newest, from_outside)
 
 
 def _record_death(run: RunDirectory, ends: Sequence[End]) -> None:
@@ -104,7 +104,7 @@ def _asked_to_stop(code: int, received: Sequence[int]) -> int:
 
 def _restart_text(restart: Restart, failure: Failure, first: End, numbered: bool) -> str:
     which = f" of process {first.index}" if numbered else ""
-    why = failure.cause or describe(failure.code)
+    why = failure.signature or describe(failure.code)
     if failure.code == 128 + signal.SIGKILL and not failure.from_outside:
         why = first.why
     if first.text:

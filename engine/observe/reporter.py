@@ -49,8 +49,8 @@ class Reporter:
         )
         self._forced = self._warned = False
         self._tell()
-        verdict.note_status(directory.status)
-        shutdown.add_last_act(self._end_by_force)
+        verdict.record_status_path(directory.status)
+        shutdown.add_exit_callback(self._end_by_force)
 
     def start(self, total_steps: int, first_step: int, summarise: Callable[[], Summary]) -> None:
         """The work begins: shows progress from here on.
@@ -96,7 +96,7 @@ class Reporter:
     ) -> None:
         if self._progress is not None:
             self._progress.close()
-        shutdown.remove_last_act(self._end_by_force)
+        shutdown.remove_exit_callback(self._end_by_force)
         code = status_of(error)
         state = "interrupted" if code == ExitStatus.INTERRUPTED else "failed" if error else "done"
         state = error.state if isinstance(error, ConvoyError) else state

@@ -1,1 +1,1 @@
-"""What keeps a run alive, or ends it well: preemption, hangs, divergence, silent corruption, restarts."""
+"""Failures during a run: preemption, hangs, divergence, silent corruption, restarts."""

@@ -1,12 +1,9 @@
-"""Stopping a run on request: SIGTERM and SIGINT become an answer that the loop asks for at each boundary.
+"""Stops a run on SIGTERM (preempted by a scheduler) or SIGINT (interrupted by a person).
 
-SIGTERM comes from a scheduler and means "start me again"; SIGINT (Ctrl-C) means "a person stopped this". All processes
-stop at the same call of `requested` (`StepAgreement`), also when only one got the signal: once a batch is drawn, in an
-evaluation too, and at a boundary with events.
-
-A second signal ends the process at once, also while it compiles or waits for a device: a thread reads the signals from
-a socket, because Python's handlers run only when the main thread is back in Python. A save in flight is then lost; the
-checkpoints before it are not touched.
+The loop polls `Preemption.requested`. All processes stop at the same call of it (`StepAgreement`), even if only one
+process received the signal. A second signal ends the process immediately, also while it compiles or waits for a device:
+a thread reads signals from a socket, because Python's handlers run only when the main thread is back in Python. A save
+in flight is then lost; earlier checkpoints stay intact.
 """
 
 import contextlib
@@ -25,12 +22,12 @@ from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import ConvoyError
 from engine.resilience import timeouts
 
-_WAKE = signal.SIGURG  # interrupts a wait of the main thread; by itself it has no effect on a process
-_runs = itertools.count()  # of this process, one after the other: each has a topic of its own
+_WAKE = signal.SIGURG  # interrupts a wait of the main thread; by default it has no effect on a process
+_runs = itertools.count()  # runs of this process, one after the other: each has its own topic
 
 
 class Preempted(ConvoyError):
-    """The run was asked to stop and can go on from its last checkpoint."""
+    """A scheduler stopped the run; it can resume from its last checkpoint."""
 
     exit_code = ExitStatus.RETRY
     state = "preempted"
@@ -48,19 +45,19 @@ class Interrupted(ConvoyError):
 
 
 class _WaitCancelled(BaseException):
-    """Takes the main thread out of a wait; no handler of errors in the user's code catches it."""
+    """Ends a wait of the main thread. Not an Exception, so that error handlers of the user do not catch it."""
 
 
 class Preemption:
-    """Context manager: while it is open, signals are answers of `requested` and do not end the process.
+    """Context manager: while it is open, signals make `requested` return True instead of ending the process.
 
-    Handlers are installed in the main thread only (Python allows no other); elsewhere, as in a notebook's worker, only
-    the request of another process counts. On exit the former handlers are back.
+    Handlers are installed in the main thread only (Python allows no other). In another thread, such as a notebook's
+    worker, only requests of other processes count. On exit the former handlers are restored.
     """
 
     def __init__(self):
         self._received: set[int] = set()
-        self._waiting = False  # the main thread, in a wait that may be cancelled
+        self._waiting = False  # whether the main thread is in a wait that may be cancelled
         self._agreement = group.StepAgreement(f"stop/{next(_runs)}", self._wake)
         self._restore = contextlib.ExitStack()
 
@@ -68,7 +65,7 @@ class Preemption:
         self._in_main = threading.current_thread() is threading.main_thread()
         if self._in_main:
             watched = [signal.SIGTERM, signal.SIGINT]
-            self._watch_for_a_second(watched)
+            self._end_on_second_signal(watched)
             for number in (*watched, _WAKE):
                 self._restore.callback(signal.signal, number, signal.getsignal(number) or signal.SIG_DFL)
                 signal.signal(number, self._on_signal)
@@ -80,7 +77,7 @@ class Preemption:
 
     @property
     def interrupted(self) -> bool:
-        """Whether a person asked, as far as this process (or, after `requested` was True, any process) knows."""
+        """Whether this process received SIGINT; once `requested` is True, whether any process did."""
         return self._agreement.reason == "interrupted" or signal.SIGINT in self._received
 
     def requested(self) -> bool:
@@ -88,20 +85,20 @@ class Preemption:
         return self._agreement.reached()
 
     def unless_stopped[**P, R](self, wait: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
-        """Returns what `wait` returns, then asks; None where the answer is yes, or the wait was cancelled for it.
+        """Returns the result of `wait`; None if the run must stop, which also cancels the wait. Counts as `requested`.
 
         Args:
-            wait: has no lasting effect when it is cancelled, or when the answer is yes.
-            args, kwargs: for it.
+            wait: a function whose result may be discarded and which may be cancelled.
+            args, kwargs: its arguments.
         """
         try:
             self._waiting = True
-            found = None if self._agreement.is_next else wait(*args, **kwargs)
+            result = None if self._agreement.is_next else wait(*args, **kwargs)
         except _WaitCancelled:
-            found = None
+            result = None
         finally:
             self._waiting = False
-        return None if self.requested() else found
+        return None if self.requested() else result
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number != _WAKE:
@@ -115,14 +112,14 @@ class Preemption:
         if self._in_main and self._waiting:
             signal.pthread_kill(threading.main_thread().ident or 0, _WAKE)
 
-    def _watch_for_a_second(self, watched: list[signal.Signals]) -> None:
+    def _end_on_second_signal(self, watched: list[signal.Signals]) -> None:
         """Starts the thread that ends the process at the second of these signals."""
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         former = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         thread = threading.Thread(target=_end_at_second, args=(reader, set(watched)), daemon=True, name="signals")
         thread.start()
-        # In reverse: no more signals to the socket, its end for the thread, the thread's own end.
+        # Run in reverse order: stop sending signals to the socket, close it for the thread, join the thread.
         self._restore.callback(reader.close)
         self._restore.callback(thread.join)
         self._restore.callback(writer.close)
@@ -130,7 +127,7 @@ class Preemption:
 
 
 def _end_at_second(reader: socket.socket, watched: set[signal.Signals]) -> None:
-    """Reads signal numbers until the other end closes; ends the process at the second one that counts."""
+    """Reads signal numbers until the other end closes; ends the process at the second watched signal."""
     first_at, interrupted = None, False
     while numbers := reader.recv(64):
         now = time.monotonic()
@@ -145,6 +142,6 @@ def _end_at_second(reader: socket.socket, watched: set[signal.Signals]) -> None:
 
 
 def _end_now(kind: type[ConvoyError]) -> NoReturn:
-    os.write(2, b"\nSecond signal: ending now, without the save that was under way.\n")
-    text = "a second signal ended this process at once, without the save that was under way. What is saved stays."
+    os.write(2, b"\nSecond signal: ending now, without the save in progress.\n")
+    text = "a second signal ended this process at once, without the save in progress. Earlier checkpoints are intact."
     shutdown.end(kind(text))

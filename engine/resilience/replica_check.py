@@ -1,8 +1,8 @@
-"""Replica check: compares the copies of the state on different devices, to find silent faults of memory or arithmetic.
+"""Replica check: compares the copies of the state on different devices, to detect silent data corruption.
 
-Data parallelism keeps a copy of a part of an array on several devices; an axis that splits the array does not. Every
-device makes the same updates from the same sums, so a difference between copies is never legal. A check waits for the
-device and reads the state once. What is saved between two checks is not known to be sound.
+Data parallelism keeps copies of the same shard on several devices. Every device computes the same updates from the same
+sums, so copies never differ on healthy hardware. A check waits for the devices and reads the state once. Checkpoints
+saved between two checks are not verified.
 """
 
 import math
@@ -17,11 +17,11 @@ from engine.config.errors import ConvoyError
 from engine.parallel.digest import Digests
 from engine.types import PyTree
 
-TOLD = 3  # arrays that an error names
+SHOWN = 3  # arrays that an error names
 
 
 class ReplicaError(ConvoyError):
-    """Copies of the state differ: a device is not to be trusted. Nothing of it is saved."""
+    """Copies of the state differ: a device is faulty. The state is not saved."""
 
     exit_code = ExitStatus.RETRY
     everywhere = True
@@ -31,7 +31,7 @@ class ReplicaCheck:
     """Compares the copies of a state.
 
     Args:
-        abstract_state: the form of the state, with shardings.
+        abstract_state: shapes and shardings of the state.
     """
 
     def __init__(self, abstract_state: PyTree):
@@ -40,43 +40,45 @@ class ReplicaCheck:
 
     @property
     def has_copies(self) -> bool:
-        """Whether any part of the state lies on more than one device."""
+        """Whether any shard of the state is on more than one device."""
         return any(_copies(leaf) > 1 for leaf in jax.tree.leaves(self._abstract_state))
 
     def run(self, step: int, state: PyTree) -> None:
         """Compares the copies; every process calls it at the same steps.
 
         Raises:
-            ReplicaError: they differ; names arrays, devices and processes.
+            ReplicaError: they differ. Its text names arrays, devices and processes.
         """
         self._digests = digests = self._digests or Digests(self._abstract_state)
         rows = np.asarray(digests.rows(state, everywhere=True))
-        if found := digests.differing(rows):
-            raise ReplicaError(_text(digests, step, found))
+        if differing := digests.differing(rows):
+            raise ReplicaError(_text(digests, step, differing))
 
 
-def _text(digests: Digests, step: int, found: dict[str, list[int]]) -> str:
+def _text(digests: Digests, step: int, differing: dict[str, list[int]]) -> str:
     devices = list(digests.mesh.devices.flat)
-    odd = sorted({position for positions in found.values() for position in positions})
+    odd = sorted({position for positions in differing.values() for position in positions})
     named = ", ".join(f"device {devices[i].id} of process {devices[i].process_index}" for i in odd)
-    more = f" and {len(found) - TOLD} more" if len(found) > TOLD else ""
-    holders = digests.holders[:, digests.paths.index(next(iter(found)))]
+    more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+    holders = digests.holders[:, digests.paths.index(next(iter(differing)))]
     copies = int((holders == holders[odd[0]]).sum())
-    who = f"{named} hold{'s' * (len(odd) == 1)}"
-    rest = "other numbers than most copies" if len(odd) < copies else "each other numbers, so one of them errs"
+    if len(odd) < copies:
+        problem = f"{named} differ{'s' * (len(odd) == 1)} from most copies"
+    else:
+        problem = f"{named} have different values, so one of them is wrong"
     return (
-        f"step {step}: copies of {', '.join(list(found)[:TOLD])}{more} differ: {who} {rest}. Memory or arithmetic "
-        "of a device errs; nothing was saved. Test that device or leave its machine out; the same command goes on "
-        "from the newest checkpoint."
+        f"step {step}: copies of {', '.join(list(differing)[:SHOWN])}{more} differ: {problem}. The memory or "
+        "arithmetic of a device is faulty; this state was not saved. Test that device or exclude its machine; the same "
+        "command resumes from the newest checkpoint."
     )
 
 
 def coverage(every: Duration | None, abstract_state: PyTree) -> str:
-    """Returns the line of `convoy explain`: how much of a state has copies that are compared, and when.
+    """Returns the line of `convoy explain`: the share of the state that has copies to compare, and how often.
 
     Args:
         every: `resilience.replica_check`.
-        abstract_state: the form of the state, with shardings.
+        abstract_state: shapes and shardings of the state.
     """
     if every is None:
         return "replica check: off (resilience.replica_check=None)"
@@ -92,7 +94,7 @@ def coverage(every: Duration | None, abstract_state: PyTree) -> str:
 
 
 def _copies(leaf: PyTree) -> int:
-    """How many devices hold the same part of an array."""
+    """Returns how many devices hold the same shard of an array."""
     sharding = leaf.sharding
     axes = jax.tree.leaves(tuple(sharding.spec))
     return sharding.mesh.size // math.prod(sharding.mesh.shape[axis] for axis in axes)

@@ -1,4 +1,4 @@
-"""Where every thread of this process is: a file with all stacks, and a line about the main thread."""
+"""Stack traces of this process: a file with all threads, and short texts about the main thread."""
 
 import contextlib
 import faulthandler
@@ -8,13 +8,13 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-from engine.cluster.failure_signature import is_users, short
+from engine.cluster.failure_signature import is_user_code, short_path
 
-FRAMES = 6  # innermost ones that are shown on the screen
+FRAMES = 6  # innermost frames shown on the screen
 
 
 def dump(file: Path) -> Path | None:
-    """Writes the stacks of all threads to a file, and returns it; None where it cannot be written."""
+    """Writes the stacks of all threads to a file and returns it; None if it cannot be written."""
     with contextlib.suppress(OSError):
         file.parent.mkdir(exist_ok=True)
         with file.open("w", encoding="utf-8") as target:
@@ -33,7 +33,7 @@ def main_thread() -> str:
 
 
 def where() -> str:
-    """Returns in one line where the main thread is, and the other threads that run the user's code."""
+    """Returns one line: the location of the main thread, and of other threads that run the user's code."""
     main = threading.main_thread().ident
     found = [_location(_frames()[main])]
     for thread in threading.enumerate():
@@ -44,15 +44,15 @@ def where() -> str:
 
 
 def _location(frame: FrameType) -> str:
-    """Returns the innermost frame, after the user's innermost one where that is another."""
+    """Returns the innermost frame, preceded by the innermost frame of the user's code if that is another frame."""
     innermost, users = _innermost(frame), _innermost(frame, users=True)
     return innermost if users in ("", innermost) else f"{users} > {innermost}"
 
 
 def _innermost(frame: FrameType, users: bool = False) -> str:
-    """Returns `file:line in function`; with `users`, of the user's code only, or ""."""
-    found = [f for f in traceback.extract_stack(frame) if not users or is_users(f.filename)]
-    return f"{short(found[-1].filename)}:{found[-1].lineno} in {found[-1].name}" if found else ""
+    """Returns the innermost `file:line in function`; with `users`, of the user's code only, "" if there is none."""
+    found = [f for f in traceback.extract_stack(frame) if not users or is_user_code(f.filename)]
+    return f"{short_path(found[-1].filename)}:{found[-1].lineno} in {found[-1].name}" if found else ""
 
 
 def _frames() -> dict[int | None, FrameType]:

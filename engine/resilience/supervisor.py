@@ -1,7 +1,7 @@
-"""Decides whether a run that ended is restarted, and after what wait, from how each attempt ended.
+"""Decides whether and when to restart a run, from how its attempts ended.
 
-Three failures of one signature at about one step, without a newer checkpoint between them, are a crash loop: a restart
-would repeat it. An announced kill (`launch/supervise.py`) comes from outside and says nothing about the run.
+Three failures with the same signature at about the same step, without a newer checkpoint between them, are a crash
+loop: a restart would repeat it. An announced kill (`launch/supervise.py`) comes from outside and does not count.
 """
 
 from dataclasses import dataclass
@@ -9,24 +9,24 @@ from dataclasses import dataclass
 from engine.cluster.exit_status import KILLED, ExitStatus, describe, is_retried
 from engine.resilience import timeouts
 
-SAME_FAILURES = 3  # of one signature, that make a crash loop
-STEPS_AHEAD = 2  # of the loop before the device, so that one fault may appear up to so many steps later
+SAME_FAILURES = 3  # failures with the same signature that make a crash loop
+STEPS_AHEAD = 2  # the loop runs so many steps ahead of the device, so the step of the same fault may differ by as many
 
 
 @dataclass(frozen=True)
 class Failure:
-    """How an attempt ended before its run did."""
+    """How an attempt ended without completing the run."""
 
-    code: int  # of the job, as a shell reports it
-    cause: str  # signature of the error or signal, "" where others brought the failure about
-    step: int  # the last one that it had reached
-    checkpoint: int | None  # the newest one by then
+    code: int  # exit code of the job, as a shell reports it
+    signature: str  # of the error or signal, "" if a peer or a scheduler caused the failure
+    step: int  # last step that it reached
+    checkpoint: int | None  # newest checkpoint at that time
     from_outside: bool = False  # whether it was an announced kill
 
 
 @dataclass(frozen=True)
 class Restart:
-    """Start the same command again."""
+    """Decision to start the same command again."""
 
     number: int  # of this restart, from 1
     wait_s: float  # seconds to wait before it
@@ -34,30 +34,31 @@ class Restart:
 
 @dataclass(frozen=True)
 class Stop:
-    """End with this code; `reason` is a sentence, "" where the attempt itself has reported why."""
+    """Decision to exit with this code; `reason` is a sentence, "" if the attempt itself has reported it."""
 
     code: int
     reason: str = ""
 
 
 class Supervisor:
-    """Decides about one run, one attempt after the other.
+    """Decides after each attempt of one run.
 
     Args:
-        checkpoint: the newest one before the first attempt; None: there is none.
-        most: the most restarts; None for no limit.
-        first_wait_s: before a restart; it doubles with each one without progress, up to timeouts.LONGEST_RESTART_S.
+        checkpoint: newest checkpoint before the first attempt; None if there is none.
+        max_restarts: maximum number of restarts; None for no limit.
+        first_wait_s: wait before a restart; it doubles with each restart without progress, up to
+            `timeouts.LONGEST_RESTART_S`.
     """
 
     def __init__(
-        self, checkpoint: int | None, *, most: int | None = None, first_wait_s: float = timeouts.FIRST_RESTART_S
+        self, checkpoint: int | None, *, max_restarts: int | None = None, first_wait_s: float = timeouts.FIRST_RESTART_S
     ):
-        self._checkpoint, self._most, self._first_wait_s = checkpoint, most, first_wait_s
+        self._checkpoint, self._max_restarts, self._first_wait_s = checkpoint, max_restarts, first_wait_s
         self._restarts = 0
-        self._failures: list[Failure] = []  # without progress between them, and not from outside
+        self._failures: list[Failure] = []  # since the last progress, without failures from outside
 
     def after(self, failure: Failure) -> Restart | Stop:
-        """Returns what to do after an attempt that ended so; a code of 0 stops too."""
+        """Returns the decision after an attempt; exit code 0 stops too."""
         if not is_retried(failure.code):
             return Stop(failure.code)
         if failure.checkpoint is not None and (self._checkpoint is None or failure.checkpoint > self._checkpoint):
@@ -66,8 +67,8 @@ class Supervisor:
             self._failures.append(failure)
             if self._is_loop(failure):
                 return Stop(ExitStatus.STOP, self._loop_text(failure))
-        if self._restarts == self._most:
-            return Stop(failure.code, f"the restarts allowed ({self._most}) are used up.")
+        if self._restarts == self._max_restarts:
+            return Stop(failure.code, f"the maximum number of restarts ({self._max_restarts}) is reached.")
         self._restarts += 1
         doublings = max(0, len(self._failures) - 1)
         return Restart(self._restarts, min(timeouts.LONGEST_RESTART_S, self._first_wait_s * 2.0 ** min(doublings, 30)))
@@ -76,19 +77,21 @@ class Supervisor:
         same = [
             other
             for other in self._failures
-            if failure.cause and other.cause == failure.cause and abs(other.step - failure.step) <= STEPS_AHEAD
+            if failure.signature
+            and other.signature == failure.signature
+            and abs(other.step - failure.step) <= STEPS_AHEAD
         ]
         return len(same) >= SAME_FAILURES
 
     def _loop_text(self, failure: Failure) -> str:
         newest = "none was saved" if self._checkpoint is None else f"the newest is that of step {self._checkpoint}"
         return (
-            f"{SAME_FAILURES} attempts ended alike at step {failure.step}: {failure.cause}; no new checkpoint came "
-            f"between them ({newest}). Starting again would repeat it. Find out what happens there, then start "
-            "the same command again."
+            f"{SAME_FAILURES} attempts failed identically at step {failure.step}: {failure.signature}; no new "
+            f"checkpoint was saved between them ({newest}). A restart would repeat the failure. Fix its cause, then "
+            "start the same command again."
         )
 
 
 def kill_signature(code: int) -> str:
-    """Returns the signature of a killed process; "" for SIGTERM, which comes from outside only."""
+    """Returns the signature of a killed process; "" for SIGTERM, which only comes from outside."""
     return describe(code) if code in KILLED and code != ExitStatus.SIGTERM else ""

@@ -1,17 +1,17 @@
-"""Every bound on a wait of this package, in seconds or as a factor, with the reason for its size."""
+"""Every timeout of this package, in seconds or as a factor, with the reason for its value."""
 
 from typing import Final
 
 # The watchdog.
 TIMES_MEDIAN: Final = 5.0  # a step may take so many times the median step
 PATIENCE: Final = 10.0  # times `resilience.hang`: for the first step, a batch of an evaluation, a hook, and the end
-STORAGE_MARGIN_S: Final = 60.0  # beyond twice `checkpoint.timeout`, at which a save or restore itself gives up
-WATCHDOG_POLL_S: Final = 1.0  # the longest time between two checks; a tenth of `resilience.hang` where that is less
+STORAGE_MARGIN_S: Final = 60.0  # beyond twice `checkpoint.timeout`, at which a save or restore itself fails
+WATCHDOG_POLL_S: Final = 1.0  # longest time between two polls; a tenth of `resilience.hang` if that is less
 STACKS_S: Final = 5.0  # for the stacks of all processes to arrive
 
 # Signals.
-SAME_SIGNAL_S: Final = 0.1  # a terminal and a launcher may both pass on one Ctrl-C: copies within this time are one
+SAME_SIGNAL_S: Final = 0.1  # a terminal and a launcher may both forward one Ctrl-C: copies within this time count once
 
 # The supervisor.
 FIRST_RESTART_S: Final = 1.0  # before the first restart; it doubles with each restart without progress
-LONGEST_RESTART_S: Final = 60.0  # but not beyond this, so that a cluster that recovers is used soon
+LONGEST_RESTART_S: Final = 60.0  # upper limit of that wait, so that a recovered cluster is used soon

@@ -1,8 +1,8 @@
-"""The hang watchdog: a step that takes far too long ends the run with all stacks, a name and exit code 42.
+"""The hang watchdog: ends a run with all stacks and exit code 42 when a step takes far too long.
 
 It is a thread, since the main thread may be stuck anywhere: in a collective, in the user's code, in a lock. A main
-thread that keeps Python's lock stops this thread as well; the other processes then name its process, as one that does
-not answer. The loop only counts steps, since a clock may cost more than a step; the thread notices when they change.
+thread that holds the GIL blocks this thread too; the other processes then report that its process does not answer. The
+loop only counts steps, since reading a clock may cost more than a step; the thread polls the counts.
 """
 
 import json
@@ -20,18 +20,18 @@ from engine.cluster import group, kv_store, shutdown
 from engine.cluster.exit_status import ExitStatus
 from engine.cluster.kv_store import CoordinationError
 from engine.cluster.peer_failure import LostPeer
-from engine.cluster.rendezvous import name
+from engine.cluster.rendezvous import process_list
 from engine.config.errors import ConvoyError
 from engine.resilience import stacks, timeouts
 
 _PATIENT = f"{timeouts.PATIENCE:g} times resilience.hang"
 _STORING = f"2 times checkpoint.timeout and {timeouts.STORAGE_MARGIN_S:g} s"
 _TRAINING = "training"
-_MEDIAN_OF = 64  # polls in which results arrived
+_MEDIAN_OF = 64  # latest polls in which results arrived
 
 
 class Hang(ConvoyError):
-    """Nothing moved for longer than a step may take."""
+    """The run made no progress for longer than its timeout."""
 
     exit_code = ExitStatus.RETRY
 
@@ -40,15 +40,15 @@ class Activity(NamedTuple):
     """What the main thread does."""
 
     phase: str
-    bound_s: float | None = None  # from one heartbeat to the next; None: no bound; for steps, the watchdog's own
-    rule: str = ""  # that the bound follows, as "checkpoint.timeout"
+    timeout_s: float | None = None  # between two heartbeats; None: unlimited, or for steps the median's multiple
+    rule: str = ""  # how the timeout is derived, such as "checkpoint.timeout"
 
 
-class Position(NamedTuple):
-    """Where a process is."""
+class Progress(NamedTuple):
+    """How far a process is."""
 
     phase: str
-    bound_s: float | None
+    timeout_s: float | None
     rule: str
     since: float  # monotonic seconds of the latest heartbeat or of the start of the phase
     dispatched: int  # steps
@@ -70,7 +70,7 @@ class Watchdog:
     Args:
         hang_s: `resilience.hang` in seconds.
         timeout_s: `checkpoint.timeout` in seconds.
-        folder: for the stacks of each process; it is made when it is needed.
+        folder: for the stacks of each process; created when needed.
         attempt: of the run.
         k: steps of a dispatch.
     """
@@ -80,13 +80,13 @@ class Watchdog:
         self.dispatched = 0
         """Steps whose program was called. The loop sets it just before the call."""
         self.arrived = 0
-        """Steps whose result has arrived. The loop sets it when it has."""
+        """Steps whose result has arrived. The loop sets it."""
         self._since = time.monotonic()  # of the latest heartbeat, or of the start of the phase
         self._activity = Activity("starting")
         self._seen = (0, 0)  # dispatched and arrived, at the latest poll
-        self._from = (0.0, 0)  # where the time of a step begins: the latest poll with an arrival, and the steps by then
-        self._steps_s: deque[float] = deque(maxlen=_MEDIAN_OF)  # of one step each
-        self._peers: dict[str, tuple[str, float]] = {}  # the latest position of each, and when it was first seen
+        self._from = (0.0, 0)  # start of the present step: time of the latest poll with a result, steps by then
+        self._steps_s: deque[float] = deque(maxlen=_MEDIAN_OF)  # seconds per step
+        self._peers: dict[str, tuple[str, float]] = {}  # the latest progress of each, and when it was first seen
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -100,7 +100,7 @@ class Watchdog:
 
     @contextmanager
     def training(self, step: int) -> Iterator[None]:
-        """Applies the bound of a step, from the step after `step` on; afterwards the bound of the run's end."""
+        """Applies the timeout of a step, starting after `step`; afterwards the timeout of the end of the run."""
         self.dispatched = self.arrived = step
         self._enter(Activity(_TRAINING))
         try:
@@ -110,13 +110,13 @@ class Watchdog:
 
     @contextmanager
     def storing(self, what: str) -> Iterator[None]:
-        """Applies the bound of a save or restore, or two saves; each gives up earlier, at `checkpoint.timeout`."""
+        """Applies the timeout of a save or restore, or two saves. Each fails earlier, after `checkpoint.timeout`."""
         with self._during(Activity(what, 2 * self._timeout_s + timeouts.STORAGE_MARGIN_S, _STORING)):
             yield
 
     @contextmanager
     def patient(self, what: str) -> Iterator[None]:
-        """Applies the bound of something that may take much longer than a step; `heartbeat` restarts it."""
+        """Applies the timeout of a phase that may take much longer than a step; `heartbeat` restarts it."""
         with self._during(Activity(what, self._hang_s * timeouts.PATIENCE, _PATIENT)):
             yield
 
@@ -130,28 +130,28 @@ class Watchdog:
             self._enter(former)
 
     def _enter(self, activity: Activity) -> None:
-        self._notice()
-        self.heartbeat()  # before the change: a poll in between then finds the former activity fresh, and none overdue
+        self._count_steps()
+        self.heartbeat()  # before the change, so that a poll in between does not find the former activity overdue
         self._from, self._seen = (self._since, self.arrived), (self.dispatched, self.arrived)
         self._activity = activity
 
     def heartbeat(self) -> None:
-        """Restarts the bound: the present activity has made progress."""
+        """Restarts the timeout: the present activity has made progress."""
         self._since = time.monotonic()
 
     @property
-    def position(self) -> Position:
-        """Where the main thread is."""
-        return Position(*self._activity, self._since, self.dispatched, self.arrived)
+    def progress(self) -> Progress:
+        """Progress of the main thread."""
+        return Progress(*self._activity, self._since, self.dispatched, self.arrived)
 
-    def poll(self) -> tuple[Position, float | None, str]:
-        """Returns where the main thread is by now, its bound in seconds and the rule of that bound."""
-        self._notice()
-        position = self.position
-        return position, *self._bound(position)
+    def poll(self) -> tuple[Progress, float | None, str]:
+        """Returns the progress of the main thread, its timeout in seconds and the rule of that timeout."""
+        self._count_steps()
+        progress = self.progress
+        return progress, *self._timeout(progress)
 
-    def _notice(self) -> None:
-        """Counts a change of `dispatched` or `arrived` as a heartbeat, and keeps the time of a step."""
+    def _count_steps(self) -> None:
+        """Counts a change of `dispatched` or `arrived` as a heartbeat, and records the seconds per step."""
         now, arrived, seen = time.monotonic(), self.arrived, (self.dispatched, self.arrived)
         if self._activity.phase == _TRAINING and seen != self._seen:
             self._since, self._seen = now, seen
@@ -160,9 +160,9 @@ class Watchdog:
                 self._steps_s.append((now - begin) / (arrived - before))
                 self._from = (now, arrived)
 
-    def _bound(self, position: Position) -> tuple[float | None, str]:
-        if position.phase != _TRAINING:
-            return position.bound_s, position.rule
+    def _timeout(self, progress: Progress) -> tuple[float | None, str]:
+        if progress.phase != _TRAINING:
+            return progress.timeout_s, progress.rule
         if not (steps_s := list(self._steps_s)):
             return self._hang_s * timeouts.PATIENCE, f"{_PATIENT}, for the first step"
         k, median = self._k, statistics.median(steps_s)
@@ -177,60 +177,60 @@ class Watchdog:
                 self._check()
 
     def _check(self) -> None:
-        position, bound_s, rule = self.poll()
-        waited = time.monotonic() - position.since
-        overdue = bound_s is not None and waited > bound_s
+        progress, timeout_s, rule = self.poll()
+        waited = time.monotonic() - progress.since
+        overdue = timeout_s is not None and waited > timeout_s
         if group.count() > 1:
-            published = position._replace(bound_s=bound_s, since=waited)._asdict()
-            kv_store.put(f"watchdog/positions/{group.index()}", json.dumps(published))
+            published = progress._replace(timeout_s=timeout_s, since=waited)._asdict()
+            kv_store.put(f"watchdog/progress/{group.index()}", json.dumps(published))
             if (text := kv_store.try_get("watchdog/hang")) is not None:
                 self._end(text)
             overdue = overdue and not self._is_excused()
         if overdue:
-            phase = position.phase
-            what = "no step has ended" if phase == _TRAINING else f"{phase} has not moved on"
-            text = f"{what} for {waited:.1f} s, where {bound_s:.1f} s are allowed ({rule})"
+            phase = progress.phase
+            what = "no step has finished" if phase == _TRAINING else f"{phase} has made no progress"
+            text = f"{what} for {waited:.1f} s, where {timeout_s:.1f} s are allowed ({rule})"
             kv_store.put_first("watchdog/hang", text)
             self._end(kv_store.try_get("watchdog/hang") or text)
 
     def _is_excused(self) -> bool:
-        """Whether a peer does something that may take longer than a step, so that this process rightly waits."""
+        """Whether a peer is in a phase that may take longer than a step, so that waiting for it is no hang."""
         now = time.monotonic()
-        for index, text in kv_store.entries("watchdog/positions").items():
+        for index, text in kv_store.entries("watchdog/progress").items():
             if index == str(group.index()):
                 continue
             if self._peers.get(index, ("", 0.0))[0] != text:
                 self._peers[index] = (text, now)
-            peer = Position(**json.loads(text))
+            peer = Progress(**json.loads(text))
             waited = peer.since + now - self._peers[index][1]
-            if peer.phase != _TRAINING and (peer.bound_s is None or waited <= peer.bound_s):
+            if peer.phase != _TRAINING and (peer.timeout_s is None or waited <= peer.timeout_s):
                 return True
         return False
 
     def _end(self, text: str) -> NoReturn:
-        """Writes this process's stacks, agrees with all on who is behind, and ends the process."""
-        position, index = self.position, group.index()
+        """Writes this process's stacks, determines which processes are behind, and ends the process."""
+        progress, index = self.progress, group.index()
         file = stacks.dump(self._folder / f"attempt-{self._attempt}-process-{index}.txt")
         print(stacks.main_thread(), file=sys.stderr, flush=True)
         mine = Report(
-            phase=position.phase, dispatched=position.dispatched, arrived=position.arrived, where=stacks.where()
+            phase=progress.phase, dispatched=progress.dispatched, arrived=progress.arrived, where=stacks.where()
         )
         try:
-            who = group.decide(mine, _who, "the stacks", timeouts.STACKS_S)
-        except (LostPeer, CoordinationError):  # the primary itself is stuck with Python's lock, or gone
-            who = _who({index: mine}, [0])
+            who = group.decide(mine, _behind, "the stacks", timeouts.STACKS_S)
+        except (LostPeer, CoordinationError):  # the primary itself is gone, or its main thread holds the GIL
+            who = _behind({index: mine}, [0])
         shutdown.end(
             Hang(
-                f"{text}. {who} All stacks: {file.parent if file else 'none written'}. "
-                "The same command goes on from the newest checkpoint."
+                f"{text}. {who} All stacks: {file.parent if file else 'not written'}. "
+                "The same command resumes from the newest checkpoint."
             )
         )
 
 
-def _who(reports: Mapping[int, Report], missing: list[int]) -> str:
-    """The sentence about who is behind, and where: who has dispatched least, or does not answer."""
+def _behind(reports: Mapping[int, Report], missing: list[int]) -> str:
+    """Returns a sentence with the processes that are behind: with the fewest dispatched steps, or without an answer."""
     if missing:
-        return f"{name(missing).capitalize()} does not answer: stopped, or stuck with Python's lock."
+        return f"{process_list(missing).capitalize()} does not answer: stopped, or a thread holds the GIL."
     steps = {index: (report["dispatched"], report["arrived"]) for index, report in reports.items()}
     least = min(steps.values())
     behind = sorted(index for index, reached in steps.items() if reached == least)
@@ -241,4 +241,4 @@ def _who(reports: Mapping[int, Report], missing: list[int]) -> str:
     )
     if len(behind) == len(reports):
         return f"All are at the same point: {where}." if len(reports) > 1 else f"{where}."
-    return f"{name(behind).capitalize()} {'is' if len(behind) == 1 else 'are'} behind: {where}."
+    return f"{process_list(behind).capitalize()} {'is' if len(behind) == 1 else 'are'} behind: {where}."

@@ -1,4 +1,4 @@
-"""Arrays are written part by part, made one whole, and read onto what is asked for; Orbax is quiet."""
+"""Writing the parts of a state, merging them, and reading them with requested shardings."""
 
 import resource
 import threading
@@ -14,7 +14,7 @@ from engine.config.errors import CheckpointError
 STATE = {"params": {"w": jnp.arange(6.0), "b": jnp.ones((), jnp.bfloat16)}, "carried": {}}
 
 
-def test_what_was_written_and_finished_is_described_and_read(tmp_path):
+def test_arrays_round_trip(tmp_path):
     copied = threading.Event()
     arrays.write(tmp_path / "state", STATE, copied.set)
     assert copied.is_set()
@@ -27,7 +27,7 @@ def test_what_was_written_and_finished_is_described_and_read(tmp_path):
     assert np.asarray(found["params"]["w"]).tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_what_the_disk_refuses_is_raised(tmp_path):
+def test_write_raises_errors_of_the_disk(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError):
         arrays.write(tmp_path / "file" / "state", STATE, lambda: None)
@@ -38,7 +38,7 @@ def test_what_the_disk_refuses_is_raised(tmp_path):
 
 
 @pytest.mark.faults
-def test_what_the_system_refuses_tensorstore_is_called_by_its_name(tmp_path):
+def test_error_text_names_the_system_error_of_tensorstore(tmp_path):
     former = resource.getrlimit(resource.RLIMIT_FSIZE)  # Python ignores the signal that goes with it
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, former[1]))
     try:
@@ -49,12 +49,12 @@ def test_what_the_system_refuses_tensorstore_is_called_by_its_name(tmp_path):
     assert arrays.error_text(error.value) == "File too large"
 
 
-def test_an_error_becomes_a_sentence_of_its_first_line():
-    full = OSError("disk full\nand a page of where in C++")
+def test_reraise_uses_the_first_line_of_the_error():
+    full = OSError("disk full\nand a page of C++ locations")
     with (
         pytest.raises(CheckpointError, match=r"^here \(OSError: disk full\)$"),
-        arrays.failing(lambda words: f"here ({words})"),
+        arrays.reraise(lambda words: f"here ({words})"),
     ):
         raise full
-    with pytest.raises(CheckpointError, match=r"^as it is$"), arrays.failing(lambda words: "another"):
+    with pytest.raises(CheckpointError, match=r"^as it is$"), arrays.reraise(lambda words: "another"):
         raise CheckpointError("as it is")

@@ -1,8 +1,7 @@
-"""A saver writes one step after the other while its caller goes on, and every save ends in time.
+"""A saver writes one step at a time while its caller continues, and every save ends before its deadline.
 
-A disk that does not answer is a pipe without a reader, in the place of a file: who opens it to write waits in the
-system's own call, until the test reads. Agreement among processes is also tested in
-tests/faults/storage_test.py.
+A hanging disk is simulated by a named pipe in place of a file: opening it for writing blocks in the system call until
+the test reads. tests/faults/storage_test.py also tests agreement among processes.
 """
 
 import itertools
@@ -29,7 +28,7 @@ def make(tmp_path):
 
 @pytest.fixture
 def hang(tmp_path):
-    """Makes the n-th save of a step hang at its last files; the value lets it go on, to fail."""
+    """Makes the n-th save of a step hang at its last files; returns a function that unblocks it, so that it fails."""
     pipes = []
 
     def hang(step, n):
@@ -56,7 +55,7 @@ def start(saver, step):
     saver.save(step, {"w": jnp.full(4, float(step))}, {"next_batch": step}, "")
 
 
-def test_a_save_is_in_flight_until_it_has_ended_which_poll_reports_once(make, tmp_path):
+def test_save_is_in_flight_until_poll_returns_it_once(make, tmp_path):
     saver = make()
     assert saver.in_flight is None and saver.poll() is None and saver.free(wait=False)
     start(saver, 1)
@@ -67,7 +66,7 @@ def test_a_save_is_in_flight_until_it_has_ended_which_poll_reports_once(make, tm
     assert saver.in_flight is None and saver.poll() is None
 
 
-def test_a_step_that_lies_there_is_replaced(make, tmp_path):
+def test_existing_step_is_replaced(make, tmp_path):
     saver = make()
     for _ in range(2):
         start(saver, 1)
@@ -76,7 +75,7 @@ def test_a_step_that_lies_there_is_replaced(make, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
-def test_a_save_that_failed_leaves_nothing_and_the_next_one_works(make, tmp_path):
+def test_failed_save_leaves_no_files_and_the_next_save_works(make, tmp_path):
     saver = make()
     (tmp_path / "1.1.saving").write_text("a file is in the way")
     start(saver, 1)
@@ -84,14 +83,14 @@ def test_a_save_that_failed_leaves_nothing_and_the_next_one_works(make, tmp_path
     words = saver.poll().failure
     assert "free there, the state has 16 bytes" in words
     (tmp_path / "1.1.saving").unlink()
-    (tmp_path / "9.9.saving").mkdir()  # of an earlier failure
+    (tmp_path / "9.9.saving").mkdir()  # left by an earlier failure
     start(saver, 1)
     saver.wait()
     assert saver.poll().failure == ""
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
-def test_a_save_on_storage_that_hangs_ends_at_its_deadline(make, hang, tmp_path):
+def test_save_on_hanging_storage_fails_at_its_deadline(make, hang, tmp_path):
     saver, release = make(timeout_s=2.0), hang(1, 1)
     start(saver, 1)
     assert not saver.free(wait=False) and saver.in_flight == 1
@@ -104,21 +103,21 @@ def test_a_save_on_storage_that_hangs_ends_at_its_deadline(make, hang, tmp_path)
     assert not (tmp_path / "1").exists()
 
 
-def test_no_state_is_copied_for_a_save_after_one_that_still_hangs(make, hang):
+def test_save_after_a_hanging_save_fails_without_copying_the_state(make, hang):
     saver, release = make(timeout_s=3.0), hang(1, 1)
     start(saver, 1)
     saver.wait()
     saver.poll()
     start(saver, 2)
     saver.wait()
-    assert saver.poll().failure == "the disk has still not answered the save before"
+    assert saver.poll().failure == "the storage has still not answered the previous save"
     release()
     start(saver, 3)
     saver.wait()
     assert saver.poll().failure == ""
 
 
-def test_waiting_may_have_a_nearer_bound(make, hang):
+def test_wait_returns_after_its_own_timeout(make, hang):
     saver = make()
     hang(1, 1)
     start(saver, 1)
@@ -128,7 +127,7 @@ def test_waiting_may_have_a_nearer_bound(make, hang):
     assert not waiting.is_alive() and saver.in_flight == 1
 
 
-def test_of_a_save_that_has_ended_no_copy_of_the_state_is_left(make):
+def test_ended_save_keeps_no_copy_of_the_state(make):
     def states():
         return sum(array.shape == (4,) for array in jax.live_arrays())
 
@@ -138,16 +137,16 @@ def test_of_a_save_that_has_ended_no_copy_of_the_state_is_left(make):
     assert states() == before and not saver.poll().failure
 
 
-@pytest.mark.parametrize("questions", [1, 2])
-def test_a_job_that_has_lost_its_directory_takes_nothing_away_from_the_next_one(tmp_path, questions):
-    """It is stopped before its save begins to write, or when all is written; the other job has saved, and saves."""
+@pytest.mark.parametrize("lost_at", [1, 2])
+def test_job_without_its_lease_removes_no_files_of_the_next_job(tmp_path, lost_at):
+    """The job loses its lease before its save begins to write, or when everything is written; another job saves."""
     (tmp_path / "1").mkdir()
-    asked = []
+    calls = []
 
     class LostLease(Lease):
         def verify(self):
-            asked.append(True)
-            if len(asked) >= questions:
+            calls.append(True)
+            if len(calls) >= lost_at:
                 (tmp_path / "2.1.saving").mkdir(exist_ok=True)
                 raise LeaseLost("another job has taken over this run")
 
@@ -172,7 +171,7 @@ def in_stage(tmp_path, stage):
 
 
 @pytest.mark.parametrize("stage", STAGES[:-1])
-def test_a_save_fails_from_any_stage_once_and_advances_no_more(tmp_path, stage):
+def test_save_can_fail_once_from_any_stage(tmp_path, stage):
     save = in_stage(tmp_path, stage)
     assert not save.ended() and save.fail("the disk is full")
     assert save.ended() and save.wait(0) and save.stage is Stage.FAILED
@@ -181,7 +180,7 @@ def test_a_save_fails_from_any_stage_once_and_advances_no_more(tmp_path, stage):
         save.advance(stage, STAGES[STAGES.index(stage) + 1])
 
 
-def test_a_durable_save_cannot_fail_and_no_stage_is_skipped(tmp_path):
+def test_durable_save_cannot_fail_and_stages_cannot_be_skipped(tmp_path):
     save = in_stage(tmp_path, Stage.DURABLE)
     assert save.ended() and not save.fail("late") and save.failure == ""
     with pytest.raises(AssertionError, match="step 1 is writing, not hashing"):
@@ -196,7 +195,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from engine.checkpoint.async_save import Saver
 from engine.cluster import cluster_detection, group, processes
 
-processes.initialize(cluster_detection.resolve().who)
+processes.initialize(cluster_detection.detect().process)
 mesh = jax.make_mesh((jax.device_count(),), ("fsdp",), axis_types=(AxisType.Auto,))
 rows = np.random.default_rng(group.index()).normal(size=(jax.local_device_count(), 5000)).astype(np.float32)
 w = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec("fsdp")), rows)
@@ -221,8 +220,8 @@ processes.leave()
 
 
 @pytest.mark.multiprocess
-def test_a_save_that_fails_in_one_process_fails_in_all_with_its_name_and_the_next_one_works(tmp_path):
-    """No file of the second process may grow beyond a kilobyte: a full disk, as that process sees it."""
+def test_save_that_fails_in_one_process_fails_in_all_and_the_next_save_works(tmp_path):
+    """Files of the second process are limited to a kilobyte, which simulates a full disk."""
     lines = runs.told_by_each(TWO, tmp_path, processes=2)
     for process in "01":
         assert lines[process] == ["1 DURABLE", "2 FAILED process 1: File too large", "3 DURABLE"]

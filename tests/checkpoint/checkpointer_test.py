@@ -1,4 +1,4 @@
-"""Saving by a policy and keeping by a retention: what is on disk after each step of a loop."""
+"""Saves by a policy and removal by a retention: the steps on disk after each step of a loop."""
 
 import os
 import resource
@@ -20,7 +20,7 @@ TOTAL = 10
 
 @pytest.fixture
 def make(tmp_path):
-    """Makes checkpointers in one directory; saves every three steps by default."""
+    """Creates checkpointers in one directory, which save every three steps by default."""
     made = []
 
     def make(
@@ -51,13 +51,13 @@ def make(tmp_path):
 
 
 def save(subject, step, force=False, wait=True):
-    """One step of a loop; `wait` for the save before, as a loop whose steps take longer than a save."""
+    """One step of a loop; with `wait`, the previous save has ended, as if steps took longer than saves."""
     if wait:
         subject._saver.wait()
     return subject.maybe_save(step, {"w": jnp.full(4, step)}, {"example": 16 * step}, force)
 
 
-def test_steps_that_are_due_are_saved_with_position_and_config(make):
+def test_due_steps_are_saved_with_position_and_config(make):
     subject = make(keep_latest=10)
     assert [step for step in range(TOTAL + 1) if save(subject, step)] == [3, 6, 9, 10]
     subject.finish()
@@ -66,7 +66,7 @@ def test_steps_that_are_due_are_saved_with_position_and_config(make):
     assert subject.store.config_text(6) == "name: zoo\n"
 
 
-def test_a_step_is_saved_by_force_between_two_that_are_due_and_only_once(make):
+def test_forced_save_of_a_step_happens_once(make):
     subject = make()
     assert save(subject, 4, force=True)
     assert not save(subject, 4, force=True)
@@ -75,9 +75,9 @@ def test_a_step_is_saved_by_force_between_two_that_are_due_and_only_once(make):
     assert subject.store.steps() == [4]
 
 
-def test_nothing_is_written_after_the_lease_is_lost(make, tmp_path):
+def test_no_writes_after_the_lease_is_lost(make, tmp_path):
     subject = make(lease=LostLease())
-    assert not save(subject, 1)  # nothing is due
+    assert not save(subject, 1)  # no save is due
     with pytest.raises(LeaseLost):
         save(subject, 3)
     with pytest.raises(LeaseLost):
@@ -85,7 +85,7 @@ def test_nothing_is_written_after_the_lease_is_lost(make, tmp_path):
     assert subject.store.steps() == [] and not (tmp_path / "results.json").exists()
 
 
-def test_no_older_step_is_removed_after_the_lease_is_lost(make):
+def test_no_step_is_removed_after_the_lease_is_lost(make):
     lease = LostLease(lost=False)
     subject = make(keep_latest=1, lease=lease)
     assert save(subject, 3) and save(subject, 6)
@@ -96,17 +96,17 @@ def test_no_older_step_is_removed_after_the_lease_is_lost(make):
     assert subject.store.steps() == [3, 6]
 
 
-def test_the_policy_is_asked_at_each_step_that_comes_here(make):
-    """A policy by the clock agrees with other processes: a step at which one of them does not ask hangs."""
-    subject, asked = make(), []
+def test_policy_is_called_at_every_step(make):
+    """A policy by the clock communicates: if one process does not call it at a step, the others hang."""
+    subject, steps = make(), []
     due = subject.policy.due
-    subject.policy.due = lambda step: asked.append(step) or due(step)
+    subject.policy.due = lambda step: steps.append(step) or due(step)
     for step in range(5):
         save(subject, step, force=step == 2)
-    assert asked == [0, 1, 2, 3, 4]
+    assert steps == [0, 1, 2, 3, 4]
 
 
-def test_an_older_step_goes_only_after_the_newer_one_is_durable(make):
+def test_old_step_is_removed_only_after_the_new_step_is_durable(make):
     subject = make(keep_latest=1)
     save(subject, 3)
     subject.finish()
@@ -116,14 +116,14 @@ def test_an_older_step_goes_only_after_the_newer_one_is_durable(make):
     assert subject.store.steps() == [6]
 
 
-def test_what_need_not_stay_goes_before_the_next_save(make):
+def test_old_steps_are_removed_before_the_next_save(make):
     subject = make(keep_latest=1)
     for step in (3, 6, 9):
         save(subject, step)
     assert 3 not in subject.store.steps()
 
 
-def test_the_best_stays_by_the_results_that_were_recorded(make):
+def test_best_step_by_recorded_results_is_kept(make):
     subject = make(every="1 step", keep_latest=1, best="heldout/loss", best_mode="min", keep_best=1)
     for step, loss in ((1, 0.5), (2, 0.1), (3, 0.4)):
         save(subject, step)
@@ -132,7 +132,7 @@ def test_the_best_stays_by_the_results_that_were_recorded(make):
     assert subject.store.steps() == [2, 3]
 
 
-def test_results_of_an_earlier_attempt_are_known(make):
+def test_results_of_an_earlier_attempt_are_loaded(make):
     make().record(3, {"heldout/loss": 0.5})
     assert make().results(3) == {"heldout/loss": 0.5}
     assert make().results(6) == {}
@@ -140,7 +140,7 @@ def test_results_of_an_earlier_attempt_are_known(make):
 
 @pytest.fixture
 def full_disk():
-    """No file may grow beyond a kilobyte: a full disk, as the process sees it. The value ends it."""
+    """Limits files to a kilobyte, which simulates a full disk; returns a function that removes the limit."""
     former = resource.getrlimit(resource.RLIMIT_FSIZE)  # Python ignores the signal that goes with it
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, former[1]))
     yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, former)
@@ -152,9 +152,9 @@ def big(subject, step, force=False):
 
 
 @pytest.mark.faults
-def test_a_failed_save_is_reported_once_by_a_later_poll_and_the_next_one_is_tried(make, full_disk):
-    told = []
-    subject = make(every=None, say=told.append)
+def test_failed_save_is_reported_once_and_the_next_save_works(make, full_disk):
+    messages = []
+    subject = make(every=None, say=messages.append)
     assert big(subject, 3, force=True)
     deadline = time.monotonic() + 60
     while not subject.has_events and time.monotonic() < deadline:
@@ -165,11 +165,15 @@ def test_a_failed_save_is_reported_once_by_a_later_poll_and_the_next_one_is_trie
     assert big(subject, 5, force=True)
     subject.finish()
     assert subject.store.steps() == [5]
-    assert len(told) == 1 and "step 3 could not be saved" in told[0] and "No checkpoint is there yet. Tr" in told[0]
+    assert (
+        len(messages) == 1
+        and "step 3 could not be saved" in messages[0]
+        and "No checkpoint exists yet. Tr" in messages[0]
+    )
 
 
 @pytest.mark.faults
-def test_a_save_that_failed_stops_the_run_where_the_policy_says_so(make, full_disk):
+def test_failed_save_raises_with_on_failure_stop(make, full_disk):
     subject = make(every=None, on_failure="stop")
     big(subject, 3, force=True)
     deadline = time.monotonic() + 60
@@ -179,7 +183,7 @@ def test_a_save_that_failed_stops_the_run_where_the_policy_says_so(make, full_di
     assert error.value.exit_code == 42
 
 
-def test_nothing_is_saved_where_the_run_directory_is_gone_as_with_its_mount(make, tmp_path):
+def test_save_fails_if_the_run_directory_has_disappeared(make, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     subject = make(every=None, folder=run / "checkpoints")
@@ -193,28 +197,31 @@ def test_nothing_is_saved_where_the_run_directory_is_gone_as_with_its_mount(make
 
 
 @pytest.mark.faults
-def test_a_run_does_not_end_well_whose_last_save_failed(make, full_disk):
-    told = []
-    subject = make(every=None, say=told.append)
+def test_finish_raises_if_the_last_save_failed(make, full_disk):
+    messages = []
+    subject = make(every=None, say=messages.append)
     big(subject, TOTAL)
     with pytest.raises(StorageError, match=r"step 10 could not be saved .* the last save") as error:
         subject.finish()
-    assert error.value.exit_code == 42 and told == []
+    assert error.value.exit_code == 42 and messages == []
 
 
-def test_a_save_that_is_due_while_one_is_in_flight_is_skipped_but_a_forced_one_waits(make, tmp_path):
-    """The disk of the save of step 3 is a pipe that nobody reads: it hangs in the system's call."""
-    told = []
-    subject = make(say=told.append, timeout_s=3.0)
+def test_due_save_is_skipped_and_forced_save_waits_while_a_save_is_in_flight(make, tmp_path):
+    """The save of step 3 hangs, because one of its files is a pipe that no process reads."""
+    messages = []
+    subject = make(say=messages.append, timeout_s=3.0)
     pipe = tmp_path / "3.1.saving" / "position" / "position.json"
     pipe.parent.mkdir(parents=True)
     os.mkfifo(pipe)
     try:
         assert save(subject, 3)
         assert not save(subject, 6, wait=False)
-        assert subject.skipped == 1 and "step 6 is not saved, since step 3 is still being written" in told[0]
+        assert subject.skipped == 1 and "step 6 is not saved, since step 3 is still being written" in messages[0]
         assert save(subject, 7, force=True, wait=False)  # after the deadline of step 3
-        assert len(told) == 2 and "step 3 could not be saved (not written within checkpoint.timeout, 3 s" in told[1]
+        assert (
+            len(messages) == 2
+            and "step 3 could not be saved (not written within checkpoint.timeout, 3 s" in messages[1]
+        )
     finally:
         reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     while storage.hanging():

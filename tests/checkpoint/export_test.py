@@ -27,7 +27,7 @@ def read(path):
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
 
 
-def test_writes_parameters_and_carried_values_with_the_average_in_place_of_the_trained(tmp_path):
+def test_export_writes_averaged_parameters_and_model_state(tmp_path):
     names = export_safetensors(state(), tmp_path / "model.safetensors")
     stored = read(tmp_path / "model.safetensors")
     assert sorted(stored) == names == ["encoder/0/kernel", "encoder/0/scale", "frozen", "norm/mean"]
@@ -36,12 +36,12 @@ def test_writes_parameters_and_carried_values_with_the_average_in_place_of_the_t
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
-def test_the_trained_values_on_request(tmp_path):
+def test_export_without_ema_writes_trained_parameters(tmp_path):
     export_safetensors(state(), tmp_path / "model.safetensors", use_ema=False)
     assert np.array_equal(read(tmp_path / "model.safetensors")["encoder/0/kernel"], np.arange(32.0).reshape(8, 4))
 
 
-def test_an_array_that_lies_transposed_in_memory_keeps_its_values(tmp_path):
+def test_array_with_transposed_memory_layout_keeps_its_values(tmp_path):
     values = np.arange(6.0, dtype=np.float32).reshape(2, 3)
     columns = Format(Layout((1, 0)), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     array = jax.device_put(values, columns)
@@ -50,6 +50,6 @@ def test_an_array_that_lies_transposed_in_memory_keeps_its_values(tmp_path):
     assert np.array_equal(read(tmp_path / "w.safetensors")["w"], values)
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+def test_unwritable_path_error_names_the_path(tmp_path):
     with pytest.raises(CheckpointError, match=r"absent/model\.safetensors: the weights cannot be exported"):
         export_safetensors(state(), tmp_path / "absent" / "model.safetensors")

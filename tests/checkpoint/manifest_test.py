@@ -1,4 +1,4 @@
-"""A manifest detects every change of a step's files and of itself; a reader locks its step."""
+"""A manifest detects every change of a step's files and of itself; readers lock their step."""
 
 import dataclasses
 import json
@@ -41,12 +41,12 @@ def step(tmp_path):
     return directory
 
 
-def found(step):
+def problems(step):
     manifest = read_manifest(step)
     return find_problems(step, manifest, manifest.files)
 
 
-def test_holds_size_and_hash_of_every_file_and_the_digests(step):
+def test_manifest_has_size_and_hash_of_every_file_and_the_digests(step):
     manifest = read_manifest(step)
     assert {name: entry.bytes for name, entry in manifest.files.items()} == {
         "marker": 4,
@@ -55,23 +55,23 @@ def test_holds_size_and_hash_of_every_file_and_the_digests(step):
     }
     assert (
         manifest.files["state/empty"].hash == "99aa06d3014798d86001c324468d497f"
-    )  # of nothing, as xxhsum -H2 gives it
+    )  # of empty input, as printed by xxhsum -H2
     assert manifest.arrays == ARRAYS and manifest.step == 7 and manifest.bytes == 34
-    assert found(step) == []
+    assert problems(step) == []
 
 
-def test_every_flipped_bit_of_any_file_is_told_with_its_name(step):
+def test_every_flipped_bit_of_a_file_is_reported_with_its_name(step):
     for name in ("marker", "state/d/1b0f"):
         path = step / name
         whole = path.read_bytes()
         for bit in range(8 * len(whole)):
             path.write_bytes(flipped(whole, bit))
-            (problem,) = found(step)
+            (problem,) = problems(step)
             assert problem.startswith(f"{name}: found the hash ") and "expected" in problem
         path.write_bytes(whole)
 
 
-def test_every_flipped_bit_of_the_manifest_itself_is_told(step):
+def test_every_flipped_bit_of_the_manifest_is_detected(step):
     path = step / MANIFEST
     whole = path.read_bytes()
     for bit in range(8 * len(whole)):
@@ -88,34 +88,34 @@ def flipped(data: bytes, bit: int) -> bytes:
     return bytes(changed)
 
 
-def test_a_file_that_is_cut_or_missing_is_told_with_what_was_found_and_expected(step):
+def test_missing_or_resized_file_is_reported_with_found_and_expected(step):
     (step / "state" / "d" / "1b0f").write_bytes(b"x" * 120)
     (step / "marker").unlink()
-    assert found(step) == ["marker: is missing, expected 4 bytes", "state/d/1b0f: found 120 bytes, expected 30"]
+    assert problems(step) == ["marker: is missing, expected 4 bytes", "state/d/1b0f: found 120 bytes, expected 30"]
 
 
-def test_files_that_were_not_saved_are_no_damage(step):
+def test_additional_files_are_no_problem(step):
     (step / "note").write_text("mine")
-    assert found(step) == []
+    assert problems(step) == []
 
 
-def test_a_manifest_that_is_missing_or_of_another_step_is_told(step):
+def test_missing_manifest_or_manifest_of_another_step_raises(step):
     copy = step.rename(step.with_name("8"))
-    with pytest.raises(CheckpointError, match=r"manifest.json is that of step 7"):
+    with pytest.raises(CheckpointError, match=r"manifest.json belongs to step 7"):
         read_manifest(copy)
     (copy / MANIFEST).unlink()
     with pytest.raises(CheckpointError, match=r"manifest.json is missing; it is written last"):
         read_manifest(copy)
 
 
-def test_bytes_are_told_while_they_are_read(step):
+def test_find_problems_reports_the_bytes_read(step):
     read = []
     manifest = read_manifest(step)
     find_problems(step, manifest, manifest.files, read.append)
     assert sum(read) == 34
 
 
-def test_files_are_divided_evenly_and_each_once():
+def test_divide_files_is_even_and_complete():
     rng = np.random.default_rng(0)
     files = {f"d/{i:03}": int(size) for i, size in enumerate(rng.integers(0, 1000, 200))}
     shares = divide_files(files, 7)
@@ -127,7 +127,7 @@ def test_files_are_divided_evenly_and_each_once():
     assert [len(share) for share in divide_files(dict.fromkeys("abcdef", 0), 3)] == [2, 2, 2]
 
 
-def test_the_text_is_the_same_whatever_the_order(step):
+def test_manifest_text_does_not_depend_on_order(step):
     files = {"b": Entry(1, "0" * 32), "a": Entry(2, "1" * 32)}
     text = Manifest(1, files, {"y": "0", "x": "1"}).to_text()
     assert text == Manifest(1, dict(sorted(files.items())), {"x": "1", "y": "0"}).to_text()
@@ -150,7 +150,7 @@ OLD = """{
 """
 
 
-def test_a_manifest_without_a_format_is_of_format_1():
+def test_manifest_without_format_has_format_1():
     import xxhash
 
     content = {"step": 7, "files": {"marker": {"bytes": 4, "hash": "0" * 32}}, "arrays": {"w": "0123456789abcdef"}}
@@ -160,7 +160,7 @@ def test_a_manifest_without_a_format_is_of_format_1():
         Manifest.from_text(text.replace('"step": 7', '"step": 8'))
 
 
-def test_a_manifest_holds_its_format_and_a_newer_one_is_refused_with_what_to_do(step):
+def test_newer_manifest_format_raises_with_next_step(step):
     assert json.loads((step / MANIFEST).read_text())["format"] == FORMAT == 1
     write_manifest(step, dataclasses.replace(read_manifest(step), format=2))
     with pytest.raises(UnsupportedFormat) as error:
@@ -183,7 +183,7 @@ READER = """
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("killed", [False, True])
-def test_a_lock_of_another_process_is_seen_until_it_ends(step, killed):
+def test_read_lock_of_another_process_blocks_deletion_until_it_ends(step, killed):
     words = [sys.executable, "-c", textwrap.dedent(READER), str(step)]
     reader = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert reader.stdout is not None and reader.stdout.readline() == "reading\n"
@@ -196,14 +196,14 @@ def test_a_lock_of_another_process_is_seen_until_it_ends(step, killed):
         assert free
 
 
-def test_a_step_may_be_read_several_times_at_once(step):
+def test_read_locks_are_shared(step):
     with read_lock(step), read_lock(step), delete_lock(step) as free:
         assert not free
     with delete_lock(step) as free:
         assert free
 
 
-def test_a_removed_step_cannot_be_locked_for_reading(step):
+def test_read_lock_of_a_removed_step_raises(step):
     step.rename(step.with_name("7.deleted"))
     with delete_lock(step) as free:
         assert free

@@ -18,7 +18,7 @@ ACCURACY = "heldout/accuracy"
 
 
 class Clock:
-    """Seconds that pass as the test says."""
+    """A fake clock that tests advance."""
 
     def __init__(self):
         self.now = 100.0
@@ -32,24 +32,24 @@ def policy(every: str | None, clock=None, total_steps=TOTAL) -> SavePolicy:
     return SavePolicy(duration, batch_size=8, dataset_size=100, total_steps=total_steps, clock=clock or Clock())
 
 
-def test_by_steps():
+def test_save_policy_by_steps():
     saves = policy("300 steps")
     assert [step for step in range(TOTAL + 1) if saves.due(step)] == [300, 600, 900, 1000]
     assert [saves.next_step(step) for step in (0, 299, 300, 900)] == [300, 300, 600, 1000]
 
 
-def test_by_epochs():
+def test_save_policy_by_epochs():
     saves = policy("1 epoch")
     assert [step for step in range(40) if saves.due(step)] == [13, 25, 38]
 
 
-def test_none_is_the_end_only():
+def test_save_policy_none_saves_only_the_last_step():
     saves = policy(None)
     assert [step for step in range(TOTAL + 1) if saves.due(step)] == [TOTAL]
 
 
 def due_times(saves, clock, seconds_of_step, steps):
-    """When it was due, in seconds since the start, in a loop whose step takes so long."""
+    """Returns when saves were due, in seconds since the start, in a loop with steps of the given duration."""
     start, found = clock.now, []
     for step in range(steps):
         if saves.due(step):
@@ -58,18 +58,18 @@ def due_times(saves, clock, seconds_of_step, steps):
     return found
 
 
-def test_by_the_clock():
+def test_save_policy_by_the_clock():
     clock = Clock()
     found = due_times(policy("10 minutes", clock, total_steps=10**6), clock, lambda step: 0.5, 6000)
     assert found == pytest.approx([600, 1200, 1800, 2400], abs=0.5)
 
 
-def test_by_the_clock_with_steps_longer_than_the_period():
+def test_clock_policy_with_steps_longer_than_the_period():
     clock = Clock()
     assert due_times(policy("1 second", clock), clock, lambda step: 5.0, 4) == [5, 10, 15]
 
 
-def test_a_slow_first_step_delays_nothing():
+def test_clock_policy_is_punctual_after_a_slow_first_step():
     clock = Clock()
     found = due_times(
         policy("10 minutes", clock, total_steps=10**6), clock, lambda step: 90.0 if step == 0 else 0.01, 120_000
@@ -77,8 +77,8 @@ def test_a_slow_first_step_delays_nothing():
     assert found == pytest.approx([600, 1200], abs=0.1)
 
 
-def test_quick_first_steps_delay_nothing():
-    """The loop is steps ahead of the device before it waits for the first of them."""
+def test_clock_policy_is_punctual_after_fast_first_steps():
+    """The loop runs several steps ahead of the device before it waits for a result."""
     clock = Clock()
     found = due_times(
         policy("10 minutes", clock, total_steps=10**6), clock, lambda step: 0.001 if step < 3 else 1.0, 2000
@@ -86,7 +86,7 @@ def test_quick_first_steps_delay_nothing():
     assert found == pytest.approx([600, 1200, 1800], abs=1.1)
 
 
-def test_steps_that_become_slower_delay_a_save_by_no_more_than_they_did():
+def test_clock_policy_delay_is_at_most_the_slowdown_of_a_step():
     clock = Clock()
     found = due_times(
         policy("10 minutes", clock, total_steps=10**6), clock, lambda step: 0.1 if step < 1000 else 0.2, 6000
@@ -94,27 +94,27 @@ def test_steps_that_become_slower_delay_a_save_by_no_more_than_they_did():
     assert found[0] == pytest.approx(600, abs=0.2)
 
 
-def test_a_clock_is_looked_at_rarely():
+def test_clock_policy_rarely_reads_the_clock():
     class CountingClock(Clock):
-        looks = 0
+        reads = 0
 
         def __call__(self) -> float:
-            self.looks += 1
+            self.reads += 1
             return self.now
 
     clock = CountingClock()
     due_times(policy("10 minutes", clock, total_steps=10**6), clock, lambda step: 0.01, 60_001)
-    assert clock.looks < 30
+    assert clock.reads < 30
 
 
-def test_by_the_clock_the_first_step_is_not_due_and_the_last_is():
+def test_clock_policy_never_saves_the_first_and_always_the_last_step():
     clock = Clock()
     saves = policy("10 minutes", clock)
     assert not saves.due(700)
     assert saves.due(TOTAL)
 
 
-def test_asking_twice_gives_the_same_answer():
+def test_due_returns_the_same_answer_for_the_same_step():
     clock = Clock()
     saves = policy("10 minutes", clock)
     saves.due(1)
@@ -125,8 +125,8 @@ def test_asking_twice_gives_the_same_answer():
 
 @pytest.mark.parametrize("every", ["300 steps", "1 epoch", None, "10 seconds", "10 minutes"])
 @pytest.mark.parametrize("k", [1, 8])
-def test_steps_before_the_one_that_has_to_be_asked_for_are_not_due(every, k):
-    """A loop of dispatches of k steps, asking at each of their ends, or only where it has to."""
+def test_steps_before_next_step_are_not_due(every, k):
+    """A loop with k steps per dispatch gets equal answers from calls at each boundary and from `next_step` on only."""
     found = []
     for always in (True, False):
         clock, step, due, next_step = Clock(), 0, [], 0
@@ -145,7 +145,7 @@ def test_steps_before_the_one_that_has_to_be_asked_for_are_not_due(every, k):
 @pytest.mark.multiprocess
 @pytest.mark.slow
 def test_processes_with_different_clocks_save_at_the_same_steps():
-    """Two processes; the second one's clock runs ten times too fast."""
+    """Two processes; the clock of the second process runs ten times too fast."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -189,36 +189,36 @@ def choose(tmp_path_factory):
     return choose
 
 
-def test_keeps_the_newest(choose):
+def test_retention_keeps_the_newest_steps(choose):
     assert choose([10, 20, 30, 40], keep_latest=2, best=None) == [10, 20]
 
 
-def test_keeps_the_best_besides_the_newest(choose):
+def test_retention_keeps_the_best_in_addition_to_the_newest(choose):
     values = {10: 0.5, 20: 0.9, 30: 0.7, 40: 0.6}
     assert choose([10, 20, 30, 40], values) == [10, 30]
     assert choose([10, 20, 30, 40], values, best_mode="min") == [20, 30]
     assert choose([10, 20, 30, 40], values, keep_best=2) == [10]
 
 
-def test_of_equal_results_the_earlier_step_stays(choose):
+def test_retention_keeps_the_earlier_of_equal_results(choose):
     assert choose([10, 20, 30], {10: 0.9, 20: 0.9}) == [20]
     assert choose([10, 20, 30], {10: 0.9, 20: 0.9}, best_mode="min") == [20]
 
 
-def test_the_newest_stays_whatever_is_asked(choose):
+def test_retention_always_keeps_the_newest_step(choose):
     assert choose([10, 20], {10: 0.9}, keep_latest=0, keep_best=0) == [10]
 
 
-def test_a_result_that_is_not_a_number_is_never_the_best(choose):
+def test_non_finite_result_is_never_the_best(choose):
     assert choose([10, 20, 30], {10: math.nan, 20: 0.1}) == [10]
     assert choose([10, 20, 30], {10: math.inf, 20: 0.1}) == [10]
 
 
-def test_results_of_steps_that_are_not_there_count_for_nothing(choose):
+def test_results_of_deleted_steps_do_not_count(choose):
     assert choose([20, 30], {10: 1.0, 20: 0.5}) == []
 
 
-def test_random_histories_keep_what_they_must_and_nothing_else(choose):
+def test_retention_is_minimal_and_stable_for_random_histories(choose):
     rng = random.Random(0)
     for _ in range(2000):
         steps = rng.sample(range(1, 50), rng.randint(0, 12))
@@ -233,7 +233,7 @@ def test_random_histories_keep_what_they_must_and_nothing_else(choose):
         assert gone == sorted(set(gone)) and set(gone) <= set(steps)
         assert set(newest) <= set(kept)
         assert len(kept) <= len(newest) + best
-        # Every step that beats one that is kept for its result, or equals it and is earlier, is kept as well.
+        # A step that is better than a step kept for its result, or equal and earlier, is kept as well.
         for low in set(kept) - set(newest):
             for high in scored:
                 better = sign * (scored[high] - scored[low])
@@ -248,7 +248,7 @@ def test_ranking_is_best_first():
     assert ranking(results, "a", "min") == [1, 2, 4]
 
 
-def test_results_outlive_the_process_and_add_up(tmp_path):
+def test_results_persist_and_accumulate(tmp_path):
     retention = Retention(tmp_path / "checkpoints", 1, ACCURACY)
     retention.record(9, {ACCURACY: 0.5})
     retention.record(10, {ACCURACY: 0.75, "heldout/loss": math.nan})
@@ -264,7 +264,7 @@ def test_results_outlive_the_process_and_add_up(tmp_path):
 
 
 @pytest.mark.faults
-def test_results_that_a_disk_refuses_are_known_and_written_later(tmp_path):
+def test_results_that_cannot_be_written_are_kept_and_written_later(tmp_path):
     subject = Retention(tmp_path, 2, "heldout/loss", "min")
     (tmp_path / RESULTS / "in the way").mkdir(parents=True)
     with pytest.raises(RunError, match=r"results\.json: cannot be written \(Is a directory\)"):
@@ -276,12 +276,12 @@ def test_results_that_a_disk_refuses_are_known_and_written_later(tmp_path):
     assert read_results(tmp_path) == {1: {"heldout/loss": 0.5}}
 
 
-def test_there_is_no_best_before_a_result(tmp_path):
+def test_best_is_none_without_results(tmp_path):
     assert Retention(tmp_path, 1, ACCURACY).best() is None
     assert Retention(tmp_path, 1).best() is None
 
 
-def test_a_damaged_file_is_named(tmp_path):
+def test_invalid_results_file_raises(tmp_path):
     for text in ("{", '{"10": 3}', '{"ten": {}}', "[]"):
         (tmp_path / RESULTS).write_text(text)
         with pytest.raises(CheckpointError, match=r"results\.json: cannot be read .* Move it away"):

@@ -1,4 +1,4 @@
-"""The checkpoints of a run that saves when the test says so, and keeps every step."""
+"""A checkpointer for tests that saves on request and keeps every step."""
 
 from engine.checkpoint.checkpointer import Checkpointer
 from engine.checkpoint.policy import Retention, SavePolicy
@@ -11,7 +11,7 @@ ALL = 10**9
 
 
 class Saves:
-    """A checkpointer with the methods of its store.
+    """A checkpointer that also has the methods of its store.
 
     Args:
         directory: of the step directories.

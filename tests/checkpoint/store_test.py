@@ -1,4 +1,4 @@
-"""A store saves without holding up the loop, lists only what is whole, and restores exactly what was saved."""
+"""A store saves without blocking the loop, lists only complete steps, and restores exactly what was saved."""
 
 import dataclasses
 import os
@@ -67,7 +67,7 @@ def store(tmp_path):
     store.close()
 
 
-def test_restores_state_position_and_config_as_saved(store):
+def test_restore_returns_state_position_and_config_as_saved(store):
     state = make_state()
     assert store.save(3, state)
     store.wait()
@@ -79,7 +79,7 @@ def test_restores_state_position_and_config_as_saved(store):
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_the_state_may_be_donated_right_after_save(store, devices):
+def test_state_may_be_donated_right_after_save(store, devices):
     step = jax.jit(lambda state: jax.tree.map(lambda x: x + x.dtype.type(1), state), donate_argnums=0)
     state = {"params": {f"p{i}": jnp.zeros((256, 1024)) for i in range(8)}}
     state = jax.device_put(state, sharding(devices, "axis"))
@@ -95,15 +95,15 @@ def test_the_state_may_be_donated_right_after_save(store, devices):
     assert_same(step(saved), {"params": {f"p{i}": jnp.ones((256, 1024)) for i in range(8)}})
 
 
-def test_a_step_after_a_save_updates_the_state_where_it_lies(store):
+def test_train_step_after_a_save_updates_the_state_in_place(store):
     step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
     state = step({f"p{i}": jnp.zeros((256, 1024)) for i in range(8)})
-    places = {name: x.unsafe_buffer_pointer() for name, x in state.items()}
+    addresses = {name: x.unsafe_buffer_pointer() for name, x in state.items()}
     store.save(0, state)
-    assert {name: x.unsafe_buffer_pointer() for name, x in step(state).items()} == places
+    assert {name: x.unsafe_buffer_pointer() for name, x in step(state).items()} == addresses
 
 
-def test_restores_onto_any_other_mesh_bitwise(store):
+def test_restore_onto_another_mesh_is_bitwise_equal(store):
     data = make_state(devices=8)
     fsdp = make_state(16, 8, "axis")
     one = make_state()
@@ -120,7 +120,7 @@ def test_restores_onto_any_other_mesh_bitwise(store):
 
 
 def folded(shape, *axes: str | None):
-    """A state with a stack of eight layers: parameters, what an optimizer keeps for them, an average."""
+    """Returns a state with a stack of eight layers: parameters, optimizer state and EMA."""
     mesh = jax.make_mesh((2, 4), ("pipeline", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     w = jnp.arange(8 * 4 * 6, dtype=jnp.float32).reshape(*shape, 4, 6)
     w = jax.device_put(w, NamedSharding(mesh, PartitionSpec(*axes, "fsdp")))
@@ -129,7 +129,7 @@ def folded(shape, *axes: str | None):
     return {"params": params, "opt_state": opt_state, "ema": {"decoder/layers/w": w * 2}}
 
 
-def test_a_stack_of_layers_is_restored_with_another_number_of_repeats(store):
+def test_stack_of_layers_restores_with_another_number_of_repeats(store):
     plain, two, four = folded((8,), "pipeline"), folded((2, 4), None, "pipeline"), folded((4, 2), None, "pipeline")
     for step, (saved, wanted, dimensions) in enumerate([(plain, two, 2), (two, plain, 1), (two, four, 2)]):
         store.save(step, saved)
@@ -137,25 +137,25 @@ def test_a_stack_of_layers_is_restored_with_another_number_of_repeats(store):
         found = store.restore(step, abstract(wanted), {"decoder/layers/w": dimensions})
         assert_same(found, wanted)
         assert jax.tree.map(lambda x: x.sharding, found) == jax.tree.map(lambda x: x.sharding, wanted)
-        with pytest.raises(CheckpointError, match="is not of this model"):
+        with pytest.raises(CheckpointError, match="is not a checkpoint of this model"):
             store.restore(step, abstract(wanted))
     other = {**two, "params": {**two["params"], "head": jnp.ones((2, 4, 3))}}
     with pytest.raises(CheckpointError, match=r"params/head: checkpoint \(8, 3\).*\n1 of 8 leaves differ"):
         store.restore(0, abstract(other), {"decoder/layers/w": 2})
 
 
-def test_a_step_is_listed_once_it_is_durable(store):
+def test_step_is_listed_once_it_is_durable(store):
     state = make_state()
     assert store.steps() == [] and store.latest() is None
     store.save(9, state)
     store.save(10, state)
     assert 10 not in store.steps() or not list(store.directory.glob("10.*"))
     store.wait()
-    (store.directory / "11").mkdir()  # as a copy that is under way
+    (store.directory / "11").mkdir()  # such as an unfinished copy
     assert store.steps() == [9, 10] and store.latest() == 10
 
 
-def test_saving_a_step_that_was_restored_writes_nothing(tmp_path):
+def test_saving_a_restored_step_writes_nothing(tmp_path):
     state = make_state()
     with_store(tmp_path, lambda store: store.save(5, state))
     marker = tmp_path / "5" / "commit_success.txt"
@@ -169,7 +169,7 @@ def test_saving_a_step_that_was_restored_writes_nothing(tmp_path):
     assert marker.stat().st_mtime_ns == before
 
 
-def test_a_step_of_an_abandoned_attempt_is_replaced(tmp_path):
+def test_later_step_of_an_earlier_attempt_is_replaced(tmp_path):
     old, new = make_state(), jax.tree.map(lambda x: x + x.dtype.type(1), make_state())
     with_store(tmp_path, lambda store: [store.save(step, old) for step in (5, 6)])
 
@@ -182,7 +182,7 @@ def test_a_step_of_an_abandoned_attempt_is_replaced(tmp_path):
     with_store(tmp_path, resume_from_5)
 
 
-def test_a_deleted_step_is_gone_at_once_and_can_be_saved_again(store):
+def test_deleted_step_disappears_at_once_and_can_be_saved_again(store):
     state = make_state()
     for step in (1, 2):
         store.save(step, state)
@@ -192,11 +192,11 @@ def test_a_deleted_step_is_gone_at_once_and_can_be_saved_again(store):
     assert store.save(1, state)
     store.wait()
     assert_same(store.restore(1, abstract(state)), state)
-    with pytest.raises(CheckpointError, match=r"no checkpoint of step 7. Steps there: 1, 2\."):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 7. Existing steps: 1, 2\."):
         store.delete(7)
 
 
-def test_describes_each_step(store):
+def test_describe_returns_info_of_each_step(store):
     state = make_state()
     store.save(3, state)
     store.wait()
@@ -207,7 +207,7 @@ def test_describes_each_step(store):
     assert abs(info.time - os.stat(store.directory).st_mtime) < 60
 
 
-def test_another_model_is_refused_by_the_leaves_that_differ(store):
+def test_restore_of_another_model_names_the_leaves_that_differ(store):
     state = make_state(width=16)
     store.save(3, state)
     store.wait()
@@ -225,9 +225,9 @@ def test_another_model_is_refused_by_the_leaves_that_differ(store):
 
 @pytest.mark.faults
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("tell", ["while True: store.poll()", "store.wait()"])
-def test_a_failed_save_is_told_once_and_the_next_one_works(tmp_path, tell):
-    """No file may grow beyond a size: a full disk, as the process sees it."""
+@pytest.mark.parametrize("statement", ["while True: store.poll()", "store.wait()"])
+def test_failed_save_raises_once_and_the_next_save_works(tmp_path, statement):
+    """Files are limited to a kilobyte, which simulates a full disk."""
     done = run(
         f"""
         import resource, signal, sys
@@ -243,7 +243,7 @@ def test_a_failed_save_is_told_once_and_the_next_one_works(tmp_path, tell):
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, former[1]))
         try:
             store.save(2, state)
-            {tell}
+            {statement}
         except CheckpointError as error:
             print(error)
         resource.setrlimit(resource.RLIMIT_FSIZE, former)
@@ -261,13 +261,13 @@ def test_a_failed_save_is_told_once_and_the_next_one_works(tmp_path, tell):
     assert "The newest checkpoint is that of step 1." in done.stdout
 
 
-def test_a_directory_that_cannot_be_made_is_refused_when_it_is_opened(tmp_path):
+def test_opening_an_unwritable_directory_raises(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot be opened for writing"):
         Saves(tmp_path / "file" / "checkpoints")
 
 
-def test_a_damaged_step_is_refused_and_what_is_wrong_is_named(store):
+def test_restore_of_a_damaged_step_names_the_problems(store):
     state = make_state()
     for step in (1, 2):
         store.save(step, state)
@@ -280,7 +280,7 @@ def test_a_damaged_step_is_refused_and_what_is_wrong_is_named(store):
         store.position(2)
 
 
-def test_a_flipped_bit_in_any_file_of_a_step_is_refused_by_its_name(store):
+def test_restore_detects_a_flipped_bit_in_any_file(store):
     state = make_state()
     store.save(1, state)
     store.wait()
@@ -300,8 +300,8 @@ def test_a_flipped_bit_in_any_file_of_a_step_is_refused_by_its_name(store):
     assert_same(store.restore(1, abstract(state)), state)
 
 
-def test_arrays_that_are_not_what_was_on_the_devices_are_refused(store):
-    """As if a bit had changed between the device and the file, before the file was hashed."""
+def test_restore_detects_arrays_that_differ_from_their_digests(store):
+    """Simulates a bit that changed between the device and the file, before the file was hashed."""
     state = make_state()
     store.save(1, state)
     store.wait()
@@ -311,7 +311,7 @@ def test_arrays_that_are_not_what_was_on_the_devices_are_refused(store):
         store.restore(1, abstract(state))
 
 
-def test_a_step_without_its_manifest_does_not_count(store):
+def test_step_without_manifest_is_not_listed(store):
     state = make_state()
     for step in (1, 2):
         store.save(step, state)
@@ -323,7 +323,7 @@ def test_a_step_without_its_manifest_does_not_count(store):
         store.restore(2, abstract(state))
 
 
-def test_a_step_that_is_being_read_stays(store):
+def test_step_is_not_deleted_while_it_is_read(store):
     state = make_state()
     for step in (1, 2):
         store.save(step, state)
@@ -335,7 +335,7 @@ def test_a_step_that_is_being_read_stays(store):
     assert store.failed_deletions(60) == [] and store.steps() == [2]
 
 
-def test_read_only_changes_nothing(tmp_path):
+def test_read_only_store_changes_no_files(tmp_path):
     state = make_state()
     with_store(tmp_path, lambda store: store.save(4, state))
     being_written = tmp_path / "5.orbax-checkpoint-tmp"
@@ -349,7 +349,7 @@ def test_read_only_changes_nothing(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_listing_needs_no_jax(tmp_path):
+def test_listing_does_not_import_jax(tmp_path):
     with_store(tmp_path, lambda store: store.save(4, make_state()))
     run(f"""
         import sys
@@ -378,8 +378,8 @@ WRITER = """
 
 @pytest.mark.faults
 @pytest.mark.multiprocess
-def test_a_kill_in_the_middle_of_a_save_leaves_the_step_before_and_is_cleaned_up(tmp_path):
-    """The writer is frozen, so that the disk is seen between two instants of a save, and killed there."""
+def test_kill_during_a_save_keeps_the_previous_step_and_leftovers_are_removed(tmp_path):
+    """The writer is stopped in the middle of a save, so that the test sees the partial files, and killed there."""
     writer = start(WRITER.format(size=32 << 20), tmp_path)
     assert writer.stdout is not None and writer.stdout.readline() == "first\n"
     partial = None
@@ -403,7 +403,7 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_step_before_and_is_cleaned_up
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"]
 
 
-def test_a_killed_deletion_is_finished_by_the_next_writer(tmp_path):
+def test_interrupted_deletion_is_completed_by_the_next_writer(tmp_path):
     with_store(tmp_path, lambda store: store.save(1, make_state()))
     (tmp_path / "1").rename(tmp_path / "1.deleted")
     with_store(tmp_path, lambda store: store.steps() == [] or pytest.fail("a deleted step is listed"))
@@ -411,7 +411,7 @@ def test_a_killed_deletion_is_finished_by_the_next_writer(tmp_path):
 
 
 @pytest.mark.multiprocess
-def test_says_nothing_on_its_own_and_the_process_ends_after_close(tmp_path):
+def test_store_prints_nothing_and_the_process_exits_after_close(tmp_path):
     done = run(WRITER.format(size=1000), tmp_path)
     assert (done.stdout, done.stderr) == ("first\nsecond\nclosed\n", "")
     done = run(
@@ -428,7 +428,7 @@ def test_says_nothing_on_its_own_and_the_process_ends_after_close(tmp_path):
 
 @pytest.mark.multiprocess
 @pytest.mark.slow
-def test_two_processes_write_one_checkpoint_that_one_process_restores(tmp_path):
+def test_checkpoint_of_two_processes_restores_in_one_process(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -481,52 +481,52 @@ def damage(store, step):
     (store.directory / str(step) / "position" / "position.json").write_text("{}")
 
 
-def found(store):
-    told = []
-    restored = store.restore_latest(numbered(0), say=told.append)
-    return (None if restored is None else (int(restored[0]["step"]), restored[1])), told
+def restore_latest(store):
+    messages = []
+    restored = store.restore_latest(numbered(0), say=messages.append)
+    return (None if restored is None else (int(restored[0]["step"]), restored[1])), messages
 
 
 def test_restore_latest_returns_the_newest_good_step(three):
-    assert found(three) == ((3, 3), [])
+    assert restore_latest(three) == ((3, 3), [])
 
 
 def test_restore_latest_returns_none_without_checkpoints(tmp_path):
     store = Saves(tmp_path)
-    assert found(store) == (None, [])
+    assert restore_latest(store) == (None, [])
     store.close()
 
 
-def test_a_damaged_step_is_set_aside_with_a_message_and_the_one_before_it_restored(three):
+def test_restore_latest_sets_damaged_steps_aside_and_restores_the_previous_step(three):
     damage(three, 3)
     (three.directory / "2" / MANIFEST).unlink()
-    (restored, told), names = found(three), sorted(path.name for path in three.directory.iterdir())
+    (restored, messages), names = restore_latest(three), sorted(path.name for path in three.directory.iterdir())
     assert restored == (1, 1)
-    assert told[0].startswith(
+    assert messages[0].startswith(
         f"warning: the checkpoint of step 3 is damaged and set aside as {three.directory / '3.bad'}: position/position"
         ".json: found 2 bytes, expected "
     )
-    assert "of step 2 is damaged" in told[1] and "manifest.json is missing" in told[1]
+    assert "of step 2 is damaged" in messages[1] and "manifest.json is missing" in messages[1]
     assert names == ["1", "2.bad", "3.bad"] and three.steps() == [1]
-    assert found(three) == ((1, 1), [])
+    assert restore_latest(three) == ((1, 1), [])
 
 
-def test_a_step_that_is_damaged_again_is_set_aside_beside_the_first(three):
+def test_step_damaged_twice_is_set_aside_under_two_names(three):
     for _ in range(2):
         damage(three, 3)
-        assert found(three)[0] == (2, 2)
+        assert restore_latest(three)[0] == (2, 2)
         three.save(3, numbered(3))
         three.wait()
     assert [name for name, _ in list_set_aside(three.directory)] == ["3.bad-2", "3.bad"]
-    assert found(three) == ((3, 3), [])
+    assert restore_latest(three) == ((3, 3), [])
 
 
-def test_a_run_without_a_good_step_stops_with_the_list_at_every_start(three):
+def test_run_without_a_good_step_stops_with_a_list_at_every_start(three):
     for step in (1, 2, 3):
         damage(three, step)
     for _ in range(2):
         with pytest.raises(NoUsableCheckpoint) as error:
-            found(three)
+            restore_latest(three)
         assert error.value.exit_code == ExitStatus.STOP
         lines = str(error.value).splitlines()
         assert [line.split(":")[0].strip() for line in lines[1:4]] == ["3.bad", "2.bad", "1.bad"]
@@ -534,29 +534,29 @@ def test_a_run_without_a_good_step_stops_with_the_list_at_every_start(three):
         assert "--fresh" in lines[4]
 
 
-def test_a_step_that_is_renamed_back_is_verified_again(three):
+def test_step_that_is_renamed_back_is_verified_again(three):
     path = three.directory / "3" / "position" / "position.json"
     whole = path.read_bytes()
     damage(three, 3)
-    assert found(three)[0] == (2, 2)
+    assert restore_latest(three)[0] == (2, 2)
     back = (three.directory / "3.bad").rename(three.directory / "3")
     (back / "position" / "position.json").write_bytes(whole)
-    assert found(three) == ((3, 3), [])
+    assert restore_latest(three) == ((3, 3), [])
 
 
-def test_a_step_of_another_model_is_not_set_aside(three):
-    with pytest.raises(CheckpointError, match="is not of this model"):
+def test_step_of_another_model_is_not_set_aside(three):
+    with pytest.raises(CheckpointError, match="is not a checkpoint of this model"):
         three.restore_latest({"w": jnp.zeros(5)})
     assert three.steps() == [1, 2, 3]
 
 
-def test_a_step_of_a_newer_format_is_refused_and_not_set_aside(three):
+def test_step_of_a_newer_format_raises_and_is_not_set_aside(three):
     path = three.directory / "3"
     write_manifest(path, dataclasses.replace(read_manifest(path), format=2))
     with pytest.raises(
         UnsupportedFormat, match=rf"^{path}: was saved in format 2; this version .* up to format 1\. Use"
     ):
-        found(three)
+        restore_latest(three)
     assert three.steps() == [1, 2, 3]
 
 

@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 from engine.checkpoint.tree_compat import SHOWN, Leaf, difference, leaves_of, other_folds, with_stored_folds
 
 
-def test_paths_join_keys_fields_and_places():
+def test_leaf_paths_join_keys_fields_and_indices():
     tree = {"opt_state": optax.adam(1.0).init({"encoder/0/kernel": jnp.zeros((2, 3))})}
     assert leaves_of(tree) == {
         "opt_state/0/count": Leaf((), "int32"),
@@ -17,17 +17,17 @@ def test_paths_join_keys_fields_and_places():
     }
 
 
-def test_an_abstract_array_counts_like_an_array():
+def test_abstract_and_concrete_arrays_have_equal_leaves():
     abstract = {"w": jax.ShapeDtypeStruct((4,), jnp.bfloat16)}
     assert leaves_of(abstract) == leaves_of({"w": jnp.zeros((4,), jnp.bfloat16)})
 
 
-def test_equal_sides_do_not_differ():
+def test_equal_trees_have_no_difference():
     side = {"params/w": Leaf((2,), "float32")}
     assert difference(side, dict(side)) is None
 
 
-def test_names_shapes_dtypes_and_leaves_that_one_side_lacks():
+def test_difference_names_shapes_dtypes_and_missing_leaves():
     stored = {
         "same": Leaf((1,), "float32"),
         "shape": Leaf((512, 2048), "float32"),
@@ -49,7 +49,7 @@ def test_names_shapes_dtypes_and_leaves_that_one_side_lacks():
     )
 
 
-def test_parameters_come_before_what_follows_from_them():
+def test_difference_lists_parameters_first():
     def side(width):
         return {f"{top}/w": Leaf((width,), "float32") for top in ("ema", "opt_state/mu", "params")}
 
@@ -57,7 +57,7 @@ def test_parameters_come_before_what_follows_from_them():
     assert [line.split(":")[0] for line in lines[:-1]] == ["params/w", "ema/w", "opt_state/mu/w"]
 
 
-STACK = {"decoder/layers/w": 2}  # how the program wants it: by repeat
+STACK = {"decoder/layers/w": 2}  # the program needs two dimensions: [repeats, layers of a repeat]
 
 
 @pytest.mark.parametrize(
@@ -68,13 +68,13 @@ STACK = {"decoder/layers/w": 2}  # how the program wants it: by repeat
         ((8,), (2, 4), (1, 2)),
     ],
 )
-def test_a_stack_that_is_folded_in_another_way_is_known(stored, wanted, fold):
+def test_other_folds_recognizes_a_stack_with_another_fold(stored, wanted, fold):
     for path in ("params/decoder/layers/w", "opt_state/0/mu/decoder/layers/w", "ema/decoder/layers/w"):
         found = other_folds({path: Leaf(stored, "float32")}, {path: Leaf(wanted, "float32")}, STACK)
         assert found == {path: fold}
 
 
-def test_a_stack_is_read_on_the_devices_that_it_goes_to():
+def test_stored_fold_keeps_the_sharding_of_the_layers():
     mesh = jax.make_mesh((2, 4), ("pipeline", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     path = "decoder/layers/w"
 
@@ -86,7 +86,11 @@ def test_a_stack_is_read_on_the_devices_that_it_goes_to():
 
     assert read((2, 4, 4), P(None, "pipeline", "fsdp"), (8, 4), (1, 2)) == ("pipeline", "fsdp")
     assert read((8, 4), P("pipeline", "fsdp"), (2, 4, 4), (2, 1)) == (None, "pipeline", "fsdp")
-    assert read((8, 4), P("pipeline", "fsdp"), (8, 1, 4), (2, 1)) == (None, None, "fsdp")  # one does not divide
+    assert read((8, 4), P("pipeline", "fsdp"), (8, 1, 4), (2, 1)) == (
+        None,
+        None,
+        "fsdp",
+    )  # 1 does not divide
     assert read((2, 4, 4), P(), (8, 4), (1, 2)) == (None, None)
 
 
@@ -101,12 +105,12 @@ def test_a_stack_is_read_on_the_devices_that_it_goes_to():
         ("params/other/layers/w", Leaf((8, 4, 6), "float32"), Leaf((2, 4, 4, 6), "float32")),  # no stack
     ],
 )
-def test_every_other_difference_stays_one(path, stored, wanted):
+def test_other_differences_are_no_folds(path, stored, wanted):
     assert other_folds({path: stored}, {path: wanted}, STACK) == {}
     assert other_folds({}, {path: wanted}, STACK) == {}
 
 
-def test_many_differing_leaves_are_counted_and_the_first_are_named():
+def test_difference_names_the_first_leaves_and_counts_the_rest():
     stored = {f"layer_{i:03}": Leaf((i,), "float32") for i in range(100)}
     lines = (difference(stored, {}) or "").splitlines()
     assert len(lines) == SHOWN + 2

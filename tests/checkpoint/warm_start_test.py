@@ -1,4 +1,4 @@
-"""A new run begins with weights of another one: the right arrays, on its own mesh, or an error with both sides."""
+"""Warm start of a run with weights of another run: matching arrays on its mesh, or an error with both sides."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from engine.checkpoint.policy import Retention
-from engine.checkpoint.warm_start import find, read_weights
+from engine.checkpoint.warm_start import find_step, read_weights
 from engine.config.errors import CheckpointError, ConfigError
 from engine.config.schema import Init
 from engine.config.text import to_text
@@ -17,7 +17,7 @@ from tests.checkpoint.saves import Saves
 
 
 def arrays(first=0.0, width=8, **shapes):
-    """Parameters by path; those of a block, a head, and others of the given shapes."""
+    """Returns parameters by path: of a block, of a head, and others with the given shapes."""
     shapes = {"block/kernel": (4, width), "block/bias": (width,), "head/kernel": (width, 3), **shapes}
     made = {path: np.arange(np.prod(shape), dtype=np.float32).reshape(shape) for path, shape in shapes.items()}
     return {path: jnp.asarray(array + first) for path, array in made.items()}
@@ -56,7 +56,7 @@ def same(found, expected):
     }
 
 
-def test_parameters_and_carried_values_are_taken_onto_this_mesh(tmp_path):
+def test_parameters_and_model_state_are_read_onto_this_mesh(tmp_path):
     carried = {"norm/mean": jnp.arange(3.0)}
     folder = save(tmp_path, state(arrays(), carried=carried))
     wanted = abstract(arrays(), carried, devices=4)
@@ -65,18 +65,18 @@ def test_parameters_and_carried_values_are_taken_onto_this_mesh(tmp_path):
     same(found.model_state, carried)
     for path, array in found.params.items():
         assert array.sharding == wanted["params"][path].sharding
-    assert found.message == (f"beginning with 4 arrays of {tmp_path}/checkpoints/500; random: none; not taken: none")
+    assert found.message == (f"initialized 4 arrays from {tmp_path}/checkpoints/500; random: none; unused: none")
 
 
-def test_where_there_is_an_average_it_is_taken(tmp_path):
+def test_averaged_weights_are_preferred(tmp_path):
     average = {path: x + 100 for path, x in arrays().items() if path != "head/kernel"}
     folder = save(tmp_path, state(arrays(), ema=average))
     found = read(folder, abstract(arrays()))
     same(found.params, {**arrays(), **average})
-    assert "checkpoints/500, averaged ones where it has them; random: none; not taken: none" in found.message
+    assert "checkpoints/500, from its EMA where available; random: none; unused: none" in found.message
 
 
-def test_a_map_renames_moves_up_and_leaves_random(tmp_path):
+def test_init_paths_renames_moves_and_leaves_random(tmp_path):
     folder = save(tmp_path, state({**arrays(), "old/scale": jnp.ones(2)}))
     here = arrays(**{"teacher/block/kernel": (4, 8), "teacher/block/bias": (8,), "teacher/head/kernel": (8, 5)})
     found = read(folder, abstract(here), teacher="", teacher__head=None)
@@ -85,14 +85,14 @@ def test_a_map_renames_moves_up_and_leaves_random(tmp_path):
         found.params,
         {**there, "teacher/block/kernel": there["block/kernel"], "teacher/block/bias": there["block/bias"]},
     )
-    found.params["block/bias"].delete()  # each a copy of its own, which a step may donate
+    found.params["block/bias"].delete()  # arrays do not share memory, so that a step may donate them
     same({"x": found.params["teacher/block/bias"]}, {"x": there["block/bias"]})
-    assert found.message.endswith("; random: params/teacher/head/kernel; not taken: params/old/scale")
+    assert found.message.endswith("; random: params/teacher/head/kernel; unused: params/old/scale")
     found = read(folder, abstract({"trunk/kernel": there["block/kernel"]}), trunk="block")
     same(found.params, {"trunk/kernel": there["block/kernel"]})
 
 
-def test_what_does_not_fit_is_listed_with_both_sides(tmp_path):
+def test_mismatch_error_lists_both_sides(tmp_path):
     folder = save(tmp_path, state(arrays()))
     here = {**arrays(width=8), "head/kernel": jnp.zeros((8, 5)), "neck/bias": jnp.zeros(2)}
     with pytest.raises(CheckpointError) as error:
@@ -102,18 +102,20 @@ def test_what_does_not_fit_is_listed_with_both_sides(tmp_path):
         "  params/head/kernel: here (8, 5) float32, there (8, 3) float32\n"
         "  params/neck/bias: here (2,) float32, there params/block/bias (8,) float32\n"
         "2 of 4 arrays here. Only there: none.\n"
-        "Say by init.paths where they come from, prefix here -> prefix there, or None for random: "
+        "Map them with init.paths, prefix here -> prefix there, or None for random initialization: "
         "--config.init.paths.head=None"
     )
     with pytest.raises(
         CheckpointError, match=r"neck/bias: here \(2,\) float32, there none\n1 of 2 .*Only there: params/block"
     ):
         read(folder, abstract({"neck/bias": jnp.zeros(2), "head/kernel": arrays()["head/kernel"]}))
-    with pytest.raises(ConfigError, match=r"init.paths.hed: no parameter of this model begins so. Did you mean head\?"):
+    with pytest.raises(
+        ConfigError, match=r"init.paths.hed: no parameter of this model has this prefix. Did you mean head\?"
+    ):
         read(folder, abstract(arrays()), hed=None)
 
 
-def test_a_float_of_another_precision_is_converted_and_another_kind_is_not(tmp_path):
+def test_floats_are_converted_between_precisions_but_not_to_integers(tmp_path):
     half = {path: x.astype(jnp.bfloat16) for path, x in arrays().items()}
     found = read(save(tmp_path, state(half)), abstract(arrays()))
     same(found.params, arrays())
@@ -123,13 +125,13 @@ def test_a_float_of_another_precision_is_converted_and_another_kind_is_not(tmp_p
         read(save(tmp_path / "b", state(whole)), abstract(arrays()))
 
 
-def test_a_stack_of_layers_may_be_folded_otherwise(tmp_path):
+def test_stack_of_layers_may_have_another_fold(tmp_path):
     stack = {"stack/kernel": jnp.arange(24.0).reshape(6, 4)}
     found = read(save(tmp_path, state(stack)), abstract({"stack/kernel": jnp.zeros((2, 3, 4))}), {"stack/kernel": 2})
     assert np.asarray(found.params["stack/kernel"]).ravel().tolist() == list(range(24))
 
 
-def test_a_run_gives_its_best_step_or_its_newest_and_a_folder_itself(tmp_path):
+def test_find_step_of_a_run_and_of_a_step_folder(tmp_path):
     def write(folder, **settings):
         run = RunDirectory(folder)
         for step in (3, 5):
@@ -142,15 +144,15 @@ def test_a_run_gives_its_best_step_or_its_newest_and_a_folder_itself(tmp_path):
 
     newest = write(tmp_path / "newest")
     best = write(tmp_path / "best", checkpoint__best="heldout/loss", checkpoint__best_mode="min")
-    assert find(str(tmp_path / "newest")) == (newest, 5)
-    assert find(str(tmp_path / "best")) == (best, 3)
-    assert find(f"{tmp_path}/best/checkpoints/5") == (best, 5)
+    assert find_step(str(tmp_path / "newest")) == (newest, 5)
+    assert find_step(str(tmp_path / "best")) == (best, 3)
+    assert find_step(f"{tmp_path}/best/checkpoints/5") == (best, 5)
     for place in (tmp_path, tmp_path / "best/checkpoints/4"):
-        with pytest.raises(CheckpointError, match=r"no checkpoint is there. Give a run directory, as runs/digits, or"):
-            find(str(place))
+        with pytest.raises(CheckpointError, match=r"no checkpoint found. Give a run directory such as runs/digits, or"):
+            find_step(str(place))
 
 
-def test_what_cannot_be_read_is_told(tmp_path):
+def test_damaged_checkpoint_raises(tmp_path):
     folder = save(tmp_path, state(arrays()))
     for file in (tmp_path / "checkpoints/500/state").rglob("*"):
         if file.is_file():

@@ -1,25 +1,25 @@
-"""Who a process is, from the variables that each scheduler sets, and what is refused with a sentence."""
+"""Detection of the process from the variables of each scheduler, and errors for invalid settings."""
 
 import re
 import zlib
 
 import pytest
 
-from engine.cluster.cluster_detection import Processes, first_host, resolve
+from engine.cluster.cluster_detection import ProcessInfo, detect, first_host
 from engine.config.errors import ConfigError
 
 THREE = {"CONVOY_COORDINATOR": "10.0.0.1:8476", "CONVOY_NUM_PROCESSES": "4", "CONVOY_PROCESS_ID": "2"}
 
 
-def test_no_setting_means_a_single_process():
-    assert resolve({}, {}).who == Processes(0, 1)
-    assert resolve({"count": None}, {"CONVOY_COORDINATOR": ""}).who == Processes(0, 1)
+def test_no_settings_detect_a_single_process():
+    assert detect({}, {}).process == ProcessInfo(0, 1)
+    assert detect({"count": None}, {"CONVOY_COORDINATOR": ""}).process == ProcessInfo(0, 1)
 
 
-def test_flags_win_over_variables():
-    assert resolve({}, THREE).who == Processes(2, 4, "10.0.0.1:8476")
+def test_flags_take_precedence_over_variables():
+    assert detect({}, THREE).process == ProcessInfo(2, 4, "10.0.0.1:8476")
     flags = {"coordinator": "[fd00::1]:99", "count": None, "index": "3"}
-    assert resolve(flags, THREE).who == Processes(3, 4, "[fd00::1]:99")
+    assert detect(flags, THREE).process == ProcessInfo(3, 4, "[fd00::1]:99")
 
 
 @pytest.mark.parametrize(
@@ -36,13 +36,13 @@ def test_flags_win_over_variables():
         ({"coordinator": "host:70000"}, {}, "It is the address of process 0, the same in every process."),
     ],
 )  # fmt: skip
-def test_wrong_settings_are_refused_with_a_sentence(flags, changes, words):
+def test_invalid_settings_raise(flags, changes, words):
     with pytest.raises(ConfigError, match=re.escape(words)):
-        resolve(flags, THREE | changes)
+        detect(flags, THREE | changes)
 
 
 def port(job: str) -> int:
-    """Of a coordinator whose scheduler names none: the same in each process of a job, another in most other jobs."""
+    """Returns the coordinator's port if the scheduler sets none: equal in a job, different for most other jobs."""
     return 61440 + zlib.crc32(job.encode()) % 4096
 
 
@@ -93,73 +93,76 @@ TWO_SLICES = {
 
 
 @pytest.mark.parametrize(
-    ("environment", "who", "by"),
+    ("environment", "process", "source"),
     [
-        (THREE, Processes(2, 4, "10.0.0.1:8476"), "flags and CONVOY_*"),
-        (KUBEFLOW, Processes(3, 4, "train-node-0-0.train:29500"), "Kubeflow"),
-        (JAXJOB, Processes(1, 2, "job-worker-0:6666"), "Kubeflow"),
-        (XPK_CPU, Processes(6, 8, "run-cpu-0-0.run:8476"), "JobSet"),  # an address without a port
-        (XPK_GPU, Processes(1, 2, "run-gpu-0-0.run:6002"), "JobSet"),
-        (JOBSET, Processes(9, 12, "run-workers-0-0.run:8476"), "JobSet"),  # replicas above 1
-        (SKYPILOT, Processes(1, 2, "10.0.0.4:8476"), "SkyPilot"),
-        (TORCHRUN, Processes(9, 16, "node0:29501", (1,)), "torchrun"),  # which itself listens at 29500
-        ({**TORCHRUN, "CUDA_VISIBLE_DEVICES": "1"}, Processes(9, 16, "node0:29501"), "torchrun"),
-        ({**TORCHRUN, "JAX_LOCAL_DEVICE_IDS": "0,1"}, Processes(9, 16, "node0:29501"), "torchrun"),
-        (SLURM, Processes(1, 2, f"localhost:{port('4096.0')}"), "Slurm"),
-        ({**SLURM, "SLURM_TASKS_PER_NODE": "8(x2)"}, Processes(1, 2, f"localhost:{port('4096.0')}", (0,)), "Slurm"),
-        (OPEN_MPI_5, Processes(1, 2, f"head-7:{port(PRTERUN)}"), "Open MPI"),
-        (ON_ONE_HOST, Processes(1, 2, f"127.0.0.1:{port(PRTERUN)}", (0,)), "Open MPI"),
-        (OPEN_MPI_4, Processes(0, 2, f"10.96.0.1:{port(OPEN_MPI_4['OMPI_MCA_orte_hnp_uri'])}"), "Open MPI"),
-        (TPU, Processes(1, 2, "w-0.run:8476"), "TPU hosts"),
-        (TWO_SLICES, Processes(3, 4, "s0-0.run:8476"), "TPU hosts"),
-        ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, Processes(), "no scheduler found"),
-        ({**JOBSET, **THREE}, Processes(2, 4, "10.0.0.1:8476"), "flags and CONVOY_*"),
-        ({**TWO_SLICES, **JOBSET}, Processes(9, 12, "run-workers-0-0.run:8476"), "JobSet"),
-        ({**SLURM, **SKYPILOT}, Processes(1, 2, "10.0.0.4:8476"), "SkyPilot"),
-        ({**SLURM, "SLURM_STEP_NODELIST": ""}, Processes(), "a shell in a Slurm allocation"),  # ssh to a node, sbatch
-        ({}, Processes(), "no scheduler found"),
+        (THREE, ProcessInfo(2, 4, "10.0.0.1:8476"), "flags and CONVOY_*"),
+        (KUBEFLOW, ProcessInfo(3, 4, "train-node-0-0.train:29500"), "Kubeflow"),
+        (JAXJOB, ProcessInfo(1, 2, "job-worker-0:6666"), "Kubeflow"),
+        (XPK_CPU, ProcessInfo(6, 8, "run-cpu-0-0.run:8476"), "JobSet"),  # an address without a port
+        (XPK_GPU, ProcessInfo(1, 2, "run-gpu-0-0.run:6002"), "JobSet"),
+        (JOBSET, ProcessInfo(9, 12, "run-workers-0-0.run:8476"), "JobSet"),  # replicas above 1
+        (SKYPILOT, ProcessInfo(1, 2, "10.0.0.4:8476"), "SkyPilot"),
+        (TORCHRUN, ProcessInfo(9, 16, "node0:29501", (1,)), "torchrun"),  # torchrun itself listens at 29500
+        ({**TORCHRUN, "CUDA_VISIBLE_DEVICES": "1"}, ProcessInfo(9, 16, "node0:29501"), "torchrun"),
+        ({**TORCHRUN, "JAX_LOCAL_DEVICE_IDS": "0,1"}, ProcessInfo(9, 16, "node0:29501"), "torchrun"),
+        (SLURM, ProcessInfo(1, 2, f"localhost:{port('4096.0')}"), "Slurm"),
+        ({**SLURM, "SLURM_TASKS_PER_NODE": "8(x2)"}, ProcessInfo(1, 2, f"localhost:{port('4096.0')}", (0,)), "Slurm"),
+        (OPEN_MPI_5, ProcessInfo(1, 2, f"head-7:{port(PRTERUN)}"), "Open MPI"),
+        (ON_ONE_HOST, ProcessInfo(1, 2, f"127.0.0.1:{port(PRTERUN)}", (0,)), "Open MPI"),
+        (OPEN_MPI_4, ProcessInfo(0, 2, f"10.96.0.1:{port(OPEN_MPI_4['OMPI_MCA_orte_hnp_uri'])}"), "Open MPI"),
+        (TPU, ProcessInfo(1, 2, "w-0.run:8476"), "TPU hosts"),
+        (TWO_SLICES, ProcessInfo(3, 4, "s0-0.run:8476"), "TPU hosts"),
+        ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, ProcessInfo(), "no scheduler found"),
+        ({**JOBSET, **THREE}, ProcessInfo(2, 4, "10.0.0.1:8476"), "flags and CONVOY_*"),
+        ({**TWO_SLICES, **JOBSET}, ProcessInfo(9, 12, "run-workers-0-0.run:8476"), "JobSet"),
+        ({**SLURM, **SKYPILOT}, ProcessInfo(1, 2, "10.0.0.4:8476"), "SkyPilot"),
+        ({**SLURM, "SLURM_STEP_NODELIST": ""}, ProcessInfo(), "a shell in a Slurm allocation"),  # ssh to a node, sbatch
+        ({}, ProcessInfo(), "no scheduler found"),
     ],
 )  # fmt: skip
-def test_each_scheduler_is_understood(environment, who, by):
-    decision = resolve({}, environment)
-    assert (decision.who, decision.by) == (who, by)
-    assert set(re.findall(r"\w{4,}", " ".join(decision.read))) <= {*environment, "hosts"}
+def test_detects_each_scheduler(environment, process, source):
+    detection = detect({}, environment)
+    assert (detection.process, detection.source) == (process, source)
+    assert set(re.findall(r"\w{4,}", " ".join(detection.variables))) <= {*environment, "hosts"}
 
 
-def test_an_address_of_ones_own_goes_with_what_the_scheduler_says_of_the_rest():
-    decision = resolve({"coordinator": "10.1.1.1:99"}, OPEN_MPI_5)
-    assert decision.who == Processes(1, 2, "10.1.1.1:99")
-    assert decision.by == "Open MPI and flags and CONVOY_*"
+def test_coordinator_flag_combines_with_scheduler_variables():
+    detection = detect({"coordinator": "10.1.1.1:99"}, OPEN_MPI_5)
+    assert detection.process == ProcessInfo(1, 2, "10.1.1.1:99")
+    assert detection.source == "Open MPI and flags and CONVOY_*"
 
 
 @pytest.mark.parametrize(
     ("nodes", "first"),
     [("n1", "n1"), ("n[1-4,7]", "n1"), ("gpu[008-011],cpu2", "gpu008"), ("a1,a2", "a1"), ("r[5]", "r5")],
 )
-def test_the_first_node_of_a_list_of_slurm(nodes, first):
+def test_first_host_of_a_slurm_node_list(nodes, first):
     assert first_host(nodes) == first
 
 
-def test_the_decision_is_one_line_that_names_its_variables():
-    assert str(resolve({}, JAXJOB)) == (
+def test_detection_text_names_its_variables():
+    assert str(detect({}, JAXJOB)) == (
         "processes: 1 of 2, coordinator job-worker-0:6666 (Kubeflow: NUM_PROCESSES, PROCESS_ID, COORDINATOR_ADDRESS)"
     )
-    assert str(resolve({}, {})) == "processes: one (no scheduler found)"
+    assert str(detect({}, {})) == "processes: one (no scheduler found)"
 
 
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}, "Slurm has given 4 tasks, but this process was not started by"),
-        ({"KUBERNETES_SERVICE_HOST": "x", "JOB_COMPLETION_INDEX": "1"}, "nothing says how many pods there are"),
-        ({**THREE, "https_proxy": "http://user:secret@p:1"}, "https_proxy is set, and gRPC would look for 10.0.0.1"),
+        (
+            {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"},
+            "Slurm has allocated 4 tasks, but this process was not started",
+        ),
+        ({"KUBERNETES_SERVICE_HOST": "x", "JOB_COMPLETION_INDEX": "1"}, "the number of pods is unknown"),
+        ({**THREE, "https_proxy": "http://user:secret@p:1"}, "https_proxy is set, so gRPC would connect to 10.0.0.1"),
     ],
 )
-def test_a_likely_mistake_is_a_warning(environment, words):
-    (note,) = resolve({}, environment).notes
+def test_likely_mistakes_are_warnings(environment, words):
+    (note,) = detect({}, environment).notes
     assert words in note
     assert "secret" not in note
 
 
-def test_a_host_in_no_proxy_has_no_warning():
-    assert resolve({}, {**THREE, "https_proxy": "http://p:1", "no_proxy": "localhost, 10.0.0.1"}).notes == ()
+def test_host_in_no_proxy_has_no_warning():
+    assert detect({}, {**THREE, "https_proxy": "http://p:1", "no_proxy": "localhost, 10.0.0.1"}).notes == ()

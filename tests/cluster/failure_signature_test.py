@@ -1,4 +1,4 @@
-"""What an error is known by: its type and the innermost frame of the user's code."""
+"""The signature of an error: its type and the innermost frame of the user's code."""
 
 import importlib
 import json
@@ -17,7 +17,7 @@ from engine.resilience.preemption import Interrupted, Preempted
 
 @pytest.fixture
 def users(tmp_path, monkeypatch):
-    """Writes code of a user's as a module in the working directory, and returns the module."""
+    """Writes user code as a module in the working directory, and returns the module."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -36,7 +36,7 @@ def raised(function) -> BaseException:
     return caught.value
 
 
-def test_the_innermost_frame_of_the_user_counts_below_python_and_packages(users):
+def test_signature_has_the_innermost_frame_of_user_code(users):
     module = users("""
         import json
         def loss():
@@ -47,7 +47,7 @@ def test_the_innermost_frame_of_the_user_counts_below_python_and_packages(users)
     assert failure_signature(raised(module.loss)) == "JSONDecodeError at perception.py:6 in parse"
 
 
-def test_a_frame_of_the_engine_does_not_count(tmp_path):
+def test_engine_frames_are_not_in_the_signature(tmp_path):
     from engine.run.directory import RunDirectory
 
     error = raised(lambda: RunDirectory("gs://bucket"))
@@ -56,7 +56,7 @@ def test_a_frame_of_the_engine_does_not_count(tmp_path):
     assert failure_signature(RunError("never raised")) == "RunError"
 
 
-def test_a_wrapped_error_has_the_frame_of_the_first_one(users):
+def test_wrapped_error_has_the_frame_of_the_original_error(users):
     module = users("""
         def read():
             raise OSError("unreadable")
@@ -71,14 +71,14 @@ def test_a_wrapped_error_has_the_frame_of_the_first_one(users):
     assert failure_signature(raised(wrap)) == "RunError at perception.py:3 in read"
 
 
-def test_a_circular_chain_of_errors_ends():
+def test_circular_error_chain_terminates():
     first, second = ConfigError("a"), ConfigError("b")
     first.__cause__, second.__cause__ = second, first
     assert failure_signature(first) == "ConfigError"
 
 
 @pytest.mark.parametrize("kind", [LostPeer, CannotJoin, CoordinationError, Preempted, Interrupted])
-def test_a_failure_from_outside_has_no_signature(kind):
+def test_failure_from_outside_has_no_signature(kind):
     assert failure_signature(raised(lambda: _raise(kind("gone")))) == ""
     assert json.dumps(failure_signature(KeyError("x"))) == '"KeyError"'
 

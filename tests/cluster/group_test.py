@@ -1,4 +1,4 @@
-"""The process group: in a single process, and in three real ones that a launcher starts."""
+"""The process group: in a single process, and in three real processes that a launcher starts."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ import textwrap
 import pytest
 
 from engine.cluster import group, kv_store
-from engine.cluster.cluster_detection import Processes
+from engine.cluster.cluster_detection import ProcessInfo
 from engine.cluster.peer_failure import LostPeer
 from engine.config.errors import RunError
 from tests import runs
@@ -15,11 +15,11 @@ from tests import runs
 
 @pytest.fixture(autouse=True)
 def an_empty_store(monkeypatch):
-    monkeypatch.setattr(kv_store, "_alone", kv_store._Alone())
+    monkeypatch.setattr(kv_store, "_single", kv_store._InMemoryStore())
 
 
-def test_a_single_process_agrees_with_itself():
-    assert group.broadcast({"a": (1, None)}, "test") == {"a": [1, None]}  # as several processes get it
+def test_operations_in_a_single_process():
+    assert group.broadcast({"a": (1, None)}, "test") == {"a": [1, None]}  # as with several processes
     assert group.gather("x", "test", 1) == {0: "x"}
     assert group.barrier("test", 1) == []
     assert group.decide(3, lambda values, missing: [values[0], missing], "test", 1) == [3, []]
@@ -32,7 +32,7 @@ def test_values_must_be_json():
         group.broadcast({1, 2}, "test")
 
 
-def test_an_error_of_the_primarys_work_ends_every_process():
+def test_run_on_primary_marks_errors_as_raised_everywhere():
     def fail() -> None:
         raise RunError("runs/a: another job trains here.")
 
@@ -41,7 +41,7 @@ def test_an_error_of_the_primarys_work_ends_every_process():
     assert raised.value.everywhere
 
 
-def test_the_store_of_a_single_process_does_not_grow():
+def test_store_of_a_single_process_does_not_grow():
     for _ in range(100):
         group.broadcast(1, "test")
         group.barrier("test", 1)
@@ -50,7 +50,7 @@ def test_the_store_of_a_single_process_does_not_grow():
     assert kv_store.entries("group") == {}
 
 
-def test_gather_ends_early_when_cancelled_or_when_a_value_suffices(monkeypatch):
+def test_gather_returns_early_when_cancelled_or_enough(monkeypatch):
     monkeypatch.setattr(group, "count", lambda: 2)
     assert group.gather("x", "test", 60, cancelled=lambda: True) == {0: "x"}
     assert group.gather("bad", "test", 60, enough=lambda values: "bad" in values.values()) == {0: "bad"}
@@ -59,25 +59,25 @@ def test_gather_ends_early_when_cancelled_or_when_a_value_suffices(monkeypatch):
     assert group.peek("later") == {1: "y"}
 
 
-def test_a_broadcast_that_is_cancelled_or_late_raises(monkeypatch):
+def test_cancelled_or_late_broadcast_raises(monkeypatch):
     monkeypatch.setattr(group, "is_primary", lambda: False)
-    monkeypatch.setattr("engine.cluster.identity._joined", Processes(1, 2, "127.0.0.1:1"))
+    monkeypatch.setattr("engine.cluster.identity._joined", ProcessInfo(1, 2, "127.0.0.1:1"))
     monkeypatch.setattr(kv_store, "count", lambda: 1)
     with pytest.raises(group.Cancelled):
         group.broadcast(None, "test", 60, cancelled=lambda: True)
     with pytest.raises(
-        LostPeer, match=r"^process 1 has waited 0\.1 s for process 0 \(the list\)\. See what holds it up"
+        LostPeer, match=r"^process 1 has waited 0\.1 s for process 0 \(the list\)\. Check why it is late"
     ):
         group.broadcast(None, "the list", 0.1)
 
 
-def test_a_topic_below_another_one_does_not_mix_with_it():
+def test_nested_topics_are_independent():
     group.gather("x", "save/0", 1)
     group.gather("y", "save/0/1", 1)
     assert (group.peek("save/0"), group.peek("save/0/1")) == ({0: "x"}, {0: "y"})
 
 
-def test_a_single_process_acts_at_its_next_step_after_a_request():
+def test_step_agreement_of_a_single_process_is_its_next_step():
     with group.StepAgreement("test", lambda: None) as agreement:
         assert not agreement.reached() and not agreement.is_next
         agreement.request("why")
@@ -91,7 +91,7 @@ def launch(code: str) -> list[str]:
         "import sys, threading, time\n"
         "from engine.cluster import cluster_detection, group, kv_store, processes, processes\n"
         "from engine.config.errors import RunError\n"
-        "processes.initialize(cluster_detection.resolve().who)\n"
+        "processes.initialize(cluster_detection.detect().process)\n"
         "me = group.index()\n"
         f"{textwrap.dedent(code)}\n"
         "sys.stdout.flush()\n"
@@ -109,7 +109,7 @@ def launch(code: str) -> list[str]:
 
 
 @pytest.mark.multiprocess
-def test_values_and_verdicts_reach_all_and_a_missing_process_is_named_within_the_bound():
+def test_three_processes_exchange_values_and_name_a_missing_process():
     lines = launch(
         """
         def show(*words):
@@ -154,7 +154,7 @@ def test_values_and_verdicts_reach_all_and_a_missing_process_is_named_within_the
 
 
 @pytest.mark.multiprocess
-def test_a_primary_that_does_not_come_is_named_and_so_is_one_for_which_it_waits():
+def test_barrier_error_names_a_missing_primary_and_the_peer_it_waits_for():
     lines = launch(
         """
         group.timeouts = type("Shorter", (), {**vars(group.timeouts), "VERDICT_S": 1.0})
@@ -163,9 +163,9 @@ def test_a_primary_that_does_not_come_is_named_and_so_is_one_for_which_it_waits(
                 group.barrier("a", 0.5)
             except Exception as error:
                 print(error, flush=True)
-            kv_store.put(f"given up/{me}", "")
+            kv_store.put(f"timed out/{me}", "")
         else:
-            assert kv_store.get("given up/1", 60) == kv_store.get("given up/2", 60) == ""
+            assert kv_store.get("timed out/1", 60) == kv_store.get("timed out/2", 60) == ""
             assert group.barrier("a", 60) == []
         if me == 0:
             group.barrier("b", 4.0)
@@ -174,35 +174,35 @@ def test_a_primary_that_does_not_come_is_named_and_so_is_one_for_which_it_waits(
                 group.barrier("b", 0.5)
             except Exception as error:
                 print(error, flush=True)
-            kv_store.put("given up", "")
+            kv_store.put("timed out", "")
         else:
-            assert kv_store.get("given up", 60) == ""
+            assert kv_store.get("timed out", 60) == ""
             group.barrier("b", 4.0)
         """
     )
     wait = "has waited 0.5 s for process"
-    rest = "See what holds it up, then start the same command again."
+    rest = "Check why it is late, then start the same command again."
     assert lines == [f"[1] process 1 {wait} 0 (a). {rest}", f"[1] process 1 {wait} 2 (b). {rest}",
                      f"[2] process 2 {wait} 0 (a). {rest}"]  # fmt: skip
 
 
 @pytest.mark.multiprocess
-def test_threads_on_different_topics_do_not_mix_and_the_store_does_not_grow():
+def test_concurrent_topics_are_independent_and_the_store_does_not_grow():
     lines = launch(
         """
         def exchange(topic):
-            for turn in range(100):
-                assert group.broadcast([topic, turn, me], topic) == [topic, turn, 0]
-                verdict = group.decide([topic, turn], lambda values, missing: list(values.values()), topic, 60)
-                assert verdict == [[topic, turn]] * 3, verdict
+            for call in range(100):
+                assert group.broadcast([topic, call, me], topic) == [topic, call, 0]
+                verdict = group.decide([topic, call], lambda values, missing: list(values.values()), topic, 60)
+                assert verdict == [[topic, call]] * 3, verdict
             finished.append(topic)
 
         finished = []
         threads = [threading.Thread(target=exchange, args=(topic,)) for topic in ("a", "b", "a/1")]
         for thread in threads:
             thread.start()
-        for turn in range(1000):
-            assert group.broadcast(turn * (me == 0), "many") == turn
+        for call in range(1000):
+            assert group.broadcast(call * (me == 0), "many") == call
         for thread in threads:
             thread.join()
         assert sorted(finished) == ["a", "a/1", "b"]
@@ -210,7 +210,7 @@ def test_threads_on_different_topics_do_not_mix_and_the_store_does_not_grow():
         group.barrier("end", 60)
         if me == 0:
             left = kv_store.entries("group")
-            assert len(left) <= 2 * 3 * 4, left  # at most two gathers of each topic, and no broadcast
+            assert len(left) <= 2 * 3 * 4, left  # at most two gathers per topic, and no broadcast
             assert not any(key.startswith("broadcast/many") for key in left), left
             print("bounded", flush=True)
         group.forget("a")
@@ -220,7 +220,7 @@ def test_threads_on_different_topics_do_not_mix_and_the_store_does_not_grow():
 
 
 @pytest.mark.multiprocess
-def test_all_processes_act_at_the_same_step_after_a_request_of_one():
+def test_step_agreement_returns_the_same_step_in_all_processes():
     lines = launch(
         """
         for number in range(3):
@@ -236,7 +236,7 @@ def test_all_processes_act_at_the_same_step_after_a_request_of_one():
             assert len(set(seen.values())) < 2, seen
         with group.StepAgreement("never", lambda: None) as agreement:
             while not agreement.reached() and steps < 10000:
-                if me == 0:  # is through, and has left, before another one asks
+                if me == 0:  # it leaves before another process makes a request
                     break
                 steps += 1
                 time.sleep(0.1)

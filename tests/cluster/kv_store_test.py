@@ -1,4 +1,4 @@
-"""Texts under keys, in a single process and in three."""
+"""The key-value store of a single process and of three processes."""
 
 import subprocess
 import sys
@@ -13,11 +13,11 @@ from tests import runs
 
 @pytest.fixture(autouse=True)
 def an_empty_store(monkeypatch):
-    monkeypatch.setattr(kv_store, "_alone", kv_store._Alone())
+    monkeypatch.setattr(kv_store, "_single", kv_store._InMemoryStore())
 
 
-def test_a_new_jax_that_moves_the_client_is_reported_with_a_sentence():
-    """Every method that is used, looked up where the file looks for it."""
+def test_private_client_of_jax_has_every_method_used():
+    """Fails with instructions if a new jax moves the client or one of its methods."""
     import jax
     from jax._src import distributed
     from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
@@ -31,15 +31,15 @@ def test_a_new_jax_that_moves_the_client_is_reported_with_a_sentence():
     assert jax.__version__ in kv_store._moved("x")
 
 
-def test_a_missing_client_is_reported(monkeypatch):
+def test_missing_client_raises(monkeypatch):
     from jax._src import distributed
 
     monkeypatch.delattr(distributed.State, "client")
-    with pytest.raises(RuntimeError, match=r"keeps its distributed client elsewhere .*change engine/cluster/kv_store"):
+    with pytest.raises(RuntimeError, match=r"has moved its distributed client .*change engine/cluster/kv_store"):
         kv_store._client()
 
 
-def test_a_single_process_has_a_store_of_its_own():
+def test_in_memory_store_of_a_single_process():
     kv_store.put("a/0/step", "1")
     kv_store.put("a/0/step", "2")
     kv_store.put("ab", "3")
@@ -51,28 +51,28 @@ def test_a_single_process_has_a_store_of_its_own():
     assert (kv_store.try_get("a/0/step"), kv_store.try_get("ab")) == (None, "3")
 
 
-def test_get_waits_for_a_text_of_another_thread_and_returns_none_at_the_time_limit():
+def test_get_waits_for_another_thread_and_returns_none_after_the_timeout():
     threading.Timer(0.1, lambda: kv_store.put("late", "here")).start()
     assert kv_store.get("late", 20) == "here"
     assert kv_store.get("never", 0.05) is None
 
 
-def test_each_increment_of_a_key_returns_its_own_number():
+def test_increment_returns_consecutive_numbers():
     assert [kv_store.increment("reads"), kv_store.increment("reads")] == [1, 2]
 
 
-def test_a_single_process_is_alive():
+def test_single_process_is_alive():
     assert kv_store.alive() == {0}
 
 
 THREE = """
 import sys, threading, time
 from engine.cluster import cluster_detection, group, kv_store as store, processes
-processes.initialize(cluster_detection.resolve().who)
+processes.initialize(cluster_detection.detect().process)
 me = group.index()
 store.put(f"who/{me}", str(me * me))
 assert store.alive() == {0, 1, 2}
-assert group.barrier("told", 60) == []
+assert group.barrier("written", 60) == []
 assert store.entries("who") == {"0": "0", "1": "1", "2": "4"}, store.entries("who")
 assert store.try_get("who/2") == "4" and store.try_get("who/3") is None and store.get("who/3", 0.1) is None
 assert store.entries("nobody") == {}
@@ -80,7 +80,7 @@ counted = store.increment("counter")
 assert group.barrier("counted", 60) == [] and store.try_get("counter") == "3" and counted in (1, 2, 3)
 print("first", store.put_first("winner", str(me)))
 assert store.get("winner", 60) in ("0", "1", "2")
-assert group.barrier("told", 60) == []
+assert group.barrier("written", 60) == []
 if me == 1:
     store.delete("who")
     store.put("deleted", "")
@@ -105,6 +105,6 @@ def test_three_processes_share_one_store_until_they_leave():
     )
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - begin < 60
-    told = [line[4:] for line in done.stdout.splitlines()]
-    assert sorted(line for line in told if line.startswith("first")) == ["first False", "first False", "first True"]
-    assert sum(line.startswith("error this process has left the others") for line in told) == 3
+    lines = [line[4:] for line in done.stdout.splitlines()]
+    assert sorted(line for line in lines if line.startswith("first")) == ["first False", "first False", "first True"]
+    assert sum(line.startswith("error this process has already disconnected") for line in lines) == 3

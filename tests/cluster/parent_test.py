@@ -1,4 +1,4 @@
-"""A process ends with its parent, stopped or not."""
+"""A process is killed when its parent dies, even if it is stopped."""
 
 import os
 import signal
@@ -11,8 +11,8 @@ import pytest
 
 PARENT = """
 import os, subprocess, sys, time
-from engine.cluster.parent import end_with
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], preexec_fn=end_with(os.getpid()))
+from engine.cluster.parent import kill_with
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], preexec_fn=kill_with(os.getpid()))
 print(child.pid, flush=True)
 time.sleep(600)
 """
@@ -29,7 +29,7 @@ def alive(pid: int) -> bool:
 @pytest.mark.faults
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills a process with its parent")
 @pytest.mark.parametrize("stopped", [False, True])
-def test_a_process_ends_with_a_parent_that_is_killed(stopped):
+def test_process_is_killed_with_its_parent(stopped):
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         child = int(process.stdout.readline())
@@ -46,11 +46,11 @@ def test_a_process_ends_with_a_parent_that_is_killed(stopped):
 THREAD = """
 import os, subprocess, sys, threading, time
 from engine.cluster import parent
-ends = parent.end_with(os.getpid())
+kill_with_parent = parent.kill_with(os.getpid())
 def prepare():
-    ends()
+    kill_with_parent()
     if sys.argv[1] == "lives":
-        parent.live_on()
+        parent.outlive_parent()
 children = []
 def start():
     children.append(subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=prepare))
@@ -64,7 +64,7 @@ print(children[0].communicate(b"still here")[0].decode(), children[0].returncode
 
 @pytest.mark.multiprocess
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills a process with its parent")
-@pytest.mark.parametrize(("how", "says"), [("dies", " -9"), ("lives", "still here 0")])
-def test_a_process_ends_with_the_thread_that_started_it_unless_it_takes_that_back(how, says):
+@pytest.mark.parametrize(("how", "output"), [("dies", " -9"), ("lives", "still here 0")])
+def test_process_is_killed_with_its_starting_thread_unless_undone(how, output):
     done = subprocess.run([sys.executable, "-c", THREAD, how], capture_output=True, text=True, timeout=60)
-    assert (done.stdout, done.stderr) == (f"{says}\n", "")
+    assert (done.stdout, done.stderr) == (f"{output}\n", "")

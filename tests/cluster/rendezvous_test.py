@@ -1,4 +1,4 @@
-"""The roll call, by threads that are processes: all there, one missing, one twice, one that goes and comes again."""
+"""The rendezvous, with threads as processes: all present, one missing, duplicate, or reconnecting."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from engine.cluster import rendezvous
-from engine.cluster.rendezvous import CannotJoin, Refused
+from engine.cluster.rendezvous import CannotJoin, ConflictingSettings
 
 
 @pytest.fixture
@@ -20,10 +20,10 @@ def port():
         return free.getsockname()[1]
 
 
-def hold(index, port, count=3, timeout_s=20.0, secure=()):
-    """ "" where all came, else the error."""
+def wait_for_all(index, port, count=3, timeout_s=20.0, secure=()):
+    """Returns "" if all processes have called, otherwise the error."""
     try:
-        rendezvous.hold(index, count, f"127.0.0.1:{port}", "127.0.0.1", port, timeout_s, secure=index in secure)
+        rendezvous.wait_for_all(index, count, f"127.0.0.1:{port}", "127.0.0.1", port, timeout_s, secure=index in secure)
     except CannotJoin as error:
         return error
     return ""
@@ -32,56 +32,58 @@ def hold(index, port, count=3, timeout_s=20.0, secure=()):
 def together(port, *indices, counts=None, **settings):
     with ThreadPoolExecutor(len(indices)) as pool:
         ends = [
-            pool.submit(hold, index, port, **({"count": count} if count else {}), **settings)
+            pool.submit(wait_for_all, index, port, **({"count": count} if count else {}), **settings)
             for index, count in zip(indices, counts or [None] * len(indices), strict=True)
         ]
         return [end.result() for end in ends]
 
 
-def test_all_meet_and_the_port_is_free_at_once(port):
+def test_all_processes_meet_and_the_port_is_free_immediately(port):
     for _ in range(3):
         assert together(port, 2, 0, 1) == ["", "", ""]
         with socket.socket() as after:
             after.bind(("127.0.0.1", port))
 
 
-def test_all_who_came_learn_who_is_missing_within_the_time(port):
+def test_missing_processes_are_reported_to_all_after_the_timeout(port):
     begin = time.monotonic()
     first, other = together(port, 0, 2, count=4, timeout_s=0.5)
     assert time.monotonic() - begin < 5
-    words = f"processes 1, 3 of 4 did not come to 127.0.0.1:{port} within 0.5 s; the others are there."
+    words = f"processes 1, 3 of 4 did not reach 127.0.0.1:{port} within 0.5 s; all others did."
     assert str(first).startswith(words) and str(other).startswith(words)
     assert type(first) is type(other) is CannotJoin and CannotJoin.exit_code == 42
 
 
-def test_an_index_that_comes_twice_is_refused_with_both_hosts(port):
+def test_duplicate_index_error_names_both_hosts(port):
     ends = together(port, 0, 1, 1)
     here = f"process 1 on {socket.gethostname()} (pid {os.getpid()})"
     for end in ends:
-        assert str(end).startswith(f"two processes have the index 1: {here} and {here}. Each has its own, 0 to 2")
-        assert isinstance(end, Refused) and end.exit_code == 1
+        assert str(end).startswith(
+            f"two processes have the index 1: {here} and {here}. Each process needs its own index, 0 to 2"
+        )
+        assert isinstance(end, ConflictingSettings) and end.exit_code == 1
 
 
-def test_another_number_of_processes_is_refused(port):
+def test_different_process_counts_raise(port):
     first, other = together(port, 0, 1, counts=[3, 2])
-    assert "was told that there are 2 processes, process 0 on " in str(first)
+    assert " expects 2 processes, process 0 on " in str(first) and " expects 3. " in str(first)
     assert str(first) == str(other)
 
 
 @pytest.mark.parametrize("secure", [(0,), (1,)])
-def test_one_with_a_certificate_and_one_without_are_refused(port, secure):
+def test_different_tls_settings_raise(port, secure):
     for end in together(port, 0, 1, counts=(2, 2), secure=secure):
-        assert isinstance(end, Refused)
+        assert isinstance(end, ConflictingSettings)
         with_, _, without = str(end).partition(" has JAX_MTLS_CERT_FILE")
         assert int(with_.split()[1]) in secure and int(without.split(", process ")[1][0]) not in secure
         assert str(end).endswith("Give all of them a certificate, or none.")
 
 
-def test_all_with_certificates_meet(port):
+def test_processes_with_tls_meet(port):
     assert together(port, 0, 1, 2, secure=(0, 1, 2)) == ["", "", ""]
 
 
-def test_one_that_went_away_may_come_again_and_a_stranger_does_not_matter(port):
+def test_process_may_reconnect_and_other_clients_are_ignored(port):
     def late():
         with socket.create_connection(("127.0.0.1", port)) as stranger:
             stranger.sendall(b"GET / HTTP/1.1\r\n")
@@ -94,7 +96,7 @@ def test_one_that_went_away_may_come_again_and_a_stranger_does_not_matter(port):
     ends = []
     thread = threading.Thread(target=late)
     with socket.socket() as probe:  # until process 0 listens
-        starter = threading.Thread(target=lambda: ends.append(hold(0, port)))
+        starter = threading.Thread(target=lambda: ends.append(wait_for_all(0, port)))
         starter.start()
         while probe.connect_ex(("127.0.0.1", port)):
             time.sleep(0.01)
@@ -104,16 +106,16 @@ def test_one_that_went_away_may_come_again_and_a_stranger_does_not_matter(port):
     assert ends == ["", "", ""]
 
 
-def test_a_port_in_use_is_reported(port):
+def test_port_in_use_raises(port):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()
         words = rf"process 0 of 3: cannot listen at 127.0.0.1:{port} \(Address already in use\)\. .*another process 0"
         with pytest.raises(CannotJoin, match=words):
-            rendezvous.hold(0, 3, f"127.0.0.1:{port}", "127.0.0.1", port, 1.0)
+            rendezvous.wait_for_all(0, 3, f"127.0.0.1:{port}", "127.0.0.1", port, 1.0)
 
 
-def test_another_server_at_the_address_is_reported(port):
+def test_another_server_at_the_address_raises(port):
     with socket.socket() as other:
         other.bind(("127.0.0.1", port))
         other.listen()
@@ -125,6 +127,6 @@ def test_another_server_at_the_address_is_reported(port):
 
         thread = threading.Thread(target=serve)
         thread.start()
-        with pytest.raises(CannotJoin, match=r"have joined already, without this one, or something else listens"):
-            rendezvous.hold(1, 3, f"127.0.0.1:{port}", "127.0.0.1", port, 5.0)
+        with pytest.raises(CannotJoin, match=r"have already joined without this process, or another program listens"):
+            rendezvous.wait_for_all(1, 3, f"127.0.0.1:{port}", "127.0.0.1", port, 5.0)
         thread.join()

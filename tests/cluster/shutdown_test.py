@@ -1,4 +1,4 @@
-"""Ends that wait for nothing: from a thread, at once, in some seconds, after a bound."""
+"""Exits that cannot hang: from a thread, immediately, after some seconds, after a deadline."""
 
 import os
 import subprocess
@@ -16,48 +16,48 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_an_exit_at_once_shows_what_was_printed_and_runs_nothing_more():
-    done = run("atexit.register(print, 'never')\nprint('said', end='')\nshutdown.exit_now(43)")
-    assert (done.returncode, done.stdout) == (43, "said")
+def test_exit_now_flushes_output_and_skips_atexit():
+    done = run("atexit.register(print, 'never')\nprint('printed', end='')\nshutdown.exit_now(43)")
+    assert (done.returncode, done.stdout) == (43, "printed")
 
 
-def test_a_thread_ends_the_process_with_verdict_last_acts_and_exit_code():
+def test_end_from_a_thread_reports_runs_callbacks_and_exits():
     done = run("""
 import threading
 def broken(error):
     raise OSError
-for act in (lambda error: print("first", error), broken, lambda error: print("second")):
-    shutdown.add_last_act(act)
-shutdown.add_last_act(print)
-shutdown.remove_last_act(print)
+for callback in (lambda error: print("first", error), broken, lambda error: print("second")):
+    shutdown.add_exit_callback(callback)
+shutdown.add_exit_callback(print)
+shutdown.remove_exit_callback(print)
 threading.Thread(target=lambda: shutdown.end(RunError("stuck."))).start()
 time.sleep(60)
 """)
     assert (done.returncode, done.stdout, done.stderr) == (1, "second\nfirst stuck.\n", "RunError: stuck.\n")
 
 
-def test_a_last_act_that_hangs_does_not_keep_the_process():
+def test_hanging_exit_callback_does_not_prevent_the_exit():
     done = run("""
 import types
-shutdown.timeouts = types.SimpleNamespace(LAST_ACTS_S=0.1)
-shutdown.add_last_act(lambda error: time.sleep(60))
+shutdown.timeouts = types.SimpleNamespace(EXIT_CALLBACKS_S=0.1)
+shutdown.add_exit_callback(lambda error: time.sleep(60))
 shutdown.end(RunError("stuck."))
 """)
     assert (done.returncode, done.stderr) == (1, "RunError: stuck.\n")
 
 
-def test_threads_that_never_end_do_not_keep_the_process():
+def test_exit_soon_does_not_wait_for_endless_threads():
     done = run("""
 import sys, threading
 threading.Thread(target=time.sleep, args=(60,)).start()
 shutdown.exit_soon(42)
-print("said", end="")
+print("printed", end="")
 sys.exit(42)
 """)
-    assert (done.returncode, done.stdout) == (42, "said")
+    assert (done.returncode, done.stdout) == (42, "printed")
 
 
-def test_a_wait_beyond_its_bound_ends_the_process_with_a_sentence():
-    done = run("with shutdown.bounded(0.1, lambda: RunError('waited 0.1 s')):\n    time.sleep(60)")
+def test_deadline_ends_the_process_with_an_error():
+    done = run("with shutdown.deadline(0.1, lambda: RunError('waited 0.1 s')):\n    time.sleep(60)")
     assert (done.returncode, done.stderr) == (1, "RunError: waited 0.1 s\n")
-    assert run("with shutdown.bounded(0.1, lambda: RunError('late')):\n    pass\ntime.sleep(0.3)").returncode == 0
+    assert run("with shutdown.deadline(0.1, lambda: RunError('late')):\n    pass\ntime.sleep(0.3)").returncode == 0

@@ -1,13 +1,13 @@
-"""Bounds that depend on one another."""
+"""Timeouts that depend on each other."""
 
 from engine.cluster import timeouts
 
 
-def test_a_failed_peer_is_reported_before_any_exchange_gives_up():
-    detection = timeouts.HEARTBEAT_S + 2 * timeouts.PEER_POLL_S + timeouts.MAIN_THREAD_S + timeouts.LAST_ACTS_S
+def test_failed_peer_is_detected_before_any_exchange_times_out():
+    detection = timeouts.HEARTBEAT_S + 2 * timeouts.PEER_POLL_S + timeouts.MAIN_THREAD_S + timeouts.EXIT_CALLBACKS_S
     assert detection < min(timeouts.AGREE_S, timeouts.CONSISTENCY_S, timeouts.LEAVE_S)
 
 
-def test_the_others_have_exited_before_the_primary_takes_the_store_away():
-    assert timeouts.PEER_POLL_S < timeouts.FAREWELL_S
-    assert timeouts.FAREWELL_EXIT_S + timeouts.FAREWELL_S < timeouts.LAST_ACTS_S
+def test_peers_exit_before_the_primary_stops_the_store():
+    assert timeouts.PEER_POLL_S < timeouts.PEERS_READ_S
+    assert timeouts.PEERS_EXIT_S + timeouts.PEERS_READ_S < timeouts.EXIT_CALLBACKS_S

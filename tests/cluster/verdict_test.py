@@ -1,4 +1,4 @@
-"""What a process leaves for its launcher: one verdict, its steps, the path of the run's status."""
+"""Files of a process for its launcher: one verdict, its steps, the path of the run's status."""
 
 import os
 import subprocess
@@ -15,28 +15,28 @@ from engine.config.errors import RunError
 
 @pytest.fixture
 def launched(tmp_path, monkeypatch):
-    """This process as number 1 of a launch."""
+    """Makes this process number 1 of a launch."""
     monkeypatch.setenv(verdict.VARIABLE, str(tmp_path / "1.json"))
     return tmp_path
 
 
-def test_the_first_verdict_is_recorded_and_not_printed(launched, capsys):
+def test_only_the_first_verdict_is_recorded_and_none_printed(launched, capsys):
     verdict.report(RunError("no such folder"))
     verdict.record(42, "what followed\n")
     (found,) = verdict.read(launched)
-    assert (found.index, found.code, found.text, found.cause) == (1, 1, "RunError: no such folder", "RunError")
+    assert (found.index, found.code, found.text, found.signature) == (1, 1, "RunError: no such folder", "RunError")
     assert [path.name for path in launched.iterdir()] == ["1.json"]
     assert capsys.readouterr().err == ""
 
 
-def test_without_a_launcher_the_reason_is_printed(monkeypatch, capsys):
+def test_report_prints_the_error_without_a_launcher(monkeypatch, capsys):
     monkeypatch.delenv(verdict.VARIABLE, raising=False)
     verdict.report(RunError("no such folder"))
     assert capsys.readouterr().err == "RunError: no such folder\n"
-    assert verdict.of_others() == []
+    assert verdict.read_peers() == []
 
 
-def test_an_error_of_the_users_code_is_reported_with_its_traceback():
+def test_verdict_of_a_user_error_has_a_traceback():
     try:
         raise KeyError("x")
     except KeyError as error:
@@ -46,14 +46,14 @@ def test_an_error_of_the_users_code_is_reported_with_its_traceback():
     assert (Verdict.of(KeyboardInterrupt(), 0).code, Verdict.of(KeyboardInterrupt(), 0).text) == (130, "interrupted")
 
 
-def test_verdicts_are_ordered_by_a_clock_that_is_never_set_back(launched, monkeypatch):
+def test_verdicts_are_ordered_by_the_monotonic_clock(launched, monkeypatch):
     hours = iter((3, 2, 1))
     monkeypatch.setattr(time, "time", lambda: 3600.0 * next(hours))
     for i in (2, 0, 1):
         monkeypatch.setenv(verdict.VARIABLE, str(launched / f"{i}.json"))
         verdict.record(1, f"from {i}")
     assert [found.index for found in verdict.read(launched)] == [2, 0, 1]
-    assert [found.text for found in verdict.of_others()] == ["from 2", "from 0"]
+    assert [found.text for found in verdict.read_peers()] == ["from 2", "from 0"]
 
 
 @pytest.mark.parametrize(
@@ -65,15 +65,15 @@ def test_verdicts_are_ordered_by_a_clock_that_is_never_set_back(launched, monkey
         ("Traceback (most\n  File x\nKeyboardInterrupt", "KeyboardInterrupt"),
     ],
 )
-def test_a_verdict_in_one_line(text, line):
+def test_verdict_in_one_line(text, line):
     assert Verdict(0, 1, text, 0.0).line == line
 
 
-def test_the_launcher_learns_which_file_holds_the_status(launched, monkeypatch):
-    verdict.note_status(launched / "run/status.json")
+def test_status_path_is_recorded_for_the_launcher(launched, monkeypatch):
+    verdict.record_status_path(launched / "run/status.json")
     assert (launched / verdict.STATUS).read_text() == str(launched / "run/status.json")
     monkeypatch.delenv(verdict.VARIABLE)
-    verdict.note_status(launched / "other")
+    verdict.record_status_path(launched / "other")
 
 
 def run(program: str, file: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -82,7 +82,7 @@ def run(program: str, file: Path | None = None) -> subprocess.CompletedProcess[s
     return subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment, timeout=30, text=True)
 
 
-def test_the_steps_of_a_killed_process_are_known(tmp_path):
+def test_steps_of_a_killed_process_are_readable(tmp_path):
     program = """
 import os, signal
 verdict.step_counter()[0] = 3

@@ -86,7 +86,7 @@ def test_35_stop_ends_the_run_with_43_and_what_is_saved_is_sound(tmp_path, case)
     for _ in range(2):
         with bench.Job("train", where, f"--workdir={run}") as job:
             assert job.end() == 43, job.output
-            told = "Diverged: step 18: the loss or its gradient is not finite; the update was held back"
+            told = "Diverged: step 18: the loss or its gradient is not finite; the update was skipped"
             assert job.output.splitlines()[-1].startswith(told)
             assert "Traceback" not in job.output
         assert bench.status(run)["exit_code"] == 43
@@ -111,7 +111,7 @@ def test_35_rollback_is_the_run_that_skips_them_bit_for_bit_also_when_it_is_kill
     where = bench.config(tmp_path / "config", pause=0.05, **settings("rollback", **more))
     run = tmp_path / "run"
     with bench.Job("train", where, f"--workdir={run}", ranks=2) as job:
-        job.until(lambda: (run / "log.txt").exists() and "going back to step 15" in (run / "log.txt").read_text())
+        job.until(lambda: (run / "log.txt").exists() and "rolling back to step 15" in (run / "log.txt").read_text())
         job.until_step(run, 22)
         job.signal(1, signal.SIGKILL)
         begin = time.monotonic()
@@ -119,7 +119,7 @@ def test_35_rollback_is_the_run_that_skips_them_bit_for_bit_also_when_it_is_kill
         detected = time.monotonic() - begin
     with bench.Job("train", where, f"--workdir={run}", ranks=2) as job:
         assert job.end() == 0, job.output
-    assert "going back to step 40, to go on without batch 41" in (run / "log.txt").read_text()
+    assert "rolling back to step 40 to continue without batch 41" in (run / "log.txt").read_text()
     assert skipped(run) == list(BAD)
     assert bench.outcome(run) == bench.outcome(skipping)
     assert_sound(run)
@@ -138,7 +138,7 @@ def test_35_a_spike_of_ten_times_the_loss_is_rolled_back(tmp_path, case):
         run = tmp_path / f"{name}-run"
         assert skipped(run) == [30]
         outcomes.append(bench.outcome(run))
-    assert "step 31: the loss is a spike; going back to step 30" in (tmp_path / "spike-run/log.txt").read_text()
+    assert "step 31: the loss is a spike; rolling back to step 30" in (tmp_path / "spike-run/log.txt").read_text()
     assert outcomes[0].state == outcomes[1].state
     losses = [{step: loss for step, loss in found.losses.items() if step != 31} for found in outcomes]
     assert losses[0] == losses[1]

@@ -130,7 +130,7 @@ def test_started_by_hand_the_others_of_a_dead_one_end_too_and_name_it(tmp_path, 
         assert ranks[0].returncode == ExitStatus.RETRY, output
     assert detected <= 15
     told = output.splitlines()[-1]
-    assert told.startswith("LostPeer: ") and told.endswith("the same command goes on from the newest checkpoint.")
+    assert told.startswith("LostPeer: ") and told.endswith("the same command resumes from the newest checkpoint.")
     assert (runs.status(run)["state"], runs.status(run)["exit_code"]) == ("failed", 42)
     case(1, "SIGKILL of a worker, no launcher", detected_s=detected, code=42)
 
@@ -187,7 +187,7 @@ def test_a_main_thread_that_waits_for_ever_is_named_with_all_stacks(tmp_path, tw
         assert detected <= 20
         assert job.pids() == []
     told = output.splitlines()[-1]
-    assert "Hang: no step has ended for " in told
+    assert "Hang: no step has finished for " in told
     assert "Process 1 is behind: process 1 has dispatched " in told
     assert "process_test.py:" in told and " in __getitem__" in told
     for rank in range(2):

@@ -53,13 +53,13 @@ def test_missing_processes_are_named_to_all_who_came(address, tmp_path, case):
     program = (
         "from engine.cluster import cluster_detection, processes\n"
         "from engine.config.errors import ConvoyError\nimport sys\n"
-        "try:\n    processes.initialize(cluster_detection.resolve().who, timeout_s=6)\n"
+        "try:\n    processes.initialize(cluster_detection.detect().process, timeout_s=6)\n"
         "except ConvoyError as error:\n    print(error)\n    sys.exit(error.exit_code)"
     )
     ends = start(address, 4, 0, 2, words=(sys.executable, "-c", program))
     for code, output, _ in ends:
         assert code == ExitStatus.RETRY, output
-        assert output.startswith(f"processes 1, 3 of 4 did not come to {address} within 6 s; the others are there.")
+        assert output.startswith(f"processes 1, 3 of 4 did not reach {address} within 6 s; all others did.")
     assert max(seconds for _, _, seconds in ends) < 6 + 15  # and Python's own start
     case(13, "two of four processes do not start", detected_s=max(s for *_, s in ends), code=ExitStatus.RETRY)
 
@@ -69,7 +69,7 @@ def test_two_processes_with_one_index_are_refused_and_both_are_named(address, tm
     for code, output, _ in ends:
         assert code == ExitStatus.USER_ERROR, output
         told = output.splitlines()[-1]
-        assert told.startswith("Refused: two processes have the index 1: process 1 on ")
+        assert told.startswith("ConflictingSettings: two processes have the index 1: process 1 on ")
         assert told.count(f"process 1 on {socket.gethostname()} (pid ") == 2
     assert not (tmp_path / "run").exists()
     case(14, "two processes with one index", detected_s=max(s for *_, s in ends), code=ExitStatus.USER_ERROR)

@@ -97,7 +97,7 @@ def test_a_disk_that_is_full_for_a_while_costs_only_the_saves_of_that_time(ranks
         before = max(bench.saved(run))
         assert "No space left on device" in sentence, sentence
         assert f"{disk}/run/checkpoints: step" in sentence and "free there, the state has" in sentence
-        assert f"The newest checkpoint is that of step {before}. Training goes on" in sentence
+        assert f"The newest checkpoint is that of step {before}. Training continues" in sentence
         filler.unlink()
         freed_at = time.monotonic()
         job.until(lambda: max(bench.saved(run)) > before)
@@ -155,7 +155,7 @@ def test_a_save_on_storage_that_hangs_is_abandoned_and_training_goes_on(ranks, t
         sentence = job.until(lambda: told(job), 60.0)
         detected = time.monotonic() - hangs_at
         assert "not written within checkpoint.timeout, 3 s" in sentence
-        assert "Training goes on" in sentence
+        assert "Training continues" in sentence
         if ranks == 2:
             assert "process 1 is writing" in sentence and "process 0 is" not in sentence
         reached = max(bench.losses(run))

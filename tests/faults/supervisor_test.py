@@ -90,10 +90,10 @@ def test_a_crash_at_the_same_step_is_given_up_after_three_times(tmp_path, case):
     with supervise(bench.config(tmp_path / "config", hooks=hook), run) as job:
         assert job.end() == 43, job.output
         took = time.monotonic() - job.started
-        (last,) = [line for line in job.output.splitlines() if "ended alike" in line]
+        (last,) = [line for line in job.output.splitlines() if "failed identically" in line]
         assert last.startswith(
-            "convoy supervise: 3 attempts ended alike at step 3: killed by SIGSEGV; no new checkpoint came between "
-            "them (none was saved). Starting again would repeat it."
+            "convoy supervise: 3 attempts failed identically at step 3: killed by SIGSEGV; no new checkpoint was saved "
+            "between them (none was saved). A restart would repeat the failure."
         )
         assert job.output.count("Restart ") == 2
         assert job.pids() == []

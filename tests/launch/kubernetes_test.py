@@ -9,7 +9,7 @@ import pytest
 import yaml
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
-from engine.cluster.cluster_detection import resolve
+from engine.cluster.cluster_detection import detect
 from engine.cluster.exit_status import ExitStatus, is_retried
 from engine.config.errors import ConfigError
 from engine.launch.cli_args import LaunchError
@@ -131,9 +131,9 @@ def test_each_pod_detects_its_own_index_and_the_same_coordinator(made):
     manifest = made.manifest()
     jobs, pods = manifest["spec"]["replicatedJobs"][0]["replicas"], job_of(manifest)["parallelism"]
     assert job_of(manifest)["completions"] == pods
-    everyone = [resolve({}, environment(manifest, *at)).who for at in itertools.product(range(jobs), range(pods))]
-    assert [who.index for who in everyone] == list(range(jobs * pods))
-    assert {(who.count, who.coordinator) for who in everyone} == {(jobs * pods, "convoy-worker-0-0.convoy:8476")}
+    processes = [detect({}, environment(manifest, *at)).process for at in itertools.product(range(jobs), range(pods))]
+    assert [p.index for p in processes] == list(range(jobs * pods))
+    assert {(p.count, p.coordinator) for p in processes} == {(jobs * pods, "convoy-worker-0-0.convoy:8476")}
     assert manifest["spec"]["network"] == {"enableDNSHostnames": True, "subdomain": "convoy"}
 
 

@@ -43,10 +43,10 @@ def run(program: str, **settings) -> tuple[int, list[str], list[str]]:
 
 def test_each_process_gets_its_index_and_a_line_prefix():
     code, output, errors = run("""
-        from engine.cluster.cluster_detection import resolve
-        who = resolve().who
+        from engine.cluster.cluster_detection import detect
+        process = detect().process
         devices = os.environ["JAX_NUM_CPU_DEVICES"], os.environ["JAX_PLATFORMS"]
-        print(who.index, who.count, who.coordinator.split(":")[0], *devices)
+        print(process.index, process.count, process.coordinator.split(":")[0], *devices)
         print("told apart", end="", file=sys.stderr)
     """)
     assert (code, output) == (0, ["[0] 0 2 127.0.0.1 3 cpu", "[1] 1 2 127.0.0.1 3 cpu"])
@@ -127,7 +127,7 @@ def test_status_of_a_killed_process_is_corrected(tmp_path):
         from engine.run import status
         if me == 0:
             path = Path({str(tmp_path)!r}) / "status.json"
-            verdict.note_status(path)
+            verdict.record_status_path(path)
             status.write(path, status.Status(state="training", step=7))
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(60)

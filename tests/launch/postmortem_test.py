@@ -53,7 +53,7 @@ def test_correct_status_overwrites_only_less_informed_statuses_of_the_job(
     monkeypatch.setenv(verdict.VARIABLE, str(tmp_path / "0.json"))
     path = tmp_path / "status.json"
     postmortem.correct_status(tmp_path, [5], 137, "killed.")  # before the run has told where it lies
-    verdict.note_status(path)
+    verdict.record_status_path(path)
     postmortem.correct_status(tmp_path, [5], 137, "killed.")  # before it is there
     status.write(path, status.Status(state=state, step=7, pid=pid, exit_code=code))
     postmortem.correct_status(tmp_path, [5], 137, "killed.")

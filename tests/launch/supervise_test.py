@@ -118,7 +118,9 @@ def test_crash_loop_stops_and_is_written_to_the_status(tmp_path):
     code, errors = supervised(tmp_path, "verdict.step_counter()[0] = 7\ndie(signal.SIGSEGV)")
     assert code == 43
     assert len(attempts(tmp_path)) == 3
-    assert errors[-1].startswith("convoy supervise: 3 attempts ended alike at step 7: killed by SIGSEGV; no new ")
+    assert errors[-1].startswith(
+        "convoy supervise: 3 attempts failed identically at step 7: killed by SIGSEGV; no new "
+    )
     ended = status.read(tmp_path / "run/status.json")
     assert (ended.state, ended.exit_code, ended.step, ended.attempt) == ("failed", 43, 7, 3)
     assert errors[-1] == f"convoy supervise: {ended.reason}"
@@ -134,7 +136,7 @@ def test_same_error_at_the_same_step_is_a_crash_loop(tmp_path):
     code, errors = supervised(tmp_path, program)
     assert code == 43
     assert len(attempts(tmp_path)) == 4
-    assert "alike at step 7: Hang at mine.py:3 in read;" in errors[-1]
+    assert "identically at step 7: Hang at mine.py:3 in read;" in errors[-1]
 
 
 def test_announced_kills_do_not_count_as_a_crash_loop(tmp_path):
@@ -170,7 +172,7 @@ def test_restarts_stop_at_the_limit(tmp_path):
         tmp_path, "verdict.step_counter()[0] = attempt * 10\ndie(signal.SIGKILL)", settings="restarts=1"
     )
     assert (code, len(attempts(tmp_path))) == (137, 2)
-    assert errors[-1] == "convoy supervise: the restarts allowed (1) are used up."
+    assert errors[-1] == "convoy supervise: the maximum number of restarts (1) is reached."
 
 
 STOPS = """

@@ -5,8 +5,8 @@ from engine.launch import timeouts
 
 
 def test_failed_process_can_notify_its_peers_before_they_are_killed():
-    assert cluster.PEER_POLL_S + cluster.FAREWELL_S + cluster.FAREWELL_EXIT_S < timeouts.FAILURE_GRACE_S
+    assert cluster.PEER_POLL_S + cluster.PEERS_READ_S + cluster.PEERS_EXIT_S < timeouts.FAILURE_GRACE_S
 
 
 def test_slurm_waits_longer_than_the_other_tasks_need_to_exit():
-    assert cluster.HEARTBEAT_S + cluster.LAST_ACTS_S + 2 * cluster.PEER_POLL_S < timeouts.SLURM_KILL_S
+    assert cluster.HEARTBEAT_S + cluster.EXIT_CALLBACKS_S + 2 * cluster.PEER_POLL_S < timeouts.SLURM_KILL_S

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from engine.cluster.cluster_detection import Processes
+from engine.cluster.cluster_detection import ProcessInfo
 from engine.cluster.exit_status import status_of
 from engine.config.errors import DataError
 from engine.observe.report import Summary
@@ -153,7 +153,7 @@ def test_error_before_start_is_in_the_status_and_not_printed(directory, capsys):
 
 
 def test_secondary_process_writes_nothing_but_keeps_the_summary(directory, monkeypatch, capsys):
-    monkeypatch.setattr("engine.cluster.identity._joined", Processes(1, 2, "127.0.0.1:1"))
+    monkeypatch.setattr("engine.cluster.identity._joined", ProcessInfo(1, 2, "127.0.0.1:1"))
     with pytest.raises(Preempted), Reporter(directory, "zoo", "lines") as reporter:
         start(reporter, directory)
         reporter.row(ROW)

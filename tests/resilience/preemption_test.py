@@ -1,4 +1,4 @@
-"""Real signals to real processes: the answer that the loop gets, and the code that the process ends with."""
+"""Real signals to real processes: what the loop polls, and the exit code of the process."""
 
 import os
 import signal
@@ -57,7 +57,7 @@ def end(process: subprocess.Popen) -> tuple[int, str, str]:
 
 
 @pytest.fixture(autouse=True)
-def handlers_are_back():
+def check_handlers_are_restored():
     former = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     yield
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == former
@@ -69,7 +69,7 @@ def handlers_are_back():
 
 
 @pytest.mark.parametrize(("number", "interrupted"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
-def test_a_signal_stops_the_run_at_the_next_step(number, interrupted):
+def test_signal_is_reported_at_the_next_poll(number, interrupted):
     with Preemption() as preemption:
         assert not preemption.requested()
         os.kill(os.getpid(), number)
@@ -84,7 +84,7 @@ def test_copies_of_one_signal_count_once():
         assert preemption.requested() and preemption.interrupted
 
 
-def test_the_former_handlers_are_called_again_afterwards():
+def test_former_handlers_are_restored_on_exit():
     received = []
     former = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     try:
@@ -96,12 +96,12 @@ def test_the_former_handlers_are_called_again_afterwards():
         signal.signal(signal.SIGTERM, former)
 
 
-def test_an_error_inside_brings_the_handlers_back_too():
+def test_former_handlers_are_restored_after_an_error():
     with pytest.raises(ValueError, match="of the loop"), Preemption():
         raise ValueError("of the loop")
 
 
-def test_another_thread_than_the_main_one_installs_nothing():
+def test_no_handlers_are_installed_outside_the_main_thread():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     answers = []
 
@@ -116,13 +116,13 @@ def test_another_thread_than_the_main_one_installs_nothing():
     assert answers == [before, False]
 
 
-def test_sigterm_is_42_and_sigint_130():
+def test_exit_codes_of_sigterm_and_sigint():
     assert (Preempted.exit_code, Interrupted.exit_code) == (42, 130)
 
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 42), (signal.SIGINT, 130)])
-def test_a_process_ends_with_the_code_of_its_signal(number, code):
+def test_process_exits_with_the_code_of_its_signal(number, code):
     process = start(RUN)
     wait_for(process, "ready")
     process.send_signal(number)
@@ -139,8 +139,8 @@ def test_a_process_ends_with_the_code_of_its_signal(number, code):
         ((signal.SIGTERM, signal.SIGINT), 130),
     ],
 )
-def test_a_second_signal_ends_the_process_even_in_a_long_call(numbers, code):
-    """The main thread is inside XLA and back in Python only after minutes."""
+def test_second_signal_ends_the_process_during_a_long_xla_call(numbers, code):
+    """The main thread is inside XLA and returns to Python only after minutes."""
     process = start("""
         import jax.numpy as jnp
         from jax import lax
@@ -152,7 +152,7 @@ def test_a_second_signal_ends_the_process_even_in_a_long_call(numbers, code):
     """)
     wait_for(process, "ready")
     process.send_signal(numbers[0])
-    time.sleep(5 * SAME_SIGNAL_S)  # a second signal that is meant, not a copy of the first
+    time.sleep(5 * SAME_SIGNAL_S)  # a separate signal, not a copy of the first
     assert process.poll() is None
     process.send_signal(numbers[1])
     returned, _, errors = end(process)
@@ -161,7 +161,7 @@ def test_a_second_signal_ends_the_process_even_in_a_long_call(numbers, code):
 
 @pytest.mark.faults
 @pytest.mark.multiprocess
-def test_a_second_signal_in_a_save_leaves_the_checkpoint_before(tmp_path):
+def test_second_signal_during_a_save_keeps_the_earlier_checkpoint(tmp_path):
     process = start(
         """
         import jax.numpy as jnp
@@ -186,16 +186,16 @@ def test_a_second_signal_in_a_save_leaves_the_checkpoint_before(tmp_path):
     assert CheckpointStore(tmp_path).steps() == [1]
 
 
-def test_a_wait_is_cancelled_by_a_signal_and_not_begun_after_it():
+def test_signal_cancels_a_wait_and_prevents_the_next():
     with Preemption() as preemption:
         assert preemption.unless_stopped(lambda: "data") == "data"
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
         assert preemption.unless_stopped(threading.Event().wait) is None
-        assert preemption.unless_stopped(lambda: pytest.fail("begun")) is None
+        assert preemption.unless_stopped(lambda: pytest.fail("called")) is None
         assert preemption.requested()
 
 
-def test_a_signal_elsewhere_interrupts_nothing():
+def test_signal_outside_a_wait_does_not_interrupt():
     with Preemption() as preemption:
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
         time.sleep(0.3)
@@ -203,16 +203,16 @@ def test_a_signal_elsewhere_interrupts_nothing():
 
 
 def pair(program: str) -> list[subprocess.Popen]:
-    """Two processes of one job."""
+    """Starts two processes of one job."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     join = f"""
     import threading
     from engine.cluster import kv_store, processes
-    from engine.cluster.cluster_detection import Processes
+    from engine.cluster.cluster_detection import ProcessInfo
     rank = int(sys.argv[1])
-    processes.initialize(Processes(rank, 2, {address!r}))
+    processes.initialize(ProcessInfo(rank, 2, {address!r}))
     """
     return [start(textwrap.dedent(join) + textwrap.dedent(program), str(rank)) for rank in range(2)]
 
@@ -220,18 +220,18 @@ def pair(program: str) -> list[subprocess.Popen]:
 @pytest.mark.multiprocess
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 42), (signal.SIGINT, 130)])
-def test_a_signal_to_one_process_stops_all_at_one_step(number, code):
-    ranks = pair("""
+def test_signal_to_one_process_stops_all_at_the_same_step(number, code):
+    children = pair("""
         try:
             loop()
         except (Preempted, Interrupted) as error:
             processes.leave()
             sys.exit(error.exit_code)
     """)
-    for rank in ranks:
-        wait_for(rank, "ready")
-    ranks[1].send_signal(number)
-    ends = [end(rank) for rank in ranks]
+    for child in children:
+        wait_for(child, "ready")
+    children[1].send_signal(number)
+    ends = [end(child) for child in children]
     assert [returned for returned, _, _ in ends] == [code, code], ends
     stops = [output for _, output, _ in ends]
     assert stops[0] == stops[1] and stops[0].startswith("stopped at ")
@@ -239,9 +239,9 @@ def test_a_signal_to_one_process_stops_all_at_one_step(number, code):
 
 @pytest.mark.multiprocess
 @pytest.mark.slow
-def test_waits_are_cancelled_together_but_not_before_a_step_that_another_has_passed():
-    """Rank 0 has begun step 1 already; rank 1 must still get its data for it, and both stop before step 2."""
-    ranks = pair("""
+def test_waits_are_cancelled_only_after_steps_that_a_peer_has_begun():
+    """Process 0 has begun step 1; process 1 must still get its data for that step, and both stop before step 2."""
+    children = pair("""
         with Preemption() as preemption:
             assert not preemption.requested()
             if rank == 0:
@@ -253,19 +253,19 @@ def test_waits_are_cancelled_together_but_not_before_a_step_that_another_has_pas
                 threading.Timer(3.0, data.set).start()
                 print("ready", flush=True)
                 assert preemption.unless_stopped(data.wait) is True
-            print("given up", preemption.unless_stopped(threading.Event().wait), preemption.requested())
+            print("cancelled", preemption.unless_stopped(threading.Event().wait), preemption.requested())
         processes.leave()
     """)
-    wait_for(ranks[1], "ready")
-    ranks[1].send_signal(signal.SIGTERM)
-    ends = [end(rank) for rank in ranks]
-    assert [(returned, output) for returned, output, _ in ends] == [(0, "given up None True\n")] * 2, ends
+    wait_for(children[1], "ready")
+    children[1].send_signal(signal.SIGTERM)
+    ends = [end(child) for child in children]
+    assert [(returned, output) for returned, output, _ in ends] == [(0, "cancelled None True\n")] * 2, ends
 
 
 @pytest.mark.multiprocess
 @pytest.mark.slow
-def test_a_request_after_another_process_has_finished_stops_nobody():
-    ranks = pair("""
+def test_stop_request_after_a_peer_has_finished_is_ignored():
+    children = pair("""
         with Preemption() as preemption:
             for question in range(3 if rank == 0 else 2):
                 assert not preemption.requested()
@@ -275,7 +275,7 @@ def test_a_request_after_another_process_has_finished_stops_nobody():
                 print("last", preemption.requested())
         processes.leave()
     """)
-    wait_for(ranks[1], "ready")
-    ranks[1].send_signal(signal.SIGTERM)
-    ends = [end(rank) for rank in ranks]
+    wait_for(children[1], "ready")
+    children[1].send_signal(signal.SIGTERM)
+    ends = [end(child) for child in children]
     assert [(returned, output) for returned, output, _ in ends] == [(0, ""), (0, "last False\n")], ends

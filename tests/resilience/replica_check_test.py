@@ -1,4 +1,4 @@
-"""Copies of a state: one that differs is found and named, and what has no copy is told."""
+"""Replica check: a differing copy of the state is detected and named, and arrays without copies are reported."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from tests import zoo
 
 
 def corrupted(array: jax.Array, device: int) -> jax.Array:
-    """The array with one bit of one device's copy flipped."""
+    """Returns the array with one bit flipped in the copy of one device."""
     copies = []
     for shard in array.addressable_shards:
         copy = np.array(shard.data)
@@ -25,7 +25,7 @@ def corrupted(array: jax.Array, device: int) -> jax.Array:
 
 @pytest.fixture(scope="module")
 def four():
-    """A program on two copies of a model that is split in two, and its state after a step."""
+    """A program with two copies of a model that is split over two devices, and its state after a step."""
     program = zoo.program(zoo.Classify("decoder"), mesh=MeshSpec(data=2, fsdp=2), devices=4)
     return program, zoo.run(program, zoo.batches(1))[0]
 
@@ -35,36 +35,36 @@ def with_flipped(state, device, path="head/kernel"):
     return dataclasses.replace(state, params=params)
 
 
-def test_copies_that_agree_pass(four):
+def test_identical_copies_pass(four):
     program, state = four
     check = ReplicaCheck(program.abstract_state)
     assert check.has_copies
     check.run(4, state)
 
 
-def test_a_flipped_bit_is_found_and_its_array_devices_and_process_are_named(four):
+def test_flipped_bit_error_names_array_devices_and_process(four):
     program, state = four
     path = "up/kernel"
     parts = state.params[path].sharding.devices_indices_map(state.params[path].shape)
     twins = sorted(device.id for device in parts if parts[device] == parts[jax.devices()[2]])
     with pytest.raises(ReplicaError, match=r"step 8: copies of params/up/kernel differ") as error:
         ReplicaCheck(program.abstract_state).run(8, with_flipped(state, 2, path))
-    assert f"device {twins[0]} of process 0, device {twins[1]} of process 0 hold each other numbers" in str(error.value)
+    assert f"device {twins[0]} of process 0, device {twins[1]} of process 0 have different values" in str(error.value)
     assert error.value.exit_code == 42
 
 
-def test_of_more_than_two_copies_the_odd_one_is_named():
+def test_differing_copy_of_several_is_named():
     program = zoo.program(zoo.Classify(), mesh=MeshSpec(data=4), devices=4)
     state = with_flipped(program.init(), 3)
-    with pytest.raises(ReplicaError, match="differ: device 3 of process 0 holds other numbers than most copies"):
+    with pytest.raises(ReplicaError, match="differ: device 3 of process 0 differs from most copies"):
         ReplicaCheck(program.abstract_state).run(4, state)
 
 
-def test_a_state_without_copies_is_not_checked():
+def test_state_without_copies_has_no_copies():
     assert not ReplicaCheck(zoo.program(zoo.Classify()).abstract_state).has_copies
 
 
-def test_explain_says_what_has_copies(four):
+def test_coverage_reports_the_share_of_the_state_with_copies(four):
     def of(mesh, devices):
         return coverage(
             Duration(1000, "steps"), zoo.program(zoo.Classify(), mesh=mesh, devices=devices).abstract_state.to_tree()

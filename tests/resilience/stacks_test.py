@@ -1,4 +1,4 @@
-"""Where every thread is: this thread and one that waits in code of the user's."""
+"""Stack traces of this thread and of a thread that waits in the user's code."""
 
 import threading
 
@@ -9,7 +9,7 @@ from engine.resilience import stacks
 
 @pytest.fixture
 def waiting():
-    """A thread of this file's, which counts as the user's code."""
+    """A thread in a function of this file, which counts as the user's code."""
     done, ready = threading.Event(), threading.Event()
 
     def wait_in_user_code():
@@ -24,27 +24,27 @@ def waiting():
     thread.join()
 
 
-def test_the_file_has_the_stacks_of_all_threads_and_their_names(tmp_path, waiting):
+def test_dump_writes_stacks_and_names_of_all_threads(tmp_path, waiting):
     file = stacks.dump(tmp_path / "stacks/1.txt")
     assert file == tmp_path / "stacks/1.txt"
     text = (tmp_path / "stacks/1.txt").read_text()
-    assert "wait_in_user_code" in text and "test_the_file_has" in text
+    assert "wait_in_user_code" in text and "test_dump_writes_stacks" in text
     assert "MainThread" in text.splitlines()[0] and "loader" in text.splitlines()[0]
 
 
-def test_a_folder_that_cannot_be_written_is_no_error(tmp_path):
+def test_dump_to_an_unwritable_folder_returns_none(tmp_path):
     (tmp_path / "file").write_text("")
     assert stacks.dump(tmp_path / "file/1.txt") is None
 
 
-def test_the_main_thread_is_shown_with_its_innermost_frames():
+def test_main_thread_returns_its_innermost_frames():
     text = stacks.main_thread()
     assert text.startswith("Main thread, innermost call last:\n")
-    assert "test_the_main_thread_is_shown" in text
+    assert "test_main_thread_returns" in text
     assert text.count("  File ") == stacks.FRAMES
 
 
-def test_a_line_says_where_the_main_thread_is_and_who_runs_the_users_code(waiting):
+def test_where_names_the_main_thread_and_threads_in_user_code(waiting):
     main, other = stacks.where().split(", thread ")
-    assert "stacks_test.py:" in main and " in test_a_line_says_where" in main
+    assert "stacks_test.py:" in main and " in test_where_names_the_main_thread" in main
     assert other.startswith("loader ") and other.endswith(" in wait_in_user_code")

@@ -1,4 +1,4 @@
-"""The hang watchdog: which bound holds when, who is named, and an end whatever the main thread does."""
+"""The hang watchdog: the timeout of each phase, the processes it names, and how it ends a stuck process."""
 
 import json
 import subprocess
@@ -10,13 +10,13 @@ import pytest
 
 from engine.cluster import kv_store
 from engine.resilience import watchdog
-from engine.resilience.watchdog import Position, Watchdog
+from engine.resilience.watchdog import Progress, Watchdog
 from tests import runs
 
 
 @pytest.fixture
 def now(monkeypatch):
-    """A clock that the test moves."""
+    """A fake clock that tests advance."""
     clock = [100.0]
     monkeypatch.setattr(watchdog.time, "monotonic", lambda: clock[0])
     return clock
@@ -28,7 +28,7 @@ def dog(now, tmp_path):
 
 
 def steps(dog, now, seconds, k=1):
-    """Dispatches of some seconds each, one after the other, at whose ends the thread looks."""
+    """Runs dispatches of the given seconds, one after the other, with a poll at each start and end."""
     for duration in seconds:
         dog.dispatched += k
         dog.poll()
@@ -37,23 +37,23 @@ def steps(dog, now, seconds, k=1):
         dog.poll()
 
 
-def test_before_training_there_is_no_bound_so_that_a_program_may_compile_for_hours(dog):
+def test_no_timeout_before_training_because_compilation_may_take_hours(dog):
     assert dog.poll()[1:] == (None, "")
 
 
-def test_the_first_step_has_ten_times_the_floor(dog):
+def test_first_step_timeout_is_ten_times_hang(dog):
     with dog.training(0):
         assert dog.poll()[1:] == (600.0, "10 times resilience.hang, for the first step")
 
 
 @pytest.mark.parametrize(("seconds", "bound"), [([1.0] * 9, 60.0), ([20.0] * 9, 100.0), ([20, 1000, 20], 100.0)])
-def test_a_step_has_the_floor_or_five_times_the_median(dog, now, seconds, bound):
+def test_step_timeout_is_the_maximum_of_hang_and_five_medians(dog, now, seconds, bound):
     with dog.training(0):
         steps(dog, now, seconds)
         assert dog.poll()[1] == bound
 
 
-def test_a_dispatch_of_k_steps_has_k_times_the_median(now, tmp_path):
+def test_dispatch_timeout_scales_with_its_steps(now, tmp_path):
     dog = Watchdog(60.0, 600.0, tmp_path, 1, k=10)
     with dog.training(0):
         steps(dog, now, [200.0] * 3, k=10)
@@ -61,7 +61,7 @@ def test_a_dispatch_of_k_steps_has_k_times_the_median(now, tmp_path):
         assert dog.poll()[1:] == (5 * 20.0 * 10, rule)
 
 
-def test_a_step_dispatched_or_arrived_since_the_last_poll_is_a_heartbeat(dog, now):
+def test_dispatched_or_arrived_step_is_a_heartbeat(dog, now):
     with dog.training(0):
         for count in ("dispatched", "arrived"):
             now[0] += 7
@@ -76,13 +76,13 @@ def test_steps_shorter_than_a_poll_share_its_time(dog, now):
     with dog.training(0):
         dog.arrived = 1000
         now[0] += 50_000.0
-        with dog.patient("evaluating"):  # as long as it may be before the thread looks
+        with dog.patient("evaluating"):  # entered before the next poll
             now[0] += 500
             assert dog.poll()[1] == 600.0
         assert dog.poll()[1] == 5 * 50.0
 
 
-def test_an_evaluation_is_no_step_and_has_a_bound_of_its_own_between_heartbeats(dog, now):
+def test_evaluation_has_its_own_timeout_between_heartbeats(dog, now):
     with dog.training(0):
         steps(dog, now, [20.0])
         with dog.patient("evaluating"):
@@ -90,37 +90,37 @@ def test_an_evaluation_is_no_step_and_has_a_bound_of_its_own_between_heartbeats(
             now[0] += 500
             dog.arrived = 2
             dog.heartbeat()
-            assert dog.poll()[0] == Position("evaluating", 600.0, "10 times resilience.hang", now[0], 1, 2)
-        assert (dog.position.phase, dog.poll()[1]) == ("training", 100.0)
-        assert dog.position.since == now[0]
+            assert dog.poll()[0] == Progress("evaluating", 600.0, "10 times resilience.hang", now[0], 1, 2)
+        assert (dog.progress.phase, dog.poll()[1]) == ("training", 100.0)
+        assert dog.progress.since == now[0]
 
 
-def test_a_save_has_longer_than_its_own_timeout(dog):
+def test_save_timeout_exceeds_checkpoint_timeout(dog):
     with dog.storing("saving"):
         assert dog.poll()[1:] == (1260.0, "2 times checkpoint.timeout and 60 s")
     assert dog.poll()[1:] == (None, "")
 
 
-def test_the_end_after_training_is_bounded(dog):
+def test_end_of_the_run_has_a_timeout(dog):
     with dog.training(7):
         pass
-    assert (dog.position.phase, dog.poll()[1], dog.position.arrived) == ("ending", 600.0, 7)
+    assert (dog.progress.phase, dog.poll()[1], dog.progress.arrived) == ("ending", 600.0, 7)
 
 
 @pytest.mark.parametrize(
     ("peer", "excused"),
     [
-        (Position("training", 60.0, "", 500.0, 0, 0), False),
-        (Position("starting", None, "", 5000.0, 0, 0), True),
-        (Position("saving", 660.0, "", 500.0, 0, 0), True),
-        (Position("saving", 660.0, "", 700.0, 0, 0), False),
+        (Progress("training", 60.0, "", 500.0, 0, 0), False),
+        (Progress("starting", None, "", 5000.0, 0, 0), True),
+        (Progress("saving", 660.0, "", 500.0, 0, 0), True),
+        (Progress("saving", 660.0, "", 700.0, 0, 0), False),
     ],
 )
-def test_a_process_waits_for_one_that_may_take_longer(dog, now, monkeypatch, peer, excused):
-    monkeypatch.setattr(kv_store, "_alone", kv_store._Alone())
-    kv_store.put("watchdog/positions/1", json.dumps(peer._asdict()))
+def test_peer_in_a_longer_phase_excuses_the_wait(dog, now, monkeypatch, peer, excused):
+    monkeypatch.setattr(kv_store, "_single", kv_store._InMemoryStore())
+    kv_store.put("watchdog/progress/1", json.dumps(peer._asdict()))
     assert dog._is_excused() == excused
-    now[0] += 200  # and nothing new is told
+    now[0] += 200  # without new progress
     assert dog._is_excused() == (excused and peer.phase == "starting")
 
 
@@ -135,15 +135,15 @@ def report(dispatched, arrived, where="a.py:1 in f"):
             {0: report(14, 12), 1: report(12, 11, "b.py:2 in __getitem__"), 2: report(14, 12)},
             "Process 1 is behind: process 1 has dispatched 12 steps, is training, at b.py:2 in __getitem__.",
         ),
-        ({0: report(14, 12), 2: report(14, 12)}, "Process 1 does not answer: stopped, or stuck with Python's lock."),
+        ({0: report(14, 12), 2: report(14, 12)}, "Process 1 does not answer: stopped, or a thread holds the GIL."),
         (
             {i: report(14, 12) for i in range(3)},
             "All are at the same point: process 0 has dispatched 14 steps, is training, at a.py:1 in f; process 1 has",
         ),
     ],
 )
-def test_who_is_behind_is_named(reports, words):
-    assert watchdog._who(reports, sorted({0, 1, 2} - set(reports))).startswith(words)
+def test_report_names_the_processes_that_are_behind(reports, words):
+    assert watchdog._behind(reports, sorted({0, 1, 2} - set(reports))).startswith(words)
 
 
 PROGRAM = """
@@ -152,7 +152,7 @@ from pathlib import Path
 from engine.cluster import shutdown
 from engine.resilience.watchdog import Watchdog
 
-shutdown.add_last_act(lambda error: print("status", error.exit_code, flush=True))
+shutdown.add_exit_callback(lambda error: print("status", error.exit_code, flush=True))
 with Watchdog(0.5, 60.0, Path({folder!r}), 3) as dog, dog.training(0):
     for step in range(1, 6):
         dog.dispatched = step
@@ -166,7 +166,7 @@ with Watchdog(0.5, 60.0, Path({folder!r}), 3) as dog, dog.training(0):
 @pytest.mark.parametrize(
     ("stuck", "place"), [("threading.Event().wait()", "wait"), ("__import__('ctypes').CDLL(None).pause()", "<module>")]
 )
-def test_a_main_thread_that_is_stuck_in_python_or_in_c_ends_with_42_and_its_stacks(tmp_path, stuck, place):
+def test_stuck_main_thread_in_python_or_c_exits_with_42_and_stacks(tmp_path, stuck, place):
     program = textwrap.dedent(PROGRAM).format(folder=str(tmp_path / "stacks"), stuck=stuck)
     process = subprocess.Popen(
         [sys.executable, "-c", program],
@@ -183,8 +183,9 @@ def test_a_main_thread_that_is_stuck_in_python_or_in_c_ends_with_42_and_its_stac
     assert errors.splitlines()[0] == "Main thread, innermost call last:"
     last = errors.splitlines()[-1]
     assert (
-        last.startswith("Hang: no step has ended for ") and "where 0.5 s are allowed (resilience.hang is 0.5 s" in last
+        last.startswith("Hang: no step has finished for ")
+        and "where 0.5 s are allowed (resilience.hang is 0.5 s" in last
     )
     assert "process 0 has dispatched 5 steps, is training, at " in last and f" in {place}." in last
-    assert last.endswith(f"All stacks: {tmp_path}/stacks. The same command goes on from the newest checkpoint.")
+    assert last.endswith(f"All stacks: {tmp_path}/stacks. The same command resumes from the newest checkpoint.")
     assert place in (tmp_path / "stacks/attempt-3-process-0.txt").read_text()
