@@ -164,7 +164,7 @@ def test_init_checkpoint_applies_to_new_runs_only(run, tmp_path):
     assert f"initialized 4 arrays from {run}/checkpoints/4, from its EMA" in log
     assert "random: params/head/bias, params/head/kernel; unused: params/head/bias, params/head/kernel" in log
     engine.train(config, workdir=tmp_path / "run")
-    assert (tmp_path / "run/log.txt").read_text().count("beginning with") == 1
+    assert (tmp_path / "run/log.txt").read_text().count("initialized 4 arrays from") == 1
     with pytest.raises(CheckpointError, match="no checkpoint found"):
         engine.train(runs.config(**SHORT, init__checkpoint=str(tmp_path)), workdir=tmp_path / "other")
 

@@ -45,7 +45,7 @@ class Divergence:
         self._bad: list[int] = []  # bad batches without a decision
         self._problem = ""  # with the first of them; under `skip`, with the latest bad batch
         self._in_a_row = 0  # updates skipped up to the latest result, with or without the mask
-        self._corrupted: int | None = None  # an update before this batch corrupted the state, according to a long row
+        self._corrupted_before: int | None = None  # a long row shows that an earlier update corrupted the state
         self._row_starts = 0  # first batch of that row
         self.pending = False
         """Whether there are bad results that `rollback` has not decided about."""
@@ -75,10 +75,10 @@ class Divergence:
             self._say(f"warning: step {batch + 1}: {self._problem}; the update of batch {batch} is skipped")
         else:
             self._bad.append(batch)
-        if self._in_a_row >= IN_A_ROW and self._corrupted is None:
+        if self._in_a_row >= IN_A_ROW and self._corrupted_before is None:
             self._row_starts = batch + 1 - self._in_a_row
-            self._corrupted = min((b for b in self._bad if b >= self._row_starts), default=self._row_starts)
-        self.pending = bool(self._bad) or self._corrupted is not None
+            self._corrupted_before = min((b for b in self._bad if b >= self._row_starts), default=self._row_starts)
+        self.pending = bool(self._bad) or self._corrupted_before is not None
 
     def rollback(self, step: int, checkpoints: Sequence[int], ending: bool, broken: Sequence[str] = ()) -> bool:
         """Whether the run must return to its newest checkpoint; `skipped` then includes the batches to skip.
@@ -96,7 +96,7 @@ class Divergence:
         """
         if broken:
             self._problem = f"{broken[0]} has values that are not finite"
-            self._corrupted, self._row_starts, self.pending = step, step - self._in_a_row, True
+            self._corrupted_before, self._row_starts, self.pending = step, step - self._in_a_row, True
         if not self.pending:
             return False
         found = f"step {self._bad[0] + 1 if self._bad else step}: {self._problem}"
@@ -109,8 +109,8 @@ class Divergence:
         raise Diverged(f"{found}. {_advice(checkpoints)}")
 
     def _roll_back(self, found: str, saved: int, ending: bool) -> bool:
-        if self._corrupted is not None:
-            count = self._corrupted - self._row_starts + 1  # one more than are skipped there already: 1, 2, 4, 8
+        if self._corrupted_before is not None:
+            count = self._corrupted_before - self._row_starts + 1  # one more than are skipped there already: 1, 2, 4, 8
             chosen = list(range(self._row_starts - count, self._row_starts))
         elif self._in_a_row and not ending:
             return False  # the next results show whether these batches are the problem
@@ -125,7 +125,7 @@ class Divergence:
             f"warning: {found}; rolling back to step {saved} to continue without batch{'es' * (len(chosen) > 1)} "
             f"{', '.join(map(str, chosen))}"
         )
-        self._bad, self._corrupted, self._in_a_row, self.pending = [], None, 0, False
+        self._bad, self._corrupted_before, self._in_a_row, self.pending = [], None, 0, False
         return True
 
 

@@ -14,7 +14,7 @@ from tests import runs
 
 
 @pytest.fixture(autouse=True)
-def an_empty_store(monkeypatch):
+def empty_store(monkeypatch):
     monkeypatch.setattr(kv_store, "_single", kv_store._InMemoryStore())
 
 
@@ -72,9 +72,9 @@ def test_cancelled_or_late_broadcast_raises(monkeypatch):
 
 
 def test_nested_topics_are_independent():
-    group.gather("x", "save/0", 1)
-    group.gather("y", "save/0/1", 1)
-    assert (group.peek("save/0"), group.peek("save/0/1")) == ({0: "x"}, {0: "y"})
+    group.gather("x", "nested/0", 1)
+    group.gather("y", "nested/0/1", 1)
+    assert (group.peek("nested/0"), group.peek("nested/0/1")) == ({0: "x"}, {0: "y"})
 
 
 def test_step_agreement_of_a_single_process_is_its_next_step():

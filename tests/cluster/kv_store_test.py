@@ -12,7 +12,7 @@ from tests import runs
 
 
 @pytest.fixture(autouse=True)
-def an_empty_store(monkeypatch):
+def empty_store(monkeypatch):
     monkeypatch.setattr(kv_store, "_single", kv_store._InMemoryStore())
 
 
