@@ -31,7 +31,7 @@ from engine.observe.reporter import Reporter
 from engine.observe.summary import Summary
 from engine.parallel.mesh import create_cpu_devices, make_mesh
 from engine.resilience.out_of_memory import out_of_memory_reported
-from engine.resume import Accepted, check_config, check_data, dataset_facts
+from engine.resume import Accepted, check_config, check_data, summarize_datasets
 from engine.run.directory import RunDirectory, default_workdir
 from engine.saved_run import SavedRun
 from engine.trainer import Trainer
@@ -98,8 +98,8 @@ def _train(
         reporter = Reporter(directory, config.name, config.log.progress, kept=kept)
         with reporter, out_of_memory_reported(config.train, config.mesh), peer_failure.lost_peers_reported():
             source, evaluation_sources = build_sources(config)
-            facts = dataset_facts(source, evaluation_sources)
-            changed_data, messages = check_data(facts, directory, accepted)
+            summaries = summarize_datasets(source, evaluation_sources)
+            changed_data, messages = check_data(summaries, directory, accepted)
             directory.messages += messages
             trainer = Trainer(
                 build(config.task, "task"),
@@ -114,7 +114,7 @@ def _train(
                 on_phase=reporter.phase,
             )
             directory.write_config_text(to_text(config))  # after all checks of the config
-            directory.write_data_text(dataset_summary.to_text(facts))
+            directory.write_data_text(dataset_summary.to_text(summaries))
             for name in sorted({*changed, *changed_data}):
                 trainer.checkpoints.retention.forget(name)
             reporter.start(trainer.total_steps, trainer.step, trainer.summary)
