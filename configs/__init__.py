@@ -1,1 +1,1 @@
-"""Configs: one file a run, plain data, no jax."""
+"""Configs: one file per run. They contain plain data and do not import jax."""

@@ -1,8 +1,8 @@
-"""The byte-level language model of lm_stdlib with eight experts a layer, two of which each byte passes.
+"""The byte-level language model of lm_stdlib with eight experts per layer, of which each byte uses two.
 
-tools/bazel run //configs:moe_stdlib     13 min 35 s on 2 CPU cores, busy with other work; validation 1.0055 nats a byte
+tools/bazel run //configs:moe_stdlib     13 min 35 s on 2 busy CPU cores; validation 1.0055 nats per byte
 
-bzip2 -9 needs 1.1307 for the same files. Python 3.13.5, whose library it reads.
+bzip2 -9 needs 1.1307 nats per byte for the same files, those of Python 3.13.5.
 """
 
 from configs import lm_stdlib
@@ -13,6 +13,6 @@ def get_config():
     c.task = dict(
         target="models.moe_decoder.MoeLanguageModel", width=192, hidden=256, depth=4, heads=6, experts=8, top_k=2
     )
-    c.checkpoint.best = "validation/nats"  # the loss holds what the router is charged too
+    c.checkpoint.best = "validation/nats"  # the loss also contains the auxiliary loss of the router
     c.hooks.scale.metric = "validation/nats"
     return c

@@ -1,7 +1,7 @@
-"""Convoy: one training engine for every model team.
+"""Convoy, a training engine for JAX: the public API for authors of models.
 
-The author API. Names load on first use, so that `import engine.config` loads no jax. Editors and type checkers read
-the imports below; `_MODULES` says the same at run time, and a test compares the two.
+Names are imported on first use, so that `import engine.config` does not load jax. `_MODULES` repeats the imports
+below, which only type checkers execute; a test compares the two.
 """
 
 import importlib
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from engine.entry import evaluate, train
     from engine.metrics import Loss, Mean
     from engine.mounts import local_path
-    from engine.observe.report import Summary
+    from engine.observe.summary import Summary
     from engine.trainer import Trainer
     from engine.training.task import Task
 
@@ -48,7 +48,7 @@ _MODULES = {
     "engine.data.source": ("ArraySource", "Source"),
     "engine.entry": ("evaluate", "train"),
     "engine.metrics": ("Loss", "Mean"),
-    "engine.observe.report": ("Summary",),
+    "engine.observe.summary": ("Summary",),
     "engine.trainer": ("Trainer",),
     "engine.training.task": ("Task",),
 }

@@ -1,4 +1,4 @@
-"""One attempt of a run: the state that it starts from, its batches, and the files that it fills while it trains."""
+"""One attempt of a run: restores or initializes its state, and opens its batches and its metric files."""
 
 import contextlib
 from collections.abc import Callable
@@ -27,18 +27,18 @@ from engine.training.program import CompiledSteps, Program
 from engine.training.state import TrainState
 from engine.training.step import BAD_EXAMPLES
 
-READ_S = 0.01  # between two readings of results in one process; several processes read each dispatch, at the same step
+READ_S = 0.01  # between two readings of results; several processes read each dispatch, so that all read at one step
 
 
 class Attempt:
-    """Opens the parts of an attempt.
+    """Opens what one attempt needs, and closes it at the end. A context manager.
 
     Args:
         program: the compiled steps.
         source: the training examples.
-        config: of the run.
-        directory: of the run.
-        checkpoints: of the run.
+        config: config of the run.
+        directory: run directory.
+        checkpoints: checkpoints of the run.
         phase: enters a phase.
         say: called with sentences for the user.
     """
@@ -57,9 +57,9 @@ class Attempt:
         self._checkpoints, self._phase, self._say = checkpoints, phase, say
         self._stack = contextlib.ExitStack()
         self.skipped: set[int] = set()
-        """Batches that the restored checkpoint names as skipped."""
+        """Numbers of the skipped batches in the restored checkpoint."""
         self.unfinished: Sums = {}
-        """Sums of the row of metrics that the restored checkpoint interrupted."""
+        """Sums of the row of metrics that was unfinished in the restored checkpoint."""
 
     def __enter__(self) -> "Attempt":
         who = (group.index(), group.count(), self._directory.attempt)
@@ -78,7 +78,7 @@ class Attempt:
         self._stack.__exit__(kind, error, traceback)
 
     def restore(self) -> tuple[TrainState, int]:
-        """Returns the state and step of the newest good checkpoint, or a new state if there never was a checkpoint."""
+        """Returns the state and step of the newest valid checkpoint, or a new state if the run has no checkpoint."""
         store, program = self._checkpoints.store, self._program
         with self._phase(RESTORING):
             found = store.restore_latest(program.abstract_state.to_tree(), program.spec.model.stacked, self._say)
@@ -93,7 +93,7 @@ class Attempt:
         return TrainState.from_tree(tree), step
 
     def _initial_state(self) -> TrainState:
-        """Returns the state of step 0: random, or with the weights of another run."""
+        """Returns the state of step 0, with random weights or those of `init.checkpoint`."""
         if not self._config.init.checkpoint:
             return self._program.init()
         abstract = self._program.abstract_state.to_tree()
@@ -102,11 +102,11 @@ class Attempt:
         return self._program.init(weights.params, weights.model_state)
 
     def compile(self, finished: bool) -> dict[int, CompiledSteps]:
-        """Returns the compiled programs by their number of steps; none if the run is finished."""
+        """Returns the compiled programs by their number of steps; empty if the run is finished."""
         for text in self._program.warnings:
             self._say(f"warning: {text}")
         if finished:
-            self._say("this run is finished; to train longer, set train.total, or --fresh to start anew")
+            self._say("this run is finished; increase train.total to train longer, or start a new run with --fresh")
             return {}
         with self._phase(COMPILING):
             return {k: self._program.steps(k) for k in {1, self._config.train.steps_per_dispatch}}
@@ -118,7 +118,7 @@ class Attempt:
         on_phase: Callable[[str], None],
         on_values: Callable[[int, np.ndarray], None],
     ) -> Recorder:
-        """Opens the metric files and what makes rows of the steps' results; the arguments are those of `Recorder`."""
+        """Opens the metric files and returns the recorder that writes rows to them; arguments as for `Recorder`."""
         train, directory, program = self._config.train, self._directory, self._program
         writer = self._stack.enter_context(open_writer(directory, self._config.log.tensorboard))
         self._stack.enter_context(directory.stopwatch.written_by(writer.push))
@@ -140,7 +140,7 @@ class Attempt:
         return recorder
 
     def open_feed(self, step: int, stop: int) -> contextlib.closing[TrainFeed]:
-        """Returns the batches from number `step` to `stop`, to be closed."""
+        """Returns the feed of the batches from number `step` to `stop`; the caller closes it."""
         train = self._config.train
         feed = TrainFeed(
             self._source,

@@ -1,6 +1,6 @@
-"""`convoy doctor`: what a process finds on its machine, to explain why a run does not start or is slow.
+"""`convoy doctor`: prints the environment of a process, to explain why a run does not start or is slow.
 
-It prints no value of an environment variable, which may be a secret.
+Values of environment variables are never printed, since they may be secrets.
 """
 
 import importlib.metadata
@@ -17,8 +17,8 @@ from engine.cluster import group
 from engine.cluster.cluster_detection import Detection
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "libtpu", "jax-cuda12-plugin")
-ROUNDS = 10  # of the collective
-NAMED = (
+ROUNDS = 10  # repetitions of the collective
+VARIABLES = (
     "XLA_FLAGS",
     "LIBTPU_INIT_ARGS",
     "JAX_PLATFORMS",
@@ -29,7 +29,7 @@ NAMED = (
 
 
 def before_joining(detection: Detection) -> Iterator[str]:
-    """The lines that need no other process and no device."""
+    """Yields the lines that need neither another process nor a device."""
     yield str(detection)
     yield from (f"  warning: {note}" for note in detection.notes)
     versions = {name: _version(name) for name in PACKAGES}
@@ -38,17 +38,17 @@ def before_joining(detection: Detection) -> Iterator[str]:
     yield f"host: {socket.gethostname()}, {_cores()} cores for this process, {_memory()}"
     free = shutil.disk_usage(".").free / 2**30
     yield f"disk: {free:.1f} GiB free in {os.getcwd()}"
-    if names := [name for name in NAMED if os.environ.get(name)]:
-        yield f"set: {', '.join(names)}"
+    if names := [name for name in VARIABLES if os.environ.get(name)]:
+        yield f"variables set: {', '.join(names)}"
 
 
 def after_joining() -> Iterator[str]:
-    """The lines about devices, and the collective that all processes take part in."""
+    """Yields the lines about devices, and runs a collective over all processes."""
     import jax
 
     local = jax.local_devices()
     kinds = ", ".join(sorted({f"{device.platform} ({device.device_kind})" for device in local}))
-    yield f"devices: {len(local)} here of {jax.device_count()}: {kinds}"
+    yield f"devices: {len(local)} local, {jax.device_count()} in total: {kinds}"
     for device in local:
         if stats := device.memory_stats():
             used, limit = stats.get("bytes_in_use", 0) / 2**30, stats.get("bytes_limit", 0) / 2**30
@@ -59,7 +59,7 @@ def after_joining() -> Iterator[str]:
 
 
 def _round_trip() -> str:
-    """A sum over all devices, checked, with its time from the call to the result on the host."""
+    """Sums over all devices, checks the result, and returns the time from the call to the result on the host."""
     import jax
     import jax.numpy as jnp
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -75,7 +75,7 @@ def _round_trip() -> str:
         total = float(add(ones))
         times.append(time.perf_counter() - start)
         if total != count:
-            return f"WRONG: the sum of a one from each of {count} devices is {total:g}"
+            return f"WRONG RESULT: summing 1 from each of {count} devices gives {total:g}"
     devices = f"{count} device" + ("s" if count > 1 else "")
     return f"{devices}, {sorted(times[1:])[ROUNDS // 2] * 1e3:.2f} ms for a sum (median of {ROUNDS})"
 
@@ -92,7 +92,7 @@ def _cores() -> int:
 
 
 def _memory() -> str:
-    """Of the host, as Linux tells it, and the limit of the container where there is one."""
+    """Returns the free and total memory of the host, and the limit of the container if it has one."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

@@ -1,7 +1,6 @@
-"""The verbs as functions: training, evaluation and export for notebooks, workers, tests and the command line.
+"""Train, evaluate, export and list checkpoints as functions, for notebooks, worker processes and the command line.
 
-No function here parses flags, ends the process, or sets a signal handler off the main thread. The rules of resuming
-are in `resume.py`, the loop in `trainer.py`.
+These functions do not parse flags or end the process, and set signal handlers only on the main thread.
 """
 
 import dataclasses
@@ -28,11 +27,11 @@ from engine.data import dataset_summary
 from engine.data.source import Source
 from engine.evaluation import build_evaluations
 from engine.mounts import local_text
-from engine.observe.report import Summary
 from engine.observe.reporter import Reporter
+from engine.observe.summary import Summary
 from engine.parallel.mesh import create_cpu_devices, make_mesh
 from engine.resilience.out_of_memory import out_of_memory_reported
-from engine.resume import Accepted, check_config, check_data, dataset_facts
+from engine.resume import Accepted, check_config, check_data, summarize_datasets
 from engine.run.directory import RunDirectory, default_workdir
 from engine.saved_run import SavedRun
 from engine.trainer import Trainer
@@ -61,21 +60,22 @@ def train(
     accept_data_change: bool = False,
     began: float | None = None,
 ) -> Summary:
-    """Trains a config to its end in a run directory and returns the summary; resumes where the directory stopped.
+    """Trains a config to its last step and returns the summary; resumes the run if the directory contains one.
 
-    Each of several processes calls it with the same arguments, after `engine.cluster.processes.initialize`.
+    In a run of several processes, each calls it with the same arguments, after
+    `engine.cluster.processes.initialize`.
 
     Args:
-        config: a Config, a ConfigDict, or what `--config` takes: a file, a module, a run directory.
+        config: a Config, a ConfigDict, or a value of `--config`: a file, a module or a run directory.
         workdir: the run directory; runs/<name> by default.
-        fresh: start anew; an earlier run is moved aside, never deleted.
-        fast_dev_run: two steps of everything on little data.
-        accept_schedule_change: resume although another `train.total` alters the learning-rate schedule.
-        accept_data_change: resume although the training data is not what the run began with.
-        began: monotonic start of this attempt, such as the start of the process; None: now.
+        fresh: start a new run; an existing run is moved aside, never deleted.
+        fast_dev_run: train, save and evaluate for two steps on little data.
+        accept_schedule_change: resume although a changed `train.total` changes the learning-rate schedule.
+        accept_data_change: resume although the training data has changed.
+        began: monotonic start time of this attempt, such as the start of the process; None: now.
 
     Raises:
-        ConvoyError: with a sentence and the `exit_code` of the command line.
+        ConvoyError: any failure; its `exit_code` is the exit code of the command line.
     """
     began = time.monotonic() if began is None else began
     config = resolve_config(config)
@@ -89,7 +89,7 @@ def train(
 def _train(
     config: Config, path: str | Path, *, fresh: bool, accepted: Accepted, began: float, kept: bool = True
 ) -> Summary:
-    """Trains in the directory `path`; the summary names the directory only if it is kept."""
+    """Trains in the directory `path`; with `kept=False` the summary does not show the directory."""
     check_targets(config)
     _check_processes(config)
     config = set_up_devices(config, None if fresh else RunDirectory(path))
@@ -98,8 +98,8 @@ def _train(
         reporter = Reporter(directory, config.name, config.log.progress, kept=kept)
         with reporter, out_of_memory_reported(config.train, config.mesh), peer_failure.lost_peers_reported():
             source, evaluation_sources = build_sources(config)
-            facts = dataset_facts(source, evaluation_sources)
-            changed_data, messages = check_data(facts, directory, accepted)
+            summaries = summarize_datasets(source, evaluation_sources)
+            changed_data, messages = check_data(summaries, directory, accepted)
             directory.messages += messages
             trainer = Trainer(
                 build(config.task, "task"),
@@ -113,8 +113,8 @@ def _train(
                 on_message=reporter.message,
                 on_phase=reporter.phase,
             )
-            directory.write_config_text(to_text(config))  # now that no part of it can be refused
-            directory.write_data_text(dataset_summary.to_text(facts))
+            directory.write_config_text(to_text(config))  # after all checks of the config
+            directory.write_data_text(dataset_summary.to_text(summaries))
             for name in sorted({*changed, *changed_data}):
                 trainer.checkpoints.retention.forget(name)
             reporter.start(trainer.total_steps, trainer.step, trainer.summary)
@@ -123,13 +123,13 @@ def _train(
 
 
 def _fast_dev_run(config: Config, workdir: str | Path | None, began: float, kept: bool = True) -> Summary:
-    """Trains two steps, then restores what was saved; removes the directory unless `workdir` names it."""
+    """Trains two steps and restores the checkpoint; without `workdir` the directory is temporary."""
     if not workdir:
         if group.count() > 1:
             raise ConfigError(
-                "--fast-dev-run with several processes: no run directory. Name one that all of them see: --workdir=DIR."
+                "--fast-dev-run with several processes: no run directory. Set --workdir=DIR to a shared folder."
             )
-        # A write that hangs may still be in progress there: an error of the removal must not hide that of the run.
+        # Ignores errors of the removal, which a hanging write can cause: they would hide the error of the run.
         with tempfile.TemporaryDirectory(prefix="convoy-fast-dev-run-", ignore_cleanup_errors=True) as temporary:
             return _fast_dev_run(config, temporary, began, kept=False)
     summary = _train(config, workdir, fresh=True, accepted=Accepted(), began=began, kept=kept)
@@ -141,10 +141,10 @@ def _fast_dev_run(config: Config, workdir: str | Path | None, began: float, kept
 
 
 def _check_processes(config: Config) -> None:
-    """Checks that all processes have the same config, code and libraries; starts no device.
+    """Checks that all processes have the same config, code and libraries; does not initialize devices.
 
     Raises:
-        InconsistentProcesses: in every process, with the difference.
+        InconsistentProcesses: in every process, with the differences.
     """
     if group.count() > 1:
         settings = {name: value_text(name, value) for name, value in flatten(config)}
@@ -153,9 +153,9 @@ def _check_processes(config: Config) -> None:
 
 
 def set_up_devices(config: Config, directory: RunDirectory | None = None) -> Config:
-    """Creates the CPU devices and turns the compile cache on; returns the config with the number of devices in it.
+    """Creates the CPU devices and enables the compilation cache; returns the config with the number of devices.
 
-    Must run before anything asks JAX for devices. A run keeps the number that "auto" gave at its start.
+    Must be called before JAX initializes its devices. A resumed run keeps the number that "auto" gave at its start.
     """
     if config.cache.compiled:
         compile_cache.enable(config.cache.max_gib)
@@ -169,17 +169,17 @@ def set_up_devices(config: Config, directory: RunDirectory | None = None) -> Con
 
 
 def program(config: AnyConfig, devices: Sequence[Device] | None = None) -> tuple[Program, int]:
-    """Returns the program of a config and its number of steps; nothing is compiled.
+    """Returns the program of a config and the total number of steps; does not compile.
 
     Args:
         config: as for `train`.
-        devices: of the mesh; None takes all that JAX has.
+        devices: devices of the mesh; None: all devices of JAX.
     """
     return _program(resolve_config(config), devices)[:2]
 
 
 def _program(config: Config, devices: Sequence[Device] | None = None) -> tuple[Program, int, Source, dict[str, Source]]:
-    """Also returns the sources of training and of the evaluations."""
+    """Like `program`; also returns the training source and the evaluation sources."""
     check_targets(config)
     config = set_up_devices(config)
     source, evaluation_sources = build_sources(config)
@@ -188,21 +188,22 @@ def _program(config: Config, devices: Sequence[Device] | None = None) -> tuple[P
 
 
 def evaluate(run: str | Path, *, step: int | str | None = None) -> dict[str, float]:
-    """Returns "step" and the metrics of all evaluations of a run's checkpoint.
+    """Runs all evaluations of a run on one checkpoint; returns "step" and the metrics.
 
     Args:
         run: the run directory.
-        step: of the checkpoint; "best" or None: the best where the run has one, else the newest; "latest".
+        step: step of the checkpoint, "latest", or "best". None, like "best": the best checkpoint if the run selects
+            one, else the newest.
 
     Raises:
-        CheckpointError: no such checkpoint.
-        ConfigError: the run's config has no evaluations.
+        CheckpointError: there is no such checkpoint.
+        ConfigError: the config of the run has no evaluations.
     """
     saved = SavedRun(run)
     config = saved.config
     if not config.evaluations:
         raise ConfigError(
-            f"{saved.directory.config}: no evaluations. Give the run some: config.evaluations.<name>.data."
+            f"{saved.directory.config}: no evaluations. Add one to the config of the run: evaluations.<name>.data."
         )
     program, total, source, sources = _program(config)
     with out_of_memory_reported(config.train, config.mesh), peer_failure.lost_peers_reported():
@@ -216,7 +217,7 @@ def evaluate(run: str | Path, *, step: int | str | None = None) -> dict[str, flo
 
 
 def export(run: str | Path, file: str | Path, *, step: int | str | None = None) -> list[str]:
-    """Writes the weights of a run's checkpoint as safetensors, the averaged ones where the run keeps an average.
+    """Writes the weights of a checkpoint as safetensors; the averaged weights if the run has them.
 
     Returns:
         The names of the arrays.
@@ -227,5 +228,5 @@ def export(run: str | Path, file: str | Path, *, step: int | str | None = None) 
 
 
 def checkpoints(run: str | Path) -> list[StepInfo]:
-    """Returns what is known of each checkpoint of a run, oldest first; starts no device."""
+    """Returns step, size, time and results of each checkpoint of a run, oldest first; does not initialize devices."""
     return SavedRun(run).checkpoints()

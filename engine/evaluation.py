@@ -1,6 +1,6 @@
-"""Named evaluations: the metrics of a Task over a finite dataset, each example counted exactly once.
+"""Named evaluations: metrics of a Task over a finite dataset, in which each example counts exactly once.
 
-The last batch is padded with rows of weight 0 (`data/feed.py`). Which steps are evaluated is decided in `events.py`.
+`data/feed.py` pads the last batch with rows of weight 0. `events.py` decides which steps are evaluated.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from engine.training.program import Program
 from engine.training.state import TrainState, evaluation_params
 from engine.training.task import check_examples
 
-IN_FLIGHT = 2  # batches that the device may be behind
+IN_FLIGHT = 2  # batches whose results are not waited for
 
 
 class Evaluation:
@@ -30,14 +30,14 @@ class Evaluation:
 
     Args:
         name: prefix of its metrics: "heldout" gives "heldout/accuracy".
-        config: its data and period.
-        source: examples, read in order.
-        program: whose Task is evaluated.
-        batch_size: rows of a batch; the last one is padded.
-        period: when it is due.
+        config: config section of the evaluation.
+        source: examples, which are read in order.
+        program: program with the Task to evaluate.
+        batch_size: rows per batch; the last batch is padded.
+        period: the steps at which the evaluation is due.
 
     Raises:
-        TaskError, ShardingError, DataError: the source, the Task and the mesh do not fit each other.
+        TaskError, ShardingError, DataError: the source, the Task and the mesh do not fit together.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Evaluation:
         self._step, self._names, self._by_row = program.evaluation(spec, batch_size)
         if not self._names:
             raise TaskError(f"{where}: {type(program.spec.task).__name__}.evaluate returned no metric.")
-        if not self._by_row and len(source) % batch_size:  # the last batch has a size of its own
+        if not self._by_row and len(source) % batch_size:  # the last batch is smaller, not padded
             program.evaluation(spec, len(source) % batch_size)
         self._feed = EvaluationFeed(
             source,
@@ -64,18 +64,18 @@ class Evaluation:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The full names of its metrics, as "heldout/accuracy"."""
+        """Full names of its metrics, such as "heldout/accuracy"."""
         return tuple(f"{self.name}/{name}" for name in self._names)
 
     def run(
         self, state: TrainState, preemption: Preemption | None = None, on_batch: Callable[[], None] = lambda: None
     ) -> dict[str, float] | None:
-        """Returns full metric name -> value over the whole dataset. NaN where the total weight is 0.
+        """Returns full metric name -> value over the whole dataset; NaN if the total weight is 0.
 
         Args:
-            state: of training.
-            preemption: is asked after each batch whether to stop; None is returned then.
-            on_batch: called after each batch, at most IN_FLIGHT of them before its result is there.
+            state: the train state to evaluate.
+            preemption: checked after each batch; if the run was asked to stop, the result is None.
+            on_batch: called after each dispatched batch, at most IN_FLIGHT batches before its result is complete.
         """
         params = evaluation_params(state, self.config.use_ema)
         sums = np.zeros((len(self._names), 2))
@@ -96,11 +96,11 @@ class Evaluation:
 
 
 def check_best(best: str | None, evaluations: Sequence[Evaluation]) -> None:
-    """Raises ConfigError where no evaluation gives the metric that `checkpoint.best` names."""
+    """Raises ConfigError if no evaluation has the metric that `checkpoint.best` names."""
     names = [name for evaluation in evaluations for name in evaluation.metrics]
     if best is not None and best not in names:
         raise ConfigError(
-            f"checkpoint.best = {best!r}: no evaluation gives this metric.{did_you_mean(best, names)} "
+            f"checkpoint.best = {best!r}: no evaluation has this metric.{did_you_mean(best, names)} "
             f"Metrics here: {', '.join(names)}."
         )
 
@@ -108,7 +108,7 @@ def check_best(best: str | None, evaluations: Sequence[Evaluation]) -> None:
 def build_evaluations(
     sections: Mapping[str, EvaluationConfig], sources: Mapping[str, Source], program: Program, size: RunSize
 ) -> list[Evaluation]:
-    """Returns the evaluations of a run; `sources` has one source for each name of `sections`."""
+    """Returns the evaluations of a run; `sources` has one source for each key of `sections`."""
     found = []
     for name, section in sections.items():
         batch_size = section.batch_size or size.batch_size

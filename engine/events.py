@@ -1,7 +1,6 @@
-"""Events: everything that a run does between two dispatches, behind one protocol.
+"""Events: everything that a run does between two dispatches, with one protocol.
 
-A new periodic feature is a class with `phase`, `ends_dispatch`, `next_step` and `run`, and a line in
-`Trainer._events`.
+To add a periodic feature, write a class with the members of `Event` and add a line to `Trainer._events`.
 """
 
 import math
@@ -14,7 +13,7 @@ from engine.checkpoint.store import StorageError
 from engine.cluster import group
 from engine.config.duration import Period
 from engine.evaluation import Evaluation
-from engine.observe import wording
+from engine.observe import formatting
 from engine.observe.profiler import ProfileWindow
 from engine.observe.recorder import Recorder
 from engine.phases import CALLING_HOOK, EVALUATING, PREPARING, PROFILING, SAVING, TRAINING, Phase, Phases
@@ -32,19 +31,20 @@ if TYPE_CHECKING:
 
 @dataclass
 class Boundary:
-    """A point between two dispatches: everything before `step` is done or in flight."""
+    """A point between two dispatches. All steps before `step` are complete or in flight."""
 
     step: int
     state: TrainState
     position: Mapping[str, int]
-    """The next unread example of the data."""
+    """Position in the data: the next batch and the next example."""
     first: bool
     """Whether the run starts or resumes here."""
     last: bool
+    """Whether `step` is the last step of the run."""
     stopping: bool
-    """Whether the run was asked to stop: it ends at this boundary, once its state is saved."""
+    """Whether the run was asked to stop: it saves and ends at this boundary."""
     interrupted: bool = False
-    """Set by an event that gave up for a request to stop; the boundary is then repeated, with `stopping`."""
+    """Set by an event that aborted because the run was asked to stop; the boundary is repeated with `stopping`."""
 
 
 class Event(Protocol):
@@ -52,36 +52,36 @@ class Event(Protocol):
 
     @property
     def phase(self) -> Phase:
-        """What the main thread does meanwhile."""
+        """Phase of the main thread while the event runs."""
         ...
 
     @property
     def ends_dispatch(self) -> bool:
-        """Whether a dispatch of several steps ends at its step. An event that depends on a clock can wait."""
+        """Whether a dispatch of several steps must end at its step. False for an event that depends on a clock."""
         ...
 
     def next_step(self, after: int) -> float:
-        """Returns the first step > `after` at which it is due; math.inf for never."""
+        """Returns the first step > `after` at which the event is due; math.inf for never."""
         ...
 
     def run(self, boundary: Boundary) -> None:
-        """Does it. Every process of a run calls it at the same steps."""
+        """Runs the event. Every process of a run calls it at the same steps."""
         ...
 
 
 class Schedule:
-    """When each event is due next.
+    """The next step of each event.
 
     Args:
-        events: in their order at a step.
-        step: of the first boundary.
+        events: the events, in the order in which they run at a step.
+        step: step of the first boundary.
     """
 
     def __init__(self, events: Sequence[Event], step: int):
         self._next = {event: event.next_step(step - 1) for event in events}
 
     def due(self, boundary: Boundary) -> Iterator[Event]:
-        """Yields the events that are due, in their order, until one is interrupted."""
+        """Yields the events that are due, in order, until one is interrupted."""
         for event, step in self._next.items():
             if step <= boundary.step and not boundary.interrupted:
                 yield event
@@ -91,19 +91,22 @@ class Schedule:
         self._next |= {event: step for event in self._next if isinstance(event, kinds)}
 
     def advance(self, step: int, total_steps: int) -> tuple[float, float]:
-        """Returns the next step > `step` with an event, and the next at which a dispatch ends; at most the last one."""
+        """Returns the next step > `step` with an event, and the next that ends a dispatch; at most `total_steps`."""
         self._next = {event: event.next_step(step) for event in self._next}
         ends = [at for event, at in self._next.items() if event.ends_dispatch]
         return min([total_steps, *self._next.values()]), min([total_steps, *ends])
 
 
 class Rollback(Exception):
-    """The run returns to its newest checkpoint."""
+    """Raised to make the trainer restore the newest checkpoint and continue from there."""
 
 
 @dataclass(eq=False)
 class Save:
-    """Saves by policy, and where a save must not be left out: at the end, on a stop, and for a best evaluation."""
+    """Saves by policy, and always at the last step, on a request to stop, and with an evaluation that selects the best.
+
+    When the run was asked to stop, it raises Interrupted or Preempted after the save.
+    """
 
     checkpoints: Checkpointer
     directory: RunDirectory
@@ -111,7 +114,7 @@ class Save:
     recorder: Recorder
     preemption: Preemption
     selecting: Sequence[Period]
-    """Of the evaluations that decide which checkpoint is best."""
+    """Periods of the evaluations that select the best checkpoint."""
     total_steps: int
     say: Callable[[str], None]
     phase = SAVING
@@ -156,7 +159,7 @@ class Save:
 
 @dataclass(eq=False)
 class DivergenceCheck:
-    """Applies the divergence policy to batches that were bad, and checks that a state is sound before it is saved."""
+    """Applies the divergence policy to bad batches, and checks that a state is finite before it is saved."""
 
     policy: Divergence
     save: Save
@@ -164,7 +167,7 @@ class DivergenceCheck:
     program: Program
     checkpoints: Checkpointer
     phases: Phases
-    phase = TRAINING  # it waits for steps, which have the bound of a step
+    phase = TRAINING  # it waits for steps, so the timeout of a step applies
     ends_dispatch = False
 
     def next_step(self, after: int) -> float:
@@ -173,8 +176,8 @@ class DivergenceCheck:
     def run(self, boundary: Boundary) -> None:
         """
         Raises:
-            Rollback: the run has to return to its newest checkpoint.
-            Diverged: the policy has no other way.
+            Rollback: the run has to continue from its newest checkpoint.
+            Diverged: the policy ends the run.
         """
         saving = self.save.is_due(boundary)
         if saving or self.policy.pending:
@@ -191,7 +194,7 @@ class DivergenceCheck:
 
 @dataclass(eq=False)
 class PrepareSaves:
-    """Compiles what a save computes, once the first step is dispatched, which does not need it."""
+    """Compiles the computations of a save after the first step is dispatched, so that they do not delay it."""
 
     prepare: Callable[[PyTree], None]
     first_step: int
@@ -218,7 +221,7 @@ class Evaluate:
     heartbeat: Callable[[], None]
     say: Callable[[str], None]
     results: dict[str, float]
-    """The newest result of each metric; updated here."""
+    """Latest value of each metric; updated by `run`."""
     phase = EVALUATING
     ends_dispatch = True
 
@@ -227,7 +230,7 @@ class Evaluate:
 
     def run(self, boundary: Boundary) -> None:
         step, new = boundary.step, {}
-        # An earlier attempt may have stopped right after this evaluation.
+        # An earlier attempt may have ended right after this evaluation.
         known = self.checkpoints.results(step) if boundary.first else {}
         for evaluation in self.evaluations:
             if not evaluation.period.due(step):
@@ -243,20 +246,20 @@ class Evaluate:
             self.results |= new
             self.recorder.note(step, new)
             self.checkpoints.record(step, new)
-            self.say(f"step {step}: {wording.pairs(new)}")
+            self.say(f"step {step}: {formatting.pairs(new)}")
 
 
 class Hook(Protocol):
-    """Something of the user's that the loop calls at the steps of its period."""
+    """A user-defined object that is called at the steps of its period."""
 
     def run(self, trainer: "Trainer", state: TrainState, step: int) -> None:
-        """Called between two steps. `state` must not be kept: the next step reuses its memory."""
+        """Called between two dispatches. Do not keep `state`: the next step reuses its memory."""
         ...
 
 
 @dataclass(eq=False)
 class CallHook:
-    """Calls a hook of the user's."""
+    """Calls a user-defined hook."""
 
     hook: Hook
     period: Period
@@ -273,7 +276,7 @@ class CallHook:
 
 @dataclass(eq=False)
 class CheckReplicas:
-    """Compares the copies of the state on different devices."""
+    """Compares the replicas of the state on different devices."""
 
     check: ReplicaCheck
     period: Period
@@ -289,7 +292,7 @@ class CheckReplicas:
 
 @dataclass(eq=False)
 class Profile:
-    """Begins and ends the trace of the profiler."""
+    """Starts and ends the trace of the profiler."""
 
     window: ProfileWindow
     phase = PROFILING

@@ -1,12 +1,12 @@
-"""The command line: one verb per job, and how each error ends the process. Every job is a function elsewhere.
+"""The command line: runs one verb, and turns errors into messages and exit codes.
 
-Nothing heavy is imported before a verb needs it, so that `convoy --help` answers at once.
+Heavy libraries are imported only by the verbs that need them, so that `convoy --help` answers at once.
 """
 
 from engine.tuning.huge_pages import restart_with_huge_pages
 
 if __name__ == "__main__":
-    restart_with_huge_pages()  # before the imports below, which the program that starts anew would repeat
+    restart_with_huge_pages()  # before the imports below, which the restarted program would repeat
 
 import argparse
 import contextlib
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb and returns the exit code; a user's mistake is a sentence, not a traceback.
+    """Runs one verb and returns the exit code. A user error is printed as a sentence, without a traceback.
 
-    One of several processes that fails alone does not return but exits at once: its peers wait for it. So does one with
-    a thread that waits for storage: Python's own end would wait for that thread.
+    In two cases the process exits immediately instead of returning: if it fails alone while its peers wait for it, and
+    if a thread is blocked on storage, since Python's normal exit would wait for that thread.
     """
-    os.chdir(os.environ.get("BUILD_WORKING_DIRECTORY", "."))  # `bazel run` starts programs elsewhere
+    os.chdir(os.environ.get("BUILD_WORKING_DIRECTORY", "."))  # `bazel run` starts programs in another directory
     if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # configs and models of the user's own lie where the command is given
+        sys.path.insert(0, os.getcwd())  # to find the user's configs and models in the current directory
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         processes.leave()
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, ConvoyError) and error.everywhere:
             verdict.report(error)
-            _leave_after_an_end()
+            _leave_after_failure()
         elif group.count() > 1:
             shutdown.end(error)
         elif isinstance(error, ConvoyError) or verdict.is_launched() or storage.hanging():
@@ -65,17 +65,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _leave_after_an_end() -> None:
-    """Leaves the other processes; that one of them is lost, process 0 included, matters no more."""
+def _leave_after_failure() -> None:
+    """Leaves the process group. Every process has failed, so a lost peer, even process 0, is no longer an error."""
     with contextlib.suppress(LostPeer, CoordinationError):
         processes.leave()
 
 
 def _run(words: list[str]) -> int:
-    """Finds the verb and runs it; what follows `--` is a command to launch."""
-    launched = words.index("--") if "--" in words else len(words)
-    rest, overrides = split_overrides(words[:launched])
-    args = parse(rest, words[launched:])
+    """Parses the words and runs the verb; the words after `--` are a command to launch."""
+    end = words.index("--") if "--" in words else len(words)
+    rest, overrides = split_overrides(words[:end])
+    args = parse(rest, words[end:])
     if args.verb is None:
         make_parser()[0].print_help()
         return ExitStatus.DONE
@@ -85,7 +85,7 @@ def _run(words: list[str]) -> int:
 def _train(args: argparse.Namespace, overrides: list[str]) -> int:
     config = _load(args.config, overrides)
     _join(args)
-    with _loading():
+    with _fast_import():
         from engine import entry
     from engine.run.goodput import process_start
 
@@ -103,8 +103,8 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def _loading() -> Iterator[None]:
-    """Pauses garbage collection while the engine is imported, 15 % of that time; what is imported stays for good."""
+def _fast_import() -> Iterator[None]:
+    """Pauses garbage collection, which takes 15 % of the time to import the engine; imported objects are permanent."""
     if "engine.entry" in sys.modules:
         yield
         return
@@ -112,14 +112,14 @@ def _loading() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()  # later collections pass over it
+        gc.freeze()  # later collections skip the imported objects
         gc.enable()
 
 
 def _evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
     _no_overrides(overrides, "evaluate")
     _join(args)
-    with _loading():
+    with _fast_import():
         from engine import entry
 
     with lost_peers_reported():
@@ -131,14 +131,14 @@ def _evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _load(reference: str, overrides: Sequence[str]) -> "Config":
-    """Loads the config of a file, a module or a run directory, which may lie in a bucket."""
+    """Loads the config of a file, a module or a run directory, which may be in a bucket."""
     from engine.config import load
 
     return load(local_text(reference), overrides)
 
 
 def _join(args: argparse.Namespace) -> None:
-    """Joins the other processes, where there are any, and says as whom."""
+    """Joins the other processes, if any, and prints the index of this process."""
     detection = _detection(args)
     if detection.process.count > 1 or detection.process.detected_by_jax or detection.notes:
         print(detection, *(f"warning: {note}" for note in detection.notes), sep="\n", file=sys.stderr, flush=True)
@@ -166,59 +166,59 @@ def _launch(args: argparse.Namespace, overrides: list[str]) -> int:
     from engine.launch import local, verbs
 
     if args.where != "local":
-        _none_before_the_command(overrides)
+        _check_no_overrides_before_command(overrides)
         if args.where == "slurm" and args.container_image is None:
-            _check(args.command)
+            _check_command(args.command)
         return verbs.run(args)
     if args.restarts:
         return _supervise(args, overrides)
-    words = _command_of(args, overrides, f"convoy launch {args.where}", "a verb")
+    words = _command_words(args, overrides, f"convoy launch {args.where}", "a verb")
     return local.launch(words, processes=args.processes, devices=args.devices_per_process)
 
 
 def _supervise(args: argparse.Namespace, overrides: list[str]) -> int:
     from engine.launch.supervise import supervise
 
-    words = _command_of(args, overrides, f"convoy {args.verb}", "train")
+    words = _command_words(args, overrides, f"convoy {args.verb}", "train")
     return supervise(
         words,
-        _run_of(args.command),
+        _run_directory(args.command),
         processes=args.processes,
         devices=args.devices_per_process,
         restarts=args.restarts,
     )
 
 
-def _command_of(args: argparse.Namespace, overrides: list[str], verb: str, wanted: str) -> list[str]:
-    """The command after `--`, as one to start; `wanted` is "train", or "a verb" where any will do."""
-    _none_before_the_command(overrides)
+def _command_words(args: argparse.Namespace, overrides: list[str], verb: str, expected: str) -> list[str]:
+    """Returns the words that start the command after `--`; `expected` is "train", or "a verb" for any verb."""
+    _check_no_overrides_before_command(overrides)
     found = args.command[0] if args.command else "nothing"
-    fits = found == "train" if wanted == "train" else found not in ("nothing", "launch", "supervise")
+    fits = found == "train" if expected == "train" else found not in ("nothing", "launch", "supervise")
     if not fits:
-        raise ConfigError(f"{verb}: {found} after --. Write {wanted}: {verb} ... -- train ...")
+        raise ConfigError(f"{verb}: found {found} after --. Write {expected}: {verb} ... -- train ...")
     return [sys.executable, "-m", "engine.main", *args.command]
 
 
-def _check(command: list[str]) -> None:
-    """Reports a mistake in a command now, and not after hours in a queue."""
+def _check_command(command: list[str]) -> None:
+    """Raises errors in a command now instead of after hours in a queue."""
     words, overrides = split_overrides(command)
     if (args := parse(words)).verb == "train":
         _load(args.config, overrides)
 
 
-def _none_before_the_command(overrides: list[str]) -> None:
+def _check_no_overrides_before_command(overrides: list[str]) -> None:
     if overrides:
         raise ConfigError(f"--config.{overrides[0]}: belongs to the command. Write it after --.")
 
 
-def _run_of(command: list[str]) -> "RunDirectory":
-    """The directory that a command `train ...` works in."""
+def _run_directory(command: list[str]) -> "RunDirectory":
+    """Returns the run directory of a command `train ...`."""
     from engine.run.directory import RunDirectory, default_workdir
 
     words, overrides = split_overrides(command)
     args = parse(words)
     if args.fast_dev_run:
-        raise ConfigError("--fast-dev-run: two steps are not worth starting again. Leave out supervise, or this flag.")
+        raise ConfigError("--fast-dev-run: cannot be combined with restarts. Remove it, or run convoy train alone.")
     config = _load(args.config, overrides)
     return RunDirectory(args.workdir or default_workdir(config.name, config.task.target))
 
@@ -326,7 +326,7 @@ _VERBS = {
 
 
 def run() -> NoReturn:
-    """The command `convoy`. It may restart once with huge pages (`tuning/huge_pages.py`), then ends this process."""
+    """The command `convoy`: may restart once with huge pages (`tuning/huge_pages.py`), runs a verb and exits."""
     restart_with_huge_pages()
     code = main()
     unmount()

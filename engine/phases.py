@@ -1,6 +1,6 @@
-"""Phases: what the main thread of a run does, for the stopwatch, the watchdog and the progress line together.
+"""Phases of the main thread of a run, which the stopwatch, the watchdog and the progress line share.
 
-A phase is entered at boundaries of the loop only, so it may cost microseconds.
+Phases are entered only between dispatches, so entering one may take microseconds.
 """
 
 import time
@@ -16,35 +16,36 @@ from engine.run.goodput import Stopwatch
 
 @dataclass(frozen=True)
 class Phase:
-    """Something that the main thread does."""
+    """An activity of the main thread."""
 
     name: str
-    """In the watchdog's messages, and on the progress line if `shown`."""
+    """Name in messages of the watchdog, and on the progress line if `shown`."""
     kind: str = ""
-    """What its seconds count as (`run/goodput.py`); "": as what they counted before."""
-    bound: Literal["step", "storage", "patient"] = "step"
-    """Which bound the watchdog applies: that of a step, of storage, or ten times `resilience.hang`."""
+    """Kind of time in the goodput ledger (`run/goodput.py`); "" keeps the kind of the enclosing phase."""
+    timeout: Literal["step", "storage", "long"] = "step"
+    """Timeout of the watchdog: that of a step, that of storage, or ten times `resilience.hang`."""
     outside_rates: bool = False
-    """Whether its seconds are no part of the training rates. The results of earlier steps are read first."""
+    """Whether its time is excluded from the training rates. The results of earlier steps are read first."""
     shown: bool = False
+    """Whether the progress line shows it."""
 
 
 TRAINING = Phase("training")
 SAVING = Phase("saving", "save stall", "storage")
 RESTORING = Phase("restoring", "restore", "storage")
 COMPILING = Phase("compiling", "compile")
-PREPARING = Phase("compiling", "compile", "patient", outside_rates=True)
-EVALUATING = Phase("evaluating", "evaluation", "patient", outside_rates=True, shown=True)
-CALLING_HOOK = Phase("calling a hook", "evaluation", "patient", outside_rates=True)
-PROFILING = Phase("profiling", bound="patient")
+PREPARING = Phase("compiling", "compile", "long", outside_rates=True)
+EVALUATING = Phase("evaluating", "evaluation", "long", outside_rates=True, shown=True)
+CALLING_HOOK = Phase("calling a hook", "evaluation", "long", outside_rates=True)
+PROFILING = Phase("profiling", timeout="long")
 
 
 class Phases:
-    """Enters phases. Before `recorder` is set, nothing is shown and no rates are kept.
+    """Enters phases. Until `recorder` is set, no progress is shown and no rates are measured.
 
     Args:
-        stopwatch: counts seconds by kind.
-        watchdog: applies the bound.
+        stopwatch: measures time by kind.
+        watchdog: applies the timeout.
     """
 
     def __init__(self, stopwatch: Stopwatch, watchdog: Watchdog):
@@ -53,13 +54,13 @@ class Phases:
 
     @contextmanager
     def __call__(self, phase: Phase) -> Iterator[None]:
-        """Enters a phase; the former one continues afterwards."""
+        """Enters a phase; the enclosing phase continues afterwards."""
         recorder = self.recorder
         if phase.outside_rates and recorder is not None:
-            recorder.settle()  # before the watchdog's bound changes: a step that hangs has the bound of a step
+            recorder.settle()  # before the timeout changes, so that the timeout of a step applies to a hanging step
         start = time.monotonic()
-        counted = self._stopwatch.during(phase.kind) if phase.kind else nullcontext()
-        with counted, self._bounded(phase):
+        measured = self._stopwatch.during(phase.kind) if phase.kind else nullcontext()
+        with measured, self._timed_out(phase):
             if phase.shown and recorder is not None:
                 recorder.phase(phase.name)
             yield
@@ -69,7 +70,7 @@ class Phases:
             if phase.outside_rates:
                 recorder.pause(time.monotonic() - start)
 
-    def _bounded(self, phase: Phase) -> AbstractContextManager[None]:
-        if phase.bound == "storage":
+    def _timed_out(self, phase: Phase) -> AbstractContextManager[None]:
+        if phase.timeout == "storage":
             return self._watchdog.storing(phase.name)
-        return self._watchdog.patient(phase.name) if phase.bound == "patient" else nullcontext()
+        return self._watchdog.patient(phase.name) if phase.timeout == "long" else nullcontext()

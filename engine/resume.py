@@ -1,7 +1,7 @@
-"""What a resume may change: the rules that compare a run's stored config and datasets with the new ones.
+"""Checks of a resume: compares the stored config and datasets of a run with the new ones.
 
-Each check runs on the primary, and its result or its error reaches every process. A run without a checkpoint may
-change in every way. The identity fields are listed in `config/identity.py`.
+Each check runs on the primary; its result or error is sent to every process. Before the first checkpoint every change
+is allowed. `config/identity.py` lists the identity fields.
 """
 
 import dataclasses
@@ -21,17 +21,17 @@ from engine.saved_run import has_checkpoint
 
 @dataclasses.dataclass(frozen=True)
 class Accepted:
-    """The changes that the user accepts: `--accept-schedule-change`, `--accept-data-change`."""
+    """Changes that the user accepts: `--accept-schedule-change`, `--accept-data-change`."""
 
     schedule: bool = False
     data: bool = False
 
 
 def check_config(config: Config, directory: RunDirectory, accepted: Accepted) -> list[str]:
-    """Returns the names of the evaluations whose data section changed.
+    """Returns the names of the evaluations whose data section has changed.
 
     Raises:
-        ConfigError: an identity field differs, or the schedule changes and that is not accepted.
+        ConfigError: an identity field differs, or the learning-rate schedule changes and that is not accepted.
     """
     return group.run_on_primary(
         lambda: _check_config(config, directory, accepted.schedule), "the check of the earlier config"
@@ -45,64 +45,64 @@ def _check_config(config: Config, directory: RunDirectory, accept: bool) -> list
     if differences := identity_differences(old, config):
         raise ConfigError(
             f"{directory} holds a run of another config:\n  " + "\n  ".join(differences) + "\n"
-            f"Go on with its own config (--config={directory}), name another --workdir (with its weights by "
-            f"--config.init.checkpoint={directory}), or start anew with --fresh (the old run is moved aside)."
+            f"Resume with its stored config (--config={directory}), use another --workdir (with its weights: "
+            f"--config.init.checkpoint={directory}), or start a new run with --fresh (the old run is moved aside)."
         )
     change = schedule_change(old, config)
     if change and not accept:
-        raise ConfigError(f"{directory}: {change} To go on with it, add --accept-schedule-change.")
+        raise ConfigError(f"{directory}: {change} To resume with it, add --accept-schedule-change.")
     kept = old.evaluations.keys() & config.evaluations.keys()
     return [name for name in sorted(kept) if old.evaluations[name].data != config.evaluations[name].data]
 
 
-def dataset_facts(source: Source, evaluation_sources: Mapping[str, Source]) -> dict[str, dataset_summary.Summary]:
-    """Returns what identifies the datasets of a run, by the section that names them.
+def summarize_datasets(source: Source, evaluation_sources: Mapping[str, Source]) -> dict[str, dataset_summary.Summary]:
+    """Returns the summary of each dataset of a run, by config section.
 
     Raises:
-        InconsistentProcesses: processes see other datasets.
+        InconsistentProcesses: the datasets of the processes differ.
     """
-    facts: dict[str, dataset_summary.Summary] = {"data": dataset_summary.summarize(source)}
-    facts |= {
+    summaries: dict[str, dataset_summary.Summary] = {"data": dataset_summary.summarize(source)}
+    summaries |= {
         f"evaluations.{name}.data": dataset_summary.summarize(found) for name, found in evaluation_sources.items()
     }
     check_consistency(
-        {f"{where}: {name}": text for where, found in facts.items() for name, text in found.items()}, "data"
+        {f"{where}: {name}": text for where, found in summaries.items() for name, text in found.items()}, "data"
     )
-    return facts
+    return summaries
 
 
 def check_data(
-    facts: Mapping[str, dataset_summary.Summary], directory: RunDirectory, accepted: Accepted
+    summaries: Mapping[str, dataset_summary.Summary], directory: RunDirectory, accepted: Accepted
 ) -> tuple[list[str], list[str]]:
-    """Returns the names of the evaluations whose data changed since the run began, and sentences for the user.
+    """Returns the names of the evaluations whose data has changed since the start of the run, and messages.
 
     Raises:
-        DataError: the training data changed, and that is not accepted.
+        DataError: the training data has changed, and that is not accepted.
     """
     evaluations, messages = group.run_on_primary(
-        lambda: _check_data(facts, directory, accepted.data), "the check of the dataset"
+        lambda: _check_data(summaries, directory, accepted.data), "the check of the dataset"
     )
     return evaluations, messages
 
 
 def _check_data(
-    facts: Mapping[str, dataset_summary.Summary], directory: RunDirectory, accept: bool
+    summaries: Mapping[str, dataset_summary.Summary], directory: RunDirectory, accept: bool
 ) -> tuple[list[str], list[str]]:
     before = dataset_summary.read(directory.data) if has_checkpoint(directory) else {}
     if not before:
         return [], []
-    differences = dataset_summary.changes(before.get("data", facts["data"]), facts["data"], "data")
+    differences = dataset_summary.changes(before.get("data", summaries["data"]), summaries["data"], "data")
     if differences and not accept:
         raise DataError(
             f"{directory} holds a run on another dataset:\n  " + "\n  ".join(differences) + "\n"
-            "Give it the data that it began with, add --accept-data-change to go on with this one from the same place "
-            "in its order, name another --workdir, or start anew with --fresh (the old run is moved aside)."
+            "Use the original dataset, continue at the same position of the new one with --accept-data-change, use "
+            "another --workdir, or start a new run with --fresh (the old run is moved aside)."
         )
-    messages = [f"the dataset has changed, which is accepted: {text}" for text in differences]
+    messages = [f"the dataset has changed (--accept-data-change): {text}" for text in differences]
     evaluations = []
-    for where in sorted((before.keys() & facts.keys()) - {"data"}):
-        if lines := dataset_summary.changes(before[where], facts[where], where):
+    for where in sorted((before.keys() & summaries.keys()) - {"data"}):
+        if lines := dataset_summary.changes(before[where], summaries[where], where):
             name = where.removeprefix("evaluations.").removesuffix(".data")
             evaluations.append(name)
-            messages.append(f"{name} is another dataset than before, so its earlier results are dropped: {lines[0]}")
+            messages.append(f"the dataset of {name} has changed, so its earlier results are dropped: {lines[0]}")
     return evaluations, messages

@@ -1,4 +1,4 @@
-"""An existing run, to be evaluated, exported or listed: its config and its checkpoints. Nothing is written."""
+"""Read access to the config and checkpoints of an existing run, for evaluation, export and listing."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ class SavedRun:
     """The directory, the config and the checkpoints of a run.
 
     Raises:
-        RunError: the directory is no run.
+        RunError: the directory is not a run.
     """
 
     def __init__(self, path: str | Path):
@@ -24,14 +24,14 @@ class SavedRun:
         self._store = CheckpointStore(self.directory.checkpoints)
 
     def checkpoints(self) -> list[StepInfo]:
-        """Returns what is known of each checkpoint, oldest first."""
+        """Returns step, size, time and results of each checkpoint, oldest first."""
         return self._store.describe()
 
     def choose(self, step: int | str | None) -> int:
-        """Returns the step that a number, "latest", "best" or None means; None is the best if there is one.
+        """Returns the step for a number, "latest", "best" or None; None, like "best": the best, else the newest.
 
         Raises:
-            CheckpointError: no such checkpoint; names those that exist.
+            CheckpointError: there is no such checkpoint; the message lists the existing ones.
         """
         steps, c = self._store.steps(), self.config.checkpoint
         best = Retention(self.directory.checkpoints, c.keep_latest, c.best, c.best_mode, c.keep_best).best()
@@ -49,11 +49,11 @@ class SavedRun:
         raise CheckpointError(f"{self.directory}: no checkpoint {step!r}. Found: {found}, latest, best.")
 
     def restore(self, step: int, program: Program) -> TrainState:
-        """Returns the state of a checkpoint, placed as the program places it."""
+        """Returns the state of a checkpoint, sharded as the program requires."""
         abstract = program.abstract_state.to_tree()
         return TrainState.from_tree(self._store.restore(step, abstract, program.spec.model.stacked))
 
 
 def has_checkpoint(directory: RunDirectory) -> bool:
-    """Whether a run has trained so far that a resume begins with its state."""
+    """Whether a run has a checkpoint to resume from."""
     return directory.exists() and CheckpointStore(directory.checkpoints).latest() is not None

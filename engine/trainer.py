@@ -1,6 +1,7 @@
-"""The trainer: a Task, a mesh and data in; a trained state and its summary out.
+"""The training loop: trains a Task on a mesh with data, in a run directory.
 
-`Trainer.train` is a generator of boundaries. The order of things at a step is the order of `_events`, then draw, step.
+`Trainer.train` is a generator of boundaries. At a boundary the events run in the order of `_events`; then the loop
+dispatches steps until the next event.
 """
 
 import contextlib
@@ -35,7 +36,7 @@ from engine.events import (
 )
 from engine.observe.profiler import ProfileWindow
 from engine.observe.recorder import Recorder
-from engine.observe.report import Summary
+from engine.observe.summary import Summary
 from engine.observe.writer import metrics_of
 from engine.phases import SAVING, TRAINING, Phases
 from engine.resilience.divergence import Divergence
@@ -48,23 +49,23 @@ from engine.training.program import CompiledSteps
 from engine.training.state import TrainState
 from engine.training.task import Task
 
-POLL_S = 0.05  # between two polls of background work: the lease, and saves that have ended
+POLL_S = 0.05  # between two polls of background work: the lease, and finished saves
 
 
 class Trainer:
     """Trains a Task on a mesh with data, in a run directory.
 
     Args:
-        task: what to train.
-        mesh: where.
+        task: the Task to train.
+        mesh: the devices.
         source: the training examples.
-        config: everything else.
-        directory: the run; training resumes from its newest checkpoint.
+        config: all other settings.
+        directory: the run directory; training resumes from its newest checkpoint.
         evaluation_sources: one source for each of `config.evaluations`.
-        hooks: one for each of `config.hooks`.
+        hooks: one hook for each of `config.hooks`.
         on_row: called with each row of metrics, in another thread.
-        on_message: called with sentences for the user; hooks call it as `trainer.say`.
-        on_phase: called with "training" or "evaluating" when it begins, in another thread.
+        on_message: called with sentences for the user; hooks can call it as `trainer.say`.
+        on_phase: called with "training" or "evaluating" when the phase starts, in another thread.
     """
 
     def __init__(
@@ -105,16 +106,16 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """Steps done; before training, the step of the newest checkpoint."""
+        """Completed steps; before training, the step of the newest checkpoint."""
         return self._step
 
     def run(self) -> Summary:
-        """Trains to the end; resumes from the newest checkpoint if there is one.
+        """Trains to the last step; resumes from the newest checkpoint if there is one.
 
         Raises:
-            Preempted, Interrupted: asked to stop; the state is saved.
-            Diverged: the loss is not finite, and the policy has no other way.
-            ReplicaError: copies of the state differ.
+            Preempted, Interrupted: the run was asked to stop; the state is saved.
+            Diverged: the loss diverged, and the policy ends the run.
+            ReplicaError: replicas of the state differ.
             ConvoyError: storage or data failed.
         """
         for _ in self.train():
@@ -122,9 +123,9 @@ class Trainer:
         return self.summary()
 
     def train(self) -> Generator[Boundary]:
-        """Trains to the end; yields each boundary once its events have run. Raises like `run`.
+        """Trains to the last step; yields each boundary after its events have run. Raises like `run`.
 
-        Closing the generator ends the run where it is, without a save.
+        Closing the generator ends the run at this boundary, without a save.
         """
         with contextlib.ExitStack() as stack:
             for context in (self._preemption, self._watchdog, self.checkpoints, self._attempt):
@@ -153,8 +154,8 @@ class Trainer:
                             self.checkpoints.finish()
                     return
                 except Rollback:
-                    pass  # the traceback, whose frames hold the state, is freed at the end of this block
-                boundary = state = None  # memory may not hold a second state beside it
+                    pass  # the traceback, whose frames reference the state, is freed at the end of this block
+                boundary = state = None  # memory may not suffice for two states
                 recorder.rollback()
                 state, step = self._restore()
 
@@ -173,7 +174,7 @@ class Trainer:
                 self.directory.stopwatch.reached(self._step, feed.wait_s)
 
     def _events(self, recorder: Recorder) -> list[Event]:
-        """Returns everything that happens between two dispatches, in its order at a step."""
+        """Returns all events, in the order in which they run at a step."""
         config, checkpoints, preemption = self.config, self.checkpoints, self._preemption
         selecting = [e.period for e in self.evaluations if config.checkpoint.best in e.metrics]
         save = Save(
@@ -199,7 +200,7 @@ class Trainer:
         schedule: Schedule,
         recorder: Recorder,
     ) -> Iterator[Boundary]:
-        """Dispatches steps until the next event is due, and yields a boundary there. Never waits for the device."""
+        """Dispatches steps until the next event is due, and yields a boundary there. Does not wait for the device."""
         k, last, first, divergence = self.config.train.steps_per_dispatch, self.total_steps, step, self._divergence
         no_skips = {count: self.program.skip_mask((False,) * count) for count in steps}
         done, poll_at = verdict.step_counter(), 0.0
@@ -240,7 +241,7 @@ class Trainer:
                     poll_at = time.monotonic() + POLL_S
 
     def _poll(self, step: int, feed: TrainFeed) -> None:
-        """Polls background work: the lease, and saves that have ended. Called on a timer, not on a step."""
+        """Polls background work: the lease, and finished saves. Called on a timer, not on a step."""
         self.directory.stopwatch.reached(step, feed.wait_s)
         self.directory.lease.check()
         if self.checkpoints.has_events:
@@ -252,12 +253,12 @@ class Trainer:
         self._on_row(row)
 
     def _take_values(self, first: int, values: np.ndarray) -> None:
-        """Takes the results of the steps from `first` on, `[steps, names, 2]`."""
+        """Receives the metrics of the steps from `first` on, `[steps, names, 2]`."""
         self._watchdog.arrived = first + len(values)
         self._divergence.add_results(first, values)
 
     def summary(self) -> Summary:
-        """Returns what is reached so far."""
+        """Returns the summary of the run so far."""
         best = self.checkpoints.retention.best()
         return Summary(
             state="training",

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# One machine: a small run in two processes that find each other as hosts of a cluster do, on CPU devices.
+# One machine: a small run on CPU devices in two processes, which find each other like hosts of a cluster.
 #
-#   scripts/laptop.sh                                          a minute or less
-#   scripts/laptop.sh --config.train.total="2 epochs"          further words go to the training
+#   scripts/laptop.sh                                          takes a minute or less
+#   scripts/laptop.sh --config.train.total="2 epochs"          passes further arguments to convoy train
 #
-# Fill in: nothing. For one process, which is faster here: convoy train --config=configs.digits
+# Fill in: nothing. A single process is faster here: convoy train --config=configs.digits
 set -euo pipefail
 
 exec convoy launch local --processes 2 --devices-per-process 1 -- \

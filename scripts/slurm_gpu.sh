@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Slurm, 16 GPUs on two nodes: one process a node, which drives all eight of its GPUs.
+# Slurm, 16 GPUs on two nodes: one process per node, which uses all eight GPUs of the node.
 #
 #   VENV=/shared/convoy-env PARTITION=gpu ACCOUNT=perception scripts/slurm_gpu.sh --dry-run     prints the batch script
 #   the same without --dry-run                                                                  submits it
 #
-# Fill in: VENV, an environment with convoy-engine[cuda] on a disk that all nodes see; PARTITION and ACCOUNT, as
-# `sinfo` and `sacctmgr show associations` list them. Start it where runs/ may lie: a folder that all nodes see.
-# Costs 16 GPUs until the run is done: each stay ends after four hours, saves, and queues again, 50 times at most.
-# To end it before: scancel JOB
+# Fill in: VENV, a Python environment with convoy-engine[cuda] on a disk that all nodes share; PARTITION and ACCOUNT,
+# which `sinfo` and `sacctmgr show associations` list. Start it in a folder that all nodes share: runs/ is created there.
+# Costs 16 GPUs until the run is done. After four hours the job saves and requeues itself, 50 times at most.
+# To end it earlier: scancel JOB
 set -euo pipefail
 
 exec convoy launch slurm \

@@ -1,4 +1,4 @@
-"""What may be typed: verbs and their arguments, overrides taken out, and a sentence for every other word."""
+"""Parsing of the command line: verbs and their arguments, overrides, and errors for every other word."""
 
 import pytest
 
@@ -42,9 +42,9 @@ def test_checkpoints_accepts_verify_before_the_run():
     ],
 )  # fmt: skip
 def test_unknown_word_is_a_config_error(words, after, sentence):
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as error:
         parse(words, after)
-    assert str(told.value).startswith(sentence)
+    assert str(error.value).startswith(sentence)
 
 
 def test_help_lists_every_verb():

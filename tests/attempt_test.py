@@ -1,4 +1,4 @@
-"""What an attempt starts from: a new state, or the newest good checkpoint and the row that it interrupted."""
+"""The start of an attempt: a new state, or the newest valid checkpoint; and the compiled programs."""
 
 import contextlib
 

@@ -1,4 +1,4 @@
-"""`convoy doctor`: what a process finds where it is started, alone and with others."""
+"""Output of `convoy doctor` in a single process and in several."""
 
 import pytest
 
@@ -15,8 +15,8 @@ def test_doctor_reports_the_environment_without_values_of_variables():
     words = {line.partition(":")[0]: line.partition(": ")[2] for line in others}
     assert "jax " in words["packages"] and "grain " in words["packages"]
     assert "cores for this process" in words["host"]
-    assert "XLA_FLAGS" in words["set"] and "fast_math" not in done.stdout
-    assert words["devices"] == "2 here of 2: cpu (cpu)"
+    assert "XLA_FLAGS" in words["variables set"] and "fast_math" not in done.stdout
+    assert words["devices"] == "2 local, 2 in total: cpu (cpu)"
     assert words["collective"].startswith("2 devices, ")
 
 
@@ -25,7 +25,7 @@ def test_doctor_reports_every_process():
     assert done.returncode == 0, done.stderr
     for i in range(2):
         assert f"[{i}] processes: {i} of 2, coordinator 127.0.0.1:" in done.stdout
-        assert f"[{i}] devices: 1 here of 2: cpu (cpu)" in done.stdout
+        assert f"[{i}] devices: 1 local, 2 in total: cpu (cpu)" in done.stdout
         assert f"[{i}] process {i}: all 2 processes answer" in done.stdout
 
 

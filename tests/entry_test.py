@@ -1,4 +1,4 @@
-"""The verbs as functions: where a run is stored, and what remains of the caller's process."""
+"""Train, evaluate and export as functions: run directories, checks of arguments, and side effects on the process."""
 
 import dataclasses
 import signal
@@ -178,5 +178,5 @@ def test_failed_first_start_does_not_block_the_directory(tmp_path):
 
 
 def test_unknown_best_metric_is_a_config_error(tmp_path):
-    with pytest.raises(ConfigError, match=r"'heldout/los': no evaluation gives this metric. Did you mean heldout/loss"):
+    with pytest.raises(ConfigError, match=r"'heldout/los': no evaluation has this metric. Did you mean heldout/loss"):
         engine.train(runs.config(checkpoint__best="heldout/los"), workdir=tmp_path)

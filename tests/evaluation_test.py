@@ -1,4 +1,4 @@
-"""Evaluations: exact over partial batches, on any mesh, for metrics by row and for sums."""
+"""Evaluations are exact with partial batches, on any mesh, for metrics per row and for sums."""
 
 import dataclasses
 import os
@@ -20,7 +20,7 @@ from engine.evaluation import Evaluation, build_evaluations
 from engine.resilience.preemption import Preemption
 from tests import zoo
 
-N = 37  # no multiple of any batch here
+N = 37  # not a multiple of any batch size here
 
 
 class Sums(zoo.Classify):
@@ -36,7 +36,7 @@ def evaluation(program, batch_size=16, **config):
 
 
 def expected(program, state):
-    """Loss and accuracy by hand, over all examples at once."""
+    """Loss and accuracy, computed over all examples at once."""
     data = zoo.examples(N, seed=5)
     params = jax.device_get(state.params)
     module = program.spec.model.module(params, jax.device_get(state.model_state), None)

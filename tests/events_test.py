@@ -1,4 +1,4 @@
-"""The schedule of events: who runs at a step, in which order, and where a dispatch ends."""
+"""The schedule of events: which events run at a step, in which order, and where a dispatch ends."""
 
 import math
 from typing import cast
@@ -11,7 +11,7 @@ from engine.training.state import TrainState
 
 
 class Every:
-    """An event of each n-th step."""
+    """An event that is due every n steps."""
 
     phase = TRAINING
 

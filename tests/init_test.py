@@ -1,4 +1,4 @@
-"""`import engine` costs nothing until a name is asked for."""
+"""`import engine` loads no heavy library until a name is used."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Kill it, stop it, start it again: the run that comes out is the unbroken run, bit for bit."""
+"""A run that is killed or stopped, and started again, is bitwise equal to an uninterrupted run."""
 
 import signal
 import time
@@ -24,7 +24,7 @@ def unbroken(tmp_path_factory):
 
 
 def wait_for(condition, process, seconds=60):
-    """Polls until the condition holds; the process must not end before (the run is long enough)."""
+    """Polls until the condition holds; the process must still be running then."""
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()[0]
@@ -36,8 +36,8 @@ def checkpoints(run: Path) -> set[str]:
     return {path.parent.name for path in run.glob("checkpoints/*/commit_success.txt") if path.parent.name.isdecimal()}
 
 
-def same_run(run: Path, unbroken: Path, tmp_path: Path) -> None:
-    """Losses of all steps, results and final weights are equal, bit for bit."""
+def assert_same_run(run: Path, unbroken: Path, tmp_path: Path) -> None:
+    """Checks that losses of all steps, results and final weights are bitwise equal."""
     assert runs.rows(run) == runs.rows(unbroken)
     assert runs.rows(run, "heldout/loss") == runs.rows(unbroken, "heldout/loss")
     files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
@@ -50,7 +50,7 @@ def same_run(run: Path, unbroken: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("k", [1, 8])
 def test_resume_after_sigkill_is_bitwise_equal(unbroken, tmp_path, k):
     args = (*ARGS, f"--workdir={tmp_path / 'run'}", f"--config.train.steps_per_dispatch={k}")
-    for wanted in (1, 4):  # killed twice, wherever it happens to be
+    for wanted in (1, 4):  # killed twice, at an arbitrary moment
         process = runs.start(*args)
         wait_for(lambda wanted=wanted: steps_of(tmp_path) > 40 * wanted, process)
         process.kill()
@@ -59,7 +59,7 @@ def test_resume_after_sigkill_is_bitwise_equal(unbroken, tmp_path, k):
         assert runs.status(tmp_path / "run")["exit_code"] is None
     assert runs.convoy(*args).returncode == 0
     assert runs.status(tmp_path / "run")["attempt"] == 3
-    same_run(tmp_path / "run", unbroken, tmp_path)
+    assert_same_run(tmp_path / "run", unbroken, tmp_path)
 
 
 def steps_of(tmp_path: Path) -> int:
@@ -81,8 +81,8 @@ def test_stopped_run_saves_and_prints_how_to_resume(unbroken, tmp_path, number, 
     assert (status["state"], status["exit_code"]) == (state, code)
     assert 3 < status["step"] < 400
     assert f"is saved in {tmp_path / 'run'}" in output
-    assert f"go on from {status['step']}" in output
+    assert f"resume from {status['step']}" in output
     assert "Traceback" not in output
     assert str(status["step"]) in checkpoints(tmp_path / "run")
     assert runs.convoy(*args).returncode == 0
-    same_run(tmp_path / "run", unbroken, tmp_path)
+    assert_same_run(tmp_path / "run", unbroken, tmp_path)

@@ -1,6 +1,6 @@
-"""The levels of the architecture against the imports of every file, those inside functions included.
+"""Checks the imports of every file, including those inside functions, against the levels of the architecture.
 
-A package imports itself and what lies on a lower level. Bazel states the same edges (engine/levels.bzl).
+A package may import itself and packages on lower levels. Bazel declares the same edges (engine/levels.bzl).
 """
 
 import ast
@@ -23,25 +23,25 @@ LEVELS = (
     ("entry+resume+saved_run", "doctor", "launch"),
     ("trainer+attempt+events+phases+evaluation",),
     ("training", "checkpoint", "observe", "resilience", "layers"),
-    ("tuning",),  # on the level of parallel too, but it reads the layout of parallel
+    ("tuning",),  # same level as parallel, but it reads the layout of parallel
     ("run", "parallel", "data", "metrics"),
-    ("cluster",),  # on the lowest level too, but it raises the errors of config and shows paths
+    ("cluster",),  # same level as config, but it raises errors of config and formats paths
     ("mounts",),
     ("config",),
     ("types",),
 )
 
-# Outside the engine: what each package may import of this repository.
+# Names of this repository that packages outside the engine may import.
 OUTSIDE = {
     "models": {"engine": set(engine.__all__), "engine.layers": None, "models": None},  # None: any name of it
     "configs": {"engine.config": None, "configs": None},
 }
-CONFIGS_USE = {"ml_collections"}  # beside the standard library
+CONFIGS_USE = {"ml_collections"}  # in addition to the standard library
 
-PACKAGES_WITHOUT_JAX = ("config", "cluster")  # while they are imported
-LIBRARIES = ("jax", "flax", "orbax", "grain")  # of which no private name is used
-PRIVATE = {"engine/cluster/kv_store.py": 1}  # but these: the client that JAX has no public name for, imported once
-LONGEST = 400  # lines of a file
+PACKAGES_WITHOUT_JAX = ("config", "cluster")  # packages that must not load jax when they are imported
+LIBRARIES = ("jax", "flax", "orbax", "grain")  # libraries whose private names must not be used
+PRIVATE = {"engine/cluster/kv_store.py": 1}  # except here: JAX's distributed client has no public name
+LONGEST = 400  # maximum number of lines in a file
 
 FILES = sorted(
     path.relative_to(TOP).as_posix()
@@ -82,7 +82,7 @@ def imports(tree: ast.Module) -> Iterator[tuple[int, str, str]]:
 
 
 def at_module_level(tree: ast.Module) -> ast.Module:
-    """The file without its functions, whose imports come later."""
+    """Removes functions, whose imports do not run when the module is imported."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.If | ast.Try | ast.With):
             node.body = [inner for inner in node.body if not isinstance(inner, ast.FunctionDef)]
@@ -102,14 +102,14 @@ def faults(file: str, text: str) -> list[str]:
 def engine_fault(importer: str, module: str, name: str) -> str | None:
     first = module.split(".")[0]
     if first in ("models", "configs"):
-        return "the engine knows no model and no config"
+        return "the engine may not import models or configs"
     if first != "engine" or importer == "engine":
         return None
     mine, theirs = level_and_package(importer), level_and_package(module)
     if mine is None:
         return "this file is on no level"
     if theirs is None:
-        return "what `import engine` offers is above every level; name the package"
+        return "the names of `import engine` are above every level; import the package"
     if mine == theirs or theirs[0] < mine[0]:
         return None
     return "upwards" if theirs[0] > mine[0] else "sideways"
@@ -125,7 +125,7 @@ def outside_fault(importer: str, module: str, name: str) -> str | None:
         inside = module == allowed if names is not None else module == allowed or module.startswith(f"{allowed}.")
         if inside and (names is None or name in names):
             return None
-    return f"{package} import {', '.join(OUTSIDE[package])} and no deeper"
+    return f"{package} may only import {', '.join(OUTSIDE[package])}"
 
 
 def source(file: str) -> str:
@@ -189,8 +189,8 @@ def test_no_private_name_of_a_library_is_used(file):
 @pytest.mark.parametrize("file", FILES)
 def test_file_has_a_docstring_and_at_most_400_lines(file):
     text = source(file)
-    assert ast.get_docstring(ast.parse(text)), f"{file} opens with no docstring that says what it provides."
-    assert len(text.splitlines()) <= LONGEST, f"{file} has over {LONGEST} lines. Which second thing is in it?"
+    assert ast.get_docstring(ast.parse(text)), f"{file} has no module docstring. State what the module provides."
+    assert len(text.splitlines()) <= LONGEST, f"{file} has more than {LONGEST} lines. Split it."
 
 
 def test_each_engine_file_has_a_test_file():
@@ -208,15 +208,15 @@ def test_each_engine_file_has_a_test_file():
         ("engine/run/log.py", "from engine.training import step", "engine.training.step: upwards"),
         ("engine/run/log.py", "def f():\n    import engine.data.feed", "engine.data.feed: sideways"),
         ("engine/observe/writer.py", "import engine.checkpoint.store", "engine.checkpoint.store: sideways"),
-        ("engine/data/feed.py", "from engine import Task", "engine.Task: what `import engine`"),
+        ("engine/data/feed.py", "from engine import Task", "engine.Task: the names of `import engine`"),
         ("engine/entry.py", "from engine import main", "engine.main: upwards"),
-        ("engine/trainer.py", "import models.digits", "models.digits: the engine knows no model"),
+        ("engine/trainer.py", "import models.digits", "models.digits: the engine may not import"),
         ("engine/unknown.py", "import engine.config", "engine.config: this file is on no level"),
-        ("models/digits.py", "from engine.metrics import Loss", "engine.metrics.Loss: models import"),
-        ("models/digits.py", "from engine import Trainr", "engine.Trainr: models import engine,"),
-        ("models/digits.py", "import configs.digits", "configs.digits: models import"),
-        ("configs/digits.py", "from engine import Task", "engine.Task: configs import"),
-        ("configs/digits.py", "import models.digits", "models.digits: configs import"),
+        ("models/digits.py", "from engine.metrics import Loss", "engine.metrics.Loss: models may only import"),
+        ("models/digits.py", "from engine import Trainr", "engine.Trainr: models may only import engine,"),
+        ("models/digits.py", "import configs.digits", "configs.digits: models may only import"),
+        ("configs/digits.py", "from engine import Task", "engine.Task: configs may only import"),
+        ("configs/digits.py", "import models.digits", "models.digits: configs may only import"),
         ("configs/digits.py", "import jax", "jax: a config imports the standard library"),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: real processes, exit codes, and sentences instead of tracebacks."""
+"""The command line in real processes: output, exit codes, and error messages instead of tracebacks."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def digits(tmp_path_factory):
 
 
 def cpu_seconds() -> float:
-    """CPU time of the child processes so far: a deadline that other work on the machine does not move."""
+    """CPU time of the child processes so far, which does not depend on the load of the machine."""
     times = os.times()
     return times.children_user + times.children_system
 
@@ -141,17 +141,17 @@ def test_fast_dev_run_with_workdir_keeps_its_files(tmp_path):
         (["evaluate", "nowhere", "--config.train.seed=1"], 1, "takes no overrides"),
         (["train", DIGITS, "--process-id=1"], 1, "found --process-id=1, but not --coordinator or CONVOY_COORDINATOR"),
         (["train", DIGITS, "--", "x"], 1, "--: unknown argument of convoy train"),
-        (["launch", "local", "--processes=2"], 1, "convoy launch local: nothing after --. Write a verb"),
-        (["supervise"], 1, "convoy supervise: nothing after --. Write train: convoy supervise ... -- train ..."),
-        (["supervise", "--", "evaluate", "runs/x"], 1, "convoy supervise: evaluate after --. Write train"),
+        (["launch", "local", "--processes=2"], 1, "convoy launch local: found nothing after --. Write a verb"),
+        (["supervise"], 1, "convoy supervise: found nothing after --. Write train: convoy supervise ... -- train ..."),
+        (["supervise", "--", "evaluate", "runs/x"], 1, "convoy supervise: found evaluate after --. Write train"),
         (["supervise", "--restarts=-1", "--", "train"], 1, "--restarts = -1: allowed is a whole number from 0"),
-        (["supervise", "--", "train", DIGITS, "--fast-dev-run"], 1, "--fast-dev-run: two steps are not worth"),
+        (["supervise", "--", "train", DIGITS, "--fast-dev-run"], 1, "--fast-dev-run: cannot be combined with"),
         (["supervise", "--", "train", "--config=configs.digit"], 1, "Did you mean configs.digits"),
         (["supervise", "--", "train", DIGITS, "--config.train.totl=3"], 1, "ConfigError: train.totl: unknown field"),
-        (["launch", "local", "--processes=2", "--", "launch"], 1, "launch local: launch after --. Write a verb"),
+        (["launch", "local", "--processes=2", "--", "launch"], 1, "launch local: found launch after --. Write a verb"),
         (["launch", "local", "--processes=0", "--", "train"], 1, "--processes = 0: allowed is a whole number from 1"),
         (["launch", "local", "--processes=2", "--config.train.seed=1", "--", "train"], 1, "Write it after --"),
-        (["launch", "slurm", "--nodes=2", "--time=60", "--dry-run"], 1, "convoy launch slurm: nothing after --."),
+        (["launch", "slurm", "--nodes=2", "--time=60", "--dry-run"], 1, "convoy launch slurm: found nothing after --."),
         (
             ["launch", "slurm", "--nodes=2", "--time=60", "--", "train", DIGITS, "--config.train.totl=1"],
             1,

@@ -1,4 +1,4 @@
-"""A phase sets the stopwatch, the watchdog and the progress line together, and the former one returns after it."""
+"""A phase sets the stopwatch, the watchdog and the progress line together; the enclosing phase returns after it."""
 
 import pytest
 
@@ -14,8 +14,8 @@ def parts(tmp_path):
     return stopwatch, watchdog, tmp_path / "goodput.jsonl"
 
 
-class Reported:
-    """What the recorder of a run is asked for."""
+class FakeRecorder:
+    """Records the calls of a recorder."""
 
     def __init__(self):
         self.calls = []
@@ -36,7 +36,7 @@ def test_seconds_count_as_the_kind_of_the_phase(parts):
     with phase(SAVING):
         assert watchdog.progress.phase == "saving"
         with phase(COMPILING):
-            assert watchdog.progress.phase == "saving"  # which has the longer bound
+            assert watchdog.progress.phase == "saving"  # which has the longer timeout
         stopwatch.flush()
     stopwatch.close()
     times = sums(read(file))[1]
@@ -53,7 +53,7 @@ def test_previous_phase_returns_after_an_error(parts):
 
 def test_phase_outside_rates_settles_and_pauses_the_recorder(parts):
     stopwatch, watchdog, _ = parts
-    phase, recorder = Phases(stopwatch, watchdog), Reported()
+    phase, recorder = Phases(stopwatch, watchdog), FakeRecorder()
     phase.recorder = recorder  # pyright: ignore[reportAttributeAccessIssue]
     with phase(EVALUATING):
         assert watchdog.progress.phase == "evaluating"

@@ -1,4 +1,4 @@
-"""One run by several processes, through `convoy launch local`: the same numbers, one set of files, one end for all."""
+"""One run in several processes, by `convoy launch local`: equal numbers, one set of files, and a common end."""
 
 import json
 import os
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
 
 class Fault:
-    """A hook that does something to its process, or to the launcher, at a step; from then on steps take a while."""
+    """A hook that raises, kills its process or stops the launcher at a step; after a stop, steps take longer."""
 
     def __init__(self, step: int, what: str, process: int = 1):
         self._step, self._what, self._process = step, what, process
@@ -37,7 +37,7 @@ class Fault:
 
 
 def write(folder: Path, **settings) -> str:
-    """Writes a config as a run's; returns the argument that names it."""
+    """Writes the stored config of a run; returns the argument `--config` for it."""
     folder.mkdir()
     RunDirectory(folder).write_config_text(to_text(runs.config(train__total="60 steps", **settings)))
     return f"--config={folder}"
@@ -54,7 +54,7 @@ def fault(**arguments) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """Two processes of one device each, on a mesh of two that split rows and parameters; the config's argument."""
+    """A run of two processes with one device each, on a mesh with fsdp=2; also its argument `--config`."""
     top = tmp_path_factory.mktemp("pair")
     config = write(top / "config", mesh__fsdp=2)
     done = launch("train", config, f"--workdir={top / 'run'}")
@@ -194,8 +194,8 @@ processes.leave()
         [sys.executable, "-c", launcher], capture_output=True, text=True, env=runs.environment(), timeout=60
     )
     assert done.stderr == ""
-    (told,) = [line for line in done.stdout.splitlines() if "[Gloo]" not in line]
-    assert told.startswith("[1] RunError run: process 1 does not see this folder, which process 0 has opened.")
+    (line,) = [line for line in done.stdout.splitlines() if "[Gloo]" not in line]
+    assert line.startswith("[1] RunError run: process 1 does not see this folder, which process 0 has opened.")
 
 
 def test_user_error_is_printed_once(tmp_path):

@@ -1,4 +1,4 @@
-"""The rules of resuming: which changes of the config and of the data are refused, accepted or free."""
+"""Changes of the config and the data at a resume: forbidden, allowed with a flag, or always allowed."""
 
 import numpy as np
 import pytest
@@ -82,7 +82,7 @@ def test_changed_data_section_drops_results_of_the_evaluation(tmp_path):
 
 
 def stored(path):
-    """A source whose content lies in a file."""
+    """A source that reads a file."""
     with np.load(path) as arrays:
         return engine.ArraySource(dict(arrays))
 
@@ -104,8 +104,8 @@ def test_changed_dataset_requires_accept_data_change(tmp_path):
     assert f"{run} holds a run on another dataset:\n  data: examples: 64 -> 65\n  data: content: " in str(error.value)
     assert "--accept-data-change" in str(error.value)
     assert engine.train(longer, workdir=run, accept_data_change=True).step == 3
-    assert "which is accepted: data: examples: 64 -> 65" in (run / "log.txt").read_text()
-    assert engine.train(longer, workdir=run).step == 3  # it is the run's dataset now
+    assert "the dataset has changed (--accept-data-change): data: examples: 64 -> 65" in (run / "log.txt").read_text()
+    assert engine.train(longer, workdir=run).step == 3  # the changed dataset is stored with the run
 
 
 def test_changed_evaluation_content_is_reported_and_drops_results(tmp_path):
@@ -117,7 +117,7 @@ def test_changed_evaluation_content_is_reported_and_drops_results(tmp_path):
     summary = engine.train(config, workdir=tmp_path / "run")
     after = runs.rows(tmp_path / "run", "heldout/loss")[4]
     assert summary.best["heldout/loss"] == (4, after) and after != before
-    told = (
-        "heldout is another dataset than before, so its earlier results are dropped: evaluations.heldout.data: content"
+    message = (
+        "the dataset of heldout has changed, so its earlier results are dropped: evaluations.heldout.data: content"
     )
-    assert told in (tmp_path / "run/log.txt").read_text()
+    assert message in (tmp_path / "run/log.txt").read_text()

@@ -1,8 +1,8 @@
-"""The config and the generator of `fixtures/run_format_1/`: a small interrupted run and what its code computes from it.
+"""Config and generator of `fixtures/run_format_1/`: a small interrupted run, and the expected results of its resume.
 
     python -m tests.run_format OUT
 
-Run it with the code whose format is to be kept. `expected.json` holds what the run computes when it continues.
+Run it with the release whose format must stay readable. `expected.json` holds the results after the resume.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ STOP, TOTAL = 7, 12
 
 
 class Stop:
-    """Hook that asks the first attempt to stop, as a preemption does."""
+    """Hook that stops the first attempt, like a preemption."""
 
     def run(self, trainer: Any, state: Any, step: int) -> None:
         """Sends SIGTERM to this process."""
@@ -32,7 +32,7 @@ class Stop:
 
 
 def config() -> Any:
-    """A run with every part of the state: batch statistics, dropout, an average, moments and a window of losses."""
+    """A run with every part of the state: batch statistics, dropout, averaged weights, moments and a loss window."""
     c = defaults()
     c.name = "run_format"
     c.task = dict(target="tests.zoo.Classify", model="cnn", width=4, dropout=0.2)
@@ -55,7 +55,7 @@ def config() -> Any:
 
 
 def facts(run: Path) -> dict[str, Any]:
-    """Returns what the newest checkpoint of a run holds and gives: digests, evaluation, exported weights."""
+    """Returns digests, evaluation results and exported weights of the newest checkpoint of a run."""
     weights = run / "weights.safetensors"
     names = entry.export(run, weights, step="latest")
     step = entry.checkpoints(run)[-1].step
@@ -70,7 +70,7 @@ def facts(run: Path) -> dict[str, Any]:
 
 
 def continued(run: Path) -> dict[str, Any]:
-    """Returns the facts of a stopped run, then continues the run in place and returns what it becomes."""
+    """Returns the facts of a stopped run before and after it is resumed in place."""
     stopped = facts(run)
     summary = entry.train(str(run), workdir=run)
     numbers = {name: summary.metrics[name] for name in ("loss", "accuracy", "grad_norm", "skipped")}
@@ -79,7 +79,7 @@ def continued(run: Path) -> dict[str, Any]:
 
 
 def make(out: Path) -> None:
-    """Writes the run, as another machine would have left it, and what it becomes."""
+    """Writes the run, as if another machine had left it, and the expected results."""
     run, copy = out / "run", out / "copy"
     try:
         entry.train(config(), workdir=run)

@@ -1,4 +1,4 @@
-"""A run directory written by an earlier release: it resumes, evaluates, exports and serves its weights."""
+"""A run directory of an earlier release can be resumed, evaluated, exported and used to initialize a new run."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from tests import runs
 
 FIXTURE = Path(__file__).parent / "fixtures/run_format_1"
 EXPECTED = json.loads((FIXTURE / "expected.json").read_text())
-SAME_MACHINE = EXPECTED["machine"] == compile_cache.key()  # kind of CPU and releases of jax: bitwise only there
+SAME_MACHINE = EXPECTED["machine"] == compile_cache.key()  # same CPU and jax release: results are bitwise equal
 CONTINUE = """
 import json, sys
 from pathlib import Path
@@ -28,7 +28,7 @@ print(json.dumps(run_format.continued(run)), file=open(sys.argv[2], "w"))
 
 @pytest.fixture(scope="module")
 def continued(tmp_path_factory):
-    """A copy of the run that was continued to its end, and what was found before and after."""
+    """A copy of the run that was resumed to its end, and its facts before and after."""
     path = tmp_path_factory.mktemp("continued")
     shutil.copytree(FIXTURE / "run", path / "run")
     program = [sys.executable, "-c", CONTINUE, path / "run", path / "found.json"]
@@ -37,8 +37,8 @@ def continued(tmp_path_factory):
     return path / "run", json.loads((path / "found.json").read_text())
 
 
-def same(found, expected):
-    """Numbers by name are equal: to the bit on the same kind of machine, to 1e-6 elsewhere."""
+def assert_same(found, expected):
+    """Checks that numbers by name are equal: bitwise on the same kind of machine, else within 1e-6."""
     assert found == (expected if SAME_MACHINE else pytest.approx(expected, rel=1e-6, abs=1e-6))
 
 
@@ -47,7 +47,7 @@ def test_run_of_an_earlier_release_resumes_bitwise(continued):
     finished, expected = found["finished"], EXPECTED["finished"]
     assert "resuming from step 7" in (run / "log.txt").read_text()
     assert finished["step"] == expected["step"] == 12
-    same(finished["metrics"], expected["metrics"])
+    assert_same(finished["metrics"], expected["metrics"])
     assert finished["digests"].keys() == expected["digests"].keys()
     if SAME_MACHINE:
         assert finished["digests"] == expected["digests"]
@@ -58,7 +58,7 @@ def test_run_of_an_earlier_release_resumes_bitwise(continued):
 
 @pytest.mark.parametrize("when", ["stopped", "finished"])
 def test_run_of_an_earlier_release_evaluates_to_the_same_numbers(continued, when):
-    same(continued[1][when]["evaluation"], EXPECTED[when]["evaluation"])
+    assert_same(continued[1][when]["evaluation"], EXPECTED[when]["evaluation"])
 
 
 def test_run_of_an_earlier_release_exports_the_same_bytes(continued):

@@ -1,4 +1,4 @@
-"""Runs for tests: a small config, the command line as a process, and what a run wrote."""
+"""Runs for tests: a small config, the command line as a process, and readers of the files of a run."""
 
 import json
 import os
@@ -33,13 +33,13 @@ def config(**settings: Any) -> Config:
 
 
 def rows(run: Path, name: str = "loss") -> dict[int, float]:
-    """step -> value of a metric; the last attempt of a step counts."""
+    """Returns step -> value of a metric; the last attempt of a step is valid."""
     lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
     return {line["step"]: line[name] for line in lines if name in line}
 
 
 def status(run: Path) -> dict[str, Any]:
-    """What status.json holds."""
+    """Returns the content of status.json."""
     return json.loads((run / "status.json").read_text())
 
 
@@ -49,26 +49,26 @@ def convoy(*args: str, cwd: Path | None = None, **env: str) -> subprocess.Comple
 
 
 def start(*args: str, cwd: Path | None = None, **env: str) -> subprocess.Popen[str]:
-    """Starts the command line; the caller ends it."""
+    """Starts the command line; the caller must end the process."""
     return subprocess.Popen(
         command(*args), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd, env=environment(**env)
     )
 
 
 def command(*args: str) -> list[str]:
-    """The words that start the command line."""
+    """Returns the words that start the command line."""
     return [sys.executable, "-m", "engine.main", *args]
 
 
 def environment(**env: str) -> dict[str, str]:
-    """The environment of a process with one CPU device; a PYTHONPATH goes before the one that is there."""
+    """Returns the environment of a process with one CPU device; a given PYTHONPATH is prepended to the current one."""
     if "PYTHONPATH" in env:
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (env["PYTHONPATH"], os.environ.get("PYTHONPATH"))))
     return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", **env}
 
 
-def told_by_each(text: str, *arguments: object, processes: int) -> dict[str, list[str]]:
-    """Runs a program in several processes to its end; what each printed, by its number as text, line by line."""
+def lines_by_process(text: str, *arguments: object, processes: int) -> dict[str, list[str]]:
+    """Runs a program in several processes to its end; returns index of the process, as text -> its output lines."""
     words = ["-c", text, *map(str, arguments)]
     launcher = (
         "import sys; from engine.launch.local import launch; "

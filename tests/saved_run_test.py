@@ -1,4 +1,4 @@
-"""An existing run is read without a change."""
+"""Reading the config and checkpoints of an existing run."""
 
 import pytest
 

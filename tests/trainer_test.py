@@ -1,4 +1,4 @@
-"""The loop: order, periods, dispatches of K steps, resume, and what stops it."""
+"""The training loop: order of events, periods, dispatches of K steps, resume, divergence and rollback."""
 
 import contextlib
 import dataclasses
@@ -118,7 +118,7 @@ def rows_of_training(path):
 
 @pytest.mark.parametrize(("k", "every"), [(1, "4 steps"), (3, "4 steps"), (1, "20 steps"), (8, "3 steps")])
 def test_row_interrupted_by_a_resume_equals_the_uninterrupted_row(tmp_path, k, every):
-    """A run that went on from step 6, and from what it had saved at step 12 then once more."""
+    """The run is resumed from step 6, and the result of that from step 12."""
     settings = dict(log__every=every, train__steps_per_dispatch=k, checkpoint__every="6 steps", evaluations={})
     config = runs.config(train__total="20 steps", checkpoint__keep_latest=9, **settings)
     engine.train(config, workdir=tmp_path / "run")
@@ -138,7 +138,7 @@ def test_best_and_latest_checkpoints_are_kept(tmp_path):
         checkpoint__best_mode="min",
         checkpoint__keep_latest=1,
         checkpoint__every=None,
-        optimizer__learning_rate=3.0,  # the loss soon grows, so that an early step is the best
+        optimizer__learning_rate=3.0,  # the loss soon grows, so that an early step is best
         optimizer__schedule="constant",
         evaluations__heldout__every="2 steps",
     )
@@ -153,7 +153,7 @@ def test_best_and_latest_checkpoints_are_kept(tmp_path):
 
 
 class Recorder:
-    """A hook of the user's own."""
+    """A user-defined hook that writes a file at each call."""
 
     def __init__(self, word: str = ""):
         self.word = word
@@ -188,7 +188,7 @@ def test_time_of_hooks_and_evaluations_is_not_step_time(tmp_path):
     assert kinds["step"].steps == 10
     assert all(kinds[kind].seconds > 0 for kind in ("init", "compile", "step", "data wait", "save stall"))
     assert kinds["lost"].seconds == kinds["down"].seconds == 0
-    assert kinds["restore"].seconds < 0.5  # that there is no checkpoint is found out
+    assert kinds["restore"].seconds < 0.5  # the time to find out that there is no checkpoint
     assert 0.8 * wall < sum(spent.seconds for spent in kinds.values()) <= wall
 
 
@@ -226,7 +226,7 @@ def test_sharding_rules_of_the_config_override_the_defaults():
 
 
 class Bad(zoo.Classify):
-    """Not finite from the fourth example that it sees on."""
+    """Its loss is NaN for examples with a large first value, which some batch contains."""
 
     def loss(self, model, batch, rng):
         loss = super().loss(model, batch, rng)
@@ -262,7 +262,7 @@ def test_train_yields_each_boundary_after_its_events(tmp_path):
     trainer, seen = trainer_of(tmp_path), []
     for boundary in trainer.train():
         seen.append((boundary.step, trainer.checkpoints.results(boundary.step) != {}))
-    # After the first step, saves are prepared.
+    # The boundary at step 1 is that of PrepareSaves.
     assert seen == [(0, False), (1, False), (4, True), (5, False), (8, True), (10, True)]
     assert trainer.checkpoints.store.steps() == [5, 10]
 
@@ -319,7 +319,7 @@ class Broken:
 
 
 class Late(zoo.Classify):
-    """Never finite."""
+    """Its loss is always NaN."""
 
     def loss(self, model, batch, rng):
         return engine.Loss(super().loss(model, batch, rng).total * jax.numpy.nan, jax.numpy.ones(len(batch["x"])))
@@ -334,7 +334,7 @@ def test_run_that_diverged_in_its_last_steps_diverges_again_on_restart(tmp_path)
 
 
 def test_run_compiles_nothing_after_the_first_saves_and_evaluations(tmp_path):
-    """Whatever is compiled is compiled by the second evaluation and save; the steps after it compile nothing."""
+    """Everything is compiled by the second evaluation and save; later steps compile nothing."""
     compiled: list[tuple[int, object]] = []
     reached = 0
 
@@ -365,7 +365,7 @@ def test_run_compiles_nothing_after_the_first_saves_and_evaluations(tmp_path):
 
 
 class Poison:
-    """The zoo's examples, in order; those of some batches of 16 are not finite, or times a factor."""
+    """Examples of the zoo, in order; those of some batches of 16 are NaN, or multiplied by a factor."""
 
     def __init__(self, bad=(), factor: float | None = None):
         self.arrays = zoo.examples(512)
@@ -431,7 +431,7 @@ def test_row_interrupted_by_a_rollback_equals_the_row_of_skipping(tmp_path):
 
 
 def test_rollback_undoes_a_finite_update_that_broke_the_state(tmp_path):
-    """Batch 12 gives a loss and a gradient that are finite and a state with which no loss is."""
+    """The loss and gradient of batch 12 are finite, but no loss is finite with the state after its update."""
     settings: dict = dict(optimizer=dict(target="optax.sgd", learning_rate=1.0, clip_norm=None, schedule="constant"))
     engine.train(poisoned("rollback", (12,), 1e14, **settings), workdir=tmp_path / "a")
     assert "rolling back to step 10 to continue without batch 12" in (tmp_path / "a/log.txt").read_text()
@@ -455,7 +455,7 @@ def test_spike_is_skipped_and_resume_uses_the_same_loss_window(tmp_path):
 
 @pytest.mark.parametrize("policy", ["stop", "rollback"])
 def test_every_saved_state_is_finite(tmp_path, policy):
-    """A checkpoint each step: none follows an update that was held back without being told to, or is not finite."""
+    """Saves at each step: no state is saved after an update that is not finite or was skipped against the policy."""
     config = poisoned(policy, (7,), checkpoint__every="1 step", checkpoint__keep_latest=40)
     if policy == "rollback":
         engine.train(config, workdir=tmp_path)

@@ -1,4 +1,4 @@
-"""Small Tasks and their batches, and the program of a Task without a run around it."""
+"""Small Tasks with data, and the program of a Task without a run."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -53,7 +53,7 @@ class Cnn(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """One causal attention block over the bits of the example, read as tokens."""
+    """One causal attention block; the values of an example are rounded to tokens."""
 
     def __init__(self, width: int, dropout: float, rngs: nnx.Rngs):
         self.embed = nnx.Embed(8, width, rngs=rngs)
@@ -75,7 +75,7 @@ MODELS = {"mlp": Mlp, "cnn": Cnn, "decoder": Decoder}
 
 @dataclasses.dataclass
 class Classify(Task):
-    """Four classes, some examples without weight."""
+    """Classifies examples into four classes; some examples have weight 0."""
 
     model: str = "mlp"
     width: int = 32
@@ -91,7 +91,7 @@ class Classify(Task):
 
 
 def examples(n: int = 64, seed: int = 0) -> dict[str, np.ndarray]:
-    """`x` `[n, 16]`, `y` `[n]` int32 and `valid` `[n]`, about four of five 1."""
+    """Returns `x` `[n, 16]`, `y` `[n]` int32 and `valid` `[n]`, of which about 80 % are 1."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(n, SIZE)).astype(np.float32)
     y = (x[:, :2] > 0) @ np.array([1, 2])
@@ -99,7 +99,7 @@ def examples(n: int = 64, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def source(n: int = 64, seed: int = 0) -> ArraySource:
-    """The examples as a source, for configs: data.target=tests.zoo.source."""
+    """Returns the examples as a source, for configs: data.target=tests.zoo.source."""
     return ArraySource(examples(n, seed))
 
 
@@ -118,14 +118,15 @@ def program(
     devices: int | Sequence[Any] | None = None,
     **optimizer: Any,
 ) -> Program:
-    """The program of a Task; on one device unless a mesh is given, which takes all, the first `devices` or these.
+    """Returns the program of a Task.
 
-    `layout` holds fields of Layout, `optimizer` those of the section optimizer.
+    Without `mesh` it uses one device; with `mesh` all devices, the first `devices`, or the given `devices`. `layout`
+    holds fields of Layout, `optimizer` fields of the config section optimizer.
     """
     found = devices if isinstance(devices, Sequence) else jax.devices()[: 1 if mesh is None else devices]
     config = Optimizer(**{"learning_rate": 0.01, "schedule": "constant", **optimizer})
-    place = Layout(mesh=make_mesh(mesh or MeshSpec(), found), **(layout or {}))
-    with active(place):
+    placement = Layout(mesh=make_mesh(mesh or MeshSpec(), found), **(layout or {}))
+    with active(placement):
         model = describe(task, config.trainable)
     rate = schedule(config, 0, 10)
     spec = StepSpec(
@@ -133,7 +134,7 @@ def program(
         model=model,
         tx=build_optimizer(config, rate, {path: model.params[path] for path in model.trained}, model.names),
         learning_rate=rate,
-        layout=place,
+        layout=placement,
         accumulate=accumulate,
         compute_dtype=DTYPES[precision],
         ema_decay=ema_decay,
@@ -145,7 +146,7 @@ def program(
 
 
 def run(program: Program, batches: list[Any], k: int = 1) -> tuple[Any, np.ndarray]:
-    """Trains over host batches, or their examples, K at a time; returns state and metrics `[steps, names, 2]`."""
+    """Trains on host batches, K steps per dispatch; returns the state and metrics `[steps, names, 2]`."""
     state, metrics = program.init(), []
     for i in range(0, len(batches), k):
         placed = tuple(jax.device_put(batch(b), program.spec.batch_sharding) for b in batches[i : i + k])
@@ -155,27 +156,27 @@ def run(program: Program, batches: list[Any], k: int = 1) -> tuple[Any, np.ndarr
 
 
 def batch(examples: Any) -> Batch:
-    """A batch of which every row counts; a batch as it is."""
+    """Returns the examples as a batch with weight 1 for every row; a Batch unchanged."""
     if isinstance(examples, Batch):
         return examples
     return Batch(examples, np.ones(len(jax.tree.leaves(examples)[0]), np.float32))
 
 
 def batches(count: int, batch_size: int = 16) -> list[dict[str, np.ndarray]]:
-    """Different host batches."""
+    """Returns host batches with different examples."""
     return [examples(batch_size, seed) for seed in range(count)]
 
 
 def losses(metrics: np.ndarray) -> np.ndarray:
-    """The mean loss of each step `[steps]`."""
+    """Returns the mean loss of each step `[steps]`."""
     return metrics[:, 0, 0] / metrics[:, 0, 1]
 
 
 def assert_equal(a: Any, b: Any) -> None:
-    """Every leaf is equal, bit for bit."""
+    """Checks that all leaves are bitwise equal."""
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
 
 
 def assert_close(a: Any, b: Any, tolerance: float) -> None:
-    """Every leaf is equal within an absolute tolerance."""
+    """Checks that all leaves are equal within an absolute tolerance."""
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=tolerance), *jax.device_get((a, b)))

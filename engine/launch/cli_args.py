@@ -1,4 +1,4 @@
-"""What the launchers for other machines share: checks of arguments, and calling `sbatch`, `kubectl` or `gcloud`."""
+"""Checks of arguments shared by the launchers for other machines, and calls of `sbatch`, `kubectl` and `gcloud`."""
 
 import re
 import shlex
@@ -8,32 +8,32 @@ from collections.abc import Iterable, Sequence
 from engine.config.errors import ConfigError, ConvoyError
 
 _SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|KEY)(_|$)", re.IGNORECASE)
-_HERE_ONLY = ("launch", "supervise")  # verbs that start processes on this machine
+_LOCAL_VERBS = ("launch", "supervise")  # verbs that start processes on this machine
 
 
 class LaunchError(ConvoyError):
-    """A scheduler's command is missing or has failed."""
+    """The command of a scheduler is missing or failed."""
 
 
-def whole(flag: str, value: int, least: int = 1) -> int:
-    """Returns the number. Raises ConfigError where it is below `least`."""
-    if value < least:
-        raise ConfigError(f"{flag} = {value}: allowed is a whole number from {least}.")
+def check_at_least(flag: str, value: int, minimum: int = 1) -> int:
+    """Returns the number. Raises ConfigError if it is below `minimum`."""
+    if value < minimum:
+        raise ConfigError(f"{flag} = {value}: allowed is a whole number from {minimum}.")
     return value
 
 
-def label(flag: str, text: str, most: int = 63) -> str:
-    """Returns a name that Kubernetes, Google Cloud and Slurm accept. Raises ConfigError for any other."""
-    if not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", text) or len(text) > most:
+def check_label(flag: str, text: str, max_length: int = 63) -> str:
+    """Returns the name. Raises ConfigError if Kubernetes, Google Cloud or Slurm would refuse it."""
+    if not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", text) or len(text) > max_length:
         raise ConfigError(
             f"{flag} = {text!r}: allowed are lower-case letters, digits and -, with a letter first and no - at the "
-            f"end, {most} characters at most."
+            f"end, {max_length} characters at most."
         )
     return text
 
 
-def pairs(flag: str, texts: Iterable[str]) -> dict[str, str]:
-    """Returns the values of `NAME=VALUE` by name. Raises ConfigError for a text without `=`."""
+def parse_pairs(flag: str, texts: Iterable[str]) -> dict[str, str]:
+    """Parses `NAME=VALUE` texts into a dict. Raises ConfigError for a text without `=`."""
     found = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -43,35 +43,37 @@ def pairs(flag: str, texts: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def variables(texts: Iterable[str], instead: str) -> dict[str, str]:
-    """Returns the variables of `--env NAME=VALUE`.
+def parse_variables(texts: Iterable[str], secret_advice: str) -> dict[str, str]:
+    """Parses the variables of `--env NAME=VALUE`.
 
     Args:
-        texts: as given.
-        instead: a sentence on where a secret belongs.
+        texts: the arguments of `--env`.
+        secret_advice: a sentence on where a secret belongs instead.
 
     Raises:
-        ConfigError: not the name of a variable, or the name of a secret; the value is not repeated.
+        ConfigError: an invalid name of a variable, or the name of a secret. The message does not contain the value.
     """
-    found = pairs("--env", texts)
+    found = parse_pairs("--env", texts)
     for name in found:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise ConfigError(f"--env {name}: allowed are letters, digits and _, with no digit first.")
         if _SECRET.search(name):
-            raise ConfigError(f"--env {name}: a secret would stand in what is rendered, for all to read. {instead}")
+            raise ConfigError(
+                f"--env {name}: is a secret, which everybody could read in the printed job. {secret_advice}"
+            )
     return found
 
 
-def verb(where: str, command: Sequence[str]) -> Sequence[str]:
-    """Returns the command, as `["train", "--config=..."]`. Raises ConfigError for a verb that works on this machine."""
+def check_command(launcher: str, command: Sequence[str]) -> Sequence[str]:
+    """Returns the command, such as `["train", "--config=..."]`. Raises ConfigError for verbs that only run locally."""
     found = command[0] if command else "nothing"
-    if not command or found in _HERE_ONLY:
-        raise ConfigError(f"{where}: {found} after --. Write a verb: {where} ... -- train ...")
+    if not command or found in _LOCAL_VERBS:
+        raise ConfigError(f"{launcher}: found {found} after --. Write a verb: {launcher} ... -- train ...")
     return command
 
 
-def lines(*groups: Sequence[str], indent: str = "  ") -> str:
-    """Returns a quoted shell command of groups of words; if it is long, each group and option begins a line."""
+def format_command(*groups: Sequence[str], indent: str = "  ") -> str:
+    """Returns groups of words as a quoted shell command; in a long command, each group and option starts a new line."""
     if len(whole_line := shlex.join(word for group in groups for word in group)) <= 110:
         return whole_line
     text = ""
@@ -82,21 +84,22 @@ def lines(*groups: Sequence[str], indent: str = "  ") -> str:
     return text
 
 
-def call(words: Sequence[str], text: str | None = None) -> None:
-    """Calls a scheduler's command, which writes to the screen.
+def run_command(words: Sequence[str], text: str | None = None) -> None:
+    """Runs the command of a scheduler. Its output goes to the terminal.
 
     Args:
-        words: the command.
-        text: its standard input.
+        words: the command and its arguments.
+        text: standard input of the command.
 
     Raises:
-        LaunchError: it is not installed here, or it failed and has printed why.
+        LaunchError: the command is not installed, or failed and printed why.
     """
     try:
         done = subprocess.run(words, input=text, text=True)
     except FileNotFoundError as error:
         raise LaunchError(
-            f"{words[0]}: not installed here. Work on a machine that has it, or print what it would get (--dry-run)."
+            f"{words[0]}: not installed on this machine. Use a machine that has it, or only print the job (slurm: "
+            "--dry-run; k8s: without --apply; tpu-vm: without --execute)."
         ) from error
     if done.returncode:
-        raise LaunchError(f"{shlex.join(words[:3])} ended with {done.returncode}; its own words are above.")
+        raise LaunchError(f"{shlex.join(words[:3])} failed with exit code {done.returncode}; its output is above.")

@@ -1,7 +1,7 @@
-"""Runs one command in several processes on this machine: one output, one place for signals, one exit code.
+"""Runs one command in several processes on this machine, with one output, signal forwarding and one exit code.
 
-No process outlives this one: the kernel kills them when it dies (Linux), and each leads a process group of its own,
-which is killed whole. The first failure decides: what ends later, ends because of it.
+The first failure determines the exit code; later failures are assumed to follow from it. No process outlives the
+launcher: on Linux the kernel kills them when it dies, and each process leads a process group that is killed as a whole.
 """
 
 import contextlib
@@ -30,44 +30,43 @@ from engine.run.owner import TOKEN
 
 
 @dataclass(frozen=True)
-class End:
+class ProcessExit:
     """How a process ended."""
 
     index: int
     code: int  # as a shell reports it: 128 + the signal for a killed process
-    time: float  # monotonic seconds: when it recorded its verdict, else when it had exited
+    time: float  # monotonic seconds: when it recorded its verdict, else when it exited
     pid: int
-    text: str = ""  # of its verdict, where it recorded one
-    signature: str = ""  # of its error, likewise
-    step: int | None = None  # steps done, where it has counted any
-    why: str = ""  # of the first failure: what its code means
+    text: str = ""  # text of its verdict, if it recorded one
+    signature: str = ""  # failure signature of its verdict, if it recorded one
+    step: int | None = None  # steps done, if it counted any
+    explanation: str = ""  # of the first failure: meaning of its code
 
 
 def launch(
     command: Sequence[str], *, processes: int, devices: int | None = None, grace_s: float = timeouts.FAILURE_GRACE_S
 ) -> int:
-    """Runs a command in several processes that find each other, and waits for all.
+    """Runs a command in several processes that find each other, and waits until all have ended.
 
-    Each line of a process is shown with its number, `[1] step 3/10`, on the stream to which the process wrote it.
-    SIGINT and SIGTERM are passed on to each. When one fails, the others are killed a moment later; its error is shown
-    last and once.
+    Each output line is prefixed with the index of its process, `[1] step 3/10`. SIGINT and SIGTERM are forwarded to all
+    processes. After the first failure the others are killed; its error is printed last, and once.
 
     Args:
-        command: a program and its arguments, as `[sys.executable, "-m", "engine.main", "train", ...]`.
-        processes: how many.
-        devices: CPU devices of each; None leaves devices to JAX.
+        command: a program and its arguments, such as `[sys.executable, "-m", "engine.main", "train", ...]`.
+        processes: number of processes.
+        devices: CPU devices per process; None leaves devices to JAX.
         grace_s: seconds from the first failure until the others are killed.
 
     Returns:
-        0 when all succeeded, else the exit code of the first failure (`cluster/exit_status.py`).
+        0 if all succeeded, else the exit code of the first failure (`cluster/exit_status.py`).
 
     Raises:
         ConfigError: a number below 1.
     """
     with Signals() as signals:
-        ends = run(command, processes=processes, devices=devices, signals=signals, grace_s=grace_s)
-    report(ends)
-    return ends[0].code
+        exits = run(command, processes=processes, devices=devices, signals=signals, grace_s=grace_s)
+    report(exits)
+    return exits[0].code
 
 
 def run(
@@ -77,14 +76,14 @@ def run(
     devices: int | None,
     signals: Signals,
     grace_s: float = timeouts.FAILURE_GRACE_S,
-) -> list[End]:
-    """Runs a command in several processes and returns how each ended: failures first, in the order of time.
+) -> list[ProcessExit]:
+    """Runs a command in several processes and returns how each ended: failures first, ordered by time.
 
     Args:
         command, devices, grace_s: as for `launch`.
-        processes: how many; None: a single one, which finds its peers, if any, in the environment, and whose lines
-            are shown unchanged.
-        signals: passed on to each process.
+        processes: number of processes; None starts a single one, which detects its cluster from the environment and
+            whose output is not prefixed.
+        signals: forwarded to each process.
 
     Raises:
         ConfigError: a number below 1.
@@ -93,26 +92,27 @@ def run(
         if value is not None and value < 1:
             raise ConfigError(f"{name} = {value}: allowed is a whole number from 1.")
     with tempfile.TemporaryDirectory(prefix="convoy-launch-") as folder:
-        killed_before = postmortem.killed_for_memory()
+        oom_kills_before = postmortem.oom_kills()
         with _Job() as job:
             environments = [_environment(i, processes, devices, Path(folder), job.port) for i in range(processes or 1)]
             job.start(command, environments, alone=processes is None)
-            with signals.passed_to(job.send):
+            with signals.forwarded_to(job.send):
                 codes = job.wait(grace_s)
         recorded = {found.index: found for found in verdict.read(Path(folder))}
         steps = verdict.read_steps(Path(folder))
-        ends = []
+        exits = []
         for i, (code, when) in codes.items():
-            end = End(i, code, when, job.pids[i], step=steps.get(i))
+            ended = ProcessExit(i, code, when, job.pids[i], step=steps.get(i))
             if last := recorded.get(i):
-                end = dataclasses.replace(end, time=last.time, text=last.text, signature=last.signature)
-            ends.append(end)
-        first, *others = sorted(ends, key=lambda end: (end.code == ExitStatus.DONE, end.time))
-        why = postmortem.why(first.code, first.text, postmortem.killed_for_memory() > killed_before)
-        first = dataclasses.replace(first, why=why)
+                ended = dataclasses.replace(ended, time=last.time, text=last.text, signature=last.signature)
+            exits.append(ended)
+        first, *others = sorted(exits, key=lambda ended: (ended.code == ExitStatus.DONE, ended.time))
+        out_of_memory = postmortem.oom_kills() > oom_kills_before
+        explanation = postmortem.explain_exit(first.code, first.text, out_of_memory)
+        first = dataclasses.replace(first, explanation=explanation)
         if first.code != ExitStatus.DONE:
-            words = f"process {first.index} ended first, with {first.code} ({why})"
-            postmortem.correct_status(Path(folder), job.pids, first.code, words)
+            reason = f"process {first.index} ended first, with {first.code} ({explanation})"
+            postmortem.correct_status(Path(folder), job.pids, first.code, reason)
     return [first, *others]
 
 
@@ -131,36 +131,36 @@ def _environment(index: int, count: int | None, devices: int | None, folder: Pat
     return environment
 
 
-def report(ends: Sequence[End], numbered: bool = True) -> None:
-    """Shows the first failure of a job, if there is one, with the text of its verdict.
+def report(exits: Sequence[ProcessExit], prefixed: bool = True) -> None:
+    """Prints the first failure of a job, if any, with the text of its verdict.
 
     Args:
-        ends: as `run` returns them.
-        numbered: whether each line begins with the number of its process.
+        exits: the return value of `run`.
+        prefixed: whether each line starts with the index of its process.
     """
-    failures = [end for end in ends if end.code != ExitStatus.DONE]
+    failures = [ended for ended in exits if ended.code != ExitStatus.DONE]
     if not failures:
         return
     first, *others = failures
-    if numbered:
-        same = ", ".join(f"{end.index}: {end.code}" for end in others)
+    if prefixed:
+        later = ", ".join(f"{ended.index}: {ended.code}" for ended in others)
         print(
-            f"convoy launch: process {first.index} ended first, with {first.code} ({first.why})"
-            + (f"; then {same}" if same else ""),
+            f"convoy launch: process {first.index} ended first, with {first.code} ({first.explanation})"
+            + (f"; then {later}" if later else ""),
             file=sys.stderr,
         )
     for line in first.text.splitlines():
-        print(f"[{first.index}] {line}" if numbered else line, file=sys.stderr)
+        print(f"[{first.index}] {line}" if prefixed else line, file=sys.stderr)
     sys.stderr.flush()
 
 
 class _Job:
-    """The processes of one launch. A context manager that ends all of them on exit."""
+    """The processes of one launch. A context manager that kills all of them on exit."""
 
     def __init__(self):
         self._processes: list[subprocess.Popen[str]] = []
         self._threads: list[list[threading.Thread]] = []
-        self._ends: queue.SimpleQueue[tuple[int, int, float]] = queue.SimpleQueue()
+        self._exits: queue.SimpleQueue[tuple[int, int, float]] = queue.SimpleQueue()  # index, code, time
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
@@ -171,7 +171,7 @@ class _Job:
         return [process.pid for process in self._processes]
 
     def start(self, command: Sequence[str], environments: Sequence[dict[str, str]], alone: bool) -> None:
-        """Starts a process for each environment; with `alone` it writes straight to our streams."""
+        """Starts one process per environment; with `alone` it inherits the streams of the launcher."""
         kill_with_parent, stream = parent.kill_with(os.getpid()), None if alone else subprocess.PIPE
         for environment in environments:
             process = subprocess.Popen(
@@ -182,22 +182,22 @@ class _Job:
                 stderr=stream,
                 text=True,
                 errors="replace",
-                process_group=0,  # Ctrl-C on a terminal reaches this process only, which passes it on once
+                process_group=0,  # Ctrl-C on a terminal reaches only the launcher, which forwards it once
                 preexec_fn=kill_with_parent,
             )
             self._processes.append(process)
-        for i, process in enumerate(self._processes):  # threads come after the last fork
+        for i, process in enumerate(self._processes):  # threads start after the last fork
             streams = ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
-            self._threads.append([_thread(_pass_on, i, source, target) for source, target in streams if source])
-            _thread(self._wait_for, i, process)
+            self._threads.append([_start_thread(_copy_lines, i, *pair) for pair in streams if pair[0]])
+            _start_thread(self._wait_for, i, process)
 
     def wait(self, grace_s: float) -> dict[int, tuple[int, float]]:
-        """Returns each process's code and when it was gone; kills the rest `grace_s` after the first failure."""
+        """Returns the exit code and time of each process; kills the rest `grace_s` after the first failure."""
         codes: dict[int, tuple[int, float]] = {}
         kill_at: float | None = None
         while len(codes) < len(self._processes):
             try:
-                i, code, when = self._ends.get(
+                i, code, when = self._exits.get(
                     timeout=None if kill_at is None else max(0.0, kill_at - time.monotonic())
                 )
             except queue.Empty:
@@ -218,10 +218,10 @@ class _Job:
     def __exit__(self, *exception: object) -> None:
         self._kill()
         for process in self._processes:
-            _end_group(process.pid)
+            _kill_group(process.pid)
 
     def send(self, number: int) -> None:
-        """Sends a signal to each process that still runs."""
+        """Sends a signal to each process that is still running."""
         for process in self._processes:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -230,32 +230,32 @@ class _Job:
     def _wait_for(self, i: int, process: subprocess.Popen[str]) -> None:
         code = process.wait()
         when = time.monotonic()
-        _end_group(process.pid)  # its workers hold its output open
-        self._ends.put((i, code if code >= 0 else 128 - code, when))
+        _kill_group(process.pid)  # its workers keep its output open
+        self._exits.put((i, code if code >= 0 else 128 - code, when))
 
     def _kill(self) -> None:
         for process in self._processes:
             if process.returncode is None:
-                process.kill()  # not its group at once: killing the tracker of shared memory would leave that memory
+                process.kill()  # not its group: without the resource tracker, shared memory would be leaked
 
 
-def _thread(target: Callable[..., None], *arguments: object) -> threading.Thread:
+def _start_thread(target: Callable[..., None], *arguments: object) -> threading.Thread:
     thread = threading.Thread(target=target, args=arguments, daemon=True)
     thread.start()
     return thread
 
 
-def _pass_on(i: int, source: IO[str], target: IO[str]) -> None:
-    """Copies lines, each whole, with the number of their process."""
+def _copy_lines(i: int, source: IO[str], target: IO[str]) -> None:
+    """Copies whole lines, prefixed with the index of their process."""
     with source:
         for line in source:
-            with contextlib.suppress(BrokenPipeError):  # the reader is gone; the process must not stall for that
+            with contextlib.suppress(BrokenPipeError):  # nobody reads the output; the process must not block
                 target.write(f"[{i}] {line.rstrip()}\n")
                 target.flush()
 
 
-def _end_group(leader: int) -> None:
-    """Ends the group of a process that has exited: its workers get time to end and tidy up, then SIGKILL."""
+def _kill_group(leader: int) -> None:
+    """Ends the group of a process that has exited: waits for its workers to clean up, then sends SIGKILL."""
     end = time.monotonic() + timeouts.TIDY_S
     with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: PermissionError after the exit
         while time.monotonic() < end:

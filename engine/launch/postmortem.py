@@ -1,4 +1,4 @@
-"""What the launcher finds out after a job: why a process was killed, and the status that a kill left behind."""
+"""Diagnosis after a job has ended: explains why a process was killed, and corrects the status it left behind."""
 
 import contextlib
 import dataclasses
@@ -12,58 +12,58 @@ from engine.config.errors import RunError
 from engine.mounts import local_path
 from engine.run import status
 
-_MINE = Path("/proc/self/cgroup")
-_GROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUP = Path("/proc/self/cgroup")
+_CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
-def killed_for_memory() -> int:
+def oom_kills() -> int:
     """Returns how many processes of this control group the kernel has killed for lack of memory; 0 if unknown."""
     try:
-        for line in _MINE.read_text().splitlines():
+        for line in _OWN_CGROUP.read_text().splitlines():
             _, controllers, group = line.split(":", 2)
-            if "memory" in controllers.split(","):  # version 1
-                return _count(_GROUPS / "memory" / group.strip("/") / "memory.oom_control")
-            if not controllers and (file := _GROUPS / group.strip("/") / "memory.events").exists():  # version 2
-                return _count(file)
+            if "memory" in controllers.split(","):  # cgroup version 1
+                return _read_count(_CGROUP_ROOT / "memory" / group.strip("/") / "memory.oom_control")
+            if not controllers and (file := _CGROUP_ROOT / group.strip("/") / "memory.events").exists():  # version 2
+                return _read_count(file)
     except (OSError, ValueError):
         return 0
     return 0
 
 
-def _count(file: Path) -> int:
+def _read_count(file: Path) -> int:
     return int(dict(line.split() for line in file.read_text().splitlines()).get("oom_kill", 0))
 
 
-def why(code: int, text: str, for_memory: bool) -> str:
-    """Returns what an exit code means, in words; a kill that no process explains has a likely cause.
+def explain_exit(code: int, text: str, out_of_memory: bool) -> str:
+    """Returns the meaning of an exit code in words. An unexplained SIGKILL is attributed to a lack of memory.
 
     Args:
-        code: of the process that ended first.
-        text: of its verdict, if it recorded one.
-        for_memory: whether the kernel has killed a process for lack of memory since the job began.
+        code: exit code of the process that ended first.
+        text: text of its verdict; empty if it recorded none.
+        out_of_memory: whether the kernel has killed a process for lack of memory since the job started.
     """
-    words = describe(code)
+    meaning = describe(code)
     if code != 128 + signal.SIGKILL or text:
-        return words
-    if for_memory:
-        return f"{words}: memory ran out, the kernel says. Use less of it, or a larger machine"
-    return f"{words}; if nobody sent it, memory ran out: see the kernel's log, dmesg"
+        return meaning
+    if out_of_memory:
+        return f"{meaning}: the kernel reports that memory ran out. Use less memory, or a larger machine"
+    return f"{meaning}; if nobody sent the signal, memory ran out: see the kernel log (dmesg)"
 
 
 def correct_status(folder: Path, pids: Sequence[int], code: int, reason: str) -> None:
-    """Writes the end of a job to the status of its run, where that still says "training" or only "lost a peer".
+    """Writes the end of a job to the status of its run, if that still states "training" or only a lost peer.
 
     Args:
-        folder: of the verdicts, in which the run has named its status file.
-        pids: of the job's processes; a status that another process wrote is left alone.
+        folder: the folder of verdicts, which also names the status file of the run.
+        pids: processes of the job; a status that another process wrote is not changed.
         code: exit code of the job.
-        reason: a sentence.
+        reason: why the job ended, as a sentence.
     """
     file = folder / verdict.STATUS
     with contextlib.suppress(RunError):
         path = local_path(file.read_text()) if file.exists() else None
         if path is not None and path.exists():
             found = status.read(path)
-            knows_less = found.exit_code == ExitStatus.RETRY and found.state == "failed" and code in KILLED
-            if (found.state in status.RUNNING or knows_less) and found.pid in pids:
+            lost_peer = found.exit_code == ExitStatus.RETRY and found.state == "failed" and code in KILLED
+            if (found.state in status.RUNNING or lost_peer) and found.pid in pids:
                 status.write(path, dataclasses.replace(found, state="failed", reason=reason, exit_code=code))

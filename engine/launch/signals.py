@@ -1,4 +1,4 @@
-"""The signal handlers of a launcher: SIGINT and SIGTERM are recorded and passed on to the processes."""
+"""Signal handlers of a launcher: SIGINT and SIGTERM are recorded and forwarded to the processes."""
 
 import contextlib
 import signal
@@ -9,12 +9,12 @@ from engine.launch import timeouts
 
 
 class Signals:
-    """Context manager, for the main thread: while it is open, SIGINT and SIGTERM do not end this process."""
+    """Context manager for the main thread: while it is open, SIGINT and SIGTERM do not end this process."""
 
     def __init__(self):
         self._received: list[int] = []
-        self._passed = 0  # how many of them were passed on
-        self._pass_on: Callable[[int], None] | None = None
+        self._forwarded = 0  # number of received signals that were forwarded
+        self._forward: Callable[[int], None] | None = None
         self._restore = contextlib.ExitStack()
 
     def __enter__(self) -> "Signals":
@@ -28,21 +28,21 @@ class Signals:
 
     @property
     def received(self) -> tuple[int, ...]:
-        """The signals so far, in order."""
+        """The signals received so far, in order."""
         return tuple(self._received)
 
     @contextlib.contextmanager
-    def passed_to(self, pass_on: Callable[[int], None]) -> Iterator[None]:
-        """Calls `pass_on` with each signal; first with those that came before."""
-        self._pass_on = pass_on
+    def forwarded_to(self, forward: Callable[[int], None]) -> Iterator[None]:
+        """Calls `forward` with each signal, including earlier signals that were not forwarded yet."""
+        self._forward = forward
         try:
             self._deliver()
             yield
         finally:
-            self._pass_on = None
+            self._forward = None
 
     def wait(self, seconds: float) -> None:
-        """Waits `seconds`, or until a signal has come."""
+        """Waits for `seconds`, or until a signal has been received."""
         end = time.monotonic() + seconds
         while not self._received and (left := end - time.monotonic()) > 0:
             time.sleep(min(timeouts.SIGNAL_POLL_S, left))
@@ -52,6 +52,6 @@ class Signals:
         self._deliver()
 
     def _deliver(self) -> None:
-        while self._pass_on is not None and self._passed < len(self._received):
-            self._passed += 1  # before the call, which a handler may interrupt
-            self._pass_on(self._received[self._passed - 1])
+        while self._forward is not None and self._forwarded < len(self._received):
+            self._forwarded += 1  # before the call, since another signal may interrupt it
+            self._forward(self._received[self._forwarded - 1])

@@ -1,12 +1,14 @@
-"""Every bound on a wait of the launchers, in seconds, with the reason for its size."""
+"""Every timeout of the launchers, in seconds, with the reason for its size."""
 
 from typing import Final
 
-FAILURE_GRACE_S: Final = 5.0  # after the first failure: for the primary to write it to the run's status
-OUTPUT_S: Final = 5.0  # for the last lines of a process that has ended
-TIDY_S: Final = 2.0  # for workers that end with their process, and remove their shared memory
-STOP_GRACE_S: Final = 120  # from SIGTERM to SIGKILL in a pod or service: for the step in flight and a checkpoint
-RESTART_S: Final = 15  # of a TPU VM's service: for all hosts to have ended before any restarts
-SLURM_NOTICE_S: Final = 180  # SIGTERM before the time limit; Slurm may send it a minute early, and no later
+FAILURE_GRACE_S: Final = 5.0  # after the first failure, for the primary to write it to the status of the run
+OUTPUT_S: Final = 5.0  # for the last output lines of a process that has ended
+TIDY_S: Final = 2.0  # for workers to end after their process and remove their shared memory
+STOP_GRACE_S: Final = 120  # from SIGTERM to SIGKILL in a pod or service, for the step in flight and a checkpoint
+RESTART_S: Final = 15  # of the service on a TPU VM: all hosts must have ended before one restarts
+SLURM_NOTICE_S: Final = (
+    180  # from SIGTERM to the time limit; Slurm may send SIGTERM up to a minute earlier, never later
+)
 SLURM_KILL_S: Final = 60  # from the end of the first task until Slurm kills the others
 SIGNAL_POLL_S: Final = 0.05  # between two checks for a signal during a wait

@@ -1,8 +1,8 @@
-"""A run on Cloud TPU VMs: the gcloud commands that create them, install the engine, run it on all hosts, and clean up.
+"""Cloud TPU VMs: the gcloud commands that create them, install the engine, run it on all hosts, and delete them.
 
-On each host the run is a systemd service, so it outlives the ssh connection, gets SIGTERM when the VM is preempted, and
-restarts after the exit codes that `exit_status.is_retried` names, and no others. JAX reads the VM's metadata to number
-the hosts. The user mounts the folder that all hosts share.
+On each host the run is a systemd service. It outlives the ssh connection, receives SIGTERM when the VM is preempted,
+and restarts only after exit codes of `exit_status.is_retried`. JAX reads the metadata of the VM to number the hosts.
+The user must mount a folder that all hosts share.
 """
 
 import shlex
@@ -16,39 +16,40 @@ from engine.run.owner import TOKEN
 
 PYTHON = "3.13"
 SOURCES = ("pyproject.toml", "README.md", "engine", "models", "configs", "tools/image/tpu.lock")
-_UNIT = "convoy"  # of systemd
-_SIGNALS = ("SIGABRT", "SIGKILL", "SIGSEGV")  # systemd knows a killed process by its signal
+_UNIT = "convoy"  # name of the systemd service
+_SIGNALS = ("SIGABRT", "SIGKILL", "SIGSEGV")  # systemd identifies a killed process by its signal, not by a code
 
 Command = list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TpuVm:
-    """One slice (the hosts of one TPU VM resource), or several that are requested together."""
+    """One slice (the hosts of one TPU VM resource), or several slices that are requested together."""
 
     name: str
     zone: str
-    type: str = ""  # as "v5litepod-16"; needed to create one
-    version: str = ""  # of the VM's image, as "v2-alpha-tpuv5-lite"; needed to create one
-    project: str | None = None  # None: gcloud's own
+    type: str = ""  # such as "v5litepod-16"; required by `create`
+    version: str = ""  # image of the VM, such as "v2-alpha-tpuv5-lite"; required by `create`
+    project: str | None = None  # None: gcloud's default
     queued: bool = False
     slices: int = 1
     spot: bool = False
     variables: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
-        cli_args.label("--name", self.name, 50)
-        cli_args.whole("--slices", self.slices)
+        cli_args.check_label("--name", self.name, 50)
+        cli_args.check_at_least("--slices", self.slices)
         if self.slices > 1 and not self.queued:
             raise ConfigError(
-                f"--slices = {self.slices}: several slices come together as a queued resource. Add --queued."
+                f"--slices = {self.slices}: several slices are requested as one queued resource. Add --queued."
             )
 
     def create(self) -> list[Command]:
         """Returns the commands that request the VMs. Raises ConfigError without a type and an image."""
         if not self.type or not self.version:
             raise ConfigError(
-                "convoy launch tpu-vm create: which TPUs? Give --type and --version, as the docs list them."
+                "convoy launch tpu-vm create: --type and --version are required, such as --type=v5litepod-16 "
+                "--version=v2-alpha-tpuv5-lite."
             )
         spot = ["--spot"] if self.spot else []
         if not self.queued:
@@ -61,7 +62,7 @@ class TpuVm:
         return [[*self._gcloud("queued-resources", "create", self.name), *what, *nodes, *spot]]
 
     def install(self) -> list[Command]:
-        """Returns the commands that install the engine of this folder and its pinned packages on every host."""
+        """Returns the commands that install the engine of the current folder and its locked packages on every host."""
         make = (
             f"python3 -m pip install --user --quiet uv && ~/.local/bin/uv venv --clear --python {PYTHON} convoy-env"
             " && mkdir -p convoy"
@@ -80,19 +81,19 @@ class TpuVm:
         """Returns the commands that start a command on every host.
 
         Args:
-            command: verb and arguments, as `["train", "--config=configs.digits"]`.
+            command: verb and arguments, such as `["train", "--config=configs.digits"]`.
 
         Raises:
-            ConfigError: a command that cannot start on another machine.
+            ConfigError: a command that cannot run on another machine.
         """
-        cli_args.verb("convoy launch tpu-vm run", command)
-        again = " ".join(map(str, [ExitStatus.RETRY, *KILLED, *_SIGNALS]))
+        cli_args.check_command("convoy launch tpu-vm run", command)
+        retried = " ".join(map(str, [ExitStatus.RETRY, *KILLED, *_SIGNALS]))
         variables = {TOKEN: f"tpu-vm-{self.name}", **self.variables}
         properties = {
             "User": "$USER",
             "WorkingDirectory": "$HOME",
-            "RestartForceExitStatus": again,
-            "KillMode": "mixed",  # SIGTERM to the run alone: its workers end when it has saved
+            "RestartForceExitStatus": retried,
+            "KillMode": "mixed",  # SIGTERM to the main process only: its workers end after it has saved
             "RestartSec": str(timeouts.RESTART_S),
             "TimeoutStopSec": str(timeouts.STOP_GRACE_S),
         }
@@ -103,16 +104,16 @@ class TpuVm:
         return [self._ssh(node, line) for node in self._nodes()]
 
     def stop(self) -> list[Command]:
-        """Returns the commands that send SIGTERM to every host: the run saves and ends."""
+        """Returns the commands that stop the service on every host with SIGTERM; the run saves and ends."""
         return [self._ssh(node, f"sudo systemctl stop {_UNIT}") for node in self._nodes()]
 
     def logs(self) -> list[Command]:
-        """Returns the command that follows the output of the first host, whose process is the primary."""
+        """Returns the command that follows the output of the first host, which runs the primary."""
         follow = f"journalctl --unit={_UNIT} --output=cat --lines=100 --follow"
         return [self._ssh(self._nodes()[0], follow, worker="0")]
 
     def delete(self) -> list[Command]:
-        """Returns the command that deletes the VMs with their disks."""
+        """Returns the command that deletes the VMs and their disks."""
         if self.queued:
             return [[*self._gcloud("queued-resources", "delete", self.name), "--force", "--quiet"]]
         return [[*self._gcloud("tpu-vm", "delete", self.name), "--quiet"]]
@@ -129,5 +130,5 @@ class TpuVm:
 
 
 def _quoted(option: str, value: str) -> str:
-    """Quotes an option for the host's shell, which expands $USER and $HOME and nothing else."""
+    """Quotes an option for the shell of the host, which expands only $USER and $HOME."""
     return f'{option}"{value}"' if value in ("$USER", "$HOME") else shlex.quote(option + value)

@@ -1,1 +1,1 @@
-"""What a run tells while it goes and when it ends: metrics, progress, speed, memory, traces, the final words."""
+"""Observability of a run: metric files, progress, throughput, memory use, profiler traces and the final summary."""

@@ -1,29 +1,29 @@
-"""`convoy goodput`: a table of where the time of a run went.
+"""`convoy goodput`: a table of how the time of a run was spent.
 
-Goodput is the time in steps that were not lost, divided by the wall time since the start of the first attempt.
+Goodput is the time of steps that were not lost, divided by the wall time since the start of the first attempt.
 """
 
 from collections.abc import Mapping
 
 from engine.config.errors import RunError
-from engine.observe import wording
+from engine.observe import formatting
 from engine.run.directory import RunDirectory
 from engine.run.goodput import KINDS, Time, read, sums
 
-ATTEMPTS = 20  # the last ones, that are listed one by one
+ATTEMPTS = 20  # number of last attempts that have a row of their own
 
 
 def goodput_text(run: RunDirectory) -> str:
-    """Returns a headline and a table: a row an attempt, the total, the share of each kind.
+    """Returns a headline and a table with one row per attempt, the total, and the share of each kind of time.
 
     Raises:
-        RunError: the run has no ledger of its time.
+        RunError: the run has no goodput ledger.
     """
     entries = read(run.goodput)
     if not entries:
         raise RunError(
-            f"{run.goodput}: nothing is known of this run's time. Give the --workdir of a `convoy train` that has "
-            "begun, on this version or a later one."
+            f"{run.goodput}: missing or empty, so the time of this run is unknown. Pass the --workdir of a "
+            "`convoy train` that has started."
         )
     attempts = sums(entries)
     total = {kind: Time() for kind in KINDS}
@@ -34,22 +34,22 @@ def goodput_text(run: RunDirectory) -> str:
     shown = list(attempts.items())[-ATTEMPTS:]
     rows = [["attempt", *KINDS, "wall", "steps", "lost steps", "goodput"]]
     if len(attempts) > len(shown):
-        rows.append([f"({len(attempts) - len(shown)} before)"])
+        rows.append([f"({len(attempts) - len(shown)} earlier)"])
     rows += [_row(str(attempt), kinds) for attempt, kinds in shown]
     rows += [_row("total", total), ["share", *(f"{_share(total, kind):.1%}" for kind in KINDS)]]
     wall = sum(time.seconds for time in total.values())
     lines = [
-        f"{run}: goodput {_share(total, 'step'):.1%} of {wording.duration(wall)}, {total['step'].steps:,} steps in "
+        f"{run}: goodput {_share(total, 'step'):.1%} of {formatting.duration(wall)}, {total['step'].steps:,} steps in "
         f"{len(attempts):,} attempt{'s' * (len(attempts) != 1)}; seconds:",
         *_aligned(rows),
     ]
     if any(entry.get("wall") for entry in entries):
-        lines.append("Down times between machines or boots are by the wall clock, which may have been set meanwhile.")
+        lines.append("Down times across machines or reboots are by the wall clock, which may have been adjusted.")
     return "\n".join(lines)
 
 
 def goodput(kinds: Mapping[str, Time]) -> float:
-    """Returns useful step time over wall time, 0 to 1, of an attempt or of the total."""
+    """Returns the useful step time divided by the wall time, 0 to 1, of an attempt or of the total."""
     return _share(kinds, "step")
 
 
@@ -66,7 +66,7 @@ def _row(name: str, kinds: Mapping[str, Time]) -> list[str]:
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
-    """Columns of equal width, flush right; a row may be short."""
+    """Returns the rows as lines of right-aligned columns; a row may have fewer cells."""
     count = max(map(len, rows))
     widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(count)]
     return ["  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=False)) for row in rows]

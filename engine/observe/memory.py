@@ -1,6 +1,6 @@
-"""Memory that the process and its devices use.
+"""Memory use of this process and its devices.
 
-What a platform does not report is left out: JAX has no figures for the memory of a CPU device.
+Values that a platform does not provide are left out: JAX does not report the memory of CPU devices.
 """
 
 import os
@@ -11,9 +11,9 @@ _GIB = 2**30
 
 
 def memory_use() -> dict[str, float]:
-    """Returns `host_rss_gib`, what this process holds now, and `device_peak_gib`, the fullest local device so far.
+    """Returns `host_rss_gib`, the resident memory now, and `device_peak_gib`, the highest peak of a local device.
 
-    Microseconds; no device is waited for.
+    Takes microseconds and does not wait for a device.
     """
     import jax
 
@@ -29,6 +29,6 @@ def _resident_bytes() -> int:
     try:
         with open("/proc/self/statm", "rb") as statm:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except FileNotFoundError:  # not Linux: the peak stands in for the present
+    except FileNotFoundError:  # not Linux: the peak, since the current value is not available
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024

@@ -1,7 +1,7 @@
-"""One window of steps that the profiler of JAX records.
+"""Traces one window of steps with the JAX profiler.
 
-The window `start` to `start + steps` counts completed updates: [10, 15) holds the updates that lead from step 10 to
-step 15. A trace holds whole dispatches.
+The window `start` to `start + steps` counts completed updates: [10, 15) contains the updates that lead from step 10 to
+step 15. A trace contains whole dispatches.
 """
 
 import math
@@ -15,45 +15,44 @@ type Call = Callable[..., PyTree]
 
 
 class ProfileWindow:
-    """Starts and stops the trace; a window that lies before the first step of this attempt is not recorded."""
+    """Starts and stops the trace. A window before the first step of this attempt is not traced."""
 
     def __init__(self, start: int | None, steps: int, directory: Path, say: Callable[[str], None]):
         """
         Args:
-            start: first step of the window; None records nothing.
-            steps: length of the window.
-            directory: where the trace goes, in a folder named after the time.
-            say: called with a sentence for the user at both ends of the window, and when the window was missed.
+            start: first step of the window; None traces nothing.
+            steps: number of steps in the window.
+            directory: folder of the trace; the profiler creates a subfolder named after the time.
+            say: called with a sentence for the user at both ends of the window, and if the window is missed.
         """
-        self._start = start  # None also once the window is done or missed
+        self._start = start  # None also after the window was traced or missed
         self._steps = steps
         self._directory, self._say = Path(directory), say
-        self._began: int | None = None  # step at which the open trace began
+        self._began: int | None = None  # step at which the open trace started
         self._attempt_began = False
 
     def begin_attempt(self, step: int) -> None:
-        """Reports a window that lies before the first step of this attempt."""
+        """Reports a window that starts before the first step of this attempt."""
         if self._start is not None and step > self._start and not self._attempt_began:
             missed, self._start = self._start, None
             self._say(
-                f"profile: step {missed} lies before step {step}, where this attempt began, so nothing is traced. "
+                f"profile: nothing is traced, since this attempt started at step {step}, after profile.start={missed}. "
                 "Set profile.start to a later step."
             )
         self._attempt_began = True
 
     def next_step(self, after: int) -> float:
-        """Returns the next step > `after` at which the trace begins or ends; math.inf for none."""
+        """Returns the next step > `after` at which the trace starts or ends; math.inf for none."""
         if self._began is not None:
             return self._began + self._steps
         return math.inf if self._start is None or after >= self._start else self._start
 
     def at(self, step: int, pending: PyTree = None) -> None:
-        """Begins or ends the trace, at a step of `next_step`.
+        """Starts or ends the trace, at a step that `next_step` returned.
 
         Args:
-            step: completed updates, which is the first step of the next dispatch.
-            pending: arrays of the last dispatch. They are waited for, so that the trace holds whole steps of its own
-                and no others.
+            step: completed updates, which is also the first step of the next dispatch.
+            pending: arrays of the last dispatch, which are waited for, so that the trace contains exactly its steps.
 
         Raises:
             RunError: the profiler cannot start.
@@ -65,11 +64,11 @@ class ProfileWindow:
             self._begin(step, pending)
 
     def marked(self, programs: Mapping[int, Call], step: int) -> Mapping[int, Call]:
-        """Returns the programs by their number of steps; while a trace is open, their calls are marked as steps in it.
+        """Returns the programs with step annotations for the open trace, or unchanged if no trace is open.
 
         Args:
-            programs: as they are; they are returned where no trace is open.
-            step: the first one of the next call.
+            programs: compiled programs by their number of steps.
+            step: first step of the next call.
         """
         if self._began is None:
             return programs
@@ -88,10 +87,10 @@ class ProfileWindow:
         return {k: mark(k, program) for k, program in programs.items()}
 
     def close(self, step: int, pending: PyTree = None) -> None:
-        """Ends an open trace, when the run ends inside the window.
+        """Ends an open trace when the run ends inside the window; reports a window that was not reached.
 
         Args:
-            step: at which it ends.
+            step: last step of the run.
             pending: as in `at`.
         """
         if self._began is not None:

@@ -1,6 +1,6 @@
-"""What the terminal shows during a run: a progress bar, or a line for each logged step, and messages.
+"""Progress on the terminal: a progress bar, or one line per logged step, and messages.
 
-All of it goes to one stream, by default standard error, so that standard output holds results only.
+Everything is written to one stream, standard error by default, so that standard output contains only results.
 """
 
 import logging
@@ -12,33 +12,33 @@ from contextlib import suppress
 from typing import TextIO
 
 from engine.config.errors import ConfigError
-from engine.observe import wording
+from engine.observe import formatting
 from engine.observe.writer import metrics_of
 from engine.run.log import logger
 
 MODES = ("auto", "bar", "lines", "none")
 
-# The order of a line: the loss, what the Task measures, what the engine measures.
+# Order of the values in a line: the loss, metrics of the Task, metrics of the engine.
 _FIRST = ("loss",)
 _LAST = ("learning_rate", "grad_norm", "skipped", "examples_per_s", "data_wait", "mfu", "device_peak_gib")
-_LEFT_OUT = ("step_time_s", "flop_per_s", "host_rss_gib")  # they follow from others or hardly change
-_SMALL_WAIT = 0.05  # share of the time lost to data that is not worth a word
+_HIDDEN = ("step_time_s", "flop_per_s", "host_rss_gib")  # they follow from other values or hardly change
+_SMALL_WAIT = 0.05  # a smaller share of time spent waiting for data is not shown
 
 
 class Progress:
-    """The progress of one attempt. A context manager; any thread may call it.
+    """Progress of one attempt. A context manager; thread-safe.
 
-    Warnings of the logger "convoy" are shown too, in every mode.
+    Warnings of the logger "convoy" are shown in every mode.
     """
 
     def __init__(self, mode: str, total_steps: int, start_step: int = 0, stream: TextIO | None = None):
         """
         Args:
-            mode: `bar`; `lines`, without colours or carriage returns; `none`, which only fills the log; `auto` is a
-                bar on a terminal and lines elsewhere.
-            total_steps: the step at which the run is done.
-            start_step: the step from which this attempt goes on.
-            stream: where it is written; standard error by default.
+            mode: `bar`; `lines`, without colours or carriage returns; `none`, which only writes the log; `auto`: a bar
+                on a terminal, lines otherwise.
+            total_steps: the last step of the run.
+            start_step: the step at which this attempt starts.
+            stream: output stream; standard error by default.
 
         Raises:
             ConfigError: an unknown mode.
@@ -57,16 +57,16 @@ class Progress:
         logger.addHandler(self._warnings)
 
     def phase(self, name: str) -> None:
-        """Says in the bar what is being done: compiling, evaluating, ... The next update says training again."""
+        """Shows the phase in the bar: compiling, evaluating, ... The next update sets it back to training."""
         if self._bar is not None:
             self._bar.phase(name)
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
-        """Shows a logged step: the bar moves, or a line is written.
+        """Shows a logged step: moves the bar or prints a line.
 
         Args:
             step: completed updates.
-            values: a row of metrics. The bar shows `loss` and `examples_per_s`, a line what `row_text` picks.
+            values: a row of metrics. The bar shows `loss` and `examples_per_s`, a line the text of `row_text`.
         """
         line = f"step {step}/{self._total}  {row_text(values)}{self._left(step)}"
         logger.info(line)
@@ -76,13 +76,13 @@ class Progress:
             self._print(line)
 
     def message(self, text: str) -> None:
-        """Shows a line of its own, above the bar: an evaluation's result, a checkpoint."""
+        """Prints a separate line, above the bar: the result of an evaluation, a checkpoint."""
         logger.info(text)
         if self._shown:
             self._print(text)
 
     def close(self) -> None:
-        """Leaves the bar as it is and ends; a second call does nothing."""
+        """Stops updating and leaves the bar on the screen. Further calls do nothing."""
         logger.removeHandler(self._warnings)
         if self._bar is not None:
             self._bar.close()
@@ -97,22 +97,22 @@ class Progress:
         if self._bar is not None:
             self._bar.print(text)
         else:
-            self._stream.write(text + "\n")  # one call, so that lines of several threads stay whole
+            self._stream.write(text + "\n")  # one call, so that lines of several threads are not mixed
             self._stream.flush()
 
     def _left(self, step: int) -> str:
-        """The time left at the pace since the first update, which the time to compile is no part of."""
+        """Returns the time left at the pace since the first update, which excludes compilation."""
         now = time.monotonic()
         if self._first is None:
             self._first = (step, now)
         first_step, first_time = self._first
         if step <= first_step or step >= self._total:
             return ""
-        return f"  left {wording.duration((now - first_time) / (step - first_step) * (self._total - step))}"
+        return f"  left {formatting.duration((now - first_time) / (step - first_step) * (self._total - step))}"
 
 
 class _Bar:
-    """The bar on a terminal. rich is imported here only: it costs a tenth of a second."""
+    """A progress bar on a terminal. Only this class imports rich, which takes 0.1 s."""
 
     def __init__(self, total: int, start: int, stream: TextIO):
         from rich.console import Console
@@ -131,8 +131,8 @@ class _Bar:
             TimeRemainingColumn(),
             console=self._console,
             expand=True,
-            refresh_per_second=4,  # each drawing takes the loop's thread some milliseconds of Python
-            redirect_stdout=sys.stdout.isatty(),  # what goes to a file stays in the file
+            refresh_per_second=4,  # each refresh takes milliseconds of Python from the training loop
+            redirect_stdout=sys.stdout.isatty(),  # output that is redirected to a file stays in the file
             redirect_stderr=sys.stderr.isatty(),
         )
         self._task = self._progress.add_task("starting", total=total, completed=start, loss="", rate="")
@@ -143,9 +143,9 @@ class _Bar:
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
         if "loss" in values:
-            self._progress.update(self._task, loss=f"loss {wording.number(values['loss'])}")
+            self._progress.update(self._task, loss=f"loss {formatting.number(values['loss'])}")
         if "examples_per_s" in values:
-            rate = f"{wording.number(round(values['examples_per_s']))} examples/s"
+            rate = f"{formatting.number(round(values['examples_per_s']))} examples/s"
             self._progress.update(self._task, rate=rate)
         self._progress.update(self._task, completed=step, description="training")
 
@@ -157,7 +157,7 @@ class _Bar:
 
 
 class _Warnings(logging.Handler):
-    """Shows the warnings of the engine's logger."""
+    """Log handler that shows the warnings of the engine."""
 
     def __init__(self, show):
         super().__init__(logging.WARNING)
@@ -171,26 +171,26 @@ class _Warnings(logging.Handler):
 
 
 def row_text(row: Mapping[str, float]) -> str:
-    """Returns a row as a line for people: the loss and the Task's metrics, then what the engine measures.
+    """Returns a row as readable text: the loss and metrics of the Task, then metrics of the engine.
 
-    Left out are what every row has (step, attempt, time), `data_wait` where it is small, `skipped` where it is 0, and
-    what is of use in `metrics.jsonl` only.
+    Omits keys that every row has (step, attempt, time), a small `data_wait`, a `skipped` of 0, and values that are
+    only useful in `metrics.jsonl`.
     """
-    values = {name: value for name, value in metrics_of(row).items() if name not in _LEFT_OUT}
+    values = {name: value for name, value in metrics_of(row).items() if name not in _HIDDEN}
     if values.get("data_wait", 0) <= _SMALL_WAIT:
         values.pop("data_wait", None)
     if values.get("skipped") == 0:
         del values["skipped"]
     middle = [name for name in values if name not in _FIRST + _LAST]
-    return "  ".join(_words(name, values[name]) for name in (*_FIRST, *middle, *_LAST) if name in values)
+    return "  ".join(_value_text(name, values[name]) for name in (*_FIRST, *middle, *_LAST) if name in values)
 
 
-def _words(name: str, value: float) -> str:
+def _value_text(name: str, value: float) -> str:
     if name == "examples_per_s":
-        return f"{wording.number(round(value))} examples/s"
+        return f"{formatting.number(round(value))} examples/s"
     if name in ("data_wait", "mfu"):
         return f"{name} {value:.0%}"
-    return f"{name} {wording.number(value)}"
+    return f"{name} {formatting.number(value)}"
 
 
 def _is_terminal(stream: TextIO) -> bool:

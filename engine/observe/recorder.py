@@ -1,8 +1,8 @@
-"""Turns the device's metrics of each step into rows; the loop never waits for the last two dispatches.
+"""Turns the metrics of each step, which are arrays on the device, into rows of a logging interval.
 
-A row holds the metrics of one logging interval, summed over its steps and divided once. An arrival is the moment at
-which a dispatch is known to be complete; the loop is at most IN_FLIGHT dispatches ahead. Results of short steps are
-read several at a time: one by one they would cost a twentieth of a step of 0.2 ms.
+The metrics of a row are summed over its steps and divided once. The training loop never waits for the last IN_FLIGHT
+dispatches. An arrival is the moment at which a dispatch is known to be complete. Results of short steps are read
+several at a time: reading them one by one would take 5 % of a step of 0.2 ms.
 """
 
 import time
@@ -21,31 +21,31 @@ from engine.run import log
 if TYPE_CHECKING:
     import jax
 
-IN_FLIGHT = 2  # dispatches that the device may be behind
-FOLD = 1024  # readings of a row that are kept singly: a long row costs a save no more than a short one
+IN_FLIGHT = 2  # dispatches whose results are not waited for
+FOLD = 1024  # readings of a row before they are added up, so that a long row does not slow down a save
 
 type Row = dict[str, float]
 type Sums = Mapping[str, Sequence[float]]
-"""Of a row that is not finished: name of a metric -> total and weight over its steps so far."""
+"""Sums of an unfinished row: name of a metric -> total and weight over its steps so far."""
 
 
 class Recorder:
-    """Collects what steps return and makes rows of it.
+    """Collects the metrics of steps and builds rows.
 
     Args:
-        names: of the metrics, in the order of the arrays.
-        last_value: names that are told as of the last step instead of averaged (a learning rate).
-        summed: names that are told as a sum (skipped steps).
-        writer: takes rows.
-        throughput: rates from arrivals.
-        period: which steps end a row.
-        attempt: of the run, written into each row.
-        on_row: called with each row of training, in the writer's thread.
-        on_phase: called with "training" and "evaluating", in the writer's thread.
-        on_values: called with a first step and the metrics `[steps, names, 2]` from it on as they are read, in the
-            loop's thread, whatever the pace of the writer's thread.
-        read_every_s: what has arrived is read after so long at the latest, and where a row ends. 0 reads each
-            dispatch as it arrives: at the same step in every process, whatever their clocks.
+        names: names of the metrics, in the order of the arrays.
+        last_value: metrics of which a row has the value of its last step instead of the mean (learning rate).
+        summed: metrics of which a row has the sum (skipped steps).
+        writer: writes the rows.
+        throughput: computes rates from arrivals.
+        period: the steps at which a row ends.
+        attempt: number of the attempt, written into each row.
+        on_row: called with each row of training, in the thread of the writer.
+        on_phase: called with "training" and "evaluating", in the thread of the writer.
+        on_values: called with the first step of a reading and its metrics `[steps, names, 2]`, in the thread of the
+            training loop, independently of the writer.
+        read_every_s: longest time before arrived results are read; they are also read when a row ends. 0 reads each
+            dispatch when it arrives, so that every process reads at the same steps.
     """
 
     def __init__(
@@ -67,21 +67,21 @@ class Recorder:
         self._writer, self._throughput, self._period = writer, throughput, period
         self._attempt, self._on_row, self._on_phase, self._on_values = attempt, on_row, on_phase, on_values
         self._in_flight: deque[tuple[int, jax.Array]] = deque()  # first step of a dispatch, its metrics `[K, names, 2]`
-        self._unread: list[tuple[int, jax.Array]] = []  # the same of those that have arrived
+        self._unread: list[tuple[int, jax.Array]] = []  # dispatches that have arrived, likewise
         self._read_every_s, self._read_at = read_every_s, 0.0
-        self._before = self._no_sums = np.zeros((len(names), 2))  # of this row's earlier steps
-        self._values: list[np.ndarray] = []  # of this row's steps that were read, `[steps, names, 2]` each
-        self._row_ends = 0  # its last step; 0: not known yet
-        self._arrived, self._arrived_at = 0, 0.0  # steps that were read, and the clock of the latest one
+        self._sums = self._no_sums = np.zeros((len(names), 2))  # sums over earlier steps of the current row
+        self._values: list[np.ndarray] = []  # readings that are not in the sums yet, `[steps, names, 2]` each
+        self._row_ends = 0  # last step of the current row; 0: unknown
+        self._arrived, self._arrived_at = 0, 0.0  # steps that were read, and the time of the latest reading
         self._wait_s = self._paused_s = 0.0
 
     def push(self, step: int, metrics: "jax.Array", wait_s: float) -> None:
-        """Takes a dispatch; waits only when the device is far behind.
+        """Adds a dispatch; waits only if more than IN_FLIGHT dispatches are incomplete.
 
         Args:
-            step: its first one.
-            metrics: `[K, names, 2]` of its K steps, on the device.
-            wait_s: the loop's waiting time for data until now.
+            step: first step of the dispatch.
+            metrics: metrics of its K steps on the device, `[K, names, 2]`.
+            wait_s: total time so far that the training loop has waited for data.
         """
         self._in_flight.append((step, metrics))
         self._wait_s = wait_s
@@ -89,7 +89,7 @@ class Recorder:
             self._arrive()
 
     def _arrive(self) -> None:
-        """Waits for the oldest dispatch under way, and reads where it is time to."""
+        """Waits for the oldest dispatch in flight, and reads the arrived results if a row ends or time is up."""
         step, metrics = self._in_flight.popleft()
         metrics.block_until_ready()
         self._unread.append((step, metrics))
@@ -98,9 +98,9 @@ class Recorder:
             self._read(now)
 
     def _read(self, now: float) -> None:
-        """Reads what has arrived, and hands over the rows that end in it."""
+        """Reads the arrived results, and pushes the rows that end with them."""
         step = self._unread[0][0]
-        # A copy: the device's own arrays are given back at once, by the thread that makes the next ones.
+        # A copy, so that the arrays of the device are freed at once, by the thread that allocates the next ones.
         values = np.concatenate([np.asarray(metrics) for _, metrics in self._unread])
         self._unread, self._read_at = [], now + self._read_every_s
         self._on_values(step, values)
@@ -108,28 +108,28 @@ class Recorder:
         if self._arrived >= self._row_ends:
             values = self._end_rows(step, values)
         if len(self._values) >= FOLD:
-            self._before, self._values = _total(self._before, self._values), []
+            self._sums, self._values = _total(self._sums, self._values), []
         if len(values):
             self._values.append(values)
 
     def _end_rows(self, step: int, values: np.ndarray) -> np.ndarray:
-        """Hands over the rows that end in what was read; returns what is left of its values."""
+        """Pushes the rows that end within these values; returns the values of the steps after them."""
         if not self._row_ends:
             self._row_ends = self._period.next_after(step)
         while step < self._row_ends <= self._arrived:
-            cut, values = values[: self._row_ends - step], values[self._row_ends - step :]
-            self._values.append(cut)
+            last, values = values[: self._row_ends - step], values[self._row_ends - step :]
+            self._values.append(last)
             self._end_row()
-            step += len(cut)
+            step += len(last)
         return values
 
     def _end_row(self) -> None:
-        end, before, values, rates = self._row_ends, self._before, self._values, self._rates_of_now()
-        self._writer.push(lambda: [self._row(end, before, values, rates())])
-        self._before, self._values, self._row_ends = self._no_sums, [], self._period.next_after(end)
+        end, sums, values, rates = self._row_ends, self._sums, self._values, self._rates_until_now()
+        self._writer.push(lambda: [self._row(end, sums, values, rates())])
+        self._sums, self._values, self._row_ends = self._no_sums, [], self._period.next_after(end)
 
-    def _rates_of_now(self) -> Callable[[], Row]:
-        """What makes the rates from the last row to here, in the writer's thread."""
+    def _rates_until_now(self) -> Callable[[], Row]:
+        """Returns a function for the thread of the writer, which computes the rates from the last row until now."""
         arrival = (self._arrived, self._arrived_at, self._wait_s)
 
         def rates() -> Row:
@@ -139,59 +139,59 @@ class Recorder:
         return rates
 
     def unfinished(self) -> Sums:
-        """The sums of the row that is being made, for a checkpoint: {} before its first step.
+        """Returns the sums of the current row, for a checkpoint; {} before its first step.
 
-        What is under way does not count (`settle`).
+        Dispatches in flight are not included; call `settle` first.
         """
-        sums = _total(self._before, self._values)
-        begun = sums.any()  # each step has some weight
-        return dict(zip(self._names, sums.tolist(), strict=True)) if begun else {}
+        sums = _total(self._sums, self._values)
+        started = sums.any()  # every step has some weight
+        return dict(zip(self._names, sums.tolist(), strict=True)) if started else {}
 
     def resume(self, sums: Sums) -> None:
-        """The first row of what follows began before a checkpoint, which holds its sums; {} where it did not."""
+        """Continues the row that a checkpoint interrupted, from its saved sums; {} starts a new row."""
         if sums.keys() == set(self._names):
-            self._before = np.array([sums[name] for name in self._names])
+            self._sums = np.array([sums[name] for name in self._names])
 
     def note(self, step: int, values: Mapping[str, float]) -> None:
-        """Takes values that are known once (an evaluation, the time to compile) as a row of their own."""
+        """Writes values that are measured once (an evaluation, the time to compile) as a separate row."""
         row = {"step": step, "attempt": self._attempt, "time": time.time(), **values}
         self._writer.push(lambda: [row])
 
     def phase(self, name: str) -> None:
-        """Passes on what the loop does from now on, in order with the rows."""
+        """Reports the phase that starts now through `on_phase`, in order with the rows."""
         self._writer.push(lambda: self._on_phase(name))
 
     def saved(self) -> None:
-        """A checkpoint is on its way: the rows and the log that led to it shall be on the disk, too."""
+        """Syncs the rows and the log to the disk. Called when a save has started, so that it does not outlive them."""
         self._writer.push(log.sync)
         self._writer.sync()
 
     def settle(self) -> None:
-        """Waits for the device, so that what follows (an evaluation) is not counted as training."""
+        """Waits for all dispatches and reads them, so that a following evaluation is not counted as training."""
         while self._in_flight:
             self._arrive()
         if self._unread:
             self._read(time.monotonic())
 
     def rollback(self) -> None:
-        """The loop goes on from an earlier step: the steps of an unfinished row make no row, and rates begin anew."""
+        """Drops the unfinished row and restarts the rates, since the loop continues from an earlier step."""
         self.settle()
-        self._before, self._values, self._row_ends = self._no_sums, [], 0
+        self._sums, self._values, self._row_ends = self._no_sums, [], 0
         self._writer.push(self._throughput.restart)
 
     def pause(self, seconds: float) -> None:
-        """Takes time that the loop spent on something else out of the rates."""
+        """Excludes time that the loop spent on something else from the rates."""
         self._paused_s += seconds
 
     def rates(self) -> dict[str, float]:
-        """The rates over the whole attempt, as far as results were read."""
+        """Returns the rates over the whole attempt, as far as results were read."""
         return self._throughput.total()
 
     def close(self) -> None:
-        """Waits until all that was pushed is written; steps of an unfinished row make no row."""
+        """Waits until everything that was pushed is written. An unfinished row is dropped."""
         self.settle()
         if self._values:
-            rates = self._rates_of_now()
+            rates = self._rates_until_now()
 
             def without_row() -> None:
                 rates()
@@ -199,10 +199,10 @@ class Recorder:
             self._writer.push(without_row)
         self._writer.flush()
 
-    def _row(self, end: int, before: np.ndarray, values: list[np.ndarray], rates: Row) -> Row:
-        sums, last = _total(before, values), values[-1][-1]
+    def _row(self, end: int, sums: np.ndarray, values: list[np.ndarray], rates: Row) -> Row:
+        totals, last = _total(sums, values), values[-1][-1]
         row: Row = {"step": end, "attempt": self._attempt, "batch": end - 1, "time": time.time()}
-        for name, (total, weight), (value, _) in zip(self._names, sums.tolist(), last.tolist(), strict=True):
+        for name, (total, weight), (value, _) in zip(self._names, totals.tolist(), last.tolist(), strict=True):
             mean = total / weight if weight else float("nan")
             row[name] = total if name in self._summed else value if name in self._last_value else mean
         row |= rates | memory_use()
@@ -210,6 +210,6 @@ class Recorder:
         return row
 
 
-def _total(before: np.ndarray, values: list[np.ndarray]) -> np.ndarray:
-    """Adds up step by step in float64, so that no cut of the dispatches, and no checkpoint, rounds differently."""
-    return np.add.accumulate(np.concatenate([before[None], *values], dtype=np.float64))[-1]
+def _total(sums: np.ndarray, values: list[np.ndarray]) -> np.ndarray:
+    """Adds step by step in float64, so that the result does not depend on dispatch boundaries or checkpoints."""
+    return np.add.accumulate(np.concatenate([sums[None], *values], dtype=np.float64))[-1]

@@ -1,7 +1,7 @@
-"""Rates of a run: examples and steps per second, time lost to data, FLOP/s and their share of the peak (MFU).
+"""Rates of a run: examples per second, step time, time waiting for data, FLOP/s and model FLOP/s utilization (MFU).
 
-Rates are taken between arrivals, the moments at which a result is known to be complete on the device. Time that the
-loop spends on something else (evaluations, hooks) is paused time and counts in no rate.
+Rates are measured between arrivals, the moments at which a result is known to be complete on the device. Time that the
+loop spends on evaluations and hooks is subtracted by the caller and is in no rate.
 """
 
 from dataclasses import dataclass
@@ -15,47 +15,47 @@ class _Arrival:
 
 
 class Throughput:
-    """Rates between arrivals. It only computes; one thread at a time calls it."""
+    """Computes rates between arrivals. Not thread-safe."""
 
     def __init__(self, batch_size: int, flops_per_step: float | None = None, peak_flops: float | None = None):
         """
         Args:
-            batch_size: examples of one step, over all devices.
-            flops_per_step: FLOPs of one step, over all devices; None leaves FLOP/s out.
-            peak_flops: FLOP/s of all devices together, for the dtype that is computed in; None leaves MFU out.
+            batch_size: examples per step, over all devices.
+            flops_per_step: FLOPs per step, over all devices; None leaves out FLOP/s.
+            peak_flops: peak FLOP/s of all devices for the data type of the computation; None leaves out MFU.
         """
         self._batch_size = batch_size
         self._flops_per_step = flops_per_step
         self._peak_flops = peak_flops
-        self._first: _Arrival | None = None  # of the attempt
-        self._begin: _Arrival | None = None  # of the interval
+        self._first: _Arrival | None = None  # first arrival of the attempt
+        self._begin: _Arrival | None = None  # start of the current interval
         self._latest: _Arrival | None = None
         self._values: dict[str, float] = {}
 
     def arrived(self, step: int, time_s: float, wait_s: float) -> None:
-        """Takes note of a result; the first one starts the clock.
+        """Records an arrival; the first one starts the measurement.
 
         Args:
             step: completed updates whose result has arrived.
-            time_s: monotonic clock at the arrival, less what was paused until then.
-            wait_s: seconds that the loop has waited for host data until then.
+            time_s: monotonic time of the arrival, minus the paused time so far.
+            wait_s: total seconds so far that the training loop has waited for data.
         """
         self._latest = _Arrival(step, time_s, wait_s)
         self._first = self._first or self._latest
         self._begin = self._begin or self._latest
 
     def restart(self) -> None:
-        """Begins anew: the run goes on from an earlier step, and time up to here counts in no rate."""
+        """Discards all arrivals, after a rollback to an earlier step."""
         self._first = self._begin = self._latest = None
 
     def values(self) -> dict[str, float]:
-        """Returns the rates since the last call and begins the next interval.
+        """Returns the rates since the last call and starts the next interval.
 
-        Without a new arrival (several rows in one dispatch) the last rates are returned again, and nothing before
-        there are two arrivals.
+        Without a new arrival (several rows in one dispatch) the last rates are returned again. Before the second
+        arrival the result is empty.
 
         Returns:
-            `examples_per_s`, `step_time_s`, `data_wait` (fraction of the time, 0 to 1), and where known `flop_per_s`
+            `examples_per_s`, `step_time_s`, `data_wait` (fraction of the time, 0 to 1), and, if known, `flop_per_s`
             and `mfu` (fraction of the peak).
         """
         if rates := self._rates(self._begin):
@@ -63,7 +63,7 @@ class Throughput:
         return dict(self._values)
 
     def total(self) -> dict[str, float]:
-        """Returns the same rates over the whole attempt, from its first arrival to its latest."""
+        """Returns the same rates over the whole attempt, from the first arrival to the latest."""
         return self._rates(self._first)
 
     def _rates(self, begin: _Arrival | None) -> dict[str, float]:

@@ -1,8 +1,8 @@
-"""Metrics of a run as `metrics.jsonl` and TensorBoard files, written by a thread so that the loop never waits.
+"""Writes metrics to `metrics.jsonl` and TensorBoard files in a thread, so that the training loop does not wait.
 
-A row is one line, `{"step": int, "attempt": int, "time": unix seconds, "loss": 0.5, ...}`. Lines are only added: after
-a resume at step s, the last line of each step and name counts. Opening the file removes a last line that a crash cut
-off. A disk that refuses lines does not end the run: one warning is logged, and the lines wait in memory.
+A row is one line, `{"step": int, "attempt": int, "time": unix seconds, "loss": 0.5, ...}`. Lines are only appended:
+after a resume, the last line of a step and metric is valid. Opening the file removes a last line that a crash left
+incomplete. If the disk is full, one warning is logged and lines are kept in memory; the run does not end.
 """
 
 import os
@@ -26,29 +26,29 @@ from engine.run.log import logger
 type Row = Mapping[str, float]
 type Block = Callable[[], Sequence[Row] | None]
 
-ROW_KEYS = ("step", "attempt", "batch", "time")  # of every row; the rest are metrics
-_WAITING = 1024  # blocks; beyond them push waits, so that memory stays bounded and no row is lost
-_KEPT = 64 << 20  # bytes of lines that wait for a disk; more end the run
-_GATHER_S = 0.1  # blocks wait for others: one that comes alone takes Python's lock, and the caches, from a step
+ROW_KEYS = ("step", "attempt", "batch", "time")  # keys that are not metrics
+_MAX_QUEUED = 1024  # blocks in the queue; with more, `push` waits, so that memory is bounded and no row is lost
+_MAX_UNWRITTEN = 64 << 20  # bytes of lines that wait for the disk; more end the run
+_GATHER_S = 0.1  # blocks are run together: a single block would take the GIL, and the CPU caches, from a step
 _FLUSH_S = 5.0  # between two flushes of the event file, each of which waits for the disk
 
 
 def metrics_of(row: Row) -> dict[str, float]:
-    """Returns what a row holds beside ROW_KEYS."""
+    """Returns the metrics of a row, without ROW_KEYS."""
     return {name: value for name, value in row.items() if name not in ROW_KEYS}
 
 
 class MetricWriter:
-    """Writes blocks of rows in the order in which they were pushed. A context manager."""
+    """Runs blocks in the order in which they were pushed, and writes the rows that they return. A context manager."""
 
     def __init__(self, path_jsonl: Path | None, tensorboard_dir: Path | None, lease: Lease = ALWAYS_GRANTED):
         """
         Args:
-            path_jsonl: the file that lines are added to; made when it is not there. None writes none: in a run of
-                several processes each makes the rows, and the first one writes them.
+            path_jsonl: the file to append to; created if it does not exist. None writes no file: in a run of several
+                processes each process builds the rows, and the primary writes them.
             tensorboard_dir: folder of the event files; None writes none.
-            lease: checked before each block runs, and again before its rows are written: to make them may take long.
-                `push` raises LeaseLost once it is lost, and nothing is written then.
+            lease: checked before each block, and again before its rows are written, since a block may take long. Once
+                the lease is lost, `push` raises LeaseLost and nothing is written.
 
         Raises:
             RunError: the file cannot be opened for writing.
@@ -58,40 +58,40 @@ class MetricWriter:
         self._raised = False  # whether the error was raised
         self._closed = False
         self._file: int | None = None
-        self._left = b""  # lines that are not in the file yet
-        self._warned = False  # that the disk refuses something
+        self._unwritten = b""  # lines that are not in the file yet
+        self._warned = False  # whether the warning about the disk was logged
         if path_jsonl is not None:
-            with _naming(path_jsonl):
+            with _errors_as_run_error(path_jsonl):
                 self._file = open_for_append(path_jsonl)
         self._events = None if tensorboard_dir is None else _Events(Path(tensorboard_dir))
         self._queue: queue.SimpleQueue[Block | threading.Event | None] = queue.SimpleQueue()
-        self._hurry = threading.Event()  # somebody waits for the files
+        self._hurry = threading.Event()  # set while a caller waits for the files
         self._thread = threading.Thread(target=self._run, name="convoy-writer", daemon=True)
         self._thread.start()
 
     def push(self, block: Block) -> None:
-        """Hands a block to the thread; a few microseconds.
+        """Queues a block for the thread; takes microseconds.
 
-        A block may return None: it then only does something off the loop, in order with the rows.
+        A block may return None if it only does some work outside the training loop, in order with the rows.
 
         Raises:
-            RunError: an earlier block could not be written, or the writer is closed.
-            Exception: what an earlier block raised, as it was.
+            RunError: the rows of an earlier block could not be written, or the writer is closed.
+            Exception: the error that an earlier block raised, unchanged.
         """
         self._raise_error()
         if self._closed:
             raise RunError(f"{self._path or 'metrics'}: the writer is closed. Push before close().")
-        if self._queue.qsize() >= _WAITING:
+        if self._queue.qsize() >= _MAX_QUEUED:
             self.flush()
         self._queue.put(block)
 
     def sync(self) -> None:
-        """Has what was pushed so far put on the disk, where it outlives the machine; waits for nothing."""
+        """Requests an fsync of everything that was pushed so far; does not wait."""
         self.push(self._sync)
         self._hurry.set()
 
     def flush(self) -> None:
-        """Waits until everything that was pushed is in the files; raises as `push`."""
+        """Waits until everything that was pushed is in the files; raises like `push`."""
         if not self._closed:
             written = threading.Event()
             self._queue.put(written)
@@ -100,7 +100,7 @@ class MetricWriter:
         self._raise_error()
 
     def close(self) -> None:
-        """Writes what waits and ends the thread; raises as `push`, but only an error that was not raised before."""
+        """Writes everything in the queue and ends the thread; raises like `push`, but no error twice."""
         if not self._closed:
             self._closed = True
             self._queue.put(None)
@@ -113,7 +113,7 @@ class MetricWriter:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        with suppress(*(() if error is None else (RunError,))):  # the loop's own error says more
+        with suppress(*(() if error is None else (RunError,))):  # the error of the training loop is more informative
             self.close()
 
     def _raise_error(self) -> None:
@@ -122,18 +122,18 @@ class MetricWriter:
             raise self._error
 
     def _run(self) -> None:
-        """The thread: after an error it only takes blocks off the queue, so that push never waits for nothing."""
+        """The thread. After an error it discards blocks, so that `push` never waits for a full queue."""
         while (item := self._next()) is not None:
             if isinstance(item, threading.Event):
                 self._attempt(self._flush_events)
                 item.set()
             elif self._error is None:
                 self._attempt(self._write, item)
-        self._attempt(self._write_the_rest)
+        self._attempt(self._write_remaining)
         self._attempt(self._close_files)
 
     def _next(self) -> Block | threading.Event | None:
-        """What comes next; where nothing does yet, the thread lets some come together, unless somebody waits."""
+        """Returns the next item. After an idle time, waits for more blocks to arrive, unless a caller is waiting."""
         with suppress(queue.Empty):
             return self._queue.get_nowait()
         self._hurry.clear()
@@ -145,7 +145,7 @@ class MetricWriter:
     def _attempt(self, function: Callable, *arguments) -> None:
         try:
             function(*arguments)
-        except BaseException as error:  # every kind reaches the loop: this thread has no one else to tell
+        except BaseException as error:  # `push` raises every kind in the training loop
             self._error = self._error or error
 
     def _write(self, block: Block) -> None:
@@ -155,27 +155,27 @@ class MetricWriter:
             return
         self._lease.check()
         if self._path is not None:
-            self._left += "".join(json_text.dumps(row) + "\n" for row in rows).encode()
-            self._write_left(self._path)
+            self._unwritten += "".join(json_text.dumps(row) + "\n" for row in rows).encode()
+            self._write_lines(self._path)
         self._write_events(lambda events: events.add(rows))
 
-    def _write_left(self, path: Path) -> None:
-        """Writes the lines that are not in the file yet, as far as the disk takes them."""
+    def _write_lines(self, path: Path) -> None:
+        """Writes the lines that are not in the file yet, as far as the disk has space."""
         try:
-            while self._left and self._file is not None:
-                self._left = self._left[os.write(self._file, self._left) :]
+            while self._unwritten and self._file is not None:
+                self._unwritten = self._unwritten[os.write(self._file, self._unwritten) :]
         except OSError as error:
-            if len(self._left) > _KEPT:
-                raise _refused(path, error.strerror or str(error)) from error
-            self._warn(path, error, "They wait in memory")
+            if len(self._unwritten) > _MAX_UNWRITTEN:
+                raise _write_error(path, error.strerror or str(error)) from error
+            self._warn(path, error, "They are kept in memory")
 
     def _sync(self) -> None:
         if self._file is not None and self._path is not None:
-            self._write_left(self._path)
+            self._write_lines(self._path)
             try:
                 os.fsync(self._file)
             except OSError as error:
-                self._warn(self._path, error, "They may be lost with this machine")
+                self._warn(self._path, error, "They may be lost if this machine fails")
 
     def _write_events(self, function: Callable[["_Events"], None]) -> None:
         if self._events is not None:
@@ -183,25 +183,27 @@ class MetricWriter:
                 function(self._events)
             except OSError as error:
                 with suppress(OSError):
-                    self._events.close()  # the next event begins another file
-                self._warn(self._events.directory, error, "They are lost to TensorBoard, and lie in metrics.jsonl")
+                    self._events.close()  # the next event starts another file
+                self._warn(self._events.directory, error, "They are in metrics.jsonl, but missing in TensorBoard")
 
-    def _warn(self, path: Path, error: OSError, what: str) -> None:
+    def _warn(self, path: Path, error: OSError, consequence: str) -> None:
         if not self._warned:
             self._warned = True
-            words = error.strerror or error
-            logger.warning(f"{path}: metrics cannot be written ({words}). {what}; training goes on. Free space there.")
+            logger.warning(
+                f"{path}: metrics cannot be written ({error.strerror or error}). {consequence}; training continues. "
+                "Free disk space there."
+            )
 
     def _flush_events(self) -> None:
         self._lease.check()
         self._write_events(_Events.flush)
 
-    def _write_the_rest(self) -> None:
+    def _write_remaining(self) -> None:
         self._flush_events()
         if self._path is not None:
-            self._write_left(self._path)
-            if self._left:
-                raise _refused(self._path, f"{self._left.count(10)} lines are lost")
+            self._write_lines(self._path)
+            if self._unwritten:
+                raise _write_error(self._path, f"{self._unwritten.count(10)} lines are lost")
 
     def _close_files(self) -> None:
         self._write_events(_Events.close)
@@ -210,25 +212,24 @@ class MetricWriter:
 
 
 def open_writer(directory: RunDirectory, tensorboard: bool) -> MetricWriter:
-    """Returns the writer of a run's metric files; in a process that is not the primary it writes nothing."""
+    """Returns the writer of the metric files of a run; in processes other than the primary it writes nothing."""
     if not group.is_primary():
         return MetricWriter(None, None)
     return MetricWriter(directory.metrics, directory.tensorboard if tensorboard else None, directory.lease)
 
 
 class _Events:
-    """TensorBoard's copy of the rows: every number under its name, at its step.
+    """TensorBoard event files: every number of a row under its name, at its step.
 
-    Rows wait for the next flush, before which nobody could read them: many in one go cost a tenth of what each costs
-    that comes alone between two steps. tensorboardX is given one event at a time on this thread: its own queue runs
-    through a pipe, and loses the error of a full disk.
+    Rows are collected until the next flush: writing many at once takes a tenth of the time per row. tensorboardX's
+    EventsWriter is used directly, since its asynchronous queue loses the error of a full disk.
     """
 
     def __init__(self, directory: Path):
         self.directory = directory
         self._writer = None
         self._rows: list[Row] = []
-        self._flush_at = time.monotonic() + _FLUSH_S  # the import in `flush` takes 0.1 s, which no first step waits for
+        self._flush_at = time.monotonic() + _FLUSH_S  # not at once: the import in `flush` takes 0.1 s
 
     def add(self, rows: Sequence[Row]) -> None:
         self._rows += rows
@@ -255,7 +256,7 @@ class _Events:
         self._writer.flush()
 
     def close(self) -> None:
-        """Ends the file, without what waits."""
+        """Closes the file without writing the collected rows."""
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()
@@ -269,17 +270,17 @@ def _numbers(row: Row) -> Iterator[tuple[str, float]]:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _errors_as_run_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _refused(path, error.strerror or str(error)) from error
+        raise _write_error(path, error.strerror or str(error)) from error
 
 
-def _refused(path: Path, words: str) -> RunError:
+def _write_error(path: Path, reason: str) -> RunError:
     error = RunError(
-        f"{path}: metrics cannot be written ({words}). "
-        "Free space there, then start the same command again: it goes on from the last checkpoint."
+        f"{path}: metrics cannot be written ({reason}). "
+        "Free disk space there, then start the same command again: it resumes from the newest checkpoint."
     )
     error.exit_code = ExitStatus.RETRY
     return error

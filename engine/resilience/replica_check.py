@@ -50,7 +50,7 @@ class ReplicaCheck:
             ReplicaError: they differ. Its text names arrays, devices and processes.
         """
         self._digests = digests = self._digests or Digests(self._abstract_state)
-        rows = np.asarray(digests.rows(state, everywhere=True))
+        rows = np.asarray(digests.rows(state, gather=True))
         if differing := digests.differing(rows):
             raise ReplicaError(_text(digests, step, differing))
 
@@ -60,8 +60,8 @@ def _text(digests: Digests, step: int, differing: dict[str, list[int]]) -> str:
     odd = sorted({position for positions in differing.values() for position in positions})
     named = ", ".join(f"device {devices[i].id} of process {devices[i].process_index}" for i in odd)
     more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
-    holders = digests.holders[:, digests.paths.index(next(iter(differing)))]
-    copies = int((holders == holders[odd[0]]).sum())
+    copy_groups = digests.copy_groups[:, digests.paths.index(next(iter(differing)))]
+    copies = int((copy_groups == copy_groups[odd[0]]).sum())
     if len(odd) < copies:
         problem = f"{named} differ{'s' * (len(odd) == 1)} from most copies"
     else:

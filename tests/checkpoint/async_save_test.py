@@ -222,7 +222,7 @@ processes.leave()
 @pytest.mark.multiprocess
 def test_save_that_fails_in_one_process_fails_in_all_and_the_next_save_works(tmp_path):
     """Files of the second process are limited to a kilobyte, which simulates a full disk."""
-    lines = runs.told_by_each(TWO, tmp_path, processes=2)
+    lines = runs.lines_by_process(TWO, tmp_path, processes=2)
     for process in "01":
         assert lines[process] == ["1 DURABLE", "2 FAILED process 1: File too large", "3 DURABLE"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"]

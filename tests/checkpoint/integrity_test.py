@@ -123,7 +123,7 @@ processes.leave()
 
 @pytest.mark.multiprocess
 def test_three_processes_share_the_files_and_agree(tmp_path):
-    lines = runs.told_by_each(THREE, tmp_path, processes=3)
+    lines = runs.lines_by_process(THREE, tmp_path, processes=3)
     assert [lines[i][0] for i in "012"] == ["good 5 100"] * 3
     for i in "012":
         assert lines[i][1].startswith(f"DamagedCheckpoint {tmp_path / '5'}: is damaged: d/1: found 5 bytes, expected")

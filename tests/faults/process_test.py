@@ -231,7 +231,7 @@ def test_a_process_that_the_kernel_kills_for_memory_is_retried_and_the_message_s
         code, detected = job.end(), time.monotonic() - begin
         told = job.output.splitlines()[-1]
     assert (code, is_retried(code)) == (137, True)
-    says = "killed by SIGKILL: memory ran out, the kernel says" if limited else "if nobody sent it, memory ran out"
+    says = "the kernel reports that memory ran out" if limited else "if nobody sent the signal, memory ran out"
     assert "process 1 ended first, with 137 (" in told and says in told
     assert says in runs.status(run)["reason"]
     file.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Two hosts without a shared disk: each mounts the same bucket, or names its address, and that is all that they share.
+"""Two hosts that share only a bucket: each mounts it, or uses its address as the run directory.
 
-The bucket is one of moto's S3 server, the mounts are s3fs's; those of hosts are each in a mount namespace of its own. A
-host that is lost takes its mount with it, and all that it had not sent.
+The bucket belongs to moto's S3 server; s3fs mounts it. Each host has a separate mount namespace. When a host is lost,
+so are its mount and all writes that were not uploaded yet.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ WITHOUT_CACHE = "disable_noobj_cache,stat_cache_expire=1"
 HOST = """\
 set -eu
 mount --make-rprivate /
-umount --lazy {place}
+umount --lazy {folder}
 env -u CONVOY_PROCESS_ID s3fs {mount}
 exec "$@"
 """
@@ -48,7 +48,7 @@ pytestmark = [
 
 @pytest.fixture
 def server():
-    """The address of an S3 server that has a bucket `runs`."""
+    """The address of an S3 server with a bucket `runs`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -56,22 +56,22 @@ def server():
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    end, place = time.monotonic() + 60, f"http://127.0.0.1:{port}"
+    end, address = time.monotonic() + 60, f"http://127.0.0.1:{port}"
     while True:
         try:
-            urllib.request.urlopen(urllib.request.Request(f"{place}/runs", method="PUT")).close()
+            urllib.request.urlopen(urllib.request.Request(f"{address}/runs", method="PUT")).close()
             break
         except OSError:
             assert server.poll() is None and time.monotonic() < end
             time.sleep(0.1)
-    yield place
+    yield address
     server.kill()
     server.wait()
 
 
 @pytest.fixture
 def mount(server, tmp_path):
-    """The words by which s3fs mounts a bucket at `tmp_path/bucket`."""
+    """The arguments with which s3fs mounts the bucket at `tmp_path/bucket`."""
     (tmp_path / "keys").write_text("any:thing\n")
     (tmp_path / "keys").chmod(0o600)
     (tmp_path / "bucket").mkdir()
@@ -81,7 +81,7 @@ def mount(server, tmp_path):
 
 @pytest.fixture
 def bucket(mount):
-    """The bucket as a third party sees it, at the same place in the test's own namespace."""
+    """The bucket, mounted at the same path in the namespace of the test, independently of the hosts."""
     subprocess.run(["s3fs", *mount], check=True, timeout=60)
     yield Path(mount[1])
     subprocess.run(["umount", "--lazy", mount[1]], check=True)
@@ -89,7 +89,7 @@ def bucket(mount):
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-    """A run of two processes that nothing happens to."""
+    """An uninterrupted run of two processes."""
     folder = tmp_path_factory.mktemp("unbroken")
     where = bench.config(folder / "config", pause=PAUSE, **SETTINGS)
     with bench.Job("train", where, f"--workdir={folder / 'run'}", ranks=2) as job:
@@ -97,7 +97,7 @@ def unbroken(tmp_path_factory):
     return folder / "run"
 
 
-def is_like(run, unbroken):
+def assert_same_outcome(run, unbroken):
     assert bench.losses(run) == bench.losses(unbroken)
     assert bench.state_hashes(run) == bench.state_hashes(unbroken)
 
@@ -105,22 +105,22 @@ def is_like(run, unbroken):
 def test_two_hosts_resume_from_a_shared_bucket_after_both_are_killed(mount, bucket, unbroken, tmp_path):
     where = bench.config(tmp_path / "config", pause=PAUSE, **SETTINGS)
     train = [["train", where, f"--workdir={bucket / 'run'}"]] * 2
-    host = ("unshare", "--mount", "sh", "-c", HOST.format(mount=" ".join(mount), place=bucket), "sh")
+    host = ("unshare", "--mount", "sh", "-c", HOST.format(mount=" ".join(mount), folder=bucket), "sh")
 
     with bench.ranks(train, [{}, {}], host) as jobs:
         jobs[0].until(lambda: len(bench.saved(bucket / "run")) >= 2)
         for job in jobs:
-            for pid in reversed(job.pids()):  # the mount's program first: what the run had not sent is lost
+            for pid in reversed(job.pids()):  # the mount program first, so that writes that were not uploaded are lost
                 bench.kill(pid)
     left = bench.losses(bucket / "run")
 
     with bench.ranks(train, [{}, {}], host) as jobs:
         assert [job.end() for job in jobs] == [0, 0], jobs[0].output + jobs[1].output
-    # A bucket has no rename of a folder in one piece: the newest step may be half there, and is then set aside.
+    # A bucket cannot rename a folder atomically: the newest step may be incomplete, and is then set aside.
     resumed = re.search(r"resuming from step (\d+)\n", (bucket / "run" / "log.txt").read_text())
     assert resumed and left.keys() >= set(range(1, int(resumed[1]) + 1))
 
-    is_like(bucket / "run", unbroken)
+    assert_same_outcome(bucket / "run", unbroken)
     checked = runs.convoy("checkpoints", "verify", str(bucket / "run"))
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
@@ -130,7 +130,7 @@ def keys(server):
 
 
 def own_mounts():
-    """Mounts that a process has made for an address."""
+    """The mounts that processes have created for an address."""
     return [line for line in Path("/proc/mounts").read_text().splitlines() if "/convoy-runs-" in line]
 
 
@@ -142,7 +142,7 @@ def test_bucket_address_works_as_run_directory_and_mounts_end_with_their_process
         for job in jobs:
             bench.kill(job.process.pid)
         end = time.monotonic() + 60
-        while jobs[0].pids() or jobs[1].pids():  # nor a program that serves a mount
+        while jobs[0].pids() or jobs[1].pids():  # including the programs that serve the mounts
             assert time.monotonic() < end
             time.sleep(0.1)
     assert bench.status(bucket / "run")["state"] in status.RUNNING
@@ -152,17 +152,17 @@ def test_bucket_address_works_as_run_directory_and_mounts_end_with_their_process
         before = max(bench.saved(bucket / "run"))
         jobs[0].until(lambda: max(bench.saved(bucket / "run")) > before)
         for job in jobs:
-            for pid in job.pids():  # as a control group is asked to stop: the programs that serve the mounts, too
+            for pid in job.pids():  # as when a control group is stopped: also the programs that serve the mounts
                 os.kill(pid, signal.SIGTERM)
         assert [job.end() for job in jobs] == [42, 42], jobs[0].output + jobs[1].output
-        told = bench.status(bucket / "run")["reason"]
-        found = re.fullmatch(r"asked to stop; the state of step (\d+) of 60 is saved in s3://runs/run\.", told)
+        reason = bench.status(bucket / "run")["reason"]
+        found = re.fullmatch(r"asked to stop; the state of step (\d+) of 60 is saved in s3://runs/run\.", reason)
         assert found and int(found[1]) == max(bench.saved(bucket / "run"))
 
     with bench.ranks(train, [keys(server)] * 2) as jobs:
         assert [job.end() for job in jobs] == [0, 0], jobs[0].output + jobs[1].output
     assert own_mounts() == []
-    is_like(bucket / "run", unbroken)
+    assert_same_outcome(bucket / "run", unbroken)
     checked = runs.convoy("checkpoints", "verify", "s3://runs/run", **keys(server))
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
@@ -173,7 +173,7 @@ import numpy as np
 from engine import ArraySource, local_path
 from engine.mounts import shown
 from engine.data.array_record import ArrayRecordSource, write_array_record
-first = threading.Thread(target=local_path, args=["s3://runs"])  # its end must not end the mount
+first = threading.Thread(target=local_path, args=["s3://runs"])  # the mount must outlive this thread
 first.start()
 first.join()
 write_array_record(ArraySource({"x": np.arange(5)}), "s3://runs/data/part.arrayrecord")

@@ -1,4 +1,4 @@
-"""Stand-ins for a scheduler's commands on the PATH, and the linters that come as packages."""
+"""Fake commands of a scheduler on the PATH, and the linters that are installed as Python packages."""
 
 import os
 import shutil
@@ -8,21 +8,21 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def stand_in(folder: Path, name: str, text: str) -> None:
-    """Writes a shell script of that name."""
+def fake_command(folder: Path, name: str, text: str) -> None:
+    """Writes an executable shell script of that name."""
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(f"#!/bin/bash\n{text}\n")
     (folder / name).chmod(0o755)
 
 
 def path_with(folder: Path) -> str:
-    """The PATH on which the stand-ins of a folder come first."""
+    """Returns a PATH on which the fake commands of a folder come first."""
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
 
 def linter(name: str) -> str:
-    """A program of the test packages: beside Python in an environment, in `bin` beside the packages under Bazel."""
+    """Returns the path of a linter: next to Python in a virtual environment, in `bin` next to the packages in Bazel."""
     folders = [str(Path(sys.executable).parent), *(str(Path(folder) / "bin") for folder in sys.path)]
     found = shutil.which(name, path=os.pathsep.join([*folders, os.environ["PATH"]]))
-    assert found, f"{name} is missing. It comes with pip install -e '.[test]'."
+    assert found, f"{name} is missing. Install it: pip install -e '.[test]'."
     return found

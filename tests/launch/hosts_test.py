@@ -1,7 +1,7 @@
-"""Two hosts: network namespaces joined by a cable, each with an address of its own, train one run.
+"""Two hosts train one run: network namespaces with separate addresses, connected by a virtual cable.
 
-A namespace has its own interfaces, and its own /etc/hosts, in which this machine's name is its address: by that name
-the collectives of CPUs find their peers.
+Each namespace has its own interfaces and its own /etc/hosts, which maps the name of this machine to the address of the
+namespace: JAX's CPU collectives find their peers by that name.
 """
 
 import contextlib

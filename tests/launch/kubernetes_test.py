@@ -1,4 +1,4 @@
-"""The JobSet: of the published types, restarted by exit codes as the table says, its pods told who they are."""
+"""The JobSet manifest: published types, restarts by exit code, process indices of the pods, and their rights."""
 
 import itertools
 import re
@@ -14,7 +14,7 @@ from engine.cluster.exit_status import ExitStatus, is_retried
 from engine.config.errors import ConfigError
 from engine.launch.cli_args import LaunchError
 from engine.launch.kubernetes import TPUS, JobSet, Tpu
-from tests.launch.fakes import path_with, stand_in
+from tests.launch.fakes import fake_command, path_with
 
 COMMAND = ["train", "--config=configs.digits", "--config.train.total=2 epochs"]
 TOPOLOGIES = {"v4": "2x2x4", "v5e": "4x4", "v5p": "4x4x4", "v6e": "4x8", "v7x": "2x2x2"}
@@ -41,8 +41,8 @@ def pod_of(manifest: dict[str, Any]) -> dict[str, Any]:
     return job_of(manifest)["template"]["spec"]
 
 
-def in_the_published_types(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest after a passage through the types of Kubernetes and JobSet: a field that they lack is lost."""
+def through_published_types(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Converts a manifest to the types of Kubernetes and JobSet and back, which drops unknown fields."""
     found = JobsetV1alpha2JobSet.from_dict(manifest)
     assert found is not None
     return found.to_dict()
@@ -51,18 +51,18 @@ def in_the_published_types(manifest: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("made", JOBSETS, ids=str)
 def test_jobset_conforms_to_the_published_types(made):
     manifest = made.manifest()
-    assert in_the_published_types(manifest) == manifest
+    assert through_published_types(manifest) == manifest
     assert yaml.safe_load(made.text()) == manifest
 
 
 def test_published_types_reject_a_wrong_field_and_a_wrong_type():
     manifest = jobset().manifest()
     pod_of(manifest)["restartPolicies"] = "Never"
-    assert in_the_published_types(manifest) != manifest
+    assert through_published_types(manifest) != manifest
     manifest = jobset().manifest()
     job_of(manifest)["backoffLimit"] = "0"
     with pytest.raises(ValueError, match="backoffLimit"):
-        in_the_published_types(manifest)
+        through_published_types(manifest)
 
 
 def test_jobset_uses_documented_enum_values():
@@ -71,7 +71,7 @@ def test_jobset_uses_documented_enum_values():
     job = job_of(manifest)
     assert job["completionMode"] == "Indexed"
     assert {rule["action"] for rule in job["podFailurePolicy"]["rules"]} <= {"FailJob", "FailIndex", "Ignore", "Count"}
-    assert pod_of(manifest)["restartPolicy"] == "Never"  # a failure policy for pods takes no other one
+    assert pod_of(manifest)["restartPolicy"] == "Never"  # required by podFailurePolicy
     codes = job["podFailurePolicy"]["rules"][1]["onExitCodes"]["values"]
     assert codes == sorted(set(codes)) and 0 not in codes
     rules = manifest["spec"]["failurePolicy"]["rules"]
@@ -80,7 +80,7 @@ def test_jobset_uses_documented_enum_values():
 
 
 def restarted(manifest: dict[str, Any], code: int, disrupted: bool = False) -> bool:
-    """What Kubernetes and JobSet do when a pod ends: the first rule that fits decides; without one it counts."""
+    """Whether the JobSet restarts after a pod ends: the first matching rule decides; without one the pod counts."""
     action = "Count"
     for rule in job_of(manifest)["podFailurePolicy"]["rules"]:
         if "onPodConditions" in rule:
@@ -92,7 +92,7 @@ def restarted(manifest: dict[str, Any], code: int, disrupted: bool = False) -> b
         if fits:
             action = rule["action"]
             break
-    assert job_of(manifest)["backoffLimit"] == 0  # so one that counts fails its Job
+    assert job_of(manifest)["backoffLimit"] == 0  # so that one failure that counts fails the Job
     reason = {"FailJob": "PodFailurePolicy", "Count": "BackoffLimitExceeded"}[action]
     return not any(reason in rule["onJobFailureReasons"] for rule in manifest["spec"]["failurePolicy"]["rules"])
 
@@ -107,7 +107,7 @@ def test_evicted_pod_restarts_after_any_exit_code():
 
 
 def environment(manifest: dict[str, Any], job: int, pod: int) -> dict[str, str]:
-    """What Kubernetes makes of the variables in one pod."""
+    """Returns the environment that Kubernetes gives one pod."""
     name = manifest["metadata"]["name"]
     labels = {
         "jobset.sigs.k8s.io/jobset-name": name,
@@ -177,20 +177,20 @@ def test_pods_run_unprivileged_with_writable_volumes_only(made):
         "allowPrivilegeEscalation": False, "privileged": False, "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }  # fmt: skip
-    places = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
-    assert volumes[places["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
-    assert volumes[places["/tmp"]]["emptyDir"] == {}
-    assert volumes[places["/convoy/runs"]]["persistentVolumeClaim"] == {"claimName": "runs"}
+    assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
+    assert volumes[mounts["/tmp"]]["emptyDir"] == {}
+    assert volumes[mounts["/convoy/runs"]]["persistentVolumeClaim"] == {"claimName": "runs"}
     variables = {v["name"]: v.get("value", "") for v in container["env"]}
-    for name in ("HOME", "XDG_CACHE_HOME"):  # where nothing else is writable
-        assert any(variables[name].startswith(place) for place in places)
+    for name in ("HOME", "XDG_CACHE_HOME"):  # on a volume, since everything else is read-only
+        assert any(variables[name].startswith(path) for path in mounts)
 
 
 def test_pod_runs_the_program_without_a_shell_and_with_a_grace_period():
     pod = pod_of(jobset(grace_s=45).manifest())
     assert pod["terminationGracePeriodSeconds"] == 45
-    assert pod["containers"][0]["command"] == ["convoy", *COMMAND]  # exec, and no shell around it
+    assert pod["containers"][0]["command"] == ["convoy", *COMMAND]  # without a shell
 
 
 def test_secret_is_referenced_by_name():
@@ -202,37 +202,37 @@ def test_secret_is_referenced_by_name():
 
 def test_apply_passes_the_manifest_to_kubectl(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", path_with(tmp_path))
-    stand_in(tmp_path, "kubectl", f'echo "$@" > {tmp_path}/words; cat > {tmp_path}/applied')
+    fake_command(tmp_path, "kubectl", f'echo "$@" > {tmp_path}/words; cat > {tmp_path}/applied')
     jobset().apply()
     assert Path(tmp_path, "words").read_text() == "apply --filename=-\n"
     assert yaml.safe_load(Path(tmp_path, "applied").read_text()) == jobset().manifest()
-    stand_in(tmp_path, "kubectl", "cat > /dev/null; exit 3")
-    with pytest.raises(LaunchError, match="kubectl apply --filename=- ended with 3"):
+    fake_command(tmp_path, "kubectl", "cat > /dev/null; exit 3")
+    with pytest.raises(LaunchError, match="kubectl apply --filename=- failed with exit code 3"):
         jobset().apply()
 
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        (dict(command=["launch"]), "convoy launch k8s: launch after --"),
+        (dict(command=["launch"]), "convoy launch k8s: found launch after --"),
         (dict(name="Convoy"), "--name = 'Convoy': allowed are lower-case letters"),
         (dict(name="c" * 53), f"--name = '{'c' * 53}': allowed are"),
         (dict(name="c" * 52, nodes=11), f"--name = '{'c' * 52}': allowed are"),
         (dict(claim="no_such"), "--claim = 'no_such': allowed are"),
         (dict(nodes=0), "--nodes = 0"),
-        (dict(image="registry:5000/convoy"), "--image = 'registry:5000/convoy': a restart may get another program"),
-        (dict(image="convoy:latest"), "--image = 'convoy:latest': a restart may get"),
-        (dict(memory="64 GB"), "--memory = '64 GB': allowed is a quantity of Kubernetes"),
+        (dict(image="registry:5000/convoy"), "--image = 'registry:5000/convoy': a restart may pull another image"),
+        (dict(image="convoy:latest"), "--image = 'convoy:latest': a restart may pull another image"),
+        (dict(memory="64 GB"), "--memory = '64 GB': allowed is a Kubernetes quantity"),
         (dict(secrets={"KEY": "abc"}), "--secret-env KEY: allowed is NAME=SECRET:KEY"),
-        (dict(variables={"JOBS": "3"}), "--env JOBS: the launcher sets this one itself"),
+        (dict(variables={"JOBS": "3"}), "--env JOBS: the launcher sets this variable"),
         (dict(tpu=Tpu("v5", "4x4")), "--tpu = 'v5': not one of v4, v5e, v5p, v6e, v7x. Did you mean"),
-        (dict(tpu=Tpu("v5p", "4x4")), "--topology = '4x4': v5p has 3 axes of chips, as 4x4x4"),
-        (dict(tpu=Tpu("v5e", "1x1")), "--topology = 1x1: its 1 chips are not whole hosts of 4"),
+        (dict(tpu=Tpu("v5p", "4x4")), "--topology = '4x4': v5p has 3 axes of chips, such as 4x4x4"),
+        (dict(tpu=Tpu("v5e", "1x1")), "--topology = 1x1: 1 chips are not a multiple of --chips-per-host = 4."),
         (dict(tpu=Tpu("v5e", "4x4", 0)), "--slices = 0"),
-        (dict(tpu=Tpu("v5e", "4x4"), nodes=4), "--tpu: the topology says how many nodes"),
+        (dict(tpu=Tpu("v5e", "4x4"), nodes=4), "--tpu: --topology determines the number of nodes"),
     ],
 )  # fmt: skip
 def test_invalid_jobset_is_a_config_error(settings, sentence):
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as error:
         jobset(**settings).manifest()
-    assert str(told.value).startswith(sentence)
+    assert str(error.value).startswith(sentence)

@@ -1,4 +1,4 @@
-"""Several processes as one command: small programs of a line or two. Training in them is in tests/processes_test.py."""
+"""`launch` with small programs instead of a training, which tests/processes_test.py starts."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ me = int(os.environ["CONVOY_PROCESS_ID"])
 
 
 def start(program: str, *, processes: int = 2, grace_s: float = 0.3) -> subprocess.Popen[str]:
-    """Launches a program in several processes from a process of its own."""
+    """Starts a launcher process that runs a program in several processes."""
     launcher = textwrap.dedent(f"""
         import sys
         from engine.launch.local import launch
@@ -35,7 +35,7 @@ def start(program: str, *, processes: int = 2, grace_s: float = 0.3) -> subproce
 
 
 def run(program: str, **settings) -> tuple[int, list[str], list[str]]:
-    """Exit code, lines of standard output (sorted: processes write at once) and of standard error."""
+    """Returns the exit code, the sorted lines of standard output, and the lines of standard error."""
     process = start(program, **settings)
     output, errors = process.communicate(timeout=30)
     return process.returncode, sorted(output.splitlines()), errors.splitlines()
@@ -47,10 +47,10 @@ def test_each_process_gets_its_index_and_a_line_prefix():
         process = detect().process
         devices = os.environ["JAX_NUM_CPU_DEVICES"], os.environ["JAX_PLATFORMS"]
         print(process.index, process.count, process.coordinator.split(":")[0], *devices)
-        print("told apart", end="", file=sys.stderr)
+        print("no newline", end="", file=sys.stderr)
     """)
     assert (code, output) == (0, ["[0] 0 2 127.0.0.1 3 cpu", "[1] 1 2 127.0.0.1 3 cpu"])
-    assert sorted(errors) == ["[0] told apart", "[1] told apart"]
+    assert sorted(errors) == ["[0] no newline", "[1] no newline"]
 
 
 def test_all_processes_share_one_token_which_the_environment_may_set(monkeypatch):
@@ -85,7 +85,7 @@ def test_first_failure_ends_all_processes_and_is_printed_last(own, code):
 
 
 def test_earliest_recorded_error_decides_the_exit_code():
-    """Process 0 is gone before process 1, which failed first, has ended."""
+    """Process 1 fails first, but process 0 exits before it."""
     code, _, errors = run("""
         if me == 1:
             verdict.record(1, "ConfigError: first")
@@ -107,7 +107,7 @@ def test_kill_decides_over_errors_that_it_caused():
             os.kill(os.getpid(), signal.SIGKILL)
         while not file.exists() or not file.read_text():
             time.sleep(0.01)
-        while os.path.exists(f"/proc/{file.read_text()}"):  # until the launcher has seen its end
+        while os.path.exists(f"/proc/{file.read_text()}"):  # until the launcher has reaped it
             time.sleep(0.01)
         time.sleep(0.2)
         verdict.record(1, "RuntimeError: my peer is gone")
@@ -115,10 +115,10 @@ def test_kill_decides_over_errors_that_it_caused():
         """,
         grace_s=20,
     )
-    (told,) = errors
+    (line,) = errors
     assert code == 137
-    assert told.startswith("convoy launch: process 0 ended first, with 137 (killed by SIGKILL")
-    assert "memory ran out" in told and told.endswith("; then 1: 1")
+    assert line.startswith("convoy launch: process 0 ended first, with 137 (killed by SIGKILL")
+    assert "memory ran out" in line and line.endswith("; then 1: 1")
 
 
 def test_status_of_a_killed_process_is_corrected(tmp_path):
@@ -167,7 +167,7 @@ def test_failed_launch_leaves_no_child_process():
     wait_until_gone(pids(output))
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel of Linux kills them")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only the Linux kernel kills the children")
 def test_killed_launcher_leaves_no_process():
     process = start('print("is", os.getpid(), flush=True)\ntime.sleep(60)')
     assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""A run under mpirun: no variable of ours, no flag."""
+"""A run under mpirun, without flags or variables of convoy."""
 
 import os
 import shutil
@@ -20,8 +20,8 @@ def test_mpirun_with_two_processes_matches_one_process_with_two_devices(tmp_path
     RunDirectory(tmp_path / "config").write_config_text(to_text(runs.config(mesh__fsdp=2)))
     train = ("train", f"--config={tmp_path / 'config'}")
     words = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", *runs.command(*train)]
-    # A folder of its own for mpirun's session, named by the process's number, which in a sandbox is always the same; a
-    # short one, as a socket's path may have 107 letters.
+    # mpirun names its session folder by process id, which repeats in a sandbox: a separate folder avoids a clash. The
+    # path must be short, since the path of a socket may have 107 characters.
     with tempfile.TemporaryDirectory(prefix="mpi-", dir="/tmp") as session:
         done = subprocess.run(
             [*words, f"--workdir={tmp_path / 'run'}"],

@@ -1,7 +1,7 @@
-"""A pod of the manifest without Kubernetes: its user, its rights and its mounts, made by the kernel's namespaces.
+"""A pod of the manifest without Kubernetes: Linux namespaces reproduce its user, its rights and its mounts.
 
-Process 1 is the program, user and group are the manifest's, everything is read-only but the volumes. What an image
-would have readable for all is read here by the one capability for that; it writes nothing.
+The program is process 1, user and group are those of the manifest, and only the volumes are writable. An image would
+make its files readable for everyone; here the capability dac_read_search does, which permits no writes.
 """
 
 import os
@@ -23,8 +23,8 @@ BEGIN = """\
 set -eu
 mount --make-rprivate /
 for volume in {volumes}; do mount -t tmpfs -o uid={user},gid={group},mode=0755 tmpfs "$volume"; done
-findmnt --raw --noheadings --output=TARGET | while read -r place; do
-  case $place in {keep}) ;; *) mount -o remount,bind,ro "$place" 2>/dev/null || true ;; esac
+findmnt --raw --noheadings --output=TARGET | while read -r target; do
+  case $target in {keep}) ;; *) mount -o remount,bind,ro "$target" 2>/dev/null || true ;; esac
 done
 cd {work}
 exec setpriv --reuid={user} --regid={group} --clear-groups --no-new-privs --inh-caps=-all,+dac_read_search \\
@@ -33,7 +33,7 @@ exec setpriv --reuid={user} --regid={group} --clear-groups --no-new-privs --inh-
 
 
 def possible() -> bool:
-    """Whether this user may make mounts and processes of their own."""
+    """Whether this user may create mount and process namespaces."""
     if os.geteuid() != 0 or any(shutil.which(name) is None for name in PROGRAMS):
         return False
     return subprocess.run(["unshare", "--mount", "--pid", "--fork", "true"], capture_output=True).returncode == 0
@@ -42,12 +42,12 @@ def possible() -> bool:
 pytestmark = [
     pytest.mark.multiprocess,
     pytest.mark.slow,
-    pytest.mark.skipif(not possible(), reason="namespaces are for root, and not allowed everywhere"),
+    pytest.mark.skipif(not possible(), reason="requires root and permission to create namespaces"),
 ]
 
 
 class Pod:
-    """One pod, whose volumes lie in a folder; a context manager."""
+    """A running pod whose volumes are in `folder`. A context manager."""
 
     def __init__(self, folder: Path, command: list[str]):
         jobset = JobSet(name="pod", image="none:1", command=command, claim="runs").manifest()
@@ -61,18 +61,18 @@ class Pod:
         for variable in container["env"]:
             value = variable.get("value", {"JOB_GLOBAL_INDEX": "0"}.get(variable["name"], "pod"))
             variables[variable["name"]] = f"{folder}{value}" if value.startswith("/") else value
-        place = folder / container["workingDir"][1:]
-        self.runs = place / "runs"
+        work = folder / container["workingDir"][1:]
+        self.runs = work / "runs"
         begin = BEGIN.format(
             volumes=" ".join(map(str, self.volumes)),
             keep="|".join([*map(str, self.volumes), "/proc"]),
-            work=place,
+            work=work,
             user=pod["securityContext"]["runAsUser"],
             group=pod["securityContext"]["runAsGroup"],
         )
         words = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", begin, "sh"]
         environment = runs.environment(**variables)
-        environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # of the tests; a pod has its own
+        environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # belongs to the tests; a pod has a separate cache
         self.process = subprocess.Popen(
             [*words, *runs.command(*container["command"][1:])],
             env=environment,
@@ -89,29 +89,29 @@ class Pod:
 
     @property
     def first(self) -> int:
-        """The pid of its process 1, from outside; waits for it."""
+        """Host pid of process 1 of the pod; waits until it exists."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         while not (found := children.read_text().split()):
             assert self.process.poll() is None, self.process.communicate()[0]
             time.sleep(0.01)
         return int(found[0])
 
-    def seen(self, path: Path) -> Path:
-        """A path of the pod, as it is seen from outside."""
+    def host_path(self, path: Path) -> Path:
+        """Returns the path by which the host can read a path of the pod."""
         return Path(f"/proc/{self.first}/root{path}")
 
     def writable(self) -> set[Path]:
-        """Where its process 1 finds file systems that are not read-only."""
+        """Returns the mount points that process 1 of the pod can write to."""
         lines = [line.split() for line in Path(f"/proc/{self.first}/mountinfo").read_text().splitlines()]
-        uppermost = {Path(words[4]): words[5].split(",") for words in lines}  # a later one hides an earlier
-        return {place for place, options in uppermost.items() if "rw" in options}
+        visible = {Path(words[4]): words[5].split(",") for words in lines}  # a later mount hides an earlier one
+        return {target for target, options in visible.items() if "rw" in options}
 
 
 def test_unprivileged_pod_trains_and_saves_on_sigterm(tmp_path):
     config = bench.config(tmp_path / "config", pause=0.3, cache__compiled=True, log__progress="lines")
     with Pod(tmp_path / "pod", ["train", config]) as pod:
         end = time.monotonic() + 180
-        while not [*pod.seen(pod.runs).glob("zoo/metrics.jsonl")]:
+        while not [*pod.host_path(pod.runs).glob("zoo/metrics.jsonl")]:
             assert pod.process.poll() is None and time.monotonic() < end, pod.process.communicate()[0]
             time.sleep(0.1)
         status = Path(f"/proc/{pod.first}/status").read_text()

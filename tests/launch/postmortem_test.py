@@ -1,4 +1,4 @@
-"""What is told of processes that are gone: a likely lack of memory, and a status that no longer says "training"."""
+"""Diagnosis of ended processes: a probable lack of memory, and a corrected status."""
 
 import os
 
@@ -10,10 +10,11 @@ from engine.run import status
 
 
 def test_unexplained_sigkill_is_attributed_to_lack_of_memory():
-    assert postmortem.why(137, "", for_memory=True).startswith("killed by SIGKILL: memory ran out, the kernel says")
-    assert postmortem.why(137, "", for_memory=False).startswith("killed by SIGKILL; if nobody sent it, memory ran out")
-    assert postmortem.why(137, "its own words", for_memory=True) == "killed by SIGKILL"
-    assert postmortem.why(139, "", for_memory=True) == "killed by SIGSEGV"
+    explain = postmortem.explain_exit
+    assert explain(137, "", out_of_memory=True).startswith("killed by SIGKILL: the kernel reports that memory ran out")
+    assert explain(137, "", out_of_memory=False).startswith("killed by SIGKILL; if nobody sent the signal, memory ran")
+    assert explain(137, "text of its verdict", out_of_memory=True) == "killed by SIGKILL"
+    assert explain(139, "", out_of_memory=True) == "killed by SIGSEGV"
 
 
 @pytest.mark.parametrize(
@@ -25,16 +26,16 @@ def test_unexplained_sigkill_is_attributed_to_lack_of_memory():
     ],
 )
 def test_oom_kills_are_read_from_the_control_group(tmp_path, monkeypatch, mine, file, text):
-    monkeypatch.setattr(postmortem, "_MINE", tmp_path / "cgroup")
-    monkeypatch.setattr(postmortem, "_GROUPS", tmp_path)
-    assert postmortem.killed_for_memory() == 0
+    monkeypatch.setattr(postmortem, "_OWN_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(postmortem, "_CGROUP_ROOT", tmp_path)
+    assert postmortem.oom_kills() == 0
     (tmp_path / "cgroup").write_text(mine)
-    assert postmortem.killed_for_memory() == 0
+    assert postmortem.oom_kills() == 0
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).write_text(text)
-    assert postmortem.killed_for_memory() == 3
-    (tmp_path / file).write_text("nothing that is known")
-    assert postmortem.killed_for_memory() == 0
+    assert postmortem.oom_kills() == 3
+    (tmp_path / file).write_text("another format")
+    assert postmortem.oom_kills() == 0
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def test_oom_kills_are_read_from_the_control_group(tmp_path, monkeypatch, mine, 
         ("training", None, 5, True),
         ("training", None, 6, False),
         ("preempted", 42, 5, False),
-        ("failed", 42, 5, True),  # a peer was lost: the job knows how
+        ("failed", 42, 5, True),  # states only that a peer was lost
         ("failed", 1, 5, False),
     ],
 )
@@ -52,9 +53,9 @@ def test_correct_status_overwrites_only_less_informed_statuses_of_the_job(
 ):
     monkeypatch.setenv(verdict.VARIABLE, str(tmp_path / "0.json"))
     path = tmp_path / "status.json"
-    postmortem.correct_status(tmp_path, [5], 137, "killed.")  # before the run has told where it lies
+    postmortem.correct_status(tmp_path, [5], 137, "killed.")  # before the run has named its status file
     verdict.record_status_path(path)
-    postmortem.correct_status(tmp_path, [5], 137, "killed.")  # before it is there
+    postmortem.correct_status(tmp_path, [5], 137, "killed.")  # before the file exists
     status.write(path, status.Status(state=state, step=7, pid=pid, exit_code=code))
     postmortem.correct_status(tmp_path, [5], 137, "killed.")
     found = status.read(path)

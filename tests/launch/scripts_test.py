@@ -1,4 +1,4 @@
-"""What each of scripts/ asks for, as text: a review shows what a change did. And the Dockerfile, linted.
+"""Golden text of what each script in scripts/ submits, so that a diff shows the effect of a change; and linters.
 
 To accept a change: CONVOY_UPDATE_GOLDENS=1 python -m pytest tests/launch/scripts_test.py
 """
@@ -14,13 +14,13 @@ import yaml
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
 from engine.launch.kubernetes import USER
-from tests.launch.fakes import ROOT, linter, path_with, stand_in
+from tests.launch.fakes import ROOT, fake_command, linter, path_with
 
 GOLDEN = Path(__file__).parent / "golden"
 UPDATE = "CONVOY_UPDATE_GOLDENS"
 SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
 
-# What a user fills in, and the words with which a script starts nothing.
+# Variables that a user fills in, and the arguments with which a script only prints.
 FILLED = {
     "IMAGE": "registry.example/convoy:1.0", "CLAIM": "runs", "QUEUE": "research", "VENV": "/shared/convoy-env",
     "PARTITION": "gpu", "ACCOUNT": "perception", "ZONE": "us-west4-a", "WORKDIR": "/mnt/runs/v5e",
@@ -29,9 +29,9 @@ CALLS = {"slurm_gpu": ["--dry-run"], "tpu_vm": ["create", "install", "run", "log
 
 
 def printed(script: Path, folder: Path) -> str:
-    """What a script prints, with the real `convoy`; launching on this machine is shown, not done."""
-    here = 'if [[ $2 == local ]]; then printf "%q " convoy "$@"; echo; exit; fi'
-    stand_in(folder, "convoy", f'{here}\nexec {sys.executable} -m engine.main "$@"')
+    """Returns what a script prints, with the real `convoy`; `convoy launch local` is printed instead of run."""
+    print_local = 'if [[ $2 == local ]]; then printf "%q " convoy "$@"; echo; exit; fi'
+    fake_command(folder, "convoy", f'{print_local}\nexec {sys.executable} -m engine.main "$@"')
     environment = {**os.environ, **FILLED, "PATH": path_with(folder)}
     text = ""
     for words in [[word] for word in CALLS.get(script.stem, [])] or [[]]:
@@ -55,7 +55,9 @@ def test_script_prints_its_golden_text(script, tmp_path):
         GOLDEN.mkdir(exist_ok=True)
         golden.write_text(text)
     command = f"{UPDATE}=1 python -m pytest tests/launch/scripts_test.py"
-    assert golden.is_file() and text == golden.read_text(), f"If {script.name} is meant to ask for this: {command}"
+    assert golden.is_file() and text == golden.read_text(), (
+        f"{script.name} differs from its golden text. To accept: {command}"
+    )
     if script.stem.startswith("gke"):
         manifest = yaml.safe_load(text.partition("\n")[2])
         found = JobsetV1alpha2JobSet.from_dict(manifest)
@@ -85,7 +87,7 @@ def test_dockerfile_passes_hadolint():
 def test_image_is_pinned_unprivileged_and_runs_without_a_shell():
     text = (ROOT / "Dockerfile").read_text()
     assert re.findall(r"^USER (.*)$", text, re.MULTILINE) == [f"{USER}:{USER}"]
-    assert re.findall(r"^ENTRYPOINT (.*)$", text, re.MULTILINE) == ['["convoy"]']  # no shell around it
+    assert re.findall(r"^ENTRYPOINT (.*)$", text, re.MULTILINE) == ['["convoy"]']  # without a shell
     assert "--require-hashes" in text
     versions = {}
     for variant in re.findall(r"VARIANT is (\w+), (\w+) or (\w+)", text)[0]:
@@ -94,5 +96,5 @@ def test_image_is_pinned_unprivileged_and_runs_without_a_shell():
     newest = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
     for variant, packages in versions.items():
         different = {name: version for name, version in packages.items() if newest.get(name, version) != version}
-        assert not different, f"tools/image/{variant}.lock and requirements.lock differ. Call tools/lock."
+        assert not different, f"tools/image/{variant}.lock and requirements.lock differ. Run tools/lock."
     assert "libtpu" in versions["tpu"] and "jax-cuda13-plugin" in versions["cuda"] and "libtpu" not in versions["cpu"]

@@ -1,4 +1,4 @@
-"""Signals of a launcher: noted, passed on once and in order, whoever listens when they come."""
+"""Signals of a launcher are recorded and forwarded once, in order, also if they arrive before a listener."""
 
 import os
 import signal
@@ -16,13 +16,13 @@ def send(number: int) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_is_recorded_and_forwarded(number):
-    passed = []
+    forwarded = []
     with Signals() as signals:
-        with signals.passed_to(passed.append):
+        with signals.forwarded_to(forwarded.append):
             send(number)
-            assert passed == [number]
+            assert forwarded == [number]
         send(number)
-        assert passed == [number]
+        assert forwarded == [number]
         assert signals.received == (number, number)
 
 
@@ -30,9 +30,9 @@ def test_early_signal_is_forwarded_once_to_the_first_listener():
     first, second = [], []
     with Signals() as signals:
         send(signal.SIGTERM)
-        with signals.passed_to(first.append):
+        with signals.forwarded_to(first.append):
             pass
-        with signals.passed_to(second.append):
+        with signals.forwarded_to(second.append):
             pass
     assert (first, second) == ([signal.SIGTERM], [])
 

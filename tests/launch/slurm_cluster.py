@@ -1,10 +1,8 @@
-"""A real Slurm on one machine: a controller and two nodes on loopback, for tests as root.
+"""A real Slurm cluster on one machine: a controller and two nodes on loopback, for tests that run as root.
 
-Needs Debian's packages slurm-wlm and munge. Everything lies in one folder and listens at free ports of 127.0.0.1; a
-munged of its own says who asks.
-
-What Slurm does by the clock: every 30 s it looks for jobs near their limit, and a job that is put back waits as long as
-a credential is valid (`cred_expire`).
+Requires Debian's packages slurm-wlm and munge. All files are in one folder, all ports are free ports of 127.0.0.1, and
+a separate munged authenticates requests. Slurm checks time limits every 30 s; a requeued job waits until its
+credential has expired (`cred_expire`).
 """
 
 import os
@@ -19,35 +17,35 @@ from typing import Any
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
 NODES = ("n1", "n2")
-FIRST = "CONVOY_TEST_FIRST_START"  # names a file: which start of the job was the first to train
+FIRST = "CONVOY_TEST_FIRST_START"  # path of a file with the number of the first start of the job that trained
 _PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 
 def missing() -> str:
-    """Why there can be no cluster here; empty where there can."""
+    """Returns why a cluster cannot be started here; empty if it can."""
     if os.geteuid() != 0:
         return "slurmd starts jobs as root only"
-    gone = [name for name in PROGRAMS if shutil.which(name, path=_PATH) is None]
-    return f"no {', '.join(gone)}: apt-get install slurm-wlm munge" if gone else ""
+    absent = [name for name in PROGRAMS if shutil.which(name, path=_PATH) is None]
+    return f"no {', '.join(absent)}: apt-get install slurm-wlm munge" if absent else ""
 
 
 class SlowAtFirst:
-    """A hook that makes each step of the first start that trains last a second, past the time limit."""
+    """A hook that makes every step of the first start that trains take a second, so that it exceeds the time limit."""
 
     def run(self, trainer: Any, state: Any, step: int) -> None:
-        mine, file = os.environ.get("SLURM_RESTART_COUNT", "0"), Path(os.environ[FIRST])
+        start, file = os.environ.get("SLURM_RESTART_COUNT", "0"), Path(os.environ[FIRST])
         if os.environ["SLURM_PROCID"] == "0" and not file.exists():
-            beside = file.with_suffix(".tmp")
-            beside.write_text(mine)
-            beside.replace(file)
-        if not file.exists() or file.read_text() == mine:
+            temporary = file.with_suffix(".tmp")
+            temporary.write_text(start)
+            temporary.replace(file)
+        if not file.exists() or file.read_text() == start:
             time.sleep(1)
 
 
 class Cluster:
-    """Context manager: the cluster runs while it is open, and no job outlives it.
+    """Context manager that runs the cluster; no job outlives it.
 
-    `environment` has the variable by which Slurm's commands find it.
+    `environment` holds the variable by which Slurm's commands find the cluster.
     """
 
     def __init__(self):
@@ -67,23 +65,23 @@ class Cluster:
         if len(self._daemons) > 1:
             self.command("scancel", "--full", "--signal=KILL", *self.jobs())
             self.command("scancel", "--user=root")
-            self.until(lambda: not self.jobs(), 60)  # a slurmd waits for its jobs, and they for the controller
+            self.until(lambda: not self.jobs(), 60)  # slurmd waits for its jobs, and the jobs for the controller
         for daemon in reversed(self._daemons):
             daemon.terminate()
             daemon.wait(30)
         shutil.rmtree(self.folder)
 
     def command(self, *words: str) -> str:
-        """What one of Slurm's commands prints."""
+        """Runs a command of Slurm and returns its output."""
         done = subprocess.run(words, env={**os.environ, **self.environment}, capture_output=True, text=True, timeout=60)
         return done.stdout
 
     def jobs(self) -> list[str]:
-        """Numbers of the jobs that wait or run."""
+        """Returns the numbers of queued and running jobs."""
         return self.command("squeue", "--noheader", "--format=%i").split()
 
     def job(self, number: str) -> dict[str, str]:
-        """What Slurm knows of a job, as JobState and Restarts."""
+        """Returns Slurm's fields of a job, such as JobState and Restarts."""
         words = self.command("scontrol", "--oneliner", "show", "job", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
@@ -91,11 +89,11 @@ class Cluster:
         """Waits until the condition is true."""
         end = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < end, f"not within {seconds} s\n{self.told(logs)}"
+            assert time.monotonic() < end, f"not within {seconds} s\n{self.log_tails(logs)}"
             time.sleep(0.2)
 
-    def told(self, logs: Path | None = None) -> str:
-        """The end of each log."""
+    def log_tails(self, logs: Path | None = None) -> str:
+        """Returns the end of each log."""
         files = [*self.folder.glob("*.log"), *(logs.glob("*") if logs else ())]
         return "\n".join(f"== {file.name}\n{file.read_text(errors='replace')[-3000:]}" for file in files)
 
@@ -157,9 +155,9 @@ KillWait=20
 
 def _free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
     return ports

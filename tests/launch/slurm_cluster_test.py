@@ -1,4 +1,4 @@
-"""A run on a real Slurm of two nodes: stopped by its time limit, back by itself, in the end as if nothing had been."""
+"""A run on a real Slurm cluster of two nodes: requeued at its time limit, with the result of an uninterrupted run."""
 
 import os
 import re
@@ -15,7 +15,7 @@ reason = slurm_cluster.missing()
 pytestmark = [
     pytest.mark.multiprocess,
     pytest.mark.slow,
-    pytest.mark.skipif(bool(reason) and "CI" not in os.environ, reason=reason or "there is a Slurm"),
+    pytest.mark.skipif(bool(reason) and "CI" not in os.environ, reason=reason or "Slurm is available"),
 ]
 
 
@@ -27,7 +27,7 @@ def cluster():
 
 
 class SlurmRun:
-    """A training job that was submitted by `convoy launch slurm`."""
+    """A training job, submitted by `convoy launch slurm`."""
 
     def __init__(self, cluster: Cluster, folder: Path, *words: str):
         hooks = {"slow": {"target": "tests.launch.slurm_cluster.SlowAtFirst", "every": "1 step"}}
@@ -41,11 +41,11 @@ class SlurmRun:
         self.number = re.findall(r"Submitted batch job (\d+)", done.stdout)[0]
 
     def state(self) -> str:
-        """Slurm's word for it."""
+        """Returns Slurm's state of the job."""
         return self.cluster.job(self.number)["JobState"]
 
     def stopped_while_training(self) -> bool:
-        """Whether the first start that trained is over, and the next one waits or runs."""
+        """Whether the first start that trained has ended, and the next start is queued or running."""
         return self._first.exists() and int(self._first.read_text()) < int(self.cluster.job(self.number)["Restarts"])
 
     def until_it_ends(self) -> None:
@@ -53,28 +53,28 @@ class SlurmRun:
         self.cluster.until(lambda: self.state() in ends, 300, self.logs)
 
     def log(self, task: int | None = None) -> str:
-        """Output of the batch script, or of a task."""
+        """Returns the output of the batch script, or of a task."""
         return (self.logs / f"convoy-{self.number}{'' if task is None else f'-{task}'}.out").read_text()
 
 
 def test_run_stopped_by_its_time_limit_requeues_and_matches_an_uninterrupted_run(cluster, tmp_path):
-    run = SlurmRun(cluster, tmp_path, "--time=1", "--stop-before=5")  # Slurm makes 25 to 55 s of it
+    run = SlurmRun(cluster, tmp_path, "--time=1", "--stop-before=5")  # Slurm stops it after 25 to 55 s
     cluster.until(run.stopped_while_training, 300, run.logs)
     cluster.command("scontrol", "update", f"JobId={run.number}", "TimeLimit=60")  # a busy machine may start slowly
     run.until_it_ends()
-    told = cluster.told(run.logs)
-    assert run.state() == "COMPLETED", told
+    logs = cluster.log_tails(run.logs)
+    assert run.state() == "COMPLETED", logs
     restarts = int(cluster.job(run.number)["Restarts"])
     assert restarts >= 1
-    assert "convoy: ended with 42, back into the queue for restart 1" in run.log(), told
-    assert "convoy: ended with 0, no restart" in run.log()
+    assert "convoy: exit code 42, requeueing for restart 1" in run.log(), logs
+    assert "convoy: exit code 0, no restart" in run.log()
     for task in range(2):
         assert run.log(task).count(f"processes: {task} of 2, coordinator ") == restarts + 1
         assert "(Slurm: " in run.log(task)
     last = bench.status(run.path)
     assert (last["state"], last["step"], last["attempt"]) == ("done", bench.STEPS, restarts + 1)
     attempts = bench.attempts(run.path)
-    assert attempts[1] < attempts[bench.STEPS]  # the last one went on from a save
+    assert attempts[1] < attempts[bench.STEPS]  # the last start resumed from a checkpoint
     assert bench.outcome(run.path) == bench.unbroken(tmp_path / "unbroken", ranks=2)
 
 

@@ -1,4 +1,4 @@
-"""The batch script: what is in it, and what it does in a real shell when the step ends this way or that."""
+"""The batch script: its content, and its behaviour in a real shell for every exit code of the step."""
 
 import os
 import re
@@ -11,8 +11,8 @@ import pytest
 
 from engine.cluster.exit_status import ExitStatus, is_retried
 from engine.config.errors import ConfigError
-from engine.launch.slurm import SlurmJob, seconds
-from tests.launch.fakes import linter, path_with, stand_in
+from engine.launch.slurm import SlurmJob, time_limit_s
+from tests.launch.fakes import fake_command, linter, path_with
 
 COMMAND = ["train", "--config=configs.digits", "--config.train.total=2 epochs", "--workdir=runs/it's $HOME"]
 
@@ -26,11 +26,11 @@ def directives(script: str) -> dict[str, str]:
 
 
 def run(folder: Path, srun: str, *, made=None, restarts: int = 0) -> tuple[int, str, bool]:
-    """Runs a script with a stand-in for srun. Returns its exit code, its output, whether it asked for a requeue."""
+    """Runs a script with a fake srun. Returns its exit code, its output, and whether it requeued the job."""
     script = folder / "job.sh"
     script.write_text((made or job()).script())
-    stand_in(folder / "bin", "srun", srun)
-    stand_in(folder / "bin", "scontrol", f'echo "$@" >> {folder}/asked')
+    fake_command(folder / "bin", "srun", srun)
+    fake_command(folder / "bin", "scontrol", f'echo "$@" >> {folder}/asked')
     variables = {"PATH": path_with(folder / "bin"), "SLURM_JOB_ID": "7"}
     if restarts:
         variables["SLURM_RESTART_COUNT"] = str(restarts)
@@ -57,7 +57,7 @@ def test_batch_script_passes_shellcheck(tmp_path):
     for i, made in enumerate((job(), job(image="registry/convoy:1", mounts=["/data:/data"], program=["a b/convoy"]))):
         (tmp_path / f"{i}.sh").write_text(made.script())
     found = subprocess.run(
-        [linter("shellcheck"), "--exclude=SC2016", *tmp_path.iterdir()],  # a $ in a user's word is meant as it is
+        [linter("shellcheck"), "--exclude=SC2016", *tmp_path.iterdir()],  # a quoted $ in the command is intended
         capture_output=True,
         text=True,
     )
@@ -84,7 +84,7 @@ def test_container_mounts_the_submission_folder():
 def test_job_is_requeued_after_retried_exit_codes(tmp_path, code):
     returned, output, asked = run(tmp_path, f"exit {code}")
     assert (returned, asked) == (code, is_retried(code))
-    assert f"convoy: ended with {code}, " in output
+    assert f"convoy: exit code {code}, " in output
 
 
 @pytest.mark.parametrize(("restarts", "asked"), [(1, True), (2, False)])
@@ -102,8 +102,8 @@ def test_all_restarts_of_a_job_share_one_token(tmp_path):
 def test_cancelled_job_is_not_requeued(tmp_path):
     (tmp_path / "job.sh").write_text(job().script())
     step = f"trap 'echo saved; exit 42' TERM; touch {tmp_path}/started; for i in {{1..600}}; do sleep 0.1; done"
-    stand_in(tmp_path / "bin", "srun", step)
-    stand_in(tmp_path / "bin", "scontrol", "echo requeued")
+    fake_command(tmp_path / "bin", "srun", step)
+    fake_command(tmp_path / "bin", "scontrol", "echo requeued")
     shell = subprocess.Popen(
         ["bash", tmp_path / "job.sh"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True,
         env={"PATH": path_with(tmp_path / "bin"), "SLURM_JOB_ID": "7"},
@@ -111,18 +111,18 @@ def test_cancelled_job_is_not_requeued(tmp_path):
     while not (tmp_path / "started").exists():
         assert shell.poll() is None
         time.sleep(0.02)
-    os.kill(shell.pid, signal.SIGTERM)  # the step has not heard of it yet: the shell must wait
+    os.kill(shell.pid, signal.SIGTERM)  # the step has not received it yet: the shell must wait
     time.sleep(0.3)
     assert shell.poll() is None
     os.killpg(shell.pid, signal.SIGTERM)
     output, _ = shell.communicate(timeout=60)
-    assert (shell.returncode, output.splitlines()) == (42, ["saved", "convoy: ended with 42, no restart"])
+    assert (shell.returncode, output.splitlines()) == (42, ["saved", "convoy: exit code 42, no restart"])
 
 
 def test_submit_passes_the_script_to_sbatch(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", path_with(tmp_path / "bin"))
-    stand_in(tmp_path / "bin", "sbatch", "cat > submitted")
+    fake_command(tmp_path / "bin", "sbatch", "cat > submitted")
     made = job(logs="out/logs")
     made.submit()
     assert Path("submitted").read_text() == made.script()
@@ -134,27 +134,27 @@ def test_submit_passes_the_script_to_sbatch(tmp_path, monkeypatch):
     [("90", 5400), ("90:30", 5430), ("1:00:00", 3600), ("2-12", 216000), ("2-12:30", 217800), ("1-0:0:5", 86405)],
 )
 def test_time_limits_parse_like_slurm(time, expected):
-    assert seconds(time) == expected
+    assert time_limit_s(time) == expected
 
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        (dict(command=[]), "convoy launch slurm: nothing after --. Write a verb"),
-        (dict(command=["supervise"]), "convoy launch slurm: supervise after --"),
+        (dict(command=[]), "convoy launch slurm: found nothing after --. Write a verb"),
+        (dict(command=["supervise"]), "convoy launch slurm: found supervise after --"),
         (dict(nodes=0), "--nodes = 0: allowed is a whole number from 1"),
         (dict(restarts=-1), "--restarts = -1: allowed is a whole number from 0"),
-        (dict(task_per="gpu"), "--task-per = gpu: there is no GPU without --gpus-per-node"),
+        (dict(task_per="gpu"), "--task-per = gpu: requires GPUs. Set --gpus-per-node."),
         (dict(time="soon"), "--time = 'soon': allowed are MINUTES"),
         (dict(time="0"), "--time = '0': allowed are MINUTES"),
         (dict(time="3"), "--stop-before = 180: allowed are seconds below the time limit, which is 180 s"),
         (dict(partition="a b"), "--partition = 'a b': allowed are letters"),
         (dict(name="x\n#SBATCH --uid=0"), "--name = 'x"),
         (dict(logs="logs/%j"), "--logs = 'logs/%j': allowed are letters"),
-        (dict(options=["output=x"]), "--option = 'output=x': the script sets this one itself"),
+        (dict(options=["output=x"]), "--option = 'output=x': the script sets this option"),
     ],
 )  # fmt: skip
 def test_invalid_job_is_a_config_error(settings, sentence):
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as error:
         job(**settings).script()
-    assert str(told.value).startswith(sentence)
+    assert str(error.value).startswith(sentence)

@@ -1,4 +1,4 @@
-"""A command that is started again: small programs of a line or two. Training is in tests/faults/supervisor_test.py."""
+"""`supervise` with small programs instead of a training, which tests/faults/supervisor_test.py starts."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.launch.local import End
+from engine.launch.local import ProcessExit
 from engine.launch.supervise import AnnouncedKills
 from engine.run import status
 from engine.run.status import Status
@@ -37,7 +37,7 @@ def die(number):
 def start(
     folder: Path, program: str, *words: str, settings: str = "", first_wait_s: float = 0.01, **env: str
 ) -> subprocess.Popen[str]:
-    """Supervises a program from a process of its own; `words` are arguments of the program."""
+    """Starts a supervisor process for a program; `words` are arguments of the program."""
     supervisor = textwrap.dedent(f"""
         import sys
         from engine.launch.supervise import supervise
@@ -56,7 +56,7 @@ def start(
 
 
 def supervised(folder: Path, program: str, *words: str, **settings) -> tuple[int, list[str]]:
-    """Exit code and lines of standard error."""
+    """Returns the exit code and the lines of standard error."""
     process = start(folder, program, *words, **settings)
     _, errors = process.communicate(timeout=60)
     return process.returncode, errors.splitlines()
@@ -81,13 +81,13 @@ def test_run_is_restarted_until_done_and_each_restart_is_reported(tmp_path):
     )
     assert code == 0
     assert errors == [
-        "convoy supervise: ended at step 10 with 137 (killed by SIGKILL; if nobody sent it, memory ran out: see the "
-        "kernel's log, dmesg). Restart 1 in 0.01 s, from the beginning.",
+        "convoy supervise: ended at step 10 with 137 (killed by SIGKILL; if nobody sent the signal, memory ran out: "
+        "see the kernel log (dmesg)). Restart 1 in 0.01 s, from the beginning.",
         "Hang: step 21 takes for ever",
         "convoy supervise: ended at step 20 with 42 (Hang: step 21 takes for ever). Restart 2 in 0.01 s, from step 20.",
     ]
     assert len(attempts(tmp_path)) == 3
-    assert len(set(attempts(tmp_path))) == 1, "one token for all"
+    assert len(set(attempts(tmp_path))) == 1, "all attempts share one token"
     log = [line.split(" ", 1)[1] for line in (tmp_path / "run/log.txt").read_text().splitlines()]
     assert log == [line for line in errors if line.startswith("convoy supervise: ")]
 
@@ -107,9 +107,9 @@ def test_first_failure_of_several_processes_decides(tmp_path):
     """
     code, errors = supervised(tmp_path, program, settings="processes=2")
     assert code == 0
-    told = [line for line in errors if line.startswith("convoy supervise: ")]
-    assert len(told) == 1
-    assert "with 137 of process 1 (killed by SIGKILL; if nobody sent it, memory ran out" in told[0]
+    reported = [line for line in errors if line.startswith("convoy supervise: ")]
+    assert len(reported) == 1
+    assert "with 137 of process 1 (killed by SIGKILL; if nobody sent the signal, memory ran out" in reported[0]
 
 
 def test_crash_loop_stops_and_is_written_to_the_status(tmp_path):
@@ -156,15 +156,15 @@ def test_announced_kills_do_not_count_as_a_crash_loop(tmp_path):
 def test_announced_pid_counts_once_and_only_for_its_process(tmp_path):
     file = tmp_path / "kills"
     file.write_text("7 8\n")
-    kills, ends = AnnouncedKills(file), [End(0, 137, 0.0, pid=7), End(1, 134, 0.0, pid=9)]
-    assert not kills.include(ends), "announced before the first attempt"
+    kills, exits = AnnouncedKills(file), [ProcessExit(0, 137, 0.0, pid=7), ProcessExit(1, 134, 0.0, pid=9)]
+    assert not kills.include(exits), "announced before the first attempt"
     file.write_text("7 8\n77\n1\n")
-    assert not kills.include(ends), "of other processes"
+    assert not kills.include(exits), "of other processes"
     file.write_text("7 8\n77\n1\n9\n")
-    assert kills.include(ends)
-    assert not kills.include(ends), "of the attempt before"
-    assert not AnnouncedKills(None).include(ends)
-    assert not AnnouncedKills(tmp_path / "none yet").include(ends)
+    assert kills.include(exits)
+    assert not kills.include(exits), "counted before"
+    assert not AnnouncedKills(None).include(exits)
+    assert not AnnouncedKills(tmp_path / "missing").include(exits)
 
 
 def test_restarts_stop_at_the_limit(tmp_path):
@@ -208,7 +208,7 @@ def test_signal_during_the_wait_ends_supervise(tmp_path, number, code):
     assert process.returncode == code
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel of Linux kills them")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only the Linux kernel kills the children")
 def test_killed_supervisor_leaves_no_process(tmp_path):
     process = start(tmp_path, 'print("is", os.getpid(), flush=True)\ntime.sleep(60)')
     assert process.stdout is not None

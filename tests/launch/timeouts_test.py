@@ -1,4 +1,4 @@
-"""Bounds of the launchers that depend on those of the processes that they start."""
+"""Timeouts of the launchers that must exceed timeouts of the processes that they start."""
 
 from engine.cluster import timeouts as cluster
 from engine.launch import timeouts

@@ -1,4 +1,4 @@
-"""Mutual TLS between the processes of a run, by the variables that JAX has for it."""
+"""Mutual TLS between the processes of a run, with JAX's environment variables for it."""
 
 import importlib.metadata
 import os
@@ -26,7 +26,7 @@ def openssl(*words):
 
 
 def authority(folder):
-    """Makes an authority, and a certificate of it for 127.0.0.1; the variables by which JAX takes them."""
+    """Creates a certificate authority and its certificate for 127.0.0.1; returns JAX's variables for them."""
     folder.mkdir()
     ca, key, cert = (folder / name for name in ("ca.pem", "key.pem", "cert.pem"))
     new = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
@@ -76,7 +76,7 @@ import ssl
 
 @dataclasses.dataclass
 class Handshake:
-    """Speaks to the coordinator of this run as a stranger would, and says what came of it."""
+    """Hook that connects to the coordinator of this run like another program, and prints the result."""
 
     ours: dict
     others: dict

@@ -1,4 +1,4 @@
-"""The gcloud commands for TPU VMs, and what a host's shell makes of theirs."""
+"""The gcloud commands for TPU VMs, and the words that the shell of a host parses from them."""
 
 import re
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 from engine.cluster.exit_status import is_retried
 from engine.config.errors import ConfigError
 from engine.launch.tpu_vm import SOURCES, TpuVm
-from tests.launch.fakes import ROOT, path_with, stand_in
+from tests.launch.fakes import ROOT, fake_command, path_with
 
 COMMAND = ["train", "--config=configs.digits", "--config.train.total=2 epochs", "--workdir=/mnt/it's $HOME"]
 
@@ -61,7 +61,7 @@ def test_install_copies_the_sources_and_installs_locked_packages():
 def test_command_words_reach_the_host_unchanged(tmp_path):
     (command,) = vm(variables={"XLA_FLAGS": "--a --b"}).run(COMMAND)
     assert option(command, "worker") == "all"
-    stand_in(tmp_path, "sudo", "printf '%s\\n' \"$@\"")
+    fake_command(tmp_path, "sudo", "printf '%s\\n' \"$@\"")
     host = {"PATH": path_with(tmp_path), "HOME": "/home/me too", "USER": "me"}
     done = subprocess.run(["bash", "-c", option(command, "command")], env=host, capture_output=True, text=True)
     words = done.stdout.splitlines()
@@ -84,13 +84,13 @@ def test_stop_sends_sigterm_through_systemd():
     [
         (dict(name="V5E"), "--name = 'V5E': allowed are"),
         (dict(slices=0), "--slices = 0"),
-        (dict(slices=2), "--slices = 2: several slices come together as a queued resource. Add --queued."),
-        (dict(type=""), "convoy launch tpu-vm create: which TPUs? Give --type and --version"),
+        (dict(slices=2), "--slices = 2: several slices are requested as one queued resource. Add --queued."),
+        (dict(type=""), "convoy launch tpu-vm create: --type and --version are required"),
     ],
 )  # fmt: skip
 def test_invalid_vm_is_a_config_error(settings, sentence):
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as error:
         vm(**settings).create()
-    assert str(told.value).startswith(sentence)
-    with pytest.raises(ConfigError, match="convoy launch tpu-vm run: nothing after --"):
+    assert str(error.value).startswith(sentence)
+    with pytest.raises(ConfigError, match="convoy launch tpu-vm run: found nothing after --"):
         vm().run([])

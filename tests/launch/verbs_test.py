@@ -1,4 +1,4 @@
-"""`convoy launch slurm`, `k8s` and `tpu-vm` as they are typed."""
+"""Command lines of `convoy launch slurm`, `k8s` and `tpu-vm`."""
 
 import shlex
 
@@ -8,14 +8,14 @@ import yaml
 from engine.arguments import parse
 from engine.config.errors import ConfigError
 from engine.launch import verbs
-from tests.launch.fakes import path_with, stand_in
+from tests.launch.fakes import fake_command, path_with
 
 K8S = "launch k8s --name=c --image=r/c:1 --claim=runs"
 TPU_VM = "--name=v5e --zone=z"
 
 
 def launch(text: str) -> int:
-    """Runs a command line without its `convoy`."""
+    """Runs a command line, given without the word `convoy`."""
     words = shlex.split(text)
     end = words.index("--") if "--" in words else len(words)
     return verbs.run(parse(words[:end], words[end:]))
@@ -43,7 +43,7 @@ def test_slurm_uses_the_given_convoy_program(capsys, words, program):
 def test_slurm_submits_without_dry_run(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("PATH", path_with(tmp_path))
     monkeypatch.chdir(tmp_path)
-    stand_in(tmp_path, "sbatch", "cat > submitted; echo Submitted batch job 7")
+    fake_command(tmp_path, "sbatch", "cat > submitted; echo Submitted batch job 7")
     assert launch("launch slurm --nodes=2 --time=60 --logs=out --name=x -- train --config=c") == 0
     assert "#SBATCH --nodes=2\n" in (tmp_path / "submitted").read_text()
     assert "out/x-JOB-TASK.out" in capfd.readouterr().out
@@ -56,14 +56,14 @@ def test_k8s_prints_or_applies_the_jobset(capsys, tmp_path, monkeypatch):
     manifest = yaml.safe_load(text)
     assert manifest["spec"]["replicatedJobs"][0]["replicas"] == 2
     monkeypatch.setenv("PATH", path_with(tmp_path))
-    stand_in(tmp_path, "kubectl", f"cat > {tmp_path}/applied")
+    fake_command(tmp_path, "kubectl", f"cat > {tmp_path}/applied")
     assert printed(capsys, f"{K8S} --nodes=3 --apply -- train") == ""
     assert "parallelism: 3\n" in (tmp_path / "applied").read_text()
 
 
 def test_tpu_vm_prints_or_executes_the_commands(capfd, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", path_with(tmp_path))
-    stand_in(tmp_path, "gcloud", 'echo "did $*"')
+    fake_command(tmp_path, "gcloud", 'echo "did $*"')
     text = printed(capfd, f"launch tpu-vm stop {TPU_VM}")
     assert text.startswith("gcloud compute tpus tpu-vm ssh v5e")
     assert printed(capfd, f"launch tpu-vm stop {TPU_VM} --execute").startswith("did compute tpus tpu-vm ssh v5e")
@@ -79,14 +79,14 @@ def test_tpu_vm_prints_or_executes_the_commands(capfd, tmp_path, monkeypatch):
         ("launch slurm --nodes=2", "convoy launch slurm: the following arguments are required: --time"),
         ("launch slurm --nodes=2 --time=9 --node=3", "--node=3: unknown argument of convoy launch slurm."),
         ("launch slurm --nodes=2 --time=9 --venv=a --binary=b", "convoy launch slurm: argument --binary: not"),
-        ("launch slurm --nodes=2 --time=60", "convoy launch slurm: nothing after --"),
-        (f"{K8S} --topology=4x4 -- train", "--tpu and --topology belong together"),
-        (f"{K8S} --env WANDB_API_KEY=x -- train", "--env WANDB_API_KEY: a secret would stand in what is rendered"),
+        ("launch slurm --nodes=2 --time=60", "convoy launch slurm: found nothing after --"),
+        (f"{K8S} --topology=4x4 -- train", "--tpu and --topology are required together"),
+        (f"{K8S} --env WANDB_API_KEY=x -- train", "--env WANDB_API_KEY: is a secret, which everybody could read"),
         (f"launch tpu-vm delete {TPU_VM} -- train", "convoy launch tpu-vm delete: takes no command"),
         (f"launch tpu-vm begin {TPU_VM}", "convoy launch tpu-vm: argument action: invalid choice: 'begin'"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_config_errors(text, sentence):
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as error:
         launch(text)
-    assert str(told.value).startswith(sentence)
+    assert str(error.value).startswith(sentence)

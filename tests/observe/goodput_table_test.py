@@ -1,4 +1,4 @@
-"""The table of `convoy goodput`: an attempt a row, the total, shares, and what the clock could not tell."""
+"""The table of `convoy goodput`: one row per attempt, the total, shares, and the note about the wall clock."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ def test_columns_are_aligned(tmp_path):
 
 def test_only_the_last_attempts_are_listed(tmp_path):
     rows = table(tmp_path, [entry(attempt, "step", 1.0, 1) for attempt in range(1, 31)])
-    assert rows[2] == ["(10", "before)"]
+    assert rows[2] == ["(10", "earlier)"]
     assert [row[0] for row in rows[3:-2]] == [str(attempt) for attempt in range(11, 31)]
     assert rows[-2][-3] == "30"
 
@@ -58,7 +58,7 @@ def test_only_the_last_attempts_are_listed(tmp_path):
 def test_note_appears_when_the_wall_clock_was_used(tmp_path):
     assert "wall clock" not in goodput_text(_run(tmp_path / "a", entry(2, "down", 1.0)))
     text = goodput_text(_run(tmp_path / "b", entry(2, "down", 1.0, wall=True), entry(2, "init", 1.0)))
-    assert text.endswith("may have been set meanwhile.")
+    assert text.endswith("by the wall clock, which may have been adjusted.")
 
 
 def _run(path, *entries) -> RunDirectory:
@@ -68,6 +68,6 @@ def _run(path, *entries) -> RunDirectory:
 
 
 def test_missing_ledger_is_a_run_error(tmp_path):
-    with pytest.raises(RunError, match=r"goodput\.jsonl: nothing is known of this run's time\. Give the --workdir"):
+    with pytest.raises(RunError, match=r"goodput\.jsonl: missing or empty, .* Pass the --workdir"):
         goodput_text(RunDirectory(tmp_path))
     assert goodput({kind: Time() for kind in KINDS}) == 0.0

@@ -16,7 +16,7 @@ def one_step(x):
 
 
 def steps_of(k):
-    """The program of k steps."""
+    """Returns a program of k steps."""
 
     def program(x):
         for _ in range(k):
@@ -27,15 +27,18 @@ def steps_of(k):
 
 
 class Window(ProfileWindow):
-    """One that keeps what it said."""
+    """A window that records its messages."""
 
     def __init__(self, start, steps, directory):
-        self.said = []
-        super().__init__(start, steps, directory, self.said.append)
+        self.messages = []
+        super().__init__(start, steps, directory, self.messages.append)
 
 
-def run(window, total, k=1, start=0, cut=False):
-    """Dispatches of k steps as the trainer makes them; returns what the window said."""
+def run(window, total, k=1, start=0, exact=False):
+    """Dispatches k steps at a time, like the trainer; returns the messages of the window.
+
+    With `exact`, dispatches end at the edges of the window.
+    """
     step, due, x = start, window.next_step(start - 1), jnp.ones((8, 8))
     programs = marked = {1: steps_of(1), k: steps_of(k)}
     window.begin_attempt(start)
@@ -43,40 +46,40 @@ def run(window, total, k=1, start=0, cut=False):
         if step >= due:
             window.at(step, x)
             marked, due = window.marked(programs, step), window.next_step(step)
-        n = 1 if cut and step + k > due else k
+        n = 1 if exact and step + k > due else k
         x = marked[n](x)
         step += n
     if step >= due:
         window.at(step, x)
     window.close(step, x)
-    return window.said
+    return window.messages
 
 
 def traced_steps(directory):
-    """The numbers that the dispatches of the trace were annotated with."""
+    """Returns the step numbers with which the dispatches in the trace are annotated."""
     (path,) = directory.rglob("*.trace.json.gz")
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     return sorted({int(event["args"]["step_num"]) for event in events if event.get("name") == "train"})
 
 
 def test_window_traces_its_steps_and_reports_the_folder(tmp_path):
-    said = run(Window(start=3, steps=2, directory=tmp_path), total=8)
+    messages = run(Window(start=3, steps=2, directory=tmp_path), total=8)
     assert traced_steps(tmp_path) == [3, 4]
-    assert said[0] == "profile: tracing from step 3 on"
-    assert said[1] == f"profile: steps 3 to 5 are traced in {tmp_path} (xprof --logdir {tmp_path})"
-    assert len(said) == 2
+    assert messages[0] == "profile: tracing from step 3 on"
+    assert messages[1] == f"profile: steps 3 to 5 are traced in {tmp_path} (xprof --logdir {tmp_path})"
+    assert len(messages) == 2
 
 
 def test_window_extends_to_whole_dispatches(tmp_path):
-    said = run(Window(start=3, steps=5, directory=tmp_path), total=16, k=4)
+    messages = run(Window(start=3, steps=5, directory=tmp_path), total=16, k=4)
     assert traced_steps(tmp_path) == [4, 8]
-    assert "steps 4 to 12 are traced" in said[1]
+    assert "steps 4 to 12 are traced" in messages[1]
 
 
 def test_window_is_exact_when_dispatches_end_at_its_edges(tmp_path):
-    said = run(Window(start=3, steps=5, directory=tmp_path), total=16, k=4, cut=True)
+    messages = run(Window(start=3, steps=5, directory=tmp_path), total=16, k=4, exact=True)
     assert traced_steps(tmp_path) == [3, 7]
-    assert "steps 3 to 8 are traced" in said[1]
+    assert "steps 3 to 8 are traced" in messages[1]
 
 
 def test_next_step_is_the_start_then_the_end_of_the_window(tmp_path):
@@ -90,27 +93,27 @@ def test_next_step_is_the_start_then_the_end_of_the_window(tmp_path):
 
 def test_run_ending_inside_the_window_stops_the_trace(tmp_path):
     window = Window(start=3, steps=100, directory=tmp_path)
-    said = run(window, total=6)
+    messages = run(window, total=6)
     assert traced_steps(tmp_path) == [3, 4, 5]
-    assert "steps 3 to 6 are traced" in said[1]
+    assert "steps 3 to 6 are traced" in messages[1]
     window.close(6)
-    assert len(said) == 2
+    assert len(messages) == 2
     jax.profiler.start_trace(tmp_path / "free")  # the profiler is free again
     jax.profiler.stop_trace()
 
 
 def test_window_before_the_first_step_of_the_attempt_is_reported_as_missed(tmp_path):
-    said = run(Window(start=3, steps=5, directory=tmp_path), start=4, total=8)
-    assert said == [
-        "profile: step 3 lies before step 4, where this attempt began, so nothing is traced. "
+    messages = run(Window(start=3, steps=5, directory=tmp_path), start=4, total=8)
+    assert messages == [
+        "profile: nothing is traced, since this attempt started at step 4, after profile.start=3. "
         "Set profile.start to a later step."
     ]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_window_after_the_last_step_is_reported_as_missed(tmp_path):
-    said = run(Window(start=30, steps=5, directory=tmp_path), total=4)
-    assert said == ["profile: the run ended at step 4, before profile.start=30: nothing was traced."]
+    messages = run(Window(start=30, steps=5, directory=tmp_path), total=4)
+    assert messages == ["profile: the run ended at step 4, before profile.start=30: nothing was traced."]
 
 
 def test_window_none_traces_nothing(tmp_path):

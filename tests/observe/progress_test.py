@@ -14,7 +14,7 @@ from engine.run.log import RunLog, logger
 
 
 class Terminal:
-    """A real pseudo-terminal: `stream` to write to, and `text()` with what it showed once it is closed."""
+    """A real pseudo-terminal: write to `stream`, then read with `text()` what it showed."""
 
     def __init__(self):
         self._master, slave = os.openpty()
@@ -24,7 +24,7 @@ class Terminal:
         self._reader.start()
 
     def _read(self):
-        with contextlib.suppress(OSError):  # how the system tells that the other side is closed
+        with contextlib.suppress(OSError):  # raised when the other side is closed
             while data := os.read(self._master, 4096):
                 self._shown += data
 
@@ -48,7 +48,7 @@ def terminal(monkeypatch):
 
 
 def plain(text):
-    """Without the control sequences of colours and cursor."""
+    """Removes the control sequences of colours and cursor."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
@@ -159,9 +159,9 @@ def test_close_stops_threads_and_removes_the_log_handler(terminal):
 
 def test_redirected_standard_output_does_not_reach_the_terminal(terminal, capsys):
     with Progress("bar", total_steps=100, stream=terminal.stream):
-        print("of the author")
-    assert capsys.readouterr().out == "of the author\n"
-    assert "of the author" not in terminal.text()
+        print("from the model")
+    assert capsys.readouterr().out == "from the model\n"
+    assert "from the model" not in terminal.text()
 
 
 def test_lines_mode_imports_neither_rich_nor_jax():

@@ -1,4 +1,4 @@
-"""From arrays of steps to rows: what is summed, where a row ends, and that the loop hardly ever waits."""
+"""Rows built from the metrics of steps: sums, the ends of rows, and when the training loop waits."""
 
 import json
 import math
@@ -19,11 +19,11 @@ BATCH_SIZE, TOTAL = 16, 10
 
 
 class Run:
-    """A recorder that writes for real, and what it wrote and told."""
+    """A recorder with a real writer, and the calls that it made."""
 
     def __init__(self, folder, every="5 steps", read_every_s=0.0):
-        self.path, self.told = folder / "metrics.jsonl", []
-        self.arrived = []  # (first step, the values of `skipped`) of each reading
+        self.path, self.reported = folder / "metrics.jsonl", []  # (thread, step of a row or phase)
+        self.arrived = []  # (first step, values of `skipped`) of each reading
         self.writer = MetricWriter(self.path, None)
         self.recorder = Recorder(
             NAMES,
@@ -33,14 +33,14 @@ class Run:
             throughput=Throughput(BATCH_SIZE),
             period=Period(Duration.parse(every, "log.every"), BATCH_SIZE, 64, TOTAL),
             attempt=2,
-            on_row=lambda row: self.told.append((threading.current_thread().name, row["step"])),
-            on_phase=lambda name: self.told.append((threading.current_thread().name, name)),
+            on_row=lambda row: self.reported.append((threading.current_thread().name, row["step"])),
+            on_phase=lambda name: self.reported.append((threading.current_thread().name, name)),
             on_values=lambda first, values: self.arrived.append((first, values[:, 2, 0].tolist())),
             read_every_s=read_every_s,
         )
 
     def steps(self, step, losses, weights=None, skipped=(), wait_s=0.0):
-        """Pushes one dispatch; learning_rate is the step's number, from 0."""
+        """Pushes one dispatch; `learning_rate` is the number of the step, from 0."""
         weights = [1.0] * len(losses) if weights is None else weights
         metrics = [
             [(loss * weight, weight), (step + i, 1), (float(step + i + 1 in skipped), 1)]
@@ -124,11 +124,11 @@ def test_rows_and_phases_are_reported_in_order_on_the_writer_thread(run):
     run.recorder.settle()  # as the loop does before it evaluates
     run.recorder.phase("evaluating")
     run.rows()
-    assert run.told == [("convoy-writer", told) for told in ("training", 5, "evaluating")]
+    assert run.reported == [("convoy-writer", each) for each in ("training", 5, "evaluating")]
 
 
 class Result:
-    """A result that is there when somebody waits for it, as those of a device that is far behind."""
+    """A result of a slow device, which is complete only when it is waited for."""
 
     def __init__(self, waits, number):
         self.waits, self.number = waits, number
@@ -160,7 +160,7 @@ def test_rates_cover_the_time_between_rows_without_pauses(run):
         run.steps(step, [1], wait_s=0.5)
     run.recorder.settle()  # as the loop does before a pause
     run.writer.flush()
-    assert run.recorder.rates() == {}  # one row, one arrival: there is no time between two
+    assert run.recorder.rates() == {}  # a single arrival so far
     run.recorder.pause(-1000)  # as if the second row took that long
     for step in range(5, TOTAL):
         run.steps(step, [1], wait_s=100.5)
@@ -176,7 +176,7 @@ def test_time_after_the_last_arrival_is_in_no_rate(run):
     run.steps(0, [1] * 5)
     run.steps(5, [1, 1])
     run.recorder.settle()
-    run.recorder.pause(-1000)  # as a save that the end of a run waits for
+    run.recorder.pause(-1000)  # as if the end of the run waited for a save
     run.recorder.close()
     assert run.recorder.rates()["step_time_s"] < 1
 
@@ -197,7 +197,7 @@ def test_short_steps_are_read_together_at_the_end_of_a_row_or_at_settle(tmp_path
     with run.writer:
         for step in range(6):
             run.steps(step, [step], skipped=[3])
-        assert run.arrived == [(0, [0.0]), (1, [0.0, 1.0, 0.0])]  # the first one tells where the row ends
+        assert run.arrived == [(0, [0.0]), (1, [0.0, 1.0, 0.0])]  # the first reading determines where the row ends
         run.recorder.settle()
         assert run.arrived[2:] == [(4, [0.0, 0.0])]
         run.steps(6, [6, 7, 8, 9])
@@ -208,8 +208,8 @@ def test_arrived_results_are_read_after_read_every_s(tmp_path):
     run = Run(tmp_path, every="10 steps", read_every_s=0.02)
     with run.writer:
         for step in range(3):
-            run.steps(step, [1])  # the first one arrives
-        time.sleep(0.02)  # at least that long, which is all it takes
+            run.steps(step, [1])  # the first dispatch arrives
+        time.sleep(0.02)  # at least read_every_s
         run.steps(3, [1])
     assert run.arrived == [(0, [0.0]), (1, [0.0])]
 
@@ -232,7 +232,7 @@ def test_rollback_drops_the_unfinished_row_and_restarts_the_rates(tmp_path):
         run.recorder.rollback()
         run.steps(0, [2, 2, 2, 2])
         run.writer.flush()
-        assert run.recorder.rates() == {}  # there is one arrival since
+        assert run.recorder.rates() == {}  # a single arrival since the rollback
         run.steps(4, [2, 2, 2, 2])
         run.steps(8, [3, 3])
         assert [(row["step"], row["loss"]) for row in run.rows()] == [(4, 1.0), (4, 2.0), (8, 2.0), (10, 3.0)]

@@ -1,4 +1,4 @@
-"""One attempt as others see it: `status.json` at every moment, the log, and how each end is told."""
+"""Reports of one attempt: `status.json` at every moment, the log, and the end of the attempt."""
 
 import contextlib
 import json
@@ -8,8 +8,8 @@ import pytest
 from engine.cluster.cluster_detection import ProcessInfo
 from engine.cluster.exit_status import status_of
 from engine.config.errors import DataError
-from engine.observe.report import Summary
 from engine.observe.reporter import Reporter
+from engine.observe.summary import Summary
 from engine.resilience.preemption import Preempted
 from engine.run.directory import RunDirectory
 from engine.run.lease import LeaseLost
@@ -50,7 +50,7 @@ def test_start_writes_the_total_and_the_first_step_to_the_status(directory):
 
 @pytest.fixture
 def every_row(monkeypatch):
-    """The status is written for each row, however soon it follows."""
+    """Writes the status for every row, without a minimum interval."""
     monkeypatch.setattr("engine.observe.reporter._STATUS_S", 0.0)
 
 
@@ -130,7 +130,7 @@ def test_job_that_lost_its_lease_does_not_write_the_status(directory):
 def test_status_and_summary_state_how_the_attempt_ended(directory, error, state, code, reason):
     reporter = Reporter(directory, "zoo", "none")
     start(reporter, directory)
-    assert reporter.__exit__(type(error) if error else None, error, None) is None  # passes every error on
+    assert reporter.__exit__(type(error) if error else None, error, None) is None  # does not suppress the error
     now = status(directory)
     assert (now["state"], now["exit_code"], now["reason"]) == (state, code, reason)
     assert (now["step"], now["total_steps"], now["metrics"]) == (7, 10, {"loss": 0.25})

@@ -1,15 +1,15 @@
 import dataclasses
 
-from engine.observe.report import Summary, summary_text
+from engine.observe.summary import Summary, summary_text
 from engine.run.directory import RunDirectory
 
 
-def a_report(tmp_path, monkeypatch, **changes):
+def make_summary(tmp_path, monkeypatch, **changes):
     monkeypatch.chdir(tmp_path)
     run = RunDirectory.open("runs/digits")
     run.metrics.write_text("")
     run.tensorboard.mkdir()
-    report = Summary(
+    summary = Summary(
         state="done",
         name="digits",
         directory=run,
@@ -23,12 +23,12 @@ def a_report(tmp_path, monkeypatch, **changes):
         rates={"examples_per_s": 31249.8, "step_time_s": 0.00205, "data_wait": 0.0031},
         command="convoy train --config=configs/digits.py",
     )
-    return dataclasses.replace(report, **changes)
+    return dataclasses.replace(summary, **changes)
 
 
 def test_summary_of_a_finished_run(tmp_path, monkeypatch):
     assert (
-        summary_text(a_report(tmp_path, monkeypatch))
+        summary_text(make_summary(tmp_path, monkeypatch))
         == """\
 digits: done at step 1,410 of 1,410
 
@@ -50,7 +50,7 @@ digits: done at step 1,410 of 1,410
 
 
 def test_summary_of_a_preempted_run(tmp_path, monkeypatch):
-    report = a_report(
+    summary = make_summary(
         tmp_path,
         monkeypatch,
         state="preempted",
@@ -60,7 +60,7 @@ def test_summary_of_a_preempted_run(tmp_path, monkeypatch):
         best={},
         checkpoints=(700,),
     )
-    text = summary_text(report)
+    text = summary_text(summary)
     assert text.startswith(
         "digits: preempted at step 700 of 1,410\nThe machine asked the run to stop; the state of step 700 is saved.\n\n"
     )
@@ -70,19 +70,19 @@ def test_summary_of_a_preempted_run(tmp_path, monkeypatch):
   metrics      runs/digits/metrics.jsonl
   tensorboard  tensorboard --logdir runs/digits/tensorboard
 
-  evaluate        convoy evaluate runs/digits
-  go on from 700  convoy train --config=configs/digits.py
+  evaluate         convoy evaluate runs/digits
+  resume from 700  convoy train --config=configs/digits.py
 """)
 
 
 def test_summary_without_a_command_resumes_by_the_config_of_the_run(tmp_path, monkeypatch):
-    text = summary_text(a_report(tmp_path, monkeypatch, state="interrupted", step=1300, command=None))
+    text = summary_text(make_summary(tmp_path, monkeypatch, state="interrupted", step=1300, command=None))
     assert "digits: interrupted at step 1,300 of 1,410" in text
-    assert "  go on from 1410  convoy train --config=runs/digits --workdir=runs/digits\n" in text
+    assert "  resume from 1410  convoy train --config=runs/digits --workdir=runs/digits\n" in text
 
 
 def test_summary_of_a_run_that_failed_before_its_first_checkpoint(tmp_path, monkeypatch):
-    report = a_report(
+    summary = make_summary(
         tmp_path,
         monkeypatch,
         state="failed",
@@ -95,7 +95,7 @@ def test_summary_of_a_run_that_failed_before_its_first_checkpoint(tmp_path, monk
         rates={},
     )
     assert (
-        summary_text(report)
+        summary_text(summary)
         == """\
 digits: failed at step 3 of 1,410
 step 3: the loss is not finite.
@@ -112,9 +112,9 @@ step 3: the loss is not finite.
 
 
 def test_summary_shows_flops_and_mfu_if_known(tmp_path, monkeypatch):
-    report = a_report(tmp_path, monkeypatch)
-    rates = {**report.rates, "flop_per_s": 1.234e14, "mfu": 0.3951}
-    text = summary_text(dataclasses.replace(report, rates=rates))
+    summary = make_summary(tmp_path, monkeypatch)
+    rates = {**summary.rates, "flop_per_s": 1.234e14, "mfu": 0.3951}
+    text = summary_text(dataclasses.replace(summary, rates=rates))
     assert "  compute     123.4 TFLOP/s, 39.5% of the peak (MFU)\n" in text
 
 
@@ -122,13 +122,13 @@ def test_summary_shows_the_attempt_and_quotes_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = RunDirectory("my runs/a")
     run.attempt = 3
-    text = summary_text(a_report(tmp_path, monkeypatch, directory=run, command=None))
+    text = summary_text(make_summary(tmp_path, monkeypatch, directory=run, command=None))
     assert text.startswith("digits: done at step 1,410 of 1,410, attempt 3\n")
     assert "convoy train --config='my runs/a' --workdir='my runs/a' --config.train.total=" in text
     assert "convoy evaluate 'my runs/a'" in text
 
 
 def test_summary_of_a_temporary_run_names_no_paths(tmp_path, monkeypatch):
-    text = summary_text(a_report(tmp_path, monkeypatch, kept=False))
-    assert text.endswith("waiting for data\n\n  run  not kept; --workdir=DIR would keep it\n")
+    text = summary_text(make_summary(tmp_path, monkeypatch, kept=False))
+    assert text.endswith("waiting for data\n\n  run  not kept; use --workdir=DIR to keep it\n")
     assert "runs/digits" not in text

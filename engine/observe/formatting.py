@@ -1,11 +1,11 @@
-"""Numbers and times as text for people, in ASCII, so that any terminal and any log can show them."""
+"""Formats numbers and times as readable ASCII text, which every terminal and log can show."""
 
 import math
 from collections.abc import Mapping
 
 
 def number(value: float | str | None) -> str:
-    """Returns four significant digits, whole numbers in full: 0.04213, 98.5, 31,250, 1.2e-05, nan; text as it is."""
+    """Returns four significant digits, and whole numbers in full: 0.04213, 98.5, 31,250, 1.2e-05, nan; text as is."""
     if isinstance(value, str | bool | None):
         return str(value)
     value = float(value)

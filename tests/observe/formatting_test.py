@@ -1,6 +1,6 @@
 import pytest
 
-from engine.observe.wording import duration, number, pairs
+from engine.observe.formatting import duration, number, pairs
 
 
 @pytest.mark.parametrize(
