@@ -188,7 +188,7 @@ class DivergenceCheck:
         with self.phases(SAVING):
             self.checkpoints.settle()
         saved = group.broadcast(self.checkpoints.store.steps(), "the checkpoints")
-        if self.policy.rollback(boundary.step, saved, boundary.stopping or boundary.last, broken):
+        if self.policy.must_roll_back(boundary.step, saved, boundary.stopping or boundary.last, broken):
             raise Rollback
 
 

@@ -35,17 +35,17 @@ if TYPE_CHECKING:
 
     from engine.parallel.digest import Digests
 
-MARKER = "commit_success.txt"  # written once every part is
-_savers = itertools.count()  # numbers the savers of this process, identically in every process
+MARKER = "commit_success.txt"  # written before hashing, when the arrays of all processes are complete
+_savers = itertools.count()  # processes create their savers in the same order, so a saver has the same number in all
 
 
 class Stage(enum.Enum):
     """Progress of a save. The value completes "process 3 is ..." in the error at the deadline."""
 
     WRITING = "writing"  # each process writes its part of the arrays
-    FINISHING = "finishing the arrays"  # primary only
+    FINISHING = "finishing the arrays"  # work of the primary; the others wait in this stage
     HASHING = "hashing"  # each process hashes its share of the files
-    COMMITTING = "renaming the step"  # primary only
+    COMMITTING = "renaming the step"  # work of the primary; the others wait in this stage
     DURABLE = "done"
     FAILED = "failed"
 
@@ -53,7 +53,7 @@ class Stage(enum.Enum):
 _REPORT = {Stage.WRITING: 1, Stage.HASHING: 2}  # stage -> number of the gather in which each process reports its end
 
 
-class SaveEnded(Exception):
+class SaveFailed(Exception):
     """The save has already failed; its writer thread must stop."""
 
 
@@ -64,14 +64,15 @@ class AsyncSave:
         writer thread: advances it after the work of each stage, and fails it on an error.
         deadline thread (primary): fails it.
         verdict thread (other processes): advances it from COMMITTING to DURABLE, or fails it, as the primary decides.
-    The loop only reads it and waits.
+    The loop only reads it and waits. If the deadline passes between the rename and DURABLE, the save counts as failed
+    although its folder exists.
     """
 
     def __init__(self, step: int, number: int, topic: str, folder: Path, size: int):
-        self.step, self.number, self.topic = step, number, topic  # number: counts the saves of this attempt from 1
+        self.step, self.number, self.topic = step, number, topic  # number: counts the saves of this saver from 1
         self.folder, self.size = folder, size  # size: bytes of the state
         self.started = time.monotonic()
-        self.copied = threading.Event()  # set when the arrays of the loop are no longer needed
+        self.copied = threading.Event()  # set when this save no longer reads the arrays of the train state
         self.stage, self.failure = Stage.WRITING, ""  # only `advance` and `fail` change them, under the lock
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -88,18 +89,18 @@ class AsyncSave:
         """Moves from one stage to the next.
 
         Raises:
-            SaveEnded: the save has failed.
+            SaveFailed: the save has failed.
         """
         with self._lock:
             if self.stage is Stage.FAILED:
-                raise SaveEnded
+                raise SaveFailed
             assert self.stage is old, f"step {self.step} is {self.stage.value}, not {old.value}"
             self.stage = new
             if new is Stage.DURABLE:
                 self._ended.set()
 
     def fail(self, reason: str) -> bool:
-        """Ends the save as failed, unless it has ended; returns whether it did."""
+        """Ends the save as failed, unless it has ended; returns whether this call failed it."""
         with self._lock:
             if self._ended.is_set():
                 return False
@@ -114,7 +115,7 @@ class Saver:
     Args:
         directory: of the step directories.
         timeout_s: seconds from the start of a save to its end, even if the storage hangs.
-        lease: of the run directory, verified before files are removed and before a step appears.
+        lease: of the run directory, verified before files are removed and before a folder gets its final name.
 
     All processes call `free` and `save` at the same steps.
     """
@@ -123,10 +124,10 @@ class Saver:
         self.directory, self.timeout_s, self._lease = directory, timeout_s, lease
         self._topic = f"save/{next(_savers)}"
         self._latest: AsyncSave | None = None
-        self._reported = True  # whether `poll` has returned the latest save
+        self._polled = True  # whether `poll` has returned the latest save
         self._count = 0  # number of saves
         self._writer: storage.Background | None = None  # writer thread of the latest save
-        self._abandoned: list[AsyncSave] = []  # failed saves, in whose folders other processes may still write
+        self._abandoned: list[AsyncSave] = []  # failed saves; others may still write in their folders
         self._digests: Digests | None = None
 
     @property
@@ -137,13 +138,13 @@ class Saver:
     @property
     def has_events(self) -> bool:
         """Whether the latest save has ended and `poll` has not returned it."""
-        return not self._reported and self._latest is not None and self._latest.ended()
+        return not self._polled and self._latest is not None and self._latest.ended()
 
     def poll(self) -> AsyncSave | None:
         """Returns the latest save, once, when it has ended; never waits."""
         if not self.has_events:
             return None
-        self._reported = True
+        self._polled = True
         return self._latest
 
     def wait(self, timeout_s: float | None = None) -> None:
@@ -154,7 +155,7 @@ class Saver:
     def free(self, wait: bool) -> bool:
         """Whether no save is in flight, so that the next may start; every process returns the answer of the primary.
 
-        It waits for a save that started less than a second ago. Otherwise a run whose steps take milliseconds would
+        It gives a save that has just started one second to end. Otherwise a run whose steps take milliseconds would
         save hardly any step.
 
         Args:
@@ -174,10 +175,10 @@ class Saver:
         self._digests_of(state).rows(state).block_until_ready()
 
     def save(self, step: int, state: PyTree, position: Mapping[str, Json], config_text: str) -> None:
-        """Starts to write a step; replaces an existing step of this number. No save may be in flight.
+        """Starts to write a step; replaces a checkpoint of this step. The previous save must have ended.
 
-        Returns once the state may be donated: on CPU after a copy, on an accelerator after the copy to the host, or at
-        the deadline. `poll` reports a later failure.
+        Returns once the state may be donated: on CPU after a copy, on an accelerator after the copy to the host.
+        Returns at the deadline too: that save has failed. `poll` reports a failure.
         """
         import jax
 
@@ -185,11 +186,11 @@ class Saver:
         size = sum(array.nbytes for array in jax.tree.leaves(state))
         folder = self.directory / f"{step}.{self._count}{SAVING}"
         save = self._latest = AsyncSave(step, self._count, f"{self._topic}/{self._count}", folder, size)
-        self._reported = False
-        hangs = self._writer_hangs()  # it keeps a whole state in memory: a second copy may not fit
+        self._polled = False
+        hangs = self._writer_hangs()  # a hanging writer holds a copy of the state, and a second may not fit
         copied, state = (True, None) if hangs else arrays.copied_on_cpu(state)
         digests = None if hangs else self._digests_of(state)
-        # Digests of a copy are computed while it is written, so that the next step gets the CPU cores first.
+        # Of a copy, the writer thread computes the digests later, so that they do not delay the next step.
         rows = None if copied or digests is None else digests.rows(state)
         watch = self._watch_deadline if group.is_primary() else self._follow_verdict
         threading.Thread(target=watch, args=(save,), daemon=True, name=f"watch-save-{step}").start()
@@ -213,7 +214,7 @@ class Saver:
         return self._digests
 
     def _writer_hangs(self) -> bool:
-        """Whether the thread of an abandoned save has still not returned."""
+        """Whether the writer thread of the previous save has still not returned."""
         with contextlib.suppress(Exception):  # the verdict has reported the error
             if self._writer is not None:
                 self._writer.result(timeouts.ABANDONED_S)
@@ -257,21 +258,21 @@ class Saver:
 
         Raises:
             CheckpointError: a process has failed.
-            SaveEnded: the deadline has passed.
+            SaveFailed: the deadline has passed.
         """
         parts = _report(save, part, self.timeout_s + timeouts.VERDICT_S)
         for process, found in sorted(parts.items()):
             if error := found.get("error"):
                 raise CheckpointError(f"process {process}: {error}" if process else error)
         if group.missing(parts):
-            raise SaveEnded
+            raise SaveFailed
         return parts
 
     def _commit(self, save: AsyncSave) -> None:
         """Renames the folder to its step."""
         target, old = self.directory / str(save.step), save.folder.with_suffix(DELETED)
         with self._lease.writing():
-            save.advance(Stage.HASHING, Stage.COMMITTING)  # an abandoned save must not appear
+            save.advance(Stage.HASHING, Stage.COMMITTING)  # raises SaveFailed after a failure
             if target.exists():
                 target.rename(old)
             save.folder.rename(target)
@@ -281,7 +282,8 @@ class Saver:
     def _remove_abandoned(self, keep: AsyncSave | None = None) -> None:
         """Removes the folders of failed saves, to free their space; `keep` is about to be written.
 
-        A folder stays while a process may still write there: TensorStore would wait forever for a lock file.
+        A folder stays while another process may still write there: without it, TensorStore in that process would wait
+        forever for its lock file.
         """
         with self._lease.writing():
             self._abandoned = [save for save in self._abandoned if _others_may_write(save)]
@@ -309,7 +311,7 @@ class Saver:
 
     def _write_part(self, save: AsyncSave, part: "_Part") -> None:
         """The writer thread of a process that is not the primary."""
-        with contextlib.suppress(SaveEnded, group.Cancelled):
+        with contextlib.suppress(SaveFailed, group.Cancelled):
             try:
                 part.write(save)
             except Exception as error:
@@ -320,7 +322,7 @@ class Saver:
             names = group.scatter([], save.topic, self.timeout_s, cancelled=save.ended)
             save.advance(Stage.FINISHING, Stage.HASHING)
             found = hash_part(save.folder, names, part.digests)
-            save.advance(Stage.HASHING, Stage.COMMITTING)  # before the report, which the verdict follows
+            save.advance(Stage.HASHING, Stage.COMMITTING)  # first: the report allows the verdict
             _report(save, found)
 
     def _follow_verdict(self, save: AsyncSave) -> None:
@@ -335,7 +337,7 @@ class Saver:
         """Ends a save, unless it has ended; the primary broadcasts the verdict.
 
         Raises:
-            SaveEnded: `failure` is empty, but the save has failed before.
+            SaveFailed: `failure` is empty, but the save has failed before.
         """
         if not failure:
             save.advance(Stage.COMMITTING, Stage.DURABLE)
@@ -358,7 +360,7 @@ class _Part:
         self.texts = digests.texts
 
     def write(self, save: AsyncSave) -> None:
-        """Writes the arrays and drops its reference: their memory is free when this returns."""
+        """Writes the arrays and drops the reference to them, so that their memory is free afterwards."""
         state, self._state = self._state, None
         try:
             for folder in (save.folder.parent, save.folder):
@@ -376,7 +378,7 @@ class _Part:
 
 
 def _report(save: AsyncSave, part: HashedPart, timeout_s: float = 0.0) -> dict[int, HashedPart]:
-    """Sends the report of this process at the end of a stage; returns the reports of all processes on the primary."""
+    """Sends the report of this process at the end of a stage; returns all reports on the primary, {} elsewhere."""
     return group.gather(
         part,
         save.topic,

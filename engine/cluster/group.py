@@ -1,4 +1,4 @@
-"""Collective operations of the processes of a run: broadcast, gather, decide, barrier, StepAgreement.
+"""Communication between the processes of a run: broadcast, scatter, gather, decide, barrier, StepAgreement.
 
 Values are small plain JSON. They travel through the key-value store, never through devices, so any thread may call
 these functions while the devices compute. A *topic* is any text, such as "save/0/17". On one topic, all processes must
@@ -26,7 +26,11 @@ _deleted: dict[str, int] = {}  # by topic, the number of the latest gather whose
 
 
 class PrimaryError(ConvoyError):
-    """An error that was raised on the primary, as raised in the other processes."""
+    """An error that was raised on the primary, as raised in the other processes.
+
+    `everywhere`: every process raises it, so that no process waits for the others at exit. `from_outside`: its reason
+    lies outside the job, so that a restart may help.
+    """
 
     def __init__(self, kind: str, text: str, code: int, everywhere: bool, from_outside: bool):
         self._kind, self.exit_code, self.everywhere, self.from_outside = kind, code, everywhere, from_outside
@@ -99,7 +103,7 @@ def run_on_primary[T](work: Callable[[], T], topic: str, timeout_s: float = time
     """Calls `work` on the primary only, and returns its result in every process.
 
     Raises:
-        ConvoyError: `work` raised it; it is raised in every process.
+        ConvoyError: `work` raised it; the other processes raise it as PrimaryError. Other exceptions are not forwarded.
         LostPeer: the primary has not answered within `timeout_s` seconds.
     """
     result, raised = None, None
@@ -108,7 +112,7 @@ def run_on_primary[T](work: Callable[[], T], topic: str, timeout_s: float = time
             result = work()
         except ConvoyError as error:
             raised = error
-            raised.everywhere = not isinstance(raised, LostPeer)  # then processes do not wait for each other to exit
+            raised.everywhere = not isinstance(raised, LostPeer)  # a lost peer cannot raise it
     failure = raised and (raised.kind, str(raised), raised.exit_code, raised.everywhere, raised.from_outside)
     result, failure = broadcast((result, failure), topic, timeout_s)
     if raised is not None:
@@ -130,7 +134,7 @@ def gather[T](
 
     The primary waits until all values have arrived. It returns fewer values (`missing` returns the absent processes)
     when `timeout_s` seconds have passed, `enough(values)` is true, for example because a value reports a failure, or
-    `cancelled()` is true.
+    `cancelled()` is true. It never raises on a timeout.
     """
     key = _next_key("gather", topic)
     kv_store.put(f"{key}/{index()}", json.dumps(value))
@@ -141,12 +145,12 @@ def gather[T](
         values: dict[int, T] = {i: json.loads(text) for i, text in _texts(key)}
         absent = missing(values)
         if not absent:
-            _delete_before(*_topic_and_call(key))
+            _delete_before(*_split_key(key))
             return values
         if enough(values) or cancelled() or (left := end - time.monotonic()) <= 0:
             return values
         if kv_store.get(f"{key}/{absent[0]}", min(timeouts.SLICE_S, left)) is not None and len(absent) > 1:
-            time.sleep(timeouts.GATHER_POLL_S)
+            time.sleep(timeouts.GATHER_POLL_S)  # let others arrive, so that all keys are read less often
 
 
 def missing(values: Mapping[int, object]) -> list[int]:
@@ -165,17 +169,17 @@ def peek(topic: str, call: int = 1) -> dict[int, object]:
 
 
 def decide[T, V](value: T, judge: Callable[[Mapping[int, T], list[int]], V], topic: str, timeout_s: float) -> V:
-    """Calls `judge(values, missing)` on the primary only, and returns its verdict in every process.
+    """Calls `judge(values, missing)` on the primary only, and returns its result in every process.
 
     Args:
         value: of this process.
         judge: receives the values by process, and the processes whose value has not arrived in time.
-        topic: for both directions.
+        topic: of the gather and of the answer.
         timeout_s: seconds for all values to arrive at the primary.
 
     Raises:
         ConvoyError: `judge` raised it; it is raised in every process.
-        LostPeer: no verdict arrives. It names the processes that the primary waits for, or the primary.
+        LostPeer: no answer arrives. It names the processes that the primary waits for, or the primary.
     """
     values = gather(value, topic, timeout_s)
     try:
@@ -188,7 +192,7 @@ def decide[T, V](value: T, judge: Callable[[Mapping[int, T], list[int]], V], top
 
 
 def barrier(topic: str, timeout_s: float) -> list[int]:
-    """Waits until every process has called it; returns the processes that did not within `timeout_s`.
+    """Waits until every process has called it; returns those that have not called it within `timeout_s` seconds.
 
     The result is the same in every process.
 
@@ -199,9 +203,10 @@ def barrier(topic: str, timeout_s: float) -> list[int]:
 
 
 def forget(topic: str) -> None:
-    """Deletes the remaining values of a topic that no process uses any more. Each process calls it; none waits.
+    """Deletes the remaining values of a topic that no process uses any more. Every process calls it; none waits.
 
-    Only topics that are used once or twice, such as one per save, need it: later calls on a topic delete old values.
+    Only topics with few calls, such as those of one save, need it. On a topic that is used again and again, each
+    complete gather deletes the values of earlier gathers.
     """
     for function in ("broadcast", "gather", "scatter"):
         key = f"group/{function}/{topic}"
@@ -216,12 +221,12 @@ class StepAgreement:
 
     All processes call `reached` once per step, possibly at different times. After a request, each process reports how
     many steps it has passed, and its next call of `reached` waits. The primary answers with the greatest number, and
-    every process acts at the step after it. Processes that are behind continue up to that step. This requires that a
-    step needs no action of other processes beyond the steps that these have passed.
+    every process acts at the step after it. Processes that are behind continue up to that step. A process that is ahead
+    waits in `reached` meanwhile, so the steps up to the agreed one must finish with what it has already dispatched.
 
     Args:
         topic: used by this agreement only.
-        on_agreed: called in a thread when the step is known.
+        on_agreed: called in a thread when the processes have agreed, or have ended without an agreement.
     """
 
     def __init__(self, topic: str, on_agreed: Callable[[], None]):
@@ -247,20 +252,20 @@ class StepAgreement:
         if count() > 1:
             self._thread.join()
             if not self._reported:
-                with suppress(CoordinationError, Cancelled):  # for processes that are behind and get a request later
+                with suppress(CoordinationError, Cancelled):  # a slower process may need it later
                     self._report()
 
     def request(self, reason: str) -> None:
         """Asks all processes to agree on a step. Any thread or signal handler may call it; never waits."""
         if self._request or self._closed:
-            return  # `set` holds a lock: a signal handler that interrupts another inside `set` must not call it again
+            return  # `Event.set` is not reentrant, and this signal handler may interrupt another one inside it
         self._request = reason
         if count() == 1:
             self.reason, self._agreed = self._request, 0
         self._wake.set()
 
     def reached(self) -> bool:
-        """Passes a step; returns whether it is the agreed step or later. Every process gets the same answer."""
+        """Called before each step. Returns True, without counting the step, if it is the agreed step or a later one."""
         with self._lock:
             if self.is_next:
                 return True
@@ -269,7 +274,7 @@ class StepAgreement:
 
     @property
     def is_next(self) -> bool:
-        """Whether the next call of `reached` is known to be true."""
+        """Whether the next call of `reached` will return True."""
         return self._passed + 1 >= self._agreed
 
     def _follow(self) -> None:
@@ -297,9 +302,10 @@ class StepAgreement:
             shutdown.end(error)
 
 
-def _topic_and_call(key: str) -> tuple[str, int]:
-    topic, _, call = key.rpartition("#")
-    return topic, int(call)
+def _split_key(key: str) -> tuple[str, int]:
+    """Returns the prefix of a key (function and topic) and the number of the call."""
+    prefix, _, call = key.rpartition("#")
+    return prefix, int(call)
 
 
 def _next_key(function: str, topic: str) -> str:
@@ -324,12 +330,12 @@ def _texts(key: str) -> list[tuple[int, str]]:
     return sorted((int(i), text) for i, text in kv_store.entries(key).items())
 
 
-def _delete_before(topic: str, call: int) -> None:
-    """Deletes the values of gathers before `call`: all processes have sent to it, so they have left the earlier."""
+def _delete_before(prefix: str, call: int) -> None:
+    """Deletes the values of gathers before `call`, in which every process has taken part, so none needs them."""
     with _lock:
-        first, _deleted[topic] = _deleted.get(topic, 0) + 1, call - 1
+        first, _deleted[prefix] = _deleted.get(prefix, 0) + 1, call - 1
     for earlier in range(first, call):
-        kv_store.delete(f"{topic}#{earlier}")
+        kv_store.delete(f"{prefix}#{earlier}")
 
 
 def _late_text(absent: list[int], topic: str, timeout_s: float) -> str:

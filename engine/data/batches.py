@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.config.errors import DataError
 from engine.data.batch import Batch
-from engine.data.sampler import gather, make_sampler, stack
+from engine.data.sampler import make_sampler, read_examples, stack_examples
 from engine.data.shuffle import random_generators
 from engine.data.source import Examples, Source, example_spec, has_transform, leaves_with_path, source_name
 
@@ -132,7 +132,7 @@ class Batches:
                     f"{source_name(source)}.transform failed at example {number} (global example index "
                     f"{positions[row]}): {type(error).__name__}: {error}. Correct the transform or the example."
                 ) from error
-        return stack(examples, lambda row: f"{located[row][1]} of {source_name(located[row][0])}")
+        return stack_examples(examples, lambda row: f"{located[row][1]} of {source_name(located[row][0])}")
 
 
 class OrderedBatches:
@@ -176,7 +176,7 @@ class OrderedBatches:
         return Batch(self._read(np.arange(size - rows, size)), np.ones(rows, np.float32))
 
     def _read(self, indices: np.ndarray) -> Examples:
-        return to_32_bit(gather(self.source, indices), self._keep_64_bit, source_name(self.source))
+        return to_32_bit(read_examples(self.source, indices), self._keep_64_bit, source_name(self.source))
 
 
 def to_32_bit(batch: Examples, keep_64_bit: bool, name: str) -> Examples:

@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.config.errors import DataError, did_you_mean
 from engine.data.mixture_schedule import schedule, shares
-from engine.data.sampler import Sampler, gather, make_sampler
+from engine.data.sampler import Sampler, make_sampler, read_examples
 from engine.data.shuffle import derive_seed
 from engine.data.source import (
     SEPARATOR,
@@ -76,7 +76,7 @@ class Mixture:
         numbers = np.searchsorted(self._ends, indices, side="right")
         sources = list(self.sources.values())
         starts = self._ends - [len(source) for source in sources]
-        return _merge(numbers, indices - starts[numbers], lambda number, own: gather(sources[number], own))
+        return _merge(numbers, indices - starts[numbers], lambda number, own: read_examples(sources[number], own))
 
     def limited(self, count: int) -> "Mixture":
         """Returns a mixture of the first examples of each source, `count` in total.

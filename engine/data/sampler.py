@@ -1,8 +1,8 @@
-"""Samplers: the infinite order in which a training run reads a source, by position.
+"""Samplers decide which example a training run reads at each position. Positions never end: epoch follows epoch.
 
 A position is the global index of an example in the run, 0, 1, 2 ... A sampler maps a position to an address, an int64
-that identifies the example to read. The default sampler, `Permuted`, reads a new permutation in every epoch, and its
-addresses are indices into the source. Packed sources and mixtures have their own samplers.
+that identifies the example to read. The default sampler, `PermutationSampler`, reads a new permutation in every epoch,
+and its addresses are indices into the source. Packed sources and mixtures have their own samplers.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,13 +27,13 @@ from engine.data.source import (
 class Sampler(Protocol):
     """The order of a run over a source: the example at a position is a pure function of (seed, position).
 
-    Several threads use a sampler at once, and it is pickled to worker processes.
+    An implementation must be thread-safe and picklable: reader threads share it, and worker processes get a copy.
     """
 
     has_transform: bool
-    """Whether the source has a random `transform`."""
+    """Whether a source that it reads has a random `transform`."""
     vectorized: bool
-    """Whether reading many examples in one call takes little more time than reading one."""
+    """Whether a call of `read` for many addresses costs little more than for one, so that large calls pay."""
 
     def addresses(self, positions: np.ndarray) -> np.ndarray:
         """Returns the addresses int64 `[n]` of positions int64 `[n]`."""
@@ -52,21 +52,21 @@ def make_sampler(source: Source, seed: int, shuffle: bool) -> Sampler:
     """Returns the sampler of the source's own method `sampler(seed, shuffle)`, or the default one.
 
     Raises:
-        DataError: the source is empty, or a subclass overrides `__getitem__`, which its inherited `sampler` bypasses.
+        DataError: the source is empty, or its class overrides `__getitem__` but inherits `sampler`.
     """
     own: Callable[[int, bool], Sampler] | None = getattr(source, "sampler", None)
     if own is None:
-        return Permuted(source, seed, shuffle)
+        return PermutationSampler(source, seed, shuffle)
     if not defined_with_or_after(source, "sampler", "__getitem__"):
         raise DataError(
             f"{source_name(source)} overrides __getitem__ but inherits `sampler`, through which training reads without "
-            "that override. Make the change in transform(example, rng), or in the sources below."
+            "calling it. Move its code to transform(example, rng) or to the wrapped source, or override `sampler` too."
         )
     return own(seed, shuffle)
 
 
-class Permuted:
-    """The default sampler: a new permutation of the source in every epoch; without `shuffle`, its stored order."""
+class PermutationSampler:
+    """The default sampler: a new permutation of the source in every epoch; without `shuffle`, the stored order."""
 
     def __init__(self, source: Source, seed: int, shuffle: bool):
         self._source = source
@@ -78,17 +78,17 @@ class Permuted:
         return self._permutation.indices(positions)
 
     def read(self, addresses: np.ndarray) -> Examples:
-        return gather(self._source, addresses)
+        return read_examples(self._source, addresses)
 
     def locate(self, address: int) -> tuple[Source, int]:
         return self._source, address
 
 
-def gather(source: Source, indices: np.ndarray) -> Examples:
+def read_examples(source: Source, indices: np.ndarray) -> Examples:
     """Returns the examples at `indices` int64 `[batch]` as new arrays `[batch, ...]`.
 
     Raises:
-        DataError: an example cannot be read, or its shapes differ; the text names the first such example.
+        DataError: an example cannot be read, or shapes of examples differ; the text names the first such example.
     """
     name = source_name(source)
     try:
@@ -97,20 +97,20 @@ def gather(source: Source, indices: np.ndarray) -> Examples:
     except DataError:
         raise  # its text already names the example
     except Exception as error:
-        _stack_each(source, indices)
+        _stack_each(source, indices)  # raises an error that names the unreadable example, if there is one
         raise DataError(
-            f"{name}.take failed for examples {_some(indices)}, although each can be read by index: "
+            f"{name}.take failed for examples {_first_few(indices)}, although each can be read by index: "
             f"{type(error).__name__}: {error}. Correct take, or remove it to read one example at a time."
         ) from error
     return _stack_each(source, indices)
 
 
-def stack(examples: Sequence[Example], describe: Callable[[int], str]) -> Examples:
+def stack_examples(examples: Sequence[Example], describe: Callable[[int], str]) -> Examples:
     """Returns the examples stacked to arrays `[batch, ...]`.
 
     Args:
         examples: at least one example; all have the same structure.
-        describe: row -> what follows "example" in an error text, such as "3 of models.digits.Scans".
+        describe: maps a row to the name of its example in an error text, such as "3 of models.digits.Scans".
 
     Raises:
         DataError: the shapes of an example differ from those of row 0; the text names the first such example.
@@ -130,7 +130,7 @@ def stack(examples: Sequence[Example], describe: Callable[[int], str]) -> Exampl
         raise
 
 
-def _some(indices: np.ndarray) -> str:
+def _first_few(indices: np.ndarray) -> str:
     return ", ".join(map(str, indices[:8])) + (" ..." if len(indices) > 8 else "")
 
 
@@ -146,7 +146,7 @@ def _stack_each(source: Source, indices: np.ndarray) -> Examples:
                 f"Example {index} of {source_name(source)}: {what} Read it with source[{index}] and repair it, remove "
                 "it from the source, or set data.on_error=skip."
             ) from error
-    return stack(examples, lambda row: f"{indices[row]} of {source_name(source)}")
+    return stack_examples(examples, lambda row: f"{indices[row]} of {source_name(source)}")
 
 
 def _shapes(example: Example) -> str:

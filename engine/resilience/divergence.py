@@ -1,8 +1,9 @@
 """Divergence policy: what happens when a loss or gradient is not finite, or a loss is a spike.
 
-`training/step.py` has already skipped such an update on the device: the batch is consumed, the state is unchanged. A
-batch is bad if the step skipped it without the skip mask. Checkpoints name the batches in the skip mask, so that a
-resumed run skips them again. Decisions use only results that have arrived, which are identical in every process.
+`training/step.py` has already skipped such an update on the device: the batch is consumed, the state is unchanged. The
+loop passes a skip mask: batches to skip in any case. A batch is bad if the step skipped its update although the mask
+did not ask for it. Checkpoints name the batches of the mask, so that a resumed run skips them again. Decisions use
+only results that have arrived, which are identical in every process.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import ConvoyError
 
-IN_A_ROW = 10  # batches
+MAX_BAD_IN_A_ROW = 10  # batches
 
 
 class Diverged(ConvoyError):
@@ -26,10 +27,11 @@ class Divergence:
     """The policy of one attempt. Step n + 1 consumes batch n.
 
     - stop: the first bad batch ends the run.
-    - skip: bad batches are skipped. IN_A_ROW bad batches in a row end the run.
+    - skip: bad batches are skipped. MAX_BAD_IN_A_ROW bad batches in a row end the run.
     - rollback: the run returns to its newest checkpoint. If a good step followed the bad batches, they are skipped. If
-      IN_A_ROW are bad in a row, an earlier update has corrupted the state: the batch before the row is skipped instead,
-      then 2, 4, 8 batches before it, until these reach back to the checkpoint.
+      MAX_BAD_IN_A_ROW are bad in a row, an earlier update has corrupted the state. Then the batch before these is
+      skipped instead. If the bad batches come again, the 2 batches before that one are skipped too, then 4 more, then
+      8. The run ends if a batch to skip lies before the checkpoint.
 
     Args:
         policy: `resilience.divergence`.
@@ -39,33 +41,37 @@ class Divergence:
 
     def __init__(self, policy: str, names: Sequence[str], on_message: Callable[[str], None]):
         self._policy, self._say = policy, on_message
-        self._loss, self._norm, self._skipped = (names.index(name) for name in ("loss", "grad_norm", "skipped"))
+        self._loss_column, self._norm_column, self._skipped_column = (
+            names.index(name) for name in ("loss", "grad_norm", "skipped")
+        )
         self.skipped: set[int] = set()
         """The batches whose updates this run skips: saved with its position in the data."""
         self._bad: list[int] = []  # bad batches without a decision
-        self._problem = ""  # with the first of them; under `skip`, with the latest bad batch
-        self._in_a_row = 0  # updates skipped up to the latest result, with or without the mask
-        self._corrupted_before: int | None = None  # a long row shows that an earlier update corrupted the state
-        self._row_starts = 0  # first batch of that row
+        self._problem = ""  # of the first batch in `_bad`; under `skip`, of the latest bad batch
+        self._in_a_row = 0  # consecutive skipped updates up to the latest result, those of the mask included
+        # Set if MAX_BAD_IN_A_ROW updates were skipped in a row: an earlier update has corrupted the state.
+        self._first_bad: int | None = None  # first bad batch of that series
+        self._series_start = 0  # first skipped batch of that series: bad, or in the mask
         self.pending = False
-        """Whether there are bad results that `rollback` has not decided about."""
+        """Whether there are bad results without a decision of `must_roll_back`."""
 
     def resume(self, skipped: Iterable[int]) -> None:
         """Adds the skipped batches that a checkpoint names."""
         self.skipped |= set(skipped)
 
-    def skip_mask(self, step: int, k: int) -> tuple[bool, ...]:
-        """Returns whether to skip the update of each of the k batches from `step` on."""
-        return tuple(step + i in self.skipped for i in range(k))
+    def skip_mask(self, first: int, k: int) -> tuple[bool, ...]:
+        """Returns whether to skip the update of each of the k batches from batch `first` on."""
+        return tuple(first + i in self.skipped for i in range(k))
 
     def add_results(self, first: int, values: np.ndarray) -> None:
-        """Processes the metrics `[steps, names, 2]` of the batches from `first` on."""
-        if not (self._in_a_row or values[:, self._skipped, 0].any()):
+        """Processes the metrics `[steps, names, (sum, weight)]` of the batches from `first` on."""
+        if not (self._in_a_row or values[:, self._skipped_column, 0].any()):
             return  # the usual case
-        for batch, row in enumerate(values, first):
-            self._in_a_row = self._in_a_row + 1 if row[self._skipped, 0] else 0
+        for batch, metrics in enumerate(values, first):
+            self._in_a_row = self._in_a_row + 1 if metrics[self._skipped_column, 0] else 0
             if self._in_a_row and batch not in self.skipped:
-                self._add_bad_batch(batch, bool(np.isfinite(row[[self._loss, self._norm], 0]).all()))
+                finite = np.isfinite(metrics[[self._loss_column, self._norm_column], 0]).all()
+                self._add_bad_batch(batch, bool(finite))
 
     def _add_bad_batch(self, batch: int, finite: bool) -> None:
         if not self._bad:
@@ -75,63 +81,65 @@ class Divergence:
             self._say(f"warning: step {batch + 1}: {self._problem}; the update of batch {batch} is skipped")
         else:
             self._bad.append(batch)
-        if self._in_a_row >= IN_A_ROW and self._corrupted_before is None:
-            self._row_starts = batch + 1 - self._in_a_row
-            self._corrupted_before = min((b for b in self._bad if b >= self._row_starts), default=self._row_starts)
-        self.pending = bool(self._bad) or self._corrupted_before is not None
+        if self._in_a_row >= MAX_BAD_IN_A_ROW and self._first_bad is None:
+            self._series_start = batch + 1 - self._in_a_row
+            self._first_bad = min((b for b in self._bad if b >= self._series_start), default=self._series_start)
+        self.pending = bool(self._bad) or self._first_bad is not None
 
-    def rollback(self, step: int, checkpoints: Sequence[int], ending: bool, broken: Sequence[str] = ()) -> bool:
+    def must_roll_back(self, step: int, checkpoints: Sequence[int], ending: bool, broken: Sequence[str] = ()) -> bool:
         """Whether the run must return to its newest checkpoint; `skipped` then includes the batches to skip.
 
-        If False and `pending` is still True, do not save: the state may be corrupted.
+        If False and `pending` is still True, do not save: an earlier update may have corrupted the state.
 
         Args:
-            step: of the loop; the results of all steps before it have arrived.
+            step: number of finished steps, which is the number of the next batch; their results have arrived.
             checkpoints: steps that are saved, oldest first.
             ending: whether the run ends here, so that no good step can follow bad steps.
-            broken: arrays of the state to be saved that are not finite although every loss was.
+            broken: names of state arrays with values that are not finite, found before a save.
 
         Raises:
             Diverged: the policy ends the run.
         """
         if broken:
             self._problem = f"{broken[0]} has values that are not finite"
-            self._corrupted_before, self._row_starts, self.pending = step, step - self._in_a_row, True
+            self._first_bad, self._series_start, self.pending = step, step - self._in_a_row, True
         if not self.pending:
             return False
         found = f"step {self._bad[0] + 1 if self._bad else step}: {self._problem}"
         if self._policy == "rollback":
-            return self._roll_back(found, max(checkpoints, default=0), ending)
+            return self._choose_batches(found, checkpoints, ending)
         if self._policy == "skip" and not broken:
-            found += f"; {IN_A_ROW} updates in a row were skipped"
+            found += f"; {MAX_BAD_IN_A_ROW} updates in a row were skipped"
         elif self._bad:
             found += "; the update was skipped"
-        raise Diverged(f"{found}. {_advice(checkpoints)}")
+        raise Diverged(f"{found}. {self._advice(checkpoints)}")
 
-    def _roll_back(self, found: str, saved: int, ending: bool) -> bool:
-        if self._corrupted_before is not None:
-            count = self._corrupted_before - self._row_starts + 1  # one more than are skipped there already: 1, 2, 4, 8
-            chosen = list(range(self._row_starts - count, self._row_starts))
+    def _choose_batches(self, found: str, checkpoints: Sequence[int], ending: bool) -> bool:
+        """Adds the batches to skip after a rollback; returns False if the next results must show them first."""
+        saved = max(checkpoints, default=0)
+        if self._first_bad is not None:
+            count = self._first_bad - self._series_start + 1  # one more than the mask skips before the first bad batch
+            chosen = list(range(self._series_start - count, self._series_start))
         elif self._in_a_row and not ending:
             return False  # the next results show whether these batches are the problem
         else:
             chosen = self._bad
         if chosen[0] < saved:
             raise Diverged(
-                f"{found}, even without the batches since the checkpoint of step {saved}. {_advice([saved])}"
+                f"{found}; no batch is left to skip since the checkpoint of step {saved}. {self._advice(checkpoints)}"
             )
         self.skipped |= set(chosen)
         self._say(
             f"warning: {found}; rolling back to step {saved} to continue without batch{'es' * (len(chosen) > 1)} "
             f"{', '.join(map(str, chosen))}"
         )
-        self._bad, self._corrupted_before, self._in_a_row, self.pending = [], None, 0, False
+        self._bad, self._first_bad, self._in_a_row, self.pending = [], None, 0, False
         return True
 
-
-def _advice(checkpoints: Sequence[int]) -> str:
-    return (
-        "Check the data of that step and optimizer.learning_rate; "
-        f"checkpoints: {', '.join(map(str, checkpoints)) or 'none'}. resilience.divergence=skip or rollback continues "
-        "without such batches. To change the learning rate, start over with --fresh."
-    )
+    def _advice(self, checkpoints: Sequence[int]) -> str:
+        other = "resilience.divergence=skip or rollback continues without such batches. "
+        return (
+            "Check the data of that step and optimizer.learning_rate; "
+            f"checkpoints: {', '.join(map(str, checkpoints)) or 'none'}. {other if self._policy == 'stop' else ''}"
+            "To change the learning rate, start over with --fresh."
+        )

@@ -2,7 +2,8 @@
 
 The lease is the file with the highest number, `lease/<number>.json`: its owner, and a heartbeat counter. A process
 takes it by creating the file with the next number (O_EXCL), which only one process can do, also on a shared file
-system. It is never removed: a process with an outdated listing creates a number that is too low, sees that and stops.
+system, and then removes the lower files. A process that acts on an outdated listing creates a number that is too low;
+it removes that file and starts over.
 Clocks of hosts are never compared: an owner on another host loses its lease when its counter has not changed for
 `STALE_S` seconds of the observer's clock.
 """
@@ -24,7 +25,7 @@ from engine.run.owner import Owner, is_alive
 
 HEARTBEAT_S = 2.0  # between two increments of the counter
 STALE_S = 20.0  # ten heartbeats: an owner on another host that makes no increment for so long loses the lease
-GRACE_S = 5.0  # an owner on this host may take so long to end
+GRACE_S = 5.0  # how long `acquire` waits for a live owner on this host before it raises RunError
 VERIFY_S = 5.0  # longest wait of a writer until the lease is verified: storage may hang
 _POLL_S = 0.1
 _RELEASED = "released"
@@ -57,16 +58,17 @@ def _parse(text: str) -> _Record:
 
 
 class Lease:
-    """Permission to write in a run directory. Code that changes the directory checks it first.
+    """Permission to write in a run directory.
 
-    This class always grants it. It serves processes that are not the primary, and tests. `acquire` returns a lease
-    that can be lost.
+    Code uses `writing` to create, rename or remove files, `replace_text` for small files, and `check` before it appends
+    and in the loop. This class always grants the permission. It serves processes that are not the primary, and tests.
+    `acquire` returns a lease that can be lost.
     """
 
-    takeover = ""  # a sentence: why it was taken from another owner; "" if the directory was free
+    takeover = ""  # the reason, a sentence, if it was taken from another owner; "" if the directory was free
 
     def check(self) -> None:
-        """Raises LeaseLost if the lease is known to be lost. Cheap: for the loop, and for appending to files."""
+        """Raises LeaseLost if the lease thread has found the lease lost. Cheap: it reads no file."""
 
     def verify(self) -> None:
         """Reads the lease on disk and raises LeaseLost if it is lost. May take `VERIFY_S` seconds."""
@@ -78,7 +80,7 @@ class Lease:
         yield
 
     def replace_text(self, path: Path, text: str) -> None:
-        """Replaces a small file (`atomic.write_text`), if the lease is still held when the text is on disk."""
+        """Replaces a small file (`atomic.write_text`), if the lease is still held just before the rename."""
         write_text(path, text, self.check)
 
     def release(self) -> None:
@@ -104,7 +106,7 @@ class OwnedLease(Lease):
         self._released = False
         self._wake = threading.Event()
         self._changed = threading.Condition()
-        self._started = self._finished = 0  # numbers of verifications
+        self._started = self._finished = 0  # number of the latest verification; `_started` is also the heartbeat
         self._verified_at = self._checked_at = _boottime()  # start of the last successful one, and the last check
         self._thread = threading.Thread(target=self._renew, daemon=True, name="lease")
         self._thread.start()
@@ -123,10 +125,10 @@ class OwnedLease(Lease):
         self._checked_at = now
 
     def verify(self) -> None:
-        """Reads the lease on disk and raises LeaseLost if it is lost. Waits for `VERIFY_S` seconds at most.
+        """Has the lease thread read the lease on disk, and raises LeaseLost if it is lost.
 
-        Storage that does not answer proves nothing about the lease; the write that follows will fail or hang too. If
-        this process was stopped while it waited, it waits a second time.
+        If storage does not answer within `VERIFY_S` seconds, this returns without an error: the lease may still be
+        held, and a write to such storage will itself fail or hang.
         """
         with self._changed:
             wanted = self._started + 1  # a verification that started earlier may have read an older state
@@ -135,7 +137,7 @@ class OwnedLease(Lease):
             for _ in range(2):
                 known = self._changed.wait_for(lambda: self._finished >= wanted or self._lost is not None, VERIFY_S)
                 if known or _boottime() - began < 2 * VERIFY_S:
-                    break
+                    break  # otherwise this process was stopped during the wait, and the lease thread needs more time
         if self._lost is not None:
             raise LeaseLost(self._lost)
 
@@ -164,14 +166,14 @@ class OwnedLease(Lease):
     def _verify_and_increment(self, heartbeat: int | str) -> None:
         newest, text = _newest(self.path.parent)
         if newest == 0 and not self.path.parent.is_dir():
-            return  # moved or not mounted: nobody took it, and the next save will fail, as it creates no run directory
+            return  # moved or unmounted: nobody took the lease, and a save fails, as it never creates this directory
         record = _parse(text)
         if record.owner is None or record.owner.id != self.owner.id:
             by = "" if record.owner is None else f": {record.owner}"
             self._lost = (
                 f"{self.path.parent.parent}: another job has taken over this run{by}. This process was stopped for "
-                f"more than {STALE_S:g} s or its directory was replaced, so it ends without writing anything more. "
-                "No action is needed: the other job continues the run."
+                f"more than {STALE_S:g} s, the same job was started again, or the run directory was replaced. It ends "
+                "without writing anything more. No action is needed: the other job continues the run."
             )
             return
         _overwrite(self.path, _text(self.owner, heartbeat))
@@ -180,7 +182,11 @@ class OwnedLease(Lease):
 def acquire(
     folder: Path, *, heartbeat_s: float = HEARTBEAT_S, stale_s: float = STALE_S, grace_s: float = GRACE_S
 ) -> OwnedLease:
-    """Takes the lease of a run directory, at once if it is free, its owner is dead, or the token is the same.
+    """Takes the lease of a run directory.
+
+    Takes it at once if it is free, if its owner is dead, or if its owner is on another host but has the token of this
+    job, which all starts of a job share. Otherwise waits `grace_s` seconds for a live owner on this host, and `stale_s`
+    seconds for a heartbeat of an owner on another host.
 
     Args:
         folder: `lease/` in the run directory; created if it is missing.
@@ -202,26 +208,26 @@ def acquire(
 
 
 def _wait_until_free(folder: Path, number: int, text: str, me: Owner, stale_s: float, grace_s: float) -> str | None:
-    """Returns why a lease may be taken, "" if it was released; None if it no longer has the highest number.
+    """Returns why a lease may be taken, "" if it was released; None if another process has created a higher number.
 
     Raises:
         RunError: its owner is alive.
     """
-    run, first, start, record = folder.parent, text, time.monotonic(), _parse(text)
-    watched = False
+    run, first_text, start, record = folder.parent, text, time.monotonic(), _parse(text)
+    announced = False
     while not record.released:
         owner, waited = record.owner, time.monotonic() - start
-        alive = None if owner is None else is_alive(owner)
+        alive = None if owner is None else is_alive(owner)  # None: on another host, or the file cannot be parsed
         if alive is False:
             return f"{owner} ended without releasing this run; this job takes it over"
         if alive is None and owner is not None and me.token and owner.token == me.token:
             return f"{owner} was an earlier start of this job; this start takes the run over"
         if alive is None and waited >= stale_s:
             return f"{_name(owner)} has not renewed its lease of this run for {stale_s:g} s; this job takes it over"
-        if (alive and waited >= grace_s) or (alive is None and text != first):
+        if (alive and waited >= grace_s) or (alive is None and text != first_text):
             raise _refusal(run, owner, bool(alive))
-        if alive is None and not watched:
-            watched = True
+        if alive is None and not announced:
+            announced = True
             note = f"{shown(run)}: in use by {_name(owner)}; waiting {stale_s:g} s to see whether it is still alive"
             print(note, file=sys.stderr, flush=True)
         time.sleep(_POLL_S)
@@ -286,7 +292,7 @@ def _boottime() -> float:
 
 
 def _overwrite(path: Path, text: str) -> None:
-    """Overwrites a file, which must exist: the process that took the lease may have removed it."""
+    """Overwrites an existing file. Never creates it: if the next owner has removed it, it must stay removed."""
     descriptor = os.open(path, os.O_WRONLY)
     try:
         os.pwrite(descriptor, text.encode(), 0)

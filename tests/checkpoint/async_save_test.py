@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from engine.checkpoint.async_save import AsyncSave, SaveEnded, Saver, Stage
+from engine.checkpoint.async_save import AsyncSave, SaveFailed, Saver, Stage
 from engine.run import storage
 from engine.run.lease import Lease, LeaseLost
 from tests import runs
@@ -55,7 +55,7 @@ def start(saver, step):
     saver.save(step, {"w": jnp.full(4, float(step))}, {"next_batch": step}, "")
 
 
-def test_save_is_in_flight_until_poll_returns_it_once(make, tmp_path):
+def test_poll_returns_an_ended_save_once(make, tmp_path):
     saver = make()
     assert saver.in_flight is None and saver.poll() is None and saver.free(wait=False)
     start(saver, 1)
@@ -138,7 +138,7 @@ def test_ended_save_keeps_no_copy_of_the_state(make):
 
 
 @pytest.mark.parametrize("lost_at", [1, 2])
-def test_job_without_its_lease_removes_no_files_of_the_next_job(tmp_path, lost_at):
+def test_job_that_lost_its_lease_removes_no_files_of_the_new_owner(tmp_path, lost_at):
     """The job loses its lease before its save begins to write, or when everything is written; another job saves."""
     (tmp_path / "1").mkdir()
     calls = []
@@ -176,7 +176,7 @@ def test_save_can_fail_once_from_any_stage(tmp_path, stage):
     assert not save.ended() and save.fail("the disk is full")
     assert save.ended() and save.wait(0) and save.stage is Stage.FAILED
     assert not save.fail("later") and save.failure == "the disk is full"
-    with pytest.raises(SaveEnded):
+    with pytest.raises(SaveFailed):
         save.advance(stage, STAGES[STAGES.index(stage) + 1])
 
 

@@ -77,7 +77,7 @@ def test_nested_topics_are_independent():
     assert (group.peek("nested/0"), group.peek("nested/0/1")) == ({0: "x"}, {0: "y"})
 
 
-def test_step_agreement_of_a_single_process_is_its_next_step():
+def test_single_process_agrees_on_its_next_step():
     with group.StepAgreement("test", lambda: None) as agreement:
         assert not agreement.reached() and not agreement.is_next
         agreement.request("why")

@@ -3,7 +3,7 @@ import pytest
 
 from engine.config.errors import DataError
 from engine.data.batches import Batches
-from engine.data.sampler import gather, make_sampler, stack
+from engine.data.sampler import make_sampler, read_examples, stack_examples
 from engine.data.shuffle import EpochPermutation
 from engine.data.source import ArraySource
 
@@ -55,15 +55,13 @@ def test_overridden_getitem_with_inherited_sampler_raises_data_error():
         def __getitem__(self, index):
             return super().__getitem__(index)
 
-    class ScaledInBoth(Scaled):
+    class ScaledWithOwnSampler(Scaled):
         def sampler(self, seed, shuffle):
             return super().sampler(seed, shuffle)
 
-    with pytest.raises(
-        DataError, match=r"Scaled overrides __getitem__ but inherits `sampler`.*Make the change in trans"
-    ):
+    with pytest.raises(DataError, match=r"Scaled overrides __getitem__ but inherits `sampler`.*Move its code to trans"):
         make_sampler(Scaled(labels()), 0, True)
-    assert make_sampler(ScaledInBoth(labels()), 0, True)
+    assert make_sampler(ScaledWithOwnSampler(labels()), 0, True)
 
 
 def test_data_error_of_take_is_raised_unchanged():
@@ -72,10 +70,10 @@ def test_data_error_of_take_is_raised_unchanged():
             raise DataError("shard 3: damaged. Copy it again.")
 
     with pytest.raises(DataError, match=r"^shard 3: damaged. Copy it again.$"):
-        gather(Broken(labels()), np.array([0]))
+        read_examples(Broken(labels()), np.array([0]))
 
 
-def test_stack_names_the_example_of_another_shape():
-    assert stack([{"x": 1}, {"x": 2}], str)["x"].tolist() == [1, 2]
+def test_stack_error_names_the_first_example_with_another_shape():
+    assert stack_examples([{"x": 1}, {"x": 2}], str)["x"].tolist() == [1, 2]
     with pytest.raises(DataError, match=r"Example c has x \[3\], example a has x \[2\]. Bring all to one shape"):
-        stack([{"x": np.zeros(n)} for n in (2, 2, 3)], lambda row: "abc"[row])
+        stack_examples([{"x": np.zeros(n)} for n in (2, 2, 3)], lambda row: "abc"[row])

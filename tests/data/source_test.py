@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from engine.config.errors import DataError
-from engine.data.sampler import gather
+from engine.data.sampler import read_examples
 from engine.data.source import (
     FINGERPRINT_EXAMPLES,
     ArraySource,
@@ -81,7 +81,7 @@ def test_limit_keeps_the_first_examples():
     source = limited(make(), 2)
     assert len(source) == 2
     assert source[1]["label"] == 1
-    assert gather(source, np.array([1, 0]))["label"].tolist() == [1, 0]
+    assert read_examples(source, np.array([1, 0]))["label"].tolist() == [1, 0]
     assert has_take(source)
 
 

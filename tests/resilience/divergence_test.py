@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from engine.resilience.divergence import IN_A_ROW, Diverged, Divergence
+from engine.resilience.divergence import MAX_BAD_IN_A_ROW, Diverged, Divergence
 
 NAMES = ("loss", "grad_norm", "learning_rate", "skipped")
 
@@ -20,7 +20,7 @@ class Loop:
         """Runs to the end, `k` steps at a time, with immediate results; returns the skipped batches."""
         step, corrupted = start, False
         while step < stop:
-            if self.policy.rollback(step, [2, self.saved], False):
+            if self.policy.must_roll_back(step, [2, self.saved], False):
                 step, corrupted = self.saved, False
                 self.rollbacks += 1
                 assert self.rollbacks < 100, "endless rollbacks"
@@ -34,7 +34,7 @@ class Loop:
                 corrupted |= step + i == self.corrupted_by and not skipped[i]
             self.policy.add_results(step, values)
             step += k
-        assert not self.policy.rollback(stop, [2, self.saved], True)
+        assert not self.policy.must_roll_back(stop, [2, self.saved], True)
         return sorted(self.policy.skipped)
 
 
@@ -52,7 +52,7 @@ def test_first_of_several_bad_batches_is_reported():
     values[:, 3, 0], values[0, :2] = 1, 1e9  # a spike, followed by non-finite losses
     policy.add_results(7, values)
     with pytest.raises(Diverged, match="step 8: the loss is a spike"):
-        policy.rollback(10, [4], False)
+        policy.must_roll_back(10, [4], False)
 
 
 @pytest.mark.parametrize("k", [1, 4])
@@ -64,10 +64,10 @@ def test_skip_policy_skips_and_names_bad_batches(k):
 
 
 def test_skip_policy_raises_after_too_many_bad_batches_in_a_row():
-    row = range(7, 7 + IN_A_ROW)
+    row = range(7, 7 + MAX_BAD_IN_A_ROW)
     assert Loop("skip", row[:-1]).run() == list(row[:-1])
     for k in (1, 20):  # with 20 results at once, good batches follow the row
-        with pytest.raises(Diverged, match=rf"; {IN_A_ROW} updates in a row were skipped"):
+        with pytest.raises(Diverged, match=rf"; {MAX_BAD_IN_A_ROW} updates in a row were skipped"):
             Loop("skip", row).run(k=k)
 
 
@@ -91,15 +91,15 @@ def test_rollback_skips_1_2_4_batches_before_a_long_row():
     """The row begins at batch 30, whatever is skipped: the state is corrupted gradually."""
     late = Divergence("rollback", NAMES, print)
     for count, skipped in ((1, 1), (2, 3), (4, 7)):
-        values = np.zeros((IN_A_ROW + count, len(NAMES), 2))
+        values = np.zeros((MAX_BAD_IN_A_ROW + count, len(NAMES), 2))
         values[:, 3, 0] = 1
         late.add_results(30 - (skipped - count), values)
-        assert late.rollback(40, [2], False)
+        assert late.must_roll_back(40, [2], False)
         assert late.skipped == set(range(30 - skipped, 30))
 
 
 def test_rollback_raises_when_no_batch_is_left_to_skip():
-    with pytest.raises(Diverged, match="even without the batches since the checkpoint of step 4"):
+    with pytest.raises(Diverged, match="no batch is left to skip since the checkpoint of step 4"):
         Loop("rollback", corrupted_by=3).run()
 
 
@@ -108,9 +108,9 @@ def test_rollback_waits_for_more_results_unless_the_run_is_ending():
     values = np.zeros((2, len(NAMES), 2))
     values[:, 3, 0] = 1
     policy.add_results(7, values)
-    assert not policy.rollback(9, [4], False)
+    assert not policy.must_roll_back(9, [4], False)
     assert policy.pending
-    assert policy.rollback(9, [4], True)
+    assert policy.must_roll_back(9, [4], True)
     assert policy.skipped == {7, 8}
     assert not policy.pending
 
@@ -118,12 +118,12 @@ def test_rollback_waits_for_more_results_unless_the_run_is_ending():
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_non_finite_state_with_finite_losses_raises(policy):
     with pytest.raises(Diverged, match="step 12: params/w has values that are not finite"):
-        Loop(policy).policy.rollback(12, [4], False, ["params/w"])
+        Loop(policy).policy.must_roll_back(12, [4], False, ["params/w"])
 
 
-def test_rollback_skips_the_last_batch_for_a_non_finite_state():
+def test_rollback_skips_the_batch_before_a_non_finite_state():
     policy = Loop("rollback").policy
-    assert policy.rollback(12, [4], False, ["params/w"])
+    assert policy.must_roll_back(12, [4], False, ["params/w"])
     assert policy.skipped == {11}
 
 

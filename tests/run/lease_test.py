@@ -59,7 +59,7 @@ def test_lease_file_names_the_owner_and_its_heartbeat_advances(folder):
     owned.release()
 
 
-def test_second_job_error_names_the_owner_and_the_next_step(folder):
+def test_second_job_error_names_the_owner_and_what_to_do(folder):
     owned = acquire(folder)
     with pytest.raises(RunError) as error:
         acquire(folder, grace_s=0.1)
@@ -120,7 +120,7 @@ def test_staleness_is_measured_by_the_observers_clock_alone(folder, capsys):
     owned.release()
 
 
-def test_moving_heartbeat_refuses_a_second_job(folder):
+def test_acquire_raises_if_the_heartbeat_advances(folder):
     write_lease(folder, heartbeat=7, **REMOTE)
     threading.Timer(0.3, lambda: write_lease(folder, heartbeat=8, **REMOTE)).start()
     with pytest.raises(RunError, match=r"another job trains here: process 1 on host elsewhere.* or stop it, then"):
@@ -283,7 +283,7 @@ def test_verify_waits_again_if_the_process_was_stopped_meanwhile(folder, monkeyp
         owned.verify()
 
 
-def test_failed_verification_does_not_count(folder, monkeypatch):
+def test_verification_with_a_read_error_is_not_a_success(folder, monkeypatch):
     owned, reading = acquire(folder, heartbeat_s=60), threading.Event()
     real, moment = lease._newest, lease._boottime()
 
