@@ -207,7 +207,7 @@ def test_a_restore_that_hangs_in_one_process_ends_all_and_names_it(tmp_path, cas
     with bench.Job("train", where, f"--workdir={run}", *longer, ranks=2, **disk.environment) as job:
         assert job.end() == 42, job.output
         took = time.monotonic() - job.started
-        assert "not restored within checkpoint.timeout, 6 s: process 1 did not come" in job.output, job.output
+        assert "not restored within checkpoint.timeout, 6 s: process 1 did not finish" in job.output, job.output
         assert "Traceback" not in job.output
     disk.set_rules()
     with bench.Job("train", where, f"--workdir={run}", *longer, ranks=2, **disk.environment) as job:
