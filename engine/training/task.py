@@ -21,17 +21,19 @@ type Examples = PyTree
 
 
 class Task:
-    """A model, its loss and its metrics. Subclass it, usually as a dataclass; its fields are the config section `task`.
+    """A model, its loss and its metrics.
 
-    @dataclasses.dataclass
-    class Digits(Task):
-        width: int = 64
+    Subclass it, usually as a dataclass; its fields are the config section `task`:
 
-        def build(self, rngs):
-            return Classifier(self.width, rngs=rngs)
+        @dataclasses.dataclass
+        class Digits(Task):
+            width: int = 64
 
-        def loss(self, model, batch, rng):
-            return Loss.of(cross_entropy(model(batch["image"]), batch["label"]))
+            def build(self, rngs):
+                return Classifier(self.width, rngs=rngs)
+
+            def loss(self, model, batch, rng):
+                return Loss.of(cross_entropy(model(batch["image"]), batch["label"]))
     """
 
     model_state: ClassVar[tuple[type[nnx.Variable], ...]] = ()
