@@ -2,10 +2,10 @@
 #
 #   docker build --build-arg VARIANT=cuda --tag REGISTRY/convoy:1.0-cuda .
 #
-# VARIANT is cpu, cuda or tpu. Packages are those of tools/image/VARIANT.lock, by hash; CUDA comes as packages too, so
-# a host needs NVIDIA's driver and container toolkit only. To fix the base as well, give --build-arg
-# BASE=python@sha256:... The user has no rights, and convoy is process 1, which gets SIGTERM itself. A run writes to
-# /convoy/runs and /tmp, so the root may be read-only.
+# VARIANT is cpu, cuda or tpu. The packages of tools/image/VARIANT.lock are checked by hash. They include CUDA, so a
+# host needs only NVIDIA's driver and container toolkit. --build-arg BASE=python@sha256:... pins the base image too. The
+# user is not root. convoy is process 1, so it receives SIGTERM itself. A run writes to /convoy/runs and /tmp, so the
+# root file system may be read-only.
 ARG BASE=python:3.13-slim-trixie
 
 FROM ${BASE} AS build
@@ -16,6 +16,7 @@ RUN python -m venv /opt/convoy \
     && /opt/convoy/bin/pip install --no-cache-dir --require-hashes --requirement packages.lock
 COPY pyproject.toml README.md ./
 COPY engine engine
+COPY convoy_zoo convoy_zoo
 COPY models models
 COPY configs configs
 RUN /opt/convoy/bin/pip install --no-cache-dir --no-deps .

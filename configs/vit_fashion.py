@@ -4,7 +4,7 @@ apt-get install dataset-fashion-mnist
 tools/bazel run //configs:vit_fashion     29 min 37 s on 2 busy CPU cores; test accuracy 88.4 %
 """
 
-from configs import fashion_mnist
+from . import fashion_mnist
 
 
 def get_config():

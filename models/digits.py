@@ -49,7 +49,7 @@ def scans(split: Literal["train", "test"] = "train") -> ArraySource:
     """Returns the scans of a split: `image` float32 `[8, 8]` in 0..1 and `label` int32. Every fifth scan is test."""
     spec = importlib.util.find_spec("sklearn")  # only finds the file: importing scikit-learn takes a second
     if spec is None or spec.origin is None:
-        raise ImportError("models.digits reads the scans inside scikit-learn: pip install scikit-learn")
+        raise ModuleNotFoundError("the scans are a file of scikit-learn", name="sklearn")
     with gzip.open(Path(spec.origin).parent / "datasets/data/digits.csv.gz", "rt") as file:
         table = np.loadtxt(file, np.float32, delimiter=",")
     rows = (np.arange(len(table)) % 5 == 0) == (split == "test")

@@ -4,7 +4,8 @@ import dataclasses
 from typing import ClassVar
 
 from engine import Loss, Mean, layers
-from models.decoder import Block, Decoder, LanguageModel
+
+from .decoder import Block, Decoder, LanguageModel
 
 
 class MoeBlock(Block):

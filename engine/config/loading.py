@@ -1,21 +1,21 @@
-"""Loading a config, with overrides, to a validated Config.
+"""Loads a config and its overrides as a validated Config.
 
-A *reference* is what follows `--config`: the path of a Python file with `get_config()`, the dotted name of such a
+A *reference* is the argument of `--config`: the path of a Python file with `get_config()`, the dotted name of such a
 module (`configs.digits`), or a run directory, whose `config.txt` is read. Any error in a config's code becomes a
 ConfigError with file and line.
 """
 
 import importlib
-import importlib.util
 import os
-import pkgutil
 import sys
 import types
 from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import ml_collections
 
+from engine.config import zoo
 from engine.config.draft import Draft, draft_of
 from engine.config.errors import ConfigError, ConvoyError, FieldError, did_you_mean
 from engine.config.override import apply
@@ -30,17 +30,17 @@ _OWN_FOLDERS = (os.path.dirname(__file__), os.path.dirname(str(ml_collections.__
 
 
 def load(reference: str, overrides: Sequence[str] = ()) -> Config:
-    """Returns the Config that `reference` and the overrides describe. Nothing is built and no jax is imported.
+    """Returns the Config that `reference` and the overrides describe. Builds nothing and imports no jax.
 
-    The folder of a config file (or the root of its package) and the current folder are put at the end of sys.path,
-    so that configs can import each other and targets can be named.
+    Appends the folder of a config file (or the root of its package) and the current folder to sys.path, so that
+    configs can import each other and targets can be imported.
 
     Args:
-        reference: see the module's terms.
+        reference: a file, a module or a run directory, as in the module's docstring.
         overrides: each "train.total=2 epochs".
 
     Raises:
-        ConfigError: nothing is found there, the file fails (with its line), or a field or a value is not allowed.
+        ConfigError: `reference` does not exist, its code fails (with the line), or a field or value is not allowed.
     """
     draft = _read(reference)
     apply(draft, overrides, PREFIX)
@@ -68,7 +68,7 @@ def _read(reference: str) -> Draft:
 
 
 def _near_file(path: Path) -> str:
-    """Names the file that may have been meant."""
+    """Suggests an existing file with a similar name."""
     if not path.parent.is_dir():
         return f" The folder {path.parent} does not exist either."
     if path.with_suffix(".py").is_file():
@@ -85,30 +85,35 @@ def _configs_in(folder: Path) -> str:
     return f"Configs in {folder}: {', '.join(names)}." if names else f"There are no configs in {folder}."
 
 
-def _make_importable(folder: Path) -> None:
-    """Puts the folder, or the root of the package that it is, and the current folder at the end of sys.path."""
+def _make_importable(folder: Path) -> str:
+    """Appends the folder, or the root of its package, and the current folder to sys.path; returns the package."""
+    packages: list[str] = []
     while (folder / "__init__.py").is_file():
+        packages.insert(0, folder.name)
         folder = folder.parent
     for entry in (str(folder), os.getcwd()):
         if entry not in sys.path:
             sys.path.append(entry)
+    return ".".join(packages)
 
 
 def _from_file(path: Path) -> Draft:
-    _make_importable(Path(os.path.abspath(path)).parent)
+    package = _make_importable(Path(os.path.abspath(path)).parent)
     module = types.ModuleType(path.stem)
     module.__file__ = str(path)
+    module.__spec__ = ModuleSpec(f"{package}.{path.stem}" if package else path.stem, None)  # for relative imports
     shown = _shown(path)
 
     def run() -> object:
         exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
         return _get_config(module, shown)()
 
-    return _draft(run, shown, path.stem)
+    return _draft(run, shown, path.stem, package)
 
 
 def _from_module(reference: str) -> Draft:
     _make_importable(Path.cwd())
+    reference = zoo.canonical(reference)
 
     def run() -> object:
         try:
@@ -119,7 +124,8 @@ def _from_module(reference: str) -> Draft:
             raise _no_module(reference, error.name) from None
         return _get_config(module, reference)()
 
-    return _draft(run, reference, reference.rpartition(".")[2])
+    package, _, stem = reference.rpartition(".")
+    return _draft(run, reference, stem, package)
 
 
 def _no_module(reference: str, missing: str) -> ConfigError:
@@ -127,23 +133,14 @@ def _no_module(reference: str, missing: str) -> ConfigError:
     parent = missing.rpartition(".")[0]
     folders = list(sys.modules[parent].__path__) if parent in sys.modules else []
     files = [Path(folder) / f"{reference}.py" for folder in (".", "configs")]
-    shipped = (
-        []
-        if "." in reference
-        else [f"configs.{module.name}" for module in pkgutil.iter_modules(_folders_of("configs"))]
-    )
+    shipped = [f"configs.{name}" for name in zoo.modules("configs")]
     names = [f"{parent}.{file.stem}" for folder in folders for file in Path(folder).glob("[!_]*.py")]
     names = names if parent else [entry.name for entry in Path.cwd().iterdir() if entry.is_dir()]
     near = next((f" Did you mean {file}?" for file in files if file.is_file()), "")
-    near = near or did_you_mean(f"configs.{reference}", shipped) or did_you_mean(missing, names)
+    near = near or ("" if "." in reference else did_you_mean(f"configs.{reference}", shipped))
+    near = near or did_you_mean(missing, names) or did_you_mean(reference, shipped)
     listed = _configs_in(Path(folders[0] if folders else "configs"))
     return ConfigError(f"{reference}: there is no module {missing!r} and no file of this name.{near} {listed}".rstrip())
-
-
-def _folders_of(package: str) -> list[str]:
-    """The folders of a package that can be imported, none if there is no such package."""
-    spec = importlib.util.find_spec(package)
-    return list(spec.submodule_search_locations or ()) if spec else []
 
 
 def _get_config(module: types.ModuleType, shown: str) -> Callable[[], object]:
@@ -155,14 +152,16 @@ def _get_config(module: types.ModuleType, shown: str) -> Callable[[], object]:
     return function
 
 
-def _draft(run: Callable[[], object], shown: str, stem: str) -> Draft:
-    """Runs a config's code; the result is a draft of its own, named after the file unless it has a name."""
+def _draft(run: Callable[[], object], shown: str, stem: str, package: str) -> Draft:
+    """Runs a config's code and returns its result as a new draft, named after the file unless it has a name."""
     try:
         returned = run()
         if not isinstance(returned, dict | ml_collections.ConfigDict | Config):
             advice = "Add 'return c' at its end" if returned is None else "Return what defaults() gave"
             raise ConfigError(f"{shown}: get_config() returned {returned!r}, which is no config. {advice}.")
         draft = draft_of(returned)
+        if package.startswith(f"{zoo.ZOO}."):
+            draft = draft_of(zoo.with_full_names(draft.to_dict()))
     except FieldError as error:
         raise error.at(_place(error) or shown) from None
     except ConvoyError:
@@ -180,7 +179,7 @@ def _draft(run: Callable[[], object], shown: str, stem: str) -> Draft:
 
 
 def _place(error: BaseException) -> str:
-    """`file:line` of the innermost frame that is the author's own."""
+    """`file:line` of the innermost frame outside the engine and its libraries."""
     place, trace = "", error.__traceback__
     while trace is not None:
         filename = trace.tb_frame.f_code.co_filename
@@ -191,6 +190,6 @@ def _place(error: BaseException) -> str:
 
 
 def _shown(path: str | Path) -> str:
-    """A path as a reader knows it: relative where it lies below the current folder. Links stay as they were named."""
+    """The path relative to the current folder if it lies below it. Links are not resolved."""
     absolute = Path(os.path.abspath(path))
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(path)

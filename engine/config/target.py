@@ -1,21 +1,24 @@
 """Targets: classes and functions that a config names by dotted path, with their arguments.
 
-Imports the path, checks the arguments against the signature, and calls it. Targets may stand among the arguments.
-Callers state which arguments the engine passes itself (`given`).
+Imports the path, checks the arguments against the signature, and calls it. Arguments may contain further targets.
+Callers list the arguments that the engine passes itself (`given`). An ImportError of a target becomes one sentence.
 """
 
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType, ModuleType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+from engine.config import zoo
 from engine.config.errors import ConfigError, FieldError, did_you_mean
 from engine.config.schema import Config, Target, field_names
 
 _PLAIN = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 _OF_NUMBERS = ("jax", "jaxlib", "numpy")  # packages whose classes hold numbers, as optax's annotations name them
+_EXTRAS = {"sklearn": "examples"}  # the extra of pyproject.toml that installs a module
 
 
 def resolve(target: Target, where: str) -> Callable[..., object]:
@@ -34,7 +37,9 @@ def resolve(target: Target, where: str) -> Callable[..., object]:
     first, *rest = target.target.split(".")
     found = _import(first, target, field)
     if found is None:
+        shipped = [f"{first}.{name}" for name in zoo.modules(first)] if first in zoo.PACKAGES else []
         near = did_you_mean(first, (module.name for module in pkgutil.iter_modules()))
+        near = near or did_you_mean(".".join(target.target.split(".")[:2]), shipped)
         raise FieldError(
             field,
             f"found {target.target!r}, but there is no module {first!r} to import",
@@ -61,20 +66,57 @@ def _import(name: str, target: Target, field: str) -> ModuleType | None:
 
 
 def _import_failed(name: str, error: Exception, target: Target, field: str) -> ConfigError:
+    if isinstance(error, ImportError):
+        return import_error(error, target.target, field)
+    place = f" ({error.filename}:{error.lineno})" if isinstance(error, SyntaxError) else _place(error)
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return FieldError(
+        field,
+        f"found {target.target!r}, but importing {name} failed: {type(error).__name__}: {text}{place}",
+        "Correct it there.",
+    )
+
+
+def _place(error: BaseException) -> str:
+    """` (file:line)` of the innermost frame outside this file and the import system."""
     trace, place = error.__traceback__, ""
     while trace is not None:
         filename = trace.tb_frame.f_code.co_filename
         if "importlib" not in filename and filename != __file__:
             place = f" ({filename}:{trace.tb_lineno})"
         trace = trace.tb_next
-    if isinstance(error, SyntaxError):
-        place = f" ({error.filename}:{error.lineno})"
-    text = error.msg if isinstance(error, SyntaxError) else str(error)
-    return FieldError(
-        field,
-        f"found {target.target!r}, but importing {name} failed: {type(error).__name__}: {text}{place}",
-        "The traceback above this error shows how it came there.",
-    )
+    return place
+
+
+def import_error(error: ImportError, name: str, field: str) -> FieldError:
+    """Returns the ConfigError for an ImportError of the author's code: install a package, or correct the import.
+
+    Args:
+        error: what the code raised.
+        name: the dotted path of the code, and `field` the field of the config that names it.
+    """
+    missing, place = error.name, _place(error)
+    if missing is None:  # raised by the author's own code, whose text says what to do
+        return FieldError(field, f"{name} cannot be used{place}", str(error))
+    if not isinstance(error, ModuleNotFoundError):
+        advice = "Correct the import, or install a version of the package that it works with."
+        return FieldError(field, f"an import of {name} failed{place}: {error}", advice)
+    package = missing.partition(".")[0]
+    if _is_installed(package):
+        problem = f"{name} imports {missing!r}, which does not exist{place}"
+        return FieldError(field, problem, f"Correct the import. The package {package!r} was found.")
+    if extra := _EXTRAS.get(package):
+        advice = f"It comes with the extra {extra!r}: pip install 'convoy-engine[{extra}]'."
+    else:
+        advice = "Install the package that provides it, or correct the import."
+    return FieldError(field, f"{name} needs the module {missing!r}, which is not installed{place}", advice)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # a module of tests or notebooks that was made by hand
+        return True
 
 
 def _member(owner: Any, path: str, part: str, target: Target, field: str) -> object:
@@ -104,7 +146,7 @@ def check(target: Target, where: str, given: Collection[str] = ()) -> None:
 
     Raises:
         ConfigError: an argument that is not taken, is passed by the engine, is missing, or is of another type than
-            an annotation of plain parts (int, float, bool, str, None, Literal, their unions) says.
+            an annotation of plain parts (int, float, bool, str, None, Literal, their unions) allows.
     """
     if (parameters := _parameters(resolve(target, where))) is None:
         return
@@ -149,7 +191,7 @@ def check_targets(config: Config) -> None:
 
 
 def _parameters(function: Callable[..., object]) -> Mapping[str, inspect.Parameter] | None:
-    """The parameters by name; None for builtins that have no signature: the call itself will tell."""
+    """The parameters by name; None for builtins without a signature: their call checks."""
     try:
         plain = inspect.signature(function)
     except ValueError:
@@ -177,7 +219,7 @@ def _signature_text(named: Mapping[str, inspect.Parameter], given: Collection[st
 
 
 def _check_type(path: str, value: object, parameter: inspect.Parameter, target: Target) -> None:
-    """Compares a value with an annotation whose parts are all plain; others are the author's own business."""
+    """Compares a value with an annotation whose parts are all plain; other annotations are not checked."""
     wanted = _alternatives(parameter.annotation)
     takes = [_takes(one, value) for one in wanted]
     if None in takes or any(takes) or (value is None and parameter.default is None):
@@ -222,14 +264,21 @@ def _word(one: object) -> str:
 
 
 def build(target: Target, where: str, **given: Any) -> Any:
-    """Imports, checks and calls: returns what `target` makes of its arguments and of those that are `given`.
+    """Imports, checks and calls `target` with its arguments and with those that are `given`; returns the result.
 
     A dictionary with a text `target` among or inside the arguments is a target too, and is built first. The callee gets
-    dictionaries of its own: the read-only mappings of a Config stay with the config.
+    copies in ordinary dictionaries: the read-only mappings of a Config stay with the config.
+
+    Raises:
+        ConfigError: as `check`, or the call raises an ImportError.
     """
     check(target, where, given)
     arguments = {name: _own(value, f"{where}.{name}") for name, value in target.arguments.items()}
-    return resolve(target, where)(**arguments, **given)
+    function = resolve(target, where)
+    try:
+        return function(**arguments, **given)
+    except ImportError as error:
+        raise import_error(error, target.target, f"{where}.target") from error
 
 
 def _own(value: object, path: str) -> object:
@@ -244,7 +293,7 @@ def _own(value: object, path: str) -> object:
 
 
 def _inner(value: object, path: str) -> Iterator[tuple[Target, str]]:
-    """Yields the targets inside an argument, and where they stand; those inside of these are theirs to check."""
+    """Yields each outermost target inside an argument, and its path in the config."""
     if inner := _as_target(value):
         yield inner, path
     elif isinstance(value, MappingProxyType | dict):

@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from engine.config import zoo
 from engine.config.draft import Draft, draft_of, unfreeze
 from engine.config.duration import Duration
 from engine.config.errors import FieldError, did_you_mean
@@ -58,12 +59,16 @@ def _freeze(section: type, draft: Any) -> Any:
             fields[name] = _frozen(value)
     if issubclass(section, Target):
         fields["arguments"] = read_only({key: _frozen(value) for key, value in draft.items() if key not in fields})
+        fields["target"] = zoo.canonical(fields["target"])
     return section(**fields)
 
 
 def _frozen(value: object) -> object:
     if isinstance(value, Mapping | ConfigDict):
-        return read_only({key: _frozen(item) for key, item in value.items()})
+        values = {key: _frozen(item) for key, item in value.items()}
+        if isinstance(target := values.get("target"), str):
+            values["target"] = zoo.canonical(target)
+        return read_only(values)
     return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
 
 

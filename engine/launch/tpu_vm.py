@@ -15,7 +15,7 @@ from engine.launch import cli_args, timeouts
 from engine.run.owner import TOKEN
 
 PYTHON = "3.13"
-SOURCES = ("pyproject.toml", "README.md", "engine", "models", "configs", "tools/image/tpu.lock")
+SOURCES = ("pyproject.toml", "README.md", "engine", "convoy_zoo", "models", "configs", "tools/image/tpu.lock")
 _UNIT = "convoy"  # name of the systemd service
 _SIGNALS = ("SIGABRT", "SIGKILL", "SIGSEGV")  # systemd identifies a killed process by its signal, not by a code
 

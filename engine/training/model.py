@@ -16,6 +16,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from engine.config.errors import ConfigError, TaskError
+from engine.config.target import import_error
 from engine.parallel.rules import STACKED
 from engine.training.task import Task
 from engine.types import PyTree
@@ -91,10 +92,13 @@ def describe(task: Task, trainable: str = "") -> Model:
 
     Raises:
         TaskError: `build` does not return an nnx.Module, or the model has a variable of an unknown kind.
-        ConfigError: `trainable` matches nothing.
+        ConfigError: `trainable` matches nothing, or `build` raises an ImportError.
     """
     with nnx.use_eager_sharding(False):
-        abstract = nnx.eval_shape(lambda: task.build(nnx.Rngs(0)))
+        try:
+            abstract = nnx.eval_shape(lambda: task.build(nnx.Rngs(0)))
+        except ImportError as error:
+            raise import_error(error, f"{type(task).__name__}.build", "task.target") from error
     if not isinstance(abstract, nnx.Module):
         raise TaskError(f"{type(task).__name__}.build returned a {type(abstract).__name__}. Return an nnx.Module.")
     state_kinds = MODEL_STATE + tuple(task.model_state)

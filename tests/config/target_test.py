@@ -37,6 +37,18 @@ def optimizer(learning_rate, b1=0.9):
 
 def mixture(sources, weights=None):
     return sources
+
+def lazy():
+    import not_there_at_all
+
+def scans_of_sklearn():
+    raise ModuleNotFoundError("the scans are a file of it", name="sklearn")
+
+def by_hand():
+    raise ImportError("Install the driver of the camera first.")
+
+def wrong_name():
+    from shop.tasks import Digit
 """
 
 
@@ -48,6 +60,8 @@ def package(tmp_path, monkeypatch):
     (folder / "__init__.py").write_text("")
     (folder / "tasks.py").write_text(TASKS)
     (folder / "broken.py").write_text("\nimport not_there_at_all\n")
+    (folder / "misspelt.py").write_text("import shop.taks\n")
+    (folder / "renamed.py").write_text("from shop.tasks import Digit\n")
     (folder / "typo.py").write_text("x = = 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield "shop"
@@ -77,7 +91,7 @@ def test_resolve_imports_a_dotted_path(package):
         ("shopp.tasks.Digits", "Did you mean shop?"),
         (
             "shop.task.Digits",
-            "but shop has no 'task'. Package shop was found. Did you mean tasks? It has: broken, tasks, typo.",
+            "but shop has no 'task'. Package shop was found. Did you mean tasks? It has: broken, misspelt, renam",
         ),
         ("shop.tasks.Digit", "but shop.tasks has no 'Digit'. Module shop.tasks was found. Did you mean Digits?"),
         (
@@ -85,8 +99,12 @@ def test_resolve_imports_a_dotted_path(package):
             "but shop.tasks.Strict has no 'Iner'. Type shop.tasks.Strict was found. Did you mean Inner?",
         ),
         ("shop.tasks.VALUE", "task.target: 'shop.tasks.VALUE' is a value (3). Name a class or a function."),
-        ("shop.broken.X", "importing shop.broken failed: ModuleNotFoundError: No module named 'not_there_at_all' ("),
-        ("shop.broken.X", "broken.py:2)"),
+        ("shop.broken.X", "task.target: shop.broken.X needs the module 'not_there_at_all', which is not installed ("),
+        ("shop.broken.X", "broken.py:2). Install the package that provides it, or correct the import."),
+        ("shop.misspelt.X", "shop.misspelt.X imports 'shop.taks', which does not exist ("),
+        ("shop.misspelt.X", "misspelt.py:1). Correct the import. The package 'shop' was found."),
+        ("shop.renamed.X", "an import of shop.renamed.X failed ("),
+        ("shop.renamed.X", "renamed.py:1): cannot import name 'Digit' from 'shop.tasks'"),
         ("shop.typo.X", "importing shop.typo failed: SyntaxError: invalid syntax ("),
         ("shop.typo.X", "typo.py:1)"),
     ],
@@ -220,3 +238,24 @@ def test_wrong_nested_target_is_named_before_anything_is_built(package, inner, s
         with pytest.raises(ConfigError) as error:
             function(section, "data")
         assert sentence in str(error.value), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("lazy", "task.target: shop.tasks.lazy needs the module 'not_there_at_all', which is not installed ("),
+        ("lazy", "tasks.py:32). Install the package that provides it, or correct the import."),
+        ("by_hand", "task.target: shop.tasks.by_hand cannot be used ("),
+        ("by_hand", "tasks.py:38). Install the driver of the camera first."),
+        ("wrong_name", "an import of shop.tasks.wrong_name failed ("),
+        ("wrong_name", "Correct the import, or install a version of the package that it works with."),
+    ],
+)
+def test_import_error_of_a_call_is_one_sentence(package, name, sentence):
+    fails(Target(target=f"shop.tasks.{name}"), sentence, build)
+
+
+def test_missing_module_of_an_extra_names_the_extra(package, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)  # as if it were not installed
+    sentence = "It comes with the extra 'examples': pip install 'convoy-engine[examples]'."
+    fails(Target(target="shop.tasks.scans_of_sklearn"), sentence, build)

@@ -1,4 +1,4 @@
-"""tools/bazel: finds a Bazel, never itself, and installs none where that is forbidden."""
+"""tools/bazel: finds a Bazel other than itself, and installs one only if that is allowed."""
 
 import os
 import pathlib
@@ -12,7 +12,7 @@ LAUNCHER = pathlib.Path("tools/bazel").resolve()
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A folder with the launcher in it, where something was built before."""
+    """A folder with the launcher, in which something was built before."""
     (tmp_path / "tools").mkdir()
     (tmp_path / "bazel-bin").mkdir()
     shutil.copy(LAUNCHER, tmp_path / "tools/bazel")
@@ -27,7 +27,7 @@ def program(path: pathlib.Path, text: str) -> pathlib.Path:
 
 
 def launch(checkout, *args, path=(), **env):
-    """Runs tools/bazel with the folders of path before the few commands that it needs."""
+    """Runs tools/bazel; PATH has the folders of `path`, then the few commands that the launcher needs."""
     basics = checkout / "basics"
     basics.mkdir(exist_ok=True)
     for name in ("bash", "dirname", "env", "ls", "readlink", "sh"):
@@ -47,29 +47,29 @@ def launch(checkout, *args, path=(), **env):
     )
 
 
-def test_it_prefers_bazelisk_to_bazel(checkout):
+def test_launcher_prefers_bazelisk_to_bazel(checkout):
     program(checkout / "bin/bazel", "echo bazel $@")
     program(checkout / "bin/bazelisk", "echo bazelisk $@")
     assert launch(checkout, "test", "//...", path=[checkout / "bin"]).stdout == "bazelisk test //...\n"
 
 
-def test_it_takes_bazel_where_there_is_no_bazelisk(checkout):
+def test_launcher_uses_bazel_without_bazelisk(checkout):
     program(checkout / "bin/bazel", "echo bazel $@")
     assert launch(checkout, "version", path=[checkout / "bin"]).stdout == "bazel version\n"
 
 
-def test_it_takes_the_bazelisk_that_it_once_installed(checkout):
+def test_launcher_uses_the_bazelisk_that_it_installed_before(checkout):
     program(checkout / "home/.local/share/convoy/bazelisk/bin/bazelisk", "echo own $@")
     assert launch(checkout, "version").stdout == "own version\n"
 
 
-def test_a_launcher_that_runs_this_file_again_gets_its_own_bazel(checkout):
+def test_launcher_called_by_another_launcher_starts_its_bazel(checkout):
     real = program(checkout / "real", "echo real $@")
     program(checkout / "bin/bazel", f'BAZEL_REAL={real} exec {checkout}/tools/bazel "$@"')
     assert launch(checkout, "version", path=[checkout / "bin"]).stdout == "real version\n"
 
 
-def test_it_does_not_find_itself(checkout):
+def test_launcher_does_not_find_itself(checkout):
     (checkout / "bin").mkdir()
     (checkout / "bin/bazel").symlink_to(checkout / "tools/bazel")
     result = launch(checkout, "version", path=[checkout / "bin", checkout / "tools"])
@@ -77,7 +77,7 @@ def test_it_does_not_find_itself(checkout):
     assert "Bazel is not installed" in result.stderr
 
 
-def test_it_installs_nothing_where_that_is_forbidden(checkout):
+def test_launcher_installs_nothing_if_that_is_forbidden(checkout):
     for name in ("apt-get", "npm", "sudo"):
         program(checkout / "bin" / name, f"touch {checkout}/called")
     result = launch(checkout, "version", path=[checkout / "bin"])
@@ -87,7 +87,7 @@ def test_it_installs_nothing_where_that_is_forbidden(checkout):
     assert not (checkout / "called").exists()
 
 
-def test_it_says_so_and_installs_bazelisk_by_npm_where_apt_may_not_be_used(checkout):
+def test_launcher_announces_and_installs_bazelisk_with_npm_if_apt_is_not_allowed(checkout):
     user_folder = checkout / "home/.local/share/convoy/bazelisk"
     npm = f"mkdir -p {user_folder}/bin; printf '#!/bin/sh\\necho installed $@' > {user_folder}/bin/bazelisk; "
     program(checkout / "bin/npm", f'PATH=/usr/bin:/bin; echo "$@" > {checkout}/npm; {npm} chmod +x {user_folder}/bin/*')
@@ -97,13 +97,13 @@ def test_it_says_so_and_installs_bazelisk_by_npm_where_apt_may_not_be_used(check
     assert (checkout / "npm").read_text().split()[-1] == "@bazel/bazelisk"
 
 
-def test_without_any_means_it_says_where_to_get_bazelisk(checkout):
+def test_launcher_names_the_manual_installation_without_apt_and_npm(checkout):
     result = launch(checkout, "version", CONVOY_NO_INSTALL="0")
     assert result.returncode == 1
     assert "neither apt-get nor npm" in result.stderr
 
 
-def test_a_python_without_venv_is_told_before_anything_is_built(checkout):
+def test_python_without_venv_is_reported_before_anything_is_built(checkout):
     (checkout / "bazel-bin").rmdir()
     program(checkout / "bin/bazel", "echo bazel $@")
     program(checkout / "bin/python3", 'case "$2" in *ensurepip*) exit 1;; esac; echo 3.13')
@@ -115,7 +115,7 @@ def test_a_python_without_venv_is_told_before_anything_is_built(checkout):
     assert not (checkout / "called").exists()
 
 
-def test_a_python_without_venv_gets_the_package_where_apt_may_be_used(checkout):
+def test_python_without_venv_gets_the_package_if_apt_is_allowed(checkout):
     (checkout / "bazel-bin").rmdir()
     program(checkout / "bin/bazel", "echo bazel $@")
     program(checkout / "bin/python3", 'case "$2" in *ensurepip*) exit 1;; esac; echo 3.13')

@@ -144,6 +144,17 @@ def test_build_must_return_a_module():
         describe(Wrong())
 
 
+def test_missing_package_of_build_is_one_sentence():
+    class Lazy(zoo.Classify):
+        def build(self, rngs):
+            import not_there_at_all  # pyright: ignore[reportMissingImports]
+
+            return not_there_at_all.Model(rngs)
+
+    with pytest.raises(ConfigError, match=r"task.target: Lazy.build needs the module 'not_there_at_all', which is"):
+        describe(Lazy())
+
+
 def test_cast_keeps_integers_and_named_entries():
     tree = {"x": jnp.ones(2), "label": jnp.ones(2, jnp.int32), "future": {"xy": jnp.ones(2)}}
     out = cast(tree, jnp.bfloat16, ("future",))

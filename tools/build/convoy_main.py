@@ -9,10 +9,10 @@ def main(argv: list[str]) -> int | None:
     from engine.tuning.huge_pages import restart_with_huge_pages
 
     restart_with_huge_pages()
-    # `bazel run` starts a program in a folder of its own; paths on the command line
-    # are meant from where the command was given.
+    # `bazel run` starts a program in the folder of its files. Paths on the command line are relative to the folder
+    # where the user ran the command.
     os.chdir(os.environ.get("BUILD_WORKING_DIRECTORY", "."))
-    # Processes that the program starts find the same modules.
+    # Child processes import the same modules.
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
 
     from engine.main import main as convoy

@@ -1,21 +1,21 @@
-"""Stand-ins for rule repositories that are otherwise downloaded.
+"""Small local repositories in place of rule repositories that Bazel would otherwise download.
 
-With them WORKSPACE needs nothing from the web but Python packages.
+With them WORKSPACE downloads nothing but Python packages.
 """
 
-# Under Bazel 7 and later MODULE.bazel brings the real rules_python, so that
-# tools/build/defs.bzl loads the Python rules from one place under every version.
+def _bzl(rules):
+    """Returns the text of a .bzl file that exports rules which are built into Bazel."""
+    return "".join(["{0} = native.{0}\n".format(rule) for rule in rules])
+
+# Under Bazel 7 and later MODULE.bazel provides the real rules_python, so that
+# tools/build/defs.bzl loads the Python rules from the same place under every version.
 _RULES_PYTHON = {
     "python/BUILD.bazel": "",
-    "python/defs.bzl": """
-py_binary = native.py_binary
-py_library = native.py_library
-py_test = native.py_test
-""",
+    "python/defs.bzl": _bzl(["py_binary", "py_library", "py_test"]),
 }
 
-# Bazel 4's own packages load a few names from these three even when only Python
-# is built. Later versions load them when they are needed, which is never here.
+# Bazel 4's own packages load a few names from these three even when only Python is built.
+# Later versions load them when a target needs them, and none does.
 _BAZEL_4 = {
     "remote_coverage_tools": {
         "BUILD.bazel": """
@@ -28,43 +28,32 @@ filegroup(name = "lcov_merger")
     },
     "rules_cc": {
         "cc/BUILD.bazel": "",
-        "cc/defs.bzl": """
-cc_binary = native.cc_binary
-cc_import = native.cc_import
-cc_library = native.cc_library
-cc_test = native.cc_test
-cc_toolchain = native.cc_toolchain
-cc_toolchain_suite = native.cc_toolchain_suite
-""",
+        "cc/defs.bzl": _bzl(
+            ["cc_" + kind for kind in ["binary", "import", "library", "test", "toolchain", "toolchain_suite"]],
+        ),
     },
     "rules_java": {
         "java/BUILD.bazel": "",
-        "java/defs.bzl": """
-java_binary = native.java_binary
-java_import = native.java_import
-java_library = native.java_library
-java_runtime = native.java_runtime
-java_toolchain = native.java_toolchain
-""",
+        "java/defs.bzl": _bzl(["java_" + kind for kind in ["binary", "import", "library", "runtime", "toolchain"]]),
     },
 }
 
-def _stand_in_impl(rctx):
+def _fake_impl(rctx):
     rctx.file("WORKSPACE", "")
     for path, text in rctx.attr.files.items():
         rctx.file(path, text)
 
-_stand_in = repository_rule(
-    implementation = _stand_in_impl,
+_fake = repository_rule(
+    implementation = _fake_impl,
     attrs = {"files": attr.string_dict(mandatory = True)},
 )
 
 def fakes():
-    """Defines the stand-ins that the running Bazel needs."""
-    _stand_in(name = "rules_python", files = _RULES_PYTHON)
+    """Defines the fakes that the running Bazel needs."""
+    _fake(name = "rules_python", files = _RULES_PYTHON)
 
-    # Debian's build of Bazel 4.2 gives no version.
+    # Debian's build of Bazel 4.2 reports no version.
     version = native.bazel_version
     if not version or version.startswith("4."):
         for name, files in _BAZEL_4.items():
-            _stand_in(name = name, files = files)
+            _fake(name = name, files = files)

@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
         return 1
     fix = "--fix" in argv
     os.chdir(os.environ.get("BUILD_WORKSPACE_DIRECTORY", "."))
-    # The interpreter that pyright asks for the packages sees those of this process.
+    # pyright asks an interpreter for the installed packages: it must find those of this process.
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     checks = {
         "ruff check": ["--fix"] if fix else [],

@@ -1,0 +1,127 @@
+"""The wheel outside the repository: training, a missing extra, and a user's own folders `models/` and `configs/`.
+
+The wheel is built and installed without a network. The packages of this environment serve as those that it needs.
+"""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+SHORT = ["--config.train.total=4 steps", "--config.evaluations.heldout.every=4 steps", "--config.checkpoint.best=None"]
+OWN_MODEL = """from convoy_zoo.models.digits import Digits as _Digits, scans
+
+
+class Digits(_Digits):
+    def loss(self, model, batch, rng):
+        raise RuntimeError("the user's own model")
+"""
+OWN_CONFIG = """from engine.config import defaults
+
+
+def get_config():
+    c = defaults()
+    c.task = dict(target="models.digits.Digits")
+    c.data = dict(target="models.digits.scans")
+    c.train.total = "2 steps"
+    c.train.global_batch_size = 8
+    return c
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built by setuptools from a copy of what it contains."""
+    folder = tmp_path_factory.mktemp("wheel")
+    ignore = shutil.ignore_patterns("__pycache__", "BUILD.bazel")
+    for name in ("engine", "models", "configs", "convoy_zoo"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, folder)
+    build = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
+    subprocess.run([sys.executable, "-c", build], cwd=folder, check=True, capture_output=True, text=True, timeout=120)
+    (built,) = (folder / "dist").glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """A folder with the content of the wheel, as pip would install it without dependencies."""
+    folder = tmp_path_factory.mktemp("site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.fixture
+def convoy(installed, tmp_path):
+    """Runs `convoy` from an empty folder, with the wheel and without the repository."""
+
+    def run(*words, without=()):
+        """Runs the words as the installed command does; imports of the modules `without` fail."""
+        packages = [entry for entry in sys.path if entry and not (pathlib.Path(entry) / "engine").is_dir()]
+        start = f"import sys; sys.modules.update(dict.fromkeys({without})); from engine.main import run; run()"
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(installed), *packages]), "PYTHONSAFEPATH": "1"}
+        command = [sys.executable, "-S", "-c", start, *words]  # -S: no .pth file adds the repository
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
+
+    return run
+
+
+def own_folders(folder: pathlib.Path) -> None:
+    """Writes a user's `models/` and `configs/`."""
+    files = {"models/__init__.py": "", "models/digits.py": OWN_MODEL, "configs/__init__.py": ""}
+    files |= {"configs/mine.py": OWN_CONFIG}
+    for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def test_wheel_contains_every_package_and_no_top_level_models_or_configs(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    files = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("engine/**/*.py")}
+    files |= {f"convoy_zoo/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("[mc]o*s/*.py")}
+    assert files | {"convoy_zoo/__init__.py", "engine/py.typed"} <= set(names)
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"engine", "convoy_zoo"}
+
+
+def test_wheel_trains_resumes_evaluates_and_exports(convoy, tmp_path):
+    done = convoy("train", "--config=configs.digits", *SHORT)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "runs/digits/config.txt").read_text()
+    assert "task.target: convoy_zoo.models.digits.Digits" in text
+    own_folders(tmp_path)  # from now on `models.digits.Digits` is another class
+    longer = ["--config.train.total=6 steps", "--accept-schedule-change"]
+    done = convoy("train", "--config=convoy_zoo.configs.digits", *SHORT[1:], *longer)
+    assert done.returncode == 0, done.stderr
+    for words in (["evaluate", "runs/digits"], ["checkpoints", "runs/digits", "--export=model.safetensors"]):
+        done = convoy(*words)
+        assert done.returncode == 0, done.stderr
+
+
+def test_folders_of_the_user_do_not_hide_the_zoo(convoy, tmp_path):
+    own_folders(tmp_path)
+    done = convoy("train", "--config=configs.digits", *SHORT)
+    assert done.returncode == 0, done.stderr
+    done = convoy("train", "--config=configs.mine")
+    assert "RuntimeError: the user's own model" in done.stderr
+
+
+def test_missing_extra_is_one_sentence(convoy):
+    done = convoy("train", "--config=configs.digits", without=["sklearn"])
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "data.target: convoy_zoo.models.digits.scans needs the module 'sklearn', which is not installed (" in line
+    assert line.endswith("It comes with the extra 'examples': pip install 'convoy-engine[examples]'.")
+
+
+def test_misspelt_config_of_the_zoo_is_one_sentence(convoy):
+    done = convoy("train", "--config=configs.digts")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "Did you mean configs.digits" in line
