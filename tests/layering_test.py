@@ -103,7 +103,7 @@ def engine_fault(importer: str, module: str, name: str) -> str | None:
     first = module.split(".")[0]
     if first in ("models", "configs"):
         return "the engine may not import models or configs"
-    if first != "engine" or importer == "engine":
+    if first != "engine" or importer == "engine" or (module, name) == ("engine", "__version__"):
         return None
     mine, theirs = level_and_package(importer), level_and_package(module)
     if mine is None:
