@@ -11,7 +11,7 @@ the target.
 import argparse
 import statistics
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks import interleaved, report, workloads
 from benchmarks.loop import steps_for
@@ -35,11 +35,11 @@ class Waits(NamedTuple):
     batch_ms: list[float]
 
 
-def measure(name: str, turns: int, seconds: float, steps: int | None = None) -> Waits:
-    """Trains in turns with a feed that nothing else uses."""
+def measure(name: str, turns: int, seconds: float, steps: int | None = None, **settings: Any) -> Waits:
+    """Trains in turns with a feed that nothing else uses. Arguments as in `loop.measure`."""
     if steps is None:
         steps = steps_for(name, seconds)
-    config = workloads.config(name, steps=interleaved.total_steps(steps, turns))
+    config = workloads.config(name, steps=interleaved.total_steps(steps, turns), **settings)
     feed = workloads.train_feed(config)
     with interleaved.EngineLoop(config, steps) as engine:
         loops = {"engine": engine.turn, "feed": lambda: [feed.next(1) for _ in range(steps)]}

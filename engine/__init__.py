@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from engine.trainer import Trainer
     from engine.training.task import Task
 
+__version__ = "0.2.0"  # as in pyproject.toml
+
 __all__ = [
     "ArraySource",
     "ConvoyError",

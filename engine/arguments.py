@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from engine import __version__
 from engine.cluster import cluster_detection
 from engine.config.errors import ConfigError, did_you_mean
 from engine.launch import verbs as launch_verbs
@@ -52,6 +53,7 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
         prog="convoy", description="Trains any Flax NNX model on any mesh.", epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
+    top.add_argument("--version", action="version", version=f"convoy {__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="VERB")
     _add_train(verbs.add_parser)
     _add_evaluate(verbs.add_parser)

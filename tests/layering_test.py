@@ -106,7 +106,7 @@ def engine_fault(importer: str, module: str, name: str) -> str | None:
         return "a relative import; write the whole name"
     if first in ("models", "configs"):
         return "the engine may not import models or configs"
-    if first != "engine" or importer == "engine":
+    if first != "engine" or importer == "engine" or (module, name) == ("engine", "__version__"):
         return None
     mine, theirs = level_and_package(importer), level_and_package(module)
     if mine is None:

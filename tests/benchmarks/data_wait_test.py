@@ -7,8 +7,8 @@ from benchmarks.data_wait import Interval, Waits
 
 
 def test_every_interval_after_the_first_turn_counts():
-    waits = data_wait.measure(workloads.DIGITS, 2, 0, 60)
-    assert [interval.step for interval in waits.intervals] == [100, 150]  # rows end at every 50th of 180 steps
+    waits = data_wait.measure(workloads.DIGITS, 2, 0, 40, log__every="20 steps")
+    assert [interval.step for interval in waits.intervals] == [60, 80, 100, 120]
     assert all(0 <= interval.share <= 1 and interval.step_s > 0 for interval in waits.intervals)
     assert len(waits.step_ms) == len(waits.batch_ms) == 2
 

@@ -1,0 +1,27 @@
+"""The version is the same in the code, in the package and in the changelog, and the command line prints it."""
+
+import re
+import tomllib
+
+import pytest
+
+import engine
+from engine.arguments import make_parser
+from tests.docs import pages
+
+
+def test_code_package_and_changelog_have_the_same_version():
+    package = tomllib.loads((pages.ROOT / "pyproject.toml").read_text())["project"]["version"]
+    newest = re.search(r"^## \[(\d.*)\] - \d{4}-\d\d-\d\d$", (pages.ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest and package == newest[1] == engine.__version__
+
+
+def test_command_line_prints_the_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        make_parser()[0].parse_args(["--version"])
+    assert not ended.value.code
+    assert capsys.readouterr().out == f"convoy {engine.__version__}\n"
+
+
+def test_readme_compares_the_version_of_this_repository():
+    assert f"| Convoy {engine.__version__} |" in (pages.ROOT / "README.md").read_text()
