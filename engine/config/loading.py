@@ -26,7 +26,7 @@ from engine.config.validation import validate
 CONFIG_TEXT = "config.txt"
 PREFIX = "--config."
 
-_OWN_FOLDERS = (os.path.dirname(__file__), os.path.dirname(str(ml_collections.__file__)), "<frozen importlib")
+_ENGINE_FOLDERS = (os.path.dirname(__file__), os.path.dirname(str(ml_collections.__file__)), "<frozen importlib")
 
 
 def load(reference: str, overrides: Sequence[str] = ()) -> Config:
@@ -163,7 +163,7 @@ def _draft(run: Callable[[], object], shown: str, stem: str, package: str) -> Dr
         if package.startswith(f"{zoo.ZOO}."):
             draft = draft_of(zoo.with_full_names(draft.to_dict()))
     except FieldError as error:
-        raise error.at(_place(error) or shown) from None
+        raise error.at(_line_of(error) or shown) from None
     except ConvoyError:
         raise
     except SyntaxError as error:
@@ -172,21 +172,21 @@ def _draft(run: Callable[[], object], shown: str, stem: str, package: str) -> Dr
     except Exception as error:
         text = f"{type(error).__name__}: {error}".rstrip(": ")
         advice = "The file is run as ordinary Python; correct it there."
-        raise ConfigError(f"{_place(error) or shown}: {text}. {advice}") from error
+        raise ConfigError(f"{_line_of(error) or shown}: {text}. {advice}") from error
     if not draft.name:
         draft.name = stem
     return draft
 
 
-def _place(error: BaseException) -> str:
+def _line_of(error: BaseException) -> str:
     """`file:line` of the innermost frame outside the engine and its libraries."""
-    place, trace = "", error.__traceback__
+    line, trace = "", error.__traceback__
     while trace is not None:
         filename = trace.tb_frame.f_code.co_filename
-        if not filename.startswith(_OWN_FOLDERS):
-            place = f"{_shown(filename)}:{trace.tb_lineno}"
+        if not filename.startswith(_ENGINE_FOLDERS):
+            line = f"{_shown(filename)}:{trace.tb_lineno}"
         trace = trace.tb_next
-    return place
+    return line
 
 
 def _shown(path: str | Path) -> str:

@@ -17,7 +17,7 @@ from engine.config.errors import ConfigError, FieldError, did_you_mean
 from engine.config.schema import Config, Target, field_names
 
 _PLAIN = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
-_OF_NUMBERS = ("jax", "jaxlib", "numpy")  # packages whose classes hold numbers, as optax's annotations name them
+_NUMERIC = ("jax", "jaxlib", "numpy")  # packages whose classes accept numbers, as in the annotations of optax
 _EXTRAS = {"sklearn": "examples"}  # the extra of pyproject.toml that installs a module
 
 
@@ -68,24 +68,24 @@ def _import(name: str, target: Target, field: str) -> ModuleType | None:
 def _import_failed(name: str, error: Exception, target: Target, field: str) -> ConfigError:
     if isinstance(error, ImportError):
         return import_error(error, target.target, field)
-    place = f" ({error.filename}:{error.lineno})" if isinstance(error, SyntaxError) else _place(error)
+    line = f" ({error.filename}:{error.lineno})" if isinstance(error, SyntaxError) else _line_of(error)
     text = error.msg if isinstance(error, SyntaxError) else str(error)
     return FieldError(
         field,
-        f"found {target.target!r}, but importing {name} failed: {type(error).__name__}: {text}{place}",
+        f"found {target.target!r}, but importing {name} failed: {type(error).__name__}: {text}{line}",
         "Correct it there.",
     )
 
 
-def _place(error: BaseException) -> str:
+def _line_of(error: BaseException) -> str:
     """` (file:line)` of the innermost frame outside this file and the import system."""
-    trace, place = error.__traceback__, ""
+    trace, line = error.__traceback__, ""
     while trace is not None:
         filename = trace.tb_frame.f_code.co_filename
         if "importlib" not in filename and filename != __file__:
-            place = f" ({filename}:{trace.tb_lineno})"
+            line = f" ({filename}:{trace.tb_lineno})"
         trace = trace.tb_next
-    return place
+    return line
 
 
 def import_error(error: ImportError, name: str, field: str) -> FieldError:
@@ -95,21 +95,21 @@ def import_error(error: ImportError, name: str, field: str) -> FieldError:
         error: what the code raised.
         name: the dotted path of the code, and `field` the field of the config that names it.
     """
-    missing, place = error.name, _place(error)
+    missing, line = error.name, _line_of(error)
     if missing is None:  # raised by the author's own code, whose text says what to do
-        return FieldError(field, f"{name} cannot be used{place}", str(error))
+        return FieldError(field, f"{name} cannot be used{line}", str(error))
     if not isinstance(error, ModuleNotFoundError):
         advice = "Correct the import, or install a version of the package that it works with."
-        return FieldError(field, f"an import of {name} failed{place}: {error}", advice)
+        return FieldError(field, f"an import of {name} failed{line}: {error}", advice)
     package = missing.partition(".")[0]
     if _is_installed(package):
-        problem = f"{name} imports {missing!r}, which does not exist{place}"
+        problem = f"{name} imports {missing!r}, which does not exist{line}"
         return FieldError(field, problem, f"Correct the import. The package {package!r} was found.")
     if extra := _EXTRAS.get(package):
         advice = f"It comes with the extra {extra!r}: pip install 'convoy-engine[{extra}]'."
     else:
         advice = "Install the package that provides it, or correct the import."
-    return FieldError(field, f"{name} needs the module {missing!r}, which is not installed{place}", advice)
+    return FieldError(field, f"{name} needs the module {missing!r}, which is not installed{line}", advice)
 
 
 def _is_installed(package: str) -> bool:
@@ -164,8 +164,8 @@ def check(target: Target, where: str, given: Collection[str] = ()) -> None:
             _check_type(path, value, named[name], target)
         elif not takes_any:
             raise _not_taken(target, where, name, [name for name in named if name not in given])
-        for inner, place in _inner(value, path):
-            check(inner, place)
+        for inner, inner_path in _inner(value, path):
+            check(inner, inner_path)
     for name, parameter in named.items():
         if parameter.default is parameter.empty and name not in target.arguments and name not in given:
             raise FieldError(
@@ -176,7 +176,7 @@ def check(target: Target, where: str, given: Collection[str] = ()) -> None:
 
 
 def check_targets(config: Config) -> None:
-    """Imports every target of a config and checks its arguments; no device starts.
+    """Imports every target of a config and checks its arguments. Initializes no device.
 
     Raises:
         ConfigError: a name that does not exist, or an argument that the target does not take.
@@ -198,7 +198,7 @@ def _parameters(function: Callable[..., object]) -> Mapping[str, inspect.Paramet
         return None
     try:
         return inspect.signature(function, eval_str=True).parameters
-    except Exception:  # annotations as text are code of the author's, perhaps with names for type checkers only
+    except Exception:  # string annotations may use names that only type checkers see
         return plain.parameters
 
 
@@ -221,46 +221,51 @@ def _signature_text(named: Mapping[str, inspect.Parameter], given: Collection[st
 def _check_type(path: str, value: object, parameter: inspect.Parameter, target: Target) -> None:
     """Compares a value with an annotation whose parts are all plain; other annotations are not checked."""
     wanted = _alternatives(parameter.annotation)
-    takes = [_takes(one, value) for one in wanted]
+    takes = [_takes(alternative, value) for alternative in wanted]
     if None in takes or any(takes) or (value is None and parameter.default is None):
         return
-    numbers = any(map(_is_of_numbers, wanted))
-    words = dict.fromkeys(_word(one) for one in wanted if not (numbers and one in (int, float, bool)))
-    near = did_you_mean(value, [one for one in wanted if isinstance(one, str)]) if isinstance(value, str) else ""
-    allowed = f"{target.target} takes {' or '.join(words)}"
+    numbers = any(map(_is_numeric, wanted))
+    texts = dict.fromkeys(
+        _text(alternative) for alternative in wanted if not (numbers and alternative in (int, float, bool))
+    )
+    literals = [alternative for alternative in wanted if isinstance(alternative, str)]
+    near = did_you_mean(value, literals) if isinstance(value, str) else ""
+    allowed = f"{target.target} takes {' or '.join(texts)}"
     raise FieldError(path, f"found {value!r}, {allowed}", f"Change it in the config.{near}")
 
 
 def _alternatives(annotation: object) -> list[object]:
-    """What an annotation allows, a type or a value each: the parts of a union, the values of a Literal."""
+    """The types and values that an annotation allows: the parts of a union, the values of a Literal."""
     origin = get_origin(annotation)
     if origin in (Union, UnionType):
-        return [one for part in get_args(annotation) for one in _alternatives(part)]
+        return [alternative for part in get_args(annotation) for alternative in _alternatives(part)]
     if origin is Literal:
         return list(get_args(annotation))
-    # A text that is no value of a Literal is an annotation whose names could not be found.
+    # A string annotation that is not a Literal value has names that could not be resolved.
     return [None if annotation is NoneType else object if isinstance(annotation, str) else annotation]
 
 
-def _takes(one: object, value: object) -> bool | None:
-    """Whether an alternative allows a value; None where that is not known."""
-    if one is float:
+def _takes(alternative: object, value: object) -> bool | None:
+    """Whether an alternative allows a value; None if that cannot be decided."""
+    if alternative is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(one, type) and one in _PLAIN:
-        return isinstance(value, one) and (one is bool or not isinstance(value, bool))
-    if _is_of_numbers(one):
+    if isinstance(alternative, type) and alternative in _PLAIN:
+        return isinstance(value, alternative) and (alternative is bool or not isinstance(value, bool))
+    if _is_numeric(alternative):
         return value is not None and not isinstance(value, str)
-    if one is None or isinstance(one, str | int):  # a bool is an int, too
-        return type(value) is type(one) and value == one
+    if alternative is None or isinstance(alternative, str | int):  # bool is a subclass of int
+        return type(value) is type(alternative) and value == alternative
     return None
 
 
-def _is_of_numbers(one: object) -> bool:
-    return one is complex or (isinstance(one, type) and one.__module__.partition(".")[0] in _OF_NUMBERS)
+def _is_numeric(alternative: object) -> bool:
+    return alternative is complex or (
+        isinstance(alternative, type) and alternative.__module__.partition(".")[0] in _NUMERIC
+    )
 
 
-def _word(one: object) -> str:
-    return "a number" if _is_of_numbers(one) else _PLAIN.get(one) or repr(one)
+def _text(alternative: object) -> str:
+    return "a number" if _is_numeric(alternative) else _PLAIN.get(alternative) or repr(alternative)
 
 
 def build(target: Target, where: str, **given: Any) -> Any:
@@ -273,7 +278,7 @@ def build(target: Target, where: str, **given: Any) -> Any:
         ConfigError: as `check`, or the call raises an ImportError.
     """
     check(target, where, given)
-    arguments = {name: _own(value, f"{where}.{name}") for name, value in target.arguments.items()}
+    arguments = {name: _to_plain(value, f"{where}.{name}") for name, value in target.arguments.items()}
     function = resolve(target, where)
     try:
         return function(**arguments, **given)
@@ -281,14 +286,14 @@ def build(target: Target, where: str, **given: Any) -> Any:
         raise import_error(error, target.target, f"{where}.target") from error
 
 
-def _own(value: object, path: str) -> object:
+def _to_plain(value: object, path: str) -> object:
     """A copy of a config value in ordinary containers, with the targets inside it built."""
     if inner := _as_target(value):
         return build(inner, path)
     if isinstance(value, MappingProxyType | dict):
-        return {key: _own(item, f"{path}.{key}") for key, item in value.items()}
+        return {key: _to_plain(item, f"{path}.{key}") for key, item in value.items()}
     if isinstance(value, tuple):
-        return tuple(_own(item, f"{path}.{number}") for number, item in enumerate(value))
+        return tuple(_to_plain(item, f"{path}.{number}") for number, item in enumerate(value))
     return value
 
 

@@ -88,6 +88,8 @@ def test_wheel_contains_every_package_and_no_top_level_models_or_configs(wheel):
     files |= {f"convoy_zoo/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("[mc]o*s/*.py")}
     assert files | {"convoy_zoo/__init__.py", "engine/py.typed"} <= set(names)
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"engine", "convoy_zoo"}
+    (entry_points,) = [name for name in names if name.endswith("/entry_points.txt")]
+    assert "convoy = engine.main:run" in zipfile.ZipFile(wheel).read(entry_points).decode().splitlines()
 
 
 def test_wheel_trains_resumes_evaluates_and_exports(convoy, tmp_path):
