@@ -1,4 +1,4 @@
-"""A wall clock that a test moves while a job runs, by a library that is compiled here and preloaded (`clock.c`)."""
+"""A wall clock that a test changes while a job runs, by a preloaded library that is compiled here (`clock.c`)."""
 
 import struct
 import subprocess
@@ -9,11 +9,11 @@ HOUR = 3600
 
 
 class Clock:
-    """The wall clock of the processes that are started with `env`; the machine's own is left alone.
+    """The wall clock of processes that are started with `env`. The clock of the machine does not change.
 
     Args:
         folder: for the library and the file that holds the offset.
-        offset: seconds by which it is ahead at first.
+        offset: initial seconds ahead of the clock of the machine.
     """
 
     def __init__(self, folder: Path, offset: int = 0):
@@ -25,7 +25,7 @@ class Clock:
         self.env: dict[str, Any] = {"LD_PRELOAD": str(library), "CONVOY_TEST_CLOCK": str(self._file)}
 
     def jump_to(self, offset: int) -> None:
-        """Moves it to so many seconds ahead of the machine's clock, in one piece."""
+        """Sets the seconds ahead of the clock of the machine, in one write."""
         if self._file.exists():
             with open(self._file, "r+b") as file:
                 file.write(struct.pack("=q", offset))

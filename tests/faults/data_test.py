@@ -1,7 +1,7 @@
-"""Cases 33 and 34: records that are damaged or missing, and data workers that are killed, stuck or left alone.
+"""Records that are damaged or missing, and data workers that are killed, stopped or orphaned.
 
-Damage is done to the bytes of files. What is in shared memory is seen where a job has a folder of its own mounted in
-its place (in a mount namespace), so that other programs of the machine do not count.
+Tests damage the bytes of files. Jobs have a separate folder mounted as shared memory (in a mount namespace), so that
+what they leave there is not mixed with that of other programs.
 """
 
 import json
@@ -16,7 +16,7 @@ import pytest
 
 from engine.data.array_record import write_array_record
 from tests import runs, zoo
-from tests.faults import bench
+from tests.faults import harness
 
 pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.slow]
 
@@ -24,7 +24,7 @@ FILES, EACH = 3, 32
 
 
 class Missing:
-    """The zoo's examples, of which two files are not there."""
+    """The examples of tests/zoo.py, two of which cannot be opened."""
 
     def __init__(self, folder: str, gone: tuple[int, ...] = (7, 50)):
         self._folder, self._gone, self._source = folder, gone, zoo.source(64)
@@ -34,12 +34,12 @@ class Missing:
 
     def __getitem__(self, index: int) -> Any:
         if index in self._gone:
-            open(f"{self._folder}/{index}.bin")  # noqa: SIM115, it is not there
+            open(f"{self._folder}/{index}.bin")  # noqa: SIM115, the file does not exist
         return self._source[index]
 
 
 def written(folder: Path) -> Path:
-    """Three files of 32 records; returns the folder."""
+    """Writes three files of 32 records; returns the folder."""
     folder.mkdir()
     for i in range(FILES):
         write_array_record(zoo.source(EACH, i), str(folder / f"train-{i}.arrayrecord"))
@@ -54,7 +54,7 @@ def flip(file: Path, offset: int) -> None:
 
 
 def damaged(folder: Path) -> Path:
-    """The files with a bit flipped in a record of the second one, which its checksum tells."""
+    """Writes the files and flips a bit in a record of the second file, which its checksum detects."""
     flip(written(folder) / "train-1.arrayrecord", 2000)
     return folder
 
@@ -69,29 +69,31 @@ def bad_lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
-def test_33_stop_names_the_record_and_its_file(tmp_path, case):
+@pytest.mark.case("bad records")
+def test_on_error_stop_reports_the_damaged_record_and_its_file(tmp_path, add_row):
     folder = damaged(tmp_path / "data")
-    where = bench.config(tmp_path / "config", **records(folder))
-    with bench.Job("train", where, f"--workdir={tmp_path / 'run'}") as job:
+    where = harness.config(tmp_path / "config", **records(folder))
+    with harness.Job("train", where, f"--workdir={tmp_path / 'run'}") as job:
         assert job.end() == 1, job.output
         last = job.output.splitlines()[-1]
         assert "Traceback" not in job.output
     assert last.startswith("DataError: Example 41 of engine.data.array_record.ArrayRecordSource: record 9 of "), last
     assert f"{folder}/train-1.arrayrecord: " in last
-    case(33, "a damaged record: stop", code=1)
+    add_row("a damaged record: stop", code=1)
 
 
-def test_33_skip_counts_and_logs_it_and_the_batch_is_full_and_the_same_again(tmp_path, case):
-    where = bench.config(tmp_path / "config", pause=0.02, **records(damaged(tmp_path / "data"), on_error="skip"))
+@pytest.mark.case("bad records")
+def test_on_error_skip_logs_bad_records_and_resumes_bitwise_equal(tmp_path, add_row):
+    where = harness.config(tmp_path / "config", pause=0.02, **records(damaged(tmp_path / "data"), on_error="skip"))
     outcomes = []
     for name in ("killed", "whole"):
         run = tmp_path / name
         if name == "killed":
-            with bench.Job("train", where, f"--workdir={run}") as job:
+            with harness.Job("train", where, f"--workdir={run}") as job:
                 job.until_step(run, 22)
                 job.signal(0, signal.SIGKILL)
                 assert job.end() == 137
-        with bench.Job("train", where, f"--workdir={run}") as job:
+        with harness.Job("train", where, f"--workdir={run}") as job:
             assert job.end() == 0, job.output
         assert "Example 41 of" in (run / "log.txt").read_text()
         counts = runs.rows(run, "bad_examples")
@@ -100,55 +102,57 @@ def test_33_skip_counts_and_logs_it_and_the_batch_is_full_and_the_same_again(tmp
         assert len(steps) == 10  # 60 batches of 16 are 10 epochs of 96 examples
         assert {line["example"] for line in bad_lines(run)} == {41}
         assert all("record 9 of" in line["error"] for line in bad_lines(run))
-        outcomes.append(bench.outcome(run))
+        outcomes.append(harness.outcome(run))
     assert all(len(examples) == 16 for examples in outcomes[1].examples.values())
     assert outcomes[0] == outcomes[1]
-    case(33, "a damaged record: skip, the process killed", bitwise=True, code=0)
+    add_row("a damaged record: skip, the process killed", bitwise=True, code=0)
 
 
-def test_33_a_missing_file_is_skipped_by_two_processes_as_by_one(tmp_path, case):
+@pytest.mark.case("bad records")
+def test_two_processes_skip_the_same_missing_files_as_one(tmp_path, add_row):
     data = {"target": "tests.faults.data_test.Missing", "folder": str(tmp_path), "on_error": "skip"}
-    where = bench.config(tmp_path / "config", mesh__fsdp=2, data=data, evaluations={})
+    where = harness.config(tmp_path / "config", mesh__fsdp=2, data=data, evaluations={})
     outcomes = []
-    for ranks, devices in ((2, 1), (1, 2)):
-        run = tmp_path / f"run-{ranks}"
-        with bench.Job("train", where, f"--workdir={run}", ranks=ranks, devices=devices) as job:
+    for processes, devices in ((2, 1), (1, 2)):
+        run = tmp_path / f"run-{processes}"
+        with harness.Job("train", where, f"--workdir={run}", processes=processes, devices=devices) as job:
             assert job.end() == 0, job.output
         assert sorted({line["example"] for line in bad_lines(run)}) == [7, 50]
         assert "No such file" in bad_lines(run)[0]["error"]
         assert sum(runs.rows(run, "bad_examples").values()) == len(bad_lines(run)) == 30
-        outcomes.append(bench.outcome(run))
+        outcomes.append(harness.outcome(run))
     assert outcomes[0] == outcomes[1]
-    case(33, "a missing record: skip, in two processes", bitwise=True, code=0)
+    add_row("a missing record: skip, in two processes", bitwise=True, code=0)
 
 
-def test_33_too_many_bad_records_end_the_run(tmp_path, case):
+@pytest.mark.case("bad records")
+def test_too_many_bad_records_end_the_run(tmp_path, add_row):
     data = {"target": "tests.faults.data_test.Missing", "folder": str(tmp_path), "on_error": "skip"}
-    where = bench.config(tmp_path / "config", data={**data, "gone": tuple(range(1, 64, 4))}, evaluations={})
-    with bench.Job("train", where, f"--workdir={tmp_path / 'run'}") as job:
+    where = harness.config(tmp_path / "config", data={**data, "gone": tuple(range(1, 64, 4))}, evaluations={})
+    with harness.Job("train", where, f"--workdir={tmp_path / 'run'}") as job:
         assert job.end() == 1, job.output
         assert "examples cannot be read, and data.on_error=skip allows 10%" in job.output.splitlines()[-1]
-    case(33, "too many bad records: skip", code=1)
+    add_row("too many bad records: skip", code=1)
 
 
 @pytest.fixture
-def with_workers(tmp_path: Path) -> Callable[..., bench.Job]:
-    """Starts a run with two data workers a rank, whose shared memory is a mount of its own: the folder `shm` here."""
+def with_workers(tmp_path: Path) -> Callable[..., harness.Job]:
+    """Starts a run with two data workers per process, whose shared memory is a separate mount: the folder `shm`."""
     shm, run = tmp_path / "shm", tmp_path / "run"
     shm.mkdir()
-    where = bench.config(
+    where = harness.config(
         tmp_path / "config", pause=0.1, evaluations={}, data={"target": "tests.zoo.source", "workers": 2}
     )
 
-    def start(ranks: int = 1, mount: str = f"--bind {shm}") -> bench.Job:
+    def start(processes: int = 1, mount: str = f"--bind {shm}") -> harness.Job:
         unshare = ("unshare", "--mount" if os.geteuid() == 0 else "-rm")
         prefix = (*unshare, "sh", "-c", f'mount {mount} /dev/shm && exec "$0" "$@"')
-        return bench.Job("train", where, f"--workdir={run}", ranks=ranks, prefix=prefix)
+        return harness.Job("train", where, f"--workdir={run}", processes=processes, prefix=prefix)
 
     return start
 
 
-def workers(job: bench.Job) -> list[int]:
+def workers(job: harness.Job) -> list[int]:
     """The pids of its data workers."""
     found = []
     for pid in job.pids():
@@ -158,7 +162,7 @@ def workers(job: bench.Job) -> list[int]:
     return found
 
 
-def assert_nothing_left(job: bench.Job, tmp_path: Path, seconds: float = 20.0) -> None:
+def assert_nothing_left(job: harness.Job, tmp_path: Path, seconds: float = 20.0) -> None:
     """No process of the job, and nothing in its shared memory."""
     end = time.monotonic() + seconds
     while job.pids() or os.listdir(tmp_path / "shm"):
@@ -167,7 +171,8 @@ def assert_nothing_left(job: bench.Job, tmp_path: Path, seconds: float = 20.0) -
         time.sleep(0.05)
 
 
-def test_34_a_killed_data_worker_ends_the_run_with_42_within_20_s(with_workers, tmp_path, case):
+@pytest.mark.case("data workers that fail")
+def test_killed_data_worker_ends_the_run_with_42_within_20_s(with_workers, tmp_path, add_row):
     with with_workers() as job:
         job.until_step(tmp_path / "run", 12)
         pid = workers(job)[0]
@@ -183,11 +188,12 @@ def test_34_a_killed_data_worker_ends_the_run_with_42_within_20_s(with_workers, 
     with with_workers() as job:
         assert job.end() == 0, job.output
         assert_nothing_left(job, tmp_path)
-    assert bench.outcome(tmp_path / "run") == bench.unbroken(tmp_path / "unbroken", evaluations={})
-    case(34, "a data worker is killed", detected_s=detected, bitwise=True, code=42)
+    assert harness.outcome(tmp_path / "run") == harness.undisturbed(tmp_path / "undisturbed", evaluations={})
+    add_row("a data worker is killed", detected_s=detected, bitwise=True, code=42)
 
 
-def test_34_stuck_data_workers_end_the_run_with_42_within_20_s(with_workers, tmp_path, case):
+@pytest.mark.case("data workers that fail")
+def test_stopped_data_workers_end_the_run_with_42_within_20_s(with_workers, tmp_path, add_row):
     with with_workers() as job:
         job.until_step(tmp_path / "run", 12)
         begin = time.monotonic()
@@ -198,11 +204,12 @@ def test_34_stuck_data_workers_end_the_run_with_42_within_20_s(with_workers, tmp
         assert "has sent no heartbeat for 10 s" in job.output.splitlines()[-1], job.output
         assert_nothing_left(job, tmp_path)
     assert detected < 20
-    case(34, "data workers are stopped", detected_s=detected, code=42)
+    add_row("data workers are stopped", detected_s=detected, code=42)
 
 
+@pytest.mark.case("data workers that fail")
 @pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
-def test_34_a_killed_main_process_leaves_no_worker_and_no_shared_memory(with_workers, tmp_path, case, stopped):
+def test_killed_main_process_leaves_no_worker_and_no_shared_memory(with_workers, tmp_path, add_row, stopped):
     with with_workers() as job:
         job.until_step(tmp_path / "run", 6)
         assert os.listdir(tmp_path / "shm")
@@ -213,30 +220,33 @@ def test_34_a_killed_main_process_leaves_no_worker_and_no_shared_memory(with_wor
         assert job.end() == 137
         assert_nothing_left(job, tmp_path)
         detected = time.monotonic() - begin
-    case(34, f"the main process is killed beside {'stopped ' * stopped}workers", detected_s=detected, code=137)
+    add_row(f"the main process is killed, with {'stopped ' * stopped}workers", detected_s=detected, code=137)
 
 
-def test_34_a_killed_rank_of_two_leaves_no_worker_and_no_shared_memory(with_workers, tmp_path, case):
-    with with_workers(ranks=2) as job:
+@pytest.mark.case("data workers that fail")
+def test_killed_process_of_two_leaves_no_worker_and_no_shared_memory(with_workers, tmp_path, add_row):
+    with with_workers(processes=2) as job:
         job.until_step(tmp_path / "run", 6)
         begin = job.signal(1, signal.SIGKILL)
         assert job.end() == 137, job.output
         detected = time.monotonic() - begin
         assert_nothing_left(job, tmp_path)
-    case(34, "a rank with data workers is killed", detected_s=detected, code=137)
+    add_row("a process with data workers is killed", detected_s=detected, code=137)
 
 
-def test_34_a_stop_leaves_no_worker_and_no_shared_memory(with_workers, tmp_path, case):
+@pytest.mark.case("data workers that fail")
+def test_sigterm_leaves_no_worker_and_no_shared_memory(with_workers, tmp_path, add_row):
     with with_workers() as job:
         job.until_step(tmp_path / "run", 6)
         job.process.send_signal(signal.SIGTERM)
         assert job.end() == 42, job.output
         assert_nothing_left(job, tmp_path)
-    case(34, "SIGTERM with data workers", code=42)
+    add_row("SIGTERM with data workers", code=42)
 
 
+@pytest.mark.case("data workers that fail")
 @pytest.mark.parametrize("when", ["at the start", "while it runs"])
-def test_34_full_shared_memory_is_told_in_words(when, with_workers, tmp_path, case):
+def test_full_shared_memory_is_reported_without_a_traceback(when, with_workers, tmp_path, add_row):
     size = "64k" if when == "at the start" else "64m"
     with with_workers(mount=f"-t tmpfs -o size={size} none") as job:
         if when == "while it runs":
@@ -252,4 +262,4 @@ def test_34_full_shared_memory_is_told_in_words(when, with_workers, tmp_path, ca
     assert code == (1 if when == "at the start" else 42)
     assert "shared memory (/dev/shm), through which data workers hand over batches" in last
     assert ("is full" in last) if when == "at the start" else ("was killed by SIGBUS, probably for lack of" in last)
-    case(34, f"shared memory is full {when}", code=code)
+    add_row(f"shared memory is full {when}", code=code)

@@ -1,4 +1,4 @@
-"""Cases 1 to 6 and 12: a process that is killed, stopped, stuck or in error, and what becomes of the others."""
+"""A process that is killed, stopped, hangs or raises: how soon the others end, and whether a resume is equal."""
 
 import contextlib
 import os
@@ -13,26 +13,26 @@ import pytest
 
 from engine.cluster.exit_status import ExitStatus, is_retried
 from tests import runs, zoo
-from tests.faults import bench
+from tests.faults import harness
 
 pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.slow]
 
 PAIR = {"mesh__fsdp": 2}
 
 
-def is_my_turn(file: Path) -> bool:
-    """Whether this rank is the one that the file names; it is renamed then, so this is true once."""
+def takes_fault(file: Path) -> bool:
+    """Returns True once, in the process whose index the file holds; renames the file."""
     try:
         if file.read_text() != os.environ.get("CONVOY_PROCESS_ID"):
             return False
         file.rename(f"{file}.done")
-    except FileNotFoundError:  # not named yet, or another thread that reads examples was faster
+    except FileNotFoundError:  # no fault was started yet, or another thread took it
         return False
     return True
 
 
 class Blocking:
-    """The examples of the zoo, of which one is never read."""
+    """The examples of tests/zoo.py; reading an example hangs in the process that the file names."""
 
     def __init__(self, file: str):
         self._source, self._file = zoo.source(), Path(file)
@@ -41,13 +41,13 @@ class Blocking:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict:
-        if is_my_turn(self._file):
+        if takes_fault(self._file):
             time.sleep(3600)
         return self._source[index]
 
 
 class Eating:
-    """A hook that takes more and more memory."""
+    """A hook that allocates memory without end in the process that the file names."""
 
     def __init__(self, file: str):
         self._file = Path(file)
@@ -60,108 +60,114 @@ class Eating:
 
 
 class Raising:
-    """A hook with a mistake."""
+    """A hook that raises in the process that the file names."""
 
     def __init__(self, file: str):
         self._file = Path(file)
 
     def run(self, trainer, state, step: int) -> None:
-        if is_my_turn(self._file):
+        if takes_fault(self._file):
             raise KeyError("imagee")
 
 
-def turn(job: bench.Job, file: Path, rank: int) -> float:
-    """Names the rank that does wrong; returns the monotonic time at which it begins."""
-    beside = file.with_suffix(".new")
-    beside.write_text(str(rank))
-    beside.rename(file)
+def start_fault(job: harness.Job, file: Path, index: int) -> float:
+    """Starts the fault in a training process; returns the monotonic time at which it began."""
+    new = file.with_suffix(".new")
+    new.write_text(str(index))
+    new.rename(file)
     job.until(lambda: Path(f"{file}.done").exists())
     return time.monotonic()
 
 
-def resumed(config: str, run: Path, whole: bench.Outcome, ranks: int = 2) -> dict:
-    """Starts a run again, to its end; returns columns of its row after the comparison with the unbroken run."""
-    begin, before, attempt = time.monotonic(), max(bench.losses(run)), runs.status(run)["attempt"]
-    with bench.Job("train", config, f"--workdir={run}", ranks=ranks) as job:
-        job.until(lambda: attempt + 1 in bench.attempts(run).values())
+def resumed(config: str, run: Path, whole: harness.Outcome, processes: int = 2) -> dict:
+    """Resumes a run to its end, compares it with the undisturbed run and returns columns for its row."""
+    begin, before, attempt = time.monotonic(), max(harness.losses(run)), runs.status(run)["attempt"]
+    with harness.Job("train", config, f"--workdir={run}", processes=processes) as job:
+        job.until(lambda: attempt + 1 in harness.attempts(run).values())
         recovered = time.monotonic() - begin
         assert job.end() == 0, job.output
-    first = min(step for step, number in bench.attempts(run).items() if number > attempt)
-    found = bench.outcome(run)
+    first = min(step for step, number in harness.attempts(run).items() if number > attempt)
+    found = harness.outcome(run)
     assert found == whole
-    assert before - first + 1 < 2 * bench.SAVE_EVERY  # the newest save was perhaps not whole yet
+    assert before - first + 1 < 2 * harness.SAVE_EVERY  # the newest save may have been incomplete
     return {"recovered_s": recovered, "lost": max(0, before - first + 1), "bitwise": True}
 
 
 @pytest.mark.parametrize(
-    ("number", "ranks", "what"),
-    [(1, [1], "SIGKILL of a worker"), (2, [0], "SIGKILL of the coordinator"), (3, [0, 1], "SIGKILL of all")],
+    ("indices", "what"),
+    [
+        pytest.param([1], "SIGKILL of a worker", marks=pytest.mark.case("a worker is killed")),
+        pytest.param([0], "SIGKILL of the primary", marks=pytest.mark.case("the primary is killed")),
+        pytest.param([0, 1], "SIGKILL of all", marks=pytest.mark.case("all processes are killed")),
+    ],
 )
-def test_a_kill_ends_all_and_the_run_goes_on_bit_for_bit(number, ranks, what, tmp_path, two, case):
-    run, config = tmp_path / "run", bench.config(tmp_path / "config", pause=0.05, **PAIR)
-    with bench.Job("train", config, f"--workdir={run}", ranks=2) as job:
+def test_sigkill_ends_all_processes_and_resume_is_bitwise_equal(indices, what, tmp_path, two, add_row):
+    run, config = tmp_path / "run", harness.config(tmp_path / "config", pause=0.05, **PAIR)
+    with harness.Job("train", config, f"--workdir={run}", processes=2) as job:
         job.until_step(run, 12)
-        pids = [job.rank(rank) for rank in ranks]
+        pids = [job.pid_of(index) for index in indices]
         begin = time.monotonic()
         for pid in pids:
-            bench.kill(pid)
+            harness.kill(pid)
         code, detected = job.end(), time.monotonic() - begin
         assert job.pids() == []
         status = runs.status(run)
         assert (code, is_retried(code)) == (137, True), job.output
         assert detected <= 15
         assert (status["state"], status["exit_code"]) == ("failed", 137)
-        assert status["reason"].startswith(f"process {ranks[0] if len(ranks) == 1 else ''}")
+        assert status["reason"].startswith(f"process {indices[0] if len(indices) == 1 else ''}")
     row = resumed(config, run, two)
-    case(number, what, detected_s=detected, code=code, **row)
+    add_row(what, detected_s=detected, code=code, **row)
 
 
-def test_started_by_hand_the_others_of_a_dead_one_end_too_and_name_it(tmp_path, case):
-    """No launcher is there to kill anybody."""
-    run, config = tmp_path / "run", bench.config(tmp_path / "config", pause=0.05, **PAIR)
-    with by_hand("train", config, f"--workdir={run}") as ranks:
-        while len(bench.losses(run)) < 8:
-            assert [rank.poll() for rank in ranks] == [None, None]
+@pytest.mark.case("a worker is killed")
+def test_without_a_launcher_a_dead_peer_ends_the_other_process(tmp_path, add_row):
+    """Each process must end by itself, since no launcher kills it."""
+    run, config = tmp_path / "run", harness.config(tmp_path / "config", pause=0.05, **PAIR)
+    with without_launcher("train", config, f"--workdir={run}") as processes:
+        while len(harness.losses(run)) < 8:
+            assert [process.poll() for process in processes] == [None, None]
             time.sleep(0.02)
-        ranks[1].kill()
+        processes[1].kill()
         begin = time.monotonic()
-        output, _ = ranks[0].communicate(timeout=60)
+        output, _ = processes[0].communicate(timeout=60)
         detected = time.monotonic() - begin
-        assert ranks[0].returncode == ExitStatus.RETRY, output
+        assert processes[0].returncode == ExitStatus.RETRY, output
     assert detected <= 15
-    told = output.splitlines()[-1]
-    assert told.startswith("LostPeer: ") and told.endswith("the same command resumes from the newest checkpoint.")
+    last = output.splitlines()[-1]
+    assert last.startswith("LostPeer: ") and last.endswith("the same command resumes from the newest checkpoint.")
     assert (runs.status(run)["state"], runs.status(run)["exit_code"]) == ("failed", 42)
-    case(1, "SIGKILL of a worker, no launcher", detected_s=detected, code=42)
+    add_row("SIGKILL of a worker, no launcher", detected_s=detected, code=42)
 
 
 @contextlib.contextmanager
-def by_hand(*words: str) -> Iterator[list[subprocess.Popen[str]]]:
-    """Starts two ranks that are told by variables who they are; none is left."""
+def without_launcher(*words: str) -> Iterator[list[subprocess.Popen[str]]]:
+    """Starts two training processes without a launcher, configured by variables; kills them at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    ranks = [
-        runs.start(*words, CONVOY_COORDINATOR=address, CONVOY_NUM_PROCESSES="2", CONVOY_PROCESS_ID=str(rank))
-        for rank in range(2)
+    processes = [
+        runs.start(*words, CONVOY_COORDINATOR=address, CONVOY_NUM_PROCESSES="2", CONVOY_PROCESS_ID=str(index))
+        for index in range(2)
     ]
     try:
-        yield ranks
+        yield processes
     finally:
-        for rank in ranks:
-            rank.kill()
-            rank.communicate()
+        for process in processes:
+            process.kill()
+            process.communicate()
 
 
-def test_a_stopped_process_is_noticed_and_a_pause_of_five_seconds_is_none(tmp_path, two, case):
-    run, config = tmp_path / "run", bench.config(tmp_path / "config", pause=0.05, **PAIR)
-    with bench.Job("train", config, f"--workdir={run}", ranks=2) as job:
+@pytest.mark.case("a process is stopped")
+def test_stopped_process_is_detected_and_a_five_second_pause_is_tolerated(tmp_path, two, add_row):
+    run, config = tmp_path / "run", harness.config(tmp_path / "config", pause=0.05, **PAIR)
+    with harness.Job("train", config, f"--workdir={run}", processes=2) as job:
         job.until_step(run, 7)
         job.signal(1, signal.SIGSTOP)
         time.sleep(5)
         job.signal(1, signal.SIGCONT)
         job.until_step(run, 17)
-        assert set(bench.attempts(run).values()) == {1}
+        assert set(harness.attempts(run).values()) == {1}
         begin = job.signal(1, signal.SIGSTOP)
         code, detected = job.end(), time.monotonic() - begin
         assert code == ExitStatus.RETRY, job.output
@@ -169,44 +175,45 @@ def test_a_stopped_process_is_noticed_and_a_pause_of_five_seconds_is_none(tmp_pa
         assert detected <= 25
     assert (runs.status(run)["state"], runs.status(run)["exit_code"]) == ("failed", 42)
     row = resumed(config, run, two)
-    case(4, "SIGSTOP for good; 5 s of it are tolerated", detected_s=detected, code=code, **row)
+    add_row("SIGSTOP for good; 5 s of it are tolerated", detected_s=detected, code=code, **row)
 
 
-def test_a_main_thread_that_waits_for_ever_is_named_with_all_stacks(tmp_path, two, case):
-    """The other rank waits for it before a hook, which may itself take 10 times as long; a step may not."""
+@pytest.mark.case("a data source hangs")
+def test_hang_is_detected_and_reported_with_all_stacks(tmp_path, two, add_row):
+    """The other process waits for it before a hook. A hook may take 10 times as long as a step."""
     run, file = tmp_path / "run", tmp_path / "fault"
     settings = {"resilience__hang": "4 seconds", "checkpoint__every": "7 steps", **PAIR}  # not at the step that hangs
     source = {"target": "tests.faults.process_test.Blocking", "file": str(file)}
-    config = bench.config(tmp_path / "config", pause=0.05, data=source, **settings)
-    with bench.Job("train", config, f"--workdir={run}", ranks=2) as job:
+    config = harness.config(tmp_path / "config", pause=0.05, data=source, **settings)
+    with harness.Job("train", config, f"--workdir={run}", processes=2) as job:
         job.until_step(run, 12)
-        begin = turn(job, file, 1)
+        begin = start_fault(job, file, 1)
         code, detected = job.end(), time.monotonic() - begin
         output = job.output
         assert code == ExitStatus.RETRY, output
         assert detected <= 20
         assert job.pids() == []
-    told = output.splitlines()[-1]
-    assert "Hang: no step has finished for " in told
-    assert "Process 1 is behind: process 1 has dispatched " in told
-    assert "process_test.py:" in told and " in __getitem__" in told
-    for rank in range(2):
-        assert f"[{rank}] Main thread, innermost call last:" in output
-        assert "Thread" in (run / f"stacks/attempt-1-process-{rank}.txt").read_text()
+    last = output.splitlines()[-1]
+    assert "Hang: no step has finished for " in last
+    assert "Process 1 is behind: process 1 has dispatched " in last
+    assert "process_test.py:" in last and " in __getitem__" in last
+    for index in range(2):
+        assert f"[{index}] Main thread, innermost call last:" in output
+        assert "Thread" in (run / f"stacks/attempt-1-process-{index}.txt").read_text()
     assert "in __getitem__" in (run / "stacks/attempt-1-process-1.txt").read_text()
     status = runs.status(run)
     assert (status["state"], status["exit_code"]) == ("failed", 42)
     assert "Process 1 is behind" in status["reason"]
     row = resumed(config, run, two)
-    case(5, "a source that never returns on one rank", detected_s=detected, code=code, **row)
+    add_row("a data source that hangs in one process", detected_s=detected, code=code, **row)
 
 
-LIMIT = 4 << 30  # bytes, for two ranks, their launcher and what one takes beyond
+LIMIT = 4 << 30  # bytes, for two training processes and their launcher
 
 
 @pytest.fixture
 def limited(tmp_path):
-    """Words that start a program in a control group with little memory; none where no group can be made here."""
+    """A command prefix that starts a program in a control group with little memory; empty where none can be created."""
     group = Path("/sys/fs/cgroup/memory") / f"convoy-test-{os.getpid()}"
     try:
         group.mkdir()
@@ -221,32 +228,34 @@ def limited(tmp_path):
     group.rmdir()
 
 
-def test_a_process_that_the_kernel_kills_for_memory_is_retried_and_the_message_says_so(tmp_path, two, case, limited):
+@pytest.mark.case("out of memory")
+def test_out_of_memory_kill_is_retried_and_reported(tmp_path, two, add_row, limited):
     run, file = tmp_path / "run", tmp_path / "fault"
     hook = {"target": "tests.faults.process_test.Eating", "file": str(file), "every": "1 step"}
-    config = bench.config(tmp_path / "config", pause=0.05, hooks={"eating": hook}, **PAIR)
-    with bench.Job("train", config, f"--workdir={run}", ranks=2, prefix=limited) as job:
+    config = harness.config(tmp_path / "config", pause=0.05, hooks={"eating": hook}, **PAIR)
+    with harness.Job("train", config, f"--workdir={run}", processes=2, prefix=limited) as job:
         job.until_step(run, 12)
-        begin = turn(job, file, 1) if limited else job.signal(1, signal.SIGKILL)
+        begin = start_fault(job, file, 1) if limited else job.signal(1, signal.SIGKILL)
         code, detected = job.end(), time.monotonic() - begin
-        told = job.output.splitlines()[-1]
+        last = job.output.splitlines()[-1]
     assert (code, is_retried(code)) == (137, True)
-    says = "the kernel reports that memory ran out" if limited else "if nobody sent the signal, memory ran out"
-    assert "process 1 ended first, with 137 (" in told and says in told
-    assert says in runs.status(run)["reason"]
+    message = "the kernel reports that memory ran out" if limited else "if nobody sent the signal, memory ran out"
+    assert "process 1 ended first, with 137 (" in last and message in last
+    assert message in runs.status(run)["reason"]
     file.unlink(missing_ok=True)
     row = resumed(config, run, two)
-    note = {} if limited else {"note": "no control group for memory can be made here; SIGKILL by hand"}
-    case(12, "the kernel kills a rank for memory", detected_s=detected, code=code, **row, **note)
+    note = {} if limited else {"note": "no control group can be created here; SIGKILL by the test"}
+    add_row("the kernel kills a process for memory", detected_s=detected, code=code, **row, **note)
 
 
-def test_an_exception_on_one_rank_ends_all_with_its_traceback_last_and_once(tmp_path, two, case):
+@pytest.mark.case("an exception in one process")
+def test_exception_in_one_process_ends_all_and_prints_one_traceback(tmp_path, two, add_row):
     run, file = tmp_path / "run", tmp_path / "fault"
     hook = {"target": "tests.faults.process_test.Raising", "file": str(file), "every": "1 step"}
-    config = bench.config(tmp_path / "config", pause=0.05, hooks={"raising": hook}, **PAIR)
-    with bench.Job("train", config, f"--workdir={run}", ranks=2) as job:
+    config = harness.config(tmp_path / "config", pause=0.05, hooks={"raising": hook}, **PAIR)
+    with harness.Job("train", config, f"--workdir={run}", processes=2) as job:
         job.until_step(run, 12)
-        begin = turn(job, file, 1)
+        begin = start_fault(job, file, 1)
         code, detected = job.end(), time.monotonic() - begin
         lines = job.output.splitlines()
     assert code == ExitStatus.USER_ERROR
@@ -259,4 +268,4 @@ def test_an_exception_on_one_rank_ends_all_with_its_traceback_last_and_once(tmp_
     assert (status["state"], status["exit_code"]) == ("failed", 1)
     assert status["reason"] == "process 1 ended this run: KeyError: 'imagee'"
     row = resumed(config, run, two)
-    case(6, "an exception of the user's on one rank", detected_s=detected, code=code, **row)
+    add_row("an exception of user code in one process", detected_s=detected, code=code, **row)

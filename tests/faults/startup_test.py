@@ -1,4 +1,4 @@
-"""Cases 16, 17, 18, 31 and 32: what cannot or must not run is refused before training, with the difference."""
+"""Runs that cannot or must not start are refused before training, with a message that shows the difference."""
 
 import time
 from pathlib import Path
@@ -9,14 +9,14 @@ import pytest
 from engine import ArraySource
 from engine.data.array_record import write_array_record
 from tests import zoo
-from tests.faults import bench
+from tests.faults import harness
 
 pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.slow]
 
 
 def refused(*words: str, say: tuple[str, ...], **env: Any) -> float:
-    """Runs a job that must end with 1 and these sentences; returns the seconds that it took."""
-    with bench.Job(*words, **env) as job:
+    """Runs a job that must exit with 1 and print these texts; returns the seconds that it took."""
+    with harness.Job(*words, **env) as job:
         assert job.end() == 1, job.output
         took = time.monotonic() - job.started
         for text in say:
@@ -25,6 +25,7 @@ def refused(*words: str, say: tuple[str, ...], **env: Any) -> float:
     return took
 
 
+@pytest.mark.case("a typo in the config")
 @pytest.mark.parametrize(
     ("what", "word", "say"),
     [
@@ -32,26 +33,28 @@ def refused(*words: str, say: tuple[str, ...], **env: Any) -> float:
         ("a value", "train.precision=float8", "train.precision"),
     ],
 )
-def test_a_typo_in_the_config_is_told_without_loading_jax(what, word, say, tmp_path, case):
+def test_config_typo_is_reported_without_importing_jax(what, word, say, tmp_path, add_row):
     (tmp_path / "broken/jax").mkdir(parents=True)
     (tmp_path / "broken/jax/__init__.py").write_text("raise SystemExit('jax was loaded')\n")
     run = tmp_path / "run"
-    where = bench.config(tmp_path / "config")
+    where = harness.config(tmp_path / "config")
     near = "Did you mean train.total?" if "totl" in word else "float32 or bfloat16"
     words = ("train", where, f"--workdir={run}", f"--config.{word}")
     took = refused(*words, say=(say, near), PYTHONPATH=str(tmp_path / "broken"))
     assert not run.exists()
-    case(16, f"a typo in {what}", detected_s=took, code=1)
+    add_row(f"a typo in {what}", detected_s=took, code=1)
 
 
-def test_a_typo_in_what_the_author_named_is_told_before_a_device_starts(tmp_path, case):
-    where, run = bench.config(tmp_path / "config"), tmp_path / "run"
+@pytest.mark.case("a typo in the config")
+def test_typo_in_a_task_argument_is_reported_before_devices_start(tmp_path, add_row):
+    where, run = harness.config(tmp_path / "config"), tmp_path / "run"
     words = ("train", where, f"--workdir={run}", "--config.task.widht=8")
     took = refused(*words, say=("task.widht", "Did you mean", "width"), JAX_PLATFORMS="no-such-platform")
     assert not run.exists()
-    case(16, "a typo in an argument of the task, before devices start", detected_s=took, code=1)
+    add_row("a typo in an argument of the task, before devices start", detected_s=took, code=1)
 
 
+@pytest.mark.case("a mesh that does not divide")
 @pytest.mark.parametrize(
     ("devices", "word", "say"),
     [
@@ -59,12 +62,12 @@ def test_a_typo_in_what_the_author_named_is_told_before_a_device_starts(tmp_path
         (3, "mesh.fsdp=3", ("16", "3")),
     ],
 )
-def test_a_mesh_that_does_not_divide_is_told_with_the_arithmetic(devices, word, say, tmp_path, case):
-    where, run = bench.config(tmp_path / "config"), tmp_path / "run"
+def test_mesh_that_does_not_divide_is_reported_with_the_numbers(devices, word, say, tmp_path, add_row):
+    where, run = harness.config(tmp_path / "config"), tmp_path / "run"
     words = ("train", where, f"--workdir={run}", f"--config.{word}")
     took = refused(*words, say=say, JAX_NUM_CPU_DEVICES=str(devices))
-    assert not (run / "metrics.jsonl").exists() and not bench.saved(run)
-    case(17, f"{word} on {devices} devices, batches of 16", detected_s=took, code=1)
+    assert not (run / "metrics.jsonl").exists() and not harness.saved(run)
+    add_row(f"{word} on {devices} devices, batches of 16", detected_s=took, code=1)
 
 
 TASK = "from tests import zoo\n\n\nclass Theirs(zoo.Classify):\n    pass\n"
@@ -77,16 +80,17 @@ def write_task(folder: Path, text: str) -> str:
 
 
 def other_library(folder: Path) -> str:
-    """A folder whose metadata says that another optax is installed."""
+    """Writes a folder whose metadata states another version of optax."""
     where = folder / "optax-0.0.1.dist-info"
     where.mkdir(parents=True)
     (where / "METADATA").write_text("Metadata-Version: 2.1\nName: optax\nVersion: 0.0.1\n")
     return str(folder)
 
 
+@pytest.mark.case("processes started differently")
 @pytest.mark.parametrize("what", ["config", "code", "library"])
-def test_ranks_that_were_not_started_alike_are_refused(what, tmp_path, case):
-    where, run = bench.config(tmp_path / "config", task__target="theirs.Theirs"), tmp_path / "run"
+def test_processes_started_with_different_config_code_or_libraries_are_refused(what, tmp_path, add_row):
+    where, run = harness.config(tmp_path / "config", task__target="theirs.Theirs"), tmp_path / "run"
     mine = theirs = write_task(tmp_path / "code", TASK)
     words: list[tuple[str, ...]] = [("train", where, f"--workdir={run}")] * 2
     say = "module theirs: "
@@ -98,7 +102,7 @@ def test_ranks_that_were_not_started_alike_are_refused(what, tmp_path, case):
     else:
         theirs = f"{other_library(tmp_path / 'newer')}:{mine}"
         say = "optax: 0.0.1, but "
-    with bench.ranks(words, [{"PYTHONPATH": path} for path in (mine, theirs)]) as jobs:
+    with harness.start_processes(words, [{"PYTHONPATH": path} for path in (mine, theirs)]) as jobs:
         for job in jobs:
             assert job.end() == 1, job.output
             assert "InconsistentProcesses: the processes of this run differ.\nprocess 1 on " in job.output
@@ -106,23 +110,24 @@ def test_ranks_that_were_not_started_alike_are_refused(what, tmp_path, case):
             assert "Traceback" not in job.output
         took = time.monotonic() - jobs[0].started
     assert not run.exists()
-    case(18, f"ranks of another {what}", detected_s=took, code=1)
+    add_row(f"processes with another {what}", detected_s=took, code=1)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of ten steps, with a Task in a file of the user's."""
+    """A run of ten steps with a Task in a user file."""
     top = tmp_path_factory.mktemp("trained")
-    where = bench.config(top / "config", task__target="theirs.Theirs", train__total="10 steps")
+    where = harness.config(top / "config", task__target="theirs.Theirs", train__total="10 steps")
     path = write_task(top / "code", TASK)
-    with bench.Job("train", where, f"--workdir={top / 'run'}", PYTHONPATH=path) as job:
+    with harness.Job("train", where, f"--workdir={top / 'run'}", PYTHONPATH=path) as job:
         assert job.end() == 0, job.output
     return top
 
 
-def test_another_model_optimizer_or_config_is_refused_with_the_difference(trained, case):
+@pytest.mark.case("another model at resume")
+def test_resume_with_another_config_is_refused_with_the_difference(trained, add_row):
     run = trained / "run"
-    before = bench.state_hashes(run)
+    before = harness.state_hashes(run)
     changes = ("task.width=8", "optimizer.target=optax.sgd", "train.global_batch_size=32")
     words = ("train", f"--config={run}", f"--workdir={run}", *(f"--config.{change}" for change in changes))
     say = (
@@ -133,8 +138,8 @@ def test_another_model_optimizer_or_config_is_refused_with_the_difference(traine
         f"--config.init.checkpoint={run}",
     )
     took = refused(*words, say=say, PYTHONPATH=str(trained / "code"))
-    assert bench.state_hashes(run) == before
-    case(31, "another model, optimizer and config at resume", detected_s=took, code=1)
+    assert harness.state_hashes(run) == before
+    add_row("another model, optimizer and config at resume", detected_s=took, code=1)
 
 
 NECK = """
@@ -156,7 +161,8 @@ class Theirs(zoo.Classify):
 """
 
 
-def test_other_code_of_the_model_is_refused_with_a_tree_and_its_weights_may_begin_a_new_run(trained, tmp_path, case):
+@pytest.mark.case("another model at resume")
+def test_resume_with_changed_model_code_is_refused_and_warm_start_works(trained, tmp_path, add_row):
     code, run, new = write_task(tmp_path / "code", NECK), trained / "run", tmp_path / "new"
     words = ("train", f"--config={run}", "--config.train.total=11 steps", "--config.optimizer.schedule=constant")
     tree = (
@@ -168,23 +174,23 @@ def test_other_code_of_the_model_is_refused_with_a_tree_and_its_weights_may_begi
     took = refused(
         "train", f"--config={run}", "--config.train.total=10 steps", f"--workdir={run}", say=tree, PYTHONPATH=code
     )
-    case(31, "another model by its code: the tree's difference", detected_s=took, code=1)
+    add_row("changed model code: the difference of the trees", detected_s=took, code=1)
 
     begin = (*words, f"--workdir={new}", f"--config.init.checkpoint={run}")
     say = ("params/head/kernel: here (32, 6) float32, there (32, 4) float32", "params/neck/kernel: here", "there none")
     refused(*begin, say=say, PYTHONPATH=code)
     none = ("--config.init.paths.head=None", "--config.init.paths.neck=None", "--config.optimizer.learning_rate=0.0")
-    with bench.Job(*begin, *none, "--config.mesh.fsdp=2", ranks=2, PYTHONPATH=code) as job:  # another mesh
+    with harness.Job(*begin, *none, "--config.mesh.fsdp=2", processes=2, PYTHONPATH=code) as job:  # another mesh
         assert job.end() == 0, job.output
-    there, here = bench.state_hashes(run), bench.state_hashes(new)
+    there, here = harness.state_hashes(run), harness.state_hashes(new)
     same = {path for path in here if path.startswith("params/") and here[path] == there.get(path)}
     assert same == {f"params/hidden/{i}/{name}" for i in (0, 1) for name in ("kernel", "bias")}
     assert (new / "log.txt").read_text().count("initialized 4 arrays from") == 1
-    case(31, "a warm start takes what init.paths says, bit for bit", bitwise=True, code=0)
+    add_row("a warm start copies the arrays of init.paths", bitwise=True, code=0)
 
 
 def write_records(folder: Path, seed: int, order: str = "ab") -> dict:
-    """Two files of examples; the section of the config."""
+    """Writes two files of examples; returns the config section."""
     folder.mkdir(exist_ok=True)
     for i, name in enumerate("ab"):
         write_array_record(ArraySource(zoo.examples(32, seed + i)), str(folder / f"{name}.arrayrecord"))
@@ -192,13 +198,14 @@ def write_records(folder: Path, seed: int, order: str = "ab") -> dict:
     return {"target": "engine.data.array_record.ArrayRecordSource", "pattern": paths}
 
 
-def test_another_dataset_at_resume_is_refused_and_the_right_one_goes_on_bit_for_bit(tmp_path, case):
+@pytest.mark.case("another dataset at resume")
+def test_resume_on_another_dataset_is_refused_and_on_the_same_one_bitwise_equal(tmp_path, add_row):
     data, run = write_records(tmp_path / "data", 0), tmp_path / "run"
-    whole = bench.unbroken(tmp_path / "unbroken", data=data)
-    where = bench.config(tmp_path / "config", data=data, pause=0.05)
-    with bench.Job("train", where, f"--workdir={run}") as job:
+    whole = harness.undisturbed(tmp_path / "undisturbed", data=data)
+    where = harness.config(tmp_path / "config", data=data, pause=0.05)
+    with harness.Job("train", where, f"--workdir={run}") as job:
         job.until_step(run, 12)
-        bench.kill(job.process.pid)
+        harness.kill(job.process.pid)
         job.end()
     kept = {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()}
 
@@ -207,24 +214,24 @@ def test_another_dataset_at_resume_is_refused_and_the_right_one_goes_on_bit_for_
         "train", where, f"--workdir={run}",
         say=(f"{run} holds a run on another dataset:\n  data: content: a.arrayrecord ", "--accept-data-change"),
     )  # fmt: skip
-    assert bench.status(run)["state"] == "failed" and bench.status(run)["exit_code"] == 1
-    case(32, "other content of the same files", detected_s=took, code=1)
+    assert harness.status(run)["state"] == "failed" and harness.status(run)["exit_code"] == 1
+    add_row("other content of the same files", detected_s=took, code=1)
 
     write_array_record(ArraySource(zoo.examples(40, 1)), str(tmp_path / "data/b.arrayrecord"))
     took = refused(
         "train", where, f"--workdir={run}", say=("data: examples: 64 -> 72", "data: content: b.arrayrecord ")
     )
-    case(32, "more examples in one of the files", detected_s=took, code=1)
+    add_row("more examples in one of the files", detected_s=took, code=1)
 
     for name, content in kept.items():
         (tmp_path / "data" / name).write_bytes(content)
-    swapped = bench.config(tmp_path / "swapped", data=write_records(tmp_path / "data", 0, order="ba"))
+    swapped = harness.config(tmp_path / "swapped", data=write_records(tmp_path / "data", 0, order="ba"))
     took = refused("train", swapped, f"--workdir={run}", say=("holds a run of another config:\n  data.pattern: ",))
-    case(32, "the same paths in another order", detected_s=took, code=1)
+    add_row("the same paths in another order", detected_s=took, code=1)
 
     for name, content in kept.items():
         (tmp_path / "data" / name).write_bytes(content)
-    with bench.Job("train", where, f"--workdir={run}") as job:
+    with harness.Job("train", where, f"--workdir={run}") as job:
         assert job.end() == 0, job.output
-    assert bench.outcome(run) == whole
-    case(32, "the right dataset goes on", bitwise=True, code=0)
+    assert harness.outcome(run) == whole
+    add_row("the same dataset resumes", bitwise=True, code=0)

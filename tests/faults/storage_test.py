@@ -1,8 +1,8 @@
-"""Cases 19, 25, 26 and 27: storage that cannot be written, is full, slow, or does not answer.
+"""Storage that is read-only, full, slow, or does not answer.
 
 A full disk is a tmpfs of a few MiB in a mount namespace of the job; the test reaches it through /proc. A slow or
-hanging one is `benchmarks/disk.py`: a library between the processes and libc that delays or holds back real calls, by a
-file that the test changes while they run.
+hanging disk is `benchmarks/disk.py`: a library between the processes and libc that delays real calls. A file that the
+test changes controls it.
 """
 
 import contextlib
@@ -19,28 +19,28 @@ import pytest
 
 from benchmarks.disk import Disk, has_compiler
 from engine.run.storage import PROBE_S
-from tests.faults import bench
+from tests.faults import harness
 
 pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.slow]
 
-START_S = 40.0  # of a process on a busy machine, until it looks at its directory
+START_S = 40.0  # until a process on a busy machine checks its directory
 NOT_SAVED = "could not be saved"
 
 
 def can_mount() -> bool:
-    """Whether this user may mount a tmpfs in a namespace of its own."""
+    """Whether this user may mount a tmpfs in a new namespace."""
     words = ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"]
     with contextlib.suppress(OSError):
         return subprocess.run(words, capture_output=True).returncode == 0
     return False
 
 
-needs_mounts = pytest.mark.skipif(not can_mount(), reason="this machine lets no namespace mount a tmpfs")
+needs_mounts = pytest.mark.skipif(not can_mount(), reason="this machine does not allow mounting a tmpfs in a namespace")
 needs_compiler = pytest.mark.skipif(not has_compiler(), reason="this machine has no C compiler (cc)")
 
 
 def on_small_disk(folder: Path, size: str, kept: Path, options: str = "") -> tuple[str, ...]:
-    """Words before a command: it runs with a disk of its own at `folder`, copied to `kept` at the end."""
+    """A command prefix that mounts a small disk at `folder` and copies its files to `kept` at the end."""
     script = (
         f"mount -t tmpfs -o size={size} none {folder} && {options or ':'}; "
         f'"$@"; code=$?; cp -r {folder}/. {kept}; exit $code'
@@ -48,8 +48,8 @@ def on_small_disk(folder: Path, size: str, kept: Path, options: str = "") -> tup
     return ("unshare", "-rm", "sh", "-c", script, "sh")
 
 
-def inside(job: bench.Job, folder: Path) -> Path:
-    """The folder as the processes of a job see it."""
+def inside(job: harness.Job, folder: Path) -> Path:
+    """The folder in the mount namespace of a job."""
 
     def found() -> Path | None:
         outside = os.stat(folder).st_dev
@@ -64,7 +64,7 @@ def inside(job: bench.Job, folder: Path) -> Path:
 
 
 def fill(folder: Path) -> Path:
-    """Takes all the space that is left; returns the file that holds it."""
+    """Fills the remaining space; returns the file that fills it."""
     path = folder / "filler"
     with open(path, "wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
@@ -72,59 +72,61 @@ def fill(folder: Path) -> Path:
     return path
 
 
-def told(job: bench.Job) -> str:
-    """The first sentence about a save that failed."""
+def failed_save(job: harness.Job) -> str:
+    """The first message about a save that failed, or an empty string."""
     lines = [line for line in job.output.splitlines() if NOT_SAVED in line]
     return lines[0] if lines else ""
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.case("a full disk")
+@pytest.mark.parametrize("processes", [1, 2])
 @needs_mounts
-def test_a_disk_that_is_full_for_a_while_costs_only_the_saves_of_that_time(ranks, tmp_path, request, case):
-    reference = request.getfixturevalue("one" if ranks == 1 else "two")
+def test_temporarily_full_disk_loses_only_the_saves_of_that_time(processes, tmp_path, request, add_row):
+    reference = request.getfixturevalue("one" if processes == 1 else "two")
     disk, kept = tmp_path / "disk", tmp_path / "kept"
     disk.mkdir()
     kept.mkdir()
-    mesh: dict[str, Any] = {"mesh__fsdp": 2} if ranks == 2 else {}
-    where = bench.config(tmp_path / "config", pause=0.1, log__examples=False, log__progress="lines", **mesh)
+    mesh: dict[str, Any] = {"mesh__fsdp": 2} if processes == 2 else {}
+    where = harness.config(tmp_path / "config", pause=0.1, log__examples=False, log__progress="lines", **mesh)
     prefix = on_small_disk(disk, "8m", kept)
-    with bench.Job("train", where, f"--workdir={disk}/run", ranks=ranks, prefix=prefix) as job:
+    with harness.Job("train", where, f"--workdir={disk}/run", processes=processes, prefix=prefix) as job:
         run = inside(job, disk) / "run"
-        job.until(lambda: bench.saved(run))
+        job.until(lambda: harness.saved(run))
         filler, full_at = fill(run.parent), time.monotonic()
-        sentence = job.until(lambda: told(job), 60.0)
+        sentence = job.until(lambda: failed_save(job), 60.0)
         detected = time.monotonic() - full_at
-        before = max(bench.saved(run))
+        before = max(harness.saved(run))
         assert "No space left on device" in sentence, sentence
         assert f"{disk}/run/checkpoints: step" in sentence and "free there, the state has" in sentence
         assert f"The newest checkpoint is that of step {before}. Training continues" in sentence
         filler.unlink()
         freed_at = time.monotonic()
-        job.until(lambda: max(bench.saved(run)) > before)
+        job.until(lambda: max(harness.saved(run)) > before)
         recovered = time.monotonic() - freed_at
         assert job.end() == 0, job.output
         assert "Traceback" not in job.output, job.output
-    outcome = bench.outcome(kept / "run")
+    outcome = harness.outcome(kept / "run")
     same = (outcome.losses, outcome.state) == (reference.losses, reference.state)
     assert same
     assert detected <= 30.0
-    case(25, f"disk full in an async save, {ranks} process(es)", detected_s=detected, recovered_s=recovered, lost=0,
+    add_row(f"disk full in an async save, {processes} process(es)", detected_s=detected, recovered_s=recovered, lost=0,
          bitwise=same, code=0)  # fmt: skip
 
 
+@pytest.mark.case("a full disk")
 @needs_mounts
-def test_a_disk_that_stays_full_stops_the_run_by_policy_or_at_its_end(tmp_path, case):
+def test_permanently_full_disk_stops_the_run_by_policy_or_at_its_end(tmp_path, add_row):
     disk, kept = tmp_path / "disk", tmp_path / "kept"
     disk.mkdir()
     for policy in ("stop", "continue"):
         shutil.rmtree(kept, ignore_errors=True)
         kept.mkdir()
-        where = bench.config(
+        where = harness.config(
             tmp_path / policy, pause=0.1, log__examples=False, checkpoint__on_failure=policy, train__total="30 steps"
         )
-        with bench.Job("train", where, f"--workdir={disk}/run", prefix=on_small_disk(disk, "8m", kept)) as job:
+        with harness.Job("train", where, f"--workdir={disk}/run", prefix=on_small_disk(disk, "8m", kept)) as job:
             run = inside(job, disk) / "run"
-            job.until(lambda run=run: bench.saved(run))
+            job.until(lambda run=run: harness.saved(run))
             fill(run.parent)
             full_at = time.monotonic()
             assert job.end() == 42, job.output
@@ -132,142 +134,150 @@ def test_a_disk_that_stays_full_stops_the_run_by_policy_or_at_its_end(tmp_path, 
             assert job.output.count(f"StorageError: {disk}/run/checkpoints: step") == 1, job.output
             assert "The newest checkpoint is that of step" in job.output and "Traceback" not in job.output
         (kept / "run" / "../filler").unlink()
-        newest = max(bench.saved(kept / "run"))
-        assert bench.state_hashes(kept / "run", newest)
+        newest = max(harness.saved(kept / "run"))
+        assert harness.state_hashes(kept / "run", newest)
         if policy == "stop":
             assert stopped <= 30.0
-            case(25, "disk stays full, on_failure=stop", detected_s=stopped, code=42)
+            add_row("disk stays full, on_failure=stop", detected_s=stopped, code=42)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.case("hanging storage")
+@pytest.mark.parametrize("processes", [1, 2])
 @needs_compiler
-def test_a_save_on_storage_that_hangs_is_abandoned_and_training_goes_on(ranks, tmp_path, request, case):
+def test_save_on_hanging_storage_is_abandoned_and_training_continues(processes, tmp_path, request, add_row):
     """With two processes, only the second one's writes hang."""
-    reference = request.getfixturevalue("one" if ranks == 1 else "two")
+    reference = request.getfixturevalue("one" if processes == 1 else "two")
     run = tmp_path / "run"
     disk = Disk(tmp_path, run / "checkpoints")
-    mesh: dict[str, Any] = {"mesh__fsdp": 2} if ranks == 2 else {}
-    where = bench.config(tmp_path / "config", pause=0.1, checkpoint__timeout="3 seconds", log__progress="lines", **mesh)
-    with bench.Job("train", where, f"--workdir={run}", ranks=ranks, **disk.environment) as job:
-        job.until(lambda: bench.saved(run))
-        disk.set_rules("* write hang" if ranks == 1 else "1 write hang")
-        hangs_at, before = time.monotonic(), max(bench.losses(run))
-        sentence = job.until(lambda: told(job), 60.0)
+    mesh: dict[str, Any] = {"mesh__fsdp": 2} if processes == 2 else {}
+    where = harness.config(
+        tmp_path / "config", pause=0.1, checkpoint__timeout="3 seconds", log__progress="lines", **mesh
+    )
+    with harness.Job("train", where, f"--workdir={run}", processes=processes, **disk.environment) as job:
+        job.until(lambda: harness.saved(run))
+        disk.set_rules("* write hang" if processes == 1 else "1 write hang")
+        hangs_at, before = time.monotonic(), max(harness.losses(run))
+        sentence = job.until(lambda: failed_save(job), 60.0)
         detected = time.monotonic() - hangs_at
         assert "not written within checkpoint.timeout, 3 s" in sentence
         assert "Training continues" in sentence
-        if ranks == 2:
+        if processes == 2:
             assert "process 1 is writing" in sentence and "process 0 is" not in sentence
-        reached = max(bench.losses(run))
+        reached = max(harness.losses(run))
         assert reached > before
-        job.until_step(run, reached + 2)  # on the hanging disk
+        job.until_step(run, reached + 2)  # while the disk hangs
         disk.set_rules()
-        healed_at, newest = time.monotonic(), max(bench.saved(run))
-        job.until(lambda: max(bench.saved(run)) > newest)
+        healed_at, newest = time.monotonic(), max(harness.saved(run))
+        job.until(lambda: max(harness.saved(run)) > newest)
         recovered = time.monotonic() - healed_at
         abandoned = re.search(r"step (\d+) could not", sentence)
-        assert abandoned is not None and int(abandoned[1]) not in bench.saved(run)  # though its thread went on
+        assert abandoned is not None and int(abandoned[1]) not in harness.saved(run)  # although its thread continued
         assert job.end() == 0, job.output
-    outcome = bench.outcome(run)
+    outcome = harness.outcome(run)
     assert outcome == reference
-    case(27, f"storage hangs in a save, {ranks} process(es)", detected_s=detected, recovered_s=recovered, lost=0,
+    add_row(f"storage hangs in a save, {processes} process(es)", detected_s=detected, recovered_s=recovered, lost=0,
          bitwise=True, code=0)  # fmt: skip
 
 
+@pytest.mark.case("hanging storage")
 @pytest.mark.parametrize("preempted", [False, True])
 @needs_compiler
-def test_a_run_whose_storage_hangs_to_the_end_is_over_in_bounded_time(preempted, tmp_path, case):
+def test_run_on_hanging_storage_ends_within_the_timeouts(preempted, tmp_path, add_row):
     run = tmp_path / "run"
     disk = Disk(tmp_path, run / "checkpoints")
-    where = bench.config(tmp_path / "config", pause=0.1, checkpoint__timeout="3 seconds", train__total="20 steps")
-    with bench.Job("train", where, f"--workdir={run}", **disk.environment) as job:
-        job.until(lambda: bench.saved(run))
-        job.until_step(run, 6)  # so that the state to be saved is a newer one
+    where = harness.config(tmp_path / "config", pause=0.1, checkpoint__timeout="3 seconds", train__total="20 steps")
+    with harness.Job("train", where, f"--workdir={run}", **disk.environment) as job:
+        job.until(lambda: harness.saved(run))
+        job.until_step(run, 6)  # so that the last save has a newer state
         disk.set_rules("* write hang")
         hangs_at = job.signal(0, signal.SIGTERM) if preempted else time.monotonic()
         assert job.end(90.0) == 42, job.output
         what = "storage hangs at a preemption" if preempted else "storage hangs to the end"
-        case(27, what, detected_s=time.monotonic() - hangs_at, code=42)
+        add_row(what, detected_s=time.monotonic() - hangs_at, code=42)
         assert ("Preempted: asked to stop at step" if preempted else "StorageError: ") in job.output, job.output
         assert "The newest checkpoint is that of step 5. It was the last save of this attempt" in job.output
-    assert bench.status(run)["state"] != "done"
+    assert harness.status(run)["state"] != "done"
 
 
+@pytest.mark.case("hanging storage")
 @needs_compiler
-def test_a_restore_that_hangs_in_one_process_ends_all_and_names_it(tmp_path, case):
+def test_hanging_restore_in_one_process_ends_all_and_is_reported(tmp_path, add_row):
     run = tmp_path / "run"
-    where = bench.config(
+    where = harness.config(
         tmp_path / "config", checkpoint__timeout="6 seconds", mesh__fsdp=2, train__total="10 steps", pause=0.0
     )
     longer = ("--config.train.total=20 steps", "--accept-schedule-change")
-    with bench.Job("train", where, f"--workdir={run}", ranks=2) as job:
+    with harness.Job("train", where, f"--workdir={run}", processes=2) as job:
         assert job.end() == 0, job.output
     disk = Disk(tmp_path, run / "checkpoints")
     disk.set_rules("1 read hang")
-    with bench.Job("train", where, f"--workdir={run}", *longer, ranks=2, **disk.environment) as job:
+    with harness.Job("train", where, f"--workdir={run}", *longer, processes=2, **disk.environment) as job:
         assert job.end() == 42, job.output
         took = time.monotonic() - job.started
         assert "not restored within checkpoint.timeout, 6 s: process 1 did not finish" in job.output, job.output
         assert "Traceback" not in job.output
     disk.set_rules()
-    with bench.Job("train", where, f"--workdir={run}", *longer, ranks=2, **disk.environment) as job:
+    with harness.Job("train", where, f"--workdir={run}", *longer, processes=2, **disk.environment) as job:
         assert job.end() == 0, job.output
-    case(27, "a restore hangs in one of two processes", detected_s=took, code=42)
+    add_row("a restore hangs in one of two processes", detected_s=took, code=42)
 
 
+@pytest.mark.case("slow storage")
 @needs_compiler
-def test_saves_that_are_due_on_slow_storage_are_skipped_and_the_loop_goes_on(tmp_path, one, case):
-    """2 s for each call that writes: a save takes half a minute. How much a step is slowed is a benchmark."""
+def test_saves_are_skipped_on_slow_storage_and_training_continues(tmp_path, one, add_row):
+    """Each write takes 2 s, so a save takes half a minute. A benchmark measures how much a step slows down."""
     run = tmp_path / "run"
     disk = Disk(tmp_path, run / "checkpoints")
-    where = bench.config(tmp_path / "config", pause=0.1, log__progress="lines")
-    with bench.Job("train", where, f"--workdir={run}", **disk.environment) as job:
-        job.until(lambda: bench.saved(run))
+    where = harness.config(tmp_path / "config", pause=0.1, log__progress="lines")
+    with harness.Job("train", where, f"--workdir={run}", **disk.environment) as job:
+        job.until(lambda: harness.saved(run))
         disk.set_rules("* write 2")
         slow_at = time.monotonic()
         job.until(lambda: "is still being written: the storage is slower than checkpoint.every" in job.output)
         detected = time.monotonic() - slow_at
         job.until(lambda: job.output.count("is not saved, since step") >= 3)
         saving = [line for line in job.output.splitlines() if "saving checkpoint of step" in line]
-        assert len(saving) <= len(bench.saved(run)) + 60 // bench.SAVE_EVERY - 3
+        assert len(saving) <= len(harness.saved(run)) + 60 // harness.SAVE_EVERY - 3
         disk.set_rules()
         assert job.end() == 0, job.output
         assert NOT_SAVED not in job.output
-    assert bench.outcome(run) == one
-    case(26, "storage takes 2 s a write: saves are skipped", detected_s=detected, lost=0, bitwise=True, code=0)
+    assert harness.outcome(run) == one
+    add_row("storage takes 2 s a write: saves are skipped", detected_s=detected, lost=0, bitwise=True, code=0)
 
 
+@pytest.mark.case("a directory that cannot be written")
 @needs_mounts
-def test_a_directory_that_cannot_be_written_is_refused_before_the_first_step(tmp_path, case):
+def test_unwritable_run_directory_is_refused_before_the_first_step(tmp_path, add_row):
     disk, kept = tmp_path / "disk", tmp_path / "kept"
     disk.mkdir()
     kept.mkdir()
     (tmp_path / "file").write_text("")
-    where = bench.config(tmp_path / "config")
+    where = harness.config(tmp_path / "config")
     read_only = on_small_disk(disk, "8m", kept, f"mount -o remount,ro {disk}")
     for workdir, prefix, words in (
         (f"{disk}/run", read_only, "Read-only file system"),
         (f"{tmp_path}/file/run", (), "Not a directory"),
     ):
-        with bench.Job("train", where, f"--workdir={workdir}", prefix=prefix) as job:
+        with harness.Job("train", where, f"--workdir={workdir}", prefix=prefix) as job:
             assert job.end() == 1, job.output
             took = time.monotonic() - job.started
             assert f"RunError: {workdir}: cannot be written ({words})" in job.output, job.output
             assert "step" not in job.output and "Traceback" not in job.output
         assert took <= START_S
-    case(19, "read-only output directory", detected_s=took, code=1)
+    add_row("read-only output directory", detected_s=took, code=1)
 
 
+@pytest.mark.case("a directory that cannot be written")
 @needs_compiler
-def test_a_directory_that_does_not_answer_is_refused_before_the_first_step(tmp_path, case):
-    run, where = tmp_path / "run", bench.config(tmp_path / "config")
+def test_hanging_run_directory_is_refused_before_the_first_step(tmp_path, add_row):
+    run, where = tmp_path / "run", harness.config(tmp_path / "config")
     disk = Disk(tmp_path, run)
     run.mkdir()
     disk.set_rules("* write hang")
-    with bench.Job("train", where, f"--workdir={run}", **disk.environment) as job:
+    with harness.Job("train", where, f"--workdir={run}", **disk.environment) as job:
         assert job.end() == 42, job.output
         took = time.monotonic() - job.started
         assert f"RunError: {run}: the storage does not answer (no answer within {PROBE_S:g} s)" in job.output
     assert took <= PROBE_S + START_S
     assert not list(run.iterdir())
-    case(19, "output directory that hangs", detected_s=took, code=42)
+    add_row("output directory that hangs", detected_s=took, code=42)

@@ -20,7 +20,7 @@ import pytest
 
 from engine.run import status
 from tests import runs
-from tests.faults import bench
+from tests.faults import harness
 
 PROGRAMS = ("s3fs", "unshare", "umount")
 PAUSE, SETTINGS = 0.1, {"mesh__fsdp": 2, "log__examples": False}
@@ -91,30 +91,30 @@ def bucket(mount):
 def unbroken(tmp_path_factory):
     """An uninterrupted run of two processes."""
     folder = tmp_path_factory.mktemp("unbroken")
-    where = bench.config(folder / "config", pause=PAUSE, **SETTINGS)
-    with bench.Job("train", where, f"--workdir={folder / 'run'}", ranks=2) as job:
+    where = harness.config(folder / "config", pause=PAUSE, **SETTINGS)
+    with harness.Job("train", where, f"--workdir={folder / 'run'}", processes=2) as job:
         assert job.end() == 0, job.output
     return folder / "run"
 
 
 def assert_same_outcome(run, unbroken):
-    assert bench.losses(run) == bench.losses(unbroken)
-    assert bench.state_hashes(run) == bench.state_hashes(unbroken)
+    assert harness.losses(run) == harness.losses(unbroken)
+    assert harness.state_hashes(run) == harness.state_hashes(unbroken)
 
 
 def test_two_hosts_resume_from_a_shared_bucket_after_both_are_killed(mount, bucket, unbroken, tmp_path):
-    where = bench.config(tmp_path / "config", pause=PAUSE, **SETTINGS)
+    where = harness.config(tmp_path / "config", pause=PAUSE, **SETTINGS)
     train = [["train", where, f"--workdir={bucket / 'run'}"]] * 2
     host = ("unshare", "--mount", "sh", "-c", HOST.format(mount=" ".join(mount), folder=bucket), "sh")
 
-    with bench.ranks(train, [{}, {}], host) as jobs:
-        jobs[0].until(lambda: len(bench.saved(bucket / "run")) >= 2)
+    with harness.start_processes(train, [{}, {}], host) as jobs:
+        jobs[0].until(lambda: len(harness.saved(bucket / "run")) >= 2)
         for job in jobs:
             for pid in reversed(job.pids()):  # the mount program first, so that writes that were not uploaded are lost
-                bench.kill(pid)
-    left = bench.losses(bucket / "run")
+                harness.kill(pid)
+    left = harness.losses(bucket / "run")
 
-    with bench.ranks(train, [{}, {}], host) as jobs:
+    with harness.start_processes(train, [{}, {}], host) as jobs:
         assert [job.end() for job in jobs] == [0, 0], jobs[0].output + jobs[1].output
     # A bucket cannot rename a folder atomically: the newest step may be incomplete, and is then set aside.
     resumed = re.search(r"resuming from step (\d+)\n", (bucket / "run" / "log.txt").read_text())
@@ -135,31 +135,31 @@ def own_mounts():
 
 
 def test_bucket_address_works_as_run_directory_and_mounts_end_with_their_process(server, bucket, unbroken, tmp_path):
-    train = [["train", bench.config(tmp_path / "config", pause=PAUSE, **SETTINGS), "--workdir=s3://runs/run"]] * 2
-    with bench.ranks(train, [keys(server)] * 2) as jobs:
-        jobs[0].until(lambda: len(bench.saved(bucket / "run")) >= 2)
+    train = [["train", harness.config(tmp_path / "config", pause=PAUSE, **SETTINGS), "--workdir=s3://runs/run"]] * 2
+    with harness.start_processes(train, [keys(server)] * 2) as jobs:
+        jobs[0].until(lambda: len(harness.saved(bucket / "run")) >= 2)
         assert len(own_mounts()) == 2
         for job in jobs:
-            bench.kill(job.process.pid)
+            harness.kill(job.process.pid)
         end = time.monotonic() + 60
         while jobs[0].pids() or jobs[1].pids():  # including the programs that serve the mounts
             assert time.monotonic() < end
             time.sleep(0.1)
-    assert bench.status(bucket / "run")["state"] in status.RUNNING
+    assert harness.status(bucket / "run")["state"] in status.RUNNING
     assert "saving checkpoint of step 5\n" in (bucket / "run" / "log.txt").read_text()
 
-    with bench.ranks(train, [keys(server)] * 2) as jobs:
-        before = max(bench.saved(bucket / "run"))
-        jobs[0].until(lambda: max(bench.saved(bucket / "run")) > before)
+    with harness.start_processes(train, [keys(server)] * 2) as jobs:
+        before = max(harness.saved(bucket / "run"))
+        jobs[0].until(lambda: max(harness.saved(bucket / "run")) > before)
         for job in jobs:
             for pid in job.pids():  # as when a control group is stopped: also the programs that serve the mounts
                 os.kill(pid, signal.SIGTERM)
         assert [job.end() for job in jobs] == [42, 42], jobs[0].output + jobs[1].output
-        reason = bench.status(bucket / "run")["reason"]
+        reason = harness.status(bucket / "run")["reason"]
         found = re.fullmatch(r"asked to stop; the state of step (\d+) of 60 is saved in s3://runs/run\.", reason)
-        assert found and int(found[1]) == max(bench.saved(bucket / "run"))
+        assert found and int(found[1]) == max(harness.saved(bucket / "run"))
 
-    with bench.ranks(train, [keys(server)] * 2) as jobs:
+    with harness.start_processes(train, [keys(server)] * 2) as jobs:
         assert [job.end() for job in jobs] == [0, 0], jobs[0].output + jobs[1].output
     assert own_mounts() == []
     assert_same_outcome(bucket / "run", unbroken)
@@ -191,7 +191,7 @@ def test_dataset_can_be_read_from_a_bucket_address(server, bucket):
 
 
 def test_missing_bucket_is_reported(server, tmp_path):
-    where = bench.config(tmp_path / "config")
+    where = harness.config(tmp_path / "config")
     done = runs.convoy("train", where, "--workdir=s3://other/run", **keys(server))
     assert done.returncode == 1
     assert done.stderr.startswith("RunError: s3://other: s3fs cannot mount it (")
@@ -237,7 +237,7 @@ def test_next_process_unmounts_what_a_killed_process_left_mounted(server):
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 if folder.encode() in path.read_bytes():
-                    bench.kill(int(path.parent.name))
+                    harness.kill(int(path.parent.name))
         held.kill()
     assert len(own_mounts()) == 1
     subprocess.run([*command, "import engine; engine.local_path('s3://runs')"], check=True, env=env, timeout=60)

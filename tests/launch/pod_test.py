@@ -16,7 +16,7 @@ import pytest
 
 from engine.launch.kubernetes import JobSet
 from tests import runs
-from tests.faults import bench
+from tests.faults import harness
 
 PROGRAMS = ("unshare", "setpriv", "mount", "findmnt")
 BEGIN = """\
@@ -108,7 +108,7 @@ class Pod:
 
 
 def test_unprivileged_pod_trains_and_saves_on_sigterm(tmp_path):
-    config = bench.config(tmp_path / "config", pause=0.3, cache__compiled=True, log__progress="lines")
+    config = harness.config(tmp_path / "config", pause=0.3, cache__compiled=True, log__progress="lines")
     with Pod(tmp_path / "pod", ["train", config]) as pod:
         end = time.monotonic() + 180
         while not [*pod.host_path(pod.runs).glob("zoo/metrics.jsonl")]:

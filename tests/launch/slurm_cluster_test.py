@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests import runs
-from tests.faults import bench
+from tests.faults import harness
 from tests.launch import slurm_cluster
 from tests.launch.slurm_cluster import FIRST, Cluster
 
@@ -31,7 +31,7 @@ class SlurmRun:
 
     def __init__(self, cluster: Cluster, folder: Path, *words: str):
         hooks = {"slow": {"target": "tests.launch.slurm_cluster.SlowAtFirst", "every": "1 step"}}
-        config = bench.config(folder / "config", hooks=hooks)
+        config = harness.config(folder / "config", hooks=hooks)
         self.cluster, self.path, self.logs = cluster, folder / "run", folder / "logs"
         launch = ("launch", "slurm", "--nodes=2", f"--logs={self.logs}", *words, "--")
         self._first = folder / "first"
@@ -71,20 +71,20 @@ def test_run_stopped_by_its_time_limit_requeues_and_matches_an_uninterrupted_run
     for task in range(2):
         assert run.log(task).count(f"processes: {task} of 2, coordinator ") == restarts + 1
         assert "(Slurm: " in run.log(task)
-    last = bench.status(run.path)
-    assert (last["state"], last["step"], last["attempt"]) == ("done", bench.STEPS, restarts + 1)
-    attempts = bench.attempts(run.path)
-    assert attempts[1] < attempts[bench.STEPS]  # the last start resumed from a checkpoint
-    assert bench.outcome(run.path) == bench.unbroken(tmp_path / "unbroken", ranks=2)
+    last = harness.status(run.path)
+    assert (last["state"], last["step"], last["attempt"]) == ("done", harness.STEPS, restarts + 1)
+    attempts = harness.attempts(run.path)
+    assert attempts[1] < attempts[harness.STEPS]  # the last start resumed from a checkpoint
+    assert harness.outcome(run.path) == harness.undisturbed(tmp_path / "unbroken", processes=2)
 
 
 def test_cancelled_run_saves_and_is_not_requeued(cluster, tmp_path):
     run = SlurmRun(cluster, tmp_path, "--time=60")
-    cluster.until(lambda: len(bench.losses(run.path)) >= 2, 180, run.logs)
+    cluster.until(lambda: len(harness.losses(run.path)) >= 2, 180, run.logs)
     cluster.command("scancel", run.number)
     run.until_it_ends()
     assert run.state() == "CANCELLED"
-    last = bench.status(run.path)
+    last = harness.status(run.path)
     assert (last["state"], last["exit_code"]) == ("preempted", 42)
-    assert max(bench.saved(run.path)) == last["step"] < bench.STEPS
+    assert max(harness.saved(run.path)) == last["step"] < harness.STEPS
     assert cluster.job(run.number)["Restarts"] == "0"

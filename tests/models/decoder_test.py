@@ -1,4 +1,4 @@
-"""The decoder: packed rows give what single documents give; tied weights; what its Task counts."""
+"""The decoder: packed documents, causality, tied embeddings and router losses."""
 
 import dataclasses
 from typing import Any
@@ -18,7 +18,7 @@ TIME = 12
 
 
 def row(*documents):
-    """One packed row `[1, TIME]` of these documents."""
+    """One packed row `[1, TIME]` of the documents."""
     arrays = {
         "tokens": np.concatenate([d[:-1] for d in documents]),
         "targets": np.concatenate([d[1:] for d in documents]),
@@ -41,7 +41,7 @@ TASKS = {
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_packed_documents_give_the_losses_of_single_ones(name):
+def test_packed_documents_have_the_losses_of_single_documents(name):
     model = TASKS[name].build(nnx.Rngs(0))
     packed, _ = model(row(*DOCUMENTS), None)
     single = [model(row(document), None)[0][0, : len(document) - 1] for document in DOCUMENTS]
@@ -49,7 +49,7 @@ def test_packed_documents_give_the_losses_of_single_ones(name):
     assert len(np.unique(np.round(packed[0, :11], 3))) > 5
 
 
-def test_the_gradient_of_a_packed_row_is_the_sum_of_those_of_its_documents():
+def test_gradient_of_a_packed_row_is_the_sum_over_its_documents():
     task = TASKS["dense"]
     graph, params = nnx.split(task.build(nnx.Rngs(0)), nnx.Param)
 
@@ -57,14 +57,14 @@ def test_the_gradient_of_a_packed_row_is_the_sum_of_those_of_its_documents():
         return jax.grad(lambda p: task.loss(nnx.merge(graph, p), batch, None).total.sum())(params)
 
     parts = jax.tree.map(jnp.add, *(gradient(row(document)) for document in DOCUMENTS))
-    # Of a leaf's norm, as in meshes_test.py: those of the embedding are some hundred times as large as others.
+    # Relative to the norm of each array, as in meshes_test.py: that of the embedding is a hundred times larger.
     errors = jax.tree.map(
         lambda a, b: float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)), gradient(row(*DOCUMENTS)), parts
     )
     assert max(jax.tree.leaves(errors)) <= 1e-5, errors
 
 
-def test_a_token_sees_those_before_it_and_no_other():
+def test_attention_is_causal():
     model = TASKS["dense"].build(nnx.Rngs(0))
     batch = row(DOCUMENTS[0])
     changed = batch | {"tokens": batch["tokens"].at[0, 3].add(1)}
@@ -72,7 +72,7 @@ def test_a_token_sees_those_before_it_and_no_other():
     assert jnp.array_equal(before[0, :3], after[0, :3]) and not jnp.allclose(before[0, 3:5], after[0, 3:5])
 
 
-def test_a_tied_model_has_no_last_kernel_and_counts_its_parameters():
+def test_tied_embeddings_remove_the_output_kernel():
     def count(task):
         return sum(x.size for x in jax.tree.leaves(nnx.state(task.build(nnx.Rngs(0)), nnx.Param)))
 
@@ -87,7 +87,7 @@ def test_heads_that_do_not_divide_the_width_are_refused():
         LanguageModel(**{**SIZES, "heads": 5})
 
 
-def test_the_router_is_charged_beside_the_nats():
+def test_router_losses_are_added_to_the_loss():
     task, batch = TASKS["experts"], row(*DOCUMENTS)
     model = task.build(nnx.Rngs(0))
     loss = task.loss(model, batch, None)

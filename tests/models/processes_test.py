@@ -1,4 +1,4 @@
-"""The language model on Python's library, tiny: two and four processes train it as one process does."""
+"""A tiny language model on Python's library: two and four processes train it as one process does."""
 
 import pytest
 
@@ -13,28 +13,28 @@ STEPS = 20
 
 
 def train(folder, processes: int, devices: int, mesh: str) -> dict[int, float]:
-    """Trains in so many processes of so many devices; returns step -> loss."""
+    """Trains with these numbers of processes and of devices per process; returns step -> loss."""
     tiny = load("configs.lm_stdlib").tiny
     settings = {**tiny, "train.total": f"{STEPS} steps", "log.every": "1 step", "cache.compiled": False}
     config = load("configs.lm_stdlib", [f"{name}={value}" for name, value in settings.items()] + mesh.split())
     (folder / "config").mkdir(parents=True)
     RunDirectory(folder / "config").write_config_text(to_text(config))
-    words = ["train", f"--config={folder / 'config'}", f"--workdir={folder / 'run'}"]
+    args = ["train", f"--config={folder / 'config'}", f"--workdir={folder / 'run'}"]
     if processes > 1:
-        words = ["launch", "local", f"--processes={processes}", f"--devices-per-process={devices}", "--", *words]
-    done = runs.convoy(*words, JAX_NUM_CPU_DEVICES=str(devices))
+        args = ["launch", "local", f"--processes={processes}", f"--devices-per-process={devices}", "--", *args]
+    done = runs.convoy(*args, JAX_NUM_CPU_DEVICES=str(devices))
     assert done.returncode == 0, done.stdout + done.stderr
     return runs.rows(folder / "run")
 
 
-def test_two_processes_give_the_losses_of_one_with_two_devices_bit_for_bit(tmp_path):
+def test_two_processes_are_bitwise_equal_to_one_with_two_devices(tmp_path):
     mesh = "mesh.fsdp=2"
     losses = train(tmp_path / "two", 2, 1, mesh)
     assert losses == train(tmp_path / "one", 1, 2, mesh)
     assert len(losses) == STEPS and losses[STEPS] < losses[1]
 
 
-def test_four_processes_give_the_losses_of_one_with_four_devices_to_1e_6(tmp_path):
+def test_four_processes_match_one_with_four_devices_to_1e_6(tmp_path):
     mesh = "mesh.data=2 mesh.fsdp=2"
     losses = train(tmp_path / "four", 4, 1, mesh)
     assert losses == pytest.approx(train(tmp_path / "one", 1, 4, mesh), rel=0, abs=1e-6)

@@ -16,7 +16,7 @@ from models.stdlib_text import VOCABULARY, Files, Scale, StdlibText, bz2_nats_pe
 
 @pytest.fixture
 def library(tmp_path, monkeypatch):
-    """A standard library of 200 small modules, with folders that are to be left out."""
+    """A fake standard library of 200 small modules, with folders that must be excluded."""
     names = [f"module_{number}.py" for number in range(190)] + [f"package/part_{number}.py" for number in range(10)]
     names += ["test/a.py", "package/tests/b.py", "site-packages/c.py", "package/data.txt", "_sysconfigdata_x.py"]
     for name in names:
@@ -27,7 +27,7 @@ def library(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_every_file_of_the_library_is_in_one_split(library):
+def test_every_library_file_is_in_exactly_one_split(library):
     train, validation = Files("train"), Files("validation")
     assert train.paths == sorted(train.paths)
     expected = {
@@ -40,7 +40,7 @@ def test_every_file_of_the_library_is_in_one_split(library):
     assert 4 <= len(validation) <= 24
 
 
-def test_a_file_keeps_its_split_when_others_come(library):
+def test_split_of_a_file_does_not_depend_on_other_files(library):
     before = Files("validation").paths
     for number in range(50):
         (library / f"later_{number}.py").write_text("x = 1\n")
@@ -59,16 +59,18 @@ def test_an_evaluation_reads_the_validation_bytes_in_order(library):
     rows = source.take(np.arange(len(source)))
     tokens = rows["tokens"][rows["segment_ids"] > 0]
     assert tokens.astype(np.uint8).tobytes() == validation_bytes()
-    assert rows["weight"].sum() == len(validation_bytes()) - len(source.documents)  # all but the first of each file
+    assert rows["weight"].sum() == len(validation_bytes()) - len(
+        source.documents
+    )  # all bytes but the first of each file
 
 
-def test_the_scale_of_the_loss_is_that_of_bzip2():
+def test_bzip2_reference_is_nats_per_byte():
     assert bz2_nats_per_byte(b"a" * 10_000) == 8 * math.log(2) * len(bz2.compress(b"a" * 10_000, 9)) / 10_000
     noise = np.random.default_rng(0).integers(0, 256, 100_000, np.uint8).tobytes()
     assert bz2_nats_per_byte(noise) == pytest.approx(math.log(256), rel=0.02)
 
 
-def test_the_library_of_this_python_is_there():
+def test_standard_library_of_this_python_is_found():
     source = StdlibText("validation")
     assert "abc.py" in [*Files().paths, *cast(Files, source.documents).paths]
     assert source.lengths.sum() > 100_000
@@ -77,7 +79,7 @@ def test_the_library_of_this_python_is_there():
     assert 0.5 < bz2_nats_per_byte(validation_bytes()) < 2
 
 
-def test_a_wrong_split_and_a_python_without_sources_are_told(tmp_path, monkeypatch):
+def test_unknown_split_and_python_without_sources_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"data.split: found 'test', .* takes 'train' or 'validation'"):
         check(Data(target="models.stdlib_text.StdlibText", arguments={"split": "test"}), "data")
     with pytest.raises(DataError, match=r"split = 'test': allowed are train and validation"):
@@ -87,7 +89,7 @@ def test_a_wrong_split_and_a_python_without_sources_are_told(tmp_path, monkeypat
         StdlibText()
 
 
-def test_a_hook_says_the_loss_beside_bzip2(library):
+def test_hook_prints_the_loss_next_to_bzip2(library):
     said = []
     trainer = types.SimpleNamespace(
         say=said.append, summary=lambda: types.SimpleNamespace(metrics={"validation/nats": 1.25})

@@ -1,4 +1,4 @@
-"""The vision transformer: patches, and a class for each image."""
+"""The vision transformer: patches, logits and accuracy."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from models.vit import Vit
 TASK = Vit(size=8, patch=4, width=16, depth=2, heads=2)
 
 
-def test_it_classifies_images_and_counts_those_that_are_right():
+def test_vit_returns_a_logit_per_class_and_counts_correct_predictions():
     model = TASK.build(nnx.Rngs(0))
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 8, 8)), jnp.uint8)
     logits = model(images)
@@ -28,7 +28,7 @@ def test_patches_that_do_not_divide_the_image_are_refused():
         Vit(patch=5)
 
 
-def test_a_pixel_belongs_to_its_patch():
+def test_each_pixel_affects_only_its_patch():
     model: Any = TASK.build(nnx.Rngs(0))
     model.stack = lambda x, rng: x
     seen = []

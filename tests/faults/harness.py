@@ -1,11 +1,7 @@
-"""The fault bench: one small run by real processes, what it computed in a form that is compared bit for bit.
+"""Starts small training runs as real processes, and compares what they computed bit for bit.
 
-Owns: starting a job, waiting for what it does, finding its processes, and its
-losses as they come. Does not own: the faults (each test does its own to the processes and files from outside), what a
-run has computed (`benchmarks/outcome.py`), and the table of cases (`conftest.py`).
-
-Terms. *Job*: one start of the command line, with all processes that come of it. *Rank*: one of its training processes.
-*Outcome*: losses, final state and examples of a run.
+The tests cause faults from outside, in the processes and files of a run. `benchmarks/outcome.py` reads what a run
+computed; `conftest.py` prints the table of cases.
 """
 
 import contextlib
@@ -35,7 +31,7 @@ MARK = "CONVOY_TEST_JOB"  # in the environment of every process of a job
 
 
 class Pause:
-    """A hook that makes each step last a while, so that a fault falls into one."""
+    """A hook that makes each step last longer, so that a fault happens during a step."""
 
     def __init__(self, seconds: float):
         self._seconds = seconds
@@ -45,12 +41,12 @@ class Pause:
 
 
 def config(folder: Path, *, pause: float = 0.0, **settings: Any) -> str:
-    """Writes a config of 60 steps with a save every 5 and a ledger; returns the argument that names it.
+    """Writes a config of 60 steps with a save every 5 steps and a log of its examples; returns the `--config` argument.
 
-    `pause` makes each step last so many seconds more; `train__seed=1` sets a field.
+    `pause` adds seconds to each step; `train__seed=1` sets a field.
     """
     folder.mkdir(parents=True)
-    hooks = {"pause": {"target": "tests.faults.bench.Pause", "every": "1 step", "seconds": pause}} if pause else {}
+    hooks = {"pause": {"target": "tests.faults.harness.Pause", "every": "1 step", "seconds": pause}} if pause else {}
     settings = {"train__total": f"{STEPS} steps", "log__examples": True, **settings}
     settings["hooks"] = {**hooks, **settings.get("hooks", {})}
     RunDirectory(folder).write_config_text(to_text(runs.config(**settings)))
@@ -58,23 +54,23 @@ def config(folder: Path, *, pause: float = 0.0, **settings: Any) -> str:
 
 
 class Job:
-    """One start of the command line. A context manager: nothing of it is left when it is closed.
+    """One run of the command line with all processes that it starts. A context manager: its exit kills what is left.
 
     Args:
-        words: of the command line, as "train", "--config=...".
-        ranks: more than one starts them by `convoy launch local`, with one CPU device each.
-        devices: of each rank.
+        args: of the command line, such as "train", "--config=...".
+        processes: of training; more than one are started by `convoy launch local`, with one CPU device each.
+        devices: of each training process.
         env: further variables.
-        prefix: words of a program that starts the command line, as "unshare", "-rm".
+        prefix: the start of the command that runs the command line, such as "unshare", "-rm".
     """
 
-    def __init__(self, *words: str, ranks: int = 1, devices: int = 1, prefix: tuple[str, ...] = (), **env: str):
-        launch = ("launch", "local", f"--processes={ranks}", f"--devices-per-process={devices}", "--")
-        self.mark, self.ranks = uuid.uuid4().hex, ranks
+    def __init__(self, *args: str, processes: int = 1, devices: int = 1, prefix: tuple[str, ...] = (), **env: str):
+        launch = ("launch", "local", f"--processes={processes}", f"--devices-per-process={devices}", "--")
+        self.mark, self.processes = uuid.uuid4().hex, processes
         self.started = time.monotonic()
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed in __exit__
         self.process = subprocess.Popen(
-            [*prefix, *runs.command(*(launch if ranks > 1 else ()), *words)],
+            [*prefix, *runs.command(*(launch if processes > 1 else ()), *args)],
             stdout=self._output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -93,7 +89,7 @@ class Job:
 
     @property
     def output(self) -> str:
-        """All that was printed so far."""
+        """Everything printed so far."""
         self._output.seek(0)
         return self._output.read()
 
@@ -119,57 +115,57 @@ class Job:
         self.until(lambda: step in losses(run))
 
     def pids(self) -> list[int]:
-        """Every process of the job that is alive, whoever started it."""
+        """Every living process of the job, whichever process started it."""
         return [pid for pid, env in _environments() if env.get(MARK) == self.mark]
 
-    def rank(self, index: int) -> int:
-        """The pid of a rank; of a job of one process, that process."""
+    def pid_of(self, index: int) -> int:
+        """The pid of a training process; in a job without a launcher, the pid of the job."""
         for pid, env in _environments():
             if env.get(MARK) == self.mark and env.get("CONVOY_PROCESS_ID") == str(index):
                 return pid
         return self.process.pid
 
     def signal(self, index: int, number: int) -> float:
-        """Sends a signal to a rank; returns the monotonic time of it."""
-        os.kill(self.rank(index), number)
+        """Sends a signal to a training process; returns the monotonic time at which it was sent."""
+        os.kill(self.pid_of(index), number)
         return time.monotonic()
 
 
 @contextlib.contextmanager
-def ranks(
-    words: Sequence[Sequence[str]], env: Sequence[Mapping[str, Any]], prefix: tuple[str, ...] = ()
+def start_processes(
+    args: Sequence[Sequence[str]], env: Sequence[Mapping[str, Any]], prefix: tuple[str, ...] = ()
 ) -> Iterator[list[Job]]:
-    """Starts the ranks of one run by hand, one after the other: each with words and variables of its own."""
+    """Starts the processes of one run without a launcher, each with its own arguments and variables."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with contextlib.ExitStack() as stack:
         jobs = []
-        for index, (own_words, own_env) in enumerate(zip(words, env, strict=True)):
-            who = {"COORDINATOR": address, "NUM_PROCESSES": str(len(words)), "PROCESS_ID": str(index)}
+        for index, (own_args, own_env) in enumerate(zip(args, env, strict=True)):
+            who = {"COORDINATOR": address, "NUM_PROCESSES": str(len(args)), "PROCESS_ID": str(index)}
             settings: dict[str, Any] = {**own_env, **{f"CONVOY_{name}": value for name, value in who.items()}}
-            jobs.append(stack.enter_context(Job(*own_words, prefix=prefix, **settings)))
+            jobs.append(stack.enter_context(Job(*own_args, prefix=prefix, **settings)))
         yield jobs
 
 
 def kill(pid: int) -> None:
-    """Kills a process at once, unless it has ended."""
+    """Sends SIGKILL to a process, unless it has ended."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
 
 
 def _environments() -> Iterator[tuple[int, dict[str, str]]]:
-    """The processes of this machine with their environments, as far as they may be read; none that has ended."""
+    """Yields the pid and environment of each living process of this machine whose environment may be read."""
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError):
             if (path / "stat").read_text().rpartition(")")[2].split()[0] == "Z":
                 continue
-            words = (path / "environ").read_bytes().split(b"\0")
-            yield int(path.name), dict(w.decode(errors="replace").split("=", 1) for w in words if b"=" in w)
+            variables = (path / "environ").read_bytes().split(b"\0")
+            yield int(path.name), dict(v.decode(errors="replace").split("=", 1) for v in variables if b"=" in v)
 
 
 def attempts(run: Path) -> dict[int, int]:
-    """step -> the last attempt that did it."""
+    """step -> the last attempt that computed it."""
     if not (run / "metrics.jsonl").exists():
         return {}
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
@@ -177,7 +173,7 @@ def attempts(run: Path) -> dict[int, int]:
 
 
 def losses(run: Path) -> dict[int, float]:
-    """step -> loss, as far as complete lines are written."""
+    """step -> loss, from the complete lines of metrics.jsonl."""
     file = run / "metrics.jsonl"
     if not file.exists():
         return {}
@@ -185,13 +181,13 @@ def losses(run: Path) -> dict[int, float]:
 
 
 def status(run: Path) -> dict[str, Any]:
-    """What status.json holds."""
+    """The content of status.json."""
     return runs.status(run)
 
 
-def unbroken(folder: Path, *, ranks: int = 1, devices: int = 1, **settings: Any) -> Outcome:
-    """The outcome of a run that nothing happens to."""
+def undisturbed(folder: Path, *, processes: int = 1, devices: int = 1, **settings: Any) -> Outcome:
+    """The outcome of a run without a fault."""
     where = config(folder / "config", **settings)
-    with Job("train", where, f"--workdir={folder / 'run'}", ranks=ranks, devices=devices) as job:
+    with Job("train", where, f"--workdir={folder / 'run'}", processes=processes, devices=devices) as job:
         assert job.end() == 0, job.output
     return outcome(folder / "run")

@@ -1,4 +1,4 @@
-"""Cases 13 to 15: processes that do not find each other as they should."""
+"""Processes that cannot form a group: missing, with the same index, or without a free port."""
 
 import socket
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 from engine.cluster.exit_status import ExitStatus
 from tests import runs
-from tests.faults import bench
+from tests.faults import harness
 
 pytestmark = [pytest.mark.faults, pytest.mark.multiprocess]
 
@@ -22,9 +22,9 @@ def address():
 
 
 def start(address: str, count: int, *indices: int, words: tuple[str, ...]) -> list[tuple[int, str, float]]:
-    """Starts ranks as any launcher would; returns exit code, output and seconds of each."""
+    """Starts training processes as a launcher does; returns exit code, output and seconds of each."""
     begin = time.monotonic()
-    ranks = [
+    processes = [
         subprocess.Popen(
             words,
             stdout=subprocess.PIPE,
@@ -37,18 +37,19 @@ def start(address: str, count: int, *indices: int, words: tuple[str, ...]) -> li
         for index in indices
     ]
     ends = []
-    for rank in ranks:
-        output, _ = rank.communicate(timeout=120)
-        ends.append((rank.returncode, output, time.monotonic() - begin))
+    for process in processes:
+        output, _ = process.communicate(timeout=120)
+        ends.append((process.returncode, output, time.monotonic() - begin))
     return ends
 
 
 def train(folder) -> tuple[str, ...]:
-    config = bench.config(folder / "config", mesh__data=-1)
+    config = harness.config(folder / "config", mesh__data=-1)
     return tuple(runs.command("train", config, f"--workdir={folder / 'run'}"))
 
 
-def test_missing_processes_are_named_to_all_who_came(address, tmp_path, case):
+@pytest.mark.case("processes that do not start")
+def test_missing_processes_are_reported_to_those_that_started(address, tmp_path, add_row):
     """In 6 seconds instead of the 5 minutes that hosts of a job have."""
     program = (
         "from engine.cluster import cluster_detection, processes\n"
@@ -61,28 +62,30 @@ def test_missing_processes_are_named_to_all_who_came(address, tmp_path, case):
         assert code == ExitStatus.RETRY, output
         assert output.startswith(f"processes 1, 3 of 4 did not reach {address} within 6 s; all others did.")
     assert max(seconds for _, _, seconds in ends) < 6 + 15  # and Python's own start
-    case(13, "two of four processes do not start", detected_s=max(s for *_, s in ends), code=ExitStatus.RETRY)
+    add_row("two of four processes do not start", detected_s=max(s for *_, s in ends), code=ExitStatus.RETRY)
 
 
-def test_two_processes_with_one_index_are_refused_and_both_are_named(address, tmp_path, case):
+@pytest.mark.case("two processes with one index")
+def test_two_processes_with_one_index_are_refused(address, tmp_path, add_row):
     ends = start(address, 3, 0, 1, 1, words=train(tmp_path))
     for code, output, _ in ends:
         assert code == ExitStatus.USER_ERROR, output
-        told = output.splitlines()[-1]
-        assert told.startswith("ConflictingSettings: two processes have the index 1: process 1 on ")
-        assert told.count(f"process 1 on {socket.gethostname()} (pid ") == 2
+        last = output.splitlines()[-1]
+        assert last.startswith("ConflictingSettings: two processes have the index 1: process 1 on ")
+        assert last.count(f"process 1 on {socket.gethostname()} (pid ") == 2
     assert not (tmp_path / "run").exists()
-    case(14, "two processes with one index", detected_s=max(s for *_, s in ends), code=ExitStatus.USER_ERROR)
+    add_row("two processes with one index", detected_s=max(s for *_, s in ends), code=ExitStatus.USER_ERROR)
 
 
-def test_a_coordinators_port_that_is_taken_is_told_at_once(tmp_path, case):
+@pytest.mark.case("the coordinator's port is taken")
+def test_occupied_coordinator_port_is_reported_at_once(tmp_path, add_row):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         ((code, output, seconds),) = start(address, 2, 0, words=train(tmp_path))
     assert code == ExitStatus.RETRY
-    told = output.splitlines()[-1]
-    assert told.startswith(f"CannotJoin: process 0 of 2: cannot listen at {address} (Address already in use).")
-    assert "Give an address of this machine and a free port" in told
-    case(15, "the coordinator's port is taken", detected_s=seconds, code=code)
+    last = output.splitlines()[-1]
+    assert last.startswith(f"CannotJoin: process 0 of 2: cannot listen at {address} (Address already in use).")
+    assert "Give an address of this machine and a free port" in last
+    add_row("the coordinator's port is taken", detected_s=seconds, code=code)

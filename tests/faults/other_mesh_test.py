@@ -1,4 +1,4 @@
-"""Case 30: a run that goes on elsewhere, on other processes and another mesh, reads every example once."""
+"""A run that resumes with another number of processes, on another mesh, reads every example once."""
 
 import itertools
 import signal
@@ -9,7 +9,7 @@ import pytest
 
 from engine import Mixture, Packed
 from tests import zoo
-from tests.faults import bench
+from tests.faults import harness
 
 pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.slow]
 
@@ -40,10 +40,10 @@ def mixed() -> Mixture:
 
 KINDS = {
     "examples": {},
-    "mixture": {"data": {"target": "tests.faults.elsewhere_test.mixed"}},
+    "mixture": {"data": {"target": "tests.faults.other_mesh_test.mixed"}},
     "packed": {
         "task": {"target": "models.decoder.LanguageModel", "vocabulary": 64, "width": 16, "hidden": 32, "depth": 1},
-        "data": {"target": "tests.faults.elsewhere_test.packed"},
+        "data": {"target": "tests.faults.other_mesh_test.packed"},
         "evaluations": {},
     },
 }
@@ -57,45 +57,46 @@ def settings(mesh: str) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bench.Outcome]:
-    """The unbroken run of one process, for each kind of data."""
-    return {kind: bench.unbroken(tmp_path_factory.mktemp(kind), **KINDS[kind]) for kind in KINDS}
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, harness.Outcome]:
+    """The undisturbed run of one process, for each kind of data."""
+    return {kind: harness.undisturbed(tmp_path_factory.mktemp(kind), **KINDS[kind]) for kind in KINDS}
 
 
-def stopped_at(job: bench.Job, run: Path, step: int) -> None:
-    """Kills every rank at once, somewhere after the step."""
+def kill_after(job: harness.Job, run: Path, step: int) -> None:
+    """Kills all processes at once, at some moment after the step."""
     job.until_step(run, step)
-    for pid in [job.rank(index) for index in range(job.ranks)]:
-        bench.kill(pid)
+    for pid in [job.pid_of(index) for index in range(job.processes)]:
+        harness.kill(pid)
     assert job.end() == 128 + signal.SIGKILL, job.output
 
 
-@pytest.mark.parametrize(("kind", "places"), [("examples", MANY), ("mixture", FEW), ("packed", FEW)])
-def test_a_run_goes_on_with_other_processes_on_another_mesh(kind, places, tmp_path, alone, case):
+@pytest.mark.case("other processes and another mesh")
+@pytest.mark.parametrize(("kind", "meshes"), [("examples", MANY), ("mixture", FEW), ("packed", FEW)])
+def test_run_resumes_with_other_processes_on_another_mesh(kind, meshes, tmp_path, alone, add_row):
     run, lost = tmp_path / "run", 0
-    for i, (ranks, mesh) in enumerate(places):
-        before = max(bench.losses(run), default=0)
-        where = bench.config(tmp_path / f"config{i}", pause=0.05, **KINDS[kind], **settings(mesh))
-        with bench.Job("train", where, f"--workdir={run}", ranks=ranks) as job:
+    for i, (processes, mesh) in enumerate(meshes):
+        before = max(harness.losses(run), default=0)
+        where = harness.config(tmp_path / f"config{i}", pause=0.05, **KINDS[kind], **settings(mesh))
+        with harness.Job("train", where, f"--workdir={run}", processes=processes) as job:
             if i < 2:
-                stopped_at(job, run, 20 * (i + 1))
+                kill_after(job, run, 20 * (i + 1))
             else:
                 assert job.end() == 0, job.output
-        first = min(step for step, attempt in bench.attempts(run).items() if attempt == i + 1)
+        first = min(step for step, attempt in harness.attempts(run).items() if attempt == i + 1)
         lost += before - first + 1 if i else 0
-    found = bench.outcome(run)
+    found = harness.outcome(run)
     assert found.examples == alone[kind].examples
-    assert list(found.examples) == list(range(1, bench.STEPS + 1))
+    assert list(found.examples) == list(range(1, harness.STEPS + 1))
     for step, loss in found.losses.items():
         assert float.fromhex(loss) == pytest.approx(float.fromhex(alone[kind].losses[step]), rel=TOLERANCE), step
-    words = " -> ".join(f"{ranks} ({mesh})" for ranks, mesh in places)
-    case(30, f"{kind}: {words}", lost=lost, code=0)
+    words = " -> ".join(f"{processes} ({mesh})" for processes, mesh in meshes)
+    add_row(f"{kind}: {words}", lost=lost, code=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_epoch_of_the_ledger_has_every_example_once(kind, alone):
+def test_each_epoch_reads_every_example_once(kind, alone):
     read = list(itertools.chain.from_iterable(alone[kind].examples.values()))
-    assert len(read) == bench.STEPS * 16
+    assert len(read) == harness.STEPS * 16
     if kind != "mixture":
         size = 64 if kind == "examples" else len(packed())
         epochs = [read[i : i + size] for i in range(0, len(read) - size + 1, size)]
