@@ -280,7 +280,7 @@ def _verify(run: str) -> int:
     from engine.run.directory import RunDirectory
 
     directory = RunDirectory(run)
-    directory.read_config_text()  # raises where there is no run
+    directory.read_config_text()  # raises RunError if this is not a run
     verify_all(directory.checkpoints, print, lambda text: print(text, file=sys.stderr, flush=True))
     return ExitStatus.DONE
 
