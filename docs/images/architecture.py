@@ -122,7 +122,7 @@ def picture() -> str:
         text(
             middle + 12,
             y - 15,
-            "models import engine, configs import engine.config, and nothing below",
+            "models import engine; configs import engine.config",
             "note",
             "start",
         ),

@@ -4,7 +4,7 @@
 |------|-------------|--------------------------------------------------------------|-----------|
 | 0    | DONE        | the run reached its end                                      | no        |
 | 1    | USER_ERROR  | a config, a file or the user's code is wrong; a restart would fail again | no |
-| 42   | RETRY       | preempted (the state is saved), a lost peer, a hang: start me again | yes       |
+| 42   | RETRY       | preempted (the state is saved), a lost peer, a hang: start it again | yes       |
 | 43   | STOP        | do not retry: the engine decided to end the run              | no        |
 | 130  | INTERRUPTED | the user pressed Ctrl-C                                      | never     |
 
@@ -22,7 +22,7 @@ class ExitStatus(IntEnum):
 
     DONE = 0, "done"
     USER_ERROR = 1, "the user's error"
-    RETRY = 42, "start me again"
+    RETRY = 42, "start it again"
     STOP = 43, "do not retry"
     INTERRUPTED = 130, "interrupted by the user"
     SIGABRT = 134, "killed by SIGABRT"

@@ -21,6 +21,6 @@ def test_final_codes_are_not_retried(code):
 
 
 def test_describe_exit_codes():
-    assert describe(42) == "start me again"
+    assert describe(42) == "start it again"
     assert describe(137) == "killed by SIGKILL"
     assert describe(7) == "exit code 7, which is not the engine's"
