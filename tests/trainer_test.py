@@ -207,8 +207,10 @@ def test_unreached_profile_window_is_reported(tmp_path):
 def test_mfu_is_the_share_of_all_devices_peak_at_the_precision(tmp_path, monkeypatch, precision, peak):
     monkeypatch.setitem(hardware.DEVICES, "cpu", hardware.Hardware("a CPU", 4e9, 1e9, 2**30, 1e9))
     engine.train(runs.config(train__precision=precision, evaluations={}), workdir=tmp_path)
-    flops, mfu = runs.rows(tmp_path, "flop_per_s"), runs.rows(tmp_path, "mfu")
-    assert mfu[10] == pytest.approx(flops[10] / (8 * peak))
+    mfu, step_time_s = runs.rows(tmp_path, "mfu")[10], runs.rows(tmp_path, "step_time_s")[10]
+    first_layer, parameters = 16 * 32, 16 * 32 + 32 * 32 + 32 * 4
+    flops = 2 * 16 * (3 * parameters - first_layer)  # 16 examples; the first layer has no gradient of its input
+    assert mfu == pytest.approx(flops / step_time_s / (8 * peak))
 
 
 def test_tensorboard_event_files_are_written_when_enabled(tmp_path):

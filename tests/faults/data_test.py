@@ -260,6 +260,6 @@ def test_full_shared_memory_is_reported_without_a_traceback(when, with_workers, 
         last = job.output.splitlines()[-1]
         assert "Traceback" not in job.output
     assert code == (1 if when == "at the start" else 42)
-    assert "shared memory (/dev/shm), through which data workers hand over batches" in last
+    assert "shared memory (/dev/shm), through which data workers pass batches" in last
     assert ("is full" in last) if when == "at the start" else ("was killed by SIGBUS, probably for lack of" in last)
     add_row(f"shared memory is full {when}", code=code)

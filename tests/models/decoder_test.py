@@ -12,6 +12,7 @@ from flax import nnx
 from engine import TaskError
 from models.decoder import LanguageModel
 from models.moe_decoder import MoeLanguageModel
+from tests import zoo
 
 SIZES: dict[str, Any] = {"vocabulary": 32, "width": 16, "hidden": 32, "depth": 2, "heads": 4, "kv_heads": 2}
 TIME = 12
@@ -80,6 +81,22 @@ def test_tied_embeddings_remove_the_output_kernel():
     wide = LanguageModel(vocabulary=512, width=256, hidden=1024, depth=4, heads=8)
     shapes = nnx.state(nnx.eval_shape(lambda: wide.build(nnx.Rngs(0))), nnx.Param)
     assert sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes)) == 4_458_752
+
+
+@pytest.mark.parametrize("name", ["dense", "tied"])
+def test_flops_of_a_step_are_those_of_the_palm_formula(name):
+    """6 N + 12 L H Q T per token (Chowdhery et al. 2022, appendix B), where N are the parameters of matrix products.
+
+    The backward pass computes the scores of attention again, which the formula does not count: 2 L H Q T more.
+    """
+    rows, layers, heads, head_dim = 8, SIZES["depth"], SIZES["heads"], SIZES["width"] // SIZES["heads"]
+    example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), row(*DOCUMENTS))
+    program = zoo.program(TASKS[name], batch_size=rows, example=example)
+    program.trace(1)
+    attention = 16 * 16 * 2 + 2 * 16 * 8  # query and output; keys and values of half the heads
+    parameters = layers * (attention + 3 * 16 * 32) + 16 * 32  # gated feed-forward layers, and the output kernel
+    expected = rows * TIME * (6 * parameters + (12 + 2) * layers * heads * head_dim * TIME)
+    assert program.flops_per_step == expected
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():
