@@ -7,6 +7,7 @@ minutes and hours.
 
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -28,22 +29,23 @@ class Duration:
     unit: str
 
     @classmethod
-    def parse(cls, text: str, where: str = "duration") -> "Duration":
+    def parse(cls, text: str, where: str = "duration", units: Collection[str] = UNITS) -> "Duration":
         """Parses "30 epochs", "1 epoch", "0.5 epochs", "1_000 steps" or "10 minutes".
 
         Raises:
-            FieldError: the text is not a number and one of `UNITS`, or is a fraction of a step or of an example.
+            FieldError: the text is not a number and one of `UNITS`, or is a fraction of a step or an example. The error
+                lists `units`, those that are allowed at `where`.
         """
         example = "Write a number and a unit, such as '3 epochs' or '500 steps'"
         match = _PATTERN.fullmatch(text)
         if match is None:
-            raise FieldError(where, f"found {text!r}, not a duration", f"{example}. Units: {', '.join(UNITS)}.")
+            raise FieldError(where, f"found {text!r}, not a duration", f"{example}. Units: {', '.join(units)}.")
         unit = match["unit"].lower()
         unit = unit if unit.endswith("s") else f"{unit}s"
         if unit not in UNITS:
-            near = did_you_mean(unit, UNITS)
+            near = did_you_mean(unit, units)
             raise FieldError(
-                where, f"found {text!r}, unknown unit {match['unit']!r}", f"Units: {', '.join(UNITS)}.{near}"
+                where, f"found {text!r}, unknown unit {match['unit']!r}", f"Units: {', '.join(units)}.{near}"
             )
         try:
             value = Fraction(match["number"].lower())

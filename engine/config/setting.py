@@ -89,7 +89,7 @@ def in_units(*units: str, zero: bool = False) -> Rule:
     listed = ", ".join(units)
 
     def check(value: object, path: str) -> None:
-        duration = Duration.parse(str(value), path)
+        duration = Duration.parse(str(value), path, units)
         if duration.unit not in units:
             raise FieldError(path, f"found {value!r}", f"Units here: {listed}.")
         if duration.value == 0 and not zero:

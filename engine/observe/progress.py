@@ -22,6 +22,7 @@ MODES = ("auto", "bar", "lines", "none")
 _FIRST = ("loss",)
 _LAST = ("learning_rate", "grad_norm", "skipped", "examples_per_s", "data_wait", "mfu", "device_peak_gib")
 _HIDDEN = ("step_time_s", "flop_per_s", "host_rss_gib")  # they follow from other values or hardly change
+MIN_PACE_S = 2.0  # the time left is not shown earlier
 _SMALL_WAIT = 0.05  # a smaller share of time spent waiting for data is not shown
 
 
@@ -101,12 +102,15 @@ class Progress:
             self._stream.flush()
 
     def _left(self, step: int) -> str:
-        """Returns the time left at the pace since the first update, which excludes compilation."""
+        """Returns the time left at the pace since the first update, which excludes compilation.
+
+        The first updates arrive together, since the loop dispatches ahead of the devices.
+        """
         now = time.monotonic()
         if self._first is None:
             self._first = (step, now)
         first_step, first_time = self._first
-        if step <= first_step or step >= self._total:
+        if step <= first_step or step >= self._total or now - first_time < MIN_PACE_S:
             return ""
         return f"  left {formatting.duration((now - first_time) / (step - first_step) * (self._total - step))}"
 

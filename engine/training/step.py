@@ -159,9 +159,10 @@ def _gradients(
         means = {"loss": Mean(loss.total, loss.weight), **loss.metrics}
         # Without skip_bad every weight is 1. A weighted sum would then only round differently and change old runs.
         weight = batch.weight if spec.skip_bad else None
-        sums = jnp.stack([reduce_mean(means[name], weight) for name in metric_names])
+        # Otherwise a metric gets a zero cotangent: wasted work, and NaN where its derivative is infinite.
+        sums = jax.lax.stop_gradient(jnp.stack([reduce_mean(means[name], weight) for name in metric_names]))
         new = {path: x.astype(model_state[path].dtype) for path, x in spec.model.model_state_of(module).items()}
-        return sums[0, 0], (sums, new)
+        return reduce_mean(means["loss"], weight)[0], (sums, new)
 
     gradient = jax.grad(total_loss, has_aux=True)
 

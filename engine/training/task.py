@@ -47,7 +47,7 @@ class Task:
         raise TaskError(f"{type(self).__name__} has no build(self, rngs). Define it and return an nnx.Module.")
 
     def loss(self, model: Any, batch: Examples, rng: jax.Array | None) -> Loss:
-        """Returns the summed loss, its weight and metrics.
+        """Returns the summed loss, its weight and metrics. Metrics never affect the gradient.
 
         Args:
             model: the model, in training mode.

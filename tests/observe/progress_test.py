@@ -70,14 +70,16 @@ def test_auto_prints_lines_without_a_terminal():
     ]
 
 
-def test_lines_show_the_time_left_from_the_second_line_on():
+@pytest.mark.parametrize(("min_pace_s", "left"), [(0.0, r"  left 0\.\d\d s"), (60.0, "")])
+def test_lines_show_the_time_left_once_the_pace_is_known(monkeypatch, min_pace_s, left):
+    monkeypatch.setattr("engine.observe.progress.MIN_PACE_S", min_pace_s)
     stream = io.StringIO()
     with Progress("lines", total_steps=100, start_step=20, stream=stream) as progress:
         progress.update(30, {"loss": 0.5})
         progress.update(40, {"loss": 0.4})
     first, second = stream.getvalue().splitlines()
     assert first == "step 30/100  loss 0.5"
-    assert re.fullmatch(r"step 40/100  loss 0\.4  left 0\.\d\d s", second)
+    assert re.fullmatch(rf"step 40/100  loss 0\.4{left}", second)
 
 
 def test_row_text_orders_loss_then_task_metrics_then_engine_metrics():

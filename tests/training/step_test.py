@@ -48,6 +48,20 @@ def test_microbatches_with_ragged_weights_equal_the_full_batch(model, mesh):
     zoo.assert_close(full.params, parts.params, 1e-6)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_metrics_do_not_affect_the_gradient(accumulate):
+    class Measured(zoo.Classify):
+        def loss(self, model, batch, rng):
+            loss = super().loss(model, batch, rng)
+            zero = loss.total * 0  # the derivative of a norm is infinite at zero
+            return dataclasses.replace(loss, metrics={"norm": Mean.of(jnp.sqrt(zero))})
+
+    batches = zoo.batches(2)
+    plain, _ = zoo.run(zoo.program(zoo.Classify("mlp"), accumulate=accumulate), batches)
+    measured, _ = zoo.run(zoo.program(Measured("mlp"), accumulate=accumulate), batches)
+    zoo.assert_equal(plain.params, measured.params)
+
+
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_second_run_from_the_same_seed_is_bitwise_equal(model):
     task, batches = zoo.Classify(model, dropout=0.1), zoo.batches(3)
