@@ -1,7 +1,7 @@
-"""The training loop: trains a Task on a mesh with data, in a run directory.
+"""The training loop: trains a Task on a mesh of devices and writes checkpoints and metrics to a run directory.
 
-`Trainer.train` is a generator of boundaries. At a boundary the events run in the order of `_events`; then the loop
-dispatches steps until the next event.
+`Trainer.train` is a generator of boundaries. At a boundary, the events that are due run in the order of `_events`. Then
+the loop dispatches steps until the next event is due.
 """
 
 import contextlib
@@ -49,23 +49,23 @@ from engine.training.program import CompiledSteps
 from engine.training.state import TrainState
 from engine.training.task import Task
 
-POLL_S = 0.05  # between two polls of background work: the lease, and finished saves
+POLL_S = 0.05  # seconds between two polls of the lease and of finished saves, within a series of dispatches
 
 
 class Trainer:
-    """Trains a Task on a mesh with data, in a run directory.
+    """Trains a Task on a mesh of devices.
 
     Args:
         task: the Task to train.
         mesh: the devices.
         source: the training examples.
         config: all other settings.
-        directory: the run directory; training resumes from its newest checkpoint.
-        evaluation_sources: one source for each of `config.evaluations`.
-        hooks: one hook for each of `config.hooks`.
-        on_row: called with each row of metrics, in another thread.
+        directory: the run directory; training resumes from its newest checkpoint, if there is one.
+        evaluation_sources: the source of each evaluation in `config.evaluations`, by name.
+        hooks: the hook of each entry in `config.hooks`, by name.
+        on_row: called with the training metrics of each logging interval, in the writer thread.
         on_message: called with sentences for the user; hooks can call it as `trainer.say`.
-        on_phase: called with "training" or "evaluating" when the phase starts, in another thread.
+        on_phase: called with "training" or "evaluating" when the phase starts, in the writer thread.
     """
 
     def __init__(
@@ -99,22 +99,22 @@ class Trainer:
         profile = config.profile
         self._profile = ProfileWindow(profile.start, profile.steps, directory.traces, self.say)
         self._recorder: Recorder | None = None
-        self._row: dict[str, float] = {}
-        self._results: dict[str, float] = {}
+        self._row: dict[str, float] = {}  # training metrics of the latest logging interval
+        self._results: dict[str, float] = {}  # latest evaluation results; `Evaluate` updates them
         self._step = group.broadcast(self.checkpoints.store.latest(), "the newest checkpoint") or 0
         self._started = time.monotonic()
 
     @property
     def step(self) -> int:
-        """Completed steps; before training, the step of the newest checkpoint."""
+        """Number of dispatched steps; before training, the step of the newest checkpoint, or 0."""
         return self._step
 
     def run(self) -> Summary:
         """Trains to the last step; resumes from the newest checkpoint if there is one.
 
         Raises:
-            Preempted, Interrupted: the run was asked to stop; the state is saved.
-            Diverged: the loss diverged, and the policy ends the run.
+            Preempted, Interrupted: the run was asked to stop. The text says whether the state is saved.
+            Diverged: the divergence policy ended the run.
             ReplicaError: replicas of the state differ.
             ConvoyError: storage or data failed.
         """
@@ -123,19 +123,19 @@ class Trainer:
         return self.summary()
 
     def train(self) -> Generator[Boundary]:
-        """Trains to the last step; yields each boundary after its events have run. Raises like `run`.
+        """Trains to the last step; yields each boundary after its events have run. Raises the errors of `run`.
 
-        Closing the generator ends the run at this boundary, without a save.
+        Closing the generator ends the run at the boundary that was yielded last. No new save is started.
         """
         with contextlib.ExitStack() as stack:
             for context in (self._preemption, self._watchdog, self.checkpoints, self._attempt):
                 stack.enter_context(context)
             state, step = self._restore()
-            steps = self._attempt.compile(finished=step == self.total_steps)
+            programs = self._attempt.compile(finished=step == self.total_steps)
             period = self._size.period(self.config.log.every)
-            recorder = self._attempt.open_recorder(period, self._take_row, self._on_phase, self._take_values)
+            recorder = self._attempt.open_recorder(period, self._receive_row, self._on_phase, self._receive_values)
             self._recorder = self._phase.recorder = recorder
-            if steps:
+            if programs:
                 recorder.note(step, {"compile_s": self.program.compile_s})
             stack.callback(lambda: self._profile.close(self._step))
             stack.enter_context(peer_failure.location_reported(lambda: self._step))
@@ -145,7 +145,7 @@ class Trainer:
                 schedule = Schedule(events, step)
                 try:
                     with self._open_feed(step) as feed:
-                        for boundary in self._train_steps(state, step, steps, feed, schedule, recorder):
+                        for boundary in self._train_steps(state, step, programs, feed, schedule, recorder):
                             for event in schedule.due(boundary):
                                 with self._phase(event.phase):
                                     event.run(boundary)
@@ -154,8 +154,8 @@ class Trainer:
                             self.checkpoints.finish()
                     return
                 except Rollback:
-                    pass  # the traceback, whose frames reference the state, is freed at the end of this block
-                boundary = state = None  # memory may not suffice for two states
+                    pass  # restore after this block, because the frames of the exception reference the old state
+                boundary = state = None  # free the old state first: two states may not fit in memory
                 recorder.rollback()
                 state, step = self._restore()
 
@@ -174,8 +174,9 @@ class Trainer:
                 self.directory.stopwatch.reached(self._step, feed.wait_s)
 
     def _events(self, recorder: Recorder) -> list[Event]:
-        """Returns all events, in the order in which they run at a step."""
+        """Returns all events, in the order in which they run at a boundary."""
         config, checkpoints, preemption = self.config, self.checkpoints, self._preemption
+        # Periods of the evaluations whose metric selects the best checkpoint.
         selecting = [e.period for e in self.evaluations if config.checkpoint.best in e.metrics]
         save = Save(
             checkpoints, self.directory, self._divergence, recorder, preemption, selecting, self.total_steps, self.say
@@ -195,20 +196,23 @@ class Trainer:
         self,
         state: TrainState,
         step: int,
-        steps: Mapping[int, CompiledSteps],
+        programs: Mapping[int, CompiledSteps],
         feed: TrainFeed,
         schedule: Schedule,
         recorder: Recorder,
     ) -> Iterator[Boundary]:
-        """Dispatches steps until the next event is due, and yields a boundary there. Does not wait for the device."""
+        """Yields a boundary whenever an event is due, and dispatches the steps in between without waiting for them.
+
+        `programs` maps a number of steps to the program that runs them in one dispatch.
+        """
         k, last, first, divergence = self.config.train.steps_per_dispatch, self.total_steps, step, self._divergence
-        no_skips = {count: self.program.skip_mask((False,) * count) for count in steps}
-        done, poll_at = verdict.step_counter(), 0.0
+        no_skips = {count: self.program.skip_mask((False,) * count) for count in programs}
+        step_counter, poll_at = verdict.step_counter(), 0.0  # the launcher reads the counter after the process ends
         recorder.phase(TRAINING.name)
         self.directory.stopwatch.begin(step)
         self._profile.begin_attempt(step)
         while True:
-            self._step = done[0] = step
+            self._step = step_counter[0] = step
             self._poll(step, feed)
             stopping = self._preemption.requested()
             if stopping or divergence.pending:
@@ -216,24 +220,24 @@ class Trainer:
             boundary = Boundary(step, state, feed.position, step == first, step == last, stopping)
             yield boundary
             if boundary.interrupted:
-                continue
+                continue  # repeat the boundary; now `requested` is true, so the run saves and stops
             if boundary.last:
                 return
-            programs = self._profile.marked(steps, step)
+            calls = self._profile.marked(programs, step)
             next_event, dispatch_end = schedule.advance(step, last)
             while True:
                 count = k if step + k <= dispatch_end else 1
                 if (batches := self._preemption.unless_stopped(feed.next, count)) is None:
-                    feed.seek(step)
+                    feed.seek(step)  # the run stops; a resume reads the discarded batches again
                     break
                 self._watchdog.dispatched = step + count
                 skips = no_skips[count]
                 if divergence.skipped:
                     skips = self.program.skip_mask(divergence.skip_mask(step, count))
-                state, metrics = programs[count](state, batches, skips)
+                state, metrics = calls[count](state, batches, skips)
                 recorder.push(step, metrics, feed.wait_s)
                 step += count
-                self._step = done[0] = step
+                self._step = step_counter[0] = step
                 if step >= next_event or divergence.pending:
                     break
                 if time.monotonic() >= poll_at:
@@ -241,19 +245,23 @@ class Trainer:
                     poll_at = time.monotonic() + POLL_S
 
     def _poll(self, step: int, feed: TrainFeed) -> None:
-        """Polls background work: the lease, and finished saves. Called on a timer, not on a step."""
+        """Updates the stopwatch, and polls the lease and finished saves.
+
+        Called at each boundary, and between boundaries about every POLL_S seconds.
+        """
         self.directory.stopwatch.reached(step, feed.wait_s)
         self.directory.lease.check()
         if self.checkpoints.has_events:
             with self._phase(SAVING):
                 self.checkpoints.poll()
 
-    def _take_row(self, row: dict[str, float]) -> None:
+    def _receive_row(self, row: dict[str, float]) -> None:
+        """Receives a row of training metrics, in the writer thread."""
         self._row = metrics_of(row)
         self._on_row(row)
 
-    def _take_values(self, first: int, values: np.ndarray) -> None:
-        """Receives the metrics of the steps from `first` on, `[steps, names, 2]`."""
+    def _receive_values(self, first: int, values: np.ndarray) -> None:
+        """Receives the metrics of the steps from `first` on: totals and weights `[steps, names, 2]`."""
         self._watchdog.arrived = first + len(values)
         self._divergence.add_results(first, values)
 
