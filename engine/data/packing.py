@@ -1,8 +1,8 @@
 """Packs documents of any length into rows of one length.
 
-The packing plan of an epoch (`packing_plan.py`) depends on the lengths of the documents, the seed and the epoch alone.
-A row is therefore addressed by its position in the run, and a checkpoint stores nothing. The two latest plans stay in
-memory, at 24 bytes per piece of a document.
+A *piece* is a range of tokens of one document that lies in one row. The packing plan of an epoch (`packing_plan.py`)
+assigns pieces to rows. It depends only on the lengths of the documents, the seed and the epoch, so checkpoints store no
+plan. The plans of two consecutive epochs stay in memory, at 24 bytes per piece.
 """
 
 import numpy as np
@@ -38,38 +38,39 @@ class Packed:
     of arrays `[length]`:
 
     - `tokens`, int32.
-    - `targets`, int32: the next token of the same document, which may be in the next row.
-    - `segment_ids`, int32: 1, 2 ... for the documents of the row, and 0 for padding.
-    - `positions`, int32: token positions from the start of the piece.
+    - `targets`, int32: the next token of the same document, even if that token is in another row; 0 if there is none.
+    - `segment_ids`, int32: 1, 2 ... for the pieces of the row, and 0 for padding.
+    - `positions`, int32: index of the token in its piece, from 0.
     - `weight`, float32: 1 where a target exists, and 0 elsewhere.
 
-    An epoch always has `len` rows. In training, each epoch packs the documents in a new order. By index, as evaluations
-    and `data.limit` read, the documents are packed in their stored order. A subclass may define `transform(row, rng)`.
+    Every epoch has the same number of rows, `len`. With `data.shuffle`, each epoch of a training run packs the
+    documents in a new order. Rows that are read by index, as by evaluations and `data.limit`, are packed in the stored
+    order of the documents. A subclass may define `transform(row, rng)`.
     """
 
     def __init__(self, documents: Source, length: int, *, split: bool = True, lengths: npt.ArrayLike | None = None):
         """Measures the documents and plans the rows.
 
         Args:
-            documents: source of documents. If it has a method `lengths()`, the documents are not read to measure them.
+            documents: source of documents. Its method `lengths()`, if it has one, avoids reading all documents here.
             length: tokens per row.
             split: True concatenates the documents and cuts them at row borders, so only the last row has padding. False
-                keeps each document whole, in the fullest row with enough space, longest documents first; only documents
-                longer than a row are cut.
-            lengths: lengths of the documents, integers `[documents]`; used instead of `documents.lengths()`.
+                places whole documents, the longest first, each in the fullest row with enough space. It cuts only
+                documents that are longer than a row.
+            lengths: lengths of the documents, integers `[documents]`; replaces `documents.lengths()`.
 
         Raises:
-            DataError: `documents` is not a source, has its own sampler or a transform, or holds something that cannot
-                be packed.
+            DataError: `length` is below 1, `documents` is not a source or has its own sampler or a transform, or the
+                lengths or the tokens of a document are invalid.
         """
         self.documents, self.length, self.split = documents, length, split
         if length < 1:
             raise DataError(f"{source_name(self)}: length = {length}: allowed are 1 token and more.")
         check_source(documents, f"{source_name(self)}: documents")
-        _check_order(documents, source_name(self))
+        _check_packable(documents, source_name(self))
         self.lengths = _length_index(documents, lengths)
         self._planner = (SplitPlanner if split else WholePlanner)(self.lengths, length)
-        self._in_order = _Sampler(self, self._planner, seed=0, shuffle=False)
+        self._stored_order = _Sampler(self, self._planner, seed=0, shuffle=False)
 
     def __len__(self) -> int:
         """Number of rows of an epoch."""
@@ -80,7 +81,7 @@ class Packed:
 
     def take(self, indices: np.ndarray) -> Examples:
         """Returns rows `indices` `[batch]` of the unshuffled packing, as arrays `[batch, length]`."""
-        return self._in_order.read(indices)
+        return self._stored_order.read(indices)
 
     def fingerprint(self) -> str:
         packed = f"documents {'split' if self.split else 'whole'} in rows of {self.length}"
@@ -92,21 +93,22 @@ class Packed:
 
 
 class _Sampler:
-    """Sampler of packed rows; an address is epoch * rows + row. Without shuffle every epoch equals the first."""
+    """Sampler of packed rows. An address is epoch * rows per epoch + row; without shuffle, the epoch is always 0."""
 
-    vectorized = False  # each row is assembled separately
+    vectorized = False  # a call for many rows takes as long as one call for each row
 
     def __init__(self, packed: Packed, planner: SplitPlanner | WholePlanner, seed: int, shuffle: bool):
         self._packed, self._planner = packed, planner
         self.has_transform = has_transform(packed)
-        self._rows = EpochPermutation(planner.rows, seed, shuffle)
-        self._items = EpochPermutation(planner.items, derive_seed(seed, "documents"), shuffle)
-        # Two cached plans, since threads may work on both sides of the border between two epochs.
+        self._row_permutation = EpochPermutation(planner.rows, seed, shuffle)
+        self._item_permutation = EpochPermutation(planner.items, derive_seed(seed, "documents"), shuffle)
+        # The latest (epoch, plan) of even and of odd epochs: near the end of an epoch, threads already read the next.
         self._plans: list[tuple[int, Plan | None]] = [(-1, None)] * 2
 
     def addresses(self, positions: np.ndarray) -> np.ndarray:
-        rows = self._rows.indices(positions)
-        return positions - positions % self._rows.size + rows if self._rows.shuffle else rows
+        rows = self._row_permutation.indices(positions)
+        epoch_start = positions - positions % self._row_permutation.size
+        return epoch_start + rows if self._row_permutation.shuffle else rows
 
     def locate(self, address: int) -> tuple[Source, int]:
         return self._packed, address
@@ -115,21 +117,22 @@ class _Sampler:
         shape = (len(addresses), self._packed.length)
         batch = {name: np.zeros(shape, dtype) for name, dtype in ARRAYS.items()}
         for row, address in enumerate(addresses.tolist()):
-            epoch, number = divmod(address, self._rows.size)
-            self._fill({name: rows[row] for name, rows in batch.items()}, self._plan(epoch), number)
+            epoch, planned_row = divmod(address, self._row_permutation.size)
+            self._fill({name: rows[row] for name, rows in batch.items()}, self._plan(epoch), planned_row)
         return batch
 
     def _plan(self, epoch: int) -> Plan:
-        known, plan = self._plans[epoch % 2]
-        if known != epoch or plan is None:
-            plan = self._planner.plan(self._items.indices(epoch * self._items.size + np.arange(self._items.size)))
+        cached_epoch, plan = self._plans[epoch % 2]
+        if cached_epoch != epoch or plan is None:
+            items = self._item_permutation.size
+            plan = self._planner.plan(self._item_permutation.indices(epoch * items + np.arange(items)))
             self._plans[epoch % 2] = (epoch, plan)
         return plan
 
-    def _fill(self, row: Example, plan: Plan, number: int) -> None:
-        """Writes the pieces of row `number` into the arrays `[length]` of `row`, which hold zeros."""
-        at = 0
-        for segment, piece in enumerate(range(plan.first[number], plan.first[number + 1]), 1):
+    def _fill(self, row: Example, plan: Plan, planned_row: int) -> None:
+        """Writes the pieces of row `planned_row` of the plan into `row`: arrays `[length]` that are initially zero."""
+        begin = 0  # index in the row at which the next piece begins
+        for segment, piece in enumerate(range(plan.first[planned_row], plan.first[planned_row + 1]), 1):
             index, start, stop = (int(part[piece]) for part in (plan.document, plan.start, plan.stop))
             tokens = _tokens(self._packed.documents, index)
             if len(tokens) != self._packed.lengths[index]:
@@ -137,16 +140,18 @@ class _Sampler:
                     f"{_document_name(self._packed.documents, index)} has {len(tokens)} tokens, but its length index "
                     f"says {self._packed.lengths[index]}. Compute the length index again."
                 )
-            end, known = at + stop - start, at + min(stop, len(tokens) - 1) - start
-            row["tokens"][at:end] = tokens[start:stop]
-            row["targets"][at:known] = tokens[start + 1 : stop + 1]
-            row["segment_ids"][at:end] = segment
-            row["positions"][at:end] = np.arange(stop - start)
-            row["weight"][at:known] = 1
-            at = end
+            end = begin + stop - start
+            targets_end = begin + min(stop, len(tokens) - 1) - start  # the last token of a document has no target
+            row["tokens"][begin:end] = tokens[start:stop]
+            row["targets"][begin:targets_end] = tokens[start + 1 : stop + 1]
+            row["segment_ids"][begin:end] = segment
+            row["positions"][begin:end] = np.arange(stop - start)
+            row["weight"][begin:targets_end] = 1
+            begin = end
 
 
-def _check_order(documents: Source, name: str) -> None:
+def _check_packable(documents: Source, name: str) -> None:
+    """Raises DataError if the documents have a sampler or a transform: the plan relies on fixed lengths."""
     if hasattr(documents, "sampler"):
         raise DataError(
             f"{name}: {source_name(documents)} has its own sampler, whose epochs may differ in their number of tokens. "
@@ -160,10 +165,14 @@ def _check_order(documents: Source, name: str) -> None:
 
 
 def _length_index(documents: Source, lengths: npt.ArrayLike | None) -> np.ndarray:
-    """Returns lengths int64 `[documents]`: the argument, else `documents.lengths()`, else measured by reading all."""
+    """Returns `lengths` as int64 `[documents]`; if None, `documents.lengths()`, else measured from all documents."""
     if lengths is None:
-        own = getattr(documents, "lengths", None)
-        lengths = own() if own is not None else [len(_tokens(documents, index)) for index in range(len(documents))]
+        lengths_method = getattr(documents, "lengths", None)
+        lengths = (
+            lengths_method()
+            if lengths_method is not None
+            else [len(_tokens(documents, index)) for index in range(len(documents))]
+        )
     found, name = np.asarray(lengths), source_name(documents)
     if not found.size or not len(documents):
         raise DataError(f"{name}: no documents. Packing needs at least one; check its files and arguments.")
@@ -178,7 +187,7 @@ def _length_index(documents: Source, lengths: npt.ArrayLike | None) -> np.ndarra
 
 
 def _tokens(documents: Source, index: int) -> np.ndarray:
-    """Returns the tokens `[tokens]` of a document, integers that fit int32."""
+    """Returns the tokens of a document, integers `[tokens]` that fit int32. Raises DataError if they do not."""
     where = _document_name(documents, index)
     try:
         example = documents[index]
