@@ -1,8 +1,8 @@
-"""The checkpoints of one run on disk: lists steps, restores them onto any mesh, removes them.
+"""The checkpoints of one run on disk: lists, restores and deletes them. `async_save.py` writes them.
 
-A step is the directory `<checkpoints>/<step>/` with `state` (arrays), `position` (in the data), `config` (text) and the
-manifest. A save renames the complete directory into place: then the step is *durable*, and only durable steps are
-listed. Every wait for a disk has a timeout.
+In this package, a *step* is also the directory `<checkpoints>/<step>/` of a checkpoint, with `state` (arrays),
+`position` (in the data), `config` (text) and the manifest. A save writes to a temporary directory and renames it when
+it is complete. A step is *durable* if it has this name and its manifest. Listing and restoring have timeouts.
 """
 
 import contextlib
@@ -39,12 +39,12 @@ from engine.run.lease import Lease
 from engine.types import PyTree
 
 STATE, POSITION, CONFIG = "state", "position/position.json", "config/config.json"
-SAVING, DELETED = ".saving", ".deleted"  # suffixes of directories that are being saved or deleted
-_LEFTOVERS = (f"*{DELETED}", f"*{SAVING}", "*.orbax-checkpoint-tmp")  # of a killed save or deletion
+SAVING, DELETED = ".saving", ".deleted"  # suffixes of a directory while it is saved or deleted
+_LEFTOVERS = (f"*{DELETED}", f"*{SAVING}", "*.orbax-checkpoint-tmp")  # from a killed save or deletion
 
 
 class StorageError(CheckpointError):
-    """A step could not be written or read because the storage failed; a restart may succeed."""
+    """The storage failed while a step was written or read. A restart of the run may succeed."""
 
     exit_code = ExitStatus.RETRY
 
@@ -58,7 +58,7 @@ class NoUsableCheckpoint(CheckpointError):
 
 @dataclass(frozen=True)
 class StepInfo:
-    """One durable step: its size in bytes, when it was made durable (seconds since 1970), and its evaluations."""
+    """One durable step: size in bytes, time of the save (seconds since 1970), and evaluation results."""
 
     step: int
     bytes: int
@@ -67,34 +67,36 @@ class StepInfo:
 
 
 class CheckpointStore:
-    """The steps of a run.
+    """The checkpoints of a run.
+
+    Only one job may open the store of a run for writing. All processes of the job must call `restore` and
+    `restore_latest` in the same order and for the same steps.
 
     Args:
-        directory: of the step directories.
-        lease: of the run directory, to remove steps; None opens the store read-only.
+        directory: folder of the step directories.
+        lease: lease of the run directory, required to delete or rename steps; None opens the store read-only.
         timeout_s: seconds that a restore may take.
 
     Raises:
         CheckpointError: the directory cannot be created or read.
         StorageError: the storage does not answer.
-
-    One writer at a time. With several processes, all must call `restore` for the same steps.
     """
 
     def __init__(
         self, directory: str | os.PathLike[str], lease: Lease | None = None, *, timeout_s: float = timeouts.SAVE_S
     ):
         self.directory, self.timeout_s = Path(directory).absolute(), timeout_s
-        self.current: set[int] = set()  # steps on disk that are identical to what this run would save
+        # Steps that this run has saved or restored: saving them again would write identical files.
+        self.current: set[int] = set()
         self._lease = lease
-        self._seen: list[int] = []  # the durable steps, as last listed
+        self._listed: list[int] = []  # the latest known list of durable steps
         self._deleting: dict[Path, storage.Background] = {}  # step directory -> its deletion
-        self._deletions = itertools.count(1)
+        self._deletion_numbers = itertools.count(1)
         if lease is not None:
             self._open(lease)
 
     def _open(self, lease: Lease) -> None:
-        """Checks in every process that the directory is writable; the primary removes leftovers."""
+        """Checks that the directory is writable. The primary also removes what killed saves and deletions left."""
         try:
             storage.probe(self.directory)
             leftovers = storage.bounded(
@@ -115,21 +117,21 @@ class CheckpointStore:
     # Lists
 
     def steps(self) -> list[int]:
-        """Returns the durable steps, oldest first; if the disk hangs, the last known list. Needs no JAX."""
+        """Returns the durable steps, oldest first; if the storage hangs, the latest known list. Does not import JAX."""
 
         def durable() -> list[int]:
             return [int(path.name) for path in self._folders() if (path / MANIFEST).is_file()]
 
         with contextlib.suppress(storage.StorageTimeout):
-            self._seen = storage.bounded(durable, timeouts.LIST_S)
-        return list(self._seen)
+            self._listed = storage.bounded(durable, timeouts.LIST_S)
+        return list(self._listed)
 
     def latest(self) -> int | None:
         """Returns the newest durable step, or None."""
         return max(self.steps(), default=None)
 
     def candidates(self) -> list[int]:
-        """Returns all steps, newest first, including those that have lost their manifest.
+        """Returns all steps, newest first, including damaged steps without a manifest.
 
         Raises:
             StorageError: the storage does not answer.
@@ -140,7 +142,7 @@ class CheckpointStore:
             raise self._timed_out(error) from error
 
     def describe(self) -> list[StepInfo]:
-        """Returns size, time and evaluation results of each durable step, oldest first. Needs no JAX."""
+        """Returns size, time and evaluation results of each durable step, oldest first. Does not import JAX."""
         results = read_results(self.directory)
         infos = []
         for step in self.steps():
@@ -150,6 +152,7 @@ class CheckpointStore:
         return infos
 
     def _folders(self) -> list[Path]:
+        """Returns the step directories, oldest first, without those whose deletion is in progress."""
         deleting = {path for path, deletion in self._deleting.items() if not deletion.done}
         return [path for path in step_folders(self.directory) if path not in deleting]
 
@@ -161,17 +164,18 @@ class CheckpointStore:
         stacked: Mapping[str, int] | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> tuple[PyTree, int] | None:
-        """Returns the state and the step of the newest good checkpoint, or None if the run has no checkpoints.
+        """Returns the state and the step of the newest undamaged checkpoint, or None if the run has no checkpoints.
 
-        Damaged steps are set aside. All processes call this, and get the same step.
+        Renames each damaged step that is newer (`integrity.set_aside`). Every process must call this method; all
+        processes restore the same step.
 
         Args:
             abstract_state, stacked: as for `restore`.
-            say: called with a sentence for each damaged step.
+            say: called with a warning for each damaged step.
 
         Raises:
             NoUsableCheckpoint: every checkpoint is damaged.
-            CheckpointError: a checkpoint cannot be read because of the disk, or belongs to another model.
+            CheckpointError: the store is read-only, or a checkpoint cannot be read or belongs to another model.
         """
         lease = self.writable("set a damaged step aside")
         for step in group.run_on_primary(self.candidates, "the list of checkpoints"):
@@ -195,34 +199,37 @@ class CheckpointStore:
         return None
 
     def restore(self, step: int, abstract_state: PyTree, stacked: Mapping[str, int] | None = None) -> PyTree:
-        """Returns the state of a step with the requested shardings, saved from any mesh. Every bit is verified.
+        """Returns the state of a step with the requested shardings.
+
+        The state may have been saved on another mesh. The hash of every file and the digest of every array are
+        compared with the manifest. Every process must call this method.
 
         Args:
             step: one of `candidates`.
             abstract_state: the state as jax.ShapeDtypeStruct with shardings.
-            stacked: path of each parameter of a stack of layers -> number of its leading dimensions that index the
-                layers; it may have been saved with another number of them.
+            stacked: path of each stacked parameter -> number of its leading dimensions that index the layers. The
+                stored parameter may have another number of such dimensions.
 
         Raises:
-            CheckpointError: the step does not exist, cannot be read, or belongs to another model: the text names the
-                leaves that differ.
-            DamagedCheckpoint: the step differs from what was saved; raised in every process.
-            StorageError: it takes longer than the timeout, in this or another process, which is named.
+            CheckpointError: the step does not exist, cannot be read, or belongs to another model. In the last case the
+                text names the leaves that differ.
+            DamagedCheckpoint: the files or arrays differ from the manifest. Every process raises it.
+            StorageError: a process has not restored the step within the timeout. The text names the process.
         """
         self.current.discard(step)
         if step not in self.candidates():
             self._require(step)
-        end = time.monotonic() + self.timeout_s
+        deadline = time.monotonic() + self.timeout_s
         try:
             state = storage.bounded(
                 lambda: self._verified(step, abstract_state, stacked or {}), self.timeout_s, "restore"
             )
-            missing = group.barrier("restore", max(1.0, end - time.monotonic()))
+            missing = group.barrier("restore", max(1.0, deadline - time.monotonic()))
         except storage.StorageTimeout as error:
             raise self._too_late(step, [group.index()]) from error
         except VerifyTimeout as error:
             raise self._too_late(step, [error.process]) from error
-        except LostPeer as error:
+        except LostPeer as error:  # a barrier raises it only if process 0 does not answer
             raise self._too_late(step, [0]) from error
         if missing:
             raise self._too_late(step, missing)
@@ -230,8 +237,8 @@ class CheckpointStore:
         return state
 
     def _verified(self, step: int, abstract_state: PyTree, stacked: Mapping[str, int]) -> PyTree:
-        """Returns the state of a step, verified before and after it is read."""
-        from engine.parallel.digest import Digests  # loads JAX
+        """Returns the state of a step. Verifies its files before the read, and the arrays after the read."""
+        from engine.parallel.digest import Digests  # imports JAX
 
         path = self.directory / str(step)
         with contextlib.ExitStack() as stack:
@@ -243,6 +250,10 @@ class CheckpointStore:
         return state
 
     def _read(self, step: int, abstract_state: PyTree, stacked: Mapping[str, int]) -> PyTree:
+        """Returns the state of a step without verification. Reshapes stacks of layers that were saved in another fold.
+
+        A *fold* is the leading dimensions of a stacked array (`tree_compat.py`).
+        """
         folder = self.directory / str(step) / STATE
         with reraise(lambda text: self._unreadable(step, text)):
             stored = leaves_of(arrays.describe(folder))
@@ -260,11 +271,11 @@ class CheckpointStore:
         return with_wanted_folds(state, abstract_state, folds)
 
     def position(self, step: int) -> dict:
-        """Returns the position in the data that was saved with a step. Needs no JAX. Raises CheckpointError."""
+        """Returns the position in the data that was saved with a step. Does not import JAX. Raises CheckpointError."""
         return self._read_json(step, POSITION)
 
     def config_text(self, step: int) -> str:
-        """Returns the config that a step was saved with. Needs no JAX. Raises CheckpointError."""
+        """Returns the config that was saved with a step. Does not import JAX. Raises CheckpointError."""
         return "\n".join(self._read_json(step, CONFIG)["lines"])
 
     def _read_json(self, step: int, name: str) -> dict:
@@ -280,12 +291,13 @@ class CheckpointStore:
     def saved(self, step: int) -> None:
         """Records that this run has made a step durable."""
         self.current.add(step)
-        self._seen = sorted({*self._seen, step})
+        self._listed = sorted({*self._listed, step})
 
     def delete(self, step: int) -> None:
-        """Removes a durable step. It disappears from the list at once; a thread removes its files.
+        """Deletes a durable step: the primary starts a thread that deletes the files; other processes do nothing.
 
-        A step that another process is reading is kept and listed again.
+        `steps` omits the step as soon as the deletion has started. If a process holds the read lock of the step, the
+        step is kept, and `steps` lists it again.
 
         Raises:
             CheckpointError: the step does not exist.
@@ -296,35 +308,38 @@ class CheckpointStore:
             return
         self._require(step)
         path = self.directory / str(step)
-        gone = self.directory / f"{step}.d{next(self._deletions)}{DELETED}"
+        renamed = self.directory / f"{step}.d{next(self._deletion_numbers)}{DELETED}"
 
         def remove() -> None:
-            with delete_lock(path) as free:
-                if not free:
+            with delete_lock(path) as locked:
+                if not locked:
                     return
                 with lease.writing():
-                    path.rename(gone)
-            shutil.rmtree(gone)
+                    path.rename(renamed)
+            shutil.rmtree(renamed)
 
-        self._seen.remove(step)
+        self._listed.remove(step)
         self._deleting[path] = storage.Background(remove, f"delete-{step}")
 
     def end_deletion(self, step: int) -> None:
-        """Waits for the deletion of a step that is about to be saved again."""
+        """Waits for the deletion of a step, if one is in progress, so that the step can be saved again."""
         if (deletion := self._deleting.pop(self.directory / str(step), None)) is not None:
             with contextlib.suppress(Exception):  # the save replaces the step even if the deletion has failed
                 deletion.result(self.timeout_s)
 
     @property
     def has_events(self) -> bool:
-        """Whether a deletion has ended that `failed_deletions` has not reported; touches no storage."""
+        """Whether a deletion has ended since the last call of `failed_deletions`. Does not access the storage."""
         return any(deletion.done for deletion in self._deleting.values())
 
     def failed_deletions(self, timeout_s: float = 0.0) -> list[str]:
-        """Returns, once, a sentence for each deletion that has failed.
+        """Returns a sentence for each deletion that has failed since the last call.
+
+        Deletions that are interrupted by the end of the process are completed when the store is next opened for
+        writing.
 
         Args:
-            timeout_s: seconds to wait for each deletion in flight. The next writer completes unfinished deletions.
+            timeout_s: seconds to wait for each deletion in progress.
         """
         texts = []
         for path, deletion in list(self._deleting.items()):
@@ -340,8 +355,8 @@ class CheckpointStore:
     # Messages
 
     def newest_except(self, step: int) -> str:
-        """Returns a sentence about the newest step other than `step`; touches no storage."""
-        newest = max((seen for seen in self._seen if seen != step), default=None)
+        """Returns a phrase about the newest durable step other than `step`. Does not access the storage."""
+        newest = max((listed for listed in self._listed if listed != step), default=None)
         return "No checkpoint exists yet" if newest is None else f"The newest checkpoint is that of step {newest}"
 
     def _timed_out(self, error: storage.StorageTimeout) -> StorageError:
@@ -372,7 +387,7 @@ class CheckpointStore:
             )
 
     def writable(self, verb: str) -> Lease:
-        """Returns the lease, which `verb` needs. Raises CheckpointError if the store is read-only."""
+        """Returns the lease. Raises CheckpointError if the store is read-only; the text says "cannot `verb`"."""
         if self._lease is None:
             raise CheckpointError(f"{self.directory}: opened read-only, cannot {verb}. Open it with its lease.")
         return self._lease
