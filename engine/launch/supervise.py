@@ -1,7 +1,8 @@
-"""Restarts the processes of a run until it is done; `resilience/supervisor.py` decides about each restart.
+"""Starts a training command again after each failure; `resilience/supervisor.py` decides whether and when.
 
-To kill a process on purpose (in a test, or as an operator), first append a line with its pid to the file that the
-environment variable KILLS names. An announced kill does not count as a crash loop and does not increase the wait.
+A *kill* can be *announced*: before a test or an operator kills a process, they append its pid to the file whose path is
+in the environment variable `CONVOY_KILLED_FROM_OUTSIDE`. Announced kills do not count towards a crash loop and do not
+lengthen the wait before a restart.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ from engine.run.goodput import record_death
 from engine.run.log import RunLog, logger
 from engine.run.owner import TOKEN
 
-KILLS = "CONVOY_KILLED_FROM_OUTSIDE"
+KILLS = "CONVOY_KILLED_FROM_OUTSIDE"  # environment variable: path of the file of announced kills
 FRESH = "--fresh"
 
 
@@ -40,24 +41,25 @@ def supervise(
     restarts: int | None = None,
     first_wait_s: float = FIRST_RESTART_S,
 ) -> int:
-    """Runs a training command again and again until the run is done or a restart is pointless.
+    """Runs a training command, and again after each failure, until the run is done or a restart is pointless.
 
-    SIGTERM and SIGINT are forwarded to the processes, which save and stop; after that there is no restart.
+    SIGTERM and SIGINT are forwarded to the processes, which save and stop. After such a signal there is no restart.
 
     Args:
         command: a program and its arguments, such as `[sys.executable, "-m", "engine.main", "train", ...]`.
         run: the directory of the run.
         processes, devices: as for `local.run`.
-        restarts: maximum number of restarts; None: no limit.
-        first_wait_s: seconds before the first restart.
+        restarts: maximum number of restarts; None for no limit.
+        first_wait_s: seconds before the first restart. The wait doubles while restarts make no progress.
 
     Returns:
-        The exit code of the last attempt; 43 after a crash loop; 42 or 130 after a signal.
+        The exit code of the last attempt; 43 after a crash loop. After a signal: 0, 1 or 43 if the last attempt ended
+        with it, else 130 (SIGINT) or 42 (SIGTERM).
 
     Raises:
-        ConfigError: a number below 1.
+        ConfigError: `processes` or `devices` is below 1.
     """
-    os.environ.setdefault(TOKEN, uuid.uuid4().hex)  # with it, an attempt may take over the lease of an earlier attempt
+    os.environ.setdefault(TOKEN, uuid.uuid4().hex)  # lets an attempt take over the lease of an earlier attempt
     supervisor = Supervisor(_latest_checkpoint(run), max_restarts=restarts, first_wait_s=first_wait_s)
     commands = _AttemptCommands(command, run)
     kills = AnnouncedKills(Path(os.environ[KILLS]) if os.environ.get(KILLS) else None)
@@ -80,17 +82,21 @@ def supervise(
 
 
 def _failure(exits: Sequence[ProcessExit], checkpoint: int | None, from_outside: bool) -> Failure:
-    """Describes an attempt by its first failure; `checkpoint` is the newest step that is saved."""
+    """Returns the failure of an attempt, which is that of the process that failed first.
+
+    `checkpoint` is the newest durable step after the attempt.
+    """
     first = exits[0]
+    # A verdict without a signature has a cause outside of the process: no signature replaces it.
     signature = first.signature or ("" if first.text else kill_signature(first.code))
     step = first.step if first.step is not None else checkpoint or 0
     return Failure(first.code, signature, step, checkpoint, from_outside)
 
 
 def _record_death(run: RunDirectory, exits: Sequence[ProcessExit]) -> None:
-    """Adds to the goodput ledger what killed processes could not write; steps are those of the primary."""
-    steps = next((ended.step for ended in exits if ended.index == 0), None)
-    record_death(run.goodput, [ended.pid for ended in exits], steps)
+    """Adds the time that a killed primary did not record to the goodput ledger."""
+    step = next((ended.step for ended in exits if ended.index == 0), None)
+    record_death(run.goodput, [ended.pid for ended in exits], step)
 
 
 def _latest_checkpoint(run: RunDirectory) -> int | None:
@@ -98,7 +104,7 @@ def _latest_checkpoint(run: RunDirectory) -> int | None:
 
 
 def _code_after_signal(code: int, received: Sequence[int]) -> int:
-    """Returns the exit code after a signal: the code of the process if that is final, else the code of the signal."""
+    """Returns the exit code after a signal: `code` if it rules out a restart, else the code for the signal."""
     if code in (ExitStatus.DONE, ExitStatus.USER_ERROR, ExitStatus.STOP):
         return code
     return ExitStatus.INTERRUPTED if signal.SIGINT in received else ExitStatus.RETRY
@@ -120,7 +126,7 @@ def _restart_text(restart: Restart, failure: Failure, first: ProcessExit, severa
 
 
 def _report(run: RunDirectory, text: str) -> None:
-    """Prints a sentence and adds it to the log of the run, which no process of the run has open now."""
+    """Prints a sentence and appends it to the log of the run. Called when all processes of the attempt have ended."""
     print(f"convoy supervise: {text}", file=sys.stderr, flush=True)
     if run.path.is_dir():
         with contextlib.suppress(RunError), RunLog(run.log):
@@ -128,7 +134,7 @@ def _report(run: RunDirectory, text: str) -> None:
 
 
 def _report_stop(run: RunDirectory, stop: Stop) -> None:
-    """Prints why there is no restart. A crash loop is also written to the status of the run."""
+    """Prints the reason of a stop, if it has one. After a crash loop, also sets the status of the run to failed."""
     if not stop.reason:
         return
     _report(run, stop.reason)
@@ -138,21 +144,24 @@ def _report_stop(run: RunDirectory, stop: Stop) -> None:
 
 
 class _AttemptCommands:
-    """The command of each attempt. `--fresh` is removed once an earlier run was moved aside, or if there is none."""
+    """The command of each attempt, without `--fresh` once it has had its effect, so that a restart resumes the run.
+
+    The effect is that the earlier run was moved aside. Without an earlier run, `--fresh` is removed at once.
+    """
 
     def __init__(self, words: Sequence[str], run: RunDirectory):
         self._words, self._run = list(words), run
-        self._before = run.moved_aside() if run.is_used() else None
+        self._moved_before = run.moved_aside() if run.is_used() else None  # None: there is no earlier run
 
     def next(self) -> list[str]:
         """Returns the command of the next attempt."""
-        if self._before is None or self._run.moved_aside() != self._before:
+        if self._moved_before is None or self._run.moved_aside() != self._moved_before:
             self._words = [word for word in self._words if word != FRESH]
         return self._words
 
 
 class AnnouncedKills:
-    """The kills that were announced since the last check. Each line counts once, since the system reuses pids.
+    """Reads the announced kills. Each line is used for one attempt only, because the system reuses pids.
 
     Args:
         file: the file to which pids are appended; None if no kills are announced.
@@ -160,13 +169,13 @@ class AnnouncedKills:
 
     def __init__(self, file: Path | None):
         self._file = file
-        self._seen = len(self._lines())
+        self._read = len(self._pids())  # number of pids that were read
 
     def include(self, exits: Sequence[ProcessExit]) -> bool:
-        """Whether a kill of a process of this attempt was announced since the last call."""
-        new = self._lines()[self._seen :]
-        self._seen += len(new)
+        """Returns whether the kill of one of these processes was announced since the last call."""
+        new = self._pids()[self._read :]
+        self._read += len(new)
         return any(str(ended.pid) in new for ended in exits)
 
-    def _lines(self) -> list[str]:
+    def _pids(self) -> list[str]:
         return self._file.read_text().split() if self._file is not None and self._file.exists() else []
