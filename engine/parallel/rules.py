@@ -1,8 +1,8 @@
-"""Sharding rules: the table from logical axes (names of dimensions) to mesh axes, and its checks.
+"""Sharding rules: the table from logical axes (names of dimensions) to mesh axes, and the checks of the table.
 
-A parameter names its dimensions with `nnx.Param(value, logical_axes=("embed", "mlp"))`, or in a layer of Flax with
-`kernel_metadata={"out_sharding": ("embed", "mlp")}`. A large parameter without names is split over `fsdp` along its
-largest divisible dimension. Errors name the parameter, before anything is compiled.
+A model declares the logical axes of a parameter with `nnx.Param(value, logical_axes=("embed", "mlp"))`, or in a layer
+of Flax with `kernel_metadata={"out_sharding": ("embed", "mlp")}`. A large parameter without logical axes is split over
+`fsdp` along its largest divisible dimension. The checks run before compilation.
 """
 
 import math
@@ -30,17 +30,18 @@ RULES: Rules = {
     "vocab": "tensor",
     "norm": None,
     # dimensions of activations
-    "batch": (*BATCH_AXES, "pipeline"),  # the model before and after a pipeline is split over its stages, too
+    "batch": (*BATCH_AXES, "pipeline"),  # layers outside of a pipeline split the batch over its stages too
     "sequence": "context",
     "tokens": ("context", "tensor"),
 }
 ACTIVATIONS = ("batch", "sequence", "tokens")
-"""Names that only activations have."""
+"""Logical axes that only activations have."""
 STACKED = ("repeats", "layers")
-"""Names of the leading dimensions of a stack of layers; other names belong to one layer."""
-SMALLEST_SPLIT = 1024  # elements; splitting a smaller parameter without names costs more than it saves
-LARGE_BYTES, LARGE_FRACTION = 2**20, 0.01  # a replicated parameter above both (bytes, fraction of all) gets a warning
-MAX_SHOWN = 5  # problems, or parameters of a warning, that are listed
+"""Logical axes of the leading dimensions of stacked parameters (`layers/stack.py`)."""
+SMALLEST_SPLIT = 1024  # elements; splitting a smaller parameter without logical axes costs more than it saves
+# A replicated parameter above both limits gets a warning: bytes, and the fraction of the bytes of all parameters.
+LARGE_BYTES, LARGE_FRACTION = 2**20, 0.01
+MAX_SHOWN = 5  # number of problems in an error text, and of large parameters in the warnings
 
 
 class Shaped(Protocol):
@@ -59,19 +60,19 @@ def partition_specs(
 
     Args:
         params: path -> array or abstract value.
-        names: path -> logical axes, of the parameters that have names.
-        rules: name -> mesh axes, the defaults with the overrides of the config.
+        names: path -> logical axes; parameters without logical axes are absent.
+        rules: logical axis -> mesh axes: RULES with the overrides of the config.
         mesh: mesh of the parameters.
 
     Raises:
-        ShardingError: the text lists the problems of all parameters (see `partition_spec`).
+        ShardingError: `partition_spec` fails for a parameter. The text lists the first MAX_SHOWN distinct problems.
     """
     specs, problems = {}, {}
     for path, param in params.items():
         try:
             specs[path] = partition_spec(path, param.shape, names.get(path), rules, mesh)
         except ShardingError as error:
-            problems[str(error)] = None  # a dict, so that a wrong rule is listed once and not for each parameter
+            problems[str(error)] = None  # a dict as an ordered set: a wrong rule is listed once, not for each parameter
     if problems:
         more = f"\n(and {len(problems) - MAX_SHOWN} more)" if len(problems) > MAX_SHOWN else ""
         raise ShardingError("\n".join(list(problems)[:MAX_SHOWN]) + more)
@@ -86,19 +87,20 @@ def partition_spec(
     Args:
         path: path of the parameter, for error texts.
         shape: shape of the parameter.
-        names: a logical axis or None for each dimension; None for a parameter without names; only names of STACKED for
-            a stack of layers without names.
-        rules: name -> mesh axes.
+        names: a logical axis or None for each dimension, or None for a parameter without logical axes. A stacked
+            parameter whose layer has no logical axes has only those of STACKED, for its leading dimensions.
+        rules: logical axis -> mesh axes.
         mesh: mesh of the parameter.
 
     Raises:
-        ShardingError: a name is unknown, a mesh axis is used twice, or a dimension is not divisible.
+        ShardingError: the number of names is wrong, a name or its mesh axis is unknown, a mesh axis is used twice, or a
+            dimension is not divisible.
     """
     if names is None:
-        return _unnamed(shape, mesh)
+        return _default_spec(shape, mesh)
     if len(names) < len(shape) and set(names) <= set(STACKED):
         stack = partition_spec(path, shape[: len(names)], names, rules, mesh)
-        return PartitionSpec(*stack, *_unnamed(shape[len(names) :], mesh))
+        return PartitionSpec(*stack, *_default_spec(shape[len(names) :], mesh))
     if len(names) != len(shape):
         raise ShardingError(
             f"{path}: {len(names)} axis names {tuple(names)} for shape {list(shape)}. Name each dimension."
@@ -114,12 +116,12 @@ def partition_spec(
                     f"Map one of them to None in sharding.rules."
                 )
             used[axis] = str(name)
-        parts = math.prod(mesh.shape[axis] for axis in axes)
-        if size % parts:
+        shards = math.prod(mesh.shape[axis] for axis in axes)
+        if size % shards:
             text = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
             raise ShardingError(
                 f"{path}: axis {name!r} = {size} is not divisible by mesh axis {text}. "
-                f"Use a multiple of {parts} ({-(-size // parts) * parts}), "
+                f"Use a multiple of {shards} ({-(-size // shards) * shards}), "
                 f"{axes[0]}={math.gcd(size, mesh.shape[axes[0]])}, or map {name!r} to None in sharding.rules."
             )
         entries.append(axes if len(axes) > 1 else axes[0] if axes else None)
@@ -127,10 +129,15 @@ def partition_spec(
 
 
 def mesh_axes(path: str, name: str | None, rules: Rules) -> tuple[str, ...]:
-    """Returns the mesh axes of one logical axis.
+    """Returns the mesh axes of one logical axis; none for None.
+
+    Args:
+        path: path of the parameter, or another name of the array, for error texts.
+        name: the logical axis.
+        rules: logical axis -> mesh axes.
 
     Raises:
-        ShardingError: the name has no rule, or its rule has an unknown mesh axis. `path` is part of the error text.
+        ShardingError: the logical axis has no rule, or its rule has an unknown mesh axis.
     """
     if name is None:
         return ()
@@ -149,13 +156,16 @@ def mesh_axes(path: str, name: str | None, rules: Rules) -> tuple[str, ...]:
     return axes
 
 
-def _unnamed(shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
-    """Returns the spec that splits the largest divisible dimension over `fsdp`; small parameters are replicated."""
-    parts = mesh.shape["fsdp"]
-    fits = [i for i, size in enumerate(shape) if size % parts == 0]
-    if parts == 1 or math.prod(shape) < SMALLEST_SPLIT or not fits:
+def _default_spec(shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+    """Returns the spec of a parameter without logical axes: its largest divisible dimension is split over `fsdp`.
+
+    Parameters below SMALLEST_SPLIT and parameters without a divisible dimension are replicated.
+    """
+    shards = mesh.shape["fsdp"]
+    divisible = [i for i, size in enumerate(shape) if size % shards == 0]
+    if shards == 1 or math.prod(shape) < SMALLEST_SPLIT or not divisible:
         return PartitionSpec()
-    split = max(fits, key=lambda i: shape[i])
+    split = max(divisible, key=lambda i: shape[i])
     return PartitionSpec(*(("fsdp" if i == split else None) for i in range(len(shape))))
 
 
@@ -164,17 +174,15 @@ def warnings(
 ) -> list[str]:
     """Returns warnings about valid settings that are rarely intended.
 
-    These are a mesh axis that splits no parameter, a large parameter that is replicated over `fsdp`, and a rule of the
-    config for a name that no parameter has.
+    - `mesh.fsdp` or `mesh.tensor` is above 1, but splits no parameter.
+    - `sharding.rules` has a rule for a logical axis that no parameter has.
+    - A large parameter is replicated over `fsdp`.
 
     Args:
-        params: path -> array or abstract value.
-        names: path -> logical axes, of the parameters that have names.
-        rules: name -> mesh axes.
-        mesh: mesh of the parameters.
+        params, names, rules, mesh: as for `partition_specs`.
     """
     specs = partition_specs(params, names, rules, mesh)
-    used = {path: {axis for entry in spec for axis in _entry(entry)} for path, spec in specs.items()}
+    used = {path: {axis for entry in spec for axis in _as_tuple(entry)} for path, spec in specs.items()}
     found = [
         f"mesh.{axis} = {mesh.shape[axis]} splits no parameter, so these devices hold identical parameters"
         f"{' and repeat the same computation' if axis not in BATCH_AXES else ''}. {_advice(axis, rules)}"
@@ -187,30 +195,34 @@ def warnings(
         for name in rules
         if name not in RULES and name not in known
     ]
-    return found + _large_and_whole(params, names, rules, mesh, used)
+    return found + _replication_warnings(params, names, rules, mesh, used)
 
 
-def _entry(entry: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Returns the mesh axes of a rule, or of one entry of a PartitionSpec."""
+def _as_tuple(entry: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Returns the mesh axes of a rule or of one entry of a PartitionSpec as a tuple."""
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
 def _advice(axis: str, rules: Rules) -> str:
-    mapped = [name for name, axes in rules.items() if axis in _entry(axes) and name not in ACTIVATIONS]
+    """Returns how to make mesh axis `axis` split a parameter, or to omit the axis."""
+    mapped = [name for name, axes in rules.items() if axis in _as_tuple(axes) and name not in ACTIVATIONS]
     names = f"Name dimensions {' or '.join(map(repr, mapped))} in the model, or use" if mapped else "Use"
     return f"{names} mesh.{axis}=1."
 
 
-def _large_and_whole(
+def _replication_warnings(
     params: Mapping[str, Shaped],
     names: Mapping[str, Sequence[str | None]],
     rules: Rules,
     mesh: Mesh,
     used: Mapping[str, set[str]],
 ) -> list[str]:
-    """Returns a warning for each large parameter that is replicated over `fsdp`, the largest first."""
-    parts = mesh.shape["fsdp"]
-    if parts == 1:
+    """Returns warnings about the MAX_SHOWN largest parameters that are replicated over `fsdp`, the largest first.
+
+    `used` maps the path of a parameter to the mesh axes that split it.
+    """
+    shards = mesh.shape["fsdp"]
+    if shards == 1:
         return []
     sizes = {path: math.prod(param.shape) * param.dtype.itemsize for path, param in params.items()}
     limit = max(LARGE_BYTES, LARGE_FRACTION * sum(sizes.values()))
@@ -223,6 +235,8 @@ def _large_and_whole(
         if path in names and not set(names[path]) <= set(STACKED):
             fix = f"none of its axes {tuple(names[path])} is mapped to fsdp. Map one in sharding.rules."
         else:
-            fix = f"no dimension is divisible by {parts}. Use a multiple of {parts}, or another mesh.fsdp."
-        found.append(f"{path} {shape}, {sizes[path] / 2**20:.1f} MiB, is replicated over mesh axis fsdp={parts}: {fix}")
+            fix = f"no dimension is divisible by {shards}. Use a multiple of {shards}, or another mesh.fsdp."
+        found.append(
+            f"{path} {shape}, {sizes[path] / 2**20:.1f} MiB, is replicated over mesh axis fsdp={shards}: {fix}"
+        )
     return found + ([f"(and {len(large) - MAX_SHOWN} more such parameters)"] if len(large) > MAX_SHOWN else [])
