@@ -1,9 +1,8 @@
-"""Goodput of a run: `goodput.jsonl`, seconds by kind of work over all attempts.
+"""The goodput ledger of a run, `goodput.jsonl`: how many seconds each attempt spent on each kind of work (KINDS).
 
-Each moment counts for exactly one of KINDS, so the sum is the wall time. "lost" is the time of steps that a later
-attempt repeats, and of a killed attempt after its last entry; "down" is the time between attempts. A restart moves the
-steps that it will repeat from "step" to "lost" by a negative and a positive entry. Within one boot of a machine, times
-come from the kernel's monotonic clock; between boots or machines only the wall clock is comparable ("wall").
+Each moment counts for exactly one kind, so the sum is the wall time. "down" is the time between attempts. "lost" is the
+time of steps that are repeated after a restart or rollback, and of a killed attempt after its last entry. Entries are
+never changed: a negative "step" entry and a positive "lost" entry move steps to "lost".
 """
 
 import functools
@@ -22,33 +21,33 @@ from engine.run.log import logger
 from engine.run.owner import boot_id, start_ticks
 
 KINDS = ("init", "restore", "compile", "step", "data wait", "save stall", "evaluation", "lost", "down")
-EVERY_S = 1.0  # between two entries of a loop that does nothing but steps
-LEAST_S = 1e-3  # shortest time worth an entry; less is added to the next entry
+EVERY_S = 1.0  # seconds between two writes of entries while the loop runs steps
+LEAST_S = 1e-3  # shorter times are not written, but added to the next entry of their kind
 
 
 class Entry(TypedDict):
-    """A line of the file."""
+    """A line of the file: seconds of one kind in one attempt. The sum of the entries is the total."""
 
     kind: str
     seconds: float
-    steps: int  # of the kinds "step" and "lost"
+    steps: int  # number of steps in these seconds; 0 for kinds other than "step" and "lost"
     attempt: int
-    step: int  # reached
+    step: int  # last dispatched step; in a move to "lost", the step from which the loop continues
     time: float  # unix seconds
     clock: float  # monotonic seconds
     boot: str  # id of the boot that `clock` counts from
     pid: int  # of the writer
-    wall: NotRequired[bool]  # measured by the wall clock
-    closed: NotRequired[bool]  # the last entry of an attempt that was not killed
+    wall: NotRequired[bool]  # seconds are from the wall clock: monotonic clocks of two boots are not comparable
+    closed: NotRequired[bool]  # whether this is the last entry of an attempt that ended without a kill
 
 
 class Stopwatch:
     """Measures the time of one attempt, from its start to `close`. Not thread-safe.
 
     Args:
-        path: the file; None writes nothing, as in all processes but the primary.
+        path: the file, in the primary; None in the other processes, which write nothing.
         attempt: number of the attempt.
-        began: monotonic seconds at which the attempt began, before which the run was down; None: now.
+        began: monotonic seconds at which the attempt began; None for now. Before it, the run was "down".
     """
 
     def __init__(self, path: Path | None = None, attempt: int = 0, began: float | None = None):
@@ -56,7 +55,7 @@ class Stopwatch:
         self._submit: Callable[[Callable[[], None]], None] = lambda write: write()
         self._write_error_reported = False
         self._seconds: dict[str, float] = dict.fromkeys(KINDS, 0.0)
-        self._step = self._written_step = 0  # reached now, and at the last entry
+        self._step = self._written_step = 0  # last dispatched step: now, and in the last entry
         self._wait_s = 0.0
         now = time.monotonic()
         last = _last(read(path)) if path is not None else None
@@ -64,7 +63,7 @@ class Stopwatch:
         self._kind = "init"
         if last is not None:
             down, wall = _gap(last, self._since, now)
-            if not wall:  # time that the last attempt has written does not count again
+            if not wall:  # this process may have started before the last entry of the previous attempt
                 self._since = max(self._since, last["clock"])
             entry = self._entry("down", down)
             if wall:
@@ -72,12 +71,12 @@ class Stopwatch:
             self._write([entry])
 
     def during(self, kind: str) -> "_During":
-        """Context manager: time spent in it counts for this kind. Costs about half a microsecond."""
+        """Returns a context manager that counts the time in its block for `kind`. Takes about half a microsecond."""
         return _During(self._switch, kind)
 
     @contextmanager
     def written_by(self, submit: Callable[[Callable[[], None]], None]) -> Iterator[None]:
-        """Writes entries through `submit`, to another thread, while it is open: a slow disk must not block the loop."""
+        """Writes entries through `submit`, in another thread, during the block: a slow disk must not block the loop."""
         before, self._submit = self._submit, submit
         try:
             yield
@@ -85,17 +84,17 @@ class Stopwatch:
             self._submit = before
 
     def begin(self, step: int) -> None:
-        """Starts the loop at this step. Steps beyond it that this or an earlier attempt did become "lost"."""
+        """Starts to count time for "step". Moves steps after `step` to "lost", in all attempts: they are repeated."""
         self.flush()
         if (path := self._path) is not None:
             self._submit(lambda: self._append(path, self._move_to_lost(path, step)))
         self._step = self._written_step = step
-        self._write([self._entry("step", 0.0)])  # `record_death` needs it if the attempt writes no other entry
+        self._write([self._entry("step", 0.0)])  # an entry of this attempt and process for `record_death`
         self._wait_s = 0.0
         self._switch("step")
 
     def reached(self, step: int, wait_s: float) -> None:
-        """Records the last dispatched step, and the seconds that the loop has waited for data since `begin`."""
+        """Records the last dispatched step, and the total seconds that the loop has waited for data since `begin`."""
         waited, self._wait_s = wait_s - self._wait_s, wait_s
         self._seconds["data wait"] += waited
         self._seconds["step"] -= waited
@@ -104,11 +103,11 @@ class Stopwatch:
             self.flush()
 
     def flush(self, closed: bool = False) -> None:
-        """Writes the seconds since the last call, one entry per kind; `closed` marks the last entry of an attempt."""
+        """Writes the seconds since the last call, one entry per kind. `closed` marks the last entry of an attempt."""
         self._flushed = time.monotonic()
         self._switch(self._kind)
-        least = 0.0 if closed else LEAST_S
-        kinds = [kind for kind, s in self._seconds.items() if abs(s) > least or kind == self._kind]
+        shortest = 0.0 if closed else LEAST_S
+        kinds = [kind for kind, s in self._seconds.items() if abs(s) > shortest or kind == self._kind]
         if self._step != self._written_step and "step" not in kinds:
             kinds.append("step")
         entries = [self._entry(kind, self._seconds[kind]) for kind in kinds]
@@ -127,10 +126,10 @@ class Stopwatch:
 
     def _switch(self, kind: str) -> str:
         """Counts time for this kind from now on; returns the previous kind."""
-        now, before = time.monotonic(), self._kind
-        self._seconds[before] += now - self._since
+        now, previous = time.monotonic(), self._kind
+        self._seconds[previous] += now - self._since
         self._since, self._kind = now, kind
-        return before
+        return previous
 
     def _entry(self, kind: str, seconds: float, steps: int = 0) -> Entry:
         return _entry(kind, seconds, steps, self._attempt, self._step, self._since)
@@ -138,7 +137,7 @@ class Stopwatch:
     def _move_to_lost(self, path: Path, step: int) -> list[Entry]:
         """Returns pairs of entries that move the steps after `step` from "step" to "lost"."""
         entries = []
-        for attempt, (seconds, steps) in _beyond(read(path), step).items():
+        for attempt, (seconds, steps) in _steps_after(read(path), step).items():
             entries.append(_entry("step", -seconds, -steps, attempt, step, self._since))
             entries.append(_entry("lost", seconds, steps, attempt, step, self._since))
         return entries
@@ -173,24 +172,25 @@ class _During:
 
 
 def record_death(path: Path, pids: Iterable[int], step: int | None) -> None:
-    """Adds the time since the last entry of a killed attempt to "lost". The supervisor calls it.
+    """Adds the time since the last entry of a killed attempt to "lost". Called by the supervisor.
 
     Args:
         path: the file.
-        pids: of the processes of the attempt, which have just ended.
-        step: the step that the writer of the entries had reached, if known.
+        pids: pids of the processes of the attempt, all of which have just ended.
+        step: last dispatched step of the primary; None if unknown.
     """
     entries, now = read(path), time.monotonic()
     last = _last(entries)
     if last is None or last["pid"] not in pids or last["boot"] != _boot() or "closed" in last:
         return
+    # The last entry may be of an earlier attempt, whose steps were moved to "lost".
     steps, attempt = max(0, (step or 0) - last["step"]), max(entry["attempt"] for entry in entries)
     with suppress(OSError):  # the run continues without this entry
         append(path, [_entry("lost", now - last["clock"], steps, attempt, last["step"], now)])
 
 
 def append(path: Path, entries: Sequence[Entry]) -> None:
-    """Appends entries to the file. Starts a new line first if a killed writer left half a line."""
+    """Appends entries to the file. Starts a new line first if a killed writer has left an incomplete line."""
     with open(path, "ab+", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
@@ -220,7 +220,7 @@ class Time:
 
 
 def sums(entries: Iterable[Entry]) -> dict[int, dict[str, Time]]:
-    """Returns attempt -> kind -> its time; every attempt has every kind."""
+    """Returns attempt -> kind -> sum of its entries; every attempt has every kind."""
     attempts: dict[int, dict[str, Time]] = {}
     for entry in entries:
         kinds = attempts.setdefault(entry["attempt"], {kind: Time() for kind in KINDS})
@@ -230,7 +230,7 @@ def sums(entries: Iterable[Entry]) -> dict[int, dict[str, Time]]:
 
 
 def process_start() -> float:
-    """Returns the monotonic seconds at which this process was started; the present time if that is not known."""
+    """Returns the monotonic seconds at which this process was started; the current time if unknown."""
     now, ticks = time.monotonic(), start_ticks(os.getpid())
     try:
         uptime = float(Path("/proc/uptime").read_text().split()[0])
@@ -239,19 +239,19 @@ def process_start() -> float:
     return now - max(0.0, uptime - int(ticks) / os.sysconf("SC_CLK_TCK")) if ticks else now
 
 
-def _beyond(entries: Iterable[Entry], step: int) -> dict[int, tuple[float, int]]:
-    """Returns attempt -> (seconds, number) of its steps after `step` that were not moved to "lost" before."""
-    done: dict[int, list[tuple[int, int, float]]] = {}  # attempt -> (first, last, seconds) of steps not lost
+def _steps_after(entries: Iterable[Entry], step: int) -> dict[int, tuple[float, int]]:
+    """Returns attempt -> (seconds, number) of its steps after `step`, without those that are "lost" already."""
+    kept: dict[int, list[tuple[int, int, float]]] = {}  # attempt -> spans (step before, last step, seconds) not lost
     for entry in entries:
         if entry["kind"] != "step":
             continue
-        spans = done.setdefault(entry["attempt"], [])
+        spans = kept.setdefault(entry["attempt"], [])
         if entry["steps"] < 0:
-            done[entry["attempt"]] = [_split(span, entry["step"])[0] for span in spans]
+            kept[entry["attempt"]] = [_split(span, entry["step"])[0] for span in spans]
         else:
             spans.append((entry["step"] - entry["steps"], entry["step"], entry["seconds"]))
     lost = {}
-    for attempt, spans in done.items():
+    for attempt, spans in kept.items():
         later = [_split(span, step)[1] for span in spans]
         steps = sum(last - first for first, last, _ in later)
         if steps:
@@ -260,7 +260,7 @@ def _beyond(entries: Iterable[Entry], step: int) -> dict[int, tuple[float, int]]
 
 
 def _split(span: tuple[int, int, float], step: int) -> tuple[tuple[int, int, float], tuple[int, int, float]]:
-    """Splits a span at a step, with the seconds in proportion."""
+    """Splits a span (step before, last step, seconds) at a step. Divides the seconds in proportion to the steps."""
     first, last, seconds = span
     at = min(max(step, first), last)
     before = seconds * (at - first) / (last - first) if last > first else seconds * (step >= last)
@@ -268,12 +268,12 @@ def _split(span: tuple[int, int, float], step: int) -> tuple[tuple[int, int, flo
 
 
 def _last(entries: Sequence[Entry]) -> Entry | None:
-    """Returns the last entry with a clock; None if there is none."""
+    """Returns the last entry that has the field `clock`, or None."""
     return next((entry for entry in reversed(entries) if "clock" in entry), None)
 
 
 def _gap(last: Entry, began: float, now: float) -> tuple[float, bool]:
-    """Returns the seconds from the last entry to the start of this attempt; True if the wall clock measured them."""
+    """Returns the seconds from the last entry to this attempt's start, and whether they are from the wall clock."""
     if last["boot"] and last["boot"] == _boot() and last["clock"] <= now:
         return max(0.0, began - last["clock"]), False
     return max(0.0, time.time() - (now - began) - last["time"]), True
