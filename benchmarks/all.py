@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None, benchmarks: Mapping[str, Sequence[st
     args = parse(argv, benchmarks)
     if args.output is not None:
         try:
-            replace_table(args.output.read_text(), "")  # before an hour of measurements, not after it
+            replace_table(args.output.read_text(), "")  # before the measurements, not after them
         except (OSError, ValueError) as error:
             print(f"{args.output}: {error}", file=sys.stderr)
             return 1

@@ -3,7 +3,7 @@
 tools/bazel run //benchmarks:data_wait [-- --turns 8]
 python -m benchmarks.data_wait
 
-The share is the metric `data_wait` of the run: the time from the request for a block of batches until it is there. For
+The share is the metric `data_wait` of the run: the time from the request for a block of batches until it arrives. For
 comparison the note has the time of a step, and of a batch when the feed runs alone. The exit code does not depend on
 the target.
 """

@@ -249,7 +249,7 @@ def _copy_lines(i: int, source: IO[str], target: IO[str]) -> None:
     """Copies whole lines, prefixed with the index of their process."""
     with source:
         for line in source:
-            with contextlib.suppress(BrokenPipeError):  # nobody reads the output; the process must not block
+            with contextlib.suppress(BrokenPipeError):  # the output is closed; the process must not block
                 target.write(f"[{i}] {line.rstrip()}\n")
                 target.flush()
 

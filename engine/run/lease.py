@@ -166,7 +166,7 @@ class OwnedLease(Lease):
     def _verify_and_increment(self, heartbeat: int | str) -> None:
         newest, text = _newest(self.path.parent)
         if newest == 0 and not self.path.parent.is_dir():
-            return  # moved or unmounted: nobody took the lease, and a save fails, as it never creates this directory
+            return  # moved or unmounted: no process took the lease, and a save fails, as none creates this directory
         record = _parse(text)
         if record.owner is None or record.owner.id != self.owner.id:
             by = "" if record.owner is None else f": {record.owner}"

@@ -41,7 +41,7 @@ def enable(max_gib: float, directory: Path | None = None) -> Path | None:
     folder = None
     try:
         folder = (_user_directory() if directory is None else Path(directory)) / key()
-        # A compiled program is code that will be run, so nobody else may write here.
+        # A compiled program is code that will be run, so no other user may write here.
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=folder):
             pass

@@ -331,7 +331,7 @@ def test_hanging_storage_does_not_block_check(folder, monkeypatch):
 def test_lease_is_lost_if_its_directory_was_replaced(folder, tmp_path):
     owned = acquire(folder, heartbeat_s=60)
     folder.rename(tmp_path / "moved")
-    owned.verify()  # the whole directory is missing, like an unmounted disk: nobody took the lease
+    owned.verify()  # the whole directory is missing, like an unmounted disk: no process took the lease
     other = write_lease(folder, number=1, **REMOTE)
     with pytest.raises(LeaseLost, match=re.escape(other.since)):
         owned.verify()
