@@ -3,7 +3,7 @@
 The kernel kills a worker when the thread that started it ends (`cluster/parent.py`). That is a thread of Grain, which
 ends first when a reader is closed, and a worker killed then would leak the shared memory that it is writing. `close`
 therefore first asks the workers, through shared memory, to outlive that thread until Grain stops them. When the main
-process ends, Python's resource tracker removes the shared memory of killed workers.
+process ends, Python's resource tracker removes the shared memory of killed workers, which `_TrackedMemory` registers.
 """
 
 import contextlib
@@ -14,13 +14,14 @@ import logging
 import multiprocessing
 import os
 import queue
+import secrets
 import signal
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from multiprocessing import connection, resource_tracker
+from multiprocessing import connection, resource_tracker, shared_memory
 from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
@@ -255,6 +256,19 @@ class _SharedSlots:
         self._memory.unlink()
 
 
+class _TrackedMemory(SharedMemory):
+    """Shared memory that is registered with Python's resource tracker before it is created.
+
+    `SharedMemory` registers after the creation. A worker that is killed between the two leaks the memory for good.
+    """
+
+    def __init__(self, name: str | None = None, create: bool = False, size: int = 0, **options: Any):
+        if create and name is None:
+            name = f"psm_{secrets.token_hex(8)}"
+            resource_tracker.register(f"/{name}", "shared_memory")
+        super().__init__(name, create, size, **options)
+
+
 def _reserve(name: str, size: int) -> None:
     """Allocates the pages of a shared memory file now. Otherwise Linux sends SIGBUS at the first use if it is full."""
     with contextlib.suppress(FileNotFoundError), open(f"/dev/shm/{name}", "r+b") as file:
@@ -294,6 +308,7 @@ def _start_worker(slots: str, main: int, index: int, count: int) -> None:
     threading.Thread(
         target=_send_heartbeats, args=(_SharedSlots(name=slots), 1 + index, main), name="heartbeat", daemon=True
     ).start()
+    shared_memory.SharedMemory = _TrackedMemory  # Grain creates its batches by this name
     import jax
 
     jax.config.update("jax_platforms", "cpu")

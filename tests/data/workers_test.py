@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -69,6 +70,41 @@ def test_batches_come_in_order_and_leave_no_shared_memory_or_files(tmp_path, mon
         assert time.monotonic() < end
         time.sleep(0.01)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_worker_killed_while_it_creates_shared_memory_leaves_none(tmp_path):
+    size = 8 * (100_000 + os.getpid() % 10_000)
+    program = f"""
+import grain, numpy as np
+from engine.data.workers import DataWorkerError, Workers
+from tests.data.workers_test import kill_at_creation
+if __name__ == "__main__":
+    reader = Workers(grain.MapDataset.range(100).map(kill_at_creation).map(lambda n: np.zeros({size // 8})), 1, 1)
+    try:
+        next(reader)
+    except DataWorkerError as error:
+        print(error)
+    reader.close()
+"""
+    (tmp_path / "program.py").write_text(program)
+    done = subprocess.run([sys.executable, str(tmp_path / "program.py")], capture_output=True, text=True)
+    assert "was killed by SIGKILL" in done.stdout, done.stderr
+    end = time.monotonic() + 10  # the resource tracker removes it after the program's end
+    while in_shared_memory(size):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def kill_at_creation(n):
+    """Lets this worker kill itself where `SharedMemory` sets the size of what it has created."""
+    truncate = os.ftruncate
+
+    def truncate_and_die(fd, length):
+        truncate(fd, length)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    os.ftruncate = truncate_and_die
+    return n
 
 
 def in_shared_memory(size: int) -> list[os.DirEntry[str]]:
