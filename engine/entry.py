@@ -31,7 +31,7 @@ from engine.observe.reporter import Reporter
 from engine.observe.summary import Summary
 from engine.parallel.mesh import create_cpu_devices, make_mesh
 from engine.resilience.out_of_memory import out_of_memory_reported
-from engine.resume import Accepted, check_config, check_data, summarize_datasets
+from engine.resume import Accepted, check_config, check_data, check_total, summarize_datasets
 from engine.run.directory import RunDirectory, default_workdir
 from engine.saved_run import SavedRun
 from engine.trainer import Trainer
@@ -100,6 +100,7 @@ def _train(
             source, evaluation_sources = build_sources(config)
             summaries = summarize_datasets(source, evaluation_sources)
             changed_data, messages = check_data(summaries, directory, accepted)
+            check_total(config, len(source), directory)
             directory.messages += messages
             trainer = Trainer(
                 build(config.task, "task"),

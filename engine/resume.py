@@ -5,6 +5,7 @@ is allowed. `config/identity.py` lists the identity fields.
 """
 
 import dataclasses
+import shlex
 from collections.abc import Mapping
 
 from engine.cluster import group
@@ -16,7 +17,7 @@ from engine.config.text import from_text
 from engine.data import dataset_summary
 from engine.data.source import Source
 from engine.run.directory import RunDirectory
-from engine.saved_run import has_checkpoint
+from engine.saved_run import newest_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,15 +32,14 @@ def check_config(config: Config, directory: RunDirectory, accepted: Accepted) ->
     """Returns the names of the evaluations whose data section has changed.
 
     Raises:
-        ConfigError: an identity field differs, or the learning-rate schedule changes and that is not accepted.
+        ConfigError: an identity field differs, the run would end before its newest checkpoint, or the learning-rate
+            schedule changes and that is not accepted.
     """
-    return group.run_on_primary(
-        lambda: _check_config(config, directory, accepted.schedule), "the check of the earlier config"
-    )
+    return group.run_on_primary(lambda: _check_config(config, directory, accepted), "the check of the earlier config")
 
 
-def _check_config(config: Config, directory: RunDirectory, accept: bool) -> list[str]:
-    if not has_checkpoint(directory):
+def _check_config(config: Config, directory: RunDirectory, accepted: Accepted) -> list[str]:
+    if newest_checkpoint(directory) is None:
         return []
     old = from_text(directory.read_config_text(), str(directory.config))
     if differences := identity_differences(old, config):
@@ -48,11 +48,52 @@ def _check_config(config: Config, directory: RunDirectory, accept: bool) -> list
             f"Resume with its stored config (--config={directory}), use another --workdir (with its weights: "
             f"--config.init.checkpoint={directory}), or start a new run with --fresh (the old run is moved aside)."
         )
+    size = _stored_size(directory)
+    if size and not (accepted.data and config.train.total.unit == "epochs"):
+        _check_total(config, size, directory)
     change = schedule_change(old, config)
-    if change and not accept:
+    if change and not accepted.schedule:
         raise ConfigError(f"{directory}: {change} To resume with it, add --accept-schedule-change.")
     kept = old.evaluations.keys() & config.evaluations.keys()
     return [name for name in sorted(kept) if old.evaluations[name].data != config.evaluations[name].data]
+
+
+def check_total(config: Config, dataset_size: int, directory: RunDirectory) -> None:
+    """Checks that the run does not end before its newest checkpoint, for a dataset that is open.
+
+    `check_config` has checked it before with the stored size of the dataset, unless that may change.
+
+    Raises:
+        ConfigError: `train.total` is below the step of that checkpoint.
+    """
+    group.run_on_primary(lambda: _check_total(config, dataset_size, directory), "the check of train.total")
+
+
+def _check_total(config: Config, dataset_size: int, directory: RunDirectory) -> None:
+    newest, total = newest_checkpoint(directory), _total_steps(config, dataset_size)
+    if newest is None or total >= newest:
+        return
+    stored = from_text(directory.read_config_text(), str(directory.config))
+    path = shlex.quote(str(directory))
+    command, stored_total = f"convoy train --config={path} --workdir={path}", _total_steps(stored, dataset_size)
+    if stored_total < newest:  # an earlier version of the engine stored the config before this check
+        flag = "" if stored.optimizer.schedule == "constant" else " --accept-schedule-change"
+        command += f' --config.train.total="{newest} steps"{flag}'
+    found = f"{config.train.total}" + ("" if config.train.total.unit == "steps" else f", which is {total} steps")
+    raise ConfigError(
+        f"train.total: found {found}, but {directory} has a checkpoint of step {newest}. Allowed: {newest} steps or "
+        f"more. Resume with {command}, or start a new run with --fresh (the old run is moved aside)."
+    )
+
+
+def _total_steps(config: Config, dataset_size: int) -> int:
+    return config.train.total.steps(config.train.global_batch_size, dataset_size)
+
+
+def _stored_size(directory: RunDirectory) -> int:
+    """Returns the number of training examples that the run stored; 0 if it stored none."""
+    size = dataset_summary.read(directory.data).get("data", {}).get("examples", "")
+    return int(size) if size.isdecimal() else 0
 
 
 def summarize_datasets(source: Source, evaluation_sources: Mapping[str, Source]) -> dict[str, dataset_summary.Summary]:
@@ -88,7 +129,7 @@ def check_data(
 def _check_data(
     summaries: Mapping[str, dataset_summary.Summary], directory: RunDirectory, accept: bool
 ) -> tuple[list[str], list[str]]:
-    before = dataset_summary.read(directory.data) if has_checkpoint(directory) else {}
+    before = {} if newest_checkpoint(directory) is None else dataset_summary.read(directory.data)
     if not before:
         return [], []
     differences = dataset_summary.changes(before.get("data", summaries["data"]), summaries["data"], "data")

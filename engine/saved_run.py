@@ -54,6 +54,6 @@ class SavedRun:
         return TrainState.from_tree(self._store.restore(step, abstract, program.spec.model.stacked))
 
 
-def has_checkpoint(directory: RunDirectory) -> bool:
-    """Whether a run has a checkpoint to resume from."""
-    return directory.exists() and CheckpointStore(directory.checkpoints).latest() is not None
+def newest_checkpoint(directory: RunDirectory) -> int | None:
+    """Returns the step of the newest checkpoint of a run; None if there is nothing to resume from."""
+    return CheckpointStore(directory.checkpoints).latest() if directory.exists() else None

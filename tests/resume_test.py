@@ -1,5 +1,7 @@
 """Changes of the config and the data at a resume: forbidden, allowed with a flag, or always allowed."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -53,6 +55,50 @@ def test_changing_total_requires_accept_schedule_change(tmp_path):
     with pytest.raises(ConfigError, match=r"2 steps -> 3 steps changes the cosine.*--accept-schedule-change"):
         engine.train(longer, workdir=tmp_path)
     assert engine.train(longer, workdir=tmp_path, accept_schedule_change=True).step == 3
+
+
+def test_total_below_the_newest_checkpoint_is_refused_before_anything_is_written(tmp_path):
+    settings = dict(evaluations={}, checkpoint__every="3 steps")
+    engine.train(runs.config(train__total="6 steps", **settings), workdir=tmp_path)
+    files = {name: (tmp_path / name).read_bytes() for name in ("config.txt", "data.json", "status.json", "log.txt")}
+    found = {"5 steps": "5 steps", "80 examples": "80 examples, which is 5 steps", "1 epochs": "1 epoch, which is 4 st"}
+    for total, text in found.items():
+        with pytest.raises(ConfigError) as error:
+            engine.train(runs.config(train__total=total, **settings), workdir=tmp_path, accept_schedule_change=True)
+        message = f"train.total: found {text}"
+        assert str(error.value).startswith(message) and "Allowed: 6 steps or more" in str(error.value)
+        assert f"convoy train --config={tmp_path} --workdir={tmp_path}, or" in str(error.value)
+    assert {name: (tmp_path / name).read_bytes() for name in files} == files
+    again = engine.train(tmp_path, workdir=tmp_path)  # the printed command
+    assert (again.state, again.step) == ("done", 6)
+
+
+def test_total_is_compared_with_the_size_of_the_accepted_new_data(tmp_path):
+    data = write(tmp_path / "data.npz")
+    settings = dict(SHORT, optimizer__schedule="constant", data=data)
+    engine.train(runs.config(**{**settings, "train__total": "5 steps"}), workdir=tmp_path / "run")
+    config = runs.config(**{**settings, "train__total": "1 epoch"})
+    write(tmp_path / "data.npz", n=65, seed=1)
+    assert engine.train(config, workdir=tmp_path / "run", accept_data_change=True).step == 5  # 65 examples: 5 steps
+    write(tmp_path / "data.npz", n=64, seed=1)
+    with pytest.raises(ConfigError, match=r"found 1 epoch, which is 4 steps, but .* a checkpoint of step 5\.") as error:
+        engine.train(config, workdir=tmp_path / "run", accept_data_change=True)
+    assert '--config.train.total="5 steps", or' in str(error.value), "the stored total is too short as well"
+
+
+def test_total_equal_to_the_newest_checkpoint_ends_the_run(tmp_path):
+    settings = dict(checkpoint__every="3 steps", optimizer__schedule="constant")
+    engine.train(runs.config(train__total="6 steps", **settings), workdir=tmp_path)
+    for total in ("6 steps", "96 examples", "1.5 epochs"):
+        summary = engine.train(runs.config(train__total=total, **settings), workdir=tmp_path)
+        assert (summary.state, summary.step, summary.total_steps) == ("done", 6, 6)
+        assert f"train.total: {total}\n" in (tmp_path / "config.txt").read_text()
+    assert "this run is finished" in (tmp_path / "log.txt").read_text()
+    shutil.rmtree(tmp_path / "checkpoints/6")
+    summary = engine.train(runs.config(train__total="3 steps", **settings), workdir=tmp_path)
+    assert (summary.state, summary.step, summary.total_steps) == ("done", 3, 3)
+    assert 3 in runs.rows(tmp_path, "heldout/loss"), "the evaluation at the end of the shortened run"
+    assert runs.status(tmp_path)["state"] == "done"
 
 
 def test_mesh_periods_and_logging_may_change(tmp_path):

@@ -6,7 +6,7 @@ import engine
 from engine import entry
 from engine.config.errors import CheckpointError, RunError
 from engine.run.directory import RunDirectory
-from engine.saved_run import SavedRun, has_checkpoint
+from engine.saved_run import SavedRun, newest_checkpoint
 from tests import runs
 
 
@@ -43,7 +43,7 @@ def test_choose_without_a_checkpoint_is_an_error(run, tmp_path):
     directory = RunDirectory.open(tmp_path)
     directory.write_config_text(run.directory.read_config_text())
     directory.close()
-    assert not has_checkpoint(RunDirectory(tmp_path)) and has_checkpoint(run.directory)
+    assert newest_checkpoint(RunDirectory(tmp_path)) is None and newest_checkpoint(run.directory) == 4
     with pytest.raises(CheckpointError, match=r"no checkpoint yet. Train first: convoy train --config="):
         SavedRun(tmp_path).choose(None)
     with pytest.raises(RunError, match="is not a run"):
