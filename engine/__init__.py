@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from engine.metrics import Loss, Mean
     from engine.mounts import local_path
     from engine.observe.summary import Summary
+    from engine.saved_run import LoadedRun, load
     from engine.trainer import Trainer
     from engine.training.task import Task
 
@@ -26,6 +27,7 @@ __all__ = [
     "ArraySource",
     "ConvoyError",
     "DataError",
+    "LoadedRun",
     "Loss",
     "Mean",
     "Mixture",
@@ -37,6 +39,7 @@ __all__ = [
     "Trainer",
     "evaluate",
     "layers",
+    "load",
     "local_path",
     "train",
 ]
@@ -51,6 +54,7 @@ _MODULES = {
     "engine.entry": ("evaluate", "train"),
     "engine.metrics": ("Loss", "Mean"),
     "engine.observe.summary": ("Summary",),
+    "engine.saved_run": ("LoadedRun", "load"),
     "engine.trainer": ("Trainer",),
     "engine.training.task": ("Task",),
 }

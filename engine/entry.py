@@ -16,7 +16,6 @@ from engine.checkpoint.store import StepInfo
 from engine.cluster import group, peer_failure
 from engine.cluster.consistency_check import check_consistency, software
 from engine.config.dev_run import tiny
-from engine.config.duration import RunSize
 from engine.config.errors import CheckpointError, ConfigError
 from engine.config.loading import load
 from engine.config.schema import Config
@@ -24,7 +23,6 @@ from engine.config.target import build, check_targets
 from engine.config.text import flatten, from_text, to_text, value_text
 from engine.config.validation import validate
 from engine.data import dataset_summary
-from engine.data.source import Source
 from engine.evaluation import build_evaluations
 from engine.mounts import local_text
 from engine.observe.reporter import Reporter
@@ -36,7 +34,12 @@ from engine.run.directory import RunDirectory, default_workdir
 from engine.saved_run import SavedRun
 from engine.trainer import Trainer
 from engine.training import compile_cache
-from engine.training.build import build_program, build_sources
+from engine.training.build import (
+    build_evaluation_program,
+    build_evaluation_sources,
+    build_program,
+    build_sources,
+)
 from engine.training.program import Program
 from engine.types import Device
 
@@ -176,20 +179,15 @@ def program(config: AnyConfig, devices: Sequence[Device] | None = None) -> tuple
         config: as for `train`.
         devices: devices of the mesh; None: all devices of JAX.
     """
-    return _program(resolve_config(config), devices)[:2]
-
-
-def _program(config: Config, devices: Sequence[Device] | None = None) -> tuple[Program, int, Source, dict[str, Source]]:
-    """Like `program`; also returns the training source and the evaluation sources."""
+    config = resolve_config(config)
     check_targets(config)
     config = set_up_devices(config)
-    source, evaluation_sources = build_sources(config)
-    built, total = build_program(build(config.task, "task"), make_mesh(config.mesh, devices), source, config)
-    return built, total, source, evaluation_sources
+    source, _ = build_sources(config)
+    return build_program(build(config.task, "task"), make_mesh(config.mesh, devices), source, config)
 
 
 def evaluate(run: str | Path, *, step: int | str | None = None) -> dict[str, float]:
-    """Runs all evaluations of a run on one checkpoint; returns "step" and the metrics.
+    """Runs all evaluations of a run on one checkpoint; returns "step" and the metrics. Needs no training data.
 
     Args:
         run: the run directory.
@@ -202,30 +200,34 @@ def evaluate(run: str | Path, *, step: int | str | None = None) -> dict[str, flo
     """
     saved = SavedRun(run)
     config = saved.config
+    check_targets(config)
     if not config.evaluations:
         raise ConfigError(
             f"{saved.directory.config}: no evaluations. Add one to the config of the run: evaluations.<name>.data."
         )
-    program, total, source, sources = _program(config)
+    config = set_up_devices(config)
+    task, sources = build(config.task, "task"), build_evaluation_sources(config)
+    program = build_evaluation_program(task, make_mesh(config.mesh), config)
     with out_of_memory_reported(config.train, config.mesh), peer_failure.lost_peers_reported():
         chosen = group.broadcast(saved.choose(step), "the choice of the checkpoint")
-        state = saved.restore(chosen, program)
+        weights = saved.weights(chosen, program)
         results: dict[str, float] = {"step": chosen}
-        size = RunSize(config.train.global_batch_size, len(source), total)
-        for evaluation in build_evaluations(config.evaluations, sources, program, size):
-            results |= evaluation.run(state) or {}
+        batch_size = config.train.global_batch_size
+        for evaluation in build_evaluations(config.evaluations, sources, program, batch_size):
+            results |= evaluation.run(weights) or {}
     return results
 
 
 def export(run: str | Path, file: str | Path, *, step: int | str | None = None) -> list[str]:
-    """Writes the weights of a checkpoint as safetensors; the averaged weights if the run has them.
+    """Writes the weights of a checkpoint as safetensors; the averaged weights if the run has them. Needs no data.
 
     Returns:
         The names of the arrays.
     """
     saved = SavedRun(run)
-    built, _ = program(saved.config)
-    return export_safetensors(saved.restore(saved.choose(step), built).to_tree(), file)
+    config = set_up_devices(saved.config)
+    program = build_evaluation_program(build(config.task, "task"), make_mesh(config.mesh), config)
+    return export_safetensors(saved.weights(saved.choose(step), program).to_tree(), file)
 
 
 def checkpoints(run: str | Path) -> list[StepInfo]:

@@ -11,15 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
-from engine.config.duration import Period, RunSize
 from engine.config.errors import ConfigError, TaskError, did_you_mean
 from engine.config.schema import Evaluation as EvaluationConfig
 from engine.data.feed import EvaluationFeed
 from engine.data.source import Source, example_spec
 from engine.parallel.mesh import check_batch, replicated
 from engine.resilience.preemption import Preemption
-from engine.training.program import Program
-from engine.training.state import TrainState, evaluation_params
+from engine.training.evaluation_program import EvaluationProgram
+from engine.training.state import TrainState, Weights, evaluation_params
 from engine.training.task import check_examples
 
 IN_FLIGHT = 2  # batches whose results are not waited for
@@ -34,30 +33,29 @@ class Evaluation:
         source: examples, which are read in order.
         program: program with the Task to evaluate.
         batch_size: rows per batch; the last batch is padded.
-        period: the steps at which the evaluation is due.
 
     Raises:
         TaskError, ShardingError, DataError: the source, the Task and the mesh do not fit together.
     """
 
     def __init__(
-        self, name: str, config: EvaluationConfig, source: Source, program: Program, batch_size: int, period: Period
+        self, name: str, config: EvaluationConfig, source: Source, program: EvaluationProgram, batch_size: int
     ):
         where = f"evaluations.{name}"
         check_batch(program.mesh, batch_size, 1, f"{where}.batch_size")
         spec = example_spec(source)
-        check_examples(program.spec.task, spec, where)
-        self.name, self.config, self.period = name, config, period
+        check_examples(program.task, spec, where)
+        self.name, self.config = name, config
         self._step, self._names, self._by_row = program.evaluation(spec, batch_size)
         if not self._names:
-            raise TaskError(f"{where}: {type(program.spec.task).__name__}.evaluate returned no metric.")
+            raise TaskError(f"{where}: {type(program.task).__name__}.evaluate returned no metric.")
         if not self._by_row and len(source) % batch_size:  # the last batch is smaller, not padded
             program.evaluation(spec, len(source) % batch_size)
         self._feed = EvaluationFeed(
             source,
             config.data,
             batch_size=batch_size,
-            sharding=program.spec.batch_sharding,
+            sharding=program.batch_sharding,
             replicated=replicated(program.mesh),
             exact_last=not self._by_row,
         )
@@ -68,12 +66,15 @@ class Evaluation:
         return tuple(f"{self.name}/{name}" for name in self._names)
 
     def run(
-        self, state: TrainState, preemption: Preemption | None = None, on_batch: Callable[[], None] = lambda: None
+        self,
+        state: TrainState | Weights,
+        preemption: Preemption | None = None,
+        on_batch: Callable[[], None] = lambda: None,
     ) -> dict[str, float] | None:
         """Returns full metric name -> value over the whole dataset; NaN if the total weight is 0.
 
         Args:
-            state: the train state to evaluate.
+            state: the train state, or the weights, to evaluate.
             preemption: checked after each batch; if the run was asked to stop, the result is None.
             on_batch: called after each dispatched batch, at most IN_FLIGHT batches before its result is complete.
         """
@@ -106,11 +107,20 @@ def check_best(best: str | None, evaluations: Sequence[Evaluation]) -> None:
 
 
 def build_evaluations(
-    sections: Mapping[str, EvaluationConfig], sources: Mapping[str, Source], program: Program, size: RunSize
+    sections: Mapping[str, EvaluationConfig],
+    sources: Mapping[str, Source],
+    program: EvaluationProgram,
+    batch_size: int,
 ) -> list[Evaluation]:
-    """Returns the evaluations of a run; `sources` has one source for each key of `sections`."""
+    """Returns the evaluations of a config.
+
+    Args:
+        sections: config sections by name.
+        sources: one source for each key of `sections`.
+        program: program with the Task to evaluate.
+        batch_size: rows per batch of evaluations that set none.
+    """
     found = []
     for name, section in sections.items():
-        batch_size = section.batch_size or size.batch_size
-        found.append(Evaluation(name, section, sources[name], program, batch_size, size.period(section.every)))
+        found.append(Evaluation(name, section, sources[name], program, section.batch_size or batch_size))
     return found

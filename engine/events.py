@@ -214,7 +214,7 @@ class PrepareSaves:
 class Evaluate:
     """Runs the named evaluations that are due and records their results."""
 
-    evaluations: Sequence[Evaluation]
+    evaluations: Sequence[tuple[Evaluation, Period]]
     checkpoints: Checkpointer
     recorder: Recorder
     preemption: Preemption
@@ -226,14 +226,14 @@ class Evaluate:
     ends_dispatch = True
 
     def next_step(self, after: int) -> float:
-        return min((evaluation.period.next_after(after) for evaluation in self.evaluations), default=math.inf)
+        return min((period.next_after(after) for _, period in self.evaluations), default=math.inf)
 
     def run(self, boundary: Boundary) -> None:
         step, new = boundary.step, {}
         # An earlier attempt may have ended right after this evaluation.
         known = self.checkpoints.results(step) if boundary.first else {}
-        for evaluation in self.evaluations:
-            if not evaluation.period.due(step):
+        for evaluation, period in self.evaluations:
+            if not period.due(step):
                 continue
             if known.keys() >= set(evaluation.metrics):
                 self.results |= known

@@ -1,14 +1,24 @@
-"""Read access to the config and checkpoints of an existing run, for evaluation, export and listing."""
+"""Read access to an existing run: its config, its checkpoints and its trained model."""
 
+import dataclasses
 from pathlib import Path
+
+import jax
+from flax import nnx
 
 from engine.checkpoint.policy import Retention
 from engine.checkpoint.store import CheckpointStore, StepInfo
 from engine.config.errors import CheckpointError
+from engine.config.schema import Config, MeshSpec
+from engine.config.target import build
 from engine.config.text import from_text
+from engine.parallel.mesh import make_mesh
 from engine.run.directory import RunDirectory
+from engine.training.build import build_evaluation_program
+from engine.training.evaluation_program import EvaluationProgram
 from engine.training.program import Program
-from engine.training.state import TrainState
+from engine.training.state import TrainState, Weights, evaluation_params
+from engine.training.task import Task
 
 
 class SavedRun:
@@ -48,10 +58,55 @@ class SavedRun:
         found = ", ".join(map(str, steps))
         raise CheckpointError(f"{self.directory}: no checkpoint {step!r}. Found: {found}, latest, best.")
 
+    def weights(self, step: int, program: EvaluationProgram) -> Weights:
+        """Returns the weights of a checkpoint, sharded as the program requires; the other arrays are not read."""
+        wanted = program.abstract_weights(averaged=self.config.train.ema_decay is not None)
+        return Weights.from_tree(self._store.restore(step, wanted.to_tree(), program.model.stacked, partial=True))
+
     def restore(self, step: int, program: Program) -> TrainState:
         """Returns the state of a checkpoint, sharded as the program requires."""
         abstract = program.abstract_state.to_tree()
         return TrainState.from_tree(self._store.restore(step, abstract, program.spec.model.stacked))
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedRun:
+    """A trained model and the parts of its run.
+
+    Attributes:
+        task: the Task of the run.
+        model: the model in evaluation mode, with the averaged weights if the run has them (`train.ema_decay`). The
+            parameters have their stored precision, whatever `train.precision`.
+        config: the config of the run.
+        step: the step of the checkpoint.
+    """
+
+    task: Task
+    model: nnx.Module
+    config: Config
+    step: int
+
+
+def load(run: str | Path, *, step: int | str | None = None) -> LoadedRun:
+    """Loads a trained model from a run directory, onto the first device. Reads no dataset.
+
+    Args:
+        run: the run directory.
+        step: step of the checkpoint, "latest", or "best". None, like "best": the best checkpoint if the run selects
+            one, else the newest.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it belongs to another model than the code builds.
+        ConfigError: the code of the Task cannot be imported.
+    """
+    saved = SavedRun(run)
+    chosen = saved.choose(step)
+    task, mesh = build(saved.config.task, "task"), make_mesh(MeshSpec(), jax.local_devices()[:1])
+    program = build_evaluation_program(task, mesh, saved.config)
+    weights = saved.weights(chosen, program)
+    model = program.model.module(evaluation_params(weights, use_ema=True), weights.model_state, None)
+    model.eval()
+    return LoadedRun(task, model, saved.config, chosen)
 
 
 def newest_checkpoint(directory: RunDirectory) -> int | None:

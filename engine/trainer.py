@@ -86,7 +86,9 @@ class Trainer:
         self._on_row, self.say, self._on_phase = on_row, on_message, on_phase
         self.program, self.total_steps = build_program(task, mesh, source, config)
         self._size = size = RunSize(config.train.global_batch_size, len(source), self.total_steps)
-        self.evaluations = build_evaluations(config.evaluations, evaluation_sources, self.program, size)
+        self.evaluations = build_evaluations(
+            config.evaluations, evaluation_sources, self.program.evaluation, size.batch_size
+        )
         check_best(config.checkpoint.best, self.evaluations)
         self.checkpoints = build_checkpointer(config.checkpoint, to_text(config), directory, size, self.say)
         self._divergence = Divergence(config.resilience.divergence, self.program.metric_names, self.say)
@@ -177,13 +179,14 @@ class Trainer:
         """Returns all events, in the order in which they run at a boundary."""
         config, checkpoints, preemption = self.config, self.checkpoints, self._preemption
         # Periods of the evaluations whose metric selects the best checkpoint.
-        selecting = [e.period for e in self.evaluations if config.checkpoint.best in e.metrics]
+        evaluations = [(e, self._size.period(e.config.every)) for e in self.evaluations]
+        selecting = [period for e, period in evaluations if config.checkpoint.best in e.metrics]
         save = Save(
             checkpoints, self.directory, self._divergence, recorder, preemption, selecting, self.total_steps, self.say
         )
         divergence = DivergenceCheck(self._divergence, save, recorder, self.program, checkpoints, self._phase)
         heartbeat = self._watchdog.heartbeat
-        evaluate = Evaluate(self.evaluations, checkpoints, recorder, preemption, heartbeat, self.say, self._results)
+        evaluate = Evaluate(evaluations, checkpoints, recorder, preemption, heartbeat, self.say, self._results)
         hooks = [
             CallHook(hook, self._size.period(config.hooks[name].every), self) for name, hook in self._hooks.items()
         ]

@@ -12,7 +12,6 @@ import pytest
 
 import engine
 from engine import Mean
-from engine.config.duration import Period, RunSize
 from engine.config.errors import ShardingError, TaskError
 from engine.config.schema import Evaluation as Config
 from engine.config.schema import MeshSpec
@@ -31,8 +30,7 @@ class Sums(zoo.Classify):
 
 
 def evaluation(program, batch_size=16, **config):
-    period = Period(None, 16, 64, 10)
-    return Evaluation("heldout", Config(**config), zoo.source(N, seed=5), program, batch_size, period)
+    return Evaluation("heldout", Config(**config), zoo.source(N, seed=5), program.evaluation, batch_size)
 
 
 def expected(program, state):
@@ -134,7 +132,7 @@ def test_evaluation_uses_its_own_batch_size():
     program = zoo.program(zoo.Classify(), mesh=MeshSpec(data=8))
     with pytest.raises(ShardingError, match=r"evaluations.one.batch_size = 12 is not divisible by 8"):
         evaluations = runs.config(evaluations={"one": section}).evaluations
-        build_evaluations(evaluations, {"one": zoo.source()}, program, RunSize(16, 64, 10))
+        build_evaluations(evaluations, {"one": zoo.source()}, program.evaluation, 16)
 
 
 def test_data_that_does_not_match_the_task_is_an_error():

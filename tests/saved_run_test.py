@@ -1,13 +1,19 @@
 """Reading the config and checkpoints of an existing run."""
 
+import os
+import shutil
+
+import jax
 import pytest
+from flax import nnx
+from safetensors.numpy import load_file
 
 import engine
 from engine import entry
 from engine.config.errors import CheckpointError, RunError
 from engine.run.directory import RunDirectory
 from engine.saved_run import SavedRun, newest_checkpoint
-from tests import runs
+from tests import runs, zoo
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +54,50 @@ def test_choose_without_a_checkpoint_is_an_error(run, tmp_path):
         SavedRun(tmp_path).choose(None)
     with pytest.raises(RunError, match="is not a run"):
         SavedRun(tmp_path / "nothing")
+
+
+def from_file(file, n=64, seed=0):
+    """The examples of tests/zoo.py, if the file exists."""
+    assert os.path.exists(file)
+    return zoo.source(n, seed)
+
+
+@pytest.fixture(scope="module")
+def without_data(tmp_path_factory):
+    """A run on eight devices with averaged weights and batch statistics, whose training data is gone."""
+    folder = tmp_path_factory.mktemp("loaded")
+    (folder / "data").touch()
+    settings = dict(train__total="4 steps", train__ema_decay=0.5, mesh__fsdp=4, task__model="cnn")
+    data = {"target": "tests.saved_run_test.from_file", "file": str(folder / "data")}
+    engine.train(runs.config(data=data, **settings), workdir=folder / "run")
+    (folder / "data").unlink()
+    return folder / "run"
+
+
+def test_load_returns_the_model_that_an_evaluation_measures(without_data):
+    loaded = engine.load(without_data)
+    assert (loaded.step, loaded.config.train.ema_decay, loaded.task) == (4, 0.5, zoo.Classify("cnn"))
+    assert jax.tree.leaves(nnx.state(loaded.model))[0].devices() == {jax.devices()[0]}
+    examples = zoo.examples(37, 9)
+    means = loaded.task.evaluate(loaded.model, examples)
+    measured = engine.evaluate(without_data)
+    assert measured["step"] == 4
+    for name in ("loss", "accuracy"):
+        assert float(means[name].total.sum() / means[name].weight.sum()) == pytest.approx(measured[f"heldout/{name}"])
+
+
+def test_export_writes_the_loaded_weights_without_the_training_data(without_data, tmp_path):
+    names = entry.export(without_data, tmp_path / "weights.safetensors")
+    loaded = nnx.to_flat_state(nnx.state(engine.load(without_data).model, (nnx.Param, nnx.BatchStat)))
+    exported = load_file(tmp_path / "weights.safetensors")
+    assert sorted(names) == sorted("/".join(map(str, key)) for key, _ in loaded)
+    for key, value in loaded:
+        assert (exported["/".join(map(str, key))] == value.get_value()).all()
+
+
+def test_load_of_another_model_names_the_arrays_that_differ(without_data, tmp_path):
+    copy = shutil.copytree(without_data, tmp_path / "run")
+    config = (copy / "config.txt").read_text()
+    (copy / "config.txt").write_text(config.replace("task.model: cnn", "task.model: mlp"))
+    with pytest.raises(CheckpointError, match=r"is not a checkpoint of this model:\nparams/head/kernel: checkpoint"):
+        engine.load(copy)

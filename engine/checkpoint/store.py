@@ -198,7 +198,9 @@ class CheckpointStore:
             )
         return None
 
-    def restore(self, step: int, abstract_state: PyTree, stacked: Mapping[str, int] | None = None) -> PyTree:
+    def restore(
+        self, step: int, abstract_state: PyTree, stacked: Mapping[str, int] | None = None, *, partial: bool = False
+    ) -> PyTree:
         """Returns the state of a step with the requested shardings.
 
         The state may have been saved on another mesh. The hash of every file and the digest of every array are
@@ -209,6 +211,7 @@ class CheckpointStore:
             abstract_state: the state as jax.ShapeDtypeStruct with shardings.
             stacked: path of each stacked parameter -> number of its leading dimensions that index the layers. The
                 stored parameter may have another number of such dimensions.
+            partial: allow further stored arrays, which are not read.
 
         Raises:
             CheckpointError: the step does not exist, cannot be read, or belongs to another model. In the last case the
@@ -222,7 +225,7 @@ class CheckpointStore:
         deadline = time.monotonic() + self.timeout_s
         try:
             state = storage.bounded(
-                lambda: self._verified(step, abstract_state, stacked or {}), self.timeout_s, "restore"
+                lambda: self._verified(step, abstract_state, stacked or {}, partial), self.timeout_s, "restore"
             )
             missing = group.barrier("restore", max(1.0, deadline - time.monotonic()))
         except storage.StorageTimeout as error:
@@ -236,7 +239,7 @@ class CheckpointStore:
         self.current.add(step)
         return state
 
-    def _verified(self, step: int, abstract_state: PyTree, stacked: Mapping[str, int]) -> PyTree:
+    def _verified(self, step: int, abstract_state: PyTree, stacked: Mapping[str, int], partial: bool) -> PyTree:
         """Returns the state of a step. Verifies its files before the read, and the arrays after the read."""
         from engine.parallel.digest import Digests  # imports JAX
 
@@ -245,11 +248,11 @@ class CheckpointStore:
             with contextlib.suppress(FileNotFoundError):  # `verify` reports a missing manifest
                 stack.enter_context(read_lock(path))
             manifest = verify(path, timeouts.VERIFY_SHARE * self.timeout_s)
-            state = self._read(step, abstract_state, stacked)
+            state = self._read(step, abstract_state, stacked, partial)
             compare_arrays(path, manifest, Digests(state).of(state))
         return state
 
-    def _read(self, step: int, abstract_state: PyTree, stacked: Mapping[str, int]) -> PyTree:
+    def _read(self, step: int, abstract_state: PyTree, stacked: Mapping[str, int], partial: bool) -> PyTree:
         """Returns the state of a step without verification. Reshapes stacks of layers that were saved in another fold.
 
         A *fold* is the leading dimensions of a stacked array (`tree_compat.py`).
@@ -258,6 +261,8 @@ class CheckpointStore:
         with reraise(lambda text: self._unreadable(step, text)):
             stored = leaves_of(arrays.describe(folder))
         wanted = leaves_of(abstract_state)
+        if partial:
+            stored = {path: leaf for path, leaf in stored.items() if path in wanted}
         folds = other_folds(stored, wanted, stacked)
         if differing := difference(stored | {path: wanted[path] for path in folds}, wanted):
             raise CheckpointError(
@@ -267,7 +272,7 @@ class CheckpointStore:
                 f"--config.init.checkpoint={self.directory.parent} and init.paths."
             )
         with reraise(lambda text: self._unreadable(step, text)):
-            state = arrays.read(folder, with_stored_folds(abstract_state, stored, folds))
+            state = arrays.read(folder, with_stored_folds(abstract_state, stored, folds), partial=partial)
         return with_wanted_folds(state, abstract_state, folds)
 
     def position(self, step: int) -> dict:

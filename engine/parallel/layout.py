@@ -8,7 +8,8 @@ model gets the layout of one device, which has no sharding constraints. A *manua
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
@@ -134,6 +135,17 @@ def active(layout: Layout) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
+
+
+def with_layout[**P, R](layout: Layout, function: Callable[P, R]) -> Callable[P, R]:
+    """Wraps a function so that it is traced with a layout active."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with active(layout):
+            return function(*args, **kwargs)
+
+    return call
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:

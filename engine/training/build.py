@@ -10,6 +10,7 @@ from engine.config.target import build
 from engine.data.source import Source, example_spec, limited
 from engine.parallel.layout import active, make_layout
 from engine.parallel.mesh import check_batch
+from engine.training.evaluation_program import EvaluationProgram
 from engine.training.model import describe
 from engine.training.optimizer import build_optimizer, schedule
 from engine.training.program import DTYPES, Program
@@ -19,12 +20,28 @@ from engine.training.task import Task, check_examples
 
 def build_sources(config: Config) -> tuple[Source, dict[str, Source]]:
     """Returns the training source, and evaluation name -> source; `data.limit` is applied to each."""
+    return _source(config.data, "data"), build_evaluation_sources(config)
 
-    def source(section: Data, where: str) -> Source:
-        return limited(build(section, where), section.limit)
 
-    evaluations = {name: source(e.data, f"evaluations.{name}.data") for name, e in config.evaluations.items()}
-    return source(config.data, "data"), evaluations
+def build_evaluation_sources(config: Config) -> dict[str, Source]:
+    """Returns evaluation name -> source."""
+    return {name: _source(e.data, f"evaluations.{name}.data") for name, e in config.evaluations.items()}
+
+
+def _source(section: Data, where: str) -> Source:
+    return limited(build(section, where), section.limit)
+
+
+def build_evaluation_program(task: Task, mesh: Mesh, config: Config) -> EvaluationProgram:
+    """Returns the program of a config's evaluations. Needs no data; compiles nothing and allocates no array.
+
+    Raises:
+        TaskError, ShardingError, ConfigError: the Task, the mesh and the settings do not fit together.
+    """
+    layout = make_layout(mesh, config.sharding, config.train)
+    with active(layout):
+        model = describe(task, config.optimizer.trainable)
+    return EvaluationProgram(task, model, layout, DTYPES[config.train.precision])
 
 
 def build_program(task: Task, mesh: Mesh, source: Source, config: Config) -> tuple[Program, int]:
@@ -40,18 +57,17 @@ def build_program(task: Task, mesh: Mesh, source: Source, config: Config) -> tup
     total = train.total.steps(train.global_batch_size, size)
     warmup = config.optimizer.warmup.steps(train.global_batch_size, size)
     learning_rate = schedule(config.optimizer, warmup, total)
-    layout = make_layout(mesh, config.sharding, train)
-    with active(layout):
-        model = describe(task, config.optimizer.trainable)
+    evaluation = build_evaluation_program(task, mesh, config)
+    model = evaluation.model
     trained = {path: model.params[path] for path in model.trained}
     spec = StepSpec(
         task=task,
         model=model,
         tx=build_optimizer(config.optimizer, learning_rate, trained, model.names),
         learning_rate=learning_rate,
-        layout=layout,
+        layout=evaluation.layout,
         accumulate=train.accumulate,
-        compute_dtype=DTYPES[train.precision],
+        compute_dtype=evaluation.compute_dtype,
         ema_decay=train.ema_decay,
         skip_bad=config.data.on_error == "skip",
         spike=config.resilience.spike,

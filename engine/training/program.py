@@ -1,4 +1,4 @@
-"""The compiled programs of a run: initial state, one step, K steps, and evaluation.
+"""The compiled programs of a run: initial state, one step, and K steps.
 
 Each is traced and compiled once. `step.py` has the mathematics; the trainer calls the programs.
 """
@@ -12,27 +12,19 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 
 from engine.config.errors import ConfigError, ShardingError, did_you_mean
-from engine.data.batch import Batch
-from engine.metrics import Mean, by_row, check_means
-from engine.parallel.layout import NAMED, active
+from engine.data.batch import Batch, abstract_batch
+from engine.metrics import by_row
+from engine.parallel.layout import NAMED, with_layout
 from engine.parallel.memory import device_memory
 from engine.parallel.mesh import replicated
 from engine.parallel.rules import warnings
+from engine.training.evaluation_program import EvaluationProgram
 from engine.training.flops import count_flops, has_convolution
 from engine.training.model import Arrays
 from engine.training.state import Shardings, TrainState, abstract_state, initial_state, optimizer_shardings
-from engine.training.step import (
-    EvaluationStep,
-    StepSpec,
-    evaluate,
-    make_evaluation_step,
-    make_finite,
-    make_steps,
-    make_train_step,
-)
+from engine.training.step import StepSpec, make_finite, make_steps, make_train_step
 from engine.training.task import check_loss
 from engine.tuning.control_flow import step_control_flow
 from engine.types import PyTree
@@ -83,7 +75,7 @@ class Program:
         self.abstract_state = abstract_state(
             spec.task, spec.model, spec.tx, seed=seed, ema=spec.ema_decay is not None, layout=spec.layout
         )
-        self.abstract_batch = _abstract_batch(example, batch_size, spec.batch_sharding)
+        self.abstract_batch = abstract_batch(example, batch_size, spec.batch_sharding)
         self.task_metrics = self._trace_loss()
         self.metric_names = (*self.task_metrics, *spec.engine_metrics)
         self.compile_s = 0.0
@@ -107,7 +99,9 @@ class Program:
             return spec.task.loss(module, examples, jax.random.split(key, rows))
 
         state = self.abstract_state
-        trace = jax.jit(self._laid_out(loss)).trace(state.params, state.model_state, examples, jax.random.key(0))
+        trace = jax.jit(with_layout(self.spec.layout, loss)).trace(
+            state.params, state.model_state, examples, jax.random.key(0)
+        )
         check_loss(spec.task, trace.out_info, rows)
         self._loss_by_row = by_row(trace.out_info)
         self._check_used()
@@ -153,6 +147,11 @@ class Program:
                 )
 
     @property
+    def evaluation(self) -> EvaluationProgram:
+        """The program of the evaluations of this Task."""
+        return EvaluationProgram(self.spec.task, self.spec.model, self.spec.layout, self.spec.compute_dtype)
+
+    @property
     def warnings(self) -> list[str]:
         """Warnings about valid settings of the mesh, the rules and the data that are rarely intended."""
         model, layout = self.spec.model, self.spec.layout
@@ -163,16 +162,6 @@ class Program:
                 "filler of a bad example counts like an example. With Loss.of(values) its row has weight 0."
             )
         return found
-
-    def _laid_out[**P, R](self, function: Callable[P, R]) -> Callable[P, R]:
-        """Wraps a function so that it is traced with the program's layout active."""
-
-        @functools.wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            with active(self.spec.layout):
-                return function(*args, **kwargs)
-
-        return call
 
     def init(
         self, params: Mapping[str, jax.Array] | None = None, model_state: Mapping[str, jax.Array] | None = None
@@ -201,14 +190,14 @@ class Program:
         parts = (self.abstract_state.opt_state, self.abstract_state.ema)
         shardings = jax.tree.map(lambda x: x.sharding, parts)
         trained = {path: params[path] for path in spec.model.trained}
-        return jax.jit(self._laid_out(make), out_shardings=shardings)(trained)
+        return jax.jit(with_layout(self.spec.layout, make), out_shardings=shardings)(trained)
 
     def _random_state(self) -> TrainState:
         spec = self.spec
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         ema = spec.ema_decay is not None
         first = functools.partial(initial_state, spec.task, spec.model, spec.tx, self.seed, ema)
-        make = jax.jit(self._laid_out(first), out_shardings=shardings)
+        make = jax.jit(with_layout(self.spec.layout, first), out_shardings=shardings)
         return self._timed(lambda: make.lower().compile())()
 
     def steps(self, k: int) -> CompiledSteps:
@@ -233,7 +222,7 @@ class Program:
         step = make_train_step(self.spec, self.task_metrics)
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         jitted = jax.jit(
-            self._laid_out(make_steps(step, self.spec.unroll)),
+            with_layout(self.spec.layout, make_steps(step, self.spec.unroll)),
             donate_argnums=0,
             out_shardings=(shardings, replicated(self.mesh)),
         )
@@ -242,32 +231,8 @@ class Program:
         self.flops_per_step = count_flops(traced.jaxpr.jaxpr) / k
         return traced
 
-    def evaluation(self, example: PyTree, batch_size: int) -> tuple[EvaluationStep, tuple[str, ...], bool]:
-        """Returns the jitted evaluation step, its metric names, and whether all metrics have one entry per row.
-
-        Raises:
-            TaskError: the Task's `evaluate` does not return valid `Mean`s.
-        """
-        spec, state = self.spec, self.abstract_state
-        batch = _abstract_batch(example, batch_size, spec.batch_sharding)
-        call = self._laid_out(functools.partial(evaluate, spec.task, spec.model, spec.compute_dtype))
-        means: Mapping[str, Mean] = jax.eval_shape(call, state.params, state.model_state, batch)
-        by_row = check_means(means, batch_size, f"{type(spec.task).__name__}.evaluate")
-        names = tuple(sorted(means))
-        step = make_evaluation_step(spec.task, spec.model, spec.compute_dtype, names)
-        return jax.jit(self._laid_out(step), out_shardings=replicated(self.mesh)), names, by_row
-
     def _timed[T](self, compile_: Callable[[], T]) -> T:
         start = time.monotonic()
         compiled = compile_()
         self.compile_s += time.monotonic() - start
         return compiled
-
-
-def _abstract_batch(example: PyTree, rows: int, sharding: NamedSharding) -> Batch:
-    """Returns a batch of `rows` examples, as jax.ShapeDtypeStruct with shardings."""
-
-    def whole(x: jax.ShapeDtypeStruct) -> PyTree:
-        return jax.ShapeDtypeStruct((rows, *x.shape), x.dtype, sharding=sharding)
-
-    return Batch(jax.tree.map(whole, example), whole(jax.ShapeDtypeStruct((), jnp.float32)))

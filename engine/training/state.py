@@ -5,7 +5,7 @@ Checkpoints store the dict of `TrainState.to_tree`; its keys are the format of r
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn, Self
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,9 @@ from engine.training.model import Arrays, Model
 from engine.training.task import Task
 from engine.types import PyTree
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 LOSS_WINDOW = 64  # losses
 STORED_NAMES = {"model_state": "carried", "loss_window": "recent"}
 """Field -> the key under which checkpoints store it; these keys are part of the format of run directories."""
@@ -27,9 +30,35 @@ STORED_NAMES = {"model_state": "carried", "loss_window": "recent"}
 Shardings = dict[str, NamedSharding]
 
 
+class _Stored:
+    """Base of the dataclasses that convert to and from the dict that checkpoints store."""
+
+    __slots__ = ()
+
+    def to_tree(self: "DataclassInstance") -> dict[str, PyTree]:
+        """Returns the dict that checkpoints store."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {STORED_NAMES.get(name, name): value for name, value in fields.items() if value is not None}
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, PyTree]) -> Self:
+        """Returns the object for a dict of `to_tree`."""
+        new = {old: name for name, old in STORED_NAMES.items()}
+        return cls(**{new.get(name, name): value for name, value in tree.items()})
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Weights(_Stored):
+    """The part of a train state that a forward pass needs; the fields are those of `TrainState`."""
+
+    params: Arrays
+    model_state: Arrays
+    ema: Arrays | None = None
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)  # slots make it 40 % faster to build, which every step does
-class TrainState:
+class TrainState(_Stored):
     """The arrays of a run at a step. An abstract state holds a jax.ShapeDtypeStruct or a sharding for each array."""
 
     step: jax.Array
@@ -52,17 +81,6 @@ class TrainState:
     def __getitem__(self, name: str) -> NoReturn:
         new = next((new for new, old in STORED_NAMES.items() if old == name), name)
         raise TypeError(f'The train state has attributes: write state.{new} instead of state["{name}"].')
-
-    def to_tree(self) -> dict[str, PyTree]:
-        """Returns the state as the dict that checkpoints store."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {STORED_NAMES.get(name, name): value for name, value in fields.items() if value is not None}
-
-    @classmethod
-    def from_tree(cls, tree: Mapping[str, PyTree]) -> "TrainState":
-        """Returns the state for a dict of `to_tree`."""
-        new = {old: name for name, old in STORED_NAMES.items()}
-        return cls(**{new.get(name, name): value for name, value in tree.items()})
 
 
 def initial_state(task: Task, model: Model, tx: optax.GradientTransformation, seed: int, ema: bool) -> TrainState:
@@ -154,6 +172,6 @@ def _is_masked(leaf: object) -> bool:
     return isinstance(leaf, optax.MaskedNode)
 
 
-def evaluation_params(state: TrainState, use_ema: bool) -> Arrays:
+def evaluation_params(state: TrainState | Weights, use_ema: bool) -> Arrays:
     """Returns all parameters; with `use_ema`, trained parameters are replaced by their averages, if these exist."""
     return {**state.params, **state.ema} if use_ema and state.ema is not None else state.params

@@ -1,0 +1,81 @@
+"""The compiled evaluation of one Task on one mesh. It needs no optimizer, no training data and no training state."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.typing import DTypeLike
+
+from engine.data.batch import abstract_batch
+from engine.metrics import Mean, check_means
+from engine.parallel.layout import Layout, with_layout
+from engine.parallel.mesh import batch_sharding, replicated
+from engine.training.model import Model
+from engine.training.state import Weights, param_shardings
+from engine.training.step import EvaluationStep, evaluate, make_evaluation_step
+from engine.training.task import Task
+from engine.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationProgram:
+    """A Task and its model on the mesh of a layout.
+
+    Attributes:
+        task: the Task.
+        model: the model of the Task, described under `layout`.
+        layout: a layout with a mesh.
+        compute_dtype: precision of the forward pass.
+    """
+
+    task: Task
+    model: Model
+    layout: Layout
+    compute_dtype: DTypeLike
+
+    @property
+    def mesh(self) -> Mesh:
+        """The mesh of the layout."""
+        assert self.layout.mesh is not None
+        return self.layout.mesh
+
+    @property
+    def batch_sharding(self) -> NamedSharding:
+        """Sharding of the rows of a batch."""
+        return batch_sharding(self.mesh)
+
+    def abstract_weights(self, averaged: bool) -> Weights:
+        """Returns the weights as jax.ShapeDtypeStruct with shardings.
+
+        Args:
+            averaged: whether the trained parameters have averages.
+
+        Raises:
+            ShardingError: a parameter does not fit the rules or the mesh.
+        """
+        model, whole = self.model, replicated(self.mesh)
+        shardings = param_shardings(model, self.mesh, self.layout.rules)
+        params: PyTree = {path: _abstract(x, shardings[path]) for path, x in model.params.items()}
+        model_state: PyTree = {path: _abstract(x, whole) for path, x in model.model_state.items()}
+        return Weights(params, model_state, {path: params[path] for path in model.trained} if averaged else None)
+
+    def evaluation(self, example: PyTree, batch_size: int) -> tuple[EvaluationStep, tuple[str, ...], bool]:
+        """Returns the jitted evaluation step, its metric names, and whether all metrics have one entry per row.
+
+        Raises:
+            TaskError: the Task's `evaluate` does not return valid `Mean`s.
+        """
+        weights = self.abstract_weights(averaged=False)
+        batch = abstract_batch(example, batch_size, self.batch_sharding)
+        call = with_layout(self.layout, functools.partial(evaluate, self.task, self.model, self.compute_dtype))
+        means: Mapping[str, Mean] = jax.eval_shape(call, weights.params, weights.model_state, batch)
+        by_row = check_means(means, batch_size, f"{type(self.task).__name__}.evaluate")
+        names = tuple(sorted(means))
+        step = make_evaluation_step(self.task, self.model, self.compute_dtype, names)
+        return jax.jit(with_layout(self.layout, step), out_shardings=replicated(self.mesh)), names, by_row
+
+
+def _abstract(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
