@@ -15,6 +15,7 @@ from pathlib import Path
 
 from engine.cluster import group
 from engine.cluster.cluster_detection import Detection
+from engine.cluster.host_memory import host_memory
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "libtpu", "jax-cuda12-plugin")
 ROUNDS = 10  # repetitions of the collective
@@ -98,9 +99,6 @@ def _memory() -> str:
     except OSError:
         return "memory unknown"
     kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    limit = host_memory()
     text = f"{kib['MemAvailable'] / 2**20:.1f} of {kib['MemTotal'] / 2**20:.1f} GiB of memory free"
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        limit = "max"
-    return text if limit == "max" else f"{text}, limit of the container {int(limit) / 2**30:.1f} GiB"
+    return f"{text}, limit of the container {limit.bytes / 2**30:.1f} GiB" if limit and limit.container else text

@@ -23,6 +23,7 @@ from typing import IO
 from engine.cluster import parent, verdict
 from engine.cluster.cluster_detection import VARIABLES
 from engine.cluster.exit_status import ExitStatus
+from engine.cluster.host_memory import oom_kills
 from engine.config.errors import ConfigError
 from engine.launch import postmortem, timeouts
 from engine.launch.signals import Signals
@@ -92,7 +93,7 @@ def run(
         if value is not None and value < 1:
             raise ConfigError(f"{name} = {value}: allowed is a whole number from 1.")
     with tempfile.TemporaryDirectory(prefix="convoy-launch-") as folder:
-        oom_kills_before = postmortem.oom_kills()
+        oom_kills_before = oom_kills()
         with _Job() as job:
             environments = [_environment(i, processes, devices, Path(folder), job.port) for i in range(processes or 1)]
             job.start(command, environments, alone=processes is None)
@@ -107,7 +108,7 @@ def run(
                 ended = dataclasses.replace(ended, time=last.time, text=last.text, signature=last.signature)
             exits.append(ended)
         first, *others = sorted(exits, key=lambda ended: (ended.code == ExitStatus.DONE, ended.time))
-        out_of_memory = postmortem.oom_kills() > oom_kills_before
+        out_of_memory = oom_kills() > oom_kills_before
         explanation = postmortem.explain_exit(first.code, first.text, out_of_memory)
         first = dataclasses.replace(first, explanation=explanation)
         if first.code != ExitStatus.DONE:

@@ -12,27 +12,6 @@ from engine.config.errors import RunError
 from engine.mounts import local_path
 from engine.run import status
 
-_OWN_CGROUP = Path("/proc/self/cgroup")
-_CGROUP_ROOT = Path("/sys/fs/cgroup")
-
-
-def oom_kills() -> int:
-    """Returns how many processes of this control group the kernel has killed for lack of memory; 0 if unknown."""
-    try:
-        for line in _OWN_CGROUP.read_text().splitlines():
-            _, controllers, group = line.split(":", 2)
-            if "memory" in controllers.split(","):  # cgroup version 1
-                return _read_count(_CGROUP_ROOT / "memory" / group.strip("/") / "memory.oom_control")
-            if not controllers and (file := _CGROUP_ROOT / group.strip("/") / "memory.events").exists():  # version 2
-                return _read_count(file)
-    except (OSError, ValueError):
-        return 0
-    return 0
-
-
-def _read_count(file: Path) -> int:
-    return int(dict(line.split() for line in file.read_text().splitlines()).get("oom_kill", 0))
-
 
 def explain_exit(code: int, text: str, out_of_memory: bool) -> str:
     """Returns the meaning of an exit code in words. An unexplained SIGKILL is attributed to a lack of memory.

@@ -18,27 +18,6 @@ def test_unexplained_sigkill_is_attributed_to_lack_of_memory():
 
 
 @pytest.mark.parametrize(
-    ("mine", "file", "text"),
-    [
-        ("0::/\n", "memory.events", "low 0\noom 4\noom_kill 3\n"),
-        ("0::/job/a\n", "job/a/memory.events", "oom 4\noom_kill 3\n"),
-        ("5:cpu,memory:/job\n0::/\n", "memory/job/memory.oom_control", "under_oom 0\noom_kill 3\n"),
-    ],
-)
-def test_oom_kills_are_read_from_the_control_group(tmp_path, monkeypatch, mine, file, text):
-    monkeypatch.setattr(postmortem, "_OWN_CGROUP", tmp_path / "cgroup")
-    monkeypatch.setattr(postmortem, "_CGROUP_ROOT", tmp_path)
-    assert postmortem.oom_kills() == 0
-    (tmp_path / "cgroup").write_text(mine)
-    assert postmortem.oom_kills() == 0
-    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / file).write_text(text)
-    assert postmortem.oom_kills() == 3
-    (tmp_path / file).write_text("another format")
-    assert postmortem.oom_kills() == 0
-
-
-@pytest.mark.parametrize(
     ("state", "code", "pid", "corrected"),
     [
         ("training", None, 5, True),

@@ -1,0 +1,91 @@
+"""Memory of this host that a process may use, and processes that the kernel has killed for lack of it.
+
+The limit is that of the machine or of a control group (cgroup, version 1 or 2), such as that of a container or a Slurm
+job. It includes swap space. Only Linux states these numbers.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_MEMORY_INFO = Path("/proc/meminfo")
+_VM_STATISTICS = Path("/proc/vmstat")
+_OWN_CGROUP = Path("/proc/self/cgroup")
+_CGROUP_ROOT = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """The memory that this process and the others of its control group may use together."""
+
+    bytes: int
+    container: bool
+    """Whether it is the limit of a control group, and not the memory of the machine."""
+
+    def __str__(self) -> str:
+        return f"{self.bytes / 2**30:.1f} GiB ({'the limit of this container' if self.container else 'this machine'})"
+
+
+def host_memory() -> HostMemory | None:
+    """Returns the smallest limit that applies to this process; None if the system does not state it."""
+    info = _read_table(_MEMORY_INFO)
+    if "MemTotal:" not in info:
+        return None
+    swap = info.get("SwapTotal:", 0) * 1024
+    limits = [HostMemory(info["MemTotal:"] * 1024 + swap, container=False)]
+    for group, version in _groups():
+        limits += [HostMemory(limit, container=True) for limit in _limits(group, version, swap)]
+    return min(limits, key=lambda limit: limit.bytes)
+
+
+def oom_kills() -> int:
+    """Returns how many processes the kernel has killed for lack of memory; 0 if unknown.
+
+    They are those of this process's control group, or of the machine if that has no count.
+    """
+    for group, version in _groups():
+        found = _read_table(group / ("memory.events" if version == 2 else "memory.oom_control"))
+        if "oom_kill" in found:
+            return found["oom_kill"]
+    return _read_table(_VM_STATISTICS).get("oom_kill", 0)
+
+
+def _groups() -> Iterator[tuple[Path, int]]:
+    """Yields the folder and the version of each control group with this process in it, the innermost first."""
+    try:
+        lines = [line.split(":", 2) for line in _OWN_CGROUP.read_text().splitlines()]
+    except OSError:
+        return
+    for fields in lines:
+        if len(fields) == 3 and ("memory" in fields[1].split(",") or not fields[1]):
+            version, root = (1, _CGROUP_ROOT / "memory") if fields[1] else (2, _CGROUP_ROOT)
+            inner = root / fields[2].strip("/")
+            # A container may see the path that its group has on the host, but only its own group, as the root.
+            yield from ((group, version) for group in (inner, *inner.parents) if group.is_relative_to(root))
+
+
+def _limits(group: Path, version: int, swap: int) -> Iterator[int]:
+    """Yields the limits of a control group on its memory and swap space together, in bytes."""
+    if version == 1:
+        yield from _read_number(group / "memory.memsw.limit_in_bytes")
+        yield from (limit + swap for limit in _read_number(group / "memory.limit_in_bytes"))
+    else:
+        own_swap = min([swap, *_read_number(group / "memory.swap.max")])
+        yield from (limit + own_swap for limit in _read_number(group / "memory.max"))
+
+
+def _read_number(file: Path) -> list[int]:
+    """Returns the number in a file as a list; an empty list if there is none, such as for "max"."""
+    try:
+        return [int(file.read_text())]
+    except (OSError, ValueError):
+        return []
+
+
+def _read_table(file: Path) -> dict[str, int]:
+    """Returns the lines `name number` of a file; an empty dict if it cannot be read."""
+    try:
+        lines = [line.split() for line in file.read_text().splitlines()]
+        return {words[0]: int(words[1]) for words in lines if len(words) > 1}
+    except (OSError, ValueError):
+        return {}
