@@ -16,6 +16,7 @@ from engine.config.schema import Evaluation as EvaluationConfig
 from engine.data.feed import EvaluationFeed
 from engine.data.source import Source, example_spec
 from engine.parallel.mesh import check_batch, replicated
+from engine.resilience.memory_check import check_memory, evaluation_batches
 from engine.resilience.preemption import Preemption
 from engine.training.evaluation_program import EvaluationProgram
 from engine.training.state import TrainState, Weights, evaluation_params
@@ -36,6 +37,7 @@ class Evaluation:
 
     Raises:
         TaskError, ShardingError, DataError: the source, the Task and the mesh do not fit together.
+        ConfigError: its batches do not fit into memory.
     """
 
     def __init__(
@@ -46,6 +48,8 @@ class Evaluation:
         spec = example_spec(source)
         check_examples(program.task, spec, where)
         self.name, self.config = name, config
+        batches = evaluation_batches(name, config.data, spec, batch_size, len(source))
+        self.warnings = check_memory(batches, program.mesh, program.abstract_weights(averaged=False))
         self._step, self._names, self._by_row = program.evaluation(spec, batch_size)
         if not self._names:
             raise TaskError(f"{where}: {type(program.task).__name__}.evaluate returned no metric.")

@@ -18,7 +18,7 @@ from engine.config.duration import RunSize
 from engine.config.schema import Config
 from engine.config.text import to_text
 from engine.data.feed import TrainFeed
-from engine.data.source import Source
+from engine.data.source import Source, example_spec
 from engine.evaluation import build_evaluations, check_best
 from engine.events import (
     Boundary,
@@ -40,11 +40,12 @@ from engine.observe.summary import Summary
 from engine.observe.writer import metrics_of
 from engine.phases import SAVING, TRAINING, Phases
 from engine.resilience.divergence import Divergence
+from engine.resilience.memory_check import check_memory, training_batches
 from engine.resilience.preemption import Preemption
 from engine.resilience.replica_check import ReplicaCheck
 from engine.resilience.watchdog import Watchdog
 from engine.run.directory import RunDirectory
-from engine.training.build import build_program
+from engine.training.build import build_program, check_unrolled
 from engine.training.program import CompiledSteps
 from engine.training.state import TrainState
 from engine.training.task import Task
@@ -86,9 +87,15 @@ class Trainer:
         self._on_row, self.say, self._on_phase = on_row, on_message, on_phase
         self.program, self.total_steps = build_program(task, mesh, source, config)
         self._size = size = RunSize(config.train.global_batch_size, len(source), self.total_steps)
+        check_unrolled(self.program, config.train)
+        batches = training_batches(config, example_spec(source), self.total_steps)
+        warnings = check_memory(batches, mesh, self.program.abstract_state)
         self.evaluations = build_evaluations(
             config.evaluations, evaluation_sources, self.program.evaluation, size.batch_size
         )
+        for evaluation in self.evaluations:
+            warnings += evaluation.warnings
+        directory.messages += [f"warning: {text}" for text in warnings]
         check_best(config.checkpoint.best, self.evaluations)
         self.checkpoints = build_checkpointer(config.checkpoint, to_text(config), directory, size, self.say)
         self._divergence = Divergence(config.resilience.divergence, self.program.metric_names, self.say)

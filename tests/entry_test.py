@@ -180,3 +180,20 @@ def test_failed_first_start_does_not_block_the_directory(tmp_path):
 def test_unknown_best_metric_is_a_config_error(tmp_path):
     with pytest.raises(ConfigError, match=r"'heldout/los': no evaluation has this metric. Did you mean heldout/loss"):
         engine.train(runs.config(checkpoint__best="heldout/los"), workdir=tmp_path)
+
+
+def test_sizes_beyond_the_memory_are_refused_before_they_are_allocated(tmp_path):
+    rows = 2**31 - 16  # of 72 bytes
+    sizes = {
+        "train.global_batch_size": dict(train__global_batch_size=rows),
+        "evaluations.heldout.batch_size": dict(evaluations__heldout__batch_size=rows),
+        "train.global_batch_size: .* for 1,000,000,000,000 batches": dict(
+            data__prefetch=10**12, train__total=f"{10**12} steps"
+        ),
+        "task": dict(task__width=2**20),
+    }
+    for words, settings in sizes.items():
+        with pytest.raises(ConfigError, match=rf"^{words}.* There are ") as error:
+            entry.train(runs.config(**settings), workdir=tmp_path / "run")
+        assert "the run needs at least" in str(error.value) and "GiB of host memory" in str(error.value)
+        assert not (tmp_path / "run/config.txt").exists()

@@ -18,6 +18,8 @@ type Plain = bool | int | float | str | tuple[Plain, ...] | Mapping[str, Plain] 
 type Arguments = Mapping[str, Plain]
 
 MAX_WORKERS, MAX_DEVICES = 1024, 4096  # so that a typing error does not overload the machine
+MAX_ROWS = 2**31  # JAX numbers the rows of a batch with 32-bit integers
+MAX_STEPS_PER_DISPATCH = 1024  # each has its own arguments: 1,000 steps of a small model compile for 5 s, 4,000 for 40
 
 
 def _axis_size(value: object, path: str) -> None:
@@ -56,7 +58,7 @@ class Data(Target):
 
     shuffle: bool = setting(True, "Shuffle the examples in each epoch. Evaluations are never shuffled.")
     limit: int | None = setting(None, "Use only this many examples, the first ones.", at_least(1))
-    threads: int = setting(2, "Reader threads; each builds whole batches.", at_least(1))
+    threads: int = setting(2, "Reader threads; each builds whole batches.", at_least(1, below=MAX_WORKERS + 1))
     workers: int = setting(
         0, "Reader processes instead of threads, for sources that hold the GIL.", at_least(0, below=MAX_WORKERS + 1)
     )
@@ -103,10 +105,14 @@ class Train:
     """Length, batch size, seed, precision and memory use of the training."""
 
     total: Duration = setting(Duration(10, "epochs"), "Length of the run.", BY_DATA)
-    global_batch_size: int = setting(128, "Examples per optimizer step, over all devices.", at_least(1))
+    global_batch_size: int = setting(128, "Examples per optimizer step, over all devices.", at_least(1, below=MAX_ROWS))
     seed: int = setting(0, "Seed of initial weights, data order and all random numbers.", at_least(0, below=2**32))
     accumulate: int = setting(1, "Microbatches per step, for gradient accumulation.", at_least(1))
-    steps_per_dispatch: int = setting(1, "Optimizer steps in one call of the compiled program.", at_least(1))
+    steps_per_dispatch: int = setting(
+        1,
+        "Optimizer steps in one call of the compiled program.",
+        at_least(1, below=MAX_STEPS_PER_DISPATCH + 1),
+    )
     precision: str = setting(
         "float32", "Data type of the computation; parameters stay float32.", one_of("float32", "bfloat16")
     )
@@ -218,7 +224,9 @@ class Evaluation:
 
     data: Data = field(default_factory=Data)
     every: Duration | None = setting(Duration(1, "epochs"), "Period; None evaluates at the end only.", BY_DATA)
-    batch_size: int | None = setting(None, "Examples per batch; None: train.global_batch_size.", at_least(1))
+    batch_size: int | None = setting(
+        None, "Examples per batch; None: train.global_batch_size.", at_least(1, below=MAX_ROWS)
+    )
     use_ema: bool = setting(True, "Evaluate the averaged weights if train.ema_decay is set.")
 
 

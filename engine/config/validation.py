@@ -5,6 +5,7 @@ importing the target and therefore jax.
 """
 
 import copyreg
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -103,8 +104,9 @@ def _check_targets(config: Config) -> None:
 def _check_numbers(config: Config) -> None:
     train, mesh = config.train, config.mesh
     if train.global_batch_size % train.accumulate:
-        divisors = [n for n in range(1, train.global_batch_size + 1) if train.global_batch_size % n == 0]
-        near = sorted(sorted(divisors, key=lambda n: abs(n - train.accumulate))[:3])
+        small = [n for n in range(1, math.isqrt(train.global_batch_size) + 1) if train.global_batch_size % n == 0]
+        divisors = {*small, *(train.global_batch_size // n for n in small)}
+        near = sorted(sorted(divisors, key=lambda n: (abs(n - train.accumulate), n))[:3])
         raise FieldError(
             "train.accumulate",
             f"found {train.accumulate}, which does not divide train.global_batch_size = {train.global_batch_size}",

@@ -69,10 +69,10 @@ def read[T](
         stop: number after the last batch.
         threads: number of reader threads; 0 makes each batch when it is requested.
         workers: number of worker processes, used instead of threads; 0 for none.
-        prefetch: batches to prefetch, at least one for each thread or worker.
+        prefetch: batches to prefetch, at least one for each thread or worker; no more than there are.
         block: batches that a thread reads in one call.
     """
-    size = block if threads and not workers else 1
+    size, prefetch = block if threads and not workers else 1, min(prefetch, max(0, stop - start))
     blocks = grain.MapDataset.range(start, max(start, stop), size).map(_Blocks(batches, stop, size).read)
     if workers:
         return Reader(Workers(blocks, workers, max(1, prefetch // workers)))

@@ -37,3 +37,12 @@ def check_host_memory(mesh: Mesh | None, field: str, kinds: set[str] | None = No
 def _local_device(mesh: Mesh | None) -> Device:
     """Returns a device of this process; the memories of other processes' devices are unknown."""
     return jax.local_devices()[0] if mesh is None else mesh.local_devices[0]
+
+
+def device_memory_limit(mesh: Mesh) -> int | None:
+    """Returns the bytes that JAX can allocate on a device of this process, the least over the devices of a mesh.
+
+    None: the platform does not state it (a CPU device uses host memory).
+    """
+    stats = [device.memory_stats() or {} for device in mesh.local_devices]
+    return min((limit for found in stats if (limit := found.get("bytes_limit"))), default=None)

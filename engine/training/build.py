@@ -5,7 +5,8 @@ Settings that do not fit together raise an error here, before anything is compil
 
 from jax.sharding import Mesh
 
-from engine.config.schema import Config, Data
+from engine.config.errors import ConfigError
+from engine.config.schema import Config, Data, Train
 from engine.config.target import build
 from engine.data.source import Source, example_spec, limited
 from engine.parallel.layout import active, make_layout
@@ -16,6 +17,7 @@ from engine.training.optimizer import build_optimizer, schedule
 from engine.training.program import DTYPES, Program
 from engine.training.step import StepSpec
 from engine.training.task import Task, check_examples
+from engine.tuning.control_flow import MAX_UNROLLED_STEPS
 
 
 def build_sources(config: Config) -> tuple[Source, dict[str, Source]]:
@@ -73,3 +75,15 @@ def build_program(task: Task, mesh: Mesh, source: Source, config: Config) -> tup
         spike=config.resilience.spike,
     )
     return Program(spec, example, batch_size=train.global_batch_size, seed=train.seed), total
+
+
+def check_unrolled(program: Program, train: Train) -> None:
+    """Raises ConfigError if a dispatch has so many unrolled steps that its compilation would take hours."""
+    count = train.steps_per_dispatch * train.accumulate
+    if program.spec.unroll and count > MAX_UNROLLED_STEPS:
+        field = "steps_per_dispatch" if train.steps_per_dispatch > train.accumulate else "accumulate"
+        raise ConfigError(
+            f"train.{field}: found steps_per_dispatch = {train.steps_per_dispatch} x accumulate = {train.accumulate} "
+            f"= {count:,}. The model has convolutions, so a CPU needs each step and microbatch compiled separately: "
+            f"allowed are at most {MAX_UNROLLED_STEPS}. Use train.steps_per_dispatch=1, or fewer microbatches."
+        )

@@ -5,6 +5,9 @@ from typing import NamedTuple
 UNROLLED_LAYERS = 4
 """Largest stack of layers that is unrolled on a CPU. A loop over layers copies what each layer keeps for its
 gradient: 10 % of a step in the decoder of benchmarks/decoder.py. More layers would take too long to compile."""
+MAX_UNROLLED_STEPS = 128
+"""Largest product of microbatches and steps per dispatch that may be unrolled. Each takes 2.6 s and 38 MiB to compile
+in the CNN of configs/fashion_mnist.py."""
 QUERY_BLOCK = 64
 """Queries per block of attention: few enough that the scores of a block stay in a CPU cache."""
 MAX_QUERY_BLOCKS = 16

@@ -3,7 +3,7 @@ import pytest
 
 from engine.config.errors import ConfigError
 from engine.config.schema import MeshSpec
-from engine.parallel.memory import HOST_MEMORY, check_host_memory, device_memory
+from engine.parallel.memory import HOST_MEMORY, check_host_memory, device_memory, device_memory_limit
 from engine.parallel.mesh import make_mesh
 
 
@@ -20,3 +20,7 @@ def test_missing_host_memory_raises_config_error():
         "train.offload_optimizer: a cpu device cannot read host memory (pinned_host); its memories are device. "
         "Leave train.offload_optimizer at its default."
     )
+
+
+def test_cpu_device_states_no_memory_limit():
+    assert device_memory_limit(make_mesh(MeshSpec())) is None

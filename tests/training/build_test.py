@@ -3,16 +3,16 @@
 import jax
 import pytest
 
-from engine.config.errors import ConvoyError
+from engine.config.errors import ConfigError, ConvoyError
 from engine.parallel.mesh import make_mesh
-from engine.training.build import build_program
+from engine.training.build import build_program, check_unrolled
 from tests import runs, zoo
 
 
-def build(devices: int = 1, **settings):
+def build(devices: int = 1, model: str = "mlp", **settings):
     config = runs.config(**settings)
     mesh = make_mesh(config.mesh, jax.devices()[:devices])
-    return build_program(zoo.Classify(), mesh, zoo.source(), config)
+    return build_program(zoo.Classify(model), mesh, zoo.source(), config)
 
 
 def test_build_converts_durations_to_steps_without_compiling():
@@ -39,3 +39,13 @@ def test_config_settings_reach_the_step():
 def test_invalid_settings_raise_convoy_error(settings, words):
     with pytest.raises(ConvoyError, match=words):
         build(**settings)
+
+
+def test_steps_with_convolutions_beyond_the_unrolled_limit_are_refused():
+    convolutional, dense = build(model="cnn")[0], build()[0]
+    fits = runs.config(train__accumulate=8, train__steps_per_dispatch=16).train
+    check_unrolled(convolutional, fits)
+    many = runs.config(train__accumulate=8, train__steps_per_dispatch=17).train
+    check_unrolled(dense, many)
+    with pytest.raises(ConfigError, match=r"^train.steps_per_dispatch: found .*= 136\..* at most 128\."):
+        check_unrolled(convolutional, many)
