@@ -219,20 +219,45 @@ def parse(words: Sequence[str], after: Sequence[str] = ()) -> argparse.Namespace
     top, verbs = make_parser()
     if words and not words[0].startswith("-") and words[0] not in verbs:
         raise ConfigError(f"{words[0]}: no such verb.{did_you_mean(words[0], verbs)} Verbs: {', '.join(verbs)}.")
-    args, unknown = top.parse_known_args(words)
+    args, unknown = _parse_known(top, words)
     args.command = list(after[1:])
     if (restarts := getattr(args, "restarts", None)) is not None and restarts < 0:
         raise ConfigError(f"--restarts = {restarts}: allowed is a whole number from 0.")
     if args.verb not in (None, "launch", "supervise"):
         unknown += after
-    if args.verb is not None and unknown:
-        raise _unknown_argument(unknown[0], getattr(args, "parser", verbs[args.verb]))
+    if args.verb is not None:
+        parser = getattr(args, "parser", verbs[args.verb])
+        if unknown:
+            raise _unknown_argument(unknown[0], parser)
+        _check_not_empty(args, parser)
     return args
+
+
+def _parse_known(top: Parser, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Returns the parsed arguments and the unknown words. Suggests --config for a config without the flag."""
+    try:
+        return top.parse_known_args(words)
+    except ConfigError as error:
+        loose = [word for word in words[1:] if not word.startswith("-") and word != "write"]
+        if loose and str(error).partition(". ")[0].endswith("required: --config"):
+            raise ConfigError(f"{error}. Did you mean --config={loose[-1]}?") from None
+        raise
+
+
+def _check_not_empty(args: argparse.Namespace, parser: Parser) -> None:
+    """Raises ConfigError for an empty value, as a shell variable that is not set leaves it: --workdir=$DIR."""
+    for name, value in vars(args).items():
+        if value == "" and parser.get_default(name) != "":
+            flag = f"--{name.replace('_', '-')}"
+            word = flag if flag in parser.format_help() else name.upper()
+            raise ConfigError(f"{word}: found an empty value. Write a value, or leave {word} out.")
 
 
 def _unknown_argument(word: str, parser: Parser) -> ConfigError:
     names = re.findall(r"^  (--[\w-]+)", parser.format_help(), re.MULTILINE)
+    near = did_you_mean(word.split("=")[0], names)
+    if not word.startswith("-") and "--config" in names:
+        near = f" Did you mean --config={word}?"
     return ConfigError(
-        f"{word}: unknown argument of {parser.prog}.{did_you_mean(word.split('=')[0], names)} "
-        f"Arguments here: {', '.join(names)}, and --config.NAME=VALUE."
+        f"{word}: unknown argument of {parser.prog}.{near} Arguments here: {', '.join(names)}, and --config.NAME=VALUE."
     )

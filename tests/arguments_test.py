@@ -38,6 +38,10 @@ def test_checkpoints_accepts_verify_before_the_run():
         (["train", "--config=x"], ["--", "y"], "--: unknown argument of convoy train"),
         (["supervise", "--restart=2"], [], "--restart=2: unknown argument of convoy supervise. Did you mean --r"),
         (["launch", "local", "--processes=2", "--restarts=-1"], [], "--restarts = -1: allowed is a whole number"),
+        (["train", "--config=x", "--workdir="], [], "--workdir: found an empty value. Write a value, or leave --workd"),
+        (["evaluate", ""], [], "RUN: found an empty value."),
+        (["train", "--config=x", "y.py"], [], "y.py: unknown argument of convoy train. Did you mean --config=y.py?"),
+        (["train", "y.py"], [], "convoy train: the following arguments are required: --config. For help: convoy train"),
         (["evaluate"], [], "convoy evaluate: the following arguments are required: run"),
     ],
 )  # fmt: skip
@@ -45,6 +49,11 @@ def test_unknown_word_is_a_config_error(words, after, sentence):
     with pytest.raises(ConfigError) as error:
         parse(words, after)
     assert str(error.value).startswith(sentence)
+
+
+def test_config_without_its_flag_gets_a_suggestion():
+    with pytest.raises(ConfigError, match=r"required: --config\..*Did you mean --config=y.py\?$"):
+        parse(["train", "--workdir", "x", "y.py"])
 
 
 def test_help_lists_every_verb():
