@@ -49,7 +49,7 @@ class Evaluation:
         check_examples(program.task, spec, where)
         self.name, self.config = name, config
         batches = evaluation_batches(name, config.data, spec, batch_size, len(source))
-        self.warnings = check_memory(batches, program.mesh, program.abstract_weights(averaged=False))
+        self.warnings = check_memory(batches, program.mesh, program.abstract_weights(averaged=False).to_tree())
         self._step, self._names, self._by_row = program.evaluation(spec, batch_size)
         if not self._names:
             raise TaskError(f"{where}: {type(program.task).__name__}.evaluate returned no metric.")

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, FieldReference
 
 from engine.config.duration import Duration
 from engine.config.errors import FieldError, UnknownFieldError
-from engine.config.fields import OPEN, ROOT, Slot, check_value, child, join, slots, unknown_field
+from engine.config.fields import OPEN, ROOT, Slot, check_value, child, join, show, slots, unknown_field
 from engine.config.schema import Config, Target
 
 
@@ -33,6 +33,8 @@ class Draft(ConfigDict):
     def __setitem__(self, key: str, value: object) -> None:
         path = join(self._path, key)
         slot = child(self._slot, key, path)
+        if not isinstance(key, str):
+            raise FieldError(path, "is not a name", "Use text as the key.")
         if isinstance(value, FieldReference):
             value = value.get()
         if slot.is_container:
@@ -44,6 +46,12 @@ class Draft(ConfigDict):
             if isinstance(value, dict) and all(isinstance(name, str) for name in value):
                 value = Draft({str(name): item for name, item in value.items()}, slot=OPEN, path=path)
         super().__setitem__(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        if self._slot.section is not None and key in slots(self._slot.section):
+            advice = "Every config has this field. Assign another value, or leave it out to keep its default."
+            raise FieldError(join(self._path, key), "cannot be deleted", advice)
+        super().__delitem__(key)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -77,9 +85,9 @@ def _not_a_dict(slot: Slot, value: object, path: str) -> FieldError:
     if slot.section is not None:
         names = ", ".join(slots(slot.section))
         return FieldError(
-            path, f"found {value!r}, allowed is a section", f"Set one of its fields, or a dict of: {names}."
+            path, f"found {show(value)}, allowed is a section", f"Set one of its fields, or a dict of: {names}."
         )
-    return FieldError(path, f"found {value!r}, allowed is a dict", "Write {} for an empty one.")
+    return FieldError(path, f"found {show(value)}, allowed is a dict", "Write {} for an empty one.")
 
 
 def unfreeze(value: object) -> Any:

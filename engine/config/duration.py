@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
 from engine.config.errors import ConfigError, FieldError, did_you_mean
@@ -17,6 +17,8 @@ from engine.config.errors import ConfigError, FieldError, did_you_mean
 DATA_UNITS = ("steps", "examples", "epochs")
 CLOCK_UNITS = {"seconds": 1, "minutes": 60, "hours": 3600}
 UNITS = (*DATA_UNITS, *CLOCK_UNITS)
+MAX_VALUE, MAX_DECIMALS = 10**15, 13  # so that a value prints exactly, and a typing error does not occupy the CPU
+MAX_SECONDS = 10**9  # 31 years; timeouts of Python's locks end at 292 years
 
 _PATTERN = re.compile(r"\s*(?P<number>[-+]?[\d_]*\.?\d+(?:e[-+]?\d+)?)\s*(?P<unit>[a-z]+)\s*", re.IGNORECASE)
 
@@ -33,28 +35,26 @@ class Duration:
         """Parses "30 epochs", "1 epoch", "0.5 epochs", "1_000 steps" or "10 minutes".
 
         Raises:
-            FieldError: the text is not a number and one of `UNITS`, or is a fraction of a step or an example. The error
-                lists `units`, those that are allowed at `where`.
+            FieldError: the text is not a number and one of `UNITS`, the number is out of range, or it is a fraction of
+                a step or an example. The error lists `units`, those that are allowed at `where`.
         """
         example = "Write a number and a unit, such as '3 epochs' or '500 steps'"
         match = _PATTERN.fullmatch(text)
         if match is None:
-            raise FieldError(where, f"found {text!r}, not a duration", f"{example}. Units: {', '.join(units)}.")
+            raise FieldError(where, f"found {_shown(text)}, not a duration", f"{example}. Units: {', '.join(units)}.")
         unit = match["unit"].lower()
         unit = unit if unit.endswith("s") else f"{unit}s"
         if unit not in UNITS:
             near = did_you_mean(unit, units)
-            raise FieldError(
-                where, f"found {text!r}, unknown unit {match['unit']!r}", f"Units: {', '.join(units)}.{near}"
-            )
-        try:
-            value = Fraction(match["number"].lower())
-        except ValueError:
-            raise FieldError(where, f"found {text!r}, {match['number']!r} is not a number", f"{example}.") from None
-        if value < 0:
-            raise FieldError(where, f"found {text!r}, which is negative", f"{example}.")
+            problem = f"found {_shown(text)}, unknown unit {_shown(match['unit'])}"
+            raise FieldError(where, problem, f"Units: {', '.join(units)}.{near}")
+        value = _number(match["number"], text, where, example)
+        if unit in CLOCK_UNITS and value * CLOCK_UNITS[unit] > MAX_SECONDS:
+            most = f"{MAX_SECONDS // CLOCK_UNITS[unit]} {unit}"
+            raise FieldError(where, f"found {_shown(text)}, which is too long", f"Allowed: at most {most}.")
         if value.denominator != 1 and unit in ("steps", "examples"):
-            raise FieldError(where, f"found {text!r}, not a whole number of {unit}", f"Write a whole number of {unit}.")
+            problem = f"found {_shown(text)}, not a whole number of {unit}"
+            raise FieldError(where, problem, f"Write a whole number of {unit}.")
         return cls(int(value) if value.denominator == 1 else value, unit)
 
     def __str__(self) -> str:
@@ -88,6 +88,30 @@ class Duration:
     def steps(self, batch_size: int, dataset_size: int) -> int:
         """Returns the number of steps, rounded up: "30 epochs" of N examples is ceil(30 N / batch_size)."""
         return math.ceil(Fraction(self.examples(batch_size, dataset_size)) / batch_size)
+
+
+def _number(number: str, text: str, where: str, example: str) -> Fraction:
+    """Returns the value of the number in the duration `text`. Raises FieldError if it is not in the allowed range."""
+    try:
+        value = Decimal(number) if "__" not in number else None
+    except InvalidOperation:
+        value = None
+    if value is None or not value.is_finite():
+        raise FieldError(where, f"found {_shown(text)}, {_shown(number)} is not a number", f"{example}.")
+    if value < 0:
+        raise FieldError(where, f"found {_shown(text)}, which is negative", f"{example}.")
+    if value >= MAX_VALUE:  # compared as a Decimal: a Fraction of 1e999999999 would fill the memory
+        advice = f"Allowed: less than 1e{len(str(MAX_VALUE)) - 1}."
+        raise FieldError(where, f"found {_shown(text)}, which is too large", advice)
+    if value and (value.adjusted() < -MAX_DECIMALS or value != round(value, MAX_DECIMALS)):
+        advice = f"Allowed: at most {MAX_DECIMALS} digits after the decimal point."
+        raise FieldError(where, f"found {_shown(text)}, which has too many digits", advice)
+    return Fraction(value)
+
+
+def _shown(text: str) -> str:
+    """Returns the text in quotes, shortened if it is very long."""
+    return repr(text if len(text) <= 40 else f"{text[:37]}...")
 
 
 class Period:

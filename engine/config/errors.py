@@ -76,8 +76,15 @@ class RunError(ConvoyError):
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Returns ` Did you mean X or Y?` with the most similar `names`, or an empty string if none is similar."""
-    near = difflib.get_close_matches(name, list(names), n=2, cutoff=0.6)
+    near = near_names(name, names)
     return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def near_names(name: str, names: Iterable[str], cutoff: float = 0.6) -> list[str]:
+    """Returns at most two of `names` that are similar, or of which `name` is the initials: lr of learning_rate."""
+    names = list(dict.fromkeys(names))
+    initials = [full for full in names if len(name) > 1 and name == "".join(word[:1] for word in full.split("_"))]
+    return (initials + difflib.get_close_matches(name, names, n=2, cutoff=cutoff))[:2]
 
 
 def first_line(error: BaseException) -> str:

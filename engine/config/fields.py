@@ -6,7 +6,6 @@ with a section: `evaluations`), or an open dict (any names and plain values: `sh
 """
 
 import dataclasses
-import difflib
 import functools
 import math
 import re
@@ -17,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from ml_collections import ConfigDict
 
 from engine.config.duration import Duration
-from engine.config.errors import FieldError, UnknownFieldError
+from engine.config.errors import FieldError, UnknownFieldError, near_names
 from engine.config.schema import Config, Plain, Target, field_names
 from engine.config.setting import Setting, setting_of
 
@@ -29,6 +28,8 @@ _WORDS = {
     Duration: "a duration",
     type(None): "None",
 }
+MAX_BITS, MAX_DEPTH = 64, 20  # of an integer, and of tuples and dicts inside each other
+
 _ENTRY_NAME = re.compile(r"[A-Za-z_][\w-]*")
 
 
@@ -102,21 +103,24 @@ def child(slot: Slot, name: object, path: str) -> Slot:
 
 def join(path: str, name: object) -> str:
     """Returns the dotted path of `name` below `path`."""
-    return f"{path}.{name}" if path else str(name)
+    text = name if isinstance(name, str) else _repr(name)
+    return f"{path}.{text}" if path else text
 
 
 def unknown_field(path: str, section: type) -> UnknownFieldError:
     """Returns the error for a field that `section` does not have; suggests similar names, first of the same section."""
     parent, _, leaf = path.rpartition(".")
     siblings = field_names(section)
-    similar = [join(parent, name) for name in difflib.get_close_matches(leaf, siblings, n=2, cutoff=0.6)]
-    if not similar:
-        all_paths = list(closed_paths())
-        leaves = {known.rpartition(".")[2] for known in all_paths}
-        matches = difflib.get_close_matches(leaf, leaves, n=2, cutoff=0.7)
-        similar = [known for match in matches for known in all_paths if known.rpartition(".")[2] == match][:3]
+    similar = [join(parent, name) for name in near_names(leaf, siblings)]
+    similar = similar or _with_leaf(leaf, list(closed_paths(section, parent))) or _with_leaf(leaf, list(closed_paths()))
     suggestion = f"Did you mean {' or '.join(similar)}? " if similar else ""
     return UnknownFieldError(path, "unknown field", f"{suggestion}Fields here: {', '.join(siblings)}.")
+
+
+def _with_leaf(leaf: str, paths: list[str]) -> list[str]:
+    """Returns at most three of the paths whose last name is similar to `leaf`."""
+    matches = near_names(leaf, dict.fromkeys(path.rpartition(".")[2] for path in paths), cutoff=0.7)
+    return [path for match in matches for path in paths if path.rpartition(".")[2] == match][:3]
 
 
 def closed_paths(section: type = Config, path: str = "") -> Iterator[str]:
@@ -142,10 +146,11 @@ def check_value(slot: Slot, value: object, path: str) -> Plain:
         return _plain(value, path)
     if isinstance(value, Duration):
         value = str(value)
+    _check_size(value, path)
     if type(value) is int and float in slot.types and int not in slot.types:
         value = float(value)
     if type(value) not in slot.types and not (type(value) is str and Duration in slot.types):
-        raise FieldError(path, f"found {_show(value)}, allowed is {describe(slot)}", _advice(slot, value))
+        raise FieldError(path, f"found {show(value)}, allowed is {describe(slot)}", _advice(slot, value))
     plain = _plain(value, path)
     if plain is not None and slot.setting.rule is not None:
         slot.setting.rule.check(plain, path)
@@ -162,26 +167,46 @@ def _advice(slot: Slot, value: object) -> str:
     return ""
 
 
-def _plain(value: object, path: str) -> Plain:
+def _check_size(value: object, path: str) -> None:
+    """Raises FieldError for a number that is not finite, or an integer that Python may not be able to print."""
     if isinstance(value, float) and not math.isfinite(value):
         raise FieldError(path, f"found {value}", "A config holds finite numbers.")
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        raise FieldError(
+            path, f"found an integer of {value.bit_length()} bits", f"A config holds integers of up to {MAX_BITS} bits."
+        )
+
+
+def _plain(value: object, path: str, depth: int = 0) -> Plain:
+    _check_size(value, path)
+    if depth > MAX_DEPTH:
+        raise FieldError(path.partition(".")[0], "is nested too deeply", f"Allowed: at most {MAX_DEPTH} levels.")
     if value is None or (isinstance(value, str | int | float) and type(value) in (str, int, float, bool)):
         return value
     if isinstance(value, list | tuple):
-        return tuple(_plain(item, path) for item in value)
+        return tuple(_plain(item, path, depth + 1) for item in value)
     if isinstance(value, Mapping | ConfigDict):
         for key in value:
             if type(key) not in (str, int):
-                raise FieldError(path, f"found the key {key!r}", "Keys are text or integers.")
-        return {key: _plain(item, join(path, key)) for key, item in value.items()}
+                raise FieldError(path, f"found the key {show(key)}", "Keys are text or integers.")
+            _check_size(key, path)
+        return {key: _plain(item, join(path, key), depth + 1) for key, item in value.items()}
     allowed = "A config holds text, integers, numbers, true or false, None, and tuples and dicts of them."
-    raise FieldError(path, f"found {_show(value)}", f"{allowed} {_advice(PLAIN, value)}".rstrip())
+    raise FieldError(path, f"found {show(value)}", f"{allowed} {_advice(PLAIN, value)}".rstrip())
 
 
-def _show(value: object) -> str:
+def show(value: object) -> str:
+    """Returns a value for an error text, shortened, with its type if it may be unclear."""
     if isinstance(value, Mapping | ConfigDict):
         return "a dict"
-    text = repr(value)
+    text = _repr(value)
     text = text if len(text) <= 60 else f"{text[:57]}..."
     kinds = {str: " (text)", int: " (an integer)", float: " (a number)"}
     return f"{text}{kinds.get(type(value), '')}"
+
+
+def _repr(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception:  # Python prints no integer of over 4,300 digits, and a value of another class may print nothing
+        return f"a value of type {type(value).__name__}"

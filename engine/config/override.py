@@ -2,7 +2,8 @@
 
 The text of a typed field is parsed as its type; `None` (or none, null) is None if the field allows it. For arguments
 of targets and open dicts, a Python literal is its value (`3`, `1e-3`, `(1, 2)`, `{'a': 1}`), true and false in any
-case are booleans, `(data, fsdp)` is a tuple of words, and everything else is text. Quotes force text.
+case are booleans, `(data, fsdp)` is a tuple of words, and everything else is text. Quotes force text. Numbers that are
+not finite (`nan`, `-inf`) are errors.
 """
 
 import ast
@@ -18,6 +19,7 @@ from engine.config.fields import ROOT, Slot, check_value, child, describe, join,
 from engine.config.schema import Plain
 
 _WORD_TUPLE = re.compile(r"[(\[]\s*(?:[\w./-]+\s*,\s*)+(?:[\w./-]+\s*)?[)\]]")
+_NOT_FINITE = re.compile(r"[-+]?(nan|inf|infinity)", re.IGNORECASE)
 _TEXT = {"true": True, "false": False}
 _NONE = ("None", "none", "null")
 
@@ -118,6 +120,8 @@ def _read_text(text: str) -> str:
 def _parse_plain(text: str) -> Plain:
     if text.lower() in _TEXT:
         return _TEXT[text.lower()]
+    if _NOT_FINITE.fullmatch(text):
+        return float(text)  # `check_value` refuses it; as text it would reach the code of an optimizer
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -17,14 +17,16 @@ type Plain = bool | int | float | str | tuple[Plain, ...] | Mapping[str, Plain] 
 """Value of an argument or of an open dict."""
 type Arguments = Mapping[str, Plain]
 
-MAX_WORKERS, MAX_DEVICES = 1024, 4096  # so that a typing error does not overload the machine
+MAX_WORKERS, MAX_DEVICES, MAX_AXIS = 1024, 4096, 2**20  # so that a typing error does not overload the machine
+MAX_GIB = 2**20  # of a file system
 MAX_ROWS = 2**31  # JAX numbers the rows of a batch with 32-bit integers
 MAX_STEPS_PER_DISPATCH = 1024  # each has its own arguments: 1,000 steps of a small model compile for 5 s, 4,000 for 40
 
 
 def _axis_size(value: object, path: str) -> None:
-    if value != -1 and not (isinstance(value, int) and value >= 1):
-        raise FieldError(path, f"found {value}", "Allowed: a number of devices, or -1 for all remaining devices.")
+    if value != -1 and not (isinstance(value, int) and 1 <= value <= MAX_AXIS):
+        advice = f"Allowed: a number of devices, at most {MAX_AXIS}, or -1 for all remaining devices."
+        raise FieldError(path, f"found {value}", advice)
 
 
 def _cpu_devices(value: object, path: str) -> None:
@@ -35,7 +37,7 @@ def _cpu_devices(value: object, path: str) -> None:
 BY_DATA, BY_CLOCK, ANY_UNIT = in_units(*DATA_UNITS), in_units(*CLOCK_UNITS), in_units(*UNITS)
 AXIS_SIZE = Rule("", _axis_size)
 CPU_DEVICES = Rule("", _cpu_devices)
-NAME = matching(r"(\w[\w.-]*)?", "It is the name of a folder: use letters, digits, '_', '-' and '.'.")
+NAME = matching(r"(\w[\w.-]{0,99})?", "It is the name of a folder: use up to 100 letters, digits, '_', '-' and '.'.")
 DOTTED_PATH = matching(r"([A-Za-z_]\w*(\.[A-Za-z_]\w*)+)?", "Write package.module.Name.", ", not a dotted path")
 METRIC = matching(r"[^/\s]+/\S+", "Write evaluation/metric, such as 'heldout/accuracy'.")
 REMAT = matching(
@@ -57,7 +59,7 @@ class Data(Target):
     """A source of examples, and how it is read. Keys that are not listed here are arguments of the target."""
 
     shuffle: bool = setting(True, "Shuffle the examples in each epoch. Evaluations are never shuffled.")
-    limit: int | None = setting(None, "Use only this many examples, the first ones.", at_least(1))
+    limit: int | None = setting(None, "Use only this many examples, the first ones.", at_least(1, below=10**12))
     threads: int = setting(2, "Reader threads; each builds whole batches.", at_least(1, below=MAX_WORKERS + 1))
     workers: int = setting(
         0, "Reader processes instead of threads, for sources that hold the GIL.", at_least(0, below=MAX_WORKERS + 1)
@@ -260,7 +262,9 @@ class Cache:
     """Compilation cache: compiled programs that are kept on disk between runs."""
 
     compiled: bool = setting(True, "Keep compiled programs in the user's cache directory.")
-    max_gib: float = setting(2.0, "Largest size of the cache; the oldest entries are deleted first.", above(0))
+    max_gib: float = setting(
+        2.0, "Largest size of the cache; the oldest entries are deleted first.", above(0, below=MAX_GIB)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ read it from there.
 
 import dataclasses
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Never
 
@@ -14,6 +15,8 @@ from engine.config.errors import FieldError, did_you_mean
 
 type Check = Callable[[object, str], None]
 """Called with a value of the right type and its path; raises FieldError if the value is not allowed."""
+
+MAX_INTEGER, MAX_NUMBER = 2**31 - 1, 1e30  # of int32, in which devices count; and well within float32
 
 _KEY = "setting"
 
@@ -55,20 +58,24 @@ def setting_of(field: dataclasses.Field) -> Setting:
 
 
 def at_least(low: float, below: float | None = None) -> Rule:
-    """Allows numbers >= `low`, and < `below` if given."""
+    """Allows numbers >= `low`, and < `below` if given; at most the largest number that a device can hold."""
     limit = f"at least {low}" if below is None else f"at least {low} and less than {below}"
-    return _number(limit, lambda value: value >= low and (below is None or value < below))
+    return _number(limit, lambda value: value >= low and (below is None or value < below), below)
 
 
-def above(low: float) -> Rule:
-    """Allows numbers > `low`."""
-    return _number(f"more than {low}", lambda value: value > low)
+def above(low: float, below: float | None = None) -> Rule:
+    """Allows numbers > `low`, and < `below` if given; at most the largest number that a device can hold."""
+    limit = f"more than {low}" if below is None else f"more than {low} and less than {below}"
+    return _number(limit, lambda value: value > low and (below is None or value < below), below)
 
 
-def _number(limit: str, allows: Callable[[float], bool]) -> Rule:
+def _number(limit: str, allows: Callable[[float], bool], below: float | None) -> Rule:
     def check(value: object, path: str) -> None:
         if not (isinstance(value, int | float) and allows(value)):
             raise FieldError(path, f"found {value}, allowed is {limit}", "")
+        most = MAX_INTEGER if isinstance(value, int) else MAX_NUMBER
+        if below is None and value > most:
+            raise FieldError(path, f"found {value}, allowed is {limit} and at most {most}", "")
 
     return Rule(f"Allowed: {limit}.", check)
 
@@ -114,8 +121,9 @@ def regular_expression() -> Rule:
 
     def check(value: object, path: str) -> None:
         try:
-            re.compile(str(value))
-        except re.error as error:
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # about nested sets
+                re.compile(str(value))
+        except (re.error, OverflowError, RecursionError) as error:
             raise FieldError(path, f"found {value!r}, not a regular expression", f"Python reports: {error}.") from None
 
     return Rule("", check)

@@ -253,6 +253,8 @@ def _takes(alternative: object, value: object) -> bool | None:
         return isinstance(value, alternative) and (alternative is bool or not isinstance(value, bool))
     if _is_numeric(alternative):
         return value is not None and not isinstance(value, str)
+    if get_origin(alternative) is Callable:
+        return None if isinstance(value, Mapping) else False  # a target inside the arguments may build a function
     if alternative is None or isinstance(alternative, str | int):  # bool is a subclass of int
         return type(value) is type(alternative) and value == alternative
     return None
@@ -265,6 +267,8 @@ def _is_numeric(alternative: object) -> bool:
 
 
 def _text(alternative: object) -> str:
+    if get_origin(alternative) is Callable:
+        return "a function"
     return "a number" if _is_numeric(alternative) else _PLAIN.get(alternative) or repr(alternative)
 
 

@@ -20,6 +20,7 @@ from engine.config.fields import check_value, join, slots
 from engine.config.hardware import AXES
 from engine.config.override import locate
 from engine.config.schema import Config, Target
+from engine.config.setting import MAX_NUMBER
 
 
 def validate(config: ConfigDict | Mapping[str, object] | Config, origin: str = "") -> Config:
@@ -101,17 +102,21 @@ def _check_targets(config: Config) -> None:
             raise FieldError(path, "is empty", "Give a regular expression of parameter paths, such as '^head/'.")
 
 
+def _divisors(number: int) -> set[int]:
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return {*small, *(number // n for n in small)}
+
+
 def _check_numbers(config: Config) -> None:
     train, mesh = config.train, config.mesh
     if train.global_batch_size % train.accumulate:
-        small = [n for n in range(1, math.isqrt(train.global_batch_size) + 1) if train.global_batch_size % n == 0]
-        divisors = {*small, *(train.global_batch_size // n for n in small)}
-        near = sorted(sorted(divisors, key=lambda n: (abs(n - train.accumulate), n))[:3])
+        near = sorted(sorted(_divisors(train.global_batch_size), key=lambda n: abs(n - train.accumulate))[:3])
         raise FieldError(
             "train.accumulate",
             f"found {train.accumulate}, which does not divide train.global_batch_size = {train.global_batch_size}",
             f"Near divisors: {', '.join(map(str, near))}.",
         )
+    _check_learning_rate(config)
     for path, section in (("mesh", mesh), ("mesh.dcn", mesh.dcn)):
         free = [f"{path}.{name}" for name in AXES if getattr(section, name) == -1]
         if len(free) > 1:
@@ -124,6 +129,20 @@ def _check_numbers(config: Config) -> None:
         if axes is not None and not all(isinstance(axis, str) for axis in texts):
             advice = "Allowed: a mesh axis, a tuple of mesh axes, or None."
             raise FieldError(f"sharding.rules.{name}", f"found {unfreeze(axes)!r}", advice)
+
+
+def _check_learning_rate(config: Config) -> None:
+    """Checks the numbers that are multiplied: a product that float32 cannot hold would be infinite or NaN."""
+    optimizer = config.optimizer
+    factors = {"optimizer.final_scale": optimizer.final_scale}
+    factors |= {f"optimizer.groups.{n}.learning_rate_scale": g.learning_rate_scale for n, g in optimizer.groups.items()}
+    for path, factor in factors.items():
+        if factor * optimizer.learning_rate * max(1.0, optimizer.final_scale) > MAX_NUMBER:
+            problem = f"found {factor}, which is too large with optimizer.learning_rate = {optimizer.learning_rate}"
+            raise FieldError(path, problem, f"Allowed: a learning rate of at most {MAX_NUMBER}.")
+    for name, value in optimizer.arguments.items():
+        if isinstance(value, float) and abs(value) > MAX_NUMBER:
+            raise FieldError(f"optimizer.{name}", f"found {value}", f"Allowed: at most {MAX_NUMBER}.")
 
 
 def _check_best(config: Config) -> None:

@@ -64,7 +64,7 @@ def test_assigning_a_dict_resets_a_section_to_its_defaults_first():
     c.evaluations.heldout = dict(data=dict(target="a.b"))
     assert c.evaluations.heldout.data.shuffle is True and c.evaluations.heldout.every == "1 epoch"
     with pytest.raises(
-        ConfigError, match=r"train: found 3, allowed is a section. Set one of its fields, or a dict of: total"
+        ConfigError, match=r"train: found 3 \(an integer\), allowed is a section. Set one of its fields, or a dict"
     ):
         c.train = 3
     with pytest.raises(ConfigError, match=r"evaluations: found None, allowed is a dict. Write \{\} for an empty one."):
@@ -119,3 +119,25 @@ def test_config_round_trips_through_a_draft():
     config = validate(c)
     assert validate(draft_of(config)) == config
     assert draft_of({"train": {"seed": 3}}).train.seed == 3
+
+
+def test_integers_that_python_cannot_print_are_refused_by_name():
+    c = defaults()
+    for value in (10**5000, (10**5000,), {"a": 10**5000}, {10**5000: 1}):
+        with pytest.raises(ConfigError, match=r"^task\.x"):
+            c.task.x = value
+        with pytest.raises(ConfigError, match=r"^train\.seed"):
+            c.train.seed = value
+        with pytest.raises(ConfigError, match=r"^mesh: |^mesh\."):
+            c.mesh = value
+
+
+def test_fields_of_the_schema_cannot_be_deleted():
+    c = defaults()
+    c.task.width = 1
+    del c.task.width
+    with pytest.raises(ConfigError, match=r"^train: cannot be deleted. Every config has this field."):
+        del c.train
+    with pytest.raises(ConfigError, match=r"^train\.total: cannot be deleted"):
+        del c.train.total
+    assert validate(dict(c.to_dict(), task={"target": "a.b"}, data={"target": "a.b"})).train.seed == 0

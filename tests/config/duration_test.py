@@ -42,6 +42,11 @@ def test_parse_reads_a_number_and_a_unit(text, value, unit):
         ("-1 steps", "found '-1 steps', which is negative"),
         ("1.5 steps", "found '1.5 steps', not a whole number of steps. Write a whole number of steps."),
         ("1__0 steps", "'1__0' is not a number"),
+        ("1e300 hours", "train.total: found '1e300 hours', which is too large. Allowed: less than 1e15."),
+        ("1e999999999 epochs", "found '1e999999999 epochs', which is too large"),
+        ("1e9 hours", "found '1e9 hours', which is too long. Allowed: at most 277777 hours."),
+        ("1e-300 epochs", "which has too many digits. Allowed: at most 13 digits after the decimal point."),
+        ("nan epochs", "found 'nan epochs', not a duration."),
     ],
 )
 def test_parse_error_lists_what_is_allowed(text, sentence):
@@ -56,7 +61,7 @@ def test_durations_print_in_canonical_form():
     assert [str(parse(text)) for text in written] == printed
 
 
-@pytest.mark.parametrize("text", ["0.1234567890123 epochs", "1e22 examples", "0.3 hours", "1e-7 epochs"])
+@pytest.mark.parametrize("text", ["0.1234567890123 epochs", "1e14 examples", "0.3 hours", "1e-7 epochs"])
 def test_printed_duration_parses_to_the_same_value(text):
     assert parse(str(parse(text))) == parse(text)
 
@@ -70,7 +75,7 @@ def test_epochs_convert_to_steps_rounded_up():
 
 def test_conversion_to_steps_has_no_floating_point_error():
     assert parse("0.1 epochs").steps(1, 30) == 3  # 0.1 * 30 is 3.0000000000000004 in floats
-    assert parse(f"{10**17 + 1} examples").steps(1, 1) == 10**17 + 1
+    assert parse(f"{10**14 + 1} examples").steps(1, 1) == 10**14 + 1
 
 
 def test_time_units_convert_to_seconds_only():

@@ -54,6 +54,8 @@ def test_unknown_field_error_suggests_fields_of_other_sections():
         child(Slot(section=Train), "learning_rate", "train.learning_rate")
     assert "Did you mean train.seed?" in str(unknown_field("seed", Config))
     assert "Did you mean train.global_batch_size?" in str(unknown_field("batch_size", Config))
+    assert "Did you mean optimizer.learning_rate?" in str(unknown_field("lr", Config))
+    assert "Did you mean evaluations.a.data.target?" in str(unknown_field("evaluations.a.target", Evaluation))
     assert "Did you mean" not in str(unknown_field("zzz", Config))
 
 

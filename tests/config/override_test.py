@@ -104,6 +104,8 @@ def test_override_with_a_dict_replaces_a_section_or_table():
         ("train.seed=None", "train.seed: found 'None', allowed is an integer"),
         ("log.tensorboard=1", "log.tensorboard: found '1', allowed is true or false"),
         ("optimizer.learning_rate=nan", "optimizer.learning_rate: found nan"),
+        ("optimizer.weight_decay=nan", "optimizer.weight_decay: found nan (--config.optimizer.weight_decay=nan)"),
+        ("optimizer.weight_decay=1e400", "optimizer.weight_decay: found inf"),
         ("train.total=3", "train.total: found '3', not a duration"),
         ("train.seed", "--config.train.seed: found no '='. Write --config.train.seed=VALUE."),
         ("=3", "--config.=3: found no '='. Write --config.train.total=VALUE."),

@@ -4,7 +4,7 @@ import pytest
 
 from engine.config.draft import defaults
 from engine.config.errors import ConfigError
-from engine.config.schema import Data, Target
+from engine.config.schema import Data, Optimizer, Target
 from engine.config.target import build, check, resolve
 from engine.config.validation import validate
 
@@ -121,6 +121,12 @@ def test_arguments_are_checked_against_the_signature(package):
         check,
     )
     fails(Data(target="shop.tasks.Strict", arguments={"shufle": False}), "Did you mean shuffle?", check)
+    fails(Optimizer(arguments={"lr": 0.1}), "Did you mean learning_rate?", check)
+    fails(
+        Optimizer(arguments={"weight_decay": "0.1x"}),
+        "task.weight_decay: found '0.1x', optax.adamw takes a number or a function. Change it in the config.",
+        check,
+    )
     fails(Target(target="shop.tasks.Strict.Inner", arguments={"x": 1}), "It takes no arguments.", check)
     fails(
         Target(target="shop.tasks.Digits"),

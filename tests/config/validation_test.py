@@ -63,6 +63,20 @@ def test_config_can_be_pickled_and_copied():
             "train.accumulate: found 3, which does not divide train.global_batch_size = 128 (x.py). "
             "Near divisors: 1, 2, 4.",
         ),
+        (
+            {"train": {"accumulate": 2, "global_batch_size": 2**31 - 1}},  # a prime
+            "train.accumulate: found 2, which does not divide train.global_batch_size = 2147483647 (x.py). "
+            "Near divisors: 1, 2147483647.",
+        ),
+        (
+            {"optimizer": {"learning_rate": 1e20, "final_scale": 1e20}},
+            "optimizer.final_scale: found 1e+20, which is too large with optimizer.learning_rate = 1e+20 (x.py).",
+        ),
+        (
+            {"optimizer": {"groups": {"head": {"match": "a", "learning_rate_scale": 1e30}}, "learning_rate": 2.0}},
+            "optimizer.groups.head.learning_rate_scale: found 1e+30, which is too large",
+        ),
+        ({"optimizer": {"weight_decay": 1e300}}, "optimizer.weight_decay: found 1e+300 (x.py). Allowed: at most 1e+30"),
         ({"mesh": {"data": -1, "fsdp": -1}}, "mesh.fsdp: found -1, but mesh.data is -1 too (x.py). Only one axis can"),
         ({"mesh": {"pipeline": -1, "context": -1}}, "mesh.context: found -1, but mesh.pipeline is -1 too (x.py)."),
         ({"mesh": {"dcn": {"data": -1, "fsdp": -1}}}, "mesh.dcn.fsdp: found -1, but mesh.dcn.data is -1 too (x.py)."),
