@@ -19,11 +19,12 @@ from engine.config.dev_run import tiny
 from engine.config.errors import CheckpointError, ConfigError
 from engine.config.loading import load
 from engine.config.schema import Config
-from engine.config.target import build, check_targets
+from engine.config.target import check_targets
 from engine.config.text import flatten, from_text, to_text, value_text
 from engine.config.validation import validate
 from engine.data import dataset_summary
 from engine.evaluation import build_evaluations
+from engine.events import build_hooks
 from engine.mounts import local_text
 from engine.observe.reporter import Reporter
 from engine.observe.summary import Summary
@@ -39,6 +40,7 @@ from engine.training.build import (
     build_evaluation_sources,
     build_program,
     build_sources,
+    build_task,
 )
 from engine.training.program import Program
 from engine.types import Device
@@ -81,11 +83,13 @@ def train(
         ConvoyError: any failure; its `exit_code` is the exit code of the command line.
     """
     began = time.monotonic() if began is None else began
+    if workdir == "":
+        raise ConfigError("workdir: found an empty text. Give a directory, or None for runs/<name>.")
     config = resolve_config(config)
     if fast_dev_run:
         return _fast_dev_run(tiny(config), workdir, began)
     accepted = Accepted(schedule=accept_schedule_change, data=accept_data_change)
-    path = workdir or default_workdir(config.name, config.task.target)
+    path = default_workdir(config.name, config.task.target) if workdir is None else workdir
     return _train(config, path, fresh=fresh, accepted=accepted, began=began)
 
 
@@ -106,13 +110,13 @@ def _train(
             check_total(config, len(source), directory)
             directory.messages += messages
             trainer = Trainer(
-                build(config.task, "task"),
+                build_task(config),
                 make_mesh(config.mesh),
                 source,
                 config,
                 directory,
                 evaluation_sources=evaluation_sources,
-                hooks={name: build(hook, f"hooks.{name}") for name, hook in config.hooks.items()},
+                hooks=build_hooks(config.hooks),
                 on_row=reporter.row,
                 on_message=reporter.message,
                 on_phase=reporter.phase,
@@ -183,7 +187,7 @@ def program(config: AnyConfig, devices: Sequence[Device] | None = None) -> tuple
     check_targets(config)
     config = set_up_devices(config)
     source, _ = build_sources(config)
-    return build_program(build(config.task, "task"), make_mesh(config.mesh, devices), source, config)
+    return build_program(build_task(config), make_mesh(config.mesh, devices), source, config)
 
 
 def evaluate(run: str | Path, *, step: int | str | None = None) -> dict[str, float]:
@@ -206,7 +210,7 @@ def evaluate(run: str | Path, *, step: int | str | None = None) -> dict[str, flo
             f"{saved.directory.config}: no evaluations. Add one to the config of the run: evaluations.<name>.data."
         )
     config = set_up_devices(config)
-    task, sources = build(config.task, "task"), build_evaluation_sources(config)
+    task, sources = build_task(config), build_evaluation_sources(config)
     program = build_evaluation_program(task, make_mesh(config.mesh), config)
     with out_of_memory_reported(config.train, config.mesh), peer_failure.lost_peers_reported():
         chosen = group.broadcast(saved.choose(step), "the choice of the checkpoint")
@@ -226,7 +230,7 @@ def export(run: str | Path, file: str | Path, *, step: int | str | None = None) 
     """
     saved = SavedRun(run)
     config = set_up_devices(saved.config)
-    program = build_evaluation_program(build(config.task, "task"), make_mesh(config.mesh), config)
+    program = build_evaluation_program(build_task(config), make_mesh(config.mesh), config)
     return export_safetensors(saved.weights(saved.choose(step), program).to_tree(), file)
 
 

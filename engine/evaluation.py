@@ -6,7 +6,7 @@
 import contextlib
 import functools
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -15,11 +15,14 @@ from engine.config.errors import ConfigError, TaskError, did_you_mean
 from engine.config.schema import Evaluation as EvaluationConfig
 from engine.data.feed import EvaluationFeed
 from engine.data.source import Source, example_spec
+from engine.observe.writer import MEASURED, ROW_KEYS
 from engine.parallel.mesh import check_batch, replicated
 from engine.resilience.memory_check import check_memory, evaluation_batches
 from engine.resilience.preemption import Preemption
 from engine.training.evaluation_program import EvaluationProgram
+from engine.training.program import Program
 from engine.training.state import TrainState, Weights, evaluation_params
+from engine.training.step import BAD_EXAMPLES, ENGINE_METRICS
 from engine.training.task import check_examples
 
 IN_FLIGHT = 2  # batches whose results are not waited for
@@ -108,6 +111,30 @@ def check_best(best: str | None, evaluations: Sequence[Evaluation]) -> None:
             f"checkpoint.best = {best!r}: no evaluation has this metric.{did_you_mean(best, names)} "
             f"Metrics here: {', '.join(names)}."
         )
+
+
+def check_metric_names(program: Program, evaluations: Collection[str]) -> None:
+    """Checks the metrics of a Task's loss, which share rows and the status with other values.
+
+    Args:
+        program: program of the Task.
+        evaluations: names of the evaluations.
+
+    Raises:
+        TaskError: the engine or an evaluation uses the name of a metric.
+    """
+    where, taken = f"{type(program.spec.task).__name__}.loss", (*ROW_KEYS, *MEASURED, *ENGINE_METRICS, BAD_EXAMPLES)
+    for name in program.task_metrics:
+        if name in taken:
+            raise TaskError(
+                f"{where}: the engine uses the metric name {name!r} itself. Rename this metric. Names of the engine: "
+                f"loss, {', '.join(taken)}."
+            )
+        if name.partition("/")[0] in evaluations:
+            raise TaskError(
+                f"{where}: metric {name!r} has the name of an evaluation. Rename the metric, or evaluations."
+                f"{name.partition('/')[0]}."
+            )
 
 
 def build_evaluations(

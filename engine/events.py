@@ -12,7 +12,11 @@ from engine.checkpoint.checkpointer import Checkpointer
 from engine.checkpoint.store import StorageError
 from engine.cluster import group
 from engine.config.duration import Period
+from engine.config.errors import FieldError
+from engine.config.schema import Hook as HookConfig
+from engine.config.target import build
 from engine.evaluation import Evaluation
+from engine.metrics import describe_value
 from engine.observe import formatting
 from engine.observe.profiler import ProfileWindow
 from engine.observe.recorder import Recorder
@@ -255,6 +259,17 @@ class Hook(Protocol):
     def run(self, trainer: "Trainer", state: TrainState, step: int) -> None:
         """Called between two dispatches. Do not keep `state`: the next step reuses its memory."""
         ...
+
+
+def build_hooks(sections: Mapping[str, HookConfig]) -> dict[str, Hook]:
+    """Returns the hook of each section by name. Raises ConfigError for a target without a method `run`."""
+    hooks = {}
+    for name, section in sections.items():
+        hook = hooks[name] = build(section, f"hooks.{name}")
+        if isinstance(hook, type) or not callable(getattr(hook, "run", None)):
+            problem = f"{section.target} returned {describe_value(hook)}, which has no method run(trainer, state, step)"
+            raise FieldError(f"hooks.{name}.target", problem, "Name a class with this method.")
+    return hooks
 
 
 @dataclass(eq=False)

@@ -296,10 +296,10 @@ def _goodput(args: argparse.Namespace, overrides: list[str]) -> int:
 
 def _data(args: argparse.Namespace, overrides: list[str]) -> int:
     config = _load(args.config, overrides)
-    from engine.config.target import build
     from engine.data.array_record import write_array_record
+    from engine.data.source import build_source
 
-    count = write_array_record(build(config.data, "data"), args.out)
+    count = write_array_record(build_source(config.data, "data"), args.out)
     print(
         f"wrote {count} examples to {args.out}. Read them with data.target=engine.data.array_record.ArrayRecordSource"
     )

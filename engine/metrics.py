@@ -31,19 +31,9 @@ class Mean:
             where: mask or weights, `[batch]` up to `[batch, ...]`; None weights every value by 1.
 
         Raises:
-            TaskError: `values` is a scalar.
+            TaskError: `values` is a scalar, or `values` or `where` is not an array of real numbers.
         """
-        values = jnp.asarray(values, jnp.float32)
-        if values.ndim == 0:
-            raise TaskError("Mean.of needs values with a batch dimension, found a scalar. Use Mean(total, weight).")
-        if where is None:
-            weight = jnp.ones(values.shape, jnp.float32)
-        else:
-            where = jnp.asarray(where, jnp.float32)
-            weight = jnp.broadcast_to(where.reshape(where.shape + (1,) * (values.ndim - where.ndim)), values.shape)
-            values = jnp.where(weight != 0, values * weight, 0)
-        rest = tuple(range(1, values.ndim))
-        return cls(values.sum(rest), weight.sum(rest))
+        return cls(*_sum_examples("Mean", values, where))
 
 
 @jax.tree_util.register_dataclass
@@ -62,8 +52,50 @@ class Loss:
     @classmethod
     def of(cls, values: jax.Array, where: jax.Array | None = None, metrics: Mapping[str, Mean] | None = None) -> "Loss":
         """Returns the loss whose value is `Mean.of(values, where)`, with further metrics. Raises TaskError likewise."""
-        mean = Mean.of(values, where)
-        return cls(mean.total, mean.weight, dict(metrics or {}))
+        return cls(*_sum_examples("Loss", values, where), dict(metrics or {}))
+
+
+def _sum_examples(kind: str, values: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Returns the total and the weight of each example; `kind` is "Mean" or "Loss", for errors."""
+    values = _real_array(values, f"{kind}.of needs values")
+    if values.ndim == 0:
+        raise TaskError(
+            f"{kind}.of needs at least one value for each example, [batch] or [batch, ...], found a scalar. Remove the "
+            f"mean or the sum over the batch, or use {kind}(total, weight)."
+        )
+    if where is None:
+        weight = jnp.ones(values.shape, jnp.float32)
+    else:
+        where = _real_array(where, f"{kind}.of needs weights")
+        weight = jnp.broadcast_to(where.reshape(where.shape + (1,) * (values.ndim - where.ndim)), values.shape)
+        values = jnp.where(weight != 0, values * weight, 0)
+    rest = tuple(range(1, values.ndim))
+    return values.sum(rest), weight.sum(rest)
+
+
+def _real_array(x: object, what: str) -> jax.Array:
+    """Returns `x` as a float32 array. Raises TaskError if it is not an array of real numbers."""
+    if problem := _not_real(x):
+        raise TaskError(f"{what} that are real numbers, found {problem}.")
+    return jnp.asarray(x, jnp.float32)
+
+
+def _not_real(x: object) -> str:
+    """Returns what `x` is if it is not an array of real numbers, or a number; else an empty text."""
+    if isinstance(x, list | tuple) and x:
+        return next(filter(None, map(_not_real, x)), "")
+    dtype = np.dtype(type(x)) if isinstance(x, bool | int | float) else getattr(x, "dtype", np.dtype(object))
+    is_real = any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
+    return "" if is_real else describe_value(x)
+
+
+def describe_value(x: object) -> str:
+    """Returns what an author's function has returned, for error texts: `None`, `a str`, `an array float32[16]`."""
+    if x is None:
+        return "None"
+    if (shape := getattr(x, "shape", None)) is not None and (dtype := getattr(x, "dtype", None)) is not None:
+        return f"an array {dtype}{list(shape)}" if shape else f"a single number ({dtype})"
+    return f"a {type(x).__name__}"
 
 
 def reduce_mean(mean: Mean, rows: jax.Array | np.ndarray | None = None) -> jax.Array:
@@ -98,12 +130,19 @@ def check_means(means: Mapping[str, Mean], batch_size: int, where: str) -> bool:
         where: name of the method, for error texts.
 
     Raises:
-        TaskError: an entry is not a Mean, or its arrays are neither `[batch]` nor scalars.
+        TaskError: the metrics are no dict, a name is no text, an entry is not a Mean, or its arrays are neither
+            `[batch]` nor scalars, or not real.
     """
     by_row = True
+    if not isinstance(means, Mapping):
+        raise TaskError(f"{where} returned {describe_value(means)}. Return a dict of metrics, name -> Mean.of(values).")
     for name, mean in means.items():
+        if not isinstance(name, str) or not name:
+            raise TaskError(f"{where}: metric {name!r} is not a name. Use text.")
         if not isinstance(mean, Mean):
-            raise TaskError(f"{where}: metric {name!r} is a {type(mean).__name__}. Return Mean.of(values) for it.")
+            raise TaskError(f"{where}: metric {name!r} is {describe_value(mean)}. Return Mean.of(values) for it.")
+        if problem := _not_real(mean.total) or _not_real(mean.weight):
+            raise TaskError(f"{where}: metric {name!r} holds {problem}, allowed are real numbers.")
         shapes = [tuple(jnp.shape(x)) for x in (mean.total, mean.weight)]
         if any(shape not in ((), (batch_size,)) for shape in shapes):
             raise TaskError(

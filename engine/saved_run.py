@@ -10,11 +10,10 @@ from engine.checkpoint.policy import Retention
 from engine.checkpoint.store import CheckpointStore, StepInfo
 from engine.config.errors import CheckpointError
 from engine.config.schema import Config, MeshSpec
-from engine.config.target import build
 from engine.config.text import from_text
 from engine.parallel.mesh import make_mesh
 from engine.run.directory import RunDirectory
-from engine.training.build import build_evaluation_program
+from engine.training.build import build_evaluation_program, build_task
 from engine.training.evaluation_program import EvaluationProgram
 from engine.training.program import Program
 from engine.training.state import TrainState, Weights, evaluation_params
@@ -101,7 +100,7 @@ def load(run: str | Path, *, step: int | str | None = None) -> LoadedRun:
     """
     saved = SavedRun(run)
     chosen = saved.choose(step)
-    task, mesh = build(saved.config.task, "task"), make_mesh(MeshSpec(), jax.local_devices()[:1])
+    task, mesh = build_task(saved.config), make_mesh(MeshSpec(), jax.local_devices()[:1])
     program = build_evaluation_program(task, mesh, saved.config)
     weights = saved.weights(chosen, program)
     model = program.model.module(evaluation_params(weights, use_ema=True), weights.model_state, None)

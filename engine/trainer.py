@@ -19,7 +19,7 @@ from engine.config.schema import Config
 from engine.config.text import to_text
 from engine.data.feed import TrainFeed
 from engine.data.source import Source, example_spec
-from engine.evaluation import build_evaluations, check_best
+from engine.evaluation import build_evaluations, check_best, check_metric_names
 from engine.events import (
     Boundary,
     CallHook,
@@ -86,6 +86,7 @@ class Trainer:
         self.config, self.directory, self._hooks = config, directory, hooks
         self._on_row, self.say, self._on_phase = on_row, on_message, on_phase
         self.program, self.total_steps = build_program(task, mesh, source, config)
+        check_metric_names(self.program, config.evaluations)
         self._size = size = RunSize(config.train.global_batch_size, len(source), self.total_steps)
         check_unrolled(self.program, config.train)
         batches = training_batches(config, example_spec(source), self.total_steps)

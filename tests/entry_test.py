@@ -99,6 +99,11 @@ def test_target_arguments_are_checked_before_the_directory_is_created(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_empty_workdir_is_a_config_error():
+    with pytest.raises(ConfigError, match=r"^workdir: found an empty text"):
+        engine.train(runs.config(), workdir="")
+
+
 def test_hook_arguments_are_checked_before_the_directory_is_created(tmp_path):
     hook = dict(target="tests.trainer_test.Recorder", wrod="x", every="1 step")
     with pytest.raises(ConfigError, match=r"hooks.mine.wrod: .*Did you mean word"):

@@ -11,11 +11,11 @@ import optax
 import pytest
 
 import engine
-from engine import Mean
+from engine import Loss, Mean
 from engine.config.errors import ShardingError, TaskError
 from engine.config.schema import Evaluation as Config
 from engine.config.schema import MeshSpec
-from engine.evaluation import Evaluation, build_evaluations
+from engine.evaluation import Evaluation, build_evaluations, check_metric_names
 from engine.resilience.preemption import Preemption
 from tests import zoo
 
@@ -158,3 +158,28 @@ def test_evaluation_computes_in_the_precision_of_the_run():
     program = zoo.program(Spy(), precision="bfloat16")
     evaluation(program).run(program.init())
     assert seen == {"kernel": jnp.bfloat16, "x": jnp.bfloat16, "valid": jnp.float32}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "step",
+            "the engine uses the metric name 'step' itself. Rename this metric. Names of the engine: loss, ",
+        ),
+        ("time", "the engine uses the metric name 'time' itself"),
+        ("grad_norm", "the engine uses the metric name 'grad_norm' itself"),
+        ("compile_s", "the engine uses the metric name 'compile_s' itself"),
+        ("heldout", "metric 'heldout' has the name of an evaluation. Rename the metric, or evaluations.heldout."),
+        ("heldout/loss", "metric 'heldout/loss' has the name of an evaluation"),
+    ],
+)
+def test_metric_name_that_is_taken_is_refused(name, text):
+    class Named(zoo.Classify):
+        def loss(self, model, batch, rng):
+            loss = super().loss(model, batch, rng)
+            return Loss(loss.total, loss.weight, {name: loss.metrics["accuracy"]})
+
+    with pytest.raises(TaskError, match=f"^Named.loss: {text}"):
+        check_metric_names(zoo.program(Named()), ["heldout"])
+    check_metric_names(zoo.program(zoo.Classify()), ["heldout"])

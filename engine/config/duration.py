@@ -18,6 +18,7 @@ DATA_UNITS = ("steps", "examples", "epochs")
 CLOCK_UNITS = {"seconds": 1, "minutes": 60, "hours": 3600}
 UNITS = (*DATA_UNITS, *CLOCK_UNITS)
 MAX_VALUE, MAX_DECIMALS = 10**15, 13  # so that a value prints exactly, and a typing error does not occupy the CPU
+MAX_STEPS = 2**31 - 1  # devices count steps in int32
 MAX_SECONDS = 10**9  # 31 years; timeouts of Python's locks end at 292 years
 
 _PATTERN = re.compile(r"\s*(?P<number>[-+]?[\d_]*\.?\d+(?:e[-+]?\d+)?)\s*(?P<unit>[a-z]+)\s*", re.IGNORECASE)

@@ -68,7 +68,7 @@ def _import(name: str, target: Target, field: str) -> ModuleType | None:
 def _import_failed(name: str, error: Exception, target: Target, field: str) -> ConfigError:
     if isinstance(error, ImportError):
         return import_error(error, target.target, field)
-    line = f" ({error.filename}:{error.lineno})" if isinstance(error, SyntaxError) else _line_of(error)
+    line = f" ({error.filename}:{error.lineno})" if isinstance(error, SyntaxError) else line_of(error)
     text = error.msg if isinstance(error, SyntaxError) else str(error)
     return FieldError(
         field,
@@ -77,8 +77,8 @@ def _import_failed(name: str, error: Exception, target: Target, field: str) -> C
     )
 
 
-def _line_of(error: BaseException) -> str:
-    """` (file:line)` of the innermost frame outside this file and the import system."""
+def line_of(error: BaseException) -> str:
+    """Returns ` (file:line)` of the innermost frame outside this file and the import system."""
     trace, line = error.__traceback__, ""
     while trace is not None:
         filename = trace.tb_frame.f_code.co_filename
@@ -95,7 +95,7 @@ def import_error(error: ImportError, name: str, field: str) -> FieldError:
         error: what the code raised.
         name: the dotted path of the code, and `field` the field of the config that names it.
     """
-    missing, line = error.name, _line_of(error)
+    missing, line = error.name, line_of(error)
     if missing is None:  # raised by the author's own code, whose text says what to do
         return FieldError(field, f"{name} cannot be used{line}", str(error))
     if not isinstance(error, ModuleNotFoundError):
@@ -148,7 +148,7 @@ def check(target: Target, where: str, given: Collection[str] = ()) -> None:
         ConfigError: an argument that is not taken, is passed by the engine, is missing, or is of another type than
             an annotation of plain parts (int, float, bool, str, None, Literal, their unions) allows.
     """
-    if (parameters := _parameters(resolve(target, where))) is None:
+    if (parameters := parameters_of(resolve(target, where))) is None:
         return
     named = {
         name: parameter
@@ -190,8 +190,8 @@ def check_targets(config: Config) -> None:
         check(hook, f"hooks.{name}")
 
 
-def _parameters(function: Callable[..., object]) -> Mapping[str, inspect.Parameter] | None:
-    """The parameters by name; None for builtins without a signature: their call checks."""
+def parameters_of(function: Callable[..., object]) -> Mapping[str, inspect.Parameter] | None:
+    """Returns the parameters by name; None for builtins without a signature: their call checks."""
     try:
         plain = inspect.signature(function)
     except ValueError:

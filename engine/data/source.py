@@ -14,6 +14,8 @@ import numpy.typing as npt
 import xxhash
 
 from engine.config.errors import DataError
+from engine.config.schema import Data
+from engine.config.target import build
 from engine.types import PyTree
 
 type Example = PyTree
@@ -160,13 +162,29 @@ def limited(source: Source, count: int | None) -> Source:
     return own(count) if own is not None else Limited(source, count)
 
 
+def build_source(section: Data, where: str) -> Source:
+    """Returns the source of a config section; `data.limit` is applied. Raises DataError if it is not a source."""
+    source = build(section, where)
+    check_source(source, f"{where}.target: {section.target}")
+    return limited(source, section.limit)
+
+
 def check_source(source: object, where: str) -> None:
-    """Raises DataError for an object that is not a source, such as a config dict without `target`."""
-    if isinstance(source, Mapping) or not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+    """Raises DataError for an object that is not a source, such as a dict of arrays or a dict without `target`."""
+    if isinstance(source, Mapping):
         raise DataError(
-            f"{where}: found {type(source).__name__}, allowed is a source: an object with __len__ and __getitem__. "
-            "In a config, name its class or function: {'target': 'package.module.Name', ...}."
+            f"{where}: found a {type(source).__name__}, allowed is a source. Pass a dict of arrays to "
+            "engine.ArraySource; in a config, name a class or function: {'target': 'package.module.Name', ...}."
         )
+    missing = [name for name in ("__len__", "__getitem__") if not hasattr(source, name)]
+    if missing or isinstance(source, type):
+        found = "None" if source is None else f"a {type(source).__name__} without {' and '.join(missing)}"
+        found = f"the class {source.__name__}, not an object of it" if isinstance(source, type) else found
+        raise DataError(f"{where}: found {found}, allowed is a source: an object with __len__ and __getitem__.")
+    try:
+        len(source)  # pyright: ignore[reportArgumentType]
+    except Exception as error:
+        raise DataError(f"{where}: its __len__ failed: {type(error).__name__}: {error}.") from error
 
 
 def has_take(source: Source) -> TypeGuard[GatheringSource]:

@@ -27,6 +27,10 @@ type Row = Mapping[str, float]
 type Block = Callable[[], Sequence[Row] | None]
 
 ROW_KEYS = ("step", "attempt", "batch", "time")  # keys that are not metrics
+MEASURED = (
+    "examples_per_s", "step_time_s", "data_wait", "flop_per_s", "mfu", "host_rss_gib", "device_peak_gib", "compile_s",
+)  # fmt: skip
+"""Names of the metrics that the engine measures outside of the step."""
 _MAX_QUEUED = 1024  # blocks in the queue; with more, `push` waits, so that memory is bounded and no row is lost
 _MAX_UNWRITTEN = 64 << 20  # bytes of lines that wait for the disk; more end the run
 _GATHER_S = 0.1  # blocks are run together: a single block would take the GIL, and the CPU caches, from a step

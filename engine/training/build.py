@@ -5,10 +5,12 @@ Settings that do not fit together raise an error here, before anything is compil
 
 from jax.sharding import Mesh
 
-from engine.config.errors import ConfigError
-from engine.config.schema import Config, Data, Train
+from engine.config.duration import MAX_STEPS
+from engine.config.errors import ConfigError, FieldError
+from engine.config.schema import Config, Train
 from engine.config.target import build
-from engine.data.source import Source, example_spec, limited
+from engine.data.source import Source, build_source, example_spec
+from engine.metrics import describe_value
 from engine.parallel.layout import active, make_layout
 from engine.parallel.mesh import check_batch
 from engine.training.evaluation_program import EvaluationProgram
@@ -22,16 +24,21 @@ from engine.tuning.control_flow import MAX_UNROLLED_STEPS
 
 def build_sources(config: Config) -> tuple[Source, dict[str, Source]]:
     """Returns the training source, and evaluation name -> source; `data.limit` is applied to each."""
-    return _source(config.data, "data"), build_evaluation_sources(config)
+    return build_source(config.data, "data"), build_evaluation_sources(config)
 
 
 def build_evaluation_sources(config: Config) -> dict[str, Source]:
     """Returns evaluation name -> source."""
-    return {name: _source(e.data, f"evaluations.{name}.data") for name, e in config.evaluations.items()}
+    return {name: build_source(e.data, f"evaluations.{name}.data") for name, e in config.evaluations.items()}
 
 
-def _source(section: Data, where: str) -> Source:
-    return limited(build(section, where), section.limit)
+def build_task(config: Config) -> Task:
+    """Returns the Task of a config. Raises ConfigError if `task.target` gives something else."""
+    task = build(config.task, "task")
+    if not isinstance(task, Task):
+        problem = f"{config.task.target} returned {describe_value(task)}, which is not a Task"
+        raise FieldError("task.target", problem, "Name a subclass of engine.Task, or a function that returns one.")
+    return task
 
 
 def build_evaluation_program(task: Task, mesh: Mesh, config: Config) -> EvaluationProgram:
@@ -58,6 +65,9 @@ def build_program(task: Task, mesh: Mesh, source: Source, config: Config) -> tup
     check_examples(task, example, "data")
     total = train.total.steps(train.global_batch_size, size)
     warmup = config.optimizer.warmup.steps(train.global_batch_size, size)
+    for name, steps in (("train.total", total), ("optimizer.warmup", warmup)):
+        if steps > MAX_STEPS:
+            raise ConfigError(f"{name}: {steps} steps, allowed are at most {MAX_STEPS}. Write a shorter duration.")
     learning_rate = schedule(config.optimizer, warmup, total)
     evaluation = build_evaluation_program(task, mesh, config)
     model = evaluation.model

@@ -1,21 +1,19 @@
 """The compiled evaluation of one Task on one mesh. It needs no optimizer, no training data and no training state."""
 
 import dataclasses
-import functools
-from collections.abc import Mapping
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 
-from engine.data.batch import abstract_batch
-from engine.metrics import Mean, check_means
+from engine.data.batch import Batch, abstract_batch
+from engine.metrics import check_means
 from engine.parallel.layout import Layout, with_layout
 from engine.parallel.mesh import batch_sharding, replicated
-from engine.training.model import Model
+from engine.training.model import Arrays, Model
 from engine.training.state import Weights, param_shardings
 from engine.training.step import EvaluationStep, evaluate, make_evaluation_step
-from engine.training.task import Task
+from engine.training.task import Task, missing_key_reported
 from engine.types import PyTree
 
 
@@ -69,10 +67,16 @@ class EvaluationProgram:
         """
         weights = self.abstract_weights(averaged=False)
         batch = abstract_batch(example, batch_size, self.batch_sharding)
-        call = with_layout(self.layout, functools.partial(evaluate, self.task, self.model, self.compute_dtype))
-        means: Mapping[str, Mean] = jax.eval_shape(call, weights.params, weights.model_state, batch)
-        by_row = check_means(means, batch_size, f"{type(self.task).__name__}.evaluate")
-        names = tuple(sorted(means))
+        checked: list[tuple[tuple[str, ...], bool]] = []
+
+        def check(params: Arrays, model_state: Arrays, batch: Batch) -> None:
+            with missing_key_reported(self.task, "evaluate", batch.examples):
+                means = evaluate(self.task, self.model, self.compute_dtype, params, model_state, batch)
+            by_row = check_means(means, batch_size, f"{type(self.task).__name__}.evaluate")
+            checked.append((tuple(sorted(means)), by_row))
+
+        jax.eval_shape(with_layout(self.layout, check), weights.params, weights.model_state, batch)
+        [(names, by_row)] = checked
         step = make_evaluation_step(self.task, self.model, self.compute_dtype, names)
         return jax.jit(with_layout(self.layout, step), out_shardings=replicated(self.mesh)), names, by_row
 

@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 
 from engine.config.errors import ConfigError, TaskError
 from engine.config.target import import_error
+from engine.metrics import describe_value
 from engine.parallel.rules import STACKED
 from engine.training.task import Task
 from engine.types import PyTree
@@ -91,7 +92,8 @@ def describe(task: Task, trainable: str = "") -> Model:
         trainable: regular expression searched in each path; an empty one trains every parameter.
 
     Raises:
-        TaskError: `build` does not return an nnx.Module, or the model has a variable of an unknown kind.
+        TaskError: `build` does not return an nnx.Module, or the model has a variable of an unknown kind or a trained
+            parameter that is not of floating point.
         ConfigError: `trainable` matches nothing, or `build` raises an ImportError.
     """
     with nnx.use_eager_sharding(False):
@@ -100,7 +102,7 @@ def describe(task: Task, trainable: str = "") -> Model:
         except ImportError as error:
             raise import_error(error, f"{type(task).__name__}.build", "task.target") from error
     if not isinstance(abstract, nnx.Module):
-        raise TaskError(f"{type(task).__name__}.build returned a {type(abstract).__name__}. Return an nnx.Module.")
+        raise TaskError(f"{type(task).__name__}.build returned {describe_value(abstract)}. Return an nnx.Module.")
     state_kinds = MODEL_STATE + tuple(task.model_state)
     classes: dict[str, AbstractArrays] = {"params": {}, "model_state": {}, "rng_state": {}}
     graph, state = nnx.split(abstract)
@@ -117,6 +119,12 @@ def describe(task: Task, trainable: str = "") -> Model:
     if not trained:
         raise ConfigError(
             f"optimizer.trainable = {trainable!r} matches no parameter. Parameters: {', '.join(classes['params'])}."
+        )
+    whole = [path for path in trained if not jnp.issubdtype(classes["params"][path].dtype, jnp.inexact)]
+    if whole:
+        raise TaskError(
+            f"{', '.join(whole)}: an nnx.Param of type {classes['params'][whole[0]].dtype}, which has no gradient. Use "
+            "a plain array for a constant, or leave it out of optimizer.trainable."
         )
     dropouts = tuple(
         "/".join(map(str, path))

@@ -5,7 +5,6 @@ optax.GradientTransformation`. The whole gradient is clipped first; then each gr
 """
 
 import dataclasses
-import inspect
 import re
 from collections.abc import Mapping, Sequence
 
@@ -13,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from engine.config.errors import ConfigError
+from engine.config.errors import ConfigError, FieldError
 from engine.config.schema import Optimizer
-from engine.config.target import build, resolve
+from engine.config.target import build, parameters_of, resolve
+from engine.metrics import describe_value
 from engine.parallel.rules import STACKED
 from engine.types import PyTree
 
@@ -103,7 +103,7 @@ def _one(
     config: Optimizer, learning_rate: optax.Schedule, weight_decay: float | None, names: Names
 ) -> optax.GradientTransformation:
     """Returns the transformation of `optimizer.target` for one group."""
-    parameters = inspect.signature(resolve(config, WHERE)).parameters
+    parameters = parameters_of(resolve(config, WHERE)) or {}
     given: dict[str, object] = {"learning_rate": learning_rate}
     if "mask" in parameters and "mask" not in config.arguments:
         given["mask"] = lambda params: {path: _decays(config.decay, x, names.get(path)) for path, x in params.items()}
@@ -111,7 +111,11 @@ def _one(
         if "weight_decay" not in parameters:
             raise ConfigError(f"optimizer.groups: {config.target} takes no weight_decay. Leave it None in the groups.")
         config = dataclasses.replace(config, arguments={**config.arguments, "weight_decay": weight_decay})
-    return build(config, WHERE, **given)
+    found = build(config, WHERE, **given)
+    if not (hasattr(found, "init") and hasattr(found, "update")):
+        problem = f"{config.target} returned {describe_value(found)}, which is not an optax.GradientTransformation"
+        raise FieldError(f"{WHERE}.target", problem, "Name an optimizer of optax, or a function that returns one.")
+    return found
 
 
 def _decays(kind: str, x: jax.Array, names: Sequence[str | None] | None) -> bool:

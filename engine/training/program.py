@@ -25,7 +25,7 @@ from engine.training.flops import count_flops, has_convolution
 from engine.training.model import Arrays
 from engine.training.state import Shardings, TrainState, abstract_state, initial_state, optimizer_shardings
 from engine.training.step import StepSpec, make_finite, make_steps, make_train_step
-from engine.training.task import check_loss
+from engine.training.task import check_loss, missing_key_reported
 from engine.tuning.control_flow import step_control_flow
 from engine.types import PyTree
 
@@ -96,13 +96,15 @@ class Program:
         def loss(params: Arrays, model_state: Arrays, examples: PyTree, key: jax.Array) -> object:
             module = spec.model.module(params, model_state, key)
             module.train()
-            return spec.task.loss(module, examples, jax.random.split(key, rows))
+            with missing_key_reported(spec.task, "loss", examples):
+                found = spec.task.loss(module, examples, jax.random.split(key, rows))
+            check_loss(spec.task, found, rows)  # here, as a traced function must return arrays
+            return found
 
         state = self.abstract_state
-        trace = jax.jit(with_layout(self.spec.layout, loss)).trace(
+        trace = jax.jit(with_layout(spec.layout, loss)).trace(
             state.params, state.model_state, examples, jax.random.key(0)
         )
-        check_loss(spec.task, trace.out_info, rows)
         self._loss_by_row = by_row(trace.out_info)
         self._check_used()
         unroll, branch = step_control_flow(spec.layout.platform, has_convolution(trace.jaxpr.jaxpr))

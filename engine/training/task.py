@@ -5,15 +5,17 @@ the step and the row of the global batch. Random numbers drawn from them are the
 any number of microbatches.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from engine.config.errors import TaskError
-from engine.metrics import Loss, Mean, check_means
+from engine.config.errors import TaskError, did_you_mean
+from engine.config.target import line_of
+from engine.metrics import Loss, Mean, check_means, describe_value
 from engine.types import PyTree
 
 type Examples = PyTree
@@ -99,11 +101,33 @@ def _leaf_text(leaf: jax.ShapeDtypeStruct | None) -> str:
     return "nothing" if leaf is None else f"{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}"
 
 
+@contextlib.contextmanager
+def missing_key_reported(task: Task, method: str, batch: Examples) -> Iterator[None]:
+    """Turns a KeyError of a method of the Task into a TaskError that lists the entries of the batch."""
+    try:
+        yield
+    except KeyError as error:
+        key = error.args[0] if error.args else ""
+        names = [str(name) for name in batch] if isinstance(batch, Mapping) else []
+        raise TaskError(
+            f"{type(task).__name__}.{method}: there is no {key!r}{line_of(error)}.{did_you_mean(str(key), names)} "
+            f"The batch holds {', '.join(_entries(batch))}."
+        ) from error
+
+
+def _entries(tree: PyTree) -> list[str]:
+    """Returns `name dtype[shape]` for each entry of a batch."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return [f"{jax.tree_util.keystr(path, simple=True, separator='/')} {_leaf_text(leaf)}" for path, leaf in leaves]
+
+
 def check_loss(task: Task, loss: object, batch_size: int) -> None:
-    """Raises TaskError if the (abstract) result of `task.loss` is not a valid `Loss` for `batch_size` rows."""
+    """Raises TaskError if the result of `task.loss`, traced or not, is not a valid `Loss` for `batch_size` rows."""
     where = f"{type(task).__name__}.loss"
     if not isinstance(loss, Loss):
-        raise TaskError(f"{where} returned a {type(loss).__name__}. Return Loss.of(values, where=..., metrics=...).")
+        raise TaskError(f"{where} returned {describe_value(loss)}. Return Loss.of(values, where=..., metrics=...).")
+    if not isinstance(loss.metrics, Mapping):
+        raise TaskError(f"{where}: the metrics are {describe_value(loss.metrics)}, allowed is a dict of name -> Mean.")
     if "loss" in loss.metrics:
         raise TaskError(f"{where}: the engine uses the metric name 'loss' itself. Rename this metric.")
     check_means({"loss": Mean(loss.total, loss.weight), **loss.metrics}, batch_size, where)

@@ -188,7 +188,7 @@ def test_block_size_exceeds_one_if_all_sources_have_take():
         ({"a": 1, "b": 2}, {"a": 1}, r"Mixture: no weight for source b. Add it: weights=\{'b': NUMBER, ...\}"),
         ({"a": 1}, {"a": 0}, "Mixture: weight 0 of source a: allowed are numbers above 0. Remove a source"),
         ({"a": 1}, {"a": "much"}, "Mixture: weight 'much' of source a: allowed are numbers above 0"),
-        ({"a": {"folder": "x"}}, {"a": 1}, "Mixture: source a: found dict, allowed is a source"),
+        ({"a": {"folder": "x"}}, {"a": 1}, "Mixture: source a: found a dict, allowed is a source"),
         (
             {"a": source("a", 3), "b": ArraySource({"index": np.zeros((3, 2))})},
             {"a": 1, "b": 1},

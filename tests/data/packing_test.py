@@ -229,7 +229,11 @@ class Transformed(Documents):
         (Documents(), {"lengths": [1, 2]}, r"the length index has shape \[2\], dtype int64.* each of the 15 documents"),
         (Documents(), {"lengths": [-1] * 15}, "minimum -1. Allowed are integers of at least 0"),
         (Transformed(), {}, r"Transformed has a transform, .*Define it as transform\(row, rng\) in a subclass of Pack"),
-        ({"folder": "x"}, {}, r"Packed: documents: found dict, allowed is a source.*\{'target': 'package.module.Name'"),
+        (
+            {"folder": "x"},
+            {},
+            r"Packed: documents: found a dict, allowed is a source.*\{'target': 'package.module.Name'",
+        ),
         (
             Mixture({"a": ArraySource({"tokens": np.ones((4, 3), int)})}, {"a": 1}),
             {},

@@ -1,5 +1,7 @@
+import re
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,11 +120,40 @@ def test_source_can_define_limited():
     assert len(limited(Last(make().arrays), 6)) == 6
 
 
-@pytest.mark.parametrize("found", [{"folder": "x"}, None, 3])
-def test_object_that_is_not_a_source_raises_data_error(found):
-    text = rf"data.a: found {type(found).__name__}, allowed is a source: .*\{{'target': 'package.module.Name', ...\}}"
-    with pytest.raises(DataError, match=text):
+class Endless(Squares):
+    def __len__(self) -> Any:
+        return None
+
+
+class Negative(Squares):
+    def __len__(self) -> Any:
+        return -1
+
+
+class Unsized:
+    def __getitem__(self, index):
+        return {"x": index}
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (
+            {"folder": "x"},
+            "a dict, allowed is a source. Pass a dict of arrays to engine.ArraySource; in a config,",
+        ),
+        (None, "None, allowed is a source: an object with __len__ and __getitem__."),
+        (3, "a int without __len__ and __getitem__, allowed is a source"),
+        (Unsized(), "a Unsized without __len__, allowed is a source"),
+        (Squares, "the class Squares, not an object of it"),
+    ],
+)
+def test_object_that_is_not_a_source_raises_data_error(found, text):
+    with pytest.raises(DataError, match=re.escape(f"data.a: found {text}")):
         check_source(found, "data.a")
+    for broken in (Endless(), Negative()):
+        with pytest.raises(DataError, match=r"^data.a: its __len__ failed: \w+Error: "):
+            check_source(broken, "data.a")
     check_source(Squares(), "data.a")
     check_source([{"x": 1}], "data.a")
 

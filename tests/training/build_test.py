@@ -3,9 +3,9 @@
 import jax
 import pytest
 
-from engine.config.errors import ConfigError, ConvoyError
+from engine.config.errors import ConfigError, ConvoyError, DataError
 from engine.parallel.mesh import make_mesh
-from engine.training.build import build_program, check_unrolled
+from engine.training.build import build_program, build_sources, build_task, check_unrolled
 from tests import runs, zoo
 
 
@@ -34,6 +34,12 @@ def test_config_settings_reach_the_step():
         ({"mesh__data": 3, "devices": 3}, "16"),
         ({"optimizer__trainable": "nothing"}, "nothing"),
         ({"mesh__expert": 2, "devices": 2}, "no experts"),
+        ({"train__total": "1e14 epochs"}, "^train.total: 400000000000000 steps, allowed are at most 2147483647"),
+        ({"optimizer__warmup": "3e9 steps"}, "^optimizer.warmup: 3000000000 steps, allowed are at most 2147483647"),
+        (
+            {"optimizer__target": "builtins.dict"},
+            "^optimizer.target: builtins.dict returned a dict, which is not",
+        ),
     ],
 )
 def test_invalid_settings_raise_convoy_error(settings, words):
@@ -49,3 +55,30 @@ def test_steps_with_convolutions_beyond_the_unrolled_limit_are_refused():
     check_unrolled(dense, many)
     with pytest.raises(ConfigError, match=r"^train.steps_per_dispatch: found .*= 136\..* at most 128\."):
         check_unrolled(convolutional, many)
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        (
+            "builtins.dict",
+            r"^task.target: builtins.dict returned a dict, which is not a Task. Name a subclass",
+        ),
+        ("builtins.print", r"^task.target: builtins.print returned None, which is not a Task."),
+    ],
+)
+def test_task_target_must_give_a_task(target, text):
+    with pytest.raises(ConfigError, match=text):
+        build_task(runs.config(task={"target": target}))
+
+
+def test_source_target_must_give_a_source():
+    for target, found in (
+        ("builtins.print", "None"),
+        ("builtins.dict", "a dict"),
+        ("builtins.object", "a object with"),
+    ):
+        with pytest.raises(DataError, match=rf"^data.target: {target}: found {found}"):
+            build_sources(runs.config(data={"target": target}))
+        with pytest.raises(DataError, match=rf"^evaluations.a.data.target: {target}: found {found}"):
+            build_sources(runs.config(evaluations={"a": {"data": {"target": target}}}))

@@ -144,6 +144,18 @@ def test_build_must_return_a_module():
         describe(Wrong())
 
 
+def test_integer_parameter_cannot_be_trained():
+    class Indexed(zoo.Classify):
+        def build(self, rngs):
+            model = super().build(rngs)
+            model.table = nnx.Param(jnp.arange(3))
+            return model
+
+    with pytest.raises(TaskError, match=r"^table: an nnx.Param of type int32, which has no gradient."):
+        describe(Indexed())
+    assert "table" not in describe(Indexed(), "head|hidden").trained
+
+
 def test_missing_package_of_build_is_one_sentence():
     class Lazy(zoo.Classify):
         def build(self, rngs):

@@ -34,13 +34,27 @@ def test_task_without_batch_spec_accepts_any_example():
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        (lambda loss: loss.total, r"Classify.loss returned a \w+. Return Loss.of"),
+        (lambda loss: loss.total, r"Classify.loss returned an array float32\[16\]. Return Loss.of"),
+        (lambda loss: loss.total.mean(), r"Classify.loss returned a single number \(float32\). Return Loss.of"),
+        (lambda loss: "0.5", r"Classify.loss returned a str. Return Loss.of"),
+        (lambda loss: None, r"Classify.loss returned None. Return Loss.of"),
+        (lambda loss: (loss, {}), r"Classify.loss returned a tuple. Return Loss.of"),
+        (lambda loss: Loss("a", "b"), r"metric 'loss' holds a str, allowed are real numbers"),  # pyright: ignore
+        (lambda loss: Loss(loss.total * 1j, loss.weight), r"metric 'loss' holds an array complex64\[16\], allowed"),
+        (lambda loss: Loss(loss.total, loss.weight, None), r"the metrics are None, allowed is a dict"),  # pyright: ignore
+        (lambda loss: Loss(loss.total, loss.weight, {1: Mean.of(loss.total)}), r"metric 1 is not a name"),  # pyright: ignore
+        (lambda loss: Loss.of(loss.total.mean()), r"^Loss.of needs at least one value for each example"),
+        (lambda loss: Loss.of(loss.total * 1j), r"^Loss.of needs values that are real numbers, found an array complex"),
+        (lambda loss: Loss.of(loss.total, "x"), r"^Loss.of needs weights that are real numbers, found a str."),  # pyright: ignore
         (lambda loss: Loss(loss.total[:3], loss.weight), r"total \[3\] and weight \[16\] for a batch of 16"),
         (
             lambda loss: Loss(loss.total, loss.weight, {"loss": Mean.of(loss.total)}),
             r"the engine uses the metric name 'loss' itself",
         ),
-        (lambda loss: Loss(loss.total, loss.weight, {"acc": loss.total}), r"metric 'acc' is a \w+. Return Mean.of"),
+        (
+            lambda loss: Loss(loss.total, loss.weight, {"acc": loss.total}),
+            r"metric 'acc' is an array .*. Return Mean.of",
+        ),
     ],
 )
 def test_invalid_loss_raises_task_error(monkeypatch, result, message):
@@ -48,6 +62,23 @@ def test_invalid_loss_raises_task_error(monkeypatch, result, message):
     monkeypatch.setattr(zoo.Classify, "loss", lambda self, *args: result(plain(self, *args)))
     with pytest.raises(TaskError, match=message):
         zoo.program(zoo.Classify())
+
+
+def test_missing_key_of_a_batch_is_a_sentence_with_the_entries_of_the_batch():
+    class Typo(zoo.Classify):
+        def loss(self, model, batch, rng):
+            return Loss.of(batch["valdi"])
+
+        def evaluate(self, model, batch):
+            return {"x": Mean.of(batch["z"])}
+
+    with pytest.raises(TaskError) as error:
+        zoo.program(Typo())
+    assert str(error.value).startswith("Typo.loss: there is no 'valdi' (") and "task_test.py:" in str(error.value)
+    assert "Did you mean valid? The batch holds valid float32[16], x float32[16, 16], y int32[16]." in str(error.value)
+    Typo.loss = zoo.Classify.loss
+    with pytest.raises(TaskError, match=r"^Typo.evaluate: there is no 'z' .* The batch holds valid float32\[8\], x"):
+        zoo.program(Typo()).evaluation(spec_of(valid=(), x=(16,)), 8)
 
 
 @pytest.mark.parametrize("method", ["build", "loss"])
