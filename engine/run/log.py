@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from engine.cluster import output
 from engine.mounts import shown
 from engine.run.atomic import cannot_write
 
@@ -41,10 +42,16 @@ class RunLog:
     def close(self) -> None:
         """Closes the file and restores the logger; a second call does nothing."""
         if self._handler in logger.handlers:
+            self._handler.note_output()
             logger.removeHandler(self._handler)
             level, logger.propagate = self._before
             logger.setLevel(level)
             self._handler.close()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every record could be written so far."""
+        return not self._handler.error_reported
 
     def __enter__(self) -> "RunLog":
         return self
@@ -65,7 +72,16 @@ class _File(logging.FileHandler):
 
     def __init__(self, path: Path):
         super().__init__(path, mode="a", encoding="utf-8")
-        self._error_reported = False
+        self.error_reported = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.note_output()
+        super().emit(record)
+
+    def note_output(self) -> None:
+        """Writes which output streams went silent since the last record."""
+        for text in output.unreported():
+            super().emit(logging.makeLogRecord({"levelno": logging.WARNING, "levelname": "WARNING", "msg": text}))
 
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
@@ -85,6 +101,6 @@ class _File(logging.FileHandler):
         error = sys.exception()
         if not isinstance(error, OSError):
             super().handleError(record)
-        elif not self._error_reported:
-            self._error_reported = True
+        elif not self.error_reported:
+            self.error_reported = True
             print(cannot_write(Path(self.baseFilename), error), file=sys.stderr)
