@@ -14,12 +14,13 @@ import dataclasses
 import datetime
 import gc
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from engine.arguments import make_parser, parse, split_overrides
-from engine.cluster import cluster_detection, group, processes, shutdown, verdict
+from engine.cluster import cluster_detection, group, output, processes, shutdown, verdict
 from engine.cluster.exit_status import ExitStatus, status_of
 from engine.cluster.kv_store import CoordinationError
 from engine.cluster.peer_failure import LostPeer, lost_peers_reported
@@ -33,10 +34,11 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb and returns the exit code. A user error is printed as a sentence, without a traceback.
+    """Runs one verb and returns the exit code. Every error is printed as a sentence (`cluster/tracebacks.py`).
 
-    In two cases the process exits immediately instead of returning: if it fails alone while its peers wait for it, and
-    if a thread is blocked on storage, since Python's normal exit would wait for that thread.
+    The code is 0 only if the verb has returned, whatever the user's code raises or passes to `sys.exit`. In two cases
+    the process exits immediately instead of returning: if it fails alone while its peers wait for it, and if a thread
+    is blocked on storage, since Python's normal exit would wait for that thread.
     """
     os.chdir(os.environ.get("BUILD_WORKING_DIRECTORY", "."))  # `bazel run` starts programs in another directory
     if "" not in sys.path and os.getcwd() not in sys.path:
@@ -44,21 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         processes.leave()
-    except BrokenPipeError as error:  # `convoy config ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if group.count() > 1:
-            shutdown.end(error)
-        code = ExitStatus.DONE
-    except (Exception, KeyboardInterrupt) as error:
+    except BaseException as error:  # also SystemExit of the user's code
         if isinstance(error, ConvoyError) and error.everywhere:
             verdict.report(error)
             _leave_after_failure()
         elif group.count() > 1:
             shutdown.end(error)
-        elif isinstance(error, ConvoyError) or verdict.is_launched() or storage.hanging():
+        elif not isinstance(error, KeyboardInterrupt) or verdict.is_launched() or storage.hanging():
             verdict.report(error)
-        elif not isinstance(error, KeyboardInterrupt):
-            raise
         code = status_of(error)
     if storage.hanging():
         shutdown.exit_now(code)
@@ -75,11 +70,17 @@ def _run(words: list[str]) -> int:
     """Parses the words and runs the verb; the words after `--` are a command to launch."""
     end = words.index("--") if "--" in words else len(words)
     rest, overrides = split_overrides(words[:end])
-    args = parse(rest, words[end:])
+    try:
+        args = parse(rest, words[end:])
+    except SystemExit:  # of argparse, after --help
+        return ExitStatus.DONE
     if args.verb is None:
         make_parser()[0].print_help()
         return ExitStatus.DONE
-    return _VERBS[args.verb](args, overrides)
+    code = _VERBS[args.verb](args, overrides)
+    if args.verb not in _TRAINING:
+        output.check()
+    return code
 
 
 def _train(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -323,13 +324,33 @@ _VERBS = {
     "launch": _launch,
     "supervise": _supervise,
 }
+_TRAINING = ("train", "launch", "supervise")  # verbs whose result is on disk; the output of the others is the result
+
+
+def _treat_hangup_as_sigterm() -> None:
+    """Makes SIGHUP (a terminal that closes) stop a run like SIGTERM, with a save. `nohup` ignores SIGHUP, which stays.
+
+    A closing terminal may send it more than once, so only the first counts: a second SIGTERM would end the save.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, stop)
 
 
 def run() -> NoReturn:
     """The command `convoy`: may restart once with huge pages (`tuning/huge_pages.py`), runs a verb and exits."""
+    output.guard()
     restart_with_huge_pages()
+    verdict.begin()
+    _treat_hangup_as_sigterm()
     code = main()
     unmount()
+    if code == ExitStatus.DONE and verdict.is_launched():
+        verdict.record(code, "")
     shutdown.exit_soon(code)
     sys.exit(code)
 

@@ -182,16 +182,18 @@ def test_closed_output_pipe_is_not_an_error():
     assert done.stderr == ""
 
 
-def test_exception_in_user_code_shows_its_traceback_and_exits_with_1(tmp_path):
+def test_exception_in_user_code_is_one_sentence_with_its_line_and_the_file_of_its_traceback(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from engine import Task\nfrom models.digits import Digits\n\n"
         "class Mine(Digits):\n    def loss(self, model, batch, rng):\n        return batch['imagee']\n"
     )
     done = runs.convoy("train", *QUICK, "--config.task.target=mine.Mine", "--workdir=run", cwd=tmp_path)
     assert done.returncode == 1
-    assert "KeyError: 'imagee'" in done.stderr
-    assert 'mine.py", line 6, in loss' in done.stderr
-    assert runs.status(tmp_path / "run")["reason"] == "KeyError: 'imagee'"
+    sentence = "KeyError: 'imagee' (mine.py:6 in loss). The batch has image, label."
+    where = " The traceback is in run/log.txt; CONVOY_TRACEBACK=1 prints it."
+    assert done.stderr.splitlines()[-1] == sentence + where and "Traceback" not in done.stderr
+    assert runs.status(tmp_path / "run")["reason"] == sentence
+    assert 'mine.py", line 6, in loss' in (tmp_path / "run/log.txt").read_text()
 
 
 def test_out_of_memory_is_one_sentence(tmp_path):

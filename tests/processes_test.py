@@ -142,11 +142,15 @@ def test_error_in_one_process_ends_all_and_is_printed_once(tmp_path):
     done = launch("train", config, f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 1
     lines = done.stderr.splitlines()
-    assert lines[-2:] == ["[1] KeyError: 'imagee'", "[1] raised in process 1 of 2, after step 7"]
+    sentence = "KeyError: 'imagee' (tests/processes_test.py:"
+    assert lines[-1].startswith(f"[1] {sentence}") and "Raised in process 1 of 2, after step 7." in lines[-1]
+    (file,) = (tmp_path / "run/stacks").iterdir()
+    assert file.name == "attempt-1-process-1-error.txt" and str(file) in lines[-1]
+    assert "Traceback" not in done.stderr and 'KeyError("imagee")' in file.read_text()
     assert done.stderr.count("KeyError: 'imagee'") == 1
     assert "convoy launch: process 1 ended first, with 1 (the user's error)" in done.stderr
     status = runs.status(tmp_path / "run")
-    assert (status["state"], status["reason"]) == ("failed", "process 1 ended this run: KeyError: 'imagee'")
+    assert status["state"] == "failed" and status["reason"].startswith(f"process 1 ended this run: {sentence}")
 
 
 def test_killed_process_ends_all_with_a_retried_exit_code(tmp_path):

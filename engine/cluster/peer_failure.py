@@ -141,9 +141,9 @@ def location_reported(step: Callable[[], int]) -> Iterator[None]:
         yield
     except ConvoyError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         where = f"in process {index()} of {count()}, " if count() > 1 else ""
-        error.add_note(f"raised {where}after step {step()}")
+        error.add_note(f"Raised {where}after step {step()}.")
         raise
 
 

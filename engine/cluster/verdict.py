@@ -1,30 +1,31 @@
 """Files that a process writes for its launcher: its verdict, its completed steps, and the path of the run's status.
 
-An environment variable names the file of the verdict. A killed process leaves no verdict, but its steps are known: they
-are in a memory-mapped file, which outlives the process.
+An environment variable names the file of the verdict. A process also records that it began and that it is done. A
+killed process leaves no verdict, but its steps are known: they are in a memory-mapped file, which outlives it.
 """
 
 import json
 import mmap
 import os
-import re
 import struct
 import sys
 import threading
 import time
-import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from engine.cluster.exit_status import status_of
+from engine.cluster import tracebacks
+from engine.cluster.exit_status import ExitStatus, status_of
 from engine.cluster.failure_signature import failure_signature
-from engine.config.errors import ConvoyError
 from engine.mounts import shown
 
 VARIABLE = "CONVOY_VERDICT"
 """Environment variable with the file `<folder>/<index>.json` of this process; all processes share the folder."""
 STATUS = "status"
 """File in that folder that contains the path of the run's status."""
+_BEGAN = ".began"  # suffix of the file that `begin` writes
+
+_file: Path | None = None  # of this process, once `begin` has read the variable
 
 
 @dataclass(frozen=True)
@@ -33,35 +34,50 @@ class Verdict:
 
     index: int  # of the process
     code: int  # its exit code
-    text: str  # sentence or traceback, without a trailing newline
+    text: str  # a sentence as its last line, without a trailing newline; a traceback may precede it
     time: float  # when it decided to exit, by the monotonic clock that all processes of a machine share
     signature: str = ""  # of its error (`failure_signature.py`)
 
     @staticmethod
     def of(error: BaseException, index: int) -> "Verdict":
         """Returns the verdict of a process that ends because of an error."""
-        text = "".join(traceback.format_exception(error))
-        if isinstance(error, ConvoyError):
-            text = f"{error.kind}: {error}"
-        elif isinstance(error, KeyboardInterrupt):
-            text = "interrupted"
+        text = "interrupted" if isinstance(error, KeyboardInterrupt) else tracebacks.report_text(error)
         return Verdict(index, status_of(error), shown(text.rstrip()), time.monotonic(), failure_signature(error))
 
     @property
     def line(self) -> str:
-        """The text in one line: a sentence, or the error line of a traceback, `KeyError: 'image'`."""
-        lines = self.text.splitlines() or [""]
-        raised = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(:|$)", line)]
-        return raised[-1] if lines[0].startswith("Traceback") and raised else lines[-1]
+        """The text in one line, without a traceback before it."""
+        return (self.text.splitlines() or [""])[-1]
 
 
 def is_launched() -> bool:
     """Whether a launcher reads and prints the verdict of this process."""
-    return bool(os.environ.get(VARIABLE))
+    return _file is not None or bool(os.environ.get(VARIABLE))
+
+
+def _path() -> Path:
+    """Returns the file of this process's verdict."""
+    return _file or Path(os.environ[VARIABLE])
+
+
+def begin() -> None:
+    """Records for the launcher that this process will record its end. Programs that this process starts will not."""
+    global _file
+    if name := os.environ.pop(VARIABLE, ""):
+        _file = Path(name)
+        _write(_file.with_suffix(_BEGAN), "")
+
+
+def ended_unseen(folder: Path, index: int) -> bool:
+    """Whether a process that ended with 0 did not end by itself: it began, but has not recorded that it is done."""
+    file = folder / f"{index}.json"
+    done = file.exists() and Verdict(**json.loads(file.read_text())).code == ExitStatus.DONE
+    return file.with_suffix(_BEGAN).exists() and not done
 
 
 def report(error: BaseException) -> None:
     """Records the verdict for the launcher, which prints it once; without a launcher, prints its text."""
+    tracebacks.keep(error)
     found = Verdict.of(error, 0)
     if is_launched():
         record(found.code, found.text, found.signature)
@@ -71,7 +87,7 @@ def report(error: BaseException) -> None:
 
 def record(code: int, text: str, signature: str = "") -> None:
     """Writes this process's verdict atomically, unless it already has a verdict."""
-    path = Path(os.environ[VARIABLE])
+    path = _path()
     if not path.exists():
         _write(path, json.dumps(asdict(Verdict(int(path.stem), code, text.rstrip(), time.monotonic(), signature))))
 
@@ -86,14 +102,14 @@ def read_peers() -> list[Verdict]:
     """Returns the verdicts of the other processes of this job, the earliest first; none without a launcher."""
     if not is_launched():
         return []
-    mine = Path(os.environ[VARIABLE])
+    mine = _path()
     return [verdict for verdict in read(mine.parent) if str(verdict.index) != mine.stem]
 
 
 def record_status_path(path: Path) -> None:
     """Records the path of the run's status file for the launcher, which corrects the status after a kill."""
     if is_launched():
-        _write(Path(os.environ[VARIABLE]).parent / STATUS, shown(path.absolute()))
+        _write(_path().parent / STATUS, shown(path.absolute()))
 
 
 _steps: memoryview | None = None  # read by the launcher, if there is one
@@ -114,7 +130,7 @@ def read_steps(folder: Path) -> dict[int, int]:
 
 
 def _shared() -> mmap.mmap:
-    with open(Path(os.environ[VARIABLE]).with_suffix(".step"), "wb+") as file:
+    with open(_path().with_suffix(".step"), "wb+") as file:
         file.truncate(8)
         return mmap.mmap(file.fileno(), 8)
 

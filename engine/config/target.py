@@ -15,6 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from engine.config import zoo
 from engine.config.errors import ConfigError, FieldError, did_you_mean
 from engine.config.schema import Config, Target, field_names
+from engine.config.user_errors import add_target_package
 
 _PLAIN = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 _NUMERIC = ("jax", "jaxlib", "numpy")  # packages whose classes accept numbers, as in the annotations of optax
@@ -36,6 +37,8 @@ def resolve(target: Target, where: str) -> Callable[..., object]:
         raise FieldError(field, "is empty", "Name a class or function by dotted path, such as 'models.digits.Digits'.")
     first, *rest = target.target.split(".")
     found = _import(first, target, field)
+    if first != "engine":
+        add_target_package(first)
     if found is None:
         shipped = [f"{first}.{name}" for name in zoo.modules(first)] if first in zoo.PACKAGES else []
         near = did_you_mean(first, (module.name for module in pkgutil.iter_modules()))

@@ -106,6 +106,9 @@ def run(
             ended = ProcessExit(i, code, when, job.pids[i], step=steps.get(i))
             if last := recorded.get(i):
                 ended = dataclasses.replace(ended, time=last.time, text=last.text, signature=last.signature)
+            if code == ExitStatus.DONE and (text := postmortem.unfinished(Path(folder), i, job.pids)):
+                failed = max(last.code if last else 0, ExitStatus.USER_ERROR)
+                ended = dataclasses.replace(ended, code=failed, text=ended.text or text)
             exits.append(ended)
         first, *others = sorted(exits, key=lambda ended: (ended.code == ExitStatus.DONE, ended.time))
         out_of_memory = oom_kills() > oom_kills_before
@@ -114,6 +117,7 @@ def run(
         if first.code != ExitStatus.DONE:
             reason = f"process {first.index} ended first, with {first.code} ({explanation})"
             postmortem.correct_status(Path(folder), job.pids, first.code, reason)
+        postmortem.note_output(Path(folder))
     return [first, *others]
 
 
@@ -250,9 +254,8 @@ def _copy_lines(i: int, source: IO[str], target: IO[str]) -> None:
     """Copies whole lines, prefixed with the index of their process."""
     with source:
         for line in source:
-            with contextlib.suppress(BrokenPipeError):  # the output is closed; the process must not block
-                target.write(f"[{i}] {line.rstrip()}\n")
-                target.flush()
+            target.write(f"[{i}] {line.rstrip()}\n")  # never fails (`cluster/output.py`)
+            target.flush()
 
 
 def _kill_group(leader: int) -> None:

@@ -6,11 +6,13 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.cluster import verdict
+from engine.cluster import output, verdict
 from engine.cluster.exit_status import KILLED, ExitStatus, describe
 from engine.config.errors import RunError
 from engine.mounts import local_path
 from engine.run import status
+from engine.run.directory import RunDirectory
+from engine.run.log import RunLog, logger
 
 
 def explain_exit(code: int, text: str, out_of_memory: bool) -> str:
@@ -29,6 +31,41 @@ def explain_exit(code: int, text: str, out_of_memory: bool) -> str:
     return f"{meaning}; if nobody sent the signal, memory ran out: see the kernel log (dmesg)"
 
 
+def unfinished(folder: Path, index: int, pids: Sequence[int]) -> str:
+    """Returns why the exit code 0 of a process is not believed, as a sentence; "" if it is.
+
+    Args:
+        folder: the folder of verdicts, which also names the status file of the run.
+        index: of the process.
+        pids: processes of the job; a status that another process wrote is not read.
+    """
+    if verdict.ended_unseen(folder, index):
+        return (
+            f"process {index} ended with exit code 0 before it was done: its code or a library called os._exit, or "
+            "exit of C. Find the call; the same command resumes from the newest checkpoint."
+        )
+    with contextlib.suppress(RunError):
+        path = _status_path(folder)
+        if path is not None and (found := status.read(path)).pid == pids[index] and found.state != "done":
+            return f"process {index} ended with exit code 0, but the status of its run is {found.state}: {path}."
+    return ""
+
+
+def note_output(folder: Path) -> None:
+    """Writes to the log of the job's run which output streams of this launcher went silent."""
+    if (path := _status_path(folder)) is not None and (texts := output.unreported()):
+        with contextlib.suppress(RunError), RunLog(RunDirectory(path.parent).log):
+            for text in texts:
+                logger.warning("the launcher: %s", text)
+
+
+def _status_path(folder: Path) -> Path | None:
+    """Returns the status file of the job's run; None if the job has none."""
+    file = folder / verdict.STATUS
+    path = local_path(file.read_text()) if file.exists() else None
+    return path if path is not None and path.exists() else None
+
+
 def correct_status(folder: Path, pids: Sequence[int], code: int, reason: str) -> None:
     """Writes the end of a job to the status of its run, if that still states "training" or only a lost peer.
 
@@ -38,11 +75,10 @@ def correct_status(folder: Path, pids: Sequence[int], code: int, reason: str) ->
         code: exit code of the job.
         reason: why the job ended, as a sentence.
     """
-    file = folder / verdict.STATUS
     with contextlib.suppress(RunError):
-        path = local_path(file.read_text()) if file.exists() else None
-        if path is not None and path.exists():
+        if (path := _status_path(folder)) is not None:
             found = status.read(path)
-            lost_peer = found.exit_code == ExitStatus.RETRY and found.state == "failed" and code in KILLED
+            later = code in (ExitStatus.USER_ERROR, *KILLED)  # the loss of the process that ended so
+            lost_peer = found.exit_code == ExitStatus.RETRY and found.state == "failed" and later
             if (found.state in status.RUNNING or lost_peer) and found.pid in pids:
                 status.write(path, dataclasses.replace(found, state="failed", reason=reason, exit_code=code))

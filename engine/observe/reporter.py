@@ -10,9 +10,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from engine.cluster import group, shutdown, verdict
+from engine.cluster import group, shutdown, tracebacks, verdict
 from engine.cluster.exit_status import ExitStatus, status_of
 from engine.config.errors import ConvoyError, RunError
+from engine.config.user_errors import describe, has_traceback
 from engine.mounts import shown
 from engine.observe.progress import Progress
 from engine.observe.summary import Summary, summary_text
@@ -100,23 +101,39 @@ class Reporter:
         code = status_of(error)
         state = "interrupted" if code == ExitStatus.INTERRUPTED else "failed" if error else "done"
         state = error.state if isinstance(error, ConvoyError) else state
-        reason = ""
+        reason = "" if error is None else _reason(error)
         if error is not None:
-            reason = shown(str(error) if isinstance(error, ConvoyError) else f"{type(error).__name__}: {error}")
+            self._keep_traceback(error)
         last = self._summarise()
         metrics = {**self._status.metrics, **last.metrics}  # a finished run that is started again has no new metrics
         self.summary = dataclasses.replace(last, state=state, reason=reason, metrics=metrics, kept=self._kept)
-        self._update_status(state=state, reason=reason, exit_code=code, step=self.summary.step, metrics=metrics)
-        if self._progress is not None and self._mode != "none":
-            print(summary_text(self.summary), file=sys.stderr, flush=True)
-        if self._log is not None:
-            self._log.close()
+        try:
+            self._update_status(state=state, reason=reason, exit_code=code, step=self.summary.step, metrics=metrics)
+            if self._progress is not None and self._mode != "none":
+                print(summary_text(self.summary), file=sys.stderr, flush=True)
+        finally:
+            if self._log is not None:
+                self._log.close()
+
+    def _keep_traceback(self, error: BaseException) -> None:
+        """Writes the traceback of an error to the log; in a process without a log, to a file of its own."""
+        text = tracebacks.traceback_text(error)
+        if self._log is not None and has_traceback(error):
+            logger.error("%s\n%s", _reason(error), text)
+            file = self._directory.log if self._log.is_complete and self._kept else None
+        elif self._log is None and tracebacks.is_unexpected(error):
+            name = f"attempt-{self._directory.attempt}-process-{group.index()}-error.txt"
+            file = tracebacks.write(self._directory.stacks / name, text)
+        else:
+            return
+        if file is not None:
+            tracebacks.set_file(error, file)
 
     def _report_forced_exit(self, error: BaseException) -> None:
         """Writes the final status when a thread ends this process because the main thread is stuck."""
         code = status_of(error)
         state = "interrupted" if code == ExitStatus.INTERRUPTED else "failed"
-        self._update_status(state=state, reason=shown(str(error)), exit_code=code)
+        self._update_status(state=state, reason=_reason(error), exit_code=code)
         self._forced = True
 
     def _update_status(self, **changes: Any) -> None:
@@ -128,11 +145,17 @@ class Reporter:
             try:
                 status.write(self._directory.status, self._status, self._directory.lease)
             except LeaseLost:  # the status belongs to another job now; the training loop raises this error itself
-                pass
-            except RunError as error:  # a full disk is an error before the start; later the run continues
-                if self._progress is None:
+                if changes.get("state") == "done":
+                    raise
+            except RunError as error:  # a full disk is an error before the start and at the end, but not in between
+                if self._progress is None or changes.get("state") == "done":
                     raise
                 if not self._warned:
                     self._warned = True
                     logger.warning("%s", error)
         self._write_at = time.monotonic() + _STATUS_S
+
+
+def _reason(error: BaseException) -> str:
+    """Returns why an attempt ended, for its status: the text of an error of the engine, else a description."""
+    return shown(str(error) if isinstance(error, ConvoyError) else describe(error))

@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-from engine.cluster.failure_signature import is_user_code, short_path
+from engine.config.user_errors import is_user_code, short_path
 
 FRAMES = 6  # innermost frames shown on the screen
 

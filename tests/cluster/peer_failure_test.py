@@ -15,7 +15,7 @@ from engine.cluster.verdict import Verdict
 from engine.config.errors import RunError
 from tests import runs
 
-RAISED = Verdict(1, 1, "Traceback (most recent call last):\n  ...\nKeyError: 'x'\nraised in process 1 of 2", 5.0)
+RAISED = Verdict(1, 1, "Traceback (most recent call last):\n  ...\nKeyError: 'x' (a.py:1 in f).", 5.0)
 
 
 def test_lost_peer_error_with_and_without_a_verdict():
@@ -25,7 +25,7 @@ def test_lost_peer_error_with_and_without_a_verdict():
         "process 3 is gone. Its own output has the reason; the same command resumes from the newest checkpoint.",
     )
     error = peer_failure.lost_peer(RAISED, "unused")
-    assert (error.exit_code, str(error)) == (1, "process 1 ended this run: KeyError: 'x'")
+    assert (error.exit_code, str(error)) == (1, "process 1 ended this run: KeyError: 'x' (a.py:1 in f).")
 
 
 def test_first_verdict_comes_from_the_store_or_the_launcher(monkeypatch, tmp_path):
@@ -112,11 +112,11 @@ def test_other_errors_and_errors_of_a_single_process_are_unchanged(monkeypatch):
 def test_errors_of_user_code_get_a_note_with_process_and_step(monkeypatch):
     with pytest.raises(KeyError) as raised, location_reported(lambda: 7):
         raise KeyError("x")
-    assert raised.value.__notes__ == ["raised after step 7"]
+    assert raised.value.__notes__ == ["Raised after step 7."]
     monkeypatch.setattr("engine.cluster.identity._joined", ProcessInfo(1, 2, "127.0.0.1:1"))
     with pytest.raises(KeyError) as raised, location_reported(lambda: 8):
         raise KeyError("x")
-    assert raised.value.__notes__ == ["raised in process 1 of 2, after step 8"]
+    assert raised.value.__notes__ == ["Raised in process 1 of 2, after step 8."]
     with pytest.raises(LostPeer) as lost, location_reported(lambda: 7):
         raise LostPeer("gone")
     assert not hasattr(lost.value, "__notes__")
@@ -162,7 +162,7 @@ def test_peer_ends_with_the_verdict_of_a_failed_process_without_a_launcher(faili
     ends = [child.communicate(timeout=60) for child in children]
     assert [child.returncode for child in children] == [1, 1], ends
     output, errors = ends[1 - failing]
-    assert (output, errors) == ("callback 1\n", f"LostPeer: process {failing} ended this run: KeyError: 'x'\n")
+    assert (output, errors) == ("callback 1\n", f"LostPeer: process {failing} ended this run: KeyError: 'x'.\n")
 
 
 LEAVING = """

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -36,13 +37,18 @@ def test_report_prints_the_error_without_a_launcher(monkeypatch, capsys):
     assert verdict.read_peers() == []
 
 
-def test_verdict_of_a_user_error_has_a_traceback():
+def test_verdict_of_a_user_error_is_a_sentence_with_the_file_of_the_traceback(launched, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(launched))
     try:
         raise KeyError("x")
     except KeyError as error:
+        verdict.report(error)
         found = Verdict.of(error, 3)
-    assert (found.index, found.code, found.line) == (3, 1, "KeyError: 'x'")
-    assert found.text.startswith("Traceback (most recent call last):\n")
+    assert (found.index, found.code, found.line) == (3, 1, found.text)
+    (file,) = launched.glob("convoy-traceback-*.txt")
+    assert found.text.startswith("KeyError: 'x' (tests/cluster/verdict_test.py:")
+    assert found.text.endswith(f"The traceback is in {file}; CONVOY_TRACEBACK=1 prints it.")
+    assert 'raise KeyError("x")' in file.read_text()
     assert (Verdict.of(KeyboardInterrupt(), 0).code, Verdict.of(KeyboardInterrupt(), 0).text) == (130, "interrupted")
 
 
@@ -61,12 +67,25 @@ def test_verdicts_are_ordered_by_the_monotonic_clock(launched, monkeypatch):
     [
         ("RunError: no such folder", "RunError: no such folder"),
         ("ConfigError: these differ:\n  a: 1", "  a: 1"),
-        ("Traceback (most\n  File x\nmy.Error: bad\nraised in process 1 of 2, after step 7", "my.Error: bad"),
-        ("Traceback (most\n  File x\nKeyboardInterrupt", "KeyboardInterrupt"),
+        ("Traceback (most\n  File x\nError: bad\nError: bad (a.py:1 in f).", "Error: bad (a.py:1 in f)."),
+        ("", ""),
     ],
 )
 def test_verdict_in_one_line(text, line):
     assert Verdict(0, 1, text, 0.0).line == line
+
+
+def test_end_with_0_is_seen_only_if_the_process_recorded_that_it_is_done(launched, monkeypatch):
+    monkeypatch.setattr(verdict, "_file", None)
+    assert not verdict.ended_unseen(launched, 1)  # a program that is not the command line
+    verdict.begin()
+    assert verdict.VARIABLE not in os.environ and verdict.is_launched()  # its own programs are not launched
+    assert verdict.ended_unseen(launched, 1)
+    verdict.record(0, "")
+    assert not verdict.ended_unseen(launched, 1)
+    (launched / "1.json").unlink()
+    verdict.record(42, "preempted")
+    assert verdict.ended_unseen(launched, 1)
 
 
 def test_status_path_is_recorded_for_the_launcher(launched, monkeypatch):

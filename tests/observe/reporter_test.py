@@ -122,9 +122,9 @@ def test_job_that_lost_its_lease_does_not_write_the_status(directory):
     [
         (None, "done", 0, ""),
         (Preempted("asked to stop."), "preempted", 42, "asked to stop."),
-        (KeyboardInterrupt(), "interrupted", 130, "KeyboardInterrupt: "),
+        (KeyboardInterrupt(), "interrupted", 130, "KeyboardInterrupt."),
         (DataError("record 3: checksum mismatch."), "failed", 1, "record 3: checksum mismatch."),
-        (ZeroDivisionError("division by zero"), "failed", 1, "ZeroDivisionError: division by zero"),
+        (ZeroDivisionError("division by zero"), "failed", 1, "ZeroDivisionError: division by zero."),
     ],
 )
 def test_status_and_summary_state_how_the_attempt_ended(directory, error, state, code, reason):

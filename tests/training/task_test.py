@@ -78,7 +78,7 @@ def test_missing_key_of_a_batch_is_a_sentence_with_the_entries_of_the_batch():
     assert "Did you mean valid? The batch holds valid float32[16], x float32[16, 16], y int32[16]." in str(error.value)
     Typo.loss = zoo.Classify.loss
     with pytest.raises(TaskError, match=r"^Typo.evaluate: there is no 'z' .* The batch holds valid float32\[8\], x"):
-        zoo.program(Typo()).evaluation(spec_of(valid=(), x=(16,)), 8)
+        zoo.program(Typo()).evaluation.evaluation(spec_of(valid=(), x=(16,)), 8)
 
 
 @pytest.mark.parametrize("method", ["build", "loss"])
