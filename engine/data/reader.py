@@ -14,7 +14,7 @@ from typing import Protocol
 import grain
 
 from engine.config.errors import DataError
-from engine.data.workers import Workers
+from engine.data.workers import Workers, exits_reported
 
 
 class Numbered[T](Protocol):
@@ -96,12 +96,13 @@ class _Blocks[T]:
         """
         first = int(first)
         count = min(self._size, self._stop - first)
-        if count == 1:
-            return [self._batches[first]]
-        try:
-            return self._batches.block(first, count)  # pyright: ignore[reportAttributeAccessIssue]
-        except DataError:
-            return [self._read_one(n) for n in range(first, first + count)]
+        with exits_reported():
+            if count == 1:
+                return [self._batches[first]]
+            try:
+                return self._batches.block(first, count)  # pyright: ignore[reportAttributeAccessIssue]
+            except DataError:
+                return [self._read_one(n) for n in range(first, first + count)]
 
     def _read_one(self, n: int) -> T | DataError:
         try:

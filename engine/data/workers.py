@@ -1,4 +1,4 @@
-"""Runs Grain's worker processes, detects killed and frozen workers by heartbeats, and stops all of them at the end.
+"""Runs Grain's worker processes, detects ended and frozen workers, and stops all of them at the end.
 
 The kernel kills a worker when the thread that started it ends (`cluster/parent.py`). That is a thread of Grain, which
 ends first when a reader is closed, and a worker killed then would leak the shared memory that it is writing. `close`
@@ -30,9 +30,10 @@ import grain
 from absl import flags
 from grain import DatasetIterator
 
-from engine.cluster import parent
+from engine.cluster import output, parent
 from engine.cluster.exit_status import ExitStatus
-from engine.config.errors import ConvoyError, RunError
+from engine.config.errors import ConvoyError, DataError, RunError
+from engine.config.user_errors import describe
 
 HEARTBEAT_S = 0.05
 CHECK_S = 1.0  # between two checks of the heartbeats while the caller waits for a batch
@@ -49,12 +50,23 @@ _LIKELY_REASON = {
     signal.SIGBUS: f", probably for lack of {_SHARED}",
 }
 _END = object()
+_worker: int | None = None  # index of this process if it is a worker
 
 
 class DataWorkerError(ConvoyError):
-    """A worker process was killed or is frozen. The run can be restarted."""
+    """A worker process was killed or is frozen, so the run can be restarted; or its code has ended it."""
 
     exit_code = ExitStatus.RETRY
+
+
+@contextlib.contextmanager
+def exits_reported() -> Iterator[None]:
+    """Raises a DataError where the code of a data source calls `sys.exit`, which would end a worker or the run."""
+    try:
+        yield
+    except SystemExit as error:
+        where = "the data source" if _worker is None else f"data worker {_worker} (pid {os.getpid()})"
+        raise DataError(f"{where}: {describe(error)} Raise an error instead, which names the example.") from error
 
 
 class Workers:
@@ -69,7 +81,7 @@ class Workers:
 
     Raises:
         RunError: shared memory is full.
-        DataWorkerError: raised by `next`: a worker was killed by a signal, or is frozen.
+        DataWorkerError: raised by `next`: a worker was killed by a signal, has ended by itself, or is frozen.
     """
 
     def __init__(self, dataset: grain.MapDataset, count: int, buffer: int):
@@ -86,8 +98,10 @@ class Workers:
         start = functools.partial(_start_worker, self._slots.name, os.getpid())
         self._reader: DatasetIterator | None = iter(elements.mp_prefetch(options, worker_init_fn=start))
         self._seen: dict[int, tuple[int, float]] = {}  # worker index -> (heartbeat count, time when it last changed)
-        self._started = False
+        self._drawn = 0  # number of elements that the caller has received
+        self._ended: list[BaseProcess] = []  # workers that the latest check found ended although their turn has come
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._stuck = False  # whether a thread of Grain waits for ever for a worker that has ended
         # A daemon, so that a call of Grain that does not return cannot keep the process alive.
         self._thread = threading.Thread(target=self._run_calls, name="data-workers", daemon=True)
         self._thread.start()
@@ -130,21 +144,21 @@ class Workers:
         report_at = begin + SLOW_S
         while not wait([self._next_element], CHECK_S).done:
             self._check_alive(begin)
-            if self._started and time.monotonic() > report_at:
+            if self._drawn and time.monotonic() > report_at:
                 logging.getLogger("convoy").warning("waiting for data: no batch for %g s", time.monotonic() - begin)
                 report_at += 10 * SLOW_S
         try:
             element = self._next_element.result()
-        except RuntimeError as error:  # raised by Grain when a worker has ended
-            if (killed := self._killed()) is not None:
-                raise killed from error
+        except RuntimeError as error:  # raised by Grain when a worker has ended with another code than 0
+            if (failed := self._failed()) is not None:
+                raise failed from error
             raise
         except OSError as error:
             _raise_full(error)
             raise
         if element is _END:
             raise StopIteration
-        self._started = True
+        self._drawn += 1
         self._next_element = self._submit(self._draw)
         return element
 
@@ -152,14 +166,15 @@ class Workers:
         """Stops the workers; kills those that do not end within CLOSE_S. A second call does nothing."""
         if self._reader is None:
             return
-        if not wait([self._next_element], CLOSE_S if self._started else START_S).done:
+        patience = 0.0 if self._stuck else CLOSE_S
+        if not wait([self._next_element], patience if self._drawn or self._stuck else START_S).done:
             self._kill()
         self._detach_workers()
         closed = self._submit(self._reader.close)
         self._calls.put(None)
-        if not wait([closed], CLOSE_S).done:
+        if not wait([closed], patience).done:
             self._kill()
-        self._thread.join(EXIT_S)
+        self._thread.join(0.0 if self._stuck else EXIT_S)
         self._next_element = Future()  # drops an unused batch, which holds shared memory
         self._slots.remove()
         # Grain's objects form reference cycles. If the garbage collector freed their semaphores during a call of
@@ -179,8 +194,17 @@ class Workers:
                 yield index, processes[pid]
 
     def _check_alive(self, begin: float) -> None:
-        """Raises DataWorkerError if a worker is frozen; `begin` is when the wait for the present batch began."""
+        """Raises DataWorkerError if a worker is frozen, or has ended although the next batch is its own.
+
+        Grain waits for ever for a worker that ends with code 0. `begin` is when the wait for the present batch began.
+        """
         now = time.monotonic()
+        if ended := [process for process in self._next_makers() if not process.is_alive() and process in self._ended]:
+            self._stuck = True
+            self._kill()
+            raise self._exit_error(ended[0])
+        # A worker may end between two checks, after it has sent the batch or an error.
+        self._ended = [process for process in self._next_makers() if not process.is_alive()]
         for index, process in self._known():
             if not process.is_alive():  # it has made its last batch, or Grain will report its failure
                 continue
@@ -195,21 +219,41 @@ class Workers:
                     "checkpoint."
                 )
 
-    def _killed(self) -> "DataWorkerError | None":
-        """Returns the error for a worker that a signal killed; None if no worker had ended before this call."""
+    def _next_makers(self) -> list[BaseProcess]:
+        """Returns the process that makes the next batch; before its first heartbeat, all that have sent none."""
+        known = dict(self._known())
+        if (process := known.get(self._drawn % self._count)) is not None:
+            return [process]
+        return [process for process in self._processes if process not in known.values()]
+
+    def _failed(self) -> "DataWorkerError | None":
+        """Returns the error for a worker that has ended with another code than 0; None if there is none."""
         end, dead = time.monotonic() + EXIT_S, connection.wait([p.sentinel for p in self._processes], 0)
-        while dead and time.monotonic() < end:
-            for process in (process for process in self._processes if process.sentinel in dead):
-                if (code := process.exitcode) is not None and code < 0:
-                    by = signal.Signals(-code)
-                    index = next((index for index, known in self._known() if known is process), None)
-                    name = "a data worker that was starting" if index is None else f"data worker {index}"
-                    return DataWorkerError(
-                        f"{name} (pid {process.pid}) was killed by {by.name}{_LIKELY_REASON.get(by, '')}. The same "
-                        "command resumes from the newest checkpoint. Fewer data.workers need less memory."
-                    )
+        ended = [process for process in self._processes if process.sentinel in dead]
+        while ended and time.monotonic() < end:
+            if failed := [process for process in ended if process.exitcode]:
+                return self._exit_error(failed[0])
+            ended = [process for process in ended if process.exitcode is None]
             time.sleep(0.01)  # a thread of Grain waits for the same process, and the exit status reaches one of the two
         return None
+
+    def _exit_error(self, process: BaseProcess) -> DataWorkerError:
+        """Returns the error for a worker that has ended."""
+        code = process.exitcode or 0
+        index = next((index for index, known in self._known() if known is process), None)
+        name = "a data worker that was starting" if index is None else f"data worker {index}"
+        if code < 0:
+            by = signal.Signals(-code)
+            return DataWorkerError(
+                f"{name} (pid {process.pid}) was killed by {by.name}{_LIKELY_REASON.get(by, '')}. The same "
+                "command resumes from the newest checkpoint. Fewer data.workers need less memory."
+            )
+        error = DataWorkerError(
+            f"{name} (pid {process.pid}) ended by itself with exit code {code}: the code of the data source, or a "
+            "library, called os._exit or exit of C, or failed where Python prints the error. Its output may say more."
+        )
+        error.exit_code = ExitStatus.USER_ERROR
+        return error
 
     def _detach_workers(self) -> None:
         """Lets the workers outlive the threads that started them, until Grain stops them."""
@@ -305,6 +349,9 @@ def _start_tracker() -> None:
 
 def _start_worker(slots: str, main: int, index: int, count: int) -> None:
     """Sets up a worker process: starts its heartbeats, restricts JAX to the CPU, and ignores SIGINT and SIGTERM."""
+    global _worker
+    _worker = index
+    output.guard()
     threading.Thread(
         target=_send_heartbeats, args=(_SharedSlots(name=slots), 1 + index, main), name="heartbeat", daemon=True
     ).start()

@@ -14,7 +14,7 @@ def error(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.delenv(tracebacks.VARIABLE, raising=False)
     with pytest.raises(ZeroDivisionError) as caught:
-        1 / 0  # noqa: B018
+        _ = 1 / 0
     return caught.value
 
 

@@ -144,6 +144,38 @@ def test_worker_killed_during_its_start_raises_a_retryable_error():
     assert pids() == []
 
 
+def leave(n):
+    """Ends the worker of the odd elements by `os._exit`: with 0 from element 20 on, with 7 from element 90 on."""
+    if n >= 20 and n % 2:
+        os._exit(n // 10 - 2)
+    return row(n)
+
+
+@pytest.mark.parametrize(("start", "code"), [(20, 0), (90, 7)])
+def test_worker_that_ends_by_itself_is_named_within_seconds_with_its_exit_code(start, code):
+    reader = Workers(grain.MapDataset.range(start, 10**6).map(leave), 2, 1)
+    try:
+        assert next(reader)["n"][0] == start
+        begin = time.monotonic()
+        with pytest.raises(
+            DataWorkerError, match=rf"data worker .*\(pid \d+\) ended by itself with exit code {code}:"
+        ) as error:
+            drain(reader)
+        assert time.monotonic() - begin < 20
+        assert error.value.exit_code == 1
+    finally:
+        reader.close()
+    assert pids() == []
+
+
+@pytest.mark.parametrize(("worker", "where"), [(None, "the data source"), (1, rf"data worker 1 \(pid {os.getpid()}\)")])
+def test_sys_exit_in_a_data_source_is_a_data_error(worker, where, monkeypatch):
+    monkeypatch.setattr(workers, "_worker", worker)
+    text = rf"^{where}: SystemExit: the code ended the process with sys.exit\(3\) \(tests/data/workers_test.py:"
+    with pytest.raises(DataError, match=text), workers.exits_reported():
+        raise SystemExit(3)
+
+
 def test_frozen_worker_raises_an_error_and_is_killed(reader, monkeypatch):
     monkeypatch.setattr(workers, "FROZEN_S", 3.0)
     stopped = pids()
@@ -174,7 +206,7 @@ def test_finished_worker_is_not_reported_as_frozen(monkeypatch):
 def test_worker_that_starts_during_close_exits_at_once(monkeypatch):
     monkeypatch.setattr(workers, "_SharedSlots", ClosingSlots)
     reader = Workers(grain.MapDataset.range(10**6).map(row), 1, 1)
-    with pytest.raises(RuntimeError, match="exit code 1"):
+    with pytest.raises(DataWorkerError, match=r"a data worker that was starting .* ended by itself with exit code 1"):
         next(reader)
     reader.close()
     assert pids() == []
