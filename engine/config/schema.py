@@ -19,7 +19,6 @@ type Arguments = Mapping[str, Plain]
 
 MAX_WORKERS, MAX_DEVICES, MAX_AXIS = 1024, 4096, 2**20  # so that a typing error does not overload the machine
 MAX_GIB = 2**20  # of a file system
-MAX_ROWS = 2**31  # JAX numbers the rows of a batch with 32-bit integers
 MAX_STEPS_PER_DISPATCH = 1024  # each has its own arguments: 1,000 steps of a small model compile for 5 s, 4,000 for 40
 
 
@@ -107,7 +106,7 @@ class Train:
     """Length, batch size, seed, precision and memory use of the training."""
 
     total: Duration = setting(Duration(10, "epochs"), "Length of the run.", BY_DATA)
-    global_batch_size: int = setting(128, "Examples per optimizer step, over all devices.", at_least(1, below=MAX_ROWS))
+    global_batch_size: int = setting(128, "Examples per optimizer step, over all devices.", at_least(1))
     seed: int = setting(0, "Seed of initial weights, data order and all random numbers.", at_least(0, below=2**32))
     accumulate: int = setting(1, "Microbatches per step, for gradient accumulation.", at_least(1))
     steps_per_dispatch: int = setting(
@@ -226,9 +225,7 @@ class Evaluation:
 
     data: Data = field(default_factory=Data)
     every: Duration | None = setting(Duration(1, "epochs"), "Period; None evaluates at the end only.", BY_DATA)
-    batch_size: int | None = setting(
-        None, "Examples per batch; None: train.global_batch_size.", at_least(1, below=MAX_ROWS)
-    )
+    batch_size: int | None = setting(None, "Examples per batch; None: train.global_batch_size.", at_least(1))
     use_ema: bool = setting(True, "Evaluate the averaged weights if train.ema_decay is set.")
 
 

@@ -6,8 +6,7 @@ that a config names in a target counts as well, although it may be installed: it
 
 import sysconfig
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from engine.config.errors import ConvoyError
@@ -113,19 +112,3 @@ def has_traceback(error: BaseException) -> bool:
         link.__traceback__ is not None and not isinstance(link, ConvoyError | KeyboardInterrupt)
         for link in error_chain(error)
     )
-
-
-@contextmanager
-def keys_noted(what: str, found: object) -> Iterator[None]:
-    """Adds a note with the keys of a dictionary to a KeyError for a key that it lacks: "The batch has image, label.".
-
-    Args:
-        what: the subject of the note, such as "The batch".
-        found: the dictionary that the block reads; other values add no note.
-    """
-    try:
-        yield
-    except KeyError as error:
-        if isinstance(found, Mapping) and error.args and error.args[0] not in found:
-            error.add_note(f"{what} has {', '.join(map(str, found)) or 'no keys'}.")
-        raise

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from engine.config.errors import TaskError, did_you_mean
-from engine.config.target import line_of
+from engine.config.user_errors import location
 from engine.metrics import Loss, Mean, check_means, describe_value
 from engine.types import PyTree
 
@@ -110,7 +110,7 @@ def missing_key_reported(task: Task, method: str, batch: Examples) -> Iterator[N
         key = error.args[0] if error.args else ""
         names = [str(name) for name in batch] if isinstance(batch, Mapping) else []
         raise TaskError(
-            f"{type(task).__name__}.{method}: there is no {key!r}{line_of(error)}.{did_you_mean(str(key), names)} "
+            f"{type(task).__name__}.{method}: there is no {key!r} ({location(error)}).{did_you_mean(str(key), names)} "
             f"The batch holds {', '.join(_entries(batch))}."
         ) from error
 

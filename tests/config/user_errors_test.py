@@ -9,7 +9,7 @@ import pytest
 
 from engine.config import user_errors
 from engine.config.errors import ConfigError, DataError
-from engine.config.user_errors import describe, has_traceback, is_user_code, keys_noted, location
+from engine.config.user_errors import describe, has_traceback, is_user_code, location
 
 
 @pytest.fixture
@@ -104,14 +104,3 @@ def test_installed_package_counts_as_user_code_once_a_target_names_it(users):
     user_errors.add_target_package("perception")
     assert location(error).endswith("site-packages/perception.py:2 in loss")
     assert not is_user_code(trace.tb_next.tb_frame.f_code.co_filename)
-
-
-def test_missing_key_lists_the_keys_of_the_dictionary():
-    def note(found, key="imagee"):
-        with keys_noted("The batch", found):
-            {"image": 0}[key]
-
-    assert describe(raised(lambda: note({"image": 0, "label": 1}))).endswith("The batch has image, label.")
-    assert describe(raised(lambda: note({}))).endswith("The batch has no keys.")
-    assert "has" not in describe(raised(lambda: note({"imagee": 0}))).partition(")")[2]
-    assert "has" not in describe(raised(lambda: note((1, 2)))).partition(")")[2]
