@@ -1,5 +1,6 @@
 """The summary of a run: results, time, files, and the next command to run."""
 
+import importlib.util
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -101,7 +102,10 @@ def _files(summary: Summary) -> list[tuple[str, str]]:
     if run.metrics.exists():
         rows.append(("metrics", str(run.metrics)))
     if run.tensorboard.exists():
-        rows.append(("tensorboard", f"tensorboard --logdir {shlex.quote(str(run.tensorboard))}"))
+        path = shlex.quote(str(run.tensorboard))
+        installed = importlib.util.find_spec("tensorboard") is not None
+        note = f"tensorboard --logdir {path}" if installed else f"{path}   (pip install tensorboard to view it)"
+        rows.append(("tensorboard", note))
     if run.profile.exists():
         rows.append(("profile", str(run.profile)))
     return rows

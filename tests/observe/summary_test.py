@@ -6,6 +6,8 @@ from engine.run.directory import RunDirectory
 
 def make_summary(tmp_path, monkeypatch, **changes):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "packages/tensorboard").mkdir(parents=True, exist_ok=True)  # tests do not install it
+    monkeypatch.syspath_prepend(tmp_path / "packages")
     run = RunDirectory.open("runs/digits")
     run.metrics.write_text("")
     run.tensorboard.mkdir()
@@ -24,6 +26,12 @@ def make_summary(tmp_path, monkeypatch, **changes):
         command="convoy train --config=configs/digits.py",
     )
     return dataclasses.replace(summary, **changes)
+
+
+def test_tensorboard_command_is_printed_only_if_it_is_installed(tmp_path, monkeypatch):
+    summary = make_summary(tmp_path, monkeypatch)
+    monkeypatch.setattr("sys.path", [])
+    assert "  tensorboard  runs/digits/tensorboard   (pip install tensorboard to view it)\n" in summary_text(summary)
 
 
 def test_summary_of_a_finished_run(tmp_path, monkeypatch):
