@@ -23,6 +23,8 @@ from engine.phases import COMPILING, RESTORING, Phases
 from engine.run.directory import RunDirectory
 from engine.run.jsonl import JsonLines
 from engine.run.ledger import Ledger
+from engine.training import muon
+from engine.training.optimizer import is_muon
 from engine.training.program import CompiledSteps, Program
 from engine.training.state import TrainState
 from engine.training.step import BAD_EXAMPLES
@@ -105,6 +107,9 @@ class Attempt:
         """Returns the compiled programs by their number of steps; empty if the run is finished."""
         for text in self._program.warnings:
             self._say(f"warning: {text}")
+        if is_muon(self._config.optimizer):
+            model = self._program.spec.model
+            self._say(muon.message({path: model.params[path] for path in model.trained}, model.names))
         if finished:
             self._say("this run is finished; increase train.total to train longer, or start a new run with --fresh")
             return {}

@@ -17,6 +17,7 @@ from engine.config.schema import Optimizer
 from engine.config.target import build, parameters_of, resolve
 from engine.metrics import describe_value
 from engine.parallel.rules import STACKED
+from engine.training import muon
 from engine.types import PyTree
 
 Names = Mapping[str, Sequence[str | None]]
@@ -105,8 +106,13 @@ def _one(
     """Returns the transformation of `optimizer.target` for one group."""
     parameters = parameters_of(resolve(config, WHERE)) or {}
     given: dict[str, object] = {"learning_rate": learning_rate}
-    if "mask" in parameters and "mask" not in config.arguments:
-        given["mask"] = lambda params: {path: _decays(config.decay, x, names.get(path)) for path, x in params.items()}
+    for mask in {"mask", "weight_decay_mask"} & parameters.keys() - config.arguments.keys():
+        given[mask] = lambda params: {path: _decays(config.decay, x, names.get(path)) for path, x in params.items()}
+    if is_muon(config):
+        # `optax.tree.map_params` passes an empty pytree in place of the parameters.
+        given[muon.ARGUMENT] = lambda params: (
+            muon.dimension_numbers(params, names) if isinstance(params, Mapping) else params
+        )
     if weight_decay is not None:
         if "weight_decay" not in parameters:
             raise ConfigError(f"optimizer.groups: {config.target} takes no weight_decay. Leave it None in the groups.")
@@ -116,6 +122,12 @@ def _one(
         problem = f"{config.target} returned {describe_value(found)}, which is not an optax.GradientTransformation"
         raise FieldError(f"{WHERE}.target", problem, "Name an optimizer of optax, or a function that returns one.")
     return found
+
+
+def is_muon(config: Optimizer) -> bool:
+    """Returns whether the optimizer is Muon, and the engine decides which parameters it orthogonalises."""
+    parameters = parameters_of(resolve(config, WHERE)) or {}
+    return muon.ARGUMENT in parameters and muon.ARGUMENT not in config.arguments
 
 
 def _decays(kind: str, x: jax.Array, names: Sequence[str | None] | None) -> bool:
