@@ -1,6 +1,7 @@
 """One attempt of a run: restores or initializes its state, and opens its batches and its metric files."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from types import TracebackType
 
@@ -14,6 +15,7 @@ from engine.config import hardware
 from engine.config.duration import Period
 from engine.config.schema import Config
 from engine.data.bad_examples import BadExampleCounter
+from engine.data.batch import Batch
 from engine.data.feed import TrainFeed
 from engine.data.source import Source
 from engine.observe.recorder import Recorder, Sums
@@ -143,6 +145,23 @@ class Attempt:
         )
         self._stack.callback(recorder.close)
         return recorder
+
+    def read_batch(self, number: int) -> Batch:
+        """Returns a batch by its number, once more; it is not counted or logged again."""
+        settings = dataclasses.replace(self._config.data, workers=0, threads=1, prefetch=1)
+        bad = None if self._bad_examples is None else BadExampleCounter(lambda record: None, lambda text: None)
+        feed = TrainFeed(
+            self._source,
+            settings,
+            batch_size=self._config.train.global_batch_size,
+            seed=self._config.train.seed,
+            sharding=self._program.spec.batch_sharding,
+            start=number,
+            stop=number + 1,
+            bad=bad,
+        )
+        with contextlib.closing(feed):
+            return feed.next(1)[0]
 
     def open_feed(self, step: int, stop: int) -> contextlib.closing[TrainFeed]:
         """Returns the feed of the batches from number `step` to `stop`; the caller closes it."""

@@ -15,13 +15,14 @@ from engine.config.duration import Period
 from engine.config.errors import FieldError
 from engine.config.schema import Hook as HookConfig
 from engine.config.target import build
+from engine.data.batch import Batch
 from engine.evaluation import Evaluation
 from engine.metrics import describe_value
 from engine.observe import formatting
 from engine.observe.profiler import ProfileWindow
 from engine.observe.recorder import Recorder
 from engine.phases import CALLING_HOOK, EVALUATING, PREPARING, PROFILING, SAVING, TRAINING, Phase, Phases
-from engine.resilience.divergence import Divergence
+from engine.resilience.divergence import Divergence, list_names
 from engine.resilience.preemption import Interrupted, Preempted, Preemption
 from engine.resilience.replica_check import ReplicaCheck
 from engine.run.directory import RunDirectory
@@ -31,6 +32,9 @@ from engine.types import PyTree
 
 if TYPE_CHECKING:
     from engine.trainer import Trainer
+
+
+EXPLAIN_S = 60.0  # until all processes must have read a batch again
 
 
 @dataclass
@@ -171,6 +175,8 @@ class DivergenceCheck:
     program: Program
     checkpoints: Checkpointer
     phases: Phases
+    read_batch: Callable[[int], Batch]
+    """Returns a batch by its number, once more."""
     phase = TRAINING  # it waits for steps, so the timeout of a step applies
     ends_dispatch = False
 
@@ -192,8 +198,35 @@ class DivergenceCheck:
         with self.phases(SAVING):
             self.checkpoints.settle()
         saved = group.broadcast(self.checkpoints.store.steps(), "the checkpoints")
-        if self.policy.must_roll_back(boundary.step, saved, boundary.stopping or boundary.last, broken):
+        ending = boundary.stopping or boundary.last
+        if self.policy.must_roll_back(
+            boundary.step, saved, ending, broken, lambda batch: self._explain(boundary.state, batch)
+        ):
             raise Rollback
+
+    def _explain(self, state: TrainState, batch: int) -> str:
+        """Returns a sentence that names arrays of the state, or gradients of a batch, that are not finite.
+
+        The gradient is that of the present state, which good steps may have changed since. Every process calls it.
+        """
+        with self.phases(PREPARING):
+            if broken := self.program.not_finite(state):
+                return f"Not finite in the state: {list_names(broken)}. "
+            try:
+                examples = self.read_batch(batch)
+            except Exception:  # the run ends with the reason that is known
+                examples = None
+            ready = group.decide(examples is not None, _all_ready, "the batch of a bad step", EXPLAIN_S)
+            if not ready or examples is None:
+                return ""
+            names = self.program.not_finite_gradients(state, examples, batch)
+        if len(names) == len(self.program.spec.model.trained) > 1:
+            return "No gradient is finite. "
+        return f"Gradients that are not finite: {list_names(names)}. " if names else ""
+
+
+def _all_ready(values: Mapping[int, bool], missing: Sequence[int]) -> bool:
+    return not missing and all(values.values())
 
 
 @dataclass(eq=False)

@@ -192,7 +192,10 @@ class Trainer:
         save = Save(
             checkpoints, self.directory, self._divergence, recorder, preemption, selecting, self.total_steps, self.say
         )
-        divergence = DivergenceCheck(self._divergence, save, recorder, self.program, checkpoints, self._phase)
+        read_batch = self._attempt.read_batch
+        divergence = DivergenceCheck(
+            self._divergence, save, recorder, self.program, checkpoints, self._phase, read_batch
+        )
         heartbeat = self._watchdog.heartbeat
         evaluate = Evaluate(evaluations, checkpoints, recorder, preemption, heartbeat, self.say, self._results)
         hooks = [

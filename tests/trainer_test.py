@@ -235,8 +235,27 @@ class Bad(zoo.Classify):
         return engine.Loss(loss.total * jax.numpy.where(batch["x"][:, 0] > 2.0, jax.numpy.nan, 1), loss.weight)
 
 
+class Root(zoo.Classify):
+    """Its loss is finite, but the square root of 0 has no finite gradient."""
+
+    def loss(self, model, batch, rng):
+        loss = super().loss(model, batch, rng)
+        return engine.Loss(loss.total + jax.numpy.sqrt((model.head.bias[...] ** 2).sum()), loss.weight)
+
+
+def test_gradient_that_is_not_finite_is_named_with_its_parameter(tmp_path):
+    with pytest.raises(Diverged) as error:
+        engine.train(runs.config(task__target=f"{__name__}.Root", evaluations={}, log__examples=True), workdir=tmp_path)
+    assert str(error.value).startswith(
+        "step 1: the gradient of a finite loss is not finite; the update was skipped. "
+        "Gradients that are not finite: head/bias. Check the data of that step"
+    )
+    steps = [json.loads(line)["step"] for line in (tmp_path / "examples/0-of-1.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))  # the batch that was read again is not logged again
+
+
 def test_non_finite_loss_stops_the_run_with_its_step(tmp_path):
-    with pytest.raises(Diverged, match=r"step \d+: the loss or its gradient is not finite") as error:
+    with pytest.raises(Diverged, match=r"step \d+: the loss is not finite") as error:
         engine.train(runs.config(task__target=f"{__name__}.Bad", evaluations={}), workdir=tmp_path)
     assert error.value.exit_code == 43
     assert runs.status(tmp_path)["state"] == "failed"
@@ -408,7 +427,7 @@ def test_skipped_batches_are_counted_logged_and_saved(skipping):
     assert runs.rows(skipping, "batch")[32] == 31
     assert position(skipping, 32) == {"next_batch": 32, "next_example": 512, "skipped": [7, 8, 22], "row": {}}
     assert (
-        "warning: step 8: the loss or its gradient is not finite; the update of batch 7 is skipped"
+        "warning: step 8: the loss is not finite; the update of batch 7 is skipped"
         in (skipping / "log.txt").read_text()
     )
     assert int(state_at(skipping, 32).step) == 32
@@ -469,8 +488,8 @@ def test_every_saved_state_is_finite(tmp_path, policy):
 
 
 def test_state_that_overflows_in_the_last_update_is_not_saved(tmp_path):
-    huge = dict(target="optax.sgd", learning_rate=3e38, clip_norm=None, schedule="constant")
-    config = poisoned("stop", (0,), 1e4, optimizer=huge, train__total="1 step")
-    with pytest.raises(Diverged, match=r"step 1: params/\S+ has values that are not finite"):
+    huge = dict(target="optax.sgd", learning_rate=1e30, clip_norm=None, schedule="constant")
+    config = poisoned("stop", (0,), 1e12, optimizer=huge, train__total="1 step")
+    with pytest.raises(Diverged, match=r"step 1: params/\S+, .* have values that are not finite\."):
         engine.train(config, workdir=tmp_path)
     assert entry.checkpoints(tmp_path) == []

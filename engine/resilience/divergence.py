@@ -14,6 +14,7 @@ from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import ConvoyError
 
 MAX_BAD_IN_A_ROW = 10  # batches
+SHOWN = 3  # arrays that a message names
 
 
 class Diverged(ConvoyError):
@@ -21,6 +22,12 @@ class Diverged(ConvoyError):
 
     exit_code = ExitStatus.STOP
     everywhere = True
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Returns the first `SHOWN` names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 class Divergence:
@@ -70,12 +77,13 @@ class Divergence:
         for batch, metrics in enumerate(values, first):
             self._in_a_row = self._in_a_row + 1 if metrics[self._skipped_column, 0] else 0
             if self._in_a_row and batch not in self.skipped:
-                finite = np.isfinite(metrics[[self._loss_column, self._norm_column], 0]).all()
-                self._add_bad_batch(batch, bool(finite))
+                loss, norm = np.isfinite(metrics[[self._loss_column, self._norm_column], 0])
+                of_gradient = "the loss is a spike" if norm else "the gradient of a finite loss is not finite"
+                self._add_bad_batch(batch, of_gradient if loss else "the loss is not finite")
 
-    def _add_bad_batch(self, batch: int, finite: bool) -> None:
+    def _add_bad_batch(self, batch: int, problem: str) -> None:
         if not self._bad:
-            self._problem = "the loss is a spike" if finite else "the loss or its gradient is not finite"
+            self._problem = problem
         if self._policy == "skip":
             self.skipped.add(batch)
             self._say(f"warning: step {batch + 1}: {self._problem}; the update of batch {batch} is skipped")
@@ -86,7 +94,14 @@ class Divergence:
             self._first_bad = min((b for b in self._bad if b >= self._series_start), default=self._series_start)
         self.pending = bool(self._bad) or self._first_bad is not None
 
-    def must_roll_back(self, step: int, checkpoints: Sequence[int], ending: bool, broken: Sequence[str] = ()) -> bool:
+    def must_roll_back(
+        self,
+        step: int,
+        checkpoints: Sequence[int],
+        ending: bool,
+        broken: Sequence[str] = (),
+        explain: Callable[[int], str] = lambda batch: "",
+    ) -> bool:
         """Whether the run must return to its newest checkpoint; `skipped` then includes the batches to skip.
 
         If False and `pending` is still True, do not save: an earlier update may have corrupted the state.
@@ -96,25 +111,29 @@ class Divergence:
             checkpoints: steps that are saved, oldest first.
             ending: whether the run ends here, so that no good step can follow bad steps.
             broken: names of state arrays with values that are not finite, found before a save.
+            explain: returns sentences about a bad batch. Called only before Diverged is raised, as it may take long.
 
         Raises:
             Diverged: the policy ends the run.
         """
         if broken:
-            self._problem = f"{broken[0]} has values that are not finite"
+            self._problem = f"{list_names(broken)} {'has' if len(broken) == 1 else 'have'} values that are not finite"
             self._first_bad, self._series_start, self.pending = step, step - self._in_a_row, True
         if not self.pending:
             return False
         found = f"step {self._bad[0] + 1 if self._bad else step}: {self._problem}"
         if self._policy == "rollback":
-            return self._choose_batches(found, checkpoints, ending)
+            return self._choose_batches(found, checkpoints, ending, explain)
         if self._policy == "skip" and not broken:
             found += f"; {MAX_BAD_IN_A_ROW} updates in a row were skipped"
         elif self._bad:
             found += "; the update was skipped"
-        raise Diverged(f"{found}. {self._advice(checkpoints)}")
+        reason = "" if broken else explain(self._bad[0] if self._bad else step - 1)
+        raise Diverged(f"{found}. {reason}{self._advice(checkpoints)}")
 
-    def _choose_batches(self, found: str, checkpoints: Sequence[int], ending: bool) -> bool:
+    def _choose_batches(
+        self, found: str, checkpoints: Sequence[int], ending: bool, explain: Callable[[int], str]
+    ) -> bool:
         """Adds the batches to skip after a rollback; returns False if the next results must show them first."""
         saved = max(checkpoints, default=0)
         if self._first_bad is not None:
@@ -126,7 +145,8 @@ class Divergence:
             chosen = self._bad
         if chosen[0] < saved:
             raise Diverged(
-                f"{found}; no batch is left to skip since the checkpoint of step {saved}. {self._advice(checkpoints)}"
+                f"{found}; no batch is left to skip since the checkpoint of step {saved}. {explain(chosen[-1])}"
+                f"{self._advice(checkpoints)}"
             )
         self.skipped |= set(chosen)
         self._say(

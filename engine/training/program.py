@@ -24,7 +24,7 @@ from engine.training.evaluation_program import EvaluationProgram
 from engine.training.flops import count_flops, has_convolution
 from engine.training.model import Arrays
 from engine.training.state import Shardings, TrainState, abstract_state, initial_state, optimizer_shardings
-from engine.training.step import StepSpec, make_finite, make_steps, make_train_step
+from engine.training.step import StepSpec, make_finite, make_finite_gradient, make_steps, make_train_step
 from engine.training.task import check_loss, missing_key_reported
 from engine.tuning.control_flow import step_control_flow
 from engine.types import PyTree
@@ -218,6 +218,11 @@ class Program:
     def not_finite(self, state: TrainState) -> list[str]:
         """Returns the paths of arrays of a state with values that are not finite (`make_finite`); waits for it."""
         return [path for path, finite in self._finite(state).items() if not finite]
+
+    def not_finite_gradients(self, state: TrainState, batch: Batch, step: int) -> list[str]:
+        """Returns the paths of parameters whose gradient is not finite with this state, batch and step. Compiles."""
+        finite = jax.jit(with_layout(self.spec.layout, make_finite_gradient(self.spec, self.task_metrics)))
+        return [path for path, is_finite in finite(state, batch, jnp.asarray(step)).items() if not is_finite]
 
     def trace(self, k: int) -> jax.stages.Traced:
         """Returns the traced, not yet compiled, program of k steps."""

@@ -139,6 +139,17 @@ def make_finite(spec: StepSpec) -> Callable[[TrainState], dict[str, jax.Array]]:
     return finite
 
 
+def make_finite_gradient(spec: StepSpec, metric_names: tuple[str, ...]) -> Callable[..., dict[str, jax.Array]]:
+    """Returns `(state, batch, step) -> {path: bool}`: whether the gradient of a parameter is finite in this step."""
+
+    def finite(state: TrainState, batch: Batch, step: jax.Array) -> dict[str, jax.Array]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), step)
+        grads, _, _ = _gradients(spec, metric_names, state, batch, key)
+        return {path: jnp.isfinite(grad).all() for path, grad in grads.items()}
+
+    return finite
+
+
 def _gradients(
     spec: StepSpec, metric_names: tuple[str, ...], state: TrainState, batch: Batch, key: jax.Array
 ) -> tuple[Arrays, jax.Array, Arrays]:

@@ -39,11 +39,20 @@ class Loop:
 
 
 def test_stop_raises_at_the_first_bad_batch_with_advice():
-    with pytest.raises(Diverged, match=r"step 8: the loss or its gradient is not finite; .* checkpoints: 2, 4\. ") as e:
+    with pytest.raises(Diverged, match=r"step 8: the loss is not finite; .* checkpoints: 2, 4\. ") as e:
         Loop("stop", [7]).run()
     assert e.value.exit_code == 43
     with pytest.raises(Diverged, match="step 8: the loss is a spike"):
         Loop("stop", [7], finite=True).run()
+
+
+def test_gradient_and_loss_are_told_apart_and_explained_before_the_end():
+    values = np.zeros((2, len(NAMES), 2))
+    values[:, 3, 0], values[0, 1, 0] = 1, np.inf
+    policy = Loop("stop").policy
+    policy.add_results(7, values)
+    with pytest.raises(Diverged, match=r"step 8: the gradient of a finite loss is not finite; .* Batch 7\. Check"):
+        policy.must_roll_back(10, [4], False, explain=lambda batch: f"Batch {batch}. ")
 
 
 def test_first_of_several_bad_batches_is_reported():
@@ -76,7 +85,7 @@ def test_rollback_skips_bad_batches_followed_by_a_good_batch(k):
     loop = Loop("rollback", [7, 8, 22])
     assert loop.run(k=k) == [7, 8, 22]
     assert loop.rollbacks == 2
-    assert loop.messages[0].startswith("warning: step 8: the loss or its gradient is not finite; ")
+    assert loop.messages[0].startswith("warning: step 8: the loss is not finite; ")
     assert loop.messages[0].endswith("rolling back to step 4 to continue without batches 7, 8")
 
 
@@ -119,6 +128,11 @@ def test_rollback_waits_for_more_results_unless_the_run_is_ending():
 def test_non_finite_state_with_finite_losses_raises(policy):
     with pytest.raises(Diverged, match="step 12: params/w has values that are not finite"):
         Loop(policy).policy.must_roll_back(12, [4], False, ["params/w"])
+
+
+def test_at_most_three_arrays_are_named():
+    with pytest.raises(Diverged, match=r"step 12: a, b, c and 2 more have values that are not finite\. Check"):
+        Loop("stop").policy.must_roll_back(12, [4], False, ["a", "b", "c", "d", "e"])
 
 
 def test_rollback_skips_the_batch_before_a_non_finite_state():
