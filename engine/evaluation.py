@@ -53,6 +53,8 @@ class Evaluation:
         self.name, self.config = name, config
         batches = evaluation_batches(name, config.data, spec, batch_size, len(source))
         self.warnings = check_memory(batches, program.mesh, program.abstract_weights(averaged=False).to_tree())
+        self.unweighted: list[str] = []
+        """Metrics of the latest run whose total weight was 0, so that they have no value."""
         self._step, self._names, self._by_row = program.evaluation(spec, batch_size)
         if not self._names:
             raise TaskError(f"{where}: {type(program.task).__name__}.evaluate returned no metric.")
@@ -99,6 +101,7 @@ class Evaluation:
                 on_batch()
         for result in waiting:
             sums += np.asarray(result, np.float64)
+        self.unweighted = [name for name, (_, weight) in zip(self.metrics, sums, strict=True) if not weight]
         values = [float(total / weight) if weight else float("nan") for total, weight in sums]
         return dict(zip(self.metrics, values, strict=True))
 

@@ -279,6 +279,9 @@ class Evaluate:
                 return
             else:
                 new |= found
+                if evaluation.unweighted:
+                    names = list_names(evaluation.unweighted)
+                    self.say(f"warning: step {step}: every weight of {names} is 0, so there is no value (NaN)")
         if new:
             self.results |= new
             self.recorder.note(step, new)

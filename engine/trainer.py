@@ -5,6 +5,7 @@ the loop dispatches steps until the next event is due.
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 
@@ -38,6 +39,7 @@ from engine.observe.profiler import ProfileWindow
 from engine.observe.recorder import Recorder
 from engine.observe.summary import Summary
 from engine.observe.writer import metrics_of
+from engine.observe.zero_weights import ZeroWeights
 from engine.phases import SAVING, TRAINING, Phases
 from engine.resilience.divergence import Divergence
 from engine.resilience.memory_check import check_memory, training_batches
@@ -100,6 +102,7 @@ class Trainer:
         check_best(config.checkpoint.best, self.evaluations)
         self.checkpoints = build_checkpointer(config.checkpoint, to_text(config), directory, size, self.say)
         self._divergence = Divergence(config.resilience.divergence, self.program.metric_names, self.say)
+        self._zero_weights = ZeroWeights(math.ceil(len(source) / size.batch_size), self.say)
         hang_s, timeout_s = config.resilience.hang.seconds, config.checkpoint.timeout.seconds
         k = config.train.steps_per_dispatch
         self._watchdog = Watchdog(hang_s, timeout_s, directory.stacks, directory.attempt, k)
@@ -278,6 +281,7 @@ class Trainer:
         """Receives the metrics of the steps from `first` on: totals and weights `[steps, names, 2]`."""
         self._watchdog.arrived = first + len(values)
         self._divergence.add_results(first, values)
+        self._zero_weights.add_results(first, values)
 
     def summary(self) -> Summary:
         """Returns the summary of the run so far."""

@@ -94,7 +94,9 @@ def test_metric_without_weight_is_nan():
             return {"nothing": Mean.of(batch["x"], where=batch["valid"] * 0)}
 
     program = zoo.program(Empty())
-    results = evaluation(program).run(program.init())
+    subject = evaluation(program)
+    results = subject.run(program.init())
+    assert subject.unweighted == ["heldout/nothing"]
     assert results is not None and np.isnan(results["heldout/nothing"])
 
 

@@ -235,6 +235,22 @@ class Bad(zoo.Classify):
         return engine.Loss(loss.total * jax.numpy.where(batch["x"][:, 0] > 2.0, jax.numpy.nan, 1), loss.weight)
 
 
+class Masked(zoo.Classify):
+    """Masks every example."""
+
+    def loss(self, model, batch, rng):
+        loss = super().loss(model, batch, rng)
+        return engine.Loss(loss.total, loss.weight * 0)
+
+
+def test_weights_that_are_all_zero_are_said(tmp_path):
+    engine.train(runs.config(task__target=f"{__name__}.Masked", train__total="6 steps"), workdir=tmp_path)
+    log = (tmp_path / "log.txt").read_text()
+    assert "warning: step 1: every weight of the loss is 0 in this batch" in log
+    assert "warning: step 4: every weight of the loss was 0 for a whole epoch" in log
+    assert "warning: step 4: every weight of heldout/loss is 0, so there is no value (NaN)" in log
+
+
 class Root(zoo.Classify):
     """Its loss is finite, but the square root of 0 has no finite gradient."""
 
