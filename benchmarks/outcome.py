@@ -13,6 +13,7 @@ import numpy as np
 
 from engine.checkpoint.manifest import MANIFEST
 from engine.run import ledger
+from engine.run.plain_path import plain_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +48,8 @@ def state_arrays(run: Path, step: int | None = None) -> dict[str, np.ndarray]:
     import jax
     import orbax.checkpoint as ocp
 
-    path = (run / "checkpoints" / str(max(saved(run)) if step is None else step) / "state").absolute()
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    folder = run / "checkpoints" / str(max(saved(run)) if step is None else step) / "state"
+    with plain_path(folder) as path, ocp.PyTreeCheckpointer() as checkpointer:
         tree = checkpointer.metadata(path).item_metadata.tree
         args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         state = checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=tree, restore_args=args))

@@ -54,11 +54,11 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     The mount ends with the process, or by `unmount`.
 
     Raises:
-        RunError: the scheme is unsupported, or the bucket cannot be mounted.
+        RunError: the scheme is unsupported, the bucket cannot be mounted, or the text cannot be the name of a file.
     """
     found = _ADDRESS.fullmatch(os.fspath(path))
     if found is None or not is_address(path):
-        return Path(path)
+        return _local(path)
     scheme, bucket = found["scheme"], found["bucket"]
     if scheme not in PROGRAMS or not bucket:
         supported = " and ".join(f"{known}://BUCKET/PATH" for known in PROGRAMS)
@@ -71,6 +71,13 @@ def local_path(path: str | os.PathLike[str]) -> Path:
         if name not in _mounts or _mounts[name].process.poll() is not None:
             _mounts[name] = _mount(scheme, bucket)
         return _mounts[name].folder / found["path"]
+
+
+def _local(path: str | os.PathLike[str]) -> Path:
+    with contextlib.suppress(UnicodeEncodeError):  # a surrogate that stands for no byte
+        if b"\0" not in os.fsencode(path):
+            return Path(path)
+    raise RunError(f"{os.fspath(path)!r}: contains a character that no file name can contain. Correct the path.")
 
 
 def local_text(path: str) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import os
 import re
 import sys
@@ -17,10 +18,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.config.errors import CheckpointError
+from engine.config.errors import CheckpointError, ConvoyError
+from engine.run.plain_path import plain_path
 from engine.types import PyTree
 
 if TYPE_CHECKING:
+    import jax
+    from etils import epath
     from orbax.checkpoint import PyTreeCheckpointHandler
 
 
@@ -50,31 +54,29 @@ def write(folder: Path, state: PyTree, copied: Callable[[], None]) -> None:
     """
     handler = _handler()
     import orbax.checkpoint as ocp
-    from etils import epath
 
     folder.mkdir(exist_ok=True)  # not its parents: if the disk is no longer mounted, nothing may be saved in its place
-    loop = asyncio.new_event_loop()
-    try:
-        parts = loop.run_until_complete(handler.async_save(epath.Path(folder), args=ocp.args.PyTreeSave(state)))
-    finally:
-        loop.close()
-    copied()
-    for part in parts or ():
-        part.result()
+    with _orbax_path(folder) as path:
+        loop = asyncio.new_event_loop()
+        try:
+            parts = loop.run_until_complete(handler.async_save(path, args=ocp.args.PyTreeSave(state)))
+        finally:
+            loop.close()
+        copied()
+        for part in parts or ():
+            part.result()
 
 
 def finish(folder: Path) -> None:
     """Merges the parts of all processes; one process calls it, when all have written. Raises like `write`."""
-    from etils import epath
-
-    _handler().finalize(epath.Path(folder))
+    with _orbax_path(folder) as path:
+        _handler().finalize(path)
 
 
 def describe(folder: Path) -> PyTree:
     """Returns the stored tree, with Orbax's metadata (shape, dtype) as leaves. Raises like `write`."""
-    from etils import epath
-
-    return _handler().metadata(epath.Path(folder)).tree
+    with _orbax_path(folder) as path:
+        return _handler().metadata(path).tree
 
 
 def read(folder: Path, abstract_state: PyTree, *, partial: bool = False) -> PyTree:
@@ -88,15 +90,35 @@ def read(folder: Path, abstract_state: PyTree, *, partial: bool = False) -> PyTr
     handler = _handler()
     import jax
     import orbax.checkpoint as ocp
-    from etils import epath
 
     arguments = ocp.checkpoint_utils.construct_restore_args(abstract_state)
     args = ocp.args.PyTreeRestore(item=abstract_state, restore_args=arguments, partial_restore=partial)
-    return jax.block_until_ready(handler.restore(epath.Path(folder), args=args))
+    with _orbax_path(folder) as path:
+        return jax.block_until_ready(handler.restore(path, args=args))
+
+
+def read_smallest(folder: Path) -> tuple[str, "jax.Array"]:
+    """Returns the path and the value of the smallest stored array, on a device of this process. Raises like `write`."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    tree = describe(folder)
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    key, smallest = min(leaves, key=lambda leaf: math.prod(leaf[1].shape) * leaf[1].dtype.itemsize)
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    wanted = jax.ShapeDtypeStruct(smallest.shape, smallest.dtype, sharding=sharding)
+    alone = jax.tree.map(lambda leaf: wanted if leaf is smallest else ocp.PLACEHOLDER, tree)
+    (array,) = (leaf for leaf in jax.tree.leaves(read(folder, alone)) if leaf is not ocp.PLACEHOLDER)
+    return jax.tree_util.keystr(key, simple=True, separator="/"), array
 
 
 def error_text(error: BaseException) -> str:
-    """Returns the message of an error of Orbax or the disk in one line; TensorStore's messages are very long."""
+    """Returns the message of an error of Orbax or the disk in one line, as TensorStore's messages are very long.
+
+    Errors of the engine are sentences, and are returned as they are.
+    """
+    if isinstance(error, ConvoyError):
+        return str(error)
     if code := _SYSTEM_ERROR.search(str(error)):
         return os.strerror(int(code[1]))
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
@@ -142,6 +164,15 @@ def _drop_late_results() -> None:
             former(unraisable)
 
     sys.unraisablehook = hook
+
+
+@contextlib.contextmanager
+def _orbax_path(folder: Path) -> Iterator["epath.Path"]:
+    """Yields the path of a folder in Orbax's type, for the time of a call."""
+    from etils import epath
+
+    with plain_path(folder) as path:
+        yield epath.Path(path)
 
 
 def _handler() -> "PyTreeCheckpointHandler":

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from engine.checkpoint import arrays, timeouts
 from engine.checkpoint.arrays import error_text
-from engine.checkpoint.integrity import HashedPart, hash_part, write_merged_manifest
+from engine.checkpoint.integrity import HashedPart, hash_part, read_back, write_merged_manifest
 from engine.checkpoint.manifest import divide_files, files_of, sync_folder, write_durably
 from engine.checkpoint.store import CONFIG, DELETED, POSITION, SAVING, STATE
 from engine.cluster import group
@@ -126,6 +126,7 @@ class Saver:
         self._latest: AsyncSave | None = None
         self._polled = True  # whether `poll` has returned the latest save
         self._count = 0  # number of saves
+        self._read_back = False  # whether a save was read back
         self._writer: storage.Background | None = None  # writer thread of the latest save
         self._abandoned: list[AsyncSave] = []  # failed saves; others may still write in their folders
         self._digests: Digests | None = None
@@ -245,13 +246,16 @@ class Saver:
             names = group.scatter(divide_files(files_of(save.folder), group.count()), save.topic)
             parts = self._gather(save, hash_part(save.folder, names, part.digests))
             write_merged_manifest(save.folder, save.step, parts, part.texts)
+            if not self._read_back:  # the first save of an attempt shows whether later saves can be read
+                read_back(save.folder, STATE)
+                self._read_back = True
             self._commit(save)
             self._end(save, "")
         except Exception as error:
             self._abandoned.append(save)
             with contextlib.suppress(ConvoyError, OSError):  # the error above is the one to report
                 self._remove_abandoned()
-            self._end(save, f"{_reason(error)}{self._sizes(save)}")
+            self._end(save, f"{error_text(error)}{self._sizes(save)}")
 
     def _gather(self, save: AsyncSave, part: HashedPart) -> dict[int, HashedPart]:
         """Returns the reports of all processes at the end of a stage.
@@ -315,7 +319,7 @@ class Saver:
             try:
                 part.write(save)
             except Exception as error:
-                _report(save, {"error": _reason(error)})
+                _report(save, {"error": error_text(error)})
                 return
             save.advance(Stage.WRITING, Stage.FINISHING)
             _report(save, {})
@@ -392,8 +396,3 @@ def _others_may_write(save: AsyncSave) -> bool:
     """Whether a process other than the primary has not reported that its part is written."""
     written = {0}.union(*(group.peek(save.topic, turn) for turn in _REPORT.values()))
     return len(written) < group.count()
-
-
-def _reason(error: Exception) -> str:
-    """Returns an error in one line; errors of the engine are sentences and need no type name."""
-    return str(error) if isinstance(error, ConvoyError) else error_text(error)

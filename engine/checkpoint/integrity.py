@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from engine.checkpoint import timeouts
+from engine.checkpoint.arrays import read_smallest, reraise
 from engine.checkpoint.manifest import (
     Entry,
     Manifest,
@@ -130,6 +131,27 @@ def write_merged_manifest(
     files = {name: Entry(*entry) for part in parts.values() for name, entry in part.get("files", {}).items()}
     arrays = [np.array(part.get("arrays"), np.uint32).reshape(-1, 2) for part in parts.values()]
     write_manifest(folder, Manifest(step, files, texts(np.sum(arrays, 0, np.uint32))))  # modulo 2^32
+
+
+def read_back(folder: Path, state: str) -> None:
+    """Reads the manifest, the metadata and the smallest array of a step that was just written.
+
+    Args:
+        folder: of the step.
+        state: name of the subfolder with the arrays.
+
+    Raises:
+        CheckpointError: one of them cannot be read or differs from what was written.
+    """
+    from engine.parallel.digest import Digests  # loads JAX
+
+    with reraise(lambda text: f"it cannot be read back: {text}"):
+        expected = read_manifest(folder).arrays
+        path, array = read_smallest(folder / state)
+        if (found := Digests(array).of(array)[""]) != expected.get(path):
+            raise CheckpointError(
+                f"it cannot be read back: array {path} has the digest {found}, expected {expected.get(path, 'none')}"
+            )
 
 
 def verify(

@@ -36,6 +36,7 @@ from engine.cluster.peer_failure import LostPeer
 from engine.config.errors import CheckpointError
 from engine.run import storage
 from engine.run.lease import Lease
+from engine.run.plain_path import plain_path
 from engine.types import PyTree
 
 STATE, POSITION, CONFIG = "state", "position/position.json", "config/config.json"
@@ -99,6 +100,7 @@ class CheckpointStore:
         """Checks that the directory is writable. The primary also removes what killed saves and deletions left."""
         try:
             storage.probe(self.directory)
+            storage.bounded(self._check_path, timeouts.LIST_S)
             leftovers = storage.bounded(
                 lambda: [path for pattern in _LEFTOVERS for path in self.directory.glob(pattern)], timeouts.LIST_S
             )
@@ -113,6 +115,10 @@ class CheckpointStore:
             with lease.writing():
                 for path in leftovers:
                     self._deleting[path] = storage.Background(lambda path=path: shutil.rmtree(path), "leftover")
+
+    def _check_path(self) -> None:
+        with plain_path(self.directory):  # raises an error if Orbax cannot use the path
+            pass
 
     # Lists
 

@@ -6,6 +6,7 @@ A *key* is the section and the path of an array in a state: "params/encoder/0/ke
 """
 
 import contextlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,7 @@ def find_step(checkpoint: str) -> tuple[str, int]:
     Raises:
         CheckpointError: there is no checkpoint.
     """
-    path = local_path(checkpoint).expanduser().absolute()
+    path = local_path(os.path.expanduser(checkpoint)).absolute()
     if path.name.isdecimal() and (path / MANIFEST).is_file():
         return shown(path.parent), int(path.name)
     run = RunDirectory(path)

@@ -7,6 +7,7 @@ ConfigError with file and line.
 
 import importlib
 import os
+import re
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -48,10 +49,10 @@ def load(reference: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def _read(reference: str) -> Draft:
-    if "://" in reference:
+    if re.match(r"[\w+.-]+://", reference):
         advice = f"load(str(engine.local_path({reference!r})))"
         raise ConfigError(f"{reference}: found the address of a bucket. Name its folder on this machine: {advice}.")
-    path = Path(reference).expanduser()
+    path = Path(os.path.expanduser(reference))  # of the text: Path("./~") is a path to expand
     if path.is_dir():
         path = path / CONFIG_TEXT
         if not path.is_file():

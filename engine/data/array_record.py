@@ -7,7 +7,9 @@ import contextlib
 import glob
 import hashlib
 import os
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -30,7 +32,9 @@ WRITER_OPTIONS = "group_size:1,zstd:1"
 class ArrayRecordSource:
     """Source of the records in one or more files written by `write_array_record`.
 
-    The files follow each other in the order of the list of paths. Files that match one wildcard are sorted by name.
+    The files follow each other in the order of the list of paths. Files that match one wildcard are sorted by name. The
+    leading folders of a path, or the whole path, are taken literally as far as they exist as written: in
+    `lr=[0.1]/*.arrayrecord`, only `*` is a wildcard if there is a folder `lr=[0.1]`.
     """
 
     def __init__(self, pattern: str | Sequence[str]):
@@ -45,10 +49,10 @@ class ArrayRecordSource:
         """
         self.paths: list[str] = []
         for path in [pattern] if isinstance(pattern, str) else pattern:
-            found = sorted(glob.glob(os.path.expanduser(local_path(path))))
+            found = sorted(glob.glob(_escape_existing(local_path(os.path.expanduser(path)))))
             if not found:
                 raise DataError(f"{path}: no such file. Write it with `convoy data write`, or correct the pattern.")
-            self.paths += found
+            self.paths += map(_check_name, found)
         if not self.paths:
             raise DataError("The list of paths is empty. Name at least one ArrayRecord file.")
         try:
@@ -109,6 +113,27 @@ class ArrayRecordSource:
         return f"record {index} of {', '.join(self.paths[:3])}"
 
 
+def _escape_existing(pattern: Path) -> str:
+    """Returns a pattern in which wildcards are escaped in the longest leading part that exists as written."""
+    existing = next((path for path in (pattern, *pattern.parents) if os.path.exists(path)), Path())
+    return str(Path(glob.escape(str(existing)), *pattern.parts[len(existing.parts) :]))
+
+
+def _check_name(path: str) -> str:
+    """Returns the path of a file.
+
+    Raises:
+        DataError: the ArrayRecord library cannot open it.
+    """
+    is_text = os.fsencode(path).decode(errors="ignore") == path
+    if not is_text or re.search(r"\[\d+:\d+\]$", path):
+        raise DataError(
+            f"{path!r}: an ArrayRecord file must have a path in UTF-8 that does not end like [0:9], which the library "
+            "reads as a range of records. Rename it."
+        )
+    return path
+
+
 def _sample(path: str) -> str:
     """Returns a hash of evenly spaced windows of a file, which include its first and its last bytes."""
     found, last = hashlib.blake2b(digest_size=6), max(0, os.path.getsize(path) - WINDOW_BYTES)
@@ -132,7 +157,7 @@ def write_array_record(source: Source, path: str, progress: Callable[[int, int],
     Raises:
         DataError: an example cannot be encoded, or the folder cannot be written to.
     """
-    path = str(local_path(path))
+    path = _check_name(str(local_path(path)))
     unfinished = f"{path}.unfinished"
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)

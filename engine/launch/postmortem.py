@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,7 +63,7 @@ def note_output(folder: Path) -> None:
 def _status_path(folder: Path) -> Path | None:
     """Returns the status file of the job's run; None if the job has none."""
     file = folder / verdict.STATUS
-    path = local_path(file.read_text()) if file.exists() else None
+    path = local_path(os.fsdecode(file.read_bytes())) if file.exists() else None
     return path if path is not None and path.exists() else None
 
 

@@ -4,11 +4,13 @@ The window `start` to `start + steps` counts completed updates: [10, 15) contain
 step 15. A trace contains whole dispatches.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from engine.config.errors import RunError
+from engine.run.plain_path import plain_path
 from engine.types import PyTree
 
 type Call = Callable[..., PyTree]
@@ -30,6 +32,7 @@ class ProfileWindow:
         self._directory, self._say = Path(directory), say
         self._began: int | None = None  # step at which the open trace started
         self._attempt_began = False
+        self._stack = contextlib.ExitStack()  # closed at the end of the open trace
 
     def begin_attempt(self, step: int) -> None:
         """Reports a window that starts before the first step of this attempt."""
@@ -104,8 +107,10 @@ class ProfileWindow:
 
         jax.block_until_ready(pending)
         try:
-            jax.profiler.start_trace(self._directory)
-        except RuntimeError as error:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            jax.profiler.start_trace(self._stack.enter_context(plain_path(self._directory)))
+        except (RuntimeError, OSError) as error:
+            self._stack.close()
             raise RunError(
                 f"profile: the profiler of JAX cannot start at step {step} ({error}). "
                 "End the other trace of this process, or set profile.start=None."
@@ -120,6 +125,7 @@ class ProfileWindow:
         try:
             jax.block_until_ready(pending)
         finally:
-            jax.profiler.stop_trace()
+            with self._stack:
+                jax.profiler.stop_trace()
         where = f"{self._directory} (xprof --logdir {self._directory})"
         self._say(f"profile: steps {began} to {step} are traced in {where}")

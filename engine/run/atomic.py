@@ -32,7 +32,7 @@ def write_text(path: Path, text: str, before_rename: Callable[[], None] = lambda
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:  # paths may not be UTF-8
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -29,6 +29,8 @@ from engine.run.atomic import cannot_write
 from engine.run.goodput import Stopwatch
 from engine.run.lease import Lease, LeaseLost
 
+LONGEST_PATH = 4096 - 256  # bytes: Linux allows 4096, and the longest name below a run has less than 256
+
 
 class RunDirectory:
     """Paths of a run. The constructor only mounts a bucket where needed; `open` prepares the directory for training.
@@ -121,6 +123,12 @@ class RunDirectory:
             raise
 
     def _make(self) -> None:
+        length = len(os.fsencode(self.path.absolute()))
+        if length > LONGEST_PATH:
+            raise RunError(
+                f"{self}: this path has {length} bytes, too many for the files of a run. Allowed are {LONGEST_PATH}. "
+                "Choose another directory with --workdir=DIR."
+            )
         try:
             storage.probe(self.path)
         except storage.StorageTimeout as error:

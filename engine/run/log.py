@@ -71,7 +71,7 @@ class _File(logging.FileHandler):
     """Writes `2025-01-31T12:00:00Z text`, with the level if above INFO. Reports a full disk once, on stderr."""
 
     def __init__(self, path: Path):
-        super().__init__(path, mode="a", encoding="utf-8")
+        super().__init__(path, mode="a", encoding="utf-8", errors="backslashreplace")  # paths may not be UTF-8
         self.error_reported = False
 
     def emit(self, record: logging.LogRecord) -> None:

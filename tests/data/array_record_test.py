@@ -130,6 +130,30 @@ def test_unwritable_folder_raises_data_error(tmp_path):
         write_array_record(make(1), str(tmp_path / "file" / "x.arrayrecord"))
 
 
+def test_existing_leading_part_of_a_pattern_is_literal(tmp_path):
+    for folder, size in (("a[1]", 3), ("a1", 4), ("b", 5)):
+        for name in ("x[2].rec", "x2.rec"):
+            write_array_record(make(size), str(tmp_path / folder / name))
+
+    def found(pattern):
+        return [os.path.relpath(path, tmp_path) for path in ArrayRecordSource(str(tmp_path / pattern)).paths]
+
+    assert found("a[1]/x[2].rec") == ["a[1]/x[2].rec"]
+    assert found("a[1]/x*.rec") == ["a[1]/x2.rec", "a[1]/x[2].rec"]
+    assert found("a[[]1]/*2.rec") == ["a[1]/x2.rec"]
+    assert found("[ab]/x[2].rec") == ["b/x2.rec"]
+    assert found("a[12]/x[[]*") == ["a1/x[2].rec"]
+
+
+@pytest.mark.parametrize("name", ["x.rec[0:3]", "\udcff.rec"])
+def test_name_that_the_library_cannot_open_is_refused(tmp_path, name):
+    with pytest.raises(DataError, match="an ArrayRecord file must have a path in UTF-8 that does not end like"):
+        write_array_record(make(), str(tmp_path / name))
+    (tmp_path / name).touch()
+    with pytest.raises(DataError, match="an ArrayRecord file must have a path in UTF-8 that does not end like"):
+        ArrayRecordSource(str(tmp_path / "*"))
+
+
 def test_pattern_without_match_raises_data_error(tmp_path):
     with pytest.raises(DataError, match=r"none-\*: no such file. Write it with `convoy data write`"):
         ArrayRecordSource(str(tmp_path / "none-*"))

@@ -51,7 +51,8 @@ def stopped(job: harness.Job, run: Path, begin: float) -> tuple[int, float]:
 @pytest.mark.case("SIGTERM")
 @pytest.mark.parametrize("whom", ["one", "all"])
 def test_sigterm_saves_and_resume_is_bitwise_equal(whom, tmp_path, two, add_row):
-    run, config = tmp_path / "run", harness.config(tmp_path / "config", pause=0.05, **PAIR)
+    # In a directory whose name Orbax takes as a pattern, and which is not UTF-8.
+    run, config = tmp_path / "lr=[0.1]\udcff", harness.config(tmp_path / "config", pause=0.05, **PAIR)
     with harness.Job("train", config, f"--workdir={run}", processes=2) as job:
         job.until_step(run, 12)
         begin = time.monotonic()

@@ -70,8 +70,8 @@ def test_window_traces_its_steps_and_reports_the_folder(tmp_path):
     assert len(messages) == 2
 
 
-def test_window_extends_to_whole_dispatches(tmp_path):
-    messages = run(Window(start=3, steps=5, directory=tmp_path), total=16, k=4)
+def test_window_extends_to_whole_dispatches_in_a_folder_that_is_not_utf8(tmp_path):
+    messages = run(Window(start=3, steps=5, directory=tmp_path / "\udcff"), total=16, k=4)
     assert traced_steps(tmp_path) == [4, 8]
     assert "steps 4 to 12 are traced" in messages[1]
 
