@@ -185,11 +185,11 @@ def test_closed_output_pipe_is_not_an_error():
 def test_exception_in_user_code_is_one_sentence_with_its_line_and_the_file_of_its_traceback(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from engine import Task\nfrom models.digits import Digits\n\n"
-        "class Mine(Digits):\n    def loss(self, model, batch, rng):\n        return batch['imagee']\n"
+        "class Mine(Digits):\n    def loss(self, model, batch, rng):\n        raise TypeError('the loss')\n"
     )
     done = runs.convoy("train", *QUICK, "--config.task.target=mine.Mine", "--workdir=run", cwd=tmp_path)
     assert done.returncode == 1
-    sentence = "KeyError: 'imagee' (mine.py:6 in loss). The batch has image, label."
+    sentence = "TypeError: the loss (mine.py:6 in loss)."
     where = " The traceback is in run/log.txt; CONVOY_TRACEBACK=1 prints it."
     assert done.stderr.splitlines()[-1] == sentence + where and "Traceback" not in done.stderr
     assert runs.status(tmp_path / "run")["reason"] == sentence
