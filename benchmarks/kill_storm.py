@@ -262,6 +262,46 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a storm did to a run.
+
+    Attributes:
+        phases: kills by phase.
+        attempts: of the run.
+        code: exit code of the supervisor.
+        differences: a line for each difference from the unbroken run and for each failed check; empty if all is well.
+        goodput: the table of goodput.
+        lost: steps that were computed again.
+    """
+
+    phases: collections.Counter[str]
+    attempts: int
+    code: int
+    differences: list[str]
+    goodput: str
+    lost: int
+
+
+def compare(folder: Path, kills: int, seed: int, processes: int) -> Result:
+    """Trains the run `unbroken` in a folder without a kill, and the run `run` in a storm, and compares the two."""
+    total = kills * STEPS_PER_KILL
+    config = write_config(folder / "config", total, processes)
+    train_unbroken(config, folder / "unbroken", processes)
+    with Storm(config, folder / "run", processes, total, seed) as storm:
+        code = storm.kill_repeatedly(kills)
+    found = differences(outcome(folder / "run"), outcome(folder / "unbroken"), total)
+    sums = goodput.sums(goodput.read(folder / "run" / "goodput.jsonl"))
+    if (steps := sum(kinds["step"].steps for kinds in sums.values())) != total:
+        found.append(f"goodput: {steps} useful steps, not {total}")
+    if code:
+        found.append(f"exit code {code}")
+    if storm.phases.total() < kills - kills_at_exit(kills):
+        found.append(f"storm: only {storm.phases.total()} kills")
+    lost = sum(kinds["lost"].steps for kinds in sums.values())
+    return Result(storm.phases, len(sums), code, found, goodput_text(RunDirectory(folder / "run")), lost)
+
+
 def main() -> int:
     """Runs the storm and compares; returns 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -272,27 +312,18 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=2, help="of the run")
     args = parser.parse_args()
     print(report.machine())
-    total = args.kills * STEPS_PER_KILL
     folder = Path(tempfile.mkdtemp(prefix="convoy-kill-storm-"))
-    print(f"seed {args.seed}, {args.kills} kills, {total} steps, in {folder}", flush=True)
-    config = write_config(folder / "config", total, args.processes)
-    train_unbroken(config, folder / "unbroken", args.processes)
-    with Storm(config, folder / "run", args.processes, total, args.seed) as storm:
-        code = storm.kill_repeatedly(args.kills)
-    print(", ".join(f"{count} in {phase}" for phase, count in storm.phases.most_common()))
-    print(goodput_text(RunDirectory(folder / "run")))
-    found = differences(outcome(folder / "run"), outcome(folder / "unbroken"), total)
-    sums = goodput.sums(goodput.read(folder / "run" / "goodput.jsonl"))
-    if (steps := sum(kinds["step"].steps for kinds in sums.values())) != total:
-        found.append(f"goodput: {steps} useful steps, not {total}")
-    if code:
-        found.append(f"exit code {code}")
-    if storm.phases.total() <= args.kills - kills_at_exit(args.kills):
-        found.append(f"storm: only {storm.phases.total()} kills")
-    for line in found:
+    print(f"seed {args.seed}, {args.kills} kills, {args.kills * STEPS_PER_KILL} steps, in {folder}", flush=True)
+    result = compare(folder, args.kills, args.seed, args.processes)
+    print(", ".join(f"{count} in {phase}" for phase, count in result.phases.most_common()))
+    print(result.goodput)
+    for line in result.differences:
         print(f"DIFFERENT: {line}")
-    print(f"{storm.phases.total()} kills, {len(sums)} attempts, exit code {code}, {len(found)} differences")
-    return 1 if found else 0
+    print(
+        f"{result.phases.total()} kills, {result.attempts} attempts, exit code {result.code}, "
+        f"{len(result.differences)} differences"
+    )
+    return 1 if result.differences else 0
 
 
 if __name__ == "__main__":

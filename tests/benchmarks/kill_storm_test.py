@@ -1,12 +1,9 @@
-"""The kill storm: what counts as a difference, and a run that is killed once."""
-
-import re
+"""The kill storm: what counts as a difference. tests/faults/supervisor_test.py runs a storm."""
 
 import pytest
 
 from benchmarks.kill_storm import differences
 from benchmarks.outcome import Outcome
-from tests.benchmarks.processes import benchmark
 
 
 def outcome(**changes) -> Outcome:
@@ -34,13 +31,3 @@ def test_equal_outcomes_have_no_difference():
 )
 def test_each_difference_becomes_a_line(changed, words):
     assert words in differences(outcome(**changed), outcome(), 2)
-
-
-@pytest.mark.slow
-@pytest.mark.multiprocess
-def test_run_that_is_killed_once_equals_the_unbroken_run():
-    output = benchmark("kill_storm", "--kills", "1", "--seed", "3", "--processes", "1", seconds=280)
-    assert "seed 3, 1 kills" in output
-    assert re.search(r"kill   1: .* in exit     after step \d+", output), output
-    assert re.search(r"goodput \d+\.\d% of .*, 30 steps in 2 attempts", output), output
-    assert output.splitlines()[-1] == "1 kills, 2 attempts, exit code 0, 0 differences"

@@ -1,4 +1,4 @@
-"""The table of cases: what happened to a run, how soon it was detected, what was lost and whether the result is equal.
+"""Collects the rows of the table of faults: what happened to a run, how soon it was detected, what was lost.
 
 A test of a case is marked with the name of the case and passes its results to the fixture `add_row`:
 
@@ -6,72 +6,17 @@ A test of a case is marked with the name of the case and passes its results to t
     def test_...(add_row):
         add_row("SIGKILL of a worker", detected_s=5.1, recovered_s=3.0, lost=4, bitwise=True, code=137)
 
-The table is printed at the end. Tests of the whole folder do not start when a case of `CASES` has no test that can run.
+The table is printed at the end, and compared with the stored one (`table.py`). `--store-rows` stores it. Tests of the
+whole folder do not start when a case has no test that can run.
 """
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.faults import harness
-
-CASES = (
-    "a worker is killed",
-    "the primary is killed",
-    "all processes are killed",
-    "a process is stopped",
-    "a data source hangs",
-    "an exception in one process",
-    "SIGTERM",
-    "a second signal",
-    "SIGINT",
-    "repeated kills under a supervisor",
-    "a crash at the same step",
-    "out of memory",
-    "processes that do not start",
-    "two processes with one index",
-    "the coordinator's port is taken",
-    "a typo in the config",
-    "a mesh that does not divide",
-    "processes started differently",
-    "a directory that cannot be written",
-    "kills during saves",
-    "a truncated shard",
-    "a flipped bit on disk",
-    "missing checkpoint files",
-    "no usable checkpoint",
-    "a full disk",
-    "slow storage",
-    "hanging storage",
-    "deletion of old checkpoints",
-    "two jobs in one directory",
-    "other processes and another mesh",
-    "another model at resume",
-    "another dataset at resume",
-    "bad records",
-    "data workers that fail",
-    "losses that are not finite or spike",
-    "a bit flip in memory",
-    "clocks that jump or differ",
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """Results of one test; None in a column that the test does not measure."""
-
-    test: str  # its id
-    case: str
-    what: str
-    detected_s: float | None = None  # from the fault to the exit, or to the message about it
-    recovered_s: float | None = None  # from the restart to the first new step
-    lost: int | None = None  # steps that were computed again
-    bitwise: bool | None = None  # losses, state and examples equal those of the undisturbed run
-    code: int | None = None  # exit code of the job
-    note: str = ""  # why this machine could not show it
-
+from tests.faults import harness, table
+from tests.faults.table import CASES, Row
 
 ROWS = pytest.StashKey[list[Row]]()
 
@@ -97,9 +42,14 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> harness.Outcome:
     return harness.undisturbed(tmp_path_factory.mktemp("two"), processes=2, mesh__fsdp=2)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds `--store-rows`."""
+    parser.addoption("--store-rows", action="store_true", help="store the rows of these tests and write their page")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Registers the marker and creates the table."""
-    config.addinivalue_line("markers", "case(name): the case of tests/faults/conftest.py that the test shows")
+    config.addinivalue_line("markers", "case(name): the case of tests/faults/table.py that the test shows")
     config.stash[ROWS] = []
 
 
@@ -115,7 +65,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name in marker.args
     }
     if unknown := shown - {*CASES}:
-        raise pytest.UsageError(f"these cases are not in the list of {__file__}: {', '.join(sorted(unknown))}")
+        raise pytest.UsageError(f"these cases are not in {table.__file__}: {', '.join(sorted(unknown))}")
     missing = [name for name in CASES if name not in shown]
     if missing and {item.path for item in items} >= {*here.glob("*_test.py")}:
         raise pytest.UsageError(f"these cases have no test that can run here: {', '.join(missing)}")
@@ -123,27 +73,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object:
-    """Fails a test of a case that passed without adding a row."""
+    """Fails a test of a case that passed without adding a row, or with other rows than the stored ones."""
     result = yield
-    added = any(row.test == pyfuncitem.nodeid for row in pyfuncitem.config.stash[ROWS])
-    if pyfuncitem.get_closest_marker("case") is not None and not added:
-        pytest.fail("a test of a case calls add_row()")
+    if pyfuncitem.get_closest_marker("case") is not None:
+        added = [row for row in pyfuncitem.config.stash[ROWS] if row.test == pyfuncitem.nodeid]
+        if not added:
+            pytest.fail("a test of a case calls add_row()")
+        if not pyfuncitem.config.getoption("--store-rows") and (why := table.difference(pyfuncitem.nodeid, added)):
+            pytest.fail(why)
     return result
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Prints the table."""
+    """Prints the table; stores it with `--store-rows`."""
     rows = sorted(config.stash[ROWS], key=lambda row: CASES.index(row.case))
     if not rows:
         return
     terminalreporter.section("faults")
-    for cells in (("case", "what", "detected", "recovered", "lost", "bitwise", "exit"), *map(_cells, rows)):
-        terminalreporter.line("{:35}  {:<60} {:>9} {:>9} {:>5} {:>7} {:>5}".format(*cells))
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    seconds = ["" if s is None else f"{s:.1f} s" for s in (row.detected_s, row.recovered_s)]
-    bitwise = "" if row.bitwise is None else "yes" if row.bitwise else "no"
-    lost, code = ("" if value is None else str(value) for value in (row.lost, row.code))
-    what = f"{row.what} (not shown: {row.note})" if row.note else row.what
-    return row.case, what, *seconds, lost, bitwise, code
+    head = ("case", "what", "detected", "recovered", "lost", "bitwise", "exit")
+    for texts in (head, *((row.case, *table.cells(row)) for row in rows)):
+        terminalreporter.line("{:35}  {:<60} {:>9} {:>9} {:>5} {:>7} {:>5}".format(*texts))
+    if config.getoption("--store-rows"):
+        table.store_rows(rows)

@@ -1,7 +1,6 @@
 """Supervised runs: repeated kills do not change the result, and repeated crashes at one step end the run."""
 
 import os
-import random
 import signal
 import time
 from pathlib import Path
@@ -9,14 +8,12 @@ from typing import Any
 
 import pytest
 
-from engine.launch.supervise import KILLS
-from engine.run import goodput
-from tests import runs
+from benchmarks import kill_storm
 from tests.faults import harness
 
 pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.slow]
 
-TIMES, PROCESSES = 6, 2
+KILLS = 10
 
 
 class Crash:
@@ -36,52 +33,15 @@ def supervise(config: str, run: Path, *options: str, **settings: Any) -> harness
     return harness.Job("supervise", *options, "--", "train", config, f"--workdir={run}", **settings)
 
 
-def training_pids(job: harness.Job) -> list[int]:
-    """The pids of the training processes by index; empty until all of them have started."""
-    pids = [job.pid_of(index) for index in range(PROCESSES)]
-    return [] if job.process.pid in pids else pids
-
-
-def steps_of(run: Path, attempt: int) -> int:
-    """The number of steps of an attempt that no later attempt computed again."""
-    return list(harness.attempts(run).values()).count(attempt) if harness.losses(run) else 0
-
-
 @pytest.mark.case("repeated kills under a supervisor")
-def test_repeated_kills_under_supervise_are_bitwise_equal(two, tmp_path, add_row):
-    run, kills, choice, waits = tmp_path / "run", tmp_path / "kills", random.Random(10), []
-    config = harness.config(tmp_path / "config", pause=0.05, mesh__fsdp=2)
-    with supervise(config, run, f"--processes={PROCESSES}", "--devices-per-process=1", **{KILLS: str(kills)}) as job:
-        killed = None
-        for attempt in range(1, TIMES + 1):
-            pids = job.until(lambda: training_pids(job))
-            job.until(lambda number=attempt: steps_of(run, number))
-            if killed is not None:
-                waits.append(time.monotonic() - killed)
-            wanted = choice.randrange(2, 6)
-            job.until(lambda number=attempt, n=wanted: steps_of(run, number) >= n)
-            victim = choice.choice(pids)
-            kills.write_text(kills.read_text() + f"{victim}\n" if kills.exists() else f"{victim}\n")
-            harness.kill(victim)
-            killed = time.monotonic()
-            job.until(lambda number=attempt: job.output.count("Restart ") == number)
-        assert job.end() == 0, job.output
-        assert job.output.count(", from outside (") == TIMES
-        assert job.pids() == []
-    assert harness.outcome(run) == two
-    assert sorted(harness.losses(run)) == list(range(1, harness.STEPS + 1))
-    kinds = {name: goodput.Time() for name in goodput.KINDS}
-    for attempts in goodput.sums(goodput.read(run / "goodput.jsonl")).values():
-        for name, spent in attempts.items():
-            kinds[name].seconds += spent.seconds
-            kinds[name].steps += spent.steps
-    assert kinds["step"].steps == harness.STEPS
-    assert kinds["lost"].steps > 0 and kinds["down"].seconds > TIMES
-    printed = runs.convoy("goodput", str(run)).stdout
-    assert f"{harness.STEPS} steps in {TIMES + 1} attempts" in printed
-    share = printed.partition("goodput ")[2].partition(" ")[0]
-    what = f"{TIMES} kills of a supervised run, goodput {share}"
-    add_row(what, recovered_s=max(waits), lost=kinds["lost"].steps, bitwise=True, code=0)
+def test_ten_random_kills_under_supervise_are_bitwise_equal(tmp_path, add_row):
+    """The kill storm of the benchmarks; it hits a start, a restore, steps, saves and the end of a run."""
+    result = kill_storm.compare(tmp_path, KILLS, seed=16, processes=2)
+    assert result.differences == []
+    output = (tmp_path / "output.txt").read_text()
+    assert output.count(", from outside (") == result.phases.total(), output
+    assert f" steps in {result.attempts} attempts" in result.goodput
+    add_row(f"{KILLS} kills at random moments", lost=result.lost, bitwise=True, code=result.code)
 
 
 @pytest.mark.case("a crash at the same step")
