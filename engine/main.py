@@ -24,7 +24,7 @@ from engine.cluster import cluster_detection, group, output, processes, shutdown
 from engine.cluster.exit_status import ExitStatus, status_of
 from engine.cluster.kv_store import CoordinationError
 from engine.cluster.peer_failure import LostPeer, lost_peers_reported
-from engine.config.errors import ConfigError, ConvoyError
+from engine.config.errors import ConfigError, ConvoyError, RunError
 from engine.mounts import local_text, unmount
 from engine.run import storage
 
@@ -265,6 +265,7 @@ def _checkpoints(args: argparse.Namespace, overrides: list[str]) -> int:
     _no_overrides(overrides, "checkpoints")
     if args.action == "verify":
         return _verify(args.run)
+    _warn_of_missing_end(args.run)
     if args.export:
         names = entry.export(args.run, args.export, step=args.step)
         print(f"wrote {len(names)} arrays to {args.export}")
@@ -286,11 +287,23 @@ def _verify(run: str) -> int:
     return ExitStatus.DONE
 
 
+def _warn_of_missing_end(run: str) -> None:
+    """Prints a sentence if the last attempt of a run was killed, so that its status is out of date."""
+    from engine.run import status
+    from engine.run.directory import RunDirectory
+
+    directory = RunDirectory(run)
+    with contextlib.suppress(RunError):  # the verb itself reports a run that cannot be read
+        if text := status.missing_end(directory.status):
+            print(f"{directory}: {text}", file=sys.stderr, flush=True)
+
+
 def _goodput(args: argparse.Namespace, overrides: list[str]) -> int:
     from engine.observe.goodput_table import goodput_text
     from engine.run.directory import RunDirectory
 
     _no_overrides(overrides, "goodput")
+    _warn_of_missing_end(args.run)
     print(goodput_text(RunDirectory(args.run)))
     return ExitStatus.DONE
 

@@ -2,7 +2,7 @@
 
 | code | name        | means                                                        | restarted |
 |------|-------------|--------------------------------------------------------------|-----------|
-| 0    | DONE        | the run reached its end                                      | no        |
+| 0    | DONE        | the run reached its end, and `status.json` states it         | no        |
 | 1    | USER_ERROR  | a config, a file or the user's code is wrong; a restart would fail again | no |
 | 42   | RETRY       | preempted (the state is saved), a lost peer, a hang: start it again | yes       |
 | 43   | STOP        | do not retry: the engine decided to end the run              | no        |

@@ -107,15 +107,15 @@ def run(
             if last := recorded.get(i):
                 ended = dataclasses.replace(ended, time=last.time, text=last.text, signature=last.signature)
             if code == ExitStatus.DONE and (text := postmortem.unfinished(Path(folder), i, job.pids)):
-                failed = max(last.code if last else 0, ExitStatus.USER_ERROR)
-                ended = dataclasses.replace(ended, code=failed, text=ended.text or text)
+                failed = last.code if last and last.code else ExitStatus.USER_ERROR
+                ended = dataclasses.replace(ended, code=failed, text=ended.text or text, explanation=text)
             exits.append(ended)
         first, *others = sorted(exits, key=lambda ended: (ended.code == ExitStatus.DONE, ended.time))
         out_of_memory = oom_kills() > oom_kills_before
-        explanation = postmortem.explain_exit(first.code, first.text, out_of_memory)
+        reason, explanation = first.explanation, postmortem.explain_exit(first.code, first.text, out_of_memory)
         first = dataclasses.replace(first, explanation=explanation)
         if first.code != ExitStatus.DONE:
-            reason = f"process {first.index} ended first, with {first.code} ({explanation})"
+            reason = reason or f"process {first.index} ended first, with {first.code} ({explanation})"
             postmortem.correct_status(Path(folder), job.pids, first.code, reason)
         postmortem.note_output(Path(folder))
     return [first, *others]
@@ -254,8 +254,9 @@ def _copy_lines(i: int, source: IO[str], target: IO[str]) -> None:
     """Copies whole lines, prefixed with the index of their process."""
     with source:
         for line in source:
-            target.write(f"[{i}] {line.rstrip()}\n")  # never fails (`cluster/output.py`)
-            target.flush()
+            with contextlib.suppress(OSError):  # a stream without `output.guard`; the process must not block
+                target.write(f"[{i}] {line.rstrip()}\n")
+                target.flush()
 
 
 def _kill_group(leader: int) -> None:

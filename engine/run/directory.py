@@ -10,7 +10,7 @@ A *run* is one working directory. An *attempt* is one start of a run, counted fr
     log.txt         what was printed, with times
     lease/          which process may write here
     examples/       which examples each step consumed, with log.examples
-    stacks/         stack traces of all threads, from a run that hung
+    stacks/         stack traces: of all threads of a run that hung, of errors in processes without a log
     bad_examples/   which examples could not be read, with data.on_error=skip
     checkpoints/  tensorboard/  profile/
 """

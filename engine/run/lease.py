@@ -207,6 +207,14 @@ def acquire(
         raise cannot_write(run, error) from error
 
 
+def current_owner(folder: Path) -> Owner | None:
+    """Returns the process that owns the lease, alive or not; None if the lease is free or cannot be read."""
+    with suppress(OSError):
+        record = _parse(_newest(folder)[1])
+        return None if record.released else record.owner
+    return None
+
+
 def _wait_until_free(folder: Path, number: int, text: str, me: Owner, stale_s: float, grace_s: float) -> str | None:
     """Returns why a lease may be taken, "" if it was released; None if another process has created a higher number.
 

@@ -1,6 +1,6 @@
 """`status.json`: what a run is doing and how it ended, for scripts and schedulers.
 
-`observe/reporter.py` writes it during training; a supervisor corrects it after a kill (`launch/postmortem.py`). States
+`observe/reporter.py` writes it during training; a launcher corrects it after a kill (`launch/postmortem.py`). States
 of a live process: starting, training, evaluating. States after the end: done, failed (the exit code says whether to
 restart), preempted (restart it), interrupted (the user stopped it). A killed process leaves one of the first three.
 """
@@ -16,7 +16,8 @@ from pathlib import Path
 from engine.config.errors import RunError
 from engine.run import json_text
 from engine.run.json_text import now
-from engine.run.lease import ALWAYS_GRANTED, Lease
+from engine.run.lease import ALWAYS_GRANTED, Lease, current_owner
+from engine.run.owner import is_alive
 
 RUNNING = ("starting", "training", "evaluating")
 ENDED = ("done", "failed", "preempted", "interrupted")
@@ -59,6 +60,26 @@ def write(path: Path, status: Status, lease: Lease = ALWAYS_GRANTED) -> Status:
     status = dataclasses.replace(status, updated=now())
     lease.replace_text(path, json_text.dumps(dataclasses.asdict(status), indent=2) + "\n")
     return status
+
+
+def missing_end(path: Path) -> str:
+    """Returns a sentence if the last attempt has ended without writing how; "" if it has not, or if this is not known.
+
+    A killed process leaves a status such as "training". Its lease shows whether it is alive.
+
+    Raises:
+        RunError: the file is missing or not a valid status.
+    """
+    found, owner = read(path), current_owner(path.parent / "lease")
+    if found.state not in RUNNING or owner is None or (owner.pid, owner.host) != (found.pid, found.host):
+        return ""
+    if is_alive(owner) is not False:
+        return ""
+    return (
+        f"attempt {found.attempt} (process {found.pid} on host {found.host}) ended without a verdict after step "
+        f"{found.step}: it was killed, or its code ended the process. The same command resumes from the newest "
+        "checkpoint."
+    )
 
 
 def read(path: Path) -> Status:

@@ -25,6 +25,10 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "a data source hangs": "The watchdog (`resilience.hang`) prints the stacks of all threads, names the process "
         "and ends the run.",
         "an exception in one process": "All processes end. The error is printed once.",
+        "exits of the user's code": "`sys.exit` in a loss, a dataset or a hook is an error with the line of the code. "
+        "Exit code 0 is given only after `status.json` states `done`. A launcher believes no other 0.",
+        "output that goes away": "A closed pipe or terminal, or a full disk behind it, does not end the run. The run "
+        "continues silently, and its log says so.",
         "repeated kills under a supervisor": "`convoy supervise` restarts the run until it is done. Each step is "
         "counted once.",
         "a crash at the same step": "The supervisor ends after the third failure with the same signature at the same "

@@ -137,6 +137,66 @@ def test_status_of_a_killed_process_is_corrected(tmp_path):
     assert found.reason.startswith("process 0 ended first, with 137 (killed by SIGKILL")
 
 
+def test_exit_code_0_of_a_process_that_was_not_done_is_not_believed(tmp_path):
+    """Such as after `os._exit(0)` in the user's code, while another process waits for the run's end."""
+    code, _, errors = run(f"""
+        from pathlib import Path
+        from engine.run import status
+        verdict.begin()
+        if me == 1:
+            path = Path({str(tmp_path)!r}) / "status.json"
+            verdict.record_status_path(path)
+            status.write(path, status.Status(state="training", step=7))
+            os._exit(0)
+        verdict.record(0, "")
+    """)
+    found = status.read(tmp_path / "status.json")
+    assert (code, found.state, found.step, found.exit_code) == (1, "failed", 7, 1)
+    assert found.reason.startswith("process 1 ended with exit code 0 before it was done: ")
+    assert errors[-1] == f"[1] {found.reason}"
+
+
+@pytest.mark.parametrize(("state", "code"), [("training", 1), ("done", 0)])
+def test_status_of_the_run_decides_whether_exit_code_0_is_believed(tmp_path, state, code):
+    ended, _, errors = run(
+        f"""
+        from pathlib import Path
+        from engine.run import status
+        path = Path({str(tmp_path)!r}) / "status.json"
+        verdict.record_status_path(path)
+        status.write(path, status.Status(state={state!r}, step=7))
+        """,
+        processes=1,
+    )
+    assert ended == code
+    assert [line for line in errors if f"the status of its run is {state}" in line] == errors[1:]
+
+
+def test_output_that_goes_away_does_not_end_the_processes(tmp_path):
+    (tmp_path / "status.json").touch()
+    program = f"""
+        from pathlib import Path
+        verdict.record_status_path(Path({str(tmp_path)!r}) / "status.json")
+        for _ in range(100):
+            print("x" * 1000)
+        time.sleep(0.5)
+        Path({str(tmp_path)!r}, f"{{me}}").touch()
+    """
+    launcher = textwrap.dedent(f"""
+        import sys
+        from engine.cluster import output
+        from engine.launch.local import launch
+        output.guard()
+        command = [sys.executable, "-c", {HEAD + textwrap.dedent(program)!r}]
+        sys.exit(launch(command, processes=2))
+    """)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", launcher], stdout=full, stderr=subprocess.PIPE, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"") and {"0", "1"} <= {path.name for path in tmp_path.iterdir()}
+    text = "the launcher: standard output cannot be written (No space left on device); it stays silent from here on."
+    assert text in (tmp_path / "log.txt").read_text()
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 42), (signal.SIGINT, 130)])
 def test_signals_are_forwarded_to_the_processes(number, code):
     process = start("""

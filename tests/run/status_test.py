@@ -65,6 +65,34 @@ def test_invalid_status_file_error_names_the_file(tmp_path, text):
         status.read(path)
 
 
+OWNER = """
+import sys, time
+from pathlib import Path
+from engine.run import lease, status
+run = Path(sys.argv[1])
+lease.acquire(run / "lease")
+status.write(run / "status.json", status.Status(state="training", step=7))
+print(flush=True)
+time.sleep(60)
+"""
+
+
+def test_attempt_without_an_end_is_stated_once_its_process_is_dead(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path)], stdout=subprocess.PIPE) as owner:
+        try:
+            assert owner.stdout is not None and owner.stdout.readline()
+            assert status.missing_end(tmp_path / "status.json") == ""  # it is alive
+        finally:
+            owner.kill()
+    text = status.missing_end(tmp_path / "status.json")
+    assert text.startswith(f"attempt 1 (process {owner.pid} on host ") and "without a verdict after step 7" in text
+    status.write(tmp_path / "status.json", status.Status(state="done", pid=owner.pid))
+    assert status.missing_end(tmp_path / "status.json") == ""
+    (next((tmp_path / "lease").iterdir())).unlink()
+    status.write(tmp_path / "status.json", status.Status(state="training", pid=owner.pid))
+    assert status.missing_end(tmp_path / "status.json") == ""  # a copy without its lease
+
+
 def test_missing_status_file_raises(tmp_path):
     with pytest.raises(RunError, match=r"status\.json: file not found, so no run was started here"):
         status.read(tmp_path / "status.json")
