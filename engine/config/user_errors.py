@@ -14,7 +14,7 @@ from engine.config.errors import ConvoyError
 _ENGINE = {file.parents[1] for file in (Path(__file__), Path(__file__).resolve())}  # Bazel runs links to the files
 _LIBRARY = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")})
 _INSTALLED = ("site-packages", "dist-packages")
-_JAX_NOTE = "JAX has removed its internal frames"
+_LIBRARY_NOTE = "has removed its internal frames"  # of JAX and of Grain
 _LONGEST = 600  # characters of an error's text in a sentence; the traceback has all of them
 _target_packages: set[str] = set()  # top-level packages that the targets of a config name
 
@@ -34,7 +34,7 @@ def describe(error: BaseException) -> str:
     text = f"{type(error).__name__}: {_text(error)}".removesuffix(": ")
     if where := location(error):
         text = f"{text.rstrip('.')} ({where})"
-    notes = [note for note in getattr(error, "__notes__", ()) if _JAX_NOTE not in note]
+    notes = [note for note in getattr(error, "__notes__", ()) if _LIBRARY_NOTE not in note]
     return " ".join(_sentence(part) for part in (text, *notes))
 
 
