@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+ADVICE = "a smaller train.global_batch_size, evaluations.NAME.batch_size, data.prefetch or data.workers"
+"""Settings that need less host memory, for error texts."""
+
 _MEMORY_INFO = Path("/proc/meminfo")
 _VM_STATISTICS = Path("/proc/vmstat")
 _OWN_CGROUP = Path("/proc/self/cgroup")

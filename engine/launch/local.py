@@ -42,6 +42,7 @@ class ProcessExit:
     signature: str = ""  # failure signature of its verdict, if it recorded one
     step: int | None = None  # steps done, if it counted any
     explanation: str = ""  # of the first failure: meaning of its code
+    out_of_memory: bool = False  # whether it was killed, while the kernel killed a process for lack of memory
 
 
 def launch(
@@ -111,9 +112,9 @@ def run(
                 ended = dataclasses.replace(ended, code=failed, text=ended.text or text, explanation=text)
             exits.append(ended)
         first, *others = sorted(exits, key=lambda ended: (ended.code == ExitStatus.DONE, ended.time))
-        out_of_memory = oom_kills() > oom_kills_before
+        out_of_memory = first.code == ExitStatus.SIGKILL and not first.text and oom_kills() > oom_kills_before
         reason, explanation = first.explanation, postmortem.explain_exit(first.code, first.text, out_of_memory)
-        first = dataclasses.replace(first, explanation=explanation)
+        first = dataclasses.replace(first, explanation=explanation, out_of_memory=out_of_memory)
         if first.code != ExitStatus.DONE:
             reason = reason or f"process {first.index} ended first, with {first.code} ({explanation})"
             postmortem.correct_status(Path(folder), job.pids, first.code, reason)

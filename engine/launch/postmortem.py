@@ -9,6 +9,7 @@ from pathlib import Path
 
 from engine.cluster import output, verdict
 from engine.cluster.exit_status import KILLED, ExitStatus, describe
+from engine.cluster.host_memory import ADVICE
 from engine.config.errors import RunError
 from engine.mounts import local_path
 from engine.run import status
@@ -28,7 +29,7 @@ def explain_exit(code: int, text: str, out_of_memory: bool) -> str:
     if code != 128 + signal.SIGKILL or text:
         return meaning
     if out_of_memory:
-        return f"{meaning}: the kernel reports that memory ran out. Use less memory, or a larger machine"
+        return f"{meaning}: the kernel reports that memory ran out. Use {ADVICE}, or a machine with more memory"
     return f"{meaning}; if nobody sent the signal, memory ran out: see the kernel log (dmesg)"
 
 

@@ -90,7 +90,7 @@ def _failure(exits: Sequence[ProcessExit], checkpoint: int | None, from_outside:
     # A verdict without a signature has a cause outside of the process: no signature replaces it.
     signature = first.signature or ("" if first.text else kill_signature(first.code))
     step = first.step if first.step is not None else checkpoint or 0
-    return Failure(first.code, signature, step, checkpoint, from_outside)
+    return Failure(first.code, signature, step, checkpoint, from_outside, first.out_of_memory)
 
 
 def _record_death(run: RunDirectory, exits: Sequence[ProcessExit]) -> None:

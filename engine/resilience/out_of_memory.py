@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 
+from engine.cluster.host_memory import ADVICE
 from engine.config.errors import ConvoyError, first_line
 from engine.config.schema import MeshSpec, Train
 
@@ -27,8 +28,7 @@ def out_of_memory_reported(train: Train, mesh: MeshSpec) -> Iterator[None]:
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(last.filename).name}:{last.lineno}"
         raise OutOfMemory(
-            f"this machine is out of memory ({where}: {str(error) or 'no details'}). Read less at once: "
-            "a smaller train.global_batch_size, evaluations.NAME.batch_size, data.prefetch or data.workers."
+            f"this machine is out of memory ({where}: {str(error) or 'no details'}). Read less at once: {ADVICE}."
         ) from error
     except jax.errors.JaxRuntimeError as error:
         match = _OUT_OF_MEMORY.search(first_line(error))

@@ -1,15 +1,18 @@
 """Decides whether and when to restart a run, from how its attempts ended.
 
 Three failures with the same signature at about the same step, without a newer checkpoint between them, are a crash
-loop: a restart would repeat it. An announced kill (`launch/supervise.py`) comes from outside and does not count.
+loop: a restart would repeat it. Two are enough if the kernel killed a process for lack of memory. An announced kill
+(`launch/supervise.py`) comes from outside and does not count.
 """
 
 from dataclasses import dataclass
 
 from engine.cluster.exit_status import KILLED, ExitStatus, describe, is_retried
+from engine.cluster.host_memory import ADVICE, host_memory
 from engine.resilience import timeouts
 
 SAME_FAILURES = 3  # failures with the same signature that make a crash loop
+SAME_OOM_KILLS = 2  # the same for kills for lack of memory, which depend less on chance and disturb the whole machine
 STEPS_AHEAD = 2  # the loop runs so many steps ahead of the device, so the step of the same fault may differ by as many
 
 
@@ -22,6 +25,7 @@ class Failure:
     step: int  # last step that it reached
     checkpoint: int | None  # newest checkpoint at that time
     from_outside: bool = False  # whether it was an announced kill
+    out_of_memory: bool = False  # whether the kernel killed a process for lack of memory
 
 
 @dataclass(frozen=True)
@@ -81,14 +85,22 @@ class Supervisor:
             and other.signature == failure.signature
             and abs(other.step - failure.step) <= STEPS_AHEAD
         ]
-        return len(same) >= SAME_FAILURES
+        kills = [other for other in same if other.out_of_memory]
+        return len(same) >= SAME_FAILURES or (failure.out_of_memory and len(kills) >= SAME_OOM_KILLS)
 
     def _loop_text(self, failure: Failure) -> str:
         newest = "none was saved" if self._checkpoint is None else f"the newest is that of step {self._checkpoint}"
+        between = f"no new checkpoint was saved between them ({newest}). A restart would repeat the failure."
+        if failure.out_of_memory:
+            limit = host_memory()
+            return (
+                f"{SAME_OOM_KILLS} attempts failed identically at step {failure.step}: the kernel killed a process for "
+                f"lack of memory{f', of which there are {limit}' if limit else ''}; {between} Use {ADVICE}, or a "
+                "machine with more memory, then start the same command again."
+            )
         return (
-            f"{SAME_FAILURES} attempts failed identically at step {failure.step}: {failure.signature}; no new "
-            f"checkpoint was saved between them ({newest}). A restart would repeat the failure. Fix its cause, then "
-            "start the same command again."
+            f"{SAME_FAILURES} attempts failed identically at step {failure.step}: {failure.signature}; {between} "
+            "Fix its cause, then start the same command again."
         )
 
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -35,9 +36,15 @@ def die(number):
 
 
 def start(
-    folder: Path, program: str, *words: str, settings: str = "", first_wait_s: float = 0.01, **env: str
+    folder: Path,
+    program: str,
+    *words: str,
+    settings: str = "",
+    first_wait_s: float = 0.01,
+    prefix: tuple[str, ...] = (),
+    **env: str,
 ) -> subprocess.Popen[str]:
-    """Starts a supervisor process for a program; `words` are arguments of the program."""
+    """Starts a supervisor process for a program, with the arguments `words`; `prefix` is a command that runs it."""
     supervisor = textwrap.dedent(f"""
         import sys
         from engine.launch.supervise import supervise
@@ -47,7 +54,7 @@ def start(
         sys.exit(supervise(command, run, first_wait_s={first_wait_s}, {settings}))
     """)
     return subprocess.Popen(
-        [sys.executable, "-c", supervisor],
+        [*prefix, sys.executable, "-c", supervisor],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -124,6 +131,39 @@ def test_crash_loop_stops_and_is_written_to_the_status(tmp_path):
     ended = status.read(tmp_path / "run/status.json")
     assert (ended.state, ended.exit_code, ended.step, ended.attempt) == ("failed", 43, 7, 3)
     assert errors[-1] == f"convoy supervise: {ended.reason}"
+
+
+LIMIT = 1 << 30  # bytes, for the supervisor and its program
+
+
+@pytest.fixture
+def limited(tmp_path):
+    """A command prefix that starts a program in a control group with little memory."""
+    group = Path("/sys/fs/cgroup/memory") / f"convoy-supervise-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(LIMIT))
+    except OSError as error:
+        pytest.skip(f"no control group can be created here: {error}")
+    yield ("sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh")
+    end = time.monotonic() + 30
+    while (group / "cgroup.procs").read_text() and time.monotonic() < end:
+        time.sleep(0.1)
+    group.rmdir()
+
+
+def test_two_kills_by_the_kernel_for_lack_of_memory_are_a_crash_loop(tmp_path, limited):
+    program = """
+        verdict.step_counter()[0] = 7
+        taken = [bytearray(os.urandom(1) * (64 << 20)) for _ in range(64)]
+    """
+    code, errors = supervised(tmp_path, program, prefix=limited)
+    assert (code, len(attempts(tmp_path))) == (43, 2), errors
+    assert "ended at step 7 with 137 (killed by SIGKILL: the kernel reports that memory ran out" in errors[0]
+    assert errors[-1].startswith(
+        "convoy supervise: 2 attempts failed identically at step 7: the kernel killed a process for lack of memory, of "
+        "which there are 1.0 GiB (the limit of this container); no new checkpoint was saved"
+    )
 
 
 def test_same_error_at_the_same_step_is_a_crash_loop(tmp_path):

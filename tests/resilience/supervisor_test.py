@@ -60,6 +60,20 @@ def test_three_identical_failures_without_a_new_checkpoint_are_a_crash_loop():
     assert "(none was saved)" in none.reason
 
 
+def test_two_kills_for_lack_of_memory_at_one_step_are_a_crash_loop():
+    stop = after(failure(out_of_memory=True), failure(step=9, out_of_memory=True))
+    assert isinstance(stop, Stop) and stop.code == 43
+    assert stop.reason.startswith(
+        "2 attempts failed identically at step 9: the kernel killed a process for lack of memory"
+    )
+    assert "the newest is that of step 5" in stop.reason and "Use a smaller train.global_batch_size" in stop.reason
+    assert isinstance(after(failure(out_of_memory=True), failure(step=40, out_of_memory=True)), Restart)
+    assert isinstance(after(failure(), failure(out_of_memory=True)), Restart), "the first kill has another cause"
+    newer = failure(checkpoint=6, out_of_memory=True)
+    assert isinstance(after(failure(out_of_memory=True), newer), Restart)
+    assert isinstance(after(failure(out_of_memory=True), newer, newer), Stop)
+
+
 def test_crash_loop_steps_may_differ_by_the_steps_in_flight():
     assert isinstance(after(failure(step=7), failure(step=5), failure(step=6)), Stop)
     assert isinstance(after(failure(step=7), failure(step=4), failure(step=7)), Restart)
