@@ -30,6 +30,7 @@ from engine.observe.reporter import Reporter
 from engine.observe.summary import Summary
 from engine.parallel.mesh import create_cpu_devices, make_mesh
 from engine.resilience.out_of_memory import out_of_memory_reported
+from engine.resilience.preemption import start_ended_by_sigterm
 from engine.resume import Accepted, check_config, check_data, check_total, summarize_datasets
 from engine.run.directory import RunDirectory, default_workdir
 from engine.saved_run import SavedRun
@@ -104,30 +105,39 @@ def _train(
         changed = check_config(config, directory, accepted)
         reporter = Reporter(directory, config.name, config.log.progress, kept=kept)
         with reporter, out_of_memory_reported(config.train, config.mesh), peer_failure.lost_peers_reported():
-            source, evaluation_sources = build_sources(config)
-            summaries = summarize_datasets(source, evaluation_sources)
-            changed_data, messages = check_data(summaries, directory, accepted)
-            check_total(config, len(source), directory)
-            directory.messages += messages
-            trainer = Trainer(
-                build_task(config),
-                make_mesh(config.mesh),
-                source,
-                config,
-                directory,
-                evaluation_sources=evaluation_sources,
-                hooks=build_hooks(config.hooks),
-                on_row=reporter.row,
-                on_message=reporter.message,
-                on_phase=reporter.phase,
-            )
-            directory.write_config_text(to_text(config))  # after all checks of the config
-            directory.write_data_text(dataset_summary.to_text(summaries))
-            for name in sorted({*changed, *changed_data}):
-                trainer.checkpoints.retention.forget(name)
+            with start_ended_by_sigterm():
+                trainer = _build_trainer(config, directory, changed, accepted, reporter)
             reporter.start(trainer.total_steps, trainer.step, trainer.summary)
             trainer.run()
         return reporter.summary
+
+
+def _build_trainer(
+    config: Config, directory: RunDirectory, changed: Sequence[str], accepted: Accepted, reporter: Reporter
+) -> Trainer:
+    """Opens the data, builds the trainer and stores the config; `changed` names evaluations with other data."""
+    source, evaluation_sources = build_sources(config)
+    summaries = summarize_datasets(source, evaluation_sources)
+    changed_data, messages = check_data(summaries, directory, accepted)
+    check_total(config, len(source), directory)
+    directory.messages += messages
+    trainer = Trainer(
+        build_task(config),
+        make_mesh(config.mesh),
+        source,
+        config,
+        directory,
+        evaluation_sources=evaluation_sources,
+        hooks=build_hooks(config.hooks),
+        on_row=reporter.row,
+        on_message=reporter.message,
+        on_phase=reporter.phase,
+    )
+    directory.write_config_text(to_text(config))  # after all checks of the config
+    directory.write_data_text(dataset_summary.to_text(summaries))
+    for name in sorted({*changed, *changed_data}):
+        trainer.checkpoints.retention.forget(name)
+    return trainer
 
 
 def _fast_dev_run(config: Config, workdir: str | Path | None, began: float, kept: bool = True) -> Summary:

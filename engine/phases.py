@@ -51,6 +51,8 @@ class Phases:
     def __init__(self, stopwatch: Stopwatch, watchdog: Watchdog):
         self._stopwatch, self._watchdog = stopwatch, watchdog
         self.recorder: Recorder | None = None
+        self.name = "starting"
+        """Name of the present phase."""
 
     @contextmanager
     def __call__(self, phase: Phase) -> Iterator[None]:
@@ -58,12 +60,15 @@ class Phases:
         recorder = self.recorder
         if phase.outside_rates and recorder is not None:
             recorder.settle()  # before the timeout changes, so that the timeout of a step applies to a hanging step
-        start = time.monotonic()
+        start, former, self.name = time.monotonic(), self.name, phase.name
         measured = self._stopwatch.during(phase.kind) if phase.kind else nullcontext()
         with measured, self._timed_out(phase):
             if phase.shown and recorder is not None:
                 recorder.phase(phase.name)
-            yield
+            try:
+                yield
+            finally:
+                self.name = former
         if recorder is not None:
             if phase.shown:
                 recorder.phase(TRAINING.name)

@@ -106,7 +106,7 @@ class Trainer:
         hang_s, timeout_s = config.resilience.hang.seconds, config.checkpoint.timeout.seconds
         k = config.train.steps_per_dispatch
         self._watchdog = Watchdog(hang_s, timeout_s, directory.stacks, directory.attempt, k)
-        self._preemption = Preemption()
+        self._preemption = Preemption(lambda: self._phase.name)
         self._phase = Phases(directory.stopwatch, self._watchdog)
         self._attempt = Attempt(self.program, source, config, directory, self.checkpoints, self._phase, self.say)
         profile = config.profile
@@ -231,6 +231,7 @@ class Trainer:
         while True:
             self._step = step_counter[0] = step
             self._poll(step, feed)
+            self._preemption.has_steps_to_save = step > first
             stopping = self._preemption.requested()
             if stopping or divergence.pending:
                 schedule.bring_forward(step, DivergenceCheck, Save)

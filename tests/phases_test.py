@@ -33,10 +33,12 @@ class FakeRecorder:
 def test_seconds_count_as_the_kind_of_the_phase(parts):
     stopwatch, watchdog, file = parts
     phase = Phases(stopwatch, watchdog)
+    assert phase.name == "starting"
     with phase(SAVING):
-        assert watchdog.progress.phase == "saving"
+        assert watchdog.progress.phase == phase.name == "saving"
         with phase(COMPILING):
             assert watchdog.progress.phase == "saving"  # which has the longer timeout
+            assert phase.name == "compiling"
         stopwatch.flush()
     stopwatch.close()
     times = sums(read(file))[1]
@@ -48,7 +50,7 @@ def test_previous_phase_returns_after_an_error(parts):
     phase = Phases(stopwatch, watchdog)
     with pytest.raises(ZeroDivisionError), phase(SAVING):
         raise ZeroDivisionError
-    assert watchdog.progress.phase == "starting"
+    assert watchdog.progress.phase == phase.name == "starting"
 
 
 def test_phase_outside_rates_settles_and_pauses_the_recorder(parts):

@@ -133,6 +133,7 @@ class Reporter:
         """Writes the final status when a thread ends this process because the main thread is stuck."""
         code = status_of(error)
         state = "interrupted" if code == ExitStatus.INTERRUPTED else "failed"
+        state = error.state if isinstance(error, ConvoyError) else state
         self._update_status(state=state, reason=_reason(error), exit_code=code)
         self._forced = True
 

@@ -1,9 +1,10 @@
 """Stops a run on SIGTERM (preempted by a scheduler) or SIGINT (interrupted by a person).
 
 The loop polls `Preemption.requested`. All processes stop at the same call of it (`StepAgreement`), even if only one
-process received the signal. A second signal ends the process immediately, also while it compiles or waits for a device:
-a thread reads signals from a socket, because Python's handlers run only when the main thread is back in Python. A save
-in flight is then lost; earlier checkpoints stay intact.
+process received the signal. Before the first steps there is nothing to save: a process that does not get to the next
+poll within `timeouts.START_GRACE_S` then ends without it. A second signal ends the process immediately. Both also work
+while the main thread is inside XLA: a thread reads signals from a socket, because Python's handlers run only when the
+main thread is back in Python.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -23,6 +24,8 @@ from engine.config.errors import ConvoyError
 from engine.resilience import timeouts
 
 _WAKE = signal.SIGURG  # interrupts a wait of the main thread; by default it has no effect on a process
+_WATCHED = (signal.SIGTERM, signal.SIGINT)
+_NOTHING_LOST = "No step was made that is not saved. The same command starts again from the newest checkpoint, if any."
 _runs = itertools.count()  # runs of this process, one after the other: each has its own topic
 
 
@@ -48,14 +51,79 @@ class _WaitCancelled(BaseException):
     """Ends a wait of the main thread. Not an Exception, so that error handlers of the user do not catch it."""
 
 
+class _SignalThread:
+    """Calls a function in a thread for each signal, even while the main thread is not in Python. A context manager.
+
+    Python allows it in the main thread only. A handler must be installed for each signal.
+    """
+
+    def __init__(self, on_signal: Callable[[int], None]):
+        self._on_signal = on_signal
+        self._restore = contextlib.ExitStack()
+
+    def __enter__(self) -> "_SignalThread":
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        former = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        thread = threading.Thread(target=self._read, args=(reader,), daemon=True, name="signals")
+        thread.start()
+        # Run in reverse order: stop sending signals to the socket, close it for the thread, join the thread.
+        self._restore.callback(reader.close)
+        self._restore.callback(thread.join)
+        self._restore.callback(writer.close)
+        self._restore.callback(signal.set_wakeup_fd, former)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._restore.close()
+
+    def _read(self, reader: socket.socket) -> None:
+        while numbers := reader.recv(64):
+            for number in numbers:
+                self._on_signal(number)
+
+
+@contextlib.contextmanager
+def start_ended_by_sigterm() -> Iterator[None]:
+    """Makes SIGTERM end the process at once with a sentence and 42: nothing is to be saved before the training.
+
+    Without it the process would end with 143, and its status would remain "starting". In another thread than the main
+    thread it has no effect.
+    """
+
+    def end(number: int) -> None:
+        if number == signal.SIGTERM:
+            shutdown.end(Preempted(f"asked to stop while the run was starting. {_NOTHING_LOST}"))
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        with _SignalThread(end):
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, former or signal.SIG_DFL)
+
+
 class Preemption:
     """Context manager: while it is open, signals make `requested` return True instead of ending the process.
 
     Handlers are installed in the main thread only (Python allows no other). In another thread, such as a notebook's
     worker, only requests of other processes count. On exit the former handlers are restored.
+
+    Args:
+        activity: returns what the main thread does, such as "compiling".
     """
 
-    def __init__(self):
+    def __init__(self, activity: Callable[[], str] = lambda: "busy"):
+        self.has_steps_to_save = False
+        """Whether a stop waits for the main thread, however long it takes. The loop sets it after its first steps."""
+        self._activity = activity
+        self._answered = False  # whether `requested` has returned True
+        self._first_at: float | None = None  # monotonic time of the first signal
+        self._timer: threading.Timer | None = None  # ends the process if the main thread does not answer
         self._received: set[int] = set()
         self._waiting = False  # whether the main thread is in a wait that may be cancelled
         self._agreement = group.StepAgreement(f"stop/{next(_runs)}", self._wake)
@@ -64,16 +132,18 @@ class Preemption:
     def __enter__(self) -> "Preemption":
         self._in_main = threading.current_thread() is threading.main_thread()
         if self._in_main:
-            watched = [signal.SIGTERM, signal.SIGINT]
-            self._end_on_second_signal(watched)
-            for number in (*watched, _WAKE):
+            self._restore.enter_context(_SignalThread(self._on_signal_in_thread))
+            for number in (*_WATCHED, _WAKE):
                 self._restore.callback(signal.signal, number, signal.getsignal(number) or signal.SIG_DFL)
                 signal.signal(number, self._on_signal)
         self._restore.enter_context(self._agreement)
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._answered = True
         self._restore.close()
+        if self._timer is not None:
+            self._timer.cancel()
 
     @property
     def interrupted(self) -> bool:
@@ -82,6 +152,7 @@ class Preemption:
 
     def requested(self) -> bool:
         """Whether to save and stop here. The n-th call has the same answer in every process."""
+        self._answered = self._answered or self._agreement.is_next
         return self._agreement.reached()
 
     def unless_stopped[**P, R](self, wait: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
@@ -109,39 +180,41 @@ class Preemption:
             raise _WaitCancelled
 
     def _wake(self) -> None:
+        """Called in a thread when the processes have agreed to stop."""
         if self._in_main and self._waiting:
             signal.pthread_kill(threading.main_thread().ident or 0, _WAKE)
+        if self._agreement.is_next:
+            self._start_timer()
 
-    def _end_on_second_signal(self, watched: list[signal.Signals]) -> None:
-        """Starts the thread that ends the process at the second of these signals."""
-        reader, writer = socket.socketpair()
-        writer.setblocking(False)
-        former = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        thread = threading.Thread(target=_end_at_second, args=(reader, set(watched)), daemon=True, name="signals")
-        thread.start()
-        # Run in reverse order: stop sending signals to the socket, close it for the thread, join the thread.
-        self._restore.callback(reader.close)
-        self._restore.callback(thread.join)
-        self._restore.callback(writer.close)
-        self._restore.callback(signal.set_wakeup_fd, former)
-
-
-def _end_at_second(reader: socket.socket, watched: set[signal.Signals]) -> None:
-    """Reads signal numbers until the other end closes; ends the process at the second watched signal."""
-    first_at, interrupted = None, False
-    while numbers := reader.recv(64):
+    def _on_signal_in_thread(self, number: int) -> None:
+        """Starts the timer at the first watched signal, and ends the process at the second."""
+        if number not in _WATCHED:
+            return
         now = time.monotonic()
-        for number in numbers:
-            if number not in watched:
-                continue
-            interrupted |= number == signal.SIGINT
-            if first_at is None:
-                first_at = now
-            elif now - first_at > timeouts.SAME_SIGNAL_S:
-                _end_now(Interrupted if interrupted else Preempted)
+        self._received.add(number)
+        if self._first_at is None:
+            self._first_at = now
+            self._start_timer()
+        elif now - self._first_at > timeouts.SAME_SIGNAL_S:
+            os.write(2, b"\nSecond signal: ending now, without the save in progress.\n")
+            self._end(
+                "a second signal ended this process at once, without the save in progress. Earlier checkpoints are "
+                "intact.",
+                state="failed",
+            )
 
+    def _start_timer(self) -> None:
+        if self._timer is None:
+            self._timer = threading.Timer(timeouts.START_GRACE_S, self._end_unanswered)
+            self._timer.daemon = True
+            self._timer.start()
 
-def _end_now(kind: type[ConvoyError]) -> NoReturn:
-    os.write(2, b"\nSecond signal: ending now, without the save in progress.\n")
-    text = "a second signal ended this process at once, without the save in progress. Earlier checkpoints are intact."
-    shutdown.end(kind(text))
+    def _end_unanswered(self) -> None:
+        if not (self._answered or self.has_steps_to_save):
+            busy = f"still {self._activity()} after {timeouts.START_GRACE_S:g} s"
+            self._end(f"asked to stop before the first step, and {busy}. {_NOTHING_LOST}")
+
+    def _end(self, text: str, state: str = "") -> NoReturn:
+        error = (Interrupted if self.interrupted else Preempted)(text)
+        error.state = state or error.state
+        shutdown.end(error)

@@ -10,6 +10,7 @@ WATCHDOG_POLL_S: Final = 1.0  # longest time between two polls; a tenth of `resi
 STACKS_S: Final = 5.0  # for the stacks of all processes to arrive
 
 # Signals.
+START_GRACE_S: Final = 5.0  # from a signal to the end of a run without steps to save; a pod may be killed after 15 s
 SAME_SIGNAL_S: Final = 0.1  # a terminal and a launcher may both forward one Ctrl-C: copies within this time count once
 
 # The supervisor.

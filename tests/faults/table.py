@@ -38,6 +38,8 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
     "A request to stop": {
         "SIGTERM": "The run saves a checkpoint at the next boundary and ends with 42, also while it waits for input "
         "or evaluates.",
+        "SIGTERM before the first step": "While a run traces, compiles, restores or reads its first batch, a thread ends "
+        "it within seconds with 42.",
         "a second signal": "All processes end at once. The newest complete checkpoint stays.",
         "SIGINT": "As for SIGTERM, with exit code 130, which is not restarted.",
     },
@@ -47,6 +49,8 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "the coordinator's port is taken": "The launcher says so at once.",
         "a typo in the config": "The error names the field, the file and the nearest valid name before devices start.",
         "a mesh that does not divide": "The error names the parameter or the batch, the axis, and sizes that divide.",
+        "sizes beyond the memory": "Batches and states that cannot fit into the memory of the host, its container or a "
+        "device are refused with the numbers before anything is allocated.",
         "processes started differently": "Processes whose config, code or libraries differ are refused, with the "
         "differences.",
         "a directory that cannot be written": "The run is refused before its first step.",

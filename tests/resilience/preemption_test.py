@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from engine.resilience.preemption import Interrupted, Preempted, Preemption
+from engine.resilience.preemption import Interrupted, Preempted, Preemption, start_ended_by_sigterm
 from engine.resilience.timeouts import SAME_SIGNAL_S
 
 LOOP = """
@@ -157,6 +157,90 @@ def test_second_signal_ends_the_process_during_a_long_xla_call(numbers, code):
     process.send_signal(numbers[1])
     returned, _, errors = end(process)
     assert returned == code and "Second signal: ending now" in errors
+
+
+ENDLESS = """
+    import jax.numpy as jnp
+    from jax import lax
+    from engine.resilience import timeouts
+    from engine.resilience.preemption import start_ended_by_sigterm
+    timeouts.START_GRACE_S = 1.0
+    endless = jax.jit(lambda x: lax.while_loop(lambda x: x[0, 0] >= 0, lambda x: x @ x, x))
+    program = endless.lower(jnp.zeros((64, 64))).compile()
+    def xla():
+        print("ready", flush=True)
+        program(jnp.zeros((64, 64))).block_until_ready()
+"""
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    ("program", "number", "code", "text"),
+    [
+        ("with Preemption(lambda: 'compiling'): xla()", signal.SIGTERM, 42, "and still compiling after 1 s."),
+        ("with Preemption(): xla()", signal.SIGINT, 130, "before the first step, and still busy"),
+        ("with start_ended_by_sigterm(): xla()", signal.SIGTERM, 42, "asked to stop while the run was starting."),
+    ],
+)
+def test_one_signal_ends_a_long_xla_call_before_the_first_step(program, number, code, text):
+    process = start(textwrap.dedent(ENDLESS) + program)
+    wait_for(process, "ready")
+    process.send_signal(number)
+    returned, _, errors = end(process)
+    assert returned == code and text in errors
+    assert "No step was made that is not saved." in errors and "Traceback" not in errors
+
+
+@pytest.mark.multiprocess
+def test_signal_waits_for_steps_to_save_and_for_an_answer():
+    """Neither of the two long activities after the signal is ended after the grace, which is 0 s here."""
+    process = start("""
+        from engine.resilience import timeouts
+        timeouts.START_GRACE_S = 0.0
+        with Preemption() as preemption:
+            preemption.has_steps_to_save = True
+            print("ready", flush=True)
+            while not preemption._first_at:
+                time.sleep(0.01)
+            time.sleep(1)
+            preemption.has_steps_to_save = False
+            assert preemption.requested()
+            print("answered", flush=True)
+    """)
+    wait_for(process, "ready")
+    process.send_signal(signal.SIGTERM)
+    assert end(process) == (0, "answered\n", "")
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_signal_to_one_process_ends_a_peer_that_is_busy_before_the_first_step():
+    children = pair(
+        textwrap.dedent(ENDLESS)
+        + textwrap.dedent("""
+        with Preemption(lambda: "compiling") as preemption:
+            if rank == 0:
+                xla()
+            print("ready", flush=True)
+            while not preemption.requested():
+                time.sleep(0.01)
+            time.sleep(600)  # such as a save in which the other process takes part
+    """)
+    )
+    for child in children:
+        wait_for(child, "ready")
+    children[1].send_signal(signal.SIGTERM)
+    ends = [end(child) for child in children]
+    assert [returned for returned, _, _ in ends] == [42, 42], ends
+    assert "and still compiling after 1 s" in ends[0][2]
+
+
+def test_handlers_of_the_start_are_restored():
+    with start_ended_by_sigterm():
+        assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+        with Preemption() as preemption:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert preemption.requested()
 
 
 @pytest.mark.faults
