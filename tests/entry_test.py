@@ -192,8 +192,8 @@ def test_sizes_beyond_the_memory_are_refused_before_they_are_allocated(tmp_path)
     sizes = {
         "train.global_batch_size": dict(train__global_batch_size=rows),
         "evaluations.heldout.batch_size": dict(evaluations__heldout__batch_size=rows),
-        "train.global_batch_size: .* for 1,000,000,000,000 batches": dict(
-            data__prefetch=10**12, train__total=f"{10**12} steps"
+        "train.global_batch_size: .* for 2,000,000,000 batches": dict(
+            data__prefetch=2 * 10**9, train__total=f"{2 * 10**9} steps"
         ),
         "task": dict(task__width=2**20),
     }
