@@ -1,8 +1,8 @@
 """Propagates the failure of one process to its peers, so that none of them hangs.
 
-A process that fails alone puts its verdict into the key-value store. In each process two threads poll for such a
-verdict and for peers without heartbeat, whatever the main thread does. The first verdict is the cause of the failure;
-processes that end later end because of it.
+A process that fails alone puts its verdict into the key-value store. In each process threads poll for such a verdict,
+for peers without heartbeat and for the loss of process 0, whatever the main thread does. The first verdict is the cause
+of the failure; processes that end later end because of it.
 """
 
 import json
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 
-from engine.cluster import kv_store, shutdown, timeouts, verdict
+from engine.cluster import kv_store, shutdown, stop_signal, timeouts, verdict
 from engine.cluster.exit_status import ExitStatus
 from engine.cluster.identity import count, index, is_primary
 from engine.cluster.kv_store import CoordinationError
@@ -47,7 +47,7 @@ def lost_peer(found: Verdict | None, what: str) -> LostPeer:
 
 def report_to_peers(error: BaseException) -> None:
     """Publishes the verdict of this process; process 0 waits until its peers have read it, at most 3 s."""
-    if count() == 1:
+    if count() == 1 or _coordinator_lost.is_set():
         return
     with suppress(CoordinationError):
         kv_store.put_first(_FIRST_VERDICT, json.dumps(asdict(Verdict.of(error, index()))))
@@ -70,16 +70,20 @@ def first_verdict() -> Verdict | None:
 
 
 _stopping = threading.Event()
+_coordinator_lost = threading.Event()  # a request to process 0 would hang
 _threads: list[threading.Thread] = []
+_request = 0  # number of the request to process 0 that waits for its answer, from 1; 0 if none waits
 
 
 def watch() -> None:
     """Starts the threads that end this process within seconds after a peer failed, even if the main thread hangs."""
     shutdown.add_exit_callback(report_to_peers)
     _stopping.clear()
-    for target in (_watch_verdict, _watch_heartbeats):
+    for target in (_watch_verdict, _watch_heartbeats, *(() if is_primary() else (_watch_coordinator,))):
         _threads.append(threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True))
         _threads[-1].start()
+    if (thread := stop_signal.watch(_end_after_stop, _stopping)) is not None:
+        _threads.append(thread)
 
 
 def stop() -> None:
@@ -97,13 +101,46 @@ def join() -> None:
 
 
 def _watch_verdict() -> None:
+    global _request
+    requests = 0
     while not _stopping.wait(timeouts.PEER_POLL_S):
+        _request = requests = requests + 1
         try:
             text = kv_store.try_get(_FIRST_VERDICT)
         except CoordinationError as error:
             return _end(lost_peer(None, f"process 0 is gone ({error})"))
+        finally:
+            _request = 0
         if text is not None and (found := first_verdict()) is not None:
             return _end(lost_peer(found, ""))
+
+
+def _end_after_stop(seconds: float) -> None:
+    """Ends this process if it was stopped for so long that it missed a heartbeat.
+
+    Process 0 may count it as lost already, and JAX aborts such a process a second after it continues.
+    """
+    if seconds > timeouts.HEARTBEAT_S / 2:
+        _coordinator_lost.set()
+        shutdown.end(LostPeer(
+            f"process {index()} was stopped for {seconds:.0f} s, and the other processes do not wait for it so long. "
+            "The same command resumes from the newest checkpoint."
+        ))  # fmt: skip
+
+
+def _watch_coordinator() -> None:
+    """Ends this process if process 0 does not answer a request of `_watch_verdict`, before JAX aborts this process."""
+    request, waited, last = 0, 0.0, time.monotonic()
+    while not _stopping.wait(timeouts.COORDINATOR_POLL_S):
+        # While this process was stopped or had no CPU time, it did not wait for process 0.
+        now = time.monotonic()
+        passed, last = min(now - last, 2 * timeouts.COORDINATOR_POLL_S), now
+        waited = waited + passed if request == _request else 0.0
+        request = _request
+        if request and waited > timeouts.COORDINATOR_S:
+            _coordinator_lost.set()
+            text = f"process 0, which coordinates the processes, has not answered for {timeouts.COORDINATOR_S:.0f} s"
+            shutdown.end(lost_peer(None, f"{text}: it has ended, or the network to its host is interrupted"))
 
 
 def _watch_heartbeats() -> None:

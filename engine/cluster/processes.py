@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Iterator
 
-from engine.cluster import group, identity, kv_store, peer_failure, rendezvous, timeouts
+from engine.cluster import coordinator_connection, group, identity, kv_store, peer_failure, rendezvous, timeouts
 from engine.cluster.cluster_detection import ProcessInfo, address
 from engine.cluster.identity import count, is_primary
 from engine.cluster.peer_failure import LostPeer
@@ -71,6 +71,8 @@ def initialize(process: ProcessInfo, *, timeout_s: float = timeouts.JOIN_S) -> N
                 f"process {index} of {process.count}: cannot join the others at {coordinator} "
                 f"({first_line(error)}). Start all processes again, with the same address."
             ) from error
+    if index != 0:
+        coordinator_connection.hide_close(port)
     identity.set_joined(process)
     peer_failure.watch()
 

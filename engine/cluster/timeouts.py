@@ -18,8 +18,12 @@ GATHER_POLL_S: Final = 0.01  # between reads of all keys of a gather: processes 
 REQUEST_POLL_S: Final = 0.5  # a signal handler can only set a flag, which the thread of an agreement polls
 
 # Failures of peers.
-HEARTBEAT_S: Final = 10  # twice the delay that a paused virtual machine or a full disk causes
+HEARTBEAT_S: Final = 12  # more than twice the 5 s for which a paused virtual machine or a full disk delays a process
 PEER_POLL_S: Final = 1.0  # between two checks for a failed peer
+# For the answer of process 0 to such a check: longer than the same 5 s, and the process must end before JAX aborts it,
+# which happens HEARTBEAT_S / 2 + 1 s after a heartbeat without an answer.
+COORDINATOR_S: Final = 5.25
+COORDINATOR_POLL_S: Final = 0.1
 MAIN_THREAD_S: Final = 2.0  # for the main thread, which knows more, to report the same failure itself
 PEERS_READ_S: Final = 3.0  # process 0, which hosts the store, waits so long for its peers to read its verdict
 PEERS_EXIT_S: Final = 0.5  # and so long for them to exit afterwards: without process 0 a peer would get SIGABRT

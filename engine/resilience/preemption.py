@@ -65,7 +65,7 @@ class _SignalThread:
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         former = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        thread = threading.Thread(target=self._read, args=(reader,), daemon=True, name="signals")
+        thread = threading.Thread(target=self._read, args=(reader, former), daemon=True, name="signals")
         thread.start()
         # Run in reverse order: stop sending signals to the socket, close it for the thread, join the thread.
         self._restore.callback(reader.close)
@@ -77,8 +77,12 @@ class _SignalThread:
     def __exit__(self, *exception: object) -> None:
         self._restore.close()
 
-    def _read(self, reader: socket.socket) -> None:
+    def _read(self, reader: socket.socket, former: int) -> None:
+        """Calls the function; passes the numbers on to the descriptor `former`, which `cluster/stop_signal.py` reads."""
         while numbers := reader.recv(64):
+            if former != -1:
+                with contextlib.suppress(OSError):  # full
+                    os.write(former, numbers)
             for number in numbers:
                 self._on_signal(number)
 

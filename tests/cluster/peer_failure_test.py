@@ -1,14 +1,17 @@
 """Propagation of a process failure to its peers. tests/faults/process_test.py kills processes of real runs."""
 
 import json
+import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import pytest
 
-from engine.cluster import kv_store, peer_failure, verdict
+from engine.cluster import kv_store, peer_failure, timeouts, verdict
 from engine.cluster.cluster_detection import ProcessInfo
 from engine.cluster.peer_failure import LostPeer, location_reported, lost_peer_text, lost_peers_reported
 from engine.cluster.verdict import Verdict
@@ -135,8 +138,8 @@ threading.Event().wait(60)
 """
 
 
-def pair(program):
-    """Starts two processes of one job."""
+def start(program, processes=2):
+    """Starts the processes of one job."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -147,10 +150,10 @@ def pair(program):
             stderr=subprocess.PIPE,
             text=True,
             env=runs.environment(
-                CONVOY_COORDINATOR=f"127.0.0.1:{port}", CONVOY_NUM_PROCESSES="2", CONVOY_PROCESS_ID=str(i)
+                CONVOY_COORDINATOR=f"127.0.0.1:{port}", CONVOY_NUM_PROCESSES=str(processes), CONVOY_PROCESS_ID=str(i)
             ),
         )
-        for i in range(2)
+        for i in range(processes)
     ]
 
 
@@ -158,7 +161,7 @@ def pair(program):
 @pytest.mark.parametrize("failing", [0, 1])
 def test_peer_ends_with_the_verdict_of_a_failed_process_without_a_launcher(failing):
     """There is no collective, and the main thread waits for something else."""
-    children = pair(PAIR.format(failing=failing))
+    children = start(PAIR.format(failing=failing))
     ends = [child.communicate(timeout=60) for child in children]
     assert [child.returncode for child in children] == [1, 1], ends
     output, errors = ends[1 - failing]
@@ -184,6 +187,39 @@ print([thread.name for thread in threading.enumerate() if thread.name.startswith
 
 @pytest.mark.multiprocess
 def test_leave_joins_the_watcher_threads():
-    children = pair(LEAVING)
+    children = start(LEAVING)
     ends = [child.communicate(timeout=60) for child in children]
     assert [(child.returncode, *end) for child, end in zip(children, ends, strict=True)] == [(0, "[]\n", "")] * 2
+
+
+JOINED = """
+import threading
+from engine.cluster import cluster_detection, group, processes
+processes.initialize(cluster_detection.detect().process)
+assert group.barrier("ready", 60) == []
+print("ready", flush=True)
+threading.Event().wait(120)
+"""
+
+
+@pytest.mark.multiprocess
+def test_processes_that_lose_process_0_end_with_a_sentence_and_42():
+    """Process 2 is stopped until the others have ended. By itself, JAX would end both with SIGABRT and a C++ stack."""
+    children = start(JOINED, processes=3)
+    try:
+        assert [child.stdout.readline() for child in children if child.stdout] == ["ready\n"] * 3
+        children[2].send_signal(signal.SIGSTOP)
+        children[0].kill()
+        ended = children[1].communicate(timeout=60)[1]
+        assert children[1].returncode == 42, ended
+        assert ended.startswith("LostPeer: process 0, which coordinates the processes, has not answered for 5 s: ")
+        assert ended.endswith("the same command resumes from the newest checkpoint.\n") and ended.count("\n") == 1
+        time.sleep(timeouts.HEARTBEAT_S / 2 - timeouts.COORDINATOR_S + 1)
+        children[2].send_signal(signal.SIGCONT)
+        ended = children[2].communicate(timeout=60)[1]
+        assert children[2].returncode == 42, ended
+        assert re.fullmatch(r"LostPeer: process 2 was stopped for \d+ s, and the other processes .*\n", ended)
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()

@@ -22,6 +22,8 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "all processes are killed": "A restart resumes from the newest complete checkpoint.",
         "a process is stopped": "A pause of a few seconds is tolerated. A longer one ends all processes, with a "
         "sentence that names the process.",
+        "the network is cut": "A cut that heals within the heartbeat timeout is tolerated. A longer one ends each process "
+        "with a sentence and 42.",
         "a data source hangs": "The watchdog (`resilience.hang`) prints the stacks of all threads, names the process "
         "and ends the run.",
         "an exception in one process": "All processes end. The error is printed once.",
