@@ -78,7 +78,7 @@ class _SignalThread:
         self._restore.close()
 
     def _read(self, reader: socket.socket, former: int) -> None:
-        """Calls the function; passes the numbers on to the descriptor `former`, which `cluster/stop_signal.py` reads."""
+        """Calls the function, and passes the numbers on to the descriptor `former` of `cluster/stop_signal.py`."""
         while numbers := reader.recv(64):
             if former != -1:
                 with contextlib.suppress(OSError):  # full

@@ -22,8 +22,8 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "all processes are killed": "A restart resumes from the newest complete checkpoint.",
         "a process is stopped": "A pause of a few seconds is tolerated. A longer one ends all processes, with a "
         "sentence that names the process.",
-        "the network is cut": "A cut that heals within the heartbeat timeout is tolerated. A longer one ends each process "
-        "with a sentence and 42.",
+        "the network is cut": "A cut that heals within the heartbeat timeout is tolerated. A longer one ends each "
+        "process with a sentence and 42.",
         "a data source hangs": "The watchdog (`resilience.hang`) prints the stacks of all threads, names the process "
         "and ends the run.",
         "an exception in one process": "All processes end. The error is printed once.",
@@ -40,8 +40,8 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
     "A request to stop": {
         "SIGTERM": "The run saves a checkpoint at the next boundary and ends with 42, also while it waits for input "
         "or evaluates.",
-        "SIGTERM before the first step": "While a run traces, compiles, restores or reads its first batch, a thread ends "
-        "it within seconds with 42.",
+        "SIGTERM before the first step": "While a run traces, compiles, restores or reads its first batch, a thread "
+        "ends it within seconds with 42.",
         "a second signal": "All processes end at once. The newest complete checkpoint stays.",
         "SIGINT": "As for SIGTERM, with exit code 130, which is not restarted.",
     },
