@@ -1,26 +1,24 @@
 """Detects that this process was stopped by a signal, such as SIGSTOP or a suspended Slurm job, and now continues.
 
-Only SIGCONT distinguishes a stopped process from a process whose threads waited long for the GIL. Python calls signal
-handlers on the main thread, which may be stuck in a collective. So a thread reads the numbers of the signals that have
-arrived (`signal.set_wakeup_fd`).
+Only SIGCONT distinguishes a stopped process from a process whose threads waited long for the GIL.
 """
 
-import select
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable
 
+from engine.cluster import signal_thread
+
 _TICK_S = 0.1  # accuracy of the measured time
-_pair: tuple[socket.socket, socket.socket] | None = None  # open until the process ends, as signals arrive until then
+_RECENT_S = 2.0  # the thread may tick before SIGCONT is read
 
 
 def watch(on_continue: Callable[[float], None], stopping: threading.Event) -> threading.Thread | None:
-    """Starts a thread that calls `on_continue(seconds)` when this process continues after a stop.
+    """Starts a thread that measures how long this process is stopped.
 
     Args:
-        on_continue: receives how long the process was stopped.
+        on_continue: called with the seconds of a stop, in a thread, when this process continues.
         stopping: ends the thread.
 
     Returns:
@@ -28,21 +26,38 @@ def watch(on_continue: Callable[[float], None], stopping: threading.Event) -> th
     """
     if threading.current_thread() is not threading.main_thread():
         return None
-    global _pair
-    reader, writer = _pair = socket.socketpair()
-    writer.setblocking(False)
+    clock = _Clock()
+
+    def on_signal(number: int) -> None:
+        if not stopping.is_set():
+            on_continue(clock.stopped_s())
+
+    def tick() -> None:
+        while not stopping.wait(_TICK_S):
+            clock.tick()
+
     signal.signal(signal.SIGCONT, lambda number, frame: None)  # without a handler, Python does not report the signal
-    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-
-    def follow() -> None:
-        last = time.monotonic()
-        while not stopping.is_set():
-            arrived = reader.recv(64) if select.select([reader], [], [], _TICK_S)[0] else b""
-            now = time.monotonic()
-            if signal.SIGCONT in arrived:
-                on_continue(now - last)
-            last = now
-
-    thread = threading.Thread(target=follow, name="watch_stop_signal", daemon=True)
+    signal_thread.watch((signal.SIGCONT,), on_signal)
+    thread = threading.Thread(target=tick, name="watch_stop_signal", daemon=True)
     thread.start()
     return thread
+
+
+class _Clock:
+    """Measures the longest recent time between two ticks of a thread."""
+
+    def __init__(self) -> None:
+        self._last = self._gap_at = time.monotonic()
+        self._gap_s = 0.0
+
+    def tick(self) -> None:
+        """Ends the present time between two ticks."""
+        now = time.monotonic()
+        if now - self._last > 2 * _TICK_S:
+            self._gap_s, self._gap_at = now - self._last, now
+        self._last = now
+
+    def stopped_s(self) -> float:
+        """Returns the seconds since the last tick, or those of a longer, recent gap between two ticks."""
+        now = time.monotonic()
+        return max(now - self._last, self._gap_s if now - self._gap_at < _RECENT_S else 0.0)

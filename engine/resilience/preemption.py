@@ -3,15 +3,13 @@
 The loop polls `Preemption.requested`. All processes stop at the same call of it (`StepAgreement`), even if only one
 process received the signal. Before the first steps there is nothing to save: a process that does not get to the next
 poll within `timeouts.START_GRACE_S` then ends without it. A second signal ends the process immediately. Both also work
-while the main thread is inside XLA: a thread reads signals from a socket, because Python's handlers run only when the
-main thread is back in Python.
+while the main thread is inside XLA (`cluster/signal_thread.py`).
 """
 
 import contextlib
 import itertools
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +18,7 @@ from typing import NoReturn
 
 from engine.cluster import group, shutdown
 from engine.cluster.exit_status import ExitStatus
+from engine.cluster.signal_thread import watching
 from engine.config.errors import ConvoyError
 from engine.resilience import timeouts
 
@@ -51,42 +50,6 @@ class _WaitCancelled(BaseException):
     """Ends a wait of the main thread. Not an Exception, so that error handlers of the user do not catch it."""
 
 
-class _SignalThread:
-    """Calls a function in a thread for each signal, even while the main thread is not in Python. A context manager.
-
-    Python allows it in the main thread only. A handler must be installed for each signal.
-    """
-
-    def __init__(self, on_signal: Callable[[int], None]):
-        self._on_signal = on_signal
-        self._restore = contextlib.ExitStack()
-
-    def __enter__(self) -> "_SignalThread":
-        reader, writer = socket.socketpair()
-        writer.setblocking(False)
-        former = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        thread = threading.Thread(target=self._read, args=(reader, former), daemon=True, name="signals")
-        thread.start()
-        # Run in reverse order: stop sending signals to the socket, close it for the thread, join the thread.
-        self._restore.callback(reader.close)
-        self._restore.callback(thread.join)
-        self._restore.callback(writer.close)
-        self._restore.callback(signal.set_wakeup_fd, former)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._restore.close()
-
-    def _read(self, reader: socket.socket, former: int) -> None:
-        """Calls the function, and passes the numbers on to the descriptor `former` of `cluster/stop_signal.py`."""
-        while numbers := reader.recv(64):
-            if former != -1:
-                with contextlib.suppress(OSError):  # full
-                    os.write(former, numbers)
-            for number in numbers:
-                self._on_signal(number)
-
-
 @contextlib.contextmanager
 def start_ended_by_sigterm() -> Iterator[None]:
     """Makes SIGTERM end the process at once with a sentence and 42: nothing is to be saved before the training.
@@ -96,8 +59,7 @@ def start_ended_by_sigterm() -> Iterator[None]:
     """
 
     def end(number: int) -> None:
-        if number == signal.SIGTERM:
-            shutdown.end(Preempted(f"asked to stop while the run was starting. {_NOTHING_LOST}"))
+        shutdown.end(Preempted(f"asked to stop while the run was starting. {_NOTHING_LOST}"))
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -105,7 +67,7 @@ def start_ended_by_sigterm() -> Iterator[None]:
     former = signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     try:
-        with _SignalThread(end):
+        with watching((signal.SIGTERM,), end):
             yield
     finally:
         signal.signal(signal.SIGTERM, former or signal.SIG_DFL)
@@ -136,7 +98,7 @@ class Preemption:
     def __enter__(self) -> "Preemption":
         self._in_main = threading.current_thread() is threading.main_thread()
         if self._in_main:
-            self._restore.enter_context(_SignalThread(self._on_signal_in_thread))
+            self._restore.enter_context(watching(_WATCHED, self._on_signal_in_thread))
             for number in (*_WATCHED, _WAKE):
                 self._restore.callback(signal.signal, number, signal.getsignal(number) or signal.SIG_DFL)
                 signal.signal(number, self._on_signal)
@@ -191,9 +153,7 @@ class Preemption:
             self._start_timer()
 
     def _on_signal_in_thread(self, number: int) -> None:
-        """Starts the timer at the first watched signal, and ends the process at the second."""
-        if number not in _WATCHED:
-            return
+        """Starts the timer at the first signal, and ends the process at the second."""
         now = time.monotonic()
         self._received.add(number)
         if self._first_at is None:
