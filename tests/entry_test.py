@@ -13,6 +13,7 @@ import engine
 from engine import entry
 from engine.config import to_text
 from engine.config.errors import CheckpointError, ConfigError, ConvoyError, RunError
+from engine.resilience import memory_check
 from engine.run.directory import RunDirectory
 from engine.saved_run import SavedRun
 from tests import runs, zoo
@@ -202,3 +203,12 @@ def test_sizes_beyond_the_memory_are_refused_before_they_are_allocated(tmp_path)
             entry.train(runs.config(**settings), workdir=tmp_path / "run")
         assert "the run needs at least" in str(error.value) and "GiB of host memory" in str(error.value)
         assert not (tmp_path / "run/config.txt").exists()
+
+
+def test_run_that_hardly_fits_into_the_memory_prints_a_warning(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(memory_check, "WARN_SHARE", 0.0)
+    config = runs.config(train__total="1 step", log__progress="lines")
+    entry.train(config, workdir=tmp_path)
+    log, shown = (tmp_path / "log.txt").read_text(), capsys.readouterr().err
+    assert "warning: task: the run needs at least" in log
+    assert shown.count("activations and gradients need more") == log.count("activations and gradients need more") == 2
