@@ -362,8 +362,8 @@ def run() -> NoReturn:
     _treat_hangup_as_sigterm()
     code = main()
     unmount()
-    if code == ExitStatus.DONE and verdict.is_launched():
-        verdict.record(code, "")
+    if code == ExitStatus.DONE:
+        verdict.done()
     shutdown.exit_soon(code)
     sys.exit(code)
 

@@ -1,7 +1,7 @@
 """Files that a process writes for its launcher: its verdict, its completed steps, and the path of the run's status.
 
-An environment variable names the file of the verdict. A process also records that it began and that it is done. A
-killed process leaves no verdict, but its steps are known: they are in a memory-mapped file, which outlives it.
+An environment variable names the file of the verdict. A process that has begun leaves a file until it is done. A killed
+process leaves no verdict, but its steps are known: they are in a memory-mapped file, which outlives it.
 """
 
 import json
@@ -11,11 +11,12 @@ import struct
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from engine.cluster import tracebacks
-from engine.cluster.exit_status import ExitStatus, status_of
+from engine.cluster.exit_status import status_of
 from engine.cluster.failure_signature import failure_signature
 from engine.mounts import shown
 
@@ -23,7 +24,7 @@ VARIABLE = "CONVOY_VERDICT"
 """Environment variable with the file `<folder>/<index>.json` of this process; all processes share the folder."""
 STATUS = "status"
 """File in that folder that contains the path of the run's status."""
-_BEGAN = ".began"  # suffix of the file that `begin` writes
+_BEGAN = ".began"  # suffix of the file from `begin` to `done`
 
 _file: Path | None = None  # of this process, once `begin` has read the variable
 
@@ -61,18 +62,23 @@ def _path() -> Path:
 
 
 def begin() -> None:
-    """Records for the launcher that this process will record its end. Programs that this process starts will not."""
+    """States for the launcher that this process began and is not done. Programs that it starts are not launched."""
     global _file
     if name := os.environ.pop(VARIABLE, ""):
         _file = Path(name)
-        _write(_file.with_suffix(_BEGAN), "")
+        with suppress(OSError):  # without this file the launcher believes every exit code
+            _file.with_suffix(_BEGAN).touch()
 
 
-def ended_unseen(folder: Path, index: int) -> bool:
-    """Whether a process that ended with 0 did not end by itself: it began, but has not recorded that it is done."""
-    file = folder / f"{index}.json"
-    done = file.exists() and Verdict(**json.loads(file.read_text())).code == ExitStatus.DONE
-    return file.with_suffix(_BEGAN).exists() and not done
+def done() -> None:
+    """States for the launcher that this process ends with 0 because it is done. Needs no space on the disk."""
+    if _file is not None:
+        _file.with_suffix(_BEGAN).unlink(missing_ok=True)
+
+
+def is_unfinished(folder: Path, index: int) -> bool:
+    """Whether a process has begun and has not stated that it is done."""
+    return (folder / f"{index}.json").with_suffix(_BEGAN).exists()
 
 
 def report(error: BaseException) -> None:

@@ -41,7 +41,7 @@ def unfinished(folder: Path, index: int, pids: Sequence[int]) -> str:
         index: of the process.
         pids: processes of the job; a status that another process wrote is not read.
     """
-    if verdict.ended_unseen(folder, index):
+    if verdict.is_unfinished(folder, index):
         return (
             f"process {index} ended with exit code 0 before it was done: its code or a library called os._exit, or "
             "exit of C. Find the call; the same command resumes from the newest checkpoint."

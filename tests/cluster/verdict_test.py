@@ -75,17 +75,16 @@ def test_verdict_in_one_line(text, line):
     assert Verdict(0, 1, text, 0.0).line == line
 
 
-def test_end_with_0_is_seen_only_if_the_process_recorded_that_it_is_done(launched, monkeypatch):
+def test_process_is_unfinished_from_its_begin_until_it_is_done(launched, monkeypatch):
     monkeypatch.setattr(verdict, "_file", None)
-    assert not verdict.ended_unseen(launched, 1)  # a program that is not the command line
+    verdict.done()  # a program that is not the command line
+    assert not verdict.is_unfinished(launched, 1)
     verdict.begin()
     assert verdict.VARIABLE not in os.environ and verdict.is_launched()  # its own programs are not launched
-    assert verdict.ended_unseen(launched, 1)
-    verdict.record(0, "")
-    assert not verdict.ended_unseen(launched, 1)
-    (launched / "1.json").unlink()
     verdict.record(42, "preempted")
-    assert verdict.ended_unseen(launched, 1)
+    assert verdict.is_unfinished(launched, 1) and not verdict.is_unfinished(launched, 0)
+    verdict.done()
+    assert not verdict.is_unfinished(launched, 1)
 
 
 def test_status_path_is_recorded_for_the_launcher(launched, monkeypatch):

@@ -148,7 +148,7 @@ def test_exit_code_0_of_a_process_that_was_not_done_is_not_believed(tmp_path):
             verdict.record_status_path(path)
             status.write(path, status.Status(state="training", step=7))
             os._exit(0)
-        verdict.record(0, "")
+        verdict.done()
     """)
     found = status.read(tmp_path / "status.json")
     assert (code, found.state, found.step, found.exit_code) == (1, "failed", 7, 1)
