@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 BAD, DAMAGE = ".bad", "damage.txt"
+LONGEST = 10  # digits of a step
 SHOWN = 4  # problems that an error names
 
 
@@ -82,8 +83,15 @@ def shorten(problems: Sequence[str]) -> str:
 
 def step_folders(directory: Path) -> list[Path]:
     """Returns the step directories, oldest first, including those without a manifest."""
-    found = [path for path in directory.iterdir() if path.name.isdecimal()] if directory.is_dir() else []
-    return sorted(found, key=lambda path: int(path.name))
+    entries = directory.iterdir() if directory.is_dir() else ()
+    return sorted((path for path in entries if _is_step(path)), key=lambda path: int(path.name))
+
+
+def _is_step(path: Path) -> bool:
+    """Returns whether a path is the folder of a step: "12", but not "012", digits of other scripts, or a file."""
+    name = path.name
+    is_number = name == "0" or (name.isascii() and name.isdecimal() and not name.startswith("0"))
+    return is_number and len(name) <= LONGEST and path.is_dir()
 
 
 class HashedPart(TypedDict):

@@ -225,7 +225,7 @@ def read_results(directory: Path) -> dict[int, dict[str, float]]:
         return {int(step): {name: float(value) for name, value in values.items()} for step, values in stored.items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: cannot be read ({error}). Move it away to continue; the best checkpoint is then chosen from new "
             "results only."

@@ -7,7 +7,6 @@ it is complete. A step is *durable* if it has this name and its manifest. Listin
 
 import contextlib
 import itertools
-import json
 import os
 import shutil
 import time
@@ -15,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.checkpoint import arrays, timeouts
+from engine.checkpoint import arrays, stored_json, timeouts
 from engine.checkpoint.arrays import error_text, reraise
 from engine.checkpoint.integrity import (
     DamagedCheckpoint,
@@ -149,12 +148,10 @@ class CheckpointStore:
 
     def describe(self) -> list[StepInfo]:
         """Returns size, time and evaluation results of each durable step, oldest first. Does not import JAX."""
-        results = read_results(self.directory)
-        infos = []
-        for step in self.steps():
-            path = self.directory / str(step)
-            size = sum(files_of(path).values())
-            infos.append(StepInfo(step, size, (path / MANIFEST).stat().st_mtime, results.get(step, {})))
+        results, infos = read_results(self.directory), []
+        for path in (self.directory / str(step) for step in self.steps()):
+            size, saved_at = sum(files_of(path).values()), (path / MANIFEST).stat().st_mtime
+            infos.append(StepInfo(int(path.name), size, saved_at, results.get(int(path.name), {})))
         return infos
 
     def _folders(self) -> list[Path]:
@@ -283,17 +280,16 @@ class CheckpointStore:
 
     def position(self, step: int) -> dict:
         """Returns the position in the data that was saved with a step. Does not import JAX. Raises CheckpointError."""
-        return self._read_json(step, POSITION)
+        return self._read_file(step, POSITION, stored_json.position)
 
     def config_text(self, step: int) -> str:
         """Returns the config that was saved with a step. Does not import JAX. Raises CheckpointError."""
-        return "\n".join(self._read_json(step, CONFIG)["lines"])
+        return self._read_file(step, CONFIG, stored_json.config_text)
 
-    def _read_json(self, step: int, name: str) -> dict:
+    def _read_file[T](self, step: int, name: str, read: Callable[[Path], T]) -> T:
         self._require(step)
-        path = self.directory / str(step) / name
         try:
-            return json.loads(storage.bounded(path.read_text, self.timeout_s))
+            return storage.bounded(lambda: read(self.directory / str(step) / name), self.timeout_s)
         except (OSError, ValueError) as error:
             raise CheckpointError(self._unreadable(step, f"{name}: {error}")) from error
 

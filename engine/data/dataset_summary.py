@@ -60,7 +60,7 @@ def read(path: Path) -> dict[str, Summary]:
         return {where: {str(name): str(text) for name, text in summary.items()} for where, summary in stored.items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path}: cannot be read ({error}). Move the file away to continue without a comparison of the datasets."
         ) from error

@@ -189,8 +189,8 @@ class RunDirectory:
                 f"{self.path}: is not a run directory, it has no {self.config.name}. "
                 "Give the --workdir of an earlier `convoy train`."
             ) from error
-        except OSError as error:
-            raise RunError(f"{self.config}: cannot be read ({error.strerror}).") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise RunError(f"{self.config}: cannot be read ({getattr(error, 'strerror', error)}).") from error
 
     def write_config_text(self, text: str) -> None:
         """Stores the resolved config; the primary writes it. Raises RunError."""

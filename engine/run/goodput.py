@@ -14,13 +14,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import NotRequired, TypedDict
+from typing import NotRequired, TypedDict, TypeGuard
 
 from engine.run.atomic import cannot_write
 from engine.run.log import logger
 from engine.run.owner import boot_id, start_ticks
 
 KINDS = ("init", "restore", "compile", "step", "data wait", "save stall", "evaluation", "lost", "down")
+_LARGEST = 1e15  # of a number in a valid entry
 EVERY_S = 1.0  # seconds between two writes of entries while the loop runs steps
 LEAST_S = 1e-3  # shorter times are not written, but added to the next entry of their kind
 
@@ -200,15 +201,26 @@ def append(path: Path, entries: Sequence[Entry]) -> None:
 
 def read(path: Path) -> list[Entry]:
     """Returns all entries, the oldest first; an empty list if the file is missing. Incomplete lines are skipped."""
-    if not path.exists():
+    if not path.is_file():
         return []
     entries = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             entry = json.loads(line)
-            if isinstance(entry, dict) and entry.get("kind") in KINDS:
+            if _is_valid(entry):
                 entries.append(entry)
     return entries
+
+
+def _is_valid(entry: object) -> TypeGuard[Entry]:
+    """Returns whether a line of the file is an entry; the fields after `step` are missing in old files."""
+    if not isinstance(entry, dict) or entry.get("kind") not in KINDS:
+        return False
+    counts = [entry.get(name) for name in ("steps", "attempt")] + [entry.get("step", 0), entry.get("pid", 0)]
+    times = [entry.get("seconds"), entry.get("time", 0), entry.get("clock", 0)]
+    are_counts = all(type(count) is int and abs(count) < _LARGEST for count in counts)
+    are_times = all(type(time) in (int, float) and abs(time) < _LARGEST for time in times)  # false for NaN
+    return are_counts and are_times and isinstance(entry.get("boot", ""), str)
 
 
 @dataclass

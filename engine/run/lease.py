@@ -52,8 +52,11 @@ def _parse(text: str) -> _Record:
     try:
         fields = json.loads(text)
         heartbeat = fields.pop("beat")
-        return _Record(Owner(**fields), heartbeat.strip() == _RELEASED)
-    except (ValueError, TypeError, AttributeError, KeyError):
+        owner = Owner(**fields)
+        if type(owner.pid) is not int or not all(isinstance(v, str) for name, v in fields.items() if name != "pid"):
+            return _Record(None, False)
+        return _Record(owner, heartbeat.strip() == _RELEASED)
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return _Record(None, False)
 
 
@@ -262,13 +265,20 @@ def _newest(folder: Path) -> tuple[int, str]:
     """Returns the highest number and the text of its file; (0, "") if there is none."""
     while True:
         names = (entry.name.removesuffix(".json") for entry in folder.iterdir()) if folder.is_dir() else ()
-        number = max((int(name) for name in names if name.isdecimal()), default=0)
+        number = max((int(name) for name in names if _is_number(name)), default=0)
         if number == 0:
             return 0, ""
         try:
-            return number, (folder / f"{number}.json").read_text(encoding="utf-8")
+            return number, (folder / f"{number}.json").read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:  # another process took the next number and removed this one
+            if (folder / f"{number}.json").is_symlink():
+                return number, ""  # a link to nothing is no lease of a live process
             time.sleep(0.01)
+
+
+def _is_number(name: str) -> bool:
+    """Returns whether a file name without suffix is one that `_claim` writes: "12", but not "012" or other digits."""
+    return name.isascii() and name.isdecimal() and not name.startswith("0")
 
 
 def _claim(folder: Path, number: int, text: str) -> bool:
@@ -289,7 +299,7 @@ def _claim(folder: Path, number: int, text: str) -> bool:
         path.unlink()
         return False
     for older in folder.glob("*.json"):
-        if older.stem.isdecimal() and int(older.stem) < number:
+        if _is_number(older.stem) and int(older.stem) < number:
             older.unlink(missing_ok=True)
     return True
 

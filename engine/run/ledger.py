@@ -7,6 +7,7 @@ step, the last attempt counts.
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def read(folder: Path) -> dict[int, list[int]]:
     Rows that several processes fed identically count once. Incomplete lines are skipped.
     """
     steps: dict[int, tuple[int, dict[int, int]]] = {}
-    for path in folder.glob("*.jsonl"):
+    for path in filter(Path.is_file, folder.glob("*.jsonl")):
         for line in _lines(path):
             attempt, rows = steps.get(line["step"], (0, {}))
             own = dict(zip(line["rows"], line["examples"], strict=True))
@@ -55,9 +56,18 @@ def read(folder: Path) -> dict[int, list[int]]:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue
+    for text in path.read_text(errors="replace").splitlines():
+        with suppress(ValueError, RecursionError):
+            line = json.loads(text)
+            if _is_line(line):
+                lines.append(line)
     return lines
+
+
+def _is_line(line: object) -> bool:
+    if not isinstance(line, dict) or not all(type(line.get(name)) is int for name in ("step", "attempt")):
+        return False
+    rows, examples = line.get("rows"), line.get("examples")
+    if not isinstance(rows, list) or not isinstance(examples, list) or len(rows) != len(examples):
+        return False
+    return all(type(number) is int for number in (*rows, *examples))

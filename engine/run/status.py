@@ -28,7 +28,8 @@ class Status:
     """The status of a run at one moment. Immutable: use `dataclasses.replace` for the next status.
 
     Raises:
-        RunError: `state` is not in RUNNING or ENDED.
+        RunError: `state` is not in RUNNING or ENDED, or a field has a value of the wrong type.
+        ValueError, TypeError, AttributeError: the metrics are not numbers by name.
     """
 
     state: str  # one of RUNNING or ENDED
@@ -46,6 +47,21 @@ class Status:
     def __post_init__(self):
         if self.state not in RUNNING + ENDED:
             raise RunError(f"state {self.state!r} is unknown. Allowed: {', '.join(RUNNING + ENDED)}.")
+        counts = {"step": self.step, "attempt": self.attempt, "pid": self.pid}
+        optional = {"total_steps": self.total_steps, "exit_code": self.exit_code}
+        counts |= {name: value for name, value in optional.items() if value is not None}
+        texts = {"reason": self.reason, "host": self.host, "started": self.started, "updated": self.updated}
+        wrong = [name for name, value in counts.items() if not _is_count(value)]
+        wrong += [name for name, value in texts.items() if not isinstance(value, str)]
+        if wrong:
+            raise RunError(f"{wrong[0]} has a value of the wrong type")
+        # JSON has no NaN and no infinity: json_text.py writes them as text.
+        metrics = {str(name): float(value) for name, value in self.metrics.items()}
+        object.__setattr__(self, "metrics", metrics)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def write(path: Path, status: Status, lease: Lease = ALWAYS_GRANTED) -> Status:
@@ -96,7 +112,7 @@ def read(path: Path) -> Status:
         raise RunError(f"{path}: file not found, so no run was started here. Check the directory.") from error
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (ValueError, TypeError, AttributeError, RunError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError, RunError) as error:
         raise RunError(
             f"{path}: is not the status of a run ({error}). "
             "Remove this file to resume the run; attempts are then counted from 1 again."
