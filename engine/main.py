@@ -40,10 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     the process exits immediately instead of returning: if it fails alone while its peers wait for it, and if a thread
     is blocked on storage, since Python's normal exit would wait for that thread.
     """
-    os.chdir(os.environ.get("BUILD_WORKING_DIRECTORY", "."))  # `bazel run` starts programs in another directory
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # to find the user's configs and models in the current directory
     try:
+        _enter_directory()
         code = _run(list(sys.argv[1:] if argv is None else argv))
         processes.leave()
     except BaseException as error:  # also SystemExit of the user's code
@@ -58,6 +56,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if storage.hanging():
         shutdown.exit_now(code)
     return code
+
+
+def _enter_directory() -> None:
+    """Makes configs and models in the user's current directory importable. Raises ConfigError if it was removed."""
+    try:
+        os.chdir(os.environ.get("BUILD_WORKING_DIRECTORY", "."))  # `bazel run` starts programs in another directory
+        current = os.getcwd()
+    except OSError as error:
+        raise ConfigError(
+            f"the current directory cannot be used ({error.strerror}). Go to another directory, then start the same "
+            "command again."
+        ) from error
+    if "" not in sys.path and current not in sys.path:
+        sys.path.insert(0, current)
 
 
 def _leave_after_failure() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 
 import pytest
 
@@ -207,6 +208,27 @@ def test_out_of_memory_is_one_sentence(tmp_path):
     assert "OutOfMemory: a device is out of memory (Out of memory allocating 4503599627370496" in done.stderr
     assert "Traceback" not in done.stderr
     assert runs.status(tmp_path / "run")["reason"].startswith("a device is out of memory")
+
+
+def test_removed_current_directory_and_links_to_themselves_are_one_sentence(tmp_path):
+    program = (
+        "import os, sys; from engine.main import main; os.mkdir('d'); os.chdir('d'); os.rmdir('../d'); main(['--help'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=runs.environment(),
+        timeout=60,
+    )
+    assert done.stderr.startswith(
+        "ConfigError: the current directory cannot be used (No such file or directory). Go to"
+    )
+    (tmp_path / "loop").symlink_to("loop")
+    done = runs.convoy("train", *QUICK, "--workdir=loop/run", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("RunError: loop/run: cannot be written (Too many levels of symbolic links).")
 
 
 def test_data_write_converts_a_dataset(tmp_path):

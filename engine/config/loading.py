@@ -82,8 +82,15 @@ def _configs_in(folder: Path) -> str:
     """Lists the files of a folder that define get_config."""
     if not folder.is_dir():
         return ""
-    names = [file.name for file in sorted(folder.glob("*.py")) if "get_config" in file.read_text(errors="replace")]
+    names = [file.name for file in sorted(folder.glob("*.py")) if _mentions_get_config(file)]
     return f"Configs in {folder}: {', '.join(names)}." if names else f"There are no configs in {folder}."
+
+
+def _mentions_get_config(file: Path) -> bool:
+    try:
+        return file.is_file() and "get_config" in file.read_text(errors="replace")
+    except OSError:
+        return False
 
 
 def _make_importable(folder: Path) -> str:

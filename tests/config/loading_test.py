@@ -163,3 +163,12 @@ def test_bare_name_of_a_shipped_config_is_completed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"Did you mean configs\.digits"):
         load("digits")
+
+
+def test_link_to_itself_is_a_file_that_does_not_exist(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop.py").symlink_to("loop.py")
+    (tmp_path / "loop").symlink_to("loop")
+    for reference in ("loop.py", "loop/x.py", "loop"):
+        with pytest.raises(ConfigError, match=r"^loop.*: there is no "):
+            load(reference)
