@@ -100,3 +100,13 @@ def test_any_function_of_a_learning_rate_can_be_the_optimizer():
         target=f"{__name__}.sign_descent", learning_rate=0.5, schedule="constant", arguments={"scale": 3.0}
     )
     assert float(updates(config, ONES)["body/bias"][0]) == -1.5
+
+
+@pytest.mark.parametrize("shape", ["constant", "linear", "cosine"])
+def test_schedule_of_any_valid_config_is_finite(shape):
+    """With the largest values that `config/validation.py` accepts, and more warm-up than steps."""
+    for peak, scale in ((0.0, 1e30), (1e30, 1.0), (1.0, 1e15), (1e-300, 0.0)):
+        config = Optimizer(learning_rate=peak, final_scale=scale, schedule=shape)
+        for warmup, total in ((0, 1), (10, 5), (2**31 - 1, 2**31 - 1)):
+            rate: Any = schedule(config, warmup, total)
+            assert np.isfinite([float(rate(step)) for step in (0, 1, total - 1, total)]).all(), (peak, warmup, total)
