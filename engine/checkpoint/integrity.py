@@ -4,6 +4,7 @@ All processes share the work and agree on the verdict. A damaged step is *set as
 problems in `damage.txt`. It is no longer listed and never deleted; if it is renamed back, it is verified again.
 """
 
+import contextlib
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from engine.checkpoint.manifest import (
     divide_files,
     find_problems,
     hash_files,
+    irregular_files,
     read_manifest,
     write_manifest,
 )
@@ -26,6 +28,7 @@ from engine.cluster import group
 from engine.cluster.exit_status import ExitStatus
 from engine.cluster.peer_failure import LostPeer
 from engine.config.errors import CheckpointError
+from engine.config.text_file import read_text
 from engine.run import storage
 from engine.run.atomic import write_text
 from engine.run.lease import Lease
@@ -162,6 +165,15 @@ def read_back(folder: Path, state: str) -> None:
             )
 
 
+def missing_files(directory: Path) -> list[str]:
+    """Returns a sentence for each file of a step that is missing or has another size; reads the manifest only."""
+    try:
+        manifest = read_manifest(directory)
+    except CheckpointError as error:
+        return [str(error)]
+    return find_problems(directory, manifest, manifest.files, sizes_only=True)
+
+
 def verify(
     directory: Path,
     timeout_s: float = timeouts.VERIFY_S,
@@ -184,7 +196,8 @@ def verify(
     manifest, newer, problems = None, "", []
     try:
         manifest = read_manifest(directory)
-        problems = _problems_of_share(directory, manifest, on_bytes)
+        problems = irregular_files(directory) if group.is_primary() else []
+        problems += _problems_of_share(directory, manifest, on_bytes)
     except UnsupportedFormat as error:
         newer = str(error)
     except CheckpointError as error:
@@ -243,8 +256,9 @@ def list_set_aside(directory: Path) -> list[tuple[str, str]]:
     found = []
     for path in directory.glob(f"*{BAD}*"):
         if match := re.fullmatch(rf"(\d+){re.escape(BAD)}(?:-(\d+))?", path.name):
-            damage = path / DAMAGE
-            why = damage.read_text(encoding="utf-8").strip() if damage.is_file() else "set aside earlier"
+            why = "set aside earlier"
+            with contextlib.suppress(OSError):
+                why = read_text(path / DAMAGE, errors="replace").strip()
             found.append((int(match[1]), int(match[2] or 1), path.name, why.replace("\n", "; ")))
     return [(name, why) for _, _, name, why in sorted(found, reverse=True)]
 

@@ -8,6 +8,7 @@ remove the step.
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.config.errors import CheckpointError
+from engine.config.text_file import read_text
 from engine.run.atomic import write_text
 
 MANIFEST = "manifest.json"
@@ -80,17 +82,18 @@ class Manifest:
             del content["hash"]
             intact = _with_hash(content) == text
             number = int(content.get("format", 1))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if intact and number <= FORMAT:
+                step, files, arrays = int(content["step"]), content["files"], dict(content["arrays"])
+                files = {name: Entry(int(entry["bytes"]), str(entry["hash"])) for name, entry in files.items()}
+                return cls(step, files, arrays, number)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"is not the text of a manifest ({type(error).__name__}: {error})") from error
         if not intact:
             raise ValueError("was changed after it was written: it does not match its own hash")
-        if number > FORMAT:
-            raise UnsupportedFormat(
-                f"was saved in format {number}; this version of Convoy reads up to format {FORMAT}. Use the version "
-                "that saved it, or a newer one."
-            )
-        files = {name: Entry(int(entry["bytes"]), str(entry["hash"])) for name, entry in content["files"].items()}
-        return cls(int(content["step"]), files, dict(content["arrays"]), number)
+        raise UnsupportedFormat(
+            f"was saved in format {number}; this version of Convoy reads up to format {FORMAT}. Use the version "
+            "that saved it, or a newer one."
+        )
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -102,7 +105,7 @@ def read_manifest(directory: Path) -> Manifest:
     """
     path = directory / MANIFEST
     try:
-        manifest = Manifest.from_text(path.read_text(encoding="utf-8"))
+        manifest = Manifest.from_text(read_text(path))
     except UnsupportedFormat as error:
         raise UnsupportedFormat(f"{directory}: {error}") from None
     except FileNotFoundError as error:
@@ -173,8 +176,30 @@ def hash_files(directory: Path, names: Iterable[str]) -> dict[str, Entry]:
     return {name: _entry(directory / name, durable=True) for name in names}
 
 
+def irregular_files(directory: Path) -> list[str]:
+    """Returns a sentence for each entry of a step that is neither a regular file nor a folder, such as a link.
+
+    No link is followed, and no file is read or opened. Orbax would follow links, and read devices without end.
+    """
+    found, folders = [], [directory]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))
+                elif not entry.is_file(follow_symlinks=False):
+                    kind = "a link" if entry.is_symlink() else "a device, a pipe or a socket"
+                    found.append(f"{Path(entry.path).relative_to(directory)}: is {kind}, expected a regular file")
+    return sorted(found)
+
+
 def find_problems(
-    directory: Path, manifest: Manifest, names: Iterable[str], on_bytes: Callable[[int], None] = lambda count: None
+    directory: Path,
+    manifest: Manifest,
+    names: Iterable[str],
+    on_bytes: Callable[[int], None] = lambda count: None,
+    *,
+    sizes_only: bool = False,
 ) -> list[str]:
     """Compares files with the manifest; returns a sentence for each file that differs, with found and expected values.
 
@@ -183,15 +208,21 @@ def find_problems(
         manifest: of the step.
         names: of files in it.
         on_bytes: called with the number of bytes of each read.
+        sizes_only: compare the sizes and read no file.
     """
     problems = []
     for name in names:
         want = manifest.files[name]
+        if not set(name.split("/")).isdisjoint(("", ".", "..")) or "\0" in name:
+            problems.append(f"{name!r}: is not the path of a file inside of the step")
+            continue
         try:
-            size = (directory / name).stat().st_size
-            if size != want.bytes:
-                problems.append(f"{name}: found {size} bytes, expected {want.bytes}")
-            elif (have := _entry(directory / name, on_bytes)) != want:
+            found = os.lstat(directory / name)
+            if not stat.S_ISREG(found.st_mode):
+                problems.append(f"{name}: is not a regular file")
+            elif found.st_size != want.bytes:
+                problems.append(f"{name}: found {found.st_size} bytes, expected {want.bytes}")
+            elif not sizes_only and (have := _entry(directory / name, on_bytes)) != want:
                 problems.append(f"{name}: found the hash {have.hash}, expected {want.hash}, in {want.bytes} bytes")
         except FileNotFoundError:
             problems.append(f"{name}: is missing, expected {want.bytes} bytes")

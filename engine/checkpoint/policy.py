@@ -15,6 +15,7 @@ from engine.checkpoint import timeouts
 from engine.cluster import group
 from engine.config.duration import Duration, Period
 from engine.config.errors import CheckpointError
+from engine.config.text_file import read_text
 from engine.run import json_text, storage
 from engine.run.atomic import cannot_write
 from engine.run.lease import ALWAYS_GRANTED, Lease
@@ -221,7 +222,7 @@ def read_results(directory: Path) -> dict[int, dict[str, float]]:
     """
     path = directory / RESULTS
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(read_text(path))
         return {int(step): {name: float(value) for name, value in values.items()} for step, values in stored.items()}
     except FileNotFoundError:
         return {}

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from engine.config.text_file import read_text
+
 
 def position(path: Path) -> dict:
     """Returns a position in the data: numbers, the skipped batches, and the sums of an unfinished row of metrics.
@@ -29,7 +31,7 @@ def config_text(path: Path) -> str:
 
 def _read(path: Path) -> dict:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path))
     except RecursionError as error:
         raise ValueError("is nested too deeply") from error
     if not isinstance(found, dict):

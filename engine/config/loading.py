@@ -22,6 +22,7 @@ from engine.config.errors import ConfigError, ConvoyError, FieldError, did_you_m
 from engine.config.override import apply
 from engine.config.schema import Config
 from engine.config.text import from_text
+from engine.config.text_file import read_text
 from engine.config.validation import validate
 
 CONFIG_TEXT = "config.txt"
@@ -58,7 +59,11 @@ def _read(reference: str) -> Draft:
         if not path.is_file():
             raise ConfigError(f"{reference}: is a folder without {CONFIG_TEXT}, so no run. {_configs_in(path.parent)}")
     if path.is_file() and path.suffix == ".txt":
-        return draft_of(from_text(path.read_text(encoding="utf-8"), _shown(path)))
+        try:
+            text = read_text(path)
+        except OSError as error:
+            raise ConfigError(f"{_shown(path)}: cannot be read ({error.strerror or error}).") from error
+        return draft_of(from_text(text, _shown(path)))
     if path.is_file() and path.suffix == ".py":
         return _from_file(path)
     if path.exists():

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from engine.config.errors import DataError
+from engine.config.text_file import read_text
 from engine.data.source import SEPARATOR, Source, example_spec, fingerprint, leaves_with_path
 
 MAX_SHOWN = 8  # differing parts of a fingerprint that are listed
@@ -56,7 +57,7 @@ def read(path: Path) -> dict[str, Summary]:
         DataError: the file cannot be read.
     """
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = json.loads(read_text(path))
         return {where: {str(name): str(text) for name, text in summary.items()} for where, summary in stored.items()}
     except FileNotFoundError:
         return {}

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NotRequired, TypedDict, TypeGuard
 
+from engine.config.errors import RunError
+from engine.config.text_file import read_text
 from engine.run.atomic import cannot_write
 from engine.run.log import logger
 from engine.run.owner import boot_id, start_ticks
@@ -201,10 +203,14 @@ def append(path: Path, entries: Sequence[Entry]) -> None:
 
 def read(path: Path) -> list[Entry]:
     """Returns all entries, the oldest first; an empty list if the file is missing. Incomplete lines are skipped."""
-    if not path.is_file():
+    try:
+        text = read_text(path, errors="replace")
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror or error}). Move the file away.") from error
     entries = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in text.splitlines():
         with suppress(ValueError, RecursionError):
             entry = json.loads(line)
             if _is_valid(entry):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.config.errors import RunError
+from engine.config.text_file import read_text
 from engine.run import json_text
 from engine.run.json_text import now
 from engine.run.lease import ALWAYS_GRANTED, Lease, current_owner
@@ -105,7 +106,7 @@ def read(path: Path) -> Status:
         RunError: the file is missing or not a valid status.
     """
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(read_text(path))
         known = {f.name for f in dataclasses.fields(Status)}
         return Status(**{name: value for name, value in fields.items() if name in known})
     except FileNotFoundError as error:
