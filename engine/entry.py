@@ -109,6 +109,7 @@ def _train(
                 trainer = _build_trainer(config, directory, changed, accepted, reporter)
             reporter.start(trainer.total_steps, trainer.step, trainer.summary)
             trainer.run()
+            group.run_on_primary(directory.check_complete, "the files of the run")
         return reporter.summary
 
 

@@ -11,10 +11,12 @@ from safetensors.numpy import load_file
 
 import engine
 from engine import entry
+from engine.cluster.exit_status import ExitStatus
 from engine.config import to_text
 from engine.config.errors import CheckpointError, ConfigError, ConvoyError, RunError
 from engine.resilience import memory_check
 from engine.run.directory import RunDirectory
+from engine.run.lease import DirectoryGone
 from engine.saved_run import SavedRun
 from tests import runs, zoo
 
@@ -38,6 +40,25 @@ def test_fresh_moves_the_earlier_run_aside(tmp_path):
 
 def test_run_directory_serves_as_its_own_config(run):
     assert engine.train(str(run), workdir=run).step == 4
+
+
+@dataclasses.dataclass
+class Remove:
+    """A hook that removes a file of the run."""
+
+    name: str
+
+    def run(self, trainer, state, step):
+        (trainer.directory.path / self.name).unlink()
+
+
+@pytest.mark.parametrize("name", ["config.txt", "metrics.jsonl"])
+def test_run_whose_files_were_removed_is_not_done(name, tmp_path):
+    hooks = dict(remove=dict(target="tests.entry_test.Remove", every="1 step", name=name))
+    with pytest.raises(DirectoryGone, match=f"removed while the run trained: {name}") as raised:
+        engine.train(runs.config(**SHORT | dict(train__total="1 step"), hooks=hooks), workdir=tmp_path / "run")
+    assert raised.value.exit_code == ExitStatus.STOP
+    assert runs.status(tmp_path / "run")["state"] == "failed"
 
 
 def test_default_directory_is_named_after_the_config(tmp_path, monkeypatch):

@@ -11,7 +11,16 @@ import pytest
 
 from engine.checkpoint import arrays
 from engine.checkpoint.integrity import DamagedCheckpoint, list_set_aside, verify, verify_all
-from engine.checkpoint.manifest import MANIFEST, Entry, Manifest, files_of, hash_files, read_manifest, write_manifest
+from engine.checkpoint.manifest import (
+    MANIFEST,
+    Entry,
+    Manifest,
+    files_of,
+    hash_files,
+    read_lock,
+    read_manifest,
+    write_manifest,
+)
 from engine.checkpoint.policy import read_results
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.warm_start import find_step
@@ -80,6 +89,13 @@ def test_entry_that_is_no_regular_file_is_damage(run, what, listed):
         files = {name: entry for name, entry in manifest.files.items() if not name.endswith("_METADATA")}
         write_manifest(run / STEP, Manifest(manifest.step, files, manifest.arrays))
     with pytest.raises(DamagedCheckpoint, match=r"state/_METADATA: is a .*, expected a regular file"):
+        verify(run / STEP)
+
+
+def test_pipe_in_the_place_of_a_manifest_is_damage(run):
+    (run / STEP / MANIFEST).unlink()
+    os.mkfifo(run / STEP / MANIFEST)
+    with read_lock(run / STEP), pytest.raises(DamagedCheckpoint, match="it is not a regular file"):
         verify(run / STEP)
 
 

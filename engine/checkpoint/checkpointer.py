@@ -11,12 +11,14 @@ from types import TracebackType
 
 from engine.checkpoint import timeouts
 from engine.checkpoint.async_save import Saver
+from engine.checkpoint.integrity import missing_files, shorten
 from engine.checkpoint.policy import Retention, SavePolicy
 from engine.checkpoint.store import CheckpointStore, StorageError
 from engine.cluster import group
 from engine.config.duration import RunSize
 from engine.config.errors import RunError
 from engine.config.schema import Checkpoint
+from engine.run import storage
 from engine.run.directory import RunDirectory
 from engine.types import Json, PyTree
 
@@ -134,13 +136,33 @@ class Checkpointer:
         """Waits until the last save is durable, then removes steps that need not stay.
 
         Raises:
-            StorageError: the save has failed, for any on_failure: the last state of the run is not on disk.
+            StorageError: the save has failed, for any on_failure, or its files were removed: the last state of the run
+                is not on disk.
         """
         self._saver.wait()
         if (failed := self._collect() or self._failure) is not None:
             error = StorageError(f"{failed} It was the last save of this attempt: {_RESTART}")
             error.everywhere = True  # every process raises it here
             raise error
+        timeout_s = self.store.timeout_s + timeouts.VERDICT_S
+        group.run_on_primary(self._check_newest, "the last save", timeout_s)
+
+    def _check_newest(self) -> None:
+        """Raises StorageError if the newest checkpoint of this run is no longer readable."""
+        step = max(self.store.current, default=None)
+        if step is None:
+            return
+        path = self.store.directory / str(step)
+        try:
+            problems = storage.bounded(lambda: missing_files(path), self.store.timeout_s)
+        except storage.StorageTimeout as error:
+            problems = [str(error)]
+        if problems:
+            self._lease.verify()
+            raise StorageError(
+                f"{path}: the newest checkpoint was removed or changed while the run trained: {shorten(problems)}. "
+                "Start the same command again: it resumes from the newest intact checkpoint, or from the beginning."
+            )
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -155,6 +177,7 @@ class Checkpointer:
         """Handles a save that has ended: removes old steps after a success; returns a failure, once."""
         save = self._saver.poll()
         if save is not None and save.failure:
+            self._lease.verify()  # a directory that was moved or removed is the better reason
             newest = self.store.newest_except(save.step)
             sentence = f"{self.store.directory}: step {save.step} could not be saved ({save.failure}). {newest}."
             self._failure = StorageError(sentence)

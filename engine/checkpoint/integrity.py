@@ -65,6 +65,13 @@ class DamagedCheckpoints(CheckpointError):
     exit_code = ExitStatus.STOP
 
 
+class NoUsableCheckpoint(CheckpointError):
+    """Every checkpoint of the run is damaged. The user decides whether to start over."""
+
+    exit_code = ExitStatus.STOP
+    everywhere = True
+
+
 class VerifyTimeout(CheckpointError):
     """A process has not verified its share of the files in time. Every process that waits for it raises it."""
 

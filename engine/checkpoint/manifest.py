@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -183,13 +184,19 @@ def irregular_files(directory: Path) -> list[str]:
     """
     found, folders = [], [directory]
     while folders:
-        with os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(Path(entry.path))
-                elif not entry.is_file(follow_symlinks=False):
-                    kind = "a link" if entry.is_symlink() else "a device, a pipe or a socket"
-                    found.append(f"{Path(entry.path).relative_to(directory)}: is {kind}, expected a regular file")
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as scan:
+                entries = list(scan)
+        except OSError as error:
+            found.append(f"{folder.relative_to(directory)}: {_error_text(error)}")
+            continue
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(Path(entry.path))
+            elif not entry.is_file(follow_symlinks=False):
+                kind = "a link" if entry.is_symlink() else "a device, a pipe or a socket"
+                found.append(f"{Path(entry.path).relative_to(directory)}: is {kind}, expected a regular file")
     return sorted(found)
 
 
@@ -242,7 +249,7 @@ def read_lock(directory: Path) -> Iterator[None]:
     Raises:
         FileNotFoundError: the step does not exist, or was removed at this moment.
     """
-    with open(directory / MANIFEST, "rb") as file:
+    with _open_manifest(directory) as file:
         _lock(file.fileno(), fcntl.LOCK_SH)
         # The step may have been renamed between open and lock.
         if not os.path.samestat(os.stat(directory / MANIFEST), os.fstat(file.fileno())):
@@ -254,10 +261,15 @@ def read_lock(directory: Path) -> Iterator[None]:
 def delete_lock(directory: Path) -> Iterator[bool]:
     """Yields whether no process reads a step, and blocks new readers while the block runs."""
     try:
-        with open(directory / MANIFEST, "rb") as file:
+        with _open_manifest(directory) as file:
             yield _lock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         yield True  # no process reads a step without a manifest
+
+
+def _open_manifest(directory: Path) -> FileIO:
+    """Opens the file to lock it. Does not wait for a pipe in its place."""
+    return FileIO(directory / MANIFEST, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK))
 
 
 def _lock(descriptor: int, kind: int) -> bool:

@@ -18,6 +18,7 @@ from engine.checkpoint import arrays, stored_json, timeouts
 from engine.checkpoint.arrays import error_text, reraise
 from engine.checkpoint.integrity import (
     DamagedCheckpoint,
+    NoUsableCheckpoint,
     VerifyTimeout,
     compare_arrays,
     list_set_aside,
@@ -47,13 +48,6 @@ class StorageError(CheckpointError):
     """The storage failed while a step was written or read. A restart of the run may succeed."""
 
     exit_code = ExitStatus.RETRY
-
-
-class NoUsableCheckpoint(CheckpointError):
-    """Every checkpoint of the run is damaged. The user decides whether to start over."""
-
-    exit_code = ExitStatus.STOP
-    everywhere = True
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,8 @@ def write_text(path: Path, text: str, before_rename: Callable[[], None] = lambda
 def cannot_write(path: Path, error: OSError) -> RunError:
     """Returns the error for a file or folder of the run that cannot be written.
 
-    Its exit code asks for a restart if the storage has failed, not if the user's path or permissions are wrong.
+    Its exit code asks for a restart if the storage has failed, not if the user's path or permissions are wrong. It
+    rules out a restart if the folder was removed: the run would begin at step 0.
     """
     run_error = RunError(
         f"{shown(path)}: cannot be written ({error.strerror or error}). "
@@ -57,4 +58,6 @@ def cannot_write(path: Path, error: OSError) -> RunError:
     )
     if error.errno in _STORAGE_ERRORS:
         run_error.exit_code = ExitStatus.RETRY
+    elif error.errno == errno.ENOENT:
+        run_error.exit_code = ExitStatus.STOP
     return run_error

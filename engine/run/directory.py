@@ -19,15 +19,17 @@ import glob
 import os
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 
 from engine.cluster import group
 from engine.cluster.exit_status import ExitStatus
-from engine.config.errors import RunError
+from engine.config.errors import CheckpointError, RunError
+from engine.config.text_file import read_text
 from engine.mounts import local_path, shown
 from engine.run import lease, status, storage
 from engine.run.atomic import cannot_write
 from engine.run.goodput import Stopwatch
-from engine.run.lease import Lease, LeaseLost
+from engine.run.lease import DirectoryGone, Lease, LeaseLost
 
 LONGEST_PATH = 4096 - 256  # bytes: Linux allows 4096, and the longest name below a run has less than 256
 
@@ -35,7 +37,8 @@ LONGEST_PATH = 4096 - 256  # bytes: Linux allows 4096, and the longest name belo
 class RunDirectory:
     """Paths of a run. The constructor only mounts a bucket where needed; `open` prepares the directory for training.
 
-    The directory that `open` returns is a context manager, whose exit calls `close`.
+    The directory that `open` returns is a context manager, whose exit calls `close`. After an error of the storage, the
+    exit raises LeaseLost instead if the directory was moved, removed or taken over.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -103,8 +106,14 @@ class RunDirectory:
     def __enter__(self) -> "RunDirectory":
         return self
 
-    def __exit__(self, *exception) -> None:
-        self.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if isinstance(error, OSError | RunError | CheckpointError):
+                self.lease.verify()  # raises an error if the directory is gone, which explains the other error
+        finally:
+            self.close()
 
     def _prepare(self, fresh: bool, began: float | None) -> int:
         """Takes the lease; returns the number of the attempt."""
@@ -172,6 +181,20 @@ class RunDirectory:
         """Folder of this process's trace: JAX names files by host, which several processes may share."""
         return self.profile / (f"process-{group.index()}" if group.count() > 1 else "")
 
+    def check_complete(self) -> None:
+        """Checks at the end of a run that its files are still there.
+
+        Raises:
+            DirectoryGone: files were removed, or the directory was moved or removed.
+        """
+        self.lease.verify()
+        missing = [path.name for path in (self.config, self.data, self.metrics) if not path.is_file()]
+        if missing:
+            raise DirectoryGone(
+                f"{self}: removed while the run trained: {', '.join(missing)}. The checkpoints are complete, and each "
+                "has the config. Restore the files from a backup, or repeat the run with --fresh."
+            )
+
     def _contents(self) -> tuple[Path, ...]:
         files = (self.config, self.data, self.status, self.metrics, self.goodput, self.log)
         return (*files, self.checkpoints, self.tensorboard, self.profile, self.examples, self.bad_examples)
@@ -183,7 +206,7 @@ class RunDirectory:
             RunError: the file is missing or cannot be read.
         """
         try:
-            return self.config.read_text(encoding="utf-8")
+            return read_text(self.config)
         except FileNotFoundError as error:
             raise RunError(
                 f"{self.path}: is not a run directory, it has no {self.config.name}. "

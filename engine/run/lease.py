@@ -17,22 +17,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
+from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import ConvoyError, RunError
+from engine.config.text_file import read_text
 from engine.mounts import shown
 from engine.run.atomic import cannot_write, write_text
 from engine.run.owner import Owner, is_alive
+from engine.run.presence import Presence
 
 HEARTBEAT_S = 2.0  # between two increments of the counter
 STALE_S = 20.0  # ten heartbeats: an owner on another host that makes no increment for so long loses the lease
 GRACE_S = 5.0  # how long `acquire` waits for a live owner on this host before it raises RunError
 VERIFY_S = 5.0  # longest wait of a writer until the lease is verified: storage may hang
+GONE_S = 1.0  # how long the lease must be missing until the directory counts as moved or removed
 _POLL_S = 0.1
 _RELEASED = "released"
 
 
 class LeaseLost(ConvoyError):
     """Another job has taken over this run directory; this process must not write there any more."""
+
+
+class DirectoryGone(LeaseLost):
+    """The run directory was moved or removed. A restart at its path would begin at step 0, so there is none."""
+
+    exit_code = ExitStatus.STOP
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,7 @@ class Lease:
 
     def replace_text(self, path: Path, text: str) -> None:
         """Replaces a small file (`atomic.write_text`), if the lease is still held just before the rename."""
+        self.check()
         write_text(path, text, self.check)
 
     def release(self) -> None:
@@ -105,7 +117,8 @@ class OwnedLease(Lease):
 
     def __init__(self, path: Path, owner: Owner, takeover: str, heartbeat_s: float = HEARTBEAT_S):
         self.path, self.owner, self.takeover, self._heartbeat_s = path, owner, takeover, heartbeat_s
-        self._lost: str | None = None  # the error text
+        self._lost: LeaseLost | None = None
+        self._presence = Presence(path.parent.parent)
         self._released = False
         self._wake = threading.Event()
         self._changed = threading.Condition()
@@ -124,7 +137,7 @@ class OwnedLease(Lease):
         if now - max(self._verified_at, self._checked_at) > STALE_S / 2:
             self.verify()
         elif self._lost is not None:
-            raise LeaseLost(self._lost)
+            self._raise_lost(self._lost)
         self._checked_at = now
 
     def verify(self) -> None:
@@ -142,7 +155,12 @@ class OwnedLease(Lease):
                 if known or _boottime() - began < 2 * VERIFY_S:
                     break  # otherwise this process was stopped during the wait, and the lease thread needs more time
         if self._lost is not None:
-            raise LeaseLost(self._lost)
+            self._raise_lost(self._lost)
+
+    @staticmethod
+    def _raise_lost(lost: LeaseLost) -> NoReturn:
+        """Raises a new error, since several threads may raise it."""
+        raise type(lost)(str(lost))
 
     def release(self) -> None:
         self._released = True
@@ -165,20 +183,25 @@ class OwnedLease(Lease):
             with self._changed:
                 self._finished = self._started
                 self._changed.notify_all()
+        self._presence.close()
 
     def _verify_and_increment(self, heartbeat: int | str) -> None:
         newest, text = _newest(self.path.parent)
-        if newest == 0 and not self.path.parent.is_dir():
-            return  # moved or unmounted: no process took the lease, and a save fails, as none creates this directory
+        if newest == 0:
+            time.sleep(GONE_S)  # a directory that is back by then is no reason to end the run
+            if _newest(self.path.parent)[0] == 0:
+                self._lost = DirectoryGone(self._presence.what_happened())
+            return
         record = _parse(text)
         if record.owner is None or record.owner.id != self.owner.id:
             by = "" if record.owner is None else f": {record.owner}"
-            self._lost = (
+            self._lost = LeaseLost(
                 f"{self.path.parent.parent}: another job has taken over this run{by}. This process was stopped for "
                 f"more than {STALE_S:g} s, the same job was started again, or the run directory was replaced. It ends "
                 "without writing anything more. No action is needed: the other job continues the run."
             )
             return
+        self._presence.refresh()
         _overwrite(self.path, _text(self.owner, heartbeat))
 
 
@@ -264,12 +287,15 @@ def _name(owner: Owner | None) -> str:
 def _newest(folder: Path) -> tuple[int, str]:
     """Returns the highest number and the text of its file; (0, "") if there is none."""
     while True:
-        names = (entry.name.removesuffix(".json") for entry in folder.iterdir()) if folder.is_dir() else ()
+        try:
+            names = [name.removesuffix(".json") for name in os.listdir(folder)]
+        except (FileNotFoundError, NotADirectoryError):  # other errors mean that the storage is in trouble
+            names = []
         number = max((int(name) for name in names if _is_number(name)), default=0)
         if number == 0:
             return 0, ""
         try:
-            return number, (folder / f"{number}.json").read_text(encoding="utf-8", errors="replace")
+            return number, read_text(folder / f"{number}.json", errors="replace")
         except FileNotFoundError:  # another process took the next number and removed this one
             if (folder / f"{number}.json").is_symlink():
                 return number, ""  # a link to nothing is no lease of a live process

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import time
 
 import jax.numpy as jnp
@@ -230,3 +231,15 @@ def test_due_save_is_skipped_and_forced_save_waits_while_a_save_is_in_flight(mak
     assert save(subject, 9)
     subject.finish()
     assert subject.store.steps() == [9]
+
+
+@pytest.mark.parametrize("what", ["manifest.json", "state/_METADATA", "."])
+def test_finish_fails_if_the_newest_checkpoint_was_removed(make, tmp_path, what):
+    subject = make()
+    save(subject, 3)
+    subject.finish()
+    found = tmp_path / "3" / what
+    shutil.rmtree(found) if found.is_dir() else found.unlink()
+    with pytest.raises(StorageError, match=f"{tmp_path}/3: the newest checkpoint was removed or changed") as raised:
+        subject.finish()
+    assert raised.value.everywhere

@@ -71,6 +71,8 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "ends in time even while a thread is blocked on storage.",
         "deletion of old checkpoints": "A step is deleted only after a newer one is complete, and never while it is "
         "read.",
+        "a run directory that goes away": "The run notices within seconds that its directory was moved or removed, and "
+        "ends with 43 and the new path: the same command would begin at step 0.",
         "two jobs in one directory": "The second job is refused as long as the first one renews its lease. A job that "
         "wakes after it was replaced ends without a write.",
     },

@@ -9,7 +9,7 @@ import pytest
 from engine.config.errors import RunError
 from engine.run import status
 from engine.run.directory import RunDirectory
-from engine.run.lease import LeaseLost, acquire
+from engine.run.lease import DirectoryGone, LeaseLost, acquire
 from engine.run.owner import Owner
 from engine.run.status import Status
 
@@ -37,6 +37,16 @@ def test_paths_of_the_run_files():
         "config.txt", "status.json", "metrics.jsonl", "log.txt", "checkpoints", "tensorboard", "profile",
     ]  # fmt: skip
     assert str(run) == "runs/digits"
+
+
+def test_error_of_the_storage_is_explained_by_a_directory_that_was_moved(tmp_path):
+    run = RunDirectory.open(tmp_path / "run")
+    with pytest.raises(DirectoryGone, match=f"moved to {tmp_path}/elsewhere"), run:
+        run.path.rename(tmp_path / "elsewhere")
+        run.status.write_text("")
+    run = RunDirectory.open(tmp_path / "other")
+    with pytest.raises(FileNotFoundError), run:
+        (run.path / "missing").read_text()
 
 
 def test_constructor_creates_no_files(tmp_path):

@@ -2,8 +2,11 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,9 +14,10 @@ import time
 
 import pytest
 
+from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import RunError
 from engine.run import lease
-from engine.run.lease import LeaseLost, acquire
+from engine.run.lease import DirectoryGone, LeaseLost, acquire
 from engine.run.owner import TOKEN, Owner
 
 QUICK = {"heartbeat_s": 0.02, "stale_s": 0.5, "grace_s": 0.2}
@@ -331,10 +335,49 @@ def test_hanging_storage_does_not_block_check(folder, monkeypatch):
 def test_lease_is_lost_if_its_directory_was_replaced(folder, tmp_path):
     owned = acquire(folder, heartbeat_s=60)
     folder.rename(tmp_path / "moved")
-    owned.verify()  # the whole directory is missing, like an unmounted disk: no process took the lease
     other = write_lease(folder, number=1, **REMOTE)
     with pytest.raises(LeaseLost, match=re.escape(other.since)):
         owned.verify()
+
+
+@pytest.mark.parametrize("what", ["moved", "removed"])
+def test_run_directory_that_is_moved_or_removed_ends_the_run_for_good(what, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    owned = acquire(run / "lease", heartbeat_s=60)
+    if what == "moved":
+        run.rename(tmp_path / "elsewhere")
+    else:
+        shutil.rmtree(run)
+    with pytest.raises(DirectoryGone, match=f"{run}: the run directory was {what}") as raised:
+        owned.verify()
+    assert raised.value.exit_code == ExitStatus.STOP
+    with pytest.raises(DirectoryGone):
+        owned.replace_text(run / "status.json", "")
+    assert not run.exists()
+
+
+def test_run_directory_that_is_back_within_a_second_is_no_error(folder, tmp_path, monkeypatch):
+    owned = acquire(folder, heartbeat_s=60)
+    folder.rename(tmp_path / "moved")
+    monkeypatch.setattr(time, "sleep", lambda seconds: (tmp_path / "moved").rename(folder))
+    owned.verify()
+    monkeypatch.undo()
+    owned.verify()
+    owned.release()
+
+
+def test_storage_that_answers_with_errors_is_not_taken_for_a_removed_directory(folder, monkeypatch):
+    owned = acquire(folder, heartbeat_s=60)
+
+    def fail(path):
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    monkeypatch.setattr(os, "listdir", fail)
+    owned.verify()
+    monkeypatch.undo()
+    owned.verify()
+    owned.release()
 
 
 def test_acquire_raises_for_an_unwritable_directory(tmp_path):
