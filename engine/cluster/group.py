@@ -1,4 +1,4 @@
-"""Communication between the processes of a run: broadcast, scatter, gather, decide, barrier, StepAgreement.
+"""Communication between the processes of a run: broadcast, scatter, gather, publish, decide, barrier, StepAgreement.
 
 Values are small plain JSON. They travel through the key-value store, never through devices, so any thread may call
 these functions while the devices compute. A *topic* is any text, such as "save/0/17". On one topic, all processes must
@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from engine.cluster import kv_store, shutdown, timeouts
 from engine.cluster.identity import count, index, is_primary
@@ -166,6 +167,16 @@ def peek(topic: str, call: int = 1) -> dict[int, object]:
         call: number of the gather on this topic, from 1.
     """
     return {i: json.loads(text) for i, text in _texts(f"group/gather/{topic}#{call}")}
+
+
+def publish(value: object, topic: str) -> None:
+    """Replaces the value of this process that `latest` returns. Never waits for another process."""
+    kv_store.put(f"group/latest/{topic}/{index()}", json.dumps(value))
+
+
+def latest(topic: str) -> dict[int, Any]:
+    """Returns the newest published value of each process that has published one. Never waits; meant for the primary."""
+    return {i: json.loads(text) for i, text in _texts(f"group/latest/{topic}")}
 
 
 def decide[T, V](value: T, judge: Callable[[Mapping[int, T], list[int]], V], topic: str, timeout_s: float) -> V:

@@ -25,6 +25,10 @@ def test_operations_in_a_single_process():
     assert group.decide(3, lambda values, missing: [values[0], missing], "test", 1) == [3, []]
     assert group.run_on_primary(lambda: [1], "test") == [1]
     assert group.scatter([(1, "x")], "test") == [1, "x"]
+    assert group.latest("test") == {}
+    for value in (1, 2):
+        group.publish([value], "test")
+    assert group.latest("test") == {0: [2]}
 
 
 def test_values_must_be_json():
