@@ -78,6 +78,11 @@ class TrainFeed:
         """Seconds that `next` has waited for host batches since the feed was created."""
         return self._reader.wait_s
 
+    @property
+    def made_s(self) -> float:
+        """Seconds in which the threads or workers, working in parallel, have made the batches so far."""
+        return self._reader.made_s
+
     def next(self, count: int) -> tuple[Batch, ...]:
         """Returns the next `count` batches.
 

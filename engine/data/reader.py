@@ -24,9 +24,9 @@ class Numbered[T](Protocol):
 
 
 class BlockIterator[T](Protocol):
-    """Iterator over blocks: Grain's iterator or `Workers`."""
+    """Iterator over blocks and the seconds that it took to make each: Grain's iterator or `Workers`."""
 
-    def __next__(self) -> "list[T | DataError]": ...
+    def __next__(self) -> "tuple[list[T | DataError], float]": ...
 
     def close(self) -> None: ...
 
@@ -34,11 +34,13 @@ class BlockIterator[T](Protocol):
 class Reader[T]:
     """Iterator over batches in order; created by `read`."""
 
-    def __init__(self, blocks: BlockIterator[T]):
-        self._blocks = blocks
+    def __init__(self, blocks: BlockIterator[T], parallel: int):
+        self._blocks, self._parallel = blocks, parallel
         self._ready: deque[T | DataError] = deque()
         self.wait_s = 0.0
         """Seconds spent waiting for blocks."""
+        self.made_s = 0.0
+        """Seconds in which the threads or workers, working in parallel, have made the blocks that were returned."""
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -46,8 +48,10 @@ class Reader[T]:
     def __next__(self) -> T:
         if not self._ready:
             begin = time.perf_counter()
-            self._ready.extend(next(self._blocks))
+            block, seconds = next(self._blocks)
             self.wait_s += time.perf_counter() - begin
+            self.made_s += seconds / self._parallel
+            self._ready.extend(block)
         batch = self._ready.popleft()
         if isinstance(batch, DataError):
             raise batch
@@ -75,11 +79,11 @@ def read[T](
     size, prefetch = block if threads and not workers else 1, min(prefetch, max(0, stop - start))
     blocks = grain.MapDataset.range(start, max(start, stop), size).map(_Blocks(batches, stop, size).read)
     if workers:
-        return Reader(Workers(blocks, workers, max(1, prefetch // workers)))
+        return Reader(Workers(blocks, workers, max(1, prefetch // workers)), workers)
     ahead = max(-(-prefetch // size), threads) if threads else 0
     reader = iter(blocks.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)))
     reader.start_prefetch()
-    return Reader(reader)
+    return Reader(reader, max(1, threads))
 
 
 class _Blocks[T]:
@@ -88,13 +92,19 @@ class _Blocks[T]:
     def __init__(self, batches: Numbered[T], stop: int, size: int):
         self._batches, self._stop, self._size = batches, stop, size
 
-    def read(self, first: int) -> "list[T | DataError]":
-        """Returns the block that starts at batch `first`. In a block of several, an error replaces a failed batch.
+    def read(self, first: int) -> "tuple[list[T | DataError], float]":
+        """Returns the block that starts at batch `first`, and the seconds that it took.
+
+        In a block of several batches, an error replaces a failed batch.
 
         Raises:
             DataError: the only batch of the block cannot be made.
         """
-        first = int(first)
+        begin = time.perf_counter()
+        block = self._read(int(first))
+        return block, time.perf_counter() - begin
+
+    def _read(self, first: int) -> "list[T | DataError]":
         count = min(self._size, self._stop - first)
         with exits_reported():
             if count == 1:
