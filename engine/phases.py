@@ -53,6 +53,8 @@ class Phases:
         self.recorder: Recorder | None = None
         self.name = "starting"
         """Name of the present phase."""
+        self.hooks_s = 0.0
+        """Seconds spent in hooks."""
 
     @contextmanager
     def __call__(self, phase: Phase) -> Iterator[None]:
@@ -69,6 +71,8 @@ class Phases:
                 yield
             finally:
                 self.name = former
+        if phase is CALLING_HOOK:
+            self.hooks_s += time.monotonic() - start
         if recorder is not None:
             if phase.shown:
                 recorder.phase(TRAINING.name)

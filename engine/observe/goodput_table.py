@@ -3,12 +3,12 @@
 Goodput is the time of steps that were not lost, divided by the wall time since the start of the first attempt.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from engine.config.errors import RunError
 from engine.observe import formatting
 from engine.run.directory import RunDirectory
-from engine.run.goodput import KINDS, Time, read, sums
+from engine.run.goodput import KINDS, SLOW, Entry, Time, read, sums
 
 ATTEMPTS = 20  # number of last attempts that have a row of their own
 
@@ -43,9 +43,22 @@ def goodput_text(run: RunDirectory) -> str:
         f"{len(attempts):,} attempt{'s' * (len(attempts) != 1)}; seconds:",
         *_aligned(rows),
     ]
+    lines += _slow_processes(read(run.goodput, (SLOW,)))
     if any(entry.get("wall") for entry in entries):
         lines.append("Down times across machines or reboots are by the wall clock, which may have been adjusted.")
     return "\n".join(lines)
+
+
+def _slow_processes(entries: Sequence[Entry]) -> list[str]:
+    """Returns a line for each process that slowed down the run and each cause, the longest time first."""
+    seconds: dict[tuple[str, str], float] = {}
+    for entry in entries:
+        key = (entry.get("process", ""), entry.get("cause", ""))
+        seconds[key] = seconds.get(key, 0.0) + entry["seconds"]
+    return [
+        f"Of this time, about {formatting.duration(lost)} were lost to {process} ({cause})."
+        for (process, cause), lost in sorted(seconds.items(), key=lambda item: -item[1])
+    ]
 
 
 def goodput(kinds: Mapping[str, Time]) -> float:

@@ -74,6 +74,8 @@ class Recorder:
         self._row_ends = 0  # last step of the current row; 0: unknown
         self._arrived, self._arrived_at = 0, 0.0  # steps that were read, and the time of the latest reading
         self._wait_s = self._paused_s = 0.0
+        self.latest_arrival = 0.0
+        """Monotonic time of the latest arrival."""
 
     def push(self, step: int, metrics: "jax.Array", wait_s: float) -> None:
         """Adds a dispatch; waits only if more than IN_FLIGHT dispatches are incomplete.
@@ -93,7 +95,7 @@ class Recorder:
         step, metrics = self._in_flight.popleft()
         metrics.block_until_ready()
         self._unread.append((step, metrics))
-        now = time.monotonic()
+        self.latest_arrival = now = time.monotonic()
         if step + len(metrics) >= self._row_ends or now >= self._read_at:
             self._read(now)
 
@@ -159,12 +161,21 @@ class Recorder:
 
     def phase(self, name: str) -> None:
         """Reports the phase that starts now through `on_phase`, in order with the rows."""
-        self._writer.push(lambda: self._on_phase(name))
+        self.call(lambda: self._on_phase(name))
+
+    def call(self, report: Callable[[], None]) -> None:
+        """Calls a function in the thread of the writer, in order with the rows."""
+        self._writer.push(report)
 
     def saved(self) -> None:
         """Syncs the rows and the log to the disk. Called when a save has started, so that it does not outlive them."""
         self._writer.push(log.sync)
         self._writer.sync()
+
+    def drain(self) -> None:
+        """Waits for all dispatches, without reading them: processes need not call it at the same steps."""
+        for _, metrics in self._in_flight:
+            metrics.block_until_ready()
 
     def settle(self) -> None:
         """Waits for all dispatches and reads them, so that a following evaluation is not counted as training."""

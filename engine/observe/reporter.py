@@ -82,6 +82,10 @@ class Reporter:
             self._progress.phase(name)
         self._update_status(state=name)
 
+    def slowest(self, text: str) -> None:
+        """Reports which process slows down the run; "" if none. Called in the thread of the writer."""
+        self._update_status(slowest=text)
+
     def message(self, text: str) -> None:
         """Reports a sentence for the user; before `start` it is only logged."""
         if self._progress is not None:

@@ -22,6 +22,7 @@ from engine.run.atomic import cannot_write
 from engine.run.log import logger
 from engine.run.owner import boot_id, start_ticks
 
+SLOW = "slow process"  # kind of entries that estimate how long the run has waited for its slowest process
 KINDS = ("init", "restore", "compile", "step", "data wait", "save stall", "evaluation", "lost", "down")
 _LARGEST = 1e15  # of a number in a valid entry
 EVERY_S = 1.0  # seconds between two writes of entries while the loop runs steps
@@ -41,6 +42,8 @@ class Entry(TypedDict):
     boot: str  # id of the boot that `clock` counts from
     pid: int  # of the writer
     wall: NotRequired[bool]  # seconds are from the wall clock: monotonic clocks of two boots are not comparable
+    process: NotRequired[str]  # with SLOW: "process 2 (host a)"
+    cause: NotRequired[str]  # with SLOW: what that process waits for
     closed: NotRequired[bool]  # whether this is the last entry of an attempt that ended without a kill
 
 
@@ -104,6 +107,12 @@ class Stopwatch:
         self._step = step
         if time.monotonic() - self._flushed > EVERY_S:
             self.flush()
+
+    def waited_for(self, process: str, cause: str, seconds: float) -> None:
+        """Writes how long the run has waited for its slowest process since the last call; part of the step time."""
+        entry = self._entry(SLOW, seconds)
+        entry["process"], entry["cause"] = process, cause
+        self._write([entry])
 
     def flush(self, closed: bool = False) -> None:
         """Writes the seconds since the last call, one entry per kind. `closed` marks the last entry of an attempt."""
@@ -201,8 +210,11 @@ def append(path: Path, entries: Sequence[Entry]) -> None:
         file.write(line_end + "".join(json.dumps(entry) + "\n" for entry in entries).encode())
 
 
-def read(path: Path) -> list[Entry]:
-    """Returns all entries, the oldest first; an empty list if the file is missing. Incomplete lines are skipped."""
+def read(path: Path, kinds: Sequence[str] = KINDS) -> list[Entry]:
+    """Returns the entries of these kinds, the oldest first; an empty list if the file is missing.
+
+    Incomplete lines are skipped.
+    """
     try:
         text = read_text(path, errors="replace")
     except FileNotFoundError:
@@ -213,14 +225,14 @@ def read(path: Path) -> list[Entry]:
     for line in text.splitlines():
         with suppress(ValueError, RecursionError):
             entry = json.loads(line)
-            if _is_valid(entry):
+            if _is_valid(entry) and entry["kind"] in kinds:
                 entries.append(entry)
     return entries
 
 
 def _is_valid(entry: object) -> TypeGuard[Entry]:
     """Returns whether a line of the file is an entry; the fields after `step` are missing in old files."""
-    if not isinstance(entry, dict) or entry.get("kind") not in KINDS:
+    if not isinstance(entry, dict) or entry.get("kind") not in (*KINDS, SLOW):
         return False
     counts = [entry.get(name) for name in ("steps", "attempt")] + [entry.get("step", 0), entry.get("pid", 0)]
     times = [entry.get("seconds"), entry.get("time", 0), entry.get("clock", 0)]

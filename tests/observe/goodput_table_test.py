@@ -7,7 +7,7 @@ import pytest
 from engine.config.errors import RunError
 from engine.observe.goodput_table import goodput, goodput_text
 from engine.run.directory import RunDirectory
-from engine.run.goodput import KINDS, Time, append
+from engine.run.goodput import KINDS, SLOW, Time, append
 
 
 def entry(attempt: int, kind: str, seconds: float, steps: int = 0, **more) -> Any:
@@ -53,6 +53,19 @@ def test_only_the_last_attempts_are_listed(tmp_path):
     assert rows[2] == ["(10", "earlier)"]
     assert [row[0] for row in rows[3:-2]] == [str(attempt) for attempt in range(11, 31)]
     assert rows[-2][-3] == "30"
+
+
+def test_time_lost_to_slow_processes_is_summed_by_process_and_cause(tmp_path):
+    slow = [
+        entry(attempt, SLOW, seconds, process=f"process {index} (host a)", cause=cause)
+        for attempt, seconds, index, cause in [(1, 10.0, 2, "data"), (1, 50.0, 1, "throttled"), (2, 20.0, 2, "data")]
+    ]
+    text = goodput_text(_run(tmp_path / "run", entry(1, "step", 100.0, 10), *slow))
+    assert "goodput 100.0% of 100 s" in text or "goodput 100.0% of 1 min 40 s" in text
+    assert [line for line in text.splitlines() if "lost to" in line] == [
+        "Of this time, about 50.0 s were lost to process 1 (host a) (throttled).",
+        "Of this time, about 30.0 s were lost to process 2 (host a) (data).",
+    ]
 
 
 def test_note_appears_when_the_wall_clock_was_used(tmp_path):

@@ -149,6 +149,18 @@ def test_push_waits_only_for_the_dispatch_two_before(run):
     for step in range(4):
         run.recorder.push(step, Result(waits, step), 0.0)
     assert waits == [0, 1]
+    run.recorder.drain()
+    assert waits == [0, 1, 2, 3]
+    run.recorder.settle()
+    assert waits == [0, 1, 2, 3, 2, 3]
+    run.recorder.settle()
+    assert waits == [0, 1, 2, 3, 2, 3]
+
+
+def test_settle_waits_for_all_dispatches_once(run):
+    waits = []
+    for step in range(4):
+        run.recorder.push(step, Result(waits, step), 0.0)
     run.recorder.settle()
     assert waits == [0, 1, 2, 3]
     run.recorder.settle()

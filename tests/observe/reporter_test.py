@@ -84,6 +84,16 @@ def test_status_shows_the_evaluating_phase(directory):
     assert states == ["evaluating", "training"]
 
 
+def test_status_names_the_slowest_process_until_it_is_not_slow_any_more(directory):
+    with Reporter(directory, "zoo", "none") as reporter:
+        start(reporter, directory)
+        sentences = [status(directory)["slowest"]]
+        for text in ("process 2 (host a) is the slowest: its hooks take 40 ms longer per step", ""):
+            reporter.slowest(text)
+            sentences.append(status(directory)["slowest"])
+    assert sentences == ["", "process 2 (host a) is the slowest: its hooks take 40 ms longer per step", ""]
+
+
 def test_messages_before_start_are_only_logged(directory, capsys):
     with Reporter(directory, "zoo", "lines") as reporter:
         reporter.message("looking for devices")

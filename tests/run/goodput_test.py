@@ -86,6 +86,16 @@ def test_repeated_steps_are_moved_to_lost_once(path, clock):
     assert seconds(path)[1]["lost"] == pytest.approx(7 * 0.75)
 
 
+def test_time_lost_to_a_slow_process_changes_no_other_kind(path, clock):
+    stopwatch = train(path, clock, 1, 0, 10)
+    before = _plain(path)
+    stopwatch.waited_for("process 2 (host a)", "data", 3.0)
+    assert _plain(path) == before
+    (entry,) = goodput.read(path, (goodput.SLOW,))
+    assert (entry["seconds"], entry["attempt"], entry["step"]) == (3.0, 1, 10)
+    assert (entry.get("process"), entry.get("cause")) == ("process 2 (host a)", "data")
+
+
 def test_rollback_within_an_attempt_moves_its_steps_to_lost(path, clock):
     submitted, stopwatch = [], train(path, clock, 1, 0, 8)
     with stopwatch.written_by(submitted.append):
