@@ -25,6 +25,7 @@ from engine.phases import COMPILING, RESTORING, Phases
 from engine.run.directory import RunDirectory
 from engine.run.jsonl import JsonLines
 from engine.run.ledger import Ledger
+from engine.stragglers.monitor import StragglerMonitor
 from engine.training import muon
 from engine.training.optimizer import is_muon
 from engine.training.program import CompiledSteps, Program
@@ -162,6 +163,26 @@ class Attempt:
         )
         with contextlib.closing(feed):
             return feed.next(1)[0]
+
+    def watch_stragglers(self, recorder: Recorder, on_slowest: Callable[[str], None]) -> StragglerMonitor | None:
+        """Starts the monitor that names the slowest process and returns it; None in a single process.
+
+        Args:
+            recorder: of the run.
+            on_slowest: called with a sentence when the slowest process changes, in the thread of the writer.
+        """
+        if group.count() == 1:
+            return None
+        with self._phase(COMPILING):
+            monitor = StragglerMonitor(
+                self._program.mesh.local_devices,
+                drain=recorder.drain,
+                hooks_s=lambda: self._phase.hooks_s,
+                say=self._say,
+                on_slowest=lambda text: recorder.call(lambda: on_slowest(text)),
+                stopwatch=self._directory.stopwatch,
+            )
+        return self._stack.enter_context(monitor)
 
     def open_feed(self, step: int, stop: int) -> contextlib.closing[TrainFeed]:
         """Returns the feed of the batches from number `step` to `stop`; the caller closes it."""

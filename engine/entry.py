@@ -133,6 +133,7 @@ def _build_trainer(
         on_row=reporter.row,
         on_message=reporter.message,
         on_phase=reporter.phase,
+        on_slowest=reporter.slowest,
     )
     directory.write_config_text(to_text(config))  # after all checks of the config
     directory.write_data_text(dataset_summary.to_text(summaries))

@@ -24,6 +24,7 @@ LEVELS = [
         "//engine/layers",
         "//engine/observe",
         "//engine/resilience",
+        "//engine/stragglers",
         "//engine/training",
     ],
 ]

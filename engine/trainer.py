@@ -47,6 +47,7 @@ from engine.resilience.preemption import Preemption
 from engine.resilience.replica_check import ReplicaCheck
 from engine.resilience.watchdog import Watchdog
 from engine.run.directory import RunDirectory
+from engine.stragglers.monitor import StragglerMonitor
 from engine.training.build import build_program, check_unrolled
 from engine.training.program import CompiledSteps
 from engine.training.state import TrainState
@@ -69,6 +70,8 @@ class Trainer:
         on_row: called with the training metrics of each logging interval, in the writer thread.
         on_message: called with sentences for the user; hooks can call it as `trainer.say`.
         on_phase: called with "training" or "evaluating" when the phase starts, in the writer thread.
+        on_slowest: called with a sentence about the process that slows down the run when that changes, in the writer
+            thread; "" for none.
     """
 
     def __init__(
@@ -84,9 +87,11 @@ class Trainer:
         on_row: Callable[[dict[str, float]], None],
         on_message: Callable[[str], None],
         on_phase: Callable[[str], None] = lambda phase: None,
+        on_slowest: Callable[[str], None] = lambda text: None,
     ):
         self.config, self.directory, self._hooks = config, directory, hooks
         self._on_row, self.say, self._on_phase = on_row, on_message, on_phase
+        self._on_slowest = on_slowest
         self.program, self.total_steps = build_program(task, mesh, source, config)
         check_metric_names(self.program, config.evaluations)
         self._size = size = RunSize(config.train.global_batch_size, len(source), self.total_steps)
@@ -112,6 +117,7 @@ class Trainer:
         profile = config.profile
         self._profile = ProfileWindow(profile.start, profile.steps, directory.traces, self.say)
         self._recorder: Recorder | None = None
+        self._stragglers: StragglerMonitor | None = None  # None in a single process
         self._row: dict[str, float] = {}  # training metrics of the latest logging interval
         self._results: dict[str, float] = {}  # latest evaluation results; `Evaluate` updates them
         self._step = group.broadcast(self.checkpoints.store.latest(), "the newest checkpoint") or 0
@@ -148,6 +154,7 @@ class Trainer:
             period = self._size.period(self.config.log.every)
             recorder = self._attempt.open_recorder(period, self._receive_row, self._on_phase, self._receive_values)
             self._recorder = self._phase.recorder = recorder
+            self._stragglers = self._attempt.watch_stragglers(recorder, self._on_slowest) if programs else None
             if programs:
                 recorder.note(step, {"compile_s": self.program.compile_s})
             stack.callback(lambda: self._profile.close(self._step))
@@ -222,12 +229,15 @@ class Trainer:
 
         `programs` maps a number of steps to the program that runs them in one dispatch.
         """
+        stragglers = self._stragglers
         k, last, first, divergence = self.config.train.steps_per_dispatch, self.total_steps, step, self._divergence
         no_skips = {count: self.program.skip_mask((False,) * count) for count in programs}
         step_counter, poll_at = verdict.step_counter(), 0.0  # the launcher reads the counter after the process ends
         recorder.phase(TRAINING.name)
         self.directory.stopwatch.begin(step)
         self._profile.begin_attempt(step)
+        if stragglers is not None:
+            stragglers.begin(step)
         while True:
             self._step = step_counter[0] = step
             self._poll(step, feed)
@@ -243,6 +253,8 @@ class Trainer:
                 return
             calls = self._profile.marked(programs, step)
             next_event, dispatch_end = schedule.advance(step, last)
+            if stragglers is not None:
+                stragglers.resume()  # events are not part of the work for a dispatch
             while True:
                 count = k if step + k <= dispatch_end else 1
                 if (batches := self._preemption.unless_stopped(feed.next, count)) is None:
@@ -252,7 +264,11 @@ class Trainer:
                 skips = no_skips[count]
                 if divergence.skipped:
                     skips = self.program.skip_mask(divergence.skip_mask(step, count))
+                if stragglers is not None:
+                    stragglers.before_dispatch(step, count, feed.wait_s, feed.made_s, recorder.latest_arrival)
                 state, metrics = calls[count](state, batches, skips)
+                if stragglers is not None:
+                    stragglers.resume()
                 recorder.push(step, metrics, feed.wait_s)
                 step += count
                 self._step = step_counter[0] = step
@@ -269,6 +285,8 @@ class Trainer:
         """
         self.directory.stopwatch.reached(step, feed.wait_s)
         self.directory.lease.check()
+        if self._stragglers is not None:
+            self._stragglers.report(step)
         if self.checkpoints.has_events:
             with self._phase(SAVING):
                 self.checkpoints.poll()

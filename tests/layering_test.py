@@ -22,7 +22,7 @@ LEVELS = (
     ("main+arguments",),
     ("entry+resume+saved_run", "doctor", "launch"),
     ("trainer+attempt+events+phases+evaluation",),
-    ("training", "checkpoint", "observe", "resilience", "layers"),
+    ("training", "checkpoint", "observe", "resilience", "stragglers", "layers"),
     ("tuning",),  # same level as parallel, but it reads the layout of parallel
     ("run", "parallel", "data", "metrics"),
     ("cluster",),  # same level as config, but it raises errors of config and formats paths
