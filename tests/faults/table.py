@@ -24,6 +24,8 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "sentence that names the process.",
         "the network is cut": "A cut that heals within the heartbeat timeout is tolerated. A longer one ends each "
         "process with a sentence and 42.",
+        "a slow process": "A process that is persistently slower than the others is named, with what it waits for, in "
+        "the log, in `status.json` and in `convoy goodput`.",
         "a data source hangs": "The watchdog (`resilience.hang`) prints the stacks of all threads, names the process "
         "and ends the run.",
         "an exception in one process": "All processes end. The error is printed once.",

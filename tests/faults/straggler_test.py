@@ -1,0 +1,154 @@
+"""One of three processes is slowed down in three ways: the run names it, with its reason, within 50 steps."""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.run import goodput
+from engine.stragglers import judge
+from tests import runs, zoo
+from tests.faults import harness
+
+pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.slow]
+
+SLOW = 1  # index of the slow process
+ROW_S = 0.015  # each process reads four rows per step, one after the other
+ROW_CPU_S = 0.002  # CPU time of each row
+LATE_S = 0.03  # added to each row of the slow process
+NICE = 15  # of a process with a busy neighbour
+
+# Runs until its standard input ends.
+NEIGHBOUR = """
+import os, sys, threading
+os.sched_setaffinity(0, [int(sys.argv[1])])
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0))).start()
+while True:
+    pass
+"""
+
+
+class Paced:
+    """The examples of tests/zoo.py at a fixed pace. In the slow process, the file causes a fault while it exists."""
+
+    def __init__(self, file: str):
+        self._source, self._file = zoo.source(), Path(file)
+        self._neighbour: subprocess.Popen[bytes] | None = None
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict:
+        fault = ""
+        if os.environ.get("CONVOY_PROCESS_ID") == str(SLOW):
+            with contextlib.suppress(FileNotFoundError):
+                fault = self._file.read_text()
+        time.sleep(ROW_S + (LATE_S if fault == "slow data" else 0))
+        self._run_neighbour(fault)
+        end = time.thread_time() + ROW_CPU_S
+        while time.thread_time() < end:
+            pass
+        return self._source[index]
+
+    def _run_neighbour(self, fault: str) -> None:
+        """Runs a program that never waits on the core that the fault names, in the same session as this process.
+
+        The kernel may divide the time of a core between sessions first, so one of another session takes less.
+        """
+        if fault.startswith("neighbour") and self._neighbour is None:
+            words = [sys.executable, "-c", NEIGHBOUR, fault.split()[1]]
+            self._neighbour = subprocess.Popen(words, stdin=subprocess.PIPE)
+        elif not fault and self._neighbour is not None:
+            self._neighbour.communicate()
+            self._neighbour = None
+
+
+@contextlib.contextmanager
+def slow_data(file: Path) -> Iterator[None]:
+    file.write_text("slow data")
+    yield
+    file.unlink()
+
+
+@contextlib.contextmanager
+def cpu_limit(pid: int) -> Iterator[None]:
+    """Moves a process into a control group that may use 5 % of a core; raises OSError where none can be created."""
+    cpu = Path("/sys/fs/cgroup/cpu")  # version 1, else version 2
+    cpu = cpu if cpu.exists() else Path("/sys/fs/cgroup")
+    group = cpu / f"convoy-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        if (group / "cpu.max").exists():
+            (group / "cpu.max").write_text("5000 100000")
+        else:
+            (group / "cpu.cfs_quota_us").write_text("5000")
+        (group / "cgroup.procs").write_text(str(pid))
+        yield
+        (cpu / "cgroup.procs").write_text(str(pid))
+    finally:
+        with contextlib.suppress(OSError):  # the process is still in it
+            group.rmdir()
+
+
+@contextlib.contextmanager
+def busy_neighbour(pid: int, file: Path) -> Iterator[None]:
+    """Pins a process to one core, together with a program that never waits and has a higher priority."""
+    core = max(os.sched_getaffinity(pid))
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), {core})
+        os.setpriority(os.PRIO_PROCESS, int(thread.name), NICE)
+    file.write_text(f"neighbour {core}")
+    yield
+    file.unlink()
+
+
+@pytest.mark.case("a slow process")
+def test_slow_process_is_named_with_its_reason_within_50_steps(tmp_path, add_row):
+    run, file = tmp_path / "run", tmp_path / "fault"
+    data = {"target": "tests.faults.straggler_test.Paced", "file": str(file), "threads": 1, "prefetch": 1}
+    config = harness.config(
+        tmp_path / "config",
+        train__total="100000 steps",
+        train__global_batch_size=12,
+        checkpoint__every="100000 steps",
+        evaluations={},
+        log__examples=False,
+        data=data,
+    )
+    causes = []
+    with harness.Job("train", config, f"--workdir={run}", processes=3) as job:
+        job.until_step(run, 20)
+        pid = job.pid_of(SLOW)
+        faults = {  # the last one stays: a process may not raise its priority again
+            "slow data": (slow_data(file), judge.DATA, r"its data arrives \d+ ms late in \d+ of \d+ steps"),
+            "a CPU limit": (cpu_limit(pid), judge.THROTTLED, r"its CPU limit throttles it \d+% of the time .*"),
+            "a busy neighbour": (
+                busy_neighbour(pid, file),
+                judge.RUN_DELAY,
+                r"other programs take its cores: run delay \d+% .*",
+            ),
+        }
+        for name, (fault, cause, reason) in faults.items():
+            if causes:
+                job.until(lambda: not runs.status(run)["slowest"])
+            begin, first = time.monotonic(), max(harness.losses(run))
+            try:
+                with fault:
+                    sentence = job.until(lambda: runs.status(run)["slowest"])
+                    detected = time.monotonic() - begin
+            except PermissionError:
+                add_row(f"one of three processes: {name}", note="no control group can be created here")
+                continue
+            assert re.fullmatch(rf"process {SLOW} \(host .+\) is the slowest: {reason}", sentence), sentence
+            step = int(re.findall(rf"step (\d+): {re.escape(sentence)}", (run / "log.txt").read_text())[-1])
+            assert step - first <= 50
+            causes.append(cause)
+            add_row(f"one of three processes: {name}", detected_s=detected)
+    lost = [entry.get("cause") for entry in goodput.read(run / "goodput.jsonl", (goodput.SLOW,))]
+    assert [cause for cause in causes if cause not in lost] == []
