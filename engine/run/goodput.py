@@ -238,7 +238,8 @@ def _is_valid(entry: object) -> TypeGuard[Entry]:
     times = [entry.get("seconds"), entry.get("time", 0), entry.get("clock", 0)]
     are_counts = all(type(count) is int and abs(count) < _LARGEST for count in counts)
     are_times = all(type(time) in (int, float) and abs(time) < _LARGEST for time in times)  # false for NaN
-    return are_counts and are_times and isinstance(entry.get("boot", ""), str)
+    texts = [entry.get(name, "") for name in ("boot", "process", "cause")]
+    return are_counts and are_times and all(isinstance(text, str) for text in texts)
 
 
 @dataclass
