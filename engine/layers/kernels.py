@@ -34,18 +34,21 @@ def attend(
         causal: whether a position attends only to itself and earlier positions.
         segment_ids: `[batch, time]` or None.
     """
-    if platform == "gpu" and cudnn_takes(q, segment_ids):
+    if platform == "gpu" and cudnn_takes(q):
         return cudnn(q, k, v, causal=causal, segment_ids=segment_ids)
     if platform == "tpu" and q.shape[1] % SPLASH_LANES == 0:
         return splash(q, k, v, causal=causal, segment_ids=segment_ids)
     return blockwise.attention(q, k, v, causal=causal, segment_ids=segment_ids)
 
 
-def cudnn_takes(q: jax.Array, segment_ids: jax.Array | None) -> bool:
-    """Returns whether cuDNN has a kernel: for 16-bit floats, head sizes 8, 16, ... 128; with a mask, an even length."""
+def cudnn_takes(q: jax.Array) -> bool:
+    """Returns whether cuDNN has a kernel: for 16-bit floats, head sizes 8, 16, ... 128, and an even length.
+
+    The forward kernel also supports odd lengths without a mask, but its gradient does not.
+    """
     _, time, _, head_dim = q.shape
     fits = q.dtype in (jnp.bfloat16, jnp.float16) and head_dim <= CUDNN_HEAD_DIM and head_dim % 8 == 0
-    return fits and (segment_ids is None or time % 2 == 0)
+    return fits and time % 2 == 0
 
 
 def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, segment_ids: jax.Array | None) -> jax.Array:
