@@ -5,6 +5,7 @@ attends with the kernel of its platform, and a second all-to-all returns the res
 fewer and larger messages and works with any kernel, but it cannot use more devices than heads.
 """
 
+import functools
 import math
 
 import jax
@@ -26,16 +27,7 @@ def all_to_all_attention(
     spec, segment_spec, parts = kernels.specs(here, q, "context")
     _check(here, q, parts)
 
-    devices = here.size("context")
-
-    def local(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
-        k, v = (kernels.divide_heads(x, devices) for x in (k, v))
-        q, k, v = (_exchange(x, split=2, join=1) for x in (q, k, v))
-        if segment_ids is not None:
-            segment_ids = jax.lax.all_gather(segment_ids, "context", axis=1, tiled=True)
-        out = kernels.attend(here.platform, q, k, v, causal=causal, segment_ids=segment_ids)
-        return _exchange(out, split=1, join=2)
-
+    local = functools.partial(attend_part, here.platform, causal=causal)
     # Kernels do not declare over which axes their results vary, so the check is off. On CPU no kernel is called, and
     # without the check gradients would be summed over axes that split nothing.
     split = jax.shard_map(
@@ -47,6 +39,21 @@ def all_to_all_attention(
     )
     k, v = (kernels.divide_heads(x, parts) for x in (k, v))
     return split(q, k, v, segment_ids)
+
+
+def attend_part(
+    platform: str, q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None, *, causal: bool
+) -> jax.Array:
+    """Returns the attention of one part of the positions, within a map over the axis `context`.
+
+    Args as in `kernels.attend`, with the positions of this part.
+    """
+    k, v = (kernels.divide_heads(x, jax.lax.axis_size("context")) for x in (k, v))
+    q, k, v = (_exchange(x, split=2, join=1) for x in (q, k, v))
+    if segment_ids is not None:
+        segment_ids = jax.lax.all_gather(segment_ids, "context", axis=1, tiled=True)
+    out = kernels.attend(platform, q, k, v, causal=causal, segment_ids=segment_ids)
+    return _exchange(out, split=1, join=2)
 
 
 def _exchange(x: jax.Array, split: int, join: int) -> jax.Array:

@@ -44,16 +44,22 @@ def ring_attention(
     _check(q.shape[1], here.size(AXIS), causal)
     spec, segment_spec, parts = kernels.specs(here, q, AXIS)
 
-    def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None) -> jax.Array:
-        if causal:
-            q, k, v, segments = jax.tree.map(_to_zigzag, (q, k, v, segments))
-        out = _ring(blockwise.group(q, k.shape[2]), blockwise.swap(k), blockwise.swap(v), segments, causal)
-        out = blockwise.ungroup(out)
-        return _from_zigzag(out) if causal else out
-
+    local = functools.partial(attend_part, causal=causal)
     split = jax.shard_map(local, mesh=here.inner_mesh, in_specs=(spec, spec, spec, segment_spec), out_specs=spec)
     k, v = (kernels.divide_heads(x, parts) for x in (k, v))
     return split(q, k, v, segment_ids)
+
+
+def attend_part(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None, *, causal: bool) -> jax.Array:
+    """Returns the attention of one part of the positions, within a map over the axis `context` of two or more parts.
+
+    Args as in `ring_attention`, with the positions of this part.
+    """
+    if causal:
+        q, k, v, segment_ids = jax.tree.map(_to_zigzag, (q, k, v, segment_ids))
+    out = _ring(blockwise.group(q, k.shape[2]), blockwise.swap(k), blockwise.swap(v), segment_ids, causal)
+    out = blockwise.ungroup(out)
+    return _from_zigzag(out) if causal else out
 
 
 def _check(time: int, devices: int, causal: bool) -> None:
