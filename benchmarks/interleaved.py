@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from engine.parallel.mesh import make_mesh
 from engine.run.directory import RunDirectory
 from engine.trainer import Trainer
 from engine.training.state import TrainState
+from engine.types import Device
 
 
 class EngineLoop:
@@ -27,11 +28,13 @@ class EngineLoop:
     Args:
         config: of a run of `total_steps(steps, turns)` steps or more. The first turn, which compiles, runs on entry.
         steps: of one turn.
+        devices: those of the mesh; None: all devices of JAX.
     """
 
-    def __init__(self, config: Config, steps: int):
+    def __init__(self, config: Config, steps: int, devices: Sequence[Device] | None = None):
         self._config = dataclasses.replace(config, hooks={"turn": Hook(every=Duration(steps, "steps"))})
         self._steps = steps
+        self._devices = devices
         self.step = 0
         """Steps done so far."""
         self.rows: list[dict[str, Any]] = []
@@ -52,7 +55,7 @@ class EngineLoop:
         path = stack.enter_context(tempfile.TemporaryDirectory(prefix="convoy-benchmark-"))
         return Trainer(
             build(config.task, "task"),
-            make_mesh(config.mesh),
+            make_mesh(config.mesh, self._devices),
             build(config.data, "data"),
             config,
             stack.enter_context(RunDirectory.open(Path(path) / "run")),

@@ -20,7 +20,6 @@ from typing import Any
 from benchmarks import report
 from benchmarks.report import Row
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
 ARRAYS = 20
 FORMATS: dict[str, dict[str, Any]] = {
     "zarr2 ocdbt": {"use_compression": False},
@@ -108,9 +107,14 @@ def measure(make: Callable[[Path], Store], state: dict[str, Any], rounds: int) -
     return times
 
 
+def stalls(times: dict[str, list[float]]) -> list[float]:
+    """Returns the stall of each round: the call, and what the next step takes longer than a step."""
+    return [call + max(0.0, n - s) for call, n, s in zip(times["call"], times["next"], times["step"], strict=True)]
+
+
 def rows(name: str, mib: int, times: dict[str, list[float]]) -> Iterator[Row]:
     """Yields the rows of what `measure` returned for one store."""
-    stall = [call + max(0.0, n - s) for call, n, s in zip(times["call"], times["next"], times["step"], strict=True)]
+    stall = stalls(times)
     copy_ms = 1e3 * statistics.median(times["copy"])
     for what, seconds in (("the call", times["call"]), ("the call and the slower next step", stall)):
         note = f"copy {copy_ms:.0f} ms, {what} {1e3 * statistics.median(seconds):.0f} ms"
@@ -142,4 +146,5 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     report.main(__doc__, add_arguments, run)

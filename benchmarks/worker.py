@@ -11,18 +11,28 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 PREFIX = "@turn "
 """Begins a line of the protocol; other lines of a worker are ignored."""
 
 
-def serve(turn: Callable[[int], Sequence[float]]) -> None:
-    """Runs a worker until its input ends. `turn(steps)` trains and returns a loss for each step."""
+def rss_peak() -> int:
+    """Returns the most memory that this process had, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def serve(turn: Callable[[int], Sequence[float]], peak_bytes: Callable[[], int] = rss_peak) -> None:
+    """Runs a worker until its input ends.
+
+    Args:
+        turn: `turn(steps)` trains and returns a loss for each step.
+        peak_bytes: returns the peak memory that the worker reports at its end.
+    """
     for line in sys.stdin:
         losses = turn(int(line))
         print(PREFIX + json.dumps([float(loss) for loss in losses]), flush=True)
-    print(PREFIX + json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024), flush=True)
+    print(PREFIX + json.dumps(peak_bytes()), flush=True)
 
 
 class Worker:
@@ -31,12 +41,18 @@ class Worker:
     Args:
         command: starts the worker.
         env: variables in addition to those of this process.
+        errors: file for its standard error; None: that of this process.
     """
 
-    def __init__(self, command: Sequence[str], env: Mapping[str, str] | None = None):
+    def __init__(self, command: Sequence[str], env: Mapping[str, str] | None = None, errors: IO[str] | None = None):
         self._command = list(command)
         self._process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={**os.environ, **(env or {})},
         )
 
     def turn(self, steps: int) -> list[float]:
@@ -53,6 +69,10 @@ class Worker:
         peak = self._receive()
         self._process.wait()
         return peak
+
+    def kill(self) -> None:
+        """Ends the process at once; a `turn` that waits for it raises RuntimeError."""
+        self._process.kill()
 
     def __enter__(self) -> "Worker":
         return self

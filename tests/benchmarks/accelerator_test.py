@@ -1,0 +1,169 @@
+"""The accelerator benchmark at tiny sizes, and its table when rows fail, take too long, or the command is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.accelerator import __main__ as command
+from benchmarks.accelerator import first_weights, runner
+from benchmarks.accelerator.context import Machine
+from benchmarks.accelerator.plain_models import first_weight
+from benchmarks.accelerator.rows import ROWS, RowSpec
+from tests import runs
+
+MACHINE = Machine("cpu", "cpu", 1, 0, "", "not installed", "jax")
+OPTIONAL = {"data": "Pillow, which decodes JPEG, is not installed"}
+"""Rows that a machine may lack a package for."""
+
+
+def row(function: str) -> RowSpec:
+    return RowSpec(f"a row that {function}", f"tests.benchmarks.accelerator_rows:{function}")
+
+
+def run_rows(tmp_path: Path, *functions: str, limit: float = 60, row_limit: float = 60) -> dict[str, runner.RowResult]:
+    """Runs rows and returns the result of each by the name of its function."""
+    found = runner.run_rows(
+        {function: row(function) for function in functions},
+        MACHINE,
+        tiny=True,
+        row_limit_s=row_limit,
+        deadline=time.monotonic() + limit,
+        logs=tmp_path / "logs",
+        changed=lambda results: None,
+    )
+    return {result.name: result for result in found}
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """Returns the rows of a JSON file by name."""
+    return {found["name"]: found for found in json.loads(path.read_text())["rows"]}
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_tiny_run_measures_every_row(tmp_path):
+    file = tmp_path / "tiny.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.accelerator", "--tiny", f"--json={file}"],
+        capture_output=True,
+        text=True,
+        env=runs.environment(JAX_NUM_CPU_DEVICES="2"),
+        timeout=900,
+    )
+    rows = read(file)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(rows) == list(ROWS)
+    for name, found in rows.items():
+        if found["status"] == runner.SKIPPED_ROW:
+            assert found["reason"] == OPTIONAL.get(name), name
+        else:
+            assert found["status"] == runner.OK, name
+            assert found["summary"] and found["lines"], name
+    text = file.with_suffix(".txt").read_text()
+    assert all(f"\n{name} " in text for name in rows)
+    lines = {line["name"]: line for line in rows["decoder-125m"]["lines"]}
+    assert list(lines) == ["engine", "plain JAX", "PyTorch"]
+    assert lines["engine"]["tokens/s"] > 0 and lines["PyTorch"]["step_ms"] == "not installed"
+    assert rows["vit"]["ratio"] > 0
+
+
+def test_row_that_fails_says_why_and_the_others_run(tmp_path):
+    found = run_rows(tmp_path, "fails", "is_wrong", "is_skipped", "works")
+    assert found["fails"].status == runner.FAILED
+    assert found["fails"].reason == "RuntimeError: the kernel is broken"
+    assert found["fails"].lines == [{"name": "engine", "step_ms": [1.0]}]
+    assert "the kernel is broken" in Path(found["fails"].log).read_text()
+    assert (found["is_wrong"].status, found["is_wrong"].reason) == (runner.FAILED, "wrong: causal")
+    assert found["is_wrong"].lines
+    assert (found["is_skipped"].status, found["is_skipped"].reason) == (runner.SKIPPED_ROW, "one device")
+    assert (found["works"].status, found["works"].ratio) == (runner.OK, 0.9)
+
+
+def test_row_that_takes_too_long_fails_and_keeps_its_lines(tmp_path):
+    found = run_rows(tmp_path, "takes_long", "works", row_limit=5)
+    assert found["takes_long"].status == runner.FAILED
+    assert found["takes_long"].reason == "the limit of a row, 5 s, was reached"
+    assert found["takes_long"].lines == [{"name": "engine", "step_ms": [4.0]}]
+    assert found["works"].status == runner.OK
+
+
+def test_lack_of_time_is_a_failure_only_under_the_limit_of_a_row(tmp_path):
+    assert run_rows(tmp_path, "is_late", limit=60, row_limit=30)["is_late"].status == runner.FAILED
+    assert run_rows(tmp_path, "is_late", "is_wrong", limit=60, row_limit=90)["is_late"].status == runner.STOPPED
+
+
+def test_time_limit_leaves_a_partial_table(tmp_path, capsys):
+    file = tmp_path / "results" / "a.json"
+    functions = ("works", "takes_long", "fails")
+    code = command.main([f"--json={file}", "--limit=30"], {function: row(function) for function in functions})
+    rows, text = read(file), file.with_suffix(".txt").read_text()
+    assert code == 0
+    assert [rows[name]["status"] for name in functions] == [runner.OK, runner.STOPPED, runner.NOT_RUN]
+    assert rows["takes_long"]["lines"] == [{"name": "engine", "step_ms": [4.0]}]
+    assert "works       step time 0.900 of plain JAX (" in text
+    assert "  engine  2 (1-3)\n" in text
+    assert "fails       not run: the time limit was reached before" in text
+    assert text in capsys.readouterr().out
+
+
+@pytest.mark.multiprocess
+def test_killed_command_leaves_its_results_and_no_process(tmp_path):
+    file = tmp_path / "a.json"
+    script = (
+        "from benchmarks.accelerator.__main__ import main; from tests.benchmarks.accelerator_test import row; "
+        f"main(['--json={file}'], {{'works': row('works'), 'takes_long': row('takes_long')}})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], env=runs.environment(), stdout=subprocess.DEVNULL)
+    wait_for(lambda: file.exists() and read(file)["takes_long"]["lines"])
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert children
+    wait_for(lambda: not any(Path("/proc", child).exists() for child in children))
+    rows = read(file)
+    assert rows["works"]["status"] == runner.OK
+    assert rows["takes_long"]["status"] == runner.STOPPED
+    assert not list(tmp_path.glob("*.new"))
+
+
+def wait_for(condition: Any, seconds: float = 60) -> None:
+    """Waits until a condition is true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_unknown_row_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--rows=decoder-7b"])
+    assert "--rows: decoder-7b is unknown. Rows: attention, layers, " in capsys.readouterr().err
+
+
+def test_list_names_every_row(capsys):
+    assert command.main(["--list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(ROWS)
+
+
+def test_first_weights_are_the_same_in_numpy_and_jax():
+    bits = first_weights.random_bits("embed/table", 1000)
+    expected = ((bits >> 8).astype(np.float32) * np.float32(2**-23) - 1) * np.float32(first_weights.factor(0.02))
+    found = first_weight("embed/table", (10, 100), 0.02)
+    np.testing.assert_array_equal(found.ravel(), expected)
+    assert found.dtype == jnp.float32
+    assert 0.019 < float(found.std()) < 0.021
+
+
+def test_environment_keeps_the_cpu_as_a_platform(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert runner.environment()["JAX_PLATFORMS"] == "cuda,cpu"
+    assert os.environ["JAX_PLATFORMS"] == "cuda"
