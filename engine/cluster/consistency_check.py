@@ -6,13 +6,14 @@ facts of all processes before any device is used. A fact is a name and a text, s
 
 import hashlib
 import importlib.metadata
+import json
 import platform
 import socket
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from engine.cluster import group, timeouts
+from engine.cluster import group, kv_store, timeouts
 from engine.cluster.peer_failure import LostPeer
 from engine.cluster.rendezvous import process_list
 from engine.config.errors import ConvoyError
@@ -20,6 +21,7 @@ from engine.config.errors import ConvoyError
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SHOWN = 8  # differences of a process that the error names
 _ENGINE = Path(__file__).parents[1]
+type _Different = tuple[str, list[str], int]  # host, the first differences, and the number of all
 _MODULE = "module "  # prefix of facts that are compared only if both processes have them
 
 
@@ -42,17 +44,19 @@ def software(modules: Iterable[str]) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             facts[library] = "none"
     for path in sorted(_ENGINE.rglob("*.py")):
-        facts[str(path.relative_to(_ENGINE.parent))] = _hash(path)
+        facts[str(path.relative_to(_ENGINE.parent))] = _hash_of_file(path)
     packages = {module.partition(".")[0] for module in modules} - {"engine", *LIBRARIES}
     for module, loaded in sorted(sys.modules.items()):
         file = getattr(loaded, "__file__", None)
         if module.partition(".")[0] in packages and file is not None:
-            facts[f"{_MODULE}{module}"] = _hash(Path(file))
+            facts[f"{_MODULE}{module}"] = _hash_of_file(Path(file))
     return facts
 
 
 def check_consistency(facts: Mapping[str, str], what: str) -> None:
     """Returns when all processes have called it with the same facts.
+
+    Processes compare hashes of the facts. Only a process whose hash differs reads the facts of process 0.
 
     Args:
         facts: of this process. Facts of a module are compared only if both processes have loaded it.
@@ -62,21 +66,30 @@ def check_consistency(facts: Mapping[str, str], what: str) -> None:
         InconsistentProcesses: a process differs from process 0. Raised in every process, with all differences.
         LostPeer: some processes have not called it in time.
     """
+    host, topic = socket.gethostname(), f"the comparison of {what}"
+    key, digest = f"facts/{what}", _hash(json.dumps(facts, sort_keys=True).encode(), size=16)
+    if group.is_primary():
+        kv_store.put(key, json.dumps(dict(facts)))
+    first_host, expected = group.broadcast((host, digest), topic, timeouts.CONSISTENCY_S)
+    mine = None
+    if digest != expected:
+        different = differences(json.loads(kv_store.try_get(key) or "{}"), facts)
+        mine = (host, different[:SHOWN], len(different)) if different else None
 
-    host = socket.gethostname()
-    first_host, expected = group.broadcast((host, dict(facts)), f"the comparison of {what}", timeouts.CONSISTENCY_S)
-
-    def judge(found: Mapping[int, tuple[str, list[str]]], missing: list[int]) -> None:
+    def judge(found: Mapping[int, _Different | None], missing: list[int]) -> None:
         if missing:
             raise LostPeer(
                 f"process 0 has waited {timeouts.CONSISTENCY_S:g} s for {process_list(missing)} to compare {what}. "
                 "Check why it is late, then start the same command again."
             )
-        if different := {i: entry for i, entry in found.items() if entry[1]}:
+        if different := {i: entry for i, entry in found.items() if entry is not None}:
             raise InconsistentProcesses(_sentence(different, first_host))
 
-    mine = (host, differences(expected, facts))
-    group.decide(mine, judge, f"the comparison of {what}", timeouts.CONSISTENCY_S)
+    try:
+        group.decide(mine, judge, topic, timeouts.CONSISTENCY_S)
+    finally:
+        if group.is_primary():
+            kv_store.delete(key)
 
 
 def differences(first: Mapping[str, str], mine: Mapping[str, str]) -> list[str]:
@@ -88,15 +101,14 @@ def differences(first: Mapping[str, str], mine: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _sentence(others: Mapping[int, tuple[str, list[str]]], first_host: str) -> str:
-    lines = []
-    for i, (host, found) in sorted(others.items()):
+def _sentence(others: Mapping[int, _Different], first_host: str) -> str:
+    shown = []
+    for i, (host, found, number) in sorted(others.items())[:SHOWN]:
         where = f"process {i} on {host} differs from process 0 on {first_host}"
-        more = [f"... and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
-        lines.append("\n  ".join([f"{where}:", *found[:SHOWN], *more]))
-    shown, hidden = lines[:SHOWN], lines[SHOWN:]
-    if hidden:
-        shown.append(f"{len(hidden)} more processes differ.")
+        more = [f"... and {number - len(found)} more"] if number > len(found) else []
+        shown.append("\n  ".join([f"{where}:", *found, *more]))
+    if len(others) > SHOWN:
+        shown.append(f"{len(others) - SHOWN} more processes differ.")
     return "\n".join(
         [
             "the processes of this run differ.",
@@ -106,8 +118,12 @@ def _sentence(others: Mapping[int, tuple[str, list[str]]], first_host: str) -> s
     )
 
 
-def _hash(path: Path) -> str:
+def _hash(content: bytes, size: int = 6) -> str:
+    return hashlib.blake2b(content, digest_size=size).hexdigest()
+
+
+def _hash_of_file(path: Path) -> str:
     try:
-        return hashlib.blake2b(path.read_bytes(), digest_size=6).hexdigest()
+        return _hash(path.read_bytes())
     except OSError as error:
         return f"cannot be read ({error.strerror})"

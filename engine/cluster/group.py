@@ -18,9 +18,10 @@ from engine.cluster import kv_store, shutdown, timeouts
 from engine.cluster.identity import count, index, is_primary
 from engine.cluster.kv_store import CoordinationError
 from engine.cluster.peer_failure import LostPeer
-from engine.cluster.rendezvous import process_list
+from engine.cluster.rendezvous import LISTED, process_list
 from engine.config.errors import ConvoyError
 
+_WAITING = "waiting"  # word in the place of a process: the processes that the primary waits for in a gather
 _lock = threading.Lock()
 _calls: Counter[str] = Counter()  # number of calls by function and topic
 _deleted: dict[str, int] = {}  # by topic, the number of the latest gather whose values are deleted
@@ -141,17 +142,37 @@ def gather[T](
     kv_store.put(f"{key}/{index()}", json.dumps(value))
     if not is_primary():
         return {}
-    end = time.monotonic() + timeout_s
-    while True:
-        values: dict[int, T] = {i: json.loads(text) for i, text in _texts(key)}
-        absent = missing(values)
-        if not absent:
-            _delete_before(*_split_key(key))
-            return values
-        if enough(values) or cancelled() or (left := end - time.monotonic()) <= 0:
-            return values
-        if kv_store.get(f"{key}/{absent[0]}", min(timeouts.SLICE_S, left)) is not None and len(absent) > 1:
-            time.sleep(timeouts.GATHER_POLL_S)  # let others arrive, so that all keys are read less often
+    values: dict[int, T] = {}
+    begin, longest, published = time.monotonic(), kv_store.poll_period(timeouts.SLICE_S), False
+    while absent := missing(values):
+        read_at = time.monotonic()
+        values |= {i: json.loads(text) for i, text in _texts(key) if i not in values}
+        now = time.monotonic()
+        if not (absent := missing(values)):
+            break
+        if enough(values) or cancelled() or now - begin >= timeout_s:
+            return dict(sorted(values.items()))
+        if now - begin > timeouts.WAITING_S:
+            kv_store.put(f"{key}/{_WAITING}", json.dumps(absent[:LISTED]))
+            published = True
+        # All keys are read ever more rarely, so that N late values do not cost N reads of N keys.
+        pause = max(
+            timeouts.GATHER_POLL_S, (now - begin) * timeouts.GATHER_GROWTH, (now - read_at) * timeouts.GATHER_READS
+        )
+        _read_in_order(key, absent, min(now + min(pause, longest), begin + timeout_s), values)
+    _delete_before(*_split_key(key))
+    if published:
+        kv_store.delete(f"{key}/{_WAITING}")
+    return dict(sorted(values.items()))
+
+
+def _read_in_order[T](key: str, absent: Sequence[int], end: float, values: dict[int, T]) -> None:
+    """Adds absent values of a gather, one after the other, until `end`, which is a time of `time.monotonic`."""
+    for process in absent:
+        left = end - time.monotonic()
+        if left <= 0 or (text := kv_store.get(f"{key}/{process}", left)) is None:
+            return
+        values[process] = json.loads(text)
 
 
 def missing(values: Mapping[int, object]) -> list[int]:
@@ -198,19 +219,19 @@ def decide[T, V](value: T, judge: Callable[[Mapping[int, T], list[int]], V], top
     except LostPeer as error:
         with _lock:
             call = _calls[f"group/gather/{topic}"]
-        absent = missing(peek(topic, call))
-        raise LostPeer(_late_text(absent or [0], topic, timeout_s)) from error
+        waiting = kv_store.try_get(f"group/gather/{topic}#{call}/{_WAITING}")
+        raise LostPeer(_late_text(json.loads(waiting or "[0]"), topic, timeout_s)) from error
 
 
 def barrier(topic: str, timeout_s: float) -> list[int]:
     """Waits until every process has called it; returns those that have not called it within `timeout_s` seconds.
 
-    The result is the same in every process.
+    The result is the same in every process. It has at most `LISTED` processes, since every process receives it.
 
     Raises:
         LostPeer: the primary does not answer.
     """
-    return decide(None, lambda values, absent: absent, topic, timeout_s)
+    return decide(None, lambda values, absent: absent[:LISTED], topic, timeout_s)
 
 
 def forget(topic: str) -> None:
@@ -293,7 +314,7 @@ class StepAgreement:
         key = f"group/request/{self._topic}"
         with suppress(CoordinationError):  # `peer_failure.py` reports the loss of process 0
             while not self._closed:
-                if self._wake.wait(timeouts.REQUEST_POLL_S) and not self._closed:
+                if self._wake.wait(kv_store.poll_period(timeouts.REQUEST_POLL_S)) and not self._closed:
                     kv_store.put_first(key, self._request)
                 if (reason := kv_store.try_get(key)) is not None:
                     with self._lock, suppress(Cancelled):
@@ -332,13 +353,13 @@ def _wait(key: str, timeout_s: float, cancelled: Callable[[], bool]) -> str | No
     while (left := end - time.monotonic()) > 0:
         if cancelled():
             raise Cancelled
-        if (text := kv_store.get(key, min(timeouts.SLICE_S, left))) is not None:
+        if (text := kv_store.get(key, min(kv_store.poll_period(timeouts.SLICE_S), left))) is not None:
             return text
     return kv_store.try_get(key)
 
 
 def _texts(key: str) -> list[tuple[int, str]]:
-    return sorted((int(i), text) for i, text in kv_store.entries(key).items())
+    return sorted((int(i), text) for i, text in kv_store.entries(key).items() if i != _WAITING)
 
 
 def _delete_before(prefix: str, call: int) -> None:

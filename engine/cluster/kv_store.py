@@ -5,10 +5,13 @@ main thread waits inside JAX. Process 0 hosts the store during the attempt; a si
 key consists of words separated by `/`; a *folder* is a prefix of keys that ends before a `/`.
 """
 
+import math
 import re
 import threading
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from engine.cluster import timeouts
 from engine.cluster.exit_status import ExitStatus
 from engine.cluster.identity import count
 from engine.config.errors import ConvoyError, first_line
@@ -95,14 +98,35 @@ def increment(key: str) -> int:
     return _request("key_value_increment", _TOP + key, 1)
 
 
-def alive() -> set[int]:
-    """Returns the processes that are alive according to JAX's heartbeats.
+def alive(among: Iterable[int]) -> set[int]:
+    """Returns which of some processes are alive according to JAX's heartbeats; this process must be one of them.
 
-    It returns once all live processes have called it too, so each process calls it repeatedly from a thread. A paused
-    process delays it until it continues or counts as dead. Heartbeats need no GIL: a process whose GIL is held is
-    alive.
+    It returns once all live processes of `among` have called it with the same processes, so each calls it repeatedly
+    from a thread. A paused process delays it until it continues or counts as dead. Heartbeats need no GIL: a process
+    whose GIL is held is alive. Each call lists `among` in both directions: keep it short.
     """
-    return {0} if count() == 1 else set(_request("get_live_nodes", list(range(count()))))
+    return {0} if count() == 1 else set(_request("get_live_nodes", list(among)))
+
+
+def poll_period(seconds: float, longest: float = math.inf) -> float:
+    """Returns the time between two requests that every process of the run repeats.
+
+    It is `seconds` up to `timeouts.POLLING_PROCESSES` processes. With more, it grows with their number up to `longest`,
+    so that process 0 does not answer more requests per second.
+    """
+    return min(max(seconds, longest), seconds * max(1.0, count() / timeouts.POLLING_PROCESSES))
+
+
+def observe(observer: Callable[[str, tuple[Any, ...], Any], None] | None) -> None:
+    """Calls `observer(method, arguments, answer)` after each request; None ends it. Only simulations use it.
+
+    `method` is that of JAX's client. `answer` is None if the key does not exist or did not appear in time.
+    """
+    global _observer
+    _observer = observer
+
+
+_observer: Callable[[str, tuple[Any, ...], Any], None] | None = None
 
 
 class _Absent(Exception):
@@ -116,9 +140,10 @@ def _request(method: str, *arguments: object, **options: object) -> Any:
     """Calls a method of JAX's client; raises its errors as _Absent or CoordinationError."""
     import jax
 
-    client = _client()
+    client, answer = _client(), None
     try:
-        return getattr(client, method)(*arguments, **options)
+        answer = getattr(client, method)(*arguments, **options)
+        return answer
     except jax.errors.JaxRuntimeError as error:
         if _ABSENT.search(first_line(error)):
             raise _Absent from error
@@ -126,6 +151,9 @@ def _request(method: str, *arguments: object, **options: object) -> Any:
             f"process 0, which coordinates the processes, does not answer ({first_line(error)}). The same command "
             "resumes from the newest checkpoint."
         ) from error
+    finally:
+        if _observer is not None:
+            _observer(method, arguments, answer)
 
 
 def _client() -> Any:

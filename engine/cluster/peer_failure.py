@@ -22,6 +22,8 @@ from engine.cluster.verdict import Verdict
 from engine.config.errors import ConvoyError, first_line
 
 _FIRST_VERDICT = "verdict"  # key in the store
+GROUP = 64
+"""Most processes that watch each other's heartbeats."""
 
 
 class LostPeer(ConvoyError):
@@ -51,11 +53,12 @@ def report_to_peers(error: BaseException) -> None:
         return
     with suppress(CoordinationError):
         kv_store.put_first(_FIRST_VERDICT, json.dumps(asdict(Verdict.of(error, index()))))
-        kv_store.put(f"ended/{index()}", "")
+        ended = kv_store.increment("ended")
         if is_primary():
             end = time.monotonic() + timeouts.PEERS_READ_S
-            while time.monotonic() < end and len(kv_store.entries("ended")) < count():
+            while time.monotonic() < end and ended < count():
                 time.sleep(0.05)
+                ended = int(kv_store.try_get("ended") or 0)
             time.sleep(timeouts.PEERS_EXIT_S)
 
 
@@ -103,7 +106,7 @@ def join() -> None:
 def _watch_verdict() -> None:
     global _request
     requests = 0
-    while not _stopping.wait(timeouts.PEER_POLL_S):
+    while not _stopping.wait(kv_store.poll_period(timeouts.PEER_POLL_S, timeouts.LONGEST_POLL_S)):
         _request = requests = requests + 1
         try:
             text = kv_store.try_get(_FIRST_VERDICT)
@@ -143,10 +146,23 @@ def _watch_coordinator() -> None:
             shutdown.end(lost_peer(None, f"{text}: it has ended, or the network to its host is interrupted"))
 
 
+def heartbeat_groups(processes: int) -> list[range]:
+    """Returns the groups of processes that watch each other's heartbeats; process i is in group i modulo their number.
+
+    A group has at most `GROUP` processes, since each check sends the list of the group to each of its processes.
+    Neighbours, which may share a host, are in different groups. If all processes of a group end at once and no other
+    process does, only the watchdog notices it.
+    """
+    groups = -(-processes // GROUP)
+    return [range(first, processes, groups) for first in range(groups)]
+
+
 def _watch_heartbeats() -> None:
-    while not _stopping.wait(timeouts.PEER_POLL_S):
+    groups = heartbeat_groups(count())
+    peers = groups[index() % len(groups)]
+    while not _stopping.wait(kv_store.poll_period(timeouts.PEER_POLL_S)):
         try:
-            dead = set(range(count())) - kv_store.alive()
+            dead = set(peers) - kv_store.alive(peers)
         except CoordinationError:
             return  # the other thread reports it
         if dead:

@@ -99,8 +99,9 @@ def leave() -> None:
     # Process 0 disconnects last: JAX kills a process that loses the coordinator before it has disconnected.
     late = "the other processes have not disconnected in time after the end of the run."
     with deadline(timeouts.LEAVE_LAST_S, lambda: LostPeer(late)):
-        while is_primary() and kv_store.alive() != {0}:
-            time.sleep(0.05)
+        for peers in peer_failure.heartbeat_groups(count()) if is_primary() else ():
+            while kv_store.alive({0, *peers}) != {0}:
+                time.sleep(0.05)
         peer_failure.join()
         jax.distributed.shutdown()
 

@@ -5,8 +5,10 @@ process sends a line of JSON to process 0 there and waits for one line as the an
 called, on a conflict, or after the timeout. A caller that disconnects before the answer counts as missing again.
 """
 
+import contextlib
 import json
 import os
+import resource
 import selectors
 import socket
 import time
@@ -17,6 +19,8 @@ from engine.cluster import timeouts
 from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import ConvoyError
 
+LISTED = 16  # processes that a sentence names: every process receives and prints it
+_FEW_FILES, _OTHER_FILES = 64, 512  # that process 0 opens at least, and may open, beside its connections
 _LINE = 4096  # maximum length in bytes
 
 
@@ -64,10 +68,29 @@ def wait_for_all(
     end = time.monotonic() + timeout_s
     me = _Caller(index=index, count=count, host=socket.gethostname(), pid=os.getpid(), secure=secure)
     if index == 0:
+        _allow_connections(count)
         with _listen(count, address, host, port) as listener:
             _Rendezvous(me, listener, address, timeout_s).run(end)
     else:
         _call(me, address, host, port, end)
+
+
+def _allow_connections(count: int) -> None:
+    """Raises this process's limit of open files, which is often 1024: it holds a connection to each other process.
+
+    Raises:
+        ConflictingSettings: the hard limit is too low.
+    """
+    wanted = count + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < count + _FEW_FILES:
+        raise ConflictingSettings(
+            f"process 0 of {count} may open {hard} files, too few for a connection to each other process. Raise its "
+            f"hard limit to {wanted} (ulimit -n, or LimitNOFILE of a service), then start all processes again."
+        )
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        best = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (best, hard))
 
 
 def _listen(count: int, address: str, host: str, port: int) -> socket.socket:
@@ -179,17 +202,20 @@ class _Rendezvous:
         )
 
     def _answer_all(self, error: CannotJoin | None) -> None:
-        """Sends the answer to all. Each caller closes its side first, so that the port is free immediately."""
+        """Sends the answer to all. Each caller closes its side first, so that the port is free immediately.
+
+        All callers together have `timeouts.RENDEZVOUS_CLOSE_S` seconds to do so, so that stopped callers do not add up.
+        """
         answer = json.dumps({"error": str(error or ""), "code": error.exit_code if error else 0}) + "\n"
         for caller in self._callers:
-            caller.setblocking(True)
-            caller.settimeout(2.0)
-            try:
-                caller.sendall(answer.encode())
+            with contextlib.suppress(OSError):
+                caller.send(answer.encode())  # not blocking: a line fits into the empty buffer of the connection
+        end = time.monotonic() + timeouts.RENDEZVOUS_CLOSE_S
+        for caller in self._callers:
+            caller.settimeout(max(0.001, end - time.monotonic()))
+            with contextlib.suppress(OSError):
                 while caller.recv(_LINE):
                     pass
-            except OSError:
-                continue
 
 
 def _call(me: _Caller, address: str, host: str, port: int, end: float) -> None:
@@ -235,9 +261,10 @@ def _connect(myself: str, address: str, host: str, port: int, end: float) -> soc
 
 
 def process_list(indices: Iterable[int]) -> str:
-    """Returns "process 3" or "processes 1, 3"."""
+    """Returns "process 3" or "processes 1, 3"; of many processes the first `LISTED` and the number of the others."""
     numbers = sorted(indices)
-    return f"process{'es' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+    more = f" and {len(numbers) - LISTED} more" if len(numbers) > LISTED else ""
+    return f"process{'es' if len(numbers) > 1 else ''} {', '.join(map(str, numbers[:LISTED]))}{more}"
 
 
 def _parse(data: bytes) -> dict[str, Any] | None:

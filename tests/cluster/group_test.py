@@ -63,6 +63,32 @@ def test_gather_returns_early_when_cancelled_or_enough(monkeypatch):
     assert group.peek("later") == {1: "y"}
 
 
+def test_gather_of_late_values_reads_each_value_a_few_times(monkeypatch):
+    """Whenever the primary waits for a process, one more process arrives."""
+    monkeypatch.setattr(group, "count", lambda: 500)
+    arriving, read, get, entries = iter(range(1, 500)), [], kv_store.get, kv_store.entries
+
+    def get_late(key, timeout_s):
+        kv_store.put(f"group/gather/late#1/{next(arriving)}", "1")
+        return get(key, timeout_s)
+
+    def count_entries(folder):
+        found = entries(folder)
+        read.append(len(found))
+        return found
+
+    monkeypatch.setattr(kv_store, "get", get_late)
+    monkeypatch.setattr(kv_store, "entries", count_entries)
+    assert group.gather(1, "late", 60) == dict.fromkeys(range(500), 1)
+    assert sum(read) <= 20 * 500
+
+
+def test_barrier_returns_few_of_many_missing_processes(monkeypatch):
+    monkeypatch.setattr(group, "count", lambda: 500)
+    monkeypatch.setattr(kv_store, "count", lambda: 1)
+    assert group.barrier("test", 0) == list(range(1, 17))
+
+
 def test_cancelled_or_late_broadcast_raises(monkeypatch):
     monkeypatch.setattr(group, "is_primary", lambda: False)
     monkeypatch.setattr("engine.cluster.identity._joined", ProcessInfo(1, 2, "127.0.0.1:1"))

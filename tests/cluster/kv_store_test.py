@@ -62,7 +62,30 @@ def test_increment_returns_consecutive_numbers():
 
 
 def test_single_process_is_alive():
-    assert kv_store.alive() == {0}
+    assert kv_store.alive([0]) == {0}
+
+
+def test_many_processes_poll_less_often(monkeypatch):
+    for count, period, limited in ((1, 1.0, 1.0), (250, 1.0, 1.0), (500, 2.0, 2.0), (10_000, 40.0, 2.0)):
+        monkeypatch.setattr(kv_store, "count", lambda count=count: count)
+        assert (kv_store.poll_period(1.0), kv_store.poll_period(1.0, 2.0)) == (period, limited)
+
+
+def test_observer_sees_each_request(monkeypatch):
+    """The store of a single process sends no request."""
+
+    class Client:
+        def key_value_set(self, key, value, allow_overwrite):
+            pass
+
+    seen = []
+    monkeypatch.setattr(kv_store, "count", lambda: 2)
+    monkeypatch.setattr(kv_store, "_client", Client)
+    kv_store.observe(lambda *request: seen.append(request))
+    kv_store.put("a", "1")
+    kv_store.observe(None)
+    kv_store.put("a", "2")
+    assert seen == [("key_value_set", ("convoy/a", "1"), None)]
 
 
 THREE = """
@@ -71,7 +94,7 @@ from engine.cluster import cluster_detection, group, kv_store as store, processe
 processes.initialize(cluster_detection.detect().process)
 me = group.index()
 store.put(f"who/{me}", str(me * me))
-assert store.alive() == {0, 1, 2}
+assert store.alive({0, 1, 2}) == {0, 1, 2}
 assert group.barrier("written", 60) == []
 assert store.entries("who") == {"0": "0", "1": "1", "2": "4"}, store.entries("who")
 assert store.try_get("who/2") == "4" and store.try_get("who/3") is None and store.get("who/3", 0.1) is None

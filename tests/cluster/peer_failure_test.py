@@ -49,6 +49,17 @@ def test_first_verdict_comes_from_the_store_or_the_launcher(monkeypatch, tmp_pat
 def test_process_list_is_sorted():
     assert peer_failure.process_list([2]) == "process 2"
     assert peer_failure.process_list({3, 0}) == "processes 0, 3"
+    assert peer_failure.process_list(range(1, 10_000)).endswith(", 15, 16 and 9983 more")
+
+
+@pytest.mark.parametrize("count", [2, 64, 65, 1000, 10_000])
+def test_each_process_shares_heartbeats_with_a_few_others(count):
+    groups = peer_failure.heartbeat_groups(count)
+    assert sorted(process for group in groups for process in group) == list(range(count))
+    assert all(2 <= len(group) <= peer_failure.GROUP for group in groups)
+    assert all(process in groups[process % len(groups)] for process in range(count))
+    if count > 8 * peer_failure.GROUP:  # processes of one host do not share a group
+        assert len({process % len(groups) for process in range(8)}) == 8
 
 
 def test_single_process_publishes_no_verdict():
@@ -172,11 +183,11 @@ LEAVING = """
 import sys, threading, time
 from engine.cluster import cluster_detection, group, kv_store, peer_failure, processes
 original, called = kv_store.alive, threading.Event()
-def alive():
+def alive(among):
     called.set()
     if threading.current_thread() is not threading.main_thread():
         time.sleep(1)
-    return original()
+    return original(among)
 kv_store.alive = alive
 processes.initialize(cluster_detection.detect().process)
 assert called.wait(30)

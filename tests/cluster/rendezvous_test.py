@@ -1,8 +1,11 @@
 """The rendezvous, with threads as processes: all present, one missing, duplicate, or reconnecting."""
 
+import contextlib
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +14,7 @@ import pytest
 
 from engine.cluster import rendezvous
 from engine.cluster.rendezvous import CannotJoin, ConflictingSettings
+from tests import runs
 
 
 @pytest.fixture
@@ -68,6 +72,42 @@ def test_different_process_counts_raise(port):
     first, other = together(port, 0, 1, counts=[3, 2])
     assert " expects 2 processes, process 0 on " in str(first) and " expects 3. " in str(first)
     assert str(first) == str(other)
+
+
+def test_process_0_may_open_a_connection_to_each_process():
+    program = (
+        "import resource, sys\n"
+        "from engine.cluster.rendezvous import CannotJoin, _allow_connections\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (128, 1024))\n"
+        "_allow_connections(100)\n"
+        "print(*resource.getrlimit(resource.RLIMIT_NOFILE))\n"
+        "_allow_connections(900)\n"
+        "print(*resource.getrlimit(resource.RLIMIT_NOFILE))\n"
+        "try:\n"
+        "    _allow_connections(10_000)\n"
+        "except CannotJoin as error:\n"
+        "    print(error.exit_code, error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=runs.environment())
+    assert done.stdout.splitlines() == [
+        "612 1024",
+        "1024 1024",
+        "1 process 0 of 10000 may open 1024 files, too few for a connection to each other process. Raise its hard "
+        "limit to 10512 (ulimit -n, or LimitNOFILE of a service), then start all processes again.",
+    ], done.stderr
+
+
+def test_stopped_processes_delay_the_end_of_the_rendezvous_together(port):
+    """They do not close their connection; one alone delays it by 2 s."""
+    with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as stack:
+        first = pool.submit(wait_for_all, 0, port, count=6)
+        for index in range(1, 6):
+            caller = rendezvous._connect("", "", "127.0.0.1", port, time.monotonic() + 20)
+            stack.enter_context(caller)
+            caller.sendall(b'{"index": %d, "count": 6, "host": "h", "pid": 1, "secure": false}\n' % index)
+        begin = time.monotonic()
+        assert first.result(60) == ""
+        assert time.monotonic() - begin < 8
 
 
 @pytest.mark.parametrize("secure", [(0,), (1,)])
