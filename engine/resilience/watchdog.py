@@ -20,7 +20,7 @@ from engine.cluster import group, kv_store, shutdown
 from engine.cluster.exit_status import ExitStatus
 from engine.cluster.kv_store import CoordinationError
 from engine.cluster.peer_failure import LostPeer
-from engine.cluster.rendezvous import process_list
+from engine.cluster.rendezvous import LISTED, process_list
 from engine.config.errors import ConvoyError
 from engine.resilience import stacks, timeouts
 
@@ -86,7 +86,11 @@ class Watchdog:
         self._seen = (0, 0)  # dispatched and arrived, at the latest poll
         self._from = (0.0, 0)  # start of the present step: time of the latest poll with a result, steps by then
         self._steps_s: deque[float] = deque(maxlen=_MEDIAN_OF)  # seconds per step
+        self._poll_s = min(timeouts.WATCHDOG_POLL_S, hang_s / 10)
+        self._publish_at = 0.0  # when this process publishes its progress again
         self._peers: dict[str, tuple[str, float]] = {}  # the latest progress of each, and when it was first seen
+        # While this process is overdue: the latest answer of process 0, and when it was first seen.
+        self._asked: tuple[str | None, float] | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -171,34 +175,63 @@ class Watchdog:
         return max(self._hang_s, timeouts.TIMES_MEDIAN * median * k), rule
 
     def _watch(self) -> None:
-        period = min(timeouts.WATCHDOG_POLL_S, self._hang_s / 10)
-        while not self._stop.wait(period):
+        while not self._stop.wait(kv_store.poll_period(self._poll_s, timeouts.WATCHDOG_LONGEST_POLL_S)):
             with suppress(CoordinationError):  # `peer_failure.py` reports the loss of process 0
                 self._check()
 
     def _check(self) -> None:
         progress, timeout_s, rule = self.poll()
         waited = time.monotonic() - progress.since
-        overdue = timeout_s is not None and waited > timeout_s
+        overdue = ""
+        if timeout_s is not None and waited > timeout_s:
+            what = "no step has finished" if progress.phase == _TRAINING else f"{progress.phase} has made no progress"
+            overdue = f"{what} for {waited:.1f} s, where {timeout_s:.1f} s are allowed ({rule})"
         if group.count() > 1:
-            published = progress._replace(timeout_s=timeout_s, since=waited)._asdict()
-            kv_store.put(f"watchdog/progress/{group.index()}", json.dumps(published))
+            self._publish(progress._replace(timeout_s=timeout_s, since=waited))
             if (text := kv_store.try_get("watchdog/hang")) is not None:
                 self._end(text)
-            overdue = overdue and not self._is_excused()
+            overdue = self._agree(overdue)
         if overdue:
-            phase = progress.phase
-            what = "no step has finished" if phase == _TRAINING else f"{phase} has made no progress"
-            text = f"{what} for {waited:.1f} s, where {timeout_s:.1f} s are allowed ({rule})"
-            kv_store.put_first("watchdog/hang", text)
-            self._end(kv_store.try_get("watchdog/hang") or text)
+            kv_store.put_first("watchdog/hang", overdue)
+            self._end(kv_store.try_get("watchdog/hang") or overdue)
+
+    def _publish(self, progress: Progress) -> None:
+        """Publishes the progress of this process, at each check, or more rarely in a large run."""
+        if time.monotonic() >= self._publish_at:
+            kv_store.put(f"watchdog/progress/{group.index()}", json.dumps(progress._asdict()))
+            self._publish_at = time.monotonic() + kv_store.poll_period(self._poll_s) - self._poll_s / 2
+
+    def _agree(self, overdue: str) -> str:
+        """Returns `overdue`, the reason why this process is overdue, if the run hangs; otherwise an empty text.
+
+        Only process 0 reads the progress of each process. A process that is overdue asks it whether another process is
+        in a longer phase. Without an answer, it decides alone.
+        """
+        if group.is_primary():
+            if not overdue and kv_store.try_get("watchdog/overdue") is None:
+                return ""
+            excused = self._is_excused()
+            kv_store.delete("watchdog/overdue")
+            kv_store.put("watchdog/answer", json.dumps([time.monotonic(), excused]))
+            return "" if excused else overdue
+        if not overdue:
+            self._asked = None
+            return ""
+        kv_store.put("watchdog/overdue", "")
+        answer, now = kv_store.try_get("watchdog/answer"), time.monotonic()
+        if self._asked is None:
+            self._asked = (answer, now)  # an older answer does not count
+        elif answer is not None and answer != self._asked[0]:
+            self._asked = (answer, now)
+            if not json.loads(answer)[1]:
+                return overdue
+        longest = timeouts.UNANSWERED_POLLS * kv_store.poll_period(self._poll_s, timeouts.WATCHDOG_LONGEST_POLL_S)
+        return overdue if now - self._asked[1] > longest else ""
 
     def _is_excused(self) -> bool:
-        """Whether a peer is in a phase that may take longer than a step, so that waiting for it is no hang."""
+        """Whether a process is in a phase that may take longer than a step, so that waiting for it is no hang."""
         now = time.monotonic()
         for index, text in kv_store.entries("watchdog/progress").items():
-            if index == str(group.index()):
-                continue
             if self._peers.get(index, ("", 0.0))[0] != text:
                 self._peers[index] = (text, now)
             peer = Progress(**json.loads(text))
@@ -237,7 +270,7 @@ def _behind(reports: Mapping[int, Report], missing: list[int]) -> str:
     where = "; ".join(
         f"process {index} has dispatched {steps[index][0]} steps, is {reports[index]['phase']}, at "
         f"{reports[index]['where']}"
-        for index in behind
+        for index in behind[:LISTED]
     )
     if len(behind) == len(reports):
         return f"All are at the same point: {where}." if len(reports) > 1 else f"{where}."

@@ -124,6 +124,48 @@ def test_peer_in_a_longer_phase_excuses_the_wait(dog, now, monkeypatch, peer, ex
     assert dog._is_excused() == (excused and peer.phase == "starting")
 
 
+@pytest.fixture
+def one_of_two(monkeypatch):
+    """Returns a function that makes this process the primary or the other process; they share an in-memory store."""
+    monkeypatch.setattr(kv_store, "_single", kv_store._InMemoryStore())
+    return lambda primary: monkeypatch.setattr(watchdog.group, "is_primary", lambda: primary)
+
+
+def test_overdue_process_waits_while_the_primary_knows_a_process_in_a_longer_phase(dog, now, one_of_two):
+    def poll(overdue):
+        """Returns what the other process decides; then the primary, which is not overdue, polls."""
+        now[0] += 1
+        one_of_two(primary=False)
+        decided = dog._agree(overdue)
+        one_of_two(primary=True)
+        assert dog._agree("") == ""
+        return decided
+
+    kv_store.put("watchdog/progress/5", json.dumps(Progress("saving", 660.0, "", 0.0, 0, 0)._asdict()))
+    assert not any(poll("late") for _ in range(20))  # process 5 may still save
+    now[0] += 700
+    assert (poll("late"), poll("late")) == ("", "late")
+    # The process makes progress after it has asked, and is overdue again: an answer to the former question is too old.
+    assert (poll("late"), poll(""), poll("late"), poll("late")) == ("late", "", "", "late")
+
+
+def test_overdue_primary_decides_alone(dog, one_of_two):
+    one_of_two(primary=True)
+    assert dog._agree("late") == "late"
+    kv_store.put("watchdog/progress/5", json.dumps(Progress("saving", 660.0, "", 0.0, 0, 0)._asdict()))
+    assert dog._agree("late") == ""
+
+
+def test_overdue_process_decides_alone_if_the_primary_does_not_answer(dog, now, one_of_two):
+    one_of_two(primary=False)
+    assert dog._agree("late") == ""
+    now[0] += 4
+    assert dog._agree("late") == ""
+    now[0] += 2
+    assert dog._agree("late") == "late"
+    assert dog._agree("") == "" and dog._agree("late") == ""  # it made progress, and asks again
+
+
 def report(dispatched, arrived, where="a.py:1 in f"):
     return {"phase": "training", "dispatched": dispatched, "arrived": arrived, "where": where}
 
