@@ -197,7 +197,7 @@ class DivergenceCheck:
             return
         with self.phases(SAVING):
             self.checkpoints.settle()
-        saved = group.broadcast(self.checkpoints.store.steps(), "the checkpoints")
+        saved = group.run_on_primary(self.checkpoints.store.steps, "the checkpoints")
         ending = boundary.stopping or boundary.last
         if self.policy.must_roll_back(
             boundary.step, saved, ending, broken, lambda batch: self._explain(boundary.state, batch)

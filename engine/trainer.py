@@ -120,7 +120,7 @@ class Trainer:
         self._stragglers: StragglerMonitor | None = None  # None in a single process
         self._row: dict[str, float] = {}  # training metrics of the latest logging interval
         self._results: dict[str, float] = {}  # latest evaluation results; `Evaluate` updates them
-        self._step = group.broadcast(self.checkpoints.store.latest(), "the newest checkpoint") or 0
+        self._step = group.run_on_primary(self.checkpoints.store.latest, "the newest checkpoint") or 0
         self._started = time.monotonic()
 
     @property

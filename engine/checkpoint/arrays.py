@@ -87,7 +87,7 @@ def read(folder: Path, abstract_state: PyTree, *, partial: bool = False) -> PyTr
         abstract_state: the stored arrays, as jax.ShapeDtypeStruct with the requested shardings.
         partial: allow further stored arrays, which are not read.
     """
-    handler = _handler()
+    handler = _reader()
     import jax
     import orbax.checkpoint as ocp
 
@@ -183,3 +183,17 @@ def _handler() -> "PyTreeCheckpointHandler":
         logging.getLogger(name).addFilter(_FILTER)
     _drop_late_results()
     return ocp.PyTreeCheckpointHandler(use_compression=False)
+
+
+def _reader() -> "PyTreeCheckpointHandler":
+    """Returns the handler for restores, which does not read Orbax's file of each process in `array_metadatas`.
+
+    Those files restore typed random keys, which a state has none of. Otherwise each of N processes reads N files.
+    """
+    _handler()
+    import jax
+    import orbax.checkpoint as ocp
+
+    handlers = ocp.type_handlers
+    registry = handlers.create_type_handler_registry((jax.Array, handlers.ArrayHandler(array_metadata_store=None)))
+    return ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)

@@ -304,7 +304,7 @@ class Saver:
         with contextlib.suppress(ConvoyError):  # failing the save matters more than naming the late process
             if stage in _REPORT:
                 missing = group.missing(group.peek(save.topic, _REPORT[stage]))
-        who = ", ".join(f"process {process} is {stage.value}" for process in missing)
+        who = ", ".join(f"process {process} is {stage.value}" for process in missing[: group.LISTED])
         who = f": {who}" if who and group.count() > 1 else ""
         self._end(save, f"not written within checkpoint.timeout, {self.timeout_s:g} s{who}{self._sizes(save)}")
 

@@ -4,6 +4,7 @@ All processes share the work and agree on the verdict. A damaged step is *set as
 problems in `damage.txt`. It is no longer listed and never deleted; if it is renamed back, it is verified again.
 """
 
+import base64
 import contextlib
 import re
 import time
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 BAD, DAMAGE = ".bad", "damage.txt"
 LONGEST = 10  # digits of a step
 SHOWN = 4  # problems that an error names
+REPORTED = 100  # problems that every process receives, and that the file DAMAGE lists
 
 
 class DamagedCheckpoint(CheckpointError):
@@ -108,7 +110,7 @@ class HashedPart(TypedDict):
     """The report of one process at the end of a save."""
 
     files: NotRequired[dict[str, Entry]]
-    arrays: NotRequired[list[list[int]]]  # its part of the digests, `[arrays, 2]`
+    arrays: NotRequired[str]  # its part of the digests, uint32 `[arrays, 2]`, little-endian in base64
     error: NotRequired[str]
 
 
@@ -121,7 +123,8 @@ def hash_part(folder: Path, names: Sequence[str], digests: Callable[[], "np.ndar
         digests: returns this process's part of the digests, uint32 `[arrays, 2]`; may wait for the device.
     """
     try:
-        return {"files": hash_files(folder, names), "arrays": digests().tolist()}
+        files = hash_files(folder, names)
+        return {"files": files, "arrays": base64.b64encode(digests().astype("<u4").tobytes()).decode()}
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
 
@@ -147,8 +150,9 @@ def write_merged_manifest(
         if error := part.get("error"):
             raise CheckpointError(f"process {process}: {error}")
     files = {name: Entry(*entry) for part in parts.values() for name, entry in part.get("files", {}).items()}
-    arrays = [np.array(part.get("arrays"), np.uint32).reshape(-1, 2) for part in parts.values()]
-    write_manifest(folder, Manifest(step, files, texts(np.sum(arrays, 0, np.uint32))))  # modulo 2^32
+    digests = [np.frombuffer(base64.b64decode(part.get("arrays", "")), "<u4") for part in parts.values()]
+    total = np.sum(digests, 0, np.uint32).reshape(-1, 2)  # modulo 2^32
+    write_manifest(folder, Manifest(step, files, texts(total)))
 
 
 def read_back(folder: Path, state: str) -> None:
@@ -188,7 +192,8 @@ def verify(
 ) -> Manifest:
     """Compares all files of a step with its manifest, and returns the manifest.
 
-    All processes call it, and each reads its share of the files.
+    All processes call it, and each reads its share of the files. The size of a manifest grows with the number of
+    processes, so only the primary reads it. The other processes receive and return the entries of their share.
 
     Args:
         directory: of the step.
@@ -200,39 +205,46 @@ def verify(
         UnsupportedFormat: a newer version of Convoy saved the step.
         VerifyTimeout: a process has not answered.
     """
+    end = time.monotonic() + timeout_s
     manifest, newer, problems = None, "", []
     try:
-        manifest = read_manifest(directory)
+        manifest = read_manifest(directory) if group.is_primary() else None
         problems = irregular_files(directory) if group.is_primary() else []
-        problems += _problems_of_share(directory, manifest, on_bytes)
     except UnsupportedFormat as error:
         newer = str(error)
     except CheckpointError as error:
         problems = [str(error)]
     try:
-        problems, late = group.decide((newer, problems), _judge, "verify", timeout_s)
+        share = _scatter_files(manifest or Manifest(0, {}, {}), timeout_s)
+        problems += _problems_of_share(directory, share, on_bytes)
+        problems, late = group.decide((newer, problems), _judge, "verify", max(0.1, end - time.monotonic()))
     except LostPeer as error:
         raise VerifyTimeout(directory, 0) from error
     if late:
         raise VerifyTimeout(directory, late[0])
     if problems:
         raise DamagedCheckpoint(directory, problems)
-    assert manifest is not None
-    return manifest
+    return manifest or share
 
 
 def compare_arrays(directory: Path, manifest: Manifest, digests: Mapping[str, str]) -> None:
-    """Compares the digests of restored arrays with the manifest; the result is the same in every process.
+    """Compares the digests of restored arrays with the manifest.
+
+    All processes call it with the same digests. The primary, which has the whole manifest, compares them.
 
     Raises:
         DamagedCheckpoint: some digests differ.
     """
-    problems = [
-        f"array {path}: found the digest {digest}, expected {manifest.arrays.get(path, 'none')}"
-        for path, digest in digests.items()
-        if manifest.arrays.get(path) != digest
-    ]
-    if problems:
+
+    def compare() -> list[str]:
+        expected = ((path, digest, manifest.arrays.get(path, "none")) for path, digest in digests.items())
+        return [
+            f"array {path}: found the digest {found}, expected {wanted}"
+            for path, found, wanted in expected
+            if found != wanted
+        ]
+
+    if problems := group.run_on_primary(compare, "the digests of the arrays"):
         raise DamagedCheckpoint(directory, problems)
 
 
@@ -320,24 +332,35 @@ class _Progress:
             self._report(f"step {self._step}: {done / 2**30:.2f} of {total / 2**30:.2f} GiB")
 
 
-def _problems_of_share(directory: Path, manifest: Manifest, on_bytes: Callable[[int, int], None]) -> list[str]:
-    sizes = {name: entry.bytes for name, entry in manifest.files.items()}
-    names = divide_files(sizes, group.count())[group.index()]
-    total, done = sum(sizes[name] for name in names), 0
+def _scatter_files(manifest: Manifest, timeout_s: float) -> Manifest:
+    """Returns the files that this process verifies, out of the manifest of the primary."""
+    shares = []
+    if group.is_primary():
+        sizes = {name: entry.bytes for name, entry in manifest.files.items()}
+        for names in divide_files(sizes, group.count()):
+            shares.append((manifest.step, {name: manifest.files[name] for name in names}))
+    step, files = group.scatter(shares, "the files to verify", timeout_s)
+    return Manifest(step, {name: Entry(*entry) for name, entry in files.items()}, {})
+
+
+def _problems_of_share(directory: Path, share: Manifest, on_bytes: Callable[[int, int], None]) -> list[str]:
+    total, done = share.bytes, 0
 
     def add(count: int) -> None:
         nonlocal done
         done += count
         on_bytes(done, total)
 
-    return find_problems(directory, manifest, names, add)
+    return find_problems(directory, share, share.files, add)
 
 
 def _judge(values: Mapping[int, tuple[str, list[str]]], missing: list[int]) -> tuple[list[str], list[int]]:
     """Returns the problems that the processes found, without duplicates, and the processes that have not answered."""
-    problems: list[str] = []
-    for newer, found in (values[process] for process in sorted(values)):
+    for newer, _ in values.values():
         if newer:
             raise UnsupportedFormat(newer)
-        problems += [problem for problem in found if problem not in problems]
-    return problems, missing
+    problems = list(dict.fromkeys(problem for _, found in values.values() for problem in found))
+    # Every process receives the result, so its size must not grow with the number of processes.
+    if len(problems) > REPORTED:
+        problems[REPORTED:] = [f"and {len(problems) - REPORTED} more problems"]
+    return problems, missing[:REPORTED]

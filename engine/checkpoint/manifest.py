@@ -6,6 +6,7 @@ remove the step.
 """
 
 import fcntl
+import heapq
 import json
 import os
 import stat
@@ -160,11 +161,11 @@ def divide_files(files: Mapping[str, int], count: int) -> list[list[str]]:
     The largest file goes first, to the share with the fewest bytes (Graham 1969: at most 4/3 of the optimum).
     """
     shares: list[list[str]] = [[] for _ in range(count)]
-    loads = [0] * count
+    loads = [(0, share) for share in range(count)]  # a heap
     for name in sorted(files, key=lambda name: (-files[name], name)):
-        least = loads.index(min(loads))
+        load, least = loads[0]
         shares[least].append(name)
-        loads[least] += files[name] + 1  # an empty file is work too
+        heapq.heapreplace(loads, (load + files[name] + 1, least))  # an empty file is work too
     return shares
 
 

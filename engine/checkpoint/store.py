@@ -93,10 +93,7 @@ class CheckpointStore:
         """Checks that the directory is writable. The primary also removes what killed saves and deletions left."""
         try:
             storage.probe(self.directory)
-            storage.bounded(self._check_path, timeouts.LIST_S)
-            leftovers = storage.bounded(
-                lambda: [path for pattern in _LEFTOVERS for path in self.directory.glob(pattern)], timeouts.LIST_S
-            )
+            leftovers = storage.bounded(self._leftovers, timeouts.LIST_S)
         except storage.StorageTimeout as error:
             raise self._timed_out(error) from error
         except OSError as error:
@@ -104,14 +101,16 @@ class CheckpointStore:
                 f"{self.directory}: cannot be opened for writing ({error.strerror or error}). Allow writing there, or "
                 "choose another directory with --workdir=DIR."
             ) from error
-        if leftovers and group.is_primary():
+        if leftovers:
             with lease.writing():
                 for path in leftovers:
                     self._deleting[path] = storage.Background(lambda path=path: shutil.rmtree(path), "leftover")
 
-    def _check_path(self) -> None:
-        with plain_path(self.directory):  # raises an error if Orbax cannot use the path
-            pass
+    def _leftovers(self) -> list[Path]:
+        """Returns, on the primary, what killed saves and deletions left. Raises OSError if Orbax cannot use the path."""
+        with plain_path(self.directory):
+            patterns = _LEFTOVERS if group.is_primary() else ()
+            return [path for pattern in patterns for path in self.directory.glob(pattern)]
 
     # Lists
 

@@ -123,6 +123,7 @@ def test_divide_files_is_even_and_complete():
     loads = [sum(files[name] for name in share) for share in shares]
     assert max(loads) - min(loads) <= 20
     assert divide_files(dict(reversed(files.items())), 7) == shares
+    assert shares[3][0] == sorted(files, key=lambda name: (-files[name], name))[3]  # equal shares: the first is next
     assert divide_files({"a": 1}, 3) == [["a"], [], []]
     assert [len(share) for share in divide_files(dict.fromkeys("abcdef", 0), 3)] == [2, 2, 2]
 
