@@ -1,0 +1,94 @@
+"""Measures what N processes cost the process that hosts the key-value store, without devices, and how it grows with N.
+
+tools/bazel run //benchmarks:coordination [-- --processes 50,100,200,400]
+python -m benchmarks.coordination
+
+Real processes join, start, agree on a step, save and restore (`simulated_processes.py`). All of them share the cores of
+this machine, so the seconds are processor time rather than waits for a network. The numbers of requests and bytes do
+not depend on the machine. The *exponent* is the slope of a line through their logarithms: 1 is linear growth.
+docs/scale.md explains the rows.
+"""
+
+import argparse
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks import report
+from benchmarks.report import Row
+from benchmarks.simulated_processes import IDLE_S, Result, simulate
+
+WHAT = {
+    "join": "join",
+    "start": "start",
+    "agree": "agreement on a step",
+    "save": "save",
+    "restore": "restore",
+    "leave": "end",
+}
+LINEAR = 1.1
+"""Largest exponent that counts as linear."""
+
+
+def exponent(values: Mapping[int, float]) -> float:
+    """Returns the slope of the logarithm of a value over the logarithm of its number of processes."""
+    x, y = [math.log(n) for n in values], [math.log(value) for value in values.values()]
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    over = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    return over / sum((a - mean_x) ** 2 for a in x)
+
+
+def rows(results: Mapping[int, Result]) -> Iterator[Row]:
+    """Yields the rows of simulations, by their number of processes."""
+    for count, result in results.items():
+        for phase, what in WHAT.items():
+            requests, size = result.all(phase).total(polls=False)
+            yield Row(
+                f"{count} processes, {what}",
+                (result.seconds[phase],),
+                "s",
+                note=f"process 0 answers {requests:,} requests with {size / 1024:,.0f} KiB "
+                f"and uses {result.cpu_s[phase]:.2f} s of processor time",
+            )
+        polls, size = result.all("idle").total(polls=True)
+        cpu = result.cpu_s["idle"] / IDLE_S
+        note = f"{size / IDLE_S / 1024:,.0f} KiB/s, {cpu:.0%} of a core; a process has {result.memory_mib:.0f} MiB"
+        yield Row(f"{count} processes, polls at process 0", (polls / IDLE_S,), "requests/s", digits=0, note=note)
+    if len(results) > 1:
+        yield from _growth(results)
+
+
+def _growth(results: Mapping[int, Result]) -> Iterator[Row]:
+    for what, phases in {**{what: phase for phase, what in WHAT.items() if phase != "join"}, "polls": "idle"}.items():
+        totals = {n: result.all(phases).total(polls=what == "polls") for n, result in results.items()}
+        for unit, values in (("requests", [t[0] for t in totals.values()]), ("bytes", [t[1] for t in totals.values()])):
+            growth = exponent(dict(zip(totals, values, strict=True)))
+            yield Row(f"{what}, {unit} at process 0: exponent of the growth", (growth,), at_most=LINEAR)
+    for phase, what in WHAT.items():
+        growth = exponent({n: result.seconds[phase] for n, result in results.items()})
+        yield Row(f"{what}, seconds: exponent of the growth", (growth,))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of this benchmark."""
+    parser.add_argument("--processes", type=_counts, default=[50, 100, 200, 400], metavar="N,N", help="simulations")
+
+
+def _counts(text: str) -> Sequence[int]:
+    return [int(word) for word in text.split(",")]
+
+
+def run(args: argparse.Namespace) -> Iterator[Row]:
+    """Simulates each number of processes and yields the rows."""
+    memory = Path("/dev/shm")  # the files of the run are not what is measured
+    results = {}
+    for count in args.processes:
+        report.progress(f"coordination: {count} processes")
+        with tempfile.TemporaryDirectory(prefix="coordination_", dir=memory if memory.is_dir() else None) as folder:
+            results[count] = simulate(count, Path(folder))
+    yield from rows(results)
+
+
+if __name__ == "__main__":
+    report.main(__doc__, add_arguments, run)
