@@ -143,7 +143,7 @@ def gather[T](
     if not is_primary():
         return {}
     values: dict[int, T] = {}
-    begin, longest, published = time.monotonic(), kv_store.poll_period(timeouts.SLICE_S), False
+    begin, longest, published = time.monotonic(), _slice_s(), False
     while absent := missing(values):
         read_at = time.monotonic()
         values |= {i: json.loads(text) for i, text in _texts(key) if i not in values}
@@ -267,6 +267,7 @@ class StepAgreement:
         self._agreed = math.inf  # the first step, counted from 1, at which `reached` is true
         self._request = ""  # of this process
         self._closed = self._reported = False
+        self._poll_s = kv_store.poll_period(timeouts.REQUEST_POLL_S, timeouts.LONGEST_REQUEST_POLL_S)
         self._wake = threading.Event()  # set by a request of this process and by the exit of the context
         self._lock = threading.Lock()  # held while a step passes and while processes agree
         self._thread = threading.Thread(target=self._follow, name="step-agreement", daemon=True)
@@ -314,7 +315,7 @@ class StepAgreement:
         key = f"group/request/{self._topic}"
         with suppress(CoordinationError):  # `peer_failure.py` reports the loss of process 0
             while not self._closed:
-                if self._wake.wait(kv_store.poll_period(timeouts.REQUEST_POLL_S)) and not self._closed:
+                if self._wake.wait(self._poll_s) and not self._closed:
                     kv_store.put_first(key, self._request)
                 if (reason := kv_store.try_get(key)) is not None:
                     with self._lock, suppress(Cancelled):
@@ -353,9 +354,13 @@ def _wait(key: str, timeout_s: float, cancelled: Callable[[], bool]) -> str | No
     while (left := end - time.monotonic()) > 0:
         if cancelled():
             raise Cancelled
-        if (text := kv_store.get(key, min(kv_store.poll_period(timeouts.SLICE_S), left))) is not None:
+        if (text := kv_store.get(key, min(_slice_s(), left))) is not None:
             return text
     return kv_store.try_get(key)
+
+
+def _slice_s() -> float:
+    return kv_store.poll_period(timeouts.SLICE_S, timeouts.LONGEST_SLICE_S)
 
 
 def _texts(key: str) -> list[tuple[int, str]]:

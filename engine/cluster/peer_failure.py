@@ -160,7 +160,7 @@ def heartbeat_groups(processes: int) -> list[range]:
 def _watch_heartbeats() -> None:
     groups = heartbeat_groups(count())
     peers = groups[index() % len(groups)]
-    while not _stopping.wait(kv_store.poll_period(timeouts.PEER_POLL_S)):
+    while not _stopping.wait(kv_store.poll_period(timeouts.PEER_POLL_S, timeouts.LONGEST_HEARTBEAT_POLL_S)):
         try:
             dead = set(peers) - kv_store.alive(peers)
         except CoordinationError:

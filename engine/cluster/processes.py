@@ -53,7 +53,8 @@ def initialize(process: ProcessInfo, *, timeout_s: float = timeouts.JOIN_S) -> N
         f"process {index}: all {process.count} processes reached {coordinator}, but did not join in time. "
         "Check whether one of them has ended, and start all of them again."
     )
-    with deadline(end + timeouts.JOIN_JAX_S - time.monotonic(), lambda: CannotJoin(late)), _without_warnings():
+    join_s = timeouts.JOIN_JAX_S + timeouts.JOIN_EACH_S * process.count
+    with deadline(end + join_s - time.monotonic(), lambda: CannotJoin(late)), _without_warnings():
         try:
             jax.distributed.initialize(
                 coordinator,
@@ -62,7 +63,7 @@ def initialize(process: ProcessInfo, *, timeout_s: float = timeouts.JOIN_S) -> N
                 local_device_ids=process.local_devices,
                 coordinator_bind_address=listen_at if index == 0 else None,  # JAX's default: every network
                 # Longer than `deadline`, since JAX kills the process at this timeout.
-                initialization_timeout=int(timeout_s + 2 * timeouts.JOIN_JAX_S),
+                initialization_timeout=int(timeout_s + 2 * join_s),
                 heartbeat_timeout_seconds=timeouts.HEARTBEAT_S,
                 shutdown_timeout_seconds=int(timeouts.LEAVE_S),
             )

@@ -100,7 +100,7 @@ def _listen(count: int, address: str, host: str, port: int) -> socket.socket:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(resolved)
-            listener.listen(1024)
+            listener.listen(max(1024, count))  # the kernel's limit, often 4096, applies too
         except OSError:
             listener.close()
             raise
@@ -221,7 +221,9 @@ class _Rendezvous:
 def _call(me: _Caller, address: str, host: str, port: int, end: float) -> None:
     """The rendezvous on the other processes: sends the description of this process and waits for the answer."""
     myself = f"process {me['index']} of {me['count']}"
-    with _connect(myself, address, host, port, end) as caller:
+    # Process 0 may start minutes later: many processes try more rarely, so that they do not flood its host.
+    retry_s = timeouts.RENDEZVOUS_RETRY_S * max(1.0, me["count"] / timeouts.POLLING_PROCESSES)
+    with _connect(myself, address, host, port, end, retry_s) as caller:
         caller.settimeout(max(0.0, end - time.monotonic()) + timeouts.RENDEZVOUS_ANSWER_S)
         try:
             caller.sendall((json.dumps(me) + "\n").encode())
@@ -246,7 +248,7 @@ def _call(me: _Caller, address: str, host: str, port: int, end: float) -> None:
         raise kind(found["error"])
 
 
-def _connect(myself: str, address: str, host: str, port: int, end: float) -> socket.socket:
+def _connect(myself: str, address: str, host: str, port: int, end: float, retry_s: float) -> socket.socket:
     while True:
         try:
             return socket.create_connection((host, port), timeout=max(0.1, end - time.monotonic()))
@@ -257,7 +259,7 @@ def _connect(myself: str, address: str, host: str, port: int, end: float) -> soc
                     "listens there: check that it runs, that the address is right and that the network allows the "
                     "connection, then start all processes again."
                 ) from error
-        time.sleep(timeouts.RENDEZVOUS_RETRY_S)
+        time.sleep(retry_s)
 
 
 def process_list(indices: Iterable[int]) -> str:

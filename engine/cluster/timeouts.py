@@ -5,21 +5,24 @@ from typing import Final
 # Joining. Hosts of one job may start minutes apart.
 JOIN_S: Final = 300.0
 JOIN_JAX_S: Final = 30.0  # for JAX's own part, once all processes have called the rendezvous
+JOIN_EACH_S: Final = 0.005  # in addition, for each process: six times what process 0 needs to register it
 HOSTNAME_S: Final = 30.0  # a pod runs some seconds before its own name resolves
 RENDEZVOUS_ANSWER_S: Final = 10.0  # beyond the timeout, for the answer of process 0 to arrive
 RENDEZVOUS_CLOSE_S: Final = 2.0  # for all other processes to close their connections once they have the answer
-RENDEZVOUS_RETRY_S: Final = 0.1  # between attempts to connect
+RENDEZVOUS_RETRY_S: Final = 0.1  # between attempts to connect; longer in a large run
 
 # Exchanges in the process group.
 AGREE_S: Final = 600.0  # difference between the slowest and the fastest start: listing data, loading programs
 CONSISTENCY_S: Final = 300.0  # hosts that import from a cold disk may be minutes behind others
 VERDICT_S: Final = 10.0  # beyond the timeout of a gather, for the primary's verdict to arrive
 SLICE_S: Final = 1.0  # one slice of a wait inside JAX: signal handlers and cancellation run between slices
+LONGEST_SLICE_S: Final = 10.0  # the same in a large run
 GATHER_POLL_S: Final = 0.01  # between the first two reads of all keys of a gather; later reads are further apart
 GATHER_GROWTH: Final = 0.25  # of the time that a gather has waited, until it reads all keys again
 GATHER_READS: Final = 4.0  # times the duration of the latest read of all keys, until the next one
 WAITING_S: Final = 0.2  # until the primary publishes the processes that it waits for, for errors of the others
 REQUEST_POLL_S: Final = 0.5  # a signal handler can only set a flag, which the thread of an agreement polls
+LONGEST_REQUEST_POLL_S: Final = 4.0  # the same in a large run; schedulers often kill 30 s after the signal
 
 # Failures of peers.
 HEARTBEAT_S: Final = 12  # more than twice the 5 s for which a paused virtual machine or a full disk delays a process
@@ -29,6 +32,7 @@ PEER_POLL_S: Final = 1.0  # between two checks for a failed peer
 COORDINATOR_S: Final = 5.25
 COORDINATOR_POLL_S: Final = 0.1
 LONGEST_POLL_S: Final = 2.0  # between two checks for a failed peer in a large run: less than PEERS_READ_S
+LONGEST_HEARTBEAT_POLL_S: Final = 10.0  # between two checks of the heartbeats in a large run
 POLLING_PROCESSES: Final = 250  # with more processes than this, each of them polls less often (`kv_store.poll_period`)
 MAIN_THREAD_S: Final = 2.0  # for the main thread, which knows more, to report the same failure itself
 PEERS_READ_S: Final = 3.0  # process 0, which hosts the store, waits so long for its peers to read its verdict

@@ -27,6 +27,16 @@ def test_arrays_round_trip(tmp_path):
     assert np.asarray(found["params"]["w"]).tolist() == [0, 1, 2, 3, 4, 5]
 
 
+def test_restore_reads_no_metadata_file_of_each_process(tmp_path):
+    arrays.write(tmp_path / "state", STATE, lambda: None)
+    arrays.finish(tmp_path / "state")
+    (file,) = (tmp_path / "state" / "array_metadatas").iterdir()
+    file.write_text("not JSON")
+    want = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), STATE)
+    assert arrays.describe(tmp_path / "state")["params"]["w"].shape == (6,)
+    assert arrays.read(tmp_path / "state", want)["params"]["w"].tolist() == [0, 1, 2, 3, 4, 5]
+
+
 def test_write_raises_errors_of_the_disk(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError):

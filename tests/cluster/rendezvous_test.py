@@ -102,7 +102,7 @@ def test_stopped_processes_delay_the_end_of_the_rendezvous_together(port):
     with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as stack:
         first = pool.submit(wait_for_all, 0, port, count=6)
         for index in range(1, 6):
-            caller = rendezvous._connect("", "", "127.0.0.1", port, time.monotonic() + 20)
+            caller = rendezvous._connect("", "", "127.0.0.1", port, time.monotonic() + 20, 0.1)
             stack.enter_context(caller)
             caller.sendall(b'{"index": %d, "count": 6, "host": "h", "pid": 1, "secure": false}\n' % index)
         begin = time.monotonic()
