@@ -43,16 +43,13 @@ def rows(results: Mapping[int, Result]) -> Iterator[Row]:
     """Yields the rows of simulations, by their number of processes."""
     for count, result in results.items():
         for phase, what in WHAT.items():
-            requests, size = result.all(phase).total(polls=False)
-            yield Row(
-                f"{count} processes, {what}",
-                (result.seconds[phase],),
-                "s",
-                note=f"process 0 answers {requests:,} requests with {size / 1024:,.0f} KiB "
-                f"and uses {result.cpu_s[phase]:.2f} s of processor time",
-            )
+            everyone, cpu_s = result.all(phase), result.cpu_s[phase]
+            (requests, size), (polls, _) = everyone.total(polls=False), everyone.total(polls=True)
+            note = f"process 0 answers {requests:,} requests with {size / 1024:,.0f} KiB, and {polls:,} polls, in "
+            note += f"{cpu_s[0]:.2f} s of processor time; all processes use {sum(cpu_s):.1f} s"
+            yield Row(f"{count} processes, {what}", (result.seconds[phase],), "s", note=note)
         polls, size = result.all("idle").total(polls=True)
-        cpu = result.cpu_s["idle"] / IDLE_S
+        cpu = result.cpu_s["idle"][0] / IDLE_S
         note = f"{size / IDLE_S / 1024:,.0f} KiB/s, {cpu:.0%} of a core; a process has {result.memory_mib:.0f} MiB"
         yield Row(f"{count} processes, polls at process 0", (polls / IDLE_S,), "requests/s", digits=0, note=note)
     if len(results) > 1:
@@ -60,14 +57,22 @@ def rows(results: Mapping[int, Result]) -> Iterator[Row]:
 
 
 def _growth(results: Mapping[int, Result]) -> Iterator[Row]:
-    for what, phases in {**{what: phase for phase, what in WHAT.items() if phase != "join"}, "polls": "idle"}.items():
-        totals = {n: result.all(phases).total(polls=what == "polls") for n, result in results.items()}
-        for unit, values in (("requests", [t[0] for t in totals.values()]), ("bytes", [t[1] for t in totals.values()])):
-            growth = exponent(dict(zip(totals, values, strict=True)))
+    phases = {phase: what for phase, what in WHAT.items() if phase != "join"} | {"idle": "polls"}
+    for phase, what in phases.items():
+        totals = {n: result.all(phase).total(polls=phase == "idle") for n, result in results.items()}
+        for position, unit in enumerate(("requests", "bytes")):
+            growth = exponent({n: total[position] for n, total in totals.items()})
             yield Row(f"{what}, {unit} at process 0: exponent of the growth", (growth,), at_most=LINEAR)
-    for phase, what in WHAT.items():
-        growth = exponent({n: result.seconds[phase] for n, result in results.items()})
-        yield Row(f"{what}, seconds: exponent of the growth", (growth,))
+    for phase, what in phases.items():
+        growth = exponent({n: _per_request(result, phase) for n, result in results.items()})
+        each = ", ".join(f"{1e3 * _per_request(result, phase):.2f} ms" for result in results.values())
+        yield Row(f"{what}, processor time of process 0 per request: exponent of the growth", (growth,), note=each)
+
+
+def _per_request(result: Result, phase: str) -> float:
+    """Returns the seconds of processor time of process 0 for each request that it answers, polls included."""
+    everyone = result.all(phase)
+    return result.cpu_s[phase][0] / (everyone.total(polls=False)[0] + everyone.total(polls=True)[0])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -64,13 +64,13 @@ class Result:
     Attributes:
         seconds: duration of each phase, from the first process that enters to the last one that leaves it.
         requests: by phase, of each process in order.
-        cpu_s: processor time of process 0, which hosts the store, in each phase.
+        cpu_s: by phase, processor time of each process in order; process 0 hosts the store.
         memory_mib: private memory of a process other than process 0.
     """
 
     seconds: dict[str, float]
     requests: dict[str, list[Requests]]
-    cpu_s: dict[str, float]
+    cpu_s: dict[str, list[float]]
     memory_mib: float
 
     def all(self, phase: str) -> Requests:
@@ -98,7 +98,7 @@ def simulate(count: int, folder: Path, idle_s: float = IDLE_S) -> Result:
             phase: [Requests(*(Counter(part) for part in one["requests"].get(phase, ()))) for one in found]
             for phase in PHASES
         },
-        cpu_s=found[0]["cpu_s"],
+        cpu_s={phase: [one["cpu_s"][phase] for one in found] for phase in PHASES},
         memory_mib=found[-1]["memory_mib"],
     )
 
@@ -186,7 +186,7 @@ def _run(index: int, count: int, port: int, folder: Path, idle_s: float) -> None
             if index == count - 1:
                 agreement.request("preempted")
             while not agreement.reached():
-                time.sleep(0.01)
+                time.sleep(0.1)
     with phase("save"):
         checkpoints.maybe_save(1, {}, {"next_batch": 1}, force=True)
         checkpoints.finish()
