@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.checkpoint import arrays, stored_json, timeouts
-from engine.checkpoint.arrays import error_text, reraise
 from engine.checkpoint.integrity import (
     DamagedCheckpoint,
     NoUsableCheckpoint,
@@ -101,16 +100,14 @@ class CheckpointStore:
                 f"{self.directory}: cannot be opened for writing ({error.strerror or error}). Allow writing there, or "
                 "choose another directory with --workdir=DIR."
             ) from error
-        if leftovers:
-            with lease.writing():
-                for path in leftovers:
-                    self._deleting[path] = storage.Background(lambda path=path: shutil.rmtree(path), "leftover")
+        with lease.writing() if leftovers else contextlib.nullcontext():
+            for path in leftovers:
+                self._deleting[path] = storage.Background(lambda path=path: shutil.rmtree(path), "leftover")
 
     def _leftovers(self) -> list[Path]:
-        """Returns, on the primary, what killed saves and deletions left. Raises OSError if Orbax cannot use the path."""
+        """Returns, on the primary, what killed saves left. Raises OSError if Orbax cannot use the path."""
         with plain_path(self.directory):
-            patterns = _LEFTOVERS if group.is_primary() else ()
-            return [path for pattern in patterns for path in self.directory.glob(pattern)]
+            return [p for name in _LEFTOVERS for p in self.directory.glob(name)] if group.is_primary() else []
 
     # Lists
 
@@ -254,7 +251,7 @@ class CheckpointStore:
         A *fold* is the leading dimensions of a stacked array (`tree_compat.py`).
         """
         folder = self.directory / str(step) / STATE
-        with reraise(lambda text: self._unreadable(step, text)):
+        with arrays.reraise(lambda text: self._unreadable(step, text)):
             stored = leaves_of(arrays.describe(folder))
         wanted = leaves_of(abstract_state)
         if partial:
@@ -267,7 +264,7 @@ class CheckpointStore:
                 "--fresh, or start a run in another --workdir with the weights that fit: "
                 f"--config.init.checkpoint={self.directory.parent} and init.paths."
             )
-        with reraise(lambda text: self._unreadable(step, text)):
+        with arrays.reraise(lambda text: self._unreadable(step, text)):
             state = arrays.read(folder, with_stored_folds(abstract_state, stored, folds), partial=partial)
         return with_wanted_folds(state, abstract_state, folds)
 
@@ -348,7 +345,7 @@ class CheckpointStore:
             except storage.StorageTimeout:
                 continue
             except Exception as error:
-                texts.append(f"{path}: an old checkpoint cannot be removed ({error_text(error)}).")
+                texts.append(f"{path}: an old checkpoint cannot be removed ({arrays.error_text(error)}).")
             del self._deleting[path]
         return texts
 

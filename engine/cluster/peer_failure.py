@@ -106,7 +106,7 @@ def join() -> None:
 def _watch_verdict() -> None:
     global _request
     requests = 0
-    while not _stopping.wait(kv_store.poll_period(timeouts.PEER_POLL_S, timeouts.LONGEST_POLL_S)):
+    while not _stopping.wait(timeouts.PEER_POLL_S):
         _request = requests = requests + 1
         try:
             text = kv_store.try_get(_FIRST_VERDICT)

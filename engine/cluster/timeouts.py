@@ -26,13 +26,12 @@ LONGEST_REQUEST_POLL_S: Final = 4.0  # the same in a large run; schedulers often
 
 # Failures of peers.
 HEARTBEAT_S: Final = 12  # more than twice the 5 s for which a paused virtual machine or a full disk delays a process
-PEER_POLL_S: Final = 1.0  # between two checks for a failed peer
+PEER_POLL_S: Final = 1.0  # between two checks for a failed peer; for its verdict also in a large run (COORDINATOR_S)
 # For the answer of process 0 to such a check: longer than the same 5 s, and the process must end before JAX aborts it,
 # which happens HEARTBEAT_S / 2 + 1 s after a heartbeat without an answer.
 COORDINATOR_S: Final = 5.25
 COORDINATOR_POLL_S: Final = 0.1
-LONGEST_POLL_S: Final = 2.0  # between two checks for a failed peer in a large run: less than PEERS_READ_S
-LONGEST_HEARTBEAT_POLL_S: Final = 10.0  # between two checks of the heartbeats in a large run
+LONGEST_HEARTBEAT_POLL_S: Final = 10.0  # for heartbeats, in a large run
 POLLING_PROCESSES: Final = 250  # with more processes than this, each of them polls less often (`kv_store.poll_period`)
 MAIN_THREAD_S: Final = 2.0  # for the main thread, which knows more, to report the same failure itself
 PEERS_READ_S: Final = 3.0  # process 0, which hosts the store, waits so long for its peers to read its verdict

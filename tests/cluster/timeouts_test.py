@@ -9,7 +9,7 @@ def test_failed_peer_is_detected_before_any_exchange_times_out():
 
 
 def test_peers_exit_before_the_primary_stops_the_store():
-    assert timeouts.PEER_POLL_S <= timeouts.LONGEST_POLL_S < timeouts.PEERS_READ_S
+    assert timeouts.PEER_POLL_S < timeouts.PEERS_READ_S
     assert timeouts.PEERS_EXIT_S + timeouts.PEERS_READ_S < timeouts.EXIT_CALLBACKS_S
 
 
