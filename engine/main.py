@@ -16,11 +16,12 @@ import gc
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from engine.arguments import make_parser, parse, split_overrides
-from engine.cluster import cluster_detection, group, output, processes, shutdown, verdict
+from engine.cluster import cluster_detection, group, output, processes, shutdown, signal_thread, verdict
 from engine.cluster.exit_status import ExitStatus, status_of
 from engine.cluster.kv_store import CoordinationError
 from engine.cluster.peer_failure import LostPeer, lost_peers_reported
@@ -358,12 +359,16 @@ def _treat_hangup_as_sigterm() -> None:
     A closing terminal may send it more than once, so only the first counts: a second SIGTERM would end the save.
     """
 
-    def stop(number: int, frame: object) -> None:
-        signal.signal(number, signal.SIG_IGN)
-        os.kill(os.getpid(), signal.SIGTERM)
+    received = threading.Event()
+
+    def stop(number: int) -> None:
+        if not received.is_set():
+            received.set()
+            os.kill(os.getpid(), signal.SIGTERM)
 
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
-        signal.signal(signal.SIGHUP, stop)
+        signal.signal(signal.SIGHUP, lambda number, frame: None)
+        signal_thread.watch((signal.SIGHUP,), stop)  # in a thread: also while the main thread compiles
 
 
 def run() -> NoReturn:
