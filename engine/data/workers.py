@@ -348,7 +348,7 @@ def _start_tracker() -> None:
 
 
 def _start_worker(slots: str, main: int, index: int, count: int) -> None:
-    """Sets up a worker process: starts its heartbeats, restricts JAX to the CPU, and ignores SIGINT and SIGTERM."""
+    """Sets up a worker process: starts its heartbeats, restricts JAX to the CPU, and ignores stop signals."""
     global _worker
     _worker = index
     output.guard()
@@ -359,7 +359,7 @@ def _start_worker(slots: str, main: int, index: int, count: int) -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    for number in (signal.SIGINT, signal.SIGTERM):  # the main process saves, then closes its workers
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the main process saves, then closes its workers
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -160,7 +160,8 @@ class Preemption:
             self._first_at = now
             self._start_timer()
         elif now - self._first_at > timeouts.SAME_SIGNAL_S:
-            os.write(2, b"\nSecond signal: ending now, without the save in progress.\n")
+            with contextlib.suppress(OSError):  # the terminal is closed
+                os.write(2, b"\nSecond signal: ending now, without the save in progress.\n")
             self._end(
                 "a second signal ended this process at once, without the save in progress. Earlier checkpoints are "
                 "intact.",
