@@ -5,13 +5,21 @@ are missing. `leave` disconnects when every process has reached the end of the r
 """
 
 import contextlib
-import ipaddress
 import os
 import re
 import time
 from collections.abc import Iterator
 
-from engine.cluster import coordinator_connection, group, identity, kv_store, peer_failure, rendezvous, timeouts
+from engine.cluster import (
+    coordinator_connection,
+    group,
+    host_address,
+    identity,
+    kv_store,
+    peer_failure,
+    rendezvous,
+    timeouts,
+)
 from engine.cluster.cluster_detection import ProcessInfo, address
 from engine.cluster.identity import count, is_primary
 from engine.cluster.peer_failure import LostPeer
@@ -31,6 +39,7 @@ def initialize(process: ProcessInfo, *, timeout_s: float = timeouts.JOIN_S) -> N
         CannotJoin: the coordinator cannot be reached or cannot listen, or processes are missing after the timeout.
         ConflictingSettings: two processes have the same index, or the processes have different counts or TLS settings
             (`rendezvous.py`); or TLS is set and this version of jax does not support it.
+        UnreachableHost: CPU collectives between hosts would use an address that other hosts cannot reach.
         RuntimeError: from JAX, devices are already in use.
     """
     if process.detected_by_jax:
@@ -43,7 +52,10 @@ def initialize(process: ProcessInfo, *, timeout_s: float = timeouts.JOIN_S) -> N
     index, coordinator = process.index, process.coordinator
     listen_at = _bind_address(process, min(timeout_s, timeouts.HOSTNAME_S)) if index == 0 else coordinator
     host, port = address("the coordinator", listen_at)
-    rendezvous.wait_for_all(index, process.count, coordinator, host, port, timeout_s, secure=_is_secure())
+    cpu = host_address.uses_only_cpu()
+    rendezvous.wait_for_all(
+        index, process.count, coordinator, host, port, timeout_s, secure=_is_secure(), cpu_collectives=cpu
+    )
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # By default JAX aborts every process (134) as soon as one is dead. With this setting it leaves that to
     # `peer_failure.py`, which exits with a sentence and 42. Barriers and collectives still wait for the dead process.
@@ -172,7 +184,7 @@ def _bind_address(process: ProcessInfo, wait_s: float) -> str:
                 return process.coordinator  # the rendezvous reports the error
         time.sleep(0.2)
     named = not re.fullmatch(r"localhost|[0-9a-fA-F.:%]+", host)
-    if named and ipaddress.ip_address(str(found).partition("%")[0]).is_loopback:
+    if named and host_address.is_loopback(str(found)):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
             probe.connect(("192.0.2.1", 9))  # sends no packet; an address that no host has (RFC 5737)
             return f"{probe.getsockname()[0]}:{port}"

@@ -1,8 +1,9 @@
 """The rendezvous before processes join: reports missing processes, duplicate indices and conflicting settings.
 
-JAX reports none of these: it waits, and then kills the process. So before JAX listens on the coordinator's port, each
-process sends a line of JSON to process 0 there and waits for one line as the answer. Process 0 answers when all have
-called, on a conflict, or after the timeout. A caller that disconnects before the answer counts as missing again.
+It also reports hosts that others cannot reach. JAX reports none of these: it waits, and then kills the process. So
+before JAX listens on the coordinator's port, each process sends a line of JSON to process 0 there and waits for one
+line as the answer. Process 0 answers when all have called, on a conflict, or after the timeout. A caller that
+disconnects before the answer counts as missing again.
 """
 
 import contextlib
@@ -15,13 +16,14 @@ import time
 from collections.abc import Iterable
 from typing import Any, TypedDict, cast
 
-from engine.cluster import timeouts
+from engine.cluster import host_address, timeouts
 from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import ConvoyError
 
 LISTED = 16  # processes that a sentence names: every process receives and prints it
 _FEW_FILES, _OTHER_FILES = 64, 512  # that process 0 opens at least, and may open, beside its connections
 _LINE = 4096  # maximum length in bytes
+_SHOWN = 4  # hosts in one message
 
 
 class _Caller(TypedDict):
@@ -32,6 +34,9 @@ class _Caller(TypedDict):
     host: str
     pid: int
     secure: bool
+    network: str  # the same for processes on one host
+    own_address: str  # where CPU collectives expect this process; "" without such collectives
+    route: str  # its address on the way to process 0
 
 
 class CannotJoin(ConvoyError):
@@ -48,8 +53,23 @@ class ConflictingSettings(CannotJoin):
     from_outside = False
 
 
+class UnreachableHost(CannotJoin):
+    """The processes are on several hosts, and a host names an address that the others cannot reach."""
+
+    exit_code = ExitStatus.USER_ERROR
+    from_outside = False
+
+
 def wait_for_all(
-    index: int, count: int, address: str, host: str, port: int, timeout_s: float, *, secure: bool = False
+    index: int,
+    count: int,
+    address: str,
+    host: str,
+    port: int,
+    timeout_s: float,
+    *,
+    secure: bool = False,
+    cpu_collectives: bool = False,
 ) -> None:
     """Takes part in the rendezvous; returns when all processes have called.
 
@@ -60,13 +80,24 @@ def wait_for_all(
         host, port: where process 0 listens and the others connect.
         timeout_s: seconds for all to call.
         secure: whether this process will use TLS once it has joined; the rendezvous itself does not.
+        cpu_collectives: whether the devices of this process are CPUs.
 
     Raises:
         CannotJoin: process 0 cannot listen or be reached, or processes are missing after the timeout.
         ConflictingSettings: two processes have the same index, or the processes have different counts or TLS settings.
+        UnreachableHost: the CPU collectives of a host would use an address that other hosts cannot reach.
     """
     end = time.monotonic() + timeout_s
-    me = _Caller(index=index, count=count, host=socket.gethostname(), pid=os.getpid(), secure=secure)
+    me = _Caller(
+        index=index,
+        count=count,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        secure=secure,
+        network=host_address.network_id(),
+        own_address=host_address.own_address() if cpu_collectives and not host_address.is_loopback(host) else "",
+        route="",
+    )
     if index == 0:
         _allow_connections(count)
         with _listen(count, address, host, port) as listener:
@@ -118,6 +149,7 @@ class _Rendezvous:
     def __init__(self, me: _Caller, listener: socket.socket, address: str, timeout_s: float):
         self._me, self._listener, self._address, self._timeout_s = me, listener, address, timeout_s
         self._present: dict[int, _Caller] = {0: me}
+        me["route"] = listener.getsockname()[0]
         self._callers: dict[socket.socket, tuple[bytes, int | None]] = {}  # received bytes and, if known, the index
         self._selector = selectors.DefaultSelector()
 
@@ -135,6 +167,7 @@ class _Rendezvous:
                         self._accept()
                     else:
                         error = error or self._read(key.fileobj)  # pyright: ignore[reportArgumentType]
+            error = error or self._unreachable()
             self._answer_all(error)
         finally:
             for caller in self._callers:
@@ -193,6 +226,26 @@ class _Rendezvous:
             )
         return None
 
+    def _unreachable(self) -> UnreachableHost | None:
+        """Returns an error if the processes are on several hosts, and one of them can be reached only from its host."""
+        if len({who.get("network") for who in self._present.values()}) == 1:
+            return None
+        hosts = {
+            who.get("network"): who
+            for _, who in sorted(self._present.items(), reverse=True)
+            if host_address.is_loopback(who.get("own_address", ""))
+        }
+        if not hosts:
+            return None
+        found = sorted(hosts.values(), key=lambda who: who["index"])
+        more = f"; ... ({len(found)} hosts)" if len(found) > _SHOWN else ""
+        lines = "; ".join(f"`{who['route']} {who['host']}` on {who['host']}" for who in found[:_SHOWN])
+        return UnreachableHost(
+            f"{_text(found[0])} resolves the name of its host to {found[0]['own_address']}, which other hosts cannot "
+            "reach. JAX's collectives between CPUs connect to this address. Map the name to an address of the network "
+            f"in /etc/hosts, in place of the existing line: {lines}{more}. Then start all of them again."
+        )
+
     def _missing(self) -> str:
         missing = set(range(self._me["count"])) - set(self._present)
         they = "they" if len(missing) > 1 else "it"
@@ -206,7 +259,7 @@ class _Rendezvous:
 
         All callers together have `timeouts.RENDEZVOUS_CLOSE_S` seconds to do so, so that stopped callers do not add up.
         """
-        answer = json.dumps({"error": str(error or ""), "code": error.exit_code if error else 0}) + "\n"
+        answer = json.dumps({"error": str(error or ""), "kind": type(error).__name__}) + "\n"
         for caller in self._callers:
             with contextlib.suppress(OSError):
                 caller.send(answer.encode())  # not blocking: a line fits into the empty buffer of the connection
@@ -225,6 +278,7 @@ def _call(me: _Caller, address: str, host: str, port: int, end: float) -> None:
     retry_s = timeouts.RENDEZVOUS_RETRY_S * max(1.0, me["count"] / timeouts.POLLING_PROCESSES)
     with _connect(myself, address, host, port, end, retry_s) as caller:
         caller.settimeout(max(0.0, end - time.monotonic()) + timeouts.RENDEZVOUS_ANSWER_S)
+        me["route"] = caller.getsockname()[0]
         try:
             caller.sendall((json.dumps(me) + "\n").encode())
             data = b""
@@ -244,8 +298,8 @@ def _call(me: _Caller, address: str, host: str, port: int, end: float) -> None:
             "all processes again."
         )
     if found["error"]:
-        kind = ConflictingSettings if found["code"] == ConflictingSettings.exit_code else CannotJoin
-        raise kind(found["error"])
+        kinds = {kind.__name__: kind for kind in (ConflictingSettings, UnreachableHost)}
+        raise kinds.get(found["kind"], CannotJoin)(found["error"])
 
 
 def _connect(myself: str, address: str, host: str, port: int, end: float, retry_s: float) -> socket.socket:

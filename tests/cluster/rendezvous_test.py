@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from engine.cluster import rendezvous
-from engine.cluster.rendezvous import CannotJoin, ConflictingSettings
+from engine.cluster import host_address, rendezvous
+from engine.cluster.rendezvous import CannotJoin, ConflictingSettings, UnreachableHost
 from tests import runs
 
 
@@ -24,10 +24,11 @@ def port():
         return free.getsockname()[1]
 
 
-def wait_for_all(index, port, count=3, timeout_s=20.0, secure=()):
+def wait_for_all(index, port, count=3, timeout_s=20.0, secure=(), cpu=False):
     """Returns "" if all processes have called, otherwise the error."""
+    address, settings = f"127.0.0.1:{port}", {"secure": index in secure, "cpu_collectives": cpu}
     try:
-        rendezvous.wait_for_all(index, count, f"127.0.0.1:{port}", "127.0.0.1", port, timeout_s, secure=index in secure)
+        rendezvous.wait_for_all(index, count, address, "127.0.0.1", port, timeout_s, **settings)
     except CannotJoin as error:
         return error
     return ""
@@ -121,6 +122,23 @@ def test_different_tls_settings_raise(port, secure):
 
 def test_processes_with_tls_meet(port):
     assert together(port, 0, 1, 2, secure=(0, 1, 2)) == ["", "", ""]
+
+
+@pytest.mark.parametrize("hosts", [1, 3])
+@pytest.mark.parametrize("cpu", [False, True])
+def test_loopback_address_is_an_error_between_cpus_of_several_hosts(port, hosts, cpu, monkeypatch):
+    """Each thread is a host. tests/launch/hosts_test.py has two real ones."""
+    monkeypatch.setattr(host_address, "network_id", lambda: str(threading.get_ident() if hosts > 1 else 0))
+    monkeypatch.setattr(host_address, "own_address", lambda: "127.0.1.1")
+    monkeypatch.setattr(host_address, "is_loopback", lambda address: address == "127.0.1.1")
+    ends, me = together(port, 0, 1, 2, cpu=cpu), socket.gethostname()
+    if not cpu or hosts == 1:
+        assert ends == ["", "", ""]
+        return
+    for end in ends:
+        assert isinstance(end, UnreachableHost) and end.exit_code == 1
+        assert str(end).startswith(f"process 0 on {me} (pid {os.getpid()}) resolves the name of its host to 127.0.1.1")
+        assert str(end).count(f"`127.0.0.1 {me}` on {me}") == 3
 
 
 def test_process_may_reconnect_and_other_clients_are_ignored(port):
