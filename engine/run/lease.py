@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,6 +23,7 @@ from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import ConvoyError, RunError
 from engine.config.text_file import read_text
 from engine.mounts import shown
+from engine.run import lease_copy
 from engine.run.atomic import cannot_write, write_text
 from engine.run.owner import Owner, is_alive
 from engine.run.presence import Presence
@@ -210,9 +211,9 @@ def acquire(
 ) -> OwnedLease:
     """Takes the lease of a run directory.
 
-    Takes it at once if it is free, if its owner is dead, or if its owner is on another host but has the token of this
-    job, which all starts of a job share. Otherwise waits `grace_s` seconds for a live owner on this host, and `stale_s`
-    seconds for a heartbeat of an owner on another host.
+    Takes it at once if it is free, if its owner is dead, if this directory is a copy of the owner's, or if its owner is
+    on another host but has the token of this job, which all starts of a job share. Otherwise waits `grace_s` seconds
+    for a live owner on this host, and `stale_s` seconds for a heartbeat of an owner on another host.
 
     Args:
         folder: `lease/` in the run directory; created if it is missing.
@@ -224,6 +225,7 @@ def acquire(
     run, me = folder.parent, Owner()
     try:
         folder.mkdir(exist_ok=True)
+        me = replace(me, folder=str(folder.resolve()), identity=lease_copy.identity(folder))
         while True:
             number, text = _newest(folder)
             takeover = "" if number == 0 else _wait_until_free(folder, number, text, me, stale_s, grace_s)
@@ -258,6 +260,9 @@ def _wait_until_free(folder: Path, number: int, text: str, me: Owner, stale_s: f
             return f"{owner} was an earlier start of this job; this start takes the run over"
         if alive is None and waited >= stale_s:
             return f"{_name(owner)} has not renewed its lease of this run for {stale_s:g} s; this job takes it over"
+        if alive and owner is not None and (copied_from := _copied_from(folder, owner)) is not None:
+            where = f"trains in {shown(copied_from)}"
+            return f"this directory is a copy: {owner} {where}; this job trains here under its own lease"
         if (alive and waited >= grace_s) or (alive is None and text != first_text):
             raise _refusal(run, owner, bool(alive))
         if alive is None and not announced:
@@ -272,8 +277,24 @@ def _wait_until_free(folder: Path, number: int, text: str, me: Owner, stale_s: f
     return ""
 
 
+def _copied_from(folder: Path, owner: Owner) -> Path | None:
+    """Returns the run directory in which a live owner trains, if the run directory of `folder` is a copy of it."""
+    original = lease_copy.original_of(folder, owner)
+    if original is None:
+        return None
+    current = _parse(_newest(original)[1]).owner
+    return Path(owner.folder).parent if current is not None and current.id == owner.id else None
+
+
 def _refusal(run: Path, owner: Owner | None, here: bool) -> RunError:
     stop = f" (kill {owner.pid})" if here and owner is not None else ""
+    if owner is not None and owner.folder and (trains_in := Path(owner.folder).parent) != run.resolve():
+        return RunError(
+            f"{shown(run)}: {owner} trains in {shown(trains_in)}. This directory is either the same one under another "
+            "path, or a copy. Two jobs must not write to one run. If it is the same one, wait until that job ends or "
+            f"stop it{stop}. If it is a copy that shares no files with it, delete {shown(run / 'lease')}. Then start "
+            "again."
+        )
     return RunError(
         f"{shown(run)}: another job trains here: {_name(owner)}. Two jobs must not write to one run. Wait until it "
         f"ends or stop it{stop}, then start again; or choose another --workdir=DIR."

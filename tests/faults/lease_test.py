@@ -144,3 +144,23 @@ def test_lease_distinguishes_containers_whose_job_is_pid_1(tmp_path, one, add_ro
     assert harness.outcome(run) == one
     lost = lost_steps(before, run, 2)
     add_row("containers, in which each is pid 1; the same token", recovered_s=recovered, lost=lost, bitwise=True)
+
+
+@pytest.mark.case("two jobs in one directory")
+def test_copy_of_a_running_run_trains_under_its_own_lease_and_a_renamed_run_is_refused(tmp_path, one, add_row):
+    where, run, copy = harness.config(tmp_path / "config", pause=1.0), tmp_path / "run", tmp_path / "copy"
+    fast = harness.config(tmp_path / "fast")
+    with harness.Job("train", where, f"--workdir={run}") as first:
+        first.until(lambda: 5 in harness.saved(run))
+        subprocess.run(["cp", "-a", run, copy], check=True)
+        with harness.Job("train", fast, f"--workdir={copy}") as second:
+            recovered = first_loss(second, copy, 2)
+            assert second.end() == 0, second.output
+        assert f"trains in {run}; this job trains here under its own lease" in (copy / "log.txt").read_text()
+        first.signal(0, signal.SIGSTOP)  # it neither reaches its end nor notices that its directory is gone
+        run.rename(tmp_path / "renamed")
+        with harness.Job("train", fast, f"--workdir={tmp_path / 'renamed'}") as third:
+            assert third.end() == 1, third.output
+            assert "is either the same one under another path, or a copy." in third.output
+    assert harness.outcome(copy) == one
+    add_row("a copy trains on; a renamed run is refused", recovered_s=recovered, bitwise=True, code=0)
