@@ -74,6 +74,7 @@ def first_verdict() -> Verdict | None:
 
 _stopping = threading.Event()
 _coordinator_lost = threading.Event()  # a request to process 0 would hang
+_peer_lost = threading.Event()  # the main thread has an error about a lost peer, which may be process 0
 _threads: list[threading.Thread] = []
 _request = 0  # number of the request to process 0 that waits for its answer, from 1; 0 if none waits
 
@@ -125,10 +126,8 @@ def _end_after_stop(seconds: float) -> None:
     """
     if seconds > timeouts.HEARTBEAT_S / 2:
         _coordinator_lost.set()
-        shutdown.end(LostPeer(
-            f"process {index()} was stopped for {seconds:.0f} s, and the other processes do not wait for it so long. "
-            "The same command resumes from the newest checkpoint."
-        ))  # fmt: skip
+        text = f"process {index()} was stopped for {seconds:.0f} s, and the other processes do not wait for it so long."
+        shutdown.end(LostPeer(f"{text} The same command resumes from the newest checkpoint."))
 
 
 def _watch_coordinator() -> None:
@@ -140,9 +139,9 @@ def _watch_coordinator() -> None:
         passed, last = min(now - last, 2 * timeouts.COORDINATOR_POLL_S), now
         waited = waited + passed if request == _request else 0.0
         request = _request
-        if request and waited > timeouts.COORDINATOR_S:
+        if request and waited > (timeouts.COORDINATOR_SUSPECT_S if _peer_lost.is_set() else timeouts.COORDINATOR_S):
             _coordinator_lost.set()
-            text = f"process 0, which coordinates the processes, has not answered for {timeouts.COORDINATOR_S:.0f} s"
+            text = f"process 0, which coordinates the processes, has not answered for {waited:.0f} s"
             shutdown.end(lost_peer(None, f"{text}: it has ended, or the network to its host is interrupted"))
 
 
@@ -184,6 +183,7 @@ def lost_peers_reported() -> Iterator[None]:
     except Exception as error:
         if count() == 1 or isinstance(error, LostPeer) or (text := lost_peer_text(error)) is None:
             raise
+        _peer_lost.set()
         raise lost_peer(first_verdict(), f"another process of this run is gone ({text})") from error
 
 

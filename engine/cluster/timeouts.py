@@ -30,6 +30,7 @@ PEER_POLL_S: Final = 1.0  # between two checks for a failed peer; for its verdic
 # For the answer of process 0 to such a check: longer than the same 5 s, and the process must end before JAX aborts it,
 # which happens HEARTBEAT_S / 2 + 1 s after a heartbeat without an answer.
 COORDINATOR_S: Final = 5.25
+COORDINATOR_SUSPECT_S: Final = 1.5  # if a collective has failed, which is immediate if process 0 was killed
 COORDINATOR_POLL_S: Final = 0.1
 LONGEST_HEARTBEAT_POLL_S: Final = 10.0  # for heartbeats, in a large run
 POLLING_PROCESSES: Final = 250  # with more processes than this, each of them polls less often (`kv_store.poll_period`)
