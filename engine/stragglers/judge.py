@@ -74,7 +74,7 @@ class Slowest(NamedTuple):
 
 def window(before: Report, after: Report) -> Window:
     """Returns what happened between two reports of a process; `after` has more steps."""
-    steps, seconds = after.steps - before.steps, after.time_s - before.time_s
+    steps, seconds = after.steps - before.steps, max(1e-6, after.time_s - before.time_s)
     cpu_s, delay_s = after.cpu_s - before.cpu_s, after.delay_s - before.delay_s
     throttled_s = after.throttled_s - before.throttled_s
     values = {
@@ -91,7 +91,7 @@ def window(before: Report, after: Report) -> Window:
 
 def _share(lost_s: float, cpu_s: float, seconds: float) -> float:
     """Returns the lost share of the time in which threads were ready to run; 0 if the loss is short."""
-    return lost_s / (lost_s + cpu_s) if lost_s >= 0.1 * seconds else 0.0
+    return min(0.999, lost_s / (lost_s + cpu_s)) if lost_s >= 0.1 * seconds else 0.0
 
 
 def losses(cause: str, windows: Mapping[int, Window]) -> dict[int, float]:

@@ -190,7 +190,7 @@ class StragglerMonitor:
 
 def probe_interval(cost_s: float, step_s: float) -> int:
     """Returns the steps between two probes: the least power of two that keeps them within PROBE_BUDGET."""
-    return 2 ** max(0, math.ceil(math.log2(cost_s / (PROBE_BUDGET * step_s))))
+    return 2 ** math.ceil(math.log2(max(1.0, cost_s / (PROBE_BUDGET * step_s))))
 
 
 def _next_multiple(step: int, interval: int) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -10,6 +11,7 @@ from engine.cluster import group, kv_store
 from engine.run import goodput
 from engine.run.goodput import Stopwatch
 from engine.stragglers import judge, monitor
+from engine.stragglers.host_load import HostLoad, Load
 from engine.stragglers.judge import Report
 from engine.stragglers.monitor import PROBE_BUDGET, TOPIC, StragglerMonitor, probe_interval
 
@@ -50,7 +52,7 @@ class Loop:
 
     def dispatch(self, wait_s: float = 0.0) -> None:
         self.wait_s += wait_s
-        self.monitor.before_dispatch(self.step, 1, self.wait_s, self.wait_s, time.monotonic())
+        self.monitor.before_dispatch(self.step, 1, self.wait_s, self.wait_s, monitor.time.monotonic())
         self.monitor.resume()
         self.step += 1
 
@@ -96,8 +98,12 @@ def test_probe_runs_on_drained_devices_once_its_step_is_reached():
 
 
 def test_slow_process_is_reported_with_the_step_until_it_is_fast_again(monkeypatch, tmp_path):
+    """The clock and the load of this process are fixed, so that it is not slow itself on a busy machine."""
     monkeypatch.setattr(group, "count", lambda: 2)
+    monkeypatch.setattr(HostLoad, "read", lambda self: Load(0.0, 0.0, 0.0))
     loop = Loop(tmp_path / "goodput.jsonl")
+    clock = SimpleNamespace(monotonic=lambda: 0.1 * loop.step, thread_time=time.thread_time)
+    monkeypatch.setattr(monitor, "time", clock)
     loop.monitor.begin(0)
     with loop.monitor:
         loop.dispatch_until(lambda: loop.step == 5, 0.0)
