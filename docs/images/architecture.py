@@ -36,6 +36,7 @@ LEVELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("checkpoint/", "asynchronous saves"),
             ("observe/", "metrics, progress"),
             ("resilience/", "failures, restarts"),
+            ("stragglers/", "slow processes"),
         ),
     ),
     (
