@@ -33,7 +33,7 @@ LEVELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         (
             ("training/", "Task, pure step"),
             ("layers/", "layers, kernels"),
-            ("checkpoint/", "asynchronous saves"),
+            ("checkpoint/", "saves, restores"),
             ("observe/", "metrics, progress"),
             ("resilience/", "failures, restarts"),
             ("stragglers/", "slow processes"),
