@@ -29,7 +29,8 @@ _FILTER = (
 def hide_close(port: int) -> None:
     """Makes the kernel drop the packets that close a connection of this process to a remote port. Linux only.
 
-    Elsewhere, and where the kernel refuses the filter, JAX aborts this process when process 0 ends.
+    Elsewhere, and where the kernel refuses the filter (some do so without privileges), JAX aborts this process when
+    process 0 ends.
     """
     if not sys.platform.startswith("linux"):
         return
