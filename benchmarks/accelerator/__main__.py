@@ -1,4 +1,4 @@
-"""Measures the engine on an accelerator: correctness of every kernel, and speed beside plain JAX and PyTorch.
+"""Measures the engine on an accelerator: correctness of every kernel, and speed compared with plain JAX and PyTorch.
 
 python -m benchmarks.accelerator [--rows=decoder-125m,vit] [--limit=540] [--json=FILE]
 python -m benchmarks.accelerator --tiny      tries every row at tiny sizes, on any machine
@@ -36,7 +36,11 @@ def parse(argv: Sequence[str] | None, rows: Mapping[str, RowSpec]) -> argparse.N
     parser.add_argument("--limit", type=float, metavar="SECONDS", help="stop after so many seconds")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, to try the programs")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", default=Path("accelerator.json"), help="results; the table is beside it"
+        "--json",
+        type=Path,
+        metavar="FILE",
+        default=Path("accelerator.json"),
+        help="results; the table is in the same folder",
     )
     parser.add_argument("--torch", metavar="PYTHON", default="", help="an interpreter that has torch (default: this)")
     parser.add_argument("--list", action="store_true", help="list the rows and exit")

@@ -24,7 +24,7 @@ type Weights = Mapping[str, tuple[tuple[int, ...], float]]
 
 
 def decays(name: str, shape: tuple[int, ...]) -> bool:
-    """Returns whether weight decay applies: to weights with two or more dimensions beside that of the layers."""
+    """Returns whether weight decay applies: to weights with two or more dimensions, not counting that of the layers."""
     return len(shape) - name.startswith(STACK) >= 2
 
 

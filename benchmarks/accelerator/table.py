@@ -13,7 +13,7 @@ from benchmarks.accelerator.runner import FAILED, OK, RowResult
 
 
 def write(path: Path, header: Sequence[str], machine: Machine, results: Sequence[RowResult]) -> None:
-    """Writes `path` as JSON and the text table beside it, with the suffix .txt."""
+    """Writes `path` as JSON and the text table to the same path with the suffix .txt."""
     content = {
         "header": list(header),
         "machine": dataclasses.asdict(machine),

@@ -1,4 +1,4 @@
-"""The rows that train a model: the engine beside a hand-written JAX loop and a hand-written PyTorch loop.
+"""The rows that train a model: the engine, a hand-written JAX loop and a hand-written PyTorch loop.
 
 Each loop is a process with the same first weights and batches. They run in turns, so that what else happens on the
 machine affects all of them; a model whose state does not fit into memory three times runs one loop after the other.

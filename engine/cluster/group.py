@@ -21,7 +21,7 @@ from engine.cluster.peer_failure import LostPeer
 from engine.cluster.rendezvous import LISTED, process_list
 from engine.config.errors import ConvoyError
 
-_WAITING = "waiting"  # word in the place of a process: the processes that the primary waits for in a gather
+_WAITING = "waiting"  # key next to the processes: those that the primary waits for in a gather
 _lock = threading.Lock()
 _calls: Counter[str] = Counter()  # number of calls by function and topic
 _deleted: dict[str, int] = {}  # by topic, the number of the latest gather whose values are deleted

@@ -40,7 +40,7 @@ _reported = 0  # number of losses that `unreported` has returned
 
 
 def guard() -> None:
-    """Replaces `sys.stdout` and `sys.stderr`, and opens `/dev/null` in the place of a closed standard stream.
+    """Replaces `sys.stdout` and `sys.stderr`, and opens `/dev/null` for each closed standard stream.
 
     Otherwise the next file that the process opens would get the number of the closed stream, and a library that prints
     there would overwrite it.
