@@ -24,6 +24,8 @@ ROW_CPU_S = 0.002  # CPU time of each row
 LATE_S = 0.03  # added to each row of the slow process
 NICE = 15  # of a process with a busy neighbour
 
+NEIGHBOURS = 4
+
 # Runs until its standard input ends.
 NEIGHBOUR = """
 import os, sys, threading
@@ -35,43 +37,26 @@ while True:
 
 
 class Paced:
-    """The examples of tests/zoo.py at a fixed pace. In the slow process, the file causes a fault while it exists."""
+    """The examples of tests/zoo.py at a fixed pace. In the slow process, they arrive late while the file exists."""
 
     def __init__(self, file: str):
         self._source, self._file = zoo.source(), Path(file)
-        self._neighbour: subprocess.Popen[bytes] | None = None
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict:
-        fault = ""
-        if os.environ.get("CONVOY_PROCESS_ID") == str(SLOW):
-            with contextlib.suppress(FileNotFoundError):
-                fault = self._file.read_text()
-        time.sleep(ROW_S + (LATE_S if fault == "slow data" else 0))
-        self._run_neighbour(fault)
+        late = os.environ.get("CONVOY_PROCESS_ID") == str(SLOW) and self._file.exists()
+        time.sleep(ROW_S + (LATE_S if late else 0))
         end = time.thread_time() + ROW_CPU_S
         while time.thread_time() < end:
             pass
         return self._source[index]
 
-    def _run_neighbour(self, fault: str) -> None:
-        """Runs a program that never waits on the core that the fault names, in the same session as this process.
-
-        The kernel may divide the time of a core between sessions first, so one of another session takes less.
-        """
-        if fault.startswith("neighbour") and self._neighbour is None:
-            words = [sys.executable, "-c", NEIGHBOUR, fault.split()[1]]
-            self._neighbour = subprocess.Popen(words, stdin=subprocess.PIPE)
-        elif not fault and self._neighbour is not None:
-            self._neighbour.communicate()
-            self._neighbour = None
-
 
 @contextlib.contextmanager
 def slow_data(file: Path) -> Iterator[None]:
-    file.write_text("slow data")
+    file.touch()
     yield
     file.unlink()
 
@@ -108,15 +93,20 @@ def cpu_limit(pid: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def busy_neighbour(pid: int, file: Path) -> Iterator[None]:
-    """Pins a process to one core, together with a program that never waits and has a higher priority."""
+def busy_neighbours(pid: int) -> Iterator[None]:
+    """Pins a process to one core, together with programs that never wait and have a higher priority.
+
+    Each runs in a session of its own, as the process does: the kernel may divide a core between sessions first.
+    """
     core = max(os.sched_getaffinity(pid))
     for thread in Path(f"/proc/{pid}/task").iterdir():
         os.sched_setaffinity(int(thread.name), {core})
         os.setpriority(os.PRIO_PROCESS, int(thread.name), NICE)
-    file.write_text(f"neighbour {core}")
-    yield
-    file.unlink()
+    with contextlib.ExitStack() as stack:
+        for _ in range(NEIGHBOURS):
+            words = [sys.executable, "-c", NEIGHBOUR, str(core)]
+            stack.enter_context(subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True))
+        yield
 
 
 @pytest.mark.case("a slow process")
@@ -139,8 +129,8 @@ def test_slow_process_is_named_with_its_reason_within_50_steps(tmp_path, add_row
         faults = {  # the last one stays: a process may not raise its priority again
             "slow data": (slow_data(file), judge.DATA, r"its data arrives \d+ ms late in \d+ of \d+ steps"),
             "a CPU limit": (cpu_limit(pid), judge.THROTTLED, r"its CPU limit throttles it \d+% of the time .*"),
-            "a busy neighbour": (
-                busy_neighbour(pid, file),
+            "busy neighbours": (
+                busy_neighbours(pid),
                 judge.RUN_DELAY,
                 r"other programs take its cores: run delay \d+% .*",
             ),
