@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from engine.data.packing import Packed
     from engine.data.source import ArraySource, Source
     from engine.entry import evaluate, train
-    from engine.metrics import Loss, Mean
+    from engine.metrics.mean import Mean
     from engine.mounts import local_path
     from engine.observe.summary import Summary
     from engine.saved_run import LoadedRun, load
     from engine.trainer import Trainer
+    from engine.training.loss import Loss
     from engine.training.task import Task
 
 __version__ = "0.2.0"  # as in pyproject.toml
@@ -52,10 +53,11 @@ _MODULES = {
     "engine.data.packing": ("Packed",),
     "engine.data.source": ("ArraySource", "Source"),
     "engine.entry": ("evaluate", "train"),
-    "engine.metrics": ("Loss", "Mean"),
+    "engine.metrics.mean": ("Mean",),
     "engine.observe.summary": ("Summary",),
     "engine.saved_run": ("LoadedRun", "load"),
     "engine.trainer": ("Trainer",),
+    "engine.training.loss": ("Loss",),
     "engine.training.task": ("Task",),
 }
 

@@ -17,7 +17,7 @@ from engine.config.schema import Hook as HookConfig
 from engine.config.target import build
 from engine.data.batch import Batch
 from engine.evaluation import Evaluation
-from engine.metrics import describe_value
+from engine.metrics.values import describe_value
 from engine.observe import formatting
 from engine.observe.profiler import ProfileWindow
 from engine.observe.recorder import Recorder

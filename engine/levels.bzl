@@ -13,7 +13,7 @@ LEVELS = [
         "//engine:mounts",
     ],
     [
-        "//engine:metrics",
+        "//engine/metrics",
         "//engine/data",
         "//engine/parallel",
         "//engine/run",

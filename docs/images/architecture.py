@@ -46,7 +46,7 @@ LEVELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("parallel/", "mesh, sharding"),
             ("run/", "run directory"),
             ("tuning/", "XLA on CPU"),
-            ("metrics.py", "sum and weight"),
+            ("metrics/", "sum and weight"),
         ),
     ),
     (

@@ -10,7 +10,7 @@ from engine.config.errors import ConfigError, FieldError
 from engine.config.schema import Config, Train
 from engine.config.target import build
 from engine.data.source import Source, build_source, example_spec
-from engine.metrics import describe_value
+from engine.metrics.values import describe_value
 from engine.parallel.layout import active, make_layout
 from engine.parallel.mesh import check_batch
 from engine.training.evaluation_program import EvaluationProgram

@@ -7,7 +7,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 
 from engine.data.batch import Batch, abstract_batch
-from engine.metrics import check_means
+from engine.metrics.mean import check_means
 from engine.parallel.layout import Layout, with_layout
 from engine.parallel.mesh import batch_sharding, replicated
 from engine.training.model import Arrays, Model

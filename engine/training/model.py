@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from engine.config.errors import ConfigError, TaskError
 from engine.config.target import import_error
-from engine.metrics import describe_value
+from engine.metrics.values import describe_value
 from engine.parallel.rules import STACKED
 from engine.training.task import Task
 from engine.types import PyTree

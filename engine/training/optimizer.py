@@ -15,7 +15,7 @@ import optax
 from engine.config.errors import ConfigError, FieldError
 from engine.config.schema import Optimizer
 from engine.config.target import build, parameters_of, resolve
-from engine.metrics import describe_value
+from engine.metrics.values import describe_value
 from engine.parallel.rules import STACKED
 from engine.training import muon
 from engine.types import PyTree

@@ -15,7 +15,7 @@ import numpy as np
 
 from engine.config.errors import ConfigError, ShardingError, did_you_mean
 from engine.data.batch import Batch, abstract_batch
-from engine.metrics import by_row
+from engine.metrics.mean import Mean, by_row
 from engine.parallel.layout import NAMED, with_layout
 from engine.parallel.memory import device_memory
 from engine.parallel.mesh import replicated
@@ -105,7 +105,7 @@ class Program:
         trace = jax.jit(with_layout(spec.layout, loss)).trace(
             state.params, state.model_state, examples, jax.random.key(0)
         )
-        self._loss_by_row = by_row(trace.out_info)
+        self._loss_by_row = by_row(Mean(trace.out_info.total, trace.out_info.weight))
         self._check_used()
         unroll, branch = step_control_flow(spec.layout.platform, has_convolution(trace.jaxpr.jaxpr))
         shardings: Shardings = jax.tree.map(lambda x: x.sharding, state.params)

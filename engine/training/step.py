@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from engine.data.batch import Batch
-from engine.metrics import Mean, divide, reduce_mean
+from engine.metrics.mean import Mean, divide, reduce_mean
 from engine.parallel.layout import Layout
 from engine.parallel.mesh import batch_sharding
 from engine.training.model import Arrays, Model, cast

@@ -15,7 +15,9 @@ from flax import nnx
 
 from engine.config.errors import TaskError, did_you_mean
 from engine.config.user_errors import location
-from engine.metrics import Loss, Mean, check_means, describe_value
+from engine.metrics.mean import Mean, check_means
+from engine.metrics.values import describe_value
+from engine.training.loss import Loss
 from engine.types import PyTree
 
 type Examples = PyTree

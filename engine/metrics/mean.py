@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from engine.config.errors import TaskError
+from engine.metrics.values import describe_value, not_real, real_array
 
 
 @jax.tree_util.register_dataclass
@@ -33,31 +34,12 @@ class Mean:
         Raises:
             TaskError: `values` is a scalar, or `values` or `where` is not an array of real numbers.
         """
-        return cls(*_sum_examples("Mean", values, where))
+        return cls(*sum_examples("Mean", values, where))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Loss:
-    """The result of a Task's loss: a sum, its weight, and further metrics by name.
-
-    The engine divides the sum of `total` over the global batch by the sum of `weight`, so the result does not depend on
-    microbatches or the mesh. `total` and `weight` are `[batch]` or scalars.
-    """
-
-    total: jax.Array
-    weight: jax.Array
-    metrics: Mapping[str, Mean] = dataclasses.field(default_factory=dict)
-
-    @classmethod
-    def of(cls, values: jax.Array, where: jax.Array | None = None, metrics: Mapping[str, Mean] | None = None) -> "Loss":
-        """Returns the loss whose value is `Mean.of(values, where)`, with further metrics. Raises TaskError likewise."""
-        return cls(*_sum_examples("Loss", values, where), dict(metrics or {}))
-
-
-def _sum_examples(kind: str, values: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+def sum_examples(kind: str, values: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     """Returns the total and the weight of each example; `kind` is "Mean" or "Loss", for errors."""
-    values = _real_array(values, f"{kind}.of needs values")
+    values = real_array(values, f"{kind}.of needs values")
     if values.ndim == 0:
         raise TaskError(
             f"{kind}.of needs at least one value for each example, [batch] or [batch, ...], found a scalar. Remove the "
@@ -66,36 +48,11 @@ def _sum_examples(kind: str, values: jax.Array, where: jax.Array | None) -> tupl
     if where is None:
         weight = jnp.ones(values.shape, jnp.float32)
     else:
-        where = _real_array(where, f"{kind}.of needs weights")
+        where = real_array(where, f"{kind}.of needs weights")
         weight = jnp.broadcast_to(where.reshape(where.shape + (1,) * (values.ndim - where.ndim)), values.shape)
         values = jnp.where(weight != 0, values * weight, 0)
     rest = tuple(range(1, values.ndim))
     return values.sum(rest), weight.sum(rest)
-
-
-def _real_array(x: object, what: str) -> jax.Array:
-    """Returns `x` as a float32 array. Raises TaskError if it is not an array of real numbers."""
-    if problem := _not_real(x):
-        raise TaskError(f"{what} that are real numbers, found {problem}.")
-    return jnp.asarray(x, jnp.float32)
-
-
-def _not_real(x: object) -> str:
-    """Returns what `x` is if it is not an array of real numbers, or a number; else an empty text."""
-    if isinstance(x, list | tuple) and x:
-        return next(filter(None, map(_not_real, x)), "")
-    dtype = np.dtype(type(x)) if isinstance(x, bool | int | float) else getattr(x, "dtype", np.dtype(object))
-    is_real = any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
-    return "" if is_real else describe_value(x)
-
-
-def describe_value(x: object) -> str:
-    """Returns what an author's function has returned, for error texts: `None`, `a str`, `an array float32[16]`."""
-    if x is None:
-        return "None"
-    if (shape := getattr(x, "shape", None)) is not None and (dtype := getattr(x, "dtype", None)) is not None:
-        return f"an array {dtype}{list(shape)}" if shape else f"a single number ({dtype})"
-    return f"a {type(x).__name__}"
 
 
 def reduce_mean(mean: Mean, rows: jax.Array | np.ndarray | None = None) -> jax.Array:
@@ -111,7 +68,7 @@ def reduce_mean(mean: Mean, rows: jax.Array | np.ndarray | None = None) -> jax.A
     return jnp.stack([total.sum(), weight.sum()])
 
 
-def by_row(mean: Mean | Loss) -> bool:
+def by_row(mean: Mean) -> bool:
     """Returns whether a Mean has an entry for each example, so that examples can be left out."""
     return jnp.ndim(mean.total) == 1 and jnp.ndim(mean.weight) == 1
 
@@ -141,7 +98,7 @@ def check_means(means: Mapping[str, Mean], batch_size: int, where: str) -> bool:
             raise TaskError(f"{where}: metric {name!r} is not a name. Use text.")
         if not isinstance(mean, Mean):
             raise TaskError(f"{where}: metric {name!r} is {describe_value(mean)}. Return Mean.of(values) for it.")
-        if problem := _not_real(mean.total) or _not_real(mean.weight):
+        if problem := not_real(mean.total) or not_real(mean.weight):
             raise TaskError(f"{where}: metric {name!r} holds {problem}, allowed are real numbers.")
         shapes = [tuple(jnp.shape(x)) for x in (mean.total, mean.weight)]
         if any(shape not in ((), (batch_size,)) for shape in shapes):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from engine.config.errors import TaskError
-from engine.metrics import Loss, Mean, check_means, divide, reduce_mean
+from engine.metrics.mean import Mean, check_means, divide, reduce_mean
 
 
 def test_mean_sums_each_example_with_its_weights():
@@ -44,11 +44,6 @@ def test_ragged_parts_merge_to_the_mean_of_the_whole():
 
 def test_division_by_zero_weight_gives_zero():
     assert float(divide(jnp.array([0.0, 0.0]))) == 0
-
-
-def test_loss_is_a_mean_with_metrics():
-    loss = Loss.of(jnp.array([1.0, 3.0]), metrics={"a": Mean.of(jnp.ones(2))})
-    assert (loss.total.tolist(), loss.weight.tolist(), list(loss.metrics)) == ([1, 3], [1, 1], ["a"])
 
 
 def test_check_means_accepts_scalars_and_rejects_other_shapes():

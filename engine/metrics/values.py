@@ -1,0 +1,32 @@
+"""What the methods of a Task return, checked and described for error texts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from engine.config.errors import TaskError
+
+
+def real_array(x: object, what: str) -> jax.Array:
+    """Returns `x` as a float32 array. Raises TaskError if it is not an array of real numbers."""
+    if problem := not_real(x):
+        raise TaskError(f"{what} that are real numbers, found {problem}.")
+    return jnp.asarray(x, jnp.float32)
+
+
+def not_real(x: object) -> str:
+    """Returns what `x` is if it is not an array of real numbers, or a number; else an empty text."""
+    if isinstance(x, list | tuple) and x:
+        return next(filter(None, map(not_real, x)), "")
+    dtype = np.dtype(type(x)) if isinstance(x, bool | int | float) else getattr(x, "dtype", np.dtype(object))
+    is_real = any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
+    return "" if is_real else describe_value(x)
+
+
+def describe_value(x: object) -> str:
+    """Returns what an author's function has returned, for error texts: `None`, `a str`, `an array float32[16]`."""
+    if x is None:
+        return "None"
+    if (shape := getattr(x, "shape", None)) is not None and (dtype := getattr(x, "dtype", None)) is not None:
+        return f"an array {dtype}{list(shape)}" if shape else f"a single number ({dtype})"
+    return f"a {type(x).__name__}"
