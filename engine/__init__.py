@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from engine import layers
     from engine.config.errors import ConvoyError, DataError, TaskError
+    from engine.data.context import Context
     from engine.data.mixture import Mixture
     from engine.data.packing import Packed
     from engine.data.source import ArraySource, Source
@@ -26,6 +27,7 @@ __version__ = "0.2.0"  # as in pyproject.toml
 
 __all__ = [
     "ArraySource",
+    "Context",
     "ConvoyError",
     "DataError",
     "LoadedRun",
@@ -49,6 +51,7 @@ _MODULES = {
     "engine": ("layers",),
     "engine.config.errors": ("ConvoyError", "DataError", "TaskError"),
     "engine.mounts": ("local_path",),
+    "engine.data.context": ("Context",),
     "engine.data.mixture": ("Mixture",),
     "engine.data.packing": ("Packed",),
     "engine.data.source": ("ArraySource", "Source"),

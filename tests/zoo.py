@@ -17,7 +17,7 @@ from engine.layers import Dropout, fold_in
 from engine.parallel.layout import Layout, active
 from engine.parallel.mesh import make_mesh
 from engine.training.model import describe
-from engine.training.optimizer import build_optimizer, schedule
+from engine.training.optimizer import build_optimizer, group_labels, schedule
 from engine.training.program import DTYPES, Program
 from engine.training.step import StepSpec
 
@@ -139,6 +139,9 @@ def program(
         compute_dtype=DTYPES[precision],
         ema_decay=ema_decay,
         skip_bad=skip_bad,
+        groups=group_labels(config, {path: model.params[path] for path in model.trained}),
+        total_steps=10,
+        steps_per_epoch=4.0,
     )
     if example is None:
         example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), examples(1))

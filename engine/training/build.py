@@ -15,7 +15,7 @@ from engine.parallel.layout import active, make_layout
 from engine.parallel.mesh import check_batch
 from engine.training.evaluation_program import EvaluationProgram
 from engine.training.model import describe
-from engine.training.optimizer import build_optimizer, schedule
+from engine.training.optimizer import build_optimizer, group_labels, schedule
 from engine.training.program import DTYPES, Program
 from engine.training.step import StepSpec
 from engine.training.task import Task, check_examples
@@ -83,6 +83,9 @@ def build_program(task: Task, mesh: Mesh, source: Source, config: Config) -> tup
         ema_decay=train.ema_decay,
         skip_bad=config.data.on_error == "skip",
         spike=config.resilience.spike,
+        groups=group_labels(config.optimizer, trained),
+        total_steps=total,
+        steps_per_epoch=size / train.global_batch_size,
     )
     return Program(spec, example, batch_size=train.global_batch_size, seed=train.seed), total
 

@@ -14,7 +14,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 def count_flops(jaxpr: Jaxpr) -> int:
     """Returns the FLOPs of one call of a jaxpr."""
     total = 0
-    for equation in jaxpr.eqns:
+    for equation in _used(jaxpr):
         name, inputs, outputs = equation.primitive.name, equation.invars, equation.outvars
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
@@ -29,6 +29,16 @@ def count_flops(jaxpr: Jaxpr) -> int:
             branches = [count_flops(inner) for inner in inner_jaxprs(equation)]
             total += iterations * (max(branches, default=0) if name == "cond" else sum(branches))
     return total
+
+
+def _used(jaxpr: Jaxpr) -> list[JaxprEqn]:
+    """Returns the equations whose results are used; XLA removes the others."""
+    used, needed = [], {variable for variable in jaxpr.outvars if isinstance(variable, Var)}
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or not needed.isdisjoint(equation.outvars):
+            used.append(equation)
+            needed.update(variable for variable in equation.invars if isinstance(variable, Var))
+    return used
 
 
 def has_convolution(jaxpr: Jaxpr) -> bool:

@@ -77,6 +77,27 @@ class Model:
             )
         return found
 
+    def variables_of(self, module: nnx.Module, params: Arrays, model_state: Arrays) -> tuple[Arrays, Arrays]:
+        """Returns the parameters and the model state of a module whose variables a Task has changed.
+
+        Args:
+            module: the module, made by `module` with all of its variables.
+            params: the parameters before, whose shapes and dtypes are kept.
+            model_state: the model state before, likewise.
+
+        Raises:
+            TaskError: a variable is new, is missing or has another shape.
+        """
+        found = dict(_flat(nnx.state(module, (nnx.Param, *self.state_kinds))))
+        before = {**params, **model_state}
+        if different := sorted(found.keys() ^ before.keys()):
+            raise TaskError(f"{', '.join(different)}: variables that were created or removed. Create them in __init__.")
+        for path, x in found.items():
+            if jnp.shape(x) != before[path].shape:
+                raise TaskError(f"{path}: found shape {list(jnp.shape(x))}, it was {list(before[path].shape)}.")
+        new = {path: jnp.asarray(x).astype(before[path].dtype) for path, x in found.items()}
+        return {path: new[path] for path in params}, {path: new[path] for path in model_state}
+
     def init(self, task: Task, seed: int) -> tuple[Arrays, Arrays]:
         """Returns the initial parameters and model state; to be used while tracing."""
         with nnx.use_eager_sharding(False):

@@ -15,6 +15,7 @@ import numpy as np
 
 from engine.config.errors import ConfigError, ShardingError, did_you_mean
 from engine.data.batch import Batch, abstract_batch
+from engine.data.context import call
 from engine.metrics.mean import Mean, by_row
 from engine.parallel.layout import NAMED, with_layout
 from engine.parallel.memory import device_memory
@@ -23,6 +24,7 @@ from engine.parallel.rules import warnings
 from engine.training.evaluation_program import EvaluationProgram
 from engine.training.flops import count_flops, has_convolution
 from engine.training.model import Arrays
+from engine.training.objective import LOSS, Objective, check_groups, means_of, objective_of
 from engine.training.state import Shardings, TrainState, abstract_state, initial_state, optimizer_shardings
 from engine.training.step import StepSpec, make_finite, make_finite_gradient, make_steps, make_train_step
 from engine.training.task import check_loss, missing_key_reported
@@ -93,30 +95,37 @@ class Program:
             self.abstract_batch.examples,
         )
 
-        def loss(params: Arrays, model_state: Arrays, examples: PyTree, key: jax.Array) -> object:
+        objectives: list[Objective] = []
+
+        def loss(params: Arrays, model_state: Arrays, examples: PyTree, key: jax.Array) -> dict[str, Mean]:
             module = spec.model.module(params, model_state, key)
             module.train()
+            keys = jax.random.split(key, rows)
             with missing_key_reported(spec.task, "loss", examples):
-                found = spec.task.loss(module, examples, jax.random.split(key, rows))
-            check_loss(spec.task, found, rows)  # here, as a traced function must return arrays
-            return found
+                result = call(spec.task.loss, module, examples, keys, context=spec.context(0, keys))
+            check_loss(spec.task, result, rows)  # here, as a traced function must return arrays
+            objectives.append(objective_of(result))
+            return means_of(result)
 
         state = self.abstract_state
         trace = jax.jit(with_layout(spec.layout, loss)).trace(
             state.params, state.model_state, examples, jax.random.key(0)
         )
-        self._loss_by_row = by_row(Mean(trace.out_info.total, trace.out_info.weight))
+        objective, means = objectives[0], trace.out_info
+        check_groups(objective, spec.groups.values(), f"{type(spec.task).__name__}.loss")
+        self._loss_by_row = all(by_row(means[name]) for names in objective.terms.values() for name in names)
         self._check_used()
         unroll, branch = step_control_flow(spec.layout.platform, has_convolution(trace.jaxpr.jaxpr))
         shardings: Shardings = jax.tree.map(lambda x: x.sharding, state.params)
         self.spec = dataclasses.replace(
             spec,
+            objective=objective,
             unroll=unroll,
             branch=branch,
             grad_shardings=optimizer_shardings(spec.model, shardings, spec.layout.zero1),
             opt_shardings=self._offload_shardings(),
         )
-        return ("loss", *sorted(trace.out_info.metrics))
+        return (LOSS, *sorted(means.keys() - {LOSS}))
 
     def _offload_shardings(self) -> tuple[PyTree, PyTree] | None:
         """Returns the shardings of the optimizer state in host and in device memory; None if it is not offloaded."""

@@ -11,15 +11,18 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from engine.data.batch import Batch
+from engine.data.context import Context, call
 from engine.metrics.mean import Mean, divide, reduce_mean
 from engine.parallel.layout import Layout
 from engine.parallel.mesh import batch_sharding
 from engine.training.model import Arrays, Model, cast
+from engine.training.objective import EVERY, Objective, means_of
 from engine.training.state import LOSS_WINDOW, Shardings, TrainState
 from engine.training.task import Task
 from engine.types import PyTree
@@ -30,6 +33,7 @@ type EvaluationStep = Callable[[Arrays, Arrays, Batch], jax.Array]
 
 MIN_LOSSES = 16  # with fewer losses in the window, no loss is a spike
 ENGINE_METRICS = ("grad_norm", "learning_rate", "skipped")
+AFTER_STEP = 1
 BAD_EXAMPLES = "bad_examples"  # additional metric with data.on_error=skip
 
 
@@ -50,6 +54,10 @@ class StepSpec:
     grad_shardings: Shardings = dataclasses.field(default_factory=dict)  # path -> sharding of the summed gradient
     opt_shardings: tuple[PyTree, PyTree] | None = None  # of an offloaded optimizer state: on the host, on the device
     spike: float | None = None  # skip an update whose loss is above this many times the median of the loss window
+    groups: Mapping[str, str] = dataclasses.field(default_factory=dict)  # path -> optimizer group; "" for none
+    objective: Objective = dataclasses.field(default_factory=Objective)  # names of the losses
+    total_steps: int = 0  # for the context, as is the next one
+    steps_per_epoch: float = 1.0
     branch: bool = False  # the guard branches instead of selecting each value: faster on CPU without convolutions
 
     @property
@@ -62,6 +70,11 @@ class StepSpec:
     def engine_metrics(self) -> tuple[str, ...]:
         """Names of the engine's metrics, which follow the Task's."""
         return (*ENGINE_METRICS, BAD_EXAMPLES) if self.skip_bad else ENGINE_METRICS
+
+    def context(self, step: jax.Array | int, rng: jax.Array) -> Context:
+        """Returns the context of a step, for the methods of the Task that ask for it."""
+        epoch = jnp.asarray(step, jnp.float32) / self.steps_per_epoch
+        return Context(jnp.asarray(step, jnp.int32), epoch, self.total_steps, rng)
 
     @property
     def batch_sharding(self) -> NamedSharding:
@@ -80,14 +93,14 @@ def make_train_step(spec: StepSpec, metric_names: tuple[str, ...]) -> Step:
     def step(state: TrainState, batch: Batch, skip: jax.Array) -> tuple[TrainState, jax.Array]:
         state = _move_optimizer(spec, state, 1)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        grads, sums, model_state = _gradients(spec, metric_names, state, batch, key)
+        grads, sums, model_state = _gradients(spec, metric_names, state, batch, key, state.step)
         loss, grad_norm = divide(sums[0]), optax.tree.norm(grads)
         ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & ~skip
         window = state.loss_window
         if spec.spike is not None:
             ok &= ~is_spike(loss, window, spec.spike)
             window = jnp.where(ok & (jnp.arange(LOSS_WINDOW) == state.step % LOSS_WINDOW), loss, window)
-        update = functools.partial(_update, spec, state, grads, grad_norm, model_state)
+        update = functools.partial(_update, spec, state, grads, grad_norm, model_state, key)
         if spec.branch:
             new = jax.lax.cond(ok, update, lambda: state)
         else:
@@ -144,55 +157,117 @@ def make_finite_gradient(spec: StepSpec, metric_names: tuple[str, ...]) -> Calla
 
     def finite(state: TrainState, batch: Batch, step: jax.Array) -> dict[str, jax.Array]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), step)
-        grads, _, _ = _gradients(spec, metric_names, state, batch, key)
+        grads, _, _ = _gradients(spec, metric_names, state, batch, key, step)
         return {path: jnp.isfinite(grad).all() for path, grad in grads.items()}
 
     return finite
 
 
 def _gradients(
-    spec: StepSpec, metric_names: tuple[str, ...], state: TrainState, batch: Batch, key: jax.Array
+    spec: StepSpec, metric_names: tuple[str, ...], state: TrainState, batch: Batch, key: jax.Array, step: jax.Array
 ) -> tuple[Arrays, jax.Array, Arrays]:
-    """Returns the gradient of the mean loss, the summed metrics `[names, 2]` and the new model state."""
+    """Returns the gradient of the objectives, the summed metrics `[names, 2]` and the new model state."""
     trained_paths = frozenset(spec.model.trained)
     trained = {path: x for path, x in state.params.items() if path in trained_paths}
     frozen = {path: x for path, x in state.params.items() if path not in trained_paths}
     rows = len(batch.weight)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+    objective = spec.objective
 
-    def total_loss(
-        trained: Arrays, model_state: Arrays, batch: Batch, keys: jax.Array, index: jax.Array | int
-    ) -> tuple[jax.Array, tuple[jax.Array, Arrays]]:
+    def losses(
+        weights: Arrays | None,
+        trained: Arrays,
+        model_state: Arrays,
+        batch: Batch,
+        keys: jax.Array,
+        index: jax.Array | int,
+    ) -> tuple[Arrays, tuple[jax.Array, Arrays]]:
+        """Returns optimizer group -> what it minimises, the metrics, and the new model state.
+
+        A single term is not divided. The terms of a sum are divided by `weights`; None for the weights of this batch.
+        """
         params = cast({**trained, **frozen}, spec.compute_dtype)
         module = spec.model.module(params, model_state, jax.random.fold_in(key, rows + index))
         module.train()
-        loss = spec.task.loss(module, cast(batch.examples, spec.compute_dtype, spec.task.full_precision), keys)
-        means = {"loss": Mean(loss.total, loss.weight), **loss.metrics}
+        examples = cast(batch.examples, spec.compute_dtype, spec.task.full_precision)
+        means = means_of(call(spec.task.loss, module, examples, keys, context=spec.context(step, keys)))
         # Without skip_bad every weight is 1. A weighted sum would then only round differently and change old runs.
         weight = batch.weight if spec.skip_bad else None
+        zero = jnp.zeros(2)  # of the metric "loss" if it is the sum of several, which `complete` computes
+        found = {name: reduce_mean(means[name], weight) if name in means else zero for name in metric_names}
         # Otherwise a metric gets a zero cotangent: wasted work, and NaN where its derivative is infinite.
-        sums = jax.lax.stop_gradient(jnp.stack([reduce_mean(means[name], weight) for name in metric_names]))
+        sums = jax.lax.stop_gradient(jnp.stack([found[name] for name in metric_names]))
         new = {path: x.astype(model_state[path].dtype) for path, x in spec.model.model_state_of(module).items()}
-        return reduce_mean(means["loss"], weight)[0], (sums, new)
+        minimised = {}
+        for group, (first, *rest) in objective.terms.items():
+            if not rest:
+                minimised[group] = reduce_mean(means[first], weight)[0]
+                continue
+            pairs = {name: reduce_mean(means[name], weight) for name in (first, *rest)}
+            known = weights or {name: jax.lax.stop_gradient(pair[1]) for name, pair in pairs.items()}
+            minimised[group] = sum(divide(jnp.stack([pair[0], known[name]])) for name, pair in pairs.items())
+        return minimised, (sums, new)
 
-    gradient = jax.grad(total_loss, has_aux=True)
+    def gradient(weights: Arrays | None, *args: PyTree) -> tuple[Arrays, tuple[jax.Array, Arrays]]:
+        function = functools.partial(losses, weights)
+        if len(objective.terms) == 1:
+            (group,) = objective.terms
+            return jax.grad(lambda *args: _first(function(*args), group), has_aux=True)(*args)
+        trained, *rest = args
+        values, pullback, aux = jax.vjp(lambda trained: function(trained, *rest), trained, has_aux=True)
+        grads = {}
+        for group in values:
+            # The gradients of the parameters of other groups are dead code, which XLA removes.
+            (found,) = pullback({name: jnp.full_like(x, name == group) for name, x in values.items()})
+            grads |= {path: x for path, x in found.items() if spec.groups[path] == group}
+        return grads, aux
 
-    def microbatch(carry: PyTree, part: tuple[Batch, jax.Array, jax.Array]) -> tuple[PyTree, None]:
+    def add(weights: Arrays | None, carry: PyTree, part: tuple[Batch, jax.Array, jax.Array]) -> tuple[PyTree, None]:
         grads, sums, model_state = carry
-        more, (more_sums, model_state) = gradient(trained, model_state, *part)
+        more, (more_sums, model_state) = gradient(weights, trained, model_state, *part)
         return (*jax.tree.map(jnp.add, (grads, sums), (_constrain(spec, more), more_sums)), model_state), None
 
+    def add_weights(carry: PyTree, part: tuple[Batch, jax.Array, jax.Array]) -> tuple[PyTree, None]:
+        sums, model_state = carry
+        _, (more, model_state) = losses(None, trained, model_state, *part)
+        return (sums + more[:, 1], model_state), None
+
     if spec.accumulate == 1:
-        grads, (sums, model_state) = gradient(trained, state.model_state, batch, keys, 0)
+        grads, (sums, model_state) = gradient(None, trained, state.model_state, batch, keys, 0)
     else:
         parts = (*_microbatches(spec, (batch, keys)), jnp.arange(spec.accumulate))
+        weights = None
+        if objective.is_sum:
+            # The gradient of a microbatch needs the weights of the whole batch. If they depend on the batch alone, XLA
+            # removes the rest of this forward pass.
+            first = (jnp.zeros(len(metric_names)), state.model_state)
+            (found, _), _ = jax.lax.scan(add_weights, first, parts, unroll=spec.unroll)
+            weights = dict(zip(metric_names, found, strict=True))
         zeros = _constrain(spec, jax.tree.map(jnp.zeros_like, trained))
         first = (zeros, jnp.zeros((len(metric_names), 2)), state.model_state)
-        (grads, sums, model_state), _ = jax.lax.scan(microbatch, first, parts, unroll=spec.unroll)
-    weight = sums[0, 1]
+        scanned = functools.partial(add, weights)
+        (grads, sums, model_state), _ = jax.lax.scan(scanned, first, parts, unroll=spec.unroll)
+    by_name = dict(zip(metric_names, sums, strict=True))
     grads = _constrain(spec, grads)
-    mean = jax.tree.map(lambda g: jnp.where(weight != 0, g / jnp.where(weight != 0, weight, 1), 0), grads)
+    mean = {path: _divided(spec, path, x, by_name) for path, x in grads.items()}
+    if not objective.single:
+        completed = objective.complete(by_name)
+        sums = jnp.stack([completed[name] for name in metric_names])
     return mean, sums, model_state
+
+
+def _first(found: tuple[Arrays, PyTree], group: str) -> tuple[jax.Array, PyTree]:
+    return found[0][group], found[1]
+
+
+def _divided(spec: StepSpec, path: str, grad: jax.Array, sums: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns the gradient of the mean of a loss, from that of its total; a sum of losses is divided already."""
+    objective = spec.objective
+    first, *rest = objective.terms[EVERY if EVERY in objective.terms else spec.groups[path]]
+    if rest:
+        return grad
+    weight = sums[first][1]
+    return jnp.where(weight != 0, grad / jnp.where(weight != 0, weight, 1), 0)
 
 
 def _constrain(spec: StepSpec, arrays: Arrays) -> Arrays:
@@ -223,16 +298,34 @@ def _move_optimizer(spec: StepSpec, state: TrainState, where: int) -> TrainState
     return dataclasses.replace(state, opt_state=jax.device_put(state.opt_state, spec.opt_shardings[where]))
 
 
-def _update(spec: StepSpec, state: TrainState, grads: Arrays, grad_norm: jax.Array, model_state: Arrays) -> TrainState:
+def _update(
+    spec: StepSpec, state: TrainState, grads: Arrays, grad_norm: jax.Array, model_state: Arrays, key: jax.Array
+) -> TrainState:
     """Returns the state after one update of the optimizer; `step` and `loss_window` are unchanged."""
     trained: PyTree = _constrain(spec, {path: state.params[path] for path in spec.model.trained})
     updates, opt_state = spec.tx.update(grads, state.opt_state, trained, grad_norm=grad_norm)
     trained = optax.apply_updates(trained, updates)
+    params = {**state.params, **trained}
+    if type(spec.task).after_step is not Task.after_step:
+        params, model_state = _after_step(spec, params, model_state, spec.context(state.step, _key(key, AFTER_STEP)))
+        trained = {path: params[path] for path in spec.model.trained}
     ema: PyTree = state.ema
     if spec.ema_decay is not None:
         ema = optax.incremental_update(trained, ema, 1 - spec.ema_decay)
-    params = {**state.params, **trained}
     return dataclasses.replace(state, params=params, model_state=model_state, opt_state=opt_state, ema=ema)
+
+
+def _after_step(spec: StepSpec, params: Arrays, model_state: Arrays, context: Context) -> tuple[Arrays, Arrays]:
+    """Returns the parameters and the model state after the Task's `after_step`."""
+    module = spec.model.module(params, model_state, _key(context.rng, 0))
+    module.train()
+    spec.task.after_step(module, context)
+    return spec.model.variables_of(module, params, model_state)
+
+
+def _key(key: jax.Array, number: int) -> jax.Array:
+    """Returns a key that no row of a batch has: those of rows are folded with small numbers."""
+    return jax.random.fold_in(key, np.uint32(2**31 + number))
 
 
 def make_steps(step: Step, unroll: bool) -> Steps:

@@ -15,9 +15,10 @@ from flax import nnx
 
 from engine.config.errors import TaskError, did_you_mean
 from engine.config.user_errors import location
+from engine.data.context import Context, call, current
 from engine.metrics.mean import Mean, check_means
-from engine.metrics.values import describe_value
-from engine.training.loss import Loss
+from engine.training.loss import TaskLoss
+from engine.training.objective import check_terms, means_of
 from engine.types import PyTree
 
 type Examples = PyTree
@@ -50,8 +51,11 @@ class Task:
         """Returns a new model. The engine traces this method, so that each parameter is created with its sharding."""
         raise TaskError(f"{type(self).__name__} has no build(self, rngs). Define it and return an nnx.Module.")
 
-    def loss(self, model: Any, batch: Examples, rng: jax.Array | None) -> Loss:
+    def loss(self, model: Any, batch: Examples, rng: jax.Array | None) -> TaskLoss:
         """Returns the summed loss, its weight and metrics. Metrics never affect the gradient.
+
+        The result may also be `Loss.sum(heat=..., box=...)`, or a dict of losses, of which each trains the group of
+        that name in `optimizer.groups`. A further parameter `context` receives the `engine.Context`.
 
         Args:
             model: the model, in training mode.
@@ -63,9 +67,22 @@ class Task:
         )
 
     def evaluate(self, model: Any, batch: Examples) -> Mapping[str, Mean]:
-        """Returns the metrics of a batch by name; by default the loss and its metrics. `model` is in eval mode."""
-        loss = self.loss(model, batch, None)
-        return {"loss": Mean(loss.total, loss.weight), **loss.metrics}
+        """Returns the metrics of a batch by name; by default the loss and its metrics. `model` is in eval mode.
+
+        A further parameter `context` receives the `engine.Context`.
+        """
+        return means_of(call(self.loss, model, batch, None, context=current()))
+
+    def after_step(self, model: Any, context: Context) -> None:
+        """Changes variables of the model after each update, such as the average weights of a teacher.
+
+        The engine calls it once per step, whatever the number of microbatches, and not if the update is skipped. Every
+        changed variable is kept: model state, frozen parameters and trained parameters. By default nothing changes.
+
+        Args:
+            model: the model after the update, in training mode and with float32 parameters.
+            context: the step; `context.rng` is one random key.
+        """
 
     def batch_spec(self) -> PyTree:
         """Returns the shapes and dtypes of one example, as jax.ShapeDtypeStruct without the batch dimension.
@@ -123,13 +140,7 @@ def _entries(tree: PyTree) -> list[str]:
     return [f"{jax.tree_util.keystr(path, simple=True, separator='/')} {_leaf_text(leaf)}" for path, leaf in leaves]
 
 
-def check_loss(task: Task, loss: object, batch_size: int) -> None:
-    """Raises TaskError if the result of `task.loss`, traced or not, is not a valid `Loss` for `batch_size` rows."""
+def check_loss(task: Task, result: object, batch_size: int) -> None:
+    """Raises TaskError if the result of `task.loss`, traced or not, is not valid for `batch_size` rows."""
     where = f"{type(task).__name__}.loss"
-    if not isinstance(loss, Loss):
-        raise TaskError(f"{where} returned {describe_value(loss)}. Return Loss.of(values, where=..., metrics=...).")
-    if not isinstance(loss.metrics, Mapping):
-        raise TaskError(f"{where}: the metrics are {describe_value(loss.metrics)}, allowed is a dict of name -> Mean.")
-    if "loss" in loss.metrics:
-        raise TaskError(f"{where}: the engine uses the metric name 'loss' itself. Rename this metric.")
-    check_means({"loss": Mean(loss.total, loss.weight), **loss.metrics}, batch_size, where)
+    check_means(check_terms(result, where), batch_size, where)

@@ -45,7 +45,9 @@ def test_gradient_counts_twice_its_forward_pass():
     def loss(w, x):
         return (x @ w[0] @ w[1]).sum()
 
-    count = count_flops(jax.make_jaxpr(jax.grad(loss))((jnp.ones((4, 4)), jnp.ones((4, 4))), jnp.ones((8, 4))).jaxpr)
+    count = count_flops(
+        jax.make_jaxpr(jax.value_and_grad(loss))((jnp.ones((4, 4)), jnp.ones((4, 4))), jnp.ones((8, 4))).jaxpr
+    )
     assert count == 2 * 8 * 4 * 4 * (2 + 3)  # forward 2; backward 2 for weights and 1 for activations
 
 
@@ -54,3 +56,14 @@ def test_nested_convolution_is_found():
     inside = jax.jit(lambda x: conv(x, w))
     assert has_convolution(jax.make_jaxpr(jax.grad(lambda y: inside(y).sum()))(x).jaxpr)
     assert not has_convolution(jax.make_jaxpr(lambda y: (y * 2).sum())(x).jaxpr)
+
+
+def test_unused_products_do_not_count():
+    def function(a, b):
+        def body(carry, _):
+            _unused = carry @ b @ b.T
+            return carry, (carry @ b).sum()
+
+        return jax.lax.scan(body, a, length=3)[1] + (a @ b).shape[0]
+
+    assert flops(function, (3, 4), (4, 5)) == 3 * 2 * 3 * 4 * 5

@@ -1,0 +1,57 @@
+"""`Context`, what a Task may know about the step besides its batch.
+
+A method of a Task gets it if it declares a parameter `context`.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """The step of a run and its random keys."""
+
+    step: Any
+    """int32 scalar: steps that were taken before, so 0 in the first step of a run."""
+    epoch: Any
+    """float32 scalar: passes over the training data before this step; 2.5 in the middle of the third epoch."""
+    total_steps: int
+    """Number of steps of the whole run."""
+    rng: Any
+    """Random keys `[batch]`, one per example, in evaluations, too. In `after_step`, one key. In the `transform` of a
+    source, the numpy.random.Generator of the example."""
+
+
+def wants_context(function: Callable[..., Any]) -> bool:
+    """Returns whether a function declares a parameter `context`."""
+    try:
+        return "context" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a callable without a signature
+        return False
+
+
+def call(function: Callable[..., Any], *args: Any, context: Context | None) -> Any:
+    """Calls a method of a Task, with the context if it declares one, and makes it the current context meanwhile."""
+    with _current(context):
+        return function(*args, context=context) if wants_context(function) else function(*args)
+
+
+def current() -> Context | None:
+    """Returns the context of the method of a Task that is being called."""
+    return _CONTEXT.get()
+
+
+_CONTEXT: contextvars.ContextVar[Context | None] = contextvars.ContextVar("context", default=None)
+
+
+@contextlib.contextmanager
+def _current(context: Context | None) -> Iterator[None]:
+    token = _CONTEXT.set(context)
+    try:
+        yield
+    finally:
+        _CONTEXT.reset(token)

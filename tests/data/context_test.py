@@ -1,0 +1,98 @@
+"""The context of a Task's methods."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from engine import Loss, Mean
+from engine.config.schema import MeshSpec
+from engine.data.context import wants_context
+from tests import zoo
+
+
+class Mine(zoo.Classify):
+    """Logs its context."""
+
+    def loss(self, model, batch, rng, context):  # pyright: ignore[reportIncompatibleMethodOverride]
+        loss = super().loss(model, batch, rng)
+        ones = jnp.ones(len(batch["y"]))
+        same = jax.random.key_data(context.rng) == jax.random.key_data(rng)
+        metrics = {
+            "at": Mean.of(ones * context.step),
+            "epoch": Mean.of(ones * context.epoch),
+            "total": Mean.of(ones * context.total_steps),
+            "same": Mean.of(same),
+        }
+        return Loss(loss.total, loss.weight, metrics)
+
+
+def test_loss_that_declares_a_context_knows_the_step_and_its_keys():
+    assert wants_context(Mine().loss) and not wants_context(zoo.Classify().loss) and not wants_context(int)
+    program = zoo.program(Mine(), accumulate=2)
+    _, metrics = zoo.run(program, zoo.batches(3), k=3)
+    means = dict(zip(program.metric_names, (metrics[:, :, 0] / metrics[:, :, 1]).T.tolist(), strict=True))
+    assert means["at"] == [0, 1, 2]
+    assert means["epoch"] == [0, 0.25, 0.5]
+    assert means["total"] == [10, 10, 10]
+    assert means["same"] == [1, 1, 1]
+
+
+class Teacher(nnx.Variable):
+    """Average weights."""
+
+
+class Taught(zoo.Classify):
+    """A classifier whose weights are averaged in `teacher` after each step."""
+
+    model_state = (Teacher,)
+
+    def build(self, rngs):
+        model = super().build(rngs)
+        model.teacher = Teacher(jnp.zeros((zoo.SIZE, self.width)))  # pyright: ignore[reportAttributeAccessIssue]
+        model.noise = Teacher(jnp.zeros(()))  # pyright: ignore[reportAttributeAccessIssue]
+        return model
+
+    def after_step(self, model, context):
+        decay = jnp.where(context.step == 0, 0.0, 0.5)
+        model.teacher[...] = decay * model.teacher[...] + (1 - decay) * model.hidden[0].kernel[...]
+        model.noise[...] = jax.random.uniform(context.rng)
+        model.head.bias[...] = jnp.clip(model.head.bias[...], -0.001, 0.001)
+
+
+def test_after_step_runs_once_after_each_update_and_not_after_a_skipped_one():
+    batches = zoo.batches(4)
+    batches[2] = {**batches[2], "x": np.full_like(batches[2]["x"], np.nan)}  # the guard skips this update
+    done = []
+    for accumulate, mesh in ((1, None), (2, MeshSpec(data=2, fsdp=4))):
+        program = zoo.program(Taught(), accumulate=accumulate, mesh=mesh, ema_decay=0.5)
+        state, expected = program.init(), np.zeros((zoo.SIZE, 32), np.float32)
+        noise = []
+        for step, batch in enumerate(batches):
+            placed = jax.device_put(zoo.batch(batch), program.spec.batch_sharding)
+            state, _ = program.steps(1)(state, (placed,), program.skip_mask((False,)))
+            if step != 2:
+                weight = 0.0 if step == 0 else 0.5
+                expected = weight * expected + (1 - weight) * np.asarray(state.params["hidden/0/kernel"])
+                noise.append(float(state.model_state["noise"]))
+            np.testing.assert_allclose(state.model_state["teacher"], expected, rtol=0, atol=1e-7)
+            assert float(abs(state.params["head/bias"]).max()) <= 0.0011
+        assert len(set(noise)) == 3
+        assert state.ema is not None and float(abs(state.ema["head/bias"]).max()) <= 0.0011
+        done.append(jax.device_get(state.model_state))
+    zoo.assert_close(done[0], done[1], 1e-5)
+
+
+def test_after_step_that_creates_a_variable_or_changes_a_shape_raises_task_error():
+    class New(Taught):
+        def after_step(self, model, context):
+            model.more = Teacher(jnp.zeros(()))
+
+    class Shape(Taught):
+        def after_step(self, model, context):
+            model.teacher.set_value(jnp.zeros(3))
+
+    for task, message in ((New(), "more: variables that were created"), (Shape(), r"teacher: found shape \[3\]")):
+        with pytest.raises(Exception, match=message):
+            zoo.run(zoo.program(task), zoo.batches(1))
