@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from engine.data.packing import Packed
     from engine.data.source import ArraySource, Source
     from engine.entry import evaluate, train
+    from engine.hooks import Stop
     from engine.metrics.mean import Mean
     from engine.mounts import local_path
     from engine.observe.summary import Summary
@@ -36,6 +37,7 @@ __all__ = [
     "Mixture",
     "Packed",
     "Source",
+    "Stop",
     "Summary",
     "Task",
     "TaskError",
@@ -56,6 +58,7 @@ _MODULES = {
     "engine.data.packing": ("Packed",),
     "engine.data.source": ("ArraySource", "Source"),
     "engine.entry": ("evaluate", "train"),
+    "engine.hooks": ("Stop",),
     "engine.metrics.mean": ("Mean",),
     "engine.observe.summary": ("Summary",),
     "engine.saved_run": ("LoadedRun", "load"),

@@ -106,15 +106,15 @@ class Attempt:
         self._say(weights.message)
         return self._program.init(weights.params, weights.model_state)
 
-    def compile(self, finished: bool) -> dict[int, CompiledSteps]:
-        """Returns the compiled programs by their number of steps; empty if the run is finished."""
+    def compile(self, finished: str = "") -> dict[int, CompiledSteps]:
+        """Returns the compiled programs by their number of steps; none if the run is finished, for the given reason."""
         for text in self._program.warnings:
             self._say(f"warning: {text}")
         if is_muon(self._config.optimizer):
             model = self._program.spec.model
             self._say(muon.message({path: model.params[path] for path in model.trained}, model.names))
         if finished:
-            self._say("this run is finished; increase train.total to train longer, or start a new run with --fresh")
+            self._say(finished)
             return {}
         with self._phase(COMPILING):
             return {k: self._program.steps(k) for k in {1, self._config.train.steps_per_dispatch}}

@@ -24,7 +24,7 @@ from engine.config.text import flatten, from_text, to_text, value_text
 from engine.config.validation import validate
 from engine.data import dataset_summary
 from engine.evaluation import build_evaluations
-from engine.events import build_hooks
+from engine.hooks import build_hooks
 from engine.mounts import local_text
 from engine.observe.reporter import Reporter
 from engine.observe.summary import Summary

@@ -106,25 +106,36 @@ class Evaluation:
         return dict(zip(self.metrics, values, strict=True))
 
 
-def check_best(best: str | None, evaluations: Sequence[Evaluation]) -> None:
-    """Raises ConfigError if no evaluation has the metric that `checkpoint.best` names."""
+def check_watched(watched: Mapping[str, str], evaluations: Sequence[Evaluation], hooks: Collection[str]) -> None:
+    """Checks the metrics that the config names; those of hooks are checked when the hook is called.
+
+    Args:
+        watched: metric -> the config field that names it.
+        evaluations: the evaluations of the run.
+        hooks: names of the hooks.
+
+    Raises:
+        ConfigError: no evaluation has the metric.
+    """
     names = [name for evaluation in evaluations for name in evaluation.metrics]
-    if best is not None and best not in names:
-        raise ConfigError(
-            f"checkpoint.best = {best!r}: no evaluation has this metric.{did_you_mean(best, names)} "
-            f"Metrics here: {', '.join(names)}."
-        )
+    for metric, field in watched.items():
+        if metric not in names and metric.partition("/")[0] not in hooks:
+            raise ConfigError(
+                f"{field} = {metric!r}: no evaluation has this metric.{did_you_mean(metric, names)} "
+                f"Metrics here: {', '.join(names)}."
+            )
 
 
-def check_metric_names(program: Program, evaluations: Collection[str]) -> None:
+def check_metric_names(program: Program, evaluations: Collection[str], hooks: Collection[str] = ()) -> None:
     """Checks the metrics of a Task's loss, which share rows and the status with other values.
 
     Args:
         program: program of the Task.
         evaluations: names of the evaluations.
+        hooks: names of the hooks.
 
     Raises:
-        TaskError: the engine or an evaluation uses the name of a metric.
+        TaskError: the engine, an evaluation or a hook uses the name of a metric.
     """
     where, taken = f"{type(program.spec.task).__name__}.loss", (*ROW_KEYS, *MEASURED, *ENGINE_METRICS, BAD_EXAMPLES)
     for name in program.task_metrics:
@@ -133,10 +144,11 @@ def check_metric_names(program: Program, evaluations: Collection[str]) -> None:
                 f"{where}: the engine uses the metric name {name!r} itself. Rename this metric. Names of the engine: "
                 f"loss, {', '.join(taken)}."
             )
-        if name.partition("/")[0] in evaluations:
+        if (prefix := name.partition("/")[0]) in (*evaluations, *hooks):
+            section = "evaluations" if prefix in evaluations else "hooks"
             raise TaskError(
-                f"{where}: metric {name!r} has the name of an evaluation. Rename the metric, or evaluations."
-                f"{name.partition('/')[0]}."
+                f"{where}: metric {name!r} has the name of an evaluation or hook. Rename the metric, or "
+                f"{section}.{prefix}."
             )
 
 

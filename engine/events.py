@@ -6,33 +6,27 @@ To add a periodic feature, write a class with the members of `Event` and add a l
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from engine.checkpoint.checkpointer import Checkpointer
 from engine.checkpoint.store import StorageError
 from engine.cluster import group
 from engine.config.duration import Period
-from engine.config.errors import FieldError
-from engine.config.schema import Hook as HookConfig
-from engine.config.target import build
+from engine.config.schema import Stop as StopConfig
 from engine.data.batch import Batch
 from engine.evaluation import Evaluation
-from engine.metrics.values import describe_value
 from engine.observe import formatting
 from engine.observe.profiler import ProfileWindow
 from engine.observe.recorder import Recorder
-from engine.phases import CALLING_HOOK, EVALUATING, PREPARING, PROFILING, SAVING, TRAINING, Phase, Phases
+from engine.phases import EVALUATING, PREPARING, PROFILING, SAVING, TRAINING, Phase, Phases
 from engine.resilience.divergence import Divergence, list_names
 from engine.resilience.preemption import Interrupted, Preempted, Preemption
 from engine.resilience.replica_check import ReplicaCheck
 from engine.run.directory import RunDirectory
+from engine.stopping import reason_to_stop
 from engine.training.program import Program
 from engine.training.state import TrainState
 from engine.types import PyTree
-
-if TYPE_CHECKING:
-    from engine.trainer import Trainer
-
 
 EXPLAIN_S = 60.0  # until all processes must have read a batch again
 
@@ -53,6 +47,10 @@ class Boundary:
     """Whether the run was asked to stop: it saves and ends at this boundary."""
     interrupted: bool = False
     """Set by an event that aborted because the run was asked to stop; the boundary is repeated with `stopping`."""
+    stop: str = ""
+    """Set by an event that ends the run before its last step: why. The boundary is repeated with `ended` and `last`."""
+    ended: bool = False
+    """Whether the run ends at this step because of `stop`."""
 
 
 class Event(Protocol):
@@ -97,6 +95,10 @@ class Schedule:
     def bring_forward(self, step: int, *kinds: type) -> None:
         """Makes the events of these classes due at a step."""
         self._next |= {event: step for event in self._next if isinstance(event, kinds)}
+
+    def only(self, step: int, *kinds: type) -> None:
+        """Makes the events of these classes due at a step, and no others."""
+        self._next = {event: step if isinstance(event, kinds) else math.inf for event in self._next}
 
     def advance(self, step: int, total_steps: int) -> tuple[float, float]:
         """Returns the next step > `step` with an event, and the next that ends a dispatch; at most `total_steps`."""
@@ -248,17 +250,32 @@ class PrepareSaves:
 
 
 @dataclass(eq=False)
+class Results:
+    """The results of evaluations and hooks: prints them, writes them to the metric files and stores them by step."""
+
+    checkpoints: Checkpointer
+    recorder: Recorder
+    say: Callable[[str], None]
+    latest: dict[str, float]
+    """Latest value of each metric."""
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds the results of a step, by full name. Every process adds the same."""
+        self.latest |= values
+        self.recorder.note(step, values)
+        self.checkpoints.record(step, values)
+        self.say(f"step {step}: {formatting.pairs(values)}")
+
+
+@dataclass(eq=False)
 class Evaluate:
     """Runs the named evaluations that are due and records their results."""
 
     evaluations: Sequence[tuple[Evaluation, Period]]
-    checkpoints: Checkpointer
-    recorder: Recorder
+    results: Results
     preemption: Preemption
     heartbeat: Callable[[], None]
     say: Callable[[str], None]
-    results: dict[str, float]
-    """Latest value of each metric; updated by `run`."""
     phase = EVALUATING
     ends_dispatch = True
 
@@ -268,12 +285,13 @@ class Evaluate:
     def run(self, boundary: Boundary) -> None:
         step, new = boundary.step, {}
         # An earlier attempt may have ended right after this evaluation.
-        known = self.checkpoints.results(step) if boundary.first else {}
+        known = self.results.checkpoints.results(step) if boundary.first else {}
         for evaluation, period in self.evaluations:
-            if not period.due(step):
+            due = period.due(step)
+            if not (period.at_end and not due if boundary.ended else due):  # an early end runs those that were not due
                 continue
             if known.keys() >= set(evaluation.metrics):
-                self.results |= known
+                self.results.latest |= known
             elif (found := evaluation.run(boundary.state, self.preemption, self.heartbeat)) is None:
                 boundary.interrupted = True
                 return
@@ -283,46 +301,27 @@ class Evaluate:
                     names = list_names(evaluation.unweighted)
                     self.say(f"warning: step {step}: every weight of {names} is 0, so there is no value (NaN)")
         if new:
-            self.results |= new
-            self.recorder.note(step, new)
-            self.checkpoints.record(step, new)
-            self.say(f"step {step}: {formatting.pairs(new)}")
-
-
-class Hook(Protocol):
-    """A user-defined object that is called at the steps of its period."""
-
-    def run(self, trainer: "Trainer", state: TrainState, step: int) -> None:
-        """Called between two dispatches. Do not keep `state`: the next step reuses its memory."""
-        ...
-
-
-def build_hooks(sections: Mapping[str, HookConfig]) -> dict[str, Hook]:
-    """Returns the hook of each section by name. Raises ConfigError for a target without a method `run`."""
-    hooks = {}
-    for name, section in sections.items():
-        hook = hooks[name] = build(section, f"hooks.{name}")
-        if isinstance(hook, type) or not callable(getattr(hook, "run", None)):
-            problem = f"{section.target} returned {describe_value(hook)}, which has no method run(trainer, state, step)"
-            raise FieldError(f"hooks.{name}.target", problem, "Name a class with this method.")
-    return hooks
+            self.results.add(step, new)
 
 
 @dataclass(eq=False)
-class CallHook:
-    """Calls a user-defined hook."""
+class EarlyStop:
+    """Ends the run when a condition of the config section `stop` holds."""
 
-    hook: Hook
-    period: Period
-    trainer: "Trainer"
-    phase = CALLING_HOOK
+    config: StopConfig
+    measured: Period
+    """The steps at which an evaluation or a hook measures the metric."""
+    checkpoints: Checkpointer
+    phase = TRAINING
     ends_dispatch = True
 
     def next_step(self, after: int) -> float:
-        return self.period.next_after(after)
+        return self.measured.next_after(after)
 
     def run(self, boundary: Boundary) -> None:
-        self.hook.run(self.trainer, boundary.state, boundary.step)
+        history = self.checkpoints.retention.history(self.config.metric or "", boundary.step)
+        if boundary.step in history and not boundary.stop:
+            boundary.stop = reason_to_stop(self.config, history)
 
 
 @dataclass(eq=False)

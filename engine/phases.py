@@ -37,6 +37,7 @@ COMPILING = Phase("compiling", "compile")
 PREPARING = Phase("compiling", "compile", "long", outside_rates=True)
 EVALUATING = Phase("evaluating", "evaluation", "long", outside_rates=True, shown=True)
 CALLING_HOOK = Phase("calling a hook", "evaluation", "long", outside_rates=True)
+WAITING_FOR_HOOKS = Phase("waiting for the hooks of other processes", "evaluation", "long", outside_rates=True)
 PROFILING = Phase("profiling", timeout="long")
 
 

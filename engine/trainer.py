@@ -20,21 +20,22 @@ from engine.config.schema import Config
 from engine.config.text import to_text
 from engine.data.feed import TrainFeed
 from engine.data.source import Source, example_spec
-from engine.evaluation import build_evaluations, check_best, check_metric_names
+from engine.evaluation import build_evaluations, check_metric_names, check_watched
 from engine.events import (
     Boundary,
-    CallHook,
     CheckReplicas,
     DivergenceCheck,
+    EarlyStop,
     Evaluate,
     Event,
-    Hook,
     PrepareSaves,
     Profile,
+    Results,
     Rollback,
     Save,
     Schedule,
 )
+from engine.hooks import CallHook, Hook, HookResults, hook_events
 from engine.observe.profiler import ProfileWindow
 from engine.observe.recorder import Recorder
 from engine.observe.summary import Summary
@@ -47,6 +48,7 @@ from engine.resilience.preemption import Preemption
 from engine.resilience.replica_check import ReplicaCheck
 from engine.resilience.watchdog import Watchdog
 from engine.run.directory import RunDirectory
+from engine.stopping import StopRecord, stopped_reason, write
 from engine.stragglers.monitor import StragglerMonitor
 from engine.training.build import build_program, check_unrolled
 from engine.training.program import CompiledSteps
@@ -93,7 +95,7 @@ class Trainer:
         self._on_row, self.say, self._on_phase = on_row, on_message, on_phase
         self._on_slowest = on_slowest
         self.program, self.total_steps = build_program(task, mesh, source, config)
-        check_metric_names(self.program, config.evaluations)
+        check_metric_names(self.program, config.evaluations, config.hooks)
         self._size = size = RunSize(config.train.global_batch_size, len(source), self.total_steps)
         check_unrolled(self.program, config.train)
         batches = training_batches(config, example_spec(source), self.total_steps)
@@ -104,7 +106,9 @@ class Trainer:
         for evaluation in self.evaluations:
             warnings += evaluation.warnings
         directory.messages += [f"warning: {text}" for text in warnings]
-        check_best(config.checkpoint.best, self.evaluations)
+        named = {config.stop.metric: "stop.metric", config.checkpoint.best: "checkpoint.best"}
+        self._watched = {metric: field for metric, field in named.items() if metric is not None}
+        check_watched(self._watched, self.evaluations, hooks)
         self.checkpoints = build_checkpointer(config.checkpoint, to_text(config), directory, size, self.say)
         self._divergence = Divergence(config.resilience.divergence, self.program.metric_names, self.say)
         self._zero_weights = ZeroWeights(math.ceil(len(source) / size.batch_size), self.say)
@@ -119,7 +123,8 @@ class Trainer:
         self._recorder: Recorder | None = None
         self._stragglers: StragglerMonitor | None = None  # None in a single process
         self._row: dict[str, float] = {}  # training metrics of the latest logging interval
-        self._results: dict[str, float] = {}  # latest evaluation results; `Evaluate` updates them
+        self._results: dict[str, float] = {}  # latest results of evaluations and hooks; `Results` updates them
+        self._stop_reason = ""  # why the run ends or has ended before its last step
         self._step = group.run_on_primary(self.checkpoints.store.latest, "the newest checkpoint") or 0
         self._started = time.monotonic()
 
@@ -129,7 +134,7 @@ class Trainer:
         return self._step
 
     def run(self) -> Summary:
-        """Trains to the last step; resumes from the newest checkpoint if there is one.
+        """Trains to the last step, or until a hook or `config.stop` ends the run; resumes from the newest checkpoint.
 
         Raises:
             Preempted, Interrupted: the run was asked to stop. The text says whether the state is saved.
@@ -150,7 +155,7 @@ class Trainer:
             for context in (self._preemption, self._watchdog, self.checkpoints, self._attempt):
                 stack.enter_context(context)
             state, step = self._restore()
-            programs = self._attempt.compile(finished=step == self.total_steps)
+            programs = self._attempt.compile(self._finished(step))
             period = self._size.period(self.config.log.every)
             recorder = self._attempt.open_recorder(period, self._receive_row, self._on_phase, self._receive_values)
             self._recorder = self._phase.recorder = recorder
@@ -172,9 +177,12 @@ class Trainer:
                             yield boundary
                         with self._phase(SAVING):
                             self.checkpoints.finish()
+                            if self._stop_reason and programs:
+                                write(self.directory, StopRecord.of(self._step, self._stop_reason, self.config))
                     return
                 except Rollback:
                     pass  # restore after this block, because the frames of the exception reference the old state
+                self._stop_reason = ""
                 boundary = state = None  # free the old state first: two states may not fit in memory
                 recorder.rollback()
                 state, step = self._restore()
@@ -184,6 +192,19 @@ class Trainer:
         self._divergence.resume(self._attempt.skipped)
         self._step = step
         return state, step
+
+    def _finished(self, step: int) -> str:
+        """Returns a sentence if the run, whose newest checkpoint is of this step, has no steps left; else ""."""
+        fresh = "or start a new run with --fresh"
+        if step == self.total_steps:
+            return f"this run is finished; increase train.total to train longer, {fresh}"
+        self._stop_reason = stopped_reason(self.directory, step, self.config)
+        if not self._stop_reason:
+            return ""
+        return (
+            f"this run has ended early: {self._stop_reason}. To continue it, change the settings of stop or of the "
+            f"hook, {fresh}"
+        )
 
     @contextlib.contextmanager
     def _open_feed(self, step: int) -> Iterator[TrainFeed]:
@@ -195,10 +216,13 @@ class Trainer:
 
     def _events(self, recorder: Recorder) -> list[Event]:
         """Returns all events, in the order in which they run at a boundary."""
-        config, checkpoints, preemption = self.config, self.checkpoints, self._preemption
-        # Periods of the evaluations whose metric selects the best checkpoint.
-        evaluations = [(e, self._size.period(e.config.every)) for e in self.evaluations]
-        selecting = [period for e, period in evaluations if config.checkpoint.best in e.metrics]
+        config, checkpoints, preemption, size = self.config, self.checkpoints, self._preemption, self._size
+        results = Results(checkpoints, recorder, self.say, self._results)
+        evaluations = [(e, size.period(e.config.every, e.config.at_start, e.config.at_end)) for e in self.evaluations]
+        hooks = hook_events(self, self._hooks, size, results, self._watched)
+        measuring = {name: period for evaluation, period in evaluations for name in evaluation.metrics}
+        measuring |= hooks.measuring
+        selecting = [measuring[config.checkpoint.best]] if config.checkpoint.best else []
         save = Save(
             checkpoints, self.directory, self._divergence, recorder, preemption, selecting, self.total_steps, self.say
         )
@@ -206,15 +230,12 @@ class Trainer:
         divergence = DivergenceCheck(
             self._divergence, save, recorder, self.program, checkpoints, self._phase, read_batch
         )
-        heartbeat = self._watchdog.heartbeat
-        evaluate = Evaluate(evaluations, checkpoints, recorder, preemption, heartbeat, self.say, self._results)
-        hooks = [
-            CallHook(hook, self._size.period(config.hooks[name].every), self) for name, hook in self._hooks.items()
-        ]
+        evaluate = Evaluate(evaluations, results, preemption, self._watchdog.heartbeat, self.say)
         replicas, every = ReplicaCheck(self.program.abstract_state.to_tree()), config.resilience.replica_check
-        checks = [CheckReplicas(replicas, self._size.period(every))] if every and replicas.has_copies else []
+        checks = [CheckReplicas(replicas, size.period(every))] if every and replicas.has_copies else []
+        stops = [EarlyStop(config.stop, measuring[config.stop.metric], checkpoints)] if config.stop.metric else []
         prepare = PrepareSaves(checkpoints.prepare, self._step)
-        return [prepare, divergence, *checks, save, evaluate, *hooks, Profile(self._profile)]
+        return [prepare, divergence, *checks, save, evaluate, *hooks.events, *stops, Profile(self._profile)]
 
     def _train_steps(
         self,
@@ -230,7 +251,9 @@ class Trainer:
         `programs` maps a number of steps to the program that runs them in one dispatch.
         """
         stragglers = self._stragglers
-        k, last, first, divergence = self.config.train.steps_per_dispatch, self.total_steps, step, self._divergence
+        k, first, divergence = self.config.train.steps_per_dispatch, step, self._divergence
+        last = self.total_steps if programs else step  # a finished run has no programs
+        ended = False  # whether an event has ended the run at this step
         no_skips = {count: self.program.skip_mask((False,) * count) for count in programs}
         step_counter, poll_at = verdict.step_counter(), 0.0  # the launcher reads the counter after the process ends
         recorder.phase(TRAINING.name)
@@ -245,12 +268,18 @@ class Trainer:
             stopping = self._preemption.requested()
             if stopping or divergence.pending:
                 schedule.bring_forward(step, DivergenceCheck, Save)
-            boundary = Boundary(step, state, feed.position, step == first, step == last, stopping)
+            is_last = ended or step == last
+            boundary = Boundary(step, state, feed.position, step == first, is_last, stopping, ended=ended)
             yield boundary
             if boundary.interrupted:
                 continue  # repeat the boundary; now `requested` is true, so the run saves and stops
             if boundary.last:
                 return
+            if boundary.stop:
+                self._stop_reason, ended = boundary.stop, True
+                self.say(f"step {step}: the run ends: {boundary.stop}")
+                schedule.only(step, DivergenceCheck, Save, Evaluate, CallHook, HookResults)
+                continue
             calls = self._profile.marked(programs, step)
             next_event, dispatch_end = schedule.advance(step, last)
             if stragglers is not None:
@@ -311,6 +340,7 @@ class Trainer:
             directory=self.directory,
             step=self._step,
             total_steps=self.total_steps,
+            reason=f"stopped early: {self._stop_reason}" if self._stop_reason else "",
             metrics={**self._row, **self._results},
             best={} if best is None else {str(self.config.checkpoint.best): best},
             checkpoints=self.checkpoints.store.steps(),

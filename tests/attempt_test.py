@@ -45,7 +45,7 @@ def test_restore_returns_the_newest_checkpoint(tmp_path):
     messages = []
     with opened(tmp_path, messages, log__every="3 steps") as attempt:
         state, step = attempt.restore()
-        assert attempt.compile(finished=True) == {}
+        assert attempt.compile("this run is finished") == {}
     assert step == 10 and messages[0] == "resuming from step 10"
     assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(state.params))
 
@@ -53,4 +53,4 @@ def test_restore_returns_the_newest_checkpoint(tmp_path):
 @pytest.mark.parametrize("k", [1, 4])
 def test_programs_of_one_and_of_k_steps_are_compiled(tmp_path, k):
     with opened(tmp_path, [], train__steps_per_dispatch=k) as attempt:
-        assert attempt.compile(finished=False).keys() == {1, k}
+        assert attempt.compile().keys() == {1, k}

@@ -172,8 +172,11 @@ def test_evaluation_computes_in_the_precision_of_the_run():
         ("time", "the engine uses the metric name 'time' itself"),
         ("grad_norm", "the engine uses the metric name 'grad_norm' itself"),
         ("compile_s", "the engine uses the metric name 'compile_s' itself"),
-        ("heldout", "metric 'heldout' has the name of an evaluation. Rename the metric, or evaluations.heldout."),
-        ("heldout/loss", "metric 'heldout/loss' has the name of an evaluation"),
+        (
+            "heldout",
+            "metric 'heldout' has the name of an evaluation or hook. Rename the metric, or evaluations.heldout.",
+        ),
+        ("heldout/loss", "metric 'heldout/loss' has the name of an evaluation or hook"),
     ],
 )
 def test_metric_name_that_is_taken_is_refused(name, text):

@@ -5,9 +5,7 @@ from typing import cast
 
 import pytest
 
-from engine.config.errors import ConfigError
-from engine.config.schema import Hook
-from engine.events import Boundary, Schedule, build_hooks
+from engine.events import Boundary, Schedule
 from engine.phases import TRAINING
 from engine.training.state import TrainState
 
@@ -78,9 +76,3 @@ def test_event_can_be_brought_forward():
     schedule.advance(0, 100)
     schedule.bring_forward(3, Never)
     assert names(schedule, 3) == ["never"]
-
-
-def test_hook_target_must_give_an_object_with_run():
-    for target, found in (("builtins.print", "None"), ("builtins.dict", "a dict")):
-        with pytest.raises(ConfigError, match=rf"^hooks.a.target: {target} returned {found}, which has no method run"):
-            build_hooks({"a": Hook(target=target)})

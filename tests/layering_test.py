@@ -21,7 +21,7 @@ TOP = Path(__file__).parents[1]
 LEVELS = (
     ("main+arguments",),
     ("entry+resume+saved_run", "doctor", "launch"),
-    ("trainer+attempt+events+phases+evaluation",),
+    ("trainer+attempt+events+hooks+stopping+phases+evaluation",),
     ("training", "checkpoint", "observe", "resilience", "stragglers", "layers"),
     ("tuning",),  # same level as parallel, but it reads the layout of parallel
     ("run", "parallel", "data", "metrics"),

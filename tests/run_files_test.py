@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import engine
-from engine import entry
+from engine import entry, stopping
 from engine.checkpoint.integrity import verify_all
 from engine.checkpoint.store import CheckpointStore
 from engine.config.errors import ConvoyError
@@ -38,7 +38,7 @@ STEP = "checkpoints/4"
 FILES = [
     "config.txt", "data.json", "status.json", "goodput.jsonl", "metrics.jsonl", "examples/0-of-1.jsonl",
     "checkpoints/results.json", f"{STEP}/manifest.json", f"{STEP}/position/position.json", f"{STEP}/config/config.json",
-    "lease/LEASE",
+    "lease/LEASE", "stopped.json",
 ]  # fmt: skip
 
 NUMBERS = st.one_of(st.integers(), st.floats(), st.sampled_from([-1, 2**31, 2**63, 10**400, "NaN", "-1", 1e300]))
@@ -58,6 +58,7 @@ RAW = st.one_of(
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run_files") / "run"
     engine.train(CONFIG, workdir=path)
+    stopping.write(RunDirectory(path), stopping.StopRecord.of(4, "the target is reached", CONFIG))
     return path
 
 
@@ -125,6 +126,7 @@ def readers(run: Path, name: str) -> dict[str, Callable[[], object]]:
         "resume: config": lambda: check_config(CONFIG, directory, Accepted()),
         "resume: data": lambda: check_data(summaries, directory, Accepted()),
         "resume: lease": take_lease,
+        "resume: stop": lambda: stopping.stopped_reason(directory, 4, CONFIG),
         "examples": lambda: ledger.read(run / "examples"),
     }
     if name.startswith(("checkpoints", "config")):

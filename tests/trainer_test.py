@@ -19,6 +19,7 @@ from engine.config import hardware
 from engine.config.duration import Duration
 from engine.config.errors import ConvoyError
 from engine.config.schema import Hook, MeshSpec
+from engine.hooks import build_hooks
 from engine.parallel.mesh import make_mesh
 from engine.resilience.divergence import Diverged
 from engine.run import goodput
@@ -280,16 +281,17 @@ def test_non_finite_loss_stops_the_run_with_its_step(tmp_path):
     assert str(error.value).startswith(f"step {min(s for s, n in skipped.items() if n)}:")
 
 
-def trainer_of(path, **settings):
-    """A trainer of `runs.config` on one device."""
+def trainer_of(path, config=None):
+    """A trainer of a config, `runs.config()` by default, on one device."""
+    config = config or runs.config()
     return engine.Trainer(
         zoo.Classify(),
         make_mesh(MeshSpec(data=1), jax.devices()[:1]),
         zoo.source(),
-        runs.config(**settings),
+        config,
         RunDirectory.open(path),
-        evaluation_sources={"heldout": zoo.source(37, 9)},
-        hooks={},
+        evaluation_sources={name: zoo.source(37, 9) for name in config.evaluations},
+        hooks=build_hooks(config.hooks),
         on_row=lambda row: None,
         on_message=lambda text: None,
     )

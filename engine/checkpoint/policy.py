@@ -198,9 +198,13 @@ class Retention:
         """Returns the evaluation results of a step; empty if none were recorded."""
         return self._results.get(step, {})
 
+    def history(self, metric: str, until: int) -> dict[int, float]:
+        """Returns step -> value of a metric at the steps up to `until`."""
+        return {step: results[metric] for step, results in self._results.items() if step <= until and metric in results}
+
     def best(self) -> tuple[int, float] | None:
-        """Returns (step, value) of the best result so far, or None."""
-        ranked = self._ranking(self._results)
+        """Returns (step, value) of the best result so far, or None. Step 0 does not count: it is never saved."""
+        ranked = self._ranking({step: results for step, results in self._results.items() if step > 0})
         return (ranked[0], self._results[ranked[0]][self._best]) if self._best and ranked else None
 
     def _ranking(self, results: Results) -> list[int]:

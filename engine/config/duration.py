@@ -118,13 +118,27 @@ def _shown(text: str) -> str:
 class Period:
     """The steps of a run at which something periodic is due: `Period(Duration(1, "epochs"), 64, 1437, 674).due(23)`."""
 
-    def __init__(self, duration: Duration | None, batch_size: int, dataset_size: int, total_steps: int):
+    def __init__(
+        self,
+        duration: Duration | None,
+        batch_size: int,
+        dataset_size: int,
+        total_steps: int,
+        at_start: bool = False,
+        at_end: bool = True,
+    ):
         """Creates a period; with None only the last step is due.
+
+        Args:
+            duration: length of the period.
+            batch_size, dataset_size, total_steps: sizes of the run.
+            at_start: whether step 0 is due as well.
+            at_end: whether the last step is due even if it does not end a period.
 
         Raises:
             ConfigError: the unit is one of time, or the duration is 0.
         """
-        self.batch_size, self.total_steps = batch_size, total_steps
+        self.batch_size, self.total_steps, self.at_start, self.at_end = batch_size, total_steps, at_start, at_end
         examples = None if duration is None else Fraction(duration.examples(batch_size, dataset_size))
         if examples == 0:
             raise ConfigError(
@@ -134,13 +148,17 @@ class Period:
         self._every = None if examples is None else (examples.numerator, examples.denominator * batch_size)
 
     def due(self, step: int) -> bool:
-        """Whether `step` is the first to reach a multiple of the period, or the last step. Never at step 0."""
-        if step <= 0 or step == self.total_steps:
-            return step > 0
+        """Whether `step` is the first to reach a multiple of the period, or the first or last step if these are due."""
+        if step <= 0:
+            return step == 0 and self.at_start
+        if step == self.total_steps and self.at_end:
+            return True
         return self._reached(step) > self._reached(step - 1)
 
     def next_after(self, step: int) -> int:
-        """Returns the next due step after `step`; at least 1, at most `total_steps`."""
+        """Returns the next step after `step` that may be due; at most `total_steps`, which `due` may deny."""
+        if step < 0 and self.at_start:
+            return 0
         if self._every is None:
             return self.total_steps
         examples, per_step = self._every
@@ -162,6 +180,6 @@ class RunSize:
     dataset_size: int  # examples per epoch
     total_steps: int
 
-    def period(self, every: Duration | None) -> Period:
-        """Returns the steps of the run at which `every` is due; None: the last step only."""
-        return Period(every, self.batch_size, self.dataset_size, self.total_steps)
+    def period(self, every: Duration | None, at_start: bool = False, at_end: bool = True) -> Period:
+        """Returns the steps of the run at which `every` is due, with the arguments of `Period`."""
+        return Period(every, self.batch_size, self.dataset_size, self.total_steps, at_start, at_end)

@@ -17,6 +17,7 @@ May change, because the computed values stay the same:
     data.threads, workers, prefetch                        speed of reading
     data.on_error, resilience.*     reaction to failures
     init.*                          initial weights, which the first checkpoint already contains
+    stop.*                          reaction to results
     checkpoint.*, evaluations.*, hooks.*, log.*, profile.*, cache.*, tiny.*, name      saving, measuring, logging
 """
 

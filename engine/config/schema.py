@@ -38,7 +38,7 @@ AXIS_SIZE = Rule("", _axis_size)
 CPU_DEVICES = Rule("", _cpu_devices)
 NAME = matching(r"(\w[\w.-]{0,99})?", "It is the name of a folder: use up to 100 letters, digits, '_', '-' and '.'.")
 DOTTED_PATH = matching(r"([A-Za-z_]\w*(\.[A-Za-z_]\w*)+)?", "Write package.module.Name.", ", not a dotted path")
-METRIC = matching(r"[^/\s]+/\S+", "Write evaluation/metric, such as 'heldout/accuracy'.")
+METRIC = matching(r"[^/\s]+/\S+", "Write evaluation/metric or hook/metric, such as 'heldout/accuracy'.")
 REMAT = matching(
     r"none|full|dots|(save|offload):\w+(,\w+)*",
     "Allowed: none, full, dots, save:NAME,NAME or offload:NAME,NAME with names of engine.layers.checkpoint.",
@@ -182,7 +182,9 @@ class Checkpoint:
 
     every: Duration | None = setting(Duration(10, "minutes"), "Period of saves; None saves at the end only.", ANY_UNIT)
     keep_latest: int = setting(2, "Number of newest checkpoints to keep.", at_least(1))
-    best: str | None = setting(None, "evaluation/metric that selects the best checkpoints to keep.", METRIC)
+    best: str | None = setting(
+        None, "evaluation/metric, or hook/metric, that selects the best checkpoints to keep.", METRIC
+    )
     best_mode: str = setting("max", "Whether the largest or the smallest value is best.", one_of("max", "min"))
     keep_best: int = setting(1, "Number of best checkpoints to keep.", at_least(1))
     on_failure: str = setting(
@@ -191,6 +193,19 @@ class Checkpoint:
         one_of("continue", "stop"),
     )
     timeout: Duration = setting(Duration(10, "minutes"), "A save or restore that takes longer is abandoned.", BY_CLOCK)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """Conditions on a metric that end the run before train.total. The run saves, and ends as done."""
+
+    metric: str | None = setting(None, "evaluation/metric, or hook/metric, of the conditions.", METRIC)
+    mode: str = setting("max", "Whether the largest or the smallest value is best.", one_of("max", "min"))
+    patience: int | None = setting(
+        None, "Measurements without an improvement after which the run ends; None: no limit.", at_least(1)
+    )
+    min_delta: float = setting(0.0, "A smaller difference from the best value is no improvement.", at_least(0))
+    target: float | None = setting(None, "Value at which the run ends; None: no target.", at_least(-1e30, below=1e30))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,13 +240,18 @@ class Evaluation:
 
     data: Data = field(default_factory=Data)
     every: Duration | None = setting(Duration(1, "epochs"), "Period; None evaluates at the end only.", BY_DATA)
+    at_start: bool = setting(False, "Also evaluate the initial weights, at step 0.")
+    at_end: bool = setting(True, "Also evaluate at the last step, if the period does not end there.")
     batch_size: int | None = setting(None, "Examples per batch; None: train.global_batch_size.", at_least(1))
     use_ema: bool = setting(True, "Evaluate the averaged weights if train.ema_decay is set.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hook(Target):
-    """A user-defined object whose `run` is called with the trainer, the state and the step."""
+    """A user-defined object whose `run` is called with the trainer, the state and the step.
+
+    It may return metrics, and may end the run.
+    """
 
     every: Duration | None = setting(Duration(1, "epochs"), "Period; None calls it at the end only.", BY_DATA)
 
@@ -276,6 +296,7 @@ class Config:
     mesh: MeshSpec = field(default_factory=MeshSpec)
     sharding: Sharding = field(default_factory=Sharding)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    stop: Stop = field(default_factory=Stop)
     init: Init = field(default_factory=Init)
     resilience: Resilience = field(default_factory=Resilience)
     evaluations: Mapping[str, Evaluation] = table("Name -> evaluation.")

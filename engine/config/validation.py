@@ -38,7 +38,8 @@ def validate(config: ConfigDict | Mapping[str, object] | Config, origin: str = "
         frozen = _freeze(Config, draft)
         _check_targets(frozen)
         _check_numbers(frozen)
-        _check_best(frozen)
+        _check_metrics(frozen)
+        _check_periods(frozen)
         _check_init(frozen)
         _check_tiny(frozen)
     except FieldError as error:
@@ -145,17 +146,31 @@ def _check_learning_rate(config: Config) -> None:
             raise FieldError(f"optimizer.{name}", f"found {value}", f"Allowed: at most {MAX_NUMBER}.")
 
 
-def _check_best(config: Config) -> None:
-    best = config.checkpoint.best
-    if best is None:
-        return
-    evaluation = best.partition("/")[0]
-    if evaluation not in config.evaluations:
-        names = ", ".join(config.evaluations) or "none"
-        near = did_you_mean(evaluation, config.evaluations)
-        raise FieldError(
-            "checkpoint.best", f"found {best!r}, there is no evaluation {evaluation!r}", f"Evaluations: {names}.{near}"
-        )
+def _check_metrics(config: Config) -> None:
+    """Checks that an evaluation or a hook exists for each metric that the config names."""
+    stop, groups = config.stop, [*config.evaluations, *config.hooks]
+    for field, metric in (("checkpoint.best", config.checkpoint.best), ("stop.metric", stop.metric)):
+        name = "" if metric is None else metric.partition("/")[0]
+        if metric is not None and name not in groups:
+            problem = f"found {metric!r}, there is no evaluation or hook {name!r}"
+            advice = f"Evaluations and hooks: {', '.join(groups) or 'none'}.{did_you_mean(name, groups)}"
+            raise FieldError(field, problem, advice)
+    conditions = [name for name in ("patience", "target") if getattr(stop, name) is not None]
+    if conditions and stop.metric is None:
+        advice = "Set stop.metric to evaluation/metric, such as 'heldout/accuracy'."
+        raise FieldError(f"stop.{conditions[0]}", "is set, but stop.metric is not", advice)
+    if stop.metric is not None and not conditions:
+        raise FieldError("stop.metric", "is set, but no condition is", "Set stop.patience, stop.target, or both.")
+
+
+def _check_periods(config: Config) -> None:
+    for name, evaluation in config.evaluations.items():
+        if evaluation.every is None and not (evaluation.at_start or evaluation.at_end):
+            advice = "Give it a period, or set at_start or at_end."
+            raise FieldError(f"evaluations.{name}.every", "found None, so this evaluation never runs", advice)
+        if name in config.hooks:
+            advice = "Rename one of them: their metrics would have the same names."
+            raise FieldError(f"hooks.{name}", "is also the name of an evaluation", advice)
 
 
 def _check_init(config: Config) -> None:

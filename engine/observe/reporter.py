@@ -105,10 +105,10 @@ class Reporter:
         code = status_of(error)
         state = "interrupted" if code == ExitStatus.INTERRUPTED else "failed" if error else "done"
         state = error.state if isinstance(error, ConvoyError) else state
-        reason = "" if error is None else _reason(error)
         if error is not None:
             self._keep_traceback(error)
         last = self._summarise()
+        reason = last.reason if error is None else _reason(error)
         metrics = {**self._status.metrics, **last.metrics}  # a finished run that is started again has no new metrics
         self.summary = dataclasses.replace(last, state=state, reason=reason, metrics=metrics, kept=self._kept)
         try:

@@ -117,7 +117,9 @@ def _next_commands(summary: Summary) -> list[tuple[str, str]]:
     rows = []
     if summary.checkpoints:
         rows.append(("evaluate", f"convoy evaluate {shlex.quote(str(summary.directory))}"))
-    if summary.state == "done":
+    if summary.state == "done" and summary.reason:
+        rows.append(("continue", f"{summary.resume_command}   (with other settings of stop, or of the hook)"))
+    elif summary.state == "done":
         flag = " --accept-schedule-change" if summary.scheduled else ""
         rows.append(("train longer", f'{summary.resume_command} --config.train.total="..."{flag}'))
     elif summary.checkpoints:

@@ -5,6 +5,7 @@ A *run* is one working directory. An *attempt* is one start of a run, counted fr
     config.txt      the resolved config, one `name: value` per line
     data.json       description of the datasets, so that a resume on other data is detected
     status.json     state, step, reason, exit code, final metrics
+    stopped.json    where and why the run ended before its last step, if it did
     metrics.jsonl   one line per logged step
     goodput.jsonl   seconds by kind of work
     log.txt         what was printed, with times
@@ -58,6 +59,7 @@ class RunDirectory:
         self.config = self.path / "config.txt"
         self.data = self.path / "data.json"
         self.status = self.path / "status.json"
+        self.stopped = self.path / "stopped.json"
         self.metrics = self.path / "metrics.jsonl"
         self.goodput = self.path / "goodput.jsonl"
         self.log = self.path / "log.txt"
@@ -196,7 +198,7 @@ class RunDirectory:
             )
 
     def _contents(self) -> tuple[Path, ...]:
-        files = (self.config, self.data, self.status, self.metrics, self.goodput, self.log)
+        files = (self.config, self.data, self.status, self.stopped, self.metrics, self.goodput, self.log)
         return (*files, self.checkpoints, self.tensorboard, self.profile, self.examples, self.bad_examples)
 
     def read_config_text(self) -> str:

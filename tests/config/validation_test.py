@@ -82,8 +82,8 @@ def test_config_can_be_pickled_and_copied():
         ({"mesh": {"dcn": {"data": -1, "fsdp": -1}}}, "mesh.dcn.fsdp: found -1, but mesh.dcn.data is -1 too (x.py)."),
         (
             {"checkpoint": {"best": "heldut/accuracy"}},
-            "checkpoint.best: found 'heldut/accuracy', there is no evaluation 'heldut' (x.py). Evaluations: heldout. "
-            "Did you mean heldout?",
+            "checkpoint.best: found 'heldut/accuracy', there is no evaluation or hook 'heldut' (x.py). "
+            "Evaluations and hooks: heldout. Did you mean heldout?",
         ),
         ({"sharding": {"rules": {"mlp": 3}}}, "sharding.rules.mlp: found 3 (x.py). Allowed: a mesh axis, a tuple"),
         ({"sharding": {"rules": {"a:b": None}}}, "sharding.rules.a:b: is not a valid name of an axis"),

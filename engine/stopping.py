@@ -1,0 +1,96 @@
+"""Early stopping: the conditions of the config section `stop`, and the record of a run that ended before its last step.
+
+The conditions are a pure function of the stored results of evaluations and hooks. So a resumed run, and every process
+of a run, decides as an uninterrupted run does.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from engine.cluster import group
+from engine.config.errors import RunError
+from engine.config.schema import Config
+from engine.config.schema import Stop as StopConfig
+from engine.config.text import flatten, value_text
+from engine.config.text_file import read_text
+from engine.observe import formatting
+from engine.run import json_text
+from engine.run.directory import RunDirectory
+
+_SECTIONS = ("stop.", "hooks.", "train.total")  # a change of these fields makes a run continue that was stopped
+
+
+def reason_to_stop(config: StopConfig, history: Mapping[int, float]) -> str:
+    """Returns why the run ends, as a part of a sentence; "" if it continues.
+
+    Args:
+        config: the conditions.
+        history: step -> value of `config.metric`, up to the present step. Values that are not finite do not count.
+    """
+    sign = 1 if config.mode == "max" else -1
+    values = [(step, value) for step, value in sorted(history.items()) if math.isfinite(value)]
+    if not values:
+        return ""
+    name, (_, latest) = config.metric, values[-1]
+    if config.target is not None and sign * latest >= sign * config.target:
+        return f"{name} is {formatting.number(latest)}, which reaches stop.target = {config.target:g}"
+    best_step, best = values[0]
+    since = 0
+    for step, value in values[1:]:
+        if sign * (value - best) > config.min_delta:
+            best_step, best, since = step, value, 0
+        else:
+            since += 1
+    if config.patience is None or since < config.patience:
+        return ""
+    times = f"{since} time{'s' * (since > 1)}"
+    return f"{name} was measured {times} without an improvement over {formatting.number(best)} of step {best_step}"
+
+
+@dataclass(frozen=True)
+class StopRecord:
+    """`stopped.json`: where and why a run ended before its last step, and the settings that may change this."""
+
+    step: int
+    reason: str
+    settings: Mapping[str, str]
+
+    @classmethod
+    def of(cls, step: int, reason: str, config: Config) -> "StopRecord":
+        """Returns the record of a run that ends with these settings."""
+        settings = {name: value_text(name, x) for name, x in flatten(config) if name.startswith(_SECTIONS)}
+        return cls(step, reason, settings)
+
+
+def write(directory: RunDirectory, record: StopRecord) -> None:
+    """Stores the record; the primary writes it. Raises RunError in every process."""
+    text = json_text.dumps(vars(record), indent=1) + "\n"
+    group.run_on_primary(lambda: directory.lease.replace_text(directory.stopped, text), "the record of the stop")
+
+
+def stopped_reason(directory: RunDirectory, step: int, config: Config) -> str:
+    """Returns why the run was stopped at this step; "" if it was not, or if `stop`, `hooks` or `train.total` changed.
+
+    Raises:
+        RunError: the record cannot be read.
+    """
+    record = group.run_on_primary(lambda: _read(directory), "the record of the stop")
+    if record is None or record != list(vars(StopRecord.of(step, record[1], config)).values()):
+        return ""
+    return record[1]
+
+
+def _read(directory: RunDirectory) -> list | None:
+    try:
+        stored = json.loads(read_text(directory.stopped))
+        record = StopRecord(int(stored["step"]), str(stored["reason"]), dict(stored["settings"]))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise RunError(
+            f"{directory.stopped}: is not the record of a stopped run ({error}). Remove this file: the run then "
+            "continues from its newest checkpoint."
+        ) from error
+    return list(vars(record).values())

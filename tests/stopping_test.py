@@ -1,0 +1,102 @@
+"""Early stopping: the conditions, their exactness across a resume, and the record of a stopped run."""
+
+import contextlib
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import engine
+from engine.config.errors import RunError
+from engine.config.schema import Stop
+from engine.run.directory import RunDirectory
+from engine.stopping import reason_to_stop, stopped_reason
+from tests import runs
+from tests.properties import examples
+from tests.trainer_test import trainer_of
+
+VALUES = st.lists(st.one_of(st.integers(-3, 3).map(float), st.just(math.nan)), max_size=12)
+
+
+def first_stop(config, values):
+    """Returns the index of the first value at which a plain counter stops, or None."""
+    sign, best, since = (1 if config.mode == "max" else -1), -math.inf, 0
+    for index, value in enumerate(values):
+        if math.isnan(value):
+            continue
+        if config.target is not None and sign * value >= sign * config.target:
+            return index
+        if sign * value - best > config.min_delta:
+            best, since = sign * value, 0
+        else:
+            since += 1
+        if config.patience is not None and since >= config.patience:
+            return index
+    return None
+
+
+@examples(200)
+@given(
+    values=VALUES,
+    patience=st.one_of(st.none(), st.integers(1, 4)),
+    target=st.one_of(st.none(), st.integers(-3, 3)),
+    min_delta=st.sampled_from([0.0, 1.0]),
+    mode=st.sampled_from(["max", "min"]),
+)
+def test_conditions_stop_where_a_counter_stops(values, patience, target, min_delta, mode):
+    config = Stop(metric="a/b", patience=patience, target=target, min_delta=min_delta, mode=mode)
+    found = None
+    for index, value in enumerate(values):  # measured every 10 steps; only measured values ask
+        history = {10 * i: x for i, x in enumerate(values[: index + 1])}
+        if found is None and not math.isnan(value) and reason_to_stop(config, history):
+            found = index
+    assert found == first_stop(config, values)
+
+
+def test_reason_names_the_metric_the_best_value_and_its_step():
+    history = {2: 0.5, 4: 0.25, 6: 0.5, 8: math.nan, 10: 0.25}
+    assert reason_to_stop(Stop(metric="heldout/loss", mode="min", patience=2), history) == (
+        "heldout/loss was measured 2 times without an improvement over 0.25 of step 4"
+    )
+    assert reason_to_stop(Stop(metric="heldout/loss", mode="min", patience=3), history) == ""
+    assert reason_to_stop(Stop(metric="heldout/loss", mode="min", target=0.3), history) == (
+        "heldout/loss is 0.25, which reaches stop.target = 0.3"
+    )
+    assert reason_to_stop(Stop(metric="heldout/loss", mode="min", target=0.3), {}) == ""
+
+
+def config(**settings):
+    hooks = {"walk": dict(target="tests.hooks_test.Measures", every="1 step")}  # best at step 6
+    stop = dict(stop__metric="walk/distance", stop__mode="min", stop__patience=2)
+    return runs.config(**dict(hooks=hooks, evaluations={}) | stop | settings)
+
+
+@pytest.mark.parametrize("save_every", ["5 steps", "7 steps"])  # resumes before and after the best value
+def test_patience_is_exact_across_a_resume(tmp_path, save_every):
+    settings = config(checkpoint__every=save_every)
+    trainer = trainer_of(tmp_path, settings)
+    with contextlib.closing(trainer.train()) as boundaries:
+        assert next(boundary.step for boundary in boundaries if boundary.step > 6) == 7
+    trainer.directory.close()
+    summary = engine.train(settings, workdir=tmp_path)
+    assert (summary.state, summary.step) == ("done", 8)
+    reason = "walk/distance was measured 2 times without an improvement over 0 of step 6"
+    assert summary.reason == f"stopped early: {reason}"
+    assert engine.train(settings, workdir=tmp_path).step == 8
+    with pytest.raises(RunError, match="is not the record of a stopped run"):
+        (tmp_path / "stopped.json").write_text('{"step": 8}')
+        stopped_reason(RunDirectory(tmp_path), 8, settings)
+
+
+def test_target_ends_the_run_and_a_larger_patience_continues_it(tmp_path):
+    summary = engine.train(config(stop__target=2, stop__patience=None), workdir=tmp_path)
+    assert (summary.step, summary.reason) == (4, "stopped early: walk/distance is 2, which reaches stop.target = 2")
+    assert engine.train(config(stop__patience=3), workdir=tmp_path).step == 9
+    assert engine.train(config(stop__metric=None, stop__patience=None), workdir=tmp_path).step == 10
+
+
+def test_evaluations_at_the_start_and_at_the_end_are_settings(tmp_path):
+    c = runs.config(evaluations__heldout__at_start=True, evaluations__heldout__at_end=False, train__total="6 steps")
+    assert engine.train(c, workdir=tmp_path).best == {}
+    assert runs.rows(tmp_path, "heldout/loss").keys() == {0, 4}
