@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from engine.data.mixture import Mixture
     from engine.data.packing import Packed
     from engine.data.source import ArraySource, Source
-    from engine.entry import evaluate, train
+    from engine.entry import explain, train
     from engine.hooks import Stop
+    from engine.inference import checkpoints, evaluate, export, predict
     from engine.metrics.mean import Mean
     from engine.mounts import local_path
     from engine.observe.summary import Summary
-    from engine.saved_run import LoadedRun, load
+    from engine.saved_run import LoadedRun, goodput, load
     from engine.trainer import Trainer
     from engine.training.loss import Loss
     from engine.training.task import Task
@@ -42,10 +43,15 @@ __all__ = [
     "Task",
     "TaskError",
     "Trainer",
+    "checkpoints",
     "evaluate",
+    "explain",
+    "export",
+    "goodput",
     "layers",
     "load",
     "local_path",
+    "predict",
     "train",
 ]
 
@@ -57,11 +63,12 @@ _MODULES = {
     "engine.data.mixture": ("Mixture",),
     "engine.data.packing": ("Packed",),
     "engine.data.source": ("ArraySource", "Source"),
-    "engine.entry": ("evaluate", "train"),
+    "engine.entry": ("explain", "train"),
     "engine.hooks": ("Stop",),
+    "engine.inference": ("checkpoints", "evaluate", "export", "predict"),
     "engine.metrics.mean": ("Mean",),
     "engine.observe.summary": ("Summary",),
-    "engine.saved_run": ("LoadedRun", "load"),
+    "engine.saved_run": ("LoadedRun", "goodput", "load"),
     "engine.trainer": ("Trainer",),
     "engine.training.loss": ("Loss",),
     "engine.training.task": ("Task",),

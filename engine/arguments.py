@@ -18,6 +18,7 @@ EXAMPLES = """
   convoy train --config=configs.digits --fast-dev-run      train, save and evaluate for two steps
   convoy train --config=runs/digits --workdir=runs/digits  resume a run with its stored config
   convoy evaluate runs/digits                              evaluate its best checkpoint, or --step=N
+  convoy predict runs/digits --out=predictions.npz         predict the data of an evaluation, or --data.target=...
   convoy config configs.digits                             print every setting of a config
   convoy explain --config=configs.digits                   print the mesh and how arrays are split
   convoy checkpoints runs/digits                           list steps, sizes and results
@@ -44,6 +45,9 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{self.prog}: {message}. For help: {self.prog} --help")
 
 
+# Verb -> sections that can be overridden without `--config.`.
+SHORT_OVERRIDES = {"evaluate": ("--evaluations.",), "predict": ("--data.", "--evaluations.")}
+
 type AddParser = Callable[..., Parser]  # method `add_parser` of the subparsers
 
 
@@ -57,6 +61,7 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     verbs = top.add_subparsers(dest="verb", metavar="VERB")
     _add_train(verbs.add_parser)
     _add_evaluate(verbs.add_parser)
+    _add_predict(verbs.add_parser)
     _add_config(verbs.add_parser)
     _add_explain(verbs.add_parser)
     _add_checkpoints(verbs.add_parser)
@@ -88,6 +93,20 @@ def _add_evaluate(add: AddParser) -> None:
     evaluate.add_argument("run", help="run directory")
     evaluate.add_argument("--step", help="a step, latest or best (default: best if the run selects one, else latest)")
     _add_process_flags(evaluate)
+
+
+def _add_predict(add: AddParser) -> None:
+    predict = add("predict", help="run the predictions of a run over a dataset, and write them to a file")
+    predict.add_argument("run", help="run directory")
+    predict.add_argument("--out", required=True, metavar="FILE", help="file to write: NAME.npz or NAME.parquet")
+    predict.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    predict.add_argument("--step", help="a step, latest or best (default: best if the run selects one, else latest)")
+    predict.add_argument("--evaluation", metavar="NAME", help="read the data of this evaluation of the run")
+    predict.add_argument("--batch-size", type=int, help="examples per batch (default: that of the evaluation)")
+    predict.add_argument_group(
+        "data", "--data.target=NAME and --data.ARGUMENT=VALUE give a dataset; --config.NAME=VALUE sets other fields"
+    )
+    _add_process_flags(predict)
 
 
 def _add_config(add: AddParser) -> None:
@@ -191,17 +210,22 @@ def _add_devices_flag(verb: Parser) -> None:
 
 
 def split_overrides(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Separates overrides, `--config.a.b=value` or `--config.a.b value`; returns other arguments and `a.b=value`."""
+    """Separates overrides, `--config.a.b=value` or `--config.a.b value`; returns other arguments and `a.b=value`.
+
+    For some verbs, some sections need no `--config.`: `convoy predict runs/digits --data.limit=10`.
+    """
     rest, overrides, words = [], [], iter(args)
+    short = SHORT_OVERRIDES.get(args[0], ()) if args else ()
     for word in words:
-        if not word.startswith("--config."):
+        if not word.startswith(("--config.", *short)):
             rest.append(word)
             continue
-        name, equals, value = word.removeprefix("--config.").partition("=")
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--config.").removeprefix("--")
         if not equals:
             value = next(words, None)
             if value is None:
-                raise ConfigError(f"--config.{name}: no value. Write --config.{name}=VALUE.")
+                raise ConfigError(f"{flag}: no value. Write {flag}=VALUE.")
         overrides.append(f"{name}={value}")
     return rest, overrides
 

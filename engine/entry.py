@@ -1,4 +1,4 @@
-"""Train, evaluate, export and list checkpoints as functions, for notebooks, worker processes and the command line.
+"""Trains a config as a function, for notebooks, worker processes and the command line. `inference.py` uses the run.
 
 These functions do not parse flags or end the process, and set signal handlers only on the main thread.
 """
@@ -6,13 +6,11 @@ These functions do not parse flags or end the process, and set signal handlers o
 import dataclasses
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import ml_collections
 
-from engine.checkpoint.export import export_safetensors
-from engine.checkpoint.store import StepInfo
 from engine.cluster import group, peer_failure
 from engine.cluster.consistency_check import check_consistency, software
 from engine.config.dev_run import tiny
@@ -23,26 +21,22 @@ from engine.config.target import check_targets
 from engine.config.text import flatten, from_text, to_text, value_text
 from engine.config.validation import validate
 from engine.data import dataset_summary
-from engine.evaluation import build_evaluations
 from engine.hooks import build_hooks
 from engine.mounts import local_text
 from engine.observe.reporter import Reporter
 from engine.observe.summary import Summary
-from engine.parallel.mesh import create_cpu_devices, make_mesh
+from engine.parallel.collectives import collectives as find_collectives
+from engine.parallel.mesh import create_cpu_devices, fake_devices, make_mesh
+from engine.parallel.report import describe, describe_collectives
 from engine.resilience.out_of_memory import out_of_memory_reported
 from engine.resilience.preemption import start_ended_by_sigterm
+from engine.resilience.replica_check import coverage
 from engine.resume import Accepted, check_config, check_data, check_total, summarize_datasets
 from engine.run.directory import RunDirectory, default_workdir
 from engine.saved_run import SavedRun
 from engine.trainer import Trainer
 from engine.training import compile_cache
-from engine.training.build import (
-    build_evaluation_program,
-    build_evaluation_sources,
-    build_program,
-    build_sources,
-    build_task,
-)
+from engine.training.build import build_program, build_sources, build_task
 from engine.training.program import Program
 from engine.types import Device
 
@@ -202,50 +196,31 @@ def program(config: AnyConfig, devices: Sequence[Device] | None = None) -> tuple
     return build_program(build_task(config), make_mesh(config.mesh, devices), source, config)
 
 
-def evaluate(run: str | Path, *, step: int | str | None = None) -> dict[str, float]:
-    """Runs all evaluations of a run on one checkpoint; returns "step" and the metrics. Needs no training data.
+def explain(config: AnyConfig, *, devices: int | None = None, collectives: bool = True) -> str:
+    """Returns a description of the mesh, the arrays of the state on each device, and the collectives of a step.
+
+    Call it before JAX starts its devices: it creates CPU devices in place of the real ones.
 
     Args:
-        run: the run directory.
-        step: step of the checkpoint, "latest", or "best". None, like "best": the best checkpoint if the run selects
-            one, else the newest.
-
-    Raises:
-        CheckpointError: there is no such checkpoint.
-        ConfigError: the config of the run has no evaluations.
+        config: as for `train`.
+        devices: number of devices; None: the product of the mesh axes.
+        collectives: whether to compile a step, which takes long for large models, and list its collectives.
     """
-    saved = SavedRun(run)
-    config = saved.config
-    check_targets(config)
-    if not config.evaluations:
-        raise ConfigError(
-            f"{saved.directory.config}: no evaluations. Add one to the config of the run: evaluations.<name>.data."
-        )
-    config = set_up_devices(config)
-    task, sources = build_task(config), build_evaluation_sources(config)
-    program = build_evaluation_program(task, make_mesh(config.mesh), config)
-    with out_of_memory_reported(config.train, config.mesh), peer_failure.lost_peers_reported():
-        chosen = group.broadcast(saved.choose(step), "the choice of the checkpoint")
-        weights = saved.weights(chosen, program)
-        results: dict[str, float] = {"step": chosen}
-        batch_size = config.train.global_batch_size
-        for evaluation in build_evaluations(config.evaluations, sources, program, batch_size):
-            results |= evaluation.run(weights) or {}
-    return results
+    return "\n".join(explain_parts(config, devices=devices, collectives=collectives))
 
 
-def export(run: str | Path, file: str | Path, *, step: int | str | None = None) -> list[str]:
-    """Writes the weights of a checkpoint as safetensors; the averaged weights if the run has them. Needs no data.
-
-    Returns:
-        The names of the arrays.
-    """
-    saved = SavedRun(run)
-    config = set_up_devices(saved.config)
-    program = build_evaluation_program(build_task(config), make_mesh(config.mesh), config)
-    return export_safetensors(saved.weights(saved.choose(step), program).to_tree(), file)
-
-
-def checkpoints(run: str | Path) -> list[StepInfo]:
-    """Returns step, size, time and results of each checkpoint of a run, oldest first; does not initialize devices."""
-    return SavedRun(run).checkpoints()
+def explain_parts(config: AnyConfig, *, devices: int | None, collectives: bool) -> Iterator[str]:
+    """Yields the parts of `explain` as soon as they are known."""
+    if devices is not None and devices < 1:
+        raise ConfigError(f"--devices = {devices}: allowed is a whole number from 1.")
+    config = resolve_config(config)
+    mesh_spec, fakes = fake_devices(config.mesh, config.train.global_batch_size, devices)
+    config = dataclasses.replace(config, mesh=mesh_spec)
+    built, total = program(config, fakes)
+    mesh, state = built.mesh, built.abstract_state.to_tree()
+    yield describe(mesh_spec, config.sharding, mesh, state, built.spec.model.names, total)
+    yield coverage(config.resilience.replica_check, state)
+    yield from (f"warning: {text}" for text in built.warnings)
+    if mesh.size > 1 and collectives:
+        found = find_collectives(built.trace(1).lower().compile().as_text() or "", mesh)
+        yield describe_collectives(found, mesh.devices.flat[0].platform)

@@ -10,7 +10,6 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
-import dataclasses
 import datetime
 import gc
 import os
@@ -131,16 +130,39 @@ def _fast_import() -> Iterator[None]:
 
 
 def _evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
-    _no_overrides(overrides, "evaluate")
     _join(args)
     with _fast_import():
-        from engine import entry
+        from engine import inference
 
     with lost_peers_reported():
-        results = entry.evaluate(args.run, step=args.step)
+        results = inference.evaluate(args.run, step=args.step, overrides=overrides)
     if group.is_primary():
         for name, value in results.items():
             print(f"{name}: {value:.6g}")
+    return ExitStatus.DONE
+
+
+def _predict(args: argparse.Namespace, overrides: list[str]) -> int:
+    if args.batch_size is not None and args.batch_size < 1:
+        raise ConfigError(f"--batch-size = {args.batch_size}: allowed is a whole number from 1.")
+    _join(args)
+    with _fast_import():
+        from engine import inference
+    from engine.observe.progress import CountProgress
+
+    with lost_peers_reported(), CountProgress("predicting", "examples", shown=group.is_primary()) as progress:
+        inference.predict(
+            args.run,
+            evaluation=args.evaluation,
+            step=args.step,
+            batch_size=args.batch_size,
+            overrides=overrides,
+            out=args.out,
+            overwrite=args.overwrite,
+            on_progress=progress.update,
+        )
+    if group.is_primary():
+        print(f"wrote predictions of {progress.done} examples to {args.out}")
     return ExitStatus.DONE
 
 
@@ -250,40 +272,24 @@ def _config(args: argparse.Namespace, overrides: list[str]) -> int:
 def _explain(args: argparse.Namespace, overrides: list[str]) -> int:
     config = _load(args.config, overrides)
     from engine import entry
-    from engine.parallel.collectives import collectives
-    from engine.parallel.mesh import fake_devices
-    from engine.parallel.report import describe, describe_collectives
-    from engine.resilience.replica_check import coverage
 
-    if args.devices is not None and args.devices < 1:
-        raise ConfigError(f"--devices = {args.devices}: allowed is a whole number from 1.")
-    mesh_spec, devices = fake_devices(config.mesh, config.train.global_batch_size, args.devices)
-    config = dataclasses.replace(config, mesh=mesh_spec)
-    program, total = entry.program(config, devices)
-    mesh = program.mesh
-    state = program.abstract_state.to_tree()
-    print(describe(mesh_spec, config.sharding, mesh, state, program.spec.model.names, total))
-    print(coverage(config.resilience.replica_check, state))
-    for text in program.warnings:
-        print(f"warning: {text}")
-    if mesh.size > 1 and not args.no_collectives:
-        found = collectives(program.trace(1).lower().compile().as_text() or "", mesh)
-        print(describe_collectives(found, mesh.devices.flat[0].platform))
+    for text in entry.explain_parts(config, devices=args.devices, collectives=not args.no_collectives):
+        print(text, flush=True)
     return ExitStatus.DONE
 
 
 def _checkpoints(args: argparse.Namespace, overrides: list[str]) -> int:
-    from engine import entry
+    from engine import inference
 
     _no_overrides(overrides, "checkpoints")
     if args.action == "verify":
         return _verify(args.run)
     _warn_of_missing_end(args.run)
     if args.export:
-        names = entry.export(args.run, args.export, step=args.step)
+        names = inference.export(args.run, args.export, step=args.step)
         print(f"wrote {len(names)} arrays to {args.export}")
         return ExitStatus.DONE
-    for info in entry.checkpoints(args.run):
+    for info in inference.checkpoints(args.run):
         results = "  ".join(f"{name} {value:.6g}" for name, value in info.results.items())
         when = datetime.datetime.fromtimestamp(info.time).isoformat(" ", "seconds")
         print(f"step {info.step:>8}  {info.bytes / 2**20:>9.1f} MiB  {when}  {results}".rstrip())
@@ -312,12 +318,11 @@ def _warn_of_missing_end(run: str) -> None:
 
 
 def _goodput(args: argparse.Namespace, overrides: list[str]) -> int:
-    from engine.observe.goodput_table import goodput_text
-    from engine.run.directory import RunDirectory
+    from engine.saved_run import goodput
 
     _no_overrides(overrides, "goodput")
     _warn_of_missing_end(args.run)
-    print(goodput_text(RunDirectory(args.run)))
+    print(goodput(args.run))
     return ExitStatus.DONE
 
 
@@ -342,6 +347,7 @@ _VERBS = {
     "doctor": _doctor,
     "train": _train,
     "evaluate": _evaluate,
+    "predict": _predict,
     "config": _config,
     "explain": _explain,
     "checkpoints": _checkpoints,

@@ -1,16 +1,22 @@
 """Read access to an existing run: its config, its checkpoints and its trained model."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from flax import nnx
 
 from engine.checkpoint.policy import Retention
 from engine.checkpoint.store import CheckpointStore, StepInfo
-from engine.config.errors import CheckpointError
+from engine.config.draft import draft_of
+from engine.config.errors import CheckpointError, ConfigError
+from engine.config.override import apply
 from engine.config.schema import Config, MeshSpec
 from engine.config.text import from_text
+from engine.config.validation import validate
+from engine.observe.goodput_table import goodput_text
 from engine.parallel.mesh import make_mesh
 from engine.run.directory import RunDirectory
 from engine.training.build import build_evaluation_program, build_task
@@ -18,6 +24,12 @@ from engine.training.evaluation_program import EvaluationProgram
 from engine.training.program import Program
 from engine.training.state import TrainState, Weights, evaluation_params
 from engine.training.task import Task
+
+# Prefixes of the fields that an evaluation or a prediction may change.
+CHANGEABLE = (
+    *("evaluations.", "data.", "mesh.", "sharding.", "cache.", "log."),
+    *("train.global_batch_size", "train.precision"),
+)
 
 
 class SavedRun:
@@ -56,6 +68,39 @@ class SavedRun:
             return int(str(step))
         found = ", ".join(map(str, steps))
         raise CheckpointError(f"{self.directory}: no checkpoint {step!r}. Found: {found}, latest, best.")
+
+    def changed_config(
+        self, overrides: Sequence[str], data: Mapping[str, Any] | None = None, *, source_given: bool = False
+    ) -> Config:
+        """Returns the config of the run with other settings for evaluations and predictions.
+
+        Args:
+            overrides: each "evaluations.test.batch_size=64".
+            data: replaces the section `data`; None keeps it.
+            source_given: whether the caller has a source, so that the section needs no target.
+
+        Raises:
+            ConfigError: an override is not valid, or changes the model or the training.
+        """
+        if not overrides and data is None:
+            return self.config
+        for text in overrides:
+            name = text.partition("=")[0].strip()
+            if not name.startswith(CHANGEABLE):
+                raise ConfigError(
+                    f"--config.{name}: the run's own config gives the model and its training. Allowed here: "
+                    f"{', '.join(f'{prefix}NAME' if prefix.endswith('.') else prefix for prefix in CHANGEABLE)}."
+                )
+        draft = draft_of(self.config)
+        if data is not None or any(text.startswith("data.target=") for text in overrides):
+            kept = {"target": self.config.data.target} if source_given and not data else {}
+            draft.data = {**kept, **(data or {})}
+        apply(draft, overrides, "--config.")
+        return validate(draft, "the command line")
+
+    def build_task(self, config: Config | None = None) -> Task:
+        """Returns the Task of the run. Raises ConfigError if its code cannot be imported."""
+        return build_task(self.config if config is None else config)
 
     def weights(self, step: int, program: EvaluationProgram) -> Weights:
         """Returns the weights of a checkpoint, sharded as the program requires; the other arrays are not read."""
@@ -100,12 +145,17 @@ def load(run: str | Path, *, step: int | str | None = None) -> LoadedRun:
     """
     saved = SavedRun(run)
     chosen = saved.choose(step)
-    task, mesh = build_task(saved.config), make_mesh(MeshSpec(), jax.local_devices()[:1])
+    task, mesh = saved.build_task(), make_mesh(MeshSpec(), jax.local_devices()[:1])
     program = build_evaluation_program(task, mesh, saved.config)
     weights = saved.weights(chosen, program)
     model = program.model.module(evaluation_params(weights, use_ema=True), weights.model_state, None)
     model.eval()
     return LoadedRun(task, model, saved.config, chosen)
+
+
+def goodput(run: str | Path) -> str:
+    """Returns a table of how the time of a run was spent, per attempt; does not initialize devices."""
+    return goodput_text(RunDirectory(run))
 
 
 def newest_checkpoint(directory: RunDirectory) -> int | None:

@@ -88,7 +88,7 @@ def test_train_leaves_no_thread_running(tmp_path):
 
 
 def test_export_writes_the_averaged_weights(run, tmp_path):
-    names = entry.export(run, tmp_path / "w.safetensors")
+    names = engine.export(run, tmp_path / "w.safetensors")
     weights = load_file(tmp_path / "w.safetensors")
     assert (
         set(weights) == set(names) == {f"{m}/{p}" for m in ("hidden/0", "hidden/1", "head") for p in ("kernel", "bias")}
@@ -181,8 +181,8 @@ def test_init_checkpoint_applies_to_new_runs_only(run, tmp_path):
         init__checkpoint=str(run), init__paths={"head": None}, optimizer__learning_rate=0.0, train__seed=3,
     )  # fmt: skip
     engine.train(config, workdir=tmp_path / "run")
-    entry.export(run, tmp_path / "before.safetensors")
-    entry.export(tmp_path / "run", tmp_path / "after.safetensors")
+    engine.export(run, tmp_path / "before.safetensors")
+    engine.export(tmp_path / "run", tmp_path / "after.safetensors")
     before, after = (load_file(tmp_path / f"{name}.safetensors") for name in ("before", "after"))
     assert before.keys() == after.keys()
     for name in before:

@@ -141,7 +141,7 @@ def test_fast_dev_run_with_workdir_keeps_its_files(tmp_path):
         (["train", DIGITS, "--config.checkpoint.best=heldout/acuracy"], 1, "Did you mean heldout/accuracy?"),
         (["train", DIGITS, "--config.train.accumulate=3"], 1, "train.accumulate"),
         (["evaluate", "nowhere"], 1, "RunError: nowhere: is not a run"),
-        (["evaluate", "nowhere", "--config.train.seed=1"], 1, "takes no overrides"),
+        (["goodput", "nowhere", "--config.train.seed=1"], 1, "takes no overrides"),
         (["train", DIGITS, "--process-id=1"], 1, "found --process-id=1, but not --coordinator or CONVOY_COORDINATOR"),
         (["train", DIGITS, "--", "x"], 1, "--: unknown argument of convoy train"),
         (["launch", "local", "--processes=2"], 1, "convoy launch local: found nothing after --. Write a verb"),

@@ -131,7 +131,7 @@ def readers(run: Path, name: str) -> dict[str, Callable[[], object]]:
     }
     if name.startswith(("checkpoints", "config")):
         found |= {
-            "checkpoints": lambda: entry.checkpoints(run),
+            "checkpoints": lambda: engine.checkpoints(run),
             "choose": lambda: SavedRun(run).choose(None),
             "verify": lambda: verify_all(run / "checkpoints", lambda text: None),
             "resume: position": lambda: store.position(4),
@@ -198,7 +198,7 @@ def test_names_that_are_no_steps_or_leases_are_ignored(run: Path, tmp_path: Path
         (copy / "checkpoints" / name).write_text("x")
         (copy / "lease" / f"{name}.json").write_text("x") if name != "9" else None
     (copy / "checkpoints/008").mkdir()
-    assert [info.step for info in entry.checkpoints(copy)] == [2, 4]
+    assert [info.step for info in engine.checkpoints(copy)] == [2, 4]
     read_all(copy, "checkpoints")
 
 

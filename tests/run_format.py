@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import engine
 from engine import entry
 from engine.config import defaults
 from engine.config.errors import ConvoyError
@@ -57,13 +58,13 @@ def config() -> Any:
 def facts(run: Path) -> dict[str, Any]:
     """Returns digests, evaluation results and exported weights of the newest checkpoint of a run."""
     weights = run / "weights.safetensors"
-    names = entry.export(run, weights, step="latest")
-    step = entry.checkpoints(run)[-1].step
+    names = engine.export(run, weights, step="latest")
+    step = engine.checkpoints(run)[-1].step
     manifest = json.loads((run / "checkpoints" / str(step) / "manifest.json").read_text())
     return {
         "step": step,
         "digests": manifest["arrays"],
-        "evaluation": entry.evaluate(run, step="latest"),
+        "evaluation": engine.evaluate(run, step="latest"),
         "names": names,
         "export_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
     }

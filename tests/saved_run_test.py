@@ -87,7 +87,7 @@ def test_load_returns_the_model_that_an_evaluation_measures(without_data):
 
 
 def test_export_writes_the_loaded_weights_without_the_training_data(without_data, tmp_path):
-    names = entry.export(without_data, tmp_path / "weights.safetensors")
+    names = engine.export(without_data, tmp_path / "weights.safetensors")
     loaded = nnx.to_flat_state(nnx.state(engine.load(without_data).model, (nnx.Param, nnx.BatchStat)))
     exported = load_file(tmp_path / "weights.safetensors")
     assert sorted(names) == sorted("/".join(map(str, key)) for key, _ in loaded)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import engine
 from engine.checkpoint import arrays
 from engine.checkpoint.integrity import DamagedCheckpoint, list_set_aside, verify, verify_all
 from engine.checkpoint.manifest import (
@@ -200,9 +201,8 @@ def test_module_of_the_config_is_imported_only_to_build_its_targets(run, tmp_pat
     (run / "config.txt").write_text(config)
     read_everything(run)
     assert IMPORTED not in sys.modules
-    from engine import entry
 
     with pytest.raises(ConvoyError):
-        entry.evaluate(run)
+        engine.evaluate(run)
     assert IMPORTED in sys.modules
     del sys.modules[IMPORTED]

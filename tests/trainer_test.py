@@ -46,7 +46,7 @@ def test_run_logs_evaluates_and_saves_at_its_periods(unbroken):
     path, summary = unbroken
     assert sorted(runs.rows(path)) == list(range(1, 11))
     assert sorted(runs.rows(path, "heldout/accuracy")) == [4, 8, 10]
-    assert [info.step for info in entry.checkpoints(path)] == [5, 10]
+    assert [info.step for info in engine.checkpoints(path)] == [5, 10]
     assert (summary.state, summary.step, summary.total_steps) == ("done", 10, 10)
     assert runs.rows(path, "compile_s") == {0: summary.compile_s}
     assert summary.metrics["heldout/accuracy"] == runs.rows(path, "heldout/accuracy")[10]
@@ -87,7 +87,7 @@ def test_dispatches_of_k_steps_are_bitwise_equal_to_single_steps(unbroken, tmp_p
     engine.train(runs.config(train__steps_per_dispatch=k), workdir=tmp_path)
     assert runs.rows(tmp_path) == runs.rows(path)
     assert runs.rows(tmp_path, "heldout/loss") == runs.rows(path, "heldout/loss")
-    assert [info.step for info in entry.checkpoints(tmp_path)] == [5, 10]
+    assert [info.step for info in engine.checkpoints(tmp_path)] == [5, 10]
     zoo.assert_equal(final_state(tmp_path), final_state(path))
 
 
@@ -147,10 +147,10 @@ def test_best_and_latest_checkpoints_are_kept(tmp_path):
     results = runs.rows(tmp_path, "heldout/loss")
     best = min(results, key=lambda step: (results[step], step))
     assert summary.best == {"heldout/loss": (best, results[best])}
-    assert [info.step for info in entry.checkpoints(tmp_path)] == sorted({best, 10})
-    assert entry.evaluate(tmp_path)["step"] == best
-    assert entry.evaluate(tmp_path)["heldout/loss"] == pytest.approx(results[best], rel=1e-6)
-    assert entry.evaluate(tmp_path, step="latest")["step"] == 10
+    assert [info.step for info in engine.checkpoints(tmp_path)] == sorted({best, 10})
+    assert engine.evaluate(tmp_path)["step"] == best
+    assert engine.evaluate(tmp_path)["heldout/loss"] == pytest.approx(results[best], rel=1e-6)
+    assert engine.evaluate(tmp_path, step="latest")["step"] == 10
 
 
 class Recorder:
@@ -369,7 +369,7 @@ def test_run_that_diverged_in_its_last_steps_diverges_again_on_restart(tmp_path)
     for _ in range(2):
         with pytest.raises(Diverged, match="step 1:"):
             engine.train(config, workdir=tmp_path)
-    assert entry.checkpoints(tmp_path) == []
+    assert engine.checkpoints(tmp_path) == []
 
 
 def test_run_compiles_nothing_after_the_first_saves_and_evaluations(tmp_path):
@@ -502,7 +502,7 @@ def test_every_saved_state_is_finite(tmp_path, policy):
     else:
         with pytest.raises(Diverged, match="step 8"):
             engine.train(config, workdir=tmp_path)
-        assert [info.step for info in entry.checkpoints(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
+        assert [info.step for info in engine.checkpoints(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_state_that_overflows_in_the_last_update_is_not_saved(tmp_path):
@@ -510,4 +510,4 @@ def test_state_that_overflows_in_the_last_update_is_not_saved(tmp_path):
     config = poisoned("stop", (0,), 1e12, optimizer=huge, train__total="1 step")
     with pytest.raises(Diverged, match=r"step 1: params/\S+, .* have values that are not finite\."):
         engine.train(config, workdir=tmp_path)
-    assert entry.checkpoints(tmp_path) == []
+    assert engine.checkpoints(tmp_path) == []

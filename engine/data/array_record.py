@@ -20,6 +20,7 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 from engine.config.errors import DataError
 from engine.data.record import decode, encode
 from engine.data.source import FINGERPRINT_EXAMPLES, SEPARATOR, Example, Examples, Source, evenly_spaced, source_name
+from engine.data.text import stack_leaves
 from engine.mounts import local_path
 
 FINGERPRINT_FILES = 32  # files that a fingerprint names and samples
@@ -71,13 +72,15 @@ class ArrayRecordSource:
             record = self._records[index]
         except (RuntimeError, ValueError, OSError) as error:
             raise DataError(f"{self._record_name(index)}: {error}. Write the file again.") from error
-        return jax.tree.map(np.copy, self._decode(index, record))
+        return jax.tree.map(
+            lambda leaf: leaf if isinstance(leaf, str | bytes) else np.copy(leaf), self._decode(index, record)
+        )
 
     def take(self, indices: np.ndarray) -> Examples:
         """Returns the examples at `indices` `[batch]` as arrays `[batch, ...]`; the records are read in parallel."""
         numbers = indices.tolist()
         examples = [self._decode(*pair) for pair in zip(numbers, self._records.__getitems__(numbers), strict=True)]
-        return jax.tree.map(lambda *rows: np.stack(rows), *examples)
+        return jax.tree.map(stack_leaves, *examples)
 
     def fingerprint(self) -> str:
         """Returns the names, sizes and hashed samples of the first files, and a hash of some of the records.
@@ -150,7 +153,7 @@ def write_array_record(source: Source, path: str, progress: Callable[[int, int],
     The file appears under its name only once it is complete.
 
     Args:
-        source: source whose examples are dicts, lists and tuples of arrays and numbers.
+        source: source whose examples are dicts, lists and tuples of arrays, numbers and text.
         path: path of the file, usually `name.arrayrecord`; an existing file is replaced.
         progress: called with (examples written, examples in total) after each example.
 

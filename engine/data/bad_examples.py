@@ -15,6 +15,7 @@ import numpy as np
 from engine.config.errors import DataError
 from engine.data.batch import Batch
 from engine.data.source import Examples, Source, example_spec, leaves_with_path, source_name
+from engine.data.text import without_text
 from engine.types import Json
 
 FILLER_TRIES = 1000  # consecutive positions tried for a filler
@@ -96,7 +97,7 @@ class TolerantBatches:
     def _row(self, position: int) -> Examples:
         """Returns the example at a position as a batch of one row. Raises DataError for a bad example."""
         row = self._batches.row(position)
-        found = [(path, leaf.shape[1:], leaf.dtype) for path, leaf in leaves_with_path(row)]
+        found = [(path, leaf.shape[1:], leaf.dtype) for path, leaf in leaves_with_path(without_text(row))]
         if found != self._spec:
             raise DataError(
                 f"Example {self._batches.address(position)} of {source_name(self._batches.source)} has {_text(found)}, "

@@ -12,7 +12,15 @@ from engine.config.errors import DataError
 from engine.data.batch import Batch
 from engine.data.sampler import make_sampler, read_examples, stack_examples
 from engine.data.shuffle import random_generators
-from engine.data.source import Examples, Source, example_spec, has_transform, leaves_with_path, source_name
+from engine.data.source import (
+    Examples,
+    Source,
+    example_spec,
+    has_transform,
+    leaves_with_path,
+    source_name,
+)
+from engine.data.text import has_text, is_text, without_text
 
 Rows = slice | np.ndarray | None
 """Rows of a global batch that this process feeds: a slice, row numbers `[rows]`, or None for all rows."""
@@ -69,7 +77,7 @@ class Batches:
         import jax
 
         addresses = np.concatenate([self.addresses(n) for n in range(first, first + count)])
-        rows = to_32_bit(self._sampler.read(addresses), self._keep_64_bit, source_name(self.source))
+        rows = _numbers(self._sampler.read(addresses), self._keep_64_bit, source_name(self.source))
         size = len(self.rows)
         parts = [jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], rows) for i in range(count)]
         return [Batch(examples, self.ones) for examples in parts]
@@ -114,7 +122,7 @@ class Batches:
         examples = self._sampler.read(addresses)
         if self._sampler.has_transform:
             examples = self._transform(examples, addresses, positions)
-        return to_32_bit(examples, self._keep_64_bit, source_name(self.source))
+        return _numbers(examples, self._keep_64_bit, source_name(self.source))
 
     def _transform(self, batch: Examples, addresses: np.ndarray, positions: np.ndarray) -> Examples:
         """Applies the source's transform to each row, with the random generator of its position in the run."""
@@ -138,8 +146,8 @@ class Batches:
 class OrderedBatches:
     """The batches of one evaluation: each example once, in the order of the source, without random transforms."""
 
-    def __init__(self, source: Source, batch_size: int, rows: Rows = None):
-        self.source, self.batch_size = source, batch_size
+    def __init__(self, source: Source, batch_size: int, rows: Rows = None, keep_text: bool = False):
+        self.source, self.batch_size, self._keep_text = source, batch_size, keep_text
         self.rows = _row_numbers(rows, batch_size)
         """Row numbers in the global batch that this process makes, int64 `[rows]`."""
         self.ones = np.ones(len(self.rows), np.float32)
@@ -176,11 +184,17 @@ class OrderedBatches:
         return Batch(self._read(np.arange(size - rows, size)), np.ones(rows, np.float32))
 
     def _read(self, indices: np.ndarray) -> Examples:
-        return to_32_bit(read_examples(self.source, indices), self._keep_64_bit, source_name(self.source))
+        convert = to_32_bit if self._keep_text else _numbers
+        return convert(read_examples(self.source, indices), self._keep_64_bit, source_name(self.source))
+
+
+def _numbers(batch: Examples, keep_64_bit: bool, name: str) -> Examples:
+    """Returns a batch as the devices take it: without text, and converted by `to_32_bit`."""
+    return to_32_bit(without_text(batch) if has_text(batch) else batch, keep_64_bit, name)
 
 
 def to_32_bit(batch: Examples, keep_64_bit: bool, name: str) -> Examples:
-    """Converts 64-bit arrays to 32 bits, as JAX does unless JAX_ENABLE_X64 is set (`keep_64_bit`).
+    """Converts 64-bit numbers to 32 bits, as JAX does unless JAX_ENABLE_X64 is set (`keep_64_bit`).
 
     JAX converts silently and wraps an integer that does not fit; this function raises instead.
 
@@ -200,7 +214,11 @@ def to_32_bit(batch: Examples, keep_64_bit: bool, name: str) -> Examples:
                         f"{path} of {name}: {value} does not fit {limits.dtype}, which JAX uses instead of "
                         f"{leaf.dtype}. Rescale or shift it in the source, or set JAX_ENABLE_X64=1."
                     )
-    return jax.tree.map(lambda leaf: leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False), batch)
+
+    def convert(leaf: np.ndarray) -> np.ndarray:
+        return leaf if is_text(leaf) else leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False)
+
+    return jax.tree.map(convert, batch)
 
 
 def _keep_64_bit() -> bool:

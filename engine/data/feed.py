@@ -4,9 +4,11 @@ A feed starts no thread: the reader prefetches host batches, and the loop dispat
 batch is transferred while the previous step computes. The position of a run is the number of its next batch.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Generator, Sequence
 
+import numpy as np
 from jax.sharding import NamedSharding
 
 from engine.config.errors import DataError
@@ -17,6 +19,7 @@ from engine.data.batches import Batches, OrderedBatches
 from engine.data.placement import Placement, local_rows, to_global_arrays
 from engine.data.reader import read
 from engine.data.source import Source, example_spec, limited
+from engine.data.text import has_text, without_text
 
 
 class TrainFeed:
@@ -134,6 +137,7 @@ class EvaluationFeed:
         sharding: NamedSharding,
         replicated: NamedSharding,
         exact_last: bool = False,
+        keep_text: bool = False,
     ):
         """Creates the feed; examples are read by iterating.
 
@@ -145,6 +149,7 @@ class EvaluationFeed:
             replicated: sharding of an array that every device holds whole.
             exact_last: keep the last batch at its real size, replicated and without padding, for metrics of a whole
                 batch that take no row weights.
+            keep_text: keep the text of the examples in the host batches of `with_host_batches`.
 
         Raises:
             DataError: the source is empty, or its examples hold something other than numbers.
@@ -153,7 +158,7 @@ class EvaluationFeed:
         self._source = limited(source, settings.limit)
         example_spec(self._source)
         self._settings, self._replicated = settings, replicated
-        self._batches = OrderedBatches(self._source, batch_size, local_rows(sharding, batch_size))
+        self._batches = OrderedBatches(self._source, batch_size, local_rows(sharding, batch_size), keep_text)
         self._place = Placement(sharding, self._batches.ones)
         # Without row weights no row can be left out, so a bad example raises an error.
         self._tolerant = settings.on_error == "skip" and not exact_last
@@ -163,7 +168,20 @@ class EvaluationFeed:
         """Number of batches, including a partial last batch."""
         return len(self._batches)
 
+    @property
+    def rows(self) -> np.ndarray:
+        """Row numbers in the global batch that this process reads, int64 `[rows]`."""
+        return self._batches.rows
+
     def __iter__(self) -> Generator[Batch]:
+        with contextlib.closing(self.with_host_batches()) as batches:
+            for placed, _ in batches:
+                yield placed
+        if self._remainder:
+            yield to_global_arrays(self._batches.remainder(), self._replicated)
+
+    def with_host_batches(self) -> Generator[tuple[Batch, Batch]]:
+        """Yields each padded batch on the devices, and its rows of this process on the host, which may hold text."""
         reader = read(
             TolerantBatches(self._batches) if self._tolerant else self._batches,
             0,
@@ -177,11 +195,11 @@ class EvaluationFeed:
                 if isinstance(batch, TolerantBatch):
                     _report(batch.bad)
                     batch = batch.batch
-                yield from self._place([batch])
+                numbers = without_text(batch.examples) if has_text(batch.examples) else batch.examples
+                [placed] = self._place([Batch(numbers, batch.weight)])
+                yield placed, batch
         finally:
             reader.close()
-        if self._remainder:
-            yield to_global_arrays(self._batches.remainder(), self._replicated)
 
 
 def _report(bad: Sequence[BadExample]) -> None:

@@ -26,6 +26,7 @@ from engine.data.source import (
     leaves_with_path,
     limited,
     source_name,
+    source_text,
 )
 from engine.types import PyTree
 
@@ -192,15 +193,18 @@ def _check_examples(sources: Mapping[str, Source]) -> None:
     """Raises DataError if the examples of two sources differ in structure, shapes or dtypes."""
     import jax
 
-    def text(tree: PyTree) -> str:
-        return ", ".join(f"{path} {spec.dtype}{list(spec.shape)}" for path, spec in leaves_with_path(tree))
+    def describe(tree: PyTree, texts: list[str]) -> str:
+        numbers = [f"{path} {spec.dtype}{list(spec.shape)}" for path, spec in leaves_with_path(tree)]
+        return ", ".join([*numbers, *(f"{path} text" for path in texts)])
 
-    (first, wanted), *others = ((name, example_spec(source)) for name, source in sources.items())
-    for name, found in others:
-        same = jax.tree.structure(found) == jax.tree.structure(wanted)
+    specs = {name: (example_spec(source), source_text(source)) for name, source in sources.items()}
+    (first, (wanted, wanted_texts)), *others = specs.items()
+    for name, (found, texts) in others:
+        same = jax.tree.structure(found) == jax.tree.structure(wanted) and texts == wanted_texts
         if not same or jax.tree.leaves(found) != jax.tree.leaves(wanted):
             raise DataError(
-                f"Mixture: examples of source {name} ({source_name(sources[name])}) hold {text(found)}, but those of "
-                f"source {first} ({source_name(sources[first])}) hold {text(wanted)}. Bring all to one structure, "
-                "shape and dtype. Pack documents of different lengths first (engine.Packed), each source separately."
+                f"Mixture: examples of source {name} ({source_name(sources[name])}) hold {describe(found, texts)}, but "
+                f"those of source {first} ({source_name(sources[first])}) hold {describe(wanted, wanted_texts)}. Bring "
+                "all to one structure, shape and dtype. Pack documents of different lengths first (engine.Packed), "
+                "each source separately."
             )

@@ -2,7 +2,8 @@
 
 A record is `CVR1`, the length of its header (uint32), the header, and the bytes of the arrays, each at a multiple of 8
 bytes; all numbers are little-endian. The header is the tree as JSON: `{"dict": {name: ...}}`, `{"list": [...]}`,
-`{"tuple": [...]}`, null, or `[dtype, shape]` for an array, in the order of the arrays.
+`{"tuple": [...]}`, null, `[dtype, shape]` for an array, or `{"str": n}` and `{"bytes": n}` for text of n bytes (UTF-8),
+in the order of the arrays.
 """
 
 import functools
@@ -25,7 +26,7 @@ def encode(example: Example, where: str) -> bytes:
     """Returns the record of an example.
 
     Args:
-        example: dicts with string keys, lists, tuples and None, of numpy arrays and numbers.
+        example: dicts with string keys, lists, tuples and None, of numpy arrays, numbers, str and bytes.
         where: name of the example in error texts.
 
     Raises:
@@ -68,11 +69,18 @@ def _describe(node: Any, where: str, arrays: list[np.ndarray]) -> Any:
         return {"dict": {key: _describe(node[key], f"{where}/{key}", arrays) for key in sorted(node)}}
     if type(node) in (list, tuple):
         return {type(node).__name__: [_describe(child, f"{where}/{i}", arrays) for i, child in enumerate(node)]}
+    if isinstance(node, str | bytes):
+        stored = node.encode("utf-8", "surrogatepass") if isinstance(node, str) else bytes(node)
+        arrays.append(np.frombuffer(stored, np.uint8))
+        return {"str" if isinstance(node, str) else "bytes": len(stored)}
     array = np.asarray(node)
+    if array.dtype.kind in "US":
+        arrays.append(np.ascontiguousarray(array, array.dtype.newbyteorder("<")))
+        return [array.dtype.newbyteorder("<").str, list(array.shape)]
     if array.dtype == object:
         raise DataError(
             f"{where}: objects of type {type(node).__name__} cannot be written. Records hold dicts, lists, tuples and "
-            "None, of numpy arrays and numbers."
+            "None, of numpy arrays, numbers, str and bytes."
         )
     check_numbers(array.dtype, where)
     if array.dtype.kind not in NUMERIC_KINDS:
@@ -100,9 +108,18 @@ def _layout(header: bytes) -> tuple[Callable[[bytes, int], Example], int]:
             case {"tuple": list(children)}:
                 items = [plan(child) for child in children]
                 return lambda record, start: tuple(build(record, start) for build in items)
+            case {"str": int(count)} | {"bytes": int(count)} if count >= 0:
+                offset, is_str = size, "str" in entry
+                size += count + -count % ALIGNMENT
+
+                def text(record: bytes, start: int) -> str | bytes:
+                    stored = record[start + offset : start + offset + count]
+                    return stored.decode("utf-8", "surrogatepass") if is_str else stored
+
+                return text
             case [str(name), list(shape)]:
                 dtype, offset, count = np.dtype(name), size, math.prod(shape)
-                if dtype.kind not in NUMERIC_KINDS or any(not isinstance(n, int) or n < 0 for n in shape):
+                if dtype.kind not in f"{NUMERIC_KINDS}US" or any(not isinstance(n, int) or n < 0 for n in shape):
                     raise ValueError(f"array {entry!r}")
                 size += count * dtype.itemsize
                 size += -size % ALIGNMENT

@@ -22,6 +22,7 @@ from engine.data.source import (
     leaves_with_path,
     source_name,
 )
+from engine.data.text import stack_leaves
 
 
 class Sampler(Protocol):
@@ -118,7 +119,7 @@ def stack_examples(examples: Sequence[Example], describe: Callable[[int], str]) 
     import jax
 
     try:
-        return jax.tree.map(lambda *rows: np.stack(rows), *examples)
+        return jax.tree.map(stack_leaves, *examples)
     except ValueError as error:
         first = _shapes(examples[0])
         for row, example in enumerate(examples):

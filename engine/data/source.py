@@ -1,8 +1,8 @@
 """Sources: random access to examples by index, 0 to `len(source) - 1`.
 
-An example is a pytree of numpy arrays and numbers without a batch dimension; all examples of a source have the same
-structure, shapes and dtypes. Several threads read a source at once and, with `data.workers`, it is pickled to other
-processes.
+An example is a pytree of numpy arrays, numbers and text without a batch dimension; all examples of a source have the
+same structure, shapes and dtypes. Text stays on the host (`text.py`). Several threads read a source at once and, with
+`data.workers`, it is pickled to other processes.
 """
 
 import hashlib
@@ -16,10 +16,11 @@ import xxhash
 from engine.config.errors import DataError
 from engine.config.schema import Data
 from engine.config.target import build
+from engine.data.text import content, is_text, text_paths, without_text
 from engine.types import PyTree
 
 type Example = PyTree
-"""A pytree of numpy arrays and numbers."""
+"""A pytree of numpy arrays, numbers and text."""
 type Examples = PyTree
 """The same pytree with arrays `[rows, ...]`."""
 
@@ -76,7 +77,7 @@ class ArraySource:
         """Creates a source from a pytree of arrays `[examples, ...]`.
 
         Raises:
-            DataError: there are no arrays, their lengths differ, or an array holds something other than numbers.
+            DataError: there are no arrays, their lengths differ, or an array holds neither numbers nor text.
         """
         import jax
 
@@ -88,7 +89,8 @@ class ArraySource:
                 raise DataError(
                     f"{where}: {path} is a single number. Pass numpy arrays, not lists, with one row for each example."
                 )
-            check_numbers(array.dtype, f"{where}: {path}")
+            if not is_text(array):
+                check_numbers(array.dtype, f"{where}: {path}")
             lengths[path] = len(array)
         if not lengths:
             raise DataError(f"{where}: no arrays. Pass at least one array with one row for each example.")
@@ -104,7 +106,7 @@ class ArraySource:
         """Returns a copy of one row of each array, which a transform may modify."""
         import jax
 
-        return jax.tree.map(lambda array: array[index].copy(), self.arrays)
+        return jax.tree.map(lambda array: _row(array, index), self.arrays)
 
     def take(self, indices: np.ndarray) -> Examples:
         """Returns the rows at `indices` `[batch]` as new arrays `[batch, ...]`."""
@@ -119,8 +121,15 @@ class ArraySource:
             return _sample(self)
         found = xxhash.xxh3_128(_sample(self).encode())
         for array in arrays:
-            found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            text = array.dtype.kind not in "US" and is_text(array)  # Python's strings: the array holds addresses
+            found.update(content(array) if text else np.ascontiguousarray(array).reshape(-1).view(np.uint8))
         return found.hexdigest()
+
+
+def _row(array: np.ndarray, index: int) -> npt.ArrayLike:
+    """Returns a copy of a row; a Python string is immutable."""
+    row = array[index]
+    return row if isinstance(row, str | bytes) else row.copy()
 
 
 class Limited:
@@ -218,19 +227,20 @@ def source_name(source: Source) -> str:
 def example_spec(source: Source) -> PyTree:
     """Returns the shapes and dtypes of an example, as a pytree of jax.ShapeDtypeStruct; no device is used.
 
-    The dtypes are those on the device: 64 bits become 32 unless JAX_ENABLE_X64 is set. The spec is that of the first
-    example that can be read; an unreadable example is reported when training reads it.
+    The dtypes are those on the device: 64 bits become 32 unless JAX_ENABLE_X64 is set. Text, which stays on the host,
+    is left out. The spec is that of the first example that can be read; an unreadable example is reported when training
+    reads it.
 
     Raises:
-        DataError: the source is empty, none of its first examples can be read, or one holds something other than
-            numbers.
+        DataError: the source is empty, none of its first examples can be read, or one holds no numbers, or something
+            that is neither a number nor text.
     """
     import jax
 
     name = source_name(source)
     if len(source) == 0:
         raise DataError(f"{name}: no examples. A source needs at least one; check its files and arguments.")
-    example = _first(source, name)
+    example = without_text(_first(source, name))
     found = leaves_with_path(example)
     if not found:
         raise DataError(f"{name}[0] holds no arrays. Return a pytree of numpy arrays and numbers.")
@@ -242,6 +252,11 @@ def example_spec(source: Source) -> PyTree:
         return jax.ShapeDtypeStruct(array.shape, jax.dtypes.canonicalize_dtype(array.dtype))
 
     return jax.tree.map(spec, example)
+
+
+def source_text(source: Source) -> list[str]:
+    """Returns the paths of the text in the first readable example. Raises DataError if none can be read."""
+    return text_paths(_first(source, source_name(source)))
 
 
 def _first(source: Source, name: str) -> Example:
@@ -256,11 +271,11 @@ def _first(source: Source, name: str) -> Example:
 
 
 def check_numbers(dtype: np.dtype, where: str) -> None:
-    """Raises DataError for a dtype that devices do not support (text, objects, dates)."""
+    """Raises DataError for a dtype that devices do not support (objects, dates)."""
     if dtype.kind not in NUMERIC_KINDS and dtype.name not in JAX_NUMBERS:
         raise DataError(
-            f"{where} has dtype {dtype}: allowed are bool, integers, floats and complex numbers. "
-            "Convert it to numbers (such as an index into a table) or remove it."
+            f"{where} has dtype {dtype}: allowed are bool, integers, floats, complex numbers, and str and bytes, which "
+            "stay on the host. Convert it to numbers or text, or remove it."
         )
 
 
@@ -296,8 +311,14 @@ def _content(source: Source, index: int) -> bytes:
         found = leaves_with_path(source[index])
     except Exception:
         return b"cannot be read"
-    arrays = [(path, np.asarray(leaf)) for path, leaf in found]
-    return b"".join(f"{path} {array.dtype} {array.shape}".encode() + array.tobytes() for path, array in arrays)
+    parts = []
+    for path, leaf in found:
+        if is_text(leaf):
+            parts.append(f"{path} text ".encode() + content(leaf))
+        else:
+            array = np.asarray(leaf)
+            parts.append(f"{path} {array.dtype} {array.shape}".encode() + array.tobytes())
+    return b"".join(parts)
 
 
 def leaves_with_path(tree: PyTree) -> Sequence[tuple[str, PyTree]]:

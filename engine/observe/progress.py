@@ -23,6 +23,7 @@ _FIRST = ("loss",)
 _LAST = ("learning_rate", "grad_norm", "skipped", "examples_per_s", "data_wait", "mfu", "device_peak_gib")
 _HIDDEN = ("step_time_s", "flop_per_s", "host_rss_gib")  # they follow from other values or hardly change
 MIN_PACE_S = 2.0  # the time left is not shown earlier
+LINES_S = 5.0  # between two lines of a count
 _SMALL_WAIT = 0.05  # a smaller share of time spent waiting for data is not shown
 
 
@@ -115,6 +116,44 @@ class Progress:
         return f"  left {formatting.duration((now - first_time) / (step - first_step) * (self._total - step))}"
 
 
+class CountProgress:
+    """Progress of work over a known number of items, on standard error: a bar on a terminal, lines elsewhere.
+
+    Args:
+        activity: what is done, such as "predicting".
+        unit: what is counted, such as "examples".
+        shown: False shows nothing.
+    """
+
+    def __init__(self, activity: str, unit: str, shown: bool = True):
+        self._activity, self._unit, self._shown = activity, unit, shown
+        self._bar: _Bar | None = None
+        self._begin, self._next_line = time.monotonic(), 0.0
+        self.done = 0
+        """Finished items."""
+
+    def update(self, done: int, total: int) -> None:
+        """Shows the number of finished items; a line at most every LINES_S seconds, and at the end."""
+        self.done, now = done, time.monotonic()
+        if not self._shown:
+            return
+        rate = f"{formatting.number(round(done / max(now - self._begin, 1e-9)))} {self._unit}/s"
+        if self._bar is None and _is_terminal(sys.stderr):
+            self._bar = _Bar(total, 0, sys.stderr)
+        if self._bar is not None:
+            self._bar.count(done, self._activity, rate)
+        elif done >= total or now >= self._next_line:
+            self._next_line = now + LINES_S
+            print(f"{self._activity}: {done}/{total} {self._unit}  {rate}", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "CountProgress":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
 class _Bar:
     """A progress bar on a terminal. Only this class imports rich, which takes 0.1 s."""
 
@@ -152,6 +191,9 @@ class _Bar:
             rate = f"{formatting.number(round(values['examples_per_s']))} examples/s"
             self._progress.update(self._task, rate=rate)
         self._progress.update(self._task, completed=step, description="training")
+
+    def count(self, done: int, description: str, rate: str) -> None:
+        self._progress.update(self._task, completed=done, description=description, rate=rate)
 
     def print(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

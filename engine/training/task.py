@@ -84,6 +84,16 @@ class Task:
             context: the step; `context.rng` is one random key.
         """
 
+    def predict(self, model: Any, batch: Examples) -> PyTree:
+        """Returns the predictions of a batch: a pytree of arrays `[batch, ...]`. Optional; `engine.predict` calls it.
+
+        `model` is in eval mode. The rows of a batch must not depend on each other, since the last batch is padded.
+        """
+        raise TaskError(
+            f"{type(self).__name__} has no predict(self, model, batch). Define it and return arrays [batch, ...] by "
+            "name, such as {'label': model(batch['image']).argmax(-1)}."
+        )
+
     def batch_spec(self) -> PyTree:
         """Returns the shapes and dtypes of one example, as jax.ShapeDtypeStruct without the batch dimension.
 

@@ -1,0 +1,183 @@
+"""Uses a trained run as functions: evaluate it, predict with it, export its weights, list its checkpoints.
+
+These functions read a run directory and need no training data. They do not take the lease of the run.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.checkpoint.export import export_safetensors
+from engine.checkpoint.store import StepInfo
+from engine.cluster import group, peer_failure
+from engine.config.errors import ConfigError, did_you_mean
+from engine.config.schema import Config, Data
+from engine.config.target import check
+from engine.data.source import Source, build_source, check_source
+from engine.entry import set_up_devices
+from engine.evaluation import build_evaluations
+from engine.mounts import local_path
+from engine.parallel.mesh import make_mesh
+from engine.prediction_files import check_prediction_file, open_prediction_file
+from engine.predictions import Predictor
+from engine.resilience.out_of_memory import out_of_memory_reported
+from engine.saved_run import SavedRun
+from engine.training.build import build_evaluation_program, build_evaluation_sources
+from engine.training.task import Task
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    step: int | str | None = None,
+    task: Task | None = None,
+    overrides: Sequence[str] = (),
+) -> dict[str, float]:
+    """Runs all evaluations of a run on one checkpoint; returns "step" and the metrics. Needs no training data.
+
+    Args:
+        run: the run directory.
+        step: step of the checkpoint, "latest", or "best". None, like "best": the best checkpoint if the run selects
+            one, else the newest.
+        task: the Task, if the run was started with a Task object.
+        overrides: changes of the run's config, each "evaluations.test.batch_size=64" or "mesh.data=2".
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+        ConfigError: the config of the run has no evaluations, or an override changes something else.
+    """
+    saved = SavedRun(run)
+    config = saved.changed_config(overrides)
+    if not config.evaluations:
+        raise ConfigError(
+            f"{saved.directory.config}: no evaluations. Add one to the config of the run: evaluations.<name>.data."
+        )
+    for name, section in config.evaluations.items():
+        check(section.data, f"evaluations.{name}.data")
+    task = saved.build_task(config) if task is None else task
+    config = set_up_devices(config)
+    sources = build_evaluation_sources(config)
+    program = build_evaluation_program(task, make_mesh(config.mesh), config)
+    with out_of_memory_reported(config.train, config.mesh), peer_failure.lost_peers_reported():
+        chosen = group.broadcast(saved.choose(step), "the choice of the checkpoint")
+        weights = saved.weights(chosen, program)
+        results: dict[str, float] = {"step": chosen}
+        batch_size = config.train.global_batch_size
+        for evaluation in build_evaluations(config.evaluations, sources, program, batch_size):
+            results |= evaluation.run(weights) or {}
+    return results
+
+
+def predict(
+    run: str | Path,
+    *,
+    data: Source | Mapping[str, Any] | None = None,
+    evaluation: str | None = None,
+    step: int | str | None = None,
+    task: Task | None = None,
+    batch_size: int | None = None,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, np.ndarray]:
+    """Runs `Task.predict` of a run over a dataset, each example once and in order. Needs no training data.
+
+    Returns the columns by name, one row per example: `example` (its index in the dataset), the predictions, and the
+    text of the examples, such as their identifiers. In a run of several processes, only the primary has the text. All
+    rows are kept in memory, unless they are written to `out`; then the result is empty.
+
+    Args:
+        run: the run directory.
+        data: a source, or a config section such as {"target": "package.module.Name", "split": "test"}. None: the data
+            of an evaluation of the run.
+        evaluation: name of that evaluation; needed if the run has several.
+        step: step of the checkpoint, "latest", or "best". None, like "best": the best checkpoint if the run selects
+            one, else the newest.
+        task: the Task, if the run was started with a Task object.
+        batch_size: rows per batch; None: that of the evaluation, or `train.global_batch_size`.
+        overrides: changes of the run's config, each "mesh.data=2" or "data.limit=100".
+        out: file to write, `.npz` or `.parquet`. It appears once it is complete.
+        overwrite: replace an existing file `out`.
+        on_progress: called with the number of finished examples and of all examples.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+        TaskError: the Task has no valid `predict`.
+        ConfigError, DataError: the data cannot be chosen or read, or the file cannot be written.
+    """
+    path = None if out is None else local_path(out)
+    if path is not None and group.is_primary():
+        check_prediction_file(path, overwrite)
+    saved = SavedRun(run)
+    name, config = _config_for_predictions(saved, data, evaluation, overrides)
+    section = config.data if name is None else config.evaluations[name].data
+    where = "data" if name is None else f"evaluations.{name}.data"
+    task = saved.build_task(config) if task is None else task
+    if isinstance(data, Mapping) or data is None:
+        check(section, where)
+    config = set_up_devices(config)
+    source = _source(data, section, where)
+    size = batch_size or (config.evaluations[name].batch_size if name else None) or config.train.global_batch_size
+    program = build_evaluation_program(task, make_mesh(config.mesh), config)
+    with out_of_memory_reported(config.train, config.mesh), peer_failure.lost_peers_reported():
+        chosen = group.broadcast(saved.choose(step), "the choice of the checkpoint")
+        predictor = Predictor(source, section, program, size, where)
+        batches = predictor.run(saved.weights(chosen, program), lambda done: on_progress(done, predictor.examples))
+        if path is None or not group.is_primary():
+            parts = list(batches) if path is None else [{} for _ in batches]
+            return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if parts else {}
+        with open_prediction_file(path, overwrite) as file:
+            for columns in batches:
+                file.add(columns)
+    return {}
+
+
+def _config_for_predictions(
+    saved: SavedRun, data: Source | Mapping[str, Any] | None, evaluation: str | None, overrides: Sequence[str]
+) -> tuple[str | None, Config]:
+    """Returns the name of the evaluation whose data is read, and the config; the name is None for `config.data`."""
+    given = [text for text in overrides if text.startswith("data.")]
+    if data is not None or any(text.startswith("data.target=") for text in given):
+        if evaluation is not None:
+            raise ConfigError(f"evaluation = {evaluation!r}: other data is given too. Choose one of the two.")
+        section = data if isinstance(data, Mapping) else {}
+        return None, saved.changed_config(overrides, section, source_given=data is not None)
+    names = saved.changed_config([text for text in overrides if text not in given]).evaluations
+    if evaluation is None and len(names) == 1:
+        evaluation = next(iter(names))
+    if evaluation not in names:
+        found = f"evaluation = {evaluation!r}: no such evaluation." if evaluation else "predict: no data is chosen."
+        near = did_you_mean(evaluation, names) if evaluation else ""
+        listed = f"name an evaluation of the run ({', '.join(names)})" if names else "the run has no evaluations"
+        advice = "--data.target=package.module.Name, or data=... in Python"
+        raise ConfigError(f"{found}{near} Give a dataset, {advice}; {listed}: --evaluation=NAME.")
+    renamed = [f"evaluations.{evaluation}.{text}" if text in given else text for text in overrides]
+    return evaluation, saved.changed_config(renamed)
+
+
+def _source(data: Source | Mapping[str, Any] | None, section: Data, where: str) -> Source:
+    if data is None or isinstance(data, Mapping):
+        return build_source(section, where)
+    check_source(data, "data")
+    return data
+
+
+def export(run: str | Path, file: str | Path, *, step: int | str | None = None, task: Task | None = None) -> list[str]:
+    """Writes the weights of a checkpoint as safetensors; the averaged weights if the run has them. Needs no data.
+
+    Returns:
+        The names of the arrays.
+    """
+    saved = SavedRun(run)
+    config = set_up_devices(saved.config)
+    task = saved.build_task(config) if task is None else task
+    program = build_evaluation_program(task, make_mesh(config.mesh), config)
+    return export_safetensors(saved.weights(saved.choose(step), program).to_tree(), file)
+
+
+def checkpoints(run: str | Path) -> list[StepInfo]:
+    """Returns step, size, time and results of each checkpoint of a run, oldest first; does not initialize devices."""
+    return SavedRun(run).checkpoints()

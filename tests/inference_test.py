@@ -1,0 +1,135 @@
+"""Evaluations and predictions of a saved run: which data they read, which settings may change, several processes."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+import engine
+from engine.config.errors import ConfigError, TaskError
+from tests import runs, zoo
+from tests.predicting import NAMES, Predict, Unreadable
+
+TASK = "tests.predicting.Predict"
+DATA = "tests.predicting.Unreadable"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run on eight devices with averaged weights; its training data and its hook no longer exist."""
+    path = tmp_path_factory.mktemp("inference") / "run"
+    heldout = dict(data=dict(target=DATA), every="4 steps")
+    settings = dict(train__total="4 steps", train__ema_decay=0.5, mesh__fsdp=4, checkpoint__every="2 steps")
+    engine.train(runs.config(**settings, task__target=TASK, evaluations__heldout=heldout), workdir=path)
+    config = path / "config.txt"
+    config.write_text(config.read_text().replace("data.target: tests.zoo.source", "data.target: gone.source", 1))
+    return path
+
+
+def test_predictions_agree_with_the_evaluation(run):
+    found = engine.predict(run)
+    examples = zoo.examples(37, seed=5)
+    assert found["id"].tolist() == NAMES
+    correct = found["label"] == examples["y"]
+    measured = engine.evaluate(run)
+    assert measured["heldout/accuracy"] == pytest.approx(np.average(correct, weights=examples["valid"]))
+    loaded = engine.load(run)
+    np.testing.assert_allclose(found["scores/logits"], loaded.model(examples["x"]), atol=1e-5)
+
+
+def test_data_is_an_object_or_a_section_or_an_evaluation(run, tmp_path):
+    whole = engine.predict(run)
+    given = engine.predict(run, data=Unreadable(n=5), batch_size=8)
+    section = engine.predict(run, data={"target": DATA, "n": 9, "limit": 5}, step=4)
+    overridden = engine.predict(run, overrides=["data.target=" + DATA, "data.n=5", "mesh.fsdp=2", "mesh.tensor=2"])
+    limited = engine.predict(run, evaluation="heldout", overrides=["data.limit=5"])
+    for found in (given, section, overridden, limited):
+        assert found["id"].tolist() == NAMES[:5]
+        np.testing.assert_allclose(found["scores/logits"], whole["scores/logits"][:5], atol=1e-5)
+    done = []
+    out = tmp_path / "p.npz"
+    assert engine.predict(run, out=out, on_progress=lambda *counts: done.append(counts)) == {}
+    assert done[-1] == (37, 37)
+    stored = np.load(out)
+    assert all(stored[name].tolist() == whole[name].tolist() for name in whole)
+
+
+def test_evaluate_reads_other_data_with_other_settings(run):
+    other = engine.evaluate(run, overrides=["evaluations.heldout.data.n=20", "evaluations.heldout.batch_size=8"])
+    data = zoo.examples(37, seed=5)
+    correct = engine.predict(run)["label"] == data["y"]
+    expected = np.average(correct[:20], weights=data["valid"][:20])
+    assert other["heldout/accuracy"] == pytest.approx(expected)
+    more = engine.evaluate(run, overrides=["evaluations.train.data.target=tests.zoo.source"])
+    assert more.keys() >= {"train/loss", "heldout/loss"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (dict(evaluation="heldot"), "no such evaluation. Did you mean heldout"),
+        (dict(evaluation="heldout", data=Unreadable()), "other data is given too"),
+        (dict(overrides=["task.width=3"]), "--config.task.width: the run's own config gives the model"),
+        (dict(overrides=["train.total=3 steps"]), "--config.train.total: the run's own config"),
+        (dict(overrides=["data.target=" + DATA, "data.m=3"]), "data.m: .*takes no such argument"),
+        (dict(data={"limit": 3}), "data.target: is empty"),
+        (dict(out="p.csv"), "the format .csv is unknown"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_of_predict_are_config_errors(run, settings, text):
+    with pytest.raises(ConfigError, match=text):
+        engine.predict(run, **settings)
+
+
+def test_predict_needs_data_where_a_run_has_several_evaluations_and_a_task_with_predict(run):
+    more = ["evaluations.b.data.target=tests.zoo.source"]
+    with pytest.raises(ConfigError, match=r"no data is chosen. Give a dataset, .*\(heldout, b\): --evaluation=NAME"):
+        engine.predict(run, overrides=more)
+    with pytest.raises(TaskError, match="Classify has no predict"):
+        engine.predict(run, overrides=more, evaluation="b", task=zoo.Classify())
+    assert len(engine.predict(run, overrides=more, evaluation="b", task=Predict())["label"]) == 64
+
+
+TWO = """
+import hashlib, json, os, sys
+import numpy as np
+from engine.cluster import group, processes, cluster_detection
+processes.initialize(cluster_detection.detect({}, os.environ).process)
+import engine
+found = engine.predict(sys.argv[1], overrides=["mesh.fsdp=2"])
+keys = sorted(found)
+print(json.dumps([keys, found["label"].tolist(), found["id"].tolist() if "id" in found else None]))
+engine.predict(sys.argv[1], overrides=["mesh.fsdp=2", "data.limit=30"], out=sys.argv[2])
+processes.leave()
+"""
+
+
+@pytest.mark.multiprocess
+def test_two_processes_predict_what_one_predicts(run, tmp_path):
+    lines = runs.lines_by_process(TWO, run, tmp_path / "p.npz", processes=2)
+    whole = engine.predict(run)
+    names, labels, ids = json.loads(lines["0"][-1])
+    assert (names, labels, ids) == (sorted(whole), whole["label"].tolist(), NAMES)
+    names, labels, ids = json.loads(lines["1"][-1])
+    assert (set(whole) - set(names), labels, ids) == ({"id", "raw"}, whole["label"].tolist(), None)
+
+
+def test_command_line_predicts_with_data_of_its_own(run, tmp_path, capsys):
+    from engine.main import main
+
+    out = tmp_path / "p.npz"
+    words = ["predict", str(run), f"--out={out}", f"--data.target={DATA}", "--data.n", "7", "--step=latest"]
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    assert f"wrote predictions of 7 examples to {out}" in captured.out
+    assert "predicting: 7/7 examples" in captured.err
+    digest = hashlib.sha256(out.read_bytes()).hexdigest()
+    assert main(words) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert main([*words, "--overwrite"]) == 0
+    assert hashlib.sha256(out.read_bytes()).hexdigest() == digest
+    assert main(["predict", str(run), f"--out={out}", "--overwrite", "--batch-size=0"]) == 1
+    assert main(["evaluate", str(run), "--evaluations.heldout.data.n=5"]) == 0
+    assert "heldout/accuracy: " in capsys.readouterr().out

@@ -1,0 +1,34 @@
+"""A Task with predictions, and examples with text."""
+
+import dataclasses
+
+from tests import zoo
+
+N = 37  # not a multiple of any batch size here
+NAMES = [f"scene {i}" + "x" * (i % 5) for i in range(N)]
+
+
+@dataclasses.dataclass
+class Predict(zoo.Classify):
+    """Predicts the class and its logits; `name` is the name of the class."""
+
+    name: str = "label"
+
+    def predict(self, model, batch):
+        logits = model(batch["x"])
+        return {self.name: logits.argmax(-1), "scores": {"logits": logits}}
+
+
+class Unreadable:
+    """The examples with text; some cannot be read."""
+
+    def __init__(self, bad=(), n=N):
+        self.rows, self.bad, self.n = zoo.examples(N, seed=5), bad, n
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, index):
+        if index in self.bad:
+            raise OSError("gone")
+        return {**{name: rows[index] for name, rows in self.rows.items()}, "id": NAMES[index], "raw": b"\0%d" % index}
