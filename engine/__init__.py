@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from engine import layers
     from engine.config.errors import ConvoyError, DataError, TaskError
+    from engine.data.balanced import Balanced
     from engine.data.context import Context
     from engine.data.mixture import Mixture
     from engine.data.packing import Packed
+    from engine.data.padded import Bucketed, Padded
     from engine.data.source import ArraySource, Source
     from engine.entry import explain, train
     from engine.hooks import Stop
@@ -29,6 +31,8 @@ __version__ = "0.2.0"  # as in pyproject.toml
 
 __all__ = [
     "ArraySource",
+    "Balanced",
+    "Bucketed",
     "Context",
     "ConvoyError",
     "DataError",
@@ -37,6 +41,7 @@ __all__ = [
     "Mean",
     "Mixture",
     "Packed",
+    "Padded",
     "Source",
     "Stop",
     "Summary",
@@ -60,8 +65,10 @@ _MODULES = {
     "engine.config.errors": ("ConvoyError", "DataError", "TaskError"),
     "engine.mounts": ("local_path",),
     "engine.data.context": ("Context",),
+    "engine.data.balanced": ("Balanced",),
     "engine.data.mixture": ("Mixture",),
     "engine.data.packing": ("Packed",),
+    "engine.data.padded": ("Bucketed", "Padded"),
     "engine.data.source": ("ArraySource", "Source"),
     "engine.entry": ("explain", "train"),
     "engine.hooks": ("Stop",),

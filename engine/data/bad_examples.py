@@ -14,7 +14,7 @@ import numpy as np
 
 from engine.config.errors import DataError
 from engine.data.batch import Batch
-from engine.data.source import Examples, Source, example_spec, leaves_with_path, source_name
+from engine.data.source import Examples, Source, leaves_with_path, shape_specs, source_name
 from engine.data.text import without_text
 from engine.types import Json
 
@@ -50,7 +50,9 @@ class RowBatches(Protocol):
 
     def __getitem__(self, n: int, /) -> Batch: ...
 
-    def row(self, position: int) -> Examples: ...
+    def row(self, position: int, n: int) -> Examples: ...
+
+    def shape(self, n: int) -> int: ...
 
     def weight(self, n: int) -> np.ndarray: ...
 
@@ -62,7 +64,10 @@ class TolerantBatches:
 
     def __init__(self, batches: RowBatches):
         self._batches = batches
-        self._spec = [(path, spec.shape, spec.dtype) for path, spec in leaves_with_path(example_spec(batches.source))]
+        self._specs = [
+            [(path, spec.shape, spec.dtype) for path, spec in leaves_with_path(example)]
+            for example in shape_specs(batches.source)
+        ]
 
     def __getitem__(self, n: int) -> TolerantBatch:
         """Returns batch n.
@@ -87,29 +92,29 @@ class TolerantBatches:
         for i, row in enumerate(self._batches.rows.tolist()):
             position = n * self._batches.batch_size + row
             try:
-                examples.append(self._row(position))
+                examples.append(self._row(position, n))
             except DataError as error:
                 bad.append(BadExample(row, self._batches.address(position), str(error)))
                 weight[i] = 0
-                examples.append(self._filler(position))
+                examples.append(self._filler(position, n))
         return TolerantBatch(Batch(jax.tree.map(lambda *rows: np.concatenate(rows), *examples), weight), tuple(bad))
 
-    def _row(self, position: int) -> Examples:
-        """Returns the example at a position as a batch of one row. Raises DataError for a bad example."""
-        row = self._batches.row(position)
+    def _row(self, position: int, n: int) -> Examples:
+        """Returns the example at a position as a row in the shape of batch n. Raises DataError for a bad example."""
+        row, spec = self._batches.row(position, n), self._specs[self._batches.shape(n)]
         found = [(path, leaf.shape[1:], leaf.dtype) for path, leaf in leaves_with_path(without_text(row))]
-        if found != self._spec:
+        if found != spec:
             raise DataError(
                 f"Example {self._batches.address(position)} of {source_name(self._batches.source)} has {_text(found)}, "
-                f"other examples have {_text(self._spec)}. Give all examples the same shapes and dtypes in the source."
+                f"other examples have {_text(spec)}. Give all examples the same shapes and dtypes in the source."
             )
         return row
 
-    def _filler(self, position: int) -> Examples:
+    def _filler(self, position: int, n: int) -> Examples:
         errors = []
         for other in range(position + 1, position + 1 + FILLER_TRIES):
             try:
-                return self._row(other)
+                return self._row(other, n)
             except DataError as error:
                 errors.append(error)
         raise DataError(f"{FILLER_TRIES} consecutive examples cannot be read. The last error: {errors[-1]}")

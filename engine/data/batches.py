@@ -10,7 +10,8 @@ import numpy as np
 
 from engine.config.errors import DataError
 from engine.data.batch import Batch
-from engine.data.sampler import make_sampler, read_examples, stack_examples
+from engine.data.ragged import Sizes
+from engine.data.sampler import is_shaped, is_sized, make_sampler, read_examples, stack_examples
 from engine.data.shuffle import random_generators
 from engine.data.source import (
     Examples,
@@ -49,12 +50,13 @@ class Batches:
             rows: rows of a global batch that this process makes.
         """
         self.source, self.batch_size, self.seed = source, batch_size, seed
-        self._sampler = make_sampler(source, seed, shuffle)
+        self._sampler = make_sampler(source, seed, shuffle, batch_size)
         self.rows = _row_numbers(rows, batch_size)
         """Row numbers in the global batch that this process makes, int64 `[rows]`."""
         self.ones = np.ones(len(self.rows), np.float32)
         """Weight of every batch, float32 `[rows]`: one array shared by all batches."""
-        self._group = max(1, GROUP // len(self.rows))  # batches whose addresses are computed in one call
+        # Batches whose addresses are computed in one call; each batch of several shapes needs all of its rows.
+        self._group = 1 if is_shaped(self._sampler) else max(1, GROUP // len(self.rows))
         # Two cached groups, since threads may work on both sides of the border between two groups.
         self._groups: list[tuple[int, np.ndarray | None]] = [(-1, None)] * 2
         self._keep_64_bit = _keep_64_bit()
@@ -91,13 +93,28 @@ class Batches:
         n = int(n)
         return Batch(self._read(self.addresses(n), n * self.batch_size + self.rows), self.ones)
 
-    def row(self, position: int) -> Examples:
-        """Returns the example at a position of the run as a batch of one row, equal to its row in the full batch.
+    def row(self, position: int, n: int) -> Examples:
+        """Returns the example at a position of the run as a batch of one row, in the shape of batch n.
 
         Raises:
-            DataError: the example cannot be read.
+            DataError: the example cannot be read, or does not fit this shape.
         """
-        return self._read(np.array([self.address(position)]), np.array([position]))
+        address = self.address(position)
+        if is_shaped(self._sampler):
+            address = self._sampler.with_shape(address, self.shape(n))
+        return self._read(np.array([address]), np.array([position]))
+
+    def shape(self, n: int) -> int:
+        """Returns the number of the shape of batch n, as in `source.shape_specs`."""
+        return self._sampler.shape_of(int(self.addresses(n)[0])) if is_shaped(self._sampler) else 0
+
+    def sizes(self, n: int) -> Sizes | None:
+        """Returns the sizes of the rows of batch n; None if the source does not know them."""
+        return self._sampler.sizes(self.addresses(n)) if is_sized(self._sampler) else None
+
+    def same_shape(self, first: int, count: int) -> bool:
+        """Returns whether batches first, ..., first + count - 1 have one shape."""
+        return not is_shaped(self._sampler) or len({self.shape(n) for n in range(first, first + count)}) == 1
 
     def weight(self, n: int) -> np.ndarray:
         """Returns the weight of batch n if all of its examples can be read, float32 `[rows]`."""
@@ -144,7 +161,10 @@ class Batches:
 
 
 class OrderedBatches:
-    """The batches of one evaluation: each example once, in the order of the source, without random transforms."""
+    """The batches of one evaluation: each example once, without random transforms.
+
+    They are in the order of the source, or of its `evaluation_order` if its batches have several shapes.
+    """
 
     def __init__(self, source: Source, batch_size: int, rows: Rows = None, keep_text: bool = False):
         self.source, self.batch_size, self._keep_text = source, batch_size, keep_text
@@ -153,6 +173,8 @@ class OrderedBatches:
         self.ones = np.ones(len(self.rows), np.float32)
         """Weight of every full batch, float32 `[rows]`: one array shared by all of them."""
         self._keep_64_bit = _keep_64_bit()
+        order = getattr(source, "evaluation_order", None)
+        self._order = None if order is None else order(batch_size)
 
     def __len__(self) -> int:
         return -(-len(self.source) // self.batch_size)
@@ -160,12 +182,34 @@ class OrderedBatches:
     def __getitem__(self, n: int) -> Batch:
         """Returns the rows of batch n; rows past the end repeat the last example and have weight 0."""
         n = int(n)
-        indices = np.minimum(n * self.batch_size + self.rows, len(self.source) - 1)
-        return Batch(self._read(indices), self.weight(n))
+        return Batch(self._read(self._positions(n)), self.weight(n))
 
-    def row(self, position: int) -> Examples:
-        """Returns the example at a position as a batch of one row; positions wrap around. Raises DataError."""
-        return self._read(np.array([self.address(position)]))
+    def indices(self, n: int) -> np.ndarray:
+        """Returns the index in the source of each row of batch n, int64 `[rows]`."""
+        return self._indices(self._positions(n))
+
+    def shape(self, n: int) -> int:
+        """Returns the number of the shape of batch n, as in `source.shape_specs`."""
+        if self._order is None:
+            return 0
+        return self._order.shape_of(int(self._order.addresses(np.array([n * self.batch_size]))[0]))
+
+    def row(self, position: int, n: int) -> Examples:
+        """Returns the example at a position as a batch of one row, in the shape of batch n; positions wrap around.
+
+        Raises:
+            DataError: the example cannot be read, or does not fit this shape.
+        """
+        return self._read(np.array([position % len(self.source)]), self.shape(n))
+
+    def _positions(self, n: int) -> np.ndarray:
+        """Returns the position of each row of batch n in the order of the evaluation, int64 `[rows]`."""
+        return np.minimum(n * self.batch_size + self.rows, len(self.source) - 1)
+
+    def _indices(self, positions: np.ndarray) -> np.ndarray:
+        if self._order is None:
+            return positions
+        return np.array([self._order.locate(address)[1] for address in self._order.addresses(positions).tolist()])
 
     def weight(self, n: int) -> np.ndarray:
         """Returns float32 `[rows]`: 1 for an example, 0 for a row past the end."""
@@ -175,7 +219,7 @@ class OrderedBatches:
 
     def address(self, position: int) -> int:
         """Returns the index of the example at a position."""
-        return position % len(self.source)
+        return int(self._indices(np.array([position % len(self.source)]))[0])
 
     def remainder(self) -> Batch:
         """Returns the last `len(source) % batch_size` examples, which fill no batch, on every process."""
@@ -183,9 +227,17 @@ class OrderedBatches:
         rows = size % self.batch_size
         return Batch(self._read(np.arange(size - rows, size)), np.ones(rows, np.float32))
 
-    def _read(self, indices: np.ndarray) -> Examples:
+    def _read(self, positions: np.ndarray, shape: int | None = None) -> Examples:
+        """Returns the examples at these positions of one batch; in its shape, or in another one."""
+        if self._order is None:
+            rows = read_examples(self.source, positions)
+        else:
+            addresses = self._order.addresses(positions)
+            if shape is not None:
+                addresses = np.array([self._order.with_shape(address, shape) for address in addresses.tolist()])
+            rows = self._order.read(addresses)
         convert = to_32_bit if self._keep_text else _numbers
-        return convert(read_examples(self.source, indices), self._keep_64_bit, source_name(self.source))
+        return convert(rows, self._keep_64_bit, source_name(self.source))
 
 
 def _numbers(batch: Examples, keep_64_bit: bool, name: str) -> Examples:

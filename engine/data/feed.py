@@ -107,6 +107,10 @@ class TrainFeed:
             return self._bad.unwrap(n, batch)
         return batch
 
+    def same_shape(self, count: int) -> bool:
+        """Returns whether the next `count` batches have one shape, so that one dispatch can take them."""
+        return self._batches.same_shape(self._next, count)
+
     def seek(self, step: int) -> None:
         """Sets the saved position to batch `step`, where the run stops. A resume reads the later batches again."""
         self._next = step

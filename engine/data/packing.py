@@ -1,15 +1,17 @@
-"""Packs documents of any length into rows of one length.
+"""Packs examples of any length into rows of one length.
 
-A *piece* is a range of tokens of one document that lies in one row. The packing plan of an epoch (`packing_plan.py`)
-assigns pieces to rows. It depends only on the lengths of the documents, the seed and the epoch, so checkpoints store no
-plan. The plans of two consecutive epochs stay in memory, at 24 bytes per piece.
+A *piece* is a range of the elements of one example that lies in one row. The packing plan of an epoch
+(`packing_plan.py`) assigns pieces to rows. It depends only on the lengths of the examples, the seed and the epoch, so
+checkpoints store no plan. The plans of two consecutive epochs stay in memory, at 24 bytes per piece.
 """
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.config.errors import DataError
-from engine.data.packing_plan import Plan, SplitPlanner, WholePlanner
+from engine.data.packed_rows import FieldRows, Piece, Rows, TokenRows
+from engine.data.packing_plan import Plan
+from engine.data.ragged import Fields, Lengths, Ragged, Sizes
 from engine.data.shuffle import EpochPermutation, derive_seed
 from engine.data.source import (
     SEPARATOR,
@@ -21,21 +23,14 @@ from engine.data.source import (
     has_transform,
     source_name,
 )
-
-ARRAYS = {
-    "tokens": np.int32,
-    "targets": np.int32,
-    "segment_ids": np.int32,
-    "positions": np.int32,
-    "weight": np.float32,
-}
+from engine.types import PyTree
 
 
 class Packed:
-    """A source of fixed-length rows packed from documents; each token is in exactly one row of an epoch.
+    """A source of fixed-length rows packed from examples; each element is in exactly one row of an epoch.
 
-    A document is an example `{"tokens": integers [tokens]}` of any length; other entries are ignored. A row is a dict
-    of arrays `[length]`:
+    Without `fields`, an example is a document `{"tokens": integers [tokens]}` of any length; other entries are ignored.
+    A row is a dict of arrays `[length]`:
 
     - `tokens`, int32.
     - `targets`, int32: the next token of the same document, even if that token is in another row; 0 if there is none.
@@ -43,53 +38,99 @@ class Packed:
     - `positions`, int32: index of the token in its piece, from 0.
     - `weight`, float32: 1 where a target exists, and 0 elsewhere.
 
+    With `fields`, an example is a dict with these ragged fields, arrays `[elements, ...]`, and a row has:
+
+    - the fields, `[length, ...]`, one example after the other, and 0 in padding;
+    - `segment_ids` and `positions` as above, and `mask`, bool: True for an element. Each is a dict by axis if the axes
+      have names;
+    - the other entries of the examples, `[segments, ...]`: entry s belongs to the example of segment id s + 1;
+    - `segment_mask`, bool `[segments]`: True for an example.
+
     Every epoch has the same number of rows, `len`. With `data.shuffle`, each epoch of a training run packs the
-    documents in a new order. Rows that are read by index, as by evaluations and `data.limit`, are packed in the stored
-    order of the documents. A subclass may define `transform(row, rng)`.
+    examples in a new order. Rows that are read by index, as by evaluations and `data.limit`, are packed in the stored
+    order of the examples. A subclass may define `transform(row, rng)`.
     """
 
-    def __init__(self, documents: Source, length: int, *, split: bool = True, lengths: npt.ArrayLike | None = None):
-        """Measures the documents and plans the rows.
+    def __init__(
+        self,
+        documents: Source,
+        length: Lengths,
+        *,
+        fields: Fields | None = None,
+        split: bool | None = None,
+        segments: int | None = None,
+        lengths: npt.ArrayLike | PyTree = None,
+    ):
+        """Measures the examples and plans the rows.
 
         Args:
-            documents: source of documents. Its method `lengths()`, if it has one, avoids reading all documents here.
-            length: tokens per row.
-            split: True concatenates the documents and cuts them at row borders, so only the last row has padding. False
-                places whole documents, the longest first, each in the fullest row with enough space. It cuts only
-                documents that are longer than a row.
-            lengths: lengths of the documents, integers `[documents]`; replaces `documents.lengths()`.
+            documents: source of examples. Its method `lengths()`, if it has one, avoids reading all of them here.
+            length: elements per row. With named axes: axis -> number.
+            fields: names of the ragged fields. If there are fields of different lengths: axis -> names. None for token
+                documents.
+            split: True concatenates the examples and cuts them at row borders, so only the last row has padding; the
+                other entries belong to each piece. False places whole examples, the longest first, each in the fullest
+                row with enough space; token documents that are longer than a row are cut. None is True for token
+                documents, else False.
+            segments: most examples of a row, for `fields`; None takes the number that the plan needs.
+            lengths: lengths of the examples, as `documents.lengths()` returns them; replaces that method.
 
         Raises:
-            DataError: `length` is below 1, `documents` is not a source or has its own sampler or a transform, or the
-                lengths or the tokens of a document are invalid.
+            DataError: an argument is invalid, `documents` is not a source or has its own sampler or a transform, or the
+                lengths or the content of an example are invalid.
         """
-        self.documents, self.length, self.split = documents, length, split
-        if length < 1:
-            raise DataError(f"{source_name(self)}: length = {length}: allowed are 1 token and more.")
-        check_source(documents, f"{source_name(self)}: documents")
-        _check_packable(documents, source_name(self))
-        self.lengths = _length_index(documents, lengths)
-        self._planner = (SplitPlanner if split else WholePlanner)(self.lengths, length)
-        self._stored_order = _Sampler(self, self._planner, seed=0, shuffle=False)
+        name = source_name(self)
+        self.documents, self.length = documents, length
+        self.split = fields is None if split is None else split
+        if not isinstance(length, dict) and length < 1:  # pyright: ignore[reportOperatorIssue]
+            what = "token" if fields is None else "element"
+            raise DataError(f"{name}: length = {length}: allowed are 1 {what} and more.")
+        check_source(documents, f"{name}: documents")
+        _check_packable(documents, name)
+        self._contents: Rows
+        if fields is None:
+            if isinstance(length, dict) or segments is not None:
+                raise DataError(f"{name}: token documents have one length and no `segments`. Name the `fields`.")
+            self._contents = TokenRows(documents, length, self.split, lengths)  # pyright: ignore[reportArgumentType]
+            self._what = "documents"
+        else:
+            ragged = Ragged(fields, name)
+            if self.split and (len(ragged.axes) > 1 or segments is not None):
+                raise DataError(f"{name}: split = True allows one axis and no `segments`. Use split=False.")
+            if segments is not None and segments < 1:
+                raise DataError(f"{name}: segments = {segments}: allowed are 1 example and more.")
+            limits = ragged.parse(length, f"{name}: length")
+            self._contents = rows = FieldRows(
+                documents, ragged, limits, segments=segments, split=self.split, index=lengths
+            )
+            self._what = f"{', '.join(ragged.fields)} of up to {rows.segments} examples"
+        self._stored_order = _Sampler(self, self._contents, seed=0, shuffle=False)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Space that each example needs in a row, int64 `[examples]`: of token documents, their lengths."""
+        return self._contents.sizes
 
     def __len__(self) -> int:
         """Number of rows of an epoch."""
-        return self._planner.rows
+        return self._contents.planner.rows
 
     def __getitem__(self, index: int) -> Example:
-        return {name: rows[0] for name, rows in self.take(np.array([index])).items()}
+        import jax
+
+        return jax.tree.map(lambda rows: rows[0], self.take(np.array([index])))
 
     def take(self, indices: np.ndarray) -> Examples:
-        """Returns rows `indices` `[batch]` of the unshuffled packing, as arrays `[batch, length]`."""
+        """Returns rows `indices` `[batch]` of the unshuffled packing, as arrays `[batch, length, ...]`."""
         return self._stored_order.read(indices)
 
     def fingerprint(self) -> str:
-        packed = f"documents {'split' if self.split else 'whole'} in rows of {self.length}"
+        packed = f"{self._what} {'split' if self.split else 'whole'} in rows of {self.length}"
         return f"{fingerprint(self.documents)}{SEPARATOR}{packed}"
 
     def sampler(self, seed: int, shuffle: bool) -> "_Sampler":
         """Returns the sampler of a training run (`sampler.py`)."""
-        return _Sampler(self, self._planner, seed, shuffle)
+        return _Sampler(self, self._contents, seed, shuffle)
 
 
 class _Sampler:
@@ -97,11 +138,11 @@ class _Sampler:
 
     vectorized = False  # a call for many rows takes as long as one call for each row
 
-    def __init__(self, packed: Packed, planner: SplitPlanner | WholePlanner, seed: int, shuffle: bool):
-        self._packed, self._planner = packed, planner
+    def __init__(self, packed: Packed, contents: Rows, seed: int, shuffle: bool):
+        self._packed, self._contents, self._planner = packed, contents, contents.planner
         self.has_transform = has_transform(packed)
-        self._row_permutation = EpochPermutation(planner.rows, seed, shuffle)
-        self._item_permutation = EpochPermutation(planner.items, derive_seed(seed, "documents"), shuffle)
+        self._row_permutation = EpochPermutation(self._planner.rows, seed, shuffle)
+        self._item_permutation = EpochPermutation(self._planner.items, derive_seed(seed, "documents"), shuffle)
         # The latest (epoch, plan) of even and of odd epochs: near the end of an epoch, threads already read the next.
         self._plans: list[tuple[int, Plan | None]] = [(-1, None)] * 2
 
@@ -114,12 +155,26 @@ class _Sampler:
         return self._packed, address
 
     def read(self, addresses: np.ndarray) -> Examples:
-        shape = (len(addresses), self._packed.length)
-        batch = {name: np.zeros(shape, dtype) for name, dtype in ARRAYS.items()}
-        for row, address in enumerate(addresses.tolist()):
-            epoch, planned_row = divmod(address, self._row_permutation.size)
-            self._fill({name: rows[row] for name, rows in batch.items()}, self._plan(epoch), planned_row)
-        return batch
+        return self._contents.fill([self._pieces(address) for address in addresses.tolist()])
+
+    def sizes(self, addresses: np.ndarray) -> Sizes:
+        """Returns the sizes of the rows at addresses."""
+        elements, costs = self._contents.elements, self._contents.costs()
+        found = []
+        for address in addresses.tolist():
+            index, start, stop = np.array(self._pieces(address)).T
+            parts = (stop - start) / np.maximum(self._contents.sizes[index], 1)  # of each example
+            found.append(((elements[index] * parts).sum(), (costs[index] * parts).sum()))
+        real, cost = np.array(found).T
+        return Sizes(real, np.full(len(addresses), self._contents.space), cost)
+
+    def _pieces(self, address: int) -> list[Piece]:
+        """Returns the pieces of a row."""
+        epoch, row = divmod(address, self._row_permutation.size)
+        plan = self._plan(epoch)
+        at = slice(plan.first[row], plan.first[row + 1])
+        parts = (part[at].tolist() for part in (plan.document, plan.start, plan.stop))
+        return [Piece(*piece) for piece in zip(*parts, strict=True)]
 
     def _plan(self, epoch: int) -> Plan:
         cached_epoch, plan = self._plans[epoch % 2]
@@ -128,26 +183,6 @@ class _Sampler:
             plan = self._planner.plan(self._item_permutation.indices(epoch * items + np.arange(items)))
             self._plans[epoch % 2] = (epoch, plan)
         return plan
-
-    def _fill(self, row: Example, plan: Plan, planned_row: int) -> None:
-        """Writes the pieces of row `planned_row` of the plan into `row`: arrays `[length]` that are initially zero."""
-        begin = 0  # index in the row at which the next piece begins
-        for segment, piece in enumerate(range(plan.first[planned_row], plan.first[planned_row + 1]), 1):
-            index, start, stop = (int(part[piece]) for part in (plan.document, plan.start, plan.stop))
-            tokens = _tokens(self._packed.documents, index)
-            if len(tokens) != self._packed.lengths[index]:
-                raise DataError(
-                    f"{_document_name(self._packed.documents, index)} has {len(tokens)} tokens, but its length index "
-                    f"says {self._packed.lengths[index]}. Compute the length index again."
-                )
-            end = begin + stop - start
-            targets_end = begin + min(stop, len(tokens) - 1) - start  # the last token of a document has no target
-            row["tokens"][begin:end] = tokens[start:stop]
-            row["targets"][begin:targets_end] = tokens[start + 1 : stop + 1]
-            row["segment_ids"][begin:end] = segment
-            row["positions"][begin:end] = np.arange(stop - start)
-            row["weight"][begin:targets_end] = 1
-            begin = end
 
 
 def _check_packable(documents: Source, name: str) -> None:
@@ -162,53 +197,3 @@ def _check_packable(documents: Source, name: str) -> None:
             f"{name}: {source_name(documents)} has a transform, which may change the lengths that the plan relies on. "
             "Define it as transform(row, rng) in a subclass of Packed."
         )
-
-
-def _length_index(documents: Source, lengths: npt.ArrayLike | None) -> np.ndarray:
-    """Returns `lengths` as int64 `[documents]`; if None, `documents.lengths()`, else measured from all documents."""
-    if lengths is None:
-        lengths_method = getattr(documents, "lengths", None)
-        lengths = (
-            lengths_method()
-            if lengths_method is not None
-            else [len(_tokens(documents, index)) for index in range(len(documents))]
-        )
-    found, name = np.asarray(lengths), source_name(documents)
-    if not found.size or not len(documents):
-        raise DataError(f"{name}: no documents. Packing needs at least one; check its files and arguments.")
-    if found.shape != (len(documents),) or found.dtype.kind not in "iu" or found.min() < 0:
-        raise DataError(
-            f"{name}: the length index has shape {list(found.shape)}, dtype {found.dtype} and minimum {found.min()}. "
-            f"Allowed are integers of at least 0, one for each of the {len(documents)} documents."
-        )
-    if not found.any():
-        raise DataError(f"{name}: all {len(found)} documents are empty. Packing needs at least one token.")
-    return found.astype(np.int64)
-
-
-def _tokens(documents: Source, index: int) -> np.ndarray:
-    """Returns the tokens of a document, integers `[tokens]` that fit int32. Raises DataError if they do not."""
-    where = _document_name(documents, index)
-    try:
-        example = documents[index]
-    except Exception as error:
-        raise DataError(
-            f"{where}: {type(error).__name__}: {error}. Read it with documents[{index}]; repair it or leave it out."
-        ) from error
-    if not isinstance(example, dict) or "tokens" not in example:
-        found = ", ".join(map(str, example)) if isinstance(example, dict) else type(example).__name__
-        raise DataError(f"{where} has no `tokens`, found {found}. A document is a dict with tokens, integers [tokens].")
-    tokens = np.asarray(example["tokens"])
-    if tokens.ndim != 1 or (tokens.size and tokens.dtype.kind not in "iu"):
-        raise DataError(
-            f"{where}: tokens has shape {list(tokens.shape)} and dtype {tokens.dtype}: allowed are integers [tokens]."
-        )
-    if tokens.size and not np.can_cast(tokens.dtype, np.int32):
-        limits = np.iinfo(np.int32)
-        if tokens.max() > limits.max or tokens.min() < limits.min:
-            raise DataError(f"{where}: tokens from {tokens.min()} to {tokens.max()} do not fit int32. Renumber them.")
-    return tokens
-
-
-def _document_name(documents: Source, index: int) -> str:
-    return f"Document {index} of {source_name(documents)}"

@@ -63,6 +63,8 @@ class WholePlanner:
         """Size of the permutation for `plan`: the number of pieces."""
         self.rows = int(rows.max()) + 1
         self._first = np.searchsorted(rows[self._by_row], np.arange(self.rows + 1))
+        self.pieces = np.diff(self._first)
+        """Number of pieces of each row, int64 `[rows]`; the same in every epoch."""
 
     def plan(self, order: np.ndarray) -> Plan:
         """Returns the plan in which pieces of equal length have the order `order`, a permutation int64 `[items]`."""

@@ -6,11 +6,12 @@ and its addresses are indices into the source. Packed sources and mixtures have 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import numpy as np
 
 from engine.config.errors import DataError
+from engine.data.ragged import Sizes
 from engine.data.shuffle import EpochPermutation
 from engine.data.source import (
     Example,
@@ -49,21 +50,55 @@ class Sampler(Protocol):
         ...
 
 
-def make_sampler(source: Source, seed: int, shuffle: bool) -> Sampler:
-    """Returns the sampler of the source's own method `sampler(seed, shuffle)`, or the default one.
+class ShapedSampler(Sampler, Protocol):
+    """A sampler whose batches have one of several shapes (`padded.py`). An address includes the number of its shape."""
+
+    def shape_of(self, address: int) -> int:
+        """Returns the number of the shape of an address."""
+        ...
+
+    def with_shape(self, address: int, shape: int) -> int:
+        """Returns the address of the same example in another shape."""
+        ...
+
+
+class SizedSampler(Sampler, Protocol):
+    """A sampler that knows the sizes of its rows."""
+
+    def sizes(self, addresses: np.ndarray) -> Sizes:
+        """Returns the sizes of the rows at addresses `[n]`."""
+        ...
+
+
+def make_sampler(source: Source, seed: int, shuffle: bool, batch_size: int | None = None) -> Sampler:
+    """Returns the sampler of the source's own method, or the default one.
+
+    The method is `batch_sampler(seed, shuffle, batch_size)` if there is one and the batch size is known, else
+    `sampler(seed, shuffle)`.
 
     Raises:
-        DataError: the source is empty, or its class overrides `__getitem__` but inherits `sampler`.
+        DataError: the source is empty, or its class overrides `__getitem__` but inherits the method.
     """
-    own: Callable[[int, bool], Sampler] | None = getattr(source, "sampler", None)
+    name = "sampler" if batch_size is None or not hasattr(source, "batch_sampler") else "batch_sampler"
+    own: Callable[..., Sampler] | None = getattr(source, name, None)
     if own is None:
         return PermutationSampler(source, seed, shuffle)
-    if not defined_with_or_after(source, "sampler", "__getitem__"):
+    if not defined_with_or_after(source, name, "__getitem__"):
         raise DataError(
-            f"{source_name(source)} overrides __getitem__ but inherits `sampler`, through which training reads without "
-            "calling it. Move its code to transform(example, rng) or to the wrapped source, or override `sampler` too."
+            f"{source_name(source)} overrides __getitem__ but inherits `{name}`, through which training reads without "
+            f"calling it. Move its code to transform(example, rng) or to the wrapped source, or override `{name}` too."
         )
-    return own(seed, shuffle)
+    return own(seed, shuffle) if name == "sampler" else own(seed, shuffle, batch_size)
+
+
+def is_shaped(sampler: Sampler) -> TypeGuard[ShapedSampler]:
+    """Returns whether the batches of a sampler have one of several shapes."""
+    return hasattr(sampler, "shape_of")
+
+
+def is_sized(sampler: Sampler) -> TypeGuard[SizedSampler]:
+    """Returns whether a sampler knows the sizes of its rows."""
+    return hasattr(sampler, "sizes")
 
 
 class PermutationSampler:

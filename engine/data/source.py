@@ -51,6 +51,9 @@ class Source(Protocol):
                                        the order of a training run (`sampler.py`). Default: a new permutation of the
                                        examples in every epoch. Evaluations read by index
         limited(count) -> Source       the part that `data.limit` uses. Default: the first `count` examples
+        lengths() -> integers          number of elements of each example `[examples]`, for sources that pad or pack
+                                       them; a dict of these by axis if there are several. Default: all are read once
+        costs() -> numbers             cost of each example `[examples]`, for `Balanced`. Default: its length
     """
 
     def __len__(self) -> int: ...
@@ -257,6 +260,15 @@ def example_spec(source: Source) -> PyTree:
 def source_text(source: Source) -> list[str]:
     """Returns the paths of the text in the first readable example. Raises DataError if none can be read."""
     return text_paths(_first(source, source_name(source)))
+
+
+def shape_specs(source: Source) -> list[PyTree]:
+    """Returns the spec of an example in each shape that batches of the source have; of most sources, one.
+
+    `example_spec` is the last of them, the largest. Raises DataError as `example_spec`.
+    """
+    own = getattr(source, "shape_specs", None)
+    return [example_spec(source)] if own is None else own()
 
 
 def _first(source: Source, name: str) -> Example:

@@ -1,0 +1,213 @@
+"""Ragged fields: entries of an example whose first dimension differs between examples, such as the agents of a scene.
+
+Fields with the same length in each example form an *axis*. Most data has one axis. Several axes, such as agents and
+polylines, have names, and what is given or returned for each axis is then a dict by these names.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.cluster.identity import is_primary
+from engine.config.errors import DataError
+from engine.data.source import Example, Source, has_transform, source_name
+from engine.types import PyTree
+
+ADDED = ("mask", "segment_ids", "positions")
+"""Entries that padding and packing add to an example."""
+REPORT_S = 10.0  # between two lines about the progress of measuring lengths
+
+type Fields = str | Sequence[str] | Mapping[str, str | Sequence[str]]
+"""Names of the ragged fields: of one axis, or axis -> names."""
+type Lengths = int | Mapping[str, int]
+"""A number of elements: of the only axis, or axis -> number."""
+
+
+class Sizes(NamedTuple):
+    """Sizes of rows, `[rows]` each."""
+
+    elements: np.ndarray
+    """Elements of the examples in the row, over all axes."""
+    space: np.ndarray
+    """Elements for which the row has space."""
+    cost: np.ndarray
+    """Cost of the examples in the row."""
+
+
+class RaggedExample(NamedTuple):
+    """An example, split into its ragged fields and its other entries."""
+
+    fields: dict[str, np.ndarray]
+    rest: dict[str, PyTree]
+    lengths: tuple[int, ...]
+    """Number of elements of each axis."""
+
+
+class Ragged:
+    """The ragged fields of the examples of a source, by axis.
+
+    Args:
+        fields: names of the fields.
+        owner: name of the source that pads or packs them, for error texts.
+
+    Raises:
+        DataError: there is no field, or a name is used twice or is one of `ADDED`.
+    """
+
+    def __init__(self, fields: Fields, owner: str):
+        groups = fields if isinstance(fields, Mapping) else {"": fields}
+        self.axes = {axis: (names,) if isinstance(names, str) else tuple(names) for axis, names in groups.items()}
+        """Axis -> names of its fields; the only axis may have the name ""."""
+        self.fields = [name for names in self.axes.values() for name in names]
+        if not self.axes or not all(self.axes.values()):
+            raise DataError(f"{owner}: fields = {fields!r}: name at least one ragged field.")
+        if twice := sorted({name for name in self.fields if self.fields.count(name) > 1}):
+            raise DataError(f"{owner}: fields: {', '.join(twice)} is named twice. Name each field once.")
+        if taken := [name for name in self.fields if name in ADDED]:
+            raise DataError(f"{owner}: fields: the engine adds {', '.join(taken)} itself. Rename this field.")
+
+    def parse(self, lengths: Lengths, what: str) -> tuple[int, ...]:
+        """Returns the length of each axis. Raises DataError if one is missing, unknown or below 1."""
+        named = lengths if isinstance(lengths, Mapping) else {"": lengths}
+        if named.keys() != self.axes.keys():
+            expected = "a number" if "" in self.axes else f"a number for each of {', '.join(self.axes)}"
+            raise DataError(f"{what} = {lengths!r}: allowed is {expected}, the axes that `fields` names.")
+        for length in named.values():
+            if isinstance(length, bool) or not isinstance(length, int | np.integer) or length < 1:
+                raise DataError(f"{what} = {lengths!r}: allowed are 1 and more elements.")
+        return tuple(int(named[axis]) for axis in self.axes)
+
+    def by_axis[T](self, values: Sequence[T]) -> T | dict[str, T]:
+        """Returns the values of the axes by name; the value itself if the only axis has no name."""
+        return values[0] if "" in self.axes else dict(zip(self.axes, values, strict=True))
+
+    def text(self, lengths: Sequence[int]) -> str:
+        """Returns the lengths of the axes as text, such as "300" or "agents 64, lanes 128"."""
+        return ", ".join(f"{axis} {length}".strip() for axis, length in zip(self.axes, lengths, strict=True))
+
+    def read(self, source: Source, index: int) -> RaggedExample:
+        """Returns an example of the source. Raises DataError if it cannot be read or lacks a field."""
+        where = f"Example {index} of {source_name(source)}"
+        try:
+            example = source[index]
+        except Exception as error:
+            raise DataError(
+                f"{where}: {type(error).__name__}: {error}. Read it with source[{index}]; repair it or leave it out."
+            ) from error
+        return self.split(example, where)
+
+    def split(self, example: Example, where: str) -> RaggedExample:
+        """Splits an example. Raises DataError if it lacks a field, or if the fields of an axis differ in length."""
+        if not isinstance(example, dict):
+            raise DataError(f"{where} is a {type(example).__name__}. A ragged example is a dict of arrays.")
+        if missing := [name for name in self.fields if name not in example]:
+            raise DataError(f"{where} has no `{missing[0]}`, found {', '.join(map(str, example))}. Correct `fields`.")
+        if taken := [name for name in ADDED if name in example]:
+            raise DataError(f"{where} has an entry `{taken[0]}`, which the engine adds itself. Rename it.")
+        fields = {name: np.asarray(example[name]) for name in self.fields}
+        lengths = []
+        for names in self.axes.values():
+            found = {name: fields[name].shape[:1] for name in names}
+            if len(set(found.values())) > 1 or () in found.values():
+                texts = ", ".join(f"{name} {list(fields[name].shape)}" for name in names)
+                raise DataError(
+                    f"{where}: ragged fields of one axis are arrays with one first dimension, found {texts}. Correct "
+                    "the example, or name an axis for each length: fields={'agents': ['history'], 'lanes': ['points']}."
+                )
+            lengths.append(len(fields[names[0]]))
+        rest = {name: value for name, value in example.items() if name not in fields}
+        return RaggedExample(fields, rest, tuple(lengths))
+
+    def measure(self, source: Source, given: PyTree = None) -> np.ndarray:
+        """Returns the lengths of all examples, int64 `[axes, examples]`.
+
+        They are `given`, else those of `source.lengths()`, else measured by reading each example once.
+
+        Raises:
+            DataError: they are invalid, or an example cannot be read.
+        """
+        if given is None and hasattr(source, "lengths"):
+            given = source.lengths()  # pyright: ignore[reportAttributeAccessIssue]
+        name = source_name(source)
+        if given is None:
+            rows = measured(source, lambda index: self.read(source, index).lengths)
+            return np.array(rows, np.int64).reshape(len(rows), len(self.axes)).T
+        if "" not in self.axes and not (isinstance(given, Mapping) and given.keys() == self.axes.keys()):
+            raise DataError(f"{name}: lengths() must return a dict of {', '.join(self.axes)}, the axes of `fields`.")
+        parts: list[npt.ArrayLike] = [given] if "" in self.axes else [given[axis] for axis in self.axes]  # pyright: ignore
+        return np.stack([check_index(source, part, "examples") for part in parts])
+
+
+def measured[T](source: Source, measure: Callable[[int], T]) -> list[T]:
+    """Returns the length of each example. Prints the progress on the primary, since it may take minutes."""
+    found, begin = [], time.monotonic()
+    for index in range(len(source)):
+        if time.monotonic() - begin > REPORT_S:
+            begin = time.monotonic()
+            if is_primary():
+                print(
+                    f"measuring the examples of {source_name(source)}: {index:,} of {len(source):,}. With a method "
+                    "lengths(), the source need not be read for this.",
+                    file=sys.stderr,
+                )
+        found.append(measure(index))
+    return found
+
+
+def check_index(source: Source, lengths: npt.ArrayLike, what: str) -> np.ndarray:
+    """Returns the lengths of all examples as int64 `[examples]`; `what` names examples. Raises DataError."""
+    found, name = np.asarray(lengths), source_name(source)
+    if found.shape != (len(source),) or found.dtype.kind not in "iu" or found.min(initial=0) < 0:
+        raise DataError(
+            f"{name}: the length index has shape {list(found.shape)}, dtype {found.dtype} and minimum "
+            f"{found.min(initial=0)}. Allowed are integers of at least 0, one for each of the {len(source)} {what}."
+        )
+    return found.astype(np.int64)
+
+
+def costs(source: Source, lengths: np.ndarray) -> np.ndarray:
+    """Returns the cost of each example, float64 `[examples]`: `source.costs()`, or its number of elements.
+
+    Args:
+        source: the examples.
+        lengths: `[axes, examples]`.
+
+    Raises:
+        DataError: `source.costs()` returns something else.
+    """
+    own = getattr(source, "costs", None)
+    return lengths.sum(axis=0).astype(np.float64) if own is None else check_costs(source, own())
+
+
+def check_costs(source: Source, found: npt.ArrayLike) -> np.ndarray:
+    """Returns costs as float64 `[examples]`. Raises DataError if they are not finite numbers of at least 0."""
+    array = np.asarray(found)
+    if (
+        array.shape != (len(source),)
+        or array.dtype.kind not in "iuf"
+        or not np.isfinite(array).all()
+        or (array < 0).any()
+    ):
+        raise DataError(
+            f"{source_name(source)}.costs() returned {array.dtype}{list(array.shape)}: allowed are finite numbers of "
+            f"at least 0, one for each of the {len(source)} examples."
+        )
+    return array.astype(np.float64)
+
+
+def check_raw(source: Source, owner: str) -> None:
+    """Raises DataError if a source has a sampler or a transform: plans rely on fixed lengths."""
+    if hasattr(source, "sampler") or hasattr(source, "batch_sampler"):
+        raise DataError(
+            f"{owner}: {source_name(source)} has its own sampler. Pad or pack the examples of each source first, then "
+            "mix: Mixture({NAME: Padded(...), ...}, weights)."
+        )
+    if has_transform(source):
+        raise DataError(
+            f"{owner}: {source_name(source)} has a transform, which may change the lengths that the plan relies on. "
+            f"Define it as transform(example, rng) in a subclass of {owner.rpartition('.')[2]}."
+        )

@@ -1,0 +1,136 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.config.errors import DataError
+from engine.data.balanced import Balanced, deal
+from engine.data.batches import Batches, OrderedBatches
+from engine.data.mixture import Mixture
+from engine.data.packing import Packed
+from engine.data.padded import Bucketed, Padded
+from engine.data.source import ArraySource, fingerprint, limited
+from tests import properties
+from tests.data.padded_test import FIELDS, Scenes
+
+SIZES = np.clip(np.random.default_rng(0).lognormal(np.log(15), 1.0, 2000).round(), 3, 300).astype(int)
+
+
+def imbalance(costs, ranks):
+    sums = costs.reshape(ranks, -1).sum(1)
+    return sums.max() / sums.mean() - 1
+
+
+def sizes_of(batches, n):
+    sizes = batches.sizes(n)
+    assert sizes is not None
+    return sizes
+
+
+@given(
+    costs=st.lists(st.integers(0, 1000), min_size=12, max_size=12),
+    ranks=st.sampled_from([1, 2, 3, 4, 6, 12]),
+)
+@properties.examples(200)
+def test_deal_keeps_every_row_and_does_not_raise_the_largest_sum(costs, ranks):
+    costs = np.array(costs, float)
+    order = deal(costs, ranks)
+    assert sorted(order) == list(range(12))
+    assert order.tolist() == deal(costs, ranks).tolist()
+    blocks = order.reshape(ranks, -1)
+    assert (np.diff(blocks, axis=1) > 0).all()  # the rows of a rank stay in order
+    assert costs[order].reshape(ranks, -1).sum(1).max() <= costs.reshape(ranks, -1).sum(1).max() + 1e-9
+
+
+def test_eight_ranks_of_32_long_tailed_rows_are_balanced_within_1_percent():
+    rng = np.random.default_rng(1)
+    batches = [rng.choice(SIZES, 256).astype(float) for _ in range(100)]
+    assert np.percentile([imbalance(costs[deal(costs, 8)], 8) for costs in batches], 95) < 0.01
+    assert np.percentile([imbalance(costs, 8) for costs in batches], 95) > 0.2
+
+
+SOURCES = [
+    Padded(Scenes(SIZES.tolist()), 300, FIELDS),
+    Bucketed(Scenes(SIZES.tolist()), [20, 300], FIELDS),
+    Packed(Scenes(SIZES.tolist()), 300, fields=FIELDS),
+    Mixture({"a": ArraySource({"x": np.arange(50)})}, {"a": 1}),
+]
+
+
+@pytest.mark.parametrize("source", SOURCES[:3], ids=lambda source: type(source).__name__)
+def test_balanced_batch_has_the_same_examples_in_another_order_on_any_number_of_processes(source):
+    plain, balanced = (Batches(s, 32, 0, True) for s in (source, Balanced(source, 8)))
+    for n in (0, 7, 65):
+        assert sorted(plain.addresses(n)) == sorted(balanced.addresses(n)) != balanced.addresses(n).tolist()
+        parts = [Batches(Balanced(source, 8), 32, 0, True, slice(i * 16, i * 16 + 16)) for i in (0, 1)]
+        assert np.concatenate([part.addresses(n) for part in parts]).tolist() == balanced.addresses(n).tolist()
+        assert plain.shape(n) == balanced.shape(n)
+        cost = [sizes_of(batches, n).cost for batches in (plain, balanced)]
+        assert imbalance(cost[1], 8) <= imbalance(cost[0], 8)
+    examples = balanced[0].examples
+    sizes = sizes_of(balanced, 0)
+    assert examples["mask"].sum(1).tolist() == sizes.elements.tolist()
+    assert (examples["mask"].shape[1] == sizes.space).all()
+
+
+def test_cost_method_of_the_source_replaces_the_length():
+    class Squared(Scenes):
+        def costs(self):
+            return np.square(self.sizes)
+
+    source = Squared(SIZES.tolist())
+    for wrapped in (Padded(source, 300, FIELDS), Packed(source, 300, fields=FIELDS)):
+        batches = Batches(Balanced(wrapped, 4), 16, 0, True)
+        examples, cost = batches[3].examples, sizes_of(batches, 3).cost
+        scenes = examples["scene"].reshape(16, -1)
+        mask = examples.get("segment_mask", np.ones((16, 1), bool))
+        assert cost.tolist() == [np.square(SIZES[row[inside]]).sum() for row, inside in zip(scenes, mask, strict=True)]
+
+
+def test_plain_source_with_costs_is_balanced():
+    class Weighed(ArraySource):
+        def costs(self):
+            return self.arrays["cost"]
+
+    costs = SIZES[:400].astype(np.float32)
+    batches = Batches(Balanced(Weighed({"cost": costs}), 4), 128, 0, True)
+    assert max(imbalance(batches[n].examples["cost"], 4) for n in range(12)) < 0.01
+
+
+def test_evaluation_reads_each_example_once_in_the_order_without_balance():
+    for source in SOURCES:
+        plain, balanced = OrderedBatches(source, 7), OrderedBatches(Balanced(source, 7), 7)
+        np.testing.assert_equal(balanced[1].examples, plain[1].examples)
+    assert len(limited(Balanced(SOURCES[1], 2), 5)) == 5
+    assert fingerprint(Balanced(SOURCES[1], 2)) != fingerprint(Balanced(SOURCES[1], 4))
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: Balanced(SOURCES[0], 0), "ranks = 0: allowed are 1 and more"),
+        (lambda: Batches(Balanced(SOURCES[0], 3), 8, 0, True), "a batch of 8 rows is not divisible by ranks = 3"),
+        (
+            lambda: Batches(Balanced(SOURCES[3], 2), 8, 0, True),
+            "costs of the examples of .*Mixture are not known. Give",
+        ),
+        (
+            lambda: Batches(Mixture({"a": Balanced(SOURCES[0], 2)}, {"a": 1}), 8, 0, True),
+            r"cannot be a part of a mixture. Balance the mixture: Balanced\(Mixture",
+        ),
+    ],
+)
+def test_invalid_arguments_raise_data_error(make, text):
+    with pytest.raises(DataError, match=text):
+        make()
+
+
+def test_invalid_costs_raise_data_error():
+    class Wrong(Scenes):
+        def costs(self):
+            return [1.0, np.nan, 2.0]
+
+    with pytest.raises(
+        DataError, match=r"Wrong.costs\(\) returned float64\[3\]: allowed are finite numbers of at least"
+    ):
+        Batches(Balanced(Padded(Wrong([1, 2, 3]), 4, FIELDS), 1), 2, 0, True)[0]
