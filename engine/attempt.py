@@ -26,8 +26,6 @@ from engine.run.directory import RunDirectory
 from engine.run.jsonl import JsonLines
 from engine.run.ledger import Ledger
 from engine.stragglers.monitor import StragglerMonitor
-from engine.training import muon
-from engine.training.optimizer import is_muon
 from engine.training.program import CompiledSteps, Program
 from engine.training.state import TrainState
 from engine.training.step import BAD_EXAMPLES
@@ -110,9 +108,8 @@ class Attempt:
         """Returns the compiled programs by their number of steps; none if the run is finished, for the given reason."""
         for text in self._program.warnings:
             self._say(f"warning: {text}")
-        if is_muon(self._config.optimizer):
-            model = self._program.spec.model
-            self._say(muon.message({path: model.params[path] for path in model.trained}, model.names))
+        for text in self._program.spec.optimizer.messages:
+            self._say(text)
         if finished:
             self._say(finished)
             return {}

@@ -16,6 +16,7 @@ from engine.cluster.consistency_check import check_consistency, software
 from engine.config.dev_run import tiny
 from engine.config.errors import CheckpointError, ConfigError
 from engine.config.loading import load
+from engine.config.schedules import check_functions
 from engine.config.schema import Config
 from engine.config.target import check_targets
 from engine.config.text import flatten, from_text, to_text, value_text
@@ -93,6 +94,7 @@ def _train(
 ) -> Summary:
     """Trains in the directory `path`; with `kept=False` the summary does not show the directory."""
     check_targets(config)
+    check_functions(config)
     _check_processes(config)
     config = set_up_devices(config, None if fresh else RunDirectory(path))
     with RunDirectory.open(path, fresh=fresh, began=began) as directory:
@@ -191,6 +193,7 @@ def program(config: AnyConfig, devices: Sequence[Device] | None = None) -> tuple
     """
     config = resolve_config(config)
     check_targets(config)
+    check_functions(config)
     config = set_up_devices(config)
     source, _ = build_sources(config)
     return build_program(build_task(config), make_mesh(config.mesh, devices), source, config)

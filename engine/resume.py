@@ -12,6 +12,7 @@ from engine.cluster import group
 from engine.cluster.consistency_check import check_consistency
 from engine.config.errors import ConfigError, DataError
 from engine.config.identity import identity_differences, schedule_change
+from engine.config.schedules import followers
 from engine.config.schema import Config
 from engine.config.text import from_text
 from engine.data import dataset_summary
@@ -39,7 +40,8 @@ def check_config(config: Config, directory: RunDirectory, accepted: Accepted) ->
 
 
 def _check_config(config: Config, directory: RunDirectory, accepted: Accepted) -> list[str]:
-    if newest_checkpoint(directory) is None:
+    newest = newest_checkpoint(directory)
+    if newest is None:
         return []
     old = from_text(directory.read_config_text(), str(directory.config))
     if differences := identity_differences(old, config):
@@ -51,7 +53,7 @@ def _check_config(config: Config, directory: RunDirectory, accepted: Accepted) -
     size = _stored_size(directory)
     if size and not (accepted.data and config.train.total.unit == "epochs"):
         _check_total(config, size, directory)
-    change = schedule_change(old, config)
+    change = schedule_change(old, config, newest, size)
     if change and not accepted.schedule:
         raise ConfigError(f"{directory}: {change} To resume with it, add --accept-schedule-change.")
     kept = old.evaluations.keys() & config.evaluations.keys()
@@ -77,7 +79,7 @@ def _check_total(config: Config, dataset_size: int, directory: RunDirectory) -> 
     path = shlex.quote(str(directory))
     command, stored_total = f"convoy train --config={path} --workdir={path}", _total_steps(stored, dataset_size)
     if stored_total < newest:  # an earlier version of the engine stored the config before this check
-        flag = "" if stored.optimizer.schedule == "constant" else " --accept-schedule-change"
+        flag = " --accept-schedule-change" if followers(stored) else ""
         command += f' --config.train.total="{newest} steps"{flag}'
     found = f"{config.train.total}" + ("" if config.train.total.unit == "steps" else f", which is {total} steps")
     raise ConfigError(

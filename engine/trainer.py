@@ -16,6 +16,7 @@ from engine.attempt import Attempt
 from engine.checkpoint.checkpointer import build_checkpointer
 from engine.cluster import group, peer_failure, verdict
 from engine.config.duration import RunSize
+from engine.config.schedules import followers
 from engine.config.schema import Config
 from engine.config.text import to_text
 from engine.data.feed import TrainFeed
@@ -347,5 +348,5 @@ class Trainer:
             wall_s=time.monotonic() - self._started,
             compile_s=self.program.compile_s,
             rates=self._recorder.rates() if self._recorder else {},
-            scheduled=self.config.optimizer.schedule != "constant",
+            scheduled=bool(followers(self.config)),
         )

@@ -11,13 +11,14 @@ import optax
 from flax import nnx
 
 from engine import ArraySource, Loss, Mean, Task
+from engine.config.duration import RunSize
 from engine.config.schema import MeshSpec, Optimizer
 from engine.data.batch import Batch
 from engine.layers import Dropout, fold_in
 from engine.parallel.layout import Layout, active
 from engine.parallel.mesh import make_mesh
 from engine.training.model import describe
-from engine.training.optimizer import build_optimizer, group_labels, schedule
+from engine.training.optimizer import build_optimizer
 from engine.training.program import DTYPES, Program
 from engine.training.step import StepSpec
 
@@ -128,18 +129,17 @@ def program(
     placement = Layout(mesh=make_mesh(mesh or MeshSpec(), found), **(layout or {}))
     with active(placement):
         model = describe(task, config.trainable)
-    rate = schedule(config, 0, 10)
     spec = StepSpec(
         task=task,
         model=model,
-        tx=build_optimizer(config, rate, {path: model.params[path] for path in model.trained}, model.names),
-        learning_rate=rate,
+        optimizer=build_optimizer(
+            config, RunSize(batch_size, 64, 10), {path: model.params[path] for path in model.trained}, model.names
+        ),
         layout=placement,
         accumulate=accumulate,
         compute_dtype=DTYPES[precision],
         ema_decay=ema_decay,
         skip_bad=skip_bad,
-        groups=group_labels(config, {path: model.params[path] for path in model.trained}),
         total_steps=10,
         steps_per_epoch=4.0,
     )

@@ -21,6 +21,7 @@ May change, because the computed values stay the same:
     checkpoint.*, evaluations.*, hooks.*, log.*, profile.*, cache.*, tiny.*, name      saving, measuring, logging
 """
 
+from engine.config.schedules import decay_begin, followers, sections
 from engine.config.schema import Config
 from engine.config.text import flatten, value_text
 
@@ -53,11 +54,26 @@ def identity_differences(old: Config, new: Config) -> list[str]:
     return lines
 
 
-def schedule_change(old: Config, new: Config) -> str | None:
-    """Returns a sentence if a changed `train.total` changes the learning-rate schedule of the remaining steps."""
-    if old.train.total == new.train.total or new.optimizer.schedule == "constant":
+def schedule_change(old: Config, new: Config, newest: int = 0, dataset_size: int = 0) -> str | None:
+    """Returns a sentence if a changed `train.total` changes the learning-rate schedule of the remaining steps.
+
+    A longer run with the schedule warmup_stable_decay is no such change while both schedules are in the stable phase.
+
+    Args:
+        old: stored config.
+        new: config of the resume.
+        newest: step of the newest checkpoint.
+        dataset_size: number of training examples; 0 if it is not known.
+    """
+    if old.train.total == new.train.total:
         return None
-    return (
-        f"train.total: {old.train.total} -> {new.train.total} changes the {new.optimizer.schedule} learning-rate "
-        f"schedule, which ends at the last step: from here on the run follows the schedule of {new.train.total}."
-    )
+    for where, section in followers(new).items():
+        if section.schedule == "warmup_stable_decay" and dataset_size:
+            begins = [decay_begin(sections(config.optimizer)[where], config, dataset_size) for config in (old, new)]
+            if newest <= min(begins):
+                continue
+        return (
+            f"train.total: {old.train.total} -> {new.train.total} changes the {section.schedule} learning-rate "
+            f"schedule, which ends at the last step: from here on the run follows the schedule of {new.train.total}."
+        )
+    return None

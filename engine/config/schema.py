@@ -38,6 +38,16 @@ AXIS_SIZE = Rule("", _axis_size)
 CPU_DEVICES = Rule("", _cpu_devices)
 NAME = matching(r"(\w[\w.-]{0,99})?", "It is the name of a folder: use up to 100 letters, digits, '_', '-' and '.'.")
 DOTTED_PATH = matching(r"([A-Za-z_]\w*(\.[A-Za-z_]\w*)+)?", "Write package.module.Name.", ", not a dotted path")
+SCHEDULES = ("constant", "linear", "cosine", "warmup_stable_decay", "inverse_sqrt", "piecewise")
+
+
+def _schedule(value: object, path: str) -> None:
+    if value not in SCHEDULES and "." not in str(value):
+        one_of(*SCHEDULES, "or the dotted path of a function").check(value, path)
+    DOTTED_PATH.check(value if value not in SCHEDULES else "", path)
+
+
+SCHEDULE = Rule(f"Allowed: {', '.join(SCHEDULES)}, or the dotted path of a function.", _schedule)
 METRIC = matching(r"[^/\s]+/\S+", "Write evaluation/metric or hook/metric, such as 'heldout/accuracy'.")
 REMAT = matching(
     r"none|full|dots|(save|offload):\w+(,\w+)*",
@@ -70,11 +80,21 @@ class Data(Target):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
-    """Parameters with separate optimizer settings; the first matching group applies."""
+class Group(Target):
+    """Parameters with separate optimizer settings; the first matching group applies. Other keys are arguments."""
 
+    target: str = setting("", "Optimizer of the group; empty: optimizer.target and its arguments.", DOTTED_PATH)
     match: str = setting("", 'Regular expression, searched in the path of a parameter: "^head/".', regular_expression())
-    learning_rate_scale: float = setting(1.0, "Factor on optimizer.learning_rate.", at_least(0))
+    learning_rate: float | None = setting(None, "Peak of the schedule; None: optimizer.learning_rate.", at_least(0))
+    learning_rate_scale: float = setting(1.0, "Factor on the learning rate.", at_least(0))
+    schedule: str | None = setting(None, "None: schedule and schedule_arguments of the optimizer.", SCHEDULE)
+    schedule_arguments: Arguments = table("Arguments of the schedule of the group.")
+    warmup: Duration | None = setting(None, "None: optimizer.warmup.", in_units(*DATA_UNITS, zero=True))
+    final_scale: float | None = setting(None, "None: optimizer.final_scale.", at_least(0))
+    clip_norm: float | None = setting(
+        None, "Largest norm of the group's own gradient; None: clipped with the others.", above(0)
+    )
+    every: int = setting(1, "Update the group in each n-th step only.", at_least(1))
     weight_decay: float | None = setting(None, "Weight decay of the group; None: that of the optimizer.", at_least(0))
 
 
@@ -84,9 +104,8 @@ class Optimizer(Target):
 
     target: str = setting("optax.adamw", "Called with learning_rate=schedule and the arguments.", DOTTED_PATH)
     learning_rate: float = setting(1e-3, "Peak of the schedule.", at_least(0))
-    schedule: str = setting(
-        "cosine", "Shape of the schedule after the warm-up.", one_of("constant", "linear", "cosine")
-    )
+    schedule: str = setting("cosine", "Shape of the schedule after the warm-up.", SCHEDULE)
+    schedule_arguments: Arguments = table("Arguments of the schedule, such as decay of warmup_stable_decay.")
     warmup: Duration = setting(
         Duration(0, "steps"), "Length of the linear increase from 0 to the peak.", in_units(*DATA_UNITS, zero=True)
     )
@@ -99,6 +118,21 @@ class Optimizer(Target):
     )
     trainable: str = setting("", "Regular expression of the parameters to train; empty: all.", regular_expression())
     groups: Mapping[str, Group] = table("Name -> parameter group.")
+
+    def of_group(self, name: str) -> "Optimizer":
+        """Returns the settings of one group: those that the group sets, and otherwise these."""
+        group = self.groups[name]
+        own_schedule = group.schedule is not None
+        return dataclasses.replace(
+            self,
+            target=group.target or self.target,
+            arguments=group.arguments if group.target else {**self.arguments, **group.arguments},
+            learning_rate=self.learning_rate if group.learning_rate is None else group.learning_rate,
+            schedule=group.schedule if group.schedule is not None else self.schedule,
+            schedule_arguments=group.schedule_arguments if own_schedule else self.schedule_arguments,
+            warmup=self.warmup if group.warmup is None else group.warmup,
+            final_scale=self.final_scale if group.final_scale is None else group.final_scale,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ Imports the path, checks the arguments against the signature, and calls it. Argu
 Callers list the arguments that the engine passes itself (`given`). An ImportError of a target becomes one sentence.
 """
 
+import dataclasses
 import importlib
 import importlib.util
 import inspect
@@ -187,6 +188,10 @@ def check_targets(config: Config) -> None:
     check(config.task, "task")
     check(config.data, "data")
     check(config.optimizer, "optimizer", given=("learning_rate",))
+    for name, group in config.optimizer.groups.items():
+        section = config.optimizer.of_group(name)
+        group = dataclasses.replace(group, target=section.target, arguments=section.arguments)
+        check(group, f"optimizer.groups.{name}", given=("learning_rate",))
     for name, evaluation in config.evaluations.items():
         check(evaluation.data, f"evaluations.{name}.data")
     for name, hook in config.hooks.items():

@@ -19,6 +19,7 @@ from engine.config.errors import FieldError, did_you_mean
 from engine.config.fields import check_value, join, slots
 from engine.config.hardware import AXES
 from engine.config.override import locate
+from engine.config.schedules import check_schedules
 from engine.config.schema import Config, Target
 from engine.config.setting import MAX_NUMBER
 
@@ -38,6 +39,7 @@ def validate(config: ConfigDict | Mapping[str, object] | Config, origin: str = "
         frozen = _freeze(Config, draft)
         _check_targets(frozen)
         _check_numbers(frozen)
+        check_schedules(frozen.optimizer)
         _check_metrics(frozen)
         _check_periods(frozen)
         _check_init(frozen)
@@ -138,8 +140,9 @@ def _check_learning_rate(config: Config) -> None:
     factors = {"optimizer.final_scale": optimizer.final_scale}
     factors |= {f"optimizer.groups.{n}.learning_rate_scale": g.learning_rate_scale for n, g in optimizer.groups.items()}
     for path, factor in factors.items():
-        if factor * optimizer.learning_rate * max(1.0, optimizer.final_scale) > MAX_NUMBER:
-            problem = f"found {factor}, which is too large with optimizer.learning_rate = {optimizer.learning_rate}"
+        group = optimizer.of_group(path.split(".")[2]) if "groups" in path else optimizer
+        if factor * group.learning_rate * max(1.0, group.final_scale) > MAX_NUMBER:
+            problem = f"found {factor}, which is too large with optimizer.learning_rate = {group.learning_rate}"
             raise FieldError(path, problem, f"Allowed: a learning rate of at most {MAX_NUMBER}.")
     for name, value in optimizer.arguments.items():
         if isinstance(value, float) and abs(value) > MAX_NUMBER:

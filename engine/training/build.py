@@ -5,7 +5,7 @@ Settings that do not fit together raise an error here, before anything is compil
 
 from jax.sharding import Mesh
 
-from engine.config.duration import MAX_STEPS
+from engine.config.duration import MAX_STEPS, RunSize
 from engine.config.errors import ConfigError, FieldError
 from engine.config.schema import Config, Train
 from engine.config.target import build
@@ -15,7 +15,7 @@ from engine.parallel.layout import active, make_layout
 from engine.parallel.mesh import check_batch
 from engine.training.evaluation_program import EvaluationProgram
 from engine.training.model import describe
-from engine.training.optimizer import build_optimizer, group_labels, schedule
+from engine.training.optimizer import build_optimizer
 from engine.training.program import DTYPES, Program
 from engine.training.step import StepSpec
 from engine.training.task import Task, check_examples
@@ -64,26 +64,23 @@ def build_program(task: Task, mesh: Mesh, source: Source, config: Config) -> tup
     example = example_spec(source)
     check_examples(task, example, "data")
     total = train.total.steps(train.global_batch_size, size)
-    warmup = config.optimizer.warmup.steps(train.global_batch_size, size)
-    for name, steps in (("train.total", total), ("optimizer.warmup", warmup)):
-        if steps > MAX_STEPS:
-            raise ConfigError(f"{name}: {steps} steps, allowed are at most {MAX_STEPS}. Write a shorter duration.")
-    learning_rate = schedule(config.optimizer, warmup, total)
+    if total > MAX_STEPS:
+        raise ConfigError(f"train.total: {total} steps, allowed are at most {MAX_STEPS}. Write a shorter duration.")
     evaluation = build_evaluation_program(task, mesh, config)
     model = evaluation.model
     trained = {path: model.params[path] for path in model.trained}
     spec = StepSpec(
         task=task,
         model=model,
-        tx=build_optimizer(config.optimizer, learning_rate, trained, model.names),
-        learning_rate=learning_rate,
+        optimizer=build_optimizer(
+            config.optimizer, RunSize(train.global_batch_size, size, total), trained, model.names
+        ),
         layout=evaluation.layout,
         accumulate=train.accumulate,
         compute_dtype=evaluation.compute_dtype,
         ema_decay=train.ema_decay,
         skip_bad=config.data.on_error == "skip",
         spike=config.resilience.spike,
-        groups=group_labels(config.optimizer, trained),
         total_steps=total,
         steps_per_epoch=size / train.global_batch_size,
     )

@@ -1,83 +1,146 @@
-"""Builds the optimizer of a run: an optax transformation with schedule, clipping, weight-decay mask and groups.
+"""Builds the optimizer of a run: optax transformations with schedules, clipping, weight-decay masks and groups.
 
 `optimizer.target` names the optimizer itself, any function `(learning_rate, **arguments) ->
-optax.GradientTransformation`. The whole gradient is clipped first; then each group has its own optimizer.
+optax.GradientTransformation`. Gradients are clipped first; then each group has its own optimizer.
 """
 
 import dataclasses
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from engine.config.duration import RunSize
 from engine.config.errors import ConfigError, FieldError
 from engine.config.schema import Optimizer
 from engine.config.target import build, parameters_of, resolve
 from engine.metrics.values import describe_value
 from engine.parallel.rules import STACKED
 from engine.training import muon
+from engine.training.every import every
+from engine.training.schedules import Schedule, build_schedule, message
 from engine.types import PyTree
 
 Names = Mapping[str, Sequence[str | None]]
 type Leaf = jax.Array | jax.ShapeDtypeStruct
+type Transformation = optax.GradientTransformationExtraArgs
 
 WHERE = "optimizer"
+REST = ""
+"""Label of the parameters of no group."""
 
 
-def schedule(config: Optimizer, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Returns step -> learning rate: a linear warm-up from 0, then constant, or linear or cosine decay to the end."""
-    peak, end = config.learning_rate, config.learning_rate * config.final_scale
-    rest = max(total_steps - warmup_steps, 1)
-    if config.schedule == "constant":
-        after = optax.constant_schedule(peak)
-    elif config.schedule == "linear":
-        after = optax.linear_schedule(peak, end, rest)
-    else:
-        after = optax.cosine_decay_schedule(peak, rest, alpha=config.final_scale)
-    if warmup_steps == 0:
-        return after
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), after], [warmup_steps])
+@dataclasses.dataclass(frozen=True)
+class RunOptimizer:
+    """The optimizer of a run, whose learning rates may be arguments of a compiled program."""
+
+    schedules: Mapping[str, Schedule]
+    """Label -> learning rate of each group that has parameters, and of `REST`."""
+    labels: Mapping[str, str]
+    """Path of a trained parameter -> label of its group."""
+    make: Callable[[Mapping[str, Schedule]], Transformation]
+    messages: tuple[str, ...] = ()
+    """Sentences for the user about functions as schedules, and about Muon."""
+
+    @functools.cached_property
+    def tx(self) -> Transformation:
+        """The transformation of the trained parameters.
+
+        Its `update` takes `grad_norm`, the global norm of the gradient, so that clipping need not read it again.
+        """
+        return self.make(self.schedules)
+
+    @property
+    def learning_rate(self) -> Schedule:
+        """step -> learning rate of the parameters of no group."""
+        return self.schedules[REST]
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """float32 `[n]`: the numbers of all schedules."""
+        numbers = [number for schedule in self.schedules.values() for number in schedule.numbers]
+        return np.array(numbers, np.float32)
+
+    def with_numbers(self, numbers: jax.Array) -> "RunOptimizer":
+        """Returns the same optimizer with numbers `[n]` that are traced."""
+        found, first = {}, 0
+        for label, schedule in self.schedules.items():
+            last = first + len(schedule.numbers)
+            found[label] = schedule.with_numbers([numbers[i] for i in range(first, last)])
+            first = last
+        return dataclasses.replace(self, schedules=found)
 
 
 def build_optimizer(
-    config: Optimizer,
-    learning_rate: optax.Schedule,
-    params: Mapping[str, Leaf],
-    names: Names | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    """Returns the transformation for the trained parameters.
-
-    Its `update` takes `grad_norm`, the global norm of the gradient, so that clipping need not read the gradient again.
+    config: Optimizer, size: RunSize, params: Mapping[str, Leaf], names: Names | None = None
+) -> RunOptimizer:
+    """Returns the optimizer of the trained parameters.
 
     Args:
         config: config section `optimizer`.
-        learning_rate: step -> learning rate.
+        size: sizes of the run, which schedules need.
         params: path -> array or shape of each trained parameter.
         names: path -> logical axes; the dimensions of a stack of layers do not count in deciding what is a matrix.
 
     Raises:
-        ConfigError: a group matches no parameter, or the target does not take a setting.
+        ConfigError: a group matches no parameter, or a target does not take a setting.
     """
     labels = group_labels(config, params)
-    parts = {}
-    for label in sorted(set(labels.values())):
-        group = config.groups.get(label)
-        scale = group.learning_rate_scale if group else 1.0
-        decay = group.weight_decay if group else None
-        parts[label] = _one(config, _scaled(learning_rate, scale), decay, names or {})
-    tx = next(iter(parts.values())) if len(parts) == 1 else optax.partition(parts, labels)
-    return optax.with_extra_args_support(tx if config.clip_norm is None else optax.chain(_clip(config.clip_norm), tx))
+    schedules, messages = {REST: build_schedule(config, size)}, []
+    for label in sorted({*labels.values(), REST}):
+        section, where = (config.of_group(label), f"{WHERE}.groups.{label}") if label else (config, WHERE)
+        found = build_schedule(section, size, where)
+        if text := message(section, found, size, where):
+            messages.append(text)
+        if is_muon(section) and label in labels.values():
+            messages.append(muon.message({path: params[path] for path in params if labels[path] == label}, names or {}))
+        if label:
+            schedules[label] = found.scaled(config.groups[label].learning_rate_scale)
+
+    def make(schedules: Mapping[str, Schedule]) -> Transformation:
+        parts = {}
+        for label in sorted(set(labels.values())):
+            parts[label] = _group(config, label, schedules[label], names or {})
+        tx = next(iter(parts.values())) if len(parts) == 1 else optax.partition(parts, labels)
+        limits = _clip_limits(config, labels)
+        return optax.with_extra_args_support(optax.chain(_clip(limits), tx) if limits else tx)
+
+    optimizer = RunOptimizer(schedules, labels, make, tuple(messages))
+    optimizer.tx  # noqa: B018 (raises the errors of the targets)
+    return optimizer
 
 
-def _clip(most: float) -> optax.GradientTransformationExtraArgs:
-    """Returns `optax.clip_by_global_norm` (Pascanu et al. 2012, arXiv:1211.5063) that takes the norm as `grad_norm`."""
+def _clip_limits(config: Optimizer, labels: Mapping[str, str]) -> list[tuple[float, frozenset[str]]]:
+    """Returns the largest norm of each set of parameters that is clipped by its norm."""
+    own = {label for label in labels.values() if label and config.groups[label].clip_norm is not None}
+    limits = []
+    if config.clip_norm is not None:
+        limits.append((config.clip_norm, frozenset(path for path in labels if labels[path] not in own)))
+    for label in sorted(own):
+        limit = config.groups[label].clip_norm
+        assert limit is not None
+        limits.append((limit, frozenset(path for path in labels if labels[path] == label)))
+    return limits
+
+
+def _clip(limits: Sequence[tuple[float, frozenset[str]]]) -> Transformation:
+    """Returns `optax.clip_by_global_norm` (Pascanu et al. 2012, arXiv:1211.5063) of each set of parameters.
+
+    It takes the norm of the whole gradient as `grad_norm`.
+    """
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None, **known: jax.Array) -> tuple[PyTree, PyTree]:
-        norm = known["grad_norm"]
-        scale = jnp.where(norm < most, 1.0, most / norm)
-        return jax.tree.map(lambda g: g * scale.astype(g.dtype), updates), state
+        updates = dict(updates)
+        for most, paths in limits:
+            part = {path: g for path, g in updates.items() if path in paths}
+            norm = known["grad_norm"] if len(part) == len(updates) else optax.tree.norm(part)
+            scale = jnp.where(norm < most, 1.0, most / norm)
+            updates |= {path: g * scale.astype(g.dtype) for path, g in part.items()}
+        return updates, state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
@@ -86,7 +149,7 @@ def group_labels(config: Optimizer, params: Mapping[str, Leaf]) -> dict[str, str
     """Returns path -> name of the first group that matches, "" if none does. Raises ConfigError for unused groups."""
     labels = {}
     for path in params:
-        labels[path] = next((name for name, group in config.groups.items() if re.search(group.match, path)), "")
+        labels[path] = next((name for name, group in config.groups.items() if re.search(group.match, path)), REST)
     for name, group in config.groups.items():
         if name not in labels.values():
             raise ConfigError(
@@ -96,15 +159,21 @@ def group_labels(config: Optimizer, params: Mapping[str, Leaf]) -> dict[str, str
     return labels
 
 
-def _scaled(learning_rate: optax.Schedule, scale: float) -> optax.Schedule:
-    return learning_rate if scale == 1.0 else lambda step: learning_rate(step) * scale
+def _group(config: Optimizer, label: str, learning_rate: Schedule, names: Names) -> optax.GradientTransformation:
+    """Returns the transformation of one group, or of the parameters of no group."""
+    if label == REST:
+        return _one(config, learning_rate, names, WHERE)
+    group, section, where = config.groups[label], config.of_group(label), f"{WHERE}.groups.{label}"
+    if group.weight_decay is not None:
+        if "weight_decay" not in (parameters_of(resolve(section, where)) or {}):
+            raise ConfigError(f"{where}: {section.target} takes no weight_decay. Leave it None in the group.")
+        section = dataclasses.replace(section, arguments={**section.arguments, "weight_decay": group.weight_decay})
+    return every(group.every, _one(section, learning_rate.every(group.every), names, where))
 
 
-def _one(
-    config: Optimizer, learning_rate: optax.Schedule, weight_decay: float | None, names: Names
-) -> optax.GradientTransformation:
-    """Returns the transformation of `optimizer.target` for one group."""
-    parameters = parameters_of(resolve(config, WHERE)) or {}
+def _one(config: Optimizer, learning_rate: Schedule, names: Names, where: str) -> optax.GradientTransformation:
+    """Returns the transformation of the target of one section."""
+    parameters = parameters_of(resolve(config, where)) or {}
     given: dict[str, object] = {"learning_rate": learning_rate}
     for mask in {"mask", "weight_decay_mask"} & parameters.keys() - config.arguments.keys():
         given[mask] = lambda params: {path: _decays(config.decay, x, names.get(path)) for path, x in params.items()}
@@ -113,14 +182,10 @@ def _one(
         given[muon.ARGUMENT] = lambda params: (
             muon.dimension_numbers(params, names) if isinstance(params, Mapping) else params
         )
-    if weight_decay is not None:
-        if "weight_decay" not in parameters:
-            raise ConfigError(f"optimizer.groups: {config.target} takes no weight_decay. Leave it None in the groups.")
-        config = dataclasses.replace(config, arguments={**config.arguments, "weight_decay": weight_decay})
-    found = build(config, WHERE, **given)
+    found = build(config, where, **given)
     if not (hasattr(found, "init") and hasattr(found, "update")):
         problem = f"{config.target} returned {describe_value(found)}, which is not an optax.GradientTransformation"
-        raise FieldError(f"{WHERE}.target", problem, "Name an optimizer of optax, or a function that returns one.")
+        raise FieldError(f"{where}.target", problem, "Name an optimizer of optax, or a function that returns one.")
     return found
 
 

@@ -50,6 +50,24 @@ class CompiledSteps(Protocol):
         ...
 
 
+class _StepsOfRun:
+    """A compiled program of K steps together with its last argument, the learning rates of the run.
+
+    Args:
+        compiled: the program.
+        numbers: `RunOptimizer.numbers` on the devices.
+    """
+
+    def __init__(self, compiled: jax.stages.Compiled, numbers: jax.Array):
+        self._compiled, self._numbers = compiled, numbers
+
+    def __call__(self, state: TrainState, batches: tuple[Batch, ...], skip_mask: jax.Array, /) -> tuple:
+        return self._compiled(state, batches, skip_mask, self._numbers)
+
+    def as_text(self) -> str | None:
+        return self._compiled.as_text()
+
+
 class Program:
     """The programs of one Task on one mesh, compiled ahead of time.
 
@@ -214,15 +232,18 @@ class Program:
     def steps(self, k: int) -> CompiledSteps:
         """Returns the compiled program of k steps."""
         if k not in self._steps:
-            self._steps[k] = self._timed(lambda: self.trace(k).lower().compile())
+            compiled = self._timed(lambda: self.trace(k).lower().compile())
+            self._steps[k] = _StepsOfRun(compiled, self._replicated(self.spec.optimizer.numbers))
         return self._steps[k]
 
     def skip_mask(self, flags: tuple[bool, ...]) -> jax.Array:
         """Returns, as a device array, which updates of a dispatch are skipped whatever their loss."""
         if flags not in self._skip_masks:
-            mask = jax.make_array_from_process_local_data(replicated(self.mesh), np.array(flags))
-            self._skip_masks[flags] = mask
+            self._skip_masks[flags] = self._replicated(np.array(flags))
         return self._skip_masks[flags]
+
+    def _replicated(self, values: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(replicated(self.mesh), values)
 
     def not_finite(self, state: TrainState) -> list[str]:
         """Returns the paths of arrays of a state with values that are not finite (`make_finite`); waits for it."""
@@ -243,7 +264,9 @@ class Program:
             out_shardings=(shardings, replicated(self.mesh)),
         )
         mask = jax.ShapeDtypeStruct((k,), jnp.bool_, sharding=replicated(self.mesh))
-        traced = jitted.trace(self.abstract_state, (self.abstract_batch,) * k, mask)
+        count = len(self.spec.optimizer.numbers)
+        numbers = jax.ShapeDtypeStruct((count,), jnp.float32, sharding=replicated(self.mesh))
+        traced = jitted.trace(self.abstract_state, (self.abstract_batch,) * k, mask, numbers)
         self.flops_per_step = count_flops(traced.jaxpr.jaxpr) / k
         return traced
 

@@ -23,12 +23,13 @@ from engine.parallel.layout import Layout
 from engine.parallel.mesh import batch_sharding
 from engine.training.model import Arrays, Model, cast
 from engine.training.objective import EVERY, Objective, means_of
+from engine.training.optimizer import RunOptimizer
 from engine.training.state import LOSS_WINDOW, Shardings, TrainState
 from engine.training.task import Task
 from engine.types import PyTree
 
-type Step = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, jax.Array]]
-type Steps = Callable[[TrainState, tuple[Batch, ...], jax.Array], tuple[TrainState, jax.Array]]
+type Step = Callable[[TrainState, Batch, jax.Array, jax.Array], tuple[TrainState, jax.Array]]
+type Steps = Callable[[TrainState, tuple[Batch, ...], jax.Array, jax.Array], tuple[TrainState, jax.Array]]
 type EvaluationStep = Callable[[Arrays, Arrays, Batch], jax.Array]
 
 MIN_LOSSES = 16  # with fewer losses in the window, no loss is a spike
@@ -43,8 +44,7 @@ class StepSpec:
 
     task: Task
     model: Model
-    tx: optax.GradientTransformationExtraArgs
-    learning_rate: optax.Schedule
+    optimizer: RunOptimizer
     layout: Layout
     accumulate: int = 1
     compute_dtype: DTypeLike = jnp.float32
@@ -54,11 +54,24 @@ class StepSpec:
     grad_shardings: Shardings = dataclasses.field(default_factory=dict)  # path -> sharding of the summed gradient
     opt_shardings: tuple[PyTree, PyTree] | None = None  # of an offloaded optimizer state: on the host, on the device
     spike: float | None = None  # skip an update whose loss is above this many times the median of the loss window
-    groups: Mapping[str, str] = dataclasses.field(default_factory=dict)  # path -> optimizer group; "" for none
     objective: Objective = dataclasses.field(default_factory=Objective)  # names of the losses
     total_steps: int = 0  # for the context, as is the next one
     steps_per_epoch: float = 1.0
     branch: bool = False  # the guard branches instead of selecting each value: faster on CPU without convolutions
+
+    @property
+    def tx(self) -> optax.GradientTransformationExtraArgs:
+        """The transformation of the trained parameters."""
+        return self.optimizer.tx
+
+    @property
+    def groups(self) -> Mapping[str, str]:
+        """Path of a trained parameter -> optimizer group; "" for none."""
+        return self.optimizer.labels
+
+    def with_numbers(self, numbers: jax.Array) -> "StepSpec":
+        """Returns the settings with the learning rates of the optimizer as traced numbers."""
+        return dataclasses.replace(self, optimizer=self.optimizer.with_numbers(numbers))
 
     @property
     def mesh(self) -> Mesh:
@@ -82,15 +95,18 @@ class StepSpec:
         return batch_sharding(self.mesh)
 
 
-def make_train_step(spec: StepSpec, metric_names: tuple[str, ...]) -> Step:
-    """Returns `(state, batch, skip) -> (state, metrics)`; `skip` (bool) skips the update, whatever the loss.
+def make_train_step(settings: StepSpec, metric_names: tuple[str, ...]) -> Step:
+    """Returns `(state, batch, skip, numbers) -> (state, metrics)`.
+
+    `skip` (bool) skips the update, whatever the loss. `numbers` are those of `RunOptimizer.numbers`.
 
     Args:
-        spec: parts and settings of the step.
-        metric_names: the Task's metrics in the order of the result, "loss" first; `spec.engine_metrics` follow.
+        settings: parts and settings of the step.
+        metric_names: the Task's metrics in the order of the result, "loss" first; `settings.engine_metrics` follow.
     """
 
-    def step(state: TrainState, batch: Batch, skip: jax.Array) -> tuple[TrainState, jax.Array]:
+    def step(state: TrainState, batch: Batch, skip: jax.Array, numbers: jax.Array) -> tuple[TrainState, jax.Array]:
+        spec = settings.with_numbers(numbers)
         state = _move_optimizer(spec, state, 1)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         grads, sums, model_state = _gradients(spec, metric_names, state, batch, key, state.step)
@@ -108,7 +124,7 @@ def make_train_step(spec: StepSpec, metric_names: tuple[str, ...]) -> Step:
         new = dataclasses.replace(_move_optimizer(spec, new, 0), step=state.step + 1, rng=state.rng, loss_window=window)
         values = {
             "grad_norm": grad_norm,
-            "learning_rate": spec.learning_rate(state.step),
+            "learning_rate": spec.optimizer.learning_rate(state.step),
             "skipped": 1.0 - ok,
             BAD_EXAMPLES: (batch.weight == 0).sum(),
         }
@@ -329,23 +345,25 @@ def _key(key: jax.Array, number: int) -> jax.Array:
 
 
 def make_steps(step: Step, unroll: bool) -> Steps:
-    """Returns `(state, K batches, skip mask [K]) -> (state, metrics [K, names, 2])`, which runs K steps in sequence.
+    """Returns `(state, K batches, skip mask [K], numbers) -> (state, metrics [K, names, 2])`: K steps in sequence.
 
     Args:
         step: a single step.
         unroll: unroll the K steps instead of scanning, for convolutions on CPU, where a while loop is slow.
     """
 
-    def steps(state: TrainState, batches: tuple[Batch, ...], skip: jax.Array) -> tuple[TrainState, jax.Array]:
+    def steps(
+        state: TrainState, batches: tuple[Batch, ...], skip: jax.Array, numbers: jax.Array
+    ) -> tuple[TrainState, jax.Array]:
         if len(batches) > 1 and not unroll:
             stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *batches)
-            return jax.lax.scan(lambda state, xs: step(state, *xs), state, (stacked, skip))
+            return jax.lax.scan(lambda state, xs: step(state, *xs, numbers), state, (stacked, skip))
         metrics = []
         for i, batch in enumerate(batches):
             if metrics:
                 # Without a barrier XLA would fuse across steps and round differently from single steps.
                 state, metrics[-1] = jax.lax.optimization_barrier((state, metrics[-1]))
-            state, values = step(state, batch, skip[i])
+            state, values = step(state, batch, skip[i], numbers)
             metrics.append(values)
         return state, jnp.stack(metrics)
 

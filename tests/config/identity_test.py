@@ -80,3 +80,27 @@ def test_schedule_change_reports_a_new_total():
     assert schedule_change(config(), config("train.total=10 epoch")) is None
     constant = "optimizer.schedule=constant"
     assert schedule_change(config(constant), config(constant, "train.total=20 epochs")) is None
+
+
+def test_schedule_change_knows_which_schedules_follow_the_length():
+    longer = "train.total=20 epochs"
+    for free in ("constant", "inverse_sqrt", "optax.schedules.constant_schedule"):
+        settings = [f"optimizer.schedule={free}", "optimizer.warmup=1 epoch"]
+        settings += ["optimizer.schedule_arguments.value=1.0"] if "." in free else []
+        assert schedule_change(config(*settings), config(*settings, longer)) is None
+    for follower in ("linear", "warmup_stable_decay", "optax.schedules.cosine_decay_schedule"):
+        settings = [f"optimizer.schedule={follower}"]
+        settings += ["optimizer.schedule_arguments.init_value=1.0"] if "." in follower else []
+        assert f"changes the {follower} learning" in str(schedule_change(config(*settings), config(*settings, longer)))
+    group = ["optimizer.schedule=constant", "optimizer.groups.head.schedule=linear"]
+    assert "changes the linear" in str(schedule_change(config(*group), config(*group, longer)))
+
+
+def test_run_in_its_stable_phase_may_become_longer():
+    stable = ("optimizer.schedule=warmup_stable_decay", "optimizer.schedule_arguments.decay=2 epochs")
+    old, new = config(*stable), config(*stable, "train.total=20 epochs")
+    examples = 1280  # 10 steps per epoch: the decay begins at step 80, then at step 180
+    assert schedule_change(old, new, 80, examples) is None
+    assert "warmup_stable_decay" in str(schedule_change(old, new, 81, examples))
+    assert "warmup_stable_decay" in str(schedule_change(new, old, 81, examples))
+    assert "warmup_stable_decay" in str(schedule_change(old, new, 80, 0)), "the size of the dataset is not known"

@@ -10,12 +10,14 @@ import optax
 from flax import nnx
 
 from engine import Loss, layers
+from engine.config.duration import RunSize
 from engine.config.schema import Group, Optimizer
 from engine.training import muon
-from engine.training.optimizer import build_optimizer, is_muon, schedule
+from engine.training.optimizer import build_optimizer, is_muon
 from tests import zoo
 
 WIDTH, LAYERS = 8, 2
+SIZE = RunSize(1, 1, 10)
 MUON = Optimizer(target="optax.contrib.muon", schedule="constant", learning_rate=0.1, arguments={"weight_decay": 0.1})
 
 
@@ -108,7 +110,9 @@ def test_updates_of_muon_are_orthogonal_for_each_layer():
     rng = np.random.default_rng(0)
     grads = {path: jnp.asarray(rng.normal(size=shape), jnp.float32) for path, shape in shapes.items()}
     params = jax.tree.map(jnp.zeros_like, grads)
-    tx = build_optimizer(MUON, schedule(MUON, 0, 10), params, names)
+    optimizer = build_optimizer(MUON, SIZE, params, names)
+    tx = optimizer.tx
+    assert optimizer.messages[0].startswith("Muon orthogonalises a/kernel; Adam updates a/scale, head/kernel")
     updates: Any = tx.update(grads, tx.init(params), params, grad_norm=optax.tree.norm(grads))[0]
     for matrix in updates["a/kernel"]:
         values = np.linalg.svd(np.asarray(matrix) / 0.1, compute_uv=False)
@@ -123,7 +127,7 @@ def test_decay_setting_and_groups_apply_to_muon():
     zeros = jax.tree.map(jnp.zeros_like, params)
     for decay, expected in (("matrices", 1 - 0.1 * 0.1), ("none", 1.0)):
         config = dataclasses.replace(MUON, decay=decay, groups={"b": Group(match="^b/", learning_rate_scale=2.0)})
-        tx = build_optimizer(config, schedule(config, 0, 10), params)
+        tx = build_optimizer(config, SIZE, params).tx
         updates: Any = tx.update(zeros, tx.init(params), params, grad_norm=jnp.float32(0))[0]
         np.testing.assert_allclose(1 + updates["a/kernel"], expected, rtol=1e-6)
         np.testing.assert_allclose(1 + updates["b/kernel"], 1 - 2 * (1 - expected), rtol=1e-6)
