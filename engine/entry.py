@@ -18,7 +18,7 @@ from engine.config.errors import CheckpointError, ConfigError
 from engine.config.loading import load
 from engine.config.schedules import check_functions
 from engine.config.schema import Config
-from engine.config.target import check_targets
+from engine.config.target import check_targets, target_names
 from engine.config.text import flatten, from_text, to_text, value_text
 from engine.config.validation import validate
 from engine.data import dataset_summary
@@ -33,6 +33,7 @@ from engine.resilience.out_of_memory import out_of_memory_reported
 from engine.resilience.preemption import start_ended_by_sigterm
 from engine.resilience.replica_check import coverage
 from engine.resume import Accepted, check_config, check_data, check_total, summarize_datasets
+from engine.run import code
 from engine.run.directory import RunDirectory, default_workdir
 from engine.saved_run import SavedRun
 from engine.trainer import Trainer
@@ -133,6 +134,8 @@ def _build_trainer(
     )
     directory.write_config_text(to_text(config))  # after all checks of the config
     directory.write_data_text(dataset_summary.to_text(summaries))
+    if group.is_primary():
+        directory.write_code_text(code.to_text(code.describe(target_names(config), directory.attempt)))
     for name in sorted({*changed, *changed_data}):
         trainer.checkpoints.retention.forget(name)
     return trainer

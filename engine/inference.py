@@ -24,7 +24,7 @@ from engine.prediction_files import check_prediction_file, open_prediction_file
 from engine.predictions import Predictor
 from engine.resilience.out_of_memory import out_of_memory_reported
 from engine.saved_run import SavedRun
-from engine.training.build import build_evaluation_program, build_evaluation_sources
+from engine.training.build import build_evaluation_program, build_evaluation_sources, build_task
 from engine.training.task import Task
 
 
@@ -54,9 +54,10 @@ def evaluate(
         raise ConfigError(
             f"{saved.directory.config}: no evaluations. Add one to the config of the run: evaluations.<name>.data."
         )
-    for name, section in config.evaluations.items():
-        check(section.data, f"evaluations.{name}.data")
-    task = saved.build_task(config) if task is None else task
+    with saved.code_importable(config):
+        for name, section in config.evaluations.items():
+            check(section.data, f"evaluations.{name}.data")
+        task = build_task(config) if task is None else task
     config = set_up_devices(config)
     sources = build_evaluation_sources(config)
     program = build_evaluation_program(task, make_mesh(config.mesh), config)
@@ -115,9 +116,10 @@ def predict(
     name, config = _config_for_predictions(saved, data, evaluation, overrides)
     section = config.data if name is None else config.evaluations[name].data
     where = "data" if name is None else f"evaluations.{name}.data"
-    task = saved.build_task(config) if task is None else task
-    if isinstance(data, Mapping) or data is None:
-        check(section, where)
+    with saved.code_importable(config):
+        task = build_task(config) if task is None else task
+        if isinstance(data, Mapping) or data is None:
+            check(section, where)
     config = set_up_devices(config)
     source = _source(data, section, where)
     size = batch_size or (config.evaluations[name].batch_size if name else None) or config.train.global_batch_size

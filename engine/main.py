@@ -289,10 +289,13 @@ def _checkpoints(args: argparse.Namespace, overrides: list[str]) -> int:
         names = inference.export(args.run, args.export, step=args.step)
         print(f"wrote {len(names)} arrays to {args.export}")
         return ExitStatus.DONE
-    for info in inference.checkpoints(args.run):
+    saved = inference.SavedRun(args.run)
+    for info in saved.checkpoints():
         results = "  ".join(f"{name} {value:.6g}" for name, value in info.results.items())
         when = datetime.datetime.fromtimestamp(info.time).isoformat(" ", "seconds")
         print(f"step {info.step:>8}  {info.bytes / 2**20:>9.1f} MiB  {when}  {results}".rstrip())
+    if str(saved.code):
+        print(f"code: {saved.code}")
     return ExitStatus.DONE
 
 

@@ -1,7 +1,9 @@
 """Read access to an existing run: its config, its checkpoints and its trained model."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,13 @@ from engine.config.draft import draft_of
 from engine.config.errors import CheckpointError, ConfigError
 from engine.config.override import apply
 from engine.config.schema import Config, MeshSpec
+from engine.config.target import is_found
 from engine.config.text import from_text
 from engine.config.validation import validate
 from engine.observe.goodput_table import goodput_text
 from engine.parallel.mesh import make_mesh
+from engine.run import code
+from engine.run.code import Code
 from engine.run.directory import RunDirectory
 from engine.training.build import build_evaluation_program, build_task
 from engine.training.evaluation_program import EvaluationProgram
@@ -98,9 +103,37 @@ class SavedRun:
         apply(draft, overrides, "--config.")
         return validate(draft, "the command line")
 
+    @property
+    def code(self) -> Code:
+        """Where the code of the run lies, as its latest attempt stored it."""
+        return code.read(self.directory.code)
+
     def build_task(self, config: Config | None = None) -> Task:
-        """Returns the Task of the run. Raises ConfigError if its code cannot be imported."""
-        return build_task(self.config if config is None else config)
+        """Returns the Task of the run, imported from where the run has imported it if it is not found otherwise.
+
+        Raises:
+            ConfigError: its code cannot be imported; the text says where the run was started.
+        """
+        config = self.config if config is None else config
+        with self.code_importable(config):
+            return build_task(config)
+
+    @contextlib.contextmanager
+    def code_importable(self, config: Config) -> Iterator[None]:
+        """Appends the folders of the run's code to sys.path if a target is not found; explains a ConfigError inside."""
+        found, names = self.code, (config.task.target, *(e.data.target for e in config.evaluations.values()))
+        inside = self.directory.path.resolve()  # never import from there, see docs/runs.md
+        folders = [Path(folder) for folder in found.folders if not Path(folder).resolve().is_relative_to(inside)]
+        if not all(map(is_found, names)):
+            sys.path += [str(folder) for folder in folders if folder.is_dir() and str(folder) not in sys.path]
+        try:
+            yield
+        except ConfigError as error:
+            if not str(found):
+                raise
+            gone = [folder for folder in folders if not folder.is_dir()]
+            advice = [f"{folder} does not exist here: copy the code there, or set PYTHONPATH." for folder in gone[:1]]
+            raise ConfigError(" ".join([f"{error} The run was started with the code in {found}.", *advice])) from error
 
     def weights(self, step: int, program: EvaluationProgram) -> Weights:
         """Returns the weights of a checkpoint, sharded as the program requires; the other arrays are not read."""
@@ -131,13 +164,16 @@ class LoadedRun:
     step: int
 
 
-def load(run: str | Path, *, step: int | str | None = None) -> LoadedRun:
+def load(run: str | Path, *, step: int | str | None = None, task: Task | None = None) -> LoadedRun:
     """Loads a trained model from a run directory, onto the first device. Reads no dataset.
+
+    The code of the Task is imported as usual; if it is not found, from the folder where the run imported it.
 
     Args:
         run: the run directory.
         step: step of the checkpoint, "latest", or "best". None, like "best": the best checkpoint if the run selects
             one, else the newest.
+        task: the Task, if the run was started with a Task object.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it belongs to another model than the code builds.
@@ -145,7 +181,8 @@ def load(run: str | Path, *, step: int | str | None = None) -> LoadedRun:
     """
     saved = SavedRun(run)
     chosen = saved.choose(step)
-    task, mesh = saved.build_task(), make_mesh(MeshSpec(), jax.local_devices()[:1])
+    task = saved.build_task() if task is None else task
+    mesh = make_mesh(MeshSpec(), jax.local_devices()[:1])
     program = build_evaluation_program(task, mesh, saved.config)
     weights = saved.weights(chosen, program)
     model = program.model.module(evaluation_params(weights, use_ema=True), weights.model_state, None)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 
 from engine.attempt import Attempt
@@ -53,7 +54,7 @@ from engine.stopping import StopRecord, stopped_reason, write
 from engine.stragglers.monitor import StragglerMonitor
 from engine.training.build import build_program, check_unrolled
 from engine.training.program import CompiledSteps
-from engine.training.state import TrainState
+from engine.training.state import TrainState, evaluation_params
 from engine.training.task import Task
 
 POLL_S = 0.05  # seconds between two polls of the lease and of finished saves, within a series of dispatches
@@ -133,6 +134,16 @@ class Trainer:
     def step(self) -> int:
         """Number of dispatched steps; before training, the step of the newest checkpoint, or 0."""
         return self._step
+
+    def model(self, state: TrainState) -> nnx.Module:
+        """Returns the model of a state in evaluation mode, with the averaged weights if the run has them.
+
+        For hooks. Its arrays are those of the state, so they are valid until the hook returns.
+        """
+        weights = evaluation_params(state, use_ema=True)
+        model = self.program.evaluation.model.module(weights, state.model_state, None)
+        model.eval()
+        return model
 
     def run(self) -> Summary:
         """Trains to the last step, or until a hook or `config.stop` ends the run; resumes from the newest checkpoint.

@@ -44,7 +44,7 @@ def test_train_writes_its_files_and_prints_where(digits):
     path, done = digits
     assert {p.name for p in path.iterdir()} == {
         "status.json", "metrics.jsonl", "config.txt", "checkpoints", "tensorboard", "log.txt", "goodput.jsonl",
-        "data.json", "lease",
+        "code.json", "data.json", "lease",
     }  # fmt: skip
     assert list((path / "tensorboard").iterdir())
     status = runs.status(path)

@@ -90,7 +90,8 @@ def test_two_processes_of_two_devices_match_one_of_four_and_start_fresh_together
 def test_only_the_primary_writes_files(pair):
     run, _, done = pair
     assert {path.name for path in run.iterdir()} == {
-        "status.json", "metrics.jsonl", "config.txt", "data.json", "checkpoints", "lease", "log.txt", "goodput.jsonl",
+        "status.json", "metrics.jsonl", "config.txt", "code.json", "data.json", "checkpoints", "lease", "log.txt",
+        "goodput.jsonl",
     }  # fmt: skip
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 61))

@@ -36,7 +36,7 @@ CONFIG = runs.config(
 )
 STEP = "checkpoints/4"
 FILES = [
-    "config.txt", "data.json", "status.json", "goodput.jsonl", "metrics.jsonl", "examples/0-of-1.jsonl",
+    "config.txt", "code.json", "data.json", "status.json", "goodput.jsonl", "metrics.jsonl", "examples/0-of-1.jsonl",
     "checkpoints/results.json", f"{STEP}/manifest.json", f"{STEP}/position/position.json", f"{STEP}/config/config.json",
     "lease/LEASE", "stopped.json",
 ]  # fmt: skip

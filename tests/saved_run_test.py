@@ -1,7 +1,9 @@
 """Reading the config and checkpoints of an existing run."""
 
+import json
 import os
 import shutil
+import sys
 
 import jax
 import pytest
@@ -10,7 +12,8 @@ from safetensors.numpy import load_file
 
 import engine
 from engine import entry
-from engine.config.errors import CheckpointError, RunError
+from engine.config.errors import CheckpointError, ConfigError, RunError
+from engine.main import main
 from engine.run.directory import RunDirectory
 from engine.saved_run import SavedRun, newest_checkpoint
 from tests import runs, zoo
@@ -101,3 +104,34 @@ def test_load_of_another_model_names_the_arrays_that_differ(without_data, tmp_pa
     (copy / "config.txt").write_text(config.replace("task.model: cnn", "task.model: mlp"))
     with pytest.raises(CheckpointError, match=r"is not a checkpoint of this model:\nparams/head/kernel: checkpoint"):
         engine.load(copy)
+
+
+def test_code_is_imported_from_the_folder_of_the_run_and_explained_when_it_is_gone(tmp_path, monkeypatch, capsys):
+    folder, path = tmp_path / "project", tmp_path / "run"
+    folder.mkdir()
+    (folder / "elsewhere_task.py").write_text("from tests.zoo import Classify\nclass Elsewhere(Classify): pass\n")
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(folder)
+        engine.train(runs.config(train__total="1 step", task__target="elsewhere_task.Elsewhere"), workdir=path)
+    del sys.modules["elsewhere_task"]
+    stored = json.loads((path / "code.json").read_text())
+    assert stored["folders"][0] == str(folder) and stored["attempt"] == 1
+    assert main(["checkpoints", str(path)]) == 0
+    assert f"code: {folder}" in capsys.readouterr().out
+
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert type(engine.load(path).task).__name__ == "Elsewhere"
+    assert sys.path.pop() == str(folder)
+    del sys.modules["elsewhere_task"]
+    folder.rename(tmp_path / "moved")
+    text = (
+        rf"there is no module 'elsewhere_task' to import.* The run was started with the code in {folder}.*"
+        rf"{folder} does not exist here: copy the code there, or set PYTHONPATH\."
+    )
+    with pytest.raises(ConfigError, match=text):
+        engine.load(path)
+
+    inside = shutil.copytree(tmp_path / "moved", path / "code")  # as a stranger could
+    (path / "code.json").write_text(json.dumps({**stored, "folders": [str(inside)]}))
+    with pytest.raises(ConfigError, match="there is no module 'elsewhere_task'"):
+        engine.load(path)

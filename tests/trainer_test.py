@@ -511,3 +511,21 @@ def test_state_that_overflows_in_the_last_update_is_not_saved(tmp_path):
     with pytest.raises(Diverged, match=r"step 1: params/\S+, .* have values that are not finite\."):
         engine.train(config, workdir=tmp_path)
     assert engine.checkpoints(tmp_path) == []
+
+
+@dataclasses.dataclass
+class Models:
+    """A hook that keeps the predictions of the model of the state."""
+
+    latest = None
+
+    def run(self, trainer, state, step):
+        x = zoo.examples(4)["x"]
+        Models.latest = np.asarray(trainer.model(state)(x))
+
+
+def test_hooks_get_the_model_of_a_state_with_averaged_weights(tmp_path):
+    config = runs.config(train__total="3 steps", train__ema_decay=0.9, task__dropout=0.5)
+    config = dataclasses.replace(config, hooks={"models": Hook(target="tests.trainer_test.Models", every=None)})
+    engine.train(config, workdir=tmp_path)
+    np.testing.assert_allclose(Models.latest, engine.load(tmp_path).model(zoo.examples(4)["x"]), atol=1e-6)

@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType, ModuleType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -55,6 +56,21 @@ def resolve(target: Target, where: str) -> Callable[..., object]:
     if not callable(found):
         raise FieldError(field, f"{target.target!r} is a value ({found!r})", "Name a class or a function.")
     return found
+
+
+def is_found(path: str) -> bool:
+    """Whether the module of a dotted path is found; imports the packages that contain it, but not the module."""
+    first, *rest = path.split(".")
+    try:
+        if importlib.util.find_spec(first) is None:
+            return False
+        if len(rest) < 2 or importlib.util.find_spec(f"{first}.{rest[0]}") is not None:
+            return True
+        return hasattr(sys.modules[first], rest[0])
+    except ModuleNotFoundError as error:  # the first part is a module, not a package
+        return error.name == f"{first}.{rest[0]}"
+    except Exception:  # of the user's code, which is reported where it is imported
+        return True
 
 
 def _import(name: str, target: Target, field: str) -> ModuleType | None:
@@ -177,6 +193,12 @@ def check(target: Target, where: str, given: Collection[str] = ()) -> None:
                 f"is missing, {target.target} needs it",
                 f"Set it with --config.{where}.{name}=VALUE. It takes: {_signature_text(named, given)}.",
             )
+
+
+def target_names(config: Config) -> list[str]:
+    """Returns the dotted paths of all targets of a config that the user writes, the Task first."""
+    data = (evaluation.data for evaluation in config.evaluations.values())
+    return [section.target for section in (config.task, config.data, *data, *config.hooks.values())]
 
 
 def check_targets(config: Config) -> None:

@@ -2,17 +2,19 @@
 
 A *run* is one working directory. An *attempt* is one start of a run, counted from 1.
 
-    config.txt      the resolved config, one `name: value` per line
-    data.json       description of the datasets, so that a resume on other data is detected
-    status.json     state, step, reason, exit code, final metrics
-    stopped.json    where and why the run ended before its last step, if it did
-    metrics.jsonl   one line per logged step
-    goodput.jsonl   seconds by kind of work
-    log.txt         what was printed, with times
-    lease/          which process may write here
-    examples/       which examples each step consumed, with log.examples
-    stacks/         stack traces: of all threads of a run that hung, of errors in processes without a log
-    bad_examples/   which examples could not be read, with data.on_error=skip
+    config.txt         the resolved config, one `name: value` per line
+    data.json          description of the datasets, so that a resume on other data is detected
+    code.json          where the code of the run lies, its commit, and versions of packages
+    status.json        state, step, reason, exit code, final metrics
+    stopped.json       where and why the run ended before its last step, if it did
+    metrics.jsonl      one line per logged step
+    evaluations.jsonl  results of `convoy evaluate`, which does not take the lease
+    goodput.jsonl      seconds by kind of work
+    log.txt            what was printed, with times
+    lease/             which process may write here
+    examples/          which examples each step consumed, with log.examples
+    stacks/            stack traces: of all threads of a run that hung, of errors in processes without a log
+    bad_examples/      which examples could not be read, with data.on_error=skip
     checkpoints/  tensorboard/  profile/
 """
 
@@ -58,9 +60,11 @@ class RunDirectory:
         self.lease: Lease = lease.ALWAYS_GRANTED  # in the primary, the lease of this job from `open` to `close`
         self.config = self.path / "config.txt"
         self.data = self.path / "data.json"
+        self.code = self.path / "code.json"
         self.status = self.path / "status.json"
         self.stopped = self.path / "stopped.json"
         self.metrics = self.path / "metrics.jsonl"
+        self.evaluations = self.path / "evaluations.jsonl"
         self.goodput = self.path / "goodput.jsonl"
         self.log = self.path / "log.txt"
         self.checkpoints = self.path / "checkpoints"
@@ -226,6 +230,10 @@ class RunDirectory:
         """Stores the description of the datasets; the primary writes it. Raises RunError."""
         if group.is_primary():
             self.lease.replace_text(self.data, text)
+
+    def write_code_text(self, text: str) -> None:
+        """Stores the description of the code; the primary calls it. Raises RunError."""
+        self.lease.replace_text(self.code, text)
 
 
 def default_workdir(name: str, task: str) -> Path:

@@ -5,7 +5,7 @@ import pytest
 from engine.config.draft import defaults
 from engine.config.errors import ConfigError
 from engine.config.schema import Data, Optimizer, Target
-from engine.config.target import build, check, resolve
+from engine.config.target import build, check, is_found, resolve
 from engine.config.validation import validate
 
 TASKS = """
@@ -265,3 +265,20 @@ def test_missing_module_of_an_extra_names_the_extra(package, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)  # as if it were not installed
     sentence = "It comes with the extra 'examples': pip install 'convoy-engine[examples]'."
     fails(Target(target="shop.tasks.scans_of_sklearn"), sentence, build)
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("optax.adamw", True),
+        ("tests.zoo.Classify", True),
+        ("tests.zo.Classify", False),
+        ("no_such_package.Task", False),
+        ("no_such_package.module.Task", False),
+        ("dataclasses.dataclass", True),
+        ("dataclasses.Field.name", True),
+        ("math.nothing.there", True),  # `resolve` names the missing part
+    ],
+)
+def test_is_found_says_whether_the_module_of_a_target_exists(path, found):
+    assert is_found(path) is found

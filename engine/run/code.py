@@ -1,0 +1,117 @@
+"""`code.json`: where the code of a run lies and in which version, as its latest attempt found it.
+
+Reading a run later uses it to import the Task from any folder, and to say what is missing (`engine/saved_run.py`).
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from engine import __version__
+from engine.cluster.consistency_check import LIBRARIES
+from engine.config.text_file import read_text
+from engine.config.user_errors import is_user_code
+from engine.run.json_text import dumps, now
+
+GIT_S = 5.0  # timeout of a git command, which may read a slow disk
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+    """The code of a run.
+
+    Attributes:
+        folders: folders from which the targets of the config were imported; installed packages are left out.
+        commit: git commit of the first folder; "" if it is no repository or git is missing.
+        dirty: whether tracked files of the repository had uncommitted changes.
+        packages: package -> version.
+        attempt: the attempt that found this.
+        time: when it started.
+    """
+
+    folders: tuple[str, ...] = ()
+    commit: str = ""
+    dirty: bool = False
+    packages: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    attempt: int = 0
+    time: str = ""
+
+    def __str__(self) -> str:
+        """The folders, the commit and the versions, as part of a sentence; "" if nothing is known."""
+        if not self.time:
+            return ""  # an older run
+        where = ", ".join(self.folders) or "installed packages"
+        changed = " with uncommitted changes" if self.dirty else ""
+        commit = f" at commit {self.commit[:12]}{changed}" if self.commit else ""
+        versions = ", ".join(f"{name} {self.packages[name]}" for name in ("convoy", "jax") if name in self.packages)
+        return f"{where}{commit}{f' ({versions})' if versions else ''}"
+
+
+def describe(targets: Iterable[str], attempt: int) -> Code:
+    """Returns the code of the targets of a config, which have been imported."""
+    folders = tuple(dict.fromkeys(filter(None, map(_import_folder, targets))))
+    commit, dirty = _git(folders[0] if folders else os.getcwd())
+    packages = {"python": platform.python_version(), "convoy": __version__}
+    for library in LIBRARIES:
+        try:
+            packages[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return Code(folders, commit, dirty, packages, attempt, now())
+
+
+def _import_folder(target: str) -> str | None:
+    """Returns the folder on sys.path that holds a target of the user; None for an installed package."""
+    name = target.partition(".")[0]
+    module = sys.modules.get(name)
+    file = getattr(module, "__file__", None)
+    folders = [os.path.dirname(file)] if file else list(getattr(module, "__path__", ()))
+    if not folders or name in ("engine", "__main__"):
+        return None
+    folder = os.path.abspath(folders[0])
+    if not is_user_code(os.path.join(folder, "_")):
+        return None
+    return os.path.dirname(folder) if hasattr(module, "__path__") else folder
+
+
+def _git(folder: str) -> tuple[str, bool]:
+    """Returns the commit of the repository that holds a folder, and whether tracked files have changed."""
+    texts = []
+    for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no")):
+        try:
+            done = subprocess.run(
+                ["git", "-C", folder, *words], capture_output=True, text=True, timeout=GIT_S, stdin=subprocess.DEVNULL
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return "", False
+        if done.returncode:
+            return "", False
+        texts.append(done.stdout.strip())
+    return texts[0], bool(texts[1])
+
+
+def to_text(code: Code) -> str:
+    """Returns the text of `code.json`."""
+    return dumps(dataclasses.asdict(code), indent=1) + "\n"
+
+
+def read(path: Path) -> Code:
+    """Returns the code of a run; an empty one if the file is missing or cannot be read, as in older runs."""
+    try:
+        found = json.loads(read_text(path))
+        return Code(
+            folders=tuple(str(folder) for folder in found.get("folders", ())),
+            commit=str(found.get("commit", "")),
+            dirty=found.get("dirty") is True,
+            packages={str(name): str(version) for name, version in dict(found.get("packages", {})).items()},
+            attempt=int(found.get("attempt", 0)),
+            time=str(found.get("time", "")),
+        )
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return Code()

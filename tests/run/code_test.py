@@ -1,0 +1,65 @@
+"""A run remembers where its code lies, at which commit, and with which packages."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import engine
+from engine.run import code
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A repository with the module `project_task`, which is imported."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "project_task.py").write_text("class Task: pass\n")
+    git(folder, "init", "-q")
+    git(folder, "add", ".")
+    git(folder, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first")
+    monkeypatch.syspath_prepend(folder)
+    __import__("project_task")
+    yield folder
+    del sys.modules["project_task"]
+
+
+def git(folder, *words):
+    return subprocess.run(["git", "-C", folder, *words], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_folder_commit_and_changes_are_found(project, tmp_path):
+    found = code.describe(["project_task.Task", "optax.adamw", "engine.ArraySource"], 3)
+    assert found.folders == (str(project),)
+    assert (found.commit, found.dirty, found.attempt) == (git(project, "rev-parse", "HEAD"), False, 3)
+    assert found.packages["convoy"] == engine.__version__ and {"jax", "flax", "python"} <= found.packages.keys()
+    (project / "new.txt").write_text("untracked files do not count")
+    assert not code.describe(["project_task.Task"], 1).dirty
+    (project / "project_task.py").write_text("class Task: changed = True\n")
+    changed = code.describe(["project_task.Task"], 1)
+    assert changed.dirty
+    assert f"{project} at commit {found.commit[:12]} with uncommitted changes (convoy " in str(changed)
+    path = tmp_path / "code.json"
+    path.write_text(code.to_text(changed))
+    assert code.read(path) == changed
+
+
+def test_folder_without_a_repository_or_git_has_no_commit(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.chdir(tmp_path)
+    found = code.describe([], 1)
+    assert (found.folders, found.commit, found.dirty) == ((), "", False)
+    assert str(found).startswith("installed packages (convoy ")
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{", '{"packages": 3}', '{"attempt": "x"}', "[" * 100_000])
+def test_missing_or_damaged_file_says_nothing(text, tmp_path):
+    if text is not None:
+        (tmp_path / "code.json").write_text(text)
+    assert str(code.read(tmp_path / "code.json")) == ""
+
+
+def test_folders_of_packages_are_those_on_the_path():
+    found = json.loads(code.to_text(code.describe(["tests.zoo.Classify"], 1)))
+    assert [folder for folder in found["folders"] if (folder + "/tests") in str(__file__)]
