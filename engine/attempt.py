@@ -26,6 +26,7 @@ from engine.run.directory import RunDirectory
 from engine.run.jsonl import JsonLines
 from engine.run.ledger import Ledger
 from engine.stragglers.monitor import StragglerMonitor
+from engine.training.precision import rounding_note
 from engine.training.program import CompiledSteps, Program
 from engine.training.state import TrainState
 from engine.training.step import BAD_EXAMPLES
@@ -108,7 +109,10 @@ class Attempt:
         """Returns the compiled programs by their number of steps; none if the run is finished, for the given reason."""
         for text in self._program.warnings:
             self._say(f"warning: {text}")
-        for text in self._program.spec.optimizer.messages:
+        spec = self._program.spec
+        if note := rounding_note(spec.task, self._program.abstract_batch.examples, spec.compute_dtype):
+            self._say(note)
+        for text in spec.optimizer.messages:
             self._say(text)
         if finished:
             self._say(finished)

@@ -39,6 +39,7 @@ from engine.saved_run import SavedRun
 from engine.trainer import Trainer
 from engine.training import compile_cache
 from engine.training.build import build_program, build_sources, build_task
+from engine.training.precision import rounding_note
 from engine.training.program import Program
 from engine.types import Device
 
@@ -99,6 +100,7 @@ def _train(
     _check_processes(config)
     config = set_up_devices(config, None if fresh else RunDirectory(path))
     with RunDirectory.open(path, fresh=fresh, began=began) as directory:
+        directory.kept = kept
         changed = check_config(config, directory, accepted)
         reporter = Reporter(directory, config.name, config.log.progress, kept=kept)
         with reporter, out_of_memory_reported(config.train, config.mesh), peer_failure.lost_peers_reported():
@@ -227,6 +229,8 @@ def explain_parts(config: AnyConfig, *, devices: int | None, collectives: bool) 
     yield describe(mesh_spec, config.sharding, mesh, state, built.spec.model.names, total)
     yield coverage(config.resilience.replica_check, state)
     yield from (f"warning: {text}" for text in built.warnings)
+    if note := rounding_note(built.spec.task, built.abstract_batch.examples, built.spec.compute_dtype):
+        yield note
     if mesh.size > 1 and collectives:
         found = find_collectives(built.trace(1).lower().compile().as_text() or "", mesh)
         yield describe_collectives(found, mesh.devices.flat[0].platform)

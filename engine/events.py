@@ -164,6 +164,8 @@ class Save:
             self.checkpoints.finish()
         except StorageError as error:
             return kind(f"asked to stop at {reached}. {error}")
+        if not self.directory.kept:
+            return kind(f"asked to stop at {reached}. This run keeps no files; to keep them, add --workdir=DIR.")
         return kind(f"asked to stop; the state of {reached} is saved in {self.directory}.")
 
 

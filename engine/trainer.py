@@ -21,7 +21,7 @@ from engine.config.schedules import followers
 from engine.config.schema import Config
 from engine.config.text import to_text
 from engine.data.feed import TrainFeed
-from engine.data.source import Source, example_spec
+from engine.data.source import Source, check_source, example_spec
 from engine.evaluation import build_evaluations, check_metric_names, check_watched
 from engine.events import (
     Boundary,
@@ -96,6 +96,8 @@ class Trainer:
         self.config, self.directory, self._hooks = config, directory, hooks
         self._on_row, self.say, self._on_phase = on_row, on_message, on_phase
         self._on_slowest = on_slowest
+        for name, each in {"source": source, **evaluation_sources}.items():
+            check_source(each, "source" if each is source else f"evaluation_sources[{name!r}]")
         self.program, self.total_steps = build_program(task, mesh, source, config)
         check_metric_names(self.program, config.evaluations, config.hooks)
         self._size = size = RunSize(config.train.global_batch_size, len(source), self.total_steps)

@@ -1,6 +1,7 @@
 """Train, evaluate and export as functions: run directories, checks of arguments, and side effects on the process."""
 
 import dataclasses
+import os
 import signal
 import threading
 from pathlib import Path
@@ -15,6 +16,7 @@ from engine.cluster.exit_status import ExitStatus
 from engine.config import to_text
 from engine.config.errors import CheckpointError, ConfigError, ConvoyError, RunError
 from engine.resilience import memory_check
+from engine.resilience.preemption import Preempted
 from engine.run.directory import RunDirectory
 from engine.run.lease import DirectoryGone
 from engine.saved_run import SavedRun
@@ -142,6 +144,19 @@ def test_fast_dev_run_takes_two_steps(tmp_path):
     summary = engine.train(runs.config(), workdir=tmp_path, fast_dev_run=True)
     assert (summary.state, summary.step) == ("done", 2)
     assert "heldout/loss" in summary.metrics
+
+
+class Terminate:
+    """A hook that sends SIGTERM to this process."""
+
+    def run(self, trainer, state, step):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_stopped_fast_dev_run_names_no_folder_that_is_gone():
+    config = runs.config(hooks={"stop": dict(target=f"{__name__}.Terminate")}, evaluations={})
+    with pytest.raises(Preempted, match=r"^asked to stop at step 1 of 2. This run keeps no files; to keep them, add"):
+        engine.train(config, fast_dev_run=True)
 
 
 @pytest.mark.parametrize("on", [True, False])

@@ -17,7 +17,7 @@ from engine import entry
 from engine.checkpoint.store import CheckpointStore
 from engine.config import hardware
 from engine.config.duration import Duration
-from engine.config.errors import ConvoyError
+from engine.config.errors import ConvoyError, DataError
 from engine.config.schema import Hook, MeshSpec
 from engine.hooks import build_hooks
 from engine.parallel.mesh import make_mesh
@@ -281,13 +281,13 @@ def test_non_finite_loss_stops_the_run_with_its_step(tmp_path):
     assert str(error.value).startswith(f"step {min(s for s, n in skipped.items() if n)}:")
 
 
-def trainer_of(path, config=None):
+def trainer_of(path, config=None, source=None):
     """A trainer of a config, `runs.config()` by default, on one device."""
     config = config or runs.config()
     return engine.Trainer(
         zoo.Classify(),
         make_mesh(MeshSpec(data=1), jax.devices()[:1]),
-        zoo.source(),
+        source or zoo.source(),
         config,
         RunDirectory.open(path),
         evaluation_sources={name: zoo.source(37, 9) for name in config.evaluations},
@@ -295,6 +295,11 @@ def trainer_of(path, config=None):
         on_row=lambda row: None,
         on_message=lambda text: None,
     )
+
+
+def test_source_that_can_only_be_iterated_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"^source: found a generator without __len__ .* by index"):
+        trainer_of(tmp_path, source=(example for example in ()))
 
 
 def test_train_yields_each_boundary_after_its_events(tmp_path):

@@ -20,7 +20,7 @@ from engine.config import zoo
 from engine.config.draft import Draft, draft_of
 from engine.config.errors import ConfigError, ConvoyError, FieldError, did_you_mean
 from engine.config.override import apply
-from engine.config.schema import Config
+from engine.config.schema import Config, Log
 from engine.config.text import from_text
 from engine.config.text_file import read_text
 from engine.config.validation import validate
@@ -63,7 +63,9 @@ def _read(reference: str) -> Draft:
             text = read_text(path)
         except OSError as error:
             raise ConfigError(f"{_shown(path)}: cannot be read ({error.strerror or error}).") from error
-        return draft_of(from_text(text, _shown(path)))
+        draft = draft_of(from_text(text, _shown(path)))
+        draft.log.progress = Log.progress  # how one attempt was shown is not how the next one must be
+        return draft
     if path.is_file() and path.suffix == ".py":
         return _from_file(path)
     if path.exists():

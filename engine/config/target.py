@@ -15,7 +15,7 @@ from types import MappingProxyType, ModuleType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from engine.config import zoo
-from engine.config.errors import ConfigError, FieldError, did_you_mean
+from engine.config.errors import ConfigError, FieldError, did_you_mean, near_names
 from engine.config.schema import Config, Target, field_names
 from engine.config.user_errors import add_target_package
 
@@ -43,12 +43,11 @@ def resolve(target: Target, where: str) -> Callable[..., object]:
         add_target_package(first)
     if found is None:
         shipped = [f"{first}.{name}" for name in zoo.modules(first)] if first in zoo.PACKAGES else []
-        near = did_you_mean(first, (module.name for module in pkgutil.iter_modules()))
-        near = near or did_you_mean(".".join(target.target.split(".")[:2]), shipped)
+        near = _similar_module(first) or did_you_mean(".".join(target.target.split(".")[:2]), shipped)
         raise FieldError(
             field,
             f"found {target.target!r}, but there is no module {first!r} to import",
-            f"Run from the folder that holds it, or install its package.{near}",
+            f"Run from the folder that holds {first}.py, add this folder to PYTHONPATH, or install the package.{near}",
         )
     path = first
     for part in rest:
@@ -71,6 +70,13 @@ def is_found(path: str) -> bool:
         return error.name == f"{first}.{rest[0]}"
     except Exception:  # of the user's code, which is reported where it is imported
         return True
+
+
+def _similar_module(name: str) -> str:
+    """Suggests a module with almost this name, which is not one of Python's own: these hold no Tasks and sources."""
+    names = {module.name for module in pkgutil.iter_modules()} - sys.stdlib_module_names
+    near = near_names(name, sorted(names), cutoff=0.8)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
 def _import(name: str, target: Target, field: str) -> ModuleType | None:
@@ -234,7 +240,7 @@ def parameters_of(function: Callable[..., object]) -> Mapping[str, inspect.Param
 
 def _not_taken(target: Target, where: str, name: str, arguments: list[str]) -> FieldError:
     fields = [field for field in field_names(type(target)) if field != "target"]
-    near = did_you_mean(name, [*arguments, *fields])
+    near = did_you_mean(name, [*arguments, *fields, "target"])
     takes = f"It takes: {', '.join(arguments)}." if arguments else "It takes no arguments."
     engine = f" Fields of the engine here: {', '.join(fields)}." if fields else ""
     return FieldError(f"{where}.{name}", f"{target.target} takes no such argument", f"{takes}{engine}{near}")

@@ -5,22 +5,17 @@ Batch n of a training run is a pure function of (seed, n). The sampler (`sampler
 """
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
-from engine.config.errors import DataError
+from engine.config.errors import DataError, did_you_mean
+from engine.config.user_errors import location
 from engine.data.batch import Batch
 from engine.data.ragged import Sizes
 from engine.data.sampler import is_shaped, is_sized, make_sampler, read_examples, stack_examples
 from engine.data.shuffle import random_generators
-from engine.data.source import (
-    Examples,
-    Source,
-    example_spec,
-    has_transform,
-    leaves_with_path,
-    source_name,
-)
+from engine.data.source import Example, Examples, Source, example_spec, has_transform, leaves_with_path, source_name
 from engine.data.text import has_text, is_text, without_text
 
 Rows = slice | np.ndarray | None
@@ -155,9 +150,19 @@ class Batches:
             except Exception as error:
                 raise DataError(
                     f"{source_name(source)}.transform failed at example {number} (global example index "
-                    f"{positions[row]}): {type(error).__name__}: {error}. Correct the transform or the example."
+                    f"{positions[row]}): {_error_text(error, example)}. Correct the transform or the example."
                 ) from error
         return stack_examples(examples, lambda row: f"{located[row][1]} of {source_name(located[row][0])}")
+
+
+def _error_text(error: Exception, example: Example) -> str:
+    """Returns type and text of an error; for a missing key also the line and the entries of the example."""
+    text = f"{type(error).__name__}: {error}"
+    if not (isinstance(error, KeyError) and isinstance(example, Mapping)):
+        return text
+    where = f" ({at})" if (at := location(error)) else ""
+    key, names = str(error.args[0]) if error.args else "", [str(name) for name in example]
+    return f"{text}{where}.{did_you_mean(key, names)} The example has {', '.join(names)}"
 
 
 class OrderedBatches:

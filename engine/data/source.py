@@ -192,7 +192,11 @@ def check_source(source: object, where: str) -> None:
     if missing or isinstance(source, type):
         found = "None" if source is None else f"a {type(source).__name__} without {' and '.join(missing)}"
         found = f"the class {source.__name__}, not an object of it" if isinstance(source, type) else found
-        raise DataError(f"{where}: found {found}, allowed is a source: an object with __len__ and __getitem__.")
+        advice = ""
+        if hasattr(source, "__iter__") and not isinstance(source, type):
+            advice = " It can only be iterated, but the engine reads examples by index, so that a resume is exact."
+            advice += " Pass list(...) of a small dataset."
+        raise DataError(f"{where}: found {found}, allowed is a source: an object with __len__ and __getitem__.{advice}")
     try:
         len(source)  # pyright: ignore[reportArgumentType]
     except Exception as error:

@@ -5,7 +5,9 @@ step 15. A trace contains whole dispatches.
 """
 
 import contextlib
+import importlib.util
 import math
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -127,5 +129,10 @@ class ProfileWindow:
         finally:
             with self._stack:
                 jax.profiler.stop_trace()
-        where = f"{self._directory} (xprof --logdir {self._directory})"
-        self._say(f"profile: steps {began} to {step} are traced in {where}")
+        self._say(f"profile: steps {began} to {step} are traced in {self._directory} ({viewer(self._directory)})")
+
+
+def viewer(directory: Path) -> str:
+    """Returns the command that shows a trace, and how to install it if it is not installed."""
+    command = f"xprof --logdir {shlex.quote(str(directory))}"
+    return command if importlib.util.find_spec("xprof") else f"to view it: pip install xprof, then {command}"

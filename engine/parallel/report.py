@@ -132,15 +132,31 @@ def size_text(size: float) -> str:
 
 
 def _rows(leaves: Leaves, names: Names) -> list[tuple[str, ...]]:
-    """Returns a row for each array. Arrays whose paths differ only in numbers share a row."""
-    counts: dict[tuple[str, ...], int] = {}
+    """Returns a row for each array. Arrays whose paths differ only in numbers share a row, which shows the numbers."""
+    found: dict[tuple[str, ...], list[tuple[int, ...]]] = {}
     for path, leaf in leaves:
         text, key = _path_text(path), _param_of(path)
         logical = f"({', '.join(map(str, names[key]))})" if key in names else "-"
         spec = "P(" + ", ".join(map(repr, leaf.sharding.spec)) + ")"
         row = (re.sub(r"\d+", "*", text), _array_text(leaf), logical, spec, f"{size_text(device_bytes(leaf))}/device")
-        counts[row] = counts.get(row, 0) + 1
-    return [(path, f"x{n}" if n > 1 else "", *rest) for (path, *rest), n in counts.items()]
+        found.setdefault(row, []).append(tuple(map(int, re.findall(r"\d+", text))))
+    return [
+        (_numbered(path, numbers), f"x{len(numbers)}" if len(numbers) > 1 else "", *rest)
+        for (path, *rest), numbers in found.items()
+    ]
+
+
+def _numbered(path: str, numbers: Sequence[tuple[int, ...]]) -> str:
+    """Returns a path with the numbers of its arrays for each `*`: `hidden/0..11/kernel`, `stages/0,2/scale`."""
+    columns = iter([sorted(set(column)) for column in zip(*numbers, strict=True)])
+    return re.sub(r"\*", lambda star: _range_text(next(columns)), path)
+
+
+def _range_text(numbers: Sequence[int]) -> str:
+    first, last = numbers[0], numbers[-1]
+    if len(numbers) > 2 and last - first == len(numbers) - 1:
+        return f"{first}..{last}"
+    return ",".join(map(str, numbers)) if len(numbers) <= 8 else f"{first},{numbers[1]},..,{last}"
 
 
 def _optimizer_rows(leaves: Leaves, params: Mapping[str, jax.ShapeDtypeStruct], names: Names) -> list[tuple[str, ...]]:

@@ -64,6 +64,13 @@ def test_load_accepts_a_run_directory(project):
     assert load("runs/digits", ["train.seed=3"]).train.seed == 3
 
 
+def test_resume_shows_progress_although_the_run_was_started_without(project):
+    silent = load("recipes/digits.py", ["log.progress=none"])
+    (project / "config.txt").write_text(to_text(silent))
+    assert silent.log.progress == "none" and load("config.txt").log.progress == "auto"
+    assert load("config.txt", ["log.progress=lines"]).log.progress == "lines"
+
+
 def test_configs_can_import_each_other(project):
     write(project, ["return c"], "helper.py")
     (project / "recipes" / "derived.py").write_text(

@@ -171,6 +171,16 @@ def test_arguments_are_checked_against_unions_and_literals(package):
     check(Target(target="shop.tasks.later", arguments={"when": "x", "split": "b"}), "task")  # names of checkers only
 
 
+def test_misspelt_target_is_suggested():
+    with pytest.raises(ConfigError, match=r"^optimizer.taret: optax.adamw takes no such .* Did you mean target\?$"):
+        check(Optimizer(arguments={"taret": "optax.sgd"}), "optimizer", given=("learning_rate",))
+
+
+def test_python_modules_are_not_suggested_for_a_missing_module():
+    with pytest.raises(ConfigError, match=r"no module 'teacher' to import\. .*or install the package\.$"):
+        resolve(Target(target="teacher.Digits"), "task")  # not "Did you mean trace?"
+
+
 def test_arguments_passed_by_the_engine_cannot_be_set(package):
     target = Target(target="shop.tasks.optimizer", arguments={"b1": 0.8})
     check(target, "optimizer", given=("learning_rate",))

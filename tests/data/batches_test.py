@@ -151,6 +151,19 @@ def test_error_of_a_transform_names_example_and_position():
         Batches(Broken(20), 6, 0, False)[0]
 
 
+def test_missing_key_in_a_transform_lists_the_entries_of_the_example():
+    class Misspelt(Labels):
+        def transform(self, example, rng):
+            return {"label": example["labl"]}
+
+    text = (
+        r"transform failed at example 0 .* KeyError: 'labl' \(.*batches_test.py:\d+ in transform\). "
+        r"Did you mean label\? The example has label. Correct"
+    )
+    with pytest.raises(DataError, match=text):
+        Batches(Misspelt(20), 6, 0, False)[0]
+
+
 @pytest.mark.parametrize("with_take", [False, True])
 def test_error_names_examples_of_different_shapes(with_take):
     class Ragged(Labels):

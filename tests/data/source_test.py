@@ -144,6 +144,11 @@ class Unsized:
         (None, "None, allowed is a source: an object with __len__ and __getitem__."),
         (3, "a int without __len__ and __getitem__, allowed is a source"),
         (Unsized(), "a Unsized without __len__, allowed is a source"),
+        (
+            iter([{"x": 1}]),
+            "a list_iterator without __len__ and __getitem__, allowed is a source: an object with __len__ and "
+            "__getitem__. It can only be iterated, but the engine reads examples by index",
+        ),
         (Squares, "the class Squares, not an object of it"),
     ],
 )

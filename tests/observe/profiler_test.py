@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from engine.config.errors import RunError
-from engine.observe.profiler import ProfileWindow
+from engine.observe.profiler import ProfileWindow, viewer
 
 
 @jax.jit
@@ -62,11 +62,18 @@ def traced_steps(directory):
     return sorted({int(event["args"]["step_num"]) for event in events if event.get("name") == "train"})
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_command_that_shows_a_trace_is_printed_only_if_it_is_installed(tmp_path, installed, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if installed else None)
+    command = f"xprof --logdir {tmp_path}"
+    assert viewer(tmp_path) == (command if installed else f"to view it: pip install xprof, then {command}")
+
+
 def test_window_traces_its_steps_and_reports_the_folder(tmp_path):
     messages = run(Window(start=3, steps=2, directory=tmp_path), total=8)
     assert traced_steps(tmp_path) == [3, 4]
     assert messages[0] == "profile: tracing from step 3 on"
-    assert messages[1] == f"profile: steps 3 to 5 are traced in {tmp_path} (xprof --logdir {tmp_path})"
+    assert messages[1] == f"profile: steps 3 to 5 are traced in {tmp_path} ({viewer(tmp_path)})"
     assert len(messages) == 2
 
 

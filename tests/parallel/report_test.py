@@ -2,7 +2,9 @@
 
 import dataclasses
 
+import jax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from engine.config.schema import MeshSpec, Sharding, Slices
 from engine.parallel.collectives import Collective
@@ -36,7 +38,16 @@ def test_report_shows_sharding_and_bytes_of_each_parameter(decoder):
 
 
 def test_report_merges_repeated_layers_into_one_line():
-    assert any(line.startswith("hidden/*/bias x2 f32[32]") for line in report(zoo.Classify(), MeshSpec()))
+    assert any(line.startswith("hidden/0,1/bias x2 f32[32]") for line in report(zoo.Classify(), MeshSpec()))
+
+
+def test_paths_of_repeated_layers_show_their_numbers():
+    """Regular expressions such as `optimizer.trainable` need them."""
+    mesh = make_mesh(MeshSpec(data=1), jax.devices()[:1])
+    leaf = jax.ShapeDtypeStruct((2,), "float32", sharding=NamedSharding(mesh, PartitionSpec()))
+    params = {f"stages/{i}/layers/{j}/kernel": leaf for i in (0, 2) for j in range(12)}
+    text = describe(MeshSpec(data=1), Sharding(), mesh, {"params": params}, {}, 1)
+    assert "stages/0,2/layers/0..11/kernel  x24" in text
 
 
 def test_report_merges_optimizer_state_sharded_like_its_parameters(decoder):
@@ -49,8 +60,8 @@ def test_report_merges_optimizer_state_sharded_like_its_parameters(decoder):
 
 def test_report_lists_optimizer_state_sharded_differently():
     lines = report(zoo.Classify(), MeshSpec(data=8), layout={"zero1": True})
-    assert "mu/hidden/*/kernel f32[32,32] - P('data', None) 512 B/device" in lines
-    assert "hidden/*/kernel f32[32,32] - P() 4.0 KiB/device" in lines
+    assert "mu/hidden/1/kernel f32[32,32] - P('data', None) 512 B/device" in lines
+    assert "hidden/1/kernel f32[32,32] - P() 4.0 KiB/device" in lines
 
 
 def test_report_shows_slices_presets_and_changed_rules():
