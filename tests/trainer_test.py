@@ -522,7 +522,7 @@ def test_state_that_overflows_in_the_last_update_is_not_saved(tmp_path):
 class Models:
     """A hook that keeps the predictions of the model of the state."""
 
-    latest = None
+    latest = np.empty(0)
 
     def run(self, trainer, state, step):
         x = zoo.examples(4)["x"]
