@@ -9,10 +9,11 @@ Identity fields, because another value is another training:
     train.seed                      initial weights, data order, random numbers
     train.precision                 data type of the computation
     train.ema_decay                 part of the state
+    train.accumulate                with train.approximate_accumulation: number of updates of the model state
 
 May change, because the computed values stay the same:
     train.total                     length of the run; see `schedule_change`
-    train.accumulate, steps_per_dispatch, remat, offload_optimizer     how a step is computed
+    train.accumulate, approximate_accumulation, steps_per_dispatch, remat, offload_optimizer   how a step is computed
     mesh.*, sharding.*              devices that compute it
     data.threads, workers, prefetch                        speed of reading
     data.on_error, resilience.*     reaction to failures
@@ -40,8 +41,14 @@ def identity_differences(old: Config, new: Config) -> list[str]:
 
     The order of keys matters only for parameter groups, where the first match applies.
     """
+    approximate = old.train.approximate_accumulation or new.train.approximate_accumulation
     before, after = (
-        {name: value_text(name, value) for name, value in flatten(config) if is_identity(name)} for config in (old, new)
+        {
+            name: value_text(name, value)
+            for name, value in flatten(config)
+            if is_identity(name) or (approximate and name == "train.accumulate")
+        }
+        for config in (old, new)
     )
     lines = [
         f"{name}: {before.get(name, '(none)')} -> {after.get(name, '(none)')}"

@@ -143,6 +143,9 @@ class Train:
     global_batch_size: int = setting(128, "Examples per optimizer step, over all devices.", at_least(1))
     seed: int = setting(0, "Seed of initial weights, data order and all random numbers.", at_least(0, below=2**32))
     accumulate: int = setting(1, "Microbatches per step, for gradient accumulation.", at_least(1))
+    approximate_accumulation: bool = setting(
+        False, "Allow accumulate above 1 for models whose result depends on it, such as those with BatchNorm."
+    )
     steps_per_dispatch: int = setting(
         1,
         "Optimizer steps in one call of the compiled program.",

@@ -77,6 +77,7 @@ def build_program(task: Task, mesh: Mesh, source: Source, config: Config) -> tup
         ),
         layout=evaluation.layout,
         accumulate=train.accumulate,
+        approximate_accumulation=train.approximate_accumulation,
         compute_dtype=evaluation.compute_dtype,
         ema_decay=train.ema_decay,
         skip_bad=config.data.on_error == "skip",

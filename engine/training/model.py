@@ -64,6 +64,10 @@ class Model:
             values[path] = jax.random.fold_in(key, i) if is_key else jnp.zeros(spec.shape, spec.dtype)
         return nnx.merge(self.graph, nnx.from_flat_state([(self.keys[path], values[path]) for path in self.keys]))
 
+    def state_of(self, module: nnx.Module) -> Arrays:
+        """Returns the model state and the random state of a module."""
+        return dict(_flat(nnx.state(module, (*self.state_kinds, *RNG_STATE))))
+
     def model_state_of(self, module: nnx.Module) -> Arrays:
         """Returns the model state of a module after its forward pass.
 

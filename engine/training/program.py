@@ -21,6 +21,7 @@ from engine.parallel.layout import NAMED, with_layout
 from engine.parallel.memory import device_memory
 from engine.parallel.mesh import replicated
 from engine.parallel.rules import warnings
+from engine.training.accumulation import check_changed, check_dropout
 from engine.training.evaluation_program import EvaluationProgram
 from engine.training.flops import count_flops, has_convolution
 from engine.training.model import Arrays
@@ -79,19 +80,16 @@ class Program:
 
     Raises:
         TaskError: the Task's loss does not return a valid `Loss`.
-        ConfigError: train.accumulate is used with nnx.Dropout, or a setting is supported by no layer or no device.
+        ConfigError: train.accumulate is not exact for the model, or a setting is supported by no layer or no device.
         ShardingError: a parameter does not fit the mesh, or a mesh axis splits nothing.
     """
 
     def __init__(self, spec: StepSpec, example: PyTree, *, batch_size: int, seed: int):
         self.spec, self.batch_size, self.seed = spec, batch_size, seed
         self.mesh = spec.mesh
-        if spec.accumulate > 1 and spec.model.shared_dropout:
-            raise ConfigError(
-                f"train.accumulate = {spec.accumulate}: {', '.join(spec.model.shared_dropout)} is nnx.Dropout, which "
-                "draws one mask for a whole microbatch, so its masks depend on the number of microbatches. "
-                "Use engine.layers.Dropout, which draws one mask per example, or accumulate=1."
-            )
+        self._checks_accumulation = spec.accumulate > 1 and not spec.approximate_accumulation
+        if self._checks_accumulation:
+            check_dropout(spec.model, spec.accumulate)
         self.abstract_state = abstract_state(
             spec.task, spec.model, spec.tx, seed=seed, ema=spec.ema_decay is not None, layout=spec.layout
         )
@@ -114,21 +112,27 @@ class Program:
         )
 
         objectives: list[Objective] = []
+        changed: set[str] = set()  # paths of variables
 
         def loss(params: Arrays, model_state: Arrays, examples: PyTree, key: jax.Array) -> dict[str, Mean]:
             module = spec.model.module(params, model_state, key)
             module.train()
             keys = jax.random.split(key, rows)
+            before = spec.model.state_of(module)
             with missing_key_reported(spec.task, "loss", examples):
                 result = call(spec.task.loss, module, examples, keys, context=spec.context(0, keys))
             check_loss(spec.task, result, rows)  # here, as a traced function must return arrays
             objectives.append(objective_of(result))
+            after = spec.model.state_of(module)
+            changed.update(path for path, x in before.items() if after.get(path) is not x)
             return means_of(result)
 
         state = self.abstract_state
         trace = jax.jit(with_layout(spec.layout, loss)).trace(
             state.params, state.model_state, examples, jax.random.key(0)
         )
+        if self._checks_accumulation:
+            check_changed(spec.model, changed, spec.accumulate)
         objective, means = objectives[0], trace.out_info
         check_groups(objective, spec.groups.values(), f"{type(spec.task).__name__}.loss")
         self._loss_by_row = all(by_row(means[name]) for names in objective.terms.values() for name in names)

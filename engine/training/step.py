@@ -47,6 +47,7 @@ class StepSpec:
     optimizer: RunOptimizer
     layout: Layout
     accumulate: int = 1
+    approximate_accumulation: bool = False
     compute_dtype: DTypeLike = jnp.float32
     ema_decay: float | None = None
     skip_bad: bool = False  # unreadable examples have weight 0 and are counted in a metric

@@ -104,3 +104,12 @@ def test_run_in_its_stable_phase_may_become_longer():
     assert "warmup_stable_decay" in str(schedule_change(old, new, 81, examples))
     assert "warmup_stable_decay" in str(schedule_change(new, old, 81, examples))
     assert "warmup_stable_decay" in str(schedule_change(old, new, 80, 0)), "the size of the dataset is not known"
+
+
+def test_approximate_accumulation_makes_the_number_of_microbatches_part_of_the_run():
+    flag, two, four = "train.approximate_accumulation=True", "train.accumulate=2", "train.accumulate=4"
+    assert identity_differences(config(flag, two), config(flag, four)) == ["train.accumulate: 2 -> 4"]
+    assert identity_differences(config(), config(flag, four)) == ["train.accumulate: 1 -> 4"]
+    assert identity_differences(config(flag, four), config(two)) == ["train.accumulate: 4 -> 2"]
+    assert identity_differences(config(four), config(flag, four)) == [], "a run of a release without the flag"
+    assert identity_differences(config(two), config(four)) == []

@@ -50,7 +50,7 @@ def test_unknown_variable_type_raises_task_error():
 
 
 def test_variable_type_named_by_the_task_is_model_state():
-    program = zoo.program(Count(), accumulate=2)
+    program = zoo.program(Count(), accumulate=2, approximate_accumulation=True)
     state, _ = zoo.run(program, zoo.batches(3))
     assert int(state.model_state["seen"]) == 3 * 16
 

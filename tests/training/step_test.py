@@ -68,18 +68,6 @@ def test_second_run_from_the_same_seed_is_bitwise_equal(model):
     zoo.assert_equal(zoo.run(zoo.program(task), batches), zoo.run(zoo.program(task), batches))
 
 
-def test_batch_statistics_pass_from_microbatch_to_microbatch():
-    batch = zoo.batches(1, 8)
-    program = zoo.program(zoo.Classify("cnn"), batch_size=8, accumulate=2)
-    state, _ = zoo.run(program, batch)
-    # Row r goes to microbatch r mod 2: the two microbatches hold the even and the odd rows.
-    expected = zoo.program(zoo.Classify("cnn"), batch_size=4, target="optax.sgd", learning_rate=0.0)
-    halves = [{name: x[i::2] for name, x in batch[0].items()} for i in range(2)]
-    reference, _ = zoo.run(expected, halves)
-    zoo.assert_close(state.model_state, reference.model_state, 1e-6)
-    assert float(abs(state.model_state["norm/mean"]).max()) > 0
-
-
 def test_step_follows_the_gradient_of_the_weighted_mean():
     task, batch = zoo.Classify(), zoo.batches(1)[0]
     assert 0 < batch["valid"].sum() < 16
@@ -118,7 +106,7 @@ def test_each_microbatch_draws_new_random_state():
             noise = jnp.full(len(batch["y"]), jax.random.uniform(model.rngs()))
             return Loss(loss.total, loss.weight, {"noise": Mean.of(noise), "square": Mean.of(noise**2)})
 
-    program = zoo.program(Task(), accumulate=2)
+    program = zoo.program(Task(), accumulate=2, approximate_accumulation=True)
     _, metrics = zoo.run(program, zoo.batches(1))
     noise, square = (metrics[0, program.metric_names.index(name), 0] / 16 for name in ("noise", "square"))
     assert square - noise**2 > 1e-4  # the variance over the batch

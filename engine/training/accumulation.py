@@ -1,0 +1,45 @@
+"""Refuses gradient accumulation for models whose result depends on the number of microbatches.
+
+Losses and gradients are sums over examples, so microbatches give the result of the whole batch. State that the forward
+pass changes, such as batch statistics, and random numbers that one call draws for all of its rows are no such sums.
+"""
+
+from collections.abc import Collection
+
+from engine.config.errors import ConfigError
+from engine.training.model import Model
+
+FLAG = "train.approximate_accumulation=True"
+
+
+def check_dropout(model: Model, accumulate: int) -> None:
+    """Raises ConfigError if the model has an active nnx.Dropout."""
+    if model.shared_dropout:
+        raise ConfigError(
+            f"train.accumulate = {accumulate}: {', '.join(model.shared_dropout)} is nnx.Dropout, which "
+            "draws one mask for a whole microbatch, so its masks depend on the number of microbatches. "
+            f"Use engine.layers.Dropout, which draws one mask per example, or accumulate=1, or {FLAG}."
+        )
+
+
+def check_changed(model: Model, changed: Collection[str], accumulate: int) -> None:
+    """Raises ConfigError if the forward pass changes a variable.
+
+    Args:
+        model: the model.
+        changed: paths of the variables that the forward pass changes.
+        accumulate: number of microbatches.
+    """
+    state = sorted(path for path in changed if path in model.model_state)
+    if state:
+        raise ConfigError(
+            f"train.accumulate = {accumulate}: the forward pass changes {', '.join(state)} in each microbatch, so the "
+            "result differs from that of the whole batch. Use accumulate=1, or a layer without such state (GroupNorm "
+            f"or LayerNorm for BatchNorm), or change the state in Task.after_step. {FLAG} accepts the difference."
+        )
+    if changed:
+        raise ConfigError(
+            f"train.accumulate = {accumulate}: the forward pass draws from nnx.Rngs ({', '.join(sorted(changed))}), "
+            "once per microbatch, so its random numbers depend on the number of microbatches. Draw them from the keys "
+            f"per example that loss receives, or use accumulate=1. {FLAG} accepts the difference."
+        )
