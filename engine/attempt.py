@@ -21,6 +21,7 @@ from engine.data.source import Source
 from engine.observe.recorder import Recorder, Sums
 from engine.observe.throughput import Throughput
 from engine.observe.writer import open_writer
+from engine.parallel.xla_warnings import rematerialization_explained
 from engine.phases import COMPILING, RESTORING, Phases
 from engine.run.directory import RunDirectory
 from engine.run.jsonl import JsonLines
@@ -117,7 +118,9 @@ class Attempt:
         if finished:
             self._say(finished)
             return {}
-        with self._phase(COMPILING):
+        split = self._program.mesh.size > 1
+        explained = rematerialization_explained(self._say) if split else contextlib.nullcontext()
+        with self._phase(COMPILING), explained:
             return {k: self._program.steps(k) for k in {1, self._config.train.steps_per_dispatch}}
 
     def open_recorder(

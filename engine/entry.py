@@ -29,6 +29,7 @@ from engine.observe.summary import Summary
 from engine.parallel.collectives import collectives as find_collectives
 from engine.parallel.mesh import create_cpu_devices, fake_devices, make_mesh
 from engine.parallel.report import describe, describe_collectives
+from engine.parallel.xla_warnings import rematerialization_explained
 from engine.resilience.out_of_memory import out_of_memory_reported
 from engine.resilience.preemption import start_ended_by_sigterm
 from engine.resilience.replica_check import coverage
@@ -232,5 +233,8 @@ def explain_parts(config: AnyConfig, *, devices: int | None, collectives: bool) 
     if note := rounding_note(built.spec.task, built.abstract_batch.examples, built.spec.compute_dtype):
         yield note
     if mesh.size > 1 and collectives:
-        found = find_collectives(built.trace(1).lower().compile().as_text() or "", mesh)
-        yield describe_collectives(found, mesh.devices.flat[0].platform)
+        warnings: list[str] = []
+        with rematerialization_explained(warnings.append):
+            compiled = built.trace(1).lower().compile().as_text()
+        yield from warnings
+        yield describe_collectives(find_collectives(compiled or "", mesh), mesh.devices.flat[0].platform)

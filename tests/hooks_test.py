@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import engine
-from engine import inference
 from engine.config.errors import ConfigError, TaskError
 from engine.config.schema import Hook
 from engine.hooks import build_hooks, parse
@@ -91,7 +90,7 @@ def test_hook_measures_and_selects_the_best_checkpoint_but_cannot_change_the_tra
     assert runs.rows(plain) == runs.rows(hooked)
     assert runs.rows(hooked, "walk/distance") == {3: 3, 6: 0, 9: 3, 10: 4}
     assert summary.metrics["walk/distance"] == runs.status(hooked)["metrics"]["walk/distance"] == 4
-    assert {info.step: info.results["walk/distance"] for info in inference.checkpoints(hooked)} == {6: 0, 9: 3, 10: 4}
+    assert {info.step: info.results["walk/distance"] for info in engine.checkpoints(hooked)} == {6: 0, 9: 3, 10: 4}
     assert summary.best == {"walk/distance": (6, 0.0)}
     assert "step 6: walk/distance 0  walk/norm" in (hooked / "log.txt").read_text()
 

@@ -92,7 +92,7 @@ def test_explain_prints_mesh_and_parameters():
     assert done.returncode == 0, done.stderr
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert lines[0] == "mesh: fsdp=4 (4 x cpu), from the config"
-    assert "hidden/*/kernel f32[128,128] - P('fsdp', None) 16.0 KiB/device" in lines
+    assert "hidden/1/kernel f32[128,128] - P('fsdp', None) 16.0 KiB/device" in lines
     assert any(line.startswith("all-gather fsdp 4 devices") for line in lines)
 
 
