@@ -45,13 +45,19 @@ class Digits(Task):
         return Loss.of(losses, metrics={"accuracy": Mean.of(correct)})
 
 
-def scans(split: Literal["train", "test"] = "train") -> ArraySource:
-    """Returns the scans of a split: `image` float32 `[8, 8]` in 0..1 and `label` int32. Every fifth scan is test."""
+def scans(split: Literal["train", "test"] = "train", labels: int | None = None) -> ArraySource:
+    """Returns the scans of a split: `image` float32 `[8, 8]` in 0..1 and `label` int32. Every fifth scan is test.
+
+    With `labels`, only that many scans, evenly spread, have a label; that of the others is -1.
+    """
     spec = importlib.util.find_spec("sklearn")  # only finds the file: importing scikit-learn takes a second
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("the scans are a file of scikit-learn", name="sklearn")
     with gzip.open(Path(spec.origin).parent / "datasets/data/digits.csv.gz", "rt") as file:
         table = np.loadtxt(file, np.float32, delimiter=",")
-    rows = (np.arange(len(table)) % 5 == 0) == (split == "test")
-    images = table[rows, :64].reshape(-1, 8, 8) / 16
-    return ArraySource({"image": images, "label": table[rows, 64].astype(np.int32)})
+    table = table[(np.arange(len(table)) % 5 == 0) == (split == "test")]
+    images, label = table[:, :64].reshape(-1, 8, 8) / 16, table[:, 64].astype(np.int32)
+    if labels is not None:
+        known = np.linspace(0, len(label) - 1, labels).astype(int)
+        label[np.isin(np.arange(len(label)), known, invert=True)] = -1
+    return ArraySource({"image": images, "label": label})

@@ -27,8 +27,16 @@ from engine.training.flops import count_flops, has_convolution
 from engine.training.model import Arrays
 from engine.training.objective import LOSS, Objective, check_groups, means_of, objective_of
 from engine.training.state import Shardings, TrainState, abstract_state, initial_state, optimizer_shardings
-from engine.training.step import StepSpec, make_finite, make_finite_gradient, make_steps, make_train_step
+from engine.training.step import (
+    StepSpec,
+    make_finite,
+    make_finite_gradient,
+    make_steps,
+    make_train_step,
+    move_optimizer,
+)
 from engine.training.task import check_loss, missing_key_reported
+from engine.training.update import check_own_update, has_own_update, own_update
 from engine.tuning.control_flow import step_control_flow
 from engine.types import PyTree
 
@@ -94,7 +102,7 @@ class Program:
             spec.task, spec.model, spec.tx, seed=seed, ema=spec.ema_decay is not None, layout=spec.layout
         )
         self.abstract_batch = abstract_batch(example, batch_size, spec.batch_sharding)
-        self.task_metrics = self._trace_loss()
+        self.task_metrics = self._trace_update() if has_own_update(spec.task) else self._trace_loss()
         self.metric_names = (*self.task_metrics, *spec.engine_metrics)
         self.compile_s = 0.0
         self.flops_per_step = 0.0
@@ -136,18 +144,41 @@ class Program:
         objective, means = objectives[0], trace.out_info
         check_groups(objective, spec.groups.values(), f"{type(spec.task).__name__}.loss")
         self._loss_by_row = all(by_row(means[name]) for names in objective.terms.values() for name in names)
-        self._check_used()
-        unroll, branch = step_control_flow(spec.layout.platform, has_convolution(trace.jaxpr.jaxpr))
-        shardings: Shardings = jax.tree.map(lambda x: x.sharding, state.params)
+        self._complete_spec(trace, objective)
+        return (LOSS, *sorted(means.keys() - {LOSS}))
+
+    def _trace_update(self) -> tuple[str, ...]:
+        """Traces and checks the Task's own update, likewise."""
+        check_own_update(self.spec)
+        self._loss_by_row = True
         self.spec = dataclasses.replace(
-            spec,
+            self.spec, grad_shardings=self._grad_shardings(), opt_shardings=self._offload_shardings()
+        )
+
+        def update(state: TrainState, batch: Batch, key: jax.Array) -> dict[str, Mean]:
+            with missing_key_reported(self.spec.task, "update", batch.examples):
+                return dict(own_update(self.spec, move_optimizer(self.spec, state, 1), batch, key)[1])
+
+        traced = jax.jit(with_layout(self.spec.layout, update))
+        trace = traced.trace(self.abstract_state, self.abstract_batch, jax.random.key(0))
+        self._complete_spec(trace, self.spec.objective)
+        return (LOSS, *sorted(trace.out_info.keys() - {LOSS}))
+
+    def _complete_spec(self, trace: jax.stages.Traced, objective: Objective) -> None:
+        self._check_used()
+        unroll, branch = step_control_flow(self.spec.layout.platform, has_convolution(trace.jaxpr.jaxpr))
+        self.spec = dataclasses.replace(
+            self.spec,
             objective=objective,
             unroll=unroll,
             branch=branch,
-            grad_shardings=optimizer_shardings(spec.model, shardings, spec.layout.zero1),
+            grad_shardings=self._grad_shardings(),
             opt_shardings=self._offload_shardings(),
         )
-        return (LOSS, *sorted(means.keys() - {LOSS}))
+
+    def _grad_shardings(self) -> Shardings:
+        shardings: Shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state.params)
+        return optimizer_shardings(self.spec.model, shardings, self.spec.layout.zero1)
 
     def _offload_shardings(self) -> tuple[PyTree, PyTree] | None:
         """Returns the shardings of the optimizer state in host and in device memory; None if it is not offloaded."""

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
@@ -26,6 +25,7 @@ from engine.training.objective import EVERY, Objective, means_of
 from engine.training.optimizer import RunOptimizer
 from engine.training.state import LOSS_WINDOW, Shardings, TrainState
 from engine.training.task import Task
+from engine.training.update import constrain, finish, has_own_update, new_state, optimize, own_update
 from engine.types import PyTree
 
 type Step = Callable[[TrainState, Batch, jax.Array, jax.Array], tuple[TrainState, jax.Array]]
@@ -34,7 +34,6 @@ type EvaluationStep = Callable[[Arrays, Arrays, Batch], jax.Array]
 
 MIN_LOSSES = 16  # with fewer losses in the window, no loss is a spike
 ENGINE_METRICS = ("grad_norm", "learning_rate", "skipped")
-AFTER_STEP = 1
 BAD_EXAMPLES = "bad_examples"  # additional metric with data.on_error=skip
 
 
@@ -108,21 +107,28 @@ def make_train_step(settings: StepSpec, metric_names: tuple[str, ...]) -> Step:
 
     def step(state: TrainState, batch: Batch, skip: jax.Array, numbers: jax.Array) -> tuple[TrainState, jax.Array]:
         spec = settings.with_numbers(numbers)
-        state = _move_optimizer(spec, state, 1)
+        state = move_optimizer(spec, state, 1)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        grads, sums, model_state = _gradients(spec, metric_names, state, batch, key, state.step)
-        loss, grad_norm = divide(sums[0]), optax.tree.norm(grads)
-        ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & ~skip
+        if has_own_update(spec.task):
+            after, means = own_update(spec, state, batch, key)
+            sums = jnp.stack([reduce_mean(means[name]) for name in metric_names])
+            grad_norm, update = after.grad_norm, functools.partial(new_state, spec, state, after, key)
+            finite = jnp.stack([jnp.isfinite(x).all() for x in after.params.values()]).all()
+        else:
+            grads, sums, model_state = _gradients(spec, metric_names, state, batch, key, state.step)
+            grad_norm, finite = optax.tree.norm(grads), True
+            update = functools.partial(_update, spec, state, grads, grad_norm, model_state, key)
+        loss = divide(sums[0])
+        ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & ~skip & finite
         window = state.loss_window
         if spec.spike is not None:
             ok &= ~is_spike(loss, window, spec.spike)
             window = jnp.where(ok & (jnp.arange(LOSS_WINDOW) == state.step % LOSS_WINDOW), loss, window)
-        update = functools.partial(_update, spec, state, grads, grad_norm, model_state, key)
         if spec.branch:
             new = jax.lax.cond(ok, update, lambda: state)
         else:
             new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), update(), state)
-        new = dataclasses.replace(_move_optimizer(spec, new, 0), step=state.step + 1, rng=state.rng, loss_window=window)
+        new = dataclasses.replace(move_optimizer(spec, new, 0), step=state.step + 1, rng=state.rng, loss_window=window)
         values = {
             "grad_norm": grad_norm,
             "learning_rate": spec.optimizer.learning_rate(state.step),
@@ -154,7 +160,7 @@ def make_finite(spec: StepSpec) -> Callable[[TrainState], dict[str, jax.Array]]:
     """
 
     def finite(state: TrainState) -> dict[str, jax.Array]:
-        state = _move_optimizer(spec, state, 1)
+        state = move_optimizer(spec, state, 1)
         trained = {path: state.params[path] for path in spec.model.trained}
         parts = {"params": trained, "opt_state": state.opt_state, "ema": state.ema}
         found = {}
@@ -174,6 +180,9 @@ def make_finite_gradient(spec: StepSpec, metric_names: tuple[str, ...]) -> Calla
 
     def finite(state: TrainState, batch: Batch, step: jax.Array) -> dict[str, jax.Array]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), step)
+        if has_own_update(spec.task):
+            after, _ = own_update(spec, state, batch, key)
+            return {path: jnp.isfinite(x).all() for path, x in after.params.items()}
         grads, _, _ = _gradients(spec, metric_names, state, batch, key, step)
         return {path: jnp.isfinite(grad).all() for path, grad in grads.items()}
 
@@ -242,7 +251,7 @@ def _gradients(
     def add(weights: Arrays | None, carry: PyTree, part: tuple[Batch, jax.Array, jax.Array]) -> tuple[PyTree, None]:
         grads, sums, model_state = carry
         more, (more_sums, model_state) = gradient(weights, trained, model_state, *part)
-        return (*jax.tree.map(jnp.add, (grads, sums), (_constrain(spec, more), more_sums)), model_state), None
+        return (*jax.tree.map(jnp.add, (grads, sums), (constrain(spec, more), more_sums)), model_state), None
 
     def add_weights(carry: PyTree, part: tuple[Batch, jax.Array, jax.Array]) -> tuple[PyTree, None]:
         sums, model_state = carry
@@ -260,12 +269,12 @@ def _gradients(
             first = (jnp.zeros(len(metric_names)), state.model_state)
             (found, _), _ = jax.lax.scan(add_weights, first, parts, unroll=spec.unroll)
             weights = dict(zip(metric_names, found, strict=True))
-        zeros = _constrain(spec, jax.tree.map(jnp.zeros_like, trained))
+        zeros = constrain(spec, jax.tree.map(jnp.zeros_like, trained))
         first = (zeros, jnp.zeros((len(metric_names), 2)), state.model_state)
         scanned = functools.partial(add, weights)
         (grads, sums, model_state), _ = jax.lax.scan(scanned, first, parts, unroll=spec.unroll)
     by_name = dict(zip(metric_names, sums, strict=True))
-    grads = _constrain(spec, grads)
+    grads = constrain(spec, grads)
     mean = {path: _divided(spec, path, x, by_name) for path, x in grads.items()}
     if not objective.single:
         completed = objective.complete(by_name)
@@ -287,13 +296,6 @@ def _divided(spec: StepSpec, path: str, grad: jax.Array, sums: Mapping[str, jax.
     return jnp.where(weight != 0, grad / jnp.where(weight != 0, weight, 1), 0)
 
 
-def _constrain(spec: StepSpec, arrays: Arrays) -> Arrays:
-    """Constrains the shardings of gradients: each device sums the part that it updates, as in FSDP and ZeRO-1."""
-    if spec.mesh.size == 1:
-        return arrays
-    return {path: jax.lax.with_sharding_constraint(x, spec.grad_shardings[path]) for path, x in arrays.items()}
-
-
 def _microbatches(spec: StepSpec, batch: PyTree) -> PyTree:
     """Reshapes leaves `[batch, ...]` to microbatches `[accumulate, batch / accumulate, ...]`.
 
@@ -308,7 +310,7 @@ def _microbatches(spec: StepSpec, batch: PyTree) -> PyTree:
     return jax.tree.map(deal, batch)
 
 
-def _move_optimizer(spec: StepSpec, state: TrainState, where: int) -> TrainState:
+def move_optimizer(spec: StepSpec, state: TrainState, where: int) -> TrainState:
     """Returns the state with an offloaded optimizer state in host memory (0) or device memory (1)."""
     if spec.opt_shardings is None:
         return state
@@ -319,30 +321,9 @@ def _update(
     spec: StepSpec, state: TrainState, grads: Arrays, grad_norm: jax.Array, model_state: Arrays, key: jax.Array
 ) -> TrainState:
     """Returns the state after one update of the optimizer; `step` and `loss_window` are unchanged."""
-    trained: PyTree = _constrain(spec, {path: state.params[path] for path in spec.model.trained})
-    updates, opt_state = spec.tx.update(grads, state.opt_state, trained, grad_norm=grad_norm)
-    trained = optax.apply_updates(trained, updates)
-    params = {**state.params, **trained}
-    if type(spec.task).after_step is not Task.after_step:
-        params, model_state = _after_step(spec, params, model_state, spec.context(state.step, _key(key, AFTER_STEP)))
-        trained = {path: params[path] for path in spec.model.trained}
-    ema: PyTree = state.ema
-    if spec.ema_decay is not None:
-        ema = optax.incremental_update(trained, ema, 1 - spec.ema_decay)
-    return dataclasses.replace(state, params=params, model_state=model_state, opt_state=opt_state, ema=ema)
-
-
-def _after_step(spec: StepSpec, params: Arrays, model_state: Arrays, context: Context) -> tuple[Arrays, Arrays]:
-    """Returns the parameters and the model state after the Task's `after_step`."""
-    module = spec.model.module(params, model_state, _key(context.rng, 0))
-    module.train()
-    spec.task.after_step(module, context)
-    return spec.model.variables_of(module, params, model_state)
-
-
-def _key(key: jax.Array, number: int) -> jax.Array:
-    """Returns a key that no row of a batch has: those of rows are folded with small numbers."""
-    return jax.random.fold_in(key, np.uint32(2**31 + number))
+    trained = {path: state.params[path] for path in spec.model.trained}
+    trained, opt_state = optimize(spec, trained, state.opt_state, grads, grad_norm)
+    return finish(spec, state, {**state.params, **trained}, model_state, opt_state, key)
 
 
 def make_steps(step: Step, unroll: bool) -> Steps:

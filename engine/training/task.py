@@ -7,7 +7,7 @@ any number of microbatches.
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,9 @@ from engine.metrics.mean import Mean, check_means
 from engine.training.loss import TaskLoss
 from engine.training.objective import check_terms, means_of
 from engine.types import PyTree
+
+if TYPE_CHECKING:
+    from engine.training.update import UpdateState
 
 type Examples = PyTree
 """Arrays `[batch, ...]`."""
@@ -51,25 +54,27 @@ class Task:
         """Returns a new model. The engine traces this method, so that each parameter is created with its sharding."""
         raise TaskError(f"{type(self).__name__} has no build(self, rngs). Define it and return an nnx.Module.")
 
-    def loss(self, model: Any, batch: Examples, rng: jax.Array | None) -> TaskLoss:
+    def loss(self, model: Any, batch: Examples, rng: jax.Array | None, *args: Any, **kwargs: Any) -> TaskLoss:
         """Returns the summed loss, its weight and metrics. Metrics never affect the gradient.
 
         The result may also be `Loss.sum(heat=..., box=...)`, or a dict of losses, of which each trains the group of
-        that name in `optimizer.groups`. A further parameter `context` receives the `engine.Context`.
+        that name in `optimizer.groups`.
 
         Args:
             model: the model, in training mode.
             batch: pytree of arrays `[batch, ...]`.
             rng: random keys `[batch]`; None in an evaluation.
+            *args: not passed; a method may declare a parameter `context`, which receives the `engine.Context`.
+            **kwargs: not passed.
         """
         raise TaskError(
             f"{type(self).__name__} has no loss(self, model, batch, rng). Define it and return Loss.of(values)."
         )
 
-    def evaluate(self, model: Any, batch: Examples) -> Mapping[str, Mean]:
+    def evaluate(self, model: Any, batch: Examples, *args: Any, **kwargs: Any) -> Mapping[str, Mean]:
         """Returns the metrics of a batch by name; by default the loss and its metrics. `model` is in eval mode.
 
-        A further parameter `context` receives the `engine.Context`.
+        A method may declare a parameter `context`, as for `loss`.
         """
         return means_of(call(self.loss, model, batch, None, context=current()))
 
@@ -93,6 +98,25 @@ class Task:
             f"{type(self).__name__} has no predict(self, model, batch). Define it and return arrays [batch, ...] by "
             "name, such as {'label': model(batch['image']).argmax(-1)}."
         )
+
+    def update(
+        self, state: "UpdateState", batch: Examples, context: Context
+    ) -> "tuple[UpdateState, Mapping[str, Mean]]":
+        """Replaces the whole step, for what `loss` and `after_step` cannot express. Not defined by default.
+
+        It is a pure function: `state.model(params)` gives the model, `state.apply_gradients(grads)` the state after an
+        update of the optimizer of the config. The engine keeps shardings, checkpoints, the guard and `train.ema_decay`.
+        The guard skips the update if the metric "loss", the gradient or a new parameter is not finite.
+
+        Args:
+            state: the state before the step.
+            batch: the global batch, a pytree of arrays `[batch, ...]`.
+            context: the step; `context.rng` holds random keys `[batch]`.
+
+        Returns:
+            The new state, and metrics by name, of which one is "loss".
+        """
+        raise NotImplementedError
 
     def batch_spec(self) -> PyTree:
         """Returns the shapes and dtypes of one example, as jax.ShapeDtypeStruct without the batch dimension.

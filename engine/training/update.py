@@ -1,0 +1,210 @@
+"""How a step changes the state: the optimizer, `Task.after_step`, and the update that a Task defines itself."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from engine.config.errors import ConfigError, TaskError
+from engine.data.batch import Batch
+from engine.data.context import Context
+from engine.metrics.mean import Mean, check_means
+from engine.metrics.values import describe_value
+from engine.training.model import Arrays, cast
+from engine.training.objective import LOSS
+from engine.training.state import TrainState
+from engine.training.task import Task
+from engine.types import PyTree
+
+if TYPE_CHECKING:
+    from engine.training.step import StepSpec
+
+# Numbers of random keys.
+AFTER_STEP, MODEL = 0, 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Static:
+    """The settings of a step, compared by identity, since they are not data of the pytree."""
+
+    spec: "StepSpec"
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class UpdateState:
+    """The state that `Task.update` gets and returns: a pytree, which loops of JAX can carry.
+
+    The methods return a new state or module and change nothing.
+    """
+
+    params: Arrays
+    """path -> trained parameter."""
+    frozen: Arrays
+    """path -> parameter that is not trained."""
+    model_state: Arrays
+    """path -> array that is not a parameter, such as batch statistics."""
+    opt_state: PyTree
+    """State of the optimizer of the config."""
+    grad_norm: jax.Array
+    """Norm of the latest gradient, the metric `grad_norm`; 0 before `apply_gradients`."""
+    key: jax.Array
+    """Random key of the step, for the modules that draw random numbers themselves."""
+    static: _Static = dataclasses.field(metadata={"static": True})
+
+    def model(self, params: Arrays | None = None) -> Any:
+        """Returns the model in training mode, in the precision of the run.
+
+        Args:
+            params: path -> trained parameter, to differentiate with respect to it; None for `self.params`.
+        """
+        spec = self.static.spec
+        values = cast({**(self.params if params is None else params), **self.frozen}, spec.compute_dtype)
+        module = spec.model.module(values, self.model_state, self.key)
+        module.train()
+        return module
+
+    def apply_gradients(self, grads: Arrays) -> "UpdateState":
+        """Returns the state after an update of the optimizer, with its clipping, schedule and groups.
+
+        Args:
+            grads: path -> gradient, one for each of `self.params`.
+
+        Raises:
+            TaskError: a gradient is missing, or there is one of something else.
+        """
+        if not isinstance(grads, Mapping) or grads.keys() != self.params.keys():
+            raise TaskError(
+                "apply_gradients needs a gradient for each entry of state.params, as jax.grad gives it with respect "
+                f"to state.params. Found {', '.join(map(str, grads)) if isinstance(grads, Mapping) else grads}."
+            )
+        grads = constrain(self.static.spec, grads)
+        norm = optax.tree.norm(grads)
+        params, opt_state = optimize(self.static.spec, self.params, self.opt_state, grads, norm)
+        return dataclasses.replace(self, params=params, opt_state=opt_state, grad_norm=norm)
+
+    def store(self, model: nnx.Module) -> "UpdateState":
+        """Returns the state with the model state of a module of `model()`, such as its new batch statistics."""
+        new = self.static.spec.model.model_state_of(model)
+        kept = {path: x.astype(self.model_state[path].dtype) for path, x in new.items()}
+        return dataclasses.replace(self, model_state=kept)
+
+
+def has_own_update(task: Task) -> bool:
+    """Returns whether a Task defines `update`."""
+    return type(task).update is not Task.update
+
+
+def check_own_update(spec: "StepSpec") -> None:
+    """Raises ConfigError for a setting that cannot apply to the `update` of a Task."""
+    name = f"{type(spec.task).__name__}.update"
+    if spec.accumulate > 1:
+        raise ConfigError(
+            f"train.accumulate = {spec.accumulate}: {name} computes the whole step, which the engine cannot split into "
+            "microbatches. Use accumulate=1, and split the batch in the update."
+        )
+    if spec.skip_bad:
+        raise ConfigError(
+            f"data.on_error=skip: {name} computes the whole step, so the engine cannot leave out the row of a bad "
+            "example. Use data.on_error=stop."
+        )
+
+
+def own_update(
+    spec: "StepSpec", state: TrainState, batch: Batch, key: jax.Array
+) -> tuple[UpdateState, Mapping[str, Mean]]:
+    """Returns the result of the `update` of a Task, checked; to be traced.
+
+    Raises:
+        TaskError: the result is not a state and metrics, of which one is "loss".
+    """
+    rows = len(batch.weight)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+    trained = {path: state.params[path] for path in spec.model.trained}
+    before = UpdateState(
+        params=trained,
+        frozen={path: x for path, x in state.params.items() if path not in trained},
+        model_state=state.model_state,
+        opt_state=state.opt_state,
+        grad_norm=jnp.float32(0),
+        key=key_of(key, MODEL),
+        static=_Static(spec),
+    )
+    examples = cast(batch.examples, spec.compute_dtype, spec.task.full_precision)
+    result: object = spec.task.update(before, examples, spec.context(state.step, keys))
+    where = f"{type(spec.task).__name__}.update"
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], UpdateState):
+        raise TaskError(f"{where} returned {describe_value(result)}. Return the new state and a dict of metrics.")
+    after, metrics = result
+    check_means(metrics, rows, where)
+    if LOSS not in metrics:
+        raise TaskError(f"{where}: there is no metric 'loss', which the guard and the progress line need. Add it.")
+    _check_arrays(before, after, where)
+    return after, metrics
+
+
+def _check_arrays(before: UpdateState, after: UpdateState, where: str) -> None:
+    """Raises TaskError if an array of the state is new, is missing or has another shape or dtype."""
+    leaves = [
+        {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+        for tree in (before, after)
+    ]
+    for path in sorted(leaves[0].keys() | leaves[1].keys()):
+        texts = [
+            f"{jnp.result_type(found[path])}{list(jnp.shape(found[path]))}" if path in found else "nothing"
+            for found in leaves
+        ]
+        if texts[0] != texts[1] and not path.startswith("key"):
+            raise TaskError(f"{where}: {path} of the new state is {texts[1]}, it was {texts[0]}.")
+
+
+def new_state(spec: "StepSpec", state: TrainState, after: UpdateState, key: jax.Array) -> TrainState:
+    """Returns the train state after the `update` of a Task."""
+    params = {**after.params, **after.frozen}
+    return finish(spec, state, params, after.model_state, after.opt_state, key)
+
+
+def optimize(
+    spec: "StepSpec", trained: Arrays, opt_state: PyTree, grads: Arrays, grad_norm: jax.Array
+) -> tuple[Arrays, PyTree]:
+    """Returns the trained parameters and the optimizer state after one update."""
+    params: PyTree = constrain(spec, trained)
+    updates, opt_state = spec.tx.update(grads, opt_state, params, grad_norm=grad_norm)
+    return optax.apply_updates(params, updates), opt_state  # pyright: ignore[reportReturnType]
+
+
+def finish(
+    spec: "StepSpec", state: TrainState, params: Arrays, model_state: Arrays, opt_state: PyTree, key: jax.Array
+) -> TrainState:
+    """Returns the state with these values, after `Task.after_step`, and with the new averages."""
+    if type(spec.task).after_step is not Task.after_step:
+        context = spec.context(state.step, key_of(key, AFTER_STEP))
+        params, model_state = _after_step(spec, params, model_state, context)
+    ema: PyTree = state.ema
+    if spec.ema_decay is not None:
+        ema = optax.incremental_update({path: params[path] for path in spec.model.trained}, ema, 1 - spec.ema_decay)
+    return dataclasses.replace(state, params=params, model_state=model_state, opt_state=opt_state, ema=ema)
+
+
+def _after_step(spec: "StepSpec", params: Arrays, model_state: Arrays, context: Context) -> tuple[Arrays, Arrays]:
+    module = spec.model.module(params, model_state, key_of(context.rng, MODEL))
+    module.train()
+    spec.task.after_step(module, context)
+    return spec.model.variables_of(module, params, model_state)
+
+
+def constrain(spec: "StepSpec", arrays: Mapping[str, jax.Array]) -> Arrays:
+    """Constrains the shardings of gradients: each device sums the part that it updates, as in FSDP and ZeRO-1."""
+    if spec.mesh.size == 1:
+        return dict(arrays)
+    return {path: jax.lax.with_sharding_constraint(x, spec.grad_shardings[path]) for path, x in arrays.items()}
+
+
+def key_of(key: jax.Array, number: int) -> jax.Array:
+    """Returns a key that no row of a batch has: their numbers are small."""
+    return jax.random.fold_in(key, np.uint32(2**31 + number))
