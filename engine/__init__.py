@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from engine.data.source import ArraySource, Source
     from engine.entry import explain, train
     from engine.hooks import Stop
-    from engine.inference import checkpoints, evaluate, export, predict
+    from engine.inference import checkpoints, evaluate, evaluate_steps, export, predict
     from engine.metrics.mean import Mean
     from engine.mounts import local_path
     from engine.observe.summary import Summary
+    from engine.saved_evaluations import follow
     from engine.saved_run import LoadedRun, goodput, load
     from engine.trainer import Trainer
     from engine.training.loss import Loss
@@ -50,8 +51,10 @@ __all__ = [
     "Trainer",
     "checkpoints",
     "evaluate",
+    "evaluate_steps",
     "explain",
     "export",
+    "follow",
     "goodput",
     "layers",
     "load",
@@ -72,9 +75,10 @@ _MODULES = {
     "engine.data.source": ("ArraySource", "Source"),
     "engine.entry": ("explain", "train"),
     "engine.hooks": ("Stop",),
-    "engine.inference": ("checkpoints", "evaluate", "export", "predict"),
+    "engine.inference": ("checkpoints", "evaluate", "evaluate_steps", "export", "predict"),
     "engine.metrics.mean": ("Mean",),
     "engine.observe.summary": ("Summary",),
+    "engine.saved_evaluations": ("follow",),
     "engine.saved_run": ("LoadedRun", "goodput", "load"),
     "engine.trainer": ("Trainer",),
     "engine.training.loss": ("Loss",),

@@ -89,9 +89,17 @@ def _add_train(add: AddParser) -> None:
 
 
 def _add_evaluate(add: AddParser) -> None:
-    evaluate = add("evaluate", help="run the evaluations of a run on one of its checkpoints")
+    evaluate = add("evaluate", help="run the evaluations of a run on its checkpoints")
     evaluate.add_argument("run", help="run directory")
-    evaluate.add_argument("--step", help="a step, latest or best (default: best if the run selects one, else latest)")
+    evaluate.add_argument(
+        "--step", help="a step, latest, best, a list 100,200,latest, or all (default: best, else latest)"
+    )
+    evaluate.add_argument(
+        "--follow", action="store_true", help="evaluate each checkpoint of a running job once, until the run is done"
+    )
+    evaluate.add_argument_group(
+        "settings", "--evaluations.NAME.data.target=... and other fields of evaluations, or --config.NAME=VALUE"
+    )
     _add_process_flags(evaluate)
 
 

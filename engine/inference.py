@@ -3,6 +3,7 @@
 These functions read a run directory and need no training data. They do not take the lease of the run.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,25 @@ from engine.checkpoint.export import export_safetensors
 from engine.checkpoint.store import StepInfo
 from engine.cluster import group, peer_failure
 from engine.config.errors import ConfigError, did_you_mean
+from engine.config.instances import section_of
 from engine.config.schema import Config, Data
 from engine.config.target import check
 from engine.data.source import Source, build_source, check_source
 from engine.entry import set_up_devices
-from engine.evaluation import build_evaluations
 from engine.mounts import local_path
 from engine.parallel.mesh import make_mesh
 from engine.prediction_files import check_prediction_file, open_prediction_file
 from engine.predictions import Predictor
 from engine.resilience.out_of_memory import out_of_memory_reported
+from engine.saved_evaluations import SavedEvaluations, choose_steps
 from engine.saved_run import SavedRun
-from engine.training.build import build_evaluation_program, build_evaluation_sources, build_task
+from engine.training.build import build_evaluation_program, build_task
 from engine.training.task import Task
+
+
+def warn(text: str) -> None:
+    """Logs a sentence for the user."""
+    logging.getLogger("convoy").warning(text)
 
 
 def evaluate(
@@ -33,42 +40,57 @@ def evaluate(
     *,
     step: int | str | None = None,
     task: Task | None = None,
+    evaluation_data: Mapping[str, Source] | None = None,
     overrides: Sequence[str] = (),
 ) -> dict[str, float]:
     """Runs all evaluations of a run on one checkpoint; returns "step" and the metrics. Needs no training data.
+
+    The results are also appended to `evaluations.jsonl` in the run directory.
 
     Args:
         run: the run directory.
         step: step of the checkpoint, "latest", or "best". None, like "best": the best checkpoint if the run selects
             one, else the newest.
         task: the Task, if the run was started with a Task object.
+        evaluation_data: name of an evaluation -> its source; a new name is a new evaluation.
         overrides: changes of the run's config, each "evaluations.test.batch_size=64" or "mesh.data=2".
 
     Raises:
         CheckpointError: there is no such checkpoint.
         ConfigError: the config of the run has no evaluations, or an override changes something else.
     """
-    saved = SavedRun(run)
-    config = saved.changed_config(overrides)
-    if not config.evaluations:
-        raise ConfigError(
-            f"{saved.directory.config}: no evaluations. Add one to the config of the run: evaluations.<name>.data."
-        )
-    with saved.code_importable(config):
-        for name, section in config.evaluations.items():
-            check(section.data, f"evaluations.{name}.data")
-        task = build_task(config) if task is None else task
-    config = set_up_devices(config)
-    sources = build_evaluation_sources(config)
-    program = build_evaluation_program(task, make_mesh(config.mesh), config)
-    with out_of_memory_reported(config.train, config.mesh), peer_failure.lost_peers_reported():
-        chosen = group.broadcast(saved.choose(step), "the choice of the checkpoint")
-        weights = saved.weights(chosen, program)
-        results: dict[str, float] = {"step": chosen}
-        batch_size = config.train.global_batch_size
-        for evaluation in build_evaluations(config.evaluations, sources, program, batch_size):
-            results |= evaluation.run(weights) or {}
+    steps = [step]
+    [results] = evaluate_steps(run, steps, task=task, evaluation_data=evaluation_data, overrides=overrides)
     return results
+
+
+def evaluate_steps(
+    run: str | Path,
+    steps: str | Sequence[int | str | None],
+    *,
+    task: Task | None = None,
+    evaluation_data: Mapping[str, Source] | None = None,
+    overrides: Sequence[str] = (),
+    on_results: Callable[[dict[str, float]], None] = lambda results: None,
+    on_message: Callable[[str], None] = warn,
+) -> list[dict[str, float]]:
+    """Runs all evaluations of a run on several checkpoints; compiles them once. Otherwise as `evaluate`.
+
+    Args:
+        run: the run directory.
+        steps: "all", a text such as "100,200,latest", or a list of steps.
+        task: as for `evaluate`.
+        evaluation_data: as for `evaluate`.
+        overrides: as for `evaluate`.
+        on_results: called with "step" and the metrics of each step.
+        on_message: called with sentences for the user.
+    """
+    evaluations = SavedEvaluations(run, task=task, overrides=overrides, data=evaluation_data, on_message=on_message)
+    found = []
+    for step in group.broadcast(choose_steps(evaluations.saved, steps), "the choice of the checkpoints"):
+        found.append(evaluations.run(step))
+        on_results(found[-1])
+    return found
 
 
 def predict(
@@ -145,8 +167,8 @@ def _config_for_predictions(
     if data is not None or any(text.startswith("data.target=") for text in given):
         if evaluation is not None:
             raise ConfigError(f"evaluation = {evaluation!r}: other data is given too. Choose one of the two.")
-        section = data if isinstance(data, Mapping) else {}
-        return None, saved.changed_config(overrides, section, source_given=data is not None)
+        section = data if data is None or isinstance(data, Mapping) else section_of(data)
+        return None, saved.changed_config(overrides, data=section)
     names = saved.changed_config([text for text in overrides if text not in given]).evaluations
     if evaluation is None and len(names) == 1:
         evaluation = next(iter(names))

@@ -10,21 +10,20 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
-import datetime
-import gc
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+from engine import commands
 from engine.arguments import make_parser, parse, split_overrides
-from engine.cluster import cluster_detection, group, output, processes, shutdown, signal_thread, verdict
+from engine.cluster import group, output, processes, shutdown, signal_thread, verdict
 from engine.cluster.exit_status import ExitStatus, status_of
 from engine.cluster.kv_store import CoordinationError
 from engine.cluster.peer_failure import LostPeer, lost_peers_reported
-from engine.config.errors import ConfigError, ConvoyError, RunError
+from engine.config.errors import ConfigError, ConvoyError
 from engine.mounts import local_text, unmount
 from engine.run import storage
 
@@ -97,8 +96,8 @@ def _run(words: list[str]) -> int:
 
 def _train(args: argparse.Namespace, overrides: list[str]) -> int:
     config = _load(args.config, overrides)
-    _join(args)
-    with _fast_import():
+    commands.join(args)
+    with commands.fast_import():
         from engine import entry
     from engine.run.goodput import process_start
 
@@ -115,57 +114,6 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> int:
     return ExitStatus.DONE
 
 
-@contextlib.contextmanager
-def _fast_import() -> Iterator[None]:
-    """Pauses garbage collection, which takes 15 % of the time to import the engine; imported objects are permanent."""
-    if "engine.entry" in sys.modules:
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()  # later collections skip the imported objects
-        gc.enable()
-
-
-def _evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
-    _join(args)
-    with _fast_import():
-        from engine import inference
-
-    with lost_peers_reported():
-        results = inference.evaluate(args.run, step=args.step, overrides=overrides)
-    if group.is_primary():
-        for name, value in results.items():
-            print(f"{name}: {value:.6g}")
-    return ExitStatus.DONE
-
-
-def _predict(args: argparse.Namespace, overrides: list[str]) -> int:
-    if args.batch_size is not None and args.batch_size < 1:
-        raise ConfigError(f"--batch-size = {args.batch_size}: allowed is a whole number from 1.")
-    _join(args)
-    with _fast_import():
-        from engine import inference
-    from engine.observe.progress import CountProgress
-
-    with lost_peers_reported(), CountProgress("predicting", "examples", shown=group.is_primary()) as progress:
-        inference.predict(
-            args.run,
-            evaluation=args.evaluation,
-            step=args.step,
-            batch_size=args.batch_size,
-            overrides=overrides,
-            out=args.out,
-            overwrite=args.overwrite,
-            on_progress=progress.update,
-        )
-    if group.is_primary():
-        print(f"wrote predictions of {progress.done} examples to {args.out}")
-    return ExitStatus.DONE
-
-
 def _load(reference: str, overrides: Sequence[str]) -> "Config":
     """Loads the config of a file, a module or a run directory, which may be in a bucket."""
     from engine.config import load
@@ -173,23 +121,11 @@ def _load(reference: str, overrides: Sequence[str]) -> "Config":
     return load(local_text(reference), overrides)
 
 
-def _join(args: argparse.Namespace) -> None:
-    """Joins the other processes, if any, and prints the index of this process."""
-    detection = _detection(args)
-    if detection.process.count > 1 or detection.process.detected_by_jax or detection.notes:
-        print(detection, *(f"warning: {note}" for note in detection.notes), sep="\n", file=sys.stderr, flush=True)
-    processes.initialize(detection.process)
-
-
-def _detection(args: argparse.Namespace) -> cluster_detection.Detection:
-    return cluster_detection.detect({name: getattr(args, name) for name in cluster_detection.FLAGS}, os.environ)
-
-
 def _doctor(args: argparse.Namespace, overrides: list[str]) -> int:
     from engine import doctor
 
-    _no_overrides(overrides, "doctor")
-    detection = _detection(args)
+    commands.no_overrides(overrides, "doctor")
+    detection = commands.detection(args)
     for line in doctor.before_joining(detection):
         print(line, flush=True)
     processes.initialize(detection.process, timeout_s=args.timeout)
@@ -278,57 +214,6 @@ def _explain(args: argparse.Namespace, overrides: list[str]) -> int:
     return ExitStatus.DONE
 
 
-def _checkpoints(args: argparse.Namespace, overrides: list[str]) -> int:
-    from engine import inference
-
-    _no_overrides(overrides, "checkpoints")
-    if args.action == "verify":
-        return _verify(args.run)
-    _warn_of_missing_end(args.run)
-    if args.export:
-        names = inference.export(args.run, args.export, step=args.step)
-        print(f"wrote {len(names)} arrays to {args.export}")
-        return ExitStatus.DONE
-    saved = inference.SavedRun(args.run)
-    for info in saved.checkpoints():
-        results = "  ".join(f"{name} {value:.6g}" for name, value in info.results.items())
-        when = datetime.datetime.fromtimestamp(info.time).isoformat(" ", "seconds")
-        print(f"step {info.step:>8}  {info.bytes / 2**20:>9.1f} MiB  {when}  {results}".rstrip())
-    if str(saved.code):
-        print(f"code: {saved.code}")
-    return ExitStatus.DONE
-
-
-def _verify(run: str) -> int:
-    from engine.checkpoint.integrity import verify_all
-    from engine.run.directory import RunDirectory
-
-    directory = RunDirectory(run)
-    directory.read_config_text()  # raises RunError if this is not a run
-    verify_all(directory.checkpoints, print, lambda text: print(text, file=sys.stderr, flush=True))
-    return ExitStatus.DONE
-
-
-def _warn_of_missing_end(run: str) -> None:
-    """Prints a sentence if the last attempt of a run was killed, so that its status is out of date."""
-    from engine.run import status
-    from engine.run.directory import RunDirectory
-
-    directory = RunDirectory(run)
-    with contextlib.suppress(RunError):  # the verb itself reports a run that cannot be read
-        if text := status.missing_end(directory.status):
-            print(f"{directory}: {text}", file=sys.stderr, flush=True)
-
-
-def _goodput(args: argparse.Namespace, overrides: list[str]) -> int:
-    from engine.saved_run import goodput
-
-    _no_overrides(overrides, "goodput")
-    _warn_of_missing_end(args.run)
-    print(goodput(args.run))
-    return ExitStatus.DONE
-
-
 def _data(args: argparse.Namespace, overrides: list[str]) -> int:
     config = _load(args.config, overrides)
     from engine.data.array_record import write_array_record
@@ -341,20 +226,15 @@ def _data(args: argparse.Namespace, overrides: list[str]) -> int:
     return ExitStatus.DONE
 
 
-def _no_overrides(overrides: list[str], verb: str) -> None:
-    if overrides:
-        raise ConfigError(f"--config.{overrides[0]}: convoy {verb} reads the run's own config and takes no overrides.")
-
-
 _VERBS = {
     "doctor": _doctor,
     "train": _train,
-    "evaluate": _evaluate,
-    "predict": _predict,
+    "evaluate": commands.evaluate,
+    "predict": commands.predict,
     "config": _config,
     "explain": _explain,
-    "checkpoints": _checkpoints,
-    "goodput": _goodput,
+    "checkpoints": commands.checkpoints,
+    "goodput": commands.goodput,
     "data": _data,
     "launch": _launch,
     "supervise": _supervise,

@@ -14,11 +14,13 @@ from engine.checkpoint.policy import Retention
 from engine.checkpoint.store import CheckpointStore, StepInfo
 from engine.config.draft import draft_of
 from engine.config.errors import CheckpointError, ConfigError
+from engine.config.instances import section_of
 from engine.config.override import apply
 from engine.config.schema import Config, MeshSpec
 from engine.config.target import is_found
 from engine.config.text import from_text
 from engine.config.validation import validate
+from engine.data.source import Source
 from engine.observe.goodput_table import goodput_text
 from engine.parallel.mesh import make_mesh
 from engine.run import code
@@ -75,19 +77,23 @@ class SavedRun:
         raise CheckpointError(f"{self.directory}: no checkpoint {step!r}. Found: {found}, latest, best.")
 
     def changed_config(
-        self, overrides: Sequence[str], data: Mapping[str, Any] | None = None, *, source_given: bool = False
+        self,
+        overrides: Sequence[str],
+        *,
+        data: Mapping[str, Any] | None = None,
+        evaluation_data: Mapping[str, Source] | None = None,
     ) -> Config:
         """Returns the config of the run with other settings for evaluations and predictions.
 
         Args:
             overrides: each "evaluations.test.batch_size=64".
             data: replaces the section `data`; None keeps it.
-            source_given: whether the caller has a source, so that the section needs no target.
+            evaluation_data: sources of evaluations, by name; a new name is a new evaluation.
 
         Raises:
             ConfigError: an override is not valid, or changes the model or the training.
         """
-        if not overrides and data is None:
+        if not overrides and data is None and not evaluation_data:
             return self.config
         for text in overrides:
             name = text.partition("=")[0].strip()
@@ -98,8 +104,9 @@ class SavedRun:
                 )
         draft = draft_of(self.config)
         if data is not None or any(text.startswith("data.target=") for text in overrides):
-            kept = {"target": self.config.data.target} if source_given and not data else {}
-            draft.data = {**kept, **(data or {})}
+            draft.data = data or {}
+        for name, source in (evaluation_data or {}).items():
+            draft.evaluations[name] = {**draft.evaluations.get(name, {}), "data": section_of(source)}
         apply(draft, overrides, "--config.")
         return validate(draft, "the command line")
 
@@ -134,6 +141,10 @@ class SavedRun:
             gone = [folder for folder in folders if not folder.is_dir()]
             advice = [f"{folder} does not exist here: copy the code there, or set PYTHONPATH." for folder in gone[:1]]
             raise ConfigError(" ".join([f"{error} The run was started with the code in {found}.", *advice])) from error
+
+    def steps(self) -> list[int]:
+        """Returns the steps of the checkpoints, oldest first."""
+        return self._store.steps()
 
     def weights(self, step: int, program: EvaluationProgram) -> Weights:
         """Returns the weights of a checkpoint, sharded as the program requires; the other arrays are not read."""

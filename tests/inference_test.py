@@ -130,6 +130,5 @@ def test_command_line_predicts_with_data_of_its_own(run, tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
     assert main([*words, "--overwrite"]) == 0
     assert hashlib.sha256(out.read_bytes()).hexdigest() == digest
-    assert main(["predict", str(run), f"--out={out}", "--overwrite", "--batch-size=0"]) == 1
     assert main(["evaluate", str(run), "--evaluations.heldout.data.n=5"]) == 0
     assert "heldout/accuracy: " in capsys.readouterr().out

@@ -19,8 +19,8 @@ TOP = Path(__file__).parents[1]
 
 # The highest level first. Packages of one level do not import each other; files joined by + count as one package.
 LEVELS = (
-    ("main+arguments",),
-    ("entry+inference+resume+saved_run", "doctor", "launch"),
+    ("main+arguments+commands",),
+    ("entry+inference+resume+saved_run+saved_evaluations", "doctor", "launch"),
     ("trainer+attempt+events+hooks+stopping+phases+evaluation+predictions+prediction_files",),
     ("training", "checkpoint", "observe", "resilience", "stragglers", "layers"),
     ("tuning",),  # same level as parallel, but it reads the layout of parallel
