@@ -12,6 +12,7 @@ import numpy as np
 from engine.config.errors import DataError, did_you_mean
 from engine.config.user_errors import location
 from engine.data.batch import Batch
+from engine.data.context import Context, call
 from engine.data.ragged import Sizes
 from engine.data.sampler import is_shaped, is_sized, make_sampler, read_examples, stack_examples
 from engine.data.shuffle import random_generators
@@ -34,7 +35,7 @@ class Batches:
     A batch may span two epochs, so every batch is full and no example is dropped.
     """
 
-    def __init__(self, source: Source, batch_size: int, seed: int, shuffle: bool, rows: Rows = None):
+    def __init__(self, source: Source, batch_size: int, seed: int, shuffle: bool, rows: Rows = None, total: int = 0):
         """Creates the batches of a source; nothing is read yet.
 
         Args:
@@ -43,8 +44,9 @@ class Batches:
             seed: seed of the order and of random transforms.
             shuffle: whether each epoch is a new permutation of the source.
             rows: rows of a global batch that this process makes.
+            total: steps of the whole run, for transforms that declare a parameter `context`.
         """
-        self.source, self.batch_size, self.seed = source, batch_size, seed
+        self.source, self.batch_size, self.seed, self._total = source, batch_size, seed, total
         self._sampler = make_sampler(source, seed, shuffle, batch_size)
         self.rows = _row_numbers(rows, batch_size)
         """Row numbers in the global batch that this process makes, int64 `[rows]`."""
@@ -142,11 +144,15 @@ class Batches:
 
         located = [self._sampler.locate(address) for address in addresses.tolist()]
         generators = random_generators(self.seed, positions)
-        examples = []
+        examples, size = [], len(self.source)
         for row, ((source, number), rng) in enumerate(zip(located, generators, strict=True)):
             example = jax.tree.map(lambda array, row=row: array[row], batch)
+            position = int(positions[row])
+            context = Context(position // self.batch_size, position / size, self._total, rng)
             try:
-                examples.append(source.transform(example, rng) if has_transform(source) else example)
+                examples.append(
+                    call(source.transform, example, rng, context=context) if has_transform(source) else example
+                )
             except Exception as error:
                 raise DataError(
                     f"{source_name(source)}.transform failed at example {number} (global example index "

@@ -6,6 +6,7 @@ A method of a Task gets it if it declares a parameter `context`.
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,6 +29,11 @@ class Context:
 
 def wants_context(function: Callable[..., Any]) -> bool:
     """Returns whether a function declares a parameter `context`."""
+    return _declares(getattr(function, "__func__", function))  # bound methods of one class share their answer
+
+
+@functools.lru_cache
+def _declares(function: Callable[..., Any]) -> bool:
     try:
         return "context" in inspect.signature(function).parameters
     except (TypeError, ValueError):  # a callable without a signature

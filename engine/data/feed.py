@@ -61,7 +61,7 @@ class TrainFeed:
         source = limited(source, settings.limit)
         example_spec(source)
         rows = local_rows(sharding, batch_size)
-        self._batches = batches = Batches(source, batch_size, seed, settings.shuffle, rows)
+        self._batches = batches = Batches(source, batch_size, seed, settings.shuffle, rows, total=stop)
         self._place = Placement(sharding, batches.ones)
         self._on_batch = on_batch
         self._bad = bad

@@ -44,7 +44,8 @@ class Source(Protocol):
                                        one example at a time
         transform(example, rng) -> example
                                        random transform, applied in training only. `rng` is a numpy.random.Generator
-                                       that depends only on the seed and the position of the example in the run
+                                       that depends only on the seed and the position of the example in the run. It
+                                       may declare a parameter `context`, an `engine.Context`
         fingerprint() -> str           identifies the content; a resume refuses a different one. Parts separated by
                                        "; " are compared one by one. Default: a hash of a sample of the examples
         sampler(seed, shuffle) -> Sampler

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from engine import Loss, Mean
+from engine import ArraySource, Loss, Mean
 from engine.config.schema import MeshSpec
+from engine.data.batches import Batches
 from engine.data.context import wants_context
 from tests import zoo
 
@@ -37,6 +38,22 @@ def test_loss_that_declares_a_context_knows_the_step_and_its_keys():
     assert means["epoch"] == [0, 0.25, 0.5]
     assert means["total"] == [10, 10, 10]
     assert means["same"] == [1, 1, 1]
+
+
+class Growing(ArraySource):
+    """Examples that say when they are used."""
+
+    def transform(self, example, rng, context):
+        assert context.rng is rng
+        return {"at": np.array([context.step, context.epoch, context.total_steps], np.float32)}
+
+
+def test_transform_that_declares_a_context_knows_the_step():
+    batches = Batches(Growing({"at": np.zeros(8, np.float32)}), 4, seed=0, shuffle=True, total=5)
+    found = np.stack([batches[n].examples["at"] for n in range(3)])
+    assert found[:, :, 0].tolist() == [[0] * 4, [1] * 4, [2] * 4]
+    assert found[1:, :, 1].tolist() == [[0.5, 0.625, 0.75, 0.875], [1, 1.125, 1.25, 1.375]]
+    assert (found[:, :, 2] == 5).all()
 
 
 class Teacher(nnx.Variable):
