@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine import layers
+    from engine import layers, metrics
     from engine.config.errors import ConvoyError, DataError, TaskError
     from engine.data.balanced import Balanced
     from engine.data.context import Context
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from engine.hooks import Stop
     from engine.inference import checkpoints, evaluate, evaluate_steps, export, predict
     from engine.metrics.mean import Mean
+    from engine.metrics.metric import Metric
     from engine.mounts import local_path
     from engine.observe.summary import Summary
     from engine.saved_evaluations import follow
@@ -40,6 +41,7 @@ __all__ = [
     "LoadedRun",
     "Loss",
     "Mean",
+    "Metric",
     "Mixture",
     "Packed",
     "Padded",
@@ -59,12 +61,13 @@ __all__ = [
     "layers",
     "load",
     "local_path",
+    "metrics",
     "predict",
     "train",
 ]
 
 _MODULES = {
-    "engine": ("layers",),
+    "engine": ("layers", "metrics"),
     "engine.config.errors": ("ConvoyError", "DataError", "TaskError"),
     "engine.mounts": ("local_path",),
     "engine.data.context": ("Context",),
@@ -77,6 +80,7 @@ _MODULES = {
     "engine.hooks": ("Stop",),
     "engine.inference": ("checkpoints", "evaluate", "evaluate_steps", "export", "predict"),
     "engine.metrics.mean": ("Mean",),
+    "engine.metrics.metric": ("Metric",),
     "engine.observe.summary": ("Summary",),
     "engine.saved_evaluations": ("follow",),
     "engine.saved_run": ("LoadedRun", "goodput", "load"),

@@ -7,11 +7,15 @@ import gc
 import os
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from engine.cluster import cluster_detection, group, processes
 from engine.cluster.exit_status import ExitStatus
 from engine.cluster.peer_failure import lost_peers_reported
 from engine.config.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from engine.metrics.results import Result
 
 
 @contextlib.contextmanager
@@ -54,13 +58,14 @@ def evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
     join(args)
     with fast_import():
         from engine import inference, saved_evaluations
+        from engine.metrics.results import result_text
 
     printed = False
 
-    def show(results: dict[str, float]) -> None:
+    def show(results: "dict[str, Result]") -> None:
         nonlocal printed
         if group.is_primary():
-            lines = [f"{name}: {value:.6g}" for name, value in results.items()]
+            lines = [f"{name}: {text}" for name, value in results.items() if (text := result_text(value))]
             print("\n".join([*[""] * printed, *lines]), flush=True)
         printed = True
 

@@ -5,16 +5,17 @@
 
 import contextlib
 import functools
+import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-
-import jax
-import numpy as np
 
 from engine.config.errors import ConfigError, TaskError, did_you_mean
 from engine.config.schema import Evaluation as EvaluationConfig
 from engine.data.feed import EvaluationFeed
 from engine.data.source import Source, example_spec
+from engine.metrics.mean import Mean
+from engine.metrics.results import Result, scalars
+from engine.metrics.state import Merger, Reduced, compute
 from engine.observe.writer import MEASURED, ROW_KEYS
 from engine.parallel.mesh import check_batch, replicated
 from engine.resilience.memory_check import check_memory, evaluation_batches
@@ -55,8 +56,8 @@ class Evaluation:
         self.warnings = check_memory(batches, program.mesh, program.abstract_weights(averaged=False).to_tree())
         self.unweighted: list[str] = []
         """Metrics of the latest run whose total weight was 0, so that they have no value."""
-        self._step, self._names, self._by_row = program.evaluation(spec, batch_size)
-        if not self._names:
+        self._step, self._states, self._by_row = program.evaluation(spec, batch_size)
+        if not self._states.names:
             raise TaskError(f"{where}: {type(program.task).__name__}.evaluate returned no metric.")
         if not self._by_row and len(source) % batch_size:  # the last batch is smaller, not padded
             program.evaluation(spec, len(source) % batch_size)
@@ -72,15 +73,44 @@ class Evaluation:
     @property
     def metrics(self) -> tuple[str, ...]:
         """Full names of its metrics, such as "heldout/accuracy"."""
-        return tuple(f"{self.name}/{name}" for name in self._names)
+        return tuple(f"{self.name}/{name}" for name in self._states.names)
+
+    @functools.cached_property
+    def scalars(self) -> Mapping[str, tuple[str, ...] | None]:
+        """Full name of each metric -> full names of the numbers that it gives; None if only a run can show them.
+
+        They are those that `compute` gives without examples.
+        """
+        found = {}
+        for name, metric in self._states.merger().metrics().items():
+            full = f"{self.name}/{name}"
+            try:
+                with warnings.catch_warnings(action="ignore"):
+                    found[full] = tuple(scalars(compute(full, metric)))
+            except Exception:  # the author's code may need examples
+                found[full] = None
+        return found
+
+    def gives(self, name: str) -> bool:
+        """Returns whether a full name is that of a number of this evaluation, as far as that is known before a run."""
+        return any(
+            name in names if names is not None else f"{name}/".startswith(f"{metric}/")
+            for metric, names in self.scalars.items()
+        )
+
+    def is_known(self, results: Mapping[str, float]) -> bool:
+        """Returns whether results that were stored for a step are those of this evaluation."""
+        return results.keys() >= {name for names in self.scalars.values() for name in names or ()} and any(
+            name.startswith(f"{self.name}/") for name in results
+        )
 
     def run(
         self,
         state: TrainState | Weights,
         preemption: Preemption | None = None,
         on_batch: Callable[[], None] = lambda: None,
-    ) -> dict[str, float] | None:
-        """Returns full metric name -> value over the whole dataset; NaN if the total weight is 0.
+    ) -> dict[str, Result] | None:
+        """Returns full name -> result over the whole dataset; NaN for a `Mean` whose total weight is 0.
 
         Args:
             state: the train state, or the weights, to evaluate.
@@ -88,8 +118,8 @@ class Evaluation:
             on_batch: called after each dispatched batch, at most IN_FLIGHT batches before its result is complete.
         """
         params = evaluation_params(state, self.config.use_ema)
-        sums = np.zeros((len(self._names), 2))
-        waiting: deque[jax.Array] = deque()
+        merged = self._states.merger()
+        waiting: deque[Reduced] = deque()
         with contextlib.closing(iter(self._feed)) as batches:
             draw = functools.partial(next, batches, ())
             while not isinstance(drawn := draw() if preemption is None else preemption.unless_stopped(draw), tuple):
@@ -97,13 +127,25 @@ class Evaluation:
                     return None
                 waiting.append(self._step(params, state.model_state, drawn))
                 if len(waiting) > IN_FLIGHT:
-                    sums += np.asarray(waiting.popleft(), np.float64)
+                    merged.add(waiting.popleft())
                 on_batch()
         for result in waiting:
-            sums += np.asarray(result, np.float64)
-        self.unweighted = [name for name, (_, weight) in zip(self.metrics, sums, strict=True) if not weight]
-        values = [float(total / weight) if weight else float("nan") for total, weight in sums]
-        return dict(zip(self.metrics, values, strict=True))
+            merged.add(result)
+        return self._results(merged)
+
+    def _results(self, merged: Merger) -> dict[str, Result]:
+        """Returns the results by full name. Raises TaskError if two metrics give the same name."""
+        self.unweighted = []
+        found: dict[str, Result] = {}
+        for name, metric in merged.metrics().items():
+            full = f"{self.name}/{name}"
+            if isinstance(metric, Mean) and not metric.weight:
+                self.unweighted.append(full)
+            new = compute(full, metric)
+            if taken := found.keys() & new.keys():
+                raise TaskError(f"evaluations.{self.name}: two metrics give {min(taken)!r}. Rename one of them.")
+            found |= new
+        return found
 
 
 def check_watched(watched: Mapping[str, str], evaluations: Sequence[Evaluation], hooks: Collection[str]) -> None:
@@ -117,13 +159,15 @@ def check_watched(watched: Mapping[str, str], evaluations: Sequence[Evaluation],
     Raises:
         ConfigError: no evaluation has the metric.
     """
-    names = [name for evaluation in evaluations for name in evaluation.metrics]
     for metric, field in watched.items():
-        if metric not in names and metric.partition("/")[0] not in hooks:
-            raise ConfigError(
-                f"{field} = {metric!r}: no evaluation has this metric.{did_you_mean(metric, names)} "
-                f"Metrics here: {', '.join(names)}."
-            )
+        if metric.partition("/")[0] in hooks or any(evaluation.gives(metric) for evaluation in evaluations):
+            continue
+        known = [item for evaluation in evaluations for item in evaluation.scalars.items()]
+        names = [name for full, found in known for name in ((full,) if found is None else found)]
+        raise ConfigError(
+            f"{field} = {metric!r}: no evaluation has this metric.{did_you_mean(metric, names)} "
+            f"Metrics here: {', '.join(names)}."
+        )
 
 
 def check_metric_names(program: Program, evaluations: Collection[str], hooks: Collection[str] = ()) -> None:

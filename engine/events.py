@@ -5,7 +5,7 @@ To add a periodic feature, write a class with the members of `Event` and add a l
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from engine.checkpoint.checkpointer import Checkpointer
@@ -15,6 +15,7 @@ from engine.config.duration import Period
 from engine.config.schema import Stop as StopConfig
 from engine.data.batch import Batch
 from engine.evaluation import Evaluation
+from engine.metrics.results import MAX_NUMBERS, Result, scalars, too_large
 from engine.observe import formatting
 from engine.observe.profiler import ProfileWindow
 from engine.observe.recorder import Recorder
@@ -259,14 +260,20 @@ class Results:
     recorder: Recorder
     say: Callable[[str], None]
     latest: dict[str, float]
-    """Latest value of each metric."""
+    """Latest value of each metric that is a number."""
+    warned: set[str] = field(default_factory=set)
+    """Results that are too large for metrics.jsonl, as reported."""
 
-    def add(self, step: int, values: Mapping[str, float]) -> None:
+    def add(self, step: int, results: Mapping[str, Result]) -> None:
         """Adds the results of a step, by full name. Every process adds the same."""
+        values = scalars(results)
         self.latest |= values
-        self.recorder.note(step, values)
+        self.recorder.note(step, results)
         self.checkpoints.record(step, values)
-        self.say(f"step {step}: {formatting.pairs(values)}")
+        self.say(f"step {step}: {formatting.table(values)}")
+        if large := [name for name in too_large(results) if name not in self.warned]:
+            self.warned.update(large)
+            self.say(f"warning: {list_names(large)}: too large for metrics.jsonl, at most {MAX_NUMBERS} numbers")
 
 
 @dataclass(eq=False)
@@ -285,14 +292,15 @@ class Evaluate:
         return min((period.next_after(after) for _, period in self.evaluations), default=math.inf)
 
     def run(self, boundary: Boundary) -> None:
-        step, new = boundary.step, {}
+        step = boundary.step
+        new: dict[str, Result] = {}
         # An earlier attempt may have ended right after this evaluation.
         known = self.results.checkpoints.results(step) if boundary.first else {}
         for evaluation, period in self.evaluations:
             due = period.due(step)
             if not (period.at_end and not due if boundary.ended else due):  # an early end runs those that were not due
                 continue
-            if known.keys() >= set(evaluation.metrics):
+            if evaluation.is_known(known):
                 self.results.latest |= known
             elif (found := evaluation.run(boundary.state, self.preemption, self.heartbeat)) is None:
                 boundary.interrupted = True

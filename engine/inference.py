@@ -19,6 +19,7 @@ from engine.config.schema import Config, Data
 from engine.config.target import check
 from engine.data.source import Source, build_source, check_source
 from engine.entry import set_up_devices
+from engine.metrics.results import Result
 from engine.mounts import local_path
 from engine.parallel.mesh import make_mesh
 from engine.prediction_files import check_prediction_file, open_prediction_file
@@ -42,7 +43,7 @@ def evaluate(
     task: Task | None = None,
     evaluation_data: Mapping[str, Source] | None = None,
     overrides: Sequence[str] = (),
-) -> dict[str, float]:
+) -> dict[str, Result]:
     """Runs all evaluations of a run on one checkpoint; returns "step" and the metrics. Needs no training data.
 
     The results are also appended to `evaluations.jsonl` in the run directory.
@@ -71,9 +72,9 @@ def evaluate_steps(
     task: Task | None = None,
     evaluation_data: Mapping[str, Source] | None = None,
     overrides: Sequence[str] = (),
-    on_results: Callable[[dict[str, float]], None] = lambda results: None,
+    on_results: Callable[[dict[str, Result]], None] = lambda results: None,
     on_message: Callable[[str], None] = warn,
-) -> list[dict[str, float]]:
+) -> list[dict[str, Result]]:
     """Runs all evaluations of a run on several checkpoints; compiles them once. Otherwise as `evaluate`.
 
     Args:

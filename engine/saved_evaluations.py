@@ -23,6 +23,7 @@ from engine.config.text_file import read_text
 from engine.data.source import Source, build_source, check_source, fingerprint
 from engine.entry import set_up_devices
 from engine.evaluation import build_evaluations
+from engine.metrics.results import Result, json_values
 from engine.parallel.mesh import make_mesh
 from engine.resilience.out_of_memory import out_of_memory_reported
 from engine.run import status
@@ -39,7 +40,7 @@ NOT_COMPARED = ("mesh.", "sharding.", "cache.", "log.", "data.")
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
+class StoredResults:
     """One line of `evaluations.jsonl`."""
 
     step: int
@@ -97,7 +98,7 @@ class SavedEvaluations:
         self._evaluations = build_evaluations(self._sections, sources, self.program, config.train.global_batch_size)
         self._config, self._warned = config, False
 
-    def run(self, step: int, only: Sequence[str] | None = None) -> dict[str, float]:
+    def run(self, step: int, only: Sequence[str] | None = None) -> dict[str, Result]:
         """Runs the evaluations on the checkpoint of a step, stores the results, and returns "step" and the metrics.
 
         Args:
@@ -105,7 +106,7 @@ class SavedEvaluations:
             only: names of the evaluations; None: all.
         """
         train, mesh = self._config.train, self._config.mesh
-        results: dict[str, float] = {"step": step}
+        results: dict[str, Result] = {"step": step}
         with out_of_memory_reported(train, mesh), peer_failure.lost_peers_reported():
             weights = self.saved.weights(step, self.program)
             for evaluation in self._evaluations:
@@ -114,15 +115,17 @@ class SavedEvaluations:
                 found = evaluation.run(weights) or {}
                 results |= found
                 if group.is_primary():
-                    self._store(Result(step, evaluation.name, found, self._settings[evaluation.name], now()))
+                    self._store(
+                        StoredResults(step, evaluation.name, json_values(found), self._settings[evaluation.name], now())
+                    )
         return results
 
-    def missing(self, step: int, known: Sequence[Result]) -> list[str]:
+    def missing(self, step: int, known: Sequence[StoredResults]) -> list[str]:
         """Returns the evaluations that have no result for a step with these settings."""
         stored = [(result.evaluation, dict(result.settings)) for result in known if result.step == step]
         return [name for name in self._sections if (name, self._settings[name]) not in stored]
 
-    def _store(self, result: Result) -> None:
+    def _store(self, result: StoredResults) -> None:
         """Appends a line; says so once if the run directory cannot be written."""
         path = self.saved.directory.evaluations
         try:
@@ -137,7 +140,7 @@ class SavedEvaluations:
                 self.say(f"{path}: cannot be written ({error.strerror or error}), so the results are not stored.")
 
 
-def read_results(path: Path) -> list[Result]:
+def read_results(path: Path) -> list[StoredResults]:
     """Returns the results in a file; lines that are not results are left out. Raises RunError if it cannot be read."""
     try:
         lines = read_text(path).splitlines()
@@ -150,7 +153,7 @@ def read_results(path: Path) -> list[Result]:
         try:
             entry = json.loads(line)
             found.append(
-                Result(
+                StoredResults(
                     int(entry["step"]), entry["evaluation"], entry["metrics"], dict(entry["settings"]), entry["time"]
                 )
             )
@@ -192,7 +195,7 @@ def follow(
     *,
     task: Task | None = None,
     overrides: Sequence[str] = (),
-    on_results: Callable[[dict[str, float]], None] = lambda results: None,
+    on_results: Callable[[dict[str, Result]], None] = lambda results: None,
     on_message: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Evaluates each checkpoint of a run once, also those that it still writes, until the run is done.

@@ -234,7 +234,7 @@ class Trainer:
         results = Results(checkpoints, recorder, self.say, self._results)
         evaluations = [(e, size.period(e.config.every, e.config.at_start, e.config.at_end)) for e in self.evaluations]
         hooks = hook_events(self, self._hooks, size, results, self._watched)
-        measuring = {name: period for evaluation, period in evaluations for name in evaluation.metrics}
+        measuring = {name: period for name in self._watched for e, period in evaluations if e.gives(name)}
         measuring |= hooks.measuring
         selecting = [measuring[config.checkpoint.best]] if config.checkpoint.best else []
         save = Save(

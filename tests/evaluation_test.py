@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import signal
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +13,13 @@ import optax
 import pytest
 
 import engine
-from engine import Loss, Mean
-from engine.config.errors import ShardingError, TaskError
+from engine import Loss, Mean, metrics
+from engine.config.errors import ConfigError, ShardingError, TaskError
 from engine.config.schema import Evaluation as Config
 from engine.config.schema import MeshSpec
-from engine.evaluation import Evaluation, build_evaluations, check_metric_names
+from engine.evaluation import Evaluation, build_evaluations, check_metric_names, check_watched
+from engine.main import main
+from engine.metrics.results import json_values, scalars
 from engine.resilience.preemption import Preemption
 from tests import zoo
 
@@ -26,7 +30,8 @@ class Sums(zoo.Classify):
     """The same metrics, summed by the author."""
 
     def evaluate(self, model, batch):
-        return {name: Mean(m.total.sum(), m.weight.sum()) for name, m in super().evaluate(model, batch).items()}
+        means: Mapping[str, Any] = super().evaluate(model, batch)
+        return {name: Mean(m.total.sum(), m.weight.sum()) for name, m in means.items()}
 
 
 def evaluation(program, batch_size=16, **config):
@@ -54,6 +59,107 @@ def test_each_example_counts_once_for_any_batch_size(task, mesh):
     program = zoo.program(task, mesh=mesh)
     state, _ = zoo.run(program, zoo.batches(2))
     assert evaluation(program).run(state) == pytest.approx(expected(program, state), rel=1e-5)
+
+
+class Found(metrics.Metric):
+    """Fields of both kinds, as they arrive in `compute`."""
+
+    counts: jax.Array
+    scores: jax.Array = metrics.collected()
+
+    def compute(self):
+        return {"counts": self.counts, "scores": np.sort(self.scores), "image": metrics.Image(np.eye(2))}
+
+
+class Detect(zoo.Classify):
+    """Metrics of the examples alone, so that equal results are equal bits."""
+
+    def evaluate(self, model, batch):
+        x, y = batch["x"].reshape(-1, 4, 4), batch["y"]
+        classes = jnp.stack([y, 3 - y, y, y], axis=1)
+        ap = metrics.AveragePrecision.of(
+            x[..., :2], x[..., 2], classes, jnp.round(x[..., :2]), classes[:, ::-1], classes=4, ranges=[(0, 1)]
+        )
+        return {
+            "ap": ap,
+            "confusion": metrics.ConfusionMatrix.of(y, 3 - y, ("a", "b", "c", "d"), batch["valid"]),
+            "error": metrics.Quantiles.of(batch["x"], batch["valid"]),
+            "found": Found(y, batch["x"][:, 0]),
+            "roc": metrics.Roc.of(batch["x"][:, 3], y == 1),
+        }
+
+
+def test_collected_and_counted_metrics_are_equal_bits_on_any_mesh_with_any_batch_size(monkeypatch):
+    results = []
+    for mesh, batch_size in ((None, 37), (None, 10), (MeshSpec(data=2, fsdp=4), 16)):
+        program = zoo.program(Detect(), mesh=mesh)
+        found = evaluation(program, batch_size).run(program.init())
+        assert found is not None
+        results.append(json_values(found))
+    assert results[0] == results[1] == results[2]
+    data = zoo.examples(N, seed=5)
+    assert results[0]["heldout/found/scores"] == sorted(data["x"][:, 0].tolist())
+    assert results[0]["heldout/found/counts"] == data["y"].sum()
+    assert results[0]["heldout/error/p50"] == pytest.approx(np.quantile(data["x"][data["valid"] > 0], 0.5), rel=1e-6)
+    assert 0 < results[0]["heldout/ap"] < 1
+
+
+def test_best_may_be_any_number_of_a_metric():
+    program = zoo.program(Detect())
+    subject = evaluation(program)
+    for name in ("heldout/ap", "heldout/ap/0.5", "heldout/ap/0-1", "heldout/confusion/iou/b", "heldout/error/p99"):
+        check_watched({name: "checkpoint.best"}, [subject], [])
+    for name in ("heldout/ap/0.7", "heldout/confusion", "heldout/roc/curve", "heldout/found/image", "other/ap"):
+        with pytest.raises(ConfigError, match="no evaluation has this metric"):
+            check_watched({name: "checkpoint.best"}, [subject], [])
+    assert not subject.is_known({"heldout/ap": 0.5})
+    assert subject.is_known(scalars(subject.run(program.init()) or {}))
+
+
+def test_names_that_need_examples_are_accepted_by_their_metric():
+    class Needy(zoo.Classify):
+        def evaluate(self, model, batch):
+            class First(metrics.Metric):
+                values: jax.Array = metrics.collected()
+
+                def compute(self):
+                    return {"first": self.values[0]}
+
+            return {"x": First(batch["y"])}
+
+    subject = evaluation(zoo.program(Needy()))
+    assert subject.gives("heldout/x/first")
+    assert not subject.gives("heldout/y")
+    assert subject.is_known({"heldout/x/first": 1.0})
+
+
+def test_two_metrics_of_one_name_are_an_error():
+    class Twice(zoo.Classify):
+        def evaluate(self, model, batch):
+            return {"x": metrics.Quantiles.of(batch["x"]), "x/p50": Mean.of(batch["x"])}
+
+    program = zoo.program(Twice())
+    with pytest.raises(TaskError, match=r"evaluations.heldout: two metrics give 'heldout/x/p50'. Rename one"):
+        evaluation(program).run(program.init())
+
+
+def test_results_of_a_run_are_logged_and_select_the_best_checkpoint(tmp_path, capsys):
+    from tests import runs
+
+    config = runs.config(
+        task={"target": "tests.evaluation_test.Detect"}, checkpoint__best="heldout/error/p50", log__tensorboard=True
+    )
+    summary = engine.train(config, workdir=tmp_path)
+    (value,) = set(runs.rows(tmp_path, "heldout/error/p50").values())
+    assert summary.best == {"heldout/error/p50": (4, value)}
+    assert summary.metrics["heldout/ap/0-1"] == runs.rows(tmp_path, "heldout/ap/0-1")[10]
+    assert len(runs.rows(tmp_path, "heldout/found/scores")[10]) == N
+    assert not runs.rows(tmp_path, "heldout/found/image")
+    assert runs.status(tmp_path)["metrics"]["heldout/confusion/f1/a"] == 0
+    assert main(["evaluate", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert f"heldout/error/p50: {value:.6g}\n" in printed
+    assert "curve" not in printed
 
 
 def test_preempted_evaluation_stops_after_the_batch_and_returns_none():
@@ -97,7 +203,7 @@ def test_metric_without_weight_is_nan():
     subject = evaluation(program)
     results = subject.run(program.init())
     assert subject.unweighted == ["heldout/nothing"]
-    assert results is not None and np.isnan(results["heldout/nothing"])
+    assert results is not None and np.isnan(scalars(results)["heldout/nothing"])
 
 
 def test_indivisible_batch_and_empty_result_are_errors():

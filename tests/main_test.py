@@ -66,8 +66,8 @@ def test_evaluate_checkpoints_and_export_read_a_run(digits, tmp_path):
     assert runs.convoy("evaluate", str(path), "--step=2").stdout.startswith("step: 2\n")
     listed = runs.convoy("checkpoints", str(path)).stdout.splitlines()
     assert [line.split()[1] for line in listed if line.startswith("step")] == ["2", "3"]
+    assert "heldout/accuracy" in listed[-2]
     assert listed[-1].startswith("code: ")
-    assert "heldout/accuracy" in listed[-1]
     verified = runs.convoy("checkpoints", "verify", str(path))
     assert verified.returncode == 0 and [line.split()[2] for line in verified.stdout.splitlines()] == ["good"] * 2
     assert runs.convoy("checkpoints", "verify", str(tmp_path)).returncode == 1

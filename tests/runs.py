@@ -32,7 +32,7 @@ def config(**settings: Any) -> Config:
     return validate(c)
 
 
-def rows(run: Path, name: str = "loss") -> dict[int, float]:
+def rows(run: Path, name: str = "loss") -> dict[int, Any]:
     """Returns step -> value of a metric; the last attempt of a step is valid."""
     lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
     return {line["step"]: line[name] for line in lines if name in line}

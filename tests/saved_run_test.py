@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from typing import Any
 
 import jax
 import pytest
@@ -82,7 +83,7 @@ def test_load_returns_the_model_that_an_evaluation_measures(without_data):
     assert (loaded.step, loaded.config.train.ema_decay, loaded.task) == (4, 0.5, zoo.Classify("cnn"))
     assert jax.tree.leaves(nnx.state(loaded.model))[0].devices() == {jax.devices()[0]}
     examples = zoo.examples(37, 9)
-    means = loaded.task.evaluate(loaded.model, examples)
+    means: Any = loaded.task.evaluate(loaded.model, examples)
     measured = engine.evaluate(without_data)
     assert measured["step"] == 4
     for name in ("loss", "accuracy"):

@@ -1,1 +1,62 @@
-"""Metrics with mergeable states."""
+"""Metrics with mergeable states: exact over microbatches, batches, devices and hosts.
+
+Names are imported on first use, so that `engine.metrics.results` does not load jax. `_MODULES` repeats the imports
+below, which only type checkers execute; a test compares the two.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.metrics.classification import ConfusionMatrix, PrecisionRecall, Roc
+    from engine.metrics.detection import AveragePrecision
+    from engine.metrics.distribution import Histogram, Quantiles
+    from engine.metrics.forecasting import BestOfModes
+    from engine.metrics.language import BitsPerByte, Perplexity
+    from engine.metrics.mean import Mean, Ratio, RootMeanSquare, Sum
+    from engine.metrics.metric import Metric, collected
+    from engine.metrics.results import Bins, Curve, Image
+
+__all__ = [
+    "AveragePrecision",
+    "BestOfModes",
+    "Bins",
+    "BitsPerByte",
+    "ConfusionMatrix",
+    "Curve",
+    "Histogram",
+    "Image",
+    "Mean",
+    "Metric",
+    "Perplexity",
+    "PrecisionRecall",
+    "Quantiles",
+    "Ratio",
+    "Roc",
+    "RootMeanSquare",
+    "Sum",
+    "collected",
+]
+
+_MODULES = {
+    "engine.metrics.classification": ("ConfusionMatrix", "PrecisionRecall", "Roc"),
+    "engine.metrics.detection": ("AveragePrecision",),
+    "engine.metrics.distribution": ("Histogram", "Quantiles"),
+    "engine.metrics.forecasting": ("BestOfModes",),
+    "engine.metrics.language": ("BitsPerByte", "Perplexity"),
+    "engine.metrics.mean": ("Mean", "Ratio", "RootMeanSquare", "Sum"),
+    "engine.metrics.metric": ("Metric", "collected"),
+    "engine.metrics.results": ("Bins", "Curve", "Image"),
+}
+
+
+def __getattr__(name: str) -> object:
+    module = next((module for module, names in _MODULES.items() if name in names), None)
+    if module is None:
+        raise AttributeError(f"module 'engine.metrics' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(module), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,30 +1,29 @@
-"""Metrics as (sum, weight): summed exactly over microbatches, devices, hosts and batches, and divided once.
+"""Metrics that are quotients or functions of sums: mean, sum, ratio and root mean square.
 
-Both have one entry for each example, `[batch]`, so that padded rows can be left out. Scalars that are already summed
-are accepted, too; an evaluation then runs its last batch at its real size instead of padding it.
+`Mean` is also the form of a loss. Its entries may be scalars that are already summed; an evaluation then runs its last
+batch at its real size instead of padding it.
 """
 
-import dataclasses
-from collections.abc import Mapping
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from engine.config.errors import TaskError
-from engine.metrics.values import describe_value, not_real, real_array
+from engine.metrics.metric import Metric
+from engine.metrics.values import real_array
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Mean:
+class Mean(Metric):
     """A mean before its division: the sum `total` and its `weight`, each `[batch]` or a scalar."""
 
     total: jax.Array
     weight: jax.Array
 
     @classmethod
-    def of(cls, values: jax.Array, where: jax.Array | None = None) -> "Mean":
+    def of(cls, values: ArrayLike, where: ArrayLike | None = None) -> Self:
         """Returns the weighted mean of values, summed over each example.
 
         Args:
@@ -34,11 +33,59 @@ class Mean:
         Raises:
             TaskError: `values` is a scalar, or `values` or `where` is not an array of real numbers.
         """
-        return cls(*sum_examples("Mean", values, where))
+        return cls(*sum_examples(cls.__name__, values, where))
+
+    def compute(self) -> Any:
+        """Returns total / weight; NaN if the weight is 0."""
+        return self.total / self.weight if self.weight else np.nan
 
 
-def sum_examples(kind: str, values: jax.Array, where: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Returns the total and the weight of each example; `kind` is "Mean" or "Loss", for errors."""
+class RootMeanSquare(Mean):
+    """The square root of the weighted mean of squares, such as the RMSE of errors."""
+
+    @classmethod
+    def of(cls, values: ArrayLike, where: ArrayLike | None = None) -> Self:
+        """Returns the root mean square of values. Arguments and errors are those of `Mean.of`."""
+        return super().of(jnp.square(real_array(values, "RootMeanSquare.of needs values")), where)
+
+    def compute(self) -> Any:
+        """Returns sqrt(total / weight)."""
+        return np.sqrt(super().compute())
+
+
+class Sum(Metric):
+    """The sum of values over all examples, such as a count."""
+
+    total: jax.Array
+
+    @classmethod
+    def of(cls, values: ArrayLike, where: ArrayLike | None = None) -> Self:
+        """Returns the weighted sum of values. Arguments and errors are those of `Mean.of`."""
+        return cls(sum_examples(cls.__name__, values, where)[0])
+
+    def compute(self) -> Any:
+        """Returns the total."""
+        return self.total
+
+
+class Ratio(Metric):
+    """The sum of one quantity over the sum of another, such as collisions per kilometre."""
+
+    numerator: jax.Array
+    denominator: jax.Array
+
+    @classmethod
+    def of(cls, numerator: ArrayLike, denominator: ArrayLike, where: ArrayLike | None = None) -> Self:
+        """Returns the ratio of two sums over `[batch, ...]`; `where` masks or weights both, as in `Mean.of`."""
+        return cls(*(sum_examples(cls.__name__, x, where)[0] for x in (numerator, denominator)))
+
+    def compute(self) -> Any:
+        """Returns numerator / denominator."""
+        return np.divide(self.numerator, self.denominator)
+
+
+def sum_examples(kind: str, values: ArrayLike, where: ArrayLike | None) -> tuple[jax.Array, jax.Array]:
+    """Returns the total and the weight of each example; `kind` is the class, such as "Mean", for errors."""
     values = real_array(values, f"{kind}.of needs values")
     if values.ndim == 0:
         raise TaskError(
@@ -76,36 +123,3 @@ def by_row(mean: Mean) -> bool:
 def divide(pair: jax.Array) -> jax.Array:
     """Returns total / weight of a pair `[2]`, and 0 if the weight is 0."""
     return jnp.where(pair[1] != 0, pair[0] / jnp.where(pair[1] != 0, pair[1], 1), 0)
-
-
-def check_means(means: Mapping[str, Mean], batch_size: int, where: str) -> bool:
-    """Checks the metrics of a Task; returns whether every metric has one entry per row.
-
-    Args:
-        means: name -> Mean of abstract or concrete arrays.
-        batch_size: rows of the batch that was passed to the Task.
-        where: name of the method, for error texts.
-
-    Raises:
-        TaskError: the metrics are no dict, a name is no text, an entry is not a Mean, or its arrays are neither
-            `[batch]` nor scalars, or not real.
-    """
-    by_row = True
-    if not isinstance(means, Mapping):
-        raise TaskError(f"{where} returned {describe_value(means)}. Return a dict of metrics, name -> Mean.of(values).")
-    for name, mean in means.items():
-        if not isinstance(name, str) or not name:
-            raise TaskError(f"{where}: metric {name!r} is not a name. Use text.")
-        if not isinstance(mean, Mean):
-            raise TaskError(f"{where}: metric {name!r} is {describe_value(mean)}. Return Mean.of(values) for it.")
-        if problem := not_real(mean.total) or not_real(mean.weight):
-            raise TaskError(f"{where}: metric {name!r} holds {problem}, allowed are real numbers.")
-        shapes = [tuple(jnp.shape(x)) for x in (mean.total, mean.weight)]
-        if any(shape not in ((), (batch_size,)) for shape in shapes):
-            raise TaskError(
-                f"{where}: metric {name!r} has total {list(shapes[0])} and weight {list(shapes[1])} for a batch of "
-                f"{batch_size}. Allowed: [{batch_size}], one entry for each example, or scalars. "
-                "Mean.of(values, where) sums the other dimensions."
-            )
-        by_row = by_row and shapes == [(batch_size,)] * 2
-    return by_row

@@ -14,6 +14,22 @@ def real_array(x: object, what: str) -> jax.Array:
     return jnp.asarray(x, jnp.float32)
 
 
+def rows_and_mask(kind: str, values: object, where: object) -> tuple[jax.Array, jax.Array]:
+    """Returns values `[batch, n]` and a mask of that shape, True where `where` is > 0.
+
+    Args:
+        kind: the class, for errors.
+        values: `[batch, ...]`.
+        where: mask, `[batch]` up to `[batch, ...]`; None keeps every value.
+    """
+    values = real_array(values, f"{kind}.of needs values")
+    if values.ndim == 0:
+        raise TaskError(f"{kind}.of needs values [batch, ...], found a scalar.")
+    mask = real_array(1 if where is None else where, f"{kind}.of needs a mask") > 0
+    mask = jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim)), values.shape)
+    return values.reshape(len(values), -1), mask.reshape(len(values), -1)
+
+
 def not_real(x: object) -> str:
     """Returns what `x` is if it is not an array of real numbers, or a number; else an empty text."""
     if isinstance(x, list | tuple) and x:

@@ -3,6 +3,10 @@
 import math
 from collections.abc import Mapping
 
+_IN_A_LINE = 6  # values
+_WIDTH = 100  # characters of a table
+_MAX_LINES = 30  # of a table
+
 
 def number(value: float | str | None) -> str:
     """Returns four significant digits, and whole numbers in full: 0.04213, 98.5, 31,250, 1.2e-05, nan; text as is."""
@@ -29,6 +33,26 @@ def duration(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size} {unit} {whole % size // part:02d} {smaller}"
     return f"{whole // 60} min {whole % 60:02d} s"
+
+
+def table(values: Mapping[str, float]) -> str:
+    """Returns up to 6 values in one line, and more as a table, in several columns from top to bottom.
+
+    A table has at most 30 lines; its last line says how many values are left out.
+    """
+    if len(values) <= _IN_A_LINE:
+        return pairs(values)
+    width, texts = max(map(len, values)), {name: number(value) for name, value in values.items()}
+    cell = width + 1 + max(map(len, texts.values()))
+    columns = max(1, _WIDTH // (cell + 2))
+    lines = math.ceil(len(values) / columns)
+    shown = min(lines, _MAX_LINES)
+    cells = [f"{name:{width}} {text:>{cell - width - 1}}" for name, text in texts.items()]
+    rows = ["  ".join(cells[row::lines]) for row in range(shown)]
+    if shown < lines:
+        left = len(values) - sum(len(cells[row::lines]) for row in range(shown))
+        rows.append(f"and {left} more in metrics.jsonl")
+    return "".join(f"\n  {row}" for row in rows)
 
 
 def pairs(values: Mapping[str, float]) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.config.duration import Period
+from engine.metrics.results import Result
 from engine.observe.memory import memory_use
 from engine.observe.throughput import Throughput
 from engine.observe.writer import MetricWriter
@@ -154,7 +155,7 @@ class Recorder:
         if sums.keys() == set(self._names):
             self._sums = np.array([sums[name] for name in self._names])
 
-    def note(self, step: int, values: Mapping[str, float]) -> None:
+    def note(self, step: int, values: Mapping[str, Result]) -> None:
         """Writes values that are measured once (an evaluation, the time to compile) as a separate row."""
         row = {"step": step, "attempt": self._attempt, "time": time.time(), **values}
         self._writer.push(lambda: [row])

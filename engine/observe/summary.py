@@ -10,6 +10,8 @@ from engine.observe import formatting
 from engine.observe.writer import ROW_KEYS
 from engine.run.directory import RunDirectory
 
+_MAX_RESULTS = 24  # rows of results
+
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
@@ -69,6 +71,10 @@ def _results(summary: Summary) -> list[tuple[str, str]]:
         best = summary.best.get(name)
         note = "" if best is None else f"   best {formatting.number(best[1])} at step {best[0]:,}"
         rows.append((name, formatting.number(value) + note))
+    if len(rows) > _MAX_RESULTS:
+        kept = [row for row in rows if row[0] in summary.best or "/" not in row[0].partition("/")[2]]
+        kept = kept[:_MAX_RESULTS]
+        rows = [*kept, ("...", f"{len(rows) - len(kept)} more in metrics.jsonl")]
     return rows
 
 

@@ -8,25 +8,27 @@ incomplete. If the disk is full, one warning is logged and lines are kept in mem
 import os
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from engine.cluster import group
 from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import RunError
+from engine.metrics.results import json_values
+from engine.observe.tensorboard import ROW_KEYS, EventFiles
 from engine.run import json_text
 from engine.run.directory import RunDirectory
 from engine.run.jsonl import open_for_append
 from engine.run.lease import ALWAYS_GRANTED, Lease
 from engine.run.log import logger
 
-type Row = Mapping[str, float]
+type Row = Mapping[str, Any]
+"""Name -> number, or a result of an evaluation (`engine/metrics/results.py`)."""
 type Block = Callable[[], Sequence[Row] | None]
 
-ROW_KEYS = ("step", "attempt", "batch", "time")  # keys that are not metrics
 MEASURED = (
     "examples_per_s", "step_time_s", "data_wait", "flop_per_s", "mfu", "host_rss_gib", "device_peak_gib", "compile_s",
 )  # fmt: skip
@@ -34,10 +36,9 @@ MEASURED = (
 _MAX_QUEUED = 1024  # blocks in the queue; with more, `push` waits, so that memory is bounded and no row is lost
 _MAX_UNWRITTEN = 64 << 20  # bytes of lines that wait for the disk; more end the run
 _GATHER_S = 0.1  # blocks are run together: a single block would take the GIL, and the CPU caches, from a step
-_FLUSH_S = 5.0  # between two flushes of the event file, each of which waits for the disk
 
 
-def metrics_of(row: Row) -> dict[str, float]:
+def metrics_of(row: Row) -> dict[str, Any]:
     """Returns the metrics of a row, without ROW_KEYS."""
     return {name: value for name, value in row.items() if name not in ROW_KEYS}
 
@@ -67,7 +68,7 @@ class MetricWriter:
         if path_jsonl is not None:
             with _errors_as_run_error(path_jsonl):
                 self._file = open_for_append(path_jsonl)
-        self._events = None if tensorboard_dir is None else _Events(Path(tensorboard_dir))
+        self._events = None if tensorboard_dir is None else EventFiles(Path(tensorboard_dir))
         self._queue: queue.SimpleQueue[Block | threading.Event | None] = queue.SimpleQueue()
         self._hurry = threading.Event()  # set while a caller waits for the files
         self._thread = threading.Thread(target=self._run, name="convoy-writer", daemon=True)
@@ -159,7 +160,7 @@ class MetricWriter:
             return
         self._lease.check()
         if self._path is not None:
-            self._unwritten += "".join(json_text.dumps(row) + "\n" for row in rows).encode()
+            self._unwritten += "".join(json_text.dumps(json_values(row)) + "\n" for row in rows).encode()
             self._write_lines(self._path)
         self._write_events(lambda events: events.add(rows))
 
@@ -181,7 +182,7 @@ class MetricWriter:
             except OSError as error:
                 self._warn(self._path, error, "They may be lost if this machine fails")
 
-    def _write_events(self, function: Callable[["_Events"], None]) -> None:
+    def _write_events(self, function: Callable[[EventFiles], None]) -> None:
         if self._events is not None:
             try:
                 function(self._events)
@@ -200,7 +201,7 @@ class MetricWriter:
 
     def _flush_events(self) -> None:
         self._lease.check()
-        self._write_events(_Events.flush)
+        self._write_events(EventFiles.flush)
 
     def _write_remaining(self) -> None:
         self._flush_events()
@@ -210,7 +211,7 @@ class MetricWriter:
                 raise _write_error(self._path, f"{self._unwritten.count(10)} lines are lost")
 
     def _close_files(self) -> None:
-        self._write_events(_Events.close)
+        self._write_events(EventFiles.close)
         if self._file is not None:
             os.close(self._file)
 
@@ -220,57 +221,6 @@ def open_writer(directory: RunDirectory, tensorboard: bool) -> MetricWriter:
     if not group.is_primary():
         return MetricWriter(None, None)
     return MetricWriter(directory.metrics, directory.tensorboard if tensorboard else None, directory.lease)
-
-
-class _Events:
-    """TensorBoard event files: every number of a row under its name, at its step.
-
-    Rows are collected until the next flush: writing many at once takes a tenth of the time per row. tensorboardX's
-    EventsWriter is used directly, since its asynchronous queue loses the error of a full disk.
-    """
-
-    def __init__(self, directory: Path):
-        self.directory = directory
-        self._writer = None
-        self._rows: list[Row] = []
-        self._flush_at = time.monotonic() + _FLUSH_S  # not at once: the import in `flush` takes 0.1 s
-
-    def add(self, rows: Sequence[Row]) -> None:
-        self._rows += rows
-        if time.monotonic() > self._flush_at:
-            self.flush()
-
-    def flush(self) -> None:
-        rows, self._rows = self._rows, []
-        self._flush_at = time.monotonic() + _FLUSH_S
-        if not rows:
-            return
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue], made at import
-        from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
-
-        if self._writer is None:
-            self.directory.mkdir(exist_ok=True)
-            self._writer = EventsWriter(str(self.directory / "events"), f".{os.getpid()}")
-        for row in rows:
-            values = [Summary.Value(tag=name, simple_value=number) for name, number in _numbers(row)]
-            self._writer.write_event(
-                Event(summary=Summary(value=values), step=row["step"], wall_time=row.get("time", time.time()))
-            )
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Closes the file without writing the collected rows."""
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
-
-
-def _numbers(row: Row) -> Iterator[tuple[str, float]]:
-    for name, value in row.items():
-        is_number = isinstance(value, int | float) or getattr(value, "ndim", None) == 0
-        if is_number and not isinstance(value, bool) and name not in ROW_KEYS:
-            yield name, float(value)
 
 
 @contextmanager

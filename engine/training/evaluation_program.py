@@ -1,13 +1,15 @@
 """The compiled evaluation of one Task on one mesh. It needs no optimizer, no training data and no training state."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 
 from engine.data.batch import Batch, abstract_batch
-from engine.metrics.mean import check_means
+from engine.metrics.metric import Metric
+from engine.metrics.state import MetricStates, check_metrics
 from engine.parallel.layout import Layout, with_layout
 from engine.parallel.mesh import batch_sharding, replicated
 from engine.training.model import Arrays, Model
@@ -59,26 +61,27 @@ class EvaluationProgram:
         model_state: PyTree = {path: _abstract(x, whole) for path, x in model.model_state.items()}
         return Weights(params, model_state, {path: params[path] for path in model.trained} if averaged else None)
 
-    def evaluation(self, example: PyTree, batch_size: int) -> tuple[EvaluationStep, tuple[str, ...], bool]:
-        """Returns the jitted evaluation step, its metric names, and whether all metrics have one entry per row.
+    def evaluation(self, example: PyTree, batch_size: int) -> tuple[EvaluationStep, MetricStates, bool]:
+        """Returns the jitted evaluation step, its metrics, and whether all metrics have one entry per row.
 
         Raises:
-            TaskError: the Task's `evaluate` does not return valid `Mean`s.
+            TaskError: the Task's `evaluate` does not return valid metrics.
         """
         weights = self.abstract_weights(averaged=False)
         batch = abstract_batch(example, batch_size, self.batch_sharding)
-        checked: list[tuple[tuple[str, ...], bool]] = []
+        checked: list[bool] = []
 
-        def check(params: Arrays, model_state: Arrays, batch: Batch) -> None:
+        def check(params: Arrays, model_state: Arrays, batch: Batch) -> Mapping[str, Metric]:
             with missing_key_reported(self.task, "evaluate", batch.examples):
-                means = evaluate(self.task, self.model, self.compute_dtype, params, model_state, batch)
-            by_row = check_means(means, batch_size, f"{type(self.task).__name__}.evaluate")
-            checked.append((tuple(sorted(means)), by_row))
+                metrics = evaluate(self.task, self.model, self.compute_dtype, params, model_state, batch)
+            checked.append(check_metrics(metrics, batch_size, f"{type(self.task).__name__}.evaluate"))
+            return dict(metrics)
 
-        jax.eval_shape(with_layout(self.layout, check), weights.params, weights.model_state, batch)
-        [(names, by_row)] = checked
-        step = make_evaluation_step(self.task, self.model, self.compute_dtype, names)
-        return jax.jit(with_layout(self.layout, step), out_shardings=replicated(self.mesh)), names, by_row
+        metrics = jax.eval_shape(with_layout(self.layout, check), weights.params, weights.model_state, batch)
+        [by_row] = checked
+        states = MetricStates(metrics)
+        step = make_evaluation_step(self.task, self.model, self.compute_dtype, states)
+        return jax.jit(with_layout(self.layout, step), out_shardings=replicated(self.mesh)), states, by_row
 
 
 def _abstract(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -17,7 +17,9 @@ from jax.typing import DTypeLike
 
 from engine.data.batch import Batch
 from engine.data.context import Context, call
-from engine.metrics.mean import Mean, divide, reduce_mean
+from engine.metrics.mean import divide, reduce_mean
+from engine.metrics.metric import Metric
+from engine.metrics.state import MetricStates, Reduced
 from engine.parallel.layout import Layout
 from engine.parallel.mesh import batch_sharding
 from engine.training.model import Arrays, Model, cast
@@ -30,7 +32,7 @@ from engine.types import PyTree
 
 type Step = Callable[[TrainState, Batch, jax.Array, jax.Array], tuple[TrainState, jax.Array]]
 type Steps = Callable[[TrainState, tuple[Batch, ...], jax.Array, jax.Array], tuple[TrainState, jax.Array]]
-type EvaluationStep = Callable[[Arrays, Arrays, Batch], jax.Array]
+type EvaluationStep = Callable[[Arrays, Arrays, Batch], Reduced]
 
 MIN_LOSSES = 16  # with fewer losses in the window, no loss is a spike
 ENGINE_METRICS = ("grad_norm", "learning_rate", "skipped")
@@ -352,21 +354,18 @@ def make_steps(step: Step, unroll: bool) -> Steps:
     return steps
 
 
-def make_evaluation_step(
-    task: Task, model: Model, compute_dtype: DTypeLike, metric_names: tuple[str, ...]
-) -> EvaluationStep:
-    """Returns `(params, model state, batch) -> metrics [names, 2]`; rows of weight 0 are left out."""
+def make_evaluation_step(task: Task, model: Model, compute_dtype: DTypeLike, states: MetricStates) -> EvaluationStep:
+    """Returns `(params, model state, batch) -> reduced metrics`; rows of weight 0 are left out."""
 
-    def step(params: Arrays, model_state: Arrays, batch: Batch) -> jax.Array:
-        means = evaluate(task, model, compute_dtype, params, model_state, batch)
-        return jnp.stack([reduce_mean(means[name], batch.weight) for name in metric_names])
+    def step(params: Arrays, model_state: Arrays, batch: Batch) -> Reduced:
+        return states.reduce(evaluate(task, model, compute_dtype, params, model_state, batch), batch.weight)
 
     return step
 
 
 def evaluate(
     task: Task, model: Model, compute_dtype: DTypeLike, params: Arrays, model_state: Arrays, batch: Batch
-) -> Mapping[str, Mean]:
+) -> Mapping[str, Metric]:
     """Returns the Task's metrics of one batch, by name; to be traced."""
     module = model.module(cast(params, compute_dtype), model_state, None)
     module.eval()

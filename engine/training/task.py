@@ -16,7 +16,9 @@ from flax import nnx
 from engine.config.errors import TaskError, did_you_mean
 from engine.config.user_errors import location
 from engine.data.context import Context, call, current
-from engine.metrics.mean import Mean, check_means
+from engine.metrics.mean import Mean
+from engine.metrics.metric import Metric
+from engine.metrics.state import check_metrics
 from engine.training.loss import TaskLoss
 from engine.training.objective import check_terms, means_of
 from engine.types import PyTree
@@ -71,7 +73,7 @@ class Task:
             f"{type(self).__name__} has no loss(self, model, batch, rng). Define it and return Loss.of(values)."
         )
 
-    def evaluate(self, model: Any, batch: Examples, *args: Any, **kwargs: Any) -> Mapping[str, Mean]:
+    def evaluate(self, model: Any, batch: Examples, *args: Any, **kwargs: Any) -> Mapping[str, Metric]:
         """Returns the metrics of a batch by name; by default the loss and its metrics. `model` is in eval mode.
 
         A method may declare a parameter `context`, as for `loss`.
@@ -177,4 +179,4 @@ def _entries(tree: PyTree) -> list[str]:
 def check_loss(task: Task, result: object, batch_size: int) -> None:
     """Raises TaskError if the result of `task.loss`, traced or not, is not valid for `batch_size` rows."""
     where = f"{type(task).__name__}.loss"
-    check_means(check_terms(result, where), batch_size, where)
+    check_metrics(check_terms(result, where), batch_size, where, collect=False)

@@ -13,7 +13,8 @@ from flax import nnx
 from engine.config.errors import ConfigError, TaskError
 from engine.data.batch import Batch
 from engine.data.context import Context
-from engine.metrics.mean import Mean, check_means
+from engine.metrics.mean import Mean
+from engine.metrics.state import check_metrics
 from engine.metrics.values import describe_value
 from engine.training.model import Arrays, cast
 from engine.training.objective import LOSS
@@ -141,7 +142,7 @@ def own_update(
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], UpdateState):
         raise TaskError(f"{where} returned {describe_value(result)}. Return the new state and a dict of metrics.")
     after, metrics = result
-    check_means(metrics, rows, where)
+    check_metrics(metrics, rows, where, collect=False)
     if LOSS not in metrics:
         raise TaskError(f"{where}: there is no metric 'loss', which the guard and the progress line need. Add it.")
     _check_arrays(before, after, where)

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from engine.config.errors import TaskError
-from engine.metrics.mean import Mean, check_means, divide, reduce_mean
+from engine.metrics.mean import Mean, Ratio, RootMeanSquare, Sum, divide, reduce_mean
+from engine.metrics.state import check_metrics
+from tests.metrics.merging import results
 
 
 def test_mean_sums_each_example_with_its_weights():
@@ -46,12 +48,22 @@ def test_division_by_zero_weight_gives_zero():
     assert float(divide(jnp.array([0.0, 0.0]))) == 0
 
 
-def test_check_means_accepts_scalars_and_rejects_other_shapes():
+def test_check_metrics_accepts_scalars_and_rejects_other_shapes():
     with pytest.raises(TaskError, match=r"^Mean.of needs at least one value for each example, .*, found a scalar."):
         Mean.of(jnp.float32(1))
-    assert check_means({"a": Mean.of(jnp.ones(4))}, 4, "Task.evaluate")
+    assert check_metrics({"a": Mean.of(jnp.ones(4))}, 4, "Task.evaluate")
     scalar = Mean(jnp.float32(1), jnp.float32(2))
-    assert not check_means({"a": scalar}, 4, "Task.evaluate")
-    assert not check_means({"a": scalar, "b": Mean.of(jnp.ones(4))}, 4, "Task.evaluate")
+    assert not check_metrics({"a": scalar}, 4, "Task.evaluate")
+    assert not check_metrics({"a": scalar, "b": Mean.of(jnp.ones(4))}, 4, "Task.evaluate")
     with pytest.raises(TaskError, match=r"Task.evaluate: metric 'a' has total \[4, 2\] and weight \[4, 2\]"):
-        check_means({"a": Mean(jnp.ones((4, 2)), jnp.ones((4, 2)))}, 4, "Task.evaluate")
+        check_metrics({"a": Mean(jnp.ones((4, 2)), jnp.ones((4, 2)))}, 4, "Task.evaluate")
+
+
+def test_functions_of_sums_equal_numpy():
+    values, where = np.array([[1.0, 2], [3, np.nan], [5, 6]]), np.array([[1, 1], [1, 0], [1, 1]])
+    kept = values[where > 0]
+    assert results(Mean.of(values, where), 2)["m"] == kept.mean()
+    assert results(Sum.of(values, where), 2)["m"] == kept.sum()
+    assert results(RootMeanSquare.of(values, where), 2)["m"] == pytest.approx(np.sqrt(np.mean(kept**2)))
+    assert results(Ratio.of(values, values**2, where), 2)["m"] == kept.sum() / (kept**2).sum()
+    assert np.isnan(results(Ratio.of(values, values, where * 0))["m"])

@@ -1,6 +1,6 @@
 import pytest
 
-from engine.observe.formatting import duration, number, pairs
+from engine.observe.formatting import duration, number, pairs, table
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,19 @@ def test_duration_uses_two_units_at_most(seconds, text):
 
 def test_pairs_keep_their_order():
     assert pairs({"loss": 0.42131, "accuracy": 0.9}) == "loss 0.4213  accuracy 0.9"
+
+
+def test_few_values_are_a_line_and_many_a_table():
+    assert table({"loss": 0.5, "accuracy": 1.0}) == "loss 0.5  accuracy 1"
+    text = table({f"heldout/ap/{i}": i / 7 for i in range(40)})
+    lines = text.splitlines()
+    assert lines[0] == ""
+    assert lines[1].split()[::2] == ["heldout/ap/0", "heldout/ap/10", "heldout/ap/20", "heldout/ap/30"]
+    assert lines[1].split()[1::2] == ["0", "1.429", "2.857", "4.286"]
+    assert max(map(len, lines)) <= 102
+    assert len({len(line) for line in lines[1:11]}) == 1  # aligned
+    lines = table({f"heldout/{i}": i / 7 for i in range(1000)}).splitlines()
+    assert len(lines) == 32
+    assert lines[-1].startswith("  and ")
+    shown = sum(line.count("heldout/") for line in lines)
+    assert lines[-1] == f"  and {1000 - shown} more in metrics.jsonl"

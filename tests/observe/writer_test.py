@@ -14,7 +14,8 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue], made at import
 
 from engine.config.errors import ConvoyError, RunError
-from engine.observe import writer as writer_module
+from engine.metrics.results import Bins, Curve, Image
+from engine.observe import tensorboard as tensorboard_module
 from engine.observe.writer import MetricWriter
 from engine.run.lease import Lease, LeaseLost
 
@@ -52,6 +53,19 @@ def test_rows_are_written_in_push_order(tmp_path):
     assert lines_of(path) == [make_row(1, loss=0.5), make_row(2, loss=0.25), make_row(2, **HELDOUT)]
 
 
+def test_results_of_evaluations_are_written_as_numbers(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    curve, bins = Curve(np.arange(2), np.ones(2), "recall", "precision"), Bins(np.arange(2), np.array([3]))
+    results = {"a/vector": np.array([1.5, np.nan]), "a/curve": curve, "a/bins": bins, "a/image": Image(np.eye(2))}
+    with MetricWriter(path, None) as writer:
+        writer.push(lambda: [make_row(1, **results)])
+    (row,) = lines_of(path)
+    assert row.pop("a/vector") == [1.5, "NaN"]
+    assert row.pop("a/curve") == {"recall": [0, 1], "precision": [1, 1]}
+    assert row.pop("a/bins") == {"edges": [0, 1], "counts": [3]}
+    assert row == make_row(1)
+
+
 def test_push_does_not_wait_for_the_block(tmp_path):
     path, device_is_done = tmp_path / "metrics.jsonl", threading.Event()
     writer = MetricWriter(path, None)
@@ -73,7 +87,7 @@ def test_block_without_rows_runs_in_order(tmp_path):
 
 
 def test_after_a_lost_lease_nothing_is_written_and_push_raises(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer_module, "_FLUSH_S", 1000.0)
+    monkeypatch.setattr(tensorboard_module, "_FLUSH_S", 1000.0)
     path, lost = tmp_path / "metrics.jsonl", threading.Event()
 
     class Lost(Lease):

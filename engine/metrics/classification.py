@@ -1,0 +1,141 @@
+"""Metrics of classifiers: confusion matrix, ROC curve and precision-recall curve."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from engine.config.errors import TaskError
+from engine.metrics.metric import Metric, collected
+from engine.metrics.results import Curve, Image
+from engine.metrics.values import rows_and_mask
+
+_SHOWN = 64  # classes up to which the matrix itself is a result
+
+
+class ConfusionMatrix(Metric):
+    """Counts of (true class, predicted class), with accuracy, F1 and IoU.
+
+    F1 is the harmonic mean of precision and recall; IoU is TP / (TP + FP + FN), the Jaccard index (Everingham et al.
+    2010, doi:10.1007/s11263-009-0275-4, section 4.1). Their means are over the classes that occur, as labels or as
+    predictions. The matrix needs batch x classes x classes integers of memory during an evaluation step.
+    """
+
+    counts: jax.Array
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        predicted: ArrayLike,
+        labels: ArrayLike,
+        classes: int | Sequence[str],
+        where: ArrayLike | None = None,
+    ) -> Self:
+        """Returns the confusion matrix of each example.
+
+        Args:
+            predicted: predicted classes as integers, `[batch, ...]`, such as `[batch]` or `[batch, height, width]`.
+            labels: true classes, likewise. Labels outside of 0..classes-1, such as 255, are left out.
+            classes: names of the classes, which give results of each class, or their number.
+            where: mask, `[batch]` up to `[batch, ...]`.
+        """
+        if jnp.shape(predicted) != jnp.shape(labels):
+            raise TaskError(
+                f"ConfusionMatrix.of: predicted has shape {list(jnp.shape(predicted))}, labels "
+                f"{list(jnp.shape(labels))}. Both are classes, such as logits.argmax(-1), of the same shape."
+            )
+        names = ("",) * classes if isinstance(classes, int) else tuple(classes)
+        n = len(names)
+        _, kept = rows_and_mask("ConfusionMatrix", labels, where)
+        true, guess = (jnp.asarray(x).astype(jnp.int32).reshape(kept.shape) for x in (labels, predicted))
+        kept &= (true >= 0) & (true < n) & (guess >= 0) & (guess < n)
+        cell = jnp.where(kept, true * n + guess, 0)
+        counts = jax.vmap(lambda cell, kept: jnp.zeros(n * n, jnp.int32).at[cell].add(kept))(cell, kept)
+        return cls(counts.reshape(-1, n, n), names)
+
+    def compute(self) -> dict[str, Any]:
+        """Returns accuracy, f1, iou, the matrix as an array and an image, and f1 and iou of each named class."""
+        counts = np.asarray(self.counts, np.float64)
+        hits, true, guessed = np.diag(counts), counts.sum(1), counts.sum(0)
+        seen = true + guessed > 0
+        f1, iou = 2 * hits / (true + guessed), hits / (true + guessed - hits)
+        found: dict[str, Any] = {"accuracy": hits.sum() / counts.sum()}
+        for name, values in (("f1", f1), ("iou", iou)):
+            each = {label: value for label, value in zip(self.classes, values, strict=True) if label}
+            found[name] = {"": values[seen].mean() if seen.any() else np.nan, **each}
+        if len(counts) <= _SHOWN:
+            shares = counts / np.maximum(true, 1)[:, None]
+            found["matrix"] = np.asarray(self.counts)
+            found["image"] = Image(1 - np.kron(shares, np.ones((8, 8))))
+        return found
+
+
+class _Scores(Metric):
+    """Scores, binary labels and their mask, collected."""
+
+    scores: jax.Array = collected()
+    positive: jax.Array = collected()
+    kept: jax.Array = collected()
+
+    @classmethod
+    def of(cls, scores: ArrayLike, labels: ArrayLike, where: ArrayLike | None = None) -> Self:
+        """Returns the scores and labels of each example.
+
+        Args:
+            scores: `[batch, ...]`; larger for positive examples. Only their order counts.
+            labels: 1 or True for positive, likewise.
+            where: mask, `[batch]` up to `[batch, ...]`.
+        """
+        scores, kept = rows_and_mask(cls.__name__, scores, where)
+        positive, _ = rows_and_mask(cls.__name__, labels, None)
+        if positive.shape != scores.shape:
+            raise TaskError(f"{cls.__name__}.of: scores and labels differ in shape. Give each score a label.")
+        return cls(scores, positive > 0, kept)
+
+    def _counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the true and the false positives above each distinct score, from the highest, starting with 0."""
+        kept = np.asarray(self.kept)
+        scores, positive = np.asarray(self.scores)[kept], np.asarray(self.positive)[kept]
+        order = np.argsort(-scores, kind="stable")
+        scores, positive = scores[order], positive[order]
+        ends = np.flatnonzero(np.append(np.diff(scores) != 0, True)) if len(scores) else np.zeros(0, int)
+        hits = np.cumsum(positive, dtype=np.int64)[ends]
+        return np.append(0, hits), np.append(0, ends + 1 - hits)
+
+
+class Roc(_Scores):
+    """ROC curve: true positive rate over false positive rate, and the area below it by the trapezoidal rule.
+
+    Definition: Fawcett 2006, doi:10.1016/j.patrec.2005.10.010, algorithms 1 and 2. NaN without positive or negative
+    examples.
+    """
+
+    def compute(self) -> dict[str, Any]:
+        """Returns auc and curve."""
+        hits, misses = self._counts()
+        x, y = misses / misses[-1], hits / hits[-1]
+        return {"auc": float(np.trapezoid(y, x)), "curve": Curve(x, y, "false_positive_rate", "true_positive_rate")}
+
+
+class PrecisionRecall(_Scores):
+    """Precision over recall, with two areas below it; NaN without positive examples.
+
+    - average_precision: sum of precision times the increase of recall, without interpolation (Manning et al. 2008,
+      Introduction to Information Retrieval, section 8.4).
+    - auc: by the trapezoidal rule, which is too optimistic (Davis and Goadrich 2006, doi:10.1145/1143844.1143874).
+    """
+
+    def compute(self) -> dict[str, Any]:
+        """Returns average_precision, auc and curve."""
+        hits, misses = self._counts()
+        recall = hits / hits[-1]
+        precision = np.append(1.0, hits[1:] / (hits[1:] + misses[1:]))
+        return {
+            "average_precision": float((np.diff(recall) * precision[1:]).sum()) if hits[-1] else np.nan,
+            "auc": float(np.trapezoid(precision, recall)),
+            "curve": Curve(recall, precision, "recall", "precision"),
+        }

@@ -1,0 +1,220 @@
+"""Average precision of detections: boxes or points with a class and a score, matched to labelled ones on the host."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from engine.config.errors import TaskError
+from engine.metrics.metric import Metric, collected
+from engine.metrics.values import real_array, rows_and_mask
+
+type Match = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Similarity of predictions `[n, 1, dim]` and labels `[n, labels, dim]`, larger for better: `[n, labels]`."""
+
+_THRESHOLDS = {"distance": (0.5, 1.0, 2.0, 4.0), "iou": tuple(round(0.5 + 0.05 * i, 2) for i in range(10))}
+_AREAS = ("sum", "voc", "coco", "nuscenes")
+
+
+class AveragePrecision(Metric):
+    """Average precision of detections, by class, by threshold of the match and by range.
+
+    In the order of their scores, predictions take the best free label of their class in their example, if it is close
+    enough. With several thresholds, each has its own matching. The average precision is an area below precision over
+    recall, of all examples together:
+
+    - "sum": precision times the increase of recall, without interpolation (as in scikit-learn).
+    - "voc": the area below the largest precision at this or a higher recall (Everingham et al. 2010,
+      doi:10.1007/s11263-009-0275-4, with all points as from VOC 2010).
+    - "coco": the same at 101 recalls (Lin et al. 2014, arXiv:1405.0312, and the COCO evaluation code).
+    - "nuscenes": precision interpolated at 101 recalls, above recall 0.1 and precision 0.1, scaled to 0..1 (Caesar et
+      al. 2020, arXiv:1903.11027, section 3.1).
+
+    A class without labels has no value (NaN) and is not part of a mean.
+    """
+
+    predicted: jax.Array = collected()
+    scores: jax.Array = collected()
+    guesses: jax.Array = collected()
+    boxes: jax.Array = collected()
+    labels: jax.Array = collected()
+    classes: tuple[str, ...] = ("",)
+    match: str | Match = "distance"
+    thresholds: tuple[float, ...] = ()
+    ranges: tuple[tuple[float, float], ...] = ()
+    area: str = "sum"
+
+    @classmethod
+    def of(
+        cls,
+        predicted: ArrayLike,
+        scores: ArrayLike,
+        guesses: ArrayLike,
+        boxes: ArrayLike,
+        labels: ArrayLike,
+        where: ArrayLike | None = None,
+        *,
+        classes: int | Sequence[str],
+        predicted_where: ArrayLike | None = None,
+        match: str | Match = "distance",
+        thresholds: Sequence[float] | None = None,
+        ranges: Sequence[tuple[float, float]] = (),
+        area: str | None = None,
+    ) -> Self:
+        """Returns the detections of each example.
+
+        Args:
+            predicted: `[batch, predictions, dim]`: centres in metres for "distance", boxes (x0, y0, x1, y1) for "iou".
+            scores: `[batch, predictions]`, comparable over examples.
+            guesses: predicted classes as integers, `[batch, predictions]`.
+            boxes: labelled centres or boxes, `[batch, labels, dim]`, padded to the same number.
+            labels: their classes, `[batch, labels]`.
+            where: mask of real labels, `[batch, labels]`; None if none is padding.
+            classes: names of the classes, which give results of each class, or their number.
+            predicted_where: mask of real predictions, likewise.
+            match: "distance", "iou" for boxes along the axes, or a function (module level, in numpy) of `[n, 1, dim]`
+                and `[n, labels, dim]` that returns similarities `[n, labels]`.
+            thresholds: a match is a distance below, or a similarity of at least, one of them. By default 0.5, 1, 2 and
+                4 for "distance", and 0.5 to 0.95 for "iou".
+            ranges: (from, to) distances of the first two coordinates from the origin, each of which gives a result. A
+                matched prediction has the range of its label.
+            area: see the class; by default "nuscenes" for "distance" and "coco" otherwise.
+
+        Raises:
+            TaskError: shapes do not fit together, or a setting is unknown.
+        """
+        if not callable(match) and match not in _THRESHOLDS:
+            raise TaskError(f"AveragePrecision.of: match = {match!r} is unknown. Allowed: distance, iou, a function.")
+        area = area or ("nuscenes" if match == "distance" else "coco")
+        if area not in _AREAS:
+            raise TaskError(f"AveragePrecision.of: area = {area!r} is unknown. Allowed: {', '.join(_AREAS)}.")
+        predicted, boxes = (real_array(x, "AveragePrecision.of needs boxes") for x in (predicted, boxes))
+        shapes = [predicted.shape[:-1], jnp.shape(scores), jnp.shape(guesses), boxes.shape[:-1], jnp.shape(labels)]
+        if predicted.ndim != 3 or boxes.ndim != 3 or shapes[:2] != shapes[1:3] or shapes[3] != shapes[4]:
+            raise TaskError(
+                f"AveragePrecision.of: predicted {list(predicted.shape)}, scores {list(shapes[1])}, guesses "
+                f"{list(shapes[2])}, boxes {list(boxes.shape)}, labels {list(shapes[4])}. Allowed: [batch, n, dim], "
+                "[batch, n], [batch, n], [batch, m, dim], [batch, m]."
+            )
+        scores, real = rows_and_mask("AveragePrecision", scores, predicted_where)
+        _, present = rows_and_mask("AveragePrecision", labels, where)
+        guesses, labels = (jnp.asarray(x).astype(jnp.int32) for x in (guesses, labels))
+        names = ("",) * classes if isinstance(classes, int) else tuple(classes)
+        return cls(
+            predicted,
+            jnp.where(real, scores, -jnp.inf),
+            guesses,
+            boxes,
+            jnp.where(present, labels, -1),
+            names,
+            match,
+            tuple(thresholds or _THRESHOLDS["distance" if match == "distance" else "iou"]),
+            tuple((float(low), float(high)) for low, high in ranges),
+            area,
+        )
+
+    def compute(self) -> dict[str, Any]:
+        """Returns the mean over classes and thresholds as "", and means by threshold, by class and by range."""
+        matched = self._matches()
+        everywhere = self._average_precisions(matched, None)  # [thresholds, classes]
+        found: dict[str, Any] = {"": _mean(everywhere)}
+        if len(self.thresholds) > 1:
+            found |= {f"{limit:g}": _mean(row) for limit, row in zip(self.thresholds, everywhere, strict=True)}
+        found |= self._by_class(everywhere)
+        for low, high in self.ranges:
+            values = self._average_precisions(matched, (low, high))
+            found[f"{low:g}-{high:g}"] = {"": _mean(values), **self._by_class(values)}
+        return found
+
+    def _by_class(self, values: np.ndarray) -> dict[str, float]:
+        return {name: _mean(column) for name, column in zip(self.classes, values.T, strict=True) if name}
+
+    def _matches(self) -> np.ndarray:
+        """Returns the index of the label that each prediction takes, or -1: `[thresholds, examples, predictions]`."""
+        scores, labels, boxes = (np.asarray(x) for x in (self.scores, self.labels, self.boxes))
+        predicted, guesses = np.asarray(self.predicted), np.asarray(self.guesses)
+        limits, rows = np.array(self.thresholds)[:, None], np.arange(len(scores))
+        matched = np.full((len(limits), *scores.shape), -1)
+        if not boxes.size:
+            return matched
+        taken = np.zeros((len(limits), *labels.shape), bool)
+        at = np.arange(len(limits))[:, None], rows[None]
+        for k in np.argsort(-scores, axis=1, kind="stable").T:  # the prediction of each example with the next score
+            similar = _similarity(self.match, predicted[rows, k][:, None], boxes)
+            allowed = (labels == guesses[rows, k][:, None]) & (labels >= 0) & np.isfinite(scores[rows, k])[:, None]
+            free = np.where(allowed & ~taken, similar, -np.inf)  # [thresholds, examples, labels]
+            best = free.argmax(-1)
+            value = free[(*at, best)]
+            hit = value > -limits if self.match == "distance" else value >= limits
+            taken[(*at, best)] |= hit
+            matched[(*at, k[None])] = np.where(hit, best, -1)
+        return matched
+
+    def _average_precisions(self, matched: np.ndarray, between: tuple[float, float] | None) -> np.ndarray:
+        """Returns average precisions `[thresholds, classes]` of the labels in a range."""
+        scores, guesses, labels = (np.asarray(x) for x in (self.scores, self.guesses, self.labels))
+        counted, own = np.ones_like(labels, bool), np.isfinite(scores)
+        if between is not None:
+            counted = self._is_between(self.boxes, between)
+            own = own & self._is_between(self.predicted, between)
+        found = np.full((len(matched), len(self.classes)), np.nan)
+        for t, label in enumerate(matched):
+            hit = label >= 0
+            kept = np.where(hit, np.take_along_axis(counted, label.clip(0), 1), own) if labels.size else own
+            for c in range(len(self.classes)):
+                chosen = kept & np.isfinite(scores) & (guesses == c)
+                total = int((counted & (labels == c)).sum())
+                found[t, c] = average_precision(scores[chosen], hit[chosen], total, self.area)
+        return found
+
+    def _is_between(self, boxes: Any, between: tuple[float, float]) -> np.ndarray:
+        centres = (boxes[..., :2] + boxes[..., 2:4]) / 2 if self.match == "iou" else boxes[..., :2]
+        distance = np.linalg.norm(np.asarray(centres), axis=-1)
+        return (between[0] <= distance) & (distance < between[1])
+
+
+def average_precision(scores: np.ndarray, hits: np.ndarray, total: int, area: str) -> float:
+    """Returns the area below precision over recall of predictions of one class; NaN without labels.
+
+    Args:
+        scores: `[predictions]`; equal scores count together.
+        hits: whether each has a label, likewise.
+        total: number of labels.
+        area: how the area is computed, see AveragePrecision.
+    """
+    if not total:
+        return float("nan")
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True)) if len(scores) else np.zeros(0, int)
+    true = np.cumsum(hits[order], dtype=np.int64)[ends]
+    recall, precision = true / total, true / (ends + 1)
+    if area == "nuscenes":
+        if not hits.any():
+            return 0.0
+        sampled = np.interp(np.linspace(0, 1, 101), recall, precision, right=0)[11:]
+        return float(np.maximum(sampled - 0.1, 0).mean() / 0.9)
+    if area != "sum":
+        precision = np.maximum.accumulate(precision[::-1])[::-1]
+    if area == "coco":
+        at = np.searchsorted(recall, np.linspace(0, 1, 101))
+        return float(np.append(precision, 0)[at].mean())
+    return float((np.diff(recall, prepend=0) * precision).sum())
+
+
+def _similarity(match: str | Match, predicted: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    if callable(match):
+        return match(predicted, boxes)
+    if match == "distance":
+        return -np.linalg.norm(predicted - boxes, axis=-1)
+    low, high = np.maximum(predicted[..., :2], boxes[..., :2]), np.minimum(predicted[..., 2:], boxes[..., 2:])
+    both = np.maximum(high - low, 0).prod(-1)
+    areas = [np.maximum(x[..., 2:] - x[..., :2], 0).prod(-1) for x in (predicted, boxes)]
+    return both / np.maximum(areas[0] + areas[1] - both, 1e-12)
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")

@@ -1,0 +1,76 @@
+"""`Metric`, the base class of all metrics: a state that merges by addition or concatenation, and its final computation.
+
+A subclass lists its fields like a dataclass and defines `compute`; the base class registers it as a pytree.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, dataclass_transform
+
+import jax
+
+from engine.config.errors import TaskError
+
+_COLLECTED = "collected"
+
+
+def collected() -> Any:
+    """Returns the default of a field whose entries are kept for each example instead of being summed.
+
+    class Quartiles(Metric):
+        errors: jax.Array = collected()
+    """
+    return dataclasses.field(metadata={_COLLECTED: True})
+
+
+@dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(collected, dataclasses.field))
+class Metric:
+    """A metric of one's own: a subclass with fields and a method `compute`.
+
+    A field annotated as an array, such as `jax.Array`, is `[batch, ...]`: one entry for each example. By default the
+    entries are summed over all examples. With `= collected()` they are kept, in no particular order. All other fields
+    are settings: the same hashable values for every batch. A subclass is a frozen dataclass and a pytree.
+
+        class Bias(Metric):
+            error: jax.Array  # [batch]
+            count: jax.Array  # [batch]
+            unit: str = "m"
+
+            def compute(self):
+                return {self.unit: self.error / self.count}
+    """
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        dataclasses.dataclass(frozen=True, eq=False)(cls)
+        names = {True: [], False: []}
+        for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType], it is a dataclass now
+            names[_is_array(field)].append(field.name)
+        jax.tree_util.register_dataclass(cls, data_fields=names[True], meta_fields=names[False])
+
+    def compute(self) -> Any:
+        """Returns the result, from the state of all examples. It runs once, on the host, in numpy.
+
+        Summed fields are `[...]`, float64 or int64. Collected fields are `[examples, ...]`. The result is a number, an
+        array, an `Image`, a `Curve`, `Bins`, a figure of matplotlib, or a dict of such values by name. The name ""
+        stands for the name of the metric itself. A division by zero gives NaN or infinity without a warning.
+        """
+        raise TaskError(f"{type(self).__name__} has no compute(self). Define it and return a number, or a dict.")
+
+
+def array_fields(metric: Metric) -> Iterator[tuple[str, bool]]:
+    """Yields the name of each array of a metric, and whether it is collected."""
+    for field in dataclasses.fields(metric):  # pyright: ignore[reportArgumentType], every subclass is a dataclass
+        if _is_array(field):
+            yield field.name, _COLLECTED in field.metadata
+
+
+def settings(metric: Metric) -> dict[str, object]:
+    """Returns the fields of a metric that are not arrays."""
+    fields = dataclasses.fields(metric)  # pyright: ignore[reportArgumentType], every subclass is a dataclass
+    return {field.name: getattr(metric, field.name) for field in fields if not _is_array(field)}
+
+
+def _is_array(field: dataclasses.Field) -> bool:
+    text = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+    return _COLLECTED in field.metadata or "Array" in text or "ndarray" in text

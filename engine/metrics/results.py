@@ -1,0 +1,146 @@
+"""What `Metric.compute` may return, and its form in files: numbers, arrays, curves, bins and images by name.
+
+Imports no JAX.
+"""
+
+import dataclasses
+import io
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from engine.config.errors import TaskError
+
+MAX_NUMBERS = 4096  # of an array in metrics.jsonl
+_SHOWN = 16  # numbers of an array as text
+CURVE_POINTS = 256  # of a curve in metrics.jsonl and TensorBoard
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Image:
+    """An image for TensorBoard: `[height, width]` or `[height, width, 3]`, uint8 or 0..1, or the bytes of a PNG."""
+
+    pixels: np.ndarray | bytes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Curve:
+    """Points of a curve, in order, such as recall and precision."""
+
+    x: np.ndarray
+    y: np.ndarray
+    x_name: str = "x"
+    y_name: str = "y"
+
+    def thinned(self) -> "Curve":
+        """Returns the curve with at most CURVE_POINTS of its points, evenly spaced along it."""
+        x, y = np.asarray(self.x, np.float64), np.asarray(self.y, np.float64)
+        if len(x) <= CURVE_POINTS:
+            return dataclasses.replace(self, x=x, y=y)
+        length = np.nan_to_num(np.abs(np.diff(x)) / (np.ptp(x) or 1) + np.abs(np.diff(y)) / (np.ptp(y) or 1))
+        along = np.concatenate([[0], np.cumsum(length)])
+        chosen = np.unique(np.searchsorted(along, np.linspace(0, along[-1], CURVE_POINTS)).clip(0, len(x) - 1))
+        return dataclasses.replace(self, x=x[chosen], y=y[chosen])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bins:
+    """A histogram: `edges` `[bins + 1]` and `counts` `[bins]`."""
+
+    edges: np.ndarray
+    counts: np.ndarray
+
+
+type Result = float | np.ndarray | Image | Curve | Bins
+"""One named result. An array has at least one dimension."""
+
+
+def named_results(name: str, value: object, where: str) -> dict[str, Result]:
+    """Returns the results of one metric by full name: the entries of a dict are "<name>/<key>".
+
+    Args:
+        name: name of the metric; also the full name of an entry whose key is "".
+        value: what `compute` has returned.
+        where: class of the metric, for errors.
+
+    Raises:
+        TaskError: the value, or an entry, is of another type, or two entries have the same name.
+    """
+    if not isinstance(value, Mapping):
+        return {name: _result(name, value, where)}
+    found: dict[str, Result] = {}
+    for key, entry in value.items():
+        for full, result in named_results(f"{name}/{key}" if str(key) else name, entry, where).items():
+            if full in found:
+                raise TaskError(f"{where}.compute returned two values named {full!r}. Rename one of them.")
+            found[full] = result
+    return found
+
+
+def _result(name: str, value: Any, where: str) -> Result:
+    if isinstance(value, Image):
+        shape = np.shape(value.pixels)
+        if not isinstance(value.pixels, bytes) and not (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)):
+            raise TaskError(
+                f"{where}.compute returned an Image of shape {list(shape)} as {name!r}. Allowed: [height, width] and "
+                "[height, width, 3]."
+            )
+        return value
+    if isinstance(value, Curve | Bins):
+        return value
+    if callable(getattr(value, "savefig", None)):  # a figure of matplotlib
+        value.savefig(file := io.BytesIO(), format="png")
+        return Image(file.getvalue())
+    if isinstance(value, numbers.Real):
+        return float(value)
+    array = np.asarray(value) if isinstance(value, list | tuple) or hasattr(value, "__array__") else np.array(None)
+    if array.dtype.kind not in "biuf":
+        raise TaskError(
+            f"{where}.compute returned a {type(value).__name__} as {name!r}. Allowed: a number, an array of numbers, "
+            "an Image, a Curve, Bins, a figure of matplotlib, and dicts of them."
+        )
+    return array if array.ndim else float(array)
+
+
+def scalars(results: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the results that are single numbers."""
+    return {name: float(value) for name, value in results.items() if isinstance(value, numbers.Real)}
+
+
+def json_values(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the results as values of JSON, without images and without arrays of more than MAX_NUMBERS numbers."""
+    found = {name: _json_value(value) for name, value in results.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def result_text(value: Any) -> str:
+    """Returns a number, or an array of at most 16 numbers, with six significant digits; "" for other results."""
+    if isinstance(value, numbers.Real):
+        return f"{value:.6g}"
+    if isinstance(value, np.ndarray) and value.size <= _SHOWN:
+        return np.array2string(value.astype(np.float64), precision=6, separator=", ", max_line_width=10**6).replace(
+            "\n", ""
+        )
+    return ""
+
+
+def too_large(results: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the arrays that `json_values` leaves out."""
+    return [name for name, value in results.items() if _size(value) > MAX_NUMBERS]
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, Image) or _size(value) > MAX_NUMBERS:
+        return None
+    if isinstance(value, Curve):
+        curve = value.thinned()
+        return {curve.x_name: curve.x.tolist(), curve.y_name: curve.y.tolist()}
+    if isinstance(value, Bins):
+        return {"edges": np.asarray(value.edges).tolist(), "counts": np.asarray(value.counts).tolist()}
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def _size(value: Any) -> int:
+    return value.size if isinstance(value, np.ndarray) else len(value.counts) if isinstance(value, Bins) else 1

@@ -1,0 +1,77 @@
+"""Confusion matrices, ROC and precision-recall curves equal those of scikit-learn, with masks and partial batches."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn import metrics as sklearn
+
+from engine.config.errors import TaskError
+from engine.metrics import ConfusionMatrix, Curve, Image, PrecisionRecall, Roc
+from tests.metrics.merging import results
+from tests.properties import examples
+
+SHAPE = (6, 5)  # fixed, so that every example uses the same compiled operations
+
+
+@examples(25)
+@given(st.integers(0, 10**6), st.integers(2, 5))
+def test_confusion_matrix_equals_scikit_learn(seed, batch_size):
+    rng = np.random.default_rng(seed)
+    labels, predicted = rng.integers(0, 3 + seed % 2, SHAPE), rng.integers(0, 3, SHAPE)
+    labels[rng.random(SHAPE) < 0.1] = 255  # not a class
+    where = rng.random(SHAPE) < 0.8
+    found = results(ConfusionMatrix.of(predicted, labels, ("a", "b", "c", "d"), where), batch_size)
+    kept = where & (labels < 4)
+    true, guess = labels[kept], predicted[kept]
+    assert found["m/accuracy"] == pytest.approx(sklearn.accuracy_score(true, guess), abs=1e-12)
+    assert found["m/f1"] == pytest.approx(sklearn.f1_score(true, guess, average="macro"), abs=1e-12)
+    assert found["m/iou"] == pytest.approx(sklearn.jaccard_score(true, guess, average="macro"), abs=1e-12)
+    np.testing.assert_array_equal(found["m/matrix"], sklearn.confusion_matrix(true, guess, labels=range(4)))
+    if (b := (true == 1).sum() + (guess == 1).sum()) > 0:
+        assert found["m/f1/b"] == pytest.approx(2 * ((true == 1) & (guess == 1)).sum() / b, abs=1e-12)
+    assert isinstance(found["m/image"], Image)
+
+
+@examples(25)
+@given(st.integers(0, 10**6), st.integers(2, 5), st.sampled_from([3, 1000]))
+def test_curves_and_their_areas_equal_scikit_learn(seed, batch_size, levels):
+    rng = np.random.default_rng(seed)
+    labels, where = rng.random(SHAPE) < 0.4, rng.random(SHAPE) < 0.8
+    scores = (rng.integers(0, levels, SHAPE) + labels * levels // 4).astype(np.float32)  # with ties
+    labels[0, 0], where[0, :2] = ~labels[0, 1], True  # both classes occur
+    true, kept = labels[where], scores[where]
+    found = results(Roc.of(scores, labels, where), batch_size)
+    assert found["m/auc"] == pytest.approx(sklearn.roc_auc_score(true, kept), abs=1e-12)
+    x, y, _ = sklearn.roc_curve(true, kept, drop_intermediate=False)
+    curve = found["m/curve"]
+    assert isinstance(curve, Curve)
+    np.testing.assert_allclose((curve.x, curve.y), (x, y), atol=1e-12)
+
+    found = results(PrecisionRecall.of(scores, labels, where), batch_size)
+    precision, recall, _ = sklearn.precision_recall_curve(true, kept)
+    curve = found["m/curve"]
+    assert isinstance(curve, Curve)
+    np.testing.assert_allclose((curve.x, curve.y), (recall[::-1], precision[::-1]), atol=1e-12)
+    assert found["m/average_precision"] == pytest.approx(sklearn.average_precision_score(true, kept), abs=1e-12)
+    assert found["m/auc"] == pytest.approx(sklearn.auc(recall, precision), abs=1e-12)
+
+
+def test_metrics_without_a_positive_example_are_nan():
+    scores, labels = np.ones((2, 3), np.float32), np.zeros((2, 3))
+    assert np.isnan(results(Roc.of(scores, labels))["m/auc"])
+    assert np.isnan(results(PrecisionRecall.of(scores, labels))["m/average_precision"])
+    empty = results(ConfusionMatrix.of(np.zeros(2, int), np.zeros(2, int), 3, np.zeros(2)))
+    assert np.isnan([empty["m/accuracy"], empty["m/f1"], empty["m/iou"]]).all()
+
+
+def test_matrix_of_many_classes_is_not_a_result():
+    found = results(ConfusionMatrix.of(np.zeros(2, int), np.zeros(2, int), 65))
+    assert found == {"m/accuracy": 1, "m/f1": 1, "m/iou": 1}
+
+
+def test_inputs_of_different_shapes_are_errors():
+    with pytest.raises(TaskError, match=r"ConfusionMatrix.of: predicted has shape \[2, 3\], labels \[2\]"):
+        ConfusionMatrix.of(np.zeros((2, 3)), np.zeros(2), 3)
+    with pytest.raises(TaskError, match=r"Roc.of: scores and labels differ in shape"):
+        Roc.of(np.zeros((2, 3)), np.zeros(2))
