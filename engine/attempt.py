@@ -137,6 +137,7 @@ class Attempt:
         peak = hardware.peak_flops(jax.devices()[0].device_kind, train.precision, program.mesh.size)
         recorder = Recorder(
             program.metric_names,
+            metrics=program.training_metrics,
             last_value=("learning_rate",),
             summed=("skipped", BAD_EXAMPLES),
             writer=writer,

@@ -182,7 +182,7 @@ def check_metric_names(program: Program, evaluations: Collection[str], hooks: Co
         TaskError: the engine, an evaluation or a hook uses the name of a metric.
     """
     where, taken = f"{type(program.spec.task).__name__}.loss", (*ROW_KEYS, *MEASURED, *ENGINE_METRICS, BAD_EXAMPLES)
-    for name in program.task_metrics:
+    for name in program.training_metrics.names:
         if name in taken:
             raise TaskError(
                 f"{where}: the engine uses the metric name {name!r} itself. Rename this metric. Names of the engine: "

@@ -139,6 +139,23 @@ class MetricStates:
         found |= {kind: jnp.concatenate(arrays) for kind, arrays in parts.items()}
         return found | ({"rows": jnp.asarray(rows)} if self._collected and rows is not None else {})
 
+    def flat(self, metrics: Mapping[str, Metric], rows: jax.Array | np.ndarray | None) -> jax.Array:
+        """Returns the summed fields of a batch as one float32 array; arguments as for `reduce`. To be traced."""
+        reduced = self.reduce(metrics, rows)
+        return jnp.concatenate([reduced[kind].astype(jnp.float32) for kind in sorted(reduced)])
+
+    def unflat(self, flat: np.ndarray) -> dict[str, Metric]:
+        """Returns the metrics whose sums `flat` has given, added up over batches."""
+        sums, start = {}, 0
+        for kind, size in sorted(self._sizes.items()):
+            sums[kind], start = flat[start : start + size], start + size
+        return self.merge(sums, {})
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        kinds = {field.kind for field in self._fields} - {""}
+        return {kind: sum(field.size for field in self._fields if field.kind == kind) for kind in kinds}
+
     def merge(self, sums: Mapping[str, np.ndarray], rows: Mapping[str, list[np.ndarray]]) -> dict[str, Metric]:
         """Returns the metrics over all examples, as numpy arrays.
 
@@ -160,10 +177,8 @@ class MetricStates:
 
     def merger(self) -> "Merger":
         """Returns the merged state of no batch."""
-        kinds = {field.kind for field in self._fields} - {""}
-        sizes = {kind: sum(field.size for field in self._fields if field.kind == kind) for kind in kinds}
         wide = {"float32": np.float64, "int32": np.int64}
-        sums = {kind: np.zeros(size, wide[kind]) for kind, size in sizes.items()}
+        sums = {kind: np.zeros(size, wide[kind]) for kind, size in self._sizes.items()}
         return Merger(self, sums, {field.full_name: [] for field in self._collected})
 
 

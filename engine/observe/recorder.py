@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.config.duration import Period
-from engine.metrics.results import Result
+from engine.metrics.results import Result, scalars
 from engine.observe.memory import memory_use
 from engine.observe.throughput import Throughput
 from engine.observe.writer import MetricWriter
@@ -21,6 +21,8 @@ from engine.run import log
 
 if TYPE_CHECKING:
     import jax
+
+    from engine.metrics.pairs import TrainingMetrics
 
 IN_FLIGHT = 2  # dispatches whose results are not waited for
 FOLD = 1024  # readings of a row before they are added up, so that a long row does not slow down a save
@@ -34,7 +36,8 @@ class Recorder:
     """Collects the metrics of steps and builds rows.
 
     Args:
-        names: names of the metrics, in the order of the arrays.
+        names: names of the rows of the arrays, in their order.
+        metrics: the metrics of the Task's loss.
         last_value: metrics of which a row has the value of its last step instead of the mean (learning rate).
         summed: metrics of which a row has the sum (skipped steps).
         writer: writes the rows.
@@ -53,6 +56,7 @@ class Recorder:
         self,
         names: tuple[str, ...],
         *,
+        metrics: "TrainingMetrics",
         last_value: tuple[str, ...],
         summed: tuple[str, ...],
         writer: MetricWriter,
@@ -65,6 +69,7 @@ class Recorder:
         read_every_s: float = 0.0,
     ):
         self._names, self._last_value, self._summed = names, last_value, summed
+        self._metrics = metrics
         self._writer, self._throughput, self._period = writer, throughput, period
         self._attempt, self._on_row, self._on_phase, self._on_values = attempt, on_row, on_phase, on_values
         self._in_flight: deque[tuple[int, jax.Array]] = deque()  # first step of a dispatch, its metrics `[K, names, 2]`
@@ -211,15 +216,17 @@ class Recorder:
             self._writer.push(without_row)
         self._writer.flush()
 
-    def _row(self, end: int, sums: np.ndarray, values: list[np.ndarray], rates: Row) -> Row:
+    def _row(self, end: int, sums: np.ndarray, values: list[np.ndarray], rates: Row) -> Mapping[str, Result]:
         totals, last = _total(sums, values), values[-1][-1]
         row: Row = {"step": end, "attempt": self._attempt, "batch": end - 1, "time": time.time()}
         for name, (total, weight), (value, _) in zip(self._names, totals.tolist(), last.tolist(), strict=True):
             mean = total / weight if weight else float("nan")
-            row[name] = total if name in self._summed else value if name in self._last_value else mean
-        row |= rates | memory_use()
+            if not self._metrics.is_part(name):
+                row[name] = total if name in self._summed else value if name in self._last_value else mean
+        results = self._metrics.results(self._names, totals)
+        row |= scalars(results) | rates | memory_use()
         self._on_row(row)
-        return row
+        return {**row, **results}
 
 
 def _total(sums: np.ndarray, values: list[np.ndarray]) -> np.ndarray:

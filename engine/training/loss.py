@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import jax
 
 from engine.config.errors import TaskError
-from engine.metrics.mean import Mean, sum_examples
+from engine.metrics.mean import sum_examples
+from engine.metrics.metric import Metric
 from engine.metrics.values import describe_value
 
 
@@ -23,10 +24,12 @@ class Loss:
 
     total: jax.Array
     weight: jax.Array
-    metrics: Mapping[str, Mean] = dataclasses.field(default_factory=dict)
+    metrics: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, values: jax.Array, where: jax.Array | None = None, metrics: Mapping[str, Mean] | None = None) -> "Loss":
+    def of(
+        cls, values: jax.Array, where: jax.Array | None = None, metrics: Mapping[str, Metric] | None = None
+    ) -> "Loss":
         """Returns the loss whose value is `Mean.of(values, where)`, with further metrics. Raises TaskError likewise."""
         return cls(*sum_examples("Loss", values, where), dict(metrics or {}))
 

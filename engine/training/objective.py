@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from engine.config.errors import TaskError
 from engine.metrics.mean import Mean, divide
+from engine.metrics.metric import Metric
 from engine.metrics.values import describe_value
 from engine.training.loss import Loss, LossSum, TaskLoss
 
@@ -68,26 +69,26 @@ def objective_of(result: TaskLoss) -> Objective:
     return Objective({group: tuple(_named(group, loss)) for group, loss in losses_of(result, "loss").items()})
 
 
-def means_of(result: TaskLoss) -> dict[str, Mean]:
+def means_of(result: TaskLoss) -> dict[str, Metric]:
     """Returns the terms and the metrics in the result of a Task's `loss`, by name."""
-    means: dict[str, Mean] = {}
+    means: dict[str, Metric] = {}
     for group, loss in losses_of(result, "loss").items():
         for name, term in _named(group, loss).items():
             means |= {name: Mean(term.total, term.weight), **term.metrics}
     return means
 
 
-def check_terms(result: object, where: str) -> dict[str, Mean]:
+def check_terms(result: object, where: str) -> dict[str, Metric]:
     """Returns the terms and the metrics of the result of a Task's `loss`, by name; their arrays are not checked.
 
     Raises:
         TaskError: `result` is not what a `loss` may return, or two terms or metrics have the same name.
     """
-    seen: dict[str, Mean] = {}
+    seen: dict[str, Metric] = {}
     for group, loss in losses_of(result, where).items():
         for term_name, term in _named(group, loss).items():
             if not isinstance(term.metrics, Mapping):
-                problem = f"the metrics are {describe_value(term.metrics)}, allowed is a dict of name -> Mean"
+                problem = f"the metrics are {describe_value(term.metrics)}, allowed is a dict of name -> metric"
                 raise TaskError(f"{where}: {problem}.")
             alone = term is result  # a plain Loss is the only term with the name "loss"
             for name, mean in [(term_name, Mean(term.total, term.weight)), *term.metrics.items()]:

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ from engine.config.errors import ConfigError, ShardingError, did_you_mean
 from engine.data.batch import Batch, abstract_batch
 from engine.data.context import call
 from engine.metrics.mean import Mean, by_row
+from engine.metrics.metric import Metric
+from engine.metrics.pairs import TrainingMetrics
 from engine.parallel.layout import NAMED, with_layout
 from engine.parallel.memory import device_memory
 from engine.parallel.mesh import replicated
@@ -122,7 +124,7 @@ class Program:
         objectives: list[Objective] = []
         changed: set[str] = set()  # paths of variables
 
-        def loss(params: Arrays, model_state: Arrays, examples: PyTree, key: jax.Array) -> dict[str, Mean]:
+        def loss(params: Arrays, model_state: Arrays, examples: PyTree, key: jax.Array) -> dict[str, Metric]:
             module = spec.model.module(params, model_state, key)
             module.train()
             keys = jax.random.split(key, rows)
@@ -143,9 +145,8 @@ class Program:
             check_changed(spec.model, changed, spec.accumulate)
         objective, means = objectives[0], trace.out_info
         check_groups(objective, spec.groups.values(), f"{type(spec.task).__name__}.loss")
-        self._loss_by_row = all(by_row(means[name]) for names in objective.terms.values() for name in names)
-        self._complete_spec(trace, objective)
-        return (LOSS, *sorted(means.keys() - {LOSS}))
+        self._loss_by_row = all(by_row(cast(Mean, means[name])) for names in objective.terms.values() for name in names)
+        return self._complete_spec(trace, objective)
 
     def _trace_update(self) -> tuple[str, ...]:
         """Traces and checks the Task's own update, likewise."""
@@ -155,16 +156,16 @@ class Program:
             self.spec, grad_shardings=self._grad_shardings(), opt_shardings=self._offload_shardings()
         )
 
-        def update(state: TrainState, batch: Batch, key: jax.Array) -> dict[str, Mean]:
+        def update(state: TrainState, batch: Batch, key: jax.Array) -> dict[str, Metric]:
             with missing_key_reported(self.spec.task, "update", batch.examples):
                 return dict(own_update(self.spec, move_optimizer(self.spec, state, 1), batch, key)[1])
 
         traced = jax.jit(with_layout(self.spec.layout, update))
         trace = traced.trace(self.abstract_state, self.abstract_batch, jax.random.key(0))
-        self._complete_spec(trace, self.spec.objective)
-        return (LOSS, *sorted(trace.out_info.keys() - {LOSS}))
+        return self._complete_spec(trace, self.spec.objective)
 
-    def _complete_spec(self, trace: jax.stages.Traced, objective: Objective) -> None:
+    def _complete_spec(self, trace: jax.stages.Traced, objective: Objective) -> tuple[str, ...]:
+        """Completes `spec` for a traced function that returns metrics; returns the metric names, "loss" first."""
         self._check_used()
         unroll, branch = step_control_flow(self.spec.layout.platform, has_convolution(trace.jaxpr.jaxpr))
         self.spec = dataclasses.replace(
@@ -175,6 +176,8 @@ class Program:
             grad_shardings=self._grad_shardings(),
             opt_shardings=self._offload_shardings(),
         )
+        self.training_metrics = TrainingMetrics(trace.out_info)
+        return (LOSS, *(row for row in self.training_metrics.rows if row != LOSS))
 
     def _grad_shardings(self) -> Shardings:
         shardings: Shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state.params)

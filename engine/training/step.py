@@ -17,8 +17,9 @@ from jax.typing import DTypeLike
 
 from engine.data.batch import Batch
 from engine.data.context import Context, call
-from engine.metrics.mean import divide, reduce_mean
+from engine.metrics.mean import divide
 from engine.metrics.metric import Metric
+from engine.metrics.pairs import pairs_of
 from engine.metrics.state import MetricStates, Reduced
 from engine.parallel.layout import Layout
 from engine.parallel.mesh import batch_sharding
@@ -113,7 +114,8 @@ def make_train_step(settings: StepSpec, metric_names: tuple[str, ...]) -> Step:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         if has_own_update(spec.task):
             after, means = own_update(spec, state, batch, key)
-            sums = jnp.stack([reduce_mean(means[name]) for name in metric_names])
+            pairs = pairs_of(means, None)
+            sums = jnp.stack([pairs[name] for name in metric_names])
             grad_norm, update = after.grad_norm, functools.partial(new_state, spec, state, after, key)
             finite = jnp.stack([jnp.isfinite(x).all() for x in after.params.values()]).all()
         else:
@@ -222,16 +224,16 @@ def _gradients(
         # Without skip_bad every weight is 1. A weighted sum would then only round differently and change old runs.
         weight = batch.weight if spec.skip_bad else None
         zero = jnp.zeros(2)  # of the metric "loss" if it is the sum of several, which `complete` computes
-        found = {name: reduce_mean(means[name], weight) if name in means else zero for name in metric_names}
+        found = pairs_of(means, weight)
         # Otherwise a metric gets a zero cotangent: wasted work, and NaN where its derivative is infinite.
-        sums = jax.lax.stop_gradient(jnp.stack([found[name] for name in metric_names]))
+        sums = jax.lax.stop_gradient(jnp.stack([found.get(name, zero) for name in metric_names]))
         new = {path: x.astype(model_state[path].dtype) for path, x in spec.model.model_state_of(module).items()}
         minimised = {}
         for group, (first, *rest) in objective.terms.items():
             if not rest:
-                minimised[group] = reduce_mean(means[first], weight)[0]
+                minimised[group] = found[first][0]
                 continue
-            pairs = {name: reduce_mean(means[name], weight) for name in (first, *rest)}
+            pairs = {name: found[name] for name in (first, *rest)}
             known = weights or {name: jax.lax.stop_gradient(pair[1]) for name, pair in pairs.items()}
             minimised[group] = sum(divide(jnp.stack([pair[0], known[name]])) for name, pair in pairs.items())
         return minimised, (sums, new)

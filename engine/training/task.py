@@ -16,7 +16,6 @@ from flax import nnx
 from engine.config.errors import TaskError, did_you_mean
 from engine.config.user_errors import location
 from engine.data.context import Context, call, current
-from engine.metrics.mean import Mean
 from engine.metrics.metric import Metric
 from engine.metrics.state import check_metrics
 from engine.training.loss import TaskLoss
@@ -103,7 +102,7 @@ class Task:
 
     def update(
         self, state: "UpdateState", batch: Examples, context: Context
-    ) -> "tuple[UpdateState, Mapping[str, Mean]]":
+    ) -> "tuple[UpdateState, Mapping[str, Metric]]":
         """Replaces the whole step, for what `loss` and `after_step` cannot express. Not defined by default.
 
         It is a pure function: `state.model(params)` gives the model, `state.apply_gradients(grads)` the state after an

@@ -13,7 +13,7 @@ from flax import nnx
 from engine.config.errors import ConfigError, TaskError
 from engine.data.batch import Batch
 from engine.data.context import Context
-from engine.metrics.mean import Mean
+from engine.metrics.metric import Metric
 from engine.metrics.state import check_metrics
 from engine.metrics.values import describe_value
 from engine.training.model import Arrays, cast
@@ -118,7 +118,7 @@ def check_own_update(spec: "StepSpec") -> None:
 
 def own_update(
     spec: "StepSpec", state: TrainState, batch: Batch, key: jax.Array
-) -> tuple[UpdateState, Mapping[str, Mean]]:
+) -> tuple[UpdateState, Mapping[str, Metric]]:
     """Returns the result of the `update` of a Task, checked; to be traced.
 
     Raises:

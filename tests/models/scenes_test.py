@@ -24,7 +24,7 @@ def sums(params, batch):
     """Returns the gradient of the summed loss, and the sums of the loss, its weight and the metric."""
 
     def total(params):
-        loss = TASK.loss(nnx.merge(GRAPH, params), batch, None)
+        loss: Any = TASK.loss(nnx.merge(GRAPH, params), batch, None)
         return loss.total.sum(), (loss.weight.sum(), loss.metrics["distance"].total.sum())
 
     (loss, (weight, distance)), gradient = jax.value_and_grad(total, has_aux=True)(params)

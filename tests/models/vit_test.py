@@ -19,7 +19,7 @@ def test_vit_returns_a_logit_per_class_and_counts_correct_predictions():
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 8, 8)), jnp.uint8)
     logits = model(images)
     assert logits.shape == (3, 10)
-    loss = TASK.loss(model, {"image": images, "label": logits.argmax(-1).at[0].add(1)}, None)
+    loss: Any = TASK.loss(model, {"image": images, "label": logits.argmax(-1).at[0].add(1)}, None)
     assert loss.total.shape == (3,) and float(loss.metrics["accuracy"].total.sum()) == 2
 
 

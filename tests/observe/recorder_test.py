@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 
 from engine.config.duration import Duration, Period
+from engine.metrics.classification import ConfusionMatrix
+from engine.metrics.mean import Mean, RootMeanSquare
+from engine.metrics.pairs import TrainingMetrics
 from engine.observe.recorder import Recorder
 from engine.observe.throughput import Throughput
 from engine.observe.writer import MetricWriter
@@ -27,6 +30,7 @@ class Run:
         self.writer = MetricWriter(self.path, None)
         self.recorder = Recorder(
             NAMES,
+            metrics=TrainingMetrics({}),
             last_value=("learning_rate",),
             summed=("skipped",),
             writer=self.writer,
@@ -269,3 +273,43 @@ def test_resume_ignores_sums_of_other_metrics(run):
     run.recorder.resume({})
     run.steps(0, [1.0] * 5)
     assert [row["loss"] for row in run.rows()] == [1.0]
+
+
+def test_row_has_the_results_of_metrics_other_than_means(tmp_path):
+    names = ("loss", "matrix#0", "matrix#1", "rms#0")
+    metrics = TrainingMetrics(
+        {
+            "rms": RootMeanSquare.of(jnp.ones(2)),
+            "matrix": ConfusionMatrix.of(jnp.zeros(2), jnp.zeros(2), ("a", "b")),
+            "loss": Mean.of(jnp.ones(2)),
+        }
+    )
+    assert metrics.rows == names
+    step = jnp.array([[[6, 2], [1, 0], [2, 5], [9, 1]]], jnp.float32)
+    rows, unfinished = [], {}
+    with MetricWriter(tmp_path / "metrics.jsonl", None) as writer:
+        for steps in (range(3), range(3, 4)):  # an interrupted row, and the rest of it after a restart
+            recorder = Recorder(
+                names,
+                metrics=metrics,
+                last_value=(),
+                summed=(),
+                writer=writer,
+                throughput=Throughput(BATCH_SIZE),
+                period=Period(Duration.parse("4 steps", "log.every"), BATCH_SIZE, 64, TOTAL),
+                attempt=1,
+                on_row=rows.append,
+                on_phase=lambda name: None,
+                on_values=lambda first, values: None,
+            )
+            recorder.resume(unfinished)
+            for n in steps:
+                recorder.push(n, step, 0.0)
+            recorder.settle()
+            unfinished = recorder.unfinished()
+            recorder.close()
+    (row,) = rows
+    assert {"loss": 3, "rms": 3, "matrix/accuracy": 6 / 8}.items() <= row.items()
+    assert all(isinstance(value, int | float) for value in row.values())
+    (line,) = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert line["matrix/matrix"] == [[4, 0], [8, 20]]

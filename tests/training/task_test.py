@@ -94,6 +94,6 @@ def test_missing_method_raises_task_error(method):
 def test_default_evaluation_is_the_loss_and_its_metrics():
     program = zoo.program(zoo.Classify())
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), zoo.examples(1))
-    _, names, by_row = program.evaluation.evaluation(example, 16)
-    assert names == ("accuracy", "loss")
+    _, states, by_row = program.evaluation.evaluation(example, 16)
+    assert states.names == ("accuracy", "loss")
     assert by_row
