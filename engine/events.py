@@ -270,7 +270,8 @@ class Results:
         self.latest |= values
         self.recorder.note(step, results)
         self.checkpoints.record(step, values)
-        self.say(f"step {step}: {formatting.table(values)}")
+        text = formatting.table(values)
+        self.say(f"step {step}:{text if text.startswith('\n') else f' {text}'}")
         if large := [name for name in too_large(results) if name not in self.warned]:
             self.warned.update(large)
             self.say(f"warning: {list_names(large)}: too large for metrics.jsonl, at most {MAX_NUMBERS} numbers")
