@@ -22,6 +22,7 @@ from engine.main import main
 from engine.metrics.results import json_values, scalars
 from engine.resilience.preemption import Preemption
 from tests import zoo
+from tests.measuring import Measure
 
 N = 37  # not a multiple of any batch size here
 
@@ -61,38 +62,10 @@ def test_each_example_counts_once_for_any_batch_size(task, mesh):
     assert evaluation(program).run(state) == pytest.approx(expected(program, state), rel=1e-5)
 
 
-class Found(metrics.Metric):
-    """Fields of both kinds, as they arrive in `compute`."""
-
-    counts: jax.Array
-    scores: jax.Array = metrics.collected()
-
-    def compute(self):
-        return {"counts": self.counts, "scores": np.sort(self.scores), "image": metrics.Image(np.eye(2))}
-
-
-class Detect(zoo.Classify):
-    """Metrics of the examples alone, so that equal results are equal bits."""
-
-    def evaluate(self, model, batch):
-        x, y = batch["x"].reshape(-1, 4, 4), batch["y"]
-        classes = jnp.stack([y, 3 - y, y, y], axis=1)
-        ap = metrics.AveragePrecision.of(
-            x[..., :2], x[..., 2], classes, jnp.round(x[..., :2]), classes[:, ::-1], classes=4, ranges=[(0, 1)]
-        )
-        return {
-            "ap": ap,
-            "confusion": metrics.ConfusionMatrix.of(y, 3 - y, ("a", "b", "c", "d"), batch["valid"]),
-            "error": metrics.Quantiles.of(batch["x"], batch["valid"]),
-            "found": Found(y, batch["x"][:, 0]),
-            "roc": metrics.Roc.of(batch["x"][:, 3], y == 1),
-        }
-
-
 def test_collected_and_counted_metrics_are_equal_bits_on_any_mesh_with_any_batch_size(monkeypatch):
     results = []
     for mesh, batch_size in ((None, 37), (None, 10), (MeshSpec(data=2, fsdp=4), 16)):
-        program = zoo.program(Detect(), mesh=mesh)
+        program = zoo.program(Measure(), mesh=mesh)
         found = evaluation(program, batch_size).run(program.init())
         assert found is not None
         results.append(json_values(found))
@@ -105,7 +78,7 @@ def test_collected_and_counted_metrics_are_equal_bits_on_any_mesh_with_any_batch
 
 
 def test_best_may_be_any_number_of_a_metric():
-    program = zoo.program(Detect())
+    program = zoo.program(Measure())
     subject = evaluation(program)
     for name in ("heldout/ap", "heldout/ap/0.5", "heldout/ap/0-1", "heldout/confusion/iou/b", "heldout/error/p99"):
         check_watched({name: "checkpoint.best"}, [subject], [])
@@ -147,7 +120,7 @@ def test_results_of_a_run_are_logged_and_select_the_best_checkpoint(tmp_path, ca
     from tests import runs
 
     config = runs.config(
-        task={"target": "tests.evaluation_test.Detect"}, checkpoint__best="heldout/error/p50", log__tensorboard=True
+        task={"target": "tests.measuring.Measure"}, checkpoint__best="heldout/error/p50", log__tensorboard=True
     )
     summary = engine.train(config, workdir=tmp_path)
     (value,) = set(runs.rows(tmp_path, "heldout/error/p50").values())

@@ -13,7 +13,7 @@ import pytest
 from engine.config.text import to_text
 from engine.run.directory import RunDirectory
 from engine.trainer import Trainer
-from tests import runs
+from tests import measuring, runs
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
@@ -85,6 +85,21 @@ def test_two_processes_of_two_devices_match_one_of_four_and_start_fresh_together
     losses, alone = runs.rows(tmp_path / "run"), runs.rows(single(config, tmp_path / "alone", 4))
     assert losses == pytest.approx(alone, rel=0, abs=1e-6)
     assert len(losses) == 60
+
+
+MEASURE = """
+import os
+from engine.cluster import cluster_detection, processes
+processes.initialize(cluster_detection.detect({}, os.environ).process)
+from tests import measuring
+print(measuring.results())
+processes.leave()
+"""
+
+
+def test_two_processes_measure_what_one_measures():
+    lines = runs.lines_by_process(MEASURE, processes=2)
+    assert lines["0"][-1] == lines["1"][-1] == measuring.results(devices=2)
 
 
 def test_only_the_primary_writes_files(pair):

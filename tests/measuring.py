@@ -1,0 +1,48 @@
+"""A Task whose evaluation has metrics of each kind, computed from the examples alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from engine import metrics
+from engine.config.schema import Evaluation as Config
+from engine.config.schema import MeshSpec
+from engine.evaluation import Evaluation
+from engine.metrics.results import json_values
+from engine.run import json_text
+from tests import zoo
+
+
+class Found(metrics.Metric):
+    """Fields of both kinds, as they arrive in `compute`."""
+
+    counts: jax.Array
+    scores: jax.Array = metrics.collected()
+
+    def compute(self):
+        return {"counts": self.counts, "scores": np.sort(self.scores), "image": metrics.Image(np.eye(2))}
+
+
+class Measure(zoo.Classify):
+    """Metrics of the examples alone, so that equal results are equal bits."""
+
+    def evaluate(self, model, batch):
+        x, y = batch["x"].reshape(-1, 4, 4), batch["y"]
+        classes = jnp.stack([y, 3 - y, y, y], axis=1)
+        ap = metrics.AveragePrecision.of(
+            x[..., :2], x[..., 2], classes, jnp.round(x[..., :2]), classes[:, ::-1], classes=4, ranges=[(0, 1)]
+        )
+        return {
+            "ap": ap,
+            "confusion": metrics.ConfusionMatrix.of(y, 3 - y, ("a", "b", "c", "d"), batch["valid"]),
+            "error": metrics.Quantiles.of(batch["x"], batch["valid"]),
+            "found": Found(y, batch["x"][:, 0]),
+            "roc": metrics.Roc.of(batch["x"][:, 3], y == 1),
+        }
+
+
+def results(devices: int | None = None) -> str:
+    """Returns the results on a mesh of `devices`, or of all devices, as JSON."""
+    program = zoo.program(Measure(), mesh=MeshSpec(fsdp=2), devices=devices)
+    evaluation = Evaluation("heldout", Config(), zoo.source(37, seed=5), program.evaluation, 16)
+    return json_text.dumps(json_values(evaluation.run(program.init()) or {}))
