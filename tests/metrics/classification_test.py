@@ -8,7 +8,7 @@ from sklearn import metrics as sklearn
 
 from engine.config.errors import TaskError
 from engine.metrics import ConfusionMatrix, Curve, Image, PrecisionRecall, Roc
-from tests.metrics.merging import results
+from tests.merging import results
 from tests.properties import examples
 
 SHAPE = (6, 5)  # fixed, so that every example uses the same compiled operations

@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score
 from engine.config.errors import TaskError
 from engine.metrics import AveragePrecision
 from engine.metrics.detection import average_precision
-from tests.metrics.merging import results
+from tests.merging import results
 from tests.properties import examples
 
 EXAMPLES, PREDICTIONS, LABELS, CLASSES = 4, 6, 3, ("car", "bike")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from engine.config.errors import TaskError
 from engine.metrics import Bins, Histogram, Quantiles
-from tests.metrics.merging import results
+from tests.merging import results
 from tests.properties import examples
 
 SHAPE = (6, 4)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from engine.config.errors import TaskError
 from engine.metrics import BestOfModes
-from tests.metrics.merging import results
+from tests.merging import results
 from tests.properties import examples
 
 BATCH, AGENTS, MODES, STEPS = 4, 3, 2, 5

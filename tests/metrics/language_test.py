@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from engine.metrics import BitsPerByte, Perplexity
-from tests.metrics.merging import results
+from tests.merging import results
 
 LOSSES, WHERE = np.array([[0.5, 1.5], [3.0, 9.0], [1.0, 2.0]], np.float32), np.array([[1, 1], [1, 0], [1, 1]])
 

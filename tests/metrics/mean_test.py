@@ -7,7 +7,7 @@ import pytest
 from engine.config.errors import TaskError
 from engine.metrics.mean import Mean, Ratio, RootMeanSquare, Sum, divide, reduce_mean
 from engine.metrics.state import check_metrics
-from tests.metrics.merging import results
+from tests.merging import results
 
 
 def test_mean_sums_each_example_with_its_weights():

@@ -10,7 +10,7 @@ import pytest
 from engine.config.errors import TaskError
 from engine.metrics import Metric, collected
 from engine.metrics.metric import array_fields, settings
-from tests.metrics.merging import results
+from tests.merging import results
 
 
 class Calibration(Metric):

@@ -6,7 +6,7 @@ import numpy as np
 
 from engine import metrics
 from models.detection import CANVAS, CELLS, Detection, scenes
-from tests.metrics.merging import results
+from tests.merging import results
 
 
 class Knows:

@@ -8,7 +8,7 @@ from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttribut
 from engine.metrics.results import Bins, Curve, Image
 from engine.observe.drawing import SIZE, png
 from engine.observe.tensorboard import EventFiles
-from tests.observe.drawing_test import decode
+from tests.observe.images import decode
 
 
 def test_each_kind_of_result_is_written(tmp_path):
