@@ -99,7 +99,7 @@ class Attempt:
 
     def _initial_state(self) -> TrainState:
         """Returns the state of step 0, with random weights or those of `init.checkpoint`."""
-        if not self._config.init.checkpoint:
+        if not (self._config.init.checkpoint or self._config.init.sources):
             return self._program.init()
         abstract = self._program.abstract_state.to_tree()
         weights = read_weights(self._config.init, abstract, self._program.spec.model.stacked)

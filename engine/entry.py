@@ -28,7 +28,7 @@ from engine.observe.reporter import Reporter
 from engine.observe.summary import Summary
 from engine.parallel.collectives import collectives as find_collectives
 from engine.parallel.mesh import create_cpu_devices, fake_devices, make_mesh
-from engine.parallel.report import describe, describe_collectives
+from engine.parallel.report import describe, describe_collectives, describe_frozen
 from engine.parallel.xla_warnings import rematerialization_explained
 from engine.resilience.out_of_memory import out_of_memory_reported
 from engine.resilience.preemption import start_ended_by_sigterm
@@ -228,6 +228,8 @@ def explain_parts(config: AnyConfig, *, devices: int | None, collectives: bool) 
     built, total = program(config, fakes)
     mesh, state = built.mesh, built.abstract_state.to_tree()
     yield describe(mesh_spec, config.sharding, mesh, state, built.spec.model.names, total)
+    if frozen := describe_frozen(state["params"], built.spec.model.trained):
+        yield frozen
     yield coverage(config.resilience.replica_check, state)
     yield from (f"warning: {text}" for text in built.warnings)
     if note := rounding_note(built.spec.task, built.abstract_batch.examples, built.spec.compute_dtype):

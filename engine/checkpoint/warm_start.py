@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.checkpoint import arrays
+from engine.checkpoint import arrays, paths_of_init
 from engine.checkpoint.arrays import reraise
 from engine.checkpoint.integrity import verify
 from engine.checkpoint.manifest import MANIFEST, read_lock
@@ -20,8 +20,8 @@ from engine.checkpoint.policy import ranking, read_results
 from engine.checkpoint.store import STATE, CheckpointStore
 from engine.checkpoint.tree_compat import SHOWN, Leaf, leaves_of, other_folds, with_stored_folds, with_wanted_folds
 from engine.cluster import group
-from engine.config.errors import CheckpointError, ConfigError, did_you_mean
-from engine.config.schema import Init
+from engine.config.errors import CheckpointError
+from engine.config.schema import Init, InitSource
 from engine.config.text import from_text
 from engine.mounts import local_path, shown
 from engine.run.directory import RunDirectory
@@ -44,7 +44,7 @@ class Weights:
 
 
 def read_weights(init: Init, abstract_state: Mapping[str, PyTree], stacked: Mapping[str, int]) -> Weights:
-    """Returns the weights of `init.checkpoint` for the arrays of this model. Every process calls it.
+    """Returns the weights of the checkpoints of `init` for the arrays of this model. Every process calls it.
 
     Args:
         init: the section of the config.
@@ -52,42 +52,66 @@ def read_weights(init: Init, abstract_state: Mapping[str, PyTree], stacked: Mapp
         stacked: as for `CheckpointStore.restore`.
 
     Raises:
-        CheckpointError: the checkpoint does not exist, is damaged or cannot be read, or an array here has no match
+        CheckpointError: a checkpoint does not exist, is damaged or cannot be read, or an array here has no match
             there.
-        ConfigError: no path here begins with a prefix of `init.paths`.
+        ConfigError: no path here begins with a prefix of `paths`, or two sources give one array.
     """
-    directory, step = group.run_on_primary(lambda: find_step(init.checkpoint), "the choice of init.checkpoint")
+    here = [f"{section}/{path}" for section in SECTIONS for path in abstract_state[section]]
+    owners = paths_of_init.owners(init, here)
+    params, model_state, messages = {}, {}, []
+    for name, source in (("", init), *init.sources.items()):
+        keys = [key for key in here if owners.get(key) == name]
+        if source.checkpoint and (keys or not name):
+            part = {s: {p: x for p, x in abstract_state[s].items() if f"{s}/{p}" in keys} for s in SECTIONS}
+            found = _read_source(source, f"init.sources.{name}" if name else "init", part, stacked)
+            params |= found.params
+            model_state |= found.model_state
+            messages.append(found.message)
+    if not init.checkpoint:
+        messages.append(f"random: {_listed([key for key in here if key not in owners])}")
+    return Weights(params, model_state, "; ".join(messages))
+
+
+def _read_source(
+    source: InitSource, where: str, abstract_state: Mapping[str, PyTree], stacked: Mapping[str, int]
+) -> Weights:
+    """Returns the weights of one checkpoint for the arrays of `abstract_state`; `where` is the path of its section."""
+    directory, step = group.run_on_primary(
+        lambda: find_step(source.checkpoint, f"{where}.checkpoint"), "the choice of init.checkpoint"
+    )
     path = local_path(directory) / str(step)
     with contextlib.ExitStack() as stack:
-        with reraise(lambda text: _unreadable(path, text)):
+        with reraise(lambda text: _unreadable(path, where, text)):
             stack.enter_context(read_lock(path))
         verify(path)
-        return _read_matching(path, init, abstract_state, stacked)
+        return _read_matching(path, source, where, abstract_state, stacked)
 
 
-def _read_matching(path: Path, init: Init, abstract_state: Mapping[str, PyTree], stacked: Mapping[str, int]) -> Weights:
-    with reraise(lambda text: _unreadable(path, text)):
+def _read_matching(
+    path: Path, source: InitSource, where: str, abstract_state: Mapping[str, PyTree], stacked: Mapping[str, int]
+) -> Weights:
+    with reraise(lambda text: _unreadable(path, where, text)):
         stored = leaves_of(arrays.describe(path / STATE))
-    keys = match([f"{s}/{p}" for s in SECTIONS for p in abstract_state[s]], stored, init.paths)
+    keys = match([f"{s}/{p}" for s in SECTIONS for p in abstract_state[s]], stored, source.paths)
     wanted = {s: {p: x for p, x in abstract_state[s].items() if f"{s}/{p}" in keys} for s in SECTIONS}
     from_there = _stored_leaves(keys, stored, leaves_of(wanted))
     folds = other_folds(from_there, leaves_of(wanted), stacked)
     if lines := differences(from_there | {k: leaves_of(wanted)[k] for k in folds}, leaves_of(wanted), keys):
         raise CheckpointError(
-            f"init.checkpoint: {path} does not fit this model:\n  "
+            f"{where}.checkpoint: {path} does not fit this model:\n  "
             + "\n  ".join(lines[:SHOWN] + ([f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []))
             + f"\n{len(lines)} of {len(keys)} arrays here. Only there: "
             + _listed([f"{key} {stored[key]}" for key in _unused(keys, stored)])
-            + ".\nMap them with init.paths, prefix here -> prefix there, or None for random initialization: "
-            "--config.init.paths.head=None"
+            + f".\nMap them with {where}.paths, prefix here -> prefix there, or None for random initialization: "
+            f"--config.{where}.paths.head=None"
         )
-    with reraise(lambda text: _unreadable(path, text)):
+    with reraise(lambda text: _unreadable(path, where, text)):
         read = _read(path / STATE, with_stored_folds(wanted, from_there, folds), keys)
     read = with_wanted_folds(read, wanted, folds)
     return Weights(read["params"], read["carried"], _sentence(path, keys, stored, abstract_state))
 
 
-def find_step(checkpoint: str) -> tuple[str, int]:
+def find_step(checkpoint: str, where: str = "init.checkpoint") -> tuple[str, int]:
     """Returns the folder of checkpoints and the step that `init.checkpoint` names. Needs no JAX.
 
     Args:
@@ -104,7 +128,7 @@ def find_step(checkpoint: str) -> tuple[str, int]:
     steps = CheckpointStore(run.checkpoints).steps()
     if not steps:
         raise CheckpointError(
-            f"init.checkpoint = {checkpoint!r}: no checkpoint found. Give a run directory such as runs/digits, or one "
+            f"{where} = {checkpoint!r}: no checkpoint found. Give a run directory such as runs/digits, or one "
             "of its steps such as runs/digits/checkpoints/500."
         )
     settings = from_text(run.read_config_text(), str(run.config)).checkpoint if run.exists() else None
@@ -118,40 +142,19 @@ def find_step(checkpoint: str) -> tuple[str, int]:
 def match(here: list[str], there: Mapping[str, Leaf], paths: Mapping[str, str | None]) -> dict[str, str]:
     """Returns key here -> key there for every array except those that stay random.
 
-    The longest matching prefix in `paths` decides about an array.
-
     Args:
         here: keys of this model's arrays.
         there: stored leaves by key; a parameter with an average is read from the average.
-        paths: prefix here -> prefix there, "" for its root; None for random.
-
-    Raises:
-        ConfigError: no path here begins with a prefix of `paths`.
+        paths: as in the config.
     """
-    names = sorted({key.partition("/")[2] for key in here})
-    for prefix in paths:
-        if not any(_has_prefix(name, prefix) for name in names):
-            tops = sorted({name.rpartition("/")[0] or name for name in names})
-            raise ConfigError(
-                f"init.paths.{prefix}: no parameter of this model has this prefix.{did_you_mean(prefix, tops)} "
-                f"Prefixes here: {', '.join(tops[:SHOWN])}{' ...' if len(tops) > SHOWN else ''}."
-            )
     found = {}
     for key in here:
         section, _, name = key.partition("/")
-        prefix = max((prefix for prefix in paths if _has_prefix(name, prefix)), key=len, default=None)
-        to = name if prefix is None else paths[prefix]
-        if to is None:
-            continue
-        if prefix is not None:
-            to = "/".join(filter(None, (to.strip("/"), name.removeprefix(prefix.rstrip("/")).strip("/"))))
-        averaged = f"{AVERAGED}/{to}"
-        found[key] = averaged if section == "params" and averaged in there else f"{section}/{to}"
+        to = paths_of_init.translate(name, paths)
+        if to is not None:
+            averaged = f"{AVERAGED}/{to}"
+            found[key] = averaged if section == "params" and averaged in there else f"{section}/{to}"
     return found
-
-
-def _has_prefix(name: str, prefix: str) -> bool:
-    return f"{name}/".startswith(prefix.rstrip("/") + "/")
 
 
 def _stored_leaves(keys: Mapping[str, str], stored: Mapping[str, Leaf], wanted: Mapping[str, Leaf]) -> dict[str, Leaf]:
@@ -201,8 +204,8 @@ def differences(from_there: Mapping[str, Leaf], wanted: Mapping[str, Leaf], keys
     return lines
 
 
-def _unreadable(path: Path, text: str) -> str:
-    return f"init.checkpoint: {path}: cannot be read ({text}). Choose another step: {path.parent}/STEP."
+def _unreadable(path: Path, where: str, text: str) -> str:
+    return f"{where}.checkpoint: {path}: cannot be read ({text}). Choose another step: {path.parent}/STEP."
 
 
 def _unused(keys: Mapping[str, str], stored: Mapping[str, Leaf]) -> list[str]:

@@ -9,6 +9,7 @@ not finite (`nan`, `-inf`) are errors.
 import ast
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -35,6 +36,8 @@ def apply(draft: Draft, overrides: Iterable[str], prefix: str = "") -> None:
     Raises:
         ConfigError: not of the form a.b=value.
         FieldError: an unknown field, or a value that the field does not allow.
+
+    An empty `init.checkpoint` also clears `init.paths`, and an empty checkpoint of a source removes the source.
     """
     for text in overrides:
         path, equals, value = text.partition("=")
@@ -44,6 +47,23 @@ def apply(draft: Draft, overrides: Iterable[str], prefix: str = "") -> None:
             set_text(draft, path.strip(), value)
         except FieldError as error:
             raise error.at(f"{prefix}{text.strip()}") from None
+        _clear_paths(draft, path.strip())
+
+
+def _clear_paths(draft: Draft, path: str) -> None:
+    """Removes the paths of `init` or of one of its sources if its checkpoint was set to nothing."""
+    parent, _, name = path.rpartition(".")
+    if name != "checkpoint" or parent.partition(".")[0] != "init":
+        return
+    section: Any = draft
+    *tables, last = parent.split(".")
+    for part in tables:
+        section = section[part]
+    if not section[last]["checkpoint"]:
+        if tables:
+            del section[last]
+        else:
+            section[last]["paths"] = {}
 
 
 def set_text(draft: Draft, path: str, text: str) -> None:

@@ -246,11 +246,20 @@ class Stop:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Init:
-    """Checkpoint from which a new run takes its initial weights."""
+class InitSource:
+    """Checkpoint of a part of the initial weights."""
 
     checkpoint: str = setting("", "A run directory, or one step of it: runs/digits/checkpoints/500.")
-    paths: Mapping[str, str | None] = table("Path prefix here -> prefix in the checkpoint; None keeps random weights.")
+    paths: Mapping[str, str | None] = table(
+        "Path prefix here, or regular expression that starts with ^ -> prefix or replacement there; None: random."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Init(InitSource):
+    """Checkpoints from which a new run takes its initial weights: one for all arrays, and others for parts of them."""
+
+    sources: Mapping[str, InitSource] = table("Name -> checkpoint of the arrays that its paths name.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ importing the target and therefore jax.
 
 import copyreg
 import math
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -20,8 +21,8 @@ from engine.config.fields import check_value, join, slots
 from engine.config.hardware import AXES
 from engine.config.override import locate
 from engine.config.schedules import check_schedules
-from engine.config.schema import Config, Target
-from engine.config.setting import MAX_NUMBER
+from engine.config.schema import Config, InitSource, Target
+from engine.config.setting import MAX_NUMBER, regular_expression
 
 
 def validate(config: ConfigDict | Mapping[str, object] | Config, origin: str = "") -> Config:
@@ -177,16 +178,33 @@ def _check_periods(config: Config) -> None:
 
 
 def _check_init(config: Config) -> None:
-    for prefix, source in config.init.paths.items():
-        where = f"init.paths.{prefix}"
+    _check_source(config.init, "init")
+    for name, source in config.init.sources.items():
+        where = f"init.sources.{name}"
+        if not source.paths:
+            advice = "Name the arrays that it gives: prefix here -> prefix in the checkpoint."
+            raise FieldError(f"{where}.paths", "is empty", advice)
+        _check_source(source, where)
+
+
+def _check_source(section: InitSource, where: str) -> None:
+    for name, source in section.paths.items():
+        path = f"{where}.paths.{name}"
         if source is not None and not isinstance(source, str):
             advice = (
                 "Allowed: a path prefix in the checkpoint, '' for the whole checkpoint, or None for random weights."
             )
-            raise FieldError(where, f"found {source!r}", advice)
-        if not config.init.checkpoint:
-            advice = "Set init.checkpoint to the run that the weights come from."
-            raise FieldError(where, "is set, but init.checkpoint is not", advice)
+            raise FieldError(path, f"found {source!r}", advice)
+        if not section.checkpoint:
+            advice = f"Set {where}.checkpoint to the run that the weights come from."
+            raise FieldError(path, f"is set, but {where}.checkpoint is not", advice)
+        if name.startswith("^"):
+            regular_expression().check(name, path)
+            try:
+                re.sub(name, source or "", "")
+            except (re.error, IndexError) as error:
+                problem = f"found {source!r}, not a replacement for this regular expression"
+                raise FieldError(path, problem, f"Python reports: {error}.") from None
 
 
 def _check_tiny(config: Config) -> None:

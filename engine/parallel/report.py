@@ -5,7 +5,7 @@ Repeated layers, whose paths differ only in numbers, share one line.
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -24,6 +24,7 @@ type Leaves = Iterable[tuple[KeyPath, jax.ShapeDtypeStruct]]
 
 PARTS = {"params": "params", "carried": "model_state", "ema": "ema", "opt_state": "opt_state"}
 """Key of a stored state -> its name in the report."""
+SHOWN_FROZEN = 6  # paths that `describe_frozen` names
 SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int32": "i32", "uint32": "u32", "bool": "bool"}
 
 
@@ -59,6 +60,25 @@ def describe(
     total = sum(device_bytes(leaf) for leaf in jax.tree.leaves(state))
     lines += ["", f"state: {size_text(total)}/device on {axes_text(mesh.shape)}"]
     return "\n".join(lines)
+
+
+def describe_frozen(params: Mapping[str, jax.ShapeDtypeStruct], trained: Collection[str]) -> str | None:
+    """Returns a line about the parameters that are not trained; None if all are trained.
+
+    Args:
+        params: path -> parameter.
+        trained: paths of the trained parameters.
+    """
+    frozen = [path for path in params if path not in trained]
+    if not frozen:
+        return None
+    count, whole = (sum(math.prod(params[path].shape) for path in paths) for paths in (frozen, params))
+    parts = list(dict.fromkeys(re.sub(r"\d+", "*", path) for path in frozen))
+    more = f" and {len(parts) - SHOWN_FROZEN} more" if len(parts) > SHOWN_FROZEN else ""
+    return (
+        f"frozen, without gradient and optimizer state: {count:,} of {whole:,} numbers: "
+        f"{', '.join(parts[:SHOWN_FROZEN])}{more}"
+    )
 
 
 def _mesh_lines(spec: MeshSpec, sharding: Sharding, mesh: Mesh) -> list[str]:

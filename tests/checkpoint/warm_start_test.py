@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from engine.checkpoint.policy import Retention
 from engine.checkpoint.warm_start import find_step, read_weights
 from engine.config.errors import CheckpointError, ConfigError
-from engine.config.schema import Init
+from engine.config.schema import Init, InitSource
 from engine.config.text import to_text
 from engine.run.directory import RunDirectory
 from tests import runs
@@ -90,6 +90,48 @@ def test_init_paths_renames_moves_and_leaves_random(tmp_path):
     assert found.message.endswith("; random: params/teacher/head/kernel; unused: params/old/scale")
     found = read(folder, abstract({"trunk/kernel": there["block/kernel"]}), trunk="block")
     same(found.params, {"trunk/kernel": there["block/kernel"]})
+
+
+def test_regular_expressions_and_the_empty_prefix_map_paths(tmp_path):
+    folder = save(tmp_path, state(arrays()))
+    here = {f"net/{path.replace('block', 'layers/0')}": x for path, x in arrays().items()}
+    paths = {r"^net/layers/\d+/bias$": None, r"^net/layers/\d+/": "block/", "net": ""}
+    found = read_weights(Init(checkpoint=folder, paths=paths), abstract(here), {})
+    same(found.params, {"net/layers/0/kernel": arrays()["block/kernel"], "net/head/kernel": arrays()["head/kernel"]})
+    assert found.message.endswith("random: params/net/layers/0/bias; unused: params/block/bias")
+    inner = save(tmp_path / "b", state({f"net/{path}": x for path, x in arrays().items()}))
+    same(read_weights(Init(checkpoint=inner, paths={"": "net"}), abstract(arrays()), {}).params, arrays())
+
+
+def test_sources_give_the_arrays_that_their_paths_name(tmp_path):
+    camera, lidar, whole = (
+        save(tmp_path / name, state(arrays(first), carried={"norm/mean": jnp.full(3, first)}))
+        for name, first in (("camera", 10.0), ("lidar", 20.0), ("whole", 30.0))
+    )
+    here = {f"{side}/{path}": x for side in ("camera", "lidar") for path, x in arrays().items()} | arrays()
+    statistics = {"camera/norm/mean": jnp.zeros(3), "norm/mean": jnp.zeros(3)}
+    sources = {
+        "camera": InitSource(checkpoint=camera, paths={"camera": ""}),
+        "lidar": InitSource(checkpoint=lidar, paths={r"^lidar/(block)/": r"\1/", "lidar/head": None}),
+    }
+    init = Init(checkpoint=whole, sources=sources)
+    found = read_weights(init, abstract(here, statistics, devices=2), {})
+    expected = {f"camera/{path}": x for path, x in arrays(10.0).items()}
+    expected |= {f"lidar/{path}": x for path, x in arrays(20.0).items() if "block" in path} | arrays(30.0)
+    same(found.params, expected)
+    same(found.model_state, {"camera/norm/mean": jnp.full(3, 10.0), "norm/mean": jnp.full(3, 30.0)})
+    assert "random: params/lidar/head/kernel" in found.message
+
+    found = read_weights(Init(sources=sources), abstract(here, statistics), {})
+    same(found.params, {path: x for path, x in expected.items() if path not in arrays()})
+    assert found.message.endswith("params/block/bias, params/block/kernel, params/head/kernel, carried/norm/mean")
+
+    sources["lidar"] = InitSource(checkpoint=lidar, paths={"lidar": "missing"})
+    with pytest.raises(CheckpointError, match=r"(?s)^init.sources.lidar.checkpoint: .*--config.init.sources.lidar"):
+        read_weights(Init(sources=sources), abstract(here), {})
+    sources["lidar"] = InitSource(checkpoint=f"{tmp_path}/none", paths={"lidar": ""})
+    with pytest.raises(CheckpointError, match=r"^init.sources.lidar.checkpoint = '.*none': no checkpoint found"):
+        read_weights(Init(sources=sources), abstract(here), {})
 
 
 def test_mismatch_error_lists_both_sides(tmp_path):

@@ -136,3 +136,16 @@ def test_override_error_quotes_the_override(override, sentence):
 
 def test_tiny_path_has_the_slot_of_the_overridden_field():
     assert locate("tiny.train.seed") == locate("train.seed")
+
+
+def test_empty_checkpoint_clears_what_belonged_to_it():
+    c = defaults()
+    c.init.checkpoint = "runs/first"
+    c.init.paths = {"head": None}
+    c.init.sources.lidar = dict(checkpoint="runs/lidar", paths={"lidar": ""})
+    apply(c, ["init.sources.lidar.checkpoint=runs/other"])
+    assert c.init.to_dict()["sources"]["lidar"] == {"checkpoint": "runs/other", "paths": {"lidar": ""}}
+    apply(c, ["init.checkpoint=", "init.sources.lidar.checkpoint="])
+    assert c.init.to_dict() == {"checkpoint": "", "paths": {}, "sources": {}}
+    apply(c, ["init.checkpoint=runs/second", "init.paths.neck=body"])
+    assert c.init.to_dict()["paths"] == {"neck": "body"}

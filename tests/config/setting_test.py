@@ -17,7 +17,7 @@ def test_every_field_has_help_and_every_restricted_field_a_rule(section):
     unchecked = [
         name for name, slot in fields.items() if slot.types and bool not in slot.types and not slot.setting.rule
     ]
-    assert unchecked == (["Init.checkpoint"] if section is schema.Init else [])
+    assert unchecked == ([f"{section.__name__}.checkpoint"] if issubclass(section, schema.InitSource) else [])
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import re
 import jax
 
 from engine.config.schema import MeshSpec
+from engine.parallel.report import describe_frozen
 from tests import zoo
 
 
@@ -85,3 +86,22 @@ def test_convolutions_on_cpu_unroll_steps_and_disable_branching():
     assert mlp.branch and not mlp.unroll
     assert "while" in zoo.program(zoo.Classify("mlp")).trace(4).lower().as_text()
     assert "while" not in zoo.program(zoo.Classify("cnn")).trace(4).lower().as_text()
+
+
+def test_frozen_parameters_cost_no_gradient_no_state_and_no_memory():
+    """The gradient of a matrix is a third of its FLOPs; the gradient of its input is another third."""
+    programs = [zoo.program(zoo.Classify(width=64), batch_size=16, trainable=t) for t in ("", "^head/", "^hidden/0/")]
+    for program in programs:
+        program.trace(1)
+    first, second, head = (2 * 16 * rows * columns for rows, columns in ((16, 64), (64, 64), (64, 4)))
+    full, top, bottom = (program.flops_per_step for program in programs)
+    assert full == 2 * first + 3 * second + 3 * head
+    assert top == first + second + 2 * head
+    assert bottom == 2 * first + 2 * second + 2 * head
+    sizes = [sum(x.size for x in jax.tree.leaves(p.abstract_state.opt_state) if x.ndim) for p in programs]
+    assert sizes[1:] == [2 * (64 * 4 + 4), 2 * (16 * 64 + 64)]
+    report = [describe_frozen(program.spec.model.params, program.spec.model.trained) for program in programs]
+    assert report[0] is None
+    assert report[1] == (
+        "frozen, without gradient and optimizer state: 5,248 of 5,508 numbers: hidden/*/bias, hidden/*/kernel"
+    )
