@@ -18,7 +18,8 @@ from engine.config.validation import validate
 def flatten(config: Config) -> list[tuple[str, object]]:
     """Returns (dotted name, value) of every field in schema order; arguments follow the fields of their section.
 
-    Dicts in open sections are flattened too if all keys are words; other dicts are one value.
+    Open dicts are flattened if each key can be part of a dotted name, and dicts inside them if all keys are words.
+    Other dicts are one value.
     """
     return list(_section("", config))
 
@@ -31,6 +32,8 @@ def _section(path: str, section: object) -> Iterator[tuple[str, object]]:
         elif slot.entries is not None:
             for key, entry in value.items():
                 yield from _section(join(where, key), entry)
+        elif slot.open and where != "tiny" and not all(_is_key(key) for key in value):
+            yield where, value
         elif slot.open:
             for key, item in value.items():
                 yield from _plain(join(where, key), item)
@@ -47,6 +50,11 @@ def _plain(path: str, value: object) -> Iterator[tuple[str, object]]:
             yield from _plain(join(path, key), item)
     else:
         yield path, value
+
+
+def _is_key(key: object) -> bool:
+    """Returns whether a line `dict.key: value` can be read again; the key of `tiny` is a path and always can."""
+    return isinstance(key, str) and key == key.strip() != "" and key.isprintable() and not set(key) & set(".:=")
 
 
 def _is_word(key: object) -> bool:

@@ -1,5 +1,8 @@
 """Which checkpoint gives an array, and the path of the array there."""
 
+import dataclasses
+from types import MappingProxyType
+
 import pytest
 
 from engine.checkpoint.paths_of_init import owners, translate
@@ -78,7 +81,10 @@ def config(*overrides):
     return validate(c)
 
 
-def test_sources_survive_the_text_of_a_config():
-    found = config("sources.lidar.checkpoint=runs/a", r"sources.lidar.paths={'^lidar/(\\w+)': '\\1', 'x': None}")
-    assert dict(found.init.sources["lidar"].paths) == {r"^lidar/(\w+)": r"\1", "x": None}
+@pytest.mark.parametrize("entry", [r"^lidar/(\w+)", "^.*/(down|up)$", "", "layers.0", "a: b", "a=b", "net"])
+def test_paths_survive_the_text_of_a_config(entry):
+    found = config("checkpoint=runs/a", "sources.lidar.checkpoint=runs/b", "sources.lidar.paths.x=y")
+    paths = MappingProxyType({entry: "to", "other": None})
+    sources = {"lidar": InitSource(checkpoint="runs/b", paths=paths)}
+    found = dataclasses.replace(found, init=Init(checkpoint="runs/a", paths=paths, sources=MappingProxyType(sources)))
     assert from_text(to_text(found), "config.txt") == found
