@@ -1,5 +1,6 @@
 """Losses that are not finite or spike, and a copy of the state that differs from the others."""
 
+import ctypes
 import json
 import signal
 import time
@@ -43,14 +44,10 @@ class Flip:
     def run(self, trainer: Any, state: Any, step: int) -> None:
         if step != self._at:
             return
-        array = state.params["head/kernel"]
-        copies = []
+        array = jax.block_until_ready(state.params["head/kernel"])
         for shard in array.addressable_shards:
-            copy = np.array(shard.data)
-            if shard.device.process_index == self._process:
-                copy.view(np.uint32)[0, 0] ^= 1 << 20
-            copies.append(jax.device_put(copy, shard.device))
-        state.params["head/kernel"] = jax.make_array_from_single_device_arrays(array.shape, array.sharding, copies)
+            if shard.device.process_index == self._process:  # in memory, as the state is read-only for hooks
+                ctypes.c_uint32.from_address(shard.data.unsafe_buffer_pointer()).value ^= 1 << 20
 
 
 def settings(policy: str, **more: Any) -> dict[str, Any]:
