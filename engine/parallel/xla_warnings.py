@@ -38,7 +38,12 @@ def _copied_to(file: int) -> Iterator[None]:
     """Copies what is written to standard error into a file. Without `tee`, the file stays empty."""
     try:
         tee = subprocess.Popen(
-            ["tee", f"/dev/fd/{file}"], stdin=subprocess.PIPE, stdout=2, pass_fds=(file,), start_new_session=True
+            ["tee", f"/dev/fd/{file}"],
+            stdin=subprocess.PIPE,
+            stdout=2,
+            stderr=subprocess.DEVNULL,  # without /proc it cannot open the file; it still copies to standard error
+            pass_fds=(file,),
+            start_new_session=True,  # no signal of the terminal
         )
     except OSError:
         yield
