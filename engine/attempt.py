@@ -17,6 +17,7 @@ from engine.config.schema import Config
 from engine.data.bad_examples import BadExampleCounter
 from engine.data.batch import Batch
 from engine.data.feed import TrainFeed
+from engine.data.ragged_report import report
 from engine.data.source import Source
 from engine.observe.recorder import Recorder, Sums
 from engine.observe.throughput import Throughput
@@ -65,6 +66,8 @@ class Attempt:
         """Numbers of the skipped batches in the restored checkpoint."""
         self.unfinished: Sums = {}
         """Sums of the row of metrics that was unfinished in the restored checkpoint."""
+        self.data_metrics: dict[str, float] = {}
+        """Padding and imbalance of the batches, for sources that know them."""
 
     def __enter__(self) -> "Attempt":
         who = (group.index(), group.count(), self._directory.attempt)
@@ -121,7 +124,27 @@ class Attempt:
         split = self._program.mesh.size > 1
         explained = rematerialization_explained(self._say) if split else contextlib.nullcontext()
         with self._phase(COMPILING), explained:
+            self._report_data()
             return {k: self._program.steps(k) for k in {1, self._config.train.steps_per_dispatch}}
+
+    def _report_data(self) -> None:
+        """Reports the padding and the costs of ragged examples, and that each length is compiled by itself."""
+        train, sharding = self._config.train, self._program.spec.batch_sharding
+        ranks = train.global_batch_size // sharding.shard_shape((train.global_batch_size,))[0]
+        found = report(
+            self._source,
+            batch_size=train.global_batch_size,
+            seed=train.seed,
+            shuffle=self._config.data.shuffle,
+            ranks=ranks,
+        )
+        if found is None:
+            return
+        self.data_metrics = found.metrics
+        self._say(f"data: {found}")
+        if len(found.shares) > 1:
+            self._program.shape_shares = found.shares
+            self._say(f"compiling a program for each of {len(found.shares)} lengths")
 
     def open_recorder(
         self,

@@ -175,7 +175,7 @@ class Trainer:
             self._recorder = self._phase.recorder = recorder
             self._stragglers = self._attempt.watch_stragglers(recorder, self._on_slowest) if programs else None
             if programs:
-                recorder.note(step, {"compile_s": self.program.compile_s})
+                recorder.note(step, {"compile_s": self.program.compile_s, **self._attempt.data_metrics})
             stack.callback(lambda: self._profile.close(self._step))
             stack.enter_context(peer_failure.location_reported(lambda: self._step))
             events = self._events(recorder)
@@ -299,7 +299,7 @@ class Trainer:
             if stragglers is not None:
                 stragglers.resume()  # events are not part of the work for a dispatch
             while True:
-                count = k if step + k <= dispatch_end else 1
+                count = k if step + k <= dispatch_end and (k == 1 or feed.same_shape(k)) else 1
                 if (batches := self._preemption.unless_stopped(feed.next, count)) is None:
                     feed.seek(step)  # the run stops; a resume reads the discarded batches again
                     break

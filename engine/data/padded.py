@@ -144,6 +144,15 @@ class Padded:
     def _how(self) -> str:
         return "in order"
 
+    @property
+    def measured(self) -> bool:
+        """Whether the lengths of the examples are known without reading them."""
+        return self._index is not None or hasattr(self.source, "lengths")
+
+    def shape_names(self) -> list[str]:
+        """Returns the text of each of the lengths."""
+        return list(map(self.ragged.text, self.shapes))
+
     def shape_specs(self) -> list[PyTree]:
         """Returns the spec of an example padded to each of the lengths."""
         largest = example_spec(self)

@@ -9,7 +9,7 @@ from engine.config.duration import MAX_STEPS, RunSize
 from engine.config.errors import ConfigError, FieldError
 from engine.config.schema import Config, Train
 from engine.config.target import build
-from engine.data.source import Source, build_source, example_spec
+from engine.data.source import Source, build_source, example_spec, shape_specs
 from engine.metrics.values import describe_value
 from engine.parallel.layout import active, make_layout
 from engine.parallel.mesh import check_batch
@@ -85,7 +85,20 @@ def build_program(task: Task, mesh: Mesh, source: Source, config: Config) -> tup
         total_steps=total,
         steps_per_epoch=size / train.global_batch_size,
     )
-    return Program(spec, example, batch_size=train.global_batch_size, seed=train.seed), total
+    shapes = shape_specs(source)
+    check_consecutive(source, len(shapes), train.steps_per_dispatch)
+    return Program(spec, example, batch_size=train.global_batch_size, seed=train.seed, shapes=shapes), total
+
+
+def check_consecutive(source: Source, shapes: int, k: int) -> None:
+    """Raises ConfigError if a dispatch of k steps needs more batches of one shape than the source gives in a row."""
+    consecutive = getattr(source, "consecutive", 1)
+    if shapes > 1 and consecutive % k:
+        raise ConfigError(
+            f"train.steps_per_dispatch = {k}: the steps of a dispatch need batches of one shape, and the source of "
+            f"data gives {consecutive} of its {shapes} lengths in a row. Set its argument consecutive={k}, or "
+            "train.steps_per_dispatch=1."
+        )
 
 
 def check_unrolled(program: Program, train: Train) -> None:

@@ -6,7 +6,7 @@ Each is traced and compiled once. `step.py` has the mathematics; the trainer cal
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, cast
 
 import jax
@@ -28,6 +28,7 @@ from engine.training.evaluation_program import EvaluationProgram
 from engine.training.flops import count_flops, has_convolution
 from engine.training.model import Arrays
 from engine.training.objective import LOSS, Objective, check_groups, means_of, objective_of
+from engine.training.shapes import ByShape
 from engine.training.state import Shardings, TrainState, abstract_state, initial_state, optimizer_shardings
 from engine.training.step import (
     StepSpec,
@@ -87,6 +88,7 @@ class Program:
         example: one example, as a pytree of ShapeDtypeStruct.
         batch_size: rows of the global batch.
         seed: seed of the initial state.
+        shapes: an example in each shape that batches have, if there are several; `example` is the last of them.
 
     Raises:
         TaskError: the Task's loss does not return a valid `Loss`.
@@ -94,7 +96,7 @@ class Program:
         ShardingError: a parameter does not fit the mesh, or a mesh axis splits nothing.
     """
 
-    def __init__(self, spec: StepSpec, example: PyTree, *, batch_size: int, seed: int):
+    def __init__(self, spec: StepSpec, example: PyTree, *, batch_size: int, seed: int, shapes: Sequence[PyTree] = ()):
         self.spec, self.batch_size, self.seed = spec, batch_size, seed
         self.mesh = spec.mesh
         self._checks_accumulation = spec.accumulate > 1 and not spec.approximate_accumulation
@@ -103,12 +105,16 @@ class Program:
         self.abstract_state = abstract_state(
             spec.task, spec.model, spec.tx, seed=seed, ema=spec.ema_decay is not None, layout=spec.layout
         )
-        self.abstract_batch = abstract_batch(example, batch_size, spec.batch_sharding)
+        self._abstract_batches = [
+            abstract_batch(shape, batch_size, spec.batch_sharding) for shape in shapes or (example,)
+        ]
+        self.abstract_batch = self._abstract_batches[-1]
+        self.shape_shares: Sequence[float] = [1 / len(self._abstract_batches)] * len(self._abstract_batches)
+        """Share of the batches that have each shape, for the mean of `flops_per_step`."""
         self.task_metrics = self._trace_update() if has_own_update(spec.task) else self._trace_loss()
         self.metric_names = (*self.task_metrics, *spec.engine_metrics)
         self.compile_s = 0.0
-        self.flops_per_step = 0.0
-        """FLOPs of matrix products and convolutions over all devices; 0 until a step is traced."""
+        self._flops = [0.0] * len(self._abstract_batches)
         self._steps: dict[int, CompiledSteps] = {}
         self._skip_masks: dict[tuple[bool, ...], jax.Array] = {}
         self._finite = jax.jit(make_finite(self.spec), out_shardings=replicated(self.mesh))
@@ -214,6 +220,11 @@ class Program:
                 )
 
     @property
+    def flops_per_step(self) -> float:
+        """FLOPs of matrix products and convolutions over all devices; 0 until a step is traced."""
+        return sum(share * flops for share, flops in zip(self.shape_shares, self._flops, strict=True))
+
+    @property
     def evaluation(self) -> EvaluationProgram:
         """The program of the evaluations of this Task."""
         return EvaluationProgram(self.spec.task, self.spec.model, self.spec.layout, self.spec.compute_dtype)
@@ -270,8 +281,12 @@ class Program:
     def steps(self, k: int) -> CompiledSteps:
         """Returns the compiled program of k steps."""
         if k not in self._steps:
-            compiled = self._timed(lambda: self.trace(k).lower().compile())
-            self._steps[k] = _StepsOfRun(compiled, self._replicated(self.spec.optimizer.numbers))
+            numbers = self._replicated(self.spec.optimizer.numbers)
+            compiled = [
+                _StepsOfRun(self._timed(lambda shape=shape: self.trace(k, shape).lower().compile()), numbers)
+                for shape in range(len(self._abstract_batches))
+            ]
+            self._steps[k] = compiled[0] if len(compiled) == 1 else ByShape(self._abstract_batches, compiled)
         return self._steps[k]
 
     def skip_mask(self, flags: tuple[bool, ...]) -> jax.Array:
@@ -292,8 +307,8 @@ class Program:
         finite = jax.jit(with_layout(self.spec.layout, make_finite_gradient(self.spec, self.task_metrics)))
         return [path for path, is_finite in finite(state, batch, jnp.asarray(step)).items() if not is_finite]
 
-    def trace(self, k: int) -> jax.stages.Traced:
-        """Returns the traced, not yet compiled, program of k steps."""
+    def trace(self, k: int, shape: int = -1) -> jax.stages.Traced:
+        """Returns the traced, not yet compiled, program of k steps; of several shapes, that of one, the largest."""
         step = make_train_step(self.spec, self.task_metrics)
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         jitted = jax.jit(
@@ -304,8 +319,8 @@ class Program:
         mask = jax.ShapeDtypeStruct((k,), jnp.bool_, sharding=replicated(self.mesh))
         count = len(self.spec.optimizer.numbers)
         numbers = jax.ShapeDtypeStruct((count,), jnp.float32, sharding=replicated(self.mesh))
-        traced = jitted.trace(self.abstract_state, (self.abstract_batch,) * k, mask, numbers)
-        self.flops_per_step = count_flops(traced.jaxpr.jaxpr) / k
+        traced = jitted.trace(self.abstract_state, (self._abstract_batches[shape],) * k, mask, numbers)
+        self._flops[shape] = count_flops(traced.jaxpr.jaxpr) / k
         return traced
 
     def _timed[T](self, compile_: Callable[[], T]) -> T:

@@ -1,0 +1,31 @@
+"""One compiled program for each shape of the batches, called as if it were a single one."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from engine.data.batch import Batch
+
+
+class ByShape:
+    """Compiled programs that differ in the shapes of their batches; a call runs the program for its batches.
+
+    Args:
+        batches: an abstract batch of each program.
+        programs: the programs, in the same order.
+    """
+
+    def __init__(self, batches: Sequence[Batch], programs: Sequence[Callable[..., Any]]):
+        self._programs = {_shapes(batch): program for batch, program in zip(batches, programs, strict=True)}
+
+    def __call__(self, state: Any, batches: tuple[Batch, ...], *args: Any) -> Any:
+        return self._programs[_shapes(batches[0])](state, batches, *args)
+
+    def as_text(self) -> str | None:
+        """Returns the optimized HLO of the program with the largest batches."""
+        return [*self._programs.values()][-1].as_text()  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def _shapes(batch: Batch) -> tuple[tuple[int, ...], ...]:
+    return tuple([leaf.shape for leaf in jax.tree.leaves(batch.examples)])
