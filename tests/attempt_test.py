@@ -54,3 +54,10 @@ def test_restore_returns_the_newest_checkpoint(tmp_path):
 def test_programs_of_one_and_of_k_steps_are_compiled(tmp_path, k):
     with opened(tmp_path, [], train__steps_per_dispatch=k) as attempt:
         assert attempt.compile().keys() == {1, k}
+
+
+def test_inputs_that_bfloat16_rounds_are_named_at_the_start(tmp_path):
+    messages = []
+    with opened(tmp_path, messages, train__precision="bfloat16") as attempt:
+        attempt.compile("this run is finished")
+    assert messages[0].startswith("train.precision=bfloat16 rounds the inputs valid, x, also in evaluations, by up")

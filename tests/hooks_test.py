@@ -11,6 +11,7 @@ import engine
 from engine.config.errors import ConfigError, TaskError
 from engine.config.schema import Hook
 from engine.hooks import build_hooks, parse
+from engine.observe.summary import summary_text
 from tests import runs
 
 
@@ -106,6 +107,7 @@ def test_hook_ends_the_run_which_continues_only_with_other_settings(tmp_path):
     assert runs.rows(tmp_path, "heldout/loss").keys() == {6}  # evaluations at the end run at the step of the stop
     status = runs.status(tmp_path)
     assert (status["state"], status["exit_code"], status["reason"], status["step"]) == ("done", 0, reason, 6)
+    assert "(with other settings of stop, or of the hook)" in summary_text(summary)
     again = engine.train(config(6), workdir=tmp_path)
     assert (again.state, again.step, again.reason) == ("done", 6, reason)
     log = (tmp_path / "log.txt").read_text()

@@ -106,7 +106,8 @@ def test_explain_needs_no_devices():
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    text = explain("--config.mesh.fsdp=8", "--config.mesh.data=4")
+    text = explain("--config.mesh.fsdp=8", "--config.mesh.data=4", "--config.train.precision=bfloat16")
+    assert "train.precision=bfloat16 rounds the input image, also in evaluations" in text
     assert text.startswith("mesh: data=4 x fsdp=8 x tensor=2 (64 x cpu), from the config\n")
     assert "warning: mesh.tensor = 2 splits no parameter" in text and "collectives" not in text
     text = explain("--config.mesh.fsdp=-1", "--devices=16")
