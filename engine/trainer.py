@@ -212,7 +212,7 @@ class Trainer:
         fresh = "or start a new run with --fresh"
         if step == self.total_steps:
             return f"this run is finished; increase train.total to train longer, {fresh}"
-        self._stop_reason = stopped_reason(self.directory, step, self.config)
+        self._stop_reason = stopped_reason(self.directory, step, self.config) if step else ""
         if not self._stop_reason:
             return ""
         return (
