@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import jax
-import numpy as np
 
 from engine.cluster import group
 from engine.cluster.peer_failure import LostPeer
@@ -21,7 +20,8 @@ from engine.config.errors import FieldError, TaskError, did_you_mean
 from engine.config.schema import Hook as HookConfig
 from engine.config.target import build
 from engine.events import Boundary, Event, Results
-from engine.metrics.values import describe_value, not_real
+from engine.metrics.results import Result, named_results, scalars
+from engine.metrics.values import describe_value
 from engine.phases import CALLING_HOOK, WAITING_FOR_HOOKS
 from engine.resilience import timeouts
 from engine.training.state import TrainState
@@ -36,7 +36,7 @@ class Stop:
 
     Args:
         reason: why, for the user: "the learning rate search is complete".
-        metrics: metrics of this call, by name.
+        metrics: metrics of this call by name, as a hook returns them.
     """
 
     reason: str
@@ -59,8 +59,9 @@ class Hook(Protocol):
             step: steps done.
 
         Returns:
-            Metrics by name, which are recorded as "<name of the hook>/<metric>"; a `Stop`, which ends the run; or
-            None. In a run of several processes the metrics of the primary count, and a Stop of any process.
+            Metrics by name, which are recorded as "<name of the hook>/<metric>": numbers, arrays, images and whatever
+            else `compute` of a metric may return. Or a `Stop`, which ends the run; or None. In a run of several
+            processes the metrics of the primary count, and a Stop of any process.
         """
         ...
 
@@ -139,8 +140,8 @@ class CallHook:
     hook: Hook
     period: Period
     trainer: "Trainer"
-    returned: dict[str, tuple[dict[str, float], str]]
-    """Name of a hook -> its metrics and its reason to stop, at this step."""
+    returned: dict[str, tuple[dict[str, Result], str]]
+    """Name of a hook -> its results by full name, and its reason to stop, at this step."""
     phase = CALLING_HOOK
     ends_dispatch = True
 
@@ -152,15 +153,16 @@ class CallHook:
             return
         with _deleted_state_explained(self.name):
             returned = self.hook.run(self.trainer, read_only(boundary.state), boundary.step)
-        self.returned[self.name] = parse(returned, f"hooks.{self.name}: run")
+        self.returned[self.name] = parse(returned, self.name)
 
 
-def parse(returned: object, where: str) -> tuple[dict[str, float], str]:
-    """Returns the metrics and the reason to stop in what a hook has returned.
+def parse(returned: object, hook: str) -> tuple[dict[str, Result], str]:
+    """Returns the results by full name, and the reason to stop, in what a hook has returned.
 
     Raises:
-        TaskError: it is neither None, a dict of metrics nor a Stop, or a metric is not a number.
+        TaskError: it is neither None, a dict of metrics nor a Stop, or a metric is of another type.
     """
+    where = f"hooks.{hook}: run"
     reason, metrics = (returned.reason, returned.metrics) if isinstance(returned, Stop) else ("", returned)
     if isinstance(returned, Stop) and not (isinstance(reason, str) and reason.strip()):
         raise TaskError(f"{where} returned a Stop with the reason {reason!r}. Give a sentence for the user.")
@@ -169,19 +171,10 @@ def parse(returned: object, where: str) -> tuple[dict[str, float], str]:
     if not isinstance(metrics, Mapping):
         allowed = "Return a dict of name -> number, engine.Stop(reason, metrics), or nothing"
         raise TaskError(f"{where} returned {describe_value(metrics)}. {allowed}.")
-    return {_name(name, where): _number(value, f"{where} returned {name!r}") for name, value in metrics.items()}, reason
-
-
-def _name(name: object, where: str) -> str:
-    if isinstance(name, str) and name and not any(char.isspace() for char in name):
-        return name
-    raise TaskError(f"{where} returned the metric name {name!r}. Use text without spaces, such as 'norm'.")
-
-
-def _number(value: object, what: str) -> float:
-    if not_real(value) or np.size(value) != 1:  # pyright: ignore[reportArgumentType]
-        raise TaskError(f"{what} = {describe_value(value)}. Allowed: a number, such as float(x.mean()).")
-    return float(np.asarray(value).item())
+    for name in metrics:
+        if not isinstance(name, str) or not name or any(char.isspace() for char in name):
+            raise TaskError(f"{where} returned the metric name {name!r}. Use text without spaces, such as 'norm'.")
+    return named_results(hook, metrics, where), reason
 
 
 @dataclass(eq=False)
@@ -189,7 +182,8 @@ class HookResults:
     """Agrees among the processes on what the hooks of a step have returned, records it, and ends the run if asked."""
 
     hooks: Sequence[CallHook]
-    returned: dict[str, tuple[dict[str, float], str]]
+    returned: dict[str, tuple[dict[str, Result], str]]
+    """As in `CallHook`."""
     results: Results
     watched: Mapping[str, str]
     """Metric that the config names -> its field, such as "checkpoint.best"."""
@@ -202,21 +196,22 @@ class HookResults:
         return min((hook.next_step(after) for hook in self.hooks), default=math.inf)
 
     def run(self, boundary: Boundary) -> None:
-        returned = dict(self.returned)
+        found = {name: value for results, _ in self.returned.values() for name, value in results.items()}
+        agreed = {hook: (scalars(results), reason) for hook, (results, reason) in self.returned.items()}
         self.returned.clear()
-        if returned and group.count() > 1:
-            returned = group.decide(returned, _merge, "hooks", self.timeout_s)
-        found: dict[str, float] = {}
-        for hook, (metrics, reason) in returned.items():
-            found |= {f"{hook}/{name}": value for name, value in metrics.items()}
+        if agreed and group.count() > 1:
+            agreed = group.decide(agreed, _merge, "hooks", self.timeout_s)
+        if not group.is_primary():  # arrays and images are written by the primary only
+            found = {name: value for values, _ in agreed.values() for name, value in values.items()}
+        for hook, (_, reason) in agreed.items():
             if reason and not boundary.stop:
                 boundary.stop = f"the hook {hook} stopped the run: {reason}"
-        self._check_watched(returned.keys(), found)
+        self._check_watched(agreed.keys(), scalars(found))
         if found:
             self.results.add(boundary.step, found)
 
     def _check_watched(self, called: Iterable[str], found: Mapping[str, float]) -> None:
-        """Raises TaskError if a hook did not return a metric that the config names."""
+        """Raises TaskError if a hook did not return a number that the config names."""
         for metric, field in self.watched.items():
             hook = metric.partition("/")[0]
             if hook in called and metric not in found:

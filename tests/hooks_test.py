@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import engine
+from engine import metrics
 from engine.config.errors import ConfigError, TaskError
 from engine.config.schema import Hook
 from engine.hooks import build_hooks, parse
@@ -30,21 +31,21 @@ def test_hook_target_must_give_an_object_with_run():
     [
         (3.0, "returned a float. Return a dict of name -> number, engine.Stop(reason, metrics), or nothing."),
         ({"a b": 1}, "returned the metric name 'a b'. Use text without spaces"),
-        ({"a": "high"}, "returned 'a' = a str. Allowed: a number"),
-        ({"a": np.zeros(3)}, "returned 'a' = an array float64[3]. Allowed: a number"),
+        ({"a": "high"}, "returned a str as 'walk/a'. Allowed: a number, an array of numbers, an Image"),
         (engine.Stop(""), "returned a Stop with the reason ''. Give a sentence"),
-        (engine.Stop("done", {"a": None}), "returned 'a' = None"),
+        (engine.Stop("done", {"a": None}), "returned a NoneType as 'walk/a'."),
     ],
 )
 def test_wrong_results_of_a_hook_are_named(returned, problem):
-    with pytest.raises(TaskError, match=re.escape(f"hooks.a: run {problem}")):
-        parse(returned, "hooks.a: run")
+    with pytest.raises(TaskError, match=re.escape(f"hooks.walk: run {problem}")):
+        parse(returned, "walk")
 
 
-def test_results_of_a_hook_are_numbers_by_name():
-    assert parse(None, "") == ({}, "")
-    assert parse({"a": True, "b": np.float32(0.5), "c": jnp.ones(())}, "") == ({"a": 1.0, "b": 0.5, "c": 1.0}, "")
-    assert parse(engine.Stop("why", {"a": 2}), "") == ({"a": 2.0}, "why")
+def test_results_of_a_hook_are_named_after_it():
+    assert parse(None, "walk") == ({}, "")
+    found = {"walk/a": 1.0, "walk/b": 0.5, "walk/c/d": 1.0}
+    assert parse({"a": True, "b": np.float32(0.5), "c": {"d": jnp.ones(())}}, "walk") == (found, "")
+    assert parse(engine.Stop("why", {"a": 2}), "walk") == ({"walk/a": 2.0}, "why")
 
 
 class Writes:
@@ -77,8 +78,9 @@ class Measures:
         self.stop_at = stop_at
 
     def run(self, trainer, state, step):
-        metrics = {"distance": abs(step - 6), "norm": jnp.linalg.norm(state.params["head/bias"])}
-        return engine.Stop("the step is reached", metrics) if step == self.stop_at else metrics
+        curve = metrics.Curve(np.arange(3), np.arange(3.0) * step)
+        found = {"distance": abs(step - 6), "norm": jnp.linalg.norm(state.params["head/bias"]), "curve": curve}
+        return engine.Stop("the step is reached", found) if step == self.stop_at else found
 
 
 def test_hook_measures_and_selects_the_best_checkpoint_but_cannot_change_the_training(tmp_path):
@@ -90,6 +92,7 @@ def test_hook_measures_and_selects_the_best_checkpoint_but_cannot_change_the_tra
     summary = engine.train(runs.config(hooks=hooks, **best, **settings), workdir=hooked)
     assert runs.rows(plain) == runs.rows(hooked)
     assert runs.rows(hooked, "walk/distance") == {3: 3, 6: 0, 9: 3, 10: 4}
+    assert runs.rows(hooked, "walk/curve")[6] == {"x": [0, 1, 2], "y": [0, 6, 12]}
     assert summary.metrics["walk/distance"] == runs.status(hooked)["metrics"]["walk/distance"] == 4
     assert {info.step: info.results["walk/distance"] for info in engine.checkpoints(hooked)} == {6: 0, 9: 3, 10: 4}
     assert summary.best == {"walk/distance": (6, 0.0)}

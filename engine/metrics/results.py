@@ -1,4 +1,4 @@
-"""What `Metric.compute` may return, and its form in files: numbers, arrays, curves, bins and images by name.
+"""What `Metric.compute` and hooks may return, and its form in files: numbers, arrays, curves, bins and images by name.
 
 Imports no JAX.
 """
@@ -62,8 +62,8 @@ def named_results(name: str, value: object, where: str) -> dict[str, Result]:
 
     Args:
         name: name of the metric; also the full name of an entry whose key is "".
-        value: what `compute` has returned.
-        where: class of the metric, for errors.
+        value: what `compute` of the metric has returned, or what a hook has returned under this name.
+        where: the method that returned it, for errors.
 
     Raises:
         TaskError: the value, or an entry, is of another type, or two entries have the same name.
@@ -74,7 +74,7 @@ def named_results(name: str, value: object, where: str) -> dict[str, Result]:
     for key, entry in value.items():
         for full, result in named_results(f"{name}/{key}" if str(key) else name, entry, where).items():
             if full in found:
-                raise TaskError(f"{where}.compute returned two values named {full!r}. Rename one of them.")
+                raise TaskError(f"{where} returned two values named {full!r}. Rename one of them.")
             found[full] = result
     return found
 
@@ -84,7 +84,7 @@ def _result(name: str, value: Any, where: str) -> Result:
         shape = np.shape(value.pixels)
         if not isinstance(value.pixels, bytes) and not (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)):
             raise TaskError(
-                f"{where}.compute returned an Image of shape {list(shape)} as {name!r}. Allowed: [height, width] and "
+                f"{where} returned an Image of shape {list(shape)} as {name!r}. Allowed: [height, width] and "
                 "[height, width, 3]."
             )
         return value
@@ -98,7 +98,7 @@ def _result(name: str, value: Any, where: str) -> Result:
     array = np.asarray(value) if isinstance(value, list | tuple) or hasattr(value, "__array__") else np.array(None)
     if array.dtype.kind not in "biuf":
         raise TaskError(
-            f"{where}.compute returned a {type(value).__name__} as {name!r}. Allowed: a number, an array of numbers, "
+            f"{where} returned a {type(value).__name__} as {name!r}. Allowed: a number, an array of numbers, "
             "an Image, a Curve, Bins, a figure of matplotlib, and dicts of them."
         )
     return array if array.ndim else float(array)

@@ -205,7 +205,7 @@ class Merger:
 def compute(name: str, metric: Metric) -> dict[str, Result]:
     """Returns the results of a metric by full name. Raises TaskError if `compute` returns something else."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return named_results(name, metric.compute(), type(metric).__name__)
+        return named_results(name, metric.compute(), f"{type(metric).__name__}.compute")
 
 
 def _fields(name: str, metric: Metric) -> Iterator[_Field]:

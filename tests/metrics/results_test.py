@@ -30,14 +30,14 @@ class Figure:
 
 def test_entries_of_dicts_are_named_by_their_path():
     value = {"": 0.5, "car": {"0.5": np.float32(0.25), "1": np.array(1)}, 2: [1, 2]}
-    found = named_results("heldout/ap", value, "Ap")
+    found = named_results("heldout/ap", value, "Ap.compute")
     assert list(found) == ["heldout/ap", "heldout/ap/car/0.5", "heldout/ap/car/1", "heldout/ap/2"]
     assert scalars(found) == {"heldout/ap": 0.5, "heldout/ap/car/0.5": 0.25, "heldout/ap/car/1": 1}
     assert json_values(found)["heldout/ap/2"] == [1, 2]
 
 
 def test_a_figure_becomes_a_png_image():
-    found = named_results("m", Figure(), "M")["m"]
+    found = named_results("m", Figure(), "M.compute")["m"]
     assert isinstance(found, Image)
     assert found.pixels == b"PNG"
 
@@ -45,14 +45,14 @@ def test_a_figure_becomes_a_png_image():
 @pytest.mark.parametrize("value", ["text", None, 1j, ["a"], np.array("a"), {"x": object()}])
 def test_other_values_are_errors(value):
     with pytest.raises(TaskError, match=r"^M.compute returned a .* as 'm(/x)?'. Allowed: a number, an array"):
-        named_results("m", value, "M")
+        named_results("m", value, "M.compute")
 
 
 def test_equal_names_and_images_of_other_shapes_are_errors():
     with pytest.raises(TaskError, match=r"M.compute returned two values named 'm/a/b'. Rename one"):
-        named_results("m", {"a/b": 1, "a": {"b": 2}}, "M")
+        named_results("m", {"a/b": 1, "a": {"b": 2}}, "M.compute")
     with pytest.raises(TaskError, match=r"M.compute returned an Image of shape \[2, 2, 4\] as 'm'"):
-        named_results("m", Image(np.zeros((2, 2, 4))), "M")
+        named_results("m", Image(np.zeros((2, 2, 4))), "M.compute")
 
 
 def test_json_has_no_images_and_no_large_arrays():
