@@ -145,6 +145,7 @@ class FieldRows:
             self.segments = segments or int(self.planner.pieces.max())
         self._costs: np.ndarray | None = None
         self._spec = self._first()
+        self._signature = _signature(self._spec)
 
     def _check_fit(self, name: str) -> None:
         if len(longer := np.flatnonzero((self._index > np.array(self._lengths)[:, None]).any(axis=0))):
@@ -180,12 +181,13 @@ class FieldRows:
         positions = [np.zeros_like(array) for array in ids]
         mask = np.zeros((len(rows), self.segments), bool)
         rest = jax.tree.map(lambda leaf: _empty(leaf, mask.shape), self._spec.rest)
+        rest_leaves = jax.tree.leaves(rest)
         for number, pieces in enumerate(rows):
             begins = [0] * len(ids)  # index in each axis of the row at which the next piece begins
             for segment, piece in enumerate(pieces):
                 example = self._read(piece.example)
                 mask[number, segment] = True
-                for to, value in zip(jax.tree.leaves(rest), jax.tree.leaves(example.rest), strict=True):
+                for to, value in zip(rest_leaves, jax.tree.leaves(example.rest), strict=True):
                     to[number, segment] = value
                 for axis, names in enumerate(self._ragged.axes.values()):
                     start, stop = piece[1:] if self._split else (0, example.lengths[axis])
@@ -214,10 +216,20 @@ class FieldRows:
                 f"Example {index} of {name} has {self._ragged.text(example.lengths)} elements, but its length index "
                 f"says {self._ragged.text(self._index[:, index].tolist())}. Compute the length index again."
             )
-        found, expected = (_shapes(part) for part in (example, self._spec))
-        if found != expected:
+        if _signature(example) != self._signature:
+            found, expected = (_shapes(part) for part in (example, self._spec))
             raise DataError(f"Example {index} of {name} has {found}, other examples have {expected}. Bring all to one.")
         return example
+
+
+def _signature(example: RaggedExample) -> list[object]:
+    """Returns what all examples have in common: the structure, and shapes and dtypes without lengths and text."""
+    import jax
+
+    leaves, structure = jax.tree.flatten(example.rest)
+    arrays = [np.asarray(leaf) for leaf in leaves]
+    fields = [(field.shape[1:], field.dtype) for field in example.fields.values()]
+    return [structure, *fields, *(None if x.dtype.kind in TEXT else (x.shape, x.dtype) for x in arrays)]
 
 
 def _shapes(example: RaggedExample) -> str:
