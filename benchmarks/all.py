@@ -28,6 +28,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "save_stall": ("--rounds", "5"),
     "first_step": ("--rounds", "5"),
     "decoder": (),
+    "ragged": (),
 }
 """Name -> arguments of the published run."""
 
