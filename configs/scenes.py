@@ -1,6 +1,7 @@
 """A set model on generated scenes with 3 to 300 agents, in batches of similar length.
 
-tools/bazel run //configs:scenes
+tools/bazel run //configs:scenes     1 min 47 s on 2 busy CPU cores, of which 50 s compiling five lengths with an empty
+                                     compilation cache; held-out distance 0.024
 """
 
 from engine.config import defaults

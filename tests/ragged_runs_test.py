@@ -19,9 +19,9 @@ from engine.training.build import build_sources, build_task
 from tests import runs
 from tests.kill_and_resume_test import checkpoints, wait_for
 
-SCENES = {"target": "models.scenes.Scenes", "count": 40, "most": 40}
+SCENES = {"target": "models.scenes.Scenes", "count": 160, "most": 40}
 FIELDS = ["agents", "step"]
-BUCKETED = {"target": "engine.Bucketed", "source": SCENES, "lengths": [12, 40], "fields": FIELDS, "consecutive": 2}
+BUCKETED = {"target": "engine.Bucketed", "source": SCENES, "lengths": [15, 40], "fields": FIELDS, "consecutive": 2}
 PADDED = {"target": "engine.Padded", "source": SCENES, "lengths": 40, "fields": FIELDS}
 PACKED = {"target": "engine.Packed", "documents": SCENES, "length": 48, "fields": FIELDS}
 
@@ -39,7 +39,7 @@ class NextStep(Task):
 
 
 def config(data, **settings):
-    """A config: 40 scenes of up to 40 agents, batches of 16, 12 steps."""
+    """A config: 160 scenes of up to 40 agents, batches of 16, 12 steps."""
     task = {"target": "tests.ragged_runs_test.NextStep"}
     return runs.config(**{"task": task, "data": data, "train__total": "12 steps", "evaluations": {}, **settings})
 
@@ -73,7 +73,7 @@ def balanced(tmp_path_factory):
     """A run on bucketed scenes whose dispatches of two steps are broken by evaluations at odd steps; its messages."""
     path = tmp_path_factory.mktemp("balanced")
     evaluations = {
-        name: {"data": data, "every": "5 steps", "batch_size": 8}
+        name: {"data": data, "every": "3 steps", "batch_size": 8}
         for name, data in {"padded": PADDED, "bucketed": BUCKETED, "packed": PACKED}.items()
     }
     data = {"target": "engine.Balanced", "ranks": 8, "source": BUCKETED}
@@ -84,7 +84,7 @@ def test_evaluations_of_padded_bucketed_and_packed_scenes_are_equal(balanced):
     names = ("padded", "bucketed", "packed")
     path, _ = balanced
     padded, *others = [losses(path, f"{name}/loss") + losses(path, f"{name}/distance") for name in names]
-    assert len(padded) == 6
+    assert len(padded) == 8
     for other in others:
         np.testing.assert_allclose(other, padded, rtol=1e-6)
 
@@ -93,7 +93,7 @@ def test_padding_and_lengths_are_reported(balanced):
     path, messages = balanced
     first = json.loads((path / "metrics.jsonl").read_text().splitlines()[0])
     assert 0.1 < first["data_padding"] < 0.7 and "data_imbalance" not in first  # the run has one rank
-    assert "of the batches is padding; lengths: 12 (" in messages
+    assert "of the batches is padding; lengths: 15 (" in messages
     assert "compiling a program for each of 2 lengths" in messages
 
 
