@@ -59,14 +59,20 @@ def test_evaluation_uses_the_average_if_it_exists():
     assert float(evaluation_params(state, False)["a"][0]) == 1
 
 
-def test_optimizer_groups_keep_one_state_per_parameter():
-    groups = {"head": Group(match="^head/", learning_rate_scale=0.1)}
+def test_optimizer_groups_keep_one_state_per_parameter_and_train_alike_on_every_mesh():
+    groups = {
+        "head": Group(match="^head/", learning_rate_scale=0.1, every=2, clip_norm=0.1),
+        "bias": Group(match="bias$", target="optax.sgd", schedule="linear"),
+    }
+    states = []
     for mesh in (None, MeshSpec(fsdp=8)):
         program = zoo.program(zoo.Classify(), mesh=mesh, groups=groups)
-        state, _ = zoo.run(program, zoo.batches(2))
+        state, _ = zoo.run(program, zoo.batches(2), k=2)
         assert jax.tree.structure(state) == jax.tree.structure(program.abstract_state)
         sizes = sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim)
-        assert sizes == 2 * sum(x.size for x in state.params.values())
+        assert sizes == 2 * sum(x.size for path, x in state.params.items() if path.endswith("kernel") or "head" in path)
+        states.append(state)
+    zoo.assert_close(states[0].params, states[1].params, 1e-6)
 
 
 def test_seed_determines_parameters_and_random_key():
