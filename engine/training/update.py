@@ -13,6 +13,7 @@ from flax import nnx
 from engine.config.errors import ConfigError, TaskError
 from engine.data.batch import Batch
 from engine.data.context import Context
+from engine.metrics.mean import Mean
 from engine.metrics.metric import Metric
 from engine.metrics.state import check_metrics
 from engine.metrics.values import describe_value
@@ -145,6 +146,9 @@ def own_update(
     check_metrics(metrics, rows, where, collect=False)
     if LOSS not in metrics:
         raise TaskError(f"{where}: there is no metric 'loss', which the guard and the progress line need. Add it.")
+    if type(metrics[LOSS]) is not Mean:
+        kind = type(metrics[LOSS]).__name__
+        raise TaskError(f"{where}: the metric 'loss' is a {kind}, but the guard divides it. Return Mean.of(values).")
     _check_arrays(before, after, where)
     return after, metrics
 

@@ -11,6 +11,7 @@ import pytest
 from engine import Mean
 from engine.config.errors import ConfigError, TaskError
 from engine.config.schema import MeshSpec
+from engine.metrics import Sum
 from engine.parallel.memory import HOST_MEMORY
 from tests import zoo
 
@@ -76,6 +77,7 @@ def test_state_can_be_carried_by_a_loop_and_a_nonfinite_parameter_skips_the_upda
         (lambda state, metrics: (metrics, state), "Own.update returned a tuple"),
         (lambda state, metrics: (state, {}), "there is no metric 'loss'"),
         (lambda state, metrics: (state, {"loss": 1.0}), "metric 'loss' is a float"),
+        (lambda state, metrics: (state, {"loss": Sum(jnp.ones(16))}), "metric 'loss' is a Sum, but the guard divides"),
         (lambda state, metrics: (state.apply_gradients({}), metrics), "needs a gradient for each entry"),
         (
             lambda state, metrics: (dataclasses.replace(state, params={}), metrics),
