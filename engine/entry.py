@@ -6,8 +6,9 @@ These functions do not parse flags or end the process, and set signal handlers o
 import dataclasses
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 
@@ -22,8 +23,10 @@ from engine.config.target import check_targets, target_names
 from engine.config.text import flatten, from_text, to_text, value_text
 from engine.config.validation import validate
 from engine.data import dataset_summary
-from engine.hooks import build_hooks
+from engine.data.source import Source
+from engine.hooks import Hook
 from engine.mounts import local_text
+from engine.objects import Objects, with_objects
 from engine.observe.reporter import Reporter
 from engine.observe.summary import Summary
 from engine.parallel.collectives import collectives as find_collectives
@@ -39,9 +42,10 @@ from engine.run.directory import RunDirectory, default_workdir
 from engine.saved_run import SavedRun
 from engine.trainer import Trainer
 from engine.training import compile_cache
-from engine.training.build import build_program, build_sources, build_task
+from engine.training.build import build_program
 from engine.training.precision import rounding_note
 from engine.training.program import Program
+from engine.training.task import Task
 from engine.types import Device
 
 AnyConfig = Config | ml_collections.ConfigDict | str | Path
@@ -57,6 +61,10 @@ def resolve_config(config: AnyConfig) -> Config:
 def train(
     config: AnyConfig,
     *,
+    task: Task | str | None = None,
+    data: Source | str | Mapping[str, Any] | None = None,
+    evaluation_data: Mapping[str, Source | str | Mapping[str, Any]] | None = None,
+    hooks: Mapping[str, Hook | str | Mapping[str, Any]] | None = None,
     workdir: str | Path | None = None,
     fresh: bool = False,
     fast_dev_run: bool = False,
@@ -69,8 +77,16 @@ def train(
     In a run of several processes, each calls it with the same arguments, after
     `engine.cluster.processes.initialize`.
 
+    `task`, `data`, `evaluation_data` and `hooks` replace sections of the config, each by an object, a dotted path, or a
+    section {"target": ...}. Only Python code that passes the same objects again can resume, evaluate or load a run that
+    was started with objects.
+
     Args:
         config: a Config, a ConfigDict, or a value of `--config`: a file, a module or a run directory.
+        task: the Task.
+        data: the source of the training data.
+        evaluation_data: name of an evaluation -> its source; the config may set its `every` and other fields.
+        hooks: name -> hook; the config may set `hooks.<name>.every`.
         workdir: the run directory; runs/<name> by default.
         fresh: start a new run; an existing run is moved aside, never deleted.
         fast_dev_run: train, save and evaluate for two steps on little data.
@@ -84,16 +100,28 @@ def train(
     began = time.monotonic() if began is None else began
     if workdir == "":
         raise ConfigError("workdir: found an empty text. Give a directory, or None for runs/<name>.")
+    objects = Objects()
+    if any(given is not None for given in (task, data, evaluation_data, hooks)):
+        found = resolve_config(config) if isinstance(config, str | Path) else config
+        config, objects = with_objects(found, task, data, evaluation_data or {}, hooks or {})
     config = resolve_config(config)
+    objects.check(config)
     if fast_dev_run:
-        return _fast_dev_run(tiny(config), workdir, began)
+        return _fast_dev_run(tiny(config), objects, workdir, began)
     accepted = Accepted(schedule=accept_schedule_change, data=accept_data_change)
-    path = default_workdir(config.name, config.task.target) if workdir is None else workdir
-    return _train(config, path, fresh=fresh, accepted=accepted, began=began)
+    path = default_workdir(config.name, target_names(config)[0]) if workdir is None else workdir
+    return _train(config, objects, path, fresh=fresh, accepted=accepted, began=began)
 
 
 def _train(
-    config: Config, path: str | Path, *, fresh: bool, accepted: Accepted, began: float, kept: bool = True
+    config: Config,
+    objects: Objects,
+    path: str | Path,
+    *,
+    fresh: bool,
+    accepted: Accepted,
+    began: float,
+    kept: bool = True,
 ) -> Summary:
     """Trains in the directory `path`; with `kept=False` the summary does not show the directory."""
     check_targets(config)
@@ -106,7 +134,7 @@ def _train(
         reporter = Reporter(directory, config.name, config.log.progress, kept=kept)
         with reporter, out_of_memory_reported(config.train, config.mesh), peer_failure.lost_peers_reported():
             with start_ended_by_sigterm():
-                trainer = _build_trainer(config, directory, changed, accepted, reporter)
+                trainer = _build_trainer(config, objects, directory, changed, accepted, reporter)
             reporter.start(trainer.total_steps, trainer.step, trainer.summary)
             trainer.run()
             group.run_on_primary(directory.check_complete, "the files of the run")
@@ -114,22 +142,27 @@ def _train(
 
 
 def _build_trainer(
-    config: Config, directory: RunDirectory, changed: Sequence[str], accepted: Accepted, reporter: Reporter
+    config: Config,
+    objects: Objects,
+    directory: RunDirectory,
+    changed: Sequence[str],
+    accepted: Accepted,
+    reporter: Reporter,
 ) -> Trainer:
     """Opens the data, builds the trainer and stores the config; `changed` names evaluations with other data."""
-    source, evaluation_sources = build_sources(config)
+    source, evaluation_sources = objects.build_sources(config)
     summaries = summarize_datasets(source, evaluation_sources)
     changed_data, messages = check_data(summaries, directory, accepted)
     check_total(config, len(source), directory)
     directory.messages += messages
     trainer = Trainer(
-        build_task(config),
+        objects.build_task(config),
         make_mesh(config.mesh),
         source,
         config,
         directory,
         evaluation_sources=evaluation_sources,
-        hooks=build_hooks(config.hooks),
+        hooks=objects.build_hooks(config),
         on_row=reporter.row,
         on_message=reporter.message,
         on_phase=reporter.phase,
@@ -144,7 +177,9 @@ def _build_trainer(
     return trainer
 
 
-def _fast_dev_run(config: Config, workdir: str | Path | None, began: float, kept: bool = True) -> Summary:
+def _fast_dev_run(
+    config: Config, objects: Objects, workdir: str | Path | None, began: float, kept: bool = True
+) -> Summary:
     """Trains two steps and restores the checkpoint; without `workdir` the directory is temporary."""
     if not workdir:
         if group.count() > 1:
@@ -153,10 +188,10 @@ def _fast_dev_run(config: Config, workdir: str | Path | None, began: float, kept
             )
         # Ignores errors of the removal, which a hanging write can cause: they would hide the error of the run.
         with tempfile.TemporaryDirectory(prefix="convoy-fast-dev-run-", ignore_cleanup_errors=True) as temporary:
-            return _fast_dev_run(config, temporary, began, kept=False)
-    summary = _train(config, workdir, fresh=True, accepted=Accepted(), began=began, kept=kept)
+            return _fast_dev_run(config, objects, temporary, began, kept=False)
+    summary = _train(config, objects, workdir, fresh=True, accepted=Accepted(), began=began, kept=kept)
     run = SavedRun(summary.directory.path)
-    restored = run.restore(summary.step, program(run.config)[0])
+    restored = run.restore(summary.step, _program(run.config, objects, None)[0])
     if int(restored.step) != summary.step:
         raise CheckpointError(f"{run.directory}: the checkpoint of step {summary.step} holds step {restored.step}.")
     return summary
@@ -200,9 +235,12 @@ def program(config: AnyConfig, devices: Sequence[Device] | None = None) -> tuple
     config = resolve_config(config)
     check_targets(config)
     check_functions(config)
-    config = set_up_devices(config)
-    source, _ = build_sources(config)
-    return build_program(build_task(config), make_mesh(config.mesh, devices), source, config)
+    return _program(set_up_devices(config), Objects(), devices)
+
+
+def _program(config: Config, objects: Objects, devices: Sequence[Device] | None) -> tuple[Program, int]:
+    source, _ = objects.build_sources(config)
+    return build_program(objects.build_task(config), make_mesh(config.mesh, devices), source, config)
 
 
 def explain(config: AnyConfig, *, devices: int | None = None, collectives: bool = True) -> str:

@@ -21,7 +21,7 @@ TOP = Path(__file__).parents[1]
 # The highest level first. Packages of one level do not import each other; files joined by + count as one package.
 LEVELS = (
     ("main+arguments+commands",),
-    ("entry+inference+resume+saved_run+saved_evaluations", "doctor", "launch"),
+    ("entry+inference+objects+resume+saved_run+saved_evaluations", "doctor", "launch"),
     ("trainer+attempt+events+hooks+stopping+phases+evaluation+predictions+prediction_files",),
     ("training", "checkpoint", "observe", "resilience", "stragglers", "layers"),
     ("tuning",),  # same level as parallel, but it reads the layout of parallel

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType, ModuleType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from engine.config import zoo
+from engine.config import instances, zoo
 from engine.config.errors import ConfigError, FieldError, did_you_mean, near_names
 from engine.config.schema import Config, Target, field_names
 from engine.config.user_errors import add_target_package
@@ -202,9 +202,13 @@ def check(target: Target, where: str, given: Collection[str] = ()) -> None:
 
 
 def target_names(config: Config) -> list[str]:
-    """Returns the dotted paths of all targets of a config that the user writes, the Task first."""
+    """Returns the dotted paths of all targets of a config that the user writes, the Task first.
+
+    For an object that was passed to `engine.train`, it is the path of its class.
+    """
     data = (evaluation.data for evaluation in config.evaluations.values())
-    return [section.target for section in (config.task, config.data, *data, *config.hooks.values())]
+    sections = (config.task, config.data, *data, *config.hooks.values())
+    return [str(s.arguments["type"]) if s.target == instances.TARGET else s.target for s in sections]
 
 
 def check_targets(config: Config) -> None:

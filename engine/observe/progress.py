@@ -3,6 +3,7 @@
 Everything is written to one stream, standard error by default, so that standard output contains only results.
 """
 
+import importlib.util
 import logging
 import os
 import sys
@@ -37,7 +38,7 @@ class Progress:
         """
         Args:
             mode: `bar`; `lines`, without colours or carriage returns; `none`, which only writes the log; `auto`: a bar
-                on a terminal, lines otherwise.
+                on a terminal and in a notebook with ipywidgets, lines otherwise.
             total_steps: the last step of the run.
             start_step: the step at which this attempt starts.
             stream: output stream; standard error by default.
@@ -49,7 +50,7 @@ class Progress:
             raise ConfigError(f"log.progress: {mode!r} is unknown. Allowed: {', '.join(MODES)}.")
         self._stream: TextIO = sys.stderr if stream is None else stream
         if mode == "auto":
-            mode = "bar" if _is_terminal(self._stream) else "lines"
+            mode = "bar" if _is_terminal(self._stream) or shows_widgets() else "lines"
         self._total = total_steps
         self._lines = mode == "lines"
         self._shown = mode != "none"
@@ -138,7 +139,7 @@ class CountProgress:
         if not self._shown:
             return
         rate = f"{formatting.number(round(done / max(now - self._begin, 1e-9)))} {self._unit}/s"
-        if self._bar is None and _is_terminal(sys.stderr):
+        if self._bar is None and (_is_terminal(sys.stderr) or shows_widgets()):
             self._bar = _Bar(total, 0, sys.stderr)
         if self._bar is not None:
             self._bar.count(done, self._activity, rate)
@@ -155,14 +156,15 @@ class CountProgress:
 
 
 class _Bar:
-    """A progress bar on a terminal. Only this class imports rich, which takes 0.1 s."""
+    """A progress bar on a terminal or in a notebook. Only this class imports rich, which takes 0.1 s."""
 
     def __init__(self, total: int, start: int, stream: TextIO):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
-        self._console = Console(file=stream, force_terminal=True)
+        notebook = shows_widgets()
+        self._console = Console(force_jupyter=True) if notebook else Console(file=stream, force_terminal=True)
         self._progress = RichProgress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
@@ -237,6 +239,15 @@ def _value_text(name: str, value: float) -> str:
     if name in ("data_wait", "mfu"):
         return f"{name} {value:.0%}"
     return f"{name} {formatting.number(value)}"
+
+
+def shows_widgets() -> bool:
+    """Whether this process is the kernel of a notebook that shows widgets, which a bar of rich needs."""
+    if not {"ipykernel", "google.colab"} & sys.modules.keys() or importlib.util.find_spec("ipywidgets") is None:
+        return False
+    from rich.console import Console
+
+    return Console().is_jupyter
 
 
 def _is_terminal(stream: TextIO) -> bool:

@@ -5,10 +5,13 @@ import re
 import subprocess
 import sys
 import threading
+import types
+from importlib.machinery import ModuleSpec
 
 import pytest
 
 from engine.config.errors import ConfigError
+from engine.observe import progress
 from engine.observe.progress import Progress, row_text
 from engine.run.log import RunLog, logger
 
@@ -179,3 +182,30 @@ def test_lines_mode_imports_neither_rich_nor_jax():
 def test_unknown_mode_is_a_config_error():
     with pytest.raises(ConfigError, match=r"log\.progress: 'fancy' is unknown\. Allowed: auto, bar, lines, none\."):
         Progress("fancy", total_steps=1)
+
+
+class ZMQInteractiveShell:
+    """Named like the shell of a Jupyter kernel, by which rich recognises one."""
+
+
+def test_bar_is_shown_in_notebooks_with_widgets_only(monkeypatch):
+    assert not progress.shows_widgets()
+    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    monkeypatch.setattr("builtins.get_ipython", ZMQInteractiveShell, raising=False)
+    widgets = types.ModuleType("ipywidgets")
+    widgets.__spec__ = ModuleSpec("ipywidgets", None)
+    monkeypatch.setitem(sys.modules, "ipywidgets", widgets)
+    assert progress.shows_widgets()
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    assert not progress.shows_widgets()
+
+
+def test_count_shows_few_lines_and_the_last(capsys):
+    with progress.CountProgress("predicting", "examples") as shown:
+        for done in range(1, 100):
+            shown.update(done, 99)
+    lines = capsys.readouterr().err.splitlines()
+    assert 1 <= len(lines) <= 3 and lines[-1].startswith("predicting: 99/99 examples  ")
+    with progress.CountProgress("predicting", "examples", shown=False) as hidden:
+        hidden.update(3, 3)
+    assert hidden.done == 3 and capsys.readouterr().err == ""
