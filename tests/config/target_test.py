@@ -281,8 +281,8 @@ def test_missing_module_of_an_extra_names_the_extra(package, monkeypatch):
     ("path", "found"),
     [
         ("optax.adamw", True),
-        ("tests.zoo.Classify", True),
-        ("tests.zo.Classify", False),
+        ("engine.config.schema.Target", True),
+        ("engine.confg.schema.Target", False),
         ("no_such_package.Task", False),
         ("no_such_package.module.Task", False),
         ("dataclasses.dataclass", True),

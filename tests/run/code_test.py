@@ -60,6 +60,11 @@ def test_missing_or_damaged_file_says_nothing(text, tmp_path):
     assert str(code.read(tmp_path / "code.json")) == ""
 
 
-def test_folders_of_packages_are_those_on_the_path():
-    found = json.loads(code.to_text(code.describe(["tests.zoo.Classify"], 1)))
-    assert [folder for folder in found["folders"] if (folder + "/tests") in str(__file__)]
+def test_folder_of_a_package_is_the_one_that_holds_it(tmp_path, monkeypatch):
+    (tmp_path / "project_package/inner").mkdir(parents=True)
+    (tmp_path / "project_package/__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    __import__("project_package")
+    found = json.loads(code.to_text(code.describe(["project_package.tasks.Task"], 1)))
+    assert found["folders"] == [str(tmp_path)]
+    del sys.modules["project_package"]
