@@ -52,6 +52,7 @@ class Evaluation:
         spec = example_spec(source)
         check_examples(program.task, spec, where)
         self.name, self.config = name, config
+        self._program, self._batch_size = program, batch_size
         batches = evaluation_batches(name, config.data, spec, batch_size, len(source))
         self.warnings = check_memory(batches, program.mesh, program.abstract_weights(averaged=False).to_tree())
         self.unweighted: list[str] = []
@@ -109,6 +110,7 @@ class Evaluation:
         state: TrainState | Weights,
         preemption: Preemption | None = None,
         on_batch: Callable[[], None] = lambda: None,
+        step: int = 0,
     ) -> dict[str, Result] | None:
         """Returns full name -> result over the whole dataset; NaN for a `Mean` whose total weight is 0.
 
@@ -116,7 +118,9 @@ class Evaluation:
             state: the train state, or the weights, to evaluate.
             preemption: checked after each batch; if the run was asked to stop, the result is None.
             on_batch: called after each dispatched batch, at most IN_FLIGHT batches before its result is complete.
+            step: step of the weights, for Tasks that ask for the context.
         """
+        first = 0  # index of the first example of the next batch
         params = evaluation_params(state, self.config.use_ema)
         merged = self._states.merger()
         waiting: deque[Reduced] = deque()
@@ -125,7 +129,8 @@ class Evaluation:
             while not isinstance(drawn := draw() if preemption is None else preemption.unless_stopped(draw), tuple):
                 if drawn is None:
                     return None
-                waiting.append(self._step(params, state.model_state, drawn))
+                point, first = self._program.point(step, first), first + self._batch_size
+                waiting.append(self._step(params, state.model_state, drawn, point))
                 if len(waiting) > IN_FLIGHT:
                     merged.add(waiting.popleft())
                 on_batch()

@@ -303,7 +303,7 @@ class Evaluate:
                 continue
             if evaluation.is_known(known):
                 self.results.latest |= known
-            elif (found := evaluation.run(boundary.state, self.preemption, self.heartbeat)) is None:
+            elif (found := evaluation.run(boundary.state, self.preemption, self.heartbeat, step)) is None:
                 boundary.interrupted = True
                 return
             else:

@@ -94,7 +94,8 @@ class SavedEvaluations:
             for name, section in self._sections.items()
         }
         self._settings = _settings(self.saved.config, config, data)
-        self.program = build_evaluation_program(task, make_mesh(config.mesh), config)
+        program = build_evaluation_program(task, make_mesh(config.mesh), config)
+        self.program = dataclasses.replace(program, total_steps=self.saved.total_steps or 1)
         self._evaluations = build_evaluations(self._sections, sources, self.program, config.train.global_batch_size)
         self._config, self._warned = config, False
 
@@ -112,7 +113,7 @@ class SavedEvaluations:
             for evaluation in self._evaluations:
                 if only is not None and evaluation.name not in only:
                     continue
-                found = evaluation.run(weights) or {}
+                found = evaluation.run(weights, step=step) or {}
                 results |= found
                 if group.is_primary():
                     self._store(

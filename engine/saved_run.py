@@ -13,7 +13,7 @@ from flax import nnx
 from engine.checkpoint.policy import Retention
 from engine.checkpoint.store import CheckpointStore, StepInfo
 from engine.config.draft import draft_of
-from engine.config.errors import CheckpointError, ConfigError
+from engine.config.errors import CheckpointError, ConfigError, RunError
 from engine.config.instances import section_of
 from engine.config.override import apply
 from engine.config.schema import Config, MeshSpec
@@ -23,7 +23,7 @@ from engine.config.validation import validate
 from engine.data.source import Source
 from engine.observe.goodput_table import goodput_text
 from engine.parallel.mesh import make_mesh
-from engine.run import code
+from engine.run import code, status
 from engine.run.code import Code
 from engine.run.directory import RunDirectory
 from engine.training.build import build_evaluation_program, build_task
@@ -54,6 +54,14 @@ class SavedRun:
     def checkpoints(self) -> list[StepInfo]:
         """Returns step, size, time and results of each checkpoint, oldest first."""
         return self._store.describe()
+
+    @property
+    def total_steps(self) -> int | None:
+        """Number of steps of the run; None if it has not begun, or its status cannot be read."""
+        try:
+            return status.read(self.directory.status).total_steps
+        except RunError:
+            return None
 
     def choose(self, step: int | str | None) -> int:
         """Returns the step for a number, "latest", "best" or None; None, like "best": the best, else the newest.

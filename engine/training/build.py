@@ -50,7 +50,7 @@ def build_evaluation_program(task: Task, mesh: Mesh, config: Config) -> Evaluati
     layout = make_layout(mesh, config.sharding, config.train)
     with active(layout):
         model = describe(task, config.optimizer.trainable)
-    return EvaluationProgram(task, model, layout, DTYPES[config.train.precision])
+    return EvaluationProgram(task, model, layout, DTYPES[config.train.precision], seed=config.train.seed)
 
 
 def build_program(task: Task, mesh: Mesh, source: Source, config: Config) -> tuple[Program, int]:

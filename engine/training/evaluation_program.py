@@ -1,22 +1,28 @@
 """The compiled evaluation of one Task on one mesh. It needs no optimizer, no training data and no training state."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 
 from engine.data.batch import Batch, abstract_batch
+from engine.data.context import Context
 from engine.metrics.metric import Metric
-from engine.metrics.state import MetricStates, check_metrics
+from engine.metrics.state import MetricStates, Reduced, check_metrics
 from engine.parallel.layout import Layout, with_layout
 from engine.parallel.mesh import batch_sharding, replicated
 from engine.training.model import Arrays, Model
 from engine.training.state import Weights, param_shardings
-from engine.training.step import EvaluationStep, evaluate, make_evaluation_step
+from engine.training.step import EvaluationStep, evaluate
 from engine.training.task import Task, missing_key_reported
 from engine.types import PyTree
+
+EVALUATION = 0x6576616C  # folded into the seed, so that evaluations draw other numbers than the first steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +34,18 @@ class EvaluationProgram:
         model: the model of the Task, described under `layout`.
         layout: a layout with a mesh.
         compute_dtype: precision of the forward pass.
+        seed: seed of the random keys of the context.
+        total_steps: steps of the run, for the context.
+        steps_per_epoch: likewise; NaN if it is not known, since an evaluation needs no training data.
     """
 
     task: Task
     model: Model
     layout: Layout
     compute_dtype: DTypeLike
+    seed: int = 0
+    total_steps: int = 1
+    steps_per_epoch: float = math.nan
 
     @property
     def mesh(self) -> Mesh:
@@ -71,17 +83,42 @@ class EvaluationProgram:
         batch = abstract_batch(example, batch_size, self.batch_sharding)
         checked: list[bool] = []
 
-        def check(params: Arrays, model_state: Arrays, batch: Batch) -> Mapping[str, Metric]:
+        def compute(params: Arrays, model_state: Arrays, batch: Batch, point: jax.Array) -> Mapping[str, Metric]:
+            context = self._context(point, len(batch.weight))
+            return evaluate(self.task, self.model, self.compute_dtype, params, model_state, batch, context)
+
+        def check(params: Arrays, model_state: Arrays, batch: Batch, point: jax.Array) -> Mapping[str, Metric]:
             with missing_key_reported(self.task, "evaluate", batch.examples):
-                metrics = evaluate(self.task, self.model, self.compute_dtype, params, model_state, batch)
+                metrics = compute(params, model_state, batch, point)
             checked.append(check_metrics(metrics, batch_size, f"{type(self.task).__name__}.evaluate"))
             return dict(metrics)
 
-        metrics = jax.eval_shape(with_layout(self.layout, check), weights.params, weights.model_state, batch)
+        metrics = jax.eval_shape(
+            with_layout(self.layout, check), weights.params, weights.model_state, batch, self.point(0, 0)
+        )
         [by_row] = checked
         states = MetricStates(metrics)
-        step = make_evaluation_step(self.task, self.model, self.compute_dtype, states)
+
+        def step(params: Arrays, model_state: Arrays, batch: Batch, point: jax.Array) -> Reduced:
+            return states.reduce(compute(params, model_state, batch, point), batch.weight)
+
         return jax.jit(with_layout(self.layout, step), out_shardings=replicated(self.mesh)), states, by_row
+
+    def point(self, step: int, first: int) -> np.ndarray:
+        """Returns the last argument of an evaluation step, of which the context is made.
+
+        Args:
+            step: step of the weights.
+            first: index of the first example of the batch in the dataset.
+        """
+        return np.array([self.seed, step, first], np.uint32)
+
+    def _context(self, point: jax.Array, rows: int) -> Context:
+        """Returns the context of a batch; its keys depend on the seed and the index of each example."""
+        seed, step, first = point
+        key = jax.random.fold_in(jax.random.key(seed), EVALUATION)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(rows, dtype=jnp.uint32))
+        return Context(step.astype(jnp.int32), step / jnp.float32(self.steps_per_epoch), self.total_steps, keys)
 
 
 def _abstract(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

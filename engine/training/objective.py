@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from engine.config.errors import TaskError
-from engine.metrics.mean import Mean, divide
+from engine.metrics.mean import Mean, by_row, divide
 from engine.metrics.metric import Metric
 from engine.metrics.values import describe_value
 from engine.training.loss import Loss, LossSum, TaskLoss
@@ -76,6 +76,30 @@ def means_of(result: TaskLoss) -> dict[str, Metric]:
         for name, term in _named(group, loss).items():
             means |= {name: Mean(term.total, term.weight), **term.metrics}
     return means
+
+
+class SumOfMeans(Metric):
+    """The value of a sum of losses: each total `[batch, terms]` divided by its own weight, and added."""
+
+    totals: jax.Array
+    weights: jax.Array
+
+    def compute(self) -> float:
+        """Returns the value; a term without weight counts as 0."""
+        return float(sum(total / weight for total, weight in zip(self.totals, self.weights, strict=True) if weight))
+
+
+def evaluation_metrics(result: TaskLoss) -> dict[str, Metric]:
+    """Returns the metrics of an evaluation of a loss: its terms, its metrics, and "loss", the sum of all terms.
+
+    "loss" is missing if a term of a sum is a scalar instead of `[batch]`.
+    """
+    metrics, objective = means_of(result), objective_of(result)
+    terms = [metrics[name] for names in objective.terms.values() for name in names]
+    if not objective.single and all(isinstance(term, Mean) and by_row(term) for term in terms):
+        stacked = [jnp.stack([getattr(term, name) for term in terms], axis=1) for name in ("total", "weight")]
+        metrics[LOSS] = SumOfMeans(*stacked)
+    return metrics
 
 
 def check_terms(result: object, where: str) -> dict[str, Metric]:

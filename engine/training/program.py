@@ -227,7 +227,16 @@ class Program:
     @property
     def evaluation(self) -> EvaluationProgram:
         """The program of the evaluations of this Task."""
-        return EvaluationProgram(self.spec.task, self.spec.model, self.spec.layout, self.spec.compute_dtype)
+        spec = self.spec
+        return EvaluationProgram(
+            spec.task,
+            spec.model,
+            spec.layout,
+            spec.compute_dtype,
+            seed=self.seed,
+            total_steps=spec.total_steps,
+            steps_per_epoch=spec.steps_per_epoch,
+        )
 
     @property
     def warnings(self) -> list[str]:

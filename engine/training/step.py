@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
@@ -20,7 +21,7 @@ from engine.data.context import Context, call
 from engine.metrics.mean import divide
 from engine.metrics.metric import Metric
 from engine.metrics.pairs import pairs_of
-from engine.metrics.state import MetricStates, Reduced
+from engine.metrics.state import Reduced
 from engine.parallel.layout import Layout
 from engine.parallel.mesh import batch_sharding
 from engine.training.model import Arrays, Model, cast
@@ -33,7 +34,7 @@ from engine.types import PyTree
 
 type Step = Callable[[TrainState, Batch, jax.Array, jax.Array], tuple[TrainState, jax.Array]]
 type Steps = Callable[[TrainState, tuple[Batch, ...], jax.Array, jax.Array], tuple[TrainState, jax.Array]]
-type EvaluationStep = Callable[[Arrays, Arrays, Batch], Reduced]
+type EvaluationStep = Callable[[Arrays, Arrays, Batch, np.ndarray], Reduced]
 
 MIN_LOSSES = 16  # with fewer losses in the window, no loss is a spike
 ENGINE_METRICS = ("grad_norm", "learning_rate", "skipped")
@@ -356,19 +357,17 @@ def make_steps(step: Step, unroll: bool) -> Steps:
     return steps
 
 
-def make_evaluation_step(task: Task, model: Model, compute_dtype: DTypeLike, states: MetricStates) -> EvaluationStep:
-    """Returns `(params, model state, batch) -> reduced metrics`; rows of weight 0 are left out."""
-
-    def step(params: Arrays, model_state: Arrays, batch: Batch) -> Reduced:
-        return states.reduce(evaluate(task, model, compute_dtype, params, model_state, batch), batch.weight)
-
-    return step
-
-
 def evaluate(
-    task: Task, model: Model, compute_dtype: DTypeLike, params: Arrays, model_state: Arrays, batch: Batch
+    task: Task,
+    model: Model,
+    compute_dtype: DTypeLike,
+    params: Arrays,
+    model_state: Arrays,
+    batch: Batch,
+    context: Context,
 ) -> Mapping[str, Metric]:
     """Returns the Task's metrics of one batch, by name; to be traced."""
     module = model.module(cast(params, compute_dtype), model_state, None)
     module.eval()
-    return task.evaluate(module, cast(batch.examples, compute_dtype, task.full_precision))
+    examples = cast(batch.examples, compute_dtype, task.full_precision)
+    return call(task.evaluate, module, examples, context=context)

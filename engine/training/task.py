@@ -6,7 +6,7 @@ any number of microbatches.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
@@ -19,7 +19,7 @@ from engine.data.context import Context, call, current
 from engine.metrics.metric import Metric
 from engine.metrics.state import check_metrics
 from engine.training.loss import TaskLoss
-from engine.training.objective import check_terms, means_of
+from engine.training.objective import check_terms, evaluation_metrics
 from engine.types import PyTree
 
 if TYPE_CHECKING:
@@ -77,7 +77,18 @@ class Task:
 
         A method may declare a parameter `context`, as for `loss`.
         """
-        return means_of(call(self.loss, model, batch, None, context=current()))
+        context = current()
+        try:
+            return evaluation_metrics(call(self.loss, model, batch, None, context=context))
+        except (TypeError, ValueError, AttributeError) as error:
+            if context is None or not _works(lambda: call(self.loss, model, batch, context.rng, context=context)):
+                raise
+            name = type(self).__name__
+            raise TaskError(
+                f"{name}.loss: rng is None in an evaluation, and the loss uses it ({location(error)}). Declare a "
+                "parameter `context` and use context.rng, which holds keys there too; or skip what is random if rng is "
+                f"None; or define {name}.evaluate(self, model, batch)."
+            ) from error
 
     def after_step(self, model: Any, context: Context) -> None:
         """Changes variables of the model after each update, such as the average weights of a teacher.
@@ -125,6 +136,14 @@ class Task:
         If it is not None, the engine compares it with the dataset before anything is compiled.
         """
         return None
+
+
+def _works(function: Callable[[], object]) -> bool:
+    try:
+        function()
+    except Exception:
+        return False
+    return True
 
 
 def check_examples(task: Task, found: PyTree, where: str) -> None:

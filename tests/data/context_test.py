@@ -7,9 +7,12 @@ import pytest
 from flax import nnx
 
 from engine import ArraySource, Loss, Mean
+from engine.config.schema import Evaluation as EvaluationConfig
 from engine.config.schema import MeshSpec
 from engine.data.batches import Batches
 from engine.data.context import wants_context
+from engine.evaluation import Evaluation
+from engine.training.evaluation_program import EVALUATION
 from tests import zoo
 
 
@@ -113,3 +116,34 @@ def test_after_step_that_creates_a_variable_or_changes_a_shape_raises_task_error
     for task, message in ((New(), "more: variables that were created"), (Shape(), r"teacher: found shape \[3\]")):
         with pytest.raises(Exception, match=message):
             zoo.run(zoo.program(task), zoo.batches(1))
+
+
+class Drawn(zoo.Classify):
+    """Returns the context of an evaluation and numbers that are drawn with its keys."""
+
+    def loss(self, model, batch, rng, context):  # pyright: ignore[reportIncompatibleMethodOverride]
+        loss = super().loss(model, batch, None)
+        drawn = jax.vmap(jax.random.uniform)(context.rng)
+        ones = jnp.ones(len(drawn))
+        metrics = {
+            "first": Mean.of(drawn * batch["x"][:, 0]),
+            "drawn": Mean.of(drawn),
+            "at": Mean.of(ones * context.step),
+        }
+        return Loss(loss.total, loss.weight, {**metrics, "total": Mean.of(ones * context.total_steps)})
+
+
+def test_evaluation_draws_equal_numbers_for_each_example_with_any_batch_size():
+    found = []
+    for mesh, batch_size in ((None, 8), (MeshSpec(data=2, fsdp=4), 16)):
+        program = zoo.program(Drawn(), mesh=mesh)
+        evaluation = Evaluation("heldout", EvaluationConfig(), zoo.source(37), program.evaluation, batch_size)
+        results = evaluation.run(program.init(), step=3)
+        assert results is not None
+        found.append(results)
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    assert found[0]["heldout/at"] == 3 and found[0]["heldout/total"] == 10
+    key = jax.random.fold_in(jax.random.key(0), EVALUATION)
+    drawn = [float(jax.random.uniform(jax.random.fold_in(key, i))) for i in range(37)]
+    assert found[0]["heldout/drawn"] == pytest.approx(np.mean(drawn), rel=1e-5)
+    assert found[0]["heldout/first"] == pytest.approx(np.mean(drawn * zoo.examples(37)["x"][:, 0]), rel=1e-4)

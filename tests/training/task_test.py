@@ -81,6 +81,26 @@ def test_missing_key_of_a_batch_is_a_sentence_with_the_entries_of_the_batch():
         zoo.program(Typo()).evaluation.evaluation(spec_of(valid=(), x=(16,)), 8)
 
 
+def test_loss_that_uses_rng_in_an_evaluation_is_a_sentence():
+    class Noisy(zoo.Classify):
+        def loss(self, model, batch, rng):
+            noise = jax.vmap(lambda key: jax.random.normal(key, (16,)))(rng)
+            return super().loss(model, {**batch, "x": batch["x"] + noise}, rng)
+
+    program = zoo.program(Noisy()).evaluation
+    example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), zoo.examples(1))
+    with pytest.raises(TaskError, match=r"^Noisy.loss: rng is None in an evaluation.*task_test.py:.*use context.rng"):
+        program.evaluation(example, 8)
+
+    class Wrong(zoo.Classify):
+        def loss(self, model, batch, rng):
+            assert (rng is not None and len(rng) == 16) or len(3)  # pyright: ignore
+            return super().loss(model, batch, rng)
+
+    with pytest.raises(TypeError, match="has no len"):
+        zoo.program(Wrong()).evaluation.evaluation(example, 8)
+
+
 @pytest.mark.parametrize("method", ["build", "loss"])
 def test_missing_method_raises_task_error(method):
     class Empty(zoo.Classify):
