@@ -57,7 +57,7 @@ def pair(tmp_path_factory):
     """A run of two processes with one device each, on a mesh with fsdp=2; also its argument `--config`."""
     top = tmp_path_factory.mktemp("pair")
     config = write(top / "config", mesh__fsdp=2)
-    done = launch("train", config, f"--workdir={top / 'run'}")
+    done = launch("train", config, f"--workdir={top / 'run'}", "--config.log.progress=none")
     assert done.returncode == 0, done.stderr
     return top / "run", config, done
 
