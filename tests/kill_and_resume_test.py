@@ -1,5 +1,6 @@
 """A run that is killed or stopped, and started again, is bitwise equal to an uninterrupted run."""
 
+import json
 import signal
 import time
 from pathlib import Path
@@ -86,3 +87,25 @@ def test_stopped_run_saves_and_prints_how_to_resume(unbroken, tmp_path, number, 
     assert str(status["step"]) in checkpoints(tmp_path / "run")
     assert runs.convoy(*args).returncode == 0
     assert_same_run(tmp_path / "run", unbroken, tmp_path)
+
+
+@pytest.mark.parametrize("config", ["gan", "mean_teacher"])
+def test_two_optimizers_and_a_teacher_resume_after_sigkill_with_the_same_state(config, tmp_path):
+    args = (
+        "train", f"--config=configs.{config}", "--config.train.total=120 steps", "--config.checkpoint.every=10 steps",
+        "--config.log.every=1 step", "--config.log.tensorboard=False",
+    )  # fmt: skip
+    assert runs.convoy(*args, f"--workdir={tmp_path / 'unbroken'}").returncode == 0
+    process = runs.start(*args, f"--workdir={tmp_path / 'run'}")
+    wait_for(lambda: steps_of(tmp_path) > 40, process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert runs.convoy(*args, f"--workdir={tmp_path / 'run'}").returncode == 0
+    assert runs.status(tmp_path / "run")["attempt"] == 2
+    assert runs.rows(tmp_path / "run") == runs.rows(tmp_path / "unbroken")
+    digests = [
+        json.loads((tmp_path / name / "checkpoints/120/manifest.json").read_text())["arrays"]
+        for name in ("run", "unbroken")
+    ]
+    assert digests[0] == digests[1] and len(digests[0]) > 10

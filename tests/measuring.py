@@ -43,6 +43,6 @@ class Measure(zoo.Classify):
 
 def results(devices: int | None = None) -> str:
     """Returns the results on a mesh of `devices`, or of all devices, as JSON."""
-    program = zoo.program(Measure(), mesh=MeshSpec(fsdp=2), devices=devices)
-    evaluation = Evaluation("heldout", Config(), zoo.source(37, seed=5), program.evaluation, 16)
+    program = zoo.program(Measure(), mesh=MeshSpec(), batch_size=12, devices=devices)
+    evaluation = Evaluation("heldout", Config(), zoo.source(37, seed=5), program.evaluation, 12)
     return json_text.dumps(json_values(evaluation.run(program.init()) or {}))

@@ -97,9 +97,10 @@ processes.leave()
 """
 
 
-def test_two_processes_measure_what_one_measures():
-    lines = runs.lines_by_process(MEASURE, processes=2)
-    assert lines["0"][-1] == lines["1"][-1] == measuring.results(devices=2)
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_measure_what_one_measures(processes):
+    lines = runs.lines_by_process(MEASURE, processes=processes)
+    assert {lines[str(i)][-1] for i in range(processes)} == {measuring.results(devices=2)}
 
 
 def test_only_the_primary_writes_files(pair):
