@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 
 from engine.data.batch import Batch
@@ -24,12 +24,13 @@ from engine.metrics.pairs import pairs_of
 from engine.metrics.state import Reduced
 from engine.parallel.layout import Layout
 from engine.parallel.mesh import batch_sharding
+from engine.training.gradients import gradients
 from engine.training.model import Arrays, Model, cast
-from engine.training.objective import EVERY, Objective, means_of
+from engine.training.objective import Objective
 from engine.training.optimizer import RunOptimizer
 from engine.training.state import LOSS_WINDOW, Shardings, TrainState
 from engine.training.task import Task
-from engine.training.update import constrain, finish, has_own_update, new_state, optimize, own_update
+from engine.training.update import finish, has_own_update, new_state, optimize, own_update
 from engine.types import PyTree
 
 type Step = Callable[[TrainState, Batch, jax.Array, jax.Array], tuple[TrainState, jax.Array]]
@@ -120,7 +121,7 @@ def make_train_step(settings: StepSpec, metric_names: tuple[str, ...]) -> Step:
             grad_norm, update = after.grad_norm, functools.partial(new_state, spec, state, after, key)
             finite = jnp.stack([jnp.isfinite(x).all() for x in after.params.values()]).all()
         else:
-            grads, sums, model_state = _gradients(spec, metric_names, state, batch, key, state.step)
+            grads, sums, model_state = gradients(spec, metric_names, state, batch, key, state.step)
             grad_norm, finite = optax.tree.norm(grads), True
             update = functools.partial(_update, spec, state, grads, grad_norm, model_state, key)
         loss = divide(sums[0])
@@ -188,131 +189,10 @@ def make_finite_gradient(spec: StepSpec, metric_names: tuple[str, ...]) -> Calla
         if has_own_update(spec.task):
             after, _ = own_update(spec, state, batch, key)
             return {path: jnp.isfinite(x).all() for path, x in after.params.items()}
-        grads, _, _ = _gradients(spec, metric_names, state, batch, key, step)
+        grads, _, _ = gradients(spec, metric_names, state, batch, key, step)
         return {path: jnp.isfinite(grad).all() for path, grad in grads.items()}
 
     return finite
-
-
-def _gradients(
-    spec: StepSpec, metric_names: tuple[str, ...], state: TrainState, batch: Batch, key: jax.Array, step: jax.Array
-) -> tuple[Arrays, jax.Array, Arrays]:
-    """Returns the gradient of the objectives, the summed metrics `[names, 2]` and the new model state."""
-    trained_paths = frozenset(spec.model.trained)
-    trained = {path: x for path, x in state.params.items() if path in trained_paths}
-    frozen = {path: x for path, x in state.params.items() if path not in trained_paths}
-    rows = len(batch.weight)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
-    objective = spec.objective
-
-    def losses(
-        weights: Arrays | None,
-        trained: Arrays,
-        model_state: Arrays,
-        batch: Batch,
-        keys: jax.Array,
-        index: jax.Array | int,
-    ) -> tuple[Arrays, tuple[jax.Array, Arrays]]:
-        """Returns optimizer group -> what it minimises, the metrics, and the new model state.
-
-        A single term is not divided. The terms of a sum are divided by `weights`; None for the weights of this batch.
-        """
-        params = cast({**trained, **frozen}, spec.compute_dtype)
-        module = spec.model.module(params, model_state, jax.random.fold_in(key, rows + index))
-        module.train()
-        examples = cast(batch.examples, spec.compute_dtype, spec.task.full_precision)
-        means = means_of(call(spec.task.loss, module, examples, keys, context=spec.context(step, keys)))
-        # Without skip_bad every weight is 1. A weighted sum would then only round differently and change old runs.
-        weight = batch.weight if spec.skip_bad else None
-        zero = jnp.zeros(2)  # of the metric "loss" if it is the sum of several, which `complete` computes
-        found = pairs_of(means, weight)
-        # Otherwise a metric gets a zero cotangent: wasted work, and NaN where its derivative is infinite.
-        sums = jax.lax.stop_gradient(jnp.stack([found.get(name, zero) for name in metric_names]))
-        new = {path: x.astype(model_state[path].dtype) for path, x in spec.model.model_state_of(module).items()}
-        minimised = {}
-        for group, (first, *rest) in objective.terms.items():
-            if not rest:
-                minimised[group] = found[first][0]
-                continue
-            pairs = {name: found[name] for name in (first, *rest)}
-            known = weights or {name: jax.lax.stop_gradient(pair[1]) for name, pair in pairs.items()}
-            minimised[group] = sum(divide(jnp.stack([pair[0], known[name]])) for name, pair in pairs.items())
-        return minimised, (sums, new)
-
-    def gradient(weights: Arrays | None, *args: PyTree) -> tuple[Arrays, tuple[jax.Array, Arrays]]:
-        function = functools.partial(losses, weights)
-        if len(objective.terms) == 1:
-            (group,) = objective.terms
-            return jax.grad(lambda *args: _first(function(*args), group), has_aux=True)(*args)
-        trained, *rest = args
-        values, pullback, aux = jax.vjp(lambda trained: function(trained, *rest), trained, has_aux=True)
-        grads = {}
-        for group in values:
-            # The gradients of the parameters of other groups are dead code, which XLA removes.
-            (found,) = pullback({name: jnp.full_like(x, name == group) for name, x in values.items()})
-            grads |= {path: x for path, x in found.items() if spec.groups[path] == group}
-        return grads, aux
-
-    def add(weights: Arrays | None, carry: PyTree, part: tuple[Batch, jax.Array, jax.Array]) -> tuple[PyTree, None]:
-        grads, sums, model_state = carry
-        more, (more_sums, model_state) = gradient(weights, trained, model_state, *part)
-        return (*jax.tree.map(jnp.add, (grads, sums), (constrain(spec, more), more_sums)), model_state), None
-
-    def add_weights(carry: PyTree, part: tuple[Batch, jax.Array, jax.Array]) -> tuple[PyTree, None]:
-        sums, model_state = carry
-        _, (more, model_state) = losses(None, trained, model_state, *part)
-        return (sums + more[:, 1], model_state), None
-
-    if spec.accumulate == 1:
-        grads, (sums, model_state) = gradient(None, trained, state.model_state, batch, keys, 0)
-    else:
-        parts = (*_microbatches(spec, (batch, keys)), jnp.arange(spec.accumulate))
-        weights = None
-        if objective.is_sum:
-            # The gradient of a microbatch needs the weights of the whole batch. If they depend on the batch alone, XLA
-            # removes the rest of this forward pass.
-            first = (jnp.zeros(len(metric_names)), state.model_state)
-            (found, _), _ = jax.lax.scan(add_weights, first, parts, unroll=spec.unroll)
-            weights = dict(zip(metric_names, found, strict=True))
-        zeros = constrain(spec, jax.tree.map(jnp.zeros_like, trained))
-        first = (zeros, jnp.zeros((len(metric_names), 2)), state.model_state)
-        scanned = functools.partial(add, weights)
-        (grads, sums, model_state), _ = jax.lax.scan(scanned, first, parts, unroll=spec.unroll)
-    by_name = dict(zip(metric_names, sums, strict=True))
-    grads = constrain(spec, grads)
-    mean = {path: _divided(spec, path, x, by_name) for path, x in grads.items()}
-    if not objective.single:
-        completed = objective.complete(by_name)
-        sums = jnp.stack([completed[name] for name in metric_names])
-    return mean, sums, model_state
-
-
-def _first(found: tuple[Arrays, PyTree], group: str) -> tuple[jax.Array, PyTree]:
-    return found[0][group], found[1]
-
-
-def _divided(spec: StepSpec, path: str, grad: jax.Array, sums: Mapping[str, jax.Array]) -> jax.Array:
-    """Returns the gradient of the mean of a loss, from that of its total; a sum of losses is divided already."""
-    objective = spec.objective
-    first, *rest = objective.terms[EVERY if EVERY in objective.terms else spec.groups[path]]
-    if rest:
-        return grad
-    weight = sums[first][1]
-    return jnp.where(weight != 0, grad / jnp.where(weight != 0, weight, 1), 0)
-
-
-def _microbatches(spec: StepSpec, batch: PyTree) -> PyTree:
-    """Reshapes leaves `[batch, ...]` to microbatches `[accumulate, batch / accumulate, ...]`.
-
-    Row r goes to microbatch r mod accumulate, so that no row moves to another device.
-    """
-    sharding = NamedSharding(spec.mesh, PartitionSpec(None, *spec.batch_sharding.spec))
-
-    def deal(x: jax.Array) -> jax.Array:
-        parts = x.reshape(x.shape[0] // spec.accumulate, spec.accumulate, *x.shape[1:]).swapaxes(0, 1)
-        return jax.lax.with_sharding_constraint(parts, sharding)
-
-    return jax.tree.map(deal, batch)
 
 
 def move_optimizer(spec: StepSpec, state: TrainState, where: int) -> TrainState:

@@ -1,0 +1,185 @@
+"""The gradient of a step: summed over microbatches, devices and hosts, and divided once by the global weights.
+
+With several microbatches, the weights of a sum of losses are summed in a first pass, since each gradient needs them.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from engine.data.batch import Batch
+from engine.data.context import call
+from engine.metrics.mean import divide
+from engine.metrics.pairs import pairs_of
+from engine.training.model import Arrays, cast
+from engine.training.objective import EVERY, means_of
+from engine.training.state import TrainState
+from engine.training.update import constrain
+from engine.types import PyTree
+
+if TYPE_CHECKING:
+    from engine.training.step import StepSpec
+
+type Part = tuple[Batch, jax.Array, jax.Array]
+"""A microbatch, the keys of its rows, and its index; of all microbatches, the arrays have one more dimension."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shared:
+    """What the microbatches of a step have in common."""
+
+    spec: "StepSpec"
+    metric_names: tuple[str, ...]
+    frozen: Arrays
+    key: jax.Array
+    """Random key of the step."""
+    step: jax.Array
+    rows: int
+    """Rows of the global batch."""
+
+
+def gradients(
+    spec: "StepSpec", metric_names: tuple[str, ...], state: TrainState, batch: Batch, key: jax.Array, step: jax.Array
+) -> tuple[Arrays, jax.Array, Arrays]:
+    """Returns the gradient of the objectives, the summed metrics `[names, 2]` and the new model state."""
+    trained_paths = frozenset(spec.model.trained)
+    trained = {path: x for path, x in state.params.items() if path in trained_paths}
+    frozen = {path: x for path, x in state.params.items() if path not in trained_paths}
+    rows = len(batch.weight)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+    shared = _Shared(spec, metric_names, frozen, key, step, rows)
+    if spec.accumulate == 1:
+        grads, (sums, model_state) = _gradient(shared, None, trained, state.model_state, batch, keys, 0)
+    else:
+        parts = (*_microbatches(spec, (batch, keys)), jnp.arange(spec.accumulate))
+        weights = _sum_weights(shared, trained, state.model_state, parts) if spec.objective.is_sum else None
+        grads, sums, model_state = _sum_gradients(shared, weights, trained, state.model_state, parts)
+    by_name = dict(zip(metric_names, sums, strict=True))
+    grads = constrain(spec, grads)
+    mean = {path: _divided(spec, path, x, by_name) for path, x in grads.items()}
+    if not spec.objective.single:
+        completed = spec.objective.complete(by_name)
+        sums = jnp.stack([completed[name] for name in metric_names])
+    return mean, sums, model_state
+
+
+def _sum_weights(shared: _Shared, trained: Arrays, model_state: Arrays, parts: Part) -> Arrays:
+    """Returns the weight of each metric, summed over the microbatches.
+
+    If the weights depend on the batch alone, XLA removes the rest of this forward pass.
+    """
+
+    def add(carry: PyTree, part: Part) -> tuple[PyTree, None]:
+        sums, model_state = carry
+        _, (more, model_state) = _losses(shared, None, trained, model_state, *part)
+        return (sums + more[:, 1], model_state), None
+
+    first = (jnp.zeros(len(shared.metric_names)), model_state)
+    (found, _), _ = jax.lax.scan(add, first, parts, unroll=shared.spec.unroll)
+    return dict(zip(shared.metric_names, found, strict=True))
+
+
+def _sum_gradients(
+    shared: _Shared, weights: Arrays | None, trained: Arrays, model_state: Arrays, parts: Part
+) -> tuple[Arrays, jax.Array, Arrays]:
+    """Returns the gradients and the metrics, summed over the microbatches, and the new model state."""
+    spec = shared.spec
+
+    def add(carry: PyTree, part: Part) -> tuple[PyTree, None]:
+        grads, sums, model_state = carry
+        more, (more_sums, model_state) = _gradient(shared, weights, trained, model_state, *part)
+        return (*jax.tree.map(jnp.add, (grads, sums), (constrain(spec, more), more_sums)), model_state), None
+
+    zeros = constrain(spec, jax.tree.map(jnp.zeros_like, trained))
+    first = (zeros, jnp.zeros((len(shared.metric_names), 2)), model_state)
+    return jax.lax.scan(add, first, parts, unroll=spec.unroll)[0]
+
+
+def _gradient(
+    shared: _Shared, weights: Arrays | None, trained: Arrays, *args: PyTree
+) -> tuple[Arrays, tuple[jax.Array, Arrays]]:
+    """Returns the gradient of each parameter for the objective that trains it, the metrics, and the new model state.
+
+    `args` are the last arguments of `_losses`.
+    """
+    spec, function = shared.spec, functools.partial(_losses, shared, weights)
+    if len(spec.objective.terms) == 1:
+        (group,) = spec.objective.terms
+        return jax.grad(lambda *args: _first(function(*args), group), has_aux=True)(trained, *args)
+    values, pullback, aux = jax.vjp(lambda trained: function(trained, *args), trained, has_aux=True)
+    grads = {}
+    for group in values:
+        # The gradients of the parameters of other groups are dead code, which XLA removes.
+        (found,) = pullback({name: jnp.full_like(x, name == group) for name, x in values.items()})
+        grads |= {path: x for path, x in found.items() if spec.groups[path] == group}
+    return grads, aux
+
+
+def _first(found: tuple[Arrays, PyTree], group: str) -> tuple[jax.Array, PyTree]:
+    return found[0][group], found[1]
+
+
+def _losses(
+    shared: _Shared,
+    weights: Arrays | None,
+    trained: Arrays,
+    model_state: Arrays,
+    batch: Batch,
+    keys: jax.Array,
+    index: jax.Array | int,
+) -> tuple[Arrays, tuple[jax.Array, Arrays]]:
+    """Returns optimizer group -> what it minimises, the metrics, and the new model state.
+
+    A single term is not divided. The terms of a sum are divided by `weights`; None for the weights of this batch.
+    """
+    spec = shared.spec
+    params = cast({**trained, **shared.frozen}, spec.compute_dtype)
+    module = spec.model.module(params, model_state, jax.random.fold_in(shared.key, shared.rows + index))
+    module.train()
+    examples = cast(batch.examples, spec.compute_dtype, spec.task.full_precision)
+    means = means_of(call(spec.task.loss, module, examples, keys, context=spec.context(shared.step, keys)))
+    # Without skip_bad every weight is 1. A weighted sum would then only round differently and change old runs.
+    weight = batch.weight if spec.skip_bad else None
+    zero = jnp.zeros(2)  # of the metric "loss" if it is the sum of several, which `complete` computes
+    found = pairs_of(means, weight)
+    # Otherwise a metric gets a zero cotangent: wasted work, and NaN where its derivative is infinite.
+    sums = jax.lax.stop_gradient(jnp.stack([found.get(name, zero) for name in shared.metric_names]))
+    new = {path: x.astype(model_state[path].dtype) for path, x in spec.model.model_state_of(module).items()}
+    minimised = {}
+    for group, (first, *rest) in spec.objective.terms.items():
+        if not rest:
+            minimised[group] = found[first][0]
+            continue
+        pairs = {name: found[name] for name in (first, *rest)}
+        known = weights or {name: jax.lax.stop_gradient(pair[1]) for name, pair in pairs.items()}
+        minimised[group] = sum(divide(jnp.stack([pair[0], known[name]])) for name, pair in pairs.items())
+    return minimised, (sums, new)
+
+
+def _divided(spec: "StepSpec", path: str, grad: jax.Array, sums: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns the gradient of the mean of a loss, from that of its total; a sum of losses is divided already."""
+    objective = spec.objective
+    first, *rest = objective.terms[EVERY if EVERY in objective.terms else spec.groups[path]]
+    if rest:
+        return grad
+    weight = sums[first][1]
+    return jnp.where(weight != 0, grad / jnp.where(weight != 0, weight, 1), 0)
+
+
+def _microbatches(spec: "StepSpec", batch: PyTree) -> PyTree:
+    """Reshapes leaves `[batch, ...]` to microbatches `[accumulate, batch / accumulate, ...]`.
+
+    Row r goes to microbatch r mod accumulate, so that no row moves to another device.
+    """
+    sharding = NamedSharding(spec.mesh, PartitionSpec(None, *spec.batch_sharding.spec))
+
+    def deal(x: jax.Array) -> jax.Array:
+        parts = x.reshape(x.shape[0] // spec.accumulate, spec.accumulate, *x.shape[1:]).swapaxes(0, 1)
+        return jax.lax.with_sharding_constraint(parts, sharding)
+
+    return jax.tree.map(deal, batch)
