@@ -164,7 +164,8 @@ class Program:
 
         def update(state: TrainState, batch: Batch, key: jax.Array) -> dict[str, Metric]:
             with missing_key_reported(self.spec.task, "update", batch.examples):
-                return dict(own_update(self.spec, move_optimizer(self.spec, state, 1), batch, key)[1])
+                state = move_optimizer(self.spec, state, 1)
+                return dict(own_update(self.spec, state, batch, key, state.step)[1])
 
         traced = jax.jit(with_layout(self.spec.layout, update))
         trace = traced.trace(self.abstract_state, self.abstract_batch, jax.random.key(0))

@@ -115,7 +115,7 @@ def make_train_step(settings: StepSpec, metric_names: tuple[str, ...]) -> Step:
         state = move_optimizer(spec, state, 1)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         if has_own_update(spec.task):
-            after, means = own_update(spec, state, batch, key)
+            after, means = own_update(spec, state, batch, key, state.step)
             pairs = pairs_of(means, None)
             sums = jnp.stack([pairs[name] for name in metric_names])
             grad_norm, update = after.grad_norm, functools.partial(new_state, spec, state, after, key)
@@ -187,7 +187,7 @@ def make_finite_gradient(spec: StepSpec, metric_names: tuple[str, ...]) -> Calla
     def finite(state: TrainState, batch: Batch, step: jax.Array) -> dict[str, jax.Array]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), step)
         if has_own_update(spec.task):
-            after, _ = own_update(spec, state, batch, key)
+            after, _ = own_update(spec, move_optimizer(spec, state, 1), batch, key, step)
             return {path: jnp.isfinite(x).all() for path, x in after.params.items()}
         grads, _, _ = gradients(spec, metric_names, state, batch, key, step)
         return {path: jnp.isfinite(grad).all() for path, grad in grads.items()}

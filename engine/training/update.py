@@ -118,9 +118,16 @@ def check_own_update(spec: "StepSpec") -> None:
 
 
 def own_update(
-    spec: "StepSpec", state: TrainState, batch: Batch, key: jax.Array
+    spec: "StepSpec", state: TrainState, batch: Batch, key: jax.Array, step: jax.Array
 ) -> tuple[UpdateState, Mapping[str, Metric]]:
     """Returns the result of the `update` of a Task, checked; to be traced.
+
+    Args:
+        spec: parts of the step.
+        state: the state before the step, with the optimizer state in device memory.
+        batch: the global batch.
+        key: random key of the step.
+        step: number of the step, for the context.
 
     Raises:
         TaskError: the result is not a state and metrics, of which one is "loss".
@@ -138,7 +145,7 @@ def own_update(
         static=_Static(spec),
     )
     examples = cast(batch.examples, spec.compute_dtype, spec.task.full_precision)
-    result: object = spec.task.update(before, examples, spec.context(state.step, keys))
+    result: object = spec.task.update(before, examples, spec.context(step, keys))
     where = f"{type(spec.task).__name__}.update"
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], UpdateState):
         raise TaskError(f"{where} returned {describe_value(result)}. Return the new state and a dict of metrics.")

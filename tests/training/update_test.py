@@ -45,6 +45,8 @@ def test_own_update_that_does_the_same_gives_the_same_state_and_metrics():
         assert shardings[0] == shardings[1]
         kinds = {x.sharding.memory_kind for x in jax.tree.leaves(found.opt_state)}
         assert (kinds == {HOST_MEMORY}) == bool(layout)
+    bad = jax.device_put(zoo.batch(batches[1]), program.spec.batch_sharding)
+    assert set(program.not_finite_gradients(found, bad, 1)) == set(found.params), "with the offloaded optimizer state"
 
 
 def test_state_can_be_carried_by_a_loop_and_a_nonfinite_parameter_skips_the_update():
@@ -68,6 +70,7 @@ def test_state_can_be_carried_by_a_loop_and_a_nonfinite_parameter_skips_the_upda
     zoo.assert_close(state.params, plain.params, 1e-5)
     placed = jax.device_put(zoo.batch(batch[0]), program.spec.batch_sharding)
     assert program.not_finite_gradients(state, placed, 0) == []
+    assert set(program.not_finite_gradients(state, placed, 1)) == set(state.params), "the context has the given step"
 
 
 @pytest.mark.parametrize(
