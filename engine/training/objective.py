@@ -55,6 +55,8 @@ def losses_of(result: object, where: str) -> dict[str, Loss | LossSum]:
     losses = result if isinstance(result, Mapping) else {EVERY: result}
     if not losses:
         raise TaskError(f"{where} returned an empty dict. Return a Loss for each group of optimizer.groups.")
+    if isinstance(result, Mapping) and EVERY in result:
+        raise TaskError(f"{where} returned a loss for {EVERY!r}. Use the names of optimizer.groups as keys.")
     for name, loss in losses.items():
         if not isinstance(loss, Loss | LossSum):
             place = f" for {name!r}" if isinstance(result, Mapping) else ""

@@ -160,6 +160,7 @@ def test_loss_without_group_and_group_without_loss_raise_task_error(groups, mess
     [
         (lambda loss: {}, "returned an empty dict"),
         (lambda loss: {"critic": None}, "returned None for 'critic'"),
+        (lambda loss: {"": Loss.sum(a=loss)}, "returned a loss for ''. Use the names of optimizer.groups"),
         (lambda loss: Loss.sum(), "needs at least one term"),
         (lambda loss: Loss.sum(a=loss.total), r"Loss.sum: a is an array float32\[16\]. Use Loss.of"),
         (lambda loss: Loss.sum(loss=loss), "uses the metric name 'loss' itself"),
