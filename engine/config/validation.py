@@ -20,7 +20,7 @@ from engine.config.errors import FieldError, did_you_mean
 from engine.config.fields import check_value, join, slots
 from engine.config.hardware import AXES
 from engine.config.override import locate
-from engine.config.schedules import check_schedules
+from engine.config.schedules import check_schedules, sections
 from engine.config.schema import Config, InitSource, Target
 from engine.config.setting import MAX_NUMBER, regular_expression
 
@@ -145,9 +145,10 @@ def _check_learning_rate(config: Config) -> None:
         if factor * group.learning_rate * max(1.0, group.final_scale) > MAX_NUMBER:
             problem = f"found {factor}, which is too large with optimizer.learning_rate = {group.learning_rate}"
             raise FieldError(path, problem, f"Allowed: a learning rate of at most {MAX_NUMBER}.")
-    for name, value in optimizer.arguments.items():
-        if isinstance(value, float) and abs(value) > MAX_NUMBER:
-            raise FieldError(f"optimizer.{name}", f"found {value}", f"Allowed: at most {MAX_NUMBER}.")
+    for where, section in sections(optimizer).items():
+        for name, value in section.arguments.items():
+            if isinstance(value, float) and abs(value) > MAX_NUMBER:
+                raise FieldError(f"{where}.{name}", f"found {value}", f"Allowed: at most {MAX_NUMBER}.")
 
 
 def _check_metrics(config: Config) -> None:

@@ -77,6 +77,7 @@ def test_config_can_be_pickled_and_copied():
             "optimizer.groups.head.learning_rate_scale: found 1e+30, which is too large",
         ),
         ({"optimizer": {"weight_decay": 1e300}}, "optimizer.weight_decay: found 1e+300 (x.py). Allowed: at most 1e+30"),
+        ({"optimizer": {"groups": {"a": {"match": "a", "b1": 1e300}}}}, "optimizer.groups.a.b1: found 1e+300 (x.py)."),
         ({"mesh": {"data": -1, "fsdp": -1}}, "mesh.fsdp: found -1, but mesh.data is -1 too (x.py). Only one axis can"),
         ({"mesh": {"pipeline": -1, "context": -1}}, "mesh.context: found -1, but mesh.pipeline is -1 too (x.py)."),
         ({"mesh": {"dcn": {"data": -1, "fsdp": -1}}}, "mesh.dcn.fsdp: found -1, but mesh.dcn.data is -1 too (x.py)."),
