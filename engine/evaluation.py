@@ -25,6 +25,7 @@ from engine.training.program import Program
 from engine.training.state import TrainState, Weights, evaluation_params
 from engine.training.step import BAD_EXAMPLES, ENGINE_METRICS
 from engine.training.task import check_examples
+from engine.training.update import has_own_update
 
 IN_FLIGHT = 2  # batches whose results are not waited for
 
@@ -176,7 +177,7 @@ def check_watched(watched: Mapping[str, str], evaluations: Sequence[Evaluation],
 
 
 def check_metric_names(program: Program, evaluations: Collection[str], hooks: Collection[str] = ()) -> None:
-    """Checks the metrics of a Task's loss, which share rows and the status with other values.
+    """Checks the training metrics of a Task, which share rows and the status with other values.
 
     Args:
         program: program of the Task.
@@ -186,7 +187,8 @@ def check_metric_names(program: Program, evaluations: Collection[str], hooks: Co
     Raises:
         TaskError: the engine, an evaluation or a hook uses the name of a metric.
     """
-    where, taken = f"{type(program.spec.task).__name__}.loss", (*ROW_KEYS, *MEASURED, *ENGINE_METRICS, BAD_EXAMPLES)
+    task, taken = program.spec.task, (*ROW_KEYS, *MEASURED, *ENGINE_METRICS, BAD_EXAMPLES)
+    where = f"{type(task).__name__}.{'update' if has_own_update(task) else 'loss'}"
     for name in program.training_metrics.names:
         if name in taken:
             raise TaskError(

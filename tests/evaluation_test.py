@@ -267,3 +267,12 @@ def test_metric_name_that_is_taken_is_refused(name, text):
     with pytest.raises(TaskError, match=f"^Named.loss: {text}"):
         check_metric_names(zoo.program(Named()), ["heldout"])
     check_metric_names(zoo.program(zoo.Classify()), ["heldout"])
+
+
+def test_metric_name_of_an_own_update_that_is_taken_is_refused():
+    class Named(zoo.Classify):
+        def update(self, state, batch, context):
+            return state, {"loss": Mean.of(batch["y"]), "step": Mean.of(batch["y"])}
+
+    with pytest.raises(TaskError, match=r"^Named\.update: the engine uses the metric name 'step' itself"):
+        check_metric_names(zoo.program(Named()), [])
