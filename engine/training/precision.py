@@ -34,7 +34,6 @@ def rounding_note(task: Task, examples: PyTree, dtype: DTypeLike) -> str:
     error = float(jnp.finfo(dtype).eps) / 2
     return (
         f"train.precision={jnp.dtype(dtype).name} rounds the input{'s' * (len(names) > 1)} {', '.join(names)}, also in "
-        f"evaluations, by up to "
-        f"{error:.1%}. Inputs that must stay float32, such as coordinates, times and boxes, belong into "
-        f"{type(task).__name__}.full_precision."
+        f"evaluations, by up to {error:.1%}. Inputs that must stay float32, such as coordinates, times and boxes, "
+        f"belong in {type(task).__name__}.full_precision."
     )
