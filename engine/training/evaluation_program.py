@@ -109,12 +109,12 @@ class EvaluationProgram:
 
         Args:
             step: step of the weights.
-            first: index of the first example of the batch in the dataset.
+            first: position of the first example of the batch in the order of the evaluation.
         """
         return np.array([self.seed, step, first], np.uint32)
 
     def _context(self, point: jax.Array, rows: int) -> Context:
-        """Returns the context of a batch; its keys depend on the seed and the index of each example."""
+        """Returns the context of a batch; its keys depend on the seed and the position of each example."""
         seed, step, first = point
         key = jax.random.fold_in(jax.random.key(seed), EVALUATION)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(rows, dtype=jnp.uint32))
