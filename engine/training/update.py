@@ -74,6 +74,8 @@ class UpdateState:
     def apply_gradients(self, grads: Arrays) -> "UpdateState":
         """Returns the state after an update of the optimizer, with its clipping, schedule and groups.
 
+        Each call counts as a step of the schedules.
+
         Args:
             grads: path -> gradient, one for each of `self.params`.
 
@@ -81,9 +83,12 @@ class UpdateState:
             TaskError: a gradient is missing, or there is one of something else.
         """
         if not isinstance(grads, Mapping) or grads.keys() != self.params.keys():
+            found = describe_value(grads)
+            if isinstance(grads, Mapping):
+                found = f"gradients of {', '.join(map(str, grads)) or 'nothing'}"
             raise TaskError(
                 "apply_gradients needs a gradient for each entry of state.params, as jax.grad gives it with respect "
-                f"to state.params. Found {', '.join(map(str, grads)) if isinstance(grads, Mapping) else grads}."
+                f"to state.params. Found {found}."
             )
         grads = constrain(self.static.spec, grads)
         norm = optax.tree.norm(grads)
