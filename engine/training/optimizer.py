@@ -96,7 +96,7 @@ def build_optimizer(
         found = build_schedule(section, size, where)
         if text := message(section, found, size, where):
             messages.append(text)
-        if is_muon(section) and label in labels.values():
+        if is_muon(section, where) and label in labels.values():
             messages.append(muon.message({path: params[path] for path in params if labels[path] == label}, names or {}))
         if label:
             schedules[label] = found.scaled(config.groups[label].learning_rate_scale)
@@ -177,7 +177,7 @@ def _one(config: Optimizer, learning_rate: Schedule, names: Names, where: str) -
     given: dict[str, object] = {"learning_rate": learning_rate}
     for mask in {"mask", "weight_decay_mask"} & parameters.keys() - config.arguments.keys():
         given[mask] = lambda params: {path: _decays(config.decay, x, names.get(path)) for path, x in params.items()}
-    if is_muon(config):
+    if is_muon(config, where):
         # `optax.tree.map_params` passes an empty pytree in place of the parameters.
         given[muon.ARGUMENT] = lambda params: (
             muon.dimension_numbers(params, names) if isinstance(params, Mapping) else params
@@ -189,9 +189,17 @@ def _one(config: Optimizer, learning_rate: Schedule, names: Names, where: str) -
     return found
 
 
-def is_muon(config: Optimizer) -> bool:
-    """Returns whether the optimizer is Muon, and the engine decides which parameters it orthogonalises."""
-    parameters = parameters_of(resolve(config, WHERE)) or {}
+def is_muon(config: Optimizer, where: str = WHERE) -> bool:
+    """Returns whether the optimizer is Muon, and the engine decides which parameters it orthogonalises.
+
+    Args:
+        config: the section, or `Optimizer.of_group`.
+        where: path of the section in the config.
+
+    Raises:
+        ConfigError: the target cannot be imported.
+    """
+    parameters = parameters_of(resolve(config, where)) or {}
     return muon.ARGUMENT in parameters and muon.ARGUMENT not in config.arguments
 
 

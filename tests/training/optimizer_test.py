@@ -175,6 +175,9 @@ def test_group_target_must_take_the_arguments():
     groups = {"head": Group(match="^head/", target="optax.sgd", arguments={"b1": 0.9})}
     with pytest.raises(ConfigError, match=r"optimizer.groups.head.b1: optax.sgd takes no such argument"):
         build_optimizer(Optimizer(groups=groups), SIZE, PARAMS)
+    groups = {"head": Group(match="^head/", target="optax.sgdd")}
+    with pytest.raises(ConfigError, match=r"^optimizer.groups.head.target: found 'optax.sgdd'"):
+        build_optimizer(Optimizer(groups=groups), SIZE, PARAMS)
 
 
 def test_another_learning_rate_needs_no_other_program():
