@@ -60,7 +60,7 @@ def read_weights(init: Init, abstract_state: Mapping[str, PyTree], stacked: Mapp
     owners = paths_of_init.owners(init, here)
     params, model_state, messages = {}, {}, []
     for name, source in (("", init), *init.sources.items()):
-        keys = [key for key in here if owners.get(key) == name]
+        keys = {key for key in here if owners.get(key) == name}
         if source.checkpoint and (keys or not name):
             part = {s: {p: x for p, x in abstract_state[s].items() if f"{s}/{p}" in keys} for s in SECTIONS}
             found = _read_source(source, f"init.sources.{name}" if name else "init", part, stacked)
