@@ -11,7 +11,7 @@ from engine.data.packing import Packed
 from engine.data.padded import Bucketed, Padded
 from engine.data.source import ArraySource, fingerprint, limited
 from tests import properties
-from tests.data.padded_test import FIELDS, Scenes
+from tests.data.scenes import FIELDS, Scenes
 
 SIZES = np.clip(np.random.default_rng(0).lognormal(np.log(15), 1.0, 2000).round(), 3, 300).astype(int)
 

@@ -10,7 +10,7 @@ from engine.data.batches import Batches, OrderedBatches
 from engine.data.packing import Packed
 from engine.data.source import fingerprint
 from tests import properties
-from tests.data.padded_test import FIELDS, Scenes, TwoAxes
+from tests.data.scenes import FIELDS, Scenes, TwoAxes
 
 
 def epoch(packed, number=0, seed=0):

@@ -6,7 +6,7 @@ from engine.data.packing import Packed
 from engine.data.padded import Bucketed, Padded
 from engine.data.ragged_report import report
 from engine.data.source import ArraySource
-from tests.data.padded_test import FIELDS, Scenes
+from tests.data.scenes import FIELDS, Scenes
 
 SIZES = np.clip(np.random.default_rng(0).lognormal(np.log(15), 1.0, 600).round(), 3, 300).astype(int).tolist()
 

@@ -25,6 +25,7 @@ import pytest
 from engine import Task
 from engine.config.errors import ShardingError
 from engine.config.schema import MeshSpec, Slices
+from engine.parallel.mesh import replicated
 from models.decoder import LanguageModel
 from models.digits import Digits
 from models.fashion_mnist import Fashion
@@ -154,10 +155,10 @@ def train(subject: str, dropout: float, optimizer: dict[str, Any], mesh: str | N
         shaken = jax.tree.map(lambda x: x * (1 + shake * noise(x.shape, x.dtype)), state.params)
         state = dataclasses.replace(state, params=shaken)
     losses, gradient = [], {}
+    numbers = jax.device_put(program.spec.optimizer.numbers, replicated(program.mesh))
     for i, batch in enumerate(batches):
-        state, metrics = step(
-            state, (jax.device_put(zoo.batch(batch), program.spec.batch_sharding),), program.skip_mask((False,))
-        )
+        placed = jax.device_put(zoo.batch(batch), program.spec.batch_sharding)
+        state, metrics = step(state, (placed,), program.skip_mask((False,)), numbers)
         losses.append(zoo.losses(np.asarray(metrics))[0])
         if i == 0:  # the first momentum is the first gradient; that of AdamW is a tenth of it
             parts = jax.tree.leaves(state.opt_state, is_leaf=lambda x: isinstance(x, dict))
