@@ -77,9 +77,9 @@ class SavedRun:
             )
         if step in (None, "best") and best is not None and best[0] in steps:
             return best[0]
-        if step in (None, "latest"):
+        if step in (None, "best", "latest"):
             return steps[-1]
-        if str(step).isdigit() and int(str(step)) in steps:
+        if str(step).isdecimal() and int(str(step)) in steps:
             return int(str(step))
         found = ", ".join(map(str, steps))
         raise CheckpointError(f"{self.directory}: no checkpoint {step!r}. Found: {found}, latest, best.")

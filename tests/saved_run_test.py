@@ -29,6 +29,7 @@ def run(tmp_path_factory):
 
 def test_choose_accepts_a_number_or_latest(run):
     assert [run.choose(step) for step in (None, "latest", 4, "4", 2)] == [4, 4, 4, 4, 2]
+    assert run.choose("best") == 4  # the newest, since the run selects no best checkpoint
     with pytest.raises(CheckpointError, match=r"no checkpoint '7'. Found: 2, 4, latest, best"):
         run.choose("7")
 
