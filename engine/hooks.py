@@ -78,7 +78,7 @@ def build_hooks(sections: Mapping[str, HookConfig]) -> dict[str, Hook]:
 
 
 class ReadOnlyDict(dict[str, Any]):
-    """A dict of the state that a hook receives: each change raises TypeError. `jax.tree.map` returns plain dicts."""
+    """A dict of the state that a hook receives: each change raises TypeError. Copies of it are plain dicts."""
 
     def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
         raise TypeError(
@@ -87,6 +87,10 @@ class ReadOnlyDict(dict[str, Any]):
         )
 
     __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
+
+    def __reduce__(self) -> tuple[type, tuple[dict[str, Any]]]:
+        """Makes `copy` and `pickle` give a plain dict: by default, they fill an object of this class item by item."""
+        return dict, (dict(self),)
 
 
 def _flatten(values: ReadOnlyDict) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:

@@ -1,5 +1,7 @@
 """Hooks: a read-only state, metrics that are recorded like those of evaluations, and the early end of a run."""
 
+import copy
+import pickle
 import re
 
 import jax
@@ -11,7 +13,7 @@ import engine
 from engine import metrics
 from engine.config.errors import ConfigError, TaskError
 from engine.config.schema import Hook
-from engine.hooks import build_hooks, parse
+from engine.hooks import ReadOnlyDict, build_hooks, parse
 from engine.observe.summary import summary_text
 from tests import runs
 
@@ -67,8 +69,15 @@ class Writes:
             state.params = {}
         doubled = jax.tree.map(lambda x: 2 * x, state.params)
         doubled[first] = None  # a computation returns plain dicts
-        copy = jax.tree.map(jnp.copy, state)
-        assert type(copy) is type(state) and copy.params.keys() == state.params.keys()
+        copied = jax.tree.map(jnp.copy, state)
+        assert type(copied) is type(state) and copied.params.keys() == state.params.keys()
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda values: pickle.loads(pickle.dumps(values))])
+def test_copies_of_a_read_only_dict_are_plain_dicts(copied):
+    values = copied(ReadOnlyDict({"a": ReadOnlyDict({"b": 1})}))
+    values["c"] = 2
+    assert type(values) is dict and values == {"a": {"b": 1}, "c": 2}
 
 
 class Measures:
