@@ -83,10 +83,17 @@ def _import_folder(target: str) -> str | None:
 def _git(folder: str) -> tuple[str, bool]:
     """Returns the commit of the repository that holds a folder, and whether tracked files have changed."""
     texts = []
+    # Without optional locks: a `git status` that is killed in the middle would leave .git/index.lock behind.
+    git = ["git", "--no-optional-locks", "-C", folder]
     for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no")):
         try:
             done = subprocess.run(
-                ["git", "-C", folder, *words], capture_output=True, text=True, timeout=GIT_S, stdin=subprocess.DEVNULL
+                [*git, *words],
+                capture_output=True,
+                text=True,
+                errors="replace",  # names of files need not be UTF-8
+                timeout=GIT_S,
+                stdin=subprocess.DEVNULL,
             )
         except (OSError, subprocess.TimeoutExpired):
             return "", False

@@ -1,6 +1,7 @@
 """A run remembers where its code lies, at which commit, and with which packages."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -43,6 +44,13 @@ def test_folder_commit_and_changes_are_found(project, tmp_path):
     path = tmp_path / "code.json"
     path.write_text(code.to_text(changed))
     assert code.read(path) == changed
+
+
+def test_changed_file_whose_name_is_not_utf8_counts(project):
+    (project / os.fsdecode(b"\xff.txt")).write_text("")
+    git(project, "config", "core.quotePath", "false")
+    git(project, "add", ".")
+    assert code.describe(["project_task.Task"], 1).dirty
 
 
 def test_folder_without_a_repository_or_git_has_no_commit(tmp_path, monkeypatch):
