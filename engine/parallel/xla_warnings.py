@@ -36,8 +36,28 @@ def rematerialization_explained(say: Callable[[str], None]) -> Iterator[None]:
 @contextlib.contextmanager
 def _copied_to(file: int) -> Iterator[None]:
     """Copies what is written to standard error into a file. Without `tee`, the file stays empty."""
+    tee = _start_tee(file)
+    if tee is None or tee.stdin is None:
+        yield
+        return
+    _flush()
+    former = os.dup(2)
+    os.dup2(tee.stdin.fileno(), 2)
+    tee.stdin.close()
     try:
-        tee = subprocess.Popen(
+        yield
+    finally:
+        _flush()
+        os.dup2(former, 2)
+        os.close(former)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a process that inherited the pipe still has it open
+            tee.wait(_TEE_S)
+
+
+def _start_tee(file: int) -> subprocess.Popen[bytes] | None:
+    """Starts `tee`; returns None if it is missing or standard error is closed."""
+    try:
+        return subprocess.Popen(
             ["tee", f"/dev/fd/{file}"],
             stdin=subprocess.PIPE,
             stdout=2,
@@ -46,21 +66,14 @@ def _copied_to(file: int) -> Iterator[None]:
             start_new_session=True,  # no signal of the terminal
         )
     except OSError:
-        yield
-        return
-    assert tee.stdin is not None
-    sys.stderr.flush()
-    former = os.dup(2)
-    os.dup2(tee.stdin.fileno(), 2)
-    tee.stdin.close()
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(former, 2)
-        os.close(former)
-        with contextlib.suppress(subprocess.TimeoutExpired):  # a process that inherited the pipe still has it open
-            tee.wait(_TEE_S)
+        return None
+
+
+def _flush() -> None:
+    """Flushes standard error. A stream that is closed or has lost its reader is no reason to end a run."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
 
 
 def explain(text: str) -> str:

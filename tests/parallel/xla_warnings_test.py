@@ -1,9 +1,12 @@
 """XLA's warning about a full rematerialization is explained, and its output still reaches standard error."""
 
+import io
 import os
+import sys
 
 import jax
 import jax.numpy as jnp
+import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from engine.config.schema import MeshSpec
@@ -42,6 +45,23 @@ def test_nothing_is_said_without_the_warning_and_errors_pass(capfd):
     os.write(2, b"after\n")
     assert said == []
     assert capfd.readouterr().err == "W0000 another warning\n" * 2 + "after\n"
+
+
+def test_closed_stream_and_missing_tee_are_no_error(monkeypatch, capfd):
+    closed, said = io.StringIO(), []
+    closed.close()
+    for stream in (None, closed):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", stream)
+            with rematerialization_explained(said.append):
+                os.write(2, b"output\n")
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", "")
+        with pytest.raises(KeyError) as error, rematerialization_explained(said.append):
+            os.write(2, b"without a copy\n")
+            raise KeyError("x")
+    assert error.value.__context__ is None
+    assert said == [] and capfd.readouterr().err == "output\n" * 2 + "without a copy\n"
 
 
 def test_each_array_is_named_once_and_at_most_three():
