@@ -7,6 +7,7 @@ from engine.config.validation import validate
 
 BATCH_SIZE = 8
 EVERY_STEP = "1 step"
+MEASUREMENTS = 3  # at most, at steps 0, 1 and 2: so many without an improvement are not possible
 
 
 def tiny(config: Config) -> Config:
@@ -17,6 +18,7 @@ def tiny(config: Config) -> Config:
     - The batch shrinks to 8 examples, or to the next multiple of `train.accumulate` that fits. It keeps its size if a
       mesh is set, since 8 may not divide over that mesh.
     - Each dataset shrinks to one and a half batches, so that the last evaluation batch is padded.
+    - The conditions of `stop` cannot be met before the second step.
 
     Raises:
         FieldError: the overrides of `tiny` make the config invalid.
@@ -36,6 +38,8 @@ def tiny(config: Config) -> Config:
     for evaluation in draft.evaluations.values():
         evaluation.data.limit = _smaller(evaluation.data.limit, examples)
         evaluation.batch_size = _smaller(evaluation.batch_size, batch_size)
+    if draft.stop.metric is not None:
+        draft.stop.target, draft.stop.patience = None, MEASUREMENTS
     _override(draft, config.tiny)
     draft.tiny = {}
     return validate(draft, "--fast-dev-run")

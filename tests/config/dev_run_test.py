@@ -67,6 +67,11 @@ def test_dev_run_never_increases_a_size():
     assert result.data.limit == 3 and result.evaluations["heldout"].batch_size == 2
 
 
+def test_dev_run_is_not_stopped_early():
+    stop = tiny(config("stop.metric=heldout/loss", "stop.mode=min", "stop.target=100", "stop.patience=1")).stop
+    assert (stop.metric, stop.mode, stop.target, stop.patience) == ("heldout/loss", "min", None, 3)
+
+
 def test_invalid_tiny_override_is_a_config_error():
     with pytest.raises(ConfigError, match=r"train.accumulate: found 3, .* \(--fast-dev-run\)"):
         tiny(config("tiny.train.accumulate=3", "tiny.train.global_batch_size=8"))
