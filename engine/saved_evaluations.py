@@ -214,9 +214,9 @@ def follow(
         RunError: the run has failed; its exit code is that of the run.
     """
     directory = RunDirectory(run)
-    if not directory.exists():
+    if not has_begun(directory):
         on_message(f"waiting for a run to start in {directory}")
-    while not directory.exists():
+    while not has_begun(directory):
         time.sleep(POLL_S)
     evaluations = SavedEvaluations(run, task=task, overrides=overrides, on_message=on_message)
     follower, pause = Follower(evaluations), POLL_S
@@ -236,6 +236,17 @@ def follow(
         else:
             time.sleep(pause)
             pause = min(1.2 * pause, SLOW_POLL_S)
+
+
+def has_begun(directory: RunDirectory) -> bool:
+    """Whether the config of a run and its number of steps are known; the context of its evaluations needs both."""
+    if not directory.exists():
+        return False
+    try:
+        found = status.read(directory.status)
+    except RunError:  # `Follower` waits for a status that can be read
+        return True
+    return found.total_steps is not None or found.state not in status.RUNNING
 
 
 class Follower:

@@ -13,7 +13,15 @@ from engine.config.errors import CheckpointError, ConfigError, RunError
 from engine.main import main
 from engine.run import status
 from engine.run.directory import RunDirectory
-from engine.saved_evaluations import POLL_S, Follower, SavedEvaluations, choose_steps, follow, read_results
+from engine.saved_evaluations import (
+    POLL_S,
+    Follower,
+    SavedEvaluations,
+    choose_steps,
+    follow,
+    has_begun,
+    read_results,
+)
 from engine.saved_run import SavedRun
 from tests import runs, zoo
 
@@ -131,6 +139,15 @@ def test_follow_waits_for_a_run_that_will_be_restarted(run):
     assert follower.next() == (None, [], "")
     set_status(run, state="done", exit_code=0)
     assert follower.next()[2].startswith("the run is done")
+
+
+def test_follow_waits_until_the_number_of_steps_is_known(run, tmp_path):
+    directory = RunDirectory(run)
+    assert has_begun(directory) and not has_begun(RunDirectory(tmp_path / "nothing"))
+    set_status(run, state="starting", exit_code=None, total_steps=None)
+    assert not has_begun(directory)
+    set_status(run, state="failed", exit_code=1)
+    assert has_begun(directory)
 
 
 def test_checkpoint_that_is_deleted_before_its_evaluation_is_reported(run, monkeypatch):

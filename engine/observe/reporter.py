@@ -42,8 +42,10 @@ class Reporter:
         self._reports = group.is_primary()
         self._log = RunLog(directory.log) if self._reports else None
         self._progress: Progress | None = None
-        before = status.read(directory.status).metrics if self._reports and directory.status.exists() else {}
-        self._status = Status(state="starting", attempt=directory.attempt, metrics=before)
+        self._status = Status(state="starting", attempt=directory.attempt)
+        if self._reports and directory.status.exists():
+            before = status.read(directory.status)
+            self._status = dataclasses.replace(self._status, metrics=before.metrics, total_steps=before.total_steps)
         self._write_at = 0.0  # monotonic time of the earliest next status write for a row
         self._summarise: Callable[[], Summary] = lambda: Summary(
             state="starting", name=name, directory=directory, step=0, total_steps=0

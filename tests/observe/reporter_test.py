@@ -48,6 +48,15 @@ def test_start_writes_the_total_and_the_first_step_to_the_status(directory):
         assert (now["state"], now["step"], now["total_steps"]) == ("starting", 5, 10)
 
 
+def test_restart_keeps_the_total_of_the_attempt_before(directory):
+    """Evaluations of the run need it, also if the restart fails before it knows its total."""
+    with Reporter(directory, "zoo", "none") as reporter:
+        start(reporter, directory)
+    with Reporter(directory, "zoo", "none"):
+        now = status(directory)
+    assert (now["state"], now["total_steps"]) == ("starting", 10)
+
+
 @pytest.fixture
 def every_row(monkeypatch):
     """Writes the status for every row, without a minimum interval."""
