@@ -155,7 +155,7 @@ class Evaluation:
 
 
 def check_watched(watched: Mapping[str, str], evaluations: Sequence[Evaluation], hooks: Collection[str]) -> None:
-    """Checks the metrics that the config names; those of hooks are checked when the hook is called.
+    """Checks the metrics that the config names, as far as they are known before a run; `check_measured` does the rest.
 
     Args:
         watched: metric -> the config field that names it.
@@ -174,6 +174,26 @@ def check_watched(watched: Mapping[str, str], evaluations: Sequence[Evaluation],
             f"{field} = {metric!r}: no evaluation has this metric.{did_you_mean(metric, names)} "
             f"Metrics here: {', '.join(names)}."
         )
+
+
+def check_measured(watched: Mapping[str, str], kind: str, name: str, found: Collection[str]) -> None:
+    """Checks that an evaluation or a hook has given each of its numbers that the config names.
+
+    Args:
+        watched: metric -> the config field that names it.
+        kind: "evaluation" or "hook".
+        name: its name.
+        found: full names of the numbers that it has given.
+
+    Raises:
+        TaskError: a number is missing.
+    """
+    for metric, field in watched.items():
+        if metric.partition("/")[0] == name and metric not in found:
+            raise TaskError(
+                f"{field} = {metric!r}: the {kind} {name} has not returned this metric.{did_you_mean(metric, found)} "
+                f"It returned: {', '.join(found) or 'none'}."
+            )
 
 
 def check_metric_names(program: Program, evaluations: Collection[str], hooks: Collection[str] = ()) -> None:

@@ -14,7 +14,7 @@ from engine.cluster import group
 from engine.config.duration import Period
 from engine.config.schema import Stop as StopConfig
 from engine.data.batch import Batch
-from engine.evaluation import Evaluation
+from engine.evaluation import Evaluation, check_measured
 from engine.metrics.results import MAX_NUMBERS, Result, scalars, too_large
 from engine.observe import formatting
 from engine.observe.profiler import ProfileWindow
@@ -283,6 +283,8 @@ class Evaluate:
 
     evaluations: Sequence[tuple[Evaluation, Period]]
     results: Results
+    watched: Mapping[str, str]
+    """Metric that the config names -> its field, such as "checkpoint.best"."""
     preemption: Preemption
     heartbeat: Callable[[], None]
     say: Callable[[str], None]
@@ -307,6 +309,7 @@ class Evaluate:
                 boundary.interrupted = True
                 return
             else:
+                check_measured(self.watched, "evaluation", evaluation.name, scalars(found))
                 new |= found
                 if evaluation.unweighted:
                     names = list_names(evaluation.unweighted)
@@ -332,7 +335,8 @@ class EarlyStop:
     def run(self, boundary: Boundary) -> None:
         history = self.checkpoints.retention.history(self.config.metric or "", boundary.step)
         if boundary.step in history and not boundary.stop:
-            boundary.stop = reason_to_stop(self.config, history)
+            # The primary decides: hosts with different processors may compute different last bits of the metric.
+            boundary.stop = group.broadcast(reason_to_stop(self.config, history), "early stopping")
 
 
 @dataclass(eq=False)

@@ -16,9 +16,10 @@ import jax
 from engine.cluster import group
 from engine.cluster.peer_failure import LostPeer
 from engine.config.duration import Period, RunSize
-from engine.config.errors import FieldError, TaskError, did_you_mean
+from engine.config.errors import FieldError, TaskError
 from engine.config.schema import Hook as HookConfig
 from engine.config.target import build
+from engine.evaluation import check_measured
 from engine.events import Boundary, Event, Results
 from engine.metrics.results import Result, named_results, scalars
 from engine.metrics.values import describe_value
@@ -210,20 +211,10 @@ class HookResults:
         for hook, (_, reason) in agreed.items():
             if reason and not boundary.stop:
                 boundary.stop = f"the hook {hook} stopped the run: {reason}"
-        self._check_watched(agreed.keys(), scalars(found))
+        for hook in agreed:
+            check_measured(self.watched, "hook", hook, [n for n in scalars(found) if n.startswith(f"{hook}/")])
         if found:
             self.results.add(boundary.step, found)
-
-    def _check_watched(self, called: Iterable[str], found: Mapping[str, float]) -> None:
-        """Raises TaskError if a hook did not return a number that the config names."""
-        for metric, field in self.watched.items():
-            hook = metric.partition("/")[0]
-            if hook in called and metric not in found:
-                names = [name for name in found if name.startswith(f"{hook}/")]
-                raise TaskError(
-                    f"{field} = {metric!r}: the hook {hook} has not returned this metric.{did_you_mean(metric, names)} "
-                    f"It returned: {', '.join(names) or 'none'}."
-                )
 
 
 def _merge(

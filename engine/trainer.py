@@ -244,7 +244,7 @@ class Trainer:
         divergence = DivergenceCheck(
             self._divergence, save, recorder, self.program, checkpoints, self._phase, read_batch
         )
-        evaluate = Evaluate(evaluations, results, preemption, self._watchdog.heartbeat, self.say)
+        evaluate = Evaluate(evaluations, results, self._watched, preemption, self._watchdog.heartbeat, self.say)
         replicas, every = ReplicaCheck(self.program.abstract_state.to_tree()), config.resilience.replica_check
         checks = [CheckReplicas(replicas, size.period(every))] if every and replicas.has_copies else []
         stops = [EarlyStop(config.stop, measuring[config.stop.metric], checkpoints)] if config.stop.metric else []

@@ -90,20 +90,36 @@ def test_best_may_be_any_number_of_a_metric():
 
 
 def test_names_that_need_examples_are_accepted_by_their_metric():
-    class Needy(zoo.Classify):
-        def evaluate(self, model, batch):
-            class First(metrics.Metric):
-                values: jax.Array = metrics.collected()
-
-                def compute(self):
-                    return {"first": self.values[0]}
-
-            return {"x": First(batch["y"])}
-
-    subject = evaluation(zoo.program(Needy()))
+    subject = evaluation(zoo.program(Firsts()))
     assert subject.gives("heldout/x/first")
     assert not subject.gives("heldout/y")
     assert subject.is_known({"heldout/x/first": 1.0})
+
+
+class First(metrics.Metric):
+    """A metric that needs an example, so that its names are not known before a run."""
+
+    values: jax.Array = metrics.collected()
+
+    def compute(self):
+        return {"first": self.values[0]}
+
+
+class Firsts(zoo.Classify):
+    def evaluate(self, model, batch):
+        return {"x": First(batch["y"])}
+
+
+def test_name_that_needs_examples_is_checked_in_the_run(tmp_path):
+    from tests import runs
+
+    task = {"target": "tests.evaluation_test.Firsts"}
+    text = (
+        r"checkpoint.best = 'heldout/x/fist': the evaluation heldout has not returned this metric. "
+        r"Did you mean heldout/x/first\? It returned: heldout/x/first\."
+    )
+    with pytest.raises(TaskError, match=text):
+        engine.train(runs.config(task=task, checkpoint__best="heldout/x/fist"), workdir=tmp_path)
 
 
 def test_two_metrics_of_one_name_are_an_error():
