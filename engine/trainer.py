@@ -292,7 +292,7 @@ class Trainer:
             if boundary.stop:
                 self._stop_reason, ended = boundary.stop, True
                 self.say(f"step {step}: the run ends: {boundary.stop}")
-                schedule.only(step, DivergenceCheck, Save, Evaluate, CallHook, HookResults)
+                schedule.only(step, DivergenceCheck, CheckReplicas, Save, Evaluate, CallHook, HookResults)
                 continue
             calls = self._profile.marked(programs, step)
             next_event, dispatch_end = schedule.advance(step, last)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import engine
 from engine.config.errors import RunError
 from engine.config.schema import Stop
+from engine.resilience.replica_check import ReplicaCheck
 from engine.run.directory import RunDirectory
 from engine.stopping import reason_to_stop, stopped_reason
 from tests import runs
@@ -94,6 +95,13 @@ def test_target_ends_the_run_and_a_larger_patience_continues_it(tmp_path):
     assert (summary.step, summary.reason) == (4, "stopped early: walk/distance is 2, which reaches stop.target = 2")
     assert engine.train(config(stop__patience=3), workdir=tmp_path).step == 9
     assert engine.train(config(stop__metric=None, stop__patience=None), workdir=tmp_path).step == 10
+
+
+def test_replicas_are_compared_at_the_step_of_an_early_stop(tmp_path, monkeypatch):
+    checked = []
+    monkeypatch.setattr(ReplicaCheck, "run", lambda self, step, state: checked.append(step))
+    engine.train(config(stop__target=2, stop__patience=None, mesh__data=2), workdir=tmp_path)
+    assert checked == [4]
 
 
 def test_evaluations_at_the_start_and_at_the_end_are_settings(tmp_path):
