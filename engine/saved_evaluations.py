@@ -195,6 +195,7 @@ def follow(
     run: str | Path,
     *,
     task: Task | None = None,
+    evaluation_data: Mapping[str, Source] | None = None,
     overrides: Sequence[str] = (),
     on_results: Callable[[dict[str, Result]], None] = lambda results: None,
     on_message: Callable[[str], None] = lambda text: None,
@@ -206,6 +207,7 @@ def follow(
     Args:
         run: the run directory, in which the training may not have started yet.
         task: the Task, if the run was started with a Task object.
+        evaluation_data: as for `evaluate`.
         overrides: as for `evaluate`.
         on_results: called with "step" and the metrics of each step.
         on_message: called with sentences for the user.
@@ -218,7 +220,7 @@ def follow(
         on_message(f"waiting for a run to start in {directory}")
     while not has_begun(directory):
         time.sleep(POLL_S)
-    evaluations = SavedEvaluations(run, task=task, overrides=overrides, on_message=on_message)
+    evaluations = SavedEvaluations(run, task=task, overrides=overrides, data=evaluation_data, on_message=on_message)
     follower, pause = Follower(evaluations), POLL_S
     while True:
         step, names, end = group.run_on_primary(follower.next, "the next checkpoint to evaluate")

@@ -118,6 +118,13 @@ def test_follow_runs_only_the_evaluations_that_are_missing(run):
     assert found[1].keys() == {"step", "new/loss", "new/accuracy", "heldout/loss", "heldout/accuracy"}
 
 
+def test_follow_takes_the_data_of_an_evaluation_as_an_object(run):
+    found = []
+    for _ in range(2):  # the second call finds the results of the first
+        follow(run, evaluation_data={"heldout": zoo.source(12, seed=3)}, on_results=found.append)
+    assert [results["step"] for results in found] == [2, 4, 6]
+
+
 @pytest.mark.parametrize(("state", "code"), [("failed", 43), ("failed", 1), ("interrupted", 130)])
 def test_follow_of_a_failed_run_ends_with_its_code(run, state, code):
     set_status(run, state=state, exit_code=code, reason="the loss is not finite.")
