@@ -1,4 +1,4 @@
-"""Predictions of a trained model over a dataset: each example exactly once, in order, on any mesh.
+"""Predictions of a trained model over a dataset: each example exactly once, in the order of the source, on any mesh.
 
 The text of the examples (`data/text.py`) passes through on the host. In a run of several processes each process reads
 its rows, every process receives the arrays, and the primary gathers the text.
@@ -72,6 +72,7 @@ class Predictor:
             sharding=program.batch_sharding,
             replicated=replicated(program.mesh),
             keep_text=True,
+            in_order=True,
         )
 
     def run(self, weights: Weights, on_batch: Callable[[int], None] = lambda done: None) -> Generator[Columns]:

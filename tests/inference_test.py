@@ -102,6 +102,9 @@ found = engine.predict(sys.argv[1], overrides=["mesh.fsdp=2"])
 keys = sorted(found)
 print(json.dumps([keys, found["label"].tolist(), found["id"].tolist() if "id" in found else None]))
 engine.predict(sys.argv[1], overrides=["mesh.fsdp=2", "data.limit=30"], out=sys.argv[2])
+from tests.predicting import bucketed
+found = engine.predict(sys.argv[1], data=bucketed(), overrides=["mesh.fsdp=2"], batch_size=4)
+print(json.dumps([found["example"].tolist(), found["label"].tolist(), found["id"].tolist() if "id" in found else None]))
 processes.leave()
 """
 
@@ -110,9 +113,10 @@ processes.leave()
 def test_two_processes_predict_what_one_predicts(run, tmp_path):
     lines = runs.lines_by_process(TWO, run, tmp_path / "p.npz", processes=2)
     whole = engine.predict(run)
-    names, labels, ids = json.loads(lines["0"][-1])
+    names, labels, ids = json.loads(lines["0"][-2])
     assert (names, labels, ids) == (sorted(whole), whole["label"].tolist(), NAMES)
-    names, labels, ids = json.loads(lines["1"][-1])
+    assert json.loads(lines["0"][-1]) == [list(range(37)), whole["label"].tolist(), NAMES]  # of buckets
+    names, labels, ids = json.loads(lines["1"][-2])
     assert (set(whole) - set(names), labels, ids) == ({"id", "raw"}, whole["label"].tolist(), None)
 
 

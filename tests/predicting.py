@@ -2,10 +2,14 @@
 
 import dataclasses
 
+import numpy as np
+
+from engine import Bucketed
 from tests import zoo
 
 N = 37  # not a multiple of any batch size here
 NAMES = [f"scene {i}" + "x" * (i % 5) for i in range(N)]
+SIZES = [7 * i % 8 + 1 for i in range(N)]  # points of each example, 1 to 8 in mixed order
 
 
 @dataclasses.dataclass
@@ -32,3 +36,18 @@ class Unreadable:
         if index in self.bad:
             raise OSError("gone")
         return {**{name: rows[index] for name, rows in self.rows.items()}, "id": NAMES[index], "raw": b"\0%d" % index}
+
+
+class Ragged(Unreadable):
+    """The examples with points: example i has SIZES[i] of them, and each is i."""
+
+    def __getitem__(self, index):
+        return {**super().__getitem__(index), "points": np.full(SIZES[index], index, np.float32)}
+
+    def lengths(self):
+        return SIZES[: self.n]
+
+
+def bucketed(bad=()):
+    """Returns the examples with points in buckets, of which evaluations read the shortest first."""
+    return Bucketed(Ragged(bad), [2, 8], "points")

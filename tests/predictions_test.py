@@ -8,14 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from engine import ArraySource
+from engine import ArraySource, Balanced
 from engine.config.errors import DataError, ShardingError, TaskError
 from engine.config.schema import Data, MeshSpec
 from engine.data.text import text_columns
 from engine.predictions import Predictor
 from engine.training.state import Weights
 from tests import zoo
-from tests.predicting import NAMES, N, Predict, Unreadable
+from tests.predicting import NAMES, N, Predict, Unreadable, bucketed
 
 
 @dataclasses.dataclass
@@ -79,6 +79,15 @@ def test_unreadable_examples_stop_or_are_left_out(caplog):
     assert found["id"].tolist() == [NAMES[i] for i in kept]
     np.testing.assert_allclose(found["scores/logits"], expected(program, state)[kept], atol=1e-5)
     assert "skips an example: Example 7" in caplog.text
+
+
+@pytest.mark.parametrize("bad", [set(), {7, 36}], ids=str)
+def test_bucketed_examples_are_predicted_in_the_order_of_the_source(bad):
+    found, program, state = columns(Predict(), Balanced(bucketed(bad), 2), batch_size=4, on_error="skip")
+    kept = [i for i in range(N) if i not in bad]
+    assert found["example"].tolist() == kept
+    assert found["id"].tolist() == [NAMES[i] for i in kept]
+    np.testing.assert_allclose(found["scores/logits"], expected(program, state)[kept], atol=1e-5)
 
 
 @pytest.mark.parametrize(

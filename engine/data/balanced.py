@@ -57,7 +57,7 @@ class Balanced:
         self.source, self.ranks = source, ranks
         if has_take(source):
             self.take = source.take
-        for method in ("shape_specs", "shape_names", "consecutive", "evaluation_order"):
+        for method in ("shape_specs", "shape_names", "consecutive", "evaluation_order", "stored_order"):
             if hasattr(source, method):
                 setattr(self, method, getattr(source, method))
 

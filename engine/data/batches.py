@@ -174,17 +174,20 @@ def _error_text(error: Exception, example: Example) -> str:
 class OrderedBatches:
     """The batches of one evaluation: each example once, without random transforms.
 
-    They are in the order of the source, or of its `evaluation_order` if its batches have several shapes.
+    They are in the order of the source, or of its `evaluation_order` if its batches have several shapes. With
+    `in_order`, they are always in the order of the source, which may need more padding.
     """
 
-    def __init__(self, source: Source, batch_size: int, rows: Rows = None, keep_text: bool = False):
+    def __init__(
+        self, source: Source, batch_size: int, rows: Rows = None, keep_text: bool = False, in_order: bool = False
+    ):
         self.source, self.batch_size, self._keep_text = source, batch_size, keep_text
         self.rows = _row_numbers(rows, batch_size)
         """Row numbers in the global batch that this process makes, int64 `[rows]`."""
         self.ones = np.ones(len(self.rows), np.float32)
         """Weight of every full batch, float32 `[rows]`: one array shared by all of them."""
         self._keep_64_bit = _keep_64_bit()
-        order = getattr(source, "evaluation_order", None)
+        order = getattr(source, "stored_order" if in_order else "evaluation_order", None)
         self._order = None if order is None else order(batch_size)
 
     def __len__(self) -> int:

@@ -126,7 +126,7 @@ class TrainFeed:
 
 
 class EvaluationFeed:
-    """The batches of an evaluation: every example exactly once, in order, with as many batches on every process.
+    """The batches of an evaluation: every example exactly once, with as many batches on every process.
 
     Each iteration reads the source again. The last batch is padded with copies of the last example, so that padding
     holds valid numbers; these rows have weight 0.
@@ -142,6 +142,7 @@ class EvaluationFeed:
         replicated: NamedSharding,
         exact_last: bool = False,
         keep_text: bool = False,
+        in_order: bool = False,
     ):
         """Creates the feed; examples are read by iterating.
 
@@ -154,6 +155,7 @@ class EvaluationFeed:
             exact_last: keep the last batch at its real size, replicated and without padding, for metrics of a whole
                 batch that take no row weights.
             keep_text: keep the text of the examples in the host batches of `with_host_batches`.
+            in_order: read the examples in the order of the source, also if its evaluations read them in another one.
 
         Raises:
             DataError: the source is empty, or its examples hold something other than numbers.
@@ -162,7 +164,8 @@ class EvaluationFeed:
         self._source = limited(source, settings.limit)
         example_spec(self._source)
         self._settings, self._replicated = settings, replicated
-        self._batches = OrderedBatches(self._source, batch_size, local_rows(sharding, batch_size), keep_text)
+        rows = local_rows(sharding, batch_size)
+        self._batches = OrderedBatches(self._source, batch_size, rows, keep_text, in_order)
         self._place = Placement(sharding, self._batches.ones)
         # Without row weights no row can be left out, so a bad example raises an error.
         self._tolerant = settings.on_error == "skip" and not exact_last

@@ -191,9 +191,13 @@ class Padded:
         """Returns the sampler of a training run with batches of so many examples (`sampler.py`)."""
         return _Sampler(self, seed, shuffle, batch_size)
 
+    def stored_order(self, batch_size: int) -> "_EvaluationOrder":
+        """Returns the order of the source, for predictions with batches of so many examples (`batches.py`)."""
+        return _EvaluationOrder(self, np.arange(len(self)), batch_size)
+
     def evaluation_order(self, batch_size: int) -> "_EvaluationOrder":
         """Returns the order of an evaluation with batches of so many examples (`batches.py`)."""
-        return _EvaluationOrder(self, np.arange(len(self)), batch_size)
+        return self.stored_order(batch_size)
 
     @property
     def numbers(self) -> np.ndarray:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from engine.config.errors import DataError
 from engine.data.bad_examples import TolerantBatches
+from engine.data.balanced import Balanced
 from engine.data.batches import Batches, OrderedBatches
 from engine.data.mixture import Mixture
 from engine.data.padded import Bucketed, Padded
@@ -121,6 +122,18 @@ def test_evaluation_reads_each_example_once(sorts):
     assert lengths == ([4, 8, 8, 16] if sorts else [16, 16, 8, 16])
     last = ordered.remainder().examples
     assert last["scene"].tolist() == scenes[-3:].tolist()
+
+
+def test_order_of_the_source_can_be_kept_on_any_number_of_processes():
+    source = Balanced(Bucketed(Scenes(), [4, 8, 16], FIELDS), 2)
+    parts = [OrderedBatches(source, 4, slice(i, i + 2), in_order=True) for i in (0, 2)]
+    indices = np.concatenate([part.indices(n) for n in range(4) for part in parts])
+    assert indices.tolist() == [*range(len(SIZES)), len(SIZES) - 1]
+    for n, length in enumerate([16, 16, 8, 16]):
+        examples = [part[n].examples for part in parts]
+        assert [one["agent"].shape for one in examples] == [(2, length)] * 2
+        scenes = np.concatenate([one["scene"] for one in examples])
+        assert scenes.tolist() == indices[4 * n : 4 * n + 4].tolist()
 
 
 def test_unreadable_example_gets_weight_0_and_a_filler_of_the_same_length():
