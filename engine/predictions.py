@@ -8,7 +8,7 @@ import base64
 import contextlib
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from engine.data.batch import Batch
 from engine.data.feed import EvaluationFeed
 from engine.data.source import Source, example_spec, limited, source_text
 from engine.data.text import text_columns
+from engine.metrics.values import pad_rows
 from engine.parallel.mesh import check_batch, replicated
 from engine.resilience.memory_check import check_memory, evaluation_batches
 from engine.training.evaluation_program import EvaluationProgram
@@ -61,9 +62,9 @@ class Predictor:
         batches = evaluation_batches(where, settings, spec, batch_size, len(source))
         batches = dataclasses.replace(batches, field="batch_size", advice="a smaller batch size of predictions")
         self.warnings = check_memory(batches, program.mesh, program.abstract_weights(averaged=False).to_tree())
-        self._step, names = prediction_step(program, spec, batch_size)
+        self._step, self._shapes = prediction_step(program, spec, batch_size)
         self._text = source_text(source)
-        _check_names(names, self._text, f"{type(program.task).__name__}.predict")
+        _check_names(self._shapes, self._text, f"{type(program.task).__name__}.predict")
         self.examples, self._batch_size = len(source), batch_size
         self._feed = EvaluationFeed(
             source,
@@ -78,7 +79,8 @@ class Predictor:
     def run(self, weights: Weights, on_batch: Callable[[int], None] = lambda done: None) -> Generator[Columns]:
         """Yields the columns of consecutive examples; the text columns only in the primary.
 
-        Examples that cannot be read are left out if `data.on_error` is skip; the column `example` shows which.
+        Examples that cannot be read are left out if `data.on_error` is skip; the column `example` shows which. If the
+        batches have several lengths, shorter predictions are padded with zeros to the largest.
 
         Args:
             weights: the weights; the averaged ones are used if they exist.
@@ -111,7 +113,8 @@ class Predictor:
         kept = np.flatnonzero(weight)
         first = number * self._batch_size
         on_batch(min(first + self._batch_size, self.examples))
-        return {EXAMPLE: (first + kept).astype(np.int64), **{name: x[kept] for name, x in found.items()}}, text
+        columns = {name: pad_rows(x[kept], self._shapes[name]) for name, x in found.items()}
+        return {EXAMPLE: (first + kept).astype(np.int64), **columns}, text
 
     def _joined(self, pending: list[tuple[dict[str, np.ndarray], dict[str, list[Any]]]]) -> Generator[Columns]:
         """Yields the columns of batches with their text."""
@@ -147,7 +150,7 @@ class Predictor:
         return whole
 
 
-def _check_names(names: list[str], text: list[str], where: str) -> None:
+def _check_names(names: Iterable[str], text: list[str], where: str) -> None:
     taken = {EXAMPLE: "the index of the example", **dict.fromkeys(text, "text of the dataset")}
     for name in names:
         if name in taken:

@@ -15,7 +15,7 @@ from engine.data.text import text_columns
 from engine.predictions import Predictor
 from engine.training.state import Weights
 from tests import zoo
-from tests.predicting import NAMES, N, Predict, Unreadable, bucketed
+from tests.predicting import NAMES, SIZES, N, Predict, Unreadable, bucketed
 
 
 @dataclasses.dataclass
@@ -27,6 +27,13 @@ class Single(zoo.Classify):
     def predict(self, model, batch):
         logits = model(batch["x"])
         return logits if self.result is None else self.result(logits)
+
+
+class Points(zoo.Classify):
+    """Predicts the points of the batch."""
+
+    def predict(self, model, batch):
+        return {"points": batch["points"], "mask": batch["mask"]}
 
 
 def columns(task, source, mesh=None, batch_size=16, precision="float32", **settings):
@@ -88,6 +95,13 @@ def test_bucketed_examples_are_predicted_in_the_order_of_the_source(bad):
     assert found["example"].tolist() == kept
     assert found["id"].tolist() == [NAMES[i] for i in kept]
     np.testing.assert_allclose(found["scores/logits"], expected(program, state)[kept], atol=1e-5)
+
+
+def test_predictions_of_several_lengths_are_padded_to_the_largest():
+    found, _, _ = columns(Points(), bucketed(), batch_size=1)
+    assert found["points"].shape == found["mask"].shape == (N, 8)
+    assert found["mask"].sum(axis=1).tolist() == SIZES
+    assert found["points"].sum(axis=1).tolist() == [i * size for i, size in enumerate(SIZES)]
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,7 @@ class Bucketed(Padded):
     length form batches first, in random order. Those that remain fill a batch of the next larger length, and so on;
     the last batch of an epoch is filled by the next epoch. The batches of an epoch are then shuffled. So each example
     is read exactly once per epoch, and an epoch has as many batches as without buckets. An evaluation reads the
-    examples from the shortest length to the longest, each once.
+    examples from the shortest length to the longest, each once. Predictions are read in the order of the source.
     """
 
     def batch_sampler(self, seed: int, shuffle: bool, batch_size: int) -> "_Sampler":

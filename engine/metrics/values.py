@@ -1,5 +1,7 @@
 """What the methods of a Task return, checked and described for error texts."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +30,15 @@ def rows_and_mask(kind: str, values: object, where: object) -> tuple[jax.Array, 
     mask = real_array(1 if where is None else where, f"{kind}.of needs a mask") > 0
     mask = jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim)), values.shape)
     return values.reshape(len(values), -1), mask.reshape(len(values), -1)
+
+
+def pad_rows(rows: np.ndarray, shape: Sequence[int], fill: float = 0) -> np.ndarray:
+    """Returns rows as `[rows, *shape]`, filled up at the end of each dimension, as batches of several lengths need."""
+    if rows.shape[1:] == tuple(shape):
+        return rows
+    padded = np.full((len(rows), *shape), fill, rows.dtype)
+    padded[tuple(map(slice, rows.shape))] = rows
+    return padded
 
 
 def not_real(x: object) -> str:

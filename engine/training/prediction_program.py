@@ -16,14 +16,17 @@ from engine.training.task import missing_key_reported
 from engine.types import PyTree
 
 type PredictionStep = Callable[[Arrays, Arrays, Batch], tuple[jax.Array, dict[str, jax.Array]]]
+type Shapes = dict[str, tuple[int, ...]]
+"""Name of a prediction -> its shape without the batch."""
 
 SINGLE = "prediction"  # name of the predictions of a Task that returns one array
 
 
-def prediction_step(program: EvaluationProgram, example: PyTree, batch_size: int) -> tuple[PredictionStep, list[str]]:
-    """Returns the jitted `(params, model state, batch) -> (weight [batch], predictions)` and the predictions' names.
+def prediction_step(program: EvaluationProgram, example: PyTree, batch_size: int) -> tuple[PredictionStep, Shapes]:
+    """Returns the jitted `(params, model state, batch) -> (weight [batch], predictions)` and the predictions' shapes.
 
     Every device, and so every process, holds the whole result. Names are the paths in the pytree that the Task returns.
+    The step also takes batches of smaller lengths than the example.
 
     Raises:
         TaskError: `Task.predict` is missing or does not return arrays `[batch, ...]`.
@@ -40,7 +43,8 @@ def prediction_step(program: EvaluationProgram, example: PyTree, batch_size: int
     weights = program.abstract_weights(averaged=False)
     batch = abstract_batch(example, batch_size, program.batch_sharding)
     _, abstract = jax.eval_shape(with_layout(program.layout, step), weights.params, weights.model_state, batch)
-    return jax.jit(with_layout(program.layout, step), out_shardings=replicated(program.mesh)), sorted(abstract)
+    shapes = {name: abstract[name].shape[1:] for name in sorted(abstract)}
+    return jax.jit(with_layout(program.layout, step), out_shardings=replicated(program.mesh)), shapes
 
 
 def _by_name(found: PyTree, batch_size: int, where: str) -> dict[str, jax.Array]:

@@ -20,8 +20,8 @@ class Scores(zoo.Classify):
 def test_result_is_on_every_device_by_name_with_the_weights():
     program = zoo.program(Scores(), mesh=MeshSpec(data=4, fsdp=2))
     spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), zoo.examples(1))
-    step, names = prediction_step(program.evaluation, spec, 16)
-    assert names == ["a/0", "b"]
+    step, shapes = prediction_step(program.evaluation, spec, 16)
+    assert shapes == {"a/0": (), "b": (4,)}
     weight = np.ones(16, np.float32)
     weight[3] = 0
     batch = jax.device_put(Batch(zoo.examples(16), weight), program.evaluation.batch_sharding)
