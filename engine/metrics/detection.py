@@ -37,10 +37,10 @@ class AveragePrecision(Metric):
     """
 
     predicted: jax.Array = collected()
-    scores: jax.Array = collected()
+    scores: jax.Array = collected(fill=-np.inf)
     guesses: jax.Array = collected()
     boxes: jax.Array = collected()
-    labels: jax.Array = collected()
+    labels: jax.Array = collected(fill=-1)
     classes: tuple[str, ...] = ("",)
     match: str | Match = "distance"
     thresholds: tuple[float, ...] = ()

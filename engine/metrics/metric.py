@@ -12,15 +12,20 @@ import jax
 from engine.config.errors import TaskError
 
 _COLLECTED = "collected"
+_FILL = "fill"
 
 
-def collected() -> Any:
+def collected(fill: float = 0) -> Any:
     """Returns the default of a field whose entries are kept for each example instead of being summed.
 
     class Quartiles(Metric):
-        errors: jax.Array = collected()
+        errors: jax.Array = collected(fill=math.nan)
+
+    Args:
+        fill: value of padding. Batches of several lengths, as of `engine.Bucketed`, may give entries of several shapes;
+            they are padded to the largest.
     """
-    return dataclasses.field(metadata={_COLLECTED: True})
+    return dataclasses.field(metadata={_COLLECTED: True, _FILL: fill})
 
 
 @dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(collected, dataclasses.field))
@@ -63,6 +68,12 @@ def array_fields(metric: Metric) -> Iterator[tuple[str, bool]]:
     for field in dataclasses.fields(metric):  # pyright: ignore[reportArgumentType], every subclass is a dataclass
         if _is_array(field):
             yield field.name, _COLLECTED in field.metadata
+
+
+def fill_of(metric: Metric, name: str) -> float:
+    """Returns the value of padding of a collected field."""
+    fields = dataclasses.fields(metric)  # pyright: ignore[reportArgumentType], every subclass is a dataclass
+    return next(field.metadata[_FILL] for field in fields if field.name == name)
 
 
 def settings(metric: Metric) -> dict[str, object]:

@@ -1,7 +1,8 @@
 """Reduces the metrics of a batch on the device, and merges the reduced batches on the host.
 
 The device sums fields in float32 or int32 and passes on collected rows unchanged. The host adds in float64 and int64,
-in the order of the batches, and concatenates. Every process gets the same arrays, and therefore the same results.
+in the order of the batches, and concatenates; rows of several lengths are padded. Every process gets the same arrays,
+and therefore the same results.
 """
 
 import dataclasses
@@ -14,9 +15,9 @@ import numpy as np
 
 from engine.config.errors import TaskError
 from engine.metrics.mean import Mean
-from engine.metrics.metric import Metric, array_fields, settings
+from engine.metrics.metric import Metric, array_fields, fill_of, settings
 from engine.metrics.results import Result, named_results
-from engine.metrics.values import describe_value, not_real
+from engine.metrics.values import describe_value, not_real, pad_rows
 
 type Reduced = dict[str, jax.Array]
 """The metrics of one batch: "float32" and "int32" with all sums, "rows" and each collected field."""
@@ -92,8 +93,9 @@ class _Field:
     metric: str
     name: str
     kind: str  # "float32" or "int32" of a sum, "" of a collected field
-    shape: tuple[int, ...]  # without the batch
+    shape: tuple[int, ...]  # without the batch; of a collected field, the largest
     dtype: Any
+    fill: float = 0  # of a collected field
 
     @property
     def size(self) -> int:
@@ -108,7 +110,8 @@ class MetricStates:
     """The states of a Task's metrics: their layout, their reduction on the device, and their results.
 
     Args:
-        metrics: name -> metric of abstract arrays, as checked by `check_metrics`.
+        metrics: name -> metric of abstract arrays, as checked by `check_metrics`. If there are batches of several
+            lengths, of the largest.
     """
 
     def __init__(self, metrics: Mapping[str, Metric]):
@@ -171,7 +174,8 @@ class MetricStates:
                 start[field.kind] = end = begin + field.size
                 x = sums[field.kind][begin:end].reshape(field.shape)[()]
             else:
-                x = np.concatenate([np.zeros((0, *field.shape), field.dtype), *rows[field.full_name]])
+                parts = [pad_rows(part, field.shape, field.fill) for part in rows[field.full_name]]
+                x = np.concatenate([np.zeros((0, *field.shape), field.dtype), *parts])
             arrays[field.metric][field.name] = x
         return {name: dataclasses.replace(cast(Any, self._metrics[name]), **arrays[name]) for name in self.names}
 
@@ -216,4 +220,5 @@ def _fields(name: str, metric: Metric) -> Iterator[_Field]:
             kind = "int32" if whole else "float32"
             yield _Field(name, field, kind, tuple(x.shape[1:]), np.dtype(kind))
         else:
-            yield _Field(name, field, "", tuple(x.shape[1:]), x.dtype if whole else np.dtype(np.float32))
+            dtype = x.dtype if whole else np.dtype(np.float32)
+            yield _Field(name, field, "", tuple(x.shape[1:]), dtype, fill_of(metric, field))

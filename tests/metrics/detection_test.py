@@ -1,5 +1,6 @@
 """Average precision equals a loop over predictions, and scikit-learn's where every label is found."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from sklearn.metrics import average_precision_score
 from engine.config.errors import TaskError
 from engine.metrics import AveragePrecision
 from engine.metrics.detection import average_precision
+from engine.metrics.state import MetricStates, compute
 from tests.merging import results
 from tests.properties import examples
 
@@ -122,6 +124,25 @@ def test_average_precision_with_all_labels_found_equals_scikit_learn(seed):
     assert average_precision(scores, hits, int(hits.sum()), "sum") == pytest.approx(expected, abs=1e-12)
     order = rng.permutation(20)
     assert average_precision(scores[order], hits[order], int(hits.sum()), "sum") == pytest.approx(expected, abs=1e-12)
+
+
+def test_batches_of_several_lengths_give_the_same_result():
+    scene = random_scenes(5, 2)
+    scene["predicted_where"][:2, 4:] = False  # so the first batch needs 4 predictions and 2 labels
+    scene["where"][:2, 2:] = False
+
+    def part(rows, predictions, labels):
+        sizes = dict.fromkeys(("predicted", "scores", "guesses", "predicted_where"), predictions)
+        cut = {key: value[rows, : sizes.get(key, labels)] for key, value in scene.items()}
+        return {"m": AveragePrecision.of(**cut, classes=CLASSES)}
+
+    whole, short = part(slice(2, 4), PREDICTIONS, LABELS), part(slice(0, 2), 4, 2)
+    states = MetricStates(whole)
+    merger = states.merger()
+    for batch in (short, whole):
+        merger.add(states.reduce(batch, jnp.ones(2)))
+    found = compute("m", merger.metrics()["m"])
+    assert found == pytest.approx(results(AveragePrecision.of(**scene, classes=CLASSES)), nan_ok=True)
 
 
 def negative_offset(predicted, boxes):

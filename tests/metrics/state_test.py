@@ -55,6 +55,20 @@ def test_metric_of_no_batch_has_empty_rows_and_zero_sums():
     assert found.kept.shape == (0, 4)
 
 
+def test_collected_rows_of_several_lengths_are_padded_to_the_largest():
+    class Filled(Metric):
+        kept: jax.Array = collected(fill=-1)
+        mask: jax.Array = collected()
+
+        def compute(self):
+            return self.kept
+
+    short, long = ({"a": Filled(jnp.full((2, n), n), jnp.ones((2, n), bool))} for n in (1, 3))
+    found = merged(long, (short, jnp.array([1.0, 0])), (long, jnp.ones(2)))["a"]
+    assert found.kept.tolist() == [[1, -1, -1], [3, 3, 3], [3, 3, 3]]
+    assert found.mask.tolist() == [[True, False, False], [True] * 3, [True] * 3]
+
+
 def test_bfloat16_becomes_float32():
     metrics = {"a": Both(jnp.full(3, 0.5, jnp.bfloat16), jnp.ones(3, jnp.bfloat16))}
     found = merged(metrics, (metrics, jnp.ones(3)))["a"]
