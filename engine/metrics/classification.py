@@ -97,12 +97,17 @@ class _Scores(Metric):
         return cls(scores, positive > 0, kept)
 
     def _counts(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the true and the false positives above each distinct score, from the highest, starting with 0."""
+        """Returns the true and the false positives above each distinct score, from the highest, starting with 0.
+
+        Without scores, or if one is NaN, all are 0, so that the areas are NaN.
+        """
         kept = np.asarray(self.kept)
         scores, positive = np.asarray(self.scores)[kept], np.asarray(self.positive)[kept]
+        if not len(scores) or np.isnan(scores).any():
+            return np.zeros(2, np.int64), np.zeros(2, np.int64)
         order = np.argsort(-scores, kind="stable")
         scores, positive = scores[order], positive[order]
-        ends = np.flatnonzero(np.append(np.diff(scores) != 0, True)) if len(scores) else np.zeros(0, int)
+        ends = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
         hits = np.cumsum(positive, dtype=np.int64)[ends]
         return np.append(0, hits), np.append(0, ends + 1 - hits)
 
@@ -111,7 +116,7 @@ class Roc(_Scores):
     """ROC curve: true positive rate over false positive rate, and the area below it by the trapezoidal rule.
 
     Definition: Fawcett 2006, doi:10.1016/j.patrec.2005.10.010, algorithms 1 and 2. NaN without positive or negative
-    examples.
+    examples, or if a score is NaN.
     """
 
     def compute(self) -> dict[str, Any]:
@@ -122,7 +127,7 @@ class Roc(_Scores):
 
 
 class PrecisionRecall(_Scores):
-    """Precision over recall, with two areas below it; NaN without positive examples.
+    """Precision over recall, with two areas below it; NaN without positive examples, or if a score is NaN.
 
     - average_precision: sum of precision times the increase of recall, without interpolation (Manning et al. 2008,
       Introduction to Information Retrieval, section 8.4).

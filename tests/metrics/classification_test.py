@@ -57,10 +57,15 @@ def test_curves_and_their_areas_equal_scikit_learn(seed, batch_size, levels):
     assert found["m/auc"] == pytest.approx(sklearn.auc(recall, precision), abs=1e-12)
 
 
-def test_metrics_without_a_positive_example_are_nan():
+def test_metrics_without_a_positive_example_or_with_a_score_that_is_nan_are_nan():
     scores, labels = np.ones((2, 3), np.float32), np.zeros((2, 3))
     assert np.isnan(results(Roc.of(scores, labels))["m/auc"])
     assert np.isnan(results(PrecisionRecall.of(scores, labels))["m/average_precision"])
+    diverged, labels = np.array([[1, 2, 3], [4, 5, np.nan]]), np.array([[0, 0, 0], [1, 1, 1]])
+    for values, where in ((scores, np.zeros((2, 3))), (diverged, None)):
+        found = results(Roc.of(values, labels, where))
+        found |= results(PrecisionRecall.of(values, labels, where), name="p")
+        assert np.isnan([found["m/auc"], found["p/auc"], found["p/average_precision"]]).all()
     empty = results(ConfusionMatrix.of(np.zeros(2, int), np.zeros(2, int), 3, np.zeros(2)))
     assert np.isnan([empty["m/accuracy"], empty["m/f1"], empty["m/iou"]]).all()
 
