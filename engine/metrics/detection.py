@@ -93,16 +93,21 @@ class AveragePrecision(Metric):
             raise TaskError(f"AveragePrecision.of: area = {area!r} is unknown. Allowed: {', '.join(_AREAS)}.")
         predicted, boxes = (real_array(x, "AveragePrecision.of needs boxes") for x in (predicted, boxes))
         shapes = [predicted.shape[:-1], jnp.shape(scores), jnp.shape(guesses), boxes.shape[:-1], jnp.shape(labels)]
-        if predicted.ndim != 3 or boxes.ndim != 3 or shapes[:2] != shapes[1:3] or shapes[3] != shapes[4]:
+        dims = {predicted.shape[-1:], boxes.shape[-1:]}
+        fits = callable(match) or (dims == {(4,)} if match == "iou" else len(dims) == 1)
+        if predicted.ndim != 3 or boxes.ndim != 3 or shapes[:2] != shapes[1:3] or shapes[3] != shapes[4] or not fits:
             raise TaskError(
                 f"AveragePrecision.of: predicted {list(predicted.shape)}, scores {list(shapes[1])}, guesses "
                 f"{list(shapes[2])}, boxes {list(boxes.shape)}, labels {list(shapes[4])}. Allowed: [batch, n, dim], "
-                "[batch, n], [batch, n], [batch, m, dim], [batch, m]."
+                "[batch, n], [batch, n], [batch, m, dim], [batch, m], where dim is 4 for iou."
             )
         scores, real = rows_and_mask("AveragePrecision", scores, predicted_where)
         _, present = rows_and_mask("AveragePrecision", labels, where)
         guesses, labels = (jnp.asarray(x).astype(jnp.int32) for x in (guesses, labels))
         names = ("",) * classes if isinstance(classes, int) else tuple(classes)
+        limits = tuple(thresholds or _THRESHOLDS["distance" if match == "distance" else "iou"])
+        between = tuple((float(low), float(high)) for low, high in ranges)
+        _check_names(names, limits, between)
         return cls(
             predicted,
             jnp.where(real, scores, -jnp.inf),
@@ -111,8 +116,8 @@ class AveragePrecision(Metric):
             jnp.where(present, labels, -1),
             names,
             match,
-            tuple(thresholds or _THRESHOLDS["distance" if match == "distance" else "iou"]),
-            tuple((float(low), float(high)) for low, high in ranges),
+            limits,
+            between,
             area,
         )
 
@@ -174,6 +179,17 @@ class AveragePrecision(Metric):
         centres = (boxes[..., :2] + boxes[..., 2:4]) / 2 if self.match == "iou" else boxes[..., :2]
         distance = np.linalg.norm(np.asarray(centres), axis=-1)
         return (between[0] <= distance) & (distance < between[1])
+
+
+def _check_names(classes: Sequence[str], thresholds: Sequence[float], ranges: Sequence[tuple[float, float]]) -> None:
+    """Raises TaskError if two results have the same name."""
+    names = [*filter(None, classes), *(f"{low:g}-{high:g}" for low, high in ranges)]
+    names += [f"{limit:g}" for limit in thresholds] if len(thresholds) > 1 else []
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise TaskError(
+            f"AveragePrecision.of: two of the classes, thresholds and ranges give a result named {twice!r}. Rename the "
+            "class, such as digit_1, or give each threshold and range once."
+        )
 
 
 def average_precision(scores: np.ndarray, hits: np.ndarray, total: int, area: str) -> float:

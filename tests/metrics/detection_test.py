@@ -171,6 +171,9 @@ def test_scenes_without_labels_or_predictions_have_no_or_zero_precision():
     [
         ({"match": "giou"}, "match = 'giou' is unknown"),
         ({"area": "kitti"}, "area = 'kitti' is unknown"),
+        ({"classes": ("0", "1"), "thresholds": (0.5, 1)}, "two of the classes, .* give a result named '1'. Rename the"),
+        ({"match": "iou"}, r"predicted \[4, 6, 2\], .*, where dim is 4 for iou"),
+        ({"boxes": np.zeros((4, 3, 3))}, r"predicted \[4, 6, 2\], .* boxes \[4, 3, 3\]"),
         ({"scores": np.zeros((4, 5))}, r"predicted \[4, 6, 2\], scores \[4, 5\]"),
     ],
 )
