@@ -94,7 +94,8 @@ class TolerantBatches:
             try:
                 examples.append(self._row(position, n))
             except DataError as error:
-                bad.append(BadExample(row, self._batches.address(position), str(error)))
+                if weight[i]:  # else the row is padding after the last example
+                    bad.append(BadExample(row, self._batches.address(position), str(error)))
                 weight[i] = 0
                 examples.append(self._filler(position, n))
         return TolerantBatch(Batch(jax.tree.map(lambda *rows: np.concatenate(rows), *examples), weight), tuple(bad))

@@ -139,3 +139,9 @@ def test_evaluation_skips_bad_examples():
     counted = [y for batch in feed for y in np.asarray(batch.examples["y"])[np.asarray(batch.weight) > 0].tolist()]
     assert counted == [y for y in range(20) if y not in (5, 18)]
     assert OrderedBatches(Holes(n=20), 8).address(21) == 1
+
+
+def test_padding_after_the_last_example_is_never_a_bad_example():
+    batches = TolerantBatches(OrderedBatches(Holes((1, 18), n=20), 8))  # padding rows read from the start again
+    assert [bad.address for bad in batches[2].bad] == [18]
+    assert batches[2].batch.weight.tolist() == [1, 1, 0, 1, 0, 0, 0, 0]
