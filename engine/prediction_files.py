@@ -79,7 +79,7 @@ def _cannot_write(path: Path, error: OSError) -> DataError:
 
 
 class _Npz:
-    """An npz file: one array per column. Text becomes fixed-width text; arrays of text become JSON."""
+    """An npz file: one array per column. Text becomes fixed-width text, and arrays of text JSON, bytes as Latin-1."""
 
     def __init__(self, path: Path):
         self._path, self._folder = path, path.with_name(f".{path.name}{UNFINISHED}")
@@ -167,7 +167,7 @@ class _Text:
                     raise DataError(f"{self._where} ends with a zero byte, which NumPy drops. Write .parquet instead.")
                 self._bytes, value = True, value.decode("latin-1")
             elif is_text(value) and not isinstance(value, str):
-                value = json.dumps(value.tolist())
+                value = json.dumps(value.tolist(), default=lambda item: item.decode("latin-1"))
             self._width = max(self._width, len(value))
             self._spool.write(f"{json.dumps(value)}\n".encode())
         self._rows += len(rows)

@@ -52,6 +52,8 @@ def test_npz_holds_every_column(tmp_path):
 def test_npz_stores_arrays_of_text_as_json_and_refuses_bytes_that_numpy_would_cut(tmp_path):
     write(tmp_path / "p.npz", [{"words": objects(np.array(["a"]), np.array(["b", "c"]))}])
     assert np.load(tmp_path / "p.npz")["words"].tolist() == ['["a"]', '["b", "c"]']
+    write(tmp_path / "p.npz", [{"words": objects(np.array([b"a", b"b"]), np.array([b"\xe9"]))}], overwrite=True)
+    assert np.load(tmp_path / "p.npz")["words"].tolist() == ['["a", "b"]', '["\\u00e9"]']
     with pytest.raises(DataError, match=r"q.npz: raw ends with a zero byte.*Write .parquet"):
         write(tmp_path / "q.npz", [{"raw": objects(b"a\0")}])
     assert [path.name for path in tmp_path.iterdir()] == ["p.npz"]
