@@ -73,8 +73,8 @@ class BestOfModes(Metric):
         ade = ades.min(-1)
         if best == "endpoint":
             ade = jnp.take_along_axis(ades, fdes.argmin(-1)[..., None], axis=-1)[..., 0]
-        there = steps[..., 0] > 0
-        sums = [jnp.where(there, x, 0).reshape(len(there), -1).sum(1) for x in (ade, fde, fde > miss, there)]
+        there, missed = steps[..., 0] > 0, ~(fde <= miss)  # NaN is a miss
+        sums = [jnp.where(there, x, 0).reshape(len(there), -1).sum(1) for x in (ade, fde, missed, there)]
         return cls(*sums)
 
     def compute(self) -> dict[str, Any]:

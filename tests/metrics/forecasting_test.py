@@ -47,6 +47,12 @@ def test_mask_of_agents_leaves_whole_agents_out():
     assert found == {"m/min_ade": 0, "m/min_fde": 0, "m/miss_rate": 0}
 
 
+def test_a_forecast_of_nan_is_a_miss():
+    found = results(BestOfModes.of(np.full((2, 1, 3, 2), np.nan), np.zeros((2, 3, 2))))
+    assert np.isnan(found["m/min_ade"])
+    assert found["m/miss_rate"] == 1
+
+
 def test_wrong_shapes_and_settings_are_errors():
     with pytest.raises(TaskError, match=r"predicted has shape \[2, 3, 4, 2\] and future \[2, 4, 3\]"):
         BestOfModes.of(np.zeros((2, 3, 4, 2)), np.zeros((2, 4, 3)))
