@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from engine.config.errors import TaskError
 from engine.metrics.metric import Metric, collected
 from engine.metrics.results import Bins
 from engine.metrics.values import real_array, rows_and_mask
@@ -23,6 +24,8 @@ class Quantiles(Metric):
     @classmethod
     def of(cls, values: ArrayLike, where: ArrayLike | None = None, q: Sequence[float] = (0.5, 0.9, 0.99)) -> Self:
         """Returns the quantiles `q`, in 0..1, of values `[batch, ...]`. `where` is a mask; it keeps values > 0."""
+        if wrong := [x for x in q if not 0 <= x <= 1]:
+            raise TaskError(f"Quantiles.of: q has {wrong[0]:g}. Allowed: 0 to 1, such as 0.9 for the 90th percentile.")
         return cls(*rows_and_mask("Quantiles", values, where), tuple(q))
 
     def compute(self) -> dict[str, float]:
@@ -41,6 +44,8 @@ class Histogram(Metric):
     @classmethod
     def of(cls, values: ArrayLike, edges: Sequence[float], where: ArrayLike | None = None) -> Self:
         """Returns the histogram of values `[batch, ...]` over increasing `edges`; `where` as in `Mean.of`."""
+        if len(edges) < 2 or not (np.diff(edges) > 0).all():
+            raise TaskError(f"Histogram.of: edges = {list(edges)}. Allowed: two or more increasing numbers.")
         values, bounds = real_array(values, "Histogram.of needs values"), jnp.asarray(edges, jnp.float32)
         bins = jnp.searchsorted(bounds, values, side="right") - (values == bounds[-1]) - 1
         inside = jnp.arange(len(edges) - 1) == bins[..., None]  # [batch, ..., bins]

@@ -50,3 +50,11 @@ def test_quantiles_without_values_are_nan():
     assert np.isnan(results(Quantiles.of(np.ones(3), np.zeros(3)))["m/p50"])
     with pytest.raises(TaskError, match=r"Quantiles.of needs values \[batch, ...\], found a scalar"):
         Quantiles.of(np.float32(1))
+
+
+def test_percentiles_and_unsorted_edges_are_errors():
+    with pytest.raises(TaskError, match=r"Quantiles.of: q has 50. Allowed: 0 to 1, such as 0.9 for the 90th"):
+        Quantiles.of(np.ones(3), q=(50, 90))
+    for edges in ([0], [0, 2, 1]):
+        with pytest.raises(TaskError, match=r"Histogram.of: edges = \[0.*\]. Allowed: two or more increasing numbers"):
+            Histogram.of(np.ones(3), edges)
