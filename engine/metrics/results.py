@@ -15,6 +15,7 @@ from engine.config.errors import TaskError
 
 MAX_NUMBERS = 4096  # of an array in metrics.jsonl
 _SHOWN = 16  # numbers of an array as text
+_PNG = b"\x89PNG\r\n\x1a\n"  # first bytes of a PNG file
 CURVE_POINTS = 256  # of a curve in metrics.jsonl and TensorBoard
 
 
@@ -80,15 +81,8 @@ def named_results(name: str, value: object, where: str) -> dict[str, Result]:
 
 
 def _result(name: str, value: Any, where: str) -> Result:
-    if isinstance(value, Image):
-        shape = np.shape(value.pixels)
-        if not isinstance(value.pixels, bytes) and not (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)):
-            raise TaskError(
-                f"{where} returned an Image of shape {list(shape)} as {name!r}. Allowed: [height, width] and "
-                "[height, width, 3]."
-            )
-        return value
-    if isinstance(value, Curve | Bins):
+    if isinstance(value, Image | Curve | Bins):
+        _check_shape(value, f"{where} returned", name)
         return value
     if callable(getattr(value, "savefig", None)):  # a figure of matplotlib
         value.savefig(file := io.BytesIO(), format="png")
@@ -102,6 +96,30 @@ def _result(name: str, value: Any, where: str) -> Result:
             "an Image, a Curve, Bins, a figure of matplotlib, and dicts of them."
         )
     return array if array.ndim else float(array)
+
+
+def _check_shape(value: Image | Curve | Bins, where: str, name: str) -> None:
+    """Raises TaskError for a value that cannot be drawn, since its drawing would fail later, in another thread."""
+    if isinstance(value, Curve):
+        x, y = np.shape(value.x), np.shape(value.y)
+        if len(x) != 1 or x != y:
+            raise TaskError(f"{where} a Curve of x {list(x)} and y {list(y)} as {name!r}. Allowed: [points] for both.")
+    elif isinstance(value, Bins):
+        edges, counts = np.shape(value.edges), np.shape(value.counts)
+        if len(counts) != 1 or edges != (counts[0] + 1,):
+            raise TaskError(
+                f"{where} Bins of edges {list(edges)} and counts {list(counts)} as {name!r}. Allowed: [bins + 1] and "
+                "[bins]."
+            )
+    elif isinstance(value.pixels, bytes):
+        if not value.pixels.startswith(_PNG):
+            raise TaskError(f"{where} an Image of bytes that are no PNG file as {name!r}. Save it as PNG.")
+    else:
+        shape = np.shape(value.pixels)
+        if not (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)) or 0 in shape:
+            raise TaskError(
+                f"{where} an Image of shape {list(shape)} as {name!r}. Allowed: [height, width] and [height, width, 3]."
+            )
 
 
 def scalars(results: Mapping[str, Any]) -> dict[str, float]:

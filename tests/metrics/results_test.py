@@ -55,6 +55,20 @@ def test_equal_names_and_images_of_other_shapes_are_errors():
         named_results("m", Image(np.zeros((2, 2, 4))), "M.compute")
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (Image(np.zeros((0, 3))), r"an Image of shape \[0, 3\] as 'm'"),
+        (Image(b"GIF89a"), r"an Image of bytes that are no PNG file as 'm'. Save it as PNG"),
+        (Curve(np.zeros(3), np.zeros(2)), r"a Curve of x \[3\] and y \[2\] as 'm'. Allowed: \[points\] for both"),
+        (Bins(np.zeros(3), np.zeros(3)), r"Bins of edges \[3\] and counts \[3\] as 'm'. Allowed: \[bins \+ 1\] and"),
+    ],
+)
+def test_values_that_cannot_be_drawn_are_errors(value, text):
+    with pytest.raises(TaskError, match=f"^M.compute returned {text}"):
+        named_results("m", value, "M.compute")
+
+
 def test_json_has_no_images_and_no_large_arrays():
     values = {"a": 1, "b": Image(np.zeros((2, 2))), "c": np.zeros(MAX_NUMBERS), "d": np.zeros(MAX_NUMBERS + 1)}
     values |= {"e": Bins(np.array([0.0, 1]), np.array([3])), "f": Curve(np.arange(2), np.ones(2), "recall", "p")}
