@@ -12,7 +12,8 @@ import numpy as np
 
 from engine.config.errors import DataError, did_you_mean
 from engine.data.mixture_schedule import schedule, shares
-from engine.data.sampler import Sampler, make_sampler, read_examples
+from engine.data.ragged import Sizes
+from engine.data.sampler import Sampler, is_sized, make_sampler, read_examples
 from engine.data.shuffle import derive_seed
 from engine.data.source import (
     SEPARATOR,
@@ -113,7 +114,13 @@ class Mixture:
                 "Define it in a source."
             )
         parts = [make_sampler(source, derive_seed(seed, str(name)), shuffle) for name, source in self.sources.items()]
-        return _Sampler(parts, shares(list(self.weights.values())))
+        kind = _SizedSampler if all(map(is_sized, parts)) else _Sampler
+        return kind(parts, shares(list(self.weights.values())))
+
+    @property
+    def measured(self) -> bool:
+        """Whether the lengths of the examples are known without reading them, if they are ragged."""
+        return all(getattr(source, "measured", True) for source in self.sources.values())
 
 
 class _Sampler:
@@ -145,6 +152,21 @@ class _Sampler:
     def read(self, addresses: np.ndarray) -> Examples:
         own, numbers = np.divmod(addresses, len(self._parts))
         return _merge(numbers, own, lambda number, own: self._parts[number].read(own))
+
+
+class _SizedSampler(_Sampler):
+    """Sampler of a mixture of padded or packed sources."""
+
+    def sizes(self, addresses: np.ndarray) -> Sizes:
+        """Returns the sizes of the rows at addresses."""
+        own, numbers = np.divmod(addresses, len(self._parts))
+        found = Sizes(*np.zeros((3, len(addresses))))
+        for number in np.unique(numbers).tolist():
+            part, chosen = self._parts[number], numbers == number
+            assert is_sized(part)
+            for to, values in zip(found, part.sizes(own[chosen]), strict=True):
+                to[chosen] = values
+        return found
 
 
 def _merge(numbers: np.ndarray, own: np.ndarray, read: Callable[[int, np.ndarray], Examples]) -> Examples:

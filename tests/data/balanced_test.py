@@ -53,11 +53,18 @@ SOURCES = [
     Padded(Scenes(SIZES.tolist()), 300, FIELDS),
     Bucketed(Scenes(SIZES.tolist()), [20, 300], FIELDS),
     Packed(Scenes(SIZES.tolist()), 300, fields=FIELDS),
-    Mixture({"a": ArraySource({"x": np.arange(50)})}, {"a": 1}),
+    Mixture(
+        {
+            "a": Padded(Scenes(SIZES[:500].tolist()), 300, FIELDS),
+            "b": Padded(Scenes(SIZES[500:].tolist()), 300, FIELDS),
+        },
+        {"a": 1, "b": 2},
+    ),
 ]
+PLAIN = Mixture({"a": ArraySource({"x": np.arange(50)})}, {"a": 1})
 
 
-@pytest.mark.parametrize("source", SOURCES[:3], ids=lambda source: type(source).__name__)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: type(source).__name__)
 def test_balanced_batch_has_the_same_examples_in_another_order_on_any_number_of_processes(source):
     plain, balanced = (Batches(s, 32, 0, True) for s in (source, Balanced(source, 8)))
     for n in (0, 7, 65):
@@ -98,7 +105,7 @@ def test_plain_source_with_costs_is_balanced():
 
 
 def test_evaluation_reads_each_example_once_in_the_order_without_balance():
-    for source in SOURCES:
+    for source in (*SOURCES, PLAIN):
         plain, balanced = OrderedBatches(source, 7), OrderedBatches(Balanced(source, 7), 7)
         np.testing.assert_equal(balanced[1].examples, plain[1].examples)
     assert len(limited(Balanced(SOURCES[1], 2), 5)) == 5
@@ -111,7 +118,7 @@ def test_evaluation_reads_each_example_once_in_the_order_without_balance():
         (lambda: Balanced(SOURCES[0], 0), "ranks = 0: allowed are 1 and more"),
         (lambda: Batches(Balanced(SOURCES[0], 3), 8, 0, True), "a batch of 8 rows is not divisible by ranks = 3"),
         (
-            lambda: Batches(Balanced(SOURCES[3], 2), 8, 0, True),
+            lambda: Batches(Balanced(PLAIN, 2), 8, 0, True),
             "costs of the examples of .*Mixture are not known. Give",
         ),
         (
