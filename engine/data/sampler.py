@@ -23,7 +23,7 @@ from engine.data.source import (
     leaves_with_path,
     source_name,
 )
-from engine.data.text import stack_leaves
+from engine.data.text import is_text, stack_leaves
 
 
 class Sampler(Protocol):
@@ -186,4 +186,7 @@ def _stack_each(source: Source, indices: np.ndarray) -> Examples:
 
 
 def _shapes(example: Example) -> str:
-    return ", ".join(f"{path} {list(np.shape(leaf))}" for path, leaf in leaves_with_path(example))
+    return ", ".join(
+        f"{path} text" if is_text(leaf) else f"{path} {list(np.shape(leaf))}"
+        for path, leaf in leaves_with_path(example)
+    )

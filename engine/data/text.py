@@ -56,10 +56,15 @@ def stack_leaves(*leaves: Any) -> np.ndarray:
     """Returns one leaf of several examples as an array `[rows, ...]`; rows of text need not have one shape.
 
     Raises:
-        ValueError: numbers of different shapes.
+        ValueError: numbers of different shapes, or numbers and text.
     """
     if not is_text(leaves[0]):
-        return np.stack(leaves)
+        stacked = np.stack(leaves)
+        if stacked.dtype.kind in TEXT_KINDS:  # NumPy turns numbers into text
+            raise ValueError("numbers and text")
+        return stacked
+    if not all(map(is_text, leaves)):
+        raise ValueError("text and numbers")
     rows = np.empty(len(leaves), object)  # NumPy's own arrays of bytes drop trailing zeros
     for row, leaf in enumerate(leaves):
         rows[row] = leaf

@@ -9,6 +9,7 @@ from engine.data.array_record import ArrayRecordSource, write_array_record
 from engine.data.batches import Batches, OrderedBatches
 from engine.data.mixture import Mixture
 from engine.data.packing import Packed
+from engine.data.sampler import read_examples
 from engine.data.source import ArraySource, example_spec, fingerprint, limited
 from engine.data.text import has_text, is_text, text_columns, without_text
 
@@ -102,6 +103,19 @@ def test_mixture_and_array_records_keep_text(tmp_path):
     assert stored[3]["meta"]["raw"] == b"\x003\0" and stored[3]["meta"]["words"].tolist() == ["a", "bb"]
     columns = text_columns(stored.take(np.array([4, 1])))
     assert columns["id"] == ["ee", "bb"] and columns["meta/raw"] == [b"\x004\0", b"\x001\0"]
+
+
+@pytest.mark.parametrize("names", [["a", np.nan], [np.nan, "a"]], ids=["text first", "number first"])
+def test_text_that_is_a_number_in_another_example_is_a_data_error(names):
+    class Missing(Scenes):
+        def __getitem__(self, index):
+            return {"x": np.zeros(3), "id": names[index]}
+
+    first, second = ("text", r"\[\]") if names[0] == "a" else (r"\[\]", "text")
+    with pytest.raises(
+        DataError, match=rf"Example 1 of .* has id {second}, x \[3\], example 0 of .* has id {first}, x"
+    ):
+        read_examples(Missing(), np.arange(2))
 
 
 def test_packed_reads_documents_with_text():
