@@ -121,7 +121,7 @@ class Evaluation:
             on_batch: called after each dispatched batch, at most IN_FLIGHT batches before its result is complete.
             step: step of the weights, for Tasks that ask for the context.
         """
-        first = 0  # index of the first example of the next batch
+        first = 0  # position of the first example of the next batch
         params = evaluation_params(state, self.config.use_ema)
         merged = self._states.merger()
         waiting: deque[Reduced] = deque()
