@@ -79,7 +79,11 @@ def build_hooks(sections: Mapping[str, HookConfig]) -> dict[str, Hook]:
 
 
 class ReadOnlyDict(dict[str, Any]):
-    """A dict of the state that a hook receives: each change raises TypeError. Copies of it are plain dicts."""
+    """A dict of the state that a hook receives: each change raises TypeError.
+
+    `jax.tree.map` returns dicts of this class, since JAX combines only trees of the same classes: the parameters of
+    a step and a copy of those of an earlier step. `dict`, `copy` and `pickle` give plain dicts.
+    """
 
     def _refuse(self, *args: object, **kwargs: object) -> NoReturn:
         raise TypeError(
@@ -99,8 +103,8 @@ def _flatten(values: ReadOnlyDict) -> tuple[list[tuple[Any, Any]], tuple[str, ..
     return [(jax.tree_util.DictKey(key), values[key]) for key in keys], keys
 
 
-def _unflatten(keys: tuple[str, ...], values: Iterable[Any]) -> Any:
-    return dict(zip(keys, values, strict=True))
+def _unflatten(keys: tuple[str, ...], values: Iterable[Any]) -> ReadOnlyDict:
+    return ReadOnlyDict(zip(keys, values, strict=True))
 
 
 jax.tree_util.register_pytree_with_keys(ReadOnlyDict, _flatten, _unflatten)
