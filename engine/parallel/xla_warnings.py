@@ -24,7 +24,13 @@ _WARNING = re.compile(
 @contextlib.contextmanager
 def rematerialization_explained(say: Callable[[str], None]) -> Iterator[None]:
     """Calls `say` with a sentence if XLA prints the warning inside the block; the warning itself is still printed."""
-    with tempfile.TemporaryFile() as copy:
+    with contextlib.ExitStack() as stack:
+        copy = None
+        with contextlib.suppress(OSError):  # no folder for temporary files can be written
+            copy = stack.enter_context(tempfile.TemporaryFile())
+        if copy is None:
+            yield
+            return
         with _copied_to(copy.fileno()):
             yield
         copy.seek(0)

@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ def test_nothing_is_said_without_the_warning_and_errors_pass(capfd):
     assert capfd.readouterr().err == "W0000 another warning\n" * 2 + "after\n"
 
 
-def test_closed_stream_and_missing_tee_are_no_error(monkeypatch, capfd):
+def test_closed_stream_missing_tee_and_missing_folder_are_no_error(monkeypatch, capfd):
     closed, said = io.StringIO(), []
     closed.close()
     for stream in (None, closed):
@@ -61,7 +62,11 @@ def test_closed_stream_and_missing_tee_are_no_error(monkeypatch, capfd):
             os.write(2, b"without a copy\n")
             raise KeyError("x")
     assert error.value.__context__ is None
-    assert said == [] and capfd.readouterr().err == "output\n" * 2 + "without a copy\n"
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "TemporaryFile", lambda: os.open("/nothing/here", os.O_RDONLY))
+        with rematerialization_explained(said.append):
+            os.write(2, b"without a file\n")
+    assert said == [] and capfd.readouterr().err == "output\n" * 2 + "without a copy\nwithout a file\n"
 
 
 def test_each_array_is_named_once_and_at_most_three():
