@@ -34,7 +34,7 @@ from engine.saved_run import SavedRun
 from engine.training.build import build_evaluation_program, build_task
 from engine.training.task import Task
 
-POLL_S, SLOW_POLL_S = 1.0, 10.0  # between two looks at a run that has no new checkpoint: at first, and at last
+POLL_S, SLOW_POLL_S = 1.0, 10.0  # between two polls of a run that has no new checkpoint: at first, and at last
 # Settings that change how an evaluation is computed, but not its result beyond rounding.
 NOT_COMPARED = ("mesh.", "sharding.", "cache.", "log.", "data.")
 
@@ -273,7 +273,7 @@ class Follower:
                 self._taken.add(step)
                 return step, names, ""
         if state is None or state.state in status.RUNNING or is_retried(state.exit_code or 0):
-            self._report_missing_end()
+            self._report_wait(state)
             return None, [], ""
         if state.state == "done":
             return None, [], f"the run is done at step {state.step}, and all of its checkpoints are evaluated"
@@ -284,13 +284,17 @@ class Follower:
         error.exit_code = state.exit_code or ExitStatus.USER_ERROR
         raise error
 
-    def _report_missing_end(self) -> None:
-        """Says once that the run was killed; it may be restarted."""
+    def _report_wait(self, state: status.Status | None) -> None:
+        """Says once that the run was killed, or has ended with an exit code after which it is restarted."""
+        text = ""
         with contextlib.suppress(RunError):
             text = status.missing_end(self._saved.directory.status)
-            if text and text != self._reported:
-                self._reported = text
-                self._evaluations.say(f"waiting: {text}")
+        if state is not None and state.state not in status.RUNNING:
+            ended = f"attempt {state.attempt} has ended at step {state.step} with exit code {state.exit_code}"
+            text = f"{ended}. The same command resumes it. {state.reason}".strip()
+        if text and text != self._reported:
+            self._reported = text
+            self._evaluations.say(f"waiting: {text}")
 
     def _status(self) -> status.Status | None:
         try:

@@ -135,13 +135,17 @@ def test_follow_of_a_failed_run_ends_with_its_code(run, state, code):
 
 
 def test_follow_waits_for_a_run_that_will_be_restarted(run):
-    set_status(run, state="preempted", exit_code=42)
-    evaluations = SavedEvaluations(run)
+    set_status(run, state="preempted", exit_code=42, reason="asked to stop.")
+    messages = []
+    evaluations = SavedEvaluations(run, on_message=messages.append)
     for step in (2, 4, 6):
         evaluations.run(step)
 
     follower = Follower(evaluations)
-    assert follower.next() == (None, [], "")
+    for _ in range(2):
+        assert follower.next() == (None, [], "")
+    ended = "attempt 1 has ended at step 6 with exit code 42"
+    assert messages == [f"waiting: {ended}. The same command resumes it. asked to stop."]
     set_status(run, state="training", exit_code=None)
     assert follower.next() == (None, [], "")
     set_status(run, state="done", exit_code=0)
