@@ -34,7 +34,7 @@ class BitsPerByte(Metric):
         Args:
             losses: negative log likelihoods in nats, `[batch, ...]`, such as `[batch, tokens]`.
             sizes: number of bytes of each token, likewise, or of each example, `[batch]`.
-            where: mask or weights, `[batch]` up to `[batch, ...]`, as in `Mean.of`.
+            where: mask or weights, `[batch]` up to `[batch, ...]`, as in `Mean.of`. With sizes of examples, `[batch]`.
         """
         return cls(*(sum_examples(cls.__name__, x, where)[0] for x in (losses, sizes)))
 

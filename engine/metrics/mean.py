@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from engine.config.errors import TaskError
 from engine.metrics.metric import Metric
-from engine.metrics.values import real_array
+from engine.metrics.values import real_array, spread
 
 
 class Mean(Metric):
@@ -31,7 +31,8 @@ class Mean(Metric):
             where: mask or weights, `[batch]` up to `[batch, ...]`; None weights every value by 1.
 
         Raises:
-            TaskError: `values` is a scalar, or `values` or `where` is not an array of real numbers.
+            TaskError: `values` is a scalar, `values` or `where` is not an array of real numbers, or their shapes do not
+                fit together.
         """
         return cls(*sum_examples(cls.__name__, values, where))
 
@@ -95,8 +96,7 @@ def sum_examples(kind: str, values: ArrayLike, where: ArrayLike | None) -> tuple
     if where is None:
         weight = jnp.ones(values.shape, jnp.float32)
     else:
-        where = real_array(where, f"{kind}.of needs weights")
-        weight = jnp.broadcast_to(where.reshape(where.shape + (1,) * (values.ndim - where.ndim)), values.shape)
+        weight = spread(kind, real_array(where, f"{kind}.of needs weights"), values.shape)
         values = jnp.where(weight != 0, values * weight, 0)
     rest = tuple(range(1, values.ndim))
     return values.sum(rest), weight.sum(rest)

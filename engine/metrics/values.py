@@ -27,9 +27,23 @@ def rows_and_mask(kind: str, values: object, where: object) -> tuple[jax.Array, 
     values = real_array(values, f"{kind}.of needs values")
     if values.ndim == 0:
         raise TaskError(f"{kind}.of needs values [batch, ...], found a scalar.")
-    mask = real_array(1 if where is None else where, f"{kind}.of needs a mask") > 0
-    mask = jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim)), values.shape)
+    mask = spread(kind, real_array(1 if where is None else where, f"{kind}.of needs a mask") > 0, values.shape)
     return values.reshape(len(values), -1), mask.reshape(len(values), -1)
+
+
+def spread(kind: str, where: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Returns a mask or weights, `[batch]` up to `[batch, ...]`, in the shape of the values.
+
+    Raises:
+        TaskError: the shapes do not fit together; the text names the class `kind`.
+    """
+    full = where.shape + (1,) * (len(shape) - where.ndim)
+    if len(full) != len(shape) or any(own not in (1, size) for own, size in zip(full, shape, strict=True)):
+        raise TaskError(
+            f"{kind}.of: the mask or weights have shape {list(where.shape)}, the values {list(shape)}. Allowed: "
+            "[batch] up to the shape of the values."
+        )
+    return jnp.broadcast_to(where.reshape(full), shape)
 
 
 def pad_rows(rows: np.ndarray, shape: Sequence[int], fill: float = 0) -> np.ndarray:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from engine.config.errors import TaskError
+from engine.metrics.distribution import Quantiles
 from engine.metrics.mean import Mean, Ratio, RootMeanSquare, Sum, divide, reduce_mean
 from engine.metrics.state import check_metrics
 from tests.merging import results
@@ -21,6 +22,14 @@ def test_mask_per_example_applies_to_all_its_values():
     mean = Mean.of(jnp.ones((2, 3)), where=jnp.array([True, False]))
     assert mean.total.tolist() == [3, 0]
     assert mean.weight.tolist() == [3, 0]
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 4), (2, 3, 1)])
+def test_mask_of_another_shape_is_an_error(shape):
+    for metric in (Mean, Quantiles):
+        text = rf"^{metric.__name__}.of: the mask or weights have shape \[{shape[0]}.*\], the values \[2, 3\]. Allowed"
+        with pytest.raises(TaskError, match=text):
+            metric.of(jnp.ones((2, 3)), jnp.ones(shape))
 
 
 def test_fractional_weights_scale_their_values():
