@@ -210,6 +210,8 @@ class _Parquet:
         self._file = self._stack.enter_context(open(self._unfinished, "wb"))  # noqa: SIM115
 
     def add(self, columns: Columns) -> None:
+        if not len(next(iter(columns.values()))):  # a batch of which every example was skipped: text has no type
+            return
         arrays = {name: self._array(name, rows) for name, rows in columns.items()}
         self._waiting.append(self._pa.table(arrays))
         if sum(table.nbytes for table in self._waiting) >= ROW_GROUP_BYTES:
@@ -218,7 +220,8 @@ class _Parquet:
     def _array(self, name: str, rows: np.ndarray) -> Any:
         pa = self._pa
         if rows.dtype == object:
-            return pa.array([value.tolist() if isinstance(value, np.ndarray) else value for value in rows])
+            values = [value.tolist() if isinstance(value, np.ndarray) else value for value in rows]
+            return pa.array(values, self._text_type(rows[0]))
         try:
             array = pa.array(np.ascontiguousarray(rows).reshape(-1))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
@@ -228,6 +231,16 @@ class _Parquet:
         for size in reversed(rows.shape[1:]):
             array = pa.FixedSizeListArray.from_arrays(array, size)
         return array
+
+    def _text_type(self, value: Any) -> Any:
+        """Returns the type of a column of text; pyarrow cannot infer it from arrays that are empty."""
+        pa = self._pa
+        array = np.asarray(value)
+        is_bytes = array.dtype.kind == "S" or any(isinstance(item, bytes) for item in array.flat)
+        found = pa.binary() if is_bytes else pa.string()
+        for _ in array.shape:
+            found = pa.list_(found)
+        return found
 
     def _flush(self) -> None:
         if not self._waiting:

@@ -177,4 +177,5 @@ def _from_json(value: Any) -> Any:
         return value
     if "bytes" in value:
         return base64.b64decode(value["bytes"])
-    return np.array([_from_json(item) for item in value["array"]]).reshape(value["shape"])
+    items = [_from_json(item) for item in value["array"]]
+    return np.array(items, None if items else str).reshape(value["shape"])

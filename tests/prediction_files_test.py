@@ -14,7 +14,8 @@ NAMES = ["a", "bb", "ccc", "d", "ee"]
 
 def objects(*values):
     column = np.empty(len(values), object)
-    column[:] = values
+    for i, value in enumerate(values):
+        column[i] = value
     return column
 
 
@@ -89,6 +90,13 @@ def test_parquet_holds_every_column(tmp_path):
     with pytest.raises(DataError, match=r"z has dtype complex64, which parquet cannot hold. Write .npz"):
         write(tmp_path / "q.parquet", [{"z": np.zeros(2, np.complex64)}])
     assert [path.name for path in tmp_path.iterdir()] == ["p.parquet"]
+
+
+def test_parquet_holds_text_of_batches_without_rows_and_without_words(tmp_path):
+    parquet = importlib.import_module("pyarrow.parquet")
+    words = [objects(np.array([], str)), np.empty(0, object), objects(np.array(["a", "b"]))]
+    write(tmp_path / "p.parquet", [{"words": rows} for rows in words])
+    assert parquet.read_table(tmp_path / "p.parquet").to_pydict() == {"words": [[], ["a", "b"]]}
 
 
 def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):

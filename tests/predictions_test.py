@@ -1,6 +1,7 @@
 """Predictions cover each example once, in order, on any mesh, with the text of the examples."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 from engine import ArraySource, Balanced
 from engine.config.errors import DataError, ShardingError, TaskError
 from engine.config.schema import Data, MeshSpec
-from engine.data.text import text_columns
-from engine.predictions import Predictor
+from engine.data.text import is_text, text_columns
+from engine.predictions import Predictor, _from_json, _to_json
 from engine.training.state import Weights
 from tests import zoo
 from tests.predicting import NAMES, SIZES, N, Predict, Unreadable, bucketed
@@ -126,6 +127,13 @@ def test_invalid_predictions_are_task_errors(task, text):
 def test_batch_size_that_does_not_divide_is_a_sharding_error():
     with pytest.raises(ShardingError, match="the batch size of predictions = 6 is not divisible by 4 shards"):
         columns(Predict(), Unreadable(), MeshSpec(data=4, tensor=2), batch_size=6)
+
+
+def test_text_survives_the_message_between_processes():
+    for value in ("a", b"\0a\0", np.array(["a", "bb"]), np.array([b"a"]), np.zeros((0, 2), str)):
+        found = _from_json(json.loads(json.dumps(_to_json(value))))
+        assert is_text(found) and np.shape(found) == np.shape(value)
+        np.testing.assert_array_equal(found, value)
 
 
 def test_text_is_empty_where_the_examples_have_none():
