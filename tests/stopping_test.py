@@ -100,7 +100,7 @@ def test_target_ends_the_run_and_a_larger_patience_continues_it(tmp_path):
 def test_replicas_are_compared_at_the_step_of_an_early_stop(tmp_path, monkeypatch):
     checked = []
     monkeypatch.setattr(ReplicaCheck, "run", lambda self, step, state: checked.append(step))
-    engine.train(config(stop__target=2, stop__patience=None, mesh__data=2), workdir=tmp_path)
+    engine.train(config(stop__target=2, stop__patience=None, mesh__data=-1), workdir=tmp_path)
     assert checked == [4]
 
 

@@ -132,7 +132,7 @@ def test_batches_of_several_lengths_give_the_same_result():
     scene["where"][:2, 2:] = False
 
     def part(rows, predictions, labels):
-        sizes = dict.fromkeys(("predicted", "scores", "guesses", "predicted_where"), predictions)
+        sizes: dict[str, int] = dict.fromkeys(("predicted", "scores", "guesses", "predicted_where"), predictions)
         cut = {key: value[rows, : sizes.get(key, labels)] for key, value in scene.items()}
         return {"m": AveragePrecision.of(**cut, classes=CLASSES)}
 

@@ -1,0 +1,77 @@
+"""The gradient of a step: weighted means over microbatches, and random state."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from engine import Loss, Mean
+from engine.config.schema import MeshSpec
+from tests import zoo
+
+
+@pytest.mark.parametrize("model", ["mlp", "decoder"])
+@pytest.mark.parametrize("mesh", [None, MeshSpec(data=2, fsdp=4)], ids=["one-device", "eight-devices"])
+def test_microbatches_with_ragged_weights_equal_the_full_batch(model, mesh):
+    # With sgd the update is proportional to the gradient.
+    settings: dict[str, Any] = dict(target="optax.sgd", clip_norm=None)
+    task, batches = zoo.Classify(model, dropout=0.1), zoo.batches(2, 32)
+    full, _ = zoo.run(zoo.program(task, batch_size=32, **settings), batches)
+    parts, _ = zoo.run(zoo.program(task, mesh=mesh, batch_size=32, accumulate=4, **settings), batches)
+    zoo.assert_close(full.params, parts.params, 1e-6)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_metrics_do_not_affect_the_gradient(accumulate):
+    class Measured(zoo.Classify):
+        def loss(self, model, batch, rng):
+            loss = super().loss(model, batch, rng)
+            zero = loss.total * 0  # the derivative of a norm is infinite at zero
+            return dataclasses.replace(loss, metrics={"norm": Mean.of(jnp.sqrt(zero))})
+
+    batches = zoo.batches(2)
+    plain, _ = zoo.run(zoo.program(zoo.Classify("mlp"), accumulate=accumulate), batches)
+    measured, _ = zoo.run(zoo.program(Measured("mlp"), accumulate=accumulate), batches)
+    zoo.assert_equal(plain.params, measured.params)
+
+
+def test_step_follows_the_gradient_of_the_weighted_mean():
+    task, batch = zoo.Classify(), zoo.batches(1)[0]
+    assert 0 < batch["valid"].sum() < 16
+    program = zoo.program(task, target="optax.sgd", learning_rate=1.0, clip_norm=None)
+    before = jax.device_get(program.init().params)
+
+    def mean(params):
+        loss = task.loss(program.spec.model.module(params, {}, None), batch, None)
+        return loss.total.sum() / batch["valid"].sum()
+
+    value, gradient = jax.value_and_grad(mean)(before)
+    state, metrics = zoo.run(program, [batch])
+    zoo.assert_close(state.params, jax.tree.map(jnp.subtract, before, gradient), 1e-6)
+    assert zoo.losses(metrics).tolist() == [pytest.approx(float(value), rel=1e-6)]
+    norm = np.sqrt(sum(float((g**2).sum()) for g in gradient.values()))
+    assert metrics[0, program.metric_names.index("grad_norm")].tolist() == [pytest.approx(norm, rel=1e-5), 1]
+
+
+def test_each_microbatch_draws_new_random_state():
+    class Noisy(nnx.Module):
+        def __init__(self, rngs):
+            self.inner, self.rngs = zoo.Mlp(8, 0.0, rngs), rngs.fork()
+
+    class Task(zoo.Classify):
+        def build(self, rngs):
+            return Noisy(rngs)
+
+        def loss(self, model, batch, rng):
+            loss = super().loss(model.inner, batch, rng)
+            noise = jnp.full(len(batch["y"]), jax.random.uniform(model.rngs()))
+            return Loss(loss.total, loss.weight, {"noise": Mean.of(noise), "square": Mean.of(noise**2)})
+
+    program = zoo.program(Task(), accumulate=2, approximate_accumulation=True)
+    _, metrics = zoo.run(program, zoo.batches(1))
+    noise, square = (metrics[0, program.metric_names.index(name), 0] / 16 for name in ("noise", "square"))
+    assert square - noise**2 > 1e-4  # the variance over the batch
