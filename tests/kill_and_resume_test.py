@@ -2,7 +2,6 @@
 
 import json
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -24,19 +23,6 @@ def unbroken(tmp_path_factory):
     return path
 
 
-def wait_for(condition, process, seconds=60):
-    """Polls until the condition holds; the process must still be running then."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
-def checkpoints(run: Path) -> set[str]:
-    return {path.parent.name for path in run.glob("checkpoints/*/commit_success.txt") if path.parent.name.isdecimal()}
-
-
 def assert_same_run(run: Path, unbroken: Path, tmp_path: Path) -> None:
     """Checks that losses of all steps, results and final weights are bitwise equal."""
     assert runs.rows(run) == runs.rows(unbroken)
@@ -53,7 +39,7 @@ def test_resume_after_sigkill_is_bitwise_equal(unbroken, tmp_path, k):
     args = (*ARGS, f"--workdir={tmp_path / 'run'}", f"--config.train.steps_per_dispatch={k}")
     for wanted in (1, 4):  # killed twice, at an arbitrary moment
         process = runs.start(*args)
-        wait_for(lambda wanted=wanted: steps_of(tmp_path) > 40 * wanted, process)
+        runs.wait_for(lambda wanted=wanted: steps_of(tmp_path) > 40 * wanted, process)
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
@@ -74,7 +60,7 @@ def steps_of(tmp_path: Path) -> int:
 def test_stopped_run_saves_and_prints_how_to_resume(unbroken, tmp_path, number, code, state):
     args = (*ARGS, f"--workdir={tmp_path / 'run'}", "--config.checkpoint.every=None")
     process = runs.start(*args)
-    wait_for(lambda: steps_of(tmp_path) > 3, process)
+    runs.wait_for(lambda: steps_of(tmp_path) > 3, process)
     process.send_signal(number)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == code, output
@@ -84,7 +70,7 @@ def test_stopped_run_saves_and_prints_how_to_resume(unbroken, tmp_path, number, 
     assert f"is saved in {tmp_path / 'run'}" in output
     assert f"resume from {status['step']}" in output
     assert "Traceback" not in output
-    assert str(status["step"]) in checkpoints(tmp_path / "run")
+    assert str(status["step"]) in runs.saved_steps(tmp_path / "run")
     assert runs.convoy(*args).returncode == 0
     assert_same_run(tmp_path / "run", unbroken, tmp_path)
 
@@ -97,7 +83,7 @@ def test_two_optimizers_and_a_teacher_resume_after_sigkill_with_the_same_state(c
     )  # fmt: skip
     assert runs.convoy(*args, f"--workdir={tmp_path / 'unbroken'}").returncode == 0
     process = runs.start(*args, f"--workdir={tmp_path / 'run'}")
-    wait_for(lambda: steps_of(tmp_path) > 40, process)
+    runs.wait_for(lambda: steps_of(tmp_path) > 40, process)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL

@@ -17,7 +17,6 @@ from engine.run.directory import RunDirectory
 from engine.trainer import Trainer
 from engine.training.build import build_sources, build_task
 from tests import runs
-from tests.kill_and_resume_test import checkpoints, wait_for
 
 SCENES = {"target": "models.scenes.Scenes", "count": 160, "most": 40}
 FIELDS = ["agents", "step"]
@@ -119,7 +118,7 @@ def test_killed_run_on_buckets_resumes_bitwise_equal_on_two_processes(tmp_path):
     train(section, tmp_path / "unbroken", devices=2)
     args, run = ["train", f"--config={tmp_path / 'config'}", f"--workdir={tmp_path / 'run'}"], tmp_path / "run"
     process = runs.start(*args, JAX_NUM_CPU_DEVICES="2")
-    wait_for(lambda: checkpoints(run), process)
+    runs.wait_for(lambda: runs.saved_steps(run), process)
     process.kill()
     process.communicate()
     launch = ("launch", "local", "--processes=2", "--devices-per-process=1", "--", *args)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,17 @@ def lines_by_process(text: str, *arguments: object, processes: int) -> dict[str,
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     return {str(i): [line[4:] for line in lines if line.startswith(f"[{i}] ")] for i in range(processes)}
+
+
+def wait_for(condition, process, seconds=60):
+    """Polls until the condition holds; the process must still be running then."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def saved_steps(run: Path) -> set[str]:
+    """Returns the names of the complete steps of a run."""
+    return {path.parent.name for path in run.glob("checkpoints/*/commit_success.txt") if path.parent.name.isdecimal()}
