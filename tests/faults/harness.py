@@ -65,8 +65,6 @@ class Job:
     """
 
     def __init__(self, *args: str, processes: int = 1, devices: int = 1, prefix: tuple[str, ...] = (), **env: str):
-        if any(word.startswith("--config=") for word in args):
-            args = (*args, "--config.log.progress=none")  # which the stored config of another run does not pass on
         launch = ("launch", "local", f"--processes={processes}", f"--devices-per-process={devices}", "--")
         self.mark, self.processes = uuid.uuid4().hex, processes
         self.started = time.monotonic()

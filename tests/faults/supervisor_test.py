@@ -30,7 +30,8 @@ class Crash:
 
 
 def supervise(config: str, run: Path, *options: str, **settings: Any) -> harness.Job:
-    return harness.Job("supervise", *options, "--", "train", config, f"--workdir={run}", **settings)
+    shown = "--config.log.progress=none"  # only the supervisor and errors
+    return harness.Job("supervise", *options, "--", "train", config, f"--workdir={run}", shown, **settings)
 
 
 @pytest.mark.case("repeated kills under a supervisor")
