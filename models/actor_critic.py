@@ -32,7 +32,7 @@ def move(state, action):
 
 
 def upright(state):
-    """Returns whether an episode goes on: cart within 2.4 m, pole within 12 degrees."""
+    """Returns whether an episode continues: cart within 2.4 m, pole within 12 degrees."""
     return (jnp.abs(state[..., 0]) < 2.4) & (jnp.abs(state[..., 2]) < 0.2095)
 
 

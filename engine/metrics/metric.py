@@ -30,7 +30,7 @@ def collected(fill: float = 0) -> Any:
 
 @dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(collected, dataclasses.field))
 class Metric:
-    """A metric of one's own: a subclass with fields and a method `compute`.
+    """Base class of metrics. A subclass has fields and a method `compute`.
 
     A field annotated as an array, such as `jax.Array`, is `[batch, ...]`: one entry for each example. By default the
     entries are summed over all examples. With `= collected()` they are kept, in no particular order. All other fields

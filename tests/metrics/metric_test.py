@@ -1,4 +1,4 @@
-"""A metric of one's own: a class with fields and `compute`, which is a frozen dataclass and a pytree."""
+"""A subclass of Metric has fields and `compute`; it is a frozen dataclass and a pytree."""
 
 import dataclasses
 
