@@ -227,7 +227,7 @@ class Judge:
     def _text(self, process: int, cause: str, windows: Mapping[int, Window]) -> str:
         own, values = windows[process], _measured(cause, windows)
         value, (excess, others) = values.get(process, 0.0), excesses(values).get(process, (0.0, 0.0))
-        more_ms, late_ms = f"{1e3 * excess:.3g} ms", f"{1e3 * excess * own.steps / max(1, own.late_steps):.3g} ms"
+        more_ms, late_ms = _milliseconds(excess), _milliseconds(excess * own.steps / max(1, own.late_steps))
         device = self._reports[-1][process].device
         return {
             THROTTLED: f"its CPU limit throttles it {value:.0%} of the time (the others {others:.0%})",
@@ -245,3 +245,7 @@ def _windows(before: Mapping[int, Report], after: Mapping[int, Report]) -> dict[
 
 def _measured(cause: str, windows: Mapping[int, Window]) -> dict[int, float]:
     return {process: value for process, w in windows.items() if (value := w.values[cause]) is not None}
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g} ms" if seconds < 0.1 else f"{1e3 * seconds:.0f} ms"

@@ -127,7 +127,7 @@ def test_slow_process_is_named_with_its_reason_within_50_steps(tmp_path, add_row
         job.until_step(run, 20)
         pid = job.pid_of(SLOW)
         faults = {  # the last one stays: a process may not raise its priority again
-            "slow data": (slow_data(file), judge.DATA, r"its data arrives \d+ ms late in \d+ of \d+ steps"),
+            "slow data": (slow_data(file), judge.DATA, r"its data arrives [\d.]+ ms late in \d+ of \d+ steps"),
             "a CPU limit": (cpu_limit(pid), judge.THROTTLED, r"its CPU limit throttles it \d+% of the time .*"),
             "busy neighbours": (
                 busy_neighbours(pid),

@@ -1,5 +1,7 @@
 """The judge names a process that is persistently slower, with its reason, and no process of equally noisy ones."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -95,6 +97,13 @@ def test_a_slow_process_is_named_within_ten_windows_with_its_cause(count, cause,
     assert found.slowest is not None
     assert (found.slowest.process, found.slowest.host, found.slowest.cause) == (2, "host2", cause)
     assert found.slowest.text.startswith(f"process 2 (host host2) is the slowest: {text}")
+
+
+@pytest.mark.parametrize(("extra", "lost"), [(0.04, r"\d\d(\.\d)? ms"), (1.4, r"1\d\d\d ms")])
+def test_lost_time_is_printed_without_an_exponent(extra, lost):
+    slowest = judged(Series(4, noise=0.01), Judge(4, cpu_devices=True), 12, cause=HOOKS, extra=extra).slowest
+    assert slowest is not None
+    assert re.fullmatch(rf".* its hooks take {lost} longer per step", slowest.text)
 
 
 def judged(series: Series, found: Judge, windows: int, slow: int = 2, cause: str = DATA, extra: float = 0.0) -> Judge:
