@@ -15,9 +15,9 @@ from benchmarks.report import progress
 from engine.config.duration import Duration
 from engine.config.schema import Config, Hook
 from engine.config.target import build
+from engine.loop.trainer import Trainer
 from engine.parallel.mesh import make_mesh
 from engine.run.directory import RunDirectory
-from engine.trainer import Trainer
 from engine.training.state import TrainState
 from engine.types import Device
 

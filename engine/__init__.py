@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from engine.data.padded import Bucketed, Padded
     from engine.data.source import ArraySource, Source
     from engine.entry import explain, train
-    from engine.hooks import Stop
     from engine.inference import checkpoints, evaluate, evaluate_steps, export, predict
+    from engine.loop.hooks import Stop
+    from engine.loop.trainer import Trainer
     from engine.metrics.mean import Mean
     from engine.metrics.metric import Metric
     from engine.mounts import local_path
     from engine.observe.summary import Summary
+    from engine.saved.run import LoadedRun, goodput, load
     from engine.saved_evaluations import follow
-    from engine.saved_run import LoadedRun, goodput, load
-    from engine.trainer import Trainer
     from engine.training.loss import Loss
     from engine.training.task import Task
 
@@ -77,14 +77,14 @@ _MODULES = {
     "engine.data.padded": ("Bucketed", "Padded"),
     "engine.data.source": ("ArraySource", "Source"),
     "engine.entry": ("explain", "train"),
-    "engine.hooks": ("Stop",),
+    "engine.loop.hooks": ("Stop",),
     "engine.inference": ("checkpoints", "evaluate", "evaluate_steps", "export", "predict"),
     "engine.metrics.mean": ("Mean",),
     "engine.metrics.metric": ("Metric",),
     "engine.observe.summary": ("Summary",),
     "engine.saved_evaluations": ("follow",),
-    "engine.saved_run": ("LoadedRun", "goodput", "load"),
-    "engine.trainer": ("Trainer",),
+    "engine.saved.run": ("LoadedRun", "goodput", "load"),
+    "engine.loop.trainer": ("Trainer",),
     "engine.training.loss": ("Loss",),
     "engine.training.task": ("Task",),
 }

@@ -137,7 +137,7 @@ def _verify(run: str) -> int:
 
 def goodput(args: argparse.Namespace, overrides: list[str]) -> int:
     """Runs `convoy goodput`."""
-    from engine.saved_run import goodput as goodput_text
+    from engine.saved.run import goodput as goodput_text
 
     no_overrides(overrides, "goodput")
     _warn_of_missing_end(args.run)

@@ -24,7 +24,8 @@ from engine.config.text import flatten, from_text, to_text, value_text
 from engine.config.validation import validate
 from engine.data import dataset_summary
 from engine.data.source import Source
-from engine.hooks import Hook
+from engine.loop.hooks import Hook
+from engine.loop.trainer import Trainer
 from engine.mounts import local_text
 from engine.objects import Objects, with_objects
 from engine.observe.reporter import Reporter
@@ -39,8 +40,7 @@ from engine.resilience.replica_check import coverage
 from engine.resume import Accepted, check_config, check_data, check_total, summarize_datasets
 from engine.run import code
 from engine.run.directory import RunDirectory, default_workdir
-from engine.saved_run import SavedRun
-from engine.trainer import Trainer
+from engine.saved.run import SavedRun
 from engine.training import compile_cache
 from engine.training.build import build_program
 from engine.training.precision import rounding_note

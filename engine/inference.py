@@ -22,11 +22,11 @@ from engine.entry import set_up_devices
 from engine.metrics.results import Result
 from engine.mounts import local_path
 from engine.parallel.mesh import make_mesh
-from engine.prediction_files import check_prediction_file, open_prediction_file
-from engine.predictions import Predictor
 from engine.resilience.out_of_memory import out_of_memory_reported
+from engine.saved.prediction_files import check_prediction_file, open_prediction_file
+from engine.saved.predictions import Predictor
+from engine.saved.run import SavedRun
 from engine.saved_evaluations import SavedEvaluations, choose_steps
-from engine.saved_run import SavedRun
 from engine.training.build import build_evaluation_program, build_task
 from engine.training.task import Task
 

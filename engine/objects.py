@@ -16,7 +16,7 @@ from engine.config.schema import Config, Data, Target, field_names
 from engine.config.schema import Hook as HookConfig
 from engine.config.validation import validate
 from engine.data.source import Source, build_source, check_source, limited
-from engine.hooks import Hook, build_hooks
+from engine.loop.hooks import Hook, build_hooks
 from engine.metrics.values import describe_value
 from engine.training.build import build_task
 from engine.training.task import Task

@@ -18,7 +18,7 @@ from engine.config.text import from_text
 from engine.data import dataset_summary
 from engine.data.source import Source
 from engine.run.directory import RunDirectory
-from engine.saved_run import newest_checkpoint
+from engine.saved.run import newest_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)

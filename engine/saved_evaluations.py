@@ -22,7 +22,7 @@ from engine.config.text import flatten, value_text
 from engine.config.text_file import read_text
 from engine.data.source import Source, build_source, check_source, fingerprint
 from engine.entry import set_up_devices
-from engine.evaluation import build_evaluations
+from engine.loop.evaluation import build_evaluations
 from engine.metrics.results import Result, json_values
 from engine.parallel.mesh import make_mesh
 from engine.resilience.out_of_memory import out_of_memory_reported
@@ -30,7 +30,7 @@ from engine.run import status
 from engine.run.directory import RunDirectory
 from engine.run.json_text import dumps, now
 from engine.run.jsonl import open_for_append
-from engine.saved_run import SavedRun
+from engine.saved.run import SavedRun
 from engine.training.build import build_evaluation_program, build_task
 from engine.training.task import Task
 

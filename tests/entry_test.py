@@ -19,7 +19,7 @@ from engine.resilience import memory_check
 from engine.resilience.preemption import Preempted
 from engine.run.directory import RunDirectory
 from engine.run.lease import DirectoryGone
-from engine.saved_run import SavedRun
+from engine.saved.run import SavedRun
 from tests import runs, zoo
 
 SHORT = dict(train__total="2 steps", checkpoint__every=None, evaluations={})
@@ -129,7 +129,7 @@ def test_empty_workdir_is_a_config_error():
 
 
 def test_hook_arguments_are_checked_before_the_directory_is_created(tmp_path):
-    hook = dict(target="tests.trainer_test.Recorder", wrod="x", every="1 step")
+    hook = dict(target="tests.loop.trainer_test.Recorder", wrod="x", every="1 step")
     with pytest.raises(ConfigError, match=r"hooks.mine.wrod: .*Did you mean word"):
         engine.train(runs.config(hooks={"mine": hook}), workdir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -215,7 +215,7 @@ def test_failed_first_start_does_not_block_the_directory(tmp_path):
     with pytest.raises(ConvoyError, match="mesh"):
         engine.train(runs.config(**SHORT, mesh__fsdp=3), workdir=tmp_path)
     with pytest.raises(ConvoyError, match="Example 3"):
-        engine.train(runs.config(**SHORT, data__target="tests.trainer_test.Broken"), workdir=tmp_path)
+        engine.train(runs.config(**SHORT, data__target="tests.loop.trainer_test.Broken"), workdir=tmp_path)
     assert engine.train(runs.config(**SHORT, train__seed=5), workdir=tmp_path).step == 2
 
 

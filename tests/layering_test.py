@@ -21,8 +21,8 @@ TOP = Path(__file__).parents[1]
 # The highest level first. Packages of one level do not import each other; files joined by + count as one package.
 LEVELS = (
     ("main+arguments+commands",),
-    ("entry+inference+objects+resume+saved_run+saved_evaluations", "doctor", "launch"),
-    ("trainer+attempt+events+hooks+stopping+phases+evaluation+predictions+prediction_files",),
+    ("entry+inference+objects+resume+saved_evaluations", "doctor", "launch"),
+    ("loop", "saved"),
     ("training", "checkpoint", "observe", "resilience", "stragglers", "layers"),
     ("tuning",),  # same level as parallel, but it reads the layout of parallel
     ("run", "parallel", "data", "metrics"),
@@ -216,7 +216,7 @@ def test_each_engine_file_has_a_test_file():
         ("engine/observe/writer.py", "import engine.checkpoint.store", "engine.checkpoint.store: sideways"),
         ("engine/data/feed.py", "from engine import Task", "engine.Task: the names of `import engine`"),
         ("engine/entry.py", "from engine import main", "engine.main: upwards"),
-        ("engine/trainer.py", "import models.digits", "models.digits: the engine may not import"),
+        ("engine/loop/trainer.py", "import models.digits", "models.digits: the engine may not import"),
         ("engine/unknown.py", "import engine.config", "engine.config: this file is on no level"),
         ("models/digits.py", "from engine.metrics.mean import Mean", "engine.metrics.mean.Mean: models may only"),
         ("models/digits.py", "from engine import Trainr", "engine.Trainr: models may only import engine,"),
@@ -237,7 +237,7 @@ def test_forbidden_import_is_reported_with_both_names(file, text, fault):
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        ("engine/trainer.py", "from engine.evaluation import Evaluation\nimport engine.config, jax"),
+        ("engine/loop/trainer.py", "from engine.loop.evaluation import Evaluation\nimport engine.config, jax"),
         ("models/digits.py", "from engine.layers import Dropout\nfrom engine import Task\nfrom . import base"),
         ("configs/digits.py", "from engine.config import defaults\nfrom . import base\nimport os, ml_collections"),
     ],

@@ -7,7 +7,7 @@ import numpy as np
 from engine import metrics
 from engine.config.schema import Evaluation as Config
 from engine.config.schema import MeshSpec
-from engine.evaluation import Evaluation
+from engine.loop.evaluation import Evaluation
 from engine.metrics.results import json_values
 from engine.run import json_text
 from tests import zoo

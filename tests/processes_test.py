@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from engine.config.text import to_text
+from engine.loop.trainer import Trainer
 from engine.run.directory import RunDirectory
-from engine.trainer import Trainer
 from tests import measuring, runs
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]

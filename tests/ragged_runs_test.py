@@ -12,9 +12,9 @@ from flax import nnx
 from engine import Loss, Mean, Task
 from engine.config.errors import ConfigError
 from engine.config.text import to_text
+from engine.loop.trainer import Trainer
 from engine.parallel.mesh import make_mesh
 from engine.run.directory import RunDirectory
-from engine.trainer import Trainer
 from engine.training.build import build_sources, build_task
 from tests import runs
 

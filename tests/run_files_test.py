@@ -22,7 +22,7 @@ from engine.observe.summary import Summary, summary_text
 from engine.resume import Accepted, check_config, check_data
 from engine.run import lease, ledger, status
 from engine.run.directory import RunDirectory
-from engine.saved_run import SavedRun
+from engine.saved.run import SavedRun
 from tests import runs, zoo
 from tests.properties import examples
 

@@ -13,6 +13,7 @@ from engine.config.errors import CheckpointError, ConfigError, RunError
 from engine.main import main
 from engine.run import status
 from engine.run.directory import RunDirectory
+from engine.saved.run import SavedRun
 from engine.saved_evaluations import (
     POLL_S,
     Follower,
@@ -22,7 +23,6 @@ from engine.saved_evaluations import (
     has_begun,
     read_results,
 )
-from engine.saved_run import SavedRun
 from tests import runs, zoo
 
 SMALL = ["evaluations.heldout.data.n=20"]

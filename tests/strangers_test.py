@@ -32,7 +32,7 @@ from engine.observe.goodput_table import goodput_text
 from engine.resume import Accepted, check_config
 from engine.run import lease, status
 from engine.run.directory import RunDirectory
-from engine.saved_run import SavedRun
+from engine.saved.run import SavedRun
 
 FIXTURE = Path(__file__).parent / "fixtures/run_format_1/run"
 STEP = "checkpoints/7"

@@ -27,7 +27,13 @@ LEVELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("launch/", "Slurm, Kubernetes, TPU VM"),
         ),
     ),
-    ("loop", (("trainer.py", "dispatches the compiled step until the next event: save, evaluation, hook, profile"),)),
+    (
+        "runs",
+        (
+            ("loop/", "steps, and between them saves, evaluations, hooks"),
+            ("saved/", "existing runs, predictions"),
+        ),
+    ),
     (
         "parts of a run",
         (
@@ -46,7 +52,7 @@ LEVELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("parallel/", "mesh, sharding"),
             ("run/", "run directory"),
             ("tuning/", "XLA on CPU"),
-            ("metrics/", "sum and weight"),
+            ("metrics/", "mergeable states"),
         ),
     ),
     (

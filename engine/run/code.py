@@ -1,6 +1,6 @@
 """`code.json`: where the code of a run lies and in which version, as its latest attempt found it.
 
-Reading a run later uses it to import the Task from any folder, and to say what is missing (`engine/saved_run.py`).
+Reading a run later uses it to import the Task from any folder, and to say what is missing (`engine/saved/run.py`).
 """
 
 import dataclasses

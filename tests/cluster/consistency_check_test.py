@@ -65,12 +65,12 @@ def test_software_returns_versions_and_source_hashes():
     assert {
         "python",
         *LIBRARIES,
-        "engine/trainer.py",
+        "engine/loop/trainer.py",
         "engine/cluster/consistency_check.py",
         "module tests.zoo",
     } <= facts.keys()
     assert not [name for name in facts if name.startswith(("module optax", "module engine"))]
-    assert facts["engine/trainer.py"] != facts["engine/entry.py"]
+    assert facts["engine/loop/trainer.py"] != facts["engine/entry.py"]
 
 
 def test_changed_source_file_is_a_difference(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from engine.config.schema import Evaluation as EvaluationConfig
 from engine.config.schema import MeshSpec
 from engine.data.batches import Batches
 from engine.data.context import wants_context
-from engine.evaluation import Evaluation
+from engine.loop.evaluation import Evaluation
 from engine.training.evaluation_program import EVALUATION
 from tests import zoo
 

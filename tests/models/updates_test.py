@@ -9,7 +9,7 @@ import engine
 from engine import entry
 from engine.config import load
 from engine.config.schema import Config
-from engine.saved_run import SavedRun
+from engine.saved.run import SavedRun
 from tests import runs, zoo
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from engine import Loss, Mean
 from engine.config.errors import TaskError
 from engine.config.schema import Evaluation as EvaluationConfig
 from engine.config.schema import Group, MeshSpec
-from engine.evaluation import Evaluation
+from engine.loop.evaluation import Evaluation
 from tests import zoo
 
 SGD: dict[str, Any] = dict(target="optax.sgd", clip_norm=None, batch_size=32)

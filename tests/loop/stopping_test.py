@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 import engine
 from engine.config.errors import RunError
 from engine.config.schema import Stop
+from engine.loop.stopping import reason_to_stop, stopped_reason
 from engine.resilience.replica_check import ReplicaCheck
 from engine.run.directory import RunDirectory
-from engine.stopping import reason_to_stop, stopped_reason
 from tests import runs
+from tests.loop.trainer_test import trainer_of
 from tests.properties import examples
-from tests.trainer_test import trainer_of
 
 VALUES = st.lists(st.one_of(st.integers(-3, 3).map(float), st.just(math.nan)), max_size=12)
 
@@ -68,7 +68,7 @@ def test_reason_names_the_metric_the_best_value_and_its_step():
 
 
 def config(**settings):
-    hooks = {"walk": dict(target="tests.hooks_test.Measures", every="1 step")}  # best at step 6
+    hooks = {"walk": dict(target="tests.loop.hooks_test.Measures", every="1 step")}  # best at step 6
     stop = dict(stop__metric="walk/distance", stop__mode="min", stop__patience=2)
     return runs.config(**dict(hooks=hooks, evaluations={}) | stop | settings)
 

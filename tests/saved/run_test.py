@@ -16,7 +16,7 @@ from engine import entry
 from engine.config.errors import CheckpointError, ConfigError, RunError
 from engine.main import main
 from engine.run.directory import RunDirectory
-from engine.saved_run import SavedRun, newest_checkpoint
+from engine.saved.run import SavedRun, newest_checkpoint
 from tests import runs, zoo
 
 
@@ -73,7 +73,7 @@ def without_data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("loaded")
     (folder / "data").touch()
     settings = dict(train__total="4 steps", train__ema_decay=0.5, mesh__fsdp=4, task__model="cnn")
-    data = {"target": "tests.saved_run_test.from_file", "file": str(folder / "data")}
+    data = {"target": "tests.saved.run_test.from_file", "file": str(folder / "data")}
     engine.train(runs.config(data=data, **settings), workdir=folder / "run")
     (folder / "data").unlink()
     return folder / "run"

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from engine import entry
-from engine.attempt import Attempt
 from engine.checkpoint.checkpointer import build_checkpointer
 from engine.config.duration import RunSize
 from engine.config.schema import MeshSpec
 from engine.config.text import to_text
+from engine.loop.attempt import Attempt
+from engine.loop.phases import Phases
 from engine.parallel.mesh import make_mesh
-from engine.phases import Phases
 from engine.resilience.watchdog import Watchdog
 from engine.run.directory import RunDirectory
 from engine.training.build import build_program

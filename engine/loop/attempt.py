@@ -19,11 +19,11 @@ from engine.data.batch import Batch
 from engine.data.feed import TrainFeed
 from engine.data.ragged_report import report
 from engine.data.source import Source
+from engine.loop.phases import COMPILING, RESTORING, Phases
 from engine.observe.recorder import Recorder, Sums
 from engine.observe.throughput import Throughput
 from engine.observe.writer import open_writer
 from engine.parallel.xla_warnings import rematerialization_explained
-from engine.phases import COMPILING, RESTORING, Phases
 from engine.run.directory import RunDirectory
 from engine.run.jsonl import JsonLines
 from engine.run.ledger import Ledger

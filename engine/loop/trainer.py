@@ -13,7 +13,6 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from engine.attempt import Attempt
 from engine.checkpoint.checkpointer import build_checkpointer
 from engine.cluster import group, peer_failure, verdict
 from engine.config.duration import RunSize
@@ -22,8 +21,9 @@ from engine.config.schema import Config
 from engine.config.text import to_text
 from engine.data.feed import TrainFeed
 from engine.data.source import Source, check_source, example_spec
-from engine.evaluation import build_evaluations, check_metric_names, check_watched
-from engine.events import (
+from engine.loop.attempt import Attempt
+from engine.loop.evaluation import build_evaluations, check_metric_names, check_watched
+from engine.loop.events import (
     Boundary,
     CheckReplicas,
     DivergenceCheck,
@@ -37,20 +37,20 @@ from engine.events import (
     Save,
     Schedule,
 )
-from engine.hooks import CallHook, Hook, HookResults, hook_events
+from engine.loop.hooks import CallHook, Hook, HookResults, hook_events
+from engine.loop.phases import SAVING, TRAINING, Phases
+from engine.loop.stopping import StopRecord, stopped_reason, write
 from engine.observe.profiler import ProfileWindow
 from engine.observe.recorder import Recorder
 from engine.observe.summary import Summary
 from engine.observe.writer import metrics_of
 from engine.observe.zero_weights import ZeroWeights
-from engine.phases import SAVING, TRAINING, Phases
 from engine.resilience.divergence import Divergence
 from engine.resilience.memory_check import check_memory, training_batches
 from engine.resilience.preemption import Preemption
 from engine.resilience.replica_check import ReplicaCheck
 from engine.resilience.watchdog import Watchdog
 from engine.run.directory import RunDirectory
-from engine.stopping import StopRecord, stopped_reason, write
 from engine.stragglers.monitor import StragglerMonitor
 from engine.training.build import build_program, check_unrolled
 from engine.training.program import CompiledSteps

@@ -13,7 +13,7 @@ import engine
 from engine import metrics
 from engine.config.errors import ConfigError, TaskError
 from engine.config.schema import Hook
-from engine.hooks import ReadOnlyDict, build_hooks, parse
+from engine.loop.hooks import ReadOnlyDict, build_hooks, parse
 from engine.observe.summary import summary_text
 from tests import runs
 
@@ -177,7 +177,7 @@ def test_stop_of_one_process_ends_all_at_the_same_step(tmp_path):
     (tmp_path / "config.py").write_text(
         "from tests import runs\n"
         "def get_config():\n"
-        "    hooks = {'stops': dict(target='tests.hooks_test.StopsInOneProcess', every='2 steps')}\n"
+        "    hooks = {'stops': dict(target='tests.loop.hooks_test.StopsInOneProcess', every='2 steps')}\n"
         "    return runs.config(hooks=hooks, mesh__data=2, evaluations={})\n"
     )
     done = runs.convoy(

@@ -19,16 +19,16 @@ from engine.config.duration import Period, RunSize
 from engine.config.errors import FieldError, TaskError
 from engine.config.schema import Hook as HookConfig
 from engine.config.target import build
-from engine.evaluation import check_measured
-from engine.events import Boundary, Event, Results
+from engine.loop.evaluation import check_measured
+from engine.loop.events import Boundary, Event, Results
+from engine.loop.phases import CALLING_HOOK, WAITING_FOR_HOOKS
 from engine.metrics.results import Result, named_results, scalars
 from engine.metrics.values import describe_value
-from engine.phases import CALLING_HOOK, WAITING_FOR_HOOKS
 from engine.resilience import timeouts
 from engine.training.state import TrainState
 
 if TYPE_CHECKING:
-    from engine.trainer import Trainer
+    from engine.loop.trainer import Trainer
 
 
 @dataclass(frozen=True)

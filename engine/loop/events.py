@@ -14,17 +14,17 @@ from engine.cluster import group
 from engine.config.duration import Period
 from engine.config.schema import Stop as StopConfig
 from engine.data.batch import Batch
-from engine.evaluation import Evaluation, check_measured
+from engine.loop.evaluation import Evaluation, check_measured
+from engine.loop.phases import EVALUATING, PREPARING, PROFILING, SAVING, TRAINING, Phase, Phases
+from engine.loop.stopping import reason_to_stop
 from engine.metrics.results import MAX_NUMBERS, Result, scalars, too_large
 from engine.observe import formatting
 from engine.observe.profiler import ProfileWindow
 from engine.observe.recorder import Recorder
-from engine.phases import EVALUATING, PREPARING, PROFILING, SAVING, TRAINING, Phase, Phases
 from engine.resilience.divergence import Divergence, list_names
 from engine.resilience.preemption import Interrupted, Preempted, Preemption
 from engine.resilience.replica_check import ReplicaCheck
 from engine.run.directory import RunDirectory
-from engine.stopping import reason_to_stop
 from engine.training.program import Program
 from engine.training.state import TrainState
 from engine.types import PyTree

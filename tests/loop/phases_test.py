@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.phases import CALLING_HOOK, COMPILING, EVALUATING, SAVING, TRAINING, Phases
+from engine.loop.phases import CALLING_HOOK, COMPILING, EVALUATING, SAVING, TRAINING, Phases
 from engine.resilience.watchdog import Watchdog
 from engine.run.goodput import Stopwatch, read, sums
 

@@ -19,13 +19,13 @@ from engine.config import hardware
 from engine.config.duration import Duration
 from engine.config.errors import ConvoyError, DataError
 from engine.config.schema import Hook, MeshSpec
-from engine.hooks import build_hooks
+from engine.loop.hooks import build_hooks
+from engine.loop.trainer import Trainer
 from engine.parallel.mesh import make_mesh
 from engine.resilience.divergence import Diverged
 from engine.run import goodput
 from engine.run.directory import RunDirectory
-from engine.saved_run import SavedRun
-from engine.trainer import Trainer
+from engine.saved.run import SavedRun
 from engine.training.build import build_sources
 from tests import runs, zoo
 
@@ -345,7 +345,7 @@ def test_trainer_can_be_built_from_a_task_a_mesh_and_data(tmp_path):
 
 def test_error_in_user_code_is_recorded_and_raised(tmp_path):
     with pytest.raises(ConvoyError, match="Example 3"):
-        engine.train(runs.config(data__target="tests.trainer_test.Broken", evaluations={}), workdir=tmp_path)
+        engine.train(runs.config(data__target="tests.loop.trainer_test.Broken", evaluations={}), workdir=tmp_path)
     assert runs.status(tmp_path)["exit_code"] == 1
     assert "Example 3" in runs.status(tmp_path)["reason"]
 
@@ -531,6 +531,6 @@ class Models:
 
 def test_hooks_get_the_model_of_a_state_with_averaged_weights(tmp_path):
     config = runs.config(train__total="3 steps", train__ema_decay=0.9, task__dropout=0.5)
-    config = dataclasses.replace(config, hooks={"models": Hook(target="tests.trainer_test.Models", every=None)})
+    config = dataclasses.replace(config, hooks={"models": Hook(target="tests.loop.trainer_test.Models", every=None)})
     engine.train(config, workdir=tmp_path)
     np.testing.assert_allclose(Models.latest, engine.load(tmp_path).model(zoo.examples(4)["x"]), atol=1e-6)

@@ -19,7 +19,7 @@ import numpy as np
 
 from engine.config.errors import ConfigError, DataError
 from engine.data.text import is_text
-from engine.predictions import Columns
+from engine.saved.predictions import Columns
 
 ROW_GROUP_BYTES = 32 << 20  # of a parquet file; a reader reads whole row groups
 BLOCK = 1 << 16  # rows of text that are converted at once

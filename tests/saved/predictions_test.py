@@ -13,7 +13,7 @@ from engine import ArraySource, Balanced
 from engine.config.errors import DataError, ShardingError, TaskError
 from engine.config.schema import Data, MeshSpec
 from engine.data.text import is_text, text_columns
-from engine.predictions import Predictor, _from_json, _to_json
+from engine.saved.predictions import Predictor, _from_json, _to_json
 from engine.training.state import Weights
 from tests import zoo
 from tests.predicting import NAMES, SIZES, N, Predict, Unreadable, bucketed

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from engine.config.errors import ConfigError, DataError
-from engine.prediction_files import check_prediction_file, open_prediction_file
+from engine.saved.prediction_files import check_prediction_file, open_prediction_file
 
 NAMES = ["a", "bb", "ccc", "d", "ee"]
 

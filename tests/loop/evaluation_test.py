@@ -17,7 +17,7 @@ from engine import Loss, Mean, metrics
 from engine.config.errors import ConfigError, ShardingError, TaskError
 from engine.config.schema import Evaluation as Config
 from engine.config.schema import MeshSpec
-from engine.evaluation import Evaluation, build_evaluations, check_metric_names, check_watched
+from engine.loop.evaluation import Evaluation, build_evaluations, check_metric_names, check_watched
 from engine.main import main
 from engine.metrics.results import json_values, scalars
 from engine.resilience.preemption import Preemption
@@ -113,7 +113,7 @@ class Firsts(zoo.Classify):
 def test_name_that_needs_examples_is_checked_in_the_run(tmp_path):
     from tests import runs
 
-    task = {"target": "tests.evaluation_test.Firsts"}
+    task = {"target": "tests.loop.evaluation_test.Firsts"}
     text = (
         r"checkpoint.best = 'heldout/x/fist': the evaluation heldout has not returned this metric. "
         r"Did you mean heldout/x/first\? It returned: heldout/x/first\."

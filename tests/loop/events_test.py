@@ -5,8 +5,8 @@ from typing import cast
 
 import pytest
 
-from engine.events import Boundary, Schedule
-from engine.phases import TRAINING
+from engine.loop.events import Boundary, Schedule
+from engine.loop.phases import TRAINING
 from engine.training.state import TrainState
 
 

@@ -1,0 +1,1 @@
+"""Existing runs: their checkpoints, their trained models, and predictions of these."""
