@@ -35,9 +35,8 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code. Every error is printed as a sentence (`cluster/tracebacks.py`).
 
-    The code is 0 only if the verb has returned, whatever the user's code raises or passes to `sys.exit`. In two cases
-    the process exits immediately instead of returning: if it fails alone while its peers wait for it, and if a thread
-    is blocked on storage, since Python's normal exit would wait for that thread.
+    The code is 0 only if the verb has returned, whatever the user's code raises or passes to `sys.exit`. If the process
+    fails alone while its peers wait for it, it exits immediately instead of returning.
     """
     try:
         _enter_directory()
@@ -52,8 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif not isinstance(error, KeyboardInterrupt) or verdict.is_launched() or storage.hanging():
             verdict.report(error)
         code = status_of(error)
-    if storage.hanging():
-        shutdown.exit_now(code)
     return code
 
 
@@ -260,16 +257,23 @@ def _treat_hangup_as_sigterm() -> None:
         signal_thread.watch((signal.SIGHUP,), stop)  # in a thread: also while the main thread compiles
 
 
-def run() -> NoReturn:
-    """The command `convoy`: may restart once with huge pages (`tuning/huge_pages.py`), runs a verb and exits."""
+def run(argv: Sequence[str] | None = None) -> NoReturn:
+    """The command `convoy`: may restart once with huge pages (`tuning/huge_pages.py`), runs a verb and exits.
+
+    If a thread is blocked on storage, the process exits without Python's cleanup, which would wait for that thread.
+    """
     output.guard()
     restart_with_huge_pages()
     verdict.begin()
     _treat_hangup_as_sigterm()
-    code = main()
-    unmount()
+    code = main(argv)
+    hanging = storage.hanging()  # an unmount would wait for the thread too
+    if not hanging:
+        unmount()
     if code == ExitStatus.DONE:
         verdict.done()
+    if hanging:
+        shutdown.exit_now(code)
     shutdown.exit_soon(code)
     sys.exit(code)
 

@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
+from engine.main import main
 from engine.observe.writer import MEASURED, ROW_KEYS
+from engine.run import storage
 from engine.training.step import ENGINE_METRICS
 from tests import runs
 
@@ -38,6 +41,16 @@ def test_help_is_fast_and_lists_every_verb():
     for verb in ("train", "evaluate", "config", "explain", "checkpoints", "data", "launch", "supervise", "goodput"):
         assert f"convoy {verb}" in done.stdout or f"    {verb} " in done.stdout
     assert runs.convoy().stdout == done.stdout
+
+
+def test_function_returns_while_a_thread_waits_for_storage(capsys):
+    answer = threading.Event()
+    call = storage.Background(answer.wait, "waits")
+    try:
+        assert main(["--help"]) == 0
+    finally:
+        answer.set()
+        assert call.result(10)
 
 
 def test_train_writes_its_files_and_prints_where(digits):

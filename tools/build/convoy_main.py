@@ -2,10 +2,11 @@
 
 import os
 import sys
+from typing import NoReturn
 
 
-def main(argv: list[str]) -> int | None:
-    """Runs the command line argv, without the name of the program, and returns its exit code."""
+def main(argv: list[str]) -> NoReturn:
+    """Runs the command line argv, without the name of the program, and exits with its code."""
     from engine.tuning.huge_pages import restart_with_huge_pages
 
     restart_with_huge_pages()
@@ -15,6 +16,6 @@ def main(argv: list[str]) -> int | None:
     # Child processes import the same modules.
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
 
-    from engine.main import main as convoy
+    from engine.main import run
 
-    return convoy(argv)
+    run(argv)
