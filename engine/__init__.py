@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine import layers, metrics
+    from engine import layers, metrics, readers
     from engine.config.errors import ConvoyError, DataError, TaskError
     from engine.data.balanced import Balanced
     from engine.data.context import Context
@@ -63,11 +63,12 @@ __all__ = [
     "local_path",
     "metrics",
     "predict",
+    "readers",
     "train",
 ]
 
 _MODULES = {
-    "engine": ("layers", "metrics"),
+    "engine": ("layers", "metrics", "readers"),
     "engine.config.errors": ("ConvoyError", "DataError", "TaskError"),
     "engine.mounts": ("local_path",),
     "engine.data.context": ("Context",),

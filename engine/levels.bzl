@@ -16,6 +16,7 @@ LEVELS = [
         "//engine/metrics",
         "//engine/data",
         "//engine/parallel",
+        "//engine/readers",
         "//engine/run",
         "//engine/tuning",
     ],

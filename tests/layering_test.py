@@ -15,6 +15,7 @@ import pytest
 import engine
 import engine.config
 import engine.metrics
+import engine.readers
 
 TOP = Path(__file__).parents[1]
 
@@ -25,6 +26,7 @@ LEVELS = (
     ("loop", "saved"),
     ("training", "checkpoint", "observe", "resilience", "stragglers", "layers"),
     ("tuning",),  # same level as parallel, but it reads the layout of parallel
+    ("readers",),  # same level as data, but its readers are sources of data
     ("run", "parallel", "data", "metrics"),
     ("cluster",),  # same level as config, but it raises errors of config and formats paths
     ("mounts",),
@@ -34,7 +36,12 @@ LEVELS = (
 
 # Names of this repository that packages outside the engine may import. None: any name of it.
 OUTSIDE = {
-    "models": {"engine": set(engine.__all__), "engine.layers": None, "engine.metrics": {"", *engine.metrics.__all__}},
+    "models": {
+        "engine": set(engine.__all__),
+        "engine.layers": None,
+        "engine.metrics": {"", *engine.metrics.__all__},
+        "engine.readers": {"", *engine.readers.__all__},
+    },
     "configs": {"engine.config": None},
 }
 CONFIGS_USE = {"ml_collections"}  # in addition to the standard library
@@ -156,7 +163,9 @@ def test_lazily_loaded_names_of_engine_exist():
         assert importlib.util.find_spec(module), module
 
 
-@pytest.mark.parametrize("package", [engine, engine.config, engine.metrics], ids=lambda package: package.__name__)
+@pytest.mark.parametrize(
+    "package", [engine, engine.config, engine.metrics, engine.readers], ids=lambda package: package.__name__
+)
 def test_type_checking_imports_match_the_lazy_names(package):
     assert sorted(name for names in package._MODULES.values() for name in names) == package.__all__
     tree = ast.parse(source(f"{package.__name__.replace('.', '/')}/__init__.py"))

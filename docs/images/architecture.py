@@ -49,6 +49,7 @@ LEVELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         "resources",
         (
             ("data/", "sources, batches"),
+            ("readers/", "file formats"),
             ("parallel/", "mesh, sharding"),
             ("run/", "run directory"),
             ("tuning/", "XLA on CPU"),

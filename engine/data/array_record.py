@@ -4,12 +4,10 @@
 """
 
 import contextlib
-import glob
 import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import grain
@@ -18,13 +16,12 @@ import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from engine.config.errors import DataError
+from engine.data.files import file_names, find_files, sampled_files
 from engine.data.record import decode, encode
 from engine.data.source import FINGERPRINT_EXAMPLES, SEPARATOR, Example, Examples, Source, evenly_spaced, source_name
 from engine.data.text import stack_leaves
 from engine.mounts import local_path
 
-FINGERPRINT_FILES = 32  # files that a fingerprint names and samples
-WINDOWS, WINDOW_BYTES = 16, 4096  # a fingerprint hashes so many windows of each of these files, of this size
 # One record per group, so that random access reads no neighbouring records. Photographs and point clouds hardly
 # compress, so the compression level favours speed.
 WRITER_OPTIONS = "group_size:1,zstd:1"
@@ -48,14 +45,8 @@ class ArrayRecordSource:
             DataError: no file matches, or a file is not an ArrayRecord file.
             RunError: a bucket cannot be mounted.
         """
-        self.paths: list[str] = []
-        for path in [pattern] if isinstance(pattern, str) else pattern:
-            found = sorted(glob.glob(_escape_existing(local_path(os.path.expanduser(path)))))
-            if not found:
-                raise DataError(f"{path}: no such file. Write it with `convoy data write`, or correct the pattern.")
-            self.paths += map(_check_name, found)
-        if not self.paths:
-            raise DataError("The list of paths is empty. Name at least one ArrayRecord file.")
+        advice = "Write it with `convoy data write`, or correct the pattern."
+        self.paths = list(map(_check_name, find_files(pattern, "ArrayRecord", advice)))
         try:
             self._records: Any = grain.sources.ArrayRecordDataSource(self.paths)
         except (RuntimeError, ValueError) as error:
@@ -87,16 +78,13 @@ class ArrayRecordSource:
 
         Folders and modification times are left out, since a copy of the files has the same content.
         """
-        files = [f"{os.path.basename(path)} {os.path.getsize(path)} bytes" for path in self.paths]
-        samples = [f"{name} {_sample(path)}" for name, path in zip(files[:FINGERPRINT_FILES], self.paths, strict=False)]
-        records = hashlib.blake2b(SEPARATOR.join(files).encode(), digest_size=16)
+        records = hashlib.blake2b(SEPARATOR.join(file_names(self.paths)).encode(), digest_size=16)
         for index in evenly_spaced(len(self), FINGERPRINT_EXAMPLES):
             try:
                 records.update(self._records[index])
             except (ValueError, RuntimeError, IndexError):  # training reports the error when it reads this record
                 records.update(b"cannot be read")
-        more = [f"{len(files) - FINGERPRINT_FILES} more files"] if len(files) > FINGERPRINT_FILES else []
-        return SEPARATOR.join([*samples, *more, f"records {records.hexdigest()}"])
+        return SEPARATOR.join([*sampled_files(self.paths), f"records {records.hexdigest()}"])
 
     def _decode(self, index: int, record: bytes) -> Example:
         try:
@@ -116,12 +104,6 @@ class ArrayRecordSource:
         return f"record {index} of {', '.join(self.paths[:3])}"
 
 
-def _escape_existing(pattern: Path) -> str:
-    """Returns a pattern in which wildcards are escaped in the longest leading part that exists as written."""
-    existing = next((path for path in (pattern, *pattern.parents) if os.path.exists(path)), Path())
-    return str(Path(glob.escape(str(existing)), *pattern.parts[len(existing.parts) :]))
-
-
 def _check_name(path: str) -> str:
     """Returns the path of a file.
 
@@ -135,16 +117,6 @@ def _check_name(path: str) -> str:
             "reads as a range of records. Rename it."
         )
     return path
-
-
-def _sample(path: str) -> str:
-    """Returns a hash of evenly spaced windows of a file, which include its first and its last bytes."""
-    found, last = hashlib.blake2b(digest_size=6), max(0, os.path.getsize(path) - WINDOW_BYTES)
-    with open(path, "rb") as file:
-        for start in evenly_spaced(last + 1, WINDOWS):
-            file.seek(start)
-            found.update(file.read(WINDOW_BYTES))
-    return found.hexdigest()
 
 
 def write_array_record(source: Source, path: str, progress: Callable[[int, int], None] | None = None) -> int:

@@ -1,0 +1,37 @@
+"""Readers: sources with random access to files of common formats, and decoders of their records.
+
+Names are imported on first use, so that a reader loads only the library of its own format. `_MODULES` repeats the
+imports below, which only type checkers execute; a test compares the two.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.data.array_record import ArrayRecordSource
+    from engine.readers.tf_example import TFExample
+    from engine.readers.tf_record import TFRecord
+
+__all__ = [
+    "ArrayRecordSource",
+    "TFExample",
+    "TFRecord",
+]
+
+_MODULES = {
+    "engine.data.array_record": ("ArrayRecordSource",),
+    "engine.readers.tf_example": ("TFExample",),
+    "engine.readers.tf_record": ("TFRecord",),
+}
+
+
+def __getattr__(name: str) -> object:
+    module = next((module for module, names in _MODULES.items() if name in names), None)
+    if module is None:
+        raise AttributeError(f"module 'engine.readers' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(module), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

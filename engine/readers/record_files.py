@@ -1,0 +1,95 @@
+"""Reads ranges of bytes from many files, and numbers their records.
+
+Threads may share these objects. A pickled copy opens the files again.
+"""
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+
+from engine.config.errors import DataError
+from engine.mounts import shown
+
+MOST_OPEN = 64  # files of one source that are open at a time; the usual limit of a process is 1024
+
+
+class _OpenFile:
+    """A file descriptor, which is closed when the last thread that uses it drops it."""
+
+    def __init__(self, path: str):
+        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+
+    def __del__(self):
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
+class RecordFiles:
+    """Files whose records have the numbers 0, 1, ... in the order of the files.
+
+    Args:
+        paths: the files.
+        counts: number of records of each file.
+    """
+
+    def __init__(self, paths: Sequence[str], counts: Sequence[int]):
+        self.paths = list(paths)
+        self._starts = np.concatenate([[0], np.cumsum(np.asarray(counts, np.int64))]).astype(np.int64)
+        self._open: OrderedDict[int, _OpenFile] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getstate__(self):
+        return {"paths": self.paths, "_starts": self._starts}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state, _open=OrderedDict(), _lock=threading.Lock())
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Returns (number of the file, number of the record in it). Raises IndexError outside 0 to len - 1."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        file = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return file, int(index - self._starts[file])
+
+    def name(self, index: int) -> str:
+        """Returns the name of a record in error texts."""
+        file, number = self.locate(index)
+        return f"record {number} of {shown(self.paths[file])}"
+
+    def read(self, file: int, offset: int, size: int) -> bytes:
+        """Returns `size` bytes of a file.
+
+        Raises:
+            DataError: the file is shorter, or cannot be read.
+        """
+        path = self.paths[file]
+        try:
+            handle, parts, left = self._handle(file), [], size
+            while left and (part := os.pread(handle.number, left, offset + size - left)):
+                parts.append(part)
+                left -= len(part)
+        except OSError as error:
+            raise DataError(f"{shown(path)}: cannot be read ({error.strerror or error}). Check the file.") from error
+        if left:
+            raise DataError(
+                f"{shown(path)} ends at byte {offset + size - left}, before byte {offset + size}. Copy the file again."
+            )
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _handle(self, file: int) -> _OpenFile:
+        with self._lock:
+            if file in self._open:
+                self._open.move_to_end(file)
+                return self._open[file]
+        handle = _OpenFile(self.paths[file])
+        with self._lock:
+            self._open[file] = handle
+            while len(self._open) > MOST_OPEN:
+                self._open.popitem(last=False)
+        return handle

@@ -1,0 +1,123 @@
+"""Saves the index of a file, such as the offsets of its records, so that it is built only once.
+
+The index of `data/a.tfrecord` is `data/.convoy_index/a.tfrecord.FORMAT.npz`, or lies in the user's cache folder if
+`data` cannot be written to. It is valid as long as the size and the modification time of the file are the same.
+"""
+
+import contextlib
+import hashlib
+import os
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from engine.cluster.identity import is_primary
+from engine.config.errors import DataError
+from engine.mounts import shown
+
+FOLDER = ".convoy_index"  # hidden, so that no wildcard of a dataset matches it
+THREADS = 16  # files indexed at the same time: most of the time is spent waiting for the disk or the network
+REPORT_S = 10.0  # between two lines about the progress
+
+type Index = dict[str, np.ndarray]
+
+
+def file_indexes(paths: Sequence[str], form: str, build: Callable[[str], Index]) -> list[Index]:
+    """Returns the index of each file: the saved one, or else a new one, which is saved.
+
+    Args:
+        paths: the files.
+        form: name and version of the content of the index, such as "tfrecord-1".
+        build: returns the index of a file. Several threads call it at once.
+
+    Raises:
+        DataError: a file cannot be read, or `build` raises it.
+    """
+    progress = _Progress(len(paths))
+
+    def one(path: str) -> Index:
+        try:
+            stamp = _stamp(path)
+            found = _read(path, form, stamp)
+            if found is None:
+                found = build(path)
+                _write(path, form, stamp, found)
+        except OSError as error:
+            raise DataError(f"{shown(path)}: cannot be read ({error.strerror or error}). Check the file.") from error
+        progress.add()
+        return found
+
+    if len(paths) == 1:
+        return [one(paths[0])]
+    with ThreadPoolExecutor(min(THREADS, len(paths))) as pool:
+        return list(pool.map(one, paths))
+
+
+class _Progress:
+    """Prints on the primary how many files are indexed, since it may take minutes."""
+
+    def __init__(self, total: int):
+        self._total, self._done, self._lock, self._last = total, 0, threading.Lock(), time.monotonic()
+
+    def add(self) -> None:
+        with self._lock:
+            self._done += 1
+            if time.monotonic() - self._last > REPORT_S and is_primary():
+                self._last = time.monotonic()
+                print(f"indexing files: {self._done:,} of {self._total:,}. The next run reuses it.", file=sys.stderr)
+
+
+def _stamp(path: str) -> np.ndarray:
+    """Returns what identifies the state of a file, int64 `[2]`: its size and its modification time."""
+    found = os.stat(path)
+    return np.array([found.st_size, found.st_mtime_ns], np.int64)
+
+
+def index_paths(path: str, form: str) -> list[Path]:
+    """Returns where the index of a file may be saved, the first choice first."""
+    full = os.path.abspath(path)
+    home = os.environ.get("XDG_CACHE_HOME")
+    cache = (Path(home) if home else Path.home() / ".cache") / "convoy" / "index"
+    digest = hashlib.blake2b(os.fsencode(full), digest_size=16).hexdigest()
+    folder, name = os.path.split(full)
+    return [Path(folder, FOLDER, f"{name}.{form}.npz"), cache / f"{digest}.{form}.npz"]
+
+
+def _read(path: str, form: str, stamp: np.ndarray) -> Index | None:
+    """Returns the saved index; None if there is none, or it is damaged, or belongs to another state of the file."""
+    for place in index_paths(path, form):
+        try:
+            # NumPy leaves a damaged file open if it has opened it.
+            with open(place, "rb") as file, np.load(file, allow_pickle=False) as stored:
+                found = {name: stored[name] for name in stored.files}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            continue
+        if np.array_equal(found.pop("stamp", np.zeros(0)), stamp):
+            return found
+    return None
+
+
+def _write(path: str, form: str, stamp: np.ndarray, index: Index) -> None:
+    """Saves an index at the first place that can be written to; the file appears complete or not at all."""
+    for place in index_paths(path, form):
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            handle, unfinished = tempfile.mkstemp(".unfinished", dir=place.parent)
+        except OSError:
+            continue
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, stamp=stamp, **index)  # pyright: ignore[reportArgumentType]
+            os.replace(unfinished, place)
+            return
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(unfinished)

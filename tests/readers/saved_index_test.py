@@ -1,0 +1,116 @@
+import os
+import threading
+
+import numpy as np
+import pytest
+
+from engine.config.errors import DataError
+from engine.readers.saved_index import file_indexes, index_paths
+
+FORM = "test-1"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def path(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a").write_bytes(b"abc")
+    return str(tmp_path / "data" / "a")
+
+
+class Builder:
+    """Builds the index of a file, its bytes, and counts the calls."""
+
+    calls = 0
+
+    def __call__(self, path):
+        self.calls += 1
+        with open(path, "rb") as file:
+            return {"bytes": np.frombuffer(file.read(), np.uint8)}
+
+
+def content(path, build, form=FORM):
+    (found,) = file_indexes([path], form, build)
+    return found["bytes"].tobytes()
+
+
+def test_index_is_built_once_for_each_state_of_the_file(path):
+    build = Builder()
+    assert [content(path, build), content(path, build)] == [b"abc", b"abc"]
+    assert build.calls == 1
+    with open(path, "wb") as file:
+        file.write(b"abcd")
+    assert content(path, build) == b"abcd"
+    os.utime(path, ns=(0, 5))
+    assert content(path, build) == b"abcd"
+    assert build.calls == 3
+    content(path, build, "test-2")
+    assert build.calls == 4
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "replace"])
+def test_damaged_index_is_built_again(path, damage):
+    build = Builder()
+    content(path, build)
+    place = index_paths(path, FORM)[0]
+    stored = bytearray(place.read_bytes())
+    if damage == "truncate":
+        stored = stored[:-30]
+    elif damage == "flip":
+        stored[stored.index(b"abc")] ^= 1
+    else:
+        stored = bytearray(b"not an index")
+    place.write_bytes(stored)
+    assert content(path, build) == b"abc"
+    assert build.calls == 2
+    assert content(path, build) == b"abc"
+    assert build.calls == 2
+
+
+def test_index_of_a_read_only_folder_is_in_the_cache_folder(path):
+    folder = os.path.dirname(path)
+    with open(os.path.join(folder, ".convoy_index"), "w"):  # a file, so that the folder cannot be made, even by root
+        pass
+    build = Builder()
+    assert [content(path, build), content(path, build)] == [b"abc", b"abc"]
+    assert build.calls == 1
+    assert index_paths(path, FORM)[1].is_file()
+
+
+def test_source_works_without_any_place_for_the_index(path, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "data" / "a"))
+    with open(os.path.join(os.path.dirname(path), ".convoy_index"), "w"):
+        pass
+    build = Builder()
+    assert [content(path, build), content(path, build)] == [b"abc", b"abc"]
+    assert build.calls == 2
+
+
+def test_many_readers_may_build_the_index_at_once(path):
+    found, build = [], Builder()
+    threads = [threading.Thread(target=lambda: found.append(content(path, build))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [b"abc"] * 8
+    place = index_paths(path, FORM)[0]
+    assert os.listdir(place.parent) == [place.name]
+
+
+def test_indexes_are_in_the_order_of_the_files(tmp_path):
+    paths = []
+    for i in range(30):
+        paths.append(str(tmp_path / f"{i}"))
+        (tmp_path / f"{i}").write_bytes(bytes([i]))
+    found = file_indexes(paths, FORM, Builder())
+    assert [int(index["bytes"][0]) for index in found] == list(range(30))
+
+
+def test_unreadable_file_is_a_data_error(tmp_path):
+    with pytest.raises(DataError, match=r"nothing: cannot be read .No such file"):
+        file_indexes([str(tmp_path / "nothing")], FORM, Builder())

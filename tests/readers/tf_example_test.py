@@ -1,0 +1,103 @@
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.config.errors import DataError
+from engine.readers import TFExample
+from tests.properties import examples
+from tests.readers.wire_format import example, field
+
+
+def test_values_take_the_declared_dtype_and_shape():
+    record = example(box=[1, 2, 3, 4], raw=[b"\x01\x00\x02\x00"], flag=[1], name=["é".encode()], data=[b"\xff\0"])
+    decoder = TFExample(
+        {
+            "box": ("int16", [2, 2]),
+            "raw": ("uint16", [2]),
+            "flag": "bool",
+            "name": "str",
+            "data": "bytes",
+            "weight": ("float32", [], 1.0),
+            "more": ("float32", [None, 2]),
+            "words": ("str", [None]),
+        }
+    )
+    found = pickle.loads(pickle.dumps(decoder))(record)
+    assert found["box"].tolist() == [[1, 2], [3, 4]] and found["box"].dtype == np.int16
+    assert found["raw"].tolist() == [1, 2]
+    assert found["flag"].dtype == bool and found["flag"].shape == ()
+    assert (found["name"], found["data"]) == ("é", b"\xff\0")
+    assert found["weight"] == 1 and found["weight"].dtype == np.float32
+    assert found["more"].shape == (0, 2) and found["words"].dtype.kind == "U"
+    found["box"][:] = 0  # a transform may modify it
+
+
+@pytest.mark.parametrize(
+    ("spec", "error"),
+    [
+        ({"lable": "int64"}, r"feature 'lable' is missing.* Did you mean label\?"),
+        ({"label": "int8"}, "feature 'label': 300 does not fit int8"),
+        ({"label": ("int64", [2])}, r"feature 'label' has 1 values, which do not fit the shape \[2\]"),
+        ({"xy": ("float32", [None, 2])}, r"feature 'xy' has 3 values, which do not fit the shape \[None, 2\]"),
+        ({"xy": ("int32", [3])}, "feature 'xy' holds floats, and its dtype is int32. Read it as float32"),
+        ({"label": "str"}, "feature 'label' holds int64, and its dtype is str. Read it as int64"),
+        ({"data": "str"}, "feature 'data' is not UTF-8"),
+        ({"data": ("int32", [1])}, "feature 'data': 2 bytes are no array of int32"),
+    ],
+)
+def test_values_that_do_not_fit_are_reported_with_the_feature(spec, error):
+    with pytest.raises(DataError, match=error):
+        TFExample(spec)(example(label=[300], xy=[1.0, 2.0, 3.0], data=[b"\xff\xff"]))
+
+
+@pytest.mark.parametrize(
+    ("spec", "error"),
+    [
+        ({}, "features is empty"),
+        ({"x": "float33"}, "feature 'x': unknown dtype 'float33'"),
+        ({"x": ("float32", [2, None])}, r"feature 'x': shape \[2, None\]. Allowed are integers; the first may be None"),
+        ({"x": ("float32", 3)}, r"feature 'x': found \('float32', 3\). Allowed: a dtype, \(dtype, shape\)"),
+        ({"x": 3}, "feature 'x': found 3. Allowed: a dtype"),
+    ],
+)
+def test_invalid_description_of_a_feature_is_refused(spec, error):
+    with pytest.raises(DataError, match=error):
+        TFExample(spec)
+
+
+def test_inference_needs_one_kind_of_values():
+    with pytest.raises(DataError, match="feature 'x' is int64 in one record and float32 in another"):
+        TFExample().inferred([example(x=[1]), example(x=[1.5])])
+    with pytest.raises(DataError, match="the records hold no features"):
+        TFExample().inferred([b"", field(2, 5)])
+    assert TFExample({"x": "int8"}).inferred([]).features
+
+
+def test_later_entry_of_a_name_counts_and_unpacked_values_are_read():
+    unpacked = field(3, field(1, 5) + field(1, -6))
+    entry = field(1, b"x") + field(2, unpacked)
+    record = example(x=[1]) + field(1, field(1, entry))
+    assert TFExample({"x": ("int64", [None])})(record)["x"].tolist() == [5, -6]
+
+
+RECORD = example(label=[300, -1], xy=[1.0, 2.0], name=[b"a", b"bc"])
+DECODERS = (
+    TFExample({"label": ("int64", [None]), "xy": ("float32", [None]), "name": ("str", [None])}),
+    TFExample(),
+)
+
+
+@examples(400)
+@given(st.lists(st.tuples(st.integers(0, len(RECORD) - 1), st.integers(0, 255)), max_size=3), st.integers(0, 20))
+def test_damaged_record_is_read_or_raises_a_data_error(changes, cut):
+    record = bytearray(RECORD)
+    for position, value in changes:
+        record[position] = value
+    for decoder in DECODERS:
+        try:
+            decoder(bytes(record[: len(record) - cut]))
+        except DataError as error:
+            assert str(error)

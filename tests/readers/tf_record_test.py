@@ -1,0 +1,168 @@
+import json
+import pickle
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.config.errors import ConfigError, DataError
+from engine.data.bad_examples import TolerantBatches
+from engine.data.batches import Batches
+from engine.data.reader import read
+from engine.data.source import fingerprint
+from engine.readers import TFExample, TFRecord
+from tests.readers.wire_format import example, write_tf_record
+
+FIXTURES = Path(__file__).parent / "fixtures"
+FEATURES = {
+    "label": "int64",
+    "ids": ("int64", [None]),
+    "points": ("float32", [None, 3]),
+    "scale": "float32",
+    "name": "str",
+    "image": ("uint8", [12]),
+    "tags": ("str", [None]),
+    "note": ("str", [], "none"),
+}
+
+
+def first_byte(record: bytes) -> dict:
+    return {"first": np.uint8(record[0]), "size": np.int32(len(record))}
+
+
+@pytest.fixture
+def labels(tmp_path):
+    """A file of 40 small records."""
+    return write_tf_record(tmp_path / "labels.tfrecord", (example(label=[i], x=[i / 2, 1.0]) for i in range(40)))
+
+
+def numbers(source, batch_size=4, steps=20, workers=0):
+    with_text = read(Batches(source, batch_size, 7, True), 0, steps, threads=0, workers=workers, prefetch=2)
+    try:
+        return [batch.examples["label"].tolist() for batch in with_text]
+    finally:
+        with_text.close()
+
+
+@pytest.fixture
+def fixture_file(tmp_path):
+    return str(shutil.copy(FIXTURES / "examples.tfrecord", tmp_path))
+
+
+def test_file_of_tensorflow_is_read_as_tensorflow_reads_it(fixture_file):
+    source = TFRecord(fixture_file, TFExample(FEATURES))
+    golden = json.loads((FIXTURES / "examples.json").read_text())
+    assert len(source) == len(golden)
+    for i, expected in enumerate(golden):
+        found = source[i]
+        assert found["points"].shape[1:] == (3,)
+        assert {
+            name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in found.items()
+        } == expected
+
+
+def test_features_are_inferred_from_the_first_records(fixture_file):
+    source = TFRecord(fixture_file)
+    found = source[2]
+    assert found["label"].shape == () and found["label"] == 2 and found["label"].dtype == np.int64
+    assert found["points"].shape == (6,) and found["points"].dtype == np.float32
+    assert found["name"] == "scene-2-é".encode()
+    assert found["note"].tolist() == [b"seen"]
+    assert source[0]["note"].shape == (0,)  # a missing feature has no values
+
+
+def test_records_of_several_files_follow_each_other(tmp_path):
+    for name, first in (("b", 5), ("a", 0)):
+        write_tf_record(tmp_path / name, (example(label=[i]) for i in range(first, first + 5)))
+    source = TFRecord(f"{tmp_path}/*")
+    assert [int(source[i]["label"]) for i in range(10)] == list(range(10))
+    again = TFRecord(f"{tmp_path}/*")  # the saved indexes are no files of the dataset
+    assert len(again) == 10
+    with pytest.raises(IndexError):
+        source[10]
+
+
+def test_batches_are_the_same_with_workers_and_after_a_resume(labels):
+    source = TFRecord(str(labels))
+    expected = numbers(source)
+    assert expected == [Batches(source, 4, 7, True)[n].examples["label"].tolist() for n in range(20)]
+    resumed = read(Batches(pickle.loads(pickle.dumps(source)), 4, 7, True), 13, 20, threads=2, workers=0, prefetch=4)
+    assert [batch.examples["label"].tolist() for batch in resumed] == expected[13:]
+    resumed.close()
+    for workers in (1, 2):
+        assert numbers(source, workers=workers) == expected
+
+
+def test_own_function_decodes_records(labels):
+    for decoder in (first_byte, "tests.readers.tf_record_test.first_byte"):
+        assert TFRecord(str(labels), decoder)[3]["first"] == 10
+    with pytest.raises(ConfigError, match=r"no module 'tests.readers.nothing'|has no 'nothing'"):
+        TFRecord(str(labels), "tests.readers.nothing.decode")
+
+
+def test_damaged_data_is_one_bad_record(labels):
+    stored = bytearray(labels.read_bytes())
+    source = TFRecord(str(labels))
+    damaged = int(source._offsets[17]) + 9
+    stored[damaged] ^= 1
+    labels.write_bytes(stored)
+    source = TFRecord(str(labels), TFExample({"label": "int32"}))
+    assert int(source[16]["label"]) == 16
+    with pytest.raises(DataError, match=r"record 17 of .*labels.tfrecord: its data does not match its checksum"):
+        source[17]
+    batches = TolerantBatches(Batches(source, 40, 0, False))
+    found = batches[0]
+    assert [bad.address for bad in found.bad] == [17]
+    assert found.batch.weight.sum() == 39
+
+
+@pytest.mark.parametrize("cut", [1, 5, 30])
+def test_incomplete_file_loses_its_last_record_only(labels, cut):
+    labels.write_bytes(labels.read_bytes()[:-cut])
+    source = TFRecord(str(labels))
+    assert len(source) == 40
+    assert [int(source[i]["label"]) for i in range(39)] == list(range(39))
+    with pytest.raises(DataError, match=r"record 39 of .*labels.tfrecord, at byte \d+: the file ends within this"):
+        source[39]
+
+
+def test_damaged_length_makes_the_rest_of_the_file_one_bad_record(labels):
+    stored = bytearray(labels.read_bytes())
+    stored[int(TFRecord(str(labels))._offsets[20]) - 12] ^= 1
+    labels.write_bytes(stored)
+    source = TFRecord(str(labels))
+    assert len(source) == 21
+    with pytest.raises(DataError, match=r"record 20 of .*: its length does not match the checksum of the length"):
+        source[20]
+
+
+def test_file_of_another_format_is_refused(tmp_path):
+    path = tmp_path / "x.tfrecord"
+    path.write_bytes(b"\x1f\x8b" + bytes(50))
+    with pytest.raises(DataError, match="compressed by gzip, which allows no random access"):
+        TFRecord(str(path))
+    path.write_bytes(b"not a record" * 100)
+    with pytest.raises(DataError, match=r"does not match the checksum of.*Check that .* is a TFRecord file"):
+        TFRecord(str(path))
+    with pytest.raises(DataError, match=r"y.tfrecord: no such file"):
+        TFRecord(str(tmp_path / "y.tfrecord"))
+    path.write_bytes(b"")
+    assert len(TFRecord(str(path))) == 0
+
+
+def test_fingerprint_depends_on_content_and_decoder_and_not_on_folder(labels, tmp_path):
+    first = fingerprint(TFRecord(str(labels)))
+    (tmp_path / "copy").mkdir()
+    copy = shutil.copy(labels, tmp_path / "copy")
+    assert fingerprint(TFRecord(str(copy))) == first
+    assert fingerprint(TFRecord(str(copy), TFExample({"label": "int8"}))) != first
+    write_tf_record(Path(copy), (example(label=[i], x=[i / 2, 1.0]) for i in range(1, 41)))
+    assert fingerprint(TFRecord(str(copy))) != first
+
+
+def test_missing_library_is_named_with_its_extra(labels, monkeypatch):
+    monkeypatch.setitem(sys.modules, "google_crc32c", None)
+    with pytest.raises(DataError, match=r"TFRecord files need google-crc32c.*pip install 'convoy-engine\[tfrecord\]'"):
+        TFRecord(str(labels))

@@ -1,0 +1,56 @@
+"""Writes messages in the wire format of Protocol Buffers and TFRecord files, for the tests of their readers."""
+
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+import google_crc32c  # pyright: ignore[reportMissingImports]
+
+
+def varint(value: int) -> bytes:
+    """Returns an integer of 64 bits as a varint."""
+    value &= (1 << 64) - 1
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*found, value])
+
+
+def field(number: int, value: int | bytes | float) -> bytes:
+    """Returns a field: an int as a varint, bytes with their length, a float as a double."""
+    if isinstance(value, bytes):
+        return varint(number << 3 | 2) + varint(len(value)) + value
+    if isinstance(value, float):
+        return varint(number << 3 | 1) + struct.pack("<d", value)
+    return varint(number << 3) + varint(value)
+
+
+def feature(values: list[int] | list[float] | list[bytes]) -> bytes:
+    """Returns a message tf.train.Feature."""
+    if values and isinstance(values[0], bytes):
+        return field(1, b"".join(field(1, value) for value in values))
+    if values and isinstance(values[0], float):
+        return field(2, field(1, struct.pack(f"<{len(values)}f", *values)))
+    return field(3, field(1, b"".join(varint(int(value)) for value in values)))
+
+
+def example(**features: list) -> bytes:
+    """Returns a message tf.train.Example."""
+    entries = [field(1, name.encode()) + field(2, feature(values)) for name, values in features.items()]
+    return field(1, b"".join(field(1, entry) for entry in entries))
+
+
+def _masked(data: bytes) -> bytes:
+    value = google_crc32c.value(data)
+    return struct.pack("<I", ((value >> 15 | value << 17) + 0xA282EAD8) % (1 << 32))
+
+
+def write_tf_record(path: Path, records: Iterable[bytes]) -> Path:
+    """Writes a TFRecord file."""
+    parts = []
+    for record in records:
+        size = struct.pack("<Q", len(record))
+        parts += [size, _masked(size), record, _masked(record)]
+    path.write_bytes(b"".join(parts))
+    return path
