@@ -41,18 +41,21 @@ class Loss:
         Both means are taken over the whole global batch. The logged values include the factors.
 
         Raises:
-            TaskError: there is no term, or a term is not a Loss.
+            TaskError: there is no term, a term is not a Loss, or two terms have the same name.
         """
         if not terms:
             raise TaskError("Loss.sum needs at least one term: Loss.sum(heat=Loss.of(values)).")
         flat: dict[str, Loss] = {}
         for name, term in terms.items():
             if isinstance(term, LossSum):
-                flat |= {f"{name}/{inner}": loss for inner, loss in term.terms.items()}
+                found = {f"{name}/{inner}": loss for inner, loss in term.terms.items()}
             elif isinstance(term, Loss):
-                flat[name] = term
+                found = {name: term}
             else:
                 raise TaskError(f"Loss.sum: {name} is {describe_value(term)}. Use Loss.of(values, where=...).")
+            if twice := found.keys() & flat.keys():
+                raise TaskError(f"Loss.sum: two terms have the name {min(twice)!r}. Rename one of them.")
+            flat |= found
         return LossSum(flat)
 
     def __mul__(self, factor: float | jax.Array) -> "Loss":
