@@ -29,7 +29,7 @@ class Code:
     Attributes:
         folders: folders from which the targets of the config were imported; installed packages are left out.
         commit: git commit of the first folder; "" if it is no repository or git is missing.
-        dirty: whether tracked files of the repository had uncommitted changes.
+        dirty: whether tracked files of the repository had uncommitted changes; None if git did not answer in time.
         packages: package -> version.
         attempt: the attempt that found this.
         time: when it started.
@@ -37,7 +37,7 @@ class Code:
 
     folders: tuple[str, ...] = ()
     commit: str = ""
-    dirty: bool = False
+    dirty: bool | None = False
     packages: Mapping[str, str] = dataclasses.field(default_factory=dict)
     attempt: int = 0
     time: str = ""
@@ -47,7 +47,7 @@ class Code:
         if not self.time:
             return ""  # an older run
         where = ", ".join(self.folders) or "installed packages"
-        changed = " with uncommitted changes" if self.dirty else ""
+        changed = {True: " with uncommitted changes", False: "", None: " (uncommitted changes are unknown)"}[self.dirty]
         commit = f" at commit {self.commit[:12]}{changed}" if self.commit else ""
         versions = ", ".join(f"{name} {self.packages[name]}" for name in ("convoy", "jax") if name in self.packages)
         return f"{where}{commit}{f' ({versions})' if versions else ''}"
@@ -80,27 +80,33 @@ def _import_folder(target: str) -> str | None:
     return os.path.dirname(folder) if hasattr(module, "__path__") else folder
 
 
-def _git(folder: str) -> tuple[str, bool]:
-    """Returns the commit of the repository that holds a folder, and whether tracked files have changed."""
-    texts = []
-    # Without optional locks: a `git status` that is killed in the middle would leave .git/index.lock behind.
-    git = ["git", "--no-optional-locks", "-C", folder]
-    for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no")):
-        try:
-            done = subprocess.run(
-                [*git, *words],
-                capture_output=True,
-                text=True,
-                errors="replace",  # names of files need not be UTF-8
-                timeout=GIT_S,
-                stdin=subprocess.DEVNULL,
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return "", False
-        if done.returncode:
-            return "", False
-        texts.append(done.stdout.strip())
-    return texts[0], bool(texts[1])
+def _git(folder: str) -> tuple[str, bool | None]:
+    """Returns the commit of the repository that holds a folder, and whether tracked files have changed.
+
+    The commit is "" if it is not known, and the changes are None likewise.
+    """
+    commit = _run_git(folder, "rev-parse", "HEAD")
+    if not commit:
+        return "", False
+    changes = _run_git(folder, "status", "--porcelain", "--untracked-files=no")
+    return commit, None if changes is None else bool(changes)
+
+
+def _run_git(folder: str, *words: str) -> str | None:
+    """Returns the output of a git command; None if git is missing, fails, or does not answer in time."""
+    try:
+        done = subprocess.run(
+            # Without optional locks: a `git status` that is killed in the middle would leave .git/index.lock behind.
+            ["git", "--no-optional-locks", "-C", folder, *words],
+            capture_output=True,
+            text=True,
+            errors="replace",  # names of files need not be UTF-8
+            timeout=GIT_S,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return None if done.returncode else done.stdout.strip()
 
 
 def to_text(code: Code) -> str:
@@ -115,7 +121,7 @@ def read(path: Path) -> Code:
         return Code(
             folders=tuple(str(folder) for folder in found.get("folders", ())),
             commit=str(found.get("commit", "")),
-            dirty=found.get("dirty") is True,
+            dirty=None if found.get("dirty", False) is None else found.get("dirty") is True,
             packages={str(name): str(version) for name, version in dict(found.get("packages", {})).items()},
             attempt=int(found.get("attempt", 0)),
             time=str(found.get("time", "")),

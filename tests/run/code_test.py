@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -51,6 +52,22 @@ def test_changed_file_whose_name_is_not_utf8_counts(project):
     git(project, "config", "core.quotePath", "false")
     git(project, "add", ".")
     assert code.describe(["project_task.Task"], 1).dirty
+
+
+def test_commit_is_kept_if_git_status_does_not_answer(project, tmp_path, monkeypatch):
+    real, folder = shutil.which("git"), tmp_path / "bin"
+    folder.mkdir()
+    (folder / "git").write_text(f'#!/bin/sh\ncase "$*" in *status*) exec sleep 60;; *) exec {real} "$@";; esac\n')
+    (folder / "git").chmod(0o755)
+    commit = git(project, "rev-parse", "HEAD")
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setattr(code, "GIT_S", 2.0)
+    found = code.describe(["project_task.Task"], 1)
+    assert (found.commit, found.dirty) == (commit, None)
+    assert f"at commit {commit[:12]} (uncommitted changes are unknown) (convoy" in str(found)
+    path = tmp_path / "code.json"
+    path.write_text(code.to_text(found))
+    assert code.read(path) == found
 
 
 def test_folder_without_a_repository_or_git_has_no_commit(tmp_path, monkeypatch):
