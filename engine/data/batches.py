@@ -198,10 +198,6 @@ class OrderedBatches:
         n = int(n)
         return Batch(self._read(self._positions(n)), self.weight(n))
 
-    def indices(self, n: int) -> np.ndarray:
-        """Returns the index in the source of each row of batch n, int64 `[rows]`."""
-        return self._indices(self._positions(n))
-
     def shape(self, n: int) -> int:
         """Returns the number of the shape of batch n, as in `source.shape_specs`."""
         if self._order is None:
@@ -220,11 +216,6 @@ class OrderedBatches:
         """Returns the position of each row of batch n in the order of the evaluation, int64 `[rows]`."""
         return np.minimum(n * self.batch_size + self.rows, len(self.source) - 1)
 
-    def _indices(self, positions: np.ndarray) -> np.ndarray:
-        if self._order is None:
-            return positions
-        return np.array([self._order.locate(address)[1] for address in self._order.addresses(positions).tolist()])
-
     def weight(self, n: int) -> np.ndarray:
         """Returns float32 `[rows]`: 1 for an example, 0 for a row past the end."""
         if (n + 1) * self.batch_size <= len(self.source):
@@ -232,8 +223,11 @@ class OrderedBatches:
         return (n * self.batch_size + self.rows < len(self.source)).astype(np.float32)
 
     def address(self, position: int) -> int:
-        """Returns the index of the example at a position."""
-        return int(self._indices(np.array([position % len(self.source)]))[0])
+        """Returns the index in the source of the example at a position; positions wrap around."""
+        position %= len(self.source)
+        if self._order is None:
+            return position
+        return self._order.locate(int(self._order.addresses(np.array([position]))[0]))[1]
 
     def remainder(self) -> Batch:
         """Returns the last `len(source) % batch_size` examples, which fill no batch, on every process."""

@@ -4,6 +4,7 @@ The file appears under its name only once it is complete. Memory holds one batch
 columns of an npz file are first written to temporary files in the same folder.
 """
 
+import abc
 import contextlib
 import importlib
 import json
@@ -26,18 +27,34 @@ BLOCK = 1 << 16  # rows of text that are converted at once
 UNFINISHED = ".unfinished"  # suffix until the file is complete
 
 
-class PredictionFile(Protocol):
+class PredictionFile(abc.ABC):
     """A file that is written. A context manager: an exit with an error leaves no file under its name."""
 
+    def __init__(self, path: Path):
+        self._path = path
+        self._stack = contextlib.ExitStack()
+        """Closes and removes the temporary files."""
+
+    @abc.abstractmethod
     def add(self, columns: Columns) -> None:
         """Appends the rows of a batch."""
-        ...
 
-    def __enter__(self) -> Self: ...
+    @abc.abstractmethod
+    def _complete(self) -> None:
+        """Writes what is left, and gives the file its name. May raise OSError."""
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        with self._stack:
+            if error is None:
+                try:
+                    self._complete()
+                except OSError as failed:
+                    raise _cannot_write(self._path, failed) from failed
 
 
 def open_prediction_file(path: Path, overwrite: bool) -> PredictionFile:
@@ -78,15 +95,16 @@ def _cannot_write(path: Path, error: OSError) -> DataError:
     )
 
 
-class _Npz:
+class _Npz(PredictionFile):
     """An npz file: one array per column. Text becomes fixed-width text, and arrays of text JSON, bytes as Latin-1."""
 
     def __init__(self, path: Path):
-        self._path, self._folder = path, path.with_name(f".{path.name}{UNFINISHED}")
+        super().__init__(path)
+        self._folder = path.with_name(f".{path.name}{UNFINISHED}")
         shutil.rmtree(self._folder, ignore_errors=True)  # of a killed process
         self._folder.mkdir()
+        self._stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
         self._columns: dict[str, _Column] = {}
-        self._stack = contextlib.ExitStack()
 
     def add(self, columns: Columns) -> None:
         try:
@@ -100,22 +118,7 @@ class _Npz:
         except OSError as error:
             raise _cannot_write(self._path, error) from error
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            if error is None:
-                self._write()
-        except OSError as failed:
-            raise _cannot_write(self._path, failed) from failed
-        finally:
-            self._stack.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _write(self) -> None:
+    def _complete(self) -> None:
         unfinished = self._folder / self._path.name
         with open(unfinished, "wb") as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
@@ -197,16 +200,17 @@ def _header(entry: Any, dtype: np.dtype, shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_2_0(entry, header)
 
 
-class _Parquet:
+class _Parquet(PredictionFile):
     """A parquet file: one column per name; rows of arrays are nested lists of fixed size."""
 
     def __init__(self, path: Path):
-        self._path, self._unfinished = path, path.with_name(f".{path.name}{UNFINISHED}")
+        super().__init__(path)
+        self._unfinished = path.with_name(f".{path.name}{UNFINISHED}")
         self._pa = _pyarrow()
         self._writer: Any = None
         self._waiting: list[Any] = []
         self._unfinished.unlink(missing_ok=True)
-        self._stack = contextlib.ExitStack()
+        self._stack.callback(self._unfinished.unlink, missing_ok=True)
         self._file = self._stack.enter_context(open(self._unfinished, "wb"))  # noqa: SIM115
 
     def add(self, columns: Columns) -> None:
@@ -254,22 +258,10 @@ class _Parquet:
         except OSError as error:
             raise _cannot_write(self._path, error) from error
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            if error is None:
-                self._flush()
-                if self._writer is not None:
-                    self._writer.close()
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                os.replace(self._unfinished, self._path)
-        except OSError as failed:
-            raise _cannot_write(self._path, failed) from failed
-        finally:
-            self._stack.close()
-            self._unfinished.unlink(missing_ok=True)
+    def _complete(self) -> None:
+        self._flush()
+        if self._writer is not None:
+            self._writer.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        os.replace(self._unfinished, self._path)

@@ -117,7 +117,7 @@ def test_evaluation_reads_each_example_once(sorts):
     scenes = np.concatenate([batch.examples["scene"][batch.weight > 0] for batch in batches])
     assert sorted(scenes) == list(range(len(SIZES)))
     assert (scenes.tolist() == list(range(len(SIZES)))) != sorts
-    assert scenes.tolist() == np.concatenate([ordered.indices(n) for n in range(len(ordered))])[: len(SIZES)].tolist()
+    assert scenes.tolist() == [ordered.address(position) for position in range(len(SIZES))]
     lengths = [batch.examples["agent"].shape[1] for batch in batches]
     assert lengths == ([4, 8, 8, 16] if sorts else [16, 16, 8, 16])
     last = ordered.remainder().examples
@@ -127,13 +127,13 @@ def test_evaluation_reads_each_example_once(sorts):
 def test_order_of_the_source_can_be_kept_on_any_number_of_processes():
     source = Balanced(Bucketed(Scenes(), [4, 8, 16], FIELDS), 2)
     parts = [OrderedBatches(source, 4, slice(i, i + 2), in_order=True) for i in (0, 2)]
-    indices = np.concatenate([part.indices(n) for n in range(4) for part in parts])
-    assert indices.tolist() == [*range(len(SIZES)), len(SIZES) - 1]
+    indices = [*range(len(SIZES)), len(SIZES) - 1]
+    assert [part.address(position) for part in parts for position in range(len(SIZES))] == 2 * indices[:-1]
     for n, length in enumerate([16, 16, 8, 16]):
         examples = [part[n].examples for part in parts]
         assert [one["agent"].shape for one in examples] == [(2, length)] * 2
         scenes = np.concatenate([one["scene"] for one in examples])
-        assert scenes.tolist() == indices[4 * n : 4 * n + 4].tolist()
+        assert scenes.tolist() == indices[4 * n : 4 * n + 4]
 
 
 def test_unreadable_example_gets_weight_0_and_a_filler_of_the_same_length():
