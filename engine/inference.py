@@ -18,16 +18,15 @@ from engine.config.instances import section_of
 from engine.config.schema import Config, Data
 from engine.config.target import check
 from engine.data.source import Source, build_source, check_source
-from engine.entry import set_up_devices
 from engine.metrics.results import Result
 from engine.mounts import local_path
-from engine.parallel.mesh import make_mesh
 from engine.resilience.out_of_memory import out_of_memory_reported
 from engine.saved.prediction_files import check_prediction_file, open_prediction_file
 from engine.saved.predictions import Predictor
 from engine.saved.run import SavedRun
 from engine.saved_evaluations import SavedEvaluations, choose_steps
-from engine.training.build import build_evaluation_program, build_task
+from engine.saved_program import open_program
+from engine.training.build import build_task
 from engine.training.task import Task
 
 
@@ -143,10 +142,9 @@ def predict(
         task = build_task(config) if task is None else task
         if isinstance(data, Mapping) or data is None:
             check(section, where)
-    config = set_up_devices(config)
-    source = _source(data, section, where)
     size = batch_size or (config.evaluations[name].batch_size if name else None) or config.train.global_batch_size
-    program = build_evaluation_program(task, make_mesh(config.mesh), config)
+    config, program = open_program(task, config, overrides, [size], warn)
+    source = _source(data, section, where)
     with out_of_memory_reported(config.train, config.mesh), peer_failure.lost_peers_reported():
         chosen = group.broadcast(saved.choose(step), "the choice of the checkpoint")
         predictor = Predictor(source, section, program, size, where)
@@ -197,9 +195,8 @@ def export(run: str | Path, file: str | Path, *, step: int | str | None = None, 
         The names of the arrays.
     """
     saved = SavedRun(run)
-    config = set_up_devices(saved.config)
-    task = saved.build_task(config) if task is None else task
-    program = build_evaluation_program(task, make_mesh(config.mesh), config)
+    task = saved.build_task() if task is None else task
+    _, program = open_program(task, saved.config, (), (), warn)
     return export_safetensors(saved.weights(saved.choose(step), program).to_tree(), file)
 
 

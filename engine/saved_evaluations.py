@@ -21,17 +21,16 @@ from engine.config.target import check
 from engine.config.text import flatten, value_text
 from engine.config.text_file import read_text
 from engine.data.source import Source, build_source, check_source, fingerprint
-from engine.entry import set_up_devices
 from engine.loop.evaluation import build_evaluations
 from engine.metrics.results import Result, json_values
-from engine.parallel.mesh import make_mesh
 from engine.resilience.out_of_memory import out_of_memory_reported
 from engine.run import status
 from engine.run.directory import RunDirectory
 from engine.run.json_text import dumps, now
 from engine.run.jsonl import open_for_append
 from engine.saved.run import SavedRun
-from engine.training.build import build_evaluation_program, build_task
+from engine.saved_program import open_program
+from engine.training.build import build_task
 from engine.training.task import Task
 
 POLL_S, SLOW_POLL_S = 1.0, 10.0  # between two polls of a run that has no new checkpoint: at first, and at last
@@ -87,16 +86,16 @@ class SavedEvaluations:
                 if name not in data:
                     check(section.data, f"evaluations.{name}.data")
             task = build_task(config) if task is None else task
-        config = set_up_devices(config)
-        self._sections = config.evaluations
+        batch_size, self._sections = config.train.global_batch_size, config.evaluations
+        sizes = [section.batch_size or batch_size for section in self._sections.values()]
+        config, program = open_program(task, config, overrides, sizes, self.say)
         sources = {
             name: data[name] if name in data else build_source(section.data, f"evaluations.{name}.data")
             for name, section in self._sections.items()
         }
         self._settings = _settings(self.saved.config, config, data)
-        program = build_evaluation_program(task, make_mesh(config.mesh), config)
         self.program = dataclasses.replace(program, total_steps=self.saved.total_steps or 1)
-        self._evaluations = build_evaluations(self._sections, sources, self.program, config.train.global_batch_size)
+        self._evaluations = build_evaluations(self._sections, sources, self.program, batch_size)
         self._config, self._warned = config, False
 
     def run(self, step: int, only: Sequence[str] | None = None) -> dict[str, Result]:
