@@ -19,6 +19,7 @@ from engine.config.errors import DataError
 from engine.data.files import file_names, find_files, sampled_files
 from engine.data.record import decode, encode
 from engine.data.source import FINGERPRINT_EXAMPLES, SEPARATOR, Example, Examples, Source, evenly_spaced, source_name
+from engine.data.stages import stage
 from engine.data.text import stack_leaves
 from engine.mounts import local_path
 
@@ -63,15 +64,19 @@ class ArrayRecordSource:
             record = self._records[index]
         except (RuntimeError, ValueError, OSError) as error:
             raise DataError(f"{self._record_name(index)}: {error}. Write the file again.") from error
-        return jax.tree.map(
-            lambda leaf: leaf if isinstance(leaf, str | bytes) else np.copy(leaf), self._decode(index, record)
-        )
+        with stage("decode"):
+            return jax.tree.map(
+                lambda leaf: leaf if isinstance(leaf, str | bytes) else np.copy(leaf), self._decode(index, record)
+            )
 
     def take(self, indices: np.ndarray) -> Examples:
         """Returns the examples at `indices` `[batch]` as arrays `[batch, ...]`; the records are read in parallel."""
         numbers = indices.tolist()
-        examples = [self._decode(*pair) for pair in zip(numbers, self._records.__getitems__(numbers), strict=True)]
-        return jax.tree.map(stack_leaves, *examples)
+        records = self._records.__getitems__(numbers)
+        with stage("decode"):
+            examples = [self._decode(*pair) for pair in zip(numbers, records, strict=True)]
+        with stage("collate"):
+            return jax.tree.map(stack_leaves, *examples)
 
     def fingerprint(self) -> str:
         """Returns the names, sizes and hashed samples of the first files, and a hash of some of the records.

@@ -17,6 +17,7 @@ from engine.data.ragged import Sizes
 from engine.data.sampler import is_shaped, is_sized, make_sampler, read_examples, stack_examples
 from engine.data.shuffle import random_generators
 from engine.data.source import Example, Examples, Source, example_spec, has_transform, leaves_with_path, source_name
+from engine.data.stages import stage
 from engine.data.text import has_text, is_text, without_text
 
 Rows = slice | np.ndarray | None
@@ -135,7 +136,8 @@ class Batches:
     def _read(self, addresses: np.ndarray, positions: np.ndarray) -> Examples:
         examples = self._sampler.read(addresses)
         if self._sampler.has_transform:
-            examples = self._transform(examples, addresses, positions)
+            with stage("transform"):
+                examples = self._transform(examples, addresses, positions)
         return _numbers(examples, self._keep_64_bit, source_name(self.source))
 
     def _transform(self, batch: Examples, addresses: np.ndarray, positions: np.ndarray) -> Examples:
@@ -250,7 +252,8 @@ class OrderedBatches:
 
 def _numbers(batch: Examples, keep_64_bit: bool, name: str) -> Examples:
     """Returns a batch as the devices take it: without text, and converted by `to_32_bit`."""
-    return to_32_bit(without_text(batch) if has_text(batch) else batch, keep_64_bit, name)
+    with stage("collate"):
+        return to_32_bit(without_text(batch) if has_text(batch) else batch, keep_64_bit, name)
 
 
 def to_32_bit(batch: Examples, keep_64_bit: bool, name: str) -> Examples:

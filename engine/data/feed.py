@@ -6,6 +6,7 @@ batch is transferred while the previous step computes. The position of a run is 
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
@@ -19,6 +20,7 @@ from engine.data.batches import Batches, OrderedBatches
 from engine.data.placement import Placement, local_rows, to_global_arrays
 from engine.data.reader import read
 from engine.data.source import Source, example_spec, limited
+from engine.data.stages import Times
 from engine.data.text import has_text, without_text
 
 
@@ -75,6 +77,7 @@ class TrainFeed:
             block=batches.block_size,
         )
         self._batch_size, self._next, self._stop = batch_size, start, stop
+        self._transfer_s = 0.0
 
     @property
     def wait_s(self) -> float:
@@ -85,6 +88,16 @@ class TrainFeed:
     def made_s(self) -> float:
         """Seconds in which the threads or workers, working in parallel, have made the batches so far."""
         return self._reader.made_s
+
+    @property
+    def times(self) -> Times:
+        """Seconds by stage so far: of the readers, added up over them, and of the loop that transfers the batches."""
+        return (*self._reader.times[:-1], self._transfer_s)
+
+    @property
+    def readers(self) -> int:
+        """Number of threads or worker processes that read."""
+        return self._reader.parallel
 
     def next(self, count: int) -> tuple[Batch, ...]:
         """Returns the next `count` batches.
@@ -99,7 +112,10 @@ class TrainFeed:
             for n in range(self._next, self._next + count):
                 self._on_batch(n, self._batches.rows.tolist(), self._batches.addresses(n).tolist())
         self._next += count
-        return self._place(batches)
+        begin = time.perf_counter()
+        placed = self._place(batches)
+        self._transfer_s += time.perf_counter() - begin
+        return placed
 
     def _checked(self, n: int, batch: Batch | TolerantBatch) -> Batch:
         if isinstance(batch, TolerantBatch):

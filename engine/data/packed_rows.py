@@ -14,6 +14,7 @@ from engine.config.errors import DataError
 from engine.data.packing_plan import SplitPlanner, WholePlanner
 from engine.data.ragged import Ragged, RaggedExample, check_index, costs, measured
 from engine.data.source import SPEC_TRIES, Examples, Source, leaves_with_path, source_name
+from engine.data.stages import stage
 from engine.types import PyTree
 
 TEXT = "UST"  # numpy dtype kinds of text
@@ -85,15 +86,17 @@ class TokenRows:
 
     def fill(self, rows: Sequence[Sequence[Piece]]) -> Examples:
         batch = {name: np.zeros((len(rows), self.space), dtype) for name, dtype in TOKEN_ARRAYS.items()}
-        for number, pieces in enumerate(rows):
-            self._fill({name: array[number] for name, array in batch.items()}, pieces)
+        with stage("collate"):
+            for number, pieces in enumerate(rows):
+                self._fill({name: array[number] for name, array in batch.items()}, pieces)
         return batch
 
     def _fill(self, row: dict[str, np.ndarray], pieces: Sequence[Piece]) -> None:
         """Writes pieces into a row: arrays `[length]` that are initially zero."""
         begin = 0  # index in the row at which the next piece begins
         for segment, (index, start, stop) in enumerate(pieces, 1):
-            tokens = _tokens(self._documents, index)
+            with stage("read"):
+                tokens = _tokens(self._documents, index)
             if len(tokens) != self.sizes[index]:
                 raise DataError(
                     f"{_document_name(self._documents, index)} has {len(tokens)} tokens, but its length index "
@@ -182,21 +185,23 @@ class FieldRows:
         mask = np.zeros((len(rows), self.segments), bool)
         rest = jax.tree.map(lambda leaf: _empty(leaf, mask.shape), self._spec.rest)
         rest_leaves = jax.tree.leaves(rest)
-        for number, pieces in enumerate(rows):
-            begins = [0] * len(ids)  # index in each axis of the row at which the next piece begins
-            for segment, piece in enumerate(pieces):
-                example = self._read(piece.example)
-                mask[number, segment] = True
-                for to, value in zip(rest_leaves, jax.tree.leaves(example.rest), strict=True):
-                    to[number, segment] = value
-                for axis, names in enumerate(self._ragged.axes.values()):
-                    start, stop = piece[1:] if self._split else (0, example.lengths[axis])
-                    at = slice(begins[axis], begins[axis] + stop - start)
-                    for name in names:
-                        batch[name][number, at] = example.fields[name][start:stop]
-                    ids[axis][number, at] = segment + 1
-                    positions[axis][number, at] = np.arange(stop - start)
-                    begins[axis] = at.stop
+        with stage("collate"):
+            for number, pieces in enumerate(rows):
+                begins = [0] * len(ids)  # index in each axis of the row at which the next piece begins
+                for segment, piece in enumerate(pieces):
+                    with stage("read"):
+                        example = self._read(piece.example)
+                    mask[number, segment] = True
+                    for to, value in zip(rest_leaves, jax.tree.leaves(example.rest), strict=True):
+                        to[number, segment] = value
+                    for axis, names in enumerate(self._ragged.axes.values()):
+                        start, stop = piece[1:] if self._split else (0, example.lengths[axis])
+                        at = slice(begins[axis], begins[axis] + stop - start)
+                        for name in names:
+                            batch[name][number, at] = example.fields[name][start:stop]
+                        ids[axis][number, at] = segment + 1
+                        positions[axis][number, at] = np.arange(stop - start)
+                        begins[axis] = at.stop
         by_axis = self._ragged.by_axis
         masks = by_axis([array > 0 for array in ids])
         return {

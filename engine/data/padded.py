@@ -25,6 +25,7 @@ from engine.data.source import (
     limited,
     source_name,
 )
+from engine.data.stages import stage
 from engine.types import PyTree
 
 MAX_LENGTHS = 8
@@ -207,7 +208,11 @@ class Padded:
     def read(self, indices: np.ndarray, shape: int) -> Examples:
         """Returns the examples at `indices` `[batch]`, padded to length number `shape`, as arrays `[batch, ...]`."""
         examples = [self.ragged.read(self.source, index) for index in indices.tolist()]
-        limits, batch = self.shapes[shape], {}
+        with stage("collate"):
+            return self._padded(examples, indices, self.shapes[shape])
+
+    def _padded(self, examples: Sequence[RaggedExample], indices: np.ndarray, limits: tuple[int, ...]) -> Examples:
+        batch = {}
         for example, number in zip(examples, indices.tolist(), strict=True):
             if any(own > limit for own, limit in zip(example.lengths, limits, strict=True)):
                 raise self._too_long(number, example.lengths)

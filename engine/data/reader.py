@@ -14,6 +14,7 @@ from typing import Protocol
 import grain
 
 from engine.config.errors import DataError
+from engine.data.stages import NO_TIMES, Times, added, recorded
 from engine.data.workers import Workers, exits_reported
 
 
@@ -24,9 +25,9 @@ class Numbered[T](Protocol):
 
 
 class BlockIterator[T](Protocol):
-    """Iterator over blocks and the seconds that it took to make each: Grain's iterator or `Workers`."""
+    """Iterator over blocks and the time by stage that it took to make each: Grain's iterator or `Workers`."""
 
-    def __next__(self) -> "tuple[list[T | DataError], float]": ...
+    def __next__(self) -> "tuple[list[T | DataError], Times]": ...
 
     def close(self) -> None: ...
 
@@ -35,12 +36,19 @@ class Reader[T]:
     """Iterator over batches in order; created by `read`."""
 
     def __init__(self, blocks: BlockIterator[T], parallel: int):
-        self._blocks, self._parallel = blocks, parallel
+        self._blocks = blocks
+        self.parallel = parallel
+        """Number of threads or workers that read."""
         self._ready: deque[T | DataError] = deque()
         self.wait_s = 0.0
         """Seconds spent waiting for blocks."""
-        self.made_s = 0.0
+        self.times = NO_TIMES
+        """Seconds by stage, added up over the threads or workers, that the blocks that were returned have taken."""
+
+    @property
+    def made_s(self) -> float:
         """Seconds in which the threads or workers, working in parallel, have made the blocks that were returned."""
+        return sum(self.times) / self.parallel
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -48,9 +56,9 @@ class Reader[T]:
     def __next__(self) -> T:
         if not self._ready:
             begin = time.perf_counter()
-            block, seconds = next(self._blocks)
+            block, times = next(self._blocks)
             self.wait_s += time.perf_counter() - begin
-            self.made_s += seconds / self._parallel
+            self.times = added(self.times, times)
             self._ready.extend(block)
         batch = self._ready.popleft()
         if isinstance(batch, DataError):
@@ -92,17 +100,17 @@ class _Blocks[T]:
     def __init__(self, batches: Numbered[T], stop: int, size: int):
         self._batches, self._stop, self._size = batches, stop, size
 
-    def read(self, first: int) -> "tuple[list[T | DataError], float]":
-        """Returns the block that starts at batch `first`, and the seconds that it took.
+    def read(self, first: int) -> "tuple[list[T | DataError], Times]":
+        """Returns the block that starts at batch `first`, and the time by stage that it took.
 
         In a block of several batches, an error replaces a failed batch.
 
         Raises:
             DataError: the only batch of the block cannot be made.
         """
-        begin = time.perf_counter()
-        block = self._read(int(first))
-        return block, time.perf_counter() - begin
+        with recorded() as recording:
+            block = self._read(int(first))
+        return block, recording.times
 
     def _read(self, first: int) -> "list[T | DataError]":
         count = min(self._size, self._stop - first)

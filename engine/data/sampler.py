@@ -23,6 +23,7 @@ from engine.data.source import (
     leaves_with_path,
     source_name,
 )
+from engine.data.stages import stage
 from engine.data.text import is_text, stack_leaves
 
 
@@ -154,7 +155,8 @@ def stack_examples(examples: Sequence[Example], describe: Callable[[int], str]) 
     import jax
 
     try:
-        return jax.tree.map(stack_leaves, *examples)
+        with stage("collate"):
+            return jax.tree.map(stack_leaves, *examples)
     except ValueError as error:
         first = _shapes(examples[0])
         for row, example in enumerate(examples):
