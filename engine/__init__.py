@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from engine.data.packing import Packed
     from engine.data.padded import Bucketed, Padded
     from engine.data.source import ArraySource, Source
+    from engine.data.stages import stage
     from engine.entry import explain, train
     from engine.inference import checkpoints, evaluate, evaluate_steps, export, predict
     from engine.loop.hooks import Stop
@@ -64,6 +65,7 @@ __all__ = [
     "metrics",
     "predict",
     "readers",
+    "stage",
     "train",
 ]
 
@@ -77,6 +79,7 @@ _MODULES = {
     "engine.data.packing": ("Packed",),
     "engine.data.padded": ("Bucketed", "Padded"),
     "engine.data.source": ("ArraySource", "Source"),
+    "engine.data.stages": ("stage",),
     "engine.entry": ("explain", "train"),
     "engine.loop.hooks": ("Stop",),
     "engine.inference": ("checkpoints", "evaluate", "evaluate_steps", "export", "predict"),

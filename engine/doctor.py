@@ -15,6 +15,7 @@ from pathlib import Path
 
 from engine.cluster import group
 from engine.cluster.cluster_detection import Detection
+from engine.cluster.cores import usable_cores
 from engine.cluster.host_memory import host_memory
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "libtpu", "jax-cuda12-plugin")
@@ -36,7 +37,7 @@ def before_joining(detection: Detection) -> Iterator[str]:
     versions = {name: _version(name) for name in PACKAGES}
     yield f"python: {platform.python_version()}, {sys.executable}"
     yield "packages: " + ", ".join(f"{name} {version}" for name, version in versions.items() if version)
-    yield f"host: {socket.gethostname()}, {_cores()} cores for this process, {_memory()}"
+    yield f"host: {socket.gethostname()}, {usable_cores()} cores for this process, {_memory()}"
     free = shutil.disk_usage(".").free / 2**30
     yield f"disk: {free:.1f} GiB free in {os.getcwd()}"
     if names := [name for name in VARIABLES if os.environ.get(name)]:
@@ -86,10 +87,6 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory() -> str:

@@ -21,6 +21,7 @@ from engine.config.schema import Config
 from engine.config.text import to_text
 from engine.data.feed import TrainFeed
 from engine.data.source import Source, check_source, example_spec
+from engine.data.stages import STAGES
 from engine.loop.attempt import Attempt
 from engine.loop.evaluation import build_evaluations, check_metric_names, check_watched
 from engine.loop.events import (
@@ -41,6 +42,7 @@ from engine.loop.hooks import CallHook, Hook, HookResults, hook_events
 from engine.loop.phases import SAVING, TRAINING, Phases
 from engine.loop.stopping import StopRecord, stopped_reason, write
 from engine.observe.profiler import ProfileWindow
+from engine.observe.reading import Reading
 from engine.observe.recorder import Recorder
 from engine.observe.summary import Summary
 from engine.observe.writer import metrics_of
@@ -131,6 +133,7 @@ class Trainer:
         self._stop_reason = ""  # why the run ends or has ended before its last step
         self._step = group.run_on_primary(self.checkpoints.store.latest, "the newest checkpoint") or 0
         self._started = time.monotonic()
+        self._readers = 1
 
     @property
     def step(self) -> int:
@@ -226,7 +229,7 @@ class Trainer:
             try:
                 yield feed
             finally:
-                self.directory.stopwatch.reached(self._step, feed.wait_s)
+                self._report_reading(self._step, feed)
 
     def _events(self, recorder: Recorder) -> list[Event]:
         """Returns all events, in the order in which they run at a boundary."""
@@ -312,7 +315,7 @@ class Trainer:
                 state, metrics = calls[count](state, batches, skips)
                 if stragglers is not None:
                     stragglers.resume()
-                recorder.push(step, metrics, feed.wait_s)
+                recorder.push(step, metrics, feed.wait_s, feed.times)
                 step += count
                 self._step = step_counter[0] = step
                 if step >= next_event or divergence.pending:
@@ -326,13 +329,17 @@ class Trainer:
 
         Called at each boundary, and between boundaries about every POLL_S seconds.
         """
-        self.directory.stopwatch.reached(step, feed.wait_s)
+        self._report_reading(step, feed)
         self.directory.lease.check()
         if self._stragglers is not None:
             self._stragglers.report(step)
         if self.checkpoints.has_events:
             with self._phase(SAVING):
                 self.checkpoints.poll()
+
+    def _report_reading(self, step: int, feed: TrainFeed) -> None:
+        self._readers = feed.readers
+        self.directory.stopwatch.reached(step, feed.wait_s, dict(zip(STAGES, feed.times, strict=True)), feed.readers)
 
     def _receive_row(self, row: dict[str, float]) -> None:
         """Receives a row of training metrics, in the writer thread."""
@@ -348,6 +355,7 @@ class Trainer:
     def summary(self) -> Summary:
         """Returns the summary of the run so far."""
         best = self.checkpoints.retention.best()
+        rates = self._recorder.rates() if self._recorder else {}
         return Summary(
             state="training",
             name=self.config.name,
@@ -360,6 +368,7 @@ class Trainer:
             checkpoints=self.checkpoints.store.steps(),
             wall_s=time.monotonic() - self._started,
             compile_s=self.program.compile_s,
-            rates=self._recorder.rates() if self._recorder else {},
+            rates=rates,
+            data=Reading.of(rates, self._readers).sentence() if rates else "",
             scheduled=bool(followers(self.config)),
         )

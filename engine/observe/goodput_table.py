@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from engine.config.errors import RunError
 from engine.observe import formatting
+from engine.observe.reading import Reading
 from engine.run.directory import RunDirectory
 from engine.run.goodput import KINDS, SLOW, Entry, Time, read, sums
 
@@ -43,10 +44,27 @@ def goodput_text(run: RunDirectory) -> str:
         f"{len(attempts):,} attempt{'s' * (len(attempts) != 1)}; seconds:",
         *_aligned(rows),
     ]
+    lines += _reading(entries, total)
     lines += _slow_processes(read(run.goodput, (SLOW,)))
     if any(entry.get("wall") for entry in entries):
         lines.append("Down times across machines or reboots are by the wall clock, which may have been adjusted.")
     return "\n".join(lines)
+
+
+def _reading(entries: Sequence[Entry], total: Mapping[str, Time]) -> list[str]:
+    """Returns lines about the stages of reading data; none if they were not measured."""
+    measured = [entry for entry in entries if "reading" in entry]
+    if not measured:
+        return []
+    seconds: dict[str, float] = {}
+    for entry in measured:
+        for name, value in entry.get("reading", {}).items():
+            seconds[name] = seconds.get(name, 0.0) + value
+    wall = sum(total[kind].seconds for kind in ("step", "lost", "data wait"))
+    wait = total["data wait"].seconds / wall if wall > 0 else 0.0
+    reading = Reading(wait, seconds, wall, measured[-1].get("readers", 1), measured[-1].get("cores", 1))
+    sentence = reading.sentence()
+    return [f"Reading data: {reading.shares()} of the readers' time."] + ([f"The run {sentence}."] if sentence else [])
 
 
 def _slow_processes(entries: Sequence[Entry]) -> list[str]:

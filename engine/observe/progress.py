@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TextIO
 
 from engine.config.errors import ConfigError
+from engine.data.stages import STAGES
 from engine.observe import formatting
 from engine.observe.writer import metrics_of
 from engine.run.log import logger
@@ -22,7 +23,8 @@ MODES = ("auto", "bar", "lines", "none")
 # Order of the values in a line: the loss, metrics of the Task, metrics of the engine.
 _FIRST = ("loss",)
 _LAST = ("learning_rate", "grad_norm", "skipped", "examples_per_s", "data_wait", "mfu", "device_peak_gib")
-_HIDDEN = ("step_time_s", "flop_per_s", "host_rss_gib")  # they follow from other values or hardly change
+# They follow from other values, hardly change, or are for `convoy goodput`.
+_HIDDEN = ("step_time_s", "flop_per_s", "host_rss_gib", *(f"data_{name}_s" for name in STAGES))
 MIN_PACE_S = 2.0  # the time left is not shown earlier
 LINES_S = 5.0  # between two lines of a count
 _SMALL_WAIT = 0.05  # a smaller share of time spent waiting for data is not shown

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.config.duration import Period
+from engine.data.stages import NO_TIMES, Times
 from engine.metrics.results import Result, scalars
 from engine.observe.memory import memory_use
 from engine.observe.throughput import Throughput
@@ -80,19 +81,21 @@ class Recorder:
         self._row_ends = 0  # last step of the current row; 0: unknown
         self._arrived, self._arrived_at = 0, 0.0  # steps that were read, and the time of the latest reading
         self._wait_s = self._paused_s = 0.0
+        self._times = NO_TIMES
         self.latest_arrival = 0.0
         """Monotonic time of the latest arrival."""
 
-    def push(self, step: int, metrics: "jax.Array", wait_s: float) -> None:
+    def push(self, step: int, metrics: "jax.Array", wait_s: float, times: Times = NO_TIMES) -> None:
         """Adds a dispatch; waits only if more than IN_FLIGHT dispatches are incomplete.
 
         Args:
             step: first step of the dispatch.
             metrics: metrics of its K steps on the device, `[K, names, 2]`.
             wait_s: total time so far that the training loop has waited for data.
+            times: total time so far of each stage of reading, added up over the readers.
         """
         self._in_flight.append((step, metrics))
-        self._wait_s = wait_s
+        self._wait_s, self._times = wait_s, times
         if len(self._in_flight) > IN_FLIGHT:
             self._arrive()
 
@@ -138,7 +141,7 @@ class Recorder:
 
     def _rates_until_now(self) -> Callable[[], Row]:
         """Returns a function for the thread of the writer, which computes the rates from the last row until now."""
-        arrival = (self._arrived, self._arrived_at, self._wait_s)
+        arrival = (self._arrived, self._arrived_at, self._wait_s, self._times)
 
         def rates() -> Row:
             self._throughput.arrived(*arrival)

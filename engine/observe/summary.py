@@ -29,6 +29,7 @@ class Summary:
     wall_s: float = 0.0  # wall time of this attempt
     compile_s: float | None = None  # part of it that was spent on compilation
     rates: Mapping[str, float] = field(default_factory=dict)  # Throughput.total()
+    data: str = ""  # whether reading data slows down the run, and what would help; `Reading.sentence`
     scheduled: bool = False  # whether the learning rate follows a schedule that depends on the total
     command: str | None = None  # command that starts the same run again; None: with the stored config
     kept: bool = True  # whether the run directory is kept
@@ -91,6 +92,8 @@ def _time(summary: Summary) -> list[tuple[str, str]]:
                 f"{rates['data_wait']:.1%} of the time waiting for data",
             )
         )
+    if summary.data:
+        rows.append(("data", summary.data))
     if "flop_per_s" in rates:
         peak = f", {rates['mfu']:.1%} of the peak (MFU)" if "mfu" in rates else ""
         rows.append(("compute", f"{formatting.number(rates['flop_per_s'] / 1e12)} TFLOP/s{peak}"))

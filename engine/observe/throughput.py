@@ -6,12 +6,15 @@ loop spends on evaluations and hooks is subtracted by the caller and is in no ra
 
 from dataclasses import dataclass
 
+from engine.data.stages import NO_TIMES, STAGES, Times
+
 
 @dataclass(frozen=True)
 class _Arrival:
     step: int
     time_s: float
     wait_s: float
+    times: Times
 
 
 class Throughput:
@@ -32,15 +35,16 @@ class Throughput:
         self._latest: _Arrival | None = None
         self._values: dict[str, float] = {}
 
-    def arrived(self, step: int, time_s: float, wait_s: float) -> None:
+    def arrived(self, step: int, time_s: float, wait_s: float, times: Times = NO_TIMES) -> None:
         """Records an arrival; the first one starts the measurement.
 
         Args:
             step: completed updates whose result has arrived.
             time_s: monotonic time of the arrival, minus the paused time so far.
             wait_s: total seconds so far that the training loop has waited for data.
+            times: total seconds so far of each stage of reading, added up over the readers.
         """
-        self._latest = _Arrival(step, time_s, wait_s)
+        self._latest = _Arrival(step, time_s, wait_s, times)
         self._first = self._first or self._latest
         self._begin = self._begin or self._latest
 
@@ -55,8 +59,9 @@ class Throughput:
         arrival the result is empty.
 
         Returns:
-            `examples_per_s`, `step_time_s`, `data_wait` (fraction of the time, 0 to 1), and, if known, `flop_per_s`
-            and `mfu` (fraction of the peak).
+            `examples_per_s`, `step_time_s`, `data_wait` (fraction of the time, 0 to 1), `data_decode_s` and the like
+            (seconds of each stage of reading for a step, added up over the readers), and, if known, `flop_per_s` and
+            `mfu` (fraction of the peak).
         """
         if rates := self._rates(self._begin):
             self._begin, self._values = self._latest, rates
@@ -76,6 +81,9 @@ class Throughput:
             "step_time_s": seconds / steps,
             "data_wait": (end.wait_s - begin.wait_s) / seconds,
         }
+        for name, before, after in zip(STAGES, begin.times, end.times, strict=True):
+            if after > before:
+                rates[f"data_{name}_s"] = (after - before) / steps
         if self._flops_per_step is not None:
             rates["flop_per_s"] = self._flops_per_step * steps / seconds
             if self._peak_flops is not None:

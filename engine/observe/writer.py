@@ -17,6 +17,7 @@ from typing import Any
 from engine.cluster import group
 from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import RunError
+from engine.data.stages import STAGES
 from engine.metrics.results import json_values
 from engine.observe.tensorboard import ROW_KEYS, EventFiles
 from engine.run import json_text
@@ -31,7 +32,7 @@ type Block = Callable[[], Sequence[Row] | None]
 
 MEASURED = (
     "examples_per_s", "step_time_s", "data_wait", "flop_per_s", "mfu", "host_rss_gib", "device_peak_gib", "compile_s",
-    "data_padding", "data_imbalance",
+    "data_padding", "data_imbalance", *(f"data_{name}_s" for name in STAGES),
 )  # fmt: skip
 """Names of the metrics that the engine measures outside of the step."""
 _MAX_QUEUED = 1024  # blocks in the queue; with more, `push` waits, so that memory is bounded and no row is lost

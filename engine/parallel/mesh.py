@@ -17,6 +17,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from engine.cluster import group
+from engine.cluster.cores import usable_cores
 from engine.config import hardware
 from engine.config.errors import ConfigError, ShardingError
 from engine.config.schema import MeshSpec, Slices
@@ -287,8 +288,7 @@ def cpu_device_count(setting: int | str | None, batch_size: int) -> int | None:
     if setting is None or "JAX_NUM_CPU_DEVICES" in os.environ:
         return None
     if setting == "auto":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        count = group.count()
+        cores, count = usable_cores(), group.count()
         return max((n for n in range(1, cores // count + 1) if batch_size % (n * count) == 0), default=1)
     if not isinstance(setting, int) or setting < 1:
         raise ConfigError(f"mesh.cpu_devices = {setting!r}: allowed are a positive number, auto and None.")

@@ -9,13 +9,14 @@ import functools
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import NotRequired, TypedDict, TypeGuard
+from typing import Any, NotRequired, TypedDict, TypeGuard
 
+from engine.cluster.cores import usable_cores
 from engine.config.errors import RunError
 from engine.config.text_file import read_text
 from engine.run.atomic import cannot_write
@@ -25,6 +26,7 @@ from engine.run.owner import boot_id, start_ticks
 SLOW = "slow process"  # kind of entries that estimate how long the run has waited for its slowest process
 KINDS = ("init", "restore", "compile", "step", "data wait", "save stall", "evaluation", "lost", "down")
 _LARGEST = 1e15  # of a number in a valid entry
+NOTHING_READ: Mapping[str, float] = {}
 EVERY_S = 1.0  # seconds between two writes of entries while the loop runs steps
 LEAST_S = 1e-3  # shorter times are not written, but added to the next entry of their kind
 
@@ -44,6 +46,9 @@ class Entry(TypedDict):
     wall: NotRequired[bool]  # seconds are from the wall clock: monotonic clocks of two boots are not comparable
     process: NotRequired[str]  # with SLOW: "process 2 (host a)"
     cause: NotRequired[str]  # with SLOW: what that process waits for
+    reading: NotRequired[dict[str, float]]  # with "step": stage of reading -> seconds, added up over the readers
+    readers: NotRequired[int]  # with `reading`: threads or worker processes that read
+    cores: NotRequired[int]  # with `reading`: cores that the process may use
     closed: NotRequired[bool]  # whether this is the last entry of an attempt that ended without a kill
 
 
@@ -63,6 +68,7 @@ class Stopwatch:
         self._seconds: dict[str, float] = dict.fromkeys(KINDS, 0.0)
         self._step = self._written_step = 0  # last dispatched step: now, and in the last entry
         self._wait_s = 0.0
+        self._reading = _Reading()
         now = time.monotonic()
         last = _last(read(path)) if path is not None else None
         self._since = self._flushed = now if began is None else began
@@ -97,10 +103,19 @@ class Stopwatch:
         self._step = self._written_step = step
         self._write([self._entry("step", 0.0)])  # an entry of this attempt and process for `record_death`
         self._wait_s = 0.0
+        self._reading.restart()
         self._switch("step")
 
-    def reached(self, step: int, wait_s: float) -> None:
-        """Records the last dispatched step, and the total seconds that the loop has waited for data since `begin`."""
+    def reached(self, step: int, wait_s: float, reading: Mapping[str, float] = NOTHING_READ, readers: int = 0) -> None:
+        """Records the last dispatched step, and how data was read since `begin`.
+
+        Args:
+            step: the last dispatched step.
+            wait_s: total seconds that the loop has waited for data.
+            reading: stage of reading -> total seconds, added up over the readers.
+            readers: number of readers.
+        """
+        self._reading.reached(reading, readers)
         waited, self._wait_s = wait_s - self._wait_s, wait_s
         self._seconds["data wait"] += waited
         self._seconds["step"] -= waited
@@ -127,6 +142,7 @@ class Stopwatch:
             self._seconds[entry["kind"]] = 0.0
             if entry["kind"] == "step":
                 entry["steps"], self._written_step = self._step - self._written_step, self._step
+                self._reading.move_to(entry)
         if closed:
             entries[-1]["closed"] = True
         self._write(entries)
@@ -166,6 +182,31 @@ class Stopwatch:
             if not self._write_error_reported:
                 self._write_error_reported = True
                 logger.warning("%s", cannot_write(path, error))
+
+
+class _Reading:
+    """Seconds of each stage of reading that are in no entry yet."""
+
+    def __init__(self) -> None:
+        self._total: dict[str, float] = {}  # since `restart`
+        self._written: dict[str, float] = {}  # part of it that is in an entry
+        self._readers = 0
+
+    def restart(self) -> None:
+        """Starts the totals from 0, as a new feed does."""
+        self._total, self._written = {}, {}
+
+    def reached(self, total: Mapping[str, float], readers: int) -> None:
+        """Records the totals so far."""
+        if total:
+            self._total, self._readers = dict(total), readers
+
+    def move_to(self, entry: Entry) -> None:
+        """Adds the seconds since the last call to an entry."""
+        new = {name: round(seconds - self._written.get(name, 0.0), 6) for name, seconds in self._total.items()}
+        if any(new.values()):
+            entry["reading"], entry["readers"], entry["cores"] = new, self._readers, usable_cores()
+        self._written = self._total
 
 
 class _During:
@@ -239,7 +280,18 @@ def _is_valid(entry: object) -> TypeGuard[Entry]:
     are_counts = all(type(count) is int and abs(count) < _LARGEST for count in counts)
     are_times = all(type(time) in (int, float) and abs(time) < _LARGEST for time in times)  # false for NaN
     texts = [entry.get(name, "") for name in ("boot", "process", "cause")]
-    return are_counts and are_times and all(isinstance(text, str) for text in texts)
+    return are_counts and are_times and all(isinstance(text, str) for text in texts) and _is_reading(entry)
+
+
+def _is_reading(entry: Mapping[str, Any]) -> bool:
+    """Returns whether the times of reading are numbers; older files have none."""
+    reading = entry.get("reading", {})
+    counts = [entry.get(name, 1) for name in ("readers", "cores")]
+    return (
+        isinstance(reading, dict)
+        and all(type(seconds) in (int, float) and abs(seconds) < _LARGEST for seconds in reading.values())
+        and all(type(count) is int and 0 < count < _LARGEST for count in counts)
+    )
 
 
 @dataclass

@@ -1,5 +1,6 @@
 import multiprocessing
 import threading
+import time
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from engine.config.schema import Data
 from engine.data.batches import Batches
 from engine.data.feed import EvaluationFeed, TrainFeed
 from engine.data.source import ArraySource
+from engine.data.stages import STAGES, stage
 
 ROWS = P(("data", "fsdp"))
 
@@ -130,6 +132,30 @@ def test_wait_for_host_data_is_measured():
     feed.next(2)
     feed.close()
     assert 0.1 <= feed.wait_s < 60
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_times_of_all_stages_are_measured_in_threads_and_workers(workers):
+    class Marked(ArraySource):
+        def __getitem__(self, index):
+            time.sleep(0.001)
+            with stage("decode"):
+                time.sleep(0.002)
+                return super().__getitem__(index)
+
+        def transform(self, example, rng):
+            time.sleep(0.001)
+            return example
+
+    feed = train_feed(Marked({"x": np.ones((50, 3), np.float32)}), workers=workers)
+    feed.next(2)
+    times = dict(zip(STAGES, feed.times, strict=True))
+    made_s, readers = feed.made_s, feed.readers
+    feed.close()
+    assert times["read"] > 32 * 0.001 and times["decode"] > 32 * 0.002 and times["transform"] > 32 * 0.001
+    assert times["collate"] > 0 and times["transfer"] > 0
+    assert readers == (workers or 2)
+    assert made_s == pytest.approx(sum(feed.times[:-1]) / readers)
 
 
 def test_closing_stops_the_threads():

@@ -84,3 +84,19 @@ def test_missing_ledger_is_a_run_error(tmp_path):
     with pytest.raises(RunError, match=r"goodput\.jsonl: missing or empty, .* Pass the --workdir"):
         goodput_text(RunDirectory(tmp_path))
     assert goodput({kind: Time() for kind in KINDS}) == 0.0
+
+
+def test_slowest_stage_of_reading_is_named(tmp_path):
+    run = RunDirectory(tmp_path)
+    decoding = {"readers": 2, "cores": 8}
+    entries = [
+        entry(1, "step", 5.0, 10, reading={"read": 1.0, "decode": 7.0, "transfer": 3.0}, **decoding),
+        entry(1, "data wait", 5.0),
+        entry(2, "step", 0.0, reading={"decode": 8.0}, **decoding),
+    ]
+    append(run.goodput, entries)
+    assert goodput_text(run).splitlines()[-2:] == [
+        "Reading data: decode 94%, read 6% of the readers' time.",
+        "The run waits for data 50% of the time: decode takes 94% of the readers' time; more workers would help "
+        "(data.workers).",
+    ]

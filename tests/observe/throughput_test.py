@@ -59,3 +59,13 @@ def test_arrivals_at_the_same_time_are_merged_with_the_next():
     assert throughput.values() == {}
     throughput.arrived(2, 2.0, 0.0)
     assert throughput.values()["step_time_s"] == pytest.approx(0.5)
+
+
+def test_times_of_stages_are_those_of_a_step_of_the_interval():
+    throughput = Throughput(batch_size=32)
+    throughput.arrived(0, 0.0, 0.0, (1.0, 2.0, 0.0, 0.0, 0.0))
+    throughput.arrived(10, 1.0, 0.0, (1.5, 4.0, 0.0, 0.0, 0.1))
+    times = {name: value for name, value in throughput.values().items() if name.startswith("data_")}
+    assert times == pytest.approx(
+        {"data_wait": 0.0, "data_read_s": 0.05, "data_decode_s": 0.2, "data_transfer_s": 0.01}
+    )

@@ -270,3 +270,18 @@ os.kill(os.getpid(), 9)
     record_death(path, [killed.pid], 5)
     assert (steps(path), steps(path, "lost")) == ({1: 3}, {1: 2})
     assert sums(read(path))[1]["lost"].seconds > 0
+
+
+def test_times_of_reading_are_written_with_the_steps_since_the_last_entry(path, clock):
+    stopwatch = Stopwatch(path, 1)
+    for _ in range(2):  # the second time after a rollback, with a new feed
+        stopwatch.begin(0)
+        clock[0] += 1
+        stopwatch.reached(10, 0.0, {"read": 1.0, "decode": 0.0}, 2)
+        stopwatch.flush()
+        stopwatch.reached(10, 0.0, {"read": 1.0, "decode": 0.0}, 2)
+        clock[0] += 1
+        stopwatch.reached(20, 0.0, {"read": 1.5, "decode": 2.0}, 3)
+        stopwatch.flush()
+    found = [(entry["reading"], entry.get("readers")) for entry in read(path) if "reading" in entry]
+    assert found == [({"read": 1.0, "decode": 0.0}, 2), ({"read": 0.5, "decode": 2.0}, 3)] * 2
