@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import engine
-from engine import entry, stopping
+from engine import entry
 from engine.checkpoint.integrity import verify_all
 from engine.checkpoint.store import CheckpointStore
 from engine.config.errors import ConvoyError
 from engine.data import dataset_summary
+from engine.loop import stopping
 from engine.observe.goodput_table import goodput_text
 from engine.observe.summary import Summary, summary_text
 from engine.resume import Accepted, check_config, check_data

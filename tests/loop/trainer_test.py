@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import engine
 from engine import entry
+from engine.checkpoint import timeouts
 from engine.checkpoint.store import CheckpointStore
 from engine.config import hardware
 from engine.config.duration import Duration
@@ -28,6 +29,14 @@ from engine.run.directory import RunDirectory
 from engine.saved.run import SavedRun
 from engine.training.build import build_sources
 from tests import runs, zoo
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_skipped_saves():
+    """Waits for every save in flight, since a save that is due on a loaded machine meanwhile would be skipped."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timeouts, "RECENT_S", 60.0)
+        yield
 
 
 @pytest.fixture(scope="module")
