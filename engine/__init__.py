@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from engine.data.source import ArraySource, Source
     from engine.data.stages import stage
     from engine.entry import explain, train
+    from engine.follower import follow
     from engine.inference import checkpoints, evaluate, evaluate_steps, export, predict
     from engine.loop.hooks import Stop
     from engine.loop.trainer import Trainer
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from engine.mounts import local_path
     from engine.observe.summary import Summary
     from engine.saved.run import LoadedRun, goodput, load
-    from engine.saved_evaluations import follow
     from engine.training.loss import Loss
     from engine.training.task import Task
 
@@ -82,11 +82,11 @@ _MODULES = {
     "engine.data.stages": ("stage",),
     "engine.entry": ("explain", "train"),
     "engine.loop.hooks": ("Stop",),
+    "engine.follower": ("follow",),
     "engine.inference": ("checkpoints", "evaluate", "evaluate_steps", "export", "predict"),
     "engine.metrics.mean": ("Mean",),
     "engine.metrics.metric": ("Metric",),
     "engine.observe.summary": ("Summary",),
-    "engine.saved_evaluations": ("follow",),
     "engine.saved.run": ("LoadedRun", "goodput", "load"),
     "engine.loop.trainer": ("Trainer",),
     "engine.training.loss": ("Loss",),

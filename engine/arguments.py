@@ -97,6 +97,9 @@ def _add_evaluate(add: AddParser) -> None:
     evaluate.add_argument(
         "--follow", action="store_true", help="evaluate each checkpoint of a running job once, until the run is done"
     )
+    evaluate.add_argument(
+        "--timeout", metavar="TIME", help="for --follow: end after this time without a change of the run: '2 hours'"
+    )
     evaluate.add_argument_group(
         "settings", "--evaluations.NAME.data.target=... and other fields of evaluations, or --config.NAME=VALUE"
     )

@@ -55,9 +55,11 @@ def evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
     """Runs `convoy evaluate`."""
     if args.follow and args.step:
         raise ConfigError("--follow evaluates every checkpoint. Remove --step.")
+    if args.timeout and not args.follow:
+        raise ConfigError("--timeout limits how long --follow waits. Add --follow.")
     join(args)
     with fast_import():
-        from engine import inference, saved_evaluations
+        from engine import follower, inference
         from engine.metrics.results import result_text
 
     printed = False
@@ -71,7 +73,7 @@ def evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
 
     with lost_peers_reported():
         if args.follow:
-            saved_evaluations.follow(args.run, overrides=overrides, on_results=show, on_message=_say)
+            follower.follow(args.run, overrides=overrides, timeout=args.timeout, on_results=show, on_message=_say)
         else:
             steps = args.step or [None]
             inference.evaluate_steps(args.run, steps, overrides=overrides, on_results=show, on_message=_say)

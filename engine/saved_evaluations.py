@@ -1,21 +1,18 @@
 """Evaluations of the checkpoints of a run, apart from its training, and their results in `evaluations.jsonl`.
 
 They do not take the lease of the run, so they may run while it trains. A result is one line: step, evaluation, metrics,
-the settings that differ from those of the run, and the time.
+the settings of the evaluation, and the time.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.cluster import group, peer_failure
-from engine.cluster.exit_status import ExitStatus, is_retried
-from engine.config.errors import CheckpointError, ConfigError, RunError
+from engine.config.errors import ConfigError, RunError
 from engine.config.schema import Config
 from engine.config.target import check
 from engine.config.text import flatten, value_text
@@ -24,8 +21,6 @@ from engine.data.source import Source, build_source, check_source, fingerprint
 from engine.loop.evaluation import build_evaluations
 from engine.metrics.results import Result, json_values
 from engine.resilience.out_of_memory import out_of_memory_reported
-from engine.run import status
-from engine.run.directory import RunDirectory
 from engine.run.json_text import dumps, now
 from engine.run.jsonl import open_for_append
 from engine.saved.run import SavedRun
@@ -33,19 +28,29 @@ from engine.saved_program import open_program
 from engine.training.build import build_task
 from engine.training.task import Task
 
-POLL_S, SLOW_POLL_S = 1.0, 10.0  # between two polls of a run that has no new checkpoint: at first, and at last
 # Settings that change how an evaluation is computed, but not its result beyond rounding.
 NOT_COMPARED = ("mesh.", "sharding.", "cache.", "log.", "data.")
+SCHEDULE = ("every", "at_start", "at_end")  # settings of an evaluation that only choose its steps
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredResults:
-    """One line of `evaluations.jsonl`."""
+    """One line of `evaluations.jsonl`.
+
+    Attributes:
+        step: of the checkpoint.
+        evaluation: name of the evaluation.
+        metrics: full name -> result.
+        settings: settings that differ from those of the run.
+        section: all settings of the evaluation that may change its result, since those of the run may change.
+        time: when it was stored.
+    """
 
     step: int
     evaluation: str
     metrics: Mapping[str, Any]
     settings: Mapping[str, str]
+    section: Mapping[str, str] = dataclasses.field(default_factory=dict)
     time: str = ""
 
 
@@ -94,6 +99,7 @@ class SavedEvaluations:
             for name, section in self._sections.items()
         }
         self._settings = _settings(self.saved.config, config, data)
+        """Evaluation -> what is stored as `settings` and `section`."""
         self.program = dataclasses.replace(program, total_steps=self.saved.total_steps or 1)
         self._evaluations = build_evaluations(self._sections, sources, self.program, batch_size)
         self._config, self._warned = config, False
@@ -115,14 +121,13 @@ class SavedEvaluations:
                 found = evaluation.run(weights, step=step) or {}
                 results |= found
                 if group.is_primary():
-                    self._store(
-                        StoredResults(step, evaluation.name, json_values(found), self._settings[evaluation.name], now())
-                    )
+                    settings, section = self._settings[evaluation.name]
+                    self._store(StoredResults(step, evaluation.name, json_values(found), settings, section, now()))
         return results
 
     def missing(self, step: int, known: Sequence[StoredResults]) -> list[str]:
         """Returns the evaluations that have no result for a step with these settings."""
-        stored = [(result.evaluation, dict(result.settings)) for result in known if result.step == step]
+        stored = [(r.evaluation, (dict(r.settings), dict(r.section))) for r in known if r.step == step]
         return [name for name in self._sections if (name, self._settings[name]) not in stored]
 
     def _store(self, result: StoredResults) -> None:
@@ -154,7 +159,12 @@ def read_results(path: Path) -> list[StoredResults]:
             entry = json.loads(line)
             found.append(
                 StoredResults(
-                    int(entry["step"]), entry["evaluation"], entry["metrics"], dict(entry["settings"]), entry["time"]
+                    int(entry["step"]),
+                    entry["evaluation"],
+                    entry["metrics"],
+                    dict(entry["settings"]),
+                    dict(entry.get("section", {})),
+                    entry["time"],
                 )
             )
         except (ValueError, TypeError, KeyError, RecursionError):
@@ -162,8 +172,10 @@ def read_results(path: Path) -> list[StoredResults]:
     return found
 
 
-def _settings(before: Config, now_: Config, data: Mapping[str, Source]) -> dict[str, dict[str, str]]:
-    """Returns evaluation -> the settings that differ from those of the run, by field."""
+def _settings(
+    before: Config, now_: Config, data: Mapping[str, Source]
+) -> dict[str, tuple[dict[str, str], dict[str, str]]]:
+    """Returns evaluation -> the settings that differ from those of the run, and those of the evaluation, by field."""
     old = {name: value_text(name, value) for name, value in flatten(before)}
     new = {name: value_text(name, value) for name, value in flatten(now_)}
     changed = {
@@ -171,15 +183,17 @@ def _settings(before: Config, now_: Config, data: Mapping[str, Source]) -> dict[
         for name in {**old, **new}
         if old.get(name) != new.get(name) and not name.startswith(NOT_COMPARED)
     }
-    own = {}
+    found = {}
     for name in now_.evaluations:
         prefix = f"evaluations.{name}."
-        own[name] = {
+        own = {
             field: text for field, text in changed.items() if field.startswith(prefix) or "evaluations." not in field
         }
         if name in data:
-            own[name][f"{prefix}data"] = f"an object with the content {fingerprint(data[name])}"
-    return own
+            own[f"{prefix}data"] = f"an object with the content {fingerprint(data[name])}"
+        section = {field.removeprefix(prefix): text for field, text in new.items() if field.startswith(prefix)}
+        found[name] = own, {field: text for field, text in section.items() if field not in SCHEDULE}
+    return found
 
 
 def choose_steps(saved: SavedRun, steps: str | Sequence[int | str | None]) -> list[int]:
@@ -188,119 +202,3 @@ def choose_steps(saved: SavedRun, steps: str | Sequence[int | str | None]) -> li
     if words == ["all"]:
         return saved.steps() or [saved.choose("latest")]
     return list(dict.fromkeys(saved.choose(word.strip() if isinstance(word, str) else word) for word in words))
-
-
-def follow(
-    run: str | Path,
-    *,
-    task: Task | None = None,
-    evaluation_data: Mapping[str, Source] | None = None,
-    overrides: Sequence[str] = (),
-    on_results: Callable[[dict[str, Result]], None] = lambda results: None,
-    on_message: Callable[[str], None] = lambda text: None,
-) -> None:
-    """Evaluates each checkpoint of a run once, also those that it still writes, until the run is done.
-
-    A step is left out if `evaluations.jsonl` has its results with the same settings, so a restart continues.
-
-    Args:
-        run: the run directory, in which the training may not have started yet.
-        task: the Task, if the run was started with a Task object.
-        evaluation_data: as for `evaluate`.
-        overrides: as for `evaluate`.
-        on_results: called with "step" and the metrics of each step.
-        on_message: called with sentences for the user.
-
-    Raises:
-        RunError: the run has failed; its exit code is that of the run.
-    """
-    directory = RunDirectory(run)
-    if not has_begun(directory):
-        on_message(f"waiting for a run to start in {directory}")
-    while not has_begun(directory):
-        time.sleep(POLL_S)
-    evaluations = SavedEvaluations(run, task=task, overrides=overrides, data=evaluation_data, on_message=on_message)
-    follower, pause = Follower(evaluations), POLL_S
-    while True:
-        step, names, end = group.run_on_primary(follower.next, "the next checkpoint to evaluate")
-        if step is not None:
-            pause = POLL_S
-            try:
-                on_results(evaluations.run(step, names))
-            except CheckpointError:
-                if not group.run_on_primary(lambda step=step: follower.was_deleted(step), "the checkpoints"):
-                    raise
-                on_message(f"step {step} was deleted before its evaluation. A larger checkpoint.keep_latest keeps it.")
-        elif end:
-            on_message(end)
-            return
-        else:
-            time.sleep(pause)
-            pause = min(1.2 * pause, SLOW_POLL_S)
-
-
-def has_begun(directory: RunDirectory) -> bool:
-    """Whether the config of a run and its number of steps are known; the context of its evaluations needs both."""
-    if not directory.exists():
-        return False
-    try:
-        found = status.read(directory.status)
-    except RunError:  # `Follower` waits for a status that can be read
-        return True
-    return found.total_steps is not None or found.state not in status.RUNNING
-
-
-class Follower:
-    """Decides what to evaluate next, in the primary."""
-
-    def __init__(self, evaluations: SavedEvaluations):
-        self._evaluations, self._saved = evaluations, evaluations.saved
-        self._taken: set[int] = set()  # by this process: a result may not be stored, or the step deleted
-        self._reported = ""
-
-    def next(self) -> tuple[int | None, list[str], str]:
-        """Returns the next step and its evaluations, or how the run has ended; neither if nothing is due.
-
-        Raises:
-            RunError: the run has failed.
-        """
-        state = self._status()  # before the steps: a run that is done writes no more
-        known = read_results(self._saved.directory.evaluations)
-        for step in self._saved.steps():
-            names = self._evaluations.missing(step, known)
-            if names and step not in self._taken:
-                self._taken.add(step)
-                return step, names, ""
-        if state is None or state.state in status.RUNNING or is_retried(state.exit_code or 0):
-            self._report_wait(state)
-            return None, [], ""
-        if state.state == "done":
-            return None, [], f"the run is done at step {state.step}, and all of its checkpoints are evaluated"
-        error = RunError(
-            f"{self._saved.directory}: all checkpoints are evaluated, but the run has ended at step {state.step} with "
-            f"exit code {state.exit_code}: {state.reason} After it is resumed, the same command continues."
-        )
-        error.exit_code = state.exit_code or ExitStatus.USER_ERROR
-        raise error
-
-    def _report_wait(self, state: status.Status | None) -> None:
-        """Says once that the run was killed, or has ended with an exit code after which it is restarted."""
-        text = ""
-        with contextlib.suppress(RunError):
-            text = status.missing_end(self._saved.directory.status)
-        if state is not None and state.state not in status.RUNNING:
-            ended = f"attempt {state.attempt} has ended at step {state.step} with exit code {state.exit_code}"
-            text = f"{ended}. The same command resumes it. {state.reason}".strip()
-        if text and text != self._reported:
-            self._reported = text
-            self._evaluations.say(f"waiting: {text}")
-
-    def _status(self) -> status.Status | None:
-        try:
-            return status.read(self._saved.directory.status)
-        except RunError:  # it has not been written yet, or the storage fails for a moment
-            return None
-
-    def was_deleted(self, step: int) -> bool:
-        """Whether a checkpoint no longer exists."""
-        return step not in self._saved.steps()

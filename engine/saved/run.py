@@ -10,8 +10,10 @@ from typing import Any
 import jax
 from flax import nnx
 
+from engine.checkpoint.manifest import read_lock
 from engine.checkpoint.policy import Retention
 from engine.checkpoint.store import CheckpointStore, StepInfo
+from engine.cluster import group
 from engine.config.draft import draft_of
 from engine.config.errors import CheckpointError, ConfigError, RunError
 from engine.config.instances import section_of
@@ -155,9 +157,35 @@ class SavedRun:
         return self._store.steps()
 
     def weights(self, step: int, program: EvaluationProgram) -> Weights:
-        """Returns the weights of a checkpoint, sharded as the program requires; the other arrays are not read."""
-        wanted = program.abstract_weights(averaged=self.config.train.ema_decay is not None)
-        return Weights.from_tree(self._store.restore(step, wanted.to_tree(), program.model.stacked, partial=True))
+        """Returns the weights of a checkpoint, sharded as the program requires; the other arrays are not read.
+
+        Every process must call it. Raises CheckpointError, in every process if the checkpoint no longer exists.
+        """
+        wanted = program.abstract_weights(averaged=self.config.train.ema_decay is not None).to_tree()
+        with self._reading(step):
+            return Weights.from_tree(self._store.restore(step, wanted, program.model.stacked, partial=True))
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Keeps a checkpoint from being removed while the block runs. Every process must call it.
+
+        The primary decides whether the checkpoint exists, so that no process waits in a restore that another one cannot
+        begin. Raises CheckpointError in every process if it does not.
+        """
+        with contextlib.ExitStack() as stack:
+
+            def lock() -> list[int]:
+                with contextlib.suppress(FileNotFoundError):
+                    stack.enter_context(read_lock(self.directory.checkpoints / str(step)))
+                return self.steps()
+
+            found = group.run_on_primary(lock, "the checkpoint to read")
+            if step not in found:
+                raise CheckpointError(
+                    f"{self.directory.checkpoints}: there is no checkpoint of step {step}. "
+                    f"Existing steps: {', '.join(map(str, found)) or 'none'}."
+                )
+            yield
 
     def restore(self, step: int, program: Program) -> TrainState:
         """Returns the state of a checkpoint, sharded as the program requires."""
