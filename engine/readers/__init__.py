@@ -11,17 +11,20 @@ if TYPE_CHECKING:
     from engine.data.array_record import ArrayRecordSource
     from engine.readers.tf_example import TFExample
     from engine.readers.tf_record import TFRecord
+    from engine.readers.waymo_scenario import WaymoScenario
 
 __all__ = [
     "ArrayRecordSource",
     "TFExample",
     "TFRecord",
+    "WaymoScenario",
 ]
 
 _MODULES = {
     "engine.data.array_record": ("ArrayRecordSource",),
     "engine.readers.tf_example": ("TFExample",),
     "engine.readers.tf_record": ("TFRecord",),
+    "engine.readers.waymo_scenario": ("WaymoScenario",),
 }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from engine.config import target
 from engine.config.errors import DataError
 from engine.config.schema import Target
+from engine.data.stages import stage
 
 type Decoder = Callable[[bytes], Any]
 """Returns the example, or a part of it, that bytes hold."""
@@ -37,7 +38,8 @@ def decoder_name(decoder: Decoder) -> str:
 def decode(decoder: Decoder, data: bytes, where: str) -> Any:
     """Returns the result of a decoder. Raises DataError, which names the record, if the decoder raises anything."""
     try:
-        return decoder(data)
+        with stage("decode"):
+            return decoder(data)
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
     except Exception as error:

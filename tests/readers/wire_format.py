@@ -54,3 +54,13 @@ def write_tf_record(path: Path, records: Iterable[bytes]) -> Path:
         parts += [size, _masked(size), record, _masked(record)]
     path.write_bytes(b"".join(parts))
     return path
+
+
+def read_tf_record(path: Path) -> list[bytes]:
+    """Returns the records of a TFRecord file, without any check and without an index next to the file."""
+    stored, found, position = path.read_bytes(), [], 0
+    while position < len(stored):
+        (size,) = struct.unpack_from("<Q", stored, position)
+        found.append(stored[position + 12 : position + 12 + size])
+        position += 16 + size
+    return found
