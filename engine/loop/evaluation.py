@@ -122,7 +122,8 @@ class Evaluation:
             step: step of the weights, for Tasks that ask for the context.
         """
         first = 0  # position of the first example of the next batch
-        params = evaluation_params(state, self.config.use_ema)
+        # Plain dicts: a hook's state has others, for which JAX would compile the step once more.
+        params, model_state = dict(evaluation_params(state, self.config.use_ema)), dict(state.model_state)
         merged = self._states.merger()
         waiting: deque[Reduced] = deque()
         with contextlib.closing(iter(self._feed)) as batches:
@@ -131,7 +132,7 @@ class Evaluation:
                 if drawn is None:
                     return None
                 point, first = self._program.point(step, first), first + self._batch_size
-                waiting.append(self._step(params, state.model_state, drawn, point))
+                waiting.append(self._step(params, model_state, drawn, point))
                 if len(waiting) > IN_FLIGHT:
                     merged.add(waiting.popleft())
                 on_batch()

@@ -144,7 +144,7 @@ class Save:
 
     def _is_forced(self, boundary: Boundary) -> bool:
         wanted = boundary.last or any(period.due(boundary.step) for period in self.selecting)
-        return boundary.stopping or (boundary.step > 0 and wanted)
+        return boundary.stopping or boundary.ended or (boundary.step > 0 and wanted)
 
     def run(self, boundary: Boundary) -> None:
         if not self.divergence.pending and self.is_due(boundary):

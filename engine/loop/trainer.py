@@ -131,7 +131,8 @@ class Trainer:
         self._row: dict[str, float] = {}  # training metrics of the latest logging interval
         self._results: dict[str, float] = {}  # latest results of evaluations and hooks; `Results` updates them
         self._stop_reason = ""  # why the run ends or has ended before its last step
-        self._step = group.run_on_primary(self.checkpoints.store.latest, "the newest checkpoint") or 0
+        newest = group.run_on_primary(self.checkpoints.store.latest, "the newest checkpoint")
+        self._step, self._resumed = newest or 0, newest is not None
         self._started = time.monotonic()
         self._readers = 1
 
@@ -195,6 +196,7 @@ class Trainer:
                         with self._phase(SAVING):
                             self.checkpoints.finish()
                             if self._stop_reason and programs:
+                                recorder.end_row()
                                 write(self.directory, StopRecord.of(self._step, self._stop_reason, self.config))
                     return
                 except Rollback:
@@ -215,7 +217,7 @@ class Trainer:
         fresh = "or start a new run with --fresh"
         if step == self.total_steps:
             return f"this run is finished; increase train.total to train longer, {fresh}"
-        self._stop_reason = stopped_reason(self.directory, step, self.config) if step else ""
+        self._stop_reason = stopped_reason(self.directory, step, self.config) if self._resumed else ""
         if not self._stop_reason:
             return ""
         return (

@@ -193,6 +193,13 @@ class Recorder:
         if self._unread:
             self._read(time.monotonic())
 
+    def end_row(self) -> None:
+        """Ends the unfinished row at the latest step, since the run ends here before the row does."""
+        self.settle()
+        if self._values:
+            self._row_ends = self._arrived
+            self._end_row()
+
     def rollback(self) -> None:
         """Drops the unfinished row and restarts the rates, since the loop continues from an earlier step."""
         self.settle()

@@ -15,7 +15,7 @@ from engine.config.errors import ConfigError, TaskError
 from engine.config.schema import Hook
 from engine.loop.hooks import ReadOnlyDict, build_hooks, parse
 from engine.observe.summary import summary_text
-from tests import runs
+from tests import runs, zoo
 
 
 def target(name, **settings):
@@ -142,6 +142,33 @@ def test_metric_that_the_hook_does_not_return_is_an_error(tmp_path):
         ))  # fmt: skip
         with pytest.raises(TaskError, match=r"= 'walk/distanse': the hook walk has not .*Did you mean walk/distance"):
             engine.train(config, workdir=tmp_path / field)
+
+
+class Counts(zoo.Classify):
+    """A Task that counts how often its evaluation is traced."""
+
+    traced = 0
+
+    def evaluate(self, model, batch):
+        Counts.traced += 1
+        return super().evaluate(model, batch)
+
+
+class Evaluates:
+    """A hook that runs an evaluation."""
+
+    def run(self, trainer, state, step):
+        before, found = Counts.traced, trainer.evaluations[0].run(state)
+        return {"loss": found["heldout/loss"], "traced": Counts.traced - before}
+
+
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_evaluation_in_a_hook_is_not_compiled_again(tmp_path, ema):
+    hooks = {"own": target("Evaluates", every="4 steps")}
+    settings = dict(task__target=f"{__name__}.Counts", train__ema_decay=ema, train__total="8 steps")
+    engine.train(runs.config(hooks=hooks, **settings), workdir=tmp_path)
+    assert runs.rows(tmp_path, "own/loss") == runs.rows(tmp_path, "heldout/loss")
+    assert runs.rows(tmp_path, "own/traced") == {4: 0, 8: 0}
 
 
 class Keeps:

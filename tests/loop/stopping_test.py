@@ -97,6 +97,29 @@ def test_target_ends_the_run_and_a_larger_patience_continues_it(tmp_path):
     assert engine.train(config(stop__metric=None, stop__patience=None), workdir=tmp_path).step == 10
 
 
+def test_early_end_writes_the_row_of_the_last_steps(tmp_path):
+    unstopped, every = dict(stop__metric=None, stop__patience=None), dict(log__every="5 steps")
+    engine.train(config(**unstopped), workdir=tmp_path / "steps")
+    engine.train(config(**unstopped, **every), workdir=tmp_path / "rows")
+    engine.train(config(stop__target=0, stop__patience=None, **every), workdir=tmp_path / "early")
+    rows, steps = runs.rows(tmp_path / "rows"), runs.rows(tmp_path / "steps")
+    assert runs.rows(tmp_path / "early") == {5: rows[5], 6: steps[6]}
+    engine.train(config(**unstopped, **every), workdir=tmp_path / "early")
+    assert runs.rows(tmp_path / "early") == {5: rows[5], 6: steps[6], 10: rows[10]}
+
+
+def test_target_that_the_initial_weights_reach_ends_the_run_with_a_checkpoint_of_step_0(tmp_path):
+    settings = dict(stop__metric="heldout/loss", stop__mode="min", stop__target=100.0)
+    c = runs.config(**settings, evaluations__heldout__at_start=True)
+    for _ in range(2):
+        summary = engine.train(c, workdir=tmp_path)
+        assert (summary.state, summary.step, summary.checkpoints) == ("done", 0, [0])
+        assert "reaches stop.target = 100" in summary.reason
+    assert "this run has ended early: heldout/loss is " in (tmp_path / "log.txt").read_text()
+    assert engine.load(tmp_path).step == 0
+    assert engine.train(runs.config(), workdir=tmp_path).step == 10
+
+
 def test_replicas_are_compared_at_the_step_of_an_early_stop(tmp_path, monkeypatch):
     checked = []
     monkeypatch.setattr(ReplicaCheck, "run", lambda self, step, state: checked.append(step))

@@ -268,6 +268,14 @@ def test_unfinished_row_continues_in_the_next_attempt(run, tmp_path):
         assert {row["step"]: (row["loss"], row["skipped"]) for row in later.rows()} == {10: (8.0, 1.0)}
 
 
+def test_row_ends_with_a_run_that_ends_before_it(run):
+    run.steps(0, [1.0, 2.0, 3.0])
+    run.steps(3, [4.0, 5.0, 6.0, 8.0], skipped=(7,))
+    run.recorder.end_row()
+    run.recorder.end_row()
+    assert [(row["step"], row["loss"], row["skipped"]) for row in run.rows()] == [(5, 3.0, 0.0), (7, 7.0, 1.0)]
+
+
 def test_resume_ignores_sums_of_other_metrics(run):
     run.recorder.resume({"loss": [13.0, 2.0]})
     run.recorder.resume({})
