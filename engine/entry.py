@@ -23,7 +23,8 @@ from engine.config.target import check_targets, target_names
 from engine.config.text import flatten, from_text, to_text, value_text
 from engine.config.validation import validate
 from engine.data import dataset_summary
-from engine.data.source import Source
+from engine.data.context import names_total_steps
+from engine.data.source import Source, has_transform, source_name
 from engine.loop.hooks import Hook
 from engine.loop.trainer import Trainer
 from engine.mounts import local_text
@@ -37,7 +38,7 @@ from engine.parallel.xla_warnings import rematerialization_explained
 from engine.resilience.out_of_memory import out_of_memory_reported
 from engine.resilience.preemption import start_ended_by_sigterm
 from engine.resilience.replica_check import coverage
-from engine.resume import Accepted, check_config, check_data, check_total, summarize_datasets
+from engine.resume import Accepted, check_config, check_data, check_total, check_total_steps, summarize_datasets
 from engine.run import code
 from engine.run.directory import RunDirectory, default_workdir
 from engine.saved.run import SavedRun
@@ -168,6 +169,10 @@ def _build_trainer(
         on_phase=reporter.phase,
         on_slowest=reporter.slowest,
     )
+    readers = [type(trainer.program.spec.task).__name__] if trainer.program.reads_total_steps else []
+    if has_transform(source) and names_total_steps(source.transform):
+        readers.append(f"{source_name(source)}.transform")
+    check_total_steps(readers, config, directory, accepted)
     directory.write_config_text(to_text(config))  # after all checks of the config
     directory.write_data_text(dataset_summary.to_text(summaries))
     if group.is_primary():

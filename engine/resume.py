@@ -6,7 +6,7 @@ is allowed. `config/identity.py` lists the identity fields.
 
 import dataclasses
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from engine.cluster import group
 from engine.cluster.consistency_check import check_consistency
@@ -69,6 +69,33 @@ def check_total(config: Config, dataset_size: int, directory: RunDirectory) -> N
         ConfigError: `train.total` is below the step of that checkpoint.
     """
     group.run_on_primary(lambda: _check_total(config, dataset_size, directory), "the check of train.total")
+
+
+def check_total_steps(readers: Sequence[str], config: Config, directory: RunDirectory, accepted: Accepted) -> None:
+    """Checks that a changed `train.total` does not change the training of a Task or a dataset that depends on it.
+
+    Args:
+        readers: names of the code that reads `context.total_steps`.
+        config: config of the resume.
+        directory: the run directory, whose stored config is still that of the attempt before.
+        accepted: changes that the user accepts.
+
+    Raises:
+        ConfigError: it does, and that is not accepted.
+    """
+    if readers and not accepted.schedule:
+        group.run_on_primary(lambda: _check_total_steps(readers, config, directory), "the check of total_steps")
+
+
+def _check_total_steps(readers: Sequence[str], config: Config, directory: RunDirectory) -> None:
+    if newest_checkpoint(directory) is None:
+        return
+    old = from_text(directory.read_config_text(), str(directory.config)).train.total
+    if old != config.train.total:
+        raise ConfigError(
+            f"{directory}: train.total: {old} -> {config.train.total} changes context.total_steps, which "
+            f"{' and '.join(readers)} reads. To resume with it, add --accept-schedule-change."
+        )
 
 
 def _check_total(config: Config, dataset_size: int, directory: RunDirectory) -> None:

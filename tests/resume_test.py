@@ -57,6 +57,28 @@ def test_changing_total_requires_accept_schedule_change(tmp_path):
     assert engine.train(longer, workdir=tmp_path, accept_schedule_change=True).step == 3
 
 
+class Timed(zoo.Classify):
+    """A Task whose loss depends on the length of the run."""
+
+    def loss(self, model, batch, rng, context):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return (1 - context.step / context.total_steps) * super().loss(model, batch, rng)
+
+
+def test_changing_total_requires_a_flag_for_code_that_reads_it(tmp_path):
+    settings = dict(task__target=f"{__name__}.Timed", optimizer__schedule="constant", checkpoint__every=None)
+    settings |= dict(evaluations={}, data__target="tests.data.context_test.timed")
+
+    def train(total, **accepted):
+        return engine.train(runs.config(**settings, train__total=f"{total} steps"), workdir=tmp_path, **accepted)
+
+    train(2)
+    text = "2 steps -> 3 steps changes context.total_steps, which Timed and tests.*TimedSource.transform reads"
+    with pytest.raises(ConfigError, match=text):
+        train(3)
+    assert train(3, accept_schedule_change=True).step == 3
+    assert train(3).step == 3
+
+
 def test_total_below_the_newest_checkpoint_is_refused_before_anything_is_written(tmp_path):
     settings = dict(evaluations={}, checkpoint__every="3 steps")
     engine.train(runs.config(train__total="6 steps", **settings), workdir=tmp_path)

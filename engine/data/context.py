@@ -8,6 +8,7 @@ import contextvars
 import dataclasses
 import functools
 import inspect
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,6 +26,29 @@ class Context:
     rng: Any
     """Random keys `[batch]`, one per example, in evaluations, too. In `after_step`, one key. In the `transform` of a
     source, the numpy.random.Generator of the example."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchedContext(Context):
+    """A context that records which code reads its `total_steps`, which a longer run changes."""
+
+    reads: list[str]
+    """Receives "total_steps" at each reading."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "total_steps":
+            object.__getattribute__(self, "reads").append(name)
+        return object.__getattribute__(self, name)
+
+
+def names_total_steps(function: Callable[..., Any]) -> bool:
+    """Returns whether the code of a function that declares a parameter `context` names `total_steps`."""
+    codes = [code] if (code := getattr(function, "__code__", None)) and wants_context(function) else []
+    for code in codes:
+        if "total_steps" in code.co_names:
+            return True
+        codes += [inner for inner in code.co_consts if isinstance(inner, types.CodeType)]
+    return False
 
 
 def wants_context(function: Callable[..., Any]) -> bool:

@@ -68,6 +68,10 @@ class Model:
         """Returns the model state and the random state of a module."""
         return dict(_flat(nnx.state(module, (*self.state_kinds, *RNG_STATE))))
 
+    def params_of(self, module: nnx.Module) -> Arrays:
+        """Returns the parameters of a module."""
+        return dict(_flat(nnx.state(module, nnx.Param)))
+
     def model_state_of(self, module: nnx.Module) -> Arrays:
         """Returns the model state of a module after its forward pass.
 

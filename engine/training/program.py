@@ -39,7 +39,13 @@ from engine.training.step import (
     move_optimizer,
 )
 from engine.training.task import check_loss, missing_key_reported
-from engine.training.update import check_own_update, has_own_update, own_update
+from engine.training.update import (
+    changed_by_after_step,
+    changed_frozen,
+    check_own_update,
+    has_own_update,
+    own_update,
+)
 from engine.tuning.control_flow import step_control_flow
 from engine.types import PyTree
 
@@ -112,6 +118,7 @@ class Program:
         self.shape_shares: Sequence[float] = [1 / len(self._abstract_batches)] * len(self._abstract_batches)
         """Share of the batches that have each shape, for the mean of `flops_per_step`."""
         self.task_metrics = self._trace_update() if has_own_update(spec.task) else self._trace_loss()
+        self._trace_after_step()
         self.metric_names = (*self.task_metrics, *spec.engine_metrics)
         self.compile_s = 0.0
         self._flops = [0.0] * len(self._abstract_batches)
@@ -162,14 +169,35 @@ class Program:
             self.spec, grad_shardings=self._grad_shardings(), opt_shardings=self._offload_shardings()
         )
 
+        changed: list[str] = []
+
         def update(state: TrainState, batch: Batch, key: jax.Array) -> dict[str, Metric]:
             with missing_key_reported(self.spec.task, "update", batch.examples):
                 state = move_optimizer(self.spec, state, 1)
-                return dict(own_update(self.spec, state, batch, key, state.step)[1])
+                after, metrics = own_update(self.spec, state, batch, key, state.step)
+            changed.extend(changed_frozen(self.spec, state.params, {**state.params, **after.frozen}))
+            return dict(metrics)
 
         traced = jax.jit(with_layout(self.spec.layout, update))
         trace = traced.trace(self.abstract_state, self.abstract_batch, jax.random.key(0))
+        self.spec = dataclasses.replace(self.spec, changed_frozen=tuple(changed))
         return self._complete_spec(trace, self.spec.objective)
+
+    def _trace_after_step(self) -> None:
+        """Traces `Task.after_step`, and adds the frozen parameters that it changes to `spec`."""
+        changed: list[str] = []
+
+        def after_step(state: TrainState, key: jax.Array) -> None:
+            changed.extend(changed_by_after_step(self.spec, state, key))
+
+        jax.eval_shape(with_layout(self.spec.layout, after_step), self.abstract_state, jax.random.key(0))
+        found = dict.fromkeys((*self.spec.changed_frozen, *changed))
+        self.spec = dataclasses.replace(self.spec, changed_frozen=tuple(found))
+
+    @property
+    def reads_total_steps(self) -> bool:
+        """Whether the loss, `after_step` or the update of the Task reads `context.total_steps`."""
+        return bool(self.spec.reads)
 
     def _complete_spec(self, trace: jax.stages.Traced, objective: Objective) -> tuple[str, ...]:
         """Completes `spec` for a traced function that returns metrics; returns the metric names, "loss" first."""

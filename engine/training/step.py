@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 
 from engine.data.batch import Batch
-from engine.data.context import Context, call
+from engine.data.context import Context, WatchedContext, call
 from engine.metrics.mean import divide
 from engine.metrics.metric import Metric
 from engine.metrics.pairs import pairs_of
@@ -62,6 +62,8 @@ class StepSpec:
     objective: Objective = dataclasses.field(default_factory=Objective)  # names of the losses
     total_steps: int = 0  # for the context, as is the next one
     steps_per_epoch: float = 1.0
+    changed_frozen: tuple[str, ...] = ()  # paths of frozen parameters that the Task changes in `after_step` or `update`
+    reads: list[str] = dataclasses.field(default_factory=list)  # see `WatchedContext`; filled while tracing
     branch: bool = False  # the guard branches instead of selecting each value: faster on CPU without convolutions
 
     @property
@@ -92,7 +94,7 @@ class StepSpec:
     def context(self, step: jax.Array | int, rng: jax.Array) -> Context:
         """Returns the context of a step, for the methods of the Task that ask for it."""
         epoch = jnp.asarray(step, jnp.float32) / self.steps_per_epoch
-        return Context(jnp.asarray(step, jnp.int32), epoch, self.total_steps, rng)
+        return WatchedContext(jnp.asarray(step, jnp.int32), epoch, self.total_steps, rng, self.reads)
 
     @property
     def batch_sharding(self) -> NamedSharding:
@@ -119,7 +121,8 @@ def make_train_step(settings: StepSpec, metric_names: tuple[str, ...]) -> Step:
             pairs = pairs_of(means, None)
             sums = jnp.stack([pairs[name] for name in metric_names])
             grad_norm, update = after.grad_norm, functools.partial(new_state, spec, state, after, key)
-            finite = jnp.stack([jnp.isfinite(x).all() for x in after.params.values()]).all()
+            changed = [*after.params.values(), *(after.frozen[path] for path in spec.changed_frozen)]
+            finite = jnp.stack([jnp.isfinite(x).all() for x in changed]).all()
         else:
             grads, sums, model_state = gradients(spec, metric_names, state, batch, key, state.step)
             grad_norm, finite = optax.tree.norm(grads), True
@@ -160,15 +163,15 @@ def is_spike(loss: jax.Array, window: jax.Array, factor: float) -> jax.Array:
 def make_finite(spec: StepSpec) -> Callable[[TrainState], dict[str, jax.Array]]:
     """Returns `state -> {path: bool}`: whether all values of an array are finite.
 
-    The arrays are the trained parameters, their averages and the optimizer state. Scalars of the optimizer are not
-    checked, since they may be infinite (such as the best loss so far). Model state may hold infinities (such as a mask)
-    but no NaN.
+    The arrays are the parameters that the run changes, their averages and the optimizer state. Scalars of the optimizer
+    are not checked, since they may be infinite (such as the best loss so far). Model state may hold infinities (such as
+    a mask) but no NaN.
     """
 
     def finite(state: TrainState) -> dict[str, jax.Array]:
         state = move_optimizer(spec, state, 1)
-        trained = {path: state.params[path] for path in spec.model.trained}
-        parts = {"params": trained, "opt_state": state.opt_state, "ema": state.ema}
+        changed = {path: state.params[path] for path in (*spec.model.trained, *spec.changed_frozen)}
+        parts = {"params": changed, "opt_state": state.opt_state, "ema": state.ema}
         found = {}
         for path, x in jax.tree.leaves_with_path(parts):
             if x.ndim and jnp.issubdtype(x.dtype, jnp.inexact):

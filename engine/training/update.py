@@ -215,6 +215,27 @@ def _after_step(spec: "StepSpec", params: Arrays, model_state: Arrays, context: 
     return spec.model.variables_of(module, params, model_state)
 
 
+def changed_by_after_step(spec: "StepSpec", state: TrainState, key: jax.Array) -> list[str]:
+    """Returns the paths of the frozen parameters that `Task.after_step` changes; to be traced.
+
+    Raises:
+        TaskError: it creates, removes or reshapes a variable.
+    """
+    if type(spec.task).after_step is Task.after_step:
+        return []
+    module = spec.model.module(state.params, state.model_state, key)
+    before = spec.model.params_of(module)
+    module.train()
+    spec.task.after_step(module, spec.context(state.step, key_of(key, AFTER_STEP)))
+    spec.model.variables_of(module, state.params, state.model_state)
+    return changed_frozen(spec, before, spec.model.params_of(module))
+
+
+def changed_frozen(spec: "StepSpec", before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
+    """Returns the paths of the frozen parameters that are other arrays than before, while a function is traced."""
+    return [path for path, x in before.items() if path not in spec.model.trained and after[path] is not x]
+
+
 def constrain(spec: "StepSpec", arrays: Mapping[str, jax.Array]) -> Arrays:
     """Constrains the shardings of gradients: each device sums the part that it updates, as in FSDP and ZeRO-1."""
     if spec.mesh.size == 1:

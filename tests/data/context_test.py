@@ -1,5 +1,7 @@
 """The context of a Task's methods."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from engine import ArraySource, Loss, Mean
 from engine.config.schema import Evaluation as EvaluationConfig
 from engine.config.schema import MeshSpec
 from engine.data.batches import Batches
-from engine.data.context import wants_context
+from engine.data.context import names_total_steps, wants_context
 from engine.loop.evaluation import Evaluation
 from engine.training.evaluation_program import EVALUATION
 from tests import zoo
@@ -49,6 +51,17 @@ class Growing(ArraySource):
     def transform(self, example, rng, context):
         assert context.rng is rng
         return {"at": np.array([context.step, context.epoch, context.total_steps], np.float32)}
+
+
+class TimedSource(ArraySource):
+    """The examples of the zoo, with noise that depends on the length of the run."""
+
+    def transform(self, example, rng, context):
+        return {**example, "x": example["x"] + np.float32(context.step / context.total_steps)}
+
+
+def timed():
+    return TimedSource(zoo.examples(64, 0))
 
 
 def test_transform_that_declares_a_context_knows_the_step():
@@ -116,6 +129,58 @@ def test_after_step_that_creates_a_variable_or_changes_a_shape_raises_task_error
     for task, message in ((New(), "more: variables that were created"), (Shape(), r"teacher: found shape \[3\]")):
         with pytest.raises(Exception, match=message):
             zoo.run(zoo.program(task), zoo.batches(1))
+
+
+class Late(zoo.Classify):
+    """Depends on the length of the run only after the update."""
+
+    def after_step(self, model, context):
+        model.head.bias[...] *= context.step / context.total_steps
+
+
+def test_code_that_reads_the_length_of_the_run_is_known():
+    assert [zoo.program(task()).reads_total_steps for task in (Mine, Late, Taught, zoo.Classify)] == [True] * 2 + [
+        False
+    ] * 2
+
+    def nested(example, rng, context):
+        return [context.total_steps for _ in range(2)]
+
+    assert names_total_steps(timed().transform) and names_total_steps(nested)
+    assert not names_total_steps(lambda example, rng, context: context.step) and not names_total_steps(int)
+
+
+class FrozenTeacher(zoo.Classify):
+    """Averages the weights in parameters that are not trained, and breaks them at step 1."""
+
+    def build(self, rngs):
+        model = super().build(rngs)
+        model.teacher = nnx.Param(jnp.zeros(self.width))  # pyright: ignore[reportAttributeAccessIssue]
+        model.constant = nnx.Param(jnp.full(3, jnp.inf))  # pyright: ignore[reportAttributeAccessIssue]
+        return model
+
+    def after_step(self, model, context):
+        model.teacher[...] = jnp.where(context.step == 1, jnp.nan, model.hidden[0].bias[...])
+
+
+class FrozenUpdate(FrozenTeacher):
+    """Does the same in the update."""
+
+    after_step = zoo.Classify.after_step
+
+    def update(self, state, batch, context):
+        value = jnp.where(context.step == 1, jnp.nan, state.params["hidden/0/bias"])
+        return dataclasses.replace(state, frozen={**state.frozen, "teacher": value}), {"loss": Mean.of(batch["x"])}
+
+
+def test_frozen_parameters_that_the_task_changes_are_checked():
+    for task in (FrozenTeacher(), FrozenUpdate()):
+        program = zoo.program(task, trainable="hidden|head")
+        assert program.spec.changed_frozen == ("teacher",)
+        state, metrics = zoo.run(program, zoo.batches(2))
+        skipped = metrics[:, program.metric_names.index("skipped"), 0].tolist()
+        own = isinstance(task, FrozenUpdate)
+        assert (skipped, program.not_finite(state)) == (([0, 1], []) if own else ([0, 0], ["params/teacher"]))
 
 
 class Drawn(zoo.Classify):
