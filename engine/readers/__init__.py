@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from engine.readers.tf_example import TFExample
     from engine.readers.tf_record import TFRecord
     from engine.readers.waymo_scenario import WaymoScenario
+    from engine.readers.web_dataset import WebDataset
 
 __all__ = [
     "ArrayRecordSource",
     "TFExample",
     "TFRecord",
     "WaymoScenario",
+    "WebDataset",
 ]
 
 _MODULES = {
@@ -25,6 +27,7 @@ _MODULES = {
     "engine.readers.tf_example": ("TFExample",),
     "engine.readers.tf_record": ("TFRecord",),
     "engine.readers.waymo_scenario": ("WaymoScenario",),
+    "engine.readers.web_dataset": ("WebDataset",),
 }
 
 

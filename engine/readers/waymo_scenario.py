@@ -121,9 +121,10 @@ class WaymoScenario:
         return example
 
 
-def _split(record: bytes, message: Span, repeated: int) -> tuple[dict[int, float], list[Span]]:
-    """Returns the numbers in a message by field, varints and doubles, and where the messages of one field lie."""
-    values: dict[int, float] = {}
+def _split(record: bytes, message: Span, repeated: int) -> tuple[dict[int, int], list[Span], float]:
+    """Returns the integers in a message by field, where the messages of one field lie, and the double in field 1."""
+    values: dict[int, int] = {}
+    double = 0.0
     found: list[Span] = []
     for number, kind, a, b in wire.fields(record, *message):
         if kind == wire.BYTES:
@@ -131,16 +132,16 @@ def _split(record: bytes, message: Span, repeated: int) -> tuple[dict[int, float
                 found.append((a, b))
         elif kind == wire.VARINT:
             values[number] = wire.signed(a)
-        elif kind == wire.FIXED64:
-            (values[number],) = struct.unpack_from("<d", record, a)
-    return values, found
+        elif kind == wire.FIXED64 and number == 1:
+            (double,) = struct.unpack_from("<d", record, a)
+    return values, found, double
 
 
 def _tracks(record: bytes, tracks: list[Span], times: int) -> dict[str, np.ndarray]:
     states: list[Span] = []
     heads = []
     for i, track in enumerate(tracks):
-        head, own = _split(record, track, 3)
+        head, own, _ = _split(record, track, 3)
         if len(own) != times:
             raise DataError(f"track {i} has {len(own)} states, the scenario has {times} timestamps.")
         heads.append((head.get(1, 0), head.get(2, 0)))
@@ -184,11 +185,11 @@ def _map(record: bytes, features: list[Span], size: int) -> dict[str, np.ndarray
                 kind, body = number, (a, b)
             elif number == 1 and wire_type == wire.VARINT:
                 identifier = wire.signed(a)
-        type_field, points_field = _FEATURES.get(kind, (0, 0))
-        values, own = _split(record, body, points_field)
+        type_field, points_field = _FEATURES[kind] if kind else (0, 0)
+        values, own, limit = _split(record, body, points_field)
         points += own
         counts.append(len(own))
-        entries.append((kind, values.get(type_field, 0), identifier, values.get(1, 0) if kind == _LANE else 0))
+        entries.append((kind, values.get(type_field, 0), identifier, limit if kind == _LANE else 0))
     return _polylines(record, points, np.array(counts, np.int64), size, list(zip(*entries, strict=True)) or [()] * 4)
 
 

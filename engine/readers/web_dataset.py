@@ -1,0 +1,200 @@
+"""Reads WebDataset shards, which are tar files, as a source with random access.
+
+Consecutive members whose names differ only after the first dot of the file name are one sample: `a/17.jpg` and
+`a/17.cls` are the members `jpg` and `cls` of the sample `a/17`. The index of a shard holds where each member lies.
+"""
+
+import hashlib
+import os
+import tarfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from engine.config.errors import DataError, did_you_mean
+from engine.data.files import file_names, find_files, sampled_files
+from engine.data.source import FINGERPRINT_EXAMPLES, SEPARATOR, Example, evenly_spaced
+from engine.mounts import shown
+from engine.readers.decoders import Decoder, decode, decoder_name, find_decoder
+from engine.readers.members import default_decoder
+from engine.readers.record_files import RecordFiles
+from engine.readers.saved_index import Index, file_indexes
+
+FORM = "webdataset-1"
+BLOCK = 512  # bytes: members of a tar file begin at a multiple of it
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}  # by the first two bytes
+
+
+class WebDataset:
+    """Source of the samples of WebDataset shards.
+
+    An example is a dict of the decoded members, by their suffix in lower case, and the text `__key__`. Decoded are
+    `txt`, `cls` and other integers, `json`, `npy`, `npz` and images; others stay bytes, which do not reach the
+    devices. On the first use of a shard, an index of its members is built and saved in `.convoy_index/` next to the
+    shard, or in the user's cache folder. The order of a run is that of any other source, so shards need no shuffling.
+
+    Args:
+        pattern: path or list of paths of uncompressed tar files; shell wildcards and bucket addresses are allowed.
+        fields: suffixes of the members to read. Default: those of the first sample.
+        decoders: suffix -> function of the bytes, or its dotted path, in the place of the usual decoder.
+
+    Raises:
+        DataError: no file matches, a file is compressed or no tar file, or there are no samples.
+        ConfigError: the path of a decoder does not exist.
+    """
+
+    def __init__(
+        self,
+        pattern: str | Sequence[str],
+        fields: Sequence[str] | None = None,
+        decoders: Mapping[str, str | Decoder] | None = None,
+    ):
+        paths = find_files(pattern, "tar")
+        self._indexes = file_indexes(paths, FORM, _build)
+        self._files = RecordFiles(paths, [len(index["key"]) for index in self._indexes])
+        if fields is None:
+            fields = self._first_fields()
+        given = decoders or {}
+        if unknown := [suffix for suffix in given if suffix not in fields]:
+            raise DataError(f"decoders: no member {unknown[0]!r} is read.{did_you_mean(unknown[0], fields)}")
+        self._decoders = {
+            suffix: find_decoder(given[suffix] if suffix in given else default_decoder(suffix), f"decoders.{suffix}")
+            for suffix in fields
+        }
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Example:
+        """Returns one sample.
+
+        Raises:
+            DataError: a member is missing or damaged; the text names the sample and its file.
+        """
+        key, where, file, members = self._sample(index)
+        example: dict[str, Any] = {"__key__": key}
+        for suffix, decoder in self._decoders.items():
+            if suffix not in members:
+                found = ", ".join(members) or "none"
+                raise DataError(f"{where} has no member {suffix!r}, found {found}. Correct `fields`.")
+            example[suffix] = decode(decoder, self._files.read(file, *members[suffix]), f"{where}, {suffix}")
+        return example
+
+    def fingerprint(self) -> str:
+        """Returns the names, sizes and hashed samples of the first files, a hash of some samples, and the decoders."""
+        found = hashlib.blake2b(SEPARATOR.join(file_names(self._files.paths)).encode(), digest_size=16)
+        for index in evenly_spaced(len(self), FINGERPRINT_EXAMPLES):
+            try:
+                _, _, file, members = self._sample(index)
+                for suffix in self._decoders.keys() & members.keys():
+                    found.update(suffix.encode() + self._files.read(file, *members[suffix]))
+            except DataError:  # training reports the error when it reads this sample
+                found.update(b"cannot be read")
+        decoders = ", ".join(f"{suffix} {decoder_name(decoder)}" for suffix, decoder in self._decoders.items())
+        parts = [*sampled_files(self._files.paths), f"samples {found.hexdigest()}"]
+        return SEPARATOR.join([*parts, f"members {decoders}".replace(SEPARATOR, " ")])
+
+    def _sample(self, index: int) -> tuple[str, str, int, dict[str, tuple[int, int]]]:
+        """Returns the key of a sample, its name in error texts, its file, and suffix -> (offset, size) of its members.
+
+        Raises:
+            DataError: the sample is incomplete, or two of its members have one name.
+        """
+        file, number = self._files.locate(index)
+        stored = self._indexes[file]
+        key = bytes(stored["key"][number]).decode(errors="surrogateescape")
+        where = f"{self._files.name(index)}, {key}"
+        first, end = stored["first"][number : number + 2].tolist()
+        if first == end:
+            raise DataError(
+                f"{self._files.name(index)}: the file is damaged or ends at byte {stored['damage'][0]}. Samples after "
+                "it cannot be found: copy or write the file again."
+            )
+        members = {}
+        for member in range(first, end):
+            suffix = bytes(stored["suffixes"][stored["suffix"][member]]).decode(errors="surrogateescape")
+            if suffix in members:
+                raise DataError(f"{where} has two members {suffix!r}. Write the file again.")
+            members[suffix] = (int(stored["offset"][member]), int(stored["size"][member]))
+        return key, where, file, members
+
+    def _first_fields(self) -> list[str]:
+        """Returns the suffixes of the first sample that can be read."""
+        for index in range(len(self)):
+            try:
+                return list(self._sample(index)[3])
+            except DataError:
+                continue
+        raise DataError(
+            f"{shown(self._files.paths[0])}: no samples in {len(self._files.paths)} files. Members are named like "
+            "17.jpg and 17.cls."
+        )
+
+
+def _build(path: str) -> Index:
+    """Returns where the members of a shard lie.
+
+    `key` `[samples]`, `first` `[samples + 1]`, the first member of each sample, and `offset`, `size` and `suffix`
+    `[members]`, the last an index into `suffixes`. The damaged end of a file, at byte `damage[0]`, is a last sample
+    without members.
+
+    Raises:
+        DataError: the file is compressed, or no tar file.
+    """
+    keys, first, members = [], [], []
+    suffixes: dict[str, int] = {}
+    end, damage = 0, np.zeros(0, np.int64)
+    with open(path, "rb") as file:
+        length = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        magic = file.read(2)
+        file.seek(0)
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                while (member := tar.next()) is not None:
+                    end = member.offset_data + (-(-member.size // BLOCK) * BLOCK if member.isreg() else 0)
+                    key, suffix = _split(member.name)
+                    if not member.isreg() or not key:
+                        continue
+                    if not keys or keys[-1] != key:
+                        keys.append(key)
+                        first.append(len(members))
+                    number = suffixes.setdefault(suffix, len(suffixes))
+                    members.append((member.offset_data, member.size, number))
+        except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
+            if not members:
+                kind = _COMPRESSED.get(magic)
+                problem = f"compressed by {kind}, which allows no random access" if kind else f"no tar file: {error}"
+                advice = "Decompress it." if kind else "Correct the pattern."
+                raise DataError(f"{shown(path)} is {problem}. {advice}") from error
+        if members and sum(members[-1][:2]) > length:  # its last sample is incomplete
+            damage = np.array([length], np.int64)
+            del members[first.pop() :]
+            keys[-1] = ""
+            first.append(len(members))
+        elif length:
+            file.seek(min(end, length))
+            if file.read(BLOCK).strip(b"\0"):
+                damage = np.array([end], np.int64)
+                keys.append("")
+                first.append(len(members))
+    table = np.array(members, np.int64).reshape(-1, 3)
+    return {
+        "key": np.array([key.encode(errors="surrogateescape") for key in keys], np.bytes_),
+        "first": np.array([*first, len(members)], np.int64),
+        "offset": table[:, 0],
+        "size": table[:, 1],
+        "suffix": table[:, 2].astype(np.int32),
+        "suffixes": np.array([suffix.encode(errors="surrogateescape") for suffix in suffixes], np.bytes_),
+        "damage": damage,
+    }
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Returns the key and the suffix of a member; no key for a name without a suffix, as webdataset skips it."""
+    folder, _, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    if not stem or not suffix:
+        return "", ""
+    return f"{folder}/{stem}" if folder else stem, suffix.lower()
