@@ -9,23 +9,41 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from engine.data.array_record import ArrayRecordSource
+    from engine.readers.arrow import Arrow
+    from engine.readers.decode_image import DecodeImage
+    from engine.readers.hugging_face import HuggingFace
+    from engine.readers.image_folder import ImageFolder
+    from engine.readers.parquet import Parquet
     from engine.readers.tf_example import TFExample
     from engine.readers.tf_record import TFRecord
+    from engine.readers.video import Video
     from engine.readers.waymo_scenario import WaymoScenario
     from engine.readers.web_dataset import WebDataset
 
 __all__ = [
     "ArrayRecordSource",
+    "Arrow",
+    "DecodeImage",
+    "HuggingFace",
+    "ImageFolder",
+    "Parquet",
     "TFExample",
     "TFRecord",
+    "Video",
     "WaymoScenario",
     "WebDataset",
 ]
 
 _MODULES = {
     "engine.data.array_record": ("ArrayRecordSource",),
+    "engine.readers.arrow": ("Arrow",),
+    "engine.readers.decode_image": ("DecodeImage",),
+    "engine.readers.hugging_face": ("HuggingFace",),
+    "engine.readers.image_folder": ("ImageFolder",),
+    "engine.readers.parquet": ("Parquet",),
     "engine.readers.tf_example": ("TFExample",),
     "engine.readers.tf_record": ("TFRecord",),
+    "engine.readers.video": ("Video",),
     "engine.readers.waymo_scenario": ("WaymoScenario",),
     "engine.readers.web_dataset": ("WebDataset",),
 }

@@ -1,0 +1,99 @@
+"""Reads Arrow and Feather files (extra `parquet`), mapped into memory. The smallest read is a record batch."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engine.config.errors import DataError
+from engine.data.files import find_files
+from engine.readers.decoders import Decoder
+from engine.readers.extras import import_extra
+from engine.readers.tables import CACHE_BYTES, Tables
+
+FILE_MAGIC = b"ARROW1"  # first bytes of the file format
+END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+
+
+class Arrow(Tables):
+    """Source of the rows of Arrow files, in the file format (also called Feather) or the stream format.
+
+    An example is a dict by column, as of `Parquet`. Uncompressed files are read at random without decoding more than
+    the rows asked for.
+    """
+
+    def __init__(
+        self,
+        pattern: str | Sequence[str],
+        columns: Sequence[str] | None = None,
+        group_by: str | None = None,
+        one_per_file: bool = False,
+        constant: Sequence[str] = (),
+        decode: Mapping[str, str | Decoder] | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ):
+        """Opens files, as `Parquet` does, with the same arguments. Raises DataError as `Parquet`."""
+        import_extra("pyarrow", "parquet", "Arrow files")
+        super().__init__(
+            find_files(pattern, "Arrow"),
+            ArrowFormat(),
+            columns=columns,
+            group_by=group_by,
+            one_per_file=one_per_file,
+            constant=constant,
+            decode=decode,
+            cache_bytes=cache_bytes,
+        )
+
+
+class ArrowFormat:
+    """The file and the stream format of Arrow.
+
+    A stream can only be read from its begin, so its batches are kept: of a mapped file, these are only addresses.
+    """
+
+    name = "Arrow"
+
+    def __init__(self):
+        self._streams: dict[str, list[Any]] = {}  # path -> record batches; threads may read a stream twice
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_streams": {}}
+
+    def schema(self, path: str) -> Any:
+        return _open(path)[0].schema
+
+    def block_rows(self, path: str) -> list[int]:
+        reader, is_file = _open(path, [0])  # of a compressed file, only the first column is decompressed
+        batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else self._stream(path)
+        return [batch.num_rows for batch in batches]
+
+    def read(self, path: str, block: int | None, columns: list[str]) -> Any:
+        import pyarrow as pa
+
+        reader, is_file = _open(path)
+        chosen = [name for name in columns if name in reader.schema.names]
+        if is_file:
+            reader, _ = _open(path, [reader.schema.get_field_index(name) for name in chosen])
+            return reader.read_all() if block is None else pa.Table.from_batches([reader.get_batch(block)])
+        batches = self._stream(path)
+        return pa.Table.from_batches(batches if block is None else [batches[block]]).select(chosen)
+
+    def _stream(self, path: str) -> list[Any]:
+        if path not in self._streams:
+            with open(path, "rb") as file:
+                file.seek(-len(END_OF_STREAM), os.SEEK_END)
+                if file.read() != END_OF_STREAM:
+                    raise DataError("the end of the stream is missing")
+            self._streams[path] = list(_open(path)[0])
+        return self._streams[path]
+
+
+def _open(path: str, columns: list[int] | None = None) -> tuple[Any, bool]:
+    """Returns a reader of a mapped file, and whether this has the file format, not the stream format."""
+    import pyarrow as pa
+
+    options = pa.ipc.IpcReadOptions(included_fields=columns, use_threads=False)
+    file = pa.memory_map(path)
+    is_file = file.read(len(FILE_MAGIC)) == FILE_MAGIC
+    file.seek(0)
+    return (pa.ipc.open_file if is_file else pa.ipc.open_stream)(file, options=options), is_file

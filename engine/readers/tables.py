@@ -1,0 +1,335 @@
+"""Random access to the rows of tables: Parquet, Arrow and Feather files, read by pyarrow.
+
+The smallest read of a file is a *block*: a row group of Parquet, a record batch of Arrow. An example is one row, the
+consecutive rows with one value of a column, or all rows of a file.
+"""
+
+import contextlib
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from engine.config.errors import DataError, did_you_mean
+from engine.data.files import file_names, sampled_files
+from engine.data.source import SEPARATOR, SPEC_TRIES, Example, Examples
+from engine.data.text import stack_leaves
+from engine.mounts import shown
+from engine.readers.blocks import BlockCache
+from engine.readers.columns import Column, make_column, plain
+from engine.readers.decoders import Decoder, decode, decoder_name, find_decoder
+
+CACHE_BYTES = 512 << 20  # default bound on the blocks that a source keeps
+OPENERS = 8  # threads that read the metadata of files
+
+type Block = dict[str, Column]
+
+
+class TableFormat(Protocol):
+    """A file format. Methods raise pyarrow's errors."""
+
+    name: str
+
+    def schema(self, path: str) -> Any:
+        """Returns the pyarrow schema of a file."""
+        ...
+
+    def block_rows(self, path: str) -> list[int]:
+        """Returns the number of rows of each block of a file."""
+        ...
+
+    def read(self, path: str, block: int | None, columns: list[str]) -> Any:
+        """Returns a block as a pyarrow table, or the whole file if `block` is None."""
+        ...
+
+
+class _Address(NamedTuple):
+    """A block, and the number of its first row in its file."""
+
+    path: str
+    block: int
+    first: int
+
+
+class Tables:
+    """Source of the rows of table files; the base of `Parquet` and `Arrow`, which describe the arguments."""
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        file_format: TableFormat,
+        *,
+        columns: Sequence[str] | None = None,
+        group_by: str | None = None,
+        one_per_file: bool = False,
+        constant: Sequence[str] = (),
+        decode: Mapping[str, str | Decoder] | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ):
+        self.paths, self._format = list(paths), file_format
+        self._group_by, self._one_per_file = group_by, one_per_file
+        self._decode = {name: find_decoder(one, f"decode.{name}") for name, one in (decode or {}).items()}
+        self._cache = BlockCache(cache_bytes, self._read_block)
+        grouped = one_per_file or group_by is not None
+        if one_per_file and group_by is not None:
+            raise DataError("group_by and one_per_file exclude each other. Leave one of them out.")
+        if constant and not grouped:
+            raise DataError("constant needs examples of several rows. Give group_by or one_per_file as well.")
+        self._schema = self._first_schema()
+        self.columns = list(self._schema.names if columns is None else columns)
+        """Names of the columns that an example holds."""
+        self._single = {*constant, *([] if group_by is None else [group_by])}  # columns with one value per example
+        by_group = [] if group_by is None else [group_by]
+        self._check_columns(
+            {"columns": self.columns, "group_by": by_group, "constant": constant, "decode": self._decode}
+        )
+        self._addresses: list[_Address] = []
+        self._begins = np.zeros(1, np.int64)  # index of the first row of each block, and the number of rows
+        self._groups = np.zeros(1, np.int64)  # index of the first row of each example, and the number of rows
+        if not one_per_file:
+            self._index_blocks()
+        if group_by is not None:
+            self._groups = self._index_groups(group_by)
+        if grouped:
+            self.lengths = self._lengths
+
+    def __len__(self) -> int:
+        if self._one_per_file:
+            return len(self.paths)
+        return int(self._begins[-1]) if self._group_by is None else len(self._groups) - 1
+
+    def __getitem__(self, index: int) -> Example:
+        """Returns one example by column, as new arrays and text."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{index} is not below {len(self)}, the number of examples")
+        if self._one_per_file:
+            path = self.paths[index]
+            return self._example(shown(path), lambda: self._rows([self._file(path)]))
+        if self._group_by is None:
+            block, row = self._locate(index)
+            return self._example(self._row_name(index), lambda: self._row(self._block(block), row))
+        start, stop = self._groups[index : index + 2].tolist()
+        where = f"{self._row_name(start)} and the {stop - start - 1} rows after it"
+        return self._example(
+            where, lambda: self._rows([(self._block(n), a, b) for n, a, b in self._parts(start, stop)])
+        )
+
+    def take(self, indices: np.ndarray) -> Examples:
+        """Returns the examples at `indices` `[batch]` as arrays `[batch, ...]`; each block is decoded once."""
+        order = np.argsort(indices, kind="stable")
+        if self._group_by is None and not self._one_per_file and not self._decode:
+            blocks, rows = self._locate(indices[order])
+            try:
+                return self._take(blocks, rows, np.argsort(order))
+            except DataError:  # the loop below names the example
+                pass
+        examples: list[Example] = [None] * len(indices)
+        for position in order.tolist():
+            examples[position] = self[int(indices[position])]
+        return jax.tree.map(stack_leaves, *examples)
+
+    def fingerprint(self) -> str:
+        """Returns the names, sizes and hashed samples of the first files, a hash of the names of all, and the columns.
+
+        Folders and modification times are left out, since a copy of the files has the same content.
+        """
+        names = hashlib.blake2b(SEPARATOR.join(file_names(self.paths)).encode(), digest_size=16).hexdigest()
+        how = f"grouped by {self._group_by}" if self._group_by is not None else "one example per row"
+        how = "one example per file" if self._one_per_file else how
+        decoders = [f"{name} by {decoder_name(decoder)}" for name, decoder in self._decode.items()]
+        parts = [f"names {names}", f"columns {', '.join(self.columns)}", f"{len(self)} {how}", *decoders]
+        return SEPARATOR.join([*sampled_files(self.paths), *(part.replace(SEPARATOR, " ") for part in parts)])
+
+    def _lengths(self) -> np.ndarray:
+        """Returns the number of rows of each example, int64 `[examples]`; 0 for a file that cannot be read."""
+        if not self._one_per_file:
+            return np.diff(self._groups)
+
+        def rows(path: str) -> int:
+            try:
+                return sum(self._open(path, self._format.block_rows))
+            except DataError:  # training reports the file when it reads it
+                return 0
+
+        with ThreadPoolExecutor(OPENERS) as threads:
+            return np.fromiter(threads.map(rows, self.paths), np.int64, len(self.paths))
+
+    def _example(self, where: str, read: Callable[[], dict[str, Example]]) -> Example:
+        """Returns an example, decoded. Raises DataError, which names the example."""
+        try:
+            example = read()
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+        for name, decoder in self._decode.items():
+            example[name] = decode(decoder, example[name], f"{where}: column {name}")
+        return example
+
+    def _row(self, block: Block, row: int) -> dict[str, Example]:
+        return {name: column.row(row) for name, column in block.items()}
+
+    def _rows(self, parts: Sequence[tuple[Block, int, int]]) -> dict[str, Example]:
+        """Returns the rows of parts of blocks, each (block, start, stop), as arrays `[rows, ...]` by column."""
+        example = {}
+        for name in self.columns:
+            rows = [block[name].rows(start, stop) for block, start, stop in parts]
+            joined = rows[0] if len(rows) == 1 else jax.tree.map(lambda *arrays: np.concatenate(arrays), *rows)
+            example[name] = _only_value(joined, name) if name in self._single else joined
+        return example
+
+    def _take(self, blocks: np.ndarray, rows: np.ndarray, order: np.ndarray) -> Examples:
+        """Returns rows of blocks, which are sorted, in another order."""
+        numbers, firsts = np.unique(blocks, return_index=True)
+        parts = []
+        for number, chosen in zip(numbers.tolist(), np.split(rows, firsts[1:]), strict=True):
+            parts.append({name: column.take(chosen) for name, column in self._block(number).items()})
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[order], *parts)
+
+    def _block(self, number: int) -> Block:
+        address = self._addresses[number]
+        return self._cache.get(address.path, address.block)
+
+    def _read_block(self, path: str, block: int) -> tuple[Block, int]:
+        """Returns a block and its size in bytes."""
+        table = self._table(path, block)
+        return _columns(table), table.nbytes
+
+    def _file(self, path: str) -> tuple[Block, int, int]:
+        """Returns all rows of a file as one block, and the first of them and the end."""
+        table = self._table(path, None)
+        return _columns(table), 0, table.num_rows
+
+    def _table(self, path: str, block: int | None) -> Any:
+        """Returns the chosen columns of a block, or of a whole file. Raises DataError if it cannot be read."""
+        where = "" if block is None else f"block {block}: "
+        try:
+            table = self._format.read(path, block, self.columns)
+        except Exception as error:
+            raise DataError(f"{where}cannot be read: {error}. Write the file again.") from error
+        if missing := [name for name in self.columns if name not in table.column_names]:
+            raise DataError(f"{where}no column {', '.join(missing)}. Found: {', '.join(table.column_names)}.")
+        return table.select(self.columns)
+
+    def _locate(self, indices: Any) -> tuple[Any, Any]:
+        """Returns the number of the block of each row, and the row in this block."""
+        blocks = np.searchsorted(self._begins, indices, side="right") - 1
+        return blocks, indices - self._begins[blocks]
+
+    def _row_name(self, index: int) -> str:
+        block, row = self._locate(index)
+        return f"row {self._addresses[block].first + row} of {shown(self._addresses[block].path)}"
+
+    def _parts(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """Returns the parts of blocks that hold rows start, ..., stop - 1: (number of the block, start, stop)."""
+        first, last = self._locate(np.array([start, stop - 1]))[0].tolist()
+        begins = self._begins[first : last + 2].tolist()
+        return [
+            (first + n, max(start - begin, 0), min(stop, end) - begin)
+            for n, (begin, end) in enumerate(itertools.pairwise(begins))
+            if end > begin
+        ]
+
+    def _open[T](self, path: str, read: Callable[[str], T]) -> T:
+        """Reads the metadata of a file. Raises DataError if it is damaged or of another format."""
+        try:
+            return read(path)
+        except Exception as error:
+            raise DataError(
+                f"{shown(path)}: not a complete {self._format.name} file: {error}. Write it again."
+            ) from error
+
+    def _first_schema(self) -> Any:
+        """Returns the schema of the first file; with one example per file, of the first that can be read."""
+        for path in self.paths[: SPEC_TRIES - 1] if self._one_per_file else []:
+            with contextlib.suppress(DataError):
+                return self._open(path, self._format.schema)
+        return self._open(self.paths[0], self._format.schema)
+
+    def _check_columns(self, groups: Mapping[str, Iterable[str]]) -> None:
+        """Raises DataError for the name of a column that does not exist, or a column of a type that has no array."""
+        import pyarrow as pa
+
+        names = self._schema.names
+        for argument, columns in groups.items():
+            allowed = names if argument in ("columns", "group_by") else self.columns
+            for name in columns:
+                if allowed.count(name) != 1:
+                    raise DataError(
+                        f"{shown(self.paths[0])}: {argument} names the column {name}, which it has "
+                        f"{allowed.count(name)} times.{did_you_mean(name, allowed)} Columns: {', '.join(allowed)}."
+                    )
+        for name in self.columns:
+            try:
+                make_column(pa.nulls(0, self._schema.field(name).type), name)
+            except DataError as error:
+                raise DataError(f"{shown(self.paths[0])}: {error}") from error
+
+    def _index_blocks(self) -> None:
+        """Reads the number of rows of each block, and compares the columns of the files."""
+
+        def rows(path: str) -> list[int]:
+            found, first = self._open(path, self._format.schema), self._schema
+            for name in self.columns:
+                kind = found.field(name).type if found.names.count(name) == 1 else "missing"
+                if kind != first.field(name).type:
+                    raise DataError(
+                        f"{shown(path)}: column {name} is {kind}, but {first.field(name).type} in "
+                        f"{shown(self.paths[0])}. Bring the files to one schema, or leave this column out by `columns`."
+                    )
+            return self._open(path, self._format.block_rows)
+
+        with ThreadPoolExecutor(OPENERS) as threads:
+            counts = list(threads.map(rows, self.paths))
+        for path, blocks in zip(self.paths, counts, strict=True):
+            firsts = np.cumsum([0, *blocks]).tolist()
+            self._addresses += [_Address(path, number, first) for number, first in enumerate(firsts[:-1])]
+        self._begins = np.cumsum([0, *(rows for blocks in counts for rows in blocks)], dtype=np.int64)
+
+    def _index_groups(self, name: str) -> np.ndarray:
+        """Returns the index of the first row of each group, and the number of rows."""
+        import pyarrow.compute as pc
+
+        def runs(address: _Address) -> tuple[np.ndarray, list[Any]]:
+            array = plain(_whole(self._format.read(address.path, address.block, [name]).column(name)))
+            found = pc.call_function("run_end_encode", [array])
+            return found.run_ends.to_numpy(), found.values.to_pylist()
+
+        firsts, known, last = [], set(), None
+        with ThreadPoolExecutor(OPENERS) as threads:
+            found = threads.map(lambda address: self._open(address.path, lambda _: runs(address)), self._addresses)
+            for begin, address, (ends, values) in zip(self._begins.tolist(), self._addresses, found, strict=False):
+                for value, first in zip(values, [0, *ends.tolist()], strict=False):
+                    if firsts and value == last:
+                        continue
+                    if value in known:
+                        raise DataError(
+                            f"{shown(address.path)}: the rows with {name} = {value!r} are not consecutive. Sort the "
+                            "files by this column."
+                        )
+                    known.add(value)
+                    firsts.append(begin + first)
+                    last = value
+        return np.array([*firsts, self._begins[-1]], np.int64)
+
+
+def _columns(table: Any) -> Block:
+    return {name: make_column(_whole(table.column(name)), name) for name in table.column_names}
+
+
+def _whole(chunks: Any) -> Any:
+    """Returns a pyarrow column as one array."""
+    return chunks.chunk(0) if chunks.num_chunks == 1 else chunks.unify_dictionaries().combine_chunks()
+
+
+def _only_value(rows: Examples, name: str) -> Example:
+    """Returns the value that all rows have. Raises DataError if there are several."""
+
+    def only(array: np.ndarray) -> Any:
+        if not np.all(array == array[0]):
+            raise DataError(f"column {name} differs between the rows of the example. Leave it out of `constant`.")
+        return array[0]
+
+    return jax.tree.map(only, rows)

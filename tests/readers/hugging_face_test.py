@@ -1,0 +1,68 @@
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.config.errors import DataError
+from engine.data.source import fingerprint
+from engine.readers import DecodeImage, HuggingFace
+
+FIXTURES = Path(__file__).parent / "fixtures"
+GOLDEN = json.loads((FIXTURES / "hugging_face.json").read_text())
+
+
+def test_dataset_is_read_as_its_own_library_reads_it():
+    source = HuggingFace(str(FIXTURES / "hugging_face"))
+    assert len(source) == len(GOLDEN["rows"])
+    for index, expected in enumerate(GOLDEN["rows"]):
+        found = source[index]
+        assert isinstance(found["image"], bytes)
+        for name, value in expected.items():
+            assert np.asarray(found[name]).tolist() == value
+    assert source[0]["grid"].dtype == np.int16
+    assert source[0]["box"].dtype == np.float32
+    assert source.features["label"]["names"] == ["car", "bus", "tram"]
+
+
+def test_images_are_decoded_also_in_a_pickled_copy():
+    source = HuggingFace(str(FIXTURES / "hugging_face"), columns=["image", "label"], decode={"image": DecodeImage()})
+    for found in (source[7], pickle.loads(pickle.dumps(source))[7]):
+        assert found["image"].shape == (4, 6, 3)
+        assert found["image"][0, 0].tolist() == [7, 14, 248]
+
+
+def test_split_with_shuffled_rows_and_split_with_chosen_columns():
+    train = HuggingFace(str(FIXTURES / "hugging_face_splits"), split="train")
+    assert [train[i]["id"] for i in range(len(train))] == GOLDEN["train"]
+    test = HuggingFace(str(FIXTURES / "hugging_face_splits"), split="test")
+    assert test[0] == {"label": 1}
+    assert HuggingFace(str(FIXTURES / "hugging_face_splits"), split="test", columns=["id"])[0] == {"id": "é7"}
+    assert fingerprint(train) != fingerprint(test)
+
+
+def test_wrong_folder_and_split_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"no state.json, so this is no dataset that save_to_disk"):
+        HuggingFace(str(tmp_path))
+    with pytest.raises(DataError, match=r"split = 'tran': allowed are train, test. Did you mean train"):
+        HuggingFace(str(FIXTURES / "hugging_face_splits"), split="tran")
+    with pytest.raises(DataError, match=r"split = None: allowed are train, test"):
+        HuggingFace(str(FIXTURES / "hugging_face_splits"))
+    with pytest.raises(DataError, match=r"the folder holds one dataset without splits"):
+        HuggingFace(str(FIXTURES / "hugging_face"), split="train")
+
+
+def test_incomplete_folder_is_refused(tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(FIXTURES / "hugging_face", folder)
+    (folder / "data-00001-of-00002.arrow").unlink()
+    with pytest.raises(DataError, match=r"data-00001-of-00002.arrow: no such file, but state.json lists it"):
+        HuggingFace(str(folder))
+    (folder / "state.json").write_text("{}")
+    with pytest.raises(DataError, match=r"state.json: lists no files"):
+        HuggingFace(str(folder))
+    (folder / "state.json").write_text("{")
+    with pytest.raises(DataError, match=r"state.json: cannot be read"):
+        HuggingFace(str(folder))
