@@ -46,7 +46,7 @@ def status(run: Path) -> dict[str, Any]:
 
 def convoy(*args: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     """Runs the command line to its end, on one CPU device."""
-    return subprocess.run(command(*args), capture_output=True, text=True, cwd=cwd, env=environment(**env), timeout=120)
+    return subprocess.run(command(*args), capture_output=True, text=True, cwd=cwd, env=environment(**env), timeout=300)
 
 
 def start(*args: str, cwd: Path | None = None, **env: str) -> subprocess.Popen[str]:
@@ -76,14 +76,22 @@ def lines_by_process(text: str, *arguments: object, processes: int) -> dict[str,
         f"sys.exit(launch([sys.executable, *{words!r}], processes={processes}))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", launcher], capture_output=True, text=True, env=environment(), timeout=120
+        [sys.executable, "-c", launcher], capture_output=True, text=True, env=environment(), timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     return {str(i): [line[4:] for line in lines if line.startswith(f"[{i}] ")] for i in range(processes)}
 
 
-def wait_for(condition, process, seconds=60):
+def limit(seconds: float) -> float:
+    """Returns the seconds that something may take while this machine is as busy as it is now.
+
+    Where more programs want to run than there are cores, all of them take longer.
+    """
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+def wait_for(condition, process, seconds=180):
     """Polls until the condition holds; the process must still be running then."""
     end = time.monotonic() + seconds
     while not condition():

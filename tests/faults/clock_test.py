@@ -69,7 +69,7 @@ def test_wall_clock_jumps_do_not_change_the_run(tmp_path, one, add_row):
 @pytest.mark.case("clocks that jump or differ")
 def test_end_of_daylight_saving_time_does_not_change_the_run(tmp_path, one, add_row):
     """The local clock jumps from 02:59:59 to 02:00:00 during the run. Time stamps are in UTC and increase."""
-    offset = int((SUMMER_ENDS - datetime.datetime.now(datetime.UTC)).total_seconds()) - 60
+    offset = int((SUMMER_ENDS - datetime.datetime.now(datetime.UTC)).total_seconds()) - 300
     clock, run = Clock(tmp_path / "clock", offset), tmp_path / "run"
     where = harness.config(tmp_path / "config", pause=0.05)
     with harness.Job("train", where, f"--workdir={run}", TZ=BERLIN, **clock.env) as job:

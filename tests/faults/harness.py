@@ -93,7 +93,7 @@ class Job:
         self._output.seek(0)
         return self._output.read()
 
-    def end(self, seconds: float = 180.0) -> int:
+    def end(self, seconds: float = 300.0) -> int:
         """Waits for the job's end and returns its exit code, 128 + the signal for a killed one."""
         try:
             code = self.process.wait(seconds)
@@ -101,7 +101,7 @@ class Job:
             raise AssertionError(f"still running after {seconds} s:\n{self.output}") from None
         return code if code >= 0 else 128 - code
 
-    def until(self, condition: Callable[[], Any], seconds: float = 180.0) -> Any:
+    def until(self, condition: Callable[[], Any], seconds: float = 300.0) -> Any:
         """Polls until the condition is true and returns its value; the job must not end before."""
         end = time.monotonic() + seconds
         while not (value := condition()):
@@ -118,11 +118,23 @@ class Job:
         """Every living process of the job, whichever process started it."""
         return [pid for pid, env in _environments() if env.get(MARK) == self.mark]
 
+    def left(self) -> list[int]:
+        """The processes that still live 10 s after the end of the job; SIGKILL ends a process a moment later."""
+        deadline = time.monotonic() + 10
+        while (pids := self.pids()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return pids
+
     def pid_of(self, index: int) -> int:
-        """The pid of a training process; in a job without a launcher, the pid of the job."""
+        """The pid of a training process; in a job without a launcher, the pid of the job.
+
+        Its data workers have the same variables, but the launcher makes only the training process lead a group.
+        """
         for pid, env in _environments():
             if env.get(MARK) == self.mark and env.get("CONVOY_PROCESS_ID") == str(index):
-                return pid
+                with contextlib.suppress(ProcessLookupError):
+                    if os.getpgid(pid) == pid:
+                        return pid
         return self.process.pid
 
     def signal(self, index: int, number: int) -> float:

@@ -152,7 +152,9 @@ def test_copy_of_a_running_run_trains_under_its_own_lease_and_a_renamed_run_is_r
     fast = harness.config(tmp_path / "fast")
     with harness.Job("train", where, f"--workdir={run}") as first:
         first.until(lambda: 5 in harness.saved(run))
+        first.signal(0, signal.SIGSTOP)  # for a moment, since cp fails on a file that is replaced meanwhile
         subprocess.run(["cp", "-a", run, copy], check=True)
+        first.signal(0, signal.SIGCONT)
         with harness.Job("train", fast, f"--workdir={copy}") as second:
             recovered = first_loss(second, copy, 2)
             assert second.end() == 0, second.output

@@ -110,10 +110,10 @@ def test_sigkill_ends_all_processes_and_resume_is_bitwise_equal(indices, what, t
         for pid in pids:
             harness.kill(pid)
         code, detected = job.end(), time.monotonic() - begin
-        assert job.pids() == []
+        assert job.left() == []
         status = runs.status(run)
         assert (code, is_retried(code)) == (137, True), job.output
-        assert detected <= 15
+        assert detected <= runs.limit(15)
         assert (status["state"], status["exit_code"]) == ("failed", 137)
         assert status["reason"].startswith(f"process {indices[0] if len(indices) == 1 else ''}")
     row = resumed(config, run, two)
@@ -130,10 +130,10 @@ def test_without_a_launcher_a_dead_peer_ends_the_other_process(tmp_path, add_row
             time.sleep(0.02)
         processes[1].kill()
         begin = time.monotonic()
-        output, _ = processes[0].communicate(timeout=60)
+        output, _ = processes[0].communicate(timeout=180)
         detected = time.monotonic() - begin
         assert processes[0].returncode == ExitStatus.RETRY, output
-    assert detected <= 15
+    assert detected <= runs.limit(15)
     last = output.splitlines()[-1]
     assert last.startswith("LostPeer: ") and last.endswith("the same command resumes from the newest checkpoint.")
     assert (runs.status(run)["state"], runs.status(run)["exit_code"]) == ("failed", 42)
@@ -173,7 +173,7 @@ def test_stopped_process_is_detected_and_a_five_second_pause_is_tolerated(tmp_pa
         code, detected = job.end(), time.monotonic() - begin
         assert code == ExitStatus.RETRY, job.output
         assert "LostPeer: process 1 is gone: no heartbeat for 12 s" in job.output.splitlines()[-1]
-        assert detected <= 25
+        assert detected <= runs.limit(25)
     assert (runs.status(run)["state"], runs.status(run)["exit_code"]) == ("failed", 42)
     row = resumed(config, run, two)
     add_row("SIGSTOP for good; 5 s of it are tolerated", detected_s=detected, code=code, **row)
@@ -192,8 +192,8 @@ def test_hang_is_detected_and_reported_with_all_stacks(tmp_path, two, add_row):
         code, detected = job.end(), time.monotonic() - begin
         output = job.output
         assert code == ExitStatus.RETRY, output
-        assert detected <= 20
-        assert job.pids() == []
+        assert detected <= runs.limit(20)
+        assert job.left() == []
     last = output.splitlines()[-1]
     assert "Hang: no step has finished for " in last
     assert "Process 1 is behind: process 1 has dispatched " in last
@@ -260,7 +260,7 @@ def test_exception_in_one_process_ends_all_and_prints_one_sentence(tmp_path, two
         code, detected = job.end(), time.monotonic() - begin
         lines = job.output.splitlines()
     assert code == ExitStatus.USER_ERROR
-    assert detected <= 10
+    assert detected <= runs.limit(10)
     sentence = "KeyError: 'imagee' (tests/faults/process_test.py:"
     assert lines[-1].startswith(f"[1] {sentence}") and "Raised in process 1 of 2, after step 1" in lines[-1]
     assert sum("KeyError: 'imagee'" in line for line in lines) == 1

@@ -19,11 +19,12 @@ import pytest
 
 from benchmarks.disk import Disk, has_compiler
 from engine.run.storage import PROBE_S
+from tests import runs
 from tests.faults import harness
 
 pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.slow]
 
-START_S = 40.0  # until a process on a busy machine checks its directory
+START_S = 40.0  # until a process checks its directory
 NOT_SAVED = "could not be saved"
 
 
@@ -93,7 +94,7 @@ def test_temporarily_full_disk_loses_only_the_saves_of_that_time(processes, tmp_
         run = inside(job, disk) / "run"
         job.until(lambda: harness.saved(run))
         filler, full_at = fill(run.parent), time.monotonic()
-        sentence = job.until(lambda: failed_save(job), 60.0)
+        sentence = job.until(lambda: failed_save(job))
         detected = time.monotonic() - full_at
         before = max(harness.saved(run))
         assert "No space left on device" in sentence, sentence
@@ -108,7 +109,7 @@ def test_temporarily_full_disk_loses_only_the_saves_of_that_time(processes, tmp_
     outcome = harness.outcome(kept / "run")
     same = (outcome.losses, outcome.state) == (reference.losses, reference.state)
     assert same
-    assert detected <= 30.0
+    assert detected <= runs.limit(30)
     add_row(f"disk full in an async save, {processes} process(es)", detected_s=detected, recovered_s=recovered, lost=0,
          bitwise=same, code=0)  # fmt: skip
 
@@ -137,7 +138,7 @@ def test_permanently_full_disk_stops_the_run_by_policy_or_at_its_end(tmp_path, a
         newest = max(harness.saved(kept / "run"))
         assert harness.state_hashes(kept / "run", newest)
         if policy == "stop":
-            assert stopped <= 30.0
+            assert stopped <= runs.limit(30)
             add_row("disk stays full, on_failure=stop", detected_s=stopped, code=42)
 
 
@@ -157,7 +158,7 @@ def test_save_on_hanging_storage_is_abandoned_and_training_continues(processes, 
         job.until(lambda: harness.saved(run))
         disk.set_rules("* write hang" if processes == 1 else "1 write hang")
         hangs_at, before = time.monotonic(), max(harness.losses(run))
-        sentence = job.until(lambda: failed_save(job), 60.0)
+        sentence = job.until(lambda: failed_save(job))
         detected = time.monotonic() - hangs_at
         assert "not written within checkpoint.timeout, 3 s" in sentence
         assert "Training continues" in sentence
@@ -185,17 +186,18 @@ def test_save_on_hanging_storage_is_abandoned_and_training_continues(processes, 
 def test_run_on_hanging_storage_ends_within_the_timeouts(preempted, tmp_path, add_row):
     run = tmp_path / "run"
     disk = Disk(tmp_path, run / "checkpoints")
-    where = harness.config(tmp_path / "config", pause=0.1, checkpoint__timeout="3 seconds", train__total="20 steps")
+    where = harness.config(tmp_path / "config", pause=0.1, checkpoint__timeout="3 seconds", train__total="40 steps")
     with harness.Job("train", where, f"--workdir={run}", **disk.environment) as job:
         job.until(lambda: harness.saved(run))
         job.until_step(run, 6)  # so that the last save has a newer state
         disk.set_rules("* write hang")
         hangs_at = job.signal(0, signal.SIGTERM) if preempted else time.monotonic()
-        assert job.end(90.0) == 42, job.output
+        assert job.end() == 42, job.output
         what = "storage hangs at a preemption" if preempted else "storage hangs to the end"
         add_row(what, detected_s=time.monotonic() - hangs_at, code=42)
         assert ("Preempted: asked to stop at step" if preempted else "StorageError: ") in job.output, job.output
-        assert "The newest checkpoint is that of step 5. It was the last save of this attempt" in job.output
+        newest = max(harness.saved(run))
+        assert f"The newest checkpoint is that of step {newest}. It was the last save of this attempt" in job.output
     assert harness.status(run)["state"] != "done"
 
 
@@ -263,7 +265,7 @@ def test_unwritable_run_directory_is_refused_before_the_first_step(tmp_path, add
             took = time.monotonic() - job.started
             assert f"RunError: {workdir}: cannot be written ({words})" in job.output, job.output
             assert "step" not in job.output and "Traceback" not in job.output
-        assert took <= START_S
+        assert took <= runs.limit(START_S)
     add_row("read-only output directory", detected_s=took, code=1)
 
 
@@ -278,6 +280,6 @@ def test_hanging_run_directory_is_refused_before_the_first_step(tmp_path, add_ro
         assert job.end() == 42, job.output
         took = time.monotonic() - job.started
         assert f"RunError: {run}: the storage does not answer (no answer within {PROBE_S:g} s)" in job.output
-    assert took <= PROBE_S + START_S
+    assert took <= runs.limit(PROBE_S + START_S)
     assert not list(run.iterdir())
     add_row("output directory that hangs", detected_s=took, code=42)

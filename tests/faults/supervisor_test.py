@@ -58,7 +58,7 @@ def test_supervise_stops_after_three_crashes_at_the_same_step(tmp_path, add_row)
             "between them (none was saved). A restart would repeat the failure."
         )
         assert job.output.count("Restart ") == 2
-        assert job.pids() == []
+        assert job.left() == []
     status = harness.status(run)
     assert (status["attempt"], status["state"], status["exit_code"]) == (3, "failed", 43)
     assert last == f"convoy supervise: {status['reason']}"
@@ -82,7 +82,7 @@ def test_sigterm_to_supervise_saves_the_run_and_starts_nothing(tmp_path, one):
         os.kill(job.process.pid, signal.SIGTERM)
         assert job.end() == 42, job.output
         assert "Restart" not in job.output
-        assert job.pids() == []
+        assert job.left() == []
     status = harness.status(run)
     assert (status["state"], status["exit_code"], status["attempt"]) == ("preempted", 42, 1)
     assert max(harness.saved(run)) == status["step"] >= 7

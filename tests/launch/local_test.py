@@ -1,11 +1,9 @@
 """`launch` with small programs instead of a training, which tests/processes_test.py starts."""
 
-import os
 import signal
 import subprocess
 import sys
 import textwrap
-import time
 
 import pytest
 
@@ -37,7 +35,7 @@ def start(program: str, *, processes: int = 2, grace_s: float = 0.3) -> subproce
 def run(program: str, **settings) -> tuple[int, list[str], list[str]]:
     """Returns the exit code, the sorted lines of standard output, and the lines of standard error."""
     process = start(program, **settings)
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate(timeout=120)
     return process.returncode, sorted(output.splitlines()), errors.splitlines()
 
 
@@ -70,15 +68,13 @@ def test_all_processes_get_the_same_coordinator_port():
 
 @pytest.mark.parametrize(("own", "code"), [(1, 1), (43, 43), (42, 42), (130, 130)])
 def test_first_failure_ends_all_processes_and_is_printed_last(own, code):
-    begin = time.monotonic()
     returned, _, errors = run(f"""
         if me == 1:
             verdict.record({own}, "Traceback\\nKeyError: 'x'")
             sys.exit({own})
-        time.sleep(60)
+        time.sleep(3600)  # longer than run() waits
     """)
     assert returned == code
-    assert time.monotonic() - begin < 10
     assert errors[-2:] == ["[1] Traceback", "[1] KeyError: 'x'"]
     assert errors[-3].startswith(f"convoy launch: process 1 ended first, with {own} (")
     assert errors[-3].endswith("; then 0: 137")
@@ -86,34 +82,44 @@ def test_first_failure_ends_all_processes_and_is_printed_last(own, code):
 
 def test_earliest_recorded_error_decides_the_exit_code():
     """Process 1 fails first, but process 0 exits before it."""
-    code, _, errors = run("""
-        if me == 1:
-            verdict.record(1, "ConfigError: first")
-            time.sleep(0.2)
-            sys.exit(1)
-        time.sleep(0.1)
-        os.abort()
-    """)
+    code, _, errors = run(
+        """
+        from pathlib import Path
+        folder = Path(os.environ[verdict.VARIABLE]).parent
+        if me == 0:
+            (folder / "new").write_text(str(os.getpid()))
+            (folder / "new").rename(folder / "aborts")
+            while not (folder / "1.json").exists():
+                time.sleep(0.01)
+            os.abort()
+        verdict.record(1, "ConfigError: first")
+        while not (folder / "aborts").exists() or os.path.exists(f"/proc/{(folder / 'aborts').read_text()}"):
+            time.sleep(0.01)
+        sys.exit(1)
+        """,
+        grace_s=60,
+    )
     assert (code, errors[-1]) == (1, "[1] ConfigError: first")
 
 
 def test_kill_decides_over_errors_that_it_caused():
+    """The child of the killed process ends after the launcher has taken the time of the kill, as it ends the group."""
     code, _, errors = run(
         """
         from pathlib import Path
-        file = Path(os.environ[verdict.VARIABLE]).with_name("first")
+        from tests.launch.programs import alive
+        folder = Path(os.environ[verdict.VARIABLE]).parent
         if me == 0:
-            file.write_text(str(os.getpid()))
+            child = subprocess.Popen(["sleep", "3600"])
+            (folder / "new").write_text(str(child.pid))
+            (folder / "new").rename(folder / "child")
             os.kill(os.getpid(), signal.SIGKILL)
-        while not file.exists() or not file.read_text():
+        while not (folder / "child").exists() or alive(int((folder / "child").read_text())):
             time.sleep(0.01)
-        while os.path.exists(f"/proc/{file.read_text()}"):  # until the launcher has reaped it
-            time.sleep(0.01)
-        time.sleep(0.2)
         verdict.record(1, "RuntimeError: my peer is gone")
         sys.exit(1)
         """,
-        grace_s=20,
+        grace_s=60,
     )
     (line,) = errors
     assert code == 137
@@ -210,7 +216,7 @@ def test_signals_are_forwarded_to_the_processes(number, code):
     assert process.stdout is not None
     assert sorted(process.stdout.readline() for _ in range(2)) == ["[0] ready\n", "[1] ready\n"]
     process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == code, errors
 
 
@@ -221,7 +227,17 @@ WORKER = """
 
 
 def test_failed_launch_leaves_no_child_process():
-    code, output, _ = run(WORKER + "\n    sys.exit(1) if me == 0 else time.sleep(60)")
+    program = """
+    from pathlib import Path
+    shown = Path(os.environ[verdict.VARIABLE]).with_name("shown")
+    if me == 0:
+        while not shown.exists():
+            time.sleep(0.01)
+        sys.exit(1)
+    shown.touch()
+    time.sleep(60)
+    """
+    code, output, _ = run(WORKER + program)
     assert code == 1
     assert len(pids(output)) == 4
     wait_until_gone(pids(output))
@@ -247,7 +263,15 @@ def test_number_below_one_is_a_config_error(name, settings):
 
 
 def test_launch_restores_signal_handlers():
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    assert launch(["true"], processes=1) == 0
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-    assert "CONVOY_PROCESS_ID" not in os.environ
+    program = """
+        import os, signal
+        from engine.launch.local import launch
+        handlers = lambda: [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        before = handlers()
+        assert launch(["true"], processes=1) == 0
+        assert handlers() == before
+        assert "CONVOY_PROCESS_ID" not in os.environ
+    """
+    # In a new process: where JAX has started threads, launch() would fork them.
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
