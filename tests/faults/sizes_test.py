@@ -4,6 +4,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,8 @@ def test_sigterm_before_the_first_step_ends_the_run_within_the_grace(what, tmp_p
         "reading the first batch": {"data": {"target": "tests.faults.sizes_test.SlowBatches", "begun": str(begun)}},
     }
     config = harness.config(tmp_path / "config", **settings[what])
-    with harness.Job("train", config, f"--workdir={run}", JAX_LOG_COMPILES="1") as job:
+    variables: dict[str, Any] = {"JAX_LOG_COMPILES": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    with harness.Job("train", config, f"--workdir={run}", **variables) as job:
         begins = {
             "tracing": lambda: "tracing\n" in job.output,
             "compiling": lambda: "MLIR module conversion jit(steps)" in job.output,
