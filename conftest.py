@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 
@@ -38,3 +39,41 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         leave(code)
 
     os._exit = leave_with_error
+
+
+# Tests of these packages compare programs that are compiled alike, or a program with a formula. LLVM does not optimize
+# their machine code, which saves a third of the CPU time; XLA's own passes, the partitioner among them, are those of a
+# run. Programs stay optimized in tests that start processes, and in tests marked `optimized`.
+UNOPTIMIZED_PACKAGES = {"layers", "models", "training"}
+
+
+def _set_optimized(optimized: bool) -> None:
+    import jax  # the variables above come first
+
+    jax.config.update("jax_disable_most_optimizations", not optimized)
+
+
+def _is_optimized(node: pytest.Item | pytest.Module) -> bool:
+    return any(mark.name in ("multiprocess", "optimized") for mark in node.iter_markers())
+
+
+@pytest.fixture(autouse=True, scope="module")
+def unoptimized_package(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compiles without the optimizations of LLVM, also in fixtures of a module, where tests do not need them."""
+    if request.path.parent.name not in UNOPTIMIZED_PACKAGES or _is_optimized(request.node):
+        yield
+        return
+    _set_optimized(False)
+    yield
+    _set_optimized(True)
+
+
+@pytest.fixture(autouse=True)
+def optimized_test(request: pytest.FixtureRequest, unoptimized_package: None) -> Iterator[None]:
+    """Compiles with these optimizations in a test that needs them."""
+    if request.path.parent.name not in UNOPTIMIZED_PACKAGES or not _is_optimized(request.node):
+        yield
+        return
+    _set_optimized(True)
+    yield
+    _set_optimized(_is_optimized(request.node.getparent(pytest.Module)))

@@ -165,6 +165,7 @@ def test_every_mesh_gives_equal_results_by_all_to_all(factor, mesh):
     assert bool(gathered) == ("fsdp" in mesh)
 
 
+@pytest.mark.optimized  # without fused multiply-add, rounding is 1.2e-5
 @pytest.mark.parametrize(("factor", "remat"), [(None, "full"), (1.0, "none")])
 def test_pipeline_stage_gives_equal_results(factor, remat):
     class Layer(nnx.Module):

@@ -55,6 +55,7 @@ def test_cpu_unrolls_few_layers_and_scans_many():
     assert loops(UNROLLED_LAYERS) == 0 < loops(UNROLLED_LAYERS + 1)
 
 
+@pytest.mark.optimized
 def test_initial_layer_values_depend_only_on_seed_and_index():
     three, five = (jax.tree.leaves(nnx.state(blocks.stack(count, ONE))) for count in (3, 5))
     for few, many in zip(three, five, strict=True):
@@ -72,6 +73,7 @@ def test_parameters_have_a_leading_layer_dimension():
     assert model.stacked == {path: 1 for path in model.params if path.startswith("decoder/")}
 
 
+@pytest.mark.optimized
 def test_pipeline_with_repeats_stores_parameters_by_repeat():
     layout = blocks.make_layout(MeshSpec(pipeline=2, tensor=4), repeats=2)
     plain, by_repeat = nnx.state(blocks.stack(8, ONE)), nnx.state(blocks.stack(8, layout))
@@ -94,6 +96,7 @@ def test_repeats_have_no_effect_without_a_pipeline():
     assert layers.up.kernel.get_value().shape == (4, 8, 16)
 
 
+@pytest.mark.optimized
 def test_parameters_stored_by_repeat_run_on_one_device():
     plain = blocks.stack(8, ONE)
     by_repeat = blocks.stack(8, blocks.make_layout(MeshSpec(pipeline=2, tensor=4), repeats=2))

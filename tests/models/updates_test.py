@@ -22,6 +22,7 @@ def config(name: str, *settings: str) -> Config:
     return load(f"configs.{name}", [*common, *sizes, "evaluations={}", "checkpoint.best=None", *settings])
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize(
     ("name", "settings"),
     [

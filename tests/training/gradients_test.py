@@ -25,6 +25,7 @@ def test_microbatches_with_ragged_weights_equal_the_full_batch(model, mesh):
     zoo.assert_close(full.params, parts.params, 1e-6)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_metrics_do_not_affect_the_gradient(accumulate):
     class Measured(zoo.Classify):

@@ -35,12 +35,14 @@ def test_abstract_state_matches_the_state():
         assert (found.shape, found.dtype, found.sharding) == (abstract.shape, abstract.dtype, abstract.sharding)
 
 
+@pytest.mark.optimized
 def test_initial_parameters_are_equal_on_every_mesh():
     one = zoo.program(zoo.Classify()).init()
     eight = zoo.program(zoo.Classify(), mesh=MeshSpec(fsdp=8)).init()
     zoo.assert_equal(one, eight)
 
 
+@pytest.mark.optimized
 def test_offloaded_optimizer_state_is_created_in_host_memory():
     program = zoo.program(zoo.Classify(), mesh=MeshSpec(fsdp=8), layout={"offload_optimizer": True})
     state = program.init()

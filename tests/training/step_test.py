@@ -20,6 +20,7 @@ MESHES = [MeshSpec(data=8), MeshSpec(fsdp=8), MeshSpec(data=2, fsdp=4), MeshSpec
 CASES = [("mlp", mesh) for mesh in MESHES] + [(model, mesh) for model in ("cnn", "decoder") for mesh in MESHES[2:]]
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("model", zoo.MODELS)
 def test_k_steps_in_one_call_equal_k_single_steps_bitwise(model):
     program = zoo.program(zoo.Classify(model, dropout=0.1), ema_decay=0.9)
@@ -36,6 +37,7 @@ def test_eight_devices_give_the_losses_of_one(model, mesh):
     np.testing.assert_allclose(zoo.losses(eight), zoo.losses(one), rtol=1e-6)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_second_run_from_the_same_seed_is_bitwise_equal(model):
     task, batches = zoo.Classify(model, dropout=0.1), zoo.batches(3)
@@ -86,6 +88,7 @@ def test_nonfinite_gradient_with_finite_loss_skips_the_update():
     zoo.assert_equal(state.params, before)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("k", [1, 2])
 def test_offloaded_optimizer_gives_equal_results(k):
     task, mesh = zoo.Classify(), MeshSpec(data=2, fsdp=4)
@@ -226,6 +229,7 @@ def test_scalar_loss_with_skip_bad_gives_a_warning():
     assert any("the loss of Whole is one number per batch" in text for text in program.warnings)
 
 
+@pytest.mark.optimized
 def test_skip_mask_skips_the_update_whatever_its_loss():
     program = zoo.program(zoo.Classify(), ema_decay=0.9)
     batches = tuple(jax.device_put(zoo.batch(x), program.spec.batch_sharding) for x in zoo.batches(2))
