@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from engine.readers.decode_image import DecodeImage
     from engine.readers.hugging_face import HuggingFace
     from engine.readers.image_folder import ImageFolder
+    from engine.readers.mcap import Mcap
     from engine.readers.parquet import Parquet
     from engine.readers.tf_example import TFExample
     from engine.readers.tf_record import TFRecord
@@ -26,6 +27,7 @@ __all__ = [
     "DecodeImage",
     "HuggingFace",
     "ImageFolder",
+    "Mcap",
     "Parquet",
     "TFExample",
     "TFRecord",
@@ -40,6 +42,7 @@ _MODULES = {
     "engine.readers.decode_image": ("DecodeImage",),
     "engine.readers.hugging_face": ("HuggingFace",),
     "engine.readers.image_folder": ("ImageFolder",),
+    "engine.readers.mcap": ("Mcap",),
     "engine.readers.parquet": ("Parquet",),
     "engine.readers.tf_example": ("TFExample",),
     "engine.readers.tf_record": ("TFRecord",),

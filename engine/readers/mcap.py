@@ -1,0 +1,185 @@
+"""Reads MCAP logs as a source with random access: one example for each message of a topic (extra `mcap`)."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from engine.config.errors import DataError, did_you_mean
+from engine.data.files import file_names, find_files, sampled_files
+from engine.data.source import FINGERPRINT_EXAMPLES, SEPARATOR, Example, evenly_spaced
+from engine.mounts import shown
+from engine.readers.decoders import Decoder, decode, decoder_name, find_decoder
+from engine.readers.extras import import_extra
+from engine.readers.mcap_file import FORM, Messages, build_index
+from engine.readers.members import default_decoder
+from engine.readers.record_files import RecordFiles
+from engine.readers.saved_index import Index, file_indexes
+
+NS = 1e-9  # seconds in a nanosecond
+
+
+class _Log(NamedTuple):
+    """The examples of one log."""
+
+    time: np.ndarray
+    """Nanoseconds `[messages]`; the other two are those of the index."""
+    chunk: np.ndarray
+    offset: np.ndarray
+    chosen: np.ndarray
+    """Message of each topic `[examples, topics]`."""
+    damage: np.ndarray
+    """Byte at which the log is damaged, if it is: the last example stands for what is lost."""
+
+    @property
+    def examples(self) -> int:
+        return len(self.chosen) + len(self.damage)
+
+
+class Mcap:
+    """Source of the messages of MCAP logs, such as those of ROS 2.
+
+    There is one example for each message of the first of the topics. It holds the latest message of each other topic
+    at that time, by log time and from the same log. Where a topic has no message yet, there is no example. An example
+    is a dict of
+
+    - the decoded message of each topic, under the name of the topic,
+    - `time`, float64: seconds since the first message of the log,
+    - `age`, float32 `[topics]`: seconds since the message of each topic,
+    - `log`, text: the name of the file; `log_time`, text: nanoseconds, since they do not fit 32 bits.
+
+    On the first use of a log, an index of its messages is built and saved in `.convoy_index/` next to the log, or in
+    the user's cache folder. A chunk is the smallest read: to read a large log often, convert it with
+    `convoy data write`.
+
+    Args:
+        pattern: path or list of paths; shell wildcards and bucket addresses are allowed.
+        topics: name of the topic, or names of several.
+        decoders: topic -> function of the data of a message, or its dotted path. By default, messages encoded as JSON
+            become arrays and text.
+        max_age_s: leaves out examples in which a message is older.
+
+    Raises:
+        DataError: no file matches, a file is no log, no example has all topics, a topic needs a decoder, or mcap is
+            not installed.
+        ConfigError: the path of a decoder does not exist.
+    """
+
+    def __init__(
+        self,
+        pattern: str | Sequence[str],
+        topics: str | Sequence[str],
+        decoders: Mapping[str, str | Decoder] | None = None,
+        max_age_s: float | None = None,
+    ):
+        import_extra("mcap", "mcap", "MCAP logs")
+        self.topics = [topics] if isinstance(topics, str) else list(topics)
+        if not self.topics or len(set(self.topics)) < len(self.topics):
+            raise DataError(f"topics = {self.topics}: name at least one topic, and each once.")
+        paths = find_files(pattern, "MCAP")
+        indexes = file_indexes(paths, FORM, build_index)
+        self._max_age_s = max_age_s
+        self._decoders = self._find_decoders(indexes, decoders or {})
+        self._logs = [_log(index, self.topics, max_age_s) for index in indexes]
+        self._files = RecordFiles(paths, [log.examples for log in self._logs])
+        self._messages = Messages(self._files)
+        if not any(len(log.chosen) for log in self._logs):
+            raise DataError(
+                f"{shown(paths[0])}: none of {len(paths)} logs has an example with a message of each of "
+                f"{', '.join(self.topics)}. Remove a topic, or raise max_age_s."
+            )
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Example:
+        """Returns one example. Raises DataError, which names the log, if a message is damaged."""
+        file, log, where, chosen = self._locate(index)
+        path, times = self._files.paths[file], log.time[chosen]
+        example: dict[str, Any] = {
+            "time": np.array((times[0] - log.time[0]) * NS),
+            "age": ((times[0] - times) * NS).astype(np.float32),
+            "log": os.path.basename(path),
+            "log_time": str(times[0]),
+        }
+        for topic, message in zip(self.topics, chosen.tolist(), strict=True):
+            data = self._read(file, log, message, where)
+            example[topic] = decode(self._decoders[topic], data, f"{where}, {topic}")
+        return example
+
+    def fingerprint(self) -> str:
+        """Returns the names, sizes and hashed samples of the first logs, a hash of some messages, and the topics."""
+        found = hashlib.blake2b(SEPARATOR.join(file_names(self._files.paths)).encode(), digest_size=16)
+        for index in evenly_spaced(len(self), FINGERPRINT_EXAMPLES):
+            try:
+                file, log, where, chosen = self._locate(index)
+                for message in chosen.tolist():
+                    found.update(self._read(file, log, message, where))
+            except DataError:  # training reports the error when it reads this example
+                found.update(b"cannot be read")
+        topics = ", ".join(f"{topic} {decoder_name(decoder)}" for topic, decoder in self._decoders.items())
+        parts = [*sampled_files(self._files.paths), f"messages {found.hexdigest()}"]
+        return SEPARATOR.join([*parts, f"{len(self)} examples", f"topics {topics}".replace(SEPARATOR, " ")])
+
+    def _locate(self, index: int) -> tuple[int, _Log, str, np.ndarray]:
+        """Returns the file of an example, its log, its name in error texts, and its messages `[topics]`."""
+        file, number = self._files.locate(index)
+        log, path = self._logs[file], shown(self._files.paths[file])
+        if number == len(log.chosen):
+            raise DataError(
+                f"{path}: the log is damaged or ends at byte {log.damage[0]}, and messages after it cannot be found. "
+                "Copy it again, or write what is left to a new log: mcap recover FILE -o NEW."
+            )
+        chosen = log.chosen[number]
+        return file, log, f"{path}, message of {self.topics[0]} at {log.time[chosen[0]]} ns", chosen
+
+    def _read(self, file: int, log: _Log, message: int, where: str) -> bytes:
+        try:
+            return self._messages.read(file, int(log.chunk[message]), int(log.offset[message]))
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+
+    def _find_decoders(self, indexes: Sequence[Index], given: Mapping[str, str | Decoder]) -> dict[str, Decoder]:
+        """Returns the decoder of each topic. Raises DataError for an unknown topic, or one that needs a decoder."""
+        encodings: dict[str, str] = {}
+        for index in indexes:
+            for topic, encoding in zip(index["topic"].tolist(), index["encoding"].tolist(), strict=True):
+                encodings.setdefault(topic.decode(), encoding.decode())
+        for topic in [*self.topics, *given]:
+            if topic not in encodings:
+                raise DataError(
+                    f"topics: no log has {topic!r}.{did_you_mean(topic, encodings)} Found: "
+                    f"{', '.join(sorted(encodings))}."
+                )
+        for topic in self.topics:
+            if topic not in given and encodings[topic] != "json":
+                raise DataError(
+                    f"topic {topic!r} is encoded as {encodings[topic] or 'unknown'}, which needs a decoder: "
+                    f"decoders={{{topic!r}: 'package.module.function_of_bytes'}}."
+                )
+        return {
+            topic: find_decoder(given[topic], f"decoders.{topic}") if topic in given else default_decoder("json")
+            for topic in self.topics
+        }
+
+
+def _log(index: Index, topics: Sequence[str], max_age_s: float | None) -> _Log:
+    """Chooses the messages of each example of a log; messages are in the order of their log times."""
+    of_topic = []
+    for topic in topics:
+        channels = index["id"][index["topic"] == topic.encode()]
+        of_topic.append(np.flatnonzero(np.isin(index["channel"], channels)))
+    first = of_topic[0]
+    times = index["time"][first]
+    columns, complete = [first], np.ones(len(first), bool)
+    for messages in of_topic[1:]:
+        latest = np.searchsorted(index["time"][messages], times, side="right") - 1
+        complete &= latest >= 0
+        column = messages[np.maximum(latest, 0)] if len(messages) else np.zeros(len(first), np.int64)
+        if max_age_s is not None:
+            complete &= times - index["time"][column] <= max_age_s / NS
+        columns.append(column)
+    chosen = np.stack(columns, axis=1)[complete]
+    return _Log(index["time"], index["chunk"], index["offset"], chosen, index["damage"])
