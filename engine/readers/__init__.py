@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from engine.readers.decode_image import DecodeImage
     from engine.readers.hugging_face import HuggingFace
     from engine.readers.image_folder import ImageFolder
+    from engine.readers.kitti import KittiObject
     from engine.readers.mcap import Mcap
+    from engine.readers.nuscenes import NuScenes
     from engine.readers.parquet import Parquet
     from engine.readers.tf_example import TFExample
     from engine.readers.tf_record import TFRecord
@@ -27,7 +29,9 @@ __all__ = [
     "DecodeImage",
     "HuggingFace",
     "ImageFolder",
+    "KittiObject",
     "Mcap",
+    "NuScenes",
     "Parquet",
     "TFExample",
     "TFRecord",
@@ -42,7 +46,9 @@ _MODULES = {
     "engine.readers.decode_image": ("DecodeImage",),
     "engine.readers.hugging_face": ("HuggingFace",),
     "engine.readers.image_folder": ("ImageFolder",),
+    "engine.readers.kitti": ("KittiObject",),
     "engine.readers.mcap": ("Mcap",),
+    "engine.readers.nuscenes": ("NuScenes",),
     "engine.readers.parquet": ("Parquet",),
     "engine.readers.tf_example": ("TFExample",),
     "engine.readers.tf_record": ("TFRecord",),

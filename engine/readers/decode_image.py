@@ -58,6 +58,13 @@ class DecodeImage:
                 raise DataError(f"{what}: {error}") from error
             return pixels if self.size in (None, pixels.shape[:2]) else self._resized(pixels, *self.size)
 
+    def stored_size(self, data: bytes) -> tuple[int, int]:
+        """Returns the height and the width of an encoded image that can be decoded."""
+        from PIL import Image
+
+        with Image.open(io.BytesIO(data)) as image:
+            return image.height, image.width
+
     def _jpeg(self, data: bytes) -> np.ndarray:
         import simplejpeg
 

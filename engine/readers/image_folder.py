@@ -1,6 +1,5 @@
 """Reads folders of images, one folder for each class (extra `images`)."""
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from engine.data.files import FINGERPRINT_FILES, sampled_files
 from engine.data.source import SEPARATOR, Example, evenly_spaced
 from engine.mounts import local_path
 from engine.readers.decode_image import DecodeImage
+from engine.readers.fingerprints import digest
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -83,11 +83,9 @@ class ImageFolder:
 
     def fingerprint(self) -> str:
         """Returns the number of images, hashes of all names and of samples of some files, and how they are decoded."""
-        names = hashlib.blake2b("\n".join(self.names).encode("utf-8", "surrogateescape"), digest_size=16)
-        names.update(f"{self._labels} {self.classes}".encode("utf-8", "surrogateescape"))
         chosen = [os.path.join(self.folder, self.names[i]) for i in evenly_spaced(len(self), FINGERPRINT_FILES)]
-        samples = hashlib.blake2b("\n".join(sampled_files(chosen)).encode("utf-8", "surrogateescape"), digest_size=16)
-        parts = [f"{len(self)} images", f"names {names.hexdigest()}", f"samples {samples.hexdigest()}"]
+        names = digest([*self.names, f"{self._labels}", *self.classes])
+        parts = [f"{len(self)} images", f"names {names}", f"samples {digest(sampled_files(chosen))}"]
         return SEPARATOR.join([*parts, f"{len(self.classes)} classes", repr(self._decode)])
 
 

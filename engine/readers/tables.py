@@ -5,7 +5,6 @@ consecutive rows with one value of a column, or all rows of a file.
 """
 
 import contextlib
-import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from engine.mounts import shown
 from engine.readers.blocks import BlockCache
 from engine.readers.columns import Column, make_column, plain
 from engine.readers.decoders import Decoder, decode, decoder_name, find_decoder
+from engine.readers.fingerprints import digest
 
 CACHE_BYTES = 512 << 20  # default bound on the blocks that a source keeps
 OPENERS = 8  # threads that read the metadata of files
@@ -137,7 +137,7 @@ class Tables:
 
         Folders and modification times are left out, since a copy of the files has the same content.
         """
-        names = hashlib.blake2b(SEPARATOR.join(file_names(self.paths)).encode(), digest_size=16).hexdigest()
+        names = digest(file_names(self.paths))
         how = f"grouped by {self._group_by}" if self._group_by is not None else "one example per row"
         how = "one example per file" if self._one_per_file else how
         decoders = [f"{name} by {decoder_name(decoder)}" for name, decoder in self._decode.items()]

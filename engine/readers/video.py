@@ -4,7 +4,6 @@ The index of a file holds the time of every frame and which of them are keyframe
 keyframe before it, and its frames are found by their times, so that they are exact in files with reordered frames.
 """
 
-import hashlib
 import itertools
 import os
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from engine.data.source import SEPARATOR, Example
 from engine.data.stages import stage
 from engine.mounts import shown
 from engine.readers.extras import import_extra
+from engine.readers.fingerprints import digest
 from engine.readers.saved_index import Index, file_indexes
 
 FORM = "video-1"  # of the saved index
@@ -101,7 +101,7 @@ class Video:
 
     def fingerprint(self) -> str:
         """Returns the names, sizes and hashed samples of the first files, a hash of the names of all, and the clips."""
-        names = hashlib.blake2b(SEPARATOR.join(file_names(self.paths)).encode(), digest_size=16).hexdigest()
+        names = digest(file_names(self.paths))
         clips = f"{len(self)} clips of {self._frames} frames, stride {self._stride}, step {self._step}"
         return SEPARATOR.join([*sampled_files(self.paths), f"names {names}", clips, f"size {self._size}"])
 

@@ -1,0 +1,91 @@
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.config.errors import DataError
+from engine.data.bad_examples import TolerantBatches
+from engine.data.batches import Batches
+from engine.data.padded import Padded
+from engine.data.source import fingerprint
+from engine.readers import KittiObject
+from tests.readers.driving_files import write_kitti
+
+BOXES = ["box_type", "truncated", "occluded", "box_alpha", "box_2d", "box_size", "box_bottom", "box_yaw"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_kitti(tmp_path / "kitti")
+
+
+def test_frame_holds_points_image_matrices_and_boxes(folder):
+    source = KittiObject(str(folder))
+    assert source.frames == ["000000", "000001", "000002", "000003"]
+    found = source[1]
+    assert found["frame"] == "000001"
+    assert found["lidar"].shape == (31, 4)
+    assert found["image"].shape == (37, 124, 3)
+    assert found["image"][0, 0].tolist() == [1, 1, 1]
+    assert found["calib"]["P2"].tolist() == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]]
+    assert found["calib"]["R0_rect"].shape == (3, 3)
+    assert found["box_name"].tolist() == ["Car", "Cyclist", "DontCare"]
+    assert found["box_type"].tolist() == [0, 5, -1]
+    assert found["box_2d"][0].tolist() == [10, 20, 60.5, 30]
+    assert found["box_size"][0] == pytest.approx([1.5, 1.6, 3.9])
+    assert found["box_bottom"][1] == pytest.approx([-5, 1.6, 9])
+    assert (found["box_yaw"][0], found["truncated"][0], found["occluded"][0]) == pytest.approx((-1.6, 0.25, 1))
+    assert source[2]["box_2d"].shape == (0, 4)
+
+
+def test_resized_image_scales_what_is_given_in_pixels(folder):
+    found = KittiObject(str(folder), size=(74, 61))[0]
+    assert found["image"].shape == (74, 61, 3)
+    assert found["box_2d"][0].tolist() == [5, 40, 30.25, 60]
+    assert found["calib"]["P2"].tolist() == [[0, 0.5, 1, 1.5], [8, 10, 12, 14], [8, 9, 10, 11]]
+    assert found["calib"]["P3"][0].tolist() == [0, 1, 2, 3]
+
+
+def test_parts_and_frames_are_chosen(folder):
+    source = KittiObject(str(folder), parts=["lidar"], frames=["000003", "000001"])
+    assert sorted(source[0]) == ["frame", "lidar"]
+    assert [source[i]["frame"] for i in range(2)] == ["000003", "000001"]
+    others = [KittiObject(str(folder)), KittiObject(str(folder), parts=["lidar"]), source]
+    assert len(set(map(fingerprint, others))) == 3
+    assert fingerprint(pickle.loads(pickle.dumps(source))) == fingerprint(source)
+
+
+def test_damaged_files_are_skipped(folder):
+    lidar, labels = folder / "training/velodyne/000000.bin", folder / "training/label_2/000001.txt"
+    lidar.write_bytes(lidar.read_bytes()[:-8])
+    labels.write_text(labels.read_text()[:-20])
+    (folder / "training/image_2/000003.png").write_bytes(b"\x89PNG")
+    source = KittiObject(str(folder), size=(8, 8))
+    for index, error in (
+        (0, r"velodyne/000000.bin: has 472 bytes, which are no points of 4 numbers each"),
+        (1, r"label_2/000001.txt: line 3 is no label of KITTI"),
+        (3, r"image_2/000003.png: the image of 4 bytes is damaged"),
+    ):
+        with pytest.raises(DataError, match=error):
+            source[index]
+    fields = {"points": ["lidar"], "boxes": BOXES}
+    padded = Padded(source, fields=fields, lengths={"points": 40, "boxes": 3})
+    found = TolerantBatches(Batches(padded, 4, 0, False))[0]
+    assert [bad.address for bad in found.bad] == [0, 1, 3]
+    assert np.asarray(found.batch.examples["image"]).shape == (4, 8, 8, 3)
+
+
+def test_wrong_arguments_are_named(folder):
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"parts": ["box"]}, r"parts = \('box',\): allowed are lidar, image, calib, boxes. Did you mean boxes"),
+        ({"parts": []}, r"parts = \(\): allowed are"),
+        ({"split": "testing"}, r"no testing/velodyne/\*.bin. Correct the path, `split` or `parts`"),
+        ({"frames": ["000009"]}, r"no frame 000009 in training/velodyne. Remove it from `frames`"),
+    ]
+    for arguments, error in wrong:
+        with pytest.raises(DataError, match=error):
+            KittiObject(str(folder), **arguments)
+    (folder / "training/calib/000000.txt").write_text("P0: 1 2")
+    with pytest.raises(DataError, match=r"calib/000000.txt: the line 'P0' is no matrix of 3 rows"):
+        KittiObject(str(folder))[0]
