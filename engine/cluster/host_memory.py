@@ -41,6 +41,26 @@ def host_memory() -> HostMemory | None:
     return min(limits, key=lambda limit: limit.bytes)
 
 
+def free_share() -> float:
+    """Returns the free share of the memory that this process may use, 0 to 1; 1 if the system does not state it.
+
+    Memory that only caches files counts as free.
+    """
+    info = _read_table(_MEMORY_INFO)
+    shares = [1.0]
+    if info.get("MemTotal:") and "MemAvailable:" in info:
+        shares.append(info["MemAvailable:"] / info["MemTotal:"])
+    for group, version in _groups():
+        names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        limit, used = (_read_number(group / name) for name in names)
+        if limit and used:
+            cached = _read_table(group / "memory.stat").get(
+                "inactive_file" if version == 2 else "total_inactive_file", 0
+            )
+            shares.append(1 - (used[0] - cached) / max(1, limit[0]))
+    return max(0.0, min(shares))
+
+
 def oom_kills() -> int:
     """Returns how many processes the kernel has killed for lack of memory; 0 if unknown.
 

@@ -33,9 +33,17 @@ def _cpu_devices(value: object, path: str) -> None:
         raise FieldError(path, f"found {value!r}", f"Allowed: 1 to {MAX_DEVICES} devices, auto, or None.")
 
 
+def _workers(value: object, path: str) -> None:
+    if isinstance(value, str) and value != "auto":
+        raise FieldError(path, f"found {value!r}", "Allowed: a number of processes, or auto.")
+    if value != "auto":
+        at_least(0, below=MAX_WORKERS + 1).check(value, path)
+
+
 BY_DATA, BY_CLOCK, ANY_UNIT = in_units(*DATA_UNITS), in_units(*CLOCK_UNITS), in_units(*UNITS)
 AXIS_SIZE = Rule("", _axis_size)
 CPU_DEVICES = Rule("", _cpu_devices)
+WORKERS = Rule(f"Allowed: 0 to {MAX_WORKERS}, and auto, which finds the number.", _workers)
 NAME = matching(r"(\w[\w.-]{0,99})?", "It is the name of a folder: use up to 100 letters, digits, '_', '-' and '.'.")
 DOTTED_PATH = matching(r"([A-Za-z_]\w*(\.[A-Za-z_]\w*)+)?", "Write package.module.Name.", ", not a dotted path")
 SCHEDULES = ("constant", "linear", "cosine", "warmup_stable_decay", "inverse_sqrt", "piecewise")
@@ -70,9 +78,7 @@ class Data(Target):
     shuffle: bool = setting(True, "Shuffle the examples in each epoch. Evaluations are never shuffled.")
     limit: int | None = setting(None, "Use only this many examples, the first ones.", at_least(1, below=10**12))
     threads: int = setting(2, "Reader threads; each builds whole batches.", at_least(1, below=MAX_WORKERS + 1))
-    workers: int = setting(
-        0, "Reader processes instead of threads, for sources that hold the GIL.", at_least(0, below=MAX_WORKERS + 1)
-    )
+    workers: int | str = setting(0, "Reader processes instead of threads, for sources that hold the GIL.", WORKERS)
     prefetch: int = setting(2, "Number of dispatches whose batches are read ahead into host memory.", at_least(0))
     on_error: str = setting(
         "stop", "Reaction to an unreadable example; skip counts and logs it.", one_of("stop", "skip")

@@ -40,6 +40,7 @@ class TrainFeed:
         steps_per_dispatch: int = 1,
         on_batch: Callable[[int, list[int], list[int]], None] | None = None,
         bad: BadExampleCounter | None = None,
+        on_message: Callable[[str], None] = lambda text: None,
     ):
         """Starts the readers.
 
@@ -55,6 +56,7 @@ class TrainFeed:
             on_batch: called for each batch with its number, the rows that this process feeds, and the addresses of
                 their examples (`run/ledger.py`).
             bad: counter of bad examples for `settings.on_error` = skip; None raises at the first bad example.
+            on_message: called with a sentence about the number of workers that `settings.workers` = auto has found.
 
         Raises:
             DataError: the source is empty, or its examples hold something other than numbers.
@@ -75,6 +77,7 @@ class TrainFeed:
             workers=settings.workers,
             prefetch=settings.prefetch * steps_per_dispatch,
             block=batches.block_size,
+            on_message=on_message,
         )
         self._batch_size, self._next, self._stop = batch_size, start, stop
         self._transfer_s = 0.0

@@ -8,12 +8,13 @@ rows, and 5 and 15 us in blocks.
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import grain
 
 from engine.config.errors import DataError
+from engine.data.auto_workers import AutoBlocks, BlockIterator
 from engine.data.stages import NO_TIMES, Times, added, recorded
 from engine.data.workers import Workers, exits_reported
 
@@ -24,21 +25,13 @@ class Numbered[T](Protocol):
     def __getitem__(self, n: int, /) -> T: ...
 
 
-class BlockIterator[T](Protocol):
-    """Iterator over blocks and the time by stage that it took to make each: Grain's iterator or `Workers`."""
-
-    def __next__(self) -> "tuple[list[T | DataError], Times]": ...
-
-    def close(self) -> None: ...
-
-
 class Reader[T]:
     """Iterator over batches in order; created by `read`."""
 
     def __init__(self, blocks: BlockIterator[T], parallel: int):
-        self._blocks = blocks
-        self.parallel = parallel
-        """Number of threads or workers that read."""
+        self._blocks, self._parallel = blocks, parallel
+        self.made_s = 0.0
+        """Seconds in which the threads or workers, working in parallel, have made the blocks that were returned."""
         self._ready: deque[T | DataError] = deque()
         self.wait_s = 0.0
         """Seconds spent waiting for blocks."""
@@ -46,9 +39,9 @@ class Reader[T]:
         """Seconds by stage, added up over the threads or workers, that the blocks that were returned have taken."""
 
     @property
-    def made_s(self) -> float:
-        """Seconds in which the threads or workers, working in parallel, have made the blocks that were returned."""
-        return sum(self.times) / self.parallel
+    def parallel(self) -> int:
+        """Number of threads or workers that read."""
+        return self._blocks.parallel if isinstance(self._blocks, AutoBlocks) else self._parallel
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -59,6 +52,7 @@ class Reader[T]:
             block, times = next(self._blocks)
             self.wait_s += time.perf_counter() - begin
             self.times = added(self.times, times)
+            self.made_s += sum(times) / self.parallel
             self._ready.extend(block)
         batch = self._ready.popleft()
         if isinstance(batch, DataError):
@@ -71,7 +65,15 @@ class Reader[T]:
 
 
 def read[T](
-    batches: Numbered[T], start: int, stop: int, *, threads: int, workers: int, prefetch: int, block: int = 1
+    batches: Numbered[T],
+    start: int,
+    stop: int,
+    *,
+    threads: int,
+    workers: int | str,
+    prefetch: int,
+    block: int = 1,
+    on_message: Callable[[str], None] = lambda text: None,
 ) -> Reader[T]:
     """Returns a reader of batches start, ..., stop - 1, which starts prefetching at once.
 
@@ -80,18 +82,29 @@ def read[T](
         start: number of the first batch.
         stop: number after the last batch.
         threads: number of reader threads; 0 makes each batch when it is requested.
-        workers: number of worker processes, used instead of threads; 0 for none.
+        workers: number of worker processes, used instead of threads; 0 for none; "auto" finds it (`auto_workers.py`).
         prefetch: batches to prefetch, at least one for each thread or worker; no more than there are.
         block: batches that a thread reads in one call.
+        on_message: called with a sentence about the number of workers that "auto" has found.
     """
-    size, prefetch = block if threads and not workers else 1, min(prefetch, max(0, stop - start))
-    blocks = grain.MapDataset.range(start, max(start, stop), size).map(_Blocks(batches, stop, size).read)
-    if workers:
-        return Reader(Workers(blocks, workers, max(1, prefetch // workers)), workers)
-    ahead = max(-(-prefetch // size), threads) if threads else 0
-    reader = iter(blocks.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)))
-    reader.start_prefetch()
-    return Reader(reader, max(1, threads))
+    prefetch = min(prefetch, max(0, stop - start))
+
+    def open_blocks(first: int, workers: int) -> BlockIterator[T]:
+        size = block if threads and not workers else 1
+        blocks = grain.MapDataset.range(first, max(first, stop), size).map(_Blocks(batches, stop, size).read)
+        if workers:
+            return Workers(blocks, workers, max(1, prefetch // workers))
+        ahead = max(-(-prefetch // size), threads) if threads else 0
+        reader = iter(blocks.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)))
+        reader.start_prefetch()
+        return reader
+
+    if workers == "auto":
+        return Reader(
+            AutoBlocks(open_blocks, start, stop, threads=threads, prefetch=prefetch, on_message=on_message), threads
+        )
+    assert isinstance(workers, int)
+    return Reader(open_blocks(start, workers), workers or max(1, threads))
 
 
 class _Blocks[T]:

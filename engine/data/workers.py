@@ -50,6 +50,7 @@ _LIKELY_REASON = {
     signal.SIGBUS: f", probably for lack of {_SHARED}",
 }
 _END = object()
+_starting = threading.Lock()  # held while a reader's processes start, so that no other reader takes them for its own
 _worker: int | None = None  # index of this process if it is a worker
 
 
@@ -106,17 +107,32 @@ class Workers:
         self._thread = threading.Thread(target=self._run_calls, name="data-workers", daemon=True)
         self._thread.start()
         self._processes: list[BaseProcess] = []  # worker processes that Grain has started so far
+        self._started = threading.Event()  # set when the first call of Grain has returned
+        self._next_element = self._submit(self._draw_first)
+
+    def _draw_first(self) -> Any:
+        """Requests the first element, for which Grain starts the processes, one reader after the other."""
+        _starting.acquire()
         before = multiprocessing.active_children()
         threading.Thread(target=self._find_processes, args=(before,), name="find-workers", daemon=True).start()
-        self._next_element = self._submit(self._draw)
+        try:
+            return self._draw()
+        finally:
+            self._started.set()
 
     def _find_processes(self, before: list[BaseProcess]) -> None:
         """Collects Grain's processes, in a thread, while Grain starts them: an ended process is no longer listed."""
         end = time.monotonic() + START_S
-        while len(self._processes) < self._count and self._reader is not None and time.monotonic() < end:
-            known = [*before, *self._processes]
-            self._processes += [child for child in multiprocessing.active_children() if child not in known]
-            time.sleep(0.002)
+        try:
+            while len(self._processes) < self._count and self._reader is not None and time.monotonic() < end:
+                started = self._started.is_set()
+                known = [*before, *self._processes]
+                self._processes += [child for child in multiprocessing.active_children() if child not in known]
+                if started:
+                    break
+                time.sleep(0.002)
+        finally:
+            _starting.release()
 
     def _submit(self, function: Callable[[], Any]) -> Future[Any]:
         future: Future[Any] = Future()

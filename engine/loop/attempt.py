@@ -226,5 +226,6 @@ class Attempt:
             steps_per_dispatch=train.steps_per_dispatch,
             on_batch=self._ledger and self._ledger.write,
             bad=self._bad_examples,
+            on_message=self._say,
         )
         return contextlib.closing(feed)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import jax
 from jax.sharding import Mesh, NamedSharding
 
+from engine.cluster.cores import usable_cores
 from engine.cluster.host_memory import host_memory
 from engine.config.errors import ConfigError
 from engine.config.schema import Config, Data
@@ -78,7 +79,8 @@ def evaluation_batches(name: str, data: Data, example: PyTree, batch_size: int, 
 
 def _read_ahead(data: Data, k: int) -> int:
     """Returns the number of batches that the reader makes ahead (`data/reader.py`)."""
-    return max(data.prefetch * k, data.workers or data.threads)
+    readers = usable_cores() if data.workers == "auto" else int(data.workers or data.threads)
+    return max(data.prefetch * k, readers)
 
 
 @dataclass(frozen=True)

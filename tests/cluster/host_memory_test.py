@@ -86,3 +86,21 @@ def test_numbers_of_this_machine_are_plausible():
     found = host_memory.host_memory()
     assert found is None or found.bytes > 2**27
     assert host_memory.oom_kills() >= 0
+
+
+def test_free_share_is_the_smallest_of_the_machine_and_its_control_groups(machine, tmp_path):
+    assert host_memory.free_share() == 1  # the system does not state it
+    (tmp_path / "meminfo").write_text("MemTotal: 1000 kB\nMemAvailable: 800 kB\n")
+    assert host_memory.free_share() == 0.8
+    machine("cgroup", "0::/job\n")
+    for name, text in {
+        "memory.max": "1000",
+        "memory.current": "900",
+        "memory.stat": "anon 500\ninactive_file 150",
+    }.items():
+        machine(f"fs/job/{name}", text)
+    assert host_memory.free_share() == 0.25
+    machine("cgroup", "4:memory:/job\n")
+    machine("fs/memory/job/memory.limit_in_bytes", "1000")
+    machine("fs/memory/job/memory.usage_in_bytes", "2000")
+    assert host_memory.free_share() == 0

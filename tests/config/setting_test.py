@@ -42,6 +42,7 @@ def test_every_field_has_help_and_every_restricted_field_a_rule(section):
         ("MeshSpec", "cpu_devices", 0, "Allowed: 1 to 4096 devices, auto, or None."),
         ("MeshSpec", "cpu_devices", 100_000, "Allowed: 1 to 4096 devices, auto, or None."),
         ("Data", "workers", 100_000, "found 100000, allowed is at least 0 and less than 1025"),
+        ("Data", "workers", "autos", "found 'autos'. Allowed: a number of processes, or auto."),
         ("Checkpoint", "best", "accuracy", "Write evaluation/metric or hook/metric, such as 'heldout/accuracy'."),
         ("Checkpoint", "best_mode", "lowest", "Allowed: max, min."),
         ("Checkpoint", "keep_latest", 0, "allowed is at least 1"),
