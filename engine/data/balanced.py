@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.config.errors import DataError
 from engine.data.ragged import Sizes, check_costs
-from engine.data.sampler import Sampler, ShapedSampler, is_shaped, is_sized, make_sampler
+from engine.data.sampler import Sampler, ShapedSampler, is_shaped, is_sized, make_sampler, reads_singly
 from engine.data.source import (
     SEPARATOR,
     Example,
@@ -114,6 +114,7 @@ class _Sampler:
     def __init__(self, inner: Sampler, batch_size: int, ranks: int, costs: np.ndarray | None):
         self._inner, self._batch_size, self._ranks, self._costs = inner, batch_size, ranks, costs
         self.has_transform, self.vectorized = inner.has_transform, inner.vectorized
+        self.reads_singly = reads_singly(inner)
 
     def addresses(self, positions: np.ndarray) -> np.ndarray:
         batches, rows = np.divmod(positions, self._batch_size)

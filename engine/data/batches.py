@@ -5,16 +5,17 @@ Batch n of a training run is a pure function of (seed, n). The sampler (`sampler
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from engine.config.errors import DataError, did_you_mean
 from engine.config.user_errors import location
 from engine.data.batch import Batch
+from engine.data.collate import Collator, own_copy
 from engine.data.context import Context, call
 from engine.data.ragged import Sizes
-from engine.data.sampler import is_shaped, is_sized, make_sampler, read_examples, stack_examples
+from engine.data.sampler import is_shaped, is_sized, make_sampler, read_example, read_examples, reads_singly
 from engine.data.shuffle import random_generators
 from engine.data.source import Example, Examples, Source, example_spec, has_transform, leaves_with_path, source_name
 from engine.data.stages import stage
@@ -134,33 +135,48 @@ class Batches:
         return addresses[within]
 
     def _read(self, addresses: np.ndarray, positions: np.ndarray) -> Examples:
-        examples = self._sampler.read(addresses)
         if self._sampler.has_transform:
-            with stage("transform"):
-                examples = self._transform(examples, addresses, positions)
+            examples = self._transformed(addresses, positions)
+        else:
+            examples = self._sampler.read(addresses)
         return _numbers(examples, self._keep_64_bit, source_name(self.source))
 
-    def _transform(self, batch: Examples, addresses: np.ndarray, positions: np.ndarray) -> Examples:
-        """Applies the source's transform to each row, with the random generator of its position in the run."""
-        import jax
-
+    def _transformed(self, addresses: np.ndarray, positions: np.ndarray) -> Examples:
+        """Reads and transforms each row, with the random generator of its position in the run."""
         located = [self._sampler.locate(address) for address in addresses.tolist()]
         generators = random_generators(self.seed, positions)
-        examples, size = [], len(self.source)
-        for row, ((source, number), rng) in enumerate(zip(located, generators, strict=True)):
-            example = jax.tree.map(lambda array, row=row: array[row], batch)
-            position = int(positions[row])
-            context = Context(position // self.batch_size, position / size, self._total, rng)
-            try:
-                examples.append(
-                    call(source.transform, example, rng, context=context) if has_transform(source) else example
-                )
-            except Exception as error:
-                raise DataError(
-                    f"{source_name(source)}.transform failed at example {number} (global example index "
-                    f"{positions[row]}): {_error_text(error, example)}. Correct the transform or the example."
-                ) from error
-        return stack_examples(examples, lambda row: f"{located[row][1]} of {source_name(located[row][0])}")
+        collator = Collator(len(located))
+        for row, example in enumerate(self._examples(located, addresses)):
+            with stage("transform"):
+                collator.add(self._transform(*located[row], example, generators[row], int(positions[row])))
+        return collator.batch(lambda row: f"{located[row][1]} of {source_name(located[row][0])}")
+
+    def _examples(self, located: Sequence[tuple[Source, int]], addresses: np.ndarray) -> Iterator[Example]:
+        """Yields the example at each address, which a transform may change."""
+        import jax
+
+        if reads_singly(self._sampler):
+            for source, number in located:
+                yield own_copy(read_example(source, number))
+        else:
+            batch = self._sampler.read(addresses)
+            for row in range(len(located)):
+                yield jax.tree.map(lambda array, row=row: array[row], batch)
+
+    def _transform(
+        self, source: Source, number: int, example: Example, rng: np.random.Generator, position: int
+    ) -> Example:
+        """Returns the transformed example of a position; the example itself if its source has no transform."""
+        if not has_transform(source):
+            return example
+        context = Context(position // self.batch_size, position / len(self.source), self._total, rng)
+        try:
+            return call(source.transform, example, rng, context=context)
+        except Exception as error:
+            raise DataError(
+                f"{source_name(source)}.transform failed at example {number} (global example index {position}): "
+                f"{_error_text(error, example)}. Correct the transform or the example."
+            ) from error
 
 
 def _error_text(error: Exception, example: Example) -> str:

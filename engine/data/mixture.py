@@ -13,7 +13,7 @@ import numpy as np
 from engine.config.errors import DataError, did_you_mean
 from engine.data.mixture_schedule import schedule, shares
 from engine.data.ragged import Sizes
-from engine.data.sampler import Sampler, is_sized, make_sampler, read_examples
+from engine.data.sampler import Sampler, is_sized, make_sampler, read_examples, reads_singly
 from engine.data.shuffle import derive_seed
 from engine.data.source import (
     SEPARATOR,
@@ -134,6 +134,7 @@ class _Sampler:
             self._rank[self._source == number] = np.arange(count)
         self.has_transform = any(part.has_transform for part in parts)
         self.vectorized = all(part.vectorized for part in parts)
+        self.reads_singly = all(map(reads_singly, parts))
 
     def addresses(self, positions: np.ndarray) -> np.ndarray:
         period, at = np.divmod(positions, len(self._source))

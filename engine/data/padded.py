@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.config.errors import DataError
+from engine.data.collate import stack_examples
 from engine.data.ragged import ADDED, Fields, Lengths, Ragged, RaggedExample, Sizes, check_raw, costs
-from engine.data.sampler import stack_examples
 from engine.data.shuffle import EpochPermutation, derive_seed
 from engine.data.source import (
     SEPARATOR,

@@ -5,12 +5,13 @@ that identifies the example to read. The default sampler, `PermutationSampler`, 
 and its addresses are indices into the source. Packed sources and mixtures have their own samplers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol, TypeGuard
 
 import numpy as np
 
 from engine.config.errors import DataError
+from engine.data.collate import Collator
 from engine.data.ragged import Sizes
 from engine.data.shuffle import EpochPermutation
 from engine.data.source import (
@@ -20,11 +21,8 @@ from engine.data.source import (
     defined_with_or_after,
     has_take,
     has_transform,
-    leaves_with_path,
     source_name,
 )
-from engine.data.stages import stage
-from engine.data.text import is_text, stack_leaves
 
 
 class Sampler(Protocol):
@@ -71,6 +69,11 @@ class SizedSampler(Sampler, Protocol):
         ...
 
 
+def reads_singly(sampler: Sampler) -> bool:
+    """Returns whether a sampler reads `source[index]`, where `locate` returns `source, index`, for each address."""
+    return getattr(sampler, "reads_singly", False)
+
+
 def make_sampler(source: Source, seed: int, shuffle: bool, batch_size: int | None = None) -> Sampler:
     """Returns the sampler of the source's own method, or the default one.
 
@@ -109,6 +112,7 @@ class PermutationSampler:
         self._source = source
         self.has_transform: bool = has_transform(source)
         self.vectorized: bool = has_take(source)
+        self.reads_singly = not self.vectorized
         self._permutation = EpochPermutation(len(source), seed, shuffle)
 
     def addresses(self, positions: np.ndarray) -> np.ndarray:
@@ -142,53 +146,25 @@ def read_examples(source: Source, indices: np.ndarray) -> Examples:
     return _stack_each(source, indices)
 
 
-def stack_examples(examples: Sequence[Example], describe: Callable[[int], str]) -> Examples:
-    """Returns the examples stacked to arrays `[batch, ...]`.
-
-    Args:
-        examples: at least one example; all have the same structure.
-        describe: maps a row to the name of its example in an error text, such as "3 of models.digits.Scans".
-
-    Raises:
-        DataError: the shapes of an example differ from those of row 0; the text names the first such example.
-    """
-    import jax
-
-    try:
-        with stage("collate"):
-            return jax.tree.map(stack_leaves, *examples)
-    except ValueError as error:
-        first = _shapes(examples[0])
-        for row, example in enumerate(examples):
-            if (found := _shapes(example)) != first:
-                raise DataError(
-                    f"Example {describe(row)} has {found}, example {describe(0)} has {first}. "
-                    "Bring all to one shape (crop or pad them) in the source."
-                ) from error
-        raise
-
-
 def _first_few(indices: np.ndarray) -> str:
     return ", ".join(map(str, indices[:8])) + (" ..." if len(indices) > 8 else "")
 
 
 def _stack_each(source: Source, indices: np.ndarray) -> Examples:
     """Returns the stacked examples, read one at a time."""
-    examples = []
+    collator = Collator(len(indices))
     for index in indices.tolist():
-        try:
-            examples.append(source[index])
-        except Exception as error:
-            what = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}."
-            raise DataError(
-                f"Example {index} of {source_name(source)}: {what} Read it with source[{index}] and repair it, remove "
-                "it from the source, or set data.on_error=skip."
-            ) from error
-    return stack_examples(examples, lambda row: f"{indices[row]} of {source_name(source)}")
+        collator.add(read_example(source, index))
+    return collator.batch(lambda row: f"{indices[row]} of {source_name(source)}")
 
 
-def _shapes(example: Example) -> str:
-    return ", ".join(
-        f"{path} text" if is_text(leaf) else f"{path} {list(np.shape(leaf))}"
-        for path, leaf in leaves_with_path(example)
-    )
+def read_example(source: Source, index: int) -> Example:
+    """Returns an example. Raises DataError, whose text names the example, if it cannot be read."""
+    try:
+        return source[index]
+    except Exception as error:
+        what = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}."
+        raise DataError(
+            f"Example {index} of {source_name(source)}: {what} Read it with source[{index}] and repair it, remove "
+            "it from the source, or set data.on_error=skip."
+        ) from error

@@ -3,7 +3,8 @@ import pytest
 
 from engine.config.errors import DataError
 from engine.data.batches import Batches
-from engine.data.sampler import make_sampler, read_examples, stack_examples
+from engine.data.collate import stack_examples
+from engine.data.sampler import make_sampler, read_examples
 from engine.data.shuffle import EpochPermutation
 from engine.data.source import ArraySource
 
