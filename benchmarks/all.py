@@ -29,6 +29,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "first_step": ("--rounds", "5"),
     "decoder": (),
     "ragged": (),
+    "input": (),
 }
 """Name -> arguments of the published run."""
 
@@ -96,7 +97,7 @@ def parse(argv: Sequence[str] | None, benchmarks: Mapping[str, Sequence[str]]) -
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", metavar="NAMES", help=f"some of {','.join(benchmarks)}")
     parser.add_argument("--output", type=Path, help=f"page with the markers (default: {PAGE}, without --only)")
-    parser.add_argument("--torch", metavar="PYTHON", help="an interpreter that has torch, for decoder")
+    parser.add_argument("--torch", metavar="PYTHON", help="an interpreter that has torch, for decoder and input")
     args = parser.parse_args(argv)
     names = list(benchmarks) if args.only is None else args.only.split(",")
     if unknown := [name for name in names if name not in benchmarks]:
@@ -118,7 +119,10 @@ def main(argv: Sequence[str] | None = None, benchmarks: Mapping[str, Sequence[st
             return 1
     results = []
     for i, name in enumerate(args.only):
-        arguments = [*benchmarks[name], *(("--torch", args.torch) if args.torch and name == "decoder" else ())]
+        arguments = [
+            *benchmarks[name],
+            *(("--torch", args.torch) if args.torch and name in ("decoder", "input") else ()),
+        ]
         print(f"\n[{i + 1}/{len(args.only)}] {name}", flush=True)
         results.append(run_benchmark(name, arguments))
         if results[-1].error:
