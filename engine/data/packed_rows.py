@@ -13,7 +13,7 @@ import numpy.typing as npt
 from engine.config.errors import DataError
 from engine.data.packing_plan import SplitPlanner, WholePlanner
 from engine.data.ragged import Ragged, RaggedExample, check_index, costs, measured
-from engine.data.source import SPEC_TRIES, Examples, Source, leaves_with_path, source_name
+from engine.data.source import SPEC_TRIES, Examples, Source, has_field_lengths, leaves_with_path, source_name
 from engine.data.stages import stage
 from engine.types import PyTree
 
@@ -259,10 +259,13 @@ def _most_pieces(lengths: np.ndarray, row_length: int) -> int:
 
 
 def _length_index(documents: Source, lengths: npt.ArrayLike | None) -> np.ndarray:
-    """Returns `lengths` as int64 `[documents]`; if None, `documents.lengths()`, else measured from all documents."""
+    """Returns `lengths` as int64 `[documents]`; if None, what the documents know, else measured from all of them."""
+    if lengths is None and hasattr(documents, "lengths"):
+        lengths = documents.lengths()  # pyright: ignore[reportAttributeAccessIssue]
+    if lengths is None and has_field_lengths(documents) and (found := documents.field_lengths(["tokens"])) is not None:
+        lengths = found["tokens"]
     if lengths is None:
-        own = getattr(documents, "lengths", None)
-        lengths = own() if own is not None else measured(documents, lambda index: len(_tokens(documents, index)))
+        lengths = measured(documents, lambda index: len(_tokens(documents, index)))
     if lengths is None or not len(documents) or not np.size(lengths):
         raise DataError(
             f"{source_name(documents)}: no documents. Packing needs at least one; check its files and arguments."

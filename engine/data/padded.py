@@ -148,7 +148,7 @@ class Padded:
     @property
     def measured(self) -> bool:
         """Whether the lengths of the examples are known without reading them."""
-        return self._index is not None or hasattr(self.source, "lengths")
+        return self._index is not None or self.ragged.knows_lengths(self.source)
 
     def shape_names(self) -> list[str]:
         """Returns the text of each of the lengths."""

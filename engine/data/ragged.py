@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from engine.cluster.identity import is_primary
 from engine.config.errors import DataError
-from engine.data.source import Example, Source, has_transform, source_name
+from engine.data.source import Example, Source, has_field_lengths, has_transform, source_name
 from engine.types import PyTree
 
 ADDED = ("mask", "segment_ids", "positions")
@@ -125,7 +125,8 @@ class Ragged:
     def measure(self, source: Source, given: PyTree = None) -> np.ndarray:
         """Returns the lengths of all examples, int64 `[axes, examples]`.
 
-        They are `given`, else those of `source.lengths()`, else measured by reading each example once.
+        They are `given`, else those of `source.lengths()` or `source.field_lengths()`, else measured by reading each
+        example once.
 
         Raises:
             DataError: they are invalid, or an example cannot be read.
@@ -133,6 +134,8 @@ class Ragged:
         if given is None and hasattr(source, "lengths"):
             given = source.lengths()  # pyright: ignore[reportAttributeAccessIssue]
         name = source_name(source)
+        if given is None and (indexed := self._indexed(source)) is not None:
+            return indexed
         if given is None:
             rows = measured(source, lambda index: self.read(source, index).lengths)
             return np.array(rows, np.int64).reshape(len(rows), len(self.axes)).T
@@ -140,6 +143,24 @@ class Ragged:
             raise DataError(f"{name}: lengths() must return a dict of {', '.join(self.axes)}, the axes of `fields`.")
         parts: list[npt.ArrayLike] = [given] if "" in self.axes else [given[axis] for axis in self.axes]  # pyright: ignore
         return np.stack([check_index(source, part, "examples") for part in parts])
+
+    def knows_lengths(self, source: Source) -> bool:
+        """Returns whether the lengths of the examples are known without reading them."""
+        return hasattr(source, "lengths") or self._indexed(source) is not None
+
+    def _indexed(self, source: Source) -> np.ndarray | None:
+        """Returns the lengths from `source.field_lengths()`, int64 `[axes, examples]`; None if it does not know them.
+
+        Also None if the fields of an axis differ in length: reading the examples then reports the first such example.
+        """
+        if not has_field_lengths(source):
+            return None
+        found = source.field_lengths(self.fields)
+        if found is None or any(
+            (found[name] != found[names[0]]).any() for names in self.axes.values() for name in names
+        ):
+            return None
+        return np.stack([check_index(source, found[names[0]], "examples") for names in self.axes.values()])
 
 
 def measured[T](source: Source, measure: Callable[[int], T]) -> list[T]:

@@ -54,6 +54,8 @@ class Source(Protocol):
         limited(count) -> Source       the part that `data.limit` uses. Default: the first `count` examples
         lengths() -> integers          number of elements of each example `[examples]`, for sources that pad or pack
                                        them; a dict of these by axis if there are several. Default: all are read once
+        field_lengths(names) -> dict   first dimension of each of these fields, name -> integers `[examples]`, from an
+                                       index; None if the source has none. Used if there is no `lengths`
         costs() -> numbers             cost of each example `[examples]`, for `Balanced`. Default: its length
     """
 
@@ -66,6 +68,12 @@ class GatheringSource(Source, Protocol):
     """A source that can read many examples in one call."""
 
     def take(self, indices: np.ndarray, /) -> Examples: ...
+
+
+class IndexedSource(Source, Protocol):
+    """A source that may have an index of the lengths of its fields."""
+
+    def field_lengths(self, names: Sequence[str], /) -> Mapping[str, np.ndarray] | None: ...
 
 
 class TransformingSource(Source, Protocol):
@@ -146,6 +154,8 @@ class Limited:
             self.take = source.take
         if has_transform(source):
             self.transform = source.transform
+        if has_field_lengths(source):
+            self.field_lengths = self._field_lengths
 
     def __len__(self) -> int:
         return self._length
@@ -155,6 +165,11 @@ class Limited:
 
     def fingerprint(self) -> str:
         return f"{fingerprint(self.source)}[:{self._length}]"
+
+    def _field_lengths(self, names: Sequence[str]) -> Mapping[str, np.ndarray] | None:
+        assert has_field_lengths(self.source)
+        found = self.source.field_lengths(names)
+        return None if found is None else {name: lengths[: self._length] for name, lengths in found.items()}
 
 
 def limited(source: Source, count: int | None) -> Source:
@@ -210,6 +225,13 @@ def has_take(source: Source) -> TypeGuard[GatheringSource]:
     An inherited `take` does not count if a subclass overrides `__getitem__`: it would bypass that override.
     """
     return hasattr(source, "take") and defined_with_or_after(source, "take", "__getitem__")
+
+
+def has_field_lengths(source: Source) -> TypeGuard[IndexedSource]:
+    """Returns whether a source has `field_lengths`, for the examples that its `__getitem__` returns."""
+    return hasattr(source, "field_lengths") and (
+        isinstance(source, Limited) or defined_with_or_after(source, "field_lengths", "__getitem__")
+    )
 
 
 def defined_with_or_after(source: Source, method: str, other: str) -> bool:
