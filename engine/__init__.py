@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from engine.data.padded import Bucketed, Padded
     from engine.data.source import ArraySource, Source
     from engine.data.stages import stage
+    from engine.datasets.check import check_dataset
+    from engine.datasets.write import write_dataset
     from engine.entry import explain, train
     from engine.follower import follow
     from engine.inference import checkpoints, evaluate, evaluate_steps, export, predict
@@ -52,6 +54,7 @@ __all__ = [
     "Task",
     "TaskError",
     "Trainer",
+    "check_dataset",
     "checkpoints",
     "evaluate",
     "evaluate_steps",
@@ -67,6 +70,7 @@ __all__ = [
     "readers",
     "stage",
     "train",
+    "write_dataset",
 ]
 
 _MODULES = {
@@ -80,6 +84,8 @@ _MODULES = {
     "engine.data.padded": ("Bucketed", "Padded"),
     "engine.data.source": ("ArraySource", "Source"),
     "engine.data.stages": ("stage",),
+    "engine.datasets.check": ("check_dataset",),
+    "engine.datasets.write": ("write_dataset",),
     "engine.entry": ("explain", "train"),
     "engine.loop.hooks": ("Stop",),
     "engine.follower": ("follow",),

@@ -23,6 +23,8 @@ EXAMPLES = """
   convoy explain --config=configs.digits                   print the mesh and how arrays are split
   convoy checkpoints runs/digits                           list steps, sizes and results
   convoy checkpoints verify runs/digits                    compare every file with its hash
+  convoy data write --config=... --out=scenes.arrayrecord  write the training data as ArrayRecord files
+  convoy data check --config=configs.digits                read every example, and report bad ones
   convoy doctor                                            print what this machine provides
   convoy launch local --processes 2 -- train --config=...  run a command in several processes
   convoy launch slurm --help                               the same on a cluster; also k8s, tpu-vm
@@ -46,7 +48,11 @@ class Parser(argparse.ArgumentParser):
 
 
 # Verb -> sections that can be overridden without `--config.`.
-SHORT_OVERRIDES = {"evaluate": ("--evaluations.",), "predict": ("--data.", "--evaluations.")}
+SHORT_OVERRIDES = {
+    "evaluate": ("--evaluations.",),
+    "predict": ("--data.", "--evaluations."),
+    "data": ("--data.", "--evaluations."),
+}
 
 type AddParser = Callable[..., Parser]  # method `add_parser` of the subparsers
 
@@ -156,10 +162,28 @@ def _add_goodput(add: AddParser) -> None:
 
 
 def _add_data(add: AddParser) -> None:
-    data = add("data", help="convert a dataset to ArrayRecord files")
-    _add_config_flag(data)
-    data.add_argument("action", choices=["write"], help="write: convert the training data of the config")
-    data.add_argument("--out", required=True, help="file to write")
+    data = add("data", help="write a dataset as ArrayRecord files, or check every example of it")
+    actions = data.add_subparsers(dest="action", metavar="ACTION", required=True, prog="convoy data")
+    write = actions.add_parser(
+        "write", help="write every example to ArrayRecord files; again, to continue after a kill"
+    )
+    write.add_argument(
+        "--out", required=True, help="file to write; NAME-00003-of-00016.arrayrecord for NAME.arrayrecord in 16 shards"
+    )
+    write.add_argument("--shards", type=int, help="number of files (default: one for each 64 MiB, at most 1024)")
+    write.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
+    check = actions.add_parser(
+        "check", help="read every example, and report bad ones, shapes, sizes, classes and throughput"
+    )
+    check.add_argument("--json", action="store_true", help="print the report as JSON")
+    for action in (write, check):
+        _add_config_flag(action, required=False)
+        action.add_argument("--evaluation", metavar="NAME", help="the data of this evaluation, instead of training")
+        action.add_argument("--processes", type=int, help="number of processes (default: one per core)")
+        action.add_argument_group(
+            "data", "--data.target=NAME and --data.ARGUMENT=VALUE give a dataset without a config"
+        )
+        action.set_defaults(parser=action)
 
 
 def _add_launch(add: AddParser) -> None:
@@ -197,8 +221,10 @@ def _add_doctor(add: AddParser) -> None:
     _add_process_flags(doctor)
 
 
-def _add_config_flag(verb: Parser) -> None:
-    verb.add_argument("--config", required=True, help="file, module or run directory; --config.NAME=VALUE sets a field")
+def _add_config_flag(verb: Parser, required: bool = True) -> None:
+    verb.add_argument(
+        "--config", required=required, help="file, module or run directory; --config.NAME=VALUE sets a field"
+    )
 
 
 def _add_process_flags(verb: Parser) -> None:
@@ -273,7 +299,7 @@ def _parse_known(top: Parser, words: Sequence[str]) -> tuple[argparse.Namespace,
     try:
         return top.parse_known_args(words)
     except ConfigError as error:
-        loose = [word for word in words[1:] if not word.startswith("-") and word != "write"]
+        loose = [word for word in words[1:] if not word.startswith("-")]
         if loose and str(error).partition(". ")[0].endswith("required: --config"):
             raise ConfigError(f"{error}. Did you mean --config={loose[-1]}?") from None
         raise

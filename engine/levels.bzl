@@ -29,6 +29,7 @@ LEVELS = [
         "//engine/training",
     ],
     [
+        "//engine/datasets",
         "//engine/loop",
         "//engine/saved",
     ],

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from engine import commands
+from engine import commands, data_commands
 from engine.arguments import make_parser, parse, split_overrides
 from engine.cluster import group, output, processes, shutdown, signal_thread, verdict
 from engine.cluster.exit_status import ExitStatus, status_of
@@ -211,18 +211,6 @@ def _explain(args: argparse.Namespace, overrides: list[str]) -> int:
     return ExitStatus.DONE
 
 
-def _data(args: argparse.Namespace, overrides: list[str]) -> int:
-    config = _load(args.config, overrides)
-    from engine.data.array_record import write_array_record
-    from engine.data.source import build_source
-
-    count = write_array_record(build_source(config.data, "data"), args.out)
-    print(
-        f"wrote {count} examples to {args.out}. Read them with data.target=engine.data.array_record.ArrayRecordSource"
-    )
-    return ExitStatus.DONE
-
-
 _VERBS = {
     "doctor": _doctor,
     "train": _train,
@@ -232,7 +220,7 @@ _VERBS = {
     "explain": _explain,
     "checkpoints": commands.checkpoints,
     "goodput": commands.goodput,
-    "data": _data,
+    "data": data_commands.data,
     "launch": _launch,
     "supervise": _supervise,
 }

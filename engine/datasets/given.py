@@ -1,0 +1,56 @@
+"""The dataset that a caller gives: a source, or a section of a config that names one."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engine.config.draft import defaults
+from engine.config.errors import ConfigError
+from engine.config.override import apply
+from engine.config.schema import Config, Data
+from engine.config.validation import validate
+from engine.data.source import Source, build_source, check_source
+
+POLICIES = ("stop", "skip")
+_ANY_TASK = "engine.Task"  # a config needs one; it is not built
+
+
+type Given = Source | Mapping[str, Any] | Data
+"""A source, a section of a config, or the fields of one."""
+
+
+def given_source(data: Given, on_error: str | None = None) -> tuple[Source, str]:
+    """Returns the source of a dataset, and the policy about bad examples.
+
+    Args:
+        data: a source, a section of a config, or its fields.
+        on_error: None takes that of the section, or "stop" for a source.
+
+    Raises:
+        ConfigError, DataError: the section is invalid, this is not a source, or the policy is unknown.
+    """
+    if on_error not in (None, *POLICIES):
+        raise ConfigError(f"on_error = {on_error!r}: allowed are {' and '.join(POLICIES)}.")
+    if isinstance(data, Mapping):
+        draft = defaults()
+        draft.data = dict(data)
+        data = _validated(draft).data
+    if isinstance(data, Data):
+        return build_source(data, "data"), on_error or data.on_error
+    check_source(data, "data")
+    return data, on_error or "stop"
+
+
+def data_section(overrides: Sequence[str]) -> Data:
+    """Returns the section `data` that overrides such as "data.target=package.module.Name" describe.
+
+    Raises:
+        ConfigError: a field does not exist, or there is no target.
+    """
+    draft = defaults()
+    apply(draft, overrides, "--")
+    return _validated(draft).data
+
+
+def _validated(draft: Any) -> Config:
+    draft.task.target = _ANY_TASK
+    return validate(draft)

@@ -1,0 +1,255 @@
+"""Writes a source as ArrayRecord files in several processes, and resumes a write that was killed.
+
+The source is split into shards, ranges of its examples, whose bytes do not depend on the processes. The manifest
+(`engine/data/record_manifest.py`) lists each finished shard with its checksum.
+"""
+
+import contextlib
+import fcntl
+import glob
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.config.errors import ConfigError, DataError, RunError
+from engine.data.array_record import cannot_write, check_name
+from engine.data.record import encode
+from engine.data.record_manifest import (
+    LOCK,
+    Manifest,
+    dataset_of,
+    lengths_path,
+    load_lengths,
+    manifest_path,
+    read_manifest,
+    save_lengths,
+    shard_name,
+)
+from engine.data.source import Source, evenly_spaced, fingerprint, source_name
+from engine.datasets import pool
+from engine.datasets.given import Given, given_source
+from engine.datasets.shards import SHARD_LENGTHS, ShardJob, ShardWriter, merge_lengths, shard_lengths
+from engine.mounts import local_path
+from engine.run.atomic import write_text
+
+SHARD_BYTES = 64 << 20  # a shard of the default size: large reads, and enough shards for all cores
+MAX_SHARDS, MAX_DEFAULT_SHARDS = 99_999, 1024
+SAMPLE = 16  # examples whose sizes give the default number of shards
+
+
+@dataclass(frozen=True)
+class WrittenDataset:
+    """The result of `write_dataset`."""
+
+    paths: list[str]
+    """The shards, in order."""
+    examples: int
+    """Examples in the shards."""
+    bad: dict[int, str]
+    """Index in the source -> error text, of the examples that were left out."""
+    kept: int
+    """Number of shards that an earlier call had finished."""
+
+
+def write_dataset(
+    data: Given,
+    out: str | Path,
+    *,
+    shards: int | None = None,
+    processes: int | None = None,
+    on_error: str | None = None,
+    overwrite: bool = False,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> WrittenDataset:
+    """Writes every example of a dataset as ArrayRecord files, which `ArrayRecordSource` reads.
+
+    If the call is killed, the same call continues: it verifies and keeps the finished files. The files are the same
+    bytes whatever the number of processes.
+
+    Args:
+        data: a source, or a config section such as {"target": "package.module.Name", "split": "train"}.
+        out: path such as `scenes.arrayrecord`, the name of the dataset. With several shards, the files are
+            `scenes-00003-of-00016.arrayrecord`.
+        shards: number of files. None: one for each 64 MiB, estimated from some examples, at most 1024.
+        processes: number of processes. None: one per core. The source is pickled to them.
+        on_error: "stop" raises an error for an example that cannot be read; "skip" leaves it out. None: as the config
+            section says, else "stop".
+        overwrite: replace an existing dataset.
+        on_progress: called with the number of finished examples and of all examples.
+
+    Raises:
+        ConfigError: an argument is invalid.
+        DataError: an example cannot be read, the files cannot be written, or `out` holds another dataset.
+        ProcessError: a process was killed.
+    """
+    source, on_error = given_source(data, on_error)
+    path = Path(check_name(str(local_path(out))))
+    if shards is not None and not 1 <= shards <= MAX_SHARDS:
+        raise ConfigError(f"shards = {shards}: allowed is a whole number from 1 to {MAX_SHARDS}.")
+    if not len(source):
+        raise DataError(f"{source_name(source)}: no examples. Check its files and arguments.")
+    with _locked(path):
+        manifest = _begin(path, source, on_error, shards, overwrite)
+        return _Write(path, source, manifest, on_progress).run(processes)
+
+
+def default_shards(source: Source) -> int:
+    """Returns the number of shards of SHARD_BYTES, estimated from the sizes of some examples."""
+    sizes = []
+    for index in evenly_spaced(len(source), SAMPLE):
+        with contextlib.suppress(Exception):  # the write reports an example that cannot be read
+            sizes.append(len(encode(source[index], "")))
+    total = len(source) * sum(sizes) / max(1, len(sizes))
+    return int(max(1, min(MAX_DEFAULT_SHARDS, len(source), -(-total // SHARD_BYTES))))
+
+
+class _Write:
+    """One call: runs the jobs, and keeps the manifest up to date."""
+
+    def __init__(self, out: Path, source: Source, manifest: Manifest, on_progress: Callable[[int, int], None]):
+        self._out, self._source, self._manifest, self._on_progress = out, source, manifest, on_progress
+        count, size = len(manifest.shards), len(source)
+        self._jobs = [
+            ShardJob(out.with_name(shard_name(out, n, count)), n * size // count, (n + 1) * size // count, known)
+            for n, known in enumerate(manifest.shards)
+        ]
+        self._done = self._kept = 0
+
+    def run(self, processes: int | None) -> WrittenDataset:
+        work = ShardWriter(self._source, self._manifest.on_error, self._manifest.complete)
+        before = load_lengths(lengths_path(self._out)) if self._manifest.complete else {}
+        for number, (shard, kept) in pool.run(
+            work, self._jobs, pool.process_count(processes, len(self._jobs)), self._report
+        ):
+            if kept:
+                self._kept += 1
+            else:
+                shards = list(self._manifest.shards)
+                shards[number] = shard
+                self._save(replace(self._manifest, shards=shards, complete=False))
+        return self._finish(before)
+
+    def _report(self, count: int) -> None:
+        self._done += count
+        self._on_progress(self._done, len(self._source))
+
+    def _save(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        save_manifest(self._out, manifest)
+
+    def _finish(self, before: Mapping[str, np.ndarray]) -> WrittenDataset:
+        """Merges the length indexes of the shards with the one from before, and marks the dataset as complete."""
+        shards = [shard for shard in self._manifest.shards if shard is not None]
+        bad = {record.index: record.error for shard in shards for record in shard.bad}
+        if len(bad) == len(self._source):
+            raise DataError(f"{source_name(self._source)}: every example is bad. The first: {bad[0]}")
+        if not self._manifest.complete:
+            starts = np.cumsum([0, *(shard.examples for shard in shards)])
+            parts = []
+            for job, start, stop in zip(self._jobs, starts[:-1], starts[1:], strict=True):
+                own = load_lengths(shard_lengths(job.path))
+                parts.append(own or {name: lengths[start:stop] for name, lengths in before.items()})
+            try:
+                save_lengths(lengths_path(self._out), merge_lengths(parts, [shard.examples for shard in shards]))
+            except OSError as error:
+                raise cannot_write(self._out, error.strerror or str(error)) from error
+            self._save(replace(self._manifest, complete=True))
+        _remove_unfinished(self._out)
+        return WrittenDataset([str(job.path) for job in self._jobs], len(self._source) - len(bad), bad, self._kept)
+
+
+def _begin(out: Path, source: Source, on_error: str, shards: int | None, overwrite: bool) -> Manifest:
+    """Returns the manifest of an earlier call that this one continues, or a new one.
+
+    Raises:
+        DataError: `out` exists and is of another source, or was written with other arguments.
+    """
+    identity = {"name": source_name(source), "examples": str(len(source)), "content": fingerprint(source)}
+    if overwrite:
+        _check_apart(out, source)
+        _remove(out)
+    elif (found := read_manifest(out)) is not None:
+        old, new = dict(found.source), dict(identity)
+        if old != new:
+            name = next(name for name in new if old.get(name) != new[name])
+            raise _other(out, f"is a dataset whose {name} is {old.get(name)}, not {new[name]}")
+        if shards not in (None, len(found.shards)):
+            raise _other(out, f"has {len(found.shards)} shards, not {shards}")
+        if found.on_error != on_error:
+            raise _other(out, f"was written with on_error={found.on_error}, not {on_error}")
+        return found
+    elif out.exists():
+        raise _other(out, "exists, and is not a dataset with a manifest")
+    manifest = Manifest(identity, on_error, [None] * min(shards or default_shards(source), len(source)))
+    save_manifest(out, manifest)
+    return manifest
+
+
+def _check_apart(out: Path, source: Any) -> None:
+    """Raises DataError if a source, or one that it wraps, reads the files that would be replaced."""
+    while source is not None:
+        if any(out in (Path(path), dataset_of(Path(path))) for path in getattr(source, "paths", ())):
+            raise DataError(f"{out}: are files of the source. Choose another path.")
+        source = getattr(source, "source", None)
+
+
+def _other(out: Path, found: str) -> DataError:
+    return DataError(f"{out}: {found}. Choose another path, or replace it with --overwrite.")
+
+
+def save_manifest(out: Path, manifest: Manifest) -> None:
+    """Replaces the manifest. Raises DataError if it cannot be written."""
+    try:
+        write_text(manifest_path(out), manifest.to_text())
+    except RunError as error:
+        cause = error.__cause__
+        raise cannot_write(out, (isinstance(cause, OSError) and cause.strerror) or str(cause)) from error
+
+
+def _remove(out: Path) -> None:
+    """Removes a dataset."""
+    with contextlib.suppress(DataError):  # a damaged manifest
+        if (found := read_manifest(out)) is not None:
+            for number in range(len(found.shards)):
+                out.with_name(shard_name(out, number, len(found.shards))).unlink(missing_ok=True)
+    for path in (manifest_path(out), lengths_path(out), out):
+        path.unlink(missing_ok=True)
+    _remove_unfinished(out)
+
+
+def _remove_unfinished(out: Path) -> None:
+    """Removes what only an unfinished write needs, and what a killed one has left."""
+    for path in out.parent.glob(f"{glob.escape(out.stem)}*"):
+        if path.name.endswith((".unfinished", SHARD_LENGTHS)) and _dataset_of_unfinished(path) == out:
+            path.unlink(missing_ok=True)
+
+
+def _dataset_of_unfinished(path: Path) -> Path:
+    name = re.sub(r"(\.\d+\.unfinished|\.lengths)$", "", path.name)
+    return dataset_of(path.with_name(name))
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Holds the lock of an output. Raises DataError if another process holds it, or if the folder cannot be written."""
+    path = out.with_name(out.name + LOCK)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w")  # noqa: SIM115, closed below
+    except OSError as error:
+        raise cannot_write(out, error.strerror or str(error)) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{out}: another process writes this dataset. Wait until it ends, or stop it.") from None
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

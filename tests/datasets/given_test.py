@@ -1,0 +1,28 @@
+import pytest
+
+from engine.config.errors import ConfigError, DataError
+from engine.datasets.given import data_section, given_source
+from tests.datasets.scans import Scans
+
+TARGET = f"{Scans.__module__}.Scans"
+
+
+def test_sections_and_sources_are_accepted():
+    source = Scans(5)
+    assert given_source(source) == (source, "stop")
+    assert given_source(source, "skip") == (source, "skip")
+    found, on_error = given_source({"target": TARGET, "count": 7, "limit": 3, "on_error": "skip"})
+    assert (len(found), on_error) == (3, "skip")
+    assert given_source({"target": TARGET, "on_error": "skip"}, "stop")[1] == "stop"
+    assert len(given_source(data_section([f"data.target={TARGET}", "data.count=4"]))[0]) == 4
+
+
+def test_wrong_sections_are_one_sentence():
+    with pytest.raises(ConfigError, match=r"data.cout: tests.datasets.scans.Scans takes no such argument"):
+        given_source({"target": TARGET, "cout": 7})
+    with pytest.raises(ConfigError, match=r"data.target: is empty"):
+        data_section(["data.limit=3"])
+    with pytest.raises(ConfigError, match="on_error = 'ignore': allowed are stop and skip"):
+        given_source(Scans(), "ignore")
+    with pytest.raises(DataError, match="data: found a list_iterator without __len__"):
+        given_source(iter([1]))  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,236 @@
+import fcntl
+import json
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.config.errors import ConfigError, DataError
+from engine.data.array_record import ArrayRecordSource, write_array_record
+from engine.data.padded import Bucketed
+from engine.data.record_manifest import manifest_path
+from engine.data.source import ArraySource, limited
+from engine.datasets.write import default_shards, write_dataset
+from tests import runs
+from tests.datasets.scans import Scans
+
+pytestmark = pytest.mark.multiprocess
+
+KILL_S = 60.0
+
+
+def content(folder):
+    """The bytes of each file of a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The scans in four shards."""
+    out = tmp_path_factory.mktemp("written") / "scans.arrayrecord"
+    write_dataset(Scans(), out, shards=4, processes=1)
+    return out
+
+
+def wait_until(condition):
+    end = time.monotonic() + KILL_S
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return found
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_killed_write_continues_to_the_same_bytes_with_another_number_of_processes(written, tmp_path):
+    gate, folder = tmp_path / "gate", tmp_path / "data"
+    gate.mkdir()
+    out = folder / "scans.arrayrecord"
+    data = [f"--data.target={Scans.__module__}.Scans", f"--data.gate={gate}", "--data.wait_from=40"]
+    process = runs.start("data", "write", *data, f"--out={out}", "--shards=4", "--processes=2")
+    try:
+        wait_until(lambda: not process.poll() and out.parent.exists() and _finished(out) >= 2)
+    finally:
+        process.kill()
+        output = process.communicate()[0]
+    assert process.returncode == -signal.SIGKILL, output
+    wait_until(lambda: not any(is_running(int(path.name)) for path in gate.iterdir()))
+    with pytest.raises(DataError, match=r"scans.arrayrecord: [23] of 4 shards are written. Run the same"):
+        ArrayRecordSource(str(out))
+    assert list(folder.glob("*.unfinished"))
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*-of-00004.arrayrecord")}
+
+    (gate / "open").touch()
+    source = Scans(gate=str(gate), wait_from=40)
+    done = []
+    found = write_dataset(source, out, processes=1, on_progress=lambda done_, total: done.append((done_, total)))
+    assert found.kept == len(before) >= 2 and found.examples == 60 and done[-1] == (60, 60)
+    after = {path.name: path.stat().st_mtime_ns for path in folder.glob("*-of-00004.arrayrecord")}
+    assert {name: after[name] for name in before} == before
+    assert content(folder) == content(written.parent)
+
+
+def _finished(out):
+    try:
+        return sum(shard is not None for shard in json.loads(manifest_path(out).read_text())["shards"])
+    except OSError:
+        return 0
+
+
+def test_examples_and_lengths_are_read_back(written):
+    source, expected = ArrayRecordSource(str(written)), Scans()
+    assert len(source) == 60
+    for index in (0, 14, 15, 59):
+        assert source[index]["points"].tolist() == expected[index]["points"].tolist()
+        assert source[index]["name"] == expected[index]["name"]
+    lengths = source.field_lengths(["points"])
+    assert lengths is not None and lengths["points"].tolist() == [index % 9 + 1 for index in range(60)]
+    assert source.field_lengths(["label"]) is None
+    part = ArrayRecordSource([str(written.with_name(f"scans-0000{n}-of-00004.arrayrecord")) for n in (3, 1)])
+    found = part.field_lengths(["points"])
+    assert found is not None and found["points"].tolist() == [n % 9 + 1 for n in (*range(45, 60), *range(15, 30))]
+    assert len(ArrayRecordSource(str(written.with_name("scans*")))) == 60
+
+
+def test_ragged_sources_read_no_example_to_measure_lengths(written, monkeypatch):
+    source = ArrayRecordSource(str(written))
+    with monkeypatch.context() as patch:
+        patch.setattr(ArrayRecordSource, "__getitem__", lambda self, index: pytest.fail("an example was read"))
+        whole, part = Bucketed(source, [4, 9], "points"), Bucketed(limited(source, 10), [4, 9], "points")
+        assert whole.measured and part.measured
+    assert whole.lengths().tolist() == Bucketed(Scans(), [4, 9], "points").lengths().tolist()
+    assert part.lengths().tolist() == [*range(1, 10), 1]
+
+    class Cropped(ArrayRecordSource):
+        def __getitem__(self, index):
+            example = super().__getitem__(index)
+            return {**example, "points": example["points"][:2]}
+
+    assert Bucketed(Cropped(str(written)), [1, 2], "points").lengths().max() == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "text"),
+    [
+        (Scans(61), {}, "is a dataset whose examples is 60, not 61"),
+        (Scans(bad=[0]), {"on_error": "stop"}, "is a dataset whose content is"),
+        (Scans(), {"shards": 5}, "has 4 shards, not 5"),
+        (Scans(), {"on_error": "skip"}, "was written with on_error=stop, not skip"),
+    ],
+)
+def test_another_source_or_other_arguments_are_refused(written, source, arguments, text):
+    before = content(written.parent)
+    with pytest.raises(DataError, match=f"scans.arrayrecord: {text}.*Choose another path, or replace it with --over"):
+        write_dataset(source, written, processes=1, **arguments)
+    assert content(written.parent) == before
+
+
+def test_damaged_shard_is_written_again_and_the_others_are_kept(written, tmp_path):
+    out = tmp_path / written.name
+    for name, data in content(written.parent).items():
+        (tmp_path / name).write_bytes(data)
+    shard = tmp_path / "scans-00002-of-00004.arrayrecord"
+    damaged = bytearray(shard.read_bytes())
+    damaged[70_000] ^= 1
+    shard.write_bytes(damaged)
+    assert write_dataset(Scans(), out, processes=1).kept == 3
+    assert content(tmp_path) == content(written.parent)
+    shard.unlink()
+    assert write_dataset(Scans(), out, processes=1).kept == 3
+    assert content(tmp_path) == content(written.parent)
+    assert write_dataset(Scans(), out, processes=1).kept == 4
+
+
+def test_bad_examples_are_left_out_and_listed_with_skip(tmp_path):
+    out = tmp_path / "scans.arrayrecord"
+    found = write_dataset(Scans(bad=[3, 40]), out, shards=2, processes=1, on_error="skip")
+    assert found.examples == 58 and found.bad.keys() == {3, 40}
+    assert found.bad[3].startswith("OSError: scan 3 is damaged")
+    source = ArrayRecordSource(str(out))
+    assert [source[index]["name"] for index in (2, 3, 38, 57)] == ["scan 2", "scan 4", "scan 39", "scan 59"]
+    lengths = source.field_lengths(["points"])
+    assert lengths is not None and len(lengths["points"]) == 58 and lengths["points"][3] == 5
+    with pytest.raises(DataError, match=r"11 of the examples 0 to 10 are bad, and data.on_error=skip allows 10%"):
+        write_dataset(Scans(bad=range(20)), tmp_path / "b.arrayrecord", processes=1, on_error="skip")
+    with pytest.raises(DataError, match=r"Example 3 of .*Scans: OSError: scan 3 is damaged .*data.on_error=skip"):
+        write_dataset(Scans(bad=[3]), tmp_path / "c.arrayrecord", processes=1)
+
+
+def test_existing_file_without_manifest_needs_overwrite(tmp_path):
+    out = tmp_path / "a.arrayrecord"
+    write_array_record(Scans(3), str(out))
+    with pytest.raises(DataError, match="exists, and is not a dataset with a manifest"):
+        write_dataset(Scans(5), out)
+    write_dataset(Scans(5), out, overwrite=True, processes=1)
+    assert len(ArrayRecordSource(str(out))) == 5
+    write_dataset(Scans(7), out, overwrite=True, shards=7, processes=1)
+    assert len(ArrayRecordSource(str(out))) == 7 and not out.exists()
+    write_dataset(Scans(2), out, overwrite=True, processes=1)
+    assert sorted(path.name.removeprefix("a.arrayrecord") for path in tmp_path.iterdir()) == [
+        "", ".lengths.npz", ".manifest.json",
+    ]  # fmt: skip
+    with pytest.raises(DataError, match="are files of the source"):
+        write_dataset(limited(ArrayRecordSource(str(out)), 1), out, overwrite=True, processes=1)
+    write_array_record(Scans(4), str(out))  # the manifest belonged to the file that it replaces
+    assert len(ArrayRecordSource(str(out))) == 4
+
+
+def test_full_disk_is_one_sentence_and_the_write_continues(tmp_path):
+    rng = np.random.default_rng(0)
+    source = ArraySource({"x": rng.integers(0, 256, (64, 16_384)).astype(np.uint8)})
+    out = tmp_path / "a.arrayrecord"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(DataError, match=r"a.*arrayrecord: cannot be written: File too large. Choose another path"):
+            write_dataset(source, out, shards=2, processes=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.arrayrecord.manifest.json"]
+    write_dataset(source, out, processes=1)
+    assert ArrayRecordSource(str(out))[63]["x"].tolist() == source[63]["x"].tolist()
+
+
+def test_second_writer_of_the_same_dataset_is_refused(tmp_path):
+    out = tmp_path / "a.arrayrecord"
+    with open(tmp_path / "a.arrayrecord.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="another process writes this dataset"):
+            write_dataset(Scans(), out, processes=1)
+
+
+def test_default_number_of_shards_follows_the_size_of_the_examples():
+    class Large:
+        def __init__(self, count):
+            self.count = count
+
+        def __len__(self):
+            return self.count
+
+        def __getitem__(self, index):
+            return {"x": np.zeros(1 << 20, np.uint8)}
+
+    assert [default_shards(Large(n)) for n in (1, 60, 100, 640, 10**6)] == [1, 1, 2, 11, 1024]
+    assert default_shards(Scans()) == 1
+
+
+def test_wrong_arguments_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="shards = 0: allowed is a whole number from 1"):
+        write_dataset(Scans(), tmp_path / "a", shards=0)
+    with pytest.raises(DataError, match="Scans: no examples"):
+        write_dataset(Scans(0), tmp_path / "a")
+    with pytest.raises(DataError, match=r"every example is bad. The first: OSError: scan 0"):
+        write_dataset(Scans(2, bad=[0, 1]), tmp_path / "a", on_error="skip")
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"cannot be written: .*Choose another path"):
+        write_dataset(Scans(), tmp_path / "file" / "a")
+    assert os.path.exists(tmp_path / "file")
