@@ -17,6 +17,7 @@ import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from engine.config.errors import DataError
+from engine.data.bucket_cache import is_cached
 from engine.data.files import file_names, find_files, sampled_files
 from engine.data.record import decode, encode
 from engine.data.record_manifest import (
@@ -153,6 +154,8 @@ class ArrayRecordSource:
 
 def _shard_paths(path: str) -> list[str]:
     """Returns the paths of the shards if a path is the `--out` of `convoy data write`, else the path itself."""
+    if is_cached(path):  # which finds the shards itself
+        return [path]
     out = local_path(os.path.expanduser(path))
     if out.exists() or (manifest := read_manifest(out)) is None:
         return [path]

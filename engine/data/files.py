@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.config.errors import DataError
+from engine.data.bucket_cache import cached_files, is_cached
 from engine.data.source import evenly_spaced
 from engine.mounts import local_path
 
@@ -22,7 +23,8 @@ def find_files(pattern: str | Sequence[str], kind: str, advice: str = "Correct t
     `lr=[0.1]`.
 
     Args:
-        pattern: path or list of paths; shell wildcards and bucket addresses (`engine/mounts.py`) are allowed.
+        pattern: path or list of paths; shell wildcards and bucket addresses are allowed; a bucket is mounted
+            (`engine/mounts.py`), or its files are downloaded to a cache (`bucket_cache.py`).
         kind: kind of the files in error texts, such as "TFRecord".
         advice: what to do if no file matches.
 
@@ -32,7 +34,10 @@ def find_files(pattern: str | Sequence[str], kind: str, advice: str = "Correct t
     """
     paths: list[str] = []
     for path in [pattern] if isinstance(pattern, str) else pattern:
-        found = sorted(glob.glob(_escape_existing(local_path(os.path.expanduser(path)))))
+        if is_cached(path):
+            found = cached_files(path)
+        else:
+            found = sorted(glob.glob(_escape_existing(local_path(os.path.expanduser(path)))))
         if not found:
             raise DataError(f"{path}: no such file. {advice}")
         paths += found

@@ -1,0 +1,211 @@
+"""Files of buckets, downloaded to a local cache with a bound: the other way, besides a mount, to read `s3://` data.
+
+It needs no FUSE. The variable CONVOY_DATA_CACHE names the folder of the cache and switches it on. Processes of a host
+share the cache: locks of files decide who downloads and what may be removed. A file that is in use by a process is not
+removed.
+"""
+
+import contextlib
+import fcntl
+import fnmatch
+import json
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any
+
+from engine.config.errors import DataError
+from engine.data.record_manifest import LENGTHS, MANIFEST, dataset_of, read_manifest
+
+FOLDER, SIZE = "CONVOY_DATA_CACHE", "CONVOY_DATA_CACHE_GIB"
+DEFAULT_GIB = 50.0
+DOWNLOADS = 4  # at the same time; each holds one file in memory
+REGION = "us-east-1"  # of a server other than Amazon's, if no variable names one
+_ADDRESS = re.compile(r"(s3|gs)://([^/]+)/+(.*)", re.DOTALL)
+_in_use: dict[Path, IO[str]] = {}  # file -> its lock, which this process holds until it ends
+
+
+def is_cached(path: str | os.PathLike[str]) -> bool:
+    """Returns whether a path is an address that is read through the cache."""
+    return bool(os.environ.get(FOLDER)) and _ADDRESS.fullmatch(os.fspath(path)) is not None
+
+
+def cached_files(address: str) -> list[str]:
+    """Returns the local paths of the files that an address or a pattern names, sorted; downloads what is missing.
+
+    The output of `convoy data write` stands for all of its shards. A file that has changed in the bucket is downloaded
+    again.
+
+    Raises:
+        DataError: the bucket cannot be read, or the cache is too small.
+    """
+    found = _ADDRESS.fullmatch(address)
+    assert found is not None
+    scheme, bucket, pattern = found.groups()
+    return _Bucket(scheme, bucket).fetch(pattern)
+
+
+class _Bucket:
+    """A bucket and its folder in the cache."""
+
+    def __init__(self, scheme: str, bucket: str):
+        self._name = f"{scheme}://{bucket}"
+        self._cache = Path(os.environ[FOLDER]).expanduser()
+        self._folder = self._cache / scheme / bucket
+        try:
+            self._limit = int(float(os.environ.get(SIZE) or DEFAULT_GIB) * 2**30)
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except ValueError as error:
+            raise DataError(f"{SIZE} = {os.environ[SIZE]}: allowed is a number of GiB.") from error
+        except OSError as error:
+            raise DataError(
+                f"{FOLDER} = {self._cache}: cannot be used: {error.strerror}. Name another folder."
+            ) from error
+        self._store: Any = self._call(_open_store, scheme, bucket)
+
+    def fetch(self, pattern: str) -> list[str]:
+        """Returns the local paths of the files that match a pattern."""
+        prefix = re.split(r"[*?\[]", pattern)[0]
+        keys = {key.decode(errors="surrogateescape") for key in self._list(prefix)}
+        matches = [pattern] if pattern in keys else [key for key in sorted(keys) if _matches(key, pattern)]
+        matches = [key for key in matches if not key.endswith("/")]
+        if not matches and pattern + MANIFEST in keys:
+            (manifest,) = self._download([pattern + MANIFEST])
+            found = read_manifest(manifest.with_name(manifest.name.removesuffix(MANIFEST)))
+            shards = [] if found is None else [shard.file for shard in found.shards if shard is not None]
+            matches = [f"{pattern.rpartition('/')[0]}/{name}".lstrip("/") for name in shards]
+            keys.update(matches)
+        datasets = {str(dataset_of(Path(key))) for key in matches}
+        sidecars = [dataset + end for dataset in sorted(datasets) for end in (MANIFEST, LENGTHS)]
+        self._download([key for key in sidecars if key in keys and key not in matches])
+        return [str(path) for path in self._download(matches)]
+
+    def _list(self, prefix: str) -> list[bytes]:
+        import tensorstore
+
+        return self._call(
+            lambda: self._store.list(tensorstore.KvStore.KeyRange(prefix, prefix + "\U0010ffff")).result()
+        )
+
+    def _download(self, keys: list[str]) -> list[Path]:
+        with ThreadPoolExecutor(DOWNLOADS) as threads:
+            return list(threads.map(self._local, keys))
+
+    def _local(self, key: str) -> Path:
+        """Returns the local path of a file, whose present content it downloads unless it is there."""
+        path = self._folder / key
+        if self._folder.resolve() not in path.resolve().parents:
+            raise DataError(f"{self._name}/{key}: leads out of the cache. Rename the file.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _use(path)
+        with _lock(_hidden(path, "download")):
+            generation = self._generation(key)
+            if path.exists() and _version(path) == generation:
+                return path
+            content = self._call(lambda: self._store.read(key).result())
+            if content.state != "value":
+                raise DataError(f"{self._name}/{key}: was removed while it was read.")
+            with _lock(self._cache / ".lock"):
+                self._make_space(len(content.value))
+                _replace(path, content.value, content.stamp.generation.hex())
+        return path
+
+    def _generation(self, key: str) -> str:
+        return self._call(lambda: self._store.read(key, byte_range=slice(0, 0)).result()).stamp.generation.hex()
+
+    def _make_space(self, size: int) -> None:
+        """Removes the files that were used least recently, so that the cache stays below its bound."""
+        files = [(path, path.stat().st_size) for path in self._cache.rglob("[!.]*") if path.is_file()]
+        total = sum(size for _, size in files) + size
+        for path, size_of_file in sorted(files, key=lambda file: _last_use(file[0])):
+            if total <= self._limit:
+                return
+            with contextlib.suppress(BlockingIOError), _lock(_hidden(path, "use"), wait=False):
+                path.unlink(missing_ok=True)
+                total -= size_of_file
+        if total > self._limit:
+            raise DataError(
+                f"{self._name}: its files in use need {total / 2**30:.3g} GiB, and the cache {self._cache} holds "
+                f"{self._limit / 2**30:.3g}. Set {SIZE} to more, or unset {FOLDER} to mount the bucket instead."
+            )
+
+    def _call(self, function, *args: str) -> Any:
+        try:
+            return function(*args)
+        except ValueError as error:  # of TensorStore, for every failure
+            text = str(error).partition(" [")[0]
+            raise DataError(
+                f"{self._name}: cannot be read ({text}). Check that the bucket exists and that its keys are set."
+            ) from error
+
+
+def _open_store(scheme: str, bucket: str) -> Any:
+    import tensorstore
+
+    if scheme == "gs":
+        return tensorstore.KvStore.open({"driver": "gcs", "bucket": bucket}).result()
+    spec: dict[str, Any] = {"driver": "s3", "bucket": bucket}
+    if url := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or REGION
+        spec |= {"endpoint": url, "aws_region": region}
+    if "AWS_ACCESS_KEY_ID" in os.environ:  # else from the AWS files or the machine's role
+        spec["aws_credentials"] = {"type": "environment"}
+    return tensorstore.KvStore.open(spec).result()
+
+
+def _matches(key: str, pattern: str) -> bool:
+    """Returns whether a key matches a pattern, whose wildcards do not match a slash."""
+    parts, patterns = key.split("/"), pattern.split("/")
+    return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
+
+
+def _hidden(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{kind}")
+
+
+def _use(path: Path) -> None:
+    """Marks a file as used now, and by this process until it ends."""
+    lock = _hidden(path, "use")
+    if path not in _in_use:
+        file = open(lock, "a")  # noqa: SIM115, open until the process ends
+        fcntl.flock(file, fcntl.LOCK_SH)
+        _in_use[path] = file
+    os.utime(lock)
+
+
+def _last_use(path: Path) -> float:
+    with contextlib.suppress(OSError):
+        return _hidden(path, "use").stat().st_mtime
+    return 0.0
+
+
+def _version(path: Path) -> str:
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        stored = json.loads(_hidden(path, "version").read_text())
+        return stored["generation"] if stored["size"] == path.stat().st_size else ""
+    return ""
+
+
+def _replace(path: Path, content: bytes, generation: str) -> None:
+    """Writes a file, then its version. A process that is killed in between leaves a file without a version."""
+    version, part = _hidden(path, "version"), _hidden(path, "part")
+    version.unlink(missing_ok=True)
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+        version.write_text(json.dumps({"generation": generation, "size": len(content)}))
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise DataError(
+            f"{path}: cannot be written: {error.strerror}. Free space there, or set {SIZE} to less."
+        ) from error
+
+
+@contextlib.contextmanager
+def _lock(path: Path, wait: bool = True) -> Iterator[None]:
+    """Holds the lock of a file. Raises BlockingIOError if another process holds it and `wait` is False."""
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield

@@ -1,0 +1,174 @@
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorstore
+
+from engine.config.errors import DataError
+from engine.data import bucket_cache
+from engine.data.array_record import ArrayRecordSource, write_array_record
+from engine.data.bucket_cache import cached_files, is_cached
+from engine.data.record_manifest import Manifest, Shard, checksum, lengths_path, manifest_path, save_lengths
+from engine.data.source import ArraySource
+
+pytestmark = pytest.mark.multiprocess
+
+READ = """
+import sys
+from engine.data.array_record import ArrayRecordSource, write_array_record
+print(len(ArrayRecordSource(sys.argv[1])), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The address of an S3 server with a bucket `data`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    end, address = time.monotonic() + 60, f"http://127.0.0.1:{port}"
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(urllib.request.Request(f"{address}/data", method="PUT")).close()
+                break
+            except OSError:
+                assert server.poll() is None and time.monotonic() < end
+                time.sleep(0.1)
+        yield address
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def bucket(server, tmp_path, monkeypatch):
+    """A function that writes an object into the bucket; addresses are read through a cache of 1 MiB."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": server, "AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "thing",
+        bucket_cache.FOLDER: str(tmp_path / "cache"), bucket_cache.SIZE: str(1 / 1024),
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    store = tensorstore.KvStore.open(
+        {"driver": "s3", "bucket": "data", "endpoint": server, "aws_region": "us-east-1",
+         "aws_credentials": {"type": "environment"}}
+    ).result()  # fmt: skip
+    store.delete_range(tensorstore.KvStore.KeyRange()).result()
+    monkeypatch.setattr(bucket_cache, "_in_use", {})
+    yield lambda key, value: store.write(key, value).result()
+    for lock in bucket_cache._in_use.values():
+        lock.close()
+
+
+def write_two_shards(out):
+    """A dataset of two shards, as `convoy data write` writes it."""
+    shards = []
+    for number in range(2):
+        path = out.with_name(f"{out.stem}-0000{number}-of-00002{out.suffix}")
+        values = 10 * number + np.arange(3)
+        write_array_record(ArraySource({"x": np.stack([values, values], axis=1)}), str(path))
+        size = path.stat().st_size
+        shards.append(Shard(path.name, 3 * number, 3 * number + 3, 3, size, checksum(path)))
+    save_lengths(lengths_path(out), {"x": np.full(6, 2, np.int32)})
+    manifest_path(out).write_text(Manifest({}, "stop", shards, True).to_text())
+
+
+def release():
+    """Ends the use of all files, as the end of the process does."""
+    for lock in bucket_cache._in_use.values():
+        lock.close()
+    bucket_cache._in_use.clear()
+
+
+def test_dataset_in_a_bucket_is_read_with_its_manifest_and_without_a_mount(bucket, tmp_path):
+    write_two_shards(tmp_path / "out" / "scans.arrayrecord")
+    for path in (tmp_path / "out").iterdir():
+        bucket(f"a/b/{path.name}", path.read_bytes())
+    bucket("a/other.arrayrecord", b"another file")
+    local = ArrayRecordSource(str(tmp_path / "out" / "scans.arrayrecord"))
+    for pattern in ("s3://data/a/b/scans.arrayrecord", "s3://data/a/b/scans-*.arrayrecord", "s3://data/*/b/scans*"):
+        source = ArrayRecordSource(pattern)
+        assert [int(source[index]["x"][0]) for index in range(6)] == [0, 1, 2, 10, 11, 12]
+        assert source.fingerprint() == local.fingerprint()
+        assert source.checksums().keys() == set(source.paths)
+        lengths = source.field_lengths(["x"])
+        assert lengths is not None and lengths["x"].tolist() == [2] * 6
+    with pytest.raises(DataError, match=r"s3://data/none\*: no such file"):
+        ArrayRecordSource("s3://data/none*")
+
+
+def test_file_is_downloaded_once_and_again_when_it_has_changed(bucket, tmp_path):
+    bucket("x.rec", b"one")
+    (path,) = map(Path, cached_files("s3://data/x.rec"))
+    assert path == tmp_path / "cache" / "s3" / "data" / "x.rec" and path.read_bytes() == b"one"
+    before = path.stat()
+    cached_files("s3://data/x.rec")
+    assert path.stat().st_ino == before.st_ino
+    bucket("x.rec", b"two")
+    cached_files("s3://data/x.rec")
+    assert path.read_bytes() == b"two"
+    path.write_bytes(b"")  # as after a crash of the machine
+    cached_files("s3://data/x.rec")
+    assert path.read_bytes() == b"two"
+    bucket("dir/y[1].rec", b"brackets are literal")
+    assert [Path(found).name for found in cached_files("s3://data/dir/y[1].rec")] == ["y[1].rec"]
+
+
+def test_least_recently_used_files_are_removed_and_files_in_use_stay(bucket):
+    for name in "abc":
+        bucket(f"{name}.rec", bytes(400_000))
+    paths = {}
+    for seconds, name in enumerate("ab"):
+        (paths[name],) = map(Path, cached_files(f"s3://data/{name}.rec"))
+        os.utime(bucket_cache._hidden(paths[name], "use"), (seconds, seconds))
+    with pytest.raises(DataError, match=r"files in use need 0.00112 GiB, and the cache .* holds 0.000977. Set CONVOY_"):
+        cached_files("s3://data/c.rec")
+    assert paths["a"].exists() and paths["b"].exists()
+    release()
+    cached_files("s3://data/c.rec")
+    assert not paths["a"].exists() and paths["b"].exists()
+
+
+def test_files_in_use_by_another_process_are_not_removed(bucket, tmp_path):
+    write_array_record(ArraySource({"x": np.arange(3)}), str(tmp_path / "a.arrayrecord"))
+    bucket("a.arrayrecord", (tmp_path / "a.arrayrecord").read_bytes())
+    bucket("big.rec", bytes(1 << 20))
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READ, "s3://data/a.arrayrecord"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert reader.stdin is not None and reader.stdout is not None
+    try:
+        assert reader.stdout.readline() == "3\n"
+        with pytest.raises(DataError, match="files in use need"):
+            cached_files("s3://data/big.rec")
+    finally:
+        reader.communicate("")
+    assert reader.returncode == 0
+    assert Path(cached_files("s3://data/big.rec")[0]).stat().st_size == 1 << 20
+    assert not (tmp_path / "cache" / "s3" / "data" / "a.arrayrecord").exists()
+
+
+def test_missing_bucket_and_wrong_settings_are_one_sentence(bucket, monkeypatch):
+    with pytest.raises(DataError, match=r"s3://none: cannot be read \(NOT_FOUND: NoSuchBucket.*Check that the bucket"):
+        cached_files("s3://none/x.rec")
+    monkeypatch.setenv(bucket_cache.SIZE, "much")
+    with pytest.raises(DataError, match="CONVOY_DATA_CACHE_GIB = much: allowed is a number of GiB"):
+        cached_files("s3://data/x.rec")
+    assert is_cached("s3://data/x.rec") and is_cached("gs://data/x*") and not is_cached("/data/x.rec")
+    monkeypatch.delenv(bucket_cache.FOLDER)
+    assert not is_cached("s3://data/x.rec")
