@@ -11,9 +11,9 @@ import numpy as np
 
 from engine.config.errors import DataError
 from engine.config.user_errors import describe
+from engine.data.collate import stack_examples
 from engine.data.context import Context, call
 from engine.data.record_manifest import checksum
-from engine.data.sampler import stack_examples
 from engine.data.shuffle import random_generators
 from engine.data.source import Example, Limited, Source, evenly_spaced, has_transform, source_name
 from engine.data.stages import recorded, stage
