@@ -80,8 +80,10 @@ def _numbers(array: Any, name: str) -> np.ndarray:
     import pyarrow as pa
 
     kind = array.type
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        dtype = np.dtype(kind.to_pandas_dtype())
+    if pa.types.is_integer(kind):
+        dtype = np.dtype(f"{'int' if pa.types.is_signed_integer(kind) else 'uint'}{kind.bit_width}")
+    elif pa.types.is_floating(kind):
+        dtype = np.dtype(f"float{kind.bit_width}")
     elif pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
         dtype = np.dtype(f"int{kind.bit_width}")
     else:

@@ -195,7 +195,7 @@ class Tables:
     def _read_block(self, path: str, block: int) -> tuple[Block, int]:
         """Returns a block and its size in bytes."""
         table = self._table(path, block)
-        return _columns(table), table.nbytes
+        return _columns(table), table.get_total_buffer_size()
 
     def _file(self, path: str) -> tuple[Block, int, int]:
         """Returns all rows of a file as one block, and the first of them and the end."""
