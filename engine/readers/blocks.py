@@ -37,9 +37,11 @@ class BlockCache[T]:
     def get(self, *key: Hashable) -> T:
         """Returns a block; reads it if it is not kept. An error of the read is raised, and not kept."""
         with self._lock:
-            known = key in self._blocks
-            block = self._blocks.setdefault(key, Future())
-            self._blocks.move_to_end(key)
+            if known := key in self._blocks:
+                self._blocks.move_to_end(key)
+            else:
+                self._blocks[key] = Future()
+            block = self._blocks[key]
         if known:
             return block.result()[0]
         try:

@@ -50,7 +50,10 @@ def make_column(array: Any, name: str) -> Column:
     if pa.types.is_fixed_size_list(kind):
         size = kind.list_size
         values = array.values.slice(array.offset * size, len(array) * size)
-        return _Lists(make_column(values, name), np.arange(len(array) + 1) * size, nulls, name)
+        column = make_column(values, name)
+        if isinstance(column, _Numbers) and not values.null_count:
+            return _Numbers(column.values.reshape(len(array), size, *column.values.shape[1:]), nulls, name)
+        return _Lists(column, np.arange(len(array) + 1) * size, nulls, name)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         offsets = array.offsets.to_numpy()
         first, last = (int(offsets[0]), int(offsets[-1])) if len(offsets) else (0, 0)
@@ -115,19 +118,19 @@ class _Checked:
 class _Numbers(_Checked):
     def __init__(self, values: np.ndarray, nulls: np.ndarray | None, name: str):
         super().__init__(nulls, name)
-        self._values = values
+        self.values = values
 
     def row(self, index: int) -> Example:
         self._check(index)
-        return self._values[index].copy()
+        return self.values[index].copy()
 
     def rows(self, start: int, stop: int) -> Examples:
         self._check(slice(start, stop))
-        return self._values[start:stop].copy()
+        return self.values[start:stop].copy()
 
     def take(self, indices: np.ndarray) -> Examples:
         self._check(indices)
-        return self._values[indices]
+        return self.values[indices]
 
 
 class _Text(_Checked):
@@ -172,13 +175,16 @@ class _Lists(_Checked):
         return _split(self._values.take((starts[:, None] + np.arange(size)).reshape(-1)), len(indices), size)
 
     def _common_size(self, starts: np.ndarray, stops: np.ndarray) -> int:
-        sizes = np.unique(stops - starts)
-        if len(sizes) > 1:
+        sizes = stops - starts
+        if not sizes.size:
+            return 0
+        least, most = int(sizes.min()), int(sizes.max())
+        if least < most:
             raise DataError(
-                f"column {self.name} has lists of {sizes[0]} and of {sizes[-1]} elements, which fit no array. Bring "
+                f"column {self.name} has lists of {least} and of {most} elements, which fit no array. Bring "
                 "them to one length, or pad the examples with engine.Padded."
             )
-        return int(sizes[0]) if len(sizes) else 0
+        return most
 
 
 class _Struct:

@@ -1,5 +1,6 @@
 """Decoders of records: functions from bytes to an example, given as such or by dotted path."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +33,9 @@ def find_decoder(decoder: "str | Decoder", where: str) -> Decoder:
 def decoder_name(decoder: Decoder) -> str:
     """Returns a text that identifies a decoder and its settings, for fingerprints."""
     name = getattr(decoder, "__qualname__", None)
-    return repr(decoder) if name is None else f"{decoder.__module__}.{name}"
+    if name is not None:
+        return f"{decoder.__module__}.{name}"
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(decoder))  # an address differs in each process
 
 
 def decode(decoder: Decoder, data: bytes, where: str) -> Any:

@@ -207,6 +207,8 @@ class Tables:
         where = "" if block is None else f"block {block}: "
         try:
             table = self._format.read(path, block, self.columns)
+            table.validate(full=True)  # pyarrow aborts the process at damaged offsets and text
+            _with_valid_names(table.schema)
         except Exception as error:
             raise DataError(f"{where}cannot be read: {error}. Write the file again.") from error
         if missing := [name for name in self.columns if name not in table.column_names]:
@@ -241,12 +243,15 @@ class Tables:
                 f"{shown(path)}: not a complete {self._format.name} file: {error}. Write it again."
             ) from error
 
+    def _schema_of(self, path: str) -> Any:
+        return _with_valid_names(self._format.schema(path))
+
     def _first_schema(self) -> Any:
         """Returns the schema of the first file; with one example per file, of the first that can be read."""
         for path in self.paths[: SPEC_TRIES - 1] if self._one_per_file else []:
             with contextlib.suppress(DataError):
-                return self._open(path, self._format.schema)
-        return self._open(self.paths[0], self._format.schema)
+                return self._open(path, self._schema_of)
+        return self._open(self.paths[0], self._schema_of)
 
     def _check_columns(self, groups: Mapping[str, Iterable[str]]) -> None:
         """Raises DataError for the name of a column that does not exist, or a column of a type that has no array."""
@@ -271,7 +276,7 @@ class Tables:
         """Reads the number of rows of each block, and compares the columns of the files."""
 
         def rows(path: str) -> list[int]:
-            found, first = self._open(path, self._format.schema), self._schema
+            found, first = self._open(path, self._schema_of), self._schema
             for name in self.columns:
                 kind = found.field(name).type if found.names.count(name) == 1 else "missing"
                 if kind != first.field(name).type:
@@ -313,6 +318,16 @@ class Tables:
                     firsts.append(begin + first)
                     last = value
         return np.array([*firsts, self._begins[-1]], np.int64)
+
+
+def _with_valid_names(schema: Any) -> Any:
+    """Returns a schema. Raises UnicodeDecodeError if the name of a column or of a field in it is no text."""
+
+    def read_names(fields: Iterable[Any]) -> list[Any]:
+        return [(field.name, read_names(map(field.type.field, range(field.type.num_fields)))) for field in fields]
+
+    read_names(schema)
+    return schema
 
 
 def _columns(table: Any) -> Block:

@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 
 from engine.config.errors import ConfigError, DataError
@@ -20,6 +22,7 @@ def test_decoder_is_a_function_or_its_path():
 
 def test_name_of_a_decoder_tells_its_settings():
     assert decoder_name(broken) == "tests.readers.decoders_test.broken"
+    assert decoder_name(functools.partial(broken)) == "functools.partial(<function broken>)"  # without its address
     assert decoder_name(TFExample({"x": "int8"})) == "TFExample({'x': ('int8', (), None)})"
 
 

@@ -1,6 +1,8 @@
+import contextlib
 import os
 import pickle
 import threading
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -189,6 +191,21 @@ def test_damaged_file_is_one_bad_example(tmp_path, kind):
     batch = TolerantBatches(Batches(padded, 3, 0, False))[0]
     assert [bad.address for bad in batch.bad] == [0]
     assert batch.batch.weight.tolist() == [0, 1, 1]
+
+
+def test_any_damaged_bytes_give_values_or_a_data_error(path, kind):
+    """Unchecked, damaged offsets abort the process."""
+    whole = Path(path).read_bytes()
+    for seed in range(100):
+        rng, data = np.random.default_rng(seed), bytearray(whole)
+        for position in rng.integers(len(data), size=3):
+            data[position] = rng.integers(256)
+        Path(path).write_bytes(data)
+        with contextlib.suppress(DataError):
+            source = FORMATS[kind](path)
+            for index in range(min(len(source), 50)):
+                with contextlib.suppress(DataError):
+                    source[index]
 
 
 @pytest.mark.parametrize(
