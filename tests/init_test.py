@@ -12,7 +12,7 @@ HEAVY = ("jax", "jaxlib", "flax", "optax", "orbax", "grain", "numpy", "tensorsto
 
 def loaded(code: str, folder) -> str:
     code += f"\nimport sys; print(*(name for name in {HEAVY} if name in sys.modules))"
-    process = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=60)
+    process = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=180)
     assert process.returncode == 0, process.stderr
     return process.stdout.strip()
 

@@ -62,7 +62,7 @@ def test_stopped_run_saves_and_prints_how_to_resume(unbroken, tmp_path, number, 
     process = runs.start(*args)
     runs.wait_for(lambda: steps_of(tmp_path) > 3, process)
     process.send_signal(number)
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=180)[0]
     assert process.returncode == code, output
     status = runs.status(tmp_path / "run")
     assert (status["state"], status["exit_code"]) == (state, code)

@@ -212,7 +212,7 @@ processes.leave()
         f"import sys; from engine.launch.local import launch; launch([sys.executable, '-c', {program!r}], processes=2)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", launcher], capture_output=True, text=True, env=runs.environment(), timeout=60
+        [sys.executable, "-c", launcher], capture_output=True, text=True, env=runs.environment(), timeout=180
     )
     assert done.stderr == ""
     (line,) = [line for line in done.stdout.splitlines() if "[Gloo]" not in line]

@@ -172,7 +172,7 @@ def test_processes_with_different_clocks_save_at_the_same_steps():
         )
         for rank in range(2)
     ]
-    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    outputs = [process.communicate(timeout=180)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     due = f"due {[10 * i for i in range(1, 10)]}\n"
     assert [output[output.index("due") :] for output in outputs] == [due, due]

@@ -455,7 +455,7 @@ def test_checkpoint_of_two_processes_restores_in_one_process(tmp_path):
     """
     one_device = {"JAX_NUM_CPU_DEVICES": "1"}
     processes = [start(text, tmp_path, rank, **one_device) for rank in range(2)]
-    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    outputs = [process.communicate(timeout=180)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     store = CheckpointStore(tmp_path)
     assert store.steps() == [3]

@@ -11,7 +11,7 @@ START = "import os, sys, logging, warnings\nfrom engine.cluster import output\no
 def run(program: str, shell: str = "") -> subprocess.CompletedProcess[str]:
     """Runs a program whose streams the shell redirects; it reports in the file descriptor 3."""
     words = ["bash", "-c", f'exec 3>&1; "$@" {shell}', "bash", sys.executable, "-c", START + textwrap.dedent(program)]
-    return subprocess.run(words, capture_output=True, text=True, pass_fds=(3,), timeout=60)
+    return subprocess.run(words, capture_output=True, text=True, pass_fds=(3,), timeout=180)
 
 
 def report(program: str, shell: str) -> str:

@@ -66,5 +66,5 @@ print(children[0].communicate(b"still here")[0].decode(), children[0].returncode
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills a process with its parent")
 @pytest.mark.parametrize(("how", "output"), [("dies", " -9"), ("lives", "still here 0")])
 def test_process_is_killed_with_its_starting_thread_unless_undone(how, output):
-    done = subprocess.run([sys.executable, "-c", THREAD, how], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", THREAD, how], capture_output=True, text=True, timeout=180)
     assert (done.stdout, done.stderr) == (f"{output}\n", "")

@@ -173,7 +173,7 @@ def start(program, processes=2):
 def test_peer_ends_with_the_verdict_of_a_failed_process_without_a_launcher(failing):
     """There is no collective, and the main thread waits for something else."""
     children = start(PAIR.format(failing=failing))
-    ends = [child.communicate(timeout=60) for child in children]
+    ends = [child.communicate(timeout=180) for child in children]
     assert [child.returncode for child in children] == [1, 1], ends
     output, errors = ends[1 - failing]
     assert (output, errors) == ("callback 1\n", f"LostPeer: process {failing} ended this run: KeyError: 'x'.\n")
@@ -199,7 +199,7 @@ print([thread.name for thread in threading.enumerate() if thread.name.startswith
 @pytest.mark.multiprocess
 def test_leave_joins_the_watcher_threads():
     children = start(LEAVING)
-    ends = [child.communicate(timeout=60) for child in children]
+    ends = [child.communicate(timeout=180) for child in children]
     assert [(child.returncode, *end) for child, end in zip(children, ends, strict=True)] == [(0, "[]\n", "")] * 2
 
 
@@ -221,13 +221,13 @@ def test_processes_that_lose_process_0_end_with_a_sentence_and_42():
         assert [child.stdout.readline() for child in children if child.stdout] == ["ready\n"] * 3
         children[2].send_signal(signal.SIGSTOP)
         children[0].kill()
-        ended = children[1].communicate(timeout=60)[1]
+        ended = children[1].communicate(timeout=180)[1]
         assert children[1].returncode == 42, ended
         assert ended.startswith("LostPeer: process 0, which coordinates the processes, has not answered for 5 s: ")
         assert ended.endswith("the same command resumes from the newest checkpoint.\n") and ended.count("\n") == 1
         time.sleep(timeouts.HEARTBEAT_S / 2 - timeouts.COORDINATOR_S + 1)
         children[2].send_signal(signal.SIGCONT)
-        ended = children[2].communicate(timeout=60)[1]
+        ended = children[2].communicate(timeout=180)[1]
         assert children[2].returncode == 42, ended
         assert re.fullmatch(r"LostPeer: process 2 was stopped for \d+ s, and the other processes .*\n", ended)
     finally:

@@ -12,7 +12,7 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
     dropped = ("PYTHONUNBUFFERED", verdict.VARIABLE)
     environment = {name: value for name, value in os.environ.items() if name not in dropped}
     return subprocess.run(
-        [sys.executable, "-c", imports + program], capture_output=True, text=True, env=environment, timeout=30
+        [sys.executable, "-c", imports + program], capture_output=True, text=True, env=environment, timeout=50
     )
 
 

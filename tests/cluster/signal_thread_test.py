@@ -26,9 +26,9 @@ def test_inner_block_receives_a_signal_and_the_outer_block_the_others():
         with watching((signal.SIGUSR1,), inner.put):
             for number in (signal.SIGUSR1, signal.SIGUSR2):
                 os.kill(os.getpid(), number)
-            assert (inner.get(timeout=10), outer.get(timeout=10)) == (signal.SIGUSR1, signal.SIGUSR2)
+            assert (inner.get(timeout=60), outer.get(timeout=60)) == (signal.SIGUSR1, signal.SIGUSR2)
         os.kill(os.getpid(), signal.SIGUSR1)
-        assert outer.get(timeout=10) == signal.SIGUSR1
+        assert outer.get(timeout=60) == signal.SIGUSR1
     assert inner.empty() and outer.empty()
 
 

@@ -97,7 +97,7 @@ def test_status_path_is_recorded_for_the_launcher(launched, monkeypatch):
 def run(program: str, file: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = os.environ | ({verdict.VARIABLE: str(file)} if file else {})
     program = f"from engine.cluster import verdict\n{program}"
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment, timeout=30, text=True)
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment, timeout=180, text=True)
 
 
 def test_steps_of_a_killed_process_are_readable(tmp_path):

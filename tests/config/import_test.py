@@ -12,7 +12,7 @@ HEAVY = ("jax", "jaxlib", "flax", "numpy", "optax", "orbax", "grain", "rich", "t
 def run(code, folder):
     """Returns the ended process and its seconds of CPU time, which other programs do not change."""
     before = cpu_seconds()
-    result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=60)
+    result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=180)
     return result, cpu_seconds() - before
 
 

@@ -82,7 +82,7 @@ def mount(server, tmp_path):
 @pytest.fixture
 def bucket(mount):
     """The bucket, mounted at the same path in the namespace of the test, independently of the hosts."""
-    subprocess.run(["s3fs", *mount], check=True, timeout=60)
+    subprocess.run(["s3fs", *mount], check=True, timeout=180)
     yield Path(mount[1])
     subprocess.run(["umount", "--lazy", mount[1]], check=True)
 
@@ -184,7 +184,7 @@ print([int(source[index]["x"]) for index in range(len(source))], *map(shown, sou
 
 def test_dataset_can_be_read_from_a_bucket_address(server, bucket):
     done = subprocess.run(
-        [sys.executable, "-c", DATA], capture_output=True, text=True, env=runs.environment(**keys(server)), timeout=60
+        [sys.executable, "-c", DATA], capture_output=True, text=True, env=runs.environment(**keys(server)), timeout=180
     )
     assert done.stdout == "[0, 1, 2, 3, 4] s3://runs/data/part.arrayrecord\n", done.stderr
     assert (bucket / "data" / "part.arrayrecord").is_file()
@@ -213,7 +213,11 @@ except mounts.RunError as error:
 
 def test_unresponsive_bucket_server_is_reported_within_the_timeout(server):
     done = subprocess.run(
-        [sys.executable, "-c", SILENT], capture_output=True, text=True, env=runs.environment(**keys(server)), timeout=30
+        [sys.executable, "-c", SILENT],
+        capture_output=True,
+        text=True,
+        env=runs.environment(**keys(server)),
+        timeout=180,
     )
     assert done.stdout.startswith("s3://runs: s3fs cannot mount it") and "answers within 2 s" in done.stdout, (
         done.stderr
@@ -240,6 +244,6 @@ def test_next_process_unmounts_what_a_killed_process_left_mounted(server):
                     harness.kill(int(path.parent.name))
         held.kill()
     assert len(own_mounts()) == 1
-    subprocess.run([*command, "import engine; engine.local_path('s3://runs')"], check=True, env=env, timeout=60)
+    subprocess.run([*command, "import engine; engine.local_path('s3://runs')"], check=True, env=env, timeout=180)
     assert own_mounts() == []
     assert not Path(folder).exists()

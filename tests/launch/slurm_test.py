@@ -115,7 +115,7 @@ def test_cancelled_job_is_not_requeued(tmp_path):
     time.sleep(0.3)
     assert shell.poll() is None
     os.killpg(shell.pid, signal.SIGTERM)
-    output, _ = shell.communicate(timeout=60)
+    output, _ = shell.communicate(timeout=180)
     assert (shell.returncode, output.splitlines()) == (42, ["saved", "convoy: exit code 42, no restart"])
 
 

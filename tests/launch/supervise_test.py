@@ -65,7 +65,7 @@ def start(
 def supervised(folder: Path, program: str, *words: str, **settings) -> tuple[int, list[str]]:
     """Returns the exit code and the lines of standard error."""
     process = start(folder, program, *words, **settings)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=180)
     return process.returncode, errors.splitlines()
 
 
@@ -232,7 +232,7 @@ def test_signal_is_forwarded_and_prevents_a_restart(tmp_path, number, code):
     assert process.stdout is not None
     started = pids([process.stdout.readline()])
     process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=180)
     assert (process.returncode, errors) == (code, "")
     assert len(attempts(tmp_path)) == 1
     wait_until_gone(started)
@@ -244,7 +244,7 @@ def test_signal_during_the_wait_ends_supervise(tmp_path, number, code):
     assert process.stderr is not None
     assert "Restart 1 in 60 s" in process.stderr.readline()
     process.send_signal(number)
-    process.communicate(timeout=30)
+    process.communicate(timeout=180)
     assert process.returncode == code
 
 

@@ -51,7 +51,7 @@ def wait_for(process: subprocess.Popen, line: str) -> None:
 
 
 def end(process: subprocess.Popen) -> tuple[int, str, str]:
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=180)
     own = [line for line in output.splitlines(keepends=True) if not line.startswith("[Gloo]")]
     return process.returncode, "".join(own), errors
 

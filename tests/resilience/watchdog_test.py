@@ -219,7 +219,7 @@ def test_stuck_main_thread_in_python_or_c_exits_with_42_and_stacks(tmp_path, stu
     )
     assert process.stdout is not None and process.stdout.readline() == "stuck\n"
     begin = time.monotonic()
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=180)
     assert (process.returncode, output) == (42, "status 42\n")
     assert time.monotonic() - begin < runs.limit(20)
     assert errors.splitlines()[0] == "Main thread, innermost call last:"

@@ -37,7 +37,7 @@ def start(home, *arguments, before="", **environment) -> subprocess.Popen:
 
 def run(home, *arguments, **more) -> list[str]:
     process = start(home, *arguments, **more)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=180)
     assert (process.returncode, errors) == (0, "")
     return output.splitlines()
 
@@ -78,7 +78,7 @@ def test_disabled_cache_stays_disabled(tmp_path):
 def test_unwritable_home_gives_a_warning(tmp_path):
     (tmp_path / "file").write_text("")
     process = start(tmp_path / "file", 1.0, 8)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=180)
     assert process.returncode == 0 and output.splitlines() == ["None", "no hits no misses"]
     assert "cannot be written (Not a directory), so every start compiles again. Set XDG_CACHE_HOME" in errors
 
