@@ -167,9 +167,13 @@ class _Job:
         self._processes: list[subprocess.Popen[str]] = []
         self._threads: list[list[threading.Thread]] = []
         self._exits: queue.SimpleQueue[tuple[int, int, float]] = queue.SimpleQueue()  # index, code, time
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self._reserved = socket.socket()
+        if sys.platform.startswith("linux"):  # which lets process 0 listen at the port of a socket that does not
+            self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._reserved.bind(("127.0.0.1", 0))
+        self.port: int = self._reserved.getsockname()[1]
+        if not sys.platform.startswith("linux"):
+            self._reserved.close()
 
     @property
     def pids(self) -> list[int]:
@@ -225,6 +229,7 @@ class _Job:
         self._kill()
         for process in self._processes:
             _kill_group(process.pid)
+        self._reserved.close()
 
     def send(self, number: int) -> None:
         """Sends a signal to each process that is still running."""

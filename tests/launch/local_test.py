@@ -66,6 +66,25 @@ def test_all_processes_get_the_same_coordinator_port():
     assert len({line.split()[1] for line in output}) == 1
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux allows a reserved port")
+def test_coordinator_port_is_reserved_for_process_0():
+    code, output, errors = run(
+        """
+        import errno, socket
+        address = ("127.0.0.1", int(os.environ["CONVOY_COORDINATOR"].rpartition(":")[2]))
+        with socket.socket() as other:
+            try:
+                other.bind(address)
+            except OSError as error:
+                assert error.errno == errno.EADDRINUSE
+                print("reserved", flush=True)
+        socket.create_server(address).close()
+        """,
+        processes=1,
+    )
+    assert (code, output) == (0, ["[0] reserved"]), errors
+
+
 @pytest.mark.parametrize(("own", "code"), [(1, 1), (43, 43), (42, 42), (130, 130)])
 def test_first_failure_ends_all_processes_and_is_printed_last(own, code):
     returned, _, errors = run(f"""
