@@ -44,7 +44,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 # Tests of these packages compare programs that are compiled alike, or a program with a formula. LLVM does not optimize
 # their machine code, which saves a third of the CPU time; XLA's own passes, the partitioner among them, are those of a
 # run. Programs stay optimized in tests that start processes, and in tests marked `optimized`.
-UNOPTIMIZED_PACKAGES = {"layers", "models", "training"}
+UNOPTIMIZED_PACKAGES = {"layers", "loop", "metrics", "models", "saved", "training"}
 
 
 def _set_optimized(optimized: bool) -> None:
