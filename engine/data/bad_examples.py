@@ -152,12 +152,17 @@ class BadExampleCounter:
                     f"{self._count} bad example{'s' * (self._count > 1)} so far)"
                 )
         bad_count, read_count = (sum(counts) for counts in zip(*self._window, strict=True))
-        if found.bad and bad_count > max(ALWAYS_ALLOWED, MAX_BAD_FRACTION * read_count):
+        if found.bad and too_many(bad_count, read_count):
             raise DataError(
                 f"step {n + 1}: {bad_count} of the last {read_count} examples cannot be read, and data.on_error=skip "
                 f"allows {MAX_BAD_FRACTION:.0%}. The latest error: {found.bad[-1].error} Repair the data."
             )
         return found.batch
+
+
+def too_many(bad: int, read: int) -> bool:
+    """Returns whether so many of the examples that were read are bad that the run stops."""
+    return bad > max(ALWAYS_ALLOWED, MAX_BAD_FRACTION * read)
 
 
 def _text(spec: Sequence[tuple[str, Sequence[int], np.dtype]]) -> str:

@@ -30,6 +30,7 @@ from engine.types import PyTree
 
 MAX_LENGTHS = 8
 """Most lengths of a source: each is a program that the run compiles."""
+MAX_LISTED = 100  # unreadable examples that a fingerprint names
 
 
 class Padded:
@@ -114,7 +115,7 @@ class Padded:
     def index(self) -> np.ndarray:
         """Returns the lengths of all examples, int64 `[axes, examples]`; the first call may read all of them."""
         if self._index is None:
-            self._index = self.ragged.measure(self.source)
+            self._index = self.ragged.measure(self.source, tolerant=True)
         return self._index
 
     def lengths(self) -> PyTree:
@@ -140,6 +141,8 @@ class Padded:
         how = f"{', '.join(self.ragged.fields)} padded to {texts}"
         if len(self.shapes) > 1:
             how += f", {self._how()}, {self.consecutive} batches of one length"
+            if bad := self.ragged.unreadable:  # they change the lengths of batches, which all processes must agree on
+                how += f", unreadable {' '.join(map(str, bad[:MAX_LISTED]))} of {len(bad)}"
         return f"{fingerprint(self.source)}{SEPARATOR}{how}"
 
     def _how(self) -> str:

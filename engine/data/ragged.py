@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from engine.cluster.identity import is_primary
 from engine.config.errors import DataError
+from engine.data.bad_examples import too_many
 from engine.data.source import Example, Source, has_field_lengths, has_transform, source_name
 from engine.types import PyTree
 
@@ -62,6 +63,8 @@ class Ragged:
         groups = fields if isinstance(fields, Mapping) else {"": fields}
         self.axes = {axis: (names,) if isinstance(names, str) else tuple(names) for axis, names in groups.items()}
         """Axis -> names of its fields; the only axis may have the name ""."""
+        self.unreadable: list[int] = []
+        """Examples that `measure` could not read."""
         self.fields = [name for names in self.axes.values() for name in names]
         if not self.axes or not all(self.axes.values()):
             raise DataError(f"{owner}: fields = {fields!r}: name at least one ragged field.")
@@ -122,14 +125,19 @@ class Ragged:
         rest = {name: value for name, value in example.items() if name not in fields}
         return RaggedExample(fields, rest, tuple(lengths))
 
-    def measure(self, source: Source, given: PyTree = None) -> np.ndarray:
+    def measure(self, source: Source, given: PyTree = None, *, tolerant: bool = False) -> np.ndarray:
         """Returns the lengths of all examples, int64 `[axes, examples]`.
 
         They are `given`, else those of `source.lengths()` or `source.field_lengths()`, else measured by reading each
         example once.
 
+        Args:
+            source: the examples.
+            given: lengths that are known.
+            tolerant: give an example that cannot be read the length 0; `data.on_error` applies when training reads it.
+
         Raises:
-            DataError: they are invalid, or an example cannot be read.
+            DataError: they are invalid, or an example cannot be read; with `tolerant`, too many examples.
         """
         if given is None and hasattr(source, "lengths"):
             given = source.lengths()  # pyright: ignore[reportAttributeAccessIssue]
@@ -137,7 +145,8 @@ class Ragged:
         if given is None and (indexed := self._indexed(source)) is not None:
             return indexed
         if given is None:
-            rows = measured(source, lambda index: self.read(source, index).lengths)
+            rows = measured(source, lambda index: self._measure(source, index, tolerant))
+            self._report_unreadable(source)
             return np.array(rows, np.int64).reshape(len(rows), len(self.axes)).T
         if "" not in self.axes and not (isinstance(given, Mapping) and given.keys() == self.axes.keys()):
             raise DataError(f"{name}: lengths() must return a dict of {', '.join(self.axes)}, the axes of `fields`.")
@@ -161,6 +170,22 @@ class Ragged:
         ):
             return None
         return np.stack([check_index(source, found[names[0]], "examples") for names in self.axes.values()])
+
+    def _measure(self, source: Source, index: int, tolerant: bool) -> tuple[int, ...]:
+        try:
+            return self.read(source, index).lengths
+        except DataError as error:
+            if not tolerant or too_many(len(self.unreadable) + 1, len(source)):
+                raise
+            if not self.unreadable and is_primary():
+                print(f"warning: {error} data.on_error decides when it is read.", file=sys.stderr)
+            self.unreadable.append(index)
+            return (0,) * len(self.axes)
+
+    def _report_unreadable(self, source: Source) -> None:
+        if len(self.unreadable) > 1 and is_primary():
+            name, count = source_name(source), len(self.unreadable)
+            print(f"warning: {count} of {len(source):,} examples of {name} cannot be read.", file=sys.stderr)
 
 
 def measured[T](source: Source, measure: Callable[[int], T]) -> list[T]:

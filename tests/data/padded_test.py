@@ -136,6 +136,16 @@ def test_order_of_the_source_can_be_kept_on_any_number_of_processes():
         assert scenes.tolist() == indices[4 * n : 4 * n + 4]
 
 
+class Unmeasured:
+    """Scenes whose lengths are not known."""
+
+    def __len__(self):
+        return len(SIZES)
+
+    def __getitem__(self, index):
+        return Scenes()[index]
+
+
 def test_unreadable_example_gets_weight_0_and_a_filler_of_the_same_length():
     class Holes(Scenes):
         def __getitem__(self, index):
@@ -155,6 +165,30 @@ def test_unreadable_example_gets_weight_0_and_a_filler_of_the_same_length():
         assert sum(len(evaluated[n].bad) for n in range(4)) == 2
 
 
+def test_source_without_lengths_may_have_unreadable_examples(capsys):
+    class Holes(Unmeasured):
+        bad = (4, 7)
+
+        def __getitem__(self, index):
+            if index in self.bad:
+                raise OSError("damaged")
+            return super().__getitem__(index)
+
+    source = Bucketed(Holes(), [4, 8, 16], FIELDS)
+    text = capsys.readouterr().err
+    assert "warning: Example 4 of " in text and "OSError: damaged" in text and "2 of 15 examples" in text
+    tolerant = TolerantBatches(Batches(source, 4, 0, True))
+    found = [tolerant[n] for n in range(8)]
+    assert {bad.address // 3 for one in found for bad in one.bad} == {4, 7}
+    assert [(one.batch.weight == 0).sum() for one in found] == [len(one.bad) for one in found]
+    with pytest.raises(DataError, match=r"Example [47] of .*damaged"):
+        read_batches(source, 8)
+    assert fingerprint(source) != fingerprint(Bucketed(Unmeasured(), [4, 8, 16], FIELDS))
+    Holes.bad = range(12)
+    with pytest.raises(DataError, match=r"Example 10 of .*damaged"):
+        Bucketed(Holes(), [4, 8, 16], FIELDS)
+
+
 def test_limit_takes_the_first_examples_with_their_lengths():
     part = limited(Bucketed(Scenes(), [4, 8, 16], FIELDS), 5)
     found = np.concatenate([batch["scene"] for batch in read_batches(part, 5, size=1)])
@@ -162,13 +196,6 @@ def test_limit_takes_the_first_examples_with_their_lengths():
 
 
 def test_lengths_are_measured_if_the_source_does_not_know_them():
-    class Unmeasured:
-        def __len__(self):
-            return len(SIZES)
-
-        def __getitem__(self, index):
-            return Scenes()[index]
-
     measured, known = (Bucketed(kind(), [4, 16], FIELDS) for kind in (Unmeasured, Scenes))
     assert measured.index().tolist() == known.index().tolist() == [SIZES]
     np.testing.assert_equal(read_batches(measured, 8), read_batches(known, 8))
