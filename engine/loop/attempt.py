@@ -161,7 +161,7 @@ class Attempt:
         recorder = Recorder(
             program.metric_names,
             metrics=program.training_metrics,
-            last_value=("learning_rate",),
+            last_value=program.spec.optimizer.rate_names,
             summed=("skipped", BAD_EXAMPLES),
             writer=writer,
             throughput=Throughput(train.global_batch_size, program.flops_per_step, peak),

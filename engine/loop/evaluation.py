@@ -208,7 +208,8 @@ def check_metric_names(program: Program, evaluations: Collection[str], hooks: Co
     Raises:
         TaskError: the engine, an evaluation or a hook uses the name of a metric.
     """
-    task, taken = program.spec.task, (*ROW_KEYS, *MEASURED, *ENGINE_METRICS, BAD_EXAMPLES)
+    task = program.spec.task
+    taken = dict.fromkeys((*ROW_KEYS, *MEASURED, *ENGINE_METRICS, BAD_EXAMPLES, *program.spec.engine_metrics))
     where = f"{type(task).__name__}.{'update' if has_own_update(task) else 'loss'}"
     for name in program.training_metrics.names:
         if name in taken:

@@ -160,8 +160,9 @@ class Recorder:
 
     def resume(self, sums: Sums) -> None:
         """Continues the row that a checkpoint interrupted, from its saved sums; {} starts a new row."""
-        if sums.keys() == set(self._names):
-            self._sums = np.array([sums[name] for name in self._names])
+        last = dict.fromkeys(self._last_value, (0.0, 0.0))  # not part of the row, and an earlier engine had fewer
+        if {*sums, *last} == set(self._names):
+            self._sums = np.array([{**last, **sums}[name] for name in self._names])
 
     def note(self, step: int, values: Mapping[str, Result]) -> None:
         """Writes values that are measured once (an evaluation, the time to compile) as a separate row."""

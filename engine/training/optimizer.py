@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +19,12 @@ from engine.config.duration import RunSize
 from engine.config.errors import ConfigError, FieldError
 from engine.config.schema import Optimizer
 from engine.config.target import build, parameters_of, resolve
+from engine.config.user_errors import location
 from engine.metrics.values import describe_value
 from engine.parallel.rules import STACKED
 from engine.training import muon
 from engine.training.every import every
-from engine.training.schedules import Schedule, build_schedule, message
+from engine.training.schedules import Count, Number, Schedule, build_schedule, message
 from engine.types import PyTree
 
 Names = Mapping[str, Sequence[str | None]]
@@ -30,6 +32,8 @@ type Leaf = jax.Array | jax.ShapeDtypeStruct
 type Transformation = optax.GradientTransformationExtraArgs
 
 WHERE = "optimizer"
+RATE = "learning_rate"
+"""Name of the metric, and first part of those of the groups."""
 REST = ""
 """Label of the parameters of no group."""
 
@@ -45,6 +49,8 @@ class RunOptimizer:
     make: Callable[[Mapping[str, Schedule]], Transformation]
     messages: tuple[str, ...] = ()
     """Sentences for the user about functions as schedules, and about Muon."""
+    periods: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Label -> n of a group that is updated in each n-th step only."""
 
     @functools.cached_property
     def tx(self) -> Transformation:
@@ -55,9 +61,32 @@ class RunOptimizer:
         return self.make(self.schedules)
 
     @property
-    def learning_rate(self) -> Schedule:
-        """step -> learning rate of the parameters of no group."""
-        return self.schedules[REST]
+    def rate_names(self) -> tuple[str, ...]:
+        """Names of the metrics of `rates`: "learning_rate", and "learning_rate/<group>" for each group."""
+        return tuple(map(_rate_name, self.schedules))
+
+    def rates(self, opt_state: PyTree, step: Count) -> dict[str, Number]:
+        """Returns the learning rates of the next update, by the names of their metrics.
+
+        A schedule counts the updates of its optimizer, which a skipped update does not change.
+
+        Args:
+            opt_state: state of `tx`.
+            step: used where the state has no such count, as for the optimizer of an author.
+        """
+        several = len(set(self.labels.values())) > 1
+        rates = {}
+        for label, schedule in self.schedules.items():
+            part = opt_state
+            if several:
+                [partition, *_] = _find(opt_state, optax.transforms.PartitionState)
+                part = partition.inner_states.get(label, ())
+            counts = _find(part, optax.ScaleByScheduleState) if several or label in self.labels.values() else []
+            if counts:
+                rates[_rate_name(label)] = schedule.every(self.periods.get(label, 1))(counts[0].count)
+            else:
+                rates[_rate_name(label)] = schedule(step)
+        return rates
 
     @property
     def numbers(self) -> np.ndarray:
@@ -109,9 +138,20 @@ def build_optimizer(
         limits = _clip_limits(config, labels)
         return optax.with_extra_args_support(optax.chain(_clip(limits), tx) if limits else tx)
 
-    optimizer = RunOptimizer(schedules, labels, make, tuple(messages))
+    periods = {label: config.groups[label].every for label in schedules if label}
+    optimizer = RunOptimizer(schedules, labels, make, tuple(messages), periods)
     optimizer.tx  # noqa: B018 (raises the errors of the targets)
+    jax.eval_shape(lambda numbers: (optimizer.with_numbers(numbers).tx, numbers)[1], optimizer.numbers)  # likewise
     return optimizer
+
+
+def _rate_name(label: str) -> str:
+    return f"{RATE}/{label}" if label else RATE
+
+
+def _find(tree: PyTree, kind: type) -> list[Any]:
+    """Returns the nodes of a class in a pytree, in order."""
+    return [node for node in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, kind)) if isinstance(node, kind)]
 
 
 def _clip_limits(config: Optimizer, labels: Mapping[str, str]) -> list[tuple[float, frozenset[str]]]:
@@ -182,7 +222,14 @@ def _one(config: Optimizer, learning_rate: Schedule, names: Names, where: str) -
         given[muon.ARGUMENT] = lambda params: (
             muon.dimension_numbers(params, names) if isinstance(params, Mapping) else params
         )
-    found = build(config, where, **given)
+    try:
+        found = build(config, where, **given)
+    except jax.errors.JAXTypeError as error:
+        problem = f"{config.target} uses the learning rate as a number of Python ({location(error)})"
+        advice = (
+            "It is an argument of the compiled program: pass it on to optax, or call it in `update`, with jax.numpy."
+        )
+        raise FieldError(f"{where}.target", problem, advice) from error
     if not (hasattr(found, "init") and hasattr(found, "update")):
         problem = f"{config.target} returned {describe_value(found)}, which is not an optax.GradientTransformation"
         raise FieldError(f"{where}.target", problem, "Name an optimizer of optax, or a function that returns one.")

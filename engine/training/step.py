@@ -89,7 +89,8 @@ class StepSpec:
     @property
     def engine_metrics(self) -> tuple[str, ...]:
         """Names of the engine's metrics, which follow the Task's."""
-        return (*ENGINE_METRICS, BAD_EXAMPLES) if self.skip_bad else ENGINE_METRICS
+        rates = [name for name in self.optimizer.rate_names if name not in ENGINE_METRICS]
+        return (*ENGINE_METRICS, *([BAD_EXAMPLES] if self.skip_bad else []), *rates)
 
     def context(self, step: jax.Array | int, rng: jax.Array) -> Context:
         """Returns the context of a step, for the methods of the Task that ask for it."""
@@ -140,7 +141,7 @@ def make_train_step(settings: StepSpec, metric_names: tuple[str, ...]) -> Step:
         new = dataclasses.replace(move_optimizer(spec, new, 0), step=state.step + 1, rng=state.rng, loss_window=window)
         values = {
             "grad_norm": grad_norm,
-            "learning_rate": spec.optimizer.learning_rate(state.step),
+            **spec.optimizer.rates(state.opt_state, state.step),
             "skipped": 1.0 - ok,
             BAD_EXAMPLES: (batch.weight == 0).sum(),
         }

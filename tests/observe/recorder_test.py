@@ -268,6 +268,12 @@ def test_unfinished_row_continues_in_the_next_attempt(run, tmp_path):
         assert {row["step"]: (row["loss"], row["skipped"]) for row in later.rows()} == {10: (8.0, 1.0)}
 
 
+def test_row_of_an_earlier_engine_without_all_learning_rates_continues(run):
+    run.recorder.resume({"loss": [13.0, 2.0], "skipped": [1.0, 2.0]})
+    run.steps(2, [5.0] * 3)
+    assert [(row["loss"], row["learning_rate"], row["skipped"]) for row in run.rows()] == [(5.6, 4.0, 1.0)]
+
+
 def test_row_ends_with_a_run_that_ends_before_it(run):
     run.steps(0, [1.0, 2.0, 3.0])
     run.steps(3, [4.0, 5.0, 6.0, 8.0], skipped=(7,))

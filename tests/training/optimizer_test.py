@@ -93,6 +93,17 @@ def sign_descent(learning_rate, scale: float = 1.0) -> optax.GradientTransformat
     return optax.chain(optax.scale_by_sign(), optax.scale(scale), optax.scale_by_learning_rate(learning_rate))
 
 
+def number_descent(learning_rate) -> optax.GradientTransformation:
+    return optax.sgd(0.5 * float(learning_rate(0)))
+
+
+def test_optimizer_that_makes_a_number_of_the_learning_rate_is_a_config_error():
+    config = Optimizer(target=f"{__name__}.number_descent")
+    text = r"optimizer.target: .*number_descent uses the learning rate as a number of .*optimizer_test.py:\d+ in number"
+    with pytest.raises(ConfigError, match=text):
+        build_optimizer(config, SIZE, PARAMS)
+
+
 def test_any_function_of_a_learning_rate_can_be_the_optimizer():
     config = Optimizer(
         target=f"{__name__}.sign_descent", learning_rate=0.5, schedule="constant", arguments={"scale": 3.0}

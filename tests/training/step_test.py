@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from engine import Loss, Mean, Task
-from engine.config.schema import MeshSpec
+from engine.config.schema import Group, MeshSpec
 from engine.data.batch import Batch
 from engine.parallel.memory import HOST_MEMORY
 from engine.training.state import LOSS_WINDOW
@@ -154,6 +154,25 @@ def test_frozen_parameters_do_not_move_and_have_no_optimizer_state():
     moved = {path for path, x in before.items() if not np.array_equal(x, state.params[path])}
     assert moved == {"head/kernel", "head/bias"}
     assert sum(x.size for x in jax.tree.leaves(state.opt_state)) < 3 * (32 * 4 + 4)
+
+
+def test_learning_rates_of_all_groups_are_those_of_the_updates_that_were_made():
+    groups = {"head": Group(match="^head/", learning_rate=0.5, schedule="constant"), "first": Group(match="^hidden/0")}
+    groups["first"] = dataclasses.replace(groups["first"], every=2, learning_rate_scale=0.1)
+    batches = zoo.batches(6)
+    batches[1] = {**batches[1], "x": np.full_like(batches[1]["x"], np.nan)}  # the guard skips this update
+    program = zoo.program(zoo.Classify(width=4), schedule="linear", learning_rate=0.01, groups=groups)
+    names = ["skipped", "learning_rate", "learning_rate/head", "learning_rate/first"]
+    assert program.metric_names[-2:] == ("learning_rate/first", "learning_rate/head")
+    _, metrics = zoo.run(program, batches)
+    found = np.stack([metrics[:, program.metric_names.index(name), 0] for name in names])
+    rates = [0.01, 0.009, 0.009, 0.008, 0.007, 0.006]
+    later = [0.0009, 0.0009, 0.0009, 0.0007, 0.0007, 0.0005]
+    np.testing.assert_allclose(found, [[0, 1, 0, 0, 0, 0], rates, [0.5] * 6, later], rtol=1e-6)
+    one = zoo.program(zoo.Classify(width=4), schedule="linear", groups={"all": Group(match="")})
+    assert one.metric_names[-1] == "learning_rate/all"
+    _, metrics = zoo.run(one, batches[:3])
+    assert metrics[:, -1, 0].tolist() == pytest.approx(rates[:3])
 
 
 def test_learning_rate_metric_is_the_rate_of_the_step():
