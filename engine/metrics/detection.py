@@ -17,6 +17,7 @@ type Match = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 _THRESHOLDS = {"distance": (0.5, 1.0, 2.0, 4.0), "iou": tuple(round(0.5 + 0.05 * i, 2) for i in range(10))}
 _AREAS = ("sum", "voc", "coco", "nuscenes")
+_NONE, _IGNORED = -1, -2  # in place of the label of a prediction
 
 
 class AveragePrecision(Metric):
@@ -33,7 +34,12 @@ class AveragePrecision(Metric):
     - "nuscenes": precision interpolated at 101 recalls, above recall 0.1 and precision 0.1, scaled to 0..1 (Caesar et
       al. 2020, arXiv:1903.11027, section 3.1).
 
-    A class without labels has no value (NaN) and is not part of a mean.
+    Ignored labels, such as crowds, follow the COCO evaluation code: they need not be found, and predictions of their
+    class that match them, any number and after the other labels, count neither way. For "iou", such a match compares
+    the intersection with the area of the prediction.
+
+    A class without labels has no value (NaN) and is not part of a mean. A label whose box is not finite does not count.
+    A prediction whose box is not finite has no label.
     """
 
     predicted: jax.Array = collected()
@@ -41,6 +47,7 @@ class AveragePrecision(Metric):
     guesses: jax.Array = collected()
     boxes: jax.Array = collected()
     labels: jax.Array = collected(fill=-1)
+    ignored: jax.Array = collected()
     classes: tuple[str, ...] = ("",)
     match: str | Match = "distance"
     thresholds: tuple[float, ...] = ()
@@ -59,6 +66,7 @@ class AveragePrecision(Metric):
         *,
         classes: int | Sequence[str],
         predicted_where: ArrayLike | None = None,
+        ignored: ArrayLike | None = None,
         match: str | Match = "distance",
         thresholds: Sequence[float] | None = None,
         ranges: Sequence[tuple[float, float]] = (),
@@ -75,6 +83,7 @@ class AveragePrecision(Metric):
             where: mask of real labels, `[batch, labels]`; None if none is padding.
             classes: names of the classes, which give results of each class, or their number.
             predicted_where: mask of real predictions, likewise.
+            ignored: mask of labels that count neither way, `[batch, labels]`; None for none.
             match: "distance", "iou" for boxes along the axes, or a function (module level, in numpy) of `[n, 1, dim]`
                 and `[n, labels, dim]` that returns similarities `[n, labels]`.
             thresholds: a match is a distance below, or a similarity of at least, one of them. By default 0.5, 1, 2 and
@@ -103,6 +112,10 @@ class AveragePrecision(Metric):
             )
         scores, real = rows_and_mask("AveragePrecision", scores, predicted_where)
         _, present = rows_and_mask("AveragePrecision", labels, where)
+        _, ignored = rows_and_mask(
+            "AveragePrecision", labels, jnp.zeros(shapes[4], bool) if ignored is None else ignored
+        )
+        present &= jnp.isfinite(boxes).all(-1)
         guesses, labels = (jnp.asarray(x).astype(jnp.int32) for x in (guesses, labels))
         names = ("",) * classes if isinstance(classes, int) else tuple(classes)
         limits = tuple(thresholds or _THRESHOLDS["distance" if match == "distance" else "iou"])
@@ -114,6 +127,7 @@ class AveragePrecision(Metric):
             guesses,
             boxes,
             jnp.where(present, labels, -1),
+            ignored,
             names,
             match,
             limits,
@@ -138,39 +152,50 @@ class AveragePrecision(Metric):
         return {name: _mean(column) for name, column in zip(self.classes, values.T, strict=True) if name}
 
     def _matches(self) -> np.ndarray:
-        """Returns the index of the label that each prediction takes, or -1: `[thresholds, examples, predictions]`."""
+        """Returns the index of the label that each prediction takes, _NONE or _IGNORED.
+
+        The shape is `[thresholds, examples, predictions]`.
+        """
         scores, labels, boxes = (np.asarray(x) for x in (self.scores, self.labels, self.boxes))
-        predicted, guesses = np.asarray(self.predicted), np.asarray(self.guesses)
+        predicted, guesses, ignored = (np.asarray(x) for x in (self.predicted, self.guesses, self.ignored))
         limits, rows = np.array(self.thresholds)[:, None], np.arange(len(scores))
-        matched = np.full((len(limits), *scores.shape), -1)
+        matched = np.full((len(limits), *scores.shape), _NONE)
         if not boxes.size:
             return matched
         taken = np.zeros((len(limits), *labels.shape), bool)
         at = np.arange(len(limits))[:, None], rows[None]
         for k in np.argsort(-scores, axis=1, kind="stable").T:  # the prediction of each example with the next score
-            similar = _similarity(self.match, predicted[rows, k][:, None], boxes)
+            box = predicted[rows, k][:, None]
             allowed = (labels == guesses[rows, k][:, None]) & (labels >= 0) & np.isfinite(scores[rows, k])[:, None]
-            free = np.where(allowed & ~taken, similar, -np.inf)  # [thresholds, examples, labels]
+            similar = np.where(allowed & ~ignored, _similarity(self.match, box, boxes), -np.inf)
+            free = np.where(taken | np.isnan(similar), -np.inf, similar)  # [thresholds, examples, labels]
             best = free.argmax(-1)
-            value = free[(*at, best)]
-            hit = value > -limits if self.match == "distance" else value >= limits
+            hit = self._is_match(free[(*at, best)], limits)
             taken[(*at, best)] |= hit
-            matched[(*at, k[None])] = np.where(hit, best, -1)
+            found = np.full(hit.shape, _NONE)
+            if ignored.any():
+                similar = np.where(allowed & ignored, _similarity(self.match, box, boxes, crowd=True), -np.inf)
+                near = np.where(np.isnan(similar), -np.inf, similar).max(-1)
+                found[self._is_match(near[None], limits)] = _IGNORED
+            matched[(*at, k[None])] = np.where(hit, best, found)
         return matched
+
+    def _is_match(self, similar: np.ndarray, limits: np.ndarray) -> np.ndarray:
+        return similar > -limits if self.match == "distance" else similar >= limits
 
     def _average_precisions(self, matched: np.ndarray, between: tuple[float, float] | None) -> np.ndarray:
         """Returns average precisions `[thresholds, classes]` of the labels in a range."""
         scores, guesses, labels = (np.asarray(x) for x in (self.scores, self.guesses, self.labels))
-        counted, own = np.ones_like(labels, bool), np.isfinite(scores)
+        counted, own = ~np.asarray(self.ignored), np.isfinite(scores)
         if between is not None:
-            counted = self._is_between(self.boxes, between)
+            counted = counted & self._is_between(self.boxes, between)
             own = own & self._is_between(self.predicted, between)
         found = np.full((len(matched), len(self.classes)), np.nan)
         for t, label in enumerate(matched):
             hit = label >= 0
             kept = np.where(hit, np.take_along_axis(counted, label.clip(0), 1), own) if labels.size else own
             for c in range(len(self.classes)):
-                chosen = kept & np.isfinite(scores) & (guesses == c)
+                chosen = kept & np.isfinite(scores) & (guesses == c) & (label != _IGNORED)
                 total = int((counted & (labels == c)).sum())
                 found[t, c] = average_precision(scores[chosen], hit[chosen], total, self.area)
         return found
@@ -220,7 +245,8 @@ def average_precision(scores: np.ndarray, hits: np.ndarray, total: int, area: st
     return float((np.diff(recall, prepend=0) * precision).sum())
 
 
-def _similarity(match: str | Match, predicted: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+def _similarity(match: str | Match, predicted: np.ndarray, boxes: np.ndarray, crowd: bool = False) -> np.ndarray:
+    """Returns the similarities `[n, labels]`; `crowd` compares the intersection with the area of the prediction."""
     if callable(match):
         return match(predicted, boxes)
     if match == "distance":
@@ -228,7 +254,7 @@ def _similarity(match: str | Match, predicted: np.ndarray, boxes: np.ndarray) ->
     low, high = np.maximum(predicted[..., :2], boxes[..., :2]), np.minimum(predicted[..., 2:], boxes[..., 2:])
     both = np.maximum(high - low, 0).prod(-1)
     areas = [np.maximum(x[..., 2:] - x[..., :2], 0).prod(-1) for x in (predicted, boxes)]
-    return both / np.maximum(areas[0] + areas[1] - both, 1e-12)
+    return both / np.maximum(areas[0] if crowd else areas[0] + areas[1] - both, 1e-12)
 
 
 def _mean(values: np.ndarray) -> float:

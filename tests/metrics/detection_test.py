@@ -31,12 +31,23 @@ def random_scenes(seed, dim):
         "labels": rng.integers(0, 2, (EXAMPLES, LABELS)),
         "where": rng.random((EXAMPLES, LABELS)) < 0.8,
         "predicted_where": rng.random((EXAMPLES, PREDICTIONS)) < 0.8,
+        "ignored": rng.random((EXAMPLES, LABELS)) < rng.choice([0, 0.3]),
     }
 
 
-def iou(a, b):
+def intersection(a, b):
     sides = [max(0.0, min(a[i + 2], b[i + 2]) - max(a[i], b[i])) for i in (0, 1)]
-    both = sides[0] * sides[1]
+    return sides[0] * sides[1]
+
+
+def in_crowd(box, label, limit):
+    if len(box) == 2:
+        return np.linalg.norm(box - label) < limit
+    return intersection(box, label) / np.prod(box[2:] - box[:2]) >= limit
+
+
+def iou(a, b):
+    both = intersection(a, b)
     return both / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - both)
 
 
@@ -49,7 +60,8 @@ def loop(scene, cls, limit, between, area):
     order = np.argwhere(scene["predicted_where"] & (scene["guesses"] == cls)).tolist()
     order.sort(key=lambda at: -scene["scores"][tuple(at)])
     low, high = between or (0, np.inf)
-    real = scene["where"] & (scene["labels"] == cls)
+    present = scene["where"] & (scene["labels"] == cls) & np.isfinite(scene["boxes"]).all(-1)
+    real, crowds = present & ~scene["ignored"], present & scene["ignored"]
     total = sum(low <= np.linalg.norm(centre(scene["boxes"][at])) < high for at in zip(*np.nonzero(real), strict=True))
     taken, hits = set(), []
     for n, k in order:
@@ -65,6 +77,8 @@ def loop(scene, cls, limit, between, area):
         if best is not None and hit:
             taken.add((n, best[1]))
             box = scene["boxes"][n, best[1]]
+        elif any(in_crowd(box, scene["boxes"][n, g], limit) for g in np.flatnonzero(crowds[n])):
+            continue
         if low <= np.linalg.norm(centre(box)) < high:
             hits.append(hit)
     if not total:
@@ -112,6 +126,26 @@ def test_average_precision_equals_a_loop(seed, area, dim):
         expected[f"m/{low}-{high}"] = mean(near.values())
         expected |= {f"m/{low}-{high}/{name}": mean([near[c, t] for t in limits]) for c, name in enumerate(CLASSES)}
     assert found == pytest.approx(expected, rel=1e-6, abs=1e-9, nan_ok=True)
+
+
+@pytest.mark.parametrize("dim", [2, 4])
+def test_boxes_that_are_not_finite_do_not_affect_others(dim):
+    scene, match, limits = random_scenes(3, dim), *(("distance", [2.0]) if dim == 2 else ("iou", [0.1]))
+    broken = {name: value.copy() for name, value in scene.items()}
+    broken["boxes"][:, 0] = [np.nan, np.inf, -np.inf, np.nan][:dim]
+    scene["where"][:, 0] = False
+    found, expected = (
+        results(AveragePrecision.of(**values, classes=CLASSES, match=match, thresholds=limits))
+        for values in (broken, scene)
+    )
+    assert found == pytest.approx(expected, nan_ok=True) and expected["m"] > 0
+    broken["predicted"][:, 0] = np.nan
+    scene["predicted"][:, 0] = 1e6
+    found, expected = (
+        results(AveragePrecision.of(**values, classes=CLASSES, match=match, thresholds=limits))
+        for values in (broken, scene)
+    )
+    assert found == pytest.approx(expected, nan_ok=True)
 
 
 @examples(25)
