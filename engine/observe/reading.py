@@ -59,4 +59,5 @@ class Reading(NamedTuple):
             return "more data.threads or faster storage would help"
         if self.readers < self.cores:
             return "more workers would help (data.workers)"
-        return f"{self.readers} readers keep {self.cores} cores busy; a cheaper {name} or more cores would help"
+        # Threads that hold the GIL look busy, although they use one core together.
+        return f"worker processes (data.workers=auto), a cheaper {name} or more cores than {self.cores} would help"

@@ -18,7 +18,7 @@ def test_sentence_names_the_slowest_stage_of_the_readers_and_what_would_help():
 @pytest.mark.parametrize(
     ("values", "advice"),
     [
-        ({"cores": 2}, "2 readers keep 2 cores busy; a cheaper decode or more cores would help"),
+        ({"cores": 2}, "worker processes (data.workers=auto), a cheaper decode or more cores than 2 would help"),
         ({"cores": 2, "read": 9.0, "wall_s": 6.0}, "more data.threads or faster storage would help"),
         ({"wall_s": 4.0}, "the readers are busy 25% of the time; a larger data.prefetch would help"),
     ],
