@@ -23,6 +23,7 @@ WAIT = 0.05  # share of waiting below which reading is fast enough
 IDLE_CORES = 0.25  # fewer idle cores do not help another worker
 FASTER = 1.05  # more workers stay if they are so much faster
 GROW_MEMORY, SHRINK_MEMORY = 0.2, 0.06  # free shares of the host's memory
+NO_CORE = "no core is idle"
 START_S = 4.0  # estimate of the time in which a worker starts
 
 
@@ -47,7 +48,7 @@ class Choice:
     rates: dict[int, float] = field(default_factory=dict)
     """Batches per second by number of workers, as far as tried."""
     settled: str = ""
-    """Why the number stays as it is; "" while others may be tried."""
+    """Why the number stays as it is; "" while others are tried."""
 
     def next(self, workers: int, window: Window) -> int:
         """Returns the number of workers to use after a window with `workers`."""
@@ -55,6 +56,8 @@ class Choice:
             self.settled = "the memory of the host is short"
             self.most = workers // 2
             return self.most
+        if self.settled == NO_CORE:  # a core may be idle now
+            self.settled = ""
         if self.settled:
             return workers
         if window.wait < WAIT:
@@ -65,7 +68,7 @@ class Choice:
             slower = [rate for number, rate in self.rates.items() if number < workers]
             if not slower or window.batches_per_s >= FASTER * max(slower):
                 if window.idle_cores < IDLE_CORES:
-                    self.settled = "no core is idle"
+                    self.settled = NO_CORE
                 elif window.free_memory < GROW_MEMORY:
                     self.settled = "more workers may not fit into memory"
                 else:
@@ -176,7 +179,7 @@ class AutoBlocks[T](Changeable[T]):
         open_blocks, start, stop: as for `Changeable`.
         threads: number of threads where there is no worker.
         prefetch: batches that are made ahead.
-        on_message: called once with a sentence about the number that was found.
+        on_message: called with a sentence about the number that was found, once for each.
     """
 
     def __init__(
@@ -192,7 +195,7 @@ class AutoBlocks[T](Changeable[T]):
         super().__init__(open_blocks, start, stop)
         self._threads, self._prefetch, self._say = threads, prefetch, on_message
         self._choice = Choice(most=usable_cores() if usable_cores() > 1 else 0)
-        self._reported = False
+        self._reported: int | None = None  # number of workers of the latest message
         self._restart(time.monotonic())
 
     @property
@@ -241,7 +244,7 @@ class AutoBlocks[T](Changeable[T]):
         self._restart(now)
 
     def _report(self) -> None:
-        if not self._reported:
-            self._reported = True
+        if self.workers != self._reported:
+            self._reported = self.workers
             number = f"{self.workers} workers" if self.workers else f"no workers, {self._threads} threads"
             self._say(f"data.workers=auto: {number} ({self._choice.settled})")

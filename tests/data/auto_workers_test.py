@@ -180,6 +180,12 @@ def test_choice_does_not_grow_without_idle_cores_or_memory():
         assert choice.settled
 
 
+def test_choice_grows_once_a_core_is_idle_again():
+    choice = Choice(most=8)
+    assert choice.next(0, Window(10.0, 0.5, 0.1, 0.9)) == 0
+    assert choice.next(0, Window(10.0, 0.5, 3.0, 0.9)) == 2
+
+
 def test_choice_shrinks_where_memory_is_short_and_does_not_grow_again():
     choice = Choice(most=8)
     assert choice.next(0, Window(10.0, 0.5, 8.0, 0.9)) == 2
