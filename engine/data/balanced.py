@@ -9,8 +9,17 @@ import heapq
 import numpy as np
 
 from engine.config.errors import DataError
-from engine.data.ragged import Sizes, check_costs
-from engine.data.sampler import Sampler, ShapedSampler, is_shaped, is_sized, make_sampler, reads_singly
+from engine.data.ragged import Sizes
+from engine.data.sampler import (
+    Sampler,
+    ShapedSampler,
+    is_shaped,
+    is_sized,
+    is_tagged,
+    make_sampler,
+    reads_singly,
+    row_costs,
+)
 from engine.data.source import (
     SEPARATOR,
     Example,
@@ -92,29 +101,20 @@ class Balanced:
                 "multiple, or another number of ranks."
             )
         inner = make_sampler(self.source, seed, shuffle, batch_size)
-        costs = None if is_sized(inner) else source_costs(self.source)
+        if not is_sized(inner):
+            row_costs(inner, self.source, np.zeros(0, np.int64))  # raises the error here, not in a reader thread
         kind = _ShapedSampler if is_shaped(inner) else _Sampler
-        return kind(inner, batch_size, self.ranks, costs)
-
-
-def source_costs(source: Source) -> np.ndarray:
-    """Returns `source.costs()`, or `source.lengths()`, as float64 `[examples]`. Raises DataError without either."""
-    for method in ("costs", "lengths"):
-        if hasattr(source, method):
-            return check_costs(source, getattr(source, method)())
-    raise DataError(
-        f"engine.Balanced: the costs of the examples of {source_name(source)} are not known. Give it a method costs() "
-        "that returns one number for each example."
-    )
+        return kind(inner, batch_size, self.ranks, self.source)
 
 
 class _Sampler:
     """Sampler of a balanced source; the addresses are those of the source's own sampler."""
 
-    def __init__(self, inner: Sampler, batch_size: int, ranks: int, costs: np.ndarray | None):
-        self._inner, self._batch_size, self._ranks, self._costs = inner, batch_size, ranks, costs
+    def __init__(self, inner: Sampler, batch_size: int, ranks: int, source: Source):
+        self._inner, self._batch_size, self._ranks, self._source = inner, batch_size, ranks, source
         self.has_transform, self.vectorized = inner.has_transform, inner.vectorized
         self.reads_singly = reads_singly(inner)
+        self.tag_names = inner.tag_names if is_tagged(inner) else ()
 
     def addresses(self, positions: np.ndarray) -> np.ndarray:
         batches, rows = np.divmod(positions, self._batch_size)
@@ -134,11 +134,15 @@ class _Sampler:
 
     def sizes(self, addresses: np.ndarray) -> Sizes:
         """Returns the sizes of the rows at addresses."""
-        if self._costs is None:
-            assert is_sized(self._inner)
+        if is_sized(self._inner):
             return self._inner.sizes(addresses)
         ones = np.ones(len(addresses), np.int64)
-        return Sizes(ones, ones, self._costs[addresses])
+        return Sizes(ones, ones, row_costs(self._inner, self._source, addresses))
+
+    def tag_counts(self, addresses: np.ndarray) -> np.ndarray:
+        """Returns how many of the examples at addresses have each tag, int64 `[tags]`."""
+        assert is_tagged(self._inner)
+        return self._inner.tag_counts(addresses)
 
 
 class _ShapedSampler(_Sampler):

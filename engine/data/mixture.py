@@ -1,19 +1,22 @@
-"""Mixtures: a source that draws examples from several sources in fixed proportions.
+"""Mixtures: a source that draws examples from several sources in given proportions.
 
-The schedule (`mixture_schedule.py`) assigns a source to each position of a run. Within a source, its own sampler gives
+A schedule assigns a source to each position of a run: `mixture_schedule.py` for weights that stay, `share_schedule.py`
+for weights that change by time. Within a source, its own sampler gives
 the order, with epochs of its own length. `grain.MapDataset.mix` does the same one example at a time, 40 times as slowly
 (`reader.py` has the numbers).
 """
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
 from engine.config.errors import DataError, did_you_mean
 from engine.data.mixture_schedule import schedule, shares
 from engine.data.ragged import Sizes
-from engine.data.sampler import Sampler, is_sized, make_sampler, read_examples, reads_singly
+from engine.data.sampler import Sampler, is_sized, is_tagged, make_sampler, read_examples, reads_singly, row_costs
+from engine.data.share_schedule import ShareSchedule, Times
 from engine.data.shuffle import derive_seed
 from engine.data.source import (
     SEPARATOR,
@@ -23,7 +26,6 @@ from engine.data.source import (
     check_source,
     example_spec,
     fingerprint,
-    has_transform,
     leaves_with_path,
     limited,
     source_name,
@@ -35,7 +37,7 @@ from engine.types import PyTree
 class Mixture:
     """A source that mixes examples of several sources by weight.
 
-    - Training: the schedule assigns a source to each position of the run, and that source gives its next example. Each
+    - Training: a schedule assigns a source to each position of the run, and that source gives its next example. Each
       source runs through its own epochs, with each of its examples exactly once per epoch. The example at a position
       is a pure function of (seed, position). The transform of its own source is applied to it.
     - Length: `len`, and with it an epoch in `train.total` and other durations, is the number of examples of all sources
@@ -45,22 +47,37 @@ class Mixture:
     - `data.limit` takes a part of every source, in proportion to their sizes.
     """
 
-    def __init__(self, sources: Mapping[str, Source], weights: Mapping[str, float]):
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        weights: Mapping[str, float] | Mapping[str, Mapping[str, float]],
+        *,
+        interpolate: bool = False,
+    ):
         """Creates the mixture. The order of a run depends on the names of the sources, not on their order in the dict.
 
         Args:
             sources: name -> source; their examples have the same structure, shapes and dtypes.
-            weights: name of a source -> number above 0; only the proportions matter.
+            weights: name of a source -> number above 0; only the proportions matter. Weights that change:
+                time -> these, such as {"0 steps": {...}, "5000 steps": {...}}, where a weight may be 0.
+            interpolate: change the proportions linearly from each time to the next, not at the times.
 
         Raises:
             DataError: a weight is missing, unknown or not above 0, or the examples of two sources differ.
+            ConfigError: a time is not a duration.
         """
         self._names = sorted(sources, key=str)
-        _check_weights(self._names, weights)
+        by_time = bool(weights) and all(isinstance(weight, Mapping) for weight in weights.values())
+        points: Any = weights if by_time else {"0 steps": weights}
+        for point in points.values():
+            _check_weights(self._names, point, zero=by_time)
         for name in self._names:
             check_source(sources[name], f"Mixture: source {name}")
         self.sources = {name: sources[name] for name in self._names}
-        self.weights = {name: weights[name] for name in self._names}
+        self.weights: Mapping[str, Any] = weights if by_time else {name: weights[name] for name in self._names}
+        self._times, self._interpolate = Times.parse(points, "Mixture: weights"), interpolate
+        if by_time:
+            self.batch_sampler = self._sampler  # steps have a length only if the batch size is known
         _check_examples(self.sources)
         self._ends = np.cumsum([len(source) for source in self.sources.values()])
 
@@ -93,11 +110,20 @@ class Mixture:
         extra_ends = np.cumsum(sizes - 1) * (count - len(sizes)) // max(1, len(self) - len(sizes))
         counts = 1 + np.diff(extra_ends, prepend=0)
         parts = zip(self.sources.items(), counts.tolist(), strict=True)
-        return Mixture({name: limited(source, part) for (name, source), part in parts}, self.weights)
+        taken = {name: limited(source, part) for (name, source), part in parts}
+        return Mixture(taken, self.weights, interpolate=self._interpolate)
 
     def fingerprint(self) -> str:
+        """Returns the fingerprints of the sources, each with its weight, or its weights by time."""
+        changes = " then linearly " if self._interpolate else " then "
+
+        def weight(name: str) -> str:
+            points = self._times.points
+            texts = [f"{value[name]}{f' at {time}' if len(points) > 1 else ''}" for time, value in points]
+            return changes.join(texts)
+
         return SEPARATOR.join(
-            f"{name} {self.weights[name]}: {part}"
+            f"{name} {weight(name)}: {part}"
             for name in self._names
             for part in fingerprint(self.sources[name]).split(SEPARATOR)
         )
@@ -106,16 +132,29 @@ class Mixture:
         """Returns the sampler of a training run (`sampler.py`).
 
         Raises:
-            DataError: a subclass defines `transform`.
+            DataError: a subclass defines `transform` or `costs`, or weights change after steps of unknown length.
         """
-        if has_transform(self):
-            raise DataError(
-                f"{source_name(self)} defines transform, but a mixture applies the transforms of its sources. "
-                "Define it in a source."
-            )
-        parts = [make_sampler(source, derive_seed(seed, str(name)), shuffle) for name, source in self.sources.items()]
+        return self._sampler(seed, shuffle, None)
+
+    def _sampler(self, seed: int, shuffle: bool, batch_size: int | None) -> "_Sampler":
+        for method, plural in {"transform": "transforms", "costs": "costs"}.items():
+            if hasattr(self, method):
+                raise DataError(
+                    f"{source_name(self)} defines {method}, but a mixture applies the {plural} of its sources. "
+                    "Define it in a source."
+                )
+        seeds = {name: derive_seed(seed, str(name)) for name in self._names}
+        parts = [make_sampler(source, seeds[name], shuffle) for name, source in self.sources.items()]
         kind = _SizedSampler if all(map(is_sized, parts)) else _Sampler
-        return kind(parts, shares(list(self.weights.values())))
+        return kind(parts, self.sources, self._schedule(seed, batch_size))
+
+    def _schedule(self, seed: int, batch_size: int | None) -> "_Schedule":
+        if len(self._times.points) == 1:
+            [(_, only)] = self._times.points
+            return _FixedSchedule(shares([only[name] for name in self._names]))
+        points = self._times.positions(batch_size, len(self))
+        values = [(at, np.array([weights[name] for name in self._names], float)) for at, weights in points]
+        return ShareSchedule(values, self._interpolate, len(self), derive_seed(seed, "mixture"))
 
     @property
     def measured(self) -> bool:
@@ -123,23 +162,57 @@ class Mixture:
         return all(getattr(source, "measured", True) for source in self.sources.values())
 
 
-class _Sampler:
-    """Sampler of a mixture; an address is (address in the source's sampler) * (number of sources) + source number."""
+class _Schedule(Protocol):
+    def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the source of each position, and the number of its earlier positions with this source."""
+        ...
 
-    def __init__(self, parts: list[Sampler], counts: np.ndarray):
-        self._parts, self._counts = parts, counts
+
+class _FixedSchedule:
+    """The periodic schedule of weights that stay, from the counts of the sources in a period `[sources]`."""
+
+    def __init__(self, counts: np.ndarray):
+        self._counts = counts
         self._source = schedule(counts)  # [period]
         self._rank = np.empty_like(self._source)  # [period]: earlier positions of the period with the same source
         for number, count in enumerate(counts):
             self._rank[self._source == number] = np.arange(count)
+
+    def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        period, at = np.divmod(positions, len(self._source))
+        numbers = self._source[at]
+        return numbers, period * self._counts[numbers] + self._rank[at]
+
+
+class _Sampler:
+    """Sampler of a mixture; an address is (address in the source's sampler) * (number of sources) + source number."""
+
+    def __init__(self, parts: list[Sampler], sources: Mapping[str, Source], plan: _Schedule):
+        self._parts, self._sources, self._plan = parts, list(sources.values()), plan
         self.has_transform = any(part.has_transform for part in parts)
         self.vectorized = all(part.vectorized for part in parts)
         self.reads_singly = all(map(reads_singly, parts))
+        own = [part.tag_names if is_tagged(part) else () for part in parts]
+        within = [f"{name}/{tag}" for name, tags in zip(sources, own, strict=True) for tag in tags]
+        self.tag_names = (*map(str, sources), *within)
+
+    def tag_counts(self, addresses: np.ndarray) -> np.ndarray:
+        """Returns how many of the examples at addresses are from each source, then have each tag of each source."""
+        own, numbers = np.divmod(addresses, len(self._parts))
+        found = [np.bincount(numbers, minlength=len(self._parts))]
+        found += [part.tag_counts(own[numbers == at]) for at, part in enumerate(self._parts) if is_tagged(part)]
+        return np.concatenate(found)
+
+    def costs(self, addresses: np.ndarray) -> np.ndarray:
+        """Returns the costs of the examples at addresses, float64 `[n]`. Raises DataError if they are not known."""
+        own, numbers = np.divmod(addresses, len(self._parts))
+        found = np.zeros(len(addresses))
+        for number, (part, source) in enumerate(zip(self._parts, self._sources, strict=True)):
+            found[numbers == number] = row_costs(part, source, own[numbers == number])
+        return found
 
     def addresses(self, positions: np.ndarray) -> np.ndarray:
-        period, at = np.divmod(positions, len(self._source))
-        numbers = self._source[at]
-        source_positions = period * self._counts[numbers] + self._rank[at]
+        numbers, source_positions = self._plan.locate(positions)
         addresses = np.empty_like(source_positions)
         for number in np.unique(numbers):
             chosen = numbers == number
@@ -194,7 +267,8 @@ def _merge(numbers: np.ndarray, own: np.ndarray, read: Callable[[int, np.ndarray
         raise DataError(f"The sources of a mixture give different shapes: {found}. Bring all to one shape.") from error
 
 
-def _check_weights(names: list[str], weights: Mapping[str, float]) -> None:
+def _check_weights(names: list[str], weights: Mapping[str, float], zero: bool) -> None:
+    """Raises DataError if weights are missing, unknown or not above 0, or 0 if that is allowed and one is above it."""
     if not names:
         raise DataError("Mixture: no sources. Pass at least one: sources={NAME: SOURCE}, weights={NAME: NUMBER}.")
     for name in weights:
@@ -205,7 +279,8 @@ def _check_weights(names: list[str], weights: Mapping[str, float]) -> None:
         if name not in weights:
             raise DataError(f"Mixture: no weight for source {name}. Add it: weights={{'{name}': NUMBER, ...}}.")
         weight = weights[name]
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not number or not 0 <= weight < math.inf or (weight == 0 and not (zero and any(weights.values()))):
             raise DataError(
                 f"Mixture: weight {weight!r} of source {name}: allowed are numbers above 0. "
                 "Remove a source that must not be read."

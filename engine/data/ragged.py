@@ -188,18 +188,19 @@ class Ragged:
             print(f"warning: {count} of {len(source):,} examples of {name} cannot be read.", file=sys.stderr)
 
 
-def measured[T](source: Source, measure: Callable[[int], T]) -> list[T]:
-    """Returns the length of each example. Prints the progress on the primary, since it may take minutes."""
+def measured[T](
+    source: Source,
+    measure: Callable[[int], T],
+    doing: str = "measuring the examples of",
+    advice: str = "With a method lengths(), the source need not be read for this.",
+) -> list[T]:
+    """Returns `measure(index)` of each example. Prints the progress on the primary, since it may take minutes."""
     found, begin = [], time.monotonic()
     for index in range(len(source)):
         if time.monotonic() - begin > REPORT_S:
             begin = time.monotonic()
             if is_primary():
-                print(
-                    f"measuring the examples of {source_name(source)}: {index:,} of {len(source):,}. With a method "
-                    "lengths(), the source need not be read for this.",
-                    file=sys.stderr,
-                )
+                print(f"{doing} {source_name(source)}: {index:,} of {len(source):,}. {advice}", file=sys.stderr)
         found.append(measure(index))
     return found
 
@@ -245,8 +246,24 @@ def check_costs(source: Source, found: npt.ArrayLike) -> np.ndarray:
     return array.astype(np.float64)
 
 
+def source_costs(source: Source) -> np.ndarray:
+    """Returns `source.costs()`, or `source.lengths()`, as float64 `[examples]`. Raises DataError without either."""
+    for method in ("costs", "lengths"):
+        if hasattr(source, method):
+            return check_costs(source, getattr(source, method)())
+    raise DataError(
+        f"engine.Balanced: the costs of the examples of {source_name(source)} are not known. Give it a method costs() "
+        "that returns one number for each example."
+    )
+
+
 def check_raw(source: Source, owner: str) -> None:
-    """Raises DataError if a source has a sampler or a transform: plans rely on fixed lengths."""
+    """Raises DataError if a source has a sampler or a transform: plans rely on fixed lengths.
+
+    `Weighted` has a sampler, but its order is one of the examples of its own source, which is checked instead.
+    """
+    if hasattr(source, "weighted_order"):
+        source = source.source  # pyright: ignore[reportAttributeAccessIssue]
     if hasattr(source, "sampler") or hasattr(source, "batch_sampler"):
         raise DataError(
             f"{owner}: {source_name(source)} has its own sampler. Pad or pack the examples of each source first, then "

@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.config.errors import DataError
 from engine.data.collate import Collator
-from engine.data.ragged import Sizes
+from engine.data.ragged import Sizes, source_costs
 from engine.data.shuffle import EpochPermutation
 from engine.data.source import (
     Example,
@@ -61,6 +61,17 @@ class ShapedSampler(Sampler, Protocol):
         ...
 
 
+class TaggedSampler(Sampler, Protocol):
+    """A sampler that knows the tags of the examples, such as their classes or their source in a mixture."""
+
+    tag_names: tuple[str, ...]
+    """Name of each tag; empty if the tags are not known."""
+
+    def tag_counts(self, addresses: np.ndarray) -> np.ndarray:
+        """Returns how many of the examples at addresses `[n]` have each tag, int64 `[tags]`."""
+        ...
+
+
 class SizedSampler(Sampler, Protocol):
     """A sampler that knows the sizes of its rows."""
 
@@ -100,23 +111,69 @@ def is_shaped(sampler: Sampler) -> TypeGuard[ShapedSampler]:
     return hasattr(sampler, "shape_of")
 
 
+def is_tagged(sampler: Sampler) -> TypeGuard[TaggedSampler]:
+    """Returns whether a sampler knows the tags of the examples."""
+    return bool(getattr(sampler, "tag_names", ()))
+
+
 def is_sized(sampler: Sampler) -> TypeGuard[SizedSampler]:
     """Returns whether a sampler knows the sizes of its rows."""
     return hasattr(sampler, "sizes")
 
 
-class PermutationSampler:
-    """The default sampler: a new permutation of the source in every epoch; without `shuffle`, the stored order."""
+def row_costs(sampler: Sampler, source: Source, addresses: np.ndarray) -> np.ndarray:
+    """Returns the costs of the rows at addresses, float64 `[n]`. Raises DataError if they are not known.
 
-    def __init__(self, source: Source, seed: int, shuffle: bool):
+    Args:
+        sampler: of the rows.
+        source: whose sampler it is.
+        addresses: of the rows, int64 `[n]`.
+    """
+    if is_sized(sampler):
+        return sampler.sizes(addresses).cost
+    own: Callable[[np.ndarray], np.ndarray] | None = getattr(sampler, "costs", None)
+    if own is not None:
+        return own(addresses)
+    indices = [sampler.locate(address)[1] for address in addresses.tolist()]
+    return source_costs(source)[np.array(indices, np.int64)]
+
+
+class Order(Protocol):
+    """The indices of the examples of a source by position; `EpochPermutation`, or that of `Weighted`."""
+
+    shuffle: bool
+
+    def indices(self, positions: np.ndarray) -> np.ndarray: ...
+
+
+def make_order(source: Source, seed: int, shuffle: bool, batch_size: int | None) -> Order:
+    """Returns the order of a `Weighted` source, and for others a new permutation in every epoch."""
+    own: Callable[..., Order] | None = getattr(source, "weighted_order", None)
+    return EpochPermutation(len(source), seed, shuffle) if own is None else own(seed, shuffle, batch_size)
+
+
+class PermutationSampler:
+    """The default sampler: a new permutation of the source in every epoch; without `shuffle`, the stored order.
+
+    Its addresses are indices into the source. With an `order`, that order.
+    """
+
+    def __init__(self, source: Source, seed: int, shuffle: bool, order: Order | None = None):
         self._source = source
         self.has_transform: bool = has_transform(source)
         self.vectorized: bool = has_take(source)
         self.reads_singly = not self.vectorized
-        self._permutation = EpochPermutation(len(source), seed, shuffle)
+        self._order = EpochPermutation(len(source), seed, shuffle) if order is None else order
+        self._costs: np.ndarray | None = None
 
     def addresses(self, positions: np.ndarray) -> np.ndarray:
-        return self._permutation.indices(positions)
+        return self._order.indices(positions)
+
+    def costs(self, addresses: np.ndarray) -> np.ndarray:
+        """Returns the costs of the examples at addresses, float64 `[n]`. Raises DataError if they are not known."""
+        if self._costs is None:
+            self._costs = source_costs(self._source)
+        return self._costs[addresses]
 
     def read(self, addresses: np.ndarray) -> Examples:
         return read_examples(self._source, addresses)

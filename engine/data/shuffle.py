@@ -45,20 +45,53 @@ class EpochPermutation:
         if not self.shuffle:
             return within
         keys = _mix(epoch.astype(np.uint64) + self._key)
-        found = self._permute(within.astype(np.uint64), keys)
+        cells = within.astype(np.uint64)
+        found = _permute(cells, keys, self._columns, self._rows, self._rounds)
         while len(outside := np.flatnonzero(found >= self.size)):
-            found[outside] = self._permute(found[outside], keys[outside])
+            found[outside] = _permute(found[outside], keys[outside], self._columns, self._rows, self._rounds)
         return found.astype(np.int64)
 
-    def _permute(self, cell: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """Permutes cells uint64 `[n]` of the rectangle; `keys` uint64 `[n]` select the permutation of each cell."""
-        row, column = np.divmod(cell, self._columns)
-        for _ in range(self._rounds // 2):
-            keys = keys + GOLDEN
-            row = _rotate(row, _mix(column + keys), self._rows)
-            keys = keys + GOLDEN
-            column = _rotate(column, _mix(row + keys), self._columns)
-        return row * self._columns + column
+
+class PartPermutations:
+    """A permutation for each epoch of each of several parts; without `shuffle`, the identity.
+
+    The parts, such as the examples of each class, have epochs of their own length. The permutation is that of
+    `EpochPermutation`, with another key for each part.
+    """
+
+    def __init__(self, sizes: np.ndarray, seed: int, shuffle: bool):
+        """Creates the permutations of parts of these sizes, int64 `[parts]`; a part of size 0 is never looked up."""
+        self._sizes, self.shuffle = np.maximum(sizes, 1).astype(np.int64), shuffle
+        columns = np.array([math.isqrt(size - 1) + 1 for size in self._sizes.tolist()])
+        self._columns, self._rows = columns.astype(np.uint64), (-(-self._sizes // columns)).astype(np.uint64)
+        self._keys = _mix(np.arange(len(sizes), dtype=np.uint64) * GOLDEN + _stream_key(seed, PERMUTATION_STREAM))
+
+    def indices(self, parts: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Returns the indices within their parts, int64 `[n]`, for numbers of parts and positions in these."""
+        sizes = self._sizes[parts]
+        epoch, within = np.divmod(positions, sizes)
+        if not self.shuffle:
+            return within
+        keys = _mix(epoch.astype(np.uint64) + self._keys[parts])
+        columns, rows, found = self._columns[parts], self._rows[parts], within.astype(np.uint64)
+        outside = slice(None)
+        while len(found[outside]):
+            found[outside] = _permute(found[outside], keys[outside], columns[outside], rows[outside], ROUNDS_SMALL)
+            outside = np.flatnonzero(found >= sizes.astype(np.uint64))
+        return found.astype(np.int64)
+
+
+def _permute(
+    cell: np.ndarray, keys: np.ndarray, columns: np.ndarray | np.uint64, rows: np.ndarray | np.uint64, rounds: int
+) -> np.ndarray:
+    """Permutes cells uint64 `[n]` of a rectangle; `keys` uint64 `[n]` select the permutation of each cell."""
+    row, column = np.divmod(cell, columns)
+    for _ in range(rounds // 2):
+        keys = keys + GOLDEN
+        row = _rotate(row, _mix(column + keys), rows)
+        keys = keys + GOLDEN
+        column = _rotate(column, _mix(row + keys), columns)
+    return row * columns + column
 
 
 def random_generators(seed: int, positions: np.ndarray) -> list[np.random.Generator]:
@@ -97,7 +130,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def _rotate(values: np.ndarray, bits: np.ndarray, size: np.uint64) -> np.ndarray:
+def _rotate(values: np.ndarray, bits: np.ndarray, size: np.ndarray | np.uint64) -> np.ndarray:
     """Adds a random offset to values in [0, size), modulo size; a division would take most of the time."""
     values = values + (((bits >> np.uint64(32)) * size) >> np.uint64(32))  # size is below 2**32
     return np.minimum(values, values - size)  # below 0 wraps around to a large number

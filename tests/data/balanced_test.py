@@ -94,11 +94,70 @@ def test_cost_method_of_the_source_replaces_the_length():
         assert cost.tolist() == [np.square(SIZES[row[inside]]).sum() for row, inside in zip(scenes, mask, strict=True)]
 
 
-def test_plain_source_with_costs_is_balanced():
-    class Weighed(ArraySource):
-        def costs(self):
-            return self.arrays["cost"]
+class Weighed(ArraySource):
+    def costs(self):
+        return self.arrays["cost"]
 
+
+def test_mixture_is_balanced_by_the_costs_that_its_sources_define():
+    class Squared(Scenes):
+        def costs(self):
+            return np.square(self.sizes)
+
+    # Each source has its own scale of costs, so a cost that is looked up in another source or row is far off.
+    plain = {name: Weighed({"cost": SIZES[:60] * scale}) for name, scale in {"a": 1, "b": 1000, "c": 10**6}.items()}
+    padded = {
+        name: Padded(kind(SIZES[:60].tolist()), 300, FIELDS) for name, kind in {"a": Scenes, "b": Squared}.items()
+    }
+    for sources in (plain, padded):
+        batches = Batches(Balanced(Mixture(sources, dict.fromkeys(sources, 1)), 4), 24, 0, True)
+        for n in (0, 5, 1000):
+            examples, cost = batches[n].examples, sizes_of(batches, n).cost
+            if sources is plain:
+                assert cost.tolist() == examples["cost"].tolist()
+            else:
+                elements = examples["mask"].sum(1)
+                assert set(cost.tolist()) <= {*elements.tolist(), *np.square(elements).tolist()}
+                assert cost.sum() > 2 * elements.sum()
+            assert imbalance(cost, 4) < imbalance(np.sort(cost), 4)
+
+
+def test_costs_of_a_source_with_its_own_sampler_are_those_of_the_examples_that_it_locates():
+    class Backwards(Weighed):
+        def sampler(self, seed, shuffle):
+            return BackwardsSampler(self)
+
+    class BackwardsSampler:
+        has_transform, vectorized = False, True
+
+        def __init__(self, source):
+            self.source = source
+
+        def addresses(self, positions):
+            return 10 * (positions % len(self.source))
+
+        def read(self, addresses):
+            return self.source.take(len(self.source) - 1 - addresses // 10)
+
+        def locate(self, address):
+            return self.source, len(self.source) - 1 - address // 10
+
+    batches = Batches(Balanced(Backwards({"cost": np.arange(40)}), 2), 8, 0, True)
+    assert sizes_of(batches, 3).cost.tolist() == batches[3].examples["cost"].tolist()
+
+
+def test_costs_of_a_mixture_itself_are_refused():
+    class Costly(Mixture):
+        def costs(self):
+            return np.ones(len(self))
+
+    with pytest.raises(
+        DataError, match=r"Costly defines costs, but a mixture applies the costs of its sources. Define"
+    ):
+        Batches(Balanced(Costly({"a": Weighed({"cost": np.arange(4)})}, {"a": 1}), 2), 4, 0, True)
+
+
+def test_plain_source_with_costs_is_balanced():
     costs = SIZES[:400].astype(np.float32)
     batches = Batches(Balanced(Weighed({"cost": costs}), 4), 128, 0, True)
     assert max(imbalance(batches[n].examples["cost"], 4) for n in range(12)) < 0.01
@@ -119,7 +178,7 @@ def test_evaluation_reads_each_example_once_in_the_order_without_balance():
         (lambda: Batches(Balanced(SOURCES[0], 3), 8, 0, True), "a batch of 8 rows is not divisible by ranks = 3"),
         (
             lambda: Batches(Balanced(PLAIN, 2), 8, 0, True),
-            "costs of the examples of .*Mixture are not known. Give",
+            "costs of the examples of .*ArraySource are not known. Give",
         ),
         (
             lambda: Batches(Mixture({"a": Balanced(SOURCES[0], 2)}, {"a": 1}), 8, 0, True),

@@ -26,7 +26,8 @@ def source(name, size, kind=ArraySource):
 
 
 def mixture(weights=WEIGHTS, kind=ArraySource):
-    return Mixture({name: source(name, SIZES[name], kind) for name in weights}, weights)
+    names = weights if "a" in weights else SIZES  # weights by time
+    return Mixture({name: source(name, SIZES[name], kind) for name in names}, weights)
 
 
 def stream(mixed, count, seed=0, shuffle=True):
@@ -46,6 +47,31 @@ def test_count_of_each_source_stays_within_one_of_its_share(weights):
         counts = np.cumsum(names == name)
         share = weight / sum(weights.values())
         assert np.abs(counts - share * np.arange(1, 2501)).max() < 1 + 2500 / PERIOD
+
+
+TIMES = {"0 steps": {"a": 1, "b": 0, "c": 0}, "6 steps": {"a": 1, "b": 1, "c": 2}, "4 epochs": WEIGHTS}
+
+
+def test_weights_change_at_their_times_and_each_source_keeps_its_epochs():
+    batches = Batches(mixture(TIMES), 20, 0, True)
+    rows = [batches[n].examples for n in range(60)]
+    names = np.concatenate([[chr(name) for name in row["from"]] for row in rows])
+    indices = np.concatenate([row["index"] for row in rows])
+    assert "".join(names[:120]) == "a" * 120
+    assert [(names[120:196] == name).sum() for name in "abc"] == [19, 19, 38]
+    assert [(names[196:1196] == name).sum() for name in "abc"] == pytest.approx([500, 300, 200], abs=3)
+    counts = np.bincount(indices[names == "b"], minlength=7)
+    assert np.ptp(counts) <= 2
+    ramp = mixture({"0 steps": TIMES["0 steps"], "2000 examples": TIMES["6 steps"]})
+    assert fingerprint(ramp) != fingerprint(Mixture(ramp.sources, ramp.weights, interpolate=True))
+    names, _ = stream(Mixture(ramp.sources, ramp.weights, interpolate=True), 2000)
+    assert (names == "c").reshape(4, -1).mean(axis=1) == pytest.approx(np.array([1, 3, 5, 7]) / 16, abs=0.02)
+
+
+def test_limit_keeps_weights_by_time():
+    few = limited(mixture(TIMES), 10)
+    names = [chr(name) for name in Batches(few, 4, 0, True)[5].examples["from"]]
+    assert "".join(names) == "aaaa"
 
 
 def test_each_source_has_its_own_epochs_with_new_permutations():
@@ -186,6 +212,17 @@ def test_block_size_exceeds_one_if_all_sources_have_take():
         ({}, {}, "Mixture: no sources. Pass at least one"),
         ({"wood": 1}, {"wod": 1}, "Mixture: weights has wod, but no source has that name. Did you mean wood?"),
         ({"a": 1, "b": 2}, {"a": 1}, r"Mixture: no weight for source b. Add it: weights=\{'b': NUMBER, ...\}"),
+        (
+            {"a": 1},
+            {"0 steps": {"a": 0}},
+            "Mixture: weight 0 of source a: allowed are numbers above 0. Remove a source",
+        ),
+        ({"a": 1, "b": 1}, {"0 steps": {"a": 1}}, "Mixture: no weight for source b. Add it"),
+        (
+            {"a": source("a", 3)},
+            {"1 epoch": {"a": 1}},
+            "Mixture: weights: the first time is '1 epoch'. Start with '0 s",
+        ),
         ({"a": 1}, {"a": 0}, "Mixture: weight 0 of source a: allowed are numbers above 0. Remove a source"),
         ({"a": 1}, {"a": "much"}, "Mixture: weight 'much' of source a: allowed are numbers above 0"),
         ({"a": {"folder": "x"}}, {"a": 1}, "Mixture: source a: found a dict, allowed is a source"),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from engine.config.errors import DataError
-from engine.data.shuffle import EpochPermutation, derive_seed, random_generators
+from engine.data.shuffle import EpochPermutation, PartPermutations, derive_seed, random_generators
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 10, 255, 256, 257, 1000, 1001, 65_536, 65_537])
@@ -31,6 +31,24 @@ def test_index_depends_only_on_its_position():
     whole = order.indices(np.arange(1000))
     positions = np.array([999, 5, 96, 97, 5])
     assert np.array_equal(order.indices(positions), whole[positions])
+
+
+def test_each_part_has_its_own_permutation_in_each_of_its_epochs():
+    sizes = np.array([1, 0, 7, 65, 1000])
+    order = PartPermutations(sizes, seed=3, shuffle=True)
+    for epoch in (0, 3, 10**6):
+        parts = np.repeat(np.arange(5), sizes)
+        positions = np.concatenate([epoch * size + np.arange(size) for size in sizes])
+        shuffled = np.random.default_rng(0).permutation(len(parts))
+        found = np.empty_like(parts)
+        found[shuffled] = order.indices(parts[shuffled], positions[shuffled])
+        for part, size in enumerate(sizes):
+            assert sorted(found[parts == part]) == list(range(size))
+    equal = PartPermutations(np.array([500, 500]), seed=3, shuffle=True)
+    orders = [equal.indices(np.full(500, part), np.arange(500) + start) for part in (0, 1) for start in (0, 500)]
+    assert max((one == other).mean() for i, one in enumerate(orders) for other in orders[:i]) < 0.02
+    plain = PartPermutations(sizes, seed=3, shuffle=False)
+    assert plain.indices(np.array([2, 2, 3]), np.array([6, 8, 64])).tolist() == [6, 1, 64]
 
 
 def test_permutations_and_seeds_equal_stored_numbers():
