@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from engine.data.padded import Bucketed, Padded
     from engine.data.source import ArraySource, Source
     from engine.data.stages import stage
+    from engine.data.weighted import Weighted
     from engine.datasets.check import check_dataset
     from engine.datasets.write import write_dataset
     from engine.entry import explain, train
@@ -54,6 +55,7 @@ __all__ = [
     "Task",
     "TaskError",
     "Trainer",
+    "Weighted",
     "check_dataset",
     "checkpoints",
     "evaluate",
@@ -76,25 +78,26 @@ __all__ = [
 _MODULES = {
     "engine": ("layers", "metrics", "readers"),
     "engine.config.errors": ("ConvoyError", "DataError", "TaskError"),
-    "engine.mounts": ("local_path",),
-    "engine.data.context": ("Context",),
     "engine.data.balanced": ("Balanced",),
+    "engine.data.context": ("Context",),
     "engine.data.mixture": ("Mixture",),
     "engine.data.packing": ("Packed",),
     "engine.data.padded": ("Bucketed", "Padded"),
     "engine.data.source": ("ArraySource", "Source"),
     "engine.data.stages": ("stage",),
+    "engine.data.weighted": ("Weighted",),
     "engine.datasets.check": ("check_dataset",),
     "engine.datasets.write": ("write_dataset",),
     "engine.entry": ("explain", "train"),
-    "engine.loop.hooks": ("Stop",),
     "engine.follower": ("follow",),
     "engine.inference": ("checkpoints", "evaluate", "evaluate_steps", "export", "predict"),
+    "engine.loop.hooks": ("Stop",),
+    "engine.loop.trainer": ("Trainer",),
     "engine.metrics.mean": ("Mean",),
     "engine.metrics.metric": ("Metric",),
+    "engine.mounts": ("local_path",),
     "engine.observe.summary": ("Summary",),
     "engine.saved.run": ("LoadedRun", "goodput", "load"),
-    "engine.loop.trainer": ("Trainer",),
     "engine.training.loss": ("Loss",),
     "engine.training.task": ("Task",),
 }

@@ -187,6 +187,11 @@ class _Sampler:
 
 def _check_packable(documents: Source, name: str) -> None:
     """Raises DataError if the documents have a sampler or a transform: the plan relies on fixed lengths."""
+    if hasattr(documents, "weighted_order"):
+        raise DataError(
+            f"{name}: {source_name(documents)} draws some documents more often than others, but a plan has each once. "
+            "Pack the documents of each tag first, then mix: Mixture({TAG: Packed(...), ...}, weights)."
+        )
     if hasattr(documents, "sampler"):
         raise DataError(
             f"{name}: {source_name(documents)} has its own sampler, whose epochs may differ in their number of tokens. "

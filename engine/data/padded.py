@@ -12,6 +12,7 @@ import numpy as np
 from engine.config.errors import DataError
 from engine.data.collate import stack_examples
 from engine.data.ragged import ADDED, Fields, Lengths, Ragged, RaggedExample, Sizes, check_raw, costs
+from engine.data.sampler import Order, make_order
 from engine.data.shuffle import EpochPermutation, derive_seed
 from engine.data.source import (
     SEPARATOR,
@@ -189,7 +190,7 @@ class Padded:
                 f"{source_name(self)} has {len(self.shapes)} lengths, and all examples of a batch must be padded to "
                 "the same. A part of a mixture can have one length: give the largest."
             )
-        return self.batch_sampler(seed, shuffle, 1)
+        return _Sampler(self, seed, shuffle, 1, make_order(self.source, seed, shuffle, None))
 
     def batch_sampler(self, seed: int, shuffle: bool, batch_size: int) -> "_Sampler":
         """Returns the sampler of a training run with batches of so many examples (`sampler.py`)."""
@@ -273,6 +274,9 @@ class _Shaped:
 
     def __init__(self, padded: Padded):
         self._padded, self._shapes = padded, len(padded.shapes)
+        self.tag_names: tuple[str, ...] = (
+            padded.source.tag_names if hasattr(padded.source, "weighted_order") else ()  # pyright: ignore
+        )
 
     def locate(self, address: int) -> tuple[Source, int]:
         return self._padded, address // self._shapes
@@ -289,6 +293,10 @@ class _Shaped:
         """Returns the examples at addresses of one length."""
         return self._padded.read(addresses // self._shapes, self.shape_of(int(addresses[0])))
 
+    def tag_counts(self, addresses: np.ndarray) -> np.ndarray:
+        """Returns how many of the examples at addresses have each tag, int64 `[tags]`."""
+        return self._padded.source.tag_counts(addresses // self._shapes)  # pyright: ignore[reportAttributeAccessIssue]
+
     def sizes(self, addresses: np.ndarray) -> Sizes:
         """Returns the sizes of the rows at addresses."""
         indices, shapes = np.divmod(addresses, self._shapes)
@@ -304,10 +312,10 @@ class _Sampler(_Shaped):
 
     vectorized = False  # a call for many rows takes as long as one call for each row
 
-    def __init__(self, padded: Padded, seed: int, shuffle: bool, batch_size: int):
+    def __init__(self, padded: Padded, seed: int, shuffle: bool, batch_size: int, order: Order | None = None):
         super().__init__(padded)
         self.has_transform = has_transform(padded)
-        self._permutation = EpochPermutation(len(padded), seed, shuffle)
+        self._permutation = order or make_order(padded.source, seed, shuffle, batch_size)
         self._rows = batch_size * padded.consecutive  # of a group
 
     def addresses(self, positions: np.ndarray) -> np.ndarray:

@@ -56,6 +56,7 @@ class Source(Protocol):
                                        them; a dict of these by axis if there are several. Default: all are read once
         field_lengths(names) -> dict   first dimension of each of these fields, name -> integers `[examples]`, from an
                                        index; None if the source has none. Used if there is no `lengths`
+        tags() -> values               one tag, or a list of tags, of each example, for `Weighted`
         costs() -> numbers             cost of each example `[examples]`, for `Balanced`. Default: its length
     """
 

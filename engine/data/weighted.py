@@ -1,0 +1,356 @@
+"""Draws some examples of a source more often than others: by weights of examples or tags, or by shares of tags.
+
+With one tag for each example, a schedule (`share_schedule.py`) assigns a tag to each position of the run, and the
+examples of a tag follow each other in epochs of their own. With a weight for each example, each epoch is a systematic
+sample (Madow and Madow 1944): equally spaced points on a line on which each example has a length of its weight. Both
+draw without replacement as far as the weights allow: the counts are no random numbers.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from engine.config.errors import DataError, did_you_mean
+from engine.data.sampler import Order, PermutationSampler
+from engine.data.share_schedule import ShareSchedule, Times
+from engine.data.shuffle import EpochPermutation, PartPermutations, derive_seed
+from engine.data.source import (
+    SEPARATOR,
+    Example,
+    Source,
+    check_source,
+    fingerprint,
+    has_take,
+    limited,
+    source_name,
+)
+from engine.data.tags import FILES, Tags, TagsArgument, find_tags, read_array
+
+BALANCES = ("natural", "class", "sqrt", "repeat")
+MOST_WEIGHT = 1e100
+LINE = 62  # bits of the length of the line on which a systematic sample is taken
+
+type Factors = Mapping[str, float]
+"""Tag -> number."""
+
+
+class Weighted:
+    """A source that draws some of the examples of another source more often than others in training.
+
+    - By tag, if each example has one: a schedule decides the share of each tag, exact to about one example in each
+      epoch. The examples of a tag are drawn in epochs of their own: each once, in a new order, then each again.
+    - By example: an example whose weight is w is drawn N * w / (sum of all weights) times in an epoch of N draws,
+      rounded up or down. Over many epochs, the mean is exact.
+    - Length: `len`, and with it an epoch in `train.total` and other durations, is the number of examples of the source.
+    - Evaluation reads each example once. `data.limit` takes the first examples, with their tags and weights.
+
+    The example at a position is a pure function of (seed, position). The source applies its own `transform`. Ragged
+    examples: weight them first, then pad: `Padded(Weighted(...), ...)` or `Bucketed`. `Packed` takes no weights.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        weights: str | npt.ArrayLike | Factors | Mapping[str, Factors] | None = None,
+        *,
+        tags: TagsArgument = None,
+        balance: str | Factors | Mapping[str, str | Factors] | None = None,
+        threshold: float = 0.001,
+        interpolate: bool = False,
+        cache: str | None = None,
+    ):
+        """Creates the source from `weights` or `balance`.
+
+        Args:
+            source: of the examples; not one with a sampler of its own, such as a mixture.
+            weights: how often an example is drawn, relative to others, at least 0: tag -> weight of each of its
+                examples, 1 if it is missing; of several tags of an example, the largest counts. Or one number for each
+                example: an array, or the path of an `.npy`, `.npz` or `.parquet` file.
+            tags: one tag, or a list of tags, of each example: an array, such a path, the name of an entry of the
+                examples ("label", "scene/kind"), or a function of an example or its dotted path. An entry or a
+                function reads all examples once. A bool array `[examples, tags]` has several tags for each example; the
+                array `names` of an `.npz` file names its columns. None calls the method `tags()` of the source.
+            balance: shares of the tags. "natural": as in the source. "class": equal. "sqrt": in proportion to the
+                square root of the number of examples. "repeat": examples with rare tags are repeated as in LVIS (Gupta
+                et al. 2019), by max(1, sqrt(threshold / share of the examples with the tag)). Or tag -> share, for
+                all tags.
+            threshold: of "repeat": tags of a smaller share of the examples are rare.
+            interpolate: change the shares linearly from each time to the next, not at the times.
+            cache: path of an `.npz` file that keeps tags which were read from the examples.
+
+        `weights` by tag and `balance` may change by time: {"0 steps": "natural", "5 epochs": "class"}.
+
+        Raises:
+            DataError: an argument is invalid, or an example cannot be read.
+            ConfigError: a time is not a duration, or a function does not exist.
+        """
+        self._name = source_name(self)
+        check_source(source, f"{self._name}: source")
+        _check_plain(source, self)
+        self.source, self._threshold, self._interpolate = source, threshold, interpolate
+        if (weights is None) == (balance is None):
+            raise DataError(f"{self._name}: give either weights or balance. For equal classes: balance='class'.")
+        if not threshold > 0:
+            raise DataError(f"{self._name}: threshold = {threshold}: allowed are numbers above 0.")
+        self._tags: Tags | None = None
+        self._weights: np.ndarray | None = None
+        self._order: tuple[tuple[int, bool, int | None], Order] | None = None
+        if balance is None and not isinstance(weights, Mapping):
+            self._weights = self._check_weights(weights)  # pyright: ignore[reportArgumentType]
+        if self._weights is None or tags is not None or hasattr(source, "tags"):
+            self._tags = find_tags(source, tags, cache, self._name)
+        self._argument = "weights" if balance is None else "balance"
+        self._times: Times[str | Factors] | None = None
+        if self._weights is None:
+            self._times = self._parse(weights if balance is None else balance)
+            if self._tags is not None and self._tags.ends is not None:
+                self._weights = self._of_several_tags(self._tags)
+        self._delegate()
+
+    def _delegate(self) -> None:
+        for method in ("take",) * has_take(self.source) + ("lengths", "costs"):
+            if hasattr(self.source, method):
+                setattr(self, method, getattr(self.source, method))
+
+    def _check_weights(self, given: str | npt.ArrayLike) -> np.ndarray:
+        """Returns the weight of each example, float64 `[examples]`."""
+        where = f"{self._name}: weights"
+        if isinstance(given, str):
+            if not given.endswith(FILES):
+                raise DataError(f"{where} = {given!r}: allowed are numbers, or a file ({', '.join(FILES)}).")
+            given, _ = read_array(given, "weights", where)
+        found = np.asarray(given)
+        if found.dtype.kind not in "iufb" or found.shape != (len(self.source),):
+            raise DataError(
+                f"{where}: found {found.dtype}{list(found.shape)}: allowed is one number for each of the "
+                f"{len(self.source)} examples, or tag -> number."
+            )
+        found = found.astype(np.float64)
+        if not ((found >= 0) & (found < MOST_WEIGHT)).all() or not found.any():
+            raise DataError(f"{where}: allowed are numbers from 0 to {MOST_WEIGHT:.0e}, and some above 0.")
+        return found
+
+    def _parse(self, given: Any) -> "Times[str | Factors]":
+        """Returns the shares or weights by time. Raises DataError for unknown tags and other values."""
+        by_time = isinstance(given, Mapping) and any(isinstance(value, str | Mapping) for value in given.values())
+        times = Times.parse(given if by_time else {"0 steps": given}, f"{self._name}: {self._argument}")
+        for _, value in times.points:
+            self._check_point(value)
+        return times
+
+    def _check_point(self, value: Any) -> None:
+        assert self._tags is not None
+        where, names = f"{self._name}: {self._argument}", self._tags.names
+        if isinstance(value, str) and self._argument == "balance":
+            if value not in BALANCES:
+                near = did_you_mean(value, BALANCES)
+                raise DataError(f"{where}: found {value!r}. Allowed: {', '.join(BALANCES)}, or tag -> share.{near}")
+            return
+        if not isinstance(value, Mapping):
+            raise DataError(f"{where}: found {value!r}, allowed is tag -> number.")
+        for tag, number in value.items():
+            if str(tag) not in names:
+                near = did_you_mean(str(tag), names)
+                shown = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
+                raise DataError(f"{where} has {tag}, but no example has that tag. Tags: {shown}.{near}")
+            if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < MOST_WEIGHT:
+                raise DataError(f"{where}: {number!r} for {tag}: allowed are numbers from 0 to {MOST_WEIGHT:.0e}.")
+        if self._argument == "balance":
+            missing = set(names) - set(map(str, value))
+            if missing:
+                raise DataError(f"{where}: no share for {sorted(missing)[0]}. Give one to each tag; 0 leaves it out.")
+        if not self._shares(value, self._tags.sizes).any():
+            raise DataError(f"{where}: no example has a tag whose number is above 0.")
+
+    def _shares(self, value: "str | Factors", sizes: np.ndarray) -> np.ndarray:
+        """Returns the share of each tag, which need not sum to 1; 0 for a tag without examples, float64 `[tags]`."""
+        assert self._tags is not None
+        if isinstance(value, Mapping):
+            numbers, missing = {str(tag): number for tag, number in value.items()}, float(self._argument == "weights")
+            factors = np.array([numbers.get(name, missing) for name in self._tags.names], np.float64)
+            return factors * (sizes if self._argument == "weights" else sizes > 0)
+        if value == "class":
+            return (sizes > 0).astype(np.float64)
+        if value == "sqrt":
+            return np.sqrt(sizes)
+        return sizes * self._repeats(sizes) if value == "repeat" else sizes.astype(np.float64)
+
+    def _repeats(self, sizes: np.ndarray) -> np.ndarray:
+        """Returns the repeat factor of each tag (Gupta et al. 2019, repeat factor sampling), float64 `[tags]`."""
+        return np.maximum(1, np.sqrt(self._threshold * len(self.source) / np.maximum(sizes, 1)))
+
+    def _of_several_tags(self, tags: Tags) -> np.ndarray:
+        """Returns the weight of each example that may have several tags, float64 `[examples]`."""
+        assert self._times is not None
+        (_, value), *later = self._times.points
+        if later or (self._argument == "balance" and value != "repeat"):
+            raise DataError(
+                f"{self._name}: {self._argument}: examples have several tags, so shares of tags cannot be given. Use "
+                "balance='repeat', weights={TAG: NUMBER, ...}, or tags with one for each example."
+            )
+        if isinstance(value, str):
+            return tags.largest(self._repeats(tags.sizes))
+        numbers = {str(tag): number for tag, number in value.items()}
+        found = tags.largest(np.array([numbers.get(name, 1.0) for name in tags.names]))
+        if not found.any():
+            raise DataError(f"{self._name}: weights: no example has a weight above 0.")
+        return found
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.source[index]
+
+    def limited(self, count: int) -> "Weighted":
+        """Returns a source of the first `count` examples."""
+        part = object.__new__(type(self))
+        part.__dict__.update(self.__dict__)
+        for method in ("take", "lengths", "costs"):
+            part.__dict__.pop(method, None)
+        part.source, part._order = limited(self.source, count), None
+        part._weights = None if self._weights is None else self._weights[:count]
+        part._tags = None if self._tags is None else self._tags.limited(count)
+        part._delegate()
+        return part
+
+    def fingerprint(self) -> str:
+        """Returns the fingerprint of the source, and what decides how often each example is drawn."""
+        if self._times is None:
+            assert self._weights is not None
+            how = f"weights {xxhash.xxh3_64(self._weights).hexdigest()}"
+        else:
+            assert self._tags is not None
+            texts = [_text(value, self._threshold) for _, value in self._times.points]
+            if len(texts) > 1:
+                texts = [f"{text} at {time}" for text, (time, _) in zip(texts, self._times.points, strict=True)]
+            changes = " then linearly " if self._interpolate else " then "
+            how = f"{self._argument} of tags {self._tags.digest()}: {changes.join(texts)}"
+        return f"{fingerprint(self.source)}{SEPARATOR}{how}"
+
+    @property
+    def tag_names(self) -> tuple[str, ...]:
+        """Names of the tags; none if the examples have no tags."""
+        return () if self._tags is None else self._tags.names
+
+    def tag_counts(self, indices: np.ndarray) -> np.ndarray:
+        """Returns how many of the examples at `indices` have each tag, int64 `[tags]`."""
+        return np.zeros(0, np.int64) if self._tags is None else self._tags.counts(indices)
+
+    def sampler(self, seed: int, shuffle: bool) -> "_Sampler":
+        """Returns the sampler of a training run that does not know the batch size, as in a mixture."""
+        return _Sampler(self, seed, shuffle, self.weighted_order(seed, shuffle, None))
+
+    def batch_sampler(self, seed: int, shuffle: bool, batch_size: int) -> "_Sampler":
+        """Returns the sampler of a training run with batches of so many examples (`sampler.py`)."""
+        return _Sampler(self, seed, shuffle, self.weighted_order(seed, shuffle, batch_size))
+
+    def weighted_order(self, seed: int, shuffle: bool, batch_size: int | None) -> Order:
+        """Returns the index of the example at each position (`sampler.make_order`).
+
+        Raises:
+            DataError: a subclass defines `transform`, no example can be drawn, or a time has no known position.
+        """
+        if hasattr(self, "transform"):
+            raise DataError(f"{self._name} defines transform, but its source applies its own. Define it in the source.")
+        key = (seed, shuffle, batch_size)
+        if self._order is None or self._order[0] != key:
+            self._order = (key, self._make_order(*key))  # reports and metrics of a run use the order of its batches
+        return self._order[1]
+
+    def _make_order(self, seed: int, shuffle: bool, batch_size: int | None) -> Order:
+        if self._weights is not None:
+            if not self._weights.any():
+                raise DataError(f"{self._name}: data.limit leaves no example with a weight above 0. Raise it.")
+            return _ExampleOrder(self._weights, seed, shuffle)
+        assert self._tags is not None and self._times is not None
+        sizes = self._tags.sizes
+        points = self._times.positions(batch_size, len(self))
+        shares = [(at, self._shares(value, sizes)) for at, value in points]
+        if not all(found.any() for _, found in shares):
+            raise DataError(f"{self._name}: data.limit leaves no example of the tags that are drawn. Raise it.")
+        return _TagOrder(self._tags.numbers, shares, self._interpolate, seed, shuffle)
+
+
+class _Sampler(PermutationSampler):
+    """Sampler of a weighted source; its addresses are indices into the source."""
+
+    def __init__(self, weighted: Weighted, seed: int, shuffle: bool, order: Order):
+        super().__init__(weighted.source, seed, shuffle, order)
+        self._weighted, self.tag_names = weighted, weighted.tag_names
+
+    def tag_counts(self, addresses: np.ndarray) -> np.ndarray:
+        """Returns how many of the examples at addresses have each tag, int64 `[tags]`."""
+        return self._weighted.tag_counts(addresses)
+
+
+class _TagOrder:
+    """Order of a source whose tags have shares: 4 bytes for each example.
+
+    Args:
+        numbers: tag of each example, `[examples]`.
+        shares: shares of the tags by position.
+    """
+
+    def __init__(
+        self, numbers: np.ndarray, shares: list[tuple[int, np.ndarray]], interpolate: bool, seed: int, shuffle: bool
+    ):
+        self.shuffle = shuffle
+        self._schedule = ShareSchedule(shares, interpolate, len(numbers), derive_seed(seed, "tags"))
+        sizes = np.bincount(numbers, minlength=len(shares[0][1]))
+        self._members = np.argsort(numbers, kind="stable").astype(np.int32 if len(numbers) < 2**31 else np.int64)
+        self._begins = np.cumsum(sizes) - sizes  # [tags]
+        self._within = PartPermutations(sizes, derive_seed(seed, "examples of tags"), shuffle)
+
+    def indices(self, positions: np.ndarray) -> np.ndarray:
+        tags, ranks = self._schedule.locate(positions)
+        return self._members[self._begins[tags] + self._within.indices(tags, ranks)].astype(np.int64)
+
+
+class _ExampleOrder:
+    """Order of a source whose examples have weights `[examples]`: 12 bytes for each example.
+
+    Each example has a part of a line, in proportion to its weight, in an order that stays for the run. An epoch of N
+    draws takes the examples at N equally spaced points, in random order. The first point of each epoch is the previous
+    one plus the golden ratio of the spacing, which spreads the points of all epochs evenly.
+    """
+
+    def __init__(self, weights: np.ndarray, seed: int, shuffle: bool):
+        count, self.shuffle = len(weights), shuffle
+        self._slots = EpochPermutation(count, seed, shuffle)
+        order = EpochPermutation(count, derive_seed(seed, "line"), shuffle).indices(np.arange(count))
+        self._order = order.astype(np.int32 if count < 2**31 else np.int64)
+        # A power of two, so that integers and halves keep their exact proportions. The factor above 1 keeps sums that
+        # are powers of two, such as of equal weights, away from the rounding of np.sum, which differs between CPUs.
+        _, exponent = math.frexp(float(weights.sum()) * (1 + 1e-9))
+        parts = np.rint(np.ldexp(weights, LINE - exponent)).astype(np.int64)
+        self._ends = np.cumsum(parts[self._order])  # [examples]
+        self._step = int(self._ends[-1]) // count
+        self._first = derive_seed(seed, "first point") % self._step
+        self._shift = self._step * 0x9E3779B97F4A7C15 >> 64
+
+    def indices(self, positions: np.ndarray) -> np.ndarray:
+        epochs, which = np.unique(positions // len(self._order), return_inverse=True)
+        first = np.array([(self._first + epoch * self._shift) % self._step for epoch in epochs.tolist()], np.int64)
+        points = self._slots.indices(positions) * self._step + first[which]
+        return self._order[np.searchsorted(self._ends, points, side="right")].astype(np.int64)
+
+
+def _text(value: "str | Factors", threshold: float) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{tag} {number}" for tag, number in sorted(value.items(), key=str))
+    return f"{value} above {threshold}" if value == "repeat" else value
+
+
+def _check_plain(source: Source, owner: Weighted) -> None:
+    """Raises DataError if a source has its own sampler."""
+    if not (hasattr(source, "sampler") or hasattr(source, "batch_sampler")):
+        return
+    raise DataError(
+        f"{source_name(owner)}: {source_name(source)} has its own sampler. Weight the examples first: "
+        "Padded(Weighted(...), ...), Mixture({NAME: Weighted(...), ...}, weights), Balanced(Weighted(...), ranks)."
+    )
