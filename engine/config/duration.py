@@ -164,6 +164,13 @@ class Period:
         examples, per_step = self._every
         return min(-(-(self._reached(max(step, 0)) + 1) * examples // per_step), self.total_steps)
 
+    def start(self, step: int) -> int:
+        """Returns the last step before `step` that is due as a multiple of the period; 0 if there is none."""
+        if self._every is None:
+            return 0
+        examples, per_step = self._every
+        return -(-self._reached(step - 1) * examples // per_step)
+
     def _reached(self, step: int) -> int:
         """Returns how many whole periods the examples of `step` steps fill."""
         if self._every is None:

@@ -15,7 +15,7 @@ from engine.data.batch import Batch
 from engine.data.collate import Collator, own_copy
 from engine.data.context import Context, call
 from engine.data.ragged import Sizes
-from engine.data.sampler import is_shaped, is_sized, make_sampler, read_example, read_examples, reads_singly
+from engine.data.sampler import is_shaped, is_sized, is_tagged, make_sampler, read_example, read_examples, reads_singly
 from engine.data.shuffle import random_generators
 from engine.data.source import Example, Examples, Source, example_spec, has_transform, leaves_with_path, source_name
 from engine.data.stages import stage
@@ -110,6 +110,18 @@ class Batches:
     def sizes(self, n: int) -> Sizes | None:
         """Returns the sizes of the rows of batch n; None if the source does not know them."""
         return self._sampler.sizes(self.addresses(n)) if is_sized(self._sampler) else None
+
+    @property
+    def tag_names(self) -> tuple[str, ...]:
+        """Names of the tags of the examples; none if the source does not know them."""
+        return self._sampler.tag_names if is_tagged(self._sampler) else ()
+
+    def tag_counts(self, n: int) -> dict[str, int]:
+        """Returns how many rows of batch n have each tag, without tags that none has."""
+        if not is_tagged(self._sampler):
+            return {}
+        counts = self._sampler.tag_counts(self.addresses(n)).tolist()
+        return {name: count for name, count in zip(self.tag_names, counts, strict=True) if count}
 
     def same_shape(self, first: int, count: int) -> bool:
         """Returns whether batches first, ..., first + count - 1 have one shape."""

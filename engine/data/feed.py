@@ -38,7 +38,7 @@ class TrainFeed:
         start: int,
         stop: int,
         steps_per_dispatch: int = 1,
-        on_batch: Callable[[int, list[int], list[int]], None] | None = None,
+        on_batch: Callable[[int, list[int], list[int], dict[str, int]], None] | None = None,
         bad: BadExampleCounter | None = None,
         on_message: Callable[[str], None] = lambda text: None,
     ):
@@ -53,8 +53,8 @@ class TrainFeed:
             start: number of the first batch; for a resumed run, its `position["next_batch"]`.
             stop: number after the last batch.
             steps_per_dispatch: usual number of batches per call of `next`; `settings.prefetch` counts such calls.
-            on_batch: called for each batch with its number, the rows that this process feeds, and the addresses of
-                their examples (`run/ledger.py`).
+            on_batch: called for each batch with its number, the rows that this process feeds, the addresses of their
+                examples, and how many have each tag (`run/ledger.py`).
             bad: counter of bad examples for `settings.on_error` = skip; None raises at the first bad example.
             on_message: called with a sentence about the number of workers that `settings.workers` = auto has found.
 
@@ -112,8 +112,9 @@ class TrainFeed:
             raise DataError(f"{count} batches requested at batch {self._next}, but the run ends at {self._stop}.")
         batches = [self._checked(n, next(self._reader)) for n in range(self._next, self._next + count)]
         if self._on_batch is not None:
+            rows = self._batches.rows.tolist()
             for n in range(self._next, self._next + count):
-                self._on_batch(n, self._batches.rows.tolist(), self._batches.addresses(n).tolist())
+                self._on_batch(n, rows, self._batches.addresses(n).tolist(), self._batches.tag_counts(n))
         self._next += count
         begin = time.perf_counter()
         placed = self._place(batches)

@@ -16,6 +16,7 @@ from engine.config.duration import Period
 from engine.config.schema import Config
 from engine.data.bad_examples import BadExampleCounter
 from engine.data.batch import Batch
+from engine.data.drawn import DrawnShares
 from engine.data.feed import TrainFeed
 from engine.data.ragged_report import report
 from engine.data.source import Source
@@ -68,6 +69,8 @@ class Attempt:
         """Sums of the row of metrics that was unfinished in the restored checkpoint."""
         self.data_metrics: dict[str, float] = {}
         """Padding and imbalance of the batches, for sources that know them."""
+        train, shuffle = config.train, config.data.shuffle
+        self._drawn = DrawnShares(source, batch_size=train.global_batch_size, seed=train.seed, shuffle=shuffle)
 
     def __enter__(self) -> "Attempt":
         who = (group.index(), group.count(), self._directory.attempt)
@@ -170,6 +173,7 @@ class Attempt:
             on_row=on_row,
             on_phase=on_phase,
             on_values=on_values,
+            more=self._drawn.metrics if group.index() == 0 else lambda first, last: {},
             read_every_s=READ_S if group.count() == 1 else 0.0,
         )
         self._stack.callback(recorder.close)

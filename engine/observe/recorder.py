@@ -49,6 +49,8 @@ class Recorder:
         on_phase: called with "training" and "evaluating", in the thread of the writer.
         on_values: called with the first step of a reading and its metrics `[steps, names, 2]`, in the thread of the
             training loop, independently of the writer.
+        more: called with the first and the last step of a row of training, in the thread of the writer; returns
+            values that the row has in the files only.
         read_every_s: longest time before arrived results are read; they are also read when a row ends. 0 reads each
             dispatch when it arrives, so that every process reads at the same steps.
     """
@@ -67,12 +69,14 @@ class Recorder:
         on_row: Callable[[Row], None],
         on_phase: Callable[[str], None],
         on_values: Callable[[int, np.ndarray], None],
+        more: Callable[[int, int], Row] = lambda first, last: {},
         read_every_s: float = 0.0,
     ):
         self._names, self._last_value, self._summed = names, last_value, summed
         self._metrics = metrics
         self._writer, self._throughput, self._period = writer, throughput, period
         self._attempt, self._on_row, self._on_phase, self._on_values = attempt, on_row, on_phase, on_values
+        self._more = more
         self._in_flight: deque[tuple[int, jax.Array]] = deque()  # first step of a dispatch, its metrics `[K, names, 2]`
         self._unread: list[tuple[int, jax.Array]] = []  # dispatches that have arrived, likewise
         self._read_every_s, self._read_at = read_every_s, 0.0
@@ -237,7 +241,7 @@ class Recorder:
         results = self._metrics.results(self._names, totals)
         row |= scalars(results) | rates | memory_use()
         self._on_row(row)
-        return {**row, **results}
+        return {**row, **results, **self._more(self._period.start(end) + 1, end)}
 
 
 def _total(sums: np.ndarray, values: list[np.ndarray]) -> np.ndarray:

@@ -95,6 +95,8 @@ def test_time_units_convert_to_seconds_only():
 @pytest.mark.parametrize(("batch_size", "size", "total"), [(64, 1437, 60), (10, 100, 37), (8, 3, 20)])
 def test_period_is_due_at_the_first_step_that_reaches_a_multiple(text, batch_size, size, total):
     period = Period(parse(text), batch_size, size, total)
+    for step in range(1, total + 1):
+        assert period.start(step) == max((s for s in range(1, step) if period.due(s)), default=0)
     length = parse(text).examples(batch_size, size)
     reached, expected = 0, []
     for step in range(1, total + 1):

@@ -52,3 +52,21 @@ def test_unwritable_folder_raises(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="cannot be written"):
         Ledger(tmp_path / "file" / "examples", 0, 1, 1)
+
+
+def test_shares_of_tags_count_each_row_of_the_last_attempt_once(tmp_path):
+    for process, attempt, batches in [
+        (0, 1, [(0, [0, 1], {"night": 2}), (1, [0, 1], {"day": 2})]),
+        (1, 1, [(0, [2, 3], {"day": 1, "night": 1}), (1, [2, 3], {})]),
+        (0, 2, [(1, [0, 1], {"day": 1, "night": 1})]),
+        (1, 2, [(1, [2, 3], {"night": 2})]),
+    ]:
+        ledger_writer = Ledger(tmp_path, process, 2, attempt)
+        for batch, rows, tags in batches:
+            ledger_writer.write(batch, rows, rows, tags)
+        ledger_writer.close()
+    assert ledger.shares(tmp_path, 1, 1) == {"day": 0.25, "night": 0.75}
+    assert ledger.shares(tmp_path, 1, 2) == {"day": 0.25, "night": 0.75}
+    assert ledger.shares(tmp_path, 2, 9) == {"day": 0.25, "night": 0.75}
+    assert ledger.shares(tmp_path, 3, 9) == {}
+    assert ledger.read(tmp_path) == {1: [0, 1, 2, 3], 2: [0, 1, 2, 3]}
