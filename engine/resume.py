@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from engine.cluster import group
 from engine.cluster.consistency_check import check_consistency
 from engine.config.errors import ConfigError, DataError
-from engine.config.identity import identity_differences, schedule_change
+from engine.config.identity import identity_differences, only_weights_differ, schedule_change
 from engine.config.schedules import followers
 from engine.config.schema import Config
 from engine.config.text import from_text
@@ -23,7 +23,7 @@ from engine.saved.run import newest_checkpoint
 
 @dataclasses.dataclass(frozen=True)
 class Accepted:
-    """Changes that the user accepts: `--accept-schedule-change`, `--accept-data-change`."""
+    """Changes that the user accepts: `--accept-schedule-change`, `--accept-data-change` (also of its weights)."""
 
     schedule: bool = False
     data: bool = False
@@ -33,8 +33,8 @@ def check_config(config: Config, directory: RunDirectory, accepted: Accepted) ->
     """Returns the names of the evaluations whose data section has changed.
 
     Raises:
-        ConfigError: an identity field differs, the run would end before its newest checkpoint, or the learning-rate
-            schedule changes and that is not accepted.
+        ConfigError: an identity field differs (of the weights of the data: and that is not accepted), the run would
+            end before its newest checkpoint, or the learning-rate schedule changes and that is not accepted.
     """
     return group.run_on_primary(lambda: _check_config(config, directory, accepted), "the check of the earlier config")
 
@@ -44,9 +44,15 @@ def _check_config(config: Config, directory: RunDirectory, accepted: Accepted) -
     if newest is None:
         return []
     old = from_text(directory.read_config_text(), str(directory.config))
-    if differences := identity_differences(old, config):
+    differences = identity_differences(old, config)
+    weights = bool(differences) and only_weights_differ(old, config)
+    if differences and not (weights and accepted.data):
+        accept = (
+            "To continue at the same position with the new weights, add --accept-data-change. To plan a change, give "
+            "weights by time: {'0 steps': ..., '5000 steps': ...}. Otherwise: "
+        )
         raise ConfigError(
-            f"{directory} holds a run of another config:\n  " + "\n  ".join(differences) + "\n"
+            f"{directory} holds a run of another config:\n  " + "\n  ".join(differences) + f"\n{accept * weights}"
             f"Resume with its stored config (--config={directory}), use another --workdir (with its weights: "
             f"--config.init.checkpoint={directory}), or start a new run with --fresh (the old run is moved aside)."
         )

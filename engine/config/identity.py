@@ -2,7 +2,7 @@
 
 Identity fields, because another value is another training:
     task.*                          model and loss
-    data.target and its arguments   examples
+    data.target and its arguments   examples; see `only_weights_differ`
     data.shuffle, data.limit        order and number of examples
     optimizer.*                     updates
     train.global_batch_size         meaning of a step, and so the position in the data
@@ -22,12 +22,20 @@ May change, because the computed values stay the same:
     checkpoint.*, evaluations.*, hooks.*, log.*, profile.*, cache.*, tiny.*, name      saving, measuring, logging
 """
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 from engine.config.schedules import decay_begin, followers, sections
-from engine.config.schema import Config
+from engine.config.schema import Arguments, Config, Plain
 from engine.config.text import flatten, value_text
 
 _SECTIONS = ("task.", "data.", "optimizer.")
 _FREE = ("data.threads", "data.workers", "data.prefetch", "data.on_error")
+WEIGHTED = ("engine.Mixture", "engine.Weighted", "engine.data.mixture.Mixture", "engine.data.weighted.Weighted")
+"""Sources that draw examples by weights."""
+WEIGHTS = ("weights", "balance", "tags", "threshold", "interpolate", "cache")
+"""Their arguments that decide how often each example is drawn."""
 _FIELDS = ("train.global_batch_size", "train.seed", "train.precision", "train.ema_decay")
 
 
@@ -59,6 +67,29 @@ def identity_differences(old: Config, new: Config) -> list[str]:
     if not lines and orders[0] != orders[1]:
         lines.append(f"optimizer.groups: {', '.join(orders[0])} -> {', '.join(orders[1])}")
     return lines
+
+
+def only_weights_differ(old: Config, new: Config) -> bool:
+    """Whether the identity fields differ in nothing but the weights by which `Mixture` and `Weighted` draw examples."""
+    return not identity_differences(_without_weights(old), _without_weights(new))
+
+
+def _without_weights(config: Config) -> Config:
+    plain = _plain_draws(config.data.target, config.data.arguments)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, arguments=plain))
+
+
+def _plain_draws(target: str, arguments: Arguments) -> Arguments:
+    """Returns the arguments of a source, and of the sources inside it, without those of `WEIGHTS`."""
+    dropped = WEIGHTS if target in WEIGHTED else ()
+
+    def plain(value: Plain) -> Plain:
+        if isinstance(value, Mapping):
+            inner: Any = value
+            return _plain_draws(str(inner.get("target", "")), inner)
+        return tuple(map(plain, value)) if isinstance(value, tuple) else value
+
+    return {name: plain(value) for name, value in arguments.items() if name not in dropped}
 
 
 def schedule_change(old: Config, new: Config, newest: int = 0, dataset_size: int = 0) -> str | None:

@@ -1,7 +1,7 @@
 import pytest
 
 from engine.config.draft import defaults
-from engine.config.identity import identity_differences, is_identity, schedule_change
+from engine.config.identity import identity_differences, is_identity, only_weights_differ, schedule_change
 from engine.config.override import apply
 from engine.config.text import flatten
 from engine.config.validation import validate
@@ -113,3 +113,32 @@ def test_approximate_accumulation_makes_the_number_of_microbatches_part_of_the_r
     assert identity_differences(config(flag, four), config(two)) == ["train.accumulate: 4 -> 2"]
     assert identity_differences(config(four), config(flag, four)) == [], "a run of a release without the flag"
     assert identity_differences(config(two), config(four)) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "only"),
+    [
+        ("data.weights.b=2", True),
+        ("data.sources.a.balance={'0 steps': 'natural', '1 epoch': 'class'}", True),
+        ("data.sources.a.threshold=0.1", True),
+        ("data.interpolate=True", True),
+        ("data.sources.a.tags=city", True),
+        ("data.sources.a.source.target=x.New", False),
+        ("data.sources.b.weights=heavy", False),  # an argument of another source
+        ("train.seed=3", False),
+    ],
+)
+def test_change_of_weights_is_distinguished_from_other_changes(override, only):
+    def mixture(*overrides):
+        c = defaults()
+        c.task = dict(target="models.digits.Digits", width=64)
+        own = dict(target="engine.Weighted", source=dict(target="x.Own"), tags="label", balance="class")
+        other = dict(target="x.Other", weights="light")
+        c.data = dict(target="engine.Mixture", sources=dict(a=own, b=other), weights=dict(a=1, b=1))
+        apply(c, overrides)
+        return validate(c)
+
+    old, new = mixture(), mixture(override)
+    assert identity_differences(old, new)
+    assert only_weights_differ(old, new) == only
+    assert only_weights_differ(new, old) == only
