@@ -5,7 +5,8 @@ import pytest
 from tests.docs import pages
 
 DOCS = pages.ROOT / "docs"
-CONTINUES = {"add-a-dataset": "add-a-model", "read-your-data": "add-a-model"}  # page -> the page whose files it uses
+# page -> the page whose files it uses
+CONTINUES = {"add-a-dataset": "add-a-model", "read-your-data": "add-a-model", "sampling": "ragged"}
 
 
 @pytest.mark.parametrize("page", [page for page in pages.PAGES if pages.commands(page)], ids=lambda page: page.stem)
