@@ -1,0 +1,73 @@
+"""Runs that draw examples by weights: resume over a change of the weights, what was drawn, refused changes."""
+
+import numpy as np
+import pytest
+
+import engine
+from engine import resume
+from engine.config.errors import ConfigError, DataError
+from engine.data import dataset_summary
+from engine.resume import Accepted
+from engine.run import ledger
+from engine.run.directory import RunDirectory
+from engine.training.build import build_sources
+from tests import runs, zoo
+
+TIMES = {"0 steps": {"0": 1, "1": 0, "2": 0, "3": 0}, "5 steps": "natural", "20 steps": "class"}
+LABELS = zoo.examples(64, 0)["y"]
+
+
+def config(balance, **settings):
+    """A config of 12 steps whose last change of the shares spans a restart."""
+    data = dict(target="engine.Weighted", source=dict(target="tests.zoo.source"), tags="y", balance=balance)
+    fixed = dict(data=data, evaluations={}, optimizer__schedule="constant", log__examples=True, log__every="3 steps")
+    return runs.config(**{"train__total": "12 steps", "data__interpolate": True, **fixed, **settings})
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    path = tmp_path_factory.mktemp("unbroken")
+    engine.train(config(TIMES), workdir=path)
+    return path
+
+
+def test_run_resumed_while_the_shares_change_draws_the_same_examples(unbroken, tmp_path):
+    engine.train(config(TIMES, train__total="6 steps"), workdir=tmp_path)
+    engine.train(config(TIMES, data__workers=1), workdir=tmp_path)
+    drawn = ledger.read(unbroken / "examples")
+    assert list(drawn) == list(range(1, 13))
+    assert ledger.read(tmp_path / "examples") == drawn
+    for name in ("loss", "data_share/0", "data_share/3"):
+        assert runs.rows(tmp_path, name) == runs.rows(unbroken, name)
+
+
+def test_ledger_and_metrics_show_the_shares_that_were_drawn(unbroken):
+    drawn = ledger.read(unbroken / "examples")
+    for last in (3, 6, 9, 12):
+        labels = LABELS[[index for step in range(last - 2, last + 1) for index in drawn[step]]]
+        shares = {str(label): (labels == label).mean() for label in np.unique(labels).tolist()}
+        assert ledger.shares(unbroken / "examples", last - 2, last) == pytest.approx(shares)
+        found = {label: runs.rows(unbroken, f"data_share/{label}")[last] for label in "0123"}
+        assert {label: share for label, share in found.items() if share} == pytest.approx(shares)
+    assert runs.rows(unbroken, "data_share/0")[3] > 0.7
+    assert runs.rows(unbroken, "data_share/0")[12] < 0.5
+
+
+def test_changed_weights_are_refused_by_name_until_they_are_accepted(unbroken):
+    directory, later = RunDirectory(unbroken), config({**TIMES, "20 steps": "sqrt"})
+    with pytest.raises(ConfigError) as error:
+        resume.check_config(later, directory, Accepted())
+    changed, advice = str(error.value).splitlines()[1:]
+    assert changed.startswith("  data.balance: ") and changed.endswith("'20 steps': 'sqrt'}")
+    assert "To continue at the same position with the new weights, add --accept-data-change." in advice
+    assert resume.check_config(later, directory, Accepted(data=True)) == []
+    seed = config({**TIMES, "20 steps": "sqrt"}, train__seed=1)
+    with pytest.raises(ConfigError, match=r"train.seed: 0 -> 1") as error:
+        resume.check_config(seed, directory, Accepted(data=True))
+    assert "--accept-data-change" not in str(error.value)
+
+    summaries = {"data": dataset_summary.summarize(build_sources(later)[0])}
+    with pytest.raises(DataError, match=r"data: content: balance of tags \w+: .* class at 20 steps -> balance of tags"):
+        resume.check_data(summaries, directory, Accepted())
+    _, messages = resume.check_data(summaries, directory, Accepted(data=True))
+    assert "the dataset has changed (--accept-data-change): data: content: balance of tags" in messages[0]
