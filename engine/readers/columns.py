@@ -50,14 +50,11 @@ def make_column(array: Any, name: str) -> Column:
     if pa.types.is_fixed_size_list(kind):
         size = kind.list_size
         values = array.values.slice(array.offset * size, len(array) * size)
-        column = make_column(values, name)
-        if isinstance(column, _Numbers) and not values.null_count:
-            return _Numbers(column.values.reshape(len(array), size, *column.values.shape[1:]), nulls, name)
-        return _Lists(column, np.arange(len(array) + 1) * size, nulls, name)
+        return _lists(values, np.arange(len(array) + 1) * size, nulls, name)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         offsets = array.offsets.to_numpy()
         first, last = (int(offsets[0]), int(offsets[-1])) if len(offsets) else (0, 0)
-        return _Lists(make_column(array.values.slice(first, last - first), name), offsets - first, nulls, name)
+        return _lists(array.values.slice(first, last - first), offsets - first, nulls, name)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return _Text(array, np.empty(0, "U1"), nulls, name)
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
@@ -65,6 +62,14 @@ def make_column(array: Any, name: str) -> Column:
     if pa.types.is_boolean(kind):
         return _Numbers(array.fill_null(False).to_numpy(zero_copy_only=False), nulls, name)
     return _Numbers(_numbers(array, name), nulls, name)
+
+
+def _lists(values: Any, offsets: np.ndarray, nulls: np.ndarray | None, name: str) -> Column:
+    """Returns a column of lists; numbers in lists of one length are one array."""
+    column, sizes = make_column(values, name), np.diff(offsets)
+    if isinstance(column, _Numbers) and not values.null_count and sizes.size and (sizes == sizes[0]).all():
+        return _Numbers(column.values.reshape(len(sizes), int(sizes[0]), *column.values.shape[1:]), nulls, name)
+    return _Lists(column, offsets, nulls, name)
 
 
 def plain(array: Any) -> Any:
