@@ -74,7 +74,7 @@ def killed_once(where: str, run: Path, rng: random.Random, digests: dict) -> set
 def killed(tmp_path_factory) -> Path:
     """A run that was killed after step 30, with six checkpoints."""
     folder = tmp_path_factory.mktemp("killed")
-    where = harness.config(folder / "config", pause=0.02, checkpoint__keep_latest=6)
+    where = harness.config(folder / "config", pause=0.05, checkpoint__keep_latest=6)
     with harness.Job("train", where, f"--workdir={folder / 'run'}") as job:
         job.until(lambda: max(harness.saved(folder / "run"), default=0) >= 30)
         job.signal(0, signal.SIGKILL)
@@ -130,7 +130,7 @@ def test_truncated_shard_is_reported_and_previous_step_is_restored(killed, run, 
 @pytest.mark.case("a truncated shard")
 def test_two_processes_restore_the_same_step_when_one_shard_is_truncated(tmp_path, two, add_row):
     where, run = (
-        harness.config(tmp_path / "config", pause=0.02, mesh__fsdp=2, checkpoint__keep_latest=3),
+        harness.config(tmp_path / "config", pause=0.05, mesh__fsdp=2, checkpoint__keep_latest=3),
         tmp_path / "run",
     )
     with harness.Job("train", where, f"--workdir={run}", processes=2) as job:

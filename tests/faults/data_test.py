@@ -84,7 +84,7 @@ def test_on_error_stop_reports_the_damaged_record_and_its_file(tmp_path, add_row
 
 @pytest.mark.case("bad records")
 def test_on_error_skip_logs_bad_records_and_resumes_bitwise_equal(tmp_path, add_row):
-    where = harness.config(tmp_path / "config", pause=0.02, **records(damaged(tmp_path / "data"), on_error="skip"))
+    where = harness.config(tmp_path / "config", pause=0.05, **records(damaged(tmp_path / "data"), on_error="skip"))
     outcomes = []
     for name in ("killed", "whole"):
         run = tmp_path / name

@@ -37,7 +37,7 @@ def drain(terminal: int, run: Path, step: int) -> None:
 @pytest.mark.case("output that goes away")
 def test_closed_terminal_saves_the_run_and_lost_output_does_not_end_it(tmp_path, one, add_row):
     run = tmp_path / "run"
-    where = harness.config(tmp_path / "config", pause=0.02, log__progress="auto")
+    where = harness.config(tmp_path / "config", pause=0.05, log__progress="auto")
     terminal, inside = pty.openpty()
     words = [*ON_TERMINAL, str(inside), *runs.command("train", where, f"--workdir={run}")]
     process = subprocess.Popen(words, env=runs.environment(**harness.COMPILING), pass_fds=(inside,))
