@@ -12,6 +12,7 @@ from engine.data.balanced import Balanced
 from engine.data.batches import Batches, OrderedBatches
 from engine.data.mixture import Mixture
 from engine.data.padded import Bucketed, Padded
+from engine.data.shuffle import EpochPermutation
 from engine.data.source import ArraySource, example_spec, fingerprint, limited, shape_specs
 from tests import properties
 from tests.data.scenes import FIELDS, SIZES, Scenes, TwoAxes
@@ -187,6 +188,15 @@ def test_source_without_lengths_may_have_unreadable_examples(capsys):
     Holes.bad = range(12)
     with pytest.raises(DataError, match=r"Example 10 of .*damaged"):
         Bucketed(Holes(), [4, 8, 16], FIELDS)
+
+
+def test_order_of_many_batches_is_computed_in_one_call(monkeypatch):
+    calls, plain = [], EpochPermutation.indices
+    monkeypatch.setattr(EpochPermutation, "indices", lambda self, at: calls.append(len(at)) or plain(self, at))
+    for source in (Padded(Scenes(), 16, FIELDS), Padded(Scenes(), [4, 8, 16], FIELDS)):
+        calls.clear()
+        assert len(read_batches(source, 30)) == 30
+        assert len(calls) <= 2
 
 
 def test_limit_takes_the_first_examples_with_their_lengths():
