@@ -86,7 +86,9 @@ def _add_train(add: AddParser) -> None:
     train.add_argument("--fresh", action="store_true", help="start a new run; an existing run is moved aside")
     train.add_argument("--fast-dev-run", action="store_true", help="train, save and evaluate for two small steps")
     train.add_argument(
-        "--accept-schedule-change", action="store_true", help="resume although train.total changes the learning rates"
+        "--accept-schedule-change",
+        action="store_true",
+        help="resume although train.total changes the learning rates, or context.total_steps of the Task",
     )
     train.add_argument(
         "--accept-data-change", action="store_true", help="resume although the training data has changed"
