@@ -55,7 +55,7 @@ def start(
         commands[TORCH, "processes"] = [torch, script, json.dumps([name, str(folder), "processes"])]
     path = {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
     return {
-        key: stack.enter_context(Worker(command, None if key[0] == TORCH else path))
+        key: stack.enter_context(Worker(command, {"PYTHONPATH": ""} if key[0] == TORCH else path))
         for key, command in commands.items()
     }
 
