@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from engine.config.errors import DataError
+from engine.readers.decode_image import DecodeImage
 from engine.readers.decoders import Decoder
 
 
@@ -19,7 +20,7 @@ def default_decoder(suffix: str) -> Decoder:
     """Returns the decoder of a suffix; that of `left.json.gz` decompresses and decodes JSON. Unknown ones keep bytes.
 
     Raises:
-        DataError: members with this suffix can hold code.
+        DataError: members with this suffix can hold code, or are images and the library of images is not installed.
     """
     *others, last = suffix.rsplit(".", 1)
     if last == "gz":
@@ -30,7 +31,7 @@ def default_decoder(suffix: str) -> Decoder:
             f"members .{suffix} hold objects whose loading runs code of the file. Leave them out with `fields`, write "
             "arrays as .npy, or name a decoder that you trust: decoders={...}."
         )
-    return _DECODERS.get(last, bytes)
+    return DecodeImage() if last in _IMAGES else _DECODERS.get(last, bytes)
 
 
 def _text(data: bytes) -> str:
@@ -94,6 +95,7 @@ def _decompressed(data: bytes) -> bytes:
         raise DataError(f"is no gzip file: {error}.") from error
 
 
+_IMAGES = ("bmp", "gif", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp")
 _CODE = ("pyd", "pickle", "pkl", "pth", "pt")
 _DECODERS: dict[str, Decoder] = {
     **dict.fromkeys(("txt", "text", "transcript"), _text),

@@ -12,9 +12,11 @@ import numpy as np
 from engine.config.errors import DataError, did_you_mean
 from engine.data.source import NUMERIC_KINDS, Example
 from engine.readers import wire
+from engine.readers.decode_image import DecodeImage
 
 _KINDS = {1: "bytes", 2: "float32", 3: "int64"}  # fields of the message Feature
 _TEXT = ("bytes", "str")
+_IMAGE = "image"
 
 type FeatureSpec = str | Sequence[Any]
 """A dtype, or (dtype, shape), or (dtype, shape, default)."""
@@ -34,10 +36,11 @@ class TFExample:
     Args:
         features: for each feature to read, its dtype (a single value), or `(dtype, shape)`, or `(dtype, shape,
             default)` with the value of a feature that a record lacks. The first dimension of a shape may be None, for a
-            ragged feature; if a record lacks it, it has no elements. Dtypes are the numbers of NumPy, "bytes", and
-            "str" (UTF-8). A feature of bytes with a numeric dtype is the raw little-endian values of an array. None
-            reads all features of the first records: a feature with one value in each of them is a single value, any
-            other is an array `[values]`.
+            ragged feature; if a record lacks it, it has no elements. Dtypes are the numbers of NumPy, "bytes", "str"
+            (UTF-8) and "image". A feature of bytes with a numeric dtype is the raw little-endian values of an array.
+            "image" is an encoded image, and `("image", [height, width])` resizes it (`DecodeImage`). None reads all
+            features of the first records: a feature with one value in each of them is a single value, any other is an
+            array `[values]`.
 
     ```python
     TFExample({"label": "int32", "image": ("uint8", [28, 28]), "points": ("float32", [None, 3])})
@@ -107,11 +110,15 @@ def _parse(name: str, spec: FeatureSpec) -> _Feature:
     if len(parts) > 1 and not isinstance(parts[1], Sequence):
         raise DataError(f"feature {name!r}: found {spec!r}. {allowed}")
     try:
-        known = parts[0] in _TEXT or np.dtype(parts[0]).kind in NUMERIC_KINDS
+        known = parts[0] in (*_TEXT, _IMAGE) or np.dtype(parts[0]).kind in NUMERIC_KINDS
     except TypeError:
         known = False
     if not known:
-        raise DataError(f"feature {name!r}: unknown dtype {parts[0]!r}. Allowed: float32, int64 ..., bytes, str.")
+        raise DataError(
+            f"feature {name!r}: unknown dtype {parts[0]!r}. Allowed: float32, int64 ..., bytes, str, image."
+        )
+    if parts[0] == _IMAGE:
+        DecodeImage(shape or None)  # checks the size, and that the libraries are installed
     return _Feature(parts[0], shape, parts[2] if len(parts) > 2 else None)
 
 
@@ -165,6 +172,10 @@ def _entry(record: bytes, name: str, feature: _Feature, found: Mapping[str, tupl
             f"feature {name!r} is missing. Correct the name, or give it a default: ({feature.dtype!r}, "
             f"{list(feature.shape)}, 0).{near}"
         )
+    if feature.dtype == _IMAGE:
+        if kind != "bytes" or len(values) != 1:
+            raise DataError(f"feature {name!r} holds {len(values)} values ({kind}), an image is one value of bytes.")
+        return DecodeImage(feature.shape or None)(values[0])  # pyright: ignore[reportArgumentType]
     if feature.dtype in _TEXT:
         return _text(name, feature, kind, values)
     return _shaped(name, feature, _numbers(name, feature, kind, values))

@@ -30,9 +30,10 @@ class WebDataset:
     """Source of the samples of WebDataset shards.
 
     An example is a dict of the decoded members, by their suffix in lower case, and the text `__key__`. Decoded are
-    `txt`, `cls` and other integers, `json`, `npy`, `npz` and images; others stay bytes, which do not reach the
-    devices. On the first use of a shard, an index of its members is built and saved in `.convoy_index/` next to the
-    shard, or in the user's cache folder. The order of a run is that of any other source, so shards need no shuffling.
+    `txt`, `cls` and other integers, `json`, `npy`, `npz`, and images (extra `images`); others stay bytes, which do not
+    reach the devices. On the first use of a shard, an index of its members is built and saved in `.convoy_index/` next
+    to the shard, or in the user's cache folder. The order of a run is that of any other source, so shards need no
+    shuffling.
 
     Args:
         pattern: path or list of paths of uncompressed tar files; shell wildcards and bucket addresses are allowed.

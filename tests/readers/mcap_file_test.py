@@ -6,7 +6,7 @@ from engine.config.errors import DataError
 from engine.readers import mcap_file
 from engine.readers.mcap_file import Messages, build_index
 from engine.readers.record_files import RecordFiles
-from tests.readers.mcap_test import write_log
+from tests.readers.mcap_files import write_log
 
 
 @pytest.fixture

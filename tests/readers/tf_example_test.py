@@ -2,6 +2,7 @@ import pickle
 
 import numpy as np
 import pytest
+import simplejpeg  # pyright: ignore[reportMissingImports]
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,6 +67,18 @@ def test_values_that_do_not_fit_are_reported_with_the_feature(spec, error):
 def test_invalid_description_of_a_feature_is_refused(spec, error):
     with pytest.raises(DataError, match=error):
         TFExample(spec)
+
+
+def test_image_is_decoded_and_resized():
+    pixels = np.full((4, 6, 3), 200, np.uint8)
+    record = example(camera=[simplejpeg.encode_jpeg(pixels)])
+    found = TFExample({"camera": "image"})(record)["camera"]
+    assert found.shape == (4, 6, 3) and abs(found.astype(int) - pixels).max() <= 2
+    assert TFExample({"camera": ("image", [2, 3])})(record)["camera"].shape == (2, 3, 3)
+    with pytest.raises(DataError, match=r"size = \(2,\): allowed are two numbers"):
+        TFExample({"camera": ("image", [2])})
+    with pytest.raises(DataError, match=r"feature 'camera' holds 2 values \(int64\), an image is one value of bytes"):
+        TFExample({"camera": "image"})(example(camera=[1, 2]))
 
 
 def test_inference_needs_one_kind_of_values():

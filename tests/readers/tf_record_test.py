@@ -38,14 +38,6 @@ def labels(tmp_path):
     return write_tf_record(tmp_path / "labels.tfrecord", (example(label=[i], x=[i / 2, 1.0]) for i in range(40)))
 
 
-def numbers(source, batch_size=4, steps=20, workers=0):
-    with_text = read(Batches(source, batch_size, 7, True), 0, steps, threads=0, workers=workers, prefetch=2)
-    try:
-        return [batch.examples["label"].tolist() for batch in with_text]
-    finally:
-        with_text.close()
-
-
 @pytest.fixture
 def fixture_file(tmp_path):
     return str(shutil.copy(FIXTURES / "examples.tfrecord", tmp_path))
@@ -84,15 +76,14 @@ def test_records_of_several_files_follow_each_other(tmp_path):
         source[10]
 
 
-def test_batches_are_the_same_with_workers_and_after_a_resume(labels):
+def test_pickled_source_resumes_with_the_same_batches(labels):
     source = TFRecord(str(labels))
-    expected = numbers(source)
-    assert expected == [Batches(source, 4, 7, True)[n].examples["label"].tolist() for n in range(20)]
+    batches = Batches(source, 4, 7, True)
     resumed = read(Batches(pickle.loads(pickle.dumps(source)), 4, 7, True), 13, 20, threads=2, workers=0, prefetch=4)
-    assert [batch.examples["label"].tolist() for batch in resumed] == expected[13:]
+    assert [batch.examples["label"].tolist() for batch in resumed] == [
+        batches[n].examples["label"].tolist() for n in range(13, 20)
+    ]
     resumed.close()
-    for workers in (1, 2):
-        assert numbers(source, workers=workers) == expected
 
 
 def test_own_function_decodes_records(labels):

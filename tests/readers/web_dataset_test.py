@@ -16,7 +16,7 @@ from engine.data.source import fingerprint
 from engine.readers import WebDataset
 
 FIXTURES = Path(__file__).parent / "fixtures"
-FIELDS = ("cls", "txt", "meta.json", "box.npy", "arrays.npz", "raw.bin")
+FIELDS = ("png", "cls", "txt", "meta.json", "box.npy", "arrays.npz", "raw.bin")
 
 
 def write_tar(path, members):
@@ -52,6 +52,7 @@ def test_shard_of_webdataset_is_read_as_webdataset_reads_it(fixture_file):
         found = source[i]
         assert (found["__key__"], found["txt"]) == (expected["__key__"], expected["txt"])
         assert found["cls"] == expected["cls"] and found["cls"].shape == ()
+        assert found["png"].tolist() == expected["png"] and found["png"].dtype == np.uint8
         meta = expected["meta.json"]
         assert {
             name: value if isinstance(value, str) else value.tolist() for name, value in found["meta.json"].items()

@@ -1,14 +1,16 @@
 """Worker processes read every format as the main process does: readers are pickled, and open their files again."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from engine.readers import HuggingFace, ImageFolder, KittiObject, NuScenes, Video
+from engine.readers import HuggingFace, ImageFolder, KittiObject, Mcap, NuScenes, TFRecord, Video, WebDataset
 from tests.readers.driving_files import write_kitti, write_nuscenes
 from tests.readers.image_files import encoded, picture
+from tests.readers.mcap_files import write_log
 from tests.readers.table_files import FORMATS, labels, write
 from tests.readers.video_files import write_video
 
@@ -47,6 +49,9 @@ def test_batches_do_not_depend_on_the_number_of_workers(tmp_path):
         Video(write_video(tmp_path / "a.mp4")),
         NuScenes(str(write_nuscenes(tmp_path / "nuscenes")), "v1.0-mini"),
         KittiObject(str(write_kitti(tmp_path / "kitti"))),
+        TFRecord(shutil.copy(FIXTURES / "examples.tfrecord", tmp_path)),
+        WebDataset(shutil.copy(FIXTURES / "samples.tar", tmp_path)),
+        Mcap(str(write_log(tmp_path / "a.mcap")), ["/imu", "/map"]),
     ]
     whole = labels(Each(sources))
     assert len({label for batch in whole for label in batch}) > 20
