@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from engine.data.padded import Bucketed, Padded
     from engine.data.source import ArraySource, Source
     from engine.data.stages import stage
+    from engine.data.streams.stream import Stream
     from engine.data.weighted import Weighted
     from engine.datasets.check import check_dataset
     from engine.datasets.write import write_dataset
@@ -51,6 +52,7 @@ __all__ = [
     "Padded",
     "Source",
     "Stop",
+    "Stream",
     "Summary",
     "Task",
     "TaskError",
@@ -85,6 +87,7 @@ _MODULES = {
     "engine.data.padded": ("Bucketed", "Padded"),
     "engine.data.source": ("ArraySource", "Source"),
     "engine.data.stages": ("stage",),
+    "engine.data.streams.stream": ("Stream",),
     "engine.data.weighted": ("Weighted",),
     "engine.datasets.check": ("check_dataset",),
     "engine.datasets.write": ("write_dataset",),

@@ -25,6 +25,7 @@ from engine.config.validation import validate
 from engine.data import dataset_summary
 from engine.data.context import names_total_steps
 from engine.data.source import Source, has_transform, source_name
+from engine.data.streams.source import Readable, descriptions
 from engine.loop.hooks import Hook
 from engine.loop.trainer import Trainer
 from engine.mounts import local_text
@@ -38,7 +39,15 @@ from engine.parallel.xla_warnings import rematerialization_explained
 from engine.resilience.out_of_memory import out_of_memory_reported
 from engine.resilience.preemption import start_ended_by_sigterm
 from engine.resilience.replica_check import coverage
-from engine.resume import Accepted, check_config, check_data, check_total, check_total_steps, summarize_datasets
+from engine.resume import (
+    Accepted,
+    by_section,
+    check_config,
+    check_data,
+    check_total,
+    check_total_steps,
+    summarize_datasets,
+)
 from engine.run import code
 from engine.run.directory import RunDirectory, default_workdir
 from engine.saved.run import SavedRun
@@ -63,8 +72,8 @@ def train(
     config: AnyConfig,
     *,
     task: Task | str | None = None,
-    data: Source | str | Mapping[str, Any] | None = None,
-    evaluation_data: Mapping[str, Source | str | Mapping[str, Any]] | None = None,
+    data: Readable | str | Mapping[str, Any] | None = None,
+    evaluation_data: Mapping[str, Readable | str | Mapping[str, Any]] | None = None,
     hooks: Mapping[str, Hook | str | Mapping[str, Any]] | None = None,
     workdir: str | Path | None = None,
     fresh: bool = False,
@@ -85,8 +94,8 @@ def train(
     Args:
         config: a Config, a ConfigDict, or a value of `--config`: a file, a module or a run directory.
         task: the Task.
-        data: the source of the training data.
-        evaluation_data: name of an evaluation -> its source; the config may set its `every` and other fields.
+        data: the training data: a source, a stream, an iterable or a generator function.
+        evaluation_data: name of an evaluation -> its data; the config may set its `every` and other fields.
         hooks: name -> hook; the config may set `hooks.<name>.every`.
         workdir: the run directory; runs/<name> by default.
         fresh: start a new run; an existing run is moved aside, never deleted.
@@ -156,6 +165,7 @@ def _build_trainer(
     changed_data, messages = check_data(summaries, directory, accepted)
     check_total(config, len(source), directory)
     directory.messages += messages
+    directory.messages += descriptions(by_section(source, evaluation_sources))
     trainer = Trainer(
         objects.build_task(config),
         make_mesh(config.mesh),
@@ -237,15 +247,25 @@ def program(config: AnyConfig, devices: Sequence[Device] | None = None) -> tuple
         config: as for `train`.
         devices: devices of the mesh; None: all devices of JAX.
     """
+    return _program(_set_up(config), Objects(), devices)[:2]
+
+
+def _set_up(config: AnyConfig) -> Config:
+    """Returns the resolved config; its targets are checked and the devices are set up."""
     config = resolve_config(config)
     check_targets(config)
     check_functions(config)
-    return _program(set_up_devices(config), Objects(), devices)
+    return set_up_devices(config)
 
 
-def _program(config: Config, objects: Objects, devices: Sequence[Device] | None) -> tuple[Program, int]:
-    source, _ = objects.build_sources(config)
-    return build_program(objects.build_task(config), make_mesh(config.mesh, devices), source, config)
+def _program(
+    config: Config, objects: Objects, devices: Sequence[Device] | None
+) -> tuple[Program, int, Mapping[str, Source]]:
+    """Returns the program, the number of steps, and the sources by config section."""
+    source, evaluation_sources = objects.build_sources(config)
+    mesh = make_mesh(config.mesh, devices)
+    built, total = build_program(objects.build_task(config), mesh, source, config)
+    return built, total, by_section(source, evaluation_sources)
 
 
 def explain(config: AnyConfig, *, devices: int | None = None, collectives: bool = True) -> str:
@@ -268,12 +288,13 @@ def explain_parts(config: AnyConfig, *, devices: int | None, collectives: bool) 
     config = resolve_config(config)
     mesh_spec, fakes = fake_devices(config.mesh, config.train.global_batch_size, devices)
     config = dataclasses.replace(config, mesh=mesh_spec)
-    built, total = program(config, fakes)
+    built, total, sources = _program(_set_up(config), Objects(), fakes)
     mesh, state = built.mesh, built.abstract_state.to_tree()
     yield describe(mesh_spec, config.sharding, mesh, state, built.spec.model.names, total)
     if frozen := describe_frozen(state["params"], built.spec.model.trained):
         yield frozen
     yield coverage(config.resilience.replica_check, state)
+    yield from descriptions(sources)
     yield from (f"warning: {text}" for text in built.warnings)
     if note := rounding_note(built.spec.task, built.abstract_batch.examples, built.spec.compute_dtype):
         yield note

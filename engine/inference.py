@@ -17,7 +17,8 @@ from engine.config.errors import ConfigError, did_you_mean
 from engine.config.instances import section_of
 from engine.config.schema import Config, Data
 from engine.config.target import check
-from engine.data.source import Source, build_source, check_source
+from engine.data.source import Source, build_source
+from engine.data.streams.source import limit_source
 from engine.metrics.results import Result
 from engine.mounts import local_path
 from engine.resilience.out_of_memory import out_of_memory_reported
@@ -183,9 +184,8 @@ def _config_for_predictions(
 
 def _source(data: Source | Mapping[str, Any] | None, section: Data, where: str) -> Source:
     if data is None or isinstance(data, Mapping):
-        return build_source(section, where)
-    check_source(data, "data")
-    return data
+        return build_source(section, where, finite=True)
+    return limit_source(data, section, "data", finite=True)
 
 
 def export(run: str | Path, file: str | Path, *, step: int | str | None = None, task: Task | None = None) -> list[str]:

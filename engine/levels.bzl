@@ -56,7 +56,7 @@ def above(level):
     return [package + ":__pkg__" for package in packages if ":" not in package] + OUTSIDE
 
 def engine_package(level, deps = [], visibility = []):
-    """The library of all Python files of this folder, named like the folder.
+    """The library of all Python files of this folder and of folders in it without targets, named like the folder.
 
     Args:
       level: its level, from 0.
@@ -65,7 +65,7 @@ def engine_package(level, deps = [], visibility = []):
     """
     py_library(
         name = native.package_name().split("/")[-1],
-        srcs = native.glob(["*.py"]),
+        srcs = native.glob(["**/*.py"]),
         visibility = above(level) + visibility,
         deps = below(level) + deps + [
             "//engine:init",

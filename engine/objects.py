@@ -15,7 +15,8 @@ from engine.config.instances import TARGET, missing, section_of
 from engine.config.schema import Config, Data, Target, field_names
 from engine.config.schema import Hook as HookConfig
 from engine.config.validation import validate
-from engine.data.source import Source, build_source, check_source, limited
+from engine.data.source import Source, build_source
+from engine.data.streams.source import check_readable, limit_source
 from engine.loop.hooks import Hook, build_hooks
 from engine.metrics.values import describe_value
 from engine.training.build import build_task
@@ -41,7 +42,7 @@ class Objects:
     def build_sources(self, config: Config) -> tuple[Source, dict[str, Source]]:
         """Returns the training source, and evaluation name -> source; `data.limit` is applied to each."""
         evaluations = {
-            name: _source(self.evaluation_data.get(name), section.data, f"evaluations.{name}.data")
+            name: _source(self.evaluation_data.get(name), section.data, f"evaluations.{name}.data", finite=True)
             for name, section in config.evaluations.items()
         }
         return _source(self.data, config.data, "data"), evaluations
@@ -62,8 +63,10 @@ class Objects:
                 missing(str(section.arguments.get("type")))
 
 
-def _source(found: Source | None, section: Data, where: str) -> Source:
-    return build_source(section, where) if found is None else limited(found, section.limit)
+def _source(found: Source | None, section: Data, where: str, finite: bool = False) -> Source:
+    if found is None:
+        return build_source(section, where, finite=finite)
+    return limit_source(found, section, where, finite)
 
 
 def with_objects(
@@ -99,7 +102,7 @@ def with_objects(
             )
     for where, source in {"data": data, **{f"evaluation_data[{n!r}]": s for n, s in evaluation_data.items()}}.items():
         if source is not None and not _is_named(source):
-            check_source(source, where)
+            check_readable(source, where)
     objects = Objects(
         task=_object(task),
         data=_object(data),

@@ -131,15 +131,20 @@ def _stored_size(directory: RunDirectory) -> int:
     return int(size) if size.isdecimal() else 0
 
 
+def by_section(source: Source, evaluation_sources: Mapping[str, Source]) -> dict[str, Source]:
+    """Returns config section -> source, the training data first."""
+    return {"data": source} | {f"evaluations.{name}.data": found for name, found in evaluation_sources.items()}
+
+
 def summarize_datasets(source: Source, evaluation_sources: Mapping[str, Source]) -> dict[str, dataset_summary.Summary]:
     """Returns the summary of each dataset of a run, by config section.
 
     Raises:
         InconsistentProcesses: the datasets of the processes differ.
     """
-    summaries: dict[str, dataset_summary.Summary] = {"data": dataset_summary.summarize(source)}
-    summaries |= {
-        f"evaluations.{name}.data": dataset_summary.summarize(found) for name, found in evaluation_sources.items()
+    sources = by_section(source, evaluation_sources)
+    summaries: dict[str, dataset_summary.Summary] = {
+        where: dataset_summary.summarize(found) for where, found in sources.items()
     }
     check_consistency(
         {f"{where}: {name}": text for where, found in summaries.items() for name, text in found.items()}, "data"

@@ -17,7 +17,8 @@ from engine.config.schema import Config
 from engine.config.target import check
 from engine.config.text import flatten, value_text
 from engine.config.text_file import read_text
-from engine.data.source import Source, build_source, check_source, fingerprint
+from engine.data.source import Source, build_source, fingerprint
+from engine.data.streams.source import as_source
 from engine.loop.evaluation import build_evaluations
 from engine.metrics.results import Result, json_values
 from engine.resilience.out_of_memory import out_of_memory_reported
@@ -84,8 +85,7 @@ class SavedEvaluations:
                 f"{self.saved.directory.config}: no evaluations. Add one: --evaluations.NAME.data.target=..., or in "
                 "the config of the run, evaluations.<name>.data."
             )
-        for name, source in data.items():
-            check_source(source, f"evaluation_data[{name!r}]")
+        data = {name: as_source(found, f"evaluation_data[{name!r}]", finite=True) for name, found in data.items()}
         with self.saved.code_importable(config):
             for name, section in config.evaluations.items():
                 if name not in data:
@@ -95,7 +95,7 @@ class SavedEvaluations:
         sizes = [section.batch_size or batch_size for section in self._sections.values()]
         config, program = open_program(task, config, overrides, sizes, self.say)
         sources = {
-            name: data[name] if name in data else build_source(section.data, f"evaluations.{name}.data")
+            name: data[name] if name in data else build_source(section.data, f"evaluations.{name}.data", finite=True)
             for name, section in self._sections.items()
         }
         self._settings = _settings(self.saved.config, config, data)

@@ -7,15 +7,21 @@ from engine.config.text_file import read_text
 
 
 def position(path: Path) -> dict:
-    """Returns a position in the data: numbers, the skipped batches, and the sums of an unfinished row of metrics.
+    """Returns a position in the data.
+
+    It holds numbers, the skipped batches, the sums of an unfinished row of metrics, and the marks of streams: shard ->
+    (number of an item, position in the shard).
 
     Raises:
         OSError, ValueError: the file cannot be read, or holds something else.
     """
     found = _read(path)
-    skipped, row = found.get("skipped", []), found.get("row", {})
-    numbers = [value for name, value in found.items() if name not in ("skipped", "row")]
+    skipped, row, streams = found.get("skipped", []), found.get("row", {}), found.get("streams", {})
+    numbers = [value for name, value in found.items() if name not in ("skipped", "row", "streams")]
     pairs = list(row.values()) if isinstance(row, dict) else [""]
+    marks = list(streams.values()) if isinstance(streams, dict) else [""]
+    if any(not isinstance(mark, list) or len(mark) != 2 or type(mark[0]) is not int for mark in marks):
+        raise ValueError("is not a position in the data")
     if not all(map(_are_numbers, (skipped, numbers, *pairs))) or any(len(pair) != 2 for pair in pairs):
         raise ValueError("is not a position in the data")
     return found

@@ -18,6 +18,7 @@ DATA_UNITS = ("steps", "examples", "epochs")
 CLOCK_UNITS = {"seconds": 1, "minutes": 60, "hours": 3600}
 UNITS = (*DATA_UNITS, *CLOCK_UNITS)
 MAX_VALUE, MAX_DECIMALS = 10**15, 13  # so that a value prints exactly, and a typing error does not occupy the CPU
+UNKNOWN_LENGTH = 2**62  # dataset size of a stream that does not know its length: an epoch without an end
 MAX_STEPS = 2**31 - 1  # devices count steps in int32
 MAX_SECONDS = 10**9  # 31 years; timeouts of Python's locks end at 292 years
 
@@ -84,6 +85,12 @@ class Duration:
             raise ConfigError(f"'{self}' is not a number of examples. Units of the data: {', '.join(DATA_UNITS)}.")
         if self.unit == "epochs" and dataset_size < 1:
             raise ConfigError(f"'{self}' of a dataset of {dataset_size} examples has no length. Use steps or examples.")
+        if self.unit == "epochs" and dataset_size >= UNKNOWN_LENGTH:
+            raise ConfigError(
+                f"found '{self}', but the training data is a stream of unknown length, which has no epochs. Write "
+                "train.total, evaluations.<name>.every and other durations in steps or examples, or give the stream a "
+                "method counts()."
+            )
         return self.value * {"steps": batch_size, "examples": 1, "epochs": dataset_size}[self.unit]
 
     def steps(self, batch_size: int, dataset_size: int) -> int:

@@ -3,7 +3,8 @@
 Identity fields, because another value is another training:
     task.*                          model and loss
     data.target and its arguments   examples; see `only_weights_differ`
-    data.shuffle, data.limit        order and number of examples
+    data.shuffle, .shuffle_window,  order and number of examples
+        .limit
     optimizer.*                     updates
     train.global_batch_size         meaning of a step, and so the position in the data
     train.seed                      initial weights, data order, random numbers

@@ -19,6 +19,7 @@ type Arguments = Mapping[str, Plain]
 
 MAX_WORKERS, MAX_DEVICES, MAX_AXIS = 1024, 4096, 2**20  # so that a typing error does not overload the machine
 MAX_GIB = 2**20  # of a file system
+SHUFFLE_WINDOW = 1024  # examples; a window of small ones is read in well under a second
 MAX_STEPS_PER_DISPATCH = 1024  # each has its own arguments: 1,000 steps of a small model compile for 5 s, 4,000 for 40
 
 
@@ -76,6 +77,9 @@ class Data(Target):
     """A source of examples, and how it is read. Keys that are not listed here are arguments of the target."""
 
     shuffle: bool = setting(True, "Shuffle the examples in each epoch. Evaluations are never shuffled.")
+    shuffle_window: int = setting(
+        SHUFFLE_WINDOW, "Examples of a stream that are shuffled together, in memory.", at_least(1, below=10**9)
+    )
     limit: int | None = setting(None, "Use only this many examples, the first ones.", at_least(1, below=10**12))
     threads: int = setting(2, "Reader threads; each builds whole batches.", at_least(1, below=MAX_WORKERS + 1))
     workers: int | str = setting(0, "Reader processes instead of threads, for sources that hold the GIL.", WORKERS)

@@ -15,7 +15,17 @@ from engine.data.batch import Batch
 from engine.data.collate import Collator, own_copy
 from engine.data.context import Context, call
 from engine.data.ragged import Sizes
-from engine.data.sampler import is_shaped, is_sized, is_tagged, make_sampler, read_example, read_examples, reads_singly
+from engine.data.sampler import (
+    Marks,
+    is_marked,
+    is_shaped,
+    is_sized,
+    is_tagged,
+    make_sampler,
+    read_example,
+    read_examples,
+    reads_singly,
+)
 from engine.data.shuffle import random_generators
 from engine.data.source import Example, Examples, Source, example_spec, has_transform, leaves_with_path, source_name
 from engine.data.stages import stage
@@ -126,6 +136,20 @@ class Batches:
     def same_shape(self, first: int, count: int) -> bool:
         """Returns whether batches first, ..., first + count - 1 have one shape."""
         return not is_shaped(self._sampler) or len({self.shape(n) for n in range(first, first + count)}) == 1
+
+    @property
+    def has_marks(self) -> bool:
+        """Whether the source reads streams, so that `seek` and `marks` are of use."""
+        return is_marked(self._sampler)
+
+    def seek(self, marks: Marks) -> None:
+        """Sets where the shards of streams are opened first."""
+        if is_marked(self._sampler):
+            self._sampler.seek(marks)
+
+    def marks(self, n: int) -> Marks:
+        """Returns where the shards that were read here are opened to read batch n and later ones."""
+        return self._sampler.marks(n * self.batch_size) if is_marked(self._sampler) else {}
 
     def weight(self, n: int) -> np.ndarray:
         """Returns the weight of batch n if all of its examples can be read, float32 `[rows]`."""

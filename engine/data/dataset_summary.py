@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from engine.config.duration import UNKNOWN_LENGTH
 from engine.config.errors import DataError
 from engine.config.text_file import read_text
 from engine.data.source import SEPARATOR, Source, example_spec, fingerprint, leaves_with_path
@@ -20,7 +21,8 @@ Summary = Mapping[str, str]
 def summarize(source: Source) -> dict[str, str]:
     """Returns the number of examples, the shapes and dtypes of an example, and a fingerprint of the content."""
     spec = ", ".join(f"{path} {leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves_with_path(example_spec(source)))
-    return {"examples": str(len(source)), "each": spec, "content": fingerprint(source)}
+    size = "unknown" if len(source) >= UNKNOWN_LENGTH else str(len(source))
+    return {"examples": size, "each": spec, "content": fingerprint(source)}
 
 
 def changes(before: Summary, now: Summary, where: str) -> list[str]:

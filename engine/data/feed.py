@@ -7,7 +7,9 @@ batch is transferred while the previous step computes. The position of a run is 
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Generator, Sequence
+import zlib
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jax.sharding import NamedSharding
@@ -19,9 +21,12 @@ from engine.data.batch import Batch
 from engine.data.batches import Batches, OrderedBatches
 from engine.data.placement import Placement, local_rows, to_global_arrays
 from engine.data.reader import read
-from engine.data.source import Source, example_spec, limited
+from engine.data.sampler import Mark
+from engine.data.source import Source, example_spec, fingerprint, limited
 from engine.data.stages import Times
+from engine.data.streams.marks import MarkedBatch, MarkedBatches
 from engine.data.text import has_text, without_text
+from engine.types import Json
 
 
 class TrainFeed:
@@ -41,6 +46,7 @@ class TrainFeed:
         on_batch: Callable[[int, list[int], list[int], dict[str, int]], None] | None = None,
         bad: BadExampleCounter | None = None,
         on_message: Callable[[str], None] = lambda text: None,
+        saved: Mapping[str, Any] | None = None,
     ):
         """Starts the readers.
 
@@ -57,6 +63,7 @@ class TrainFeed:
                 examples, and how many have each tag (`run/ledger.py`).
             bad: counter of bad examples for `settings.on_error` = skip; None raises at the first bad example.
             on_message: called with a sentence about the number of workers that `settings.workers` = auto has found.
+            saved: `position` of the checkpoint from which a run resumes: where the shards of streams are opened.
 
         Raises:
             DataError: the source is empty, or its examples hold something other than numbers.
@@ -69,8 +76,16 @@ class TrainFeed:
         self._place = Placement(sharding, batches.ones)
         self._on_batch = on_batch
         self._bad = bad
+        self._content = zlib.crc32(fingerprint(source).encode()) if batches.has_marks else 0
+        self._marks: dict[str, Mark] | None = None  # where the shards of streams are opened again
+        if batches.has_marks:  # those of other data (--accept-data-change) are of no use
+            same = saved is not None and saved.get("content") == self._content
+            self._marks = dict(saved["streams"]) if same else {}  # pyright: ignore[reportOptionalSubscript]
+        self._marks_before = start, dict(self._marks or {})  # at the batch where the latest call of `next` began
+        batches.seek(self._marks or {})
+        made = batches if bad is None else TolerantBatches(batches)
         self._reader = read(
-            batches if bad is None else TolerantBatches(batches),
+            MarkedBatches(made, batches.marks) if batches.has_marks else made,
             start,
             stop,
             threads=settings.threads,
@@ -110,18 +125,25 @@ class TrainFeed:
         """
         if self._next + count > self._stop:
             raise DataError(f"{count} batches requested at batch {self._next}, but the run ends at {self._stop}.")
+        self._marks_before = self._next, dict(self._marks or {})
         batches = [self._checked(n, next(self._reader)) for n in range(self._next, self._next + count)]
         if self._on_batch is not None:
             rows = self._batches.rows.tolist()
             for n in range(self._next, self._next + count):
                 self._on_batch(n, rows, self._batches.addresses(n).tolist(), self._batches.tag_counts(n))
         self._next += count
+        if self._marks is not None:
+            self._batches.seek(self._marks)  # for workers that start now
         begin = time.perf_counter()
         placed = self._place(batches)
         self._transfer_s += time.perf_counter() - begin
         return placed
 
-    def _checked(self, n: int, batch: Batch | TolerantBatch) -> Batch:
+    def _checked(self, n: int, batch: Batch | TolerantBatch | MarkedBatch) -> Batch:
+        if isinstance(batch, MarkedBatch):
+            assert self._marks is not None
+            self._marks |= batch.marks
+            batch = batch.batch
         if isinstance(batch, TolerantBatch):
             assert self._bad is not None
             return self._bad.unwrap(n, batch)
@@ -133,12 +155,19 @@ class TrainFeed:
 
     def seek(self, step: int) -> None:
         """Sets the saved position to batch `step`, where the run stops. A resume reads the later batches again."""
+        if self._marks is not None and step == self._marks_before[0]:
+            self._marks = dict(self._marks_before[1])
         self._next = step
 
     @property
-    def position(self) -> dict[str, int]:
-        """Number of the next batch and position of its first example in the run; prefetched batches do not count."""
-        return {"next_batch": self._next, "next_example": self._next * self._batch_size}
+    def position(self) -> dict[str, Json]:
+        """Number of the next batch and position of its first example in the run; prefetched batches do not count.
+
+        For streams also "streams", where the shards that this process reads are opened again, and "content", a hash of
+        the fingerprint of the data.
+        """
+        position: dict[str, Json] = {"next_batch": self._next, "next_example": self._next * self._batch_size}
+        return position if self._marks is None else position | {"content": self._content, "streams": dict(self._marks)}
 
     def close(self) -> None:
         """Stops the reader threads and worker processes."""

@@ -12,10 +12,22 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from engine.config.duration import UNKNOWN_LENGTH
 from engine.config.errors import DataError, did_you_mean
 from engine.data.mixture_schedule import schedule, shares
 from engine.data.ragged import Sizes
-from engine.data.sampler import Sampler, is_sized, is_tagged, make_sampler, read_examples, reads_singly, row_costs
+from engine.data.sampler import (
+    Mark,
+    Marks,
+    Sampler,
+    is_marked,
+    is_sized,
+    is_tagged,
+    make_sampler,
+    read_examples,
+    reads_singly,
+    row_costs,
+)
 from engine.data.share_schedule import ShareSchedule, Times
 from engine.data.shuffle import derive_seed
 from engine.data.source import (
@@ -23,7 +35,6 @@ from engine.data.source import (
     Example,
     Examples,
     Source,
-    check_source,
     example_spec,
     fingerprint,
     leaves_with_path,
@@ -31,6 +42,7 @@ from engine.data.source import (
     source_name,
     source_text,
 )
+from engine.data.streams.source import as_source, counted
 from engine.types import PyTree
 
 
@@ -71,30 +83,30 @@ class Mixture:
         points: Any = weights if by_time else {"0 steps": weights}
         for point in points.values():
             _check_weights(self._names, point, zero=by_time)
-        for name in self._names:
-            check_source(sources[name], f"Mixture: source {name}")
-        self.sources = {name: sources[name] for name in self._names}
+        self.sources = {name: as_source(sources[name], f"Mixture: source {name}") for name in self._names}
         self.weights: Mapping[str, Any] = weights if by_time else {name: weights[name] for name in self._names}
         self._times, self._interpolate = Times.parse(points, "Mixture: weights"), interpolate
         if by_time:
             self.batch_sampler = self._sampler  # steps have a length only if the batch size is known
         _check_examples(self.sources)
-        self._ends = np.cumsum([len(source) for source in self.sources.values()])
+        sizes = [len(source) for source in self.sources.values()]
+        self._endless = max(sizes) >= UNKNOWN_LENGTH  # a stream of unknown length has no last example
+        self._sizes = np.minimum(sizes, UNKNOWN_LENGTH // len(sizes))
+        self._ends = np.cumsum(self._sizes)
 
     def __len__(self) -> int:
-        """Number of examples of all sources together, which is an epoch."""
-        return int(self._ends[-1])
+        """Number of examples of all sources together, which is an epoch; UNKNOWN_LENGTH if one of them is unknown."""
+        return UNKNOWN_LENGTH if self._endless else int(self._ends[-1])
 
     def __getitem__(self, index: int) -> Example:
         number = int(np.searchsorted(self._ends, index, side="right"))
-        source = self.sources[self._names[number]]
-        return source[index - int(self._ends[number]) + len(source)]
+        return self.sources[self._names[number]][index - int(self._ends[number] - self._sizes[number])]
 
     def take(self, indices: np.ndarray) -> Examples:
         """Returns the examples at `indices` `[batch]` of the concatenated sources, as arrays `[batch, ...]`."""
         numbers = np.searchsorted(self._ends, indices, side="right")
         sources = list(self.sources.values())
-        starts = self._ends - [len(source) for source in sources]
+        starts = self._ends - self._sizes
         return _merge(numbers, indices - starts[numbers], lambda number, own: read_examples(sources[number], own))
 
     def limited(self, count: int) -> "Mixture":
@@ -103,15 +115,20 @@ class Mixture:
         Raises:
             DataError: `count` is below the number of sources.
         """
-        sizes = np.array([len(source) for source in self.sources.values()])
+        sizes = np.minimum(self._sizes, count) if self._endless else self._sizes
         if count < len(sizes):
             raise DataError(f"data.limit = {count}: a mixture of {len(sizes)} sources needs at least {len(sizes)}.")
         # Each source keeps one example; the rest is divided in proportion to the remaining sizes.
-        extra_ends = np.cumsum(sizes - 1) * (count - len(sizes)) // max(1, len(self) - len(sizes))
+        extra_ends = np.cumsum(sizes - 1) * (count - len(sizes)) // max(1, sizes.sum() - len(sizes))
         counts = 1 + np.diff(extra_ends, prepend=0)
         parts = zip(self.sources.items(), counts.tolist(), strict=True)
         taken = {name: limited(source, part) for (name, source), part in parts}
         return Mixture(taken, self.weights, interpolate=self._interpolate)
+
+    def counted(self) -> "Mixture":
+        """Returns a mixture of known length, for which it reads streams of unknown length once."""
+        sources = {name: counted(source) for name, source in self.sources.items()}
+        return Mixture(sources, self.weights, interpolate=self._interpolate)
 
     def fingerprint(self) -> str:
         """Returns the fingerprints of the sources, each with its weight, or its weights by time."""
@@ -145,8 +162,11 @@ class Mixture:
                 )
         seeds = {name: derive_seed(seed, str(name)) for name in self._names}
         parts = [make_sampler(source, seeds[name], shuffle) for name, source in self.sources.items()]
+        plan = self._schedule(seed, batch_size)
+        if any(map(is_marked, parts)):
+            return _MarkedSampler(parts, self.sources, plan)
         kind = _SizedSampler if all(map(is_sized, parts)) else _Sampler
-        return kind(parts, self.sources, self._schedule(seed, batch_size))
+        return kind(parts, self.sources, plan)
 
     def _schedule(self, seed: int, batch_size: int | None) -> "_Schedule":
         if len(self._times.points) == 1:
@@ -182,6 +202,11 @@ class _FixedSchedule:
         period, at = np.divmod(positions, len(self._source))
         numbers = self._source[at]
         return numbers, period * self._counts[numbers] + self._rank[at]
+
+    def counts(self, position: int) -> np.ndarray:
+        """Returns the number of earlier positions of each source, int64 `[sources]`."""
+        period, at = divmod(position, len(self._source))
+        return period * self._counts + np.bincount(self._source[:at], minlength=len(self._counts))
 
 
 class _Sampler:
@@ -240,6 +265,37 @@ class _SizedSampler(_Sampler):
             assert is_sized(part)
             for to, values in zip(found, part.sizes(own[chosen]), strict=True):
                 to[chosen] = values
+        return found
+
+
+class _MarkedSampler(_Sampler):
+    """Sampler of a mixture with streams; the names of its marks begin with the number of the source.
+
+    Raises:
+        DataError: the weights change by time, which gives a source its positions out of order.
+    """
+
+    def __init__(self, parts: list[Sampler], sources: Mapping[str, Source], plan: _Schedule):
+        super().__init__(parts, sources, plan)
+        if not isinstance(plan, _FixedSchedule):
+            streams = [str(name) for name, part in zip(sources, parts, strict=True) if is_marked(part)]
+            raise DataError(
+                f"Mixture: the weights change by time, but {', '.join(streams)} is a stream, which is read in order. "
+                "Use one weight for each source, or sources with random access."
+            )
+        self._fixed = plan
+
+    def seek(self, marks: Marks) -> None:
+        for number, part in enumerate(self._parts):
+            start = f"{number}/"
+            if is_marked(part):
+                part.seek({name.removeprefix(start): mark for name, mark in marks.items() if name.startswith(start)})
+
+    def marks(self, position: int) -> Marks:
+        found: dict[str, Mark] = {}
+        for number, (part, own) in enumerate(zip(self._parts, self._fixed.counts(position).tolist(), strict=True)):
+            if is_marked(part):
+                found |= {f"{number}/{name}": mark for name, mark in part.marks(own).items()}
         return found
 
 

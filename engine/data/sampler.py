@@ -5,7 +5,7 @@ that identifies the example to read. The default sampler, `PermutationSampler`, 
 and its addresses are indices into the source. Packed sources and mixtures have their own samplers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol, TypeGuard
 
 import numpy as np
@@ -23,6 +23,12 @@ from engine.data.source import (
     has_transform,
     source_name,
 )
+from engine.types import Json
+
+type Mark = tuple[int, Json]
+"""Number of an item of a shard, and the position from which the shard is opened to read it."""
+type Marks = Mapping[str, Mark]
+"""Marks by the name of a shard."""
 
 
 class Sampler(Protocol):
@@ -85,6 +91,18 @@ def reads_singly(sampler: Sampler) -> bool:
     return getattr(sampler, "reads_singly", False)
 
 
+class MarkedSampler(Sampler, Protocol):
+    """A sampler that reads streams (`streams/`). A mark says where a shard is opened to read from an item on."""
+
+    def seek(self, marks: Marks) -> None:
+        """Sets where the shards are opened first; any marks of earlier positions, or none, give the same examples."""
+        ...
+
+    def marks(self, position: int) -> Marks:
+        """Returns the marks of the shards read so far from which `position`, the first of a batch, can be read."""
+        ...
+
+
 def make_sampler(source: Source, seed: int, shuffle: bool, batch_size: int | None = None) -> Sampler:
     """Returns the sampler of the source's own method, or the default one.
 
@@ -119,6 +137,11 @@ def is_tagged(sampler: Sampler) -> TypeGuard[TaggedSampler]:
 def is_sized(sampler: Sampler) -> TypeGuard[SizedSampler]:
     """Returns whether a sampler knows the sizes of its rows."""
     return hasattr(sampler, "sizes")
+
+
+def is_marked(sampler: Sampler) -> TypeGuard[MarkedSampler]:
+    """Returns whether a sampler reads streams."""
+    return hasattr(sampler, "marks")
 
 
 def row_costs(sampler: Sampler, source: Source, addresses: np.ndarray) -> np.ndarray:

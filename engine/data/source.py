@@ -6,7 +6,7 @@ same structure, shapes and dtypes. Text stays on the host (`text.py`). Several t
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeGuard
 
 import numpy as np
@@ -191,11 +191,20 @@ def limited(source: Source, count: int | None) -> Source:
     return own(count) if own is not None else Limited(source, count)
 
 
-def build_source(section: Data, where: str) -> Source:
-    """Returns the source of a config section; `data.limit` is applied. Raises DataError if it is not a source."""
-    source = build(section, where)
-    check_source(source, f"{where}.target: {section.target}")
-    return limited(source, section.limit)
+def build_source(section: Data, where: str, *, finite: bool = False) -> Source:
+    """Returns the source of a config section; `data.limit` is applied.
+
+    Args:
+        section: the section.
+        where: its name in the config.
+        finite: whether the length must be known, so that a stream is counted if necessary.
+
+    Raises:
+        DataError: it is neither a source nor a stream.
+    """
+    from engine.data.streams.source import limit_source  # here, since it makes sources itself
+
+    return limit_source(build(section, where), section, f"{where}.target: {section.target}", finite, where)
 
 
 def check_source(source: object, where: str) -> None:
@@ -211,8 +220,8 @@ def check_source(source: object, where: str) -> None:
         found = f"the class {source.__name__}, not an object of it" if isinstance(source, type) else found
         advice = ""
         if hasattr(source, "__iter__") and not isinstance(source, type):
-            advice = " It can only be iterated, but the engine reads examples by index, so that a resume is exact."
-            advice += " Pass list(...) of a small dataset."
+            advice = " It can only be iterated, but here examples are read by index. Pass list(...) of a small"
+            advice += " dataset, or write a large one to ArrayRecord files with `convoy data write`."
         raise DataError(f"{where}: found {found}, allowed is a source: an object with __len__ and __getitem__.{advice}")
     try:
         len(source)  # pyright: ignore[reportArgumentType]
@@ -252,6 +261,8 @@ def source_name(source: Source) -> str:
     """Returns the name of a source in error texts: its class with the module."""
     if isinstance(source, Limited):
         return source_name(source.source)
+    if isinstance(own := getattr(source, "source_name", None), str):  # of a source that stands for another object
+        return own
     return f"{type(source).__module__}.{type(source).__qualname__}"
 
 
@@ -346,9 +357,13 @@ def evenly_spaced(size: int, most: int) -> list[int]:
 
 
 def _content(source: Source, index: int) -> bytes:
+    return content_of(lambda: source[index])
+
+
+def content_of(read: Callable[[], Example]) -> bytes:
     """Returns the bytes and the structure of an example. Training reports an unreadable example when it reads it."""
     try:
-        found = leaves_with_path(source[index])
+        found = leaves_with_path(read())
     except Exception:
         return b"cannot be read"
     parts = []

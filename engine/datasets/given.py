@@ -35,7 +35,7 @@ def given_source(data: Given, on_error: str | None = None) -> tuple[Source, str]
         draft.data = dict(data)
         data = _validated(draft).data
     if isinstance(data, Data):
-        return build_source(data, "data"), on_error or data.on_error
+        return build_source(data, "data", finite=True), on_error or data.on_error
     check_source(data, "data")
     return data, on_error or "stop"
 

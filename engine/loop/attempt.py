@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
+from typing import Any
 
 import jax
 import numpy as np
@@ -65,6 +66,7 @@ class Attempt:
         self._stack = contextlib.ExitStack()
         self.skipped: set[int] = set()
         """Numbers of the skipped batches in the restored checkpoint."""
+        self._position: Mapping[str, Any] = {}  # in the data, of the restored checkpoint
         self.unfinished: Sums = {}
         """Sums of the row of metrics that was unfinished in the restored checkpoint."""
         self.data_metrics: dict[str, float] = {}
@@ -93,12 +95,12 @@ class Attempt:
         store, program = self._checkpoints.store, self._program
         with self._phase(RESTORING):
             found = store.restore_latest(program.abstract_state.to_tree(), program.spec.model.stacked, self._say)
-        self.skipped, self.unfinished = set(), {}
+        self.skipped, self.unfinished, self._position = set(), {}, {}
         if found is None:
             with self._phase(COMPILING):
                 return self._initial_state(), 0
         tree, step = found
-        position = store.position(step)
+        position = self._position = store.position(step)
         self.skipped, self.unfinished = set(position.get("skipped", ())), position.get("row", {})
         self._say(f"resuming from step {step}")
         return TrainState.from_tree(tree), step
@@ -192,6 +194,7 @@ class Attempt:
             start=number,
             stop=number + 1,
             bad=bad,
+            saved=self._position,
         )
         with contextlib.closing(feed):
             return feed.next(1)[0]
@@ -231,5 +234,6 @@ class Attempt:
             on_batch=self._ledger and self._ledger.write,
             bad=self._bad_examples,
             on_message=self._say,
+            saved=self._position,
         )
         return contextlib.closing(feed)

@@ -14,6 +14,7 @@ from engine.cluster import group
 from engine.config.duration import Period
 from engine.config.schema import Stop as StopConfig
 from engine.data.batch import Batch
+from engine.data.streams.marks import gather_marks
 from engine.loop.evaluation import Evaluation, check_measured
 from engine.loop.phases import EVALUATING, PREPARING, PROFILING, SAVING, TRAINING, Phase, Phases
 from engine.loop.stopping import reason_to_stop
@@ -27,7 +28,7 @@ from engine.resilience.replica_check import ReplicaCheck
 from engine.run.directory import RunDirectory
 from engine.training.program import Program
 from engine.training.state import TrainState
-from engine.types import PyTree
+from engine.types import Json, PyTree
 
 EXPLAIN_S = 60.0  # until all processes must have read a batch again
 
@@ -38,7 +39,7 @@ class Boundary:
 
     step: int
     state: TrainState
-    position: Mapping[str, int]
+    position: Mapping[str, Json]
     """Position in the data: the next batch and the next example."""
     first: bool
     """Whether the run starts or resumes here."""
@@ -149,7 +150,7 @@ class Save:
     def run(self, boundary: Boundary) -> None:
         if not self.divergence.pending and self.is_due(boundary):
             row = self.recorder.unfinished()
-            position = {**boundary.position, "skipped": sorted(self.divergence.skipped), "row": row}
+            position = {**gather_marks(boundary.position), "skipped": sorted(self.divergence.skipped), "row": row}
             force = self._is_forced(boundary)
             if self.checkpoints.maybe_save(boundary.step, boundary.state.to_tree(), position, force):
                 self.say(f"saving checkpoint of step {boundary.step}")

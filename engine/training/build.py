@@ -29,7 +29,9 @@ def build_sources(config: Config) -> tuple[Source, dict[str, Source]]:
 
 def build_evaluation_sources(config: Config) -> dict[str, Source]:
     """Returns evaluation name -> source."""
-    return {name: build_source(e.data, f"evaluations.{name}.data") for name, e in config.evaluations.items()}
+    return {
+        name: build_source(e.data, f"evaluations.{name}.data", finite=True) for name, e in config.evaluations.items()
+    }
 
 
 def build_task(config: Config) -> Task:

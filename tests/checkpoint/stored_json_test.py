@@ -11,7 +11,7 @@ from engine.checkpoint import stored_json
 from tests.properties import examples
 
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5))
-KEYS = st.sampled_from(["skipped", "row", "lines", "next_batch", "x"])
+KEYS = st.sampled_from(["skipped", "row", "streams", "lines", "next_batch", "x"])
 JSON = st.recursive(SCALARS, lambda inner: st.one_of(st.lists(inner), st.dictionaries(KEYS, inner)), max_leaves=8)
 
 
@@ -24,6 +24,7 @@ def test_any_content_is_a_position_and_a_config_or_an_error(tmp_path_factory, co
         position = stored_json.position(path)
         assert set(position.get("skipped", ())) >= set()  # as `Attempt.restore` reads it
         assert all(len(pair) == 2 for pair in position.get("row", {}).values())
+        assert all(isinstance(number, int) for number, _ in position.get("streams", {}).values())
     with contextlib.suppress(OSError, ValueError):
         assert isinstance(stored_json.config_text(path), str)
 
@@ -34,6 +35,11 @@ def test_what_a_save_writes_is_accepted(tmp_path):
     path.write_text(json.dumps(position))
     assert stored_json.position(path) == position
     path.write_text(json.dumps({**position, "row": {"loss": [1]}}))
+    with pytest.raises(ValueError, match="is not a position in the data"):
+        stored_json.position(path)
+    path.write_text(json.dumps({**position, "streams": {"0": [12, None], "a/1": [3, {"byte": 7}]}}))
+    assert stored_json.position(path)["streams"]["a/1"] == [3, {"byte": 7}]
+    path.write_text(json.dumps({**position, "streams": {"0": [None, 12]}}))
     with pytest.raises(ValueError, match="is not a position in the data"):
         stored_json.position(path)
     path.write_text('{"lines": ["a: 1", "b: 2"]}')

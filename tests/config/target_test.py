@@ -117,10 +117,12 @@ def test_arguments_are_checked_against_the_signature(package):
     fails(
         Data(target="shop.tasks.Strict", arguments={"widht": 1}),
         "task.widht: shop.tasks.Strict takes no such argument. It takes: width. Fields of the engine here: shuffle, "
-        "limit, threads, workers, prefetch, on_error. Did you mean width?",
+        "shuffle_window, limit, threads, workers, prefetch, on_error. Did you mean width?",
         check,
     )
-    fails(Data(target="shop.tasks.Strict", arguments={"shufle": False}), "Did you mean shuffle?", check)
+    fails(
+        Data(target="shop.tasks.Strict", arguments={"shufle": False}), "Did you mean shuffle or shuffle_window?", check
+    )
     fails(Optimizer(arguments={"lr": 0.1}), "Did you mean learning_rate?", check)
     fails(
         Optimizer(arguments={"weight_decay": "0.1x"}),

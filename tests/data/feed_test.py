@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 import threading
 import time
@@ -14,6 +15,7 @@ from engine.data.batches import Batches
 from engine.data.feed import EvaluationFeed, TrainFeed
 from engine.data.source import ArraySource
 from engine.data.stages import STAGES, stage
+from engine.data.streams.source import as_source
 
 ROWS = P(("data", "fsdp"))
 
@@ -101,6 +103,40 @@ def test_feed_with_workers_gives_equal_batches_and_resumes():
     # Large arrays arrive in shared memory, which must exist until the device has copied them.
     assert drawn(train_feed(start=3, workers=2), 1, 6) == expected(3, 10)
     assert multiprocessing.active_children() == []
+
+
+def test_feed_of_a_stream_resumes_at_the_saved_marks_of_its_shards():
+    class Shards:
+        shards = 4
+
+        def open(self, shard, position):
+            for item in range(position or 0, 10_000):
+                yield {"label": np.int32(4 * item + shard), "noise": np.int32(position or 0)}, item + 1
+
+    def feed(start=0, **given):
+        source = as_source(Shards(), "data", window=16)
+        return TrainFeed(
+            source, Data(**given), batch_size=16, seed=0, sharding=shardings()[0], start=start, stop=100,
+            saved=given and saved,
+        )  # fmt: skip
+
+    saved = {}
+    wanted = drawn(feed(), 30)
+    first = feed(threads=3, prefetch=5)
+    found = [np.asarray(batch.examples["label"]).tolist() for batch in first.next(17)]
+    assert found == [labels for labels, _ in wanted[:17]]
+    first.next(4)
+    first.seek(17)  # a run that stops gives back the batches of an unfinished dispatch
+    saved = json.loads(json.dumps(first.position))
+    first.close()
+    assert saved["streams"] == {str(shard): [68, 68] for shard in range(4)}
+    for settings in ({"threads": 3}, {"workers": 2}):
+        resumed = drawn(feed(17, **settings), 13)
+        assert [labels for labels, _ in resumed] == [labels for labels, _ in wanted[17:]]
+        assert {noise for _, row in resumed for noise in row} == {68}
+    saved["content"] += 1  # other data, which the user has accepted
+    ((_, noise),) = drawn(feed(17, threads=0), 1)
+    assert set(noise) == {0}
 
 
 def test_train_feed_applies_the_limit():

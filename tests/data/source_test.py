@@ -147,7 +147,7 @@ class Unsized:
         (
             iter([{"x": 1}]),
             "a list_iterator without __len__ and __getitem__, allowed is a source: an object with __len__ and "
-            "__getitem__. It can only be iterated, but the engine reads examples by index",
+            "__getitem__. It can only be iterated, but here examples are read by index",
         ),
         (Squares, "the class Squares, not an object of it"),
     ],

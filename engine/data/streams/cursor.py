@@ -1,0 +1,186 @@
+"""Reads the items of shards by number, although a shard can only be read in order.
+
+A cursor reads forward, and keeps the latest items: reader threads ask for batches in almost any order, and a window is
+read as a whole. An earlier item makes it open the shard again. A *mark* is an item number with the position at which
+the shard is opened to read that item.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from engine.config.errors import ConvoyError, DataError
+from engine.data.sampler import Mark
+from engine.data.streams.stream import Stream
+from engine.types import Json
+
+
+class StreamReadError(ConvoyError):
+    """A shard cannot be read on. Unlike a bad example, it cannot be skipped, so data.on_error does not apply."""
+
+    @property
+    def kind(self) -> str:
+        """Always "DataError": the subclass is of no use to users."""
+        return DataError.__name__
+
+
+class Cursor:
+    """Reads one shard.
+
+    Args:
+        stream: the stream.
+        shard: number of the shard.
+        count: items of the shard in an epoch; None if unknown: then the shard starts again where it ends.
+        window: items that are shuffled together; there is a mark at the start of each window.
+        keep: latest items to keep.
+        mark: where to begin.
+        name: name of the stream, for error texts.
+    """
+
+    def __init__(
+        self, stream: Stream, shard: int, *, count: int | None, window: int, keep: int, mark: Mark | None, name: str
+    ):
+        self._stream, self._shard, self._count, self._window, self._keep = stream, shard, count, window, keep
+        self._name = f"shard {shard} of {name}" if stream.shards > 1 else name
+        self._lock = threading.Lock()
+        self._reader: Iterator[tuple[Any, Json]] | None = None
+        self._epoch_ended = False  # whether `_reader` has yielded the last item of an epoch
+        self._next = 0  # number of the item that `_reader` yields next
+        self._first = 0  # number of the first item since the shard was opened
+        self._items: list[Any] = [None] * keep  # item n is at n % keep
+        self._marks: deque[Mark] = deque([mark or (0, None)])  # in increasing order
+
+    def fetch(self, number: int) -> Any:
+        """Returns an item.
+
+        Raises:
+            StreamReadError: the shard cannot be read, is empty, or has fewer items than it says.
+        """
+        with self._lock:
+            if self._reader is None or number < max(self._first, self._next - self._keep):
+                self._reopen(number)
+            while self._next <= number:
+                self._read()
+            return self._items[number % self._keep]
+
+    def mark(self, number: int) -> Mark:
+        """Returns the latest known mark up to an item."""
+        with self._lock:
+            return self._mark(number)
+
+    def _mark(self, number: int) -> Mark:
+        for mark in reversed(self._marks):
+            if mark[0] <= number:
+                return mark
+        return (0 if self._count is None else number - number % self._count), None
+
+    def _reopen(self, number: int) -> None:
+        mark = self._mark(number)
+        self._next = self._first = mark[0]
+        self._marks, self._epoch_ended = deque([mark]), False
+        self._reader = self._open(mark[1])
+
+    def _read(self) -> None:
+        """Reads the next item."""
+        if self._epoch_ended:
+            self._start_again()
+        if (found := self._advance()) is None:
+            if self._count is not None:
+                raise StreamReadError(
+                    f"{self._name} ended after {self._next % self._count} examples, but it says that it has "
+                    f"{self._count}. Correct its counts, or the data."
+                )
+            self._start_again()
+            if (found := self._advance()) is None:
+                raise StreamReadError(f"{self._name} has no examples. Leave the shard out, or correct the data.")
+        item, position = found
+        self._items[self._next % self._keep] = item
+        self._next += 1
+        within = self._next if self._count is None else self._next % self._count
+        self._epoch_ended = within == 0
+        if within % self._window == 0:
+            self._marks.append((self._next, None if self._epoch_ended else position))
+        while len(self._marks) > 1 and self._marks[1][0] <= self._next - self._keep:
+            self._marks.popleft()
+
+    def _start_again(self) -> None:
+        self._reader, self._epoch_ended = self._open(None), False
+
+    def _open(self, position: Json) -> Iterator[tuple[Any, Json]]:
+        try:
+            return iter(self._stream.open(self._shard, position))
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def _advance(self) -> tuple[Any, Json] | None:
+        assert self._reader is not None
+        try:
+            found = next(self._reader, None)
+            if found is not None:
+                item, position = found
+                return item, position
+        except Exception as error:
+            self._reader = None  # a generator that has failed looks as if it had ended
+            raise self._failed(error) from error
+        return None
+
+    def _failed(self, error: Exception) -> StreamReadError:
+        text = str(error) if isinstance(error, ConvoyError) else f"{type(error).__name__}: {error}"
+        return StreamReadError(
+            f"{self._name} cannot be read at its example {self._next}: {text.rstrip('.')}. The examples after it need "
+            "it, so the run ends here. Correct the data, or let `open` leave the example out."
+        )
+
+
+class StreamReader:
+    """Reads the items of all shards of a stream, by shard and number. Thread-safe; a pickled copy opens nothing.
+
+    Args:
+        stream, counts, window, name: of each `Cursor`.
+        keep: latest items of a shard to keep.
+    """
+
+    def __init__(self, stream: Stream, *, counts: Sequence[int] | None, window: int, keep: int, name: str):
+        self._stream, self._counts, self._window, self._keep, self._name = stream, counts, window, keep, name
+        self._lock = threading.Lock()
+        self._cursors: dict[int, Cursor] = {}
+        self._marks: dict[int, Mark] = {}  # where to begin
+
+    def seek(self, marks: Mapping[int, Mark]) -> None:
+        """Sets the mark at which the first reading of each shard begins."""
+        self._marks = dict(marks)
+
+    def fetch(self, shard: int, number: int) -> Any:
+        """Returns an item. Raises StreamReadError."""
+        if (cursor := self._cursors.get(shard)) is None:
+            cursor = self._add(shard)
+        return cursor.fetch(number)
+
+    def marks(self, numbers: np.ndarray) -> dict[int, Mark]:
+        """Returns, for each shard that was read here, the latest mark up to the item `numbers[shard]`."""
+        return {shard: cursor.mark(int(numbers[shard])) for shard, cursor in list(self._cursors.items())}
+
+    def _add(self, shard: int) -> Cursor:
+        count = None if self._counts is None else self._counts[shard]
+        with self._lock:
+            if shard not in self._cursors:
+                self._cursors[shard] = Cursor(
+                    self._stream,
+                    shard,
+                    count=count,
+                    window=self._window,
+                    keep=self._keep,
+                    mark=self._marks.get(shard),
+                    name=self._name,
+                )
+            return self._cursors[shard]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_lock": None, "_cursors": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._lock = threading.Lock()

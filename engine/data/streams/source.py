@@ -1,0 +1,299 @@
+"""Makes a stream a source, so that everything that reads sources reads streams: `as_source`."""
+
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from engine.config.duration import UNKNOWN_LENGTH
+from engine.config.errors import DataError
+from engine.config.schema import SHUFFLE_WINDOW, Data
+from engine.config.target import build
+from engine.data.collate import Collator
+from engine.data.sampler import Mark, Marks
+from engine.data.source import SEPARATOR, Example, Examples, Source, check_source, content_of, limited
+from engine.data.stages import stage
+from engine.data.streams.cursor import StreamReader
+from engine.data.streams.order import Order
+from engine.data.streams.stream import IterableStream, Stream, is_iterable_only, is_stream
+
+type Readable = Source | Stream | Iterable[Example] | Callable[[], Iterator[Example]]
+"""What `as_source` accepts; the function is a generator function."""
+
+KEPT_BATCHES = 8  # batches whose items are kept without shuffling: more than threads read ahead of each other
+FINGERPRINT_ITEMS = 16
+
+
+class StreamSource:
+    """A source that reads a stream. Indices are in the unshuffled order, and are best read in increasing order.
+
+    Args:
+        stream: the stream.
+        window: examples that are shuffled together in training, over all shards.
+        name: name of the stream in texts.
+        counts: examples of each shard in an epoch; None if they are unknown.
+    """
+
+    def __init__(self, stream: Stream, window: int, name: str, counts: Sequence[int] | None):
+        self.stream, self.window, self.source_name = stream, max(1, window // stream.shards), name
+        self.counts = None if counts is None else [int(count) for count in counts]
+        if self.counts is not None and len(self.counts) != stream.shards:
+            raise DataError(f"{name}: counts gives {len(self.counts)} numbers for {stream.shards} shards.")
+        if self.counts is not None and not (min(self.counts) >= 0 < sum(self.counts)):
+            raise DataError(f"{name}: no examples. A stream needs at least one; check its files and arguments.")
+        if hasattr(stream, "transform"):
+            self.transform = stream.transform  # pyright: ignore[reportAttributeAccessIssue]
+        self._in_order = StreamSampler(self, seed=0, shuffle=False)
+
+    def __len__(self) -> int:
+        """Number of examples of an epoch; UNKNOWN_LENGTH if it is not known."""
+        return UNKNOWN_LENGTH if self.counts is None else sum(self.counts)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._in_order.example(*self._in_order.shard_and_item(self._addresses([index])[0]))
+
+    def take(self, indices: np.ndarray) -> Examples:
+        """Returns the examples at `indices` `[batch]` as arrays `[batch, ...]`."""
+        return self._in_order.read(self._addresses(indices))
+
+    def _addresses(self, indices: Any) -> np.ndarray:
+        return self._in_order.addresses(np.asarray(indices, np.int64))
+
+    def sampler(self, seed: int, shuffle: bool) -> "StreamSampler":
+        """Returns the sampler of a training run (`engine/data/sampler.py`)."""
+        return StreamSampler(self, seed, shuffle)
+
+    def batch_sampler(self, seed: int, shuffle: bool, batch_size: int) -> "StreamSampler":
+        """Returns the sampler of a training run with this batch size, in which each process reads few shards."""
+        return StreamSampler(self, seed, shuffle, batch_size)
+
+    def limited(self, count: int) -> "StreamSource":
+        """Returns the first `count` examples, spread over the shards; reads them once if the length is unknown."""
+        if self.counts is None:
+            most = [count // self.stream.shards + (shard < count % self.stream.shards) for shard in self._shards]
+            counts = [self._count(shard, most[shard]) for shard in self._shards]
+        else:
+            order = Order(self.counts, self.stream.shards, window=1, seed=0)
+            counts = order.needed(min(count, len(self))).tolist() if count < len(self) else self.counts
+        return StreamSource(self.stream, self.window * self.stream.shards, self.source_name, counts)
+
+    def counted(self) -> "StreamSource":
+        """Returns the source with a known length, for which it reads the stream once."""
+        counts = [self._count(shard, UNKNOWN_LENGTH) for shard in self._shards]
+        return StreamSource(self.stream, self.window * self.stream.shards, self.source_name, counts)
+
+    @property
+    def _shards(self) -> range:
+        return range(self.stream.shards)
+
+    def _count(self, shard: int, most: int) -> int:
+        """Returns the number of items of a shard, at most `most`. Raises DataError."""
+        try:
+            items = self.stream.open(shard, None)
+            return sum(1 for _, _ in zip(range(most), items, strict=False))
+        except Exception as error:
+            where = f"shard {shard} of {self.source_name}" if self.stream.shards > 1 else self.source_name
+            raise DataError(f"{where} cannot be read: {type(error).__name__}: {error}. Correct the data.") from error
+
+    def fingerprint(self) -> str:
+        """Returns that of the stream, or a hash of its first examples; with the shards, on which the order depends."""
+        own: Callable[[], str] | None = getattr(self.stream, "fingerprint", None)
+        counts = "" if self.counts is None else f" {self.counts if len(self.counts) <= 8 else sum(self.counts)}"
+        return f"{self._content() if own is None else own()}{SEPARATOR}{self.stream.shards} shards{counts}"
+
+    def _content(self) -> str:
+        hashes = []
+        for _ in range(2):  # two readings, to find out whether they agree
+            sampler = StreamSampler(self, seed=0, shuffle=False)
+            addresses = sampler.addresses(np.arange(min(len(self), FINGERPRINT_ITEMS)))
+            found = hashlib.blake2b(digest_size=16)
+            for address in addresses.tolist():
+                found.update(content_of(functools.partial(sampler.example, *sampler.shard_and_item(address))))
+            hashes.append(found.hexdigest())
+        if hashes[0] != hashes[1]:
+            return "examples that differ from one reading to the next"
+        return f"first examples {hashes[0]}"
+
+    def description(self) -> str:
+        """Returns a sentence that says how the stream is read."""
+        shards, size = self.stream.shards, "of unknown length" if self.counts is None else f"of {len(self):,} examples"
+        if isinstance(self.stream, IterableStream):
+            parts = [f"{self.source_name} can only be iterated, so it is read as a stream {size}", "1 shard"]
+            parts += ["every process reads all examples in order", "a resume skips the earlier ones by reading them"]
+        else:
+            parts = [f"{self.source_name} is a stream {size}", f"{shards} shard{'s' * (shards > 1)}"]
+            parts += ["each process reads the shards of its rows in order", "a resume opens them at saved positions"]
+        if self.window > 1:
+            parts.append(f"data.shuffle mixes examples only within {self.window * shards:,} of them (shuffle_window)")
+        if self.counts is None:
+            parts.append("a shard that ends starts again")
+        return f"{'; '.join(parts)}."
+
+
+class StreamSampler:
+    """Sampler of a stream; an address is (number of the item in its shard) * shards + shard.
+
+    The number counts the items of all epochs. It also holds where the shards are read (`StreamReader`).
+    """
+
+    has_transform: bool
+    vectorized = False
+
+    def __init__(self, source: StreamSource, seed: int, shuffle: bool, batch_size: int | None = None):
+        self._source, shards = source, source.stream.shards
+        self.has_transform = hasattr(source, "transform")
+        window = source.window if shuffle else 1
+        self._order = Order(source.counts, shards, window=window, seed=seed, batch_size=batch_size)
+        kept = KEPT_BATCHES * -(-(batch_size or 64) // shards)
+        self._reader = StreamReader(
+            source.stream, counts=source.counts, window=window, keep=2 * window + kept, name=source.source_name
+        )
+        self._decode: Callable[[Any], Example] | None = getattr(source.stream, "decode", None)
+
+    def addresses(self, positions: np.ndarray) -> np.ndarray:
+        shards, items = self._order.locate(positions)
+        return items * self._order.shards + shards
+
+    def shard_and_item(self, address: int) -> tuple[int, int]:
+        """Returns the shard of an address, and the number of its item."""
+        item, shard = divmod(int(address), self._order.shards)
+        return shard, item
+
+    def locate(self, address: int) -> tuple[Source, int]:
+        return self._source, address
+
+    def read(self, addresses: np.ndarray) -> Examples:
+        places = [self.shard_and_item(address) for address in addresses.tolist()]
+        batch = Collator(len(places))
+        for place in places:
+            batch.add(self.example(*place))
+        return batch.batch(lambda row: self._name(*places[row]))
+
+    def example(self, shard: int, item: int) -> Example:
+        """Returns an example. Raises StreamReadError, and DataError if only this example is bad."""
+        found = self._reader.fetch(shard, item)
+        if self._decode is None:
+            return found
+        try:
+            with stage("decode"):
+                return self._decode(found)
+        except Exception as error:
+            what = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}."
+            raise DataError(
+                f"Example {self._name(shard, item)}: {what} Repair it, remove it, or set data.on_error=skip."
+            ) from error
+
+    def _name(self, shard: int, item: int) -> str:
+        count = None if self._source.counts is None else self._source.counts[shard]
+        of_shard = f" of shard {shard}" if self._order.shards > 1 else ""
+        return f"{item if count is None else item % count}{of_shard} of {self._source.source_name}"
+
+    def seek(self, marks: Marks) -> None:
+        """Sets where the shards are opened: marks by shard, as `marks` returns them."""
+        self._reader.seek({int(shard): (int(mark[0]), mark[1]) for shard, mark in marks.items()})
+
+    def marks(self, position: int) -> dict[str, Mark]:
+        """Returns the marks, by shard, from which the examples at `position` and later ones can be read."""
+        return {str(shard): mark for shard, mark in self._reader.marks(self._order.needed(position)).items()}
+
+
+def as_source(
+    found: object,
+    where: str,
+    *,
+    window: int = SHUFFLE_WINDOW,
+    finite: bool = False,
+    again: Callable[[], Any] | None = None,
+    name: str = "",
+) -> Source:
+    """Returns a source: the object itself, or one that reads a stream, an iterable or a generator function.
+
+    Args:
+        found: the object.
+        where: its name in error texts.
+        window: examples of a stream that are shuffled together.
+        finite: whether the length must be known, so that it is counted if necessary.
+        again: makes the same object once more, for iterators, which can be read only once.
+        name: name of the iterator that `again` makes.
+
+    Raises:
+        DataError: the object is none of these, or cannot be read.
+    """
+    stream, found_name = _stream(found, where, again)
+    if stream is None:
+        check_source(found, where)
+        return counted(found) if finite else found  # pyright: ignore[reportArgumentType, reportReturnType]
+    shards = stream.shards
+    if isinstance(shards, bool) or not isinstance(shards, int) or shards < 1:
+        raise DataError(f"{where}: shards = {shards!r}: allowed is a whole number from 1.")
+    own: Callable[[], Sequence[int]] | None = getattr(stream, "counts", None)
+    source = StreamSource(stream, window, name if again and name else found_name, None if own is None else own())
+    return counted(source) if finite else source
+
+
+def limit_source(found: object, section: Data, name: str, finite: bool = False, where: str = "") -> Source:
+    """Returns an object as a source, with the limit and the shuffle window of its config section.
+
+    Args:
+        found: a source, a stream, an iterable or a generator function.
+        section: the section.
+        name: name of the object in error texts.
+        finite: as for `build_source`.
+        where: name of the section if it has built the object, so that it can be built again.
+
+    Raises:
+        DataError: it is neither a source nor a stream.
+    """
+    again = functools.partial(build, section, where) if where else None
+    window, limit = section.shuffle_window, section.limit
+    source = as_source(
+        found, name, window=window, finite=finite and limit is None, again=again, name=section.target if where else ""
+    )
+    return limited(source, limit)
+
+
+def counted(source: Source) -> Source:
+    """Returns a source with a known length; reads its streams once if necessary."""
+    own: Callable[[], Source] | None = getattr(source, "counted", None)
+    return source if own is None or len(source) < UNKNOWN_LENGTH else own()
+
+
+def check_readable(found: object, where: str) -> None:
+    """Raises DataError for an object that `as_source` does not accept; reads nothing."""
+    if _stream(found, where)[0] is None:
+        check_source(found, where)
+
+
+def _stream(found: object, where: str, again: Callable[[], Any] | None = None) -> tuple[Stream | None, str]:
+    """Returns an object as a stream, and its name; None if it is not read as a stream.
+
+    Raises:
+        DataError: an iterator without a way to make it again.
+    """
+    name = f"{type(found).__module__}.{type(found).__qualname__}"
+    if is_stream(found):
+        return found, name
+    if inspect.isgeneratorfunction(found):
+        return IterableStream(found, found), f"{found.__module__}.{found.__qualname__}"
+    if not is_iterable_only(found):
+        return None, name
+    if not isinstance(found, Iterator):
+        return IterableStream(functools.partial(iter, found), found), name  # pyright: ignore[reportCallIssue, reportArgumentType]
+    if again is None:
+        raise DataError(
+            f"{where}: found a {type(found).__name__}, which can be read only once, but a resume reads it again. Pass "
+            "the generator function, or an object whose __iter__ returns a new iterator each time."
+        )
+    return IterableStream(again, None), name
+
+
+def descriptions(sources: Mapping[str, Source]) -> list[str]:
+    """Returns a sentence for each stream, also in a mixture; `sources` by their place in the config."""
+    lines = []
+    for where, source in sources.items():
+        inner: Mapping[str, Source] = getattr(source, "sources", {})
+        lines += [f"{where}: {x.description()}" for x in (source, *inner.values()) if isinstance(x, StreamSource)]
+    return lines

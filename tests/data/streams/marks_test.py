@@ -1,0 +1,25 @@
+import numpy as np
+
+from engine.data.batches import Batches
+from engine.data.streams.marks import MarkedBatches, gather_marks, latest
+from engine.data.streams.source import as_source
+from tests.data.streams.counting import Counting
+
+
+def test_batch_carries_the_marks_of_the_batch_after_it():
+    source = as_source(Counting([50, 50]), "data", window=1)
+    batches = Batches(source, 4, 0, False)
+    marked = MarkedBatches(batches, batches.marks)
+    late, early = marked[5], marked[4]  # as threads may make them
+    assert early.marks == {"0": (10, 10), "1": (10, 10)}
+    assert late.marks == {"0": (12, 12), "1": (12, 12)}
+    np.testing.assert_array_equal(early.batch.examples["item"], [8, 9, 8, 9])
+
+
+def test_latest_mark_of_each_shard_is_saved():
+    assert latest([{"0": (3, "a"), "1": (2, "b")}, {"1": (5, "c")}, {"0": (1, "d")}]) == {"0": (3, "a"), "1": (5, "c")}
+
+
+def test_position_of_a_single_process_is_saved_as_it_is():
+    for position in ({"next_batch": 3}, {"next_batch": 3, "streams": {"0": (3, None)}}):
+        assert gather_marks(position) == position

@@ -1,0 +1,194 @@
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.config.duration import UNKNOWN_LENGTH, Duration
+from engine.config.errors import ConfigError, DataError
+from engine.data.bad_examples import TolerantBatches
+from engine.data.batches import Batches, OrderedBatches
+from engine.data.dataset_summary import summarize
+from engine.data.mixture import Mixture
+from engine.data.packing import Packed
+from engine.data.source import ArraySource, example_spec, limited
+from engine.data.streams.cursor import StreamReadError
+from engine.data.streams.source import as_source, check_readable, descriptions
+from tests import properties
+from tests.data.streams.counting import Counting, drawn, run
+
+COUNTS = st.lists(st.integers(1, 9), min_size=1, max_size=5)
+ATTEMPTS = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5)), min_size=2, max_size=4)
+
+
+@properties.examples(60)
+@given(COUNTS, st.booleans(), st.integers(1, 8), st.integers(1, 30), ATTEMPTS, st.booleans())
+def test_batches_are_equal_for_any_processes_and_interruptions(counts, known, batch_size, window, attempts, shuffle):
+    settings = {"batch_size": batch_size, "shuffle": shuffle, "window": window}
+    alone, _ = run(lambda: Counting(counts, known), [(1, sum(steps for _, steps in attempts))], **settings)
+    found, _ = run(lambda: Counting(counts, known), attempts, **settings)
+    assert found == alone
+
+
+@properties.examples(30)
+@given(COUNTS, st.booleans(), st.integers(1, 8), ATTEMPTS)
+def test_batches_of_a_mixture_are_equal_for_any_processes_and_interruptions(counts, known, batch_size, attempts):
+    others = ArraySource({"shard": np.full(5, 99, np.int32), "item": np.arange(5, dtype=np.int32)})
+
+    def mixture(source):
+        return Mixture({"a": source, "b": others}, {"a": 3, "b": 1})
+
+    settings = {"batch_size": batch_size, "wrap": mixture}
+    alone, _ = run(lambda: Counting(counts, known), [(1, sum(steps for _, steps in attempts))], **settings)
+    found, _ = run(lambda: Counting(counts, known), attempts, **settings)
+    assert found == alone
+    rows = {pair for batch in run(lambda: Counting(counts, known), [(1, 40)], **settings)[0] for pair in batch}
+    assert {(99, item) for item in range(5)} < rows or batch_size == 1
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_resume_reads_at_most_a_window_again_and_each_process_only_the_shards_of_its_rows(known):
+    settings = {"batch_size": 16, "window": 32}
+    _, reads = run(lambda: Counting([10_000] * 8, known), [(1, 500), (2, 5), (4, 5)], **settings)
+    assert 8000 <= sum(reads[0]) <= 8000 + 32
+    assert all(sum(each) <= 5 * 16 + 2 * 32 for each in reads[1:])
+    assert all(each <= (5 * 16 + 2 * 32) / len(segment) for segment in reads[1:] for each in segment)
+
+
+def test_shards_of_unknown_length_start_again_by_themselves():
+    found, _ = run(lambda: Counting([2, 3], known=False), [(1, 4)], batch_size=4, shuffle=False)
+    assert found == [
+        [(0, 0), (0, 1), (1, 0), (1, 1)], [(0, 0), (0, 1), (1, 2), (1, 0)],
+        [(0, 0), (0, 1), (1, 1), (1, 2)], [(0, 0), (0, 1), (1, 0), (1, 1)],
+    ]  # fmt: skip
+
+
+def test_evaluation_reads_each_example_once():
+    source = as_source(Counting([2, 5, 3], known=False), "data", finite=True)
+    batches = OrderedBatches(source, 4)
+    rows = [pair for n in range(len(batches)) for pair in drawn(batches, n)]
+    assert len(source) == 10
+    assert sorted(rows[:10]) == [(s, k) for s, count in enumerate([2, 5, 3]) for k in range(count)]
+    assert batches.weight(2).tolist() == [1, 1, 0, 0]
+    assert drawn(batches, 0) == rows[:4]  # the next evaluation begins again
+    mixture = Mixture({"a": Counting([4], known=False)}, {"a": 1})
+    assert (len(mixture), len(as_source(mixture, "data", finite=True))) == (UNKNOWN_LENGTH, 4)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_limit_takes_the_first_examples_of_the_shards(known):
+    source = limited(as_source(Counting([4, 4, 4], known), "data"), 5)
+    assert (len(source), source.counts) == (5, [2, 2, 1])
+    assert len(limited(as_source(Counting([2, 2], known), "data"), 100)) == 4
+    mixture = limited(Mixture({"a": Counting([50], known), "b": Counting([50], known=False)}, {"a": 1, "b": 1}), 8)
+    assert len(mixture) == 8
+
+
+class Text(Counting):
+    """Items are text, some of which is not a number."""
+
+    def open(self, shard, position):
+        for number in range(position or 0, self.lengths_of[shard]):
+            yield "x" if number % 50 == 7 else str(number), number + 1
+
+    def decode(self, item):
+        return {"shard": np.int32(0), "item": np.int32(item)}
+
+
+def test_example_that_cannot_be_decoded_raises_or_gets_weight_0():
+    batches = Batches(as_source(Text([200, 200]), "data"), 16, 0, False)
+    with pytest.raises(DataError, match=r"^Example 7 of shard 0 of .*Text: ValueError: invalid literal.*on_error=skip"):
+        batches[0]
+    found = TolerantBatches(batches)[0]
+    assert found.batch.weight.tolist() == [1, 1, 1, 1, 1, 1, 1, 0] * 2
+    assert [bad.row for bad in found.bad] == [7, 15]
+    again = TolerantBatches(Batches(as_source(Text([200, 200]), "data"), 16, 0, False, slice(8, 16)))[0]
+    np.testing.assert_array_equal(again.batch.examples["item"], found.batch.examples["item"][8:])
+
+
+def test_stream_that_breaks_ends_the_run_even_if_bad_examples_are_skipped():
+    batches = Batches(as_source(Counting([20]), "data"), 4, 0, False)
+    batches.source.stream.lengths_of[0] = 10
+    with pytest.raises(StreamReadError, match="ended after 10 examples, but it says that it has 20"):
+        TolerantBatches(batches)[3]
+
+
+class Noisy(Counting):
+    def transform(self, example, rng):
+        return {**example, "noise": np.float32(rng.random())}
+
+
+def test_transform_depends_on_the_position_alone():
+    whole = Batches(as_source(Noisy([9, 9]), "data"), 6, 0, True)[7].examples["noise"]
+    part = Batches(as_source(Noisy([9, 9]), "data"), 6, 0, True, slice(2, 5))[7].examples["noise"]
+    np.testing.assert_array_equal(part, whole[2:5])
+    assert len(set(whole.tolist())) == 6
+
+
+class Iterable:
+    def __iter__(self):
+        return iter({"x": np.float32(i)} for i in range(6))
+
+
+def generator():
+    yield from Iterable()
+
+
+@pytest.mark.parametrize("found", [Iterable(), generator])
+def test_iterables_and_generator_functions_are_read_as_one_shard(found):
+    source = as_source(found, "data", window=3)
+    assert Batches(source, 4, 0, False)[1].examples["x"].tolist() == [4, 5, 0, 1]
+    assert sorted(Batches(source, 3, 0, True)[1].examples["x"].tolist()) == [3, 4, 5]
+    assert example_spec(source)["x"].shape == ()
+    (text,) = descriptions({"data": source})
+    name = rf"tests\.data\.streams\.source_test\.{'generator' if found is generator else 'Iterable'}"
+    assert re.fullmatch(
+        rf"data: {name} can only be iterated, so it is read as a stream of unknown length; 1 shard; every process "
+        r"reads all examples in order; a resume skips the earlier ones by reading them; data.shuffle mixes examples "
+        r"only within 3 of them \(shuffle_window\); a shard that ends starts again\.", text,
+    )  # fmt: skip
+
+
+def test_iterator_that_can_be_read_only_once_is_refused():
+    for found in (generator(), iter([1])):
+        with pytest.raises(DataError, match=r"^data: found a \w+, which can be read only once.*generator function"):
+            check_readable(found, "data")
+    assert len(as_source(generator(), "data", again=generator, finite=True)) == 6
+
+
+@pytest.mark.parametrize(
+    ("counts", "shards", "text"),
+    [([1], 2, "counts gives 1 numbers for 2 shards"), ([0, 0], 2, "no examples"), ([], 0, "shards = 0: allowed is")],
+)
+def test_invalid_shards_and_counts_are_refused(counts, shards, text):
+    stream = Counting(counts)
+    stream.shards = shards
+    with pytest.raises(DataError, match=text):
+        as_source(stream, "data")
+
+
+def test_duration_in_epochs_needs_a_known_length():
+    source = as_source(Counting([9], known=False), "data")
+    assert Duration(5, "examples").steps(2, len(source)) == 3
+    with pytest.raises(ConfigError, match=r"stream of unknown length, which has no epochs\. Write train\.total"):
+        Duration(1, "epochs").steps(2, len(source))
+
+
+def test_summary_names_the_shards_and_notices_other_content():
+    summaries = [summarize(as_source(Counting(counts, known), "data")) for counts, known in
+                 [([5, 6], True), ([5, 6], False), ([11], False)]]  # fmt: skip
+    assert [each["examples"] for each in summaries] == ["11", "unknown", "unknown"]
+    assert [each["content"].partition("; ")[2] for each in summaries] == ["2 shards [5, 6]", "2 shards", "1 shards"]
+    assert summaries[0]["content"] != summaries[2]["content"]
+    assert "examples that differ from one reading to the next" in summarize(as_source(Random(), "data"))["content"]
+
+
+class Random:
+    def __iter__(self):
+        return iter({"x": value} for value in np.random.default_rng().random(4))
+
+
+def test_sources_that_need_random_access_refuse_streams():
+    with pytest.raises(DataError, match=r"documents: found a Iterable without .* can only be iterated, but here"):
+        Packed(Iterable(), 8)
