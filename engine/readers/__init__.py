@@ -1,4 +1,4 @@
-"""Readers: sources with random access to files of common formats, and decoders of their records.
+"""Readers: sources and streams of files of common formats, and decoders of their records.
 
 Names are imported on first use, so that a reader loads only the library of its own format. `_MODULES` repeats the
 imports below, which only type checkers execute; a test compares the two.
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from engine.readers.decode_image import DecodeImage
     from engine.readers.hugging_face import HuggingFace
     from engine.readers.image_folder import ImageFolder
+    from engine.readers.json_lines import JsonLines
     from engine.readers.kitti import KittiObject
     from engine.readers.mcap import Mcap
     from engine.readers.nuscenes import NuScenes
@@ -29,6 +30,7 @@ __all__ = [
     "DecodeImage",
     "HuggingFace",
     "ImageFolder",
+    "JsonLines",
     "KittiObject",
     "Mcap",
     "NuScenes",
@@ -46,6 +48,7 @@ _MODULES = {
     "engine.readers.decode_image": ("DecodeImage",),
     "engine.readers.hugging_face": ("HuggingFace",),
     "engine.readers.image_folder": ("ImageFolder",),
+    "engine.readers.json_lines": ("JsonLines",),
     "engine.readers.kitti": ("KittiObject",),
     "engine.readers.mcap": ("Mcap",),
     "engine.readers.nuscenes": ("NuScenes",),

@@ -1,0 +1,119 @@
+"""Reads JSON Lines files as a stream: one JSON value on each line, in plain or compressed files."""
+
+import functools
+import gzip
+import importlib.util
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from engine.config.errors import DataError
+from engine.data.files import find_files, sampled_files
+from engine.data.source import SEPARATOR, Example
+from engine.mounts import shown
+from engine.readers.decoders import decode, decoder_name, find_decoder
+from engine.types import Json
+
+BLOCK = 1 << 20  # bytes read at once while lines are counted
+
+type Item = tuple[bytes, str]
+"""A line, and the file and the offset of the line for error texts."""
+
+
+class JsonLines:
+    """Stream of the lines of JSON Lines files (`.jsonl`), also compressed (`.gz`, `.zst`); each file is a shard.
+
+    By default, the lines of all files are counted once at each start. A position is the offset of a line in the
+    decompressed file. A plain file is opened at this offset; a compressed file is decompressed up to it.
+
+    Args:
+        pattern: path or list of paths; shell wildcards and bucket addresses are allowed.
+        decoder: what makes an example from the value of a line: a function of the value, or its dotted path. By
+            default the value, an object, is the example: its numbers and lists of numbers become arrays, and text stays
+            on the host.
+        count: False does not count the lines, for files that are too large for it. The run then has no epochs.
+
+    Raises:
+        DataError: no file matches, or a file is compressed by zstd and zstandard is not installed.
+        ConfigError: the path of the decoder does not exist.
+    """
+
+    def __init__(
+        self, pattern: str | Sequence[str], decoder: str | Callable[[Any], Any] | None = None, count: bool = True
+    ):
+        self._paths = find_files(pattern, "JSON Lines")
+        self.shards = len(self._paths)
+        if any(path.endswith(".zst") for path in self._paths) and importlib.util.find_spec("zstandard") is None:
+            raise DataError("Files that end in .zst need zstandard, which is not installed: pip install zstandard.")
+        self._decoder = find_decoder(_arrays if decoder is None else decoder, "decoder")
+        if count:
+            self.counts = self._counts
+
+    def open(self, shard: int, position: Json) -> Iterator[tuple[Item, Json]]:
+        """Yields the lines of a file from an offset on, each with the offset after it; empty lines are left out."""
+        path = self._paths[shard]
+        offset = position if isinstance(position, int) else 0
+        with _open(path) as file:
+            _skip(file, offset)
+            for line in file:
+                start, offset = offset, offset + len(line)
+                if not line.isspace():
+                    yield (line, f"{shown(path)}, at byte {start}"), offset
+
+    def decode(self, item: Item) -> Example:
+        """Returns the example of a line. Raises DataError if it is no JSON or does not fit the decoder."""
+        line, where = item
+        return decode(functools.partial(_decode, self._decoder), line, where)
+
+    def fingerprint(self) -> str:
+        """Returns the names, sizes and hashed samples of the first files, and the decoder."""
+        decoder = f"decoder {decoder_name(self._decoder)}".replace(SEPARATOR, " ")
+        return SEPARATOR.join([*sampled_files(self._paths), decoder])
+
+    def _counts(self) -> list[int]:
+        return [_count(path) for path in self._paths]
+
+
+def _count(path: str) -> int:
+    """Returns the number of lines of a file that are not empty. Raises DataError."""
+    try:
+        with _open(path) as file:
+            return sum(not line.isspace() for line in file)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{shown(path)} cannot be read: {error}. Copy or write the file again.") from error
+
+
+def _open(path: str) -> io.BufferedIOBase:
+    if path.endswith(".gz"):
+        return gzip.open(path, "rb")
+    if path.endswith(".zst"):
+        import zstandard  # pyright: ignore[reportMissingImports]
+
+        file = open(path, "rb")  # noqa: SIM115, the reader closes it
+        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True), BLOCK)
+    return open(path, "rb", buffering=-1)
+
+
+def _skip(file: io.BufferedIOBase, offset: int) -> None:
+    if file.seekable():
+        file.seek(offset)
+        return
+    while offset > 0 and (found := file.read(min(BLOCK, offset))):
+        offset -= len(found)
+
+
+def _decode(decoder: Callable[[Any], Any], line: bytes) -> Any:
+    return decoder(json.loads(line))
+
+
+def _arrays(value: Any) -> Example:
+    """Returns a JSON value in which numbers and lists of numbers are arrays."""
+    if isinstance(value, dict):
+        return {name: _arrays(item) for name, item in value.items()}
+    if isinstance(value, list) and value and any(isinstance(item, dict | str) for item in value):
+        return [_arrays(item) for item in value]
+    return value if isinstance(value, str) else np.asarray(value)
