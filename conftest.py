@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -30,10 +31,11 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Lets no call of `os._exit` end the tests with code 0: the tests after it would be missing, not failed."""
     process, leave = os.getpid(), os._exit
+    capture: Any = session.config.pluginmanager.getplugin("capturemanager")
 
     def leave_with_error(code: int) -> None:
         if os.getpid() == process:  # a forked process may leave
-            session.config.pluginmanager.getplugin("capturemanager").suspend_global_capture()
+            capture.suspend_global_capture()
             print("\nA test called os._exit in the process of the tests.", file=sys.stderr, flush=True)
             code = code or pytest.ExitCode.INTERNAL_ERROR
         leave(code)

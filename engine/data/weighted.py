@@ -31,6 +31,7 @@ from engine.data.source import (
 from engine.data.tags import FILES, Tags, TagsArgument, find_tags, read_array
 
 BALANCES = ("natural", "class", "sqrt", "repeat")
+INDEX_METHODS = ("lengths", "field_lengths", "costs")  # of the wrapped source
 MOST_WEIGHT = 1e100
 LINE = 62  # bits of the length of the line on which a systematic sample is taken
 
@@ -112,7 +113,7 @@ class Weighted:
         self._delegate()
 
     def _delegate(self) -> None:
-        for method in ("take",) * has_take(self.source) + ("lengths", "costs"):
+        for method in ("take",) * has_take(self.source) + INDEX_METHODS:
             if hasattr(self.source, method):
                 setattr(self, method, getattr(self.source, method))
 
@@ -210,7 +211,7 @@ class Weighted:
         """Returns a source of the first `count` examples."""
         part = object.__new__(type(self))
         part.__dict__.update(self.__dict__)
-        for method in ("take", "lengths", "costs"):
+        for method in ("take", *INDEX_METHODS):
             part.__dict__.pop(method, None)
         part.source, part._order = limited(self.source, count), None
         part._weights = None if self._weights is None else self._weights[:count]
