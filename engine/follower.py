@@ -10,7 +10,7 @@ from engine.cluster.exit_status import ExitStatus, is_retried
 from engine.config.duration import CLOCK_UNITS, Duration
 from engine.config.errors import CheckpointError, ConvoyError, FieldError, RunError
 from engine.config.schema import Evaluation
-from engine.data.source import Source
+from engine.data.streams.source import Readable
 from engine.metrics.results import Result
 from engine.observe import formatting
 from engine.run import status
@@ -27,7 +27,7 @@ def follow(
     run: str | Path,
     *,
     task: Task | None = None,
-    evaluation_data: Mapping[str, Source] | None = None,
+    evaluation_data: Mapping[str, Readable] | None = None,
     overrides: Sequence[str] = (),
     timeout: str | None = None,
     on_results: Callable[[dict[str, Result]], None] = lambda results: None,

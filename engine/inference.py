@@ -18,7 +18,7 @@ from engine.config.instances import section_of
 from engine.config.schema import Config, Data
 from engine.config.target import check
 from engine.data.source import Source, build_source
-from engine.data.streams.source import limit_source
+from engine.data.streams.source import Readable, limit_source
 from engine.metrics.results import Result
 from engine.mounts import local_path
 from engine.resilience.out_of_memory import out_of_memory_reported
@@ -41,7 +41,7 @@ def evaluate(
     *,
     step: int | str | None = None,
     task: Task | None = None,
-    evaluation_data: Mapping[str, Source] | None = None,
+    evaluation_data: Mapping[str, Readable] | None = None,
     overrides: Sequence[str] = (),
 ) -> dict[str, Result]:
     """Runs all evaluations of a run on one checkpoint; returns "step" and the metrics. Needs no training data.
@@ -70,7 +70,7 @@ def evaluate_steps(
     steps: str | Sequence[int | str | None],
     *,
     task: Task | None = None,
-    evaluation_data: Mapping[str, Source] | None = None,
+    evaluation_data: Mapping[str, Readable] | None = None,
     overrides: Sequence[str] = (),
     on_results: Callable[[dict[str, Result]], None] = lambda results: None,
     on_message: Callable[[str], None] = warn,
@@ -97,7 +97,7 @@ def evaluate_steps(
 def predict(
     run: str | Path,
     *,
-    data: Source | Mapping[str, Any] | None = None,
+    data: Readable | Mapping[str, Any] | None = None,
     evaluation: str | None = None,
     step: int | str | None = None,
     task: Task | None = None,
@@ -160,7 +160,7 @@ def predict(
 
 
 def _config_for_predictions(
-    saved: SavedRun, data: Source | Mapping[str, Any] | None, evaluation: str | None, overrides: Sequence[str]
+    saved: SavedRun, data: Readable | Mapping[str, Any] | None, evaluation: str | None, overrides: Sequence[str]
 ) -> tuple[str | None, Config]:
     """Returns the name of the evaluation whose data is read, and the config; the name is None for `config.data`."""
     given = [text for text in overrides if text.startswith("data.")]
@@ -182,7 +182,7 @@ def _config_for_predictions(
     return evaluation, saved.changed_config(renamed)
 
 
-def _source(data: Source | Mapping[str, Any] | None, section: Data, where: str) -> Source:
+def _source(data: Readable | Mapping[str, Any] | None, section: Data, where: str) -> Source:
     if data is None or isinstance(data, Mapping):
         return build_source(section, where, finite=True)
     return limit_source(data, section, "data", finite=True)

@@ -18,7 +18,7 @@ from engine.config.target import check
 from engine.config.text import flatten, value_text
 from engine.config.text_file import read_text
 from engine.data.source import Source, build_source, fingerprint
-from engine.data.streams.source import as_source
+from engine.data.streams.source import Readable, as_source
 from engine.loop.evaluation import build_evaluations
 from engine.metrics.results import Result, json_values
 from engine.resilience.out_of_memory import out_of_memory_reported
@@ -75,7 +75,7 @@ class SavedEvaluations:
         *,
         task: Task | None = None,
         overrides: Sequence[str] = (),
-        data: Mapping[str, Source] | None = None,
+        data: Mapping[str, Readable] | None = None,
         on_message: Callable[[str], None] = lambda text: None,
     ):
         self.saved, self.say, data = SavedRun(run), on_message, data or {}

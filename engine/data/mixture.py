@@ -42,7 +42,7 @@ from engine.data.source import (
     source_name,
     source_text,
 )
-from engine.data.streams.source import as_source, counted
+from engine.data.streams.source import Readable, as_source, counted
 from engine.types import PyTree
 
 
@@ -61,7 +61,7 @@ class Mixture:
 
     def __init__(
         self,
-        sources: Mapping[str, Source],
+        sources: Mapping[str, Readable],
         weights: Mapping[str, float] | Mapping[str, Mapping[str, float]],
         *,
         interpolate: bool = False,
@@ -83,7 +83,9 @@ class Mixture:
         points: Any = weights if by_time else {"0 steps": weights}
         for point in points.values():
             _check_weights(self._names, point, zero=by_time)
-        self.sources = {name: as_source(sources[name], f"Mixture: source {name}") for name in self._names}
+        self.sources: dict[str, Source] = {
+            name: as_source(sources[name], f"Mixture: source {name}") for name in self._names
+        }
         self.weights: Mapping[str, Any] = weights if by_time else {name: weights[name] for name in self._names}
         self._times, self._interpolate = Times.parse(points, "Mixture: weights"), interpolate
         if by_time:

@@ -22,7 +22,7 @@ from engine.config.schema import Config, MeshSpec
 from engine.config.target import is_found
 from engine.config.text import from_text
 from engine.config.validation import validate
-from engine.data.source import Source
+from engine.data.streams.source import Readable
 from engine.observe.goodput_table import goodput_text
 from engine.parallel.mesh import make_mesh
 from engine.run import code, status
@@ -91,7 +91,7 @@ class SavedRun:
         overrides: Sequence[str],
         *,
         data: Mapping[str, Any] | None = None,
-        evaluation_data: Mapping[str, Source] | None = None,
+        evaluation_data: Mapping[str, Readable] | None = None,
     ) -> Config:
         """Returns the config of the run with other settings for evaluations and predictions.
 

@@ -1,4 +1,5 @@
 import pickle
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -168,7 +169,7 @@ def test_unreadable_example_gets_weight_0_and_a_filler_of_the_same_length():
 
 def test_source_without_lengths_may_have_unreadable_examples(capsys):
     class Holes(Unmeasured):
-        bad = (4, 7)
+        bad: Sequence[int] = (4, 7)
 
         def __getitem__(self, index):
             if index in self.bad:

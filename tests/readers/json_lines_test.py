@@ -8,7 +8,7 @@ import pytest
 from engine.config.errors import DataError
 from engine.data.batches import Batches
 from engine.data.streams.cursor import StreamReadError
-from engine.data.streams.source import as_source
+from engine.data.streams.source import StreamSource, as_source
 from engine.readers.json_lines import JsonLines
 
 OBJECTS = [{"id": f"n{i}", "x": [i, i + 0.5], "label": i % 3, "on": i > 4} for i in range(10)]
@@ -52,7 +52,7 @@ def test_files_are_shards_that_are_read_in_turn(tmp_path):
     assert len(source) == 10
     assert sorted(source[i]["x"][0] for i in range(10)) == list(range(10))
     uncounted = as_source(JsonLines(f"{tmp_path}/*.jsonl", count=False), "data")
-    assert uncounted.counts is None and uncounted[3]["x"][0] == 7
+    assert isinstance(uncounted, StreamSource) and uncounted.counts is None and uncounted[3]["x"][0] == 7
 
 
 def test_decoder_makes_the_example(tmp_path):

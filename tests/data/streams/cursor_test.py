@@ -67,7 +67,7 @@ def test_shard_that_cannot_be_read_raises_each_time(stream, count, text):
     for _ in range(2):
         with pytest.raises(StreamReadError, match=f"^{re.escape(text)}") as error:
             found.fetch(4)
-    assert error.value.kind == "DataError"
+        assert error.value.kind == "DataError"
 
 
 def test_pickled_reader_opens_the_shards_at_its_marks_again():

@@ -1,5 +1,6 @@
 import numpy as np
 
+from engine.data.batch import Batch
 from engine.data.batches import Batches
 from engine.data.streams.marks import MarkedBatches, gather_marks, latest
 from engine.data.streams.source import as_source
@@ -11,6 +12,7 @@ def test_batch_carries_the_marks_of_the_batch_after_it():
     batches = Batches(source, 4, 0, False)
     marked = MarkedBatches(batches, batches.marks)
     late, early = marked[5], marked[4]  # as threads may make them
+    assert isinstance(early.batch, Batch)
     assert early.marks == {"0": (10, 10), "1": (10, 10)}
     assert late.marks == {"0": (12, 12), "1": (12, 12)}
     np.testing.assert_array_equal(early.batch.examples["item"], [8, 9, 8, 9])

@@ -1,4 +1,5 @@
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from engine.data.mixture import Mixture
 from engine.data.packing import Packed
 from engine.data.source import ArraySource, example_spec, limited
 from engine.data.streams.cursor import StreamReadError
-from engine.data.streams.source import as_source, check_readable, descriptions
+from engine.data.streams.source import StreamSource, as_source, check_readable, descriptions
 from tests import properties
 from tests.data.streams.counting import Counting, drawn, run
 
@@ -25,7 +26,7 @@ ATTEMPTS = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5)), min_size=2,
 @properties.examples(60)
 @given(COUNTS, st.booleans(), st.integers(1, 8), st.integers(1, 30), ATTEMPTS, st.booleans())
 def test_batches_are_equal_for_any_processes_and_interruptions(counts, known, batch_size, window, attempts, shuffle):
-    settings = {"batch_size": batch_size, "shuffle": shuffle, "window": window}
+    settings: dict[str, Any] = {"batch_size": batch_size, "shuffle": shuffle, "window": window}
     alone, _ = run(lambda: Counting(counts, known), [(1, sum(steps for _, steps in attempts))], **settings)
     found, _ = run(lambda: Counting(counts, known), attempts, **settings)
     assert found == alone
@@ -39,7 +40,7 @@ def test_batches_of_a_mixture_are_equal_for_any_processes_and_interruptions(coun
     def mixture(source):
         return Mixture({"a": source, "b": others}, {"a": 3, "b": 1})
 
-    settings = {"batch_size": batch_size, "wrap": mixture}
+    settings: dict[str, Any] = {"batch_size": batch_size, "wrap": mixture}
     alone, _ = run(lambda: Counting(counts, known), [(1, sum(steps for _, steps in attempts))], **settings)
     found, _ = run(lambda: Counting(counts, known), attempts, **settings)
     assert found == alone
@@ -49,7 +50,7 @@ def test_batches_of_a_mixture_are_equal_for_any_processes_and_interruptions(coun
 
 @pytest.mark.parametrize("known", [True, False])
 def test_resume_reads_at_most_a_window_again_and_each_process_only_the_shards_of_its_rows(known):
-    settings = {"batch_size": 16, "window": 32}
+    settings: dict[str, Any] = {"batch_size": 16, "window": 32}
     _, reads = run(lambda: Counting([10_000] * 8, known), [(1, 500), (2, 5), (4, 5)], **settings)
     assert 8000 <= sum(reads[0]) <= 8000 + 32
     assert all(sum(each) <= 5 * 16 + 2 * 32 for each in reads[1:])
@@ -79,6 +80,7 @@ def test_evaluation_reads_each_example_once():
 @pytest.mark.parametrize("known", [True, False])
 def test_limit_takes_the_first_examples_of_the_shards(known):
     source = limited(as_source(Counting([4, 4, 4], known), "data"), 5)
+    assert isinstance(source, StreamSource)
     assert (len(source), source.counts) == (5, [2, 2, 1])
     assert len(limited(as_source(Counting([2, 2], known), "data"), 100)) == 4
     mixture = limited(Mixture({"a": Counting([50], known), "b": Counting([50], known=False)}, {"a": 1, "b": 1}), 8)
@@ -88,7 +90,7 @@ def test_limit_takes_the_first_examples_of_the_shards(known):
 class Text(Counting):
     """Items are text, some of which is not a number."""
 
-    def open(self, shard, position):
+    def open(self, shard, position) -> Any:
         for number in range(position or 0, self.lengths_of[shard]):
             yield "x" if number % 50 == 7 else str(number), number + 1
 
@@ -108,8 +110,9 @@ def test_example_that_cannot_be_decoded_raises_or_gets_weight_0():
 
 
 def test_stream_that_breaks_ends_the_run_even_if_bad_examples_are_skipped():
-    batches = Batches(as_source(Counting([20]), "data"), 4, 0, False)
-    batches.source.stream.lengths_of[0] = 10
+    stream = Counting([20])
+    batches = Batches(as_source(stream, "data"), 4, 0, False)
+    stream.lengths_of[0] = 10
     with pytest.raises(StreamReadError, match="ended after 10 examples, but it says that it has 20"):
         TolerantBatches(batches)[3]
 
@@ -191,4 +194,4 @@ class Random:
 
 def test_sources_that_need_random_access_refuse_streams():
     with pytest.raises(DataError, match=r"documents: found a Iterable without .* can only be iterated, but here"):
-        Packed(Iterable(), 8)
+        Packed(Iterable(), 8)  # pyright: ignore[reportArgumentType]
