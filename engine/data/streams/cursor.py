@@ -17,6 +17,9 @@ from engine.data.sampler import Mark
 from engine.data.streams.stream import Stream
 from engine.types import Json
 
+FEW = 16  # fetches between two openings of a shard: if there are fewer, threads read too far apart for `keep`
+MOST_KEPT = 2**16  # items of a shard
+
 
 class StreamReadError(ConvoyError):
     """A shard cannot be read on. Unlike a bad example, it cannot be skipped, so data.on_error does not apply."""
@@ -35,7 +38,7 @@ class Cursor:
         shard: number of the shard.
         count: items of the shard in an epoch; None if unknown: then the shard starts again where it ends.
         window: items that are shuffled together; there is a mark at the start of each window.
-        keep: latest items to keep.
+        keep: latest items to keep. It grows if threads read so far apart that the shard is opened again and again.
         mark: where to begin.
         name: name of the stream, for error texts.
     """
@@ -51,7 +54,10 @@ class Cursor:
         self._next = 0  # number of the item that `_reader` yields next
         self._first = 0  # number of the first item since the shard was opened
         self._items: list[Any] = [None] * keep  # item n is at n % keep
+        self._fetched = 0  # fetches since the shard was opened
         self._marks: deque[Mark] = deque([mark or (0, None)])  # in increasing order
+        self.start: Mark = mark or (0, None)
+        """A mark before all items that are still needed. `_marks` are later ones, of the latest items."""
 
     def fetch(self, number: int) -> Any:
         """Returns an item.
@@ -61,9 +67,13 @@ class Cursor:
         """
         with self._lock:
             if self._reader is None or number < max(self._first, self._next - self._keep):
+                self._keep_more(self._next - number)
+                self._reopen(number)
+            elif self._next < self.start[0] <= number:  # workers have read the items in between
                 self._reopen(number)
             while self._next <= number:
                 self._read()
+            self._fetched += 1
             return self._items[number % self._keep]
 
     def mark(self, number: int) -> Mark:
@@ -72,15 +82,21 @@ class Cursor:
             return self._mark(number)
 
     def _mark(self, number: int) -> Mark:
-        for mark in reversed(self._marks):
-            if mark[0] <= number:
-                return mark
-        return (0 if self._count is None else number - number % self._count), None
+        kept = next((mark for mark in reversed(self._marks) if mark[0] <= number), None)
+        begin: Mark = (0 if self._count is None else number - number % self._count), None  # of the epoch
+        found = [mark for mark in (kept, self.start, begin) if mark is not None and mark[0] <= number]
+        return max(found, key=lambda mark: mark[0])
+
+    def _keep_more(self, back: int) -> None:
+        """Keeps twice as many items as this distance if threads have gone back as far after a few fetches."""
+        if self._fetched < FEW and self._keep < back <= MOST_KEPT // 2:
+            self._keep = 2 * back
 
     def _reopen(self, number: int) -> None:
         mark = self._mark(number)
         self._next = self._first = mark[0]
-        self._marks, self._epoch_ended = deque([mark]), False
+        self._marks, self._epoch_ended, self._fetched = deque([mark]), False, 0
+        self._items = [None] * self._keep
         self._reader = self._open(mark[1])
 
     def _read(self) -> None:
@@ -150,8 +166,10 @@ class StreamReader:
         self._marks: dict[int, Mark] = {}  # where to begin
 
     def seek(self, marks: Mapping[int, Mark]) -> None:
-        """Sets the mark at which the first reading of each shard begins."""
+        """Sets the mark from which each shard is read if no later one is known."""
         self._marks = dict(marks)
+        for shard, cursor in list(self._cursors.items()):
+            cursor.start = marks.get(shard, cursor.start)
 
     def fetch(self, shard: int, number: int) -> Any:
         """Returns an item. Raises StreamReadError."""

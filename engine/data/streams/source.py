@@ -23,7 +23,7 @@ from engine.data.streams.stream import IterableStream, Stream, is_iterable_only,
 type Readable = Source | Stream | Iterable[Example] | Callable[[], Iterator[Example]]
 """What `as_source` accepts; the function is a generator function."""
 
-KEPT_BATCHES = 8  # batches whose items are kept without shuffling: more than threads read ahead of each other
+KEPT_BATCHES = 8  # batches whose items are kept; a cursor keeps more if threads read further ahead of each other
 FINGERPRINT_ITEMS = 16
 
 

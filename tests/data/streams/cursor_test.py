@@ -46,6 +46,29 @@ def test_threads_that_ask_for_neighbouring_items_read_the_shard_once():
     assert stream.reads == 150
 
 
+def test_threads_that_read_far_apart_soon_keep_the_items_between_them():
+    stream = Counting([3000])
+    found = cursor(stream, keep=8)
+    for number in range(1000):
+        assert int(found.fetch(number)["item"]) == number
+        assert int(found.fetch(1000 + number)["item"]) == 1000 + number
+    assert stream.reads <= 2 * 2000
+
+
+def test_item_without_a_mark_is_read_from_the_start_of_its_epoch():
+    stream = Counting([10])
+    assert int(cursor(stream, count=10).fetch(53)["item"]) == 3
+    assert stream.reads == 4
+
+
+def test_reader_that_has_fallen_behind_opens_its_shard_at_the_mark_of_the_workers():
+    reader = StreamReader(Opened(), counts=None, window=1, keep=4, name="data.X")
+    assert reader.fetch(0, 0) == 0
+    reader.seek({0: (60, 60)})
+    assert (reader.fetch(0, 61), reader.fetch(0, 59)) == (61, 59)
+    assert reader._stream.opened == [None, 60, None]
+
+
 class Broken(Counting):
     def open(self, shard, position):
         for number, found in enumerate(super().open(shard, position)):
@@ -84,3 +107,14 @@ class Numbers:
 
     def open(self, shard, position):
         yield from ((100 * shard + number, number + 1) for number in range(position or 0, 99))
+
+
+class Opened(Numbers):
+    """Keeps the positions at which its shards were opened."""
+
+    def __init__(self):
+        self.opened = []
+
+    def open(self, shard, position):
+        self.opened.append(position)
+        return super().open(shard, position)
