@@ -24,7 +24,7 @@ from engine.data.reader import read
 from engine.data.sampler import Mark
 from engine.data.source import Source, example_spec, fingerprint, limited
 from engine.data.stages import Times
-from engine.data.streams.marks import MarkedBatch, MarkedBatches
+from engine.data.streams.marks import MarkedBatch, MarkedBatches, add_later
 from engine.data.text import has_text, without_text
 from engine.types import Json
 
@@ -142,7 +142,7 @@ class TrainFeed:
     def _checked(self, n: int, batch: Batch | TolerantBatch | MarkedBatch) -> Batch:
         if isinstance(batch, MarkedBatch):
             assert self._marks is not None
-            self._marks |= batch.marks
+            add_later(self._marks, batch.marks)  # a worker may know only an earlier mark of a shard
             batch = batch.batch
         if isinstance(batch, TolerantBatch):
             assert self._bad is not None

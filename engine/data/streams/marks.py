@@ -50,5 +50,10 @@ def latest(found: Iterable[Marks]) -> dict[str, Mark]:
     """Returns the latest mark of each shard, of those that several processes have read."""
     merged: dict[str, Mark] = {}
     for marks in found:
-        merged |= {shard: mark for shard, mark in marks.items() if mark[0] >= merged.get(shard, mark)[0]}
+        add_later(merged, marks)
     return merged
+
+
+def add_later(merged: dict[str, Mark], marks: Marks) -> None:
+    """Adds to `merged` the marks that are not before those of their shards in it."""
+    merged |= {shard: mark for shard, mark in marks.items() if mark[0] >= merged.get(shard, mark)[0]}

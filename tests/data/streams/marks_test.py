@@ -2,7 +2,7 @@ import numpy as np
 
 from engine.data.batch import Batch
 from engine.data.batches import Batches
-from engine.data.streams.marks import MarkedBatches, gather_marks, latest
+from engine.data.streams.marks import MarkedBatches, add_later, gather_marks, latest
 from engine.data.streams.source import as_source
 from tests.data.streams.counting import Counting
 
@@ -20,6 +20,12 @@ def test_batch_carries_the_marks_of_the_batch_after_it():
 
 def test_latest_mark_of_each_shard_is_saved():
     assert latest([{"0": (3, "a"), "1": (2, "b")}, {"1": (5, "c")}, {"0": (1, "d")}]) == {"0": (3, "a"), "1": (5, "c")}
+
+
+def test_earlier_mark_does_not_replace_a_later_one():
+    marks = {"0": (8, "h"), "1": (2, "b")}
+    add_later(marks, {"0": (0, None), "1": (4, "d"), "2": (0, None)})
+    assert marks == {"0": (8, "h"), "1": (4, "d"), "2": (0, None)}
 
 
 def test_position_of_a_single_process_is_saved_as_it_is():
