@@ -10,7 +10,7 @@ from typing import Protocol, TypeGuard
 
 import numpy as np
 
-from engine.config.errors import DataError
+from engine.config.errors import ConvoyError, DataError
 from engine.data.collate import Collator
 from engine.data.ragged import Sizes, source_costs
 from engine.data.shuffle import EpochPermutation
@@ -210,13 +210,14 @@ def read_examples(source: Source, indices: np.ndarray) -> Examples:
 
     Raises:
         DataError: an example cannot be read, or shapes of examples differ; the text names the first such example.
+        ConvoyError: another error of the source, such as of a stream, which is not a bad example.
     """
     name = source_name(source)
     try:
         if has_take(source):
             return source.take(indices)
-    except DataError:
-        raise  # its text already names the example
+    except ConvoyError:
+        raise  # its text already names the example, or the stream that cannot be read on
     except Exception as error:
         _stack_each(source, indices)  # raises an error that names the unreadable example, if there is one
         raise DataError(
@@ -239,10 +240,17 @@ def _stack_each(source: Source, indices: np.ndarray) -> Examples:
 
 
 def read_example(source: Source, index: int) -> Example:
-    """Returns an example. Raises DataError, whose text names the example, if it cannot be read."""
+    """Returns an example.
+
+    Raises:
+        DataError: it cannot be read; the text names it.
+        ConvoyError: as for `read_examples`.
+    """
     try:
         return source[index]
     except Exception as error:
+        if isinstance(error, ConvoyError) and not isinstance(error, DataError):
+            raise
         what = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}."
         raise DataError(
             f"Example {index} of {source_name(source)}: {what} Read it with source[{index}] and repair it, remove "

@@ -115,6 +115,10 @@ def test_stream_that_breaks_ends_the_run_even_if_bad_examples_are_skipped():
     stream.lengths_of[0] = 10
     with pytest.raises(StreamReadError, match="ended after 10 examples, but it says that it has 20"):
         TolerantBatches(batches)[3]
+    mixture = Mixture({"a": batches.source}, {"a": 1})
+    for source in (batches.source, mixture):
+        with pytest.raises(StreamReadError, match="ended after 10 examples, but it says that it has 20"):
+            TolerantBatches(OrderedBatches(source, 4))[3]
 
 
 class Noisy(Counting):
