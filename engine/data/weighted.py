@@ -24,6 +24,7 @@ from engine.data.source import (
     Source,
     check_source,
     fingerprint,
+    has_field_lengths,
     has_take,
     limited,
     source_name,
@@ -113,8 +114,9 @@ class Weighted:
         self._delegate()
 
     def _delegate(self) -> None:
-        for method in ("take",) * has_take(self.source) + INDEX_METHODS:
-            if hasattr(self.source, method):
+        checked = {"take": has_take(self.source), "field_lengths": has_field_lengths(self.source)}
+        for method in ("take", *INDEX_METHODS):
+            if checked.get(method, hasattr(self.source, method)):
                 setattr(self, method, getattr(self.source, method))
 
     def _check_weights(self, given: str | npt.ArrayLike) -> np.ndarray:

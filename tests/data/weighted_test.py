@@ -185,6 +185,21 @@ def test_padded_and_bucketed_sources_draw_by_weight():
     assert (counts["a"], counts["b"], counts["a/True"]) == (60, 60, 45)
 
 
+class Indexed(Scenes):
+    def field_lengths(self, names):
+        return {name: np.array(self.sizes) for name in names}
+
+
+class Cropped(Indexed):
+    def __getitem__(self, index):
+        return super().__getitem__(index)
+
+
+def test_index_of_lengths_is_used_only_for_the_examples_that_it_describes():
+    assert hasattr(Weighted(Indexed(), np.ones(15)), "field_lengths")
+    assert not hasattr(Weighted(Cropped(), np.ones(15)), "field_lengths")
+
+
 def test_balanced_deals_weighted_examples_by_the_costs_of_their_source():
     class Costly(ArraySource):
         def costs(self):
