@@ -165,7 +165,7 @@ class _Sampler:
             index, start, stop = np.array(self._pieces(address)).T
             parts = (stop - start) / np.maximum(self._contents.sizes[index], 1)  # of each example
             found.append(((elements[index] * parts).sum(), (costs[index] * parts).sum()))
-        real, cost = np.array(found).T
+        real, cost = np.array(found, np.float64).reshape(-1, 2).T
         return Sizes(real, np.full(len(addresses), self._contents.space), cost)
 
     def _pieces(self, address: int) -> list[Piece]:

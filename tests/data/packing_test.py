@@ -165,6 +165,11 @@ def test_evaluation_reads_documents_in_stored_order():
     same(batches(shuffle=False, size=len(packed))[1].examples["tokens"], rows)  # training without shuffle: the same
 
 
+def test_sizes_of_no_rows_are_empty():
+    sizes = Packed(Documents(), 8).sampler(0, True).sizes(np.zeros(0, np.int64))
+    assert [part.tolist() for part in sizes] == [[], [], []]
+
+
 def test_limit_takes_the_first_rows():
     few = limited(Packed(Documents(), 8), 3)
     found = Batches(few, 3, 0, True)[1].examples["tokens"]
