@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import inspect
 import os
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -268,7 +269,7 @@ def _save(path: Path, key: str, tags: Tags, where: str) -> None:
     arrays = {"key": np.array(key), "names": np.array(tags.names, dtype=str), "numbers": tags.numbers}
     if tags.ends is not None:
         arrays["ends"] = tags.ends
-    part = path.with_name(f"{path.name}.{os.getpid()}")
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}")  # processes on several hosts may have one id
     try:
         with open(part, "wb") as file:
             np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]

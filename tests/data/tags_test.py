@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
@@ -122,6 +124,21 @@ def test_cache_saves_later_starts_the_reading_until_source_or_function_change(ta
     source.name = "other scenes"
     found("scene/kind", source, cache)
     assert source.reads == 12
+
+
+def test_processes_with_the_same_id_may_write_one_cache(tmp_path, monkeypatch):
+    cache, rename = str(tmp_path / "tags.npz"), os.replace
+
+    def late_rename(*paths):
+        monkeypatch.setattr(os, "replace", rename)
+        found("city", cache=cache)  # the other process is faster
+        rename(*paths)
+
+    monkeypatch.setattr(os, "replace", late_rename)
+    found("city", cache=cache)
+    source = Scenes()
+    assert per_example(found("city", source, cache)) == [[city] for city in CITIES]
+    assert (source.reads, os.listdir(tmp_path)) == (0, ["tags.npz"])
 
 
 def test_reading_tags_prints_progress(monkeypatch, capsys):
