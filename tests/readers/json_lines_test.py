@@ -81,6 +81,13 @@ def test_truncated_file_and_missing_file_are_reported(tmp_path):
         JsonLines(str(tmp_path / "none.jsonl"))
 
 
+def test_damaged_zstd_file_is_reported(tmp_path):
+    pytest.importorskip("zstandard")
+    (tmp_path / "a.jsonl.zst").write_bytes(b"no frame" * 10)
+    with pytest.raises(DataError, match=r"a\.jsonl\.zst cannot be read: .* Copy or write the file again"):
+        JsonLines(str(tmp_path / "a.jsonl.zst")).counts()
+
+
 def test_fingerprint_changes_with_the_content_and_the_decoder(tmp_path):
     found = {JsonLines(write(tmp_path / "a.jsonl", lines)).fingerprint() for lines in (LINES, LINES[1:], LINES[::-1])}
     assert len(found | {JsonLines(write(tmp_path / "a.jsonl"), decoder=len).fingerprint()}) == 4
