@@ -222,6 +222,9 @@ def check_source(source: object, where: str) -> None:
         if hasattr(source, "__iter__") and not isinstance(source, type):
             advice = " It can only be iterated, but here examples are read by index. Pass list(...) of a small"
             advice += " dataset, or write a large one to ArrayRecord files with `convoy data write`."
+        elif hasattr(source, "open") and hasattr(source, "shards") and not isinstance(source, type):
+            advice = " It is a stream, but here examples are read by index. Write it to ArrayRecord files with"
+            advice += " `convoy data write`."
         raise DataError(f"{where}: found {found}, allowed is a source: an object with __len__ and __getitem__.{advice}")
     try:
         len(source)  # pyright: ignore[reportArgumentType]

@@ -199,3 +199,5 @@ class Random:
 def test_sources_that_need_random_access_refuse_streams():
     with pytest.raises(DataError, match=r"documents: found a Iterable without .* can only be iterated, but here"):
         Packed(Iterable(), 8)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(DataError, match=r"found a Counting without .* It is a stream, but here examples are read by"):
+        Packed(Counting([5]), 8)  # pyright: ignore[reportArgumentType]
