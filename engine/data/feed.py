@@ -8,6 +8,7 @@ import contextlib
 import logging
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ from engine.data.stages import Times
 from engine.data.streams.marks import MarkedBatch, MarkedBatches, add_later
 from engine.data.text import has_text, without_text
 from engine.types import Json
+
+EARLIER = 1024  # batches between two kept positions of streams
 
 
 class TrainFeed:
@@ -82,6 +85,7 @@ class TrainFeed:
             same = saved is not None and saved.get("content") == self._content
             self._marks = dict(saved["streams"]) if same else {}  # pyright: ignore[reportOptionalSubscript]
         self._marks_before = start, dict(self._marks or {})  # at the batch where the latest call of `next` began
+        self._earlier = deque([self._marks_before], maxlen=2)  # so that a batch is read again soon
         batches.seek(self._marks or {})
         made = batches if bad is None else TolerantBatches(batches)
         self._reader = read(
@@ -126,6 +130,8 @@ class TrainFeed:
         if self._next + count > self._stop:
             raise DataError(f"{count} batches requested at batch {self._next}, but the run ends at {self._stop}.")
         self._marks_before = self._next, dict(self._marks or {})
+        if self._next >= self._earlier[-1][0] + EARLIER:
+            self._earlier.append(self._marks_before)
         batches = [self._checked(n, next(self._reader)) for n in range(self._next, self._next + count)]
         if self._on_batch is not None:
             rows = self._batches.rows.tolist()
@@ -168,6 +174,11 @@ class TrainFeed:
         """
         position: dict[str, Json] = {"next_batch": self._next, "next_example": self._next * self._batch_size}
         return position if self._marks is None else position | {"content": self._content, "streams": dict(self._marks)}
+
+    def saved_before(self, n: int) -> dict[str, Json] | None:
+        """Returns `saved` of a feed that reads batch n, a recent one, again; None if there are no marks before it."""
+        marks = next((marks for first, marks in reversed(self._earlier) if first <= n), None)
+        return {"content": self._content, "streams": marks} if marks else None
 
     def close(self) -> None:
         """Stops the reader threads and worker processes."""

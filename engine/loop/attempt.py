@@ -67,6 +67,7 @@ class Attempt:
         self.skipped: set[int] = set()
         """Numbers of the skipped batches in the restored checkpoint."""
         self._position: Mapping[str, Any] = {}  # in the data, of the restored checkpoint
+        self._feed: TrainFeed | None = None  # the latest one
         self.unfinished: Sums = {}
         """Sums of the row of metrics that was unfinished in the restored checkpoint."""
         self.data_metrics: dict[str, float] = {}
@@ -185,6 +186,7 @@ class Attempt:
         """Returns a batch by its number, once more; it is not counted or logged again."""
         settings = dataclasses.replace(self._config.data, workers=0, threads=1, prefetch=1)
         bad = None if self._bad_examples is None else BadExampleCounter(lambda record: None, lambda text: None)
+        saved = None if self._feed is None else self._feed.saved_before(number)
         feed = TrainFeed(
             self._source,
             settings,
@@ -194,7 +196,7 @@ class Attempt:
             start=number,
             stop=number + 1,
             bad=bad,
-            saved=self._position,
+            saved=saved or self._position,
         )
         with contextlib.closing(feed):
             return feed.next(1)[0]
@@ -222,7 +224,7 @@ class Attempt:
     def open_feed(self, step: int, stop: int) -> contextlib.closing[TrainFeed]:
         """Returns the feed of the batches from number `step` to `stop`; the caller closes it."""
         train = self._config.train
-        feed = TrainFeed(
+        self._feed = feed = TrainFeed(
             self._source,
             self._config.data,
             batch_size=train.global_batch_size,

@@ -139,6 +139,29 @@ def test_feed_of_a_stream_resumes_at_the_saved_marks_of_its_shards():
     assert set(noise) == {0}
 
 
+def test_recent_batch_of_a_stream_is_read_again_without_the_ones_long_before_it(monkeypatch):
+    monkeypatch.setattr("engine.data.feed.EARLIER", 10)
+
+    class Shards:
+        shards = 2
+
+        def open(self, shard, position):
+            for item in range(position or 0, 10_000):
+                yield {"label": np.int32(2 * item + shard), "noise": np.int32(position or 0)}, item + 1
+
+    source = as_source(Shards(), "data", window=1)
+    feed = train_feed(source, threads=2)
+    wanted = drawn(feed, *[1] * 35)
+    assert [feed.saved_before(n)["streams"]["1"] for n in (20, 29, 30, 34)] == [(160, 160)] * 2 + [(240, 240)] * 2
+    assert feed.saved_before(19) is None
+    again = TrainFeed(
+        source, Data(threads=0), batch_size=16, seed=0, sharding=shardings()[0], start=25, stop=26,
+        saved=feed.saved_before(25),
+    )  # fmt: skip
+    ((labels, noise),) = drawn(again, 1)
+    assert (labels, set(noise)) == (wanted[25][0], {160})
+
+
 def test_train_feed_applies_the_limit():
     feed = train_feed(limit=8)
     (batch,) = feed.next(1)
