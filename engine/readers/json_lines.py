@@ -17,17 +17,19 @@ from engine.mounts import shown
 from engine.readers.decoders import decode, decoder_name, find_decoder
 from engine.types import Json
 
-BLOCK = 1 << 20  # bytes read at once while lines are counted
+BLOCK = 1 << 20  # bytes that are decompressed at once
+MOST_SHARDS = 256  # files that are read at the same time: a process may often open only 1,024
 
 type Item = tuple[bytes, str]
 """A line, and the file and the offset of the line for error texts."""
 
 
 class JsonLines:
-    """Stream of the lines of JSON Lines files (`.jsonl`), also compressed (`.gz`, `.zst`); each file is a shard.
+    """Stream of the lines of JSON Lines files (`.jsonl`), also compressed (`.gz`, `.zst`).
 
-    By default, the lines of all files are counted once at each start. A position is the offset of a line in the
-    decompressed file. A plain file is opened at this offset; a compressed file is decompressed up to it.
+    Each file is a shard; of more than 256 files, a shard has several. By default, the lines of all files are counted
+    once at each start. A position is the number of a file of the shard and the offset of a line in the decompressed
+    file. A plain file is opened at this offset; a compressed file is decompressed up to it.
 
     Args:
         pattern: path or list of paths; shell wildcards and bucket addresses are allowed.
@@ -45,7 +47,7 @@ class JsonLines:
         self, pattern: str | Sequence[str], decoder: str | Callable[[Any], Any] | None = None, count: bool = True
     ):
         self._paths = find_files(pattern, "JSON Lines")
-        self.shards = len(self._paths)
+        self.shards = min(len(self._paths), MOST_SHARDS)
         if any(path.endswith(".zst") for path in self._paths) and importlib.util.find_spec("zstandard") is None:
             raise DataError("Files that end in .zst need zstandard, which is not installed: pip install zstandard.")
         self._decoder = find_decoder(_arrays if decoder is None else decoder, "decoder")
@@ -53,15 +55,17 @@ class JsonLines:
             self.counts = self._counts
 
     def open(self, shard: int, position: Json) -> Iterator[tuple[Item, Json]]:
-        """Yields the lines of a file from an offset on, each with the offset after it; empty lines are left out."""
-        path = self._paths[shard]
-        offset = position if isinstance(position, int) else 0
-        with _open(path) as file:
-            _skip(file, offset)
-            for line in file:
-                start, offset = offset, offset + len(line)
-                if not line.isspace():
-                    yield (line, f"{shown(path)}, at byte {start}"), offset
+        """Yields the lines of a shard from a position on, each with the position after it; leaves empty lines out."""
+        at: Any = position or (0, 0)
+        first, offset = at
+        for number, path in enumerate(self._files(shard)[first:], first):
+            with _open(path) as file:
+                _skip(file, offset)
+                for line in file:
+                    start, offset = offset, offset + len(line)
+                    if not line.isspace():
+                        yield (line, f"{shown(path)}, at byte {start}"), (number, offset)
+            offset = 0
 
     def decode(self, item: Item) -> Example:
         """Returns the example of a line. Raises DataError if it is no JSON or does not fit the decoder."""
@@ -73,8 +77,11 @@ class JsonLines:
         decoder = f"decoder {decoder_name(self._decoder)}".replace(SEPARATOR, " ")
         return SEPARATOR.join([*sampled_files(self._paths), decoder])
 
+    def _files(self, shard: int) -> list[str]:
+        return self._paths[shard :: self.shards]
+
     def _counts(self) -> list[int]:
-        return [_count(path) for path in self._paths]
+        return [sum(map(_count, self._files(shard))) for shard in range(self.shards)]
 
 
 def _count(path: str) -> int:

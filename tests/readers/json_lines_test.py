@@ -55,6 +55,20 @@ def test_files_are_shards_that_are_read_in_turn(tmp_path):
     assert isinstance(uncounted, StreamSource) and uncounted.counts is None and uncounted[3]["x"][0] == 7
 
 
+def test_shard_of_several_files_is_read_from_any_position(tmp_path, monkeypatch):
+    monkeypatch.setattr("engine.readers.json_lines.MOST_SHARDS", 2)
+    for name, part in (("a", LINES[:3]), ("b", LINES[3:4]), ("c", []), ("d", LINES[4:6]), ("e", LINES[6:])):
+        write(tmp_path / f"{name}.jsonl", part)
+    stream = JsonLines(f"{tmp_path}/*.jsonl")
+    assert (stream.shards, stream.counts()) == (2, [7, 3])
+    items = list(stream.open(0, None))
+    assert [json.loads(item[0]) for item, _ in items] == OBJECTS[:3] + OBJECTS[6:]
+    for number, (_, position) in enumerate(items, 1):
+        stored = json.loads(json.dumps(position))
+        assert [item for item, _ in stream.open(0, stored)] == [item for item, _ in items[number:]]
+    assert items[3][0][1].endswith("e.jsonl, at byte 0")
+
+
 def test_decoder_makes_the_example(tmp_path):
     stream = JsonLines(write(tmp_path / "a.jsonl"), decoder=lambda found: {"y": np.float32(found["x"][1])})
     assert as_source(stream, "data")[2]["y"] == 2.5
