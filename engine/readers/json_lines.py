@@ -1,6 +1,5 @@
 """Reads JSON Lines files as a stream: one JSON value on each line, in plain or compressed files."""
 
-import functools
 import gzip
 import importlib.util
 import io
@@ -70,7 +69,11 @@ class JsonLines:
     def decode(self, item: Item) -> Example:
         """Returns the example of a line. Raises DataError if it is no JSON or does not fit the decoder."""
         line, where = item
-        return decode(functools.partial(_decode, self._decoder), line, where)
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: json.loads failed: {type(error).__name__}: {error}.") from error
+        return decode(self._decoder, value, where)
 
     def fingerprint(self) -> str:
         """Returns the names, sizes and hashed samples of the first files, and the decoder."""
@@ -112,14 +115,15 @@ def _skip(file: io.BufferedIOBase, offset: int) -> None:
         offset -= len(found)
 
 
-def _decode(decoder: Callable[[Any], Any], line: bytes) -> Any:
-    return decoder(json.loads(line))
-
-
 def _arrays(value: Any) -> Example:
-    """Returns a JSON value in which numbers and lists of numbers are arrays."""
+    """Returns a JSON value in which numbers and lists of numbers are arrays. Raises ValueError for null."""
     if isinstance(value, dict):
         return {name: _arrays(item) for name, item in value.items()}
     if isinstance(value, list) and value and any(isinstance(item, dict | str) for item in value):
         return [_arrays(item) for item in value]
-    return value if isinstance(value, str) else np.asarray(value)
+    if isinstance(value, str):
+        return value
+    array = np.asarray(value)
+    if array.dtype.kind == "O":
+        raise ValueError("null, or an integer of more than 64 bits; a decoder can replace it")
+    return array

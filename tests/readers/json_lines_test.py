@@ -74,7 +74,7 @@ def test_decoder_makes_the_example(tmp_path):
     assert as_source(stream, "data")[2]["y"] == 2.5
 
 
-@pytest.mark.parametrize("line", [b"{\n", b'{"x": [1, [2]]}\n', b"\xff\n"])
+@pytest.mark.parametrize("line", [b"{\n", b'{"x": [1, [2]]}\n', b"\xff\n", b'{"x": [1, null]}\n', b'{"x": null}\n'])
 def test_line_that_cannot_be_decoded_names_the_file_and_the_offset(tmp_path, line):
     source = as_source(JsonLines(write(tmp_path / "a.jsonl", [LINES[0], line, LINES[1]])), "data")
     with pytest.raises(DataError, match=rf"^Example 1 of .*JsonLines: .*a\.jsonl, at byte {len(LINES[0])}: .*failed"):
