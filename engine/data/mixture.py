@@ -1,9 +1,8 @@
 """Mixtures: a source that draws examples from several sources in given proportions.
 
 A schedule assigns a source to each position of a run: `mixture_schedule.py` for weights that stay, `share_schedule.py`
-for weights that change by time. Within a source, its own sampler gives
-the order, with epochs of its own length. `grain.MapDataset.mix` does the same one example at a time, 40 times as slowly
-(`reader.py` has the numbers).
+for weights that change by time. Within a source, its own sampler gives the order, with epochs of its own length.
+`grain.MapDataset.mix` does the same one example at a time, 40 times as slowly (`reader.py` has the numbers).
 """
 
 import math

@@ -117,15 +117,18 @@ class StreamSource:
             return "examples that differ from one reading to the next"
         return f"first examples {hashes[0]}"
 
-    def description(self) -> str:
-        """Returns a sentence that says how the stream is read."""
+    def description(self, training: bool = True) -> str:
+        """Returns a sentence that says how the stream is read, in training or in evaluations."""
         shards, size = self.stream.shards, "of unknown length" if self.counts is None else f"of {len(self):,} examples"
         if isinstance(self.stream, IterableStream):
             parts = [f"{self.source_name} can only be iterated, so it is read as a stream {size}", "1 shard"]
-            parts += ["every process reads all examples in order", "a resume skips the earlier ones by reading them"]
+            resume = ["every process reads all examples in order", "a resume skips the earlier ones by reading them"]
         else:
             parts = [f"{self.source_name} is a stream {size}", f"{shards} shard{'s' * (shards > 1)}"]
-            parts += ["each process reads the shards of its rows in order", "a resume opens them at saved positions"]
+            resume = ["each process reads the shards of its rows in order", "a resume opens them at saved positions"]
+        if not training:
+            return f"{'; '.join(parts)}; every process reads all examples in order."
+        parts += resume
         if self.window > 1:
             parts.append(f"data.shuffle mixes examples only within {self.window * shards:,} of them (shuffle_window)")
         if self.counts is None:
@@ -295,5 +298,6 @@ def descriptions(sources: Mapping[str, Source]) -> list[str]:
     lines = []
     for where, source in sources.items():
         inner: Mapping[str, Source] = getattr(source, "sources", {})
-        lines += [f"{where}: {x.description()}" for x in (source, *inner.values()) if isinstance(x, StreamSource)]
+        streams = [found for found in (source, *inner.values()) if isinstance(found, StreamSource)]
+        lines += [f"{where}: {stream.description(training=where == 'data')}" for stream in streams]
     return lines

@@ -157,6 +157,14 @@ def test_iterables_and_generator_functions_are_read_as_one_shard(found):
     )  # fmt: skip
 
 
+def test_description_of_an_evaluation_names_neither_resume_nor_shuffling():
+    (text,) = descriptions({"evaluations.a.data": as_source(Counting([4, 4]), "data")})
+    assert text == (
+        "evaluations.a.data: tests.data.streams.counting.Counting is a stream of 8 examples; 2 shards; every process "
+        "reads all examples in order."
+    )
+
+
 def test_iterator_that_can_be_read_only_once_is_refused():
     for found in (generator(), iter([1])):
         with pytest.raises(DataError, match=r"^data: found a \w+, which can be read only once.*generator function"):
