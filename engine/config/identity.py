@@ -16,7 +16,7 @@ May change, because the computed values stay the same:
     train.total                     length of the run; see `schedule_change`
     train.accumulate, approximate_accumulation, steps_per_dispatch, remat, offload_optimizer   how a step is computed
     mesh.*, sharding.*              devices that compute it
-    data.threads, workers, prefetch                        speed of reading
+    data.threads, workers, prefetch; cache of engine.Weighted   speed of reading
     data.on_error, resilience.*     reaction to failures
     init.*                          initial weights, which the first checkpoint already contains
     stop.*                          reaction to results
@@ -24,7 +24,7 @@ May change, because the computed values stay the same:
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from engine.config.schedules import decay_begin, followers, sections
@@ -35,8 +35,10 @@ _SECTIONS = ("task.", "data.", "optimizer.")
 _FREE = ("data.threads", "data.workers", "data.prefetch", "data.on_error")
 WEIGHTED = ("engine.Mixture", "engine.Weighted", "engine.data.mixture.Mixture", "engine.data.weighted.Weighted")
 """Sources that draw examples by weights."""
-WEIGHTS = ("weights", "balance", "tags", "threshold", "interpolate", "cache")
+WEIGHTS = ("weights", "balance", "tags", "threshold", "interpolate")
 """Their arguments that decide how often each example is drawn."""
+CACHES = ("cache",)
+"""Their arguments that decide nothing but speed."""
 _FIELDS = ("train.global_batch_size", "train.seed", "train.precision", "train.ema_decay")
 
 
@@ -54,7 +56,7 @@ def identity_differences(old: Config, new: Config) -> list[str]:
     before, after = (
         {
             name: value_text(name, value)
-            for name, value in flatten(config)
+            for name, value in flatten(_without(config, CACHES))
             if is_identity(name) or (approximate and name == "train.accumulate")
         }
         for config in (old, new)
@@ -72,22 +74,23 @@ def identity_differences(old: Config, new: Config) -> list[str]:
 
 def only_weights_differ(old: Config, new: Config) -> bool:
     """Whether the identity fields differ in nothing but the weights by which `Mixture` and `Weighted` draw examples."""
-    return not identity_differences(_without_weights(old), _without_weights(new))
+    return not identity_differences(_without(old, WEIGHTS), _without(new, WEIGHTS))
 
 
-def _without_weights(config: Config) -> Config:
-    plain = _plain_draws(config.data.target, config.data.arguments)
+def _without(config: Config, names: Collection[str]) -> Config:
+    """Returns a config without these arguments of the sources that draw by weights."""
+    plain = _plain_arguments(config.data.target, config.data.arguments, names)
     return dataclasses.replace(config, data=dataclasses.replace(config.data, arguments=plain))
 
 
-def _plain_draws(target: str, arguments: Arguments) -> Arguments:
-    """Returns the arguments of a source, and of the sources inside it, without those of `WEIGHTS`."""
-    dropped = WEIGHTS if target in WEIGHTED else ()
+def _plain_arguments(target: str, arguments: Arguments, names: Collection[str]) -> Arguments:
+    """Returns the arguments of a source, and of the sources inside it, without these names of `WEIGHTED` sources."""
+    dropped = names if target in WEIGHTED else ()
 
     def plain(value: Plain) -> Plain:
         if isinstance(value, Mapping):
             inner: Any = value
-            return _plain_draws(str(inner.get("target", "")), inner)
+            return _plain_arguments(str(inner.get("target", "")), inner, names)
         return tuple(map(plain, value)) if isinstance(value, tuple) else value
 
     return {name: plain(value) for name, value in arguments.items() if name not in dropped}

@@ -115,6 +115,20 @@ def test_approximate_accumulation_makes_the_number_of_microbatches_part_of_the_r
     assert identity_differences(config(two), config(four)) == []
 
 
+def test_cache_of_tags_may_move_but_an_argument_of_that_name_of_another_source_may_not():
+    def weighted(*overrides):
+        c = defaults()
+        c.task = dict(target="models.digits.Digits", width=64)
+        source = dict(target="x.Own", cache="a")
+        c.data = dict(target="engine.Weighted", source=source, tags="label", balance="class")
+        apply(c, overrides)
+        return validate(c)
+
+    assert identity_differences(weighted(), weighted("data.cache=tags.npz")) == []
+    assert identity_differences(weighted("data.cache=tags.npz"), weighted("data.cache=other.npz")) == []
+    assert identity_differences(weighted(), weighted("data.source.cache=b")) == ["data.source.cache: a -> b"]
+
+
 @pytest.mark.parametrize(
     ("override", "only"),
     [
