@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from engine.config.duration import UNKNOWN_LENGTH
-from engine.config.errors import DataError
+from engine.config.errors import ConvoyError, DataError
 from engine.config.schema import SHUFFLE_WINDOW, Data
 from engine.config.target import build
 from engine.data.collate import Collator
@@ -39,7 +39,7 @@ class StreamSource:
 
     def __init__(self, stream: Stream, window: int, name: str, counts: Sequence[int] | None):
         self.stream, self.window, self.source_name = stream, max(1, window // stream.shards), name
-        self.counts = None if counts is None else [int(count) for count in counts]
+        self.counts = None if counts is None else list(counts)
         if self.counts is not None and len(self.counts) != stream.shards:
             raise DataError(f"{name}: counts gives {len(self.counts)} numbers for {stream.shards} shards.")
         if self.counts is not None and not (min(self.counts) >= 0 < sum(self.counts)):
@@ -232,9 +232,19 @@ def as_source(
     shards = stream.shards
     if isinstance(shards, bool) or not isinstance(shards, int) or shards < 1:
         raise DataError(f"{where}: shards = {shards!r}: allowed is a whole number from 1.")
-    own: Callable[[], Sequence[int]] | None = getattr(stream, "counts", None)
-    source = StreamSource(stream, window, name if again and name else found_name, None if own is None else own())
+    source = StreamSource(stream, window, name if again and name else found_name, _counts(stream, where))
     return counted(source) if finite else source
+
+
+def _counts(stream: Stream, where: str) -> Sequence[int] | None:
+    """Returns the number of items of each shard; None if it is unknown. Raises DataError if `counts` fails."""
+    own: Callable[[], Sequence[int]] | None = getattr(stream, "counts", None)
+    try:
+        return None if own is None else [int(count) for count in own()]
+    except ConvoyError:
+        raise
+    except Exception as error:
+        raise DataError(f"{where}: its counts() failed: {type(error).__name__}: {error}.") from error
 
 
 def limit_source(found: object, section: Data, name: str, finite: bool = False, where: str = "") -> Source:

@@ -1,5 +1,6 @@
 """The protocol of streams, and the adapter that reads any iterable as a stream of one shard."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeGuard
 
@@ -51,8 +52,9 @@ class IterableStream:
             if hasattr(of, name):
                 setattr(self, name, getattr(of, name))
         if hasattr(of, "__len__"):
-            self._length = len(of)  # pyright: ignore[reportArgumentType]
-            self.counts = self._counts
+            with contextlib.suppress(TypeError):  # such as a torch.utils.data.DataLoader of unknown length
+                self._length = len(of)  # pyright: ignore[reportArgumentType]
+                self.counts = self._counts
 
     def open(self, shard: int, position: Json) -> Iterator[tuple[Any, Json]]:
         """Yields (example, number of examples up to it); skips the examples before the position by reading them."""

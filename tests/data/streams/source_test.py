@@ -183,6 +183,13 @@ def test_invalid_shards_and_counts_are_refused(counts, shards, text):
         as_source(stream, "data")
 
 
+def test_counts_that_fail_are_reported():
+    stream = Counting([5])
+    stream.counts = lambda: 1 / 0
+    with pytest.raises(DataError, match=r"^data: its counts\(\) failed: ZeroDivisionError: division by zero\.$"):
+        as_source(stream, "data")
+
+
 def test_duration_in_epochs_needs_a_known_length():
     source = as_source(Counting([9], known=False), "data")
     assert Duration(5, "examples").steps(2, len(source)) == 3

@@ -12,6 +12,18 @@ def test_iterable_is_a_stream_of_one_shard_whose_position_is_a_number_of_example
     assert not hasattr(IterableStream(lambda: "abcd", None), "counts")
 
 
+class NoLength:
+    def __iter__(self):
+        return iter("abcd")
+
+    def __len__(self):
+        raise TypeError("object of type 'Endless' has no len()")
+
+
+def test_iterable_whose_length_raises_a_type_error_has_an_unknown_length():
+    assert not hasattr(IterableStream(lambda: "abcd", NoLength()), "counts")
+
+
 def test_only_objects_without_random_access_are_iterated():
     assert is_iterable_only(iter([])) and is_iterable_only({1, 2})
     assert not any(map(is_iterable_only, ([], "text", {}, dict, 3, None)))
