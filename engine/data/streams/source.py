@@ -19,6 +19,7 @@ from engine.data.stages import stage
 from engine.data.streams.cursor import StreamReader
 from engine.data.streams.order import Order
 from engine.data.streams.stream import IterableStream, Stream, is_iterable_only, is_stream
+from engine.types import Json
 
 type Readable = Source | Stream | Iterable[Example] | Callable[[], Iterator[Example]]
 """What `as_source` accepts; the function is a generator function."""
@@ -73,8 +74,7 @@ class StreamSource:
     def limited(self, count: int) -> "StreamSource":
         """Returns the first `count` examples, spread over the shards; reads them once if the length is unknown."""
         if self.counts is None:
-            most = [count // self.stream.shards + (shard < count % self.stream.shards) for shard in self._shards]
-            counts = [self._count(shard, most[shard]) for shard in self._shards]
+            counts = self._first_counts(count)
         else:
             order = Order(self.counts, self.stream.shards, window=1, seed=0)
             counts = order.needed(min(count, len(self))).tolist() if count < len(self) else self.counts
@@ -82,18 +82,28 @@ class StreamSource:
 
     def counted(self) -> "StreamSource":
         """Returns the source with a known length, for which it reads the stream once."""
-        counts = [self._count(shard, UNKNOWN_LENGTH) for shard in self._shards]
+        counts = [sum(1 for _ in self._read(shard)) for shard in self._shards]
         return StreamSource(self.stream, self.window * self.stream.shards, self.source_name, counts)
 
     @property
     def _shards(self) -> range:
         return range(self.stream.shards)
 
-    def _count(self, shard: int, most: int) -> int:
-        """Returns the number of items of a shard, at most `most`. Raises DataError."""
+    def _first_counts(self, count: int) -> list[int]:
+        """Returns how many of the first `count` items, read from the shards in turn, each shard has; reads them."""
+        readers, counts = {shard: self._read(shard) for shard in self._shards}, [0] * self.stream.shards
+        while readers and sum(counts) < count:
+            for shard in list(readers)[: count - sum(counts)]:
+                if next(readers[shard], None) is None:
+                    del readers[shard]
+                else:
+                    counts[shard] += 1
+        return counts
+
+    def _read(self, shard: int) -> Iterator[tuple[Any, Json]]:
+        """Yields the items of a shard with their positions. Raises DataError."""
         try:
-            items = self.stream.open(shard, None)
-            return sum(1 for _, _ in zip(range(most), items, strict=False))
+            yield from self.stream.open(shard, None)
         except Exception as error:
             where = f"shard {shard} of {self.source_name}" if self.stream.shards > 1 else self.source_name
             raise DataError(f"{where} cannot be read: {type(error).__name__}: {error}. Correct the data.") from error
