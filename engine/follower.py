@@ -9,7 +9,7 @@ from engine.cluster import group
 from engine.cluster.exit_status import ExitStatus, is_retried
 from engine.config.duration import CLOCK_UNITS, Duration
 from engine.config.errors import CheckpointError, ConvoyError, FieldError, RunError
-from engine.config.schema import Evaluation
+from engine.config.schema import Config
 from engine.data.streams.source import Readable
 from engine.metrics.results import Result
 from engine.observe import formatting
@@ -36,7 +36,7 @@ def follow(
     """Evaluates each checkpoint of a run once, also those that it still writes, until the run is done.
 
     A step is left out if `evaluations.jsonl` has its results with the same settings, so a restart continues. If the run
-    is resumed with other evaluations, these are used from then on.
+    is resumed with another config, or started again with `--fresh`, that config is used from then on.
 
     Args:
         run: the run directory, in which the training may not have started yet.
@@ -54,7 +54,9 @@ def follow(
     directory, wait = RunDirectory(run), Wait(str(run), timeout, on_message)
     if not has_begun(directory):
         on_message(f"waiting for a run to start in {directory}")
-    while not group.run_on_primary(lambda: has_begun(directory) or wait.poll(None), "the begin of the run"):
+    while not group.run_on_primary(
+        lambda: has_begun(directory) or wait.poll(_read_status(directory)), "the begin of the run"
+    ):
         time.sleep(POLL_S)
     given = {"task": task, "overrides": overrides, "data": evaluation_data, "on_message": on_message}
     follower, pause = Follower(SavedEvaluations(run, **given), wait), POLL_S
@@ -64,7 +66,7 @@ def follow(
             on_message(text)
             return
         if action == RELOAD:
-            on_message("the run was resumed with other evaluations, which are used from now on")
+            on_message("the run was started with another config, which is used from now on")
             follower = Follower(SavedEvaluations(run, **given), wait)
         elif action == EVALUATE:
             pause = POLL_S
@@ -83,11 +85,15 @@ def has_begun(directory: RunDirectory) -> bool:
     """Whether the config of a run and its number of steps are known; the context of its evaluations needs both."""
     if not directory.exists():
         return False
+    found = _read_status(directory)  # None: `Follower` waits for a status that can be read
+    return found is None or found.total_steps is not None or found.state not in status.RUNNING
+
+
+def _read_status(directory: RunDirectory) -> status.Status | None:
     try:
-        found = status.read(directory.status)
-    except RunError:  # `Follower` waits for a status that can be read
-        return True
-    return found.total_steps is not None or found.state not in status.RUNNING
+        return status.read(directory.status)
+    except RunError:  # it has not been written yet, or the storage fails for a moment
+        return None
 
 
 EVALUATE, RELOAD, WAIT, DONE = "evaluate", "reload", "wait", "done"
@@ -113,11 +119,15 @@ class Follower:
         Raises:
             RunError: the run has failed, or the wait takes too long.
         """
-        state = self._status()  # before the steps: a run that is done writes no more
-        if self._stored_evaluations() != self.saved.config.evaluations:
-            return RELOAD, 0, [], ""
-        known = read_results(self.saved.directory.evaluations)
-        for step in self.saved.steps():
+        state = _read_status(self.saved.directory)  # before the steps: a run that is done writes no more
+        if self._stored_config() != self.saved.config:
+            if has_begun(self.saved.directory):
+                return RELOAD, 0, [], ""
+            self._wait.poll(state)
+            return WAIT, 0, [], ""
+        known, steps = read_results(self.saved.directory.evaluations), self.saved.steps()
+        self._taken.intersection_update(steps)  # a run that is started again with --fresh writes these steps again
+        for step in steps:
             names = self.evaluations.missing(step, known)
             if names and step not in self._taken:
                 self._taken.add(step)
@@ -148,18 +158,12 @@ class Follower:
             self._reported = text
             self.evaluations.say(f"waiting: {text}")
 
-    def _stored_evaluations(self) -> Mapping[str, Evaluation]:
-        """Returns the evaluations of the run, which may be resumed with others."""
+    def _stored_config(self) -> Config:
+        """Returns the config of the run, which may be resumed with another one."""
         try:
-            return SavedRun(self.saved.directory.path).config.evaluations
+            return SavedRun(self.saved.directory.path).config
         except ConvoyError:  # the storage fails for a moment
-            return self.saved.config.evaluations
-
-    def _status(self) -> status.Status | None:
-        try:
-            return status.read(self.saved.directory.status)
-        except RunError:  # it has not been written yet, or the storage fails for a moment
-            return None
+            return self.saved.config
 
 
 class Wait:

@@ -9,7 +9,7 @@ import pytest
 
 import engine
 from engine.config.errors import ConfigError, RunError
-from engine.follower import DONE, POLL_S, RELOAD, WAIT, Follower, Wait, follow, has_begun
+from engine.follower import DONE, EVALUATE, POLL_S, RELOAD, WAIT, Follower, Wait, follow, has_begun
 from engine.main import main
 from engine.run import status
 from engine.run.directory import RunDirectory
@@ -149,6 +149,29 @@ def test_results_of_other_settings_before_a_resume_do_not_count(run):
     assert old != file.read_text()
     follow(run, on_results=found.append)
     assert len(found) == 3
+
+
+def test_follow_evaluates_the_same_steps_again_after_a_fresh_start(run, tmp_path):
+    follower = Follower(SavedEvaluations(run), Wait("run", None, print))
+    assert [follower.next()[1] for _ in range(3)] == [2, 4, 6]
+    assert follower.next()[0] == DONE
+    (run / "checkpoints").rename(tmp_path / "old")
+    set_status(run, state="training", exit_code=None)
+    assert follower.next()[0] == WAIT
+    (tmp_path / "old").rename(run / "checkpoints")
+    assert follower.next()[:2] == (EVALUATE, 2)
+
+
+def test_other_config_is_used_once_its_number_of_steps_is_known(run):
+    follower = Follower(SavedEvaluations(run), Wait("run", None, print))
+    file = run / "config.txt"
+    old = file.read_text()
+    file.write_text(old.replace("train.total: 6 steps", "train.total: 8 steps"))
+    assert old != file.read_text()
+    set_status(run, state="starting", exit_code=None, total_steps=None)
+    assert follower.next()[0] == WAIT
+    set_status(run, state="training", total_steps=8)
+    assert follower.next()[0] == RELOAD
 
 
 TWO = """
