@@ -32,7 +32,7 @@ def open_program(
     Args:
         task: the Task of the run.
         config: config of the run, with the overrides.
-        overrides: changes of the config; a mesh or sharding that they choose is not replaced.
+        overrides: changes of the config; a mesh, a sharding or a number of devices that they choose is not replaced.
         batch_sizes: sizes of the global batches.
         say: called with a sentence for the user, in the primary.
         devices: devices to use; None: all devices of JAX.
@@ -47,6 +47,8 @@ def open_program(
     try:
         config = set_up_devices(config)
     except ConfigError:  # JAX has started in this process with another number of devices, as in a notebook
+        if "mesh.cpu_devices" in names:
+            raise
         config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, cpu_devices=None))
     found = jax.devices() if devices is None else devices
     first: ShardingError | None = None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import engine
-from engine.config.errors import ShardingError
+from engine.config.errors import ConfigError, ShardingError
 from engine.saved.run import SavedRun
 from engine.saved_program import open_program
 from tests import runs, zoo
@@ -59,6 +59,12 @@ def test_chosen_mesh_is_not_replaced(run):
         opened(run, 2, ["mesh.fsdp=1"])
     with pytest.raises(ShardingError, match="mesh: data=4 x fsdp=2 needs 8 devices"):
         opened(run, 2, ["sharding.zero1=True"])
+
+
+def test_number_of_devices_that_was_chosen_is_not_ignored(run, monkeypatch):
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+    with pytest.raises(ConfigError, match="cpu_devices = 2: JAX has already started its devices"):
+        opened(run, 8, ["mesh.cpu_devices=2"])
 
 
 USES = """
