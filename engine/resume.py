@@ -100,7 +100,7 @@ def _check_total_steps(readers: Sequence[str], config: Config, directory: RunDir
     if old != config.train.total:
         raise ConfigError(
             f"{directory}: train.total: {old} -> {config.train.total} changes context.total_steps, which "
-            f"{' and '.join(readers)} reads. To resume with it, add --accept-schedule-change."
+            f"{' and '.join(readers)} read{'s' * (len(readers) == 1)}. To resume with it, add --accept-schedule-change."
         )
 
 
