@@ -60,8 +60,8 @@ def engine_package(level, deps = [], visibility = []):
 
     Args:
       level: its level, from 0.
-      deps: what it sees beside the levels below.
-      visibility: who sees it beside the levels above.
+      deps: what it sees in addition to the levels below.
+      visibility: who sees it in addition to the levels above.
     """
     py_library(
         name = native.package_name().split("/")[-1],

@@ -56,7 +56,7 @@ def _json(data: bytes) -> Any:
 
 
 def _arrays(value: Any) -> Any:
-    """Returns JSON with arrays in the place of numbers and of rectangular lists of numbers or of text."""
+    """Returns JSON in which numbers and rectangular lists of numbers or of text are arrays."""
     if isinstance(value, dict):
         return {key: _arrays(child) for key, child in value.items()}
     if isinstance(value, list):

@@ -38,7 +38,7 @@ class WebDataset:
     Args:
         pattern: path or list of paths of uncompressed tar files; shell wildcards and bucket addresses are allowed.
         fields: suffixes of the members to read. Default: those of the first sample.
-        decoders: suffix -> function of the bytes, or its dotted path, in the place of the usual decoder.
+        decoders: suffix -> function of the bytes, or its dotted path, instead of the usual decoder.
 
     Raises:
         DataError: no file matches, a file is compressed or no tar file, or there are no samples.
