@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from engine.checkpoint import timeouts
 from engine.checkpoint.manifest import read_lock
 from engine.checkpoint.policy import Retention
 from engine.checkpoint.store import CheckpointStore, StepInfo
@@ -25,7 +26,7 @@ from engine.config.validation import validate
 from engine.data.streams.source import Readable
 from engine.observe.goodput_table import goodput_text
 from engine.parallel.mesh import make_mesh
-from engine.run import code, status
+from engine.run import code, status, storage
 from engine.run.code import Code
 from engine.run.directory import RunDirectory
 from engine.training.build import build_evaluation_program, build_task
@@ -175,8 +176,9 @@ class SavedRun:
         with contextlib.ExitStack() as stack:
 
             def lock() -> list[int]:
-                with contextlib.suppress(FileNotFoundError):
-                    stack.enter_context(read_lock(self.directory.checkpoints / str(step)))
+                path = self.directory.checkpoints / str(step)
+                with contextlib.suppress(OSError):  # the restore, which has a timeout too, reports a storage that fails
+                    storage.bounded(lambda: stack.enter_context(read_lock(path)), timeouts.LIST_S)
                 return self.steps()
 
             found = group.run_on_primary(lock, "the checkpoint to read")

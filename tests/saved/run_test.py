@@ -16,6 +16,7 @@ from engine import entry
 from engine.config.errors import CheckpointError, ConfigError, RunError
 from engine.main import main
 from engine.run.directory import RunDirectory
+from engine.run.storage import StorageTimeout
 from engine.saved.run import SavedRun, newest_checkpoint
 from tests import runs, zoo
 
@@ -44,6 +45,14 @@ def test_choose_returns_the_best_step_by_default(tmp_path):
 
 def test_restore_returns_the_state_of_the_step(run):
     assert int(run.restore(2, entry.program(run.config)[0]).step) == 2
+
+
+def test_checkpoint_is_read_although_its_manifest_cannot_be_locked(run, monkeypatch):
+    def fail(directory):
+        raise StorageTimeout("no answer")
+
+    monkeypatch.setattr("engine.saved.run.read_lock", fail)
+    assert engine.load(run.directory.path, step=2).step == 2
 
 
 def test_checkpoints_are_listed_oldest_first(run):
