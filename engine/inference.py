@@ -53,7 +53,8 @@ def evaluate(
         step: step of the checkpoint, "latest", or "best". None, like "best": the best checkpoint if the run selects
             one, else the newest.
         task: the Task, if the run was started with a Task object.
-        evaluation_data: name of an evaluation -> its source; a new name is a new evaluation.
+        evaluation_data: name of an evaluation -> its source; a new name is a new evaluation. Fields of the engine, such
+            as `data.limit`, stay as the config sets them.
         overrides: changes of the run's config, each "evaluations.test.batch_size=64" or "mesh.data=2".
 
     Raises:

@@ -18,7 +18,7 @@ from engine.config.target import check
 from engine.config.text import flatten, value_text
 from engine.config.text_file import read_text
 from engine.data.source import Source, build_source, fingerprint
-from engine.data.streams.source import Readable, as_source
+from engine.data.streams.source import Readable, limit_source
 from engine.loop.evaluation import build_evaluations
 from engine.metrics.results import Result, json_values
 from engine.resilience.out_of_memory import out_of_memory_reported
@@ -85,7 +85,10 @@ class SavedEvaluations:
                 f"{self.saved.directory.config}: no evaluations. Add one: --evaluations.NAME.data.target=..., or in "
                 "the config of the run, evaluations.<name>.data."
             )
-        data = {name: as_source(found, f"evaluation_data[{name!r}]", finite=True) for name, found in data.items()}
+        data = {
+            name: limit_source(found, config.evaluations[name].data, f"evaluation_data[{name!r}]", finite=True)
+            for name, found in data.items()
+        }
         with self.saved.code_importable(config):
             for name, section in config.evaluations.items():
                 if name not in data:

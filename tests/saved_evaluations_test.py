@@ -7,6 +7,7 @@ import pytest
 import engine
 from engine import inference
 from engine.config.errors import CheckpointError, ConfigError
+from engine.data.source import limited
 from engine.main import main
 from engine.saved.run import SavedRun
 from engine.saved_evaluations import choose_steps
@@ -38,6 +39,18 @@ def test_results_are_stored_with_the_settings_that_differ(run):
     assert third.settings["evaluations.other.data.type"] == "engine.data.source.ArraySource"
     assert "an object with the content" in third.settings["evaluations.other.data"]
     assert first.time.endswith("+00:00")
+
+
+def test_limit_of_the_config_applies_to_an_object(run):
+    source = zoo.source(20, seed=3)
+    expected = engine.evaluate(run, evaluation_data={"heldout": limited(source, 12)})
+    file = run / "config.txt"
+    old = file.read_text()
+    file.write_text(old.replace("evaluations.heldout.data.limit: None", "evaluations.heldout.data.limit: 12"))
+    assert old != file.read_text()
+    assert engine.evaluate(run, evaluation_data={"heldout": source}) == pytest.approx(expected)
+    larger = ["evaluations.heldout.data.limit=20"]
+    assert engine.evaluate(run, evaluation_data={"heldout": source}, overrides=larger) != pytest.approx(expected)
 
 
 def test_several_steps_are_evaluated_with_one_program(run, capsys):

@@ -19,7 +19,7 @@ from engine.config.draft import draft_of
 from engine.config.errors import CheckpointError, ConfigError, RunError
 from engine.config.instances import section_of
 from engine.config.override import apply
-from engine.config.schema import Config, MeshSpec
+from engine.config.schema import Config, Data, MeshSpec, field_names
 from engine.config.target import is_found
 from engine.config.text import from_text
 from engine.config.validation import validate
@@ -40,6 +40,8 @@ CHANGEABLE = (
     *("evaluations.", "data.", "mesh.", "sharding.", "cache.", "log."),
     *("train.global_batch_size", "train.precision"),
 )
+
+_DATA_FIELDS = set(field_names(Data)) - {"target"}  # the other fields of a section `data` are arguments of its target
 
 
 class SavedRun:
@@ -99,7 +101,8 @@ class SavedRun:
         Args:
             overrides: each "evaluations.test.batch_size=64".
             data: replaces the section `data`; None keeps it.
-            evaluation_data: sources of evaluations, by name; a new name is a new evaluation.
+            evaluation_data: sources of evaluations, by name; a new name is a new evaluation. Fields of the engine, such
+                as `limit`, stay as the config sets them.
 
         Raises:
             ConfigError: an override is not valid, or changes the model or the training.
@@ -117,7 +120,9 @@ class SavedRun:
         if data is not None or any(text.startswith("data.target=") for text in overrides):
             draft.data = data or {}
         for name, source in (evaluation_data or {}).items():
-            draft.evaluations[name] = {**draft.evaluations.get(name, {}), "data": section_of(source)}
+            before = draft.evaluations.get(name, {})
+            kept = {field: x for field, x in before.get("data", {}).items() if field in _DATA_FIELDS}
+            draft.evaluations[name] = {**before, "data": {**kept, **section_of(source)}}
         apply(draft, overrides, "--config.")
         return validate(draft, "the command line")
 
