@@ -25,6 +25,7 @@ from engine.datasets.statistics import BadExample, Statistics, Structure, struct
 REFERENCE = 16  # examples whose structure the others are compared with
 MIN_JOB, MAX_JOB, JOBS = 16, 4096, 256  # examples of a job, and about how many jobs there are
 BATCH = 32  # examples that are stacked, to measure the collation
+NO_NUMBERS = ("object", "datetime", "timedelta", "void")  # beginnings of the names of dtypes; void: structured arrays
 SHORT_S = 5.0  # a check that takes one process no longer starts no others
 
 
@@ -162,7 +163,7 @@ class Checker:
         own = structure(example)
         if self.reference is not None and own != self.reference:
             raise DataError(f"It has {structure_text(own)}; other examples have {structure_text(self.reference)}.")
-        if strange := [path for path, dtype, _ in own if dtype.startswith(("object", "datetime", "timedelta"))]:
+        if strange := [path for path, dtype, _ in own if dtype.startswith(NO_NUMBERS)]:
             raise DataError(f"{strange[0]} holds neither numbers nor text.")
         return example
 
@@ -183,6 +184,8 @@ class Checker:
 
 def _collate(batch: list[Example], found: Statistics) -> None:
     """Measures how long it takes to stack examples; examples of different shapes are not stacked."""
+    if not batch:  # all examples since the last batch are bad
+        return
     try:
         with recorded() as clock, stage("collate"):
             stack_examples(batch, str)

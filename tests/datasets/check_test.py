@@ -84,6 +84,23 @@ def test_bad_examples_have_index_and_reason():
     assert report.faults == 4
 
 
+def test_dataset_whose_last_examples_are_all_bad_is_checked():
+    report = check_dataset(Scans(20, bad=range(16, 20)), processes=1)
+    assert [found.index for found in report.bad] == [16, 17, 18, 19]
+    report = check_dataset(Scans(2, bad=[0, 1]), processes=1)
+    assert (report.examples, report.bad_count, report.fields) == (2, 2, {})
+    assert report.to_text().startswith(f"{report.source}: 2 examples, 2 bad")
+
+
+def test_structured_arrays_are_bad_examples():
+    class Structured(Scans):
+        def __getitem__(self, index):
+            return {"points": np.zeros(4, [("x", np.float32), ("y", np.float32)])}
+
+    report = check_dataset(Structured(2), processes=1)
+    assert [found.reason for found in report.bad] == ["points holds neither numbers nor text."] * 2
+
+
 def test_transform_is_applied_and_its_failures_are_bad_examples():
     report = check_dataset(Transformed(), processes=1)
     assert [found.index for found in report.bad] == list(range(2, 60, 3))
