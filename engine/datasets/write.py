@@ -177,7 +177,7 @@ def _begin(out: Path, source: Source, on_error: str, shards: int | None, overwri
         if old != new:
             name = next(name for name in new if old.get(name) != new[name])
             raise _other(out, f"is a dataset whose {name} is {old.get(name)}, not {new[name]}")
-        if shards not in (None, len(found.shards)):
+        if shards is not None and min(shards, len(source)) != len(found.shards):
             raise _other(out, f"has {len(found.shards)} shards, not {shards}")
         if found.on_error != on_error:
             raise _other(out, f"was written with on_error={found.on_error}, not {on_error}")

@@ -134,6 +134,12 @@ def test_another_source_or_other_arguments_are_refused(written, source, argument
     assert content(written.parent) == before
 
 
+def test_write_with_more_shards_than_examples_continues(tmp_path):
+    out = tmp_path / "scans.arrayrecord"
+    assert len(write_dataset(Scans(3), out, shards=5, processes=1).paths) == 3
+    assert write_dataset(Scans(3), out, shards=5, processes=1).kept == 3
+
+
 def test_damaged_shard_is_written_again_and_the_others_are_kept(written, tmp_path):
     out = tmp_path / written.name
     for name, data in content(written.parent).items():
