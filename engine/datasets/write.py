@@ -8,7 +8,7 @@ import contextlib
 import fcntl
 import glob
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ class _Write:
 
     def run(self, processes: int | None) -> WrittenDataset:
         work = ShardWriter(self._source, self._manifest.on_error, self._manifest.complete)
-        before = load_lengths(lengths_path(self._out)) if self._manifest.complete else {}
+        before = self._indexed_lengths() if self._manifest.complete else []
         for number, (shard, kept) in pool.run(
             work, self._jobs, pool.process_count(processes, len(self._jobs)), self._report
         ):
@@ -141,18 +141,28 @@ class _Write:
         self._manifest = manifest
         save_manifest(self._out, manifest)
 
-    def _finish(self, before: Mapping[str, np.ndarray]) -> WrittenDataset:
-        """Merges the length indexes of the shards with the one from before, and marks the dataset as complete."""
+    def _indexed_lengths(self) -> list[dict[str, np.ndarray]]:
+        """Returns the lengths of each shard of a complete dataset, from its length index."""
+        index = load_lengths(lengths_path(self._out))
+        ends = np.cumsum([shard.examples for shard in self._manifest.shards if shard is not None]).tolist()
+        return [
+            {name: lengths[start:stop] for name, lengths in index.items()}
+            for start, stop in zip([0, *ends], ends, strict=False)
+        ]
+
+    def _finish(self, before: Sequence[Mapping[str, np.ndarray]]) -> WrittenDataset:
+        """Merges the length indexes of the shards, and marks the dataset as complete.
+
+        Args:
+            before: lengths of each shard of a dataset that was complete, for those that were kept; else empty.
+        """
         shards = [shard for shard in self._manifest.shards if shard is not None]
         bad = {record.index: record.error for shard in shards for record in shard.bad}
         if len(bad) == len(self._source):
             raise DataError(f"{source_name(self._source)}: every example is bad. The first: {bad[0]}")
         if not self._manifest.complete:
-            starts = np.cumsum([0, *(shard.examples for shard in shards)])
-            parts = []
-            for job, start, stop in zip(self._jobs, starts[:-1], starts[1:], strict=True):
-                own = load_lengths(shard_lengths(job.path))
-                parts.append(own or {name: lengths[start:stop] for name, lengths in before.items()})
+            own = [shard_lengths(job.path) for job in self._jobs]
+            parts = [before[n] if before and not path.exists() else load_lengths(path) for n, path in enumerate(own)]
             try:
                 save_lengths(lengths_path(self._out), merge_lengths(parts, [shard.examples for shard in shards]))
             except OSError as error:

@@ -156,6 +156,20 @@ def test_damaged_shard_is_written_again_and_the_others_are_kept(written, tmp_pat
     assert write_dataset(Scans(), out, processes=1).kept == 4
 
 
+def test_shard_that_loses_an_example_does_not_shift_the_lengths_of_the_others(tmp_path):
+    class Same(Scans):
+        def fingerprint(self):
+            return "the same"
+
+    out = tmp_path / "scans.arrayrecord"
+    write_dataset(Same(), out, shards=4, processes=1, on_error="skip")
+    (tmp_path / "scans-00001-of-00004.arrayrecord").unlink()
+    found = write_dataset(Same(bad=[20]), out, processes=1, on_error="skip")
+    assert (found.kept, found.examples) == (3, 59)
+    lengths = ArrayRecordSource(str(out)).field_lengths(["points"])
+    assert lengths is not None and lengths["points"].tolist() == [n % 9 + 1 for n in range(60) if n != 20]
+
+
 def test_bad_examples_are_left_out_and_listed_with_skip(tmp_path):
     out = tmp_path / "scans.arrayrecord"
     found = write_dataset(Scans(bad=[3, 40]), out, shards=2, processes=1, on_error="skip")
