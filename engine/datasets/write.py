@@ -201,8 +201,10 @@ def _begin(out: Path, source: Source, on_error: str, shards: int | None, overwri
 
 def _check_apart(out: Path, source: Any) -> None:
     """Raises DataError if a source, or one that it wraps, reads the files that would be replaced."""
+    real = out.resolve()
     while source is not None:
-        if any(out in (Path(path), dataset_of(Path(path))) for path in getattr(source, "paths", ())):
+        files = [Path(path).resolve() for path in getattr(source, "paths", ())]
+        if any(real in (file, dataset_of(file)) for file in files):
             raise DataError(f"{out}: are files of the source. Choose another path.")
         source = getattr(source, "source", None)
 

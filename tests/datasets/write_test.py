@@ -200,6 +200,8 @@ def test_existing_file_without_manifest_needs_overwrite(tmp_path):
     ]  # fmt: skip
     with pytest.raises(DataError, match="are files of the source"):
         write_dataset(limited(ArrayRecordSource(str(out)), 1), out, overwrite=True, processes=1)
+    with pytest.raises(DataError, match="are files of the source"):
+        write_dataset(ArrayRecordSource(str(out)), os.path.relpath(out), overwrite=True, processes=1)
     write_array_record(Scans(4), str(out))  # the manifest belonged to the file that it replaces
     assert len(ArrayRecordSource(str(out))) == 4
 
