@@ -194,7 +194,11 @@ def _begin(out: Path, source: Source, on_error: str, shards: int | None, overwri
         return found
     elif out.exists():
         raise _other(out, "exists, and is not a dataset with a manifest")
-    manifest = Manifest(identity, on_error, [None] * min(shards or default_shards(source), len(source)))
+    count = min(shards or default_shards(source), len(source))
+    names = [shard_name(out, number, count) for number in range(count)]
+    if not overwrite and (existing := [name for name in names if out.with_name(name).exists()]):
+        raise _other(out, f"{existing[0]} exists, and is not in a manifest")
+    manifest = Manifest(identity, on_error, [None] * count)
     save_manifest(out, manifest)
     return manifest
 

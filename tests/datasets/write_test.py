@@ -206,6 +206,17 @@ def test_existing_file_without_manifest_needs_overwrite(tmp_path):
     assert len(ArrayRecordSource(str(out))) == 4
 
 
+def test_existing_shards_without_manifest_need_overwrite(tmp_path):
+    out = tmp_path / "a.arrayrecord"
+    write_dataset(Scans(4), out, shards=2, processes=1)
+    manifest_path(out).unlink()
+    before = content(tmp_path)
+    with pytest.raises(DataError, match=r"a-00000-of-00002.arrayrecord exists, and is not in a manifest\. Choose"):
+        write_dataset(Scans(5), out, shards=2, processes=1)
+    assert content(tmp_path) == before
+    assert write_dataset(Scans(5), out, shards=2, processes=1, overwrite=True).examples == 5
+
+
 def test_full_disk_is_one_sentence_and_the_write_continues(tmp_path):
     rng = np.random.default_rng(0)
     source = ArraySource({"x": rng.integers(0, 256, (64, 16_384)).astype(np.uint8)})
