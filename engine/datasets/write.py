@@ -7,11 +7,12 @@ The source is split into shards, ranges of its examples, whose bytes do not depe
 import contextlib
 import fcntl
 import glob
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -38,6 +39,7 @@ from engine.run.atomic import write_text
 
 SHARD_BYTES = 64 << 20  # a shard of the default size: large reads, and enough shards for all cores
 MAX_SHARDS, MAX_DEFAULT_SHARDS = 99_999, 1024
+LOCK_TRIES = 10  # a lock file that its holder removes at the same moment is opened again
 SAMPLE = 16  # examples whose sizes give the default number of shards
 
 
@@ -255,17 +257,31 @@ def _locked(out: Path) -> Iterator[None]:
     path = out.with_name(out.name + LOCK)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "w")  # noqa: SIM115, closed below
+        file = _lock(path)
+    except BlockingIOError:
+        raise DataError(f"{out}: another process writes this dataset. Wait until it ends, or stop it.") from None
     except OSError as error:
         raise cannot_write(out, error.strerror or str(error)) from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"{out}: another process writes this dataset. Wait until it ends, or stop it.") from None
-        except OSError:  # a file system without locks
-            pass
-        try:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def _lock(path: Path) -> IO[str]:
+    """Opens and locks a file. Raises BlockingIOError if another process holds the lock."""
+    for _ in range(LOCK_TRIES):
+        file = open(path, "w")  # noqa: SIM115, closed by the caller
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise
+        except OSError:  # a file system without locks
+            return file
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        file.close()  # the process that held the lock has removed the file since it was opened here
+    raise BlockingIOError

@@ -14,6 +14,7 @@ from engine.data.array_record import ArrayRecordSource, write_array_record
 from engine.data.padded import Bucketed
 from engine.data.record_manifest import manifest_path
 from engine.data.source import ArraySource, limited
+from engine.datasets import write
 from engine.datasets.write import default_shards, write_dataset
 from tests import runs
 from tests.datasets.scans import Scans
@@ -239,6 +240,19 @@ def test_second_writer_of_the_same_dataset_is_refused(tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(DataError, match="another process writes this dataset"):
             write_dataset(Scans(), out, processes=1)
+
+
+def test_lock_of_a_file_that_its_holder_removes_is_taken_again(tmp_path, monkeypatch):
+    path, locked = tmp_path / "a.lock", []
+
+    def removed_at_first(file, operation):
+        if not locked:
+            path.unlink()
+        locked.append(operation)
+
+    monkeypatch.setattr(write.fcntl, "flock", removed_at_first)
+    with write._lock(path) as file:
+        assert len(locked) == 2 and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def test_default_number_of_shards_follows_the_size_of_the_examples():
