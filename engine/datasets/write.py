@@ -20,7 +20,9 @@ from engine.config.errors import ConfigError, DataError, RunError
 from engine.data.array_record import cannot_write, check_name
 from engine.data.record import encode
 from engine.data.record_manifest import (
+    LENGTHS,
     LOCK,
+    MANIFEST,
     Manifest,
     dataset_of,
     lengths_path,
@@ -41,6 +43,13 @@ SHARD_BYTES = 64 << 20  # a shard of the default size: large reads, and enough s
 MAX_SHARDS, MAX_DEFAULT_SHARDS = 99_999, 1024
 LOCK_TRIES = 10  # a lock file that its holder removes at the same moment is opened again
 SAMPLE = 16  # examples whose sizes give the default number of shards
+# Names of files of an unfinished write, and in a group the shard or the dataset that they belong to. The hidden files
+# are temporary ones of `save_lengths` and `write_text`.
+_UNFINISHED = re.compile(
+    rf"(.+)\.\d+\.unfinished|(.+){re.escape(SHARD_LENGTHS)}"
+    rf"|\.(.+)(?:{re.escape(SHARD_LENGTHS)}|{re.escape(LENGTHS)}|{re.escape(MANIFEST)})\.[\d-]+\.tmp",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -241,14 +250,11 @@ def _remove(out: Path) -> None:
 
 def _remove_unfinished(out: Path) -> None:
     """Removes what only an unfinished write needs, and what a killed one has left."""
-    for path in out.parent.glob(f"{glob.escape(out.stem)}*"):
-        if path.name.endswith((".unfinished", SHARD_LENGTHS)) and _dataset_of_unfinished(path) == out:
+    name = glob.escape(out.stem)
+    for path in (*out.parent.glob(f"{name}*"), *out.parent.glob(f".{name}*")):
+        found = _UNFINISHED.fullmatch(path.name)
+        if found is not None and dataset_of(path.with_name(found[found.lastindex or 0])) == out:
             path.unlink(missing_ok=True)
-
-
-def _dataset_of_unfinished(path: Path) -> Path:
-    name = re.sub(r"(\.\d+\.unfinished|\.lengths)$", "", path.name)
-    return dataset_of(path.with_name(name))
 
 
 @contextlib.contextmanager

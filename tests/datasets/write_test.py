@@ -218,6 +218,20 @@ def test_existing_shards_without_manifest_need_overwrite(tmp_path):
     assert write_dataset(Scans(5), out, shards=2, processes=1, overwrite=True).examples == 5
 
 
+def test_temporary_files_of_a_killed_write_are_removed(tmp_path):
+    out = tmp_path / "a.arrayrecord"
+    own = ["a-00000-of-00002.arrayrecord.7.unfinished", "a.arrayrecord.7.unfinished", "a.arrayrecord.lengths"]
+    own += [".a-00000-of-00002.arrayrecord.lengths.7.tmp", ".a.arrayrecord.lengths.npz.7.tmp"]
+    own += [".a.arrayrecord.manifest.json.7-8.tmp"]
+    others = ["ab.arrayrecord.7.unfinished", ".ab.arrayrecord.lengths.npz.7.tmp", "a.arrayrecord.tmp"]
+    for name in (*own, *others):
+        (tmp_path / name).touch()
+    write_dataset(Scans(2), out, processes=1)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "a.arrayrecord", "a.arrayrecord.lengths.npz", "a.arrayrecord.manifest.json", *others,
+    }  # fmt: skip
+
+
 def test_full_disk_is_one_sentence_and_the_write_continues(tmp_path):
     rng = np.random.default_rng(0)
     source = ArraySource({"x": rng.integers(0, 256, (64, 16_384)).astype(np.uint8)})
