@@ -4,6 +4,7 @@ Python's own pools wait for ever, or do not say why, when a process is killed. H
 the signal. All processes end with the caller, also if it is killed.
 """
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -23,7 +24,7 @@ from engine.data.source import Source, source_name
 from engine.data.workers import exits_reported
 
 REPORT_S = 0.1  # between two reports of the progress of a process
-EXIT_S = 5.0  # for a process to end after its last job
+EXIT_S = 5.0  # for the processes to end after the last job
 MAX_PROCESSES = 1024
 
 type Report = Callable[[int], None]
@@ -89,9 +90,11 @@ def run[J, R](work: Work[J, R], jobs: Sequence[J], processes: int, report: Repor
     try:
         yield from _collect(pool, list(enumerate(jobs)), report)
         for one in pool:
-            one.pipe.send(None)
+            with contextlib.suppress(OSError):  # a process that was killed after its last job
+                one.pipe.send(None)
+        end = time.monotonic() + EXIT_S
         for one in pool:
-            one.process.join(EXIT_S)
+            one.process.join(max(0.0, end - time.monotonic()))
     finally:
         for one in pool:
             one.process.kill()

@@ -45,6 +45,15 @@ def test_failure_of_a_process_is_raised_and_ends_the_others(job, text, code):
     assert multiprocessing.active_children() == []
 
 
+def test_process_that_is_killed_after_its_last_job_does_not_matter():
+    run = pool.run(Double(), [1, 2, 3], 2, lambda count: None)
+    found = dict([next(run) for _ in range(3)])
+    for process in multiprocessing.active_children():
+        process.kill()
+        process.join()
+    assert list(run) == [] and found == {0: 2, 1: 4, 2: 6}
+
+
 def test_source_that_cannot_be_pickled_is_reported():
     work = Double()
     work.source.lock = threading.Lock()  # pyright: ignore[reportAttributeAccessIssue]
