@@ -89,9 +89,8 @@ class Recording:
 def recorded() -> Iterator[Recording]:
     """Runs the clock of this thread in a block, from the stage "read" on."""
     recording = Recording()
-    before = _clock.seconds
-    _clock.seconds = [0.0] * len(STAGES)
-    outer = _clock.switch(0)
+    outer = _clock.switch(0)  # first, since the time until now belongs to the outer recording
+    before, _clock.seconds = _clock.seconds, [0.0] * len(STAGES)
     try:
         yield recording
     finally:
