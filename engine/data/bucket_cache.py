@@ -57,12 +57,10 @@ class _Bucket:
         try:
             self._limit = int(float(os.environ.get(SIZE) or DEFAULT_GIB) * 2**30)
             self._folder.mkdir(parents=True, exist_ok=True)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:  # "inf" overflows
             raise DataError(f"{SIZE} = {os.environ[SIZE]}: allowed is a number of GiB.") from error
         except OSError as error:
-            raise DataError(
-                f"{FOLDER} = {self._cache}: cannot be used: {error.strerror}. Name another folder."
-            ) from error
+            raise self._unusable(error) from error
         self._store: Any = self._call(_open_store, scheme, bucket)
 
     def fetch(self, pattern: str) -> list[str]:
@@ -90,8 +88,17 @@ class _Bucket:
         )
 
     def _download(self, keys: list[str]) -> list[Path]:
-        with ThreadPoolExecutor(DOWNLOADS) as threads:
-            return list(threads.map(self._local, keys))
+        try:
+            with ThreadPoolExecutor(DOWNLOADS) as threads:
+                return list(threads.map(self._local, keys))
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> DataError:
+        return DataError(
+            f"{FOLDER} = {self._cache}: cannot be used: {error.strerror or error}. Free space there, or name another "
+            "folder."
+        )
 
     def _local(self, key: str) -> Path:
         """Returns the local path of a file, whose present content it downloads unless it is there."""

@@ -163,12 +163,22 @@ def test_files_in_use_by_another_process_are_not_removed(bucket, tmp_path):
     assert not (tmp_path / "cache" / "s3" / "data" / "a.arrayrecord").exists()
 
 
-def test_missing_bucket_and_wrong_settings_are_one_sentence(bucket, monkeypatch):
+def test_missing_bucket_and_wrong_settings_are_one_sentence(bucket, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"s3://none: cannot be read \(NOT_FOUND: NoSuchBucket.*Check that the bucket"):
         cached_files("s3://none/x.rec")
     monkeypatch.setenv(bucket_cache.SIZE, "much")
     with pytest.raises(DataError, match="CONVOY_DATA_CACHE_GIB = much: allowed is a number of GiB"):
         cached_files("s3://data/x.rec")
+    monkeypatch.setenv(bucket_cache.SIZE, "inf")
+    with pytest.raises(DataError, match="CONVOY_DATA_CACHE_GIB = inf: allowed is a number of GiB"):
+        cached_files("s3://data/x.rec")
+    monkeypatch.setenv(bucket_cache.SIZE, "1")
+    monkeypatch.setenv(bucket_cache.FOLDER, str(tmp_path / "other"))
+    bucket("x/y.rec", b"content")
+    (tmp_path / "other" / "s3" / "data").mkdir(parents=True)
+    (tmp_path / "other" / "s3" / "data" / "x").touch()  # a file where the cache needs a folder
+    with pytest.raises(DataError, match=r"CONVOY_DATA_CACHE = .*other: cannot be used: File exists\. Free space"):
+        cached_files("s3://data/x/y.rec")
     assert is_cached("s3://data/x.rec") and is_cached("gs://data/x*") and not is_cached("/data/x.rec")
     monkeypatch.delenv(bucket_cache.FOLDER)
     assert not is_cached("s3://data/x.rec")
