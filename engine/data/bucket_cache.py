@@ -115,16 +115,22 @@ class _Bucket:
             if content.state != "value":
                 raise DataError(f"{self._name}/{key}: was removed while it was read.")
             with _lock(self._cache / ".lock"):
-                self._make_space(len(content.value))
+                self._make_space(len(content.value), path)
                 _replace(path, content.value, content.stamp.generation.hex())
         return path
 
     def _generation(self, key: str) -> str:
         return self._call(lambda: self._store.read(key, byte_range=slice(0, 0)).result()).stamp.generation.hex()
 
-    def _make_space(self, size: int) -> None:
-        """Removes the files that were used least recently, so that the cache stays below its bound."""
-        files = [(path, path.stat().st_size) for path in self._cache.rglob("[!.]*") if path.is_file()]
+    def _make_space(self, size: int, replaced: Path) -> None:
+        """Removes the files that were used least recently, so that the cache stays below its bound.
+
+        Args:
+            size: bytes of the file that will be written.
+            replaced: its path. Its earlier content does not count.
+        """
+        found = self._cache.rglob("[!.]*")
+        files = [(path, path.stat().st_size) for path in found if path != replaced and path.is_file()]
         total = sum(size for _, size in files) + size
         for path, size_of_file in sorted(files, key=lambda file: _last_use(file[0])):
             if total <= self._limit:

@@ -122,6 +122,9 @@ def test_file_is_downloaded_once_and_again_when_it_has_changed(bucket, tmp_path)
     path.write_bytes(b"")  # as after a crash of the machine
     cached_files("s3://data/x.rec")
     assert path.read_bytes() == b"two"
+    for value in (b"3", b"4"):  # two versions do not fit into the cache together
+        bucket("large.rec", value * 700_000)
+        assert Path(cached_files("s3://data/large.rec")[0]).read_bytes() == value * 700_000
     bucket("dir/y[1].rec", b"brackets are literal")
     assert [Path(found).name for found in cached_files("s3://data/dir/y[1].rec")] == ["y[1].rec"]
 
