@@ -14,7 +14,7 @@ from typing import Protocol
 
 from engine.cluster.cores import idle_seconds, usable_cores
 from engine.cluster.host_memory import free_share
-from engine.config.errors import ConvoyError, DataError
+from engine.config.errors import ConvoyError, DataError, RunError
 from engine.data.stages import Times
 
 WINDOW_S, WINDOW_BLOCKS = 3.0, 10  # a decision needs so much time and so many blocks with one number of workers
@@ -23,7 +23,7 @@ WAIT = 0.05  # share of waiting below which reading is fast enough
 IDLE_CORES = 0.25  # fewer idle cores do not help another worker
 FASTER = 1.05  # more workers stay if they are so much faster
 GROW_MEMORY, SHRINK_MEMORY = 0.2, 0.06  # free shares of the host's memory
-NO_CORE = "no core is idle"
+NO_CORE, NO_WORKERS = "no core is idle", "workers cannot start"
 START_S = 4.0  # estimate of the time in which a worker starts
 
 
@@ -103,6 +103,8 @@ class Changeable[T]:
         self._open, self._stop = open_blocks, stop
         self.next_batch, self.workers = start, 0
         """Number of the next batch, and the number of workers that makes it."""
+        self.failed = False
+        """Whether workers could not start."""
         self._blocks = open_blocks(start, 0)
         self._later: tuple[int, int, BlockIterator[T]] | None = None  # (its first batch, number of workers, iterator)
         self._closing: list[threading.Thread] = []
@@ -134,7 +136,7 @@ class Changeable[T]:
         return block, times
 
     def _take_over(self) -> tuple[list[T | DataError], Times]:
-        """Returns the first block of the iterator that takes over. If its workers cannot start, the present one stays.
+        """Returns the first block of the iterator that takes over. If its workers cannot start, threads take over.
 
         Raises:
             ConvoyError: the first block itself failed.
@@ -146,9 +148,11 @@ class Changeable[T]:
             found = next(later)
         except Exception as error:
             self._close(later)
-            if isinstance(error, ConvoyError | StopIteration):
+            full = isinstance(error, RunError)  # shared memory, which threads do not need
+            if isinstance(error, ConvoyError | StopIteration) and not full:
                 raise
             logging.getLogger("convoy").warning("data.workers=auto: workers cannot start: %s", error)
+            self.failed = True
             self._close(self._blocks)
             self._blocks, self.workers = self._open(at, 0), 0
             return next(self._blocks)
@@ -217,6 +221,8 @@ class AutoBlocks[T](Changeable[T]):
         workers = self.workers
         found = super().__next__()
         self._last = now = time.monotonic()
+        if self.failed:  # further ones would fail, too
+            self._choice.settled = NO_WORKERS
         if workers != self.workers:
             self._restart(now)
             return found

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.config.errors import DataError
+from engine.config.errors import DataError, RunError
 from engine.data import auto_workers
 from engine.data.auto_workers import AutoBlocks, BlockIterator, Changeable, Choice, Window
 from engine.data.batches import Batches
@@ -98,19 +98,26 @@ def test_batches_are_bitwise_equal_with_0_1_and_2_workers_and_across_changes_of_
     assert multiprocessing.active_children() == []
 
 
-def test_workers_that_cannot_start_leave_the_threads(caplog):
-    class Broken(BlockIterator[Any]):
-        def __next__(self):
-            raise RuntimeError("cannot pickle this")
+class Broken(BlockIterator[Any]):
+    """Workers that cannot start."""
 
-        def close(self):
-            pass
+    def __init__(self, error):
+        self.error = error
 
-    blocks: Any = Changeable(lambda first, workers: Broken() if workers else Numbers(first, 0, 3, []), 0, STOP)
+    def __next__(self):
+        raise self.error
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("error", [RuntimeError("cannot pickle this"), RunError("shared memory is full")])
+def test_workers_that_cannot_start_leave_the_threads(error, caplog):
+    blocks: Any = Changeable(lambda first, workers: Broken(error) if workers else Numbers(first, 0, 3, []), 0, STOP)
     assert blocks.change(2, 7)
     assert [n for n in range(STOP // 2 + 3) for n, _ in _next(blocks)] == list(range(STOP))
     blocks.close()
-    assert "workers cannot start: cannot pickle this" in caplog.text
+    assert f"workers cannot start: {error}" in caplog.text
 
 
 def _next(blocks):
@@ -206,14 +213,22 @@ class Slow(Numbers):
         return super().__next__()
 
 
-def test_auto_finds_the_number_while_it_reads_and_says_it_once(monkeypatch):
-    clock, log, said = [0.0], [], []
+@pytest.fixture
+def clock(monkeypatch):
+    """The fake clock of `Slow`, on a host with two idle cores and free memory, for 400 batches."""
+    clock = [0.0]
     monkeypatch.setattr(auto_workers.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(auto_workers, "usable_cores", lambda: 2)
     monkeypatch.setattr(auto_workers, "idle_seconds", lambda: clock[0])
     monkeypatch.setattr(auto_workers, "free_share", lambda: 0.9)
     monkeypatch.setattr(Slow, "clock", clock)
     monkeypatch.setitem(globals(), "STOP", 400)
+    return clock
+
+
+@pytest.mark.usefixtures("clock")
+def test_auto_finds_the_number_while_it_reads_and_says_it_once():
+    log, said = [], []
     blocks: Any = AutoBlocks(
         lambda first, workers: Slow(first, workers, 1, log), 0, 400, threads=1, prefetch=2, on_message=said.append
     )
@@ -223,3 +238,18 @@ def test_auto_finds_the_number_while_it_reads_and_says_it_once(monkeypatch):
     assert [entry for entry in log if entry[0] == "open"][1:] == [("open", 2, 10 + 2 * 2 + 4)]
     assert blocks.workers == 2
     assert said == ["data.workers=auto: 2 workers (the fastest number that was tried)"]
+
+
+@pytest.mark.usefixtures("clock")
+def test_auto_does_not_try_again_where_workers_cannot_start():
+    opened, said = [], []
+
+    def open_blocks(first, workers):
+        opened.append(workers)
+        return Broken(RuntimeError("cannot pickle this")) if workers else Slow(first, 0, 1, [])
+
+    blocks: Any = AutoBlocks(open_blocks, 0, 400, threads=1, prefetch=2, on_message=said.append)
+    assert [n for _ in range(400) for n, _ in next(blocks)[0]] == list(range(400))
+    blocks.close()
+    assert opened == [0, 2, 0]
+    assert said == ["data.workers=auto: no workers, 1 threads (workers cannot start)"]
