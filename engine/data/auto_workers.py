@@ -252,5 +252,6 @@ class AutoBlocks[T](Changeable[T]):
     def _report(self) -> None:
         if self.workers != self._reported:
             self._reported = self.workers
-            number = f"{self.workers} workers" if self.workers else f"no workers, {self._threads} threads"
-            self._say(f"data.workers=auto: {number} ({self._choice.settled})")
+            count = self.parallel
+            text = f"{count} worker" if self.workers else f"no workers, {count} thread"
+            self._say(f"data.workers=auto: {text}{'s' * (count != 1)} ({self._choice.settled})")

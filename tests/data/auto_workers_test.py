@@ -252,4 +252,4 @@ def test_auto_does_not_try_again_where_workers_cannot_start():
     assert [n for _ in range(400) for n, _ in next(blocks)[0]] == list(range(400))
     blocks.close()
     assert opened == [0, 2, 0]
-    assert said == ["data.workers=auto: no workers, 1 threads (workers cannot start)"]
+    assert said == ["data.workers=auto: no workers, 1 thread (workers cannot start)"]
