@@ -18,7 +18,7 @@ from engine.data.shuffle import random_generators
 from engine.data.source import Example, Limited, Source, evenly_spaced, has_transform, source_name
 from engine.data.stages import recorded, stage
 from engine.datasets import pool
-from engine.datasets.given import Given, given_source
+from engine.datasets.given import Given, given_source, with_inner
 from engine.datasets.report import DatasetReport, make_report
 from engine.datasets.statistics import BadExample, Statistics, Structure, structure, structure_text
 
@@ -95,12 +95,12 @@ def _reference(source: Source) -> tuple[Structure | None, float]:
 
 
 def checksums(source: Any) -> dict[str, str]:
-    """Returns path -> the checksum that a file should have, for the files of a source or of the one that it wraps."""
-    while not hasattr(source, "checksums"):
-        source = getattr(source, "source", None)
-        if source is None:
-            return {}
-    return source.checksums()
+    """Returns path -> the checksum that a file should have, for the files of a source and of those that it reads."""
+    found: dict[str, str] = {}
+    for one in with_inner(source):
+        if hasattr(one, "checksums"):
+            found |= one.checksums()
+    return found
 
 
 @dataclass(frozen=True)

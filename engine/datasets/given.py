@@ -1,6 +1,6 @@
 """The dataset that a caller gives: a source, or a section of a config that names one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from engine.config.draft import defaults
@@ -49,6 +49,17 @@ def data_section(overrides: Sequence[str]) -> Data:
     draft = defaults()
     apply(draft, overrides, "--")
     return _validated(draft).data
+
+
+def with_inner(source: Any) -> Iterator[Any]:
+    """Yields a source and the sources that it reads, such as those of a mixture."""
+    yield source
+    inner = [getattr(source, name, None) for name in ("source", "documents")]
+    if isinstance(sources := getattr(source, "sources", None), Mapping):
+        inner += sources.values()
+    for found in inner:
+        if found is not None:
+            yield from with_inner(found)
 
 
 def _validated(draft: Any) -> Config:

@@ -34,7 +34,7 @@ from engine.data.record_manifest import (
 )
 from engine.data.source import Source, evenly_spaced, fingerprint, source_name
 from engine.datasets import pool
-from engine.datasets.given import Given, given_source
+from engine.datasets.given import Given, given_source, with_inner
 from engine.datasets.shards import SHARD_LENGTHS, ShardJob, ShardWriter, merge_lengths, shard_lengths
 from engine.mounts import local_path
 from engine.run.atomic import write_text
@@ -215,13 +215,12 @@ def _begin(out: Path, source: Source, on_error: str, shards: int | None, overwri
 
 
 def _check_apart(out: Path, source: Any) -> None:
-    """Raises DataError if a source, or one that it wraps, reads the files that would be replaced."""
+    """Raises DataError if a source, or one that it reads, has the files that would be replaced."""
     real = out.resolve()
-    while source is not None:
-        files = [Path(path).resolve() for path in getattr(source, "paths", ())]
+    for one in with_inner(source):
+        files = [Path(path).resolve() for path in getattr(one, "paths", ())]
         if any(real in (file, dataset_of(file)) for file in files):
             raise DataError(f"{out}: are files of the source. Choose another path.")
-        source = getattr(source, "source", None)
 
 
 def _other(out: Path, found: str) -> DataError:

@@ -11,10 +11,12 @@ import pytest
 
 from engine.config.errors import ConfigError, DataError
 from engine.data.array_record import ArrayRecordSource, write_array_record
+from engine.data.mixture import Mixture
 from engine.data.padded import Bucketed
 from engine.data.record_manifest import manifest_path
 from engine.data.source import ArraySource, limited
 from engine.datasets import write
+from engine.datasets.check import checksums
 from engine.datasets.write import default_shards, write_dataset
 from tests import runs
 from tests.datasets.scans import Scans
@@ -203,6 +205,11 @@ def test_existing_file_without_manifest_needs_overwrite(tmp_path):
         write_dataset(limited(ArrayRecordSource(str(out)), 1), out, overwrite=True, processes=1)
     with pytest.raises(DataError, match="are files of the source"):
         write_dataset(ArrayRecordSource(str(out)), os.path.relpath(out), overwrite=True, processes=1)
+    one = ArrayRecordSource(str(out))
+    mixture = Mixture({"one": one, "two": one}, {"one": 1, "two": 1})
+    assert checksums(mixture) == one.checksums() != {}
+    with pytest.raises(DataError, match="are files of the source"):
+        write_dataset(mixture, out, overwrite=True, processes=1)
     write_array_record(Scans(4), str(out))  # the manifest belonged to the file that it replaces
     assert len(ArrayRecordSource(str(out))) == 4
 
