@@ -51,8 +51,10 @@ class Collator:
         leaves, structure = jax.tree.flatten(example)
         rows = [np.asarray(leaf) for leaf in leaves]
         if not self._count:
-            if sum(row.nbytes for row in rows) < LEAST_BYTES or any(row.dtype.kind in OTHER_KINDS for row in rows):
+            if sum(row.nbytes for row in rows) < LEAST_BYTES:
                 return False
+            if any(row.dtype.kind in OTHER_KINDS or not row.dtype.isnative for row in rows):
+                return False  # stacking also gives the byte order of the CPU
             self._structure = structure
             self._arrays = [np.empty((self._rows, *row.shape), row.dtype) for row in rows]
         if structure != self._structure or not _fit(self._arrays, rows):

@@ -12,7 +12,7 @@ from engine.data.mixture import Mixture
 from engine.data.source import ArraySource
 from tests.properties import examples as cases
 
-DTYPES = [np.uint8, np.int32, np.int64, np.float32, np.float64, bool]
+DTYPES = [np.uint8, np.int32, np.int64, np.float32, np.float64, bool, np.dtype(">f4")]
 
 
 def collated(rows):
