@@ -101,7 +101,7 @@ class _Bucket:
         )
 
     def _local(self, key: str) -> Path:
-        """Returns the local path of a file, whose present content it downloads unless it is there."""
+        """Returns the local path of a file; downloads its present content unless the cache has it."""
         path = self._folder / key
         if self._folder.resolve() not in path.resolve().parents:
             raise DataError(f"{self._name}/{key}: leads out of the cache. Rename the file.")
