@@ -101,6 +101,8 @@ def write_dataset(
     path = Path(check_name(str(local_path(out))))
     if shards is not None and not 1 <= shards <= MAX_SHARDS:
         raise ConfigError(f"shards = {shards}: allowed is a whole number from 1 to {MAX_SHARDS}.")
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder. Name a file in it, such as {path / 'scenes.arrayrecord'}.")
     if not len(source):
         raise DataError(f"{source_name(source)}: no examples. Check its files and arguments.")
     with _locked(path):
@@ -192,7 +194,10 @@ def _begin(out: Path, source: Source, on_error: str, shards: int | None, overwri
     identity = {"name": source_name(source), "examples": str(len(source)), "content": fingerprint(source)}
     if overwrite:
         _check_apart(out, source)
-        _remove(out)
+        try:
+            _remove(out)
+        except OSError as error:
+            raise cannot_write(out, error.strerror or str(error)) from error
     elif (found := read_manifest(out)) is not None:
         old, new = dict(found.source), dict(identity)
         if old != new:

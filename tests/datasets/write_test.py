@@ -298,6 +298,8 @@ def test_wrong_arguments_are_refused(tmp_path):
         write_dataset(Scans(0), tmp_path / "a")
     with pytest.raises(DataError, match=r"every example is bad. The first: OSError: scan 0"):
         write_dataset(Scans(2, bad=[0, 1]), tmp_path / "a", on_error="skip")
+    with pytest.raises(DataError, match=r"is a folder. Name a file in it, such as .*scenes\.arrayrecord"):
+        write_dataset(Scans(), tmp_path, overwrite=True)
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"cannot be written: .*Choose another path"):
         write_dataset(Scans(), tmp_path / "file" / "a")
