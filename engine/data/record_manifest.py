@@ -22,7 +22,7 @@ from engine.config.text_file import read_text
 FORMAT = 1
 MANIFEST, LENGTHS, LOCK = ".manifest.json", ".lengths.npz", ".lock"
 SIDECARS = (MANIFEST, LENGTHS, LOCK)
-"""Ends of the names of the files that belong to a dataset and are no shards."""
+"""Ends of the names of the files of a dataset that are not shards."""
 _READ_BYTES = 4 << 20  # per read of a file that is hashed
 _FIELD = "field:"  # in front of the names of fields in the length index, since `file` is a parameter of numpy.savez
 
