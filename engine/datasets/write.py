@@ -9,6 +9,7 @@ import fcntl
 import glob
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +42,7 @@ from engine.run.atomic import write_text
 
 SHARD_BYTES = 64 << 20  # a shard of the default size: large reads, and enough shards for all cores
 MAX_SHARDS, MAX_DEFAULT_SHARDS = 99_999, 1024
+SAVE_S = 3.0  # between two saves of the manifest, whose size grows with the number of shards
 LOCK_TRIES = 10  # a lock file that its holder removes at the same moment is opened again
 SAMPLE = 16  # examples whose sizes give the default number of shards
 # Names of files of an unfinished write, and in a group the shard or the dataset that they belong to. The hidden files
@@ -125,6 +127,8 @@ class _Write:
 
     def __init__(self, out: Path, source: Source, manifest: Manifest, on_progress: Callable[[int, int], None]):
         self._out, self._source, self._manifest, self._on_progress = out, source, manifest, on_progress
+        self._shards = list(manifest.shards)
+        self._unsaved, self._save_at = False, 0.0  # shards that the saved manifest lacks, and the time to save them
         count, size = len(manifest.shards), len(source)
         self._jobs = [
             ShardJob(out.with_name(shard_name(out, n, count)), n * size // count, (n + 1) * size // count, known)
@@ -135,24 +139,36 @@ class _Write:
     def run(self, processes: int | None) -> WrittenDataset:
         work = ShardWriter(self._source, self._manifest.on_error, self._manifest.complete)
         before = self._indexed_lengths() if self._manifest.complete else []
-        for number, (shard, kept) in pool.run(
-            work, self._jobs, pool.process_count(processes, len(self._jobs)), self._report
-        ):
-            if kept:
-                self._kept += 1
-            else:
-                shards = list(self._manifest.shards)
-                shards[number] = shard
-                self._save(replace(self._manifest, shards=shards, complete=False))
+        processes = pool.process_count(processes, len(self._jobs))
+        try:
+            for number, (shard, kept) in pool.run(work, self._jobs, processes, self._report):
+                self._kept += kept
+                if not kept:
+                    self._shards[number], self._unsaved = shard, True
+                    self._save_if_due()
+        except BaseException:
+            with contextlib.suppress(DataError):  # the first error says more
+                self._save()
+            raise
+        self._save()
         return self._finish(before)
 
     def _report(self, count: int) -> None:
         self._done += count
         self._on_progress(self._done, len(self._source))
+        self._save_if_due()
 
-    def _save(self, manifest: Manifest) -> None:
-        self._manifest = manifest
-        save_manifest(self._out, manifest)
+    def _save_if_due(self) -> None:
+        """Saves the manifest, at most every SAVE_S. A call that continues writes the shards again that it lacks."""
+        if self._unsaved and time.monotonic() >= self._save_at:
+            self._save()
+            self._save_at = time.monotonic() + SAVE_S
+
+    def _save(self) -> None:
+        if self._unsaved:
+            self._manifest = replace(self._manifest, shards=list(self._shards), complete=False)
+            save_manifest(self._out, self._manifest)
+            self._unsaved = False
 
     def _indexed_lengths(self) -> list[dict[str, np.ndarray]]:
         """Returns the lengths of each shard of a complete dataset, from its length index."""
@@ -180,7 +196,7 @@ class _Write:
                 save_lengths(lengths_path(self._out), merge_lengths(parts, [shard.examples for shard in shards]))
             except OSError as error:
                 raise cannot_write(self._out, error.strerror or str(error)) from error
-            self._save(replace(self._manifest, complete=True))
+            save_manifest(self._out, replace(self._manifest, complete=True))
         _remove_unfinished(self._out)
         return WrittenDataset([str(job.path) for job in self._jobs], len(self._source) - len(bad), bad, self._kept)
 

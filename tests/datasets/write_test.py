@@ -61,32 +61,46 @@ def test_killed_write_continues_to_the_same_bytes_with_another_number_of_process
     data = [f"--data.target={Scans.__module__}.Scans", f"--data.gate={gate}", "--data.wait_from=40"]
     process = runs.start("data", "write", *data, f"--out={out}", "--shards=4", "--processes=2")
     try:
-        wait_until(lambda: not process.poll() and out.parent.exists() and _finished(out) >= 2)
+        wait_until(lambda: not process.poll() and len(list(folder.glob("*-of-00004.arrayrecord"))) >= 2)
+        wait_until(lambda: _finished(out))
     finally:
         process.kill()
         output = process.communicate()[0]
     assert process.returncode == -signal.SIGKILL, output
     wait_until(lambda: not any(is_running(int(path.name)) for path in gate.iterdir()))
-    with pytest.raises(DataError, match=r"scans.arrayrecord: [23] of 4 shards are written. Run the same"):
+    with pytest.raises(DataError, match=r"scans.arrayrecord: [1-3] of 4 shards are written. Run the same"):
         ArrayRecordSource(str(out))
     assert list(folder.glob("*.unfinished"))
-    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*-of-00004.arrayrecord")}
+    recorded = _finished(out)
+    before = {name: (folder / name).stat().st_mtime_ns for name in recorded}
 
     (gate / "open").touch()
     source = Scans(gate=str(gate), wait_from=40)
     done = []
     found = write_dataset(source, out, processes=1, on_progress=lambda done_, total: done.append((done_, total)))
-    assert found.kept == len(before) >= 2 and found.examples == 60 and done[-1] == (60, 60)
-    after = {path.name: path.stat().st_mtime_ns for path in folder.glob("*-of-00004.arrayrecord")}
-    assert {name: after[name] for name in before} == before
+    assert found.kept == len(before) >= 1 and found.examples == 60 and done[-1] == (60, 60)
+    assert {name: (folder / name).stat().st_mtime_ns for name in recorded} == before
     assert content(folder) == content(written.parent)
 
 
 def _finished(out):
+    """The names of the shards in the manifest."""
     try:
-        return sum(shard is not None for shard in json.loads(manifest_path(out).read_text())["shards"])
+        return [shard["file"] for shard in json.loads(manifest_path(out).read_text())["shards"] if shard is not None]
     except OSError:
-        return 0
+        return []
+
+
+def test_manifest_is_saved_rarely_and_lists_all_finished_shards_after_an_error(tmp_path, monkeypatch):
+    out, saved, save = tmp_path / "scans.arrayrecord", [], write.save_manifest
+    monkeypatch.setattr(write, "SAVE_S", 1000.0)
+    monkeypatch.setattr(write, "save_manifest", lambda out, manifest: saved.append(manifest) or save(out, manifest))
+    with pytest.raises(DataError, match="scan 50 is damaged"):
+        write_dataset(Scans(bad=[50]), out, shards=60, processes=1)
+    assert len(_finished(out)) == 50 and len(saved) == 3  # at the begin, after the first shard, and at the end
+    monkeypatch.setattr(Scans, "fingerprint", lambda self: "60 scans without (50,)")
+    assert write_dataset(Scans(), out, processes=1).kept == 50
+    assert len(ArrayRecordSource(str(out))) == 60
 
 
 def test_examples_and_lengths_are_read_back(written):
