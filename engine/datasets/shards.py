@@ -124,6 +124,23 @@ class _Examples:
         return {name: np.array(lengths, np.int32) for name, lengths in padded.items()}
 
 
+def check_readable(source: Source, on_error: str) -> None:
+    """Raises DataError if the first example cannot be read or written; with "skip", if too many of the first cannot."""
+    examples = _Examples(source, on_error, ShardJob(Path(), 0, len(source)), lambda count: None)
+    if next(examples.records(), None) is None:
+        raise all_bad(source, examples.bad[0].error)
+
+
+def all_bad(source: Source, first: str) -> DataError:
+    """Returns the error for a source of which no example can be read or written.
+
+    Args:
+        source: the source.
+        first: error text of its first example.
+    """
+    return DataError(f"{source_name(source)}: every example is bad. The first: {first}")
+
+
 def merge_lengths(parts: Sequence[Mapping[str, np.ndarray]], counts: Sequence[int]) -> dict[str, np.ndarray]:
     """Returns the lengths of all examples of a dataset: those of its shards, one after the other.
 

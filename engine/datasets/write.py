@@ -36,7 +36,15 @@ from engine.data.record_manifest import (
 from engine.data.source import Source, evenly_spaced, fingerprint, source_name
 from engine.datasets import pool
 from engine.datasets.given import Given, given_source, with_inner
-from engine.datasets.shards import SHARD_LENGTHS, ShardJob, ShardWriter, merge_lengths, shard_lengths
+from engine.datasets.shards import (
+    SHARD_LENGTHS,
+    ShardJob,
+    ShardWriter,
+    all_bad,
+    check_readable,
+    merge_lengths,
+    shard_lengths,
+)
 from engine.mounts import local_path
 from engine.run.atomic import write_text
 
@@ -188,7 +196,7 @@ class _Write:
         shards = [shard for shard in self._manifest.shards if shard is not None]
         bad = {record.index: record.error for shard in shards for record in shard.bad}
         if len(bad) == len(self._source):
-            raise DataError(f"{source_name(self._source)}: every example is bad. The first: {bad[0]}")
+            raise all_bad(self._source, bad[0])
         if not self._manifest.complete:
             own = [shard_lengths(job.path) for job in self._jobs]
             parts = [before[n] if before and not path.exists() else load_lengths(path) for n, path in enumerate(own)]
@@ -210,6 +218,7 @@ def _begin(out: Path, source: Source, on_error: str, shards: int | None, overwri
     identity = {"name": source_name(source), "examples": str(len(source)), "content": fingerprint(source)}
     if overwrite:
         _check_apart(out, source)
+        check_readable(source, on_error)
         try:
             _remove(out)
         except OSError as error:

@@ -79,6 +79,7 @@ class Mcap:
         if not self.topics or len(set(self.topics)) < len(self.topics):
             raise DataError(f"topics = {self.topics}: name at least one topic, and each once.")
         paths = find_files(pattern, "MCAP")
+        self.paths = paths
         indexes = file_indexes(paths, FORM, build_index)
         self._max_age_s = max_age_s
         self._decoders = self._find_decoders(indexes, decoders or {})

@@ -47,6 +47,7 @@ class TFRecord:
     def __init__(self, pattern: str | Sequence[str], decoder: str | Decoder | None = None):
         import_extra("google_crc32c", "tfrecord", "TFRecord files")
         paths = find_files(pattern, "TFRecord")
+        self.paths = paths
         indexes = file_indexes(paths, FORM, _build)
         self._files = RecordFiles(paths, [len(index["size"]) for index in indexes])
         self._offsets = np.concatenate([index["offset"] for index in indexes])

@@ -52,6 +52,7 @@ class WebDataset:
         decoders: Mapping[str, str | Decoder] | None = None,
     ):
         paths = find_files(pattern, "tar")
+        self.paths = paths
         self._indexes = file_indexes(paths, FORM, _build)
         self._files = RecordFiles(paths, [len(index["key"]) for index in self._indexes])
         if fields is None:

@@ -3,6 +3,7 @@ import json
 import os
 import resource
 import signal
+import tarfile
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from engine.data.source import ArraySource, limited
 from engine.datasets import write
 from engine.datasets.check import checksums
 from engine.datasets.write import default_shards, write_dataset
+from engine.readers import WebDataset
 from tests import runs
 from tests.datasets.scans import Scans
 
@@ -226,6 +228,36 @@ def test_existing_file_without_manifest_needs_overwrite(tmp_path):
         write_dataset(mixture, out, overwrite=True, processes=1)
     write_array_record(Scans(4), str(out))  # the manifest belonged to the file that it replaces
     assert len(ArrayRecordSource(str(out))) == 4
+
+
+@pytest.mark.parametrize(
+    ("source", "on_error", "text"),
+    [
+        (Scans(bad=[0]), "stop", "Example 0 of .*Scans: OSError: scan 0 is damaged"),
+        (Scans(bad=range(60)), "skip", "11 of the examples 0 to 10 are bad"),
+        (Scans(2, bad=[0, 1]), "skip", "every example is bad"),
+    ],
+)
+def test_overwrite_keeps_the_dataset_if_the_source_cannot_be_read(tmp_path, source, on_error, text):
+    out = tmp_path / "a.arrayrecord"
+    write_dataset(Scans(4), out, shards=2, processes=1)
+    before = content(tmp_path)
+    with pytest.raises(DataError, match=text):
+        write_dataset(source, out, overwrite=True, processes=1, on_error=on_error)
+    assert content(tmp_path) == before
+    write_dataset(Scans(12, bad=[0]), out, overwrite=True, processes=1, on_error="skip")
+    assert len(ArrayRecordSource(str(out))) == 11
+
+
+def test_overwrite_refuses_files_of_a_source_of_another_format(tmp_path):
+    (tmp_path / "0.txt").write_text("text")
+    out = tmp_path / "a.tar"
+    with tarfile.open(out, "w") as tar:
+        tar.add(tmp_path / "0.txt", "0.txt")
+    before = out.read_bytes()
+    with pytest.raises(DataError, match="are files of the source"):
+        write_dataset(WebDataset(str(out)), out, overwrite=True, processes=1)
+    assert out.read_bytes() == before
 
 
 def test_existing_shards_without_manifest_need_overwrite(tmp_path):

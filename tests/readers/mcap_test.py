@@ -55,6 +55,7 @@ def test_example_holds_the_latest_message_of_each_topic(log):
     assert [int(source[i]["/camera"]) for i in range(5)] == [2, 3, 3, 3, 4]
     assert source[0]["/map"]["name"] == "a"
     assert source[0]["age"].tolist() == pytest.approx([0, 0.025, 0.005])
+    assert source.paths == [str(log)]
     recent = Mcap(str(log), ["/imu", "/camera"], {"/camera": "tests.readers.mcap_test.first_byte"}, max_age_s=0.006)
     assert numbers(recent) == [2, 5, 8, 11, 14, 17]
     same_time = Mcap(str(log), ["/camera", "/imu"], {"/camera": first_byte})

@@ -70,6 +70,7 @@ def test_records_of_several_files_follow_each_other(tmp_path):
         write_tf_record(tmp_path / name, (example(label=[i]) for i in range(first, first + 5)))
     source = TFRecord(f"{tmp_path}/*")
     assert [int(source[i]["label"]) for i in range(10)] == list(range(10))
+    assert source.paths == [str(tmp_path / "a"), str(tmp_path / "b")]
     again = TFRecord(f"{tmp_path}/*")  # the saved indexes are no files of the dataset
     assert len(again) == 10
     with pytest.raises(IndexError):
