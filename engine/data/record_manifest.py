@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from engine.config.atomic_file import replacing
 from engine.config.errors import DataError
 from engine.config.text_file import read_text
 
@@ -178,12 +179,8 @@ def checksum(path: str | os.PathLike[str]) -> str:
 def save_lengths(path: Path, lengths: Mapping[str, np.ndarray]) -> None:
     """Writes a length index. The same lengths give the same bytes."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez_compressed(file, **{f"{_FIELD}{name}": lengths[name] for name in sorted(lengths)})  # pyright: ignore[reportArgumentType]
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path, temporary) as file:
+        np.savez_compressed(file, **{f"{_FIELD}{name}": lengths[name] for name in sorted(lengths)})  # pyright: ignore[reportArgumentType]
 
 
 def load_lengths(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engine.cluster.exit_status import ExitStatus
+from engine.config.atomic_file import replacing
 from engine.config.errors import RunError
 from engine.mounts import shown
 
@@ -32,16 +33,8 @@ def write_text(path: Path, text: str, before_rename: Callable[[], None] = lambda
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:  # paths may not be UTF-8
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            before_rename()
-        except BaseException:
-            temporary.unlink()
-            raise
-        os.replace(temporary, path)
+        with replacing(path, temporary, before_rename) as file:
+            file.write(text.encode(errors="backslashreplace"))  # paths may not be UTF-8
     except OSError as error:
         raise cannot_write(path, error) from error
 
