@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
+from engine.config.atomic_file import replacing
 from engine.config.errors import DataError
 from engine.data.record_manifest import LENGTHS, MANIFEST, dataset_of, read_manifest
 
@@ -23,6 +24,7 @@ FOLDER, SIZE = "CONVOY_DATA_CACHE", "CONVOY_DATA_CACHE_GIB"
 DEFAULT_GIB = 50.0
 DOWNLOADS = 4  # at the same time; each holds one file in memory
 REGION = "us-east-1"  # of a server other than Amazon's, if no variable names one
+PART = "part"  # kind of the hidden file that a download writes
 _ADDRESS = re.compile(r"(s3|gs)://([^/]+)/+(.*)", re.DOTALL)
 _in_use: dict[Path, IO[str]] = {}  # file -> its lock, which this process holds until it ends
 
@@ -125,10 +127,16 @@ class _Bucket:
     def _make_space(self, size: int, replaced: Path) -> None:
         """Removes the files that were used least recently, so that the cache stays below its bound.
 
+        It also removes what killed downloads have left. The caller holds the lock of the cache.
+
         Args:
             size: bytes of the file that will be written.
             replaced: its path. Its earlier content does not count.
         """
+        if size > self._limit:
+            raise self._too_small(f"{replaced.name} alone needs", size)
+        for part in self._cache.rglob(f".*.{PART}"):  # none is written while the cache is locked
+            part.unlink(missing_ok=True)
         found = self._cache.rglob("[!.]*")
         files = [(path, path.stat().st_size) for path in found if path != replaced and path.is_file()]
         total = sum(size for _, size in files) + size
@@ -139,10 +147,13 @@ class _Bucket:
                 path.unlink(missing_ok=True)
                 total -= size_of_file
         if total > self._limit:
-            raise DataError(
-                f"{self._name}: its files in use need {total / 2**30:.3g} GiB, and the cache {self._cache} holds "
-                f"{self._limit / 2**30:.3g}. Set {SIZE} to more, or unset {FOLDER} to mount the bucket instead."
-            )
+            raise self._too_small("its files in use need", total)
+
+    def _too_small(self, what: str, size: int) -> DataError:
+        return DataError(
+            f"{self._name}: {what} {size / 2**30:.3g} GiB, and the cache {self._cache} holds "
+            f"{self._limit / 2**30:.3g}. Set {SIZE} to more, or unset {FOLDER} to mount the bucket instead."
+        )
 
     def _call(self, function, *args: str) -> Any:
         try:
@@ -203,14 +214,14 @@ def _version(path: Path) -> str:
 
 def _replace(path: Path, content: bytes, generation: str) -> None:
     """Writes a file, then its version. A process that is killed in between leaves a file without a version."""
-    version, part = _hidden(path, "version"), _hidden(path, "part")
-    version.unlink(missing_ok=True)
+    version, part = _hidden(path, "version"), _hidden(path, PART)
     try:
-        part.write_bytes(content)
-        os.replace(part, path)
-        version.write_text(json.dumps({"generation": generation, "size": len(content)}))
+        version.unlink(missing_ok=True)
+        with replacing(path, part) as file:
+            file.write(content)
+        with replacing(version, part) as file:
+            file.write(json.dumps({"generation": generation, "size": len(content)}).encode())
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise DataError(
             f"{path}: cannot be written: {error.strerror}. Free space there, or set {SIZE} to less."
         ) from error

@@ -144,6 +144,25 @@ def test_least_recently_used_files_are_removed_and_files_in_use_stay(bucket):
     assert not paths["a"].exists() and paths["b"].exists()
 
 
+def test_file_that_is_larger_than_the_cache_removes_no_other_file(bucket, tmp_path):
+    bucket("a.rec", b"small")
+    bucket("big.rec", bytes((1 << 20) + 1))
+    (path,) = map(Path, cached_files("s3://data/a.rec"))
+    release()
+    with pytest.raises(DataError, match=r"s3://data: big.rec alone needs 0.000977 GiB, and the cache .* Set CONVOY_"):
+        cached_files("s3://data/big.rec")
+    assert path.exists()
+
+
+def test_part_of_a_killed_download_is_removed(bucket, tmp_path):
+    bucket("dir/a.rec", b"a")
+    folder = tmp_path / "cache" / "s3" / "other"
+    folder.mkdir(parents=True)
+    (folder / ".b.rec.part").write_bytes(bytes(1 << 20))
+    assert Path(cached_files("s3://data/dir/a.rec")[0]).read_bytes() == b"a"
+    assert not (folder / ".b.rec.part").exists()
+
+
 def test_files_in_use_by_another_process_are_not_removed(bucket, tmp_path):
     write_array_record(ArraySource({"x": np.arange(3)}), str(tmp_path / "a.arrayrecord"))
     bucket("a.arrayrecord", (tmp_path / "a.arrayrecord").read_bytes())
