@@ -15,7 +15,7 @@ from typing import Protocol
 from engine.cluster.cores import idle_seconds, usable_cores
 from engine.cluster.host_memory import free_share
 from engine.config.errors import ConvoyError, DataError, RunError
-from engine.data.stages import Times
+from engine.data.stages import NO_TIMES, Times
 
 WINDOW_S, WINDOW_BLOCKS = 3.0, 10  # a decision needs so much time and so many blocks with one number of workers
 PAUSE_S, PAUSE_BLOCKS = 1.0, 5  # a longer gap between two blocks, in mean gaps, is an evaluation or a save
@@ -23,7 +23,7 @@ WAIT = 0.05  # share of waiting below which reading is fast enough
 IDLE_CORES = 0.25  # fewer idle cores do not help another worker
 FASTER = 1.05  # more workers stay if they are so much faster
 GROW_MEMORY, SHRINK_MEMORY = 0.2, 0.06  # free shares of the host's memory
-NO_CORE, NO_WORKERS = "no core is idle", "workers cannot start"
+NO_CORE, NO_WORKERS = "no core is idle", "more workers cannot start"
 START_S = 4.0  # estimate of the time in which a worker starts
 
 
@@ -104,9 +104,10 @@ class Changeable[T]:
         self.next_batch, self.workers = start, 0
         """Number of the next batch, and the number of workers that makes it."""
         self.failed = False
-        """Whether workers could not start."""
+        """Whether workers could not start, so that the former ones, or threads, continue."""
         self._blocks = open_blocks(start, 0)
         self._later: tuple[int, int, BlockIterator[T]] | None = None  # (its first batch, number of workers, iterator)
+        self._rest: list[T | DataError] = []  # batches after its first one, which the present iterator has made
         self._closing: list[threading.Thread] = []
 
     @property
@@ -115,13 +116,17 @@ class Changeable[T]:
         return self._later is not None
 
     def change(self, workers: int, at: int) -> bool:
-        """Lets another number of workers make the batches from `at` on; False if the run ends earlier.
+        """Lets another number of workers make the batches from `at` on.
 
-        The new workers start at once.
+        The new workers start at once. Returns False if they cannot start, or if the run ends earlier.
         """
         if self._later is not None or not self.next_batch <= at < self._stop:
             return False
-        self._later = (at, workers, self._open(at, workers))
+        try:
+            self._later = (at, workers, self._open(at, workers))
+        except Exception as error:
+            self._cannot_start(error)
+            return False
         return True
 
     def __next__(self) -> tuple[list[T | DataError], Times]:
@@ -131,34 +136,40 @@ class Changeable[T]:
             found = next(self._blocks)
         block, times = found
         if self._later is not None:
-            block = block[: self._later[0] - self.next_batch]  # the later batches are made by others
+            own = self._later[0] - self.next_batch
+            block, self._rest = block[:own], block[own:]
         self.next_batch += len(block)
         return block, times
 
     def _take_over(self) -> tuple[list[T | DataError], Times]:
-        """Returns the first block of the iterator that takes over. If its workers cannot start, threads take over.
+        """Returns the first block of the iterator that takes over.
+
+        If its workers cannot start, the present iterator continues.
 
         Raises:
             ConvoyError: the first block itself failed.
         """
         assert self._later is not None
-        at, workers, later = self._later
-        self._later = None
+        _, workers, later = self._later
+        rest, self._later, self._rest = self._rest, None, []
         try:
             found = next(later)
         except Exception as error:
             self._close(later)
-            full = isinstance(error, RunError)  # shared memory, which threads do not need
-            if isinstance(error, ConvoyError | StopIteration) and not full:
-                raise
-            logging.getLogger("convoy").warning("data.workers=auto: workers cannot start: %s", error)
-            self.failed = True
-            self._close(self._blocks)
-            self._blocks, self.workers = self._open(at, 0), 0
-            return next(self._blocks)
+            self._cannot_start(error)
+            return (rest, NO_TIMES) if rest else next(self._blocks)
         self._close(self._blocks)
         self._blocks, self.workers = later, workers
         return found
+
+    def _cannot_start(self, error: Exception) -> None:
+        """Logs why workers cannot start, once. Raises an error that is not about their start."""
+        full = isinstance(error, RunError)  # shared memory
+        if isinstance(error, ConvoyError | StopIteration) and not full:
+            raise error
+        if not self.failed:
+            logging.getLogger("convoy").warning("data.workers=auto: workers cannot start: %s", error)
+        self.failed = True
 
     def _close(self, blocks: BlockIterator[T]) -> None:
         """Stops readers in a thread: it takes up to seconds, and the loop must not wait."""

@@ -120,6 +120,44 @@ def test_workers_that_cannot_start_leave_the_threads(error, caplog):
     assert f"workers cannot start: {error}" in caplog.text
 
 
+@pytest.mark.parametrize("error", [OSError("too many open files"), RunError("shared memory is full")])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_more_workers_that_cannot_start_leave_the_former_number(error, at_once, caplog):
+    log = []
+
+    def open_blocks(first, workers):
+        if workers < 4:
+            return Numbers(first, workers, 3, log)
+        if at_once:
+            raise error
+        return Broken(error)
+
+    blocks: Any = Changeable(open_blocks, 0, STOP)
+    assert blocks.change(2, 4)
+    found = [each for _ in range(3) for each in _next(blocks)]
+    assert blocks.workers == 2
+    for _ in range(2):
+        assert blocks.change(4, blocks.next_batch + 4) != at_once
+        found += [each for _ in range(3) for each in _next(blocks)]
+    found += [each for _ in range(STOP) for each in _next(blocks)]
+    blocks.close()
+    assert found == [(n, 0 if n < 4 else 2) for n in range(STOP)]
+    assert [entry[:2] for entry in log] == [("open", 0), ("open", 2), ("close", 0), ("close", 2)]
+    assert blocks.failed and caplog.text.count(f"workers cannot start: {error}") == 1
+
+
+def test_data_error_of_new_workers_is_raised(caplog):
+    def open_blocks(first, workers):
+        if workers:
+            raise DataError("the source is gone")
+        return Numbers(first, 0, 3, [])
+
+    blocks: Any = Changeable(open_blocks, 0, STOP)
+    with pytest.raises(DataError, match="the source is gone"):
+        blocks.change(2, 7)
+    blocks.close()
+
+
 def _next(blocks):
     try:
         return next(blocks)[0]
@@ -251,5 +289,5 @@ def test_auto_does_not_try_again_where_workers_cannot_start():
     blocks: Any = AutoBlocks(open_blocks, 0, 400, threads=1, prefetch=2, on_message=said.append)
     assert [n for _ in range(400) for n, _ in next(blocks)[0]] == list(range(400))
     blocks.close()
-    assert opened == [0, 2, 0]
-    assert said == ["data.workers=auto: no workers, 1 thread (workers cannot start)"]
+    assert opened == [0, 2]
+    assert said == ["data.workers=auto: no workers, 1 thread (more workers cannot start)"]
