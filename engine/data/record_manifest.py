@@ -190,7 +190,8 @@ def load_lengths(path: Path, names: Sequence[str] | None = None) -> dict[str, np
         DataError: the index is damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # NumPy leaves a damaged file open if it has opened it.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             found = [name.removeprefix(_FIELD) for name in stored.files]
             return {name: stored[f"{_FIELD}{name}"] for name in found if names is None or name in names}
     except FileNotFoundError:

@@ -145,8 +145,9 @@ class _Write:
         self._done = self._kept = 0
 
     def run(self, processes: int | None) -> WrittenDataset:
+        before = self._indexed_lengths() if self._manifest.complete else None
+        self._manifest = replace(self._manifest, complete=before is not None)
         work = ShardWriter(self._source, self._manifest.on_error, self._manifest.complete)
-        before = self._indexed_lengths() if self._manifest.complete else []
         processes = pool.process_count(processes, len(self._jobs))
         try:
             for number, (shard, kept) in pool.run(work, self._jobs, processes, self._report):
@@ -178,20 +179,26 @@ class _Write:
             save_manifest(self._out, self._manifest)
             self._unsaved = False
 
-    def _indexed_lengths(self) -> list[dict[str, np.ndarray]]:
-        """Returns the lengths of each shard of a complete dataset, from its length index."""
-        index = load_lengths(lengths_path(self._out))
+    def _indexed_lengths(self) -> list[dict[str, np.ndarray]] | None:
+        """Returns the lengths of each shard of a complete dataset; None if its length index is missing or damaged."""
         ends = np.cumsum([shard.examples for shard in self._manifest.shards if shard is not None]).tolist()
+        path = lengths_path(self._out)
+        try:
+            index = load_lengths(path)
+        except DataError:
+            return None
+        if not path.exists() or any(len(lengths) != ends[-1] for lengths in index.values()):
+            return None
         return [
             {name: lengths[start:stop] for name, lengths in index.items()}
             for start, stop in zip([0, *ends], ends, strict=False)
         ]
 
-    def _finish(self, before: Sequence[Mapping[str, np.ndarray]]) -> WrittenDataset:
+    def _finish(self, before: Sequence[Mapping[str, np.ndarray]] | None) -> WrittenDataset:
         """Merges the length indexes of the shards, and marks the dataset as complete.
 
         Args:
-            before: lengths of each shard of a dataset that was complete, for those that were kept; else empty.
+            before: lengths of each shard of a dataset that was complete, for those that were kept; else None.
         """
         shards = [shard for shard in self._manifest.shards if shard is not None]
         bad = {record.index: record.error for shard in shards for record in shard.bad}

@@ -14,7 +14,7 @@ from engine.config.errors import ConfigError, DataError
 from engine.data.array_record import ArrayRecordSource, write_array_record
 from engine.data.mixture import Mixture
 from engine.data.padded import Bucketed
-from engine.data.record_manifest import manifest_path
+from engine.data.record_manifest import lengths_path, manifest_path, save_lengths
 from engine.data.source import ArraySource, limited
 from engine.datasets import write
 from engine.datasets.check import checksums
@@ -171,6 +171,23 @@ def test_damaged_shard_is_written_again_and_the_others_are_kept(written, tmp_pat
     assert content(tmp_path) == content(written.parent)
     shard.unlink()
     assert write_dataset(Scans(), out, processes=1).kept == 3
+    assert content(tmp_path) == content(written.parent)
+    assert write_dataset(Scans(), out, processes=1).kept == 4
+
+
+@pytest.mark.parametrize("damage", ["removed", "damaged", "shorter"])
+def test_length_index_is_repaired(written, tmp_path, damage):
+    out = tmp_path / written.name
+    for name, data in content(written.parent).items():
+        (tmp_path / name).write_bytes(data)
+    index = lengths_path(out)
+    if damage == "removed":
+        index.unlink()
+    elif damage == "damaged":
+        index.write_bytes(index.read_bytes()[:-40])
+    else:
+        save_lengths(index, {"points": np.ones(59, np.int32)})
+    write_dataset(Scans(), out, processes=1)
     assert content(tmp_path) == content(written.parent)
     assert write_dataset(Scans(), out, processes=1).kept == 4
 
