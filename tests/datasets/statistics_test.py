@@ -1,6 +1,8 @@
 import itertools
 
+import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,6 +57,20 @@ def test_statistics_of_fields():
     assert found["y"].labels() == {0: 4, 1: 1, 2: 1}
     assert found["one"].is_constant() and found["one"].labels() is None
     assert found["name"].dtype == "text" and not found["name"].is_constant()
+
+
+@pytest.mark.parametrize("dtype", ["int4", "uint4", "bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_statistics_of_dtypes_of_jax(dtype):
+    values = np.array([[0, 1], [3, 1], [3, 0]]).astype(jnp.dtype(dtype))
+    found = measure([{"x": row, "y": row[0]} for row in values], 0).fields
+    assert (found["x"].minimum, found["x"].maximum, found["x"].not_finite) == (0, 3, 0)
+    assert found["x"].dtype == dtype
+    if "int" in dtype:
+        assert found["x"].classes == {0: 2, 1: 2, 3: 2} and found["y"].labels() is None
+    else:
+        assert found["x"].classes is None
+        bad = np.array([1, np.nan]).astype(jnp.dtype(dtype))
+        assert measure([{"x": bad}], 7).fields["x"].first_not_finite == [7]
 
 
 def test_many_different_integers_are_no_classes():
