@@ -70,14 +70,13 @@ def check_dataset(
         on_progress(done, len(source))
 
     begin = time.perf_counter()
-    results: dict[int, Any] = dict(pool.run(Checker(source, reference), jobs, count, report))
-    elapsed = time.perf_counter() - begin
     total, damaged = Statistics(), []
-    for number, job in enumerate(jobs):
-        if isinstance(job, _Range):
-            total.merge(results[number])
-        elif results[number]:
-            damaged.append(results[number])
+    for result in pool.in_order(pool.run(Checker(source, reference), jobs, count, report)):
+        if isinstance(result, Statistics):
+            total.merge(result)
+        elif result:
+            damaged.append(result)
+    elapsed = time.perf_counter() - begin
     return make_report(source, total, len(files), damaged, elapsed, count)
 
 

@@ -103,6 +103,17 @@ def run[J, R](work: Work[J, R], jobs: Sequence[J], processes: int, report: Repor
             one.pipe.close()
 
 
+def in_order[R](results: Iterable[tuple[int, R]]) -> Iterator[R]:
+    """Yields the results of `run` in the order of the jobs, each once all before it have arrived."""
+    early: dict[int, R] = {}
+    number = 0
+    for found, result in results:
+        early[found] = result
+        while number in early:
+            yield early.pop(number)
+            number += 1
+
+
 def _start(work: Any, count: int) -> list[_Process]:
     context = multiprocessing.get_context("spawn")  # a fork of a process that runs JAX may deadlock
     pool: list[_Process] = []

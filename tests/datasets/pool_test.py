@@ -30,6 +30,13 @@ def test_results_and_progress_do_not_depend_on_the_number_of_processes():
     assert multiprocessing.active_children() == []
 
 
+def test_results_come_in_the_order_of_the_jobs_as_early_as_possible():
+    taken = []
+    ordered = pool.in_order((number, taken.append(number) or f"result {number}") for number in (2, 0, 1, 4, 3))
+    found = [(result, len(taken)) for result in ordered]
+    assert found == [("result 0", 2), ("result 1", 3), ("result 2", 3), ("result 3", 5), ("result 4", 5)]
+
+
 @pytest.mark.parametrize(
     ("job", "text", "code"),
     [
