@@ -89,8 +89,9 @@ class WebDataset:
         for index in evenly_spaced(len(self), FINGERPRINT_EXAMPLES):
             try:
                 _, _, file, members = self._sample(index)
-                for suffix in self._decoders.keys() & members.keys():
-                    found.update(suffix.encode() + self._files.read(file, *members[suffix]))
+                for suffix in self._decoders:  # in their order; that of a set differs between processes
+                    if suffix in members:
+                        found.update(suffix.encode() + self._files.read(file, *members[suffix]))
             except DataError:  # training reports the error when it reads this sample
                 found.update(b"cannot be read")
         decoders = ", ".join(f"{suffix} {decoder_name(decoder)}" for suffix, decoder in self._decoders.items())

@@ -1,4 +1,5 @@
 import gzip
+import hashlib
 import io
 import json
 import pickle
@@ -162,3 +163,14 @@ def test_fingerprint_depends_on_content_and_members_and_not_on_folder(labels, tm
     stored[512] = ord("5")
     copy.write_bytes(stored)
     assert fingerprint(WebDataset(str(copy))) != first
+
+
+def test_fingerprint_does_not_depend_on_the_order_of_a_set(tmp_path):  # which differs between processes
+    suffixes = "hgfedcba"
+    members = [(f"{i}.{suffix}", f"{i}{suffix}".encode()) for i in range(3) for suffix in suffixes]
+    path = write_tar(tmp_path / "x.tar", members)
+    found = hashlib.blake2b(f"x.tar {path.stat().st_size} bytes".encode(), digest_size=16)
+    for i in range(3):
+        for suffix in suffixes:
+            found.update(f"{suffix}{i}{suffix}".encode())
+    assert f"samples {found.hexdigest()}" in fingerprint(WebDataset(str(path))).split("; ")
