@@ -58,7 +58,8 @@ class HuggingFace(Tables):
         info = path / INFO
         self.features: dict[str, Any] = (_read_json(info).get("features") or {}) if info.exists() else {}
         """Types of the columns as `datasets` describes them; `features["label"]["names"]` are the names of classes."""
-        encoded = [name for name, feature in self.features.items() if feature.get("_type") in ENCODED]
+        described = {name: feature for name, feature in self.features.items() if isinstance(feature, dict)}
+        encoded = [name for name, feature in described.items() if feature.get("_type") in ENCODED]
         super().__init__(files, _Format(tuple(encoded)), columns=columns, decode=decode, cache_bytes=cache_bytes)
 
 

@@ -43,6 +43,14 @@ def test_split_with_shuffled_rows_and_split_with_chosen_columns():
     assert fingerprint(train) != fingerprint(test)
 
 
+def test_features_that_are_lists_are_accepted(tmp_path):
+    folder = shutil.copytree(FIXTURES / "hugging_face", tmp_path / "copy")
+    info = json.loads((folder / "dataset_info.json").read_text())
+    info["features"]["box"] = [{"dtype": "float32", "_type": "Value"}]  # so before version 4, as for chat messages
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    assert np.asarray(HuggingFace(str(folder))[0]["box"]).tolist() == GOLDEN["rows"][0]["box"]
+
+
 def test_wrong_folder_and_split_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"no state.json, so this is no dataset that save_to_disk"):
         HuggingFace(str(tmp_path))
