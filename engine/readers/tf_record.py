@@ -128,16 +128,16 @@ def _build(path: str) -> Index:
         while position < end:
             file.seek(position)
             header = file.read(HEADER)
-            if position == 0 and header[:2] == b"\x1f\x8b":
-                raise DataError(
-                    f"{shown(path)} is compressed by gzip, which allows no random access. Decompress it: gunzip FILE."
-                )
             size = BAD_LENGTH
             if len(header) < HEADER:
                 size = TRUNCATED
             elif _checksum(header[:8]) == header[8:]:
                 (size,) = struct.unpack_from("<Q", header)
                 size = size if size <= end - position - HEADER - FOOTER else TRUNCATED
+            elif position == 0 and header[:2] == b"\x1f\x8b":
+                raise DataError(
+                    f"{shown(path)} is compressed by gzip, which allows no random access. Decompress it: gunzip FILE."
+                )
             offsets.append(position if size < 0 else position + HEADER)
             sizes.append(size)
             if size < 0:

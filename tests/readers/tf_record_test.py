@@ -144,6 +144,12 @@ def test_file_of_another_format_is_refused(tmp_path):
     assert len(TFRecord(str(path))) == 0
 
 
+def test_first_record_whose_length_looks_like_gzip_is_read(tmp_path):
+    path = write_tf_record(tmp_path / "x.tfrecord", [bytes(0x8B1F)])
+    assert path.read_bytes()[:2] == b"\x1f\x8b"
+    assert TFRecord(str(path), first_byte)[0]["size"] == 0x8B1F
+
+
 def test_fingerprint_depends_on_content_and_decoder_and_not_on_folder(labels, tmp_path):
     first = fingerprint(TFRecord(str(labels)))
     (tmp_path / "copy").mkdir()
