@@ -7,12 +7,10 @@ The index of `data/a.tfrecord` is `data/.convoy_index/a.tfrecord.FORMAT.npz`, or
 import contextlib
 import hashlib
 import os
+import secrets
 import sys
-import tempfile
 import threading
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -98,7 +96,7 @@ def _read(path: str, form: str, stamp: np.ndarray) -> Index | None:
             # NumPy leaves a damaged file open if it has opened it.
             with open(place, "rb") as file, np.load(file, allow_pickle=False) as stored:
                 found = {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        except Exception:  # no file, or a damaged one, for which NumPy and zipfile raise errors of many kinds
             continue
         if np.array_equal(found.pop("stamp", np.zeros(0)), stamp):
             return found
@@ -108,13 +106,10 @@ def _read(path: str, form: str, stamp: np.ndarray) -> Index | None:
 def _write(path: str, form: str, stamp: np.ndarray, index: Index) -> None:
     """Saves an index at the first place that can be written to; the file appears complete or not at all."""
     for place in index_paths(path, form):
+        unfinished = place.with_name(f"{secrets.token_hex(8)}.unfinished")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            handle, unfinished = tempfile.mkstemp(".unfinished", dir=place.parent)
-        except OSError:
-            continue
-        try:
-            with os.fdopen(handle, "wb") as file:
+            with open(unfinished, "xb") as file:  # other users may read it, unlike a file of tempfile
                 np.savez(file, stamp=stamp, **index)  # pyright: ignore[reportArgumentType]
             os.replace(unfinished, place)
             return

@@ -81,6 +81,15 @@ def test_index_of_a_read_only_folder_is_in_the_cache_folder(path):
     assert index_paths(path, FORM)[1].is_file()
 
 
+def test_other_users_may_read_the_index(path):
+    umask = os.umask(0o022)
+    try:
+        content(path, Builder())
+    finally:
+        os.umask(umask)
+    assert index_paths(path, FORM)[0].stat().st_mode & 0o777 == 0o644
+
+
 def test_source_works_without_any_place_for_the_index(path, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "data" / "a"))
     with open(os.path.join(os.path.dirname(path), ".convoy_index"), "w"):
