@@ -29,7 +29,7 @@ type Index = dict[str, np.ndarray]
 
 
 def file_indexes(paths: Sequence[str], form: str, build: Callable[[str], Index]) -> list[Index]:
-    """Returns the index of each file: the saved one, or else a new one, which is saved.
+    """Returns the index of each file: the saved one, or else a new one, which is saved unless its arrays are empty.
 
     Args:
         paths: the files.
@@ -47,7 +47,8 @@ def file_indexes(paths: Sequence[str], form: str, build: Callable[[str], Index])
             found = _read(path, form, stamp)
             if found is None:
                 found = build(path)
-                _write(path, form, stamp, found)
+                if any(map(len, found.values())):  # else the file may be readable at the next start
+                    _write(path, form, stamp, found)
         except OSError as error:
             raise DataError(f"{shown(path)}: cannot be read ({error.strerror or error}). Check the file.") from error
         progress.add()

@@ -180,8 +180,8 @@ def _build(path: str) -> Index:
         pts, keys, base = _scan(path)
     except DataError:
         raise
-    except Exception:  # reading a clip raises the error again
-        pts, keys, base = [], [], (0, 1)
+    except Exception:  # reading a clip raises the error again; an empty index is not saved
+        pts, keys, base = [], [], ()
     times = {"pts": np.sort(np.array(pts, np.int64)), "keys": np.sort(np.array(keys, np.int64))}
     return {**times, "time_base": np.array(base, np.int64)}
 

@@ -52,6 +52,14 @@ def test_index_is_built_once_for_each_state_of_the_file(path):
     assert build.calls == 4
 
 
+def test_empty_index_is_not_saved(path):
+    with open(path, "wb"):
+        pass
+    build = Builder()
+    assert [content(path, build), content(path, build)] == [b"", b""]
+    assert build.calls == 2
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "replace"])
 def test_damaged_index_is_built_again(path, damage):
     build = Builder()
