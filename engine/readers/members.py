@@ -3,6 +3,7 @@
 Pickles and PyTorch files are not decoded, since loading them runs code of the file.
 """
 
+import functools
 import gzip
 import io
 import json
@@ -24,8 +25,7 @@ def default_decoder(suffix: str) -> Decoder:
     """
     *others, last = suffix.rsplit(".", 1)
     if last == "gz":
-        inner = default_decoder(others[0]) if others else bytes
-        return lambda data: inner(_decompressed(data))
+        return functools.partial(_decode_gzip, default_decoder(others[0]) if others else bytes)
     if last in _CODE:
         raise DataError(
             f"members .{suffix} hold objects whose loading runs code of the file. Leave them out with `fields`, write "
@@ -56,7 +56,7 @@ def _json(data: bytes) -> Any:
 
 
 def _arrays(value: Any) -> Any:
-    """Returns JSON in which numbers and rectangular lists of numbers or of text are arrays."""
+    """Returns JSON with arrays instead of numbers and of rectangular lists of numbers or of text."""
     if isinstance(value, dict):
         return {key: _arrays(child) for key, child in value.items()}
     if isinstance(value, list):
@@ -88,11 +88,12 @@ def _named_arrays(data: bytes) -> dict[str, np.ndarray]:
         raise DataError(f"holds no arrays of NumPy: {error}.") from error
 
 
-def _decompressed(data: bytes) -> bytes:
+def _decode_gzip(decoder: Decoder, data: bytes) -> Any:
     try:
-        return gzip.decompress(data)
+        decompressed = gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"is no gzip file: {error}.") from error
+    return decoder(decompressed)
 
 
 _IMAGES = ("bmp", "gif", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp")
