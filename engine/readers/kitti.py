@@ -62,7 +62,7 @@ class KittiObject:
             near = did_you_mean(unknown[0], FOLDERS) if unknown else ""
             raise DataError(f"parts = {tuple(parts)}: allowed are {', '.join(FOLDERS)}.{near}")
         self.folder = os.path.join(local_path(os.path.expanduser(folder)), split)
-        self._parts, self._size = tuple(parts), size
+        self._parts, self._size = tuple(parts), None if size is None else tuple(size)
         self._decode = DecodeImage(size, "stretch") if "image" in parts else None
         first, ending = FOLDERS[parts[0]]
         found = Path(self.folder, first)

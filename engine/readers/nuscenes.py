@@ -72,7 +72,7 @@ class NuScenes:
             DataError: a table is missing or damaged, a sensor or scene does not exist, or a library is missing.
         """
         self.folder, self._version = str(local_path(os.path.expanduser(folder))), version
-        self.sensors, self._size = tuple(sensors), size
+        self.sensors, self._size = tuple(sensors), None if size is None else tuple(size)
         if not sensors:
             raise DataError("sensors is empty. Name at least one, such as LIDAR_TOP.")
         tables = {name: _table(os.path.join(self.folder, version, f"{name}.json")) for name in TABLES}

@@ -54,6 +54,7 @@ def test_parts_and_frames_are_chosen(folder):
     others = [KittiObject(str(folder)), KittiObject(str(folder), parts=["lidar"]), source]
     assert len(set(map(fingerprint, others))) == 3
     assert fingerprint(pickle.loads(pickle.dumps(source))) == fingerprint(source)
+    assert fingerprint(KittiObject(str(folder), size=[8, 8])) == fingerprint(KittiObject(str(folder), size=(8, 8)))
 
 
 def test_damaged_files_are_skipped(folder):
