@@ -143,7 +143,7 @@ def _build(path: str) -> Index:
     without members.
 
     Raises:
-        DataError: the file is compressed, or no tar file.
+        DataError: the file is compressed, or no tar file, or has sparse members.
     """
     keys, first, members = [], [], []
     suffixes: dict[str, int] = {}
@@ -158,6 +158,8 @@ def _build(path: str) -> Index:
                 while (member := tar.next()) is not None:
                     end = member.offset_data + (-(-member.size // BLOCK) * BLOCK if member.isreg() else 0)
                     key, suffix = _split(member.name)
+                    if member.issparse():  # its data lies in pieces
+                        raise DataError(f"{shown(path)}: {member.name} is sparse. Write the shard without --sparse.")
                     if not member.isreg() or not key:
                         continue
                     if not keys or keys[-1] != key:
@@ -178,8 +180,8 @@ def _build(path: str) -> Index:
             first.append(len(members))
         elif length:
             file.seek(min(end, length))
-            if file.read(BLOCK).strip(b"\0"):
-                damage = np.array([end], np.int64)
+            if end > length or file.read(BLOCK).strip(b"\0"):
+                damage = np.array([min(end, length)], np.int64)
                 keys.append("")
                 first.append(len(members))
     table = np.array(members, np.int64).reshape(-1, 3)

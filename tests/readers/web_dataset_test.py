@@ -118,6 +118,26 @@ def test_incomplete_shard_loses_its_last_sample_only(labels, cut):
     assert found.batch.weight.sum() == 11
 
 
+def test_shard_that_ends_within_the_padding_of_a_member_lacks_samples(labels):
+    with tarfile.open(labels) as tar:
+        last = tar.getmembers()[-1]
+    labels.write_bytes(labels.read_bytes()[: last.offset_data + 100])
+    source = WebDataset(str(labels))
+    assert len(source) == 13
+    assert int(source[11]["cls"]) == 11
+    with pytest.raises(DataError, match=rf"the file is damaged or ends at byte {last.offset_data + 100}"):
+        source[12]
+
+
+def test_sparse_members_are_refused(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        member = tarfile.TarInfo("1.cls")
+        member.type = tarfile.GNUTYPE_SPARSE
+        tar.addfile(member)
+    with pytest.raises(DataError, match=r"x.tar: 1.cls is sparse. Write the shard without --sparse"):
+        WebDataset(str(tmp_path / "x.tar"))
+
+
 def test_damaged_header_makes_the_rest_of_the_shard_one_bad_sample(labels):
     with tarfile.open(labels) as tar:
         offset = tar.getmembers()[8].offset
