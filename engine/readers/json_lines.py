@@ -17,6 +17,7 @@ from engine.readers.decoders import decode, decoder_name, find_decoder
 from engine.types import Json
 
 BLOCK = 1 << 20  # bytes that are decompressed at once
+ZSTD_BLOCK = 1 << 16  # compressed bytes read at once, which may hold many times as much
 MOST_SHARDS = 256  # files that are read at the same time: a process may often open only 1,024
 
 type Item = tuple[bytes, str]
@@ -100,11 +101,50 @@ def _open(path: str) -> io.BufferedIOBase:
     if path.endswith(".gz"):
         return gzip.open(path, "rb")
     if path.endswith(".zst"):
+        return io.BufferedReader(_Zstd(path), BLOCK)
+    return open(path, "rb", buffering=-1)
+
+
+class _Zstd(io.RawIOBase):
+    """The decompressed content of a file of zstd frames.
+
+    The reader of zstandard itself takes a truncated file for a complete one. Raises EOFError for such a file, and
+    OSError for a damaged one.
+    """
+
+    def __init__(self, path: str):
+        self._file = open(path, "rb")  # noqa: SIM115, closed by close()
+        self._frame: Any = None  # the decompressor of a frame whose end is not yet read
+        self._stored = self._found = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._found:
+            stored = self._stored or self._file.read(ZSTD_BLOCK)
+            if not stored and self._frame is None:
+                return 0
+            if not stored:
+                raise EOFError("the file ends within its compressed data")
+            self._decompress(stored)
+        size = min(len(buffer), len(self._found))
+        buffer[:size], self._found = self._found[:size], self._found[size:]
+        return size
+
+    def _decompress(self, stored: bytes) -> None:
         import zstandard  # pyright: ignore[reportMissingImports]
 
-        file = open(path, "rb")  # noqa: SIM115, the reader closes it
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True), BLOCK)
-    return open(path, "rb", buffering=-1)
+        try:
+            frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
+            self._found, self._stored = frame.decompress(stored), frame.unused_data
+        except zstandard.ZstdError as error:
+            raise OSError(str(error)) from error
+        self._frame = None if frame.eof else frame
 
 
 def _skip(file: io.BufferedIOBase, offset: int) -> None:

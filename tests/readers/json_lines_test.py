@@ -95,11 +95,22 @@ def test_truncated_file_and_missing_file_are_reported(tmp_path):
         JsonLines(str(tmp_path / "none.jsonl"))
 
 
-def test_damaged_zstd_file_is_reported(tmp_path):
-    pytest.importorskip("zstandard")
-    (tmp_path / "a.jsonl.zst").write_bytes(b"no frame" * 10)
-    with pytest.raises(DataError, match=r"a\.jsonl\.zst cannot be read: .* Copy or write the file again"):
-        JsonLines(str(tmp_path / "a.jsonl.zst")).counts()
+@pytest.mark.parametrize(
+    "damage", [lambda stored: stored[:-30], lambda stored: stored + b"more", lambda stored: 10 * b"no frame"]
+)
+def test_damaged_zstd_file_is_reported(tmp_path, damage):
+    path = tmp_path / "a.jsonl.zst"
+    write(path, LINES * 50, zstd)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match=rf"^{re.escape(str(path))} cannot be read: .* Copy or write the file again"):
+        JsonLines(str(path)).counts()
+
+
+def test_zstd_file_may_have_several_frames(tmp_path):
+    path = tmp_path / "a.jsonl.zst"
+    write(path, LINES, zstd)
+    path.write_bytes(3 * path.read_bytes())
+    assert JsonLines(str(path)).counts() == [30]
 
 
 def test_fingerprint_changes_with_the_content_and_the_decoder(tmp_path):
