@@ -176,7 +176,7 @@ class Tables:
         example = {}
         for name in self.columns:
             rows = [block[name].rows(start, stop) for block, start, stop in parts]
-            joined = rows[0] if len(rows) == 1 else jax.tree.map(lambda *arrays: np.concatenate(arrays), *rows)
+            joined = rows[0] if len(rows) == 1 else _concatenated(rows, name)
             example[name] = _only_value(joined, name) if name in self._single else joined
         return example
 
@@ -336,13 +336,31 @@ def _columns(table: Any) -> Block:
 
 def _whole(chunks: Any) -> Any:
     """Returns a pyarrow column as one array."""
-    return chunks.chunk(0) if chunks.num_chunks == 1 else chunks.unify_dictionaries().combine_chunks()
+    import pyarrow as pa
+
+    if chunks.num_chunks == 1:
+        return chunks.chunk(0)
+    if pa.types.is_string(chunks.type) or pa.types.is_binary(chunks.type):  # an array of these holds 2 GiB at most
+        chunks = chunks.cast(pa.large_string() if pa.types.is_string(chunks.type) else pa.large_binary())
+    return chunks.unify_dictionaries().combine_chunks()
+
+
+def _concatenated(parts: Sequence[Examples], name: str) -> Examples:
+    """Returns the rows of several blocks as one. Raises DataError if their shapes differ."""
+    try:
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    except ValueError as error:
+        raise DataError(
+            f"column {name} has lists of different lengths, which fit no array. Bring them to one length."
+        ) from error
 
 
 def _only_value(rows: Examples, name: str) -> Example:
-    """Returns the value that all rows have. Raises DataError if there are several."""
+    """Returns the value that all rows have. Raises DataError if there are several, or no rows."""
 
     def only(array: np.ndarray) -> Any:
+        if not len(array):
+            raise DataError(f"there are no rows, and so no value of column {name}. Remove the file.")
         if not np.all(array == array[0]):
             raise DataError(f"column {name} differs between the rows of the example. Leave it out of `constant`.")
         return array[0]

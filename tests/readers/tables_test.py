@@ -238,6 +238,21 @@ def test_constant_column_with_several_values_is_a_bad_example(tmp_path):
     assert source[1] == {"scene": "b", "city": "z"}
 
 
+def test_group_whose_lists_differ_in_length_is_a_bad_example(tmp_path):
+    table = pa.table({"scene": ["a", "a", "b"], "x": pa.array([[1], [1, 2], [3]], pa.list_(pa.int32()))})
+    for block in (1, 3):
+        source = Parquet(write(tmp_path, "parquet", table, block), group_by="scene")
+        with pytest.raises(DataError, match=r"row 0 of .*: column x has lists of .* which fit no array"):
+            source[0]
+        assert source[1]["x"].tolist() == [[3]]
+
+
+def test_empty_file_has_no_constant_value(tmp_path):
+    path = write(tmp_path, "parquet", pa.table({"a": pa.array([], pa.int32())}))
+    with pytest.raises(DataError, match=r"a.parquet: there are no rows, and so no value of column a"):
+        Parquet(path, one_per_file=True, constant=["a"])[0]
+
+
 def test_files_with_different_types_are_refused(tmp_path):
     write(tmp_path, "arrow", pa.table({"x": [1]}), name="a")
     write(tmp_path, "arrow", pa.table({"x": [1.5]}), name="b")
