@@ -53,7 +53,7 @@ class DecodeImage:
         with stage("decode"):
             try:
                 pixels = self._jpeg(encoded) if encoded[:2] == JPEG else self._other(encoded)
-            except (ValueError, OSError, SyntaxError) as error:  # Pillow raises a SyntaxError for a damaged PNG
+            except Exception as error:  # Pillow raises errors of many kinds, such as DecompressionBombError
                 what = f"the image of {len(encoded)} bytes is damaged or of an unknown format"
                 raise DataError(f"{what}: {error}") from error
             return pixels if self.size in (None, pixels.shape[:2]) else self._resized(pixels, *self.size)

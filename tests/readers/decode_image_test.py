@@ -80,3 +80,9 @@ def test_wrong_settings_and_missing_library_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "simplejpeg", None)  # its import fails
     with pytest.raises(DataError, match=r"Images need simplejpeg.*: pip install 'convoy-engine\[images\]'"):
         DecodeImage()
+
+
+def test_too_large_image_is_a_data_error(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(DataError, match=r"the image of \d+ bytes is damaged or of an unknown format: Image size"):
+        DecodeImage()(encoded(picture(8, 8), "PNG"))
