@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from engine.config.errors import DataError
-from engine.data.files import find_files, sampled_files
+from engine.data.files import file_names, find_files, sampled_files
 from engine.data.source import SEPARATOR, Example
 from engine.mounts import shown
 from engine.readers.decoders import decode, decoder_name, find_decoder
+from engine.readers.fingerprints import digest
 from engine.types import Json
 
 BLOCK = 1 << 20  # bytes that are decompressed at once
@@ -77,9 +78,9 @@ class JsonLines:
         return decode(self._decoder, value, where)
 
     def fingerprint(self) -> str:
-        """Returns the names, sizes and hashed samples of the first files, and the decoder."""
+        """Returns the names, sizes and hashed samples of the first files, a hash of all names, and the decoder."""
         decoder = f"decoder {decoder_name(self._decoder)}".replace(SEPARATOR, " ")
-        return SEPARATOR.join([*sampled_files(self._paths), decoder])
+        return SEPARATOR.join([*sampled_files(self._paths), f"names {digest(file_names(self._paths))}", decoder])
 
     def _files(self, shard: int) -> list[str]:
         return self._paths[shard :: self.shards]

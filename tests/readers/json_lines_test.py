@@ -116,3 +116,10 @@ def test_zstd_file_may_have_several_frames(tmp_path):
 def test_fingerprint_changes_with_the_content_and_the_decoder(tmp_path):
     found = {JsonLines(write(tmp_path / "a.jsonl", lines)).fingerprint() for lines in (LINES, LINES[1:], LINES[::-1])}
     assert len(found | {JsonLines(write(tmp_path / "a.jsonl"), decoder=len).fingerprint()}) == 4
+
+
+def test_fingerprint_changes_with_the_size_of_any_file(tmp_path):
+    paths = [write(tmp_path / f"{i:02}.jsonl", LINES[:1]) for i in range(40)]
+    first = JsonLines(paths).fingerprint()
+    write(tmp_path / "39.jsonl", LINES[:2])
+    assert JsonLines(paths).fingerprint() != first
