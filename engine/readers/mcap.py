@@ -22,8 +22,10 @@ NS = 1e-9  # seconds in a nanosecond
 
 
 class _Log(NamedTuple):
-    """The examples of one log."""
+    """The examples of one log, and the messages that they hold."""
 
+    start: int
+    """Nanoseconds of the first message of the log."""
     time: np.ndarray
     """Nanoseconds `[messages]`; the other two are those of the index."""
     chunk: np.ndarray
@@ -100,7 +102,7 @@ class Mcap:
         file, log, where, chosen = self._locate(index)
         path, times = self._files.paths[file], log.time[chosen]
         example: dict[str, Any] = {
-            "time": np.array((times[0] - log.time[0]) * NS),
+            "time": np.array((times[0] - log.start) * NS),
             "age": ((times[0] - times) * NS).astype(np.float32),
             "log": os.path.basename(path),
             "log_time": str(times[0]),
@@ -183,4 +185,7 @@ def _log(index: Index, topics: Sequence[str], max_age_s: float | None) -> _Log:
             complete &= times - index["time"][column] <= max_age_s / NS
         columns.append(column)
     chosen = np.stack(columns, axis=1)[complete]
-    return _Log(index["time"], index["chunk"], index["offset"], chosen, index["damage"])
+    start = int(index["time"][0]) if len(index["time"]) else 0
+    used, numbers = np.unique(chosen, return_inverse=True)  # a log has many more messages than those of the topics
+    chosen = numbers.reshape(chosen.shape)
+    return _Log(start, index["time"][used], index["chunk"][used], index["offset"][used], chosen, index["damage"])
