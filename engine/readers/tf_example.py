@@ -39,8 +39,8 @@ class TFExample:
             ragged feature; if a record lacks it, it has no elements. Dtypes are the numbers of NumPy, "bytes", "str"
             (UTF-8) and "image". A feature of bytes with a numeric dtype is the raw little-endian values of an array.
             "image" is an encoded image, and `("image", [height, width])` resizes it (`DecodeImage`). None reads all
-            features of the first records: a feature with one value in each of them is a single value, any other is an
-            array `[values]`.
+            features of a sample of the records: a feature with one value in each of them is a single value, any other
+            is an array `[values]`.
 
     ```python
     TFExample({"label": "int32", "image": ("uint8", [28, 28]), "points": ("float32", [None, 3])})
@@ -118,6 +118,8 @@ def _parse(name: str, spec: FeatureSpec) -> _Feature:
             f"feature {name!r}: unknown dtype {parts[0]!r}. Allowed: float32, int64 ..., bytes, str, image."
         )
     if parts[0] == _IMAGE:
+        if shape[:1] == (None,) or (len(parts) > 2 and parts[2] is not None):
+            raise DataError(f"feature {name!r}: found {spec!r}. An image has no default, and no None in its size.")
         DecodeImage(shape or None)  # checks the size, and that the libraries are installed
     return _Feature(parts[0], shape, parts[2] if len(parts) > 2 else None)
 

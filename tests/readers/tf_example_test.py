@@ -62,6 +62,8 @@ def test_values_that_do_not_fit_are_reported_with_the_feature(spec, error):
         ({"x": ("float32", [2, None])}, r"feature 'x': shape \[2, None\]. Allowed are integers; the first may be None"),
         ({"x": ("float32", 3)}, r"feature 'x': found \('float32', 3\). Allowed: a dtype, \(dtype, shape\)"),
         ({"x": 3}, "feature 'x': found 3. Allowed: a dtype"),
+        ({"x": ("image", [None, 4])}, r"feature 'x': found .*An image has no default, and no None in its size"),
+        ({"x": ("image", [4, 4], 0)}, r"feature 'x': found .*An image has no default, and no None in its size"),
     ],
 )
 def test_invalid_description_of_a_feature_is_refused(spec, error):
