@@ -103,7 +103,7 @@ class ArrayRecordSource:
         for index in evenly_spaced(len(self), FINGERPRINT_EXAMPLES):
             try:
                 records.update(self._records[index])
-            except (ValueError, RuntimeError, IndexError):  # training reports the error when it reads this record
+            except (ValueError, RuntimeError, IndexError, OSError):  # training reports it when it reads this record
                 records.update(b"cannot be read")
         return SEPARATOR.join([*sampled_files(self.paths), f"records {records.hexdigest()}"])
 
