@@ -40,7 +40,7 @@ def make_column(array: Any, name: str) -> Column:
     array = plain(array)
     kind, nulls = array.type, _nulls(array)
     if isinstance(kind, pa.FixedShapeTensorType):
-        return _Numbers(array.to_numpy_ndarray(), nulls, name)
+        return _tensors(array, name)
     if isinstance(kind, pa.BaseExtensionType):
         return make_column(array.storage, name)
     if pa.types.is_struct(kind):
@@ -62,6 +62,21 @@ def make_column(array: Any, name: str) -> Column:
     if pa.types.is_boolean(kind):
         return _Numbers(array.fill_null(False).to_numpy(zero_copy_only=False), nulls, name)
     return _Numbers(_numbers(array, name), nulls, name)
+
+
+def _tensors(array: Any, name: str) -> Column:
+    """Returns a column of tensors of one shape; a null in a tensor makes its row unreadable."""
+    import pyarrow as pa
+
+    storage, size = array.storage, array.type.storage_type.list_size
+    values = storage.values.slice(storage.offset * size, len(storage) * size)
+    nulls = _nulls(array)
+    if values.null_count or nulls is not None:  # pyarrow converts neither: it raises, or takes a null for any number
+        missing = values.is_null().to_numpy(zero_copy_only=False).reshape(len(storage), size).any(axis=1)
+        nulls = missing if nulls is None else nulls | missing
+        filled = pa.FixedSizeListArray.from_arrays(values.fill_null(0), type=array.type.storage_type)
+        array = pa.ExtensionArray.from_storage(array.type, filled)
+    return _Numbers(array.to_numpy_ndarray(), nulls, name)
 
 
 def _lists(values: Any, offsets: np.ndarray, nulls: np.ndarray | None, name: str) -> Column:

@@ -90,6 +90,15 @@ def test_tensor_times_and_extension_types():
     assert make_column(pa.array([datetime.date(1970, 1, 5)]), "t").row(0) == 4
 
 
+def test_null_of_a_tensor_makes_only_its_row_unreadable():
+    storage = pa.array([[0, 1], [2, 3], None, [4, None], [5, 6]], pa.list_(pa.int32(), 2)).slice(1)
+    column = make_column(pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.int32(), [2]), storage), "t")
+    assert [column.row(index).tolist() for index in (0, 3)] == [[2, 3], [5, 6]]
+    for index in (1, 2):
+        with pytest.raises(DataError, match="column t is null"):
+            column.row(index)
+
+
 def test_returned_arrays_may_be_modified():
     column = make_column(pa.array([[1, 2], [3, 4]]), "c")
     column.row(0)[:] = 0
