@@ -38,7 +38,7 @@ class ImageFolder:
         Args:
             folder: path or bucket address of the folder.
             size: (height, width) of the result, as of `DecodeImage`, and so are `fit` and `gray`.
-            classes: names of the classes, in the order of their labels. Default: all folders, sorted.
+            classes: names of the classes, in the order of their labels. Default: the folders with images, sorted.
             labels: False: all images of the folder and the folders in it, without `label` and `class`.
 
         Raises:

@@ -33,7 +33,8 @@ class KittiObject:
     - `calib`: the matrices by name, such as `P2` float32 `[3, 4]`.
     - of `boxes`: `box_type` int32 `[boxes]`, the number in `TYPES`, or -1 for DontCare; `box_name` as text; `box_2d`
       `[boxes, 4]` in pixels; `box_size` height, width, length and `box_bottom`, the center of its bottom, `[boxes, 3]`
-      in metres in the frame of the camera; `box_yaw`, `box_alpha`, `truncated` float32 and `occluded` int32 `[boxes]`.
+      in metres in the frame of the camera; `box_yaw`, the angle about its y axis, which points down, `box_alpha`,
+      `truncated` float32 and `occluded` int32 `[boxes]`.
     """
 
     def __init__(

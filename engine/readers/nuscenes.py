@@ -46,9 +46,9 @@ class NuScenes:
     - for each camera, such as `CAM_FRONT`: uint8 `[height, width, 3]`.
     - `calibration`: for each sensor, `to_ego` float32 `[4, 4]`, and of a camera `intrinsics` float32 `[3, 3]`.
     - `ego_to_world`: float64 `[4, 4]`.
-    - boxes: `box_to_ego` float32 `[boxes, 4, 4]`, `box_size` width, length, height, float32 `[boxes, 3]`,
-      `box_category` int32 `[boxes]`, the number in `categories`, `box_points` int32 `[boxes]`, the number of lidar
-      points, and as text `box_name` and `box_instance`.
+    - boxes: `box_to_ego` float32 `[boxes, 4, 4]` from the frame of the box, whose origin is its center and whose x axis
+      points forward; `box_size` width, length, height, float32 `[boxes, 3]`; `box_category` int32 `[boxes]`, the number
+      in `categories`; `box_points` int32 `[boxes]`, the number of lidar points; as text `box_name` and `box_instance`.
     """
 
     def __init__(
