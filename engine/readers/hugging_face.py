@@ -14,13 +14,14 @@ from engine.readers.extras import import_extra
 from engine.readers.tables import CACHE_BYTES, Tables
 
 STATE, SPLITS, INFO = "state.json", "dataset_dict.json", "dataset_info.json"
-ENCODED = ("Audio", "Image")  # types of features that are files
+ENCODED = ("Audio", "Image", "Pdf", "Video")  # types of features that are files
 
 
 class HuggingFace(Tables):
     """Source of the rows of a dataset on disk, which is mapped into memory: a dict by column, as of `Parquet`.
 
-    An image or a sound is the bytes of its file: decode it by `decode={"image": engine.readers.DecodeImage()}`.
+    An image, a sound or a video is the bytes of its file. `decode={"image": engine.readers.DecodeImage()}` decodes
+    images.
     """
 
     def __init__(
@@ -51,6 +52,11 @@ class HuggingFace(Tables):
             columns = state.get("_format_columns") if columns is None else columns
         except (TypeError, KeyError) as error:
             raise DataError(f"{path / STATE}: lists no files. Save the dataset again by save_to_disk.") from error
+        if state.get("_indices_data_files"):
+            raise DataError(
+                f"{path}: its rows are chosen by a list of indices, which old versions of `datasets` saved. Load it "
+                "with `datasets`, and save it again by save_to_disk."
+            )
         if not files:
             raise DataError(f"{path}: the dataset has no examples. Save one that has.")
         if missing := [file for file in files if not os.path.exists(file)]:
@@ -64,7 +70,7 @@ class HuggingFace(Tables):
 
 
 class _Format(ArrowFormat):
-    """Streams whose columns of images and sounds have the entries `bytes` and `path`, of which the path may be null."""
+    """Streams whose columns of files, such as images, have the entries `bytes` and `path`; the path may be null."""
 
     name = "Hugging Face dataset"
 

@@ -51,6 +51,14 @@ def test_features_that_are_lists_are_accepted(tmp_path):
     assert np.asarray(HuggingFace(str(folder))[0]["box"]).tolist() == GOLDEN["rows"][0]["box"]
 
 
+def test_dataset_with_a_list_of_indices_is_refused(tmp_path):
+    folder = shutil.copytree(FIXTURES / "hugging_face", tmp_path / "copy")
+    state = json.loads((folder / "state.json").read_text()) | {"_indices_data_files": [{"filename": "indices.arrow"}]}
+    (folder / "state.json").write_text(json.dumps(state))
+    with pytest.raises(DataError, match=r"its rows are chosen by a list of indices.* save it again by save_to_disk"):
+        HuggingFace(str(folder))
+
+
 def test_wrong_folder_and_split_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"no state.json, so this is no dataset that save_to_disk"):
         HuggingFace(str(tmp_path))
