@@ -16,10 +16,11 @@ from engine.observe import formatting
 from engine.run import status
 from engine.run.directory import RunDirectory
 from engine.saved.run import SavedRun
-from engine.saved_evaluations import SavedEvaluations, read_results
+from engine.saved_evaluations import SavedEvaluations, StoredResults, read_results
 from engine.training.task import Task
 
 POLL_S, SLOW_POLL_S = 1.0, 10.0  # between two polls of a run that has no new checkpoint: at first, and at last
+UNREADABLE_POLLS = 8  # in a row in which the results cannot be read, before that is an error: 16 to 80 s
 REPORT_S = 600.0  # without a sign of life of the run, until the first report; each report doubles the time to the next
 
 
@@ -112,12 +113,13 @@ class Follower:
         self.evaluations, self.saved, self._wait = evaluations, evaluations.saved, wait
         self._taken: set[int] = set()  # by this process: a result may not be stored, or the step deleted
         self._reported = ""
+        self._unreadable = 0  # polls in a row in which the results could not be read
 
     def next(self) -> tuple[str, int, list[str], str]:
         """Returns what to do next; a step and its evaluations to run, or how the run has ended.
 
         Raises:
-            RunError: the run has failed, or the wait takes too long.
+            RunError: the run has failed, its results still cannot be read, or the wait takes too long.
         """
         state = _read_status(self.saved.directory)  # before the steps: a run that is done writes no more
         if self._stored_config() != self.saved.config:
@@ -125,7 +127,10 @@ class Follower:
                 return RELOAD, 0, [], ""
             self._wait.poll(state)
             return WAIT, 0, [], ""
-        known, steps = read_results(self.saved.directory.evaluations), self.saved.steps()
+        known, steps = self._results(), self.saved.steps()
+        if known is None:
+            self._wait.poll(state)
+            return WAIT, 0, [], ""
         self._taken.intersection_update(steps)  # a run that is started again with --fresh writes these steps again
         for step in steps:
             names = self.evaluations.missing(step, known)
@@ -145,6 +150,18 @@ class Follower:
         )
         error.exit_code = state.exit_code or ExitStatus.USER_ERROR
         raise error
+
+    def _results(self) -> list[StoredResults] | None:
+        """Returns the stored results, or None if they cannot be read now. Raises RunError if that does not end."""
+        try:
+            found = read_results(self.saved.directory.evaluations)
+        except RunError:  # the storage fails for a moment, or reading is not permitted
+            self._unreadable += 1
+            if self._unreadable > UNREADABLE_POLLS:
+                raise
+            return None
+        self._unreadable = 0
+        return found
 
     def _report_end(self, state: status.Status | None) -> None:
         """Says once that the run was killed, or has ended with an exit code after which it is restarted."""

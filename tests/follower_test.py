@@ -9,7 +9,7 @@ import pytest
 
 import engine
 from engine.config.errors import ConfigError, RunError
-from engine.follower import DONE, EVALUATE, POLL_S, RELOAD, WAIT, Follower, Wait, follow, has_begun
+from engine.follower import DONE, EVALUATE, POLL_S, RELOAD, UNREADABLE_POLLS, WAIT, Follower, Wait, follow, has_begun
 from engine.main import main
 from engine.run import status
 from engine.run.directory import RunDirectory
@@ -160,6 +160,20 @@ def test_follow_evaluates_the_same_steps_again_after_a_fresh_start(run, tmp_path
     assert follower.next()[0] == WAIT
     (tmp_path / "old").rename(run / "checkpoints")
     assert follower.next()[:2] == (EVALUATE, 2)
+
+
+def test_results_that_cannot_be_read_are_an_error_only_if_that_lasts(run):
+    follower = Follower(SavedEvaluations(run), Wait("run", None, print))
+    file = run / "evaluations.jsonl"
+    file.mkdir()  # reading it fails, also for root
+    assert follower.next()[0] == WAIT
+    file.rmdir()
+    assert follower.next()[:2] == (EVALUATE, 2)
+    file.mkdir()
+    for _ in range(UNREADABLE_POLLS):
+        assert follower.next()[0] == WAIT
+    with pytest.raises(RunError, match=r"evaluations.jsonl: cannot be read \(it is not a regular file\)"):
+        follower.next()
 
 
 def test_other_config_is_used_once_its_number_of_steps_is_known(run):
