@@ -4,9 +4,12 @@ A package may import itself and packages on lower levels. Bazel declares the sam
 """
 
 import ast
+import importlib.metadata
 import importlib.util
+import itertools
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +51,7 @@ CONFIGS_USE = {"ml_collections"}  # in addition to the standard library
 
 PACKAGES_WITHOUT_JAX = ("config", "cluster")  # packages that must not load jax when they are imported
 LIBRARIES = ("jax", "flax", "orbax", "grain")  # libraries whose private names must not be used
+UNDECLARED = {"_typeshed", "zstandard"}  # types only; files that end in .zst, with a sentence if it is missing
 PRIVATE = {"engine/cluster/kv_store.py": 1}  # except here: JAX's distributed client has no public name
 LONGEST = 400  # maximum number of lines in a file
 
@@ -148,6 +152,26 @@ def source(file: str) -> str:
 @pytest.mark.parametrize("file", FILES)
 def test_imports_point_to_lower_levels(file):
     assert faults(file, source(file)) == []
+
+
+def test_every_imported_library_is_declared():
+    project = tomllib.loads(source("pyproject.toml"))["project"]
+    required = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
+    declared = {plain(re.split(r"[^\w.-]", text)[0]) for text in required}
+    installed = importlib.metadata.packages_distributions()  # name to import -> names to install
+    imported = {
+        module.split(".")[0]
+        for file in FILES
+        if file.startswith("engine/")
+        for _, module, _ in imports(ast.parse(source(file)))
+    }
+    libraries = imported - set(sys.stdlib_module_names) - {"engine"} - UNDECLARED
+    assert [name for name in libraries if not set(map(plain, installed.get(name, [name]))) & declared] == []
+
+
+def plain(package: str) -> str:
+    """Returns the name of a package in the form in which names are compared."""
+    return package.lower().replace("_", "-")
 
 
 def test_every_package_has_a_level():
