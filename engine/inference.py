@@ -89,7 +89,7 @@ def evaluate_steps(
     """
     evaluations = SavedEvaluations(run, task=task, overrides=overrides, data=evaluation_data, on_message=on_message)
     found = []
-    for step in group.broadcast(choose_steps(evaluations.saved, steps), "the choice of the checkpoints"):
+    for step in group.run_on_primary(lambda: choose_steps(evaluations.saved, steps), "the choice of the checkpoints"):
         found.append(evaluations.run(step))
         on_results(found[-1])
     return found
@@ -148,7 +148,7 @@ def predict(
     config, program = open_program(task, config, overrides, [size], warn)
     source = _source(data, section, where)
     with out_of_memory_reported(config.train, config.mesh), peer_failure.lost_peers_reported():
-        chosen = group.broadcast(saved.choose(step), "the choice of the checkpoint")
+        chosen = group.run_on_primary(lambda: saved.choose(step), "the choice of the checkpoint")
         predictor = Predictor(source, section, program, size, where)
         batches = predictor.run(saved.weights(chosen, program), lambda done: on_progress(done, predictor.examples))
         if path is None or not group.is_primary():

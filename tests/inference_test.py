@@ -98,6 +98,10 @@ import numpy as np
 from engine.cluster import group, processes, cluster_detection
 processes.initialize(cluster_detection.detect({}, os.environ).process)
 import engine
+from engine.saved.run import SavedRun
+if not group.is_primary():
+    del SavedRun.choose  # only the primary lists the checkpoints, of which another job may delete some meanwhile
+engine.evaluate(sys.argv[1], overrides=["mesh.fsdp=2"])
 found = engine.predict(sys.argv[1], overrides=["mesh.fsdp=2"])
 keys = sorted(found)
 print(json.dumps([keys, found["label"].tolist(), found["id"].tolist() if "id" in found else None]))
