@@ -130,7 +130,11 @@ class Small:
         return len(self.images)
 
     def __getitem__(self, index):
-        return {"image": self.images[index], "label": self.labels[index]}
+        return self.take(index)
+
+    def take(self, indices):
+        """Returns one example, or several in one array, as each reader takes them."""
+        return {"image": self.images[indices], "label": self.labels[indices]}
 
 
 SOURCES = {"cameras": Cameras, "lidar": Sweeps, "scenes": Scenes, "tokens": Documents, "small": Small}

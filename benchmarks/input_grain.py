@@ -24,7 +24,8 @@ def to_int32(example):
 
 def dataset(name, source, mode):
     """Returns the batches of a source as a Grain dataset."""
-    examples = grain.MapDataset.source(source).seed(0).shuffle().repeat()
+    examples = grain.MapDataset.range(len(source)) if name == "small" else grain.MapDataset.source(source)
+    examples = examples.seed(0).shuffle().repeat()
     threads = grain.ReadOptions(num_threads=READERS, prefetch_buffer_size=2 * READERS)
     inline = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     processes = grain.MultiprocessingOptions(num_workers=READERS)
@@ -38,6 +39,8 @@ def dataset(name, source, mode):
     if hasattr(source, "augment"):
         examples = examples.random_map(source.augment)
     batches = examples.batch(source.batch_size)
+    if name == "small":  # a batch of indices, so that each example is not read and stacked by itself
+        batches = batches.map(source.take)
     if mode == "threads":
         return batches.to_iter_dataset(threads)
     return batches.to_iter_dataset(inline).mp_prefetch(processes)

@@ -37,6 +37,19 @@ class Examples(Dataset):
         return example
 
 
+class Arrays(Dataset):
+    """A source of arrays, read a batch at a time."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitems__(self, indices):
+        return {name: torch.from_numpy(values) for name, values in self.source.take(indices).items()}
+
+
 class Rows(Dataset):
     """Rows of tokens: the documents in a fixed random order, one after the other, cut at the ends of rows."""
 
@@ -79,12 +92,17 @@ def pad(examples):
     return {"agents": torch.from_numpy(agents), "mask": torch.from_numpy(mask)}
 
 
+def as_it_is(batch):
+    """Returns a batch that is already collated."""
+    return batch
+
+
 def main():
     """Reads a turn at a time."""
     name, folder, _ = arguments(sys.argv)
     source = open_source(name, folder)
-    data = Rows(source) if name == "tokens" else Examples(source)
-    collate = pad if name == "scenes" else None
+    data = {"tokens": Rows, "small": Arrays}.get(name, Examples)(source)
+    collate = {"scenes": pad, "small": as_it_is}.get(name)
     loader = DataLoader(data, source.batch_size, sampler=Endless(len(data)), num_workers=READERS, collate_fn=collate)
     batches = iter(loader)
     serve(lambda milliseconds: [rate(batches, source.batch_size, milliseconds)])

@@ -1,11 +1,13 @@
 """The benchmark of input: files and sources, the check of the resume, its rows, and what is left out."""
 
 import argparse
+import contextlib
+from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import input, input_engine, input_files
+from benchmarks import input, input_engine, input_files, input_grain
 from benchmarks.input import ENGINE, GRAIN, TORCH
 
 WITHOUT_JPEG = [name for name in input_files.SOURCES if name != "cameras"]
@@ -52,6 +54,16 @@ def test_row_compares_the_faster_modes_of_all_libraries():
     )
     del rates[TORCH, "processes"]
     assert input.row("tokens", rates).note.endswith("; without PyTorch, give --torch=PYTHON")
+
+
+def test_grain_reads_small_arrays_a_batch_at_a_time(tmp_path):
+    input_files.write("small", tmp_path, tiny=True)
+    source: Any = input_files.open_source("small", tmp_path)
+    source.__class__ = type("Counted", (input_files.Small,), {"__getitem__": lambda self, index: pytest.fail("one")})
+    with contextlib.closing(iter(input_grain.dataset("small", source, "threads"))) as batches:
+        first, second = next(batches), next(batches)
+    assert first["image"].shape == (256, 28, 28) and first["label"].shape == (256,)
+    assert not np.array_equal(first["image"], second["image"])
 
 
 @pytest.mark.multiprocess
