@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import threading
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -152,11 +153,13 @@ def test_recent_batch_of_a_stream_is_read_again_without_the_ones_long_before_it(
     source = as_source(Shards(), "data", window=1)
     feed = train_feed(source, threads=2)
     wanted = drawn(feed, *[1] * 35)
-    assert [feed.saved_before(n)["streams"]["1"] for n in (20, 29, 30, 34)] == [(160, 160)] * 2 + [(240, 240)] * 2
+    saved: dict[int, Any] = {n: feed.saved_before(n) for n in (20, 25, 29, 30, 34)}
+    found = [saved[n]["streams"]["1"] for n in (20, 29, 30, 34)]
+    assert found == [(160, 160)] * 2 + [(240, 240)] * 2
     assert feed.saved_before(19) is None
     again = TrainFeed(
         source, Data(threads=0), batch_size=16, seed=0, sharding=shardings()[0], start=25, stop=26,
-        saved=feed.saved_before(25),
+        saved=saved[25],
     )  # fmt: skip
     ((labels, noise),) = drawn(again, 1)
     assert (labels, set(noise)) == (wanted[25][0], {160})

@@ -62,11 +62,12 @@ def test_item_without_a_mark_is_read_from_the_start_of_its_epoch():
 
 
 def test_reader_that_has_fallen_behind_opens_its_shard_at_the_mark_of_the_workers():
-    reader = StreamReader(Opened(), counts=None, window=1, keep=4, name="data.X")
+    stream = Opened()
+    reader = StreamReader(stream, counts=None, window=1, keep=4, name="data.X")
     assert reader.fetch(0, 0) == 0
     reader.seek({0: (60, 60)})
     assert (reader.fetch(0, 61), reader.fetch(0, 59)) == (61, 59)
-    assert reader._stream.opened == [None, 60, None]
+    assert stream.opened == [None, 60, None]
 
 
 class Broken(Counting):

@@ -2,6 +2,7 @@ import numpy as np
 
 from engine.data.batch import Batch
 from engine.data.batches import Batches
+from engine.data.sampler import Mark
 from engine.data.streams.marks import MarkedBatches, add_later, gather_marks, latest
 from engine.data.streams.source import as_source
 from tests.data.streams.counting import Counting
@@ -23,7 +24,7 @@ def test_latest_mark_of_each_shard_is_saved():
 
 
 def test_earlier_mark_does_not_replace_a_later_one():
-    marks = {"0": (8, "h"), "1": (2, "b")}
+    marks: dict[str, Mark] = {"0": (8, "h"), "1": (2, "b")}
     add_later(marks, {"0": (0, None), "1": (4, "d"), "2": (0, None)})
     assert marks == {"0": (8, "h"), "1": (4, "d"), "2": (0, None)}
 
