@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -178,7 +179,7 @@ def checksum(path: str | os.PathLike[str]) -> str:
 
 def save_lengths(path: Path, lengths: Mapping[str, np.ndarray]) -> None:
     """Writes a length index. The same lengths give the same bytes."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # hosts may share the directory
     with replacing(path, temporary) as file:
         np.savez_compressed(file, **{f"{_FIELD}{name}": lengths[name] for name in sorted(lengths)})  # pyright: ignore[reportArgumentType]
 

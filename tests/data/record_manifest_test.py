@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,20 @@ def test_lengths_round_trip_with_any_field_names_and_equal_bytes(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"PK damaged")
     with pytest.raises(DataError, match="the length index cannot be read"):
         record_manifest.load_lengths(tmp_path / "a.npz")
+
+
+def test_processes_with_the_same_id_may_write_one_length_index(tmp_path, monkeypatch):
+    path, lengths, rename = tmp_path / "a.npz", {"x": np.arange(3, dtype=np.int32)}, os.replace
+
+    def late_rename(*paths):
+        monkeypatch.setattr(os, "replace", rename)
+        record_manifest.save_lengths(path, lengths)  # the other process is faster
+        rename(*paths)
+
+    monkeypatch.setattr(os, "replace", late_rename)
+    record_manifest.save_lengths(path, lengths)
+    assert record_manifest.load_lengths(path)["x"].tolist() == [0, 1, 2]
+    assert os.listdir(tmp_path) == ["a.npz"]
 
 
 def test_files_of_an_incomplete_dataset_and_of_another_size_are_refused(tmp_path):
