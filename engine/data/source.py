@@ -5,6 +5,7 @@ same structure, shapes and dtypes. Text stays on the host (`text.py`). Several t
 `data.workers`, it is pickled to other processes.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeGuard
@@ -157,6 +158,9 @@ class Limited:
             self.transform = source.transform
         if has_field_lengths(source):
             self.field_lengths = self._field_lengths
+        for method in ("lengths", "costs"):
+            if hasattr(source, method):
+                setattr(self, method, functools.partial(self._first, method))
 
     def __len__(self) -> int:
         return self._length
@@ -171,6 +175,13 @@ class Limited:
         assert has_field_lengths(self.source)
         found = self.source.field_lengths(names)
         return None if found is None else {name: lengths[: self._length] for name, lengths in found.items()}
+
+    def _first(self, method: str) -> npt.ArrayLike | Mapping[str, npt.ArrayLike]:
+        """Returns what a method of the source returns, for the first examples; lengths may be a dict by axis."""
+        found = getattr(self.source, method)()
+        if isinstance(found, Mapping):
+            return {axis: np.asarray(values)[: self._length] for axis, values in found.items()}
+        return np.asarray(found)[: self._length]
 
 
 def limited(source: Source, count: int | None) -> Source:

@@ -110,6 +110,20 @@ def test_limited_source_keeps_take_and_transform():
     assert source_name(limited(Squares(), 2)) == source_name(Squares())
 
 
+def test_limited_source_keeps_the_lengths_and_costs_of_its_examples():
+    class Measured(Squares):
+        def lengths(self):
+            return {"agents": list(range(len(self))), "lanes": np.full(len(self), 7)}
+
+        def costs(self):
+            return np.arange(len(self)) / 2
+
+    source: Any = limited(Measured(), 2)
+    assert {axis: values.tolist() for axis, values in source.lengths().items()} == {"agents": [0, 1], "lanes": [7, 7]}
+    assert source.costs().tolist() == [0, 0.5]
+    assert not hasattr(limited(Squares(), 2), "lengths")
+
+
 def test_source_can_define_limited():
     class Last(ArraySource):
         def limited(self, count):
