@@ -133,7 +133,15 @@ def own_copy(example: Example) -> Example:
 
 
 def _shapes(example: Example) -> str:
-    return ", ".join(
-        f"{path} text" if is_text(leaf) else f"{path} {list(np.shape(leaf))}"
-        for path, leaf in leaves_with_path(example)
-    )
+    import jax
+
+    shapes = jax.tree.map(_shape, example, is_leaf=lambda leaf: leaf is None)  # JAX takes None for an empty tree
+    return ", ".join(f"{path} {shape}" for path, shape in leaves_with_path(shapes))
+
+
+def _shape(leaf: Any) -> str:
+    """Returns the shape of an array or number, or what another leaf is."""
+    if leaf is None or is_text(leaf):
+        return "None" if leaf is None else "text"
+    array = np.asarray(leaf)
+    return f"{array.dtype}s" if array.dtype.kind in "OM" else f"{list(array.shape)}"

@@ -56,12 +56,15 @@ def stack_leaves(*leaves: Any) -> np.ndarray:
     """Returns one leaf of several examples as an array `[rows, ...]`; rows of text need not have one shape.
 
     Raises:
-        ValueError: numbers of different shapes, or numbers and text.
+        ValueError: numbers of different shapes, or numbers and text or other objects, such as None.
     """
     if not is_text(leaves[0]):
-        stacked = np.stack(leaves)
-        if stacked.dtype.kind in TEXT_KINDS:  # NumPy turns numbers into text
-            raise ValueError("numbers and text")
+        try:
+            stacked = np.stack(leaves)
+        except TypeError as error:  # numbers and dates have no common dtype
+            raise ValueError("numbers and objects") from error
+        if stacked.dtype.kind in f"O{TEXT_KINDS}":  # NumPy turns numbers into text or objects
+            raise ValueError("numbers and text or objects")
         return stacked
     if not all(map(is_text, leaves)):
         raise ValueError("text and numbers")

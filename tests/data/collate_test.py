@@ -50,6 +50,20 @@ def test_error_names_the_first_example_of_another_shape():
         collated([{"x": np.zeros(n)} for n in (2, 2, 3)])
 
 
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        (None, "x None"),
+        (np.array([None, 1.0]), "x objects"),
+        (np.array(["2026-01-01"] * 2, "datetime64[D]"), r"x datetime64\[D\]s"),
+    ],
+)
+def test_error_names_an_example_without_numbers(other, text):
+    rows = [{"x": np.zeros(2)}, {"x": other}]
+    with pytest.raises(DataError, match=rf"^Example 1 has {text}, example 0 has x \[2\]\. Bring"):
+        stack_examples(rows, str)
+
+
 def test_own_copy_gives_numbers_as_rows_of_arrays_do():
     array = np.zeros(2)
     copy = own_copy({"x": array, "n": 3, "flag": True, "name": "a"})
