@@ -127,15 +127,16 @@ class StreamSource:
             return "examples that differ from one reading to the next"
         return f"first examples {hashes[0]}"
 
-    def description(self, training: bool = True) -> str:
-        """Returns a sentence that says how the stream is read, in training or in evaluations."""
+    def description(self, training: bool = True, mixed: bool = False) -> str:
+        """Returns a sentence that says how the stream is read, in training or in evaluations, and if it is `mixed`."""
         shards, size = self.stream.shards, "of unknown length" if self.counts is None else f"of {len(self):,} examples"
         if isinstance(self.stream, IterableStream):
             parts = [f"{self.source_name} can only be iterated, so it is read as a stream {size}", "1 shard"]
             resume = ["every process reads all examples in order", "a resume skips the earlier ones by reading them"]
         else:
             parts = [f"{self.source_name} is a stream {size}", f"{shards} shard{'s' * (shards > 1)}"]
-            resume = ["each process reads the shards of its rows in order", "a resume opens them at saved positions"]
+            own = "may read all shards" if mixed else "reads the shards of its rows"
+            resume = [f"each process {own} in order", "a resume opens them at saved positions"]
         if not training:
             return f"{'; '.join(parts)}; every process reads all examples in order."
         parts += resume
@@ -314,10 +315,19 @@ def _stream(found: object, where: str, again: Callable[[], Any] | None = None) -
 
 
 def descriptions(sources: Mapping[str, Source]) -> list[str]:
-    """Returns a sentence for each stream, also in a mixture; `sources` by their place in the config."""
-    lines = []
-    for where, source in sources.items():
-        inner: Mapping[str, Source] = getattr(source, "sources", {})
-        streams = [found for found in (source, *inner.values()) if isinstance(found, StreamSource)]
-        lines += [f"{where}: {stream.description(training=where == 'data')}" for stream in streams]
-    return lines
+    """Returns a sentence for each stream, also within other sources; `sources` by their place in the config."""
+    return [
+        f"{where}: {stream.description(training=where == 'data', mixed=stream is not source)}"
+        for where, source in sources.items()
+        for stream in _streams_in(source)
+    ]
+
+
+def _streams_in(source: object) -> Iterator[StreamSource]:
+    """Yields the streams that a source reads, such as those of nested mixtures."""
+    if isinstance(source, StreamSource):
+        yield source
+        return
+    several, one = getattr(source, "sources", None), getattr(source, "source", None)
+    for inner in [*(several.values() if isinstance(several, Mapping) else []), *([] if one is None else [one])]:
+        yield from _streams_in(inner)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from engine.config.duration import UNKNOWN_LENGTH, Duration
 from engine.config.errors import ConfigError, DataError
 from engine.data.bad_examples import TolerantBatches
+from engine.data.balanced import Balanced
 from engine.data.batches import Batches, OrderedBatches
 from engine.data.dataset_summary import summarize
 from engine.data.mixture import Mixture
@@ -173,6 +174,18 @@ def test_iterator_that_can_be_read_only_once_is_refused():
         with pytest.raises(DataError, match=r"^data: found a \w+, which can be read only once.*generator function"):
             check_readable(found, "data")
     assert len(as_source(generator(), "data", again=generator, finite=True)) == 6
+
+
+def test_descriptions_name_the_streams_within_other_sources():
+    name = "tests.data.streams.counting.Counting is a stream of"
+    inner = Mixture({"a": Counting([4, 4]), "b": Counting([3])}, {"a": 1, "b": 1})
+    mixture = Mixture({"c": Counting([5]), "inner": inner}, {"c": 1, "inner": 1})
+    found = descriptions({"data": mixture, "evaluations.a.data": Balanced(mixture, 2)})
+    sizes = ["5 examples; 1 shard", "8 examples; 2 shards", "3 examples; 1 shard"]
+    assert [text.partition("; a resume")[0] for text in found] == [
+        *(f"data: {name} {size}; each process may read all shards in order" for size in sizes),
+        *(f"evaluations.a.data: {name} {size}; every process reads all examples in order." for size in sizes),
+    ]
 
 
 @pytest.mark.parametrize(
