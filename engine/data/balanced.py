@@ -110,6 +110,8 @@ class Balanced:
 class _Sampler:
     """Sampler of a balanced source; the addresses are those of the source's own sampler."""
 
+    needs_whole_batches = True
+
     def __init__(self, inner: Sampler, batch_size: int, ranks: int, source: Source):
         self._inner, self._batch_size, self._ranks, self._source = inner, batch_size, ranks, source
         self.has_transform, self.vectorized = inner.has_transform, inner.vectorized

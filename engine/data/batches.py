@@ -22,6 +22,7 @@ from engine.data.sampler import (
     is_sized,
     is_tagged,
     make_sampler,
+    needs_whole_batches,
     read_example,
     read_examples,
     reads_singly,
@@ -64,8 +65,8 @@ class Batches:
         """Row numbers in the global batch that this process makes, int64 `[rows]`."""
         self.ones = np.ones(len(self.rows), np.float32)
         """Weight of every batch, float32 `[rows]`: one array shared by all batches."""
-        # Batches whose addresses are computed in one call; the shape of a batch depends on all of its rows.
-        self._group = max(1, GROUP // (batch_size if is_shaped(self._sampler) else len(self.rows)))
+        # Batches whose addresses are computed in one call.
+        self._group = max(1, GROUP // (batch_size if needs_whole_batches(self._sampler) else len(self.rows)))
         # Two cached groups, since threads may work on both sides of the border between two groups.
         self._groups: list[tuple[int, np.ndarray | None]] = [(-1, None)] * 2
         self._keep_64_bit = _keep_64_bit()

@@ -91,6 +91,11 @@ def reads_singly(sampler: Sampler) -> bool:
     return getattr(sampler, "reads_singly", False)
 
 
+def needs_whole_batches(sampler: Sampler) -> bool:
+    """Returns whether the address of a row depends on all rows of its batch, so that whole batches are computed."""
+    return is_shaped(sampler) or getattr(sampler, "needs_whole_batches", False)
+
+
 class MarkedSampler(Sampler, Protocol):
     """A sampler that reads streams (`streams/`). A mark says where a shard is opened to read from an item on."""
 

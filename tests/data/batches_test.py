@@ -1,3 +1,4 @@
+import functools
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -6,8 +7,10 @@ import numpy as np
 import pytest
 
 from engine.config.errors import DataError
+from engine.data.balanced import Balanced
 from engine.data.batches import Batches, OrderedBatches
 from engine.data.source import ArraySource
+from engine.data.streams.source import as_source
 
 
 class Labels:
@@ -245,3 +248,25 @@ def test_block_size_exceeds_one_for_small_batches_of_a_source_with_take():
     assert block_size(ArraySource(np.zeros((4, 2**20), np.float32))) == 2
     assert block_size(ArraySource(np.zeros((4, 2**22), np.float32))) == 1
     assert block_size(Transformed(np.zeros((4, 3), np.float32))) == block_size(OneByOne()) == 1
+
+
+def test_few_large_batches_are_computed_at_once_where_a_row_depends_on_its_whole_batch(monkeypatch):
+    class Costly(Labels):
+        def costs(self):
+            return np.ones(len(self))
+
+    def endless():
+        yield {"label": 0}
+
+    computed = []
+
+    def recorded(inner, positions):
+        computed.append(len(np.unique(positions // 8192)))
+        return inner(positions)
+
+    for source in (Balanced(Costly(20_000), 8), as_source(endless, "data"), Labels(20_000)):
+        batches = Batches(source, 8192, 0, True, slice(0, 8))
+        addresses = batches._sampler.addresses
+        monkeypatch.setattr(batches._sampler, "addresses", functools.partial(recorded, addresses))
+        assert batches.addresses(3).shape == (8,)
+    assert computed == [1, 1, 512]

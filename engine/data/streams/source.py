@@ -159,6 +159,7 @@ class StreamSampler:
     def __init__(self, source: StreamSource, seed: int, shuffle: bool, batch_size: int | None = None):
         self._source, shards = source, source.stream.shards
         self.has_transform = hasattr(source, "transform")
+        self.needs_whole_batches = batch_size is not None
         window = source.window if shuffle else 1
         self._order = Order(source.counts, shards, window=window, seed=seed, batch_size=batch_size)
         kept = KEPT_BATCHES * -(-(batch_size or 64) // shards)
