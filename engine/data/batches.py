@@ -144,12 +144,12 @@ class Batches:
         return is_marked(self._sampler)
 
     def seek(self, marks: Marks) -> None:
-        """Sets where the shards of streams are opened first."""
+        """Sets where some shards of streams are opened."""
         if is_marked(self._sampler):
             self._sampler.seek(marks)
 
     def marks(self, n: int) -> Marks:
-        """Returns where the shards that were read here are opened to read batch n and later ones."""
+        """Returns where shards are opened to read batch n and later ones, as far as the previous call did not."""
         return self._sampler.marks(n * self.batch_size) if is_marked(self._sampler) else {}
 
     def weight(self, n: int) -> np.ndarray:

@@ -25,7 +25,7 @@ from engine.data.reader import read
 from engine.data.sampler import Mark
 from engine.data.source import Source, example_spec, fingerprint, limited
 from engine.data.stages import Times
-from engine.data.streams.marks import MarkedBatch, MarkedBatches, add_later
+from engine.data.streams.marks import MarkedBatch, MarkedBatches, add_later, later
 from engine.data.text import has_text, without_text
 from engine.types import Json
 
@@ -80,12 +80,13 @@ class TrainFeed:
         self._on_batch = on_batch
         self._bad = bad
         self._content = zlib.crc32(fingerprint(source).encode()) if batches.has_marks else 0
-        self._marks: dict[str, Mark] | None = None  # where the shards of streams are opened again
+        # Where the shards of streams are opened again, before the latest call of `next`.
+        self._marks: dict[str, Mark] | None = None
         if batches.has_marks:  # those of other data (--accept-data-change) are of no use
             same = saved is not None and saved.get("content") == self._content
             self._marks = dict(saved["streams"]) if same else {}  # pyright: ignore[reportOptionalSubscript]
-        self._marks_before = start, dict(self._marks or {})  # at the batch where the latest call of `next` began
-        self._earlier = deque([self._marks_before], maxlen=2)  # so that a batch is read again soon
+        self._began, self._changed = start, dict[str, Mark]()  # batch where the latest `next` began; marks since then
+        self._earlier = deque([(start, dict(self._marks or {}))], maxlen=2)  # so that a batch is read again soon
         batches.seek(self._marks or {})
         made = batches if bad is None else TolerantBatches(batches)
         self._reader = read(
@@ -129,26 +130,30 @@ class TrainFeed:
         """
         if self._next + count > self._stop:
             raise DataError(f"{count} batches requested at batch {self._next}, but the run ends at {self._stop}.")
-        self._marks_before = self._next, dict(self._marks or {})
-        if self._next >= self._earlier[-1][0] + EARLIER:
-            self._earlier.append(self._marks_before)
+        self._begin_marks()
         batches = [self._checked(n, next(self._reader)) for n in range(self._next, self._next + count)]
         if self._on_batch is not None:
             rows = self._batches.rows.tolist()
             for n in range(self._next, self._next + count):
                 self._on_batch(n, rows, self._batches.addresses(n).tolist(), self._batches.tag_counts(n))
         self._next += count
-        if self._marks is not None:
-            self._batches.seek(self._marks)  # for workers that start now
+        self._batches.seek(self._changed)  # for workers that start now
         begin = time.perf_counter()
         placed = self._place(batches)
         self._transfer_s += time.perf_counter() - begin
         return placed
 
+    def _begin_marks(self) -> None:
+        if self._marks is not None:
+            self._marks |= self._changed
+            self._began, self._changed = self._next, {}
+            if self._next >= self._earlier[-1][0] + EARLIER:
+                self._earlier.append((self._next, dict(self._marks)))
+
     def _checked(self, n: int, batch: Batch | TolerantBatch | MarkedBatch) -> Batch:
         if isinstance(batch, MarkedBatch):
             assert self._marks is not None
-            add_later(self._marks, batch.marks)  # a worker may know only an earlier mark of a shard
+            add_later(self._changed, later(self._marks, batch.marks))  # a worker may know only an earlier mark
             batch = batch.batch
         if isinstance(batch, TolerantBatch):
             assert self._bad is not None
@@ -161,8 +166,8 @@ class TrainFeed:
 
     def seek(self, step: int) -> None:
         """Sets the saved position to batch `step`, where the run stops. A resume reads the later batches again."""
-        if self._marks is not None and step == self._marks_before[0]:
-            self._marks = dict(self._marks_before[1])
+        if step == self._began:
+            self._changed = {}
         self._next = step
 
     @property
@@ -173,7 +178,9 @@ class TrainFeed:
         the fingerprint of the data.
         """
         position: dict[str, Json] = {"next_batch": self._next, "next_example": self._next * self._batch_size}
-        return position if self._marks is None else position | {"content": self._content, "streams": dict(self._marks)}
+        if self._marks is None:
+            return position
+        return position | {"content": self._content, "streams": self._marks | self._changed}
 
     def saved_before(self, n: int) -> dict[str, Json] | None:
         """Returns `saved` of a feed that reads batch n, a recent one, again; None if there are no marks before it."""

@@ -100,11 +100,14 @@ class MarkedSampler(Sampler, Protocol):
     """A sampler that reads streams (`streams/`). A mark says where a shard is opened to read from an item on."""
 
     def seek(self, marks: Marks) -> None:
-        """Sets where the shards are opened first; any marks of earlier positions, or none, give the same examples."""
+        """Sets where some shards are opened; any marks of earlier positions, or none, give the same examples."""
         ...
 
     def marks(self, position: int) -> Marks:
-        """Returns the marks of the shards read so far from which `position`, the first of a batch, can be read."""
+        """Returns the marks of the shards read so far from which `position`, the first of a batch, can be read.
+
+        Marks that the previous call has returned may be left out.
+        """
         ...
 
 

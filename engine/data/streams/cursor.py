@@ -159,17 +159,25 @@ class StreamReader:
         keep: latest items of a shard to keep.
     """
 
+    _OWN = ("_lock", "_cursors", "_is_read", "_returned")  # attributes that a copy has for itself
+
     def __init__(self, stream: Stream, *, counts: Sequence[int] | None, window: int, keep: int, name: str):
         self._stream, self._counts, self._window, self._keep, self._name = stream, counts, window, keep, name
+        self._marks: dict[int, Mark] = {}  # where to begin
+        self._reset()
+
+    def _reset(self) -> None:
         self._lock = threading.Lock()
         self._cursors: dict[int, Cursor] = {}
-        self._marks: dict[int, Mark] = {}  # where to begin
+        self._is_read = np.zeros(self._stream.shards, bool)  # whether the shard has a cursor
+        self._returned = np.full(self._stream.shards, -1)  # item of the mark that `marks` has returned
 
     def seek(self, marks: Mapping[int, Mark]) -> None:
-        """Sets the mark from which each shard is read if no later one is known."""
-        self._marks = dict(marks)
-        for shard, cursor in list(self._cursors.items()):
-            cursor.start = marks.get(shard, cursor.start)
+        """Sets for some shards the mark from which they are read if no later one is known."""
+        self._marks |= marks
+        for shard, mark in marks.items():
+            if (cursor := self._cursors.get(shard)) is not None:
+                cursor.start = mark
 
     def fetch(self, shard: int, number: int) -> Any:
         """Returns an item. Raises StreamReadError."""
@@ -178,8 +186,16 @@ class StreamReader:
         return cursor.fetch(number)
 
     def marks(self, numbers: np.ndarray) -> dict[int, Mark]:
-        """Returns, for each shard that was read here, the latest mark up to the item `numbers[shard]`."""
-        return {shard: cursor.mark(int(numbers[shard])) for shard, cursor in list(self._cursors.items())}
+        """Returns the latest mark up to the item `numbers[shard]` for the shards that were read here.
+
+        Marks that the previous call has returned are left out.
+        """
+        changed: dict[int, Mark] = {}
+        for shard in np.flatnonzero(self._is_read & (numbers != self._returned)).tolist():
+            mark = self._cursors[shard].mark(int(numbers[shard]))
+            if mark[0] != self._returned[shard]:
+                self._returned[shard], changed[shard] = mark[0], mark
+        return changed
 
     def _add(self, shard: int) -> Cursor:
         count = None if self._counts is None else self._counts[shard]
@@ -194,11 +210,12 @@ class StreamReader:
                     mark=self._marks.get(shard),
                     name=self._name,
                 )
+                self._is_read[shard] = True
             return self._cursors[shard]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_lock": None, "_cursors": {}}
+        return {name: value for name, value in self.__dict__.items() if name not in self._OWN}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
-        self._lock = threading.Lock()
+        self._reset()

@@ -16,7 +16,7 @@ GATHER_S = 30.0  # marks that are missing then only make a resume read more
 
 @dataclass(frozen=True)
 class MarkedBatch:
-    """A batch, and the marks from which the batch after it is read."""
+    """A batch, and the marks that it changes, from which the batch after it is read."""
 
     batch: Batch | TolerantBatch
     marks: Marks
@@ -27,7 +27,7 @@ class MarkedBatches:
 
     Args:
         batches: batches by number.
-        marks: returns the marks of a batch by its number.
+        marks: returns the changed marks of a batch by its number.
     """
 
     def __init__(self, batches: Numbered[Any], marks: Callable[[int], Marks]):
@@ -56,4 +56,9 @@ def latest(found: Iterable[Marks]) -> dict[str, Mark]:
 
 def add_later(merged: dict[str, Mark], marks: Marks) -> None:
     """Adds to `merged` the marks that are not before those of their shards in it."""
-    merged |= {shard: mark for shard, mark in marks.items() if mark[0] >= merged.get(shard, mark)[0]}
+    merged |= later(merged, marks)
+
+
+def later(known: Marks, marks: Marks) -> dict[str, Mark]:
+    """Returns the marks that are not before the known ones of their shards."""
+    return {shard: mark for shard, mark in marks.items() if mark[0] >= known.get(shard, mark)[0]}

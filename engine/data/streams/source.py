@@ -207,11 +207,11 @@ class StreamSampler:
         return f"{item if count is None else item % count}{of_shard} of {self._source.source_name}"
 
     def seek(self, marks: Marks) -> None:
-        """Sets where the shards are opened: marks by shard, as `marks` returns them."""
+        """Sets where some shards are opened: marks by shard, as `marks` returns them."""
         self._reader.seek({int(shard): (int(mark[0]), mark[1]) for shard, mark in marks.items()})
 
     def marks(self, position: int) -> dict[str, Mark]:
-        """Returns the marks, by shard, from which the examples at `position` and later ones can be read."""
+        """Returns the changed marks, by shard, from which the examples at `position` and later ones can be read."""
         return {str(shard): mark for shard, mark in self._reader.marks(self._order.needed(position)).items()}
 
 

@@ -70,6 +70,15 @@ def test_reader_that_has_fallen_behind_opens_its_shard_at_the_mark_of_the_worker
     assert stream.opened == [None, 60, None]
 
 
+def test_seek_keeps_the_marks_of_other_shards():
+    stream = Opened()
+    reader = StreamReader(stream, counts=None, window=1, keep=4, name="data.X")
+    reader.seek({0: (60, 60), 1: (30, 30)})
+    reader.seek({0: (70, 70)})
+    assert (reader.fetch(0, 71), reader.fetch(1, 30)) == (71, 130)
+    assert stream.opened == [70, 30]
+
+
 class Broken(Counting):
     def open(self, shard, position):
         for number, found in enumerate(super().open(shard, position)):

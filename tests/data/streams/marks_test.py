@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 
 from engine.data.batch import Batch
@@ -17,6 +19,16 @@ def test_batch_carries_the_marks_of_the_batch_after_it():
     assert early.marks == {"0": (10, 10), "1": (10, 10)}
     assert late.marks == {"0": (12, 12), "1": (12, 12)}
     np.testing.assert_array_equal(early.batch.examples["item"], [8, 9, 8, 9])
+
+
+def test_batch_carries_only_the_marks_that_it_changes():
+    source = as_source(Counting([50, 50], known=False), "data", window=16)
+    batches = Batches(source, 4, 0, True)
+    marked = MarkedBatches(batches, batches.marks)
+    start, second = {"0": (0, None), "1": (0, None)}, {"0": (8, 8), "1": (8, 8)}
+    assert [marked[n].marks for n in range(6)] == [start, {}, {}, second, {}, {}]
+    copy = pickle.loads(pickle.dumps(marked))  # as for a worker
+    assert [copy[n].marks for n in (6, 7, 8)] == [second, {}, {"0": (16, 16), "1": (16, 16)}]
 
 
 def test_latest_mark_of_each_shard_is_saved():
