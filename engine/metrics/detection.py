@@ -110,11 +110,10 @@ class AveragePrecision(Metric):
                 f"{list(shapes[2])}, boxes {list(boxes.shape)}, labels {list(shapes[4])}. Allowed: [batch, n, dim], "
                 "[batch, n], [batch, n], [batch, m, dim], [batch, m], where dim is 4 for iou."
             )
-        scores, real = rows_and_mask("AveragePrecision", scores, predicted_where)
+        scores, real = rows_and_mask("AveragePrecision", scores, predicted_where, "predicted_where")
         _, present = rows_and_mask("AveragePrecision", labels, where)
-        _, ignored = rows_and_mask(
-            "AveragePrecision", labels, jnp.zeros(shapes[4], bool) if ignored is None else ignored
-        )
+        ignored = jnp.zeros(shapes[4], bool) if ignored is None else ignored
+        _, ignored = rows_and_mask("AveragePrecision", labels, ignored, "ignored")
         present &= jnp.isfinite(boxes).all(-1)
         guesses, labels = (jnp.asarray(x).astype(jnp.int32) for x in (guesses, labels))
         names = ("",) * classes if isinstance(classes, int) else tuple(classes)

@@ -16,32 +16,35 @@ def real_array(x: object, what: str) -> jax.Array:
     return jnp.asarray(x, jnp.float32)
 
 
-def rows_and_mask(kind: str, values: object, where: object) -> tuple[jax.Array, jax.Array]:
+def rows_and_mask(
+    kind: str, values: object, where: object, name: str = "the mask or weights"
+) -> tuple[jax.Array, jax.Array]:
     """Returns values `[batch, n]` and a mask of that shape, True where `where` is > 0.
 
     Args:
         kind: the class, for errors.
         values: `[batch, ...]`.
         where: mask, `[batch]` up to `[batch, ...]`; None keeps every value.
+        name: of the mask, for errors.
     """
     values = real_array(values, f"{kind}.of needs values")
     if values.ndim == 0:
         raise TaskError(f"{kind}.of needs values [batch, ...], found a scalar.")
-    mask = spread(kind, real_array(1 if where is None else where, f"{kind}.of needs a mask") > 0, values.shape)
+    mask = spread(kind, real_array(1 if where is None else where, f"{kind}.of needs a mask") > 0, values.shape, name)
     return values.reshape(len(values), -1), mask.reshape(len(values), -1)
 
 
-def spread(kind: str, where: jax.Array, shape: Sequence[int]) -> jax.Array:
+def spread(kind: str, where: jax.Array, shape: Sequence[int], name: str = "the mask or weights") -> jax.Array:
     """Returns a mask or weights, `[batch]` up to `[batch, ...]`, in the shape of the values.
 
     Raises:
-        TaskError: the shapes do not fit together; the text names the class `kind`.
+        TaskError: the shapes do not fit together; the text names the class `kind`, and the mask `name`.
     """
     full = where.shape + (1,) * (len(shape) - where.ndim)
     if len(full) != len(shape) or any(own not in (1, size) for own, size in zip(full, shape, strict=True)):
         raise TaskError(
-            f"{kind}.of: the mask or weights have shape {list(where.shape)}, the values {list(shape)}. Allowed: "
-            "[batch] up to the shape of the values."
+            f"{kind}.of: found {name} of shape {list(where.shape)} for values of shape {list(shape)}. Allowed: [batch] "
+            "up to the shape of the values."
         )
     return jnp.broadcast_to(where.reshape(full), shape)
 

@@ -209,6 +209,8 @@ def test_scenes_without_labels_or_predictions_have_no_or_zero_precision():
         ({"match": "iou"}, r"predicted \[4, 6, 2\], .*, where dim is 4 for iou"),
         ({"boxes": np.zeros((4, 3, 3))}, r"predicted \[4, 6, 2\], .* boxes \[4, 3, 3\]"),
         ({"scores": np.zeros((4, 5))}, r"predicted \[4, 6, 2\], scores \[4, 5\]"),
+        ({"ignored": np.zeros((4, 2))}, r"found ignored of shape \[4, 2\] for values of shape \[4, 3\]. Allowed"),
+        ({"predicted_where": np.zeros((4, 2))}, r"found predicted_where of shape \[4, 2\] for values"),
     ],
 )
 def test_unknown_settings_and_wrong_shapes_are_errors(changes, text):

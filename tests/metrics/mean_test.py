@@ -27,7 +27,8 @@ def test_mask_per_example_applies_to_all_its_values():
 @pytest.mark.parametrize("shape", [(3,), (2, 4), (2, 3, 1)])
 def test_mask_of_another_shape_is_an_error(shape):
     for metric in (Mean, Quantiles):
-        text = rf"^{metric.__name__}.of: the mask or weights have shape \[{shape[0]}.*\], the values \[2, 3\]. Allowed"
+        name = f"{metric.__name__}.of: found the mask or weights"
+        text = rf"^{name} of shape \[{shape[0]}.*\] for values of shape \[2, 3\]. Allowed"
         with pytest.raises(TaskError, match=text):
             metric.of(jnp.ones((2, 3)), jnp.ones(shape))
 
