@@ -45,6 +45,7 @@ class TrainFeed:
         sharding: NamedSharding,
         start: int,
         stop: int,
+        total: int | None = None,
         steps_per_dispatch: int = 1,
         on_batch: Callable[[int, list[int], list[int], dict[str, int]], None] | None = None,
         bad: BadExampleCounter | None = None,
@@ -61,6 +62,7 @@ class TrainFeed:
             sharding: sharding of the batch dimension of every array.
             start: number of the first batch; for a resumed run, its `position["next_batch"]`.
             stop: number after the last batch.
+            total: steps of the whole run, which transforms may read; None: `stop`.
             steps_per_dispatch: usual number of batches per call of `next`; `settings.prefetch` counts such calls.
             on_batch: called for each batch with its number, the rows that this process feeds, the addresses of their
                 examples, and how many have each tag (`run/ledger.py`).
@@ -75,7 +77,7 @@ class TrainFeed:
         source = limited(source, settings.limit)
         example_spec(source)
         rows = local_rows(sharding, batch_size)
-        self._batches = batches = Batches(source, batch_size, seed, settings.shuffle, rows, total=stop)
+        self._batches = batches = Batches(source, batch_size, seed, settings.shuffle, rows, total or stop)
         self._place = Placement(sharding, batches.ones)
         self._on_batch = on_batch
         self._bad = bad

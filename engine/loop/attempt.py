@@ -182,8 +182,8 @@ class Attempt:
         self._stack.callback(recorder.close)
         return recorder
 
-    def read_batch(self, number: int) -> Batch:
-        """Returns a batch by its number, once more; it is not counted or logged again."""
+    def read_batch(self, number: int, total_steps: int) -> Batch:
+        """Returns a batch of a run by its number, once more; it is not counted or logged again."""
         settings = dataclasses.replace(self._config.data, workers=0, threads=1, prefetch=1)
         bad = None if self._bad_examples is None else BadExampleCounter(lambda record: None, lambda text: None)
         saved = None if self._feed is None else self._feed.saved_before(number)
@@ -195,6 +195,7 @@ class Attempt:
             sharding=self._program.spec.batch_sharding,
             start=number,
             stop=number + 1,
+            total=total_steps,
             bad=bad,
             saved=saved or self._position,
         )

@@ -5,6 +5,7 @@ the loop dispatches steps until the next event is due.
 """
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -245,7 +246,7 @@ class Trainer:
         save = Save(
             checkpoints, self.directory, self._divergence, recorder, preemption, selecting, self.total_steps, self.say
         )
-        read_batch = self._attempt.read_batch
+        read_batch = functools.partial(self._attempt.read_batch, total_steps=self.total_steps)
         divergence = DivergenceCheck(
             self._divergence, save, recorder, self.program, checkpoints, self._phase, read_batch
         )

@@ -11,6 +11,7 @@ from engine.checkpoint.checkpointer import build_checkpointer
 from engine.config.duration import RunSize
 from engine.config.schema import MeshSpec
 from engine.config.text import to_text
+from engine.data.source import ArraySource
 from engine.loop.attempt import Attempt
 from engine.loop.phases import Phases
 from engine.parallel.mesh import make_mesh
@@ -21,8 +22,8 @@ from tests import runs, zoo
 
 
 @contextlib.contextmanager
-def opened(path, messages, **settings):
-    config, source = runs.config(**settings), zoo.source()
+def opened(path, messages, source=None, **settings):
+    config, source = runs.config(**settings), source or zoo.source()
     program, total = build_program(zoo.Classify(), make_mesh(MeshSpec()), source, config)
     with RunDirectory.open(path) as directory:
         size = RunSize(config.train.global_batch_size, len(source), total)
@@ -61,3 +62,17 @@ def test_inputs_that_bfloat16_rounds_are_named_at_the_start(tmp_path):
     with opened(tmp_path, messages, train__precision="bfloat16") as attempt:
         attempt.compile("this run is finished")
     assert messages[0].startswith("train.precision=bfloat16 rounds the inputs valid, x, also in evaluations, by up")
+
+
+class Scheduled(ArraySource):
+    """Examples that depend on the number of steps of the run."""
+
+    def transform(self, example, rng, context):
+        return {**example, "x": example["x"] * context.total_steps + rng.random()}
+
+
+def test_batch_that_is_read_once_more_is_the_same(tmp_path):
+    with opened(tmp_path, [], Scheduled(zoo.examples(64))) as attempt:
+        with attempt.open_feed(3, 10) as feed:
+            (batch,) = feed.next(1)
+        jax.tree.map(np.testing.assert_array_equal, attempt.read_batch(3, 10).examples, batch.examples)
