@@ -15,10 +15,11 @@ from engine.data.collate import stack_examples
 from engine.data.context import Context, call
 from engine.data.record_manifest import checksum
 from engine.data.shuffle import random_generators
-from engine.data.source import Example, Limited, Source, evenly_spaced, has_transform, source_name
+from engine.data.source import Example, Limited, Source, has_transform, source_name
 from engine.data.stages import recorded, stage
+from engine.data.streams.cursor import StreamReadError
 from engine.datasets import pool
-from engine.datasets.given import Given, given_source, with_inner
+from engine.datasets.given import Given, given_source, is_stream_source, sample_indices, with_inner
 from engine.datasets.report import DatasetReport, make_report
 from engine.datasets.statistics import BadExample, Statistics, Structure, structure, structure_text
 
@@ -42,14 +43,14 @@ def check_dataset(
     wrote are compared with their checksums. The report is the same for any number of processes, except the throughput.
 
     Args:
-        data: a source, or a config section such as {"target": "package.module.Name", "split": "train"}.
-        processes: number of processes. None: one per core, or one if that takes a few seconds only. The source is
-            pickled to them.
+        data: a source, a stream, or a config section such as {"target": "package.module.Name", "split": "train"}.
+        processes: number of processes. None: one per core, or one if that takes a few seconds only, or for a stream,
+            of which each process reads all. The source is pickled to them.
         on_progress: called with the number of finished examples and of all examples.
 
     Raises:
         ConfigError: an argument is invalid.
-        DataError: this is not a source, or it is empty.
+        DataError: this is not a source, or it is empty, or a stream cannot be read on.
         ProcessError: a process was killed.
     """
     source, _ = given_source(data)
@@ -60,7 +61,7 @@ def check_dataset(
     size = max(MIN_JOB, min(MAX_JOB, len(source) // JOBS))
     jobs: list[Any] = [_File(path, expected) for path, expected in files.items()]
     jobs += [_Range(start, min(start + size, len(source))) for start in range(0, len(source), size)]
-    if processes is None and seconds * len(source) < SHORT_S:
+    if processes is None and (is_stream_source(source) or seconds * len(source) < SHORT_S):
         processes = 1
     count, done = pool.process_count(processes, len(jobs)), 0
 
@@ -83,7 +84,7 @@ def check_dataset(
 def _reference(source: Source) -> tuple[Structure | None, float]:
     """Returns the most frequent structure of some examples, and the seconds that it took to read one of them."""
     found: Counter[Structure] = Counter()
-    begin, indices = time.perf_counter(), evenly_spaced(len(source), REFERENCE)
+    begin, indices = time.perf_counter(), sample_indices(source, REFERENCE)
     for index in indices:
         try:
             found[structure(source[index])] += 1
@@ -155,6 +156,8 @@ class Checker:
         try:
             with recorded() as clock:
                 example = self.source[index]
+        except StreamReadError:  # neither can the examples after it be read
+            raise
         except Exception as error:
             raise DataError(_text(error)) from error
         found.waiting += time.perf_counter() - begin - (time.thread_time() - computing)

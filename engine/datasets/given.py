@@ -1,4 +1,4 @@
-"""The dataset that a caller gives: a source, or a section of a config that names one."""
+"""The dataset that a caller gives: a source, a stream, or a section of a config that names one."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -8,22 +8,24 @@ from engine.config.errors import ConfigError
 from engine.config.override import apply
 from engine.config.schema import Config, Data
 from engine.config.validation import validate
-from engine.data.source import Source, build_source, check_source
+from engine.data.source import Source, build_source, evenly_spaced
+from engine.data.streams.source import Readable, StreamSource, as_source
 
 POLICIES = ("stop", "skip")
 _ANY_TASK = "engine.Task"  # a config needs one; it is not built
 
 
-type Given = Source | Mapping[str, Any] | Data
-"""A source, a section of a config, or the fields of one."""
+type Given = Readable | Mapping[str, Any] | Data
+"""A source, a stream, a section of a config, or the fields of one."""
 
 
 def given_source(data: Given, on_error: str | None = None) -> tuple[Source, str]:
     """Returns the source of a dataset, and the policy about bad examples.
 
     Args:
-        data: a source, a section of a config, or its fields.
-        on_error: None takes that of the section, or "stop" for a source.
+        data: a source, a stream, a section of a config, or its fields. A stream without `counts()` is read once, to
+            count it.
+        on_error: None takes that of the section, or "stop" for an object.
 
     Raises:
         ConfigError, DataError: the section is invalid, this is not a source, or the policy is unknown.
@@ -36,8 +38,17 @@ def given_source(data: Given, on_error: str | None = None) -> tuple[Source, str]
         data = _validated(draft).data
     if isinstance(data, Data):
         return build_source(data, "data", finite=True), on_error or data.on_error
-    check_source(data, "data")
-    return data, on_error or "stop"
+    return as_source(data, "data", finite=True), on_error or "stop"
+
+
+def is_stream_source(source: Source) -> bool:
+    """Returns whether a source is read in order, so that each of several processes would read all of it."""
+    return isinstance(source, StreamSource)
+
+
+def sample_indices(source: Source, most: int) -> list[int]:
+    """Returns indices of at most `most` examples, evenly spaced; the first ones of a stream."""
+    return list(range(min(len(source), most))) if is_stream_source(source) else evenly_spaced(len(source), most)
 
 
 def data_section(overrides: Sequence[str]) -> Data:

@@ -15,6 +15,7 @@ from engine.data.bad_examples import ALWAYS_ALLOWED, MAX_BAD_FRACTION
 from engine.data.record import encode
 from engine.data.record_manifest import BadRecord, Shard, checksum, save_lengths
 from engine.data.source import Example, Source, source_name
+from engine.data.streams.cursor import StreamReadError
 from engine.datasets.pool import Report
 
 SHARD_LENGTHS = ".lengths"  # end of the name of the index of one shard, until the dataset is complete
@@ -86,6 +87,8 @@ class _Examples:
             try:
                 example = self._source[index]
                 record = encode(example, f"example {index} of {source_name(self._source)}")
+            except StreamReadError:  # neither can the examples after it be read
+                raise
             except Exception as error:
                 self._skip(index, error)
             else:

@@ -33,9 +33,9 @@ from engine.data.record_manifest import (
     save_lengths,
     shard_name,
 )
-from engine.data.source import Source, evenly_spaced, fingerprint, source_name
+from engine.data.source import Source, fingerprint, source_name
 from engine.datasets import pool
-from engine.datasets.given import Given, given_source, with_inner
+from engine.datasets.given import Given, given_source, is_stream_source, sample_indices, with_inner
 from engine.datasets.shards import (
     SHARD_LENGTHS,
     ShardJob,
@@ -92,11 +92,12 @@ def write_dataset(
     bytes whatever the number of processes.
 
     Args:
-        data: a source, or a config section such as {"target": "package.module.Name", "split": "train"}.
+        data: a source, a stream, or a config section such as {"target": "package.module.Name", "split": "train"}.
         out: path such as `scenes.arrayrecord`, the name of the dataset. With several shards, the files are
             `scenes-00003-of-00016.arrayrecord`.
         shards: number of files. None: one for each 64 MiB, estimated from some examples, at most 1024.
-        processes: number of processes. None: one per core. The source is pickled to them.
+        processes: number of processes. None: one per core, or one for a stream, of which each process reads all. The
+            source is pickled to them.
         on_error: "stop" raises an error for an example that cannot be read; "skip" leaves it out. None: as the config
             section says, else "stop".
         overwrite: replace an existing dataset.
@@ -115,6 +116,8 @@ def write_dataset(
         raise DataError(f"{path}: is a folder. Name a file in it, such as {path / 'scenes.arrayrecord'}.")
     if not len(source):
         raise DataError(f"{source_name(source)}: no examples. Check its files and arguments.")
+    if processes is None and is_stream_source(source):
+        processes = 1
     with _locked(path):
         manifest = _begin(path, source, on_error, shards, overwrite)
         return _Write(path, source, manifest, on_progress).run(processes)
@@ -123,7 +126,7 @@ def write_dataset(
 def default_shards(source: Source) -> int:
     """Returns the number of shards of SHARD_BYTES, estimated from the sizes of some examples."""
     sizes = []
-    for index in evenly_spaced(len(source), SAMPLE):
+    for index in sample_indices(source, SAMPLE):
         with contextlib.suppress(Exception):  # the write reports an example that cannot be read
             sizes.append(len(encode(source[index], "")))
     total = len(source) * sum(sizes) / max(1, len(sizes))

@@ -1,4 +1,5 @@
 import fcntl
+import itertools
 import json
 import os
 import resource
@@ -10,17 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.config.errors import ConfigError, DataError
+from engine.config.errors import ConfigError, ConvoyError, DataError
 from engine.data.array_record import ArrayRecordSource, write_array_record
 from engine.data.mixture import Mixture
 from engine.data.padded import Bucketed
 from engine.data.record_manifest import lengths_path, manifest_path, save_lengths
 from engine.data.source import ArraySource, limited
+from engine.data.streams.source import as_source
 from engine.datasets import write
-from engine.datasets.check import checksums
+from engine.datasets.check import check_dataset, checksums
 from engine.datasets.write import default_shards, write_dataset
 from engine.readers import WebDataset
 from tests import runs
+from tests.data.streams.counting import Counting
 from tests.datasets.scans import Scans
 
 pytestmark = pytest.mark.multiprocess
@@ -352,6 +355,29 @@ def test_default_number_of_shards_follows_the_size_of_the_examples():
 
     assert [default_shards(Large(n)) for n in (1, 60, 100, 640, 10**6)] == [1, 1, 2, 11, 1024]
     assert default_shards(Scans()) == 1
+
+
+def test_stream_is_written_in_order_in_one_reading(tmp_path):
+    stream, expected = Counting([90, 50, 60]), as_source(Counting([90, 50, 60]), "data")
+    one, two = tmp_path / "one.arrayrecord", tmp_path / "two.arrayrecord"
+    assert write_dataset(stream, one, shards=3).examples == 200
+    assert stream.reads < 300  # also the first examples, for the fingerprint and the size
+    write_dataset(Counting([90, 50, 60]), two, shards=3, processes=2)
+    for found in (ArrayRecordSource(str(one)), ArrayRecordSource(str(two))):
+        assert [found[n] for n in range(200)] == [expected[n] for n in range(200)]
+
+
+def test_stream_that_cannot_be_read_on_ends_the_write_also_with_skip(tmp_path):
+    class Damaged(Counting):
+        def open(self, shard, position):
+            yield from itertools.islice(super().open(shard, position), 20)
+            raise OSError("no such block")
+
+    with pytest.raises(ConvoyError, match="Damaged cannot be read at its example 20: OSError: no such block") as error:
+        write_dataset(Damaged([40]), tmp_path / "a.arrayrecord", on_error="skip")
+    assert error.value.kind == "DataError"
+    with pytest.raises(ConvoyError, match="Damaged cannot be read at its example 20: OSError: no such block"):
+        check_dataset(Damaged([40]))
 
 
 def test_wrong_arguments_are_refused(tmp_path):
