@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 import xxhash
 
@@ -83,7 +83,7 @@ class FieldStatistics:
         if text or array.dtype.kind == "c" or not array.size:
             return found
         if array.dtype.kind == "V":  # int4, bfloat16 and others that NumPy does not know
-            array = array.astype(np.int32 if jax.dtypes.issubdtype(array.dtype, np.integer) else np.float32)
+            array = array.astype(np.int32 if jnp.issubdtype(array.dtype, np.integer) else np.float32)
         if array.dtype.kind in "biu":
             self._add_range(int(array.min()), int(array.max()))
             self._add_classes(array)
