@@ -1,20 +1,21 @@
 """Reads JSON Lines files as a stream: one JSON value on each line, in plain or compressed files."""
 
+import contextlib
 import gzip
 import importlib.util
 import io
+import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from engine.config.errors import DataError
 from engine.data.files import file_names, find_files, sampled_files
-from engine.data.source import SEPARATOR, Example
+from engine.data.source import SEPARATOR, SPEC_TRIES, Example
 from engine.mounts import shown
 from engine.readers.decoders import decode, decoder_name, find_decoder
 from engine.readers.fingerprints import digest
+from engine.readers.json_values import find_json_values
 from engine.types import Json
 
 BLOCK = 1 << 20  # bytes that are decompressed at once
@@ -36,22 +37,32 @@ class JsonLines:
         pattern: path or list of paths; shell wildcards and bucket addresses are allowed.
         decoder: what makes an example from the value of a line: a function of the value, or its dotted path. By
             default the value, an object, is the example: its numbers and lists of numbers become arrays, and text stays
-            on the host.
+            on the host. The numbers of a field have the dtype of the first examples of the first file.
         count: False does not count the lines, for files that are too large for it. The run then has no epochs.
+        dtypes: field of the default example, such as "pose.speed" -> dtype, instead of that of the first examples.
 
     Raises:
-        DataError: no file matches, or a file is compressed by zstd and zstandard is not installed.
+        DataError: no file matches, `dtypes` names an unknown field, or a file is compressed by zstd and zstandard is
+            not installed.
         ConfigError: the path of the decoder does not exist.
     """
 
     def __init__(
-        self, pattern: str | Sequence[str], decoder: str | Callable[[Any], Any] | None = None, count: bool = True
+        self,
+        pattern: str | Sequence[str],
+        decoder: str | Callable[[Any], Any] | None = None,
+        count: bool = True,
+        dtypes: Mapping[str, str] | None = None,
     ):
         self._paths = find_files(pattern, "JSON Lines")
         self.shards = min(len(self._paths), MOST_SHARDS)
         if any(path.endswith(".zst") for path in self._paths) and importlib.util.find_spec("zstandard") is None:
             raise DataError("Files that end in .zst need zstandard, which is not installed: pip install zstandard.")
-        self._decoder = find_decoder(_arrays if decoder is None else decoder, "decoder")
+        if decoder is not None and dtypes:
+            raise DataError("dtypes: the decoder makes the example. Remove dtypes, or the decoder.")
+        if decoder is None:
+            decoder = find_json_values([""], lambda _: self._first_values(), dtypes)[""]
+        self._decoder = find_decoder(decoder, "decoder")
         if count:
             self.counts = self._counts
 
@@ -84,6 +95,15 @@ class JsonLines:
 
     def _files(self, shard: int) -> list[str]:
         return self._paths[shard :: self.shards]
+
+    def _first_values(self) -> list[Any]:
+        """Returns the values of the first lines of the first file that can be read."""
+        values = []
+        with contextlib.suppress(Exception):  # reported when the lines are counted or read
+            for (line, _), _ in itertools.islice(self.open(0, None), SPEC_TRIES):
+                with contextlib.suppress(ValueError, RecursionError):
+                    values.append(json.loads(line))
+        return values
 
     def _counts(self) -> list[int]:
         return [sum(map(_count, self._files(shard))) for shard in range(self.shards)]
@@ -154,17 +174,3 @@ def _skip(file: io.BufferedIOBase, offset: int) -> None:
         return
     while offset > 0 and (found := file.read(min(BLOCK, offset))):
         offset -= len(found)
-
-
-def _arrays(value: Any) -> Example:
-    """Returns a JSON value in which numbers and lists of numbers are arrays. Raises ValueError for null."""
-    if isinstance(value, dict):
-        return {name: _arrays(item) for name, item in value.items()}
-    if isinstance(value, list) and value and any(isinstance(item, dict | str) for item in value):
-        return [_arrays(item) for item in value]
-    if isinstance(value, str):
-        return value
-    array = np.asarray(value)
-    if array.dtype.kind == "O":
-        raise ValueError("null, or an integer of more than 64 bits; a decoder can replace it")
-    return array

@@ -1,5 +1,6 @@
 """Reads MCAP logs as a source with random access: one example for each message of a topic (extra `mcap`)."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -9,10 +10,11 @@ import numpy as np
 
 from engine.config.errors import DataError, did_you_mean
 from engine.data.files import file_names, find_files, sampled_files
-from engine.data.source import FINGERPRINT_EXAMPLES, SEPARATOR, Example, evenly_spaced
+from engine.data.source import FINGERPRINT_EXAMPLES, SEPARATOR, SPEC_TRIES, Example, evenly_spaced
 from engine.mounts import shown
 from engine.readers.decoders import Decoder, decode, decoder_name, find_decoder
 from engine.readers.extras import import_extra
+from engine.readers.json_values import find_json_values
 from engine.readers.mcap_file import FORM, Messages, build_index
 from engine.readers.members import default_decoder
 from engine.readers.record_files import RecordFiles
@@ -62,10 +64,11 @@ class Mcap:
         decoders: topic -> function of the data of a message, or its dotted path. By default, messages encoded as JSON
             become arrays and text.
         max_age_s: leaves out examples in which a message is older.
+        dtypes: field of a message in JSON, such as "/imu.speed" -> dtype, instead of that of the first examples.
 
     Raises:
-        DataError: no file matches, a file is no log, no example has all topics, a topic needs a decoder, or mcap is
-            not installed.
+        DataError: no file matches, a file is no log, no example has all topics, a topic needs a decoder, `dtypes` names
+            an unknown field, or mcap is not installed.
         ConfigError: the path of a decoder does not exist.
     """
 
@@ -75,6 +78,7 @@ class Mcap:
         topics: str | Sequence[str],
         decoders: Mapping[str, str | Decoder] | None = None,
         max_age_s: float | None = None,
+        dtypes: Mapping[str, str] | None = None,
     ):
         import_extra("mcap", "mcap", "MCAP logs")
         self.topics = [topics] if isinstance(topics, str) else list(topics)
@@ -84,7 +88,7 @@ class Mcap:
         self.paths = paths
         indexes = file_indexes(paths, FORM, build_index)
         self._max_age_s = max_age_s
-        self._decoders = self._find_decoders(indexes, decoders or {})
+        given = self._given_decoders(indexes, decoders or {})
         self._logs = [_log(index, self.topics, max_age_s) for index in indexes]
         self._files = RecordFiles(paths, [log.examples for log in self._logs])
         self._messages = Messages(self._files)
@@ -93,6 +97,10 @@ class Mcap:
                 f"{shown(paths[0])}: none of {len(paths)} logs has an example with a message of each of "
                 f"{', '.join(self.topics)}. Remove a topic, or raise max_age_s."
             )
+        values = find_json_values([topic for topic in self.topics if topic not in given], self._first_values, dtypes)
+        self._decoders = {
+            topic: given[topic] if topic in given else default_decoder("json", values[topic]) for topic in self.topics
+        }
 
     def __len__(self) -> int:
         return len(self._files)
@@ -144,8 +152,17 @@ class Mcap:
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
 
-    def _find_decoders(self, indexes: Sequence[Index], given: Mapping[str, str | Decoder]) -> dict[str, Decoder]:
-        """Returns the decoder of each topic. Raises DataError for an unknown topic, or one that needs a decoder."""
+    def _first_values(self, topic: str) -> list[Any]:
+        """Returns the values of the JSON messages of a topic in the first examples."""
+        number, read, values = self.topics.index(topic), default_decoder("json", lambda value: value), []
+        for index in range(min(len(self), SPEC_TRIES)):
+            with contextlib.suppress(DataError):  # training reports the error when it reads this example
+                file, log, where, chosen = self._locate(index)
+                values.append(read(self._read(file, log, int(chosen[number]), where)))
+        return values
+
+    def _given_decoders(self, indexes: Sequence[Index], given: Mapping[str, str | Decoder]) -> dict[str, Decoder]:
+        """Returns the given decoders. Raises DataError for an unknown topic, or one that needs a decoder."""
         encodings: dict[str, str] = {}
         for index in indexes:
             for topic, encoding in zip(index["topic"].tolist(), index["encoding"].tolist(), strict=True):
@@ -162,10 +179,7 @@ class Mcap:
                     f"topic {topic!r} is encoded as {encodings[topic] or 'unknown'}, which needs a decoder: "
                     f"decoders={{{topic!r}: 'package.module.function_of_bytes'}}."
                 )
-        return {
-            topic: find_decoder(given[topic], f"decoders.{topic}") if topic in given else default_decoder("json")
-            for topic in self.topics
-        }
+        return {topic: find_decoder(decoder, f"decoders.{topic}") for topic, decoder in given.items()}
 
 
 def _log(index: Index, topics: Sequence[str], max_age_s: float | None) -> _Log:

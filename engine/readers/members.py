@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,23 +16,35 @@ import numpy as np
 from engine.config.errors import DataError
 from engine.readers.decode_image import DecodeImage
 from engine.readers.decoders import Decoder
+from engine.readers.json_values import JsonValues
 
 
-def default_decoder(suffix: str) -> Decoder:
+def default_decoder(suffix: str, json_values: Callable[[Any], Any] | None = None) -> Decoder:
     """Returns the decoder of a suffix; that of `left.json.gz` decompresses and decodes JSON. Unknown ones keep bytes.
+
+    Args:
+        suffix: suffix of the name of a member.
+        json_values: what makes the example of a JSON value. Default: `JsonValues()`.
 
     Raises:
         DataError: members with this suffix can hold code, or are images and the library of images is not installed.
     """
     *others, last = suffix.rsplit(".", 1)
     if last == "gz":
-        return functools.partial(_decode_gzip, default_decoder(others[0]) if others else bytes)
+        return functools.partial(_decode_gzip, default_decoder(others[0], json_values) if others else bytes)
+    if last in _JSON:
+        return functools.partial(_json, json_values or JsonValues())
     if last in _CODE:
         raise DataError(
             f"members .{suffix} hold objects whose loading runs code of the file. Leave them out with `fields`, write "
             "arrays as .npy, or name a decoder that you trust: decoders={...}."
         )
     return DecodeImage() if last in _IMAGES else _DECODERS.get(last, bytes)
+
+
+def is_json(suffix: str) -> bool:
+    """Whether the usual decoder of a suffix decodes JSON."""
+    return suffix.removesuffix(".gz").rsplit(".", 1)[-1] in _JSON
 
 
 def _text(data: bytes) -> str:
@@ -48,29 +61,11 @@ def _integer(data: bytes) -> np.ndarray:
         raise DataError(f"found {data[:30]!r}, allowed is an integer.") from error
 
 
-def _json(data: bytes) -> Any:
+def _json(values: Callable[[Any], Any], data: bytes) -> Any:
     try:
-        return _arrays(json.loads(data))
+        return values(json.loads(data))
     except (ValueError, RecursionError) as error:
         raise DataError(f"is no JSON: {error}.") from error
-
-
-def _arrays(value: Any) -> Any:
-    """Returns JSON with arrays instead of numbers and of rectangular lists of numbers or of text."""
-    if isinstance(value, dict):
-        return {key: _arrays(child) for key, child in value.items()}
-    if isinstance(value, list):
-        if value and all(isinstance(child, str) for child in value):
-            return np.array(value, object)
-        children = [_arrays(child) for child in value]
-        if all(isinstance(child, np.ndarray) and child.dtype.kind != "O" for child in children):
-            shapes = {child.shape for child in children}
-            if len(shapes) <= 1:
-                return np.stack(children) if children else np.zeros(0, np.float32)
-        return children
-    if isinstance(value, bool | float) or (isinstance(value, int) and -(2**63) <= value < 2**63):
-        return np.asarray(value)
-    return value
 
 
 def _array(data: bytes) -> np.ndarray:
@@ -98,10 +93,10 @@ def _decode_gzip(decoder: Decoder, data: bytes) -> Any:
 
 _IMAGES = ("bmp", "gif", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp")
 _CODE = ("pyd", "pickle", "pkl", "pth", "pt")
+_JSON = ("json", "jsn")
 _DECODERS: dict[str, Decoder] = {
     **dict.fromkeys(("txt", "text", "transcript"), _text),
     **dict.fromkeys(("cls", "cls2", "class", "count", "index", "inx", "id"), _integer),
-    **dict.fromkeys(("json", "jsn"), _json),
     "npy": _array,
     "npz": _named_arrays,
 }

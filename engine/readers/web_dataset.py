@@ -4,6 +4,7 @@ Consecutive members whose names differ only after the first dot of the file name
 `a/17.cls` are the members `jpg` and `cls` of the sample `a/17`. The index of a shard holds where each member lies.
 """
 
+import contextlib
 import hashlib
 import os
 import tarfile
@@ -14,10 +15,11 @@ import numpy as np
 
 from engine.config.errors import DataError, did_you_mean
 from engine.data.files import file_names, find_files, sampled_files
-from engine.data.source import FINGERPRINT_EXAMPLES, SEPARATOR, Example, evenly_spaced
+from engine.data.source import FINGERPRINT_EXAMPLES, SEPARATOR, SPEC_TRIES, Example, evenly_spaced
 from engine.mounts import shown
 from engine.readers.decoders import Decoder, decode, decoder_name, find_decoder
-from engine.readers.members import default_decoder
+from engine.readers.json_values import find_json_values
+from engine.readers.members import default_decoder, is_json
 from engine.readers.record_files import RecordFiles
 from engine.readers.saved_index import Index, file_indexes
 
@@ -39,9 +41,11 @@ class WebDataset:
         pattern: path or list of paths of uncompressed tar files; shell wildcards and bucket addresses are allowed.
         fields: suffixes of the members to read. Default: those of the first sample.
         decoders: suffix -> function of the bytes, or its dotted path, instead of the usual decoder.
+        dtypes: field of a JSON member, such as "json.speed" -> dtype, instead of that of the first samples.
 
     Raises:
-        DataError: no file matches, a file is compressed or no tar file, or there are no samples.
+        DataError: no file matches, a file is compressed or no tar file, there are no samples, or `dtypes` names an
+            unknown field.
         ConfigError: the path of a decoder does not exist.
     """
 
@@ -50,6 +54,7 @@ class WebDataset:
         pattern: str | Sequence[str],
         fields: Sequence[str] | None = None,
         decoders: Mapping[str, str | Decoder] | None = None,
+        dtypes: Mapping[str, str] | None = None,
     ):
         paths = find_files(pattern, "tar")
         self.paths = paths
@@ -60,8 +65,12 @@ class WebDataset:
         given = decoders or {}
         if unknown := [suffix for suffix in given if suffix not in fields]:
             raise DataError(f"decoders: no member {unknown[0]!r} is read.{did_you_mean(unknown[0], fields)}")
+        in_json = [suffix for suffix in fields if is_json(suffix) and suffix not in given]
+        values = find_json_values(in_json, self._first_values, dtypes)
         self._decoders = {
-            suffix: find_decoder(given[suffix] if suffix in given else default_decoder(suffix), f"decoders.{suffix}")
+            suffix: find_decoder(given[suffix], f"decoders.{suffix}")
+            if suffix in given
+            else default_decoder(suffix, values.get(suffix))
             for suffix in fields
         }
 
@@ -121,6 +130,15 @@ class WebDataset:
                 raise DataError(f"{where} has two members {suffix!r}. Write the file again.")
             members[suffix] = (int(stored["offset"][member]), int(stored["size"][member]))
         return key, where, file, members
+
+    def _first_values(self, suffix: str) -> list[Any]:
+        """Returns the values of a JSON member in the first samples."""
+        read, values = default_decoder(suffix, lambda value: value), []
+        for index in range(min(len(self), SPEC_TRIES)):
+            with contextlib.suppress(DataError, KeyError):  # training reports the error when it reads this sample
+                _, _, file, members = self._sample(index)
+                values.append(read(self._files.read(file, *members[suffix])))
+        return values
 
     def _first_fields(self) -> list[str]:
         """Returns the suffixes of the first sample that can be read."""

@@ -45,6 +45,19 @@ def test_values_become_arrays_and_text(tmp_path):
     assert "id" not in batch and batch["label"].dtype == np.int32
 
 
+def test_number_has_the_dtype_of_the_first_examples(tmp_path):
+    lines = [b'{"v": 0.5, "n": 3, "on": 1}\n', b'{"v": 1, "n": 2.0, "on": 1}\n', b'{"v": 1, "n": 2.5, "on": 1}\n']
+    path = write(tmp_path / "a.jsonl", lines[:1] * 20 + lines[1:])
+    source = as_source(JsonLines(path), "data")
+    assert [source[20][name].dtype for name in "vn"] == [np.float64, np.int64]
+    with pytest.raises(DataError, match=r'field n is an integer in the first examples, but holds 2.5. .*dtypes={"n": '):
+        source[21]
+    source = as_source(JsonLines(path, dtypes={"n": "float32"}), "data")
+    assert [source[i]["n"].tolist() for i in (0, 21)] == [3, 2.5] and source[0]["n"].dtype == np.float32
+    with pytest.raises(DataError, match="dtypes: the decoder makes the example"):
+        JsonLines(path, len, dtypes={"n": "float32"})
+
+
 def test_files_are_shards_that_are_read_in_turn(tmp_path):
     for name, part in (("b", LINES[6:]), ("a", LINES[:6])):
         write(tmp_path / f"{name}.jsonl", part)
@@ -74,10 +87,10 @@ def test_decoder_makes_the_example(tmp_path):
     assert as_source(stream, "data")[2]["y"] == 2.5
 
 
-@pytest.mark.parametrize("line", [b"{\n", b'{"x": [1, [2]]}\n', b"\xff\n", b'{"x": [1, null]}\n', b'{"x": null}\n'])
+@pytest.mark.parametrize("line", [b"{\n", b"\xff\n", b'{"x": [1, null]}\n', b'{"x": null}\n'])
 def test_line_that_cannot_be_decoded_names_the_file_and_the_offset(tmp_path, line):
     source = as_source(JsonLines(write(tmp_path / "a.jsonl", [LINES[0], line, LINES[1]])), "data")
-    with pytest.raises(DataError, match=rf"^Example 1 of .*JsonLines: .*a\.jsonl, at byte {len(LINES[0])}: .*failed"):
+    with pytest.raises(DataError, match=rf"^Example 1 of .*JsonLines: .*a\.jsonl, at byte {len(LINES[0])}: "):
         source[1]
     assert source[2]["id"] == "n1"
 

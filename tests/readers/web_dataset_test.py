@@ -75,6 +75,18 @@ def test_members_are_those_of_the_first_sample_or_of_fields(labels):
         WebDataset(str(labels), decoders={"clz": double})
 
 
+def test_number_in_json_has_the_dtype_of_the_first_samples(tmp_path):
+    texts = (b'{"v": 0.5, "n": 1}', b'{"v": 1, "n": 1.5}')
+    path = str(write_tar(tmp_path / "x.tar", [(f"{i}.a.json", texts[i // 20]) for i in range(21)]))
+    source = WebDataset(path, dtypes={"a.json.n": "float32"})
+    assert [source[i]["a.json"]["v"].dtype for i in (0, 20)] == [np.float64] * 2
+    assert [source[i]["a.json"]["n"].tolist() for i in (0, 20)] == [1, 1.5]
+    with pytest.raises(DataError, match=r"20, a.json: field a.json.n is an integer in the first examples"):
+        WebDataset(path)[20]
+    with pytest.raises(DataError, match=r"no field 'json.n' in JSON. Did you mean a.json.n or a.json.v\? Found"):
+        WebDataset(path, dtypes={"json.n": "float32"})
+
+
 def test_members_are_grouped_as_webdataset_groups_them(tmp_path):
     long = "x" * 150
     members = [
