@@ -14,14 +14,13 @@ from engine.readers.extras import import_extra
 from engine.readers.tables import CACHE_BYTES, Tables
 
 STATE, SPLITS, INFO = "state.json", "dataset_dict.json", "dataset_info.json"
-ENCODED = ("Audio", "Image", "Pdf", "Video")  # types of features that are files
 
 
 class HuggingFace(Tables):
     """Source of the rows of a dataset on disk, which is mapped into memory: a dict by column, as of `Parquet`.
 
-    An image, a sound or a video is the bytes of its file. `decode={"image": engine.readers.DecodeImage()}` decodes
-    images.
+    An image, a sound or a video, also in a list or a struct, is the bytes of its file.
+    `decode={"image": engine.readers.DecodeImage()}` decodes images.
     """
 
     def __init__(
@@ -64,37 +63,55 @@ class HuggingFace(Tables):
         info = path / INFO
         self.features: dict[str, Any] = (_read_json(info).get("features") or {}) if info.exists() else {}
         """Types of the columns as `datasets` describes them; `features["label"]["names"]` are the names of classes."""
-        described = {name: feature for name, feature in self.features.items() if isinstance(feature, dict)}
-        encoded = [name for name, feature in described.items() if feature.get("_type") in ENCODED]
-        super().__init__(files, _Format(tuple(encoded)), columns=columns, decode=decode, cache_bytes=cache_bytes)
+        super().__init__(files, _Format(), columns=columns, decode=decode, cache_bytes=cache_bytes)
 
 
 class _Format(ArrowFormat):
-    """Streams whose columns of files, such as images, have the entries `bytes` and `path`; the path may be null."""
+    """Streams in which a file, such as an image, has the entries `bytes` and `path`; the path may be null."""
 
     name = "Hugging Face dataset"
 
-    def __init__(self, encoded: tuple[str, ...]):
-        super().__init__()
-        self._encoded = encoded
-
     def schema(self, path: str) -> Any:
+        import pyarrow as pa
+
         schema = super().schema(path)
-        for name in self._encoded:
-            number = schema.get_field_index(name)
-            schema = schema.set(number, schema.field(number).with_type(schema.field(number).type.field("bytes").type))
-        return schema
+        types = [files_as_bytes(pa.nulls(0, field.type)).type for field in schema]
+        return pa.schema([field.with_type(kind) for field, kind in zip(schema, types, strict=True)])
 
     def read(self, path: str, block: int | None, columns: list[str]) -> Any:
-        import pyarrow.compute as pc
+        import pyarrow as pa
 
         table = super().read(path, block, columns)
-        for name in self._encoded:
-            if name in table.column_names:
-                number = table.column_names.index(name)
-                files = pc.call_function("struct_field", [table.column(number)], pc.StructFieldOptions("bytes"))
-                table = table.set_column(number, name, files)
+        for number, column in enumerate(table.columns):
+            kind = files_as_bytes(pa.nulls(0, column.type)).type
+            if kind != column.type:
+                files = pa.chunked_array([files_as_bytes(chunk) for chunk in column.chunks], kind)
+                table = table.set_column(number, table.column_names[number], files)
         return table
+
+
+def files_as_bytes(array: Any) -> Any:
+    """Returns a pyarrow array in which each struct of `bytes` and `path` is its bytes."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = array.type
+    missing = array.is_null() if array.null_count else None
+    if pa.types.is_struct(kind):
+        names = [field.name for field in kind]
+        if sorted(names) == ["bytes", "path"]:
+            return pc.call_function("struct_field", [array], pc.StructFieldOptions("bytes"))
+        children = [files_as_bytes(array.field(number)) for number in range(kind.num_fields)]
+        return pa.StructArray.from_arrays(children, names, mask=missing) if children else array
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        offsets = pa.array(
+            array.offsets.to_numpy() if len(array) else [0], array.offsets.type
+        )  # a copy without a slice
+        return type(array).from_arrays(offsets, files_as_bytes(array.values), mask=missing)
+    if pa.types.is_fixed_size_list(kind):
+        values = array.values.slice(array.offset * kind.list_size, len(array) * kind.list_size)
+        return type(array).from_arrays(files_as_bytes(values), kind.list_size, mask=missing)
+    return array
 
 
 def _split_folder(path: Path, folder: str, split: str | None) -> Path:

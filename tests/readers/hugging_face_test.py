@@ -4,11 +4,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from engine.config.errors import DataError
 from engine.data.source import fingerprint
 from engine.readers import DecodeImage, HuggingFace
+from engine.readers.hugging_face import files_as_bytes
 
 FIXTURES = Path(__file__).parent / "fixtures"
 GOLDEN = json.loads((FIXTURES / "hugging_face.json").read_text())
@@ -49,6 +51,35 @@ def test_features_that_are_lists_are_accepted(tmp_path):
     info["features"]["box"] = [{"dtype": "float32", "_type": "Value"}]  # so before version 4, as for chat messages
     (folder / "dataset_info.json").write_text(json.dumps(info))
     assert np.asarray(HuggingFace(str(folder))[0]["box"]).tolist() == GOLDEN["rows"][0]["box"]
+
+
+def test_files_in_lists_and_structs_are_bytes(tmp_path):
+    file = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    kind = pa.struct(
+        [("many", pa.list_(file)), ("two", pa.list_(file, 2)), ("more", pa.large_list(file)), ("n", "int8")]
+    )
+    images = [{"bytes": b"%d" % i, "path": None} for i in range(4)]
+    rows = [
+        {"many": images[:1], "two": images[:2], "more": [], "n": 1},
+        None,
+        {"many": images[1:], "two": images[2:], "more": images[:2], "n": 2},
+        {"many": images, "two": None, "more": images[:1], "n": 3},
+    ]
+    table = pa.table({"x": pa.array([None, *rows], kind)[1:]})
+    with pa.ipc.new_stream(tmp_path / "data.arrow", table.schema) as writer:
+        writer.write_table(table)
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+    source = HuggingFace(str(tmp_path))
+    for row, many, two, more in ((0, "0", "01", ""), (2, "123", "23", "01")):
+        found = source[row]["x"]
+        assert [b"".join(found[name]).decode() for name in ("many", "two", "more")] == [many, two, more]
+    for row, name in ((1, "x.many"), (3, "x.two")):
+        with pytest.raises(DataError, match=f"column {name} is null"):
+            source[row]
+    # datasets itself writes whole arrays; a slice has other offsets.
+    part = files_as_bytes(table.column("x").chunk(0).slice(2))
+    assert part.to_pylist()[0] == {"many": [b"1", b"2", b"3"], "two": [b"2", b"3"], "more": [b"0", b"1"], "n": 2}
+    part.validate(full=True)
 
 
 def test_dataset_with_a_list_of_indices_is_refused(tmp_path):
