@@ -1,19 +1,22 @@
 """Saves the index of a file, such as the offsets of its records, so that it is built only once.
 
 The index of `data/a.tfrecord` is `data/.convoy_index/a.tfrecord.FORMAT.npz`, or lies in the user's cache folder if
-`data` cannot be written to. It is valid as long as the size and the modification time of the file are the same.
+`data` cannot be written to. It is valid as long as the size and the modification time of the file are the same. While
+one process builds an index, it locks a file next to the index, so that the others wait and read the result.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -24,6 +27,7 @@ from engine.mounts import shown
 FOLDER = ".convoy_index"  # hidden, so that no wildcard of a dataset matches it
 THREADS = 16  # files indexed at the same time: most of the time is spent waiting for the disk or the network
 REPORT_S = 10.0  # between two lines about the progress
+POLL_S = 0.05  # between two attempts to lock an index that another process builds
 
 type Index = dict[str, np.ndarray]
 
@@ -46,9 +50,12 @@ def file_indexes(paths: Sequence[str], form: str, build: Callable[[str], Index])
             stamp = _stamp(path)
             found = _read(path, form, stamp)
             if found is None:
-                found = build(path)
-                if any(map(len, found.values())):  # else the file may be readable at the next start
-                    _write(path, form, stamp, found)
+                with _locked(path, form, lambda: progress.wait(path)):
+                    found = _read(path, form, stamp)  # another process may have built it
+                    if found is None:
+                        found = build(path)
+                        if any(map(len, found.values())):  # else the file may be readable at the next start
+                            _write(path, form, stamp, found)
         except OSError as error:
             raise DataError(f"{shown(path)}: cannot be read ({error.strerror or error}). Check the file.") from error
         progress.add()
@@ -69,9 +76,53 @@ class _Progress:
     def add(self) -> None:
         with self._lock:
             self._done += 1
-            if time.monotonic() - self._last > REPORT_S and is_primary():
-                self._last = time.monotonic()
-                print(f"indexing files: {self._done:,} of {self._total:,}. The next run reuses it.", file=sys.stderr)
+            self._report("The next run reuses it.")
+
+    def wait(self, path: str) -> None:
+        with self._lock:
+            self._report(f"Waiting for another process that indexes {shown(path)}.")
+
+    def _report(self, sentence: str) -> None:
+        if time.monotonic() - self._last > REPORT_S and is_primary():
+            self._last = time.monotonic()
+            print(f"indexing files: {self._done:,} of {self._total:,}. {sentence}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _locked(path: str, form: str, wait: Callable[[], None]) -> Iterator[None]:
+    """Lets one process at a time build an index; calls `wait` while another process does.
+
+    The system releases the lock of a process that ends. Without a place for the index, or where the file system
+    supports no flock, all processes build it.
+    """
+    for place in index_paths(path, form):
+        lock = place.with_suffix(".lock")
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = open(lock, "ab")  # noqa: SIM115, closed below
+        except OSError:
+            continue
+        with file:
+            with contextlib.suppress(OSError):
+                _acquire(file, wait)
+            try:
+                yield
+            finally:  # a process that still waits for the deleted file finds the index after it
+                with contextlib.suppress(OSError):
+                    os.unlink(lock)
+        return
+    yield
+
+
+def _acquire(file: BinaryIO, wait: Callable[[], None]) -> None:
+    """Locks an open file. Raises OSError if the file system supports no flock."""
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            wait()
+            time.sleep(POLL_S)
 
 
 def _stamp(path: str) -> np.ndarray:

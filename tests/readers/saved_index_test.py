@@ -1,10 +1,14 @@
 import os
+import subprocess
+import sys
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from engine.config.errors import DataError
+from engine.readers import saved_index
 from engine.readers.saved_index import file_indexes, index_paths
 
 FORM = "test-1"
@@ -115,8 +119,32 @@ def test_many_readers_may_build_the_index_at_once(path):
     for thread in threads:
         thread.join()
     assert found == [b"abc"] * 8
+    assert build.calls == 1
     place = index_paths(path, FORM)[0]
     assert os.listdir(place.parent) == [place.name]
+
+
+def test_process_waits_for_another_one_until_it_ends(path, monkeypatch, capsys):
+    monkeypatch.setattr(saved_index, "REPORT_S", -1)
+    lock = index_paths(path, FORM)[0].with_suffix(".lock")
+    lock.parent.mkdir()
+    hold = f"import fcntl, time; f = open({str(lock)!r}, 'ab'); fcntl.flock(f, 2); print(flush=True); time.sleep(600)"
+    found, build, lines = [], Builder(), ""
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout and holder.stdout.readline()
+        thread = threading.Thread(target=lambda: found.append(content(path, build)))
+        thread.start()
+        try:
+            deadline = time.monotonic() + 60
+            while not lines and time.monotonic() < deadline:
+                time.sleep(0.01)
+                lines = capsys.readouterr().err
+            assert f"indexing files: 0 of 1. Waiting for another process that indexes {path}." in lines
+            assert build.calls == 0
+        finally:
+            holder.kill()
+            thread.join()
+    assert found == [b"abc"]
 
 
 def test_indexes_are_in_the_order_of_the_files(tmp_path):
