@@ -7,12 +7,14 @@ Consecutive members whose names differ only after the first dot of the file name
 import contextlib
 import hashlib
 import os
+import sys
 import tarfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from engine.cluster.identity import is_primary
 from engine.config.errors import DataError, did_you_mean
 from engine.data.files import file_names, find_files, sampled_files
 from engine.data.source import FINGERPRINT_EXAMPLES, SEPARATOR, SPEC_TRIES, Example, evenly_spaced
@@ -23,7 +25,7 @@ from engine.readers.members import default_decoder, is_json
 from engine.readers.record_files import RecordFiles
 from engine.readers.saved_index import Index, file_indexes
 
-FORM = "webdataset-1"
+FORM = "webdataset-2"
 BLOCK = 512  # bytes: members of a tar file begin at a multiple of it
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}  # by the first two bytes
 
@@ -59,6 +61,7 @@ class WebDataset:
         paths = find_files(pattern, "tar")
         self.paths = paths
         self._indexes = file_indexes(paths, FORM, _build)
+        _warn([path for path, index in zip(paths, self._indexes, strict=True) if index["unmarked"].size])
         self._files = RecordFiles(paths, [len(index["key"]) for index in self._indexes])
         if fields is None:
             fields = self._first_fields()
@@ -153,19 +156,31 @@ class WebDataset:
         )
 
 
+def _warn(unmarked: list[str]) -> None:
+    """Prints on the primary which files may lack their last samples."""
+    if unmarked and is_primary():
+        more = f" and {len(unmarked) - 1:,} more" if len(unmarked) > 1 else ""
+        print(
+            f"warning: no end marker of tar in {shown(unmarked[0])}{more}. If the writer of the shards "
+            "writes this marker, samples are missing: copy the files again.",
+            file=sys.stderr,
+        )
+
+
 def _build(path: str) -> Index:
     """Returns where the members of a shard lie.
 
     `key` `[samples]`, `first` `[samples + 1]`, the first member of each sample, and `offset`, `size` and `suffix`
     `[members]`, the last an index into `suffixes`. The damaged end of a file, at byte `damage[0]`, is a last sample
-    without members.
+    without members. A file that ends after a member, at byte `unmarked[0]`, without an end marker may be cut there, but
+    some writers omit the marker.
 
     Raises:
         DataError: the file is compressed, or no tar file, or has sparse members.
     """
     keys, first, members = [], [], []
     suffixes: dict[str, int] = {}
-    end, damage = 0, np.zeros(0, np.int64)
+    end, damage, unmarked = 0, np.zeros(0, np.int64), np.zeros(0, np.int64)
     with open(path, "rb") as file:
         length = file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -202,6 +217,8 @@ def _build(path: str) -> Index:
                 damage = np.array([min(end, length)], np.int64)
                 keys.append("")
                 first.append(len(members))
+            elif end == length:
+                unmarked = np.array([length], np.int64)
     table = np.array(members, np.int64).reshape(-1, 3)
     return {
         "key": np.array([key.encode(errors="surrogateescape") for key in keys], np.bytes_),
@@ -211,6 +228,7 @@ def _build(path: str) -> Index:
         "suffix": table[:, 2].astype(np.int32),
         "suffixes": np.array([suffix.encode(errors="surrogateescape") for suffix in suffixes], np.bytes_),
         "damage": damage,
+        "unmarked": unmarked,
     }
 
 

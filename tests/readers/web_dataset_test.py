@@ -141,6 +141,18 @@ def test_shard_that_ends_within_the_padding_of_a_member_lacks_samples(labels):
         source[12]
 
 
+def test_shard_without_end_marker_is_named(labels, tmp_path, capsys):
+    with tarfile.open(labels) as tar:
+        last = tar.getmembers()[-3]
+    WebDataset(str(labels))
+    assert capsys.readouterr().err == ""
+    labels.write_bytes(labels.read_bytes()[: last.offset_data + 512])
+    shutil.copy(labels, tmp_path / "more.tar")
+    for _ in range(2):  # also when the index is reused
+        assert len(WebDataset(f"{tmp_path}/*.tar")) == 22
+        assert f"no end marker of tar in {labels} and 1 more. If the" in capsys.readouterr().err
+
+
 def test_sparse_members_are_refused(tmp_path):
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         member = tarfile.TarInfo("1.cls")
