@@ -254,7 +254,7 @@ class Tables:
         return self._open(self.paths[0], self._schema_of)
 
     def _check_columns(self, groups: Mapping[str, Iterable[str]]) -> None:
-        """Raises DataError for the name of a column that does not exist, or a column of a type that has no array."""
+        """Raises DataError for the name of a column that does not exist, or a column of an unsuitable type."""
         import pyarrow as pa
 
         names = self._schema.names
@@ -266,6 +266,14 @@ class Tables:
                         f"{shown(self.paths[0])}: {argument} names the column {name}, which it has "
                         f"{allowed.count(name)} times.{did_you_mean(name, allowed)} Columns: {', '.join(allowed)}."
                     )
+        if self._group_by is not None:
+            kind = self._schema.field(self._group_by).type
+            stored = kind.value_type if pa.types.is_dictionary(kind) else kind
+            if pa.types.is_nested(stored) or isinstance(stored, pa.BaseExtensionType):
+                raise DataError(
+                    f"{shown(self.paths[0])}: group_by names the column {self._group_by} of type {kind}. Allowed are "
+                    "columns of numbers, text or times."
+                )
         for name in self.columns:
             try:
                 make_column(pa.nulls(0, self._schema.field(name).type), name)

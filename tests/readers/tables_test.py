@@ -215,6 +215,11 @@ def test_any_damaged_bytes_give_values_or_a_data_error(path, kind):
         ({"decode": {"none": len}}, "decode names the column none"),
         ({"columns": ["label"], "decode": {"name": len}}, "decode names the column name"),
         ({"group_by": "none"}, "group_by names the column none"),
+        (
+            {"group_by": "x"},
+            "group_by names the column x of type .*list.* Allowed are columns of numbers, text or times",
+        ),
+        ({"group_by": "track"}, "group_by names the column track of type struct"),
         ({"group_by": "city", "one_per_file": True}, "group_by and one_per_file exclude each other"),
         ({"constant": ["city"]}, "constant needs examples of several rows"),
     ],
