@@ -55,6 +55,9 @@ def make_column(array: Any, name: str) -> Column:
         offsets = array.offsets.to_numpy()
         first, last = (int(offsets[0]), int(offsets[-1])) if len(offsets) else (0, 0)
         return _lists(array.values.slice(first, last - first), offsets - first, nulls, name)
+    if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        sizes = array.value_lengths().fill_null(0).to_numpy()
+        return _lists(array.flatten(), np.concatenate([[0], np.cumsum(sizes)]), nulls, name)  # flatten skips nulls
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return _Text(array, np.empty(0, "U1"), nulls, name)
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):

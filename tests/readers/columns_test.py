@@ -117,6 +117,8 @@ def test_returned_arrays_may_be_modified():
         (pa.list_(pa.int8()), [[1], None, [3]]),
         (pa.list_(pa.int8()), [[1], [2, None], [3]]),
         (pa.list_(pa.int8(), 1), [[1], None, [3]]),
+        (pa.list_view(pa.int8()), [[1], None, [2, 3]]),
+        (pa.large_list_view(pa.string()), [["a"], [None, "b"], ["c"]]),
         (pa.struct({"x": pa.int8()}), [{"x": 1}, None, {"x": 3}]),
         (pa.list_(pa.struct({"x": pa.int8()})), [[{"x": 1}], [{"x": None}], [{"x": 3}]]),
     ],
@@ -129,6 +131,14 @@ def test_null_makes_only_its_row_unreadable(kind, values):
     for read in (lambda: column.row(1), lambda: column.rows(0, 3), lambda: column.take(np.array([2, 1]))):
         with pytest.raises(DataError, match=r"column c.* is null. Fill it or remove the row|lists of"):
             read()
+
+
+def test_list_views_may_be_in_any_order_and_sliced():
+    kind, begins, sizes = pa.list_view(pa.int8()), pa.array([2, 0, 1], pa.int32()), pa.array([1, 2, 2], pa.int32())
+    array = pa.ListViewArray.from_arrays(begins, sizes, pa.array([1, 2, 3], pa.int8()), type=kind)
+    column = make_column(array.slice(1), "c")
+    assert [column.row(i).tolist() for i in range(2)] == [[1, 2], [2, 3]]
+    assert make_column(array, "c").row(0).tolist() == [3]
 
 
 def test_inner_lists_of_different_lengths_are_refused():
