@@ -18,7 +18,7 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 
 from engine.config.errors import DataError
 from engine.data.bucket_cache import is_cached
-from engine.data.files import file_names, find_files, sampled_files
+from engine.data.files import Pattern, file_names, find_files, patterns, sampled_files
 from engine.data.record import decode, encode
 from engine.data.record_manifest import (
     SIDECARS,
@@ -47,7 +47,7 @@ class ArrayRecordSource:
     `lr=[0.1]/*.arrayrecord`, only `*` is a wildcard if there is a folder `lr=[0.1]`.
     """
 
-    def __init__(self, pattern: str | Sequence[str]):
+    def __init__(self, pattern: Pattern):
         """Opens the files that match one path or each of several paths.
 
         Args:
@@ -59,7 +59,7 @@ class ArrayRecordSource:
             RunError: a bucket cannot be mounted.
         """
         advice = "Write it with `convoy data write`, or correct the pattern."
-        paths = [path for one in ([pattern] if isinstance(pattern, str) else pattern) for path in _shard_paths(one)]
+        paths = [path for one in patterns(pattern) for path in _shard_paths(one)]
         found = [path for path in find_files(paths, "ArrayRecord", advice) if not path.endswith(SIDECARS)]
         self.paths = list(map(check_name, found))
         self._shards = known_shards(self.paths)

@@ -15,7 +15,16 @@ FINGERPRINT_FILES = 32  # files that a fingerprint names and samples
 WINDOWS, WINDOW_BYTES = 16, 4096  # a fingerprint hashes so many windows of each of these files, of this size
 
 
-def find_files(pattern: str | Sequence[str], kind: str, advice: str = "Correct the pattern.") -> list[str]:
+type Pattern = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""A path or list of paths; shell wildcards and bucket addresses are allowed."""
+
+
+def patterns(pattern: Pattern) -> list[str]:
+    """Returns the paths of a pattern as text."""
+    return [os.fspath(path) for path in ([pattern] if isinstance(pattern, str | os.PathLike) else pattern)]
+
+
+def find_files(pattern: Pattern, kind: str, advice: str = "Correct the pattern.") -> list[str]:
     """Returns the paths of the files that match one path or each of several paths, in this order.
 
     Files that match one wildcard are sorted by name. The leading folders of a path, or the whole path, are taken
@@ -33,7 +42,7 @@ def find_files(pattern: str | Sequence[str], kind: str, advice: str = "Correct t
         RunError: a bucket cannot be mounted.
     """
     paths: list[str] = []
-    for path in [pattern] if isinstance(pattern, str) else pattern:
+    for path in patterns(pattern):
         if is_cached(path):
             found = cached_files(path)
         else:

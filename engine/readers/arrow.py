@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.config.errors import DataError
-from engine.data.files import find_files
+from engine.data.files import Pattern, find_files
 from engine.readers.decoders import Decoder
 from engine.readers.extras import import_extra
 from engine.readers.tables import CACHE_BYTES, Tables
@@ -23,7 +23,7 @@ class Arrow(Tables):
 
     def __init__(
         self,
-        pattern: str | Sequence[str],
+        pattern: Pattern,
         columns: Sequence[str] | None = None,
         group_by: str | None = None,
         one_per_file: bool = False,

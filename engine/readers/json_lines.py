@@ -6,11 +6,11 @@ import importlib.util
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from engine.config.errors import DataError
-from engine.data.files import file_names, find_files, sampled_files
+from engine.data.files import Pattern, file_names, find_files, sampled_files
 from engine.data.source import SEPARATOR, SPEC_TRIES, Example
 from engine.mounts import shown
 from engine.readers.decoders import decode, decoder_name, find_decoder
@@ -49,7 +49,7 @@ class JsonLines:
 
     def __init__(
         self,
-        pattern: str | Sequence[str],
+        pattern: Pattern,
         decoder: str | Callable[[Any], Any] | None = None,
         count: bool = True,
         dtypes: Mapping[str, str] | None = None,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engine.config.errors import DataError, did_you_mean
-from engine.data.files import file_names, find_files, sampled_files
+from engine.data.files import Pattern, file_names, find_files, sampled_files
 from engine.data.source import FINGERPRINT_EXAMPLES, SEPARATOR, SPEC_TRIES, Example, evenly_spaced
 from engine.mounts import shown
 from engine.readers.decoders import Decoder, decode, decoder_name, find_decoder
@@ -74,7 +74,7 @@ class Mcap:
 
     def __init__(
         self,
-        pattern: str | Sequence[str],
+        pattern: Pattern,
         topics: str | Sequence[str],
         decoders: Mapping[str, str | Decoder] | None = None,
         max_age_s: float | None = None,

@@ -6,12 +6,11 @@ numbers are little-endian. The index of a file holds the offset and the size of 
 
 import hashlib
 import struct
-from collections.abc import Sequence
 
 import numpy as np
 
 from engine.config.errors import DataError
-from engine.data.files import file_names, find_files, sampled_files
+from engine.data.files import Pattern, file_names, find_files, sampled_files
 from engine.data.source import FINGERPRINT_EXAMPLES, SEPARATOR, SPEC_TRIES, Example, evenly_spaced
 from engine.mounts import shown
 from engine.readers.decoders import Decoder, decode, decoder_name, find_decoder
@@ -44,7 +43,7 @@ class TFRecord:
         ConfigError: the path of the decoder does not exist.
     """
 
-    def __init__(self, pattern: str | Sequence[str], decoder: str | Decoder | None = None):
+    def __init__(self, pattern: Pattern, decoder: str | Decoder | None = None):
         import_extra("google_crc32c", "tfrecord", "TFRecord files")
         paths = find_files(pattern, "TFRecord")
         self.paths = paths

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from engine.config.errors import DataError
-from engine.data.files import file_names, find_files, sampled_files
+from engine.data.files import Pattern, file_names, find_files, sampled_files
 from engine.data.source import SEPARATOR, Example
 from engine.data.stages import stage
 from engine.mounts import shown
@@ -37,7 +37,7 @@ class Video:
 
     def __init__(
         self,
-        pattern: str | Sequence[str],
+        pattern: Pattern,
         frames: int = 1,
         stride: int = 1,
         step: int | None = None,

@@ -16,7 +16,7 @@ import numpy as np
 
 from engine.cluster.identity import is_primary
 from engine.config.errors import DataError, did_you_mean
-from engine.data.files import file_names, find_files, sampled_files
+from engine.data.files import Pattern, file_names, find_files, sampled_files
 from engine.data.source import FINGERPRINT_EXAMPLES, SEPARATOR, SPEC_TRIES, Example, evenly_spaced
 from engine.mounts import shown
 from engine.readers.decoders import Decoder, decode, decoder_name, find_decoder
@@ -53,7 +53,7 @@ class WebDataset:
 
     def __init__(
         self,
-        pattern: str | Sequence[str],
+        pattern: Pattern,
         fields: Sequence[str] | None = None,
         decoders: Mapping[str, str | Decoder] | None = None,
         dtypes: Mapping[str, str] | None = None,

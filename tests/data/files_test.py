@@ -16,6 +16,7 @@ def test_files_of_a_wildcard_are_sorted_and_paths_keep_their_order(tmp_path):
 
     assert found("*.rec") == ["a.rec", "b.rec"]
     assert found("c", "*.rec") == ["c", "a.rec", "b.rec"]
+    assert find_files(tmp_path / "c", "record") == find_files([tmp_path / "c"], "record") == [f"{tmp_path}/c"]
     with pytest.raises(DataError, match=r"/d: no such file. Correct the pattern"):
         found("c", "d")
     with pytest.raises(DataError, match=r"The list of paths is empty. Name at least one record file"):
