@@ -21,6 +21,7 @@ from engine.readers.lidar_files import read_points
 
 TABLES = ("calibrated_sensor", "category", "ego_pose", "instance", "sample", "sample_annotation", "sample_data")
 TABLES += ("scene", "sensor")
+BY_TOKEN = ("calibrated_sensor", "ego_pose", "instance", "sample", "scene")  # tables whose rows others name
 NO_POSE = (0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)
 
 type Row = dict[str, Any]
@@ -59,7 +60,7 @@ class NuScenes:
         scenes: Sequence[str] | None = None,
         size: Sequence[int] | None = None,
     ):
-        """Reads the tables of a version, which takes seconds for all scenes.
+        """Reads the tables of a version, all of them at once; memory then keeps what the samples need.
 
         Args:
             folder: path or bucket address of the folder that holds the folder `version`, `samples` and so on.
@@ -86,7 +87,7 @@ class NuScenes:
         self._decode = DecodeImage(size, "stretch") if any(map(_is_camera, sensors)) else None
 
     def _index(self, tables: dict[str, list[Row]], scenes: Sequence[str] | None) -> None:
-        by_token = {name: {row["token"]: row for row in rows} for name, rows in tables.items()}
+        by_token = {name: {row["token"]: row for row in tables[name]} for name in BY_TOKEN}
         channels = {row["token"]: row["channel"] for row in tables["sensor"]}
         for sensor in self.sensors:
             known = sorted(set(channels.values()))
