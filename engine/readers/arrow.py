@@ -1,11 +1,11 @@
 """Reads Arrow and Feather files (extra `parquet`), mapped into memory. The smallest read is a record batch."""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.config.errors import DataError
 from engine.data.files import Pattern, find_files
+from engine.readers.blocks import BlockCache
 from engine.readers.decoders import Decoder
 from engine.readers.extras import import_extra
 from engine.readers.tables import CACHE_BYTES, Tables
@@ -35,7 +35,7 @@ class Arrow(Tables):
         import_extra("pyarrow", "parquet", "Arrow files")
         super().__init__(
             find_files(pattern, "Arrow"),
-            ArrowFormat(),
+            ArrowFormat(cache_bytes),
             columns=columns,
             group_by=group_by,
             one_per_file=one_per_file,
@@ -48,23 +48,21 @@ class Arrow(Tables):
 class ArrowFormat:
     """The file and the stream format of Arrow.
 
-    A stream can only be read from its begin, so its batches are kept: of a mapped file, these are only addresses.
+    A stream can only be read from its begin, so the batches of the latest streams are kept: of a mapped file, these are
+    only addresses; compressed batches take up to `cache_bytes` of memory, or that of one stream.
     """
 
     name = "Arrow"
 
-    def __init__(self):
-        self._streams: dict[str, list[Any]] = {}  # path -> record batches; threads may read a stream twice
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_streams": {}}
+    def __init__(self, cache_bytes: int):
+        self._streams = BlockCache(cache_bytes, _read_stream)
 
     def schema(self, path: str) -> Any:
         return _open(path)[0].schema
 
     def block_rows(self, path: str) -> list[int]:
         reader, is_file = _open(path, [0])  # of a compressed file, only the first column is decompressed
-        batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else self._stream(path)
+        batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else self._streams.get(path)
         return [batch.num_rows for batch in batches]
 
     def read(self, path: str, block: int | None, columns: list[str]) -> Any:
@@ -75,17 +73,26 @@ class ArrowFormat:
         if is_file:
             reader, _ = _open(path, [reader.schema.get_field_index(name) for name in chosen])
             return reader.read_all() if block is None else pa.Table.from_batches([reader.get_batch(block)])
-        batches = self._stream(path)
+        batches = self._streams.get(path)
         return pa.Table.from_batches(batches if block is None else [batches[block]]).select(chosen)
 
-    def _stream(self, path: str) -> list[Any]:
-        if path not in self._streams:
-            with open(path, "rb") as file:
-                file.seek(-len(END_OF_STREAM), os.SEEK_END)
-                if file.read() != END_OF_STREAM:
-                    raise DataError("the end of the stream is missing")
-            self._streams[path] = list(_open(path)[0])
-        return self._streams[path]
+
+def _read_stream(path: str) -> tuple[list[Any], int]:
+    """Returns the record batches of a stream, and the bytes of memory that they take: those outside the mapped file."""
+    import pyarrow as pa
+
+    file = pa.memory_map(path).read_buffer()
+    if file.size < len(END_OF_STREAM) or file.slice(file.size - len(END_OF_STREAM)).to_pybytes() != END_OF_STREAM:
+        raise DataError("the end of the stream is missing")
+    batches = list(pa.ipc.open_stream(file, options=pa.ipc.IpcReadOptions(use_threads=False)))
+    buffers = {
+        buffer.address: buffer.size
+        for batch in batches
+        for column in batch.columns
+        for buffer in column.buffers()
+        if buffer is not None and not file.address <= buffer.address < file.address + file.size
+    }
+    return batches, sum(buffers.values())
 
 
 def _open(path: str, columns: list[int] | None = None) -> tuple[Any, bool]:

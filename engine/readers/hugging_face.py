@@ -63,7 +63,7 @@ class HuggingFace(Tables):
         info = path / INFO
         self.features: dict[str, Any] = (_read_json(info).get("features") or {}) if info.exists() else {}
         """Types of the columns as `datasets` describes them; `features["label"]["names"]` are the names of classes."""
-        super().__init__(files, _Format(), columns=columns, decode=decode, cache_bytes=cache_bytes)
+        super().__init__(files, _Format(cache_bytes), columns=columns, decode=decode, cache_bytes=cache_bytes)
 
 
 class _Format(ArrowFormat):

@@ -47,3 +47,17 @@ def test_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)  # its import fails
     with pytest.raises(DataError, match=r"Arrow files need pyarrow.*: pip install 'convoy-engine\[parquet\]'"):
         Arrow("a.arrow")
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_compressed_streams_take_bounded_memory(tmp_path, compression):
+    table = pa.table({"x": np.zeros((4, 100_000), np.int64).sum(0)})
+    for i in range(6):
+        options = pa.ipc.IpcWriteOptions(compression=compression)
+        with pa.ipc.new_stream(tmp_path / f"{i}.arrow", table.schema, options=options) as writer:
+            writer.write_table(table)
+    before = pa.total_allocated_bytes()
+    source = Arrow(f"{tmp_path}/*.arrow", cache_bytes=2 * table.nbytes)
+    assert [source[i * table.num_rows]["x"].tolist() for i in range(6)] == [0] * 6
+    kept = pa.total_allocated_bytes() - before
+    assert kept < 0.5 * table.nbytes if compression is None else kept < 5 * table.nbytes
