@@ -16,6 +16,11 @@ from engine.data.source import Example, Examples
 class Column(Protocol):
     """The values of one column in a block of rows. All methods raise DataError for a null among the chosen rows."""
 
+    @property
+    def nbytes(self) -> int:
+        """Size of the values, in bytes."""
+        ...
+
     def row(self, index: int) -> Example:
         """Returns the value of a row; arrays are new ones."""
         ...
@@ -143,6 +148,10 @@ class _Numbers(_Checked):
         super().__init__(nulls, name)
         self.values = values
 
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes
+
     def row(self, index: int) -> Example:
         self._check(index)
         return self.values[index].copy()
@@ -160,6 +169,10 @@ class _Text(_Checked):
     def __init__(self, array: Any, empty: np.ndarray, nulls: np.ndarray | None, name: str):
         super().__init__(nulls, name)
         self._array, self._empty = array, empty
+
+    @property
+    def nbytes(self) -> int:
+        return self._array.nbytes
 
     def row(self, index: int) -> Example:
         self._check(index)
@@ -181,6 +194,10 @@ class _Lists(_Checked):
     def __init__(self, values: Column, offsets: np.ndarray, nulls: np.ndarray | None, name: str):
         super().__init__(nulls, name)
         self._values, self._offsets = values, offsets
+
+    @property
+    def nbytes(self) -> int:
+        return self._values.nbytes + self._offsets.nbytes
 
     def row(self, index: int) -> Example:
         self._check(index)
@@ -213,6 +230,10 @@ class _Lists(_Checked):
 class _Struct:
     def __init__(self, columns: dict[str, Column]):
         self._columns = columns
+
+    @property
+    def nbytes(self) -> int:
+        return sum(column.nbytes for column in self._columns.values())
 
     def row(self, index: int) -> Example:
         return {name: column.row(index) for name, column in self._columns.items()}

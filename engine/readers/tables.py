@@ -193,9 +193,10 @@ class Tables:
         return self._cache.get(address.path, address.block)
 
     def _read_block(self, path: str, block: int) -> tuple[Block, int]:
-        """Returns a block and its size in bytes."""
+        """Returns a block and its size in bytes: most columns are views of the table, but some are larger copies."""
         table = self._table(path, block)
-        return _columns(table), table.get_total_buffer_size()
+        columns = _columns(table)
+        return columns, max(table.get_total_buffer_size(), sum(column.nbytes for column in columns.values()))
 
     def _file(self, path: str) -> tuple[Block, int, int]:
         """Returns all rows of a file as one block, and the first of them and the end."""

@@ -99,6 +99,20 @@ def test_null_of_a_tensor_makes_only_its_row_unreadable():
             column.row(index)
 
 
+@pytest.mark.parametrize(
+    ("array", "nbytes"),
+    [
+        (pa.array([True] * 80), 80),
+        (pa.array(["a" * 100] * 50).dictionary_encode(), 5000),
+        (pa.array([[1], [2, 3]], pa.list_(pa.int64())), 24),
+        (pa.array([{"x": True}] * 40), 40),
+    ],
+    ids=["booleans", "dictionary", "lists", "structs"],
+)
+def test_size_is_that_of_the_converted_values(array, nbytes):
+    assert nbytes <= make_column(array, "c").nbytes <= nbytes + 8 * len(array) + 8
+
+
 def test_returned_arrays_may_be_modified():
     column = make_column(pa.array([[1, 2], [3, 4]]), "c")
     column.row(0)[:] = 0
