@@ -1,3 +1,4 @@
+import itertools
 import re
 from typing import Any
 
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from engine.config.duration import UNKNOWN_LENGTH, Duration
 from engine.config.errors import ConfigError, DataError
+from engine.config.schema import Data
 from engine.data.bad_examples import TolerantBatches
 from engine.data.balanced import Balanced
 from engine.data.batches import Batches, OrderedBatches
@@ -16,7 +18,7 @@ from engine.data.mixture import Mixture
 from engine.data.packing import Packed
 from engine.data.source import ArraySource, example_spec, limited
 from engine.data.streams.cursor import StreamReadError
-from engine.data.streams.source import StreamSource, as_source, check_readable, descriptions
+from engine.data.streams.source import StreamSource, as_source, check_readable, descriptions, limit_source
 from tests import properties
 from tests.data.streams.counting import Counting, drawn, run
 
@@ -174,6 +176,15 @@ def test_iterator_that_can_be_read_only_once_is_refused():
         with pytest.raises(DataError, match=r"^data: found a \w+, which can be read only once.*generator function"):
             check_readable(found, "data")
     assert len(as_source(generator(), "data", again=generator, finite=True)) == 6
+
+
+def endless():
+    yield from ({"x": np.int32(number)} for number in itertools.count())
+
+
+def test_limit_of_a_section_bounds_the_counting_of_an_endless_stream():
+    source = limit_source(endless, Data(limit=5), "evaluation_data['a']", finite=True)
+    assert [source[index]["x"] for index in range(len(source))] == [0, 1, 2, 3, 4]
 
 
 def test_descriptions_name_the_streams_within_other_sources():
