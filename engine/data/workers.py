@@ -31,9 +31,9 @@ from absl import flags
 from grain import DatasetIterator
 
 from engine.cluster import output, parent
-from engine.cluster.exit_status import ExitStatus
-from engine.config.errors import ConvoyError, DataError, RunError
+from engine.config.errors import DataError, RunError
 from engine.config.user_errors import describe
+from engine.data.worker_error import SHARED, DataWorkerError, ended_at_start, exit_error
 
 HEARTBEAT_S = 0.05
 CHECK_S = 1.0  # between two checks of the heartbeats while the caller waits for a batch
@@ -44,20 +44,9 @@ ACKNOWLEDGE_S = 1.0  # for all workers to see that the reader is closing: 20 hea
 EXIT_S = 2.0  # for the exit status of a process
 _SLOT = struct.Struct("@qq")
 _CLOSING_SEEN = -1  # stored instead of the heartbeat count
-_SHARED = "shared memory (/dev/shm), through which data workers pass batches"
-_LIKELY_REASON = {
-    signal.SIGKILL: ", probably for lack of memory",
-    signal.SIGBUS: f", probably for lack of {_SHARED}",
-}
 _END = object()
 _starting = threading.Lock()  # held while a reader's processes start, so that no other reader takes them for its own
 _worker: int | None = None  # index of this process if it is a worker
-
-
-class DataWorkerError(ConvoyError):
-    """A worker process was killed or is frozen, so the run can be restarted; or its code has ended it."""
-
-    exit_code = ExitStatus.RETRY
 
 
 @contextlib.contextmanager
@@ -166,7 +155,7 @@ class Workers:
         try:
             element = self._next_element.result()
         except RuntimeError as error:  # raised by Grain when a worker has ended with another code than 0
-            if (failed := self._failed()) is not None:
+            if (failed := self._failed() or ended_at_start(error)) is not None:
                 raise failed from error
             raise
         except OSError as error:
@@ -255,21 +244,9 @@ class Workers:
 
     def _exit_error(self, process: BaseProcess) -> DataWorkerError:
         """Returns the error for a worker that has ended."""
-        code = process.exitcode or 0
         index = next((index for index, known in self._known() if known is process), None)
         name = "a data worker that was starting" if index is None else f"data worker {index}"
-        if code < 0:
-            by = signal.Signals(-code)
-            return DataWorkerError(
-                f"{name} (pid {process.pid}) was killed by {by.name}{_LIKELY_REASON.get(by, '')}. The same "
-                "command resumes from the newest checkpoint. Fewer data.workers need less memory."
-            )
-        error = DataWorkerError(
-            f"{name} (pid {process.pid}) ended by itself with exit code {code}: the code of the data source, or a "
-            "library, called os._exit or exit of C, or failed where Python prints the error. Its output may say more."
-        )
-        error.exit_code = ExitStatus.USER_ERROR
-        return error
+        return exit_error(f"{name} (pid {process.pid})", process.exitcode or 0)
 
     def _detach_workers(self) -> None:
         """Lets the workers outlive the threads that started them, until Grain stops them."""
@@ -339,7 +316,7 @@ def _raise_full(error: OSError) -> None:
     """Raises RunError if shared memory is full, else returns."""
     if error.errno == errno.ENOSPC:
         raise RunError(
-            f"{_SHARED}, is full. Give it more space (docker run --shm-size=8g; convoy launch k8s --shm=8Gi), delete "
+            f"{SHARED}, is full. Give it more space (docker run --shm-size=8g; convoy launch k8s --shm=8Gi), delete "
             "files that killed runs left there, or set data.workers=0."
         ) from error
 
