@@ -301,9 +301,9 @@ def _parse_known(top: Parser, words: Sequence[str]) -> tuple[argparse.Namespace,
     try:
         return top.parse_known_args(words)
     except ConfigError as error:
-        loose = [word for word in words[1:] if not word.startswith("-")]
-        if loose and str(error).partition(". ")[0].endswith("required: --config"):
-            raise ConfigError(f"{error}. Did you mean --config={loose[-1]}?") from None
+        positional = [word for word in words[1:] if not word.startswith("-")]
+        if positional and str(error).partition(". ")[0].endswith("required: --config"):
+            raise ConfigError(f"{error}. Did you mean --config={positional[-1]}?") from None
         raise
 
 

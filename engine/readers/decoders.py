@@ -1,4 +1,4 @@
-"""Decoders of records: functions from bytes to an example, given as such or by dotted path."""
+"""Decoders of records: functions that return an example from bytes, or the dotted paths of such functions."""
 
 import dataclasses
 import functools

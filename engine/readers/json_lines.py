@@ -114,7 +114,7 @@ def _count(path: str) -> int:
     try:
         with _open(path) as file:
             return sum(not line.isspace() for line in file)
-    except Exception as error:  # zstandard raises its own kind
+    except Exception as error:  # gzip and zlib raise errors of several kinds
         raise DataError(f"{shown(path)} cannot be read: {error}. Copy or write the file again.") from error
 
 
