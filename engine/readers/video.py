@@ -31,6 +31,9 @@ class Video:
     An example holds `frames` uint8 `[frames, height, width, 3]`, `time_s` float32 `[frames]` from the start of the
     file, `first`, the number of the first frame in the file, and as text `file`, the name of the file.
 
+    A frame that the decoder reports as damaged, and those that refer to it, are bad examples. Codecs have no checksums:
+    a few changed bytes may also give wrong pixels without an error.
+
     On the first use of a file, its packets are read once, without decoding them, and the index is saved in
     `.convoy_index/` next to the file, or in the user's cache folder.
     """

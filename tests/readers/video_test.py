@@ -3,6 +3,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -65,18 +66,22 @@ def test_pickled_copy_and_saved_index_give_the_same_clips(path):
         assert np.array_equal(other[7]["frames"], first[7]["frames"])
 
 
-def damaged(path: str, size: int) -> bytearray:
-    """Returns the content of an MP4 file with so many changed bytes, after 30 % of its encoded frames."""
+def damaged(path: str, number: int) -> bytearray:
+    """Returns the content of an MP4 file in which every byte of an encoded frame but its size is zero.
+
+    The decoder notices this in any encoding. It would not notice each change of a few bytes: H.264 has no checksums.
+    """
+    with av.open(path) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    begin, size = packets[number]
     data = bytearray(Path(path).read_bytes())
-    begin = data.index(b"mdat")  # of the encoded frames, whose size is in the 4 bytes before
-    position = begin + int(0.3 * int.from_bytes(data[begin - 4 : begin], "big"))
-    data[position : position + size] = (byte ^ 0xFF for byte in data[position : position + size])
+    data[begin + 4 : begin + size] = bytes(size - 4)
     return data
 
 
-@pytest.mark.parametrize("size", [1, 100])
-def test_damage_of_a_frame_reaches_no_further_than_the_next_keyframe(tmp_path, path, size):
-    (tmp_path / "a.mp4").write_bytes(damaged(path, size))
+@pytest.mark.parametrize("number", [1, 3, 6])
+def test_damage_of_a_frame_reaches_no_further_than_the_next_keyframe(tmp_path, path, number):
+    (tmp_path / "a.mp4").write_bytes(damaged(path, number))
     source, expected, bad = Video(str(tmp_path / "a.mp4")), decoded(path), []
     for index in range(40):
         try:
@@ -87,7 +92,7 @@ def test_damage_of_a_frame_reaches_no_further_than_the_next_keyframe(tmp_path, p
 
 
 def test_damaged_frames_and_files_are_bad_examples(tmp_path, path):
-    data = damaged(path, 1)
+    data = damaged(path, 3)
     (tmp_path / "a.mp4").write_bytes(data)
     (tmp_path / "b.mp4").write_bytes(data[: len(data) // 2])  # without the table of frames, which is at the end
     source = Video(str(tmp_path / "*.mp4"), frames=10)
