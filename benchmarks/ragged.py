@@ -19,8 +19,8 @@ from benchmarks.data_wait import Interval, Waits, shares
 from benchmarks.report import Row
 from engine.config import defaults, validate
 from engine.config.schema import Config
-from engine.data.ragged_report import RaggedReport
-from engine.data.ragged_report import report as ragged_report
+from engine.data.ragged.report import RaggedReport
+from engine.data.ragged.report import report as ragged_report
 from engine.data.source import build_source
 from models.scenes import Scenes
 

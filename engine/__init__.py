@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from engine import layers, metrics, readers
     from engine.config.errors import ConvoyError, DataError, TaskError
-    from engine.data.balanced import Balanced
     from engine.data.context import Context
-    from engine.data.mixture import Mixture
-    from engine.data.packing import Packed
-    from engine.data.padded import Bucketed, Padded
+    from engine.data.ragged.balanced import Balanced
+    from engine.data.ragged.packing import Packed
+    from engine.data.ragged.padded import Bucketed, Padded
+    from engine.data.sampling.mixture import Mixture
+    from engine.data.sampling.weighted import Weighted
     from engine.data.source import ArraySource, Source
     from engine.data.stages import stage
     from engine.data.streams.stream import Stream
-    from engine.data.weighted import Weighted
     from engine.datasets.check import check_dataset
     from engine.datasets.write import write_dataset
     from engine.entry import explain, train
@@ -80,15 +80,15 @@ __all__ = [
 _MODULES = {
     "engine": ("layers", "metrics", "readers"),
     "engine.config.errors": ("ConvoyError", "DataError", "TaskError"),
-    "engine.data.balanced": ("Balanced",),
+    "engine.data.ragged.balanced": ("Balanced",),
     "engine.data.context": ("Context",),
-    "engine.data.mixture": ("Mixture",),
-    "engine.data.packing": ("Packed",),
-    "engine.data.padded": ("Bucketed", "Padded"),
+    "engine.data.sampling.mixture": ("Mixture",),
+    "engine.data.ragged.packing": ("Packed",),
+    "engine.data.ragged.padded": ("Bucketed", "Padded"),
     "engine.data.source": ("ArraySource", "Source"),
     "engine.data.stages": ("stage",),
     "engine.data.streams.stream": ("Stream",),
-    "engine.data.weighted": ("Weighted",),
+    "engine.data.sampling.weighted": ("Weighted",),
     "engine.datasets.check": ("check_dataset",),
     "engine.datasets.write": ("write_dataset",),
     "engine.entry": ("explain", "train"),

@@ -33,7 +33,12 @@ from engine.config.text import flatten, value_text
 
 _SECTIONS = ("task.", "data.", "optimizer.")
 _FREE = ("data.threads", "data.workers", "data.prefetch", "data.on_error")
-WEIGHTED = ("engine.Mixture", "engine.Weighted", "engine.data.mixture.Mixture", "engine.data.weighted.Weighted")
+WEIGHTED = (
+    "engine.Mixture",
+    "engine.Weighted",
+    "engine.data.sampling.mixture.Mixture",
+    "engine.data.sampling.weighted.Weighted",
+)
 """Sources that draw examples by weights."""
 WEIGHTS = ("weights", "balance", "tags", "threshold", "interpolate")
 """Their arguments that decide how often each example is drawn."""

@@ -14,8 +14,8 @@ from engine.config.user_errors import location
 from engine.data.batch import Batch
 from engine.data.collate import Collator, own_copy
 from engine.data.context import Context, call
-from engine.data.ragged import Sizes
-from engine.data.sampler import (
+from engine.data.ragged.fields import Sizes
+from engine.data.sampling.sampler import (
     Marks,
     is_marked,
     is_shaped,
@@ -27,7 +27,7 @@ from engine.data.sampler import (
     read_examples,
     reads_singly,
 )
-from engine.data.shuffle import random_generators
+from engine.data.sampling.shuffle import random_generators
 from engine.data.source import Example, Examples, Source, example_spec, has_transform, leaves_with_path, source_name
 from engine.data.stages import stage
 from engine.data.text import has_text, is_text, without_text

@@ -22,7 +22,7 @@ from engine.data.batch import Batch
 from engine.data.batches import Batches, OrderedBatches
 from engine.data.placement import Placement, local_rows, to_global_arrays
 from engine.data.reader import read
-from engine.data.sampler import Mark
+from engine.data.sampling.sampler import Mark
 from engine.data.source import Source, example_spec, fingerprint, limited
 from engine.data.stages import Times
 from engine.data.streams.marks import MarkedBatch, MarkedBatches, add_later, later

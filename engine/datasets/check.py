@@ -14,7 +14,7 @@ from engine.config.user_errors import describe
 from engine.data.collate import stack_examples
 from engine.data.context import Context, call
 from engine.data.record_manifest import checksum
-from engine.data.shuffle import random_generators
+from engine.data.sampling.shuffle import random_generators
 from engine.data.source import Example, Limited, Source, has_transform, source_name
 from engine.data.stages import recorded, stage
 from engine.data.streams.cursor import StreamReadError

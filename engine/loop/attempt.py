@@ -17,9 +17,9 @@ from engine.config.duration import Period
 from engine.config.schema import Config
 from engine.data.bad_examples import BadExampleCounter
 from engine.data.batch import Batch
-from engine.data.drawn import DrawnShares
 from engine.data.feed import TrainFeed
-from engine.data.ragged_report import report
+from engine.data.ragged.report import report
+from engine.data.sampling.drawn import DrawnShares
 from engine.data.source import Source
 from engine.loop.phases import COMPILING, RESTORING, Phases
 from engine.observe.recorder import Recorder, Sums

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from engine.config.errors import DataError
-from engine.data.balanced import Balanced
 from engine.data.batches import Batches, OrderedBatches
+from engine.data.ragged.balanced import Balanced
 from engine.data.source import ArraySource
 from engine.data.streams.source import as_source
 

@@ -8,7 +8,7 @@ from engine.config.errors import DataError
 from engine.data import collate
 from engine.data.batches import Batches
 from engine.data.collate import Collator, own_copy, stack_examples
-from engine.data.mixture import Mixture
+from engine.data.sampling.mixture import Mixture
 from engine.data.source import ArraySource
 from tests.properties import examples as cases
 

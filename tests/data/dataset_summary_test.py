@@ -6,7 +6,7 @@ import pytest
 from engine.config.errors import DataError
 from engine.data import dataset_summary
 from engine.data.array_record import ArrayRecordSource, write_array_record
-from engine.data.mixture import Mixture
+from engine.data.sampling.mixture import Mixture
 from engine.data.source import ArraySource, fingerprint
 
 

@@ -15,9 +15,9 @@ import pytest
 
 from engine.config.errors import DataError
 from engine.data.batches import Batches
-from engine.data.mixture import Mixture
-from engine.data.packing import Packed
+from engine.data.ragged.packing import Packed
 from engine.data.reader import read
+from engine.data.sampling.mixture import Mixture
 from engine.data.source import ArraySource
 
 DEADLINE = 60  # seconds; only a failure takes so long

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from engine.config.errors import DataError
-from engine.data.sampler import read_examples
+from engine.data.sampling.sampler import read_examples
 from engine.data.source import (
     FINGERPRINT_EXAMPLES,
     ArraySource,

@@ -13,9 +13,9 @@ import pytest
 
 from engine.config.errors import ConfigError, ConvoyError, DataError
 from engine.data.array_record import ArrayRecordSource, write_array_record
-from engine.data.mixture import Mixture
-from engine.data.padded import Bucketed
+from engine.data.ragged.padded import Bucketed
 from engine.data.record_manifest import lengths_path, manifest_path, save_lengths
+from engine.data.sampling.mixture import Mixture
 from engine.data.source import ArraySource, limited
 from engine.data.streams.source import as_source
 from engine.datasets import write

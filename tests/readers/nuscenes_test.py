@@ -8,7 +8,7 @@ import pytest
 from engine.config.errors import DataError
 from engine.data.bad_examples import TolerantBatches
 from engine.data.batches import Batches
-from engine.data.padded import Padded
+from engine.data.ragged.padded import Padded
 from engine.data.source import fingerprint
 from engine.readers import NuScenes
 from tests.readers.driving_files import write_nuscenes

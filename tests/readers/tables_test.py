@@ -11,8 +11,8 @@ import pytest
 from engine.config.errors import DataError
 from engine.data.bad_examples import TolerantBatches
 from engine.data.batches import Batches
-from engine.data.packing import Packed
-from engine.data.padded import Padded
+from engine.data.ragged.packing import Packed
+from engine.data.ragged.padded import Padded
 from engine.data.source import fingerprint
 from engine.readers import Arrow, Parquet
 from tests.readers.table_files import FORMATS, labels, write

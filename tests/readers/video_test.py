@@ -72,8 +72,9 @@ def damaged(path: str, number: int) -> bytearray:
     The decoder notices this in any encoding. It would not notice each change of a few bytes: H.264 has no checksums.
     """
     with av.open(path) as container:
-        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
-    begin, size = packets[number]
+        packet = [packet for packet in container.demux(video=0) if packet.size][number]
+    begin, size = packet.pos, packet.size
+    assert begin is not None
     data = bytearray(Path(path).read_bytes())
     data[begin + 4 : begin + size] = bytes(size - 4)
     return data

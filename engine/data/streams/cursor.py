@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from engine.config.errors import ConvoyError, DataError
-from engine.data.sampler import Mark
+from engine.data.sampling.sampler import Mark
 from engine.data.streams.stream import Stream
 from engine.types import Json
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.config.duration import UNKNOWN_LENGTH
-from engine.data.shuffle import EpochPermutation
+from engine.data.sampling.shuffle import EpochPermutation
 
 
 class Order:

@@ -13,7 +13,7 @@ from engine.config.errors import ConvoyError, DataError
 from engine.config.schema import SHUFFLE_WINDOW, Data
 from engine.config.target import build
 from engine.data.collate import Collator
-from engine.data.sampler import Mark, Marks
+from engine.data.sampling.sampler import Mark, Marks
 from engine.data.source import SEPARATOR, Example, Examples, Source, check_source, content_of, limited
 from engine.data.stages import stage
 from engine.data.streams.cursor import StreamReader
@@ -64,7 +64,7 @@ class StreamSource:
         return self._in_order.addresses(np.asarray(indices, np.int64))
 
     def sampler(self, seed: int, shuffle: bool) -> "StreamSampler":
-        """Returns the sampler of a training run (`engine/data/sampler.py`)."""
+        """Returns the sampler of a training run (`engine/data/sampling/sampler.py`)."""
         return StreamSampler(self, seed, shuffle)
 
     def batch_sampler(self, seed: int, shuffle: bool, batch_size: int) -> "StreamSampler":

@@ -11,11 +11,11 @@ from engine.config.duration import UNKNOWN_LENGTH, Duration
 from engine.config.errors import ConfigError, DataError
 from engine.config.schema import Data
 from engine.data.bad_examples import TolerantBatches
-from engine.data.balanced import Balanced
 from engine.data.batches import Batches, OrderedBatches
 from engine.data.dataset_summary import summarize
-from engine.data.mixture import Mixture
-from engine.data.packing import Packed
+from engine.data.ragged.balanced import Balanced
+from engine.data.ragged.packing import Packed
+from engine.data.sampling.mixture import Mixture
 from engine.data.source import ArraySource, example_spec, limited
 from engine.data.streams.cursor import StreamReadError
 from engine.data.streams.source import StreamSource, as_source, check_readable, descriptions, limit_source

@@ -6,9 +6,9 @@ import pytest
 
 from engine.config.errors import DataError
 from engine.data.batches import Batches, OrderedBatches
-from engine.data.mixture import Mixture
-from engine.data.packing import Packed
+from engine.data.ragged.packing import Packed
 from engine.data.reader import read
+from engine.data.sampling.mixture import Mixture
 from engine.data.source import ArraySource, example_spec, fingerprint, limited
 
 LENGTHS = [3, 0, 21, 1, 8, 5, 5, 12, 2, 7, 4, 1, 6, 3, 9]

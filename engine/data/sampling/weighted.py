@@ -15,9 +15,10 @@ import numpy.typing as npt
 import xxhash
 
 from engine.config.errors import DataError, did_you_mean
-from engine.data.sampler import Order, PermutationSampler
-from engine.data.share_schedule import ShareSchedule, Times
-from engine.data.shuffle import EpochPermutation, PartPermutations, derive_seed
+from engine.data.sampling.sampler import Order, PermutationSampler
+from engine.data.sampling.share_schedule import ShareSchedule, Times
+from engine.data.sampling.shuffle import EpochPermutation, PartPermutations, derive_seed
+from engine.data.sampling.tags import FILES, Tags, TagsArgument, find_tags, read_array
 from engine.data.source import (
     SEPARATOR,
     Example,
@@ -29,7 +30,6 @@ from engine.data.source import (
     limited,
     source_name,
 )
-from engine.data.tags import FILES, Tags, TagsArgument, find_tags, read_array
 
 BALANCES = ("natural", "class", "sqrt", "repeat")
 INDEX_METHODS = ("lengths", "field_lengths", "costs")  # of the wrapped source

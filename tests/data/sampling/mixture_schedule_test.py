@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from engine.config.errors import DataError
-from engine.data.mixture_schedule import schedule, shares
+from engine.data.sampling.mixture_schedule import schedule, shares
 
 
 @pytest.mark.parametrize("seed", range(10))

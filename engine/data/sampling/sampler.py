@@ -12,8 +12,8 @@ import numpy as np
 
 from engine.config.errors import ConvoyError, DataError
 from engine.data.collate import Collator
-from engine.data.ragged import Sizes, source_costs
-from engine.data.shuffle import EpochPermutation
+from engine.data.ragged.fields import Sizes, source_costs
+from engine.data.sampling.shuffle import EpochPermutation
 from engine.data.source import (
     Example,
     Examples,

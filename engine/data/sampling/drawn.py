@@ -5,8 +5,8 @@ They follow from the order of the run, which is a pure function of the position,
 
 import numpy as np
 
-from engine.data.balanced import Balanced
-from engine.data.sampler import is_tagged, make_sampler
+from engine.data.ragged.balanced import Balanced
+from engine.data.sampling.sampler import is_tagged, make_sampler
 from engine.data.source import Source
 
 MAX_TAGS = 32  # with more, metrics would hold little else

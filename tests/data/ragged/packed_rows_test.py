@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from engine.config.errors import DataError
 from engine.data.batches import Batches, OrderedBatches
-from engine.data.packing import Packed
+from engine.data.ragged.packing import Packed
 from engine.data.source import fingerprint
 from tests import properties
 from tests.data.scenes import FIELDS, Scenes, TwoAxes

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from engine.config.errors import DataError
 from engine.data.bad_examples import TolerantBatches
-from engine.data.balanced import Balanced
 from engine.data.batches import Batches, OrderedBatches
-from engine.data.mixture import Mixture
-from engine.data.padded import Bucketed, Padded
-from engine.data.shuffle import EpochPermutation
+from engine.data.ragged.balanced import Balanced
+from engine.data.ragged.padded import Bucketed, Padded
+from engine.data.sampling.mixture import Mixture
+from engine.data.sampling.shuffle import EpochPermutation
 from engine.data.source import ArraySource, example_spec, fingerprint, limited, shape_specs
 from tests import properties
 from tests.data.scenes import FIELDS, SIZES, Scenes, TwoAxes

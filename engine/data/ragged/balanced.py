@@ -9,8 +9,8 @@ import heapq
 import numpy as np
 
 from engine.config.errors import DataError
-from engine.data.ragged import Sizes
-from engine.data.sampler import (
+from engine.data.ragged.fields import Sizes
+from engine.data.sampling.sampler import (
     Sampler,
     ShapedSampler,
     is_shaped,

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.config.errors import DataError
-from engine.data.packed_rows import FieldRows, Piece, Rows, TokenRows
-from engine.data.packing_plan import Plan
-from engine.data.ragged import Fields, Lengths, Ragged, Sizes
-from engine.data.shuffle import EpochPermutation, derive_seed
+from engine.data.ragged.fields import Fields, Lengths, Ragged, Sizes
+from engine.data.ragged.packed_rows import FieldRows, Piece, Rows, TokenRows
+from engine.data.ragged.packing_plan import Plan
+from engine.data.sampling.shuffle import EpochPermutation, derive_seed
 from engine.data.source import (
     SEPARATOR,
     Example,

@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from engine.data import drawn
-from engine.data.balanced import Balanced
 from engine.data.batches import Batches
-from engine.data.drawn import DrawnShares
-from engine.data.mixture import Mixture
+from engine.data.ragged.balanced import Balanced
+from engine.data.sampling import drawn
+from engine.data.sampling.drawn import DrawnShares
+from engine.data.sampling.mixture import Mixture
+from engine.data.sampling.weighted import Weighted
 from engine.data.source import ArraySource
-from engine.data.weighted import Weighted
 
 
 class Counted(ArraySource):

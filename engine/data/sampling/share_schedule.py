@@ -15,7 +15,7 @@ import numpy as np
 
 from engine.config.duration import DATA_UNITS, Duration
 from engine.config.errors import DataError
-from engine.data.shuffle import PartPermutations, derive_seed
+from engine.data.sampling.shuffle import PartPermutations, derive_seed
 
 BLOCKS = 256  # of a part with constant shares, at most; the part after the last change then repeats
 RAMP_BLOCKS = 64  # in which shares change from one point to the next, at least

@@ -6,9 +6,9 @@ import pyarrow.parquet
 import pytest
 
 from engine.config.errors import ConfigError, DataError
-from engine.data import ragged
+from engine.data.ragged import fields as ragged
+from engine.data.sampling.tags import Tags, find_tags
 from engine.data.source import ArraySource
-from engine.data.tags import Tags, find_tags
 
 CITIES = ["oslo", "bonn", "oslo", "rome"]
 SEVERAL = [["bus"], [], ["bus", "tram"], ["tram"]]
@@ -68,7 +68,7 @@ def test_one_tag_for_each_example(tags, expected):
     assert tags.sizes.tolist() == [expected.count(name) for name in tags.names]
 
 
-@pytest.mark.parametrize("tags", [SEVERAL, "tests.data.tags_test.several", lambda example: several(example)])
+@pytest.mark.parametrize("tags", [SEVERAL, "tests.data.sampling.tags_test.several", lambda example: several(example)])
 def test_several_tags_for_each_example(tags):
     if tags is not SEVERAL:
         rows = per_example(found(tags))
@@ -112,7 +112,7 @@ def test_entry_of_an_array_source_and_method_of_a_source_read_no_example():
     assert per_example(found(None, source)) == [[city] for city in CITIES]
 
 
-@pytest.mark.parametrize("tags", ["city", "tests.data.tags_test.several"])
+@pytest.mark.parametrize("tags", ["city", "tests.data.sampling.tags_test.several"])
 def test_cache_saves_later_starts_the_reading_until_source_or_function_change(tags, tmp_path):
     cache, source = str(tmp_path / "tags.npz"), Scenes()
     first = found(tags, source, cache)
@@ -145,15 +145,19 @@ def test_reading_tags_prints_progress(monkeypatch, capsys):
     monkeypatch.setattr(ragged, "REPORT_S", 0.0)
     found("city")
     assert (
-        "reading the tags of tests.data.tags_test.Scenes: 2 of 4. With tags=, an array or a" in capsys.readouterr().err
+        "reading the tags of tests.data.sampling.tags_test.Scenes: 2 of 4. With tags=, an array or a"
+        in capsys.readouterr().err
     )
 
 
 @pytest.mark.parametrize(
     ("tags", "text"),
     [
-        (None, r"Weighted: tags: tests.data.tags_test.Scenes has no method tags\(\). Pass tags=, one for each example"),
-        (CITIES[:3], "Weighted: tags: found tags of 3 examples, but tests.data.tags_test.Scenes has 4."),
+        (
+            None,
+            r"Weighted: tags: tests.data.sampling.tags_test.Scenes has no method tags\(\). Pass tags=, one for each",
+        ),
+        (CITIES[:3], "Weighted: tags: found tags of 3 examples, but tests.data.sampling.tags_test.Scenes has 4."),
         ([0.5, 1, 2, 3], r"Weighted: tags: found float64\[4\]. Allowed are integers, bools or text, one for each exam"),
         (np.zeros((4, 2)), r"Weighted: tags: found float64\[4, 2\]. Allowed are"),
         ("town", "tags: example 0 of .*Scenes: DataError: the example has no entry 'town'; it has city, scene/kind, x"),
@@ -178,5 +182,5 @@ def test_invalid_files_raise_data_error(tmp_path):
 
 
 def test_missing_function_is_a_config_error():
-    with pytest.raises(ConfigError, match=r"tests.data.tags_test has no 'absent'"):
-        found("tests.data.tags_test.absent")
+    with pytest.raises(ConfigError, match=r"tests.data.sampling.tags_test has no 'absent'"):
+        found("tests.data.sampling.tags_test.absent")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from engine.data.packing_plan import SplitPlanner, WholePlanner, best_fit
+from engine.data.ragged.packing_plan import SplitPlanner, WholePlanner, best_fit
 
 LENGTHS = [
     np.array([5]),

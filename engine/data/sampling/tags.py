@@ -20,7 +20,7 @@ import xxhash
 from engine.config.errors import DataError
 from engine.config.schema import Target
 from engine.config.target import resolve
-from engine.data.ragged import measured
+from engine.data.ragged.fields import measured
 from engine.data.source import ArraySource, Example, Source, fingerprint, leaves_with_path, source_name
 from engine.mounts import local_path
 

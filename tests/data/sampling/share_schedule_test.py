@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config.errors import ConfigError, DataError
-from engine.data.share_schedule import ShareSchedule, Times
+from engine.data.sampling.share_schedule import ShareSchedule, Times
 from tests import properties
 
 SHARES = st.lists(st.integers(0, 9), min_size=3, max_size=3).filter(any).map(lambda values: np.array(values, float))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from engine.config.errors import DataError
-from engine.data.shuffle import EpochPermutation, PartPermutations, derive_seed, random_generators
+from engine.data.sampling.shuffle import EpochPermutation, PartPermutations, derive_seed, random_generators
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 10, 255, 256, 257, 1000, 1001, 65_536, 65_537])

@@ -4,11 +4,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config.errors import DataError
-from engine.data.balanced import Balanced, deal
 from engine.data.batches import Batches, OrderedBatches
-from engine.data.mixture import Mixture
-from engine.data.packing import Packed
-from engine.data.padded import Bucketed, Padded
+from engine.data.ragged.balanced import Balanced, deal
+from engine.data.ragged.packing import Packed
+from engine.data.ragged.padded import Bucketed, Padded
+from engine.data.sampling.mixture import Mixture
 from engine.data.source import ArraySource, fingerprint, limited
 from tests import properties
 from tests.data.scenes import FIELDS, Scenes

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from engine.data.balanced import Balanced
-from engine.data.packing import Packed
-from engine.data.padded import Bucketed, Padded
-from engine.data.ragged_report import report
+from engine.data.ragged.balanced import Balanced
+from engine.data.ragged.packing import Packed
+from engine.data.ragged.padded import Bucketed, Padded
+from engine.data.ragged.report import report
 from engine.data.source import ArraySource
 from tests.data.scenes import FIELDS, Scenes
 

@@ -5,10 +5,10 @@ import pytest
 
 from engine.config.errors import DataError
 from engine.data.batches import Batches, OrderedBatches
-from engine.data.mixture import Mixture
-from engine.data.mixture_schedule import PERIOD
-from engine.data.packing import Packed
+from engine.data.ragged.packing import Packed
 from engine.data.reader import read
+from engine.data.sampling.mixture import Mixture
+from engine.data.sampling.mixture_schedule import PERIOD
 from engine.data.source import ArraySource, example_spec, fingerprint, limited
 
 SIZES = {"a": 30, "b": 7, "c": 12}

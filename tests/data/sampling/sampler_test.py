@@ -4,8 +4,8 @@ import pytest
 from engine.config.errors import DataError
 from engine.data.batches import Batches
 from engine.data.collate import stack_examples
-from engine.data.sampler import make_sampler, read_examples
-from engine.data.shuffle import EpochPermutation
+from engine.data.sampling.sampler import make_sampler, read_examples
+from engine.data.sampling.shuffle import EpochPermutation
 from engine.data.source import ArraySource
 
 

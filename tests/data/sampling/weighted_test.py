@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config.errors import DataError
-from engine.data.balanced import Balanced
 from engine.data.batches import Batches, OrderedBatches
-from engine.data.mixture import Mixture
-from engine.data.packing import Packed
-from engine.data.padded import Bucketed, Padded
+from engine.data.ragged.balanced import Balanced
+from engine.data.ragged.packing import Packed
+from engine.data.ragged.padded import Bucketed, Padded
 from engine.data.reader import read
+from engine.data.sampling.mixture import Mixture
+from engine.data.sampling.weighted import Weighted
 from engine.data.source import ArraySource, fingerprint, limited
-from engine.data.weighted import Weighted
 from tests import properties
 from tests.data.scenes import FIELDS, Scenes
 

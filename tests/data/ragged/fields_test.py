@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from engine.data import ragged
-from engine.data.ragged import Ragged, check_costs, costs
+from engine.data.ragged import fields as ragged
+from engine.data.ragged.fields import Ragged, check_costs, costs
 from engine.data.source import ArraySource
 
 
@@ -36,7 +36,10 @@ def test_lengths_are_given_known_or_measured(capsys, monkeypatch):
     assert not capsys.readouterr().err
     monkeypatch.setattr(ragged, "REPORT_S", -1.0)
     assert fields.measure(Scans()).tolist() == [[1, 2, 3], [0, 2, 4]]
-    assert "measuring the examples of tests.data.ragged_test.Scans: 2 of 3. With a method" in capsys.readouterr().err
+    assert (
+        "measuring the examples of tests.data.ragged.fields_test.Scans: 2 of 3. With a method"
+        in capsys.readouterr().err
+    )
     with pytest.raises(ragged.DataError, match=r"lengths\(\) must return a dict of points, lanes, the axes"):
         fields.measure(Scans(), [1, 2, 3])
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from engine.config.errors import DataError
 from engine.data.collate import stack_examples
-from engine.data.ragged import ADDED, Fields, Lengths, Ragged, RaggedExample, Sizes, check_raw, costs
-from engine.data.sampler import Order, make_order
-from engine.data.shuffle import EpochPermutation, derive_seed
+from engine.data.ragged.fields import ADDED, Fields, Lengths, Ragged, RaggedExample, Sizes, check_raw, costs
+from engine.data.sampling.sampler import Order, make_order
+from engine.data.sampling.shuffle import EpochPermutation, derive_seed
 from engine.data.source import (
     SEPARATOR,
     Example,

@@ -13,9 +13,9 @@ import numpy as np
 
 from engine.config.duration import UNKNOWN_LENGTH
 from engine.config.errors import DataError, did_you_mean
-from engine.data.mixture_schedule import schedule, shares
-from engine.data.ragged import Sizes
-from engine.data.sampler import (
+from engine.data.ragged.fields import Sizes
+from engine.data.sampling.mixture_schedule import schedule, shares
+from engine.data.sampling.sampler import (
     Mark,
     Marks,
     Sampler,
@@ -27,8 +27,8 @@ from engine.data.sampler import (
     reads_singly,
     row_costs,
 )
-from engine.data.share_schedule import ShareSchedule, Times
-from engine.data.shuffle import derive_seed
+from engine.data.sampling.share_schedule import ShareSchedule, Times
+from engine.data.sampling.shuffle import derive_seed
 from engine.data.source import (
     SEPARATOR,
     Example,
