@@ -32,6 +32,7 @@ from engine.data.source import (
     limited,
     source_name,
 )
+from engine.data.streams.source import counted
 
 TOLERANCE = 1e-3  # of the mean cost of a rank: a smaller excess is not worth a swap
 SWAPS = 8  # swaps for each rank at most
@@ -79,6 +80,10 @@ class Balanced:
     def limited(self, count: int) -> "Balanced":
         """Returns a source of the first `count` examples."""
         return Balanced(limited(self.source, count), self.ranks)
+
+    def counted(self) -> "Balanced":
+        """Returns a source of known length, for which it reads streams of unknown length once."""
+        return Balanced(counted(self.source), self.ranks)
 
     def fingerprint(self) -> str:
         return f"{fingerprint(self.source)}{SEPARATOR}rows dealt to {self.ranks} ranks"

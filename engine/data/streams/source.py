@@ -14,7 +14,16 @@ from engine.config.schema import SHUFFLE_WINDOW, Data
 from engine.config.target import build
 from engine.data.collate import Collator
 from engine.data.sampling.sampler import Mark, Marks
-from engine.data.source import SEPARATOR, Example, Examples, Source, check_source, content_of, limited
+from engine.data.source import (
+    SEPARATOR,
+    Example,
+    Examples,
+    Source,
+    check_source,
+    content_of,
+    limited,
+    source_name,
+)
 from engine.data.stages import stage
 from engine.data.streams.cursor import StreamReader
 from engine.data.streams.order import Order
@@ -281,9 +290,20 @@ def limit_source(found: object, section: Data, name: str, finite: bool = False, 
 
 
 def counted(source: Source) -> Source:
-    """Returns a source with a known length; reads its streams once if necessary."""
+    """Returns a source with a known length; reads its streams once if necessary.
+
+    Raises:
+        DataError: the source wraps a stream of unknown length, and has no method `counted()`.
+    """
+    if len(source) < UNKNOWN_LENGTH:
+        return source
     own: Callable[[], Source] | None = getattr(source, "counted", None)
-    return source if own is None or len(source) < UNKNOWN_LENGTH else own()
+    if own is None:
+        raise DataError(
+            f"{source_name(source)}: its length is not known, since it reads a stream without counts(), and a reading "
+            "of all examples would not end. Set data.limit, or add counts() to the stream."
+        )
+    return own()
 
 
 def check_readable(found: object, where: str) -> None:

@@ -77,7 +77,27 @@ def test_evaluation_reads_each_example_once():
     assert batches.weight(2).tolist() == [1, 1, 0, 0]
     assert drawn(batches, 0) == rows[:4]  # the next evaluation begins again
     mixture = Mixture({"a": Counting([4], known=False)}, {"a": 1})
-    assert (len(mixture), len(as_source(mixture, "data", finite=True))) == (UNKNOWN_LENGTH, 4)
+    for source in (mixture, Balanced(mixture, 2), Mixture({"b": mixture}, {"b": 1})):
+        finite = as_source(source, "data", finite=True)
+        assert (len(source), len(finite)) == (UNKNOWN_LENGTH, 4)
+        assert [drawn(OrderedBatches(finite, 2), n) for n in range(2)] == [[(0, 0), (0, 1)], [(0, 2), (0, 3)]]
+
+
+def test_evaluation_over_a_wrapped_stream_of_unknown_length_is_refused_unless_it_has_a_limit():
+    class Wrapped:
+        def __init__(self):
+            self.source = as_source(Counting([4], known=False), "data")
+
+        def __len__(self):
+            return len(self.source)
+
+        def __getitem__(self, index):
+            return self.source[index]
+
+    with pytest.raises(DataError, match=r"Wrapped: its length is not known, .* would not end. Set data.limit, or add"):
+        as_source(Wrapped(), "data", finite=True)
+    section = Data(target="data.Wrapped", limit=3)
+    assert len(limit_source(Wrapped(), section, "data", finite=True)) == 3
 
 
 @pytest.mark.parametrize("known", [True, False])
