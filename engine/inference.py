@@ -198,7 +198,9 @@ def export(run: str | Path, file: str | Path, *, step: int | str | None = None, 
     saved = SavedRun(run)
     task = saved.build_task() if task is None else task
     _, program = open_program(task, saved.config, (), (), warn)
-    return export_safetensors(saved.weights(saved.choose(step), program).to_tree(), file)
+    with peer_failure.lost_peers_reported():
+        chosen = group.run_on_primary(lambda: saved.choose(step), "the choice of the checkpoint")
+        return export_safetensors(saved.weights(chosen, program).to_tree(), file)
 
 
 def checkpoints(run: str | Path) -> list[StepInfo]:

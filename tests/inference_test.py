@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import engine
 from engine.config.errors import ConfigError, TaskError
@@ -109,13 +110,17 @@ engine.predict(sys.argv[1], overrides=["mesh.fsdp=2", "data.limit=30"], out=sys.
 from tests.predicting import bucketed
 found = engine.predict(sys.argv[1], data=bucketed(), overrides=["mesh.fsdp=2"], batch_size=4)
 print(json.dumps([found["example"].tolist(), found["label"].tolist(), found["id"].tolist() if "id" in found else None]))
+engine.export(sys.argv[1], sys.argv[3])
 processes.leave()
 """
 
 
 @pytest.mark.multiprocess
-def test_two_processes_predict_what_one_predicts(run, tmp_path):
-    lines = runs.lines_by_process(TWO, run, tmp_path / "p.npz", processes=2)
+def test_two_processes_predict_and_export_what_one_does(run, tmp_path):
+    two, one = tmp_path / "two.safetensors", tmp_path / "one.safetensors"
+    lines = runs.lines_by_process(TWO, run, tmp_path / "p.npz", two, processes=2)
+    engine.export(run, one)
+    np.testing.assert_equal(load_file(two), load_file(one))
     whole = engine.predict(run)
     names, labels, ids = json.loads(lines["0"][-2])
     assert (names, labels, ids) == (sorted(whole), whole["label"].tolist(), NAMES)

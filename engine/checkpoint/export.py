@@ -1,6 +1,8 @@
 """Exports the weights of a state as one safetensors file, for use outside of training."""
 
+import contextlib
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,13 +37,15 @@ def export_safetensors(state: Mapping[str, PyTree], path: str | os.PathLike[str]
     whole = {name: _whole(array) for name, array in sorted(arrays.items())}
     if group.is_primary():
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # hosts may share the folder
         try:
             save_file(whole, temporary)
             os.replace(temporary, path)
         except Exception as error:  # safetensors raises its own error class for disk errors
-            temporary.unlink(missing_ok=True)
             raise CheckpointError(f"{path}: the weights cannot be exported ({error}). Choose another path.") from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
     return list(whole)
 
 

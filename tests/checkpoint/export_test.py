@@ -1,3 +1,5 @@
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,3 +55,14 @@ def test_array_with_transposed_memory_layout_keeps_its_values(tmp_path):
 def test_unwritable_path_error_names_the_path(tmp_path):
     with pytest.raises(CheckpointError, match=r"absent/model\.safetensors: the weights cannot be exported"):
         export_safetensors(state(), tmp_path / "absent" / "model.safetensors")
+
+
+def test_failed_export_leaves_no_file_and_keeps_what_other_exports_write(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.mkdir()  # so that the finished file cannot get its name
+    other = tmp_path / f".model.safetensors.{os.getpid()}.tmp"  # of a process with this number on another host
+    other.write_text("theirs")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: the weights cannot be exported"):
+        export_safetensors(state(), path)
+    assert sorted(tmp_path.iterdir()) == [other, path]
+    assert other.read_text() == "theirs"
