@@ -88,7 +88,7 @@ def _add_train(add: AddParser) -> None:
     train.add_argument(
         "--accept-schedule-change",
         action="store_true",
-        help="resume although train.total changes the learning rates, or context.total_steps of the Task",
+        help="resume although train.total changes the learning rates, context.total_steps, or weights of the data",
     )
     train.add_argument(
         "--accept-data-change", action="store_true", help="resume although the training data has changed"

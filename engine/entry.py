@@ -182,7 +182,7 @@ def _build_trainer(
     readers = [type(trainer.program.spec.task).__name__] if trainer.program.reads_total_steps else []
     if has_transform(source) and names_total_steps(source.transform):
         readers.append(f"{source_name(source)}.transform")
-    check_total_steps(readers, config, directory, accepted)
+    check_total_steps(readers, source, config, directory, accepted)
     directory.write_config_text(to_text(config))  # after all checks of the config
     directory.write_data_text(dataset_summary.to_text(summaries))
     if group.is_primary():

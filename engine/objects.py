@@ -15,6 +15,7 @@ from engine.config.instances import TARGET, missing, section_of
 from engine.config.schema import Config, Data, Target, field_names
 from engine.config.schema import Hook as HookConfig
 from engine.config.validation import validate
+from engine.data.sampling.share_schedule import for_run
 from engine.data.source import Source, build_source
 from engine.data.streams.source import check_readable, limit_source
 from engine.loop.hooks import Hook, build_hooks
@@ -45,7 +46,7 @@ class Objects:
             name: _source(self.evaluation_data.get(name), section.data, f"evaluations.{name}.data", finite=True)
             for name, section in config.evaluations.items()
         }
-        return _source(self.data, config.data, "data"), evaluations
+        return for_run(_source(self.data, config.data, "data"), config.train), evaluations
 
     def build_hooks(self, config: Config) -> dict[str, Hook]:
         """Returns the hooks by name, in the order of the config."""

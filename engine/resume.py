@@ -16,6 +16,7 @@ from engine.config.schedules import followers
 from engine.config.schema import Config
 from engine.config.text import from_text
 from engine.data import dataset_summary
+from engine.data.sampling.share_schedule import follows_run
 from engine.data.source import Source
 from engine.run.directory import RunDirectory
 from engine.saved.run import newest_checkpoint
@@ -77,11 +78,14 @@ def check_total(config: Config, dataset_size: int, directory: RunDirectory) -> N
     group.run_on_primary(lambda: _check_total(config, dataset_size, directory), "the check of train.total")
 
 
-def check_total_steps(readers: Sequence[str], config: Config, directory: RunDirectory, accepted: Accepted) -> None:
+def check_total_steps(
+    readers: Sequence[str], source: Source, config: Config, directory: RunDirectory, accepted: Accepted
+) -> None:
     """Checks that a changed `train.total` does not change the training of a Task or a dataset that depends on it.
 
     Args:
         readers: names of the code that reads `context.total_steps`.
+        source: the training data, whose weights may change at percentages of the run.
         config: config of the resume.
         directory: the run directory, whose stored config is still that of the attempt before.
         accepted: changes that the user accepts.
@@ -89,18 +93,24 @@ def check_total_steps(readers: Sequence[str], config: Config, directory: RunDire
     Raises:
         ConfigError: it does, and that is not accepted.
     """
-    if readers and not accepted.schedule:
-        group.run_on_primary(lambda: _check_total_steps(readers, config, directory), "the check of total_steps")
+    changed = []
+    if readers:
+        changed.append(f"context.total_steps, which {' and '.join(readers)} read{'s' * (len(readers) == 1)}")
+    if follows_run(source):
+        changed.append("the times in percent of the run at which the weights of data change")
+    if changed and not accepted.schedule:
+        what = ", and ".join(changed)
+        group.run_on_primary(lambda: _check_total_steps(what, config, directory), "the check of total_steps")
 
 
-def _check_total_steps(readers: Sequence[str], config: Config, directory: RunDirectory) -> None:
+def _check_total_steps(what: str, config: Config, directory: RunDirectory) -> None:
     if newest_checkpoint(directory) is None:
         return
     old = from_text(directory.read_config_text(), str(directory.config)).train.total
     if old != config.train.total:
         raise ConfigError(
-            f"{directory}: train.total: {old} -> {config.train.total} changes context.total_steps, which "
-            f"{' and '.join(readers)} read{'s' * (len(readers) == 1)}. To resume with it, add --accept-schedule-change."
+            f"{directory}: train.total: {old} -> {config.train.total} changes {what}. To resume with it, add "
+            "--accept-schedule-change."
         )
 
 

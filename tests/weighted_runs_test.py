@@ -41,6 +41,18 @@ def test_run_resumed_while_the_shares_change_draws_the_same_examples(unbroken, t
         assert runs.rows(tmp_path, name) == runs.rows(unbroken, name)
 
 
+def test_times_in_percent_follow_the_total_which_a_resume_must_accept(tmp_path):
+    times = {"0%": TIMES["0 steps"], "50%": {"0": 0, "1": 1, "2": 0, "3": 0}}
+    short, long = (config(times, data__interpolate=False, train__total=f"{count} steps") for count in (2, 8))
+    engine.train(short, workdir=tmp_path)
+    changed = "2 steps -> 8 steps changes the times in percent of the run at which the weights of data change. To"
+    with pytest.raises(ConfigError, match=changed):
+        engine.train(long, workdir=tmp_path)
+    engine.train(long, workdir=tmp_path, accept_schedule_change=True)
+    drawn = [set(LABELS[indices].tolist()) for indices in ledger.read(tmp_path / "examples").values()]
+    assert drawn == [{0}, {1}, {0}, {0}, {1}, {1}, {1}, {1}]
+
+
 def test_ledger_and_metrics_show_the_shares_that_were_drawn(unbroken):
     drawn = ledger.read(unbroken / "examples")
     for last in (3, 6, 9, 12):

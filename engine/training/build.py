@@ -9,6 +9,7 @@ from engine.config.duration import MAX_STEPS, RunSize
 from engine.config.errors import ConfigError, FieldError
 from engine.config.schema import Config, Train
 from engine.config.target import build
+from engine.data.sampling.share_schedule import for_run
 from engine.data.source import Source, build_source, example_spec, shape_specs
 from engine.metrics.values import describe_value
 from engine.parallel.layout import active, make_layout
@@ -24,7 +25,7 @@ from engine.tuning.control_flow import MAX_UNROLLED_STEPS
 
 def build_sources(config: Config) -> tuple[Source, dict[str, Source]]:
     """Returns the training source, and evaluation name -> source; `data.limit` is applied to each."""
-    return build_source(config.data, "data"), build_evaluation_sources(config)
+    return for_run(build_source(config.data, "data"), config.train), build_evaluation_sources(config)
 
 
 def build_evaluation_sources(config: Config) -> dict[str, Source]:

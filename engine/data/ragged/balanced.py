@@ -20,6 +20,7 @@ from engine.data.sampling.sampler import (
     reads_singly,
     row_costs,
 )
+from engine.data.sampling.share_schedule import with_run
 from engine.data.source import (
     SEPARATOR,
     Example,
@@ -80,6 +81,10 @@ class Balanced:
     def limited(self, count: int) -> "Balanced":
         """Returns a source of the first `count` examples."""
         return Balanced(limited(self.source, count), self.ranks)
+
+    def with_run(self, examples: int) -> "Balanced":
+        """Returns the source for a run of so many examples (`sampling/share_schedule.py`)."""
+        return Balanced(with_run(self.source, examples), self.ranks)
 
     def counted(self) -> "Balanced":
         """Returns a source of known length, for which it reads streams of unknown length once."""

@@ -13,6 +13,7 @@ from engine.config.errors import DataError
 from engine.data.collate import stack_examples
 from engine.data.ragged.fields import ADDED, Fields, Lengths, Ragged, RaggedExample, Sizes, check_raw, costs
 from engine.data.sampling.sampler import Order, make_order
+from engine.data.sampling.share_schedule import with_run
 from engine.data.sampling.shuffle import EpochPermutation, derive_seed
 from engine.data.source import (
     SEPARATOR,
@@ -136,6 +137,12 @@ class Padded:
         part._index = None if self._index is None else self._index[:, :count]
         part._costs = None if self._costs is None else self._costs[:count]
         return part
+
+    def with_run(self, examples: int) -> "Padded":
+        """Returns the source for a run of so many examples (`sampling/share_schedule.py`)."""
+        found = copy.copy(self)
+        found.source = with_run(self.source, examples)
+        return found
 
     def fingerprint(self) -> str:
         texts = "; ".join(map(self.ragged.text, self.shapes)).replace(SEPARATOR, " or ")

@@ -5,6 +5,8 @@ for weights that change by time. Within a source, its own sampler gives the orde
 `grain.MapDataset.mix` does the same one example at a time, 40 times as slowly (`reader.py` has the numbers).
 """
 
+import copy
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -70,7 +72,7 @@ class Mixture:
         Args:
             sources: name -> source; their examples have the same structure, shapes and dtypes.
             weights: name of a source -> number above 0; only the proportions matter. Weights that change:
-                time -> these, such as {"0 steps": {...}, "5000 steps": {...}}, where a weight may be 0.
+                time -> these, such as {"0 steps": {...}, "5000 steps": {...}} or "50%", where a weight may be 0.
             interpolate: change the proportions linearly from each time to the next, not at the times.
 
         Raises:
@@ -86,7 +88,7 @@ class Mixture:
             name: as_source(sources[name], f"Mixture: source {name}") for name in self._names
         }
         self.weights: Mapping[str, Any] = weights if by_time else {name: weights[name] for name in self._names}
-        self._times, self._interpolate = Times.parse(points, "Mixture: weights"), interpolate
+        self.times, self._interpolate = Times.parse(points, "Mixture: weights"), interpolate
         if by_time:
             self.batch_sampler = self._sampler  # steps have a length only if the batch size is known
         _check_examples(self.sources)
@@ -126,6 +128,14 @@ class Mixture:
         taken = {name: limited(source, part) for (name, source), part in parts}
         return Mixture(taken, self.weights, interpolate=self._interpolate)
 
+    def with_run(self, examples: int) -> "Mixture":
+        """Returns the mixture for a run of so many examples, of which times in percent are shares."""
+        found = copy.copy(self)
+        found.times = dataclasses.replace(self.times, run=examples)
+        if hasattr(self, "batch_sampler"):
+            found.batch_sampler = found._sampler
+        return found
+
     def counted(self) -> "Mixture":
         """Returns a mixture of known length, for which it reads streams of unknown length once."""
         sources = {name: counted(source) for name, source in self.sources.items()}
@@ -136,7 +146,7 @@ class Mixture:
         changes = " then linearly " if self._interpolate else " then "
 
         def weight(name: str) -> str:
-            points = self._times.points
+            points = self.times.points
             texts = [f"{value[name]}{f' at {time}' if len(points) > 1 else ''}" for time, value in points]
             return changes.join(texts)
 
@@ -170,10 +180,10 @@ class Mixture:
         return kind(parts, self.sources, plan)
 
     def _schedule(self, seed: int, batch_size: int | None) -> "_Schedule":
-        if len(self._times.points) == 1:
-            [(_, only)] = self._times.points
+        if len(self.times.points) == 1:
+            [(_, only)] = self.times.points
             return _FixedSchedule(shares([only[name] for name in self._names]))
-        points = self._times.positions(batch_size, len(self))
+        points = self.times.positions(batch_size, len(self))
         values = [(at, np.array([weights[name] for name in self._names], float)) for at, weights in points]
         return ShareSchedule(values, self._interpolate, len(self), derive_seed(seed, "mixture"))
 

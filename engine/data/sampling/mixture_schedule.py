@@ -20,6 +20,8 @@ PERIOD = 10_000  # positions at most: weights that are not simple fractions are 
 def shares(weights: list[float]) -> np.ndarray:
     """Returns integer shares int64 `[sources]` in the proportions of the weights; their sum is the period.
 
+    A weight of 0 has the share 0.
+
     Raises:
         DataError: a weight is so small that its share of the longest period rounds to 0.
     """
@@ -28,10 +30,10 @@ def shares(weights: list[float]) -> np.ndarray:
     period = min(PERIOD, math.lcm(*(part.denominator for part in parts)))
     ends = [round(sum(parts[: number + 1]) * period) for number in range(len(parts))]
     found = np.diff(ends, prepend=0)
-    if found.min() < 1:
+    if (found[np.array(weights) > 0] < 1).any():
         raise DataError(
-            f"Mixture: weight {min(weights)} of {sum(weights)} in total is less than 1 in {PERIOD:,} examples. "
-            "Remove that source, or give it a larger weight."
+            f"Mixture: weight {min(filter(None, weights))} of {sum(weights)} in total is less than 1 in {PERIOD:,} "
+            "examples. Remove that source, or give it a larger weight."
         )
     return found
 

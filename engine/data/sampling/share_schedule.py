@@ -9,13 +9,19 @@ Any position is found from tables of one number for each block and group: nothin
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
 from engine.config.duration import DATA_UNITS, Duration
 from engine.config.errors import DataError
+from engine.config.schema import Train
 from engine.data.sampling.shuffle import PartPermutations, derive_seed
+from engine.data.source import Source
 
 BLOCKS = 256  # of a part with constant shares, at most; the part after the last change then repeats
 RAMP_BLOCKS = 64  # in which shares change from one point to the next, at least
@@ -24,22 +30,54 @@ PERIOD = 2**20  # positions after which the last part repeats, at least, unless 
 
 
 @dataclasses.dataclass(frozen=True)
-class Times[T]:
-    """Values by time, such as weights: `{"0 steps": ..., "10 epochs": ...}`."""
+class Percent:
+    """A time as a share of the run, such as "12.5%"; `value` is from 0 to 100."""
 
-    points: tuple[tuple[Duration, T], ...]
+    value: Fraction
+
+    def __str__(self) -> str:
+        return f"{Decimal(self.value.numerator) / self.value.denominator:f}%"
+
+
+_PERCENT = re.compile(r"\s*(\d{1,3}(?:\.\d{1,13})?)\s*%\s*")
+
+
+def _parse_time(text: str, where: str) -> Duration | Percent:
+    """Parses "500 steps" or "50%". Raises FieldError and DataError."""
+    if (match := _PERCENT.fullmatch(text)) is None:
+        time = Duration.parse(text, where, (*DATA_UNITS, "%"))
+        if time.is_clock:
+            raise DataError(f"{where}: found '{time}'. Units here: {', '.join(DATA_UNITS)}, %.")
+        return time
+    percent = Percent(Fraction(match[1]))
+    if percent.value > 100:
+        raise DataError(f"{where}: found '{percent}'. Allowed: 0% to 100% of the run.")
+    return percent
+
+
+@dataclasses.dataclass(frozen=True)
+class Times[T]:
+    """Values by time, such as weights: `{"0 steps": ..., "10 epochs": ...}`.
+
+    `run` is the number of examples that the run draws, of which a percentage is a share; None if it is not known.
+    """
+
+    points: tuple[tuple[Duration | Percent, T], ...]
     where: str
+    run: int | None = None
 
     @classmethod
     def parse(cls, values: Mapping[str, T], where: str) -> "Times[T]":
-        """Parses the times. Raises FieldError for one that is not a duration in steps, examples or epochs."""
-        points = [(Duration.parse(str(time), where, DATA_UNITS), value) for time, value in values.items()]
-        for time, _ in points:
-            if time.is_clock:
-                raise DataError(f"{where}: found '{time}'. Units here: {', '.join(DATA_UNITS)}.")
+        """Parses the times. Raises FieldError for one that is neither a duration of data nor a percentage."""
+        points = [(_parse_time(str(time), where), value) for time, value in values.items()]
         if points[0][0].value != 0:
             raise DataError(f"{where}: the first time is '{points[0][0]}'. Start with '0 steps'.")
         return cls(tuple(points), where)
+
+    @property
+    def follows_run(self) -> bool:
+        """Whether a time depends on the length of the run."""
+        return any(isinstance(time, Percent) and time.value for time, _ in self.points)
 
     def positions(self, batch_size: int | None, epoch: int) -> list[tuple[int, T]]:
         """Returns the values by position.
@@ -49,22 +87,60 @@ class Times[T]:
             epoch: examples of an epoch.
 
         Raises:
-            DataError: a step has no known length, or a time is before the previous one.
+            DataError: a step or the run has no known length, or a time is before the previous one.
         """
         found: list[tuple[int, T]] = []
         for time, value in self.points:
-            if time.unit == "steps" and time.value and batch_size is None:
-                raise DataError(
-                    f"{self.where}: '{time}': a part of a mixture does not know the step. Write examples or epochs, "
-                    "which count the draws from this part, or change the weights of the mixture."
-                )
-            at = math.ceil(time.examples(batch_size or 1, epoch))
+            at = self._position(time, batch_size, epoch)
             if found and at < found[-1][0]:
                 raise DataError(f"{self.where}: '{time}' is before the time above it. Sort the times.")
             if found and at == found[-1][0]:  # such as "0.1 epochs" and "0.2 epochs" of a few examples
                 found.pop()
             found.append((at, value))
         return found
+
+    def _position(self, time: Duration | Percent, batch_size: int | None, epoch: int) -> int:
+        if not time.value:
+            return 0
+        if batch_size is None and (isinstance(time, Percent) or time.unit == "steps"):
+            raise DataError(
+                f"{self.where}: '{time}': a part of a mixture does not know the step. Write examples or epochs, "
+                "which count the draws from this part, or change the weights of the mixture."
+            )
+        if isinstance(time, Duration):
+            return math.ceil(time.examples(batch_size or 1, epoch))
+        if self.run is None:
+            raise DataError(
+                f"{self.where}: '{time}': the length of the run is not known here. Call engine.data.sampling."
+                "share_schedule.for_run(source, config.train), or write steps, examples or epochs."
+            )
+        return math.ceil(time.value * self.run / 100)
+
+
+def follows_run(source: object) -> bool:
+    """Returns whether a source draws by weights at times that depend on the length of the run."""
+    return any(times.follows_run for times in _times(source))
+
+
+def for_run(source: Source, train: Train) -> Source:
+    """Returns a source for a run: with the length of the run, if its times depend on that."""
+    if not follows_run(source):
+        return source
+    steps = train.total.steps(train.global_batch_size, len(source))
+    return with_run(source, steps * train.global_batch_size)
+
+
+def with_run(source: Any, examples: int) -> Any:
+    """Returns a source that knows the number of examples of the run; the source itself if it does not use it."""
+    return source.with_run(examples) if hasattr(source, "with_run") else source
+
+
+def _times(source: Any) -> Iterator[Times[Any]]:
+    """Yields the times of a source and of the sources that it wraps; not those of the parts of a mixture."""
+    while source is not None:
+        if isinstance(times := getattr(source, "times", None), Times):
+            yield times
+        source = getattr(source, "source", None)
 
 
 type Point = tuple[int, np.ndarray]

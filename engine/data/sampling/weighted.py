@@ -6,6 +6,8 @@ sample (Madow and Madow 1944): equally spaced points on a line on which each exa
 draw without replacement as far as the weights allow: the counts are no random numbers.
 """
 
+import copy
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -84,7 +86,8 @@ class Weighted:
             interpolate: change the shares linearly from each time to the next, not at the times.
             cache: path of an `.npz` file that keeps tags which were read from the examples.
 
-        `weights` by tag and `balance` may change by time: {"0 steps": "natural", "5 epochs": "class"}.
+        `weights` by tag and `balance` may change by time: {"0 steps": "natural", "5 epochs": "class"}. A time is in
+        steps, examples or epochs, or a percentage of the run ("50%").
 
         Raises:
             DataError: an argument is invalid, or an example cannot be read.
@@ -106,9 +109,9 @@ class Weighted:
         if self._weights is None or tags is not None or hasattr(source, "tags"):
             self._tags = find_tags(source, tags, cache, self._name)
         self._argument = "weights" if balance is None else "balance"
-        self._times: Times[str | Factors] | None = None
+        self.times: Times[str | Factors] | None = None
         if self._weights is None:
-            self._times = self._parse(weights if balance is None else balance)
+            self.times = self._parse(weights if balance is None else balance)
             if self._tags is not None and self._tags.ends is not None:
                 self._weights = self._of_several_tags(self._tags)
         self._delegate()
@@ -188,8 +191,8 @@ class Weighted:
 
     def _of_several_tags(self, tags: Tags) -> np.ndarray:
         """Returns the weight of each example that may have several tags, float64 `[examples]`."""
-        assert self._times is not None
-        (_, value), *later = self._times.points
+        assert self.times is not None
+        (_, value), *later = self.times.points
         if later or (self._argument == "balance" and value != "repeat"):
             raise DataError(
                 f"{self._name}: {self._argument}: examples have several tags, so shares of tags cannot be given. Use "
@@ -209,10 +212,16 @@ class Weighted:
     def __getitem__(self, index: int) -> Example:
         return self.source[index]
 
+    def with_run(self, examples: int) -> "Weighted":
+        """Returns the source for a run of so many examples, of which times in percent are shares."""
+        found = copy.copy(self)
+        found.times = None if self.times is None else dataclasses.replace(self.times, run=examples)
+        found._order = None
+        return found
+
     def limited(self, count: int) -> "Weighted":
         """Returns a source of the first `count` examples."""
-        part = object.__new__(type(self))
-        part.__dict__.update(self.__dict__)
+        part = copy.copy(self)
         for method in ("take", *INDEX_METHODS):
             part.__dict__.pop(method, None)
         part.source, part._order = limited(self.source, count), None
@@ -223,14 +232,14 @@ class Weighted:
 
     def fingerprint(self) -> str:
         """Returns the fingerprint of the source, and what decides how often each example is drawn."""
-        if self._times is None:
+        if self.times is None:
             assert self._weights is not None
             how = f"weights {xxhash.xxh3_64(self._weights).hexdigest()}"
         else:
             assert self._tags is not None
-            texts = [_text(value, self._threshold) for _, value in self._times.points]
+            texts = [_text(value, self._threshold) for _, value in self.times.points]
             if len(texts) > 1:
-                texts = [f"{text} at {time}" for text, (time, _) in zip(texts, self._times.points, strict=True)]
+                texts = [f"{text} at {time}" for text, (time, _) in zip(texts, self.times.points, strict=True)]
             changes = " then linearly " if self._interpolate else " then "
             how = f"{self._argument} of tags {self._tags.digest()}: {changes.join(texts)}"
         return f"{fingerprint(self.source)}{SEPARATOR}{how}"
@@ -270,9 +279,9 @@ class Weighted:
             if not self._weights.any():
                 raise DataError(f"{self._name}: data.limit leaves no example with a weight above 0. Raise it.")
             return _ExampleOrder(self._weights, seed, shuffle)
-        assert self._tags is not None and self._times is not None
+        assert self._tags is not None and self.times is not None
         sizes = self._tags.sizes
-        points = self._times.positions(batch_size, len(self))
+        points = self.times.positions(batch_size, len(self))
         shares = [(at, self._shares(value, sizes)) for at, value in points]
         if not all(found.any() for _, found in shares):
             raise DataError(f"{self._name}: data.limit leaves no example of the tags that are drawn. Raise it.")

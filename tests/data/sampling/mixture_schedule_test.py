@@ -24,6 +24,8 @@ def test_simple_fractions_are_kept_exactly():
     assert shares([1.0]).tolist() == [1]
     assert shares([np.pi, 1]).tolist() == [7585, 2415]
     assert shares([1, 1, 1]).tolist() == [1, 1, 1]
+    assert shares([0, 2, 1]).tolist() == [0, 2, 1]
+    assert set(schedule(np.array([0, 2, 1]))) == {1, 2}
 
 
 def test_weight_below_one_in_the_period_raises_data_error():

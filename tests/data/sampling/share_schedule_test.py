@@ -3,9 +3,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.config.duration import Duration
 from engine.config.errors import ConfigError, DataError
-from engine.data.sampling.share_schedule import ShareSchedule, Times
+from engine.config.schema import Train
+from engine.data.batches import Batches
+from engine.data.ragged.balanced import Balanced
+from engine.data.ragged.padded import Padded
+from engine.data.sampling.mixture import Mixture
+from engine.data.sampling.share_schedule import ShareSchedule, Times, follows_run, for_run
+from engine.data.sampling.weighted import Weighted
+from engine.data.source import ArraySource, fingerprint
 from tests import properties
+from tests.data.scenes import FIELDS, Scenes
 
 SHARES = st.lists(st.integers(0, 9), min_size=3, max_size=3).filter(any).map(lambda values: np.array(values, float))
 
@@ -74,13 +83,46 @@ def test_times_become_positions_by_batch_size_and_epoch():
     assert times.positions(1, 6) == [(0, "a"), (3, "c"), (70, "d")], "of two times at one position, the later one"
 
 
+LABELS = np.arange(40) % 2
+SCENES = Scenes((LABELS * 3 + 1).tolist())
+PLAIN = ArraySource({"y": LABELS})
+WRAPPED = {
+    "weighted": lambda shares: Weighted(PLAIN, tags=LABELS, balance=shares),
+    "padded": lambda shares: Balanced(Padded(Weighted(SCENES, tags=LABELS, balance=shares), 4, FIELDS), 2),
+    "mixture": lambda shares: Mixture({"0": PLAIN, "1": PLAIN}, shares, interpolate=True),
+}
+
+
+@given(
+    kind=st.sampled_from(sorted(WRAPPED)),
+    steps=st.integers(1, 500),
+    batch_size=st.sampled_from([2, 6, 64]),
+    thousandths=st.lists(st.integers(0, 1000), min_size=1, max_size=4, unique=True),
+)
+@properties.examples(40)
+def test_percentages_draw_what_the_same_numbers_of_examples_draw(kind, steps, batch_size, thousandths):
+    run, shares = steps * batch_size, {number: {"0": number, "1": 7} for number in [0, *sorted(thousandths)]}
+    relative = WRAPPED[kind]({f"{number / 10}%": value for number, value in shares.items()})
+    absolute = WRAPPED[kind]({f"{-(-number * run // 1000)} examples": value for number, value in shares.items()})
+    train = Train(total=Duration(steps, "steps"), global_batch_size=batch_size)
+    assert for_run(absolute, train) is absolute
+    one, two = (Batches(for_run(source, train), batch_size, 0, True) for source in (relative, absolute))
+    for n in {0, steps // 3, steps - 1}:
+        assert one.addresses(n).tolist() == two.addresses(n).tolist()
+    assert follows_run(relative) == (max(thousandths) > 0)
+    assert fingerprint(for_run(relative, train)) == fingerprint(relative)
+
+
 @pytest.mark.parametrize(
     ("values", "batch_size", "text"),
     [
         ({"1 epoch": 1}, 4, "weights: the first time is '1 epoch'. Start with '0 steps'."),
-        ({"0 steps": 1, "2 hours": 1}, 4, "weights: found '2 hours'. Units here: steps, examples, epochs."),
+        ({"0 steps": 1, "2 hours": 1}, 4, "weights: found '2 hours'. Units here: steps, examples, epochs, %."),
         ({"0 steps": 1, "9 steps": 1, "1 epoch": 1}, 4, "weights: '1 epoch' is before the time above it. Sort"),
         ({"0 steps": 1, "9 steps": 1}, None, "weights: '9 steps': a part of a mixture does not know the step. Write"),
+        ({"0%": 1, "10%": 1}, None, "weights: '10%': a part of a mixture does not know the step. Write"),
+        ({"0%": 1, "50%": 1}, 4, "weights: '50%': the length of the run is not known here. Call engine.data.sampl"),
+        ({"0%": 1, "101%": 1}, 4, "weights: found '101%'. Allowed: 0% to 100% of the run."),
     ],
 )
 def test_invalid_times_raise_data_error(values, batch_size, text):
