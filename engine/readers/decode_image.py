@@ -43,13 +43,13 @@ class DecodeImage:
     def __repr__(self) -> str:
         return f"DecodeImage(size={self.size}, fit={self.fit!r}, gray={self.gray})"
 
-    def __call__(self, data: bytes | Mapping[str, Any]) -> np.ndarray:
-        """Returns the pixels of an image, given as bytes or as a dict with `bytes`.
+    def __call__(self, data: bytes | np.ndarray | Mapping[str, Any]) -> np.ndarray:
+        """Returns the pixels of an image, given as bytes, as an array of uint8, or as a dict with `bytes`.
 
         Raises:
             DataError: it is damaged or of an unknown format.
         """
-        encoded = data["bytes"] if isinstance(data, Mapping) else data
+        encoded = bytes(data["bytes"] if isinstance(data, Mapping) else data)
         with stage("decode"):
             try:
                 pixels = self._jpeg(encoded) if encoded[:2] == JPEG else self._other(encoded)

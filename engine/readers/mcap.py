@@ -15,7 +15,8 @@ from engine.mounts import shown
 from engine.readers.decoders import Decoder, decode, decoder_name, find_decoder
 from engine.readers.extras import import_extra
 from engine.readers.json_values import find_json_values
-from engine.readers.mcap_file import FORM, Messages, build_index
+from engine.readers.mcap_file import FORM, Messages, Schema, build_index, read_schemas
+from engine.readers.mcap_types import schema_decoder
 from engine.readers.members import default_decoder
 from engine.readers.record_files import RecordFiles
 from engine.readers.saved_index import Index, file_indexes
@@ -61,8 +62,10 @@ class Mcap:
     Args:
         pattern: path or list of paths; shell wildcards and bucket addresses are allowed.
         topics: name of the topic, or names of several.
-        decoders: topic -> function of the data of a message, or its dotted path. By default, messages encoded as JSON
-            become arrays and text.
+        decoders: topic -> function of the data of a message, or its dotted path. By default, messages of ROS 2 (cdr),
+            of Protocol Buffers and in JSON become dicts of arrays and text.
+        decode: field of a message, such as "/camera.data", or a topic -> function of the decoded value that returns
+            what replaces it, such as `engine.readers.DecodeImage()`; or its dotted path.
         max_age_s: leaves out examples in which a message is older.
         dtypes: field of a message in JSON, such as "/imu.speed" -> dtype, instead of that of the first examples.
 
@@ -79,6 +82,7 @@ class Mcap:
         decoders: Mapping[str, str | Decoder] | None = None,
         max_age_s: float | None = None,
         dtypes: Mapping[str, str] | None = None,
+        decode: Mapping[str, str | Decoder] | None = None,
     ):
         import_extra("mcap", "mcap", "MCAP logs")
         self.topics = [topics] if isinstance(topics, str) else list(topics)
@@ -88,7 +92,10 @@ class Mcap:
         self.paths = paths
         indexes = file_indexes(paths, FORM, build_index)
         self._max_age_s = max_age_s
-        given = self._given_decoders(indexes, decoders or {})
+        given = self._known_decoders(indexes, decoders or {})
+        self._decode = [
+            (self._path_of(field), find_decoder(one, f"decode.{field}")) for field, one in (decode or {}).items()
+        ]
         self._logs = [_log(index, self.topics, max_age_s) for index in indexes]
         self._files = RecordFiles(paths, [log.examples for log in self._logs])
         self._messages = Messages(self._files)
@@ -118,6 +125,8 @@ class Mcap:
         for topic, message in zip(self.topics, chosen.tolist(), strict=True):
             data = self._read(file, log, message, where)
             example[topic] = decode(self._decoders[topic], data, f"{where}, {topic}")
+        for path, decoder in self._decode:
+            _replace(example, path, decoder, where)
         return example
 
     def fingerprint(self) -> str:
@@ -130,7 +139,8 @@ class Mcap:
                     found.update(self._read(file, log, message, where))
             except DataError:  # training reports the error when it reads this example
                 found.update(b"cannot be read")
-        topics = ", ".join(f"{topic} {decoder_name(decoder)}" for topic, decoder in self._decoders.items())
+        used = [*self._decoders.items(), *((".".join(path), decoder) for path, decoder in self._decode)]
+        topics = ", ".join(f"{name} {decoder_name(decoder)}" for name, decoder in used)
         parts = [*sampled_files(self._files.paths), f"messages {found.hexdigest()}"]
         return SEPARATOR.join([*parts, f"{len(self)} examples", f"topics {topics}".replace(SEPARATOR, " ")])
 
@@ -161,25 +171,52 @@ class Mcap:
                 values.append(read(self._read(file, log, int(chosen[number]), where)))
         return values
 
-    def _given_decoders(self, indexes: Sequence[Index], given: Mapping[str, str | Decoder]) -> dict[str, Decoder]:
-        """Returns the given decoders. Raises DataError for an unknown topic, or one that needs a decoder."""
-        encodings: dict[str, str] = {}
-        for index in indexes:
-            for topic, encoding in zip(index["topic"].tolist(), index["encoding"].tolist(), strict=True):
-                encodings.setdefault(topic.decode(), encoding.decode())
+    def _path_of(self, field: str) -> list[str]:
+        """Returns the topic and the names in it of a field such as "/camera.data"."""
+        topics = [topic for topic in self.topics if f"{field}.".startswith(f"{topic}.")]
+        if not topics:
+            raise DataError(
+                f"decode: {field!r} is no field of a topic that is read.{did_you_mean(field, self.topics)} Write "
+                f"TOPIC.FIELD; topics: {', '.join(self.topics)}."
+            )
+        topic = max(topics, key=len)
+        return [topic, *field[len(topic) + 1 :].split(".")] if field != topic else [topic]
+
+    def _known_decoders(self, indexes: Sequence[Index], given: Mapping[str, str | Decoder]) -> dict[str, Decoder]:
+        """Returns the given decoders, and those of topics with a schema; JSON has none.
+
+        Raises:
+            DataError: a topic is unknown or needs a decoder, or its messages have several types.
+        """
+        types: dict[str, dict[tuple[str, Schema | None], str]] = {}  # topic -> its types, and a log with each
+        for index, path in zip(indexes, self.paths, strict=True):
+            schemas = [*read_schemas(index), None]
+            rows = zip(index["topic"].tolist(), index["encoding"].tolist(), index["schema"].tolist(), strict=True)
+            for topic, encoding, schema in rows:
+                types.setdefault(topic.decode(), {}).setdefault((encoding.decode(), schemas[schema]), path)
         for topic in [*self.topics, *given]:
-            if topic not in encodings:
+            if topic not in types:
                 raise DataError(
-                    f"topics: no log has {topic!r}.{did_you_mean(topic, encodings)} Found: "
-                    f"{', '.join(sorted(encodings))}."
+                    f"topics: no log has {topic!r}.{did_you_mean(topic, types)} Found: {', '.join(sorted(types))}."
                 )
+        found = {topic: find_decoder(decoder, f"decoders.{topic}") for topic, decoder in given.items()}
         for topic in self.topics:
-            if topic not in given and encodings[topic] != "json":
-                raise DataError(
-                    f"topic {topic!r} is encoded as {encodings[topic] or 'unknown'}, which needs a decoder: "
-                    f"decoders={{{topic!r}: 'package.module.function_of_bytes'}}."
-                )
-        return {topic: find_decoder(decoder, f"decoders.{topic}") for topic, decoder in given.items()}
+            if topic not in given and any(encoding != "json" for encoding, _ in types[topic]):
+                found[topic] = schema_decoder(topic, types[topic])
+        return found
+
+
+def _replace(example: Any, path: Sequence[str], decoder: Decoder, where: str) -> None:
+    """Replaces a field by the result of a decoder. Raises DataError if there is no such field."""
+    *parents, last = path
+    for name in parents:
+        example = example.get(name) if isinstance(example, dict) else None
+    if not isinstance(example, dict) or last not in example:
+        names = ", ".join(example) if isinstance(example, dict) else "none"
+        raise DataError(
+            f"{where}: decode names the field {'.'.join(path)}, which does not exist. Fields there: {names}."
+        )
+    example[last] = decode(decoder, example[last], f"{where}, {'.'.join(path)}")
 
 
 def _log(index: Index, topics: Sequence[str], max_age_s: float | None) -> _Log:

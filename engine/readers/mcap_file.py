@@ -10,7 +10,7 @@ import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,12 +19,20 @@ from engine.mounts import shown
 from engine.readers.record_files import RecordFiles
 from engine.readers.saved_index import Index
 
-FORM = "mcap-1"
+FORM = "mcap-2"
 MAGIC = b"\x89MCAP0\r\n"
 CACHE_BYTES = 64 << 20  # decompressed chunks that a source keeps: neighbouring messages often share one
 RECORD = struct.Struct("<BQ")
 MESSAGE = struct.Struct("<HIQQ")  # channel, sequence, log time, publish time
-_FOOTER, _CHANNEL, _MESSAGE, _CHUNK, _MESSAGE_INDEX = 2, 4, 5, 6, 7
+_FOOTER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _MESSAGE_INDEX = 2, 3, 4, 5, 6, 7
+
+
+class Schema(NamedTuple):
+    """The type of the messages of a channel."""
+
+    name: str
+    encoding: str
+    data: bytes
 
 
 class Messages:
@@ -103,8 +111,9 @@ def decompressed(content: bytes, position: int) -> bytes:
 def build_index(path: str) -> Index:
     """Returns where the messages of a log lie, in the order of their log times.
 
-    `time` (nanoseconds), `channel`, `chunk` and `offset` `[messages]`, see `Messages.read`; `id`, `topic` and
-    `encoding` `[channels]`. `damage` holds the byte at which a damaged or incomplete log ends.
+    `time` (nanoseconds), `channel`, `chunk` and `offset` `[messages]`, see `Messages.read`; `id`, `topic`, `encoding`
+    and `schema` `[channels]`, the number of its schema or -1; of the schemas, see `read_schemas`. `damage` holds the
+    byte at which a damaged or incomplete log ends.
 
     Raises:
         DataError: the file is no MCAP log.
@@ -121,7 +130,7 @@ def build_index(path: str) -> Index:
             opcode, size = RECORD.unpack(file.read(RECORD.size))
             if size > length - position - RECORD.size or not opcode:
                 break
-            if opcode in (_CHANNEL, _MESSAGE_INDEX, _CHUNK) or (opcode == _MESSAGE and size >= MESSAGE.size):
+            if opcode in (_SCHEMA, _CHANNEL, _MESSAGE_INDEX, _CHUNK) or (opcode == _MESSAGE and size >= MESSAGE.size):
                 # Of a message, only its header; a chunk is only read if it has no index.
                 builder.add(opcode, position, file.read({_MESSAGE: MESSAGE.size, _CHUNK: 0}.get(opcode, size)))
             complete = opcode == _FOOTER
@@ -133,12 +142,24 @@ def build_index(path: str) -> Index:
     return builder.index(None if complete else position)
 
 
+def read_schemas(index: Index) -> list[Schema]:
+    """Returns the schemas in an index of `build_index`."""
+    ends = index["schema_end"].tolist()
+    return [
+        Schema(name.decode(), encoding.decode(), index["schema_data"][begin:end].tobytes())
+        for name, encoding, begin, end in zip(
+            index["schema_name"].tolist(), index["schema_encoding"].tolist(), [0, *ends], ends, strict=False
+        )
+    ]
+
+
 class _Builder:
     """Collects the channels and messages of one log."""
 
     def __init__(self, path: str):
         self._path = path
-        self._channels: dict[int, tuple[bytes, bytes]] = {}
+        self._schemas: dict[int, Schema] = {}
+        self._channels: dict[int, tuple[bytes, bytes, int]] = {}  # topic, encoding, schema
         self._parts: list[np.ndarray] = []  # [messages, 4]: time, channel, chunk, offset
         self._chunks: list[int] = []
         self._indexed: set[int] = set()
@@ -147,8 +168,8 @@ class _Builder:
     def add(self, opcode: int, position: int, content: bytes) -> None:
         if opcode == _CHUNK:
             self._chunks.append(position)
-        elif opcode == _CHANNEL:
-            self._add_channel(content)
+        elif opcode in (_SCHEMA, _CHANNEL):
+            self._add_definition(opcode, content)
         elif opcode == _MESSAGE:
             channel, _, time, _ = MESSAGE.unpack(content)
             self._add_message(time, channel, -1, position)
@@ -165,6 +186,7 @@ class _Builder:
     def unindexed(self) -> list[int]:
         """Returns the chunks to read: those without an index; all if channels are missing, which chunks describe."""
         known = all(int(channel) in self._channels for part in self._parts for channel in np.unique(part[:, 1]))
+        known &= all(schema in self._schemas or not schema for _, _, schema in self._channels.values())
         return [chunk for chunk in self._chunks if not known or chunk not in self._indexed]
 
     def add_chunk(self, position: int, content: bytes) -> None:
@@ -176,31 +198,47 @@ class _Builder:
             self._damage = position if self._damage is None else self._damage
             return
         for opcode, offset, body in found:
-            if opcode == _CHANNEL:
-                self._add_channel(body)
+            if opcode in (_SCHEMA, _CHANNEL):
+                self._add_definition(opcode, body)
             elif opcode == _MESSAGE and len(body) >= MESSAGE.size and position not in self._indexed:
                 channel, _, time, _ = MESSAGE.unpack_from(body)
                 self._add_message(time, channel, position, offset)
 
-    def _add_channel(self, content: bytes) -> None:
+    def _add_definition(self, opcode: int, content: bytes) -> None:
+        """Adds a channel or a schema."""
         from mcap.data_stream import ReadDataStream
         from mcap.records import Channel
+        from mcap.records import Schema as SchemaRecord
 
+        kind = Channel if opcode == _CHANNEL else SchemaRecord
         try:
-            channel: Any = Channel.read(ReadDataStream(io.BytesIO(content)))
+            found: Any = kind.read(ReadDataStream(io.BytesIO(content)))
         except Exception as error:
-            raise DataError(f"{shown(self._path)}: a channel is damaged: {error}. Try `mcap recover`.") from error
-        self._channels[channel.id] = (channel.topic.encode(), channel.message_encoding.encode())
+            raise DataError(
+                f"{shown(self._path)}: a {kind.__name__.lower()} is damaged: {error}. Try `mcap recover`."
+            ) from error
+        if opcode == _SCHEMA:
+            self._schemas[found.id] = Schema(found.name, found.encoding, found.data)
+        else:
+            self._channels[found.id] = (found.topic.encode(), found.message_encoding.encode(), found.schema_id)
 
     def index(self, damage: int | None) -> Index:
         table = np.concatenate(self._parts) if self._parts else np.zeros((0, 4), np.int64)
         table = table[np.lexsort((table[:, 3], table[:, 2], table[:, 0]))]
         damage = self._damage if damage is None else damage
+        used = sorted({schema for _, _, schema in self._channels.values()} & set(self._schemas))
+        schemas = [self._schemas[number] for number in used]
+        numbers = {number: position for position, number in enumerate(used)}
         return {
             **{name: table[:, i].copy() for i, name in enumerate(("time", "channel", "chunk", "offset"))},
             "id": np.array(list(self._channels), np.int64),
-            "topic": np.array([topic for topic, _ in self._channels.values()], np.bytes_),
-            "encoding": np.array([encoding for _, encoding in self._channels.values()], np.bytes_),
+            "topic": np.array([topic for topic, _, _ in self._channels.values()], np.bytes_),
+            "encoding": np.array([encoding for _, encoding, _ in self._channels.values()], np.bytes_),
+            "schema": np.array([numbers.get(schema, -1) for _, _, schema in self._channels.values()], np.int64),
+            "schema_name": np.array([schema.name.encode() for schema in schemas], np.bytes_),
+            "schema_encoding": np.array([schema.encoding.encode() for schema in schemas], np.bytes_),
+            "schema_end": np.cumsum([len(schema.data) for schema in schemas], dtype=np.int64),
+            "schema_data": np.frombuffer(b"".join(schema.data for schema in schemas), np.uint8),
             "damage": np.array([] if damage is None else [damage], np.int64),
         }
 

@@ -1,0 +1,107 @@
+"""Decodes messages of Protocol Buffers in MCAP logs, with their descriptors in the log (extra `mcap`)."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from engine.config.errors import DataError
+from engine.data.source import Example
+from engine.readers.extras import import_extra
+from engine.readers.message_arrays import BYTES, TEXT, Field, to_example
+
+ENCODINGS = ("protobuf", "protobuf")
+"""Encoding of the messages and of their schema."""
+
+
+class ProtobufMessages:
+    """Function from the bytes of a message of Protocol Buffers to an example: see `message_arrays.to_example`.
+
+    A field that is not set has its default value, such as 0. An enum is its number, and a map is a list of `key` and
+    `value`, sorted by key.
+
+    Args:
+        name: full name of the type, such as "foxglove.CompressedImage".
+        descriptors: a serialized FileDescriptorSet, as in the schemas of MCAP logs.
+
+    Raises:
+        DataError: the descriptors are damaged, the type contains itself, or mcap-protobuf-support is not installed.
+    """
+
+    def __init__(self, name: str, descriptors: bytes):
+        import_extra("mcap_protobuf.decoder", "mcap", "Messages of Protocol Buffers")
+        self._schema = (name, descriptors)
+        try:
+            descriptor = self._decode(b"").DESCRIPTOR
+        except Exception as error:
+            raise DataError(f"the descriptors of {name} are damaged: {type(error).__name__}: {error}.") from error
+        self.fields = _fields(descriptor, ())
+        """The fields with their dtypes."""
+
+    def __getstate__(self):
+        return self._schema
+
+    def __setstate__(self, schema):
+        self.__init__(*schema)
+
+    def __repr__(self) -> str:
+        return f"ProtobufMessages({self._schema[0]!r}, {self.fields})"
+
+    def __call__(self, data: bytes) -> Example:
+        """Returns the example. Raises DataError if the message is damaged."""
+        try:
+            message = self._decode(data)
+        except Exception as error:
+            raise DataError(
+                f"is no {self._schema[0]}, or is damaged: {type(error).__name__}: {error}. Try `mcap recover`."
+            ) from error
+        return to_example(message, self.fields)
+
+    @functools.cached_property
+    def _decode(self) -> Callable[[bytes], Any]:
+        from mcap.records import Schema
+        from mcap_protobuf.decoder import DecoderFactory  # pyright: ignore[reportMissingImports]
+
+        name, descriptors = self._schema
+        schema = Schema(id=1, name=name, encoding=ENCODINGS[1], data=descriptors)
+        decode = DecoderFactory().decoder_for(ENCODINGS[0], schema)
+        assert decode is not None
+        return decode
+
+
+def _fields(descriptor: Any, parents: tuple[str, ...]) -> tuple[Field, ...]:
+    """Returns the fields of a type. Raises DataError if it contains itself."""
+    if descriptor.full_name in parents:
+        raise DataError(
+            f"the type {descriptor.full_name} contains itself, which fits no array. Name a decoder of your own: "
+            "decoders={...}."
+        )
+    found = []
+    for field in descriptor.fields:
+        inside = field.message_type
+        if inside is None:
+            content = _dtype(field)
+        else:
+            content = _fields(inside, (*parents, descriptor.full_name))
+        found.append(Field(field.name, content, _is_list(field), number=field.number))
+    return tuple(found)
+
+
+def _dtype(field: Any) -> str:
+    if field.type in (field.TYPE_STRING, field.TYPE_BYTES):
+        return TEXT if field.type == field.TYPE_STRING else BYTES
+    return {
+        field.CPPTYPE_INT32: "int32",
+        field.CPPTYPE_INT64: "int64",
+        field.CPPTYPE_UINT32: "uint32",
+        field.CPPTYPE_UINT64: "uint64",
+        field.CPPTYPE_DOUBLE: "float64",
+        field.CPPTYPE_FLOAT: "float32",
+        field.CPPTYPE_BOOL: "bool",
+        field.CPPTYPE_ENUM: "int32",
+    }[field.cpp_type]
+
+
+def _is_list(field: Any) -> bool:
+    if hasattr(field, "is_repeated"):
+        return field.is_repeated
+    return field.label == field.LABEL_REPEATED  # protobuf before 6.31
