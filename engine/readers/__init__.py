@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from engine.data.array_record import ArrayRecordSource
+    from engine.readers.argoverse2_motion import Argoverse2Motion
+    from engine.readers.argoverse2_sensor import Argoverse2Sensor
     from engine.readers.arrow import Arrow
     from engine.readers.decode_image import DecodeImage
     from engine.readers.hugging_face import HuggingFace
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from engine.readers.web_dataset import WebDataset
 
 __all__ = [
+    "Argoverse2Motion",
+    "Argoverse2Sensor",
     "ArrayRecordSource",
     "Arrow",
     "DecodeImage",
@@ -44,6 +48,8 @@ __all__ = [
 
 _MODULES = {
     "engine.data.array_record": ("ArrayRecordSource",),
+    "engine.readers.argoverse2_motion": ("Argoverse2Motion",),
+    "engine.readers.argoverse2_sensor": ("Argoverse2Sensor",),
     "engine.readers.arrow": ("Arrow",),
     "engine.readers.decode_image": ("DecodeImage",),
     "engine.readers.hugging_face": ("HuggingFace",),

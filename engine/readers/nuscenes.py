@@ -5,7 +5,7 @@ The tables are read once, and kept as arrays of what the samples need. Sweeps an
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from engine.mounts import local_path, shown
 from engine.readers.decode_image import DecodeImage
 from engine.readers.fingerprints import digest
 from engine.readers.lidar_files import read_points
+from engine.readers.poses import pose_matrices
 
 TABLES = ("calibrated_sensor", "category", "ego_pose", "instance", "sample", "sample_annotation", "sample_data")
 TABLES += ("scene", "sensor")
@@ -140,7 +141,7 @@ class NuScenes:
 
     def __getitem__(self, index: int) -> Example:
         """Returns a sample. Raises DataError, which names the file that cannot be read."""
-        ego_to_world = _matrices(self._frames[self.sensors[0]].ego_to_world[index])
+        ego_to_world = pose_matrices(self._frames[self.sensors[0]].ego_to_world[index])
         world_to_ego = np.linalg.inv(ego_to_world)
         example = {
             "sample": self.tokens[index],
@@ -153,7 +154,9 @@ class NuScenes:
         for sensor, frames in self._frames.items():
             if not frames.files[index]:
                 raise DataError(f"{shown(self.folder)}: sample {self.tokens[index]} has no data of {sensor}.")
-            to_ego = world_to_ego @ _matrices(frames.ego_to_world[index]) @ _matrices(frames.sensor_to_ego[index])
+            to_ego = (
+                world_to_ego @ pose_matrices(frames.ego_to_world[index]) @ pose_matrices(frames.sensor_to_ego[index])
+            )
             example["calibration"][sensor] = {"to_ego": to_ego.astype(np.float32)}
             path = os.path.join(self.folder, frames.files[index])
             if not _is_camera(sensor):
@@ -176,7 +179,7 @@ class NuScenes:
         categories, instances = self._box_categories[rows], self._box_instances[rows]
         names = [self.categories[number] for number in categories]
         return {
-            "box_to_ego": (world_to_ego @ _matrices(self._box_poses[rows])).astype(np.float32),
+            "box_to_ego": (world_to_ego @ pose_matrices(self._box_poses[rows])).astype(np.float32),
             "box_size": self._box_sizes[rows].copy(),
             "box_category": categories.copy(),
             "box_points": self._box_points[rows].copy(),
@@ -223,17 +226,3 @@ def _ordered_samples(by_token: dict[str, dict[str, Row]], scenes: list[Row], cho
     if not found:
         raise DataError("scenes: no samples. Name at least one scene.")
     return found
-
-
-def _matrices(poses: Iterable[float] | np.ndarray) -> np.ndarray:
-    """Returns poses `[..., 7]`, a translation and a unit quaternion w, x, y, z, as matrices float64 `[..., 4, 4]`."""
-    poses = np.asarray(poses, np.float64)
-    quaternion = poses[..., 3:] / np.linalg.norm(poses[..., 3:], axis=-1, keepdims=True)
-    w, x, y, z = np.moveaxis(quaternion, -1, 0)
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y), poses[..., 0]],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x), poses[..., 1]],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y), poses[..., 2]],
-        [0 * w, 0 * w, 0 * w, 1 + 0 * w],
-    ]
-    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)

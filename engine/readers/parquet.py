@@ -47,7 +47,7 @@ class Parquet(Tables):
         import_extra("pyarrow.parquet", "parquet", "Parquet files")
         super().__init__(
             find_files(pattern, "Parquet"),
-            _ParquetFormat(),
+            ParquetFormat(),
             columns=columns,
             group_by=group_by,
             one_per_file=one_per_file,
@@ -57,7 +57,9 @@ class Parquet(Tables):
         )
 
 
-class _ParquetFormat:
+class ParquetFormat:
+    """The format of Parquet files."""
+
     name = "Parquet"
 
     def schema(self, path: str) -> Any:

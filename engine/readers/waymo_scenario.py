@@ -12,6 +12,7 @@ import numpy as np
 from engine.config.errors import DataError, did_you_mean
 from engine.data.source import Example
 from engine.readers import wire
+from engine.readers.polylines import cut_polylines
 from engine.readers.wire_columns import BOOL, DOUBLE, FLOAT, INTEGER, Span, columns, spans
 
 _TIMESTAMPS, _TRACKS, _OF_INTEREST, _ID, _SDC, _SIGNALS, _MAP, _NOW, _TO_PREDICT = 1, 2, 4, 5, 6, 7, 8, 10, 11
@@ -198,14 +199,8 @@ def _polylines(
 ) -> dict[str, np.ndarray]:
     """Returns `[polylines, size]` points, and the kind, type, id and speed limit of the feature of each polyline."""
     found = columns(record, points, _POINT)
-    pieces = -(-counts // size)  # of each feature
-    first = np.cumsum(pieces) - pieces
-    within = np.arange(len(points)) - np.repeat(np.cumsum(counts) - counts, counts)
-    row = np.repeat(first, counts) + within // size
-    xyz = np.zeros((int(pieces.sum()), size, 3))
-    valid = np.zeros(xyz.shape[:2], bool)
-    xyz[row, within % size] = np.stack([found[1], found[2], found[3]], -1)
-    valid[row, within % size] = True
+    xyz = np.stack([found[1], found[2], found[3]], -1)
+    xyz, valid, pieces = cut_polylines(xyz, counts, size)
     names = (("map_kind", np.int8), ("map_type", np.int8), ("map_id", np.int64), ("map_speed_limit", np.float32))
     rest = {}
     for (name, dtype), values in zip(names, entries, strict=True):
