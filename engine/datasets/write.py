@@ -57,7 +57,7 @@ SAMPLE = 16  # examples whose sizes give the default number of shards
 # are temporary ones of `save_lengths` and `write_text`.
 _UNFINISHED = re.compile(
     rf"(.+)\.\d+\.unfinished|(.+){re.escape(SHARD_LENGTHS)}"
-    rf"|\.(.+)(?:{re.escape(SHARD_LENGTHS)}|{re.escape(LENGTHS)}|{re.escape(MANIFEST)})\.[\d-]+\.tmp",
+    rf"|\.(.+)(?:{re.escape(SHARD_LENGTHS)}|{re.escape(LENGTHS)}|{re.escape(MANIFEST)})\.[\da-f-]+\.tmp",
     re.DOTALL,
 )
 

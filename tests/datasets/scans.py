@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-WAIT_S = 60.0  # longest wait for a gate
+WAIT_S = 600.0  # longest wait for a gate: longer than any test
 
 
 class Scans:
