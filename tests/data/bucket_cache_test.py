@@ -1,9 +1,6 @@
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,7 @@ from engine.data.array_record import ArrayRecordSource, write_array_record
 from engine.data.bucket_cache import cached_files, is_cached
 from engine.data.record_manifest import Manifest, Shard, checksum, lengths_path, manifest_path, save_lengths
 from engine.data.source import ArraySource
+from tests.s3_server import s3_server
 
 pytestmark = pytest.mark.multiprocess
 
@@ -30,26 +28,8 @@ sys.stdin.read()
 @pytest.fixture(scope="module")
 def server():
     """The address of an S3 server with a bucket `data`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    end, address = time.monotonic() + 60, f"http://127.0.0.1:{port}"
-    try:
-        while True:
-            try:
-                urllib.request.urlopen(urllib.request.Request(f"{address}/data", method="PUT")).close()
-                break
-            except OSError:
-                assert server.poll() is None and time.monotonic() < end
-                time.sleep(0.1)
+    with s3_server("data") as address:
         yield address
-    finally:
-        server.kill()
-        server.wait()
 
 
 @pytest.fixture

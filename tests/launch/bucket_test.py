@@ -9,11 +9,9 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -21,6 +19,7 @@ import pytest
 from engine.run import status
 from tests import runs
 from tests.faults import harness
+from tests.s3_server import s3_server
 
 PROGRAMS = ("s3fs", "unshare", "umount")
 PAUSE, SETTINGS = 0.1, {"mesh__fsdp": 2, "log__examples": False}
@@ -49,24 +48,8 @@ pytestmark = [
 @pytest.fixture
 def server():
     """The address of an S3 server with a bucket `runs`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    end, address = time.monotonic() + 60, f"http://127.0.0.1:{port}"
-    while True:
-        try:
-            urllib.request.urlopen(urllib.request.Request(f"{address}/runs", method="PUT")).close()
-            break
-        except OSError:
-            assert server.poll() is None and time.monotonic() < end
-            time.sleep(0.1)
-    yield address
-    server.kill()
-    server.wait()
+    with s3_server("runs") as address:
+        yield address
 
 
 @pytest.fixture
