@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from engine.config.errors import DataError
@@ -163,9 +164,10 @@ def test_row_with_a_null_is_skipped(tmp_path, kind):
 
 def test_damaged_block_makes_only_its_rows_unreadable(tmp_path):
     path = write(tmp_path, "parquet", table(), block=5)
-    with open(path, "r+b") as file:
-        file.seek(20)  # in the first row group
-        file.write(b"\xff" * 40)
+    column = pq.ParquetFile(path).metadata.row_group(0).column(0)
+    with open(path, "r+b") as file:  # no header of a page begins with these bytes
+        file.seek(column.dictionary_page_offset)
+        file.write(b"\xff" * column.total_compressed_size)
     source = Parquet(path, columns=["label", "x"])
     with pytest.raises(DataError, match=r"row 2 of .*a.parquet: block 0: cannot be read"):
         source[2]
