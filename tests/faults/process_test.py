@@ -82,6 +82,7 @@ def start_fault(job: harness.Job, file: Path, index: int) -> float:
 def resumed(config: str, run: Path, whole: harness.Outcome, processes: int = 2) -> dict:
     """Resumes a run to its end, compares it with the undisturbed run and returns columns for its row."""
     begin, before, attempt = time.monotonic(), max(harness.losses(run)), runs.status(run)["attempt"]
+    newest = max(harness.saved(run), default=0)
     with harness.Job("train", config, f"--workdir={run}", processes=processes) as job:
         job.until(lambda: attempt + 1 in harness.attempts(run).values())
         recovered = time.monotonic() - begin
@@ -89,7 +90,7 @@ def resumed(config: str, run: Path, whole: harness.Outcome, processes: int = 2) 
     first = min(step for step, number in harness.attempts(run).items() if number > attempt)
     found = harness.outcome(run)
     assert found == whole
-    assert before - first + 1 < 2 * harness.SAVE_EVERY  # the newest save may have been incomplete
+    assert first == newest + 1  # steps that are repeated: a save that was incomplete, too
     return {"recovered_s": recovered, "lost": max(0, before - first + 1), "bitwise": True}
 
 
@@ -133,7 +134,7 @@ def test_without_a_launcher_a_dead_peer_ends_the_other_process(tmp_path, add_row
         output, _ = processes[0].communicate(timeout=180)
         detected = time.monotonic() - begin
         assert processes[0].returncode == ExitStatus.RETRY, output
-    assert detected <= runs.limit(15)
+    assert detected <= runs.limit(25)
     last = output.splitlines()[-1]
     assert last.startswith("LostPeer: ") and last.endswith("the same command resumes from the newest checkpoint.")
     assert (runs.status(run)["state"], runs.status(run)["exit_code"]) == ("failed", 42)
@@ -173,7 +174,7 @@ def test_stopped_process_is_detected_and_a_five_second_pause_is_tolerated(tmp_pa
         code, detected = job.end(), time.monotonic() - begin
         assert code == ExitStatus.RETRY, job.output
         assert "LostPeer: process 1 is gone: no heartbeat for 12 s" in job.output.splitlines()[-1]
-        assert detected <= runs.limit(25)
+        assert detected <= runs.limit(40)
     assert (runs.status(run)["state"], runs.status(run)["exit_code"]) == ("failed", 42)
     row = resumed(config, run, two)
     add_row("SIGSTOP for good; 5 s of it are tolerated", detected_s=detected, code=code, **row)

@@ -19,7 +19,7 @@ import pytest
 
 from benchmarks.disk import Disk, has_compiler
 from engine.run.storage import PROBE_S
-from tests import runs
+from tests import runs, zoo
 from tests.faults import harness
 
 pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.slow]
@@ -154,7 +154,8 @@ def test_save_on_hanging_storage_is_abandoned_and_training_continues(processes, 
     where = harness.config(
         tmp_path / "config", pause=0.1, checkpoint__timeout="3 seconds", log__progress="lines", **mesh
     )
-    with harness.Job("train", where, f"--workdir={run}", processes=processes, **disk.environment) as job:
+    variables = {**disk.environment, zoo.SKIP_SAVES: "1"}
+    with harness.Job("train", where, f"--workdir={run}", processes=processes, **variables) as job:
         job.until(lambda: harness.saved(run))
         disk.set_rules("* write hang" if processes == 1 else "1 write hang")
         hangs_at, before = time.monotonic(), max(harness.losses(run))
@@ -187,7 +188,8 @@ def test_run_on_hanging_storage_ends_within_the_timeouts(preempted, tmp_path, ad
     run = tmp_path / "run"
     disk = Disk(tmp_path, run / "checkpoints")
     where = harness.config(tmp_path / "config", pause=0.1, checkpoint__timeout="3 seconds", train__total="40 steps")
-    with harness.Job("train", where, f"--workdir={run}", **disk.environment) as job:
+    variables = {**disk.environment, zoo.SKIP_SAVES: "1"}
+    with harness.Job("train", where, f"--workdir={run}", **variables) as job:
         job.until(lambda: harness.saved(run))
         job.until_step(run, 6)  # so that the last save has a newer state
         disk.set_rules("* write hang")
@@ -206,7 +208,7 @@ def test_run_on_hanging_storage_ends_within_the_timeouts(preempted, tmp_path, ad
 def test_hanging_restore_in_one_process_ends_all_and_is_reported(tmp_path, add_row):
     run = tmp_path / "run"
     where = harness.config(
-        tmp_path / "config", checkpoint__timeout="6 seconds", mesh__fsdp=2, train__total="10 steps", pause=0.0
+        tmp_path / "config", checkpoint__timeout="12 seconds", mesh__fsdp=2, train__total="10 steps", pause=0.0
     )
     longer = ("--config.train.total=20 steps", "--accept-schedule-change")
     with harness.Job("train", where, f"--workdir={run}", processes=2) as job:
@@ -216,7 +218,7 @@ def test_hanging_restore_in_one_process_ends_all_and_is_reported(tmp_path, add_r
     with harness.Job("train", where, f"--workdir={run}", *longer, processes=2, **disk.environment) as job:
         assert job.end() == 42, job.output
         took = time.monotonic() - job.started
-        assert "not restored within checkpoint.timeout, 6 s: process 1 did not finish" in job.output, job.output
+        assert "not restored within checkpoint.timeout, 12 s: process 1 did not finish" in job.output, job.output
         assert "Traceback" not in job.output
     disk.set_rules()
     with harness.Job("train", where, f"--workdir={run}", *longer, processes=2, **disk.environment) as job:
@@ -231,7 +233,8 @@ def test_saves_are_skipped_on_slow_storage_and_training_continues(tmp_path, one,
     run = tmp_path / "run"
     disk = Disk(tmp_path, run / "checkpoints")
     where = harness.config(tmp_path / "config", pause=0.1, log__progress="lines")
-    with harness.Job("train", where, f"--workdir={run}", **disk.environment) as job:
+    variables = {**disk.environment, zoo.SKIP_SAVES: "1"}
+    with harness.Job("train", where, f"--workdir={run}", **variables) as job:
         job.until(lambda: harness.saved(run))
         disk.set_rules("* write 2")
         slow_at = time.monotonic()
