@@ -1,6 +1,9 @@
 """Runs on ragged scenes: batches of several shapes, equal evaluations, and exact resume on other processes."""
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import jax
@@ -110,19 +113,32 @@ def test_dispatch_of_more_steps_than_batches_of_one_length_is_refused(tmp_path):
         train(config(BUCKETED, train__steps_per_dispatch=4), tmp_path)
 
 
+class Kill:
+    """A hook that kills its process once a checkpoint is complete; until then, later steps take longer."""
+
+    def __init__(self, run: str):
+        self._run = Path(run)
+
+    def run(self, trainer, state, step):
+        if runs.saved_steps(self._run):
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.05 if step > 40 else 0)
+
+
 @pytest.mark.multiprocess
 def test_killed_run_on_buckets_resumes_bitwise_equal_on_two_processes(tmp_path):
-    section = config(BUCKETED, train__total="600 steps", checkpoint__every="20 steps", mesh__data=2)
-    RunDirectory(tmp_path / "config").path.mkdir()
-    RunDirectory(tmp_path / "config").write_config_text(to_text(section))
-    train(section, tmp_path / "unbroken", devices=2)
-    args, run = ["train", f"--config={tmp_path / 'config'}", f"--workdir={tmp_path / 'run'}"], tmp_path / "run"
-    process = runs.start(*args, JAX_NUM_CPU_DEVICES="2")
-    runs.wait_for(lambda: runs.saved_steps(run), process)
-    process.kill()
-    process.communicate()
-    launch = ("launch", "local", "--processes=2", "--devices-per-process=1", "--", *args)
-    done = runs.convoy(*launch)
+    run, sections = tmp_path / "run", {}
+    kill = {"kill": {"target": "tests.ragged_runs_test.Kill", "every": "1 step", "run": str(run)}}
+    for name, hooks in (("config", {}), ("killed", kill)):
+        settings = {"train__total": "600 steps", "checkpoint__every": "20 steps", "mesh__data": 2, "hooks": hooks}
+        sections[name] = config(BUCKETED, **settings)
+        RunDirectory(tmp_path / name).path.mkdir()
+        RunDirectory(tmp_path / name).write_config_text(to_text(sections[name]))
+    train(sections["config"], tmp_path / "unbroken", devices=2)
+    done = runs.convoy("train", f"--config={tmp_path / 'killed'}", f"--workdir={run}", JAX_NUM_CPU_DEVICES="2")
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    launch = ("launch", "local", "--processes=2", "--devices-per-process=1", "--")
+    done = runs.convoy(*launch, "train", f"--config={tmp_path / 'config'}", f"--workdir={run}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert runs.status(run)["attempt"] == 2 and len(losses(run)) == 600
     assert runs.rows(run) == runs.rows(tmp_path / "unbroken")
