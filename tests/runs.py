@@ -1,6 +1,7 @@
 """Runs for tests: a small config, the command line as a process, and readers of the files of a run."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -86,9 +87,15 @@ def lines_by_process(text: str, *arguments: object, processes: int) -> dict[str,
 def limit(seconds: float) -> float:
     """Returns the seconds that something may take while this machine is as busy as it is now.
 
-    Where more programs want to run than there are cores, all of them take longer.
+    Where more programs want to run than there are cores, all of them take longer. The load of the last minute shows
+    that, and the time in which this process gets 50 ms of a core: the load of a container is that of its host.
     """
-    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    begin, computed = time.perf_counter(), time.process_time()
+    while time.process_time() - computed < 0.05:
+        pass
+    delay = (time.perf_counter() - begin) / 0.05
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return seconds * max(1.0, delay, os.getloadavg()[0] / cores)
 
 
 def wait_for(condition, process, seconds=180):
@@ -98,6 +105,17 @@ def wait_for(condition, process, seconds=180):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < end
         time.sleep(0.005)
+
+
+def ends_workers(seconds: float = 60) -> bool:
+    """Returns whether no child process of `multiprocessing` is left soon: a killed one ends a moment later."""
+    end = time.monotonic() + seconds
+    while children := multiprocessing.active_children():
+        if time.monotonic() > end:
+            print("left:", children)
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def saved_steps(run: Path) -> set[str]:
