@@ -1,6 +1,5 @@
 """The number of workers changes while a run reads: the batches stay the same, and the fastest number is found."""
 
-import multiprocessing
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +14,7 @@ from engine.data.batches import Batches
 from engine.data.reader import read
 from engine.data.source import ArraySource
 from engine.data.stages import NO_TIMES
+from tests import runs
 from tests.properties import examples
 
 STOP = 40
@@ -96,7 +96,7 @@ def test_batches_are_bitwise_equal_with_0_1_and_2_workers_and_across_changes_of_
     reader.close()
     assert found == [content(plain[n]) for n in range(3, STOP)]
     assert workers == [0] * (10 - 3) + [1] * 8 + [2] * 12 + [0] * (STOP - 30)
-    assert multiprocessing.active_children() == []
+    assert runs.ends_workers()
 
 
 class Broken(BlockIterator[Any]):

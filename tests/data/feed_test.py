@@ -1,5 +1,4 @@
 import json
-import multiprocessing
 import threading
 import time
 from typing import Any
@@ -17,6 +16,7 @@ from engine.data.feed import EvaluationFeed, TrainFeed
 from engine.data.source import ArraySource
 from engine.data.stages import STAGES, stage
 from engine.data.streams.source import as_source
+from tests import runs
 
 ROWS = P(("data", "fsdp"))
 
@@ -103,7 +103,7 @@ def test_seek_moves_the_position_back_to_an_unfinished_step():
 def test_feed_with_workers_gives_equal_batches_and_resumes():
     # Large arrays arrive in shared memory, which must exist until the device has copied them.
     assert drawn(train_feed(start=3, workers=2), 1, 6) == expected(3, 10)
-    assert multiprocessing.active_children() == []
+    assert runs.ends_workers()
 
 
 def test_feed_of_a_stream_resumes_at_the_saved_marks_of_its_shards():

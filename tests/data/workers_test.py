@@ -42,12 +42,19 @@ def reader(request):
         assert next(reader)["n"][0] == n
     yield reader
     reader.close()
-    assert {child.pid for child in multiprocessing.active_children()} <= before
+    wait_for(lambda: {child.pid for child in multiprocessing.active_children()} <= before)
 
 
 def pids():
     children = multiprocessing.active_children()
     return [child.pid for child in children if child.pid is not None and child.name.startswith("grain")]
+
+
+def wait_for(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, multiprocessing.active_children()
+        time.sleep(0.01)
 
 
 def drain(reader):
@@ -65,10 +72,7 @@ def test_batches_come_in_order_and_leave_no_shared_memory_or_files(tmp_path, mon
         assert in_shared_memory(size)
         del batch
         reader.close()
-    end = time.monotonic() + 10  # a thread of Grain frees the main process's batch
-    while in_shared_memory(size):
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_for(lambda: not in_shared_memory(size))  # a thread of Grain frees the main process's batch
     assert list(tmp_path.iterdir()) == []
 
 
@@ -89,10 +93,7 @@ if __name__ == "__main__":
     (tmp_path / "program.py").write_text(program)
     done = subprocess.run([sys.executable, str(tmp_path / "program.py")], capture_output=True, text=True)
     assert "was killed by SIGKILL" in done.stdout, done.stderr
-    end = time.monotonic() + 10  # the resource tracker removes it after the program's end
-    while in_shared_memory(size):
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_for(lambda: not in_shared_memory(size))  # the resource tracker removes it after the program's end
 
 
 def kill_at_creation(n):
@@ -133,15 +134,14 @@ def test_killed_worker_raises_a_retryable_error_with_its_signal(reader):
 def test_worker_killed_during_its_start_raises_a_retryable_error():
     reader = Workers(grain.MapDataset.range(10**6).map(row), 2, 1)
     try:
-        while len(pids()) < 2:
-            time.sleep(0.01)
+        wait_for(lambda: len(pids()) == 2)
         os.kill(pids()[1], signal.SIGKILL)
         with pytest.raises(DataWorkerError, match=r"data worker .* was killed by SIGKILL") as error:
             drain(reader)
         assert error.value.exit_code == 42
     finally:
         reader.close()
-    assert pids() == []
+    wait_for(lambda: pids() == [])
 
 
 def leave(n):
@@ -152,7 +152,7 @@ def leave(n):
 
 
 @pytest.mark.parametrize(("start", "code"), [(20, 0), (90, 7)])
-def test_worker_that_ends_by_itself_is_named_within_seconds_with_its_exit_code(start, code):
+def test_worker_that_ends_by_itself_is_named_with_its_exit_code(start, code):
     reader = Workers(grain.MapDataset.range(start, 10**6).map(leave), 2, 1)
     try:
         assert next(reader)["n"][0] == start
@@ -161,11 +161,11 @@ def test_worker_that_ends_by_itself_is_named_within_seconds_with_its_exit_code(s
             DataWorkerError, match=rf"data worker .*\(pid \d+\) ended by itself with exit code {code}:"
         ) as error:
             drain(reader)
-        assert time.monotonic() - begin < 20
+        assert time.monotonic() - begin < 60  # Grain alone waits for ever
         assert error.value.exit_code == 1
     finally:
         reader.close()
-    assert pids() == []
+    wait_for(lambda: pids() == [])
 
 
 @pytest.mark.parametrize(("worker", "where"), [(None, "the data source"), (1, rf"data worker 1 \(pid {os.getpid()}\)")])
@@ -183,10 +183,7 @@ def test_frozen_worker_raises_an_error_and_is_killed(reader, monkeypatch):
         os.kill(pid, signal.SIGSTOP)
     with pytest.raises(DataWorkerError, match=r"data worker \d \(pid \d+\) has sent no heartbeat for 3 s"):
         drain(reader)
-    end = time.monotonic() + 60
-    while set(stopped) & set(pids()):
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_for(lambda: not set(stopped) & set(pids()))
 
 
 def test_reader_closed_at_once_leaves_no_thread():
@@ -197,8 +194,8 @@ def test_reader_closed_at_once_leaves_no_thread():
 
 def test_finished_worker_is_not_reported_as_frozen(monkeypatch):
     """The first worker has ended while the second takes long for its batch."""
-    monkeypatch.setattr(workers, "FROZEN_S", 1.5)
-    reader = Workers(grain.MapDataset.range(1).map(lambda n: (time.sleep(5), n)[1]), 2, 1)
+    monkeypatch.setattr(workers, "FROZEN_S", 4.0)
+    reader = Workers(grain.MapDataset.range(1).map(lambda n: (time.sleep(9), n)[1]), 2, 1)
     assert list(reader) == [0]
     reader.close()
 
@@ -209,7 +206,7 @@ def test_worker_that_starts_during_close_exits_at_once(monkeypatch):
     with pytest.raises(DataWorkerError, match=r"a data worker that was starting .* ended by itself with exit code 1"):
         next(reader)
     reader.close()
-    assert pids() == []
+    wait_for(lambda: pids() == [])
 
 
 class ClosingSlots(workers._SharedSlots):
