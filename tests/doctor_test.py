@@ -1,5 +1,7 @@
 """Output of `convoy doctor` in a single process and in several."""
 
+import socket
+
 import pytest
 
 from tests import runs
@@ -30,10 +32,13 @@ def test_doctor_reports_every_process():
 
 
 def test_doctor_reports_a_missing_process_within_the_timeout():
-    done = runs.convoy("doctor", "--timeout=3", "--coordinator=127.0.0.1:29877", "--num-processes=2", "--process-id=0")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    done = runs.convoy("doctor", "--timeout=3", f"--coordinator={address}", "--num-processes=2", "--process-id=0")
     assert done.returncode == 42
-    assert "process 1 of 2 did not reach 127.0.0.1:29877 within 3 s" in done.stderr
-    assert "processes: 0 of 2, coordinator 127.0.0.1:29877" in done.stdout
+    assert f"process 1 of 2 did not reach {address} within 3 s" in done.stderr
+    assert f"processes: 0 of 2, coordinator {address}" in done.stdout
 
 
 def test_doctor_warns_in_a_slurm_allocation_without_srun():

@@ -271,17 +271,17 @@ def test_followed_run_is_evaluated_once_per_step_although_the_follower_is_killed
     follower = runs.start(*words)
     training = runs.start("train", f"--config={tmp_path / 'slow.py'}", f"--workdir={run}")
     try:
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 180
         while not stored(run):
             assert time.monotonic() < deadline and follower.poll() is None
             time.sleep(0.02)
         follower.send_signal(signal.SIGKILL)
         follower.communicate()
         follower = runs.start(*words)
-        output, _ = follower.communicate(timeout=100)
+        output, _ = follower.communicate(timeout=180)
         assert follower.returncode == 0, output
         assert "the run is done at step 8, and all of its checkpoints are evaluated" in output
-        assert training.wait(timeout=30) == 0
+        assert training.wait(timeout=180) == 0
     finally:
         for process in (follower, training):
             process.kill()

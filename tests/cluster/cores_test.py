@@ -20,7 +20,8 @@ def test_idle_seconds_grow_at_most_as_fast_as_the_cores():
     assert before is not None and before >= 0
     after = cores.idle_seconds()
     assert after is not None
-    assert 0 <= after - before <= cores.usable_cores() * (time.monotonic() - begin) + 1
+    # The time of waiting for storage, which is a part of it, may decrease (man 5 proc).
+    assert -1 <= after - before <= cores.usable_cores() * (time.monotonic() - begin + 1)
 
 
 def test_idle_seconds_of_the_usable_cores_are_added_up(tmp_path, monkeypatch):

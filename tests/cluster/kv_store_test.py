@@ -124,10 +124,10 @@ def test_three_processes_share_one_store_until_they_leave():
     )
     begin = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", launcher], capture_output=True, text=True, env=runs.environment(), timeout=120
+        [sys.executable, "-c", launcher], capture_output=True, text=True, env=runs.environment(), timeout=300
     )
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - begin < 60
+    assert time.monotonic() - begin < runs.limit(60)
     lines = [line[4:] for line in done.stdout.splitlines()]
     assert sorted(line for line in lines if line.startswith("first")) == ["first False", "first False", "first True"]
     assert sum(line.startswith("error this process has already disconnected") for line in lines) == 3

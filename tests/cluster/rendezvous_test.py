@@ -52,9 +52,9 @@ def test_all_processes_meet_and_the_port_is_free_immediately(port):
 
 def test_missing_processes_are_reported_to_all_after_the_timeout(port):
     begin = time.monotonic()
-    first, other = together(port, 0, 2, count=4, timeout_s=0.5)
-    assert time.monotonic() - begin < runs.limit(5)
-    words = f"processes 1, 3 of 4 did not reach 127.0.0.1:{port} within 0.5 s; all others did."
+    first, other = together(port, 0, 2, count=4, timeout_s=2.0)
+    assert time.monotonic() - begin < runs.limit(8)
+    words = f"processes 1, 3 of 4 did not reach 127.0.0.1:{port} within 2 s; all others did."
     assert str(first).startswith(words) and str(other).startswith(words)
     assert type(first) is type(other) is CannotJoin and CannotJoin.exit_code == 42
 

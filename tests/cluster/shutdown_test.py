@@ -12,7 +12,7 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
     dropped = ("PYTHONUNBUFFERED", verdict.VARIABLE)
     environment = {name: value for name, value in os.environ.items() if name not in dropped}
     return subprocess.run(
-        [sys.executable, "-c", imports + program], capture_output=True, text=True, env=environment, timeout=50
+        [sys.executable, "-c", imports + program], capture_output=True, text=True, env=environment, timeout=180
     )
 
 
@@ -60,4 +60,4 @@ sys.exit(42)
 def test_deadline_ends_the_process_with_an_error():
     done = run("with shutdown.deadline(0.1, lambda: RunError('waited 0.1 s')):\n    time.sleep(60)")
     assert (done.returncode, done.stderr) == (1, "RunError: waited 0.1 s\n")
-    assert run("with shutdown.deadline(0.1, lambda: RunError('late')):\n    pass\ntime.sleep(0.3)").returncode == 0
+    assert run("with shutdown.deadline(2, lambda: RunError('late')):\n    pass\ntime.sleep(2.5)").returncode == 0

@@ -36,7 +36,7 @@ def test_process_measures_how_long_it_was_stopped():
         time.sleep(0.5)
         child.send_signal(signal.SIGCONT)
         measured = float(child.stdout.readline())
-        assert 0.5 <= measured <= time.monotonic() - begin + 1
+        assert 0.5 <= measured <= time.monotonic() - begin + 5
     finally:
         child.kill()
         child.communicate()

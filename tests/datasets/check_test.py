@@ -28,7 +28,7 @@ def test_corrupted_file_names_its_records_in_one_and_in_two_processes(tmp_path):
 
     shard = tmp_path / "scans-00001-of-00002.arrayrecord"
     damaged = bytearray(shard.read_bytes())
-    damaged[4000] ^= 0xFF
+    damaged[1500:1700] = bytes(byte ^ 0xFF for byte in damaged[1500:1700])  # longer than what is between two records
     shard.write_bytes(damaged)
     source = ArrayRecordSource(str(out))
     bad = {}

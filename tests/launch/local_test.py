@@ -216,7 +216,7 @@ def test_output_that_goes_away_does_not_end_the_processes(tmp_path):
         sys.exit(launch(command, processes=2))
     """)
     with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-c", launcher], stdout=full, stderr=subprocess.PIPE, timeout=60)
+        done = subprocess.run([sys.executable, "-c", launcher], stdout=full, stderr=subprocess.PIPE, timeout=180)
     assert (done.returncode, done.stderr) == (0, b"") and {"0", "1"} <= {path.name for path in tmp_path.iterdir()}
     text = "the launcher: standard output cannot be written (No space left on device); it stays silent from here on."
     assert text in (tmp_path / "log.txt").read_text()

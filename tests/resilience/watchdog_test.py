@@ -1,6 +1,7 @@
 """The hang watchdog: the timeout of each phase, the processes it names, and how it ends a stuck process."""
 
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -195,7 +196,7 @@ from engine.cluster import shutdown
 from engine.resilience.watchdog import Watchdog
 
 shutdown.add_exit_callback(lambda error: print("status", error.exit_code, flush=True))
-with Watchdog(0.5, 60.0, Path({folder!r}), 3) as dog, dog.training(0):
+with Watchdog(2.0, 60.0, Path({folder!r}), 3) as dog, dog.training(0):
     for step in range(1, 6):
         dog.dispatched = step
         time.sleep(0.05)
@@ -224,10 +225,8 @@ def test_stuck_main_thread_in_python_or_c_exits_with_42_and_stacks(tmp_path, stu
     assert time.monotonic() - begin < runs.limit(20)
     assert errors.splitlines()[0] == "Main thread, innermost call last:"
     last = errors.splitlines()[-1]
-    assert (
-        last.startswith("Hang: no step has finished for ")
-        and "where 0.5 s are allowed (resilience.hang is 0.5 s" in last
-    )
+    # More than 2 s are allowed where the steps were slow.
+    assert re.match(r"Hang: no step has finished for \S+ s, where \S+ s are allowed \(resilience.hang is 2 s", last)
     assert "process 0 has dispatched 5 steps, is training, at " in last and f" in {place}." in last
     assert last.endswith(f"All stacks: {tmp_path}/stacks. The same command resumes from the newest checkpoint.")
     assert place in (tmp_path / "stacks/attempt-3-process-0.txt").read_text()
