@@ -19,6 +19,7 @@ class Augmented:
     def __init__(self, source):
         self.source = source
         self.transform = source.augment
+        self.new_arrays = source.new_arrays
 
     def __len__(self):
         return len(self.source)

@@ -21,6 +21,7 @@ class Cameras:
     """Six JPEG files, decoded at half size; `augment` crops, flips and brightens them."""
 
     batch_size = 4
+    new_arrays = True  # an attribute that only the engine reads
 
     def __init__(self, folder):
         self.files = sorted(Path(folder).glob("*.jpg"))
@@ -57,6 +58,7 @@ class Sweeps:
     """Lidar sweeps, files of 1 MB; `augment` rotates them about the vertical axis."""
 
     batch_size = 8
+    new_arrays = True
 
     def __init__(self, folder):
         self.files = sorted(Path(folder).glob("*.bin"))

@@ -47,6 +47,8 @@ class ArrayRecordSource:
     `lr=[0.1]/*.arrayrecord`, only `*` is a wildcard if there is a folder `lr=[0.1]`.
     """
 
+    new_arrays = True
+
     def __init__(self, pattern: Pattern):
         """Opens the files that match one path or each of several paths.
 

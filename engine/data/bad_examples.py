@@ -5,11 +5,13 @@ row holds a filler, the next readable example in the order of the run, because a
 needs valid numbers. The choice of the filler depends on (seed, position) alone.
 """
 
+import functools
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import jax
 import numpy as np
 
 from engine.config.errors import DataError
@@ -33,6 +35,7 @@ class BadExample:
     error: str  # error text, which names the example
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["batch"], meta_fields=["bad"])
 @dataclass(frozen=True)
 class TolerantBatch:
     """A batch whose bad examples have weight 0, and the list of these examples."""

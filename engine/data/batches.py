@@ -12,7 +12,7 @@ import numpy as np
 from engine.config.errors import DataError, did_you_mean
 from engine.config.user_errors import location
 from engine.data.batch import Batch
-from engine.data.collate import Collator, own_copy
+from engine.data.collate import Collator, has_new_arrays, own_copy
 from engine.data.context import Context, call
 from engine.data.ragged.fields import Sizes
 from engine.data.sampling.sampler import (
@@ -31,6 +31,7 @@ from engine.data.sampling.shuffle import random_generators
 from engine.data.source import Example, Examples, Source, example_spec, has_transform, leaves_with_path, source_name
 from engine.data.stages import stage
 from engine.data.text import has_text, is_text, without_text
+from engine.types import PyTree
 
 Rows = slice | np.ndarray | None
 """Rows of a global batch that this process feeds: a slice, row numbers `[rows]`, or None for all rows."""
@@ -76,9 +77,7 @@ class Batches:
         """Number of batches to read in one call: above 1 for small batches of a source with a fast `take`."""
         if not self._sampler.vectorized or self._sampler.has_transform:
             return 1
-        specs = [spec for _, spec in leaves_with_path(example_spec(self.source))]
-        size = len(self.rows) * sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in specs)
-        return max(1, min(BLOCK, BLOCK_BYTES // max(1, size)))
+        return max(1, min(BLOCK, BLOCK_BYTES // max(1, batch_bytes(example_spec(self.source), len(self.rows)))))
 
     def block(self, first: int, count: int) -> list[Batch]:
         """Returns batches first, ..., first + count - 1 of a source without `transform`, read in one call.
@@ -193,8 +192,9 @@ class Batches:
         import jax
 
         if reads_singly(self._sampler):
+            new_arrays = {key: has_new_arrays(source) for key, source in {id(s): s for s, _ in located}.items()}
             for source, number in located:
-                yield own_copy(read_example(source, number))
+                yield own_copy(read_example(source, number), new_arrays[id(source)])
         else:
             batch = self._sampler.read(addresses)
             for row in range(len(located)):
@@ -301,6 +301,11 @@ class OrderedBatches:
             rows = self._order.read(addresses)
         convert = to_32_bit if self._keep_text else _numbers
         return convert(rows, self._keep_64_bit, source_name(self.source))
+
+
+def batch_bytes(example: PyTree, rows: int) -> int:
+    """Returns the bytes of a batch of so many rows, from the `example_spec` of its source."""
+    return rows * sum(math.prod(spec.shape) * spec.dtype.itemsize for _, spec in leaves_with_path(example))
 
 
 def _numbers(batch: Examples, keep_64_bit: bool, name: str) -> Examples:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from engine.config.errors import DataError
-from engine.data.source import Example, Examples, leaves_with_path
+from engine.data.shared_arrays import empty
+from engine.data.source import Example, Examples, Limited, Source, defined_with_or_after, leaves_with_path
 from engine.data.stages import stage
 from engine.data.text import TEXT_KINDS, is_text, stack_leaves
 from engine.types import PyTree
@@ -56,7 +57,7 @@ class Collator:
             if any(row.dtype.kind in OTHER_KINDS or not row.dtype.isnative for row in rows):
                 return False  # stacking also gives the byte order of the CPU
             self._structure = structure
-            self._arrays = [np.empty((self._rows, *row.shape), row.dtype) for row in rows]
+            self._arrays = [empty((self._rows, *row.shape), row.dtype) for row in rows]
         if structure != self._structure or not _fit(self._arrays, rows):
             return False
         for to, row in zip(self._arrays, rows, strict=True):
@@ -118,18 +119,36 @@ def stack_examples(examples: Sequence[Example], describe: Callable[[int], str]) 
         raise
 
 
-def own_copy(example: Example) -> Example:
-    """Returns an example whose arrays its owner may change; numbers become NumPy's, as in the row of an array."""
+def has_new_arrays(source: Source) -> bool:
+    """Returns whether a source declares that nothing else refers to the arrays of its examples.
+
+    An inherited declaration does not count if a subclass overrides `__getitem__`.
+    """
+    if isinstance(source, Limited):
+        return has_new_arrays(source.source)
+    return getattr(source, "new_arrays", False) and defined_with_or_after(source, "new_arrays", "__getitem__")
+
+
+def own_copy(example: Example, new_arrays: bool = False) -> Example:
+    """Returns an example whose arrays a transform may change; numbers become NumPy's, as in the row of an array.
+
+    Args:
+        example: the example.
+        new_arrays: whether nothing else refers to its arrays, so that those that can be written need no copy.
+    """
     if type(example) is dict:  # twice as fast as a map over the tree
-        return {key: own_copy(value) for key, value in example.items()}
-    if type(example) is np.ndarray and example.ndim and example.dtype.kind != "O":
-        return example.copy()
+        return {key: own_copy(value, new_arrays) for key, value in example.items()}
+    if type(example) is np.ndarray:
+        return _own_leaf(example, new_arrays)
     import jax
 
-    def copy(leaf: Any) -> Any:
-        return leaf if is_text(leaf) else np.array(leaf)[()]
+    return jax.tree.map(lambda leaf: _own_leaf(leaf, new_arrays), example)
 
-    return jax.tree.map(copy, example)
+
+def _own_leaf(leaf: Any, new: bool) -> Any:
+    if type(leaf) is np.ndarray and leaf.ndim and leaf.dtype.kind != "O":
+        return leaf if new and leaf.flags.writeable else leaf.copy()
+    return leaf if is_text(leaf) else np.array(leaf)[()]
 
 
 def _shapes(example: Example) -> str:

@@ -15,6 +15,7 @@ import grain
 
 from engine.config.errors import DataError
 from engine.data.auto_workers import AutoBlocks, BlockIterator
+from engine.data.shared_arrays import share, shared_arrays
 from engine.data.stages import NO_TIMES, Times, added, recorded
 from engine.data.workers import Workers, exits_reported
 
@@ -91,7 +92,8 @@ def read[T](
 
     def open_blocks(first: int, workers: int) -> BlockIterator[T]:
         size = block if threads and not workers else 1
-        blocks = grain.MapDataset.range(first, max(first, stop), size).map(_Blocks(batches, stop, size).read)
+        read_block = _Blocks(batches, stop, size, workers > 0).read
+        blocks = grain.MapDataset.range(first, max(first, stop), size).map(read_block)
         if workers:
             return Workers(blocks, workers, max(1, prefetch // workers))
         ahead = max(-(-prefetch // size), threads) if threads else 0
@@ -110,8 +112,8 @@ def read[T](
 class _Blocks[T]:
     """Function that makes a block; it runs in Grain's threads or processes."""
 
-    def __init__(self, batches: Numbered[T], stop: int, size: int):
-        self._batches, self._stop, self._size = batches, stop, size
+    def __init__(self, batches: Numbered[T], stop: int, size: int, in_worker: bool):
+        self._batches, self._stop, self._size, self._in_worker = batches, stop, size, in_worker
 
     def read(self, first: int) -> "tuple[list[T | DataError], Times]":
         """Returns the block that starts at batch `first`, and the time by stage that it took.
@@ -121,8 +123,8 @@ class _Blocks[T]:
         Raises:
             DataError: the only batch of the block cannot be made.
         """
-        with recorded() as recording:
-            block = self._read(int(first))
+        with recorded() as recording, shared_arrays(self._in_worker):
+            block = share(self._read(int(first)))
         return block, recording.times
 
     def _read(self, first: int) -> "list[T | DataError]":

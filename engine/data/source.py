@@ -59,6 +59,8 @@ class Source(Protocol):
                                        index; None if the source has none. Used if there is no `lengths`
         tags() -> values               one tag, or a list of tags, of each example, for `Weighted`
         costs() -> numbers             cost of each example `[examples]`, for `Balanced`. Default: its length
+        new_arrays = True              attribute: nothing else refers to the arrays of an example, so that `transform`,
+                                       which may modify them, receives no copy
     """
 
     def __len__(self) -> int: ...
@@ -86,6 +88,8 @@ class TransformingSource(Source, Protocol):
 
 class ArraySource:
     """A source of in-memory examples, the rows of arrays. A subclass may add `transform`."""
+
+    new_arrays = True
 
     def __init__(self, arrays: Examples):
         """Creates a source from a pytree of arrays `[examples, ...]`.
@@ -190,14 +194,12 @@ def limited(source: Source, count: int | None) -> Source:
     Raises:
         DataError: `count` is below 1.
     """
-    if count is None:
+    if count is None or count >= max(1, len(source)):
         return source
     if count < 1:
         raise DataError(
             f"data.limit = {count}: allowed are 1 and more, or None for all examples of {source_name(source)}."
         )
-    if count >= len(source):
-        return source
     own = getattr(source, "limited", None)
     return own(count) if own is not None else Limited(source, count)
 

@@ -5,10 +5,12 @@ batch goes to the devices. Predictions keep it (`engine/saved/predictions.py`). 
 `[rows, ...]` of NumPy's text, or of objects where the rows are Python strings.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from engine.data.shared_arrays import allocate
 from engine.types import PyTree
 
 TEXT_KINDS = "UST"  # numpy dtype kinds of text: str, bytes, StringDType
@@ -60,7 +62,7 @@ def stack_leaves(*leaves: Any) -> np.ndarray:
     """
     if not is_text(leaves[0]):
         try:
-            stacked = np.stack(leaves)
+            stacked = np.stack(leaves, out=_shared(leaves))
         except TypeError as error:  # numbers and dates have no common dtype
             raise ValueError("numbers and objects") from error
         if stacked.dtype.kind in f"O{TEXT_KINDS}":  # NumPy turns numbers into text or objects
@@ -72,6 +74,15 @@ def stack_leaves(*leaves: Any) -> np.ndarray:
     for row, leaf in enumerate(leaves):
         rows[row] = leaf
     return rows
+
+
+def _shared(leaves: Sequence[Any]) -> np.ndarray | None:
+    """Returns an array in shared memory for the leaves, in a worker process if they are large arrays of one dtype."""
+    first = leaves[0]
+    if type(first) is not np.ndarray or not first.dtype.isnative:
+        return None
+    array = allocate((len(leaves), *first.shape), first.dtype)
+    return array if array is not None and all(np.asarray(leaf).dtype == array.dtype for leaf in leaves) else None
 
 
 def text_paths(example: PyTree) -> list[str]:

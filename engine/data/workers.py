@@ -33,6 +33,7 @@ from grain import DatasetIterator
 from engine.cluster import output, parent
 from engine.config.errors import DataError, RunError
 from engine.config.user_errors import describe
+from engine.data.shared_arrays import LEAST_BYTES, Receiver
 from engine.data.worker_error import SHARED, DataWorkerError, ended_at_start, exit_error
 
 HEARTBEAT_S = 0.05
@@ -85,8 +86,11 @@ class Workers:
             raise
         options = grain.MultiprocessingOptions(count, per_worker_buffer_size=buffer)
         elements = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+        sizes = grain.experimental.DatasetOptions(min_shm_size=LEAST_BYTES)
+        elements = grain.experimental.WithOptionsIterDataset(elements, sizes)
         start = functools.partial(_start_worker, self._slots.name, os.getpid())
         self._reader: DatasetIterator | None = iter(elements.mp_prefetch(options, worker_init_fn=start))
+        self._receiver = Receiver()
         self._seen: dict[int, tuple[int, float]] = {}  # worker index -> (heartbeat count, time when it last changed)
         self._drawn = 0  # number of elements that the caller has received
         self._ended: list[BaseProcess] = []  # workers that the latest check found ended although their turn has come
@@ -139,7 +143,7 @@ class Workers:
 
     def _draw(self) -> Any:
         assert self._reader is not None
-        return next(self._reader, _END)
+        return self._receiver.open(next(self._reader, _END))
 
     def __iter__(self) -> "Workers":
         return self
@@ -181,6 +185,7 @@ class Workers:
             self._kill()
         self._thread.join(0.0 if self._stuck else EXIT_S)
         self._next_element = Future()  # drops an unused batch, which holds shared memory
+        self._receiver.close()
         self._slots.remove()
         # Grain's objects form reference cycles. If the garbage collector freed their semaphores during a call of
         # Python's resource tracker, the tracker would warn and leak them, so they are collected now. (Objects that the

@@ -24,6 +24,8 @@ class ImageFolder:
     in the folder.
     """
 
+    new_arrays = True
+
     def __init__(
         self,
         folder: str,

@@ -38,6 +38,8 @@ class Video:
     `.convoy_index/` next to the file, or in the user's cache folder.
     """
 
+    new_arrays = True
+
     def __init__(
         self,
         pattern: Pattern,

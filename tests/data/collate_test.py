@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from engine.config.errors import DataError
 from engine.data import collate
 from engine.data.batches import Batches
-from engine.data.collate import Collator, own_copy, stack_examples
+from engine.data.collate import Collator, has_new_arrays, own_copy, stack_examples
 from engine.data.sampling.mixture import Mixture
-from engine.data.source import ArraySource
+from engine.data.source import ArraySource, limited
 from tests.properties import examples as cases
 
 DTYPES = [np.uint8, np.int32, np.int64, np.float32, np.float64, bool, np.dtype(">f4")]
@@ -70,6 +70,35 @@ def test_own_copy_gives_numbers_as_rows_of_arrays_do():
     copy["x"][:] = 1
     assert array.tolist() == [0, 0]
     assert (type(copy["n"]), type(copy["flag"]), copy["name"]) == (np.int64, np.bool_, "a")
+
+
+def test_new_arrays_are_copied_only_if_they_cannot_be_written():
+    written, text = np.zeros(2), np.array(["a"], object)
+    fixed = np.ones(2)
+    fixed.setflags(write=False)
+    example = own_copy({"x": written, "y": (written, fixed, text), "n": 3}, new_arrays=True)
+    assert example["x"] is written
+    assert example["y"][0] is written
+    assert example["y"][1].flags.writeable
+    assert example["y"][1].tolist() == [1, 1]
+    assert type(example["n"]) is np.int64
+
+
+def test_declaration_of_new_arrays_does_not_count_for_an_overridden_method():
+    def arrays():
+        return ArraySource({"x": np.zeros(4)})
+
+    class Cached(ArraySource):
+        def __getitem__(self, index):
+            return {}
+
+    class Declared(Cached):
+        new_arrays = True
+
+    assert has_new_arrays(arrays())
+    assert has_new_arrays(limited(arrays(), 2))
+    assert not has_new_arrays(Cached({"x": np.zeros(4)}))
+    assert has_new_arrays(Declared({"x": np.zeros(4)}))
 
 
 class Stored:

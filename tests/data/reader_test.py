@@ -198,9 +198,13 @@ from engine.data.batches import Batches
 from engine.data.reader import read
 from engine.data.source import ArraySource
 
+class Transformed(ArraySource):
+    def transform(self, example, rng):
+        return example
+
 def main():
-    batches = Batches(ArraySource({"label": np.arange(100)}), 4, 0, False)
-    reader = read(batches, 0, 10**6, threads=0, workers=1, prefetch=1)
+    source = Transformed({"label": np.arange(100), "image": np.ones((100, 20_000), np.uint8)})
+    reader = read(Batches(source, 4, 0, False), 0, 10**6, threads=0, workers=1, prefetch=1)
     print(next(reader).examples["label"].tolist(), flush=True)
     sys.stdin.readline()
     later = [next(reader).examples["label"].tolist() for _ in range(10)]  # more than are prefetched
@@ -216,6 +220,12 @@ def children(pid):
     """Returns the process ids of the children of a process."""
     tasks = pathlib.Path(f"/proc/{pid}/task").iterdir()
     return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
+def shared_memory(pid):
+    """Returns the files of the shared memory of a process."""
+    lines = pathlib.Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return {line.split()[-1] for line in lines if "/dev/shm/psm_" in line and "(deleted)" not in line}
 
 
 def alive(pid):
@@ -263,9 +273,12 @@ def test_workers_ignore_sigint_and_sigterm(program):
 def test_workers_end_when_the_main_process_is_killed(program):
     workers = children(program.pid)
     assert len(workers) >= 1
+    memory = shared_memory(program.pid)
+    assert memory
     program.kill()
     program.wait()
     assert becomes_true(lambda: not any(alive(pid) for pid in workers))
+    assert becomes_true(lambda: not any(map(os.path.exists, memory)))
 
 
 @pytest.mark.parametrize("block", [2, 7, 32])

@@ -28,6 +28,7 @@ def test_example_holds_image_label_class_and_name(folder):
     found = source[5]
     assert (found["name"], found["class"], found["label"]) == ("car/03.jpg", "car", 1)
     assert found["image"].shape == (16, 16, 3)
+    assert not np.may_share_memory(found["image"], source[5]["image"])  # `new_arrays`
     assert ImageFolder(str(folder))[5]["image"].shape == (23, 30, 3)
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from engine.config.errors import DataError
 from engine.data.ragged.fields import Ragged, RaggedExample, check_index, costs, measured
 from engine.data.ragged.packing_plan import SplitPlanner, WholePlanner
+from engine.data.shared_arrays import zeros
 from engine.data.source import SPEC_TRIES, Examples, Source, has_field_lengths, leaves_with_path, source_name
 from engine.data.stages import stage
 from engine.types import PyTree
@@ -85,7 +86,7 @@ class TokenRows:
         return self._costs
 
     def fill(self, rows: Sequence[Sequence[Piece]]) -> Examples:
-        batch = {name: np.zeros((len(rows), self.space), dtype) for name, dtype in TOKEN_ARRAYS.items()}
+        batch = {name: zeros((len(rows), self.space), dtype) for name, dtype in TOKEN_ARRAYS.items()}
         with stage("collate"):
             for number, pieces in enumerate(rows):
                 self._fill({name: array[number] for name, array in batch.items()}, pieces)
@@ -176,12 +177,12 @@ class FieldRows:
         import jax
 
         batch = {
-            name: np.zeros((len(rows), length, *self._spec.fields[name].shape[1:]), self._spec.fields[name].dtype)
+            name: zeros((len(rows), length, *self._spec.fields[name].shape[1:]), self._spec.fields[name].dtype)
             for names, length in zip(self._ragged.axes.values(), self._lengths, strict=True)
             for name in names
         }
-        ids = [np.zeros((len(rows), length), np.int32) for length in self._lengths]
-        positions = [np.zeros_like(array) for array in ids]
+        ids = [zeros((len(rows), length), np.int32) for length in self._lengths]
+        positions = [zeros(array.shape, array.dtype) for array in ids]
         mask = np.zeros((len(rows), self.segments), bool)
         rest = jax.tree.map(lambda leaf: _empty(leaf, mask.shape), self._spec.rest)
         rest_leaves = jax.tree.leaves(rest)

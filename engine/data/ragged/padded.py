@@ -15,6 +15,7 @@ from engine.data.ragged.fields import ADDED, Fields, Lengths, Ragged, RaggedExam
 from engine.data.sampling.sampler import Order, make_order
 from engine.data.sampling.share_schedule import with_run
 from engine.data.sampling.shuffle import EpochPermutation, derive_seed
+from engine.data.shared_arrays import zeros
 from engine.data.source import (
     SEPARATOR,
     Example,
@@ -231,7 +232,7 @@ class Padded:
         for axis, (names, length) in enumerate(zip(self.ragged.axes.values(), limits, strict=True)):
             for name in names:
                 first = examples[0].fields[name]
-                batch[name] = np.zeros((len(examples), length, *first.shape[1:]), first.dtype)
+                batch[name] = zeros((len(examples), length, *first.shape[1:]), first.dtype)
                 for row, example in zip(batch[name], examples, strict=True):
                     row[: example.lengths[axis]] = example.fields[name]
         counts = np.array([example.lengths for example in examples])  # [batch, axes]

@@ -1,8 +1,11 @@
 """Marks of streams: they travel with each batch from the reader, and those of all processes are saved together."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import jax
 
 from engine.cluster import group
 from engine.data.bad_examples import TolerantBatch
@@ -14,6 +17,7 @@ from engine.types import Json
 GATHER_S = 30.0  # marks that are missing then only make a resume read more
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["batch"], meta_fields=["marks"])
 @dataclass(frozen=True)
 class MarkedBatch:
     """A batch, and the marks that it changes, from which the batch after it is read."""
