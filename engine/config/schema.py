@@ -41,10 +41,18 @@ def _workers(value: object, path: str) -> None:
         at_least(0, below=MAX_WORKERS + 1).check(value, path)
 
 
+def _prefetch(value: object, path: str) -> None:
+    if isinstance(value, str) and value != "auto":
+        raise FieldError(path, f"found {value!r}", "Allowed: a number of dispatches, or auto.")
+    if value != "auto":
+        at_least(0).check(value, path)
+
+
 BY_DATA, BY_CLOCK, ANY_UNIT = in_units(*DATA_UNITS), in_units(*CLOCK_UNITS), in_units(*UNITS)
 AXIS_SIZE = Rule("", _axis_size)
 CPU_DEVICES = Rule("", _cpu_devices)
 WORKERS = Rule(f"Allowed: 0 to {MAX_WORKERS}, and auto, which finds the number.", _workers)
+PREFETCH = Rule("Allowed: 0 and more, and auto, which fills a share of the free memory.", _prefetch)
 NAME = matching(r"(\w[\w.-]{0,99})?", "It is the name of a folder: use up to 100 letters, digits, '_', '-' and '.'.")
 DOTTED_PATH = matching(r"([A-Za-z_]\w*(\.[A-Za-z_]\w*)+)?", "Write package.module.Name.", ", not a dotted path")
 SCHEDULES = ("constant", "linear", "cosine", "warmup_stable_decay", "inverse_sqrt", "piecewise")
@@ -83,7 +91,7 @@ class Data(Target):
     limit: int | None = setting(None, "Use only this many examples, the first ones.", at_least(1, below=10**12))
     threads: int = setting(2, "Reader threads; each builds whole batches.", at_least(1, below=MAX_WORKERS + 1))
     workers: int | str = setting(0, "Reader processes instead of threads, for sources that hold the GIL.", WORKERS)
-    prefetch: int = setting(2, "Number of dispatches whose batches are read ahead into host memory.", at_least(0))
+    prefetch: int | str = setting(2, "Number of dispatches whose batches are read ahead into host memory.", PREFETCH)
     on_error: str = setting(
         "stop", "Reaction to an unreadable example; skip counts and logs it.", one_of("stop", "skip")
     )

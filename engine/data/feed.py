@@ -19,8 +19,9 @@ from engine.config.errors import DataError
 from engine.config.schema import Data
 from engine.data.bad_examples import BadExample, BadExampleCounter, TolerantBatch, TolerantBatches
 from engine.data.batch import Batch
-from engine.data.batches import Batches, OrderedBatches
+from engine.data.batches import Batches, OrderedBatches, batch_bytes
 from engine.data.placement import Placement, local_rows, to_global_arrays
+from engine.data.prefetch import dispatches_ahead
 from engine.data.reader import read
 from engine.data.sampling.sampler import Mark
 from engine.data.source import Source, example_spec, fingerprint, limited
@@ -75,7 +76,7 @@ class TrainFeed:
             ShardingError: the batch does not divide over the devices.
         """
         source = limited(source, settings.limit)
-        example_spec(source)
+        example = example_spec(source)
         rows = local_rows(sharding, batch_size)
         self._batches = batches = Batches(source, batch_size, seed, settings.shuffle, rows, total or stop)
         self._place = Placement(sharding, batches.ones)
@@ -91,13 +92,15 @@ class TrainFeed:
         self._earlier = deque([(start, dict(self._marks or {}))], maxlen=2)  # so that a batch is read again soon
         batches.seek(self._marks or {})
         made = batches if bad is None else TolerantBatches(batches)
+        dispatch_bytes = steps_per_dispatch * batch_bytes(example, len(batches.rows))
+        ahead = dispatches_ahead(settings.prefetch, dispatch_bytes, settings.workers)
         self._reader = read(
             MarkedBatches(made, batches.marks) if batches.has_marks else made,
             start,
             stop,
             threads=settings.threads,
             workers=settings.workers,
-            prefetch=settings.prefetch * steps_per_dispatch,
+            prefetch=ahead * steps_per_dispatch,
             block=batches.block_size,
             on_message=on_message,
         )
@@ -231,11 +234,14 @@ class EvaluationFeed:
             ShardingError: the batch does not divide over the devices.
         """
         self._source = limited(source, settings.limit)
-        example_spec(self._source)
+        example = example_spec(self._source)
         self._settings, self._replicated = settings, replicated
         rows = local_rows(sharding, batch_size)
         self._batches = OrderedBatches(self._source, batch_size, rows, keep_text, in_order)
         self._place = Placement(sharding, self._batches.ones)
+        self._ahead = dispatches_ahead(
+            settings.prefetch, batch_bytes(example, len(self._batches.rows)), settings.workers
+        )
         # Without row weights no row can be left out, so a bad example raises an error.
         self._tolerant = settings.on_error == "skip" and not exact_last
         self._remainder = len(self._source) % batch_size if exact_last else 0
@@ -264,7 +270,7 @@ class EvaluationFeed:
             len(self) - bool(self._remainder),
             threads=self._settings.threads,
             workers=self._settings.workers,
-            prefetch=self._settings.prefetch,
+            prefetch=self._ahead,
         )
         try:
             for batch in reader:

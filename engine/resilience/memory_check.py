@@ -15,6 +15,7 @@ from engine.cluster.cores import usable_cores
 from engine.cluster.host_memory import host_memory
 from engine.config.errors import ConfigError
 from engine.config.schema import Config, Data
+from engine.data.prefetch import least_ahead
 from engine.parallel.memory import HOST_MEMORY, device_memory_limit
 from engine.parallel.mesh import batch_sharding
 from engine.types import PyTree
@@ -52,7 +53,7 @@ def training_batches(config: Config, example: PyTree, total_steps: int) -> Batch
     train, data, k = config.train, config.data, config.train.steps_per_dispatch
     smaller = ["a smaller train.global_batch_size"]
     smaller += [f"train.steps_per_dispatch (here {k})"] if k > 1 else []
-    smaller += [f"data.prefetch (here {data.prefetch})"] if data.prefetch > 1 else []
+    smaller += [f"data.prefetch (here {data.prefetch})"] if least_ahead(data.prefetch) > 1 else []
     return BatchMemory(
         field="train.global_batch_size",
         size=train.global_batch_size,
@@ -80,7 +81,7 @@ def evaluation_batches(name: str, data: Data, example: PyTree, batch_size: int, 
 def _read_ahead(data: Data, k: int) -> int:
     """Returns the number of batches that the reader makes ahead (`data/reader.py`)."""
     readers = usable_cores() if data.workers == "auto" else int(data.workers or data.threads)
-    return max(data.prefetch * k, readers)
+    return max(least_ahead(data.prefetch) * k, readers)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,8 @@ def test_every_field_has_help_and_every_restricted_field_a_rule(section):
         ("MeshSpec", "cpu_devices", 100_000, "Allowed: 1 to 4096 devices, auto, or None."),
         ("Data", "workers", 100_000, "found 100000, allowed is at least 0 and less than 1025"),
         ("Data", "workers", "autos", "found 'autos'. Allowed: a number of processes, or auto."),
+        ("Data", "prefetch", -1, "found -1, allowed is at least 0"),
+        ("Data", "prefetch", "all", "found 'all'. Allowed: a number of dispatches, or auto."),
         ("Checkpoint", "best", "accuracy", "Write evaluation/metric or hook/metric, such as 'heldout/accuracy'."),
         ("Checkpoint", "best_mode", "lowest", "Allowed: max, min."),
         ("Checkpoint", "keep_latest", 0, "allowed is at least 1"),
