@@ -6,7 +6,6 @@ batch is transferred while the previous step computes. The position of a run is 
 
 import contextlib
 import logging
-import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -105,7 +104,6 @@ class TrainFeed:
             on_message=on_message,
         )
         self._batch_size, self._next, self._stop = batch_size, start, stop
-        self._transfer_s = 0.0
 
     @property
     def wait_s(self) -> float:
@@ -120,7 +118,7 @@ class TrainFeed:
     @property
     def times(self) -> Times:
         """Seconds by stage so far: of the readers, added up over them, and of the loop that transfers the batches."""
-        return (*self._reader.times[:-1], self._transfer_s)
+        return (*self._reader.times[:-1], self._place.transfer_s)
 
     @property
     def readers(self) -> int:
@@ -143,10 +141,7 @@ class TrainFeed:
                 self._on_batch(n, rows, self._batches.addresses(n).tolist(), self._batches.tag_counts(n))
         self._next += count
         self._batches.seek(self._changed)  # for workers that start now
-        begin = time.perf_counter()
-        placed = self._place(batches)
-        self._transfer_s += time.perf_counter() - begin
-        return placed
+        return self._place(batches)
 
     def _begin_marks(self) -> None:
         if self._marks is not None:

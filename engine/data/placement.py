@@ -4,6 +4,7 @@ Each process feeds the rows of its own devices. A row that devices of several pr
 """
 
 import math
+import time
 from collections.abc import Sequence
 
 import jax
@@ -13,6 +14,8 @@ from jax.sharding import NamedSharding
 from engine.config.errors import ShardingError
 from engine.data.batch import Batch
 from engine.types import PyTree
+
+MEASURE_EVERY, FIRST_MEASURED = 128, 2  # transfers to a single device; the first one prepares the device
 
 
 def local_rows(sharding: NamedSharding, batch_size: int) -> slice | np.ndarray:
@@ -51,10 +54,22 @@ class Placement:
         self._sharding, self._ones = sharding, ones
         # A transfer costs 69 us and the smallest steps 80 us, so full batches share one weight on the devices, too.
         self._placed_ones = jax.device_put(to_global_arrays(ones, sharding), sharding)
+        self._calls, self._latest_s = 0, 0.0
+        self.transfer_s = 0.0
+        """Seconds that transfers have taken so far; for a single device estimated from every MEASURE_EVERY-th one."""
 
     def __call__(self, batches: Sequence[Batch]) -> tuple[Batch, ...]:
         """Returns the batches as global arrays."""
-        examples = to_global_arrays(tuple([batch.examples for batch in batches]), self._sharding)
+        begin = time.perf_counter()
+        self._calls += 1
+        examples = tuple([batch.examples for batch in batches])
+        if self._sharding.mesh.size > 1:
+            examples = to_global_arrays(examples, self._sharding)
+            self._latest_s = time.perf_counter() - begin
+        elif self._calls % MEASURE_EVERY == FIRST_MEASURED:
+            examples = jax.block_until_ready(jax.device_put(examples, self._sharding))
+            self._latest_s = time.perf_counter() - begin
+        self.transfer_s += self._latest_s
         return tuple([Batch(x, self._weight(batch.weight)) for x, batch in zip(examples, batches, strict=True)])
 
     def _weight(self, weight: jax.Array | np.ndarray) -> jax.Array | np.ndarray:

@@ -11,7 +11,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from engine.config.errors import ShardingError
-from engine.data.placement import local_rows, to_global_arrays
+from engine.data.batch import Batch
+from engine.data.placement import MEASURE_EVERY, Placement, local_rows, to_global_arrays
 
 
 def mesh(**axes):
@@ -45,6 +46,22 @@ def test_every_leaf_is_split_along_the_batch(axes, spec, shards):
 def test_single_device_gets_host_arrays_unchanged():
     placed = to_global_arrays((BATCH, BATCH), NamedSharding(mesh(data=1), P("data")))
     assert all(placed[i][name] is BATCH[name] for i in (0, 1) for name in BATCH)
+
+
+def test_transfers_to_a_single_device_are_estimated_from_a_few_that_are_measured():
+    sharding, ones = NamedSharding(mesh(data=1), P("data")), np.ones(16, np.float32)
+    place = Placement(sharding, ones)
+    measured, times = [], [0.0]
+    for number in range(1, MEASURE_EVERY + 4):
+        [batch] = place([Batch(BATCH, ones)])
+        measured += [number] if isinstance(batch.examples["image"], jax.Array) else []
+        times.append(place.transfer_s)
+        assert np.array_equal(batch.examples["image"], BATCH["image"])
+    assert measured == [2, 2 + MEASURE_EVERY]
+    seconds = np.diff(times)
+    assert seconds[0] == 0
+    assert seconds[1:MEASURE_EVERY] == pytest.approx(seconds[1])
+    assert seconds[1] > 0
 
 
 def test_several_batches_are_placed_in_one_call():
