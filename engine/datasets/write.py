@@ -255,11 +255,17 @@ def _begin(out: Path, source: Source, on_error: str, shards: int | None, overwri
 
 
 def _check_apart(out: Path, source: Any) -> None:
-    """Raises DataError if a source, or one that it reads, has the files that would be replaced."""
+    """Raises DataError if a source, or one that it reads, has the files that would be replaced.
+
+    A file in the folder of a source, such as an image, counts as such a file, unless it is a dataset with a manifest.
+    """
     real = out.resolve()
+    other = out.exists() and not manifest_path(out).exists()
     for one in with_inner(source):
         files = [Path(path).resolve() for path in getattr(one, "paths", ())]
-        if any(real in (file, dataset_of(file)) for file in files):
+        folder = getattr(one, "folder", None)
+        inside = isinstance(folder, str | os.PathLike) and Path(folder).resolve() in real.parents
+        if any(real in (file, dataset_of(file)) for file in files) or (inside and other):
             raise DataError(f"{out}: are files of the source. Choose another path.")
 
 
