@@ -111,8 +111,20 @@ def test_source_works_without_any_place_for_the_index(path, monkeypatch, tmp_pat
     assert build.calls == 2
 
 
-def test_many_readers_may_build_the_index_at_once(path):
-    found, build = [], Builder()
+def test_many_readers_may_build_the_index_at_once(path, monkeypatch):
+    second = threading.Event()  # set when another reader waits for the lock, or builds the index as well
+    wait = saved_index._Progress.wait
+    monkeypatch.setattr(saved_index._Progress, "wait", lambda *arguments: (second.set(), wait(*arguments)))
+
+    class SlowBuilder(Builder):
+        def __call__(self, path):
+            found = super().__call__(path)
+            if self.calls > 1:
+                second.set()
+            assert second.wait(60)
+            return found
+
+    found, build = [], SlowBuilder()
     threads = [threading.Thread(target=lambda: found.append(content(path, build))) for _ in range(8)]
     for thread in threads:
         thread.start()
