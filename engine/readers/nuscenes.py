@@ -1,6 +1,6 @@
-"""Reads the layout of nuScenes: JSON tables, lidar sweeps and camera images (extra `images`, if images are read).
+"""Reads the layout of nuScenes: JSON tables, lidar, radar and camera images (extra `images`, if images are read).
 
-The tables are read once, and kept as arrays of what the samples need. Sweeps and images are read with the example.
+The tables are read once, and kept as arrays of what the samples need. Points and images are read with the example.
 """
 
 import json
@@ -18,14 +18,14 @@ from engine.mounts import local_path, shown
 from engine.readers.decode_image import DecodeImage
 from engine.readers.fingerprints import digest
 from engine.readers.lidar_files import read_points
+from engine.readers.nuscenes_sweeps import COLUMNS, Row, Sweeps, pose_of
 from engine.readers.poses import pose_matrices
+from engine.readers.radar_files import read_radar
 
 TABLES = ("calibrated_sensor", "category", "ego_pose", "instance", "sample", "sample_annotation", "sample_data")
 TABLES += ("scene", "sensor")
 BY_TOKEN = ("calibrated_sensor", "ego_pose", "instance", "sample", "scene")  # tables whose rows others name
 NO_POSE = (0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)
-
-type Row = dict[str, Any]
 
 
 class _Frames:
@@ -44,7 +44,10 @@ class NuScenes:
     All geometry is in the *ego frame*: that of the vehicle at the time of the first of `sensors`. An example holds:
 
     - `sample`, `scene`: token and name, as text; `time_s` float32 from the first sample of the scene.
-    - `LIDAR_TOP`: x, y, z in the frame of the sensor, intensity, ring, float32 `[points, 5]`.
+    - `LIDAR_TOP`: x, y, z in the frame of the sensor, intensity, ring, float32 `[points, 5]`. With `sweeps`, the points
+      of earlier sweeps follow, moved into the same frame, and a column has their age in seconds, float32 `[points, 6]`.
+    - for each radar, such as `RADAR_FRONT`: the valid points in the frame of the sensor, float32 `[points, 18]`, by
+      `engine.readers.radar_files.FIELDS`: x, y, z, ..., with velocities in columns 6 to 9.
     - for each camera, such as `CAM_FRONT`: uint8 `[height, width, 3]`.
     - `calibration`: for each sensor, `to_ego` float32 `[4, 4]`, and of a camera `intrinsics` float32 `[3, 3]`.
     - `ego_to_world`: float64 `[4, 4]`.
@@ -60,15 +63,18 @@ class NuScenes:
         sensors: Sequence[str] = ("LIDAR_TOP",),
         scenes: Sequence[str] | None = None,
         size: Sequence[int] | None = None,
+        sweeps: int = 0,
     ):
         """Reads the tables of a version, all of them at once; memory then keeps what the samples need.
 
         Args:
             folder: path or bucket address of the folder that holds the folder `version`, `samples` and so on.
             version: name of the folder of the tables.
-            sensors: lidar and cameras to read. The first one defines the ego frame.
+            sensors: lidar, radars and cameras to read. The first one defines the ego frame.
             scenes: names of the scenes, such as those of a split. Default: all.
             size: (height, width) to which images are resized; `intrinsics` are scaled with them.
+            sweeps: number of lidar sweeps before each sample to add. They come at 20 Hz, and samples at 2 Hz. The first
+                samples of a scene have fewer.
 
         Raises:
             DataError: a table is missing or damaged, a sensor or scene does not exist, or a library is missing.
@@ -77,6 +83,9 @@ class NuScenes:
         self.sensors, self._size = tuple(sensors), None if size is None else tuple(size)
         if not sensors:
             raise DataError("sensors is empty. Name at least one, such as LIDAR_TOP.")
+        if sweeps < 0:
+            raise DataError(f"sweeps = {sweeps}: allowed are 0 and more.")
+        self._count = sweeps
         tables = {name: _table(os.path.join(self.folder, version, f"{name}.json")) for name in TABLES}
         try:
             self._index(tables, scenes)
@@ -92,9 +101,8 @@ class NuScenes:
         channels = {row["token"]: row["channel"] for row in tables["sensor"]}
         for sensor in self.sensors:
             known = sorted(set(channels.values()))
-            if sensor not in known or sensor.startswith("RADAR"):
-                allowed = [name for name in known if not name.startswith("RADAR")]
-                raise DataError(f"sensor {sensor}: allowed are {', '.join(allowed)}.{did_you_mean(sensor, allowed)}")
+            if sensor not in known:
+                raise DataError(f"sensor {sensor}: allowed are {', '.join(known)}.{did_you_mean(sensor, known)}")
         samples = _ordered_samples(by_token, tables["scene"], scenes)
         self.tokens = [row["token"] for row in samples]
         """Tokens of the samples."""
@@ -104,17 +112,21 @@ class NuScenes:
         self._scenes = [scene["name"] for scene in self._scenes]
         numbers = {token: number for number, token in enumerate(self.tokens)}
         self._frames = {sensor: _Frames(len(samples)) for sensor in self.sensors}
+        keys: dict[str, list[Row | None]] = {sensor: [None] * len(samples) for sensor in self.sensors}
         for row in tables["sample_data"]:
             calibration = by_token["calibrated_sensor"][row["calibrated_sensor_token"]]
             sensor, number = channels[calibration["sensor_token"]], numbers.get(row["sample_token"])
             if row["is_key_frame"] and number is not None and sensor in self._frames:
                 pose, frames = by_token["ego_pose"][row["ego_pose_token"]], self._frames[sensor]
-                frames.files[number] = row["filename"]
-                frames.sensor_to_ego[number] = *calibration["translation"], *calibration["rotation"]
-                frames.ego_to_world[number] = *pose["translation"], *pose["rotation"]
+                frames.files[number], keys[sensor][number] = row["filename"], row
+                frames.sensor_to_ego[number], frames.ego_to_world[number] = pose_of(calibration), pose_of(pose)
                 if _is_camera(sensor):
                     frames.sizes[number] = row["height"], row["width"]
                     frames.intrinsics[number] = calibration["camera_intrinsic"]
+        lidars = [sensor for sensor in self.sensors if _is_lidar(sensor) and self._count]
+        if lidars:
+            by_token["sample_data"] = {row["token"]: row for row in tables["sample_data"]}
+        self._sweeps = {sensor: Sweeps(keys[sensor], by_token, self._count) for sensor in lidars}
         self._index_boxes(tables, by_token, numbers)
 
     def _index_boxes(
@@ -127,8 +139,7 @@ class NuScenes:
         rows.sort(key=lambda row: numbers[row["sample_token"]])  # keeps the order of the table within a sample
         of = np.array([numbers[row["sample_token"]] for row in rows], np.int64)
         self._box_begins = np.searchsorted(of, np.arange(len(self.tokens) + 1))
-        poses = [(*row["translation"], *row["rotation"]) for row in rows]
-        self._box_poses = np.array(poses, np.float64).reshape(-1, 7)
+        self._box_poses = np.array([pose_of(row) for row in rows], np.float64).reshape(-1, 7)
         self._box_sizes = np.array([row["size"] for row in rows], np.float32).reshape(-1, 3)
         self._box_points = np.array([row["num_lidar_pts"] for row in rows], np.int32)
         self._box_instances = [row["instance_token"] for row in rows]
@@ -154,13 +165,13 @@ class NuScenes:
         for sensor, frames in self._frames.items():
             if not frames.files[index]:
                 raise DataError(f"{shown(self.folder)}: sample {self.tokens[index]} has no data of {sensor}.")
-            to_ego = (
-                world_to_ego @ pose_matrices(frames.ego_to_world[index]) @ pose_matrices(frames.sensor_to_ego[index])
-            )
-            example["calibration"][sensor] = {"to_ego": to_ego.astype(np.float32)}
+            to_world = pose_matrices(frames.ego_to_world[index]) @ pose_matrices(frames.sensor_to_ego[index])
+            example["calibration"][sensor] = {"to_ego": (world_to_ego @ to_world).astype(np.float32)}
             path = os.path.join(self.folder, frames.files[index])
             if not _is_camera(sensor):
-                example[sensor] = read_points(path, 5)
+                example[sensor] = read_points(path, COLUMNS) if _is_lidar(sensor) else read_radar(path)
+                if sensor in self._sweeps:
+                    example[sensor] = self._sweeps[sensor].added(example[sensor], index, self.folder, to_world)
                 continue
             example[sensor] = self._image(path)
             height, width = example[sensor].shape[:2] / frames.sizes[index]
@@ -195,11 +206,16 @@ class NuScenes:
         existing = [path for path in files if os.path.exists(path)]
         parts = [f"{len(self)} samples of {self._version}", f"tokens {digest(self.tokens)}"]
         parts += [f"tables {digest(sampled_files(tables))}", f"files {digest(sampled_files(existing))}"]
-        return SEPARATOR.join([*parts, f"sensors {', '.join(self.sensors)}", f"size {self._size}"])
+        parts += [f"sensors {', '.join(self.sensors)}", f"size {self._size}"]
+        return SEPARATOR.join([*parts, f"{self._count} sweeps"] if self._count else parts)
 
 
 def _is_camera(sensor: str) -> bool:
     return sensor.startswith("CAM")
+
+
+def _is_lidar(sensor: str) -> bool:
+    return sensor.startswith("LIDAR")
 
 
 def _table(path: str) -> list[Row]:

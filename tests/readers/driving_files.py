@@ -1,5 +1,6 @@
 """Writes folders in the layouts of nuScenes and KITTI, with generated content. Uses NumPy and Pillow alone."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from PIL import Image
 
 CATEGORIES = ("vehicle.car", "human.pedestrian.adult")
 SENSORS = ("LIDAR_TOP", "CAM_FRONT", "RADAR_FRONT")
+RADAR = "x y z dyn_prop id rcs vx vy vx_comp vy_comp is_quality_valid ambig_state x_rms y_rms invalid_state pdh0 vx_rms"
+RADAR_TYPES = "fffbhfffffbbbbbbbb"  # of each field, and of vy_rms
 SAMPLES, BOXES = (3, 2), 3  # samples of each scene; boxes of a sample, but one less in the second
 
 
@@ -68,6 +71,7 @@ def write_nuscenes(folder: Path, version: str = "v1.0-mini") -> Path:
                         **pose(rng, 1000),
                     }
                 )
+    _link_frames(tables["sample_data"])
     tables["sample_annotation"].reverse()  # the order of the tables means nothing
     tables["sample_data"].reverse()
     (folder / version).mkdir(parents=True)
@@ -86,6 +90,8 @@ def _write_frame(
         rng.normal(size=(20 + rng.integers(5), 5)).astype(np.float32).tofile(folder / name)
     elif sensor == "CAM_FRONT":
         Image.fromarray(np.full((48, 64, 3), rng.integers(256), np.uint8)).save(folder / name)
+    else:
+        (folder / name).write_bytes(radar_file(int(token[-1]) + 2))
     ego = f"ego{token}{sensor}{sweep}"
     tables["ego_pose"].append({"token": ego, "timestamp": time, **pose(rng, 1000)})
     size = {"height": 48, "width": 64} if sensor == "CAM_FRONT" else {"height": 0, "width": 0}
@@ -104,6 +110,31 @@ def _write_frame(
             **size,
         }
     )
+
+
+def _link_frames(rows: list[dict]) -> None:
+    """Links each frame of a sensor with the frames before and after it in the scene."""
+    chains: dict[str, list[dict]] = {}
+    for row in rows:
+        chains.setdefault(row["calibrated_sensor_token"] + row["sample_token"][:-1], []).append(row)
+    for chain in chains.values():
+        for row, following in itertools.pairwise(chain):
+            row["next"], following["prev"] = following["token"], row["token"]
+
+
+def radar_file(count: int, invalid: int = 1) -> bytes:
+    """Returns a file of radar points, of which the first `invalid` ones are not valid."""
+    fields = f"{RADAR} vy_rms".split()
+    table = np.zeros(count, [(name, f"<{kind}") for name, kind in zip(fields, RADAR_TYPES, strict=True)])
+    for number, name in enumerate(fields):
+        table[name] = np.arange(count) + number
+    table["ambig_state"], table["invalid_state"] = 3, np.arange(count) < invalid
+    sizes = " ".join(str(table.dtype[name].itemsize) for name in fields)
+    types = " ".join("F" if kind == "f" else "I" for kind in RADAR_TYPES)
+    head = f"# .PCD v0.7 - Point Cloud Data file format\nVERSION 0.7\nFIELDS {' '.join(fields)}\nSIZE {sizes}\n"
+    head += f"TYPE {types}\nCOUNT {' '.join('1' * len(fields))}\nWIDTH {count}\nHEIGHT 1\n"
+    head += f"VIEWPOINT 0 0 0 1 0 0 0\nPOINTS {count}\nDATA binary\n"
+    return head.encode() + table.tobytes() + b"\n"
 
 
 def write_kitti(folder: Path, frames: int = 4) -> Path:

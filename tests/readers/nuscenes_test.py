@@ -52,6 +52,30 @@ def test_boxes_and_sensors_are_those_of_the_devkit(whole):
     assert [float(source[i]["time_s"]) for i in range(5)] == [0, 0.5, 1, 0, 0.5]
 
 
+def test_sweeps_and_radar_points_are_those_of_the_devkit(whole):
+    source = NuScenes(whole, "v1.0-mini", ("LIDAR_TOP", "RADAR_FRONT"), sweeps=2)
+    single = NuScenes(whole, "v1.0-mini", ("LIDAR_TOP", "RADAR_FRONT"))
+    for index, entry in enumerate(GOLDEN):
+        found, golden = source[index], entry["points"]
+        points = found["LIDAR_TOP"]
+        assert (points.shape, points.dtype) == ((golden["count"], 6), np.float32)
+        # The devkit drops the ring, which is column 4 here.
+        np.testing.assert_allclose(points[::10, [0, 1, 2, 3, 5]], golden["lidar"], rtol=1e-5, atol=2e-3)
+        assert sorted(set(points[:, 5].tolist())) == pytest.approx([0] if index in (0, 3) else [0, 0.48, 0.5])
+        own = single[index]["LIDAR_TOP"]
+        assert own.tolist() == points[: len(own), :5].tolist()
+        assert found["RADAR_FRONT"].tolist() == golden["radar"]
+    assert fingerprint(source) != fingerprint(single)
+
+
+def test_missing_sweep_is_a_bad_example(folder):
+    (folder / "sweeps/LIDAR_TOP/sample00.pcd.bin").unlink()
+    source = pickle.loads(pickle.dumps(NuScenes(str(folder), "v1.0-mini", sweeps=1)))
+    with pytest.raises(DataError, match=r"sweeps/LIDAR_TOP/sample00.pcd.bin: cannot be read"):
+        source[1]
+    assert source[2]["LIDAR_TOP"].shape[1] == source[0]["LIDAR_TOP"].shape[1] == 6
+
+
 def test_resized_image_scales_the_intrinsics(whole):
     found = NuScenes(whole, "v1.0-mini", ("CAM_FRONT",), size=(12, 32))[0]
     assert found["CAM_FRONT"].shape == (12, 32, 3)
@@ -104,8 +128,11 @@ def test_wrong_arguments_and_damaged_tables_are_named(folder):
             {"version": "v1.0"},
             r"v1.0/calibrated_sensor.json: no table of nuScenes: .*Correct the folder",
         ),
-        ({"sensors": ["LIDAR"]}, r"sensor LIDAR: allowed are CAM_FRONT, LIDAR_TOP. Did you mean LIDAR_TOP"),
-        ({"sensors": ["RADAR_FRONT"]}, r"sensor RADAR_FRONT: allowed are CAM_FRONT, LIDAR_TOP"),
+        (
+            {"sensors": ["LIDAR"]},
+            r"sensor LIDAR: allowed are CAM_FRONT, LIDAR_TOP, RADAR_FRONT. Did you mean",
+        ),
+        ({"sweeps": -1}, r"sweeps = -1: allowed are 0 and more"),
         ({"sensors": []}, r"sensors is empty"),
         ({"scenes": ["scene-1"]}, r"scenes: no scene scene-1. Did you mean scene-0001"),
     ):

@@ -1,0 +1,78 @@
+"""Moves the lidar sweeps before a key frame of nuScenes into the coordinates of the key frame.
+
+The formula is that of `PointCloud.from_file_multisweep` in python-sdk/nuscenes/utils/data_classes.py of
+https://github.com/nutonomy/nuscenes-devkit: from the sensor over the ego frame to the world at the time of the sweep,
+and back at the time of the key frame.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from engine.readers.lidar_files import read_points
+from engine.readers.poses import pose_matrices
+
+type Row = dict[str, Any]
+
+COLUMNS = 5  # x, y, z, intensity, ring
+
+
+def pose_of(row: Row) -> list[float]:
+    """Returns the translation and the quaternion of a row of a table."""
+    return [*row["translation"], *row["rotation"]]
+
+
+class Sweeps:
+    """The sweeps of one lidar before each sample.
+
+    Args:
+        keys: row of `sample_data` of the key frame of each sample; None for a sample without one.
+        tables: rows by token of `sample_data`, `calibrated_sensor` and `ego_pose`.
+        count: sweeps before a key frame; the first samples of a scene have fewer.
+
+    Raises:
+        KeyError: the tables do not fit each other.
+    """
+
+    def __init__(self, keys: Sequence[Row | None], tables: Mapping[str, Mapping[str, Row]], count: int):
+        numbers: dict[str, int] = {}
+        self._of: list[list[int]] = []  # numbers of the sweeps of each sample, the latest first
+        for key in keys:
+            row, found = key, []
+            while row is not None and row["prev"] and len(found) < count:
+                row = tables["sample_data"][row["prev"]]
+                found.append(numbers.setdefault(row["token"], len(numbers)))
+            self._of.append(found)
+        rows = [tables["sample_data"][token] for token in numbers]
+        self._times = np.array([row["timestamp"] for row in rows], np.int64)
+        self._key_times = np.array([0 if key is None else key["timestamp"] for key in keys], np.int64)
+        sensors = [pose_of(tables["calibrated_sensor"][row["calibrated_sensor_token"]]) for row in rows]
+        egos = [pose_of(tables["ego_pose"][row["ego_pose_token"]]) for row in rows]
+        self._to_ego, self._to_world = (np.array(poses, np.float64).reshape(-1, 7) for poses in (sensors, egos))
+        self._files = [row["filename"] for row in rows]
+
+    def added(self, points: np.ndarray, index: int, folder: str, sensor_to_world: np.ndarray) -> np.ndarray:
+        """Returns the points of a key frame and of the sweeps before it, float32 `[points, 6]`.
+
+        The last column is the seconds from the sweep to the key frame.
+
+        Args:
+            points: those of the key frame, float32 `[points, 5]`.
+            index: number of the sample.
+            folder: folder of the dataset.
+            sensor_to_world: pose of the sensor at the time of the key frame, `[4, 4]`.
+
+        Raises:
+            DataError: the file of a sweep is missing or cut off.
+        """
+        parts, lags, world_to_sensor = [points], [0.0], np.linalg.inv(sensor_to_world)
+        for number in self._of[index]:
+            found = read_points(os.path.join(folder, self._files[number]), COLUMNS)
+            moved = world_to_sensor @ pose_matrices(self._to_world[number]) @ pose_matrices(self._to_ego[number])
+            found[:, :3] = found[:, :3] @ moved[:3, :3].T + moved[:3, 3]
+            parts.append(found)
+            lags.append((self._key_times[index] - self._times[number]) * 1e-6)
+        lag = np.repeat(np.array(lags, np.float32), [len(part) for part in parts])
+        return np.concatenate([np.concatenate(parts), lag[:, None]], axis=1)
