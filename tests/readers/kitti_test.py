@@ -90,3 +90,50 @@ def test_wrong_arguments_are_named(folder):
     (folder / "training/calib/000000.txt").write_text("P0: 1 2")
     with pytest.raises(DataError, match=r"calib/000000.txt: the line 'P0' is no matrix of 3 rows"):
         KittiObject(str(folder))[0]
+
+
+CALIB = """P2: 700 0 600 45 0 700 180 -0.3 0 0 1 0.005
+R0_rect: 0.96 0 0.28 0 1 0 -0.28 0 0.96
+Tr_velo_to_cam: 0 -1 0 0.1 0 0 -1 -0.1 1 0 0 -0.3
+"""
+LABEL = "Car 0.00 0 0.2 {} 1.5 1.6 4.0 2.0 1.5 20.0 {} \n"
+
+
+def project(calib, camera):
+    """Returns the pixels of points `[points, 3]` in the rectified frame of the camera."""
+    pixels = np.c_[camera, np.ones(len(camera))] @ calib["P2"].T
+    return pixels[:, :2] / pixels[:, 2:]
+
+
+def test_lidar_points_fall_on_the_pixels_of_the_formula_of_the_devkit(folder):
+    """The readme of KITTI's object devkit projects a lidar point X by P2 * R0_rect * Tr_velo_to_cam * X."""
+    (folder / "training/calib/000000.txt").write_text(CALIB)
+    np.array([[20.3, -2, 0.5, 0.9]], np.float32).tofile(folder / "training/velodyne/000000.bin")
+    # By hand: Tr_velo_to_cam gives (2.1, -0.6, 20), R0_rect (7.616, -0.6, 18.612), P2 (16543.4, 2929.86, 18.617).
+    expected = np.array([16543.4, 2929.86]) / 18.617
+    for size, scale in ((None, (1, 1)), ((74, 61), (0.5, 2))):  # width and height of the image: 122, 37
+        found = KittiObject(str(folder), size=size)[0]
+        calib = found["calib"]
+        camera = np.c_[found["lidar"][:, :3], np.ones(1)] @ calib["Tr_velo_to_cam"].T @ calib["R0_rect"].T
+        np.testing.assert_allclose(project(calib, camera)[0], expected * scale, rtol=1e-5)
+
+
+@pytest.mark.parametrize("yaw", [0.0, -np.pi / 2])
+def test_boxes_have_the_corners_of_the_formula_of_the_devkit(folder, yaw):
+    """computeBox3D.m of KITTI's object devkit: corners of the box, turned about y, at the center of its bottom."""
+    # By hand: the car is 4 m long, 1.6 m wide and 1.5 m high, and stands on y = 1.5 m, which points down.
+    half_x, half_z = (2.0, 0.8) if yaw == 0 else (0.8, 2.0)
+    corners = [(2 + i * half_x, y, 20 + k * half_z) for i in (-1, 1) for y in (0.0, 1.5) for k in (-1, 1)]
+    pixels = [((700 * x + 600 * z + 45) / (z + 0.005), (700 * y + 180 * z - 0.3) / (z + 0.005)) for x, y, z in corners]
+    box = [*map(min, zip(*pixels, strict=True)), *map(max, zip(*pixels, strict=True))]
+    (folder / "training/calib/000000.txt").write_text(CALIB)
+    text = LABEL.format(" ".join(f"{value:.4f}" for value in box), yaw)
+    (folder / "training/label_2/000000.txt").write_text(text)
+    found = KittiObject(str(folder))[0]
+    height, width, length = found["box_size"][0]
+    cos, sin = np.cos(found["box_yaw"][0]), np.sin(found["box_yaw"][0])
+    x, z = np.array([1, 1, -1, -1] * 2) * length / 2, np.array([1, -1, -1, 1] * 2) * width / 2
+    y = np.array([0] * 4 + [-1] * 4) * height
+    camera = np.c_[cos * x + sin * z, y, -sin * x + cos * z] + found["box_bottom"][0]
+    seen = project(found["calib"], camera)
+    np.testing.assert_allclose([*seen.min(axis=0), *seen.max(axis=0)], found["box_2d"][0], rtol=1e-5)
