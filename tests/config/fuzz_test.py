@@ -1,6 +1,6 @@
 """Any value in any field of a config is accepted, or refused with a sentence that names the field."""
 
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.config import defaults, validate
@@ -58,6 +58,10 @@ def draft():
     return c
 
 
+# Without limits on time, which a busy machine would exceed.
+EXAMPLES = settings(derandomize=True, deadline=None, max_examples=600, suppress_health_check=[HealthCheck.too_slow])
+
+
 def check(field, change):
     """Applies a change of a field to a config; the config that results can be written, read and shrunk."""
     try:
@@ -72,13 +76,13 @@ def check(field, change):
     tiny(config)
 
 
-@settings(derandomize=True, deadline=None, max_examples=600)
+@EXAMPLES
 @given(st.sampled_from(FIELDS), VALUES)
 def test_any_value_is_accepted_or_refused_by_name(field, value):
     check(field, lambda c: assign(c, field, value))
 
 
-@settings(derandomize=True, deadline=None, max_examples=600)
+@EXAMPLES
 @given(st.sampled_from(FIELDS), TEXTS)
 def test_any_text_on_the_command_line_is_accepted_or_refused_by_name(field, text):
     check(field, lambda c: apply(c, [f"{field}={text}"]))

@@ -19,6 +19,7 @@ from tests.faults import harness
 pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.slow]
 
 KILLS = 20
+LAST_KILL = 38  # step; a kill from outside may come some steps late, and the run must not have ended
 
 
 def names(run: Path) -> set[str]:
@@ -38,7 +39,9 @@ def test_sigkill_during_saves_leaves_only_complete_checkpoints(tmp_path, add_row
 
     def kills(number: int) -> list[set[str]]:
         rng, run = random.Random(seed + number), tmp_path / f"run-{number}"
-        left = [killed_once(where, run, rng, digests) for _ in range(KILLS // 2)]
+        left = []
+        while len(left) < KILLS // 2 and max(harness.saved(run), default=0) < LAST_KILL:
+            left.append(killed_once(where, run, rng, digests))
         with harness.Job("train", where, f"--workdir={run}") as job:
             assert job.end() == 0, job.output
         assert harness.outcome(run) == whole
@@ -49,8 +52,8 @@ def test_sigkill_during_saves_leaves_only_complete_checkpoints(tmp_path, add_row
         left = [found for run in both.map(kills, range(2)) for found in run]
     print("\n".join(" ".join(sorted(found)) for found in left))
     torn = sum(any("saving" in name for name in found) for found in left)
-    assert torn >= KILLS / 4, f"{torn} of the kills hit a save"
-    add_row(f"SIGKILL at {KILLS} moments of saves, {torn} of them torn", lost=0, bitwise=True, code=137)
+    assert len(left) >= KILLS / 2 and torn >= len(left) / 4, f"{torn} of {len(left)} kills hit a save"
+    add_row(f"SIGKILL at {len(left)} moments of saves, {torn} of them torn", lost=0, bitwise=True, code=137)
 
 
 def killed_once(where: str, run: Path, rng: random.Random, digests: dict) -> set[str]:
@@ -215,7 +218,7 @@ def verified(run: Path) -> tuple[int, str]:
 @pytest.mark.case("deletion of old checkpoints")
 def test_retention_keeps_the_newest_step_and_a_step_that_is_being_read(tmp_path, add_row):
     where, run = (
-        harness.config(tmp_path / "config", pause=0.05, checkpoint__keep_latest=1, evaluations={}),
+        harness.config(tmp_path / "config", pause=0.1, checkpoint__keep_latest=1, evaluations={}),
         tmp_path / "run",
     )
     with harness.Job("train", where, f"--workdir={run}") as job:

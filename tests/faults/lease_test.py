@@ -148,7 +148,7 @@ def test_lease_distinguishes_containers_whose_job_is_pid_1(tmp_path, one, add_ro
 
 @pytest.mark.case("two jobs in one directory")
 def test_copy_of_a_running_run_trains_under_its_own_lease_and_a_renamed_run_is_refused(tmp_path, one, add_row):
-    where, run, copy = harness.config(tmp_path / "config", pause=1.0), tmp_path / "run", tmp_path / "copy"
+    where, run, copy = harness.config(tmp_path / "config", pause=2.0), tmp_path / "run", tmp_path / "copy"
     fast = harness.config(tmp_path / "fast")
     with harness.Job("train", where, f"--workdir={run}") as first:
         first.until(lambda: 5 in harness.saved(run))
