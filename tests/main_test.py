@@ -115,7 +115,7 @@ def test_explain_needs_no_devices():
 
     def explain(*args):
         words = runs.command("explain", DIGITS, "--config.mesh.tensor=2", "--no-collectives", *args)
-        done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -79,7 +79,7 @@ print(json.dumps([engine.evaluate(run), found["scores/logits"].tolist(), names, 
 
 def test_run_of_eight_devices_is_used_on_one(run, tmp_path):
     words = [sys.executable, "-c", USES, run.directory.path, tmp_path / "model.safetensors"]
-    done = subprocess.run(words, capture_output=True, text=True, env=runs.environment(), timeout=120)
+    done = subprocess.run(words, capture_output=True, text=True, env=runs.environment(), timeout=300)
     assert done.returncode == 0, done.stderr
     results, logits, names, kind = json.loads(done.stdout)
     assert results == pytest.approx(engine.evaluate(run.directory.path), rel=1e-5)

@@ -6,7 +6,7 @@ import sys
 from tests import runs
 
 
-def benchmark(name: str, *args: str, seconds: float = 120) -> str:
+def benchmark(name: str, *args: str, seconds: float = 300) -> str:
     """Runs benchmarks/<name>.py and returns its output. `seconds` is a timeout."""
     command = [sys.executable, "-m", f"benchmarks.{name}", *args]
     done = subprocess.run(command, capture_output=True, text=True, env=runs.environment(), timeout=seconds)

@@ -132,7 +132,7 @@ def launch(code: str) -> list[str]:
         f"sys.exit(launch([sys.executable, '-c', {program!r}], processes=3))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", launcher], capture_output=True, text=True, env=runs.environment(), timeout=120
+        [sys.executable, "-c", launcher], capture_output=True, text=True, env=runs.environment(), timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return sorted(done.stdout.splitlines())

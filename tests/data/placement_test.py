@@ -118,7 +118,7 @@ def test_each_process_feeds_the_rows_of_its_devices(tmp_path):
         for i in range(2)
     ]
     try:
-        results = [process.communicate(timeout=120) for process in started]
+        results = [process.communicate(timeout=300) for process in started]
     finally:
         for process in started:
             process.kill()

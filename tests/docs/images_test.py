@@ -55,7 +55,7 @@ def test_pictures_load_nothing_from_the_network():
 def test_training_picture_can_be_drawn_again(tmp_path):
     command = ["convoy", "train", "--config=configs.digits", "--config.train.total=2 steps"]
     subprocess.run(
-        [sys.executable, IMAGES / "training.py", f"--output={tmp_path / 'new.svg'}", *command], check=True, timeout=120
+        [sys.executable, IMAGES / "training.py", f"--output={tmp_path / 'new.svg'}", *command], check=True, timeout=300
     )
     shown = text_of((tmp_path / "new.svg").read_text())
     assert "digits: done at step 2 of 2" in shown

@@ -30,7 +30,7 @@ def test_host_whose_name_is_a_loopback_address_is_reported_and_not_retried(tmp_p
     train = ("supervise", "--", "train", f"--config={tmp_path / 'config'}", f"--workdir={tmp_path / 'run'}")
     with two_hosts(own_addresses=("10.77.0.1", "127.0.1.1")) as hosts:
         processes = [hosts.start(i, *train) for i in range(2)]
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [1, 1], outputs
     for output in outputs:
         assert "UnreachableHost: process 1 on host-b (pid " in output

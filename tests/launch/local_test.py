@@ -35,7 +35,7 @@ def start(program: str, *, processes: int = 2, grace_s: float = 0.3) -> subproce
 def run(program: str, **settings) -> tuple[int, list[str], list[str]]:
     """Returns the exit code, the sorted lines of standard output, and the lines of standard error."""
     process = start(program, **settings)
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=300)
     return process.returncode, sorted(output.splitlines()), errors.splitlines()
 
 
@@ -235,7 +235,7 @@ def test_signals_are_forwarded_to_the_processes(number, code):
     assert process.stdout is not None
     assert sorted(process.stdout.readline() for _ in range(2)) == ["[0] ready\n", "[1] ready\n"]
     process.send_signal(number)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == code, errors
 
 
@@ -292,5 +292,5 @@ def test_launch_restores_signal_handlers():
         assert "CONVOY_PROCESS_ID" not in os.environ
     """
     # In a new process: where JAX has started threads, launch() would fork them.
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

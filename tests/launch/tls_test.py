@@ -53,7 +53,7 @@ def test_processes_with_certificates_train_and_coordinator_refuses_others(tmp_pa
     words = ("launch", "local", "--processes=2", "--devices-per-process=1", "--", "train")
     done = subprocess.run(
         runs.command(*words, f"--config={tmp_path / 'config'}", f"--workdir={tmp_path / 'run'}"),
-        capture_output=True, text=True, timeout=120, env=runs.environment(PYTHONPATH=str(tmp_path), **ours),
+        capture_output=True, text=True, timeout=300, env=runs.environment(PYTHONPATH=str(tmp_path), **ours),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "with our certificate: accepted" in done.stdout + done.stderr

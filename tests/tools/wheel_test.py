@@ -44,7 +44,7 @@ def wheel(tmp_path_factory):
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, folder)
     build = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
-    subprocess.run([sys.executable, "-c", build], cwd=folder, check=True, capture_output=True, text=True, timeout=120)
+    subprocess.run([sys.executable, "-c", build], cwd=folder, check=True, capture_output=True, text=True, timeout=300)
     (built,) = (folder / "dist").glob("*.whl")
     return built
 

@@ -90,7 +90,7 @@ def test_concurrent_runs_share_a_cache_within_its_size_limit(tmp_path):
     widths = range(2, 14)
     processes = [start(tmp_path, size / 2**30, *order) for order in (widths, reversed(widths))]
     for process in processes:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=300)
         assert (process.returncode, errors) == (0, "")
     files = [path for path in (tmp_path / "convoy" / "compiled" / key()).iterdir() if path.name.endswith("-cache")]
     assert len(files) > 3 and sum(path.stat().st_size for path in files) <= size
