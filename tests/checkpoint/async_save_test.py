@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from engine.checkpoint import timeouts
 from engine.checkpoint.async_save import AsyncSave, SaveFailed, Saver, Stage
 from engine.run import storage
 from engine.run.lease import Lease, LeaseLost
@@ -22,7 +23,8 @@ LONG = 60.0
 
 
 @pytest.fixture
-def make(tmp_path):
+def make(tmp_path, monkeypatch):
+    monkeypatch.setattr(timeouts, "RECENT_S", 1.0)  # tests/zoo.py makes it longer
     return lambda timeout_s=LONG: Saver(tmp_path, timeout_s)
 
 
