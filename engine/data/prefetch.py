@@ -1,4 +1,4 @@
-"""Finds how many dispatches are read ahead (`data.prefetch=auto`), by the memory that is free when reading starts."""
+"""Finds how many batches are made ahead, in host memory and on the devices, by their memory (`data.prefetch=auto`)."""
 
 import shutil
 
@@ -8,6 +8,8 @@ LEAST, MOST = 2, 64  # dispatches
 HOST_SHARE = 0.05  # of the free memory of the host, on which eight processes may run
 SHARED_SHARE = 0.25  # of the free shared memory, through which worker processes send batches
 SHARED_FOLDER = "/dev/shm"
+IN_FLIGHT = 2  # dispatches that may wait on the devices behind the one that runs
+DEVICE_SHARE = 0.1  # of the memory of a device, for the batches of all dispatches on it
 
 
 def dispatches_ahead(setting: int | str, dispatch_bytes: int, workers: int | str) -> int:
@@ -28,6 +30,19 @@ def dispatches_ahead(setting: int | str, dispatch_bytes: int, workers: int | str
     if not limits:
         return LEAST
     return max(LEAST, min(MOST, int(min(limits) / max(1, dispatch_bytes))))
+
+
+def dispatches_in_flight(setting: int | str, dispatch_bytes: int, device_bytes: int | None) -> int:
+    """Returns how many dispatches may wait on the devices behind the one that runs; each holds its batches there.
+
+    Args:
+        setting: config field `data.prefetch`.
+        dispatch_bytes: bytes of the batches of a dispatch on each device.
+        device_bytes: memory of a device; None if it uses that of the host.
+    """
+    if isinstance(setting, int) or device_bytes is None:
+        return IN_FLIGHT
+    return max(1, min(IN_FLIGHT, int(DEVICE_SHARE * device_bytes / max(1, dispatch_bytes)) - 1))
 
 
 def least_ahead(setting: int | str) -> int:

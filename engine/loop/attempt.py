@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
@@ -18,6 +19,7 @@ from engine.config.schema import Config
 from engine.data.bad_examples import BadExampleCounter
 from engine.data.batch import Batch
 from engine.data.feed import TrainFeed
+from engine.data.prefetch import dispatches_in_flight
 from engine.data.ragged.report import report
 from engine.data.sampling.drawn import DrawnShares
 from engine.data.source import Source
@@ -25,6 +27,7 @@ from engine.loop.phases import COMPILING, RESTORING, Phases
 from engine.observe.recorder import Recorder, Sums
 from engine.observe.throughput import Throughput
 from engine.observe.writer import open_writer
+from engine.parallel.memory import device_memory_limit
 from engine.parallel.xla_warnings import rematerialization_explained
 from engine.run.directory import RunDirectory
 from engine.run.jsonl import JsonLines
@@ -178,9 +181,17 @@ class Attempt:
             on_values=on_values,
             more=self._drawn.metrics if group.index() == 0 else lambda first, last: {},
             read_every_s=READ_S if group.count() == 1 else 0.0,
+            in_flight=self._dispatches_in_flight(),
         )
         self._stack.callback(recorder.close)
         return recorder
+
+    def _dispatches_in_flight(self) -> int:
+        leaves = jax.tree.leaves(self._program.abstract_batch)
+        size = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+        count = self._config.train.steps_per_dispatch
+        limit = device_memory_limit(self._program.mesh)
+        return dispatches_in_flight(self._config.data.prefetch, count * size, limit)
 
     def read_batch(self, number: int, total_steps: int) -> Batch:
         """Returns a batch of a run by its number, once more; it is not counted or logged again."""

@@ -1,6 +1,6 @@
 """Turns the metrics of each step, which are arrays on the device, into rows of a logging interval.
 
-The metrics of a row are summed over its steps and divided once. The training loop never waits for the last IN_FLIGHT
+The metrics of a row are summed over its steps and divided once. The training loop never waits for the last two
 dispatches. An arrival is the moment at which a dispatch is known to be complete. Results of short steps are read
 several at a time: reading them one by one would take 5 % of a step of 0.2 ms.
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.config.duration import Period
+from engine.data.prefetch import IN_FLIGHT
 from engine.data.stages import NO_TIMES, Times
 from engine.metrics.results import Result, scalars
 from engine.observe.memory import memory_use
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from engine.metrics.pairs import TrainingMetrics
 
-IN_FLIGHT = 2  # dispatches whose results are not waited for
 FOLD = 1024  # readings of a row before they are added up, so that a long row does not slow down a save
 
 type Row = dict[str, float]
@@ -53,6 +53,7 @@ class Recorder:
             values that the row has in the files only.
         read_every_s: longest time before arrived results are read; they are also read when a row ends. 0 reads each
             dispatch when it arrives, so that every process reads at the same steps.
+        in_flight: number of dispatches whose results are not waited for.
     """
 
     def __init__(
@@ -71,12 +72,13 @@ class Recorder:
         on_values: Callable[[int, np.ndarray], None],
         more: Callable[[int, int], Row] = lambda first, last: {},
         read_every_s: float = 0.0,
+        in_flight: int = IN_FLIGHT,
     ):
         self._names, self._last_value, self._summed = names, last_value, summed
         self._metrics = metrics
         self._writer, self._throughput, self._period = writer, throughput, period
         self._attempt, self._on_row, self._on_phase, self._on_values = attempt, on_row, on_phase, on_values
-        self._more = more
+        self._more, self._most_in_flight = more, in_flight
         self._in_flight: deque[tuple[int, jax.Array]] = deque()  # first step of a dispatch, its metrics `[K, names, 2]`
         self._unread: list[tuple[int, jax.Array]] = []  # dispatches that have arrived, likewise
         self._read_every_s, self._read_at = read_every_s, 0.0
@@ -90,7 +92,7 @@ class Recorder:
         """Monotonic time of the latest arrival."""
 
     def push(self, step: int, metrics: "jax.Array", wait_s: float, times: Times = NO_TIMES) -> None:
-        """Adds a dispatch; waits only if more than IN_FLIGHT dispatches are incomplete.
+        """Adds a dispatch; waits only if more than `in_flight` dispatches are incomplete.
 
         Args:
             step: first step of the dispatch.
@@ -100,7 +102,7 @@ class Recorder:
         """
         self._in_flight.append((step, metrics))
         self._wait_s, self._times = wait_s, times
-        if len(self._in_flight) > IN_FLIGHT:
+        if len(self._in_flight) > self._most_in_flight:
             self._arrive()
 
     def _arrive(self) -> None:

@@ -2,7 +2,7 @@ import pytest
 
 from engine.cluster.host_memory import HostMemory
 from engine.data import prefetch
-from engine.data.prefetch import LEAST, MOST, dispatches_ahead, least_ahead
+from engine.data.prefetch import IN_FLIGHT, LEAST, MOST, dispatches_ahead, dispatches_in_flight, least_ahead
 
 MIB = 2**20
 
@@ -33,3 +33,10 @@ def test_number_is_used_as_it_is_and_auto_is_two_where_the_system_states_no_memo
     monkeypatch.setattr(prefetch, "host_memory", lambda: None)
     assert [dispatches_ahead(setting, MIB, 0) for setting in (0, 7, "auto")] == [0, 7, LEAST]
     assert [least_ahead(setting) for setting in (0, 7, "auto")] == [0, 7, LEAST]
+
+
+def test_auto_keeps_fewer_dispatches_on_the_devices_if_their_batches_take_much_memory():
+    found = [dispatches_in_flight("auto", size * MIB, 100 * MIB) for size in (0, 3, 4, 50)]  # of 10 MiB
+    assert found == [IN_FLIGHT, IN_FLIGHT, 1, 1]
+    assert dispatches_in_flight(5, 50 * MIB, 100 * MIB) == IN_FLIGHT
+    assert dispatches_in_flight("auto", 50 * MIB, None) == IN_FLIGHT

@@ -24,7 +24,7 @@ BATCH_SIZE, TOTAL = 16, 10
 class Run:
     """A recorder with a real writer, and the calls that it made."""
 
-    def __init__(self, folder, every="5 steps", read_every_s=0.0):
+    def __init__(self, folder, every="5 steps", read_every_s=0.0, in_flight=2):
         self.path, self.reported = folder / "metrics.jsonl", []  # (thread, step of a row or phase)
         self.arrived = []  # (first step, values of `skipped`) of each reading
         self.writer = MetricWriter(self.path, None)
@@ -41,6 +41,7 @@ class Run:
             on_phase=lambda name: self.reported.append((threading.current_thread().name, name)),
             on_values=lambda first, values: self.arrived.append((first, values[:, 2, 0].tolist())),
             read_every_s=read_every_s,
+            in_flight=in_flight,
         )
 
     def steps(self, step, losses, weights=None, skipped=(), wait_s=0.0):
@@ -159,6 +160,15 @@ def test_push_waits_only_for_the_dispatch_two_before(run):
     assert waits == [0, 1, 2, 3, 2, 3]
     run.recorder.settle()
     assert waits == [0, 1, 2, 3, 2, 3]
+
+
+def test_push_waits_for_the_dispatch_before_if_one_may_be_in_flight(tmp_path):
+    run, waits = Run(tmp_path, in_flight=1), []
+    with run.writer:
+        for step in range(4):
+            run.recorder.push(step, Result(waits, step), 0.0)
+        assert waits == [0, 1, 2]
+        run.recorder.settle()
 
 
 def test_settle_waits_for_all_dispatches_once(run):
