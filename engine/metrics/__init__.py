@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from engine.metrics.classification import ConfusionMatrix, PrecisionRecall, Roc
     from engine.metrics.detection import AveragePrecision
+    from engine.metrics.detection_score import DetectionScore
     from engine.metrics.distribution import Histogram, Quantiles
     from engine.metrics.forecasting import BestOfModes
     from engine.metrics.language import BitsPerByte, Perplexity
@@ -24,6 +25,7 @@ __all__ = [
     "BitsPerByte",
     "ConfusionMatrix",
     "Curve",
+    "DetectionScore",
     "Histogram",
     "Image",
     "Mean",
@@ -41,6 +43,7 @@ __all__ = [
 _MODULES = {
     "engine.metrics.classification": ("ConfusionMatrix", "PrecisionRecall", "Roc"),
     "engine.metrics.detection": ("AveragePrecision",),
+    "engine.metrics.detection_score": ("DetectionScore",),
     "engine.metrics.distribution": ("Histogram", "Quantiles"),
     "engine.metrics.forecasting": ("BestOfModes",),
     "engine.metrics.language": ("BitsPerByte", "Perplexity"),

@@ -136,21 +136,21 @@ class AveragePrecision(Metric):
 
     def compute(self) -> dict[str, Any]:
         """Returns the mean over classes and thresholds as "", and means by threshold, by class and by range."""
-        matched = self._matches()
+        matched = self.matches()
         everywhere = self._average_precisions(matched, None)  # [thresholds, classes]
-        found: dict[str, Any] = {"": _mean(everywhere)}
+        found: dict[str, Any] = {"": mean_of_known(everywhere)}
         if len(self.thresholds) > 1:
-            found |= {f"{limit:g}": _mean(row) for limit, row in zip(self.thresholds, everywhere, strict=True)}
+            found |= {f"{limit:g}": mean_of_known(row) for limit, row in zip(self.thresholds, everywhere, strict=True)}
         found |= self._by_class(everywhere)
         for low, high in self.ranges:
             values = self._average_precisions(matched, (low, high))
-            found[f"{low:g}-{high:g}"] = {"": _mean(values), **self._by_class(values)}
+            found[f"{low:g}-{high:g}"] = {"": mean_of_known(values), **self._by_class(values)}
         return found
 
     def _by_class(self, values: np.ndarray) -> dict[str, float]:
-        return {name: _mean(column) for name, column in zip(self.classes, values.T, strict=True) if name}
+        return {name: mean_of_known(column) for name, column in zip(self.classes, values.T, strict=True) if name}
 
-    def _matches(self) -> np.ndarray:
+    def matches(self) -> np.ndarray:
         """Returns the index of the label that each prediction takes, _NONE or _IGNORED.
 
         The shape is `[thresholds, examples, predictions]`.
@@ -256,6 +256,7 @@ def _similarity(match: str | Match, predicted: np.ndarray, boxes: np.ndarray, cr
     return both / np.maximum(areas[0] if crowd else areas[0] + areas[1] - both, 1e-12)
 
 
-def _mean(values: np.ndarray) -> float:
+def mean_of_known(values: np.ndarray) -> float:
+    """Returns the mean of the values that are not NaN; NaN if there are none."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else float("nan")
