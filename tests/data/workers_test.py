@@ -64,6 +64,8 @@ def drain(reader):
 
 def test_batches_come_in_order_and_leave_no_shared_memory_or_files(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(workers, "CLOSE_S", 60.0)  # a killed worker leaves memory until this process ends
+    monkeypatch.setattr(workers, "ACKNOWLEDGE_S", 60.0)
     size = 8 * (100_000 + os.getpid() % 10_000)  # bytes; identifies the batches of this test
     for _ in range(3):  # each round closes the reader at another moment
         reader = Workers(grain.MapDataset.range(10**6).map(lambda n: {"n": np.full(size // 8, n)}), 2, 1)
