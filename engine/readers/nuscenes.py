@@ -165,12 +165,13 @@ class NuScenes:
         for sensor, frames in self._frames.items():
             if not frames.files[index]:
                 raise DataError(f"{shown(self.folder)}: sample {self.tokens[index]} has no data of {sensor}.")
-            to_world = pose_matrices(frames.ego_to_world[index]) @ pose_matrices(frames.sensor_to_ego[index])
-            example["calibration"][sensor] = {"to_ego": (world_to_ego @ to_world).astype(np.float32)}
+            own_to_world, to_own = pose_matrices(frames.ego_to_world[index]), pose_matrices(frames.sensor_to_ego[index])
+            example["calibration"][sensor] = {"to_ego": (world_to_ego @ own_to_world @ to_own).astype(np.float32)}
             path = os.path.join(self.folder, frames.files[index])
             if not _is_camera(sensor):
                 example[sensor] = read_points(path, COLUMNS) if _is_lidar(sensor) else read_radar(path)
                 if sensor in self._sweeps:
+                    to_world = own_to_world @ to_own
                     example[sensor] = self._sweeps[sensor].added(example[sensor], index, self.folder, to_world)
                 continue
             example[sensor] = self._image(path)
