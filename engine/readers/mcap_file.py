@@ -70,7 +70,7 @@ class Messages:
         else:
             records = self._chunk(file, chunk)
             content = b""
-            if offset + RECORD.size <= len(records):
+            if 0 <= offset <= len(records) - RECORD.size:
                 _, size = RECORD.unpack_from(records, offset)
                 content = records[offset + RECORD.size : offset + RECORD.size + size]
         if len(content) < MESSAGE.size:

@@ -36,6 +36,10 @@ class Ros2Messages:
         definitions = _definitions(name, text.decode("utf-8", "replace"))
         self.fields = _fields(_normal(name), definitions, ())
         """The fields with their dtypes."""
+        try:
+            self._decode  # noqa: B018, parses the definition
+        except Exception as error:
+            raise DataError(f"the definition of the type {name} is damaged: {error}. Try `mcap recover`.") from error
 
     def __getstate__(self):
         return self._schema
@@ -92,9 +96,11 @@ def _fields(name: str, definitions: dict[str, str], parents: tuple[str, ...]) ->
         kind, _, rest = line.partition("#")[0].strip().partition(" ")
         if not kind or "=" in rest:  # a comment, or a constant
             continue
+        if not rest.strip():
+            raise DataError(f"the definition of the type {name} is damaged: {kind[:60]!r}. Try `mcap recover`.")
         kind, _, count = kind.removesuffix("]").partition("[") if kind.endswith("]") else (kind, "", None)
         kind = kind.partition("<=")[0]
-        size = int(count) if count and count.isdigit() else None
+        size = int(count) if count and count.isdecimal() else None
         if "/" in kind or kind[:1].isupper():
             child = _normal(kind) if "/" in kind else f"{name.rpartition('/')[0]}/{kind}"
             content = _fields(child, definitions, (*parents, name))

@@ -109,6 +109,7 @@ def test_types_that_cannot_be_decoded_are_named(tmp_path):
         ("wstring x", r"a.mcap: topic '/a': the type a_msgs/A has a field of type wstring, which cannot be decoded"),
         ("B b", r"topic '/a': the type a_msgs/B is not defined in the log. Name a decoder of your own"),
         ("A[] a", r"topic '/a': the type a_msgs/A contains itself"),
+        ("float32", r"topic '/a': the definition of the type a_msgs/A is damaged: 'float32'. Try"),
     ):
         with pytest.raises(DataError, match=error):
             Mcap(ros2(tmp_path / "a.mcap", text), "/a")
