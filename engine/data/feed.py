@@ -233,7 +233,7 @@ class EvaluationFeed:
         self._settings, self._replicated = settings, replicated
         rows = local_rows(sharding, batch_size)
         self._batches = OrderedBatches(self._source, batch_size, rows, keep_text, in_order)
-        self._place = Placement(sharding, self._batches.ones)
+        self._place = Placement(sharding, self._batches.ones, measured=False)
         self._ahead = dispatches_ahead(
             settings.prefetch, batch_bytes(example, len(self._batches.rows)), settings.workers
         )

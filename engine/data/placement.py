@@ -48,12 +48,14 @@ class Placement:
     Args:
         sharding: sharding of the batch dimension of every array.
         ones: host weight that full batches share, float32 `[rows]`.
+        measured: whether some transfers to a single device are measured. A program that is not compiled ahead of time
+            would be compiled twice: the arguments of these calls are arrays of the device.
     """
 
-    def __init__(self, sharding: NamedSharding, ones: np.ndarray):
-        self._sharding, self._ones = sharding, ones
+    def __init__(self, sharding: NamedSharding, ones: np.ndarray, measured: bool = True):
+        self._sharding, self._ones, self._measured = sharding, ones, measured
         # A transfer costs 69 us and the smallest steps 80 us, so full batches share one weight on the devices, too.
-        self._placed_ones = jax.device_put(to_global_arrays(ones, sharding), sharding)
+        self._placed_ones = self._placed(ones)
         self._calls, self._latest_s = 0, 0.0
         self.transfer_s = 0.0
         """Seconds that transfers have taken so far; for a single device estimated from every MEASURE_EVERY-th one."""
@@ -66,7 +68,7 @@ class Placement:
         if self._sharding.mesh.size > 1:
             examples = to_global_arrays(examples, self._sharding)
             self._latest_s = time.perf_counter() - begin
-        elif self._calls % MEASURE_EVERY == FIRST_MEASURED:
+        elif self._measured and self._calls % MEASURE_EVERY == FIRST_MEASURED:
             examples = jax.block_until_ready(jax.device_put(examples, self._sharding))
             self._latest_s = time.perf_counter() - begin
         self.transfer_s += self._latest_s
@@ -75,7 +77,11 @@ class Placement:
     def _weight(self, weight: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
         if weight is self._ones or weight.all():  # a batch from a worker process holds a copy
             return self._placed_ones
-        return to_global_arrays(weight, self._sharding)
+        return self._placed(weight)
+
+    def _placed(self, weight: jax.Array | np.ndarray) -> jax.Array:
+        """Returns a weight with its sharding on a single device, too: JAX compiles a program once for each sharding."""
+        return jax.device_put(to_global_arrays(weight, self._sharding), self._sharding)
 
 
 def to_global_arrays(rows: PyTree, sharding: NamedSharding) -> PyTree:

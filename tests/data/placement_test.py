@@ -64,6 +64,16 @@ def test_transfers_to_a_single_device_are_estimated_from_a_few_that_are_measured
     assert seconds[1] > 0
 
 
+def test_weights_of_full_and_partial_batches_have_one_sharding():
+    ones, partial = np.ones(16, np.float32), np.arange(16, dtype=np.float32)
+    for axes in (dict(data=1), dict(data=8)):
+        place = Placement(NamedSharding(mesh(**axes), P("data")), ones)
+        full, part = place([Batch(BATCH, ones), Batch(BATCH, partial)])
+        assert isinstance(full.weight, jax.Array)
+        assert isinstance(part.weight, jax.Array)
+        assert full.weight.sharding == part.weight.sharding  # with two, JAX would compile a program twice
+
+
 def test_several_batches_are_placed_in_one_call():
     sharding = NamedSharding(mesh(data=8), P("data"))
     one, two = to_global_arrays((BATCH, {"label": BATCH["label"] + 1}), sharding)
