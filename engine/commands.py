@@ -67,7 +67,8 @@ def evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
     def show(results: "dict[str, Result]") -> None:
         nonlocal printed
         if group.is_primary():
-            lines = [f"{name}: {text}" for name, value in results.items() if (text := result_text(value))]
+            texts = {name: text for name, value in results.items() if (text := result_text(value))}
+            lines = [f"{name}:{text if text.startswith('\n') else f' {text}'}" for name, text in texts.items()]
             print("\n".join([*[""] * printed, *lines]), flush=True)
         printed = True
 

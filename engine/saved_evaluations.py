@@ -32,6 +32,7 @@ from engine.training.task import Task
 # Settings that change how an evaluation is computed, but not its result beyond rounding.
 NOT_COMPARED = ("mesh.", "sharding.", "cache.", "log.", "data.")
 SCHEDULE = ("every", "at_start", "at_end")  # settings of an evaluation that only choose its steps
+LISTING = ("worst", "score", "worst_mode")  # settings that change no metric, and only what is listed beside them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +196,7 @@ def _settings(
         if name in data:
             own[f"{prefix}data"] = f"an object with the content {fingerprint(data[name])}"
         section = {field.removeprefix(prefix): text for field, text in new.items() if field.startswith(prefix)}
-        found[name] = own, {field: text for field, text in section.items() if field not in SCHEDULE}
+        found[name] = own, {field: text for field, text in section.items() if field not in (*SCHEDULE, *LISTING)}
     return found
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from engine import metrics
 from engine.config.schema import Evaluation as Config
-from engine.config.schema import MeshSpec
+from engine.config.schema import MeshSpec, Target
 from engine.loop.evaluation import Evaluation
 from engine.metrics.results import json_values
 from engine.run import json_text
@@ -41,8 +41,34 @@ class Measure(zoo.Classify):
         }
 
 
+def is_high(example, above=0.0):
+    """Slice of the examples whose mean is above a value."""
+    return example["x"].mean() > above
+
+
+def by_class(example):
+    """Slices of the examples of two classes."""
+    return {"one": example["y"] == 1, "two": example["y"] == 2}
+
+
+def never(example):
+    """Slice without examples."""
+    return False
+
+
+SLICED = Config(
+    slices={
+        "high": Target(target="tests.measuring.is_high", arguments={"above": 0.1}),
+        "class": Target(target="tests.measuring.by_class"),
+        "empty": Target(target="tests.measuring.never"),
+    },
+    worst=5,
+    score="error/p90",
+)
+
+
 def results(devices: int | None = None) -> str:
-    """Returns the results on a mesh of `devices`, or of all devices, as JSON."""
+    """Returns the results on a mesh of `devices`, or of all devices, as JSON, with slices and worst examples."""
     program = zoo.program(Measure(), mesh=MeshSpec(), batch_size=12, devices=devices)
-    evaluation = Evaluation("heldout", Config(), zoo.source(37, seed=5), program.evaluation, 12)
+    evaluation = Evaluation("heldout", SLICED, zoo.source(37, seed=5), program.evaluation, 12)
     return json_text.dumps(json_values(evaluation.run(program.init()) or {}))

@@ -20,6 +20,7 @@ type Arguments = Mapping[str, Plain]
 MAX_WORKERS, MAX_DEVICES, MAX_AXIS = 1024, 4096, 2**20  # so that a typing error does not overload the machine
 MAX_GIB = 2**20  # of a file system
 SHUFFLE_WINDOW = 1024  # examples; a window of small ones is read in well under a second
+MAX_WORST = 1000  # examples that an evaluation lists
 MAX_STEPS_PER_DISPATCH = 1024  # each has its own arguments: 1,000 steps of a small model compile for 5 s, 4,000 for 40
 
 
@@ -66,6 +67,7 @@ def _schedule(value: object, path: str) -> None:
 
 SCHEDULE = Rule(f"Allowed: {', '.join(SCHEDULES)}, or the dotted path of a function.", _schedule)
 METRIC = matching(r"[^/\s]+/\S+", "Write evaluation/metric or hook/metric, such as 'heldout/accuracy'.")
+SCORE = matching(r"\S+", "Write the name of a metric without that of the evaluation, such as 'loss' or 'ap/car'.")
 REMAT = matching(
     r"none|full|dots|(save|offload):\w+(,\w+)*",
     "Allowed: none, full, dots, save:NAME,NAME or offload:NAME,NAME with names of engine.layers.checkpoint.",
@@ -308,6 +310,10 @@ class Evaluation:
     at_end: bool = setting(True, "Also evaluate at the last step, if the period does not end there.")
     batch_size: int | None = setting(None, "Examples per batch; None: train.global_batch_size.", at_least(1))
     use_ema: bool = setting(True, "Evaluate the averaged weights if train.ema_decay is set.")
+    slices: Mapping[str, Target] = table("Name -> function of an example, which decides whether a slice has it.")
+    worst: int = setting(0, "Number of worst examples to list.", at_least(0, below=MAX_WORST + 1))
+    score: str | None = setting(None, "Number that ranks examples and slices, such as ap/car; None: loss.", SCORE)
+    worst_mode: str = setting("max", "Whether the largest or the smallest score is worst.", one_of("max", "min"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -207,7 +207,8 @@ def target_names(config: Config) -> list[str]:
     For an object that was passed to `engine.train`, it is the path of its class.
     """
     data = (evaluation.data for evaluation in config.evaluations.values())
-    sections = (config.task, config.data, *data, *config.hooks.values())
+    slices = (section for evaluation in config.evaluations.values() for section in evaluation.slices.values())
+    sections = (config.task, config.data, *data, *config.hooks.values(), *slices)
     return [str(s.arguments["type"]) if s.target == instances.TARGET else s.target for s in sections]
 
 
@@ -226,6 +227,9 @@ def check_targets(config: Config) -> None:
         check(group, f"optimizer.groups.{name}", given=("learning_rate",))
     for name, evaluation in config.evaluations.items():
         check(evaluation.data, f"evaluations.{name}.data")
+        for key, section in evaluation.slices.items():
+            where = f"evaluations.{name}.slices.{key}"
+            check(section, where, given=first_parameter(section, where))
     for name, hook in config.hooks.items():
         check(hook, f"hooks.{name}")
 
@@ -240,6 +244,11 @@ def parameters_of(function: Callable[..., object]) -> Mapping[str, inspect.Param
         return inspect.signature(function, eval_str=True).parameters
     except Exception:  # string annotations may use names that only type checkers see
         return plain.parameters
+
+
+def first_parameter(target: Target, where: str) -> list[str]:
+    """Returns the name of the first parameter of what a target names, in a list; [] if it is not known."""
+    return list(parameters_of(resolve(target, where)) or ())[:1]
 
 
 def _not_taken(target: Target, where: str, name: str, arguments: list[str]) -> FieldError:

@@ -250,6 +250,10 @@ class EvaluationFeed:
         """Row numbers in the global batch that this process reads, int64 `[rows]`."""
         return self._batches.rows
 
+    def addresses(self, positions: np.ndarray) -> np.ndarray:
+        """Returns the indices in the source of the examples at positions of the evaluation, int64 `[n]`."""
+        return np.array([self._batches.address(position) for position in positions.tolist()], np.int64)
+
     def __iter__(self) -> Generator[Batch]:
         with contextlib.closing(self.with_host_batches()) as batches:
             for placed, _ in batches:

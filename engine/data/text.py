@@ -93,6 +93,14 @@ def text_paths(example: PyTree) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, leaf in found if is_text(leaf)]
 
 
+def text_of(example: PyTree) -> dict[str, Any]:
+    """Returns path -> value for each text leaf of an example."""
+    import jax
+
+    found = jax.tree_util.tree_leaves_with_path(example)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found if is_text(leaf)}
+
+
 def content(text: object) -> bytes:
     """Returns bytes that identify a text leaf, for fingerprints."""
     values = text.tolist() if isinstance(text, np.ndarray) else text

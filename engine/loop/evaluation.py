@@ -5,6 +5,7 @@
 
 import contextlib
 import functools
+import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -12,22 +13,28 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from engine.config.errors import ConfigError, TaskError, did_you_mean
 from engine.config.schema import Evaluation as EvaluationConfig
 from engine.data.feed import EvaluationFeed
-from engine.data.source import Source, example_spec
+from engine.data.ragged.packing import is_packed
+from engine.data.source import Source, example_spec, source_name
+from engine.loop.worst_examples import WorstExamples
 from engine.metrics.mean import Mean
-from engine.metrics.results import Result, scalars
-from engine.metrics.state import Merger, Reduced, compute
+from engine.metrics.metric import Metric
+from engine.metrics.results import Result, Table, scalars
+from engine.metrics.slices import COUNT, Ranking, SlicedMerger, rank_slices
+from engine.metrics.state import Reduced, compute
 from engine.observe.writer import MEASURED, ROW_KEYS
 from engine.parallel.mesh import check_batch, replicated
 from engine.resilience.memory_check import check_memory, evaluation_batches
 from engine.resilience.preemption import Preemption
 from engine.training.evaluation_program import EvaluationProgram
 from engine.training.program import Program
+from engine.training.slices import build_slices
 from engine.training.state import TrainState, Weights, evaluation_params
 from engine.training.step import BAD_EXAMPLES, ENGINE_METRICS
 from engine.training.task import check_examples
 from engine.training.update import has_own_update
 
 IN_FLIGHT = 2  # batches whose results are not waited for
+WORST_SLICES, WORST_EXAMPLES = "worst_slices", "worst_examples"  # names of results
 
 
 class Evaluation:
@@ -58,11 +65,17 @@ class Evaluation:
         self.warnings = check_memory(batches, program.mesh, program.abstract_weights(averaged=False).to_tree())
         self.unweighted: list[str] = []
         """Metrics of the latest run whose total weight was 0, so that they have no value."""
-        self._step, self._states, self._by_row = program.evaluation(spec, batch_size)
+        slices = build_slices(config.slices, where)
+        if slices or config.worst:
+            _check_unpacked(source, f"{where}.{'slices' if slices else 'worst'}")
+        ranking = Ranking(config.worst, config.score, config.worst_mode == "max")
+        self._step, self._states, self._by_row = program.evaluation(spec, batch_size, slices, ranking, where)
+        self._named(self._states.merger())  # checks the names
         if not self._states.names:
             raise TaskError(f"{where}: {type(program.task).__name__}.evaluate returned no metric.")
         if not self._by_row and len(source) % batch_size:  # the last batch is smaller, not padded
-            program.evaluation(spec, len(source) % batch_size)
+            program.evaluation(spec, len(source) % batch_size, where=where)
+        self._worst = WorstExamples(source) if config.worst else None
         self._feed = EvaluationFeed(
             source,
             config.data,
@@ -74,7 +87,7 @@ class Evaluation:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Full names of its metrics, such as "heldout/accuracy"."""
+        """Full names of its metrics, such as "heldout/accuracy", without those of slices."""
         return tuple(f"{self.name}/{name}" for name in self._states.names)
 
     @functools.cached_property
@@ -84,8 +97,7 @@ class Evaluation:
         They are those that `compute` gives without examples.
         """
         found = {}
-        for name, metric in self._states.merger().metrics().items():
-            full = f"{self.name}/{name}"
+        for full, metric in self._named(self._states.merger()).items():
             try:
                 with warnings.catch_warnings(action="ignore"):
                     found[full] = tuple(scalars(compute(full, metric)))
@@ -124,35 +136,72 @@ class Evaluation:
         first = 0  # position of the first example of the next batch
         # Plain dicts: a hook's state has others, for which JAX would compile the step once more.
         params, model_state = dict(evaluation_params(state, self.config.use_ema)), dict(state.model_state)
-        merged = self._states.merger()
-        waiting: deque[Reduced] = deque()
+        merged = self._states.merger(self._feed.addresses)
+        waiting: deque[tuple[Reduced, int]] = deque()  # the metrics of a batch, and the position of its first example
         with contextlib.closing(iter(self._feed)) as batches:
             draw = functools.partial(next, batches, ())
             while not isinstance(drawn := draw() if preemption is None else preemption.unless_stopped(draw), tuple):
                 if drawn is None:
                     return None
-                point, first = self._program.point(step, first), first + self._batch_size
-                waiting.append(self._step(params, model_state, drawn, point))
+                point = self._program.point(step, first)
+                waiting.append((self._step(params, model_state, drawn, point), first))
+                first += self._batch_size
                 if len(waiting) > IN_FLIGHT:
-                    merged.add(waiting.popleft())
+                    merged.add(*waiting.popleft())
                 on_batch()
-        for result in waiting:
-            merged.add(result)
-        return self._results(merged)
+        for result, position in waiting:
+            merged.add(result, position)
+        results = self._results(merged)
+        return results | self._rankings(merged, results)
 
-    def _results(self, merged: Merger) -> dict[str, Result]:
+    def _named(self, merged: SlicedMerger) -> dict[str, Metric]:
+        """Returns full name -> metric: over all examples, then over those of each slice. Raises TaskError."""
+        slices = {f"{part}/{name}": x for part, metrics in merged.slices().items() for name, x in metrics.items()}
+        whole = merged.metrics()
+        if taken := whole.keys() & slices.keys():
+            raise TaskError(
+                f"evaluations.{self.name}.slices: a slice and a metric give {min(taken)!r}. Rename the slice."
+            )
+        return {f"{self.name}/{name}": metric for name, metric in (whole | slices).items()}
+
+    def _results(self, merged: SlicedMerger) -> dict[str, Result]:
         """Returns the results by full name. Raises TaskError if two metrics give the same name."""
         self.unweighted = []
         found: dict[str, Result] = {}
-        for name, metric in merged.metrics().items():
-            full = f"{self.name}/{name}"
-            if isinstance(metric, Mean) and not metric.weight:
+        for full, metric in self._named(merged).items():
+            if full in self.metrics and isinstance(metric, Mean) and not metric.weight:
                 self.unweighted.append(full)
             new = compute(full, metric)
             if taken := found.keys() & new.keys():
                 raise TaskError(f"evaluations.{self.name}: two metrics give {min(taken)!r}. Rename one of them.")
             found |= new
         return found
+
+    def _rankings(self, merged: SlicedMerger, results: Mapping[str, Result]) -> dict[str, Result]:
+        """Returns the tables of the worst slices and the worst examples."""
+        found: dict[str, Result] = {}
+        if self._states.score is None:
+            return found
+        score, _ = self._states.score
+        numbers = scalars(results)
+        if slices := self._states.slices:
+            scores = {name: numbers.get(f"{self.name}/{name}/{score}", math.nan) for name in slices}
+            ranked = rank_slices(scores, self._states.ranking.largest)
+            counts = [int(numbers[f"{self.name}/{name}/{COUNT}"]) for name in ranked]
+            columns = {"slice": ranked, score: [scores[name] for name in ranked], COUNT: counts}
+            found[f"{self.name}/{WORST_SLICES}"] = Table(columns)
+        if self._worst is not None:
+            found[f"{self.name}/{WORST_EXAMPLES}"] = self._worst.table(score, *merged.worst())
+        return found
+
+
+def _check_unpacked(source: Source, field: str) -> None:
+    """Raises TaskError if a row of a batch holds several examples."""
+    if is_packed(source):
+        raise TaskError(
+            f"{field}: a row of {source_name(source)} holds several packed examples, and a metric has one entry for "
+            "each row. Evaluate padded examples: engine.Padded or engine.Bucketed."
+        )
 
 
 def check_watched(watched: Mapping[str, str], evaluations: Sequence[Evaluation], hooks: Collection[str]) -> None:

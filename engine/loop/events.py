@@ -18,7 +18,7 @@ from engine.data.streams.marks import gather_marks
 from engine.loop.evaluation import Evaluation, check_measured
 from engine.loop.phases import EVALUATING, PREPARING, PROFILING, SAVING, TRAINING, Phase, Phases
 from engine.loop.stopping import reason_to_stop
-from engine.metrics.results import MAX_NUMBERS, Result, scalars, too_large
+from engine.metrics.results import MAX_NUMBERS, Result, Table, scalars, table_text, too_large
 from engine.observe import formatting
 from engine.observe.profiler import ProfileWindow
 from engine.observe.recorder import Recorder
@@ -273,6 +273,9 @@ class Results:
         self.checkpoints.record(step, values)
         text = formatting.table(values)
         self.say(f"step {step}:{text if text.startswith('\n') else f' {text}'}")
+        for name, result in results.items():
+            if isinstance(result, Table):
+                self.say(f"step {step}: {name}:{table_text(result)}")
         if large := [name for name in too_large(results) if name not in self.warned]:
             self.warned.update(large)
             self.say(f"warning: {list_names(large)}: too large for metrics.jsonl, at most {MAX_NUMBERS} numbers")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from engine.metrics.language import BitsPerByte, Perplexity
     from engine.metrics.mean import Mean, Ratio, RootMeanSquare, Sum
     from engine.metrics.metric import Metric, collected
-    from engine.metrics.results import Bins, Curve, Image
+    from engine.metrics.results import Bins, Curve, Image, Table
 
 __all__ = [
     "AveragePrecision",
@@ -37,6 +37,7 @@ __all__ = [
     "Roc",
     "RootMeanSquare",
     "Sum",
+    "Table",
     "collected",
 ]
 
@@ -49,7 +50,7 @@ _MODULES = {
     "engine.metrics.language": ("BitsPerByte", "Perplexity"),
     "engine.metrics.mean": ("Mean", "Ratio", "RootMeanSquare", "Sum"),
     "engine.metrics.metric": ("Metric", "collected"),
-    "engine.metrics.results": ("Bins", "Curve", "Image"),
+    "engine.metrics.results": ("Bins", "Curve", "Image", "Table"),
 }
 
 

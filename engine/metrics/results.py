@@ -6,7 +6,7 @@ Imports no JAX.
 import dataclasses
 import io
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,14 @@ class Bins:
     counts: np.ndarray
 
 
-type Result = float | np.ndarray | Image | Curve | Bins
+@dataclasses.dataclass(frozen=True, eq=False)
+class Table:
+    """A table: name of a column -> its entries, which are numbers or text, as many in each column."""
+
+    columns: Mapping[str, Sequence[float | str]]
+
+
+type Result = float | np.ndarray | Image | Curve | Bins | Table
 """One named result. An array has at least one dimension."""
 
 
@@ -81,7 +88,7 @@ def named_results(name: str, value: object, where: str) -> dict[str, Result]:
 
 
 def _result(name: str, value: Any, where: str) -> Result:
-    if isinstance(value, Image | Curve | Bins):
+    if isinstance(value, Image | Curve | Bins | Table):
         _check_shape(value, f"{where} returned", name)
         return value
     if callable(getattr(value, "savefig", None)):  # a figure of matplotlib
@@ -93,12 +100,12 @@ def _result(name: str, value: Any, where: str) -> Result:
     if array.dtype.kind not in "biuf":
         raise TaskError(
             f"{where} returned a {type(value).__name__} as {name!r}. Allowed: a number, an array of numbers, "
-            "an Image, a Curve, Bins, a figure of matplotlib, and dicts of them."
+            "an Image, a Curve, Bins, a Table, a figure of matplotlib, and dicts of them."
         )
     return array if array.ndim else float(array)
 
 
-def _check_shape(value: Image | Curve | Bins, where: str, name: str) -> None:
+def _check_shape(value: Image | Curve | Bins | Table, where: str, name: str) -> None:
     """Raises TaskError for a value that cannot be drawn, since its drawing would fail later, in another thread."""
     if isinstance(value, Curve):
         x, y = np.shape(value.x), np.shape(value.y)
@@ -110,6 +117,14 @@ def _check_shape(value: Image | Curve | Bins, where: str, name: str) -> None:
             raise TaskError(
                 f"{where} Bins of edges {list(edges)} and counts {list(counts)} as {name!r}. Allowed: [bins + 1] and "
                 "[bins]."
+            )
+    elif isinstance(value, Table):
+        lengths = {name: len(column) for name, column in value.columns.items()}
+        entries = [entry for column in value.columns.values() for entry in column]
+        if len(set(lengths.values())) > 1 or not all(isinstance(entry, numbers.Real | str) for entry in entries):
+            raise TaskError(
+                f"{where} a Table with columns of the lengths {lengths} as {name!r}. Allowed: columns of one length, "
+                "with numbers and text."
             )
     elif isinstance(value.pixels, bytes):
         if not value.pixels.startswith(_PNG):
@@ -134,7 +149,9 @@ def json_values(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def result_text(value: Any) -> str:
-    """Returns a number, or an array of at most 16 numbers, with six significant digits; "" for other results."""
+    """Returns a number, a table, or an array of at most 16 numbers, with six significant digits; else ""."""
+    if isinstance(value, Table):
+        return table_text(value)
     if isinstance(value, numbers.Real):
         return f"{value:.6g}"
     if isinstance(value, np.ndarray) and value.size <= _SHOWN:
@@ -142,6 +159,23 @@ def result_text(value: Any) -> str:
             "\n", ""
         )
     return ""
+
+
+def table_text(table: Table, lines: int = 10) -> str:
+    """Returns a table as indented lines, each after a line break; at most `lines` rows, and how many more it has."""
+    columns = {name: [name, *map(_cell, column)] for name, column in table.columns.items()}
+    rows = max((len(column) - 1 for column in columns.values()), default=0)
+    widths = {name: max(map(len, column[: lines + 1])) for name, column in columns.items()}
+    found = [
+        "  ".join(column[row].rjust(widths[name]) for name, column in columns.items())
+        for row in range(min(rows, lines) + 1)
+    ]
+    more = [f"and {rows - lines} more"] if rows > lines else []
+    return "".join(f"\n  {line}" for line in (*found, *more))
+
+
+def _cell(entry: float | str) -> str:
+    return entry if isinstance(entry, str) else f"{entry:.6g}" if isinstance(entry, float) else str(entry)
 
 
 def too_large(results: Mapping[str, Any]) -> list[str]:
@@ -152,6 +186,8 @@ def too_large(results: Mapping[str, Any]) -> list[str]:
 def _json_value(value: Any) -> Any:
     if isinstance(value, Image) or _size(value) > MAX_NUMBERS:
         return None
+    if isinstance(value, Table):
+        return {name: list(column) for name, column in value.columns.items()}
     if isinstance(value, Curve):
         curve = value.thinned()
         return {curve.x_name: curve.x.tolist(), curve.y_name: curve.y.tolist()}
@@ -161,4 +197,6 @@ def _json_value(value: Any) -> Any:
 
 
 def _size(value: Any) -> int:
+    if isinstance(value, Table):
+        return sum(map(len, value.columns.values()))
     return value.size if isinstance(value, np.ndarray) else len(value.counts) if isinstance(value, Bins) else 1

@@ -127,20 +127,26 @@ class MetricStates:
             metrics: the metrics of the batch.
             rows: float32 `[batch]`, 0 for a row that does not count; None if every row counts.
         """
+        kept = {field.full_name: self._array(metrics, field) for field in self._collected}
+        found = kept | self.sums(metrics, rows)
+        return found | ({"rows": jnp.asarray(rows)} if self._collected and rows is not None else {})
+
+    def sums(self, metrics: Mapping[str, Metric], rows: jax.Array | np.ndarray | None) -> Reduced:
+        """Returns "float32" and "int32" of `reduce`; arguments as there."""
         parts: dict[str, list[jax.Array]] = {}
-        found: Reduced = {}
         for field in self._fields:
-            x = jnp.asarray(getattr(metrics[field.metric], field.name), field.dtype)
             if not field.kind:
-                found[field.full_name] = x
                 continue
+            x = self._array(metrics, field)
             if x.ndim:
                 if rows is not None:
                     x = jnp.where(rows.reshape(-1, *(1,) * (x.ndim - 1)) > 0, x, 0)
                 x = x.sum(0)
             parts.setdefault(field.kind, []).append(x.reshape(-1))
-        found |= {kind: jnp.concatenate(arrays) for kind, arrays in parts.items()}
-        return found | ({"rows": jnp.asarray(rows)} if self._collected and rows is not None else {})
+        return {kind: jnp.concatenate(arrays) for kind, arrays in parts.items()}
+
+    def _array(self, metrics: Mapping[str, Metric], field: _Field) -> jax.Array:
+        return jnp.asarray(getattr(metrics[field.metric], field.name), field.dtype)
 
     def flat(self, metrics: Mapping[str, Metric], rows: jax.Array | np.ndarray | None) -> jax.Array:
         """Returns the summed fields of a batch as one float32 array; arguments as for `reduce`. To be traced."""
@@ -190,20 +196,24 @@ class Merger:
     """Adds reduced batches on the host."""
 
     def __init__(self, states: MetricStates, sums: dict[str, np.ndarray], rows: dict[str, list[np.ndarray]]):
-        self._states, self._sums, self._rows = states, sums, rows
+        self._states = states
+        self.sums = sums
+        """"float32" and "int32" -> the sums over all batches."""
+        self.rows = rows
+        """Full name of a collected field -> its rows of each batch, without those of weight 0."""
 
     def add(self, reduced: Reduced) -> None:
         """Adds a batch; waits for its result. Collected rows of weight 0 are dropped."""
-        for kind, total in self._sums.items():
+        for kind, total in self.sums.items():
             total += np.asarray(reduced[kind], total.dtype)
-        if self._rows:
+        if self.rows:
             kept = np.asarray(reduced["rows"]) > 0
-            for name, rows in self._rows.items():
+            for name, rows in self.rows.items():
                 rows.append(np.asarray(reduced[name])[kept])
 
     def metrics(self) -> dict[str, Metric]:
         """Returns the metrics over all added examples, as numpy arrays."""
-        return self._states.merge(self._sums, self._rows)
+        return self._states.merge(self.sums, self.rows)
 
 
 def compute(name: str, metric: Metric) -> dict[str, Result]:

@@ -1,4 +1,4 @@
-"""Writes rows to TensorBoard event files: numbers, histograms, and curves and images as PNG."""
+"""Writes rows to TensorBoard event files: numbers, histograms, tables as text, and curves and images as PNG."""
 
 import os
 import time
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.metrics.results import Bins, Curve, Image
+from engine.metrics.results import Bins, Curve, Image, Table
 from engine.observe.drawing import draw, png, png_size
 
 type Row = Mapping[str, Any]
@@ -64,6 +64,7 @@ class EventFiles:
 
 def _fields(value: Any) -> dict[str, Any]:
     """Returns the fields of a `Summary.Value` for a number or a result; {} for a value that is not shown."""
+    from tensorboardX import summary
     from tensorboardX.proto import summary_pb2
 
     proto: Any = summary_pb2  # its names are made at import
@@ -74,8 +75,21 @@ def _fields(value: Any) -> dict[str, Any]:
         data = pixels if isinstance(pixels, bytes) else png(pixels)
         height, width = png_size(data)
         return {"image": proto.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data)}
+    if isinstance(value, Table):
+        [shown] = summary.text("", _markdown(value)).value
+        return {"metadata": shown.metadata, "tensor": shown.tensor}
     is_number = isinstance(value, int | float) or getattr(value, "ndim", None) == 0
     return {"simple_value": float(value)} if is_number and not isinstance(value, bool) else {}
+
+
+def _markdown(table: Table) -> str:
+    """Returns a table in Markdown."""
+    lines = [list(table.columns), ["---"] * len(table.columns), *zip(*table.columns.values(), strict=True)]
+    return "\n".join("| " + " | ".join(_cell(entry) for entry in line) + " |" for line in lines)
+
+
+def _cell(entry: float | str) -> str:
+    return str(entry).replace("|", "\\|").replace("\n", " ")
 
 
 def _histogram(bins: Bins) -> dict[str, Any]:

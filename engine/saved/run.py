@@ -144,7 +144,8 @@ class SavedRun:
     @contextlib.contextmanager
     def code_importable(self, config: Config) -> Iterator[None]:
         """Appends the folders of the run's code to sys.path if a target is not found; explains a ConfigError inside."""
-        found, names = self.code, (config.task.target, *(e.data.target for e in config.evaluations.values()))
+        found, names = self.code, [config.task.target, *(e.data.target for e in config.evaluations.values())]
+        names += [section.target for e in config.evaluations.values() for section in e.slices.values()]
         inside = self.directory.path.resolve()  # never import from there, see docs/runs.md
         folders = [Path(folder) for folder in found.folders if not Path(folder).resolve().is_relative_to(inside)]
         if not all(map(is_found, names)):

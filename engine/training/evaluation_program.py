@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,12 @@ from jax.typing import DTypeLike
 from engine.data.batch import Batch, abstract_batch
 from engine.data.context import Context
 from engine.metrics.metric import Metric
-from engine.metrics.state import MetricStates, Reduced, check_metrics
+from engine.metrics.slices import NO_RANKING, Ranking, SlicedStates
+from engine.metrics.state import Reduced, check_metrics
 from engine.parallel.layout import Layout, with_layout
 from engine.parallel.mesh import batch_sharding, replicated
 from engine.training.model import Arrays, Model
+from engine.training.slices import SliceFunction, slice_masks
 from engine.training.state import Weights, param_shardings
 from engine.training.step import EvaluationStep, evaluate
 from engine.training.task import Task, missing_key_reported
@@ -73,15 +76,30 @@ class EvaluationProgram:
         model_state: PyTree = {path: _abstract(x, whole) for path, x in model.model_state.items()}
         return Weights(params, model_state, {path: params[path] for path in model.trained} if averaged else None)
 
-    def evaluation(self, example: PyTree, batch_size: int) -> tuple[EvaluationStep, MetricStates, bool]:
+    def evaluation(
+        self,
+        example: PyTree,
+        batch_size: int,
+        slices: Mapping[str, SliceFunction] = MappingProxyType({}),
+        ranking: Ranking = NO_RANKING,
+        where: str = "",
+    ) -> tuple[EvaluationStep, SlicedStates, bool]:
         """Returns the jitted evaluation step, its metrics, and whether all metrics have one entry per row.
 
+        Args:
+            example: one example, as a pytree of ShapeDtypeStruct.
+            batch_size: rows of a batch.
+            slices: the slices of the evaluation.
+            ranking: how examples and slices are ranked.
+            where: config section of the evaluation, for error texts.
+
         Raises:
-            TaskError: the Task's `evaluate` does not return valid metrics.
+            TaskError: the Task's `evaluate` does not return valid metrics, or a slice or the score does not fit.
         """
         weights = self.abstract_weights(averaged=False)
         batch = abstract_batch(example, batch_size, self.batch_sharding)
         checked: list[bool] = []
+        names: list[str] = []
 
         def compute(params: Arrays, model_state: Arrays, batch: Batch, point: jax.Array) -> Mapping[str, Metric]:
             context = self._context(point, len(batch.weight))
@@ -91,16 +109,18 @@ class EvaluationProgram:
             with missing_key_reported(self.task, "evaluate", batch.examples):
                 metrics = compute(params, model_state, batch, point)
             checked.append(check_metrics(metrics, batch_size, f"{type(self.task).__name__}.evaluate"))
+            names.extend(slice_masks(slices, batch.examples, where))
             return dict(metrics)
 
         metrics = jax.eval_shape(
             with_layout(self.layout, check), weights.params, weights.model_state, batch, self.point(0, 0)
         )
         [by_row] = checked
-        states = MetricStates(metrics)
+        states = SlicedStates(metrics, names, ranking, where)
 
         def step(params: Arrays, model_state: Arrays, batch: Batch, point: jax.Array) -> Reduced:
-            return states.reduce(compute(params, model_state, batch, point), batch.weight)
+            masks = slice_masks(slices, batch.examples, where)
+            return states.reduce(compute(params, model_state, batch, point), batch.weight, masks)
 
         return jax.jit(with_layout(self.layout, step), out_shardings=replicated(self.mesh)), states, by_row
 

@@ -13,16 +13,18 @@ import optax
 import pytest
 
 import engine
-from engine import Loss, Mean, metrics
+from engine import ArraySource, Balanced, Loss, Mean, Mixture, Packed, metrics
 from engine.config.errors import ConfigError, ShardingError, TaskError
+from engine.config.schema import Data, MeshSpec
 from engine.config.schema import Evaluation as Config
-from engine.config.schema import MeshSpec
 from engine.loop.evaluation import Evaluation, build_evaluations, check_metric_names, check_watched
 from engine.main import main
 from engine.metrics.results import json_values, scalars
 from engine.resilience.preemption import Preemption
+from engine.run import json_text
 from tests import zoo
-from tests.measuring import Measure
+from tests.measuring import SLICED, Measure
+from tests.predicting import NAMES, SIZES, Ragged, Unreadable, bucketed
 
 N = 37  # not a multiple of any batch size here
 
@@ -89,6 +91,87 @@ def test_best_may_be_any_number_of_a_metric():
     assert subject.is_known(scalars(subject.run(program.init()) or {}))
 
 
+def test_slices_are_evaluations_of_their_examples_on_any_mesh_with_any_batch_size():
+    config, bad = dataclasses.replace(SLICED, data=Data(on_error="skip")), (4, 36)
+    results = []
+    for mesh, batch_size in ((None, 37), (None, 10), (MeshSpec(data=2, fsdp=4), 16)):
+        program = zoo.program(Measure(), mesh=mesh)
+        subject = Evaluation("heldout", config, Unreadable(bad), program.evaluation, batch_size)
+        found = subject.run(program.init())
+        assert found is not None
+        assert subject.is_known(scalars(found))
+        results.append(json_values(found))
+    assert json_text.dumps(results[0]) == json_text.dumps(results[1]) == json_text.dumps(results[2])
+    data, kept = zoo.examples(N, seed=5), [i for i in range(N) if i not in bad]
+    members = {
+        "high": [i for i in kept if data["x"][i].mean() > 0.1],
+        **{f"class/{name}": [i for i in kept if data["y"][i] == y] for name, y in (("one", 1), ("two", 2))},
+    }
+    program = zoo.program(Measure())
+    for name, chosen in members.items():
+        alone = ArraySource({key: rows[chosen] for key, rows in data.items()})
+        whole = Evaluation("alone", Config(), alone, program.evaluation, 8).run(program.init())
+        assert whole is not None
+        expected = {key.replace("alone/", f"heldout/{name}/"): value for key, value in json_values(whole).items()}
+        assert json_text.dumps({key: results[0][key] for key in expected}) == json_text.dumps(expected)
+        assert results[0][f"heldout/{name}/examples"] == len(chosen)
+    scores = {i: np.quantile(data["x"][i], 0.9) for i in kept if data["valid"][i]}
+    worst = sorted(scores, key=lambda i: -scores[i])[:5]
+    assert results[0]["heldout/worst_examples"]["example"] == worst
+    assert results[0]["heldout/worst_examples"]["id"] == [NAMES[i] for i in worst]
+    ranked = results[0]["heldout/worst_slices"]
+    assert sorted(ranked["slice"]) == sorted(members)  # the empty slice has no score
+    assert ranked["error/p90"] == sorted(ranked["error/p90"], reverse=True)
+
+
+def test_bucketed_examples_are_sliced_and_named_by_their_index_with_one_program_per_length():
+    traced = []
+
+    class Points(zoo.Classify):
+        def evaluate(self, model, batch):
+            traced.append(batch["points"].shape)
+            return {"points": metrics.Sum.of(batch["points"] * batch["mask"])}
+
+    program = zoo.program(Points())
+    subject = Evaluation(
+        "heldout",
+        Config(slices=SLICED.slices, worst=4, score="points", worst_mode="min"),
+        bucketed(),
+        program.evaluation,
+        8,
+    )
+    traced.clear()
+    state = program.init()
+    assert subject.run(state) is not None
+    found = subject.run(state)
+    assert sorted(traced) == [(8, 2), (8, 8)]
+    assert found is not None
+    assert json_values(found)["heldout/worst_examples"]["example"] == sorted(range(N), key=lambda i: i * SIZES[i])[:4]
+    high = [i for i, x in enumerate(zoo.examples(N, seed=5)["x"]) if x.mean() > 0.1]
+    assert found["heldout/high/points"] == sum(i * SIZES[i] for i in high)
+
+
+def test_packed_rows_have_no_slices():
+    packed = Packed(Ragged(), 8, fields=["points"], split=False)
+    source = Mixture({"a": Balanced(packed, 1)}, {"a": 1})
+    for field, config in (("slices", Config(slices=SLICED.slices)), ("worst", Config(worst=1))):
+        with pytest.raises(TaskError, match=rf"^evaluations.heldout.{field}: a row of .*Mixture holds several packed"):
+            Evaluation("heldout", config, source, zoo.program(zoo.Classify()).evaluation, 8)
+
+
+def test_number_of_a_slice_may_select_the_best_and_its_name_must_be_free():
+    program = zoo.program(Measure())
+    subject = Evaluation("heldout", SLICED, zoo.source(N, seed=5), program.evaluation, 16)
+    check_watched({"heldout/class/one/error/p50": "checkpoint.best"}, [subject], [])
+
+    class Clash(zoo.Classify):
+        def evaluate(self, model, batch):
+            return {"high/examples": Mean.of(batch["x"])}
+
+    with pytest.raises(TaskError, match=r"evaluations.heldout.slices: a slice and a metric give 'high/examples'. Rena"):
+        evaluation(zoo.program(Clash()), slices={"high": SLICED.slices["high"]})
+
+
 def test_names_that_need_examples_are_accepted_by_their_metric():
     subject = evaluation(zoo.program(Firsts()))
     assert subject.gives("heldout/x/first")
@@ -136,7 +219,11 @@ def test_results_of_a_run_are_logged_and_select_the_best_checkpoint(tmp_path, ca
     from tests import runs
 
     config = runs.config(
-        task={"target": "tests.measuring.Measure"}, checkpoint__best="heldout/error/p50", log__tensorboard=True
+        task={"target": "tests.measuring.Measure"},
+        checkpoint__best="heldout/error/p50",
+        log__tensorboard=True,
+        evaluations__heldout__worst=2,
+        evaluations__heldout__score="error/p50",
     )
     summary = engine.train(config, workdir=tmp_path)
     (value,) = set(runs.rows(tmp_path, "heldout/error/p50").values())
@@ -144,6 +231,8 @@ def test_results_of_a_run_are_logged_and_select_the_best_checkpoint(tmp_path, ca
     assert summary.metrics["heldout/ap/0-1"] == runs.rows(tmp_path, "heldout/ap/0-1")[10]
     assert len(runs.rows(tmp_path, "heldout/found/scores")[10]) == N
     assert not runs.rows(tmp_path, "heldout/found/image")
+    assert len(runs.rows(tmp_path, "heldout/worst_examples")[10]["example"]) == 2
+    assert "step 10: heldout/worst_examples:\n  example" in (tmp_path / "log.txt").read_text()
     assert runs.status(tmp_path)["metrics"]["heldout/confusion/f1/a"] == 0
     assert main(["evaluate", str(tmp_path)]) == 0
     printed = capsys.readouterr().out

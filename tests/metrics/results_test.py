@@ -13,6 +13,7 @@ from engine.metrics.results import (
     Bins,
     Curve,
     Image,
+    Table,
     json_values,
     named_results,
     result_text,
@@ -61,6 +62,8 @@ def test_equal_names_and_images_of_other_shapes_are_errors():
         (Image(np.zeros((0, 3))), r"an Image of shape \[0, 3\] as 'm'"),
         (Image(b"GIF89a"), r"an Image of bytes that are no PNG file as 'm'. Save it as PNG"),
         (Curve(np.zeros(3), np.zeros(2)), r"a Curve of x \[3\] and y \[2\] as 'm'. Allowed: \[points\] for both"),
+        (Table({"a": [1], "b": []}), r"a Table with columns of the lengths {'a': 1, 'b': 0} as 'm'. Allowed: columns"),
+        (Table({"a": [None]}), r"a Table .* with numbers and text"),  # pyright: ignore[reportArgumentType]
         (Bins(np.zeros(3), np.zeros(3)), r"Bins of edges \[3\] and counts \[3\] as 'm'. Allowed: \[bins \+ 1\] and"),
     ],
 )
@@ -92,6 +95,15 @@ def test_text_shows_numbers_and_short_arrays():
     assert result_text(0.123456789) == "0.123457"
     assert result_text(np.array([[1, 2], [3, 4]])) == "[[1., 2.], [3., 4.]]"
     assert result_text(np.zeros(17)) == result_text(Image(b"")) == ""
+
+
+def test_text_of_a_table_has_at_most_ten_rows():
+    assert result_text(Table({"slice": ["far", "a"], "loss": [0.5, 1 / 3]})) == (
+        "\n  slice      loss\n    far       0.5\n      a  0.333333"
+    )
+    text = result_text(Table({"example": list(range(12))}))
+    assert text.endswith("\n        9\n  and 2 more")
+    assert json_values({"a": Table({"x": [1, 2], "y": ["p", "q"]})}) == {"a": {"x": [1, 2], "y": ["p", "q"]}}
 
 
 def test_importing_results_loads_no_jax():

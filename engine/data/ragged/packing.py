@@ -133,6 +133,12 @@ class Packed:
         return _Sampler(self, self._contents, seed, shuffle)
 
 
+def is_packed(source: Source) -> bool:
+    """Returns whether rows of a source hold several examples: `Packed`, also inside of other sources."""
+    inner = [getattr(source, "source", None), *getattr(source, "sources", {}).values()]
+    return isinstance(source, Packed) or any(is_packed(found) for found in inner if found is not None)
+
+
 class _Sampler:
     """Sampler of packed rows. An address is epoch * rows per epoch + row; without shuffle, the epoch is always 0."""
 

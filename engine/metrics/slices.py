@@ -1,0 +1,234 @@
+"""The states of an evaluation: of all examples, of each slice of them, and of single examples, which a score ranks.
+
+A slice is the same metrics with a mask of its examples. The score of an example is the value of a metric over this
+example alone. Both are exact over batches, devices and hosts, as the metrics are.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from engine.config.errors import TaskError, did_you_mean
+from engine.metrics.mean import Mean, Sum
+from engine.metrics.metric import Metric, array_fields
+from engine.metrics.results import scalars
+from engine.metrics.state import MetricStates, Reduced, compute
+
+COUNT = "examples"  # metric of a slice: the number of its examples
+SCORE = "loss"  # ranks the slices if the evaluation has such a metric and no score is set
+
+type Addresses = Callable[[np.ndarray], np.ndarray]
+"""Positions in an evaluation `[n]` -> indices of these examples in the dataset `[n]`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """How examples and slices are ranked.
+
+    Attributes:
+        count: number of worst examples to list.
+        score: name of the number that ranks them, "<metric>" or "<metric>/<key>"; None: "loss" if there is one.
+        largest: whether the largest score is worst.
+    """
+
+    count: int = 0
+    score: str | None = None
+    largest: bool = True
+
+
+NO_RANKING = Ranking()
+
+
+class SlicedStates:
+    """The states of a Task's metrics over all examples, in each slice, and of the worst examples.
+
+    Without slices and without a ranking it is the same as `MetricStates`.
+
+    Args:
+        metrics: as for `MetricStates`.
+        slices: names of the slices.
+        ranking: how examples and slices are ranked.
+        where: config section of the evaluation, for error texts.
+
+    Raises:
+        TaskError: no metric has the name of the score, or a metric has no entry for each example.
+    """
+
+    def __init__(self, metrics: Mapping[str, Metric], slices: Sequence[str], ranking: Ranking, where: str):
+        self.states, self.slices, self.ranking = MetricStates(metrics), tuple(slices), ranking
+        self.score = _score_name(metrics, ranking, where)
+        """Full name of the number that ranks, and the metric that gives it; None if there is none."""
+        self._metrics = metrics
+        if slices or ranking.count:
+            _check_rows(metrics, where)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the metrics, without those of slices."""
+        return self.states.names
+
+    @property
+    def scored(self) -> Metric | None:
+        """The metric that ranks examples; None if no examples are listed."""
+        return self._metrics[self.score[1]] if self.score and self.ranking.count else None
+
+    def reduce(
+        self, metrics: Mapping[str, Metric], rows: jax.Array | np.ndarray, masks: Mapping[str, jax.Array]
+    ) -> Reduced:
+        """Returns the metrics of a batch with summed fields added up; to be traced.
+
+        Args:
+            metrics: the metrics of the batch.
+            rows: float32 `[batch]`, 0 for a row that does not count.
+            masks: slice -> bool `[batch]`.
+        """
+        found = self.states.reduce(metrics, rows)
+        if self.slices:
+            members = jnp.stack([masks[name] for name in self.slices]) & (rows > 0)  # [slices, batch]
+            sums = jax.vmap(lambda member: self.states.sums(metrics, member))(members)
+            found |= {_of_slices(kind): x for kind, x in sums.items()} | {_of_slices("members"): members}
+        if self.scored is not None and self.score is not None:
+            metric = metrics[self.score[1]]
+            found |= {_of_score(field): jnp.asarray(getattr(metric, field)) for field, _ in array_fields(metric)}
+        return found | ({"rows": jnp.asarray(rows)} if self.slices or self.scored is not None else {})
+
+    def merger(self, addresses: Addresses = lambda positions: positions) -> "SlicedMerger":
+        """Returns the merged state of no batch."""
+        return SlicedMerger(self, addresses)
+
+
+class SlicedMerger:
+    """Adds reduced batches on the host.
+
+    Args:
+        states: the states.
+        addresses: gives the indices of examples in the dataset, which break ties.
+    """
+
+    def __init__(self, states: SlicedStates, addresses: Addresses):
+        self._states, self._addresses = states, addresses
+        self._whole = states.states.merger()
+        slices = len(states.slices)
+        self._sums = {kind: np.stack([x] * slices) if slices else x for kind, x in self._whole.sums.items()}
+        self._members: list[np.ndarray] = []  # of each batch `[slices, rows]`, if a metric collects
+        self._counts = np.zeros(slices, np.int64)
+        self._worst = np.zeros(0), np.zeros(0, np.int64)  # scores and indices of the worst examples so far
+
+    def add(self, reduced: Reduced, first: int) -> None:
+        """Adds a batch; waits for its result. `first` is the position of its first example in the evaluation."""
+        self._whole.add(reduced)
+        if self._states.slices:
+            for kind, total in self._sums.items():
+                total += np.asarray(reduced[_of_slices(kind)], total.dtype)
+            members = np.asarray(reduced[_of_slices("members")])
+            self._counts += members.sum(1)
+            if self._whole.rows:
+                self._members.append(members[:, np.asarray(reduced["rows"]) > 0])
+        if self._states.scored is not None:
+            self._rank(self._scores(reduced), first)
+
+    def metrics(self) -> dict[str, Metric]:
+        """Returns the metrics over all added examples, as numpy arrays."""
+        return self._whole.metrics()
+
+    def slices(self) -> dict[str, dict[str, Metric]]:
+        """Returns slice -> metrics over its examples, with their number as `COUNT`."""
+        found = {}
+        for number, name in enumerate(self._states.slices):
+            rows = {
+                field: [part[members[number]] for part, members in zip(parts, self._members, strict=True)]
+                for field, parts in self._whole.rows.items()
+            }
+            sums = {kind: x[number] for kind, x in self._sums.items()}
+            count = Sum(self._counts[number])  # pyright: ignore[reportArgumentType], merged metrics hold numpy
+            found[name] = {**self._states.states.merge(sums, rows), COUNT: count}
+        return found
+
+    def worst(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the scores of the worst examples, float64, and their indices in the dataset; the worst first.
+
+        A score of NaN, as of an example without labels, is left out. Equal scores are in the order of the dataset.
+        """
+        return self._worst
+
+    def _rank(self, scores: np.ndarray, first: int) -> None:
+        known = np.flatnonzero(~np.isnan(scores))
+        if not len(known):
+            return
+        scores = np.concatenate([self._worst[0], scores[known]])
+        indices = np.concatenate([self._worst[1], self._addresses(first + known)])
+        order = np.lexsort((indices, -scores if self._states.ranking.largest else scores))
+        chosen = order[: self._states.ranking.count]
+        self._worst = scores[chosen], indices[chosen]
+
+    def _scores(self, reduced: Reduced) -> np.ndarray:
+        """Returns the score of each row, float64 `[batch]`; NaN for a row that does not count."""
+        metric, counted = cast(Metric, self._states.scored), np.asarray(reduced["rows"]) > 0
+        name, metric_name = cast(tuple[str, str], self._states.score)
+        fields = {field: np.asarray(reduced[_of_score(field)]) for field, _ in array_fields(metric)}
+        if type(metric) is Mean:  # the usual case, without a call for each example
+            total, weight = (fields[field].astype(np.float64) for field in ("total", "weight"))
+            return np.divide(total, weight, out=np.full(len(total), np.nan), where=counted & (weight != 0))
+        scores = np.full(len(counted), np.nan)
+        for row in np.flatnonzero(counted):
+            one = {
+                field: x[row : row + 1] if is_collected else _wide(x[row])
+                for (field, is_collected), x in zip(array_fields(metric), fields.values(), strict=True)
+            }
+            results = scalars(compute(metric_name, dataclasses.replace(cast(Any, metric), **one)))
+            scores[row] = results.get(name, np.nan)
+        return scores
+
+
+def rank_slices(scores: Mapping[str, float], largest: bool) -> list[str]:
+    """Returns the slices with a score, the worst first; slices of equal score in their order."""
+    known = [name for name, score in scores.items() if not np.isnan(score)]
+    return sorted(known, key=lambda name: -scores[name] if largest else scores[name])
+
+
+def _of_slices(name: str) -> str:
+    return f"slices:{name}"
+
+
+def _of_score(name: str) -> str:
+    return f"score:{name}"
+
+
+def _wide(x: np.ndarray) -> np.ndarray:
+    """Returns the entry of an example in the type of a merged state."""
+    return x.astype(np.float64 if x.dtype.kind not in "iub" else np.int64)[()]
+
+
+def _score_name(metrics: Mapping[str, Metric], ranking: Ranking, where: str) -> tuple[str, str] | None:
+    """Returns the full name of the score and the name of its metric. Raises TaskError."""
+    name = ranking.score
+    if name is None:
+        if SCORE in metrics:
+            return SCORE, SCORE
+        if not ranking.count:
+            return None
+        raise TaskError(
+            f"{where}.worst: there is no metric {SCORE!r} that could rank the examples. Set {where}.score to one of "
+            f"{', '.join(metrics)}, or to a number of it, such as ap/car."
+        )
+    found = [metric for metric in metrics if f"{name}/".startswith(f"{metric}/")]
+    if not found:
+        raise TaskError(
+            f"{where}.score = {name!r}: no such metric.{did_you_mean(name, metrics)} Metrics here: "
+            f"{', '.join(metrics)}."
+        )
+    return name, max(found, key=len)
+
+
+def _check_rows(metrics: Mapping[str, Metric], where: str) -> None:
+    """Raises TaskError for a metric that is already summed over the batch."""
+    for name, metric in metrics.items():
+        if any(jnp.ndim(getattr(metric, field)) == 0 for field, _ in array_fields(metric)):
+            raise TaskError(
+                f"{where}: slices and worst examples need one entry of each metric for each example, and {name!r} is "
+                "one number for the whole batch. Return Mean.of(values) with values [batch, ...]."
+            )

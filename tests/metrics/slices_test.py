@@ -1,0 +1,115 @@
+"""Metrics of slices are those of their examples alone, and the worst examples are exact for any split into batches."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.config.errors import TaskError
+from engine.metrics import Mean, Metric, Quantiles, RootMeanSquare, Sum, collected
+from engine.metrics.slices import COUNT, Ranking, SlicedMerger, SlicedStates, rank_slices
+from tests.properties import examples
+
+SIZE = 8  # rows of a batch
+
+
+class Kept(Metric):
+    """A collected field."""
+
+    values: jax.Array = collected()
+
+    def compute(self):
+        return {"all": np.sort(self.values), "largest": self.values.max(initial=-np.inf)}
+
+
+def metrics(x: Any) -> dict[str, Metric]:
+    return {"loss": Mean.of(x, jnp.isfinite(x)), "count": Sum.of(jnp.ones_like(x)), "kept": Kept(x)}
+
+
+def merged(x: np.ndarray, ranking: Ranking, size: int, *, addresses=lambda positions: positions) -> SlicedMerger:
+    """Returns the states of values `[n]` in batches; the last one is padded."""
+    states = SlicedStates(jax.eval_shape(lambda: metrics(jnp.zeros(size))), ["low", "none"], ranking, "evaluations.a")
+    merger = states.merger(addresses)
+    for first in range(0, len(x), size):
+        part = x[first : first + size]
+        rows = (np.arange(size) < len(part)).astype(np.float32)
+        batch = jnp.asarray(np.pad(part, (0, size - len(part)), mode="edge"), jnp.float32)
+        masks = {"low": batch < 0, "none": jnp.zeros(size, bool)}
+        merger.add(states.reduce(metrics(batch), jnp.asarray(rows), masks), first)
+    return merger
+
+
+@given(st.lists(st.sampled_from([-2.0, -1.0, 0.0, 1.0, 3.0, np.nan]), min_size=1, max_size=20), st.booleans())
+@examples(15)
+def test_slices_and_worst_examples_do_not_depend_on_the_batches(values, largest):
+    x = np.array(values)
+    for size in (1, SIZE):
+        found = merged(x, Ranking(4, None, largest), size)
+        low, whole = x[x < 0], found.metrics()
+        slices = found.slices()
+        assert whole["count"].compute() == len(x)
+        assert slices["low"][COUNT].compute() == slices["low"]["count"].compute() == len(low)
+        assert slices["low"]["loss"].compute() == pytest.approx(low.mean() if len(low) else np.nan, nan_ok=True)
+        assert slices["low"]["kept"].compute()["all"].tolist() == sorted(low)
+        assert slices["none"][COUNT].compute() == 0
+        assert np.isnan(slices["none"]["loss"].compute())
+        scores, indices = found.worst()
+        known = [i for i in np.argsort(-x if largest else x, kind="stable") if not np.isnan(x[i])]
+        assert indices.tolist() == known[:4]
+        assert scores.tolist() == x[known[:4]].tolist()
+
+
+def test_equal_scores_are_in_the_order_of_the_dataset():
+    order = np.array([5, 0, 3, 1, 4, 2])
+    for size in (2, SIZE):
+        found = merged(np.array([1.0, 1, 1, 1, 0, 1]), Ranking(3), size, addresses=lambda positions: order[positions])
+        assert found.worst()[1].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("score", ["kept/largest", "rms"])
+def test_score_is_the_value_of_any_metric_over_one_example(score):
+    x = jnp.array([3.0, -5, 4])
+    found: dict[str, Metric] = {"kept": Kept(x), "rms": RootMeanSquare.of(x[:, None])}
+    states = SlicedStates(found, [], Ranking(2, score), "evaluations.a")
+    merger = states.merger()
+    merger.add(states.reduce(found, jnp.array([1.0, 1, 0]), {}), 10)
+    scores, indices = merger.worst()
+    assert (indices.tolist(), scores.tolist()) == (([10, 11], [3, -5]) if score != "rms" else ([11, 10], [5, 3]))
+
+
+def test_slices_are_ranked_from_the_worst_without_those_that_have_no_score():
+    scores = {"a": 1.0, "b": np.nan, "c": 2.0, "d": 1.0}
+    assert rank_slices(scores, largest=True) == ["c", "a", "d"]
+    assert rank_slices(scores, largest=False) == ["a", "d", "c"]
+
+
+def test_states_without_slices_and_ranking_reduce_as_before():
+    found = metrics(jnp.ones(3))
+    states = SlicedStates(found, [], Ranking(), "evaluations.a")
+    plain, sliced = (f(found, jnp.ones(3)) for f in (states.states.reduce, lambda m, r: states.reduce(m, r, {})))
+    assert plain.keys() == sliced.keys()
+
+
+@pytest.mark.parametrize(
+    ("found", "ranking", "text"),
+    [
+        ({"a": Sum(jnp.ones(2))}, Ranking(3), r"^evaluations.a.worst: there is no metric 'loss' that could rank .* a,"),
+        (
+            {"kept": Quantiles.of(jnp.ones(2))},
+            Ranking(3, "kep/p50"),
+            r"score = 'kep/p50': no such metric.* Metrics here: kept",
+        ),
+        (
+            {"loss": Mean(jnp.ones(()), jnp.ones(()))},
+            Ranking(3),
+            r"'loss' is one number for the whole batch. Return Mean.of\(values\) with values \[batch, ...\]",
+        ),
+    ],
+)
+def test_metrics_that_rank_no_example_are_errors(found, ranking, text):
+    with pytest.raises(TaskError, match=text):
+        SlicedStates(found, [], ranking, "evaluations.a")
