@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine import layers, metrics, readers
+    from engine import layers, metrics, plot, readers
     from engine.config.errors import ConvoyError, DataError, TaskError
     from engine.data.context import Context
     from engine.data.ragged.balanced import Balanced
@@ -70,6 +70,7 @@ __all__ = [
     "load",
     "local_path",
     "metrics",
+    "plot",
     "predict",
     "readers",
     "stage",
@@ -78,7 +79,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "engine": ("layers", "metrics", "readers"),
+    "engine": ("layers", "metrics", "plot", "readers"),
     "engine.config.errors": ("ConvoyError", "DataError", "TaskError"),
     "engine.data.ragged.balanced": ("Balanced",),
     "engine.data.context": ("Context",),

@@ -119,6 +119,7 @@ def _add_predict(add: AddParser) -> None:
     predict.add_argument("run", help="run directory")
     predict.add_argument("--out", required=True, metavar="FILE", help="file to write: NAME.npz or NAME.parquet")
     predict.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    predict.add_argument("--figures", type=int, default=0, metavar="N", help="also draw the first N, with Task.figure")
     predict.add_argument("--step", help="a step, latest or best (default: best if the run selects one, else latest)")
     predict.add_argument("--evaluation", metavar="NAME", help="read the data of this evaluation of the run")
     predict.add_argument("--batch-size", type=int, help="examples per batch (default: that of the evaluation)")

@@ -85,6 +85,8 @@ def predict(args: argparse.Namespace, overrides: list[str]) -> int:
     """Runs `convoy predict`."""
     if args.batch_size is not None and args.batch_size < 1:
         raise ConfigError(f"--batch-size = {args.batch_size}: allowed is a whole number from 1.")
+    if args.figures < 0:
+        raise ConfigError(f"--figures = {args.figures}: allowed is a whole number from 0.")
     join(args)
     with fast_import():
         from engine import inference
@@ -99,6 +101,7 @@ def predict(args: argparse.Namespace, overrides: list[str]) -> int:
             overrides=overrides,
             out=args.out,
             overwrite=args.overwrite,
+            figures=args.figures,
             on_progress=progress.update,
         )
     if group.is_primary():

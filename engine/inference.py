@@ -13,7 +13,7 @@ import numpy as np
 from engine.checkpoint.export import export_safetensors
 from engine.checkpoint.store import StepInfo
 from engine.cluster import group, peer_failure
-from engine.config.errors import ConfigError, did_you_mean
+from engine.config.errors import ConfigError, DataError, did_you_mean
 from engine.config.instances import section_of
 from engine.config.schema import Config, Data
 from engine.config.target import check
@@ -21,13 +21,15 @@ from engine.data.source import Source, build_source
 from engine.data.streams.source import Readable, limit_source
 from engine.metrics.results import Result
 from engine.mounts import local_path
+from engine.observe.figure_files import write_figures
 from engine.resilience.out_of_memory import out_of_memory_reported
 from engine.saved.prediction_files import check_prediction_file, open_prediction_file
-from engine.saved.predictions import Predictor
+from engine.saved.predictions import EXAMPLE, Columns, Predictor
 from engine.saved.run import SavedRun
 from engine.saved_evaluations import SavedEvaluations, choose_steps
 from engine.saved_program import open_program
 from engine.training.build import build_task
+from engine.training.figures import check_figure, draw_figure
 from engine.training.task import Task
 
 
@@ -106,6 +108,7 @@ def predict(
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
     overwrite: bool = False,
+    figures: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, np.ndarray]:
     """Runs `Task.predict` of a run over a dataset, each example once and in order. Needs no training data.
@@ -126,6 +129,8 @@ def predict(
         overrides: changes of the run's config, each "mesh.data=2" or "data.limit=100".
         out: file to write, `.npz` or `.parquet`. It appears once it is complete.
         overwrite: replace an existing file `out`.
+        figures: number of examples, the first ones, whose predictions `Task.figure` draws as PNG files into the folder
+            `<out without suffix>_figures`.
         on_progress: called with the number of finished examples and of all examples.
 
     Raises:
@@ -134,6 +139,8 @@ def predict(
         ConfigError, DataError: the data cannot be chosen or read, or the file cannot be written.
     """
     path = None if out is None else local_path(out)
+    if figures and path is None:
+        raise ConfigError(f"figures = {figures}: they are written next to the file `out`. Set it, too.")
     if path is not None and group.is_primary():
         check_prediction_file(path, overwrite)
     saved = SavedRun(run)
@@ -142,6 +149,8 @@ def predict(
     where = "data" if name is None else f"evaluations.{name}.data"
     with saved.code_importable(config):
         task = build_task(config) if task is None else task
+        if figures:
+            check_figure(task, f"figures = {figures}")
         if isinstance(data, Mapping) or data is None:
             check(section, where)
     size = batch_size or (config.evaluations[name].batch_size if name else None) or config.train.global_batch_size
@@ -156,8 +165,22 @@ def predict(
             return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if parts else {}
         with open_prediction_file(path, overwrite) as file:
             for columns in batches:
+                figures -= _draw(columns, predictor, task, figures, path.with_name(f"{path.stem}_figures"))
                 file.add(columns)
     return {}
+
+
+def _draw(columns: Columns, predictor: Predictor, task: Task, count: int, folder: Path) -> int:
+    """Draws at most `count` rows of a batch into a folder; returns how many."""
+    chosen = columns[EXAMPLE][:count].tolist()
+    for row, index in enumerate(chosen):
+        prediction = {name: columns[name][row] for name in predictor.names}
+        image = draw_figure(task, predictor.source[index], prediction, f"example-{index}.png")
+        try:
+            write_figures(folder, {"figure": image})
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be written ({error.strerror or error}). Free space there.") from error
+    return len(chosen)
 
 
 def _config_for_predictions(

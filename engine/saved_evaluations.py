@@ -21,6 +21,7 @@ from engine.data.source import Source, build_source, fingerprint
 from engine.data.streams.source import Readable, limit_source
 from engine.loop.evaluation import build_evaluations
 from engine.metrics.results import Result, json_values
+from engine.observe.figure_files import write_figures
 from engine.resilience.out_of_memory import out_of_memory_reported
 from engine.run.json_text import dumps, now
 from engine.run.jsonl import open_for_append
@@ -32,7 +33,12 @@ from engine.training.task import Task
 # Settings that change how an evaluation is computed, but not its result beyond rounding.
 NOT_COMPARED = ("mesh.", "sharding.", "cache.", "log.", "data.")
 SCHEDULE = ("every", "at_start", "at_end")  # settings of an evaluation that only choose its steps
-LISTING = ("worst", "score", "worst_mode")  # settings that change no metric, and only what is listed beside them
+LISTING = (
+    "worst",
+    "score",
+    "worst_mode",
+    "figures",
+)  # settings that change no metric
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +132,9 @@ class SavedEvaluations:
                 results |= found
                 if group.is_primary():
                     settings, section = self._settings[evaluation.name]
-                    self._store(StoredResults(step, evaluation.name, json_values(found), settings, section, now()))
+                    self._store(
+                        StoredResults(step, evaluation.name, json_values(found), settings, section, now()), found
+                    )
         return results
 
     def missing(self, step: int, known: Sequence[StoredResults]) -> list[str]:
@@ -134,10 +142,11 @@ class SavedEvaluations:
         stored = [(r.evaluation, (dict(r.settings), dict(r.section))) for r in known if r.step == step]
         return [name for name in self._sections if (name, self._settings[name]) not in stored]
 
-    def _store(self, result: StoredResults) -> None:
-        """Appends a line; says so once if the run directory cannot be written."""
+    def _store(self, result: StoredResults, found: Mapping[str, Result]) -> None:
+        """Appends a line and writes the figures; says so once if the run directory cannot be written."""
         path = self.saved.directory.evaluations
         try:
+            write_figures(self.saved.directory.figures, found)
             file = open_for_append(path)
             try:
                 os.write(file, f"{dumps(dataclasses.asdict(result))}\n".encode())

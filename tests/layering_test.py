@@ -30,7 +30,7 @@ LEVELS = (
     ("training", "checkpoint", "observe", "resilience", "stragglers", "layers"),
     ("tuning",),  # same level as parallel, but it reads the layout of parallel
     ("readers",),  # same level as data, but its readers are sources of data
-    ("run", "parallel", "data", "metrics"),
+    ("run", "parallel", "data", "metrics", "plot"),
     ("cluster",),  # same level as config, but it raises errors of config and formats paths
     ("mounts",),
     ("config",),
@@ -43,6 +43,7 @@ OUTSIDE = {
         "engine": set(engine.__all__),
         "engine.layers": None,
         "engine.metrics": {"", *engine.metrics.__all__},
+        "engine.plot": None,
         "engine.readers": {"", *engine.readers.__all__},
     },
     "configs": {"engine.config": None},

@@ -21,6 +21,7 @@ MAX_WORKERS, MAX_DEVICES, MAX_AXIS = 1024, 4096, 2**20  # so that a typing error
 MAX_GIB = 2**20  # of a file system
 SHUFFLE_WINDOW = 1024  # examples; a window of small ones is read in well under a second
 MAX_WORST = 1000  # examples that an evaluation lists
+MAX_FIGURES = 100
 MAX_STEPS_PER_DISPATCH = 1024  # each has its own arguments: 1,000 steps of a small model compile for 5 s, 4,000 for 40
 
 
@@ -313,6 +314,11 @@ class Evaluation:
     slices: Mapping[str, Target] = table("Name -> function of an example, which decides whether a slice has it.")
     worst: int = setting(0, "Number of worst examples to list.", at_least(0, below=MAX_WORST + 1))
     score: str | None = setting(None, "Number that ranks examples and slices, such as ap/car; None: loss.", SCORE)
+    figures: int = setting(
+        0,
+        "Number of examples that Task.figure draws: the worst ones, or the first ones without worst.",
+        at_least(0, below=MAX_FIGURES + 1),
+    )
     worst_mode: str = setting("max", "Whether the largest or the smallest score is worst.", one_of("max", "min"))
 
 

@@ -15,6 +15,7 @@ from engine.config.schema import Evaluation as EvaluationConfig
 from engine.data.feed import EvaluationFeed
 from engine.data.ragged.packing import is_packed
 from engine.data.source import Source, example_spec, source_name
+from engine.loop.figures import Figures
 from engine.loop.worst_examples import WorstExamples
 from engine.metrics.mean import Mean
 from engine.metrics.metric import Metric
@@ -75,6 +76,7 @@ class Evaluation:
             raise TaskError(f"{where}: {type(program.task).__name__}.evaluate returned no metric.")
         if not self._by_row and len(source) % batch_size:  # the last batch is smaller, not padded
             program.evaluation(spec, len(source) % batch_size, where=where)
+        self._figures = Figures(name, source, config.data, program, config.figures) if config.figures else None
         self._worst = WorstExamples(source) if config.worst else None
         self._feed = EvaluationFeed(
             source,
@@ -152,7 +154,11 @@ class Evaluation:
         for result, position in waiting:
             merged.add(result, position)
         results = self._results(merged)
-        return results | self._rankings(merged, results)
+        results |= self._rankings(merged, results)
+        if self._figures is not None:
+            drawn = self._figures.draw(params, model_state, merged.worst()[1].tolist(), step)
+            results |= {f"{self.name}/{name}": image for name, image in drawn.items()}
+        return results
 
     def _named(self, merged: SlicedMerger) -> dict[str, Metric]:
         """Returns full name -> metric: over all examples, then over those of each slice. Raises TaskError."""

@@ -21,9 +21,13 @@ CURVE_POINTS = 256  # of a curve in metrics.jsonl and TensorBoard
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Image:
-    """An image for TensorBoard: `[height, width]` or `[height, width, 3]`, uint8 or 0..1, or the bytes of a PNG."""
+    """An image for TensorBoard: `[height, width]` or `[height, width, 3]`, uint8 or 0..1, or the bytes of a PNG.
+
+    With `file`, a path such as "night/7.png", it is also written below `figures/` in the run directory.
+    """
 
     pixels: np.ndarray | bytes
+    file: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from engine.metrics.results import Bins, Curve, Image, Table
-from engine.observe.drawing import draw, png, png_size
+from engine.observe.drawing import draw, png_size
+from engine.observe.figure_files import png_bytes
 
 type Row = Mapping[str, Any]
 
@@ -71,8 +72,7 @@ def _fields(value: Any) -> dict[str, Any]:
     if isinstance(value, Bins):
         return {"histo": proto.HistogramProto(**_histogram(value))}
     if isinstance(value, Image | Curve):
-        pixels = draw(value) if isinstance(value, Curve) else value.pixels
-        data = pixels if isinstance(pixels, bytes) else png(pixels)
+        data = png_bytes(Image(draw(value)) if isinstance(value, Curve) else value)
         height, width = png_size(data)
         return {"image": proto.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data)}
     if isinstance(value, Table):

@@ -19,6 +19,7 @@ from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import RunError
 from engine.data.stages import STAGES
 from engine.metrics.results import json_values
+from engine.observe.figure_files import write_figures
 from engine.observe.tensorboard import ROW_KEYS, EventFiles
 from engine.run import json_text
 from engine.run.directory import RunDirectory
@@ -48,7 +49,13 @@ def metrics_of(row: Row) -> dict[str, Any]:
 class MetricWriter:
     """Runs blocks in the order in which they were pushed, and writes the rows that they return. A context manager."""
 
-    def __init__(self, path_jsonl: Path | None, tensorboard_dir: Path | None, lease: Lease = ALWAYS_GRANTED):
+    def __init__(
+        self,
+        path_jsonl: Path | None,
+        tensorboard_dir: Path | None,
+        lease: Lease = ALWAYS_GRANTED,
+        figures: Path | None = None,
+    ):
         """
         Args:
             path_jsonl: the file to append to; created if it does not exist. None writes no file: in a run of several
@@ -56,11 +63,12 @@ class MetricWriter:
             tensorboard_dir: folder of the event files; None writes none.
             lease: checked before each block, and again before its rows are written, since a block may take long. Once
                 the lease is lost, `push` raises LeaseLost and nothing is written.
+            figures: folder of the images that have a file name; None writes none.
 
         Raises:
             RunError: the file cannot be opened for writing.
         """
-        self._path, self._lease = path_jsonl, lease
+        self._path, self._lease, self._figures = path_jsonl, lease, figures
         self._error: BaseException | None = None
         self._raised = False  # whether the error was raised
         self._closed = False
@@ -165,6 +173,15 @@ class MetricWriter:
             self._unwritten += "".join(json_text.dumps(json_values(row)) + "\n" for row in rows).encode()
             self._write_lines(self._path)
         self._write_events(lambda events: events.add(rows))
+        if self._figures is not None:
+            for row in rows:
+                self._write_figures(self._figures, row)
+
+    def _write_figures(self, folder: Path, row: Row) -> None:
+        try:
+            write_figures(folder, row)
+        except OSError as error:
+            self._warn(folder, error, "Figures are missing there")
 
     def _write_lines(self, path: Path) -> None:
         """Writes the lines that are not in the file yet, as far as the disk has space."""
@@ -222,7 +239,8 @@ def open_writer(directory: RunDirectory, tensorboard: bool) -> MetricWriter:
     """Returns the writer of the metric files of a run; in processes other than the primary it writes nothing."""
     if not group.is_primary():
         return MetricWriter(None, None)
-    return MetricWriter(directory.metrics, directory.tensorboard if tensorboard else None, directory.lease)
+    events = directory.tensorboard if tensorboard else None
+    return MetricWriter(directory.metrics, events, directory.lease, directory.figures)
 
 
 @contextmanager

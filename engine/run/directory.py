@@ -15,6 +15,7 @@ A *run* is one working directory. An *attempt* is one start of a run, counted fr
     examples/          which examples each step consumed, with log.examples
     stacks/            stack traces: of all threads of a run that hung, of errors in processes without a log
     bad_examples/      which examples could not be read, with data.on_error=skip
+    figures/           drawn predictions: <evaluation>/<step>/<rank>-example-<index>.png
     checkpoints/  tensorboard/  profile/
 """
 
@@ -71,6 +72,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
         self.profile = self.path / "profile"
+        self.figures = self.path / "figures"
         self.examples = self.path / "examples"
         self.stacks = self.path / "stacks"
         self.bad_examples = self.path / "bad_examples"

@@ -63,6 +63,10 @@ class Predictor:
         batches = dataclasses.replace(batches, field="batch_size", advice="a smaller batch size of predictions")
         self.warnings = check_memory(batches, program.mesh, program.abstract_weights(averaged=False).to_tree())
         self._step, self._shapes = prediction_step(program, spec, batch_size)
+        self.names = tuple(self._shapes)
+        """Names of the predictions."""
+        self.source = source
+        """The examples, of which `examples` is the number."""
         self._text = source_text(source)
         _check_names(self._shapes, self._text, f"{type(program.task).__name__}.predict")
         self.examples, self._batch_size = len(source), batch_size

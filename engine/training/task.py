@@ -111,6 +111,17 @@ class Task:
             "name, such as {'label': model(batch['image']).argmax(-1)}."
         )
 
+    def figure(self, example: Any, prediction: Mapping[str, Any]) -> Any:
+        """Returns a figure of matplotlib that shows an example and its prediction; `engine.plot` helps. Optional.
+
+        `evaluations.<name>.figures` and `convoy predict --figures` call it, on the host.
+
+        Args:
+            example: one example of the dataset, as numpy arrays, with its text.
+            prediction: name -> numpy array: the row of each array that `predict` returns.
+        """
+        raise TaskError(f"{type(self).__name__} has no figure(self, example, prediction).")
+
     def update(
         self, state: "UpdateState", batch: Examples, context: Context
     ) -> "tuple[UpdateState, Mapping[str, Metric]]":

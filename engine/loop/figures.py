@@ -1,0 +1,85 @@
+"""Figures of an evaluation: the predictions of a few examples, drawn by the Task."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from engine.cluster import group
+from engine.config.schema import Data
+from engine.data.feed import EvaluationFeed
+from engine.data.source import Example, Source, example_spec
+from engine.metrics.results import Image
+from engine.parallel.mesh import replicated
+from engine.training.evaluation_program import EvaluationProgram
+from engine.training.figures import check_figure, draw_figure
+from engine.training.model import Arrays
+from engine.training.prediction_program import prediction_step
+
+
+class Figures:
+    """Draws the predictions of chosen examples.
+
+    Args:
+        name: name of the evaluation.
+        source: its examples.
+        settings: how they are read.
+        program: program with the Task.
+        count: number of figures.
+
+    Raises:
+        TaskError: the Task has no valid `predict`, or no `figure`.
+    """
+
+    def __init__(self, name: str, source: Source, settings: Data, program: EvaluationProgram, count: int):
+        check_figure(program.task, f"evaluations.{name}.figures")
+        self._name, self._source, self._program = name, source, program
+        self._settings = Data(on_error=settings.on_error, threads=1)
+        self._count = min(count, len(source))
+        axes = jax.tree.leaves(tuple(program.batch_sharding.spec[:1]))
+        shards = math.prod(program.mesh.shape[axis] for axis in axes)
+        self._batch_size = -(-self._count // shards) * shards
+        self._step, _ = prediction_step(program, example_spec(source), self._batch_size)
+
+    def draw(self, params: Arrays, model_state: Arrays, worst: Sequence[int], step: int) -> dict[str, Image]:
+        """Returns "figures/<rank>" -> figure, in the primary. Every process calls it.
+
+        Args:
+            params: parameters of the model.
+            model_state: its state.
+            worst: indices of the worst examples, which are drawn; if there are none, the first examples are.
+            step: step of the weights.
+        """
+        indices = list(worst or range(self._count))[: self._count]
+        feed = EvaluationFeed(
+            _Chosen(self._source, indices),
+            self._settings,
+            batch_size=self._batch_size,
+            sharding=self._program.batch_sharding,
+            replicated=replicated(self._program.mesh),
+        )
+        [batch] = feed
+        weight, found = jax.device_get(self._step(params, model_state, batch))
+        images: dict[str, Image] = {}
+        if not group.is_primary():
+            return images
+        for rank in np.flatnonzero(weight).tolist():
+            example = self._source[indices[rank]]
+            prediction = {name: rows[rank] for name, rows in found.items()}
+            file = f"{self._name}/{step}/{rank}-example-{indices[rank]}.png"
+            images[f"figures/{rank}"] = draw_figure(self._program.task, example, prediction, file)
+        return images
+
+
+class _Chosen:
+    """A source of some examples of another one."""
+
+    def __init__(self, source: Source, indices: Sequence[int]):
+        self.source, self._indices = source, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.source[self._indices[index]]

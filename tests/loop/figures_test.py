@@ -1,0 +1,71 @@
+"""Evaluations draw the worst examples, or the first ones, into the run directory and TensorBoard."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import engine
+from engine.config.errors import TaskError
+from engine.config.schema import Data, MeshSpec
+from engine.config.schema import Evaluation as Config
+from engine.loop.evaluation import Evaluation
+from engine.main import main
+from engine.metrics.results import Image
+from tests import runs, zoo
+from tests.drawing import Draw
+from tests.predicting import Unreadable, bucketed
+
+
+def figures(config, source, mesh=None) -> tuple[Any, dict[str, Any], Any]:
+    program = zoo.program(Draw(), mesh=mesh)
+    state = program.init()
+    found = Evaluation("heldout", config, source, program.evaluation, 16).run(state, step=7)
+    assert found is not None
+    images = {name: x for name, x in found.items() if isinstance(x, Image)}
+    model = program.spec.model.module(jax.device_get(state.params), jax.device_get(state.model_state), None)
+    return found, images, model
+
+
+@pytest.mark.parametrize("mesh", [None, MeshSpec(data=4, tensor=2)], ids=str)
+def test_worst_examples_are_drawn_with_their_predictions(mesh):
+    found, images, model = figures(Config(worst=5, figures=3, score="accuracy", worst_mode="min"), bucketed(), mesh)
+    worst = found["heldout/worst_examples"].columns["example"]
+    assert [image.file for image in images.values()] == [f"heldout/7/{i}-example-{worst[i]}.png" for i in range(3)]
+    data = zoo.examples(37, seed=5)["x"]
+    for rank, image in enumerate(images.values()):
+        x = data[worst[rank]]
+        np.testing.assert_allclose(image.pixels[1], x.clip(0, 1))
+        np.testing.assert_allclose(image.pixels[0][:4], np.asarray(model(x[None]))[0].clip(0, 1), atol=1e-5)
+
+
+def test_first_readable_examples_are_drawn_without_a_ranking():
+    config = Config(figures=3, data=Data(on_error="skip"))
+    _, images, _ = figures(config, Unreadable({1}))
+    assert list(images) == ["heldout/figures/0", "heldout/figures/2"]
+
+
+def test_task_that_cannot_draw_is_an_error():
+    with pytest.raises(TaskError, match=r"^evaluations.heldout.figures: Classify has no figure\(self, example, pred"):
+        Evaluation("heldout", Config(figures=1), zoo.source(), zoo.program(zoo.Classify()).evaluation, 16)
+
+
+def test_figures_of_a_run_are_files_and_images_of_tensorboard(tmp_path):
+    run = tmp_path / "run"
+    config = runs.config(
+        task={"target": "tests.drawing.Draw"}, train__total="2 steps", evaluations__heldout__figures=2,
+        log__tensorboard=True,
+    )  # fmt: skip
+    engine.train(config, workdir=run)
+    names = ["0-example-0.png", "1-example-1.png"]
+    assert sorted(path.name for path in (run / "figures" / "heldout" / "2").iterdir()) == names
+    [events] = (run / "tensorboard").iterdir()
+    assert b"heldout/figures/1" in events.read_bytes()
+    (run / "figures" / "heldout" / "2" / names[0]).unlink()
+    assert main(["evaluate", str(run)]) == 0
+    assert (run / "figures" / "heldout" / "2" / names[0]).read_bytes().startswith(b"\x89PNG")
+    out = tmp_path / "found.npz"
+    assert main(["predict", str(run), f"--out={out}", "--figures=3"]) == 0
+    drawn = {path.name for path in (tmp_path / "found_figures").iterdir()}
+    assert drawn == {f"example-{i}.png" for i in range(3)}

@@ -1,0 +1,51 @@
+"""Figures become PNG images, and what a Task draws wrongly is named."""
+
+import numpy as np
+import pytest
+
+from engine.config.errors import ConfigError, TaskError
+from engine.observe.figure_files import png_bytes
+from engine.training.figures import draw_figure
+from tests import zoo
+from tests.drawing import Draw
+
+EXAMPLE, PREDICTION = {"x": np.ones(16)}, {"scores/logits": np.zeros(4)}
+
+
+def drawing(result):
+    class Drawing(zoo.Classify):
+        def figure(self, example, prediction):
+            return result(example, prediction)
+
+    return Drawing()
+
+
+def missing(example, prediction):
+    import matplotlib.no_such_module  # pyright: ignore[reportMissingImports, reportUnusedImport] # noqa: F401
+
+
+def test_image_has_the_name_of_its_file():
+    image = draw_figure(Draw(), EXAMPLE, PREDICTION, "a/1.png")
+    assert image.file == "a/1.png"
+    assert png_bytes(image).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("result", "kind", "text"),
+    [
+        (
+            lambda example, prediction: 3.0,
+            TaskError,
+            r"^Drawing.figure returned a float. Return a figure of matplotlib",
+        ),
+        (
+            lambda example, prediction: example["y"],
+            TaskError,
+            r"^Drawing.figure: there is no 'y' .* holds x; the predi",
+        ),
+        (missing, ConfigError, r"^Drawing.figure needs matplotlib, .*: pip install 'convoy-engine\[plot\]'"),
+    ],
+)
+def test_wrong_figures_are_named(result, kind, text):
+    with pytest.raises(kind, match=text):
+        draw_figure(drawing(result), EXAMPLE, PREDICTION, "")
