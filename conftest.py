@@ -79,3 +79,20 @@ def optimized_test(request: pytest.FixtureRequest, unoptimized_package: None) ->
     _set_optimized(True)
     yield
     _set_optimized(_is_optimized(request.node.getparent(pytest.Module)))
+
+
+@pytest.fixture(scope="session")
+def bucket_server() -> Iterator[str]:
+    """The address of an S3 server with a bucket `data`, which tests share one after the other."""
+    from tests.bucket_server import serve
+
+    with serve() as address:
+        yield address
+
+
+@pytest.fixture
+def bucket(bucket_server: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The objects of the empty bucket `data`, which the engine reads without a mount."""
+    from tests.bucket_server import empty_store
+
+    return empty_store(bucket_server, tmp_path / "cache", monkeypatch)

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import datetime
 import gc
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -124,7 +125,8 @@ def checkpoints(args: argparse.Namespace, overrides: list[str]) -> int:
     saved = inference.SavedRun(args.run)
     for info in saved.checkpoints():
         results = "  ".join(f"{name} {value:.6g}" for name, value in info.results.items())
-        when = datetime.datetime.fromtimestamp(info.time).isoformat(" ", "seconds")
+        known = not math.isnan(info.time)
+        when = datetime.datetime.fromtimestamp(info.time).isoformat(" ", "seconds") if known else "time unknown"
         print(f"step {info.step:>8}  {info.bytes / 2**20:>9.1f} MiB  {when}  {results}".rstrip())
     if str(saved.code):
         print(f"code: {saved.code}")
@@ -153,10 +155,11 @@ def goodput(args: argparse.Namespace, overrides: list[str]) -> int:
 
 def _warn_of_missing_end(run: str) -> None:
     """Prints a sentence if the last attempt of a run was killed, so that its status is out of date."""
+    from engine.checkpoint.bucket_copy import readable
     from engine.run import status
     from engine.run.directory import RunDirectory
 
-    directory = RunDirectory(run)
+    directory = RunDirectory(readable(run))
     with contextlib.suppress(RunError):  # the verb itself reports a run that cannot be read
         if text := status.missing_end(directory.status):
             print(f"{directory}: {text}", file=sys.stderr, flush=True)

@@ -12,6 +12,7 @@ from engine.config.errors import CheckpointError, ConvoyError, FieldError, RunEr
 from engine.config.schema import Config
 from engine.data.streams.source import Readable
 from engine.metrics.results import Result
+from engine.mounts import local_path, shown
 from engine.observe import formatting
 from engine.run import status
 from engine.run.directory import RunDirectory
@@ -52,7 +53,8 @@ def follow(
         RunError: the run has failed, and its exit code is that of the run; or the run has not changed for too long.
         ConfigError: `timeout` is not a time.
     """
-    directory, wait = RunDirectory(run), Wait(str(run), timeout, on_message)
+    run = local_path(run)  # a bucket is mounted: a copy would not show later checkpoints
+    directory, wait = RunDirectory(run), Wait(shown(run), timeout, on_message)
     if not has_begun(directory):
         on_message(f"waiting for a run to start in {directory}")
     while not group.run_on_primary(

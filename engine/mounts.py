@@ -23,6 +23,11 @@ from engine.config.errors import RunError, did_you_mean
 
 PROGRAMS = {"s3": "s3fs", "gs": "gcsfuse"}
 """Scheme of an address -> the program that mounts its buckets."""
+UNMOUNTED = (
+    "Datasets and the checkpoints of other runs can be read without a mount: set CONVOY_DATA_CACHE to a local folder. "
+    "The directory of a run that trains needs a mount, since its lease needs file locks."
+)
+"""Advice where a mount is missing."""
 MOUNT_S = 60.0  # timeout for mounting a bucket
 _UNMOUNT_S = 60.0  # timeout for sending the remaining data at unmount
 _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*):/(?P<full>/?)(?P<bucket>[^/]*)/*(?P<path>.*)", re.DOTALL)
@@ -39,6 +44,7 @@ class _Mount:
 
 
 _mounts: dict[str, _Mount] = {}  # scheme://bucket -> mount
+_copies: dict[str, str] = {}  # folder with copies of objects -> their address
 _lock = threading.Lock()
 
 
@@ -46,6 +52,14 @@ def is_address(path: str | os.PathLike[str]) -> bool:
     """Whether a path is the address of a bucket; also as a `Path`, which keeps only one slash of `s3://`."""
     found = _ADDRESS.fullmatch(os.fspath(path))
     return found is not None and bool(found["full"] or found["scheme"] in PROGRAMS)
+
+
+def split_address(path: str | os.PathLike[str]) -> tuple[str, str, str] | None:
+    """Returns scheme, bucket and path of an address whose buckets can be mounted; None for any other text."""
+    found = _ADDRESS.fullmatch(os.fspath(path))
+    if found is None or found["scheme"] not in PROGRAMS or not found["bucket"]:
+        return None
+    return found["scheme"], found["bucket"], found["path"]
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:
@@ -56,21 +70,21 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     Raises:
         RunError: the scheme is unsupported, the bucket cannot be mounted, or the text cannot be the name of a file.
     """
-    found = _ADDRESS.fullmatch(os.fspath(path))
-    if found is None or not is_address(path):
+    if not is_address(path):
         return _local(path)
-    scheme, bucket = found["scheme"], found["bucket"]
-    if scheme not in PROGRAMS or not bucket:
+    address = split_address(path)
+    if address is None:
         supported = " and ".join(f"{known}://BUCKET/PATH" for known in PROGRAMS)
         raise RunError(
             f"{os.fspath(path)}: this address cannot be mounted. Allowed: {supported}, and local paths."
-            + did_you_mean(scheme, PROGRAMS)
+            + did_you_mean(os.fspath(path).partition(":")[0], PROGRAMS)
         )
+    scheme, bucket, key = address
     name = f"{scheme}://{bucket}"
     with _lock:
         if name not in _mounts or _mounts[name].process.poll() is not None:
             _mounts[name] = _mount(scheme, bucket)
-        return _mounts[name].folder / found["path"]
+        return _mounts[name].folder / key
 
 
 def _local(path: str | os.PathLike[str]) -> Path:
@@ -88,9 +102,23 @@ def local_text(path: str) -> str:
 def shown(text: str | os.PathLike[str]) -> str:
     """Returns a path, or a text that contains paths, with the addresses that users type instead of mounts."""
     text = os.fspath(text)
-    for name, mount in list(_mounts.items()):  # another thread may add a mount
-        text = text.replace(str(mount.folder), name)
+    folders = [(str(mount.folder), name) for name, mount in list(_mounts.items())]  # another thread may add a mount
+    for folder, address in [*folders, *list(_copies.items())]:
+        text = text.replace(folder, address)
     return text
+
+
+def register_copy(folder: Path, address: str) -> None:
+    """Records that a folder holds copies of some objects below an address (`engine/checkpoint/bucket_copy.py`)."""
+    _copies[str(folder)] = address
+
+
+def address_of_copy(path: Path) -> str | None:
+    """Returns the address of which a path is a copy; None for any other path."""
+    for folder, address in _copies.items():
+        if path.is_relative_to(folder):
+            return f"{address}/{path.relative_to(folder)}"
+    return None
 
 
 def mount_command(scheme: str, bucket: str, folder: Path) -> list[str]:
@@ -125,7 +153,8 @@ def _mount(scheme: str, bucket: str) -> _Mount:
     if shutil.which(program) is None:
         raise RunError(
             f"{scheme}://{bucket}: {program}, which mounts such buckets, is not installed. Install it (s3fs from "
-            "Debian, gcsfuse from Google's repository), or mount the bucket yourself and give the folder's path."
+            "Debian, gcsfuse from Google's repository), or mount the bucket yourself and give the folder's path. "
+            f"{UNMOUNTED}"
         )
     for folder in _mounted_folders():
         if (owner := _OWNER.search(folder)) and not Path(f"/proc/{owner[1]}").exists():
@@ -143,7 +172,7 @@ def _mount(scheme: str, bucket: str) -> _Mount:
             raise RunError(
                 f"{scheme}://{bucket}: {program} cannot mount it{_last_line(output)}. Check that the bucket exists and "
                 f"answers within {MOUNT_S:g} s, that its keys are set (docs/launch.md, Buckets) and that this machine "
-                "allows FUSE (/dev/fuse); or mount it yourself and give the folder's path."
+                f"allows FUSE (/dev/fuse); or mount it yourself and give the folder's path. {UNMOUNTED}"
             )
         threading.Event().wait(0.02)
     timeout.cancel()

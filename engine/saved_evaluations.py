@@ -21,6 +21,7 @@ from engine.data.source import Source, build_source, fingerprint
 from engine.data.streams.source import Readable, limit_source
 from engine.loop.evaluation import build_evaluations
 from engine.metrics.results import Result, json_values
+from engine.mounts import address_of_copy, shown
 from engine.observe.figure_files import write_figures
 from engine.resilience.out_of_memory import out_of_memory_reported
 from engine.run.json_text import dumps, now
@@ -145,6 +146,11 @@ class SavedEvaluations:
     def _store(self, result: StoredResults, found: Mapping[str, Result]) -> None:
         """Appends a line and writes the figures; says so once if the run directory cannot be written."""
         path = self.saved.directory.evaluations
+        if address_of_copy(path) is not None:
+            if not self._warned:
+                self._warned = True
+                self.say(f"{shown(path)}: is read without a mount, so the results are not stored.")
+            return
         try:
             write_figures(self.saved.directory.figures, found)
             file = open_for_append(path)

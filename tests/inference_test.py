@@ -8,8 +8,11 @@ import pytest
 from safetensors.numpy import load_file
 
 import engine
-from engine.config.errors import ConfigError, TaskError
+from engine import inference, mounts
+from engine.config.errors import ConfigError, RunError, TaskError
+from engine.main import main
 from tests import runs, zoo
+from tests.bucket_server import upload
 from tests.predicting import NAMES, Predict, Unreadable
 
 TASK = "tests.predicting.Predict"
@@ -145,3 +148,19 @@ def test_command_line_predicts_with_data_of_its_own(run, tmp_path, capsys):
     assert hashlib.sha256(out.read_bytes()).hexdigest() == digest
     assert main(["evaluate", str(run), "--evaluations.heldout.data.n=5"]) == 0
     assert "heldout/accuracy: " in capsys.readouterr().out
+
+
+def test_run_in_a_bucket_is_used_without_a_mount(run, bucket, tmp_path, caplog):
+    upload(bucket, run, "team/run")
+    address, local = "s3://data/team/run", engine.predict(run, step=2)
+    found = engine.predict(address, step=2)
+    assert all(np.array_equal(found[name], local[name]) for name in local)
+    assert engine.evaluate(address) == engine.evaluate(run)
+    assert "s3://data/team/run/evaluations.jsonl: is read without a mount, so the results are not stored" in caplog.text
+    assert engine.load(address).step == 4
+    assert inference.export(address, tmp_path / "a") == inference.export(run, tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert main(["checkpoints", address]) == 0 and main(["goodput", address]) == 0
+    assert not mounts._mounts
+    with pytest.raises(RunError, match=r"s3://data/none: is not a run directory, it has no config\.txt"):
+        engine.load("s3://data/none")

@@ -32,7 +32,7 @@ LEVELS = (
     ("readers",),  # same level as data, but its readers are sources of data
     ("run", "parallel", "data", "metrics", "plot"),
     ("cluster",),  # same level as config, but it raises errors of config and formats paths
-    ("mounts",),
+    ("mounts+object_store",),
     ("config",),
     ("types",),
 )

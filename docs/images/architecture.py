@@ -63,6 +63,7 @@ LEVELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("config/", "schema, overrides, errors"),
             ("cluster/", "processes, agreement, shutdown"),
             ("mounts.py", "buckets as folders"),
+            ("object_store.py", "buckets as objects"),
         ),
     ),
 )

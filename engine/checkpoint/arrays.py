@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.checkpoint import bucket_arrays
 from engine.config.errors import CheckpointError, ConvoyError
+from engine.mounts import address_of_copy
 from engine.run.plain_path import plain_path
 from engine.types import PyTree
 
@@ -75,6 +77,8 @@ def finish(folder: Path) -> None:
 
 def describe(folder: Path) -> PyTree:
     """Returns the stored tree, with Orbax's metadata (shape, dtype) as leaves. Raises like `write`."""
+    if (address := address_of_copy(folder)) is not None:
+        return bucket_arrays.describe(folder, address)
     with _orbax_path(folder) as path:
         return _handler().metadata(path).tree
 
@@ -87,6 +91,8 @@ def read(folder: Path, abstract_state: PyTree, *, partial: bool = False) -> PyTr
         abstract_state: the stored arrays, as jax.ShapeDtypeStruct with the requested shardings.
         partial: allow further stored arrays, which are not read.
     """
+    if (address := address_of_copy(folder)) is not None:
+        return bucket_arrays.read(folder, address, abstract_state)
     handler = _reader()
     import jax
     import orbax.checkpoint as ocp

@@ -7,6 +7,7 @@ it is complete. A step is *durable* if it has this name and its manifest. Listin
 
 import contextlib
 import itertools
+import math
 import os
 import shutil
 import time
@@ -26,13 +27,14 @@ from engine.checkpoint.integrity import (
     step_folders,
     verify,
 )
-from engine.checkpoint.manifest import MANIFEST, delete_lock, files_of, read_lock
+from engine.checkpoint.manifest import MANIFEST, delete_lock, files_of, read_lock, read_manifest
 from engine.checkpoint.policy import read_results
 from engine.checkpoint.tree_compat import difference, leaves_of, other_folds, with_stored_folds, with_wanted_folds
 from engine.cluster import group
 from engine.cluster.exit_status import ExitStatus
 from engine.cluster.peer_failure import LostPeer
 from engine.config.errors import CheckpointError
+from engine.mounts import address_of_copy
 from engine.run import storage
 from engine.run.lease import Lease
 from engine.run.plain_path import plain_path
@@ -51,7 +53,10 @@ class StorageError(CheckpointError):
 
 @dataclass(frozen=True)
 class StepInfo:
-    """One durable step: size in bytes, time of the save (seconds since 1970), and evaluation results."""
+    """One durable step: size in bytes, time of the save (seconds since 1970), and evaluation results.
+
+    The time is NaN if the run is in a bucket that is read without a mount.
+    """
 
     step: int
     bytes: int
@@ -141,6 +146,8 @@ class CheckpointStore:
         results, infos = read_results(self.directory), []
         for path in (self.directory / str(step) for step in self.steps()):
             size, saved_at = sum(files_of(path).values()), (path / MANIFEST).stat().st_mtime
+            if address_of_copy(path) is not None:
+                size, saved_at = read_manifest(path).bytes, math.nan
             infos.append(StepInfo(int(path.name), size, saved_at, results.get(int(path.name), {})))
         return infos
 

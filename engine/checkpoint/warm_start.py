@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from engine.checkpoint import arrays, paths_of_init
 from engine.checkpoint.arrays import reraise
+from engine.checkpoint.bucket_copy import readable
 from engine.checkpoint.integrity import verify
 from engine.checkpoint.manifest import MANIFEST, read_lock
 from engine.checkpoint.policy import ranking, read_results
@@ -23,7 +24,7 @@ from engine.cluster import group
 from engine.config.errors import CheckpointError
 from engine.config.schema import Init, InitSource
 from engine.config.text import from_text
-from engine.mounts import local_path, shown
+from engine.mounts import shown
 from engine.run.directory import RunDirectory
 from engine.types import PyTree
 
@@ -79,7 +80,7 @@ def _read_source(
     directory, step = group.run_on_primary(
         lambda: find_step(source.checkpoint, f"{where}.checkpoint"), "the choice of init.checkpoint"
     )
-    path = local_path(directory) / str(step)
+    path = readable(f"{directory}/{step}")
     with contextlib.ExitStack() as stack:
         with reraise(lambda text: _unreadable(path, where, text)):
             stack.enter_context(read_lock(path))
@@ -121,7 +122,7 @@ def find_step(checkpoint: str, where: str = "init.checkpoint") -> tuple[str, int
     Raises:
         CheckpointError: there is no checkpoint.
     """
-    path = local_path(os.path.expanduser(checkpoint)).absolute()
+    path = readable(os.path.expanduser(checkpoint)).absolute()
     if path.name.isdecimal() and (path / MANIFEST).is_file():
         return shown(path.parent), int(path.name)
     run = RunDirectory(path)

@@ -17,7 +17,6 @@ import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from engine.config.errors import DataError
-from engine.data.bucket_cache import is_cached
 from engine.data.files import Pattern, file_names, find_files, patterns, sampled_files
 from engine.data.record import decode, encode
 from engine.data.record_manifest import (
@@ -33,6 +32,7 @@ from engine.data.source import FINGERPRINT_EXAMPLES, SEPARATOR, Example, Example
 from engine.data.stages import stage
 from engine.data.text import stack_leaves
 from engine.mounts import local_path
+from engine.object_store import is_selected
 
 # One record per group, so that random access reads no neighbouring records. Photographs and point clouds hardly
 # compress, so the compression level favours speed.
@@ -156,7 +156,7 @@ class ArrayRecordSource:
 
 def _shard_paths(path: str) -> list[str]:
     """Returns the paths of the shards if a path is the `--out` of `convoy data write`, else the path itself."""
-    if is_cached(path):  # which finds the shards itself
+    if is_selected(path):  # which finds the shards itself
         return [path]
     out = local_path(os.path.expanduser(path))
     if out.exists() or (manifest := read_manifest(out)) is None:

@@ -1,8 +1,8 @@
 """Files of buckets, downloaded to a local cache with a bound: the other way, besides a mount, to read `s3://` data.
 
-It needs no FUSE. The variable CONVOY_DATA_CACHE names the folder of the cache and switches it on. Processes of a host
-share the cache: locks of files decide who downloads and what may be removed. A file that is in use by a process is not
-removed.
+The variable CONVOY_DATA_CACHE names the folder of the cache and selects it (`engine/object_store.py`). Processes of a
+host share the cache: locks of files decide who downloads and what may be removed. A file that is in use by a process is
+not removed.
 """
 
 import contextlib
@@ -14,24 +14,19 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from engine.config.atomic_file import replacing
 from engine.config.errors import DataError
 from engine.data.record_manifest import LENGTHS, MANIFEST, dataset_of, read_manifest
+from engine.mounts import split_address
+from engine.object_store import SWITCH, Bucket
 
-FOLDER, SIZE = "CONVOY_DATA_CACHE", "CONVOY_DATA_CACHE_GIB"
+FOLDER, SIZE = SWITCH, "CONVOY_DATA_CACHE_GIB"
 DEFAULT_GIB = 50.0
 DOWNLOADS = 4  # at the same time; each holds one file in memory
-REGION = "us-east-1"  # of a server other than Amazon's, if no variable names one
 PART = "part"  # kind of the hidden file that a download writes
-_ADDRESS = re.compile(r"(s3|gs)://([^/]+)/+(.*)", re.DOTALL)
 _in_use: dict[Path, IO[str]] = {}  # file -> its lock, which this process holds until it ends
-
-
-def is_cached(path: str | os.PathLike[str]) -> bool:
-    """Returns whether a path is an address that is read through the cache."""
-    return bool(os.environ.get(FOLDER)) and _ADDRESS.fullmatch(os.fspath(path)) is not None
 
 
 def cached_files(address: str) -> list[str]:
@@ -43,13 +38,13 @@ def cached_files(address: str) -> list[str]:
     Raises:
         DataError: the bucket cannot be read, or the cache is too small.
     """
-    found = _ADDRESS.fullmatch(address)
+    found = split_address(address)
     assert found is not None
-    scheme, bucket, pattern = found.groups()
-    return _Bucket(scheme, bucket).fetch(pattern)
+    scheme, bucket, pattern = found
+    return _Cache(scheme, bucket).fetch(pattern)
 
 
-class _Bucket:
+class _Cache:
     """A bucket and its folder in the cache."""
 
     def __init__(self, scheme: str, bucket: str):
@@ -63,12 +58,12 @@ class _Bucket:
             raise DataError(f"{SIZE} = {os.environ[SIZE]}: allowed is a number of GiB.") from error
         except OSError as error:
             raise self._unusable(error) from error
-        self._store: Any = self._call(_open_store, scheme, bucket)
+        self._bucket = Bucket(scheme, bucket, DataError)
 
     def fetch(self, pattern: str) -> list[str]:
         """Returns the local paths of the files that match a pattern."""
         prefix = re.split(r"[*?\[]", pattern)[0]
-        keys = {key.decode(errors="surrogateescape") for key in self._list(prefix)}
+        keys = set(self._bucket.list(prefix))
         matches = [pattern] if pattern in keys else [key for key in sorted(keys) if _matches(key, pattern)]
         matches = [key for key in matches if not key.endswith("/")]
         if not matches and pattern + MANIFEST in keys:
@@ -81,13 +76,6 @@ class _Bucket:
         sidecars = [dataset + end for dataset in sorted(datasets) for end in (MANIFEST, LENGTHS)]
         self._download([key for key in sidecars if key in keys and key not in matches])
         return [str(path) for path in self._download(matches)]
-
-    def _list(self, prefix: str) -> list[bytes]:
-        import tensorstore
-
-        return self._call(
-            lambda: self._store.list(tensorstore.KvStore.KeyRange(prefix, prefix + "\U0010ffff")).result()
-        )
 
     def _download(self, keys: list[str]) -> list[Path]:
         try:
@@ -110,19 +98,18 @@ class _Bucket:
         path.parent.mkdir(parents=True, exist_ok=True)
         _use(path)
         with _lock(_hidden(path, "download")):
-            generation = self._generation(key)
-            if path.exists() and _version(path) == generation:
+            if path.exists() and _version(path) == self._bucket.generation(key):
                 return path
-            content = self._call(lambda: self._store.read(key).result())
-            if content.state != "value":
-                raise DataError(f"{self._name}/{key}: was removed while it was read.")
+            content, generation = self._bucket.read(key)
+            if content is None:
+                raise DataError(
+                    f"{self._name}/{key}: does not exist, or was removed while it was read. Write it again, or correct "
+                    "the pattern."
+                )
             with _lock(self._cache / ".lock"):
-                self._make_space(len(content.value), path)
-                _replace(path, content.value, content.stamp.generation.hex())
+                self._make_space(len(content), path)
+                _replace(path, content, generation)
         return path
-
-    def _generation(self, key: str) -> str:
-        return self._call(lambda: self._store.read(key, byte_range=slice(0, 0)).result()).stamp.generation.hex()
 
     def _make_space(self, size: int, replaced: Path) -> None:
         """Removes the files that were used least recently, so that the cache stays below its bound.
@@ -154,29 +141,6 @@ class _Bucket:
             f"{self._name}: {what} {size / 2**30:.3g} GiB, and the cache {self._cache} holds "
             f"{self._limit / 2**30:.3g}. Set {SIZE} to more, or unset {FOLDER} to mount the bucket instead."
         )
-
-    def _call(self, function, *args: str) -> Any:
-        try:
-            return function(*args)
-        except ValueError as error:  # of TensorStore, for every failure
-            text = str(error).partition(" [")[0]
-            raise DataError(
-                f"{self._name}: cannot be read ({text}). Check that the bucket exists and that its keys are set."
-            ) from error
-
-
-def _open_store(scheme: str, bucket: str) -> Any:
-    import tensorstore
-
-    if scheme == "gs":
-        return tensorstore.KvStore.open({"driver": "gcs", "bucket": bucket}).result()
-    spec: dict[str, Any] = {"driver": "s3", "bucket": bucket}
-    if url := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
-        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or REGION
-        spec |= {"endpoint": url, "aws_region": region}
-    if "AWS_ACCESS_KEY_ID" in os.environ:  # else from the AWS files or the machine's role
-        spec["aws_credentials"] = {"type": "environment"}
-    return tensorstore.KvStore.open(spec).result()
 
 
 def _matches(key: str, pattern: str) -> bool:

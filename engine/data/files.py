@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.config.errors import DataError
-from engine.data.bucket_cache import cached_files, is_cached
+from engine.data.bucket_cache import cached_files
 from engine.data.source import evenly_spaced
 from engine.mounts import local_path
+from engine.object_store import is_selected
 
 FINGERPRINT_FILES = 32  # files that a fingerprint names and samples
 WINDOWS, WINDOW_BYTES = 16, 4096  # a fingerprint hashes so many windows of each of these files, of this size
@@ -43,7 +44,7 @@ def find_files(pattern: Pattern, kind: str, advice: str = "Correct the pattern."
     """
     paths: list[str] = []
     for path in patterns(pattern):
-        if is_cached(path):
+        if is_selected(path):
             found = cached_files(path)
         else:
             found = sorted(glob.glob(_escape_existing(local_path(os.path.expanduser(path)))))

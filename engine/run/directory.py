@@ -218,7 +218,7 @@ class RunDirectory:
             return read_text(self.config)
         except FileNotFoundError as error:
             raise RunError(
-                f"{self.path}: is not a run directory, it has no {self.config.name}. "
+                f"{self}: is not a run directory, it has no {self.config.name}. "
                 "Give the --workdir of an earlier `convoy train`."
             ) from error
         except (OSError, UnicodeDecodeError) as error:

@@ -11,6 +11,7 @@ import jax
 from flax import nnx
 
 from engine.checkpoint import timeouts
+from engine.checkpoint.bucket_copy import readable
 from engine.checkpoint.manifest import read_lock
 from engine.checkpoint.policy import Retention
 from engine.checkpoint.store import CheckpointStore, StepInfo
@@ -47,12 +48,16 @@ _DATA_FIELDS = set(field_names(Data)) - {"target"}  # the other fields of a sect
 class SavedRun:
     """The directory, the config and the checkpoints of a run.
 
+    Args:
+        path: the run directory, or its address in a bucket. With CONVOY_DATA_CACHE, the bucket is read without a mount;
+            the run is then as it was when this object was made.
+
     Raises:
         RunError: the directory is not a run.
     """
 
     def __init__(self, path: str | Path):
-        self.directory = RunDirectory(path)
+        self.directory = RunDirectory(readable(path))
         self.config = from_text(self.directory.read_config_text(), str(self.directory.config))
         self._store = CheckpointStore(self.directory.checkpoints)
 
@@ -247,7 +252,7 @@ def load(run: str | Path, *, step: int | str | None = None, task: Task | None = 
 
 def goodput(run: str | Path) -> str:
     """Returns a table of how the time of a run was spent, per attempt; does not initialize devices."""
-    return goodput_text(RunDirectory(run))
+    return goodput_text(RunDirectory(readable(run)))
 
 
 def newest_checkpoint(directory: RunDirectory) -> int | None:

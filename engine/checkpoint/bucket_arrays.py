@@ -1,0 +1,120 @@
+"""Reads the arrays of a step from a bucket with TensorStore, as `arrays.py` has written them with Orbax.
+
+Each process reads only the parts that its devices hold, straight to memory. So the hashes of the files, which would
+need all of their bytes, are not compared. The digests of the arrays are compared instead. Orbax itself reads `s3://`
+only from Amazon, and needs another library for its metadata.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine import object_store
+from engine.checkpoint.manifest import read_manifest
+from engine.config.errors import CheckpointError
+from engine.config.text_file import read_text
+from engine.mounts import shown, split_address
+from engine.types import PyTree
+
+if TYPE_CHECKING:
+    import jax
+
+METADATA = "_METADATA"  # of Orbax: the paths of the arrays
+_ARRAY = "jax.Array"  # of Orbax: the type of a leaf; the others are empty containers
+READS = 8  # arrays that are read at the same time
+_CACHE = {"total_bytes_limit": 100 << 20}  # of the nodes of OCDBT's tree
+
+
+def describe(folder: Path, address: str) -> PyTree:
+    """Returns the stored tree, with jax.ShapeDtypeStruct as leaves.
+
+    Args:
+        folder: of the state, in the copy of the small files.
+        address: of the state.
+
+    Raises:
+        CheckpointError: the bucket cannot be read.
+        OSError, ValueError: the metadata cannot be read.
+    """
+    import jax
+
+    stored = json.loads(read_text(folder / METADATA))["tree_metadata"].values()
+    arrays = [entry["key_metadata"] for entry in stored if entry["value_metadata"]["value_type"] == _ARRAY]
+    paths = [[str(key["key"]) for key in keys] for keys in arrays]
+    tree: dict[str, Any] = {}
+    for path, store in zip(paths, _open(address, list(map(".".join, paths))), strict=True):
+        inner = tree
+        for key in path[:-1]:
+            inner = inner.setdefault(key, {})
+        inner[path[-1]] = jax.ShapeDtypeStruct(store.shape, store.dtype.numpy_dtype)
+    return tree
+
+
+def read(folder: Path, address: str, abstract_state: PyTree) -> PyTree:
+    """Returns these arrays of a stored state; other stored arrays are not read.
+
+    Args:
+        folder, address: as for `describe`.
+        abstract_state: the stored arrays, as jax.ShapeDtypeStruct with the requested shardings and dtypes.
+
+    Raises:
+        CheckpointError: the bucket cannot be read, or an array differs from its digest in the manifest.
+    """
+    import jax
+
+    leaves, structure = jax.tree_util.tree_flatten_with_path(abstract_state)
+    names = [".".join(jax.tree_util.keystr((key,), simple=True) for key in path) for path, _ in leaves]
+    stores = _open(address, names)
+    with ThreadPoolExecutor(READS) as threads:
+        arrays = list(threads.map(_array, stores, [leaf.sharding for _, leaf in leaves], [address] * len(leaves)))
+    stored = jax.tree.unflatten(structure, arrays)
+    _compare(folder.parent, stored)
+    return jax.tree.map(lambda array, leaf: array.astype(leaf.dtype), stored, abstract_state)
+
+
+def _open(address: str, names: Sequence[str]) -> list[Any]:
+    """Returns the stored arrays as TensorStores."""
+    import tensorstore
+
+    found = split_address(address)
+    assert found is not None
+    scheme, bucket, path = found
+    base = object_store.spec(scheme, bucket, f"{path}/")
+    kvstore = {"driver": "ocdbt", "base": base, "cache_pool": "cache_pool#ocdbt"}
+    context = object_store.context(**{"cache_pool#ocdbt": _CACHE})
+    specs = [{"driver": "zarr", "kvstore": {**kvstore, "path": f"{name}/"}} for name in names]
+    futures = [tensorstore.open(spec, open=True, read=True, context=context) for spec in specs]
+    return [_result(future, address) for future in futures]
+
+
+def _array(store: Any, sharding: "jax.sharding.Sharding", address: str) -> "jax.Array":
+    """Returns an array on its devices; a part that several devices hold is read once."""
+    import jax
+
+    indices = sharding.addressable_devices_indices_map(tuple(store.shape)).values()
+    parts = {str(index): store[index].read() for index in indices if index is not None}
+    return jax.make_array_from_callback(
+        tuple(store.shape), sharding, lambda index: _result(parts[str(index)], address), dtype=store.dtype.numpy_dtype
+    )
+
+
+def _result(future: Any, address: str) -> Any:
+    try:
+        return future.result()
+    except ValueError as error:  # of TensorStore, for every failure
+        raise CheckpointError(object_store.explain(address, error)) from error
+
+
+def _compare(step: Path, state: Mapping[str, PyTree]) -> None:
+    """Compares arrays with the manifest. Every process has it, and all come to the same result."""
+    from engine.parallel.digest import Digests
+
+    expected = read_manifest(step).arrays
+    differing = [path for path, digest in Digests(state).of(state).items() if expected.get(path) != digest]
+    if differing:
+        raise CheckpointError(
+            f"{shown(step)}: is damaged: the array {differing[0]} differs from its digest in the manifest"
+            f"{f', and {len(differing) - 1} more' if len(differing) > 1 else ''}. Choose another step."
+        )

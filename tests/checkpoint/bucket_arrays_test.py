@@ -1,0 +1,105 @@
+"""Checkpoints in a bucket, read without a mount."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorstore
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from engine.checkpoint.bucket_copy import readable
+from engine.checkpoint.store import CheckpointStore
+from engine.checkpoint.warm_start import find_step, read_weights
+from engine.config.errors import CheckpointError
+from engine.config.schema import Init
+from engine.mounts import shown
+from tests.bucket_server import upload
+from tests.checkpoint.saves import Saves
+
+pytestmark = pytest.mark.multiprocess
+
+STATE = {
+    "step": jnp.int32(7),
+    "params": {"a.b/kernel": jnp.arange(512.0).reshape(8, 64), "b/bias": jnp.arange(3, dtype=jnp.bfloat16)},
+    "carried": {"norm/mean": jnp.arange(5.0)},
+    "opt_state": [{"mu": {"b/bias": jnp.ones(3)}}, (jnp.zeros(()), jnp.arange(6).reshape(2, 3))],
+}
+
+
+@pytest.fixture
+def run(bucket, tmp_path):
+    """The address of a run with a checkpoint in a bucket; there is no local copy of it."""
+    store = Saves(tmp_path / "run" / "checkpoints")
+    store.save(500, STATE)
+    store.close()
+    upload(bucket, tmp_path / "run", "team/run")
+    return "s3://data/team/run"
+
+
+def abstract(tree, spec=PartitionSpec(), devices=8):  # noqa: B008
+    mesh = jax.make_mesh((devices // 2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+    def place(x):
+        fitting = spec if x.ndim == 2 and x.shape[0] == 8 else PartitionSpec()
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, fitting))
+
+    return jax.tree.map(place, tree)
+
+
+def test_state_is_restored_on_another_mesh_with_the_same_bits(run, tmp_path):
+    wanted = abstract(STATE, PartitionSpec("data"))
+    store = CheckpointStore(readable(run) / "checkpoints")
+    assert store.steps() == [500]
+    (info,) = store.describe()
+    assert info.bytes > 500 and math.isnan(info.time)
+    found = store.restore(500, wanted)
+    expected = CheckpointStore(tmp_path / "run" / "checkpoints").restore(500, wanted)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert x.sharding == y.sharding and x.dtype == y.dtype
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def test_weights_of_a_new_run_are_read_without_the_other_arrays(run, bucket, tmp_path):
+    large = {**STATE, "opt_state": {"mu": jnp.arange(1 << 18, dtype=jnp.float32)}}
+    store = Saves(tmp_path / "large" / "checkpoints")
+    store.save(3, large)
+    store.close()
+    upload(bucket, tmp_path / "large", "large")
+    wanted = abstract({"params": {"a.b/kernel": jnp.zeros((8, 64), jnp.float16)}, "carried": STATE["carried"]})
+    for address in ("s3://data/large", "s3://data/large/checkpoints/3"):
+        assert find_step(address) == ("s3://data/large/checkpoints", 3)
+        before = bytes_read()
+        found = read_weights(Init(checkpoint=address), wanted, {})
+        assert bytes_read() - before < 1 << 18  # a quarter of the state
+        np.testing.assert_array_equal(np.asarray(found.params["a.b/kernel"], np.float32).ravel(), np.arange(512))
+        assert found.params["a.b/kernel"].dtype == jnp.float16
+        assert shown(found.message).startswith("initialized 2 arrays from s3://data/large/checkpoints/3; random: none")
+
+
+def bytes_read():
+    (metric,) = tensorstore.experimental_collect_matching_metrics("/tensorstore/kvstore/s3/bytes_read")
+    return metric["values"][0]["value"]
+
+
+def test_changed_array_and_missing_objects_are_reported_with_the_address(run, bucket):
+    objects = {key: bucket.read(key).result().value for key in map(bytes.decode, bucket.list().result())}
+    kernel = np.asarray(STATE["params"]["a.b/kernel"]).tobytes()
+    (holder,) = [key for key, value in objects.items() if kernel in value]
+    wanted = abstract({"params": STATE["params"], "carried": STATE["carried"]})
+    changed = objects[holder].replace(kernel, kernel[:-1] + b"\x40")
+    bucket.write(holder, changed).result()
+    step = r"s3://data/team/run/checkpoints/500"
+    with pytest.raises(CheckpointError) as damaged:
+        read_weights(Init(checkpoint=run), wanted, {})
+    assert shown(str(damaged.value)).startswith(
+        f"{step}: is damaged: the array params/a.b/kernel differs from its digest"
+    )
+    bucket.write(holder, None).result()
+    with pytest.raises(CheckpointError) as missing:
+        read_weights(Init(checkpoint=run), wanted, {})
+    assert shown(str(missing.value)).startswith(f"{step}/state: cannot be read (")
+    assert "An object was removed" in str(missing.value)
+    with pytest.raises(CheckpointError, match=r"init.checkpoint = 's3://data/none': no checkpoint found"):
+        read_weights(Init(checkpoint="s3://data/none"), wanted, {})
