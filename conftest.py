@@ -84,15 +84,16 @@ def optimized_test(request: pytest.FixtureRequest, unoptimized_package: None) ->
 @pytest.fixture(scope="session")
 def bucket_server() -> Iterator[str]:
     """The address of an S3 server with a bucket `data`, which tests share one after the other."""
-    from tests.bucket_server import serve
+    from tests.s3_server import s3_server
 
-    with serve() as address:
+    with s3_server("data") as address:
         yield address
 
 
 @pytest.fixture
-def bucket(bucket_server: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def bucket(bucket_server: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The objects of the empty bucket `data`, which the engine reads without a mount."""
-    from tests.bucket_server import empty_store
+    from tests.bucket_store import empty_store
 
-    return empty_store(bucket_server, tmp_path / "cache", monkeypatch)
+    with empty_store(bucket_server, tmp_path / "cache", monkeypatch) as store:
+        yield store

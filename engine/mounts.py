@@ -24,7 +24,7 @@ from engine.config.errors import RunError, did_you_mean
 PROGRAMS = {"s3": "s3fs", "gs": "gcsfuse"}
 """Scheme of an address -> the program that mounts its buckets."""
 UNMOUNTED = (
-    "Datasets and the checkpoints of other runs can be read without a mount: set CONVOY_DATA_CACHE to a local folder. "
+    "Datasets, and the checkpoints of other runs, need no mount: set CONVOY_DATA_CACHE to a local folder. "
     "The directory of a run that trains needs a mount, since its lease needs file locks."
 )
 """Advice where a mount is missing."""

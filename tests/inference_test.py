@@ -12,7 +12,7 @@ from engine import inference, mounts
 from engine.config.errors import ConfigError, RunError, TaskError
 from engine.main import main
 from tests import runs, zoo
-from tests.bucket_server import upload
+from tests.bucket_store import upload
 from tests.predicting import NAMES, Predict, Unreadable
 
 TASK = "tests.predicting.Predict"

@@ -19,7 +19,7 @@ from typing import IO
 from engine.config.atomic_file import replacing
 from engine.config.errors import DataError
 from engine.data.record_manifest import LENGTHS, MANIFEST, dataset_of, read_manifest
-from engine.mounts import split_address
+from engine.mounts import PROGRAMS, split_address
 from engine.object_store import SWITCH, Bucket
 
 FOLDER, SIZE = SWITCH, "CONVOY_DATA_CACHE_GIB"
@@ -122,9 +122,10 @@ class _Cache:
         """
         if size > self._limit:
             raise self._too_small(f"{replaced.name} alone needs", size)
-        for part in self._cache.rglob(f".*.{PART}"):  # none is written while the cache is locked
-            part.unlink(missing_ok=True)
-        found = self._cache.rglob("[!.]*")
+        folders = [self._cache / scheme for scheme in PROGRAMS]  # not what `convoy data write` has not sent yet
+        for part in (part for folder in folders for part in folder.rglob(f".*.{PART}")):
+            part.unlink(missing_ok=True)  # no download runs while the cache is locked
+        found = (path for folder in folders for path in folder.rglob("[!.]*"))
         files = [(path, path.stat().st_size) for path in found if path != replaced and path.is_file()]
         total = sum(size for _, size in files) + size
         for path, size_of_file in sorted(files, key=lambda file: _last_use(file[0])):

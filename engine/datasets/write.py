@@ -35,6 +35,7 @@ from engine.data.record_manifest import (
 )
 from engine.data.source import Source, fingerprint, source_name
 from engine.datasets import pool
+from engine.datasets.bucket_output import BucketOutput, remove_empty
 from engine.datasets.given import Given, given_source, is_stream_source, sample_indices, with_inner
 from engine.datasets.shards import (
     SHARD_LENGTHS,
@@ -46,6 +47,7 @@ from engine.datasets.shards import (
     shard_lengths,
 )
 from engine.mounts import local_path
+from engine.object_store import is_selected
 from engine.run.atomic import write_text
 
 SHARD_BYTES = 64 << 20  # a shard of the default size: large reads, and enough shards for all cores
@@ -94,7 +96,8 @@ def write_dataset(
     Args:
         data: a source, a stream, or a config section such as {"target": "package.module.Name", "split": "train"}.
         out: path such as `scenes.arrayrecord`, the name of the dataset. With several shards, the files are
-            `scenes-00003-of-00016.arrayrecord`.
+            `scenes-00003-of-00016.arrayrecord`. An address in a bucket is mounted, or with CONVOY_DATA_CACHE the
+            files are written there and then sent (`bucket_output.py`).
         shards: number of files. None: one for each 64 MiB, estimated from some examples, at most 1024.
         processes: number of processes. None: one per core, or one for a stream, of which each process reads all. The
             source is pickled to them.
@@ -108,6 +111,16 @@ def write_dataset(
         DataError: an example cannot be read, the files cannot be written, or `out` holds another dataset.
         ProcessError: a process was killed.
     """
+    if is_selected(out):
+        output = BucketOutput(out, overwrite)
+        written = write_dataset(
+            data, output.path, shards=shards, processes=processes, on_error=on_error, overwrite=overwrite,
+            on_progress=on_progress,
+        )  # fmt: skip
+        with _locked(output.path):
+            paths = output.send(overwrite)
+        remove_empty(output.path)
+        return replace(written, paths=paths)
     source, on_error = given_source(data, on_error)
     path = Path(check_name(str(local_path(out))))
     if shards is not None and not 1 <= shards <= MAX_SHARDS:

@@ -15,7 +15,7 @@ from engine.checkpoint.warm_start import find_step, read_weights
 from engine.config.errors import CheckpointError
 from engine.config.schema import Init
 from engine.mounts import shown
-from tests.bucket_server import upload
+from tests.bucket_store import upload
 from tests.checkpoint.saves import Saves
 
 pytestmark = pytest.mark.multiprocess

@@ -5,7 +5,7 @@ import pytest
 from engine.checkpoint.bucket_copy import readable
 from engine.config.errors import CheckpointError
 from engine.mounts import shown
-from tests.bucket_server import upload
+from tests.bucket_store import upload
 
 pytestmark = pytest.mark.multiprocess
 

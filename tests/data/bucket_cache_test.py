@@ -12,6 +12,7 @@ from engine.data.array_record import ArrayRecordSource, write_array_record
 from engine.data.bucket_cache import cached_files
 from engine.data.record_manifest import Manifest, Shard, checksum, lengths_path, manifest_path, save_lengths
 from engine.data.source import ArraySource
+from tests.bucket_store import release_cache
 
 pytestmark = pytest.mark.multiprocess
 
@@ -27,10 +28,7 @@ sys.stdin.read()
 def write(bucket, monkeypatch):
     """A function that writes an object into the bucket; addresses are read through a cache of 1 MiB."""
     monkeypatch.setenv(bucket_cache.SIZE, str(1 / 1024))
-    monkeypatch.setattr(bucket_cache, "_in_use", {})
-    yield lambda key, value: bucket.write(key, value).result()
-    for lock in bucket_cache._in_use.values():
-        lock.close()
+    return lambda key, value: bucket.write(key, value).result()
 
 
 def write_two_shards(out):
@@ -44,13 +42,6 @@ def write_two_shards(out):
         shards.append(Shard(path.name, 3 * number, 3 * number + 3, 3, size, checksum(path)))
     save_lengths(lengths_path(out), {"x": np.full(6, 2, np.int32)})
     manifest_path(out).write_text(Manifest({}, "stop", shards, True).to_text())
-
-
-def release():
-    """Ends the use of all files, as the end of the process does."""
-    for lock in bucket_cache._in_use.values():
-        lock.close()
-    bucket_cache._in_use.clear()
 
 
 def test_dataset_in_a_bucket_is_read_with_its_manifest_and_without_a_mount(write, tmp_path):
@@ -100,7 +91,7 @@ def test_least_recently_used_files_are_removed_and_files_in_use_stay(write):
     with pytest.raises(DataError, match=r"files in use need 0.00112 GiB, and the cache .* holds 0.000977. Set CONVOY_"):
         cached_files("s3://data/c.rec")
     assert paths["a"].exists() and paths["b"].exists()
-    release()
+    release_cache()
     cached_files("s3://data/c.rec")
     assert not paths["a"].exists() and paths["b"].exists()
 
@@ -109,7 +100,7 @@ def test_file_that_is_larger_than_the_cache_removes_no_other_file(write, tmp_pat
     write("a.rec", b"small")
     write("big.rec", bytes((1 << 20) + 1))
     (path,) = map(Path, cached_files("s3://data/a.rec"))
-    release()
+    release_cache()
     with pytest.raises(DataError, match=r"s3://data: big.rec alone needs 0.000977 GiB, and the cache .* Set CONVOY_"):
         cached_files("s3://data/big.rec")
     assert path.exists()

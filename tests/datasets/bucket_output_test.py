@@ -1,0 +1,68 @@
+"""Datasets that are written to a bucket without a mount."""
+
+import numpy as np
+import pytest
+
+from engine import mounts
+from engine.config.errors import DataError
+from engine.data.array_record import ArrayRecordSource
+from engine.data.source import ArraySource
+from engine.datasets import bucket_output
+from engine.datasets.check import check_dataset
+from engine.datasets.write import write_dataset
+from engine.object_store import Bucket
+
+pytestmark = pytest.mark.multiprocess
+
+OUT = "s3://data/a/scans.arrayrecord"
+
+
+def source(n=10):
+    return ArraySource({"x": np.arange(n)})
+
+
+def keys(bucket):
+    return sorted(key.decode() for key in bucket.list().result())
+
+
+def test_dataset_is_sent_with_its_manifest_last_and_read_back(bucket, tmp_path, monkeypatch):
+    order, write = [], Bucket.write
+    monkeypatch.setattr(Bucket, "write", lambda self, key, content: (order.append(key), write(self, key, content))[1])
+    bucket.write("a/scans-others.arrayrecord", b"of another dataset").result()
+    written = write_dataset(source(), OUT, shards=3, processes=1)
+    assert written.paths == [f"s3://data/a/scans-0000{n}-of-00003.arrayrecord" for n in range(3)]
+    assert order[-1] == "a/scans.arrayrecord.manifest.json" and len(order) == 5
+    assert not (tmp_path / "cache" / "unsent" / "s3").exists()
+    found = ArrayRecordSource(OUT)
+    assert [int(found[index]["x"]) for index in range(10)] == list(range(10))
+    report = check_dataset(found, processes=1)
+    assert not report.faults
+    with pytest.raises(DataError, match=r"s3://data/a/scans-00000-of-00003\.arrayrecord exists\. Choose another path"):
+        write_dataset(source(), OUT, shards=3, processes=1)
+    write_dataset(source(4), OUT, shards=2, processes=1, overwrite=True)
+    assert len(ArrayRecordSource(OUT)) == 4 and len(keys(bucket)) == 5
+    assert not mounts._mounts
+
+
+def test_interrupted_write_continues_without_sending_again(bucket, tmp_path, monkeypatch):
+    sent, write = [], Bucket.write
+
+    def fail_at_third(self, key, content):
+        if len(sent) == 2:
+            raise DataError("the connection is lost")
+        sent.append(key)
+        return write(self, key, content)
+
+    monkeypatch.setattr(bucket_output, "SENDS", 1)
+    monkeypatch.setattr(Bucket, "write", fail_at_third)
+    with pytest.raises(DataError, match="the connection is lost"):
+        write_dataset(source(), OUT, shards=3, processes=1)
+    assert keys(bucket) == sorted(sent)
+    monkeypatch.setattr(Bucket, "write", lambda self, key, content: (sent.append(key), write(self, key, content))[1])
+    bucket.write(sent[0], b"changed by another program").result()
+    again = write_dataset(source(), OUT, shards=3, processes=1)
+    assert again.kept == 3
+    assert sent[2:4] == [sent[0], "a/scans-00002-of-00003.arrayrecord"]
+    assert [int(ArrayRecordSource(OUT)[index]["x"]) for index in range(10)] == list(range(10))
+    with pytest.raises(DataError, match=r"s3://none/x: cannot be read \(NOT_FOUND: NoSuchBucket"):
+        write_dataset(source(), "s3://none/x.arrayrecord", processes=1)
