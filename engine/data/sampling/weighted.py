@@ -8,8 +8,7 @@ draw without replacement as far as the weights allow: the counts are no random n
 
 import copy
 import dataclasses
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,9 @@ import xxhash
 
 from engine.config.errors import DataError, did_you_mean
 from engine.data.sampling.sampler import Order, PermutationSampler
-from engine.data.sampling.share_schedule import ShareSchedule, Times
-from engine.data.sampling.shuffle import EpochPermutation, PartPermutations, derive_seed
+from engine.data.sampling.share_schedule import Times
 from engine.data.sampling.tags import FILES, Tags, TagsArgument, find_tags, read_array
+from engine.data.sampling.weighted_order import ExampleOrder, StagedOrder, TagOrder
 from engine.data.source import (
     SEPARATOR,
     Example,
@@ -36,10 +35,11 @@ from engine.data.source import (
 BALANCES = ("natural", "class", "sqrt", "repeat")
 INDEX_METHODS = ("lengths", "field_lengths", "costs")  # of the wrapped source
 MOST_WEIGHT = 1e100
-LINE = 62  # bits of the length of the line on which a systematic sample is taken
 
 type Factors = Mapping[str, float]
 """Tag -> number."""
+type Weights = str | npt.ArrayLike | Factors
+"""Weights of examples, the path of a file that holds them, or weights of tags."""
 
 
 class Weighted:
@@ -59,7 +59,7 @@ class Weighted:
     def __init__(
         self,
         source: Source,
-        weights: str | npt.ArrayLike | Factors | Mapping[str, Factors] | None = None,
+        weights: Weights | Mapping[str, Weights] | None = None,
         *,
         tags: TagsArgument = None,
         balance: str | Factors | Mapping[str, str | Factors] | None = None,
@@ -86,8 +86,9 @@ class Weighted:
             interpolate: change the shares linearly from each time to the next, not at the times.
             cache: path of an `.npz` file that keeps tags which were read from the examples.
 
-        `weights` by tag and `balance` may change by time: {"0 steps": "natural", "5 epochs": "class"}. A time is in
-        steps, examples or epochs, or a percentage of the run ("50%").
+        `weights` and `balance` may change by time: {"0 steps": "natural", "5 epochs": "class"}. A time is in steps,
+        examples or epochs, or a percentage of the run ("50%"). Weights of examples: {"0 steps": "easy.npy", "50%": {}},
+        where {} is 1 for each.
 
         Raises:
             DataError: an argument is invalid, or an example cannot be read.
@@ -102,18 +103,17 @@ class Weighted:
         if not threshold > 0:
             raise DataError(f"{self._name}: threshold = {threshold}: allowed are numbers above 0.")
         self._tags: Tags | None = None
-        self._weights: np.ndarray | None = None
+        self._weights: list[np.ndarray] | None = None
+        """Weights of the examples at each of the times; None if the tags have shares."""
         self._order: tuple[tuple[int, bool, int | None], Order] | None = None
-        if balance is None and not isinstance(weights, Mapping):
-            self._weights = self._check_weights(weights)  # pyright: ignore[reportArgumentType]
-        if self._weights is None or tags is not None or hasattr(source, "tags"):
-            self._tags = find_tags(source, tags, cache, self._name)
         self._argument = "weights" if balance is None else "balance"
-        self.times: Times[str | Factors] | None = None
-        if self._weights is None:
-            self.times = self._parse(weights if balance is None else balance)
-            if self._tags is not None and self._tags.ends is not None:
-                self._weights = self._of_several_tags(self._tags)
+        self.times: Times[Any] = self._parse(weights if balance is None else balance)
+        by_tag = [isinstance(value, Mapping) or balance is not None for _, value in self.times.points]
+        if all(by_tag) or tags is not None or hasattr(source, "tags") or self._names_tags():
+            self._tags = find_tags(source, tags, cache, self._name)
+        self._check_points()
+        if not all(by_tag) or (self._tags is not None and self._tags.ends is not None):
+            self._weights = [self._example_weights(value) for _, value in self.times.points]
         self._delegate()
 
     def _delegate(self) -> None:
@@ -140,13 +140,26 @@ class Weighted:
             raise DataError(f"{where}: allowed are numbers from 0 to {MOST_WEIGHT:.0e}, and some above 0.")
         return found
 
-    def _parse(self, given: Any) -> "Times[str | Factors]":
-        """Returns the shares or weights by time. Raises DataError for unknown tags and other values."""
-        by_time = isinstance(given, Mapping) and any(isinstance(value, str | Mapping) for value in given.values())
-        times = Times.parse(given if by_time else {"0 steps": given}, f"{self._name}: {self._argument}")
-        for _, value in times.points:
-            self._check_point(value)
-        return times
+    def _parse(self, given: Any) -> Times[Any]:
+        """Returns the shares or weights by time, with the weights of examples as arrays. Raises DataError."""
+        kinds = (str, Mapping) if self._argument == "balance" else (str, Mapping, Sequence, np.ndarray)
+        by_time = isinstance(given, Mapping) and any(isinstance(value, kinds) for value in given.values())
+        points = given if by_time else {"0 steps": given}
+        if self._argument == "weights":
+            points = {
+                time: value if isinstance(value, Mapping) else self._check_weights(value)
+                for time, value in points.items()
+            }
+        return Times.parse(points, f"{self._name}: {self._argument}")
+
+    def _names_tags(self) -> bool:
+        return any(isinstance(value, Mapping) and value for _, value in self.times.points)
+
+    def _check_points(self) -> None:
+        """Raises DataError for unknown tags and other values."""
+        for _, value in self.times.points:
+            if self._tags is not None and not isinstance(value, np.ndarray):
+                self._check_point(value)
 
     def _check_point(self, value: Any) -> None:
         assert self._tags is not None
@@ -169,7 +182,7 @@ class Weighted:
             missing = set(names) - set(map(str, value))
             if missing:
                 raise DataError(f"{where}: no share for {sorted(missing)[0]}. Give one to each tag; 0 leaves it out.")
-        if not self._shares(value, self._tags.sizes).any():
+        if self._tags.ends is None and not self._shares(value, self._tags.sizes).any():
             raise DataError(f"{where}: no example has a tag whose number is above 0.")
 
     def _shares(self, value: "str | Factors", sizes: np.ndarray) -> np.ndarray:
@@ -189,19 +202,21 @@ class Weighted:
         """Returns the repeat factor of each tag (Gupta et al. 2019, repeat factor sampling), float64 `[tags]`."""
         return np.maximum(1, np.sqrt(self._threshold * len(self.source) / np.maximum(sizes, 1)))
 
-    def _of_several_tags(self, tags: Tags) -> np.ndarray:
-        """Returns the weight of each example that may have several tags, float64 `[examples]`."""
-        assert self.times is not None
-        (_, value), *later = self.times.points
-        if later or (self._argument == "balance" and value != "repeat"):
+    def _example_weights(self, value: Any) -> np.ndarray:
+        """Returns the weight of each example at one of the times, float64 `[examples]`."""
+        if isinstance(value, np.ndarray):
+            return value
+        if self._tags is None or value == "natural":  # without tags, an empty dict
+            return np.ones(len(self))
+        if value == "repeat":
+            return self._tags.largest(self._repeats(self._tags.sizes))
+        if not isinstance(value, Mapping) or self._argument == "balance":
             raise DataError(
                 f"{self._name}: {self._argument}: examples have several tags, so shares of tags cannot be given. Use "
                 "balance='repeat', weights={TAG: NUMBER, ...}, or tags with one for each example."
             )
-        if isinstance(value, str):
-            return tags.largest(self._repeats(tags.sizes))
         numbers = {str(tag): number for tag, number in value.items()}
-        found = tags.largest(np.array([numbers.get(name, 1.0) for name in tags.names]))
+        found = self._tags.largest(np.array([numbers.get(name, 1.0) for name in self._tags.names]))
         if not found.any():
             raise DataError(f"{self._name}: weights: no example has a weight above 0.")
         return found
@@ -215,7 +230,7 @@ class Weighted:
     def with_run(self, examples: int) -> "Weighted":
         """Returns the source for a run of so many examples, of which times in percent are shares."""
         found = copy.copy(self)
-        found.times = None if self.times is None else dataclasses.replace(self.times, run=examples)
+        found.times = dataclasses.replace(self.times, run=examples)
         found._order = None
         return found
 
@@ -225,23 +240,22 @@ class Weighted:
         for method in ("take", *INDEX_METHODS):
             part.__dict__.pop(method, None)
         part.source, part._order = limited(self.source, count), None
-        part._weights = None if self._weights is None else self._weights[:count]
+        part._weights = None if self._weights is None else [weights[:count] for weights in self._weights]
         part._tags = None if self._tags is None else self._tags.limited(count)
         part._delegate()
         return part
 
     def fingerprint(self) -> str:
         """Returns the fingerprint of the source, and what decides how often each example is drawn."""
-        if self.times is None:
-            assert self._weights is not None
-            how = f"weights {xxhash.xxh3_64(self._weights).hexdigest()}"
-        else:
-            assert self._tags is not None
-            texts = [_text(value, self._threshold) for _, value in self.times.points]
-            if len(texts) > 1:
-                texts = [f"{text} at {time}" for text, (time, _) in zip(texts, self.times.points, strict=True)]
-            changes = " then linearly " if self._interpolate else " then "
-            how = f"{self._argument} of tags {self._tags.digest()}: {changes.join(texts)}"
+        texts, times = [], self.times.points
+        arrays = self._weights or [None] * len(times)  # of the first examples only, if there is a limit
+        for (time, value), weights in zip(times, arrays, strict=True):
+            digest = "" if weights is None else xxhash.xxh3_64(weights).hexdigest()
+            text = f"weights {digest}" if isinstance(value, np.ndarray) else _text(value, self._threshold)
+            texts.append(f"{text} at {time}" if len(times) > 1 else text)
+        how = (" then linearly " if self._interpolate else " then ").join(texts)
+        if self._tags is not None and not all(isinstance(value, np.ndarray) for _, value in times):
+            how = f"{self._argument} of tags {self._tags.digest()}: {how}"
         return f"{fingerprint(self.source)}{SEPARATOR}{how}"
 
     @property
@@ -276,16 +290,19 @@ class Weighted:
 
     def _make_order(self, seed: int, shuffle: bool, batch_size: int | None) -> Order:
         if self._weights is not None:
-            if not self._weights.any():
+            points = tuple(zip([time for time, _ in self.times.points], self._weights, strict=True))
+            stages = dataclasses.replace(self.times, points=points).positions(batch_size, len(self))
+            if not all(weights.any() for _, weights in stages):
                 raise DataError(f"{self._name}: data.limit leaves no example with a weight above 0. Raise it.")
-            return _ExampleOrder(self._weights, seed, shuffle)
-        assert self._tags is not None and self.times is not None
+            if len(stages) > 1:
+                return StagedOrder(stages, self._interpolate, seed, shuffle)
+            return ExampleOrder(stages[0][1], seed, shuffle)
+        assert self._tags is not None
         sizes = self._tags.sizes
-        points = self.times.positions(batch_size, len(self))
-        shares = [(at, self._shares(value, sizes)) for at, value in points]
+        shares = [(at, self._shares(value, sizes)) for at, value in self.times.positions(batch_size, len(self))]
         if not all(found.any() for _, found in shares):
             raise DataError(f"{self._name}: data.limit leaves no example of the tags that are drawn. Raise it.")
-        return _TagOrder(self._tags.numbers, shares, self._interpolate, seed, shuffle)
+        return TagOrder(self._tags.numbers, shares, self._interpolate, seed, shuffle)
 
 
 class _Sampler(PermutationSampler):
@@ -300,59 +317,7 @@ class _Sampler(PermutationSampler):
         return self._weighted.tag_counts(addresses)
 
 
-class _TagOrder:
-    """Order of a source whose tags have shares: 4 bytes for each example.
-
-    Args:
-        numbers: tag of each example, `[examples]`.
-        shares: shares of the tags by position.
-    """
-
-    def __init__(
-        self, numbers: np.ndarray, shares: list[tuple[int, np.ndarray]], interpolate: bool, seed: int, shuffle: bool
-    ):
-        self.shuffle = shuffle
-        self._schedule = ShareSchedule(shares, interpolate, len(numbers), derive_seed(seed, "tags"))
-        sizes = np.bincount(numbers, minlength=len(shares[0][1]))
-        self._members = np.argsort(numbers, kind="stable").astype(np.int32 if len(numbers) < 2**31 else np.int64)
-        self._begins = np.cumsum(sizes) - sizes  # [tags]
-        self._within = PartPermutations(sizes, derive_seed(seed, "examples of tags"), shuffle)
-
-    def indices(self, positions: np.ndarray) -> np.ndarray:
-        tags, ranks = self._schedule.locate(positions)
-        return self._members[self._begins[tags] + self._within.indices(tags, ranks)].astype(np.int64)
-
-
-class _ExampleOrder:
-    """Order of a source whose examples have weights `[examples]`: 12 bytes for each example.
-
-    Each example has a part of a line, in proportion to its weight, in an order that stays for the run. An epoch of N
-    draws takes the examples at N equally spaced points, in random order. The first point of each epoch is the previous
-    one plus the golden ratio of the spacing, which spreads the points of all epochs evenly.
-    """
-
-    def __init__(self, weights: np.ndarray, seed: int, shuffle: bool):
-        count, self.shuffle = len(weights), shuffle
-        self._slots = EpochPermutation(count, seed, shuffle)
-        order = EpochPermutation(count, derive_seed(seed, "line"), shuffle).indices(np.arange(count))
-        self._order = order.astype(np.int32 if count < 2**31 else np.int64)
-        # A power of two, so that integers and halves keep their exact proportions. The factor above 1 keeps sums that
-        # are powers of two, such as of equal weights, away from the rounding of np.sum, which differs between CPUs.
-        _, exponent = math.frexp(float(weights.sum()) * (1 + 1e-9))
-        parts = np.rint(np.ldexp(weights, LINE - exponent)).astype(np.int64)
-        self._ends = np.cumsum(parts[self._order])  # [examples]
-        self._step = int(self._ends[-1]) // count
-        self._first = derive_seed(seed, "first point") % self._step
-        self._shift = self._step * 0x9E3779B97F4A7C15 >> 64
-
-    def indices(self, positions: np.ndarray) -> np.ndarray:
-        epochs, which = np.unique(positions // len(self._order), return_inverse=True)
-        first = np.array([(self._first + epoch * self._shift) % self._step for epoch in epochs.tolist()], np.int64)
-        points = self._slots.indices(positions) * self._step + first[which]
-        return self._order[np.searchsorted(self._ends, points, side="right")].astype(np.int64)
-
-
-def _text(value: "str | Factors", threshold: float) -> str:
+def _text(value: str | Factors, threshold: float) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{tag} {number}" for tag, number in sorted(value.items(), key=str))
     return f"{value} above {threshold}" if value == "repeat" else value

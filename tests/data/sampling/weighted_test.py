@@ -119,11 +119,30 @@ def test_weights_and_balance_change_by_time():
     assert (classes(short, 3)[0, 0], classes(short, 3)[1].tolist()) == (0, [40, 15, 5])
 
 
+def test_weights_of_examples_change_by_time(tmp_path):
+    np.save(tmp_path / "later.npy", np.arange(60)[::-1])
+    weights = {"0%": np.arange(60) < 20, "50%": str(tmp_path / "later.npy"), "80%": {}}
+    weighted = Weighted(source(), weights).with_run(1200)
+    counts = np.bincount(drawn(weighted, 600), minlength=60)
+    assert (counts[:20].tolist(), counts[20:].sum()) == ([30] * 20, 0)
+    indices = drawn(weighted, 1200)
+    np.testing.assert_allclose(np.bincount(indices[600:960], minlength=60), 360 * np.arange(60)[::-1] / 1770, atol=2)
+    assert np.bincount(indices[960:]).tolist() == [4] * 60
+    tagged = Weighted(source(), {"0 steps": {"bus": 0, "car": 0}, "1 epoch": {"bus": 0, "car": 1}}, tags=SEVERAL)
+    assert not {index % 2 for index in drawn(tagged, 60).tolist()} - {0}
+    assert np.bincount(drawn(tagged, 120)[60:]).tolist() == [1] * 60
+    rare = Weighted(source(), tags=SEVERAL, balance={"0 steps": "natural", "1 epoch": "repeat"}, threshold=0.5)
+    assert np.bincount(drawn(rare, 60)).tolist() == [1] * 60
+    assert np.bincount(drawn(rare, 120)[60:])[7] == pytest.approx(60 * 30**0.5 / (59 + 30**0.5), abs=1)
+
+
 SOURCES = [
     Weighted(source(), np.arange(60)),
     Weighted(source(), tags="label", balance="class"),
     Weighted(source(), tags="label", balance={"0 steps": "class", "100 examples": "sqrt"}, interpolate=True),
     Weighted(source(), tags=SEVERAL, balance="repeat", threshold=0.5),
+    Weighted(source(), {"0 steps": np.arange(60), "50 examples": {"car": 0}, "7 epochs": {}}, tags=SEVERAL),
+    Weighted(source(), {"0 steps": np.arange(60), "5 epochs": np.ones(60)}, interpolate=True),
     Mixture({"a": Weighted(source(), tags="label", balance="class"), "b": source()}, {"a": 2, "b": 1}),
     Mixture({"a": source(), "b": source()}, {"0 steps": {"a": 1, "b": 0}, "9 steps": {"a": 1, "b": 2}}),
 ]
@@ -226,7 +245,7 @@ def test_transform_of_the_source_is_applied():
 def test_evaluation_reads_each_example_once_and_limit_takes_the_first():
     ordered = OrderedBatches(SOURCES[0], 60)
     assert ordered[0].examples["index"].tolist() == list(range(60))
-    for weighted in SOURCES[:4]:
+    for weighted in SOURCES[:6]:
         few = limited(weighted, 50)
         assert set(drawn(few, 500).tolist()) <= set(range(50))
         assert len(few) == 50
@@ -250,13 +269,15 @@ def test_weights_come_from_files(tmp_path):
 
 def test_fingerprint_changes_with_weights_tags_and_times():
     others = [
-        *SOURCES[:4],
+        *SOURCES[:6],
         Weighted(source(), np.ones(60)),
         Weighted(source(), tags="label", balance="sqrt"),
         Weighted(source(), tags=LABELS[::-1].copy(), balance="class"),
         Weighted(source(), tags="label", balance={"0 steps": "class", "101 examples": "sqrt"}, interpolate=True),
         Weighted(source(), tags="label", balance={"0 steps": "class", "100 examples": "sqrt"}),
         Weighted(source(), tags=SEVERAL, balance="repeat", threshold=0.6),
+        Weighted(source(), {"0 steps": np.arange(60), "5 epochs": np.ones(60)}),
+        Weighted(source(), {"0 steps": np.arange(60), "6 epochs": np.ones(60)}),
     ]
     assert len({fingerprint(weighted) for weighted in others}) == len(others)
     text = fingerprint(Weighted(source(), {"2": 4}, tags="label")).split("; ")[-1]
@@ -278,6 +299,11 @@ class Transformed(Weighted):
         (lambda: Weighted(source(), np.zeros(60)), "and some above 0"),
         (lambda: Weighted(source(), np.full(60, np.nan)), "and some above 0"),
         (lambda: Weighted(source(), "much"), "weights = 'much': allowed are numbers, or a file"),
+        (
+            lambda: Weighted(source(), {"0 steps": np.ones(60), "1 epoch": np.ones(9)}),
+            r"found float64\[9\]: allowed is",
+        ),
+        (lambda: Weighted(source(), {"0 steps": np.ones(60), "1 epoch": {"0": 2}}), r"ArraySource has no method tags"),
         (lambda: Weighted(source(), balance="class"), r"ArraySource has no method tags\(\). Pass tags="),
         (lambda: Weighted(source(), tags="label", balance="clas"), "found 'clas'. Allowed: .* Did you mean class"),
         (lambda: Weighted(source(), tags="label", balance={"0": 1, "2": 1}), "balance: no share for 1. Give one"),
@@ -292,7 +318,7 @@ class Transformed(Weighted):
         ),
         (lambda: Weighted(source(), tags="label", balance="repeat", threshold=0), "threshold = 0: allowed are"),
         (lambda: Weighted(source(), tags=SEVERAL, balance="class"), "examples have several tags, so shares of tags"),
-        (lambda: Weighted(SOURCES[4], np.ones(120)), r"Mixture has its own sampler. Weight the examples first: Padded"),
+        (lambda: Weighted(SOURCES[6], np.ones(120)), r"Mixture has its own sampler. Weight the examples first: Padded"),
         (lambda: Weighted(Padded(Scenes(), 16, FIELDS), np.ones(15)), r"Padded has its own sampler. Weight the"),
         (lambda: Batches(Transformed(source(), np.ones(60)), 4, 0, True), "Transformed defines transform, but its"),
         (
