@@ -1,0 +1,195 @@
+"""Detection in lidar sweeps: pillars on a grid from above, convolutions, and a heatmap of centres with a box at each.
+
+The pillars are those of PointPillars (Lang et al. 2019, arXiv:1812.05784): a small network for each point, and the
+largest value in each cell. The heads and losses are those of CenterPoint (Yin et al. 2021, arXiv:2006.11275).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from engine import Loss, Padded, Task, metrics
+
+from .street_scenes import CLASSES, EXTENT, RAYS, SIZES, StreetScenes
+
+CELLS, STRIDE = 128, 2  # cells of the grid along each side; of the grid to cells of the heatmap
+CELL = 2 * EXTENT / CELLS  # metres
+HEAT = CELLS // STRIDE
+OBJECTS, PREDICTIONS = 64, 64  # most labelled objects of a sweep; boxes predicted for each
+BOX = 11  # numbers of the box head: centre (3), log size (3), sin and cos of the yaw, velocity (2), moving (1)
+
+
+class Pillars(nnx.Module):
+    """The features of each cell of the grid: the largest over its points, zeros without points."""
+
+    def __init__(self, width: int, rngs: nnx.Rngs):
+        self.linear = nnx.Linear(8, width, rngs=rngs)
+        self.norm = nnx.RMSNorm(width, rngs=rngs)
+
+    def __call__(self, points, mask):
+        """Returns `[batch, CELLS, CELLS, width]`, rows along y, for points `[batch, points, 4]`."""
+        place = (points[..., :2] + EXTENT) / CELL
+        cell = jnp.floor(place).astype(jnp.int32)
+        inside = mask & (cell >= 0).all(-1) & (cell < CELLS).all(-1)
+        index = jnp.arange(len(points))[:, None] * CELLS**2 + cell[..., 1] * CELLS + cell[..., 0]
+        index = jnp.where(inside, index, len(points) * CELLS**2)  # out of bounds: dropped
+        offset = place - cell - 0.5
+        high = points[..., 2:3] / 2
+        x = jnp.concatenate([points[..., :2] / EXTENT, offset, high, high**2, points[..., 3:]], -1)
+        x = jnp.concatenate([x, jnp.ones_like(high)], -1)
+        x = nnx.relu(self.norm(self.linear(x)))
+        grid = jnp.zeros((len(points) * CELLS**2, x.shape[-1]), x.dtype)
+        grid = grid.at[index.reshape(-1)].max(x.reshape(-1, x.shape[-1]), mode="drop")
+        return grid.reshape(len(points), CELLS, CELLS, -1)
+
+
+class Convolution(nnx.Module):
+    """A 3x3 convolution, normalized over the batch."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, rngs: nnx.Rngs):
+        self.conv = nnx.Conv(inputs, outputs, (3, 3), strides=stride, use_bias=False, rngs=rngs)
+        self.norm = nnx.BatchNorm(outputs, momentum=0.95, rngs=rngs)
+
+    def __call__(self, x):
+        return nnx.relu(self.norm(self.conv(x)))
+
+
+class CenterModel(nnx.Module):
+    """Pillars, three levels of convolutions that are added up at the resolution of the heatmap, and two heads."""
+
+    def __init__(self, width: int, rngs: nnx.Rngs):
+        self.pillars = Pillars(width // 2, rngs)
+        sizes = [(width // 2, width), (width, 2 * width), (2 * width, 3 * width)]
+        self.levels = nnx.List(
+            [
+                nnx.List([Convolution(a, b, STRIDE, rngs), Convolution(b, b, 1, rngs), Convolution(b, b, 1, rngs)])
+                for a, b in sizes
+            ]
+        )
+        self.across = nnx.List([nnx.Linear(b, width, rngs=rngs) for _, b in sizes])
+        self.neck = Convolution(width, width, 1, rngs)
+        self.heat = nnx.Linear(
+            width, len(CLASSES), bias_init=nnx.initializers.constant(-4.0), rngs=rngs
+        )  # as if 2 % were centres
+        self.box = nnx.Linear(width, BOX, rngs=rngs)
+
+    def __call__(self, points, mask):
+        """Returns logits of centres `[batch, HEAT, HEAT, classes]` and codes of boxes `[batch, HEAT, HEAT, BOX]`."""
+        x, total = self.pillars(points, mask), 0.0
+        for number, (level, across) in enumerate(zip(self.levels, self.across, strict=True)):
+            for layer in level:
+                x = layer(x)
+            total = total + jnp.repeat(jnp.repeat(across(x), 2**number, axis=1), 2**number, axis=2)
+        x = self.neck(nnx.relu(total))
+        return self.heat(x), self.box(x)
+
+
+def encode(boxes, labels, cell):
+    """Returns the codes `[..., BOX - 1]` of boxes `[..., 9]` at cells (x, y) of the heatmap."""
+    middle = (cell + 0.5) * CELL * STRIDE - EXTENT
+    yaw = boxes[..., 6:7]
+    return jnp.concatenate(
+        [
+            boxes[..., :2] - middle,
+            boxes[..., 2:3] - 1,
+            jnp.log(jnp.maximum(boxes[..., 3:6], 0.1) / jnp.asarray(SIZES, jnp.float32)[labels]),
+            jnp.sin(yaw),
+            jnp.cos(yaw),
+            boxes[..., 7:9] / 5,
+        ],
+        -1,
+    )
+
+
+def decode(codes, labels, cell):
+    """Returns the boxes of codes, the inverse of `encode`."""
+    middle = (cell + 0.5) * CELL * STRIDE - EXTENT
+    size = jnp.asarray(SIZES, jnp.float32)[labels] * jnp.exp(codes[..., 3:6].clip(-1, 1))
+    yaw = jnp.arctan2(codes[..., 6:7], codes[..., 7:8])
+    return jnp.concatenate(
+        [codes[..., :2] + middle, codes[..., 2:3] + 1, size, yaw, codes[..., 8:10] * 5],
+        -1,
+    )
+
+
+def heatmap(boxes, labels, present):
+    """Returns targets `[batch, HEAT, HEAT, classes]`, 1 at a centre and less around it, and the cells of centres."""
+    place = (boxes[..., :2] + EXTENT) / (CELL * STRIDE)
+    cell = jnp.floor(place)
+    sigma = jnp.maximum(boxes[..., 3:5].max(-1) / (CELL * STRIDE) / 6, 0.5)[..., None]
+    along = [jnp.exp(-((jnp.arange(HEAT) - cell[..., k : k + 1]) ** 2) / (2 * sigma**2)) for k in (0, 1)]
+    one = jnp.where(present[..., None], jax.nn.one_hot(labels, len(CLASSES)), 0)  # [batch, objects, classes]
+    each = along[1][..., :, None] * along[0][..., None, :]  # [batch, objects, HEAT, HEAT]
+    return jnp.stack([(each * one[..., c, None, None]).max(1) for c in range(len(CLASSES))], -1), cell
+
+
+def focal(logits, target):
+    """Returns the focal loss of each cell (CornerNet, Law and Deng 2018, arXiv:1808.01244, equation 1)."""
+    log_p, log_q = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+    p = jax.nn.sigmoid(logits)
+    return jnp.where(target == 1, -((1 - p) ** 2) * log_p, -((1 - target) ** 4) * p**2 * log_q)
+
+
+@dataclasses.dataclass
+class LidarDetection(Task):
+    """Finds cars, trucks, pedestrians and cyclists in a sweep, as boxes with heading, velocity and a score."""
+
+    width: int = 32
+    full_precision = ("points", "boxes")
+
+    def build(self, rngs):
+        return CenterModel(self.width, rngs)
+
+    def loss(self, model, batch, rng):
+        logits, codes = model(batch["points"], batch["mask"]["points"])
+        boxes, labels, present = batch["boxes"], batch["label"], batch["mask"]["objects"]
+        target, cell = heatmap(boxes, labels, present)
+        x, y = cell.astype(jnp.int32).clip(0, HEAT - 1).swapaxes(0, -1).swapaxes(1, 2)
+        found = codes[jnp.arange(len(boxes))[:, None], y, x]  # [batch, objects, BOX]
+        error = jnp.abs(found[..., : BOX - 1] - encode(boxes, labels, cell)).sum(-1)
+        moving = batch["moving"]
+        wrong = jax.nn.softplus(found[..., BOX - 1]) - moving * found[..., BOX - 1]
+        return Loss.sum(
+            heat=HEAT**2 / 20 * Loss.of(focal(logits, target).sum(-1)),  # 20: objects of a sweep
+            box=0.5 * Loss.of(error, present),
+            moving=0.2 * Loss.of(wrong, present),
+        )
+
+    def predict(self, model, batch):
+        """Returns the most likely boxes: `boxes` `[batch, PREDICTIONS, 9]`, `score`, `label` and `moving`."""
+        logits, codes = model(batch["points"], batch["mask"]["points"])
+        score = jax.nn.sigmoid(logits)
+        highest = jax.lax.reduce_window(score, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
+        peaks = jnp.where(score == highest, score, 0).reshape(len(score), -1)
+        score, index = jax.lax.top_k(peaks, PREDICTIONS)
+        at, label = jnp.divmod(index, len(CLASSES))
+        y, x = jnp.divmod(at, HEAT)
+        code = codes[jnp.arange(len(score))[:, None], y, x]
+        boxes = decode(code, label, jnp.stack([x, y], -1))
+        return {"boxes": boxes, "score": score, "label": label, "moving": (code[..., -1] > 0).astype(jnp.int32)}
+
+    def evaluate(self, model, batch):
+        return {"nds": score_of(self.predict(model, batch), batch)}
+
+
+def score_of(predicted, batch):
+    """Returns the detection score of predictions of a batch of sweeps."""
+    return metrics.DetectionScore.of(
+        predicted["boxes"],
+        predicted["score"],
+        predicted["label"],
+        batch["boxes"],
+        batch["label"],
+        batch["mask"]["objects"],
+        attributes=(predicted["moving"], batch["moving"]),
+        classes=CLASSES,
+        ranges=((0, 15), (15, 30), (30, 50)),
+    )
+
+
+def sweeps(count: int = 1000, seed: int = 0) -> Padded:
+    """Returns simulated sweeps, padded to the number of rays and to OBJECTS labels."""
+    fields = {"points": ["points"], "objects": ["boxes", "label", "moving", "hits", "alone"]}
+    return Padded(StreetScenes(count, seed), {"points": RAYS, "objects": OBJECTS}, fields)

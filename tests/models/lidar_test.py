@@ -1,0 +1,92 @@
+"""Lidar detection: pillars equal a loop, predictions of perfect outputs score one, and the baseline finds a car."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from models.lidar import BOX, CELL, CELLS, HEAT, STRIDE, LidarDetection, Pillars, encode, heatmap, sweeps
+from models.lidar_baseline import detect
+from models.street_scenes import CLASSES, EXTENT, SIZES
+from tests.merging import results
+
+
+@pytest.fixture(scope="module")
+def batch():
+    source = sweeps(3, seed=5)
+    examples = [source[index] for index in range(3)]
+    return jax.tree.map(lambda *rows: np.stack(rows), *examples)
+
+
+class Perfect:
+    """Returns the logits and codes of the labels."""
+
+    def __init__(self, batch):
+        boxes, labels, present = batch["boxes"], batch["label"], batch["mask"]["objects"]
+        target, cell = map(np.asarray, heatmap(boxes, labels, present))
+        moving = 2.0 * batch["moving"][..., None] - 1
+        code = np.concatenate([np.asarray(encode(boxes, labels, cell)), moving], -1)
+        codes = np.zeros((len(boxes), HEAT, HEAT, BOX), np.float32)
+        for n, k in np.argwhere(present):
+            x, y = cell[n, k].astype(int)
+            codes[n, y, x] = code[n, k]
+        self.outputs = jnp.where(jnp.asarray(target) == 1, 6.0, -6.0), jnp.asarray(codes)
+
+    def __call__(self, points, mask):
+        return self.outputs
+
+
+def test_outputs_equal_to_the_labels_score_one(batch):
+    task = LidarDetection()
+    found = results(task.evaluate(Perfect(batch), batch)["nds"])
+    assert found["m/ap"] > 0.98 and found["m"] > 0.97  # two objects in one cell are one box
+    toward = -5 * np.sign(batch["boxes"][..., :2])
+    moved = {**batch, "boxes": np.concatenate([batch["boxes"][..., :2] + toward, batch["boxes"][..., 2:]], -1)}
+    assert results(task.evaluate(Perfect(moved), batch)["nds"])["m/ap"] < 0.2
+    own, other = (sums_of(task.loss(Perfect(b), batch, None)) for b in (batch, moved))
+    assert own["heat"] < 0.1 * other["heat"] and own["box"] < 0.1 * other["box"]
+
+
+def sums_of(loss):
+    return {name: float(jnp.sum(term.total)) for name, term in loss.terms.items()}
+
+
+def test_pillars_equal_a_loop_and_ignore_padding():
+    rng, pillars = np.random.default_rng(0), Pillars(4, nnx.Rngs(0))
+    points = np.column_stack([rng.uniform(-1.2 * EXTENT, 1.2 * EXTENT, (600, 2)), rng.normal(size=(600, 2))])
+    points[300:, :2] = rng.uniform(-2, 2, (300, 2))  # several in a cell
+    points, mask = points[None].astype(np.float32), rng.random((1, 600)) < 0.7
+    grid = np.asarray(jax.jit(lambda points, mask: pillars(points, mask))(points, mask))[0]
+    wanted = np.zeros_like(grid)
+    for point in points[0][mask[0]]:
+        place = (point[:2] + EXTENT) / np.float32(CELL)
+        column, row = np.floor(place).astype(int)
+        if 0 <= row < CELLS and 0 <= column < CELLS:
+            high = point[2] / 2
+            x = [*point[:2] / EXTENT, *(place - [column, row] - 0.5), high, high**2, point[3], 1]
+            y = nnx.relu(pillars.norm(pillars.linear(jnp.asarray(x, jnp.float32))))
+            wanted[row, column] = np.maximum(wanted[row, column], y)
+    np.testing.assert_allclose(grid, wanted, rtol=1e-4, atol=1e-5)
+    assert (wanted > 0).any(-1).sum() > 100
+
+
+def test_the_heatmap_is_one_at_centres_only(batch):
+    target, cell = heatmap(batch["boxes"], batch["label"], batch["mask"]["objects"])
+    n, k = np.argwhere(batch["mask"]["objects"]).T
+    x, y = np.asarray(cell[n, k]).astype(int).T
+    assert (np.asarray(target)[n, y, x, batch["label"][n, k]] == 1).all()
+    assert (np.asarray(target) == 1).sum() == len({*zip(n, y, x, batch["label"][n, k], strict=True)})
+    assert HEAT * STRIDE == CELLS and target.shape[-1] == len(CLASSES)
+
+
+def test_the_baseline_finds_a_car_on_a_plane():
+    rng = np.random.default_rng(0)
+    ground = np.column_stack([rng.uniform(-30, 30, (5000, 2)), np.zeros(5000)])
+    side = np.column_stack([rng.uniform(8, 12.5, 300), np.full(300, 4.0), rng.uniform(0, 1.6, 300)])
+    back = np.column_stack([np.full(300, 8.0), rng.uniform(4, 5.85, 300), rng.uniform(0, 1.6, 300)])
+    points = np.concatenate([ground, side, back])
+    boxes, _, classes = detect(np.column_stack([points, np.zeros(len(points))]))
+    assert classes.tolist() == [0]
+    np.testing.assert_allclose(boxes[0, :2], [10.25, 4.925], atol=0.2)
+    np.testing.assert_allclose(boxes[0, 3:6], SIZES[0])
