@@ -97,9 +97,9 @@ def read(path: Path) -> np.ndarray:
     """
     if not path.exists():
         raise DataError(
-            f"{path}: not found. Copy the folders all, train and val of "
-            "https://github.com/StanfordASL/Trajectron-plus-plus/tree/master/experiments/pedestrians/raw/raw (they may "
-            f"have the names all_data, train and val there) to {path.parent.parent}."
+            f"{path}: not found. Copy the folders all_data, train and val of "
+            "https://github.com/StanfordASL/Trajectron-plus-plus/tree/master/experiments/pedestrians/raw/raw to "
+            f"{path.parent.parent}, all_data with the name all."
         )
     try:
         rows = np.loadtxt(path, ndmin=2)
