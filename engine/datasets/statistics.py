@@ -18,6 +18,7 @@ from engine.types import PyTree
 
 MAX_BAD = 10_000  # bad examples that a report names; the others are only counted
 MAX_CLASSES, MAX_LABELS = 256, 4096  # different values of a field of labels, and labels of one example
+HASH_PARTS = 64  # in which duplicates are searched one after the other
 FIRST = 5  # examples that are named where there may be many
 
 type Structure = tuple[tuple[str, str, int], ...]
@@ -208,17 +209,24 @@ class Statistics:
         self.waiting += other.waiting
 
     def duplicates(self) -> tuple[int, list[tuple[int, int]]]:
-        """Returns the number of examples that equal an earlier one, and the first such pairs of indices."""
-        if not self.hashes:
-            return 0, []
-        pairs = np.concatenate(self.hashes)
-        order = np.lexsort((pairs[:, 0], pairs[:, 1]))
-        indices, hashes = pairs[order].T
-        _, first, which = np.unique(hashes, return_index=True, return_inverse=True)
-        original = indices[first][which]
-        copies = np.flatnonzero(indices != original)
-        found = sorted(zip(original[copies].tolist(), indices[copies].tolist(), strict=True), key=lambda pair: pair[1])
-        return len(copies), found[:FIRST]
+        """Returns the number of examples that equal an earlier one, and the first such pairs of indices.
+
+        The hashes take 16 bytes for each example; the search needs little more.
+        """
+        count, found = 0, []
+        for part in range(HASH_PARTS):  # one at a time, since sorting takes several times the memory of what it sorts
+            pairs = [chunk[chunk[:, 1] % HASH_PARTS == part] for chunk in self.hashes]
+            if not sum(map(len, pairs)):
+                continue
+            pairs = np.concatenate(pairs)
+            indices, hashes = pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))].T
+            _, first, which = np.unique(hashes, return_index=True, return_inverse=True)
+            original = indices[first][which]
+            copies = np.flatnonzero(indices != original)
+            count += len(copies)
+            found += zip(original[copies].tolist(), indices[copies].tolist(), strict=True)
+            found = sorted(found, key=lambda pair: pair[1])[:FIRST]
+        return count, found
 
 
 def quantiles(counts: Counter[int], at: Sequence[float]) -> list[int]:
