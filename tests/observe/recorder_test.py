@@ -4,6 +4,7 @@ import json
 import math
 import threading
 import time
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -164,9 +165,10 @@ def test_push_waits_only_for_the_dispatch_two_before(run):
 
 def test_push_waits_for_the_dispatch_before_if_one_may_be_in_flight(tmp_path):
     run, waits = Run(tmp_path, in_flight=1), []
+    results: list[Any] = [Result(waits, step) for step in range(4)]
     with run.writer:
-        for step in range(4):
-            run.recorder.push(step, Result(waits, step), 0.0)
+        for step, result in enumerate(results):
+            run.recorder.push(step, result, 0.0)
         assert waits == [0, 1, 2]
         run.recorder.settle()
 
