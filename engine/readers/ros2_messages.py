@@ -92,7 +92,7 @@ def _fields(name: str, definitions: dict[str, str], parents: tuple[str, ...]) ->
         problem = "contains itself" if name in parents else "is not defined in the log"
         raise DataError(f"the type {name} {problem}. Name a decoder of your own: decoders={{...}}.")
     found = []
-    for line in definitions[name].splitlines():
+    for line in definitions[name].replace("\t", " ").splitlines():
         kind, _, rest = line.partition("#")[0].strip().partition(" ")
         if not kind or "=" in rest:  # a comment, or a constant
             continue

@@ -8,7 +8,7 @@ def test_definition_with_comments_constants_and_types_of_other_packages():
     text = f"""
 # uint8 comment
 uint8 A = 1
-int8   x 3  # a default
+int8\tx 3  # a default
 string<=5[<=2] names
 Point[3] corners
 other/P[] points
