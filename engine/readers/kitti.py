@@ -49,14 +49,14 @@ class KittiObject:
 
         Args:
             folder: path or bucket address of the folder with `training` and `testing`.
-            split: "training" or "testing", which has no boxes.
+            split: "training" or "testing". "testing" has no boxes: leave them out of `parts`.
             parts: what to read.
             frames: names of the frames, such as "000017". Default: all.
             size: (height, width) to which images are resized; `P2` and `box_2d` are scaled with them. KITTI's images
                 differ in size by some pixels, so that batches need one.
 
         Raises:
-            DataError: an argument is invalid, the folder has no frames, or a library is missing.
+            DataError: an argument is invalid, the folder has no frames, a part has no folder, or a library is missing.
         """
         unknown = [part for part in parts if part not in FOLDERS]
         if unknown or not parts:
@@ -70,6 +70,9 @@ class KittiObject:
         listed = sorted(path.stem for path in found.iterdir() if path.suffix == ending) if found.is_dir() else []
         if not listed:
             raise DataError(f"{folder}: no {split}/{first}/*{ending}. Correct the path, `split` or `parts`.")
+        for part in parts:
+            if not os.path.isdir(os.path.join(self.folder, FOLDERS[part][0])):
+                raise DataError(f"{folder}: no folder {split}/{FOLDERS[part][0]}. Remove {part!r} from `parts`.")
         self.frames = listed if frames is None else list(frames)
         """Names of the frames."""
         if missing := set(self.frames) - set(listed):

@@ -87,6 +87,10 @@ def test_wrong_arguments_are_named(folder):
     for arguments, error in wrong:
         with pytest.raises(DataError, match=error):
             KittiObject(str(folder), **arguments)
+    (folder / "training/label_2").rename(folder / "labels")
+    with pytest.raises(DataError, match=r"no folder training/label_2. Remove 'boxes' from `parts`"):
+        KittiObject(str(folder))
+    (folder / "labels").rename(folder / "training/label_2")
     (folder / "training/calib/000000.txt").write_text("P0: 1 2")
     with pytest.raises(DataError, match=r"calib/000000.txt: the line 'P0' is no matrix of 3 rows"):
         KittiObject(str(folder))[0]
