@@ -58,10 +58,10 @@ class Argoverse2Sensor:
             folder: path or bucket address of the folder with `train`, `val` and `test`.
             split: name of the folder of the logs.
             logs: names of the logs. Default: all.
-            boxes: whether to read the boxes. The test split has none.
+            boxes: whether to read the boxes. The test split has none: set False.
 
         Raises:
-            DataError: there are no sweeps, a log does not exist, a file is damaged, or pyarrow is missing.
+            DataError: there are no sweeps or no boxes, a log does not exist, a file is damaged, or pyarrow is missing.
         """
         import_extra("pyarrow", "parquet", "Files of Argoverse 2")
         self.folder = os.path.join(local_path(os.path.expanduser(folder)), split)
@@ -74,6 +74,8 @@ class Argoverse2Sensor:
         times = {name: found for name in names if (found := _sweep_times(os.path.join(self.folder, name)))}
         if not times:
             raise DataError(f"{folder}: no {split}/LOG/sensors/lidar/TIMESTAMP.feather. Correct the path or `split`.")
+        if boxes and not any(os.path.exists(self._file(name, BOXES)) for name in times):
+            raise DataError(f"{folder}: no {split}/LOG/{BOXES}. Set boxes=False to read the sweeps without boxes.")
         self.logs = list(times)
         """Names of the logs that have sweeps."""
         self._times = np.array([time for found in times.values() for time in found], np.int64)

@@ -80,6 +80,14 @@ def test_fingerprint_depends_on_the_content(folder):
     assert fingerprint(Argoverse2Sensor(str(folder))) != first
 
 
+def test_split_without_boxes_needs_boxes_false(folder):
+    for path in folder.glob("train/*/annotations.feather"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"no train/LOG/annotations.feather. Set boxes=False"):
+        Argoverse2Sensor(str(folder))
+    assert len(Argoverse2Sensor(str(folder), boxes=False)) == 4
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(DataError, match=r"logs: \S+ has no train/a2\."):
         Argoverse2Sensor(str(LAYOUT), logs=["a2"])
