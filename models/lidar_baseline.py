@@ -34,8 +34,8 @@ def ground_removed(points: np.ndarray) -> np.ndarray:
 def detect(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns boxes `[boxes, 9]`, scores and classes, at most BOXES, of clusters whose size fits a class."""
     points = ground_removed(points)
-    cell = np.floor((points[:, :2] + EXTENT) / CELL).astype(int)
     side = int(2 * EXTENT / CELL)
+    cell = np.floor((points[:, :2] + EXTENT) / CELL).astype(int).clip(0, side - 1)  # the sum may round up to the edge
     taken = np.zeros((side, side), bool)
     taken[tuple(cell.T)] = True
     of_cell = np.zeros(taken.shape, np.int32)

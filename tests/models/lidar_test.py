@@ -80,6 +80,13 @@ def test_the_heatmap_is_one_at_centres_only(batch):
     assert HEAT * STRIDE == CELLS and target.shape[-1] == len(CLASSES)
 
 
+def test_the_baseline_accepts_points_at_the_edge_of_the_square():
+    points = np.zeros((8, 4), np.float32)
+    points[:4, :2] = np.nextafter(np.float32(EXTENT), np.float32(0))
+    points[:4, 2] = np.linspace(1, 2, 4)
+    assert len(detect(points)[0]) == 1
+
+
 def test_the_baseline_finds_a_car_on_a_plane():
     rng = np.random.default_rng(0)
     ground = np.column_stack([rng.uniform(-30, 30, (5000, 2)), np.zeros(5000)])
