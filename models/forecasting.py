@@ -1,9 +1,9 @@
 """Forecasts of several futures of each agent, from its own history and that of the agents around it.
 
 Each agent sees the scene in its own frame: the origin is its last position, and its heading is the x axis. So a moved
-or rotated scene gets the same forecasts, moved or rotated. Training chooses the best of the forecasts (winner takes
-all), softly in the first part of a run, so that every mode learns (annealed multiple choice learning, Perera et al.
-2024, arXiv:2407.15580).
+or rotated scene gets the same forecasts, moved or rotated. An agent that stands still has no heading: its frame keeps
+the axes of the recording. Training chooses the best of the forecasts (winner takes all), softly in the first part of a
+run, so that every mode learns (annealed multiple choice learning, Perera et al. 2024, arXiv:2407.15580).
 """
 
 import dataclasses
