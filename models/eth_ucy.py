@@ -14,7 +14,6 @@ from engine import DataError, Packed
 
 OBSERVED, PREDICTED = 8, 12  # frames
 FRAMES_PER_STEP = 10  # frame numbers between two frames of a file
-MOST_AGENTS = 57  # in one window, by students001
 
 Place = Literal["eth", "hotel", "univ", "zara1", "zara2"]
 Split = Literal["train", "validation", "test"]
@@ -68,7 +67,7 @@ class Scenes:
 
 
 class Rows(Packed):
-    """The windows of a split, packed into rows of `length` agents."""
+    """The windows of a split, packed into rows of `length` agents. The largest window has 57, in students001."""
 
     def __init__(self, held_out: Place, split: Split, folder: str = FOLDER, length: int = 64, min_agents: int = 1):
         super().__init__(Scenes(held_out, split, folder, min_agents), length, fields=["history", "future"])
