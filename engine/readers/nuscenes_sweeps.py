@@ -2,7 +2,7 @@
 
 The formula is that of `PointCloud.from_file_multisweep` in python-sdk/nuscenes/utils/data_classes.py of
 https://github.com/nutonomy/nuscenes-devkit: from the sensor over the ego frame to the world at the time of the sweep,
-and back at the time of the key frame.
+and back at the time of the key frame. That function also drops points within 1 m of the sensor; they are kept here.
 """
 
 import os
