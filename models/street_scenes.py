@@ -137,16 +137,19 @@ def _add_clutter(rng: np.random.Generator, scene: Scene) -> None:
             x += length + gap + 0.5
 
 
-def cast(boxes: np.ndarray, slope: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def cast(
+    boxes: np.ndarray, slope: np.ndarray, part_of: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Casts every ray of a sweep at boxes and at the ground.
 
     Args:
         boxes: `[boxes, 7]`: x, y, z of the bottom, l, w, h, yaw.
         slope: rise of the ground along x and y, `[2]`.
+        part_of: index of the object of each box, `[boxes]`; None if each box is an object.
 
     Returns:
         Directions `[rays, 3]`; the distances `[rays]`, infinite where nothing is hit; the index of the box that each
-        ray hits, -1 for the ground; and the number of rays that would hit each box if it stood alone, `[boxes]`.
+        ray hits, -1 for the ground; and the number of rays that would hit each object if it stood alone, `[objects]`.
     """
     azimuth = (np.arange(AZIMUTHS) + 0.5) * (2 * np.pi / AZIMUTHS)
     elevation = np.deg2rad(np.concatenate([np.linspace(-24, -9, 14), np.linspace(-8.4, 4, BEAMS - 14)]))
@@ -174,7 +177,10 @@ def cast(boxes: np.ndarray, slope: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
     first, owner = np.full(len(rays), np.inf), np.full(len(rays), -1)
     first[ray[last]], owner[ray[last]] = near[last], box[last]
     owner[depth < first] = -1
-    return rays, np.minimum(depth, first), owner, np.bincount(box[near < depth[ray]], minlength=len(boxes))
+    seen, part_of = near < depth[ray], np.arange(len(boxes)) if part_of is None else part_of
+    once = np.unique(ray[seen] * len(boxes) + part_of[box[seen]])  # a ray may pass several parts of an object
+    alone = np.bincount(once % len(boxes), minlength=part_of.max() + 1)
+    return rays, np.minimum(depth, first), owner, alone
 
 
 def _columns(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -202,7 +208,7 @@ def sweep(rng: np.random.Generator) -> dict[str, np.ndarray]:
     boxes[:, 6] = mirror * boxes[:, 6] + turn
     boxes[:, 2] += boxes[:, :2] @ slope
     parts, part_of = _parts(boxes, labels)
-    rays, depth, owner, alone = cast(parts, slope)
+    rays, depth, owner, alone = cast(parts, slope, part_of)
     seen = (depth < RANGE) & (rng.random(RAYS) > 0.05 + 0.25 * depth.clip(0, RANGE) / RANGE)
     rays, depth, owner = rays[seen], depth[seen], owner[seen]
     owner = np.where(owner >= 0, part_of[owner], -1)
@@ -211,7 +217,6 @@ def sweep(rng: np.random.Generator) -> dict[str, np.ndarray]:
     points = rays * depth[:, None] + [0, 0, HEIGHT]
     intensity = (shine * np.exp(-depth / 60) + rng.normal(0, 0.03, len(depth))).clip(0, 1)
     hits = np.bincount(owner + 1, minlength=len(boxes) + 1)[1:]
-    alone = np.bincount(part_of, alone, len(boxes))
     kept = (labels >= 0) & (hits > 0) & (np.abs(boxes[:, :2]).max(1) < EXTENT)
     boxes, yaw = boxes[kept], boxes[kept, 6]
     boxes[:, 2] += boxes[:, 5] / 2

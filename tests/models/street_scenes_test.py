@@ -47,6 +47,12 @@ def test_rays_hit_the_nearest_box():
             ).any()
 
 
+def test_a_ray_through_two_parts_of_an_object_counts_once():
+    boxes, level = np.array([[10.0, 0, 0, 1, 2, 2, 0], [12.0, 0, 0, 1, 2, 2, 0]]), np.zeros(2)
+    apart, (together,) = cast(boxes, level)[3], cast(boxes, level, np.array([0, 0]))[3]
+    assert max(apart) <= together < 0.7 * sum(apart)
+
+
 def test_every_label_has_points_and_every_class_occurs(sweeps):
     assert set(np.concatenate([sweep["label"] for sweep in sweeps])) == set(range(len(CLASSES)))
     for sweep in sweeps:
