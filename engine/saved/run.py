@@ -11,7 +11,7 @@ import jax
 from flax import nnx
 
 from engine.checkpoint import timeouts
-from engine.checkpoint.bucket_copy import readable
+from engine.checkpoint.bucket_copy import add_step, readable
 from engine.checkpoint.manifest import read_lock
 from engine.checkpoint.policy import Retention
 from engine.checkpoint.store import CheckpointStore, StepInfo
@@ -184,10 +184,10 @@ class SavedRun:
         The primary decides whether the checkpoint exists, so that no process waits in a restore that another one cannot
         begin. Raises CheckpointError in every process if it does not.
         """
+        path = self.directory.checkpoints / str(step)
         with contextlib.ExitStack() as stack:
 
             def lock() -> list[int]:
-                path = self.directory.checkpoints / str(step)
                 with contextlib.suppress(OSError):  # the restore, which has a timeout too, reports a storage that fails
                     storage.bounded(lambda: stack.enter_context(read_lock(path)), timeouts.LIST_S)
                 return self.steps()
@@ -198,6 +198,7 @@ class SavedRun:
                     f"{self.directory.checkpoints}: there is no checkpoint of step {step}. "
                     f"Existing steps: {', '.join(map(str, found)) or 'none'}."
                 )
+            add_step(path)
             yield
 
     def restore(self, step: int, program: Program) -> TrainState:

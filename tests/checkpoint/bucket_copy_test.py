@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.checkpoint.bucket_copy import readable
+from engine.checkpoint.bucket_copy import add_step, readable
 from engine.config.errors import CheckpointError
 from engine.mounts import shown
 from tests.bucket_store import upload
@@ -28,6 +28,22 @@ def test_only_small_files_are_copied_and_each_call_reads_them_again(bucket, tmp_
     step = readable("s3://data/a/run/checkpoints/5")
     assert shown(step) == "s3://data/a/run/checkpoints/5" and (step / "state/_METADATA").is_file()
     assert readable(tmp_path) == tmp_path
+
+
+def test_step_that_was_saved_later_is_added_to_a_copy(bucket, tmp_path):
+    bucket.write("run/config.txt", b"config").result()
+    folder = readable("s3://data/run")
+    step = folder / "checkpoints" / "5"
+    for name in ("manifest.json", "state/_METADATA", "state/d/0a"):
+        bucket.write(f"run/checkpoints/5/{name}", name.encode()).result()
+    add_step(step)
+    assert (step / "manifest.json").read_text() == "manifest.json" and (step / "state/_METADATA").is_file()
+    assert not (step / "state/d").exists()
+    bucket.write("run/checkpoints/5/manifest.json", b"changed").result()
+    add_step(step)
+    assert (step / "manifest.json").read_text() == "manifest.json"
+    add_step(tmp_path / "5")
+    assert not (tmp_path / "5").exists()
 
 
 def test_bucket_that_cannot_be_read_is_an_error(bucket):
