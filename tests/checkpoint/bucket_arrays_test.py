@@ -9,6 +9,7 @@ import pytest
 import tensorstore
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from engine.checkpoint import bucket_arrays
 from engine.checkpoint.bucket_copy import readable
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.warm_start import find_step, read_weights
@@ -76,6 +77,11 @@ def test_weights_of_a_new_run_are_read_without_the_other_arrays(run, bucket, tmp
         np.testing.assert_array_equal(np.asarray(found.params["a.b/kernel"], np.float32).ravel(), np.arange(512))
         assert found.params["a.b/kernel"].dtype == jnp.float16
         assert shown(found.message).startswith("initialized 2 arrays from s3://data/large/checkpoints/3; random: none")
+
+
+def test_empty_state_needs_no_request(tmp_path):
+    empty = {"params": {}, "carried": {}}
+    assert bucket_arrays.read(tmp_path, "s3://none/run/checkpoints/1/state", empty) == empty
 
 
 def bytes_read():
