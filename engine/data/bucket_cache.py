@@ -11,14 +11,14 @@ import fnmatch
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
 from engine.config.atomic_file import replacing
 from engine.config.errors import DataError
-from engine.data.record_manifest import LENGTHS, MANIFEST, dataset_of, read_manifest
+from engine.data.record_manifest import LENGTHS, MANIFEST, dataset_of, finished_shards, read_manifest
 from engine.mounts import PROGRAMS, split_address
 from engine.object_store import SWITCH, Bucket
 
@@ -36,7 +36,7 @@ def cached_files(address: str) -> list[str]:
     again.
 
     Raises:
-        DataError: the bucket cannot be read, or the cache is too small.
+        DataError: the bucket cannot be read, the dataset is not complete, or the cache is too small.
     """
     found = split_address(address)
     assert found is not None
@@ -67,20 +67,25 @@ class _Cache:
         matches = [pattern] if pattern in keys else [key for key in sorted(keys) if _matches(key, pattern)]
         matches = [key for key in matches if not key.endswith("/")]
         if not matches and pattern + MANIFEST in keys:
-            (manifest,) = self._download([pattern + MANIFEST])
-            found = read_manifest(manifest.with_name(manifest.name.removesuffix(MANIFEST)))
-            shards = [] if found is None else [shard.file for shard in found.shards if shard is not None]
+            (manifest,) = self._run(self._local, [pattern + MANIFEST])
+            out = manifest.with_name(manifest.name.removesuffix(MANIFEST))
+            found = read_manifest(out)
+            shards = [] if found is None else [shard.file for shard in finished_shards(out, found)]
             matches = [f"{pattern.rpartition('/')[0]}/{name}".lstrip("/") for name in shards]
             keys.update(matches)
-        datasets = {str(dataset_of(Path(key))) for key in matches}
-        sidecars = [dataset + end for dataset in sorted(datasets) for end in (MANIFEST, LENGTHS)]
-        self._download([key for key in sidecars if key in keys and key not in matches])
-        return [str(path) for path in self._download(matches)]
+        datasets = sorted({str(dataset_of(Path(key))) for key in matches})
+        for dataset in datasets:
+            if not dataset.startswith(prefix):  # "a" of the pattern "a-*": the list above lacks its sidecars
+                keys.update(self._bucket.list(f"{dataset}."))
+        sidecars = {dataset + end for dataset in datasets for end in (MANIFEST, LENGTHS)} - set(matches)
+        self._run(self._local, sorted(sidecars & keys))
+        self._run(self._forget, [key for key in sorted(sidecars - keys) if (self._folder / key).is_file()])
+        return [str(path) for path in self._run(self._local, matches)]
 
-    def _download(self, keys: list[str]) -> list[Path]:
+    def _run[T](self, function: Callable[[str], T], keys: list[str]) -> list[T]:
         try:
             with ThreadPoolExecutor(DOWNLOADS) as threads:
-                return list(threads.map(self._local, keys))
+                return list(threads.map(function, keys))
         except OSError as error:
             raise self._unusable(error) from error
 
@@ -90,11 +95,21 @@ class _Cache:
             "folder."
         )
 
-    def _local(self, key: str) -> Path:
-        """Returns the local path of a file; downloads its present content unless the cache has it."""
+    def _path(self, key: str) -> Path:
         path = self._folder / key
         if self._folder.resolve() not in path.resolve().parents:
             raise DataError(f"{self._name}/{key}: leads out of the cache. Rename the file.")
+        return path
+
+    def _forget(self, key: str) -> None:
+        """Removes the copy of a file that is no longer in the bucket."""
+        path = self._path(key)
+        with _lock(self._cache / ".lock"):
+            path.unlink(missing_ok=True)
+
+    def _local(self, key: str) -> Path:
+        """Returns the local path of a file; downloads its present content unless the cache has it."""
+        path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         _use(path)
         with _lock(_hidden(path, "download")):

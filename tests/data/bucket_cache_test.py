@@ -10,7 +10,7 @@ from engine.config.errors import DataError
 from engine.data import bucket_cache
 from engine.data.array_record import ArrayRecordSource, write_array_record
 from engine.data.bucket_cache import cached_files
-from engine.data.record_manifest import Manifest, Shard, checksum, lengths_path, manifest_path, save_lengths
+from engine.data.record_manifest import MANIFEST, Manifest, Shard, checksum, lengths_path, manifest_path, save_lengths
 from engine.data.source import ArraySource
 from tests.bucket_store import release_cache
 
@@ -59,6 +59,25 @@ def test_dataset_in_a_bucket_is_read_with_its_manifest_and_without_a_mount(write
         assert lengths is not None and lengths["x"].tolist() == [2] * 6
     with pytest.raises(DataError, match=r"s3://data/none\*: no such file"):
         ArrayRecordSource("s3://data/none*")
+
+
+@pytest.mark.parametrize("pattern", ["scans-*.arrayrecord", "scans-00001-of-00002.arrayrecord"])
+def test_pattern_of_shards_uses_the_present_manifest(write, bucket, tmp_path, pattern):
+    write_two_shards(tmp_path / "out" / "scans.arrayrecord")
+    for path in (tmp_path / "out").iterdir():
+        write(f"a/{path.name}", path.read_bytes())
+    source = ArrayRecordSource(f"s3://data/a/{pattern}")
+    assert source.checksums().keys() == set(source.paths) and source.field_lengths(["x"]) is not None
+    bucket.write(f"a/scans.arrayrecord{MANIFEST}", None).result()
+    assert not ArrayRecordSource(f"s3://data/a/{pattern}").checksums()
+
+
+def test_incomplete_dataset_is_reported(write):
+    write(f"a/scans.arrayrecord{MANIFEST}", Manifest({}, "stop", [None, None]).to_text().encode())
+    write("a/scans-00000-of-00002.arrayrecord", b"a shard")
+    for pattern in ("scans.arrayrecord", "scans-*.arrayrecord"):
+        with pytest.raises(DataError, match=r"scans\.arrayrecord: 0 of 2 shards are written\. Run the same"):
+            ArrayRecordSource(f"s3://data/a/{pattern}")
 
 
 def test_file_is_downloaded_once_and_again_when_it_has_changed(write, tmp_path):
