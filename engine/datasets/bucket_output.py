@@ -1,24 +1,29 @@
-"""Sends a dataset to a bucket without a mount. It is written to a local folder first, and its manifest is sent last.
+"""Sends a dataset to a bucket without a mount. It is written to a local folder first.
 
 The folder is `unsent` in the folder that CONVOY_DATA_CACHE names, apart from the cache. The same call continues after a
-kill: the finished shards are kept there, and objects that were sent are not sent again.
+kill: the finished shards are kept there, and objects that were sent are not sent again. Until the last object is sent,
+the manifest in the bucket says that the dataset is not complete.
 """
 
+import contextlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from engine.config.atomic_file import replacing
 from engine.config.errors import DataError
 from engine.data.array_record import cannot_write
-from engine.data.record_manifest import Manifest, lengths_path, manifest_path, read_manifest, shard_name
+from engine.data.record_manifest import MANIFEST, Manifest, Shard, lengths_path, manifest_path, read_manifest
 from engine.mounts import split_address
 from engine.object_store import SWITCH, Bucket
 
 UNSENT = "unsent"
 SENDS = 4  # at the same time; each holds one file in memory
+LARGEST = 5 << 30  # bytes of an object that S3 accepts in one request
 
 
 class BucketOutput:
@@ -32,42 +37,48 @@ class BucketOutput:
         path: where the dataset is written before it is sent.
 
     Raises:
-        DataError: the bucket cannot be read, or the dataset exists.
+        DataError: the address names no file, the bucket cannot be read, or the dataset exists.
     """
 
     def __init__(self, address: str | os.PathLike[str], overwrite: bool):
         found = split_address(address)
         assert found is not None
-        scheme, name, self._key = found
+        scheme, name, key = found
+        self._key = key.rstrip("/")
+        if not self._key:
+            raise DataError(f"{scheme}://{name}: is a bucket. Name a file in it: {scheme}://{name}/scenes.arrayrecord.")
         self._bucket = Bucket(scheme, name, DataError)
         self._address = f"{self._bucket.name}/{self._key}"
         self.path = Path(os.environ[SWITCH]).expanduser() / UNSENT / scheme / name / self._key
         self._sent = self.path.with_name(f".{self.path.name}.sent")
-        if not overwrite and not manifest_path(self.path).exists():
-            self._check_free()
-
-    def _check_free(self) -> None:
-        stem, suffix = os.path.splitext(self._key)
-        existing = [key for key in self._bucket.list(stem) if _is_part(key, self._key, f"{stem}-", suffix)]
-        if existing:
+        if not overwrite and not manifest_path(self.path).exists() and (existing := self._parts()):
             raise DataError(
                 f"{self._address}: {self._bucket.name}/{existing[0]} exists. Choose another path, or replace the "
                 "dataset with --overwrite. A write that was interrupted continues only where its local files are, in "
                 f"{self.path.parent}."
             )
 
-    def send(self, overwrite: bool) -> list[str]:
+    def _parts(self) -> list[str]:
+        """Returns the objects in the bucket that are shards or the manifest of a dataset with this address."""
+        stem, suffix = os.path.splitext(self._key)
+        shard = re.compile(rf"{re.escape(stem)}-\d{{5}}-of-\d{{5}}{re.escape(suffix)}")
+        others = (self._key, self._key + MANIFEST)
+        return [key for key in self._bucket.list(stem) if key in others or shard.fullmatch(key)]
+
+    def send(self) -> list[str]:
         """Sends the files of a complete dataset, removes them here, and returns the addresses of the shards.
 
+        Replaces a former dataset.
+
         Raises:
-            DataError: an object cannot be written, or a file cannot be read.
+            DataError: an object cannot be written or is too large, or a file cannot be read.
         """
         manifest = read_manifest(self.path)
         assert manifest is not None
         shards = [shard for shard in manifest.shards if shard is not None]
+        self._check_sizes(shards)
         try:
-            if overwrite:
-                self._delete_former(manifest)
+            self._begin(manifest, [shard.file for shard in shards])
             self._send_shards({shard.file: shard.checksum for shard in shards})
             for file in (lengths_path(self.path), manifest_path(self.path)):
                 self._bucket.write(self._object(file.name), file.read_bytes())
@@ -82,14 +93,22 @@ class BucketOutput:
     def _object(self, name: str) -> str:
         return f"{self._key.rpartition('/')[0]}/{name}".lstrip("/")
 
-    def _delete_former(self, manifest: Manifest) -> None:
-        """Deletes the manifest of a former dataset, then its shards that are not replaced."""
-        content, _ = self._bucket.read(self._object(manifest_path(self.path).name))
-        self._bucket.delete(self._object(manifest_path(self.path).name))
-        count = len(json.loads(content).get("shards", [])) if content else 0
-        if count != len(manifest.shards):
-            for number in range(count):
-                self._bucket.delete(self._object(shard_name(self.path, number, count)))
+    def _check_sizes(self, shards: Sequence[Shard]) -> None:
+        """Raises DataError if a shard is too large for one request."""
+        largest = max(shards, key=lambda shard: shard.bytes)
+        if self._bucket.scheme == "s3" and largest.bytes > LARGEST:
+            raise DataError(
+                f"{self._address}: {largest.file} has {largest.bytes / 2**30:.3g} GiB, and one request sends at most "
+                f"{LARGEST / 2**30:.3g}. Repeat the command with more --shards and with --overwrite."
+            )
+
+    def _begin(self, manifest: Manifest, shards: Sequence[str]) -> None:
+        """Marks the dataset in the bucket as not complete, then deletes the shards of a former one."""
+        name = manifest_path(self.path).name
+        incomplete = replace(manifest, shards=[None] * len(shards), complete=False)
+        self._bucket.write(self._object(name), incomplete.to_text().encode())
+        for key in {*self._parts()} - {self._object(file) for file in (name, *shards)}:
+            self._bucket.delete(key)
 
     def _send_shards(self, checksums: dict[str, str]) -> None:
         """Sends the shards, and records the generation of each object that was sent."""
@@ -110,14 +129,8 @@ class BucketOutput:
 
 def remove_empty(path: Path) -> None:
     """Removes the folders above a path that are empty, up to `unsent`."""
-    for folder in path.parents:
-        if folder.name == UNSENT or any(folder.iterdir()):
-            return
-        folder.rmdir()
-
-
-def _is_part(key: str, dataset: str, shards: str, suffix: str) -> bool:
-    """Returns whether an object is a shard or the manifest of a dataset."""
-    number = key.removeprefix(shards).removesuffix(suffix)
-    is_shard = key.startswith(shards) and len(number) == 14 and number[5:9] == "-of-"
-    return key in (dataset, manifest_path(Path(dataset)).as_posix()) or is_shard
+    with contextlib.suppress(OSError):  # another write uses the folder, or has removed it
+        for folder in path.parents:
+            if folder.name == UNSENT:
+                return
+            folder.rmdir()

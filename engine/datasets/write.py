@@ -118,7 +118,7 @@ def write_dataset(
             on_progress=on_progress,
         )  # fmt: skip
         with _locked(output.path):
-            paths = output.send(overwrite)
+            paths = output.send()
         remove_empty(output.path)
         return replace(written, paths=paths)
     source, on_error = given_source(data, on_error)

@@ -25,13 +25,13 @@ def keys(bucket):
     return sorted(key.decode() for key in bucket.list().result())
 
 
-def test_dataset_is_sent_with_its_manifest_last_and_read_back(bucket, tmp_path, monkeypatch):
+def test_dataset_is_complete_once_its_last_object_is_sent(bucket, tmp_path, monkeypatch):
     order, write = [], Bucket.write
     monkeypatch.setattr(Bucket, "write", lambda self, key, content: (order.append(key), write(self, key, content))[1])
     bucket.write("a/scans-others.arrayrecord", b"of another dataset").result()
     written = write_dataset(source(), OUT, shards=3, processes=1)
     assert written.paths == [f"s3://data/a/scans-0000{n}-of-00003.arrayrecord" for n in range(3)]
-    assert order[-1] == "a/scans.arrayrecord.manifest.json" and len(order) == 5
+    assert order[0] == order[-1] == "a/scans.arrayrecord.manifest.json" and len(order) == 6
     assert not (tmp_path / "cache" / "unsent" / "s3").exists()
     found = ArrayRecordSource(OUT)
     assert [int(found[index]["x"]) for index in range(10)] == list(range(10))
@@ -41,28 +41,43 @@ def test_dataset_is_sent_with_its_manifest_last_and_read_back(bucket, tmp_path, 
         write_dataset(source(), OUT, shards=3, processes=1)
     write_dataset(source(4), OUT, shards=2, processes=1, overwrite=True)
     assert len(ArrayRecordSource(OUT)) == 4 and len(keys(bucket)) == 5
+    bucket.write("a/scans.arrayrecord.manifest.json", b"damaged").result()
+    write_dataset(source(4), OUT, shards=1, processes=1, overwrite=True)
+    assert len(ArrayRecordSource(OUT)) == 4 and len(keys(bucket)) == 4
     assert not mounts._mounts
 
 
 def test_interrupted_write_continues_without_sending_again(bucket, tmp_path, monkeypatch):
     sent, write = [], Bucket.write
 
-    def fail_at_third(self, key, content):
-        if len(sent) == 2:
+    def fail_at_fourth(self, key, content):
+        if len(sent) == 3:
             raise DataError("the connection is lost")
         sent.append(key)
         return write(self, key, content)
 
     monkeypatch.setattr(bucket_output, "SENDS", 1)
-    monkeypatch.setattr(Bucket, "write", fail_at_third)
+    monkeypatch.setattr(Bucket, "write", fail_at_fourth)
     with pytest.raises(DataError, match="the connection is lost"):
         write_dataset(source(), OUT, shards=3, processes=1)
     assert keys(bucket) == sorted(sent)
+    for pattern in (OUT, "s3://data/a/scans-*.arrayrecord"):
+        with pytest.raises(DataError, match="0 of 3 shards are written"):
+            ArrayRecordSource(pattern)
     monkeypatch.setattr(Bucket, "write", lambda self, key, content: (sent.append(key), write(self, key, content))[1])
-    bucket.write(sent[0], b"changed by another program").result()
+    bucket.write(sent[1], b"changed by another program").result()
     again = write_dataset(source(), OUT, shards=3, processes=1)
     assert again.kept == 3
-    assert sent[2:4] == [sent[0], "a/scans-00002-of-00003.arrayrecord"]
+    assert sent[4:6] == [sent[1], "a/scans-00002-of-00003.arrayrecord"]
     assert [int(ArrayRecordSource(OUT)[index]["x"]) for index in range(10)] == list(range(10))
     with pytest.raises(DataError, match=r"s3://none/x: cannot be read \(NOT_FOUND: NoSuchBucket"):
         write_dataset(source(), "s3://none/x.arrayrecord", processes=1)
+
+
+def test_address_of_a_bucket_and_too_large_shards_are_refused(bucket, monkeypatch):
+    with pytest.raises(DataError, match=r"s3://data: is a bucket\. Name a file in it"):
+        write_dataset(source(), "s3://data/", processes=1)
+    monkeypatch.setattr(bucket_output, "LARGEST", 10)
+    with pytest.raises(DataError, match=r"scans-0000[01]-of-00002\.arrayrecord has .* with more --shards and"):
+        write_dataset(source(), OUT, shards=2, processes=1)
+    assert keys(bucket) == []
