@@ -24,8 +24,8 @@ from engine.config.errors import RunError, did_you_mean
 PROGRAMS = {"s3": "s3fs", "gs": "gcsfuse"}
 """Scheme of an address -> the program that mounts its buckets."""
 UNMOUNTED = (
-    "Datasets, and the checkpoints of other runs, need no mount: set CONVOY_DATA_CACHE to a local folder. "
-    "The directory of a run that trains needs a mount, since its lease needs file locks."
+    "Files of datasets, and checkpoints that are only read, need no mount with CONVOY_DATA_CACHE=FOLDER "
+    "(docs/launch.md, Read without a mount). The directory of a run that trains needs a mount for its file locks."
 )
 """Advice where a mount is missing."""
 MOUNT_S = 60.0  # timeout for mounting a bucket

@@ -1,4 +1,4 @@
-"""Files of buckets, downloaded to a local cache with a bound: the other way, besides a mount, to read `s3://` data.
+"""Downloads files of buckets to a local cache of limited size, to read `s3://` data without a mount.
 
 The variable CONVOY_DATA_CACHE names the folder of the cache and selects it (`engine/object_store.py`). Processes of a
 host share the cache: locks of files decide who downloads and what may be removed. A file that is in use by a process is
