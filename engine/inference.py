@@ -139,6 +139,8 @@ def predict(
         ConfigError, DataError: the data cannot be chosen or read, or the file cannot be written.
     """
     path = None if out is None else local_path(out)
+    if figures < 0:
+        raise ConfigError(f"figures = {figures}: allowed is a whole number from 0.")
     if figures and path is None:
         raise ConfigError(f"figures = {figures}: they are written next to the file `out`. Set it, too.")
     if path is not None and group.is_primary():

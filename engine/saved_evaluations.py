@@ -34,12 +34,7 @@ from engine.training.task import Task
 # Settings that change how an evaluation is computed, but not its result beyond rounding.
 NOT_COMPARED = ("mesh.", "sharding.", "cache.", "log.", "data.")
 SCHEDULE = ("every", "at_start", "at_end")  # settings of an evaluation that only choose its steps
-LISTING = (
-    "worst",
-    "score",
-    "worst_mode",
-    "figures",
-)  # settings that change no metric
+LISTING = ("worst", "score", "worst_mode", "figures")  # settings that change no metric
 
 
 @dataclasses.dataclass(frozen=True)

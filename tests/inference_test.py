@@ -79,6 +79,7 @@ def test_evaluate_reads_other_data_with_other_settings(run):
         (dict(overrides=["data.target=" + DATA, "data.m=3"]), "data.m: .*takes no such argument"),
         (dict(data={"limit": 3}), "data.target: is empty"),
         (dict(out="p.csv"), "the format .csv is unknown"),
+        (dict(out="p.npz", figures=-1), "figures = -1: allowed is a whole number from 0"),
     ],
     ids=str,
 )
