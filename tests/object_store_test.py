@@ -56,13 +56,12 @@ def test_request_is_repeated_after_a_broken_connection(bucket, bucket_server, mo
 
 def test_unreachable_server_is_reported_after_the_retries(bucket, monkeypatch):
     monkeypatch.setattr(object_store, "RETRIES", QUICK)
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    with pytest.raises(
-        DataError, match=r"s3://data/a/b: cannot be read \(ABORTED: All 3 retry.*AWS_ENDPOINT_URL and the"
-    ):
-        Bucket("s3", "data", DataError).list("a/b")
+    text = r"s3://data/a/b: cannot be read \(ABORTED: All 3 retry.*AWS_ENDPOINT_URL and the"
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # refuses connections, since it does not listen, and no program takes its port
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        with pytest.raises(DataError, match=text):
+            Bucket("s3", "data", DataError).list("a/b")
 
 
 def test_objects_are_written_listed_and_deleted(bucket):
