@@ -14,12 +14,16 @@ from engine.config.errors import ConvoyError
 from engine.mounts import split_address
 
 SWITCH = "CONVOY_DATA_CACHE"
+STALL = {"TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "30", "TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES": "1"}
+"""Variables that TensorStore reads: a request without a byte for so long has failed. By default it waits for ever."""
+RETRY = 42  # as in engine/cluster/exit_status.py, which is on a higher level
 REGION = "us-east-1"  # of a server other than Amazon's, if no variable names one
 RETRIES = {"max_retries": 6, "initial_delay": "1s", "max_delay": "32s"}  # at most 63 s in total
 _KEYS = {
     "s3": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use ~/.aws/credentials or a role that may access it.",
     "gs": "Set GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`.",
 }
+_PASSING = r"retry attempts failed|CURL|UNAVAILABLE"  # in the text of an error of the network or the server
 _ADVICE = (
     (r"NoSuchBucket", "Check that the bucket exists, its name, and AWS_ENDPOINT_URL."),
     (r"NOT_FOUND|FAILED_PRECONDITION", "An object was removed, or never written. Check the address."),
@@ -29,7 +33,7 @@ _ADVICE = (
         "",
     ),
     (
-        r"retry attempts failed|CURL|UNAVAILABLE",
+        _PASSING,
         "Check AWS_ENDPOINT_URL and the network, then start the same command again.",
     ),
 )
@@ -91,7 +95,7 @@ class Bucket:
         try:
             return function()
         except ValueError as error:  # of TensorStore, for every failure
-            raise self._error(explain(f"{self.name}/{key}".rstrip("/"), error, done)) from error
+            raise failure(self._error, f"{self.name}/{key}".rstrip("/"), error, done) from error
 
 
 def spec(scheme: str, bucket: str, path: str = "") -> dict[str, Any]:
@@ -114,9 +118,19 @@ def spec(scheme: str, bucket: str, path: str = "") -> dict[str, Any]:
 
 def context(**resources: Any) -> Any:
     """Returns TensorStore's context with the limits of retries and further resources."""
+    for name, value in STALL.items():
+        os.environ.setdefault(name, value)
     import tensorstore
 
     return tensorstore.Context({"s3_request_retries": RETRIES, "gcs_request_retries": RETRIES, **resources})
+
+
+def failure(kind: type[ConvoyError], address: str, error: Exception, done: str = "read") -> ConvoyError:
+    """Returns the error of a request that failed; starting again may help where the network or the server failed."""
+    found = kind(explain(address, error, done))
+    if re.search(_PASSING, str(error)):
+        found.exit_code = RETRY
+    return found
 
 
 def explain(address: str, error: Exception, done: str = "read") -> str:

@@ -106,7 +106,7 @@ def _result(future: Any, address: str) -> Any:
     try:
         return future.result()
     except ValueError as error:  # of TensorStore, for every failure
-        raise CheckpointError(object_store.explain(address, error)) from error
+        raise object_store.failure(CheckpointError, address, error) from error
 
 
 def _compare(step: Path, state: Mapping[str, PyTree]) -> None:
