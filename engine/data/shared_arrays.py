@@ -3,7 +3,7 @@
 New shared memory is slow: a batch of 13 MB takes 26 ms to write, since the kernel adds it page by page, and 9 ms to
 read. Memory that both processes have used before takes 1 ms. So in a block of `shared_arrays`, `empty` and `zeros`
 allocate in the worker's own pool; `share` replaces these arrays in the element of the block, and a `Receiver` in the
-main process opens them. When the last view of an array is deleted there, the worker uses its memory again.
+main process opens them. When the last view of an array is deleted in both processes, the worker uses its memory again.
 
 Grain sends each memory once, at its first use, and so cleans up after killed processes and unread elements.
 """
@@ -35,11 +35,18 @@ class _Memory:
     data: "SharedMemoryArray"  # uint8 `[HEADER + bytes]`
     sent: bool = False
     array: np.ndarray | None = None
+    latest: "weakref.ref[np.ndarray] | None" = None
+
+    @property
+    def free(self) -> bool:
+        """Whether no process uses the latest array. A source or a stream of this one may keep it after its block."""
+        return bool(self.data[0] == FREE) and (self.latest is None or self.latest() is None)
 
     def use(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         self.data[0] = USED
-        self.array = np.ndarray(shape, dtype, buffer=self.data, offset=HEADER)
-        return self.array
+        self.array = array = np.ndarray(shape, dtype, buffer=self.data, offset=HEADER)
+        self.latest = weakref.ref(array)
+        return array
 
 
 class _Worker(threading.local):
@@ -112,7 +119,7 @@ def allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
     if not _worker.pool:
         atexit.register(_worker.pool.clear)  # Grain's arrays cannot be deleted later, while the interpreter ends
     pool = _worker.pool.setdefault(size, [])
-    memory = next((memory for memory in pool if memory.data[0] == FREE), None)
+    memory = next((memory for memory in pool if memory.free), None)
     if memory is None:
         from grain.multiprocessing import SharedMemoryArray
 

@@ -137,6 +137,25 @@ def test_memory_of_deleted_arrays_is_used_again():
     in_own_thread(run)
 
 
+def test_memory_is_not_used_again_while_the_worker_keeps_a_view_of_its_array():
+    def run():
+        receiver = Receiver()
+        with shared_arrays(True):
+            array = zeros(SHAPE, np.uint8)
+            parcel = share(array)
+        receiver.open(sent(parcel))  # and deleted at once
+        name, view = name_of(array), array[0]
+        del array, parcel
+        with shared_arrays(True):
+            assert name_of(empty(SHAPE, np.uint8)) != name
+            del view
+            assert name_of(empty(SHAPE, np.uint8)) == name
+        receiver.close()
+        assert gone([name])
+
+    in_own_thread(run)
+
+
 class Images:
     """Images of 32 KB; one cannot be read."""
 
