@@ -5,6 +5,8 @@ A *piece* is a range of the elements of one example that lies in one row. The pa
 checkpoints store no plan. The plans of two consecutive epochs stay in memory, at 24 bytes per piece.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 
@@ -135,7 +137,9 @@ class Packed:
 
 def is_packed(source: Source) -> bool:
     """Returns whether rows of a source hold several examples: `Packed`, also inside of other sources."""
-    inner = [getattr(source, "source", None), *getattr(source, "sources", {}).values()]
+    inner = [getattr(source, "source", None)]
+    if isinstance(sources := getattr(source, "sources", None), Mapping):  # of a mixture
+        inner += sources.values()
     return isinstance(source, Packed) or any(is_packed(found) for found in inner if found is not None)
 
 

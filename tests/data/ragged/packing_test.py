@@ -6,7 +6,7 @@ import pytest
 
 from engine.config.errors import DataError
 from engine.data.batches import Batches, OrderedBatches
-from engine.data.ragged.packing import Packed
+from engine.data.ragged.packing import Packed, is_packed
 from engine.data.reader import read
 from engine.data.sampling.mixture import Mixture
 from engine.data.source import ArraySource, example_spec, fingerprint, limited
@@ -249,6 +249,17 @@ class Transformed(Documents):
 def test_invalid_documents_raise_data_error(documents, kwargs, text):
     with pytest.raises(DataError, match=text):
         Packed(documents, **{"length": 8, **kwargs})
+
+
+def test_packed_rows_are_found_inside_of_other_sources():
+    class Listed(ArraySource):
+        sources = ("a.bin", "b.bin")  # names of its own, not sources as of a mixture
+
+    packed, plain = Packed(Documents(), 8), Listed({"x": np.arange(4)})
+    assert is_packed(limited(packed, 2))
+    assert is_packed(Mixture({"a": packed}, {"a": 1}))
+    assert not is_packed(plain)
+    assert not is_packed(Mixture({"a": plain}, {"a": 1}))
 
 
 def test_error_names_an_unreadable_or_changed_document():
