@@ -31,6 +31,7 @@ from engine.data.sampling.sampler import (
 )
 from engine.data.sampling.share_schedule import ShareSchedule, Times
 from engine.data.sampling.shuffle import derive_seed
+from engine.data.shared_arrays import empty
 from engine.data.source import (
     SEPARATOR,
     Example,
@@ -320,7 +321,7 @@ def _merge(numbers: np.ndarray, own: np.ndarray, read: Callable[[int, np.ndarray
     def merge(*arrays: np.ndarray) -> np.ndarray:
         if len({array.shape[1:] for array in arrays}) > 1:
             raise ValueError
-        merged = np.empty((len(numbers), *arrays[0].shape[1:]), np.result_type(*arrays))
+        merged = empty((len(numbers), *arrays[0].shape[1:]), np.result_type(*arrays))
         for at, array in zip(rows.values(), arrays, strict=True):
             merged[at] = array
         return merged
