@@ -1,8 +1,8 @@
 """Turns the metrics of each step, which are arrays on the device, into rows of a logging interval.
 
-The metrics of a row are summed over its steps and divided once. The training loop never waits for the last two
-dispatches. An arrival is the moment at which a dispatch is known to be complete. Results of short steps are read
-several at a time: reading them one by one would take 5 % of a step of 0.2 ms.
+The metrics of a row are summed over its steps and divided once. The training loop never waits for the last dispatches:
+two, or one if their batches need much memory (`in_flight`). An arrival is the moment at which a dispatch is known to be
+complete. Results of short steps are read several at a time: reading them one by one would take 5 % of a step of 0.2 ms.
 """
 
 import time
