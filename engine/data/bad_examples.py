@@ -88,8 +88,6 @@ class TolerantBatches:
         return [TolerantBatch(batch) for batch in self._batches.block(first, count)]  # pyright: ignore[reportAttributeAccessIssue]
 
     def _row_by_row(self, n: int) -> TolerantBatch:
-        import jax
-
         examples, bad = [], []
         weight = self._batches.weight(n).copy()
         for i, row in enumerate(self._batches.rows.tolist()):
