@@ -189,9 +189,12 @@ class Attempt:
     def _dispatches_in_flight(self) -> int:
         leaves = jax.tree.leaves(self._program.abstract_batch)
         size = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
-        count = self._config.train.steps_per_dispatch
-        limit = device_memory_limit(self._program.mesh)
-        return dispatches_in_flight(self._config.data.prefetch, count * size, limit)
+        count, prefetch = self._config.train.steps_per_dispatch, self._config.data.prefetch
+        found = dispatches_in_flight(prefetch, count * size, device_memory_limit(self._program.mesh))
+        if prefetch != "auto":
+            return found
+        # The memories of devices may differ a little, but all processes must read results at the same steps.
+        return group.run_on_primary(lambda: found, "the number of dispatches in flight")
 
     def read_batch(self, number: int, total_steps: int) -> Batch:
         """Returns a batch of a run by its number, once more; it is not counted or logged again."""
