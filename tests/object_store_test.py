@@ -2,14 +2,18 @@
 
 import contextlib
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from engine import object_store
+from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import DataError
 from engine.mounts import address_of_copy, register_copy, shown
 from engine.object_store import Bucket, explain, is_selected
+from tests import runs
 
 pytestmark = pytest.mark.multiprocess
 
@@ -60,8 +64,29 @@ def test_unreachable_server_is_reported_after_the_retries(bucket, monkeypatch):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # refuses connections, since it does not listen, and no program takes its port
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
-        with pytest.raises(DataError, match=text):
+        with pytest.raises(DataError, match=text) as error:
             Bucket("s3", "data", DataError).list("a/b")
+    assert error.value.exit_code == ExitStatus.RETRY
+
+
+def test_request_without_an_answer_is_reported(bucket):
+    program = f"""
+import engine.object_store as store
+from engine.config.errors import DataError
+store.RETRIES = {dict(QUICK, max_retries=1)}
+try:
+    store.Bucket("s3", "data", DataError).read("a")
+except DataError as error:
+    print(error.exit_code, error)
+"""
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the system accepts its connections
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        limit = {"TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "1"}
+        environment = runs.environment(AWS_ENDPOINT_URL=address, **limit)
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=300
+        )
+    assert done.stdout.startswith("42 s3://data/a: cannot be read (ABORTED: All 1 retry"), done.stderr
 
 
 def test_objects_are_written_listed_and_deleted(bucket):
