@@ -51,7 +51,8 @@ def draw_figure(task: Task, example: PyTree, prediction: Mapping[str, np.ndarray
             f"{where}: there is no {error.args[0]!r} ({location(error)}). The example holds {names}; the prediction "
             f"holds {', '.join(prediction)}."
         ) from error
-    if (pyplot := sys.modules.get("matplotlib.pyplot")) is not None:
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    if pyplot is not None and hasattr(figure, "savefig"):  # `close` refuses what is no figure
         pyplot.close(figure)  # pyplot keeps the figures that it has made
     image = results.get("figure")
     if not isinstance(image, Image):

@@ -1,5 +1,8 @@
 """Figures become PNG images, and what a Task draws wrongly is named."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -28,6 +31,16 @@ def test_image_has_the_name_of_its_file():
     image = draw_figure(Draw(), EXAMPLE, PREDICTION, "a/1.png")
     assert image.file == "a/1.png"
     assert png_bytes(image).startswith(b"\x89PNG")
+
+
+def test_only_figures_of_matplotlib_are_closed(monkeypatch):
+    closed = []
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", SimpleNamespace(close=closed.append))
+    draw_figure(Draw(), EXAMPLE, PREDICTION, "")
+    assert not closed
+    figure = SimpleNamespace(savefig=lambda file, format: file.write(b"\x89PNG\r\n\x1a\n"))
+    draw_figure(drawing(lambda example, prediction: figure), EXAMPLE, PREDICTION, "")
+    assert closed == [figure]
 
 
 @pytest.mark.parametrize(
