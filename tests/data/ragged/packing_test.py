@@ -275,3 +275,14 @@ def test_error_names_an_unreadable_or_changed_document():
     wrong = [4, *LENGTHS[1:]]
     with pytest.raises(DataError, match=r"Document 0 of .* has 3 tokens, but its length index says 4. Compute the"):
         Packed(Documents(), 8, lengths=wrong)[0]
+
+
+def test_packed_sources_are_found_inside_of_others():
+    packed = Packed(Documents(), 8)
+    assert is_packed(Mixture({"a": packed}, {"a": 1}))
+    assert not is_packed(Documents())
+
+    class Own(Documents):
+        source, sources = "documents.txt", ["a.txt", "b.txt"]
+
+    assert not is_packed(Own())
