@@ -55,7 +55,7 @@ class SlicedStates:
         where: config section of the evaluation, for error texts.
 
     Raises:
-        TaskError: no metric has the name of the score, or a metric has no entry for each example.
+        TaskError: no metric has the name of the score, a metric has no entry for each example, or is named "examples".
     """
 
     def __init__(self, metrics: Mapping[str, Metric], slices: Sequence[str], ranking: Ranking, where: str):
@@ -65,6 +65,11 @@ class SlicedStates:
         self._metrics = metrics
         if slices or ranking.count:
             _check_rows(metrics, where)
+        if slices and COUNT in metrics:
+            raise TaskError(
+                f"{where}.slices: {COUNT!r} is the name of the number of examples of a slice, and of a metric. Rename "
+                "the metric."
+            )
 
     @property
     def names(self) -> tuple[str, ...]:

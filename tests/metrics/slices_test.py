@@ -113,3 +113,10 @@ def test_states_without_slices_and_ranking_reduce_as_before():
 def test_metrics_that_rank_no_example_are_errors(found, ranking, text):
     with pytest.raises(TaskError, match=text):
         SlicedStates(found, [], ranking, "evaluations.a")
+
+
+def test_metric_with_the_name_of_the_number_of_examples_is_an_error():
+    found: dict[str, Metric] = {COUNT: Sum(jnp.ones(2))}
+    SlicedStates(found, [], Ranking(), "evaluations.a")
+    with pytest.raises(TaskError, match=r"^evaluations.a.slices: 'examples' is the name of the number of examples"):
+        SlicedStates(found, ["low"], Ranking(), "evaluations.a")
