@@ -161,10 +161,13 @@ class SlicedMerger:
         return self._worst
 
     def _rank(self, scores: np.ndarray, first: int) -> None:
-        known = np.flatnonzero(~np.isnan(scores))
+        known, worst = np.flatnonzero(~np.isnan(scores)), self._worst[0]
+        if len(worst) == self._states.ranking.count:  # their addresses are computed one by one, so leave out the rest
+            last = worst[-1]
+            known = known[scores[known] >= last if self._states.ranking.largest else scores[known] <= last]
         if not len(known):
             return
-        scores = np.concatenate([self._worst[0], scores[known]])
+        scores = np.concatenate([worst, scores[known]])
         indices = np.concatenate([self._worst[1], self._addresses(first + known)])
         order = np.lexsort((indices, -scores if self._states.ranking.largest else scores))
         chosen = order[: self._states.ranking.count]
