@@ -177,7 +177,7 @@ class SlicedMerger:
         """Returns the score of each row, float64 `[batch]`; NaN for a row that does not count."""
         metric, counted = cast(Metric, self._states.scored), np.asarray(reduced["rows"]) > 0
         name, metric_name = cast(tuple[str, str], self._states.score)
-        fields = {field: np.asarray(reduced[_of_score(field)]) for field, _ in array_fields(metric)}
+        fields = {field: _real(np.asarray(reduced[_of_score(field)])) for field, _ in array_fields(metric)}
         if type(metric) is Mean:  # the usual case, without a call for each example
             total, weight = (fields[field].astype(np.float64) for field in ("total", "weight"))
             return np.divide(total, weight, out=np.full(len(total), np.nan), where=counted & (weight != 0))
@@ -204,6 +204,11 @@ def _of_slices(name: str) -> str:
 
 def _of_score(name: str) -> str:
     return f"score:{name}"
+
+
+def _real(x: np.ndarray) -> np.ndarray:
+    """Returns an array in the type of a collected field: bfloat16 as float32."""
+    return x if x.dtype.kind in "iub" else x.astype(np.float32, copy=False)
 
 
 def _wide(x: np.ndarray) -> np.ndarray:

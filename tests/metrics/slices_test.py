@@ -81,6 +81,21 @@ def test_score_is_the_value_of_any_metric_over_one_example(score):
     assert (indices.tolist(), scores.tolist()) == (([10, 11], [3, -5]) if score != "rms" else ([11, 10], [5, 3]))
 
 
+def test_score_sees_the_types_of_the_whole_evaluation():
+    class Types(Metric):
+        kept: jax.Array = collected()
+
+        def compute(self):
+            return float(self.kept.dtype == np.float32)
+
+    found: dict[str, Metric] = {"loss": Types(jnp.ones(1, jnp.bfloat16))}
+    states = SlicedStates(found, [], Ranking(1), "evaluations.a")
+    merger = states.merger()
+    merger.add(states.reduce(found, jnp.ones(1), {}), 0)
+    assert merger.metrics()["loss"].compute() == 1
+    assert merger.worst()[0].tolist() == [1]
+
+
 def test_slices_are_ranked_from_the_worst_without_those_that_have_no_score():
     scores = {"a": 1.0, "b": np.nan, "c": 2.0, "d": 1.0}
     assert rank_slices(scores, largest=True) == ["c", "a", "d"]
