@@ -74,6 +74,8 @@ class Evaluation:
         self._named(self._states.merger())  # checks the names
         if not self._states.names:
             raise TaskError(f"{where}: {type(program.task).__name__}.evaluate returned no metric.")
+        if config.score is not None or config.worst:
+            self._check_score(where)
         if not self._by_row and len(source) % batch_size:  # the last batch is smaller, not padded
             program.evaluation(spec, len(source) % batch_size, where=where)
         self._figures = Figures(name, source, config.data, program, config.figures) if config.figures else None
@@ -106,6 +108,18 @@ class Evaluation:
             except Exception:  # the author's code may need examples
                 found[full] = None
         return found
+
+    def _check_score(self, where: str) -> None:
+        """Raises TaskError if the metric of the score is known not to give this number."""
+        assert self._states.score is not None
+        score, metric = self._states.score
+        known = self.scalars[f"{self.name}/{metric}"]
+        if known is not None and f"{self.name}/{score}" not in known:
+            names = [name.removeprefix(f"{self.name}/") for name in known]
+            raise TaskError(
+                f"{where}.score = {score!r}: {metric!r} gives no number of this name.{did_you_mean(score, names)} "
+                f"Numbers of it: {', '.join(names) or 'none'}."
+            )
 
     def gives(self, name: str) -> bool:
         """Returns whether a full name is that of a number of this evaluation, as far as that is known before a run."""

@@ -172,6 +172,13 @@ def test_number_of_a_slice_may_select_the_best_and_its_name_must_be_free():
         evaluation(zoo.program(Clash()), slices={"high": SLICED.slices["high"]})
 
 
+@pytest.mark.parametrize("score", ["confusion", "confusion/accurac", "found/image"])
+def test_score_that_is_no_number_of_its_metric_is_an_error(score):
+    text = rf"^evaluations.heldout.score = '{score}': '\w+' gives no number of this name\..* Numbers of it: "
+    with pytest.raises(TaskError, match=text):
+        evaluation(zoo.program(Measure()), worst=1, score=score)
+
+
 def test_names_that_need_examples_are_accepted_by_their_metric():
     subject = evaluation(zoo.program(Firsts()))
     assert subject.gives("heldout/x/first")
