@@ -67,8 +67,7 @@ def tracks(
         shares = np.ones(modes.shape[:2]) if scores is None else np.asarray(scores, float)[chosen]
         for agent, weights in zip(modes, shares, strict=True):
             for line, weight in zip(agent, weights, strict=True):
-                alpha = float(np.clip(weight, 0.15, 1))
-                ax.plot(line[:, 0], line[:, 1], color=PREDICTED, alpha=alpha, zorder=4)
+                ax.plot(line[:, 0], line[:, 1], color=PREDICTED, alpha=_alpha(weight, 0.15), zorder=4)
     return figure
 
 
@@ -110,7 +109,7 @@ def boxes(
     for number, (box, score) in enumerate(zip(found, values, strict=True)):
         if score < least:
             continue
-        _outline(ax, box, PREDICTED, float(np.clip(score, 0.2, 1)))
+        _outline(ax, box, PREDICTED, _alpha(score, 0.2))
         text = " ".join([*([names[number]] if names else []), *([] if scores is None else [f"{score:.2f}"])])
         ax.text(box[0], box[1], text, color=PREDICTED, fontsize=6, zorder=5, clip_on=True)
     return figure
@@ -181,6 +180,11 @@ def _outline(ax: Any, box: np.ndarray, color: str, alpha: float) -> None:
     front = np.stack([box[:2], (corners[0] + corners[3]) / 2])
     for line in (closed, front):
         ax.plot(line[:, 0], line[:, 1], color=color, alpha=alpha, linewidth=1, zorder=4)
+
+
+def _alpha(score: float, least: float) -> float:
+    """Returns the opacity for a score; NaN, which matplotlib refuses, is as faint as 0."""
+    return float(np.clip(np.nan_to_num(score), least, 1))
 
 
 def _axes(ax: Any, title: str, equal: bool = True) -> tuple[Any, Any]:

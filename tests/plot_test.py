@@ -21,6 +21,8 @@ def test_tracks_have_a_line_for_each_lane_and_agent_and_mode():
     assert ax.get_title() == "scene 7"
     assert len(ax.lines) == 2 + 2 + 1 + 2 + 10
     assert min(line.get_alpha() or 1 for line in ax.lines) == 0.15
+    faint = plot.tracks(PAST, predicted=modes, scores=np.full((2, 5), np.nan)).axes[0].lines
+    assert {line.get_alpha() for line in faint} == {None, 0.15}
     assert len(plot.tracks(PAST, valid=[True, False]).axes[0].lines) == 1 + 1
     assert isinstance(named_results("a", figure, "T.figure")["a"], Image)
 
@@ -32,6 +34,7 @@ def test_boxes_are_rotated_and_have_their_scores():
     figure = plot.boxes(found, [0.9, 0.1], found[:1], points=np.zeros((9, 4)), names=["car", "van"], least=0.5)
     [ax] = figure.axes
     assert [text.get_text() for text in ax.texts] == ["car 0.90"]
+    assert plot.boxes(found, [np.nan, 1]).axes[0].lines[0].get_alpha() == 0.2
     assert len(ax.lines) == 1 + 2 + 2  # points, a true box and a predicted one, each with its front
 
 
