@@ -116,6 +116,9 @@ class SavedEvaluations:
         Args:
             step: of the checkpoint; the same in every process.
             only: names of the evaluations; None: all.
+
+        Raises:
+            TaskError, ConfigError: the Task cannot draw a figure. The results of the evaluation are stored before.
         """
         train, mesh = self._config.train, self._config.mesh
         results: dict[str, Result] = {"step": step}
@@ -131,6 +134,8 @@ class SavedEvaluations:
                     self._store(
                         StoredResults(step, evaluation.name, json_values(found), settings, section, now()), found
                     )
+                if evaluation.figure_error is not None:  # in the primary; the results are stored
+                    raise evaluation.figure_error
         return results
 
     def missing(self, step: int, known: Sequence[StoredResults]) -> list[str]:

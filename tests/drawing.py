@@ -12,3 +12,10 @@ class Draw(Predict):
     def figure(self, example, prediction):
         logits = np.resize(prediction["scores/logits"], 16)
         return Image(np.stack([logits, example["x"]]).clip(0, 1))
+
+
+class Broken(Draw):
+    """Draws nothing but an error."""
+
+    def figure(self, example, prediction):
+        raise ValueError("no pen")

@@ -94,6 +94,11 @@ class Evaluation:
         """Full names of its metrics, such as "heldout/accuracy", without those of slices."""
         return tuple(f"{self.name}/{name}" for name in self._states.names)
 
+    @property
+    def figure_error(self) -> Exception | None:
+        """What ended the drawing of figures early in the latest run, in the primary; None if all were drawn."""
+        return self._figures.error if self._figures is not None else None
+
     @functools.cached_property
     def scalars(self) -> Mapping[str, tuple[str, ...] | None]:
         """Full name of each metric -> full names of the numbers that it gives; None if only a run can show them.

@@ -318,6 +318,8 @@ class Evaluate:
                 if evaluation.unweighted:
                     names = list_names(evaluation.unweighted)
                     self.say(f"warning: step {step}: every weight of {names} is 0, so there is no value (NaN)")
+                if (error := evaluation.figure_error) is not None:
+                    self.say(f"warning: step {step}: figures of {evaluation.name} are missing: {error}")
         if new:
             self.results.add(step, new)
 

@@ -37,6 +37,8 @@ class Figures:
         self._name, self._source, self._program = name, source, program
         self._settings = Data(on_error=settings.on_error, threads=1)
         self._count = min(count, len(source))
+        self.error: Exception | None = None
+        """What ended the latest drawing early, in the primary: an error of the author's `figure`, or of the source."""
         axes = jax.tree.leaves(tuple(program.batch_sharding.spec[:1]))
         shards = math.prod(program.mesh.shape[axis] for axis in axes)
         self._batch_size = -(-self._count // shards) * shards
@@ -44,6 +46,8 @@ class Figures:
 
     def draw(self, params: Arrays, model_state: Arrays, worst: Sequence[int], step: int) -> dict[str, Image]:
         """Returns "figures/<rank>" -> figure, in the primary. Every process calls it.
+
+        It returns the figures before the first error, which it keeps: a picture must not end a training run.
 
         Args:
             params: parameters of the model.
@@ -62,13 +66,18 @@ class Figures:
         [batch] = feed
         weight, found = jax.device_get(self._step(params, model_state, batch))
         images: dict[str, Image] = {}
+        self.error = None
         if not group.is_primary():
             return images
         for rank in np.flatnonzero(weight).tolist():
-            example = self._source[indices[rank]]
             prediction = {name: rows[rank] for name, rows in found.items()}
             file = f"{self._name}/{step}/{rank}-example-{indices[rank]}.png"
-            images[f"figures/{rank}"] = draw_figure(self._program.task, example, prediction, file)
+            try:
+                example = self._source[indices[rank]]
+                images[f"figures/{rank}"] = draw_figure(self._program.task, example, prediction, file)
+            except Exception as error:
+                self.error = error
+                break
         return images
 
 

@@ -15,7 +15,8 @@ from engine.main import main
 from engine.metrics.results import Image
 from tests import runs, zoo
 from tests.drawing import Draw
-from tests.predicting import Unreadable, bucketed
+from tests.evaluated import stored
+from tests.predicting import NAMES, Unreadable, bucketed
 
 
 def figures(config, source, mesh=None) -> tuple[Any, dict[str, Any], Any]:
@@ -49,6 +50,34 @@ def test_first_readable_examples_are_drawn_without_a_ranking():
 def test_task_that_cannot_draw_is_an_error():
     with pytest.raises(TaskError, match=r"^evaluations.heldout.figures: Classify has no figure\(self, example, pred"):
         Evaluation("heldout", Config(figures=1), zoo.source(), zoo.program(zoo.Classify()).evaluation, 16)
+
+
+def test_error_of_a_figure_keeps_the_results_and_the_figures_before_it():
+    drawn = []
+
+    class Breaks(Draw):
+        def figure(self, example, prediction):
+            drawn.append(example["id"])
+            return super().figure(example, prediction) if len(drawn) < 3 else 1 / 0
+
+    program = zoo.program(Breaks())
+    subject = Evaluation("heldout", Config(figures=5), Unreadable(), program.evaluation, 16)
+    found = subject.run(program.init())
+    assert found is not None
+    assert [name for name in found if "figures" in name] == ["heldout/figures/0", "heldout/figures/1"]
+    assert "heldout/loss" in found
+    assert drawn == NAMES[:3]
+    assert str(subject.figure_error).startswith("Breaks.figure failed: ZeroDivisionError: division by zero (")
+
+
+def test_training_continues_without_figures_and_evaluate_fails(tmp_path, capsys):
+    settings = {"train__total": "2 steps", "evaluations__heldout__figures": 2}
+    engine.train(runs.config(task={"target": "tests.drawing.Broken"}, **settings), workdir=tmp_path)
+    text = "Broken.figure failed: ValueError: no pen ("
+    assert f"warning: step 2: figures of heldout are missing: {text}" in (tmp_path / "log.txt").read_text()
+    assert main(["evaluate", str(tmp_path)]) == 1
+    assert text in capsys.readouterr().err
+    assert [result.step for result in stored(tmp_path)] == [2]
 
 
 def test_figures_of_a_run_are_files_and_images_of_tensorboard(tmp_path):

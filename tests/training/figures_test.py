@@ -56,6 +56,7 @@ def test_only_figures_of_matplotlib_are_closed(monkeypatch):
             TaskError,
             r"^Drawing.figure: there is no 'y' .* holds x; the predi",
         ),
+        (lambda example, prediction: 1 / 0, TaskError, r"^Drawing.figure failed: ZeroDivisionError: .*_test.py:\d+"),
         (missing, ConfigError, r"^Drawing.figure needs matplotlib, .*: pip install 'convoy-engine\[plot\]'"),
     ],
 )
