@@ -78,7 +78,9 @@ class Evaluation:
             self._check_score(where)
         if not self._by_row and len(source) % batch_size:  # the last batch is smaller, not padded
             program.evaluation(spec, len(source) % batch_size, where=where)
-        self._figures = Figures(name, source, config.data, program, config.figures) if config.figures else None
+        self._figures = None
+        if config.figures:
+            self._figures = Figures(name, source, config.data, program, config.figures, batch_size)
         self._worst = WorstExamples(source) if config.worst else None
         self._feed = EvaluationFeed(
             source,

@@ -1,7 +1,7 @@
 """Figures of an evaluation: the predictions of a few examples, drawn by the Task."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -27,12 +27,15 @@ class Figures:
         settings: how they are read.
         program: program with the Task.
         count: number of figures.
+        batch_size: rows per batch of the evaluation, which fit into memory.
 
     Raises:
         TaskError: the Task has no valid `predict`, or no `figure`.
     """
 
-    def __init__(self, name: str, source: Source, settings: Data, program: EvaluationProgram, count: int):
+    def __init__(
+        self, name: str, source: Source, settings: Data, program: EvaluationProgram, count: int, batch_size: int
+    ):
         check_figure(program.task, f"evaluations.{name}.figures")
         self._name, self._source, self._program = name, source, program
         self._settings = Data(on_error=settings.on_error, threads=1)
@@ -41,7 +44,7 @@ class Figures:
         """What ended the latest drawing early, in the primary: an error of the author's `figure`, or of the source."""
         axes = jax.tree.leaves(tuple(program.batch_sharding.spec[:1]))
         shards = math.prod(program.mesh.shape[axis] for axis in axes)
-        self._batch_size = -(-self._count // shards) * shards
+        self._batch_size = min(batch_size, -(-self._count // shards) * shards)
         self._step, _ = prediction_step(program, example_spec(source), self._batch_size)
 
     def draw(self, params: Arrays, model_state: Arrays, worst: Sequence[int], step: int) -> dict[str, Image]:
@@ -63,22 +66,26 @@ class Figures:
             sharding=self._program.batch_sharding,
             replicated=replicated(self._program.mesh),
         )
-        [batch] = feed
-        weight, found = jax.device_get(self._step(params, model_state, batch))
         images: dict[str, Image] = {}
         self.error = None
-        if not group.is_primary():
-            return images
-        for rank in np.flatnonzero(weight).tolist():
-            prediction = {name: rows[rank] for name, rows in found.items()}
-            file = f"{self._name}/{step}/{rank}-example-{indices[rank]}.png"
+        for number, batch in enumerate(feed):
+            weight, found = jax.device_get(self._step(params, model_state, batch))
+            for row in np.flatnonzero(weight).tolist():
+                rank = number * self._batch_size + row
+                prediction = {name: rows[row] for name, rows in found.items()}
+                if group.is_primary() and (image := self._image(rank, indices[rank], prediction, step)) is not None:
+                    images[f"figures/{rank}"] = image
+        return images
+
+    def _image(self, rank: int, index: int, prediction: Mapping[str, np.ndarray], step: int) -> Image | None:
+        """Returns the figure of an example; None if it, or an earlier one, cannot be drawn."""
+        if self.error is None:
+            file = f"{self._name}/{step}/{rank}-example-{index}.png"
             try:
-                example = self._source[indices[rank]]
-                images[f"figures/{rank}"] = draw_figure(self._program.task, example, prediction, file)
+                return draw_figure(self._program.task, self._source[index], prediction, file)
             except Exception as error:
                 self.error = error
-                break
-        return images
+        return None
 
 
 class _Chosen:

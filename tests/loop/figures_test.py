@@ -41,10 +41,12 @@ def test_worst_examples_are_drawn_with_their_predictions(mesh):
         np.testing.assert_allclose(image.pixels[0][:4], np.asarray(model(x[None]))[0].clip(0, 1), atol=1e-5)
 
 
-def test_first_readable_examples_are_drawn_without_a_ranking():
-    config = Config(figures=3, data=Data(on_error="skip"))
+@pytest.mark.parametrize("count", [3, 20])  # of one batch, and of two
+def test_first_readable_examples_are_drawn_without_a_ranking(count):
+    config = Config(figures=count, data=Data(on_error="skip"))
     _, images, _ = figures(config, Unreadable({1}))
-    assert list(images) == ["heldout/figures/0", "heldout/figures/2"]
+    assert list(images) == [f"heldout/figures/{i}" for i in range(count) if i != 1]
+    assert {image.file for image in images.values()} >= {f"heldout/7/{count - 1}-example-{count - 1}.png"}
 
 
 def test_task_that_cannot_draw_is_an_error():
