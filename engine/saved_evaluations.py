@@ -152,16 +152,18 @@ class SavedEvaluations:
                 self.say(f"{shown(path)}: is read without a mount, so the results are not stored.")
             return
         try:
-            write_figures(self.saved.directory.figures, found)
             file = open_for_append(path)
             try:
                 os.write(file, f"{dumps(dataclasses.asdict(result))}\n".encode())
             finally:
                 os.close(file)
+            path = self.saved.directory.figures
+            write_figures(path, found)
         except OSError as error:
             if not self._warned:
                 self._warned = True
-                self.say(f"{path}: cannot be written ({error.strerror or error}), so the results are not stored.")
+                what = "results" if path == self.saved.directory.evaluations else "figures"
+                self.say(f"{path}: cannot be written ({error.strerror or error}), so the {what} are not stored.")
 
 
 def read_results(path: Path) -> list[StoredResults]:

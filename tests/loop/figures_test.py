@@ -1,5 +1,6 @@
 """Evaluations draw the worst examples, or the first ones, into the run directory and TensorBoard."""
 
+import shutil
 from typing import Any
 
 import jax
@@ -82,7 +83,7 @@ def test_training_continues_without_figures_and_evaluate_fails(tmp_path, capsys)
     assert [result.step for result in stored(tmp_path)] == [2]
 
 
-def test_figures_of_a_run_are_files_and_images_of_tensorboard(tmp_path):
+def test_figures_of_a_run_are_files_and_images_of_tensorboard(tmp_path, capsys):
     run = tmp_path / "run"
     config = runs.config(
         task={"target": "tests.drawing.Draw"}, train__total="2 steps", evaluations__heldout__figures=2,
@@ -96,6 +97,11 @@ def test_figures_of_a_run_are_files_and_images_of_tensorboard(tmp_path):
     (run / "figures" / "heldout" / "2" / names[0]).unlink()
     assert main(["evaluate", str(run)]) == 0
     assert (run / "figures" / "heldout" / "2" / names[0]).read_bytes().startswith(b"\x89PNG")
+    shutil.rmtree(run / "figures")
+    (run / "figures").write_text("")
+    assert main(["evaluate", str(run)]) == 0
+    assert "figures: cannot be written (Not a directory), so the figures are not stored." in capsys.readouterr().err
+    assert len(stored(run)) == 2
     out = tmp_path / "found.npz"
     assert main(["predict", str(run), f"--out={out}", "--figures=3"]) == 0
     drawn = {path.name for path in (tmp_path / "found_figures").iterdir()}
