@@ -33,8 +33,9 @@ class WorstExamples:
         """
         columns: dict[str, Sequence[Any]] = {EXAMPLE: indices.tolist(), score: scores.tolist()}
         if self._text and group.is_primary():
-            texts = [self._read(index) for index in indices.tolist()]
-            columns |= {name: [text.get(name, "") for text in texts] for name in self._text if name not in columns}
+            texts = {index: self._read(index) for index in sorted(indices.tolist())}  # files are read in their order
+            rows = [texts[index] for index in indices.tolist()]
+            columns |= {name: [text.get(name, "") for text in rows] for name in self._text if name not in columns}
         return Table(columns)
 
     def _read(self, index: int) -> dict[str, str]:
