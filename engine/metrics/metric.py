@@ -57,8 +57,8 @@ class Metric:
         """Returns the result, from the state of all examples. It runs once, on the host, in numpy.
 
         Summed fields are `[...]`, float64 or int64. Collected fields are `[examples, ...]`. The result is a number, an
-        array, an `Image`, a `Curve`, `Bins`, a figure of matplotlib, or a dict of such values by name. The name ""
-        stands for the name of the metric itself. A division by zero gives NaN or infinity without a warning.
+        array, an `Image`, a `Curve`, `Bins`, a `Table`, a figure of matplotlib, or a dict of such values by name. The
+        name "" stands for the name of the metric itself. A division by zero gives NaN or infinity without a warning.
         """
         raise TaskError(f"{type(self).__name__} has no compute(self). Define it and return a number, or a dict.")
 

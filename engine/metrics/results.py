@@ -1,4 +1,4 @@
-"""What `Metric.compute` and hooks may return, and its form in files: numbers, arrays, curves, bins and images by name.
+"""What `Metric.compute` and hooks may return, by name, and its form in files: numbers, arrays, tables, images and more.
 
 Imports no JAX.
 """

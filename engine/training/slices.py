@@ -45,7 +45,7 @@ def slice_masks(functions: Mapping[str, SliceFunction], examples: PyTree, where:
         where: config section of the evaluation, for error texts.
 
     Raises:
-        TaskError: the examples are packed, or a function fails or returns something else.
+        TaskError: two slices have one name, a key of the example is missing, or a function returns something else.
     """
     if not functions:
         return {}
