@@ -80,6 +80,7 @@ def test_evaluate_reads_other_data_with_other_settings(run):
         (dict(data={"limit": 3}), "data.target: is empty"),
         (dict(out="p.csv"), "the format .csv is unknown"),
         (dict(out="p.npz", figures=-1), "figures = -1: allowed is a whole number from 0"),
+        (dict(figures=2), "they are written next to the file `out`. Set it, too"),
     ],
     ids=str,
 )
