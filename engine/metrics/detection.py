@@ -119,7 +119,7 @@ class AveragePrecision(Metric):
         names = ("",) * classes if isinstance(classes, int) else tuple(classes)
         limits = tuple(thresholds or _THRESHOLDS["distance" if match == "distance" else "iou"])
         between = tuple((float(low), float(high)) for low, high in ranges)
-        _check_names(names, limits, between)
+        check_result_names("AveragePrecision", names, limits, between)
         return cls(
             predicted,
             jnp.where(real, scores, -jnp.inf),
@@ -205,13 +205,15 @@ class AveragePrecision(Metric):
         return (between[0] <= distance) & (distance < between[1])
 
 
-def _check_names(classes: Sequence[str], thresholds: Sequence[float], ranges: Sequence[tuple[float, float]]) -> None:
-    """Raises TaskError if two results have the same name."""
+def check_result_names(
+    kind: str, classes: Sequence[str], thresholds: Sequence[float], ranges: Sequence[tuple[float, float]]
+) -> None:
+    """Raises TaskError if two results of a metric of class `kind` have the same name."""
     names = [*filter(None, classes), *(f"{low:g}-{high:g}" for low, high in ranges)]
     names += [f"{limit:g}" for limit in thresholds] if len(thresholds) > 1 else []
     if twice := next((name for name in names if names.count(name) > 1), ""):
         raise TaskError(
-            f"AveragePrecision.of: two of the classes, thresholds and ranges give a result named {twice!r}. Rename the "
+            f"{kind}.of: two of the classes, thresholds and ranges give a result named {twice!r}. Rename the "
             "class, such as digit_1, or give each threshold and range once."
         )
 

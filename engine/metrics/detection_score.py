@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from engine.config.errors import TaskError
-from engine.metrics.detection import AveragePrecision, mean_of_known
+from engine.metrics.detection import AveragePrecision, check_result_names, mean_of_known
 from engine.metrics.metric import Metric, collected
 from engine.metrics.values import real_array, rows_and_mask
 
@@ -92,7 +92,7 @@ class DetectionScore(Metric):
             half_turn: classes whose front and back are the same. nuScenes: barriers.
 
         Raises:
-            TaskError: shapes do not fit together, or a class or an error is unknown.
+            TaskError: shapes do not fit together, a class or an error is unknown, or two results have one name.
         """
         predicted, boxes = (real_array(x, "DetectionScore.of needs boxes") for x in (predicted, boxes))
         given = attributes if attributes is not None else (-jnp.ones(jnp.shape(scores)), -jnp.ones(jnp.shape(labels)))
@@ -110,6 +110,7 @@ class DetectionScore(Metric):
                 f"and {list(shapes[4])}. Allowed: [batch, n, 9], [batch, n], [batch, n], [batch, m, 9], [batch, m], "
                 "and [batch, n] and [batch, m]."
             )
+        check_result_names("DetectionScore", names, THRESHOLDS, ranges)
         _check_names(names, {**(farthest or {}), **(without or {}), **dict.fromkeys(half_turn)}, without or {})
         guesses, labels = (jnp.asarray(x).astype(jnp.int32) for x in (guesses, labels))
         scores, real = rows_and_mask("DetectionScore", scores, predicted_where, "predicted_where")

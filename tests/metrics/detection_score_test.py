@@ -96,6 +96,8 @@ def test_wrong_arguments_are_refused(golden):
     args = arguments(golden["accurate"])
     with pytest.raises(TaskError, match=r"DetectionScore.of: predicted \[8, 14, 7\]"):
         DetectionScore.of(args[0][..., :7], *args[1:], classes=CLASSES)
+    with pytest.raises(TaskError, match=r"DetectionScore.of: two of the classes, .* give a result named '0-20'"):
+        DetectionScore.of(*args, classes=CLASSES, ranges=((0, 20), (0, 20.000001)))
     with pytest.raises(TaskError, match="class 'tram' is unknown"):
         DetectionScore.of(*args, classes=CLASSES, farthest={"tram": 3})
     with pytest.raises(TaskError, match="error 'size' is unknown"):
