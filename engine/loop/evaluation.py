@@ -8,7 +8,7 @@ import functools
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from engine.config.errors import ConfigError, TaskError, did_you_mean
 from engine.config.schema import Evaluation as EvaluationConfig
@@ -71,7 +71,7 @@ class Evaluation:
             _check_unpacked(source, f"{where}.{'slices' if slices else 'worst'}")
         ranking = Ranking(config.worst, config.score, config.worst_mode == "max")
         self._step, self._states, self._by_row = program.evaluation(spec, batch_size, slices, ranking, where)
-        self._named(self._states.merger())  # checks the names
+        dict(self._named(self._states.merger()))  # checks the names
         if not self._states.names:
             raise TaskError(f"{where}: {type(program.task).__name__}.evaluate returned no metric.")
         if config.score is not None or config.worst:
@@ -108,7 +108,7 @@ class Evaluation:
         They are those that `compute` gives without examples.
         """
         found = {}
-        for full, metric in self._named(self._states.merger()).items():
+        for full, metric in self._named(self._states.merger()):
             try:
                 with warnings.catch_warnings(action="ignore"):
                     found[full] = tuple(scalars(compute(full, metric)))
@@ -181,21 +181,26 @@ class Evaluation:
             results |= {f"{self.name}/{name}": image for name, image in drawn.items()}
         return results
 
-    def _named(self, merged: SlicedMerger) -> dict[str, Metric]:
-        """Returns full name -> metric: over all examples, then over those of each slice. Raises TaskError."""
-        slices = {f"{part}/{name}": x for part, metrics in merged.slices().items() for name, x in metrics.items()}
-        whole = merged.metrics()
-        if taken := whole.keys() & slices.keys():
-            raise TaskError(
-                f"evaluations.{self.name}.slices: a slice and a metric give {min(taken)!r}. Rename the slice."
-            )
-        return {f"{self.name}/{name}": metric for name, metric in (whole | slices).items()}
+    def _named(self, merged: SlicedMerger) -> Iterator[tuple[str, Metric]]:
+        """Yields full name and metric: over all examples, then over those of each slice. Raises TaskError."""
+        for name, metric in merged.metrics().items():
+            yield f"{self.name}/{name}", metric
+        taken = set(self._states.names)
+        for part, metrics in merged.slices():
+            for name, metric in metrics.items():
+                if (full := f"{part}/{name}") in taken:
+                    raise TaskError(
+                        f"evaluations.{self.name}.slices: a slice and a metric, or two slices, give {full!r}. Rename "
+                        "the slice."
+                    )
+                taken.add(full)
+                yield f"{self.name}/{full}", metric
 
     def _results(self, merged: SlicedMerger) -> dict[str, Result]:
         """Returns the results by full name. Raises TaskError if two metrics give the same name."""
         self.unweighted = []
         found: dict[str, Result] = {}
-        for full, metric in self._named(merged).items():
+        for full, metric in self._named(merged):
             if full in self.metrics and isinstance(metric, Mean) and not metric.weight:
                 self.unweighted.append(full)
             new = compute(full, metric)

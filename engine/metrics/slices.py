@@ -5,7 +5,7 @@ example alone. Both are exact over batches, devices and hosts, as the metrics ar
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -140,9 +140,11 @@ class SlicedMerger:
         """Returns the metrics over all added examples, as numpy arrays."""
         return self._whole.metrics()
 
-    def slices(self) -> dict[str, dict[str, Metric]]:
-        """Returns slice -> metrics over its examples, with their number as `COUNT`."""
-        found = {}
+    def slices(self) -> Iterator[tuple[str, dict[str, Metric]]]:
+        """Yields each slice and the metrics over its examples, with their number as `COUNT`.
+
+        One slice after the other, since each has a copy of the collected entries of its examples.
+        """
         for number, name in enumerate(self._states.slices):
             rows = {
                 field: [part[members[number]] for part, members in zip(parts, self._members, strict=True)]
@@ -150,8 +152,7 @@ class SlicedMerger:
             }
             sums = {kind: x[number] for kind, x in self._sums.items()}
             count = Sum(self._counts[number])  # pyright: ignore[reportArgumentType], merged metrics hold numpy
-            found[name] = {**self._states.states.merge(sums, rows), COUNT: count}
-        return found
+            yield name, {**self._states.states.merge(sums, rows), COUNT: count}
 
     def worst(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns the scores of the worst examples, float64, and their indices in the dataset; the worst first.

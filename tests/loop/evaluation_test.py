@@ -168,7 +168,7 @@ def test_number_of_a_slice_may_select_the_best_and_its_name_must_be_free():
         def evaluate(self, model, batch):
             return {"high/examples": Mean.of(batch["x"])}
 
-    with pytest.raises(TaskError, match=r"evaluations.heldout.slices: a slice and a metric give 'high/examples'. Rena"):
+    with pytest.raises(TaskError, match=r"heldout.slices: a slice and a metric, or two .* give 'high/examples'. Rena"):
         evaluation(zoo.program(Clash()), slices={"high": SLICED.slices["high"]})
 
 

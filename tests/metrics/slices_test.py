@@ -50,7 +50,7 @@ def test_slices_and_worst_examples_do_not_depend_on_the_batches(values, largest)
     for size in (1, SIZE):
         found = merged(x, Ranking(4, None, largest), size)
         low, whole = x[x < 0], found.metrics()
-        slices = found.slices()
+        slices = dict(found.slices())
         assert whole["count"].compute() == len(x)
         assert slices["low"][COUNT].compute() == slices["low"]["count"].compute() == len(low)
         assert slices["low"]["loss"].compute() == pytest.approx(low.mean() if len(low) else np.nan, nan_ok=True)
