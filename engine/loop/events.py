@@ -278,7 +278,7 @@ class Results:
                 self.say(f"step {step}: {name}:{table_text(result)}")
         if large := [name for name in too_large(results) if name not in self.warned]:
             self.warned.update(large)
-            self.say(f"warning: {list_names(large)}: too large for metrics.jsonl, at most {MAX_NUMBERS} numbers")
+            self.say(f"warning: {list_names(large)}: above {MAX_NUMBERS} numbers or rows, so not in metrics.jsonl")
 
 
 @dataclass(eq=False)

@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.config.errors import TaskError
 
-MAX_NUMBERS = 4096  # of an array in metrics.jsonl
+MAX_NUMBERS = 4096  # of an array in metrics.jsonl, and rows of a table
 _SHOWN = 16  # numbers of an array as text
 _PNG = b"\x89PNG\r\n\x1a\n"  # first bytes of a PNG file
 CURVE_POINTS = 256  # of a curve in metrics.jsonl and TensorBoard
@@ -147,7 +147,7 @@ def scalars(results: Mapping[str, Any]) -> dict[str, float]:
 
 
 def json_values(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the results as values of JSON, without images and without arrays of more than MAX_NUMBERS numbers."""
+    """Returns the results as values of JSON, without images and without arrays and tables that are too large."""
     found = {name: _json_value(value) for name, value in results.items()}
     return {name: value for name, value in found.items() if value is not None}
 
@@ -183,7 +183,7 @@ def _cell(entry: float | str) -> str:
 
 
 def too_large(results: Mapping[str, Any]) -> list[str]:
-    """Returns the names of the arrays that `json_values` leaves out."""
+    """Returns the names of the arrays and tables that `json_values` leaves out."""
     return [name for name, value in results.items() if _size(value) > MAX_NUMBERS]
 
 
@@ -202,5 +202,5 @@ def _json_value(value: Any) -> Any:
 
 def _size(value: Any) -> int:
     if isinstance(value, Table):
-        return sum(map(len, value.columns.values()))
+        return max(map(len, value.columns.values()), default=0)  # rows
     return value.size if isinstance(value, np.ndarray) else len(value.counts) if isinstance(value, Bins) else 1

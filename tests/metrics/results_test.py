@@ -104,6 +104,8 @@ def test_text_of_a_table_has_at_most_ten_rows():
     text = result_text(Table({"example": list(range(12))}))
     assert text.endswith("\n        9\n  and 2 more")
     assert json_values({"a": Table({"x": [1, 2], "y": ["p", "q"]})}) == {"a": {"x": [1, 2], "y": ["p", "q"]}}
+    tables = {f"{rows}": Table(dict.fromkeys("abc", [0.5] * rows)) for rows in (MAX_NUMBERS, MAX_NUMBERS + 1)}
+    assert too_large(tables) == ["4097"]
 
 
 def test_importing_results_loads_no_jax():
