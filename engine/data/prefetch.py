@@ -6,7 +6,7 @@ from engine.cluster.host_memory import free_share, host_memory
 
 LEAST, MOST = 2, 64  # dispatches
 HOST_SHARE = 0.05  # of the free memory of the host, on which eight processes may run
-SHARED_SHARE = 0.25  # of the free shared memory, through which worker processes send batches
+SHARED_SHARE = 0.05  # of the free shared memory, through which workers send batches; they hold up to twice as many
 SHARED_FOLDER = "/dev/shm"
 IN_FLIGHT = 2  # dispatches that may wait on the devices behind the one that runs
 DEVICE_SHARE = 0.1  # of the memory of a device, for the batches of all dispatches on it

@@ -134,7 +134,7 @@ class SlicedMerger:
             if self._whole.rows:
                 self._members.append(members[:, np.asarray(reduced["rows"]) > 0])
         if self._states.scored is not None:
-            self._rank(self._scores(reduced), first)
+            self._rank(*self._scores(reduced), first)
 
     def metrics(self) -> dict[str, Metric]:
         """Returns the metrics over all added examples, as numpy arrays."""
@@ -157,31 +157,36 @@ class SlicedMerger:
     def worst(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns the scores of the worst examples, float64, and their indices in the dataset; the worst first.
 
-        A score of NaN, as of an example without labels, is left out. Equal scores are in the order of the dataset.
+        Examples without a score, as those without labels, are left out. Those for which the model gives NaN come first.
+        Equal scores are in the order of the dataset.
         """
         return self._worst
 
-    def _rank(self, scores: np.ndarray, first: int) -> None:
-        known, worst = np.flatnonzero(~np.isnan(scores)), self._worst[0]
+    def _rank(self, scores: np.ndarray, has_score: np.ndarray, first: int) -> None:
+        known, worst = np.flatnonzero(has_score), self._worst[0]
         if len(worst) == self._states.ranking.count:  # their addresses are computed one by one, so leave out the rest
-            last = worst[-1]
-            known = known[scores[known] >= last if self._states.ranking.largest else scores[known] <= last]
+            last, found = worst[-1], scores[known]
+            known = known[np.isnan(found) | (found >= last if self._states.ranking.largest else found <= last)]
         if not len(known):
             return
         scores = np.concatenate([worst, scores[known]])
         indices = np.concatenate([self._worst[1], self._addresses(first + known)])
-        order = np.lexsort((indices, -scores if self._states.ranking.largest else scores))
+        order = np.lexsort((indices, -scores if self._states.ranking.largest else scores, ~np.isnan(scores)))
         chosen = order[: self._states.ranking.count]
         self._worst = scores[chosen], indices[chosen]
 
-    def _scores(self, reduced: Reduced) -> np.ndarray:
-        """Returns the score of each row, float64 `[batch]`; NaN for a row that does not count."""
+    def _scores(self, reduced: Reduced) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the score of each row, float64 `[batch]`, and whether it has one, bool `[batch]`.
+
+        A `Mean` shows whether NaN comes from the model or from a weight of 0. With other metrics, NaN is no score.
+        """
         metric, counted = cast(Metric, self._states.scored), np.asarray(reduced["rows"]) > 0
         name, metric_name = cast(tuple[str, str], self._states.score)
         fields = {field: _real(np.asarray(reduced[_of_score(field)])) for field, _ in array_fields(metric)}
         if type(metric) is Mean:  # the usual case, without a call for each example
             total, weight = (fields[field].astype(np.float64) for field in ("total", "weight"))
-            return np.divide(total, weight, out=np.full(len(total), np.nan), where=counted & (weight != 0))
+            has_score = counted & (weight != 0)
+            return np.divide(total, weight, out=np.full(len(total), np.nan), where=has_score), has_score
         scores = np.full(len(counted), np.nan)
         for row in np.flatnonzero(counted):
             one = {
@@ -190,7 +195,7 @@ class SlicedMerger:
             }
             results = scalars(compute(metric_name, dataclasses.replace(cast(Any, metric), **one)))
             scores[row] = results.get(name, np.nan)
-        return scores
+        return scores, ~np.isnan(scores)
 
 
 def rank_slices(scores: Mapping[str, float], largest: bool) -> list[str]:

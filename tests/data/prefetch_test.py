@@ -9,17 +9,17 @@ MIB = 2**20
 
 @pytest.fixture(autouse=True)
 def memory(monkeypatch):
-    """1,000 MiB of host memory, of which 80 % is free, and 100 MiB of shared memory."""
+    """1,000 MiB of host memory, of which 80 % is free, and 500 MiB of shared memory."""
     monkeypatch.setattr(prefetch, "host_memory", lambda: HostMemory(1000 * MIB, container=True))
     monkeypatch.setattr(prefetch, "free_share", lambda: 0.8)
-    monkeypatch.setattr(prefetch, "_free_shared_bytes", lambda: 100 * MIB)
+    monkeypatch.setattr(prefetch, "_free_shared_bytes", lambda: 500 * MIB)
 
 
 @pytest.mark.parametrize(
     ("dispatch", "workers", "expected"),
     [
         (4 * MIB, 0, 10),  # 5 % of 800 MiB
-        (4 * MIB, 2, 6),  # a quarter of 100 MiB
+        (4 * MIB, 2, 6),  # 5 % of 500 MiB
         (4 * MIB, "auto", 6),
         (100 * MIB, 0, LEAST),
         (0, 0, MOST),

@@ -63,6 +63,20 @@ def test_slices_and_worst_examples_do_not_depend_on_the_batches(values, largest)
         assert scores.tolist() == x[known[:4]].tolist()
 
 
+@pytest.mark.parametrize("largest", [True, False])
+def test_examples_for_which_the_model_gives_nan_are_the_worst(largest):
+    x, rows = np.array([1.0, np.nan, 3.0, np.nan, 2.0, np.nan]), np.array([1.0, 1, 1, 1, 1, 0])
+    for size in (1, 2, 6):
+        states = SlicedStates({"loss": Mean.of(jnp.zeros(size))}, [], Ranking(3, None, largest), "evaluations.a")
+        merger = states.merger()
+        for first in range(0, 6, size):
+            part = slice(first, first + size)
+            merger.add(states.reduce({"loss": Mean.of(jnp.array(x[part]))}, jnp.array(rows[part]), {}), first)
+        scores, indices = merger.worst()
+        assert indices.tolist() == [1, 3, 2 if largest else 0]
+        np.testing.assert_array_equal(scores, x[indices])
+
+
 def test_equal_scores_are_in_the_order_of_the_dataset():
     order = np.array([5, 0, 3, 1, 4, 2])
     for size in (2, SIZE):
