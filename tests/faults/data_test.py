@@ -12,9 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from engine.data.array_record import write_array_record
+from engine.data.source import ArraySource
 from tests import runs, zoo
 from tests.faults import harness
 
@@ -36,6 +38,11 @@ class Missing:
         if index in self._gone:
             open(f"{self._folder}/{index}.bin")  # noqa: SIM115, the file does not exist
         return self._source[index]
+
+
+def large() -> ArraySource:
+    """The examples of tests/zoo.py, each with 64 KiB more, so that batches are sent in shared memory."""
+    return ArraySource({**zoo.examples(64), "more": np.zeros((64, 16 << 10), np.float32)})
 
 
 def written(folder: Path) -> Path:
@@ -141,7 +148,7 @@ def with_workers(tmp_path: Path) -> Callable[..., harness.Job]:
     shm, run = tmp_path / "shm", tmp_path / "run"
     shm.mkdir()
     where = harness.config(
-        tmp_path / "config", pause=0.1, evaluations={}, data={"target": "tests.zoo.source", "workers": 2}
+        tmp_path / "config", pause=0.1, evaluations={}, data={"target": "tests.faults.data_test.large", "workers": 2}
     )
 
     def start(processes: int = 1, mount: str = f"--bind {shm}") -> harness.Job:
