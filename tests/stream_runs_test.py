@@ -4,6 +4,7 @@ import collections
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -38,13 +39,17 @@ class Shards:
 
 
 class Kill:
-    """A hook that kills its process at a step."""
+    """A hook that kills its process at step 38, once the save of step 35 is complete."""
 
-    def __init__(self, step: int = 0):
-        self._step = step
+    def __init__(self, run: str):
+        self._run = Path(run)
 
     def run(self, trainer, state, step):
-        if step == self._step:
+        if step == 38:
+            end = time.monotonic() + 120
+            while "35" not in runs.saved_steps(self._run):
+                assert time.monotonic() < end
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -61,7 +66,7 @@ def write(folder: Path, log: Path, hooks=None) -> str:
 @pytest.mark.multiprocess
 @pytest.mark.slow
 def test_stream_killed_in_one_process_resumes_in_two_with_the_same_losses(tmp_path):
-    kill = {"kill": {"target": "tests.stream_runs_test.Kill", "every": "1 step", "step": 38}}
+    kill = {"kill": {"target": "tests.stream_runs_test.Kill", "every": "1 step", "run": str(tmp_path / "run")}}
     config = write(tmp_path / "config", tmp_path / "log")
     killed = write(tmp_path / "killed", tmp_path / "log", kill)
     done = runs.convoy("train", config, f"--workdir={tmp_path / 'whole'}", JAX_NUM_CPU_DEVICES="2")
