@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -98,9 +99,16 @@ class Order(Task):
 
 
 class Kill:
-    """A hook that kills its own process."""
+    """A hook that kills its own process, once a save is complete."""
+
+    def __init__(self, run: str):
+        self._run = Path(run)
 
     def run(self, trainer, state, step):
+        end = time.monotonic() + 120
+        while not runs.saved_steps(self._run):
+            assert time.monotonic() < end
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -114,8 +122,8 @@ def train(folder: str, run: Path, workers: int, kill: bool = False) -> None:
         train__global_batch_size=ROWS,
         checkpoint__every="2 steps",
     )
-    hooks = {"kill": {"target": "tests.readers.every_reader.Kill", "every": f"{KILLED_AFTER} steps"}}
-    engine.train(config, hooks=hooks if kill else {}, workdir=run)
+    kill_hook = {"target": "tests.readers.every_reader.Kill", "every": f"{KILLED_AFTER} steps", "run": str(run)}
+    engine.train(config, hooks={"kill": kill_hook} if kill else {}, workdir=run)
 
 
 if __name__ == "__main__":
