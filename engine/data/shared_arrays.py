@@ -23,7 +23,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from grain.multiprocessing import SharedMemoryArray
 
-LEAST_BYTES = 64 * 2**10  # a smaller array is sent through a pipe, which is faster
+LEAST_BYTES = 64 * 2**10  # Grain sends a smaller array in new shared memory
 HEADER = 64  # bytes before an array, of which the first is one of the states; JAX uses aligned arrays without a copy
 FREE, USED = 0, 1
 

@@ -33,7 +33,7 @@ from grain import DatasetIterator
 from engine.cluster import output, parent
 from engine.config.errors import DataError, RunError
 from engine.config.user_errors import describe
-from engine.data.shared_arrays import LEAST_BYTES, Receiver
+from engine.data.shared_arrays import Receiver
 from engine.data.worker_error import SHARED, DataWorkerError, ended_at_start, exit_error
 
 HEARTBEAT_S = 0.05
@@ -86,8 +86,6 @@ class Workers:
             raise
         options = grain.MultiprocessingOptions(count, per_worker_buffer_size=buffer)
         elements = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-        sizes = grain.experimental.DatasetOptions(min_shm_size=LEAST_BYTES)
-        elements = grain.experimental.WithOptionsIterDataset(elements, sizes)
         start = functools.partial(_start_worker, self._slots.name, os.getpid())
         self._reader: DatasetIterator | None = iter(elements.mp_prefetch(options, worker_init_fn=start))
         self._receiver = Receiver()
