@@ -270,7 +270,7 @@ def _begin(out: Path, source: Source, on_error: str, shards: int | None, overwri
 def _check_apart(out: Path, source: Any) -> None:
     """Raises DataError if a source, or one that it reads, has the files that would be replaced.
 
-    A file in the folder of a source, such as an image, counts as such a file, unless it is a dataset with a manifest.
+    A file in the folder of a source is never replaced, unless it is a dataset with a manifest.
     """
     real = out.resolve()
     other = out.exists() and not manifest_path(out).exists()
