@@ -98,7 +98,6 @@ class Workers:
         self._thread = threading.Thread(target=self._run_calls, name="data-workers", daemon=True)
         self._thread.start()
         self._processes: list[BaseProcess] = []  # worker processes that Grain has started so far
-        self._started = threading.Event()  # set when the first call of Grain has returned
         self._next_element = self._submit(self._draw_first)
 
     def _draw_first(self) -> Any:
@@ -106,21 +105,18 @@ class Workers:
         _starting.acquire()
         before = multiprocessing.active_children()
         threading.Thread(target=self._find_processes, args=(before,), name="find-workers", daemon=True).start()
-        try:
-            return self._draw()
-        finally:
-            self._started.set()
+        return self._draw()
 
     def _find_processes(self, before: list[BaseProcess]) -> None:
-        """Collects Grain's processes, in a thread, while Grain starts them: an ended process is no longer listed."""
+        """Collects Grain's processes, in a thread, while Grain starts them: an ended process is no longer listed.
+
+        Grain starts them in parallel, so a worker may be listed after another one has made the first element.
+        """
         end = time.monotonic() + START_S
         try:
             while len(self._processes) < self._count and self._reader is not None and time.monotonic() < end:
-                started = self._started.is_set()
                 known = [*before, *self._processes]
                 self._processes += [child for child in multiprocessing.active_children() if child not in known]
-                if started:
-                    break
                 time.sleep(0.002)
         finally:
             _starting.release()

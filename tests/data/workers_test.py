@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from multiprocessing.process import BaseProcess
 
 import grain
 import numpy as np
@@ -45,9 +46,12 @@ def reader(request):
     wait_for(lambda: {child.pid for child in multiprocessing.active_children()} <= before)
 
 
+def workers_of(children):
+    return [child for child in children if child.pid is not None and child.name.startswith("grain")]
+
+
 def pids():
-    children = multiprocessing.active_children()
-    return [child.pid for child in children if child.pid is not None and child.name.startswith("grain")]
+    return [child.pid for child in workers_of(multiprocessing.active_children())]
 
 
 def wait_for(condition):
@@ -143,6 +147,31 @@ def test_worker_killed_during_its_start_raises_a_retryable_error():
         assert error.value.exit_code == 42
     finally:
         reader.close()
+    wait_for(lambda: pids() == [])
+
+
+def test_worker_listed_after_the_first_element_is_named_when_it_is_killed(monkeypatch):
+    """Grain starts the workers in parallel: on a loaded machine, one has made an element before the other is listed."""
+    first_made = threading.Event()
+    listed: list[BaseProcess] = []
+
+    def active_children(list_all=multiprocessing.active_children):
+        children = list_all()
+        listed.extend(workers_of(children)[: 1 - len(listed)])
+        return [child for child in children if child in listed or first_made.is_set()]
+
+    monkeypatch.setattr(multiprocessing, "active_children", active_children)
+    reader = Workers(grain.MapDataset.range(10**6).map(row), 2, 1)
+    try:
+        assert [next(reader)["n"][0] for _ in range(2)] == [0, 1]
+        first_made.set()
+        wait_for(lambda: len(reader._processes) == 2)
+        os.kill(next(pid for pid in pids() if pid != listed[0].pid), signal.SIGKILL)
+        with pytest.raises(DataWorkerError, match=r"data worker \d \(pid \d+\) was killed by SIGKILL"):
+            drain(reader)
+    finally:
+        reader.close()
+    monkeypatch.undo()
     wait_for(lambda: pids() == [])
 
 
