@@ -1,12 +1,12 @@
 """Detection of cars, trucks, pedestrians and cyclists in simulated lidar sweeps: pillars and a heatmap of centres.
 
 tools/bazel run //configs:lidar_sim                 trains, and prints the detection score of held-out sweeps
-python -m models.lidar_baseline --count 30          clusters and size templates, without learning: mean average
-                                                    precision 0.31 on held-out sweeps
+python -m models.lidar_baseline             clusters and size templates, without learning: mean average precision
+                                            0.317 on held-out sweeps
 
-The scenes are simulated. On average, a sweep has 34,000 points, 12 cars (20 % of them hidden by more than half), 2
-trucks (13 %), 6 pedestrians (36 %) and 3 cyclists (33 %). The median is 157, 492, 32 and 47 points on an object; a
-tenth of the pedestrians have at most 4. The held-out sweeps have another seed. The velocity is a guess from one sweep.
+The scenes are simulated. On average, a sweep has 34,000 points, 11 cars (17 % of them hidden by more than half), 2
+trucks (6 %), 6 pedestrians (36 %) and 3 cyclists (29 %). The median is 177, 526, 25 and 48 points on an object; a
+tenth of the pedestrians have at most 3. The held-out sweeps have another seed. The velocity is a guess from one sweep.
 The quality of the trained model is not measured yet.
 """
 

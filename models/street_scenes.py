@@ -1,8 +1,8 @@
 """Simulated lidar sweeps of street scenes with labelled boxes, made by casting rays at boxes.
 
-A scene is a street with four lanes, parked cars, pavements and houses. Cars, trucks, pedestrians and cyclists are
-objects; poles, trees, bushes, bins, walls and houses are clutter. Everything hides what is behind it.
-`models/lidar_baseline.py` prints the difficulty of the scenes in numbers.
+A scene is a street with four lanes, right-hand traffic, parked cars, pavements and houses. Cars, trucks, pedestrians
+and cyclists are objects; poles, trees, bushes, bins, walls and houses are clutter. Everything hides what is behind it.
+The front of each class has another shape than its back. `models/lidar_baseline.py` prints the difficulty in numbers.
 """
 
 import dataclasses
@@ -19,10 +19,18 @@ CAR, TRUCK, PEDESTRIAN, CYCLIST = range(4)
 
 # Parts of each class: size and centre as shares of (l, w, h), the centre from the middle of the bottom.
 PARTS = (
-    [((1, 1, 0.5), (0, 0, 0.36)), ((0.55, 0.88, 0.42), (-0.06, 0, 0.79))],  # body, cabin
+    [((1, 1, 0.5), (0, 0, 0.36)), ((0.55, 0.88, 0.42), (-0.1, 0, 0.79))],  # body, cabin
     [((0.74, 1, 0.9), (-0.13, 0, 0.55)), ((0.24, 0.96, 0.7), (0.38, 0, 0.44))],  # load, cab
-    [((0.6, 0.6, 0.5), (0, 0, 0.25)), ((0.8, 1, 0.5), (0, 0, 0.75))],  # legs, trunk
-    [((1, 0.25, 0.55), (0, 0, 0.28)), ((0.35, 1, 0.6), (-0.05, 0, 0.7))],  # bicycle, rider
+    [
+        *[((0.4, 0.35, 0.48), (0.25 * side, 0.25 * side, 0.24)) for side in (-1, 1)],  # legs in a stride
+        ((0.45, 1, 0.37), (-0.05, 0, 0.665)),  # trunk and arms
+        ((0.4, 0.35, 0.15), (0.15, 0, 0.925)),  # head, ahead of the trunk
+    ],
+    [
+        ((1, 0.25, 0.55), (0, 0, 0.28)),  # bicycle
+        ((0.3, 0.7, 0.45), (-0.1, 0, 0.55)),  # legs and hips of the rider
+        ((0.35, 1, 0.25), (0.05, 0, 0.875)),  # shoulders and head, bent forward
+    ],
 )
 
 
@@ -37,16 +45,21 @@ class Scene:
     placed: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((512, 6)))  # x, y, reach (2), cos, sin
 
     def add(self, box: np.ndarray, label: int = -1, speed: float = 0.0, soft: float = 0.02) -> None:
-        """Adds a box, unless its middle or a corner is within 0.3 m of the footprint of another, or at the sensor."""
-        ends = np.array([[0, 0], [1, 1], [1, -1], [-1, 1], [-1, -1]]) * box[3:5] / 2
-        points = box[:2] + ends @ rotation(box[6]).T
-        if np.hypot(*points.T).min() < 3:
+        """Adds a box, unless its footprint is within 0.3 m of another, or within 2 m of the sensor."""
+        half, c, s = box[3:5] / 2, np.cos(box[6]), np.sin(box[6])
+        ahead, left = np.abs([c * box[0] + s * box[1], c * box[1] - s * box[0]])  # of the sensor, in the box's frame
+        if np.hypot(max(ahead - half[0], 0), max(left - half[1], 0)) < 2:
             return
-        others, (dx, dy) = self.placed[: len(self.boxes)], (points - self.placed[: len(self.boxes), None, :2]).T
-        c, s = others[:, 4], others[:, 5]  # of the yaw
-        if ((np.abs(c * dx + s * dy) < others[:, 2]) & (np.abs(c * dy - s * dx) < others[:, 3])).any():
-            return
-        self.put(box, label, speed, soft)
+        others = self.placed[: len(self.boxes)]
+        dx, dy, oc, os = box[0] - others[:, 0], box[1] - others[:, 1], others[:, 4], others[:, 5]
+        turn, across = np.abs(c * oc + s * os), np.abs(c * os - s * oc)  # cosine and sine between the headings
+        length, width = others[:, 2], others[:, 3]
+        touching = np.abs(c * dx + s * dy) < half[0] + turn * length + across * width
+        touching &= np.abs(c * dy - s * dx) < half[1] + across * length + turn * width
+        touching &= np.abs(oc * dx + os * dy) < length + turn * half[0] + across * half[1]
+        touching &= np.abs(oc * dy - os * dx) < width + across * half[0] + turn * half[1]
+        if not touching.any():  # rectangles are apart if they are apart along a side of either
+            self.put(box, label, speed, soft)
 
     def put(self, box: np.ndarray, label: int = -1, speed: float = 0.0, soft: float = 0.02) -> None:
         """Adds a box, whatever else is there."""
@@ -119,6 +132,13 @@ def _add_clutter(rng: np.random.Generator, scene: Scene) -> None:
             size = rng.uniform(low, high)
             scene.add(np.array([rng.uniform(-40, 40), _pavement(rng), 0, *size, rng.uniform(-np.pi, np.pi)]), soft=soft)
 
+    for side, first in ((-1, -13.0), (1, 16.5)):
+        x = -60.0
+        while x < 60:
+            length, gap = rng.uniform(8, 25), rng.choice([0.0, 0.0, 2.0, 8.0])
+            y = first + side * (5 + rng.uniform(0, 3))
+            scene.add(np.array([x + length / 2, y, 0, length, 10, rng.uniform(5, 15), 0]))
+            x += length + gap + 0.5
     stand(int(rng.integers(6, 16)), (0.15, 0.15, 2.2), (0.4, 0.4, 6))  # poles and trunks
     stand(int(rng.integers(6, 18)), (0.3, 0.3, 1.0), (0.8, 0.8, 2.0))  # boxes, bins and columns
     stand(int(rng.integers(2, 8)), (1.5, 0.1, 0.8), (1.9, 0.3, 1.2))  # bicycles without rider
@@ -128,13 +148,6 @@ def _add_clutter(rng: np.random.Generator, scene: Scene) -> None:
         size = rng.uniform((2, 2, 2), (4, 4, 3))
         place = [rng.uniform(-40, 40), _pavement(rng), rng.uniform(2.4, 3)]
         scene.put(np.array([*place, *size, 0]), soft=0.3)
-    for side, first in ((-1, -13.0), (1, 16.5)):
-        x = -60.0
-        while x < 60:
-            length, gap = rng.uniform(8, 25), rng.choice([0.0, 0.0, 2.0, 8.0])
-            y = first + side * (5 + rng.uniform(0, 3))
-            scene.add(np.array([x + length / 2, y, 0, length, 10, rng.uniform(5, 15), 0]))
-            x += length + gap + 0.5
 
 
 def cast(
@@ -202,10 +215,9 @@ def sweep(rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Returns a sweep and its labels, see StreetScenes."""
     scene, slope = draw_scene(rng), rng.normal(0, 0.01, 2)
     boxes, labels, speeds = np.stack(scene.boxes), np.array(scene.labels), np.array(scene.speeds)
-    turn, mirror = rng.normal(0, 0.15), rng.choice([-1.0, 1.0])  # of the street in the frame of the sensor
-    boxes[:, 1] *= mirror
+    turn = rng.normal(0, 0.15)  # of the street in the frame of the sensor
     boxes[:, :2] = boxes[:, :2] @ rotation(turn).T
-    boxes[:, 6] = mirror * boxes[:, 6] + turn
+    boxes[:, 6] += turn
     boxes[:, 2] += boxes[:, :2] @ slope
     parts, part_of = _parts(boxes, labels)
     rays, depth, owner, alone = cast(parts, slope, part_of)

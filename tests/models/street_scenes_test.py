@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.street_scenes import BEAMS, CLASSES, EXTENT, HEIGHT, RANGE, RAYS, StreetScenes, cast, rotation
+from models.street_scenes import BEAMS, CLASSES, EXTENT, HEIGHT, RANGE, RAYS, StreetScenes, cast, draw_scene, rotation
 
 
 def inside(points, box, margin):
@@ -51,6 +51,20 @@ def test_a_ray_through_two_parts_of_an_object_counts_once():
     boxes, level = np.array([[10.0, 0, 0, 1, 2, 2, 0], [12.0, 0, 0, 1, 2, 2, 0]]), np.zeros(2)
     apart, (together,) = cast(boxes, level)[3], cast(boxes, level, np.array([0, 0]))[3]
     assert max(apart) <= together < 0.7 * sum(apart)
+
+
+def test_objects_on_the_ground_do_not_overlap():
+    share = np.stack(np.meshgrid(*[np.linspace(-0.5, 0.5, 9)] * 2), -1).reshape(-1, 2)
+    for seed in range(6):
+        boxes = np.stack(draw_scene(np.random.default_rng(seed)).boxes)
+        boxes = boxes[boxes[:, 2] == 0]  # not the crowns of trees
+        turn = rotation(boxes[:, 6])
+        points = boxes[:, None, :2] + np.einsum("pk,nk,njk->npj", share, boxes[:, 3:5], turn)
+        offset = points[:, :, None] - boxes[:, :2]  # [boxes, points, boxes, 2]
+        local = np.abs(np.einsum("npmj,mjk->npmk", offset, turn)) - boxes[:, 3:5] / 2
+        assert np.hypot(*boxes[:, :2].T).min() > 2
+        within = (local < 0).all(-1).any(1)  # [boxes, boxes]
+        assert np.array_equal(within, np.eye(len(boxes), dtype=bool))
 
 
 def test_every_label_has_points_and_every_class_occurs(sweeps):
