@@ -3,7 +3,7 @@
 load(":python_env.bzl", "python_env")
 
 def environments(rules_python = False):
-    """Defines @pypi (the core), and above it @pypi_examples, @pypi_test, @pypi_lint and @pypi_docs.
+    """Defines @pypi (the core), and above it @pypi_examples, @pypi_sim, @pypi_test, @pypi_lint and @pypi_docs.
 
     Args:
       rules_python: whether the Python rules are those of rules_python, as under MODULE.bazel.
@@ -19,6 +19,7 @@ def environments(rules_python = False):
     for extra, base, included_in_base in [
         ("examples", "pypi", ["min"]),
         ("test", "pypi_examples", ["min"]),
+        ("sim", "pypi_examples", []),
         ("lint", "pypi", []),
         ("docs", "pypi", []),
     ]:
