@@ -77,7 +77,8 @@ def rotation(yaw) -> np.ndarray:
     return np.stack([np.stack([c, -s], -1), np.stack([s, c], -1)], -2)
 
 
-def _object(rng: np.random.Generator, label: int, x: float, y: float, yaw: float) -> np.ndarray:
+def draw_object(rng: np.random.Generator, label: int, x: float, y: float, yaw: float) -> np.ndarray:
+    """Returns the box of an object of a class, of a random size, on the ground."""
     size = SIZES[label] + SPREAD[label] * rng.normal(size=3).clip(-2, 2)
     return np.array([x, y, 0, *size, yaw])
 
@@ -90,7 +91,7 @@ def draw_scene(rng: np.random.Generator) -> Scene:
         for slot in np.arange(-45, 46, 13.0):
             if rng.random() < share:
                 label = TRUCK if rng.random() < 0.25 else CAR
-                box = _object(rng, label, slot + rng.uniform(-2, 2), lane + rng.normal(0, 0.2), heading)
+                box = draw_object(rng, label, slot + rng.uniform(-2, 2), lane + rng.normal(0, 0.2), heading)
                 box[6] += rng.normal(0, 0.04)
                 scene.add(box, label, 0.0 if stopped else rng.uniform(2, 14))
     for lane, heading in ((-6.3, 0.0), (9.8, np.pi)):  # parked
@@ -99,15 +100,17 @@ def draw_scene(rng: np.random.Generator) -> Scene:
             if rng.random() < share:
                 label = TRUCK if rng.random() < 0.08 else CAR
                 turned = np.pi * (rng.random() < 0.15)
-                box = _object(rng, label, slot + rng.uniform(-0.6, 0.6), lane + rng.normal(0, 0.15), heading + turned)
+                box = draw_object(
+                    rng, label, slot + rng.uniform(-0.6, 0.6), lane + rng.normal(0, 0.15), heading + turned
+                )
                 scene.add(box, label)
     for _ in range(rng.integers(0, 4)):  # crossing
         label = CAR if rng.random() < 0.8 else TRUCK
-        box = _object(rng, label, rng.uniform(-30, 30), rng.uniform(-12, 15), rng.choice([-1, 1]) * np.pi / 2)
+        box = draw_object(rng, label, rng.uniform(-30, 30), rng.uniform(-12, 15), rng.choice([-1, 1]) * np.pi / 2)
         scene.add(box, label, rng.uniform(0, 8))
     for _ in range(rng.integers(2, 8)):
         y, heading = [(-4.9, 0.0), (8.3, np.pi), (-9.5, 0.0), (13, np.pi)][rng.integers(4)]
-        box = _object(rng, CYCLIST, rng.uniform(-34, 34), y + rng.normal(0, 0.3), heading + rng.normal(0, 0.15))
+        box = draw_object(rng, CYCLIST, rng.uniform(-34, 34), y + rng.normal(0, 0.3), heading + rng.normal(0, 0.15))
         scene.add(box, CYCLIST, rng.uniform(2, 7) * (rng.random() < 0.85))
     for _ in range(rng.integers(3, 11)):  # pedestrians, alone or side by side
         crossing = rng.random() < 0.25
@@ -116,7 +119,7 @@ def draw_scene(rng: np.random.Generator) -> Scene:
         speed = rng.uniform(0.6, 1.9) * (crossing or rng.random() < 0.7)
         for place in range(int(rng.choice([1, 1, 2, 3]))):
             dx, dy = 1.0 * place * np.array([-np.sin(yaw), np.cos(yaw)])
-            box = _object(rng, PEDESTRIAN, x + dx, y + dy, yaw + rng.normal(0, 0.2))
+            box = draw_object(rng, PEDESTRIAN, x + dx, y + dy, yaw + rng.normal(0, 0.2))
             scene.add(box, PEDESTRIAN, speed)
     _add_clutter(rng, scene)
     return scene
@@ -214,12 +217,25 @@ def _columns(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def sweep(rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Returns a sweep and its labels, see StreetScenes."""
     scene, slope = draw_scene(rng), rng.normal(0, 0.01, 2)
-    boxes, labels, speeds = np.stack(scene.boxes), np.array(scene.labels), np.array(scene.speeds)
+    boxes = np.stack(scene.boxes)
     turn = rng.normal(0, 0.15)  # of the street in the frame of the sensor
     boxes[:, :2] = boxes[:, :2] @ rotation(turn).T
     boxes[:, 6] += turn
     boxes[:, 2] += boxes[:, :2] @ slope
-    parts, part_of = _parts(boxes, labels)
+    return scan(rng, scene, boxes, slope)
+
+
+def scan(rng: np.random.Generator, scene: Scene, boxes: np.ndarray, slope: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns a sweep of a scene and its labels, see StreetScenes.
+
+    Args:
+        rng: source of the noise.
+        scene: labels, speeds and surfaces of the boxes.
+        boxes: in the frame of the sensor's vehicle, `[boxes, 7]`.
+        slope: rise of the ground along x and y, `[2]`.
+    """
+    labels, speeds = np.array(scene.labels), np.array(scene.speeds)
+    parts, part_of = parts_of(boxes, labels)
     rays, depth, owner, alone = cast(parts, slope, part_of)
     seen = (depth < RANGE) & (rng.random(RAYS) > 0.05 + 0.25 * depth.clip(0, RANGE) / RANGE)
     rays, depth, owner = rays[seen], depth[seen], owner[seen]
@@ -248,7 +264,7 @@ def wrap(angle):
     return (angle + np.pi) % (2 * np.pi) - np.pi
 
 
-def _parts(boxes: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def parts_of(boxes: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the boxes to cast rays at, `[parts, 7]`, and the index of the whole box of each."""
     found, owner = [], []
     for index, (box, label) in enumerate(zip(boxes, labels, strict=True)):
