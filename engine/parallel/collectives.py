@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 from jax.sharding import Mesh
 
+from engine.parallel.hlo_text import HloText, Instruction, shape_bytes, without_layout
+
 KINDS = (
     "all-reduce",
     "all-gather",
@@ -24,18 +26,10 @@ KINDS = (
     "collective-broadcast",
 )
 
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.-]+ = (.*?) ([a-z][a-z0-9-]*)\((.*)$")
 _COLLECTIVE = re.compile(rf"({'|'.join(KINDS)})(-start)?")
-_CALLEES = re.compile(
-    r"\b(?:calls|to_apply|body|true_computation|false_computation|branch_computations|called_computations)="
-    r"(?:\{([^}]*)\}|(%?[\w.-]+))"
-)
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
-_ARRAY = re.compile(r"([a-z]+)(\d*)\w*\[([\d,<=]*)\]")
-_LAYOUT = re.compile(r"\{[^{}]*\}|/\*[^*]*\*/")
-_WALKED = ("call", "fusion", "async-start", "conditional", "while", "custom-call")
+_SYNCHRONOUS = '"is_sync":true'  # a GPU writes collectives that it waits for as pairs, too
+_WALKED = ("call", "async-start", "conditional", "while", "custom-call")
 
 type Groups = np.ndarray  # [groups, devices of a group], indices of devices
 
@@ -51,6 +45,10 @@ class Collective:
     bytes: int  # bytes of the result on one device, over all executions
     moved: int  # bytes that one device sends, over all executions
     exact: bool = True  # False: it is in a loop of unknown trip count, which is counted as 1
+    asynchronous: bool = False  # the device computes while the collective runs
+    shape: str = dataclasses.field(
+        default="", compare=False
+    )  # shape of the result on one device, as HLO writes it; of a sum, that of the first
 
 
 def collectives(hlo_text: str, mesh: Mesh) -> list[Collective]:
@@ -64,8 +62,8 @@ def collectives(hlo_text: str, mesh: Mesh) -> list[Collective]:
         hlo_text: text of the compiled program.
         mesh: mesh for which it was compiled.
     """
-    computations, entry = _parse(hlo_text)
-    return _walk(entry, computations, mesh, {})
+    program = HloText.parse(hlo_text)
+    return _Reader(program, mesh).walk(program.entry)
 
 
 def summed(found: Iterable[Collective]) -> list[Collective]:
@@ -81,67 +79,88 @@ def summed(found: Iterable[Collective]) -> list[Collective]:
             bytes=sum(c.bytes for c in parts),
             moved=sum(c.moved for c in parts),
             exact=all(c.exact for c in parts),
+            asynchronous=all(c.asynchronous for c in parts),
         )
         for _, group in itertools.groupby(sorted(found, key=key), key)
         if (parts := list(group))
     ]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Instruction:
-    """A line of a computation that is a collective or calls another computation."""
+class _Reader:
+    """Finds the collectives of each computation of a program.
 
-    opcode: str
-    shape: str
-    rest: str
+    Args:
+        program: the computations.
+        mesh: mesh for which it was compiled.
+    """
 
-    @property
-    def callees(self) -> list[str]:
-        found = [name for names, name in _CALLEES.findall(self.rest) for name in (names or name).split(",")]
-        return [name.strip().removeprefix("%") for name in found]
+    def __init__(self, program: HloText, mesh: Mesh):
+        self.program, self.mesh = program, mesh
+        self.known: dict[str, list[Collective]] = {}  # by computation
+        # Channels of collectives that a TPU starts in one fusion and advances in others, also in loops in between.
+        self.started = {
+            channel[1]
+            for instructions in program.computations.values()
+            if _starts(instructions)
+            for i in instructions
+            if _COLLECTIVE.fullmatch(i.opcode) and (channel := _CHANNEL.search(i.rest))
+        }
+
+    def walk(self, name: str) -> list[Collective]:
+        """Returns the collectives of one run of a computation."""
+        if name in self.known:
+            return self.known[name]
+        found: list[Collective] = []
+        fused: set[str] = set()  # channels of collectives that several fusions share
+        for instruction in self.program.computations.get(name, ()):
+            opcode = instruction.opcode
+            if _COLLECTIVE.fullmatch(opcode):
+                found += _read(instruction, self.mesh)
+            elif opcode == "fusion":
+                found += self.fused(instruction, fused)
+            elif opcode in _WALKED:
+                parts = [self.walk(callee) for callee in instruction.callees()]
+                if opcode == "conditional":
+                    found += max(parts, key=lambda part: sum(c.moved for c in part), default=[])
+                elif opcode == "while":
+                    trips = self.program.trip_count(instruction)
+                    found += [_times(c, trips) for part in parts for c in part]
+                elif opcode == "async-start":
+                    found += [dataclasses.replace(c, asynchronous=True) for part in parts for c in part]
+                else:
+                    found += [c for part in parts for c in part]
+        self.known[name] = found
+        return found
+
+    def fused(self, fusion: Instruction, seen: set[str]) -> Iterator[Collective]:
+        """Yields the collectives inside a fusion, which only TPUs have. `seen` holds the channels found so far.
+
+        A reduce-scatter is a fusion `all-reduce-scatter` of an all-reduce, whose result is the part that is kept. An
+        asynchronous collective appears in each fusion from its start to its end, under the same channel.
+        """
+        for callee in fusion.callees():
+            instructions = self.program.computations.get(callee, ())
+            for instruction in instructions:
+                if instruction.opcode == "fusion":
+                    yield from self.fused(instruction, seen)
+                    continue
+                if not _COLLECTIVE.fullmatch(instruction.opcode):
+                    continue
+                match = _CHANNEL.search(instruction.rest)
+                channel = match[1] if match else ""
+                if channel in seen or (channel in self.started and not _starts(instructions)):
+                    continue
+                if channel:
+                    seen.add(channel)
+                if callee.startswith("all-reduce-scatter"):
+                    instruction = dataclasses.replace(instruction, opcode="reduce-scatter", shape=fusion.shape)
+                for found in _read(instruction, self.mesh):
+                    yield dataclasses.replace(found, asynchronous=channel in self.started)
 
 
-def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
-    """Returns the relevant instructions by computation, and the name of the entry computation."""
-    computations: dict[str, list[_Instruction]] = {}
-    entry = name = ""
-    for line in text.splitlines():
-        if header := _COMPUTATION.match(line):
-            name = header[2]
-            computations[name] = []
-            entry = name if header[1] else entry
-        elif name and (match := _INSTRUCTION.match(line)):
-            shape, opcode, rest = match.groups()
-            if opcode in _WALKED or _COLLECTIVE.fullmatch(opcode):
-                computations[name].append(_Instruction(opcode, shape, rest))
-    return computations, entry
-
-
-def _walk(
-    name: str, computations: Mapping[str, list[_Instruction]], mesh: Mesh, known: dict[str, list[Collective]]
-) -> list[Collective]:
-    """Returns the collectives of one run of a computation. `known` caches the results by computation."""
-    if name in known:
-        return known[name]
-    found: list[Collective] = []
-    fused: set[str] = set()  # channels of collectives that several fusions share
-    for instruction in computations.get(name, ()):
-        opcode, callees = instruction.opcode, instruction.callees
-        if _COLLECTIVE.fullmatch(opcode):
-            found += _read(instruction, mesh)
-        elif opcode == "fusion":
-            found += _fused(instruction, computations, mesh, fused)
-        else:
-            parts = [_walk(callee, computations, mesh, known) for callee in callees]
-            if opcode == "conditional":
-                found += max(parts, key=lambda part: sum(c.moved for c in part), default=[])
-            elif opcode == "while":
-                trips = _TRIPS.search(instruction.rest)
-                found += [_times(c, int(trips[1]) if trips else None) for part in parts for c in part]
-            else:
-                found += [c for part in parts for c in part]
-    known[name] = found
-    return found
+def _starts(instructions: Sequence[Instruction]) -> bool:
+    """Returns whether a computation starts an asynchronous collective of a TPU."""
+    return any('"AsyncCollectiveStart"' in i.rest for i in instructions if i.opcode == "custom-call")
 
 
 def _times(c: Collective, trips: int | None) -> Collective:
@@ -151,47 +170,22 @@ def _times(c: Collective, trips: int | None) -> Collective:
     )
 
 
-def _fused(
-    fusion: _Instruction, computations: Mapping[str, list[_Instruction]], mesh: Mesh, seen: set[str]
-) -> Iterator[Collective]:
-    """Yields the collectives inside a fusion, which only TPUs have. `seen` holds the channels found so far.
-
-    A reduce-scatter is a fusion `all-reduce-scatter` of an all-reduce, whose result is the part that is kept. An
-    asynchronous collective appears in each fusion from its start to its end, under the same channel.
-    """
-    for callee in fusion.callees:
-        for instruction in computations.get(callee, ()):
-            if instruction.opcode == "fusion":
-                yield from _fused(instruction, computations, mesh, seen)
-                continue
-            if not _COLLECTIVE.fullmatch(instruction.opcode):
-                continue
-            channel = _CHANNEL.search(instruction.rest)
-            if channel and channel[1] in seen:
-                continue
-            if channel:
-                seen.add(channel[1])
-            if callee.startswith("all-reduce-scatter"):
-                instruction = dataclasses.replace(instruction, opcode="reduce-scatter", shape=fusion.shape)
-            yield from _read(instruction, mesh)
-
-
-def _read(instruction: _Instruction, mesh: Mesh) -> list[Collective]:
+def _read(instruction: Instruction, mesh: Mesh) -> list[Collective]:
     """Returns the collective of one instruction, or an empty list if no device sends anything."""
     match = _COLLECTIVE.fullmatch(instruction.opcode)
     assert match is not None
-    kind = match[1]
-    size = _bytes(_result(instruction.shape, kind, bool(match[2])))
-    if kind == "collective-permute":
-        groups = _pairs(instruction.rest)
-    else:
-        groups = _groups(instruction.rest, mesh.size)
-    if groups is None:
-        return [Collective(kind, None, mesh.size, 1, size, _moved(kind, size, mesh.size))]
-    if groups.size == 0 or groups.shape[1] < 2:
+    kind, start = match[1], bool(match[2])
+    shape = _result(instruction.shape, kind, start)
+    size = shape_bytes(shape)
+    groups = _pairs(instruction.rest) if kind == "collective-permute" else _groups(instruction.rest, mesh.size)
+    if groups is not None and (groups.size == 0 or groups.shape[1] < 2):
         return []
-    group = groups.shape[1]
-    return [Collective(kind, _axes(groups, mesh), group, 1, size, _moved(kind, size, group))]
+    group = mesh.size if groups is None else groups.shape[1]
+    axes = None if groups is None else _axes(groups, mesh)
+    concurrent = start and _SYNCHRONOUS not in instruction.rest
+    return [
+        Collective(kind, axes, group, 1, size, _moved(kind, size, group), asynchronous=concurrent, shape=shape.strip())
+    ]
 
 
 def _moved(kind: str, size: int, n: int) -> int:
@@ -217,7 +211,7 @@ def _result(shape: str, kind: str, start: bool) -> str:
 
     For an all-reduce the operand may be missing; the shape is then not a tuple of tuples.
     """
-    shape = _LAYOUT.sub("", shape)
+    shape = without_layout(shape)
     if not start or not shape.startswith("(") or (kind == "all-reduce" and not shape.startswith("((")):
         return shape
     depth, parts = 0, [""]
@@ -228,15 +222,6 @@ def _result(shape: str, kind: str, start: bool) -> str:
         else:
             parts[-1] += sign
     return parts[1] if len(parts) > 1 else parts[0]
-
-
-def _bytes(shape: str) -> int:
-    """Returns the bytes of the arrays in the text of a shape, tuples included."""
-    bits = 0
-    for kind, width, dims in _ARRAY.findall(_LAYOUT.sub("", shape)):
-        width = 8 if kind == "pred" else int(width or 0)
-        bits += width * math.prod(int(n.removeprefix("<=")) for n in dims.split(",") if n)
-    return -(-bits // 8)
 
 
 def _pairs(rest: str) -> Groups | None:

@@ -79,7 +79,7 @@ def test_done_instruction_of_an_asynchronous_collective_is_not_counted(mesh):
 def test_permute_axes_are_those_in_which_its_pairs_differ(mesh):
     pairs = "source_target_pairs={{0,1},{1,0},{2,2}}"
     line = f"%x = (f32[8]{{0}}, f32[8]{{0}}, u32[], u32[]) collective-permute-start(%p), {pairs}"
-    assert only(program(line), mesh) == Collective("collective-permute", ("fsdp",), 2, 1, 32, 32)
+    assert only(program(line), mesh) == Collective("collective-permute", ("fsdp",), 2, 1, 32, 32, asynchronous=True)
     assert only(program("%x = f32[8] collective-permute(%p), source_target_pairs={{0,5}}"), mesh).axes == (
         "data",
         "fsdp",
@@ -138,6 +138,27 @@ def test_collectives_in_tpu_fusions_are_found(mesh):
     shared = "".join(computation(name, REDUCE) for name in ("start", "middle", "done"))
     lines = [f"%{name} = f32[8] fusion(%p), kind=kCustom, calls=%{name}" for name in ("start", "middle", "done")]
     assert only(program(*lines, other=shared), mesh).count == 1
+
+
+def test_collective_that_a_tpu_advances_in_other_fusions_and_loops_counts_once_and_is_asynchronous(mesh):
+    start = computation("start", REDUCE, '%c = f32[8] custom-call(%r), custom_call_target="AsyncCollectiveStart"')
+    step = computation("async_collective_fusion.1", REDUCE)
+    body = computation("body.1", "%m = f32[8] fusion(%p), kind=kOutput, calls=%async_collective_fusion.1")
+    turns = 'backend_config={"known_trip_count":{"n":"3"}}'
+    lines = [
+        "%s = f32[8] fusion(%p), kind=kCustom, calls=%start",
+        f"%w = f32[8] while(%p), condition=%cond, body=%body.1, {turns}",
+    ]
+    found = only(program(*lines, other=start + step + body), mesh)
+    assert (found.count, found.asynchronous) == (1, True)
+
+
+def test_collectives_that_the_device_waits_for_are_synchronous(mesh):
+    start = "%s = (f32[2]{0}, f32[16]{0}) all-gather-start(%p), replica_groups=[1,8]<=[8]"
+    assert only(program(start), mesh).asynchronous
+    assert not only(program(start + ', backend_config={"is_sync":true}'), mesh).asynchronous
+    assert not only(program(start.replace("-start", "")), mesh).asynchronous
+    assert only(program(start), mesh).shape == "f32[16]"
 
 
 def test_collectives_of_one_kind_and_axes_are_summed(mesh):

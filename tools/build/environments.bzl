@@ -3,7 +3,7 @@
 load(":python_env.bzl", "python_env")
 
 def environments(rules_python = False):
-    """Defines @pypi (the core), and above it @pypi_examples, @pypi_sim, @pypi_test, @pypi_lint and @pypi_docs.
+    """Defines @pypi (the core), and above it one environment for each extra of the list below, such as @pypi_test.
 
     Args:
       rules_python: whether the Python rules are those of rules_python, as under MODULE.bazel.
@@ -17,6 +17,7 @@ def environments(rules_python = False):
         rules_python = rules_python,
     )
     for extra, base, included_in_base in [
+        ("aot", "pypi", []),
         ("examples", "pypi", ["min"]),
         ("test", "pypi_examples", ["min"]),
         ("sim", "pypi_examples", []),

@@ -1,0 +1,42 @@
+"""The train step compiled for 16 H100 in two hosts: kernels, collectives, dtypes of products, and memory."""
+
+import pytest
+
+from tests.aot.programs import MESHES, require, step
+
+require("gpu")
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_arguments_have_the_bytes_of_state_and_batch(name):
+    found = step("gpu", name)
+    assert found.measures.argument_bytes == pytest.approx(found.compiled.argument_bytes, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["fsdp", "tensor", "experts"])
+def test_attention_runs_in_the_kernels_of_cudnn(name):
+    kernels = step("gpu", name).measures.kernels
+    assert kernels["cudnn fwd"] >= step("gpu", name).depth
+    assert kernels["cudnn bwd"] == step("gpu", name).depth
+
+
+def test_fsdp_gathers_each_layer_and_scatters_its_gradients_asynchronously():
+    found = step("gpu", "fsdp")
+    assert found.kinds("fsdp") == {"all-gather", "reduce-scatter", "all-reduce"}
+    assert found.of_layers("all-gather") and found.of_layers("reduce-scatter")
+    assert all(c.asynchronous for c in found.collectives if c.count >= found.depth)
+    # What is summed in full is small: losses, norms and their gradients.
+    assert sum(c.bytes for c in found.collectives if c.kind == "all-reduce") < 1e5
+
+
+@pytest.mark.parametrize("name", ["fsdp", "tensor"])
+def test_no_layer_of_a_decoder_multiplies_in_float32(name):
+    products = step("gpu", name).measures.products
+    # Those of the loss head, outside of the layers, have float32 operands.
+    assert all(times < step("gpu", name).depth for name_, times in products.items() if "f32 x" in name_)
+
+
+def test_experts_exchange_tokens_over_their_axis_alone():
+    found = step("gpu", "experts")
+    assert {c.axes for c in found.collectives if c.kind == "all-to-all"} == {("expert",)}
+    assert found.of_layers("all-to-all")

@@ -1,0 +1,48 @@
+"""The train step compiled for 16 TPU v5e: kernels, collectives, dtypes of products, and memory."""
+
+import pytest
+
+from tests.aot.programs import MESHES, require, step
+
+require("tpu")
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_arguments_have_the_bytes_of_state_and_batch(name):
+    found = step("tpu", name)
+    assert found.measures.argument_bytes == pytest.approx(found.compiled.argument_bytes, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["fsdp", "tensor", "experts"])
+def test_attention_runs_in_splash_kernels(name):
+    kernels = step("tpu", name).measures.kernels
+    depth = step("tpu", name).depth
+    assert kernels["splash fwd"] >= depth
+    assert kernels["splash dq"] == kernels["splash dkv"] == depth
+
+
+def test_loops_without_a_trip_count_in_the_text_are_multiplied_out():
+    found = step("tpu", "fsdp")
+    assert all(c.exact for c in found.collectives)
+    assert found.text.runs and max(found.text.runs.values()) >= found.depth
+    assert found.measures.cycles > 0
+
+
+def test_fsdp_moves_the_weights_of_a_layer_asynchronously():
+    found = step("tpu", "fsdp")
+    rings = found.of_layers("collective-permute") + found.of_layers("all-gather")
+    sent = sum(c.moved for c in rings)
+    assert sum(c.moved for c in rings if c.asynchronous) > 0.9 * sent > 0
+
+
+@pytest.mark.parametrize("name", ["fsdp", "tensor"])
+def test_no_layer_of_a_decoder_multiplies_in_float32(name):
+    products = step("tpu", name).measures.products
+    # Those of the loss head, outside of the layers, have float32 operands.
+    assert all(times < step("tpu", name).depth for name_, times in products.items() if "f32 x" in name_)
+
+
+def test_experts_exchange_tokens_over_their_axis_alone():
+    found = step("tpu", "experts")
+    assert {c.axes for c in found.collectives if c.kind == "all-to-all"} == {("expert",)}
+    assert found.of_layers("all-to-all")

@@ -1,0 +1,55 @@
+"""Measures of compiled programs read from HLO text, and the rows of the benchmark."""
+
+import pytest
+
+from benchmarks.aot import __main__ as aot
+from benchmarks.aot import measures, targets
+from benchmarks.aot.rows import ROWS
+from engine.parallel.hlo_text import HloText
+
+LOOP = """HloModule test
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %p = (s32[], f32[8]{0}) parameter(0)
+  %a = bf16[4,8]{1,0} get-tuple-element(%p), index=1
+  %b = f32[8,4]{1,0} get-tuple-element(%p), index=2
+  %d = f32[4,4]{1,0} dot(%a, %b), lhs_contracting_dims={1}, backend_config={"estimated_cycles":"10"}
+  %splash_mha_fwd_residuals.1 = (bf16[2,4,16,8]{3,2,1,0}, f32[2]) custom-call(%a), custom_call_target="tpu_custom_call"
+  %splash_mha_dq.1 = bf16[2,4,16,8]{3,2,1,0} custom-call(%a), custom_call_target="tpu_custom_call"
+  ROOT %t = (s32[], f32[8]{0}) tuple(%p, %a)
+}
+
+ENTRY %main (p.1: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %p.1 = (s32[], f32[8]{0}) parameter(0)
+  %big = f32[64,64]{1,0} broadcast(%p.1), metadata={op_name="jit(f)/broadcast"}
+  %c = f32[8]{0} negate(%p.1), backend_config={"estimated_cycles":"7"}
+  ROOT %w = (s32[], f32[8]{0}) while(%p.1), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+}
+"""
+PROGRAM = HloText.parse(LOOP)
+
+
+def test_cycles_products_and_kernels_of_a_loop_are_multiplied_out():
+    assert measures.cycles(PROGRAM) == 3 * 10 + 7
+    assert measures.products(PROGRAM) == {"bf16 x f32 -> f32": 3}
+    assert measures.kernels(PROGRAM) == {"splash fwd": 3, "splash dq": 3}
+
+
+def test_large_results_are_listed_with_their_operation():
+    assert measures.largest(PROGRAM, 64 * 64) == ["f32[64,64]{1,0} broadcast jit(f)/broadcast"]
+    assert measures.largest(PROGRAM, 64 * 64 + 1) == []
+
+
+def test_rows_are_listed_and_unknown_rows_are_refused(capsys):
+    assert aot.main(["--list"]) == 0
+    assert all(name in capsys.readouterr().out for name in list(ROWS)[:1])
+    assert aot.main(["--rows=v5e-fdsp"]) == 2
+    assert "v5e-fdsp is unknown" in capsys.readouterr().err
+
+
+def test_targets_of_an_unknown_form_and_missing_packages_are_named(monkeypatch):
+    with pytest.raises(ValueError, match="'v5e:4x4' is not of the form tpu:v5e:4x4"):
+        targets.devices("v5e:4x4")
+    monkeypatch.setitem(targets.PACKAGES, "tpu", ("libtpu_of_nowhere",))
+    with pytest.raises(ModuleNotFoundError, match="needs libtpu_of_nowhere[.] Install the extra aot"):
+        targets.devices("tpu:v5e:4x4")
