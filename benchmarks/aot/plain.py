@@ -5,6 +5,7 @@ the attention kernels of the engine. XLA alone chooses the collectives.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,8 @@ ROWS = P(("data", "fsdp"))
 
 def compile_plain(job: Job, devices: Sequence[Device]) -> Compiled:
     """Compiles one step for these devices, with the mesh axes data, fsdp and tensor of the job."""
-    mesh = make_mesh(MeshSpec(**job.mesh), devices)
+    axes: dict[str, Any] = dict(job.mesh)
+    mesh = make_mesh(MeshSpec(**axes), devices)
     decoder = _Decoder(job, mesh)
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3, weight_decay=0.1))
 
