@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from engine import metrics
 
-from .street_scenes import CLASSES, EXTENT, SIZES, SPREAD, StreetScenes, rotation
+from .street_scenes import CLASSES, EXTENT, RANGES, SIZES, SPREAD, StreetScenes, rotation
 
 CELL = 0.4  # metres: points in cells that touch belong to one cluster
 BOXES = 64
@@ -116,11 +116,13 @@ def main() -> None:
     (boxes, real), (scores, _), (classes, _) = [padded([f[k] for f in found]) for k in range(3)]
     (truth, where), (labels, _) = [padded([e[name] for e in examples]) for name in ("boxes", "label")]
     score = metrics.DetectionScore.of(
-        boxes, scores, classes, truth, labels, where, classes=CLASSES, predicted_where=real
+        boxes, scores, classes, truth, labels, where, classes=CLASSES, ranges=RANGES, predicted_where=real
     )
     result = score.compute()
     print(f"score {result['']:.3f}, mean average precision {result['ap']['']:.3f}:")
-    print(", ".join(f"{name} {result['ap'][name]:.3f}" for name in CLASSES))
+    for group in ("", *(f"{low}-{high}" for low, high in RANGES)):
+        ap = (result[group] if group else result)["ap"]
+        print(f"{group or 'all':6}", ", ".join(f"{name} {ap[name]:.3f}" for name in CLASSES))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ The front of each class has another shape than its back. `models/lidar_baseline.
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -15,6 +16,7 @@ SPREAD = np.array([[0.35, 0.1, 0.15], [1.2, 0.1, 0.35], [0.08, 0.08, 0.12], [0.1
 EXTENT = 32.0  # metres: labels lie in the square |x|, |y| < EXTENT
 AZIMUTHS, BEAMS, HEIGHT, RANGE = 1000, 40, 1.8, 60.0
 RAYS = AZIMUTHS * BEAMS
+RANGES = ((0, 15), (15, 30), (30, 50))  # metres from the sensor, for which metrics are given
 CAR, TRUCK, PEDESTRIAN, CYCLIST = range(4)
 
 # Parts of each class: size and centre as shares of (l, w, h), the centre from the middle of the bottom.
@@ -153,6 +155,15 @@ def _add_clutter(rng: np.random.Generator, scene: Scene) -> None:
         scene.put(np.array([*place, *size, 0]), soft=0.3)
 
 
+@functools.cache
+def directions() -> np.ndarray:
+    """Returns the directions of the rays of a sweep, `[rays, 3]`."""
+    azimuth = (np.arange(AZIMUTHS) + 0.5) * (2 * np.pi / AZIMUTHS)
+    elevation = np.deg2rad(np.concatenate([np.linspace(-24, -9, 14), np.linspace(-8.4, 4, BEAMS - 14)]))
+    flat = np.cos(elevation) * np.stack([np.cos(azimuth), np.sin(azimuth)])[..., None]  # [2, azimuths, beams]
+    return np.stack([*flat, np.broadcast_to(np.sin(elevation), flat.shape[1:])], -1).reshape(-1, 3)
+
+
 def cast(
     boxes: np.ndarray, slope: np.ndarray, part_of: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -167,10 +178,7 @@ def cast(
         Directions `[rays, 3]`; the distances `[rays]`, infinite where nothing is hit; the index of the box that each
         ray hits, -1 for the ground; and the number of rays that would hit each object if it stood alone, `[objects]`.
     """
-    azimuth = (np.arange(AZIMUTHS) + 0.5) * (2 * np.pi / AZIMUTHS)
-    elevation = np.deg2rad(np.concatenate([np.linspace(-24, -9, 14), np.linspace(-8.4, 4, BEAMS - 14)]))
-    flat = np.cos(elevation) * np.stack([np.cos(azimuth), np.sin(azimuth)])[..., None]  # [2, azimuths, beams]
-    rays = np.stack([*flat, np.broadcast_to(np.sin(elevation), flat.shape[1:])], -1).reshape(-1, 3)
+    rays = directions()
     fall = rays[:, :2] @ slope - rays[:, 2]
     depth = np.where(fall > 1e-6, HEIGHT / np.maximum(fall, 1e-6), np.inf)
     column, box = _columns(boxes)
@@ -194,8 +202,9 @@ def cast(
     first[ray[last]], owner[ray[last]] = near[last], box[last]
     owner[depth < first] = -1
     seen, part_of = near < depth[ray], np.arange(len(boxes)) if part_of is None else part_of
-    once = np.unique(ray[seen] * len(boxes) + part_of[box[seen]])  # a ray may pass several parts of an object
-    alone = np.bincount(once % len(boxes), minlength=part_of.max() + 1)
+    passed = np.zeros((part_of.max() + 1, RAYS), bool)  # a ray may pass several parts of an object
+    passed[part_of[box[seen]], ray[seen]] = True
+    alone = passed.sum(1)
     return rays, np.minimum(depth, first), owner, alone
 
 

@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models.lidar import BOX, CELL, CELLS, HEAT, STRIDE, LidarDetection, Pillars, encode, heatmap, sweeps
+from models.lidar import (
+    BOX,
+    CELL,
+    CELLS,
+    HEIGHTS,
+    LidarDetection,
+    Pillars,
+    covered,
+    encode,
+    heatmap,
+    largest,
+    split,
+    sweeps,
+)
 from models.lidar_baseline import detect
 from models.street_scenes import CLASSES, EXTENT, SIZES
 from tests.merging import results
@@ -27,7 +40,7 @@ class Perfect:
         target, cell = map(np.asarray, heatmap(boxes, labels, present))
         moving = 2.0 * batch["moving"][..., None] - 1
         code = np.concatenate([np.asarray(encode(boxes, labels, cell)), moving], -1)
-        codes = np.zeros((len(boxes), HEAT, HEAT, BOX), np.float32)
+        codes = np.zeros((len(boxes), CELLS, CELLS, BOX), np.float32)
         for n, k in np.argwhere(present):
             x, y = cell[n, k].astype(int)
             codes[n, y, x] = code[n, k]
@@ -39,13 +52,28 @@ class Perfect:
 
 def test_outputs_equal_to_the_labels_score_one(batch):
     task = LidarDetection()
-    found = results(task.evaluate(Perfect(batch), batch)["nds"])
+    evaluate = jax.jit(lambda outputs, batch: task.evaluate(lambda *_: outputs, batch)["nds"])
+    found = results(evaluate(Perfect(batch).outputs, batch))
     assert found["m/ap"] > 0.98 and found["m"] > 0.97  # two objects in one cell are one box
     toward = -5 * np.sign(batch["boxes"][..., :2])
     moved = {**batch, "boxes": np.concatenate([batch["boxes"][..., :2] + toward, batch["boxes"][..., 2:]], -1)}
-    assert results(task.evaluate(Perfect(moved), batch)["nds"])["m/ap"] < 0.2
+    assert results(evaluate(Perfect(moved).outputs, batch))["m/ap"] < 0.2
     own, other = (sums_of(task.loss(Perfect(b), batch, None)) for b in (batch, moved))
     assert own["heat"] < 0.1 * other["heat"] and own["box"] < 0.1 * other["box"]
+
+
+def test_predictions_are_drawn_over_the_points_in_the_square(batch):
+    pytest.importorskip("matplotlib")
+    task, example = LidarDetection(), jax.tree.map(lambda rows: rows[0], batch)
+    prediction = {
+        "boxes": example["boxes"],
+        "score": np.where(example["mask"]["objects"], 0.5, 0.1),
+        "label": example["label"],
+    }
+    axes = task.figure(example, prediction).axes[0]
+    assert len(axes.texts) == example["mask"]["objects"].sum()  # the others have a score below 0.3
+    assert axes.texts[0].get_text() == f"{CLASSES[example['label'][0]]} 0.50"
+    assert np.abs(axes.lines[0].get_xdata()).max() < EXTENT
 
 
 def sums_of(loss):
@@ -63,9 +91,9 @@ def test_pillars_equal_a_loop_and_ignore_padding():
         place = (point[:2] + EXTENT) / np.float32(CELL)
         column, row = np.floor(place).astype(int)
         if 0 <= row < CELLS and 0 <= column < CELLS:
-            high = point[2] / 2
-            x = [*point[:2] / EXTENT, *(place - [column, row] - 0.5), high, high**2, point[3], 1]
-            y = nnx.relu(pillars.norm(pillars.linear(jnp.asarray(x, jnp.float32))))
+            near = np.maximum(1 - np.abs(point[2] - HEIGHTS) / 0.4, 0)
+            x = np.array([*point[:2] / EXTENT, *(place - [column, row] - 0.5), *point[2:], *near], np.float32)
+            y = np.maximum(x @ np.asarray(pillars.linear.kernel[...]), 0)  # the bias starts at 0
             wanted[row, column] = np.maximum(wanted[row, column], y)
     np.testing.assert_allclose(grid, wanted, rtol=1e-4, atol=1e-5)
     assert (wanted > 0).any(-1).sum() > 100
@@ -77,7 +105,35 @@ def test_the_heatmap_is_one_at_centres_only(batch):
     x, y = np.asarray(cell[n, k]).astype(int).T
     assert (np.asarray(target)[n, y, x, batch["label"][n, k]] == 1).all()
     assert (np.asarray(target) == 1).sum() == len({*zip(n, y, x, batch["label"][n, k], strict=True)})
-    assert HEAT * STRIDE == CELLS and target.shape[-1] == len(CLASSES)
+    assert target.shape[1:] == (CELLS, CELLS, len(CLASSES))
+
+
+def test_the_derivative_of_the_largest_goes_to_the_points_that_won():
+    rng = np.random.default_rng(0)
+    x, index = nnx.relu(rng.normal(size=(500, 3)).astype(np.float32)), rng.integers(0, 45, 500)  # 40 or more: dropped
+    weight = rng.normal(size=(40, 3)).astype(np.float32)
+
+    def plain(x):
+        return (jnp.zeros((40, 3)).at[index].max(x, mode="drop") * weight).sum()
+
+    wanted = np.where(x > 0, jax.grad(plain)(x), 0)
+    found = jax.grad(lambda x: (largest(x, index, 40) * weight).sum())(x)
+    np.testing.assert_array_equal(found, wanted)
+    assert np.count_nonzero(wanted) > 100
+
+
+def test_a_cell_is_split_into_the_cells_in_it():
+    rows = np.arange(4 * 4).reshape(1, 4, 4, 1) * [1, 1] + [0, 100]  # a finer grid of two features
+    coarse = rows.reshape(1, 2, 2, 2, 2, 2).swapaxes(2, 3).reshape(1, 2, 2, 8)
+    assert coarse[0, 0, 0, ::2].tolist() == [0, 1, 4, 5]
+    np.testing.assert_array_equal(split(coarse), rows)
+
+
+def test_a_centre_near_a_better_one_of_its_class_is_dropped():
+    boxes = np.zeros((1, 5, 9), np.float32)
+    boxes[0, :, 0] = [0, 1, 1, 9, 9.5]
+    label = np.array([[0, 0, 2, 2, 2]])  # cars, pedestrians
+    assert np.asarray(covered(boxes, label)).tolist() == [[False, True, False, False, False]]
 
 
 def test_the_baseline_accepts_points_at_the_edge_of_the_square():
