@@ -51,6 +51,16 @@ def by_class(example):
     return {"one": example["y"] == 1, "two": example["y"] == 2}
 
 
+def is_odd(example):
+    """Slice of the examples of odd classes, in Python, so that it is called on the host."""
+    return bool(example["y"] % 2)
+
+
+def by_id(example):
+    """Slices by text."""
+    return {"short": len(example["id"]) < 9, "zero": example["raw"].endswith(b"0")}
+
+
 def never(example):
     """Slice without examples."""
     return False
@@ -60,6 +70,7 @@ SLICED = Config(
     slices={
         "high": Target(target="tests.measuring.is_high", arguments={"above": 0.1}),
         "class": Target(target="tests.measuring.by_class"),
+        "odd": Target(target="tests.measuring.is_odd"),
         "empty": Target(target="tests.measuring.never"),
     },
     worst=5,

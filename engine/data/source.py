@@ -298,7 +298,7 @@ def example_spec(source: Source) -> PyTree:
     name = source_name(source)
     if len(source) == 0:
         raise DataError(f"{name}: no examples. A source needs at least one; check its files and arguments.")
-    example = without_text(_first(source, name))
+    example = without_text(first_example(source))
     found = leaves_with_path(example)
     if not found:
         raise DataError(f"{name}[0] holds no arrays. Return a pytree of numpy arrays and numbers.")
@@ -314,7 +314,7 @@ def example_spec(source: Source) -> PyTree:
 
 def source_text(source: Source) -> list[str]:
     """Returns the paths of the text in the first readable example. Raises DataError if none can be read."""
-    return text_paths(_first(source, source_name(source)))
+    return text_paths(first_example(source))
 
 
 def shape_specs(source: Source) -> list[PyTree]:
@@ -326,9 +326,9 @@ def shape_specs(source: Source) -> list[PyTree]:
     return [example_spec(source)] if own is None else own()
 
 
-def _first(source: Source, name: str) -> Example:
+def first_example(source: Source) -> Example:
     """Returns the first readable example. Raises DataError if none of the first `SPEC_TRIES` can be read."""
-    errors = []
+    name, errors = source_name(source), []
     for index in range(min(len(source), SPEC_TRIES)):
         try:
             return source[index]

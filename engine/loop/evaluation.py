@@ -8,13 +8,17 @@ import functools
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+
+import jax
 
 from engine.config.errors import ConfigError, TaskError, did_you_mean
 from engine.config.schema import Evaluation as EvaluationConfig
+from engine.data.batch import Batch
 from engine.data.feed import EvaluationFeed
+from engine.data.placement import to_global_arrays
 from engine.data.ragged.packing import is_packed
-from engine.data.source import Source, example_spec, source_name
+from engine.data.source import Source, example_spec, first_example, source_name
 from engine.loop.figures import Figures
 from engine.loop.worst_examples import WorstExamples
 from engine.metrics.mean import Mean
@@ -28,7 +32,7 @@ from engine.resilience.memory_check import check_memory, evaluation_batches
 from engine.resilience.preemption import Preemption
 from engine.training.evaluation_program import EvaluationProgram
 from engine.training.program import Program
-from engine.training.slices import build_slices
+from engine.training.slices import NO_SLICES, Slices, build_slices
 from engine.training.state import TrainState, Weights, evaluation_params
 from engine.training.step import BAD_EXAMPLES, ENGINE_METRICS
 from engine.training.task import check_examples
@@ -36,6 +40,13 @@ from engine.training.update import has_own_update
 
 IN_FLIGHT = 2  # batches whose results are not waited for
 WORST_SLICES, WORST_EXAMPLES = "worst_slices", "worst_examples"  # names of results
+
+
+class _End:
+    """Follows the last batch."""
+
+
+_END = _End()
 
 
 class Evaluation:
@@ -66,9 +77,10 @@ class Evaluation:
         self.warnings = check_memory(batches, program.mesh, program.abstract_weights(averaged=False).to_tree())
         self.unweighted: list[str] = []
         """Metrics of the latest run whose total weight was 0, so that they have no value."""
-        slices = build_slices(config.slices, where)
-        if slices or config.worst:
-            _check_unpacked(source, f"{where}.{'slices' if slices else 'worst'}")
+        functions = build_slices(config.slices, where)
+        if functions or config.worst:
+            _check_unpacked(source, f"{where}.{'slices' if functions else 'worst'}")
+        self._slices = slices = Slices.of(functions, first_example(source), where) if functions else NO_SLICES
         ranking = Ranking(config.worst, config.score, config.worst_mode == "max")
         self._step, self._states, self._by_row = program.evaluation(spec, batch_size, slices, ranking, where)
         dict(self._named(self._states.merger()))  # checks the names
@@ -89,6 +101,7 @@ class Evaluation:
             sharding=program.batch_sharding,
             replicated=replicated(program.mesh),
             exact_last=not self._by_row,
+            keep_text=bool(slices.on_host),
         )
 
     @property
@@ -161,13 +174,14 @@ class Evaluation:
         params, model_state = dict(evaluation_params(state, self.config.use_ema)), dict(state.model_state)
         merged = self._states.merger(self._feed.addresses)
         waiting: deque[tuple[Reduced, int]] = deque()  # the metrics of a batch, and the position of its first example
-        with contextlib.closing(iter(self._feed)) as batches:
-            draw = functools.partial(next, batches, ())
-            while not isinstance(drawn := draw() if preemption is None else preemption.unless_stopped(draw), tuple):
+        with contextlib.closing(self._batches()) as batches:
+            draw = functools.partial(next, batches, _END)
+            while not isinstance(drawn := draw() if preemption is None else preemption.unless_stopped(draw), _End):
                 if drawn is None:
                     return None
+                batch, members = drawn
                 point = self._program.point(step, first)
-                waiting.append((self._step(params, model_state, drawn, point), first))
+                waiting.append((self._step(params, model_state, batch, point, members), first))
                 first += self._batch_size
                 if len(waiting) > IN_FLIGHT:
                     merged.add(*waiting.popleft())
@@ -180,6 +194,17 @@ class Evaluation:
             drawn = self._figures.draw(params, model_state, merged.worst()[1].tolist(), step)
             results |= {f"{self.name}/{name}": image for name, image in drawn.items()}
         return results
+
+    def _batches(self) -> Generator[tuple[Batch, Mapping[str, jax.Array] | None]]:
+        """Yields each batch, and the masks of its slices that are computed on the host."""
+        if not self._slices.on_host:
+            with contextlib.closing(iter(self._feed)) as batches:
+                for batch in batches:
+                    yield batch, None
+            return
+        with contextlib.closing(self._feed.with_host_batches()) as pairs:
+            for batch, on_host in pairs:
+                yield batch, to_global_arrays(self._slices.members(on_host), self._program.batch_sharding)
 
     def _named(self, merged: SlicedMerger) -> Iterator[tuple[str, Metric]]:
         """Yields full name and metric: over all examples, then over those of each slice. Raises TaskError."""

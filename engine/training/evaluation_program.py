@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from engine.metrics.state import Reduced, check_metrics
 from engine.parallel.layout import Layout, with_layout
 from engine.parallel.mesh import batch_sharding, replicated
 from engine.training.model import Arrays, Model
-from engine.training.slices import SliceFunction, slice_masks
+from engine.training.slices import NO_SLICES, Slices
 from engine.training.state import Weights, param_shardings
 from engine.training.step import EvaluationStep, evaluate
 from engine.training.task import Task, missing_key_reported
@@ -80,11 +79,13 @@ class EvaluationProgram:
         self,
         example: PyTree,
         batch_size: int,
-        slices: Mapping[str, SliceFunction] = MappingProxyType({}),
+        slices: Slices = NO_SLICES,
         ranking: Ranking = NO_RANKING,
         where: str = "",
     ) -> tuple[EvaluationStep, SlicedStates, bool]:
         """Returns the jitted evaluation step, its metrics, and whether all metrics have one entry per row.
+
+        The last argument of the step is what `Slices.members` returns, as global arrays; None without such slices.
 
         Args:
             example: one example, as a pytree of ShapeDtypeStruct.
@@ -109,7 +110,7 @@ class EvaluationProgram:
             with missing_key_reported(self.task, "evaluate", batch.examples):
                 metrics = compute(params, model_state, batch, point)
             checked.append(check_metrics(metrics, batch_size, f"{type(self.task).__name__}.evaluate"))
-            names.extend(slice_masks(slices, batch.examples, where))
+            names.extend(slices.masks(batch.examples, None))
             return dict(metrics)
 
         metrics = jax.eval_shape(
@@ -118,8 +119,10 @@ class EvaluationProgram:
         [by_row] = checked
         states = SlicedStates(metrics, names, ranking, where)
 
-        def step(params: Arrays, model_state: Arrays, batch: Batch, point: jax.Array) -> Reduced:
-            masks = slice_masks(slices, batch.examples, where)
+        def step(
+            params: Arrays, model_state: Arrays, batch: Batch, point: jax.Array, members: dict[str, jax.Array] | None
+        ) -> Reduced:
+            masks = slices.masks(batch.examples, members) if slices.functions else {}
             return states.reduce(compute(params, model_state, batch, point), batch.weight, masks)
 
         return jax.jit(with_layout(self.layout, step), out_shardings=replicated(self.mesh)), states, by_row

@@ -1,13 +1,14 @@
 """Figures of predictions, which `Task.figure` draws for one example."""
 
+import contextlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from engine.config.errors import ConfigError, ConvoyError, TaskError
-from engine.config.user_errors import location
+from engine.config.errors import ConfigError, TaskError
 from engine.metrics.results import Image, named_results
+from engine.training.author_errors import errors_described
 from engine.training.task import Task
 from engine.types import PyTree
 
@@ -36,13 +37,9 @@ def draw_figure(task: Task, example: PyTree, prediction: Mapping[str, np.ndarray
         ConfigError: matplotlib is not installed.
     """
     where = f"{type(task).__name__}.figure"
-    try:
+    with errors_described(where, example=example, prediction=prediction), _matplotlib_needed(where):
         figure = task.figure(example, prediction)
         results = named_results("figure", figure, where)
-    except ConvoyError:
-        raise
-    except Exception as error:
-        raise _described(error, where, example, prediction) from error
     pyplot = sys.modules.get("matplotlib.pyplot")
     if pyplot is not None and hasattr(figure, "savefig"):  # `close` refuses what is no figure
         pyplot.close(figure)  # pyplot keeps the figures that it has made
@@ -52,14 +49,13 @@ def draw_figure(task: Task, example: PyTree, prediction: Mapping[str, np.ndarray
     return Image(image.pixels, file)
 
 
-def _described(error: Exception, where: str, example: PyTree, prediction: Mapping[str, np.ndarray]) -> ConvoyError:
-    """Returns what the author's function has raised as an error of one sentence, with its line."""
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == "matplotlib":
-        return ConfigError(f"{where} needs matplotlib, which is not installed: pip install 'convoy-engine[plot]'.")
-    if isinstance(error, KeyError) and error.args:
-        names = ", ".join(map(str, example)) if isinstance(example, Mapping) else ""
-        return TaskError(
-            f"{where}: there is no {error.args[0]!r} ({location(error)}). The example holds {names}; the prediction "
-            f"holds {', '.join(prediction)}."
-        )
-    return TaskError(f"{where} failed: {type(error).__name__}: {error} ({location(error)}). Correct it there.")
+@contextlib.contextmanager
+def _matplotlib_needed(where: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        raise ConfigError(
+            f"{where} needs matplotlib, which is not installed: pip install 'convoy-engine[plot]'."
+        ) from error

@@ -35,7 +35,7 @@ from engine.types import PyTree
 
 type Step = Callable[[TrainState, Batch, jax.Array, jax.Array], tuple[TrainState, jax.Array]]
 type Steps = Callable[[TrainState, tuple[Batch, ...], jax.Array, jax.Array], tuple[TrainState, jax.Array]]
-type EvaluationStep = Callable[[Arrays, Arrays, Batch, np.ndarray], Reduced]
+type EvaluationStep = Callable[[Arrays, Arrays, Batch, np.ndarray, Mapping[str, jax.Array] | None], Reduced]
 
 MIN_LOSSES = 16  # with fewer losses in the window, no loss is a spike
 ENGINE_METRICS = ("grad_norm", "learning_rate", "skipped")

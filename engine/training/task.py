@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from engine.config.errors import TaskError, did_you_mean
@@ -18,6 +17,7 @@ from engine.config.user_errors import location
 from engine.data.context import Context, call, current
 from engine.metrics.metric import Metric
 from engine.metrics.state import check_metrics
+from engine.training.author_errors import entries, leaf_text
 from engine.training.loss import TaskLoss
 from engine.training.objective import check_terms, evaluation_metrics
 from engine.types import PyTree
@@ -174,15 +174,11 @@ def check_examples(task: Task, found: PyTree, where: str) -> None:
     )
     problems = []
     for path in sorted(wanted_leaves.keys() | found_leaves.keys()):
-        texts = [_leaf_text(leaves.get(path)) for leaves in (wanted_leaves, found_leaves)]
+        texts = [leaf_text(leaves.get(path)) for leaves in (wanted_leaves, found_leaves)]
         if texts[0] != texts[1]:
             problems.append(f"{path}: {type(task).__name__}.batch_spec says {texts[0]}, the dataset gives {texts[1]}")
     if problems:
         raise TaskError(f"{where}: {'; '.join(problems)}. Change the dataset or batch_spec.")
-
-
-def _leaf_text(leaf: jax.ShapeDtypeStruct | None) -> str:
-    return "nothing" if leaf is None else f"{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}"
 
 
 @contextlib.contextmanager
@@ -195,14 +191,8 @@ def missing_key_reported(task: Task, method: str, batch: Examples) -> Iterator[N
         names = [str(name) for name in batch] if isinstance(batch, Mapping) else []
         raise TaskError(
             f"{type(task).__name__}.{method}: there is no {key!r} ({location(error)}).{did_you_mean(str(key), names)} "
-            f"The batch holds {', '.join(_entries(batch))}."
+            f"The batch holds {', '.join(entries(batch))}."
         ) from error
-
-
-def _entries(tree: PyTree) -> list[str]:
-    """Returns `name dtype[shape]` for each entry of a batch."""
-    leaves = jax.tree.leaves_with_path(tree)
-    return [f"{jax.tree_util.keystr(path, simple=True, separator='/')} {_leaf_text(leaf)}" for path, leaf in leaves]
 
 
 def check_loss(task: Task, result: object, batch_size: int) -> None:

@@ -15,7 +15,7 @@ import pytest
 import engine
 from engine import ArraySource, Balanced, Loss, Mean, Mixture, Packed, metrics
 from engine.config.errors import ConfigError, ShardingError, TaskError
-from engine.config.schema import Data, MeshSpec
+from engine.config.schema import Data, MeshSpec, Target
 from engine.config.schema import Evaluation as Config
 from engine.loop.evaluation import Evaluation, build_evaluations, check_metric_names, check_watched
 from engine.main import main
@@ -92,7 +92,8 @@ def test_best_may_be_any_number_of_a_metric():
 
 
 def test_slices_are_evaluations_of_their_examples_on_any_mesh_with_any_batch_size():
-    config, bad = dataclasses.replace(SLICED, data=Data(on_error="skip")), (4, 36)
+    slices = {"id": Target(target="tests.measuring.by_id"), **SLICED.slices}
+    config, bad = dataclasses.replace(SLICED, slices=slices, data=Data(on_error="skip")), (4, 36)
     results = []
     for mesh, batch_size in ((None, 37), (None, 10), (MeshSpec(data=2, fsdp=4), 16)):
         program = zoo.program(Measure(), mesh=mesh)
@@ -106,6 +107,9 @@ def test_slices_are_evaluations_of_their_examples_on_any_mesh_with_any_batch_siz
     members = {
         "high": [i for i in kept if data["x"][i].mean() > 0.1],
         **{f"class/{name}": [i for i in kept if data["y"][i] == y] for name, y in (("one", 1), ("two", 2))},
+        "odd": [i for i in kept if data["y"][i] % 2],
+        "id/short": [i for i in kept if len(NAMES[i]) < 9],
+        "id/zero": [i for i in kept if i % 10 == 0],
     }
     program = zoo.program(Measure())
     for name, chosen in members.items():

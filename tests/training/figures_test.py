@@ -12,7 +12,7 @@ from engine.training.figures import draw_figure
 from tests import zoo
 from tests.drawing import Draw
 
-EXAMPLE, PREDICTION = {"x": np.ones(16)}, {"scores/logits": np.zeros(4)}
+EXAMPLE, PREDICTION = {"x": np.ones(16), "id": "a"}, {"scores/logits": np.zeros(4)}
 
 
 def drawing(result):
@@ -54,9 +54,20 @@ def test_only_figures_of_matplotlib_are_closed(monkeypatch):
         (
             lambda example, prediction: example["y"],
             TaskError,
-            r"^Drawing.figure: there is no 'y' .* holds x; the predi",
+            r"^Drawing.figure: there is no 'y' \(.*\). It got example: id text, x float64\[16\]; prediction: score",
         ),
         (lambda example, prediction: 1 / 0, TaskError, r"^Drawing.figure failed: ZeroDivisionError: .*_test.py:\d+"),
+        (
+            lambda example, prediction: example["x"][16],
+            TaskError,
+            r"^Drawing.figure failed: IndexError: .*_test.py:\d+ in <lambda>\). It got example: id text, x float64\[16\]; p"
+            r"rediction: scores/logits float64\[4\]\.$",
+        ),
+        (
+            lambda example, prediction: example["id"] + 1,
+            TaskError,
+            r"failed: TypeError: .* It got example: id text, x ",
+        ),
         (missing, ConfigError, r"^Drawing.figure needs matplotlib, .*: pip install 'convoy-engine\[plot\]'"),
     ],
 )

@@ -1,14 +1,34 @@
-"""Functions of slices are called with one example, and wrong ones are named with their config field."""
+"""Functions of slices are called with one example, compiled or on the host, and wrong ones are named."""
 
+import re
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from engine.config.errors import ConfigError, TaskError
 from engine.config.schema import Target
-from engine.training.slices import build_slices, slice_masks
+from engine.data.batch import Batch
+from engine.data.text import without_text
+from engine.training.slices import Slices, build_slices
 
-EXAMPLES = {"x": jnp.arange(6.0).reshape(3, 2), "y": jnp.array([0, 1, 2])}
+FIRST = {"x": np.array([0, 1], np.float32), "y": np.int32(0), "city": "Oslo", "meta": (b"a", 2.0)}
+EXAMPLES = {
+    "x": np.arange(6, dtype=np.float32).reshape(3, 2),
+    "y": np.array([0, 1, 2], np.int32),
+    "city": np.array(["Oslo", "Bonn", "Oslo"], object),
+    "meta": (np.array([b"a", b"b", b"c"]), np.ones(3)),
+}
+
+
+def masks(functions, weight=(1, 1, 1)):
+    """Returns the slices that JAX compiles, and the mask of each one."""
+    slices = Slices.of(functions, FIRST, "evaluations.a")
+    members = slices.members(Batch(EXAMPLES, np.array(weight, np.float32)))
+    found = jax.jit(slices.masks)(without_text(EXAMPLES), members)
+    names = list(slices.masks(without_text(EXAMPLES), None))
+    return functions.keys() - slices.on_host, {name: found[name].tolist() for name in names}
 
 
 def test_masks_have_one_entry_for_each_example():
@@ -17,8 +37,9 @@ def test_masks_have_one_entry_for_each_example():
         "class": Target(target="tests.measuring.by_class"),
         "empty": Target(target="tests.measuring.never"),
     }
-    masks = slice_masks(build_slices(sections, "evaluations.a"), EXAMPLES, "evaluations.a")
-    assert {name: mask.tolist() for name, mask in masks.items()} == {
+    compiled, found = masks(build_slices(sections, "evaluations.a"))
+    assert compiled == sections.keys()
+    assert found == {
         "high": [False, True, True],
         "class/one": [False, True, False],
         "class/two": [False, False, True],
@@ -26,31 +47,92 @@ def test_masks_have_one_entry_for_each_example():
     }
 
 
+OSLO = [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("function", "mask"),
+    [
+        (lambda example: example["city"] == "Oslo", OSLO),
+        (lambda example: example["city"] != "Bonn", OSLO),
+        (lambda example: "Oslo" == example.get("city"), OSLO),  # noqa: SIM300
+        (lambda example: example["city"] in {"Oslo", "Rome"}, OSLO),
+        (lambda example: example["city"] in ("Rome", "Oslo"), OSLO),
+        (lambda example: example["city"].startswith("O"), OSLO),
+        (lambda example: isinstance(example["city"], str) and len(example["city"]) > 0, [True] * 3),
+        (lambda example: example["y"] < 1 or example["meta"][0] == b"c", OSLO),
+        (lambda example: (example["x"].mean() > 1) & (f"{example['city']}" == "Oslo"), [False, False, True]),
+        (lambda example: {"Oslo": False, "Bonn": True}[example["city"]], [False, True, False]),
+        (lambda example: bool(example["y"] > 1), [False, False, True]),
+        (lambda example: float(np.sin(np.asarray(example["x"])).max()) > 0.9, [False, True, False]),
+        (lambda example: example["y"] in (0, 2) if example["y"] else True, OSLO),
+    ],
+)
+def test_functions_that_read_text_or_cannot_be_traced_are_called_on_the_host(function, mask):
+    assert masks({"s": function}) == (set(), {"s": mask})
+
+
+def test_parts_of_a_slice_by_text_keep_the_order_of_the_config_and_leave_out_padding():
+    functions = {
+        "city": lambda example: {name: example["city"] == name for name in ("Bonn", "Oslo")},
+        "late": lambda example: example["y"] > 0,
+    }
+    compiled, found = masks(functions, weight=(1, 1, 0))
+    assert compiled == {"late"}
+    assert list(found) == ["city/Bonn", "city/Oslo", "late"]
+    assert found["city/Oslo"] == [True, False, False]
+
+
+def wide(example):
+    return example["x"][7] > 1 if example["city"] else False
+
+
+def mixed(example):
+    return example["city"] + 1 > 2
+
+
 @pytest.mark.parametrize(
     ("function", "text"),
     [
         (lambda example: example["x"] > 1, r"^evaluations.a.slices.s returned an array bool\[2\]. Return one True or"),
         (lambda example: {"one": example["y"]}, r"slices.s returned a single number \(int32\) for 'one'"),
+        (lambda example: {"one": example["city"]}, r"slices.s returned a str for 'one'"),
         (
-            lambda example: example["z"] > 1,
-            r"the example has no 'z' \(.*slices_test.py.* It holds x, y. Text",
+            lambda example: example["cty"] == "Oslo",
+            r"^evaluations.a.slices.s: .*<lambda>: there is no 'cty' \(.*slices_test.py.*\). Did you mean city\? It "
+            r"got example: city text, meta/0 text, meta/1 float64\[\], x float32\[2\], y int32\[\]\.$",
         ),
-        (
-            lambda example: bool(example["y"] > 1),
-            r"slices.s: the function is compiled, and it uses .*_test",
-        ),
-        (lambda example: np.sin(np.asarray(example["x"])).max() > 1, r"Use jax.numpy, and the operators & and \|"),
+        (wide, r"^evaluations.a.slices.s: tests.training.slices_test.wide failed: IndexError: .* in wide\). It got ex"),
+        (mixed, r"slices_test.mixed failed: TypeError: .*slices_test.py:\d+ in mixed\). It got example: city text, "),
+        (lambda example: example["x"] @ np.ones(3) > 1, r"failed: ValueError: .* x float32\[2\], y int32\[\]\.$"),
     ],
 )
-def test_functions_that_give_no_mask_are_errors(function, text):
+def test_functions_that_fail_or_give_no_mask_are_errors(function, text):
     with pytest.raises(TaskError, match=text):
-        slice_masks({"s": function}, EXAMPLES, "evaluations.a")
+        masks({"s": function})
 
 
-def test_two_slices_of_one_name_are_an_error():
-    functions = {"a": lambda example: {"b": True}, "a/b": lambda example: True}
-    with pytest.raises(TaskError, match=r"evaluations.a.slices.a/b: two slices are named 'a/b'. Rename one"):
-        slice_masks(functions, EXAMPLES, "evaluations.a")
+def test_error_of_a_later_example_and_of_a_later_shape_is_named():
+    slices = Slices.of({"s": lambda example: 1 / example["y"].item() > 0 or True}, {"y": np.int32(1)}, "evaluations.a")
+    with pytest.raises(TaskError, match=r"slices.s: .*<lambda> failed: ZeroDivisionError: .* It got example: y int32"):
+        slices.members(Batch({"y": np.array([1, 0], np.int32)}, np.ones(2, np.float32)))
+    slices = Slices.of({"s": lambda example: example["x"] @ jnp.ones(2) > 0}, FIRST, "evaluations.a")
+    with pytest.raises(TaskError, match=r"slices.s: .*<lambda> failed: TypeError: .* It got example: x float32\[3\]"):
+        slices.masks({"x": jnp.ones((4, 3))}, {})
+
+
+def test_names_that_differ_between_examples_are_an_error():
+    text = r"slices.s: .*<lambda> returned 'Bonn' for an example, and 'Oslo' for the first one. Return the same names"
+    with pytest.raises(TaskError, match=text):
+        masks({"s": lambda example: {example["city"]: True}})
+
+
+@pytest.mark.parametrize("part", ["b", "Oslo"])
+def test_two_slices_of_one_name_are_an_error(part):
+    functions = {"a": lambda example: {"b": True, "Oslo": example["city"] == "Oslo"}, f"a/{part}": lambda example: True}
+    text = re.escape(f"evaluations.a.slices.a/{part}: two slices are named 'a/{part}'. Rename one")
+    with pytest.raises(TaskError, match=text):
+        masks(functions)
 
 
 def test_unknown_function_and_argument_are_config_errors():
