@@ -1,6 +1,7 @@
 """The nuScenes detection score: average precision by distance, and the errors of the matched boxes, in one number."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -9,8 +10,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from engine.config.errors import TaskError
-from engine.metrics.detection import AveragePrecision, check_result_names, mean_of_known
-from engine.metrics.metric import Metric, collected
+from engine.metrics.detection import AveragePrecision, check_result_names, mean_of_known, named_ranges, range_name
+from engine.metrics.metric import Metric, collected, one_example
 from engine.metrics.values import real_array, rows_and_mask
 
 THRESHOLDS = (0.5, 1.0, 2.0, 4.0)  # metres between the centres
@@ -137,27 +138,43 @@ class DetectionScore(Metric):
 
         A range has the same results below its name. "ap" has the results of AveragePrecision.
         """
-        boxes, labels, predicted = np.asarray(self.boxes, np.float64), np.asarray(self.labels), self.predicted
-        precision = AveragePrecision(
-            np.asarray(predicted, np.float64)[..., :2],  # pyright: ignore[reportArgumentType], on the host
+        precision = self._precision()
+        return self._results(precision, precision.matches())
+
+    def compute_each(self, key: str) -> Iterator[dict[str, Any]]:
+        """Yields the results of each example, without the ranges that `key` does not name.
+
+        The examples are matched together: 1000 of them with 100 predictions each take 3 s instead of 20 s.
+        """
+        part = dataclasses.replace(self, ranges=named_ranges(self.ranges, key))
+        precision = part._precision()
+        matched = precision.matches()
+        for row in range(matched.shape[1]):
+            yield one_example(part, row)._results(one_example(precision, row), matched[:, row : row + 1])
+
+    def _precision(self) -> AveragePrecision:
+        boxes, predicted = (np.asarray(x, np.float64)[..., :2] for x in (self.boxes, self.predicted))
+        return AveragePrecision(
+            predicted,  # pyright: ignore[reportArgumentType], on the host
             self.scores,
             self.guesses,
-            boxes[..., :2],  # pyright: ignore[reportArgumentType]
+            boxes,  # pyright: ignore[reportArgumentType]
             self.labels,
-            np.zeros(labels.shape, bool),  # pyright: ignore[reportArgumentType]
+            np.zeros(np.shape(self.labels), bool),  # pyright: ignore[reportArgumentType]
             self.classes,
             "distance",
             THRESHOLDS,
             self.ranges,
             "nuscenes",
         )
-        found, matched = precision.compute(), precision.matches()[_MATCHED_AT]
-        names = {between: f"{between[0]:g}-{between[1]:g}" for between in self.ranges}
-        parts = {between: found.pop(name) for between, name in names.items()}
+
+    def _results(self, precision: AveragePrecision, matches: np.ndarray) -> dict[str, Any]:
+        found, matched = precision.results(matches), matches[_MATCHED_AT]
+        parts = {between: found.pop(range_name(*between)) for between in self.ranges}
         errors = self._errors_of_matches(matched)
         result = self._scored(found, matched, errors, None)
-        for between, name in names.items():
-            result[name] = self._scored(parts[between], matched, errors, between)
+        for between, part in parts.items():
+            result[range_name(*between)] = self._scored(part, matched, errors, between)
         return result
 
     def _scored(self, ap: dict[str, Any], matched: np.ndarray, errors: np.ndarray, between: Any) -> dict[str, Any]:

@@ -62,6 +62,28 @@ class Metric:
         """
         raise TaskError(f"{type(self).__name__} has no compute(self). Define it and return a number, or a dict.")
 
+    def compute_each(self, key: str) -> Iterator[Any]:
+        """Yields what `compute` returns for each example alone; the engine ranks worst examples with it.
+
+        Here summed fields are `[examples, ...]`, too. Override it where examples can share work.
+
+        Args:
+            key: name of the only entry that is of interest, such as "car" or "car/iou"; "" for the number of the metric
+                itself. Other entries may be left out.
+        """
+        field, _ = next(array_fields(self))
+        for row in range(len(getattr(self, field))):
+            yield one_example(self, row).compute()
+
+
+def one_example[M: Metric](metric: M, row: int) -> M:
+    """Returns the state of one example of a state whose fields are all `[examples, ...]`."""
+    one: dict[str, Any] = {}
+    for field, is_collected in array_fields(metric):
+        x = getattr(metric, field)
+        one[field] = x[row : row + 1] if is_collected else x[row]
+    return dataclasses.replace(metric, **one)  # pyright: ignore[reportArgumentType], every subclass is a dataclass
+
 
 def array_fields(metric: Metric) -> Iterator[tuple[str, bool]]:
     """Yields the name of each array of a metric, and whether it is collected."""

@@ -15,8 +15,8 @@ import numpy as np
 from engine.config.errors import TaskError, did_you_mean
 from engine.metrics.mean import Mean, Sum
 from engine.metrics.metric import Metric, array_fields
-from engine.metrics.results import scalars
-from engine.metrics.state import MetricStates, Reduced, compute
+from engine.metrics.results import named_results, scalars
+from engine.metrics.state import MetricStates, Reduced
 
 COUNT = "examples"  # metric of a slice: the number of its examples
 SCORE = "loss"  # ranks the slices if the evaluation has such a metric and no score is set
@@ -187,14 +187,14 @@ class SlicedMerger:
             total, weight = (fields[field].astype(np.float64) for field in ("total", "weight"))
             has_score = counted & (weight != 0)
             return np.divide(total, weight, out=np.full(len(total), np.nan), where=has_score), has_score
-        scores = np.full(len(counted), np.nan)
-        for row in np.flatnonzero(counted):
-            one = {
-                field: x[row : row + 1] if is_collected else _wide(x[row])
-                for (field, is_collected), x in zip(array_fields(metric), fields.values(), strict=True)
-            }
-            results = scalars(compute(metric_name, dataclasses.replace(cast(Any, metric), **one)))
-            scores[row] = results.get(name, np.nan)
+        scores, rows = np.full(len(counted), np.nan), np.flatnonzero(counted)
+        for field, is_collected in array_fields(metric):
+            fields[field] = fields[field][rows] if is_collected else _wide(fields[field][rows])
+        each = dataclasses.replace(cast(Any, metric), **fields).compute_each(name[len(metric_name) + 1 :])
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            for row, result in zip(rows, each, strict=True):
+                found = scalars(named_results(metric_name, result, f"{type(metric).__name__}.compute"))
+                scores[row] = found.get(name, np.nan)
         return scores, ~np.isnan(scores)
 
 
@@ -218,8 +218,8 @@ def _real(x: np.ndarray) -> np.ndarray:
 
 
 def _wide(x: np.ndarray) -> np.ndarray:
-    """Returns the entry of an example in the type of a merged state."""
-    return x.astype(np.float64 if x.dtype.kind not in "iub" else np.int64)[()]
+    """Returns a summed field in the type of a merged state."""
+    return x.astype(np.float64 if x.dtype.kind not in "iub" else np.int64)
 
 
 def _score_name(metrics: Mapping[str, Metric], ranking: Ranking, where: str) -> tuple[str, str] | None:

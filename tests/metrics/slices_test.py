@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config.errors import TaskError
-from engine.metrics import Mean, Metric, Quantiles, RootMeanSquare, Sum, collected
+from engine.metrics import AveragePrecision, DetectionScore, Mean, Metric, Quantiles, RootMeanSquare, Sum, collected
+from engine.metrics.results import scalars
 from engine.metrics.slices import COUNT, Ranking, SlicedMerger, SlicedStates, rank_slices
+from engine.metrics.state import compute
 from tests.properties import examples
 
 SIZE = 8  # rows of a batch
@@ -93,6 +95,55 @@ def test_score_is_the_value_of_any_metric_over_one_example(score):
     merger.add(states.reduce(found, jnp.array([1.0, 1, 0]), {}), 10)
     scores, indices = merger.worst()
     assert (indices.tolist(), scores.tolist()) == (([10, 11], [3, -5]) if score != "rms" else ([11, 10], [5, 3]))
+
+
+CALLS: list[int] = []
+
+
+def counted(predicted, boxes):
+    CALLS.append(len(predicted))
+    return -np.linalg.norm(predicted - boxes, axis=-1)
+
+
+RANGES = ((0.0, 2.0), (2.0, 20.0))
+
+
+def detections(rows: int) -> dict[str, Metric]:
+    """Random detections of 6 predictions and 3 labels; the last example has no labels."""
+    rng = np.random.default_rng(0)
+    predicted, boxes = rng.normal(size=(rows, 6, 9)), rng.normal(size=(rows, 3, 9))
+    found = rng.random((rows, 6)), rng.integers(0, 2, (rows, 6))
+    labels, where = rng.integers(0, 2, (rows, 3)), np.arange(rows)[:, None] < rows - 1
+    ignored = rng.random((rows, 3)) < 0.2
+    return {
+        "ap": AveragePrecision.of(
+            predicted[..., :2], *found, boxes[..., :2], labels, where, classes=("a", "b"), ranges=RANGES,
+            match=counted, thresholds=[-2, -0.5], ignored=ignored, area="sum",
+        ),
+        "score": DetectionScore.of(predicted, *found, boxes, labels, where, classes=("a", "b"), ranges=RANGES),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("score", ["ap", "ap/b", "ap/0-2/a", "score", "score/ap/a", "score/2-20", "score/scale_error"])
+def test_scores_of_detections_are_those_of_one_call_for_each_example_but_match_together(score):
+    rows, size = 9, 3
+    found, name = detections(rows), score.partition("/")[0]
+    states = SlicedStates(found, [], Ranking(rows, score), "evaluations.a")
+    merger = states.merger()
+    CALLS.clear()
+    for first in range(0, rows, size):
+        batch = jax.tree.map(lambda x, first=first: x[first : first + size], found)
+        merger.add(states.reduce(batch, jnp.ones(size), {}), first)
+    calls = len(CALLS)
+    scores, indices = merger.worst()
+    alone = [
+        scalars(compute(name, jax.tree.map(lambda x, i=i: np.asarray(x[i : i + 1]), found[name])))[score]
+        for i in range(rows)
+    ]
+    assert sorted(indices.tolist()) == [i for i in range(rows) if not np.isnan(alone[i])]
+    assert scores.tolist() == [alone[i] for i in indices]
+    assert len(set(alone)) > 3
+    assert calls == (2 * 6 * rows // size if name == "ap" else 0)  # with and without ignored labels
 
 
 def test_score_sees_the_types_of_the_whole_evaluation():

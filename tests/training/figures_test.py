@@ -60,8 +60,8 @@ def test_only_figures_of_matplotlib_are_closed(monkeypatch):
         (
             lambda example, prediction: example["x"][16],
             TaskError,
-            r"^Drawing.figure failed: IndexError: .*_test.py:\d+ in <lambda>\). It got example: id text, x float64\[16\]; p"
-            r"rediction: scores/logits float64\[4\]\.$",
+            r"^Drawing.figure failed: IndexError: .*_test.py:\d+ in <lambda>\). It got example: id text, x "
+            r"float64\[16\]; prediction: scores/logits float64\[4\]\.$",
         ),
         (
             lambda example, prediction: example["id"] + 1,
