@@ -3,8 +3,10 @@
 These functions read a run directory and need no training data. They do not take the lease of the run.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from engine.data.source import Source, build_source
 from engine.data.streams.source import Readable, limit_source
 from engine.metrics.results import Result
 from engine.mounts import local_path
-from engine.observe.figure_files import write_figures
+from engine.observe.figure_files import remove_figures, write_figures
 from engine.resilience.out_of_memory import out_of_memory_reported
 from engine.saved.prediction_files import check_prediction_file, open_prediction_file
 from engine.saved.predictions import EXAMPLE, Columns, Predictor
@@ -31,6 +33,8 @@ from engine.saved_program import open_program
 from engine.training.build import build_task
 from engine.training.figures import check_figure, draw_figure
 from engine.training.task import Task
+
+FIGURE = re.compile(r"example-\d+\.png")  # name of a figure of `predict`
 
 
 def warn(text: str) -> None:
@@ -166,23 +170,34 @@ def predict(
             parts = list(batches) if path is None else [{} for _ in batches]
             return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if parts else {}
         with open_prediction_file(path, overwrite) as file:
+            folder, drawn = path.with_name(f"{path.stem}_figures"), set[str]()
             for columns in batches:
-                figures -= _draw(columns, predictor, task, figures, path.with_name(f"{path.stem}_figures"))
+                drawn |= _draw(columns, predictor, task, figures - len(drawn), folder)
                 file.add(columns)
+            if drawn:
+                with _write_errors_reported(folder):
+                    remove_figures(folder, FIGURE, drawn)  # those of earlier predictions
     return {}
 
 
-def _draw(columns: Columns, predictor: Predictor, task: Task, count: int, folder: Path) -> int:
-    """Draws at most `count` rows of a batch into a folder; returns how many."""
-    chosen = columns[EXAMPLE][:count].tolist()
+def _draw(columns: Columns, predictor: Predictor, task: Task, count: int, folder: Path) -> set[str]:
+    """Draws at most `count` rows of a batch into a folder; returns the names of the files."""
+    chosen, names = columns[EXAMPLE][:count].tolist(), set[str]()
     for row, index in enumerate(chosen):
         prediction = {name: columns[name][row] for name in predictor.names}
         image = draw_figure(task, predictor.source[index], prediction, f"example-{index}.png")
-        try:
+        with _write_errors_reported(folder):
             write_figures(folder, {"figure": image})
-        except OSError as error:
-            raise DataError(f"{folder}: cannot be written ({error.strerror or error}). Free space there.") from error
-    return len(chosen)
+        names.add(image.file)
+    return names
+
+
+@contextlib.contextmanager
+def _write_errors_reported(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({error.strerror or error}). Free space there.") from error
 
 
 def _config_for_predictions(

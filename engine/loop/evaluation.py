@@ -158,7 +158,7 @@ class Evaluation:
         self,
         state: TrainState | Weights,
         preemption: Preemption | None = None,
-        on_batch: Callable[[], None] = lambda: None,
+        on_progress: Callable[[], None] = lambda: None,
         step: int = 0,
     ) -> dict[str, Result] | None:
         """Returns full name -> result over the whole dataset; NaN for a `Mean` whose total weight is 0.
@@ -166,7 +166,8 @@ class Evaluation:
         Args:
             state: the train state, or the weights, to evaluate.
             preemption: checked after each batch; if the run was asked to stop, the result is None.
-            on_batch: called after each dispatched batch, at most IN_FLIGHT batches before its result is complete.
+            on_progress: called after each dispatched batch, at most IN_FLIGHT batches before its result is complete,
+                and then after each slice, each text that is read and each figure.
             step: step of the weights, for Tasks that ask for the context.
         """
         first = 0  # position of the first example of the next batch
@@ -185,13 +186,14 @@ class Evaluation:
                 first += self._batch_size
                 if len(waiting) > IN_FLIGHT:
                     merged.add(*waiting.popleft())
-                on_batch()
+                on_progress()
         for result, position in waiting:
             merged.add(result, position)
-        results = self._results(merged)
-        results |= self._rankings(merged, results)
+            on_progress()
+        results = self._results(merged, on_progress)
+        results |= self._rankings(merged, results, on_progress)
         if self._figures is not None:
-            drawn = self._figures.draw(params, model_state, merged.worst()[1].tolist(), step)
+            drawn = self._figures.draw(params, model_state, merged.worst()[1].tolist(), step, on_progress)
             results |= {f"{self.name}/{name}": image for name, image in drawn.items()}
         return results
 
@@ -221,7 +223,7 @@ class Evaluation:
                 taken.add(full)
                 yield f"{self.name}/{full}", metric
 
-    def _results(self, merged: SlicedMerger) -> dict[str, Result]:
+    def _results(self, merged: SlicedMerger, on_progress: Callable[[], None]) -> dict[str, Result]:
         """Returns the results by full name. Raises TaskError if two metrics give the same name."""
         self.unweighted = []
         found: dict[str, Result] = {}
@@ -232,9 +234,12 @@ class Evaluation:
             if taken := found.keys() & new.keys():
                 raise TaskError(f"evaluations.{self.name}: two metrics give {min(taken)!r}. Rename one of them.")
             found |= new
+            on_progress()
         return found
 
-    def _rankings(self, merged: SlicedMerger, results: Mapping[str, Result]) -> dict[str, Result]:
+    def _rankings(
+        self, merged: SlicedMerger, results: Mapping[str, Result], on_progress: Callable[[], None]
+    ) -> dict[str, Result]:
         """Returns the tables of the worst slices and the worst examples."""
         found: dict[str, Result] = {}
         if self._states.score is None:
@@ -248,7 +253,7 @@ class Evaluation:
             columns = {"slice": ranked, score: [scores[name] for name in ranked], COUNT: counts}
             found[f"{self.name}/{WORST_SLICES}"] = Table(columns)
         if self._worst is not None:
-            found[f"{self.name}/{WORST_EXAMPLES}"] = self._worst.table(score, *merged.worst())
+            found[f"{self.name}/{WORST_EXAMPLES}"] = self._worst.table(score, *merged.worst(), on_progress)
         return found
 
 

@@ -1,7 +1,7 @@
 """Figures of an evaluation: the predictions of a few examples, drawn by the Task."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -47,7 +47,14 @@ class Figures:
         self._batch_size = min(batch_size, -(-self._count // shards) * shards)
         self._step, _ = prediction_step(program, example_spec(source), self._batch_size)
 
-    def draw(self, params: Arrays, model_state: Arrays, worst: Sequence[int], step: int) -> dict[str, Image]:
+    def draw(
+        self,
+        params: Arrays,
+        model_state: Arrays,
+        worst: Sequence[int],
+        step: int,
+        on_progress: Callable[[], None] = lambda: None,
+    ) -> dict[str, Image]:
         """Returns "figures/<rank>" -> figure, in the primary. Every process calls it.
 
         It returns the figures before the first error, which it keeps: a picture must not end a training run.
@@ -57,6 +64,7 @@ class Figures:
             model_state: its state.
             worst: indices of the worst examples, which are drawn; if there are none, the first examples are.
             step: step of the weights.
+            on_progress: called after each batch of predictions and each figure.
         """
         indices = list(worst or range(self._count))[: self._count]
         feed = EvaluationFeed(
@@ -70,11 +78,13 @@ class Figures:
         self.error = None
         for number, batch in enumerate(feed):
             weight, found = jax.device_get(self._step(params, model_state, batch))
+            on_progress()
             for row in np.flatnonzero(weight).tolist():
                 rank = number * self._batch_size + row
                 prediction = {name: rows[row] for name, rows in found.items()}
                 if group.is_primary() and (image := self._image(rank, indices[rank], prediction, step)) is not None:
                     images[f"figures/{rank}"] = image
+                on_progress()
         return images
 
     def _image(self, rank: int, index: int, prediction: Mapping[str, np.ndarray], step: int) -> Image | None:

@@ -1,6 +1,6 @@
 """The table of the worst examples of an evaluation: their indices in the dataset, their scores and their text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,17 +23,23 @@ class WorstExamples:
     def __init__(self, source: Source):
         self._source, self._text = source, source_text(source)
 
-    def table(self, score: str, scores: np.ndarray, indices: np.ndarray) -> Table:
+    def table(
+        self, score: str, scores: np.ndarray, indices: np.ndarray, on_progress: Callable[[], None] = lambda: None
+    ) -> Table:
         """Returns the table; in processes other than the primary without the text.
 
         Args:
             score: name of the score.
             scores: of the worst examples, the worst first.
             indices: of these examples in the dataset.
+            on_progress: called after each example whose text is read.
         """
         columns: dict[str, Sequence[Any]] = {EXAMPLE: indices.tolist(), score: scores.tolist()}
         if self._text and group.is_primary():
-            texts = {index: self._read(index) for index in sorted(indices.tolist())}  # files are read in their order
+            texts = {}
+            for index in sorted(indices.tolist()):  # files are read in their order
+                texts[index] = self._read(index)
+                on_progress()
             rows = [texts[index] for index in indices.tolist()]
             columns |= {name: [text.get(name, "") for text in rows] for name in self._text if name not in columns}
         return Table(columns)

@@ -1,11 +1,16 @@
 """Writes the images among results that have a file name as PNG files."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from engine.config.atomic_file import replacing
 from engine.metrics.results import Image
 from engine.observe.drawing import png
+
+FIGURE = re.compile(r"\d+-example-\d+\.png")
+"""Name of a figure of an evaluation: rank and example."""
 
 
 def png_bytes(image: Image) -> bytes:
@@ -14,9 +19,26 @@ def png_bytes(image: Image) -> bytes:
 
 
 def write_figures(folder: Path, results: Mapping[str, Any]) -> None:
-    """Writes each image with a file name into a folder; creates it if there is one. May raise OSError."""
+    """Writes each image with a file name into a folder; creates it if there is one. May raise OSError.
+
+    A file appears complete. Figures of examples replace all those that an earlier evaluation of the same step has left.
+    """
+    written: dict[Path, set[str]] = {}
     for value in results.values():
         if isinstance(value, Image) and value.file:
             path = folder / value.file
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(png_bytes(value))
+            with replacing(path, path.with_name(f".{path.name}.tmp")) as file:
+                file.write(png_bytes(value))
+            if FIGURE.fullmatch(path.name):
+                written.setdefault(path.parent, set()).add(path.name)
+    for parent, names in written.items():
+        remove_figures(parent, FIGURE, names)
+
+
+def remove_figures(folder: Path, pattern: re.Pattern[str], kept: Collection[str]) -> None:
+    """Removes the figures of a folder whose names match a pattern, except some. May raise OSError."""
+    for path in list(folder.iterdir()):
+        name = path.name.removeprefix(".").removesuffix(".tmp")  # what a process that was killed has left
+        if pattern.fullmatch(name) and path.name not in kept:
+            path.unlink(missing_ok=True)

@@ -1,7 +1,8 @@
 """Reads the pages of the documentation: their fenced blocks, the files and the commands that these contain.
 
 A comment above a fence marks it, since words after the language would keep Markdown renderers from showing the block:
-`<!-- file=NAME max_lines=N -->` is a file for the reader to write, `<!-- run -->` is commands, one per line.
+`<!-- file=NAME max_lines=N -->` is a file for the reader to write, `<!-- run -->` is commands, one per line. With
+`<!-- run needs=MODULE -->`, they run where that module is installed.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import runpy
 import shlex
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -68,7 +70,8 @@ def write_files(page: Path, folder: Path) -> None:
 
 def commands(page: Path) -> list[str]:
     """Returns the lines of the blocks that are marked `run`."""
-    texts = [block.text for block in blocks(page.read_text()) if block.language == "bash" and "run" in block.marks]
+    marked = [block for block in blocks(page.read_text()) if block.language == "bash" and "run" in block.marks]
+    texts = [block.text for block in marked if (needed := block.value("needs")) is None or find_spec(needed)]
     return [line for text in texts for line in text.splitlines() if line and not line.startswith("#")]
 
 

@@ -1,5 +1,7 @@
 """The files and commands of the pages work as printed."""
 
+import importlib.util
+
 import pytest
 
 from tests.docs import pages
@@ -17,6 +19,14 @@ def test_commands_of_each_page_succeed_with_its_files(page, tmp_path):
     for command in pages.commands(page):
         done = pages.run(command, tmp_path)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+def test_page_of_predictions_draws_with_matplotlib_where_it_is_installed(monkeypatch):
+    page = DOCS / "predict.md"
+    [plotted] = [command for command in pages.commands(page) if "plotted.Plotted" in command] or [None]
+    assert (plotted is not None) == bool(importlib.util.find_spec("matplotlib"))
+    monkeypatch.setattr(pages, "find_spec", lambda name: None)
+    assert not any("plotted.Plotted" in command for command in pages.commands(page))
 
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.stem)

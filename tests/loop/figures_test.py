@@ -1,6 +1,7 @@
 """Evaluations draw the worst examples, or the first ones, into the run directory and TensorBoard."""
 
 import shutil
+import threading
 from typing import Any
 
 import jax
@@ -75,6 +76,30 @@ def test_error_of_a_figure_keeps_the_results_and_the_figures_before_it():
     assert str(subject.figure_error).startswith("Breaks.figure failed: ZeroDivisionError: division by zero (")
 
 
+def test_progress_is_reported_between_the_texts_and_between_the_figures():
+    seen: list[str] = []
+
+    class Drawn(Draw):
+        def figure(self, example, prediction):
+            seen.append("figure")
+            return super().figure(example, prediction)
+
+    class Read(Unreadable):
+        def __getitem__(self, index):
+            if threading.current_thread() is threading.main_thread():  # the batches are read by another thread
+                seen.append("text")
+            return super().__getitem__(index)
+
+    program = zoo.program(Drawn())
+    subject = Evaluation("heldout", Config(worst=4, figures=3), Read(), program.evaluation, 16)
+    seen.clear()
+    assert subject.run(program.init(), on_progress=lambda: seen.append(".")) is not None
+    texts, figures = seen.index("text"), seen.index("figure")
+    assert seen[texts : texts + 8] == ["text", "."] * 4
+    assert seen[figures - 2] == "."  # the predictions to draw
+    assert seen[figures - 1 :] == ["text", "figure", "."] * 3
+
+
 def test_training_continues_without_figures_and_evaluate_fails(tmp_path, capsys):
     settings = {"train__total": "2 steps", "evaluations__heldout__figures": 2}
     engine.train(runs.config(task={"target": "tests.drawing.Broken"}, **settings), workdir=tmp_path)
@@ -108,3 +133,5 @@ def test_figures_of_a_run_are_files_and_images_of_tensorboard(tmp_path, capsys):
     assert main(["predict", str(run), f"--out={out}", "--figures=3"]) == 0
     drawn = {path.name for path in (tmp_path / "found_figures").iterdir()}
     assert drawn == {f"example-{i}.png" for i in range(3)}
+    assert main(["predict", str(run), f"--out={out}", "--figures=1", "--overwrite"]) == 0
+    assert [path.name for path in (tmp_path / "found_figures").iterdir()] == ["example-0.png"]

@@ -1,6 +1,10 @@
 """Images with a file name are written as PNG files."""
 
+import errno
+import os
+
 import numpy as np
+import pytest
 
 from engine.metrics.results import Image
 from engine.observe.figure_files import write_figures
@@ -13,3 +17,29 @@ def test_only_images_with_a_file_name_are_written(tmp_path):
     [file] = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert file == tmp_path / "figures" / "night" / "7.png"
     np.testing.assert_array_equal(decode(file.read_bytes()), pixels)
+
+
+def test_figures_replace_those_of_an_earlier_evaluation_of_the_step(tmp_path):
+    def names():
+        return sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+
+    one, two = np.zeros((2, 2)), np.ones((2, 2))
+    write_figures(tmp_path, {str(i): Image(one, f"test/7/{i}-example-{10 + i}.png") for i in range(3)})
+    write_figures(tmp_path, {"a": Image(one, "test/8/0-example-4.png"), "b": Image(one, "test/7/own.png")})
+    (tmp_path / "test" / "7" / ".2-example-5.png.tmp").write_bytes(b"half")  # of a process that was killed
+    write_figures(tmp_path, {"a": Image(two, "test/7/0-example-10.png"), "loss": 1.0})
+    assert names() == ["test/7/0-example-10.png", "test/7/own.png", "test/8/0-example-4.png"]
+    assert decode((tmp_path / "test/7/0-example-10.png").read_bytes()).max() == 255
+
+
+def test_figure_that_cannot_be_written_keeps_the_old_one(tmp_path, monkeypatch):
+    write_figures(tmp_path, {"a": Image(b"\x89PNG old", "a.png")})
+
+    def full(number):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_figures(tmp_path, {"a": Image(b"\x89PNG new, longer", "a.png")})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    assert (tmp_path / "a.png").read_bytes() == b"\x89PNG old"
