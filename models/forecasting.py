@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from engine import Loss, Task, layers, metrics
+from engine import Loss, Task, layers, metrics, plot
 
 FASTEST_STILL = 0.05  # metres over three steps; below, the heading of an agent is noise
 
@@ -189,3 +189,9 @@ class Forecast(Task):
     def predict(self, model, batch):
         predicted, logits = model(batch["history"], batch["segment_ids"])
         return {"future": predicted, "probability": jax.nn.softmax(logits)}
+
+    def figure(self, example, prediction):
+        """Returns a figure of the first scene of a row. The most likely future of an agent is the least transparent."""
+        likely = prediction["probability"] / prediction["probability"].max(-1, keepdims=True)
+        first = example["segment_ids"] == 1
+        return plot.tracks(example["history"], example["future"], prediction["future"], scores=likely, valid=first)
