@@ -10,6 +10,7 @@ split.
 
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 
 import engine
 from configs import forecast_eth_ucy
+from engine.config.errors import ConvoyError
 from engine.config.override import apply
 from models.eth_ucy import PLACES, PREDICTED, Scenes
 
@@ -36,19 +38,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Trains all models and prints the table."""
     parser = argparse.ArgumentParser(prog="benchmarks.forecasting", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", default=forecast_eth_ucy.FOLDER, help="folder of the recordings")
-    parser.add_argument("--places", default=",".join(PLACES), type=_list, help="places to test")
-    parser.add_argument("--seeds", default="0,1,2", type=_list, help="seeds of the runs with 20 modes")
-    parser.add_argument("--modes", default="20,1", type=_list, help="modes of the models; 1 trains with the first seed")
-    parser.add_argument("--workdir", default="runs/forecast_eth_ucy", help="folder of the runs")
+    parser.add_argument("--places", default=",".join(PLACES), type=_places, help="places to test")
+    parser.add_argument(
+        "--seeds", default="0,1,2", type=partial(_numbers, least=0), help="seeds of the runs with 20 modes"
+    )
+    modes = partial(_numbers, least=1)
+    parser.add_argument("--modes", default="20,1", type=modes, help="modes of the models; 1 trains with the first seed")
+    parser.add_argument("--workdir", default="runs/eth_ucy", help="folder of the runs")
     parser.add_argument("overrides", nargs="*", help="fields of the config, such as train.total='2 epochs'")
     args = parser.parse_args(argv)
-    for place in args.places:
-        Scenes(place, "test", args.folder)  # an error before anything is trained
+    try:  # before anything is trained
+        for place in args.places:
+            Scenes(place, "test", args.folder)
+        apply(forecast_eth_ucy.get_config(), args.overrides)
+    except ConvoyError as error:
+        parser.error(str(error))
     rows: dict[str, dict[str, list[Errors]]] = {}
-    for modes in map(int, args.modes):
+    for modes in args.modes:
         for seed in args.seeds if modes > 1 else args.seeds[:1]:
             for place in args.places:
-                found = train(place, modes, int(seed), args.folder, Path(args.workdir), args.overrides)
+                found = train(place, modes, seed, args.folder, Path(args.workdir), args.overrides)
                 for name, errors in found.items():
                     rows.setdefault(name, {}).setdefault(place, []).append(errors)
                 print(f"{place}, {modes} modes, seed {seed}: {', '.join(f'{k} {_text(v)}' for k, v in found.items())}")
@@ -66,7 +75,7 @@ def train(
     config = forecast_eth_ucy.get_config(place, folder)
     config.task.modes, config.train.seed = modes, seed
     config.log.progress = "none"
-    apply(config, list(overrides), "")
+    apply(config, overrides)
     run = workdir / f"{place}-k{modes}-seed{seed}"
     engine.train(config, workdir=str(run))
     found: Any = engine.evaluate(str(run), step="best")
@@ -107,8 +116,18 @@ def _text(errors: Sequence[float] | np.ndarray) -> str:
     return f"{errors[0]:.3f}/{errors[1]:.3f}"
 
 
-def _list(text: str) -> list[str]:
-    return text.split(",")
+def _places(text: str) -> list[str]:
+    places = text.split(",")
+    if unknown := [place for place in places if place not in PLACES]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is unknown. Allowed: {', '.join(PLACES)}.")
+    return places
+
+
+def _numbers(text: str, least: int) -> list[int]:
+    numbers = text.split(",")
+    if not all(number.isdecimal() and int(number) >= least for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers from {least} on, such as 1,2.")
+    return list(map(int, numbers))
 
 
 if __name__ == "__main__":

@@ -106,6 +106,16 @@ def test_loss_and_errors_equal_plain_numpy():
         assert metric == pytest.approx(dict(zip(names, np.mean(values, axis=0), strict=True)), rel=1e-4)
 
 
+def test_figure_draws_the_agents_and_modes_of_the_first_scene():
+    pytest.importorskip("matplotlib")
+    one = batch()
+    predicted, scores = forecast(one["history"], one["segment_ids"])
+    columns = {"future": np.asarray(predicted), "probability": np.asarray(jax.nn.softmax(scores))}
+    [ax] = TASK.figure(*({name: array[0] for name, array in rows.items()} for rows in (one, columns))).axes
+    assert len(ax.lines) == 4 + 1 + 4 + 4 * TASK.modes  # past, last positions, future, and predictions of four agents
+    assert max(line.get_alpha() or 0 for line in ax.lines) == 1
+
+
 def test_every_mode_learns_at_the_start_and_the_best_one_at_the_end():
     one = jax.tree.map(lambda x: x[:1, :1], batch())
 
@@ -134,6 +144,27 @@ def test_command_trains_tests_and_prints_the_table(tmp_path, capsys):
         "its first of 3",
         "constant velocity, K = 1",
     ]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--places=eth,zara3", "--places: 'zara3' is unknown. Allowed: eth, hotel, univ, zara1, zara2."),
+        ("--places=", "--places: '' is unknown."),
+        ("--seeds=0,one", "--seeds: '0,one' is no list of numbers from 0 on, such as 1,2."),
+        ("--seeds=-1", "--seeds: '-1' is no list of numbers from 0 on"),
+        ("--modes=20,0", "--modes: '20,0' is no list of numbers from 1 on"),
+        ("--folder=nowhere", "biwi_eth.txt: not found. Copy the folders"),
+        ("train.totl=3", "train.totl: unknown field (train.totl=3). Did you mean train.total?"),
+    ],
+)
+def test_mistake_of_the_command_line_is_a_sentence_before_any_training(argument, message, tmp_path, capsys):
+    folder = pedestrians.write(tmp_path / "data", walkers=1, frames=20)
+    with pytest.raises(SystemExit) as stopped:
+        forecasting.main([f"--folder={folder}", f"--workdir={tmp_path}/runs", argument])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_table_has_published_rows_and_means_of_places_and_seeds():
