@@ -6,7 +6,8 @@ in the models that have it. One model on each kind of mesh also compares the los
 cannot split is refused, which is a row too.
 
 The error of an array is |a - b| over max(|a|, 1e-3 x the norm of all arrays x sqrt(its share of all elements)): some
-true gradients are zero (the key bias of attention), which have no relative error. All rows have the same tolerance.
+true gradients are zero (the key bias of attention), which have no relative error. All rows have the same tolerance, but
+those of lidar: see `SWITCHES`. Two models that take long to compile leave out meshes whose axes other meshes have, too.
 
 Where two experts have nearly the same score for a token, rounding decides. The batches are chosen so that this does not
 happen, even for parameters that differ by far more than rounding (`SHAKE`).
@@ -28,15 +29,20 @@ from engine.parallel.mesh import replicated
 from models.decoder import LanguageModel
 from models.digits import Digits
 from models.fashion_mnist import Fashion
+from models.forecasting import Forecast
+from models.lidar import LidarDetection
 from models.moe_decoder import MoeLanguageModel
 from models.vit import Vit
 from tests import zoo
 
 TOLERANCE = 1e-5
 ROWS, TIME, VOCABULARY = 24, 16, 64  # rows of a batch; positions of a row
-FEWEST_ROWS = 96
+FEWEST_ROWS = 112
 SEEDS = (1, 101, 201)  # of the batches
 SHAKE = 3e-6  # relative change of each parameter; rounding is 1e-7
+# Of lidar. A batch has two million rectified values. Rounding changes the sign of a few of them, which moved gradients
+# by up to 6e-4.
+SWITCHES = 1e-2
 
 SIZES: dict[str, Any] = {"vocabulary": VOCABULARY, "width": 32, "hidden": 64, "depth": 8, "heads": 8, "kv_heads": 4}
 
@@ -67,17 +73,44 @@ def images(side: int, whole: bool, seed: int) -> dict[str, np.ndarray]:
     return {"image": pixels, "label": rng.integers(0, 10, ROWS, np.int32)}
 
 
+def walks(seed: int) -> dict[str, np.ndarray]:
+    """Packed rows of two scenes, of three and two pedestrians, and one place of padding."""
+    rng = np.random.default_rng(seed)
+    tracks = rng.uniform(-3, 3, (ROWS, 6, 1, 2)) + rng.normal(0, 0.4, (ROWS, 6, 20, 2)).cumsum(axis=2)
+    ids = np.tile(np.array([1, 1, 1, 2, 2, 0], np.int32), (ROWS, 1))
+    tracks = tracks.astype(np.float32)
+    return {"history": tracks[:, :, :8], "future": tracks[:, :, 8:], "segment_ids": ids, "mask": ids > 0}
+
+
+def sweeps(seed: int) -> dict[str, Any]:
+    """Points around two objects of each sweep, one of which may be padding."""
+    rng = np.random.default_rng(seed)
+    boxes = np.concatenate([rng.uniform(-20, 20, (ROWS, 2, 2)), rng.uniform(0.5, 2, (ROWS, 2, 7))], axis=-1)
+    points = np.repeat(boxes[..., :4], 16, axis=1) + rng.normal(0, 3, (ROWS, 32, 4))
+    return {
+        "points": points.astype(np.float32),
+        "boxes": boxes.astype(np.float32),
+        "label": rng.integers(0, 4, (ROWS, 2), np.int32),
+        "moving": rng.integers(0, 2, (ROWS, 2), np.int32),
+        "mask": {"points": rng.random((ROWS, 32)) < 0.9, "objects": rng.random((ROWS, 2)) < [1, 0.5]},
+    }
+
+
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A model: its Task, its batch for a seed, and the mesh axes that only some models can split."""
+    """A model: its Task, its batch for a seed, the mesh axes that only some models can split, and what is its own."""
 
     task: Callable[[], Task]
     batch: Callable[[int], Any]
     splits: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()  # meshes
+    tolerance: float = TOLERANCE
+    learning_rate: float = 0.03
 
 
 RATE = 0.1  # of dropout
 SEQUENCES = ("context", "pipeline")
+SIMPLE = ("data 8", "fsdp 8", "data 8, ZeRO-1", "DCN data 2 x fsdp 4")
 SUBJECTS = {
     "digits": Subject(lambda: Digits(width=32), functools.partial(images, 8, False)),
     "fashion": Subject(lambda: Fashion(width=4), functools.partial(images, 28, True)),
@@ -92,6 +125,8 @@ SUBJECTS = {
     "vit": Subject(
         lambda: Vit(patch=7, width=32, depth=8, heads=8, dropout=RATE), functools.partial(images, 28, True), SEQUENCES
     ),
+    "forecast": Subject(lambda: Forecast(modes=4, width=16, heads=4, temporal=1), walks, without=SIMPLE),
+    "lidar": Subject(lambda: LidarDetection(width=4), sweeps, without=SIMPLE, tolerance=SWITCHES, learning_rate=1e-3),
 }
 
 MESHES: dict[str, tuple[MeshSpec, dict[str, Any]]] = {
@@ -111,7 +146,7 @@ MESHES: dict[str, tuple[MeshSpec, dict[str, Any]]] = {
 
 # Small rates, so that rounding in an update does not change the choice of experts in the next step. Where the true
 # gradient is zero, AdamW takes the sign of the rounding error.
-SGD = {"target": "optax.sgd", "arguments": {"momentum": 0.9}, "learning_rate": 0.03, "clip_norm": None}
+SGD = {"target": "optax.sgd", "arguments": {"momentum": 0.9}, "clip_norm": None}
 ADAMW = {"target": "optax.adamw", "learning_rate": 0.001}
 
 table: list[str] = []
@@ -132,9 +167,8 @@ def train(subject: str, optimizer: dict[str, Any], mesh: str | None, shake: floa
     task, batches = SUBJECTS[subject].task(), [SUBJECTS[subject].batch(seed) for seed in SEEDS]
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batches[0])
     devices = 6 if mesh is not None and "6 devices" in mesh else None
-    program = zoo.program(
-        task, mesh=spec, batch_size=ROWS, example=example, layout=layout, devices=devices, **optimizer
-    )
+    settings: dict[str, Any] = {"learning_rate": SUBJECTS[subject].learning_rate} | optimizer
+    program = zoo.program(task, mesh=spec, batch_size=ROWS, example=example, layout=layout, devices=devices, **settings)
     step = program.trace(1).lower().compile()
     state = first_state(program, subject)
     if shake:
@@ -205,7 +239,7 @@ def also_adamw(subject: str, mesh: str) -> bool:
 
 
 # Models alternate, and two shards take every other test: each model is trained on one device in one shard only.
-ALL = [(subject, mesh) for mesh in MESHES for subject in SUBJECTS]
+ALL = [(subject, mesh) for mesh in MESHES for subject in SUBJECTS if mesh not in SUBJECTS[subject].without]
 
 
 @pytest.mark.parametrize(("subject", "mesh"), [row for row in ALL if not refused(*row)])
@@ -221,7 +255,7 @@ def test_mesh_matches_one_device(subject, mesh):
         if not adamw:
             errors["parameters"] = error(wanted.params, found.params)[0]
     table.append(f"{subject:9} {mesh:32} {max(errors.values()):.1e}")
-    assert max(errors.values()) <= TOLERANCE, errors
+    assert max(errors.values()) <= SUBJECTS[subject].tolerance, errors
 
 
 @pytest.mark.parametrize("subject", [name for name in SUBJECTS if "expert" in SUBJECTS[name].splits])
@@ -248,5 +282,6 @@ def whole_table(request):
     specs = [getattr(item, "callspec", None) for item in request.session.items if item.path == request.path]
     asked = [spec for spec in specs if spec is not None and {"subject", "mesh"} <= spec.params.keys()]
     with request.config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
-        print("\n" + "\n".join(table) + f"\n{len(table)} rows of {len(ALL)}, errors at most {TOLERANCE}")
+        limits = f"errors at most {TOLERANCE}, of lidar {SWITCHES}"
+        print("\n" + "\n".join(table) + f"\n{len(table)} rows of {len(ALL)}, {limits}")
     assert len(table) == len(asked)
