@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests import runs
+from tests.models import pedestrians
 
 ARGS = (
     "train", "--config=configs.digits", "--config.train.total=400 steps", "--config.checkpoint.every=10 steps",
@@ -75,11 +76,12 @@ def test_stopped_run_saves_and_prints_how_to_resume(unbroken, tmp_path, number, 
     assert_same_run(tmp_path / "run", unbroken, tmp_path)
 
 
-@pytest.mark.parametrize("config", ["gan", "mean_teacher"])
-def test_two_optimizers_and_a_teacher_resume_after_sigkill_with_the_same_state(config, tmp_path):
+@pytest.mark.parametrize("config", ["gan", "mean_teacher", "forecast_eth_ucy"])
+def test_models_of_the_zoo_resume_after_sigkill_with_the_same_state_and_results(config, tmp_path):
     args = (
         "train", f"--config=configs.{config}", "--config.train.total=120 steps", "--config.checkpoint.every=10 steps",
         "--config.log.every=1 step", "--config.log.tensorboard=False",
+        *(pedestrian_args(tmp_path) if config == "forecast_eth_ucy" else ()),
     )  # fmt: skip
     assert runs.convoy(*args, f"--workdir={tmp_path / 'unbroken'}").returncode == 0
     process = runs.start(*args, f"--workdir={tmp_path / 'run'}")
@@ -90,8 +92,32 @@ def test_two_optimizers_and_a_teacher_resume_after_sigkill_with_the_same_state(c
     assert runs.convoy(*args, f"--workdir={tmp_path / 'run'}").returncode == 0
     assert runs.status(tmp_path / "run")["attempt"] == 2
     assert runs.rows(tmp_path / "run") == runs.rows(tmp_path / "unbroken")
-    digests = [
-        json.loads((tmp_path / name / "checkpoints/120/manifest.json").read_text())["arrays"]
-        for name in ("run", "unbroken")
+    found = [
+        (json.loads((run / "checkpoints/120/manifest.json").read_text())["arrays"], evaluations(run))
+        for run in (tmp_path / "run", tmp_path / "unbroken")
     ]
-    assert digests[0] == digests[1] and len(digests[0]) > 10
+    assert found[0] == found[1]
+    digests, results = found[0]
+    assert len(digests) > 10
+    if config == "forecast_eth_ucy":
+        assert {"validation/best/min_ade", "test/top/min_fde"} <= results[120].keys()
+
+
+def pedestrian_args(tmp_path: Path) -> list[str]:
+    """Writes recordings in the layout of ETH/UCY, and returns the arguments of a tiny model on them."""
+    folder = pedestrians.write(tmp_path / "data", walkers=3, frames=22)
+    sections = ["data", *(f"evaluations.{name}.data" for name in ("validation", "test", "test_social_gan"))]
+    return [
+        *(f"--config.{section}.folder={folder}" for section in sections),
+        "--config.evaluations.validation.every=10 steps",
+        *(f"--config.task.{field}" for field in ("modes=3", "width=8", "heads=2", "temporal=1")),
+    ]
+
+
+def evaluations(run: Path) -> dict[int, dict[str, float]]:
+    """Returns step -> results of all evaluations of a run; the last attempt of a step is valid."""
+    found: dict[int, dict[str, float]] = {}
+    for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):
+        results = {name: value for name, value in line.items() if name.startswith(("validation/", "test"))}
+        found.setdefault(line["step"], {}).update(results)
+    return found
