@@ -22,6 +22,7 @@ from .street_scenes import (
     draw_scene,
     parts_of,
     rotation,
+    scan,
 )
 
 GRID = 128  # cells along each side of the masks, which cover the square |x|, |y| < EXTENT
@@ -193,8 +194,8 @@ def render(
     return (255 * image.clip(0, 1)).astype(np.uint8), owner, depth, kind
 
 
-def view(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Returns the images of a scene and its masks, see CameraScenes."""
+def view(rng: np.random.Generator, lidar: bool = False) -> dict[str, np.ndarray]:
+    """Returns the images of a scene and its masks, and a sweep with `lidar`, see CameraScenes."""
     scene, street = draw_street(rng)
     boxes, labels, rig = street.place(np.stack(scene.boxes)), np.array(scene.labels), Rig.mounted(rng)
     images, owner, depth, kind = render(rng, boxes, labels, street, rig)
@@ -203,6 +204,7 @@ def view(rng: np.random.Generator) -> dict[str, np.ndarray]:
     patches = kind.reshape(6, ROWS // PATCH[0], PATCH[0], COLUMNS // PATCH[1], PATCH[1])
     kind = np.where((patches == LINE).any((2, 4)), LINE, kind[centre])
     seen = boxes[np.isin(labels, VEHICLES) & (pixels >= LEAST)]
+    sweep = scan(rng, scene, boxes, street.slope) if lidar else {}
     return {
         "images": images,
         "intrinsics": rig.intrinsics.astype(np.float32),
@@ -210,6 +212,7 @@ def view(rng: np.random.Generator) -> dict[str, np.ndarray]:
         "depth": depth[centre].astype(np.float32),
         "kind": kind.astype(np.int32),
         "masks": masks(seen, street),
+        **sweep,
     }
 
 
@@ -222,11 +225,12 @@ class CameraScenes:
       patch, infinite in the sky, and the index into KINDS of what is there; a patch with any paint is a line.
     - `masks`, bool `[GRID, GRID, 2]`: cells of cars and trucks that are seen, and cells of lane lines; rows along y.
 
-    Each depends only on the seed and its index.
+    With `lidar`, the fields of StreetScenes are added, for a sensor above the origin. Each scene depends only on the
+    seed and its index.
     """
 
-    def __init__(self, count: int = 1000, seed: int = 0):
-        self.count, self.seed = count, seed
+    def __init__(self, count: int = 1000, seed: int = 0, lidar: bool = False):
+        self.count, self.seed, self.lidar = count, seed, lidar
 
     def __len__(self):
         return self.count
@@ -234,4 +238,4 @@ class CameraScenes:
     def __getitem__(self, index):
         if not 0 <= index < self.count:
             raise IndexError(index)
-        return view(np.random.default_rng([self.seed, index]))
+        return view(np.random.default_rng([self.seed, index]), self.lidar)

@@ -70,7 +70,7 @@ class Pillars(nnx.Module):
 class Convolution(nnx.Module):
     """A 3x3 convolution, normalized over the batch."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, stride: int | tuple[int, int], rngs: nnx.Rngs):
         self.conv = nnx.Conv(inputs, outputs, (3, 3), strides=stride, use_bias=False, rngs=rngs)
         self.norm = nnx.BatchNorm(outputs, momentum=0.95, rngs=rngs)
 
@@ -101,12 +101,19 @@ class CenterModel(nnx.Module):
 
     def __call__(self, points, mask):
         """Returns logits of centres `[batch, CELLS, CELLS, classes]` and codes of boxes `[..., BOX]`."""
+        return self.heads(self.features(points, mask))
+
+    def features(self, points, mask):
+        """Returns the input of the heads, a row for each cell of the first level."""
         x, total = self.pillars(points, mask), 0.0
         for number, (level, across) in enumerate(zip(self.levels, self.across, strict=True)):
             for layer in level:
                 x = layer(x)
             total = total + jnp.repeat(jnp.repeat(across(x), 2**number, axis=1), 2**number, axis=2)
-        x = self.neck(nnx.relu(total))
+        return self.neck(nnx.relu(total))
+
+    def heads(self, x):
+        """Returns logits and codes, as the whole model does."""
         return split(self.heat(x)), split(self.box(x))
 
 

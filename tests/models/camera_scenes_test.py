@@ -102,3 +102,13 @@ def test_the_prior_predicts_the_cells_that_are_often_in_a_mask():
     np.testing.assert_allclose(overlap(often[None], often[None]), 1)
     half = often & (np.arange(GRID) % 2 == 0)[:, None, None]
     np.testing.assert_allclose(overlap(half[None], often[None])[0], half[..., 0].sum() / often[..., 0].sum())
+
+
+def test_boxes_keep_their_place_and_heading_in_the_street():
+    street, rng = Street(0.7, np.array([3.0, 1.0]), np.array([0.01, -0.02]), None), np.random.default_rng(0)
+    boxes = rng.uniform(-3, 3, (20, 7))
+    placed = street.place(boxes)
+    ahead = [x[:, :2] + np.stack([np.cos(x[:, 6]), np.sin(x[:, 6])], -1) for x in (boxes, placed)]
+    np.testing.assert_allclose(street.find(placed[:, :2]), boxes[:, :2], atol=1e-12)
+    np.testing.assert_allclose(street.find(ahead[1]), ahead[0], atol=1e-12)
+    np.testing.assert_allclose(placed[:, 2], boxes[:, 2] + placed[:, :2] @ [0.01, -0.02])

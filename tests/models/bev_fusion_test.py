@@ -1,0 +1,69 @@
+"""Fusion starts with the outputs of the models of each sensor, and each loss trains with its own count."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from models.bev import Bev
+from models.bev_fusion import Fusion, scenes
+from models.camera_scenes import CameraScenes
+from models.lidar import LidarDetection
+
+
+@pytest.fixture(scope="module")
+def batch():
+    source = scenes(2, seed=5)
+    return jax.tree.map(lambda *rows: np.stack(rows), *[source[index] for index in range(2)])
+
+
+def test_fused_scenes_are_the_scenes_of_the_cameras_with_a_sweep(batch):
+    alone = CameraScenes(2, seed=5)[1]
+    assert all(np.array_equal(alone[name], batch[name][1]) for name in alone)
+    present = batch["mask"]["objects"][1]
+    boxes = batch["boxes"][1][present][batch["label"][1][present] < 2]
+    inside = boxes[np.abs(boxes[:, :2]).max(1) < 31]
+    row, column = ((inside[:, axis] + 32) / 0.5 for axis in (1, 0))
+    taken = batch["masks"][1][row.astype(int), column.astype(int), 0]
+    assert len(taken) > 3 and taken.mean() > 0.7  # others are hidden from the cameras, which are lower
+
+
+def test_an_untrained_fusion_predicts_what_both_models_predict(batch):
+    task = Fusion(lidar_width=8, camera_width=8)
+    model = task.build(nnx.Rngs(0))
+    model.eval()
+
+    @jax.jit
+    def outputs(batch):
+        boxes, (masks, depths) = model(batch)
+        return boxes, masks, depths, model.lidar(batch["points"], batch["mask"]["points"]), model.bev(batch)
+
+    boxes, masks, depths, lidar, bev = outputs(batch)
+    for found, wanted in ((boxes, lidar), ((masks, depths), bev)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, wanted)
+    fused = task.loss(lambda _: (boxes, (masks, depths)), batch, None)
+    alone = LidarDetection(8).loss(lambda *_: lidar, batch, None), Bev(8).loss(lambda _: bev, batch, None)
+    objects = batch["mask"]["objects"].sum()
+    np.testing.assert_allclose(fused.terms["detection/box"].weight.sum(), objects)
+    wanted = {f"detection/{name}": term for name, term in alone[0].terms.items()} | dict(alone[1].terms)
+    assert set(fused.terms) == set(wanted)
+    for name, term in fused.terms.items():
+        np.testing.assert_allclose(term.total, wanted[name].total, rtol=1e-4)
+        assert (jnp.asarray(term.weight) == wanted[name].weight).all()
+
+
+def test_the_figure_draws_boxes_around_their_pixels_and_cells_on_the_ground(batch):
+    pytest.importorskip("matplotlib")
+    example = jax.tree.map(lambda rows: rows[0], batch)
+    masks = np.zeros((*example["masks"].shape,))
+    masks[64, 84, 1] = 1  # 10.25 m ahead, 0.25 m to the left
+    box = np.array([[10.0, 0, 1, 2, 2, 2, 0, 0, 0], [0.0, 20, 1, 2, 2, 2, 0, 0, 0]])
+    figure = Fusion().figure(example, {"masks": masks, "boxes": box, "score": np.array([0.9, 0.1])})
+    axes = {axis.get_title(): axis for axis in figure.axes}
+    dots = [line for line in axes["front"].lines if line.get_marker() == "." and len(line.get_xdata())]
+    edges = [line for line in axes["front"].lines if len(line.get_xdata()) == 2]
+    assert len(dots) == 1 and len(edges) == 12
+    x, y = (np.concatenate([getattr(line, f"get_{name}data")() for line in edges]) for name in "xy")
+    assert x.min() < dots[0].get_xdata()[0] < x.max() and y.min() < dots[0].get_ydata()[0] < y.max()
+    assert sum(len(line.get_xdata()) == 2 for line in axes["front_left"].lines) <= 12  # the other has a low score
