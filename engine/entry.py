@@ -34,7 +34,7 @@ from engine.observe.reporter import Reporter
 from engine.observe.summary import Summary
 from engine.parallel.collectives import collectives as find_collectives
 from engine.parallel.mesh import create_cpu_devices, fake_devices, make_mesh
-from engine.parallel.report import describe, describe_collectives, describe_frozen
+from engine.parallel.report import describe, describe_collectives, describe_flops, describe_frozen
 from engine.parallel.xla_warnings import rematerialization_explained
 from engine.resilience.out_of_memory import out_of_memory_reported
 from engine.resilience.preemption import start_ended_by_sigterm
@@ -53,6 +53,7 @@ from engine.run.directory import RunDirectory, default_workdir
 from engine.saved.run import SavedRun
 from engine.training import compile_cache
 from engine.training.build import build_program
+from engine.training.flops import has_unknown_length
 from engine.training.precision import rounding_note
 from engine.training.program import Program
 from engine.training.task import Task
@@ -298,9 +299,12 @@ def explain_parts(config: AnyConfig, *, devices: int | None, collectives: bool) 
     yield from (f"warning: {text}" for text in built.warnings)
     if note := rounding_note(built.spec.task, built.abstract_batch.examples, built.spec.compute_dtype):
         yield note
+    traced = built.trace(1)  # of several lengths, the longest
+    built.shape_shares = [*[0.0] * (len(built.shape_shares) - 1), 1.0]
+    yield describe_flops(built.flops_per_step, built.hardware_flops_per_step, has_unknown_length(traced.jaxpr.jaxpr))
     if mesh.size > 1 and collectives:
         warnings: list[str] = []
         with rematerialization_explained(warnings.append):
-            compiled = built.trace(1).lower().compile().as_text()
+            compiled = traced.lower().compile().as_text()
         yield from warnings
         yield describe_collectives(find_collectives(compiled or "", mesh), mesh.devices.flat[0].platform)

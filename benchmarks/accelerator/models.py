@@ -1,9 +1,9 @@
 """The models that the accelerator benchmark trains: sizes, first weights, data, and how many FLOPs a step takes.
 
 The names of the weights are those of the engine's models; a name that begins with STACK has a first dimension for the
-layers. MFU follows PaLM (Chowdhery et al. 2022, appendix B): 6 N FLOPs for each token and 12 times layers, width and
-sequence length for attention, of which causal order saves nothing. N leaves out embeddings, which are looked up. This
-file imports numpy only.
+layers. MFU follows the engine's count in closed form (`engine/training/model_flops.py`; Chowdhery et al. 2022, PaLM,
+appendix B): 6 N FLOPs for each token and 12 times layers, width and sequence length for attention, of which causal
+order saves half. N leaves out embeddings, which are looked up. This file imports numpy only.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ class Model:
 
     @property
     def flops_per_step(self) -> float:
-        """FLOPs of a step by the rule of PaLM; 0 if it does not apply."""
+        """Model FLOPs of a step by the closed formula; 0 if there is none."""
         return 0.0
 
     def data(self, rows: int) -> dict[str, np.ndarray]:
@@ -122,7 +122,7 @@ class Decoder(Model):
     @property
     def flops_per_step(self) -> float:
         used = self.parameters - self.vocabulary * self.width - self.unused
-        return (6 * used + 12 * self.depth * self.width * self.time) * self.units_per_step
+        return (6 * used + 6 * self.depth * self.width * self.time) * self.units_per_step
 
     @property
     def unused(self) -> int:

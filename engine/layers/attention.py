@@ -1,14 +1,15 @@
 """Attention for every platform and mesh, in one function that chooses an implementation.
 
 It uses `kernels.py` on the heads and rows of one device, `ring.py` or `all_to_all.py` for sequences split over the mesh
-axis `context`, and `blockwise.py` in plain XLA. Inside a `jax.shard_map`, such as a pipeline stage, only plain XLA is
-used (jax 0.12 refuses gradients of some nested maps), and the keys of a split sequence are gathered.
+axis `context`, `blockwise.py` in plain XLA, and `reference.py` to count FLOPs. Inside a `jax.shard_map`, such as a
+pipeline stage, only plain XLA is used (jax 0.12 refuses gradients of some nested maps), and the keys of a split
+sequence are gathered.
 """
 
 import jax
 
 from engine.config.errors import TaskError
-from engine.layers import blockwise, kernels
+from engine.layers import blockwise, kernels, reference
 from engine.layers.all_to_all import all_to_all_attention
 from engine.layers.ring import ring_attention
 from engine.parallel import layout
@@ -35,6 +36,8 @@ def attention(
     """
     _check(q, k, v, segment_ids)
     here = layout.current()
+    if here.counts_flops:
+        return reference.attend(q, k, v, causal=causal)
     context = here.use("context")
     inside = bool(jax.sharding.get_abstract_mesh().manual_axes)
     if here.mesh is None or here.mesh.size == 1:

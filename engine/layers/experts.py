@@ -94,7 +94,7 @@ class Experts(nnx.Module):
         x = jnp.where(weight[..., None] != 0, x, 0)
         routes = route(x, self.router.get_value(), self.top_k, weight)
         kernels = tuple(kernel.get_value().astype(x.dtype) for kernel in (self.gate, self.up, self.down))
-        if self.capacity_factor is None:
+        if self.capacity_factor is None or here.counts_flops:  # empty slots and dropped choices are not model FLOPs
             y, dropped = _dropless(x, routes, kernels), jnp.zeros(len(x))
         else:
             slots = math.ceil(self.top_k * x.shape[1] / self.count * self.capacity_factor)

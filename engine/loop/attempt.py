@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -173,7 +174,9 @@ class Attempt:
             last_value=program.spec.optimizer.rate_names,
             summed=("skipped", BAD_EXAMPLES),
             writer=writer,
-            throughput=Throughput(train.global_batch_size, program.flops_per_step, peak),
+            throughput=Throughput(
+                train.global_batch_size, functools.cache(self._flops_per_step), program.hardware_flops_per_step, peak
+            ),
             period=period,
             attempt=directory.attempt,
             on_row=on_row,
@@ -185,6 +188,14 @@ class Attempt:
         )
         self._stack.callback(recorder.close)
         return recorder
+
+    def _flops_per_step(self) -> float | None:
+        """Returns the model FLOPs of a step; None, with a message, if the loss cannot be traced for one device."""
+        try:
+            return self._program.flops_per_step
+        except Exception as error:  # raised by the author's code: a missing metric must not end the run
+            self._say(f"flop_per_s and mfu are left out: tracing the loss for one device failed: {error}")
+            return None
 
     def _dispatches_in_flight(self) -> int:
         leaves = jax.tree.leaves(self._program.abstract_batch)

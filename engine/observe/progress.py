@@ -24,7 +24,7 @@ MODES = ("auto", "bar", "lines", "none")
 _FIRST = ("loss",)
 _LAST = ("learning_rate", "grad_norm", "skipped", "examples_per_s", "data_wait", "mfu", "device_peak_gib")
 # They follow from other values, hardly change, or are for `convoy goodput`.
-_HIDDEN = ("step_time_s", "flop_per_s", "host_rss_gib", *(f"data_{name}_s" for name in STAGES))
+_HIDDEN = ("step_time_s", "flop_per_s", "hfu", "host_rss_gib", *(f"data_{name}_s" for name in STAGES))
 MIN_PACE_S = 2.0  # the time left is not shown earlier
 LINES_S = 5.0  # between two lines of a count
 _SMALL_WAIT = 0.05  # a smaller share of time spent waiting for data is not shown

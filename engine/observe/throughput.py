@@ -1,9 +1,10 @@
-"""Rates of a run: examples per second, step time, time waiting for data, FLOP/s and model FLOP/s utilization (MFU).
+"""Rates of a run: examples per second, step time, time waiting for data, FLOP/s, and their share of the peak.
 
 Rates are measured between arrivals, the moments at which a result is known to be complete on the device. Time that the
 loop spends on evaluations and hooks is subtracted by the caller and is in no rate.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.data.stages import NO_TIMES, STAGES, Times
@@ -20,15 +21,24 @@ class _Arrival:
 class Throughput:
     """Computes rates between arrivals. Not thread-safe."""
 
-    def __init__(self, batch_size: int, flops_per_step: float | None = None, peak_flops: float | None = None):
+    def __init__(
+        self,
+        batch_size: int,
+        flops_per_step: Callable[[], float | None] = lambda: None,
+        hardware_flops_per_step: float | None = None,
+        peak_flops: float | None = None,
+    ):
         """
         Args:
             batch_size: examples per step, over all devices.
-            flops_per_step: FLOPs per step, over all devices; None leaves out FLOP/s.
-            peak_flops: peak FLOP/s of all devices for the data type of the computation; None leaves out MFU.
+            flops_per_step: returns the model FLOPs per step, over all devices; None leaves out FLOP/s. Called when a
+                rate is computed, in the thread that computes it, since the count takes time.
+            hardware_flops_per_step: FLOPs that a step executes, over all devices; None leaves out HFU.
+            peak_flops: peak FLOP/s of all devices for the data type of the computation; None leaves out MFU and HFU.
         """
         self._batch_size = batch_size
         self._flops_per_step = flops_per_step
+        self._hardware_flops_per_step = hardware_flops_per_step
         self._peak_flops = peak_flops
         self._first: _Arrival | None = None  # first arrival of the attempt
         self._begin: _Arrival | None = None  # start of the current interval
@@ -60,8 +70,8 @@ class Throughput:
 
         Returns:
             `examples_per_s`, `step_time_s`, `data_wait` (fraction of the time, 0 to 1), `data_decode_s` and the like
-            (seconds of each stage of reading for a step, added up over the readers), and, if known, `flop_per_s` and
-            `mfu` (fraction of the peak).
+            (seconds of each stage of reading for a step, added up over the readers), and, if known, `flop_per_s`, and
+            `mfu` and `hfu` (model and hardware FLOP/s as fractions of the peak).
         """
         if rates := self._rates(self._begin):
             self._begin, self._values = self._latest, rates
@@ -84,8 +94,11 @@ class Throughput:
         for name, before, after in zip(STAGES, begin.times, end.times, strict=True):
             if after > before:
                 rates[f"data_{name}_s"] = (after - before) / steps
-        if self._flops_per_step is not None:
-            rates["flop_per_s"] = self._flops_per_step * steps / seconds
-            if self._peak_flops is not None:
-                rates["mfu"] = rates["flop_per_s"] / self._peak_flops
+        per_s, peak = steps / seconds, self._peak_flops
+        if (flops := self._flops_per_step()) is not None:
+            rates["flop_per_s"] = flops * per_s
+            if peak is not None:
+                rates["mfu"] = flops * per_s / peak
+        if self._hardware_flops_per_step is not None and peak is not None:
+            rates["hfu"] = self._hardware_flops_per_step * per_s / peak
         return rates

@@ -32,8 +32,8 @@ type Row = Mapping[str, Any]
 type Block = Callable[[], Sequence[Row] | None]
 
 MEASURED = (
-    "examples_per_s", "step_time_s", "data_wait", "flop_per_s", "mfu", "host_rss_gib", "device_peak_gib", "compile_s",
-    "data_padding", "data_imbalance", *(f"data_{name}_s" for name in STAGES),
+    "examples_per_s", "step_time_s", "data_wait", "flop_per_s", "mfu", "hfu", "host_rss_gib", "device_peak_gib",
+    "compile_s", "data_padding", "data_imbalance", *(f"data_{name}_s" for name in STAGES),
 )  # fmt: skip
 """Names of the metrics that the engine measures outside of the step."""
 _MAX_QUEUED = 1024  # blocks in the queue; with more, `push` waits, so that memory is bounded and no row is lost

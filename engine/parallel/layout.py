@@ -32,12 +32,17 @@ class Layout:
     remat: str = "none"
     zero1: bool = False
     offload_optimizer: bool = False
+    counts_flops: bool = False
+    """Whether the trace only counts model FLOPs (`training/model_flops.py`) and is never compiled. Layers then use
+    their plain formula for one device, without kernels, tuning, chunks and rematerialisation."""
     used: set[str] = dataclasses.field(default_factory=set, compare=False)
     """Features that the traced layers use: mesh axes, "remat", and NAMED + the name of each value with a name."""
 
     @property
     def platform(self) -> str:
-        """Platform of the devices: cpu, gpu or tpu."""
+        """Platform of the devices: cpu, gpu or tpu; "reference" for a trace that only counts FLOPs."""
+        if self.counts_flops:
+            return "reference"
         return jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
 
     def size(self, axis: str) -> int:

@@ -251,6 +251,12 @@ def _several_slices(axes: Axes, devices: Sequence[Device]) -> np.ndarray:
     return grid.transpose(pairs).reshape(tuple(axes.sizes.values()))
 
 
+def one_device(mesh: Mesh) -> Mesh:
+    """Returns the mesh of the first device of a mesh, with the same axes."""
+    first = mesh.devices.flat[:1].reshape((1,) * len(AXES))
+    return Mesh(first, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of a batch: its first dimension over `data`, `fsdp` and `expert`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))

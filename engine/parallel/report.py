@@ -103,6 +103,21 @@ def _mesh_lines(spec: MeshSpec, sharding: Sharding, mesh: Mesh) -> list[str]:
     return lines
 
 
+def describe_flops(model: float, hardware: float, at_least: bool) -> str:
+    """Returns a line about the FLOPs of one step over all devices.
+
+    Args:
+        model: model FLOPs, by definition.
+        hardware: FLOPs that the step executes.
+        at_least: whether the step executes more, in loops of unknown length.
+    """
+    ratio = f" ({hardware / model:.2f} times)" if model and not at_least else ""
+    return (
+        f"FLOPs of a step, on all devices: {model:.3e} of the model (PaLM's rule, causal attention halved), "
+        f"{'at least ' if at_least else ''}{hardware:.3e} executed{ratio}"
+    )
+
+
 def describe_collectives(found: Iterable[Collective], platform: str) -> str:
     """Returns a table of the collectives of one step, with their bytes on one device, and notes below it.
 

@@ -16,6 +16,7 @@ from engine.data.batch import Batch
 from engine.data.context import call
 from engine.metrics.mean import divide
 from engine.metrics.pairs import pairs_of
+from engine.training.flops import keep_all
 from engine.training.model import Arrays, cast
 from engine.training.objective import EVERY, means_of
 from engine.training.state import TrainState
@@ -108,6 +109,8 @@ def _gradient(
     `args` are the last arguments of `_losses`.
     """
     spec, function = shared.spec, functools.partial(_losses, shared, weights)
+    if spec.layout.counts_flops:
+        function = keep_all(function)
     if len(spec.objective.terms) == 1:
         (group,) = spec.objective.terms
         return jax.grad(lambda *args: _first(function(*args), group), has_aux=True)(trained, *args)

@@ -27,6 +27,7 @@ from engine.training.accumulation import check_changed, check_dropout
 from engine.training.evaluation_program import EvaluationProgram
 from engine.training.flops import count_flops, has_convolution
 from engine.training.model import Arrays
+from engine.training.model_flops import model_flops
 from engine.training.objective import LOSS, Objective, check_groups, means_of, objective_of
 from engine.training.shapes import ByShape
 from engine.training.state import Shardings, TrainState, abstract_state, initial_state, optimizer_shardings
@@ -116,12 +117,12 @@ class Program:
         ]
         self.abstract_batch = self._abstract_batches[-1]
         self.shape_shares: Sequence[float] = [1 / len(self._abstract_batches)] * len(self._abstract_batches)
-        """Share of the batches that have each shape, for the mean of `flops_per_step`."""
+        """Share of the batches that have each shape, for the means of FLOPs."""
         self.task_metrics = self._trace_update() if has_own_update(spec.task) else self._trace_loss()
         self._trace_after_step()
         self.metric_names = (*self.task_metrics, *spec.engine_metrics)
         self.compile_s = 0.0
-        self._flops = [0.0] * len(self._abstract_batches)
+        self._hardware_flops = [0.0] * len(self._abstract_batches)
         self._steps: dict[int, CompiledSteps] = {}
         self._skip_masks: dict[tuple[bool, ...], jax.Array] = {}
         self._finite = jax.jit(make_finite(self.spec), out_shardings=replicated(self.mesh))
@@ -250,8 +251,20 @@ class Program:
 
     @property
     def flops_per_step(self) -> float:
-        """FLOPs of matrix products and convolutions over all devices; 0 until a step is traced."""
-        return sum(share * flops for share, flops in zip(self.shape_shares, self._flops, strict=True))
+        """Model FLOPs of a step over all devices (`model_flops`); the first call traces the loss once more."""
+        return self._mean_over_shapes(self._model_flops)
+
+    @functools.cached_property
+    def _model_flops(self) -> list[int]:
+        return [model_flops(self.spec, self.task_metrics, self.abstract_state, b) for b in self._abstract_batches]
+
+    @property
+    def hardware_flops_per_step(self) -> float:
+        """FLOPs of matrix products and convolutions that a step executes over all devices; 0 until it is traced."""
+        return self._mean_over_shapes(self._hardware_flops)
+
+    def _mean_over_shapes(self, values: Sequence[float]) -> float:
+        return sum(share * value for share, value in zip(self.shape_shares, values, strict=True))
 
     @property
     def evaluation(self) -> EvaluationProgram:
@@ -358,7 +371,7 @@ class Program:
         count = len(self.spec.optimizer.numbers)
         numbers = jax.ShapeDtypeStruct((count,), jnp.float32, sharding=replicated(self.mesh))
         traced = jitted.trace(self.abstract_state, (self._abstract_batches[shape],) * k, mask, numbers)
-        self._flops[shape] = count_flops(traced.jaxpr.jaxpr) / k
+        self._hardware_flops[shape] = count_flops(traced.jaxpr.jaxpr) / k
         return traced
 
     def _timed[T](self, compile_: Callable[[], T]) -> T:

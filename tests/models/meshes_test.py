@@ -1,4 +1,4 @@
-"""Every model on every mesh computes what one device computes.
+"""Every model on every mesh computes what one device computes, and has the same model FLOPs.
 
 Each row of the table compares a model on a mesh of fake CPU devices, in float32, with the same steps on one device:
 three losses, the gradient of every parameter, and the parameters after three steps of SGD with momentum, with dropout
@@ -154,8 +154,9 @@ table: list[str] = []
 
 @dataclasses.dataclass
 class Steps:
-    """Three steps: their losses, the gradient of the first, and the parameters after the last."""
+    """Three steps: their losses, the gradient of the first, the parameters after the last, and the FLOPs of a step."""
 
+    flops: float
     losses: np.ndarray
     gradient: dict[str, np.ndarray]
     params: dict[str, np.ndarray]
@@ -184,7 +185,7 @@ def train(subject: str, optimizer: dict[str, Any], mesh: str | None, shake: floa
         if i == 0:  # the first momentum is the first gradient; that of AdamW is a tenth of it
             parts = jax.tree.leaves(state.opt_state, is_leaf=lambda x: isinstance(x, dict))
             gradient = jax.device_get(next(x for x in parts if isinstance(x, dict)))
-    return Steps(np.array(losses), gradient, jax.device_get(state.params))
+    return Steps(program.flops_per_step, np.array(losses), gradient, jax.device_get(state.params))
 
 
 def first_state(program: Any, subject: str) -> Any:
@@ -247,6 +248,7 @@ def test_mesh_matches_one_device(subject, mesh):
     errors = {}
     for adamw in (False, True) if also_adamw(subject, mesh) else (False,):
         wanted, found = alone(subject, adamw), train(subject, ADAMW if adamw else SGD, mesh)
+        assert found.flops == wanted.flops > 0
         gradient, path = error(wanted.gradient, found.gradient)
         errors |= {
             f"losses, AdamW {adamw}": float(np.abs(1 - found.losses / wanted.losses).max()),

@@ -10,6 +10,7 @@ from flax import nnx
 
 from engine import TaskError
 from models.vit import Vit
+from tests import zoo
 
 TASK = Vit(size=8, patch=4, width=16, depth=2, heads=2)
 
@@ -39,3 +40,12 @@ def test_each_pixel_affects_only_its_patch():
     moved = [np.flatnonzero(jnp.abs(x - seen[-1]).sum(-1)[0]) for x in seen[:-1]]
     assert [list(patches) for patches in moved] == [[0], [1], [2]]
     assert jax.tree.leaves(moved)
+
+
+def test_flops_of_a_step_are_those_of_the_closed_formula():
+    """6 N + 12 L H Q T per patch, but the embedding computes no gradient of the image; the head sees one vector."""
+    rows, patches, width, layers = 4, 4, 16, 2
+    example = {"image": jax.ShapeDtypeStruct((8, 8), np.uint8), "label": jax.ShapeDtypeStruct((), np.int32)}
+    program = zoo.program(TASK, batch_size=rows, example=example)
+    of_patch = 4 * 16 * width + 6 * layers * 12 * width**2 + 12 * layers * width * patches
+    assert program.flops_per_step == rows * (patches * of_patch + 6 * width * 10)

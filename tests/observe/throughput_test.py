@@ -4,7 +4,7 @@ from engine.observe.throughput import Throughput
 
 
 def test_rates_match_a_hand_computed_example():
-    throughput = Throughput(batch_size=128, flops_per_step=2e9, peak_flops=1e12)
+    throughput = Throughput(128, lambda: 2e9, hardware_flops_per_step=3e9, peak_flops=1e12)
     throughput.arrived(step=10, time_s=100.0, wait_s=1.0)
     throughput.arrived(step=30, time_s=101.0, wait_s=1.1)
     throughput.arrived(step=60, time_s=102.0, wait_s=1.2)
@@ -15,6 +15,7 @@ def test_rates_match_a_hand_computed_example():
             "data_wait": 0.2 / 2.0,
             "flop_per_s": 50 * 2e9 / 2.0,
             "mfu": 50 * 2e9 / 2.0 / 1e12,
+            "hfu": 50 * 3e9 / 2.0 / 1e12,
         }
     )
 
@@ -44,12 +45,24 @@ def test_values_without_a_new_arrival_are_repeated():
     assert throughput.values() == throughput.values() != {}
 
 
-def test_flops_and_mfu_are_left_out_if_unknown():
-    for flops, names in ((None, set()), (1e9, {"flop_per_s"})):
-        throughput = Throughput(batch_size=1, flops_per_step=flops)
-        throughput.arrived(0, 0.0, 0.0)
-        throughput.arrived(1, 1.0, 0.0)
-        assert set(throughput.values()) == {"examples_per_s", "step_time_s", "data_wait"} | names
+@pytest.mark.parametrize(
+    ("flops", "hardware", "peak", "names"),
+    [(None, None, None, set()), (1e9, 1e9, None, {"flop_per_s"}), (None, 1e9, 1e12, {"hfu"})],
+)
+def test_flops_mfu_and_hfu_are_left_out_if_unknown(flops, hardware, peak, names):
+    throughput = Throughput(1, lambda: flops, hardware, peak)
+    throughput.arrived(0, 0.0, 0.0)
+    throughput.arrived(1, 1.0, 0.0)
+    assert set(throughput.values()) == {"examples_per_s", "step_time_s", "data_wait"} | names
+
+
+def test_flops_are_counted_when_the_first_rate_is_computed():
+    called = []
+    throughput = Throughput(1, lambda: called.append(1))
+    throughput.arrived(0, 0.0, 0.0)
+    assert throughput.values() == {} and not called
+    throughput.arrived(1, 1.0, 0.0)
+    assert throughput.values() and called
 
 
 def test_arrivals_at_the_same_time_are_merged_with_the_next():

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from engine.config.schema import MeshSpec, Sharding, Slices
 from engine.parallel.collectives import Collective
 from engine.parallel.mesh import make_mesh
-from engine.parallel.report import describe, describe_collectives, size_text
+from engine.parallel.report import describe, describe_collectives, describe_flops, size_text
 from tests import zoo
 
 
@@ -112,3 +112,12 @@ def test_report_notes_limits_of_the_compiled_text():
 
 def test_size_text_uses_binary_units():
     assert [size_text(n) for n in (12, 1536, 3 * 2**20, 5 * 2**30)] == ["12 B", "1.5 KiB", "3.0 MiB", "5.0 GiB"]
+
+
+def test_flops_have_a_ratio_unless_a_loop_has_unknown_length():
+    assert describe_flops(2e9, 3e9, False) == (
+        "FLOPs of a step, on all devices: 2.000e+09 of the model (PaLM's rule, causal attention halved), 3.000e+09 "
+        "executed (1.50 times)"
+    )
+    assert describe_flops(2e9, 1e9, True).endswith("halved), at least 1.000e+09 executed")
+    assert describe_flops(0, 0, False).endswith("0.000e+00 executed")

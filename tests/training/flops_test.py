@@ -2,8 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
 
-from engine.training.flops import count_flops, has_convolution
+from engine.config.schema import MeshSpec
+from engine.parallel.mesh import make_mesh
+from engine.training.flops import CAUSAL, count_flops, has_convolution, has_unknown_length, keep_all
 
 
 def flops(function, *shapes) -> int:
@@ -67,3 +71,106 @@ def test_unused_products_do_not_count():
         return jax.lax.scan(body, a, length=3)[1] + (a @ b).shape[0]
 
     assert flops(function, (3, 4), (4, 5)) == 3 * 2 * 3 * 4 * 5
+
+
+def test_unused_results_of_scans_branches_and_calls_do_not_count():
+    """Only what the needed results use counts, also through the carry of a loop."""
+
+    def body(carry, x):
+        first, second, third = carry
+        return (first + second, second @ x, third @ x @ x), None
+
+    def loop(needed):
+        def run(x):
+            carry = (x, x, x)
+            found = jax.lax.scan(body, carry, jnp.stack([x] * 5))[0]
+            return found[needed]
+
+        return run
+
+    assert flops(loop(0), (4, 4)) == 5 * 2 * 4**3  # the first needs the second, which has one product
+    assert flops(loop(2), (4, 4)) == 5 * 2 * 2 * 4**3
+
+    def both(x):
+        return x @ x, x @ x @ x
+
+    assert flops(lambda x: jax.jit(both)(x)[0], (4, 4)) == 2 * 4**3
+    assert flops(lambda x: jax.lax.cond(x[0, 0] > 0, both, both, x)[0], (4, 4)) == 2 * 4**3
+
+
+def test_gradient_of_a_strided_convolution_counts_twice_its_forward_pass():
+    forward = flops(lambda x, w: conv(x, w, 2), (2, 8, 8, 3), (4, 4, 3, 16))
+    gradient = jax.grad(lambda x, w: (conv(x, w, 2) ** 2).sum(), (0, 1))
+    assert flops(gradient, (2, 8, 8, 3), (4, 4, 3, 16)) == 3 * forward
+
+
+def test_ragged_product_counts_each_row_once_with_its_gradient():
+    def loss(rows, kernels):
+        return (jax.lax.ragged_dot(rows, kernels, jnp.array([1, 2, 4])) ** 2).sum()
+
+    assert flops(loss, (7, 4), (3, 4, 5)) == 2 * 7 * 4 * 5
+    assert flops(jax.grad(loss, (0, 1)), (7, 4), (3, 4, 5)) == 3 * 2 * 7 * 4 * 5
+
+
+def test_body_of_a_shard_map_counts_once_per_device_of_its_axes():
+    mesh, rows = make_mesh(MeshSpec(data=4, tensor=2)), PartitionSpec("data")
+
+    def product(axes):
+        return jax.shard_map(lambda x: x @ x.T, mesh=mesh, in_specs=rows, out_specs=rows, axis_names=axes)
+
+    one_part = 2 * 2 * 2 * 16  # [2, 16] of [8, 16]
+    assert flops(product({"data"}), (8, 16)) == 4 * one_part
+    assert flops(product({"data", "tensor"}), (8, 16)) == 8 * one_part
+
+
+def test_kernel_counts_each_block_of_its_grid():
+    from jax.experimental import pallas
+
+    def kernel(x, y):
+        y[...] = x[...] @ x[...]
+
+    block = pallas.BlockSpec((4, 4), lambda i: (i, 0))
+    call = pallas.pallas_call(
+        kernel, jax.ShapeDtypeStruct((12, 4), jnp.float32), grid=(3,), in_specs=[block], out_specs=block
+    )
+    assert flops(call, (12, 4)) == 3 * 2 * 4**3
+
+
+def test_half_of_causal_attention_counts_with_its_gradient():
+    def convoy_causal_attention(x):
+        return jnp.sin(x @ x)
+
+    assert convoy_causal_attention.__name__ == CAUSAL
+    function = jax.jit(convoy_causal_attention)
+    assert flops(function, (4, 4)) == 4**3
+    assert flops(jax.grad(lambda x: (function(x) ** 2).sum()), (4, 4)) == 3 * 4**3
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_gradient_of_a_function_that_keeps_all_recomputes_nothing(scanned):
+    """Also if the `jax.checkpoint` is in a loop, or has a policy."""
+
+    def layer(x, w):
+        return jax.nn.relu(jnp.sin(x @ w) @ w)
+
+    def loss(x, w):
+        checked = jax.checkpoint(layer, policy=jax.checkpoint_policies.nothing_saveable)
+        if scanned:
+            return (jax.lax.scan(lambda x, _: (checked(x, w), None), x, length=3)[0] ** 2).sum()
+        return (checked(x, w) ** 2).sum()
+
+    once = flops(loss, (4, 4), (4, 4))
+    assert flops(jax.grad(loss, (0, 1)), (4, 4), (4, 4)) > 3 * once
+    assert flops(jax.grad(keep_all(loss), (0, 1)), (4, 4), (4, 4)) == 3 * once
+    x, w = jnp.linspace(0, 1, 16).reshape(4, 4), jnp.eye(4)
+    assert jnp.allclose(jax.grad(loss)(x, w), jax.grad(keep_all(loss))(x, w))
+
+
+def test_product_in_a_loop_of_unknown_length_is_found():
+    def loop(product):
+        return jax.jit(lambda x: jax.lax.while_loop(lambda x: x[0, 0] > 1, product, x))
+
+    def unknown(product):
+        return has_unknown_length(jax.make_jaxpr(loop(product))(jnp.ones((4, 4))).jaxpr)
+
+    assert unknown(lambda x: x @ x) and not unknown(lambda x: x / 2)

@@ -65,19 +65,20 @@ def test_fsdp_gathers_parameters():
     assert "all-gather" in collectives(zoo.program(zoo.Classify(width=64), mesh=MeshSpec(fsdp=8)))
 
 
-def test_flops_are_counted_over_all_devices():
+def test_hardware_flops_are_counted_over_all_devices():
     program = zoo.program(zoo.Classify(width=64), batch_size=256)
-    program.steps(1)
+    assert program.hardware_flops_per_step == 0
+    program.trace(1)
     numbers = zoo.SIZE * 64 + 64 * 64 + 64 * 4
     first_layer = zoo.SIZE * 64  # no gradient of the input is computed
     expected = 2 * 256 * (3 * numbers - first_layer)
-    assert program.flops_per_step == expected
+    assert program.hardware_flops_per_step == program.flops_per_step == expected
     eight = zoo.program(zoo.Classify(width=64), batch_size=256, mesh=MeshSpec(data=8))
-    eight.steps(1)
-    assert eight.flops_per_step == expected
+    eight.trace(1)
+    assert eight.hardware_flops_per_step == expected
     parts = zoo.program(zoo.Classify(width=64), batch_size=256, accumulate=4)
-    parts.steps(2)
-    assert parts.flops_per_step == expected
+    parts.trace(2)
+    assert parts.hardware_flops_per_step == expected
 
 
 def test_convolutions_on_cpu_unroll_steps_and_disable_branching():
