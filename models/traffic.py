@@ -41,6 +41,7 @@ from pathlib import Path
 import numpy as np
 
 from engine import DataError, readers, write_dataset
+
 from .traffic_simulation import KINDS, LIGHTS, RATE, TYPES, Recording, simulate, sumo_folder
 
 __all__ = ["CURRENT", "FIELDS", "KINDS", "LIGHTS", "RATE", "STEPS", "TYPES", "Traffic", "scenes"]
