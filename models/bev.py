@@ -110,7 +110,10 @@ class Above(nnx.Module):
 
     def __init__(self, channels: int, width: int, rngs: nnx.Rngs):
         half = [Convolution(channels, width, 2, rngs), Convolution(width, width, 1, rngs)]
-        quarter = [Convolution(width, 2 * width, 2, rngs), *(Convolution(2 * width, 2 * width, 1, rngs) for _ in "ab")]
+        quarter = [
+            Convolution(width, 2 * width, 2, rngs),
+            *(Convolution(2 * width, 2 * width, 1, rngs) for _ in range(2)),
+        ]
         self.half, self.quarter = nnx.List(half), nnx.List(quarter)
         self.across = nnx.Linear(2 * width, width, rngs=rngs)
         self.neck = Convolution(width, width, 1, rngs)
