@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import object_store
-from engine.checkpoint.manifest import read_manifest
+from engine.checkpoint.manifest import DamagedCheckpoint, read_manifest
+from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import CheckpointError
 from engine.config.text_file import read_text
-from engine.mounts import shown, split_address
+from engine.mounts import split_address
 from engine.types import PyTree
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def read(folder: Path, address: str, abstract_state: PyTree) -> PyTree:
         abstract_state: the stored arrays, as jax.ShapeDtypeStruct with the requested shardings and dtypes.
 
     Raises:
-        CheckpointError: the bucket cannot be read, or an array differs from its digest in the manifest.
+        CheckpointError: the bucket cannot be read.
+        DamagedCheckpoint: an array differs from its digest in the manifest.
     """
     import jax
 
@@ -106,7 +108,10 @@ def _result(future: Any, address: str) -> Any:
     try:
         return future.result()
     except ValueError as error:  # of TensorStore, for every failure
-        raise object_store.failure(CheckpointError, address, error) from error
+        found = object_store.failure(CheckpointError, address, error)
+        if "DATA_LOSS" in str(error):  # TensorStore has found a wrong checksum or length
+            found.exit_code = ExitStatus.STOP
+        raise found from error
 
 
 def _compare(step: Path, state: Mapping[str, PyTree]) -> None:
@@ -116,7 +121,6 @@ def _compare(step: Path, state: Mapping[str, PyTree]) -> None:
     expected = read_manifest(step).arrays
     differing = [path for path, digest in Digests(state).of(state).items() if expected.get(path) != digest]
     if differing:
-        raise CheckpointError(
-            f"{shown(step)}: is damaged: the array {differing[0]} differs from its digest in the manifest"
-            f"{f', and {len(differing) - 1} more' if len(differing) > 1 else ''}. Choose another step."
+        raise DamagedCheckpoint(
+            step, [f"the array {path} differs from its digest in the manifest" for path in differing]
         )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict
 from engine.checkpoint import timeouts
 from engine.checkpoint.arrays import read_smallest, reraise
 from engine.checkpoint.manifest import (
+    DamagedCheckpoint,
     Entry,
     Manifest,
     UnsupportedFormat,
@@ -24,6 +25,7 @@ from engine.checkpoint.manifest import (
     hash_files,
     irregular_files,
     read_manifest,
+    shorten,
     write_manifest,
 )
 from engine.cluster import group
@@ -41,26 +43,7 @@ if TYPE_CHECKING:
 
 BAD, DAMAGE = ".bad", "damage.txt"
 LONGEST = 10  # digits of a step
-SHOWN = 4  # problems that an error names
 REPORTED = 100  # problems that every process receives, and that the file DAMAGE lists
-
-
-class DamagedCheckpoint(CheckpointError):
-    """A step differs from what was saved. Every process of a run raises it.
-
-    Attributes:
-        problems: sentences such as "state/d/1b0f: found 120 bytes, expected 158".
-    """
-
-    exit_code = ExitStatus.STOP
-    everywhere = True
-
-    def __init__(self, directory: Path, problems: list[str]):
-        self.problems = problems
-        super().__init__(
-            f"{directory}: is damaged: {shorten(problems)}. Choose another step; training sets damaged steps aside "
-            "and resumes from the newest good checkpoint."
-        )
 
 
 class DamagedCheckpoints(CheckpointError):
@@ -87,12 +70,6 @@ class VerifyTimeout(CheckpointError):
             f"{directory}: process {process} has not checked its share of the files in time. Check that its storage "
             "answers, then start the same command again."
         )
-
-
-def shorten(problems: Sequence[str]) -> str:
-    """Returns the first problems in one line."""
-    more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-    return "; ".join(problems[:SHOWN]) + more
 
 
 def step_folders(directory: Path) -> list[Path]:
@@ -195,8 +172,8 @@ def verify(
     """Compares all files of a step with its manifest, and returns the manifest.
 
     All processes call it, and each reads its share of the files. The size of a manifest grows with the number of
-    processes, so only the primary reads it. The other processes receive and return the entries of their share. The
-    files of a step in a bucket that is not mounted are not compared (`bucket_arrays.py`).
+    processes, so only the primary reads it. The other processes receive and return the entries of their share. Of
+    a step in a bucket that is not mounted, only the copied files are compared (`bucket_arrays.py`).
 
     Args:
         directory: of the step.
@@ -213,7 +190,8 @@ def verify(
     try:
         manifest = read_manifest(directory) if group.is_primary() else None
         if manifest is not None and address_of_copy(directory) is not None:  # `bucket_arrays` compares the arrays
-            manifest = replace(manifest, files={})
+            copied = {name: entry for name, entry in manifest.files.items() if (directory / name).is_file()}
+            manifest = replace(manifest, files=copied)
         problems = irregular_files(directory) if group.is_primary() else []
     except UnsupportedFormat as error:
         newer = str(error)

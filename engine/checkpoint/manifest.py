@@ -10,19 +10,21 @@ import heapq
 import json
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
+from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import CheckpointError
 from engine.config.text_file import read_text
 from engine.run.atomic import write_text
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # version of the content of a step: state, position, config; manifests without a number have format 1
+SHOWN = 4  # problems that an error names
 _BLOCK = 4 << 20  # bytes per read, during which other threads run
 
 
@@ -30,6 +32,24 @@ class UnsupportedFormat(CheckpointError):
     """A checkpoint of a newer version of Convoy. Every process of a run raises it."""
 
     everywhere = True
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A step differs from what was saved. Every process of a run raises it.
+
+    Attributes:
+        problems: sentences such as "state/d/1b0f: found 120 bytes, expected 158".
+    """
+
+    exit_code = ExitStatus.STOP
+    everywhere = True
+
+    def __init__(self, directory: Path, problems: list[str]):
+        self.problems = problems
+        super().__init__(
+            f"{directory}: is damaged: {shorten(problems)}. Choose another step; training sets damaged steps aside "
+            "and resumes from the newest good checkpoint."
+        )
 
 
 class Entry(NamedTuple):
@@ -96,6 +116,12 @@ class Manifest:
             f"was saved in format {number}; this version of Convoy reads up to format {FORMAT}. Use the version "
             "that saved it, or a newer one."
         )
+
+
+def shorten(problems: Sequence[str]) -> str:
+    """Returns the first problems in one line."""
+    more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    return "; ".join(problems[:SHOWN]) + more
 
 
 def read_manifest(directory: Path) -> Manifest:

@@ -11,8 +11,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from engine.checkpoint import bucket_arrays
 from engine.checkpoint.bucket_copy import readable
+from engine.checkpoint.manifest import DamagedCheckpoint
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.warm_start import find_step, read_weights
+from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import CheckpointError
 from engine.config.schema import Init
 from engine.mounts import shown
@@ -97,11 +99,12 @@ def test_changed_array_and_missing_objects_are_reported_with_the_address(run, bu
     changed = objects[holder].replace(kernel, kernel[:-1] + b"\x40")
     bucket.write(holder, changed).result()
     step = r"s3://data/team/run/checkpoints/500"
-    with pytest.raises(CheckpointError) as damaged:
+    with pytest.raises(DamagedCheckpoint) as damaged:
         read_weights(Init(checkpoint=run), wanted, {})
     assert shown(str(damaged.value)).startswith(
         f"{step}: is damaged: the array params/a.b/kernel differs from its digest"
     )
+    assert damaged.value.exit_code == ExitStatus.STOP
     bucket.write(holder, None).result()
     with pytest.raises(CheckpointError) as missing:
         read_weights(Init(checkpoint=run), wanted, {})
@@ -109,3 +112,19 @@ def test_changed_array_and_missing_objects_are_reported_with_the_address(run, bu
     assert "An object was removed" in str(missing.value)
     with pytest.raises(CheckpointError, match=r"init.checkpoint = 's3://data/none': no checkpoint found"):
         read_weights(Init(checkpoint="s3://data/none"), wanted, {})
+
+
+def test_damaged_small_files_of_a_step_are_named_with_the_code_for_damage(run, bucket):
+    small = "team/run/checkpoints/500/"
+    for name, text in (("state/_METADATA", "state/_METADATA: "), ("manifest.json", "manifest.json is not the text of")):
+        content = bucket.read(small + name).result().value
+        bucket.write(small + name, content[:-9]).result()
+        store = CheckpointStore(readable(run) / "checkpoints")
+        with pytest.raises(DamagedCheckpoint) as damaged:
+            if name == "manifest.json":
+                store.describe()
+            store.restore(500, abstract(STATE))
+        assert shown(str(damaged.value)).startswith(f"s3://data/{small.rstrip('/')}: is damaged: {text}")
+        assert damaged.value.exit_code == ExitStatus.STOP
+        bucket.write(small + name, content).result()
+    assert CheckpointStore(readable(run) / "checkpoints").restore(500, abstract(STATE))["step"] == 7
