@@ -48,7 +48,12 @@ def _write(args: argparse.Namespace, section: "Data") -> int:
         from engine.datasets.write import write_dataset
     from engine.observe.progress import CountProgress
 
-    with CountProgress("writing", "examples") as progress:
+    with CountProgress("writing", "examples") as progress, CountProgress("sending", "files") as sending:
+
+        def show_sent(done: int, total: int) -> None:
+            progress.close()
+            sending.update(done, total)
+
         written = write_dataset(
             section,
             args.out,
@@ -56,6 +61,7 @@ def _write(args: argparse.Namespace, section: "Data") -> int:
             processes=args.processes,
             overwrite=args.overwrite,
             on_progress=progress.update,
+            on_sent=show_sent,
         )
     files = "" if len(written.paths) == 1 else f" in {len(written.paths)} files"
     kept = f"; {written.kept} were finished before" if written.kept else ""

@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -31,16 +31,15 @@ class BucketOutput:
 
     Args:
         address: of the dataset, such as `s3://bucket/scenes.arrayrecord`.
-        overwrite: replace an existing dataset.
 
     Attributes:
         path: where the dataset is written before it is sent.
 
     Raises:
-        DataError: the address names no file, the bucket cannot be read, or the dataset exists.
+        DataError: the address names no file.
     """
 
-    def __init__(self, address: str | os.PathLike[str], overwrite: bool):
+    def __init__(self, address: str | os.PathLike[str]):
         found = split_address(address)
         assert found is not None
         scheme, name, key = found
@@ -51,7 +50,13 @@ class BucketOutput:
         self._address = f"{self._bucket.name}/{self._key}"
         self.path = Path(os.environ[SWITCH]).expanduser() / UNSENT / scheme / name / self._key
         self._sent = self.path.with_name(f".{self.path.name}.sent")
-        if not overwrite and not manifest_path(self.path).exists() and (existing := self._parts()):
+
+    def check_new(self) -> None:
+        """Raises DataError if the dataset exists in the bucket, and is not one whose files an earlier call has begun.
+
+        The caller holds the lock of `path`: another call may be sending the same dataset.
+        """
+        if not manifest_path(self.path).exists() and (existing := self._parts()):
             raise DataError(
                 f"{self._address}: {self._bucket.name}/{existing[0]} exists. Choose another path, or replace the "
                 "dataset with --overwrite. A write that was interrupted continues only where its local files are, in "
@@ -65,10 +70,11 @@ class BucketOutput:
         others = (self._key, self._key + MANIFEST)
         return [key for key in self._bucket.list(stem) if key in others or shard.fullmatch(key)]
 
-    def send(self) -> list[str]:
+    def send(self, on_sent: Callable[[int, int], None]) -> list[str]:
         """Sends the files of a complete dataset, removes them here, and returns the addresses of the shards.
 
-        Replaces a former dataset.
+        Replaces a former dataset. `on_sent` is called with the number of files that were sent and of all files. The
+        caller holds the lock of `path`.
 
         Raises:
             DataError: an object cannot be written or is too large, or a file cannot be read.
@@ -79,9 +85,14 @@ class BucketOutput:
         self._check_sizes(shards)
         try:
             self._begin(manifest, [shard.file for shard in shards])
-            self._send_shards({shard.file: shard.checksum for shard in shards})
-            for file in (lengths_path(self.path), manifest_path(self.path)):
+            others = (lengths_path(self.path), manifest_path(self.path))
+            done, total = 0, len(shards) + len(others)
+            for done in self._send_shards({shard.file: shard.checksum for shard in shards}):
+                on_sent(done, total)
+            for file in others:
                 self._bucket.write(self._object(file.name), file.read_bytes())
+                done += 1
+                on_sent(done, total)
             for name in [shard.file for shard in shards]:
                 self.path.with_name(name).unlink()
             for file in (lengths_path(self.path), self._sent, manifest_path(self.path)):
@@ -110,8 +121,8 @@ class BucketOutput:
         for key in {*self._parts()} - {self._object(file) for file in (name, *shards)}:
             self._bucket.delete(key)
 
-    def _send_shards(self, checksums: dict[str, str]) -> None:
-        """Sends the shards, and records the generation of each object that was sent."""
+    def _send_shards(self, checksums: dict[str, str]) -> Iterator[int]:
+        """Sends the shards, records the generation of each object, and yields the number of those that were sent."""
         sent: dict[str, Sequence[str]] = json.loads(self._sent.read_text()) if self._sent.exists() else {}
 
         def send(name: str) -> tuple[str, str]:
@@ -121,10 +132,11 @@ class BucketOutput:
             return name, self._bucket.write(key, self.path.with_name(name).read_bytes())
 
         with ThreadPoolExecutor(SENDS) as threads:
-            for name, generation in threads.map(send, checksums):
+            for done, (name, generation) in enumerate(threads.map(send, checksums), 1):
                 sent[name] = (checksums[name], generation)
                 with replacing(self._sent, self._sent.with_name(f"{self._sent.name}.tmp")) as file:
                     file.write(json.dumps(sent).encode())
+                yield done
 
 
 def remove_empty(path: Path) -> None:

@@ -87,6 +87,7 @@ def write_dataset(
     on_error: str | None = None,
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_sent: Callable[[int, int], None] = lambda done, total: None,
 ) -> WrittenDataset:
     """Writes every example of a dataset as ArrayRecord files, which `ArrayRecordSource` reads.
 
@@ -105,24 +106,16 @@ def write_dataset(
             section says, else "stop".
         overwrite: replace an existing dataset.
         on_progress: called with the number of finished examples and of all examples.
+        on_sent: called with the number of files that were sent to a bucket and of all files.
 
     Raises:
         ConfigError: an argument is invalid.
         DataError: an example cannot be read, the files cannot be written, or `out` holds another dataset.
         ProcessError: a process was killed.
     """
-    if is_selected(out):
-        output = BucketOutput(out, overwrite)
-        written = write_dataset(
-            data, output.path, shards=shards, processes=processes, on_error=on_error, overwrite=overwrite,
-            on_progress=on_progress,
-        )  # fmt: skip
-        with _locked(output.path):
-            paths = output.send()
-        remove_empty(output.path)
-        return replace(written, paths=paths)
+    output = BucketOutput(out) if is_selected(out) else None
     source, on_error = given_source(data, on_error)
-    path = Path(check_name(str(local_path(out))))
+    path = Path(check_name(str(local_path(out) if output is None else output.path)))
     if shards is not None and not 1 <= shards <= MAX_SHARDS:
         raise ConfigError(f"shards = {shards}: allowed is a whole number from 1 to {MAX_SHARDS}.")
     if path.is_dir():
@@ -131,9 +124,21 @@ def write_dataset(
         raise DataError(f"{source_name(source)}: no examples. Check its files and arguments.")
     if processes is None and is_stream_source(source):
         processes = 1
-    with _locked(path):
+
+    def write() -> WrittenDataset:
         manifest = _begin(path, source, on_error, shards, overwrite)
         return _Write(path, source, manifest, on_progress).run(processes)
+
+    if output is None:
+        with _locked(path):
+            return write()
+    try:
+        with _locked(path):  # until all files are sent and removed here: an equal call may wait for the lock
+            if not overwrite:
+                output.check_new()
+            return replace(write(), paths=output.send(on_sent))
+    finally:
+        remove_empty(path)
 
 
 def default_shards(source: Source) -> int:
@@ -320,7 +325,6 @@ def _locked(out: Path) -> Iterator[None]:
     """Holds the lock of an output. Raises DataError if another process holds it, or if the folder cannot be written."""
     path = out.with_name(out.name + LOCK)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         file = _lock(path)
     except BlockingIOError:
         raise DataError(f"{out}: another process writes this dataset. Wait until it ends, or stop it.") from None
@@ -336,7 +340,11 @@ def _locked(out: Path) -> Iterator[None]:
 def _lock(path: Path) -> IO[str]:
     """Opens and locks a file. Raises BlockingIOError if another process holds the lock."""
     for _ in range(LOCK_TRIES):
-        file = open(path, "w")  # noqa: SIM115, closed by the caller
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = open(path, "w")  # noqa: SIM115, closed by the caller
+        except FileNotFoundError:  # `remove_empty` of another process has removed the folder
+            continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -152,9 +152,14 @@ class CountProgress:
     def __enter__(self) -> "CountProgress":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def close(self) -> None:
+        """Ends the bar; the work is finished."""
         if self._bar is not None:
             self._bar.close()
+            self._bar, self._shown = None, False
+
+    def __exit__(self, *exception) -> None:
+        self.close()
 
 
 class _Bar:

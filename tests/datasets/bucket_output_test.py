@@ -10,6 +10,7 @@ from engine.data.source import ArraySource
 from engine.datasets import bucket_output
 from engine.datasets.check import check_dataset
 from engine.datasets.write import write_dataset
+from engine.main import main
 from engine.object_store import Bucket
 
 pytestmark = pytest.mark.multiprocess
@@ -29,9 +30,12 @@ def test_dataset_is_complete_once_its_last_object_is_sent(bucket, tmp_path, monk
     order, write = [], Bucket.write
     monkeypatch.setattr(Bucket, "write", lambda self, key, content: (order.append(key), write(self, key, content))[1])
     bucket.write("a/scans-others.arrayrecord", b"of another dataset").result()
-    written = write_dataset(source(), OUT, shards=3, processes=1)
+    sent: list[tuple[int, int]] = []
+    add = lambda done, total: sent.append((done, total))  # noqa: E731
+    written = write_dataset(source(), OUT, shards=3, processes=1, on_sent=add)
     assert written.paths == [f"s3://data/a/scans-0000{n}-of-00003.arrayrecord" for n in range(3)]
     assert order[0] == order[-1] == "a/scans.arrayrecord.manifest.json" and len(order) == 6
+    assert sent == [(done, 5) for done in range(1, 6)]  # three shards, the length index, the manifest
     assert not (tmp_path / "cache" / "unsent" / "s3").exists()
     found = ArrayRecordSource(OUT)
     assert [int(found[index]["x"]) for index in range(10)] == list(range(10))
@@ -72,6 +76,40 @@ def test_interrupted_write_continues_without_sending_again(bucket, tmp_path, mon
     assert [int(ArrayRecordSource(OUT)[index]["x"]) for index in range(10)] == list(range(10))
     with pytest.raises(DataError, match=r"s3://none/x: cannot be read \(NOT_FOUND: NoSuchBucket"):
         write_dataset(source(), "s3://none/x.arrayrecord", processes=1)
+
+
+def test_equal_write_during_the_sending_is_refused_and_afterwards_finds_the_dataset(bucket, tmp_path, monkeypatch):
+    refused, send = [], bucket_output.BucketOutput.send
+
+    def send_while_another_writes(self, on_sent):
+        with pytest.raises(DataError, match=r"another process writes this dataset\. Wait until it ends"):
+            write_dataset(source(), OUT, shards=3, processes=1)
+        refused.append(True)
+        return send(self, on_sent)
+
+    checked, check = [], bucket_output.BucketOutput.check_new
+
+    def check_after_another_write(self):
+        if not checked:
+            checked.append(True)
+            assert (tmp_path / "cache" / "unsent" / "s3" / "data" / "a" / "scans.arrayrecord.lock").exists()
+        check(self)
+
+    monkeypatch.setattr(bucket_output.BucketOutput, "send", send_while_another_writes)
+    monkeypatch.setattr(bucket_output.BucketOutput, "check_new", check_after_another_write)
+    write_dataset(source(), OUT, shards=3, processes=1)
+    assert refused and checked
+    monkeypatch.setattr(bucket_output.BucketOutput, "send", send)
+    with pytest.raises(DataError, match=r"scans-00000-of-00003\.arrayrecord exists\. Choose another path"):
+        write_dataset(source(), OUT, shards=3, processes=1)
+    assert not (tmp_path / "cache" / "unsent" / "s3").exists()
+
+
+def test_command_prints_how_many_files_are_sent(bucket, capsys):
+    data = ["--data.target=tests.datasets.bucket_output_test.source"]
+    assert main(["data", "write", f"--out={OUT}", "--shards=2", "--processes=1", *data]) == 0
+    lines = [line.split("  ")[0] for line in capsys.readouterr().err.splitlines()]
+    assert [line for line in lines if line.startswith("sending")][-1] == "sending: 4/4 files"
 
 
 def test_address_of_a_bucket_and_too_large_shards_are_refused(bucket, monkeypatch):
