@@ -142,8 +142,7 @@ class Weighted:
 
     def _parse(self, given: Any) -> Times[Any]:
         """Returns the shares or weights by time, with the weights of examples as arrays. Raises DataError."""
-        kinds = (str, Mapping) if self._argument == "balance" else (str, Mapping, Sequence, np.ndarray)
-        by_time = isinstance(given, Mapping) and any(isinstance(value, kinds) for value in given.values())
+        by_time = isinstance(given, Mapping) and any(map(self._is_point, given.values()))
         points = given if by_time else {"0 steps": given}
         if self._argument == "weights":
             points = {
@@ -151,6 +150,11 @@ class Weighted:
                 for time, value in points.items()
             }
         return Times.parse(points, f"{self._name}: {self._argument}")
+
+    def _is_point(self, value: Any) -> bool:
+        """Returns whether a value is that of a time, and not the number of a tag."""
+        is_array = isinstance(value, Sequence) or getattr(value, "ndim", 0) > 0  # of NumPy, JAX and others
+        return isinstance(value, str | Mapping) or (is_array and self._argument == "weights")
 
     def _names_tags(self) -> bool:
         return any(isinstance(value, Mapping) and value for _, value in self.times.points)

@@ -1,6 +1,7 @@
 import math
 import pickle
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -134,6 +135,19 @@ def test_weights_of_examples_change_by_time(tmp_path):
     rare = Weighted(source(), tags=SEVERAL, balance={"0 steps": "natural", "1 epoch": "repeat"}, threshold=0.5)
     assert np.bincount(drawn(rare, 60)).tolist() == [1] * 60
     assert np.bincount(drawn(rare, 120)[60:])[7] == pytest.approx(60 * 30**0.5 / (59 + 30**0.5), abs=1)
+
+
+def test_weights_of_examples_may_be_arrays_of_jax():
+    late = np.arange(60) >= 20
+    for weights in (
+        {"0 steps": jnp.asarray(late), "1 epoch": jnp.ones(60)},
+        {"0 steps": jnp.asarray(late), "1 epoch": {}},
+        jnp.asarray(late),
+    ):
+        assert drawn(Weighted(source(), weights), 60).min() == 20
+    shares = {"bus": jnp.float32(0)}  # a number by tag
+    with pytest.raises(DataError, match=r"Weighted: weights: .* for bus: allowed are numbers from 0"):
+        Weighted(source(), shares, tags=SEVERAL)
 
 
 SOURCES = [
