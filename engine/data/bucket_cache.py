@@ -25,6 +25,8 @@ from engine.object_store import SWITCH, Bucket
 FOLDER, SIZE = SWITCH, "CONVOY_DATA_CACHE_GIB"
 DEFAULT_GIB = 50.0
 DOWNLOADS = 4  # at the same time; each holds one file in memory
+INDEXES = ".convoy_index"
+"""Folder of the saved indexes of files (`engine/readers/saved_index.py`); hidden, so that no wildcard matches it."""
 PART = "part"  # kind of the hidden file that a download writes
 _in_use: dict[Path, IO[str]] = {}  # file -> its lock, which this process holds until it ends
 
@@ -129,7 +131,8 @@ class _Cache:
     def _make_space(self, size: int, replaced: Path) -> None:
         """Removes the files that were used least recently, so that the cache stays below its bound.
 
-        It also removes what killed downloads have left. The caller holds the lock of the cache.
+        The small indexes of files stay as long as their files. It also removes what killed downloads have left. The
+        caller holds the lock of the cache.
 
         Args:
             size: bytes of the file that will be written.
@@ -141,7 +144,8 @@ class _Cache:
         for part in (part for folder in folders for part in folder.rglob(f".*.{PART}")):
             part.unlink(missing_ok=True)  # no download runs while the cache is locked
         found = (path for folder in folders for path in folder.rglob("[!.]*"))
-        files = [(path, path.stat().st_size) for path in found if path != replaced and path.is_file()]
+        others = (path for path in found if path != replaced and path.parent.name != INDEXES)
+        files = [(path, path.stat().st_size) for path in others if path.is_file()]
         total = sum(size for _, size in files) + size
         for path, size_of_file in sorted(files, key=lambda file: _last_use(file[0])):
             if total <= self._limit:
@@ -149,6 +153,7 @@ class _Cache:
             with contextlib.suppress(BlockingIOError), _lock(_hidden(path, "use"), wait=False):
                 path.unlink(missing_ok=True)
                 total -= size_of_file
+                _remove_indexes(path)
         if total > self._limit:
             raise self._too_small("its files in use need", total)
 
@@ -163,6 +168,13 @@ def _matches(key: str, pattern: str) -> bool:
     """Returns whether a key matches a pattern, whose wildcards do not match a slash."""
     parts, patterns = key.split("/"), pattern.split("/")
     return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
+
+
+def _remove_indexes(path: Path) -> None:
+    """Removes the saved indexes of a file, `<file>.<format>.npz`."""
+    for index in path.parent.glob(f"{INDEXES}/*.npz"):
+        if index.stem.rpartition(".")[0] == path.name:
+            index.unlink(missing_ok=True)
 
 
 def _hidden(path: Path, kind: str) -> Path:

@@ -22,9 +22,9 @@ import numpy as np
 
 from engine.cluster.identity import is_primary
 from engine.config.errors import DataError
+from engine.data.bucket_cache import INDEXES as FOLDER
 from engine.mounts import shown
 
-FOLDER = ".convoy_index"  # hidden, so that no wildcard of a dataset matches it
 THREADS = 16  # files indexed at the same time: most of the time is spent waiting for the disk or the network
 REPORT_S = 10.0  # between two lines about the progress
 POLL_S = 0.05  # between two attempts to lock an index that another process builds

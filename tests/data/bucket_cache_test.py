@@ -115,6 +115,21 @@ def test_least_recently_used_files_are_removed_and_files_in_use_stay(write):
     assert not paths["a"].exists() and paths["b"].exists()
 
 
+def test_saved_index_of_a_file_stays_as_long_as_the_file(write):
+    for name in "abc":
+        write(f"{name}.rec", bytes(400_000))
+    (a,), (b,) = (map(Path, cached_files(f"s3://data/{name}.rec")) for name in "ab")
+    folder = a.parent / bucket_cache.INDEXES
+    folder.mkdir()
+    for name in ("a.rec", "b.rec"):
+        (folder / f"{name}.tfrecord-1.npz").write_bytes(bytes(200_000))
+    os.utime(bucket_cache._hidden(a, "use"), (0, 0))
+    release_cache()
+    cached_files("s3://data/c.rec")
+    assert not a.exists() and b.exists()
+    assert [path.name for path in folder.iterdir()] == ["b.rec.tfrecord-1.npz"]
+
+
 def test_file_that_is_larger_than_the_cache_removes_no_other_file(write, tmp_path):
     write("a.rec", b"small")
     write("big.rec", bytes((1 << 20) + 1))
