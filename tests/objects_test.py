@@ -10,6 +10,7 @@ import engine
 from engine.config import draft
 from engine.config.errors import ConfigError, DataError
 from engine.main import main
+from engine.objects import Objects
 from tests import runs, zoo
 from tests.predicting import Predict, Unreadable
 
@@ -122,3 +123,15 @@ def test_objects_of_the_wrong_kind_are_errors_before_the_directory_is_created(gi
     with pytest.raises(error, match=text):
         engine.train(runs.config(), **given, workdir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_source_target_must_give_a_source():
+    for target, found in (
+        ("builtins.print", "None"),
+        ("builtins.dict", "a dict"),
+        ("builtins.object", "a object with"),
+    ):
+        with pytest.raises(DataError, match=rf"^data.target: {target}: found {found}"):
+            Objects().build_sources(runs.config(data={"target": target}))
+        with pytest.raises(DataError, match=rf"^evaluations.a.data.target: {target}: found {found}"):
+            Objects().build_sources(runs.config(evaluations={"a": {"data": {"target": target}}}))

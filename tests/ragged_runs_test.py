@@ -16,9 +16,10 @@ from engine import Loss, Mean, Task
 from engine.config.errors import ConfigError
 from engine.config.text import to_text
 from engine.loop.trainer import Trainer
+from engine.objects import Objects
 from engine.parallel.mesh import make_mesh
 from engine.run.directory import RunDirectory
-from engine.training.build import build_sources, build_task
+from engine.training.build import build_task
 from tests import runs
 
 SCENES = {"target": "models.scenes.Scenes", "count": 160, "most": 40}
@@ -49,7 +50,7 @@ def config(data, **settings):
 def train(config, path, devices: int = 1) -> str:
     """Trains on the first devices, for which a program compiles faster than for all eight; returns the messages."""
     messages: list[str] = []
-    source, evaluation_sources = build_sources(config)
+    source, evaluation_sources = Objects().build_sources(config)
     with RunDirectory.open(path) as directory:
         mesh = make_mesh(config.mesh, jax.devices()[:devices])
         Trainer(

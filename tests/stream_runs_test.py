@@ -13,9 +13,9 @@ import engine
 from engine.config.errors import ConfigError
 from engine.config.text import to_text
 from engine.data.streams.source import descriptions
+from engine.objects import Objects
 from engine.run import ledger
 from engine.run.directory import RunDirectory
-from engine.training.build import build_sources
 from tests import runs, zoo
 
 
@@ -115,7 +115,7 @@ def test_generator_function_by_dotted_path_is_read_as_a_stream(tmp_path):
     config = runs.config(train__total="2 steps", data={"target": "tests.stream_runs_test.examples"})
     summary = engine.train(config, workdir=tmp_path / "run", fast_dev_run=True)
     assert summary.step == 2
-    source = build_sources(config)[0]
+    source = Objects().build_sources(config)[0]
     assert descriptions({"data": source})[0].startswith("data: tests.stream_runs_test.examples can only be iterated")
 
 

@@ -7,10 +7,10 @@ import engine
 from engine import resume
 from engine.config.errors import ConfigError, DataError
 from engine.data import dataset_summary
+from engine.objects import Objects
 from engine.resume import Accepted
 from engine.run import ledger
 from engine.run.directory import RunDirectory
-from engine.training.build import build_sources
 from tests import runs, zoo
 
 TIMES = {"0 steps": {"0": 1, "1": 0, "2": 0, "3": 0}, "5 steps": "natural", "20 steps": "class"}
@@ -78,7 +78,7 @@ def test_changed_weights_are_refused_by_name_until_they_are_accepted(unbroken):
         resume.check_config(seed, directory, Accepted(data=True))
     assert "--accept-data-change" not in str(error.value)
 
-    summaries = {"data": dataset_summary.summarize(build_sources(later)[0])}
+    summaries = {"data": dataset_summary.summarize(Objects().build_sources(later)[0])}
     with pytest.raises(DataError, match=r"data: content: balance of tags \w+: .* class at 20 steps -> balance of tags"):
         resume.check_data(summaries, directory, Accepted())
     _, messages = resume.check_data(summaries, directory, Accepted(data=True))

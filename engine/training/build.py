@@ -1,4 +1,4 @@
-"""Builds the data sources and the program of a config, from its Task, mesh, data and settings.
+"""Builds the program of a config, from its Task, mesh, data and settings.
 
 Settings that do not fit together raise an error here, before anything is compiled.
 """
@@ -9,8 +9,7 @@ from engine.config.duration import MAX_STEPS, RunSize
 from engine.config.errors import ConfigError, FieldError
 from engine.config.schema import Config, Train
 from engine.config.target import build
-from engine.data.sampling.share_schedule import for_run
-from engine.data.source import Source, build_source, example_spec, shape_specs
+from engine.data.source import Source, example_spec, shape_specs
 from engine.metrics.values import describe_value
 from engine.parallel.layout import active, make_layout
 from engine.parallel.mesh import check_batch
@@ -21,18 +20,6 @@ from engine.training.program import DTYPES, Program
 from engine.training.step import StepSpec
 from engine.training.task import Task, check_examples
 from engine.tuning.control_flow import MAX_UNROLLED_STEPS
-
-
-def build_sources(config: Config) -> tuple[Source, dict[str, Source]]:
-    """Returns the training source, and evaluation name -> source; `data.limit` is applied to each."""
-    return for_run(build_source(config.data, "data"), config.train), build_evaluation_sources(config)
-
-
-def build_evaluation_sources(config: Config) -> dict[str, Source]:
-    """Returns evaluation name -> source."""
-    return {
-        name: build_source(e.data, f"evaluations.{name}.data", finite=True) for name, e in config.evaluations.items()
-    }
 
 
 def build_task(config: Config) -> Task:

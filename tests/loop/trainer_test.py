@@ -21,13 +21,13 @@ from engine.config.errors import ConvoyError, DataError
 from engine.config.schema import Hook, MeshSpec
 from engine.loop.hooks import build_hooks
 from engine.loop.trainer import Trainer
+from engine.objects import Objects
 from engine.parallel import layout
 from engine.parallel.mesh import make_mesh
 from engine.resilience.divergence import Diverged
 from engine.run import goodput
 from engine.run.directory import RunDirectory
 from engine.saved.run import SavedRun
-from engine.training.build import build_sources
 from tests import runs, zoo
 
 
@@ -413,7 +413,7 @@ def test_run_compiles_nothing_after_the_first_saves_and_evaluations(tmp_path):
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         config = dataclasses.replace(config, hooks={"watch": Hook(every=Duration(1, "steps"))})
-        source, evaluations = build_sources(config)
+        source, evaluations = Objects().build_sources(config)
         trainer = Trainer(
             zoo.Classify(), make_mesh(config.mesh), source, config, directory, evaluation_sources=evaluations,
             hooks={"watch": Watch()}, on_row=lambda row: None, on_message=lambda text: None,

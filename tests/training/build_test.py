@@ -3,9 +3,9 @@
 import jax
 import pytest
 
-from engine.config.errors import ConfigError, ConvoyError, DataError
+from engine.config.errors import ConfigError, ConvoyError
 from engine.parallel.mesh import make_mesh
-from engine.training.build import build_program, build_sources, build_task, check_unrolled
+from engine.training.build import build_program, build_task, check_unrolled
 from tests import runs, zoo
 
 
@@ -70,15 +70,3 @@ def test_steps_with_convolutions_beyond_the_unrolled_limit_are_refused():
 def test_task_target_must_give_a_task(target, text):
     with pytest.raises(ConfigError, match=text):
         build_task(runs.config(task={"target": target}))
-
-
-def test_source_target_must_give_a_source():
-    for target, found in (
-        ("builtins.print", "None"),
-        ("builtins.dict", "a dict"),
-        ("builtins.object", "a object with"),
-    ):
-        with pytest.raises(DataError, match=rf"^data.target: {target}: found {found}"):
-            build_sources(runs.config(data={"target": target}))
-        with pytest.raises(DataError, match=rf"^evaluations.a.data.target: {target}: found {found}"):
-            build_sources(runs.config(evaluations={"a": {"data": {"target": target}}}))
