@@ -1,19 +1,16 @@
 """Decodes messages of Protocol Buffers in MCAP logs, with their descriptors in the log (extra `mcap`)."""
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 from engine.config.errors import DataError
-from engine.data.source import Example
-from engine.readers.extras import import_extra
-from engine.readers.message_arrays import BYTES, TEXT, Field, to_example
+from engine.readers.message_arrays import BYTES, TEXT, Field
+from engine.readers.schema_messages import SchemaMessages
 
 ENCODINGS = ("protobuf", "protobuf")
 """Encoding of the messages and of their schema."""
 
 
-class ProtobufMessages:
+class ProtobufMessages(SchemaMessages):
     """Function from the bytes of a message of Protocol Buffers to an example: see `message_arrays.to_example`.
 
     A field that is not set has its default value, such as 0. An enum is its number, and a map is a list of `key` and
@@ -27,45 +24,15 @@ class ProtobufMessages:
         DataError: the descriptors are damaged, the type contains itself, or mcap-protobuf-support is not installed.
     """
 
+    kind, module, encodings = "Messages of Protocol Buffers", "mcap_protobuf.decoder", ENCODINGS
+
     def __init__(self, name: str, descriptors: bytes):
-        import_extra("mcap_protobuf.decoder", "mcap", "Messages of Protocol Buffers")
-        self._schema = (name, descriptors)
+        super().__init__(name, descriptors)
         try:
             descriptor = self._decode(b"").DESCRIPTOR
         except Exception as error:
             raise DataError(f"the descriptors of {name} are damaged: {type(error).__name__}: {error}.") from error
         self.fields = _fields(descriptor, ())
-        """The fields with their dtypes."""
-
-    def __getstate__(self):
-        return self._schema
-
-    def __setstate__(self, schema):
-        self.__init__(*schema)
-
-    def __repr__(self) -> str:
-        return f"ProtobufMessages({self._schema[0]!r}, {self.fields})"
-
-    def __call__(self, data: bytes) -> Example:
-        """Returns the example. Raises DataError if the message is damaged."""
-        try:
-            message = self._decode(data)
-        except Exception as error:
-            raise DataError(
-                f"is no {self._schema[0]}, or is damaged: {type(error).__name__}: {error}. Try `mcap recover`."
-            ) from error
-        return to_example(message, self.fields)
-
-    @functools.cached_property
-    def _decode(self) -> Callable[[bytes], Any]:
-        from mcap.records import Schema
-        from mcap_protobuf.decoder import DecoderFactory  # pyright: ignore[reportMissingImports]
-
-        name, descriptors = self._schema
-        schema = Schema(id=1, name=name, encoding=ENCODINGS[1], data=descriptors)
-        decode = DecoderFactory().decoder_for(ENCODINGS[0], schema)
-        assert decode is not None
-        return decode
 
 
 def _fields(descriptor: Any, parents: tuple[str, ...]) -> tuple[Field, ...]:

@@ -1,13 +1,8 @@
 """Decodes messages of ROS 2 in MCAP logs, with their definitions in the log (extra `mcap`)."""
 
-import functools
-from collections.abc import Callable
-from typing import Any
-
 from engine.config.errors import DataError
-from engine.data.source import Example
-from engine.readers.extras import import_extra
-from engine.readers.message_arrays import TEXT, Field, to_example
+from engine.readers.message_arrays import TEXT, Field
+from engine.readers.schema_messages import SchemaMessages
 
 ENCODINGS = ("cdr", "ros2msg")
 """Encoding of the messages and of their schema."""
@@ -19,7 +14,7 @@ BUILTIN = {"builtin_interfaces/Time": TIME, "builtin_interfaces/Duration": TIME}
 _SEPARATOR = "=" * 80
 
 
-class Ros2Messages:
+class Ros2Messages(SchemaMessages):
     """Function from the bytes of a message of ROS 2 to an example: see `engine.readers.message_arrays.to_example`.
 
     Args:
@@ -30,45 +25,16 @@ class Ros2Messages:
         DataError: the definition has a type that cannot be decoded, or mcap-ros2-support is not installed.
     """
 
+    kind, module, encodings = "Messages of ROS 2", "mcap_ros2.decoder", ENCODINGS
+
     def __init__(self, name: str, text: bytes):
-        import_extra("mcap_ros2.decoder", "mcap", "Messages of ROS 2")
-        self._schema = (name, text)
+        super().__init__(name, text)
         definitions = _definitions(name, text.decode("utf-8", "replace"))
         self.fields = _fields(_normal(name), definitions, ())
-        """The fields with their dtypes."""
         try:
             self._decode  # noqa: B018, parses the definition
         except Exception as error:
             raise DataError(f"the definition of the type {name} is damaged: {error}. Try `mcap recover`.") from error
-
-    def __getstate__(self):
-        return self._schema
-
-    def __setstate__(self, schema):
-        self.__init__(*schema)
-
-    def __repr__(self) -> str:
-        return f"Ros2Messages({self._schema[0]!r}, {self.fields})"
-
-    def __call__(self, data: bytes) -> Example:
-        """Returns the example. Raises DataError if the message is damaged."""
-        try:
-            message = self._decode(data)
-        except Exception as error:  # struct.error, UnicodeDecodeError and others
-            raise DataError(
-                f"is no {self._schema[0]}, or is damaged: {type(error).__name__}: {error}. Try `mcap recover`."
-            ) from error
-        return to_example(message, self.fields)
-
-    @functools.cached_property
-    def _decode(self) -> Callable[[bytes], Any]:
-        from mcap.records import Schema
-        from mcap_ros2.decoder import DecoderFactory  # pyright: ignore[reportMissingImports]
-
-        name, text = self._schema
-        decode = DecoderFactory().decoder_for(ENCODINGS[0], Schema(id=1, name=name, encoding=ENCODINGS[1], data=text))
-        assert decode is not None
-        return decode
 
 
 def _normal(name: str) -> str:
