@@ -46,16 +46,39 @@ def initialize(process: ProcessInfo, *, timeout_s: float = timeouts.JOIN_S) -> N
         _initialize_by_jax()
     if process.count == 1:
         return
-    import jax
-
     end = time.monotonic() + timeout_s
     index, coordinator = process.index, process.coordinator
     listen_at = _bind_address(process, min(timeout_s, timeouts.HOSTNAME_S)) if index == 0 else coordinator
     host, port = address("the coordinator", listen_at)
     cpu = host_address.uses_only_cpu()
-    rendezvous.wait_for_all(
-        index, process.count, coordinator, host, port, timeout_s, secure=_is_secure(), cpu_collectives=cpu
-    )
+    reserved = rendezvous.port_reserved(process.count, coordinator, host, port)
+    with reserved if index == 0 else contextlib.nullcontext(lambda: None) as check_port:
+        rendezvous.wait_for_all(
+            index, process.count, coordinator, host, port, timeout_s, secure=_is_secure(), cpu_collectives=cpu
+        )
+        check_port()
+        _join(process, listen_at, timeout_s, end)
+    if index != 0:
+        coordinator_connection.hide_close(port)
+    identity.set_joined(process)
+    peer_failure.watch()
+
+
+def _join(process: ProcessInfo, listen_at: str, timeout_s: float, end: float) -> None:
+    """Connects this process to JAX's coordination service, which runs in process 0 and listens at `listen_at`.
+
+    Args:
+        process: this process.
+        listen_at: HOST:PORT.
+        timeout_s: as for `initialize`.
+        end: monotonic time at which it ends.
+
+    Raises:
+        CannotJoin: the processes did not connect in time.
+    """
+    import jax
+
+    index, coordinator = process.index, process.coordinator
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # By default JAX aborts every process (134) as soon as one is dead. With this setting it leaves that to
     # `peer_failure.py`, which exits with a sentence and 42. Barriers and collectives still wait for the dead process.
@@ -84,10 +107,6 @@ def initialize(process: ProcessInfo, *, timeout_s: float = timeouts.JOIN_S) -> N
                 f"process {index} of {process.count}: cannot join the others at {coordinator} "
                 f"({first_line(error)}). Start all processes again, with the same address."
             ) from error
-    if index != 0:
-        coordinator_connection.hide_close(port)
-    identity.set_joined(process)
-    peer_failure.watch()
 
 
 def leave() -> None:

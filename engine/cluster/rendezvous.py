@@ -12,8 +12,9 @@ import os
 import resource
 import selectors
 import socket
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypedDict, cast
 
 from engine.cluster import host_address, timeouts
@@ -124,18 +125,46 @@ def _allow_connections(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (best, hard))
 
 
+@contextlib.contextmanager
+def port_reserved(count: int, address: str, host: str, port: int) -> Iterator[Callable[[], None]]:
+    """Keeps the system from giving the port of process 0 to another program between the rendezvous and JAX's server.
+
+    Linux lets a server listen at the port of a socket that does not listen. Elsewhere, nothing is reserved.
+
+    Args:
+        count, address, host, port: as for `wait_for_all`.
+
+    Yields:
+        A function that raises CannotJoin if another program listens at the port: JAX's process 0 would crash (139).
+
+    Raises:
+        CannotJoin: process 0 cannot use the port.
+    """
+    if not sys.platform.startswith("linux"):
+        yield lambda: None
+        return
+    with _bind(count, address, host, port):
+        yield lambda: _bind(count, address, host, port).close()
+
+
 def _listen(count: int, address: str, host: str, port: int) -> socket.socket:
+    return _bind(count, address, host, port, backlog=max(1024, count))  # the kernel's limit, often 4096, applies too
+
+
+def _bind(count: int, address: str, host: str, port: int, backlog: int = 0) -> socket.socket:
+    """Returns a socket at the port, which listens if `backlog` is above 0. Raises CannotJoin."""
     try:
         family, _, _, _, resolved = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        bound = socket.socket(family, socket.SOCK_STREAM)
         try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(resolved)
-            listener.listen(max(1024, count))  # the kernel's limit, often 4096, applies too
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(resolved)
+            if backlog:
+                bound.listen(backlog)
         except OSError:
-            listener.close()
+            bound.close()
             raise
-        return listener
+        return bound
     except OSError as error:
         raise CannotJoin(
             f"process 0 of {count}: cannot listen at {address} ({error.strerror or error}). Give an address of this "

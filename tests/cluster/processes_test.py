@@ -2,11 +2,12 @@
 
 import re
 import socket
+import sys
 import time
 
 import pytest
 
-from engine.cluster import group
+from engine.cluster import group, rendezvous
 from engine.cluster.cluster_detection import ProcessInfo
 from engine.cluster.processes import CannotJoin, initialize
 
@@ -43,6 +44,21 @@ def test_process_0_waits_for_its_host_name_to_resolve():
     assert _bind_address(ProcessInfo(0, 2, "nowhere.invalid:1"), 0.6) == "nowhere.invalid:1"
     assert time.monotonic() - begin >= 0.6
     assert _bind_address(ProcessInfo(0, 2, "127.0.0.1:1"), 60) == "127.0.0.1:1"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux checks the port again")
+def test_port_that_is_taken_after_the_rendezvous_is_a_sentence_and_no_crash(monkeypatch):
+    port = free_port()
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+        def take_port(*arguments, **settings):
+            other.bind(("127.0.0.1", port))
+            other.listen()
+
+        monkeypatch.setattr(rendezvous, "wait_for_all", take_port)
+        with pytest.raises(CannotJoin, match=rf"process 0 of 2: cannot listen at 127.0.0.1:{port} .* a free port"):
+            initialize(ProcessInfo(0, 2, f"127.0.0.1:{port}"), timeout_s=5)
 
 
 def test_process_0_names_the_missing_peers():

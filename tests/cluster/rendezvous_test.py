@@ -173,6 +173,23 @@ def test_port_in_use_raises(port):
             rendezvous.wait_for_all(0, 3, f"127.0.0.1:{port}", "127.0.0.1", port, 1.0)
 
 
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="Linux reserves a port by a socket that does not listen"
+)
+def test_reserved_port_is_free_for_the_server_of_process_0_and_for_no_other_program(port):
+    with rendezvous.port_reserved(2, "host:1", "127.0.0.1", port) as check:
+        check()
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
+        with socket.socket() as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind(("127.0.0.1", port))
+            server.listen()
+            with pytest.raises(CannotJoin, match=r"process 0 of 2: cannot listen at host:1 \(Address already in use\)"):
+                check()
+        check()
+
+
 def test_another_server_at_the_address_raises(port):
     with socket.socket() as other:
         other.bind(("127.0.0.1", port))
