@@ -78,31 +78,27 @@ def test_interrupted_write_continues_without_sending_again(bucket, tmp_path, mon
         write_dataset(source(), "s3://none/x.arrayrecord", processes=1)
 
 
-def test_equal_write_during_the_sending_is_refused_and_afterwards_finds_the_dataset(bucket, tmp_path, monkeypatch):
-    refused, send = [], bucket_output.BucketOutput.send
+def test_equal_write_is_refused_during_the_sending_and_after_it(bucket, tmp_path, monkeypatch):
+    refused, begun = [], []
+    send, begin = bucket_output.BucketOutput.send, bucket_output.BucketOutput.__init__
 
-    def send_while_another_writes(self, on_sent):
+    def send_while_another_begins(self, *arguments):
         with pytest.raises(DataError, match=r"another process writes this dataset\. Wait until it ends"):
             write_dataset(source(), OUT, shards=3, processes=1)
         refused.append(True)
-        return send(self, on_sent)
+        return send(self, *arguments)
 
-    checked, check = [], bucket_output.BucketOutput.check_new
+    def begin_before_another_ends(self, *arguments):
+        begin(self, *arguments)
+        if not begun:
+            begun.append(True)
+            write_dataset(source(), OUT, shards=3, processes=1)
 
-    def check_after_another_write(self):
-        if not checked:
-            checked.append(True)
-            assert (tmp_path / "cache" / "unsent" / "s3" / "data" / "a" / "scans.arrayrecord.lock").exists()
-        check(self)
-
-    monkeypatch.setattr(bucket_output.BucketOutput, "send", send_while_another_writes)
-    monkeypatch.setattr(bucket_output.BucketOutput, "check_new", check_after_another_write)
-    write_dataset(source(), OUT, shards=3, processes=1)
-    assert refused and checked
-    monkeypatch.setattr(bucket_output.BucketOutput, "send", send)
+    monkeypatch.setattr(bucket_output.BucketOutput, "send", send_while_another_begins)
+    monkeypatch.setattr(bucket_output.BucketOutput, "__init__", begin_before_another_ends)
     with pytest.raises(DataError, match=r"scans-00000-of-00003\.arrayrecord exists\. Choose another path"):
         write_dataset(source(), OUT, shards=3, processes=1)
-    assert not (tmp_path / "cache" / "unsent" / "s3").exists()
+    assert refused and not (tmp_path / "cache" / "unsent" / "s3").exists()
 
 
 def test_command_prints_how_many_files_are_sent(bucket, capsys):
