@@ -145,6 +145,21 @@ def read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
+def listed_bytes(directory: Path) -> int:
+    """Returns the size of a step according to its manifest.
+
+    Raises:
+        DamagedCheckpoint: the manifest is damaged; the text names the step.
+        UnsupportedFormat: as `read_manifest`.
+    """
+    try:
+        return read_manifest(directory).bytes
+    except UnsupportedFormat:
+        raise
+    except CheckpointError as error:
+        raise DamagedCheckpoint(directory, [str(error)]) from error
+
+
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Writes the manifest of a step's directory and syncs all folders below the directory.
 

@@ -27,7 +27,7 @@ from engine.checkpoint.integrity import (
     step_folders,
     verify,
 )
-from engine.checkpoint.manifest import MANIFEST, UnsupportedFormat, delete_lock, files_of, read_lock, read_manifest
+from engine.checkpoint.manifest import MANIFEST, delete_lock, files_of, listed_bytes, read_lock
 from engine.checkpoint.policy import read_results
 from engine.checkpoint.tree_compat import difference, leaves_of, other_folds, with_stored_folds, with_wanted_folds
 from engine.cluster import group
@@ -144,19 +144,13 @@ class CheckpointStore:
     def describe(self) -> list[StepInfo]:
         """Returns size, time and evaluation results of each durable step, oldest first. Does not import JAX.
 
-        Raises:
-            DamagedCheckpoint: the manifest of a step in a bucket that is read without a mount is damaged.
+        Raises DamagedCheckpoint for a damaged manifest, which is read only in a bucket without a mount.
         """
         results, infos = read_results(self.directory), []
         for path in (self.directory / str(step) for step in self.steps()):
             size, saved_at = sum(files_of(path).values()), (path / MANIFEST).stat().st_mtime
             if address_of_copy(path) is not None:
-                try:
-                    size, saved_at = read_manifest(path).bytes, math.nan
-                except UnsupportedFormat:
-                    raise
-                except CheckpointError as error:
-                    raise DamagedCheckpoint(path, [str(error)]) from error
+                size, saved_at = listed_bytes(path), math.nan
             infos.append(StepInfo(int(path.name), size, saved_at, results.get(int(path.name), {})))
         return infos
 
