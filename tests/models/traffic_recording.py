@@ -10,7 +10,8 @@ STEPS = (DURATION - WARM_UP) * RATE
 def recording(agents: int = 20, seed: tuple[int, ...] = (0,), steps: int = STEPS) -> Recording:
     """Returns a recording of agents that drive straight or turn at the centre of a cross, and some that stand."""
     rng = np.random.default_rng(seed)
-    directions = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]], float)
+    angles = np.array([0, 1.4, 3.3, 4.8])
+    directions = np.stack([np.cos(angles), np.sin(angles)], -1)
     arms = [np.linspace(0, 120, 4 * (POINTS - 1) + 1)[:, None] * direction for direction in directions]
     pieces = [arm[n * (POINTS - 1) : (n + 1) * (POINTS - 1) + 1] for arm in arms for n in range(4)]
     following = np.full((16, 4), -1, np.int32)

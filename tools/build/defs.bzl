@@ -69,18 +69,20 @@ def py_binary(name, runner, args_of_main = [], deps = [], **kwargs):
         **kwargs
     )
 
-def config_binary(name, deps = []):
+def config_binary(name, deps = [], **kwargs):
     """Trains the config NAME.py of this package: tools/bazel run //configs:NAME
 
     Args:
       name: name of the config's file without .py.
       deps: the library of the config, and the models that it names.
+      **kwargs: as for Bazel's py_binary.
     """
     py_binary(
         name = name,
         runner = "convoy_main",
         args_of_main = ["train", "--config=%s.%s" % (native.package_name().replace("/", "."), name)],
         deps = deps,
+        **kwargs
     )
 
 def module_binary(name, deps = [], **kwargs):

@@ -1,0 +1,37 @@
+"""Simulated traffic (SUMO): six futures of 6 s of an agent, from 2 s and the lanes and lights around it.
+
+tools/bazel run //configs:forecast_sim               simulates the traffic first: two minutes of CPU time, once
+convoy train --config=configs/forecast_sim.py        likewise, with pip install 'convoy-engine[sim]'
+
+One minute of CPU time. On networks that it was not trained on, of agents that move, with seed 0: minADE 1.52 m of the
+best of 6 futures, 0.45 of constant velocity; its most likely future has 3.53 m, and constant velocity 3.39 m.
+"""
+
+from engine.config import defaults
+
+
+def get_config(folder="data/traffic"):
+    c = defaults()
+    c.task = dict(target="models.wayformer.TrafficForecast", modes=6, width=64)
+    c.data = dict(target="models.traffic_targets.Targets", split="train", folder=folder, standing=0.2)
+    c.train.total = "1 epoch"
+    c.train.global_batch_size = 32
+    c.train.ema_decay = 0.99
+    c.optimizer.learning_rate = 2e-3
+    c.optimizer.warmup = "100 steps"
+    validation = dict(target="models.traffic_targets.Targets", split="validation", folder=folder)
+    c.evaluations.validation = dict(data=validation, every="1 epoch")
+    c.evaluations.test = dict(
+        data=dict(validation, split="test"),
+        every=None,
+        slices=dict(
+            group=dict(target="models.traffic_targets.in_group"), type=dict(target="models.traffic_targets.of_type")
+        ),
+        score="best/min_ade",
+    )
+    c.checkpoint.every = "1 epoch"
+    c.checkpoint.best = "validation/best/min_ade"
+    c.checkpoint.best_mode = "min"
+    c.log.every = "50 steps"
+    c.tiny = {"task.width": 16, "train.global_batch_size": 2}
+    return c
