@@ -1,0 +1,87 @@
+"""Simulated traffic scenes for next-token models: of fixed size, with the agents and lanes nearest to the origin."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from .movements import k_means, movement
+from .traffic import KINDS, STEPS, scenes
+
+ROAD = np.isin(KINDS, ("road", "junction"))  # kinds on which vehicles drive
+FITTED = 500  # scenes whose movements the vocabulary is made from
+
+
+class TokenScenes:
+    """The scenes of a split, from `models.traffic.scenes`.
+
+    An example has `pose` `[agents, STEPS, 3]`, `valid` `[agents, STEPS]`, `size` `[agents, 2]` and `type` `[agents]`;
+    and of the lanes `points` `[pieces, POINTS, 2]`, `width`, `limit`, `kind`, `road` and `mask` `[pieces]`, and `light`
+    `[pieces, STEPS]`: 0 for none, else 1 + the index into LIGHTS.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        folder: str = "data/traffic",
+        agents: int = 32,
+        pieces: int = 160,
+        every: int = 1,
+    ):
+        """Reads the scenes, which are simulated on first use.
+
+        Args:
+            split: as for `models.traffic.scenes`.
+            folder: likewise.
+            agents: the nearest so many agents of a scene are kept.
+            pieces: likewise for pieces of lanes.
+            every: of so many scenes, the source has one.
+        """
+        self.source, self.agents, self.pieces, self.every = scenes(split, folder), agents, pieces, every
+
+    def __len__(self):
+        return -(-len(self.source) // self.every)
+
+    def __getitem__(self, index):
+        scene = self.source[self.every * int(index)]
+        distance = np.hypot(*np.moveaxis(scene["map_points"], -1, 0)).min(-1)
+        near = np.sort(np.argsort(distance, kind="stable")[: self.pieces])
+        light = np.zeros((len(distance), STEPS), np.int32)
+        light[scene["signal_lane"]] = scene["signal_state"] + 1
+        agents, pieces = (lambda x: padded(x, self.agents)), (lambda x: padded(x[near], self.pieces))
+        pose = np.concatenate([scene["track_position"], scene["track_heading"][..., None]], -1)
+        return {
+            "pose": agents(pose),
+            "valid": agents(scene["track_valid"]),
+            "size": agents(scene["track_size"]),
+            "type": agents(scene["track_type"].astype(np.int32)),
+            "points": pieces(scene["map_points"]),
+            "width": pieces(scene["map_width"]),
+            "limit": pieces(scene["map_speed_limit"]),
+            "kind": pieces(scene["map_kind"].astype(np.int32)),
+            "road": pieces(ROAD[scene["map_kind"]]),
+            "mask": pieces(np.ones(len(distance), bool)),
+            "light": pieces(light),
+        }
+
+
+def padded(values, count):
+    """Returns the first `count` rows, with rows of zeros if there are fewer."""
+    values = values[:count]
+    return np.pad(values, [(0, count - len(values))] + [(0, 0)] * (values.ndim - 1))
+
+
+def vocabulary(folder: str = "data/traffic", count: int = 512) -> np.ndarray:
+    """Returns the tokens `[count, 3]` of the training scenes in a folder; the first call makes them and keeps them."""
+    path = Path(folder) / f"tokens-{count}.npy"
+    if not path.exists():
+        source = TokenScenes("train", folder)
+        chosen = np.linspace(0, len(source) - 1, min(FITTED, len(source))).astype(int)
+        parts = []
+        for scene in (source[index] for index in chosen):
+            both = scene["valid"][:, 1:] & scene["valid"][:, :-1]
+            parts.append(np.asarray(movement(scene["pose"][:, :-1], scene["pose"][:, 1:]))[both])
+        temporary = path.with_suffix(f".{os.getpid()}.npy")
+        np.save(temporary, k_means(np.concatenate(parts), count))
+        temporary.replace(path)
+    return np.load(path)
