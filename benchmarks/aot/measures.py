@@ -54,7 +54,7 @@ def measure(executable: jax.stages.Compiled, mesh: Mesh) -> Measures:
         kernel_cycles=round(_splash_flops(program) / FLOPS_PER_CYCLE),
         sent=sum(c.moved for c in found),
         synchronous=sum(c.moved for c in found if not c.asynchronous),
-        by_axis=by_axis,
+        by_axis=dict(by_axis),
         products=products(program),
         kernels=kernels(program),
         argument_bytes=getattr(memory, "argument_size_in_bytes", 0),
@@ -95,7 +95,7 @@ def kernels(program: HloText) -> Mapping[str, int]:
                 found[f"splash {match[1]}"] += times
             elif match := re.search(r'custom_call_target="__cudnn\$fmha(\w*)"', i.rest):
                 found[f"cudnn {'bwd' if 'Backward' in match[1] else 'fwd'}"] += times
-    return found
+    return dict(found)
 
 
 def largest(program: HloText, elements: int) -> list[str]:

@@ -1,9 +1,17 @@
 """Measures of compiled programs read from HLO text, and the rows of the benchmark."""
 
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from benchmarks.aot import __main__ as aot
 from benchmarks.aot import measures, targets
+from benchmarks.aot.programs import Compiled
 from benchmarks.aot.rows import ROWS
 from engine.parallel.hlo_text import HloText
 
@@ -38,6 +46,20 @@ def test_cycles_products_and_kernels_of_a_loop_are_multiplied_out():
 def test_large_results_are_listed_with_their_operation():
     assert measures.largest(PROGRAM, 64 * 64) == ["f32[64,64]{1,0} broadcast jit(f)/broadcast"]
     assert measures.largest(PROGRAM, 64 * 64 + 1) == []
+
+
+def test_measures_of_a_compiled_program_are_stored_as_json(tmp_path, monkeypatch):
+    mesh = Mesh(np.array(jax.devices()), ("fsdp",))
+    x = jax.ShapeDtypeStruct((64, 8), jnp.float32, sharding=NamedSharding(mesh, P("fsdp")))
+    compiled = Compiled(jax.jit(lambda x: (x @ x.T).sum()).lower(x).compile(), mesh, 64 * 8 * 4 // 8, 0)
+    monkeypatch.setattr(aot, "devices", lambda target: [])
+    monkeypatch.setattr(aot, "compile_engine", lambda job, devices: compiled)
+    monkeypatch.setattr(aot, "compile_plain", lambda job, devices: compiled)
+    assert aot.main(["--tiny", "--rows=h100-fsdp", f"--json={tmp_path / 'a.json'}", f"--hlo={tmp_path}"]) == 0
+    stored = json.loads((tmp_path / "a.json").read_text())
+    assert set(stored) == {"h100-fsdp engine", "h100-fsdp plain jit"}
+    assert stored["h100-fsdp engine"]["sent"] == sum(stored["h100-fsdp engine"]["by_axis"].values()) > 0
+    assert (tmp_path / "h100-fsdp engine.txt").read_text().startswith("HloModule")
 
 
 def test_rows_are_listed_and_unknown_rows_are_refused(capsys):
