@@ -41,7 +41,17 @@ class SwiGLU(nnx.Module):
 
     def __call__(self, x):
         """Returns `[batch, time, width]` for `x` of that shape."""
-        return self.down(layers.swiglu(self.gate(x), self.up(x)))
+        hidden = ("batch", "sequence", "mlp")  # without it XLA splits the gradients of these arrays in another way
+        gate, up = (layers.constrain(project(x), *hidden) for project in (self.gate, self.up))
+        return self.down(layers.constrain(layers.swiglu(gate, up), *hidden))
+
+
+def whole_rows(y):
+    """Returns the result of a norm with its positions split as within a layer.
+
+    The first constraint gathers the result, and not the float32 values of which it is computed.
+    """
+    return layers.constrain(layers.constrain(y, "batch", "tokens", None), "batch", "sequence", None)
 
 
 class Block(nnx.Module):
@@ -61,10 +71,10 @@ class Block(nnx.Module):
 
     def __call__(self, carry, angles, segments, weight, rng):
         """Returns the carry: "x" `[batch, time, width]` and the auxiliary sums."""
-        y = layers.constrain(self.norms[0](carry["x"]), "batch", "sequence", None)
+        y = whole_rows(self.norms[0](carry["x"]))
         y = layers.checkpoint(self.attention(y, angles, segments), "attention")
         x = layers.constrain(carry["x"] + self.dropout(y, layers.fold_in(rng, 0)), "batch", "tokens", None)
-        y = layers.constrain(self.norms[1](x), "batch", "sequence", None)
+        y = whole_rows(self.norms[1](x))
         y, auxiliary = self.feed(y, weight)
         x = layers.constrain(x + self.dropout(y, layers.fold_in(rng, 1)), "batch", "tokens", None)
         return {"x": x, **{name: carry[name] + auxiliary[name] for name in self.auxiliary}}
@@ -91,7 +101,7 @@ class Decoder(nnx.Module):
         carry = {"x": x, **{name: jnp.zeros(len(x)) for name in self.auxiliary}}
         angles = layers.rotary_angles(batch["positions"], self.head_dim)
         carry = self.stack(carry, angles, batch["segment_ids"], batch["weight"], rng=rng)
-        x = layers.constrain(self.norm(carry.pop("x")), "batch", "sequence", None)
+        x = whole_rows(self.norm(carry.pop("x")))
         kernel = self.embed.kernel if self.head is None else self.head.kernel.get_value()
         return layers.cross_entropy(x, kernel, batch["targets"]), carry
 

@@ -23,6 +23,11 @@ class Attention(nnx.Module):
         return self.out(layers.attention(q, k, v, causal=False).reshape(x.shape))
 
 
+def whole_rows(y):
+    """Returns the result of a norm with its patches split as within a layer; see models/decoder.py."""
+    return layers.constrain(layers.constrain(y, "batch", "tokens", None), "batch", "sequence", None)
+
+
 class Block(nnx.Module):
     """Attention and a feed-forward part, each with pre-normalisation and a residual connection."""
 
@@ -35,10 +40,10 @@ class Block(nnx.Module):
 
     def __call__(self, x, rng):
         """Returns `[batch, patches, width]` for `x` of that shape."""
-        y = self.attention(layers.constrain(self.norms[0](x), "batch", "sequence", None))
+        y = self.attention(whole_rows(self.norms[0](x)))
         x = layers.constrain(x + self.dropout(y, layers.fold_in(rng, 0)), "batch", "tokens", None)
-        y = layers.constrain(self.norms[1](x), "batch", "sequence", None)
-        y = self.down(nnx.gelu(self.up(y)))
+        y = layers.constrain(self.up(whole_rows(self.norms[1](x))), "batch", "sequence", "mlp")
+        y = self.down(layers.constrain(nnx.gelu(y), "batch", "sequence", "mlp"))
         return layers.constrain(x + self.dropout(y, layers.fold_in(rng, 1)), "batch", "tokens", None)
 
 
