@@ -1,7 +1,8 @@
 """Cross-entropy over a vocabulary, together with the last product of a language model.
 
 The logits of a large vocabulary are computed in chunks of positions and recomputed for the gradient. Position t belongs
-to chunk t mod n, so that no position moves to another device.
+to chunk t mod n, so that no position moves to another device. The kernel is gathered once for all chunks. Its gradient
+is summed over them in float32, and after them over the devices.
 """
 
 import math
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from engine.config.errors import TaskError
+from engine.layers.whole_weight import with_whole_weight
 from engine.parallel import layout
 from engine.tuning import products
 
@@ -42,12 +44,18 @@ def cross_entropy(x: jax.Array, kernel: jax.Array, labels: jax.Array, *, chunks:
     if chunks == 1 or here.counts_flops:
         return _losses(x, kernel, labels)
 
-    def part(n: jax.Array) -> jax.Array:
-        rows = x.reshape(batch, time // chunks, chunks, -1)
-        return _losses(rows[:, :, n], kernel, labels.reshape(batch, time // chunks, chunks)[:, :, n])
+    def in_chunks(x: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
+        rows = x.reshape(len(x), time // chunks, chunks, -1)
+        chosen = labels.reshape(len(x), time // chunks, chunks)
 
-    losses = jax.lax.map(jax.checkpoint(part), jnp.arange(chunks))  # [chunks, batch, time / chunks]
-    return jnp.moveaxis(losses, 0, -1).reshape(batch, time)
+        @jax.checkpoint
+        def part(n: jax.Array) -> jax.Array:
+            return _losses(rows[:, :, n], kernel, chosen[:, :, n])
+
+        losses = jax.lax.map(part, jnp.arange(chunks))  # [chunks, batch, time / chunks]
+        return jnp.moveaxis(losses, 0, -1).reshape(len(x), time)
+
+    return with_whole_weight(in_chunks, x, kernel, ("embed", "vocab"), labels, wide=True)
 
 
 def _chunks(batch: int, time: int, own_time: int, vocabulary: int) -> int:

@@ -26,10 +26,13 @@ def logits(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     Args:
         x: `[batch, time, features]`.
-        kernel: `[features, vocabulary]`.
+        kernel: `[features, vocabulary]`, in the dtype of `x` or float32, like its gradient. The product rounds it to
+            the dtype of `x`.
     """
     rows = x.reshape(-1, x.shape[-1]) if merges_positions() else x
-    return jnp.matmul(rows, kernel, preferred_element_type=jnp.float32).reshape(*x.shape[:-1], -1)
+    on_accelerator = layout.current().platform != "cpu"
+    product = _half_logits if on_accelerator and x.dtype.itemsize < 4 else _logits
+    return product(rows, kernel).reshape(*x.shape[:-1], -1)
 
 
 def merges_positions() -> bool:
@@ -39,6 +42,30 @@ def merges_positions() -> bool:
     """
     here = layout.current()
     return here.platform == "cpu" and here.size("context") * here.size("tensor") == 1
+
+
+def _logits(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def _half_logits(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Returns float32 logits of half-precision `x`, with products in half precision in the backward pass, too.
+
+    The gradient of the logits is float32. JAX multiplies it as such, at a fraction of the speed of an accelerator, so
+    it is rounded to the dtype of `x` first, like the gradients of all other layers. The products are summed in float32.
+    """
+    return _logits(x, kernel)
+
+
+def _half_logits_backward(saved: tuple[jax.Array, jax.Array], d_y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    d_y, leading = d_y.astype(x.dtype), tuple(range(x.ndim - 1))
+    d_kernel = jnp.tensordot(x, d_y, (leading, leading), preferred_element_type=jnp.float32)
+    return d_y @ kernel.astype(x.dtype).T, d_kernel.astype(kernel.dtype)
+
+
+_half_logits.defvjp(lambda x, kernel: (_logits(x, kernel), (x, kernel)), _half_logits_backward)
 
 
 @jax.custom_vjp

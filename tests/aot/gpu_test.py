@@ -30,13 +30,19 @@ def test_fsdp_gathers_each_layer_and_scatters_its_gradients_asynchronously():
 
 
 @pytest.mark.parametrize("name", ["fsdp", "tensor"])
-def test_no_layer_of_a_decoder_multiplies_in_float32(name):
+def test_a_decoder_has_no_product_of_float32(name):
     products = step("gpu", name).measures.products
-    # Those of the loss head, outside of the layers, have float32 operands.
-    assert all(times < step("gpu", name).depth for name_, times in products.items() if "f32 x" in name_)
+    assert not [dtypes for dtypes in products if "f32 x" in dtypes or "x f32" in dtypes]
 
 
 def test_experts_exchange_tokens_over_their_axis_alone():
     found = step("gpu", "experts")
     assert {c.axes for c in found.collectives if c.kind == "all-to-all"} == {("expert",)}
     assert found.of_layers("all-to-all")
+
+
+def test_tensor_parallel_layers_have_no_all_to_all_and_gather_norms_in_half_precision():
+    found = step("gpu", "tensor")
+    assert not [c for c in found.collectives if c.kind == "all-to-all" and c.axes == ("tensor",)]
+    gathered = [c for c in found.collectives if c.kind == "all-gather" and c.axes == ("tensor",)]
+    assert gathered and not [c for c in gathered if "f32[" in c.shape]

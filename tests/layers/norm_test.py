@@ -23,5 +23,22 @@ def test_half_precision_is_summed_in_float32():
     np.testing.assert_allclose(y, RMSNorm(64)(small.astype(jnp.float32)), rtol=1e-2, atol=1e-2)
 
 
+def test_backward_pass_of_half_precision_keeps_the_input_alone():
+    def kept(x):
+        _, pullback = jax.vjp(RMSNorm(64), x)
+        return [leaf.dtype for leaf in jax.tree.leaves(pullback) if leaf.shape == x.shape]
+
+    assert kept(X.astype(jnp.bfloat16)) == [jnp.bfloat16]
+    assert jnp.float32 in kept(X)
+
+
+def test_gradient_of_half_precision_is_close_to_that_of_float32():
+    def gradient(x):
+        return jax.grad(lambda x: jnp.sin(RMSNorm(64)(x).astype(jnp.float32)).sum())(x)
+
+    half = X.astype(jnp.bfloat16)
+    np.testing.assert_allclose(gradient(half), gradient(half.astype(jnp.float32)), rtol=2e-2, atol=1e-2)
+
+
 def test_zero_input_gives_finite_output():
     assert jnp.isfinite(jax.grad(lambda x: RMSNorm(64)(x).sum())(jnp.zeros((2, 64)))).all()

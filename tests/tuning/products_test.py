@@ -1,6 +1,7 @@
 """Products: equal results in every shape and on every mesh, and the shape that a CPU computes fastest."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,23 @@ def test_gradients_equal_those_of_jax_for_wider_and_narrower_results(features, o
 def test_positions_merge_with_the_batch_unless_a_mesh_axis_splits_them(mesh, merges):
     with active(Layout(mesh=make_mesh(MeshSpec(**mesh)))):
         assert merges_positions() is merges
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gradients_of_half_precision_logits_on_an_accelerator_come_from_half_precision_products(dtype, monkeypatch):
+    monkeypatch.setattr(Layout, "platform", "gpu")
+    x, kernel = X.astype(jnp.bfloat16), KERNEL.astype(jnp.bfloat16).astype(dtype)
+
+    def gradients(x, kernel):
+        return jax.grad(lambda x, kernel: jnp.sin(logits(x, kernel)).sum(), argnums=(0, 1))(x, kernel)
+
+    found, wanted = gradients(x, kernel), gradients(x.astype(jnp.float32), kernel.astype(jnp.float32))
+    assert [g.dtype for g in found] == [jnp.bfloat16, dtype]
+    for ours, theirs in zip(found, wanted, strict=True):  # a product rounds its operand and its result
+        np.testing.assert_allclose(ours.astype(jnp.float32), theirs, atol=2**-7 * np.abs(theirs).max())
+    text = jax.jit(gradients).lower(x, kernel).as_text()
+    operands = re.findall(r"dot_general .*: \(tensor<\S*x(\w+)>, tensor<\S*x(\w+)>\)", text)
+    assert set(operands) == {("bf16", "bf16")}
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -1,0 +1,61 @@
+"""A weight that is split over the devices of the rows: equal values and gradients, one gather, one reduction."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from engine.config.schema import MeshSpec
+from engine.layers.whole_weight import with_whole_weight
+from engine.parallel.collectives import collectives
+from engine.parallel.layout import Layout, active
+from engine.parallel.mesh import make_mesh
+
+X = jax.random.normal(jax.random.key(0), (16, 8))
+WEIGHT = jax.random.normal(jax.random.key(1), (8, 8))
+SCALE = jnp.arange(16.0) / 16
+MESHES = [{"fsdp": 8}, {"data": 2, "fsdp": 4}, {"fsdp": 2, "tensor": 4}, {"data": 8}, {"tensor": 8}]
+
+
+def compiled(mesh, dtype=jnp.float32, **settings):
+    def function(x, weight, scale):
+        return jnp.sin(x @ weight.astype(x.dtype)) * scale[:, None]
+
+    def total(x, weight):
+        y = with_whole_weight(function, x, weight, ("embed", "mlp"), SCALE.astype(dtype), **settings)
+        return (y**2).sum(), y
+
+    def step(x, weight):
+        with active(Layout(mesh=mesh)):
+            (_, y), gradient = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(x, weight)
+        return y, gradient
+
+    x, weight = X.astype(dtype), WEIGHT.astype(dtype)
+    if mesh is not None:
+        x = jax.device_put(x, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+        weight = jax.device_put(weight, NamedSharding(mesh, PartitionSpec("fsdp", "tensor")))
+    program = jax.jit(step).lower(x, weight).compile()
+    return program, jax.device_get(program(x, weight))
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_values_and_gradients_equal_those_of_one_device(mesh):
+    _, found = compiled(make_mesh(MeshSpec(**mesh)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, compiled(None)[1])
+
+
+def test_weight_is_gathered_once_in_each_pass_and_its_gradient_summed_once():
+    mesh = make_mesh(MeshSpec(fsdp=8))
+    found = collectives(str(compiled(mesh)[0].as_text()), mesh)
+    assert 1 <= sum(c.count for c in found if c.kind == "all-gather") <= 2  # once for each pass
+    assert sum(c.count for c in found if c.kind in ("all-reduce", "reduce-scatter") and c.bytes >= 8 * 4) == 1
+
+
+@pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"data": 2, "fsdp": 4}], ids=str)
+def test_wide_weight_has_a_gradient_that_is_rounded_once(mesh):
+    _, (_, (_, gradient)) = compiled(make_mesh(MeshSpec(**mesh)), jnp.bfloat16, wide=True)
+    _, (_, (_, wanted)) = compiled(None, jnp.bfloat16, wide=True)
+    assert gradient.dtype == jnp.bfloat16
+    wanted = wanted.astype(np.float32)
+    np.testing.assert_allclose(gradient.astype(np.float32), wanted, rtol=2**-7, atol=2**-9 * np.abs(wanted).max())
