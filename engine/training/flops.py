@@ -51,7 +51,7 @@ def _equation(equation: JaxprEqn, wanted: list[bool]) -> tuple[int, list[bool]]:
         branches = [_walk(branch, wanted) for branch in inner]
         inputs = [any(used) for used in zip(*(used for _, used in branches), strict=True)]
         return max(flops for flops, _ in branches), [True, *inputs]
-    if len(inner) != 1 or name == "pallas_call" or len(inner[0].invars) != len(everything):
+    if name == "pallas_call" or len(inner) != 1 or not _is_call(equation, inner[0]):
         grid = params["grid_mapping"].grid if name == "pallas_call" else ()
         sizes = math.prod(size for size in grid if isinstance(size, int))
         return sizes * sum(map(count_flops, inner)), everything
@@ -59,6 +59,11 @@ def _equation(equation: JaxprEqn, wanted: list[bool]) -> tuple[int, list[bool]]:
     if name == "shard_map":
         flops *= math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
     return flops // 2 if params.get("name") == CAUSAL else flops, inputs
+
+
+def _is_call(equation: JaxprEqn, inner: Jaxpr) -> bool:
+    """Returns whether inputs and results of an equation are those of its inner jaxpr, as for a called function."""
+    return len(inner.invars) == len(equation.invars) and len(inner.outvars) == len(equation.outvars)
 
 
 def _scan(equation: JaxprEqn, body: Jaxpr, wanted: list[bool]) -> tuple[int, list[bool]]:
@@ -163,4 +168,4 @@ def inner_jaxprs(equation: JaxprEqn) -> Iterator[Jaxpr]:
 
 
 def _shape(variable: Var | Literal) -> tuple[int, ...]:
-    return variable.aval.shape  # pyright: ignore[reportAttributeAccessIssue]
+    return getattr(variable.aval, "shape", ())
