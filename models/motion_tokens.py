@@ -37,7 +37,7 @@ class NextToken(Task):
     noise: float = 0.1  # metres; of the tokens that lead to the poses of training
     samples: int = 8  # roll-outs of a scene
     top: int = 16  # most likely tokens, of which a roll-out samples one
-    temperature: float = 0.5  # of the samples; 1 is the distribution of the model
+    temperature: float = 0.7  # of the samples; 1 is the distribution of the model
     seed: int = 0  # of the futures that `predict` samples
     full_precision = ("pose", "points")
 

@@ -20,7 +20,7 @@ from .movements import in_frame, movement
 from .road_safety import nearest, to_line
 from .traffic import KINDS, LIGHTS, TYPES
 
-RELATION, PIECE = 12, 27  # features of another agent, and of a piece of a lane
+RELATION, PIECE = 12, 29  # features of another agent, and of a piece of a lane
 LOOK_AHEAD = 8.0  # metres; an agent sees the pieces that are nearest to a point so far ahead of it
 
 
@@ -178,7 +178,8 @@ class TokenModel(nnx.Module):
         length = jnp.hypot(x, y) + 1e-3
         path = in_frame(found - pose[..., None, None, :2], pose[..., None, None, 2])
         features = [x / 20, y / 20, x / (1 + length), y / (1 + length), jnp.exp(-length / 5), jnp.cos(turn)]
-        features = jnp.stack([*features, jnp.sin(turn)], -1)
+        features += [jnp.sin(turn), jnp.tanh(y), jnp.tanh(5 * jnp.sin(turn))]  # the last two show small errors
+        features = jnp.stack(features, -1)
         features = [features, *(values / 20 for values in path), about, jax.nn.one_hot(state, len(LIGHTS) + 1)]
         return self.piece[1](nnx.gelu(self.piece[0](jnp.concatenate(features, -1)))), far > -jnp.inf
 

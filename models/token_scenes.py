@@ -25,7 +25,7 @@ class TokenScenes:
         split: str = "train",
         folder: str = "data/traffic",
         agents: int = 32,
-        pieces: int = 160,
+        pieces: int = 256,
         every: int = 1,
     ):
         """Reads the scenes, which are simulated on first use.
