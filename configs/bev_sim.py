@@ -1,9 +1,11 @@
 """Vehicles and lane lines in the bird's-eye view from six simulated cameras: lift and splat.
 
-tools/bazel run //configs:bev_sim        trains, and prints the intersection over union on held-out scenes
+tools/bazel run //configs:bev_sim        intersection over union 0.302 for vehicles and 0.400 for lane lines on 200
+                                         held-out scenes (seed 0; three seeds are not measured yet); 8 minutes of CPU
+                                         time
 python -m models.camera_prior            the mean mask of the training scenes: 0.069 for vehicles, 0.114 for lane lines
 
-The scenes are simulated. The quality of the trained model is not measured yet.
+The scenes are simulated. The held-out and the validation scenes have other seeds. The checkpoint is the last one.
 """
 
 from engine.config import defaults
@@ -17,9 +19,11 @@ def get_config():
     c.train.global_batch_size = 2
     c.optimizer.learning_rate = 3e-3
     c.optimizer.warmup = "100 steps"
+    validation = dict(target="models.camera_scenes.CameraScenes", count=60, seed=2_000_000)
+    c.evaluations.validation = dict(data=validation, every="1000 steps")
     heldout = dict(target="models.camera_scenes.CameraScenes", count=200, seed=1_000_000)
-    c.evaluations.heldout = dict(data=heldout, every="1000 steps")
-    c.checkpoint.best = "heldout/iou/vehicle"
+    c.evaluations.heldout = dict(data=heldout, every=None)
     c.log.every = "50 steps"
-    c.tiny = {"data.count": 4, "evaluations.heldout.data.count": 4}
+    counts = {f"evaluations.{name}.data.count": 4 for name in ("validation", "heldout")}
+    c.tiny = {"data.count": 4, **counts}
     return c
