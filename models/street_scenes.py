@@ -64,7 +64,7 @@ class Scene:
             self.put(box, label, speed, soft)
 
     def put(self, box: np.ndarray, label: int = -1, speed: float = 0.0, soft: float = 0.02) -> None:
-        """Adds a box, whatever else is there."""
+        """Adds a box, even if it overlaps others."""
         near = box[3:5] / 2 + 0.3
         self.placed[len(self.boxes)] = [*box[:2], *near, np.cos(box[6]), np.sin(box[6])]
         self.boxes.append(box)
@@ -304,4 +304,6 @@ class StreetScenes:
         return self.count
 
     def __getitem__(self, index):
+        if not 0 <= index < self.count:
+            raise IndexError(index)
         return sweep(np.random.default_rng([self.seed, index]))

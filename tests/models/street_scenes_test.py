@@ -28,6 +28,13 @@ def test_a_sweep_depends_on_its_seed_and_index_only(sweeps):
     assert len(other["points"]) != len(again["points"]) or not np.array_equal(other["points"], again["points"])
 
 
+def test_an_index_outside_of_the_source_is_refused():
+    source = StreetScenes(2, seed=3)
+    for index in (-1, 2):
+        with pytest.raises(IndexError):
+            source[index]
+
+
 def test_rays_hit_the_nearest_box():
     rng = np.random.default_rng(0)
     place = rng.uniform(4, 20, (12, 1)) * rotation(rng.uniform(0, 6, 12))[:, 0]
