@@ -85,7 +85,10 @@ def difficulty(examples: list[dict[str, np.ndarray]]) -> str:
     label, hits, alone = (np.concatenate([e[name] for e in examples]) for name in ("label", "hits", "alone"))
     for index, name in enumerate(CLASSES):
         of = label == index
-        low, middle, high = np.quantile(hits[of], (0.1, 0.5, 0.9)) if of.any() else (0, 0, 0)
+        if not of.any():
+            lines.append(f"{name:12}  {0:10.1f}")
+            continue
+        low, middle, high = np.quantile(hits[of], (0.1, 0.5, 0.9))
         hidden = (hits[of] < 0.5 * 0.85 * alone[of]).mean()  # 0.85: about 15 % of the rays do not return
         lines.append(
             f"{name:12}  {of.sum() / len(examples):10.1f}  {hidden:13.0%}  {low:.0f}, {middle:.0f}, {high:.0f}"

@@ -20,7 +20,7 @@ from models.lidar import (
     split,
     sweeps,
 )
-from models.lidar_baseline import detect
+from models.lidar_baseline import detect, difficulty
 from models.street_scenes import CLASSES, EXTENT, SIZES
 from tests.merging import results
 
@@ -141,6 +141,18 @@ def test_the_baseline_accepts_points_at_the_edge_of_the_square():
     points[:4, :2] = np.nextafter(np.float32(EXTENT), np.float32(0))
     points[:4, 2] = np.linspace(1, 2, 4)
     assert len(detect(points)[0]) == 1
+
+
+def test_a_class_without_objects_has_no_quantiles():
+    example = {
+        "label": np.zeros(2, int),
+        "hits": np.array([10, 10]),
+        "alone": np.array([40, 10]),
+        "points": [[0.0] * 4],
+    }
+    lines = [line.split() for line in difficulty([example]).splitlines()]
+    assert lines[1] == ["car", "2.0", "50%", "10,", "10,", "10"]
+    assert lines[2] == ["truck", "0.0"]
 
 
 def test_the_baseline_finds_a_car_on_a_plane():
