@@ -16,10 +16,9 @@ def pixels(rig, points):
 
 
 def test_a_point_projects_to_the_pixel_computed_by_hand():
+    # 10 m ahead, 2 m to the left and 1 m below the camera in front
     u, v, depth = pixels(Rig.mounted(), np.array([[11.7, 2.0, 0.5]]))
-    focal = (
-        COLUMNS / 2 / np.tan(np.deg2rad(35))
-    )  # the point is 10 m ahead, 2 m to the left and 1 m below the camera in front
+    focal = COLUMNS / 2 / np.tan(np.deg2rad(35))
     np.testing.assert_allclose(u[FRONT], COLUMNS / 2 - 0.5 - 0.2 * focal)
     np.testing.assert_allclose(v[FRONT], HORIZON - 0.5 + 0.1 * focal)
     np.testing.assert_allclose(depth[FRONT], 10)
