@@ -73,8 +73,8 @@ class Slices:
             TaskError: a function cannot be traced, and fails on the host as well.
         """
         batch = Batch(stack_examples([example], str), np.ones(1, np.float32))
-        on_host = {
-            name: tuple(_on_host(function, batch, None, f"{where}.slices.{name}"))
+        on_host = {  # sorted: parts that come from a set have another order in each process
+            name: tuple(sorted(_on_host(function, batch, None, f"{where}.slices.{name}")))
             for name, function in functions.items()
             if not _is_traceable(function, batch.examples)
         }
