@@ -19,7 +19,7 @@ from engine.config.target import check, first_parameter, resolve
 from engine.data.batch import Batch
 from engine.data.collate import stack_examples
 from engine.data.source import Example
-from engine.data.text import is_text
+from engine.data.text import is_text, without_text
 from engine.metrics.values import describe_value
 from engine.training.author_errors import errors_described
 from engine.types import PyTree
@@ -54,11 +54,13 @@ class Slices:
         functions: slice -> its function.
         on_host: slice whose function is called on the host -> its parts, such as "rain"; "" for one without parts.
         where: config section of the evaluation, for error texts.
+        first: host batch of one example of the dataset, with its text.
     """
 
     functions: Mapping[str, SliceFunction] = dataclasses.field(default_factory=dict)
     on_host: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     where: str = ""
+    first: PyTree = None
 
     @classmethod
     def of(cls, functions: Mapping[str, SliceFunction], example: Example, where: str) -> "Slices":
@@ -78,7 +80,7 @@ class Slices:
             for name, function in functions.items()
             if not _is_traceable(function, batch.examples)
         }
-        return cls(functions, on_host, where)
+        return cls(functions, on_host, where, batch.examples)
 
     def members(self, batch: Batch) -> dict[str, np.ndarray]:
         """Returns full name -> bool `[rows]` for each slice on the host: the rows that belong to it.
@@ -112,7 +114,8 @@ class Slices:
                 names = [_full(name, part) for part in self.on_host[name]]
                 masks = {full: jnp.zeros((), bool) if members is None else members[full] for full in names}
             else:
-                masks = {_full(name, part): mask for part, mask in _compiled(function, examples, at).items()}
+                parts = _traced(function, self.first, examples, at)
+                masks = {_full(name, part): mask for part, mask in parts.items()}
             if taken := found.keys() & masks.keys():
                 raise TaskError(f"{at}: two slices are named {min(taken)!r}. Rename one of them.")
             found |= masks
@@ -137,26 +140,30 @@ class _Text:
     __hash__ = __bool__ = __len__ = __iter__ = __contains__ = __getitem__ = __str__ = __repr__ = __format__ = _fail
 
 
-def _is_traceable(function: SliceFunction, examples: PyTree) -> bool:
+def _is_traceable(function: SliceFunction, first: PyTree) -> bool:
     """Returns whether JAX can trace a function of an example, given as a host batch that may hold text."""
-    leaves, structure = jax.tree.flatten(examples)
-
-    def masks(numbers: list[jax.Array]) -> dict[str, Any]:
-        rest = iter(numbers)
-        given = [_Text() if is_text(leaf) else next(rest) for leaf in leaves]
-        example = jax.tree.unflatten(structure, given)
-        return {part: jnp.asarray(mask) for part, mask in _call(function, example, "").items()}
-
     try:
-        jax.eval_shape(jax.vmap(masks), [leaf for leaf in leaves if not is_text(leaf)])
+        jax.eval_shape(lambda numbers: _traced(function, first, numbers, ""), without_text(first))
     except Exception:  # also an error of the function: the call on the host shows it with real values
         return False
     return True
 
 
-def _compiled(function: SliceFunction, examples: PyTree, where: str) -> dict[str, jax.Array]:
-    def masks(example: PyTree) -> dict[str, jax.Array]:
-        return {part: jnp.asarray(mask) for part, mask in _call(function, example, where).items()}
+def _traced(function: SliceFunction, first: PyTree, examples: PyTree, where: str) -> dict[str, jax.Array]:
+    """Returns part -> bool `[batch]`; to be traced. The function sees the entries with text, but cannot use the text.
+
+    Args:
+        function: of one example.
+        first: a host batch with its text.
+        examples: pytree of arrays `[batch, ...]`, without text.
+        where: config field of the slice, for error texts.
+    """
+    leaves, structure = jax.tree.flatten(first)
+
+    def masks(numbers: PyTree) -> dict[str, Any]:
+        rest = iter(jax.tree.leaves(numbers))
+        example = jax.tree.unflatten(structure, [_Text() if is_text(leaf) else next(rest) for leaf in leaves])
+        return {part: jnp.asarray(mask) for part, mask in _call(function, example, where, numbers).items()}
 
     return jax.vmap(masks)(examples)
 
@@ -172,7 +179,8 @@ def _on_host(function: SliceFunction, batch: Batch, parts: tuple[str, ...] | Non
     """
     leaves, structure = jax.tree.flatten(batch.examples)
     rows = np.flatnonzero(batch.weight).tolist()
-    found = [_call(function, jax.tree.unflatten(structure, [leaf[row] for leaf in leaves]), where) for row in rows]
+    examples = [jax.tree.unflatten(structure, [leaf[row] for leaf in leaves]) for row in rows]
+    found = [_call(function, example, where, example) for example in examples]
     parts = tuple(found[0]) if parts is None else parts
     masks = {part: np.zeros(len(batch.weight), bool) for part in parts}
     for row, values in zip(rows, found, strict=True):
@@ -186,9 +194,12 @@ def _on_host(function: SliceFunction, batch: Batch, parts: tuple[str, ...] | Non
     return masks
 
 
-def _call(function: SliceFunction, example: PyTree, where: str) -> dict[str, Any]:
-    """Returns part -> bool of one example. Raises TaskError if the function fails, or returns something else."""
-    with errors_described(f"{where}: {_function_name(function)}", example=example):
+def _call(function: SliceFunction, example: PyTree, where: str, described: PyTree) -> dict[str, Any]:
+    """Returns part -> bool of one example. Raises TaskError if the function fails, or returns something else.
+
+    The error text lists the entries of `described`: those of the example that can be read.
+    """
+    with errors_described(f"{where}: {_function_name(function)}", example=described):
         result = function(example)
         named = {str(key): mask for key, mask in result.items()} if isinstance(result, Mapping) else {"": result}
     for part, mask in named.items():

@@ -72,6 +72,18 @@ def test_functions_that_read_text_or_cannot_be_traced_are_called_on_the_host(fun
     assert masks({"s": function}) == (set(), {"s": mask})
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda example: (example["city"], example["y"])[1] > 0,
+        lambda example: ("city" in example) & (example["y"] > 0),
+        lambda example: len(example) == 4 and len(example["meta"]) == 2 and example["y"] > 0,
+    ],
+)
+def test_functions_that_get_text_but_do_not_use_it_are_compiled(function):
+    assert masks({"s": function}) == ({"s"}, {"s": [False, True, True]})
+
+
 def test_parts_of_a_slice_by_text_are_sorted_and_leave_out_padding():
     functions = {
         "city": lambda example: {name: example["city"] == name for name in ("Oslo", "Bonn")},
@@ -116,7 +128,8 @@ def test_error_of_a_later_example_and_of_a_later_shape_is_named():
     slices = Slices.of({"s": lambda example: 1 / example["y"].item() > 0 or True}, {"y": np.int32(1)}, "evaluations.a")
     with pytest.raises(TaskError, match=r"slices.s: .*<lambda> failed: ZeroDivisionError: .* It got example: y int32"):
         slices.members(Batch({"y": np.array([1, 0], np.int32)}, np.ones(2, np.float32)))
-    slices = Slices.of({"s": lambda example: example["x"] @ jnp.ones(2) > 0}, FIRST, "evaluations.a")
+    first = {"x": np.ones(2, np.float32)}
+    slices = Slices.of({"s": lambda example: example["x"] @ jnp.ones(2) > 0}, first, "evaluations.a")
     with pytest.raises(TaskError, match=r"slices.s: .*<lambda> failed: TypeError: .* It got example: x float32\[3\]"):
         slices.masks({"x": jnp.ones((4, 3))}, {})
 
