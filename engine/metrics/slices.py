@@ -192,7 +192,13 @@ class SlicedMerger:
             fields[field] = fields[field][rows] if is_collected else _wide(fields[field][rows])
         each = dataclasses.replace(cast(Any, metric), **fields).compute_each(name[len(metric_name) + 1 :])
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            for row, result in zip(rows, each, strict=True):
+            results = list(each)
+            if len(results) != len(rows):
+                raise TaskError(
+                    f"{type(metric).__name__}.compute_each gave {len(results)} results for {len(rows)} examples. Yield "
+                    "one result for each example, in their order."
+                )
+            for row, result in zip(rows, results, strict=True):
                 found = scalars(named_results(metric_name, result, f"{type(metric).__name__}.compute"))
                 scores[row] = found.get(name, np.nan)
         return scores, ~np.isnan(scores)

@@ -161,6 +161,24 @@ def test_score_sees_the_types_of_the_whole_evaluation():
     assert merger.worst()[0].tolist() == [1]
 
 
+def test_metric_that_gives_another_number_of_results_than_examples_is_an_error():
+    class Once(Metric):
+        kept: jax.Array = collected()
+
+        def compute(self):
+            return 0.0
+
+        def compute_each(self, key):
+            yield 0.0
+
+    found: dict[str, Metric] = {"loss": Once(jnp.ones(3))}
+    states = SlicedStates(found, [], Ranking(1), "evaluations.a")
+    with pytest.raises(
+        TaskError, match=r"^Once\.compute_each gave 1 results for 2 examples\. Yield one result for each"
+    ):
+        states.merger().add(states.reduce(found, jnp.array([1.0, 1, 0]), {}), 0)
+
+
 def test_slices_are_ranked_from_the_worst_without_those_that_have_no_score():
     scores = {"a": 1.0, "b": np.nan, "c": 2.0, "d": 1.0}
     assert rank_slices(scores, largest=True) == ["c", "a", "d"]
