@@ -46,11 +46,11 @@ def initialize(process: ProcessInfo, *, timeout_s: float = timeouts.JOIN_S) -> N
         _initialize_by_jax()
     if process.count == 1:
         return
+    cpu = host_address.uses_only_cpu()  # imports JAX, which may take long from a cold disk: not part of the timeout
     end = time.monotonic() + timeout_s
     index, coordinator = process.index, process.coordinator
     listen_at = _bind_address(process, min(timeout_s, timeouts.HOSTNAME_S)) if index == 0 else coordinator
     host, port = address("the coordinator", listen_at)
-    cpu = host_address.uses_only_cpu()
     reserved = rendezvous.port_reserved(process.count, coordinator, host, port)
     with reserved if index == 0 else contextlib.nullcontext(lambda: None) as check_port:
         rendezvous.wait_for_all(
