@@ -1,8 +1,8 @@
 """Simulation of traffic by next tokens (SMART, Wu et al. 2024, arXiv:2405.15677), and its collision and off-road rates.
 
 A roll-out is closed-loop: at each step, every agent samples its next token from the history of all agents. The lights
-follow the recording. All rates and errors are over agents that are valid in the last observed step and the one before
-it, and over the steps in which the recording has them.
+follow the recording. All rates and errors are over vehicles and bicycles that are valid in the last observed step and
+the one before it, and over the steps in which the recording has them.
 """
 
 import dataclasses
@@ -65,9 +65,8 @@ class NextToken(Task):
     def evaluate(self, model, batch, context):
         loss = self.loss(model, batch, None)
         results: dict[str, Metric] = {"loss": Mean(loss.total, loss.weight)}
-        valid, future = batch["valid"], batch["pose"][:, :, CURRENT + 1 :]
-        vehicles = valid[:, :, CURRENT] & valid[:, :, CURRENT - 1] & (batch["type"] != PEDESTRIAN)
-        counted = valid[:, :, CURRENT + 1 :] & vehicles[..., None]
+        future = batch["pose"][:, :, CURRENT + 1 :]
+        counted = in_future(batch["valid"]) & (batch["type"] != PEDESTRIAN)[..., None]
         futures = {
             "model": self.roll_out(model, batch, context.rng),
             "constant_velocity": constant_velocity(batch["pose"])[:, None],
@@ -133,15 +132,21 @@ def constant_velocity(pose):
     return pose[:, :, CURRENT, None] + velocity[:, :, None] * jnp.arange(1.0, pose.shape[2] - CURRENT)[:, None]
 
 
+def in_future(valid):
+    """Returns at which future steps an agent exists whose last movement is known, bool `[batch, agents, steps]`."""
+    return valid[:, :, CURRENT + 1 :] & (valid[:, :, CURRENT] & valid[:, :, CURRENT - 1])[..., None]
+
+
 def failures(batch, poses):
     """Returns which agents collide, and which are off the road, bool `[batch, samples, agents, steps]`.
 
     Args:
-        batch: the recording. An agent collides only with agents that are in the recording at this step.
+        batch: the recording. An agent collides only with agents that are in the recording at this step, and in the last
+            two observed ones: an agent that has just appeared has no velocity.
         poses: futures `[batch, samples, agents, steps, 3]`.
     """
     size, points, width, road = (batch[name][:, None] for name in ("size", "points", "width", "road"))
-    valid = batch["valid"][:, None, :, CURRENT + 1 :] & batch["valid"][:, None, :, CURRENT, None]
+    valid = in_future(batch["valid"])[:, None]
 
     def at(step):
         here = poses[:, :, :, step]

@@ -217,6 +217,25 @@ def test_errors_and_rates_are_those_of_counted_vehicles(batch, evaluate):
     assert np.isfinite(results(found["loss"])["m"])
 
 
+def test_an_agent_that_has_just_appeared_collides_with_none():
+    """Its velocity is unknown: constant velocity would send it from the origin through the scene."""
+    steps = np.arange(STEPS, dtype=np.float32)
+    pose = np.zeros((1, 2, STEPS, 3), np.float32)
+    pose[0, 0, :, 0] = 10.0 + 10.0 * (steps - CURRENT) / (STEPS - 1 - CURRENT)  # drives from x = 10 m to x = 20 m
+    pose[0, 1, CURRENT:, 0] = 5.0  # stands
+    batch = {
+        "valid": jnp.asarray(np.stack([steps >= 0, steps >= CURRENT])[None]),
+        "size": jnp.full((1, 2, 2), 2.0),
+        "points": jnp.zeros((1, 1, 2, 2)),
+        "width": jnp.full((1, 1), 3.0),
+        "road": jnp.ones((1, 1), bool),
+    }
+    futures = jnp.asarray(constant_velocity(jnp.asarray(pose)))[:, None]
+    assert not np.array(failures(batch, futures)[0]).any()
+    seen = {**batch, "valid": jnp.ones((1, 2, STEPS), bool)}
+    assert np.array(failures(seen, futures)[0]).any()
+
+
 def test_gradients_are_finite_and_reach_every_parameter(task, model, batch):
     graph, params = nnx.split(model)
     keys = jax.random.split(jax.random.key(0), ROWS)
