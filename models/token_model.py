@@ -89,7 +89,8 @@ class Block(nnx.Module):
         y = jnp.swapaxes(x, 1, 2)  # [batch, steps, agents, width]
         y = self.agents(y.reshape(-1, *y.shape[2:]), relations, together).reshape(y.shape)
         x = jnp.swapaxes(y, 1, 2)
-        return x + self.feed_forward(self.norms[2](x)), cache
+        rows = self.norms[2](x).reshape(len(x), -1, x.shape[-1])  # the feed-forward part splits three dimensions
+        return x + self.feed_forward(rows).reshape(x.shape), cache
 
 
 class TokenModel(nnx.Module):
