@@ -33,9 +33,11 @@ lights within MAP_RADIUS. Vehicles follow lanes: a vehicle whose centre is farth
 piece of the kinds road and junction has left the road.
 """
 
+import contextlib
 import fcntl
 import functools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +72,7 @@ class Traffic:
         seed: changes all networks and the traffic on them.
 
     Raises:
-        DataError: the split is unknown.
+        DataError: the split is unknown, or `networks` or `count` is below 1.
     """
 
     def __init__(self, split: str = "train", networks: int | None = None, count: int = SCENES, seed: int = 0):
@@ -78,6 +80,9 @@ class Traffic:
             raise DataError(f"split = {split!r} is unknown: allowed are {', '.join(NETWORKS)}.")
         self.split, self.count, self.seed = split, count, seed
         self.networks = NETWORKS[split] if networks is None else networks
+        for name, value in (("networks", self.networks), ("count", count)):
+            if value < 1:
+                raise DataError(f"{name} = {value}: allowed is a whole number from 1 on.")
 
     def __len__(self):
         return self.networks * self.count
@@ -167,16 +172,30 @@ def scenes(split: str = "train", folder: str = "data/traffic", **options) -> rea
         DataError: the split is unknown, SUMO is not installed or fails, or the files cannot be written or read.
     """
     source, settings = Traffic(split, **options), [f"-{name}{value}" for name, value in sorted(options.items())]
-    path = Path(folder) / f"{split}-v{VERSION}{''.join(settings)}.arrayrecord"
+    path = Path(folder).expanduser() / f"{split}-v{VERSION}{''.join(settings)}.arrayrecord"
     if _is_complete(path):
         return readers.ArrayRecordSource(str(path))
     sumo_folder()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked(path.with_suffix(".lock")):
         if not _is_complete(path):
             write_dataset(source, path, shards=source.networks, on_progress=_progress(path))
     return readers.ArrayRecordSource(str(path))
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Waits for the lock of a file and holds it. Raises DataError if its folder cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w")
+    except OSError as error:
+        raise DataError(
+            f"{path.parent}: cannot write simulated scenes: {error.strerror}. Set `folder` to another one."
+        ) from error
+    with lock:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _is_complete(path: Path) -> bool:

@@ -128,6 +128,20 @@ def test_unknown_split_is_an_error():
         Traffic("val")
 
 
+@pytest.mark.parametrize("option", ["networks", "count"])
+def test_a_number_below_one_is_an_error(option):
+    with pytest.raises(DataError, match=f"{option} = -1: allowed is a whole number from 1 on"):
+        Traffic("test", **{option: -1})
+
+
+def test_folder_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(traffic, "sumo_folder", Path)
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(DataError, match="file/traffic: cannot write simulated scenes: Not a directory"):
+        scenes("test", str(file / "traffic"))
+
+
 @needs_sumo
 def test_simulation_depends_on_its_seed_only(monkeypatch, tmp_path):
     monkeypatch.setattr(traffic_simulation, "DURATION", 110)
