@@ -1,9 +1,11 @@
 """Simulated traffic scenes for next-token models: of fixed size, with the agents and lanes nearest to the origin."""
 
-import os
+import uuid
 from pathlib import Path
 
 import numpy as np
+
+from engine import DataError
 
 from .movements import k_means, movement
 from .traffic import KINDS, STEPS, scenes
@@ -36,7 +38,12 @@ class TokenScenes:
             agents: the nearest so many agents of a scene are kept.
             pieces: likewise for pieces of lanes.
             every: of so many scenes, the source has one.
+
+        Raises:
+            DataError: `every` is below 1, or as for `models.traffic.scenes`.
         """
+        if every < 1:
+            raise DataError(f"every = {every}: allowed is a whole number from 1 on.")
         self.source, self.agents, self.pieces, self.every = scenes(split, folder), agents, pieces, every
 
     def __len__(self):
@@ -72,8 +79,12 @@ def padded(values, count):
 
 
 def vocabulary(folder: str = "data/traffic", count: int = 512) -> np.ndarray:
-    """Returns the tokens `[count, 3]` of the training scenes in a folder; the first call makes them and keeps them."""
-    path = Path(folder) / f"tokens-{count}.npy"
+    """Returns the tokens `[count, 3]` of the training scenes in a folder; the first call makes them and keeps them.
+
+    Raises:
+        DataError: they cannot be written, or as for `models.traffic.scenes`.
+    """
+    path = Path(folder).expanduser() / f"tokens-{count}.npy"
     if not path.exists():
         source = TokenScenes("train", folder)
         chosen = np.linspace(0, len(source) - 1, min(FITTED, len(source))).astype(int)
@@ -81,7 +92,10 @@ def vocabulary(folder: str = "data/traffic", count: int = 512) -> np.ndarray:
         for scene in (source[index] for index in chosen):
             both = scene["valid"][:, 1:] & scene["valid"][:, :-1]
             parts.append(np.asarray(movement(scene["pose"][:, :-1], scene["pose"][:, 1:]))[both])
-        temporary = path.with_suffix(f".{os.getpid()}.npy")
-        np.save(temporary, k_means(np.concatenate(parts), count))
-        temporary.replace(path)
+        temporary = path.with_suffix(f".{uuid.uuid4().hex}.npy")  # two hosts may have processes of the same number
+        try:
+            np.save(temporary, k_means(np.concatenate(parts), count))
+            temporary.replace(path)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written: {error.strerror}. Make its folder writable.") from error
     return np.load(path)

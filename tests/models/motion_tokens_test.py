@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from engine import DataError
 from models import token_scenes
 from models.motion_tokens import SCENE, NextToken, constant_velocity, failures
 from models.movements import k_means, move, movement, tokenise, wrap
@@ -88,6 +89,16 @@ def test_vocabulary_is_made_once_and_contains_standing_still(folder):
     assert tokens.shape == (TOKENS, 3) and not tokens[0].any()
     assert len(np.unique(tokens, axis=0)) == TOKENS
     assert [found.name for found in folder.iterdir()] == [path.name]
+
+
+def test_vocabulary_that_cannot_be_written_is_an_error(folder):
+    with pytest.raises(DataError, match=f"absent/tokens-{TOKENS}.npy: cannot be written: No such file or directory"):
+        vocabulary(str(folder / "absent"), TOKENS)
+
+
+def test_a_source_of_every_zeroth_scene_is_an_error():
+    with pytest.raises(DataError, match="every = 0: allowed is a whole number from 1 on"):
+        TokenScenes(every=0)
 
 
 def test_k_means_finds_the_centres_of_groups():
