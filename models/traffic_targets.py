@@ -34,7 +34,7 @@ class Targets:
     - `speed` float32 in metres per second, `future` float32 `[FUTURE, 2]` in metres.
     - `type` int32, index into TYPES; `group` int32, index into GROUPS: stands for all 8 s, else is stopped now, else
       turns, else drives straight.
-    - `near` int32: how many other agents are within 20 m; `id` text.
+    - `near` int32: how many of the other agents in `agents` are within 20 m; `id` text.
     - `lanes` float32 `[PIECES, 5, 2]`: points of the pieces in metres, to draw them.
 
     Args:
@@ -44,10 +44,12 @@ class Targets:
         options: further arguments of `models.traffic.Traffic`.
 
     Raises:
-        DataError: as for `models.traffic.scenes`.
+        DataError: `standing` is not in (0, 1], or as for `models.traffic.scenes`.
     """
 
     def __init__(self, split: str = "train", folder: str = "data/traffic", standing: float = 1.0, **options):
+        if not 0 < standing <= 1:
+            raise DataError(f"standing = {standing}: allowed is a share above 0, up to 1.")
         self.scenes, found, stood = scenes(split, folder, **options), [], 0
         for number in range(len(self.scenes)):
             scene = self.scenes[number]

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from engine import DataError
 from models.traffic import extract
-from models.traffic_targets import CURRENT, FUTURE, GROUPS, in_group, of_type, target
+from models.traffic_targets import CURRENT, FUTURE, GROUPS, Targets, in_group, of_type, target
 from models.wayformer import TrafficForecast, constant_velocity
 from tests.merging import results
 from tests.models.traffic_recording import recording
@@ -68,6 +69,12 @@ def test_groups_name_what_an_agent_does():
         assert [name for name, member in in_group(example).items() if member] == [group]
         np.testing.assert_allclose(example["future"][-1], [last, 0], atol=1e-4)
         assert sum(of_type(example).values()) == 1
+
+
+@pytest.mark.parametrize("standing", [0, 1.5])
+def test_a_share_of_standing_agents_outside_its_range_is_an_error(standing):
+    with pytest.raises(DataError, match=f"standing = {standing}: allowed is a share above 0, up to 1"):
+        Targets(standing=standing)
 
 
 def test_padding_does_not_change_forecasts(batch):
