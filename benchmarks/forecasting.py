@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:  # before anything is trained
         for place in args.places:
-            Scenes(place, "test", args.folder)
+            for split in ("test", "train", "validation"):
+                Scenes(place, split, args.folder)
         apply(forecast_eth_ucy.get_config(), args.overrides)
     except ConvoyError as error:
         parser.error(str(error))

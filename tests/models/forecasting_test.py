@@ -1,5 +1,6 @@
 """Forecasts: symmetries of the model, its loss and errors in plain numpy, and the table of all places."""
 
+import shutil
 import types
 from typing import Any
 
@@ -164,6 +165,16 @@ def test_mistake_of_the_command_line_is_a_sentence_before_any_training(argument,
         forecasting.main([f"--folder={folder}", f"--workdir={tmp_path}/runs", argument])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_missing_validation_split_is_reported_before_any_training(tmp_path, capsys):
+    folder = pedestrians.write(tmp_path / "data", walkers=1, frames=20)
+    shutil.rmtree(folder / "val")
+    with pytest.raises(SystemExit) as stopped:
+        forecasting.main([f"--folder={folder}", f"--workdir={tmp_path}/runs", "--places=eth"])
+    assert stopped.value.code == 2
+    assert "_val.txt: not found. Copy the folders" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
