@@ -39,7 +39,7 @@ class NextToken(Task):
     top: int = 16  # most likely tokens, of which a roll-out samples one
     temperature: float = 0.7  # of the samples; 1 is the distribution of the model
     seed: int = 0  # of the futures that `predict` samples
-    full_precision = ("pose", "points")
+    full_precision = ("pose", "points", "size", "width")
 
     @functools.cached_property
     def movements(self):

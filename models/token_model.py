@@ -94,7 +94,10 @@ class Block(nnx.Module):
 
 
 class TokenModel(nnx.Module):
-    """Embeds tokens and agents, applies the layers, and gives the activations whose product with `head` are logits."""
+    """Embeds tokens and agents, applies the layers, and gives the activations whose product with `head` are logits.
+
+    Features are computed in the precision of the poses, and the layers in that of the parameters.
+    """
 
     def __init__(self, config, tokens: int, rngs: nnx.Rngs):
         width = config.width
@@ -124,7 +127,7 @@ class TokenModel(nnx.Module):
         valid, light = (jax.lax.dynamic_slice_in_dim(scene[name], step, count, 2) for name in ("valid", "light"))
         agent = jnp.concatenate([scene["size"] / 5, jax.nn.one_hot(scene["type"], len(TYPES))], -1)
         agent = jnp.broadcast_to(agent[:, :, None], (*pose.shape[:3], agent.shape[-1]))
-        x = self.embed(moved) + self.agent(jnp.concatenate([agent, motion], -1))
+        x = self.embed(moved) + self.agent(self._cast(jnp.concatenate([agent, motion], -1)))
         pieces = self._pieces(scene, pose, light)
         relations, together = self._relations(scene["size"], pose, motion, valid)
         segments = scene["valid"].reshape(-1, scene["valid"].shape[2]).astype(jnp.int32)
@@ -148,6 +151,10 @@ class TokenModel(nnx.Module):
         shape = (agents, steps, self.blocks[0].time.key.kernel.shape[1] // self.head_dim, self.head_dim)
         zeros = jnp.zeros(shape, self.head.kernel.dtype)
         return [(zeros, zeros) for _ in self.blocks]
+
+    def _cast(self, features):
+        """Returns features in the precision of the parameters."""
+        return features.astype(self.head.kernel.dtype)
 
     def _pieces(self, scene, pose, light):
         """Returns features of the pieces near each agent at each step, `[batch, agents, steps, pieces, width]`.
@@ -182,7 +189,8 @@ class TokenModel(nnx.Module):
         features += [jnp.sin(turn), jnp.tanh(y), jnp.tanh(5 * jnp.sin(turn))]  # the last two show small errors
         features = jnp.stack(features, -1)
         features = [features, *(values / 20 for values in path), about, jax.nn.one_hot(state, len(LIGHTS) + 1)]
-        return self.piece[1](nnx.gelu(self.piece[0](jnp.concatenate(features, -1)))), far > -jnp.inf
+        features = self._cast(jnp.concatenate(features, -1))
+        return self.piece[1](nnx.gelu(self.piece[0](features))), far > -jnp.inf
 
     def _relations(self, size, pose, motion, valid):
         """Returns features of all pairs of agents at each step, and which agents are valid at the same time."""
@@ -196,4 +204,4 @@ class TokenModel(nnx.Module):
         features = [x / 20, y / 20, x / (1 + distance), y / (1 + distance), jnp.exp(-distance / 5)]
         features += [jnp.exp(-distance / 20), jnp.cos(turn), jnp.sin(turn), length / 5, width / 2, *faster]
         pairs = jnp.stack(features, -1).reshape(-1, *x.shape[2:], RELATION)
-        return nnx.gelu(self.relate(pairs)), here[:, :, None] & here[:, None]
+        return nnx.gelu(self.relate(self._cast(pairs))), here[:, :, None] & here[:, None]

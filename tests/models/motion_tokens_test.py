@@ -210,6 +210,14 @@ def test_roll_outs_are_sampled_tokens_and_depend_on_the_key_of_their_scene_only(
     assert gap[np.broadcast_to(batch["valid"][:, None, :, CURRENT, None], gap.shape)].max() < 1e-3
 
 
+def test_roll_outs_in_half_precision_have_poses_in_full_precision(task, model, batch):
+    graph, params = nnx.split(model)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    keys = jax.random.split(jax.random.key(0), ROWS)
+    found = jax.eval_shape(lambda rows, keys: task.roll_out(nnx.merge(graph, half), rows, keys), batch, keys)
+    assert found.dtype == jnp.float32 and found.shape[:3] == (ROWS, task.samples, AGENTS)
+
+
 def test_errors_and_rates_are_those_of_counted_vehicles(batch, evaluate):
     _, found = evaluate(batch, jax.random.split(jax.random.key(0), ROWS))
     valid, future = batch["valid"][:, :, CURRENT + 1 :], batch["pose"][:, :, CURRENT + 1 :]
