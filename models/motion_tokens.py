@@ -140,6 +140,8 @@ def in_future(valid):
 def failures(batch, poses):
     """Returns which agents collide, and which are off the road, bool `[batch, samples, agents, steps]`.
 
+    Where the lanes of the scene are not complete, no agent is off the road.
+
     Args:
         batch: the recording. An agent collides only with agents that are in the recording at this step, and in the last
             two observed ones: an agent that has just appeared has no velocity.
@@ -150,7 +152,8 @@ def failures(batch, poses):
 
     def at(step):
         here = poses[:, :, :, step]
-        return collisions(here, size, valid[..., step]), off_road(here[..., :2], points, width, road)
+        known = jnp.hypot(here[..., 0], here[..., 1]) < batch["reach"][:, None, None]
+        return collisions(here, size, valid[..., step]), known & off_road(here[..., :2], points, width, road)
 
     hit, left = jax.lax.map(at, jnp.arange(poses.shape[3]))
     return jnp.moveaxis(hit, 0, -1), jnp.moveaxis(left, 0, -1)

@@ -8,7 +8,8 @@ import numpy as np
 from engine import DataError
 
 from .movements import k_means, movement
-from .traffic import KINDS, STEPS, scenes
+from .traffic import KINDS, MAP_RADIUS, STEPS, scenes
+from .traffic_simulation import PIECE, POINTS
 
 ROAD = np.isin(KINDS, ("road", "junction"))  # kinds on which vehicles drive
 FITTED = 500  # scenes whose movements the vocabulary is made from
@@ -19,7 +20,8 @@ class TokenScenes:
 
     An example has `pose` `[agents, STEPS, 3]`, `valid` `[agents, STEPS]`, `size` `[agents, 2]` and `type` `[agents]`;
     and of the lanes `points` `[pieces, POINTS, 2]`, `width`, `limit`, `kind`, `road` and `mask` `[pieces]`, and `light`
-    `[pieces, STEPS]`: 0 for none, else 1 + the index into LIGHTS.
+    `[pieces, STEPS]`: 0 for none, else 1 + the index into LIGHTS. Within `reach` metres of the origin, the lanes are
+    complete.
     """
 
     def __init__(
@@ -52,7 +54,10 @@ class TokenScenes:
     def __getitem__(self, index):
         scene = self.source[self.every * int(index)]
         distance = np.hypot(*np.moveaxis(scene["map_points"], -1, 0)).min(-1)
-        near = np.sort(np.argsort(distance, kind="stable")[: self.pieces])
+        order = np.argsort(distance, kind="stable")
+        near, left_out = np.sort(order[: self.pieces]), distance[order[self.pieces :]]
+        # A piece may come nearer between its points, and so does its edge.
+        reach = min([MAP_RADIUS, *left_out[:1]]) - PIECE / (POINTS - 1)
         light = np.zeros((len(distance), STEPS), np.int32)
         light[scene["signal_lane"]] = scene["signal_state"] + 1
         agents, pieces = (lambda x: padded(x, self.agents)), (lambda x: padded(x[near], self.pieces))
@@ -69,6 +74,7 @@ class TokenScenes:
             "road": pieces(ROAD[scene["map_kind"]]),
             "mask": pieces(np.ones(len(distance), bool)),
             "light": pieces(light),
+            "reach": np.float32(reach),
         }
 
 

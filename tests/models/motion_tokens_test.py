@@ -14,7 +14,7 @@ from models import token_scenes
 from models.motion_tokens import SCENE, NextToken, constant_velocity, failures
 from models.movements import k_means, move, movement, tokenise, wrap
 from models.token_scenes import TokenScenes, vocabulary
-from models.traffic import CURRENT, STEPS, extract
+from models.traffic import CURRENT, MAP_RADIUS, STEPS, extract
 from tests.merging import results
 from tests.models.traffic_recording import recording
 
@@ -248,11 +248,34 @@ def test_an_agent_that_has_just_appeared_collides_with_none():
         "points": jnp.zeros((1, 1, 2, 2)),
         "width": jnp.full((1, 1), 3.0),
         "road": jnp.ones((1, 1), bool),
+        "reach": jnp.full(1, 100.0),
     }
     futures = jnp.asarray(constant_velocity(jnp.asarray(pose)))[:, None]
     assert not np.array(failures(batch, futures)[0]).any()
     seen = {**batch, "valid": jnp.ones((1, 2, STEPS), bool)}
     assert np.array(failures(seen, futures)[0]).any()
+
+
+def test_an_agent_beyond_the_map_is_not_off_the_road():
+    poses = np.zeros((1, 1, 1, STEPS - 1 - CURRENT, 3), np.float32)
+    poses[..., 0] = 20.0 + 4.0 * np.arange(STEPS - 1 - CURRENT)  # leaves the lane at x = 30 m, and the map at x = 50 m
+    batch = {
+        "valid": jnp.ones((1, 1, STEPS), bool),
+        "size": jnp.ones((1, 1, 2)),
+        "points": jnp.asarray([[[[0.0, 0.0], [30.0, 0.0]]]]),
+        "width": jnp.full((1, 1), 3.0),
+        "road": jnp.ones((1, 1), bool),
+        "reach": jnp.full(1, 50.0),
+    }
+    x = poses[0, 0, 0, :, 0]
+    assert np.array_equal(np.array(failures(batch, jnp.asarray(poses))[1])[0, 0, 0], (x > 31.5) & (x < 50))
+
+
+def test_lanes_are_complete_within_the_reach_of_a_scene(folder):
+    every, few = (TokenScenes(agents=AGENTS, pieces=count)[0] for count in (1000, PIECES))
+    assert every["reach"] == MAP_RADIUS - 7.5
+    distance = np.hypot(*np.moveaxis(every["points"][every["mask"]], -1, 0)).min(-1)
+    assert few["mask"].all() and few["reach"] + 7.5 == pytest.approx(np.sort(distance)[PIECES])
 
 
 def test_gradients_are_finite_and_reach_every_parameter(task, model, batch):
