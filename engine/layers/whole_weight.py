@@ -29,7 +29,7 @@ def with_whole_weight(
 ) -> jax.Array:
     """Returns `function(x, weight, *others)`, an array of rows, where each device has the whole weight and its rows.
 
-    Within a `jax.shard_map`, too, the weight is left to XLA.
+    On TPUs and within a `jax.shard_map` the weight is left to XLA.
 
     Args:
         function: acts on each row alone. Its result is differentiable in `x` and `weight`.
@@ -46,7 +46,8 @@ def with_whole_weight(
         return function(x, weight.astype(jnp.float32) if wide else weight, *others)
     if here.platform == "tpu" or jax.sharding.get_abstract_mesh().manual_axes:
         return function(x, weight, *others)
-    split = [tuple(a for a in here.axes(*pair) if a in rows) for pair in zip(names, weight.shape, strict=True)]
+    # `spec` uses each mesh axis once, also if the rules map two dimensions to it.
+    split = [tuple(a for a in jax.tree.leaves(entry) if a in rows) for entry in here.spec(names, weight.shape)]
     replicated = tuple(a for a in rows if all(a not in axes for axes in split))
     weight_spec, rows_spec = PartitionSpec(*(axes or None for axes in split)), PartitionSpec(rows)
 

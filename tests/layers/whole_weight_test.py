@@ -15,15 +15,22 @@ from engine.parallel.mesh import make_mesh
 X = jax.random.normal(jax.random.key(0), (16, 8))
 WEIGHT = jax.random.normal(jax.random.key(1), (8, 8))
 SCALE = jnp.arange(16.0) / 16
-MESHES = [{"fsdp": 8}, {"data": 2, "fsdp": 4}, {"fsdp": 2, "tensor": 4}, {"data": 8}, {"tensor": 8}]
+MESHES = [
+    {"fsdp": 8},
+    {"data": 2, "fsdp": 4},
+    {"fsdp": 2, "tensor": 4},
+    {"fsdp": 2, "expert": 2, "pipeline": 2},
+    {"data": 8},
+    {"tensor": 8},
+]
 
 
-def compiled(mesh, dtype=jnp.float32, **settings):
+def compiled(mesh, dtype=jnp.float32, names=("embed", "mlp"), **settings):
     def function(x, weight, scale):
         return jnp.sin(x @ weight.astype(x.dtype)) * scale[:, None]
 
     def total(x, weight):
-        y = with_whole_weight(function, x, weight, ("embed", "mlp"), SCALE.astype(dtype), **settings)
+        y = with_whole_weight(function, x, weight, names, SCALE.astype(dtype), **settings)
         return (y**2).sum(), y
 
     def step(x, weight):
@@ -42,6 +49,12 @@ def compiled(mesh, dtype=jnp.float32, **settings):
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_values_and_gradients_equal_those_of_one_device(mesh):
     _, found = compiled(make_mesh(MeshSpec(**mesh)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, compiled(None)[1])
+
+
+def test_mesh_axis_that_two_dimensions_are_mapped_to_splits_the_first_of_them():
+    """As with `sharding.rules.vocab=fsdp`, for a kernel whose parameter does not name its first dimension."""
+    _, found = compiled(make_mesh(MeshSpec(fsdp=8)), names=("embed", "embed"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, compiled(None)[1])
 
 
