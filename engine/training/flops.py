@@ -142,11 +142,8 @@ def _keep_all(value: Any) -> Any:
     """Returns a jaxpr, or any parameter of an equation, in which each `jax.checkpoint` keeps all values."""
     if type(value) in (tuple, list):
         return type(value)(map(_keep_all, value))
-    inner = getattr(value, "jaxpr", value)
-    if not hasattr(inner, "eqns"):
+    if not hasattr(value, "eqns"):
         return value
-    if inner is not value:  # a ClosedJaxpr, which jax 0.12 merged with Jaxpr
-        return value.replace(jaxpr=_keep_all(inner))
     equations = []
     for equation in value.eqns:
         params = equation.params
