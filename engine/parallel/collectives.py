@@ -126,7 +126,8 @@ class _Reader:
                     trips = self.program.trip_count(instruction)
                     found += [_times(c, trips) for part in parts for c in part]
                 elif opcode == "async-start":
-                    found += [dataclasses.replace(c, asynchronous=True) for part in parts for c in part]
+                    concurrent = _SYNCHRONOUS not in instruction.rest
+                    found += [dataclasses.replace(c, asynchronous=concurrent) for part in parts for c in part]
                 else:
                     found += [c for part in parts for c in part]
         self.known[name] = found

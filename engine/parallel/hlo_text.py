@@ -54,7 +54,7 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class HloText:
-    """The computations of a program. `runs` tells how often each is executed in one run of the program."""
+    """The computations of a program. `runs` counts how often each is executed in one run of the program."""
 
     computations: Mapping[str, Sequence[Instruction]]
     entry: str

@@ -158,6 +158,9 @@ def test_collectives_that_the_device_waits_for_are_synchronous(mesh):
     assert only(program(start), mesh).asynchronous
     assert not only(program(start + ', backend_config={"is_sync":true}'), mesh).asynchronous
     assert not only(program(start.replace("-start", "")), mesh).asynchronous
+    wrapped, part = "%x = f32[8] async-start(%p), calls=%a", computation("a", REDUCE)
+    assert only(program(wrapped, other=part), mesh).asynchronous
+    assert not only(program(wrapped + ', backend_config={"is_sync":true}', other=part), mesh).asynchronous
     assert only(program(start), mesh).shape == "f32[16]"
 
 
