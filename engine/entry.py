@@ -270,7 +270,7 @@ def _program(
 
 
 def explain(config: AnyConfig, *, devices: int | None = None, collectives: bool = True) -> str:
-    """Returns a description of the mesh, the arrays of the state on each device, and the collectives of a step.
+    """Returns a description of the mesh, the state on each device, and the FLOPs and collectives of a step.
 
     Call it before JAX starts its devices: it creates CPU devices in place of the real ones.
 
@@ -300,11 +300,25 @@ def explain_parts(config: AnyConfig, *, devices: int | None, collectives: bool) 
     if note := rounding_note(built.spec.task, built.abstract_batch.examples, built.spec.compute_dtype):
         yield note
     traced = built.trace(1)  # of several lengths, the longest
-    built.shape_shares = [*[0.0] * (len(built.shape_shares) - 1), 1.0]
-    yield describe_flops(built.flops_per_step, built.hardware_flops_per_step, has_unknown_length(traced.jaxpr.jaxpr))
+    yield _flops_line(built, has_unknown_length(traced.jaxpr.jaxpr))
     if mesh.size > 1 and collectives:
         warnings: list[str] = []
         with rematerialization_explained(warnings.append):
             compiled = traced.lower().compile().as_text()
         yield from warnings
         yield describe_collectives(find_collectives(compiled or "", mesh), mesh.devices.flat[0].platform)
+
+
+def _flops_line(built: Program, at_least: bool) -> str:
+    """Returns a line about the FLOPs of a traced step; of several lengths, the longest.
+
+    Args:
+        built: the program, whose step has been traced.
+        at_least: as for `describe_flops`.
+    """
+    built.shape_shares = [*[0.0] * (len(built.shape_shares) - 1), 1.0]
+    try:
+        model = built.flops_per_step
+    except Exception as error:  # raised by the author's code, and a run goes without this count, too
+        return f"FLOPs of a step are left out: tracing the loss for one device failed: {error}"
+    return describe_flops(model, built.hardware_flops_per_step, at_least)

@@ -15,6 +15,8 @@ from engine import entry
 from engine.cluster.exit_status import ExitStatus
 from engine.config import to_text
 from engine.config.errors import CheckpointError, ConfigError, ConvoyError, RunError
+from engine.config.schema import MeshSpec
+from engine.parallel import layout
 from engine.resilience import memory_check
 from engine.resilience.preemption import Preempted
 from engine.run.directory import RunDirectory
@@ -248,3 +250,21 @@ def test_run_that_hardly_fits_into_the_memory_prints_a_warning(tmp_path, monkeyp
     log, shown = (tmp_path / "log.txt").read_text(), capsys.readouterr().err
     assert "warning: task: the run needs at least" in log
     assert shown.count("activations and gradients need more") == log.count("activations and gradients need more") == 2
+
+
+class NeedsMesh(zoo.Classify):
+    """A Task whose loss works on eight devices only."""
+
+    def loss(self, model, batch, rng):
+        mesh = layout.current().mesh
+        if mesh is None or mesh.size != 8:
+            raise ValueError("the loss needs 8 devices")
+        return super().loss(model, batch, rng)
+
+
+def test_explain_leaves_out_the_flops_of_a_loss_that_cannot_be_traced_for_one_device():
+    program = zoo.program(NeedsMesh(), mesh=MeshSpec(data=8))
+    program.trace(1)
+    assert entry._flops_line(program, at_least=False) == (
+        "FLOPs of a step are left out: tracing the loss for one device failed: the loss needs 8 devices"
+    )
