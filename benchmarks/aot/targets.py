@@ -5,6 +5,7 @@ TPUs need the package libtpu; GPUs need the plugin and PJRT of jax for CUDA 13, 
 
 import importlib.util
 import os
+import re
 from collections.abc import Mapping, Sequence
 
 from engine.types import Device
@@ -14,6 +15,8 @@ PACKAGES: Mapping[str, Sequence[str]] = {
     "gpu": ("jax_cuda13_plugin", "jax_plugins.xla_cuda13", "nvidia.cudnn"),
 }
 """Platform -> the modules that its compiler needs."""
+
+_FORMS = {"tpu": r"\w+:\d+(x\d+)+", "gpu": r"\d+x\d+"}
 
 H100 = """
 gpu_device_info {
@@ -53,7 +56,7 @@ def devices(target: str) -> list[Device]:
         ValueError: the target is not of one of these forms.
     """
     platform, _, rest = target.partition(":")
-    if platform not in PACKAGES or not rest:
+    if not re.fullmatch(_FORMS.get(platform, "(?!)"), rest):
         raise ValueError(f"Target {target!r} is not of the form tpu:v5e:4x4 or gpu:1x8.")
     if names := missing(platform):
         raise ModuleNotFoundError(f"Compiling for {target} needs {names}. Install the extra aot of convoy-engine.")

@@ -72,6 +72,8 @@ def test_rows_are_listed_and_unknown_rows_are_refused(capsys):
 def test_targets_of_an_unknown_form_and_missing_packages_are_named(monkeypatch):
     with pytest.raises(ValueError, match="'v5e:4x4' is not of the form tpu:v5e:4x4"):
         targets.devices("v5e:4x4")
+    with pytest.raises(ValueError, match="'gpu:8' is not of the form"):
+        targets.devices("gpu:8")
     monkeypatch.setitem(targets.PACKAGES, "tpu", ("libtpu_of_nowhere",))
     with pytest.raises(ModuleNotFoundError, match=r"needs libtpu_of_nowhere\. Install the extra aot"):
         targets.devices("tpu:v5e:4x4")
