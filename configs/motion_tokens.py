@@ -1,8 +1,8 @@
 """Simulation of traffic by motion tokens, trained and tested on networks of roads that SUMO simulates.
 
 tools/bazel run //configs:motion_tokens     8.5 min on one core, of which 2 evaluate; 200 test scenes, one seed:
-                                            13.6 % of vehicles collide (constant velocity 27.4 %) and 2.6 % leave the
-                                            road (11.6 %); minADE of 8 roll-outs 1.34 m (3.64 m)
+                                            13.6 % of vehicles collide (constant velocity 27.4 %) and 2.4 % leave the
+                                            road (10.6 %); minADE of 8 roll-outs 1.34 m (3.64 m)
 
 `pip install 'convoy-engine[sim]'` brings SUMO for `convoy train`. The first run also simulates the scenes, about two
 minutes.
