@@ -4,7 +4,8 @@ tools/bazel run //configs:forecast_sim               simulates the traffic first
 convoy train --config=configs/forecast_sim.py        likewise, with pip install 'convoy-engine[sim]'
 
 2 min 13 s of CPU time. On networks that it was not trained on, of agents that move: minADE 1.14 m of the best of 6
-futures, the mean of three seeds (1.10 to 1.21 m), 0.34 of constant velocity's 3.39 m; its most likely future has 2.67 m.
+futures, the mean of three seeds (1.10 to 1.21 m), 0.34 of constant velocity's 3.39 m. Its most likely future has
+2.67 m.
 """
 
 from engine.config import defaults
