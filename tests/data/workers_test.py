@@ -47,11 +47,11 @@ def reader(request):
 
 
 def workers_of(children):
-    return [child for child in children if child.pid is not None and child.name.startswith("grain")]
+    return [child for child in children if child.name.startswith("grain")]
 
 
-def pids():
-    return [child.pid for child in workers_of(multiprocessing.active_children())]
+def pids() -> list[int]:
+    return [child.pid for child in workers_of(multiprocessing.active_children()) if child.pid is not None]
 
 
 def wait_for(condition):

@@ -61,9 +61,11 @@ def test_the_figure_draws_boxes_around_their_pixels_and_cells_on_the_ground(batc
     box = np.array([[10.0, 0, 1, 2, 2, 2, 0, 0, 0], [0.0, 20, 1, 2, 2, 2, 0, 0, 0]])
     figure = Fusion().figure(example, {"masks": masks, "boxes": box, "score": np.array([0.9, 0.1])})
     axes = {axis.get_title(): axis for axis in figure.axes}
-    dots = [line for line in axes["front"].lines if line.get_marker() == "." and len(line.get_xdata())]
-    edges = [line for line in axes["front"].lines if len(line.get_xdata()) == 2]
+    front = [(line.get_marker(), np.asarray(line.get_data())) for line in axes["front"].lines]  # data: [2, points]
+    dots = [points for marker, points in front if marker == "." and points.shape[1]]
+    edges = [points for _, points in front if points.shape[1] == 2]
     assert len(dots) == 1 and len(edges) == 12
-    x, y = (np.concatenate([getattr(line, f"get_{name}data")() for line in edges]) for name in "xy")
-    assert x.min() < dots[0].get_xdata()[0] < x.max() and y.min() < dots[0].get_ydata()[0] < y.max()
-    assert sum(len(line.get_xdata()) == 2 for line in axes["front_left"].lines) <= 12  # the other has a low score
+    x, y = np.concatenate(edges, axis=1)
+    assert x.min() < dots[0][0, 0] < x.max() and y.min() < dots[0][1, 0] < y.max()
+    left = [np.asarray(line.get_xdata()) for line in axes["front_left"].lines]
+    assert sum(len(x) == 2 for x in left) <= 12  # the other has a low score
