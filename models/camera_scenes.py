@@ -222,7 +222,8 @@ class CameraScenes:
     - `images`, uint8 `[6, ROWS, COLUMNS, 3]`, in the order of CAMERAS.
     - `intrinsics`, float32 `[6, 3, 3]`, and `poses`, float32 `[6, 4, 4]`: camera to vehicle.
     - `depth`, float32, and `kind`, int32, `[6, ROWS / 8, COLUMNS / 4]`: metres ahead at the middle of each
-      patch, infinite in the sky, and the index into KINDS of what is there; a patch with any paint is a line.
+      patch (infinite in the sky), and the index into KINDS of what the patch shows. The kind is "line" if any
+      pixel of the patch shows a lane line.
     - `masks`, bool `[GRID, GRID, 2]`: cells of cars and trucks that are seen, and cells of lane lines; rows along y.
 
     With `lidar`, the fields of StreetScenes are added, for a sensor above the origin. Each scene depends only on the

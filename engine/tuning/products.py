@@ -52,8 +52,8 @@ def _logits(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _half_logits(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Returns float32 logits of half-precision `x`, with products in half precision in the backward pass, too.
 
-    The gradient of the logits is float32. JAX multiplies it as such, at a fraction of the speed of an accelerator, so
-    it is rounded to the dtype of `x` first, like the gradients of all other layers. The products are summed in float32.
+    The gradient of the logits is float32, and float32 products are slow on an accelerator. So the gradient is rounded
+    to the dtype of `x` first, like the gradients of all other layers. The products are summed in float32.
     """
     return _logits(x, kernel)
 
