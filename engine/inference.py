@@ -4,6 +4,7 @@ These functions read a run directory and need no training data. They do not take
 """
 
 import contextlib
+import functools
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from engine.saved.run import SavedRun
 from engine.saved_evaluations import SavedEvaluations, choose_steps
 from engine.saved_program import open_program
 from engine.training.build import build_task
-from engine.training.figures import check_figure, draw_figure
+from engine.training.figures import check_figure, draw_example
 from engine.training.task import Task
 
 FIGURE = re.compile(r"example-\d+\.png")  # name of a figure of `predict`
@@ -166,30 +167,36 @@ def predict(
         chosen = group.run_on_primary(lambda: saved.choose(step), "the choice of the checkpoint")
         predictor = Predictor(source, section, program, size, where)
         batches = predictor.run(saved.weights(chosen, program), lambda done: on_progress(done, predictor.examples))
-        if path is None or not group.is_primary():
-            parts = list(batches) if path is None else [{} for _ in batches]
+        if path is None:
+            parts = list(batches)
             return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if parts else {}
-        with open_prediction_file(path, overwrite) as file:
-            folder, drawn = path.with_name(f"{path.stem}_figures"), set[str]()
+        folder, drawn = path.with_name(f"{path.stem}_figures"), set[str]()
+        with open_prediction_file(path, overwrite) if group.is_primary() else contextlib.nullcontext() as file:
             for columns in batches:
                 drawn |= _draw(columns, predictor, task, figures - len(drawn), folder)
-                file.add(columns)
-            if drawn:
-                with _write_errors_reported(folder):
-                    remove_figures(folder, FIGURE, drawn)  # those of earlier predictions
+                if file is not None:
+                    file.add(columns)
+        if group.is_primary():
+            with _write_errors_reported(folder):
+                remove_figures(folder, FIGURE, drawn)  # those of earlier predictions
     return {}
 
 
 def _draw(columns: Columns, predictor: Predictor, task: Task, count: int, folder: Path) -> set[str]:
-    """Draws at most `count` rows of a batch into a folder; returns the names of the files."""
-    chosen, names = columns[EXAMPLE][:count].tolist(), set[str]()
-    for row, index in enumerate(chosen):
+    """Draws at most `count` rows of a batch into a folder, in the primary; returns the names of the files.
+
+    Every process calls it, and waits for each figure by itself. If one cannot be drawn, every process raises the error.
+    """
+
+    def draw(row: int, index: int) -> str:
         prediction = {name: columns[name][row] for name in predictor.names}
-        image = draw_figure(task, predictor.source[index], prediction, f"example-{index}.png")
+        image = draw_example(task, predictor.source, index, prediction, f"example-{index}.png")
         with _write_errors_reported(folder):
             write_figures(folder, {"figure": image})
-        names.add(image.file)
-    return names
+        return image.file
+
+    chosen = enumerate(columns[EXAMPLE][:count].tolist())
+    return {group.run_on_primary(functools.partial(draw, row, index), "a figure") for row, index in chosen}
 
 
 @contextlib.contextmanager
@@ -244,5 +251,8 @@ def export(run: str | Path, file: str | Path, *, step: int | str | None = None, 
 
 
 def checkpoints(run: str | Path) -> list[StepInfo]:
-    """Returns step, size, time and results of each checkpoint of a run, oldest first; does not initialize devices."""
+    """Returns step, size, time and results of each checkpoint of a run, oldest first; does not initialize devices.
+
+    In a bucket that is read without a mount, a step with a damaged manifest has an `error`.
+    """
     return SavedRun(run).checkpoints()

@@ -118,7 +118,7 @@ class SavedEvaluations:
             only: names of the evaluations; None: all.
 
         Raises:
-            TaskError, ConfigError: the Task cannot draw a figure. The results of the evaluation are stored before.
+            ConvoyError: the Task cannot draw a figure. Every process raises it, after the results are stored.
         """
         train, mesh = self._config.train, self._config.mesh
         results: dict[str, Result] = {"step": step}
@@ -134,7 +134,7 @@ class SavedEvaluations:
                     self._store(
                         StoredResults(step, evaluation.name, json_values(found), settings, section, now()), found
                     )
-                if evaluation.figure_error is not None:  # in the primary; the results are stored
+                if evaluation.figure_error is not None:  # in every process; the results are stored
                     raise evaluation.figure_error
         return results
 
@@ -158,7 +158,7 @@ class SavedEvaluations:
             finally:
                 os.close(file)
             path = self.saved.directory.figures
-            write_figures(path, found)
+            write_figures(path, found, result.step)
         except OSError as error:
             if not self._warned:
                 self._warned = True

@@ -116,6 +116,14 @@ from tests.predicting import bucketed
 found = engine.predict(sys.argv[1], data=bucketed(), overrides=["mesh.fsdp=2"], batch_size=4)
 print(json.dumps([found["example"].tolist(), found["label"].tolist(), found["id"].tolist() if "id" in found else None]))
 engine.export(sys.argv[1], sys.argv[3])
+from engine.config.errors import ConvoyError
+from tests.drawing import Broken
+settings = dict(task=Broken(), overrides=["mesh.fsdp=2", "evaluations.heldout.figures=2"])
+for call, more in ((engine.evaluate, {}), (engine.predict, dict(out=sys.argv[4], figures=2))):
+    try:
+        call(sys.argv[1], **settings, **more)
+    except ConvoyError as error:
+        print(json.dumps([error.kind, error.exit_code, error.everywhere, str(error)]))
 processes.leave()
 """
 
@@ -123,15 +131,21 @@ processes.leave()
 @pytest.mark.multiprocess
 def test_two_processes_predict_and_export_what_one_does(run, tmp_path):
     two, one = tmp_path / "two.safetensors", tmp_path / "one.safetensors"
-    lines = runs.lines_by_process(TWO, run, tmp_path / "p.npz", two, processes=2)
+    undrawn = tmp_path / "undrawn.npz"
+    lines = runs.lines_by_process(TWO, run, tmp_path / "p.npz", two, undrawn, processes=2)
     engine.export(run, one)
     np.testing.assert_equal(load_file(two), load_file(one))
     whole = engine.predict(run)
-    names, labels, ids = json.loads(lines["0"][-2])
+    names, labels, ids = json.loads(lines["0"][-4])
     assert (names, labels, ids) == (sorted(whole), whole["label"].tolist(), NAMES)
-    assert json.loads(lines["0"][-1]) == [list(range(37)), whole["label"].tolist(), NAMES]  # of buckets
-    names, labels, ids = json.loads(lines["1"][-2])
+    assert json.loads(lines["0"][-3]) == [list(range(37)), whole["label"].tolist(), NAMES]  # of buckets
+    names, labels, ids = json.loads(lines["1"][-4])
     assert (set(whole) - set(names), labels, ids) == ({"id", "raw"}, whole["label"].tolist(), None)
+    assert lines["0"][-2:] == lines["1"][-2:]  # the error of a figure, which process 0 alone draws
+    for line in lines["0"][-2:]:
+        kind, code, everywhere, text = json.loads(line)
+        assert (kind, code, everywhere) == ("TaskError", 1, True) and text.startswith("Broken.figure failed: ValueErr")
+    assert not undrawn.exists()
 
 
 def test_command_line_predicts_with_data_of_its_own(run, tmp_path, capsys):
@@ -152,7 +166,7 @@ def test_command_line_predicts_with_data_of_its_own(run, tmp_path, capsys):
     assert "heldout/accuracy: " in capsys.readouterr().out
 
 
-def test_run_in_a_bucket_is_used_without_a_mount(run, bucket, tmp_path, caplog):
+def test_run_in_a_bucket_is_used_without_a_mount(run, bucket, tmp_path, caplog, capsys):
     upload(bucket, run, "team/run")
     address, local = "s3://data/team/run", engine.predict(run, step=2)
     found = engine.predict(address, step=2)
@@ -166,3 +180,11 @@ def test_run_in_a_bucket_is_used_without_a_mount(run, bucket, tmp_path, caplog):
     assert not mounts._mounts
     with pytest.raises(RunError, match=r"s3://data/none: is not a run directory, it has no config\.txt"):
         engine.load("s3://data/none")
+    manifest = "team/run/checkpoints/2/manifest.json"
+    bucket.write(manifest, bucket.read(manifest).result().value[:-9]).result()
+    capsys.readouterr()
+    assert main(["checkpoints", address]) == 43
+    printed = capsys.readouterr()
+    assert "step        2  DAMAGED  manifest.json is not the text of a manifest" in printed.out
+    assert "step        4  " in printed.out
+    assert "s3://data/team/run: 1 of 2 checkpoints are damaged" in printed.err

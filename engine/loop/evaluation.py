@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Generator, Iterator, Mapping, 
 
 import jax
 
-from engine.config.errors import ConfigError, TaskError, did_you_mean
+from engine.config.errors import ConfigError, ConvoyError, TaskError, did_you_mean
 from engine.config.schema import Evaluation as EvaluationConfig
 from engine.data.batch import Batch
 from engine.data.feed import EvaluationFeed
@@ -110,8 +110,8 @@ class Evaluation:
         return tuple(f"{self.name}/{name}" for name in self._states.names)
 
     @property
-    def figure_error(self) -> Exception | None:
-        """What ended the drawing of figures early in the latest run, in the primary; None if all were drawn."""
+    def figure_error(self) -> ConvoyError | None:
+        """What ended the drawing of figures early in the latest run, in every process; None if all were drawn."""
         return self._figures.error if self._figures is not None else None
 
     @functools.cached_property

@@ -7,13 +7,15 @@ import jax
 import numpy as np
 
 from engine.cluster import group
+from engine.cluster.peer_failure import LostPeer
+from engine.config.errors import ConvoyError
 from engine.config.schema import Data
 from engine.data.feed import EvaluationFeed
 from engine.data.source import Example, Source, example_spec
 from engine.metrics.results import Image
 from engine.parallel.mesh import replicated
 from engine.training.evaluation_program import EvaluationProgram
-from engine.training.figures import check_figure, draw_figure
+from engine.training.figures import check_figure, draw_example
 from engine.training.model import Arrays
 from engine.training.prediction_program import prediction_step
 
@@ -40,8 +42,8 @@ class Figures:
         self._name, self._source, self._program = name, source, program
         self._settings = Data(on_error=settings.on_error, threads=1)
         self._count = min(count, len(source))
-        self.error: Exception | None = None
-        """What ended the latest drawing early, in the primary: an error of the author's `figure`, or of the source."""
+        self.error: ConvoyError | None = None
+        """What ended the latest drawing early, in every process: an error of the Task's `figure`, or of the source."""
         axes = jax.tree.leaves(tuple(program.batch_sharding.spec[:1]))
         shards = math.prod(program.mesh.shape[axis] for axis in axes)
         self._batch_size = min(batch_size, -(-self._count // shards) * shards)
@@ -82,20 +84,29 @@ class Figures:
             for row in np.flatnonzero(weight).tolist():
                 rank = number * self._batch_size + row
                 prediction = {name: rows[row] for name, rows in found.items()}
-                if group.is_primary() and (image := self._image(rank, indices[rank], prediction, step)) is not None:
-                    images[f"figures/{rank}"] = image
+                if self.error is None:
+                    images |= self._draw(rank, indices[rank], prediction, step)
                 on_progress()
         return images
 
-    def _image(self, rank: int, index: int, prediction: Mapping[str, np.ndarray], step: int) -> Image | None:
-        """Returns the figure of an example; None if it, or an earlier one, cannot be drawn."""
-        if self.error is None:
+    def _draw(self, rank: int, index: int, prediction: Mapping[str, np.ndarray], step: int) -> dict[str, Image]:
+        """Returns the figure of an example by name, in the primary; the other processes wait for it.
+
+        They wait for each figure by itself, so the timeout does not limit the time of all figures.
+        """
+        images: dict[str, Image] = {}
+
+        def draw() -> None:
             file = f"{self._name}/{step}/{rank}-example-{index}.png"
-            try:
-                return draw_figure(self._program.task, self._source[index], prediction, file)
-            except Exception as error:
-                self.error = error
-        return None
+            images[f"figures/{rank}"] = draw_example(self._program.task, self._source, index, prediction, file)
+
+        try:
+            group.run_on_primary(draw, f"a figure of {self._name}")
+        except LostPeer:
+            raise
+        except ConvoyError as error:
+            self.error = error
+        return images
 
 
 class _Chosen:

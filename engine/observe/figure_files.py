@@ -18,12 +18,18 @@ def png_bytes(image: Image) -> bytes:
     return image.pixels if isinstance(image.pixels, bytes) else png(image.pixels)
 
 
-def write_figures(folder: Path, results: Mapping[str, Any]) -> None:
+def write_figures(folder: Path, results: Mapping[str, Any], step: int | None = None) -> None:
     """Writes each image with a file name into a folder; creates it if there is one. May raise OSError.
 
     A file appears complete. Figures of examples replace all those that an earlier evaluation of the same step has left.
+
+    Args:
+        folder: of the figures.
+        results: by full name, such as "heldout/figures/0".
+        step: of the results. The figures of an earlier evaluation are removed even if the results have none.
     """
-    written: dict[Path, set[str]] = {}
+    prefixes = {name.partition("/")[0] for name in results if "/" in name} if step is not None else ()
+    written: dict[Path, set[str]] = {folder / prefix / str(step): set() for prefix in prefixes}
     for value in results.values():
         if isinstance(value, Image) and value.file:
             path = folder / value.file
@@ -37,8 +43,8 @@ def write_figures(folder: Path, results: Mapping[str, Any]) -> None:
 
 
 def remove_figures(folder: Path, pattern: re.Pattern[str], kept: Collection[str]) -> None:
-    """Removes the figures of a folder whose names match a pattern, except some. May raise OSError."""
-    for path in list(folder.iterdir()):
+    """Removes the figures of a folder, if it exists, whose names match a pattern, except some. May raise OSError."""
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
         name = path.name.removeprefix(".").removesuffix(".tmp")  # what a process that was killed has left
         if pattern.fullmatch(name) and path.name not in kept:
             path.unlink(missing_ok=True)

@@ -179,7 +179,7 @@ class MetricWriter:
 
     def _write_figures(self, folder: Path, row: Row) -> None:
         try:
-            write_figures(folder, row)
+            write_figures(folder, row, row["step"])
         except OSError as error:
             self._warn(folder, error, "Figures are missing there")
 

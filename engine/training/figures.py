@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from engine.config.errors import ConfigError, TaskError
+from engine.config.errors import ConfigError, ConvoyError, DataError, TaskError
+from engine.config.user_errors import describe
+from engine.data.source import Source, source_name
 from engine.metrics.results import Image, named_results
 from engine.training.author_errors import errors_described
 from engine.training.task import Task
@@ -21,6 +23,23 @@ def check_figure(task: Task, where: str) -> None:
             f"{where}: {name} has no figure(self, example, prediction). Define it and return a figure of matplotlib, "
             "which engine.plot draws."
         )
+
+
+def draw_example(task: Task, source: Source, index: int, prediction: Mapping[str, np.ndarray], file: str) -> Image:
+    """Reads an example of a dataset once more, with its text, and returns its figure; otherwise as `draw_figure`.
+
+    Raises:
+        DataError: the example cannot be read.
+    """
+    try:
+        example = source[index]
+    except ConvoyError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"example {index} of {source_name(source)}: cannot be read for its figure: {describe(error)}"
+        ) from error
+    return draw_figure(task, example, prediction, file)
 
 
 def draw_figure(task: Task, example: PyTree, prediction: Mapping[str, np.ndarray], file: str) -> Image:
@@ -40,9 +59,9 @@ def draw_figure(task: Task, example: PyTree, prediction: Mapping[str, np.ndarray
     with errors_described(where, example=example, prediction=prediction), _matplotlib_needed(where):
         figure = task.figure(example, prediction)
         results = named_results("figure", figure, where)
-    pyplot = sys.modules.get("matplotlib.pyplot")
-    if pyplot is not None and hasattr(figure, "savefig"):  # `close` refuses what is no figure
-        pyplot.close(figure)  # pyplot keeps the figures that it has made
+        pyplot = sys.modules.get("matplotlib.pyplot")
+        if pyplot is not None and hasattr(figure, "savefig"):  # `close` refuses what is no figure
+            pyplot.close(figure)  # pyplot keeps the figures that it has made
     image = results.get("figure")
     if not isinstance(image, Image):
         raise TaskError(f"{where} returned a {type(figure).__name__}. Return a figure of matplotlib, or an Image.")

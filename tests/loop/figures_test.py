@@ -124,14 +124,18 @@ def test_figures_of_a_run_are_files_and_images_of_tensorboard(tmp_path, capsys):
     (run / "figures" / "heldout" / "2" / names[0]).unlink()
     assert main(["evaluate", str(run)]) == 0
     assert (run / "figures" / "heldout" / "2" / names[0]).read_bytes().startswith(b"\x89PNG")
+    assert main(["evaluate", str(run), "--evaluations.heldout.figures=0"]) == 0
+    assert not list((run / "figures" / "heldout" / "2").iterdir())
     shutil.rmtree(run / "figures")
     (run / "figures").write_text("")
     assert main(["evaluate", str(run)]) == 0
     assert "figures: cannot be written (Not a directory), so the figures are not stored." in capsys.readouterr().err
-    assert len(stored(run)) == 2
+    assert len(stored(run)) == 3
     out = tmp_path / "found.npz"
     assert main(["predict", str(run), f"--out={out}", "--figures=3"]) == 0
     drawn = {path.name for path in (tmp_path / "found_figures").iterdir()}
     assert drawn == {f"example-{i}.png" for i in range(3)}
     assert main(["predict", str(run), f"--out={out}", "--figures=1", "--overwrite"]) == 0
     assert [path.name for path in (tmp_path / "found_figures").iterdir()] == ["example-0.png"]
+    assert main(["predict", str(run), f"--out={out}", "--overwrite"]) == 0
+    assert not list((tmp_path / "found_figures").iterdir())

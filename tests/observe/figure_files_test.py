@@ -30,6 +30,11 @@ def test_figures_replace_those_of_an_earlier_evaluation_of_the_step(tmp_path):
     write_figures(tmp_path, {"a": Image(two, "test/7/0-example-10.png"), "loss": 1.0})
     assert names() == ["test/7/0-example-10.png", "test/7/own.png", "test/8/0-example-4.png"]
     assert decode((tmp_path / "test/7/0-example-10.png").read_bytes()).max() == 255
+    write_figures(tmp_path, {"other/loss": 1.0, "loss": 1.0}, 7)
+    write_figures(tmp_path / "none", {"test/loss": 1.0}, 7)
+    assert len(names()) == 3 and not (tmp_path / "none").exists()
+    write_figures(tmp_path, {"test/loss": 1.0}, 7)  # of an evaluation that has drawn no figure
+    assert names() == ["test/7/own.png", "test/8/0-example-4.png"]
 
 
 def test_figure_that_cannot_be_written_keeps_the_old_one(tmp_path, monkeypatch):

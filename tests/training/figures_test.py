@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from engine.config.errors import ConfigError, TaskError
+from engine.config.errors import ConfigError, DataError, TaskError
 from engine.observe.figure_files import png_bytes
-from engine.training.figures import draw_figure
+from engine.training.figures import draw_example, draw_figure
 from tests import zoo
 from tests.drawing import Draw
+from tests.predicting import Unreadable
 
 EXAMPLE, PREDICTION = {"x": np.ones(16), "id": "a"}, {"scores/logits": np.zeros(4)}
 
@@ -74,3 +75,20 @@ def test_only_figures_of_matplotlib_are_closed(monkeypatch):
 def test_wrong_figures_are_named(result, kind, text):
     with pytest.raises(kind, match=text):
         draw_figure(drawing(result), EXAMPLE, PREDICTION, "")
+
+
+def test_example_that_cannot_be_read_again_is_a_data_error():
+    image = draw_example(Draw(), Unreadable(), 3, PREDICTION, "a.png")
+    np.testing.assert_array_equal(image.pixels, draw_figure(Draw(), Unreadable()[3], PREDICTION, "").pixels)
+    with pytest.raises(DataError, match=r"^example 3 of .*Unreadable: cannot be read for its figure: OSError: gone \("):
+        draw_example(Draw(), Unreadable({3}), 3, PREDICTION, "a.png")
+
+
+def test_object_that_pyplot_cannot_close_is_named(monkeypatch):
+    def close(figure):
+        raise TypeError("close() argument must be a Figure")
+
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", SimpleNamespace(close=close))
+    figure = SimpleNamespace(savefig=lambda file, format: file.write(b"\x89PNG\r\n\x1a\n"))
+    with pytest.raises(TaskError, match=r"^Drawing.figure failed: TypeError: close\(\) argument must be a Figure"):
+        draw_figure(drawing(lambda example, prediction: figure), EXAMPLE, PREDICTION, "")
