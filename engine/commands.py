@@ -113,6 +113,8 @@ def predict(args: argparse.Namespace, overrides: list[str]) -> int:
 def checkpoints(args: argparse.Namespace, overrides: list[str]) -> int:
     """Runs `convoy checkpoints`."""
     from engine import inference
+    from engine.checkpoint.integrity import DamagedCheckpoints
+    from engine.checkpoint.manifest import DamagedCheckpoint, shorten
 
     no_overrides(overrides, "checkpoints")
     if args.action == "verify":
@@ -122,14 +124,30 @@ def checkpoints(args: argparse.Namespace, overrides: list[str]) -> int:
         names = inference.export(args.run, args.export, step=args.step)
         print(f"wrote {len(names)} arrays to {args.export}")
         return ExitStatus.DONE
-    saved = inference.SavedRun(args.run)
-    for info in saved.checkpoints():
+    saved, damaged, newer = inference.SavedRun(args.run), 0, None
+    infos = saved.checkpoints()
+    for info in infos:
+        if isinstance(info.error, DamagedCheckpoint):
+            print(f"step {info.step:>8}  DAMAGED  {shorten(info.error.problems)}")
+            damaged += 1
+            continue
+        if info.error is not None:
+            print(f"step {info.step:>8}  newer    saved by a newer version of Convoy")
+            newer = info.error
+            continue
         results = "  ".join(f"{name} {value:.6g}" for name, value in info.results.items())
         known = not math.isnan(info.time)
         when = datetime.datetime.fromtimestamp(info.time).isoformat(" ", "seconds") if known else "time unknown"
         print(f"step {info.step:>8}  {info.bytes / 2**20:>9.1f} MiB  {when}  {results}".rstrip())
     if str(saved.code):
         print(f"code: {saved.code}")
+    if damaged:
+        raise DamagedCheckpoints(
+            f"{saved.directory}: {damaged} of {len(infos)} checkpoints are damaged. Use another step, or copy the "
+            "files of the step from a backup."
+        )
+    if newer is not None:
+        raise newer
     return ExitStatus.DONE
 
 

@@ -5,15 +5,18 @@ need all of their bytes, are not compared. The digests of the arrays are compare
 only from Amazon, and needs another library for its metadata.
 """
 
+import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import object_store
-from engine.checkpoint.manifest import DamagedCheckpoint, read_manifest
-from engine.cluster.exit_status import ExitStatus
+from engine.checkpoint import timeouts
+from engine.checkpoint.manifest import SHOWN, DamagedCheckpoint, read_manifest
+from engine.cluster import group
 from engine.config.errors import CheckpointError
 from engine.config.text_file import read_text
 from engine.mounts import split_address
@@ -26,6 +29,7 @@ METADATA = "_METADATA"  # of Orbax: the paths of the arrays
 _ARRAY = "jax.Array"  # of Orbax: the type of a leaf; the others are empty containers
 READS = 8  # arrays that are read at the same time
 _CACHE = {"total_bytes_limit": 100 << 20}  # of the nodes of OCDBT's tree
+_DAMAGE = re.compile("DATA_LOSS|OUT_OF_RANGE")  # TensorStore has found a wrong checksum, or an object that is too short
 
 
 def describe(folder: Path, address: str) -> PyTree:
@@ -37,6 +41,7 @@ def describe(folder: Path, address: str) -> PyTree:
 
     Raises:
         CheckpointError: the bucket cannot be read.
+        DamagedCheckpoint: the description of an array is damaged. Every process reads all of them.
         OSError, ValueError: the metadata cannot be read.
     """
     import jax
@@ -45,7 +50,7 @@ def describe(folder: Path, address: str) -> PyTree:
     arrays = [entry["key_metadata"] for entry in stored if entry["value_metadata"]["value_type"] == _ARRAY]
     paths = [[str(key["key"]) for key in keys] for keys in arrays]
     tree: dict[str, Any] = {}
-    for path, store in zip(paths, _open(address, list(map(".".join, paths))), strict=True):
+    for path, store in zip(paths, _open(folder, address, list(map(".".join, paths))), strict=True):
         inner = tree
         for key in path[:-1]:
             inner = inner.setdefault(key, {})
@@ -54,7 +59,7 @@ def describe(folder: Path, address: str) -> PyTree:
 
 
 def read(folder: Path, address: str, abstract_state: PyTree) -> PyTree:
-    """Returns these arrays of a stored state; other stored arrays are not read.
+    """Returns these arrays of a stored state; other stored arrays are not read. Every process calls it.
 
     Args:
         folder, address: as for `describe`.
@@ -62,7 +67,8 @@ def read(folder: Path, address: str, abstract_state: PyTree) -> PyTree:
 
     Raises:
         CheckpointError: the bucket cannot be read.
-        DamagedCheckpoint: an array differs from its digest in the manifest.
+        DamagedCheckpoint: an array is damaged, or differs from its digest in the manifest. Every process raises it,
+            also if only one of them reads the damaged part.
     """
     import jax
 
@@ -70,15 +76,27 @@ def read(folder: Path, address: str, abstract_state: PyTree) -> PyTree:
     if not leaves:  # `init.paths` leaves every array random
         return abstract_state
     names = [".".join(jax.tree_util.keystr((key,), simple=True) for key in path) for path, _ in leaves]
-    stores = _open(address, names)
-    with ThreadPoolExecutor(READS) as threads:
-        arrays = list(threads.map(_array, stores, [leaf.sharding for _, leaf in leaves], [address] * len(leaves)))
+    stores, arrays, problems = _open(folder, address, names), [], list[str]()
+    try:
+        with ThreadPoolExecutor(READS) as threads:
+            array = functools.partial(_array, folder, address)
+            arrays = list(threads.map(array, stores, [leaf.sharding for _, leaf in leaves]))
+    except DamagedCheckpoint as error:
+        problems = error.problems
+    found = group.decide(problems, _first_problems, "the arrays of a bucket", timeouts.READ_S)
+    if found:
+        raise DamagedCheckpoint(folder.parent, found)
     stored = jax.tree.unflatten(structure, arrays)
     _compare(folder.parent, stored)
     return jax.tree.map(lambda array, leaf: array.astype(leaf.dtype), stored, abstract_state)
 
 
-def _open(address: str, names: Sequence[str]) -> list[Any]:
+def _first_problems(values: Mapping[int, list[str]], missing: list[int]) -> list[str]:
+    """Returns what the processes have found, without duplicates, as far as an error names it."""
+    return list(dict.fromkeys(problem for found in values.values() for problem in found))[:SHOWN]
+
+
+def _open(folder: Path, address: str, names: Sequence[str]) -> list[Any]:
     """Returns the stored arrays as TensorStores."""
     import tensorstore
 
@@ -90,28 +108,31 @@ def _open(address: str, names: Sequence[str]) -> list[Any]:
     context = object_store.context(**{"cache_pool#ocdbt": _CACHE})
     specs = [{"driver": "zarr", "kvstore": {**kvstore, "path": f"{name}/"}} for name in names]
     futures = [tensorstore.open(spec, open=True, read=True, context=context) for spec in specs]
-    return [_result(future, address) for future in futures]
+    return [_result(folder, address, future) for future in futures]
 
 
-def _array(store: Any, sharding: "jax.sharding.Sharding", address: str) -> "jax.Array":
+def _array(folder: Path, address: str, store: Any, sharding: "jax.sharding.Sharding") -> "jax.Array":
     """Returns an array on its devices; a part that several devices hold is read once."""
     import jax
 
     indices = sharding.addressable_devices_indices_map(tuple(store.shape)).values()
     parts = {str(index): store[index].read() for index in indices if index is not None}
     return jax.make_array_from_callback(
-        tuple(store.shape), sharding, lambda index: _result(parts[str(index)], address), dtype=store.dtype.numpy_dtype
+        tuple(store.shape),
+        sharding,
+        lambda index: _result(folder, address, parts[str(index)]),
+        dtype=store.dtype.numpy_dtype,
     )
 
 
-def _result(future: Any, address: str) -> Any:
+def _result(folder: Path, address: str, future: Any) -> Any:
     try:
         return future.result()
     except ValueError as error:  # of TensorStore, for every failure
-        found = object_store.failure(CheckpointError, address, error)
-        if "DATA_LOSS" in str(error):  # TensorStore has found a wrong checksum or length
-            found.exit_code = ExitStatus.STOP
-        raise found from error
+        text = str(error).partition(" [tensorstore_spec")[0][:300]
+        if _DAMAGE.search(text):
+            raise DamagedCheckpoint(folder.parent, [f"{folder.name}: {text}"]) from error
+        raise object_store.failure(CheckpointError, address, error) from error
 
 
 def _compare(step: Path, state: Mapping[str, PyTree]) -> None:

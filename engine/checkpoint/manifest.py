@@ -145,19 +145,22 @@ def read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
-def listed_bytes(directory: Path) -> int:
-    """Returns the size of a step according to its manifest.
+def size_of(directory: Path, listed: bool) -> tuple[int, CheckpointError | None]:
+    """Returns the size of a step's files, and None.
 
-    Raises:
-        DamagedCheckpoint: the manifest is damaged; the text names the step.
-        UnsupportedFormat: as `read_manifest`.
+    Args:
+        directory: of the step.
+        listed: whether to take the size from the manifest. If that is damaged or has a newer format, the result is 0
+            and a DamagedCheckpoint or an UnsupportedFormat.
     """
+    if not listed:
+        return sum(files_of(directory).values()), None
     try:
-        return read_manifest(directory).bytes
-    except UnsupportedFormat:
-        raise
+        return read_manifest(directory).bytes, None
+    except UnsupportedFormat as error:
+        return 0, error
     except CheckpointError as error:
-        raise DamagedCheckpoint(directory, [str(error)]) from error
+        return 0, DamagedCheckpoint(directory, [str(error)])
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

@@ -27,7 +27,7 @@ from engine.checkpoint.integrity import (
     step_folders,
     verify,
 )
-from engine.checkpoint.manifest import MANIFEST, delete_lock, files_of, listed_bytes, read_lock
+from engine.checkpoint.manifest import MANIFEST, delete_lock, read_lock, size_of
 from engine.checkpoint.policy import read_results
 from engine.checkpoint.tree_compat import difference, leaves_of, other_folds, with_stored_folds, with_wanted_folds
 from engine.cluster import group
@@ -55,13 +55,15 @@ class StorageError(CheckpointError):
 class StepInfo:
     """One durable step: size in bytes, time of the save (seconds since 1970), and evaluation results.
 
-    The time is NaN if the run is in a bucket that is read without a mount.
+    In a bucket that is read without a mount, the time is NaN, and the size is that of the manifest. If the manifest is
+    damaged or of a newer version of Convoy, `error` says so, and the size is 0.
     """
 
     step: int
     bytes: int
     time: float
     results: Mapping[str, float]
+    error: CheckpointError | None = None
 
 
 class CheckpointStore:
@@ -142,16 +144,13 @@ class CheckpointStore:
             raise self._timed_out(error) from error
 
     def describe(self) -> list[StepInfo]:
-        """Returns size, time and evaluation results of each durable step, oldest first. Does not import JAX.
-
-        Raises DamagedCheckpoint for a damaged manifest, which is read only in a bucket without a mount.
-        """
+        """Returns size, time and evaluation results of each durable step, oldest first. Does not import JAX."""
         results, infos = read_results(self.directory), []
         for path in (self.directory / str(step) for step in self.steps()):
-            size, saved_at = sum(files_of(path).values()), (path / MANIFEST).stat().st_mtime
-            if address_of_copy(path) is not None:
-                size, saved_at = listed_bytes(path), math.nan
-            infos.append(StepInfo(int(path.name), size, saved_at, results.get(int(path.name), {})))
+            copied = address_of_copy(path) is not None
+            size, error = size_of(path, listed=copied)
+            saved_at = math.nan if copied else (path / MANIFEST).stat().st_mtime
+            infos.append(StepInfo(int(path.name), size, saved_at, results.get(int(path.name), {}), error))
         return infos
 
     def _folders(self) -> list[Path]:

@@ -5,6 +5,7 @@ from typing import Final
 SAVE_S: Final = 600.0  # for a save or a restore: the default of checkpoint.timeout
 VERDICT_S: Final = 30.0  # beyond the deadline of a save, for the primary's verdict to reach the other processes
 VERIFY_SHARE: Final = 0.9  # share of a restore's timeout for hashing: ends before the restore, to name a late process
+READ_S: Final = 86400.0  # for all processes to read the arrays of a bucket; a restore ends before, at its own timeout
 VERIFY_S: Final = 600.0  # for hashing all files of a step, outside of a restore
 
 RECENT_S: Final = 1.0  # a younger save is waited for: it ends soon, and a run with short steps saves more often

@@ -18,6 +18,7 @@ from engine.cluster.exit_status import ExitStatus
 from engine.config.errors import CheckpointError
 from engine.config.schema import Init
 from engine.mounts import shown
+from tests import runs
 from tests.bucket_store import upload
 from tests.checkpoint.saves import Saves
 
@@ -122,9 +123,46 @@ def test_damaged_small_files_of_a_step_are_named_with_the_code_for_damage(run, b
         store = CheckpointStore(readable(run) / "checkpoints")
         with pytest.raises(DamagedCheckpoint) as damaged:
             if name == "manifest.json":
-                store.describe()
+                (info,) = store.describe()
+                assert info.error is not None and info.bytes == 0
+                raise info.error
             store.restore(500, abstract(STATE))
         assert shown(str(damaged.value)).startswith(f"s3://data/{small.rstrip('/')}: is damaged: {text}")
         assert damaged.value.exit_code == ExitStatus.STOP
         bucket.write(small + name, content).result()
     assert CheckpointStore(readable(run) / "checkpoints").restore(500, abstract(STATE))["step"] == 7
+
+
+TWO = """
+import os, sys
+from engine.cluster import cluster_detection, processes
+processes.initialize(cluster_detection.detect({}, os.environ).process)
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from engine.checkpoint.bucket_copy import readable
+from engine.checkpoint.store import CheckpointStore
+from engine.config.errors import CheckpointError
+sharding = NamedSharding(jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,)), PartitionSpec("data"))
+wanted = {"x": jax.ShapeDtypeStruct((8, 1024), "float32", sharding=sharding)}
+try:
+    CheckpointStore(readable(sys.argv[1]) / "checkpoints").restore(1, wanted)
+except CheckpointError as error:
+    print(type(error).__name__, error.exit_code, error.everywhere, str(error).partition("damaged: ")[2])
+processes.leave()
+"""
+
+
+def test_damage_that_one_process_reads_is_raised_by_all(bucket, tmp_path):
+    rows = np.arange(8192, dtype=np.float32).reshape(8, 1024)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    store = Saves(tmp_path / "run" / "checkpoints")
+    store.save(1, {"x": jax.device_put(rows, NamedSharding(mesh, PartitionSpec("data")))})
+    store.close()
+    upload(bucket, tmp_path / "run", "run")
+    objects = {key: bucket.read(key).result().value for key in map(bytes.decode, bucket.list().result())}
+    holder, value = next((key, value) for key, value in objects.items() if rows[7].tobytes() in value)
+    last = max(value.find(row.tobytes()) for row in rows)  # of the row at the end of the object; one process reads it
+    bucket.write(holder, value[: last + 8]).result()
+    lines = runs.lines_by_process(TWO, "s3://data/run", processes=2)
+    assert lines["0"][-1] == lines["1"][-1]
+    assert lines["0"][-1].startswith("DamagedCheckpoint 43 True state: OUT_OF_RANGE")
