@@ -21,6 +21,7 @@ from engine.config.schedules import check_functions
 from engine.config.schema import Config
 from engine.config.target import check_targets, target_names
 from engine.config.text import flatten, from_text, to_text, value_text
+from engine.config.user_errors import describe as describe_error
 from engine.config.validation import validate
 from engine.data import dataset_summary
 from engine.data.context import names_total_steps
@@ -320,5 +321,5 @@ def _flops_line(built: Program, at_least: bool) -> str:
     try:
         model = built.flops_per_step
     except Exception as error:  # raised by the author's code, and a run goes without this count, too
-        return f"FLOPs of a step are left out: tracing the loss for one device failed: {error}"
+        return f"FLOPs of a step are left out: tracing the loss for one device failed: {describe_error(error)}"
     return describe_flops(model, built.hardware_flops_per_step, at_least)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -25,6 +24,7 @@ from engine.data.ragged.report import report
 from engine.data.sampling.drawn import DrawnShares
 from engine.data.source import Source
 from engine.loop.phases import COMPILING, RESTORING, Phases
+from engine.observe.flops_count import FlopsCount
 from engine.observe.recorder import Recorder, Sums
 from engine.observe.throughput import Throughput
 from engine.observe.writer import open_writer
@@ -72,6 +72,7 @@ class Attempt:
         """Numbers of the skipped batches in the restored checkpoint."""
         self._position: Mapping[str, Any] = {}  # in the data, of the restored checkpoint
         self._feed: TrainFeed | None = None  # the latest one
+        self._flops: FlopsCount | None = None
         self.unfinished: Sums = {}
         """Sums of the row of metrics that was unfinished in the restored checkpoint."""
         self.data_metrics: dict[str, float] = {}
@@ -93,6 +94,8 @@ class Attempt:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._flops is not None:
+            self._flops.close(wait=kind is None)  # a run that is asked to stop may have only seconds to end
         self._stack.__exit__(kind, error, traceback)
 
     def restore(self) -> tuple[TrainState, int]:
@@ -168,15 +171,14 @@ class Attempt:
         writer = self._stack.enter_context(open_writer(directory, self._config.log.tensorboard))
         self._stack.enter_context(directory.stopwatch.written_by(writer.push))
         peak = hardware.peak_flops(jax.devices()[0].device_kind, train.precision, program.mesh.size)
+        self._flops = flops = FlopsCount(lambda: program.flops_per_step, self._say)
         recorder = Recorder(
             program.metric_names,
             metrics=program.training_metrics,
             last_value=program.spec.optimizer.rate_names,
             summed=("skipped", BAD_EXAMPLES),
             writer=writer,
-            throughput=Throughput(
-                train.global_batch_size, functools.cache(self._flops_per_step), program.hardware_flops_per_step, peak
-            ),
+            throughput=Throughput(train.global_batch_size, flops, program.hardware_flops_per_step, peak),
             period=period,
             attempt=directory.attempt,
             on_row=on_row,
@@ -189,13 +191,10 @@ class Attempt:
         self._stack.callback(recorder.close)
         return recorder
 
-    def _flops_per_step(self) -> float | None:
-        """Returns the model FLOPs of a step; None, with a message, if the loss cannot be traced for one device."""
-        try:
-            return self._program.flops_per_step
-        except Exception as error:  # raised by the author's code: a missing metric must not end the run
-            self._say(f"flop_per_s and mfu are left out: tracing the loss for one device failed: {error}")
-            return None
+    def count_flops(self) -> None:
+        """Starts to count the model FLOPs of a step, in a thread; the recorder must be open."""
+        assert self._flops is not None
+        self._flops.start()
 
     def _dispatches_in_flight(self) -> int:
         leaves = jax.tree.leaves(self._program.abstract_batch)

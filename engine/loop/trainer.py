@@ -181,6 +181,7 @@ class Trainer:
             self._stragglers = self._attempt.watch_stragglers(recorder, self._on_slowest) if programs else None
             if programs:
                 recorder.note(step, {"compile_s": self.program.compile_s, **self._attempt.data_metrics})
+                self._attempt.count_flops()
             stack.callback(lambda: self._profile.close(self._step))
             stack.enter_context(peer_failure.location_reported(lambda: self._step))
             events = self._events(recorder)

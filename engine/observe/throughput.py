@@ -24,7 +24,7 @@ class Throughput:
     def __init__(
         self,
         batch_size: int,
-        flops_per_step: Callable[[], float | None] = lambda: None,
+        flops_per_step: Callable[[bool], float | None] = lambda wait: None,
         hardware_flops_per_step: float | None = None,
         peak_flops: float | None = None,
     ):
@@ -32,7 +32,7 @@ class Throughput:
         Args:
             batch_size: examples per step, over all devices.
             flops_per_step: returns the model FLOPs per step, over all devices; None leaves out FLOP/s. Called when a
-                rate is computed, in the thread that computes it, since the count takes time.
+                rate is computed, with whether to wait until they are counted.
             hardware_flops_per_step: FLOPs that a step executes, over all devices; None leaves out HFU.
             peak_flops: peak FLOP/s of all devices for the data type of the computation; None leaves out MFU and HFU.
         """
@@ -66,22 +66,22 @@ class Throughput:
         """Returns the rates since the last call and starts the next interval.
 
         Without a new arrival (several rows in one dispatch) the last rates are returned again. Before the second
-        arrival the result is empty.
+        arrival the result is empty. Waits until the model FLOPs are counted.
 
         Returns:
             `examples_per_s`, `step_time_s`, `data_wait` (fraction of the time, 0 to 1), `data_decode_s` and the like
             (seconds of each stage of reading for a step, added up over the readers), and, if known, `flop_per_s`, and
             `mfu` and `hfu` (model and hardware FLOP/s as fractions of the peak).
         """
-        if rates := self._rates(self._begin):
+        if rates := self._rates(self._begin, wait=True):
             self._begin, self._values = self._latest, rates
         return dict(self._values)
 
     def total(self) -> dict[str, float]:
-        """Returns the same rates over the whole attempt, from the first arrival to the latest."""
-        return self._rates(self._first)
+        """Returns the same rates over the whole attempt, from the first arrival to the latest; does not wait."""
+        return self._rates(self._first, wait=False)
 
-    def _rates(self, begin: _Arrival | None) -> dict[str, float]:
+    def _rates(self, begin: _Arrival | None, wait: bool) -> dict[str, float]:
         end = self._latest
         if begin is None or end is None or end.step == begin.step or end.time_s <= begin.time_s:
             return {}
@@ -95,7 +95,7 @@ class Throughput:
             if after > before:
                 rates[f"data_{name}_s"] = (after - before) / steps
         per_s, peak = steps / seconds, self._peak_flops
-        if (flops := self._flops_per_step()) is not None:
+        if (flops := self._flops_per_step(wait)) is not None:
             rates["flop_per_s"] = flops * per_s
             if peak is not None:
                 rates["mfu"] = flops * per_s / peak

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
+import threading
 import time
 from typing import Any
 
@@ -227,8 +228,37 @@ class NeedsMesh(zoo.Classify):
 def test_loss_that_cannot_be_traced_for_one_device_leaves_out_mfu(tmp_path):
     engine.train(runs.config(evaluations={}), task=NeedsMesh(), workdir=tmp_path)
     text = (tmp_path / "log.txt").read_text()
-    assert text.count("flop_per_s and mfu are left out") == text.count("failed: the loss needs 8 devices") == 1
+    assert (
+        text.count("flop_per_s and mfu are left out")
+        == text.count("failed: AssertionError: the loss needs 8 devices")
+        == 1
+    )
     assert runs.rows(tmp_path, "examples_per_s") and not runs.rows(tmp_path, "flop_per_s")
+
+
+class Blocked(zoo.Classify):
+    """A Task whose loss can only be traced for the count of FLOPs once `release` is set."""
+
+    def __init__(self):
+        super().__init__()
+        self.release, self.threads = threading.Event(), set[str]()
+
+    def loss(self, model, batch, rng):
+        if layout.current().counts_flops:
+            self.threads.add(threading.current_thread().name)
+            assert self.release.wait(60)
+        return super().loss(model, batch, rng)
+
+
+def test_run_that_is_stopped_does_not_wait_for_the_count_of_flops(tmp_path):
+    task = Blocked()
+    trainer = trainer_of(tmp_path, runs.config(evaluations={}, log__every="2 steps"), task=task)
+    with contextlib.closing(trainer.train()) as boundaries:
+        assert next(boundary.step for boundary in boundaries if boundary.step >= 5) == 5
+    assert "loss" in trainer.summary().metrics  # closed and written, while the count still waits
+    assert "examples_per_s" in trainer.summary().rates and "flop_per_s" not in trainer.summary().rates
+    assert task.threads == {"flops-count"}
+    task.release.set()
 
 
 def test_tensorboard_event_files_are_written_when_enabled(tmp_path):
@@ -298,11 +328,11 @@ def test_non_finite_loss_stops_the_run_with_its_step(tmp_path):
     assert str(error.value).startswith(f"step {min(s for s, n in skipped.items() if n)}:")
 
 
-def trainer_of(path, config=None, source=None):
+def trainer_of(path, config=None, source=None, task=None):
     """A trainer of a config, `runs.config()` by default, on one device."""
     config = config or runs.config()
     return engine.Trainer(
-        zoo.Classify(),
+        task or zoo.Classify(),
         make_mesh(MeshSpec(data=1), jax.devices()[:1]),
         source or zoo.source(),
         config,

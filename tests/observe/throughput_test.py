@@ -4,7 +4,7 @@ from engine.observe.throughput import Throughput
 
 
 def test_rates_match_a_hand_computed_example():
-    throughput = Throughput(128, lambda: 2e9, hardware_flops_per_step=3e9, peak_flops=1e12)
+    throughput = Throughput(128, lambda wait: 2e9, hardware_flops_per_step=3e9, peak_flops=1e12)
     throughput.arrived(step=10, time_s=100.0, wait_s=1.0)
     throughput.arrived(step=30, time_s=101.0, wait_s=1.1)
     throughput.arrived(step=60, time_s=102.0, wait_s=1.2)
@@ -50,19 +50,20 @@ def test_values_without_a_new_arrival_are_repeated():
     [(None, None, None, set()), (1e9, 1e9, None, {"flop_per_s"}), (None, 1e9, 1e12, {"hfu"})],
 )
 def test_flops_mfu_and_hfu_are_left_out_if_unknown(flops, hardware, peak, names):
-    throughput = Throughput(1, lambda: flops, hardware, peak)
+    throughput = Throughput(1, lambda wait: flops, hardware, peak)
     throughput.arrived(0, 0.0, 0.0)
     throughput.arrived(1, 1.0, 0.0)
     assert set(throughput.values()) == {"examples_per_s", "step_time_s", "data_wait"} | names
 
 
-def test_flops_are_counted_when_the_first_rate_is_computed():
+def test_only_rates_of_an_interval_wait_for_the_flops():
     called = []
-    throughput = Throughput(1, lambda: called.append(1))
+    throughput = Throughput(1, called.append)
     throughput.arrived(0, 0.0, 0.0)
     assert throughput.values() == {} and not called
     throughput.arrived(1, 1.0, 0.0)
-    assert throughput.values() and called
+    assert throughput.values() and throughput.total()
+    assert called == [True, False]
 
 
 def test_arrivals_at_the_same_time_are_merged_with_the_next():
