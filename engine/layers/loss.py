@@ -2,7 +2,8 @@
 
 The logits of a large vocabulary are computed in chunks of positions and recomputed for the gradient. Position t belongs
 to chunk t mod n, so that no position moves to another device. The kernel is gathered once for all chunks. Its gradient
-is summed over them in float32, and after them over the devices.
+is summed over them in float32, and after them over the devices. Several TPUs, and the inside of a `jax.shard_map`, are
+an exception (`whole_weight.py`): XLA gathers the kernel, and sums its gradient in the dtype of the kernel.
 """
 
 import math
@@ -20,6 +21,9 @@ LOGIT_BYTES = 256 * 2**20  # limit for the float32 logits of a device
 
 def cross_entropy(x: jax.Array, kernel: jax.Array, labels: jax.Array, *, chunks: int | None = None) -> jax.Array:
     """Returns -log p(label) `[batch, time]` float32, where p is the softmax of `x @ kernel`.
+
+    It has no forward-mode derivative (`jax.jvp`) in chunks whose rows are split over devices other than TPUs, nor in
+    half precision on a GPU or TPU.
 
     Args:
         x: activations `[batch, time, features]`.

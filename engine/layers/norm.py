@@ -1,12 +1,14 @@
 """Root-mean-square normalisation (Zhang and Sennrich 2019), always computed in float32.
 
 Of a half-precision input the backward pass keeps the input alone and repeats the computation: float32 values would take
-twice the memory of the input, in every layer.
+twice the memory of the input, in every layer. Within a pipeline there is no forward-mode derivative of it (`jax.jvp`).
 """
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from engine.layers.remat import recomputed
 
 
 class RMSNorm(nnx.Module):
@@ -26,7 +28,7 @@ class RMSNorm(nnx.Module):
         scale = self.scale.get_value()
         if x.dtype.itemsize >= 4:
             return self._normalised(x, scale)
-        return jax.checkpoint(self._normalised, prevent_cse=False)(x, scale)
+        return recomputed(self._normalised, x, scale)
 
     def _normalised(self, x: jax.Array, scale: jax.Array) -> jax.Array:
         y = x.astype(jnp.float32)

@@ -4,6 +4,7 @@
 *dots* products with weights, *save:a,b* the values named a and b, *offload:a,b* these values in host memory.
 """
 
+import contextvars
 import functools
 from collections.abc import Callable
 
@@ -50,13 +51,38 @@ def remat[**P, R](function: Callable[P, R], *, in_scan: bool = False) -> Callabl
     return call
 
 
+_in_slices = contextvars.ContextVar("_in_slices", default=False)  # whether `remat_slices` traces its function
+
+
 def remat_slices[**P, R](function: Callable[P, R]) -> Callable[P, R]:
     """Wraps the body of a `jax.lax.scan` so that the backward pass slices the inputs again instead of keeping slices.
 
     An outer policy replaces that of the layers inside, so this policy includes `train.remat`.
     """
     choice = current().remat
-    return jax.checkpoint(function, policy=_not_sliced if choice == "none" else _policy(choice), prevent_cse=False)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        token = _in_slices.set(True)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _in_slices.reset(token)
+
+    return jax.checkpoint(call, policy=_not_sliced if choice == "none" else _policy(choice), prevent_cse=False)
+
+
+def recomputed(function: Callable[..., jax.Array], *args: jax.Array) -> jax.Array:
+    """Returns `function(*args)`; the backward pass keeps the arguments alone, also within `remat_slices`.
+
+    There the outer policy would replace that of a `jax.checkpoint`, and decide on each operation without knowing its
+    layer. So the function has a gradient of its own there, and no forward-mode derivative (`jax.jvp`).
+    """
+    if not _in_slices.get():
+        return jax.checkpoint(function, prevent_cse=False)(*args)
+    call = jax.custom_vjp(function)
+    call.defvjp(lambda *args: (function(*args), args), lambda args, d_y: jax.vjp(function, *args)[1](d_y))
+    return call(*args)
 
 
 def _not_sliced(primitive: Primitive, *_: object, **__: object) -> bool:

@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from engine.layers import RMSNorm
+from engine.layers.remat import remat_slices
 
 X = 3 * jax.random.normal(jax.random.key(0), (2, 5, 64))
 
@@ -30,6 +32,32 @@ def test_backward_pass_of_half_precision_keeps_the_input_alone():
 
     assert kept(X.astype(jnp.bfloat16)) == [jnp.bfloat16]
     assert jnp.float32 in kept(X)
+
+
+def test_ticks_of_a_pipeline_keep_no_float32_values_of_half_precision():
+    """`remat_slices` keeps what the layers of a tick compute, but of a norm its input alone."""
+    graph, params = nnx.split(RMSNorm(64))
+    x = X.astype(jnp.bfloat16)
+    _, pullback = jax.vjp(remat_slices(lambda x, params: jnp.sin(nnx.merge(graph, params)(jnp.sin(x)))), x, params)
+    kept = [leaf.dtype for leaf in jax.tree.leaves(pullback) if leaf.shape == x.shape]
+    assert kept and set(kept) == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_gradient_within_a_pipeline_has_the_same_bits():
+    for dtype in (jnp.bfloat16, jnp.float32):
+        found = []
+        for wrap in (remat_slices, lambda function: function):
+            call = wrap(lambda x: RMSNorm(64)(x))
+            found.append(
+                jax.jit(jax.grad(lambda x, call=call: jnp.sin(call(x).astype(jnp.float32)).sum()))(X.astype(dtype))
+            )
+        np.testing.assert_array_equal(*found)
+
+
+def test_forward_mode_derivative_is_that_of_float32():
+    x = X.astype(jnp.bfloat16)
+    wanted = jax.jvp(RMSNorm(64), (x.astype(jnp.float32),), (x.astype(jnp.float32),))[1]
+    np.testing.assert_allclose(jax.jvp(RMSNorm(64), (x,), (x,))[1], wanted, rtol=2e-2, atol=1e-2)
 
 
 def test_gradient_of_half_precision_is_close_to_that_of_float32():
