@@ -6,7 +6,6 @@ the one before it, and over the steps in which the recording has them.
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from engine import Loss, Mean, Metric, Task, layers, metrics, plot
 
 from .movements import move, tokenise
 from .road_safety import collisions, off_road
-from .token_model import TokenModel
+from .token_model import TokenModel, Vocabulary
 from .token_scenes import vocabulary
 from .traffic import CURRENT, TYPES
 
@@ -29,7 +28,7 @@ class NextToken(Task):
     """Predicts the next token of every agent, and samples futures of scenes."""
 
     tokens: int = 512
-    folder: str = "data/traffic"  # of the scenes from which the tokens are made
+    folder: str = "data/traffic"  # of the scenes from which the tokens of a new model are made
     width: int = 64
     heads: int = 4
     depth: int = 2
@@ -40,26 +39,19 @@ class NextToken(Task):
     temperature: float = 0.7  # of the samples; 1 is the distribution of the model
     seed: int = 0  # of the futures that `predict` samples
     full_precision = ("pose", "points", "size", "width")
-
-    @functools.cached_property
-    def movements(self):
-        """The movements of the tokens, `[tokens, 3]`."""
-        return vocabulary(self.folder, self.tokens)
-
-    def motion(self, tokens):
-        """Returns the movements `[..., 3]` of tokens `[...]`; 0 for the number of tokens, which stands for none."""
-        return jnp.asarray(np.pad(self.movements, ((0, 1), (0, 0))))[tokens]
+    model_state = (Vocabulary,)
 
     def build(self, rngs):
-        return TokenModel(self, len(self.movements), rngs)
+        return TokenModel(self, vocabulary(self.folder, self.tokens), rngs)
 
     def loss(self, model, batch, rng):
         noise = None if rng is None else (rng, self.noise)
-        tokens, pose, moved = tokenise(batch["pose"], batch["valid"], self.movements, noise)
-        x, _ = model(batch, pose[:, :, :-1], moved[:, :, :-1], self.motion(moved[:, :, :-1]))
+        words = model.movements[...]
+        tokens, pose, moved = tokenise(batch["pose"], batch["valid"], words, noise)
+        x, _ = model(batch, pose[:, :, :-1], moved[:, :, :-1], model.motion(moved[:, :, :-1]))
         rows = x.reshape(len(x), -1, x.shape[-1])
         losses = layers.cross_entropy(rows, model.head.kernel.get_value(), tokens.reshape(len(x), -1))
-        known = moved < len(self.movements)  # a token leads to and from the step
+        known = moved < len(words)  # a token leads to and from the step
         return Loss.of(losses.reshape(tokens.shape), known[:, :, 1:] & known[:, :, :-1])
 
     def evaluate(self, model, batch, context):
@@ -98,8 +90,8 @@ class NextToken(Task):
 
         The first steps are the tokens of the recording, from which the caches of the model are filled.
         """
-        past = slice(0, CURRENT + 1)
-        _, pose, moved = tokenise(batch["pose"][:, :, past], batch["valid"][:, :, past], self.movements)
+        past, words = slice(0, CURRENT + 1), model.movements[...]
+        _, pose, moved = tokenise(batch["pose"][:, :, past], batch["valid"][:, :, past], words)
         pose = pose.at[:, :, CURRENT].set(batch["pose"][:, :, CURRENT])
         valid = batch["valid"]  # agents of the current step stay until the end
         valid = jnp.where(jnp.arange(valid.shape[-1]) > CURRENT, valid[:, :, CURRENT, None], valid)
@@ -112,11 +104,11 @@ class NextToken(Task):
         def step(carry, t):
             here, token, caches = carry
             one = here[:, :, None], token[:, :, None]
-            x, caches = model(scene, *one, self.motion(one[1]), t, caches)
-            best, index = jax.lax.top_k(model.head(x[:, :, 0]) / self.temperature, min(self.top, len(self.movements)))
+            x, caches = model(scene, *one, model.motion(one[1]), t, caches)
+            best, index = jax.lax.top_k(model.head(x[:, :, 0]) / self.temperature, min(self.top, len(words)))
             drawn = jax.vmap(lambda key, logits: jax.random.categorical(jax.random.fold_in(key, t), logits))(keys, best)
             token = jnp.take_along_axis(index, drawn[..., None], axis=-1)[..., 0]
-            there = move(here, self.motion(token))
+            there = move(here, model.motion(token))
             after = jnp.minimum(t + 1, CURRENT)
             token = jnp.where(t < CURRENT, moved[:, :, after], token)
             there = jnp.where(t < CURRENT, pose[:, :, after], there)

@@ -10,6 +10,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from engine import layers
@@ -93,14 +94,19 @@ class Block(nnx.Module):
         return x + self.feed_forward(rows).reshape(x.shape), cache
 
 
+class Vocabulary(nnx.Variable):
+    """The movements of the tokens, which are not trained. A checkpoint has them: they give its weights a meaning."""
+
+
 class TokenModel(nnx.Module):
     """Embeds tokens and agents, applies the layers, and gives the activations whose product with `head` are logits.
 
     Features are computed in the precision of the poses, and the layers in that of the parameters.
     """
 
-    def __init__(self, config, tokens: int, rngs: nnx.Rngs):
-        width = config.width
+    def __init__(self, config, movements: np.ndarray, rngs: nnx.Rngs):
+        width, tokens = config.width, len(movements)
+        self.movements = Vocabulary(jnp.asarray(movements))
         self.nearest, self.head_dim = config.nearest, width // config.heads
         self.embed = layers.Embed(tokens + 1, width, rngs=rngs)
         self.agent = layers.Dense(5 + len(TYPES), width, axes=(None, "embed"), bias=True, rngs=rngs)
@@ -145,6 +151,10 @@ class TokenModel(nnx.Module):
             x, cache = block(x, functools.partial(over_time, cache=cache), pieces, relations, together)
             updated.append(cache)
         return self.norm(x), updated
+
+    def motion(self, tokens):
+        """Returns the movements `[..., 3]` of tokens `[...]`; 0 for the number of tokens, which stands for none."""
+        return jnp.pad(self.movements[...], ((0, 1), (0, 0)))[tokens]
 
     def empty_caches(self, agents: int, steps: int):
         """Returns caches for a number of agents and steps."""

@@ -3,12 +3,13 @@
 import uuid
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from engine import DataError
 
 from .movements import k_means, movement
-from .traffic import KINDS, MAP_RADIUS, STEPS, scenes
+from .traffic import KINDS, MAP_RADIUS, STEPS, VERSION, scenes
 from .traffic_simulation import PIECE, POINTS
 
 ROAD = np.isin(KINDS, ("road", "junction"))  # kinds on which vehicles drive
@@ -87,17 +88,21 @@ def padded(values, count):
 def vocabulary(folder: str = "data/traffic", count: int = 512) -> np.ndarray:
     """Returns the tokens `[count, 3]` of the training scenes in a folder; the first call makes them and keeps them.
 
+    The name of the file has the version of the scenes. A model must store the tokens, since a new file differs if
+    another version of SUMO has simulated the scenes.
+
     Raises:
         DataError: they cannot be written, or as for `models.traffic.scenes`.
     """
-    path = Path(folder).expanduser() / f"tokens-{count}.npy"
+    path = Path(folder).expanduser() / f"tokens-v{VERSION}-{count}.npy"
     if not path.exists():
         source = TokenScenes("train", folder)
         chosen = np.linspace(0, len(source) - 1, min(FITTED, len(source))).astype(int)
         parts = []
         for scene in (source[index] for index in chosen):
             both = scene["valid"][:, 1:] & scene["valid"][:, :-1]
-            parts.append(np.asarray(movement(scene["pose"][:, :-1], scene["pose"][:, 1:]))[both])
+            with jax.ensure_compile_time_eval():  # `build` may be traced
+                parts.append(np.asarray(movement(scene["pose"][:, :-1], scene["pose"][:, 1:]))[both])
         temporary = path.with_suffix(f".{uuid.uuid4().hex}.npy")  # two hosts may have processes of the same number
         try:
             np.save(temporary, k_means(np.concatenate(parts), count))

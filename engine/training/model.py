@@ -171,8 +171,8 @@ def _class_of(path: str, variable: nnx.Variable, state_kinds: tuple[type[nnx.Var
     kind = type(variable).__name__
     raise TaskError(
         f"{path}: unknown variable type {kind}. Known: Param (trained), {', '.join(k.__name__ for k in state_kinds)} "
-        f"(stored between steps), RngState (created from the seed). If the forward pass updates it, set `model_state = "
-        f"({kind},)` in the Task; if it is constant, store it as a plain array."
+        f"(stored between steps), RngState (created from the seed). If the forward pass updates it, or if checkpoints "
+        f"must have it, set `model_state = ({kind},)` in the Task; if it is constant, store it as a plain array."
     )
 
 

@@ -46,7 +46,7 @@ class Task:
     """
 
     model_state: ClassVar[tuple[type[nnx.Variable], ...]] = ()
-    """NNX variable types, besides nnx.BatchStat, that the forward pass updates and that are not trained."""
+    """NNX variable types, besides nnx.BatchStat, that are stored and not trained; the forward pass may update them."""
 
     full_precision: ClassVar[tuple[str, ...]] = ()
     """Names in the batch that stay float32 when `train.precision` is bfloat16, such as targets in metres."""

@@ -1,5 +1,6 @@
 """Motion tokens: the vocabulary, the causal model and its caches, and roll-outs with their errors."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -10,15 +11,17 @@ import pytest
 from flax import nnx
 
 from engine import DataError
+from engine.training.model import describe
 from models import token_scenes
 from models.motion_tokens import SCENE, NextToken, constant_velocity, failures
 from models.movements import k_means, move, movement, tokenise, wrap
 from models.token_scenes import TokenScenes, vocabulary
-from models.traffic import CURRENT, MAP_RADIUS, STEPS, extract
+from models.traffic import CURRENT, MAP_RADIUS, STEPS, VERSION, extract
 from tests.merging import results
 from tests.models.traffic_recording import recording
 
 AGENTS, PIECES, TOKENS, ROWS = 8, 12, 16, 2
+FILE = f"tokens-v{VERSION}-{TOKENS}.npy"
 
 
 class Scenes:
@@ -82,7 +85,7 @@ def evaluate(task, model):
 
 
 def test_vocabulary_is_made_once_and_contains_standing_still(folder):
-    path = folder / f"tokens-{TOKENS}.npy"
+    path = folder / FILE
     before = path.stat().st_mtime_ns
     tokens = vocabulary(str(folder), TOKENS)
     assert path.stat().st_mtime_ns == before
@@ -91,8 +94,30 @@ def test_vocabulary_is_made_once_and_contains_standing_still(folder):
     assert [found.name for found in folder.iterdir()] == [path.name]
 
 
+def test_the_first_build_makes_the_vocabulary_while_the_engine_traces_it(task, folder, tmp_path):
+    model = describe(dataclasses.replace(task, folder=str(tmp_path)))
+    np.testing.assert_array_equal(np.load(tmp_path / FILE), vocabulary(str(folder), TOKENS))
+    assert model.model_state["movements"].shape == (TOKENS, 3) and "movements" not in model.params
+
+
+def test_a_trained_model_keeps_its_tokens_when_the_file_is_made_again(task, folder, tmp_path, batch):
+    def run(values=None):
+        new = dataclasses.replace(task, folder=str(tmp_path), depth=1)  # as in a new process, which reads the file
+        described = describe(new)
+        params, state = values or described.init(new, 0)
+        loss = jax.jit(lambda params, state, batch: new.loss(described.module(params, state, None), batch, None).total)
+        return (params, state), np.array(loss(params, state, batch))
+
+    words = vocabulary(str(folder), TOKENS)
+    np.save(tmp_path / FILE, words)
+    saved, wanted = run()
+    np.save(tmp_path / FILE, 1.5 * words)
+    np.testing.assert_array_equal(run(saved)[1], wanted)
+    assert (run((saved[0], {"movements": jnp.asarray(1.5 * words)}))[1] != wanted).any()
+
+
 def test_vocabulary_that_cannot_be_written_is_an_error(folder):
-    with pytest.raises(DataError, match=f"absent/tokens-{TOKENS}.npy: cannot be written: No such file or directory"):
+    with pytest.raises(DataError, match=f"absent/{FILE}: cannot be written: No such file or directory"):
         vocabulary(str(folder / "absent"), TOKENS)
 
 
@@ -149,13 +174,13 @@ def test_tokens_follow_tracks_without_drift():
     assert 1.2 * error[late].mean() < away < 1  # and its next tokens lead back
 
 
-def inputs(task, batch):
-    _, pose, moved = jax.jit(lambda one: tokenise(one["pose"], one["valid"], task.movements))(batch)
-    return {name: batch[name] for name in (*SCENE, "valid")}, pose, moved, task.motion(moved)
+def inputs(model, batch):
+    _, pose, moved = jax.jit(lambda one: tokenise(one["pose"], one["valid"], model.movements[...]))(batch)
+    return {name: batch[name] for name in (*SCENE, "valid")}, pose, moved, model.motion(moved)
 
 
-def test_steps_with_caches_equal_the_whole_sequence(task, model, batch, activations):
-    scene, *tokens = inputs(task, batch)
+def test_steps_with_caches_equal_the_whole_sequence(model, batch, activations):
+    scene, *tokens = inputs(model, batch)
     whole = activations(scene, *tokens)
     graph, params = nnx.split(model)
 
@@ -173,8 +198,8 @@ def test_steps_with_caches_equal_the_whole_sequence(task, model, batch, activati
     np.testing.assert_allclose(steps(scene, tokens)[valid], whole[valid], atol=1e-4)
 
 
-def test_a_step_depends_on_the_past_of_all_agents(task, batch, activations):
-    scene, pose, *moved = inputs(task, batch)
+def test_a_step_depends_on_the_past_of_all_agents(model, batch, activations):
+    scene, pose, *moved = inputs(model, batch)
     assert batch["valid"][0, :3].all()
     before = np.array(activations(scene, pose, *moved))
     after = np.array(activations(scene, pose.at[0, 1, 9:, :2].add(1.0), *moved))
@@ -187,8 +212,8 @@ def test_a_step_depends_on_the_past_of_all_agents(task, batch, activations):
     np.testing.assert_allclose(mixed, before[:, order], atol=1e-4)
 
 
-def test_a_turned_scene_has_the_same_activations(task, batch, activations):
-    scene, pose, *moved = inputs(task, batch)
+def test_a_turned_scene_has_the_same_activations(model, batch, activations):
+    scene, pose, *moved = inputs(model, batch)
     valid, angle, shift = batch["valid"], 2.0, np.array([30, -20], np.float32)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]], np.float32)
     turned = jnp.concatenate([pose[..., :2] @ turn + shift, pose[..., 2:] + angle], -1)
@@ -196,7 +221,7 @@ def test_a_turned_scene_has_the_same_activations(task, batch, activations):
     np.testing.assert_allclose(found[valid], activations(scene, pose, *moved)[valid], atol=2e-3)
 
 
-def test_roll_outs_are_sampled_tokens_and_depend_on_the_key_of_their_scene_only(task, batch, evaluate):
+def test_roll_outs_are_sampled_tokens_and_depend_on_the_key_of_their_scene_only(task, model, batch, evaluate):
     keys = jax.random.split(jax.random.key(0), ROWS)
     futures = np.array(evaluate(batch, keys)[0])
     assert futures.shape == (ROWS, task.samples, AGENTS, STEPS - CURRENT - 1, 3)
@@ -206,15 +231,15 @@ def test_roll_outs_are_sampled_tokens_and_depend_on_the_key_of_their_scene_only(
     assert (other[1] != futures[1]).any() and (futures[:, 0] != futures[:, 1]).any()
     start = np.broadcast_to(batch["pose"][:, None, :, CURRENT, None], futures[:, :, :, :1].shape)
     moves = movement(jnp.concatenate([start, futures[:, :, :, :-1]], 3), futures)
-    gap = np.abs(np.asarray(moves)[..., None, :] - task.movements).max(-1).min(-1)
+    gap = np.abs(np.asarray(moves)[..., None, :] - model.movements[...]).max(-1).min(-1)
     assert gap[np.broadcast_to(batch["valid"][:, None, :, CURRENT, None], gap.shape)].max() < 1e-3
 
 
 def test_roll_outs_in_half_precision_have_poses_in_full_precision(task, model, batch):
-    graph, params = nnx.split(model)
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     keys = jax.random.split(jax.random.key(0), ROWS)
-    found = jax.eval_shape(lambda rows, keys: task.roll_out(nnx.merge(graph, half), rows, keys), batch, keys)
+    found = jax.eval_shape(lambda rows, keys: task.roll_out(nnx.merge(graph, half, rest), rows, keys), batch, keys)
     assert found.dtype == jnp.float32 and found.shape[:3] == (ROWS, task.samples, AGENTS)
 
 
@@ -279,13 +304,13 @@ def test_lanes_are_complete_within_the_reach_of_a_scene(folder):
 
 
 def test_gradients_are_finite_and_reach_every_parameter(task, model, batch):
-    graph, params = nnx.split(model)
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
     keys = jax.random.split(jax.random.key(0), ROWS)
 
     @functools.partial(jax.jit)
     @jax.grad
     def gradient(params):
-        return task.loss(nnx.merge(graph, params), batch, keys).total.sum()
+        return task.loss(nnx.merge(graph, params, rest), batch, keys).total.sum()
 
     for path, leaf in jax.tree.leaves_with_path(gradient(params)):
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path
