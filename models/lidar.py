@@ -57,13 +57,13 @@ class Pillars(nnx.Module):
         place = (points[..., :2] + EXTENT) / CELL
         cell = jnp.floor(place).astype(jnp.int32)
         inside = mask & (cell >= 0).all(-1) & (cell < CELLS).all(-1)
-        index = jnp.arange(len(points))[:, None] * CELLS**2 + cell[..., 1] * CELLS + cell[..., 0]
-        index = jnp.where(inside, index, len(points) * CELLS**2)  # out of bounds: dropped
+        index = jnp.where(inside, cell[..., 1] * CELLS + cell[..., 0], CELLS**2)  # out of bounds: dropped
         z, intensity = points[..., 2:3], points[..., 3:]
         near = nnx.relu(1 - jnp.abs(z - HEIGHTS) / 0.4)
         x = jnp.concatenate([points[..., :2] / EXTENT, place - cell - 0.5, z, intensity, near], -1)
         x = nnx.relu(self.linear(x))
-        grid = largest(x.reshape(-1, x.shape[-1]), index.reshape(-1), len(points) * CELLS**2)
+        # One index over the batch would make each device of a mesh compute the grid of the whole batch.
+        grid = jax.vmap(lambda x, index: largest(x, index, CELLS**2))(x, index)
         return grid.reshape(len(points), CELLS, CELLS, -1)
 
 
@@ -122,6 +122,11 @@ def split(x):
     batch, rows, columns = x.shape[:3]
     x = x.reshape(batch, rows, columns, STRIDE, STRIDE, -1).swapaxes(2, 3)
     return x.reshape(batch, STRIDE * rows, STRIDE * columns, -1)
+
+
+def at_cells(x, rows, columns):
+    """Returns the features `[batch, cells, width]` of cells, for rows and columns `[batch, cells]`."""
+    return jax.vmap(lambda x, row, column: x[row, column])(x, rows, columns)
 
 
 def encode(boxes, labels, cell):
@@ -185,7 +190,7 @@ class LidarDetection(Task):
         boxes, labels, present = batch["boxes"], batch["label"], batch["mask"]["objects"]
         target, cell = heatmap(boxes, labels, present)
         x, y = cell.astype(jnp.int32).clip(0, CELLS - 1).swapaxes(0, -1).swapaxes(1, 2)
-        found = codes[jnp.arange(len(boxes))[:, None], y, x]  # [batch, objects, BOX]
+        found = at_cells(codes, y, x)  # [batch, objects, BOX]
         error = (jnp.abs(found[..., : BOX - 1] - encode(boxes, labels, cell)) * np.array(WEIGHTS)).sum(-1)
         moving = batch["moving"]
         wrong = jax.nn.softplus(found[..., BOX - 1]) - moving * found[..., BOX - 1]
@@ -204,7 +209,7 @@ class LidarDetection(Task):
         score, index = jax.lax.top_k(peaks, 2 * PREDICTIONS)
         at, label = jnp.divmod(index, len(CLASSES))
         y, x = jnp.divmod(at, CELLS)
-        code = codes[jnp.arange(len(score))[:, None], y, x]
+        code = at_cells(codes, y, x)
         boxes = decode(code, label, jnp.stack([x, y], -1))
         score, kept = jax.lax.top_k(jnp.where(covered(boxes, label), 0, score), PREDICTIONS)
         boxes, code = (jnp.take_along_axis(values, kept[..., None], 1) for values in (boxes, code))

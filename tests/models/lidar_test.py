@@ -1,11 +1,16 @@
 """Lidar detection: pillars equal a loop, predictions of perfect outputs score one, and the baseline finds a car."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
+from engine.config.schema import MeshSpec
+from engine.parallel.mesh import make_mesh
 from models.lidar import (
     BOX,
     CELL,
@@ -13,6 +18,7 @@ from models.lidar import (
     HEIGHTS,
     LidarDetection,
     Pillars,
+    at_cells,
     covered,
     encode,
     heatmap,
@@ -97,6 +103,26 @@ def test_pillars_equal_a_loop_and_ignore_padding():
             wanted[row, column] = np.maximum(wanted[row, column], y)
     np.testing.assert_allclose(grid, wanted, rtol=1e-4, atol=1e-5)
     assert (wanted > 0).any(-1).sum() > 100
+
+
+def test_each_device_computes_the_grid_of_its_own_rows():
+    mesh, (graph, values) = make_mesh(MeshSpec(data=4), jax.devices()[:4]), nnx.split(Pillars(4, nnx.Rngs(0)))
+
+    def spec(axes, shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
+
+    def features(values, points, mask, cell):
+        return at_cells(nnx.merge(graph, values)(points, mask), cell, cell)
+
+    values = jax.tree.map(lambda x: spec((), x.shape, x.dtype), values)
+    inputs = (((300, 4), "float32"), ((300,), "bool"), ((9,), "int32"))  # points, their mask, and cells
+    rows = [spec(["data"], (4, *shape), dtype) for shape, dtype in inputs]
+    program = jax.jit(features).lower(values, *rows).compile()
+    assert program.output_shardings.is_equivalent_to(rows[0].sharding, 3)
+    text = program.as_text()
+    assert text and not re.search(
+        r"\ball-|\bcollective-|reduce-scatter", text
+    )  # no device needs the points or cells of another one
 
 
 def test_the_heatmap_is_one_at_centres_only(batch):
