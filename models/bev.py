@@ -36,7 +36,7 @@ class Backbone(nnx.Module):
         """Returns `[batch, cameras, ROWS / 8, COLUMNS / 4, width]` for images `[batch, cameras, ROWS, COLUMNS, 3]`."""
         directions = jnp.broadcast_to(_directions(intrinsics, (1, 1)), (*images.shape[:-1], 2))
         x = jnp.concatenate([images.astype(directions.dtype) / 127.5 - 1, directions], -1)
-        x = x.reshape(-1, *x.shape[2:])
+        x = x.reshape(-1, *x.shape[2:]).astype(self.down[0].conv.kernel.dtype)
         for layer in self.down:
             x = layer(x)
         for block in self.blocks:
@@ -96,9 +96,13 @@ class LiftSplat(nnx.Module):
         self.lift = nnx.Linear(width + len(DEPTHS), len(DEPTHS) + channels, rngs=rngs)
 
     def __call__(self, batch):
-        """Returns the grid `[batch, GRID, GRID, channels]`, and logits of the depth of each patch `[..., depths]`."""
+        """Returns the grid `[batch, GRID, GRID, channels]`, and logits of the depth of each patch `[..., depths]`.
+
+        Both are float32, since bfloat16 would lose small features in the sums.
+        """
         x = self.backbone(batch["images"], batch["intrinsics"])
-        x = self.lift(jnp.concatenate([x, ground(batch["intrinsics"], batch["poses"]).astype(x.dtype)], -1))
+        x = jnp.concatenate([x, ground(batch["intrinsics"], batch["poses"]).astype(x.dtype)], -1)
+        x = self.lift(x).astype(jnp.float32)
         logits, features = x[..., : len(DEPTHS)], x[..., len(DEPTHS) :]
         lifted = jax.nn.softmax(logits)[..., None] * features[..., None, :]
         points = cloud(batch["intrinsics"], batch["poses"])
@@ -120,6 +124,7 @@ class Above(nnx.Module):
 
     def __call__(self, x):
         """Returns `[batch, GRID / 2, GRID / 2, width]`."""
+        x = x.astype(self.across.kernel.dtype)
         for layer in self.half:
             x = layer(x)
         y = x
@@ -135,8 +140,8 @@ class MaskHead(nnx.Module):
         self.linear = nnx.Linear(width, STRIDE**2 * len(MASKS), bias_init=nnx.initializers.constant(-2.0), rngs=rngs)
 
     def __call__(self, x):
-        """Returns `[batch, GRID, GRID, masks]`."""
-        return split(self.linear(x))
+        """Returns `[batch, GRID, GRID, masks]` in float32."""
+        return split(self.linear(x.astype(jnp.float32)))
 
 
 class BevModel(nnx.Module):
@@ -237,7 +242,7 @@ class ViewModel(nnx.Module):
 
     def __call__(self, batch):
         """Returns logits `[batch, cameras, rows, columns, kinds]` of each patch."""
-        return self.head(self.backbone(batch["images"], batch["intrinsics"]))
+        return self.head(self.backbone(batch["images"], batch["intrinsics"]).astype(jnp.float32))
 
 
 @dataclasses.dataclass

@@ -40,6 +40,10 @@ def _largest_forward(x, index, cells):
 def _largest_backward(cells, saved, gradient):
     x, index, grid = saved  # two gathers; the derivative that JAX gives to scatter-max has a scatter too
     won = (x > 0) & (x == grid.at[index].get(mode="fill", fill_value=-1))
+    if x.dtype != jnp.float32:  # rounded values are often equal: only the first of them gets the gradient
+        order = jnp.broadcast_to(jnp.arange(len(x))[:, None], x.shape)
+        first = jnp.full(grid.shape, len(x)).at[index].min(jnp.where(won, order, len(x)), mode="drop")
+        won &= order == first.at[index].get(mode="fill", fill_value=len(x))
     return jnp.where(won, gradient.at[index].get(mode="fill", fill_value=0), 0), None
 
 
@@ -61,7 +65,7 @@ class Pillars(nnx.Module):
         z, intensity = points[..., 2:3], points[..., 3:]
         near = nnx.relu(1 - jnp.abs(z - HEIGHTS) / 0.4)
         x = jnp.concatenate([points[..., :2] / EXTENT, place - cell - 0.5, z, intensity, near], -1)
-        x = nnx.relu(self.linear(x))
+        x = nnx.relu(self.linear(x.astype(self.linear.kernel.dtype)))
         # One index over the batch would make each device of a mesh compute the grid of the whole batch.
         grid = jax.vmap(lambda x, index: largest(x, index, CELLS**2))(x, index)
         return grid.reshape(len(points), CELLS, CELLS, -1)
@@ -75,7 +79,8 @@ class Convolution(nnx.Module):
         self.norm = nnx.BatchNorm(outputs, momentum=0.95, rngs=rngs)
 
     def __call__(self, x):
-        return nnx.relu(self.norm(self.conv(x)))
+        x = self.norm(self.conv(x)).astype(self.conv.kernel.dtype)  # the statistics are float32, and so is the result
+        return nnx.relu(x)
 
 
 class CenterModel(nnx.Module):
@@ -113,7 +118,8 @@ class CenterModel(nnx.Module):
         return self.neck(nnx.relu(total))
 
     def heads(self, x):
-        """Returns logits and codes, as the whole model does."""
+        """Returns logits and codes in float32, as the whole model does."""
+        x = x.astype(jnp.float32)
         return split(self.heat(x)), split(self.box(x))
 
 

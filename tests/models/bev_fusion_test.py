@@ -1,12 +1,15 @@
 """Fusion starts with the outputs of the models of each sensor, and each loss trains with its own count."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from models.bev import Bev
+from engine.training.model import cast, describe
+from models.bev import Bev, Views
 from models.bev_fusion import Fusion, scenes
 from models.camera_scenes import CameraScenes
 from models.lidar import LidarDetection
@@ -51,6 +54,28 @@ def test_an_untrained_fusion_predicts_what_both_models_predict(batch):
     for name, term in fused.terms.items():
         np.testing.assert_allclose(term.total, wanted[name].total, rtol=1e-4)
         assert (jnp.asarray(term.weight) == wanted[name].weight).all()
+
+
+@pytest.mark.parametrize(
+    ("task", "full"),  # products in float32: of heads, and of directions with the poses of cameras
+    [(LidarDetection(8), 2), (Views(8), 1), (Bev(8), 1 + 2), (Fusion(8, 8), 2 + 1 + 2)],
+    ids=["lidar", "views", "bev", "fusion"],
+)
+def test_half_precision_is_for_all_products_but_those_of_heads_and_poses(task, full, batch):
+    model = describe(task)
+
+    def totals(params, state, examples):
+        module = model.module(cast(params, jnp.bfloat16), state, None)
+        found = task.loss(module, cast(examples, jnp.bfloat16, task.full_precision), None)
+        return [term.total for term in getattr(found, "terms", {"": found}).values()]
+
+    lowered = jax.jit(totals).lower(model.params, model.model_state, batch)
+    assert {total.dtype for total in lowered.out_info} == {jnp.dtype("float32")}
+    products = re.findall(
+        r"stablehlo\.(?:convolution|dot_general).*: \(tensor<(.*?)>, tensor<(.*?)>\)", lowered.as_text()
+    )
+    kinds = [{shape.split("x")[-1] for shape in operands} for operands in products]
+    assert kinds.count({"f32"}) == full and kinds.count({"bf16"}) == len(kinds) - full >= 6
 
 
 def test_the_figure_draws_boxes_around_their_pixels_and_cells_on_the_ground(batch):

@@ -148,6 +148,20 @@ def test_the_derivative_of_the_largest_goes_to_the_points_that_won():
     assert np.count_nonzero(wanted) > 100
 
 
+def test_the_derivative_of_the_largest_goes_to_one_of_equal_points_in_half_precision():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(nnx.relu(rng.normal(size=(500, 3))).round(1), jnp.bfloat16)  # many are equal
+    index = rng.integers(0, 45, 500)  # 40 or more: dropped
+    weight = jnp.asarray(rng.normal(size=(40, 3)), jnp.bfloat16)
+    found = np.asarray(jax.grad(lambda x: (largest(x, index, 40) * weight).sum().astype(jnp.float32))(x))
+    grid, sums = np.asarray(largest(x, index, 40)), np.zeros((40, 3), np.float32)
+    for n, cell in enumerate(index):
+        if cell < 40:
+            assert ((found[n] == 0) | (np.asarray(x)[n] == grid[cell])).all()
+            sums[cell] += found[n].astype(np.float32)
+    np.testing.assert_array_equal(sums, np.where(grid > 0, weight, 0))
+
+
 def test_a_cell_is_split_into_the_cells_in_it():
     rows = np.arange(4 * 4).reshape(1, 4, 4, 1) * [1, 1] + [0, 100]  # a finer grid of two features
     coarse = rows.reshape(1, 2, 2, 2, 2, 2).swapaxes(2, 3).reshape(1, 2, 2, 8)
