@@ -204,12 +204,13 @@ class Bev(Task):
         return overlay(example, prediction["masks"])[0]
 
 
-def overlay(example, masks):
+def overlay(example, masks, corners=None):
     """Returns a figure, and its axes by name: images with the cells of masks, and the masks from above ("above").
 
     Args:
         example: images, calibration and true masks of a scene.
         masks: predicted probabilities `[GRID, GRID, masks]`.
+        corners: boxes to draw, in the frame of each camera, `[cameras, boxes, 8, 3]`.
     """
     from matplotlib.figure import Figure
 
@@ -217,13 +218,13 @@ def overlay(example, masks):
     axes = figure.subplot_mosaic([[*CAMERAS[:3], "above"], [*CAMERAS[3:], "above"]], width_ratios=(2, 2, 2, 3))
     rig, found = Rig(example["intrinsics"], example["poses"]), masks > 0.5
     centres = (np.arange(GRID) + 0.5) * CELL - EXTENT
+    for n, camera in enumerate(CAMERAS):
+        drawn = None if corners is None else corners[n]
+        plot.camera(example["images"][n], example["intrinsics"][n], corners=drawn, ax=axes[camera], title=camera)
     for k, colour in enumerate(("tab:red", "tab:cyan")):
         rows, columns = np.nonzero(found[..., k])
         points = rig.seen(np.stack([centres[columns], centres[rows], 0 * columns], -1))
-        for camera, image, intrinsics, seen in zip(
-            CAMERAS, example["images"], example["intrinsics"], points, strict=True
-        ):
-            plot.camera(image, intrinsics, ax=axes[camera], title=camera)
+        for camera, intrinsics, seen in zip(CAMERAS, example["intrinsics"], points, strict=True):
             at = plot.project(seen[seen[:, 2] > 1], intrinsics)
             axes[camera].plot(*at.T, ".", color=colour, markersize=2)
         axes["above"].contourf(centres, centres, masks[..., k], [0.5, 1], colors=colour, alpha=0.6)

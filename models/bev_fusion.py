@@ -16,7 +16,7 @@ from engine import Loss, Padded, Task, plot
 
 from .bev import BevModel, depth_loss, intersection_over_union, mask_losses, overlay
 from .camera_scenes import CameraScenes
-from .cameras import CAMERAS, Rig, corners
+from .cameras import Rig, corners
 from .lidar import FOOTPRINT, OBJECTS, CenterModel, Convolution, LidarDetection, score_of
 from .street_scenes import RAYS
 
@@ -75,13 +75,10 @@ class Fusion(Task):
         return {"nds": score_of(found, batch), **intersection_over_union(found["masks"] > 0.5, batch["masks"])}
 
     def figure(self, example, prediction):
-        figure, axes = overlay(example, prediction["masks"])
         boxes = prediction["boxes"][prediction["score"] > 0.3][:, :7]
         bottom = np.concatenate([boxes[:, :2], boxes[:, 2:3] - boxes[:, 5:6] / 2, boxes[:, 3:]], 1)
         seen = Rig(example["intrinsics"], example["poses"]).seen(corners(bottom))
-        for number, camera in enumerate(CAMERAS):
-            image, intrinsics = example["images"][number], example["intrinsics"][number]
-            plot.camera(image, intrinsics, corners=seen[number], ax=axes[camera])
+        figure, axes = overlay(example, prediction["masks"], seen)
         truth = example["boxes"][example["mask"]["objects"]]
         plot.boxes(boxes[:, FOOTPRINT], None, truth[:, FOOTPRINT], ax=axes["above"])
         return figure

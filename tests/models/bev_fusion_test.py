@@ -12,6 +12,7 @@ from engine.training.model import cast, describe
 from models.bev import Bev, Views
 from models.bev_fusion import Fusion, scenes
 from models.camera_scenes import CameraScenes
+from models.cameras import CAMERAS
 from models.lidar import LidarDetection
 
 
@@ -86,6 +87,7 @@ def test_the_figure_draws_boxes_around_their_pixels_and_cells_on_the_ground(batc
     box = np.array([[10.0, 0, 1, 2, 2, 2, 0, 0, 0], [0.0, 20, 1, 2, 2, 2, 0, 0, 0]])
     figure = Fusion().figure(example, {"masks": masks, "boxes": box, "score": np.array([0.9, 0.1])})
     axes = {axis.get_title(): axis for axis in figure.axes}
+    assert [len(axes[camera].images) for camera in CAMERAS] == [1] * len(CAMERAS)
     front = [(line.get_marker(), np.asarray(line.get_data())) for line in axes["front"].lines]  # data: [2, points]
     dots = [points for marker, points in front if marker == "." and points.shape[1]]
     edges = [points for _, points in front if points.shape[1] == 2]
