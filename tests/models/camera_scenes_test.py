@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.camera_prior import overlap, prior
+from models.camera_prior import main, overlap, prior
 from models.camera_scenes import (
     CLUTTER,
     GRID,
@@ -89,6 +89,13 @@ def test_crossing_streets_are_free_of_houses():
             for box, label in zip(scene.boxes, scene.labels, strict=True):
                 assert label >= 0 or -5.3 < box[1] < 8.8 or abs(box[0] - street.crossing) > 3.6
     assert 0 < crossings < 12
+
+
+@pytest.mark.parametrize("flag", ["--count=3", "--heldout=0"])
+def test_too_few_scenes_for_the_prior_are_an_error(flag, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([flag])
+    assert f"{flag.replace('=', ' = ')}: allowed is a whole number from" in capsys.readouterr().err
 
 
 def test_the_prior_predicts_the_cells_that_are_often_in_a_mask():
