@@ -1,6 +1,6 @@
 """Simulated traffic (SUMO): six futures of 6 s of an agent, from 2 s and the lanes and lights around it.
 
-tools/bazel run //configs:forecast_sim               simulates the traffic first: two minutes of CPU time, once
+tools/bazel run //configs:forecast_sim               simulates the traffic first: about two minutes (estimated)
 convoy train --config=configs/forecast_sim.py        likewise, with pip install 'convoy-engine[sim]'
 
 2 min 13 s of CPU time. On networks that it was not trained on, of agents that move: minADE 1.14 m of the best of 6

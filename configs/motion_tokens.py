@@ -4,8 +4,8 @@ tools/bazel run //configs:motion_tokens     8.5 min on one core, of which 2 eval
                                             13.6 % of vehicles collide (constant velocity 27.4 %) and 2.4 % leave the
                                             road (10.6 %); minADE of 8 roll-outs 1.34 m (3.64 m)
 
-`pip install 'convoy-engine[sim]'` brings SUMO for `convoy train`. The first run also simulates the scenes, about two
-minutes.
+`pip install 'convoy-engine[sim]'` brings SUMO for `convoy train`. The first run also simulates the scenes, in about
+two minutes of one core (an estimate).
 """
 
 from engine.config import defaults

@@ -1,7 +1,8 @@
 """Simulated traffic scenes with a map: 2 s of history and 6 s of future at 2 Hz, as in nuScenes, in ArrayRecord files.
 
 The networks of the splits differ, so validation and test show a model on maps that it has not seen. `scenes` simulates
-a split on first use: `train` takes about two minutes of one core. `convoy data write` does the same in advance:
+a split on first use: all three take about two minutes of one core (an estimate). `convoy data write` does the same in
+advance:
 
     convoy data write --data.target=models.traffic.Traffic --data.split=train --out=data/traffic/train-v1.arrayrecord
 
