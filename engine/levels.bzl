@@ -31,6 +31,7 @@ LEVELS = [
     [
         "//engine/datasets",
         "//engine/loop",
+        "//engine/planning",
         "//engine/saved",
     ],
 ]

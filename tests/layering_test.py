@@ -26,7 +26,7 @@ TOP = Path(__file__).parents[1]
 LEVELS = (
     ("main+arguments+commands+data_commands",),
     ("entry+inference+objects+resume+saved_program+saved_evaluations+follower", "doctor", "launch"),
-    ("loop", "saved", "datasets"),
+    ("loop", "saved", "datasets", "planning"),
     ("training", "checkpoint", "observe", "resilience", "stragglers", "layers"),
     ("tuning",),  # same level as parallel, but it reads the layout of parallel
     ("readers",),  # same level as data, but its readers are sources of data

@@ -21,7 +21,7 @@ from benchmarks.aot.measures import Measures, measure
 from benchmarks.aot.plain import compile_plain
 from benchmarks.aot.programs import Compiled, Job, compile_engine
 from benchmarks.aot.rows import ROWS, TINY, RowSpec
-from benchmarks.aot.targets import devices
+from engine.planning.targets import devices
 from engine.types import Device
 
 type Compile = Callable[[Job, Sequence[Device]], Compiled]

@@ -30,7 +30,7 @@ class Job:
     """A train step to compile.
 
     Attributes:
-        target: devices, as for `targets.devices`.
+        target: a target of `engine/planning/targets.py`.
         model: key of SIZES.
         mesh: mesh axis -> devices.
         batch: rows of the global batch.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from benchmarks.aot.programs import Job
 
-V5E, H100 = "tpu:v5e:4x4", "gpu:1x8"
+V5E, H100 = "v5e:4x4", "h100:1x8"
 FULL = {"train.remat": "full"}
 
 

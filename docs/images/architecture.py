@@ -33,6 +33,7 @@ LEVELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("loop/", "steps, and between them saves, evaluations, hooks"),
             ("saved/", "existing runs, predictions"),
             ("datasets/", "write, check"),
+            ("planning/", "targets, cost model"),
         ),
     ),
     (

@@ -6,13 +6,13 @@ import os
 
 import pytest
 
-from benchmarks.aot import targets
 from benchmarks.aot.measures import Measures, measure
 from benchmarks.aot.programs import SIZES, Compiled, Job, compile_engine
 from engine.parallel.collectives import Collective, collectives
 from engine.parallel.hlo_text import HloText
+from engine.planning import targets
 
-TARGETS = {"tpu": "tpu:v5e:4x4", "gpu": "gpu:2x8"}
+TARGETS = {"tpu": "v5e:4x4", "gpu": "h100:2x8"}
 ROWS, TIME = 32, 256
 FULL = {"train.remat": "full"}
 MESHES = {

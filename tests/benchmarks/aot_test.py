@@ -5,12 +5,11 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks.aot import __main__ as aot
-from benchmarks.aot import measures, targets
+from benchmarks.aot import measures
 from benchmarks.aot.programs import Compiled
 from benchmarks.aot.rows import ROWS
 from engine.parallel.hlo_text import HloText
@@ -67,13 +66,3 @@ def test_rows_are_listed_and_unknown_rows_are_refused(capsys):
     assert all(name in capsys.readouterr().out for name in list(ROWS)[:1])
     assert aot.main(["--rows=v5e-fdsp"]) == 2
     assert "v5e-fdsp is unknown" in capsys.readouterr().err
-
-
-def test_targets_of_an_unknown_form_and_missing_packages_are_named(monkeypatch):
-    with pytest.raises(ValueError, match="'v5e:4x4' is not of the form tpu:v5e:4x4"):
-        targets.devices("v5e:4x4")
-    with pytest.raises(ValueError, match="'gpu:8' is not of the form"):
-        targets.devices("gpu:8")
-    monkeypatch.setitem(targets.PACKAGES, "tpu", ("libtpu_of_nowhere",))
-    with pytest.raises(ModuleNotFoundError, match=r"needs libtpu_of_nowhere\. Install the extra aot"):
-        targets.devices("tpu:v5e:4x4")

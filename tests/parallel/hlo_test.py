@@ -4,7 +4,6 @@ G is the size of all gradients in bytes, float32 like the parameters; S is that 
 sums metrics, the weight of the loss and norms: a few numbers, within the tolerance of 10 %.
 """
 
-import importlib.util
 import json
 import math
 import os
@@ -16,6 +15,7 @@ import pytest
 
 from engine.config.schema import MeshSpec
 from engine.parallel.collectives import collectives
+from engine.planning import targets
 from tests import zoo
 
 TASK = zoo.Classify(width=64)
@@ -94,25 +94,14 @@ def test_zero1_gives_the_results_of_data_parallel():
     zoo.assert_close(plain_metrics, split_metrics, 1e-5)  # sums of 16 losses
 
 
-GPU = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
-  clock_rate_ghz: 1.98 device_memory_size: 84942979072 shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 minor: 0 } registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}
-platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description_str: "NVIDIA H100 80GB HBM3"
-"""
-
 AHEAD_OF_TIME = """
 import dataclasses, json, sys
-from jax.experimental import topologies
 from engine.config.schema import MeshSpec
 from engine.parallel.collectives import collectives
+from engine.planning import targets
 from tests import zoo
-platform, topology, options, axis, zero1, width, rows = json.loads(sys.argv[1])
-devices = topologies.get_topology_desc(topology, platform, **options).devices
+target, axis, zero1, width, rows = json.loads(sys.argv[1])
+devices = targets.devices(target)
 program = zoo.program(
     zoo.Classify(width=width), mesh=MeshSpec(**{axis: 8}), batch_size=rows, layout={"zero1": zero1}, devices=devices
 )
@@ -124,12 +113,9 @@ print(json.dumps([gradients, [dataclasses.asdict(c) for c in found]]))
 
 def ahead_of_time(*words):
     """Returns (bytes of the gradients, bytes by kind and axes) of the step, compiled in a separate process."""
-    environment = {
-        **os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", AHEAD_OF_TIME, json.dumps(words)],
-        env=environment,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         timeout=300,
@@ -143,28 +129,21 @@ def ahead_of_time(*words):
     return gradients, sizes
 
 
-def has(*modules):
-    return any(importlib.util.find_spec(module) for module in modules)
-
-
-@pytest.mark.skipif(not has("libtpu"), reason="needs libtpu, which compiles for TPUs without having one (jax[tpu])")
+@pytest.mark.skipif(bool(targets.missing("tpu")), reason="needs the compiler for TPUs, of the extra aot")
 def test_zero1_uses_reduce_scatter_on_tpu():
     """Each gradient is either reduce-scattered, with 1/8 of it as the result, or all-reduced: 8 RS + AR = G."""
-    gradients, sizes = ahead_of_time("tpu", "v5e:2x4", {}, "data", True, 256, 32)
+    gradients, sizes = ahead_of_time("v5e:2x4", "data", True, 256, 32)
     scattered = 8 * sizes["reduce-scatter", "data"]
     assert scattered > gradients / 2
     assert scattered + sizes["all-reduce", "data"] == about(gradients)
     assert sizes["all-gather", "data"] == about(gradients)
 
 
-@pytest.mark.skipif(
-    not has("jax_cuda12_plugin", "jax_cuda13_plugin"),
-    reason="needs the CUDA plugin of JAX, which compiles for GPUs without having one (jax[cuda13])",
-)
+@pytest.mark.skipif(bool(targets.missing("gpu")), reason="needs the compiler for GPUs, of the extra aot")
 @pytest.mark.parametrize(("axis", "zero1"), [("fsdp", False), ("data", True)])
 def test_fsdp_and_zero1_use_reduce_scatter_on_gpu(axis, zero1):
     """As on a TPU; the scattered parts are gathered again."""
-    gradients, sizes = ahead_of_time("cuda", "", {"topology": "1x1x8", "target_config": GPU}, axis, zero1, 64, ROWS)
+    gradients, sizes = ahead_of_time("h100:1x8", axis, zero1, 64, ROWS)
     scattered = 8 * sizes["reduce-scatter", axis]
     assert scattered > gradients / 2
     assert scattered + sizes["all-reduce", axis] == about(gradients)
