@@ -20,7 +20,7 @@ import engine
 from configs import forecast_eth_ucy
 from engine.config.errors import ConvoyError
 from engine.config.override import apply
-from models.eth_ucy import PLACES, PREDICTED, Scenes
+from models.pedestrians.eth_ucy import PLACES, PREDICTED, Scenes
 
 SOCIAL_GAN = ", two agents or more"  # the windows that the loader of Social-GAN takes
 PUBLISHED = {

@@ -1,1 +1,1 @@
-"""Example models: each file has a Flax NNX module, its Task and its datasets, and is independent of the mesh."""
+"""Example models: Flax NNX modules, their Tasks and their datasets, independent of the mesh."""

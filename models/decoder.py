@@ -12,6 +12,8 @@ from flax import nnx
 
 from engine import Loss, Task, TaskError, layers
 
+from .attention import whole_rows
+
 
 class Attention(nnx.Module):
     """Causal self-attention within the documents of a row."""
@@ -44,14 +46,6 @@ class SwiGLU(nnx.Module):
         hidden = ("batch", "sequence", "mlp")  # without it XLA splits the gradients of these arrays in another way
         gate, up = (layers.constrain(project(x), *hidden) for project in (self.gate, self.up))
         return self.down(layers.constrain(layers.swiglu(gate, up), *hidden))
-
-
-def whole_rows(y):
-    """Returns the result of a norm with its positions split as within a layer.
-
-    The first constraint gathers the result, and not the float32 values of which it is computed.
-    """
-    return layers.constrain(layers.constrain(y, "batch", "tokens", None), "batch", "sequence", None)
 
 
 class Block(nnx.Module):

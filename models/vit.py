@@ -8,6 +8,8 @@ from flax import nnx
 
 from engine import Loss, Mean, Task, TaskError, layers
 
+from .attention import whole_rows
+
 
 class Attention(nnx.Module):
     """Self-attention over all patches."""
@@ -21,11 +23,6 @@ class Attention(nnx.Module):
         """Returns `[batch, patches, width]` for `x` of that shape."""
         q, k, v = (project(x).reshape(*x.shape[:2], -1, self.head_dim) for project in self.project)
         return self.out(layers.attention(q, k, v, causal=False).reshape(x.shape))
-
-
-def whole_rows(y):
-    """Returns the result of a norm with its patches split as within a layer; see models/decoder.py."""
-    return layers.constrain(layers.constrain(y, "batch", "tokens", None), "batch", "sequence", None)
 
 
 class Block(nnx.Module):

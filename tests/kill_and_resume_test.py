@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests import runs
-from tests.models import pedestrians
+from tests.models.pedestrians import recordings
 
 ARGS = (
     "train", "--config=configs.digits", "--config.train.total=400 steps", "--config.checkpoint.every=10 steps",
@@ -105,7 +105,7 @@ def test_models_of_the_zoo_resume_after_sigkill_with_the_same_state_and_results(
 
 def pedestrian_args(tmp_path: Path) -> list[str]:
     """Writes recordings in the layout of ETH/UCY, and returns the arguments of a tiny model on them."""
-    folder = pedestrians.write(tmp_path / "data", walkers=3, frames=22)
+    folder = recordings.write(tmp_path / "data", walkers=3, frames=22)
     sections = ["data", *(f"evaluations.{name}.data" for name in ("validation", "test", "test_social_gan"))]
     return [
         *(f"--config.{section}.folder={folder}" for section in sections),

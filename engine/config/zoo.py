@@ -8,8 +8,8 @@ repository, and the full name elsewhere. So a saved run resumes with the same co
 import importlib
 import importlib.util
 import os
+import pkgutil
 from importlib.machinery import PathFinder
-from pathlib import Path
 from typing import Any
 
 ZOO = "convoy_zoo"
@@ -17,12 +17,12 @@ PACKAGES = ("models", "configs")
 
 
 def modules(package: str) -> list[str]:
-    """Returns the names of the zoo's modules in `package`, models or configs; none where the zoo is not installed."""
+    """Returns the names of the zoo's modules and packages in `package`, models or configs; none without the zoo."""
     try:
         folders = importlib.import_module(ZOO).__path__
     except ModuleNotFoundError:
         return []
-    return sorted(file.stem for folder in folders for file in Path(folder, package).glob("[!_]*.py"))
+    return sorted(info.name for folder in folders for info in pkgutil.iter_modules([os.path.join(folder, package)]))
 
 
 def canonical(name: str) -> str:
@@ -35,8 +35,8 @@ def canonical(name: str) -> str:
     module = rest.partition(".")[0]
     if package not in PACKAGES or module not in modules(package):
         return name
-    found = _file_of(package, module)
-    if found and os.path.samefile(found, Path(importlib.import_module(ZOO).__path__[0], package, f"{module}.py")):
+    found, shipped = _file_of(package, module), _file_of(f"{ZOO}.{package}", module)
+    if found and shipped and os.path.samefile(found, shipped):
         return short
     return name if found else f"{ZOO}.{short}"
 

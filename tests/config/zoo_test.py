@@ -54,12 +54,14 @@ def imported() -> list[str]:
 
 
 def test_modules_are_those_of_the_zoo():
-    assert {"digits", "vit", "decoder"} <= set(zoo.modules("models"))
+    assert {"digits", "vit", "decoder", "street"} <= set(zoo.modules("models"))
     assert "digits" in zoo.modules("configs") and "__init__" not in zoo.modules("configs")
     assert zoo.modules("nothing") == []
 
 
-@pytest.mark.parametrize("name", ["models.digits.Digits", "models.digits", "configs.digits"])
+@pytest.mark.parametrize(
+    "name", ["models.digits.Digits", "models.street.lidar.sweeps", "models.digits", "configs.digits"]
+)
 def test_repository_uses_short_names(name):
     assert zoo.canonical(name) == zoo.canonical(f"convoy_zoo.{name}") == name
 
@@ -77,6 +79,7 @@ def test_module_of_the_user_keeps_the_short_name(own_folders):
 
 def test_short_name_that_the_user_does_not_have_becomes_the_full_name(own_folders):
     assert zoo.canonical("models.vit.Vit") == "convoy_zoo.models.vit.Vit"
+    assert zoo.canonical("models.street.lidar.sweeps") == "convoy_zoo.models.street.lidar.sweeps"
     assert zoo.canonical("configs.vit_fashion") == "convoy_zoo.configs.vit_fashion"
 
 

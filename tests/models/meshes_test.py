@@ -29,9 +29,9 @@ from engine.parallel.mesh import replicated
 from models.decoder import LanguageModel
 from models.digits import Digits
 from models.fashion_mnist import Fashion
-from models.forecasting import Forecast
-from models.lidar import LidarDetection
 from models.moe_decoder import MoeLanguageModel
+from models.pedestrians.forecasting import Forecast
+from models.street.lidar import LidarDetection
 from models.vit import Vit
 from tests import zoo
 

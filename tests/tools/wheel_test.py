@@ -85,7 +85,7 @@ def own_folders(folder: pathlib.Path) -> None:
 def test_wheel_contains_every_package_and_no_top_level_models_or_configs(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     files = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("engine/**/*.py")}
-    files |= {f"convoy_zoo/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("[mc]o*s/*.py")}
+    files |= {f"convoy_zoo/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("[mc]o*s/**/*.py")}
     assert files | {"convoy_zoo/__init__.py", "engine/py.typed"} <= set(names)
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"engine", "convoy_zoo"}
     (entry_points,) = [name for name in names if name.endswith("/entry_points.txt")]

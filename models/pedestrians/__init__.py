@@ -1,0 +1,1 @@
+"""Pedestrians of the recordings ETH/UCY, and forecasts of where they walk."""

@@ -1,0 +1,262 @@
+"""Detection in lidar sweeps: pillars on a grid from above, convolutions, and a heatmap of centres with a box at each.
+
+The pillars are those of PointPillars (Lang et al. 2019, arXiv:1812.05784): a small network for each point, and the
+largest value in each cell. The heads and losses are those of CenterPoint (Yin et al. 2021, arXiv:2006.11275).
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from engine import Loss, Padded, Task, metrics, plot
+
+from .scenes import CLASSES, EXTENT, RANGES, RAYS, SIZES, StreetScenes
+
+CELLS, STRIDE = 128, 2  # cells of the grid along each side; of each level of convolutions
+CELL = 2 * EXTENT / CELLS  # metres, also of the heatmap
+HEIGHTS = 0.4 * np.arange(8)  # metres: features say how near a point is to each
+FOOTPRINT = (0, 1, 3, 4, 6)  # of the numbers of a box: x, y, length, width, yaw
+APART = (1.5, 2.0, 0.4, 0.7)  # [class] metres: of two predicted centres that are nearer, one is dropped
+OBJECTS, PREDICTIONS = 64, 64  # most labelled objects of a sweep; boxes predicted for each
+BOX = 11  # numbers of the box head: centre (3), log size (3), sin and cos of the yaw, velocity (2), moving (1)
+WEIGHTS = (1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.2)  # of their errors, without moving: one sweep hardly shows a velocity
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def largest(x, index, cells):
+    """Returns the largest of the positive values in each cell, `[cells, width]`, or 0; indices out of bounds drop."""
+    return jnp.zeros((cells, x.shape[-1]), x.dtype).at[index].max(x, mode="drop")
+
+
+def _largest_forward(x, index, cells):
+    grid = largest(x, index, cells)
+    return grid, (x, index, grid)
+
+
+def _largest_backward(cells, saved, gradient):
+    x, index, grid = saved  # two gathers; the derivative that JAX gives to scatter-max has a scatter too
+    won = (x > 0) & (x == grid.at[index].get(mode="fill", fill_value=-1))
+    if x.dtype != jnp.float32:  # rounded values are often equal: only the first of them gets the gradient
+        order = jnp.broadcast_to(jnp.arange(len(x))[:, None], x.shape)
+        first = jnp.full(grid.shape, len(x)).at[index].min(jnp.where(won, order, len(x)), mode="drop")
+        won &= order == first.at[index].get(mode="fill", fill_value=len(x))
+    return jnp.where(won, gradient.at[index].get(mode="fill", fill_value=0), 0), None
+
+
+largest.defvjp(_largest_forward, _largest_backward)
+
+
+class Pillars(nnx.Module):
+    """The features of each cell of the grid: the largest over its points, zeros without points."""
+
+    def __init__(self, width: int, rngs: nnx.Rngs):
+        self.linear = nnx.Linear(6 + len(HEIGHTS), width, rngs=rngs)
+
+    def __call__(self, points, mask):
+        """Returns `[batch, CELLS, CELLS, width]`, rows along y, for points `[batch, points, 4]`."""
+        place = (points[..., :2] + EXTENT) / CELL
+        cell = jnp.floor(place).astype(jnp.int32)
+        inside = mask & (cell >= 0).all(-1) & (cell < CELLS).all(-1)
+        index = jnp.where(inside, cell[..., 1] * CELLS + cell[..., 0], CELLS**2)  # out of bounds: dropped
+        z, intensity = points[..., 2:3], points[..., 3:]
+        near = nnx.relu(1 - jnp.abs(z - HEIGHTS) / 0.4)
+        x = jnp.concatenate([points[..., :2] / EXTENT, place - cell - 0.5, z, intensity, near], -1)
+        x = nnx.relu(self.linear(x.astype(self.linear.kernel.dtype)))
+        # One index over the batch would make each device of a mesh compute the grid of the whole batch.
+        grid = jax.vmap(lambda x, index: largest(x, index, CELLS**2))(x, index)
+        return grid.reshape(len(points), CELLS, CELLS, -1)
+
+
+class Convolution(nnx.Module):
+    """A 3x3 convolution, normalized over the batch."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int | tuple[int, int], rngs: nnx.Rngs):
+        self.conv = nnx.Conv(inputs, outputs, (3, 3), strides=stride, use_bias=False, rngs=rngs)
+        self.norm = nnx.BatchNorm(outputs, momentum=0.95, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.norm(self.conv(x)).astype(self.conv.kernel.dtype)  # the statistics are float32, and so is the result
+        return nnx.relu(x)
+
+
+class CenterModel(nnx.Module):
+    """Pillars, three levels of convolutions that are added up at the resolution of the first, and two heads.
+
+    The first level has cells of 1 m. Each of them predicts the four cells of the heatmap in it.
+    """
+
+    def __init__(self, width: int, rngs: nnx.Rngs):
+        self.pillars = Pillars(width // 2, rngs)
+        sizes = [(width // 2, width), (width, 2 * width), (2 * width, 3 * width)]
+        self.levels = nnx.List(
+            [
+                nnx.List([Convolution(a, b, STRIDE, rngs), Convolution(b, b, 1, rngs), Convolution(b, b, 1, rngs)])
+                for a, b in sizes
+            ]
+        )
+        self.across = nnx.List([nnx.Linear(b, width, rngs=rngs) for _, b in sizes])
+        self.neck = Convolution(width, 2 * width, 1, rngs)
+        first = nnx.initializers.constant(-4.0)  # as if 2 % were centres
+        self.heat = nnx.Linear(2 * width, STRIDE**2 * len(CLASSES), bias_init=first, rngs=rngs)
+        self.box = nnx.Linear(2 * width, STRIDE**2 * BOX, rngs=rngs)
+
+    def __call__(self, points, mask):
+        """Returns logits of centres `[batch, CELLS, CELLS, classes]` and codes of boxes `[..., BOX]`."""
+        return self.heads(self.features(points, mask))
+
+    def features(self, points, mask):
+        """Returns the input of the heads, a row for each cell of the first level."""
+        x, total = self.pillars(points, mask), 0.0
+        for number, (level, across) in enumerate(zip(self.levels, self.across, strict=True)):
+            for layer in level:
+                x = layer(x)
+            total = total + jnp.repeat(jnp.repeat(across(x), 2**number, axis=1), 2**number, axis=2)
+        return self.neck(nnx.relu(total))
+
+    def heads(self, x):
+        """Returns logits and codes in float32, as the whole model does."""
+        x = x.astype(jnp.float32)
+        return split(self.heat(x)), split(self.box(x))
+
+
+def split(x):
+    """Returns the STRIDE**2 parts of the features `[batch, rows, columns, width]` of cells as cells of a finer grid."""
+    batch, rows, columns = x.shape[:3]
+    x = x.reshape(batch, rows, columns, STRIDE, STRIDE, -1).swapaxes(2, 3)
+    return x.reshape(batch, STRIDE * rows, STRIDE * columns, -1)
+
+
+def at_cells(x, rows, columns):
+    """Returns the features `[batch, cells, width]` of cells, for rows and columns `[batch, cells]`."""
+    return jax.vmap(lambda x, row, column: x[row, column])(x, rows, columns)
+
+
+def encode(boxes, labels, cell):
+    """Returns the codes `[..., BOX - 1]` of boxes `[..., 9]` at cells (x, y) of the heatmap."""
+    middle = (cell + 0.5) * CELL - EXTENT
+    yaw = boxes[..., 6:7]
+    return jnp.concatenate(
+        [
+            boxes[..., :2] - middle,
+            boxes[..., 2:3] - 1,
+            jnp.log(jnp.maximum(boxes[..., 3:6], 0.1) / jnp.asarray(SIZES, jnp.float32)[labels]),
+            jnp.sin(yaw),
+            jnp.cos(yaw),
+            boxes[..., 7:9] / 5,
+        ],
+        -1,
+    )
+
+
+def decode(codes, labels, cell):
+    """Returns the boxes of codes, the inverse of `encode`."""
+    middle = (cell + 0.5) * CELL - EXTENT
+    size = jnp.asarray(SIZES, jnp.float32)[labels] * jnp.exp(codes[..., 3:6].clip(-1, 1))
+    yaw = jnp.arctan2(codes[..., 6:7], codes[..., 7:8])
+    return jnp.concatenate(
+        [codes[..., :2] + middle, codes[..., 2:3] + 1, size, yaw, codes[..., 8:10] * 5],
+        -1,
+    )
+
+
+def heatmap(boxes, labels, present):
+    """Returns targets `[batch, CELLS, CELLS, classes]`, 1 at a centre and less around it, and the cells of centres."""
+    place = (boxes[..., :2] + EXTENT) / CELL
+    cell = jnp.floor(place)
+    sigma = jnp.maximum(boxes[..., 3:5].max(-1) / CELL / 6, 0.8)[..., None]
+    along = [jnp.exp(-((jnp.arange(CELLS) - cell[..., k : k + 1]) ** 2) / (2 * sigma**2)) for k in (0, 1)]
+    one = jnp.where(present[..., None], jax.nn.one_hot(labels, len(CLASSES)), 0)  # [batch, objects, classes]
+    each = along[1][..., :, None] * along[0][..., None, :]  # [batch, objects, CELLS, CELLS]
+    return jnp.stack([(each * one[..., c, None, None]).max(1) for c in range(len(CLASSES))], -1), cell
+
+
+def focal(logits, target):
+    """Returns the focal loss of each cell (CornerNet, Law and Deng 2018, arXiv:1808.01244, equation 1)."""
+    log_p, log_q = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+    p = jax.nn.sigmoid(logits)
+    return jnp.where(target == 1, -((1 - p) ** 2) * log_p, -((1 - target) ** 4) * p**2 * log_q)
+
+
+@dataclasses.dataclass
+class LidarDetection(Task):
+    """Finds cars, trucks, pedestrians and cyclists in a sweep, as boxes with heading, velocity and a score."""
+
+    width: int = 32
+    full_precision = ("points", "boxes")
+
+    def build(self, rngs):
+        return CenterModel(self.width, rngs)
+
+    def loss(self, model, batch, rng):
+        logits, codes = model(batch["points"], batch["mask"]["points"])
+        boxes, labels, present = batch["boxes"], batch["label"], batch["mask"]["objects"]
+        target, cell = heatmap(boxes, labels, present)
+        x, y = cell.astype(jnp.int32).clip(0, CELLS - 1).swapaxes(0, -1).swapaxes(1, 2)
+        found = at_cells(codes, y, x)  # [batch, objects, BOX]
+        error = (jnp.abs(found[..., : BOX - 1] - encode(boxes, labels, cell)) * np.array(WEIGHTS)).sum(-1)
+        moving = batch["moving"]
+        wrong = jax.nn.softplus(found[..., BOX - 1]) - moving * found[..., BOX - 1]
+        return Loss.sum(
+            heat=CELLS**2 / 20 * Loss.of(focal(logits, target).sum(-1)),  # 20: objects of a sweep
+            box=0.5 * Loss.of(error, present),
+            moving=0.2 * Loss.of(wrong, present),
+        )
+
+    def predict(self, model, batch):
+        """Returns the most likely boxes: `boxes` `[batch, PREDICTIONS, 9]`, `score`, `label` and `moving`."""
+        logits, codes = model(batch["points"], batch["mask"]["points"])
+        score = jax.nn.sigmoid(logits)
+        highest = jax.lax.reduce_window(score, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
+        peaks = jnp.where(score == highest, score, 0).reshape(len(score), -1)
+        score, index = jax.lax.top_k(peaks, 2 * PREDICTIONS)
+        at, label = jnp.divmod(index, len(CLASSES))
+        y, x = jnp.divmod(at, CELLS)
+        code = at_cells(codes, y, x)
+        boxes = decode(code, label, jnp.stack([x, y], -1))
+        score, kept = jax.lax.top_k(jnp.where(covered(boxes, label), 0, score), PREDICTIONS)
+        boxes, code = (jnp.take_along_axis(values, kept[..., None], 1) for values in (boxes, code))
+        label = jnp.take_along_axis(label, kept, 1)
+        return {"boxes": boxes, "score": score, "label": label, "moving": (code[..., -1] > 0).astype(jnp.int32)}
+
+    def figure(self, example, prediction):
+        boxes, label = prediction["boxes"][:, FOOTPRINT], prediction["label"]
+        truth = example["boxes"][example["mask"]["objects"]][:, FOOTPRINT]
+        points = example["points"][example["mask"]["points"]]
+        points = points[np.abs(points[:, :2]).max(1) < EXTENT]
+        names = [CLASSES[index] for index in label]
+        return plot.boxes(boxes, prediction["score"], truth, points=points, names=names, least=0.3)
+
+    def evaluate(self, model, batch):
+        return {"nds": score_of(self.predict(model, batch), batch)}
+
+
+def covered(boxes, label):
+    """Returns which boxes are too near to an earlier one of their class, `[batch, boxes]`."""
+    apart = jnp.linalg.norm(boxes[:, :, None, :2] - boxes[:, None, :, :2], axis=-1)
+    near = (apart < jnp.asarray(APART)[label][..., None]) & (label[:, :, None] == label[:, None])
+    return jnp.tril(near, -1).any(-1)
+
+
+def score_of(predicted, batch):
+    """Returns the detection score of predictions of a batch of sweeps."""
+    return metrics.DetectionScore.of(
+        predicted["boxes"],
+        predicted["score"],
+        predicted["label"],
+        batch["boxes"],
+        batch["label"],
+        batch["mask"]["objects"],
+        attributes=(predicted["moving"], batch["moving"]),
+        classes=CLASSES,
+        ranges=RANGES,
+    )
+
+
+def sweeps(count: int = 1000, seed: int = 0) -> Padded:
+    """Returns simulated sweeps, padded to the number of rays and to OBJECTS labels."""
+    fields = {"points": ["points"], "objects": ["boxes", "label", "moving", "hits", "alone"]}
+    return Padded(StreetScenes(count, seed), {"points": RAYS, "objects": OBJECTS}, fields)

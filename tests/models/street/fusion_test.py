@@ -1,0 +1,98 @@
+"""Fusion starts with the outputs of the models of each sensor, and each loss trains with its own count."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from engine.training.model import cast, describe
+from models.street.bev import Bev, Views
+from models.street.camera_scenes import CameraScenes
+from models.street.cameras import CAMERAS
+from models.street.fusion import Fusion, scenes
+from models.street.lidar import LidarDetection
+
+
+@pytest.fixture(scope="module")
+def batch():
+    source = scenes(2, seed=5)
+    return jax.tree.map(lambda *rows: np.stack(rows), *[source[index] for index in range(2)])
+
+
+def test_fused_scenes_are_the_scenes_of_the_cameras_with_a_sweep(batch):
+    alone = CameraScenes(2, seed=5)[1]
+    assert all(np.array_equal(alone[name], batch[name][1]) for name in alone)
+    present = batch["mask"]["objects"][1]
+    boxes = batch["boxes"][1][present][batch["label"][1][present] < 2]
+    inside = boxes[np.abs(boxes[:, :2]).max(1) < 31]
+    row, column = ((inside[:, axis] + 32) / 0.5 for axis in (1, 0))
+    taken = batch["masks"][1][row.astype(int), column.astype(int), 0]
+    assert len(taken) > 3 and taken.mean() > 0.7  # others are hidden from the cameras, which are lower
+
+
+def test_an_untrained_fusion_predicts_what_both_models_predict(batch):
+    task = Fusion(lidar_width=8, camera_width=8)
+    model = task.build(nnx.Rngs(0))
+    model.eval()
+
+    @jax.jit
+    def outputs(batch):
+        boxes, (masks, depths) = model(batch)
+        return boxes, masks, depths, model.lidar(batch["points"], batch["mask"]["points"]), model.bev(batch)
+
+    boxes, masks, depths, lidar, bev = outputs(batch)
+    for found, wanted in ((boxes, lidar), ((masks, depths), bev)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, wanted)
+    fused = task.loss(lambda _: (boxes, (masks, depths)), batch, None)
+    alone = LidarDetection(8).loss(lambda *_: lidar, batch, None), Bev(8).loss(lambda _: bev, batch, None)
+    objects = batch["mask"]["objects"].sum()
+    np.testing.assert_allclose(fused.terms["detection/box"].weight.sum(), objects)
+    wanted = {f"detection/{name}": term for name, term in alone[0].terms.items()} | dict(alone[1].terms)
+    assert set(fused.terms) == set(wanted)
+    for name, term in fused.terms.items():
+        np.testing.assert_allclose(term.total, wanted[name].total, rtol=1e-4)
+        assert (jnp.asarray(term.weight) == wanted[name].weight).all()
+
+
+@pytest.mark.parametrize(
+    ("task", "full"),  # products in float32: of heads, and of directions with the poses of cameras
+    [(LidarDetection(8), 2), (Views(8), 1), (Bev(8), 1 + 2), (Fusion(8, 8), 2 + 1 + 2)],
+    ids=["lidar", "views", "bev", "fusion"],
+)
+def test_half_precision_is_for_all_products_but_those_of_heads_and_poses(task, full, batch):
+    model = describe(task)
+
+    def totals(params, state, examples):
+        module = model.module(cast(params, jnp.bfloat16), state, None)
+        found = task.loss(module, cast(examples, jnp.bfloat16, task.full_precision), None)
+        return [term.total for term in getattr(found, "terms", {"": found}).values()]
+
+    lowered = jax.jit(totals).lower(model.params, model.model_state, batch)
+    assert {total.dtype for total in lowered.out_info} == {jnp.dtype("float32")}
+    products = re.findall(
+        r"stablehlo\.(?:convolution|dot_general).*: \(tensor<(.*?)>, tensor<(.*?)>\)", lowered.as_text()
+    )
+    kinds = [{shape.split("x")[-1] for shape in operands} for operands in products]
+    assert kinds.count({"f32"}) == full and kinds.count({"bf16"}) == len(kinds) - full >= 6
+
+
+def test_the_figure_draws_boxes_around_their_pixels_and_cells_on_the_ground(batch):
+    pytest.importorskip("matplotlib")
+    example = jax.tree.map(lambda rows: rows[0], batch)
+    masks = np.zeros((*example["masks"].shape,))
+    masks[64, 84, 1] = 1  # 10.25 m ahead, 0.25 m to the left
+    box = np.array([[10.0, 0, 1, 2, 2, 2, 0, 0, 0], [0.0, 20, 1, 2, 2, 2, 0, 0, 0]])
+    figure = Fusion().figure(example, {"masks": masks, "boxes": box, "score": np.array([0.9, 0.1])})
+    axes = {axis.get_title(): axis for axis in figure.axes}
+    assert [len(axes[camera].images) for camera in CAMERAS] == [1] * len(CAMERAS)
+    front = [(line.get_marker(), np.asarray(line.get_data())) for line in axes["front"].lines]  # data: [2, points]
+    dots = [points for marker, points in front if marker == "." and points.shape[1]]
+    edges = [points for _, points in front if points.shape[1] == 2]
+    assert len(dots) == 1 and len(edges) == 12
+    x, y = np.concatenate(edges, axis=1)
+    assert x.min() < dots[0][0, 0] < x.max() and y.min() < dots[0][1, 0] < y.max()
+    left = [np.asarray(line.get_xdata()) for line in axes["front_left"].lines]
+    assert sum(len(x) == 2 for x in left) <= 12  # the other has a low score
