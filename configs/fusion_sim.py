@@ -1,20 +1,20 @@
 """Boxes, vehicles and lane lines from six simulated cameras and a lidar, starting with a trained model of each.
 
-tools/bazel run //configs:lidar_sim && tools/bazel run //configs:bev_sim
+tools/bazel run //configs:lidar_crossings && tools/bazel run //configs:bev_sim
 tools/bazel run //configs:fusion_sim
 
-The quality of the trained model is not measured yet. Its scenes are not those on which the two models were trained.
+The quality of the trained model is not measured yet.
 """
 
 from engine.config import defaults
 
-LIDAR, CAMERAS = "runs/lidar_sim", "runs/bev_sim"
+LIDAR, CAMERAS = "runs/lidar_crossings", "runs/bev_sim"
 
 
 def get_config():
     c = defaults()
     c.task = dict(target="models.street.fusion.Fusion", lidar_width=32, camera_width=64)
-    c.data = dict(target="models.street.fusion.scenes", count=3000, seed=4_000_000)
+    c.data = dict(target="models.street.fusion.scenes", count=2400, seed=4_000_000)
     c.train.total = "1 epoch"
     c.train.global_batch_size = 2
     c.optimizer.learning_rate = 1e-3
@@ -22,7 +22,7 @@ def get_config():
     c.init.sources.lidar = dict(checkpoint=LIDAR, paths={"lidar": ""})
     c.init.sources.cameras = dict(checkpoint=CAMERAS, paths={"bev": ""})
     validation = dict(target="models.street.fusion.scenes", count=60, seed=2_000_000)
-    c.evaluations.validation = dict(data=validation, every="500 steps", at_start=True)
+    c.evaluations.validation = dict(data=validation, every="600 steps", at_start=True)
     heldout = dict(target="models.street.fusion.scenes", count=200, seed=1_000_000)
     c.evaluations.heldout = dict(data=heldout, every=None)
     c.log.every = "50 steps"

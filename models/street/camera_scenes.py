@@ -194,17 +194,24 @@ def render(
     return (255 * image.clip(0, 1)).astype(np.uint8), owner, depth, kind
 
 
-def view(rng: np.random.Generator, lidar: bool = False) -> dict[str, np.ndarray]:
-    """Returns the images of a scene and its masks, and a sweep with `lidar`, see CameraScenes."""
+def observe(rng: np.random.Generator, images: bool, lidar: bool) -> dict[str, np.ndarray]:
+    """Returns what the sensors measure in a scene, see CameraScenes."""
     scene, street = draw_street(rng)
-    boxes, labels, rig = street.place(np.stack(scene.boxes)), np.array(scene.labels), Rig.mounted(rng)
+    boxes = street.place(np.stack(scene.boxes))
+    noise = rng.spawn(1)[0]  # of the lidar: a sweep is the same with and without images
+    seen = view(rng, street, boxes, np.array(scene.labels)) if images else {}
+    return {**seen, **(scan(noise, scene, boxes, street.slope) if lidar else {})}
+
+
+def view(rng: np.random.Generator, street: Street, boxes: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the images of boxes in the frame of the vehicle, and what is known of them, see CameraScenes."""
+    rig = Rig.mounted(rng)
     images, owner, depth, kind = render(rng, boxes, labels, street, rig)
     pixels = np.bincount(owner.ravel() + 1, minlength=len(boxes) + 1)[1:]
     centre = np.s_[:, PATCH[0] // 2 :: PATCH[0], PATCH[1] // 2 :: PATCH[1]]
     patches = kind.reshape(6, ROWS // PATCH[0], PATCH[0], COLUMNS // PATCH[1], PATCH[1])
     kind = np.where((patches == LINE).any((2, 4)), LINE, kind[centre])
     seen = boxes[np.isin(labels, VEHICLES) & (pixels >= LEAST)]
-    sweep = scan(rng, scene, boxes, street.slope) if lidar else {}
     return {
         "images": images,
         "intrinsics": rig.intrinsics.astype(np.float32),
@@ -212,7 +219,6 @@ def view(rng: np.random.Generator, lidar: bool = False) -> dict[str, np.ndarray]
         "depth": depth[centre].astype(np.float32),
         "kind": kind.astype(np.int32),
         "masks": masks(seen, street),
-        **sweep,
     }
 
 
@@ -226,12 +232,12 @@ class CameraScenes:
       pixel of the patch shows a lane line.
     - `masks`, bool `[GRID, GRID, 2]`: cells of cars and trucks that are seen, and cells of lane lines; rows along y.
 
-    With `lidar`, the fields of StreetScenes are added, for a sensor above the origin. Each scene depends only on the
-    seed and its index.
+    With `lidar`, the fields of StreetScenes are added, for a sensor above the origin. Without `images`, these are the
+    only fields. Each scene depends only on the seed and its index.
     """
 
-    def __init__(self, count: int = 1000, seed: int = 0, lidar: bool = False):
-        self.count, self.seed, self.lidar = count, seed, lidar
+    def __init__(self, count: int = 1000, seed: int = 0, lidar: bool = False, images: bool = True):
+        self.count, self.seed, self.lidar, self.images = count, seed, lidar, images
 
     def __len__(self):
         return self.count
@@ -239,4 +245,4 @@ class CameraScenes:
     def __getitem__(self, index):
         if not 0 <= index < self.count:
             raise IndexError(index)
-        return view(np.random.default_rng([self.seed, index]), self.lidar)
+        return observe(np.random.default_rng([self.seed, index]), self.images, self.lidar)

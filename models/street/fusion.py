@@ -84,7 +84,8 @@ class Fusion(Task):
         return figure
 
 
-def scenes(count: int = 1000, seed: int = 0) -> Padded:
+def scenes(count: int = 1000, seed: int = 0, images: bool = True) -> Padded:
     """Returns scenes with images and sweeps, padded to the number of rays and to OBJECTS labels."""
     fields = {"points": ["points"], "objects": ["boxes", "label", "moving", "hits", "alone"]}
-    return Padded(CameraScenes(count, seed, lidar=True), {"points": RAYS, "objects": OBJECTS}, fields)
+    source = CameraScenes(count, seed, lidar=True, images=images)
+    return Padded(source, {"points": RAYS, "objects": OBJECTS}, fields)

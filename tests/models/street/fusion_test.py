@@ -33,6 +33,12 @@ def test_fused_scenes_are_the_scenes_of_the_cameras_with_a_sweep(batch):
     assert len(taken) > 3 and taken.mean() > 0.7  # others are hidden from the cameras, which are lower
 
 
+def test_sweeps_are_the_same_without_images():
+    seen, alone = scenes(2, seed=5)[1], scenes(2, seed=5, images=False)[1]
+    assert "images" in seen and "images" not in alone and {"points", "boxes", "label", "hits"} < set(alone)
+    jax.tree.map(np.testing.assert_array_equal, alone, {name: seen[name] for name in alone})
+
+
 def test_an_untrained_fusion_predicts_what_both_models_predict(batch):
     task = Fusion(lidar_width=8, camera_width=8)
     model = task.build(nnx.Rngs(0))

@@ -1,0 +1,15 @@
+"""Detection in simulated lidar sweeps of the streets that the cameras see: crossings, and any heading.
+
+tools/bazel run //configs:lidar_crossings
+
+It trains the model of `lidar_sim` for `fusion_sim`. The scenes are simulated.
+"""
+
+from . import lidar_sim
+
+
+def get_config():
+    c = lidar_sim.get_config()
+    for part in (c, c.evaluations.validation, c.evaluations.heldout):
+        part.data.update(target="models.street.fusion.scenes", images=False)
+    return c
