@@ -1,10 +1,12 @@
 """Attention on the arrays of one device, by the kernel of its platform.
 
-GPUs use cuDNN's flash attention and TPUs the splash attention of Pallas. CPUs, and shapes or dtypes that no kernel
-supports, use `blockwise.py`. `specs` and `divide_heads` prepare a call under `jax.shard_map`.
+GPUs use cuDNN's flash attention and TPUs the splash attention of Pallas, with lengths padded as the kernel requires.
+CPUs, and shapes or dtypes that no kernel supports, use `blockwise.py`. `specs` and `divide_heads` prepare a call under
+`jax.shard_map`.
 """
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,10 @@ CUDNN_HEAD_DIM = 128
 SPLASH_LANES = 128
 """Blocks of a splash kernel are multiples of a TPU's lanes."""
 SPLASH_BLOCKS = (512, 256, SPLASH_LANES)
+SPLASH_PADDED = 1.5
+"""Largest ratio of padded to given length for splash. XLA's estimates for a v5e, forward and backward, 64 rows and 12
+heads of 64: 196 positions take 5.8 M cycles with padding and 8.4 M in plain XLA, 98 take 2.6 M and 2.1 M, 49 take 2.4 M
+and 1.1 M."""
 
 
 def attend(
@@ -36,25 +42,50 @@ def attend(
     """
     if platform == "gpu" and cudnn_takes(q):
         return cudnn(q, k, v, causal=causal, segment_ids=segment_ids)
-    if platform == "tpu" and q.shape[1] % SPLASH_LANES == 0:
+    if platform == "tpu" and splash_takes(q):
         return splash(q, k, v, causal=causal, segment_ids=segment_ids)
     return blockwise.attention(q, k, v, causal=causal, segment_ids=segment_ids)
 
 
 def cudnn_takes(q: jax.Array) -> bool:
-    """Returns whether cuDNN has a kernel: for 16-bit floats, head sizes 8, 16, ... 128, and an even length.
+    """Returns whether cuDNN has a kernel: for 16-bit floats and head sizes 8, 16, ... 128."""
+    head_dim = q.shape[3]
+    return q.dtype in (jnp.bfloat16, jnp.float16) and head_dim <= CUDNN_HEAD_DIM and head_dim % 8 == 0
 
-    The forward kernel also supports odd lengths without a mask, but its gradient does not.
+
+def splash_takes(q: jax.Array) -> bool:
+    """Returns whether splash is faster than plain XLA, although it computes padding up to a multiple of the lanes."""
+    time = q.shape[1]
+    return _round_up(time, SPLASH_LANES) <= SPLASH_PADDED * time
+
+
+def cudnn(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    causal: bool,
+    segment_ids: jax.Array | None,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> jax.Array:
+    """Returns attention by cuDNN. Segments become a mask `[batch, 1, time, time]`, which is held in memory.
+
+    The gradient supports even lengths only, so an odd length is padded by one position that is masked as a key.
+
+    Args as in `attend`, and:
+        implementation: xla computes the same formula without a GPU.
     """
-    _, time, _, head_dim = q.shape
-    fits = q.dtype in (jnp.bfloat16, jnp.float16) and head_dim <= CUDNN_HEAD_DIM and head_dim % 8 == 0
-    return fits and time % 2 == 0
-
-
-def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, segment_ids: jax.Array | None) -> jax.Array:
-    """Returns attention by cuDNN. Segments become a mask `[batch, 1, time, time]`, which is held in memory."""
-    mask = None if segment_ids is None else (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
+    time, ids, keys, mask = q.shape[1], segment_ids, None, None
+    q, k, v = (_pad(x, 2) for x in (q, k, v))
+    if ids is not None:
+        ids = _pad_segments(ids, 2)
+        mask = (ids[:, :, None] == ids[:, None, :])[:, None]
+    elif not causal and q.shape[1] > time:  # a causal mask hides the last position from all others
+        keys = jnp.full(len(q), time, jnp.int32)
+    out = jax.nn.dot_product_attention(
+        q, k, v, mask=mask, is_causal=causal, key_value_seq_lengths=keys, implementation=implementation
+    )
+    return out[:, :time]
 
 
 def splash(
@@ -68,14 +99,19 @@ def splash(
 ) -> jax.Array:
     """Returns attention by the splash kernel of Pallas for TPU, which skips fully masked blocks.
 
-    The kernel does not scale the scores, so the queries are scaled before, which rounds them once more.
+    The kernel does not scale the scores, so the queries are scaled before, which rounds them once more. The length is
+    padded to a multiple of SPLASH_LANES, and the padding is a segment of its own.
 
     Args as in `attend`, and:
         interpret: run without a TPU, slowly.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as pallas  # takes 0.3 s, and only TPUs need it
 
-    time, heads, head_dim = q.shape[1:]
+    length, heads, head_dim = q.shape[1:]
+    q, k, v = (_pad(x, SPLASH_LANES) for x in (q, k, v))
+    time = q.shape[1]
+    if segment_ids is None and not causal and time > length:
+        segment_ids = jnp.zeros((len(q), length), jnp.int32)
     size = next(n for n in SPLASH_BLOCKS if time % n == 0)
     sizes = pallas.BlockSizes(
         block_q=size,
@@ -90,9 +126,27 @@ def splash(
         pallas.MultiHeadMask([mask] * heads), block_sizes=sizes, interpret=interpret
     )
     q = (q.astype(jnp.float32) / math.sqrt(head_dim)).astype(q.dtype)
-    segments = None if segment_ids is None else pallas.SegmentIds(q=segment_ids, kv=segment_ids)
+    ids = None if segment_ids is None else _pad_segments(segment_ids, SPLASH_LANES)
+    segments = None if ids is None else pallas.SegmentIds(q=ids, kv=ids)
     out: PyTree = jax.vmap(kernel)(*(blockwise.swap(x) for x in (q, k, v)), segments)
-    return blockwise.swap(out)
+    return blockwise.swap(out)[:, :length]
+
+
+def _pad(x: jax.Array, multiple: int) -> jax.Array:
+    """Returns `[batch, time, heads, head_dim]` with zeros appended up to a multiple of positions."""
+    missing = _round_up(x.shape[1], multiple) - x.shape[1]
+    return jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) if missing else x
+
+
+def _pad_segments(ids: jax.Array, multiple: int) -> jax.Array:
+    """Returns segment ids `[batch, time]` with the padding of `_pad` as a new segment."""
+    missing = _round_up(ids.shape[1], multiple) - ids.shape[1]
+    new = ids.min(axis=1, keepdims=True) - 1
+    return jnp.concatenate([ids, jnp.repeat(new, missing, axis=1)], axis=1) if missing else ids
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 def specs(here: Layout, q: jax.Array, time_axis: str | None = None) -> tuple[PartitionSpec, PartitionSpec, int]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.aot.programs import MESHES, require, step
+from tests.aot.programs import MESHES, attention_kernels, require, step
 
 require("tpu")
 
@@ -19,6 +19,11 @@ def test_attention_runs_in_splash_kernels(name):
     depth = step("tpu", name).depth
     assert kernels["splash fwd"] >= depth
     assert kernels["splash dq"] == kernels["splash dkv"] == depth
+
+
+def test_attention_of_196_positions_and_its_gradient_run_in_splash_kernels():
+    found = attention_kernels("tpu", 196, causal=False, segmented=False)
+    assert found == {"splash fwd": 1, "splash dq": 1, "splash dkv": 1}
 
 
 def test_loops_without_a_trip_count_in_the_text_are_multiplied_out():

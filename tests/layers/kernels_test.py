@@ -15,10 +15,23 @@ from engine.parallel.layout import Layout
 from tests.layers import plain
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_splash_result_and_gradients_equal_the_formula(causal):
+@pytest.mark.parametrize(("causal", "segmented", "time"), [(True, True, 97), (False, False, 97), (False, False, 128)])
+def test_splash_result_and_gradients_equal_the_formula_at_every_length(causal, segmented, time):
     function = functools.partial(kernels.splash, interpret=True)
-    plain.check(function, causal=causal, segmented=causal, time=128)
+    plain.check(function, causal=causal, segmented=segmented, time=time)
+
+
+@pytest.mark.parametrize(("causal", "segmented"), [(True, True), (True, False), (False, False)])
+def test_padding_of_an_odd_length_for_cudnn_leaves_the_formula(causal, segmented):
+    function = functools.partial(kernels.cudnn, implementation="xla")
+    plain.check(function, causal=causal, segmented=segmented, time=7)
+
+
+@pytest.mark.parametrize(
+    ("time", "taken"), [(128, True), (196, True), (98, True), (1025, True), (49, False), (5, False)]
+)
+def test_splash_is_used_where_padding_pays(time, taken):
+    assert kernels.splash_takes(jnp.zeros((1, time, 2, 8))) == taken
 
 
 @pytest.mark.parametrize(
@@ -29,7 +42,7 @@ def test_splash_result_and_gradients_equal_the_formula(causal):
         ((1, 8, 2, 64), "float32", False),
         ((1, 8, 2, 256), "bfloat16", False),
         ((1, 8, 2, 36), "bfloat16", False),
-        ((1, 7, 2, 64), "bfloat16", False),
+        ((1, 7, 2, 64), "bfloat16", True),
     ],
 )
 def test_cudnn_is_used_for_supported_inputs(shape, dtype, taken):
@@ -38,7 +51,7 @@ def test_cudnn_is_used_for_supported_inputs(shape, dtype, taken):
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 def test_unsupported_inputs_run_in_plain_xla(platform):
-    # cuDNN does not support float32, and 48 positions are not a multiple of a TPU's lanes.
+    # cuDNN does not support float32, and 48 positions are too few for a TPU's lanes.
     plain.check(functools.partial(kernels.attend, platform), causal=True, segmented=True)
 
 
