@@ -86,6 +86,24 @@ def products(program: HloText) -> Mapping[str, int]:
     return {name: times for name, times in found.items() if times}
 
 
+def product_flops(program: HloText) -> int:
+    """Returns the FLOPs of the matrix products. A loop whose length is not known counts as one iteration."""
+    total = 0
+    for name, instructions in program.computations.items():
+        shapes = {i.name: i.shape for i in instructions}
+        for i in instructions:
+            if i.opcode == "dot" and (match := re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.rest)):
+                dims = match[1]
+            elif i.opcode == "custom-call" and "__cublas$" in i.rest:
+                dims = ",".join(re.findall(r"\d+", re.findall(r'"lhs_contracting_dimensions":\[([^\]]*)\]', i.rest)[0]))
+            else:
+                continue
+            left, result = arrays(shapes[i.operands[0]])[0][1], arrays(i.shape)[0][1]
+            contracted = math.prod(left[int(n)] for n in dims.split(",") if n)
+            total += 2 * math.prod(result) * contracted * program.runs.get(name, 0)
+    return total
+
+
 def kernels(program: HloText) -> Mapping[str, int]:
     """Returns the name of an attention kernel -> its executions."""
     found: collections.Counter[str] = collections.Counter()

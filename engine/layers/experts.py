@@ -20,7 +20,7 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from engine.config.errors import ShardingError, TaskError
 from engine.layers.routing import Routes, Rows, assign_rows, group_sizes, route
 from engine.parallel import layout
-from engine.tuning.grouped_products import block_rows, grouped_matmul
+from engine.tuning.grouped_products import blocks_for, grouped_matmul
 from engine.tuning.products import matmul
 from engine.types import PyTree
 
@@ -198,7 +198,8 @@ def _local(
         x, experts, weights = (_send(jnp.stack([a] * split.exchanged)) for a in (x, experts, weights))
         experts = experts - count * jax.lax.axis_index("expert")
         experts = jnp.where((experts >= 0) & (experts < count), experts, count)
-    block = block_rows(split.platform, len(x) * top_k // split.exchanged, count)
+    blocks = blocks_for(split.platform, len(x) * top_k // split.exchanged, count)
+    block = blocks.block
     sizes = group_sizes(experts, count)
     capacity = -(-sizes // block) * block
     max_rows = len(x) * min(top_k, count) + count * (block - 1)
@@ -206,8 +207,8 @@ def _local(
     filled, capacity = (_vary(a, split.hidden) for a in (rows.gather(x), capacity))
     by_tokens = tuple(axis for axis in split.axes if axis not in split.hidden and not _in(axis, split.kernels))
     gate, up, down = (_vary(kernel, by_tokens) for kernel in kernels)
-    hidden = jax.nn.silu(grouped_matmul(filled, gate, capacity, block)) * grouped_matmul(filled, up, capacity, block)
-    y = rows.combine(grouped_matmul(hidden, down, capacity, block), weights)
+    hidden = jax.nn.silu(grouped_matmul(filled, gate, capacity, blocks)) * grouped_matmul(filled, up, capacity, blocks)
+    y = rows.combine(grouped_matmul(hidden, down, capacity, blocks), weights)
     if split.hidden:
         y = jax.lax.psum(y.astype(jnp.float32), split.hidden).astype(y.dtype)
     if split.exchanged > 1:

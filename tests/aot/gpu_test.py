@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.aot.programs import MESHES, require, step
+from tests.aot.programs import MESHES, attention_kernels, dropless_flops, require, step
 
 require("gpu")
 
@@ -20,6 +20,12 @@ def test_attention_runs_in_the_kernels_of_cudnn(name):
     assert kernels["cudnn bwd"] == step("gpu", name).depth
 
 
+@pytest.mark.parametrize(("causal", "segmented"), [(False, False), (True, False), (False, True)])
+def test_attention_of_an_odd_length_and_its_gradient_run_in_cudnn(causal, segmented):
+    found = attention_kernels("gpu", 49, causal=causal, segmented=segmented)
+    assert found == {"cudnn fwd": 1, "cudnn bwd": 1}
+
+
 def test_fsdp_gathers_each_layer_and_scatters_its_gradients_asynchronously():
     found = step("gpu", "fsdp")
     assert found.kinds("fsdp") == {"all-gather", "reduce-scatter", "all-reduce"}
@@ -27,6 +33,10 @@ def test_fsdp_gathers_each_layer_and_scatters_its_gradients_asynchronously():
     assert all(c.asynchronous for c in found.collectives if c.count >= found.depth)
     # What is summed in full is small: losses, norms and their gradients.
     assert sum(c.bytes for c in found.collectives if c.kind == "all-reduce") < 1e5
+
+
+def test_dropless_experts_execute_little_more_than_the_products_of_the_chosen_experts():
+    assert 1 <= dropless_flops("gpu", expert=4) <= 1.3
 
 
 @pytest.mark.parametrize("name", ["fsdp", "tensor"])

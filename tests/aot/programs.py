@@ -3,13 +3,23 @@
 import dataclasses
 import functools
 import os
+from collections.abc import Callable, Mapping
 
+import jax
+import jax.numpy as jnp
 import pytest
+from flax import nnx
 
-from benchmarks.aot.measures import Measures, measure
+from benchmarks.aot.measures import Measures, kernels, measure, product_flops
 from benchmarks.aot.programs import SIZES, Compiled, Job, compile_engine
+from engine.config.schema import MeshSpec
+from engine.layers import Experts
+from engine.layers.kernels import attend
 from engine.parallel.collectives import Collective, collectives
 from engine.parallel.hlo_text import HloText
+from engine.parallel.layout import Layout, active
+from engine.parallel.mesh import batch_sharding, make_mesh
+from engine.parallel.rules import RULES, partition_spec
 from engine.planning import targets
 
 TARGETS = {"tpu": "v5e:4x4", "gpu": "h100:2x8"}
@@ -66,3 +76,46 @@ def step(platform: str, name: str) -> Step:
         measure(compiled.executable, compiled.mesh),
         SIZES[model]["depth"],
     )
+
+
+def compile_function(platform: str, function: Callable, *arrays: jax.ShapeDtypeStruct) -> jax.stages.Compiled:
+    """Compiles a function of arrays for one device of a platform."""
+    here = jax.sharding.SingleDeviceSharding(targets.devices(TARGETS[platform])[0])
+    return jax.jit(function, in_shardings=here, out_shardings=here).lower(*arrays).compile()
+
+
+def attention_kernels(platform: str, time: int, *, causal: bool, segmented: bool) -> Mapping[str, int]:
+    """Returns the kernels of attention and its gradient in bfloat16."""
+
+    def loss(q, k, v, ids):
+        return (
+            attend(platform, q, k, v, causal=causal, segment_ids=ids if segmented else None).astype(jnp.float32).sum()
+        )
+
+    x, ids = jax.ShapeDtypeStruct((2, time, 2, 64), jnp.bfloat16), jax.ShapeDtypeStruct((2, time), jnp.int32)
+    compiled = compile_function(platform, jax.grad(loss, argnums=(0, 1, 2)), x, x, x, ids)
+    return kernels(HloText.parse(str(compiled.as_text())))
+
+
+def dropless_flops(platform: str, expert: int) -> float:
+    """Returns the FLOPs of dropless experts and their gradient over those of the chosen experts alone."""
+    rows, time, features, hidden, count, top_k = 32, 512, 128, 256, 8, 2
+    mesh = make_mesh(MeshSpec(expert=expert), targets.devices(TARGETS[platform])[:expert])
+    experts = nnx.eval_shape(lambda: Experts(features, hidden, count, top_k, capacity_factor=None, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(experts)
+
+    def struct(path, variable):
+        value, axes = variable.get_value(), variable.get_metadata()["logical_axes"]
+        spec = partition_spec(path[-1], value.shape, axes, RULES, mesh)
+        return jax.ShapeDtypeStruct(value.shape, jnp.bfloat16, sharding=jax.NamedSharding(mesh, spec))
+
+    params = {path: struct(path, variable) for path, variable in nnx.to_flat_state(state)}
+    x = jax.ShapeDtypeStruct((rows, time, features), jnp.bfloat16, sharding=batch_sharding(mesh))
+
+    def loss(params, x):
+        return nnx.merge(graph, nnx.traversals.unflatten_mapping(params))(x)[0].astype(jnp.float32).sum()
+
+    with active(Layout(mesh=mesh)):
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, x).compile()
+    useful = 3 * 3 * 2 * rows * time * top_k * features * hidden / expert
+    return product_flops(HloText.parse(str(compiled.as_text()))) / useful

@@ -59,7 +59,15 @@ def shard(mesh, params):
     }
 
 
-def compiled(factor, mesh=None, x=X, weight=WEIGHT, seed=SEED):
+class GpuLayout(Layout):
+    """A layout that reports GPUs as its devices."""
+
+    @property
+    def platform(self):
+        return "gpu"
+
+
+def compiled(factor, mesh=None, x=X, weight=WEIGHT, seed=SEED, kind=Layout):
     """Returns the gradients and results, and the text of the compiled program."""
     params = make(factor)[1]
     if mesh is not None:
@@ -70,7 +78,7 @@ def compiled(factor, mesh=None, x=X, weight=WEIGHT, seed=SEED):
         argnums=(0, 1),
         has_aux=True,
     )
-    with active(Layout(mesh=mesh)):
+    with active(kind(mesh=mesh)):
         run = jax.jit(function).lower(params, x, weight, seed).compile()
     return jax.device_get(run(params, x, weight, seed)), run.as_text() or ""
 
@@ -163,6 +171,12 @@ def test_every_mesh_gives_equal_results_by_all_to_all(factor, mesh):
     kernels = (f"[{experts},{FEATURES},{hidden}]", f"[{experts},{hidden},{FEATURES}]", f"[{FEATURES},{COUNT}]")
     assert all(any(kernel in shape for kernel in kernels) for shape in gathered)
     assert bool(gathered) == ("fsdp" in mesh)
+
+
+@pytest.mark.parametrize("mesh", [None, {"expert": 4, "data": 2}, {"expert": 2, "fsdp": 2, "tensor": 2}], ids=str)
+def test_batched_products_of_a_gpu_give_equal_results(mesh):
+    found, _ = compiled(None, mesh and make_mesh(MeshSpec(**mesh)), kind=GpuLayout)
+    assert_close(found, one_device(None))
 
 
 @pytest.mark.optimized  # without fused multiply-add, rounding is 1.2e-5
