@@ -298,7 +298,8 @@ def explain_parts(config: AnyConfig, *, devices: int | None, collectives: bool) 
     yield coverage(config.resilience.replica_check, state)
     yield from descriptions(sources)
     yield from (f"warning: {text}" for text in built.warnings)
-    if note := rounding_note(built.spec.task, built.abstract_batch.examples, built.spec.compute_dtype):
+    spec = built.spec
+    if note := rounding_note(spec.task, built.abstract_batch.examples, spec.compute_dtype, spec.layout.precision):
         yield note
     traced = built.trace(1)  # of several lengths, the longest
     yield _flops_line(built, has_unknown_length(traced.jaxpr.jaxpr))

@@ -138,7 +138,7 @@ def program(
     """
     found = devices if isinstance(devices, Sequence) else jax.devices()[: 1 if mesh is None else devices]
     config = Optimizer(**{"learning_rate": 0.01, "schedule": "constant", **optimizer})
-    placement = Layout(mesh=make_mesh(mesh or MeshSpec(), found), **(layout or {}))
+    placement = Layout(mesh=make_mesh(mesh or MeshSpec(), found), precision=precision, **(layout or {}))
     with active(placement):
         model = describe(task, config.trainable)
     spec = StepSpec(

@@ -26,7 +26,9 @@ class Hardware:
     mesh: str = "replicated"  # the default mesh, a name in MESH_PRESETS
 
     def peak(self, precision: str) -> float:
-        """Returns the peak FLOP/s for `train.precision`: "bfloat16" or "float32"."""
+        """Returns the peak FLOP/s of matrix products for a `train.precision`."""
+        if precision in QUANTIZED:
+            return EIGHT_BITS.get(self.name, {}).get(precision, self.bf16)
         return self.bf16 if precision == "bfloat16" else self.f32
 
 
@@ -70,6 +72,24 @@ DEVICES: Mapping[str, Hardware] = {
     "TPU7x": _V7,
 }
 
+QUANTIZED = ("float8", "int8")
+"""The values of `train.precision` with matrix products in eight bits."""
+
+EIGHT_BITS: Mapping[str, Mapping[str, float]] = {
+    _H100.name: {"float8": 1978.9 * TERA, "int8": 1978.9 * TERA},  # data sheet, half of the sparse rates
+    _H200.name: {"float8": 1978.9 * TERA, "int8": 1978.9 * TERA},  # data sheet, half of the sparse rates
+    _B200.name: {"float8": 4500 * TERA, "int8": 4500 * TERA},  # HGX B200 data sheet, half of the sparse rates
+    _L4.name: {"float8": 242.5 * TERA, "int8": 242.5 * TERA},  # data sheet, half of the sparse rates
+    _A100_80.name: {"int8": 624 * TERA},  # A100 data sheet, also of the next two
+    _A100_40.name: {"int8": 624 * TERA},
+    _A100_PCIE.name: {"int8": 624 * TERA},
+    _V5E.name: {"int8": 393 * TERA},  # Cloud TPU v5e specification
+    _V5P.name: {"int8": 918 * TERA},  # jax/_src/pallas/mosaic/tpu_info.py; not in the specification
+    _V6E.name: {"int8": 1836 * TERA},  # Cloud TPU v6e specification
+    _V7.name: {"float8": 2307 * TERA},  # Cloud TPU7x specification, half a chip
+}
+"""Name of a device -> FLOP/s in eight bits, where the vendor states more than for bfloat16."""
+
 AXES = ("pipeline", "data", "fsdp", "expert", "context", "tensor")
 """The axes of a mesh; those that may use the slowest network come first."""
 
@@ -92,6 +112,18 @@ def peak_flops(device_kind: str, precision: str, count: int) -> float | None:
     """Returns the peak FLOP/s of `count` devices at a precision; None for unknown devices."""
     found = find(device_kind)
     return None if found is None else found.peak(precision) * count
+
+
+def check_precision(device_kind: str, precision: str) -> None:
+    """Raises ConfigError if a device of the table computes no faster at a precision in eight bits than in bfloat16."""
+    found = find(device_kind)
+    if found is None or precision not in QUANTIZED or precision in EIGHT_BITS.get(found.name, {}):
+        return
+    other = next((other for other in EIGHT_BITS.get(found.name, {})), "")
+    raise ConfigError(
+        f"train.precision = {precision}: {found.name} has no products in {precision} that are faster than in bfloat16. "
+        f"Use {f'{other} or ' if other else ''}bfloat16."
+    )
 
 
 def mesh_preset(name: str) -> Mapping[str, int]:

@@ -173,7 +173,9 @@ class Train:
         at_least(1, below=MAX_STEPS_PER_DISPATCH + 1),
     )
     precision: str = setting(
-        "float32", "Data type of the computation; parameters stay float32.", one_of("float32", "bfloat16")
+        "float32",
+        "Data type of the computation; parameters stay float32. float8 and int8: products of layers, else bfloat16.",
+        one_of("float32", "bfloat16", "float8", "int8"),
     )
     ema_decay: float | None = setting(
         None, "Decay of the moving average of the weights, which evaluations and export use.", at_least(0, below=1)

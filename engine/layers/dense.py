@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from engine.layers import quantization
 from engine.tuning import products
 
 
@@ -17,6 +18,8 @@ class Dense(nnx.Module):
         features_out: size of the last dimension of the result.
         axes: logical axes of the kernel's two dimensions, such as ("embed", "mlp").
         bias: whether a bias is added.
+        quantized: whether `train.precision` float8 and int8 apply. False is for a last layer, whose result is the input
+            of a loss.
         scale: factor on the initial standard deviation, which is 1/sqrt(features_in) (LeCun et al. 1998).
         rngs: random keys for the initial values.
     """
@@ -28,14 +31,17 @@ class Dense(nnx.Module):
         *,
         axes: Sequence[str | None],
         bias: bool = False,
+        quantized: bool = True,
         scale: float = 1.0,
         rngs: nnx.Rngs,
     ):
         init = nnx.initializers.variance_scaling(scale**2, "fan_in", "truncated_normal")
         self.kernel = nnx.Param(init(rngs.params(), (features_in, features_out)), logical_axes=tuple(axes))
+        self.quantized = quantized
         self.bias = nnx.Param(jnp.zeros(features_out), logical_axes=(axes[1],)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns `[..., features_out]` for `[..., features_in]`."""
-        y = products.matmul(x, self.kernel.get_value())
+        product = quantization.matmul if self.quantized else products.matmul
+        y = product(x, self.kernel.get_value())
         return y if self.bias is None else y + self.bias.get_value()

@@ -127,7 +127,8 @@ class Attempt:
         for text in self._program.warnings:
             self._say(f"warning: {text}")
         spec = self._program.spec
-        if note := rounding_note(spec.task, self._program.abstract_batch.examples, spec.compute_dtype):
+        examples = self._program.abstract_batch.examples
+        if note := rounding_note(spec.task, examples, spec.compute_dtype, spec.layout.precision):
             self._say(note)
         for text in spec.optimizer.messages:
             self._say(text)

@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from engine.config import hardware
 from engine.config.schema import Sharding, Train
 from engine.parallel.rules import RULES, Rules, mesh_axes
 
 NAMED = "named:"  # prefix of the names of values in Layout.used
+QUANTIZED = "quantized"  # in Layout.used if a layer has products in eight bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Layout:
     context: str = "ring"
     microbatches: int | None = None
     repeats: int = 1
+    precision: str = "float32"
+    """`train.precision`."""
     remat: str = "none"
     zero1: bool = False
     offload_optimizer: bool = False
@@ -36,7 +40,12 @@ class Layout:
     """Whether the trace only counts model FLOPs (`training/model_flops.py`) and is never compiled. Layers then use
     their plain formula for one device, without kernels, tuning, chunks and rematerialisation."""
     used: set[str] = dataclasses.field(default_factory=set, compare=False)
-    """Features that the traced layers use: mesh axes, "remat", and NAMED + the name of each value with a name."""
+    """Features that the traced layers use: mesh axes, "remat", QUANTIZED, and NAMED + the name of each value."""
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether layers compute their products in eight bits (`layers/quantization.py`)."""
+        return self.precision in hardware.QUANTIZED and not self.counts_flops
 
     @property
     def platform(self) -> str:
@@ -112,6 +121,7 @@ def make_layout(mesh: Mesh, sharding: Sharding, train: Train) -> Layout:
         context=sharding.context,
         microbatches=sharding.microbatches,
         repeats=sharding.repeats,
+        precision=train.precision,
         remat=train.remat,
         zero1=sharding.zero1,
         offload_optimizer=train.offload_optimizer,

@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 
 from engine.config.duration import MAX_STEPS, RunSize
 from engine.config.errors import ConfigError, FieldError
+from engine.config.hardware import check_precision
 from engine.config.schema import Config, Train
 from engine.config.target import build
 from engine.data.source import Source, example_spec, shape_specs
@@ -47,9 +48,10 @@ def build_program(task: Task, mesh: Mesh, source: Source, config: Config) -> tup
     """Returns the program of a config and its total number of steps. Compiles nothing and allocates no array.
 
     Raises:
-        ConvoyError: the Task, the data, the mesh and the settings do not fit together.
+        ConvoyError: the Task, the data, the mesh, the hardware and the settings do not fit together.
     """
     train, size = config.train, len(source)
+    check_precision(mesh.devices.flat[0].device_kind, train.precision)
     check_batch(mesh, train.global_batch_size, train.accumulate)
     example = example_spec(source)
     check_examples(task, example, "data")

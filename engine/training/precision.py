@@ -1,4 +1,4 @@
-"""Which inputs of a Task are rounded by `train.precision=bfloat16`, as a sentence for the user."""
+"""Which inputs of a Task are rounded by `train.precision`, as a sentence for the user."""
 
 import jax
 import jax.numpy as jnp
@@ -26,14 +26,14 @@ def rounded_inputs(task: Task, examples: PyTree, dtype: DTypeLike) -> list[str]:
     ]
 
 
-def rounding_note(task: Task, examples: PyTree, dtype: DTypeLike) -> str:
-    """Returns a sentence that names the rounded inputs of loss and metrics; "" if no input is rounded."""
+def rounding_note(task: Task, examples: PyTree, dtype: DTypeLike, precision: str) -> str:
+    """Returns a sentence that names the inputs that a `train.precision` rounds to `dtype`; "" if it rounds none."""
     names = rounded_inputs(task, examples, dtype)
     if not names:
         return ""
     error = float(jnp.finfo(dtype).eps) / 2
     return (
-        f"train.precision={jnp.dtype(dtype).name} rounds the input{'s' * (len(names) > 1)} {', '.join(names)}, also in "
+        f"train.precision={precision} rounds the input{'s' * (len(names) > 1)} {', '.join(names)}, also in "
         f"evaluations, by up to {error:.1%}. Inputs that must stay float32, such as coordinates, times and boxes, "
         f"belong in {type(task).__name__}.full_precision."
     )

@@ -19,7 +19,7 @@ from engine.data.context import call
 from engine.metrics.mean import Mean, by_row
 from engine.metrics.metric import Metric
 from engine.metrics.pairs import TrainingMetrics
-from engine.parallel.layout import NAMED, with_layout
+from engine.parallel.layout import NAMED, QUANTIZED, with_layout
 from engine.parallel.memory import device_memory
 from engine.parallel.mesh import replicated
 from engine.parallel.rules import warnings
@@ -50,7 +50,8 @@ from engine.training.update import (
 from engine.tuning.control_flow import step_control_flow
 from engine.types import PyTree
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float8": jnp.bfloat16, "int8": jnp.bfloat16}
+"""`train.precision` -> data type of the computation, in which float8 and int8 quantize products."""
 SPLIT_BY_LAYERS = {"pipeline": "stack of layers", "context": "attention over a sequence", "expert": "experts"}
 """Mesh axis -> the layers that use it; without them the axis splits nothing."""
 
@@ -239,6 +240,12 @@ class Program:
             raise ConfigError(
                 f"train.remat = {layout.remat!r}: the model of {name} has no layer that supports remat. Use "
                 "engine.layers.Stack, or engine.layers.remat around a layer, or train.remat=none."
+            )
+        if layout.quantizes and QUANTIZED not in layout.used:
+            raise ConfigError(
+                f"train.precision = {layout.precision}: the model of {name} has no product that it quantizes. It "
+                "quantizes those of engine.layers.Dense and Experts whose sizes are multiples of 16. Use them, or "
+                "train.precision=bfloat16."
             )
         given = sorted(used.removeprefix(NAMED) for used in layout.used if used.startswith(NAMED))
         for value in filter(None, layout.remat.partition(":")[2].split(",")):

@@ -115,7 +115,7 @@ class TokenModel(nnx.Module):
         )
         self.blocks = nnx.List([Block(config, rngs) for _ in range(config.depth)])
         self.norm = layers.RMSNorm(width)
-        self.head = layers.Dense(width, tokens, axes=("embed", "vocab"), rngs=rngs)
+        self.head = layers.Dense(width, tokens, axes=("embed", "vocab"), quantized=False, rngs=rngs)
 
     def __call__(self, scene, pose, moved, motion, step=0, caches=None):
         """Returns activations `[batch, agents, steps, width]`, and caches.

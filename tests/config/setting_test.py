@@ -26,7 +26,7 @@ def test_every_field_has_help_and_every_restricted_field_a_rule(section):
         ("Train", "global_batch_size", 0, "allowed is at least 1"),
         ("Train", "seed", 2**32, "allowed is at least 0 and less than 4294967296"),
         ("Train", "ema_decay", 1.0, "allowed is at least 0 and less than 1"),
-        ("Train", "precision", "float16", "Allowed: float32, bfloat16. Did you mean bfloat16 or float32?"),
+        ("Train", "precision", "float16", "Allowed: float32, bfloat16, float8, int8. Did you mean "),
         ("Train", "total", "10 minutes", "Units here: steps, examples, epochs."),
         ("Train", "total", "0 steps", "which has no length. Use '1 step' for the shortest."),
         ("Optimizer", "schedule", "cosin", "or the dotted path of a function. Did you mean cosine?"),

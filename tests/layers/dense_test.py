@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from engine.layers import Dense
+from engine.parallel.layout import Layout, active
 
 X = jax.random.normal(jax.random.key(0), (4, 8, 16))
 
@@ -30,3 +31,12 @@ def test_dense_multiplies_the_last_dimension_and_adds_the_bias():
 def test_initial_values_have_the_documented_standard_deviation(scale):
     kernel = Dense(256, 256, axes=(None, None), scale=scale, rngs=nnx.Rngs(0)).kernel.get_value()
     assert abs(float(kernel.std()) * 16 / scale - 1) < 0.05
+
+
+@pytest.mark.parametrize("quantized", [True, False])
+def test_float8_applies_unless_the_layer_refuses(quantized):
+    dense = Dense(16, 32, axes=("embed", "mlp"), quantized=quantized, rngs=nnx.Rngs(0))
+    dense.kernel.set_value(dense.kernel.get_value().astype(jnp.bfloat16))
+    with active(Layout(precision="float8")):
+        program = str(jax.make_jaxpr(dense)(X.astype(jnp.bfloat16)))
+    assert ("float8_e4m3fn" in program or "f8_e4m3fn" in program) == quantized

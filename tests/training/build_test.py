@@ -34,6 +34,7 @@ def test_config_settings_reach_the_step():
         ({"mesh__data": 3, "devices": 3}, "16"),
         ({"optimizer__trainable": "nothing"}, "nothing"),
         ({"mesh__expert": 2, "devices": 2}, "no experts"),
+        ({"train__precision": "float8"}, "^train.precision = float8: the model of Classify has no product that"),
         ({"train__total": "1e14 epochs"}, "^train.total: 400000000000000 steps, allowed are at most 2147483647"),
         ({"optimizer__warmup": "3e9 steps"}, "^optimizer.warmup: 3000000000 steps, allowed are at most 2147483647"),
         (

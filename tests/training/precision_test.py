@@ -32,10 +32,10 @@ def test_inputs_of_floating_point_are_rounded_unless_the_task_names_them(task, d
 
 
 def test_note_names_the_inputs_the_error_and_the_remedy():
-    assert rounding_note(Keeps(), BATCH, jnp.bfloat16) == (
+    assert rounding_note(Keeps(), BATCH, jnp.bfloat16, "bfloat16") == (
         "train.precision=bfloat16 rounds the input history, also in evaluations, by up to 0.4%. Inputs that must stay "
         "float32, such as coordinates, times and boxes, belong in Keeps.full_precision."
     )
-    assert rounding_note(Keeps(), BATCH, jnp.float32) == ""
+    assert rounding_note(Keeps(), BATCH, jnp.float32, "float32") == ""
     value = jnp.float32(257)  # between 256 and 258, which are neighbours in bfloat16
     assert abs(float(value.astype(jnp.bfloat16)) / float(value) - 1) == pytest.approx(0.004, rel=0.05)
