@@ -21,6 +21,7 @@ EXAMPLES = """
   convoy predict runs/digits --out=predictions.npz         predict the data of an evaluation, or --data.target=...
   convoy config configs.digits                             print every setting of a config
   convoy explain --config=configs.digits                   print the mesh and how arrays are split
+  convoy plan --config=configs.digits --hardware=h100:1x8  choose mesh and memory settings for hardware
   convoy checkpoints runs/digits                           list steps, sizes and results
   convoy checkpoints verify runs/digits                    compare every file with its hash
   convoy data write --config=... --out=scenes.arrayrecord  write the training data as ArrayRecord files
@@ -70,6 +71,7 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     _add_predict(verbs.add_parser)
     _add_config(verbs.add_parser)
     _add_explain(verbs.add_parser)
+    _add_plan(verbs.add_parser)
     _add_checkpoints(verbs.add_parser)
     _add_goodput(verbs.add_parser)
     _add_data(verbs.add_parser)
@@ -145,6 +147,34 @@ def _add_explain(add: AddParser) -> None:
     explain.add_argument(
         "--no-collectives", action="store_true", help="do not compile, which takes long for large models"
     )
+
+
+PLAN = """
+Chooses the mesh, the remat policy, the microbatches and further memory settings of a config for
+hardware that may be absent. It traces the model once on one device, scores all candidates by
+formula (memory first, then the time of products, memory and each network), and prints the best
+ones, the winner as settings for convoy train, and why the others lost. Exit code 1 where nothing
+fits, with the nearest changes that would.
+
+  convoy plan --config=configs.digits --hardware=local        the devices of this machine
+  convoy plan --config=CONFIG --hardware=h100:32x8            32 hosts of 8 H100
+  convoy plan --config=CONFIG --hardware=v5p:4x4x8            a slice of TPU v5p
+  convoy plan --config=CONFIG --hardware=v5e:16x16*2          two slices of TPU v5e
+"""
+
+
+def _add_plan(add: AddParser) -> None:
+    plan = add(
+        "plan",
+        help="choose mesh, remat, microbatches and memory settings for hardware that may be absent",
+        description=PLAN,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_config_flag(plan)
+    plan.add_argument(
+        "--hardware", default="local", metavar="TARGET",
+        help="v5p:4x4x8, v5e:16x16*2 (slices), h100:32x8 (hosts x GPUs), or local, the default",
+    )  # fmt: skip
 
 
 def _add_checkpoints(add: AddParser) -> None:

@@ -211,6 +211,18 @@ def _explain(args: argparse.Namespace, overrides: list[str]) -> int:
     return ExitStatus.DONE
 
 
+def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
+    config = _load(args.config, overrides)
+    from engine import plan
+
+    def progress(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    for text in plan.plan_parts(config, args.hardware, on_progress=progress):
+        print(text, flush=True)
+    return ExitStatus.DONE
+
+
 _VERBS = {
     "doctor": _doctor,
     "train": _train,
@@ -218,6 +230,7 @@ _VERBS = {
     "predict": commands.predict,
     "config": _config,
     "explain": _explain,
+    "plan": _plan,
     "checkpoints": commands.checkpoints,
     "goodput": commands.goodput,
     "data": data_commands.data,

@@ -1,4 +1,4 @@
-"""The hardware table: peak FLOP/s, memory and bandwidth of devices as published by vendors, and named mesh shapes.
+"""The hardware table: peak FLOP/s, memory, bandwidth and links of devices as published, and named mesh shapes.
 
 A row is one JAX device: a TPU v3 or v7 chip has two devices, so their rows describe half a chip. Peaks are dense,
 without structured sparsity; NVIDIA's data sheets print both rates, or only the sparse one.
@@ -15,6 +15,14 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
+class Links:
+    """Bytes/s that a device sends, in one direction."""
+
+    within: float  # a host of GPUs or a slice of TPUs, over all links of the device
+    between: float  # hosts or slices, in its share of the network
+
+
+@dataclass(frozen=True)
 class Hardware:
     """Peak rates and memory of one device."""
 
@@ -23,6 +31,7 @@ class Hardware:
     f32: float  # FLOP/s of matrix products of float32 arrays, at JAX's default precision
     hbm_bytes: int  # memory of the device
     hbm_bandwidth: float  # bytes/s
+    links: "Links"
     mesh: str = "replicated"  # the default mesh, a name in MESH_PRESETS
 
     def peak(self, precision: str) -> float:
@@ -39,19 +48,36 @@ class Hardware:
 # parameters are split over the slice and only gradients cross slices. GPUs on PCIe hold whole copies: gathering
 # parameters twice per step costs more time than splitting saves.
 _HOST, _SLICE = "hybrid-8", "slices"
-_H100 = Hardware("H100 SXM", 989.4 * TERA, 494.7 * TERA, 80 * GB, 3.35e12, _HOST)  # H100 data sheet, SXM column
-_H200 = Hardware("H200", 989.4 * TERA, 494.7 * TERA, 141 * GB, 4.8e12, _HOST)  # H200 data sheet, SXM column
-_A100_80 = Hardware("A100 80GB SXM", 312 * TERA, 156 * TERA, 80 * GB, 2.039e12, _HOST)  # A100 data sheet (2022)
-_A100_40 = Hardware("A100 40GB SXM", 312 * TERA, 156 * TERA, 40 * GB, 1.555e12, _HOST)  # A100 data sheet (2020)
-_A100_PCIE = Hardware("A100 80GB PCIe", 312 * TERA, 156 * TERA, 80 * GB, 1.935e12)  # A100 data sheet (2022), 80GB PCIe
-_B200 = Hardware("B200", 2250 * TERA, 1125 * TERA, 180 * GB, 8.0e12, _HOST)  # DGX B200 data sheet, an eighth
-_L4 = Hardware("L4", 121 * TERA, 60 * TERA, 24 * GB, 300e9)  # L4 Tensor Core GPU data sheet, half of the sparse rates
-_V3 = Hardware("TPU v3 core", 61.5 * TERA, 61.5 * TERA, 16 * GIB, 450e9, _SLICE)  # Cloud TPU v3 specification
-_V4 = Hardware("TPU v4", 275 * TERA, 275 * TERA, 32 * GIB, 1.2e12, _SLICE)  # Cloud TPU v4 specification
-_V5E = Hardware("TPU v5e", 197 * TERA, 197 * TERA, 16 * GB, 819e9, _SLICE)  # Cloud TPU v5e specification
-_V5P = Hardware("TPU v5p", 459 * TERA, 459 * TERA, 95 * GB, 2.765e12, _SLICE)  # Cloud TPU v5p specification
-_V6E = Hardware("TPU v6e", 918 * TERA, 918 * TERA, 32 * GB, 1.64e12, _SLICE)  # Cloud TPU v6e specification
-_V7 = Hardware("TPU v7 chiplet", 1153.5 * TERA, 1153.5 * TERA, 96 * GIB, 3.69e12, _SLICE)  # TPU7x (Ironwood)
+# Links of GPUs: half of the bidirectional rate of NVLink in the data sheets, or PCIe; and the InfiniBand of the DGX
+# system (A100: 200 Gb/s for each GPU; H100, H200 and B200: 400 Gb/s). L4: PCIe, and an eighth of the 100 Gb/s of a
+# g2-standard-96. TPUs: half of the bidirectional ICI bandwidth of a chip and its share of the data center network, in
+# the specifications of Cloud TPU (v5e: 1,600 Gb/s and 25 Gb/s). v3: 4 links of 656 Gb/s for the two cores of a chip.
+_HOPPER, _AMPERE, _PCIE = Links(450e9, 50e9), Links(300e9, 25e9), Links(32e9, 25e9)
+_TPU3, _TPU4, _TPU5E = Links(164e9, 1.5e9), Links(300e9, 6.25e9), Links(200e9, 3.125e9)
+_TPU5P, _TPU6E, _TPU7 = Links(600e9, 6.25e9), Links(400e9, 12.5e9), Links(300e9, 6.25e9)
+_H100 = Hardware(
+    "H100 SXM", 989.4 * TERA, 494.7 * TERA, 80 * GB, 3.35e12, _HOPPER, _HOST
+)  # H100 data sheet, SXM column
+_H200 = Hardware("H200", 989.4 * TERA, 494.7 * TERA, 141 * GB, 4.8e12, _HOPPER, _HOST)  # H200 data sheet, SXM column
+_A100_80 = Hardware(
+    "A100 80GB SXM", 312 * TERA, 156 * TERA, 80 * GB, 2.039e12, _AMPERE, _HOST
+)  # A100 data sheet (2022)
+_A100_40 = Hardware(
+    "A100 40GB SXM", 312 * TERA, 156 * TERA, 40 * GB, 1.555e12, _AMPERE, _HOST
+)  # A100 data sheet (2020)
+_A100_PCIE = Hardware("A100 80GB PCIe", 312 * TERA, 156 * TERA, 80 * GB, 1.935e12, _PCIE)  # A100 data sheet (2022)
+_B200 = Hardware(
+    "B200", 2250 * TERA, 1125 * TERA, 180 * GB, 8.0e12, Links(900e9, 50e9), _HOST
+)  # DGX B200 data sheet, an eighth
+_L4 = Hardware(
+    "L4", 121 * TERA, 60 * TERA, 24 * GB, 300e9, Links(32e9, 1.5e9)
+)  # L4 data sheet, half of the sparse rates
+_V3 = Hardware("TPU v3 core", 61.5 * TERA, 61.5 * TERA, 16 * GIB, 450e9, _TPU3, _SLICE)  # Cloud TPU v3 specs
+_V4 = Hardware("TPU v4", 275 * TERA, 275 * TERA, 32 * GIB, 1.2e12, _TPU4, _SLICE)  # Cloud TPU v4 specification
+_V5E = Hardware("TPU v5e", 197 * TERA, 197 * TERA, 16 * GB, 819e9, _TPU5E, _SLICE)  # Cloud TPU v5e specification
+_V5P = Hardware("TPU v5p", 459 * TERA, 459 * TERA, 95 * GB, 2.765e12, _TPU5P, _SLICE)  # Cloud TPU v5p specification
+_V6E = Hardware("TPU v6e", 918 * TERA, 918 * TERA, 32 * GB, 1.64e12, _TPU6E, _SLICE)  # Cloud TPU v6e specification
+_V7 = Hardware("TPU v7 chiplet", 1153.5 * TERA, 1153.5 * TERA, 96 * GIB, 3.69e12, _TPU7, _SLICE)  # TPU7x (Ironwood)
 
 DEVICES: Mapping[str, Hardware] = {
     "NVIDIA H100 80GB HBM3": _H100,

@@ -23,6 +23,11 @@ def count_flops(jaxpr: Jaxpr) -> int:
     return _walk(jaxpr, [True] * len(jaxpr.outvars))[0]
 
 
+def equation_flops(equation: JaxprEqn) -> int:
+    """Returns the FLOPs of one equation, and of what is nested in it."""
+    return _equation(equation, [True] * len(equation.outvars))[0]
+
+
 def _walk(jaxpr: Jaxpr, needed: Sequence[bool]) -> tuple[int, list[bool]]:
     """Returns the FLOPs, and for each input whether it is used, if only some of the results are needed."""
     total, used = 0, {x for x, is_needed in zip(jaxpr.outvars, needed, strict=True) if is_needed and isinstance(x, Var)}

@@ -209,7 +209,9 @@ def test_unreached_profile_window_is_reported(tmp_path):
 
 @pytest.mark.parametrize(("precision", "peak"), [("float32", 1e9), ("bfloat16", 4e9)])
 def test_mfu_is_the_share_of_all_devices_peak_at_the_precision(tmp_path, monkeypatch, precision, peak):
-    monkeypatch.setitem(hardware.DEVICES, "cpu", hardware.Hardware("a CPU", 4e9, 1e9, 2**30, 1e9))
+    monkeypatch.setitem(
+        hardware.DEVICES, "cpu", hardware.Hardware("a CPU", 4e9, 1e9, 2**30, 1e9, hardware.Links(1e9, 1e9))
+    )
     engine.train(runs.config(train__precision=precision, evaluations={}), workdir=tmp_path)
     mfu, step_time_s = runs.rows(tmp_path, "mfu")[10], runs.rows(tmp_path, "step_time_s")[10]
     first_layer, parameters = 16 * 32, 16 * 32 + 32 * 32 + 32 * 4

@@ -1,0 +1,165 @@
+"""Candidates: meshes and settings among which a plan chooses."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from engine.config.hardware import AXES
+from engine.parallel import schedule
+from engine.parallel.mesh import axes_text
+from engine.planning.machine import Machine
+
+LARGEST = {"tensor": 16, "context": 16, "pipeline": 16, "expert": 64}
+"""Axis -> most devices that a candidate has on it; more lose to other axes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A mesh and the settings of a run that change its speed and memory, and not its result.
+
+    `precision` alone changes the result, by rounding.
+    """
+
+    sizes: tuple[int, ...]  # of each axis, over all slices
+    between: tuple[int, ...]  # of each axis, between slices of TPUs
+    remat: str = "none"
+    accumulate: int = 1
+    precision: str = "float32"
+    zero1: bool = False
+    offload_optimizer: bool = False
+    microbatches: int | None = None
+    steps_per_dispatch: int = 1
+
+    @functools.cached_property
+    def axes(self) -> Mapping[str, int]:
+        """Axis -> devices over all slices."""
+        return dict(zip(AXES, self.sizes, strict=True))
+
+    @functools.cached_property
+    def dcn(self) -> Mapping[str, int]:
+        """Axis -> slices."""
+        return dict(zip(AXES, self.between, strict=True))
+
+    @property
+    def within(self) -> Mapping[str, int]:
+        """Axis -> devices within a slice."""
+        return {axis: self.axes[axis] // self.dcn[axis] for axis in AXES}
+
+    @property
+    def shards(self) -> int:
+        """Devices among which the rows of a microbatch are divided."""
+        return self.axes["data"] * self.axes["fsdp"] * self.axes["expert"]
+
+    def overrides(self) -> dict[str, object]:
+        """Returns path of a config field -> value."""
+        within = self.within
+        found: dict[str, object] = {f"mesh.{axis}": within[axis] for axis in AXES if within[axis] > 1 or axis == "data"}
+        found |= {f"mesh.dcn.{axis}": size for axis, size in self.dcn.items() if size > 1}
+        found |= {
+            "train.remat": self.remat,
+            "train.accumulate": self.accumulate,
+            "train.precision": self.precision,
+            "train.offload_optimizer": self.offload_optimizer,
+            "train.steps_per_dispatch": self.steps_per_dispatch,
+            "sharding.zero1": self.zero1,
+        }
+        if self.axes["pipeline"] > 1:
+            found["sharding.microbatches"] = self.microbatches
+        return found
+
+    def __str__(self) -> str:
+        parts = [axes_text(self.axes)]
+        if any(size > 1 for size in self.between):
+            parts[0] += f" (slices: {axes_text(self.dcn)})"
+        parts += [f"remat={self.remat}"] if self.remat != "none" else []
+        parts += [f"accumulate={self.accumulate}"] if self.accumulate > 1 else []
+        parts += ["zero1"] if self.zero1 else []
+        parts += ["offload"] if self.offload_optimizer else []
+        return ", ".join(parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """What the model and the config allow.
+
+    Attributes:
+        rows: rows of the global batch.
+        axes: mesh axes that the model supports.
+        layers: layers of its stacks; each axis `pipeline` divides it.
+        remats: policies of train.remat.
+        precisions: values of train.precision.
+        accumulates: whether microbatches are exact for the model.
+        offloads: whether the devices can read host memory.
+    """
+
+    rows: int
+    axes: Sequence[str]
+    layers: int
+    remats: Sequence[str]
+    precisions: Sequence[str]
+    accumulates: bool = True
+    offloads: bool = False
+
+
+def meshes(machine: Machine, choices: Choices) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Yields (size of each axis over all slices, size between slices) of every mesh for a machine."""
+    slices = machine.islands if machine.platform == "tpu" else 1
+    outer = ("data", "pipeline") if "pipeline" in choices.axes else ("data",)
+    for crossing in outer if slices > 1 else ("data",):
+        between = tuple(slices if axis == crossing else 1 for axis in AXES)
+        for within in _sizes(machine.count // slices, choices, AXES):
+            sizes = tuple(a * b for a, b in zip(within, between, strict=True))
+            axes = dict(zip(AXES, sizes, strict=True))
+            rows = axes["data"] * axes["fsdp"] * axes["expert"]
+            if choices.rows % rows == 0 and choices.layers % axes["pipeline"] == 0:
+                yield sizes, between
+
+
+def _sizes(devices: int, choices: Choices, axes: Sequence[str]) -> Iterator[tuple[int, ...]]:
+    axis, *rest = axes
+    if not rest:
+        if devices == 1 or (axis in choices.axes and devices <= LARGEST.get(axis, devices)):
+            yield (devices,)
+        return
+    largest = LARGEST.get(axis, devices) if axis in choices.axes else 1
+    for size in (n for n in range(1, min(devices, largest) + 1) if devices % n == 0):
+        for more in _sizes(devices // size, choices, rest):
+            yield (size, *more)
+
+
+def settings(mesh: tuple[tuple[int, ...], tuple[int, ...]], choices: Choices) -> Iterator[Candidate]:
+    """Yields the candidates with one mesh."""
+    sizes, between = mesh
+    axes = dict(zip(AXES, sizes, strict=True))
+    shards = axes["data"] * axes["fsdp"] * axes["expert"]
+    stages = axes["pipeline"]
+    for accumulate in _accumulations(choices.rows // shards) if choices.accumulates else (1,):
+        rows = choices.rows // accumulate
+        microbatches = _microbatches(rows // shards, stages)
+        if stages > 1 and microbatches is None:
+            continue
+        for remat in choices.remats:
+            for precision in choices.precisions:
+                for zero1 in (False, True) if axes["data"] > 1 else (False,):
+                    for offload in (False, True) if choices.offloads else (False,):
+                        yield Candidate(sizes, between, remat, accumulate, precision, zero1, offload, microbatches)
+
+
+def _accumulations(rows: int) -> list[int]:
+    """Returns the numbers of microbatches of rows of one device: 1, 2, 4, ..., and all rows one by one."""
+    return [n for n in (2**i for i in range(rows.bit_length())) if rows % n == 0]
+
+
+def _microbatches(rows: int, stages: int) -> int | None:
+    """Returns the microbatches of a pipeline: four per stage, or the most below that divide the rows; None for none."""
+    if stages == 1:
+        return None
+    wanted = 2 * schedule.microbatch_count(None, stages)
+    fits = [n for n in range(stages, min(rows, wanted) + 1) if rows % n == 0]
+    return max(fits, default=None)
+
+
+def smallest_rows(count: int, choices: Choices) -> int:
+    """Returns the next larger global batch that divides over a number of devices."""
+    return math.lcm(choices.rows, count)

@@ -1,0 +1,257 @@
+"""The cost model: memory and step time of a candidate by formula.
+
+Memory: the state by the sharding rules, and the temporary arrays of the unsharded program at the rows of one device.
+Time: the longer of FLOPs and memory traffic of each operation; the traffic of each mesh axis in rings over the network
+that the axis crosses; the bubble of a pipeline; the update of the optimizer; and the host's time for a dispatch.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh
+
+from engine.config.errors import ShardingError
+from engine.config.hardware import AXES
+from engine.parallel import schedule
+from engine.parallel.rules import partition_specs
+from engine.planning.candidates import Candidate
+from engine.planning.machine import Machine
+from engine.planning.tracing import Traces
+from engine.training.build import DTYPES
+
+SAFE = 0.9
+"""Share of a device's memory that a candidate that fits may need; the rest is for the runtime and fragmentation."""
+CONCURRENT = ("fsdp", "data", "pipeline")
+"""Axes whose collectives run while the device computes; it waits for those of the other axes."""
+
+
+@dataclasses.dataclass(eq=False)
+class Cost:
+    """Predicted memory, time and traffic of a candidate."""
+
+    candidate: Candidate
+    memory: dict[str, float] = dataclasses.field(default_factory=dict)  # part -> bytes of a device
+    host: float = 0.0  # bytes of host memory for a device
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # part -> seconds of a step
+    traffic: dict[str, float] = dataclasses.field(default_factory=dict)  # axis -> bytes that a device sends in a step
+    exposed: dict[str, float] = dataclasses.field(default_factory=dict)  # axis -> seconds that the device waits for it
+    bubble: float = 0.0
+    problem: str = ""  # why the candidate is impossible
+    compiled: bool = False  # memory and traffic are those of the compiled program
+
+    @property
+    def bytes(self) -> float:
+        """Bytes of a device."""
+        return sum(self.memory.values())
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of a step."""
+        return sum(self.seconds.values())
+
+
+class CostModel:
+    """Predicts memory and time of the candidates of one config on one machine.
+
+    Args:
+        traces: the unsharded programs.
+        machine: the devices.
+    """
+
+    def __init__(self, traces: Traces, machine: Machine):
+        self.traces, self.machine, self.model = traces, machine, traces.model
+        state = traces.program.abstract_state
+        self.rows = traces.program.batch_size
+        self.params = {path: (x.shape, x.dtype.itemsize) for path, x in state.params.items()}
+        self.optimizer = dict.fromkeys(self.params, 0)  # path of a parameter -> bytes of its optimizer state
+        self.rest = 0  # bytes of the arrays that every device holds
+        for path, leaf in jax.tree.leaves_with_path(state.opt_state):
+            size = math.prod(leaf.shape) * leaf.dtype.itemsize
+            of = next((key for part in reversed(path) if (key := getattr(part, "key", None)) in self.params), None)
+            if of is not None and leaf.shape == self.params[of][0]:
+                self.optimizer[of] += size
+            else:
+                self.rest += size
+        self.rest += sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state.model_state))
+        self.ema = state.ema is not None
+        self.trained = set(self.model.trained)
+
+    @functools.cache  # noqa: B019
+    def specs(self, sizes: tuple[int, ...]) -> Mapping[str, Sequence[tuple[str, ...]]]:
+        """Returns path -> mesh axes of each dimension. Raises ShardingError if parameters do not fit the mesh."""
+        mesh = AbstractMesh(sizes, AXES)
+        specs = partition_specs(self.model.params, self.model.names, self.traces.rules, mesh)  # pyright: ignore[reportArgumentType]
+        return {path: [(x,) if isinstance(x, str) else tuple(x or ()) for x in spec] for path, spec in specs.items()}
+
+    @functools.cache  # noqa: B019
+    def state(self, sizes: tuple[int, ...], zero1: bool) -> tuple[float, float, float]:
+        """Returns the bytes of parameters, of gradients, and of the optimizer state of a device."""
+        axes: dict[str, int] = dict(zip(AXES, sizes, strict=True))
+        params = grads = optimizer = 0.0
+        for path, spec in self.specs(sizes).items():
+            shape, width = self.params[path]
+            parts = math.prod(axes[axis] for entry in spec for axis in entry)
+            params += math.prod(shape) * width / parts * (1 + (self.ema and path in self.trained))
+            if path in self.trained:
+                over_data = axes["data"] if zero1 and _divides(shape, spec, axes) else 1
+                grads += math.prod(shape) * width / parts / over_data
+                optimizer += self.optimizer[path] / parts / over_data
+        return params, grads, optimizer
+
+    def memory(self, candidate: Candidate) -> Cost:
+        """Returns the memory of a candidate, without its time."""
+        cost = Cost(candidate)
+        try:
+            params, grads, optimizer = self.state(candidate.sizes, candidate.zero1)
+        except ShardingError as error:
+            cost.problem = str(error).splitlines()[0]
+            return cost
+        start, slope = self.traces.peak(candidate.remat, candidate.precision, self.rows_of(candidate))
+        whole = self.state((1,) * len(AXES), False)
+        fixed = max(start - whole[1], 0.0) * params / max(whole[0], 1.0)
+        activations = slope * self.rows_of(candidate) / self.divided(candidate)
+        gathered = self.gathered(candidate)
+        if candidate.accumulate > 1:
+            gathered += grads  # the gradient of a microbatch is added to the sum
+        cost.memory = {
+            "parameters": params + self.rest,
+            "optimizer": 0.0 if candidate.offload_optimizer else optimizer,
+            "gradients": grads,
+            "activations": activations,
+            "temporary": fixed + gathered,
+        }
+        if candidate.offload_optimizer:
+            cost.host = optimizer
+            # The update reads the state back, when the activations are gone.
+            cost.memory["temporary"] += max(0.0, optimizer - activations - cost.memory["temporary"])
+        return cost
+
+    def rows_of(self, candidate: Candidate) -> float:
+        """Returns the rows of a microbatch on one device."""
+        return self.rows / candidate.accumulate / candidate.shards
+
+    def divided(self, candidate: Candidate) -> int:
+        """Returns the devices among which the activations and products of a row are divided."""
+        return math.prod(candidate.axes[axis] for axis in ("tensor", "context", "pipeline"))
+
+    def gathered(self, candidate: Candidate) -> float:
+        """Returns the bytes of gathered weights: two layers of each stack, or the largest parameter outside of one."""
+        axes, width = candidate.axes, jnp.dtype(DTYPES[candidate.precision]).itemsize
+        stacked = single = 0.0
+        for path, spec in self.specs(candidate.sizes).items():
+            if not any("fsdp" in entry for entry in spec) or axes["fsdp"] == 1:
+                continue
+            shape, _ = self.params[path]
+            leading = self.model.stacked.get(path, 0)
+            others = math.prod(axes[a] for entry in spec[leading:] for a in entry if a != "fsdp")
+            size = math.prod(shape[leading:]) * width / others
+            stacked, single = (stacked + size, single) if leading else (stacked, max(single, size))
+        return max(2 * stacked, single)
+
+    def cost(self, candidate: Candidate, cost: Cost | None = None) -> Cost:
+        """Returns memory and time of a candidate; `cost` has the memory if it is known."""
+        cost = cost or self.memory(candidate)
+        if cost.problem:
+            return cost
+        machine, axes, precision = self.machine, candidate.axes, candidate.precision
+        rows, n = self.rows_of(candidate), candidate.accumulate
+        work = self.traces.work(candidate.remat, precision, rows)
+        compute = n * max(work.cost, 0.0) / machine.bandwidth / self.divided(candidate)
+        stages, bubble = axes["pipeline"], 0.0
+        if stages > 1:
+            bubble = schedule.bubble(stages, candidate.microbatches or stages, 1)
+        asynchronous, synchronous = self.communication(candidate, cost)
+        hidden = machine.overlap * compute / max(sum(asynchronous.values()), machine.overlap * compute, 1e-30)
+        cost.exposed = {**synchronous, **{axis: s * (1 - hidden) for axis, s in asynchronous.items()}}
+        params, grads, optimizer = self.state(candidate.sizes, candidate.zero1)
+        update = (2 * params + grads + 2 * optimizer) / machine.bandwidth
+        if candidate.offload_optimizer:
+            update += 2 * optimizer / machine.host_bandwidth
+        cost.bubble = bubble
+        cost.seconds = {
+            "compute": compute,
+            "bubble": compute * bubble / (1 - bubble),
+            "exposed traffic": sum(cost.exposed.values()),
+            "update": update,
+            "dispatch": machine.dispatch / candidate.steps_per_dispatch,
+        }
+        return cost
+
+    def communication(self, candidate: Candidate, cost: Cost) -> tuple[dict[str, float], dict[str, float]]:
+        """Returns axis -> seconds of the collectives that run during the computation, and of others.
+
+        It also notes the traffic of each axis in `cost`.
+        """
+        axes, n, precision = candidate.axes, candidate.accumulate, candidate.precision
+        width = jnp.dtype(DTYPES[precision]).itemsize
+        work = self.traces.work(candidate.remat, precision, self.rows_of(candidate))
+        scatter = 2.0 if self.machine.platform == "cpu" else 1.0  # XLA:CPU all-reduces in place of a reduce-scatter
+        gathers, reduced, arrays = 0.0, 0.0, 0
+        for path, spec in self.specs(candidate.sizes).items():
+            shape, _ = self.params[path]
+            others = math.prod(axes[a] for entry in spec for a in entry if a != "fsdp")
+            size = math.prod(shape) * width / others
+            split = any("fsdp" in entry for entry in spec) and axes["fsdp"] > 1
+            if split:
+                passes = 2 if path in self.model.stacked and work.layers > 1 else 1
+                gathers += size * (passes + scatter * (path in self.trained))
+                arrays += (passes + 1) * (work.layers if path in self.model.stacked else 1)
+            if path in self.trained:
+                reduced += size / (axes["fsdp"] if split else 1)
+        if self.machine.platform != "cpu":
+            arrays = min(arrays, 3 * work.layers + 3)  # collectives of one layer are combined
+        share = axes["tensor"] * axes["pipeline"]
+        rest = axes["context"] * axes["pipeline"]
+        sent = {  # axis -> bytes of whole arrays, number of collectives
+            "fsdp": (gathers, arrays),
+            "data": (2 * reduced, 4),
+            "pipeline": (2 * work.carry / axes["context"] / axes["tensor"], 0),
+            "tensor": (2 * work.partial / rest, 2 * work.sums),
+            "expert": (work.exchanged / share, 4 * work.layers),
+            "context": (3 * work.keys / share, 3 * work.layers),
+        }
+        times = {axis: self.ring(candidate, axis, n * size, n * count, cost) for axis, (size, count) in sent.items()}
+        during = {axis: times.pop(axis) for axis in CONCURRENT}
+        return during, times
+
+    def ring(self, candidate: Candidate, axis: str, size: float, count: float, cost: Cost) -> float:
+        """Returns the seconds that collectives of `size` bytes take along an axis, and notes what a device sends.
+
+        A device sends (n - 1) / n of the bytes within its island, and a share of the rest to other islands.
+
+        Args:
+            candidate: the candidate.
+            axis: mesh axis.
+            size: bytes of whole arrays that are gathered or scattered; twice those that are summed.
+            count: number of collectives.
+            cost: receives the traffic.
+        """
+        machine, total = self.machine, candidate.axes[axis]
+        if total == 1 or size <= 0:
+            return 0.0
+        within, between = machine.split(candidate.axes, candidate.dcn, axis)
+        near, far = size * (within - 1) / within, size / within * (between - 1) / between
+        if axis == "pipeline":
+            near, far = (0.0, size) if between > 1 else (size, 0.0)
+        cost.traffic[axis] = near + far
+        sizes = {name: machine.split(candidate.axes, candidate.dcn, name)[0] for name in AXES}
+        return near / machine.axis_link(sizes, axis) + far / machine.network + count * machine.latency
+
+    def fits(self, cost: Cost) -> bool:
+        """Returns whether a candidate fits the memory of a device."""
+        return not cost.problem and cost.bytes <= SAFE * self.machine.memory
+
+    def mfu(self, cost: Cost, peak: float) -> float:
+        """Returns the model FLOPs per second as a share of the peak of all devices."""
+        return self.traces.flops * self.rows / cost.step_s / (peak * self.machine.count)
+
+
+def _divides(shape: Sequence[int], spec: Sequence[tuple[str, ...]], axes: Mapping[str, int]) -> bool:
+    """Returns whether ZeRO-1 can split a parameter over `data`."""
+    entries = [*spec, *[()] * (len(shape) - len(spec))]
+    shard = [size // math.prod(axes[a] for a in entry) for size, entry in zip(shape, entries, strict=True)]
+    return any(size % axes["data"] == 0 and size >= axes["data"] for size in shard)

@@ -1,0 +1,182 @@
+"""A machine as the cost model sees it: devices, their rates, and the networks between them."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from engine.cluster.cores import usable_cores
+from engine.cluster.host_memory import host_memory
+from engine.config import hardware
+from engine.planning.targets import Target
+from engine.types import Device
+
+EFFICIENCY = {"tpu": 0.7, "gpu": 0.6, "cpu": 1.0}
+"""Platform -> share of the published peak that large products reach; assumed until `convoy plan --calibrate`."""
+OVERLAP = {"tpu": 0.8, "gpu": 0.8, "cpu": 0.0}
+"""Platform -> share of the computation during which collectives of parameters and gradients run."""
+DISPATCH_S = 2e-4
+"""Seconds that the host needs for one dispatch; assumed."""
+LATENCY_S = {"tpu": 5e-6, "gpu": 2e-5, "cpu": 2e-4}
+"""Platform -> seconds until a collective sends its first byte; assumed."""
+HOST_BANDWIDTH = 25e9
+"""Bytes/s between a device and the memory of its host; assumed: PCIe of generation 4 with 16 lanes gives 32e9."""
+CORE_FLOPS, CORE_BANDWIDTH = 4e10, 8e9
+"""FLOP/s and bytes/s of a core of a CPU; assumed until `convoy plan --calibrate`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """The devices of a run and their rates.
+
+    Attributes:
+        text: name for the output.
+        platform: cpu, gpu or tpu.
+        count: devices.
+        island: devices of one fast network: a slice of TPUs, a host of GPUs.
+        torus: dimensions of the torus of a slice; empty where any device reaches any other at full speed.
+        bf16: FLOP/s of products in bfloat16 that a device reaches.
+        f32: likewise of float32 arrays.
+        memory: bytes of a device.
+        bandwidth: bytes/s of this memory.
+        link: bytes/s that a device sends within its island.
+        network: bytes/s that a device sends between islands.
+        latency: seconds until a collective sends its first byte.
+        dispatch: seconds that the host needs for a dispatch.
+        overlap: share of the computation during which collectives of parameters and gradients run.
+        source: where the rates are from.
+        margin: stated relative error of the predicted time.
+    """
+
+    text: str
+    platform: str
+    count: int
+    island: int
+    torus: tuple[int, ...]
+    bf16: float
+    f32: float
+    memory: int
+    bandwidth: float
+    link: float
+    network: float
+    latency: float
+    dispatch: float = DISPATCH_S
+    overlap: float = 0.0
+    host_bandwidth: float = HOST_BANDWIDTH
+    source: str = ""
+    margin: float = 0.5
+
+    def peak(self, precision: str) -> float:
+        """Returns the FLOP/s that a device reaches in `train.precision`."""
+        return self.bf16 if precision == "bfloat16" else self.f32
+
+    @property
+    def islands(self) -> int:
+        """Number of islands."""
+        return self.count // self.island
+
+    def split(self, sizes: Mapping[str, int], between: Mapping[str, int], axis: str) -> tuple[int, int]:
+        """Returns how many devices along a mesh axis share an island, and how many islands the axis reaches.
+
+        Args:
+            sizes: axis -> devices over all slices.
+            between: axis -> slices.
+            axis: the axis.
+        """
+        if self.platform == "tpu":
+            return sizes[axis] // between[axis], between[axis]
+        inner = math.prod(sizes[name] for name in hardware.AXES[hardware.AXES.index(axis) + 1 :])
+        within = math.gcd(sizes[axis], max(1, self.island // inner))
+        return within, sizes[axis] // within
+
+    def axis_link(self, within: Mapping[str, int], axis: str) -> float:
+        """Returns the bytes/s that a device sends along an axis within an island.
+
+        Args:
+            within: axis -> devices within an island.
+            axis: the axis.
+        """
+        if not self.torus:
+            return self.link
+        return self.link * _share(self.torus, [(name, within[name]) for name in hardware.AXES], axis)
+
+
+def _share(torus: Sequence[int], axes: Sequence[tuple[str, int]], axis: str) -> float:
+    """Returns the share of a chip's links that a ring along a mesh axis uses: the last axis takes dimensions first.
+
+    A dimension of the torus has 2 of the links. They form a ring where the dimension is a multiple of 4, as in v4 and
+    v5p, or 16, as in v5e and v6e; otherwise a ring sends over one of them at a time.
+    """
+    left = list(torus)
+    ring = 4 if len(torus) == 3 else 16
+    for name, size in reversed(axes):
+        share = 0.0
+        for i in reversed(range(len(left))):
+            part = math.gcd(size, left[i])
+            if part > 1:
+                whole = part == torus[i] and torus[i] % ring == 0
+                share += (1.0 if whole else 0.5) / len(torus)
+                left[i] //= part
+                size //= part
+        if name == axis:
+            return share or 0.5 / len(torus)
+    raise KeyError(axis)
+
+
+def of_target(target: Target) -> Machine:
+    """Returns the machine of a target, by the hardware table."""
+    row, platform = target.hardware, target.platform
+    return _of_row(row, platform, target.count, target.count // target.islands, target.text, _torus(target))
+
+
+def _torus(target: Target) -> tuple[int, ...]:
+    return target.shape if target.platform == "tpu" else ()
+
+
+def of_devices(devices: Sequence[Device]) -> Machine:
+    """Returns the machine of these devices, by the hardware table; of CPUs and unknown devices by assumption."""
+    first, count = devices[0], len(devices)
+    row, islands = hardware.find(first.device_kind), len({getattr(device, "process_index", 0) for device in devices})
+    text = f"{count} x {first.device_kind}"
+    if row is not None:
+        return _of_row(row, first.platform, count, count // islands, text, ())
+    memory, cores = host_memory(), usable_cores()
+    share = cores / (count // islands)
+    return Machine(
+        text,
+        first.platform,
+        count,
+        count // islands,
+        (),
+        bf16=CORE_FLOPS * share,
+        f32=CORE_FLOPS * share,
+        memory=(memory.bytes if memory else 16 * hardware.GIB) * islands // count,
+        bandwidth=CORE_BANDWIDTH * share,
+        link=CORE_BANDWIDTH * share / 4,
+        network=1e9,
+        latency=LATENCY_S["cpu"],
+        overlap=OVERLAP["cpu"],
+        host_bandwidth=CORE_BANDWIDTH * share,
+        source="rates assumed for CPUs; convoy plan --calibrate measures them",
+    )
+
+
+def _of_row(
+    row: hardware.Hardware, platform: str, count: int, island: int, text: str, torus: tuple[int, ...]
+) -> Machine:
+    efficiency = EFFICIENCY[platform]
+    return Machine(
+        text,
+        platform,
+        count,
+        island,
+        torus,
+        bf16=row.bf16 * efficiency,
+        f32=row.f32 * efficiency,
+        memory=row.hbm_bytes,
+        bandwidth=row.hbm_bandwidth * 0.8,
+        link=row.links.within * 0.8,
+        network=row.links.between * 0.8,
+        latency=LATENCY_S[platform],
+        overlap=OVERLAP[platform],
+        source=f"published rates of {row.name}, of which products reach {efficiency:.0%} and memory and links 80 %",
+    )

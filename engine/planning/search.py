@@ -1,0 +1,203 @@
+"""Scores all candidates of a config on a machine by formula, memory first, and ranks them."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+from engine.config.errors import ConvoyError
+from engine.config.schema import Config
+from engine.parallel.layout import NAMED
+from engine.parallel.rules import RULES
+from engine.planning.candidates import Candidate, Choices, meshes, settings
+from engine.planning.cost import Cost, CostModel
+from engine.planning.machine import Machine
+from engine.planning.tracing import Traces
+from engine.training.accumulation import check_dropout
+from engine.training.program import Program
+
+REMATS = ("none", "dots", "full")
+STEPS_PER_DISPATCH = (1, 2, 4, 8, 16, 32, 64)
+DISPATCH_SHARE = 0.02  # K is the least that brings the time of the dispatch below this share of a step
+SIMPLE = 0.02
+"""Relative difference of times below which the simpler of two candidates wins."""
+
+
+@dataclasses.dataclass
+class Ranking:
+    """The scored candidates of a config on a machine."""
+
+    model: CostModel
+    choices: Choices
+    fitting: list[Cost]  # the fastest first
+    nearest: Cost | None  # the candidate with the least memory, if none fits
+    examined: int
+    problems: Mapping[str, int]  # why meshes are impossible -> number of meshes
+
+
+def choices_of(program: Program, config: Config, machine: Machine) -> Choices:
+    """Returns what the model of a config allows.
+
+    Args:
+        program: its program on one device, which has been traced.
+        config: the config.
+        machine: the devices.
+    """
+    model, used, rules = program.spec.model, program.spec.layout.used, {**RULES, **config.sharding.rules}
+    mapped = {axis for names in model.names.values() for name in names for axis in _axes(rules.get(name or ""))}
+    axes = ["data", "fsdp"]
+    axes += [axis for axis in ("expert", "context", "pipeline") if axis in used]
+    axes += ["tensor"] if "tensor" in mapped else []
+    named = sorted(name.removeprefix(NAMED) for name in used if name.startswith(NAMED))
+    remats = [*REMATS, *([f"save:{','.join(named)}"] if named else [])] if "remat" in used else ["none"]
+    if config.train.remat not in remats and not config.train.remat.startswith("offload"):
+        remats.append(config.train.remat)
+    faster = machine.bf16 > machine.f32 or machine.platform == "tpu"
+    precisions = dict.fromkeys((config.train.precision, *(("bfloat16",) if faster else ())))
+    depths = [model.params[path].shape[0] for path in model.stacked]
+    return Choices(
+        config.train.global_batch_size,
+        axes,
+        min(depths, default=1),
+        remats,
+        tuple(precisions),
+        accumulates=config.train.approximate_accumulation or _accumulates(program),
+        offloads=machine.platform != "cpu",
+    )
+
+
+def _axes(rule: str | Sequence[str] | None) -> Sequence[str]:
+    return () if rule is None else (rule,) if isinstance(rule, str) else rule
+
+
+def _accumulates(program: Program) -> bool:
+    """Returns whether gradient accumulation gives the result of the whole batch."""
+    try:
+        check_dropout(program.spec.model, 2)
+    except ConvoyError:
+        return False
+    return not program.spec.model.model_state and not program.spec.model.rng_state
+
+
+def rank(
+    program: Program, config: Config, machine: Machine, on_progress: Callable[[str], None] = lambda text: None
+) -> Ranking:
+    """Returns all candidates of a config that fit a machine, the fastest first.
+
+    Args:
+        program: the program of the config on one device.
+        config: the config.
+        machine: the devices.
+        on_progress: receives a line before each part of the work.
+    """
+    choices = choices_of(program, config, machine)
+    balance = {precision: machine.peak(precision) / machine.bandwidth for precision in ("float32", "bfloat16")}
+    rows = max(1, min(config.train.global_batch_size // machine.count, 64))
+    model = CostModel(Traces(program, config, balance, rows, on_progress), machine)
+    fitting: list[Cost] = []
+    nearest: Cost | None = None
+    problems: dict[str, int] = {}
+    examined = 0
+    for mesh in meshes(machine, choices):
+        for candidate in settings(mesh, choices):
+            examined += 1
+            if examined == 1 or examined % 20_000 == 0:
+                on_progress(f"scoring by formula: {examined:,} candidates, {len(fitting):,} fit")
+            found = model.memory(candidate)
+            if found.problem:
+                problems[found.problem] = problems.get(found.problem, 0) + 1
+                break
+            if model.fits(found):
+                fitting.append(_dispatched(model, model.cost(candidate, found)))
+            elif nearest is None or found.bytes < nearest.bytes:
+                nearest = found
+    on_progress(f"scored {examined:,} candidates by formula, {len(fitting):,} fit")
+    fitting.sort(key=lambda cost: (cost.candidate.precision != config.train.precision, cost.step_s, cost.bytes))
+    return Ranking(model, choices, _simplest_first(fitting), nearest, examined, problems)
+
+
+def _dispatched(model: CostModel, cost: Cost) -> Cost:
+    """Sets the steps per dispatch so that the host's time does not matter."""
+    step = cost.step_s - cost.seconds["dispatch"]
+    for k in STEPS_PER_DISPATCH:
+        if model.machine.dispatch / k <= DISPATCH_SHARE * step or k == STEPS_PER_DISPATCH[-1]:
+            cost.candidate = dataclasses.replace(cost.candidate, steps_per_dispatch=k)
+            cost.seconds["dispatch"] = model.machine.dispatch / k
+            break
+    return cost
+
+
+def _simplest_first(costs: list[Cost]) -> list[Cost]:
+    """Moves the simplest of the candidates that are as fast as the first to the front."""
+    if not costs:
+        return costs
+    first = costs[0]
+    near = [
+        cost
+        for cost in costs
+        if cost.step_s <= first.step_s * (1 + SIMPLE) and cost.candidate.precision == first.candidate.precision
+    ]
+    best = min(near, key=lambda cost: (_complexity(cost.candidate), cost.step_s))
+    return [best, *(cost for cost in costs if cost is not best)]
+
+
+def _complexity(candidate: Candidate) -> int:
+    """Returns the number of settings that differ from plain data parallelism with FSDP."""
+    axes = candidate.axes
+    return (
+        sum(axes[axis] > 1 for axis in ("tensor", "context", "pipeline", "expert"))
+        + (candidate.remat != "none")
+        + (candidate.accumulate > 1)
+        + candidate.zero1
+        + candidate.offload_optimizer
+    )
+
+
+def different(costs: Sequence[Cost], count: int) -> list[Cost]:
+    """Returns at most `count` candidates, the fastest first, that differ in how they split the model.
+
+    Further meshes, which differ in data and fsdp alone, fill up what is left.
+    """
+    models: dict[tuple, Cost] = {}
+    all_meshes: dict[tuple, Cost] = {}
+    for cost in costs:
+        candidate = cost.candidate
+        model = tuple(candidate.axes[axis] for axis in ("pipeline", "expert", "context", "tensor"))
+        models.setdefault((model, candidate.precision), cost)
+        all_meshes.setdefault((candidate.sizes, candidate.between, candidate.precision), cost)
+    chosen = [*list(models.values())[: max(count - 2, 1)]]
+    chosen += [cost for cost in all_meshes.values() if cost not in chosen][: count - len(chosen)]
+    place = {id(cost): i for i, cost in enumerate(costs)}
+    return sorted(chosen, key=lambda cost: place[id(cost)])
+
+
+def changes(ranking: Ranking, program: Program, config: Config) -> list[str]:
+    """Returns the nearest changes with which a candidate would fit, where none does."""
+    model, machine = ranking.model, ranking.model.machine
+    found = []
+    for factor in (2, 4, 8, 16, 32, 64):
+        rows = ranking.choices.rows // factor
+        if rows and _least(model, machine, dataclasses.replace(ranking.choices, rows=rows), rows):
+            found.append(f"train.global_batch_size={rows}")
+            break
+    for factor in (2, 4, 8, 16, 32, 64):
+        larger = dataclasses.replace(machine, count=machine.count * factor, torus=())
+        rows = max(ranking.choices.rows, larger.count)
+        if larger.platform == "tpu":
+            larger = dataclasses.replace(larger, island=larger.count)
+        if _least(model, larger, dataclasses.replace(ranking.choices, rows=rows), rows):
+            more = f" with train.global_batch_size={rows}" if rows != ranking.choices.rows else ""
+            found.append(f"{larger.count} devices of the same kind{more}")
+            break
+    if ranking.nearest is not None:
+        found.append(f"devices with {ranking.nearest.bytes / 0.9 / 2**30:.0f} GiB of memory or more")
+    return found
+
+
+def _least(model: CostModel, machine: Machine, choices: Choices, rows: int) -> bool:
+    """Returns whether a candidate for other devices or another batch fits."""
+    other = CostModel(model.traces, machine)
+    other.rows = rows
+    return any(
+        other.fits(other.memory(candidate))
+        for mesh in meshes(machine, choices)
+        for candidate in settings(mesh, choices)
+    )

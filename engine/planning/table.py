@@ -1,0 +1,122 @@
+"""The output of `convoy plan`: a table of candidates, the winner as overrides, and why the others lost."""
+
+from collections.abc import Sequence
+
+from engine.parallel.report import size_text
+from engine.planning.candidates import Candidate
+from engine.planning.cost import SAFE, Cost, CostModel
+from engine.planning.machine import Machine
+
+GIB = 2**30
+COLUMNS = ("", "mesh and settings", "GiB", "step", "ex/s", "MFU", "traffic of a device, by axis", "bubble")
+
+
+def machine_text(machine: Machine, state: str) -> list[str]:
+    """Returns lines about a machine.
+
+    Args:
+        machine: the devices.
+        state: a line about the model.
+    """
+    islands = f", {machine.islands} islands of {machine.island} devices" if machine.islands > 1 else ""
+    return [
+        f"hardware: {machine.text}: {machine.count} devices{islands}, {size_text(machine.memory)} each",
+        f"rates: {machine.bf16 / 1e12:.3g} TFLOP/s in bfloat16, {machine.f32 / 1e12:.3g} in float32, "
+        f"{machine.bandwidth / 1e9:.3g} GB/s of memory, {machine.link / 1e9:.3g} GB/s of links"
+        + (f", {machine.network / 1e9:.3g} GB/s between islands" if machine.islands > 1 else ""),
+        f"  ({machine.source})",
+        state,
+    ]
+
+
+def table(model: CostModel, costs: Sequence[Cost], peak: float) -> list[str]:
+    """Returns the lines of the table.
+
+    Args:
+        model: the cost model.
+        costs: the rows, the best first.
+        peak: FLOP/s of a device, of which MFU is a share.
+    """
+    rows = [COLUMNS, *(_cells(i, model, cost, peak) for i, cost in enumerate(costs, 1))]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _cells(number: int, model: CostModel, cost: Cost, peak: float) -> tuple[str, ...]:
+    traffic = ", ".join(f"{axis} {size_text(size)}" for axis, size in cost.traffic.items() if size)
+    return (
+        f"{number}{'*' if cost.compiled else ''}",
+        f"{cost.candidate}, {cost.candidate.precision}",
+        f"{cost.bytes / GIB:.2f}" + ("" if model.fits(cost) else " !"),
+        seconds_text(cost.step_s),
+        f"{model.rows / cost.step_s:,.0f}" if model.rows / cost.step_s >= 10 else f"{model.rows / cost.step_s:.2g}",
+        f"{model.mfu(cost, peak):.1%}",
+        traffic or "-",
+        f"{cost.bubble:.0%}" if cost.bubble else "-",
+    )
+
+
+def details(model: CostModel, cost: Cost) -> list[str]:
+    """Returns the memory and the time of a candidate by part."""
+    memory = model.machine.memory
+    parts = ", ".join(f"{name} {size_text(size)}" for name, size in cost.memory.items())
+    times = ", ".join(f"{name} {seconds_text(s)}" for name, s in cost.seconds.items() if s > 0)
+    free = memory - cost.bytes
+    lines = [
+        f"memory of a device: {size_text(cost.bytes)} of {size_text(memory)} ({cost.bytes / memory:.0%}), "
+        f"{size_text(free)} free: {parts}",
+        f"time of a step: {seconds_text(cost.step_s)} +- {model.machine.margin:.0%}: {times}",
+    ]
+    if cost.host:
+        lines.append(f"memory of the host: {size_text(cost.host)} for each device")
+    return lines
+
+
+def command(candidate: Candidate, given: dict[str, object]) -> str:
+    """Returns the settings of a candidate that differ from the config, as overrides of a command line.
+
+    Args:
+        candidate: the candidate.
+        given: path of a config field -> its value in the config.
+    """
+    found = [f"--config.{path}={value}" for path, value in candidate.overrides().items() if given.get(path) != value]
+    return " ".join(found) or "(the config has these settings)"
+
+
+def why(winner: Cost, other: Cost) -> str:
+    """Returns why a candidate lost against the winner: the part of its time that is longest in comparison."""
+    if other.problem:
+        return other.problem
+    if other.candidate.precision != winner.candidate.precision:
+        return "another precision, which rounds differently; not chosen without train.precision"
+    longer = {name: s - winner.seconds.get(name, 0.0) for name, s in other.seconds.items()}
+    name = max(longer, key=lambda part: longer[part])
+    if other.step_s <= winner.step_s * 1.02:
+        return "as fast, and less simple"
+    reasons = {
+        "compute": "computes longer" + (" (recomputation)" if other.candidate.remat != "none" else ""),
+        "exposed traffic": f"waits longer for {max(other.exposed, key=lambda a: other.exposed[a], default='traffic')}",
+        "bubble": "stages wait",
+        "update": "its optimizer moves more bytes on each device",
+        "dispatch": "the host dispatches more often",
+    }
+    return f"{reasons[name]}: {seconds_text(longer[name])} more"
+
+
+def warnings(cost: Cost, machine: Machine) -> list[str]:
+    """Returns what to know about a candidate."""
+    found = []
+    if cost.bytes > 0.8 * machine.memory:
+        found.append(f"it needs more than 80 % of the memory (limit of a plan: {SAFE:.0%})")
+    if cost.seconds.get("exposed traffic", 0.0) > 0.5 * cost.step_s:
+        found.append("it waits for the network in more than half of the time: fewer devices would be nearly as fast")
+    if machine.margin >= 0.5 and not cost.compiled:
+        found.append("the time is by formula, with rates that were not measured; ranks are more reliable than times")
+    return found
+
+
+def seconds_text(seconds: float) -> str:
+    """Returns a time as text in s, ms or us."""
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"

@@ -1,0 +1,118 @@
+"""Traces of the unsharded program: the loss and its gradient on one device, for a number of rows and a remat policy."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+
+from engine.config.schema import Config
+from engine.data.batch import abstract_batch
+from engine.parallel.layout import with_layout
+from engine.parallel.rules import RULES, mesh_axes
+from engine.planning.graph import Graph, make_graph
+from engine.planning.work import Work, measure
+from engine.training.build import DTYPES
+from engine.training.gradients import gradients
+from engine.training.program import Program
+from engine.training.update import has_own_update, own_update
+from engine.types import PyTree
+
+
+class Traces:
+    """The unsharded programs of a config, traced when they are needed.
+
+    Args:
+        program: the program of the config on one device, with `train.remat=none` and `train.accumulate=1`.
+        config: the config.
+        balance: FLOP that a device computes while it moves a byte of its memory, by precision.
+        rows: rows of a small batch; the work is linear in the rows beyond.
+        on_progress: receives a line before each trace.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        config: Config,
+        balance: Mapping[str, float],
+        rows: int,
+        on_progress: Callable[[str], None],
+    ):
+        self.program, self.config, self.balance, self.rows = program, config, balance, max(rows, 1)
+        self.on_progress = on_progress
+        self.model = program.spec.model
+        self.rules = {**RULES, **config.sharding.rules}
+        self._work: dict[tuple[str, str, int], Work] = {}
+        self.used = program.spec.layout.used
+
+    def axes(self, name: str | None) -> tuple[str, ...]:
+        """Returns the mesh axes of a logical axis."""
+        return mesh_axes("parameter", name, self.rules) if name in self.rules else ()
+
+    def work(self, remat: str, precision: str, rows: float) -> Work:
+        """Returns the work of a batch of `rows` rows."""
+        small = self._at(remat, precision, self.rows)
+        if rows == self.rows:
+            return small
+        large = self._at(remat, precision, 2 * self.rows)
+        return small.between(large, rows / self.rows - 1)
+
+    def peak(self, remat: str, precision: str, rows: float) -> tuple[float, float]:
+        """Returns the bytes of temporary arrays that do not depend on the rows, and those for each row.
+
+        Few rows need less than the gradients, many more. So the peak is the larger of two lines: one for few rows, and
+        one for a whole batch on a device.
+        """
+        lines = []
+        for first in dict.fromkeys((self.rows, max(self.rows, self.program.batch_size))):
+            small, large = (self._at(remat, precision, n).peak for n in (first, 2 * first))
+            slope = max(large - small, 0.0) / first
+            lines.append((small - slope * first, slope))
+        return max(lines, key=lambda line: line[0] + line[1] * rows)
+
+    def _at(self, remat: str, precision: str, rows: int) -> Work:
+        key = (remat, precision, rows)
+        if key not in self._work:
+            self.on_progress(f"tracing {rows} rows on one device, train.remat={remat}, {precision}")
+            graph, params = self.graph(remat, precision, rows)
+            self._work[key] = measure(graph, params, self.axes, self.balance[precision])
+        return self._work[key]
+
+    def graph(self, remat: str, precision: str, rows: int) -> tuple[Graph, dict[int, tuple[str, tuple]]]:
+        """Returns the program as a graph, and input -> path and logical axes of a parameter."""
+        program = self.program
+        layout = dataclasses.replace(program.spec.layout, remat=remat, offload_optimizer=False, used=set())
+        spec = dataclasses.replace(
+            program.spec, layout=layout, accumulate=1, opt_shardings=None, compute_dtype=DTYPES[precision]
+        )
+        example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), program.abstract_batch.examples)
+        batch = abstract_batch(example, rows, spec.batch_sharding)
+
+        def step(params: PyTree, rest: PyTree, key: jax.Array) -> PyTree:
+            state, batch = rest
+            state = dataclasses.replace(state, params=params)
+            if has_own_update(spec.task):
+                return own_update(spec, state, batch, key, state.step)
+            return gradients(spec, program.task_metrics, state, batch, key, state.step)
+
+        state = program.abstract_state
+        args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state.params, (state, batch)))
+        jaxpr = jax.make_jaxpr(with_layout(layout, step))(*args, jax.random.key(0)).jaxpr
+        graph = make_graph(jaxpr)
+        first = len(jaxpr.constvars)
+        paths = [path[0].key for path, _ in jax.tree.leaves_with_path(args[0])]
+        names = self.model.names
+        params = {
+            graph.inputs[first + i]: (path, names.get(path, (None,) * len(self.model.params[path].shape)))
+            for i, path in enumerate(paths)
+        }
+        return graph, params
+
+    @property
+    def flops(self) -> float:
+        """Model FLOPs of a row."""
+        return self.program.flops_per_step / self.program.batch_size
+
+    def parameters(self) -> int:
+        """Returns the number of parameters."""
+        return sum(math.prod(x.shape) for x in self.model.params.values())

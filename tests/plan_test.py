@@ -1,0 +1,85 @@
+"""Plans of configs outside of this repository, whose models the engine does not know."""
+
+import sys
+
+import pytest
+
+from engine import plan
+from engine.config import load
+from engine.config.errors import ConfigError
+
+CONFIG = '''
+import dataclasses
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from engine import Loss, Task
+from engine.config import defaults
+
+
+class Points:
+    def __len__(self):
+        return 4096
+
+    def __getitem__(self, index):
+        return {"x": np.zeros(64, np.float32), "y": np.zeros(8, np.float32)}
+
+
+@dataclasses.dataclass
+class Regression(Task):
+    """Maps points to points."""
+
+    def build(self, rngs):
+        return nnx.Sequential(nnx.Linear(64, 512, rngs=rngs), nnx.relu, nnx.Linear(512, 8, rngs=rngs))
+
+    def loss(self, model, batch, rng):
+        return Loss.of(jnp.square(model(batch["x"]) - batch["y"]).mean(-1))
+
+
+def get_config():
+    c = defaults()
+    c.name = "outside"
+    c.task = dict(target="outside.Regression")
+    c.data = dict(target="outside.Points")
+    c.train.total = "10 steps"
+    c.train.global_batch_size = 256
+    return c
+'''
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch):
+    (tmp_path / "outside.py").write_text(CONFIG)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield load(str(tmp_path / "outside.py"))
+    sys.modules.pop("outside", None)
+
+
+def test_plan_of_an_unknown_model_prints_a_table_the_settings_and_reasons(outside):
+    progress = []
+    text = "\n".join(plan.plan_parts(outside, "h100:2x8", on_progress=progress.append))
+    assert "16 devices, 2 islands of 8 devices" in text
+    assert "37,384 parameters" in text  # 64 * 512 + 512 + 512 * 8 + 8
+    assert "--config.mesh.data=" in text and "MFU" in text
+    assert "the others:" in text and "\n  2: " in text
+    assert not any(axis in text for axis in ("tensor=", "context=", "pipeline=", "expert="))  # it has no such layers
+    assert any("tracing" in line for line in progress)
+
+
+def test_local_plan_takes_the_devices_of_this_process(outside):
+    text = "\n".join(plan.plan_parts(outside, "local"))
+    assert "hardware: 8 x cpu" in text and "rates assumed for CPUs" in text
+
+
+def test_nothing_fits_is_an_error_with_the_nearest_changes(outside, monkeypatch):
+    monkeypatch.setattr(plan.machines, "of_target", tiny(plan.machines.of_target))
+    with pytest.raises(
+        ConfigError, match=r"nothing fits h100:1x8\. The least of .* It would fit with: .*GiB of memory"
+    ):
+        list(plan.plan_parts(outside, "h100:1x8"))
+
+
+def tiny(of_target):
+    import dataclasses
+
+    return lambda target: dataclasses.replace(of_target(target), memory=1000)

@@ -1,0 +1,14 @@
+import math
+
+from engine.planning.candidates import Choices, meshes, settings
+from tests.planning import tiny
+
+
+def test_meshes_divide_devices_and_rows():
+    choices = Choices(64, ("data", "fsdp", "tensor"), 1, ("none",), ("float32",))
+    found = list(meshes(tiny.machine("h100:1x8"), choices))
+    assert all(math.prod(sizes) == 8 for sizes, _ in found)
+    assert len(found) == 10  # 8 = 2 * 2 * 2 over three axes
+    assert all(sizes[0] == sizes[3] == sizes[4] == 1 for sizes, _ in found)
+    accumulated = {c.accumulate for c in settings(found[0], choices)}
+    assert accumulated == {1, 2, 4, 8, 16, 32, 64}  # the first mesh is tensor=8

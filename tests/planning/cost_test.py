@@ -1,0 +1,53 @@
+"""The cost model against closed formulas, and against the state of programs."""
+
+import jax
+import pytest
+
+from engine.config.schema import MeshSpec
+from engine.parallel.report import device_bytes
+from tests import zoo
+from tests.planning import tiny
+
+
+def test_state_of_copies_is_that_of_the_formula():
+    """float32 parameters and gradients, and two moments of Adam."""
+    cost = tiny.model().memory(tiny.candidate(data=8))
+    assert cost.memory["parameters"] == pytest.approx(4 * tiny.numbers(), abs=64)
+    assert cost.memory["gradients"] == 4 * tiny.numbers()
+    assert cost.memory["optimizer"] == 8 * tiny.numbers()
+
+
+@pytest.mark.parametrize(
+    ("axes", "layout"), [({"fsdp": 8}, {}), ({"data": 2, "fsdp": 4}, {}), ({"data": 8}, {"zero1": True})]
+)
+def test_state_of_a_mesh_is_that_of_the_program(axes, layout):
+    built = zoo.program(zoo.Classify(width=64), mesh=MeshSpec(**axes), batch_size=tiny.ROWS, layout=layout)
+    cost = tiny.model().memory(tiny.candidate(**axes, **layout))
+    for part, name in (("params", "parameters"), ("opt_state", "optimizer")):
+        expected = sum(map(device_bytes, jax.tree.leaves(getattr(built.abstract_state, part))))
+        assert cost.memory[name] == pytest.approx(expected, rel=0.02, abs=256)
+
+
+def test_traffic_is_that_of_the_formulas():
+    """Copies all-reduce all gradients: 2 (n - 1) / n. FSDP gathers parameters and scatters gradients."""
+    size = 4 * tiny.numbers()
+    copies = tiny.model().cost(tiny.candidate(data=8))
+    assert copies.traffic == {"data": pytest.approx(2 * 7 / 8 * size)}
+    split = tiny.model().cost(tiny.candidate(fsdp=8))
+    assert split.traffic["fsdp"] == pytest.approx(2 * 7 / 8 * size, rel=0.1)
+    accumulated = tiny.model().cost(tiny.candidate(fsdp=8, accumulate=4))
+    assert accumulated.traffic["fsdp"] == pytest.approx(4 * split.traffic["fsdp"])
+
+
+def test_rows_of_a_device_divide_the_activations_and_the_products():
+    one, two = (tiny.model().cost(tiny.candidate(data=n)) for n in (2, 4))
+    assert one.memory["activations"] == pytest.approx(2 * two.memory["activations"])
+    assert tiny.model().cost(tiny.candidate(data=2, accumulate=2)).memory["activations"] == pytest.approx(
+        two.memory["activations"]
+    )
+    assert one.seconds["compute"] > two.seconds["compute"]
+
+
+def test_offloaded_optimizer_is_in_the_memory_of_the_host():
+    cost = tiny.model().memory(tiny.candidate(data=8, offload_optimizer=True))
+    assert cost.memory["optimizer"] == 0 and cost.host == 8 * tiny.numbers()

@@ -1,0 +1,31 @@
+import jax
+import jax.numpy as jnp
+
+from engine.planning.graph import make_graph
+from engine.planning.work import measure
+
+
+def test_work_multiplies_loops_and_finds_sums_over_split_parameters():
+    """3 layers `up` and `down` split over `tensor`: a partial sum after `down`, and in the gradient one before `up`."""
+    rows, width, hidden, layers = 8, 16, 64, 3
+
+    def loss(up, down, x):
+        def layer(x, w):
+            return x + jnp.tanh(x @ w[0]) @ w[1], None
+
+        return jax.lax.scan(layer, x, (up, down))[0].sum()
+
+    shapes = ((layers, width, hidden), (layers, hidden, width), (rows, width))
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    graph = make_graph(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*arrays).jaxpr)
+    params = {
+        graph.inputs[0]: ("up", ("layers", "embed", "mlp")),
+        graph.inputs[1]: ("down", ("layers", "mlp", "embed")),
+    }
+    axes = {"mlp": ("tensor",), "embed": ("fsdp",), "layers": ("pipeline",)}
+    work = measure(graph, params, lambda name: axes.get(name or "", ()), balance=1.0)
+    assert work.flops == 3 * layers * 2 * (2 * rows * width * hidden)  # forward, and two products of the gradient
+    assert work.sums == 2 * layers
+    assert work.partial == 2 * layers * rows * width * 4
+    assert work.uses == {"up": 2 * layers, "down": 2 * layers}
+    assert work.cost >= work.flops
