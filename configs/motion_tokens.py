@@ -1,8 +1,8 @@
 """Simulation of traffic by motion tokens, trained and tested on networks of roads that SUMO simulates.
 
-tools/bazel run //configs:motion_tokens     6 min of CPU time; 200 test scenes, mean of two seeds: 14.5 % of
-                                            vehicles collide (constant velocity 27.4 %) and 2.3 % leave
-                                            the road (10.6 %); minADE of 8 roll-outs 1.32 m (3.64 m)
+tools/bazel run //configs:motion_tokens     6 min of CPU time; 200 test scenes, mean of three seeds: 14.4 % of
+                                            vehicles collide (constant velocity 27.4 %) and 2.4 % leave
+                                            the road (10.6 %); minADE of 8 roll-outs 1.28 m (3.64 m)
 
 `pip install 'convoy-engine[sim]'` brings SUMO for `convoy train`. The first run also simulates the scenes, in about
 two minutes of one core (an estimate).
