@@ -1,17 +1,39 @@
-"""The memories of a device: device memory, and the host memory that it can read directly."""
+"""The memories of a device: device memory, and the host memory that it can read directly.
+
+JAX does not list the memories of absent GPUs, for which a program is compiled ahead of time.
+"""
+
+from collections.abc import Mapping, Sequence
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from engine.config.errors import ConfigError
 from engine.types import Device
 
 HOST_MEMORY = "pinned_host"  # JAX's name
+UNLISTED: Mapping[str, Sequence[str]] = {"gpu": ("device", HOST_MEMORY)}
+"""Platform -> the memories of a device that lists none, the default one first."""
 
 
 def device_memory(mesh: Mesh | None) -> str:
     """Returns JAX's name of the default memory of a mesh's devices, or of this process's devices if `mesh` is None."""
-    return _local_device(mesh).default_memory().kind
+    device = _local_device(mesh)
+    if unlisted := _unlisted(device):
+        return unlisted[0]
+    return device.default_memory().kind
+
+
+def in_host_memory(sharding: NamedSharding) -> NamedSharding:
+    """Returns the sharding in host memory.
+
+    JAX removes the kind of memory from a sharding over devices that list none, so that the result for those has the
+    abstract mesh.
+    """
+    mesh = sharding.mesh
+    if isinstance(mesh, Mesh) and _unlisted(_local_device(mesh)):
+        return NamedSharding(mesh.abstract_mesh, sharding.spec, memory_kind=HOST_MEMORY)
+    return sharding.with_memory_kind(HOST_MEMORY)
 
 
 def check_host_memory(mesh: Mesh | None, field: str, kinds: set[str] | None = None) -> None:
@@ -26,7 +48,8 @@ def check_host_memory(mesh: Mesh | None, field: str, kinds: set[str] | None = No
         ConfigError: the devices cannot read host memory.
     """
     device = _local_device(mesh)
-    kinds = {memory.kind for memory in device.addressable_memories()} if kinds is None else kinds
+    if kinds is None:
+        kinds = {memory.kind for memory in device.addressable_memories()} | set(_unlisted(device))
     if HOST_MEMORY not in kinds:
         raise ConfigError(
             f"{field}: a {device.platform} device cannot read host memory ({HOST_MEMORY}); its memories are "
@@ -37,6 +60,11 @@ def check_host_memory(mesh: Mesh | None, field: str, kinds: set[str] | None = No
 def _local_device(mesh: Mesh | None) -> Device:
     """Returns a device of this process; the memories of other processes' devices are unknown."""
     return jax.local_devices()[0] if mesh is None else mesh.local_devices[0]
+
+
+def _unlisted(device: Device) -> Sequence[str]:
+    """Returns the memories of a device that JAX does not list; empty if it lists them."""
+    return () if device.addressable_memories() else UNLISTED.get(device.platform, ())
 
 
 def device_memory_limit(mesh: Mesh) -> int | None:

@@ -210,13 +210,17 @@ def make_mesh(config: MeshSpec, devices: Sequence[Device] | None = None) -> Mesh
 def _slices(devices: Sequence[Device]) -> tuple[int | None, bool]:
     """Returns the number of slices (None if unknown), and whether a mesh may treat several as one.
 
-    TPU slices are fixed. Hosts of GPUs, and processes on CPUs, may be treated as one slice.
+    TPU slices are fixed. Hosts of GPUs, and processes on CPUs, may be treated as one slice. JAX gives GPUs that are
+    present the number of their host as `slice_index`, and absent ones only the number of their process.
     """
     platform = devices[0].platform
     count = max(_distinct(devices, "slice_index"), 1)
     if platform == "tpu":
         return count, False
-    count = count if count > 1 else _distinct(devices, "process_index")
+    if count == 1:
+        count = _distinct(devices, "process_index")
+        if platform == "gpu" and count == len(devices):
+            return None, True  # one process for each GPU: processes do not show which GPUs share a host
     return (count if count > 1 else None), True
 
 

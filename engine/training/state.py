@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from engine.parallel.layout import Layout, active
-from engine.parallel.memory import HOST_MEMORY, check_host_memory
+from engine.parallel.memory import check_host_memory, in_host_memory
 from engine.parallel.mesh import replicated
 from engine.parallel.rules import Rules, partition_specs
 from engine.training.model import Arrays, Model
@@ -158,7 +158,7 @@ def abstract_state(
     )
     if layout.offload_optimizer:
         check_host_memory(mesh, "train.offload_optimizer")
-        opt_state = jax.tree.map(lambda sharding: sharding.with_memory_kind(HOST_MEMORY), opt_state)
+        opt_state = jax.tree.map(in_host_memory, opt_state)
     shardings = dataclasses.replace(
         jax.tree.map(lambda _: whole, shapes),
         params=by_param,

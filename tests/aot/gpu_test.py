@@ -1,8 +1,14 @@
 """The train step compiled for 16 H100 in two hosts: kernels, collectives, dtypes of products, and memory."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from tests.aot.programs import MESHES, attention_kernels, dropless_flops, require, step
+from engine.config.schema import MeshSpec
+from engine.parallel.memory import check_host_memory, device_memory, in_host_memory
+from engine.parallel.mesh import batch_sharding, make_mesh
+from engine.planning import targets
+from tests.aot.programs import MESHES, TARGETS, attention_kernels, dropless_flops, require, step
 
 require("gpu")
 
@@ -56,3 +62,20 @@ def test_tensor_parallel_layers_have_no_all_to_all_and_gather_norms_in_half_prec
     assert not [c for c in found.collectives if c.kind == "all-to-all" and c.axes == ("tensor",)]
     gathered = [c for c in found.collectives if c.kind == "all-gather" and c.axes == ("tensor",)]
     assert gathered and not [c for c in gathered if "f32[" in c.shape]
+
+
+def test_offloaded_arrays_of_absent_devices_are_in_host_memory():
+    mesh = make_mesh(MeshSpec(), targets.devices(TARGETS["gpu"]))
+    check_host_memory(mesh, "train.offload_optimizer")
+    there = in_host_memory(batch_sharding(mesh))
+    here = there.with_memory_kind(device_memory(mesh))
+
+    def step(state, batch):
+        return jax.device_put(jax.device_put(state, here) + batch, there)
+
+    shardings = (there, batch_sharding(mesh))
+    state, batch = (jax.ShapeDtypeStruct((64, 1024), jnp.float32, sharding=sharding) for sharding in shardings)
+    memory = jax.jit(step, out_shardings=there, donate_argnums=0).lower(state, batch).compile().memory_analysis()
+    assert memory is not None
+    assert memory.host_argument_size_in_bytes == memory.host_output_size_in_bytes == 64 * 1024 * 4 // 16
+    assert memory.argument_size_in_bytes == 64 * 1024 * 4 // 16

@@ -2,6 +2,9 @@
 
 import pytest
 
+from engine.config.schema import MeshSpec
+from engine.parallel.mesh import make_mesh
+from engine.planning import targets
 from tests.aot.programs import MESHES, attention_kernels, require, step
 
 require("tpu")
@@ -57,3 +60,7 @@ def test_tensor_parallel_layers_have_no_all_to_all_and_gather_norms_in_half_prec
     assert not [c for c in found.collectives if c.kind == "all-to-all" and c.axes == ("tensor",)]
     gathered = [c for c in found.collectives if c.kind == "all-gather" and c.axes == ("tensor",)]
     assert gathered and not [c for c in gathered if "f32[" in c.shape]
+
+
+def test_v4_has_one_device_for_each_chip():
+    assert make_mesh(MeshSpec(fsdp=-1), targets.devices("v4:2x2x4")).shape["fsdp"] == 16

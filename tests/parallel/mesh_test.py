@@ -1,11 +1,13 @@
 """The mesh: sizes of axes, remaining devices, presets, slices, the order of devices, and error texts."""
 
+import dataclasses
 import importlib.util
 import os
 import socket
 import subprocess
 import sys
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -159,6 +161,27 @@ def test_unset_slices_become_data_parallel():
 def test_invalid_slices_raise_sharding_error(config, known, message):
     with pytest.raises(ShardingError, match=message):
         resolve_axes(config, 8, **known)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """What the mesh reads of a GPU."""
+
+    process_index: int
+    slice_index: int
+    platform = "gpu"
+    device_kind = H100
+
+
+@pytest.mark.parametrize(
+    ("hosts", "processes", "known"),
+    [(2, 16, False), (2, 16, True), (1, 8, True), (2, 2, False), (2, 2, True)],
+    ids=str,
+)
+def test_automatic_mesh_of_gpus_splits_parameters_within_a_host_whatever_its_processes(hosts, processes, known):
+    count = 8 * hosts
+    devices: list[Any] = [Gpu(i * processes // count, i // 8 if known else 0) for i in range(count)]
+    assert axes_text(axes_of(MeshSpec(), devices).sizes) == ("data=2 x fsdp=8" if hosts == 2 else "fsdp=8")
 
 
 def test_mesh_has_all_devices_and_splits_rows_over_data_fsdp_and_expert():
