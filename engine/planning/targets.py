@@ -189,7 +189,8 @@ def _topology(target: Target) -> Sequence[Device]:
         return topologies.get_topology_desc(f"{target.name}:{shape}", "tpu", **more).devices
     config = (
         f"gpu_device_info {{ {_ANY_GPU} {_GPUS[target.name]} }} "
-        f'platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }} device_description_str: "{target.kind}"'
+        f'platform_name: "CUDA" device_description_str: "{target.kind}" '
+        "dnn_version_info { major: 9 minor: 10 } runtime_version { major: 13 minor: 0 }"  # without it no float8
     )
     return topologies.get_topology_desc(platform="cuda", topology=f"1x{shape}", target_config=config).devices
 

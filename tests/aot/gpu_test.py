@@ -8,7 +8,7 @@ from engine.config.schema import MeshSpec
 from engine.parallel.memory import check_host_memory, device_memory, in_host_memory
 from engine.parallel.mesh import batch_sharding, make_mesh
 from engine.planning import targets
-from tests.aot.programs import MESHES, TARGETS, attention_kernels, dropless_flops, require, step
+from tests.aot.programs import MESHES, TARGETS, attention_kernels, dense_gradient, dropless_flops, require, step
 
 require("gpu")
 
@@ -79,3 +79,16 @@ def test_offloaded_arrays_of_absent_devices_are_in_host_memory():
     assert memory is not None
     assert memory.host_argument_size_in_bytes == memory.host_output_size_in_bytes == 64 * 1024 * 4 // 16
     assert memory.argument_size_in_bytes == 64 * 1024 * 4 // 16
+
+
+@pytest.mark.parametrize("triton", [True, False])
+def test_products_of_float8_and_int8_run_in_eight_bits(triton):
+    """Tuning on a device chooses a kernel of Triton or of cuBLASLt; without a device this option does."""
+    float8 = dense_gradient("gpu", "float8", xla_gpu_enable_triton_gemm=triton).products
+    assert {name.partition(" -> ")[0]: times for name, times in float8.items()} == {
+        "f8e4m3fn x f8e4m3fn": 2,
+        "f8e5m2 x f8e4m3fn": 2,
+        "f8e4m3fn x f8e5m2": 2,
+    }
+    int8 = dense_gradient("gpu", "int8", xla_gpu_enable_triton_gemm=triton).products
+    assert int8["s8 x s8 -> s32"] == 4 and sum(int8.values()) == 6  # the gradients of the kernels are in bfloat16

@@ -13,7 +13,7 @@ from flax import nnx
 from benchmarks.aot.measures import Measures, kernels, measure, product_flops
 from benchmarks.aot.programs import SIZES, Compiled, Job, compile_engine
 from engine.config.schema import MeshSpec
-from engine.layers import Experts
+from engine.layers import Dense, Experts
 from engine.layers.kernels import attend
 from engine.parallel.collectives import Collective, collectives
 from engine.parallel.hlo_text import HloText
@@ -119,3 +119,32 @@ def dropless_flops(platform: str, expert: int) -> float:
         compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, x).compile()
     useful = 3 * 3 * 2 * rows * time * top_k * features * hidden / expert
     return product_flops(HloText.parse(str(compiled.as_text()))) / useful
+
+
+@functools.cache
+def dense_gradient(platform: str, precision: str, **options: object) -> Measures:
+    """Returns the measures of the gradient of two layers whose kernels are split over all devices.
+
+    Args:
+        platform: key of TARGETS.
+        precision: `train.precision`.
+        **options: options of the XLA compiler.
+    """
+    mesh = make_mesh(MeshSpec(fsdp=-1), targets.devices(TARGETS[platform]))
+    graph, params = nnx.split(
+        nnx.eval_shape(lambda: nnx.List([Dense(512, 512, axes=("embed", "mlp"), rngs=nnx.Rngs(0)) for _ in range(2)]))
+    )
+    split = jax.NamedSharding(mesh, jax.P("fsdp"))
+
+    def loss(params: nnx.State, x: jax.Array) -> jax.Array:
+        for layer in nnx.merge(graph, jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)):
+            x = jnp.tanh(layer(x))
+        return x.astype(jnp.float32).sum()
+
+    def placed(a: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=split)
+
+    x = placed(jax.ShapeDtypeStruct((ROWS, TIME, 512), jnp.bfloat16))
+    with active(Layout(mesh=mesh, precision=precision)):
+        traced = jax.jit(jax.grad(loss, (0, 1))).trace(jax.tree.map(placed, params), x)
+    return measure(traced.lower().compile(compiler_options=dict(options)), mesh)

@@ -5,7 +5,7 @@ import pytest
 from engine.config.schema import MeshSpec
 from engine.parallel.mesh import make_mesh
 from engine.planning import targets
-from tests.aot.programs import MESHES, attention_kernels, require, step
+from tests.aot.programs import MESHES, attention_kernels, dense_gradient, require, step
 
 require("tpu")
 
@@ -64,3 +64,14 @@ def test_tensor_parallel_layers_have_no_all_to_all_and_gather_norms_in_half_prec
 
 def test_v4_has_one_device_for_each_chip():
     assert make_mesh(MeshSpec(fsdp=-1), targets.devices("v4:2x2x4")).shape["fsdp"] == 16
+
+
+def test_products_of_int8_are_summed_in_int32():
+    found = dense_gradient("tpu", "int8").products
+    assert found["s8 x s8 -> s32"] == 4 and sum(found.values()) == 6  # the gradients of the kernels are in bfloat16
+
+
+def test_products_of_float8_have_operands_in_eight_bits():
+    """A TPU v5e converts them within the product; a TPU v7 multiplies them."""
+    found = dense_gradient("tpu", "float8").products
+    assert sum(found.values()) == 6 and all("bf16" not in name.partition(" -> ")[0] for name in found), found
