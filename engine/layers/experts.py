@@ -18,10 +18,10 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from engine.config.errors import ShardingError, TaskError
-from engine.layers.quantization import matmul
+from engine.layers.quantization import grouped_matmul, matmul
 from engine.layers.routing import Routes, Rows, assign_rows, group_sizes, route
 from engine.parallel import layout
-from engine.tuning.grouped_products import blocks_for, grouped_matmul
+from engine.tuning.grouped_products import blocks_for
 from engine.types import PyTree
 
 SLOTS = ("batch", "sequence", None)  # of [experts, batch, slots, features]

@@ -10,6 +10,7 @@ scale is part of the state. Rounding does not depend on how rows are divided ove
 The rest of the layer computes in bfloat16. A product with a float32 operand stays float32.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -18,7 +19,8 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from engine.parallel import layout
-from engine.tuning import products
+from engine.tuning import grouped_products, products
+from engine.tuning.grouped_products import Blocks
 
 MULTIPLE = 16
 """The sizes of a kernel are multiples of it, as tensor cores need. So coordinates and a few classes keep 16 bits."""
@@ -35,13 +37,28 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
         x: `[..., features]`.
         kernel: `[features, out]`.
     """
+    precision = _precision(x, kernel)
+    return _PRODUCTS[precision](x, kernel) if precision else products.matmul(x, kernel)
+
+
+def grouped_matmul(rows: jax.Array, kernels: jax.Array, sizes: jax.Array, blocks: Blocks) -> jax.Array:
+    """Returns the result of `grouped_products.grouped_matmul`, in eight bits if `train.precision` says so.
+
+    The gradient of the kernels is a product in 16 bits, with float8, too.
+    """
+    precision = _precision(rows, kernels)
+    if not precision:
+        return grouped_products.grouped_matmul(rows, kernels, sizes, blocks)
+    return _grouped(precision, blocks, rows, kernels, sizes)
+
+
+def _precision(x: jax.Array, kernel: jax.Array) -> str:
+    """Returns the precision of a product in eight bits, or "" for a product that is not quantized."""
     here = layout.current()
-    if not here.quantizes or any(size % MULTIPLE for size in kernel.shape):
-        return products.matmul(x, kernel)
+    if not here.quantizes or any(size % MULTIPLE for size in kernel.shape[-2:]):
+        return ""
     here.used.add(layout.QUANTIZED)
-    if jnp.result_type(x, kernel).itemsize > 2:
-        return products.matmul(x, kernel)
-    return _PRODUCTS[here.precision](x, kernel)
+    return here.precision if jnp.result_type(x, kernel).itemsize == 2 else ""
 
 
 def _rows(x: jax.Array) -> tuple[int, ...]:
@@ -74,8 +91,15 @@ def _float8_dot(
 @jax.custom_vjp
 def _float8(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Returns `x @ kernel` with e4m3 operands, and e5m2 gradients in the backward pass (Micikevicius et al. 2022)."""
+    return _float8_forward(x, kernel)[0]
+
+
+# The forward rules do not call the functions that have them: `train.remat` could then not keep the products alone.
+# The operands are kept in 16 bits: layers that share an input share it, and only one copy of it stays in memory.
+def _float8_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     e4m3 = jnp.float8_e4m3fn
-    return _float8_dot(_as_float8(x, e4m3), _as_float8(kernel, e4m3), ((x.ndim - 1,), (0,)), x.dtype)
+    y = _float8_dot(_as_float8(x, e4m3), _as_float8(kernel, e4m3), ((x.ndim - 1,), (0,)), x.dtype)
+    return y, (x, kernel)
 
 
 def _float8_backward(saved: tuple[jax.Array, jax.Array], d_y: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -86,8 +110,7 @@ def _float8_backward(saved: tuple[jax.Array, jax.Array], d_y: jax.Array) -> tupl
     return d_x, _float8_dot(x, d_y8, (rows, rows), saved[1].dtype)
 
 
-# The operands are kept in 16 bits: layers that share an input share it, and only one copy of it stays in memory.
-_float8.defvjp(lambda x, kernel: (_float8(x, kernel), (x, kernel)), _float8_backward)
+_float8.defvjp(_float8_forward, _float8_backward)
 
 
 def _as_int8(x: jax.Array, axis: int | None) -> tuple[jax.Array, jax.Array]:
@@ -120,6 +143,46 @@ def _int8_backward(saved: tuple[jax.Array, jax.Array], d_y: jax.Array) -> tuple[
     return _int8_dot(d_y, kernel, 1), _dot(x, d_y, (rows, rows), kernel.dtype)
 
 
-_int8.defvjp(lambda x, kernel: (_int8(x, kernel), (x, kernel)), _int8_backward)
+_int8.defvjp(lambda x, kernel: (_int8_dot(x, kernel, 0), (x, kernel)), _int8_backward)
 
 _PRODUCTS: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = {"float8": _float8, "int8": _int8}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _grouped(precision: str, blocks: Blocks, rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
+    return _grouped_dot(precision, jnp.float8_e4m3fn, blocks, rows, kernels, sizes)
+
+
+def _grouped_dot(
+    precision: str, float8: DTypeLike, blocks: Blocks, rows: jax.Array, kernels: jax.Array, sizes: jax.Array
+) -> jax.Array:
+    """Returns the product of rows, in this format for float8, and kernels, which have one scale."""
+    if precision == "float8":
+        (a, a_scale), (b, b_scale) = _as_float8(rows, float8), _as_float8(kernels, jnp.float8_e4m3fn)
+        scale, dtype = (a_scale * b_scale).astype(rows.dtype), rows.dtype
+    else:
+        (a, a_scale), (b, b_scale) = _as_int8(rows, -1), _as_int8(kernels, None)
+        scale, dtype = a_scale * b_scale, jnp.dtype(jnp.int32)
+    return (grouped_products.grouped_matmul(a, b, sizes, blocks, dtype) * scale).astype(rows.dtype)
+
+
+type _Saved = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def _grouped_forward(precision: str, blocks: Blocks, *args: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    return _grouped_dot(precision, jnp.float8_e4m3fn, blocks, *args), args
+
+
+def _grouped_backward(
+    precision: str, blocks: Blocks, saved: _Saved, d_y: jax.Array
+) -> tuple[jax.Array, jax.Array, None]:
+    rows, kernels, sizes = saved
+    d_rows = _grouped_dot(precision, jnp.float8_e5m2, blocks, d_y, kernels.swapaxes(1, 2), sizes)
+
+    def product(kernels: jax.Array) -> jax.Array:
+        return grouped_products.grouped_matmul(rows, kernels, sizes, blocks)
+
+    return d_rows, jax.vjp(product, kernels)[1](d_y)[0], None
+
+
+_grouped.defvjp(_grouped_forward, _grouped_backward)

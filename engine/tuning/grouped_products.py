@@ -41,7 +41,9 @@ def blocks_for(platform: str, rows: int, groups: int) -> Blocks:
     return Blocks(block, -(-int(BATCHED_FACTOR * rows) // (groups * block)) if platform == "gpu" else 0)
 
 
-def grouped_matmul(rows: jax.Array, kernels: jax.Array, sizes: jax.Array, blocks: Blocks) -> jax.Array:
+def grouped_matmul(
+    rows: jax.Array, kernels: jax.Array, sizes: jax.Array, blocks: Blocks, dtype: DTypeLike | None = None
+) -> jax.Array:
     """Returns `[rows, out]`: each row times the kernel of its group. Rows after the last group are undefined.
 
     Args:
@@ -49,28 +51,38 @@ def grouped_matmul(rows: jax.Array, kernels: jax.Array, sizes: jax.Array, blocks
         kernels: `[groups, features, out]`.
         sizes: `[groups]`, rows of each group.
         blocks: result of `blocks_for`.
+        dtype: data type of the result; None for that of `rows`. With another one there is no gradient.
 
     Within a `jax.shard_map` all three arrays must vary over the same axes.
     """
     if blocks.block == 1:
-        return jax.lax.ragged_dot(rows, kernels, sizes)
+        return jax.lax.ragged_dot(rows, kernels, sizes, preferred_element_type=dtype)
+    if dtype is not None:
+        return _multiply_blocks(blocks, dtype, rows, kernels, sizes)
     return _by_blocks(blocks, rows, kernels, sizes)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _by_blocks(blocks: Blocks, rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
     """Computes `grouped_matmul`; rows after the last group cost no time."""
+    return _multiply_blocks(blocks, rows.dtype, rows, kernels, sizes)
+
+
+def _multiply_blocks(
+    blocks: Blocks, dtype: DTypeLike, rows: jax.Array, kernels: jax.Array, sizes: jax.Array
+) -> jax.Array:
     plan, block = _Plan(blocks, rows.shape[0], sizes), blocks.block
+    product = functools.partial(jnp.matmul, preferred_element_type=dtype)
 
     def body(i: jax.Array, out: jax.Array) -> jax.Array:
         group, start = plan.looped(i)
         part = jax.lax.dynamic_slice_in_dim(rows, start, block)
-        return jax.lax.dynamic_update_slice_in_dim(out, part @ kernels[group], start, 0)
+        return jax.lax.dynamic_update_slice_in_dim(out, product(part, kernels[group]), start, 0)
 
     if blocks.batched:
-        out = plan.unbatch(plan.batch(rows) @ kernels)
+        out = plan.unbatch(product(plan.batch(rows), kernels))
     else:
-        out = _zeros((len(rows), kernels.shape[2]), rows.dtype, sizes)
+        out = _zeros((len(rows), kernels.shape[2]), dtype, sizes)
     return jax.lax.fori_loop(0, plan.loops, body, out)
 
 

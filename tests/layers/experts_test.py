@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from engine.config.errors import ShardingError, TaskError
 from engine.config.schema import MeshSpec
 from engine.layers import Experts, Stack
-from engine.parallel.layout import Layout, active
+from engine.parallel.layout import QUANTIZED, Layout, active
 from engine.parallel.mesh import batch_sharding, make_mesh
 from engine.parallel.rules import RULES, partition_spec
 
@@ -264,3 +264,30 @@ def test_replicated_experts_need_no_all_to_all(factor):
         run = jax.jit(lambda params, x: apply(factor, params, x, WEIGHT)).lower(params, X).compile()
     assert "all-to-all" not in (run.as_text() or "")
     assert_close(run(*jax.device_put((params, X), run.input_shardings[0])), one_device(factor)[1])
+
+
+@pytest.mark.parametrize(("factor", "precision"), [(1.0, "float8"), (1.0, "int8"), (None, "float8"), (None, "int8")])
+def test_eight_bits_give_equal_results_on_a_mesh(factor, precision):
+    """Within sums of bfloat16. Without capacity, each device has its own scales of int8, and rounds to other values."""
+    graph, state = nnx.split(Experts(FEATURES, 32, COUNT, TOP_K, capacity_factor=factor, rngs=nnx.Rngs(0)))
+    mesh = make_mesh(MeshSpec(expert=2, fsdp=2, tensor=2))
+    exact = {"xla_allow_excess_precision": False}  # else XLA:CPU leaves out some roundings to bfloat16
+
+    def loss(params, x, weight, seed):
+        half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (params, x))
+        y, _ = nnx.merge(graph, half[0])(half[1], weight)
+        return (y.astype(jnp.float32) * seed).sum(), y
+
+    def gradient(layout, *args):
+        with active(layout):
+            found = jax.jit(jax.grad(loss, (0, 1), has_aux=True), compiler_options=exact)(*args)
+        return [np.asarray(a, np.float64) for a in jax.tree.leaves(found)], layout.used
+
+    params = nnx.to_pure_dict(state)
+    wanted, used = gradient(Layout(precision=precision), params, X, WEIGHT, SEED)
+    placed = jax.device_put((X, WEIGHT, SEED), batch_sharding(mesh))
+    found, _ = gradient(Layout(mesh=mesh, precision=precision), shard(mesh, params), *placed)
+    assert QUANTIZED in used
+    for a, b in zip(found, wanted, strict=True):
+        tolerance = 2.0**-5 if factor is None and precision == "int8" else 2.0**-7
+        assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)

@@ -8,14 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config.schema import MeshSpec
-from engine.layers import quantization
+from engine.layers import Dense, quantization
 from engine.parallel.layout import Layout, active
 from engine.parallel.mesh import batch_sharding, make_mesh
 from engine.tuning import products
+from engine.tuning.grouped_products import Blocks
 from models.moe_decoder import MoeLanguageModel
 from tests import zoo
 from tests.properties import examples
@@ -205,3 +207,78 @@ def test_a_recomputed_layer_in_a_loop_gives_equal_gradients(precision):
             return jax.jit(jax.grad(loss, (0, 1)), compiler_options=exact)(square, x)
 
     zoo.assert_equal(gradient(False), gradient(True))
+
+
+class Layers(nnx.Module):
+    """Two dense layers, with sixteen classes."""
+
+    def __init__(self, rngs):
+        self.hidden = Dense(zoo.SIZE, 32, axes=("embed", "mlp"), rngs=rngs)
+        self.out = Dense(32, 16, axes=("mlp", "embed"), rngs=rngs)
+
+    def __call__(self, x, rng):
+        return self.out(jnp.tanh(self.hidden(x)))
+
+
+class Classify(zoo.Classify):
+    def build(self, rngs):
+        return Layers(rngs)
+
+
+@pytest.mark.parametrize("precision", ["float8", "int8"])
+def test_a_step_in_microbatches_equals_the_whole_step_and_has_the_usual_state(precision):
+    sgd = {"target": "optax.sgd", "learning_rate": 1.0}
+
+    def arrays_of(program):
+        return [(x.shape, x.dtype) for x in jax.tree.leaves(program.abstract_state)]
+
+    def change(accumulate):
+        program = zoo.program(Classify(), precision=precision, accumulate=accumulate, **sgd)
+        assert arrays_of(program) == arrays_of(zoo.program(Classify(), precision="bfloat16", **sgd))
+        before = jax.device_get(program.init().params)
+        after = jax.device_get(zoo.run(program, zoo.batches(1))[0].params)
+        assert all(x.dtype == np.float32 for x in after.values())
+        return {path: after[path] - before[path] for path in after}
+
+    whole, parts = change(1), change(4)
+    for path, x in whole.items():
+        np.testing.assert_allclose(parts[path], x, rtol=0, atol=SUMS * np.abs(x).max(), err_msg=path)
+
+
+@pytest.mark.parametrize("precision", ["float8", "int8"])
+def test_a_grouped_product_rounds_as_the_product_of_each_group_does(precision):
+    sizes = np.array([8, 0, 24])
+    rng = np.random.default_rng(4)
+    rows, d_y = (jnp.asarray(rng.normal(size=(32, n)), HALF) for n in (32, 16))
+    kernels = jnp.asarray(rng.normal(size=(3, 32, 16)), HALF)
+    # The largest value of each kernel is equal, so that all have the scale of the whole array.
+    kernels = kernels.at[:, 0, 0].set(8)
+
+    @jax.jit
+    def run(rows, kernels, d_y):
+        with active(Layout(precision=precision)):
+            product = functools.partial(quantization.grouped_matmul, sizes=jnp.asarray(sizes), blocks=Blocks(8))
+            y, pullback = jax.vjp(lambda rows, kernels: product(rows, kernels), rows, kernels)
+            return (y, *pullback(d_y))
+
+    y, d_rows, d_kernels = (np.asarray(a, np.float64) for a in run(rows, kernels, d_y))
+    for i, first, last in ((0, 0, 8), (2, 8, 32)):
+        wanted = results(precision, rows[first:last], kernels[i], d_y[first:last])
+        for found, w in zip((y[first:last], d_rows[first:last]), wanted, strict=False):
+            np.testing.assert_allclose(found, w, rtol=0, atol=2.0**-8 * np.abs(w).max())
+        exact = np.asarray(rows[first:last], np.float64).T @ np.asarray(d_y[first:last], np.float64)
+        np.testing.assert_allclose(d_kernels[i], exact, rtol=0, atol=2.0**-8 * np.abs(exact).max())
+    assert not d_kernels[1].any()
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("float8", HALF), ("int8", jnp.int32)])
+def test_remat_of_dots_keeps_the_results_of_products(precision, dtype):
+    x, kernel, _ = arrays(5)
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+
+    def loss(x, kernel):
+        return jnp.tanh(quantization.matmul(x, kernel)).sum()
+
+    with active(Layout(precision=precision)):
+        _, pullback = jax.vjp(jax.checkpoint(loss, policy=policy), x, kernel)
+    assert ((*ROWS, OUT), dtype) in [(a.shape, a.dtype) for a in jax.tree.leaves(pullback)]
