@@ -2,7 +2,7 @@
 
 from engine.config.draft import Draft, draft_of
 from engine.config.override import assign
-from engine.config.schema import Arguments, Config, MeshSpec
+from engine.config.schema import AUTO, Arguments, Config, MeshSpec
 from engine.config.validation import validate
 
 BATCH_SIZE = 8
@@ -26,9 +26,12 @@ def tiny(config: Config) -> Config:
     draft = draft_of(config)
     _override(draft, config.tiny)  # applied here too: the sizes below depend on them
     train = draft.train
+    for name, small in (("accumulate", 1), ("global_batch_size", BATCH_SIZE)):
+        if train[name] == AUTO:
+            train[name] = small if name == "accumulate" else small * train.accumulate
     if "train.global_batch_size" not in config.tiny and config.mesh == MeshSpec(cpu_devices=config.mesh.cpu_devices):
         multiple = train.accumulate * max(1, BATCH_SIZE // train.accumulate)
-        train.global_batch_size = min(config.train.global_batch_size, multiple)
+        train.global_batch_size = min(train.global_batch_size, multiple)
     batch_size = train.global_batch_size
     examples = batch_size + max(1, batch_size // 2)
     train.total = "2 steps"

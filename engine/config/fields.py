@@ -69,6 +69,8 @@ def slots(section: type) -> Mapping[str, Slot]:
 
 def _slot(hint: object, setting: Setting) -> Slot:
     if isinstance(hint, type):
+        if setting.auto:
+            return Slot(types=(hint, str), setting=setting)
         is_value = hint is Duration or not dataclasses.is_dataclass(hint)
         return Slot(types=(hint,), setting=setting) if is_value else Slot(section=hint)
     arguments = typing.get_args(hint)

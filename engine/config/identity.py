@@ -15,6 +15,7 @@ Identity fields, because another value is another training:
 May change, because the computed values stay the same:
     train.total                     length of the run; see `schedule_change`
     train.accumulate, approximate_accumulation, steps_per_dispatch, remat, offload_optimizer   how a step is computed
+    train.memory_gib                memory that automatic sizes may use; the run has stored the sizes
     mesh.*, sharding.*              devices that compute it
     data.threads, workers, prefetch; cache of engine.Weighted   speed of reading
     data.on_error, resilience.*     reaction to failures

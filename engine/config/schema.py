@@ -19,6 +19,7 @@ type Arguments = Mapping[str, Plain]
 
 MAX_WORKERS, MAX_DEVICES, MAX_AXIS = 1024, 4096, 2**20  # so that a typing error does not overload the machine
 MAX_GIB = 2**20  # of a file system
+AUTO = "auto"  # of train.global_batch_size and train.accumulate, until the run has chosen a number
 SHUFFLE_WINDOW = 1024  # examples; a window of small ones is read in well under a second
 MAX_WORST = 1000  # examples that an evaluation lists
 MAX_FIGURES = 100
@@ -36,25 +37,32 @@ def _cpu_devices(value: object, path: str) -> None:
         raise FieldError(path, f"found {value!r}", f"Allowed: 1 to {MAX_DEVICES} devices, auto, or None.")
 
 
-def _workers(value: object, path: str) -> None:
-    if isinstance(value, str) and value != "auto":
-        raise FieldError(path, f"found {value!r}", "Allowed: a number of processes, or auto.")
-    if value != "auto":
-        at_least(0, below=MAX_WORKERS + 1).check(value, path)
+def _or_auto(text: str, what: str, numbers: Rule) -> Rule:
+    """Allows numbers, and auto. `what` names the numbers in errors."""
 
+    def check(value: object, path: str) -> None:
+        if isinstance(value, str) and value != AUTO:
+            raise FieldError(path, f"found {value!r}", f"Allowed: {what}, or auto.")
+        if value != AUTO:
+            numbers.check(value, path)
 
-def _prefetch(value: object, path: str) -> None:
-    if isinstance(value, str) and value != "auto":
-        raise FieldError(path, f"found {value!r}", "Allowed: a number of dispatches, or auto.")
-    if value != "auto":
-        at_least(0).check(value, path)
+    return Rule(text, check)
 
 
 BY_DATA, BY_CLOCK, ANY_UNIT = in_units(*DATA_UNITS), in_units(*CLOCK_UNITS), in_units(*UNITS)
 AXIS_SIZE = Rule("", _axis_size)
 CPU_DEVICES = Rule("", _cpu_devices)
-WORKERS = Rule(f"Allowed: 0 to {MAX_WORKERS}, and auto, which finds the number.", _workers)
-PREFETCH = Rule("Allowed: 0 and more, and auto, which fills a share of the free memory.", _prefetch)
+_PROCESSES = at_least(0, below=MAX_WORKERS + 1)
+WORKERS = _or_auto(
+    f"Allowed: 0 to {MAX_WORKERS}, and auto, which finds the number.", "a number of processes", _PROCESSES
+)
+SIZE = _or_auto(
+    "Allowed: at least 1, and auto, which takes what fits into the memory of the devices.", "a number", at_least(1)
+)
+FOLDER = matching(r".+", "Name a folder, or None.")
+PREFETCH = _or_auto(
+    "Allowed: 0 and more, and auto, which fills a share of the free memory.", "a number of dispatches", at_least(0)
+)
 NAME = matching(r"(\w[\w.-]{0,99})?", "It is the name of a folder: use up to 100 letters, digits, '_', '-' and '.'.")
 DOTTED_PATH = matching(r"([A-Za-z_]\w*(\.[A-Za-z_]\w*)+)?", "Write package.module.Name.", ", not a dotted path")
 SCHEDULES = ("constant", "linear", "cosine", "warmup_stable_decay", "inverse_sqrt", "piecewise")
@@ -161,9 +169,12 @@ class Train:
     """Length, batch size, seed, precision and memory use of the training."""
 
     total: Duration = setting(Duration(10, "epochs"), "Length of the run.", BY_DATA)
-    global_batch_size: int = setting(128, "Examples per optimizer step, over all devices.", at_least(1))
+    global_batch_size: int = setting(128, "Examples per optimizer step, over all devices.", SIZE, auto=True)
     seed: int = setting(0, "Seed of initial weights, data order and all random numbers.", at_least(0, below=2**32))
-    accumulate: int = setting(1, "Microbatches per step, for gradient accumulation.", at_least(1))
+    accumulate: int = setting(1, "Microbatches per step, for gradient accumulation.", SIZE, auto=True)
+    memory_gib: float | None = setting(
+        None, "GiB of each device that auto may use; None: 90 % of its memory, half of a CPU's.", above(0, MAX_GIB)
+    )
     approximate_accumulation: bool = setting(
         False, "Allow accumulate above 1 for models whose result depends on it, such as those with BatchNorm."
     )
@@ -354,12 +365,13 @@ class Profile:
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """Compilation cache: compiled programs that are kept on disk between runs."""
+    """Compiled programs that are kept on disk between runs."""
 
     compiled: bool = setting(True, "Keep compiled programs in the user's cache directory.")
     max_gib: float = setting(
         2.0, "Largest size of the cache; the oldest entries are deleted first.", above(0, below=MAX_GIB)
     )
+    programs: str | None = setting(None, "Folder of convoy compile --out, whose programs the run loads.", FOLDER)
 
 
 @dataclass(frozen=True, kw_only=True)

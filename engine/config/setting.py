@@ -35,6 +35,8 @@ class Setting:
 
     help: str
     rule: Rule | None = None
+    auto: bool = False
+    """Whether the text "auto" is allowed in a config; the engine replaces it by a number before it builds a program."""
 
     @property
     def text(self) -> str:
@@ -42,9 +44,12 @@ class Setting:
         return f"{self.help} {self.rule.text}".rstrip() if self.rule else self.help
 
 
-def setting[T](default: T, help: str, rule: Rule | None = None) -> T:
-    """Declares a field of a section; `convoy config --help` prints `help` and the text of the rule."""
-    return dataclasses.field(default=default, metadata={_KEY: Setting(help, rule)})
+def setting[T](default: T, help: str, rule: Rule | None = None, *, auto: bool = False) -> T:
+    """Declares a field of a section; `convoy config --help` prints `help` and the text of the rule.
+
+    With `auto`, a config may also hold the text "auto", which a run replaces by a value of the field's type.
+    """
+    return dataclasses.field(default=default, metadata={_KEY: Setting(help, rule, auto)})
 
 
 def table(help: str) -> Mapping[str, Never]:

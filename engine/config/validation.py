@@ -21,7 +21,7 @@ from engine.config.fields import check_value, join, slots
 from engine.config.hardware import AXES
 from engine.config.override import locate
 from engine.config.schedules import check_schedules, sections
-from engine.config.schema import Config, InitSource, Target
+from engine.config.schema import AUTO, Config, InitSource, Target
 from engine.config.setting import MAX_NUMBER, regular_expression
 
 
@@ -113,7 +113,10 @@ def _divisors(number: int) -> set[int]:
 
 def _check_numbers(config: Config) -> None:
     train, mesh = config.train, config.mesh
-    if train.global_batch_size % train.accumulate:
+    if train.global_batch_size == train.accumulate == AUTO:
+        advice = "Give one of them as a number, such as train.accumulate=1."
+        raise FieldError("train.accumulate", "found auto, but train.global_batch_size is auto too", advice)
+    if AUTO not in (train.global_batch_size, train.accumulate) and train.global_batch_size % train.accumulate:
         near = sorted(sorted(_divisors(train.global_batch_size), key=lambda n: abs(n - train.accumulate))[:3])
         raise FieldError(
             "train.accumulate",

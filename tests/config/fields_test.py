@@ -45,7 +45,7 @@ def test_invalid_entry_and_argument_names_are_errors(slot, name):
 def test_unknown_field_error_lists_the_fields_of_its_section():
     assert str(unknown_field("train.totl", Train)) == (
         "train.totl: unknown field. Did you mean train.total? Fields here: total, global_batch_size, seed, accumulate, "
-        "approximate_accumulation, steps_per_dispatch, precision, ema_decay, remat, offload_optimizer."
+        "memory_gib, approximate_accumulation, steps_per_dispatch, precision, ema_decay, remat, offload_optimizer."
     )
 
 
