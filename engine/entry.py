@@ -12,6 +12,7 @@ from typing import Any
 
 import ml_collections
 
+from engine.auto_size import choose_sizes, with_stored_sizes
 from engine.cluster import group, peer_failure
 from engine.cluster.consistency_check import check_consistency, software
 from engine.config.dev_run import tiny
@@ -25,6 +26,7 @@ from engine.config.user_errors import describe as describe_error
 from engine.config.validation import validate
 from engine.data import dataset_summary
 from engine.data.context import names_total_steps
+from engine.data.sampling.share_schedule import for_run
 from engine.data.source import Source, has_transform, source_name
 from engine.data.streams.source import Readable, descriptions
 from engine.loop.hooks import Hook
@@ -142,6 +144,7 @@ def _train(
     config = set_up_devices(config, None if fresh else RunDirectory(path))
     with RunDirectory.open(path, fresh=fresh, began=began) as directory:
         directory.kept = kept
+        config = with_stored_sizes(config, directory)
         changed = check_config(config, directory, accepted)
         reporter = Reporter(directory, config.name, config.log.progress, kept=kept)
         with reporter, out_of_memory_reported(config.train, config.mesh), peer_failure.lost_peers_reported():
@@ -163,14 +166,17 @@ def _build_trainer(
 ) -> Trainer:
     """Opens the data, builds the trainer and stores the config; `changed` names evaluations with other data."""
     source, evaluation_sources = objects.build_sources(config)
+    task, mesh = objects.build_task(config), make_mesh(config.mesh)
+    config = choose_sizes(config, task, mesh, source, directory.messages.append)
+    source = for_run(source, config.train)
     summaries = summarize_datasets(source, evaluation_sources)
     changed_data, messages = check_data(summaries, directory, accepted)
     check_total(config, len(source), directory)
     directory.messages += messages
     directory.messages += descriptions(by_section(source, evaluation_sources))
     trainer = Trainer(
-        objects.build_task(config),
-        make_mesh(config.mesh),
+        task,
+        mesh,
         source,
         config,
         directory,
@@ -249,10 +255,10 @@ def program(config: AnyConfig, devices: Sequence[Device] | None = None) -> tuple
         config: as for `train`.
         devices: devices of the mesh; None: all devices of JAX.
     """
-    return _program(_set_up(config), Objects(), devices)[:2]
+    return _program(set_up_config(config), Objects(), devices)[:2]
 
 
-def _set_up(config: AnyConfig) -> Config:
+def set_up_config(config: AnyConfig) -> Config:
     """Returns the resolved config; its targets are checked and the devices are set up."""
     config = resolve_config(config)
     check_targets(config)
@@ -265,8 +271,9 @@ def _program(
 ) -> tuple[Program, int, Mapping[str, Source]]:
     """Returns the program, the number of steps, and the sources by config section."""
     source, evaluation_sources = objects.build_sources(config)
-    mesh = make_mesh(config.mesh, devices)
-    built, total = build_program(objects.build_task(config), mesh, source, config)
+    task, mesh = objects.build_task(config), make_mesh(config.mesh, devices)
+    config = choose_sizes(config, task, mesh, source, lambda text: None)
+    built, total = build_program(task, mesh, for_run(source, config.train), config)
     return built, total, by_section(source, evaluation_sources)
 
 
@@ -290,7 +297,7 @@ def explain_parts(config: AnyConfig, *, devices: int | None, collectives: bool) 
     config = resolve_config(config)
     mesh_spec, fakes = fake_devices(config.mesh, config.train.global_batch_size, devices)
     config = dataclasses.replace(config, mesh=mesh_spec)
-    built, total, sources = _program(_set_up(config), Objects(), fakes)
+    built, total, sources = _program(set_up_config(config), Objects(), fakes)
     mesh, state = built.mesh, built.abstract_state.to_tree()
     yield describe(mesh_spec, config.sharding, mesh, state, built.spec.model.names, total)
     if frozen := describe_frozen(state["params"], built.spec.model.trained):

@@ -25,7 +25,11 @@ TOP = Path(__file__).parents[1]
 # The highest level first. Packages of one level do not import each other; files joined by + count as one package.
 LEVELS = (
     ("main+arguments+commands+data_commands",),
-    ("entry+inference+objects+resume+saved_program+saved_evaluations+follower+plan", "doctor", "launch"),
+    (
+        "entry+auto_size+precompile+inference+objects+resume+saved_program+saved_evaluations+follower+plan",
+        "doctor",
+        "launch",
+    ),
     ("loop", "saved", "datasets", "planning"),
     ("training", "checkpoint", "observe", "resilience", "stragglers", "layers"),
     ("tuning",),  # same level as parallel, but it reads the layout of parallel

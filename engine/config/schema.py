@@ -37,8 +37,8 @@ def _cpu_devices(value: object, path: str) -> None:
         raise FieldError(path, f"found {value!r}", f"Allowed: 1 to {MAX_DEVICES} devices, auto, or None.")
 
 
-def _or_auto(text: str, what: str, numbers: Rule) -> Rule:
-    """Allows numbers, and auto. `what` names the numbers in errors."""
+def _or_auto(numbers: Rule, what: str, auto: str) -> Rule:
+    """Allows numbers, and auto; `what` names the numbers in errors, and `auto` says what auto does."""
 
     def check(value: object, path: str) -> None:
         if isinstance(value, str) and value != AUTO:
@@ -46,23 +46,16 @@ def _or_auto(text: str, what: str, numbers: Rule) -> Rule:
         if value != AUTO:
             numbers.check(value, path)
 
-    return Rule(text, check)
+    return Rule(f"{numbers.text.removesuffix('.')}, and auto, which {auto}.", check)
 
 
 BY_DATA, BY_CLOCK, ANY_UNIT = in_units(*DATA_UNITS), in_units(*CLOCK_UNITS), in_units(*UNITS)
 AXIS_SIZE = Rule("", _axis_size)
 CPU_DEVICES = Rule("", _cpu_devices)
-_PROCESSES = at_least(0, below=MAX_WORKERS + 1)
-WORKERS = _or_auto(
-    f"Allowed: 0 to {MAX_WORKERS}, and auto, which finds the number.", "a number of processes", _PROCESSES
-)
-SIZE = _or_auto(
-    "Allowed: at least 1, and auto, which takes what fits into the memory of the devices.", "a number", at_least(1)
-)
+WORKERS = _or_auto(at_least(0, below=MAX_WORKERS + 1), "a number of processes", "finds the number")
+SIZE = _or_auto(at_least(1), "a number", "takes what fits into the memory of the devices")
+PREFETCH = _or_auto(at_least(0), "a number of dispatches", "fills a share of the free memory")
 FOLDER = matching(r".+", "Name a folder, or None.")
-PREFETCH = _or_auto(
-    "Allowed: 0 and more, and auto, which fills a share of the free memory.", "a number of dispatches", at_least(0)
-)
 NAME = matching(r"(\w[\w.-]{0,99})?", "It is the name of a folder: use up to 100 letters, digits, '_', '-' and '.'.")
 DOTTED_PATH = matching(r"([A-Za-z_]\w*(\.[A-Za-z_]\w*)+)?", "Write package.module.Name.", ", not a dotted path")
 SCHEDULES = ("constant", "linear", "cosine", "warmup_stable_decay", "inverse_sqrt", "piecewise")

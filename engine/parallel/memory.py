@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 import jax
 from jax.sharding import Mesh, NamedSharding
 
+from engine.config import hardware
 from engine.config.errors import ConfigError
 from engine.types import Device
 
 HOST_MEMORY = "pinned_host"  # JAX's name
 UNLISTED: Mapping[str, Sequence[str]] = {"gpu": ("device", HOST_MEMORY)}
 """Platform -> the memories of a device that lists none, the default one first."""
+GPU_SHARE = 0.75  # of a GPU's memory, that JAX allocates at its start unless XLA_CLIENT_MEM_FRACTION is set
 
 
 def device_memory(mesh: Mesh | None) -> str:
@@ -70,7 +72,30 @@ def _unlisted(device: Device) -> Sequence[str]:
 def device_memory_limit(mesh: Mesh) -> int | None:
     """Returns the bytes that JAX can allocate on a device of this process, the least over the devices of a mesh.
 
-    None: the platform does not state it (a CPU device uses host memory).
+    None: the platform does not state it (a CPU device uses host memory). For a device of a topology, which is absent,
+    it is the memory in the hardware table.
     """
-    stats = [device.memory_stats() or {} for device in mesh.local_devices]
+    try:
+        stats = [device.memory_stats() or {} for device in mesh.local_devices]
+    except jax.errors.JaxRuntimeError:
+        found = hardware.find(mesh.local_devices[0].device_kind)
+        if found is None:
+            return None
+        return round(found.hbm_bytes * (GPU_SHARE if mesh.local_devices[0].platform == "gpu" else 1))
     return min((limit for found in stats if (limit := found.get("bytes_limit"))), default=None)
+
+
+def compiled_bytes(compiled: jax.stages.Compiled) -> int:
+    """Returns the bytes that a compiled program needs on each device: arguments, results, temporaries and code.
+
+    Arguments that are donated hold results, and count once.
+    """
+    found = compiled.memory_analysis()
+    assert found is not None
+    return (
+        found.argument_size_in_bytes
+        + found.output_size_in_bytes
+        - found.alias_size_in_bytes
+        + found.temp_size_in_bytes
+        + found.generated_code_size_in_bytes
+    )

@@ -287,7 +287,7 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int, name: str = "train
         )
 
 
-def cpu_device_count(setting: int | str | None, batch_size: int) -> int | None:
+def cpu_device_count(setting: int | str | None, batch_size: int | str) -> int | None:
     """Returns the number of CPU devices to create; None leaves it to JAX and JAX_NUM_CPU_DEVICES.
 
     "auto" is the largest number within this process's share of the cores that divides the batch.
@@ -299,13 +299,14 @@ def cpu_device_count(setting: int | str | None, batch_size: int) -> int | None:
         return None
     if setting == "auto":
         cores, count = usable_cores(), group.count()
-        return max((n for n in range(1, cores // count + 1) if batch_size % (n * count) == 0), default=1)
+        rows = 0 if isinstance(batch_size, str) else batch_size  # auto follows the number of devices
+        return max((n for n in range(1, cores // count + 1) if rows % (n * count) == 0), default=1)
     if not isinstance(setting, int) or setting < 1:
         raise ConfigError(f"mesh.cpu_devices = {setting!r}: allowed are a positive number, auto and None.")
     return setting
 
 
-def create_cpu_devices(setting: int | str | None, batch_size: int) -> int | None:
+def create_cpu_devices(setting: int | str | None, batch_size: int | str) -> int | None:
     """Configures JAX to create the CPU devices of `mesh.cpu_devices`; returns their number, or None if JAX chooses.
 
     Raises:
@@ -324,7 +325,9 @@ def create_cpu_devices(setting: int | str | None, batch_size: int) -> int | None
     return count
 
 
-def fake_devices(spec: MeshSpec, batch_size: int, count: int | None = None) -> tuple[MeshSpec, Sequence[Device] | None]:
+def fake_devices(
+    spec: MeshSpec, batch_size: int | str, count: int | None = None
+) -> tuple[MeshSpec, Sequence[Device] | None]:
     """Creates CPU devices in place of accelerators, so that `convoy explain` can show a mesh of any size.
 
     Call it before JAX starts its devices.

@@ -10,7 +10,7 @@ import jax
 
 from engine.cluster.host_memory import ADVICE
 from engine.config.errors import ConvoyError, first_line
-from engine.config.schema import MeshSpec, Train
+from engine.config.schema import AUTO, MeshSpec, Train
 
 _OUT_OF_MEMORY = re.compile(r"(?:^RESOURCE_EXHAUSTED: |\b(?=(?:[Rr]an o|[Oo])ut of memory\b))(.*)")
 
@@ -44,7 +44,9 @@ def out_of_memory_reported(train: Train, mesh: MeshSpec) -> Iterator[None]:
 def smaller(train: Train, mesh: MeshSpec) -> list[str]:
     """Returns settings that need less device memory, the cheapest first, without those that the config has already."""
     devices, advice = jax.device_count(), []
-    if train.global_batch_size % (microbatches := 2 * train.accumulate) == 0:
+    if AUTO in (train.global_batch_size, train.accumulate):
+        advice.append("a smaller train.memory_gib, which auto fills")
+    elif train.global_batch_size % (microbatches := 2 * train.accumulate) == 0:
         advice.append(f"train.accumulate={microbatches}, which splits the same batch into more microbatches")
     if train.remat != "full":
         advice.append("train.remat=full, where the model has a stack of layers")
@@ -54,4 +56,6 @@ def smaller(train: Train, mesh: MeshSpec) -> list[str]:
         advice.append(f"mesh.fsdp=-1, which splits parameters and optimizer over the {devices} devices")
     if not train.offload_optimizer and jax.default_backend() != "cpu":
         advice.append("train.offload_optimizer=true")
-    return [*advice, f"a smaller train.global_batch_size than {train.global_batch_size}, or a smaller model"]
+    number = train.global_batch_size
+    size = "" if number == AUTO else f"a smaller train.global_batch_size than {number}, or "
+    return [*advice, f"{size}a smaller model"]

@@ -19,7 +19,7 @@ import numpy as np
 
 from engine.config.duration import DATA_UNITS, Duration
 from engine.config.errors import DataError
-from engine.config.schema import Train
+from engine.config.schema import AUTO, Train
 from engine.data.sampling.shuffle import PartPermutations, derive_seed
 from engine.data.source import Source
 
@@ -123,8 +123,8 @@ def follows_run(source: object) -> bool:
 
 
 def for_run(source: Source, train: Train) -> Source:
-    """Returns a source for a run: with the length of the run, if its times depend on that."""
-    if not follows_run(source):
+    """Returns a source for a run: with the length of the run, if its times depend on that and its batch is known."""
+    if not follows_run(source) or AUTO in (train.global_batch_size, train.accumulate):
         return source
     steps = train.total.steps(train.global_batch_size, len(source))
     return with_run(source, steps * train.global_batch_size)
