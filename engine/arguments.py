@@ -22,6 +22,7 @@ EXAMPLES = """
   convoy config configs.digits                             print every setting of a config
   convoy explain --config=configs.digits                   print the mesh and how arrays are split
   convoy plan --config=configs.digits --hardware=h100:1x8  choose mesh and memory settings for hardware
+  convoy compile --config=configs.digits                   compile the programs of a run before it starts
   convoy checkpoints runs/digits                           list steps, sizes and results
   convoy checkpoints verify runs/digits                    compare every file with its hash
   convoy data write --config=... --out=scenes.arrayrecord  write the training data as ArrayRecord files
@@ -72,6 +73,7 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     _add_config(verbs.add_parser)
     _add_explain(verbs.add_parser)
     _add_plan(verbs.add_parser)
+    _add_compile(verbs.add_parser)
     _add_checkpoints(verbs.add_parser)
     _add_goodput(verbs.add_parser)
     _add_data(verbs.add_parser)
@@ -175,6 +177,33 @@ def _add_plan(add: AddParser) -> None:
         "--hardware", default="local", metavar="TARGET",
         help="v5p:4x4x8, v5e:16x16*2 (slices), h100:32x8 (hosts x GPUs), or local, the default",
     )  # fmt: skip
+
+
+COMPILE_EXAMPLES = """
+Without --out, the programs go to the compilation cache of this user, and a start on this kind of
+machine finds them there. With --out they are executables in a folder, also for hardware that is
+absent (--hardware needs the extra aot); the job loads them if it finds the same versions, devices
+and programs, and otherwise warns and compiles as usual:
+
+  convoy compile --config=configs.digits
+  convoy compile --config=configs.digits --hardware=v5e:4x4 --out=programs
+  convoy train --config=configs.digits --config.cache.programs=programs
+"""
+
+
+def _add_compile(add: AddParser) -> None:
+    compile_ = add(
+        "compile",
+        help="compile the programs of a run (first state, step, evaluations) before it starts",
+        epilog=COMPILE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_config_flag(compile_)
+    compile_.add_argument(
+        "--hardware", metavar="TARGET", help="v5p:4x4x8, v5e:16x16*2, h100:32x8, ... (default: the devices here)"
+    )
+    compile_.add_argument("--out", metavar="DIR", help="folder for executables (default: the compilation cache)")
+    _add_process_flags(compile_)
 
 
 def _add_checkpoints(add: AddParser) -> None:

@@ -75,10 +75,10 @@ def evaluate(args: argparse.Namespace, overrides: list[str]) -> int:
 
     with lost_peers_reported():
         if args.follow:
-            follower.follow(args.run, overrides=overrides, timeout=args.timeout, on_results=show, on_message=_say)
+            follower.follow(args.run, overrides=overrides, timeout=args.timeout, on_results=show, on_message=say)
         else:
             steps = args.step or [None]
-            inference.evaluate_steps(args.run, steps, overrides=overrides, on_results=show, on_message=_say)
+            inference.evaluate_steps(args.run, steps, overrides=overrides, on_results=show, on_message=say)
     return ExitStatus.DONE
 
 
@@ -183,7 +183,7 @@ def _warn_of_missing_end(run: str) -> None:
             print(f"{directory}: {text}", file=sys.stderr, flush=True)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     """Prints a sentence for the user, in the primary."""
     if group.is_primary():
         print(text, file=sys.stderr, flush=True)

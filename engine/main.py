@@ -223,6 +223,23 @@ def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
     return ExitStatus.DONE
 
 
+def _compile(args: argparse.Namespace, overrides: list[str]) -> int:
+    config = _load(args.config, overrides)
+    if args.hardware is not None and args.out is None:
+        raise ConfigError(
+            f"--hardware={args.hardware}: where are the programs to be written? Add --out=DIR, a folder that the job "
+            "will read, and train with --config.cache.programs=DIR."
+        )
+    commands.join(args)
+    from engine.precompile import precompile_for
+
+    with lost_peers_reported():
+        for line in precompile_for(config, args.hardware, args.out, commands.say):
+            if group.is_primary():
+                print(line, flush=True)
+    return ExitStatus.DONE
+
+
 _VERBS = {
     "doctor": _doctor,
     "train": _train,
@@ -231,6 +248,7 @@ _VERBS = {
     "config": _config,
     "explain": _explain,
     "plan": _plan,
+    "compile": _compile,
     "checkpoints": commands.checkpoints,
     "goodput": commands.goodput,
     "data": data_commands.data,

@@ -1,13 +1,18 @@
 """Runs for tests: a small config, the command line as a process, and readers of the files of a run."""
 
+import contextlib
 import json
 import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from engine.config import defaults, validate
 from engine.config.override import assign
@@ -82,6 +87,22 @@ def lines_by_process(text: str, *arguments: object, processes: int) -> dict[str,
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     return {str(i): [line[4:] for line in lines if line.startswith(f"[{i}] ")] for i in range(processes)}
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[tuple[str, str]]]:
+    """Yields a list that receives the function and the thread of each program that JAX compiles in this process."""
+    found: list[tuple[str, str]] = []
+
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append((str(kwargs["fun_name"]), threading.current_thread().name))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def limit(seconds: float) -> float:

@@ -30,6 +30,7 @@ from engine.observe.writer import MEASURED, ROW_KEYS
 from engine.parallel.mesh import check_batch, replicated
 from engine.resilience.memory_check import check_memory, evaluation_batches
 from engine.resilience.preemption import Preemption
+from engine.training.compiler import Compiler
 from engine.training.evaluation_program import EvaluationProgram
 from engine.training.program import Program
 from engine.training.slices import NO_SLICES, Slices, build_slices
@@ -72,7 +73,7 @@ class Evaluation:
         spec = example_spec(source)
         check_examples(program.task, spec, where)
         self.name, self.config = name, config
-        self._program, self._batch_size = program, batch_size
+        self._source, self._program, self._batch_size = source, program, batch_size
         batches = evaluation_batches(name, config.data, spec, batch_size, len(source))
         self.warnings = check_memory(batches, program.mesh, program.abstract_weights(averaged=False).to_tree())
         self.unweighted: list[str] = []
@@ -80,28 +81,34 @@ class Evaluation:
         functions = build_slices(config.slices, where)
         if functions or config.worst:
             _check_unpacked(source, f"{where}.{'slices' if functions else 'worst'}")
-        self._slices = slices = Slices.of(functions, first_example(source), where) if functions else NO_SLICES
+        self._slices = Slices.of(functions, first_example(source), where) if functions else NO_SLICES
         ranking = Ranking(config.worst, config.score, config.worst_mode == "max")
-        self._step, self._states, self._by_row = program.evaluation(spec, batch_size, slices, ranking, where)
+        self._step, self._states, self._by_row = program.evaluation(spec, batch_size, self._slices, ranking, where)
         dict(self._named(self._states.merger()))  # checks the names
         if not self._states.names:
             raise TaskError(f"{where}: {type(program.task).__name__}.evaluate returned no metric.")
         if config.score is not None or config.worst:
             self._check_score(where)
-        if not self._by_row and len(source) % batch_size:  # the last batch is smaller, not padded
-            program.evaluation(spec, len(source) % batch_size, where=where)
+        self._remainder = 0 if self._by_row else len(source) % batch_size  # rows of a last batch that is not padded
+        if self._remainder:
+            program.evaluation(spec, self._remainder, where=where)
+        self._full = len(source) >= batch_size or not self._remainder  # whether a batch of the full size is read
         self._figures = None
         if config.figures:
             self._figures = Figures(name, source, config.data, program, config.figures, batch_size)
         self._worst = WorstExamples(source) if config.worst else None
-        self._feed = EvaluationFeed(
-            source,
-            config.data,
-            batch_size=batch_size,
-            sharding=program.batch_sharding,
-            replicated=replicated(program.mesh),
+
+    @functools.cached_property
+    def _feed(self) -> EvaluationFeed:
+        """The batches; made by the first run, since devices for which a program is only compiled hold no arrays."""
+        return EvaluationFeed(
+            self._source,
+            self.config.data,
+            batch_size=self._batch_size,
+            sharding=self._program.batch_sharding,
+            replicated=replicated(self._program.mesh),
             exact_last=not self._by_row,
-            keep_text=bool(slices.on_host),
+            keep_text=bool(self._slices.on_host),
         )
 
     @property
@@ -113,6 +120,16 @@ class Evaluation:
     def figure_error(self) -> ConvoyError | None:
         """What ended the drawing of figures early in the latest run, in every process; None if all were drawn."""
         return self._figures.error if self._figures is not None else None
+
+    def compile(self, compiler: Compiler) -> list[jax.stages.Compiled]:
+        """Compiles the programs that `run` calls, and returns them."""
+        name, program, found = f"evaluation {self.name}", self._program, []
+        if self._full:
+            found.append(self._step.compile(name, self._batch_size, program.batch_sharding, compiler))
+        if self._remainder:
+            whole = replicated(program.mesh)
+            found.append(self._step.compile(f"last batch of {name}", self._remainder, whole, compiler))
+        return found
 
     @functools.cached_property
     def scalars(self) -> Mapping[str, tuple[str, ...] | None]:

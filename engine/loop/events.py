@@ -292,6 +292,8 @@ class Evaluate:
     preemption: Preemption
     heartbeat: Callable[[], None]
     say: Callable[[str], None]
+    ready: Callable[[], None] = lambda: None
+    """Waits until the programs of the evaluations are compiled."""
     phase = EVALUATING
     ends_dispatch = True
 
@@ -309,17 +311,18 @@ class Evaluate:
                 continue
             if evaluation.is_known(known):
                 self.results.latest |= known
-            elif (found := evaluation.run(boundary.state, self.preemption, self.heartbeat, step)) is None:
+                continue
+            self.ready()
+            if (found := evaluation.run(boundary.state, self.preemption, self.heartbeat, step)) is None:
                 boundary.interrupted = True
                 return
-            else:
-                check_measured(self.watched, "evaluation", evaluation.name, scalars(found))
-                new |= found
-                if evaluation.unweighted:
-                    names = list_names(evaluation.unweighted)
-                    self.say(f"warning: step {step}: every weight of {names} is 0, so there is no value (NaN)")
-                if (error := evaluation.figure_error) is not None:
-                    self.say(f"warning: step {step}: figures of {evaluation.name} are missing: {error}")
+            check_measured(self.watched, "evaluation", evaluation.name, scalars(found))
+            new |= found
+            if evaluation.unweighted:
+                names = list_names(evaluation.unweighted)
+                self.say(f"warning: step {step}: every weight of {names} is 0, so there is no value (NaN)")
+            if (error := evaluation.figure_error) is not None:
+                self.say(f"warning: step {step}: figures of {evaluation.name} are missing: {error}")
         if new:
             self.results.add(step, new)
 

@@ -24,6 +24,7 @@ from engine.data.feed import TrainFeed
 from engine.data.source import Source, check_source, example_spec
 from engine.data.stages import STAGES
 from engine.loop.attempt import Attempt
+from engine.loop.compile_ahead import CompileAhead
 from engine.loop.evaluation import build_evaluations, check_metric_names, check_watched
 from engine.loop.events import (
     Boundary,
@@ -56,6 +57,7 @@ from engine.resilience.watchdog import Watchdog
 from engine.run.directory import RunDirectory
 from engine.stragglers.monitor import StragglerMonitor
 from engine.training.build import build_program, check_unrolled
+from engine.training.compiler import open_compiler
 from engine.training.program import CompiledSteps
 from engine.training.state import TrainState, evaluation_params
 from engine.training.task import Task
@@ -102,6 +104,7 @@ class Trainer:
         for name, each in {"source": source, **evaluation_sources}.items():
             check_source(each, "source" if each is source else f"evaluation_sources[{name!r}]")
         self.program, self.total_steps = build_program(task, mesh, source, config)
+        self.program.compiler = open_compiler(config, self.say)
         check_metric_names(self.program, config.evaluations, config.hooks)
         self._size = size = RunSize(config.train.global_batch_size, len(source), self.total_steps)
         check_unrolled(self.program, config.train)
@@ -184,7 +187,8 @@ class Trainer:
                 self._attempt.count_flops()
             stack.callback(lambda: self._profile.close(self._step))
             stack.enter_context(peer_failure.location_reported(lambda: self._step))
-            events = self._events(recorder)
+            ahead = CompileAhead(self.evaluations if programs else (), self.program.compiler, self._phase)
+            events = self._events(recorder, stack.enter_context(ahead).wait)
             while True:
                 recorder.resume(self._attempt.unfinished)
                 schedule = Schedule(events, step)
@@ -235,8 +239,8 @@ class Trainer:
             finally:
                 self._report_reading(self._step, feed)
 
-    def _events(self, recorder: Recorder) -> list[Event]:
-        """Returns all events, in the order in which they run at a boundary."""
+    def _events(self, recorder: Recorder, ready: Callable[[], None]) -> list[Event]:
+        """Returns all events, in the order in which they run at a boundary; `ready` as for `Evaluate`."""
         config, checkpoints, preemption, size = self.config, self.checkpoints, self._preemption, self._size
         results = Results(checkpoints, recorder, self.say, self._results)
         evaluations = [(e, size.period(e.config.every, e.config.at_start, e.config.at_end)) for e in self.evaluations]
@@ -251,7 +255,7 @@ class Trainer:
         divergence = DivergenceCheck(
             self._divergence, save, recorder, self.program, checkpoints, self._phase, read_batch
         )
-        evaluate = Evaluate(evaluations, results, self._watched, preemption, self._watchdog.heartbeat, self.say)
+        evaluate = Evaluate(evaluations, results, self._watched, preemption, self._watchdog.heartbeat, self.say, ready)
         replicas, every = ReplicaCheck(self.program.abstract_state.to_tree()), config.resilience.replica_check
         checks = [CheckReplicas(replicas, size.period(every))] if every and replicas.has_copies else []
         stops = [EarlyStop(config.stop, measuring[config.stop.metric], checkpoints)] if config.stop.metric else []

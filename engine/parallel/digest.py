@@ -81,6 +81,18 @@ class Digests:
         ]
         return (self._stack_gathered if gather else self._stack_local)(rows)
 
+    def compile(self, state: PyTree) -> None:
+        """Compiles the programs of `rows`, without `gather`, for a state of jax.ShapeDtypeStruct.
+
+        JAX does not reuse them: they are for its persistent compilation cache.
+        """
+        rows = []
+        for x, sharding in zip(jax.tree.leaves(state), self._shardings, strict=True):
+            compiled = _row.lower(x, sharding).compile()
+            info = compiled.out_info
+            rows.append(jax.ShapeDtypeStruct(info.shape, info.dtype, sharding=compiled.output_shardings))
+        self._stack_local.lower(rows).compile()
+
     def partial_sum(self, rows: jax.Array) -> np.ndarray:
         """Returns this process's contribution to the digests, uint32 `[arrays, 2]`; waits for the rows.
 

@@ -17,10 +17,11 @@ from engine.metrics.slices import NO_RANKING, Ranking, SlicedStates
 from engine.metrics.state import Reduced, check_metrics
 from engine.parallel.layout import Layout, with_layout
 from engine.parallel.mesh import batch_sharding, replicated
+from engine.training.evaluation_step import EvaluationStep
 from engine.training.model import Arrays, Model
 from engine.training.slices import NO_SLICES, Slices
 from engine.training.state import Weights, param_shardings
-from engine.training.step import EvaluationStep, evaluate
+from engine.training.step import evaluate
 from engine.training.task import Task, missing_key_reported
 from engine.types import PyTree
 
@@ -83,7 +84,7 @@ class EvaluationProgram:
         ranking: Ranking = NO_RANKING,
         where: str = "",
     ) -> tuple[EvaluationStep, SlicedStates, bool]:
-        """Returns the jitted evaluation step, its metrics, and whether all metrics have one entry per row.
+        """Returns the evaluation step, its metrics, and whether all metrics have one entry per row.
 
         The last argument of the step is what `Slices.members` returns, as global arrays; None without such slices.
 
@@ -125,7 +126,14 @@ class EvaluationProgram:
             masks = slices.masks(batch.examples, members) if slices.functions else {}
             return states.reduce(compute(params, model_state, batch, point), batch.weight, masks)
 
-        return jax.jit(with_layout(self.layout, step), out_shardings=replicated(self.mesh)), states, by_row
+        jitted = jax.jit(with_layout(self.layout, step), out_shardings=replicated(self.mesh))
+
+        def lower(rows: int, sharding: NamedSharding) -> jax.stages.Lowered:
+            batch, members = abstract_batch(example, rows, sharding), slices.abstract_members(rows, sharding)
+            point = jax.ShapeDtypeStruct((3,), jnp.uint32)
+            return jitted.lower(weights.params, weights.model_state, batch, point, members)
+
+        return EvaluationStep(jitted, lower, self.mesh), states, by_row
 
     def point(self, step: int, first: int) -> np.ndarray:
         """Returns the last argument of an evaluation step, of which the context is made.

@@ -24,12 +24,13 @@ from engine.parallel.memory import device_memory
 from engine.parallel.mesh import replicated
 from engine.parallel.rules import warnings
 from engine.training.accumulation import check_changed, check_dropout
+from engine.training.compiler import Compiler
 from engine.training.evaluation_program import EvaluationProgram
 from engine.training.flops import count_flops, has_convolution
 from engine.training.model import Arrays
 from engine.training.model_flops import model_flops
 from engine.training.objective import LOSS, Objective, check_groups, means_of, objective_of
-from engine.training.shapes import ByShape
+from engine.training.shapes import ByShape, StepsOfRun
 from engine.training.state import Shardings, TrainState, abstract_state, initial_state, optimizer_shardings
 from engine.training.step import (
     StepSpec,
@@ -70,24 +71,6 @@ class CompiledSteps(Protocol):
         ...
 
 
-class _StepsOfRun:
-    """A compiled program of K steps together with its last argument, the learning rates of the run.
-
-    Args:
-        compiled: the program.
-        numbers: `RunOptimizer.numbers` on the devices.
-    """
-
-    def __init__(self, compiled: jax.stages.Compiled, numbers: jax.Array):
-        self._compiled, self._numbers = compiled, numbers
-
-    def __call__(self, state: TrainState, batches: tuple[Batch, ...], skip_mask: jax.Array, /) -> tuple:
-        return self._compiled(state, batches, skip_mask, self._numbers)
-
-    def as_text(self) -> str | None:
-        return self._compiled.as_text()
-
-
 class Program:
     """The programs of one Task on one mesh, compiled ahead of time.
 
@@ -123,6 +106,8 @@ class Program:
         self._trace_after_step()
         self.metric_names = (*self.task_metrics, *spec.engine_metrics)
         self.compile_s = 0.0
+        self.compiler = Compiler()
+        """Compiles the programs, or loads them."""
         self._hardware_flops = [0.0] * len(self._abstract_batches)
         self._steps: dict[int, CompiledSteps] = {}
         self._skip_masks: dict[tuple[bool, ...], jax.Array] = {}
@@ -329,23 +314,39 @@ class Program:
         return jax.jit(with_layout(self.spec.layout, make), out_shardings=shardings)(trained)
 
     def _random_state(self) -> TrainState:
+        return self.compile_first_state()()
+
+    def compile_first_state(self) -> jax.stages.Compiled:
+        """Returns the compiled program that makes the initial state with random weights."""
         spec = self.spec
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         ema = spec.ema_decay is not None
         first = functools.partial(initial_state, spec.task, spec.model, spec.tx, self.seed, ema)
         make = jax.jit(with_layout(self.spec.layout, first), out_shardings=shardings)
-        return self._timed(lambda: make.lower().compile())()
+        return self._compile("first state", make.lower)
+
+    def compile_finite(self) -> None:
+        """Compiles the check of `not_finite`."""
+        self._finite.lower(self.abstract_state).compile()
 
     def steps(self, k: int) -> CompiledSteps:
         """Returns the compiled program of k steps."""
         if k not in self._steps:
             numbers = self._replicated(self.spec.optimizer.numbers)
-            compiled = [
-                _StepsOfRun(self._timed(lambda shape=shape: self.trace(k, shape).lower().compile()), numbers)
-                for shape in range(len(self._abstract_batches))
-            ]
+            compiled = [StepsOfRun(program, numbers) for program in self.compile_steps(k)]
             self._steps[k] = compiled[0] if len(compiled) == 1 else ByShape(self._abstract_batches, compiled)
         return self._steps[k]
+
+    def compile_steps(self, k: int) -> list[jax.stages.Compiled]:
+        """Returns the compiled program of k steps for each shape of the batches."""
+        name, shapes = "step" if k == 1 else f"{k} steps", len(self._abstract_batches)
+        return [
+            self._compile(
+                f"{name} of length {shape + 1}" if shapes > 1 else name,
+                lambda shape=shape: self.trace(k, shape).lower(),
+            )
+            for shape in range(shapes)
+        ]
 
     def skip_mask(self, flags: tuple[bool, ...]) -> jax.Array:
         """Returns, as a device array, which updates of a dispatch are skipped whatever their loss."""
@@ -381,8 +382,8 @@ class Program:
         self._hardware_flops[shape] = count_flops(traced.jaxpr.jaxpr) / k
         return traced
 
-    def _timed[T](self, compile_: Callable[[], T]) -> T:
+    def _compile(self, name: str, lower: Callable[[], jax.stages.Lowered]) -> jax.stages.Compiled:
         start = time.monotonic()
-        compiled = compile_()
+        compiled = self.compiler.compile(name, lower(), self.mesh)
         self.compile_s += time.monotonic() - start
         return compiled

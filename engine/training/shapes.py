@@ -1,4 +1,4 @@
-"""One compiled program for each shape of the batches, called as if it were a single one."""
+"""Compiled steps as the trainer calls them: with the learning rates of the run, and one program for each shape."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,6 +6,25 @@ from typing import Any
 import jax
 
 from engine.data.batch import Batch
+from engine.training.state import TrainState
+
+
+class StepsOfRun:
+    """A compiled program of K steps together with its last argument, the learning rates of the run.
+
+    Args:
+        compiled: the program.
+        numbers: `RunOptimizer.numbers` on the devices.
+    """
+
+    def __init__(self, compiled: jax.stages.Compiled, numbers: jax.Array):
+        self._compiled, self._numbers = compiled, numbers
+
+    def __call__(self, state: TrainState, batches: tuple[Batch, ...], skip_mask: jax.Array, /) -> tuple:
+        return self._compiled(state, batches, skip_mask, self._numbers)
+
+    def as_text(self) -> str | None:
+        return self._compiled.as_text()
 
 
 class ByShape:

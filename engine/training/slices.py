@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 
 from engine.config.errors import TaskError
 from engine.config.schema import Target
@@ -96,6 +97,11 @@ class Slices:
             masks = _on_host(self.functions[name], batch, parts, f"{self.where}.slices.{name}")
             found |= {_full(name, part): mask for part, mask in masks.items()}
         return found
+
+    def abstract_members(self, rows: int, sharding: Sharding) -> dict[str, jax.ShapeDtypeStruct] | None:
+        """Returns the global arrays of `members` for batches of `rows` rows, as jax.ShapeDtypeStruct; None for none."""
+        names = [_full(name, part) for name, parts in self.on_host.items() for part in parts]
+        return {full: jax.ShapeDtypeStruct((rows,), jnp.bool_, sharding=sharding) for full in names} or None
 
     def masks(self, examples: PyTree, members: Mapping[str, jax.Array] | None) -> dict[str, jax.Array]:
         """Returns full name -> bool `[batch]`: the examples that belong to each slice; to be traced.

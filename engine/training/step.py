@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
@@ -21,7 +20,6 @@ from engine.data.context import Context, WatchedContext, call
 from engine.metrics.mean import divide
 from engine.metrics.metric import Metric
 from engine.metrics.pairs import pairs_of
-from engine.metrics.state import Reduced
 from engine.parallel.layout import Layout
 from engine.parallel.mesh import batch_sharding
 from engine.training.gradients import gradients
@@ -35,7 +33,6 @@ from engine.types import PyTree
 
 type Step = Callable[[TrainState, Batch, jax.Array, jax.Array], tuple[TrainState, jax.Array]]
 type Steps = Callable[[TrainState, tuple[Batch, ...], jax.Array, jax.Array], tuple[TrainState, jax.Array]]
-type EvaluationStep = Callable[[Arrays, Arrays, Batch, np.ndarray, Mapping[str, jax.Array] | None], Reduced]
 
 MIN_LOSSES = 16  # with fewer losses in the window, no loss is a spike
 ENGINE_METRICS = ("grad_norm", "learning_rate", "skipped")

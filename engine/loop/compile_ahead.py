@@ -1,0 +1,55 @@
+"""Compiles the evaluations of a run in a thread while the first steps run, so that the first evaluation does not."""
+
+import contextlib
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+
+from engine.loop.evaluation import Evaluation
+from engine.loop.phases import COMPILING, Phases
+from engine.training.compiler import Compiler
+
+
+class CompileAhead:
+    """Compiles evaluations, in their order. A context manager, whose block a thread accompanies.
+
+    Args:
+        evaluations: the evaluations.
+        compiler: compiles the programs, or loads them.
+        phase: enters a phase.
+    """
+
+    def __init__(self, evaluations: Sequence[Evaluation], compiler: Compiler, phase: Phases):
+        self._evaluations, self._compiler, self._phase = evaluations, compiler, phase
+        self._ended, self._stop = threading.Event(), False
+        # No daemon: the exit of Python would stop such a thread inside JAX, which crashes the process.
+        self._thread = threading.Thread(target=self._run, name="compile-evaluations")
+
+    def __enter__(self) -> "CompileAhead":
+        if self._evaluations:
+            self._thread.start()
+        else:
+            self._ended.set()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop = True
+        if kind is None and self._evaluations:  # a run that is asked to stop may have only seconds to end
+            self._thread.join()
+
+    def wait(self) -> None:
+        """Waits until all programs are compiled; the stopwatch counts the time as compilation."""
+        if not self._ended.is_set():
+            with self._phase(COMPILING):
+                self._ended.wait()
+
+    def _run(self) -> None:
+        for evaluation in self._evaluations:
+            if self._stop:
+                break
+            # An error of the author's code: the evaluation itself reports it.
+            with contextlib.suppress(Exception, SystemExit):
+                evaluation.compile(self._compiler)
+        self._ended.set()

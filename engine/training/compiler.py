@@ -1,0 +1,226 @@
+"""Compiles the programs of a run, or loads them from a folder that `convoy compile` wrote.
+
+A program is loaded only if its StableHLO, its devices, the options of XLA and the versions of the engine, of JAX and of
+the compiler are those of the program that would be compiled. Otherwise it is compiled, and a warning names the
+difference.
+"""
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import serialize_executable
+from jax.sharding import Mesh
+
+from engine import __version__
+from engine.config.atomic_file import replacing
+from engine.config.errors import ConfigError, first_line
+from engine.config.schema import Config
+from engine.config.text import to_text
+from engine.mounts import local_text
+from engine.training import compile_cache
+
+FORMAT = 1
+_COMPILERS = {"tpu": ("libtpu",), "gpu": ("jax-cuda13-pjrt", "jax-cuda12-pjrt", "jax-rocm7-pjrt")}
+_HARMLESS = ("--xla_dump", "--xla_force_host_platform_device_count", "--xla_gpu_cuda_data_dir")  # options of XLA
+_SECTIONS = ("task.", "data.", "optimizer.", "train.", "mesh.", "sharding.", "evaluations.")
+_LOCATIONS = re.compile(r"(?<=\\22debug_locations\\22: )\\22[^\\]*\\22")
+_SHOWN = 3  # differences in a warning
+
+
+class Compiler:
+    """Compiles programs, and loads or stores them. Several threads may use it.
+
+    Args:
+        folder: folder of the compiled programs; None: they are neither loaded nor stored.
+        store: compile each program and store it, instead of loading it.
+        config: text of the config of the run, which explains a difference.
+        say: called with sentences for the user.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        store: bool = False,
+        config: str = "",
+        say: Callable[[str], None] = lambda text: None,
+    ):
+        self._folder, self._store, self._config, self._say = folder, store, config, say
+        self.loaded: list[str] = []
+        """Names of the programs that were loaded."""
+        if folder is not None and not store and not folder.is_dir():
+            raise ConfigError(f"cache.programs: {folder} is not a folder. convoy compile --out={folder} makes it.")
+
+    def compile(self, name: str, lowered: jax.stages.Lowered, mesh: Mesh) -> jax.stages.Compiled:
+        """Returns a compiled program.
+
+        Args:
+            name: name of the program, such as "step", for messages and files.
+            lowered: the program.
+            mesh: its devices.
+        """
+        if self._folder is None:
+            return lowered.compile()
+        facts = describe_program(lowered, mesh)
+        if self._store:
+            begin = time.monotonic()
+            compiled = lowered.compile()
+            self._write(self._folder, name, facts, compiled, time.monotonic() - begin)
+            return compiled
+        return self._load(self._folder, name, facts, lowered, mesh) or lowered.compile()
+
+    def _write(
+        self, folder: Path, name: str, facts: Mapping[str, str], compiled: jax.stages.Compiled, seconds: float
+    ) -> None:
+        payload = serialize_executable.serialize(compiled)[0]
+        entry = {
+            "format": FORMAT,
+            "name": name,
+            "facts": dict(facts),
+            "sha256": hashlib.sha256(payload).hexdigest(),
+            "bytes": len(payload),
+            "compile_s": round(seconds, 3),
+            "config": self._config,
+        }
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # a compiled program is code that will be run
+        path = _path(folder, name, facts)
+        for target, content in ((path, payload), (path.with_suffix(".json"), json.dumps(entry, indent=1).encode())):
+            with replacing(target, target.with_name(f".{target.name}.{os.getpid()}.tmp")) as file:
+                file.write(content)
+
+    def _load(
+        self, folder: Path, name: str, facts: Mapping[str, str], lowered: jax.stages.Lowered, mesh: Mesh
+    ) -> jax.stages.Compiled | None:
+        """Returns the stored program; None, with a warning, if there is none that fits."""
+        path = _path(folder, name, facts)
+        try:
+            entry = read_entry(path.with_suffix(".json"))
+            if entry is None or entry["facts"] != dict(facts):
+                self._warn(name, f"{folder} {self._difference(folder, name, facts)}")
+                return None
+            payload = path.read_bytes()
+            if hashlib.sha256(payload).hexdigest() != entry["sha256"]:
+                self._warn(name, f"{path} is damaged: its hash is not that in {path.with_suffix('.json').name}")
+                return None
+            devices = list(mesh.devices.flat)
+            loaded = serialize_executable.deserialize_and_load(
+                payload, lowered.in_tree, lowered.out_tree, devices[0].client, devices
+            )
+        except Exception as error:  # of the storage, of pickle, or of XLA, which checks its own version
+            self._warn(name, f"{path} cannot be loaded ({type(error).__name__}: {first_line(error)})")
+            return None
+        self.loaded.append(name)
+        return loaded
+
+    def _warn(self, name: str, reason: str) -> None:
+        self._say(f"warning: program {name!r} is compiled now, since {reason}. convoy compile makes the folder anew.")
+
+    def _difference(self, folder: Path, name: str, facts: Mapping[str, str]) -> str:
+        """Returns how the stored program of this name that is nearest differs from the one that is needed."""
+        found = [entry for path in sorted(folder.glob("*.json")) if (entry := read_entry(path))]
+        same = [entry for entry in found if entry["name"] == name]
+        if not same:
+            names = ", ".join(sorted({entry["name"] for entry in found})) or "no program"
+            return f"holds {names}"
+        nearest = min(same, key=lambda entry: sum(entry["facts"].get(key) != facts[key] for key in facts))
+        texts = [
+            self._program_difference(nearest["config"]) if key == "program" else f"{key} {stored} (here {here})"
+            for key, here in facts.items()
+            if (stored := nearest["facts"].get(key)) != here
+        ]
+        return f"has it for {', '.join(texts)}"
+
+    def _program_difference(self, config: str) -> str:
+        """Returns which settings differ from those of a stored program."""
+        before, here = (dict(line.split(": ", 1) for line in _lines(text)) for text in (config, self._config))
+        changed = [
+            f"{name} {before.get(name, '(none)')} (here {here.get(name, '(none)')})"
+            for name in {**before, **here}
+            if before.get(name) != here.get(name)
+        ]
+        if not changed:
+            return "another program of the same config (its code, its data or its paths have changed)"
+        return ", ".join(changed[:_SHOWN]) + (f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else "")
+
+
+def open_compiler(config: Config, say: Callable[[str], None]) -> Compiler:
+    """Returns the compiler of a run, which loads the programs of `cache.programs`.
+
+    Raises:
+        ConfigError: `cache.programs` is not a folder.
+    """
+    programs = config.cache.programs
+    return Compiler(None if programs is None else Path(local_text(programs)), config=to_text(config), say=say)
+
+
+def describe_program(lowered: jax.stages.Lowered, mesh: Mesh) -> dict[str, str]:
+    """Returns all that a compiled program depends on, by name."""
+    devices = list(mesh.devices.flat)
+    first = devices[0]
+    placed = [(d.id, d.process_index, getattr(d, "slice_index", None)) for d in devices]
+    processes = len({d.process_index for d in devices})
+    return {
+        "engine": __version__,
+        "jax": jax.__version__,
+        "jaxlib": version("jaxlib"),
+        "compiler": _compiler(first.platform),
+        "options": " ".join(_options()) or "none",
+        "devices": f"{len(devices)} x {first.device_kind} in {processes} process{'es' * (processes > 1)}",
+        "order of devices": _digest(repr(placed).encode())[:16],
+        "program": _digest(without_locations(lowered.as_text()).encode()),
+    }
+
+
+def read_entry(path: Path) -> dict[str, Any] | None:
+    """Returns the description of a stored program; None if there is none that this version can read."""
+    try:
+        entry = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return entry if isinstance(entry, dict) and entry.get("format") == FORMAT else None
+
+
+def _path(folder: Path, name: str, facts: Mapping[str, str]) -> Path:
+    slug = re.sub(r"[^\w.-]+", "-", name)
+    return folder / f"{slug}-{_digest(repr(sorted(facts.items())).encode())[:16]}.program"
+
+
+def _compiler(platform: str) -> str:
+    if platform == "cpu":
+        return compile_cache.key()
+    for package in _COMPILERS.get(platform, ()):
+        try:
+            return f"{package} {version(package)}"
+        except PackageNotFoundError:
+            pass
+    return "unknown"
+
+
+def _options() -> Sequence[str]:
+    words = [word for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS") for word in os.environ.get(name, "").split()]
+    return sorted(word for word in words if not word.startswith(_HARMLESS))
+
+
+def without_locations(stablehlo: str) -> str:
+    """Returns StableHLO without the paths of source files, which Pallas kernels for TPUs contain."""
+    return _LOCATIONS.sub("", stablehlo)
+
+
+def _lines(config: str) -> list[str]:
+    return [line for line in config.splitlines() if line.startswith(_SECTIONS) and ": " in line]
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or ["no details"])[0].rstrip(".")

@@ -1,0 +1,40 @@
+"""Evaluations are compiled in a thread while the first steps run."""
+
+import dataclasses
+import threading
+
+import pytest
+
+import engine
+from tests import runs, zoo
+
+THREAD = "compile-evaluations"
+
+
+def test_evaluations_are_compiled_by_the_thread_and_only_there(tmp_path):
+    with runs.compilations() as found:
+        summary = engine.train(runs.config(train__total="5 steps"), workdir=tmp_path)
+    assert [thread for name, thread in found if name == "jit(step)"] == [THREAD]
+    assert "heldout/loss" in summary.metrics
+    assert all(thread.name != THREAD for thread in threading.enumerate())
+
+
+@dataclasses.dataclass
+class Wrong(zoo.Classify):
+    """A Task whose evaluation can be traced when the run is built, and fails later."""
+
+    traced: int = 0
+
+    def evaluate(self, model, batch):
+        self.traced += 1
+        if self.traced > 1:
+            raise ValueError("traced again")
+        return super().evaluate(model, batch)
+
+
+def test_error_in_the_thread_is_reported_by_the_evaluation(tmp_path):
+    task = Wrong()
+    with pytest.raises(ValueError, match="traced again"):
+        engine.train(runs.config(train__total="5 steps"), task=task, workdir=tmp_path)
+    assert runs.status(tmp_path)["step"] == 4  # the first evaluation
+    assert task.traced == 3

@@ -1,0 +1,74 @@
+"""Programs that were compiled before the start of a run: in the compilation cache, and in a folder."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+import engine
+from engine.config import to_text
+from engine.config.errors import ConfigError
+from engine.main import main
+from engine.precompile import precompile
+from tests import runs
+
+SETTINGS = dict(train__total="5 steps", train__steps_per_dispatch=2, train__ema_decay=0.5)
+START = """
+    import json
+    import sys
+    import threading
+    import jax
+    import engine
+    missed = []
+    def listen(event, **more):
+        if event == "/jax/compilation_cache/cache_misses":
+            missed.append(threading.current_thread().name)
+    jax.monitoring.register_event_listener(listen)
+    engine.train(sys.argv[1], workdir=sys.argv[2])
+    print(json.dumps(missed))
+"""
+
+
+def test_start_after_convoy_compile_compiles_nothing(tmp_path):
+    config = runs.config(**SETTINGS, cache__compiled=True)
+    (tmp_path / "config.txt").write_text(to_text(config))
+    done = runs.convoy("compile", f"--config={tmp_path}", XDG_CACHE_HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    names = [line.partition(":")[0] for line in done.stdout.splitlines()[:-1]]
+    assert names == ["first state", "step", "2 steps", "evaluation heldout"]
+    assert [f"compiling: {name}" for name in names] == done.stderr.splitlines()
+    assert done.stdout.splitlines()[-1].startswith("The programs are in the compilation cache")
+    words = [sys.executable, "-c", textwrap.dedent(START), str(tmp_path), str(tmp_path / "run")]
+    environment = runs.environment(XDG_CACHE_HOME=str(tmp_path))
+    started = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300)
+    assert started.returncode == 0, started.stderr
+    # The thread of a save also reads it back, on other devices.
+    assert not {"MainThread", "compile-evaluations"} & set(json.loads(started.stdout.splitlines()[-1]))
+
+
+def test_run_loads_its_programs_from_a_folder_and_computes_the_same(tmp_path):
+    folder = tmp_path / "programs"
+    settings = SETTINGS | dict(mesh__data=2, mesh__fsdp=4)
+    found = [each.name for each in precompile(runs.config(**settings), out=folder)]
+    assert found == ["first state", "step", "2 steps", "evaluation heldout"]
+    assert folder.stat().st_mode & 0o077 == 0
+    results = []
+    for path, programs in (("with", str(folder)), ("without", None)):
+        with runs.compilations() as compiled:
+            engine.train(runs.config(**settings, cache__programs=programs), workdir=tmp_path / path)
+        large = [name for name, _ in compiled if name in ("jit(call)", "jit(steps)", "jit(step)")]
+        assert len(large) == (0 if programs else 4), compiled
+        results.append([runs.rows(tmp_path / path), runs.rows(tmp_path / path, "heldout/loss")])
+    assert results[0] == results[1] and len(results[0][0]) == 5
+
+
+def test_hardware_needs_a_folder(capsys):
+    assert main(["compile", "--config=configs.digits", "--hardware=v5e:4x4"]) == 1
+    assert "--hardware=v5e:4x4: where are the programs to be written? Add --out=DIR" in capsys.readouterr().err
+
+
+def test_without_cache_and_folder_nothing_is_compiled():
+    with pytest.raises(ConfigError, match=r"cache.compiled = False: nothing would keep the compiled programs"):
+        next(precompile(runs.config()))

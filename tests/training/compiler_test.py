@@ -1,0 +1,116 @@
+"""Programs in a folder: which are loaded, and what a warning says about the others."""
+
+import hashlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from engine.config.errors import ConfigError
+from engine.training.compiler import Compiler, without_locations
+
+CONFIG = "name: a\ntrain.seed: 0\ntrain.global_batch_size: 16\n"
+
+
+def mesh(*order):
+    return Mesh(np.array(jax.devices())[list(order or (0, 1))], "x")
+
+
+def lowered(mesh, factor=2.0):
+    x = jax.ShapeDtypeStruct((8,), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("x")))
+    return jax.jit(lambda x: {"y": x * factor, "sum": x.sum()}).lower(x)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    Compiler(tmp_path / "programs", store=True, config=CONFIG).compile("step", lowered(mesh()), mesh())
+    return tmp_path / "programs"
+
+
+def load(folder, name="step", on=None, factor=2.0, config=CONFIG):
+    """Returns whether the program was loaded, and the warnings; checks its result in any case."""
+    said, on = [], on or mesh()
+    compiler = Compiler(folder, config=config, say=said.append)
+    compiled = compiler.compile(name, lowered(on, factor), on)
+    x = jax.device_put(jnp.arange(8.0), NamedSharding(on, PartitionSpec("x")))
+    result = compiled(x)
+    assert result["y"].tolist() == [factor * i for i in range(8)] and result["sum"] == 28
+    return compiler.loaded == [name], said
+
+
+def file_of(folder, suffix):
+    return next(folder.glob(f"step-*{suffix}"))
+
+
+def test_stored_program_is_loaded(folder):
+    assert load(folder) == (True, [])
+
+
+def test_nothing_is_stored_or_loaded_without_a_folder(tmp_path):
+    assert load(None) == (False, [])
+    assert not any(tmp_path.iterdir())
+
+
+def test_another_program_is_compiled_and_the_changed_settings_are_named(folder):
+    loaded, [text] = load(folder, factor=3.0, config=CONFIG.replace("seed: 0", "seed: 1").replace("name: a", "name: b"))
+    assert not loaded
+    assert text.startswith("warning: program 'step' is compiled now, since ")
+    assert text.endswith("has it for train.seed 0 (here 1). convoy compile makes the folder anew.")
+    assert "another program of the same config" in load(folder, factor=3.0)[1][0]
+
+
+def test_other_devices_are_compiled_for(folder):
+    assert "order of devices" in load(folder, on=mesh(1, 0))[1][0]
+    assert "devices 2 x cpu in 1 process (here 4 x cpu in 1 process)" in load(folder, on=mesh(0, 1, 2, 3))[1][0]
+
+
+def test_program_of_other_versions_is_not_loaded(folder):
+    path = file_of(folder, ".json")
+    entry = json.loads(path.read_text())
+    entry["facts"]["jaxlib"] = "0.1.2"
+    path.write_text(json.dumps(entry))
+    loaded, [text] = load(folder)
+    assert not loaded and "has it for jaxlib 0.1.2 (here " in text
+
+
+def test_missing_program_is_named_with_those_that_exist(folder):
+    loaded, [text] = load(folder, name="evaluation heldout")
+    assert not loaded and f"program 'evaluation heldout' is compiled now, since {folder} holds step." in text
+
+
+def test_damaged_program_is_compiled(folder):
+    path = file_of(folder, ".program")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    loaded, [text] = load(folder)
+    assert not loaded and "is damaged" in text
+
+
+def test_program_that_cannot_be_loaded_is_compiled(folder):
+    file_of(folder, ".program").write_bytes(b"no program")
+    path = file_of(folder, ".json")
+    entry = json.loads(path.read_text())
+    path.write_text(json.dumps({**entry, "sha256": hashlib.sha256(b"no program").hexdigest()}))
+    loaded, [text] = load(folder)
+    assert not loaded and "cannot be loaded (UnpicklingError" in text
+
+
+def test_options_of_xla_belong_to_a_program(folder, monkeypatch):
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_option=1 --xla_dump_to=/tmp/x")
+    loaded, [text] = load(folder)
+    assert not loaded and "options " in text and "(here --xla_tpu_option=1)" in text.replace("--xla_force", "")
+
+
+def test_paths_of_source_files_are_no_part_of_a_program():
+    kernel = r'{backend_config = "{\22body\22: \22TUz=\22, \22debug_locations\22: \22%s\22}"}'
+    assert without_locations(kernel % "L2hvbWUvYQ==") == without_locations(kernel % "L2hvbWUvYg==")
+    assert without_locations(kernel % "x").replace("TUz=", "") != without_locations(kernel % "x")
+
+
+def test_missing_folder_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"cache.programs: .*absent is not a folder. convoy compile --out=.* makes"):
+        Compiler(tmp_path / "absent")

@@ -1,0 +1,29 @@
+"""An evaluation step calls the program that was compiled for its batches, and any other arrays compile one."""
+
+import jax
+import numpy as np
+
+from engine.config.schema import MeshSpec
+from engine.data.source import example_spec
+from engine.training.compiler import Compiler
+from tests import runs, zoo
+
+
+def test_compiled_program_and_jitted_function_give_equal_results():
+    for mesh in (None, MeshSpec(fsdp=8)):
+        program = zoo.program(zoo.Classify(), mesh=mesh)
+        evaluations, state = program.evaluation, program.init()
+        batch = jax.device_put(zoo.batch(zoo.examples(16)), program.spec.batch_sharding)
+        point = evaluations.point(0, 0)
+        step, _, _ = evaluations.evaluation(example_spec(zoo.source()), 16)
+        expected = step(dict(state.params), dict(state.model_state), batch, point, None)
+        step.compile("evaluation", 16, program.spec.batch_sharding, Compiler())
+        with runs.compilations() as compiled:
+            found = step(dict(state.params), dict(state.model_state), batch, point, None)
+        assert compiled == []
+        for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            assert np.array_equal(x, y)
+        other = {path: jax.device_get(x).astype(np.float16) for path, x in state.params.items()}
+        with runs.compilations() as compiled:
+            step(other, dict(state.model_state), batch, point, None)  # of a hook, say
+        assert [name for name, _ in compiled] == ["jit(step)"]
