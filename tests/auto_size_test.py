@@ -81,7 +81,7 @@ def test_batch_is_the_largest_that_fits_and_a_resume_keeps_it(tmp_path):
     changed = runs.config(
         **RUN | dict(train__total="2 steps"), train__global_batch_size="auto", mesh__fsdp=4, mesh__data=2
     )
-    assert engine.train(changed, workdir=tmp_path, accept_schedule_change=True).step == 3
+    assert engine.train(changed, workdir=tmp_path, accept_schedule_change=True).step == 2
     assert stored(tmp_path).global_batch_size == size
     assert (tmp_path / "log.txt").read_text().count("global_batch_size = auto") == 1
 
