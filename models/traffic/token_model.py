@@ -107,7 +107,8 @@ class TokenModel(nnx.Module):
         width, tokens = config.width, len(movements)
         self.movements = Vocabulary(jnp.asarray(movements))
         self.nearest, self.head_dim = config.nearest, width // config.heads
-        self.embed = layers.Embed(tokens + 1, width, rngs=rngs)
+        init = nnx.initializers.normal(0.02)(rngs.params(), (tokens + 1, width))
+        self.embed = nnx.Param(init, logical_axes=(None, "embed"))  # with a row for no token, which a mesh cannot split
         self.agent = layers.Dense(5 + len(TYPES), width, axes=(None, "embed"), bias=True, rngs=rngs)
         self.relate = layers.Dense(RELATION, 32, axes=(None, None), bias=True, rngs=rngs)
         self.piece = nnx.List(
@@ -132,7 +133,8 @@ class TokenModel(nnx.Module):
         valid, light = (jax.lax.dynamic_slice_in_dim(scene[name], step, count, 2) for name in ("valid", "light"))
         agent = jnp.concatenate([scene["size"] / 5, jax.nn.one_hot(scene["type"], len(TYPES))], -1)
         agent = jnp.broadcast_to(agent[:, :, None], (*pose.shape[:3], agent.shape[-1]))
-        x = self.embed(moved) + self.agent(self._cast(jnp.concatenate([agent, motion], -1)))
+        embedded = layers.constrain(self.embed.get_value(), None, None)[moved]
+        x = embedded + self.agent(self._cast(jnp.concatenate([agent, motion], -1)))
         pieces = self._pieces(scene, pose, light)
         relations, together = self._relations(scene["size"], pose, motion, valid)
         segments = scene["valid"].reshape(-1, scene["valid"].shape[2]).astype(jnp.int32)

@@ -7,7 +7,8 @@ cannot split is refused, which is a row too.
 
 The error of an array is |a - b| over max(|a|, 1e-3 x the norm of all arrays x sqrt(its share of all elements)): some
 true gradients are zero (the key bias of attention), which have no relative error. All rows have the same tolerance, but
-those of lidar: see `SWITCHES`. Two models that take long to compile leave out meshes whose axes other meshes have, too.
+those of lidar and cameras: see `SWITCHES`. Models that take long to compile leave out meshes whose axes other meshes
+have, too.
 
 Where two experts have nearly the same score for a token, rounding decides. The batches are chosen so that this does not
 happen, even for parameters that differ by far more than rounding (`SHAKE`).
@@ -31,17 +32,24 @@ from models.digits import Digits
 from models.fashion_mnist import Fashion
 from models.moe_decoder import MoeLanguageModel
 from models.pedestrians.forecasting import Forecast
+from models.street.bev import Bev
+from models.street.camera_scenes import GRID, MASKS, PATCH
+from models.street.cameras import COLUMNS, Rig
+from models.street.cameras import ROWS as LINES
 from models.street.lidar import LidarDetection
+from models.traffic.motion_tokens import NextToken
+from models.traffic.token_model import TokenModel
+from models.traffic.wayformer import FEATURES, FUTURE, TrafficForecast
 from models.vit import Vit
 from tests import zoo
 
 TOLERANCE = 1e-5
 ROWS, TIME, VOCABULARY = 24, 16, 64  # rows of a batch; positions of a row
-FEWEST_ROWS = 112
+FEWEST_ROWS = 114
 SEEDS = (1, 101, 201)  # of the batches
 SHAKE = 3e-6  # relative change of each parameter; rounding is 1e-7
-# Of lidar. A batch has two million rectified values. Rounding changes the sign of a few of them, which moved gradients
-# by up to 6e-4.
+# Of lidar and cameras. A batch has two million rectified values. Rounding changes the sign of a few of them, which
+# moved gradients by up to 6e-4.
 SWITCHES = 1e-2
 
 SIZES: dict[str, Any] = {"vocabulary": VOCABULARY, "width": 32, "hidden": 64, "depth": 8, "heads": 8, "kv_heads": 4}
@@ -96,6 +104,61 @@ def sweeps(seed: int) -> dict[str, Any]:
     }
 
 
+def views(seed: int) -> dict[str, np.ndarray]:
+    """Noise from six cameras of each vehicle, with masks and depths."""
+    rng = np.random.default_rng(seed)
+    rigs = [Rig.mounted(rng) for _ in range(ROWS)]
+    patches = (ROWS, 6, LINES // PATCH[0], COLUMNS // PATCH[1])
+    return {
+        "images": rng.integers(0, 256, (ROWS, 6, LINES, COLUMNS, 3), np.uint8),
+        "intrinsics": np.stack([rig.intrinsics for rig in rigs]).astype(np.float32),
+        "poses": np.stack([rig.poses for rig in rigs]).astype(np.float32),
+        "depth": rng.uniform(2, 60, patches).astype(np.float32),
+        "masks": rng.random((ROWS, GRID, GRID, len(MASKS))) < 0.1,
+    }
+
+
+def surroundings(seed: int) -> dict[str, Any]:
+    """Tokens of three agents, pieces of lanes and lights around each agent to predict."""
+    rng = np.random.default_rng(seed)
+    tokens = {name: rng.normal(size=(ROWS, 3, size)).astype(np.float32) for name, size in FEATURES.items()}
+    return {
+        **tokens,
+        "mask": {name: rng.random((ROWS, 3)) < [1, 0.7, 0.7] for name in tokens},
+        "speed": rng.uniform(0, 10, ROWS).astype(np.float32),
+        "future": rng.normal(0, 5, (ROWS, FUTURE, 2)).cumsum(1).astype(np.float32),
+    }
+
+
+def tracks(seed: int) -> dict[str, np.ndarray]:
+    """Three agents on four pieces of lanes; the second half of the tracks may be missing."""
+    rng = np.random.default_rng(seed)
+    agents, pieces, steps = 3, 4, 6
+    pose = rng.normal(0, 0.5, (ROWS, agents, steps, 3)).cumsum(2) + rng.normal(0, 10, (ROWS, agents, 1, 3))
+    lanes = rng.normal(0, 10, (ROWS, pieces, 1, 2)) + rng.normal(0, 3, (ROWS, pieces, 5, 2)).cumsum(2)
+    known = (np.arange(steps) < steps // 2) | (rng.random((ROWS, agents, 1)) < 0.7)
+    return {
+        "pose": pose.astype(np.float32),
+        "valid": known,
+        "size": rng.uniform(1, 5, (ROWS, agents, 2)).astype(np.float32),
+        "type": rng.integers(0, 5, (ROWS, agents), np.int32),
+        "points": lanes.astype(np.float32),
+        "width": rng.uniform(3, 4, (ROWS, pieces)).astype(np.float32),
+        "limit": rng.uniform(8, 20, (ROWS, pieces)).astype(np.float32),
+        "kind": rng.integers(0, 4, (ROWS, pieces), np.int32),
+        "mask": rng.random((ROWS, pieces)) < 0.8,
+        "light": rng.integers(0, 4, (ROWS, pieces, steps), np.int32),
+    }
+
+
+class Tokens(NextToken):
+    """The model of motion tokens with random tokens, without the scenes of which they are made."""
+
+    def build(self, rngs):
+        movements = np.random.default_rng(0).normal(0, 0.7, (self.tokens, 3)).astype(np.float32)
+        return TokenModel(self, movements, rngs)
+
+
 @dataclasses.dataclass(frozen=True)
 class Subject:
     """A model: its Task, its batch for a seed, the mesh axes that only some models can split, and what is its own."""
@@ -111,6 +174,14 @@ class Subject:
 RATE = 0.1  # of dropout
 SEQUENCES = ("context", "pipeline")
 SIMPLE = ("data 8", "fsdp 8", "data 8, ZeRO-1", "DCN data 2 x fsdp 4")
+REFUSED = (
+    "data 2 x context 4, ring",
+    "data 2 x context 4, all-to-all",
+    "pipeline 2 x data 2 x tensor 2",
+    "pipeline 4 x fsdp 2, circular",
+    "expert 4 x data 2",
+    "expert 2 x fsdp 2 x tensor 2",
+)
 SUBJECTS = {
     "digits": Subject(lambda: Digits(width=32), functools.partial(images, 8, False)),
     "fashion": Subject(lambda: Fashion(width=4), functools.partial(images, 28, True)),
@@ -126,7 +197,31 @@ SUBJECTS = {
         lambda: Vit(patch=7, width=32, depth=8, heads=8, dropout=RATE), functools.partial(images, 28, True), SEQUENCES
     ),
     "forecast": Subject(lambda: Forecast(modes=4, width=16, heads=4, temporal=1), walks, without=SIMPLE),
-    "lidar": Subject(lambda: LidarDetection(width=4), sweeps, without=SIMPLE, tolerance=SWITCHES, learning_rate=1e-3),
+    "lidar": Subject(
+        lambda: LidarDetection(width=4),
+        sweeps,
+        without=(*SIMPLE, "data 3 x fsdp 2, 6 devices"),
+        tolerance=SWITCHES,
+        learning_rate=1e-3,
+    ),
+    "cameras": Subject(
+        lambda: Bev(width=8),
+        views,
+        without=(*SIMPLE, *REFUSED, "fsdp 2 x tensor 4"),
+        tolerance=SWITCHES,
+        learning_rate=1e-3,
+    ),
+    "traffic": Subject(
+        lambda: TrafficForecast(modes=2, width=16, heads=4, latents=3, encoder=0, decoder=1),
+        surroundings,
+        without=(*SIMPLE, *REFUSED, "data 3 x fsdp 2, 6 devices"),
+        learning_rate=1e-3,
+    ),
+    "tokens": Subject(
+        lambda: Tokens(tokens=16, width=16, heads=4, depth=1, nearest=2),
+        tracks,
+        without=(*SIMPLE, *REFUSED, "data 3 x fsdp 2, 6 devices"),
+    ),
 }
 
 MESHES: dict[str, tuple[MeshSpec, dict[str, Any]]] = {
@@ -284,6 +379,6 @@ def whole_table(request):
     specs = [getattr(item, "callspec", None) for item in request.session.items if item.path == request.path]
     asked = [spec for spec in specs if spec is not None and {"subject", "mesh"} <= spec.params.keys()]
     with request.config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
-        limits = f"errors at most {TOLERANCE}, of lidar {SWITCHES}"
+        limits = f"errors at most {TOLERANCE}, of lidar and cameras {SWITCHES}"
         print("\n" + "\n".join(table) + f"\n{len(table)} rows of {len(ALL)}, {limits}")
     assert len(table) == len(asked)
