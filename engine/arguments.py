@@ -142,10 +142,13 @@ def _add_config(add: AddParser) -> None:
 def _add_explain(add: AddParser) -> None:
     explain = add(
         "explain",
-        help="print the mesh, the bytes of parameters and optimizer state per device, and the collectives",
+        help="print the mesh, the memory of a device by part, and the collectives",
     )
     _add_config_flag(explain)
     explain.add_argument("--devices", type=int, help="number of devices (default: the product of the mesh axes)")
+    explain.add_argument(
+        "--hardware", metavar="TARGET", help="compile for v5p:4x4x8, v5e:16x16*2, h100:32x8 or local (extra: aot)"
+    )
     explain.add_argument(
         "--no-collectives", action="store_true", help="do not compile, which takes long for large models"
     )
@@ -162,6 +165,7 @@ fits, with the nearest changes that would.
   convoy plan --config=CONFIG --hardware=h100:32x8            32 hosts of 8 H100
   convoy plan --config=CONFIG --hardware=v5p:4x4x8            a slice of TPU v5p
   convoy plan --config=CONFIG --hardware=v5e:16x16*2          two slices of TPU v5e
+  convoy plan --config=CONFIG --hardware=h100:1x8 --compile=3 compile the best three ahead of time
 """
 
 
@@ -176,6 +180,14 @@ def _add_plan(add: AddParser) -> None:
     plan.add_argument(
         "--hardware", default="local", metavar="TARGET",
         help="v5p:4x4x8, v5e:16x16*2 (slices), h100:32x8 (hosts x GPUs), or local, the default",
+    )  # fmt: skip
+    plan.add_argument(
+        "--calibrate", action="store_true",
+        help="measure products, memory and collectives of the devices at hand first, and store the rates",
+    )  # fmt: skip
+    plan.add_argument(
+        "--compile", type=int, default=0, metavar="N",
+        help="compile the best N candidates ahead of time; their memory and traffic replace the formula's (extra: aot)",
     )  # fmt: skip
 
 

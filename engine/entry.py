@@ -17,6 +17,7 @@ from engine.cluster import group, peer_failure
 from engine.cluster.consistency_check import check_consistency, software
 from engine.config.dev_run import tiny
 from engine.config.errors import CheckpointError, ConfigError
+from engine.config.hardware import find as find_hardware
 from engine.config.loading import load
 from engine.config.schedules import check_functions
 from engine.config.schema import Config
@@ -35,10 +36,11 @@ from engine.mounts import local_text
 from engine.objects import Objects, with_objects
 from engine.observe.reporter import Reporter
 from engine.observe.summary import Summary
-from engine.parallel.collectives import collectives as find_collectives
 from engine.parallel.mesh import create_cpu_devices, fake_devices, make_mesh
 from engine.parallel.report import describe, describe_collectives, describe_flops, describe_frozen
 from engine.parallel.xla_warnings import rematerialization_explained
+from engine.planning import compiled as compiled_step
+from engine.planning import targets
 from engine.resilience.out_of_memory import out_of_memory_reported
 from engine.resilience.preemption import start_ended_by_sigterm
 from engine.resilience.replica_check import coverage
@@ -277,8 +279,10 @@ def _program(
     return built, total, by_section(source, evaluation_sources)
 
 
-def explain(config: AnyConfig, *, devices: int | None = None, collectives: bool = True) -> str:
-    """Returns a description of the mesh, the state on each device, and the FLOPs and collectives of a step.
+def explain(
+    config: AnyConfig, *, devices: int | None = None, collectives: bool = True, hardware: str | None = None
+) -> str:
+    """Returns a description of the mesh, the state on each device, and the FLOPs, memory and collectives of a step.
 
     Call it before JAX starts its devices: it creates CPU devices in place of the real ones.
 
@@ -286,17 +290,27 @@ def explain(config: AnyConfig, *, devices: int | None = None, collectives: bool 
         config: as for `train`.
         devices: number of devices; None: the product of the mesh axes.
         collectives: whether to compile a step, which takes long for large models, and list its collectives.
+        hardware: a target (`planning/targets.py`), for which the step is compiled; None: CPU devices.
     """
-    return "\n".join(explain_parts(config, devices=devices, collectives=collectives))
+    parts = explain_parts(config, devices=devices, collectives=collectives, hardware=hardware)
+    return "\n".join(parts)
 
 
-def explain_parts(config: AnyConfig, *, devices: int | None, collectives: bool) -> Iterator[str]:
+def explain_parts(
+    config: AnyConfig, *, devices: int | None, collectives: bool, hardware: str | None = None
+) -> Iterator[str]:
     """Yields the parts of `explain` as soon as they are known."""
     if devices is not None and devices < 1:
         raise ConfigError(f"--devices = {devices}: allowed is a whole number from 1.")
+    if devices is not None and hardware is not None:
+        raise ConfigError(f"--devices = {devices}: --hardware={hardware} has a number of devices. Remove --devices.")
     config = resolve_config(config)
-    mesh_spec, fakes = fake_devices(config.mesh, config.train.global_batch_size, devices)
-    config = dataclasses.replace(config, mesh=mesh_spec)
+    if hardware is None:
+        mesh_spec, fakes = fake_devices(config.mesh, config.train.global_batch_size, devices)
+        config = dataclasses.replace(config, mesh=mesh_spec)
+    else:
+        mesh_spec, fakes = config.mesh, targets.devices(hardware)
+        config = dataclasses.replace(config, cache=dataclasses.replace(config.cache, compiled=False))
     built, total, sources = _program(set_up_config(config), Objects(), fakes)
     mesh, state = built.mesh, built.abstract_state.to_tree()
     yield describe(mesh_spec, config.sharding, mesh, state, built.spec.model.names, total)
@@ -310,12 +324,14 @@ def explain_parts(config: AnyConfig, *, devices: int | None, collectives: bool) 
         yield note
     traced = built.trace(1)  # of several lengths, the longest
     yield _flops_line(built, has_unknown_length(traced.jaxpr.jaxpr))
-    if mesh.size > 1 and collectives:
+    if collectives and (mesh.size > 1 or hardware is not None):
         warnings: list[str] = []
         with rematerialization_explained(warnings.append):
-            compiled = traced.lower().compile().as_text()
+            compiled = compiled_step.read(built, traced.lower().compile())
         yield from warnings
-        yield describe_collectives(find_collectives(compiled or "", mesh), mesh.devices.flat[0].platform)
+        row = find_hardware(mesh.devices.flat[0].device_kind)
+        yield compiled_step.describe(compiled, None if row is None else row.hbm_bytes)
+        yield describe_collectives(compiled.collectives, mesh.devices.flat[0].platform)
 
 
 def _flops_line(built: Program, at_least: bool) -> str:

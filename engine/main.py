@@ -206,7 +206,8 @@ def _explain(args: argparse.Namespace, overrides: list[str]) -> int:
     config = _load(args.config, overrides)
     from engine import entry
 
-    for text in entry.explain_parts(config, devices=args.devices, collectives=not args.no_collectives):
+    wanted = {"devices": args.devices, "collectives": not args.no_collectives, "hardware": args.hardware}
+    for text in entry.explain_parts(config, **wanted):
         print(text, flush=True)
     return ExitStatus.DONE
 
@@ -218,7 +219,9 @@ def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
     def progress(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    for text in plan.plan_parts(config, args.hardware, on_progress=progress):
+    for text in plan.plan_parts(
+        config, args.hardware, compiles=args.compile, calibrates=args.calibrate, on_progress=progress
+    ):
         print(text, flush=True)
     return ExitStatus.DONE
 

@@ -1,35 +1,58 @@
 """Plans a run: `convoy plan`."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
 from engine.config import hardware
-from engine.config.errors import ConfigError
-from engine.config.schema import Config, MeshSpec
+from engine.config.errors import ConfigError, ConvoyError
+from engine.config.schema import Config, MeshSpec, Slices
 from engine.config.text import flatten
 from engine.entry import AnyConfig, program, resolve_config
 from engine.parallel.report import size_text
+from engine.planning import calibration, table, targets
 from engine.planning import machine as machines
-from engine.planning import table
-from engine.planning.search import changes, different, rank
+from engine.planning.candidates import Candidate
+from engine.planning.compiled import read
+from engine.planning.cost import Cost, CostModel
+from engine.planning.machine import Machine
+from engine.planning.search import Ranking, changes, different, rank
 from engine.planning.targets import parse
+from engine.training.program import Program
+from engine.types import Device
 
 SHOWN = 8
 
 
 def plan_parts(
-    config: AnyConfig, target: str, *, on_progress: Callable[[str], None] = lambda text: None
+    config: AnyConfig,
+    target: str,
+    *,
+    compiles: int = 0,
+    calibrates: bool = False,
+    on_progress: Callable[[str], None] = lambda text: None,
 ) -> Iterator[str]:
     """Yields the parts of a plan of a config for a target (`planning/targets.py`) as soon as they are known.
+
+    Args:
+        config: as for `train`.
+        target: the hardware.
+        compiles: number of the best candidates that are compiled ahead of time.
+        calibrates: whether to measure the rates of the devices at hand first; for the target `local`.
+        on_progress: receives a line before each part of the work.
 
     Raises:
         ConfigError: the target is none, or nothing fits; its text has the nearest changes that would.
     """
     config = resolve_config(config)
     found = parse(target)
-    machine = machines.of_devices(jax.devices()) if found is None else machines.of_target(found)
+    if calibrates and found is not None:
+        raise ConfigError(
+            f"--calibrate measures the devices at hand. Use --hardware=local, or leave it out for {target}."
+        )
+    devices = targets.devices(target) if found is None or compiles else None
+    machine = _local(on_progress, calibrates) if found is None else machines.of_target(found)
     on_progress("building the model on one device")
     built, _ = program(_on_one_device(config), jax.devices("cpu")[:1])
     parameters = sum(x.size for x in built.abstract_state.params.values())
@@ -42,7 +65,12 @@ def plan_parts(
     if not ranking.fitting:
         raise ConfigError(_refusal(ranking, built, config))
     row = hardware.find(found.kind) if found else hardware.find(jax.devices()[0].device_kind)
-    best, *others = different(ranking.fitting, SHOWN)
+    costs = different(ranking.fitting, SHOWN)
+    if compiles:
+        costs = _compiled(ranking.model, config, costs, compiles, devices, on_progress)
+    if problems := [f"  {cost.candidate}: {cost.problem}" for cost in costs if cost.problem]:
+        yield "\nimpossible when compiled:\n" + "\n".join(problems)
+    best, *others = [cost for cost in costs if not cost.problem]
     peak = (row or machine).peak(best.candidate.precision)
     yield "\n" + "\n".join(table.table(ranking.model, [best, *others], peak))
     lines = ["", f"best: {best.candidate}", *(f"  {line}" for line in table.details(ranking.model, best))]
@@ -61,7 +89,54 @@ def _on_one_device(config: Config) -> Config:
     return dataclasses.replace(config, mesh=MeshSpec(), train=train)
 
 
-def _refusal(ranking, built, config: Config) -> str:
+def _local(on_progress: Callable[[str], None], calibrates: bool) -> Machine:
+    """Returns the devices of this process, with measured rates if there are any."""
+    devices = jax.devices()
+    machine = machines.of_devices(devices)
+    return calibration.calibrate(machine, devices, on_progress) if calibrates else calibration.stored(machine, devices)
+
+
+def _compiled(
+    model: CostModel,
+    config: Config,
+    costs: Sequence[Cost],
+    count: int,
+    devices: Sequence[Device] | None,
+    on_progress: Callable[[str], None],
+) -> list[Cost]:
+    """Returns the candidates with the first `count` compiled, those that fit first, the fastest of them first."""
+    done: list[Cost] = []
+    for i, cost in enumerate(costs[:count], 1):
+        on_progress(f"compiling {i} of {min(count, len(costs))} ahead of time: {cost.candidate}")
+        try:
+            built, _ = program(with_candidate(config, cost.candidate), devices)
+            done.append(model.with_compiled(cost, read(built, built.trace(1).lower().compile())))
+        except ConvoyError as error:
+            done.append(dataclasses.replace(cost, problem=str(error).splitlines()[0]))
+    done.sort(key=lambda cost: (bool(cost.problem), not model.fits(cost), cost.step_s))
+    return [*done, *costs[count:]]
+
+
+def with_candidate(config: Config, candidate: Candidate) -> Config:
+    """Returns a config with the mesh and the settings of a candidate, without the compilation cache."""
+    within = dict(candidate.within)
+    mesh = dataclasses.replace(
+        config.mesh, preset="auto", **within, dcn=Slices(**dict(candidate.dcn)), cpu_devices=None
+    )
+    train = dataclasses.replace(
+        config.train,
+        remat=candidate.remat,
+        accumulate=candidate.accumulate,
+        precision=candidate.precision,
+        offload_optimizer=candidate.offload_optimizer,
+        steps_per_dispatch=candidate.steps_per_dispatch,
+    )
+    sharding = dataclasses.replace(config.sharding, zero1=candidate.zero1, microbatches=candidate.microbatches)
+    cache = dataclasses.replace(config.cache, compiled=False)
+    return dataclasses.replace(config, mesh=mesh, train=train, sharding=sharding, cache=cache)
+
+
+def _refusal(ranking: Ranking, built: Program, config: Config) -> str:
     """Returns why nothing fits, and what would."""
     machine, nearest = ranking.model.machine, ranking.nearest
     if nearest is None:

@@ -83,3 +83,15 @@ def tiny(of_target):
     import dataclasses
 
     return lambda target: dataclasses.replace(of_target(target), memory=1000)
+
+
+def test_compiled_candidates_come_first_with_the_memory_of_their_programs(outside):
+    progress = []
+    text = "\n".join(plan.plan_parts(outside, "local", compiles=2, on_progress=progress.append))
+    assert "1*" in text and "activations and temporary arrays" in text
+    assert sum("ahead of time" in line for line in progress) == 2
+
+
+def test_calibration_of_an_absent_target_is_refused(outside):
+    with pytest.raises(ConfigError, match="--calibrate measures the devices at hand"):
+        list(plan.plan_parts(outside, "h100:1x8", calibrates=True))

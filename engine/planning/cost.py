@@ -19,6 +19,7 @@ from engine.config.hardware import AXES
 from engine.parallel import schedule
 from engine.parallel.rules import partition_specs
 from engine.planning.candidates import Candidate
+from engine.planning.compiled import Compiled
 from engine.planning.machine import Machine
 from engine.planning.tracing import Traces
 from engine.training.build import DTYPES
@@ -240,6 +241,31 @@ class CostModel:
         cost.traffic[axis] = near + far
         sizes = {name: machine.split(candidate.axes, candidate.dcn, name)[0] for name in AXES}
         return near / machine.axis_link(sizes, axis) + far / machine.network + count * machine.latency
+
+    def with_compiled(self, cost: Cost, compiled: Compiled) -> Cost:
+        """Returns the cost of a candidate with the memory and the traffic of its compiled step."""
+        traffic = dict(compiled.traffic)
+        found = dataclasses.replace(
+            cost, memory=dict(compiled.memory), host=compiled.host, traffic=traffic, compiled=True, exposed={}
+        )
+        during = 0.0
+        for c in compiled.collectives:
+            each = [self.per_byte(cost.candidate, axis) for axis in c.axes or ("data",)]
+            seconds = c.moved * max(each) + c.count * self.machine.latency
+            if c.asynchronous:
+                during += seconds
+            else:
+                name = " x ".join(c.axes or ("?",))
+                found.exposed[name] = found.exposed.get(name, 0.0) + seconds
+        exposed = sum(found.exposed.values()) + max(0.0, during - self.machine.overlap * cost.seconds["compute"])
+        found.seconds = {**cost.seconds, "exposed traffic": exposed}
+        return found
+
+    def per_byte(self, candidate: Candidate, axis: str) -> float:
+        """Returns the seconds in which a device sends a byte along an axis."""
+        noted = Cost(candidate)
+        seconds = self.ring(candidate, axis, 1.0, 0, noted)
+        return seconds / noted.traffic[axis] if axis in noted.traffic else 1 / self.machine.link
 
     def fits(self, cost: Cost) -> bool:
         """Returns whether a candidate fits the memory of a device."""

@@ -67,7 +67,7 @@ class Machine:
 
     def peak(self, precision: str) -> float:
         """Returns the FLOP/s that a device reaches in `train.precision`."""
-        return self.bf16 if precision == "bfloat16" else self.f32
+        return self.f32 if precision == "float32" else self.bf16
 
     @property
     def islands(self) -> int:

@@ -89,7 +89,7 @@ def rank(
         on_progress: receives a line before each part of the work.
     """
     choices = choices_of(program, config, machine)
-    balance = {precision: machine.peak(precision) / machine.bandwidth for precision in ("float32", "bfloat16")}
+    balance = {precision: machine.peak(precision) / machine.bandwidth for precision in choices.precisions}
     rows = max(1, min(config.train.global_batch_size // machine.count, 64))
     model = CostModel(Traces(program, config, balance, rows, on_progress), machine)
     fitting: list[Cost] = []

@@ -40,7 +40,7 @@ def enable(max_gib: float, directory: Path | None = None) -> Path | None:
         return Path(jax.config.jax_compilation_cache_dir)
     folder = None
     try:
-        folder = (_user_directory() if directory is None else Path(directory)) / key()
+        folder = (user_directory() / "compiled" if directory is None else Path(directory)) / key()
         # A compiled program is code that will be run, so no other user may write here.
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=folder):
@@ -79,6 +79,7 @@ def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
     return [platform.processor()]
 
 
-def _user_directory() -> Path:
+def user_directory() -> Path:
+    """Returns the engine's folder in the user's cache directory. Raises RuntimeError if the user has no home."""
     home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "convoy" / "compiled"
+    return (Path(home) if home else Path.home() / ".cache") / "convoy"

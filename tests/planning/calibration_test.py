@@ -1,0 +1,30 @@
+import json
+
+import jax
+import pytest
+
+from engine.planning import calibration
+from engine.planning import machine as machines
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setitem(calibration.PRODUCT, "cpu", 32)
+    monkeypatch.setitem(calibration.ELEMENTS, "cpu", 2**10)
+    monkeypatch.setitem(calibration.SUMS, "cpu", (2**4, 2**12))
+
+
+def test_measured_rates_are_stored_and_read_by_later_plans(small, tmp_path):
+    devices = jax.devices()
+    machine = machines.of_devices(devices)
+    assert calibration.stored(machine, devices) == machine
+    lines = []
+    measured = calibration.calibrate(machine, devices, lines.append)
+    file = calibration.path(devices)
+    assert file.is_relative_to(tmp_path) and str(file) in lines[-1]
+    assert min(json.loads(file.read_text()).values()) > 0
+    assert measured.source == f"measured, {file}" and measured.margin < machine.margin
+    assert calibration.stored(machine, devices) == measured
+    file.write_text("{}")
+    assert calibration.stored(machine, devices) == machine
