@@ -98,7 +98,7 @@ def measure(devices: Sequence[Device], on_progress: Callable[[str], None]) -> di
 
 def _seconds(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
     """Returns the median time of a call."""
-    jax.block_until_ready(function(x))
+    found = jax.block_until_ready(function(x))
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()
