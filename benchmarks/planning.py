@@ -69,8 +69,8 @@ def main() -> int:
         spreads.append((max(times) - min(times)) / measured[-1])
         parts = ", ".join(f"{name} {s * 1e3:.0f}" for name, s in cost.seconds.items() if s >= 5e-4)
         print(f"{candidate!s:44} {cost.step_s * 1e3:6.0f} ms {measured[-1] * 1e3:6.0f} ms  ({parts})", flush=True)
-    ranks = [np.argsort(np.argsort(values)) for values in (predicted, measured)]
-    correlation = float(np.corrcoef(np.stack(ranks))[0, 1])
+    ranks = np.array([np.argsort(np.argsort(values)) for values in (predicted, measured)], float)
+    correlation = float(np.corrcoef(ranks)[0][1])
     picked = measured[int(np.argmin(predicted))] / min(measured) - 1
     errors = np.abs(np.array(predicted) / np.array(measured) - 1)
     print(f"Spearman: {correlation:.2f}")
