@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from engine.layers import blockwise
+from engine.layers.remat import KERNEL
 from engine.parallel.layout import Layout
 from engine.types import PyTree
 
@@ -127,7 +128,7 @@ def splash(
     )
     mask = (pallas.CausalMask if causal else pallas.FullMask)((time, time))
     kernel = pallas.make_splash_mha_single_device(
-        pallas.MultiHeadMask([mask] * heads), block_sizes=sizes, interpret=interpret
+        pallas.MultiHeadMask([mask] * heads), block_sizes=sizes, interpret=interpret, residual_checkpoint_name=KERNEL
     )
     q = (q.astype(jnp.float32) / math.sqrt(head_dim)).astype(q.dtype)
     ids = None if segment_ids is None else _pad_segments(segment_ids, SPLASH_LANES)

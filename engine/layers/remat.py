@@ -1,7 +1,9 @@
 """Rematerialisation: layers recompute values in the backward pass instead of keeping them.
 
 `train.remat` chooses what is kept in addition to the input of each layer of a stack: *none* everything, *full* nothing,
-*dots* products with weights, *save:a,b* the values named a and b, *offload:a,b* these values in host memory.
+*dots* products with weights, *save:a,b* the values named a and b, *offload:a,b* these values in host memory. *dots*,
+and the name "attention", also keep what the backward pass of an attention kernel needs, so that the kernel does not run
+twice.
 """
 
 import contextvars
@@ -17,6 +19,9 @@ from engine.parallel.memory import HOST_MEMORY, check_host_memory, device_memory
 
 POLICIES = jax.checkpoint_policies
 CARRY = "carry of a stack"  # name of the input of each layer of a stack, which is always kept
+ATTENTION = "attention"  # name that models give the result of attention
+KERNEL = "attention kernel"  # name of what the backward pass of splash attention needs of the forward pass
+CUDNN = "dot_product_attention_fwd_wrapper"  # primitive of cuDNN's forward pass, whose results have no name
 
 type Policy = Callable[..., bool]
 """A policy of `jax.checkpoint`: `(primitive, *avals, **params) -> whether the result is kept`."""
@@ -92,20 +97,28 @@ def _not_sliced(primitive: Primitive, *_: object, **__: object) -> bool:
 
 def _policy(choice: str) -> Policy:
     """Returns the policy of `jax.checkpoint` for a choice of `train.remat`."""
-    kind, _, names = choice.partition(":")
+    kind, _, text = choice.partition(":")
+    names = text.split(",") if text else []
     if kind == "full":
         return POLICIES.save_only_these_names(CARRY)
     if kind == "dots":
-        return POLICIES.save_from_both_policies(
-            POLICIES.dots_with_no_batch_dims_saveable, POLICIES.save_only_these_names(CARRY)
-        )
+        named = POLICIES.save_only_these_names(CARRY, KERNEL)
+        return _with_cudnn(POLICIES.save_from_both_policies(POLICIES.dots_with_no_batch_dims_saveable, named))
+    keeps_kernel = ATTENTION in names
+    names += [KERNEL] if keeps_kernel else []
     if kind == "save":
-        return POLICIES.save_only_these_names(CARRY, *names.split(","))
+        policy = POLICIES.save_only_these_names(CARRY, *names)
+        return _with_cudnn(policy) if keeps_kernel else policy
     mesh = current().mesh
     check_host_memory(mesh, "train.remat")
     return POLICIES.save_and_offload_only_these_names(
         names_which_can_be_saved=[CARRY],
-        names_which_can_be_offloaded=names.split(","),
+        names_which_can_be_offloaded=names,
         offload_src=device_memory(mesh),
         offload_dst=HOST_MEMORY,
     )
+
+
+def _with_cudnn(policy: Policy) -> Policy:
+    """Returns a policy that also keeps the results of cuDNN's forward pass."""
+    return lambda primitive, *avals, **params: primitive.name == CUDNN or policy(primitive, *avals, **params)

@@ -10,6 +10,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from engine.layers.remat import recomputed
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,8 @@ def route(x: jax.Array, kernel: jax.Array, top_k: int, weight: jax.Array) -> Rou
         top_k: experts per token.
         weight: float32 `[batch, time]`, the weight of each token in the losses; 0 for padding, which is ignored.
     """
-    logits = jnp.matmul(x.astype(jnp.float32), kernel.astype(jnp.float32), precision="highest")
+    # The backward pass keeps a half-precision input as it is, not as float32.
+    logits = _logits(x, kernel) if x.dtype.itemsize >= 4 else recomputed(_logits, x, kernel)
     probabilities = jax.nn.softmax(logits)
     experts = _largest(probabilities, top_k)
     chosen = experts[..., None] == jnp.arange(logits.shape[-1])  # [batch, time, top_k, experts]
@@ -55,6 +58,10 @@ def route(x: jax.Array, kernel: jax.Array, top_k: int, weight: jax.Array) -> Rou
         weights=jnp.where(real, weights, 0),
         losses={"balance": balance, "router_z": (weight * jax.nn.logsumexp(logits, axis=-1) ** 2).sum(1)},
     )
+
+
+def _logits(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jnp.matmul(x.astype(jnp.float32), kernel.astype(jnp.float32), precision="highest")
 
 
 def _largest(x: jax.Array, top_k: int) -> jax.Array:

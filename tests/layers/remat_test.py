@@ -6,6 +6,7 @@ import pytest
 
 from engine.config.errors import ConfigError
 from engine.layers import checkpoint, remat
+from engine.layers.kernels import splash
 from engine.parallel.layout import Layout, active
 from tests import zoo
 from tests.layers import blocks
@@ -41,6 +42,21 @@ def test_remat_recomputes_values_and_keeps_the_gradient():
         _, products, found = gradient(choice)
         zoo.assert_close(found, want, 1e-6)
         assert products == none + more, choice
+
+
+@pytest.mark.parametrize(("choice", "kernels"), [("full", 4), ("dots", 3), ("save:attention", 3), ("save:other", 4)])
+def test_kernel_of_splash_attention_runs_once_if_its_results_are_kept(choice, kernels):
+    """The backward pass has two kernels. A layer without remat thus has three."""
+
+    def attend(x):
+        return checkpoint(jnp.sin(splash(x, x, x, causal=True, segment_ids=None)), "attention")
+
+    def loss(x):
+        with active(Layout(remat=choice)):
+            return (remat(attend)(x).astype(jnp.float32) ** 2).sum()
+
+    text = str(jax.make_jaxpr(jax.grad(loss))(jnp.ones((1, 128, 1, 128), jnp.bfloat16)))
+    assert text.count("pallas_call") == kernels
 
 
 def test_offload_moves_named_values_to_host_memory():

@@ -106,3 +106,21 @@ def test_gather_and_combine_equal_products_with_one_hot_matrices(capacity):
     actual, expected = gradient(moved)(x, weights), gradient(wanted)(x, weights)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), actual, expected)
     assert "scatter" not in gradient(moved).lower(x, weights).as_text()
+
+
+def test_backward_pass_of_half_precision_keeps_no_float32_input():
+    def kept(x):
+        _, pullback = jax.vjp(lambda x, kernel: routing.route(x, kernel, 2, WEIGHT).weights, x, KERNEL.astype(x.dtype))
+        return [leaf.dtype for leaf in jax.tree.leaves(pullback) if leaf.shape == x.shape]
+
+    assert kept(X.astype(jnp.bfloat16)) == [jnp.bfloat16]
+    assert kept(X) == [jnp.float32]
+
+
+def test_half_precision_has_the_gradient_of_float32():
+    def gradient(x, kernel):
+        return jax.grad(lambda x, k: (routing.route(x, k, 2, WEIGHT).weights ** 2).sum(), (0, 1))(x, kernel)
+
+    half = (X.astype(jnp.bfloat16), KERNEL.astype(jnp.bfloat16))
+    found, wanted = gradient(*half), gradient(*(x.astype(jnp.float32) for x in half))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a.astype(np.float32), b, rtol=2**-7, atol=1e-3), found, wanted)
