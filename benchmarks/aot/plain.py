@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from benchmarks.aot.programs import SIZES, Compiled, Job, compile_traced
+from benchmarks.aot.programs import SIZES, Compiled, Job
 from engine.config.schema import MeshSpec
 from engine.layers import kernels
 from engine.parallel.mesh import make_mesh
@@ -63,7 +63,7 @@ def compile_plain(job: Job, devices: Sequence[Device]) -> Compiled:
     batch = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), ids)
     jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=(shardings, state_shardings, everywhere))
     return Compiled(
-        compile_traced(jitted.trace(params, state, batch), job.options),
+        jitted.lower(params, state, batch).compile(compiler_options=dict(job.options) or None),
         mesh,
         sum(map(device_bytes, jax.tree.leaves((params, state, batch)))),
         sum(x.size for x in params.values()),

@@ -89,17 +89,13 @@ def compile_engine(job: Job, devices: Sequence[Device]) -> Compiled:
     c.cache.compiled = False
     for name, value in {**{f"mesh.{axis}": size for axis, size in job.mesh.items()}, **job.settings}.items():
         assign(c, name, value)
+    c.compiler.options = dict(job.options)
     built, _ = program(c, devices)
     traced = built.trace(1)
     arrays = jax.tree.leaves((built.abstract_state, built.abstract_batch))
     return Compiled(
-        compile_traced(traced, job.options),
+        traced.lower().compile(),
         built.mesh,
         sum(map(device_bytes, arrays)),
         sum(x.size for x in built.abstract_state.params.values()),
     )
-
-
-def compile_traced(traced: jax.stages.Traced, options: Mapping[str, Any]) -> jax.stages.Compiled:
-    """Compiles a traced program with options of the compiler."""
-    return traced.lower().compile(compiler_options=dict(options) or None)

@@ -17,6 +17,7 @@ May change, because the computed values stay the same:
     train.accumulate, approximate_accumulation, steps_per_dispatch, remat, offload_optimizer   how a step is computed
     train.memory_gib                memory that automatic sizes may use; the run has stored the sizes
     mesh.*, sharding.*              devices that compute it
+    compiler.*                      machine code of a step
     data.threads, workers, prefetch; cache of engine.Weighted   speed of reading
     data.on_error, resilience.*     reaction to failures
     init.*                          initial weights, which the first checkpoint already contains

@@ -368,6 +368,15 @@ class Cache:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compiler:
+    """The XLA compiler of the train step."""
+
+    options: Mapping[str, bool | int | float | str | None] = table(
+        "Option of XLA -> value; None leaves an option of the engine to XLA."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """All settings of a run."""
 
@@ -387,6 +396,7 @@ class Config:
     log: Log = field(default_factory=Log)
     profile: Profile = field(default_factory=Profile)
     cache: Cache = field(default_factory=Cache)
+    compiler: Compiler = field(default_factory=Compiler)
     tiny: Arguments = table('Overrides for --fast-dev-run: {"train.global_batch_size": 8}.')
 
 

@@ -20,6 +20,7 @@ from engine.training.optimizer import build_optimizer
 from engine.training.program import DTYPES, Program
 from engine.training.step import StepSpec
 from engine.training.task import Task, check_examples
+from engine.tuning.compiler_options import check_options, compiler_options
 from engine.tuning.control_flow import MAX_UNROLLED_STEPS
 
 
@@ -59,6 +60,9 @@ def build_program(task: Task, mesh: Mesh, source: Source, config: Config) -> tup
     if total > MAX_STEPS:
         raise ConfigError(f"train.total: {total} steps, allowed are at most {MAX_STEPS}. Write a shorter duration.")
     evaluation = build_evaluation_program(task, mesh, config)
+    options = compiler_options(evaluation.layout.platform, config.compiler.options)
+    if config.compiler.options:
+        check_options(mesh, options)
     model = evaluation.model
     trained = {path: model.params[path] for path in model.trained}
     spec = StepSpec(
@@ -76,6 +80,7 @@ def build_program(task: Task, mesh: Mesh, source: Source, config: Config) -> tup
         spike=config.resilience.spike,
         total_steps=total,
         steps_per_epoch=size / train.global_batch_size,
+        compiler_options=options,
     )
     shapes = shape_specs(source)
     check_consecutive(source, len(shapes), train.steps_per_dispatch)

@@ -20,7 +20,7 @@ from engine.training.flops import keep_all
 from engine.training.model import Arrays, cast
 from engine.training.objective import EVERY, means_of
 from engine.training.state import TrainState
-from engine.training.update import constrain
+from engine.training.update import constrain, gather
 from engine.types import PyTree
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def _losses(
     A single term is not divided. The terms of a sum are divided by `weights`; None for the weights of this batch.
     """
     spec = shared.spec
-    params = cast({**trained, **shared.frozen}, spec.compute_dtype)
+    params = gather(spec, cast({**trained, **shared.frozen}, spec.compute_dtype))
     module = spec.model.module(params, model_state, jax.random.fold_in(shared.key, shared.rows + index))
     module.train()
     examples = cast(batch.examples, spec.compute_dtype, spec.task.full_precision)

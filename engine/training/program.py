@@ -94,7 +94,13 @@ class Program:
         if self._checks_accumulation:
             check_dropout(spec.model, spec.accumulate)
         self.abstract_state = abstract_state(
-            spec.task, spec.model, spec.tx, seed=seed, ema=spec.ema_decay is not None, layout=spec.layout
+            spec.task,
+            spec.model,
+            spec.tx,
+            seed=seed,
+            ema=spec.ema_decay is not None,
+            layout=spec.layout,
+            split_params=spec.splits_params,
         )
         self._abstract_batches = [
             abstract_batch(shape, batch_size, spec.batch_sharding) for shape in shapes or (example,)
@@ -374,6 +380,7 @@ class Program:
             with_layout(self.spec.layout, make_steps(step, self.spec.unroll)),
             donate_argnums=0,
             out_shardings=(shardings, replicated(self.mesh)),
+            compiler_options=dict(self.spec.compiler_options) or None,
         )
         mask = jax.ShapeDtypeStruct((k,), jnp.bool_, sharding=replicated(self.mesh))
         count = len(self.spec.optimizer.numbers)

@@ -121,6 +121,8 @@ def optimizer_shardings(model: Model, params: Shardings, zero1: bool) -> Shardin
 
 def _split_over_data(sharding: NamedSharding, shape: Sequence[int]) -> NamedSharding:
     mesh, spec = sharding.mesh, [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
+    if "data" in jax.tree.leaves(spec):
+        return sharding
     shard = sharding.shard_shape(tuple(shape))
     fits = [i for i, size in enumerate(shard) if size % mesh.shape["data"] == 0]
     if not fits:
@@ -131,9 +133,25 @@ def _split_over_data(sharding: NamedSharding, shape: Sequence[int]) -> NamedShar
 
 
 def abstract_state(
-    task: Task, model: Model, tx: optax.GradientTransformation, *, seed: int, ema: bool, layout: Layout
+    task: Task,
+    model: Model,
+    tx: optax.GradientTransformation,
+    *,
+    seed: int,
+    ema: bool,
+    layout: Layout,
+    split_params: bool = False,
 ) -> TrainState:
     """Returns the state as jax.ShapeDtypeStruct with shardings, which init, step and restore all use.
+
+    Args:
+        task: the Task.
+        model: its model.
+        tx: the optimizer.
+        seed: seed of the initial state.
+        ema: whether the state has averages of the trained parameters.
+        layout: the layout, with a mesh.
+        split_params: with ZeRO-1, split the trained parameters like their optimizer state.
 
     Raises:
         ShardingError: a parameter does not fit the rules or the mesh.
@@ -145,6 +163,7 @@ def abstract_state(
         shapes = jax.eval_shape(lambda: initial_state(task, model, tx, seed, ema))
     whole = replicated(mesh)
     by_param = param_shardings(model, mesh, layout.rules)
+    by_update = optimizer_shardings(model, by_param, layout.zero1)
     # Optimizer state has the sharding of its parameter; jit alone would put all of it on one device. The state of a
     # group has a MaskedNode, which holds nothing, for each parameter of the other groups.
     opt_state = optax.tree_utils.tree_map_params(
@@ -152,18 +171,19 @@ def abstract_state(
         lambda leaf, spec, sharding: leaf if _is_masked(leaf) else sharding if leaf.shape == spec.shape else whole,
         shapes.opt_state,
         {path: model.params[path] for path in model.trained},
-        optimizer_shardings(model, by_param, layout.zero1),
+        by_update,
         transform_non_params=lambda _: whole,
         is_leaf=_is_masked,
     )
     if layout.offload_optimizer:
         check_host_memory(mesh, "train.offload_optimizer")
         opt_state = jax.tree.map(in_host_memory, opt_state)
+    of_params = {**by_param, **by_update} if split_params else by_param
     shardings = dataclasses.replace(
         jax.tree.map(lambda _: whole, shapes),
-        params=by_param,
+        params=of_params,
         opt_state=opt_state,
-        ema={path: by_param[path] for path in model.trained} if ema else None,
+        ema={path: of_params[path] for path in model.trained} if ema else None,
     )
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 

@@ -61,12 +61,21 @@ class StepSpec:
     steps_per_epoch: float = 1.0
     changed_frozen: tuple[str, ...] = ()  # paths of frozen parameters that the Task changes in `after_step` or `update`
     reads: list[str] = dataclasses.field(default_factory=list)  # see `WatchedContext`; filled while tracing
+    compiler_options: Mapping[str, bool | int | float | str] = dataclasses.field(default_factory=dict)  # of XLA
     branch: bool = False  # the guard branches instead of selecting each value: faster on CPU without convolutions
 
     @property
     def tx(self) -> optax.GradientTransformationExtraArgs:
         """The transformation of the trained parameters."""
         return self.optimizer.tx
+
+    @property
+    def splits_params(self) -> bool:
+        """Whether each device of `data` stores a part of the trained parameters: with ZeRO-1 in half precision.
+
+        A step then gathers them in half precision. In float32, gathering the updated parameters moves as much.
+        """
+        return self.layout.zero1 and jnp.dtype(self.compute_dtype).itemsize < 4
 
     @property
     def groups(self) -> Mapping[str, str]:

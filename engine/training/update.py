@@ -19,7 +19,7 @@ from engine.metrics.state import check_metrics
 from engine.metrics.values import describe_value
 from engine.training.model import Arrays, cast
 from engine.training.objective import LOSS
-from engine.training.state import TrainState
+from engine.training.state import TrainState, param_shardings
 from engine.training.task import Task
 from engine.types import PyTree
 
@@ -243,6 +243,23 @@ def constrain(spec: "StepSpec", arrays: Mapping[str, jax.Array]) -> Arrays:
     if spec.mesh.size == 1:
         return dict(arrays)
     return {path: jax.lax.with_sharding_constraint(x, spec.grad_shardings[path]) for path, x in arrays.items()}
+
+
+def gather(spec: "StepSpec", params: Arrays) -> Arrays:
+    """Returns parameters that `spec.splits_params` splits as the layers use them; their gradients are split again."""
+    if not (spec.splits_params and spec.grad_shardings):  # the first trace of a loss has no shardings yet
+        return params
+    shardings = param_shardings(spec.model, spec.mesh, spec.layout.rules)
+
+    def whole(path: str, x: jax.Array) -> jax.Array:
+        call = jax.custom_vjp(lambda x: jax.lax.with_sharding_constraint(x, shardings[path]))
+        call.defvjp(
+            lambda x: (call(x), None),
+            lambda _, d_x: (jax.lax.with_sharding_constraint(d_x, spec.grad_shardings[path]),),
+        )
+        return call(x)
+
+    return {path: whole(path, x) if path in spec.model.trained else x for path, x in params.items()}
 
 
 def key_of(key: jax.Array, number: int) -> jax.Array:

@@ -22,8 +22,8 @@ TASK = zoo.Classify(width=64)
 ROWS = 512  # so many that XLA, too, finds moving parameters cheaper than moving activations
 
 
-def compiled(mesh, **layout):
-    program = zoo.program(TASK, mesh=mesh, batch_size=ROWS, layout=layout)
+def compiled(mesh, precision="float32", **layout):
+    program = zoo.program(TASK, mesh=mesh, batch_size=ROWS, layout=layout, precision=precision)
     return program, collectives(program.trace(1).lower().compile().as_text() or "", program.mesh)
 
 
@@ -92,6 +92,26 @@ def test_zero1_gives_the_results_of_data_parallel():
     zoo.assert_close(plain.params, split.params, 1e-6)
     zoo.assert_close(plain.opt_state, split.opt_state, 1e-6)
     zoo.assert_close(plain_metrics, split_metrics, 1e-5)  # sums of 16 losses
+
+
+def test_zero1_in_half_precision_stores_and_gathers_parts_of_the_parameters():
+    program, found = compiled(MeshSpec(data=8), "bfloat16", zero1=True)
+    all_params, split = sizes(program)
+    assert split == about(all_params)
+    assert {(c.kind, c.axes) for c in found} <= {("all-gather", ("data",)), ("all-reduce", ("data",))}
+    assert total(found, "all-gather") == about(all_params)  # once; XLA:CPU gathers bfloat16 as float32
+
+
+def test_zero1_in_half_precision_is_close_to_data_parallel():
+    batches = zoo.batches(4)
+    runs = [
+        zoo.run(zoo.program(TASK, mesh=MeshSpec(data=8), precision="bfloat16", ema_decay=0.5, layout=layout), batches)
+        for layout in ({}, {"zero1": True})
+    ]
+    (plain, plain_metrics), (split, split_metrics) = runs
+    zoo.assert_close(plain.params, split.params, 1e-2)
+    zoo.assert_close(plain.ema, split.ema, 1e-2)
+    zoo.assert_close(plain_metrics, split_metrics, 1e-2)
 
 
 AHEAD_OF_TIME = """

@@ -48,6 +48,14 @@ def test_invalid_settings_raise_convoy_error(settings, words):
         build(**settings)
 
 
+def test_wrong_compiler_option_is_refused_before_anything_is_compiled():
+    options = {"xla_cpu_no_such": True, "xla_tpu_other": 1}
+    with pytest.raises(ConfigError, match=r"^compiler.options: XLA for cpu reports: No such compile option: 'xla_cpu"):
+        build(compiler__options=options)
+    program, _ = build(compiler__options={"xla_backend_optimization_level": 1, "xla_tpu_other": 1})
+    assert program.spec.compiler_options == {"xla_backend_optimization_level": 1}
+
+
 def test_steps_with_convolutions_beyond_the_unrolled_limit_are_refused():
     convolutional, dense = build(model="cnn")[0], build()[0]
     fits = runs.config(train__accumulate=8, train__steps_per_dispatch=16).train
