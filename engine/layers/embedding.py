@@ -1,9 +1,20 @@
-"""An embedding layer whose table may be split over the mesh."""
+"""An embedding layer whose table may be split over the mesh.
+
+A table whose features are split over devices of the rows, as with `mesh.fsdp`, is looked up where it is stored: each
+device looks up its features for the rows of all these devices, and an all-to-all gives every device its own rows. The
+gradient of the table needs no sum over these devices. With fewer vocabulary entries than ids on a device, gathering the
+table moves less.
+"""
+
+import math
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jax import lax
+from jax.sharding import PartitionSpec
 
-from engine.parallel.layout import constrain
+from engine.parallel import layout
 
 
 class Embed(nnx.Module):
@@ -22,10 +33,38 @@ class Embed(nnx.Module):
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Returns `[..., features]` for integer ids `[...]`."""
-        # A table that is split over fsdp is gathered before the lookup, like other parameters before their use.
-        return constrain(self.table.get_value(), "vocab", None)[ids]
+        return _look_up(self.table.get_value(), ids)
 
     @property
     def kernel(self) -> jax.Array:
         """The table as a kernel `[features, count]`."""
         return self.table.get_value().T
+
+
+def _look_up(table: jax.Array, ids: jax.Array) -> jax.Array:
+    here = layout.current()
+    rows = here.axes("batch", len(ids)) if ids.ndim else ()
+    owners = here.axes("embed", table.shape[1])
+    own_ids = ids.size // math.prod(here.size(axis) for axis in rows)
+    within = jax.sharding.get_abstract_mesh().manual_axes
+    if not owners or not set(owners) <= set(rows) or own_ids >= len(table) or within:
+        # A table that is split over fsdp is gathered before the lookup, like other parameters before their use.
+        return here.constrain(table, "vocab", None)[ids]
+
+    # Other devices of the rows sum the gradient in float32: XLA:CPU cannot sum half precision in a manual computation.
+    summed, dtype = set(owners) < set(rows), table.dtype
+    table = table.astype(jnp.promote_types(dtype, jnp.float32)) if summed else table
+
+    def local(table: jax.Array, ids: jax.Array) -> jax.Array:
+        y = table.astype(dtype)[lax.all_gather(ids, owners, axis=0, tiled=True)]
+        return lax.all_to_all(y, owners, 0, y.ndim - 1, tiled=True)
+
+    by_rows, by_features = PartitionSpec(rows), PartitionSpec(None, owners)
+    return jax.shard_map(
+        local,
+        mesh=here.inner_mesh,
+        axis_names=set(rows),
+        in_specs=(by_features, by_rows),
+        out_specs=by_rows,
+        check_vma=False,
+    )(table, ids)

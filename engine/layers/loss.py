@@ -2,8 +2,8 @@
 
 The logits of a large vocabulary are computed in chunks of positions and recomputed for the gradient. Position t belongs
 to chunk t mod n, so that no position moves to another device. The kernel is gathered once for all chunks. Its gradient
-is summed over them in float32, and after them over the devices. Several TPUs, and the inside of a `jax.shard_map`, are
-an exception (`whole_weight.py`): XLA gathers the kernel, and sums its gradient in the dtype of the kernel.
+is summed over them in float32, and after them over the devices. The inside of a `jax.shard_map` is an exception
+(`whole_weight.py`): XLA gathers the kernel, and sums its gradient in the dtype of the kernel.
 """
 
 import math
@@ -22,7 +22,7 @@ LOGIT_BYTES = 256 * 2**20  # limit for the float32 logits of a device
 def cross_entropy(x: jax.Array, kernel: jax.Array, labels: jax.Array, *, chunks: int | None = None) -> jax.Array:
     """Returns -log p(label) `[batch, time]` float32, where p is the softmax of `x @ kernel`.
 
-    It has no forward-mode derivative (`jax.jvp`) in chunks whose rows are split over devices other than TPUs, nor in
+    It has no forward-mode derivative (`jax.jvp`) in chunks whose rows are split over devices, on several TPUs, nor in
     half precision on a GPU or TPU.
 
     Args:
@@ -45,10 +45,12 @@ def cross_entropy(x: jax.Array, kernel: jax.Array, labels: jax.Array, *, chunks:
             f"cross_entropy: chunks = {chunks} does not divide the {own_time} positions of a device. Use a divisor, or "
             "None."
         )
-    if chunks == 1 or here.counts_flops:
+    if here.counts_flops or (chunks == 1 and here.platform != "tpu"):
         return _losses(x, kernel, labels)
 
     def in_chunks(x: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
+        if chunks == 1:
+            return _losses(x, kernel, labels)
         rows = x.reshape(len(x), time // chunks, chunks, -1)
         chosen = labels.reshape(len(x), time // chunks, chunks)
 

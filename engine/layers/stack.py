@@ -18,7 +18,7 @@ from engine.layers.remat import CARRY, remat
 from engine.parallel import schedule
 from engine.parallel.layout import current
 from engine.parallel.rules import STACKED
-from engine.tuning.control_flow import unrolls_layers
+from engine.tuning.control_flow import layers_per_iteration, unrolls_layers
 from engine.types import PyTree
 
 
@@ -97,7 +97,8 @@ class Stack(nnx.Module):
                 return apply_layer(*layer, checkpoint_name(carry, CARRY), shared, rng), None
 
             here = values[0].shape[0]
-            return jax.lax.scan(step, carry, (values, first + jnp.arange(here)), unroll=unroll)[0]
+            together = unroll or layers_per_iteration(current().platform, here, _gathered_from())
+            return jax.lax.scan(step, carry, (values, first + jnp.arange(here)), unroll=together)[0]
 
         if current().use(AXIS) == 1:
             values = [x.reshape(self.count, *x.shape[2:]) for x in values] if self.repeats > 1 else values
@@ -109,6 +110,12 @@ class Stack(nnx.Module):
             )
         values = values if self.repeats > 1 else [x[None] for x in values]
         return pipeline(apply, values, carry, shared, rng)
+
+
+def _gathered_from() -> int:
+    """Returns how many devices hold a part of a weight that `Dense` gathers on TPUs."""
+    here = current()
+    return here.size("fsdp") if here.size("tensor") == 1 else 1
 
 
 def _params(layer: nnx.Module) -> list[nnx.Variable]:

@@ -2,10 +2,10 @@
 
 Each device gathers the weight once and computes on its own rows. In the backward pass it gathers the weight again, and
 the sum of the gradient over the devices leaves on each of them the part that it stores. XLA alone would gather and sum
-in each iteration of a loop.
+in each iteration of a loop, and XLA:TPU would divide each product into as many parts as there are devices.
 
-TPUs leave the weight to XLA. Over a torus of 16 TPU v5e, XLA sums such a gradient in full on every device, which waits
-for it. The rings that it makes of a product and a collective run concurrently.
+TPUs sum a gradient in a ring of this module. Over a torus of 16 TPU v5e, XLA computes `jax.lax.psum_scatter` as a sum
+in full on every device, which waits for it. The steps of the ring run concurrently with other computations.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,6 +19,19 @@ from engine.parallel import layout
 from engine.types import PyTree
 
 
+def is_split_over_rows(x: jax.Array, weight: jax.Array, names: Sequence[str | None]) -> bool:
+    """Returns whether devices that have other rows of `x` hold other parts of the weight.
+
+    It is false within a `jax.shard_map`, which leaves the weight to XLA.
+
+    Args:
+        x: rows `[batch, ...]`.
+        weight: the weight as it is stored.
+        names: logical axes of the weight.
+    """
+    return any(_split(x, weight, names)) and not jax.sharding.get_abstract_mesh().manual_axes
+
+
 def with_whole_weight(
     function: Callable[..., jax.Array],
     x: jax.Array,
@@ -29,7 +42,7 @@ def with_whole_weight(
 ) -> jax.Array:
     """Returns `function(x, weight, *others)`, an array of rows, where each device has the whole weight and its rows.
 
-    On TPUs and within a `jax.shard_map` the weight is left to XLA.
+    Within a `jax.shard_map` the weight is left to XLA.
 
     Args:
         function: acts on each row alone. Its result is differentiable in `x` and `weight`.
@@ -44,10 +57,10 @@ def with_whole_weight(
     rows = here.axes("batch", len(x))
     if not rows:
         return function(x, weight.astype(jnp.float32) if wide else weight, *others)
-    if here.platform == "tpu" or jax.sharding.get_abstract_mesh().manual_axes:
+    if jax.sharding.get_abstract_mesh().manual_axes:
         return function(x, weight, *others)
-    # `spec` uses each mesh axis once, also if the rules map two dimensions to it.
-    split = [tuple(a for a in jax.tree.leaves(entry) if a in rows) for entry in here.spec(names, weight.shape)]
+    reduce_scatter = ring_reduce_scatter if here.platform == "tpu" else _reduce_scatter
+    split = _split(x, weight, names)
     replicated = tuple(a for a in rows if all(a not in axes for axes in split))
     weight_spec, rows_spec = PartitionSpec(*(axes or None for axes in split)), PartitionSpec(rows)
 
@@ -58,7 +71,7 @@ def with_whole_weight(
 
     def own_part(gradient: jax.Array) -> jax.Array:
         for i, axes in enumerate(split):
-            gradient = lax.psum_scatter(gradient, axes, scatter_dimension=i, tiled=True) if axes else gradient
+            gradient = reduce_scatter(gradient, axes, i) if axes else gradient
         gradient = lax.psum(gradient, replicated) if replicated else gradient
         return gradient.astype(weight.dtype)
 
@@ -92,3 +105,37 @@ def with_whole_weight(
 
     applied.defvjp(applied_forward, applied_backward)
     return applied(x, weight, *others)
+
+
+def _split(x: jax.Array, weight: jax.Array, names: Sequence[str | None]) -> list[tuple[str, ...]]:
+    """Returns the mesh axes of the rows that split each dimension of the weight."""
+    here = layout.current()
+    rows = here.axes("batch", len(x))
+    # `spec` uses each mesh axis once, also if the rules map two dimensions to it.
+    return [tuple(a for a in jax.tree.leaves(entry) if a in rows) for entry in here.spec(names, weight.shape)]
+
+
+def _reduce_scatter(x: jax.Array, axes: tuple[str, ...], dimension: int) -> jax.Array:
+    return lax.psum_scatter(x, axes, scatter_dimension=dimension, tiled=True)
+
+
+def ring_reduce_scatter(x: jax.Array, axes: tuple[str, ...], dimension: int) -> jax.Array:
+    """Returns what `jax.lax.psum_scatter` returns. Partial sums go from each device to the next, and back to their own.
+
+    Args:
+        x: the summand of this device.
+        axes: manual mesh axes.
+        dimension: the dimension that is divided over the devices.
+    """
+    count, me = lax.axis_size(axes), lax.axis_index(axes)
+    size = x.shape[dimension] // count
+    following = [(i, (i + 1) % count) for i in range(count)]
+
+    def part(hop: int) -> jax.Array:
+        """The part of the device that the sum, which is here after so many steps, reaches last."""
+        return lax.dynamic_slice_in_dim(x, (me - 1 - hop) % count * size, size, dimension)
+
+    total = part(0)
+    for hop in range(1, count):
+        total = lax.ppermute(total, axes, following) + part(hop)
+    return total

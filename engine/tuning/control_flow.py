@@ -36,6 +36,20 @@ def unrolls_layers(platform: str, count: int) -> bool:
     return platform == "cpu" and count <= UNROLLED_LAYERS
 
 
+def layers_per_iteration(platform: str, count: int, gathered_from: int) -> int:
+    """Returns how many layers of a stack one iteration of its loop computes, if the loop is not unrolled.
+
+    XLA:TPU overlaps collectives within an iteration alone, so that the first weight of each iteration is gathered while
+    the device waits. With two layers to an iteration that is every second layer.
+
+    Args:
+        platform: cpu, gpu or tpu.
+        count: layers of the loop.
+        gathered_from: devices that hold a part of each weight.
+    """
+    return 2 if platform == "tpu" and gathered_from > 1 and count % 2 == 0 and count > 2 else 1
+
+
 def query_blocks(queries: int, size: int | None = None) -> list[tuple[int, int]]:
     """Returns (start, stop) of each block of queries. The last block may be shorter.
 

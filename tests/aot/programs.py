@@ -24,10 +24,10 @@ from engine.planning import targets
 
 TARGETS = {"tpu": "v5e:4x4", "gpu": "h100:2x8"}
 ROWS, TIME = 32, 256
-FULL = {"train.remat": "full"}
+FULL, DOTS = {"train.remat": "full"}, {"train.remat": "dots"}
 MESHES = {
     "fsdp": ({"fsdp": 16}, "tiny", FULL),
-    "tensor": ({"fsdp": 8, "tensor": 2}, "tiny", FULL),
+    "tensor": ({"fsdp": 8, "tensor": 2}, "tiny", DOTS),
     "pipeline": ({"fsdp": 4, "pipeline": 2, "context": 2}, "tiny", {}),
     "experts": ({"fsdp": 4, "expert": 4}, "moe-tiny", {}),
 }

@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks.aot.programs import SIZES
 from engine.config.schema import MeshSpec
 from engine.parallel.mesh import make_mesh
 from engine.planning import targets
@@ -20,7 +21,7 @@ def test_arguments_have_the_bytes_of_state_and_batch(name):
 def test_attention_runs_in_splash_kernels(name):
     kernels = step("tpu", name).measures.kernels
     depth = step("tpu", name).depth
-    assert kernels["splash fwd"] >= depth
+    assert kernels["splash fwd"] == (2 * depth if name == "fsdp" else depth)  # remat=full runs it twice, dots once
     assert kernels["splash dq"] == kernels["splash dkv"] == depth
 
 
@@ -32,15 +33,25 @@ def test_attention_of_196_positions_and_its_gradient_run_in_splash_kernels():
 def test_loops_without_a_trip_count_in_the_text_are_multiplied_out():
     found = step("tpu", "fsdp")
     assert all(c.exact for c in found.collectives)
-    assert found.text.runs and max(found.text.runs.values()) >= found.depth
+    assert found.text.runs and max(found.text.runs.values()) >= found.depth / 2  # two layers in an iteration
     assert found.measures.cycles > 0
 
 
-def test_fsdp_moves_the_weights_of_a_layer_asynchronously():
+def test_fsdp_sums_the_gradients_of_weights_in_asynchronous_rings():
     found = step("tpu", "fsdp")
-    rings = found.of_layers("collective-permute") + found.of_layers("all-gather")
-    sent = sum(c.moved for c in rings)
-    assert sum(c.moved for c in rings if c.asynchronous) > 0.9 * sent > 0
+    assert found.kinds("fsdp") == {"all-gather", "collective-permute", "all-reduce", "all-to-all"}
+    assert all(c.asynchronous for c in found.collectives if c.kind in ("collective-permute", "all-to-all"))
+    # What is summed in full is small: losses, norms and their gradients.
+    assert sum(c.bytes for c in found.collectives if c.kind == "all-reduce") < 1e5
+
+
+def test_fsdp_gathers_a_layer_once_in_each_pass_the_head_once_and_not_the_embedding():
+    found = step("tpu", "fsdp")
+    gathers = [c for c in found.collectives if c.kind == "all-gather" and "bf16" in c.shape]
+    head = SIZES["tiny"]["vocabulary"] * SIZES["tiny"]["width"]
+    layers = found.compiled.parameters - 2 * head
+    assert sum(c.bytes for c in gathers) == pytest.approx(2 * (2 * layers + head), rel=0.01)
+    assert [c.count for c in gathers if c.count < found.depth / 2 and c.bytes >= 2 * head] == [1]
 
 
 @pytest.mark.parametrize("name", ["fsdp", "tensor"])
@@ -51,8 +62,7 @@ def test_a_decoder_has_no_product_of_float32(name):
 
 def test_experts_exchange_tokens_over_their_axis_alone():
     found = step("tpu", "experts")
-    assert {c.axes for c in found.collectives if c.kind == "all-to-all"} == {("expert",)}
-    assert found.of_layers("all-to-all")
+    assert {c.axes for c in found.of_layers("all-to-all")} == {("expert",)}
 
 
 def test_tensor_parallel_layers_have_no_all_to_all_and_gather_norms_in_half_precision():

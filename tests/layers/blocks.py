@@ -17,6 +17,12 @@ from tests import zoo
 TIME, WIDTH, HIDDEN = 4, 8, 16
 
 
+class LikeTpu(Layout):
+    """A layout of CPU devices for which layers choose what they choose on TPUs."""
+
+    platform = "tpu"  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
+
 class Block(nnx.Module):
     """Mixes positions by a mask, then applies a hidden layer; the carry is (activations, a sum for each row)."""
 

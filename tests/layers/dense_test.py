@@ -5,9 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
+from engine.config.schema import MeshSpec
 from engine.layers import Dense
-from engine.parallel.layout import Layout, active
+from engine.parallel.collectives import collectives
+from engine.parallel.layout import Layout, active, with_layout
+from engine.parallel.mesh import make_mesh
+from tests.layers.blocks import LikeTpu
 
 X = jax.random.normal(jax.random.key(0), (4, 8, 16))
 
@@ -40,3 +45,26 @@ def test_float8_applies_unless_the_layer_refuses(quantized):
     with active(Layout(precision="float8")):
         program = str(jax.make_jaxpr(dense)(X.astype(jnp.bfloat16)))
     assert ("float8_e4m3fn" in program or "f8_e4m3fn" in program) == quantized
+
+
+@pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"data": 2, "fsdp": 4}], ids=str)
+def test_tpus_gather_a_split_kernel_and_get_the_values_and_gradients_of_one_device(mesh):
+    devices = make_mesh(MeshSpec(**mesh))
+    x = jax.random.normal(jax.random.key(1), (8, 4, 16))
+    for names, shape in ((("embed", "mlp"), (16, 24)), (("mlp", "embed"), (16, 8))):
+        dense = Dense(*shape, axes=names, rngs=nnx.Rngs(0))
+        graph, params = nnx.split(dense)
+
+        def loss(params, x, graph=graph):
+            return (nnx.merge(graph, params)(x) ** 2).sum()
+
+        grads = jax.value_and_grad(loss, argnums=(0, 1))
+        placed = jax.device_put(x, NamedSharding(devices, PartitionSpec(("data", "fsdp"))))
+        split = NamedSharding(devices, PartitionSpec(*({"embed": "fsdp", "mlp": "tensor"}[name] for name in names)))
+        params_split = jax.device_put(params, split)
+        on_mesh = jax.jit(with_layout(LikeTpu(mesh=devices), grads))
+        program = on_mesh.lower(params_split, placed).compile()
+        found, wanted = program(params_split, placed), grads(params, x)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, wanted)
+        kinds = {c.kind for c in collectives(program.as_text() or "", devices) if c.axes == ("fsdp",)}
+        assert {"all-gather", "collective-permute"} <= kinds

@@ -11,18 +11,19 @@ from engine.config.schema import MeshSpec
 from engine.layers import cross_entropy, loss
 from engine.parallel.layout import Layout, active
 from engine.parallel.mesh import make_mesh
+from tests.layers.blocks import LikeTpu
 
 X = jax.random.normal(jax.random.key(0), (4, 8, 16))
 KERNEL = jax.random.normal(jax.random.key(1), (16, 32))
 LABELS = jax.random.randint(jax.random.key(2), (4, 8), 0, 32)
 
 
-def value_and_gradient(chunks, mesh=None):
+def value_and_gradient(chunks, mesh=None, layout=Layout):
     def total(x, kernel):
         losses = cross_entropy(x, kernel, LABELS, chunks=chunks)
         return (losses * jnp.arange(8.0)).sum(), losses
 
-    with active(Layout(mesh=mesh)):
+    with active(layout(mesh=mesh)):
         (_, losses), gradient = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(X, KERNEL)
     return jax.device_get((losses, gradient))
 
@@ -37,6 +38,12 @@ PLAIN = value_and_gradient(1)
 def test_cross_entropy_equals_optax():
     wanted = optax.softmax_cross_entropy_with_integer_labels(X @ KERNEL, LABELS)
     np.testing.assert_allclose(PLAIN[0], wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_tpus_gather_the_kernel_once_and_give_equal_values_and_gradients(chunks):
+    found = value_and_gradient(chunks, make_mesh(MeshSpec(fsdp=4, tensor=2)), LikeTpu)
+    assert_close(found, PLAIN, 1e-5)
 
 
 @pytest.mark.parametrize("chunks", [2, 8])

@@ -11,6 +11,7 @@ from engine.layers.whole_weight import with_whole_weight
 from engine.parallel.collectives import collectives
 from engine.parallel.layout import Layout, active
 from engine.parallel.mesh import make_mesh
+from tests.layers.blocks import LikeTpu
 
 X = jax.random.normal(jax.random.key(0), (16, 8))
 WEIGHT = jax.random.normal(jax.random.key(1), (8, 8))
@@ -25,7 +26,7 @@ MESHES = [
 ]
 
 
-def compiled(mesh, dtype=jnp.float32, names=("embed", "mlp"), **settings):
+def compiled(mesh, dtype=jnp.float32, names=("embed", "mlp"), layout=Layout, **settings):
     def function(x, weight, scale):
         return jnp.sin(x @ weight.astype(x.dtype)) * scale[:, None]
 
@@ -34,7 +35,7 @@ def compiled(mesh, dtype=jnp.float32, names=("embed", "mlp"), **settings):
         return (y**2).sum(), y
 
     def step(x, weight):
-        with active(Layout(mesh=mesh)):
+        with active(layout(mesh=mesh)):
             (_, y), gradient = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(x, weight)
         return y, gradient
 
@@ -46,9 +47,10 @@ def compiled(mesh, dtype=jnp.float32, names=("embed", "mlp"), **settings):
     return program, jax.device_get(program(x, weight))
 
 
+@pytest.mark.parametrize("layout", [Layout, LikeTpu])
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
-def test_values_and_gradients_equal_those_of_one_device(mesh):
-    _, found = compiled(make_mesh(MeshSpec(**mesh)))
+def test_values_and_gradients_equal_those_of_one_device(mesh, layout):
+    _, found = compiled(make_mesh(MeshSpec(**mesh)), layout=layout)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, compiled(None)[1])
 
 
@@ -72,3 +74,10 @@ def test_wide_weight_has_a_gradient_that_is_rounded_once(mesh):
     assert gradient.dtype == jnp.bfloat16
     wanted = wanted.astype(np.float32)
     np.testing.assert_allclose(gradient.astype(np.float32), wanted, rtol=2**-7, atol=2**-9 * np.abs(wanted).max())
+
+
+def test_tpus_sum_a_gradient_in_a_ring():
+    mesh = make_mesh(MeshSpec(fsdp=8))
+    found = collectives(str(compiled(mesh, layout=LikeTpu)[0].as_text()), mesh)
+    assert sum(c.count for c in found if c.kind == "collective-permute") == 7
+    assert {c.kind for c in found if c.bytes >= 8 * 4} == {"all-gather", "collective-permute"}

@@ -7,8 +7,8 @@ cannot split is refused, which is a row too.
 
 The error of an array is |a - b| over max(|a|, 1e-3 x the norm of all arrays x sqrt(its share of all elements)): some
 true gradients are zero (the key bias of attention), which have no relative error. All rows have the same tolerance, but
-those of lidar and cameras: see `SWITCHES`. Models that take long to compile leave out meshes whose axes other meshes
-have, too.
+those of lidar and cameras, and of bfloat16: see `SWITCHES` and `HALF`. Models that take long to compile leave out
+meshes whose axes other meshes have, too.
 
 Where two experts have nearly the same score for a token, rounding decides. The batches are chosen so that this does not
 happen, even for parameters that differ by far more than rounding (`SHAKE`).
@@ -45,7 +45,7 @@ from tests import zoo
 
 TOLERANCE = 1e-5
 ROWS, TIME, VOCABULARY = 24, 16, 64  # rows of a batch; positions of a row
-FEWEST_ROWS = 114
+FEWEST_ROWS = 118
 SEEDS = (1, 101, 201)  # of the batches
 SHAKE = 3e-6  # relative change of each parameter; rounding is 1e-7
 # Of lidar and cameras. A batch has two million rectified values. Rounding changes the sign of a few of them, which
@@ -169,8 +169,11 @@ class Subject:
     without: tuple[str, ...] = ()  # meshes
     tolerance: float = TOLERANCE
     learning_rate: float = 0.03
+    precision: str = "float32"
 
 
+# Of bfloat16, whose numbers have a relative error of up to 2**-9. Each device of a mesh rounds its part of a sum.
+HALF = 0.05
 RATE = 0.1  # of dropout
 SEQUENCES = ("context", "pipeline")
 SIMPLE = ("data 8", "fsdp 8", "data 8, ZeRO-1", "DCN data 2 x fsdp 4")
@@ -223,6 +226,9 @@ SUBJECTS = {
         without=(*SIMPLE, *REFUSED, "data 3 x fsdp 2, 6 devices"),
     ),
 }
+SUBJECTS["bfloat16"] = Subject(
+    lambda: LanguageModel(**{**SIZES, "depth": 2}), packed, SEQUENCES, tolerance=HALF, precision="bfloat16"
+)
 
 MESHES: dict[str, tuple[MeshSpec, dict[str, Any]]] = {
     "data 8": (MeshSpec(data=8), {}),
@@ -264,6 +270,7 @@ def train(subject: str, optimizer: dict[str, Any], mesh: str | None, shake: floa
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batches[0])
     devices = 6 if mesh is not None and "6 devices" in mesh else None
     settings: dict[str, Any] = {"learning_rate": SUBJECTS[subject].learning_rate} | optimizer
+    settings["precision"] = SUBJECTS[subject].precision
     program = zoo.program(task, mesh=spec, batch_size=ROWS, example=example, layout=layout, devices=devices, **settings)
     step = program.trace(1).lower().compile()
     state = first_state(program, subject)
@@ -335,7 +342,10 @@ def also_adamw(subject: str, mesh: str) -> bool:
 
 
 # Models alternate, and two shards take every other test: each model is trained on one device in one shard only.
-ALL = [(subject, mesh) for mesh in MESHES for subject in SUBJECTS if mesh not in SUBJECTS[subject].without]
+IN_HALF = ("fsdp 8", "data 8, ZeRO-1", "fsdp 2 x tensor 4", "data 2 x context 4, ring")
+FULL = [name for name in SUBJECTS if name != "bfloat16"]
+ALL = [(subject, mesh) for mesh in MESHES for subject in FULL if mesh not in SUBJECTS[subject].without]
+ALL += [("bfloat16", mesh) for mesh in IN_HALF]
 
 
 @pytest.mark.parametrize(("subject", "mesh"), [row for row in ALL if not refused(*row)])
@@ -379,6 +389,6 @@ def whole_table(request):
     specs = [getattr(item, "callspec", None) for item in request.session.items if item.path == request.path]
     asked = [spec for spec in specs if spec is not None and {"subject", "mesh"} <= spec.params.keys()]
     with request.config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
-        limits = f"errors at most {TOLERANCE}, of lidar and cameras {SWITCHES}"
+        limits = f"errors at most {TOLERANCE}, of lidar and cameras {SWITCHES}, of bfloat16 {HALF}"
         print("\n" + "\n".join(table) + f"\n{len(table)} rows of {len(ALL)}, {limits}")
     assert len(table) == len(asked)

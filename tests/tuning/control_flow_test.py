@@ -2,7 +2,14 @@
 
 import pytest
 
-from engine.tuning.control_flow import QUERY_BLOCK, UNROLLED_LAYERS, query_blocks, step_control_flow, unrolls_layers
+from engine.tuning.control_flow import (
+    QUERY_BLOCK,
+    UNROLLED_LAYERS,
+    layers_per_iteration,
+    query_blocks,
+    step_control_flow,
+    unrolls_layers,
+)
 
 
 @pytest.mark.parametrize("has_convolution", [True, False])
@@ -18,6 +25,12 @@ def test_accelerator_step_scans_and_selects(platform):
 def test_few_layers_are_unrolled_only_on_cpu():
     assert unrolls_layers("cpu", UNROLLED_LAYERS) and not unrolls_layers("cpu", UNROLLED_LAYERS + 1)
     assert not unrolls_layers("tpu", 1)
+
+
+def test_tpus_compute_two_layers_per_iteration_if_they_gather_weights():
+    assert layers_per_iteration("tpu", 20, 16) == 2
+    assert layers_per_iteration("tpu", 20, 1) == layers_per_iteration("gpu", 20, 16) == 1
+    assert layers_per_iteration("tpu", 3, 16) == layers_per_iteration("tpu", 2, 16) == 1
 
 
 def test_query_blocks_cover_all_queries_and_grow_for_long_sequences():
