@@ -173,7 +173,7 @@ def test_every_mesh_gives_equal_results_by_all_to_all(factor, mesh):
     assert bool(gathered) == ("fsdp" in mesh)
 
 
-@pytest.mark.parametrize("mesh", [None, {"expert": 4, "data": 2}, {"expert": 2, "fsdp": 2, "tensor": 2}], ids=str)
+@pytest.mark.parametrize("mesh", [None, {"expert": 2, "fsdp": 2, "tensor": 2}], ids=str)
 def test_batched_products_of_a_gpu_give_equal_results(mesh):
     found, _ = compiled(None, mesh and make_mesh(MeshSpec(**mesh)), kind=GpuLayout)
     assert_close(found, one_device(None))
