@@ -24,6 +24,13 @@ class Option(NamedTuple):
 
 
 OPTIONS: Mapping[str, Mapping[str, Option]] = {
+    "gpu": {
+        "xla_gpu_reduce_scatter_combine_threshold_bytes": Option(
+            1 << 18,
+            "XLA combines the gradients of all weights of a layer otherwise, and starts to reduce them after the last "
+            "of them is computed. Separate ones overlap with the next product. It counts bytes of a device's part.",
+        ),
+    },
     "tpu": {
         "xla_tpu_enable_async_all_to_all": Option(
             True, "XLA waits for an all-to-all otherwise, such as that of an embedding whose features are split."

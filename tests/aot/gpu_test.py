@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import pytest
 
 from engine.config.schema import MeshSpec
+from engine.parallel.collectives import collectives
 from engine.parallel.memory import check_host_memory, device_memory, in_host_memory
 from engine.parallel.mesh import batch_sharding, make_mesh
 from engine.planning import targets
+from engine.tuning.compiler_options import compiler_options
 from tests.aot.programs import MESHES, TARGETS, attention_kernels, dense_gradient, dropless_flops, require, step
 
 require("gpu")
@@ -91,3 +93,24 @@ def test_products_of_float8_and_int8_run_in_eight_bits(triton):
     }
     int8 = dense_gradient("gpu", "int8", xla_gpu_enable_triton_gemm=triton).products
     assert int8["s8 x s8 -> s32"] == 4 and sum(int8.values()) == 6  # the gradients of the kernels are in bfloat16
+
+
+def test_weight_gradients_of_a_large_layer_are_reduced_one_by_one():
+    mesh = make_mesh(MeshSpec(fsdp=8), targets.devices(TARGETS["gpu"])[:8])
+    weights, rows = jax.NamedSharding(mesh, jax.P(None, "fsdp")), batch_sharding(mesh)
+
+    def loss(params, x):
+        def layer(x, kernels):
+            up, down = kernels
+            return jax.lax.with_sharding_constraint(x + jax.nn.silu(x @ up) @ down, rows), None
+
+        y, _ = jax.lax.scan(jax.checkpoint(layer, prevent_cse=False), x, params)
+        return (y.astype(jnp.float32) ** 2).mean()
+
+    shapes = ((4, 2048, 4096), (4, 4096, 2048))
+    params = tuple(jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=weights) for shape in shapes)
+    x = jax.ShapeDtypeStruct((32, 2048, 2048), jnp.bfloat16, sharding=rows)
+    lowered = jax.jit(jax.grad(loss), out_shardings=(weights, weights)).lower(params, x)
+    compiled = lowered.compile(compiler_options=compiler_options("gpu", {}))
+    found = [c for c in collectives(str(compiled.as_text()), mesh) if c.kind == "reduce-scatter"]
+    assert len(found) == 2 and all(c.asynchronous for c in found)
