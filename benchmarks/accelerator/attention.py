@@ -43,7 +43,8 @@ def cases(tiny: bool, platform: str, devices: int) -> list[Case]:
         make("full, odd length of 49 patches", causal=False, time=49),
         make("causal, odd length, segments", causal=True, time=time - 1, segmented=True),
     ]
-    for name, part in (("ring", ring.attend_part), ("all-to-all", functools.partial(all_to_all.attend_part, platform))):
+    for name, module in (("ring", ring), ("all-to-all", all_to_all)):
+        part = functools.partial(module.attend_part, platform)
         for segmented in (True,) if tiny else (False, True):
             title = f"causal, {name} of {PARTS} parts{', segments' if segmented else ''}"
             found.append(make(title, causal=True, kv_heads=2, segmented=segmented, part=part))
@@ -81,8 +82,7 @@ def _case(
 
     gradients = None if part is None else functools.partial(_in_parts, functools.partial(part, causal=causal))
     reference = f"{time} {kv_heads} {head_dim} {causal} {segmented}"
-    kernel = not (part is ring.attend_part or settings.get("layout") == {"context": "ring"})
-    settings |= {"reference": reference, "with_gradients": gradients, "kernel": kernel}
+    settings |= {"reference": reference, "with_gradients": gradients, "kernel": True}
     return Case(name, function, floats, integers, **settings)
 
 

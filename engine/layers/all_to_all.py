@@ -12,6 +12,7 @@ import jax
 
 from engine.config.errors import ShardingError
 from engine.layers import kernels
+from engine.layers.manual import on_each_device
 from engine.parallel import layout
 
 
@@ -28,15 +29,8 @@ def all_to_all_attention(
     _check(here, q, parts)
 
     local = functools.partial(attend_part, here.platform, causal=causal)
-    # Kernels do not declare over which axes their results vary, so the check is off. On CPU no kernel is called, and
-    # without the check gradients would be summed over axes that split nothing.
-    split = jax.shard_map(
-        local,
-        mesh=here.inner_mesh,
-        in_specs=(spec, spec, spec, segment_spec),
-        out_specs=spec,
-        check_vma=here.platform == "cpu",
-    )
+    specs = (spec, spec, spec, segment_spec)
+    split = on_each_device(here, local, in_specs=specs, out_specs=spec, check_vma=here.platform == "cpu")
     k, v = (kernels.divide_heads(x, parts) for x in (k, v))
     return split(q, k, v, segment_ids)
 

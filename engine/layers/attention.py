@@ -1,9 +1,8 @@
 """Attention for every platform and mesh, in one function that chooses an implementation.
 
 It uses `kernels.py` on the heads and rows of one device, `ring.py` or `all_to_all.py` for sequences split over the mesh
-axis `context`, `blockwise.py` in plain XLA, and `reference.py` to count FLOPs. Inside a `jax.shard_map`, such as a
-pipeline stage, only plain XLA is used (jax 0.12 refuses gradients of some nested maps), and the keys of a split
-sequence are gathered.
+axis `context`, `blockwise.py` in plain XLA, and `reference.py` to count FLOPs. Stages of a pipeline use the same
+implementations.
 """
 
 import jax
@@ -11,6 +10,7 @@ import jax
 from engine.config.errors import TaskError
 from engine.layers import blockwise, kernels, reference
 from engine.layers.all_to_all import all_to_all_attention
+from engine.layers.manual import on_each_device
 from engine.layers.ring import ring_attention
 from engine.parallel import layout
 
@@ -39,31 +39,22 @@ def attention(
     if here.counts_flops:
         return reference.attend(q, k, v, causal=causal)
     context = here.use("context")
-    inside = bool(jax.sharding.get_abstract_mesh().manual_axes)
     if here.mesh is None or here.mesh.size == 1:
         return kernels.attend(here.platform, q, k, v, causal=causal, segment_ids=segment_ids)
-    if context > 1 and not inside:
+    if context > 1:
         split = {"ring": ring_attention, "all-to-all": all_to_all_attention}[here.context]
         return split(q, k, v, causal=causal, segment_ids=segment_ids)
     spec, segment_spec, parts = kernels.specs(here, q)
     k, v = (kernels.divide_heads(x, parts) for x in (k, v))
-    if context > 1:
-        q = here.constrain(q, "batch", "sequence", "heads", None)
-        k, v = (here.constrain(x, "batch", None, "heads", None) for x in (k, v))
-        # A single block, since a block of queries would be a slice across devices.
-        return blockwise.attention(q, k, v, causal=causal, segment_ids=segment_ids, block=q.shape[1])
-    if here.platform == "cpu" or inside:
+    if here.platform == "cpu":
         return blockwise.attention(q, k, v, causal=causal, segment_ids=segment_ids)
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
         return kernels.attend(here.platform, q, k, v, causal=causal, segment_ids=segment_ids)
 
-    # XLA cannot partition a kernel, so each device calls it on its rows and heads. Kernels do not declare over which
-    # axes their results vary, so that check is off.
-    on_each_device = jax.shard_map(
-        local, mesh=here.inner_mesh, in_specs=(spec, spec, spec, segment_spec), out_specs=spec, check_vma=False
-    )
-    return on_each_device(q, k, v, segment_ids)
+    # XLA cannot partition a kernel, so each device calls it on its rows and heads.
+    specs = (spec, spec, spec, segment_spec)
+    return on_each_device(here, local, in_specs=specs, out_specs=spec)(q, k, v, segment_ids)
 
 
 def _check(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None) -> None:

@@ -4,7 +4,7 @@ In step r device i has the keys of device i - r; no device ever holds all keys. 
 Zigzag order balances causal work (Llama Team 2024, The Llama 3 Herd of Models, section 3.3.2): of 2C chunks of the
 sequence, device i of C has an early chunk, i, and a late chunk, 2C-1-i. In each step after the first, every device then
 computes two unmasked pairs of chunks: late queries with early keys, and either early queries with early keys (if the
-keys come from an earlier device) or late queries with late keys.
+keys come from an earlier device) or late queries with late keys. `part.py` chooses the kernel.
 """
 
 import functools
@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from engine.config.errors import ShardingError
-from engine.layers import blockwise, kernels
+from engine.layers import blockwise, kernels, part
+from engine.layers.manual import on_each_device
 from engine.parallel import layout
 from engine.types import PyTree
 
@@ -44,20 +45,23 @@ def ring_attention(
     _check(q.shape[1], here.size(AXIS), causal)
     spec, segment_spec, parts = kernels.specs(here, q, AXIS)
 
-    local = functools.partial(attend_part, causal=causal)
-    split = jax.shard_map(local, mesh=here.inner_mesh, in_specs=(spec, spec, spec, segment_spec), out_specs=spec)
+    local = functools.partial(attend_part, here.platform, causal=causal)
+    specs = (spec, spec, spec, segment_spec)
+    split = on_each_device(here, local, in_specs=specs, out_specs=spec, check_vma=here.platform == "cpu")
     k, v = (kernels.divide_heads(x, parts) for x in (k, v))
     return split(q, k, v, segment_ids)
 
 
-def attend_part(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None, *, causal: bool) -> jax.Array:
+def attend_part(
+    platform: str, q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None, *, causal: bool
+) -> jax.Array:
     """Returns the attention of one part of the positions, within a map over the axis `context` of two or more parts.
 
-    Args as in `ring_attention`, with the positions of this part.
+    Args as in `kernels.attend`, with the positions of this part.
     """
     if causal:
         q, k, v, segment_ids = jax.tree.map(_to_zigzag, (q, k, v, segment_ids))
-    out = _ring(blockwise.group(q, k.shape[2]), blockwise.swap(k), blockwise.swap(v), segment_ids, causal)
+    out = _ring(blockwise.group(q, k.shape[2]), blockwise.swap(k), blockwise.swap(v), segment_ids, causal, platform)
     out = blockwise.ungroup(out)
     return _from_zigzag(out) if causal else out
 
@@ -75,19 +79,21 @@ def _check(time: int, devices: int, causal: bool) -> None:
         )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _ring(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, causal: bool) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _ring(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, causal: bool, platform: str
+) -> jax.Array:
     """Returns the grouped attention of the positions of this device to those of all devices."""
-    return _ring_forward(q, k, v, segments, causal)[0]
+    return _ring_forward(q, k, v, segments, causal, platform)[0]
 
 
 def _ring_forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, causal: bool
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, causal: bool, platform: str
 ) -> tuple[jax.Array, _Saved]:
-    step = _causal_step if causal else _full_step
+    step = functools.partial(_causal_step if causal else _full_step, platform)
     devices = jax.lax.axis_size(AXIS)
     keys = _send((k, v, segments))  # in flight while the device attends to its own keys
-    found = blockwise.forward(q, k, v, segments, segments, causal=causal)
+    found = part.forward(part.kernel(platform, q, k), q, k, v, _both(segments, segments), causal=causal)
 
     def ring_step(carry: tuple[Attended, Keys], r: jax.Array) -> tuple[tuple[Attended, Keys], None]:
         found, keys = carry
@@ -100,14 +106,17 @@ def _ring_forward(
     return out, (q, k, v, segments, out, lse)
 
 
-def _ring_backward(causal: bool, saved: _Saved, d_out: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+def _ring_backward(
+    causal: bool, platform: str, saved: _Saved, d_out: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     """Returns the gradients. Those of keys and values travel one step behind and return to their device at the end."""
     q, k, v, segments, out, lse = saved
-    step = _causal_grad if causal else _full_grad
+    step = functools.partial(_causal_grad if causal else _full_grad, platform)
     devices = jax.lax.axis_size(AXIS)
     rows = (q, segments, lse, blockwise.delta(out, d_out), d_out)
     keys = _send((k, v, segments))
-    dq, *d_keys = blockwise.backward(q, k, v, segments, segments, *rows[2:], causal=causal)
+    own = part.kernel(platform, q, k)
+    dq, *d_keys = part.backward(own, q, k, v, _both(segments, segments), *rows[2:], causal=causal)
 
     def add(
         r: int | jax.Array, keys: Keys, dq: jax.Array, d_keys: list[jax.Array]
@@ -130,24 +139,28 @@ def _ring_backward(causal: bool, saved: _Saved, d_out: jax.Array) -> tuple[jax.A
 _ring.defvjp(_ring_forward, _ring_backward)
 
 
-def _full_step(r: int | jax.Array, q: jax.Array, segments: jax.Array | None, keys: Keys, found: Attended) -> Attended:
+def _full_step(
+    platform: str, r: int | jax.Array, q: jax.Array, segments: jax.Array | None, keys: Keys, found: Attended
+) -> Attended:
     """Merges attention to the received keys into the result so far, without causal order."""
     k, v, k_segments = keys
-    return _merge(found, blockwise.forward(q, k, v, segments, k_segments, causal=False))
+    return _merge(found, _attend(platform, q, segments, k, v, k_segments))
 
 
-def _full_grad(r: int | jax.Array, rows: Rows, keys: Keys) -> Gradients:
+def _full_grad(platform: str, r: int | jax.Array, rows: Rows, keys: Keys) -> Gradients:
     """Returns the gradients from the received keys, without causal order."""
     q, segments, *rest = rows
     k, v, k_segments = keys
-    return blockwise.backward(q, k, v, segments, k_segments, *rest, causal=False)
+    return part.backward(part.kernel(platform, q, k), q, k, v, _both(segments, k_segments), *rest, causal=False)
 
 
-def _causal_step(r: int | jax.Array, q: jax.Array, segments: jax.Array | None, keys: Keys, found: Attended) -> Attended:
+def _causal_step(
+    platform: str, r: int | jax.Array, q: jax.Array, segments: jax.Array | None, keys: Keys, found: Attended
+) -> Attended:
     """Merges attention to the keys of step r, which are in zigzag order, into the result so far."""
     early, late = zip(*(_halves(x, 3) for x in found), strict=True)
     q, q_segments, (k, v, k_segments) = _pairs(r, 3, q), _pairs(r, 1, segments), _key_pairs(r, keys)
-    both = blockwise.forward(q, k, v, q_segments, k_segments, causal=False)
+    both = _attend(platform, q, q_segments, k, v, k_segments)
     first, second = zip(*(jnp.split(x, 2) for x in both), strict=True)
     pick = _picker(r)
     late = _merge(late, first)
@@ -155,12 +168,13 @@ def _causal_step(r: int | jax.Array, q: jax.Array, segments: jax.Array | None, k
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=3), pick(merged, early), pick(late, merged))
 
 
-def _causal_grad(r: int | jax.Array, rows: Rows, keys: Keys) -> Gradients:
+def _causal_grad(platform: str, r: int | jax.Array, rows: Rows, keys: Keys) -> Gradients:
     """Returns the gradients from the keys of step r, for the same two pairs as in `_causal_step`."""
     q, segments, *rest = rows
     q, *rest = (_pairs(r, 3, x) for x in (q, *rest))
     k, v, k_segments = _key_pairs(r, keys)
-    grads = blockwise.backward(q, k, v, _pairs(r, 1, segments), k_segments, *rest, causal=False)
+    segments = _both(_pairs(r, 1, segments), k_segments)
+    grads = part.backward(part.kernel(platform, q, k), q, k, v, segments, *rest, causal=False)
     (dq_first, dk_first, dv_first), second = zip(*(jnp.split(x, 2) for x in grads), strict=True)
     none = jax.tree.map(jnp.zeros_like, second)
     pick = _picker(r)
@@ -170,6 +184,17 @@ def _causal_grad(r: int | jax.Array, rows: Rows, keys: Keys) -> Gradients:
         jnp.concatenate([dk_first + dk_early, dk_late], axis=2),
         jnp.concatenate([dv_first + dv_early, dv_late], axis=2),
     )
+
+
+def _attend(
+    platform: str, q: jax.Array, q_segments: jax.Array | None, k: jax.Array, v: jax.Array, k_segments: jax.Array | None
+) -> Attended:
+    """Returns attention to received keys, which has no causal order."""
+    return part.forward(part.kernel(platform, q, k), q, k, v, _both(q_segments, k_segments), causal=False)
+
+
+def _both(q_segments: jax.Array | None, k_segments: jax.Array | None) -> part.Segments:
+    return None if q_segments is None or k_segments is None else (q_segments, k_segments)
 
 
 def _pairs(r: int | jax.Array, axis: int, x: PyTree) -> PyTree:
