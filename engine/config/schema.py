@@ -238,6 +238,11 @@ class Sharding:
     )
     microbatches: int | None = setting(None, "Microbatches of the pipeline; None: two per stage.", at_least(1))
     repeats: int = setting(1, "Groups of layers per pipeline stage; more groups shrink the bubble.", at_least(1))
+    schedule: str = setting(
+        "gpipe",
+        "Order of work in the pipeline; 1f1b bounds the memory for activations, and computes more.",
+        one_of("gpipe", "1f1b"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

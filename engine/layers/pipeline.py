@@ -1,27 +1,24 @@
 """Runs a stack of layers over the stages of a pipeline: each stage holds some layers; microbatches pass through all.
 
-Only the mesh axis `pipeline` is manual (`jax.shard_map`); XLA splits a stage's layers over the other axes as usual. Row
-r belongs to microbatch r mod M, so that no row moves to another device. A batch enters by an all-gather over the stages
-and leaves by a reduce-scatter, so that the rest of the model is split over `pipeline`, too. If the rows of a device do
-not divide over the stages, the batch enters replicated and leaves by an all-reduce.
+Only the mesh axis `pipeline` is manual (`jax.shard_map`); XLA splits a stage's layers over the other axes as usual. The
+microbatches wait in queues that are split over the stages (`queues.py`), so that no device holds the inputs or results
+of all stages. `one_f_one_b.py` has a backward pass with bounded memory.
 """
 
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
-from jax.typing import DTypeLike
+from jax.sharding import PartitionSpec
 
 from engine.config.errors import TaskError
+from engine.layers import one_f_one_b
+from engine.layers.queues import AXIS, Layers, Queues, Travelling, at
 from engine.layers.remat import remat_slices
 from engine.parallel import schedule
-from engine.parallel.layout import Layout, current
+from engine.parallel.layout import current
 from engine.types import PyTree
-
-AXIS = "pipeline"
 
 type Apply = Callable[[PyTree, jax.Array, PyTree, PyTree, jax.Array | None], PyTree]
 """`(parameters of consecutive layers, index of the first layer, carry, shared, keys) -> carry`."""
@@ -44,125 +41,74 @@ def pipeline(apply: Apply, params: PyTree, carry: PyTree, shared: PyTree, rng: j
     layout = current()
     stages = layout.use(AXIS)
     repeats = jax.tree.leaves(params)[0].shape[0]
-    rows = _Rows(layout, _batch_of((carry, shared)), stages, repeats)
+    queues = Queues(layout, _batch_of((carry, shared)), stages, repeats)
     keys = None if rng is None else jax.random.key_data(rng)
-    inputs = (carry, shared, keys)
-    dtypes = jax.tree.map(lambda x: x.dtype, inputs)
 
-    def with_key_data(
-        values: PyTree, first: jax.Array, carry: PyTree, shared: PyTree, keys: jax.Array | None
-    ) -> PyTree:
+    def layers(values: PyTree, first: jax.Array, x: Travelling) -> Travelling:
+        carry, shared, keys = x
         if keys is not None and rng is not None:
             keys = jax.random.wrap_key_data(keys, impl=jax.random.key_impl(rng))
-        return apply(values, first, carry, shared, keys)
+        return apply(values, first, carry, shared, keys), *x[1:]
 
-    out = jax.shard_map(
-        lambda params, inputs: _stage(with_key_data, rows, params, jax.tree.map(rows.deal, inputs, dtypes)),
-        mesh=layout.inner_mesh,
-        axis_names={AXIS},
-        in_specs=(PartitionSpec(None, AXIS), rows.spec),
-        out_specs=rows.spec,
-        check_vma=False,  # the check refuses a scan in a layer whose initial carry is a constant
-    )(params, jax.tree.map(rows.share, inputs))
-    return jax.tree.map(rows.merge, out, dtypes[0])
+    def on_stages(run: Callable, params: PyTree, *batches: PyTree, out_specs: PyTree) -> PyTree:
+        stages = jax.shard_map(
+            lambda params, *queue: run(layers, queues, params, *queue),
+            mesh=layout.inner_mesh,
+            axis_names={AXIS},
+            in_specs=(of_params, *[of_rows] * len(batches)),
+            out_specs=out_specs,
+            check_vma=False,  # the check refuses a scan in a layer whose initial carry is a constant
+        )
+        return stages(params, *jax.tree.map(queues.fill, batches))
+
+    def forward(params: PyTree, inputs: Travelling) -> PyTree:
+        return jax.tree.map(queues.drain, on_stages(_forward, params, inputs, out_specs=of_rows))
+
+    def backward(params: PyTree, inputs: Travelling, d_out: list[jax.Array]) -> tuple[PyTree, list[jax.Array]]:
+        specs = of_params, of_rows
+        d_params, d_inputs = on_stages(one_f_one_b.gradients, params, inputs, d_out, out_specs=specs)
+        return d_params, jax.tree.map(queues.drain, d_inputs)
+
+    of_params, of_rows = PartitionSpec(None, AXIS), PartitionSpec(AXIS)
+    run = one_f_one_b.with_own_gradient(forward, backward) if layout.schedule == "1f1b" else forward
+    return run(params, (carry, shared, keys))
 
 
-def _stage(apply: Apply, rows: "_Rows", params: PyTree, inputs: PyTree) -> PyTree:
-    """Runs the ticks of one stage and returns its share of the result.
+def _forward(layers: Layers, queues: Queues, params: PyTree, queue: Travelling) -> PyTree:
+    """Runs the ticks of one stage and returns its share of the queue of results.
 
     Args:
-        apply: function that applies consecutive layers.
-        rows: split of the batch.
+        layers: function that applies consecutive layers.
+        queues: split of the batch.
         params: parameters of this stage, `[repeats, layers, ...]`.
-        inputs: carry, shared inputs and keys of the whole batch, `[microbatches, rows, ...]`.
+        queue: share of this stage of the inputs, `[slots, rows, ...]`.
     """
-    stage, stages, repeats = lax.axis_index(AXIS), rows.stages, rows.repeats
-    layers = jax.tree.leaves(params)[0].shape[1]
-    ring = [(i, (i + 1) % stages) for i in range(stages)]
+    stage, stages, microbatches = lax.axis_index(AXIS), queues.stages, queues.microbatches
+    repeats, depth = jax.tree.leaves(params)[0].shape[:2]
+    once = repeats == 1
 
-    # For the backward pass a tick keeps what its layers keep, but not its slices of the inputs: the slices of the
-    # parameters alone would be one copy per tick.
+    # For the backward pass a tick keeps what its layers keep, but not its slice of the parameters, which would be one
+    # copy per tick.
     @remat_slices
-    def work(x: PyTree, microbatch: jax.Array, repeat: jax.Array) -> PyTree:
-        first, shared, keys = _at(inputs, microbatch)
-        x = jax.tree.map(lambda a, b: jnp.where((stage == 0) & (repeat == 0), a, b), first, x)
-        return apply(_at(params, repeat), (repeat * stages + stage) * layers, x, shared, keys)
+    def work(x: Travelling, repeat: jax.Array) -> Travelling:
+        return layers(at(params, repeat), (repeat * stages + stage) * depth, x)
 
     def tick(state: PyTree, time: jax.Array) -> tuple[PyTree, None]:
-        x, out = state
-        _, microbatch, repeat = schedule.work(time, stage, stages, rows.microbatches, repeats)
-        x = work(x, microbatch, repeat)
-        # On the last stage the last repeat writes last. Only the rows of that stage are collected at the end.
-        out = jax.tree.map(lambda out, x: lax.dynamic_update_index_in_dim(out, x, microbatch, 0), out, x)
-        return (lax.ppermute(x, AXIS, ring), out), None
+        queue, x, out = state
+        _, _, repeat = schedule.work(time, stage, stages, microbatches, repeats)
+        _, taken, taken_repeat = schedule.work(time, 0, stages, microbatches, repeats)
+        _, done, done_repeat = schedule.work(time, stages - 1, stages, microbatches, repeats)
+        enters = (stage == 0) & (repeat == 0)
+        x = jax.tree.map(lambda a, b: jnp.where(enters, a, b), queues.slot(queue, taken), x)
+        x = work(x, repeat)
+        queue = queues.pop(queue, taken, once or taken_repeat == 0)
+        out = queues.push(out, done, x[0], once or done_repeat == repeats - 1)
+        return (queue, queues.send(x), out), None
 
-    # Carry and result start from real rows. A stage without work computes on these, and its result is dropped, so its
-    # gradient is 0 and never NaN.
-    start = _at(inputs[0], 0), inputs[0]
-    (_, out), _ = lax.scan(tick, start, jnp.arange(schedule.ticks(stages, rows.microbatches, repeats)))
-    return jax.tree.map(lambda x: rows.collect(jnp.where(stage == stages - 1, x, jnp.zeros_like(x))), out)
-
-
-class _Rows:
-    """Converts the rows of a batch between shares of the stages (outside the `shard_map`) and microbatches (inside).
-
-    Row `shard * batch / shards + q * microbatches + m` is on device shard `shard` and belongs to microbatch m.
-
-    Raises:
-        ShardingError: the batch does not divide.
-    """
-
-    def __init__(self, layout: Layout, batch: int, stages: int, repeats: int):
-        self.layout, self.stages, self.repeats = layout, stages, repeats
-        self.axes = tuple(axis for axis in layout.axes("batch") if axis != AXIS)
-        self.shards = math.prod(layout.size(axis) for axis in self.axes)
-        self.microbatches = schedule.microbatch_count(layout.microbatches, stages)
-        schedule.check_rows(batch, self.shards, stages, self.microbatches, repeats)
-        self.split = batch // self.shards % stages == 0
-        self.parts = stages if self.split else 1
-
-    @property
-    def spec(self) -> PartitionSpec:
-        """PartitionSpec of the shares `[shards, parts, rows, ...]` over the stages."""
-        return PartitionSpec(None, AXIS) if self.split else PartitionSpec()
-
-    def share(self, x: jax.Array) -> jax.Array:
-        """Returns the shares `[shards, parts, rows, ...]` of `[batch, ...]`; called outside."""
-        x = x.reshape(self.shards, self.parts, -1, *x.shape[1:])
-        return self._constrain(self._wide(x), self.axes, *self.spec[1:])
-
-    def deal(self, x: jax.Array, dtype: DTypeLike) -> jax.Array:
-        """Returns all microbatches `[microbatches, rows, ...]` from the share of a stage; called inside."""
-        x = lax.all_gather(x, AXIS, axis=1, tiled=True) if self.split else x
-        x = x.astype(dtype).reshape(self.shards, -1, self.microbatches, *x.shape[3:])
-        return self._constrain(jnp.moveaxis(x, 2, 0).reshape(self.microbatches, -1, *x.shape[3:]), None, self.axes)
-
-    def collect(self, x: jax.Array) -> jax.Array:
-        """Returns a stage's share of `[microbatches, rows, ...]`, which is 0 on all stages but one; called inside."""
-        x = jnp.moveaxis(x.reshape(self.microbatches, self.shards, -1, *x.shape[2:]), 0, 2)
-        x = self._wide(self._constrain(x.reshape(self.shards, self.parts, -1, *x.shape[3:]), self.axes))
-        return lax.psum_scatter(x, AXIS, scatter_dimension=1, tiled=True) if self.split else lax.psum(x, AXIS)
-
-    def merge(self, x: jax.Array, dtype: DTypeLike) -> jax.Array:
-        """Returns the batch `[batch, ...]` from the shares `[shards, parts, rows, ...]`; called outside."""
-        x = x.astype(dtype).reshape(-1, *x.shape[3:])
-        return self._constrain(x, self.layout.axes("batch", x.shape[0]))
-
-    def _constrain(self, x: jax.Array, *entries: str | tuple[str, ...] | None) -> jax.Array:
-        """Returns `x` with its first dimensions split over these axes. The other dimensions stay unconstrained."""
-        others = [PartitionSpec.UNCONSTRAINED] * (x.ndim - len(entries))
-        spec = PartitionSpec(*(entry or None for entry in entries), *others)
-        return lax.with_sharding_constraint(x, NamedSharding(self.layout.inner_mesh, spec))
-
-    def _wide(self, x: jax.Array) -> jax.Array:
-        """Returns `x`, on CPU as float32: XLA:CPU cannot sum half precision over a manual axis."""
-        narrow = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
-        return x.astype(jnp.float32) if narrow and self.layout.platform == "cpu" else x
-
-
-def _at(tree: PyTree, index: int | jax.Array) -> PyTree:
-    """Returns entry `index` of the first dimension of each array."""
-    return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, keepdims=False), tree)
+    # A stage without work computes on real rows, and its result is dropped, so its gradient is 0 and never NaN.
+    start = queue, queues.slot(queue, 0), queue[0]
+    (_, _, out), _ = lax.scan(tick, start, jnp.arange(schedule.ticks(stages, microbatches, repeats)))
+    return out
 
 
 def _batch_of(inputs: PyTree) -> int:

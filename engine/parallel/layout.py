@@ -33,6 +33,7 @@ class Layout:
     repeats: int = 1
     precision: str = "float32"
     """`train.precision`."""
+    schedule: str = "gpipe"
     remat: str = "none"
     zero1: bool = False
     offload_optimizer: bool = False
@@ -122,6 +123,7 @@ def make_layout(mesh: Mesh, sharding: Sharding, train: Train) -> Layout:
         microbatches=sharding.microbatches,
         repeats=sharding.repeats,
         precision=train.precision,
+        schedule=sharding.schedule,
         remat=train.remat,
         zero1=sharding.zero1,
         offload_optimizer=train.offload_optimizer,

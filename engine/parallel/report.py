@@ -93,13 +93,20 @@ def _mesh_lines(spec: MeshSpec, sharding: Sharding, mesh: Mesh) -> list[str]:
     if changed:
         lines.append("rules: " + ", ".join(f"{name} -> {axis}" for name, axis in changed.items()))
     if (stages := mesh.shape["pipeline"]) > 1:
-        repeats = sharding.repeats
-        microbatches = schedule.microbatch_count(sharding.microbatches, stages)
-        bubble = schedule.bubble(stages, microbatches, repeats)
-        lines.append(
-            f"pipeline: {stages} stages, {microbatches} microbatches, {repeats} repeats: stages wait "
-            f"{stages - 1}/{schedule.ticks(stages, microbatches, repeats)} of the time ({bubble:.0%})"
-        )
+        lines += _pipeline_lines(sharding, stages)
+    return lines
+
+
+def _pipeline_lines(sharding: Sharding, stages: int) -> list[str]:
+    """Returns a line about the pipeline, and the cost of each schedule."""
+    repeats, microbatches = sharding.repeats, schedule.microbatch_count(sharding.microbatches, stages)
+    lines = [f"pipeline: {stages} stages, {microbatches} microbatches, {repeats} repeats, {sharding.schedule}"]
+    for kind in ("gpipe", "1f1b"):
+        inputs, activations = schedule.memory(stages, microbatches, repeats, kind)
+        kept = f"{activations} microbatch{'es' if activations > 1 else ''}"
+        kept += f" and the inputs of {inputs}" if inputs else ""
+        waiting = schedule.bubble(stages, microbatches, repeats, kind)
+        lines.append(f"  {kind}: stages wait {waiting:.0%} of the time, and keep the activations of {kept}")
     return lines
 
 

@@ -4,6 +4,10 @@ With one repeat it is GPipe (Huang et al. 2019). With R repeats it is the circul
 et al. 2021, run forward: a stage holds R groups of layers, and a microbatch passes the ring of stages R times. In a
 *tick* every stage applies one group of layers to one microbatch. Microbatches go in groups, as many as stages, so that
 the last stage finishes a microbatch exactly when the first stage needs it for the next repeat.
+
+"gpipe" differentiates these ticks, so each keeps its activations for the backward pass. "1f1b" (Narayanan et al. 2019)
+runs them once for the results, and once more together with the backward pass, which starts as soon as the last stage
+receives a microbatch. Its memory does not grow with the number of microbatches.
 """
 
 import math
@@ -24,9 +28,31 @@ def ticks(stages: int, microbatches: int, repeats: int) -> int:
     return microbatches * repeats + stages - 1
 
 
-def bubble(stages: int, microbatches: int, repeats: int) -> float:
-    """Returns the fraction of ticks in which a stage has no work, in [0, 1)."""
-    return (stages - 1) / ticks(stages, microbatches, repeats)
+def bubble(stages: int, microbatches: int, repeats: int, kind: str = "gpipe") -> float:
+    """Returns the fraction of the time in which a stage has no work, in [0, 1).
+
+    A backward pass takes twice the time of a forward pass. With "1f1b" it follows a forward pass of its own, and each
+    of its ticks also runs the layers on another microbatch.
+    """
+    count = ticks(stages, microbatches, repeats)
+    if kind == "gpipe":
+        return (stages - 1) / count
+    return 1 - 5 * microbatches * repeats / (count + 4 * (count + repeats * stages - 1))
+
+
+def kept_microbatches(stages: int, microbatches: int) -> int:
+    """Returns the number of microbatches whose inputs a stage keeps for each repeat in the schedule "1f1b".
+
+    A microbatch needs less than twice the ticks of its group until its gradient is complete.
+    """
+    return min(microbatches, 2 * stages)
+
+
+def memory(stages: int, microbatches: int, repeats: int, kind: str = "gpipe") -> tuple[int, int]:
+    """Returns (inputs, activations) that a stage keeps: both for the layers of one repeat and one microbatch."""
+    if kind == "gpipe":
+        return 0, ticks(stages, microbatches, repeats)
+    return repeats * kept_microbatches(stages, microbatches), 1
 
 
 def work[T: (int, np.ndarray, jax.Array)](

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from benchmarks.aot.measures import largest
 from engine.config.schema import MeshSpec
 from engine.parallel.collectives import collectives
 from engine.parallel.memory import check_host_memory, device_memory, in_host_memory
@@ -114,3 +115,15 @@ def test_weight_gradients_of_a_large_layer_are_reduced_one_by_one():
     compiled = lowered.compile(compiler_options=compiler_options("gpu", {}))
     found = [c for c in collectives(str(compiled.as_text()), mesh) if c.kind == "reduce-scatter"]
     assert len(found) == 2 and all(c.asynchronous for c in found)
+
+
+def test_rings_of_a_pipeline_run_in_cudnn_kernels():
+    found = step("gpu", "pipeline")
+    # In each tick a stage applies half of the layers, and a layer runs the kernels on its own keys and on the others.
+    assert min(found.measures.kernels[name] for name in ("cudnn fwd", "cudnn bwd")) >= 2 * found.depth
+
+
+def test_a_pipeline_holds_no_array_of_half_the_global_batch():
+    found = step("gpu", "pipeline")
+    assert not largest(found.text, found.activations // 2)
+    assert found.kinds("pipeline") >= {"collective-permute"} and "all-gather" not in found.kinds("pipeline")

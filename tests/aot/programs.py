@@ -28,7 +28,7 @@ FULL, DOTS = {"train.remat": "full"}, {"train.remat": "dots"}
 MESHES = {
     "fsdp": ({"fsdp": 16}, "tiny", FULL),
     "tensor": ({"fsdp": 8, "tensor": 2}, "tiny", DOTS),
-    "pipeline": ({"fsdp": 4, "pipeline": 2, "context": 2}, "tiny", {}),
+    "pipeline": ({"fsdp": 4, "pipeline": 2, "context": 2}, "tiny", FULL),
     "experts": ({"fsdp": 4, "expert": 4}, "moe-tiny", {}),
 }
 """Program -> mesh, model and settings."""
@@ -43,6 +43,7 @@ class Step:
     collectives: list[Collective]
     measures: Measures
     depth: int
+    activations: int  # elements of the activations of the global batch
 
     def kinds(self, *axes: str) -> set[str]:
         """Returns the kinds of the collectives along exactly these mesh axes."""
@@ -75,6 +76,7 @@ def step(platform: str, name: str) -> Step:
         collectives(text, compiled.mesh),
         measure(compiled.executable, compiled.mesh),
         SIZES[model]["depth"],
+        rows * TIME * SIZES[model]["width"],
     )
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks.aot.measures import largest
 from benchmarks.aot.programs import SIZES
 from engine.config.schema import MeshSpec
 from engine.parallel.mesh import make_mesh
@@ -85,3 +86,15 @@ def test_products_of_float8_have_operands_in_eight_bits():
     """A TPU v5e converts them within the product; a TPU v7 multiplies them."""
     found = dense_gradient("tpu", "float8").products
     assert sum(found.values()) == 6 and all("bf16" not in name.partition(" -> ")[0] for name in found), found
+
+
+def test_rings_of_a_pipeline_run_in_splash_kernels():
+    found = step("tpu", "pipeline")
+    # In each tick a stage applies half of the layers, and a layer runs the kernels on its own keys and on the others.
+    assert min(found.measures.kernels[name] for name in ("splash fwd", "splash dq", "splash dkv")) >= 2 * found.depth
+
+
+def test_a_pipeline_holds_no_array_of_half_the_global_batch():
+    found = step("tpu", "pipeline")
+    assert not largest(found.text, found.activations // 2)
+    assert found.kinds("pipeline") >= {"collective-permute"} and "all-gather" not in found.kinds("pipeline")

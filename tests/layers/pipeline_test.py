@@ -1,6 +1,7 @@
 """A pipeline gives the results and gradients of one device for every schedule."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -12,8 +13,9 @@ from jax.sharding import PartitionSpec
 
 from engine.config.errors import ShardingError, TaskError
 from engine.config.schema import MeshSpec
-from engine.layers import Stack
+from engine.layers import Dense, Stack, attention
 from engine.parallel import schedule
+from engine.parallel.hlo_text import HloText, arrays
 from engine.parallel.layout import Layout, active
 from engine.parallel.mesh import BATCH_AXES
 from engine.parallel.rules import RULES
@@ -43,7 +45,10 @@ def call(graph, params, x):
         (MeshSpec(pipeline=2, data=2, tensor=2), 8, 32, {"repeats": 2, "remat": "full"}),
         (MeshSpec(pipeline=4, fsdp=2), 8, 32, {"repeats": 2}),
         (MeshSpec(pipeline=8), 8, 32, {"microbatches": 4}),
-        (MeshSpec(pipeline=4, fsdp=2), 8, 20, {"microbatches": 5}),  # rows do not divide over the stages: all-reduce
+        (MeshSpec(pipeline=4, fsdp=2), 8, 20, {"microbatches": 5}),  # not divisible by the stages
+        (MeshSpec(pipeline=2, data=2, tensor=2), 8, 32, {"schedule": "1f1b", "remat": "full"}),
+        (MeshSpec(pipeline=4, fsdp=2), 8, 32, {"schedule": "1f1b", "repeats": 2}),
+        (MeshSpec(pipeline=4, fsdp=2), 8, 20, {"schedule": "1f1b", "microbatches": 5}),
     ],
 )
 def test_value_and_gradient_equal_those_of_one_device(mesh, count, rows, fields):
@@ -65,6 +70,35 @@ def test_half_precision_is_supported():
         results.append(call(half, *blocks.batch(8, jnp.bfloat16)))
     one, two = jax.tree.map(lambda x: x.astype(jnp.float32), results)
     zoo.assert_close(two, one, 2**-7)
+
+
+class Attending(nnx.Module):
+    """A layer of causal attention, with two heads."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.up = Dense(blocks.WIDTH, 3 * blocks.WIDTH, axes=("embed", "heads"), rngs=rngs)
+
+    def __call__(self, x, rng):
+        q, k, v = jnp.split(self.up(x).reshape(*x.shape[:2], 2, -1), 3, axis=-1)
+        return x + attention(q, k, v, causal=True).reshape(x.shape)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_stages_split_sequences(dtype):
+    mesh, results = MeshSpec(pipeline=2, data=2, context=2), []
+    for layout in (ONE, blocks.make_layout(mesh, microbatches=2, remat="full")):
+        with active(layout):
+            graph, params = nnx.split(Stack(Attending, 2, rngs=nnx.Rngs(0), unroll=False))
+
+        def loss(params, x, graph=graph, layout=layout):
+            with active(layout):
+                return jnp.sin(call(graph, params, x).astype(jnp.float32)).mean()
+
+        inputs = jax.tree.map(lambda x: x.astype(dtype), (params, blocks.batch(8)[0][0]))
+        quick = {"xla_backend_optimization_level": 0}
+        results.append(jax.jit(jax.value_and_grad(loss, (0, 1)), compiler_options=quick)(*inputs))
+    one, two = jax.tree.map(lambda x: x.astype(jnp.float32), results)
+    zoo.assert_close(two, one, 1e-6 if dtype == jnp.float32 else 2**-7)
 
 
 class Normed(nnx.Module):
@@ -96,6 +130,19 @@ def test_output_is_split_over_the_stages_by_the_rules():
             out = jax.jit(functools.partial(call, graph))(params, jnp.ones((16, 4)))
         assert layout.mesh is not None
         assert out.sharding.is_equivalent_to(jax.NamedSharding(layout.mesh, PartitionSpec(want)), 2)
+
+
+def test_no_device_holds_activations_of_the_global_batch():
+    layout = blocks.make_layout(MeshSpec(pipeline=2, data=2, fsdp=2), microbatches=8, remat="full")
+    call, params = blocks.gradient(blocks.stack(2, layout), layout)
+    rows = 512
+    (x, total), mask, _ = blocks.batch(rows)
+    split = jax.NamedSharding(layout.mesh, PartitionSpec(("data", "fsdp", "pipeline")))
+    inputs = jax.device_put(((x, total), mask), split)
+    text = HloText.parse(str(call.lower(params, *inputs, None).compile().as_text()))
+    sizes = [math.prod(dims) for _, _, i in text.executed() for _, dims in arrays(i.shape)]
+    # The largest array has all ticks of a stage: 9 / 8 of a quarter of the rows.
+    assert rows * blocks.TIME * blocks.WIDTH / 4 <= max(sizes) < rows * blocks.TIME * blocks.WIDTH / 2
 
 
 def test_ticks_keep_no_copies_of_parameters():

@@ -75,16 +75,24 @@ def test_report_shows_slices_presets_and_changed_rules():
     ]
 
 
-def test_report_shows_the_bubble_of_a_pipeline():
+def test_report_shows_bubble_and_memory_of_each_schedule_of_a_pipeline():
     program = zoo.program(zoo.Classify(), mesh=MeshSpec(data=2), devices=2)
     spec = MeshSpec(pipeline=4)
     mesh = make_mesh(spec)
 
-    def line(**sharding):
-        return describe(spec, Sharding(**sharding), mesh, program.abstract_state.to_tree(), {}, 1).splitlines()[1]
+    def lines(**sharding):
+        return describe(spec, Sharding(**sharding), mesh, program.abstract_state.to_tree(), {}, 1).splitlines()[1:4]
 
-    assert line() == "pipeline: 4 stages, 8 microbatches, 1 repeats: stages wait 3/11 of the time (27%)"
-    assert line(microbatches=12, repeats=2).endswith("12 microbatches, 2 repeats: stages wait 3/27 of the time (11%)")
+    assert lines() == [
+        "pipeline: 4 stages, 8 microbatches, 1 repeats, gpipe",
+        "  gpipe: stages wait 27% of the time, and keep the activations of 11 microbatches",
+        "  1f1b: stages wait 40% of the time, and keep the activations of 1 microbatch and the inputs of 8",
+    ]
+    assert lines(microbatches=64, repeats=2, schedule="1f1b") == [
+        "pipeline: 4 stages, 64 microbatches, 2 repeats, 1f1b",
+        "  gpipe: stages wait 2% of the time, and keep the activations of 131 microbatches",
+        "  1f1b: stages wait 6% of the time, and keep the activations of 1 microbatch and the inputs of 16",
+    ]
 
 
 REDUCE = Collective("all-reduce", ("data", "fsdp"), 8, 2, 4096, 7168)

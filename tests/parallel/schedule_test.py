@@ -41,6 +41,48 @@ def test_bubble_is_the_fraction_of_idle_ticks(stages, microbatches, repeats):
     assert schedule.bubble(stages, microbatches, repeats) == pytest.approx(1 - busy.mean())
 
 
+@pytest.mark.parametrize(("stages", "microbatches", "repeats"), CASES)
+def test_1f1b_computes_each_gradient_once_from_an_input_that_is_still_kept(stages, microbatches, repeats):
+    """Gradients pass the stages in reverse order, as soon as the last stage has its input."""
+    count = schedule.ticks(stages, microbatches, repeats) + repeats * stages - 1
+    kept: list = [{} for _ in range(stages)]
+    received: list = [None] * stages
+    complete, idle = [], 0
+    for tick in range(count):
+        sent: list = [None] * stages
+        for stage in range(stages):
+            busy, microbatch, repeat = schedule.work(tick, stage, stages, microbatches, repeats)
+            if busy:
+                kept[stage][repeat, microbatch % schedule.kept_microbatches(stages, microbatches)] = microbatch
+            time = tick - (repeats * stages - 1)
+            busy, microbatch, repeat = schedule.work(time, stages - 1 - stage, stages, microbatches, repeats)
+            if not busy:
+                idle += 1
+                continue
+            repeat = repeats - 1 - repeat
+            assert kept[stage][repeat, microbatch % schedule.kept_microbatches(stages, microbatches)] == microbatch
+            group = repeat * stages + stage
+            assert group == stages * repeats - 1 or received[stage] == (microbatch, group)
+            if group == 0:
+                complete.append(microbatch)
+            sent[(stage - 1) % stages] = (microbatch, group - 1)
+        received = sent
+    assert complete == list(range(microbatches))
+    assert idle == stages * (count - microbatches * repeats)
+
+
+def test_memory_of_1f1b_does_not_grow_with_the_microbatches():
+    assert schedule.memory(4, 8, 1, "1f1b") == schedule.memory(4, 64, 1, "1f1b") == (8, 1)
+    assert schedule.memory(4, 64, 2, "1f1b") == (16, 1)
+    assert schedule.memory(4, 8, 1) == (0, 11) and schedule.memory(4, 64, 1) == (0, 67)
+
+
+def test_bubble_of_1f1b_is_that_of_its_two_passes():
+    # 11 ticks forward; 14 ticks of one computation of the layers and a gradient that takes three.
+    assert schedule.bubble(4, 8, 1, "1f1b") == pytest.approx(1 - 8 * 5 / (11 + 14 * 4))
+    assert schedule.bubble(4, 64, 1, "1f1b") < schedule.bubble(4, 8, 1)
+
+
 def test_repeats_and_microbatches_reduce_the_bubble():
     assert schedule.bubble(4, 8, 1) == 3 / 11
     assert schedule.bubble(4, 8, 2) == 3 / 19
