@@ -58,7 +58,9 @@ def test_two_parts_equal_the_whole(with_kernel, dtype, segmented, tolerance):
     q, k, v = blockwise.group(arrays[0], 2), blockwise.swap(arrays[1]), blockwise.swap(arrays[2])
     segments = plain.segments(256) if segmented else None
     d_out = blockwise.group(plain.weights(wide[0]), 2).astype(dtype)
-    found = jax.jit(functools.partial(merged, with_kernel))(q, k, v, segments, d_out)
+    # XLA:CPU sums products of bfloat16 in bfloat16 if it compiles them together with what follows.
+    run = merged if dtype == "bfloat16" else jax.jit(merged, static_argnums=0)
+    found = run(with_kernel, q, k, v, segments, d_out)
     (_, out), gradients = plain.program(plain.attention, causal=False, segment_ids=segments)(*wide)
     wanted = blockwise.group(out, 2), blockwise.group(gradients[0], 2), *(blockwise.swap(x) for x in gradients[1:])
     for a, b in zip(found, wanted, strict=True):
