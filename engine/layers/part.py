@@ -8,6 +8,7 @@ in float16. Arrays are grouped as in `blockwise.py`, which is used where no kern
 import functools
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +122,7 @@ def cudnn(
     *,
     causal: bool,
     statistics: bool,
-    implementation: str = "cudnn",
+    implementation: Literal["cudnn", "xla"] = "cudnn",
     narrow: DTypeLike = jnp.float16,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the attention of a `Kernel` by cuDNN.
@@ -131,11 +132,13 @@ def cudnn(
         narrow: dtype of the computation with statistics.
     """
     mask = None if segments is None else (segments[0][:, :, None] == segments[1][:, None, :])[:, None]
-    attend = functools.partial(jax.nn.dot_product_attention, mask=mask, is_causal=causal, implementation=implementation)
     q, k, v = (blockwise.swap(x) for x in (q, k, v))
+    attend = jax.nn.dot_product_attention
     if not statistics:
-        return blockwise.swap(attend(q, k, v)), jnp.zeros(())
-    out, lse = attend(*(x.astype(narrow) for x in (q, k, v)), return_residual=True)
+        out = attend(q, k, v, mask=mask, is_causal=causal, implementation=implementation)
+        return blockwise.swap(out), jnp.zeros(())
+    q, k, v = (x.astype(narrow) for x in (q, k, v))
+    out, lse = attend(q, k, v, mask=mask, is_causal=causal, implementation=implementation, return_residual=True)
     return blockwise.swap(out), lse.astype(jnp.float32).transpose(0, 2, 1)
 
 

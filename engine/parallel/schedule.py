@@ -56,7 +56,7 @@ def memory(stages: int, microbatches: int, repeats: int, kind: str = "gpipe") ->
 
 
 def work[T: (int, np.ndarray, jax.Array)](
-    tick: T, stage: T, stages: int, microbatches: int, repeats: int
+    tick: T, stage: T | int, stages: int, microbatches: int, repeats: int
 ) -> tuple[T, T, T]:
     """Returns (whether a stage has work, the microbatch, the repeat) at a tick.
 

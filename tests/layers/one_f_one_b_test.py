@@ -73,5 +73,5 @@ def test_gradients_equal_those_of_gpipe_also_of_shared_inputs():
 def test_inputs_without_a_gradient_have_none():
     call = with_own_gradient(lambda params, x: params * x[0] * x[1], lambda params, x, d: (d[0], [2 * d[0]]))
     with pytest.raises(TypeError, match="grad requires real- or complex-valued inputs"):
-        jax.grad(call, 1)(2.0, (3.0, jnp.int32(4)))
-    assert jax.grad(lambda x: call(2.0, (x, jnp.int32(4))))(3.0) == 2
+        jax.grad(call, 1)(2.0, (3.0, jnp.int32(4), None))
+    assert jax.grad(lambda x: call(2.0, (x, jnp.int32(4), None)))(3.0) == 2

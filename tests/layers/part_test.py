@@ -32,7 +32,8 @@ def merged(with_kernel, q, k, v, segments, d_out):
         for half, of in zip(halves, ids, strict=True)
     ]
     lse = jnp.logaddexp(found[0][1], found[1][1])
-    out = sum(x * jnp.exp(own - lse) for x, own in found)
+    first, second = (x * jnp.exp(own - lse) for x, own in found)
+    out = first + second
     delta = blockwise.delta(out, d_out)
     parts = [
         part.backward(with_kernel, q, k[:, :, half], v[:, :, half], of, lse, delta, d_out, causal=False)

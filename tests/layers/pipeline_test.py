@@ -137,6 +137,7 @@ def test_no_device_holds_activations_of_the_global_batch():
     call, params = blocks.gradient(blocks.stack(2, layout), layout)
     rows = 512
     (x, total), mask, _ = blocks.batch(rows)
+    assert layout.mesh is not None
     split = jax.NamedSharding(layout.mesh, PartitionSpec(("data", "fsdp", "pipeline")))
     inputs = jax.device_put(((x, total), mask), split)
     text = HloText.parse(str(call.lower(params, *inputs, None).compile().as_text()))
