@@ -13,8 +13,9 @@ from jax.sharding import Mesh
 
 from engine.cluster import group
 from engine.cluster.host_memory import host_memory
+from engine.config.allowed_values import AUTO
 from engine.config.errors import ConfigError, ShardingError
-from engine.config.schema import AUTO, Config, Train
+from engine.config.schema import Config, Train
 from engine.config.text import from_text
 from engine.data.prefetch import IN_FLIGHT
 from engine.data.source import Source

@@ -1,8 +1,9 @@
 """The config of `--fast-dev-run`: a small copy of a config that trains, saves and evaluates for two steps."""
 
+from engine.config.allowed_values import AUTO
 from engine.config.draft import Draft, draft_of
 from engine.config.override import assign
-from engine.config.schema import AUTO, Arguments, Config, MeshSpec
+from engine.config.schema import Arguments, Config, MeshSpec
 from engine.config.validation import validate
 
 BATCH_SIZE = 8

@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from engine.config import zoo
+from engine.config.allowed_values import AUTO
 from engine.config.draft import Draft, draft_of, unfreeze
 from engine.config.duration import Duration
 from engine.config.errors import FieldError, did_you_mean
@@ -21,7 +22,7 @@ from engine.config.fields import check_value, join, slots
 from engine.config.hardware import AXES
 from engine.config.override import locate
 from engine.config.schedules import check_schedules, sections
-from engine.config.schema import AUTO, Config, InitSource, Target
+from engine.config.schema import Config, InitSource, Target
 from engine.config.setting import MAX_NUMBER, regular_expression
 
 

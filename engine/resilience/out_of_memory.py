@@ -9,8 +9,9 @@ from pathlib import Path
 import jax
 
 from engine.cluster.host_memory import ADVICE
+from engine.config.allowed_values import AUTO
 from engine.config.errors import ConvoyError, first_line
-from engine.config.schema import AUTO, MeshSpec, Train
+from engine.config.schema import MeshSpec, Train
 
 _OUT_OF_MEMORY = re.compile(r"(?:^RESOURCE_EXHAUSTED: |\b(?=(?:[Rr]an o|[Oo])ut of memory\b))(.*)")
 

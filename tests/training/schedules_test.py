@@ -9,9 +9,10 @@ import numpy as np
 import optax
 import pytest
 
+from engine.config.allowed_values import SCHEDULES
 from engine.config.duration import Duration, RunSize
 from engine.config.errors import ConfigError
-from engine.config.schema import SCHEDULES, Optimizer
+from engine.config.schema import Optimizer
 from engine.training.schedules import Schedule, build_schedule, message
 
 ARGUMENTS: Mapping[str, Any] = {"piecewise": {"scales": {"2 steps": 0.5}}, "inverse_sqrt": {"timescale": "3 steps"}}

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from engine.config.allowed_values import AUTO
 from engine.config.duration import DATA_UNITS, Duration
 from engine.config.errors import DataError
-from engine.config.schema import AUTO, Train
+from engine.config.schema import Train
 from engine.data.sampling.shuffle import PartPermutations, derive_seed
 from engine.data.source import Source
 
