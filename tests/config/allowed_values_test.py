@@ -19,5 +19,5 @@ def test_rule_allows_and_refuses(rule, allowed, refused):
     for value in allowed:
         rule.check(value, "train.x")
     for value in refused:
-        with pytest.raises(FieldError, match="train.x"):
+        with pytest.raises(FieldError, match=r"train\.x"):
             rule.check(value, "train.x")
