@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks.aot.programs import DECODER
 from engine.config import defaults
 from engine.config.hardware import AXES
+from engine.config.schema import Config
 from engine.entry import program, resolve_config
 from engine.plan import with_candidate
 from engine.planning import calibration
@@ -56,19 +57,26 @@ def main() -> int:
     built, _ = program(config, devices[:1])
     traces = Traces(built, config, {"float32": machine.f32 / machine.bandwidth}, ROWS // 8, lambda text: None)
     model = CostModel(traces, machine)
-    predicted, measured, spreads = [], [], []
-    print(f"{'configuration':44} predicted  measured")
+    costs, runs = [], []
     for settings in CONFIGURATIONS:
         rest = dict(settings)
         sizes = tuple(int(rest.pop(axis, 1)) for axis in AXES)
         candidate = Candidate(sizes, (1,) * len(AXES), **rest)  # pyright: ignore[reportArgumentType]
-        cost = model.cost(candidate)
-        times = run(with_candidate(config, candidate))
+        print(f"compiling {candidate}", flush=True)
+        costs.append(model.cost(candidate))
+        runs.append(Run(with_candidate(config, candidate)))
+    times_of = [[] for _ in runs]
+    for _ in range(STEPS):  # in turn, so that a change of the machine's load meets all of them
+        for run, times in zip(runs, times_of, strict=True):
+            times.append(run.step())
+    predicted, measured, spreads = [], [], []
+    print(f"{'configuration':44} predicted  measured")
+    for cost, times in zip(costs, times_of, strict=True):
         predicted.append(cost.step_s)
         measured.append(float(np.median(times)))
         spreads.append((max(times) - min(times)) / measured[-1])
         parts = ", ".join(f"{name} {s * 1e3:.0f}" for name, s in cost.seconds.items() if s >= 5e-4)
-        print(f"{candidate!s:44} {cost.step_s * 1e3:6.0f} ms {measured[-1] * 1e3:6.0f} ms  ({parts})", flush=True)
+        print(f"{cost.candidate!s:44} {cost.step_s * 1e3:6.0f} ms {measured[-1] * 1e3:6.0f} ms  ({parts})", flush=True)
     ranks = np.array([np.argsort(np.argsort(values)) for values in (predicted, measured)], float)
     correlation = float(np.corrcoef(ranks)[0][1])
     picked = measured[int(np.argmin(predicted))] / min(measured) - 1
@@ -79,18 +87,21 @@ def main() -> int:
     return int(correlation < 0.8)
 
 
-def run(config) -> list[float]:
-    """Returns the seconds of each of some steps of a config."""
-    built, _ = program(config)
-    state = built.init()
-    batch = jax.tree.map(lambda x: jax.device_put(np.ones(x.shape, x.dtype), x.sharding), built.abstract_batch)
-    step, mask, times = built.steps(1), built.skip_mask((False,)), []
-    for _ in range(STEPS + 1):
+class Run:
+    """A compiled step of a config, and its state; the first step has been run."""
+
+    def __init__(self, config: Config):
+        built, _ = program(config)
+        self.state, self.mask, self.compiled = built.init(), built.skip_mask((False,)), built.steps(1)
+        self.batch = jax.tree.map(lambda x: jax.device_put(np.ones(x.shape, x.dtype), x.sharding), built.abstract_batch)
+        self.step()
+
+    def step(self) -> float:
+        """Runs a step and returns its seconds."""
         start = time.perf_counter()
-        state, metrics = step(state, (batch,), mask)
-        jax.block_until_ready((state, metrics))
-        times.append(time.perf_counter() - start)
-    return times[1:]
+        self.state, metrics = self.compiled(self.state, (self.batch,), self.mask)
+        jax.block_until_ready((self.state, metrics))
+        return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -1,3 +1,5 @@
+import dataclasses
+
 from engine.planning import table
 from tests.planning import tiny
 
@@ -6,3 +8,10 @@ def test_candidate_sets_only_what_differs_from_the_config():
     text = table.command(tiny.candidate(fsdp=8, remat="full"), {"train.remat": "none", "train.accumulate": 1})
     assert "--config.mesh.fsdp=8" in text and "--config.train.remat=full" in text
     assert "accumulate" not in text
+
+
+def test_mesh_that_is_predicted_badly_on_cpus_has_a_warning():
+    cpu = dataclasses.replace(tiny.machine("h100:1x8"), platform="cpu")
+    split, copies = (tiny.model().cost(tiny.candidate(**axes)) for axes in ({"data": 4, "tensor": 2}, {"data": 8}))
+    assert any("measure this mesh" in text for text in table.warnings(split, cpu))
+    assert not any("measure this mesh" in text for text in table.warnings(copies, cpu))
