@@ -73,7 +73,7 @@ def _dot(a: jax.Array, b: jax.Array, contracted: _Contracted, dtype: DTypeLike) 
 def _as_float8(x: jax.Array, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
     """Returns `x / scale` in eight bits, and the scale: a power of two, for all of `x`.
 
-    The largest magnitude becomes 0.67 to 1.5 times the largest power of two of the format.
+    The largest magnitude becomes 0.75 to 1.5 times the largest power of two of the format.
     """
     largest = jnp.max(jnp.abs(x)).astype(jnp.float32)
     power = lax.reduce_precision(largest, exponent_bits=8, mantissa_bits=0)
@@ -158,6 +158,8 @@ def _grouped_dot(
 ) -> jax.Array:
     """Returns the product of rows, in this format for float8, and kernels, which have one scale."""
     if precision == "float8":
+        # Rows after the last group are undefined. They must not determine the scale.
+        rows = jnp.where(jnp.arange(len(rows))[:, None] < sizes.sum(), rows, 0)
         (a, a_scale), (b, b_scale) = _as_float8(rows, float8), _as_float8(kernels, jnp.float8_e4m3fn)
         scale, dtype = (a_scale * b_scale).astype(rows.dtype), rows.dtype
     else:

@@ -271,6 +271,26 @@ def test_a_grouped_product_rounds_as_the_product_of_each_group_does(precision):
     assert not d_kernels[1].any()
 
 
+@pytest.mark.parametrize("precision", ["float8", "int8"])
+def test_rows_after_the_last_group_change_no_other_row(precision):
+    rng = np.random.default_rng(6)
+    rows, d_y = (jnp.asarray(rng.normal(size=(32, n)), HALF) for n in (32, 16))
+    kernels = jnp.asarray(rng.normal(size=(2, 32, 16)), HALF)
+    sizes = jnp.array([8, 16])
+
+    @jax.jit
+    def run(rows, d_y):
+        with active(Layout(precision=precision)):
+            product = functools.partial(quantization.grouped_matmul, sizes=sizes, blocks=Blocks(8))
+            y, pullback = jax.vjp(lambda rows, kernels: product(rows, kernels), rows, kernels)
+            d_rows, d_kernels = pullback(d_y)
+        return y[:24], d_rows[:24], d_kernels
+
+    found, wanted = (run(rows.at[24:].set(x), d_y.at[24:].set(x)) for x in (jnp.nan, 0))
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(np.asarray(a, np.float64), np.asarray(b, np.float64))
+
+
 @pytest.mark.parametrize(("precision", "dtype"), [("float8", HALF), ("int8", jnp.int32)])
 def test_remat_of_dots_keeps_the_results_of_products(precision, dtype):
     x, kernel, _ = arrays(5)
