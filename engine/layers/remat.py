@@ -3,7 +3,7 @@
 `train.remat` chooses what is kept in addition to the input of each layer of a stack: *none* everything, *full* nothing,
 *dots* products with weights, *save:a,b* the values named a and b, *offload:a,b* these values in host memory. *dots*,
 and the name "attention", also keep what the backward pass of an attention kernel needs, so that the kernel does not run
-twice.
+twice. *offload* does not keep that of cuDNN.
 """
 
 import contextvars

@@ -132,7 +132,7 @@ def ring_reduce_scatter(x: jax.Array, axes: tuple[str, ...], dimension: int) -> 
     following = [(i, (i + 1) % count) for i in range(count)]
 
     def part(hop: int) -> jax.Array:
-        """The part of the device that the sum, which is here after so many steps, reaches last."""
+        """Returns the summand of this device for the part whose sum is on this device after `hop` steps."""
         return lax.dynamic_slice_in_dim(x, (me - 1 - hop) % count * size, size, dimension)
 
     total = part(0)
