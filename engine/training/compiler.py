@@ -26,6 +26,7 @@ from engine.config.schema import Config
 from engine.config.text import to_text
 from engine.mounts import local_text
 from engine.training import compile_cache
+from engine.tuning.compiler_options import Value
 
 FORMAT = 1
 _COMPILERS = {"tpu": ("libtpu",), "gpu": ("jax-cuda13-pjrt", "jax-cuda12-pjrt", "jax-rocm7-pjrt")}
@@ -59,17 +60,20 @@ class Compiler:
         if folder is not None and not store and not folder.is_dir():
             raise ConfigError(f"cache.programs: {folder} is not a folder. convoy compile --out={folder} makes it.")
 
-    def compile(self, name: str, lowered: jax.stages.Lowered, mesh: Mesh) -> jax.stages.Compiled:
+    def compile(
+        self, name: str, lowered: jax.stages.Lowered, mesh: Mesh, options: Mapping[str, Value] | None = None
+    ) -> jax.stages.Compiled:
         """Returns a compiled program.
 
         Args:
             name: name of the program, such as "step", for messages and files.
             lowered: the program.
             mesh: its devices.
+            options: the `compiler_options` of its `jax.jit`, which StableHLO does not hold.
         """
         if self._folder is None:
             return lowered.compile()
-        facts = describe_program(lowered, mesh)
+        facts = describe_program(lowered, mesh, options or {})
         if self._store:
             begin = time.monotonic()
             compiled = lowered.compile()
@@ -161,7 +165,7 @@ def open_compiler(config: Config, say: Callable[[str], None]) -> Compiler:
     return Compiler(None if programs is None else Path(local_text(programs)), config=to_text(config), say=say)
 
 
-def describe_program(lowered: jax.stages.Lowered, mesh: Mesh) -> dict[str, str]:
+def describe_program(lowered: jax.stages.Lowered, mesh: Mesh, options: Mapping[str, Value]) -> dict[str, str]:
     """Returns all that a compiled program depends on, by name."""
     devices = list(mesh.devices.flat)
     first = devices[0]
@@ -172,7 +176,7 @@ def describe_program(lowered: jax.stages.Lowered, mesh: Mesh) -> dict[str, str]:
         "jax": jax.__version__,
         "jaxlib": version("jaxlib"),
         "compiler": _compiler(first.platform),
-        "options": " ".join(_options()) or "none",
+        "options": " ".join([*_options(), *(f"{name}={options[name]}" for name in sorted(options))]) or "none",
         "devices": f"{len(devices)} x {first.device_kind} in {processes} process{'es' * (processes > 1)}",
         "order of devices": _digest(repr(placed).encode())[:16],
         "program": _digest(without_locations(lowered.as_text()).encode()),

@@ -48,6 +48,7 @@ from engine.training.update import (
     has_own_update,
     own_update,
 )
+from engine.tuning.compiler_options import Value
 from engine.tuning.control_flow import step_control_flow
 from engine.types import PyTree
 
@@ -350,6 +351,7 @@ class Program:
             self._compile(
                 f"{name} of length {shape + 1}" if shapes > 1 else name,
                 lambda shape=shape: self.trace(k, shape).lower(),
+                self.spec.compiler_options,
             )
             for shape in range(shapes)
         ]
@@ -389,8 +391,10 @@ class Program:
         self._hardware_flops[shape] = count_flops(traced.jaxpr.jaxpr) / k
         return traced
 
-    def _compile(self, name: str, lower: Callable[[], jax.stages.Lowered]) -> jax.stages.Compiled:
+    def _compile(
+        self, name: str, lower: Callable[[], jax.stages.Lowered], options: Mapping[str, Value] | None = None
+    ) -> jax.stages.Compiled:
         start = time.monotonic()
-        compiled = self.compiler.compile(name, lower(), self.mesh)
+        compiled = self.compiler.compile(name, lower(), self.mesh, options)
         self.compile_s += time.monotonic() - start
         return compiled

@@ -105,6 +105,14 @@ def test_options_of_xla_belong_to_a_program(folder, monkeypatch):
     assert not loaded and "options " in text and "(here --xla_tpu_option=1)" in text.replace("--xla_force", "")
 
 
+def test_compiler_options_of_a_step_belong_to_its_program(folder):
+    said = []
+    compiler, options = Compiler(folder, config=CONFIG, say=said.append), {"xla_tpu_option": True}
+    compiler.compile("step", lowered(mesh()), mesh(), options)
+    assert compiler.loaded == []
+    assert "options " in said[0] and "xla_tpu_option=True)" in said[0]
+
+
 def test_paths_of_source_files_are_no_part_of_a_program():
     kernel = r'{backend_config = "{\22body\22: \22TUz=\22, \22debug_locations\22: \22%s\22}"}'
     assert without_locations(kernel % "L2hvbWUvYQ==") == without_locations(kernel % "L2hvbWUvYg==")
