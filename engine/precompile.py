@@ -126,4 +126,7 @@ def _programs(
     for k in steps:
         yield "step" if k == 1 else f"{k} steps", lambda k=k: program.compile_steps(k)
     for evaluation in evaluations:
-        yield f"evaluation {evaluation.name}", lambda evaluation=evaluation: evaluation.compile(program.compiler)
+        yield (
+            f"evaluation {evaluation.name}",
+            lambda evaluation=evaluation: evaluation.compile(program.abstract_state, program.compiler),
+        )

@@ -8,6 +8,7 @@ from types import TracebackType
 from engine.loop.evaluation import Evaluation
 from engine.loop.phases import COMPILING, Phases
 from engine.training.compiler import Compiler
+from engine.training.state import TrainState
 
 
 class CompileAhead:
@@ -15,12 +16,13 @@ class CompileAhead:
 
     Args:
         evaluations: the evaluations.
+        state: abstract train state.
         compiler: compiles the programs, or loads them.
         phase: enters a phase.
     """
 
-    def __init__(self, evaluations: Sequence[Evaluation], compiler: Compiler, phase: Phases):
-        self._evaluations, self._compiler, self._phase = evaluations, compiler, phase
+    def __init__(self, evaluations: Sequence[Evaluation], state: TrainState, compiler: Compiler, phase: Phases):
+        self._evaluations, self._state, self._compiler, self._phase = evaluations, state, compiler, phase
         self._ended, self._stop = threading.Event(), False
         # No daemon: the exit of Python would stop such a thread inside JAX, which crashes the process.
         self._thread = threading.Thread(target=self._run, name="compile-evaluations")
@@ -51,5 +53,5 @@ class CompileAhead:
                 break
             # An error of the author's code: the evaluation itself reports it.
             with contextlib.suppress(Exception, SystemExit):
-                evaluation.compile(self._compiler)
+                evaluation.compile(self._state, self._compiler)
         self._ended.set()

@@ -121,14 +121,20 @@ class Evaluation:
         """What ended the drawing of figures early in the latest run, in every process; None if all were drawn."""
         return self._figures.error if self._figures is not None else None
 
-    def compile(self, compiler: Compiler) -> list[jax.stages.Compiled]:
-        """Compiles the programs that `run` calls, and returns them."""
+    def compile(self, state: TrainState, compiler: Compiler) -> list[jax.stages.Compiled]:
+        """Compiles the programs that `run` calls, and returns them.
+
+        Args:
+            state: abstract train state; ZeRO-1 may split its parameters, which an evaluation alone does not.
+            compiler: compiles the programs, or loads them.
+        """
         name, program, found = f"evaluation {self.name}", self._program, []
+        weights = Weights(dict(evaluation_params(state, self.config.use_ema)), dict(state.model_state))
         if self._full:
-            found.append(self._step.compile(name, self._batch_size, program.batch_sharding, compiler))
+            found.append(self._step.compile(name, weights, self._batch_size, program.batch_sharding, compiler))
         if self._remainder:
-            whole = replicated(program.mesh)
-            found.append(self._step.compile(f"last batch of {name}", self._remainder, whole, compiler))
+            last, whole = f"last batch of {name}", replicated(program.mesh)
+            found.append(self._step.compile(last, weights, self._remainder, whole, compiler))
         return found
 
     @functools.cached_property

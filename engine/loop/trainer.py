@@ -187,7 +187,8 @@ class Trainer:
                 self._attempt.count_flops()
             stack.callback(lambda: self._profile.close(self._step))
             stack.enter_context(peer_failure.location_reported(lambda: self._step))
-            ahead = CompileAhead(self.evaluations if programs else (), self.program.compiler, self._phase)
+            evaluations, compiler = self.evaluations if programs else (), self.program.compiler
+            ahead = CompileAhead(evaluations, self.program.abstract_state, compiler, self._phase)
             events = self._events(recorder, stack.enter_context(ahead).wait)
             while True:
                 recorder.resume(self._attempt.unfinished)

@@ -128,7 +128,7 @@ class EvaluationProgram:
 
         jitted = jax.jit(with_layout(self.layout, step), out_shardings=replicated(self.mesh))
 
-        def lower(rows: int, sharding: NamedSharding) -> jax.stages.Lowered:
+        def lower(weights: Weights, rows: int, sharding: NamedSharding) -> jax.stages.Lowered:
             batch, members = abstract_batch(example, rows, sharding), slices.abstract_members(rows, sharding)
             point = jax.ShapeDtypeStruct((3,), jnp.uint32)
             return jitted.lower(weights.params, weights.model_state, batch, point, members)

@@ -11,6 +11,7 @@ from engine.data.batch import Batch
 from engine.metrics.state import Reduced
 from engine.training.compiler import Compiler
 from engine.training.model import Arrays
+from engine.training.state import Weights
 
 
 class EvaluationStep:
@@ -18,24 +19,27 @@ class EvaluationStep:
 
     Args:
         jitted: the function.
-        lower: returns its lowered program for batches of so many rows with a sharding.
+        lower: returns its lowered program for abstract weights, and batches of so many rows with a sharding.
         mesh: the devices.
     """
 
-    def __init__(self, jitted: Any, lower: Callable[[int, NamedSharding], jax.stages.Lowered], mesh: Mesh):
+    def __init__(self, jitted: Any, lower: Callable[[Weights, int, NamedSharding], jax.stages.Lowered], mesh: Mesh):
         self._jitted, self._lower, self._mesh = jitted, lower, mesh
         self._compiled: dict[int, jax.stages.Compiled] = {}  # rows of a batch -> its program
 
-    def compile(self, name: str, rows: int, sharding: NamedSharding, compiler: Compiler) -> jax.stages.Compiled:
+    def compile(
+        self, name: str, weights: Weights, rows: int, sharding: NamedSharding, compiler: Compiler
+    ) -> jax.stages.Compiled:
         """Compiles the program for batches of so many rows, which later calls use, and returns it.
 
         Args:
             name: name of the program, for messages.
+            weights: the weights that the calls pass, as jax.ShapeDtypeStruct with shardings.
             rows: rows of a global batch.
             sharding: of the rows.
             compiler: compiles the program, or loads it.
         """
-        self._compiled[rows] = compiler.compile(name, self._lower(rows, sharding), self._mesh)
+        self._compiled[rows] = compiler.compile(name, self._lower(weights, rows, sharding), self._mesh)
         return self._compiled[rows]
 
     def __call__(

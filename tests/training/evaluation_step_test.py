@@ -6,18 +6,21 @@ import numpy as np
 from engine.config.schema import MeshSpec
 from engine.data.source import example_spec
 from engine.training.compiler import Compiler
+from engine.training.state import Weights
 from tests import runs, zoo
 
 
 def test_compiled_program_and_jitted_function_give_equal_results():
-    for mesh in (None, MeshSpec(fsdp=8)):
-        program = zoo.program(zoo.Classify(), mesh=mesh)
+    split = dict(mesh=MeshSpec(data=8), precision="bfloat16", layout={"zero1": True})  # parameters, too
+    for settings in ({}, dict(mesh=MeshSpec(fsdp=8)), split):
+        program = zoo.program(zoo.Classify(width=64), **settings)
         evaluations, state = program.evaluation, program.init()
         batch = jax.device_put(zoo.batch(zoo.examples(16)), program.spec.batch_sharding)
         point = evaluations.point(0, 0)
         step, _, _ = evaluations.evaluation(example_spec(zoo.source()), 16)
         expected = step(dict(state.params), dict(state.model_state), batch, point, None)
-        step.compile("evaluation", 16, program.spec.batch_sharding, Compiler())
+        weights = Weights(dict(program.abstract_state.params), dict(program.abstract_state.model_state))
+        step.compile("evaluation", weights, 16, program.spec.batch_sharding, Compiler())
         with runs.compilations() as compiled:
             found = step(dict(state.params), dict(state.model_state), batch, point, None)
         assert compiled == []
