@@ -15,13 +15,14 @@ from engine.cluster import group
 from engine.cluster.host_memory import host_memory
 from engine.config.allowed_values import AUTO
 from engine.config.errors import ConfigError, ShardingError
-from engine.config.schema import Config, Train
+from engine.config.schema import Config, Sharding, Train
 from engine.config.text import from_text
 from engine.data.prefetch import IN_FLIGHT
 from engine.data.source import Source
 from engine.parallel.memory import compiled_bytes, device_memory_limit
 from engine.parallel.mesh import batch_sharding, check_batch
 from engine.parallel.report import device_bytes, size_text
+from engine.parallel.schedule import microbatch_count
 from engine.resilience.out_of_memory import smaller
 from engine.run.directory import RunDirectory
 from engine.saved.run import newest_checkpoint
@@ -180,19 +181,30 @@ def choose_sizes(config: Config, task: Task, mesh: Mesh, source: Source, say: Ca
     if not fields:
         return config
     steps = Steps(config, task, mesh, source)
-    shards = math.prod(mesh.shape[axis] for axis in jax.tree.leaves(tuple(batch_sharding(mesh).spec)))
+    rows = row_unit(mesh, config.sharding)
     if config.train.accumulate == AUTO:
-        found = _choose_accumulate(config, mesh, shards, steps)
+        found = _choose_accumulate(config, mesh, rows, steps)
     else:
-        found = _choose_batch(config, shards, len(source), steps)
+        found = _choose_batch(config, rows, len(source), steps)
     value = found.train.accumulate if config.train.accumulate == AUTO else found.train.global_batch_size
     say(f"{fields[0]} = auto: {value} ({steps})")
     return found
 
 
-def _choose_batch(config: Config, shards: int, examples: int, steps: Steps) -> Config:
+def row_unit(mesh: Mesh, sharding: Sharding) -> int:
+    """Returns the number of which the rows of a microbatch are a multiple.
+
+    It is the number of devices that split the rows, in a pipeline times its microbatches.
+    """
+    shards = math.prod(mesh.shape[axis] for axis in jax.tree.leaves(tuple(batch_sharding(mesh).spec)))
+    stages = mesh.shape["pipeline"]
+    return shards * (microbatch_count(sharding.microbatches, stages) if stages > 1 else 1)
+
+
+def _choose_batch(config: Config, rows: int, examples: int, steps: Steps) -> Config:
+    """Chooses the batch; `rows` as of `row_unit`."""
     train = config.train
-    unit = shards * train.accumulate
+    unit = rows * train.accumulate
     most = max(1, examples // unit)
 
     def sized(count: int) -> Train:
@@ -204,11 +216,12 @@ def _choose_batch(config: Config, shards: int, examples: int, steps: Steps) -> C
     return dataclasses.replace(config, train=sized(count))
 
 
-def _choose_accumulate(config: Config, mesh: Mesh, shards: int, steps: Steps) -> Config:
+def _choose_accumulate(config: Config, mesh: Mesh, rows: int, steps: Steps) -> Config:
+    """Chooses the number of microbatches; `rows` as of `row_unit`."""
     train = config.train
     check_batch(mesh, train.global_batch_size, 1)
-    rows = train.global_batch_size // shards
-    candidates = [n for n in range(1, rows + 1) if rows % n == 0]
+    most = max(1, train.global_batch_size // rows)  # if the batch is no multiple, the first step raises the error
+    candidates = [n for n in range(1, most + 1) if most % n == 0]
 
     def split(count: int) -> Train:
         return dataclasses.replace(train, accumulate=count)
@@ -227,8 +240,8 @@ def _choose_accumulate(config: Config, mesh: Mesh, shards: int, steps: Steps) ->
 
     count = smallest_fitting(fits, candidates)
     if count is None:
-        most = f"the most microbatches, {candidates[-1]},"
-        raise _nothing_fits("train.accumulate", most, steps, split(candidates[-1]), config)
+        what = f"the most microbatches, {candidates[-1]},"
+        raise _nothing_fits("train.accumulate", what, steps, split(candidates[-1]), config)
     return dataclasses.replace(config, train=split(count))
 
 

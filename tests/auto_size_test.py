@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import engine
-from engine.auto_size import largest_fitting, memory_limit, smallest_fitting
+from engine.auto_size import largest_fitting, memory_limit, row_unit, smallest_fitting
 from engine.config import from_text
 from engine.config.dev_run import tiny
 from engine.config.errors import ConfigError, FieldError
-from engine.config.schema import MeshSpec, Train
+from engine.config.schema import MeshSpec, Sharding, Train
 from engine.entry import program
 from engine.parallel.memory import compiled_bytes
 from engine.parallel.mesh import make_mesh
@@ -99,6 +99,13 @@ def test_microbatches_are_the_fewest_that_fit(tmp_path):
         engine.train(runs.config(**RUN, **sizes, train__memory_gib=KIB), workdir=tmp_path / "small")
     with pytest.raises(ConfigError, match=r"auto: with 1, a step needs .* and 2 is not possible: .*BatchNorm"):
         engine.train(runs.config(**RUN, **sizes, train__memory_gib=KIB, task__model="cnn"), workdir=tmp_path / "cnn")
+
+
+def test_rows_of_a_pipeline_are_a_multiple_of_its_microbatches():
+    mesh = make_mesh(MeshSpec(pipeline=2, fsdp=4))
+    assert row_unit(mesh, Sharding()) == 4 * 4  # two microbatches per stage
+    assert row_unit(mesh, Sharding(microbatches=3)) == 4 * 3
+    assert row_unit(make_mesh(MeshSpec(data=2, fsdp=4)), Sharding(microbatches=3)) == 8
 
 
 def test_limit_is_that_of_the_setting_or_half_of_the_host():
