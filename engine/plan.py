@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 
 from engine.config import hardware
-from engine.config.errors import ConfigError, ConvoyError
+from engine.config.allowed_values import AUTO
+from engine.config.errors import ConfigError, ConvoyError, FieldError
 from engine.config.schema import Config, MeshSpec, Slices
 from engine.config.text import flatten
 from engine.entry import AnyConfig, program, resolve_config
@@ -43,10 +44,14 @@ def plan_parts(
         on_progress: receives a line before each part of the work.
 
     Raises:
-        ConfigError: the target is none, or nothing fits; its text has the nearest changes that would.
+        ConfigError: the target is none, the batch is auto, or nothing fits; then its text has the nearest changes
+            that would.
     """
     config = resolve_config(config)
     found = parse(target)
+    if config.train.global_batch_size == AUTO:
+        advice = "A plan compares meshes for one batch. Give a number."
+        raise FieldError("train.global_batch_size", "found auto", advice)
     if calibrates and found is not None:
         raise ConfigError(
             f"--calibrate measures the devices at hand. Use --hardware=local, or leave it out for {target}."

@@ -1,5 +1,6 @@
 """Plans of configs outside of this repository, whose models the engine does not know."""
 
+import dataclasses
 import sys
 
 import pytest
@@ -80,8 +81,6 @@ def test_nothing_fits_is_an_error_with_the_nearest_changes(outside, monkeypatch)
 
 
 def tiny(of_target):
-    import dataclasses
-
     return lambda target: dataclasses.replace(of_target(target), memory=1000)
 
 
@@ -95,3 +94,9 @@ def test_compiled_candidates_come_first_with_the_memory_of_their_programs(outsid
 def test_calibration_of_an_absent_target_is_refused(outside):
     with pytest.raises(ConfigError, match="--calibrate measures the devices at hand"):
         list(plan.plan_parts(outside, "h100:1x8", calibrates=True))
+
+
+def test_plan_of_an_automatic_batch_is_refused(outside):
+    config = dataclasses.replace(outside, train=dataclasses.replace(outside.train, global_batch_size="auto"))
+    with pytest.raises(ConfigError, match=r"train.global_batch_size: found auto. A plan compares meshes for one batch"):
+        list(plan.plan_parts(config, "h100:1x8"))
