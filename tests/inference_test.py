@@ -75,6 +75,7 @@ def test_evaluate_reads_other_data_with_other_settings(run):
         (dict(evaluation="heldot"), "no such evaluation. Did you mean heldout"),
         (dict(evaluation="heldout", data=Unreadable()), "other data is given too"),
         (dict(overrides=["task.width=3"]), "--config.task.width: the run's own config gives the model"),
+        (dict(overrides=["train.global_batch_size=auto"]), "train.global_batch_size: found auto. Only a training"),
         (dict(overrides=["train.total=3 steps"]), "--config.train.total: the run's own config"),
         (dict(overrides=["data.target=" + DATA, "data.m=3"]), "data.m: .*takes no such argument"),
         (dict(data={"limit": 3}), "data.target: is empty"),

@@ -16,8 +16,9 @@ from engine.checkpoint.manifest import read_lock
 from engine.checkpoint.policy import Retention
 from engine.checkpoint.store import CheckpointStore, StepInfo
 from engine.cluster import group
+from engine.config.allowed_values import AUTO
 from engine.config.draft import draft_of
-from engine.config.errors import CheckpointError, ConfigError, RunError
+from engine.config.errors import CheckpointError, ConfigError, FieldError, RunError
 from engine.config.instances import section_of
 from engine.config.override import apply
 from engine.config.schema import Config, Data, MeshSpec, field_names
@@ -129,7 +130,10 @@ class SavedRun:
             kept = {field: x for field, x in before.get("data", {}).items() if field in _DATA_FIELDS}
             draft.evaluations[name] = {**before, "data": {**kept, **section_of(source)}}
         apply(draft, overrides, "--config.")
-        return validate(draft, "the command line")
+        changed = validate(draft, "the command line")
+        if changed.train.global_batch_size == AUTO:
+            raise FieldError("train.global_batch_size", "found auto", "Only a training chooses it. Give a number.")
+        return changed
 
     @property
     def code(self) -> Code:
