@@ -51,7 +51,8 @@ def precompile(
 ) -> Iterator[Precompiled]:
     """Compiles the programs of a run, and yields each: first state, step, K steps and evaluations.
 
-    Without `out`, they are for JAX's persistent compilation cache; in several processes, each must call this function.
+    Without `out`, they are for JAX's persistent compilation cache. In several processes, each must call this function,
+    and the primary writes to `out`.
 
     Args:
         config: as for `engine.train`.
@@ -76,7 +77,8 @@ def precompile(
     config = choose_sizes(config, task, mesh, source, say)
     program, _ = build_program(task, mesh, for_run(source, config.train), config)
     check_unrolled(program, config.train)
-    program.compiler = Compiler(out, store=out is not None and group.is_primary(), config=to_text(config))
+    folder = out if group.is_primary() else None  # the executables of all processes are equal
+    program.compiler = Compiler(folder, store=folder is not None, config=to_text(config))
     evaluations = build_evaluations(
         config.evaluations, evaluation_sources, program.evaluation, config.train.global_batch_size
     )
