@@ -6,7 +6,7 @@ These functions do not parse flags or end the process, and set signal handlers o
 import dataclasses
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -251,7 +251,7 @@ def set_up_devices(config: Config, directory: RunDirectory | None = None) -> Con
 
 
 def program(config: AnyConfig, devices: Sequence[Device] | None = None) -> tuple[Program, int]:
-    """Returns the program of a config and the total number of steps; does not compile.
+    """Returns the program of a config and the total number of steps; compiles only to choose automatic sizes.
 
     Args:
         config: as for `train`.
@@ -269,12 +269,15 @@ def set_up_config(config: AnyConfig) -> Config:
 
 
 def _program(
-    config: Config, objects: Objects, devices: Sequence[Device] | None
+    config: Config,
+    objects: Objects,
+    devices: Sequence[Device] | None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> tuple[Program, int, Mapping[str, Source]]:
-    """Returns the program, the number of steps, and the sources by config section."""
+    """Returns the program, the number of steps, and the sources by config section; `say` as for `choose_sizes`."""
     source, evaluation_sources = objects.build_sources(config)
     task, mesh = objects.build_task(config), make_mesh(config.mesh, devices)
-    config = choose_sizes(config, task, mesh, source, lambda text: None)
+    config = choose_sizes(config, task, mesh, source, say)
     built, total = build_program(task, mesh, for_run(source, config.train), config)
     return built, total, by_section(source, evaluation_sources)
 
@@ -311,7 +314,9 @@ def explain_parts(
     else:
         mesh_spec, fakes = config.mesh, targets.devices(hardware)
         config = dataclasses.replace(config, cache=dataclasses.replace(config.cache, compiled=False))
-    built, total, sources = _program(set_up_config(config), Objects(), fakes)
+    sizes: list[str] = []
+    built, total, sources = _program(set_up_config(config), Objects(), fakes, sizes.append)
+    yield from sizes
     mesh, state = built.mesh, built.abstract_state.to_tree()
     yield describe(mesh_spec, config.sharding, mesh, state, built.spec.model.names, total)
     if frozen := describe_frozen(state["params"], built.spec.model.trained):
