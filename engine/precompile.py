@@ -77,7 +77,7 @@ def precompile(
     config = choose_sizes(config, task, mesh, source, say)
     program, _ = build_program(task, mesh, for_run(source, config.train), config)
     check_unrolled(program, config.train)
-    folder = out if group.is_primary() else None  # the executables of all processes are equal
+    folder = out if group.is_primary() else None  # every process of the job loads its files
     program.compiler = Compiler(folder, store=folder is not None, config=to_text(config))
     evaluations = build_evaluations(
         config.evaluations, evaluation_sources, program.evaluation, config.train.global_batch_size

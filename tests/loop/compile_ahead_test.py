@@ -19,6 +19,13 @@ def test_evaluations_are_compiled_by_the_thread_and_only_there(tmp_path):
     assert all(thread.name != THREAD for thread in threading.enumerate())
 
 
+def test_evaluation_that_is_never_due_is_not_compiled(tmp_path):
+    never = dict(evaluations__heldout__every="9 steps", evaluations__heldout__at_end=False)
+    with runs.compilations() as found:
+        engine.train(runs.config(train__total="5 steps", **never), workdir=tmp_path)
+    assert THREAD not in [thread for _, thread in found]
+
+
 @dataclasses.dataclass
 class Wrong(zoo.Classify):
     """A Task whose evaluation can be traced when the run is built, and fails later."""
