@@ -23,15 +23,14 @@ class CompileAhead:
 
     def __init__(self, evaluations: Sequence[Evaluation], state: TrainState, compiler: Compiler, phase: Phases):
         self._evaluations, self._state, self._compiler, self._phase = evaluations, state, compiler, phase
-        self._ended, self._stop = threading.Event(), False
+        self._ended = {evaluation.name: threading.Event() for evaluation in evaluations}
+        self._stop = False
         # No daemon: the exit of Python would stop such a thread inside JAX, which crashes the process.
         self._thread = threading.Thread(target=self._run, name="compile-evaluations")
 
     def __enter__(self) -> "CompileAhead":
         if self._evaluations:
             self._thread.start()
-        else:
-            self._ended.set()
         return self
 
     def __exit__(
@@ -41,17 +40,17 @@ class CompileAhead:
         if kind is None and self._evaluations:  # a run that is asked to stop may have only seconds to end
             self._thread.join()
 
-    def wait(self) -> None:
-        """Waits until all programs are compiled; the stopwatch counts the time as compilation."""
-        if not self._ended.is_set():
+    def wait(self, evaluation: Evaluation) -> None:
+        """Waits until an evaluation is compiled, if it is to be; the stopwatch counts the time as compilation."""
+        ended = self._ended.get(evaluation.name)
+        if ended is not None and not ended.is_set():
             with self._phase(COMPILING):
-                self._ended.wait()
+                ended.wait()
 
     def _run(self) -> None:
         for evaluation in self._evaluations:
-            if self._stop:
-                break
-            # An error of the author's code: the evaluation itself reports it.
-            with contextlib.suppress(Exception, SystemExit):
-                evaluation.compile(self._state, self._compiler)
-        self._ended.set()
+            if not self._stop:
+                # An error of the author's code: the evaluation itself reports it.
+                with contextlib.suppress(Exception, SystemExit):
+                    evaluation.compile(self._state, self._compiler)
+            self._ended[evaluation.name].set()

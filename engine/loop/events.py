@@ -292,8 +292,8 @@ class Evaluate:
     preemption: Preemption
     heartbeat: Callable[[], None]
     say: Callable[[str], None]
-    ready: Callable[[], None] = lambda: None
-    """Waits until the programs of the evaluations are compiled."""
+    ready: Callable[[Evaluation], None] = lambda evaluation: None
+    """Waits until the programs of an evaluation are compiled."""
     phase = EVALUATING
     ends_dispatch = True
 
@@ -312,7 +312,7 @@ class Evaluate:
             if evaluation.is_known(known):
                 self.results.latest |= known
                 continue
-            self.ready()
+            self.ready(evaluation)
             if (found := evaluation.run(boundary.state, self.preemption, self.heartbeat, step)) is None:
                 boundary.interrupted = True
                 return

@@ -249,7 +249,7 @@ class Trainer:
             finally:
                 self._report_reading(self._step, feed)
 
-    def _events(self, recorder: Recorder, ready: Callable[[], None]) -> list[Event]:
+    def _events(self, recorder: Recorder, ready: Callable[[Evaluation], None]) -> list[Event]:
         """Returns all events, in the order in which they run at a boundary; `ready` as for `Evaluate`."""
         config, checkpoints, preemption, size = self.config, self.checkpoints, self._preemption, self._size
         results = Results(checkpoints, recorder, self.say, self._results)

@@ -1,11 +1,14 @@
 """Evaluations are compiled in a thread while the first steps run."""
 
+import contextlib
 import dataclasses
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 import engine
+from engine.loop.compile_ahead import CompileAhead
 from tests import runs, zoo
 
 THREAD = "compile-evaluations"
@@ -24,6 +27,24 @@ def test_evaluation_that_is_never_due_is_not_compiled(tmp_path):
     with runs.compilations() as found:
         engine.train(runs.config(train__total="5 steps", **never), workdir=tmp_path)
     assert THREAD not in [thread for _, thread in found]
+
+
+def test_run_waits_only_for_the_evaluation_that_is_due():
+    release, compiled = threading.Event(), []
+
+    def compile_second(state, compiler):
+        release.wait(30)
+        compiled.append("second")
+
+    first = SimpleNamespace(name="first", compile=lambda state, compiler: compiled.append("first"))
+    second = SimpleNamespace(name="second", compile=compile_second)
+    with CompileAhead([first, second], None, None, lambda phase: contextlib.nullcontext()) as ahead:
+        ahead.wait(first)
+        assert compiled == ["first"]
+        release.set()
+        ahead.wait(second)
+        assert compiled == ["first", "second"]
+        ahead.wait(SimpleNamespace(name="never due"))
 
 
 @dataclasses.dataclass
