@@ -4,11 +4,13 @@ import contextlib
 import dataclasses
 import threading
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import engine
 from engine.loop.compile_ahead import CompileAhead
+from engine.training.compiler import Compiler
 from tests import runs, zoo
 
 THREAD = "compile-evaluations"
@@ -36,15 +38,18 @@ def test_run_waits_only_for_the_evaluation_that_is_due():
         release.wait(30)
         compiled.append("second")
 
-    first = SimpleNamespace(name="first", compile=lambda state, compiler: compiled.append("first"))
-    second = SimpleNamespace(name="second", compile=compile_second)
-    with CompileAhead([first, second], None, None, lambda phase: contextlib.nullcontext()) as ahead:
+    first: Any = SimpleNamespace(name="first", compile=lambda state, compiler: compiled.append("first"))
+    second: Any = SimpleNamespace(name="second", compile=compile_second)
+    never: Any = SimpleNamespace(name="never due")
+    state: Any = None
+    phase: Any = contextlib.nullcontext
+    with CompileAhead([first, second], state, Compiler(), phase) as ahead:
         ahead.wait(first)
         assert compiled == ["first"]
         release.set()
         ahead.wait(second)
         assert compiled == ["first", "second"]
-        ahead.wait(SimpleNamespace(name="never due"))
+        ahead.wait(never)
 
 
 @dataclasses.dataclass
