@@ -46,7 +46,9 @@ def build_evaluation_program(task: Task, mesh: Mesh, config: Config) -> Evaluati
 
 
 def build_program(task: Task, mesh: Mesh, source: Source, config: Config) -> tuple[Program, int]:
-    """Returns the program of a config and its total number of steps. Compiles nothing and allocates no array.
+    """Returns the program of a config and its total number of steps. Allocates no array.
+
+    It compiles nothing but a program of one number, which checks `compiler.options` if there are any.
 
     Raises:
         ConvoyError: the Task, the data, the mesh, the hardware and the settings do not fit together.
