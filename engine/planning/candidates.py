@@ -53,9 +53,9 @@ class Candidate:
 
     def overrides(self) -> dict[str, object]:
         """Returns path of a config field -> value."""
-        within = self.within
-        found: dict[str, object] = {f"mesh.{axis}": within[axis] for axis in AXES if within[axis] > 1 or axis == "data"}
-        found |= {f"mesh.dcn.{axis}": size for axis, size in self.dcn.items() if size > 1}
+        found: dict[str, object] = {"mesh.preset": "auto"}
+        found |= {f"mesh.{axis}": size for axis, size in self.within.items()}
+        found |= {f"mesh.dcn.{axis}": size for axis, size in self.dcn.items()}
         found |= {
             "train.remat": self.remat,
             "train.accumulate": self.accumulate,

@@ -79,7 +79,13 @@ def command(candidate: Candidate, given: dict[str, object]) -> str:
         candidate: the candidate.
         given: path of a config field -> its value in the config.
     """
-    found = [f"--config.{path}={value}" for path, value in candidate.overrides().items() if given.get(path) != value]
+
+    def differs(path: str, value: object) -> bool:
+        # An axis that is not set has size 1, except mesh.data, which takes the remaining devices.
+        unset = path.startswith("mesh.") and path != "mesh.data" and given.get(path) is None
+        return value not in (1, "auto") if unset else given.get(path) != value
+
+    found = [f"--config.{path}={value}" for path, value in candidate.overrides().items() if differs(path, value)]
     return " ".join(found) or "(the config has these settings)"
 
 
