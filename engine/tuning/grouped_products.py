@@ -31,11 +31,11 @@ def blocks_for(platform: str, rows: int, groups: int) -> Blocks:
     """Returns the division of rows that a platform computes fastest.
 
     Args:
-        platform: cpu, gpu or tpu.
+        platform: `Layout.platform`. A trace that only counts FLOPs ("reference") counts `jax.lax.ragged_dot`.
         rows: expected number of rows of all groups.
         groups: number of groups.
     """
-    if platform == "tpu":
+    if platform not in ("cpu", "gpu"):
         return Blocks(1)
     block = min(128, max(8, 1 << (rows // groups).bit_length()))
     return Blocks(block, -(-int(BATCHED_FACTOR * rows) // (groups * block)) if platform == "gpu" else 0)

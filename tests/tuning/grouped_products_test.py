@@ -47,7 +47,7 @@ def test_half_precision_is_summed_in_float32_over_blocks(blocks):
 
 def test_block_size_follows_the_expected_rows_per_group():
     assert [blocks_for("cpu", rows, 8) for rows in (0, 64, 400, 4096)] == [Blocks(n) for n in (8, 16, 64, 128)]
-    assert blocks_for("tpu", 4096, 8) == Blocks(1)
+    assert blocks_for("tpu", 4096, 8) == blocks_for("reference", 4096, 8) == Blocks(1)
 
 
 def test_batched_product_of_a_gpu_has_a_quarter_more_rows_than_expected():
