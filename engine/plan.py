@@ -67,7 +67,7 @@ def plan_parts(
     )
     yield "\n".join(table.machine_text(machine, state))
     ranking = rank(built, config, machine, on_progress)
-    if not ranking.fitting:
+    if not any(cost.candidate.precision == config.train.precision for cost in ranking.fitting):
         raise ConfigError(_refusal(ranking, built, config))
     row = hardware.find(found.kind) if found else hardware.find(jax.devices()[0].device_kind)
     costs = different(ranking.fitting, SHOWN)

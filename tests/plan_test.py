@@ -80,6 +80,15 @@ def test_nothing_fits_is_an_error_with_the_nearest_changes(outside, monkeypatch)
         list(plan.plan_parts(outside, "h100:1x8"))
 
 
+def test_plan_that_fits_in_another_precision_alone_is_refused_and_names_it(outside, monkeypatch):
+    def fits(model, cost):
+        return cost.candidate.precision == "bfloat16"
+
+    monkeypatch.setattr(plan.CostModel, "fits", fits)
+    with pytest.raises(ConfigError, match=r"nothing fits h100:1x8.*It would fit with: train\.precision=bfloat16"):
+        list(plan.plan_parts(outside, "h100:1x8"))
+
+
 def tiny(of_target):
     return lambda target: dataclasses.replace(of_target(target), memory=1000)
 

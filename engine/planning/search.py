@@ -1,6 +1,7 @@
 """Scores all candidates of a config on a machine by formula, memory first, and ranks them."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from engine.config.errors import ConvoyError
@@ -8,7 +9,7 @@ from engine.config.schema import Config
 from engine.parallel.layout import NAMED
 from engine.parallel.rules import RULES
 from engine.planning.candidates import Candidate, Choices, meshes, settings
-from engine.planning.cost import Cost, CostModel
+from engine.planning.cost import SAFE, Cost, CostModel
 from engine.planning.machine import Machine
 from engine.planning.tracing import Traces
 from engine.training.accumulation import check_dropout
@@ -28,7 +29,7 @@ class Ranking:
     model: CostModel
     choices: Choices
     fitting: list[Cost]  # the fastest first
-    nearest: Cost | None  # the candidate with the least memory, if none fits
+    nearest: Cost | None  # of those that do not fit, in the precision of the config, the one with the least memory
     examined: int
     problems: Mapping[str, int]  # why meshes are impossible -> number of meshes
 
@@ -107,8 +108,8 @@ def rank(
                 break
             if model.fits(found):
                 fitting.append(_dispatched(model, model.cost(candidate, found)))
-            elif nearest is None or found.bytes < nearest.bytes:
-                nearest = found
+            elif candidate.precision == config.train.precision:
+                nearest = found if nearest is None or found.bytes < nearest.bytes else nearest
     on_progress(f"scored {examined:,} candidates by formula, {len(fitting):,} fit")
     fitting.sort(key=lambda cost: (cost.candidate.precision != config.train.precision, cost.step_s, cost.bytes))
     return Ranking(model, choices, _simplest_first(fitting), nearest, examined, problems)
@@ -170,25 +171,26 @@ def different(costs: Sequence[Cost], count: int) -> list[Cost]:
 
 
 def changes(ranking: Ranking, program: Program, config: Config) -> list[str]:
-    """Returns the nearest changes with which a candidate would fit, where none does."""
+    """Returns the nearest changes with which a candidate in the precision of the config would fit, where none does."""
     model, machine = ranking.model, ranking.model.machine
-    found = []
+    choices = dataclasses.replace(ranking.choices, precisions=(config.train.precision,))
+    found = [f"train.precision={ranking.fitting[0].candidate.precision}"] if ranking.fitting else []
     for factor in (2, 4, 8, 16, 32, 64):
-        rows = ranking.choices.rows // factor
-        if rows and _least(model, machine, dataclasses.replace(ranking.choices, rows=rows), rows):
+        rows = choices.rows // factor
+        if rows and _least(model, machine, dataclasses.replace(choices, rows=rows), rows):
             found.append(f"train.global_batch_size={rows}")
             break
     for factor in (2, 4, 8, 16, 32, 64):
         larger = dataclasses.replace(machine, count=machine.count * factor, torus=())
-        rows = max(ranking.choices.rows, larger.count)
+        rows = max(choices.rows, larger.count)
         if larger.platform == "tpu":
             larger = dataclasses.replace(larger, island=larger.count)
-        if _least(model, larger, dataclasses.replace(ranking.choices, rows=rows), rows):
-            more = f" with train.global_batch_size={rows}" if rows != ranking.choices.rows else ""
+        if _least(model, larger, dataclasses.replace(choices, rows=rows), rows):
+            more = f" with train.global_batch_size={rows}" if rows != choices.rows else ""
             found.append(f"{larger.count} devices of the same kind{more}")
             break
     if ranking.nearest is not None:
-        found.append(f"devices with {ranking.nearest.bytes / 0.9 / 2**30:.0f} GiB of memory or more")
+        found.append(f"devices with {math.ceil(ranking.nearest.bytes / SAFE / 2**30)} GiB of memory or more")
     return found
 
 
