@@ -7,7 +7,7 @@ import jax
 
 from engine.config import hardware
 from engine.config.allowed_values import AUTO
-from engine.config.errors import ConfigError, ConvoyError, FieldError
+from engine.config.errors import ConfigError, ConvoyError, FieldError, first_line
 from engine.config.schema import Config, MeshSpec, Slices
 from engine.config.text import flatten
 from engine.entry import AnyConfig, program, resolve_config
@@ -75,13 +75,18 @@ def plan_parts(
         costs = _compiled(ranking.model, config, costs, compiles, devices, on_progress)
     if problems := [f"  {cost.candidate}: {cost.problem}" for cost in costs if cost.problem]:
         yield "\nimpossible when compiled:\n" + "\n".join(problems)
-    best, *others = [cost for cost in costs if not cost.problem]
+    possible = [cost for cost in costs if not cost.problem]
+    if not possible or not ranking.model.fits(possible[0]):
+        raise ConfigError(_refusal_when_compiled(machine, possible))
+    best, *others = possible
     peak = (row or machine).peak(best.candidate.precision)
     yield "\n" + "\n".join(table.table(ranking.model, [best, *others], peak))
     lines = ["", f"best: {best.candidate}", *(f"  {line}" for line in table.details(ranking.model, best))]
     lines += [f"  warning: {text}" for text in table.warnings(best, machine)]
+    if compiles and not best.compiled:
+        lines.append("  warning: it fits by formula, and no compiled candidate fits. Compile more with --compile=N")
     lines += [f"  {table.command(best.candidate, dict(flatten(config)))}", "", "the others:"]
-    lines += [f"  {i}: {table.why(best, cost)}" for i, cost in enumerate(others, 2)]
+    lines += [f"  {i}: {table.why(best, cost, ranking.model)}" for i, cost in enumerate(others, 2)]
     yield "\n".join(lines)
     if ranking.problems:
         reason, count = max(ranking.problems.items(), key=lambda item: item[1])
@@ -109,17 +114,24 @@ def _compiled(
     devices: Sequence[Device] | None,
     on_progress: Callable[[str], None],
 ) -> list[Cost]:
-    """Returns the candidates with the first `count` compiled, those that fit first, the fastest of them first."""
+    """Returns the candidates with the first `count` compiled: those that fit come first, compiled ones before others.
+
+    Candidates in another precision than that of the config come after all in its precision.
+    """
     done: list[Cost] = []
     for i, cost in enumerate(costs[:count], 1):
         on_progress(f"compiling {i} of {min(count, len(costs))} ahead of time: {cost.candidate}")
         try:
             built, _ = program(with_candidate(config, cost.candidate), devices)
             done.append(model.with_compiled(cost, read(built, built.trace(1).lower().compile())))
-        except ConvoyError as error:
-            done.append(dataclasses.replace(cost, problem=str(error).splitlines()[0]))
-    done.sort(key=lambda cost: (bool(cost.problem), not model.fits(cost), cost.step_s))
-    return [*done, *costs[count:]]
+        except (ConvoyError, jax.errors.JaxRuntimeError) as error:  # the compiler refuses what does not fit a TPU
+            done.append(dataclasses.replace(cost, problem=first_line(error)))
+    done.sort(key=lambda cost: cost.step_s)
+    wanted = config.train.precision
+    return sorted(
+        [*done, *costs[count:]],
+        key=lambda cost: (bool(cost.problem), cost.candidate.precision != wanted, not model.fits(cost)),
+    )
 
 
 def with_candidate(config: Config, candidate: Candidate) -> Config:
@@ -139,6 +151,18 @@ def with_candidate(config: Config, candidate: Candidate) -> Config:
     sharding = dataclasses.replace(config.sharding, zero1=candidate.zero1, microbatches=candidate.microbatches)
     cache = dataclasses.replace(config.cache, compiled=False)
     return dataclasses.replace(config, mesh=mesh, train=train, sharding=sharding, cache=cache)
+
+
+def _refusal_when_compiled(machine: Machine, possible: Sequence[Cost]) -> str:
+    """Returns why no candidate fits, of those that fit by formula and were compiled."""
+    least = min(possible, key=lambda cost: cost.bytes, default=None)
+    needs = ""
+    if least is not None:
+        needs = f" {least.candidate} needs {size_text(least.bytes)} of the {size_text(machine.memory)} of a device."
+    return (
+        f"convoy plan: the best candidates for {machine.text} fit by formula, and none when compiled.{needs} Use a "
+        "smaller train.global_batch_size, or more devices."
+    )
 
 
 def _refusal(ranking: Ranking, built: Program, config: Config) -> str:

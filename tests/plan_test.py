@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 
+import jax
 import pytest
 
 from engine import plan
@@ -98,6 +99,23 @@ def test_compiled_candidates_come_first_with_the_memory_of_their_programs(outsid
     text = "\n".join(plan.plan_parts(outside, "local", compiles=2, on_progress=progress.append))
     assert "1*" in text and "activations and temporary arrays" in text
     assert sum("ahead of time" in line for line in progress) == 2
+
+
+def test_plan_of_which_no_compiled_candidate_fits_is_refused(outside, monkeypatch):
+    monkeypatch.setattr(plan.CostModel, "fits", lambda model, cost: not cost.compiled)
+    monkeypatch.setattr(plan, "SHOWN", 1)
+    with pytest.raises(ConfigError, match="fit by formula, and none when compiled"):
+        list(plan.plan_parts(outside, "local", compiles=1))
+
+
+def test_candidate_that_the_compiler_refuses_is_listed_with_the_reason(outside, monkeypatch):
+    def refuse(program, executable):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: too large\nmore")
+
+    monkeypatch.setattr(plan, "read", refuse)
+    text = "\n".join(plan.plan_parts(outside, "local", compiles=1))
+    assert "impossible when compiled:" in text and "RESOURCE_EXHAUSTED: too large\n" in text
+    assert "Compile more with --compile=N" in text
 
 
 def test_calibration_of_an_absent_target_is_refused(outside):

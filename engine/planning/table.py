@@ -89,10 +89,10 @@ def command(candidate: Candidate, given: dict[str, object]) -> str:
     return " ".join(found) or "(the config has these settings)"
 
 
-def why(winner: Cost, other: Cost) -> str:
+def why(winner: Cost, other: Cost, model: CostModel) -> str:
     """Returns why a candidate lost against the winner: the part of its time that is longest in comparison."""
-    if other.problem:
-        return other.problem
+    if not model.fits(other):
+        return f"needs {size_text(other.bytes)}, which does not fit"
     if other.candidate.precision != winner.candidate.precision:
         return "another precision, which rounds differently; not chosen without train.precision"
     longer = {name: s - winner.seconds.get(name, 0.0) for name, s in other.seconds.items()}
