@@ -7,10 +7,10 @@ import jax
 
 from engine.config import hardware
 from engine.config.allowed_values import AUTO
-from engine.config.errors import ConfigError, ConvoyError, FieldError, first_line
+from engine.config.errors import ConfigError, ConvoyError, first_line
 from engine.config.schema import Config, MeshSpec, Slices
 from engine.config.text import flatten
-from engine.entry import AnyConfig, program, resolve_config
+from engine.entry import AnyConfig, program, resolve_config, set_up_devices
 from engine.parallel.report import size_text
 from engine.planning import calibration, table, targets
 from engine.planning import machine as machines
@@ -19,7 +19,7 @@ from engine.planning.compiled import read
 from engine.planning.cost import Cost, CostModel
 from engine.planning.machine import Machine
 from engine.planning.search import Ranking, changes, different, rank
-from engine.planning.targets import parse
+from engine.planning.targets import Target, parse
 from engine.training.program import Program
 from engine.types import Device
 
@@ -49,13 +49,9 @@ def plan_parts(
     """
     config = resolve_config(config)
     found = parse(target)
-    if config.train.global_batch_size == AUTO:
-        advice = "A plan compares meshes for one batch. Give a number."
-        raise FieldError("train.global_batch_size", "found auto", advice)
-    if calibrates and found is not None:
-        raise ConfigError(
-            f"--calibrate measures the devices at hand. Use --hardware=local, or leave it out for {target}."
-        )
+    _check(config, found, compiles, calibrates)
+    if found is None:
+        config = set_up_devices(config)  # creates CPU devices, before JAX starts
     devices = targets.devices(target) if found is None or compiles else None
     machine = _local(on_progress, calibrates) if found is None else machines.of_target(found)
     on_progress("building the model on one device")
@@ -91,6 +87,23 @@ def plan_parts(
     if ranking.problems:
         reason, count = max(ranking.problems.items(), key=lambda item: item[1])
         yield f"\nimpossible meshes: {sum(ranking.problems.values())}, such as (x{count}): {reason}"
+
+
+def _check(config: Config, target: Target | None, compiles: int, calibrates: bool) -> None:
+    """Raises ConfigError if the arguments of a plan do not fit together; `target` is None for the devices at hand."""
+    if compiles < 0:
+        raise ConfigError(f"--compile = {compiles}: allowed is a whole number from 0.")
+    if calibrates and target is not None:
+        raise ConfigError(
+            f"--calibrate measures the devices at hand. Use --hardware=local, or leave it out for {target.text}."
+        )
+    if config.train.global_batch_size == AUTO:
+        raise ConfigError(
+            "train.global_batch_size = auto: a plan keeps the global batch, so it needs a number. Set "
+            "--config.train.global_batch_size."
+        )
+    if target is not None:
+        hardware.check_precision(target.kind, config.train.precision)
 
 
 def _on_one_device(config: Config) -> Config:

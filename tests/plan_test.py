@@ -118,12 +118,20 @@ def test_candidate_that_the_compiler_refuses_is_listed_with_the_reason(outside, 
     assert "Compile more with --compile=N" in text
 
 
+@pytest.mark.parametrize(
+    ("train", "target", "compiles", "problem"),
+    [
+        ({"global_batch_size": "auto"}, "local", 0, "global_batch_size = auto: a plan keeps the global batch"),
+        ({"precision": "float8"}, "v5e:2x2", 0, "TPU v5e has no products in float8"),
+        ({}, "local", -1, "--compile = -1"),
+    ],
+)
+def test_arguments_that_no_plan_can_have_are_refused(outside, train, target, compiles, problem):
+    config = dataclasses.replace(outside, train=dataclasses.replace(outside.train, **train))
+    with pytest.raises(ConfigError, match=problem):
+        list(plan.plan_parts(config, target, compiles=compiles))
+
+
 def test_calibration_of_an_absent_target_is_refused(outside):
     with pytest.raises(ConfigError, match="--calibrate measures the devices at hand"):
         list(plan.plan_parts(outside, "h100:1x8", calibrates=True))
-
-
-def test_plan_of_an_automatic_batch_is_refused(outside):
-    config = dataclasses.replace(outside, train=dataclasses.replace(outside.train, global_batch_size="auto"))
-    with pytest.raises(ConfigError, match=r"train.global_batch_size: found auto. A plan compares meshes for one batch"):
-        list(plan.plan_parts(config, "h100:1x8"))
