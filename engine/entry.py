@@ -312,8 +312,11 @@ def explain_parts(
         mesh_spec, fakes = fake_devices(config.mesh, config.train.global_batch_size, devices)
         config = dataclasses.replace(config, mesh=mesh_spec)
     else:
-        mesh_spec, fakes = config.mesh, targets.devices(hardware)
         config = dataclasses.replace(config, cache=dataclasses.replace(config.cache, compiled=False))
+        if hardware == targets.LOCAL:
+            set_up_devices(config)  # creates CPU devices, before JAX starts
+        mesh_spec, fakes = dataclasses.replace(config.mesh, cpu_devices=None), targets.devices(hardware)
+        config = dataclasses.replace(config, mesh=mesh_spec)
     sizes: list[str] = []
     built, total, sources = _program(set_up_config(config), Objects(), fakes, sizes.append)
     yield from sizes
@@ -331,7 +334,7 @@ def explain_parts(
     yield _flops_line(built, has_unknown_length(traced.jaxpr.jaxpr))
     if collectives and (mesh.size > 1 or hardware is not None):
         warnings: list[str] = []
-        with rematerialization_explained(warnings.append):
+        with rematerialization_explained(warnings.append), out_of_memory_reported(config.train, config.mesh):
             compiled = compiled_step.read(built, traced.lower().compile())
         yield from warnings
         row = find_hardware(mesh.devices.flat[0].device_kind)
