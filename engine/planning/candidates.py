@@ -91,6 +91,7 @@ class Choices:
         precisions: values of train.precision.
         accumulates: whether microbatches are exact for the model.
         offloads: whether the devices can read host memory.
+        repeats: `sharding.repeats`, groups of layers of a pipeline stage.
     """
 
     rows: int
@@ -100,6 +101,7 @@ class Choices:
     precisions: Sequence[str]
     accumulates: bool = True
     offloads: bool = False
+    repeats: int = 1
 
 
 def meshes(machine: Machine, choices: Choices) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -112,7 +114,8 @@ def meshes(machine: Machine, choices: Choices) -> Iterator[tuple[tuple[int, ...]
             sizes = tuple(a * b for a, b in zip(within, between, strict=True))
             axes = dict(zip(AXES, sizes, strict=True))
             rows = axes["data"] * axes["fsdp"] * axes["expert"]
-            if choices.rows % rows == 0 and choices.layers % axes["pipeline"] == 0:
+            groups = axes["pipeline"] * choices.repeats if axes["pipeline"] > 1 else 1
+            if choices.rows % rows == 0 and choices.layers % groups == 0:
                 yield sizes, between
 
 
@@ -136,7 +139,7 @@ def settings(mesh: tuple[tuple[int, ...], tuple[int, ...]], choices: Choices) ->
     stages = axes["pipeline"]
     for accumulate in _accumulations(choices.rows // shards) if choices.accumulates else (1,):
         rows = choices.rows // accumulate
-        microbatches = _microbatches(rows // shards, stages)
+        microbatches = _microbatches(rows // shards, stages, choices.repeats)
         if stages > 1 and microbatches is None:
             continue
         for remat in choices.remats:
@@ -151,12 +154,15 @@ def _accumulations(rows: int) -> list[int]:
     return [n for n in (2**i for i in range(rows.bit_length())) if rows % n == 0]
 
 
-def _microbatches(rows: int, stages: int) -> int | None:
-    """Returns the microbatches of a pipeline: four per stage, or the most below that divide the rows; None for none."""
+def _microbatches(rows: int, stages: int, repeats: int) -> int | None:
+    """Returns the microbatches of a pipeline: four per stage, or the most below that divide the rows; None for none.
+
+    With several repeats they go in groups of `stages`.
+    """
     if stages == 1:
         return None
     wanted = 2 * schedule.microbatch_count(None, stages)
-    fits = [n for n in range(stages, min(rows, wanted) + 1) if rows % n == 0]
+    fits = [n for n in range(stages, min(rows, wanted) + 1, stages if repeats > 1 else 1) if rows % n == 0]
     return max(fits, default=None)
 
 

@@ -80,6 +80,7 @@ class CostModel:
         self.rest += sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state.model_state))
         self.ema = state.ema is not None
         self.trained = set(self.model.trained)
+        self.sharding = traces.config.sharding
 
     @functools.cache  # noqa: B019
     def specs(self, sizes: tuple[int, ...]) -> Mapping[str, Sequence[tuple[str, ...]]]:
@@ -164,7 +165,8 @@ class CostModel:
         compute = n * max(work.cost, 0.0) / machine.bandwidth / self.divided(candidate)
         stages, bubble = axes["pipeline"], 0.0
         if stages > 1:
-            bubble = schedule.bubble(stages, candidate.microbatches or stages, 1)
+            microbatches = candidate.microbatches or stages
+            bubble = schedule.bubble(stages, microbatches, self.sharding.repeats, self.sharding.schedule)
         asynchronous, synchronous = self.communication(candidate, cost)
         hidden = machine.overlap * compute / max(sum(asynchronous.values()), machine.overlap * compute, 1e-30)
         cost.exposed = {**synchronous, **{axis: s * (1 - hidden) for axis, s in asynchronous.items()}}
@@ -210,7 +212,7 @@ class CostModel:
         sent = {  # axis -> bytes of whole arrays, number of collectives
             "fsdp": (gathers, arrays),
             "data": (2 * reduced, 4),
-            "pipeline": (2 * work.carry / axes["context"] / axes["tensor"], 0),
+            "pipeline": (2 * work.carry * self.sharding.repeats / axes["context"] / axes["tensor"], 0),
             "tensor": (2 * work.partial / rest, 2 * work.sums),
             "expert": (work.exchanged / share, 4 * work.layers),
             "context": (3 * work.keys / share, 3 * work.layers),

@@ -62,6 +62,7 @@ def choices_of(program: Program, config: Config, machine: Machine) -> Choices:
         tuple(precisions),
         accumulates=config.train.approximate_accumulation or _accumulates(program),
         offloads=machine.platform != "cpu",
+        repeats=config.sharding.repeats,
     )
 
 

@@ -81,7 +81,9 @@ class Traces:
     def graph(self, remat: str, precision: str, rows: int) -> tuple[Graph, dict[int, tuple[str, tuple]]]:
         """Returns the program as a graph, and input -> path and logical axes of a parameter."""
         program = self.program
-        layout = dataclasses.replace(program.spec.layout, remat=remat, offload_optimizer=False, used=set())
+        layout = dataclasses.replace(
+            program.spec.layout, remat=remat, precision=precision, offload_optimizer=False, used=set()
+        )
         spec = dataclasses.replace(
             program.spec, layout=layout, accumulate=1, opt_shardings=None, compute_dtype=DTYPES[precision]
         )

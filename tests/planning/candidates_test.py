@@ -12,3 +12,13 @@ def test_meshes_divide_devices_and_rows():
     assert all(sizes[0] == sizes[3] == sizes[4] == 1 for sizes, _ in found)
     accumulated = {c.accumulate for c in settings(found[0], choices)}
     assert accumulated == {1, 2, 4, 8, 16, 32, 64}  # the first mesh is tensor=8
+
+
+def test_repeats_of_a_pipeline_divide_its_layers_and_its_microbatches():
+    choices = Choices(24, ("data", "pipeline"), 12, ("none",), ("float32",), repeats=3)
+    found = list(meshes(tiny.machine("h100:1x4"), choices))
+    candidates = [c for mesh in found for c in settings(mesh, choices)]
+    assert {c.axes["pipeline"] for c in candidates} == {1, 2, 4}
+    assert all(c.microbatches is None or c.microbatches % c.axes["pipeline"] == 0 for c in candidates)
+    six = Choices(24, ("data", "pipeline"), 6, ("none",), ("float32",), repeats=3)
+    assert {sizes[0] for sizes, _ in meshes(tiny.machine("h100:1x4"), six)} == {1, 2}
