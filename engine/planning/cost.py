@@ -90,25 +90,35 @@ class CostModel:
         return {path: [(x,) if isinstance(x, str) else tuple(x or ()) for x in spec] for path, spec in specs.items()}
 
     @functools.cache  # noqa: B019
-    def state(self, sizes: tuple[int, ...], zero1: bool) -> tuple[float, float, float]:
-        """Returns the bytes of parameters, of gradients, and of the optimizer state of a device."""
+    def state(self, sizes: tuple[int, ...], zero1: bool, splits: bool = False) -> tuple[float, float, float]:
+        """Returns the bytes of parameters, of gradients, and of the optimizer state of a device.
+
+        `splits`: whether ZeRO-1 also splits the parameters (`StepSpec.splits_params`).
+        """
         axes: dict[str, int] = dict(zip(AXES, sizes, strict=True))
         params = grads = optimizer = 0.0
         for path, spec in self.specs(sizes).items():
             shape, width = self.params[path]
             parts = math.prod(axes[axis] for entry in spec for axis in entry)
-            params += math.prod(shape) * width / parts * (1 + (self.ema and path in self.trained))
+            over_data = axes["data"] if zero1 and path in self.trained and _divides(shape, spec, axes) else 1
+            copies = 1 + (self.ema and path in self.trained)
+            params += copies * math.prod(shape) * width / parts / (over_data if splits else 1)
             if path in self.trained:
-                over_data = axes["data"] if zero1 and _divides(shape, spec, axes) else 1
                 grads += math.prod(shape) * width / parts / over_data
                 optimizer += self.optimizer[path] / parts / over_data
         return params, grads, optimizer
+
+    def stored(self, candidate: Candidate) -> tuple[float, float, float]:
+        """Returns `state` of a candidate between two steps."""
+        half = jnp.dtype(DTYPES[candidate.precision]).itemsize < 4
+        return self.state(candidate.sizes, candidate.zero1, candidate.zero1 and half)
 
     def memory(self, candidate: Candidate) -> Cost:
         """Returns the memory of a candidate, without its time."""
         cost = Cost(candidate)
         try:
-            params, grads, optimizer = self.state(candidate.sizes, candidate.zero1)
+            stored, grads, optimizer = self.stored(candidate)
+            params, _, _ = self.state(candidate.sizes, candidate.zero1)  # as the layers use them
         except ShardingError as error:
             cost.problem = str(error).splitlines()[0]
             return cost
@@ -120,7 +130,7 @@ class CostModel:
         if candidate.accumulate > 1:
             gathered += grads  # the gradient of a microbatch is added to the sum
         cost.memory = {
-            "parameters": params + self.rest,
+            "parameters": stored + self.rest,
             "optimizer": 0.0 if candidate.offload_optimizer else optimizer,
             "gradients": grads,
             "activations": activations,
@@ -170,7 +180,7 @@ class CostModel:
         asynchronous, synchronous = self.communication(candidate, cost)
         hidden = machine.overlap * compute / max(sum(asynchronous.values()), machine.overlap * compute, 1e-30)
         cost.exposed = {**synchronous, **{axis: s * (1 - hidden) for axis, s in asynchronous.items()}}
-        params, grads, optimizer = self.state(candidate.sizes, candidate.zero1)
+        params, grads, optimizer = self.stored(candidate)
         update = (2 * params + grads + 2 * optimizer) / machine.bandwidth
         if candidate.offload_optimizer:
             update += 2 * optimizer / machine.host_bandwidth

@@ -18,11 +18,19 @@ def test_state_of_copies_is_that_of_the_formula():
 
 
 @pytest.mark.parametrize(
-    ("axes", "layout"), [({"fsdp": 8}, {}), ({"data": 2, "fsdp": 4}, {}), ({"data": 8}, {"zero1": True})]
+    ("axes", "layout", "precision"),
+    [
+        ({"fsdp": 8}, {}, "float32"),
+        ({"data": 2, "fsdp": 4}, {}, "float32"),
+        ({"data": 8}, {"zero1": True}, "float32"),
+        ({"data": 8}, {"zero1": True}, "bfloat16"),
+    ],
 )
-def test_state_of_a_mesh_is_that_of_the_program(axes, layout):
-    built = zoo.program(zoo.Classify(width=64), mesh=MeshSpec(**axes), batch_size=tiny.ROWS, layout=layout)
-    cost = tiny.model().memory(tiny.candidate(**axes, **layout))
+def test_state_of_a_mesh_is_that_of_the_program(axes, layout, precision):
+    built = zoo.program(
+        zoo.Classify(width=64), mesh=MeshSpec(**axes), batch_size=tiny.ROWS, precision=precision, layout=layout
+    )
+    cost = tiny.model().memory(tiny.candidate(**axes, **layout, precision=precision))
     for part, name in (("params", "parameters"), ("opt_state", "optimizer")):
         expected = sum(map(device_bytes, jax.tree.leaves(getattr(built.abstract_state, part))))
         assert cost.memory[name] == pytest.approx(expected, rel=0.02, abs=256)
