@@ -234,7 +234,8 @@ class CostModel:
     def ring(self, candidate: Candidate, axis: str, size: float, count: float, cost: Cost) -> float:
         """Returns the seconds that collectives of `size` bytes take along an axis, and notes what a device sends.
 
-        A device sends (n - 1) / n of the bytes within its island, and a share of the rest to other islands.
+        A device sends (n - 1) / n of the bytes within its island, and a share of the rest to other islands. Each row for
+        an expert has one receiver, so all rows that leave the island cross the network.
 
         Args:
             candidate: the candidate.
@@ -248,6 +249,8 @@ class CostModel:
             return 0.0
         within, between = machine.split(candidate.axes, candidate.dcn, axis)
         near, far = size * (within - 1) / within, size / within * (between - 1) / between
+        if axis == "expert":
+            near, far = size * (within - 1) / total, size * (between - 1) / between
         if axis == "pipeline":
             near, far = (0.0, size) if between > 1 else (size, 0.0)
         cost.traffic[axis] = near + far

@@ -5,6 +5,7 @@ import pytest
 
 from engine.config.schema import MeshSpec
 from engine.parallel.report import device_bytes
+from engine.planning.cost import Cost, CostModel
 from tests import zoo
 from tests.planning import tiny
 
@@ -59,3 +60,13 @@ def test_rows_of_a_device_divide_the_activations_and_the_products():
 def test_offloaded_optimizer_is_in_the_memory_of_the_host():
     cost = tiny.model().memory(tiny.candidate(data=8, offload_optimizer=True))
     assert cost.memory["optimizer"] == 0 and cost.host == 8 * tiny.numbers()
+
+
+def test_rows_for_experts_of_other_islands_all_cross_the_network():
+    """16 experts over 2 hosts: half of the rows go to the other host, and 7 of 16 within it."""
+    model = CostModel(tiny.traces(), tiny.machine("h100:2x8"))
+    candidate = tiny.candidate(expert=16)
+    cost = Cost(candidate)
+    seconds = model.ring(candidate, "expert", 1e9, 0, cost)
+    assert seconds == pytest.approx(7 / 16 * 1e9 / model.machine.link + 1e9 / 2 / model.machine.network)
+    assert cost.traffic["expert"] == pytest.approx(15 / 16 * 1e9)
