@@ -63,6 +63,8 @@ def with_rates(machine: Machine, rates: dict[str, Any], source: str) -> Machine:
     """Returns a machine with measured rates."""
     names = ("bf16", "f32", "bandwidth", "link", "latency", "dispatch")
     measured: dict[str, Any] = {name: float(rates[name]) for name in names}
+    if not all(rate > 0 or (rate == 0 and name == "latency") for name, rate in measured.items()):
+        raise ValueError(f"rates that are not positive: {measured}")
     return dataclasses.replace(machine, **measured, source=source, margin=0.3)
 
 

@@ -26,5 +26,7 @@ def test_measured_rates_are_stored_and_read_by_later_plans(small, tmp_path):
     assert min(json.loads(file.read_text()).values()) > 0
     assert measured.source == f"measured, {file}" and measured.margin < machine.margin
     assert calibration.stored(machine, devices) == measured
-    file.write_text("{}")
-    assert calibration.stored(machine, devices) == machine
+    zero = json.dumps({**json.loads(file.read_text()), "bandwidth": 0})
+    for damaged in ("{}", "[]", "", "{", zero):
+        file.write_text(damaged)
+        assert calibration.stored(machine, devices) == machine
