@@ -141,6 +141,7 @@ def of_devices(devices: Sequence[Device]) -> Machine:
         return _of_row(row, first.platform, count, count // islands, text, ())
     memory, cores = host_memory(), usable_cores()
     share = cores / (count // islands)
+    own = None if first.platform == "cpu" else (first.memory_stats() or {}).get("bytes_limit")
     return Machine(
         text,
         first.platform,
@@ -149,7 +150,7 @@ def of_devices(devices: Sequence[Device]) -> Machine:
         (),
         bf16=CORE_FLOPS * share,
         f32=CORE_FLOPS * share,
-        memory=(memory.bytes if memory else 16 * hardware.GIB) * islands // count,
+        memory=own or (memory.bytes if memory else 16 * hardware.GIB) * islands // count,
         bandwidth=CORE_BANDWIDTH * share,
         link=CORE_BANDWIDTH * share / 4,
         network=1e9,
