@@ -234,8 +234,8 @@ class CostModel:
     def ring(self, candidate: Candidate, axis: str, size: float, count: float, cost: Cost) -> float:
         """Returns the seconds that collectives of `size` bytes take along an axis, and notes what a device sends.
 
-        A device sends (n - 1) / n of the bytes within its island, and a share of the rest to other islands. Each row for
-        an expert has one receiver, so all rows that leave the island cross the network.
+        A device sends (n - 1) / n of the bytes within its island, and a share of the rest to other islands. Each row
+        for an expert has one receiver, so all rows that leave the island cross the network.
 
         Args:
             candidate: the candidate.
