@@ -28,6 +28,10 @@ SAFE = 0.9
 """Share of a device's memory that a candidate that fits may need; the rest is for the runtime and fragmentation."""
 CONCURRENT = ("fsdp", "data", "pipeline")
 """Axes whose collectives run while the device computes; it waits for those of the other axes."""
+PATTERNS = {"expert": "all-to-all", "pipeline": "permute"}
+"""Axis -> pattern of its activations, where it is not a ring."""
+COPIES = ("pipeline", "fsdp", "expert", "context")
+"""Axes besides `data` that split rows or sequences: the gradients of parameters that they do not split are summed."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -204,6 +208,7 @@ class CostModel:
         work = self.traces.work(candidate.remat, precision, self.rows_of(candidate))
         scatter = 2.0 if self.machine.platform == "cpu" else 1.0  # XLA:CPU all-reduces in place of a reduce-scatter
         gathers, reduced, arrays = 0.0, 0.0, 0
+        copied = dict.fromkeys(COPIES, 0.0)  # bytes of gradients of which each device of the axis has a part
         for path, spec in self.specs(candidate.sizes).items():
             shape, _ = self.params[path]
             others = math.prod(axes[a] for entry in spec for a in entry if a != "fsdp")
@@ -215,6 +220,9 @@ class CostModel:
                 arrays += (passes + 1) * (work.layers if path in self.model.stacked else 1)
             if path in self.trained:
                 reduced += size / (axes["fsdp"] if split else 1)
+                for axis in COPIES:
+                    if not any(axis in entry for entry in spec):
+                        copied[axis] += size / (axes["fsdp"] if split else 1)
         if self.machine.platform != "cpu":
             arrays = min(arrays, 3 * work.layers + 3)  # collectives of one layer are combined
         share = axes["tensor"] * axes["pipeline"]
@@ -227,15 +235,22 @@ class CostModel:
             "expert": (work.exchanged / share, 4 * work.layers),
             "context": (3 * work.keys / share, 3 * work.layers),
         }
-        times = {axis: self.ring(candidate, axis, n * size, n * count, cost) for axis, (size, count) in sent.items()}
+        times = {
+            axis: self.ring(candidate, axis, n * size, n * count, cost, PATTERNS.get(axis, "ring"))
+            for axis, (size, count) in sent.items()
+        }
         during = {axis: times.pop(axis) for axis in CONCURRENT}
+        for axis, size in copied.items():
+            during[f"gradients over {axis}"] = self.ring(candidate, axis, 2 * n * size, 4 * n, cost)
         return during, times
 
-    def ring(self, candidate: Candidate, axis: str, size: float, count: float, cost: Cost) -> float:
+    def ring(
+        self, candidate: Candidate, axis: str, size: float, count: float, cost: Cost, pattern: str = "ring"
+    ) -> float:
         """Returns the seconds that collectives of `size` bytes take along an axis, and notes what a device sends.
 
-        A device sends (n - 1) / n of the bytes within its island, and a share of the rest to other islands. Each row
-        for an expert has one receiver, so all rows that leave the island cross the network.
+        A device sends (n - 1) / n of the bytes within its island, and a share of the rest to other islands. In an
+        all-to-all each row has one receiver, so all rows that leave the island cross the network.
 
         Args:
             candidate: the candidate.
@@ -243,17 +258,18 @@ class CostModel:
             size: bytes of whole arrays that are gathered or scattered; twice those that are summed.
             count: number of collectives.
             cost: receives the traffic.
+            pattern: "ring", "all-to-all", or "permute", in which a device sends all bytes to the next one.
         """
         machine, total = self.machine, candidate.axes[axis]
         if total == 1 or size <= 0:
             return 0.0
         within, between = machine.split(candidate.axes, candidate.dcn, axis)
         near, far = size * (within - 1) / within, size / within * (between - 1) / between
-        if axis == "expert":
+        if pattern == "all-to-all":
             near, far = size * (within - 1) / total, size * (between - 1) / between
-        if axis == "pipeline":
+        if pattern == "permute":
             near, far = (0.0, size) if between > 1 else (size, 0.0)
-        cost.traffic[axis] = near + far
+        cost.traffic[axis] = cost.traffic.get(axis, 0.0) + near + far
         sizes = {name: machine.split(candidate.axes, candidate.dcn, name)[0] for name in AXES}
         return near / machine.axis_link(sizes, axis) + far / machine.network + count * machine.latency
 
@@ -279,7 +295,7 @@ class CostModel:
     def per_byte(self, candidate: Candidate, axis: str) -> float:
         """Returns the seconds in which a device sends a byte along an axis."""
         noted = Cost(candidate)
-        seconds = self.ring(candidate, axis, 1.0, 0, noted)
+        seconds = self.ring(candidate, axis, 1.0, 0, noted, PATTERNS.get(axis, "ring"))
         return seconds / noted.traffic[axis] if axis in noted.traffic else 1 / self.machine.link
 
     def fits(self, cost: Cost) -> bool:

@@ -67,6 +67,12 @@ def test_rows_for_experts_of_other_islands_all_cross_the_network():
     model = CostModel(tiny.traces(), tiny.machine("h100:2x8"))
     candidate = tiny.candidate(expert=16)
     cost = Cost(candidate)
-    seconds = model.ring(candidate, "expert", 1e9, 0, cost)
+    seconds = model.ring(candidate, "expert", 1e9, 0, cost, "all-to-all")
     assert seconds == pytest.approx(7 / 16 * 1e9 / model.machine.link + 1e9 / 2 / model.machine.network)
     assert cost.traffic["expert"] == pytest.approx(15 / 16 * 1e9)
+
+
+def test_gradients_are_summed_over_every_axis_that_splits_rows_and_copies_parameters():
+    size = 4 * tiny.numbers()
+    for axis in ("context", "expert"):
+        assert tiny.model().cost(tiny.candidate(**{axis: 8})).traffic == {axis: pytest.approx(2 * 7 / 8 * size)}
