@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from engine.parallel.memory import GPU_SHARE
 from engine.parallel.report import size_text
 from engine.planning.candidates import Candidate
 from engine.planning.cost import SAFE, Cost, CostModel
@@ -114,6 +115,8 @@ def warnings(cost: Cost, machine: Machine) -> list[str]:
     found = []
     if cost.bytes > 0.8 * machine.memory:
         found.append(f"it needs more than 80 % of the memory (limit of a plan: {SAFE:.0%})")
+    if machine.platform == "gpu" and cost.bytes > SAFE * GPU_SHARE * machine.memory:
+        found.append(f"JAX allocates {GPU_SHARE:.0%} of a GPU by default: set XLA_CLIENT_MEM_FRACTION=0.95 in the job")
     if cost.seconds.get("exposed traffic", 0.0) > 0.5 * cost.step_s:
         found.append("it waits for the network in more than half of the time: fewer devices would be nearly as fast")
     if machine.platform == "cpu" and any(cost.candidate.axes[axis] > 1 for axis in ("tensor", "context", "pipeline")):

@@ -1,6 +1,7 @@
 import dataclasses
 
 from engine.planning import table
+from engine.planning.cost import Cost
 from tests.planning import tiny
 
 
@@ -23,3 +24,12 @@ def test_command_resets_the_axes_of_the_config_that_the_candidate_does_not_split
     mesh = {word for word in words if word.startswith("--config.mesh.")}
     settings = ("preset=auto", "data=1", "fsdp=8", "tensor=1", "dcn.data=1")
     assert mesh == {f"--config.mesh.{setting}" for setting in settings}
+
+
+def test_candidate_that_needs_more_than_jax_allocates_on_a_gpu_has_a_warning():
+    def warns(target, share):
+        machine = tiny.machine(target)
+        found = table.warnings(Cost(tiny.candidate(), {"activations": share * machine.memory}), machine)
+        return any("XLA_CLIENT_MEM_FRACTION" in text for text in found)
+
+    assert warns("h100:1x8", 0.7) and not warns("h100:1x8", 0.6) and not warns("v5e:2x2", 0.7)
