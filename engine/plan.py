@@ -183,7 +183,8 @@ def _refusal(ranking: Ranking, built: Program, config: Config) -> str:
     machine, nearest = ranking.model.machine, ranking.nearest
     if nearest is None:
         reasons = "; ".join(list(ranking.problems)[:3]) or (
-            f"no mesh of {machine.count} devices divides train.global_batch_size = {ranking.choices.rows}"
+            f"no mesh of {machine.count} devices divides train.global_batch_size = {ranking.choices.rows} and the "
+            "batch sizes of the evaluations"
         )
         return f"convoy plan: no mesh of {machine.text} is possible: {reasons}."
     parts = ", ".join(f"{name} {size_text(size)}" for name, size in nearest.memory.items())

@@ -92,6 +92,7 @@ class Choices:
         accumulates: whether microbatches are exact for the model.
         offloads: whether the devices can read host memory.
         repeats: `sharding.repeats`, groups of layers of a pipeline stage.
+        evaluations: batch sizes of evaluations, which the devices of the rows divide too.
     """
 
     rows: int
@@ -102,6 +103,11 @@ class Choices:
     accumulates: bool = True
     offloads: bool = False
     repeats: int = 1
+    evaluations: Sequence[int] = ()
+
+    def divides(self, shards: int) -> bool:
+        """Returns whether every batch divides over a number of devices."""
+        return all(size % shards == 0 for size in (self.rows, *self.evaluations))
 
 
 def meshes(machine: Machine, choices: Choices) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -115,7 +121,7 @@ def meshes(machine: Machine, choices: Choices) -> Iterator[tuple[tuple[int, ...]
             axes = dict(zip(AXES, sizes, strict=True))
             rows = axes["data"] * axes["fsdp"] * axes["expert"]
             groups = axes["pipeline"] * choices.repeats if axes["pipeline"] > 1 else 1
-            if choices.rows % rows == 0 and choices.layers % groups == 0:
+            if choices.divides(rows) and choices.layers % groups == 0:
                 yield sizes, between
 
 

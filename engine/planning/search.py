@@ -63,6 +63,7 @@ def choices_of(program: Program, config: Config, machine: Machine) -> Choices:
         accumulates=config.train.approximate_accumulation or _accumulates(program),
         offloads=machine.platform != "cpu",
         repeats=config.sharding.repeats,
+        evaluations=[evaluation.batch_size for evaluation in config.evaluations.values() if evaluation.batch_size],
     )
 
 
@@ -94,6 +95,8 @@ def rank(
     balance = {precision: machine.peak(precision) / machine.bandwidth for precision in choices.precisions}
     rows = max(1, min(config.train.global_batch_size // machine.count, 64))
     model = CostModel(Traces(program, config, balance, rows, on_progress), machine)
+    # Batches of several shapes limit the steps of a dispatch, and the config has a number that its data allows.
+    steps = STEPS_PER_DISPATCH if len(program.shape_shares) == 1 else (config.train.steps_per_dispatch,)
     fitting: list[Cost] = []
     nearest: Cost | None = None
     problems: dict[str, int] = {}
@@ -108,7 +111,7 @@ def rank(
                 problems[found.problem] = problems.get(found.problem, 0) + 1
                 break
             if model.fits(found):
-                fitting.append(_dispatched(model, model.cost(candidate, found)))
+                fitting.append(_dispatched(model, model.cost(candidate, found), steps))
             elif candidate.precision == config.train.precision:
                 nearest = found if nearest is None or found.bytes < nearest.bytes else nearest
     on_progress(f"scored {examined:,} candidates by formula, {len(fitting):,} fit")
@@ -116,11 +119,11 @@ def rank(
     return Ranking(model, choices, _simplest_first(fitting), nearest, examined, problems)
 
 
-def _dispatched(model: CostModel, cost: Cost) -> Cost:
-    """Sets the steps per dispatch so that the host's time does not matter."""
+def _dispatched(model: CostModel, cost: Cost, steps: Sequence[int]) -> Cost:
+    """Sets the steps per dispatch, the least of `steps` with which the host's time does not matter."""
     step = cost.step_s - cost.seconds["dispatch"]
-    for k in STEPS_PER_DISPATCH:
-        if model.machine.dispatch / k <= DISPATCH_SHARE * step or k == STEPS_PER_DISPATCH[-1]:
+    for k in steps:
+        if model.machine.dispatch / k <= DISPATCH_SHARE * step or k == steps[-1]:
             cost.candidate = dataclasses.replace(cost.candidate, steps_per_dispatch=k)
             cost.seconds["dispatch"] = model.machine.dispatch / k
             break

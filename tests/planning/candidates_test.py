@@ -22,3 +22,8 @@ def test_repeats_of_a_pipeline_divide_its_layers_and_its_microbatches():
     assert all(c.microbatches is None or c.microbatches % c.axes["pipeline"] == 0 for c in candidates)
     six = Choices(24, ("data", "pipeline"), 6, ("none",), ("float32",), repeats=3)
     assert {sizes[0] for sizes, _ in meshes(tiny.machine("h100:1x4"), six)} == {1, 2}
+
+
+def test_meshes_divide_the_batches_of_evaluations():
+    choices = Choices(64, ("data", "tensor"), 1, ("none",), ("float32",), evaluations=(6,))
+    assert {sizes[1] for sizes, _ in meshes(tiny.machine("h100:1x8"), choices)} == {1, 2}
