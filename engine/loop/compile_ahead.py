@@ -5,6 +5,7 @@ import threading
 from collections.abc import Sequence
 from types import TracebackType
 
+from engine.cluster import identity
 from engine.loop.evaluation import Evaluation
 from engine.loop.phases import COMPILING, Phases
 from engine.training.compiler import Compiler
@@ -13,6 +14,9 @@ from engine.training.state import TrainState
 
 class CompileAhead:
     """Compiles evaluations, in their order. A context manager, whose block a thread accompanies.
+
+    If the run ends early, the rest is left out. With several processes all are compiled: on GPUs the processes share
+    the work of tuning kernels, so one that left out an evaluation would let the others wait.
 
     Args:
         evaluations: the evaluations.
@@ -36,7 +40,7 @@ class CompileAhead:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stop = True
+        self._stop = identity.count() == 1
         if kind is None and self._evaluations:  # a run that is asked to stop may have only seconds to end
             self._thread.join()
 

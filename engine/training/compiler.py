@@ -2,7 +2,8 @@
 
 A program is loaded only if its StableHLO, its devices, the options of XLA and the versions of the engine, of JAX and of
 the compiler are those of the program that would be compiled. Otherwise it is compiled, and a warning names the
-difference.
+difference. All processes of a run load a program, or all compile it: the processes of a run on GPUs share the work of
+tuning the kernels that they compile, so one that compiles alone may wait for the others.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from jax.experimental import serialize_executable
 from jax.sharding import Mesh
 
 from engine import __version__
+from engine.cluster import group
 from engine.config.atomic_file import replacing
 from engine.config.errors import ConfigError, first_line
 from engine.config.schema import Config
@@ -34,6 +36,7 @@ _HARMLESS = ("--xla_dump", "--xla_force_host_platform_device_count", "--xla_gpu_
 _SECTIONS = ("task.", "data.", "optimizer.", "train.", "mesh.", "sharding.", "evaluations.")
 _LOCATIONS = re.compile(r"(?<=\\22debug_locations\\22: )\\22[^\\]*\\22")
 _SHOWN = 3  # differences in a warning
+LOAD_S = 300.0  # for all processes to load a program
 
 
 class Compiler:
@@ -79,7 +82,15 @@ class Compiler:
             compiled = lowered.compile()
             self._write(self._folder, name, facts, compiled, time.monotonic() - begin)
             return compiled
-        return self._load(self._folder, name, facts, lowered, mesh) or lowered.compile()
+        loaded, problem = self._load(self._folder, name, facts, lowered, mesh)
+        if problem := group.decide(problem, first_problem, f"load program/{name}", LOAD_S):
+            self._say(
+                f"warning: program {name!r} is compiled now, since {problem}. convoy compile makes the folder anew."
+            )
+        elif loaded is not None:
+            self.loaded.append(name)
+            return loaded
+        return lowered.compile()
 
     def _write(
         self, folder: Path, name: str, facts: Mapping[str, str], compiled: jax.stages.Compiled, seconds: float
@@ -102,30 +113,23 @@ class Compiler:
 
     def _load(
         self, folder: Path, name: str, facts: Mapping[str, str], lowered: jax.stages.Lowered, mesh: Mesh
-    ) -> jax.stages.Compiled | None:
-        """Returns the stored program; None, with a warning, if there is none that fits."""
+    ) -> tuple[jax.stages.Compiled | None, str]:
+        """Returns the stored program and ""; or None and the reason, if there is none that fits."""
         path = _path(folder, name, facts)
         try:
             entry = read_entry(path.with_suffix(".json"))
             if entry is None or entry["facts"] != dict(facts):
-                self._warn(name, f"{folder} {self._difference(folder, name, facts)}")
-                return None
+                return None, f"{folder} {self._difference(folder, name, facts)}"
             payload = path.read_bytes()
             if hashlib.sha256(payload).hexdigest() != entry["sha256"]:
-                self._warn(name, f"{path} is damaged: its hash is not that in {path.with_suffix('.json').name}")
-                return None
+                return None, f"{path} is damaged: its hash is not that in {path.with_suffix('.json').name}"
             devices = list(mesh.devices.flat)
             loaded = serialize_executable.deserialize_and_load(
                 payload, lowered.in_tree, lowered.out_tree, devices[0].client, devices
             )
         except Exception as error:  # of the storage, of pickle, or of XLA, which checks its own version
-            self._warn(name, f"{path} cannot be loaded ({type(error).__name__}: {first_line(error)})")
-            return None
-        self.loaded.append(name)
-        return loaded
-
-    def _warn(self, name: str, reason: str) -> None:
-        self._say(f"warning: program {name!r} is compiled now, since {reason}. convoy compile makes the folder anew.")
+            return None, f"{path} cannot be loaded ({type(error).__name__}: {first_line(error)})"
+        return loaded, ""
 
     def _difference(self, folder: Path, name: str, facts: Mapping[str, str]) -> str:
         """Returns how the stored program of this name that is nearest differs from the one that is needed."""
@@ -153,6 +157,16 @@ class Compiler:
         if not changed:
             return "another program of the same config (its code, its data or its paths have changed)"
         return ", ".join(changed[:_SHOWN]) + (f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else "")
+
+
+def first_problem(problems: Mapping[int, str], missing: Sequence[int]) -> str:
+    """Returns why the processes compile a program; "" if all have loaded it."""
+    if missing:
+        return f"process {missing[0]} has not loaded it within {LOAD_S:.0f} s"
+    found = [(process, text) for process, text in sorted(problems.items()) if text]
+    if not found or found[0][0] == 0:  # the message is that of process 0
+        return found[0][1] if found else ""
+    return f"on process {found[0][0]} {found[0][1]}"
 
 
 def open_compiler(config: Config, say: Callable[[str], None]) -> Compiler:

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from engine.config.errors import ConfigError
-from engine.training.compiler import Compiler, without_locations
+from engine.training.compiler import Compiler, first_problem, without_locations
 
 CONFIG = "name: a\ntrain.seed: 0\ntrain.global_batch_size: 16\n"
 
@@ -97,6 +97,13 @@ def test_program_that_cannot_be_loaded_is_compiled(folder):
     path.write_text(json.dumps({**entry, "sha256": hashlib.sha256(b"no program").hexdigest()}))
     loaded, [text] = load(folder)
     assert not loaded and "cannot be loaded (UnpicklingError" in text
+
+
+def test_all_processes_compile_if_one_has_no_program():
+    assert first_problem({0: "", 1: "", 2: ""}, []) == ""
+    assert first_problem({0: "", 1: "", 2: "DIR holds no program"}, []) == "on process 2 DIR holds no program"
+    assert first_problem({0: "DIR holds b", 1: "DIR holds no program"}, []) == "DIR holds b"
+    assert first_problem({0: ""}, [1]) == "process 1 has not loaded it within 300 s"
 
 
 def test_options_of_xla_belong_to_a_program(folder, monkeypatch):
