@@ -130,7 +130,7 @@ class CostModel:
         whole = self.state((1,) * len(AXES), False)
         fixed = max(start - whole[1], 0.0) * params / max(whole[0], 1.0)
         activations = slope * self.rows_of(candidate) / self.divided(candidate)
-        gathered = self.gathered(candidate)
+        gathered = self.gathered(candidate) + self.unsplit(candidate)
         if candidate.accumulate > 1:
             gathered += grads  # the gradient of a microbatch is added to the sum
         cost.memory = {
@@ -167,6 +167,18 @@ class CostModel:
             size = math.prod(shape[leading:]) * width / others
             stacked, single = (stacked + size, single) if leading else (stacked, max(single, size))
         return max(2 * stacked, single)
+
+    def unsplit(self, candidate: Candidate) -> float:
+        """Returns the bytes of what ZeRO-1 splits and a step holds whole: gradients, and gathered parameters."""
+        if not candidate.zero1 or candidate.axes["data"] == 1:
+            return 0.0
+        axes, width = candidate.axes, jnp.dtype(DTYPES[candidate.precision]).itemsize
+        whole = 0.0
+        for path, spec in self.specs(candidate.sizes).items():
+            shape, _ = self.params[path]
+            if path in self.trained and _divides(shape, spec, axes):
+                whole += math.prod(shape) * width / math.prod(axes[axis] for entry in spec for axis in entry)
+        return (2 if width < 4 else 1) * whole  # float32 parameters are stored whole
 
     def cost(self, candidate: Candidate, cost: Cost | None = None) -> Cost:
         """Returns memory and time of a candidate; `cost` has the memory if it is known."""

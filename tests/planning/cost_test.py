@@ -37,6 +37,16 @@ def test_state_of_a_mesh_is_that_of_the_program(axes, layout, precision):
         assert cost.memory[name] == pytest.approx(expected, rel=0.02, abs=256)
 
 
+@pytest.mark.parametrize(("precision", "held"), [("float32", 4), ("bfloat16", 2 + 2)])
+def test_a_step_holds_whole_what_zero1_splits(precision, held):
+    """The gradients before they are summed over the devices, and gathered parameters in bfloat16."""
+    copies, split = (
+        tiny.model().memory(tiny.candidate(data=8, zero1=zero1, precision=precision)) for zero1 in (False, True)
+    )
+    more = split.memory["temporary"] - copies.memory["temporary"]
+    assert more == pytest.approx(held * tiny.numbers(), rel=0.02)
+
+
 def test_traffic_is_that_of_the_formulas():
     """Copies all-reduce all gradients: 2 (n - 1) / n. FSDP gathers parameters and scatters gradients."""
     size = 4 * tiny.numbers()
