@@ -92,6 +92,7 @@ def test_progress_is_reported_between_the_texts_and_between_the_figures():
 
     program = zoo.program(Drawn())
     subject = Evaluation("heldout", Config(worst=4, figures=3), Read(), program.evaluation, 16)
+    assert subject.run(program.init()) is not None  # the first run also reads an example for the shapes
     seen.clear()
     assert subject.run(program.init(), on_progress=lambda: seen.append(".")) is not None
     texts, figures = seen.index("text"), seen.index("figure")
