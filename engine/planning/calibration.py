@@ -6,6 +6,7 @@ every later plan for these devices takes them from there.
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,9 +18,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from engine.cluster.cores import usable_cores
 from engine.config.atomic_file import replacing
 from engine.planning.machine import Machine
-from engine.training.compile_cache import user_directory
+from engine.training.compile_cache import key, user_directory
 from engine.types import Device
 
 REPEATS = 5
@@ -32,8 +34,13 @@ SUMS = {"cpu": (2**10, 2**20), "gpu": (2**12, 2**26), "tpu": (2**12, 2**26)}
 
 
 def path(devices: Sequence[Device]) -> Path:
-    """Returns the file of the rates of these devices."""
+    """Returns the file of the rates of these devices. CPUs share it only if their model and number of cores agree.
+
+    Raises RuntimeError if the user has no home.
+    """
     kind = "".join(c if c.isalnum() else "-" for c in devices[0].device_kind)
+    if devices[0].platform == "cpu":
+        kind += f"-{usable_cores()}-cores-{key()}"
     return user_directory() / "planning" / f"{kind}-{len(devices)}.json"
 
 
@@ -42,10 +49,14 @@ def calibrate(
 ) -> Machine:
     """Measures the rates of these devices in less than a minute, stores them, and returns the machine with them."""
     rates = measure(devices, on_progress)
-    target = path(devices)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target, target.with_suffix(".new")) as file:
-        file.write(json.dumps(rates, indent=1).encode())
+    try:
+        target = path(devices)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target, target.with_suffix(f".{os.getpid()}.new")) as file:
+            file.write(json.dumps(rates, indent=1).encode())
+    except (OSError, RuntimeError) as error:
+        on_progress(f"warning: the rates are not stored: {error}")
+        return with_rates(machine, rates, "measured, not stored")
     on_progress(f"stored the rates in {target}")
     return with_rates(machine, rates, f"measured, {target}")
 

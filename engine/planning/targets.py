@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from engine.config import hardware
+from engine.config.allowed_values import MAX_AXIS
 from engine.config.errors import ConfigError, did_you_mean
 from engine.types import Device
 
@@ -160,7 +161,10 @@ def parse(text: str) -> Target | None:
     if wrong:
         form = f"{name}:{'x'.join('4' * wanted)}, or with slices *2" if name in DIMENSIONS else f"{name}:HOSTSxGPUS"
         raise ConfigError(f"--hardware={text}: found {rest!r} after {name}. Write {form}. Forms: {FORMS}.")
-    return Target(text, name, shape, slices)
+    target = Target(text, name, shape, slices)
+    if target.count > MAX_AXIS:
+        raise ConfigError(f"--hardware={text}: found {target.count:,} devices. Allowed are at most {MAX_AXIS:,}.")
+    return target
 
 
 def devices(text: str) -> list[Device]:

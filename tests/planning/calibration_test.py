@@ -30,3 +30,10 @@ def test_measured_rates_are_stored_and_read_by_later_plans(small, tmp_path):
     for damaged in ("{}", "[]", "", "{", zero):
         file.write_text(damaged)
         assert calibration.stored(machine, devices) == machine
+
+
+def test_rates_that_cannot_be_stored_are_used_with_a_warning(small, tmp_path):
+    (tmp_path / "convoy").touch()  # a file where the folder would be
+    devices, lines = jax.devices(), []
+    measured = calibration.calibrate(machines.of_devices(devices), devices, lines.append)
+    assert measured.source == "measured, not stored" and "the rates are not stored" in lines[-1]

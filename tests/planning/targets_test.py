@@ -55,3 +55,8 @@ def test_missing_compiler_names_the_extra(monkeypatch):
     monkeypatch.setitem(targets.PACKAGES, "tpu", ("libtpu_of_nowhere",))
     with pytest.raises(ConfigError, match=r"needs libtpu_of_nowhere\. Install the extra aot"):
         targets.devices("v5e:4x4")
+
+
+def test_target_with_too_many_devices_is_refused():
+    with pytest.raises(ConfigError, match=r"found 799,999,992 devices. Allowed are at most 1,048,576"):
+        parse("h100:99999999x8")
