@@ -184,7 +184,7 @@ def _refusal(ranking: Ranking, built: Program, config: Config) -> str:
     if nearest is None:
         reasons = "; ".join(list(ranking.problems)[:3]) or (
             f"no mesh of {machine.count} devices divides train.global_batch_size = {ranking.choices.rows} and the "
-            "batch sizes of the evaluations"
+            f"batch sizes of the evaluations. Use multiples of {machine.count} rows, or fewer devices"
         )
         return f"convoy plan: no mesh of {machine.text} is possible: {reasons}."
     parts = ", ".join(f"{name} {size_text(size)}" for name, size in nearest.memory.items())

@@ -81,6 +81,12 @@ def test_nothing_fits_is_an_error_with_the_nearest_changes(outside, monkeypatch)
         list(plan.plan_parts(outside, "h100:1x8"))
 
 
+def test_batch_that_no_mesh_divides_is_an_error_that_names_a_divisor(outside):
+    config = dataclasses.replace(outside, train=dataclasses.replace(outside.train, global_batch_size=3))
+    with pytest.raises(ConfigError, match=r"divides train.global_batch_size = 3 .* Use multiples of 8 rows"):
+        list(plan.plan_parts(config, "h100:1x8"))
+
+
 def test_plan_that_fits_in_another_precision_alone_is_refused_and_names_it(outside, monkeypatch):
     def fits(model, cost):
         return cost.candidate.precision == "bfloat16"
