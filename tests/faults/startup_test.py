@@ -30,7 +30,7 @@ def refused(*words: str, say: tuple[str, ...], **env: Any) -> float:
     ("what", "word", "say"),
     [
         ("a field of the engine", "train.totl=5 steps", "train.totl: unknown field"),
-        ("a value", "train.precision=float8", "train.precision"),
+        ("a value", "train.precision=float16", "train.precision"),
     ],
 )
 def test_config_typo_is_reported_without_importing_jax(what, word, say, tmp_path, add_row):
@@ -38,7 +38,7 @@ def test_config_typo_is_reported_without_importing_jax(what, word, say, tmp_path
     (tmp_path / "broken/jax/__init__.py").write_text("raise SystemExit('jax was loaded')\n")
     run = tmp_path / "run"
     where = harness.config(tmp_path / "config")
-    near = "Did you mean train.total?" if "totl" in word else "float32 or bfloat16"
+    near = "Did you mean train.total?" if "totl" in word else "Did you mean bfloat16"
     words = ("train", where, f"--workdir={run}", f"--config.{word}")
     took = refused(*words, say=(say, near), PYTHONPATH=str(tmp_path / "broken"))
     assert not run.exists()
