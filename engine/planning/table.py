@@ -120,7 +120,7 @@ def warnings(cost: Cost, machine: Machine) -> list[str]:
     if cost.seconds.get("exposed traffic", 0.0) > 0.5 * cost.step_s:
         found.append("it waits for the network in more than half of the time: fewer devices would be nearly as fast")
     if machine.platform == "cpu" and any(cost.candidate.axes[axis] > 1 for axis in ("tensor", "context", "pipeline")):
-        found.append("on CPUs, tensor, context and pipeline took up to 3.4 times the prediction: measure this mesh")
+        found.append("on CPUs, tensor, context and pipeline took up to 2.2 times the prediction: measure this mesh")
     if machine.margin >= 0.5 and not cost.compiled:
         found.append("time and order are by formula, with rates that were not measured")
     return found
