@@ -6,7 +6,7 @@ CPUs, and shapes or dtypes that no kernel supports, use `blockwise.py`. `specs` 
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -112,29 +112,45 @@ def splash(
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as pallas  # takes 0.3 s, and only TPUs need it
 
-    length, heads, head_dim = q.shape[1:]
+    length, heads = q.shape[1:3]
     q, k, v = (_pad(x, SPLASH_LANES) for x in (q, k, v))
     time = q.shape[1]
     if segment_ids is None and not causal and time > length:
         segment_ids = jnp.zeros((len(q), length), jnp.int32)
-    size = next(n for n in SPLASH_BLOCKS if time % n == 0)
-    sizes = pallas.BlockSizes(
-        block_q=size,
-        block_kv=size,
-        block_q_dkv=size,
-        block_kv_dkv=size,
-        block_q_dq=size,
-        block_kv_dq=size,
-    )
-    mask = (pallas.CausalMask if causal else pallas.FullMask)((time, time))
-    kernel = pallas.make_splash_mha_single_device(
-        pallas.MultiHeadMask([mask] * heads), block_sizes=sizes, interpret=interpret, residual_checkpoint_name=KERNEL
-    )
-    q = (q.astype(jnp.float32) / math.sqrt(head_dim)).astype(q.dtype)
+    kernel = splash_kernel(heads, time, time, causal=causal, interpret=interpret, residual_checkpoint_name=KERNEL)
     ids = None if segment_ids is None else _pad_segments(segment_ids, SPLASH_LANES)
     segments = None if ids is None else pallas.SegmentIds(q=ids, kv=ids)
-    out: PyTree = jax.vmap(kernel)(*(blockwise.swap(x) for x in (q, k, v)), segments)
+    out: PyTree = jax.vmap(kernel)(*(blockwise.swap(x) for x in (splash_queries(q), k, v)), segments)
     return blockwise.swap(out)[:, :length]
+
+
+def splash_kernel(heads: int, queries: int, keys: int, *, causal: bool, **options: Any) -> PyTree:
+    """Returns the splash kernel of one row, whose arguments are `[heads, time, head_dim]`, with the largest blocks.
+
+    Args:
+        heads: number of heads.
+        queries, keys: numbers of positions, multiples of SPLASH_LANES.
+        causal: whether a position attends only to itself and earlier ones.
+        options: of `make_splash_mha_single_device`.
+    """
+    from jax.experimental.pallas.ops.tpu import splash_attention as pallas
+
+    of_queries, of_keys = (next(n for n in SPLASH_BLOCKS if time % n == 0) for time in (queries, keys))
+    sizes = pallas.BlockSizes(
+        block_q=of_queries,
+        block_kv=of_keys,
+        block_q_dkv=of_queries,
+        block_kv_dkv=of_keys,
+        block_q_dq=of_queries,
+        block_kv_dq=of_keys,
+    )
+    mask = (pallas.CausalMask if causal else pallas.FullMask)((queries, keys))
+    return pallas.make_splash_mha_single_device(pallas.MultiHeadMask([mask] * heads), block_sizes=sizes, **options)
+
+
+def splash_queries(q: jax.Array) -> jax.Array:
+    """Returns the queries `[..., head_dim]` divided by sqrt(head_dim), since the kernel does not scale the scores."""
+    return (q.astype(jnp.float32) / math.sqrt(q.shape[-1])).astype(q.dtype)
 
 
 def _pad(x: jax.Array, multiple: int) -> jax.Array:

@@ -93,24 +93,10 @@ def splash(
     """Returns the attention of a `Kernel` by splash attention; `interpret` runs it without a TPU, slowly."""
     from jax.experimental.pallas.ops.tpu import splash_attention as pallas  # takes 0.3 s, and only TPUs need it
 
-    heads, queries, head_dim = q.shape[1:]
-    keys = k.shape[2]
-    of_queries, of_keys = (next(n for n in kernels.SPLASH_BLOCKS if time % n == 0) for time in (queries, keys))
-    sizes = pallas.BlockSizes(
-        block_q=of_queries,
-        block_kv=of_keys,
-        block_q_dkv=of_queries,
-        block_kv_dkv=of_keys,
-        block_q_dq=of_queries,
-        block_kv_dq=of_keys,
-    )
-    mask = (pallas.CausalMask if causal else pallas.FullMask)((queries, keys))
-    attend = pallas.make_splash_mha_single_device(
-        pallas.MultiHeadMask([mask] * heads), block_sizes=sizes, save_residuals=statistics, interpret=interpret
-    )
-    q = (q.astype(jnp.float32) / math.sqrt(head_dim)).astype(q.dtype)
+    (heads, queries), keys = q.shape[1:3], k.shape[2]
+    attend = kernels.splash_kernel(heads, queries, keys, causal=causal, save_residuals=statistics, interpret=interpret)
     ids = None if segments is None else pallas.SegmentIds(*segments)
-    found: PyTree = jax.vmap(attend)(q, k, v, ids)
+    found: PyTree = jax.vmap(attend)(kernels.splash_queries(q), k, v, ids)
     return (found[0], found[1][0]) if statistics else (found, jnp.zeros(()))
 
 

@@ -16,7 +16,7 @@ import jax
 
 from engine.config import hardware
 from engine.config.allowed_values import MAX_AXIS
-from engine.config.errors import ConfigError, did_you_mean
+from engine.config.errors import ConfigError, did_you_mean, first_line
 from engine.types import Device
 
 LOCAL = "local"
@@ -134,9 +134,7 @@ class Target:
         try:
             return list(_topology(self))
         except Exception as error:  # of the compiler, in C++
-            raise ConfigError(
-                f"{self.text}: the compiler has no such topology: {str(error).strip().splitlines()[0]}"
-            ) from error
+            raise ConfigError(f"{self.text}: the compiler has no such topology: {first_line(error)}") from error
 
 
 def parse(text: str) -> Target | None:

@@ -32,7 +32,8 @@ from engine.tuning.compiler_options import Value
 
 FORMAT = 1
 _COMPILERS = {"tpu": ("libtpu",), "gpu": ("jax-cuda13-pjrt", "jax-cuda12-pjrt", "jax-rocm7-pjrt")}
-_HARMLESS = ("--xla_dump", "--xla_force_host_platform_device_count", "--xla_gpu_cuda_data_dir")  # options of XLA
+# Flags of XLA that do not change a program.
+_NO_EFFECT = ("--xla_dump", "--xla_force_host_platform_device_count", "--xla_gpu_cuda_data_dir")
 _SECTIONS = ("task.", "data.", "optimizer.", "train.", "mesh.", "sharding.", "evaluations.")
 _LOCATIONS = re.compile(r"(?<=\\22debug_locations\\22: )\\22[^\\]*\\22")
 _SHOWN = 3  # differences in a warning
@@ -223,8 +224,8 @@ def _compiler(platform: str) -> str:
 
 
 def _options() -> Sequence[str]:
-    words = [word for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS") for word in os.environ.get(name, "").split()]
-    return sorted(word for word in words if not word.startswith(_HARMLESS))
+    flags = [flag for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS") for flag in os.environ.get(name, "").split()]
+    return sorted(flag for flag in flags if not flag.startswith(_NO_EFFECT))
 
 
 def without_locations(stablehlo: str) -> str:

@@ -25,7 +25,7 @@ def test_elementwise_results_with_one_reader_need_no_memory():
 
 def test_unused_products_are_left_out():
     def function(x, w):
-        del_me = x @ w  # noqa: F841
+        _ = x @ w
         return x.sum()
 
     assert not any(o.name == "dot_general" for o in graph_of(function, (8, 16), (16, 32)).operations)

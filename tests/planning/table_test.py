@@ -20,8 +20,8 @@ def test_mesh_that_is_predicted_badly_on_cpus_has_a_warning():
 
 def test_command_resets_the_axes_of_the_config_that_the_candidate_does_not_split():
     given = {"mesh.preset": "tensor-8", "mesh.tensor": 2, "mesh.context": 1, "mesh.expert": None, "mesh.dcn.data": 2}
-    words = table.command(tiny.candidate(fsdp=8), given).split()
-    mesh = {word for word in words if word.startswith("--config.mesh.")}
+    flags = table.command(tiny.candidate(fsdp=8), given).split()
+    mesh = {flag for flag in flags if flag.startswith("--config.mesh.")}
     settings = ("preset=auto", "data=1", "fsdp=8", "tensor=1", "dcn.data=1")
     assert mesh == {f"--config.mesh.{setting}" for setting in settings}
 
