@@ -65,7 +65,6 @@ def plan_parts(
     ranking = rank(built, config, machine, on_progress)
     if not any(cost.candidate.precision == config.train.precision for cost in ranking.fitting):
         raise ConfigError(_refusal(ranking, built, config))
-    row = hardware.find(found.kind) if found else hardware.find(jax.devices()[0].device_kind)
     costs = different(ranking.fitting, SHOWN)
     if compiles:
         costs = _compiled(ranking.model, config, costs, compiles, devices, on_progress)
@@ -74,19 +73,33 @@ def plan_parts(
     possible = [cost for cost in costs if not cost.problem]
     if not possible or not ranking.model.fits(possible[0]):
         raise ConfigError(_refusal_when_compiled(machine, possible))
-    best, *others = possible
-    peak = (row or machine).peak(best.candidate.precision)
-    yield "\n" + "\n".join(table.table(ranking.model, [best, *others], peak))
-    lines = ["", f"best: {best.candidate}", *(f"  {line}" for line in table.details(ranking.model, best))]
-    lines += [f"  warning: {text}" for text in table.warnings(best, machine)]
-    if compiles and not best.compiled:
-        lines.append("  warning: it fits by formula, and no compiled candidate fits. Compile more with --compile=N")
-    lines += [f"  {table.command(best.candidate, dict(flatten(config)))}", "", "the others:"]
-    lines += [f"  {i}: {table.why(best, cost, ranking.model)}" for i, cost in enumerate(others, 2)]
-    yield "\n".join(lines)
+    row = hardware.find(found.kind) if found else hardware.find(jax.devices()[0].device_kind)
+    peak = (row or machine).peak(possible[0].candidate.precision)
+    yield _ranked(ranking.model, possible, config, peak, compiles)
     if ranking.problems:
         reason, count = max(ranking.problems.items(), key=lambda item: item[1])
         yield f"\nimpossible meshes: {sum(ranking.problems.values())}, such as (x{count}): {reason}"
+
+
+def _ranked(model: CostModel, costs: Sequence[Cost], config: Config, peak: float, compiles: int) -> str:
+    """Returns the table of the candidates, the best one with its settings, and why the others lost.
+
+    Args:
+        model: the cost model.
+        costs: the candidates, the best one first.
+        config: the config, whose settings the best candidate changes.
+        peak: FLOP/s of a device, for MFU.
+        compiles: number of candidates that were to be compiled.
+    """
+    best, *others = costs
+    lines = ["", *table.table(model, costs, peak), "", f"best: {best.candidate}"]
+    lines += [f"  {line}" for line in table.details(model, best)]
+    lines += [f"  warning: {text}" for text in table.warnings(best, model.machine)]
+    if compiles and not best.compiled:
+        lines.append("  warning: it fits by formula, and no compiled candidate fits. Compile more with --compile=N")
+    lines += [f"  {table.command(best.candidate, dict(flatten(config)))}", "", "the others:"]
+    lines += [f"  {i}: {table.why(best, cost, model)}" for i, cost in enumerate(others, 2)]
+    return "\n".join(lines)
 
 
 def _check(config: Config, target: Target | None, compiles: int, calibrates: bool) -> None:
