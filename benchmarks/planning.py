@@ -1,13 +1,15 @@
 """Predicts the step time of 14 configurations on 8 CPU devices, runs each, and compares: python -m benchmarks.planning
 
-It measures the rates of the devices first, as `convoy plan --calibrate` does. It prints a table of predicted and
-measured times, Spearman's rank correlation, and how much slower the predicted best is than the measured best. It takes
-about two minutes of two cores.
+It measures the rates of the devices first, as `convoy plan --calibrate` does. It prints a table of the times that the
+formula predicts, those predicted from the compiled steps, as by `convoy plan --compile=14`, and those measured. For
+both predictions it prints Spearman's rank correlation, and how much slower the predicted best is than the measured
+best. It takes about two minutes of two cores.
 """
 
 import os
 import sys
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -21,10 +23,12 @@ from engine.plan import with_candidate
 from engine.planning import calibration
 from engine.planning import machine as machines
 from engine.planning.candidates import Candidate
-from engine.planning.cost import CostModel
+from engine.planning.compiled import read
+from engine.planning.cost import Cost, CostModel
+from engine.planning.machine import Machine
 from engine.planning.tracing import Traces
 
-ROWS, TIME, STEPS = 32, 64, 5
+ROWS, TIME, STEPS = 32, 64, 9
 CONFIGURATIONS = (
     {"data": 8},
     {"fsdp": 8},
@@ -44,62 +48,99 @@ CONFIGURATIONS = (
 
 
 def main() -> int:
-    """Prints the table; returns 1 if the ranks do not agree."""
+    """Prints the table; returns 1 if the ranks by the compiled steps do not agree with the measured ones."""
     devices = jax.devices()
     rates = calibration.measure(devices, print)
     machine = calibration.with_rates(machines.of_devices(devices), rates, "measured")
     print({name: f"{rate:.3g}" for name, rate in rates.items()})
+    config = decoder()
+    model = cost_model(config, machine)
+    formula, compiled, runs = [], [], []
+    for candidate in candidates():
+        print(f"compiling {candidate}", flush=True)
+        run = Run(with_candidate(config, candidate))
+        formula.append(model.cost(candidate))
+        compiled.append(model.with_compiled(formula[-1], read(run.program, run.compiled)))
+        runs.append(run)
+    times = np.array([[run.step() for run in runs] for _ in range(STEPS)])  # in turn: other load meets all of them
+    measured = np.median(times, 0)
+    print(f"\n{'configuration':34}{'formula':>8}{'compiled':>10}{'measured':>10}{'quartiles':>12}  compiled, in parts")
+    for i, (by_formula, cost) in enumerate(zip(formula, compiled, strict=True)):
+        low, high = np.quantile(times[:, i], (0.25, 0.75)) * 1e3
+        parts = ", ".join(f"{name} {s * 1e3:.0f}" for name, s in cost.seconds.items() if s >= 5e-4)
+        print(
+            f"{cost.candidate!s:34}{by_formula.step_s * 1e3:8.0f}{cost.step_s * 1e3:10.0f}{measured[i] * 1e3:10.0f}"
+            f"{low:7.0f}-{high:.0f}  {parts}"
+        )
+    compare("formula", formula, times)
+    return int(compare("compiled", compiled, times) < 0.8)
+
+
+def decoder() -> Config:
+    """Returns the config of a decoder of width 128 with 8 layers."""
     c = defaults()
     c.task = dict(target=DECODER, vocabulary=256, width=128, hidden=512, depth=8, heads=8)
     c.data = dict(target="benchmarks.aot.programs.Tokens", length=TIME)
     c.train.total, c.train.global_batch_size, c.cache.compiled = "1000 steps", ROWS, False
-    config = resolve_config(c)
-    built, _ = program(config, devices[:1])
-    traces = Traces(built, config, {"float32": machine.f32 / machine.bandwidth}, ROWS // 8, lambda text: None)
-    model = CostModel(traces, machine)
-    costs, runs = [], []
+    return resolve_config(c)
+
+
+def cost_model(config: Config, machine: Machine) -> CostModel:
+    """Returns the cost model of a config."""
+    built, _ = program(config, jax.devices()[:1])
+    balance = {"float32": machine.f32 / machine.bandwidth}
+    return CostModel(Traces(built, config, balance, ROWS // machine.count, lambda text: None), machine)
+
+
+def candidates() -> list[Candidate]:
+    """Returns the candidates of CONFIGURATIONS."""
+    found = []
     for settings in CONFIGURATIONS:
         rest = dict(settings)
         sizes = tuple(int(rest.pop(axis, 1)) for axis in AXES)
-        candidate = Candidate(sizes, (1,) * len(AXES), **rest)  # pyright: ignore[reportArgumentType]
-        print(f"compiling {candidate}", flush=True)
-        costs.append(model.cost(candidate))
-        runs.append(Run(with_candidate(config, candidate)))
-    times_of = [[] for _ in runs]
-    for _ in range(STEPS):  # in turn, so that a change of the machine's load meets all of them
-        for run, times in zip(runs, times_of, strict=True):
-            times.append(run.step())
-    predicted, measured, spreads = [], [], []
-    print(f"{'configuration':44} predicted  measured")
-    for cost, times in zip(costs, times_of, strict=True):
-        predicted.append(cost.step_s)
-        measured.append(float(np.median(times)))
-        spreads.append((max(times) - min(times)) / measured[-1])
-        parts = ", ".join(f"{name} {s * 1e3:.0f}" for name, s in cost.seconds.items() if s >= 5e-4)
-        print(f"{cost.candidate!s:44} {cost.step_s * 1e3:6.0f} ms {measured[-1] * 1e3:6.0f} ms  ({parts})", flush=True)
-    ranks = np.array([np.argsort(np.argsort(values)) for values in (predicted, measured)], float)
+        found.append(Candidate(sizes, (1,) * len(AXES), **rest))  # pyright: ignore[reportArgumentType]
+    return found
+
+
+def compare(name: str, costs: Sequence[Cost], times: np.ndarray) -> float:
+    """Prints how predictions agree with the measured times, and returns the rank correlation.
+
+    Args:
+        name: of the kind of prediction.
+        costs: the predictions.
+        times: seconds `[steps, predictions]`.
+    """
+    predicted, measured = np.array([cost.step_s for cost in costs]), np.median(times, 0)
+    ranks = [np.argsort(np.argsort(values)) for values in (predicted, measured)]
     correlation = float(np.corrcoef(ranks)[0][1])
-    picked = measured[int(np.argmin(predicted))] / min(measured) - 1
-    errors = np.abs(np.array(predicted) / np.array(measured) - 1)
-    print(f"Spearman: {correlation:.2f}")
-    print(f"the predicted best is {picked:.0%} slower than the measured best (spread {np.median(spreads):.0%})")
-    print(f"error of the time: median {np.median(errors):.0%}, largest {errors.max():.0%}")
-    return int(correlation < 0.8)
+    best, picked = int(np.argmin(measured)), int(np.argmin(predicted))
+    low, high = np.quantile(times[:, best], (0.25, 0.75))
+    errors = np.abs(predicted / measured - 1)
+    print(
+        f"{name}: Spearman {correlation:.2f}; the pick, {costs[picked].candidate}, takes "
+        f"{measured[picked] / measured[best]:.2f} of the time of the best, {costs[best].candidate} (its quartiles "
+        f"differ by {(high - low) / measured[best]:.0%}); error of the time: median {np.median(errors):.0%}, largest "
+        f"{errors.max():.0%}"
+    )
+    return correlation
 
 
 class Run:
     """A compiled step of a config, and its state; the first step has been run."""
 
     def __init__(self, config: Config):
-        built, _ = program(config)
-        self.state, self.mask, self.compiled = built.init(), built.skip_mask((False,)), built.steps(1)
-        self.batch = jax.tree.map(lambda x: jax.device_put(np.ones(x.shape, x.dtype), x.sharding), built.abstract_batch)
+        self.program, _ = program(config)
+        [self.compiled] = self.program.compile_steps(1)
+        self.state, self.mask = self.program.init(), self.program.skip_mask((False,))
+        self.numbers = np.asarray(self.program.spec.optimizer.numbers, np.float32)
+        batch = self.program.abstract_batch
+        self.batch = jax.tree.map(lambda x: jax.device_put(np.ones(x.shape, x.dtype), x.sharding), batch)
         self.step()
 
     def step(self) -> float:
         """Runs a step and returns its seconds."""
         start = time.perf_counter()
-        self.state, metrics = self.compiled(self.state, (self.batch,), self.mask)
+        self.state, metrics = self.compiled(self.state, (self.batch,), self.mask, self.numbers)
         jax.block_until_ready((self.state, metrics))
         return time.perf_counter() - start
 

@@ -1,7 +1,8 @@
 """Measures the rates of the devices at hand: products, memory, collectives and dispatches.
 
-All devices work at once, since those of a CPU share its cores. The rates are stored in the user's cache directory, and
-every later plan for these devices takes them from there.
+All devices work at once, since those of a CPU share its cores. An operation runs many times in one program, as it does
+in a step. The rates are stored in the user's cache directory, and every later plan for these devices takes them from
+there.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
 from engine.cluster.cores import usable_cores
 from engine.config.atomic_file import replacing
@@ -25,12 +27,16 @@ from engine.training.compile_cache import key, user_directory
 from engine.types import Device
 
 REPEATS = 5
+LOOPS = 32
+"""Executions of an operation in one program."""
 PRODUCT = {"cpu": 384, "gpu": 8192, "tpu": 8192}
 """Platform -> rows and columns of the factors of a product."""
-ELEMENTS = {"cpu": 2**21, "gpu": 2**28, "tpu": 2**28}
-"""Platform -> float32 numbers of a device that are read and written."""
-SUMS = {"cpu": (2**10, 2**20), "gpu": (2**12, 2**26), "tpu": (2**12, 2**26)}
+ELEMENTS = {"cpu": 2**23, "gpu": 2**28, "tpu": 2**28}
+"""Platform -> float32 numbers of a device that are read and written, more than its caches hold."""
+SUMS = {"cpu": (2**4, 2**20), "gpu": (2**12, 2**26), "tpu": (2**12, 2**26)}
 """Platform -> float32 numbers of a small and of a large sum over all devices."""
+FRESH = {"cpu": 10 * 2**20}
+"""Platform -> float32 numbers of new memory of a device, where a step gets its memory from the operating system."""
 
 
 def path(devices: Sequence[Device]) -> Path:
@@ -72,7 +78,8 @@ def stored(machine: Machine, devices: Sequence[Device]) -> Machine:
 
 def with_rates(machine: Machine, rates: dict[str, Any], source: str) -> Machine:
     """Returns a machine with measured rates."""
-    names = ("bf16", "f32", "bandwidth", "link", "latency", "dispatch")
+    names = ["bf16", "f32", "bandwidth", "link", "latency", "dispatch"]
+    names += ["fresh"] if machine.platform in FRESH else []
     measured: dict[str, Any] = {name: float(rates[name]) for name in names}
     if not all(rate > 0 or (rate == 0 and name == "latency") for name, rate in measured.items()):
         raise ValueError(f"rates that are not positive: {measured}")
@@ -81,42 +88,64 @@ def with_rates(machine: Machine, rates: dict[str, Any], source: str) -> Machine:
 
 def measure(devices: Sequence[Device], on_progress: Callable[[str], None]) -> dict[str, float]:
     """Returns the rates of one of these devices while all of them work."""
-    mesh = Mesh(np.asarray(devices), ("all",))
     platform, count = devices[0].platform, len(devices)
-    split = NamedSharding(mesh, P("all"))
-    rates: dict[str, float] = {}
+    on_progress("measuring dispatches")
+    probe = _Probe(devices)
+    rates = {"dispatch": probe.dispatch}
     size = PRODUCT[platform]
     for name, dtype in (("f32", jnp.float32), ("bf16", jnp.bfloat16)):
         on_progress(f"measuring products in {jnp.dtype(dtype).name}")
-        x = jax.device_put(jnp.ones((count, size, size), dtype), split)
-        rates[name] = 2 * size**3 / _seconds(jax.jit(lambda x: x @ x, out_shardings=split), x)
+        rates[name] = 2 * size**3 / probe.repeated(lambda x: x @ jnp.full_like(x, 1 / size), (size, size), dtype)
     on_progress("measuring memory")
-    x = jax.device_put(jnp.ones((count, ELEMENTS[platform])), split)
-    rates["bandwidth"] = 2 * 4 * ELEMENTS[platform] / _seconds(jax.jit(lambda x: x * 1.5, out_shardings=split), x)
-    on_progress("measuring dispatches and sums over the devices")
-    rates["dispatch"] = _seconds(
-        jax.jit(lambda x: x + 1.0, out_shardings=split), jax.device_put(jnp.ones(count), split)
-    )
-    whole = NamedSharding(mesh, P())
-    times = []
-    for elements in SUMS[platform]:
-        x = jax.device_put(jnp.ones((count, elements)), split)
-        total = _seconds(jax.jit(lambda x: x.sum(0), out_shardings=whole), x)
-        times.append(max(total - rates["dispatch"], 1e-7))
+    rates["bandwidth"] = 2 * 4 * ELEMENTS[platform] / probe.repeated(lambda x: x * 1.01, (ELEMENTS[platform],))
+    if platform in FRESH:
+        rates["fresh"] = 4 * FRESH[platform] / probe.once(lambda x: jnp.full(FRESH[platform], x[0]))
+    if count == 1:
+        return rates | {"link": rates["bandwidth"], "latency": 0.0}
+    on_progress("measuring sums over the devices")
+    small, large = (probe.repeated(lambda x: jax.lax.psum(x, "all") / count, (n,)) for n in SUMS[platform])
     sent = 2 * (count - 1) / count * 4 * (SUMS[platform][1] - SUMS[platform][0])
-    rates["link"] = sent / max(times[1] - times[0], 1e-7) if count > 1 else rates["bandwidth"]
-    rates["latency"] = times[0] if count > 1 else 0.0
-    return rates
+    return rates | {"link": sent / max(large - small, 1e-7), "latency": small}
 
 
-def _seconds(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
-    """Returns the median time of a call."""
-    found = jax.block_until_ready(function(x))
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        for _ in range(3):
-            found = function(x)
-        jax.block_until_ready(found)
-        times.append((time.perf_counter() - start) / 3)
-    return float(np.median(times))
+class _Probe:
+    """Times functions of an array, which all devices run at once.
+
+    Attributes:
+        dispatch: seconds of a function that does nothing.
+    """
+
+    def __init__(self, devices: Sequence[Device]):
+        self.mesh = Mesh(np.asarray(devices), ("all",))
+        self.dispatch = self._seconds(lambda x, _: x + 1.0, (1,), jnp.float32)
+
+    def once(self, function: Callable[[jax.Array], jax.Array]) -> float:
+        """Returns the seconds of a function of an array of one number."""
+        return max(self._seconds(lambda x, _: function(x), (1,), jnp.float32) - self.dispatch, 1e-9)
+
+    def repeated(
+        self, function: Callable[[jax.Array], jax.Array], shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+    ) -> float:
+        """Returns the seconds of a function from arrays to arrays of the same shape within a longer program."""
+
+        def loop(x: jax.Array, times: jax.Array) -> jax.Array:  # of a length that XLA does not know, so not unrolled
+            return jax.lax.fori_loop(0, times, lambda _, x: function(x), x)
+
+        return max(self._seconds(loop, shape, dtype) - self.dispatch, 1e-9) / LOOPS
+
+    def _seconds(
+        self, function: Callable[[jax.Array, jax.Array], jax.Array], shape: tuple[int, ...], dtype: DTypeLike
+    ) -> float:
+        """Returns the median time of a call with an array and LOOPS."""
+        split = P("all")
+        run = jax.jit(jax.shard_map(function, mesh=self.mesh, in_specs=(split, P()), out_specs=split, check_vma=False))
+        first, *rest = shape
+        x = jnp.ones((first * self.mesh.size, *rest), dtype, device=NamedSharding(self.mesh, split))
+        loops = jnp.asarray(LOOPS, device=NamedSharding(self.mesh, P()))
+        jax.block_until_ready(run(x, loops))
+        times = []
+        for _ in range(REPEATS):
+            start = time.perf_counter()
+            jax.block_until_ready(run(x, loops))
+            times.append(time.perf_counter() - start)
+        return float(np.median(times))

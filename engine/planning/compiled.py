@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 import jax
 
 from engine.parallel.collectives import Collective, collectives
+from engine.parallel.hlo_text import HloText
 from engine.parallel.memory import HOST_MEMORY
 from engine.parallel.report import device_bytes, size_text
+from engine.planning.instructions import Executed, executed
 from engine.training.program import Program
 
 
@@ -21,16 +23,27 @@ class Compiled:
         memory: part -> bytes of a device.
         host: bytes of host memory for a device.
         collectives: the collectives of a step, with loops multiplied out.
+        instructions: what else it computes and moves.
     """
 
     memory: Mapping[str, int]
     host: int
     collectives: Sequence[Collective]
+    instructions: Sequence[Executed] = ()
 
     @property
     def bytes(self) -> int:
         """Bytes of a device."""
         return sum(self.memory.values())
+
+    def seconds(self, peak: float, bandwidth: float) -> float:
+        """Returns the seconds of a step without collectives, where each instruction takes its FLOPs or its bytes.
+
+        Args:
+            peak: FLOP/s of products.
+            bandwidth: bytes/s of memory.
+        """
+        return sum(i.times * max(i.flops / peak, i.bytes / bandwidth) for i in self.instructions)
 
     @property
     def traffic(self) -> Mapping[str, int]:
@@ -67,7 +80,8 @@ def read(program: Program, executable: jax.stages.Compiled) -> Compiled:
         "program": getattr(found, "generated_code_size_in_bytes", 0),
     }
     host = _size(on_host) + getattr(found, "host_temp_size_in_bytes", 0)
-    return Compiled(memory, host, collectives(executable.as_text() or "", program.mesh))
+    text = executable.as_text() or ""
+    return Compiled(memory, host, collectives(text, program.mesh), list(executed(HloText.parse(text))))
 
 
 def describe(compiled: Compiled, limit: int | None) -> str:

@@ -206,9 +206,15 @@ class CostModel:
             "bubble": compute * bubble / (1 - bubble),
             "exposed traffic": sum(cost.exposed.values()),
             "update": update,
+            "new memory": self.new_memory(cost),
             "dispatch": machine.dispatch / candidate.steps_per_dispatch,
         }
         return cost
+
+    def new_memory(self, cost: Cost) -> float:
+        """Returns the seconds in which the operating system gives a step the memory of its temporary arrays."""
+        kept = ("parameters", "optimizer", "batch", "program")
+        return sum(size for part, size in cost.memory.items() if part not in kept) / self.machine.fresh
 
     def communication(self, candidate: Candidate, cost: Cost) -> tuple[dict[str, float], dict[str, float]]:
         """Returns axis -> seconds of the collectives that run during the computation, and of others.
@@ -218,7 +224,7 @@ class CostModel:
         axes, n, precision = candidate.axes, candidate.accumulate, candidate.precision
         width = jnp.dtype(DTYPES[precision]).itemsize
         work = self.traces.work(candidate.remat, precision, self.rows_of(candidate))
-        scatter = 2.0 if self.machine.platform == "cpu" else 1.0  # XLA:CPU all-reduces in place of a reduce-scatter
+        scatter = 2.0 if self.machine.platform == "cpu" else 1.0  # XLA:CPU all-reduces where others reduce-scatter
         gathers, reduced, arrays = 0.0, 0.0, 0
         copied = dict.fromkeys(COPIES, 0.0)  # bytes of gradients of which each device of the axis has a part
         for path, spec in self.specs(candidate.sizes).items():
@@ -243,7 +249,7 @@ class CostModel:
             "fsdp": (gathers, arrays),
             "data": (2 * reduced, 4),
             "pipeline": (2 * work.carry * self.sharding.repeats / axes["context"] / axes["tensor"], 0),
-            "tensor": (2 * work.partial / rest, 2 * work.sums),
+            "tensor": ((1 + scatter) * work.partial / rest, 2 * work.sums),
             "expert": (work.exchanged / share, 4 * work.layers),
             "context": (3 * work.keys / share, 3 * work.layers),
         }
@@ -286,7 +292,11 @@ class CostModel:
         return near / machine.axis_link(sizes, axis) + far / machine.network + count * machine.latency
 
     def with_compiled(self, cost: Cost, compiled: Compiled) -> Cost:
-        """Returns the cost of a candidate with the memory and the traffic of its compiled step."""
+        """Returns the cost of a candidate with the memory and the traffic of its compiled step.
+
+        On CPUs also with its time: there the text of a program shows all that runs, the bubble of a pipeline and the
+        update included. On others it has kernels, whose FLOPs the text does not have.
+        """
         traffic = dict(compiled.traffic)
         found = dataclasses.replace(
             cost, memory=dict(compiled.memory), host=compiled.host, traffic=traffic, compiled=True, exposed={}
@@ -301,7 +311,10 @@ class CostModel:
                 name = " x ".join(c.axes or ("?",))
                 found.exposed[name] = found.exposed.get(name, 0.0) + seconds
         exposed = sum(found.exposed.values()) + max(0.0, during - self.machine.overlap * cost.seconds["compute"])
-        found.seconds = {**cost.seconds, "exposed traffic": exposed}
+        found.seconds = {**cost.seconds, "exposed traffic": exposed, "new memory": self.new_memory(found)}
+        if self.machine.platform == "cpu":
+            peak = self.machine.peak(cost.candidate.precision)
+            found.seconds |= {"compute": compiled.seconds(peak, self.machine.bandwidth), "bubble": 0.0, "update": 0.0}
         return found
 
     def per_byte(self, candidate: Candidate, axis: str) -> float:

@@ -20,8 +20,8 @@ LATENCY_S = {"tpu": 5e-6, "gpu": 2e-5, "cpu": 2e-4}
 """Platform -> seconds until a collective sends its first byte; assumed."""
 HOST_BANDWIDTH = 25e9
 """Bytes/s between a device and the memory of its host; assumed: PCIe of generation 4 with 16 lanes gives 32e9."""
-CORE_FLOPS, CORE_BANDWIDTH = 4e10, 8e9
-"""FLOP/s and bytes/s of a core of a CPU; assumed until `convoy plan --calibrate`."""
+CORE_FLOPS, CORE_BANDWIDTH, CORE_FRESH = 4e10, 8e9, 1e9
+"""FLOP/s, bytes/s and bytes/s of new memory of a core of a CPU; assumed until `convoy plan --calibrate`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Machine:
         network: bytes/s that a device sends between islands.
         latency: seconds until a collective sends its first byte.
         dispatch: seconds that the host needs for a dispatch.
+        fresh: bytes/s at which a device writes memory that the operating system gives it anew for each step; infinite
+            where a device keeps its memory.
         overlap: share of the computation during which collectives of parameters and gradients run.
         source: where the rates are from.
         margin: stated relative error of the predicted time.
@@ -60,6 +62,7 @@ class Machine:
     network: float
     latency: float
     dispatch: float = DISPATCH_S
+    fresh: float = math.inf
     overlap: float = 0.0
     host_bandwidth: float = HOST_BANDWIDTH
     source: str = ""
@@ -155,6 +158,7 @@ def of_devices(devices: Sequence[Device]) -> Machine:
         link=CORE_BANDWIDTH * share / 4,
         network=1e9,
         latency=LATENCY_S["cpu"],
+        fresh=CORE_FRESH * share if first.platform == "cpu" else math.inf,
         overlap=OVERLAP["cpu"],
         host_bandwidth=CORE_BANDWIDTH * share,
         source="rates assumed for CPUs; convoy plan --calibrate measures them",

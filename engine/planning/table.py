@@ -105,6 +105,7 @@ def why(winner: Cost, other: Cost, model: CostModel) -> str:
         "exposed traffic": f"waits longer for {max(other.exposed, key=lambda a: other.exposed[a], default='traffic')}",
         "bubble": "stages wait",
         "update": "its optimizer moves more bytes on each device",
+        "new memory": "needs more memory in a step, which the operating system gives anew each time",
         "dispatch": "the host dispatches more often",
     }
     return f"{reasons[name]}: {seconds_text(longer[name])} more"
@@ -119,8 +120,9 @@ def warnings(cost: Cost, machine: Machine) -> list[str]:
         found.append(f"JAX allocates {GPU_SHARE:.0%} of a GPU by default: set XLA_CLIENT_MEM_FRACTION=0.95 in the job")
     if cost.seconds.get("exposed traffic", 0.0) > 0.5 * cost.step_s:
         found.append("it waits for the network in more than half of the time: fewer devices would be nearly as fast")
-    if machine.platform == "cpu" and any(cost.candidate.axes[axis] > 1 for axis in ("tensor", "context", "pipeline")):
-        found.append("on CPUs, tensor, context and pipeline took up to 2.2 times the prediction: measure this mesh")
+    split = any(cost.candidate.axes[axis] > 1 for axis in ("tensor", "context", "pipeline"))
+    if machine.platform == "cpu" and split and not cost.compiled:
+        found.append("on CPUs the formula is too low for tensor, context and pipeline: use --compile")
     if machine.margin >= 0.5 and not cost.compiled:
         found.append("time and order are by formula, with rates that were not measured")
     return found
