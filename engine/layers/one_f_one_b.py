@@ -101,6 +101,7 @@ def gradients(
     start = (queue, x, kept), (queues.mirrored(d_results), d_x, d_inputs, wide)
     count = schedule.ticks(stages, microbatches, repeats) + repeats * stages - 1
     (_, (_, _, d_inputs, d_params)), _ = lax.scan(tick, start, jnp.arange(count))
+    d_params = lax.psum(d_params, queues.copies) if queues.copies else d_params
     return jax.tree.map(lambda d, x: d.astype(x.dtype), d_params, params), queues.mirrored(d_inputs)
 
 

@@ -1,6 +1,6 @@
 """Runs a stack of layers over the stages of a pipeline: each stage holds some layers; microbatches pass through all.
 
-Only the mesh axis `pipeline` is manual (`jax.shard_map`); XLA splits a stage's layers over the other axes as usual. The
+The mesh axes `pipeline` and `data` are manual (`jax.shard_map`); XLA splits a stage's layers over the others as usual. The
 microbatches wait in queues that are split over the stages (`queues.py`), so that no device holds the inputs or results
 of all stages. `one_f_one_b.py` has a backward pass with bounded memory.
 """
@@ -51,15 +51,21 @@ def pipeline(apply: Apply, params: PyTree, carry: PyTree, shared: PyTree, rng: j
         return apply(values, first, carry, shared, keys), *x[1:]
 
     def on_stages(run: Callable, params: PyTree, *batches: PyTree, out_specs: PyTree) -> PyTree:
+        def stage(values: PyTree, *queue: PyTree) -> PyTree:
+            return run(layers, queues, jax.tree.map(lambda x, like: x.astype(like.dtype), values, params), *queue)
+
         stages = jax.shard_map(
-            lambda params, *queue: run(layers, queues, params, *queue),
+            stage,
             mesh=layout.inner_mesh,
-            axis_names={AXIS},
+            axis_names={AXIS, *queues.copies},
             in_specs=(of_params, *[of_rows] * len(batches)),
             out_specs=out_specs,
             check_vma=False,  # the check refuses a scan in a layer whose initial carry is a constant
         )
-        return stages(params, *jax.tree.map(queues.fill, batches))
+        return stages(jax.tree.map(summable, params), *jax.tree.map(queues.fill, batches))
+
+    def summable(x: jax.Array) -> jax.Array:  # XLA:CPU cannot sum half precision in a manual computation
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if layout.platform == "cpu" else x
 
     def forward(params: PyTree, inputs: Travelling) -> PyTree:
         return jax.tree.map(queues.drain, on_stages(_forward, params, inputs, out_specs=of_rows))
@@ -69,7 +75,7 @@ def pipeline(apply: Apply, params: PyTree, carry: PyTree, shared: PyTree, rng: j
         d_params, d_inputs = on_stages(one_f_one_b.gradients, params, inputs, d_out, out_specs=specs)
         return d_params, jax.tree.map(queues.drain, d_inputs)
 
-    of_params, of_rows = PartitionSpec(None, AXIS), PartitionSpec(AXIS)
+    of_params, of_rows = PartitionSpec(None, AXIS), PartitionSpec(AXIS, queues.copies or None)
     run = one_f_one_b.with_own_gradient(forward, backward) if layout.schedule == "1f1b" else forward
     return run(params, (carry, shared, keys))
 

@@ -20,6 +20,9 @@ from engine.parallel.layout import Layout
 from engine.types import PyTree
 
 AXIS = "pipeline"
+COPIES = ("data",)
+"""Axes of the rows whose devices all hold the whole parameters of a stage. They are manual as well: each device sums the
+gradients of its own microbatches, and the devices sum theirs once. XLA alone would sum them in each tick."""
 
 type Travelling = tuple[PyTree, PyTree, jax.Array | None]
 """What a stage receives and sends: the carry, the shared inputs, and the data of the keys of one microbatch."""
@@ -41,6 +44,7 @@ class Queues:
     def __init__(self, layout: Layout, batch: int, stages: int, repeats: int):
         self.layout, self.stages = layout, stages
         self.axes = tuple(axis for axis in layout.axes("batch") if axis != AXIS)
+        self.copies = tuple(axis for axis in self.axes if axis in COPIES)
         self.shards = math.prod(layout.size(axis) for axis in self.axes)
         self.microbatches = schedule.microbatch_count(layout.microbatches, stages)
         schedule.check_rows(batch, self.shards, stages, self.microbatches, repeats)
@@ -111,9 +115,14 @@ class Queues:
         return lax.dynamic_update_index_in_dim(queue, after, slot, 0)
 
     def _constrain(self, x: jax.Array, *entries: str | tuple[str, ...] | None) -> jax.Array:
-        """Returns `x` with its first dimensions split over these axes. The other dimensions stay unconstrained."""
+        """Returns `x` with its first dimensions split over these axes. The other dimensions stay unconstrained.
+
+        An axis that is manual here splits them already.
+        """
+        manual = jax.sharding.get_abstract_mesh().manual_axes
         others = [PartitionSpec.UNCONSTRAINED] * (x.ndim - len(entries))
-        spec = PartitionSpec(*(entry or None for entry in entries), *others)
+        left = [tuple(axis for axis in jax.tree.leaves(entry) if axis not in manual) or None for entry in entries]
+        spec = PartitionSpec(*left, *others)
         return lax.with_sharding_constraint(x, NamedSharding(self.layout.inner_mesh, spec))
 
 

@@ -14,8 +14,9 @@ def test_candidate_sets_only_what_differs_from_the_config():
 def test_mesh_that_is_predicted_badly_on_cpus_has_a_warning():
     cpu = dataclasses.replace(tiny.machine("h100:1x8"), platform="cpu")
     split, copies = (tiny.model().cost(tiny.candidate(**axes)) for axes in ({"data": 4, "tensor": 2}, {"data": 8}))
-    assert any("measure this mesh" in text for text in table.warnings(split, cpu))
-    assert not any("measure this mesh" in text for text in table.warnings(copies, cpu))
+    assert any("use --compile" in text for text in table.warnings(split, cpu))
+    compiled = dataclasses.replace(split, compiled=True)
+    assert not any("use --compile" in text for cost in (copies, compiled) for text in table.warnings(cost, cpu))
 
 
 def test_command_resets_the_axes_of_the_config_that_the_candidate_does_not_split():
