@@ -1,8 +1,8 @@
 """Runs a stack of layers over the stages of a pipeline: each stage holds some layers; microbatches pass through all.
 
-The mesh axes `pipeline` and `data` are manual (`jax.shard_map`); XLA splits a stage's layers over the others as usual. The
-microbatches wait in queues that are split over the stages (`queues.py`), so that no device holds the inputs or results
-of all stages. `one_f_one_b.py` has a backward pass with bounded memory.
+The mesh axes `pipeline` and `data` are manual (`jax.shard_map`); XLA splits a stage's layers over the others as usual.
+The microbatches wait in queues that are split over the stages (`queues.py`), so that no device holds the inputs or
+results of all stages. `one_f_one_b.py` has a backward pass with bounded memory.
 """
 
 from collections.abc import Callable

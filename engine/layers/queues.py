@@ -21,7 +21,7 @@ from engine.types import PyTree
 
 AXIS = "pipeline"
 COPIES = ("data",)
-"""Axes of the rows whose devices all hold the whole parameters of a stage. They are manual as well: each device sums the
+"""Axes of the rows whose devices all hold the parameters of a stage whole. They are manual as well: a device adds up the
 gradients of its own microbatches, and the devices sum theirs once. XLA alone would sum them in each tick."""
 
 type Travelling = tuple[PyTree, PyTree, jax.Array | None]

@@ -1,6 +1,7 @@
 """The gradient of a step: summed over microbatches, devices and hosts, and divided once by the global weights.
 
 With several microbatches, the weights of a sum of losses are summed in a first pass, since each gradient needs them.
+Each device then adds up the gradients of its own microbatches, and the devices of the mesh axis `data` sum theirs once.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ from engine.data.batch import Batch
 from engine.data.context import call
 from engine.metrics.mean import divide
 from engine.metrics.pairs import pairs_of
+from engine.parallel.mesh import BATCH_AXES
 from engine.training.flops import keep_all
 from engine.training.model import Arrays, cast
 from engine.training.objective import EVERY, means_of
@@ -89,16 +91,49 @@ def _sum_gradients(
     shared: _Shared, weights: Arrays | None, trained: Arrays, model_state: Arrays, parts: Part
 ) -> tuple[Arrays, jax.Array, Arrays]:
     """Returns the gradients and the metrics, summed over the microbatches, and the new model state."""
-    spec = shared.spec
+    spec, axes = shared.spec, _summed_once(shared.spec)
 
-    def add(carry: PyTree, part: Part) -> tuple[PyTree, None]:
+    def add(shared: _Shared, weights: Arrays | None, trained: Arrays, carry: PyTree, part: Part) -> tuple[PyTree, None]:
         grads, sums, model_state = carry
         more, (more_sums, model_state) = _gradient(shared, weights, trained, model_state, *part)
-        return (*jax.tree.map(jnp.add, (grads, sums), (constrain(spec, more), more_sums)), model_state), None
+        more = more if axes else constrain(spec, more)
+        return (*jax.tree.map(jnp.add, (grads, sums), (more, more_sums)), model_state), None
 
-    zeros = constrain(spec, jax.tree.map(jnp.zeros_like, trained))
-    first = (zeros, jnp.zeros((len(shared.metric_names), 2)), model_state)
-    return jax.lax.scan(add, first, parts, unroll=spec.unroll)[0]
+    def total(common: PyTree, parts: Part) -> tuple[Arrays, jax.Array, Arrays]:
+        frozen, key, step, weights, trained, model_state = common
+        inner = dataclasses.replace(shared, frozen=frozen, key=key, step=step)
+        zeros = jax.tree.map(jnp.zeros_like, trained)
+        first = (zeros if axes else constrain(spec, zeros), jnp.zeros((len(shared.metric_names), 2)), model_state)
+        found = jax.lax.scan(functools.partial(add, inner, weights, trained), first, parts, unroll=spec.unroll)[0]
+        return (*jax.tree.map(lambda x: _summed(x, axes), found[:2]), found[2]) if axes else found
+
+    common = (shared.frozen, shared.key, shared.step, weights, trained, model_state)
+    if not axes:
+        return total(common, parts)
+    rows, whole = PartitionSpec(None, axes), PartitionSpec()
+    on_devices = jax.shard_map(
+        total, mesh=spec.mesh, axis_names=set(axes), in_specs=(whole, (rows, rows, whole)), out_specs=whole,
+        check_vma=False,
+    )  # fmt: skip
+    return on_devices(common, parts)
+
+
+def _summed_once(spec: "StepSpec") -> tuple[str, ...]:
+    """Returns the mesh axes over which the gradients of all microbatches are summed at once: `data` or none.
+
+    Not with ZeRO-1, where a device has no memory for the whole gradients, nor for a Task whose result depends on the
+    number of microbatches. With `fsdp` or `expert`, a layer gathers weights over the rows (`layers/whole_weight.py`),
+    which XLA does less well within a `jax.shard_map`.
+    """
+    sizes = {axis: spec.mesh.shape[axis] for axis in BATCH_AXES}
+    alone = all(size == 1 for axis, size in sizes.items() if axis != "data")
+    once = sizes["data"] > 1 and alone and not spec.layout.zero1 and not spec.approximate_accumulation
+    return ("data",) if once else ()
+
+
+def _summed(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """Returns the sum over manual mesh axes, in float32, since XLA:CPU cannot sum half precision there."""
+    return jax.lax.psum(x.astype(jnp.promote_types(x.dtype, jnp.float32)), axes).astype(x.dtype)
 
 
 def _gradient(

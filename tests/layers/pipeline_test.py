@@ -15,6 +15,7 @@ from engine.config.errors import ShardingError, TaskError
 from engine.config.schema import MeshSpec
 from engine.layers import Dense, Stack, attention
 from engine.parallel import schedule
+from engine.parallel.collectives import collectives
 from engine.parallel.hlo_text import HloText, arrays
 from engine.parallel.layout import Layout, active
 from engine.parallel.mesh import BATCH_AXES
@@ -146,7 +147,7 @@ def test_no_device_holds_activations_of_the_global_batch():
     assert rows * blocks.TIME * blocks.WIDTH / 4 <= max(sizes) < rows * blocks.TIME * blocks.WIDTH / 2
 
 
-def test_ticks_keep_no_copies_of_parameters():
+def test_ticks_keep_no_copies_of_parameters_and_do_not_sum_gradients_over_data():
     """The backward pass slices the parameters of a tick again."""
 
     class Wide(nnx.Module):
@@ -158,7 +159,7 @@ def test_ticks_keep_no_copies_of_parameters():
                 x = jnp.sin(x @ self.w.get_value())
             return x
 
-    kept, products = {}, {}
+    kept, products, sums = {}, {}, {}
     for choice in ("none", "full"):
         layout = blocks.make_layout(MeshSpec(pipeline=2, data=4), repeats=2, microbatches=8, remat=choice)
         with active(layout):
@@ -168,6 +169,10 @@ def test_ticks_keep_no_copies_of_parameters():
         memory = compiled.memory_analysis()
         assert memory is not None
         kept[choice], products[choice] = memory.temp_size_in_bytes, str(compiled.as_text()).count(" dot(")
+        assert layout.mesh is not None
+        found = collectives(str(compiled.as_text()), layout.mesh)
+        sums[choice] = sum(c.bytes for c in found if "data" in (c.axes or ()))
+    assert sums == dict.fromkeys(sums, 2 * 128 * 128 * 4)  # of the layers of a device, once
     assert kept["full"] < kept["none"] < schedule.ticks(2, 8, 2) * 128 * 128 * 4
     assert products == {"none": 4 + 8, "full": 4 + 4 + 8}
 

@@ -11,11 +11,16 @@ from flax import nnx
 
 from engine import Loss, Mean
 from engine.config.schema import MeshSpec
+from engine.parallel.collectives import collectives
 from tests import zoo
 
 
 @pytest.mark.parametrize("model", ["mlp", "decoder"])
-@pytest.mark.parametrize("mesh", [None, MeshSpec(data=2, fsdp=4)], ids=["one-device", "eight-devices"])
+@pytest.mark.parametrize(
+    "mesh",
+    [None, MeshSpec(data=2, fsdp=4), MeshSpec(data=4, tensor=2)],
+    ids=["one-device", "eight-devices", "summed-once"],
+)
 def test_microbatches_with_ragged_weights_equal_the_full_batch(model, mesh):
     # With sgd the update is proportional to the gradient.
     settings: dict[str, Any] = dict(target="optax.sgd", clip_norm=None)
@@ -23,6 +28,18 @@ def test_microbatches_with_ragged_weights_equal_the_full_batch(model, mesh):
     full, _ = zoo.run(zoo.program(task, batch_size=32, **settings), batches)
     parts, _ = zoo.run(zoo.program(task, mesh=mesh, batch_size=32, accumulate=4, **settings), batches)
     zoo.assert_close(full.params, parts.params, 1e-6)
+
+
+def test_devices_sum_the_gradients_of_all_microbatches_once():
+    def sent(accumulate: int, **settings: Any) -> int:
+        program = zoo.program(
+            zoo.Classify(width=64), batch_size=64, mesh=MeshSpec(data=8), accumulate=accumulate, **settings
+        )
+        text = program.trace(1).lower().compile().as_text() or ""
+        return sum(c.moved for c in collectives(text, program.mesh))
+
+    assert sent(4) < 1.2 * sent(1)
+    assert sent(4, approximate_accumulation=True) > 3 * sent(1)  # the models it is for may mix the rows of a call
 
 
 @pytest.mark.optimized
