@@ -14,10 +14,11 @@ from engine.entry import AnyConfig, program, resolve_config, set_up_devices
 from engine.parallel.report import size_text
 from engine.planning import calibration, table, targets
 from engine.planning import machine as machines
-from engine.planning.candidates import Candidate
+from engine.planning.candidates import Candidate, divisible
 from engine.planning.compiled import read
-from engine.planning.cost import Cost, CostModel
+from engine.planning.cost import CostModel
 from engine.planning.machine import Machine
+from engine.planning.memory import Cost
 from engine.planning.search import Ranking, changes, different, rank
 from engine.planning.targets import Target, parse
 from engine.training.program import Program
@@ -195,11 +196,7 @@ def _refusal(ranking: Ranking, built: Program, config: Config) -> str:
     """Returns why nothing fits, and what would."""
     machine, nearest = ranking.model.machine, ranking.nearest
     if nearest is None:
-        reasons = "; ".join(list(ranking.problems)[:3]) or (
-            f"no mesh of {machine.count} devices divides train.global_batch_size = {ranking.choices.rows} and the "
-            f"batch sizes of the evaluations. Use multiples of {machine.count} rows, or fewer devices"
-        )
-        return f"convoy plan: no mesh of {machine.text} is possible: {reasons}."
+        return f"convoy plan: no mesh of {machine.text} is possible: {_impossible(ranking)}"
     parts = ", ".join(f"{name} {size_text(size)}" for name, size in nearest.memory.items())
     would = "; or ".join(changes(ranking, built, config)) or "a smaller model"
     return (
@@ -207,3 +204,13 @@ def _refusal(ranking: Ranking, built: Program, config: Config) -> str:
         f"needs {size_text(nearest.bytes)} of the {size_text(machine.memory)} of a device ({parts}). It would fit "
         f"with: {would}."
     )
+
+
+def _impossible(ranking: Ranking) -> str:
+    """Returns why no mesh is possible, and the settings with which one would be."""
+    machine, choices = ranking.model.machine, ranking.choices
+    if ranking.problems:
+        return "; ".join(list(ranking.problems)[:3]) + "."
+    sizes = divisible(machine, choices)
+    flags = " ".join(f"--config.{path}={size}" for path, size in sizes.items())
+    return f"its {machine.count} devices do not divide {' and '.join(sizes)}. Use {flags}, or fewer devices."

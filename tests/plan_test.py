@@ -1,6 +1,7 @@
 """Plans of configs outside of this repository, whose models the engine does not know."""
 
 import dataclasses
+import re
 import sys
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from engine import plan
 from engine.config import load
 from engine.config.errors import ConfigError
+from engine.config.schema import Evaluation
 
 CONFIG = '''
 import dataclasses
@@ -81,10 +83,17 @@ def test_nothing_fits_is_an_error_with_the_nearest_changes(outside, monkeypatch)
         list(plan.plan_parts(outside, "h100:1x8"))
 
 
-def test_batch_that_no_mesh_divides_is_an_error_that_names_a_divisor(outside):
-    config = dataclasses.replace(outside, train=dataclasses.replace(outside.train, global_batch_size=3))
-    with pytest.raises(ConfigError, match=r"divides train.global_batch_size = 3 .* Use multiples of 8 rows"):
+def test_batches_that_no_mesh_divides_are_an_error_with_the_settings_to_paste(outside):
+    small = {name: Evaluation(data=outside.data, batch_size=size) for name, size in (("near", 2), ("far", 16))}
+    train = dataclasses.replace(outside.train, global_batch_size=3)
+    config = dataclasses.replace(outside, train=train, evaluations=small)
+    with pytest.raises(ConfigError, match=r"do not divide .*\. Use (.*), or fewer devices") as raised:
         list(plan.plan_parts(config, "h100:1x8"))
+    flags = re.findall(r"--config\.(\S+)=(\d+)", str(raised.value))
+    assert flags == [("train.global_batch_size", "8"), ("evaluations.near.batch_size", "8")]
+    train = dataclasses.replace(train, global_batch_size=8)
+    small["near"] = dataclasses.replace(small["near"], batch_size=8)
+    assert list(plan.plan_parts(dataclasses.replace(config, train=train, evaluations=small), "h100:1x8"))
 
 
 def test_plan_that_fits_in_another_precision_alone_is_refused_and_names_it(outside, monkeypatch):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from engine.config.hardware import AXES
@@ -92,7 +91,9 @@ class Choices:
         accumulates: whether microbatches are exact for the model.
         offloads: whether the devices can read host memory.
         repeats: `sharding.repeats`, groups of layers of a pipeline stage.
-        evaluations: batch sizes of evaluations, which the devices of the rows divide too.
+        evaluations: name -> batch size of an evaluation, which the devices of the rows divide too.
+        steps: values of train.steps_per_dispatch, ascending.
+        unrolled: most steps times microbatches of a dispatch, where each is compiled separately; None: no limit.
     """
 
     rows: int
@@ -103,11 +104,17 @@ class Choices:
     accumulates: bool = True
     offloads: bool = False
     repeats: int = 1
-    evaluations: Sequence[int] = ()
+    evaluations: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    steps: Sequence[int] = (1,)
+    unrolled: int | None = None
 
     def divides(self, shards: int) -> bool:
         """Returns whether every batch divides over a number of devices."""
-        return all(size % shards == 0 for size in (self.rows, *self.evaluations))
+        return all(size % shards == 0 for size in (self.rows, *self.evaluations.values()))
+
+    def allows(self, accumulate: int, steps: int) -> bool:
+        """Returns whether the engine compiles a dispatch of so many microbatches and steps."""
+        return self.unrolled is None or accumulate * steps <= self.unrolled
 
 
 def meshes(machine: Machine, choices: Choices) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -144,6 +151,8 @@ def settings(mesh: tuple[tuple[int, ...], tuple[int, ...]], choices: Choices) ->
     shards = axes["data"] * axes["fsdp"] * axes["expert"]
     stages = axes["pipeline"]
     for accumulate in _accumulations(choices.rows // shards) if choices.accumulates else (1,):
+        if not choices.allows(accumulate, choices.steps[0]):
+            continue
         rows = choices.rows // accumulate
         microbatches = _microbatches(rows // shards, stages, choices.repeats)
         if stages > 1 and microbatches is None:
@@ -172,6 +181,14 @@ def _microbatches(rows: int, stages: int, repeats: int) -> int | None:
     return max(fits, default=None)
 
 
-def smallest_rows(count: int, choices: Choices) -> int:
-    """Returns the next larger global batch that divides over a number of devices."""
-    return math.lcm(choices.rows, count)
+def divisible(machine: Machine, choices: Choices) -> dict[str, int]:
+    """Returns path of a config field -> next larger batch size, for batches that no mesh of a machine divides.
+
+    The devices that split rows are as few as the other axes of the model allow.
+    """
+    any_rows = dataclasses.replace(choices, rows=machine.count, evaluations={})
+    all_axes = [dict(zip(AXES, sizes, strict=True)) for sizes, _ in meshes(machine, any_rows)]
+    shards = min(axes["data"] * axes["fsdp"] * axes["expert"] * axes["pipeline"] for axes in all_axes)
+    sizes = {"train.global_batch_size": choices.rows}
+    sizes |= {f"evaluations.{name}.batch_size": size for name, size in choices.evaluations.items()}
+    return {path: -(-size // shards) * shards for path, size in sizes.items() if size % shards}

@@ -1,31 +1,22 @@
 """The cost model: memory and step time of a candidate by formula.
 
-Memory: the state by the sharding rules, and the temporary arrays of the unsharded program at the rows of one device.
-Time: the longer of FLOPs and memory traffic of each operation; the traffic of each mesh axis in rings over the network
-that the axis crosses; the bubble of a pipeline; the update of the optimizer; and the host's time for a dispatch.
+`memory.py` predicts the memory. The time is the longer of FLOPs and memory traffic of each operation; the traffic of
+each mesh axis in rings over the network that the axis crosses; the bubble of a pipeline; the update of the optimizer;
+and the host's time for a dispatch.
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Mapping, Sequence
 
-import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh
 
-from engine.config.errors import ShardingError
 from engine.config.hardware import AXES
 from engine.parallel import schedule
-from engine.parallel.rules import partition_specs
 from engine.planning.candidates import Candidate
 from engine.planning.compiled import Compiled
-from engine.planning.machine import Machine
-from engine.planning.tracing import Traces
+from engine.planning.memory import Cost, MemoryModel
 from engine.training.build import DTYPES
 
-SAFE = 0.9
-"""Share of a device's memory that a candidate that fits may need; the rest is for the runtime and fragmentation."""
 CONCURRENT = ("fsdp", "data", "pipeline")
 """Axes whose collectives run while the device computes; it waits for those of the other axes."""
 PATTERNS = {"expert": "all-to-all", "pipeline": "permute"}
@@ -34,151 +25,13 @@ COPIES = ("pipeline", "fsdp", "expert", "context")
 """Axes besides `data` that split rows or sequences: the gradients of parameters that they do not split are summed."""
 
 
-@dataclasses.dataclass(eq=False)
-class Cost:
-    """Predicted memory, time and traffic of a candidate."""
-
-    candidate: Candidate
-    memory: dict[str, float] = dataclasses.field(default_factory=dict)  # part -> bytes of a device
-    host: float = 0.0  # bytes of host memory for a device
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # part -> seconds of a step
-    traffic: dict[str, float] = dataclasses.field(default_factory=dict)  # axis -> bytes that a device sends in a step
-    exposed: dict[str, float] = dataclasses.field(default_factory=dict)  # axis -> seconds that the device waits for it
-    bubble: float = 0.0
-    problem: str = ""  # why the candidate is impossible
-    compiled: bool = False  # memory and traffic are those of the compiled program
-
-    @property
-    def bytes(self) -> float:
-        """Bytes of a device."""
-        return sum(self.memory.values())
-
-    @property
-    def step_s(self) -> float:
-        """Seconds of a step."""
-        return sum(self.seconds.values())
-
-
-class CostModel:
+class CostModel(MemoryModel):
     """Predicts memory and time of the candidates of one config on one machine.
 
     Args:
         traces: the unsharded programs.
         machine: the devices.
     """
-
-    def __init__(self, traces: Traces, machine: Machine):
-        self.traces, self.machine, self.model = traces, machine, traces.model
-        state = traces.program.abstract_state
-        self.rows = traces.program.batch_size
-        self.params = {path: (x.shape, x.dtype.itemsize) for path, x in state.params.items()}
-        self.optimizer = dict.fromkeys(self.params, 0)  # path of a parameter -> bytes of its optimizer state
-        self.rest = 0  # bytes of the arrays that every device holds
-        for path, leaf in jax.tree.leaves_with_path(state.opt_state):
-            size = math.prod(leaf.shape) * leaf.dtype.itemsize
-            of = next((key for part in reversed(path) if (key := getattr(part, "key", None)) in self.params), None)
-            if of is not None and leaf.shape == self.params[of][0]:
-                self.optimizer[of] += size
-            else:
-                self.rest += size
-        self.rest += sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state.model_state))
-        self.ema = state.ema is not None
-        self.trained = set(self.model.trained)
-        self.sharding = traces.config.sharding
-
-    @functools.cache  # noqa: B019
-    def specs(self, sizes: tuple[int, ...]) -> Mapping[str, Sequence[tuple[str, ...]]]:
-        """Returns path -> mesh axes of each dimension. Raises ShardingError if parameters do not fit the mesh."""
-        mesh = AbstractMesh(sizes, AXES)
-        specs = partition_specs(self.model.params, self.model.names, self.traces.rules, mesh)  # pyright: ignore[reportArgumentType]
-        return {path: [(x,) if isinstance(x, str) else tuple(x or ()) for x in spec] for path, spec in specs.items()}
-
-    @functools.cache  # noqa: B019
-    def state(self, sizes: tuple[int, ...], zero1: bool, splits: bool = False) -> tuple[float, float, float]:
-        """Returns the bytes of parameters, of gradients, and of the optimizer state of a device.
-
-        `splits`: whether ZeRO-1 also splits the parameters (`StepSpec.splits_params`).
-        """
-        axes: dict[str, int] = dict(zip(AXES, sizes, strict=True))
-        params = grads = optimizer = 0.0
-        for path, spec in self.specs(sizes).items():
-            shape, width = self.params[path]
-            parts = math.prod(axes[axis] for entry in spec for axis in entry)
-            over_data = axes["data"] if zero1 and path in self.trained and _divides(shape, spec, axes) else 1
-            copies = 1 + (self.ema and path in self.trained)
-            params += copies * math.prod(shape) * width / parts / (over_data if splits else 1)
-            if path in self.trained:
-                grads += math.prod(shape) * width / parts / over_data
-                optimizer += self.optimizer[path] / parts / over_data
-        return params, grads, optimizer
-
-    def stored(self, candidate: Candidate) -> tuple[float, float, float]:
-        """Returns `state` of a candidate between two steps."""
-        half = jnp.dtype(DTYPES[candidate.precision]).itemsize < 4
-        return self.state(candidate.sizes, candidate.zero1, candidate.zero1 and half)
-
-    def memory(self, candidate: Candidate) -> Cost:
-        """Returns the memory of a candidate, without its time."""
-        cost = Cost(candidate)
-        try:
-            stored, grads, optimizer = self.stored(candidate)
-            params, _, _ = self.state(candidate.sizes, candidate.zero1)  # as the layers use them
-        except ShardingError as error:
-            cost.problem = str(error).splitlines()[0]
-            return cost
-        start, slope = self.traces.peak(candidate.remat, candidate.precision, self.rows_of(candidate))
-        whole = self.state((1,) * len(AXES), False)
-        fixed = max(start - whole[1], 0.0) * params / max(whole[0], 1.0)
-        activations = slope * self.rows_of(candidate) / self.divided(candidate)
-        gathered = self.gathered(candidate) + self.unsplit(candidate)
-        if candidate.accumulate > 1:
-            gathered += grads  # the gradient of a microbatch is added to the sum
-        cost.memory = {
-            "parameters": stored + self.rest,
-            "optimizer": 0.0 if candidate.offload_optimizer else optimizer,
-            "gradients": grads,
-            "activations": activations,
-            "temporary": fixed + gathered,
-        }
-        if candidate.offload_optimizer:
-            cost.host = optimizer
-            # The update reads the state back, when the activations are gone.
-            cost.memory["temporary"] += max(0.0, optimizer - activations - cost.memory["temporary"])
-        return cost
-
-    def rows_of(self, candidate: Candidate) -> float:
-        """Returns the rows of a microbatch on one device."""
-        return self.rows / candidate.accumulate / candidate.shards
-
-    def divided(self, candidate: Candidate) -> int:
-        """Returns the devices among which the activations and products of a row are divided."""
-        return math.prod(candidate.axes[axis] for axis in ("tensor", "context", "pipeline"))
-
-    def gathered(self, candidate: Candidate) -> float:
-        """Returns the bytes of gathered weights: two layers of each stack, or the largest parameter outside of one."""
-        axes, width = candidate.axes, jnp.dtype(DTYPES[candidate.precision]).itemsize
-        stacked = single = 0.0
-        for path, spec in self.specs(candidate.sizes).items():
-            if not any("fsdp" in entry for entry in spec) or axes["fsdp"] == 1:
-                continue
-            shape, _ = self.params[path]
-            leading = self.model.stacked.get(path, 0)
-            others = math.prod(axes[a] for entry in spec[leading:] for a in entry if a != "fsdp")
-            size = math.prod(shape[leading:]) * width / others
-            stacked, single = (stacked + size, single) if leading else (stacked, max(single, size))
-        return max(2 * stacked, single)
-
-    def unsplit(self, candidate: Candidate) -> float:
-        """Returns the bytes of what ZeRO-1 splits and a step holds whole: gradients, and gathered parameters."""
-        if not candidate.zero1 or candidate.axes["data"] == 1:
-            return 0.0
-        axes, width = candidate.axes, jnp.dtype(DTYPES[candidate.precision]).itemsize
-        whole = 0.0
-        for path, spec in self.specs(candidate.sizes).items():
-            shape, _ = self.params[path]
-            if path in self.trained and _divides(shape, spec, axes):
-                whole += math.prod(shape) * width / math.prod(axes[axis] for entry in spec for axis in entry)
-        return (2 if width < 4 else 1) * whole  # float32 parameters are stored whole
 
     def cost(self, candidate: Candidate, cost: Cost | None = None) -> Cost:
         """Returns memory and time of a candidate; `cost` has the memory if it is known."""
@@ -298,9 +151,9 @@ class CostModel:
         update included. On others it has kernels, whose FLOPs the text does not have.
         """
         traffic = dict(compiled.traffic)
-        found = dataclasses.replace(
-            cost, memory=dict(compiled.memory), host=compiled.host, traffic=traffic, compiled=True, exposed={}
-        )
+        # The program is one step: its batch is one of those that are on a device.
+        memory = {**compiled.memory, "batch": max(compiled.memory["batch"], cost.memory["batch"])}
+        found = dataclasses.replace(cost, memory=memory, host=compiled.host, traffic=traffic, compiled=True, exposed={})
         during = 0.0
         for c in compiled.collectives:
             each = [self.per_byte(cost.candidate, axis) for axis in c.axes or ("data",)]
@@ -323,17 +176,6 @@ class CostModel:
         seconds = self.ring(candidate, axis, 1.0, 0, noted, PATTERNS.get(axis, "ring"))
         return seconds / noted.traffic[axis] if axis in noted.traffic else 1 / self.machine.link
 
-    def fits(self, cost: Cost) -> bool:
-        """Returns whether a candidate fits the memory of a device."""
-        return not cost.problem and cost.bytes <= SAFE * self.machine.memory
-
     def mfu(self, cost: Cost, peak: float) -> float:
         """Returns the model FLOPs per second as a share of the peak of all devices."""
         return self.traces.flops * self.rows / cost.step_s / (peak * self.machine.count)
-
-
-def _divides(shape: Sequence[int], spec: Sequence[tuple[str, ...]], axes: Mapping[str, int]) -> bool:
-    """Returns whether ZeRO-1 can split a parameter over `data`."""
-    entries = [*spec, *[()] * (len(shape) - len(spec))]
-    shard = [size // math.prod(axes[a] for a in entry) for size, entry in zip(shape, entries, strict=True)]
-    return any(size % axes["data"] == 0 and size >= axes["data"] for size in shard)

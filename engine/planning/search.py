@@ -9,11 +9,14 @@ from engine.config.schema import Config
 from engine.parallel.layout import NAMED
 from engine.parallel.rules import RULES
 from engine.planning.candidates import Candidate, Choices, meshes, settings
-from engine.planning.cost import SAFE, Cost, CostModel
+from engine.planning.cost import CostModel
 from engine.planning.machine import Machine
+from engine.planning.memory import SAFE, Cost
 from engine.planning.tracing import Traces
 from engine.training.accumulation import check_dropout
 from engine.training.program import Program
+from engine.training.update import has_own_update
+from engine.tuning.control_flow import MAX_UNROLLED_STEPS
 
 REMATS = ("none", "dots", "full")
 STEPS_PER_DISPATCH = (1, 2, 4, 8, 16, 32, 64)
@@ -60,10 +63,13 @@ def choices_of(program: Program, config: Config, machine: Machine) -> Choices:
         min(depths, default=1),
         remats,
         tuple(precisions),
-        accumulates=config.train.approximate_accumulation or _accumulates(program),
+        accumulates=_accumulates(program, config.train.approximate_accumulation),
         offloads=machine.platform != "cpu",
         repeats=config.sharding.repeats,
-        evaluations=[evaluation.batch_size for evaluation in config.evaluations.values() if evaluation.batch_size],
+        evaluations={name: part.batch_size for name, part in config.evaluations.items() if part.batch_size},
+        # Batches of several shapes limit the steps of a dispatch, and the config has a number that its data allows.
+        steps=STEPS_PER_DISPATCH if len(program.shape_shares) == 1 else (config.train.steps_per_dispatch,),
+        unrolled=MAX_UNROLLED_STEPS if machine.platform == "cpu" and program.spec.unroll else None,
     )
 
 
@@ -71,13 +77,16 @@ def _axes(rule: str | Sequence[str] | None) -> Sequence[str]:
     return () if rule is None else (rule,) if isinstance(rule, str) else rule
 
 
-def _accumulates(program: Program) -> bool:
-    """Returns whether gradient accumulation gives the result of the whole batch."""
+def _accumulates(program: Program, approximate: bool) -> bool:
+    """Returns whether the step can have microbatches, and their result is that of the whole batch or may differ."""
+    spec = program.spec
+    if has_own_update(spec.task) or approximate:
+        return not has_own_update(spec.task)
     try:
-        check_dropout(program.spec.model, 2)
+        check_dropout(spec.model, 2)
     except ConvoyError:
         return False
-    return not program.spec.model.model_state and not program.spec.model.rng_state
+    return not spec.model.model_state and not spec.model.rng_state
 
 
 def rank(
@@ -95,8 +104,6 @@ def rank(
     balance = {precision: machine.peak(precision) / machine.bandwidth for precision in choices.precisions}
     rows = max(1, min(config.train.global_batch_size // machine.count, 64))
     model = CostModel(Traces(program, config, balance, rows, on_progress), machine)
-    # Batches of several shapes limit the steps of a dispatch, and the config has a number that its data allows.
-    steps = STEPS_PER_DISPATCH if len(program.shape_shares) == 1 else (config.train.steps_per_dispatch,)
     fitting: list[Cost] = []
     nearest: Cost | None = None
     problems: dict[str, int] = {}
@@ -111,7 +118,7 @@ def rank(
                 problems[found.problem] = problems.get(found.problem, 0) + 1
                 break
             if model.fits(found):
-                fitting.append(_dispatched(model, model.cost(candidate, found), steps))
+                fitting.append(_dispatched(model, choices, model.cost(candidate, found)))
             elif candidate.precision == config.train.precision:
                 nearest = found if nearest is None or found.bytes < nearest.bytes else nearest
     on_progress(f"scored {examined:,} candidates by formula, {len(fitting):,} fit")
@@ -119,13 +126,21 @@ def rank(
     return Ranking(model, choices, _simplest_first(fitting), nearest, examined, problems)
 
 
-def _dispatched(model: CostModel, cost: Cost, steps: Sequence[int]) -> Cost:
-    """Sets the steps per dispatch, the least of `steps` with which the host's time does not matter."""
+def _dispatched(model: CostModel, choices: Choices, cost: Cost) -> Cost:
+    """Sets the steps per dispatch: the least with which the host's time does not matter.
+
+    It is smaller if the batches would not fit into the memory of a device, or the engine would not compile them.
+    """
     step = cost.step_s - cost.seconds["dispatch"]
-    for k in steps:
-        if model.machine.dispatch / k <= DISPATCH_SHARE * step or k == steps[-1]:
-            cost.candidate = dataclasses.replace(cost.candidate, steps_per_dispatch=k)
-            cost.seconds["dispatch"] = model.machine.dispatch / k
+    for k in choices.steps:
+        candidate = dataclasses.replace(cost.candidate, steps_per_dispatch=k)
+        more = {**cost.memory, "batch": model.batches(candidate)}
+        fits = choices.allows(candidate.accumulate, k) and model.fits(dataclasses.replace(cost, memory=more))
+        if k > choices.steps[0] and not fits:
+            break
+        cost.candidate, cost.memory = candidate, more
+        cost.seconds["dispatch"] = model.machine.dispatch / k
+        if model.machine.dispatch / k <= DISPATCH_SHARE * step:
             break
     return cost
 

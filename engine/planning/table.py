@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from engine.parallel.memory import GPU_SHARE
 from engine.parallel.report import size_text
 from engine.planning.candidates import Candidate
-from engine.planning.cost import SAFE, Cost, CostModel
+from engine.planning.cost import CostModel
 from engine.planning.machine import Machine
+from engine.planning.memory import SAFE, Cost
 
 GIB = 2**30
 COLUMNS = ("", "mesh and settings", "GiB", "step", "ex/s", "MFU", "traffic of a device, by axis", "bubble")

@@ -25,5 +25,5 @@ def test_repeats_of_a_pipeline_divide_its_layers_and_its_microbatches():
 
 
 def test_meshes_divide_the_batches_of_evaluations():
-    choices = Choices(64, ("data", "tensor"), 1, ("none",), ("float32",), evaluations=(6,))
+    choices = Choices(64, ("data", "tensor"), 1, ("none",), ("float32",), evaluations={"heldout": 6})
     assert {sizes[1] for sizes, _ in meshes(tiny.machine("h100:1x8"), choices)} == {1, 2}

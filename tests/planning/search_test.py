@@ -1,6 +1,12 @@
 import dataclasses
 
+import jax
+
+from engine.planning import machine as machines
 from engine.planning import search, table
+from engine.planning.memory import SAFE
+from engine.training.build import check_unrolled
+from tests import zoo
 from tests.planning import tiny
 
 
@@ -16,3 +22,27 @@ def test_ranking_is_the_fastest_that_fits_and_names_changes_where_nothing_does()
     refused = search.rank(program, config, small)
     assert not refused.fitting and refused.nearest is not None
     assert any("GiB of memory or more" in text for text in search.changes(refused, program, config))
+
+
+def test_steps_of_a_dispatch_are_fewer_where_their_batches_would_not_fit():
+    program, config, machine = tiny.program(), tiny.config(), tiny.machine("h100:1x8")
+    best = search.rank(program, config, machine).fitting[0]
+    assert best.candidate.steps_per_dispatch == 64  # a step is far shorter than a dispatch
+    half = round((best.bytes - best.memory["batch"] / 2) / SAFE)
+    ranking = search.rank(program, config, dataclasses.replace(machine, memory=half))
+    found = {dataclasses.replace(c.candidate, steps_per_dispatch=64): c.candidate for c in ranking.fitting}
+    assert 1 < found[best.candidate].steps_per_dispatch < 64
+    assert all(ranking.model.fits(cost) for cost in ranking.fitting)
+
+
+def test_steps_and_microbatches_that_the_engine_refuses_to_unroll_are_not_proposed():
+    """With a convolution, a CPU compiles each step and each microbatch separately."""
+    train = dataclasses.replace(tiny.config().train, global_batch_size=1024, approximate_accumulation=True)
+    config = dataclasses.replace(tiny.config(), train=train)
+    program = zoo.program(zoo.Classify("cnn"), batch_size=1024, devices=jax.devices()[:1])
+    ranking = search.rank(program, config, machines.of_devices(jax.devices()))
+    found = [cost.candidate for cost in ranking.fitting]
+    assert {c.accumulate * c.steps_per_dispatch for c in found} >= {64, 128}
+    for candidate in found:
+        k, accumulate = candidate.steps_per_dispatch, candidate.accumulate
+        check_unrolled(program, dataclasses.replace(train, steps_per_dispatch=k, accumulate=accumulate))

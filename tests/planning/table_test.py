@@ -1,7 +1,7 @@
 import dataclasses
 
 from engine.planning import table
-from engine.planning.cost import Cost
+from engine.planning.memory import Cost
 from tests.planning import tiny
 
 

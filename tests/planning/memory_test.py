@@ -1,0 +1,71 @@
+"""The memory of candidates against closed formulas, and against programs."""
+
+import math
+
+import jax
+import pytest
+
+from engine.config.schema import MeshSpec
+from engine.parallel.report import device_bytes
+from tests import zoo
+from tests.planning import tiny
+
+
+def test_state_of_copies_is_that_of_the_formula():
+    """float32 parameters and gradients, and two moments of Adam."""
+    cost = tiny.model().memory(tiny.candidate(data=8))
+    assert cost.memory["parameters"] == pytest.approx(4 * tiny.numbers(), abs=64)
+    assert cost.memory["gradients"] == 4 * tiny.numbers()
+    assert cost.memory["optimizer"] == 8 * tiny.numbers()
+
+
+@pytest.mark.parametrize(
+    ("axes", "layout", "precision"),
+    [
+        ({"fsdp": 8}, {}, "float32"),
+        ({"data": 2, "fsdp": 4}, {}, "float32"),
+        ({"data": 8}, {"zero1": True}, "float32"),
+        ({"data": 8}, {"zero1": True}, "bfloat16"),
+    ],
+)
+def test_state_of_a_mesh_is_that_of_the_program(axes, layout, precision):
+    built = zoo.program(
+        zoo.Classify(width=64), mesh=MeshSpec(**axes), batch_size=tiny.ROWS, precision=precision, layout=layout
+    )
+    cost = tiny.model().memory(tiny.candidate(**axes, **layout, precision=precision))
+    for part, name in (("params", "parameters"), ("opt_state", "optimizer")):
+        expected = sum(map(device_bytes, jax.tree.leaves(getattr(built.abstract_state, part))))
+        assert cost.memory[name] == pytest.approx(expected, rel=0.02, abs=256)
+
+
+@pytest.mark.parametrize(("precision", "held"), [("float32", 4), ("bfloat16", 2 + 2)])
+def test_a_step_holds_whole_what_zero1_splits(precision, held):
+    """The gradients before they are summed over the devices, and gathered parameters in bfloat16."""
+    copies, split = (
+        tiny.model().memory(tiny.candidate(data=8, zero1=zero1, precision=precision)) for zero1 in (False, True)
+    )
+    more = split.memory["temporary"] - copies.memory["temporary"]
+    assert more == pytest.approx(held * tiny.numbers(), rel=0.02)
+
+
+def test_batches_of_all_dispatches_on_a_device_are_in_its_memory():
+    """Two dispatches wait behind the one that runs; a loop over several steps has its batches as one more array."""
+    batch = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tiny.program().abstract_batch))
+    for k, copies in ((1, 3), (4, 3 * 4 + 4)):
+        cost = tiny.model().memory(tiny.candidate(data=2, tensor=4, steps_per_dispatch=k))
+        assert cost.memory["batch"] == copies * batch / 2
+
+
+def test_batches_of_the_running_dispatch_are_those_of_the_compiled_program():
+    """A wide batch and a small model: arguments are K batches, temporary arrays are at least the copy of them."""
+    built = zoo.program(zoo.Classify(width=16), mesh=MeshSpec(data=8), batch_size=2**16)
+    batch = sum(map(device_bytes, jax.tree.leaves(built.abstract_batch)))
+    one, four = (built.trace(k).lower().compile().memory_analysis() for k in (1, 4))
+    assert one is not None and four is not None
+    assert four.argument_size_in_bytes - one.argument_size_in_bytes == pytest.approx(3 * batch, rel=0.1)
+    assert four.temp_size_in_bytes - one.temp_size_in_bytes == pytest.approx(4 * batch, rel=0.3)
+
+
+def test_offloaded_optimizer_is_in_the_memory_of_the_host():
+    cost = tiny.model().memory(tiny.candidate(data=8, offload_optimizer=True))
+    assert cost.memory["optimizer"] == 0 and cost.host == 8 * tiny.numbers()
