@@ -175,7 +175,11 @@ def with_candidate(config: Config, candidate: Candidate) -> Config:
         offload_optimizer=candidate.offload_optimizer,
         steps_per_dispatch=candidate.steps_per_dispatch,
     )
-    sharding = dataclasses.replace(config.sharding, zero1=candidate.zero1, microbatches=candidate.microbatches)
+    sharding = dataclasses.replace(config.sharding, zero1=candidate.zero1)
+    if candidate.axes["pipeline"] > 1:
+        sharding = dataclasses.replace(
+            sharding, microbatches=candidate.microbatches, schedule=candidate.schedule, repeats=candidate.repeats
+        )
     cache = dataclasses.replace(config.cache, compiled=False)
     return dataclasses.replace(config, mesh=mesh, train=train, sharding=sharding, cache=cache)
 

@@ -40,6 +40,18 @@ def bubble(stages: int, microbatches: int, repeats: int, kind: str = "gpipe") ->
     return 1 - 5 * microbatches * repeats / (count + 4 * (count + repeats * stages - 1))
 
 
+def passes(stages: int, microbatches: int, repeats: int, kind: str = "gpipe") -> tuple[float, float]:
+    """Returns (passes, sums): how often a stage uses the parameters of all its layers, and sums their gradients.
+
+    Where the parameters are split, each tick gathers those that it uses, in each pass, and scatters their gradients.
+    """
+    count = ticks(stages, microbatches, repeats)
+    if kind == "gpipe":
+        return 2 * count / repeats, count / repeats
+    backward = count + repeats * stages - 1
+    return (count + 3 * backward) / repeats, backward / repeats
+
+
 def kept_microbatches(stages: int, microbatches: int) -> int:
     """Returns the number of microbatches whose inputs a stage keeps for each repeat in the schedule "1f1b".
 

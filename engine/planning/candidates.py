@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from engine.config.hardware import AXES
 from engine.parallel import schedule
@@ -29,6 +30,8 @@ class Candidate:
     offload_optimizer: bool = False
     microbatches: int | None = None
     steps_per_dispatch: int = 1
+    schedule: str = "gpipe"
+    repeats: int = 1
 
     @functools.cached_property
     def axes(self) -> Mapping[str, int]:
@@ -65,12 +68,16 @@ class Candidate:
         }
         if self.axes["pipeline"] > 1:
             found["sharding.microbatches"] = self.microbatches
+            found["sharding.schedule"] = self.schedule
+            found["sharding.repeats"] = self.repeats
         return found
 
     def __str__(self) -> str:
         parts = [axes_text(self.axes)]
         if any(size > 1 for size in self.between):
             parts[0] += f" (slices: {axes_text(self.dcn)})"
+        parts += [self.schedule] if self.schedule != "gpipe" else []
+        parts += [f"repeats={self.repeats}"] if self.repeats > 1 else []
         parts += [f"remat={self.remat}"] if self.remat != "none" else []
         parts += [f"accumulate={self.accumulate}"] if self.accumulate > 1 else []
         parts += ["zero1"] if self.zero1 else []
@@ -90,7 +97,8 @@ class Choices:
         precisions: values of train.precision.
         accumulates: whether microbatches are exact for the model.
         offloads: whether the devices can read host memory.
-        repeats: `sharding.repeats`, groups of layers of a pipeline stage.
+        repeats: values of `sharding.repeats`, groups of layers of a pipeline stage.
+        schedules: values of `sharding.schedule`.
         evaluations: name -> batch size of an evaluation, which the devices of the rows divide too.
         steps: values of train.steps_per_dispatch, ascending.
         unrolled: most steps times microbatches of a dispatch, where each is compiled separately; None: no limit.
@@ -103,7 +111,8 @@ class Choices:
     precisions: Sequence[str]
     accumulates: bool = True
     offloads: bool = False
-    repeats: int = 1
+    repeats: Sequence[int] = (1,)
+    schedules: Sequence[str] = ("gpipe",)
     evaluations: Mapping[str, int] = dataclasses.field(default_factory=dict)
     steps: Sequence[int] = (1,)
     unrolled: int | None = None
@@ -127,8 +136,7 @@ def meshes(machine: Machine, choices: Choices) -> Iterator[tuple[tuple[int, ...]
             sizes = tuple(a * b for a, b in zip(within, between, strict=True))
             axes = dict(zip(AXES, sizes, strict=True))
             rows = axes["data"] * axes["fsdp"] * axes["expert"]
-            groups = axes["pipeline"] * choices.repeats if axes["pipeline"] > 1 else 1
-            if choices.divides(rows) and choices.layers % groups == 0:
+            if choices.divides(rows) and choices.layers % axes["pipeline"] == 0:
                 yield sizes, between
 
 
@@ -149,19 +157,16 @@ def settings(mesh: tuple[tuple[int, ...], tuple[int, ...]], choices: Choices) ->
     sizes, between = mesh
     axes = dict(zip(AXES, sizes, strict=True))
     shards = axes["data"] * axes["fsdp"] * axes["expert"]
-    stages = axes["pipeline"]
     for accumulate in _accumulations(choices.rows // shards) if choices.accumulates else (1,):
         if not choices.allows(accumulate, choices.steps[0]):
             continue
-        rows = choices.rows // accumulate
-        microbatches = _microbatches(rows // shards, stages, choices.repeats)
-        if stages > 1 and microbatches is None:
-            continue
+        pipelines = list(_pipelines(choices.rows // accumulate // shards, axes["pipeline"], choices))
         for remat in choices.remats:
             for precision in choices.precisions:
                 for zero1 in (False, True) if axes["data"] > 1 else (False,):
                     for offload in (False, True) if choices.offloads else (False,):
-                        yield Candidate(sizes, between, remat, accumulate, precision, zero1, offload, microbatches)
+                        for pipeline in pipelines:
+                            yield Candidate(sizes, between, remat, accumulate, precision, zero1, offload, **pipeline)
 
 
 def _accumulations(rows: int) -> list[int]:
@@ -169,13 +174,24 @@ def _accumulations(rows: int) -> list[int]:
     return [n for n in (2**i for i in range(rows.bit_length())) if rows % n == 0]
 
 
+def _pipelines(rows: int, stages: int, choices: Choices) -> Iterator[dict[str, Any]]:
+    """Yields the settings of a pipeline for the rows of one device, as fields of Candidate."""
+    if stages == 1:
+        yield {}
+        return
+    for repeats in choices.repeats:
+        microbatches = _microbatches(rows, stages, repeats)
+        if microbatches is None or choices.layers % (stages * repeats):
+            continue
+        for kind in choices.schedules:
+            yield {"microbatches": microbatches, "repeats": repeats, "schedule": kind}
+
+
 def _microbatches(rows: int, stages: int, repeats: int) -> int | None:
     """Returns the microbatches of a pipeline: four per stage, or the most below that divide the rows; None for none.
 
     With several repeats they go in groups of `stages`.
     """
-    if stages == 1:
-        return None
     wanted = 2 * schedule.microbatch_count(None, stages)
     fits = [n for n in range(stages, min(rows, wanted) + 1, stages if repeats > 1 else 1) if rows % n == 0]
     return max(fits, default=None)

@@ -6,23 +6,20 @@ and the host's time for a dispatch.
 """
 
 import dataclasses
-import math
-
-import jax.numpy as jnp
 
 from engine.config.hardware import AXES
 from engine.parallel import schedule
 from engine.planning.candidates import Candidate
 from engine.planning.compiled import Compiled
 from engine.planning.memory import Cost, MemoryModel
-from engine.training.build import DTYPES
+from engine.planning.work import Work
 
 CONCURRENT = ("fsdp", "data", "pipeline")
 """Axes whose collectives run while the device computes; it waits for those of the other axes."""
 PATTERNS = {"expert": "all-to-all", "pipeline": "permute"}
 """Axis -> pattern of its activations, where it is not a ring."""
-COPIES = ("pipeline", "fsdp", "expert", "context")
-"""Axes besides `data` that split rows or sequences: the gradients of parameters that they do not split are summed."""
+KINDS = {"all-to-all": "all-to-all", "ragged-all-to-all": "all-to-all", "collective-permute": "permute"}
+"""Kind of a compiled collective -> its pattern, where it is not a ring."""
 
 
 class CostModel(MemoryModel):
@@ -38,14 +35,14 @@ class CostModel(MemoryModel):
         cost = cost or self.memory(candidate)
         if cost.problem:
             return cost
-        machine, axes, precision = self.machine, candidate.axes, candidate.precision
-        rows, n = self.rows_of(candidate), candidate.accumulate
-        work = self.traces.work(candidate.remat, precision, rows)
-        compute = n * max(work.cost, 0.0) / machine.bandwidth / self.divided(candidate)
-        stages, bubble = axes["pipeline"], 0.0
+        machine = self.machine
+        compute = (
+            candidate.accumulate * max(self.work(candidate).cost, 0.0) / machine.bandwidth / self.divided(candidate)
+        )
+        stages, bubble = candidate.axes["pipeline"], 0.0
         if stages > 1:
             microbatches = candidate.microbatches or stages
-            bubble = schedule.bubble(stages, microbatches, self.sharding.repeats, self.sharding.schedule)
+            bubble = schedule.bubble(stages, microbatches, candidate.repeats, candidate.schedule)
         asynchronous, synchronous = self.communication(candidate, cost)
         hidden = machine.overlap * compute / max(sum(asynchronous.values()), machine.overlap * compute, 1e-30)
         cost.exposed = {**synchronous, **{axis: s * (1 - hidden) for axis, s in asynchronous.items()}}
@@ -69,39 +66,41 @@ class CostModel(MemoryModel):
         kept = ("parameters", "optimizer", "batch", "program")
         return sum(size for part, size in cost.memory.items() if part not in kept) / self.machine.fresh
 
+    def work(self, candidate: Candidate) -> Work:
+        """Returns the work of a microbatch.
+
+        In the schedule 1f1b the layers run forward for the results, once more for the inputs of the later stages, and
+        then as in a step.
+        """
+        again = 2 if candidate.axes["pipeline"] > 1 and candidate.schedule == "1f1b" else 0
+        return self.traces.work(candidate.remat, candidate.precision, self.rows_of(candidate), again)
+
     def communication(self, candidate: Candidate, cost: Cost) -> tuple[dict[str, float], dict[str, float]]:
         """Returns axis -> seconds of the collectives that run during the computation, and of others.
 
         It also notes the traffic of each axis in `cost`.
         """
-        axes, n, precision = candidate.axes, candidate.accumulate, candidate.precision
-        width = jnp.dtype(DTYPES[precision]).itemsize
-        work = self.traces.work(candidate.remat, precision, self.rows_of(candidate))
-        scatter = 2.0 if self.machine.platform == "cpu" else 1.0  # XLA:CPU all-reduces where others reduce-scatter
-        gathers, reduced, arrays = 0.0, 0.0, 0
-        copied = dict.fromkeys(COPIES, 0.0)  # bytes of gradients of which each device of the axis has a part
-        for path, spec in self.specs(candidate.sizes).items():
-            shape, _ = self.params[path]
-            others = math.prod(axes[a] for entry in spec for a in entry if a != "fsdp")
-            size = math.prod(shape) * width / others
-            split = any("fsdp" in entry for entry in spec) and axes["fsdp"] > 1
-            if split:
-                passes = 2 if path in self.model.stacked and work.layers > 1 else 1
-                gathers += size * (passes + scatter * (path in self.trained))
-                arrays += (passes + 1) * (work.layers if path in self.model.stacked else 1)
-            if path in self.trained:
-                reduced += size / (axes["fsdp"] if split else 1)
-                for axis in COPIES:
-                    if not any(axis in entry for entry in spec):
-                        copied[axis] += size / (axes["fsdp"] if split else 1)
+        axes, n = candidate.axes, candidate.accumulate
+        work = self.work(candidate)
+        weights = self.weights(candidate, work.layers)
+        arrays = weights.collectives
         if self.machine.platform != "cpu":
             arrays = min(arrays, 3 * work.layers + 3)  # collectives of one layer are combined
+        scatter = 2.0 if self.machine.platform == "cpu" else 1.0  # XLA:CPU all-reduces where others reduce-scatter
+        summed = 2 * weights.summed
+        if candidate.zero1:
+            # A step gathers the parameters once. XLA:GPU gathers those in half precision in each pass instead.
+            gathers = 2 if self.machine.platform == "gpu" and self.width(candidate) < 4 else 1 / n
+            summed += weights.divided * (scatter - 2) + weights.zero1 * gathers
+        elif n > 1 and axes["fsdp"] == axes["expert"] == 1:
+            summed *= 4 / self.width(candidate) / n  # once after all microbatches, in float32
+        passes = 3 if candidate.schedule == "1f1b" else 2  # forward, in 1f1b forward again, and backward
         share = axes["tensor"] * axes["pipeline"]
         rest = axes["context"] * axes["pipeline"]
         sent = {  # axis -> bytes of whole arrays, number of collectives
-            "fsdp": (gathers, arrays),
-            "data": (2 * reduced, 4),
-            "pipeline": (2 * work.carry * self.sharding.repeats / axes["context"] / axes["tensor"], 0),
+            "fsdp": (weights.gathered + scatter * weights.scattered, arrays),
+            "data": (summed, 4),
+            "pipeline": (passes * work.carry * candidate.repeats / axes["context"] / axes["tensor"], 0),
             "tensor": ((1 + scatter) * work.partial / rest, 2 * work.sums),
             "expert": (work.exchanged / share, 4 * work.layers),
             "context": (3 * work.keys / share, 3 * work.layers),
@@ -111,7 +110,7 @@ class CostModel(MemoryModel):
             for axis, (size, count) in sent.items()
         }
         during = {axis: times.pop(axis) for axis in CONCURRENT}
-        for axis, size in copied.items():
+        for axis, size in weights.copied.items():
             during[f"gradients over {axis}"] = self.ring(candidate, axis, 2 * n * size, 4 * n, cost)
         return during, times
 
@@ -156,7 +155,7 @@ class CostModel(MemoryModel):
         found = dataclasses.replace(cost, memory=memory, host=compiled.host, traffic=traffic, compiled=True, exposed={})
         during = 0.0
         for c in compiled.collectives:
-            each = [self.per_byte(cost.candidate, axis) for axis in c.axes or ("data",)]
+            each = [self.per_byte(cost.candidate, axis, KINDS.get(c.kind, "ring")) for axis in c.axes or ("data",)]
             seconds = c.moved * max(each) + c.count * self.machine.latency
             if c.asynchronous:
                 during += seconds
@@ -170,10 +169,10 @@ class CostModel(MemoryModel):
             found.seconds |= {"compute": compiled.seconds(peak, self.machine.bandwidth), "bubble": 0.0, "update": 0.0}
         return found
 
-    def per_byte(self, candidate: Candidate, axis: str) -> float:
-        """Returns the seconds in which a device sends a byte along an axis."""
+    def per_byte(self, candidate: Candidate, axis: str, pattern: str) -> float:
+        """Returns the seconds in which a device sends a byte along an axis, in a pattern of `ring`."""
         noted = Cost(candidate)
-        seconds = self.ring(candidate, axis, 1.0, 0, noted, PATTERNS.get(axis, "ring"))
+        seconds = self.ring(candidate, axis, 1.0, 0, noted, pattern)
         return seconds / noted.traffic[axis] if axis in noted.traffic else 1 / self.machine.link
 
     def mfu(self, cost: Cost, peak: float) -> float:

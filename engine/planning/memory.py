@@ -16,10 +16,12 @@ from jax.sharding import AbstractMesh
 from engine.config.errors import ShardingError
 from engine.config.hardware import AXES
 from engine.data.prefetch import dispatches_in_flight
+from engine.parallel import schedule
 from engine.parallel.rules import partition_specs
 from engine.planning.candidates import Candidate
 from engine.planning.machine import Machine
 from engine.planning.tracing import Traces
+from engine.planning.weight_traffic import WeightTraffic, weight_traffic, zero1_divides
 from engine.training.build import DTYPES
 
 SAFE = 0.9
@@ -75,7 +77,7 @@ class MemoryModel:
                 self.rest += size
         self.rest += sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state.model_state))
         self.ema = state.ema is not None
-        self.trained = set(self.model.trained)
+        self.trained, self.stacked = set(self.model.trained), self.model.stacked
         self.sharding, self.prefetch = traces.config.sharding, traces.config.data.prefetch
         arrays = jax.tree.leaves(traces.program.abstract_batch)
         self.row_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays) / self.rows
@@ -99,7 +101,7 @@ class MemoryModel:
         for path, spec in self.specs(sizes).items():
             shape, width = self.params[path]
             parts = math.prod(axes[axis] for entry in spec for axis in entry)
-            over_data = axes["data"] if zero1 and path in self.trained and _divides(shape, spec, axes) else 1
+            over_data = axes["data"] if zero1 and path in self.trained and zero1_divides(shape, spec, axes) else 1
             copies = 1 + (self.ema and path in self.trained)
             params += copies * math.prod(shape) * width / parts / (over_data if splits else 1)
             if path in self.trained:
@@ -109,7 +111,7 @@ class MemoryModel:
 
     def stored(self, candidate: Candidate) -> tuple[float, float, float]:
         """Returns `state` of a candidate between two steps."""
-        half = jnp.dtype(DTYPES[candidate.precision]).itemsize < 4
+        half = self.width(candidate) < 4
         return self.state(candidate.sizes, candidate.zero1, candidate.zero1 and half)
 
     def memory(self, candidate: Candidate) -> Cost:
@@ -124,8 +126,8 @@ class MemoryModel:
         start, slope = self.traces.peak(candidate.remat, candidate.precision, self.rows_of(candidate))
         whole = self.state((1,) * len(AXES), False)
         fixed = max(start - whole[1], 0.0) * params / max(whole[0], 1.0)
-        activations = slope * self.rows_of(candidate) / self.divided(candidate)
-        gathered = self.gathered(candidate) + self.unsplit(candidate)
+        activations = self.activations(candidate, slope)
+        gathered = self.gathered(candidate.sizes, self.width(candidate)) + self.unsplit(candidate)
         if candidate.accumulate > 1:
             gathered += grads  # the gradient of a microbatch is added to the sum
         cost.memory = {
@@ -160,15 +162,37 @@ class MemoryModel:
         """Returns the devices among which the activations and products of a row are divided."""
         return math.prod(candidate.axes[axis] for axis in ("tensor", "context", "pipeline"))
 
-    def gathered(self, candidate: Candidate) -> float:
+    def activations(self, candidate: Candidate, slope: float) -> float:
+        """Returns the bytes of activations of a device.
+
+        A stage of a pipeline keeps those of its layers for each tick ("gpipe"), or those of one microbatch and repeat,
+        and the inputs of more ("1f1b").
+
+        Args:
+            candidate: the candidate.
+            slope: bytes for each row of a microbatch on one device.
+        """
+        rows, stages = self.rows_of(candidate), candidate.axes["pipeline"]
+        whole = slope * rows / self.divided(candidate)
+        if stages == 1:
+            return whole
+        work = self.traces.work(candidate.remat, candidate.precision, rows)
+        microbatches = candidate.microbatches or stages
+        inputs, kept = schedule.memory(stages, microbatches, candidate.repeats, candidate.schedule)
+        layers = min(max(work.kept, 0.0) / self.divided(candidate), whole)  # of all microbatches and repeats
+        carry = work.carry / microbatches / candidate.axes["context"] / candidate.axes["tensor"]
+        return whole + layers * (kept / (microbatches * candidate.repeats) - 1) + inputs * carry
+
+    @functools.cache  # noqa: B019
+    def gathered(self, sizes: tuple[int, ...], width: int) -> float:
         """Returns the bytes of gathered weights: two layers of each stack, or the largest parameter outside of one."""
-        axes, width = candidate.axes, jnp.dtype(DTYPES[candidate.precision]).itemsize
+        axes: dict[str, int] = dict(zip(AXES, sizes, strict=True))
         stacked = single = 0.0
-        for path, spec in self.specs(candidate.sizes).items():
+        for path, spec in self.specs(sizes).items():
             if not any("fsdp" in entry for entry in spec) or axes["fsdp"] == 1:
                 continue
             shape, _ = self.params[path]
-            leading = self.model.stacked.get(path, 0)
+            leading = self.stacked.get(path, 0)
             others = math.prod(axes[a] for entry in spec[leading:] for a in entry if a != "fsdp")
             size = math.prod(shape[leading:]) * width / others
             stacked, single = (stacked + size, single) if leading else (stacked, max(single, size))
@@ -178,21 +202,34 @@ class MemoryModel:
         """Returns the bytes of what ZeRO-1 splits and a step holds whole: gradients, and gathered parameters."""
         if not candidate.zero1 or candidate.axes["data"] == 1:
             return 0.0
-        axes, width = candidate.axes, jnp.dtype(DTYPES[candidate.precision]).itemsize
-        whole = 0.0
-        for path, spec in self.specs(candidate.sizes).items():
-            shape, _ = self.params[path]
-            if path in self.trained and _divides(shape, spec, axes):
-                whole += math.prod(shape) * width / math.prod(axes[axis] for entry in spec for axis in entry)
-        return (2 if width < 4 else 1) * whole  # float32 parameters are stored whole
+        whole = self.weights(candidate, 1).zero1
+        return (2 if self.width(candidate) < 4 else 1) * whole  # float32 parameters are stored whole
+
+    def weights(self, candidate: Candidate, loops: int) -> WeightTraffic:
+        """Returns the traffic of the parameters in a microbatch; `weight_traffic` has `loops`."""
+        stages, times = candidate.axes["pipeline"], (2.0, 1.0)
+        if stages > 1:
+            times = schedule.passes(stages, candidate.microbatches or stages, candidate.repeats, candidate.schedule)
+        return self._weights(candidate.sizes, self.width(candidate), loops, *times)
+
+    @functools.cache  # noqa: B019
+    def _weights(self, sizes: tuple[int, ...], width: int, loops: int, passes: float, sums: float) -> WeightTraffic:
+        return weight_traffic(
+            {path: shape for path, (shape, _) in self.params.items()},
+            self.specs(sizes),
+            dict(zip(AXES, sizes, strict=True)),
+            width=width,
+            trained=self.trained,
+            stacked=self.stacked,
+            loops=loops,
+            passes=passes,
+            sums=sums,
+        )
+
+    def width(self, candidate: Candidate) -> int:
+        """Returns the bytes of a number in the precision of the computation."""
+        return jnp.dtype(DTYPES[candidate.precision]).itemsize
 
     def fits(self, cost: Cost) -> bool:
         """Returns whether a candidate fits the memory of a device."""
         return not cost.problem and cost.bytes <= SAFE * self.machine.memory
-
-
-def _divides(shape: Sequence[int], spec: Sequence[tuple[str, ...]], axes: Mapping[str, int]) -> bool:
-    """Returns whether ZeRO-1 can split a parameter over `data`."""
-    entries = [*spec, *[()] * (len(shape) - len(spec))]
-    shard = [size // math.prod(axes[a] for a in entry) for size, entry in zip(shape, entries, strict=True)]
-    return any(size % axes["data"] == 0 and size >= axes["data"] for size in shard)

@@ -19,6 +19,7 @@ from engine.training.update import has_own_update
 from engine.tuning.control_flow import MAX_UNROLLED_STEPS
 
 REMATS = ("none", "dots", "full")
+SCHEDULES, REPEATS = ("gpipe", "1f1b"), (1, 2, 4)
 STEPS_PER_DISPATCH = (1, 2, 4, 8, 16, 32, 64)
 DISPATCH_SHARE = 0.02  # K is the least that brings the time of the dispatch below this share of a step
 SIMPLE = 0.02
@@ -65,7 +66,8 @@ def choices_of(program: Program, config: Config, machine: Machine) -> Choices:
         tuple(precisions),
         accumulates=_accumulates(program, config.train.approximate_accumulation),
         offloads=machine.platform != "cpu",
-        repeats=config.sharding.repeats,
+        repeats=sorted({*REPEATS, config.sharding.repeats}),
+        schedules=("gpipe",) if has_own_update(program.spec.task) else SCHEDULES,
         evaluations={name: part.batch_size for name, part in config.evaluations.items() if part.batch_size},
         # Batches of several shapes limit the steps of a dispatch, and the config has a number that its data allows.
         steps=STEPS_PER_DISPATCH if len(program.shape_shares) == 1 else (config.train.steps_per_dispatch,),
@@ -164,6 +166,8 @@ def _complexity(candidate: Candidate) -> int:
     axes = candidate.axes
     return (
         sum(axes[axis] > 1 for axis in ("tensor", "context", "pipeline", "expert"))
+        + (candidate.schedule != "gpipe")
+        + (candidate.repeats > 1)
         + (candidate.remat != "none")
         + (candidate.accumulate > 1)
         + candidate.zero1

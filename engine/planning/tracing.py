@@ -7,16 +7,24 @@ from collections.abc import Callable, Mapping
 import jax
 
 from engine.config.schema import Config
-from engine.data.batch import abstract_batch
+from engine.data.batch import Batch, abstract_batch
+from engine.data.context import call
 from engine.parallel.layout import with_layout
 from engine.parallel.rules import RULES, mesh_axes
 from engine.planning.graph import Graph, make_graph
 from engine.planning.work import Work, measure
 from engine.training.build import DTYPES
 from engine.training.gradients import gradients
+from engine.training.model import cast
+from engine.training.objective import means_of
 from engine.training.program import Program
+from engine.training.state import TrainState
+from engine.training.step import StepSpec
 from engine.training.update import has_own_update, own_update
 from engine.types import PyTree
+
+FORWARD = "forward"
+"""Instead of a remat policy: the loss alone."""
 
 
 class Traces:
@@ -43,19 +51,28 @@ class Traces:
         self.model = program.spec.model
         self.rules = {**RULES, **config.sharding.rules}
         self._work: dict[tuple[str, str, int], Work] = {}
+        self._between: dict[tuple[str, str, float, int], Work] = {}
         self.used = program.spec.layout.used
 
     def axes(self, name: str | None) -> tuple[str, ...]:
         """Returns the mesh axes of a logical axis."""
         return mesh_axes("parameter", name, self.rules) if name in self.rules else ()
 
-    def work(self, remat: str, precision: str, rows: float) -> Work:
-        """Returns the work of a batch of `rows` rows."""
-        small = self._at(remat, precision, self.rows)
-        if rows == self.rows:
-            return small
-        large = self._at(remat, precision, 2 * self.rows)
-        return small.between(large, rows / self.rows - 1)
+    def work(self, remat: str, precision: str, rows: float, forwards: int = 0) -> Work:
+        """Returns the work of a batch of `rows` rows.
+
+        Args:
+            remat: policy of train.remat, or FORWARD.
+            precision: train.precision.
+            rows: rows of the batch.
+            forwards: number of further forward passes of the stacks of layers.
+        """
+        key = (remat, precision, rows, forwards)
+        if key not in self._between:
+            small, large = (self._at(remat, precision, n) for n in (self.rows, 2 * self.rows))
+            found = small.between(large, rows / self.rows - 1)
+            self._between[key] = found.plus(self.forward(precision, rows), forwards) if forwards else found
+        return self._between[key]
 
     def peak(self, remat: str, precision: str, rows: float) -> tuple[float, float]:
         """Returns the bytes of temporary arrays that do not depend on the rows, and those for each row.
@@ -70,19 +87,31 @@ class Traces:
             lines.append((small - slope * first, slope))
         return max(lines, key=lambda line: line[0] + line[1] * rows)
 
+    def forward(self, precision: str, rows: float) -> Work:
+        """Returns the work of the forward pass of the stacks of layers, for a batch of `rows` rows.
+
+        If the trace unrolls the layers, it is that of the whole forward pass.
+        """
+        found = self.work(FORWARD, precision, rows)
+        return found.stacks or found
+
     def _at(self, remat: str, precision: str, rows: int) -> Work:
         key = (remat, precision, rows)
         if key not in self._work:
-            self.on_progress(f"tracing {rows} rows on one device, train.remat={remat}, {precision}")
+            what = "of the forward pass" if remat == FORWARD else f"train.remat={remat}"
+            self.on_progress(f"tracing {rows} rows on one device, {what}, {precision}")
             graph, params = self.graph(remat, precision, rows)
             self._work[key] = measure(graph, params, self.axes, self.balance[precision])
         return self._work[key]
 
     def graph(self, remat: str, precision: str, rows: int) -> tuple[Graph, dict[int, tuple[str, tuple]]]:
-        """Returns the program as a graph, and input -> path and logical axes of a parameter."""
-        program = self.program
+        """Returns the program as a graph, and input -> path and logical axes of a parameter.
+
+        `remat` is FORWARD for the loss without its gradient.
+        """
+        program, policy = self.program, "none" if remat == FORWARD else remat
         layout = dataclasses.replace(
-            program.spec.layout, remat=remat, precision=precision, offload_optimizer=False, used=set()
+            program.spec.layout, remat=policy, precision=precision, offload_optimizer=False, used=set()
         )
         spec = dataclasses.replace(
             program.spec, layout=layout, accumulate=1, opt_shardings=None, compute_dtype=DTYPES[precision]
@@ -93,6 +122,8 @@ class Traces:
         def step(params: PyTree, rest: PyTree, key: jax.Array) -> PyTree:
             state, batch = rest
             state = dataclasses.replace(state, params=params)
+            if remat == FORWARD:
+                return _loss(spec, state, batch, key)
             if has_own_update(spec.task):
                 return own_update(spec, state, batch, key, state.step)
             return gradients(spec, program.task_metrics, state, batch, key, state.step)
@@ -118,3 +149,12 @@ class Traces:
     def parameters(self) -> int:
         """Returns the number of parameters."""
         return sum(math.prod(x.shape) for x in self.model.params.values())
+
+
+def _loss(spec: StepSpec, state: TrainState, batch: Batch, key: jax.Array) -> PyTree:
+    """Returns the metrics of the loss of a Task."""
+    module = spec.model.module(cast(state.params, spec.compute_dtype), state.model_state, key)
+    module.train()
+    keys = jax.random.split(key, len(batch.weight))
+    examples = cast(batch.examples, spec.compute_dtype, spec.task.full_precision)
+    return means_of(call(spec.task.loss, module, examples, keys, context=spec.context(state.step, keys)))

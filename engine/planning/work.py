@@ -21,6 +21,8 @@ CARRY = "carry of a stack"
 _PARTS = ("slice", "dynamic_slice", "gather", "split", "unstack")
 _UPDATES = ("dynamic_update_slice", "scatter", "scatter-add", "scatter_add")
 _SAME = (*VIEWS, "convert_element_type", "reduce_precision", "slice", "dynamic_slice", "add_any")
+SUMS = ("flops", "bytes", "cost", "partial", "exchanged", "keys", "sums", "kept")
+"""Fields of Work that add up over programs."""
 
 
 @dataclasses.dataclass
@@ -35,9 +37,16 @@ class Work:
     exchanged: float = 0.0  # bytes of rows that go to experts and back
     keys: float = 0.0  # bytes of keys and values of attention
     carry: float = 0.0  # bytes that pass from one layer of a stack to the next
+    kept: float = 0.0  # bytes that the loops over the layers of stacks keep for the backward pass
     sums: float = 0.0  # number of partial sums
     layers: int = 1  # most iterations of a loop over layers
     uses: dict[str, int] = dataclasses.field(default_factory=dict)  # path of a parameter -> products with it
+    stacks: "Work | None" = None  # the part in loops over the layers of stacks; None without such loops
+
+    def plus(self, other: "Work", times: float = 1.0) -> "Work":
+        """Returns the totals of this program and of executions of another one."""
+        sums = {name: getattr(self, name) + times * getattr(other, name) for name in SUMS}
+        return dataclasses.replace(self, **sums)
 
     def between(self, other: "Work", share: float) -> "Work":
         """Returns the totals at a share of the way to another program of the same model with more rows."""
@@ -46,7 +55,8 @@ class Work:
             for field in dataclasses.fields(self)
             if field.type is float or field.type == "float"
         }
-        return dataclasses.replace(self, **mixed)
+        stacks = self.stacks and other.stacks and self.stacks.between(other.stacks, share)
+        return dataclasses.replace(self, **mixed, stacks=stacks)
 
 
 def measure(graph: Graph, params: Mapping[int, tuple[str, Names]], axes: Axes, balance: float) -> Work:
@@ -66,6 +76,7 @@ def measure(graph: Graph, params: Mapping[int, tuple[str, Names]], axes: Axes, b
 class _Walk:
     def __init__(self, work: Work, axes: Axes, balance: float):
         self.work, self.axes, self.balance = work, axes, balance
+        self.in_stack = False
 
     def walk(self, graph: Graph, params: dict[int, tuple[str, Names]], times: int) -> None:
         sources = _Sources(graph, _scores(graph, params))
@@ -75,7 +86,7 @@ class _Walk:
                 self.loop(graph, operation, params, times)
                 continue
             self.count(graph, operation, sources, times)
-            if operation.name == "name" and operation.params.get("name") == CARRY:
+            if _is_carry(operation):
                 self.work.carry = max(self.work.carry, graph.bytes[operation.outputs[0]])
                 self.work.layers = max(self.work.layers, times)
             if operation.name in PRODUCTS:
@@ -106,7 +117,18 @@ class _Walk:
                 path, names = params[outer]
                 sliced = len(nested.shapes[x]) < len(graph.shapes[outer])
                 known[x] = (path, names[1:] if sliced else names)
+        if self.in_stack or not _has_carry(nested):
+            self.walk(nested, known, times * operation.times)
+            return
+        whole, self.work, self.in_stack = self.work, Work(uses=self.work.uses), True
         self.walk(nested, known, times * operation.times)
+        layers, self.work, self.in_stack = self.work, whole, False
+        stacked = [x for x in operation.outputs if graph.shapes[x][:1] == (operation.times,)]
+        layers.kept = times * sum(graph.bytes[x] for x in stacked)
+        whole.stacks = whole.stacks.plus(layers) if whole.stacks else layers
+        whole.carry, whole.layers = max(whole.carry, layers.carry), max(whole.layers, layers.layers)
+        for name in SUMS:
+            setattr(whole, name, getattr(whole, name) + getattr(layers, name))
 
     def product(self, graph: Graph, operation: Operation, params: dict, partial: dict[int, float], times: int) -> None:
         """Adds the traffic of a product of an activation with a parameter."""
@@ -141,6 +163,15 @@ class _Walk:
                 partial[operation.outputs[0]] = partial[found[0]]
         elif operation.name in (*_SAME, "transpose"):
             partial[operation.outputs[0]] = partial[found[0]]
+
+
+def _has_carry(graph: Graph) -> bool:
+    """Returns whether a graph is the body of a loop over the layers of a stack."""
+    return any(_is_carry(operation) or any(map(_has_carry, operation.nested)) for operation in graph.operations)
+
+
+def _is_carry(operation: Operation) -> bool:
+    return operation.name == "name" and operation.params.get("name") == CARRY
 
 
 class _Sources:

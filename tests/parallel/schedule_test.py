@@ -136,3 +136,11 @@ def test_check_layers_raises_only_for_indivisible_counts():
         fits = count % stages == 0 and count // stages % repeats == 0
         with contextlib.nullcontext() if fits else pytest.raises(ShardingError):
             schedule.check_layers(count, stages, repeats)
+
+
+def test_each_tick_uses_the_parameters_of_a_group_of_layers():
+    """As counted in programs for 8 H100, with parameters split over 4 devices and 8 microbatches on 2 stages."""
+    assert schedule.passes(2, 8, 1) == (2 * 9, 9)
+    assert schedule.passes(2, 8, 2) == (2 * 17 / 2, 17 / 2)
+    assert schedule.passes(2, 8, 1, "1f1b") == (9 + 3 * 10, 10)
+    assert schedule.passes(2, 8, 2, "1f1b") == ((17 + 3 * 20) / 2, 20 / 2)

@@ -1,5 +1,6 @@
 import math
 
+from engine.parallel import schedule
 from engine.planning.candidates import Choices, meshes, settings
 from tests.planning import tiny
 
@@ -15,15 +16,29 @@ def test_meshes_divide_devices_and_rows():
 
 
 def test_repeats_of_a_pipeline_divide_its_layers_and_its_microbatches():
-    choices = Choices(24, ("data", "pipeline"), 12, ("none",), ("float32",), repeats=3)
+    choices = Choices(24, ("data", "pipeline"), 12, ("none",), ("float32",), repeats=(1, 3))
     found = list(meshes(tiny.machine("h100:1x4"), choices))
     candidates = [c for mesh in found for c in settings(mesh, choices)]
     assert {c.axes["pipeline"] for c in candidates} == {1, 2, 4}
-    assert all(c.microbatches is None or c.microbatches % c.axes["pipeline"] == 0 for c in candidates)
-    six = Choices(24, ("data", "pipeline"), 6, ("none",), ("float32",), repeats=3)
-    assert {sizes[0] for sizes, _ in meshes(tiny.machine("h100:1x4"), six)} == {1, 2}
+    staged = [(c, c.axes["pipeline"], c.microbatches or 0) for c in candidates if c.axes["pipeline"] > 1]
+    assert {(stages, c.repeats) for c, stages, _ in staged} == {(2, 1), (2, 3), (4, 1), (4, 3)}
+    for c, stages, microbatches in staged:
+        schedule.check_layers(12, stages, c.repeats)
+        schedule.check_rows(24 // c.accumulate, c.shards, stages, microbatches, c.repeats)
+    six = Choices(24, ("data", "pipeline"), 6, ("none",), ("float32",), repeats=(1, 3))
+    found = [c for mesh in meshes(tiny.machine("h100:1x4"), six) for c in settings(mesh, six)]
+    assert {(c.axes["pipeline"], c.repeats) for c in found} == {(1, 1), (2, 1), (2, 3)}
 
 
 def test_meshes_divide_the_batches_of_evaluations():
     choices = Choices(64, ("data", "tensor"), 1, ("none",), ("float32",), evaluations={"heldout": 6})
     assert {sizes[1] for sizes, _ in meshes(tiny.machine("h100:1x8"), choices)} == {1, 2}
+
+
+def test_overrides_of_a_pipeline_have_its_schedule():
+    choices = Choices(64, ("data", "pipeline"), 8, ("none",), ("float32",), repeats=(1, 2), schedules=("gpipe", "1f1b"))
+    found = {c: c.overrides() for c in settings(((4, 2, 1, 1, 1, 1), (1,) * 6), choices)}
+    chosen = {(o["sharding.schedule"], o["sharding.repeats"]) for o in found.values()}
+    assert chosen == {(kind, repeats) for kind in ("gpipe", "1f1b") for repeats in (1, 2)}
+    assert len({str(c) for c in found}) == len(found)
+    assert "sharding.schedule" not in tiny.candidate(data=8).overrides()

@@ -2,6 +2,8 @@
 
 import pytest
 
+from engine.parallel.collectives import Collective
+from engine.planning.compiled import Compiled
 from engine.planning.cost import CostModel
 from engine.planning.memory import Cost
 from tests.planning import tiny
@@ -16,6 +18,16 @@ def test_traffic_is_that_of_the_formulas():
     assert split.traffic["fsdp"] == pytest.approx(2 * 7 / 8 * size, rel=0.1)
     accumulated = tiny.model().cost(tiny.candidate(fsdp=8, accumulate=4))
     assert accumulated.traffic["fsdp"] == pytest.approx(4 * split.traffic["fsdp"])
+
+
+def test_zero1_gathers_float32_parameters_once_a_step():
+    """A step gathers the updated parameters. In half precision, XLA:GPU gathers them in both passes (8 H100)."""
+    size = 4 * tiny.numbers()
+    for accumulate in (1, 4):
+        cost = tiny.model().cost(tiny.candidate(data=8, zero1=True, accumulate=accumulate))
+        assert cost.traffic["data"] == pytest.approx(7 / 8 * size * (accumulate + 1), rel=0.02)
+        half = tiny.model().cost(tiny.candidate(data=8, zero1=True, accumulate=accumulate, precision="bfloat16"))
+        assert half.traffic["data"] == pytest.approx(7 / 8 * size / 2 * 3 * accumulate, rel=0.02)
 
 
 def test_rows_of_a_device_divide_the_activations_and_the_products():
@@ -37,7 +49,38 @@ def test_rows_for_experts_of_other_islands_all_cross_the_network():
     assert cost.traffic["expert"] == pytest.approx(15 / 16 * 1e9)
 
 
+def test_compiled_collectives_have_the_time_of_their_kind():
+    """Over 16 devices in 2 hosts a sum sends a byte of 15 to the other host, and an all-to-all 8 of 15."""
+    model = CostModel(tiny.traces(), tiny.machine("h100:2x8"))
+    formula = model.cost(tiny.candidate(expert=16))
+    link, network, latency = model.machine.link, model.machine.network, model.machine.latency
+    for kind, far in (("all-reduce", 1 / 15), ("all-to-all", 8 / 15), ("collective-permute", 1.0)):
+        found = Collective(kind, ("expert",), 16, 1, 10**9, 10**9)
+        cost = model.with_compiled(formula, Compiled({"batch": 0}, 0, [found]))
+        assert cost.exposed["expert"] == pytest.approx(1e9 * ((1 - far) / link + far / network) + latency)
+
+
 def test_gradients_are_summed_over_every_axis_that_splits_rows_and_copies_parameters():
     size = 4 * tiny.numbers()
     for axis in ("context", "expert"):
         assert tiny.model().cost(tiny.candidate(**{axis: 8})).traffic == {axis: pytest.approx(2 * 7 / 8 * size)}
+
+
+def test_layers_of_a_pipeline_run_forward_twice_more_in_1f1b():
+    """The results and the inputs of the later stages need a forward pass each."""
+    model, settings = tiny.deep_model(), {"data": 2, "pipeline": 4, "microbatches": 16}
+    once, again = (model.cost(tiny.candidate(**settings, schedule=kind)) for kind in ("gpipe", "1f1b"))
+    flops = [model.work(cost.candidate).flops for cost in (once, again)]
+    forward = tiny.DEPTH * 2 * (2 * tiny.DEEP_ROWS / 2 * tiny.WIDTH * tiny.HIDDEN)  # two products on half of the rows
+    assert flops[1] - flops[0] == pytest.approx(2 * forward)
+    assert again.seconds["compute"] > once.seconds["compute"]
+    assert once.bubble == pytest.approx(3 / 19)
+    assert again.bubble == pytest.approx(1 - 5 * 16 / (19 + 4 * (19 + 3)))
+
+
+def test_groups_of_layers_shrink_the_bubble_and_pass_the_ring_more_often():
+    model, settings = tiny.deep_model(), {"data": 2, "pipeline": 4, "microbatches": 16}
+    one, two = (model.cost(tiny.candidate(**settings, repeats=repeats)) for repeats in (1, 2))
+    assert (one.bubble, two.bubble) == (pytest.approx(3 / 19), pytest.approx(3 / 35))
+    carry = tiny.DEEP_ROWS / 2 * tiny.WIDTH * 4
+    assert two.traffic["pipeline"] - one.traffic["pipeline"] >= 2 * carry

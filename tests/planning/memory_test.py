@@ -69,3 +69,15 @@ def test_batches_of_the_running_dispatch_are_those_of_the_compiled_program():
 def test_offloaded_optimizer_is_in_the_memory_of_the_host():
     cost = tiny.model().memory(tiny.candidate(data=8, offload_optimizer=True))
     assert cost.memory["optimizer"] == 0 and cost.host == 8 * tiny.numbers()
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+def test_activations_of_a_pipeline_are_those_of_the_compiled_program(schedule):
+    """4 stages and 16 microbatches: "gpipe" keeps the layers of 19 ticks, "1f1b" those of one and 8 inputs."""
+    rows, pipeline = 4096, {"microbatches": 16, "schedule": schedule}
+    built = zoo.program(tiny.Deep(), mesh=MeshSpec(data=2, pipeline=4), batch_size=rows, layout=pipeline)
+    compiled = built.trace(1).lower().compile().memory_analysis()
+    assert compiled is not None
+    memory = tiny.deep_model(rows).memory(tiny.candidate(data=2, pipeline=4, **pipeline)).memory
+    predicted = memory["gradients"] + memory["activations"] + memory["temporary"]
+    assert predicted == pytest.approx(compiled.temp_size_in_bytes, rel=0.15)

@@ -1,10 +1,14 @@
 """A tiny model, its cost model on one host of H100, and candidates by their axes."""
 
+import dataclasses
 import functools
 import math
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
 
+from engine import Loss, Task, layers
 from engine.config import defaults
 from engine.config.hardware import AXES
 from engine.entry import resolve_config
@@ -17,6 +21,30 @@ from engine.planning.tracing import Traces
 from tests import zoo
 
 ROWS = 32
+WIDTH, HIDDEN, DEPTH = 64, 256, 8
+DEEP_ROWS = 1024
+
+
+class Layer(nnx.Module):
+    """Two products and a residual connection."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.up = layers.Dense(WIDTH, HIDDEN, axes=("embed", "mlp"), rngs=rngs)
+        self.down = layers.Dense(HIDDEN, WIDTH, axes=("mlp", "embed"), rngs=rngs)
+
+    def __call__(self, x, rng):
+        return x + self.down(jnp.tanh(self.up(x)))
+
+
+@dataclasses.dataclass
+class Deep(Task):
+    """A stack of layers, enough of them that no trace unrolls it."""
+
+    def build(self, rngs):
+        return nnx.Dict(first=nnx.Linear(zoo.SIZE, WIDTH, rngs=rngs), stack=layers.Stack(Layer, DEPTH, rngs=rngs))
+
+    def loss(self, model, batch, rng):
+        return Loss.of(model["stack"](model["first"](batch["x"])).sum(-1), batch["valid"])
 
 
 def machine(text: str) -> Machine:
@@ -62,3 +90,10 @@ def model() -> CostModel:
 def numbers() -> int:
     """Returns the number of parameters."""
     return sum(math.prod(x.shape) for x in program().abstract_state.params.values())
+
+
+@functools.cache
+def deep_model(rows: int = DEEP_ROWS) -> CostModel:
+    """Returns the cost model of Deep on a host of H100."""
+    built = zoo.program(Deep(), batch_size=rows, devices=jax.devices()[:1])
+    return CostModel(Traces(built, config(), {"float32": 10.0, "bfloat16": 10.0}, 64, print), machine("h100:1x8"))

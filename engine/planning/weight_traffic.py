@@ -1,0 +1,88 @@
+"""What a mesh communicates of parameters and gradients in a step, by the sharding of each parameter."""
+
+import dataclasses
+import math
+from collections.abc import Collection, Mapping, Sequence
+
+type Spec = Sequence[tuple[str, ...]]
+"""Mesh axes of each dimension of a parameter."""
+
+COPIES = ("pipeline", "fsdp", "expert", "context")
+"""Axes besides `data` that split rows or sequences: the gradients of parameters that they do not split are summed."""
+
+
+@dataclasses.dataclass
+class WeightTraffic:
+    """Bytes of the arrays that the devices of a group gather, scatter or sum for a microbatch.
+
+    Attributes:
+        gathered: parameters that are gathered over `fsdp`, in each pass.
+        scattered: their gradients, which are scattered.
+        collectives: number of gathers and scatters.
+        summed: gradients that the devices of `data` sum.
+        divided: the part of them that ZeRO-1 divides over `data`.
+        zero1: the parameters of this part.
+        copied: axis -> gradients of which each device of the axis has a part.
+    """
+
+    gathered: float = 0.0
+    scattered: float = 0.0
+    collectives: int = 0
+    summed: float = 0.0
+    divided: float = 0.0
+    zero1: float = 0.0
+    copied: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(COPIES, 0.0))
+
+
+def weight_traffic(
+    shapes: Mapping[str, tuple[int, ...]],
+    specs: Mapping[str, Spec],
+    axes: Mapping[str, int],
+    *,
+    width: int,
+    trained: Collection[str],
+    stacked: Collection[str],
+    loops: int,
+    passes: float = 2.0,
+    sums: float = 1.0,
+) -> WeightTraffic:
+    """Returns the traffic of the parameters of a model.
+
+    Args:
+        shapes: path -> shape of a parameter.
+        specs: path -> its sharding.
+        axes: mesh axis -> devices.
+        width: bytes of a number in the precision of the computation.
+        trained: paths of the parameters that have a gradient.
+        stacked: paths of the parameters of stacks of layers.
+        loops: iterations of the longest loop over layers, which gathers the parameters of a layer in each pass.
+        passes: passes over the layers of a stack.
+        sums: how often the gradients of a stack are scattered, and summed over axes other than `data`.
+    """
+    found = WeightTraffic()
+    for path, spec in specs.items():
+        size = math.prod(shapes[path]) * width / math.prod(axes[a] for entry in spec for a in entry if a != "fsdp")
+        split = any("fsdp" in entry for entry in spec) and axes["fsdp"] > 1
+        times = (passes if loops > 1 or passes != 2 else 1.0, sums) if path in stacked else (1.0, 1.0)
+        if split:
+            found.gathered += size * times[0]
+            found.collectives += round(sum(times)) * (loops if path in stacked else 1)
+        if path not in trained:
+            continue
+        found.scattered += size * times[1] if split else 0.0
+        size /= axes["fsdp"] if split else 1
+        found.summed += size  # once, also in a pipeline
+        if zero1_divides(shapes[path], spec, axes):
+            found.divided += size
+            found.zero1 += size
+        for axis in COPIES:
+            if not any(axis in entry for entry in spec):
+                found.copied[axis] += size * times[1]
+    return found
+
+
+def zero1_divides(shape: Sequence[int], spec: Spec, axes: Mapping[str, int]) -> bool:
+    """Returns whether ZeRO-1 can split a parameter over `data`."""
+    entries = [*spec, *[()] * (len(shape) - len(spec))]
+    shard = [size // math.prod(axes[a] for a in entry) for size, entry in zip(shape, entries, strict=True)]
+    return any(size % axes["data"] == 0 and size >= axes["data"] for size in shard)

@@ -1,0 +1,43 @@
+from engine.planning.weight_traffic import weight_traffic, zero1_divides
+
+AXES = {"pipeline": 2, "data": 4, "fsdp": 8, "expert": 1, "context": 1, "tensor": 2}
+SHAPES = {"stack": (6, 64, 128), "head": (64, 10), "norm": (64,)}
+SPECS = {"stack": [("pipeline",), ("fsdp",), ("tensor",)], "head": [("fsdp",), ()], "norm": [()]}
+
+
+def traffic(**changes):
+    arguments = {"width": 4, "trained": {"stack", "head", "norm"}, "stacked": {"stack"}, "loops": 6, **changes}
+    return weight_traffic(SHAPES, SPECS, AXES, **arguments)
+
+
+def test_parameters_are_gathered_in_both_passes_of_a_loop_and_gradients_scattered_once():
+    stack, head = 4 * 6 * 64 * 128 / (2 * 2), 4 * 64 * 10  # parts of a stage and of `tensor`
+    found = traffic()
+    assert found.gathered == 2 * stack + head
+    assert found.scattered == stack + head
+    assert traffic(loops=1).gathered == stack + head
+
+
+def test_devices_of_data_sum_the_gradients_of_trained_parameters():
+    stack, head, norm = 4 * 6 * 64 * 128 / (2 * 2 * 8), 4 * 64 * 10 / 8, 4 * 64
+    found = traffic()
+    assert found.summed == stack + head + norm
+    assert found.divided == stack + head + norm  # each has a dimension that 4 divides
+    assert found.copied == {"fsdp": norm, "pipeline": head + norm, "expert": found.summed, "context": found.summed}
+    assert traffic(trained={"norm"}).summed == norm
+
+
+def test_ticks_of_a_pipeline_gather_and_scatter_the_parameters_of_stacks_again():
+    once, ticks = traffic(), traffic(passes=18.0, sums=9.0)
+    head, norm = 4 * 64 * 10, 4 * 64
+    assert ticks.gathered == 9 * (once.gathered - head) + head
+    assert ticks.scattered == 9 * (once.scattered - head) + head
+    rest = head / 8 + norm
+    assert ticks.summed == ticks.divided == 9 * (once.summed - rest) + rest
+    assert ticks.zero1 == once.zero1
+
+
+def test_zero1_divides_a_parameter_by_a_dimension_that_is_left():
+    assert zero1_divides((6, 8), [(), ()], AXES)
+    assert not zero1_divides((6, 10), [(), ()], AXES)
+    assert not zero1_divides((16, 10), [("fsdp",), ()], AXES)  # 2 rows are left
