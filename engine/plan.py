@@ -62,7 +62,7 @@ def plan_parts(
         f"model: {parameters:,} parameters, {built.flops_per_step:.3g} model FLOPs for a step of "
         f"{built.batch_size} examples"
     )
-    yield "\n".join(table.machine_text(machine, state))
+    yield "\n".join(table.machine_text(machine, state, config.train.precision))
     ranking = rank(built, config, machine, on_progress)
     if not any(cost.candidate.precision == config.train.precision for cost in ranking.fitting):
         raise ConfigError(_refusal(ranking, built, config))

@@ -62,7 +62,7 @@ def outside(tmp_path, monkeypatch):
 def test_plan_of_an_unknown_model_prints_a_table_the_settings_and_reasons(outside):
     progress = []
     text = "\n".join(plan.plan_parts(outside, "h100:2x8", on_progress=progress.append))
-    assert "16 devices, 2 islands of 8 devices" in text
+    assert "16 devices, 2 hosts of 8 devices" in text
     assert "37,384 parameters" in text  # 64 * 512 + 512 + 512 * 8 + 8
     assert "--config.mesh.data=" in text and "MFU" in text
     assert "the others:" in text and "\n  2: " in text

@@ -3,6 +3,7 @@
 JAX does not list the memories of absent GPUs, for which a program is compiled ahead of time.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -15,7 +16,8 @@ from engine.types import Device
 HOST_MEMORY = "pinned_host"  # JAX's name
 UNLISTED: Mapping[str, Sequence[str]] = {"gpu": ("device", HOST_MEMORY)}
 """Platform -> the memories of a device that lists none, the default one first."""
-GPU_SHARE = 0.75  # of a GPU's memory, that JAX allocates at its start unless XLA_CLIENT_MEM_FRACTION is set
+GPU_SHARE = 0.75  # of a GPU's memory, that JAX allocates at its start unless MEMORY_FRACTION is set
+MEMORY_FRACTION = "XLA_CLIENT_MEM_FRACTION"  # environment variable of JAX
 
 
 def device_memory(mesh: Mesh | None) -> str:
@@ -81,8 +83,18 @@ def device_memory_limit(mesh: Mesh) -> int | None:
         found = hardware.find(mesh.local_devices[0].device_kind)
         if found is None:
             return None
-        return round(found.hbm_bytes * (GPU_SHARE if mesh.local_devices[0].platform == "gpu" else 1))
+        return round(found.hbm_bytes * allocated_share(mesh.local_devices[0].platform))
     return min((limit for found in stats if (limit := found.get("bytes_limit"))), default=None)
+
+
+def allocated_share(platform: str) -> float:
+    """Returns the share of the memory of an absent device that JAX would allocate in this environment."""
+    if platform != "gpu":
+        return 1.0
+    try:
+        return float(os.environ.get(MEMORY_FRACTION) or os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION") or GPU_SHARE)
+    except ValueError:  # JAX rejects it where there is a GPU
+        return GPU_SHARE
 
 
 def compiled_bytes(compiled: jax.stages.Compiled) -> int:

@@ -128,7 +128,7 @@ class Choices:
 
 def meshes(machine: Machine, choices: Choices) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Yields (size of each axis over all slices, size between slices) of every mesh for a machine."""
-    slices = machine.islands if machine.platform == "tpu" else 1
+    slices = machine.slices if machine.platform == "tpu" else 1
     outer = ("data", "pipeline") if "pipeline" in choices.axes else ("data",)
     for crossing in outer if slices > 1 else ("data",):
         between = tuple(slices if axis == crossing else 1 for axis in AXES)

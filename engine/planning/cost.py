@@ -119,8 +119,8 @@ class CostModel(MemoryModel):
     ) -> float:
         """Returns the seconds that collectives of `size` bytes take along an axis, and notes what a device sends.
 
-        A device sends (n - 1) / n of the bytes within its island, and a share of the rest to other islands. In an
-        all-to-all each row has one receiver, so all rows that leave the island cross the network.
+        A device sends (n - 1) / n of the bytes within its slice, and a share of the rest to other slices. In an
+        all-to-all each row has one receiver, so all rows that leave the slice cross the network.
 
         Args:
             candidate: the candidate.

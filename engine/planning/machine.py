@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from engine.cluster.cores import usable_cores
 from engine.cluster.host_memory import host_memory
 from engine.config import hardware
+from engine.parallel.memory import allocated_share
 from engine.planning.targets import Target
 from engine.types import Device
 
@@ -32,18 +33,20 @@ class Machine:
         text: name for the output.
         platform: cpu, gpu or tpu.
         count: devices.
-        island: devices of one fast network: a slice of TPUs, a host of GPUs.
+        slice_size: devices of a slice, which share one fast network; a host of GPUs is a slice, too.
         torus: dimensions of the torus of a slice; empty where any device reaches any other at full speed.
         bf16: FLOP/s of products in bfloat16 that a device reaches.
         f32: likewise of float32 arrays.
-        memory: bytes of a device.
+        eight_bits: value of `train.precision` -> how many times as fast as in bfloat16 its products in eight bits are.
+        memory: bytes of a device that JAX can allocate.
         bandwidth: bytes/s of this memory.
-        link: bytes/s that a device sends within its island.
-        network: bytes/s that a device sends between islands.
+        link: bytes/s that a device sends within its slice.
+        network: bytes/s that a device sends between slices.
         latency: seconds until a collective sends its first byte.
         dispatch: seconds that the host needs for a dispatch.
         fresh: bytes/s at which a device writes memory that the operating system gives it anew for each step; infinite
             where a device keeps its memory.
+        share: share of the memory of a device that `memory` is.
         overlap: share of the computation during which collectives of parameters and gradients run.
         source: where the rates are from.
         margin: stated relative error of the predicted time.
@@ -52,7 +55,7 @@ class Machine:
     text: str
     platform: str
     count: int
-    island: int
+    slice_size: int
     torus: tuple[int, ...]
     bf16: float
     f32: float
@@ -63,22 +66,29 @@ class Machine:
     latency: float
     dispatch: float = DISPATCH_S
     fresh: float = math.inf
+    share: float = 1.0
     overlap: float = 0.0
     host_bandwidth: float = HOST_BANDWIDTH
     source: str = ""
     margin: float = 0.5
+    eight_bits: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def peak(self, precision: str) -> float:
-        """Returns the FLOP/s that a device reaches in `train.precision`."""
-        return self.f32 if precision == "float32" else self.bf16
+        """Returns the FLOP/s that a device reaches in `train.precision`, for products in eight bits if it has them."""
+        return self.f32 if precision == "float32" else self.bf16 * self.eight_bits.get(precision, 1.0)
 
     @property
-    def islands(self) -> int:
-        """Number of islands."""
-        return self.count // self.island
+    def slices(self) -> int:
+        """Number of slices."""
+        return self.count // self.slice_size
+
+    @property
+    def slice_name(self) -> str:
+        """Name of a slice for the output: "slice" of TPUs, otherwise "host"."""
+        return "slice" if self.platform == "tpu" else "host"
 
     def split(self, sizes: Mapping[str, int], between: Mapping[str, int], axis: str) -> tuple[int, int]:
-        """Returns how many devices along a mesh axis share an island, and how many islands the axis reaches.
+        """Returns how many devices along a mesh axis share a slice, and how many slices the axis reaches.
 
         Args:
             sizes: axis -> devices over all slices.
@@ -88,14 +98,14 @@ class Machine:
         if self.platform == "tpu":
             return sizes[axis] // between[axis], between[axis]
         inner = math.prod(sizes[name] for name in hardware.AXES[hardware.AXES.index(axis) + 1 :])
-        within = math.gcd(sizes[axis], max(1, self.island // inner))
+        within = math.gcd(sizes[axis], max(1, self.slice_size // inner))
         return within, sizes[axis] // within
 
     def axis_link(self, within: Mapping[str, int], axis: str) -> float:
-        """Returns the bytes/s that a device sends along an axis within an island.
+        """Returns the bytes/s that a device sends along an axis within a slice.
 
         Args:
-            within: axis -> devices within an island.
+            within: axis -> devices within a slice.
             axis: the axis.
         """
         if not self.torus:
@@ -128,7 +138,7 @@ def _share(torus: Sequence[int], axes: Sequence[tuple[str, int]], axis: str) -> 
 def of_target(target: Target) -> Machine:
     """Returns the machine of a target, by the hardware table."""
     row, platform = target.hardware, target.platform
-    return _of_row(row, platform, target.count, target.count // target.islands, target.text, _torus(target))
+    return _of_row(row, platform, target.count, target.count // target.slices, target.text, _torus(target))
 
 
 def _torus(target: Target) -> tuple[int, ...]:
@@ -138,22 +148,23 @@ def _torus(target: Target) -> tuple[int, ...]:
 def of_devices(devices: Sequence[Device]) -> Machine:
     """Returns the machine of these devices, by the hardware table; of CPUs and unknown devices by assumption."""
     first, count = devices[0], len(devices)
-    row, islands = hardware.find(first.device_kind), len({getattr(device, "process_index", 0) for device in devices})
+    row, slices = hardware.find(first.device_kind), _slices(devices)
     text = f"{count} x {first.device_kind}"
-    if row is not None:
-        return _of_row(row, first.platform, count, count // islands, text, ())
-    memory, cores = host_memory(), usable_cores()
-    share = cores / (count // islands)
     own = None if first.platform == "cpu" else (first.memory_stats() or {}).get("bytes_limit")
+    if row is not None:
+        found = _of_row(row, first.platform, count, count // slices, text, ())
+        return dataclasses.replace(found, memory=own, share=own / row.hbm_bytes) if own else found
+    memory, cores = host_memory(), usable_cores()
+    share = cores / (count // slices)
     return Machine(
         text,
         first.platform,
         count,
-        count // islands,
+        count // slices,
         (),
         bf16=CORE_FLOPS * share,
         f32=CORE_FLOPS * share,
-        memory=own or (memory.bytes if memory else 16 * hardware.GIB) * islands // count,
+        memory=own or (memory.bytes if memory else 16 * hardware.GIB) * slices // count,
         bandwidth=CORE_BANDWIDTH * share,
         link=CORE_BANDWIDTH * share / 4,
         network=1e9,
@@ -165,23 +176,31 @@ def of_devices(devices: Sequence[Device]) -> Machine:
     )
 
 
+def _slices(devices: Sequence[Device]) -> int:
+    """Returns the number of slices of these devices. Where JAX does not number them, as on CPUs, a process is one."""
+    numbered = devices[0].platform != "cpu" and hasattr(devices[0], "slice_index")
+    return len({getattr(device, "slice_index" if numbered else "process_index", 0) for device in devices})
+
+
 def _of_row(
-    row: hardware.Hardware, platform: str, count: int, island: int, text: str, torus: tuple[int, ...]
+    row: hardware.Hardware, platform: str, count: int, slice_size: int, text: str, torus: tuple[int, ...]
 ) -> Machine:
-    efficiency = EFFICIENCY[platform]
+    efficiency, share = EFFICIENCY[platform], allocated_share(platform)
     return Machine(
         text,
         platform,
         count,
-        island,
+        slice_size,
         torus,
         bf16=row.bf16 * efficiency,
         f32=row.f32 * efficiency,
-        memory=row.hbm_bytes,
+        eight_bits={name: rate / row.bf16 for name, rate in hardware.EIGHT_BITS.get(row.name, {}).items()},
+        memory=round(row.hbm_bytes * share),
         bandwidth=row.hbm_bandwidth * 0.8,
         link=row.links.within * 0.8,
         network=row.links.between * 0.8,
         latency=LATENCY_S[platform],
+        share=share,
         overlap=OVERLAP[platform],
         source=f"published rates of {row.name}, of which products reach {efficiency:.0%} and memory and links 80 %",
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from engine.config.errors import ConvoyError
 from engine.config.schema import Config
 from engine.parallel.layout import NAMED
+from engine.parallel.memory import MEMORY_FRACTION
 from engine.parallel.rules import RULES
 from engine.planning.candidates import Candidate, Choices, meshes, settings
 from engine.planning.cost import CostModel
@@ -22,6 +23,8 @@ REMATS = ("none", "dots", "full")
 SCHEDULES, REPEATS = ("gpipe", "1f1b"), (1, 2, 4)
 STEPS_PER_DISPATCH = (1, 2, 4, 8, 16, 32, 64)
 DISPATCH_SHARE = 0.02  # K is the least that brings the time of the dispatch below this share of a step
+LARGEST_SHARE = 0.95
+"""Share of the memory of a GPU that JAX may allocate; the rest is for the driver and for libraries."""
 SIMPLE = 0.02
 """Relative difference of times below which the simpler of two candidates wins."""
 
@@ -103,7 +106,7 @@ def rank(
         on_progress: receives a line before each part of the work.
     """
     choices = choices_of(program, config, machine)
-    balance = {precision: machine.peak(precision) / machine.bandwidth for precision in choices.precisions}
+    balance = {name: machine.peak(name) / machine.bandwidth for name in (*choices.precisions, "bfloat16")}
     rows = max(1, min(config.train.global_batch_size // machine.count, 64))
     model = CostModel(Traces(program, config, balance, rows, on_progress), machine)
     fitting: list[Cost] = []
@@ -198,6 +201,10 @@ def changes(ranking: Ranking, program: Program, config: Config) -> list[str]:
     model, machine = ranking.model, ranking.model.machine
     choices = dataclasses.replace(ranking.choices, precisions=(config.train.precision,))
     found = [f"train.precision={ranking.fitting[0].candidate.precision}"] if ranking.fitting else []
+    if machine.platform == "gpu" and machine.share < LARGEST_SHARE:
+        whole = round(machine.memory / machine.share * LARGEST_SHARE)
+        if ranking.nearest is not None and ranking.nearest.bytes <= SAFE * whole:
+            found.append(f"{MEMORY_FRACTION}={LARGEST_SHARE} in the environment of the plan and of the job")
     for factor in (2, 4, 8, 16, 32, 64):
         rows = choices.rows // factor
         if rows and _least(model, machine, dataclasses.replace(choices, rows=rows), rows):
@@ -207,7 +214,7 @@ def changes(ranking: Ranking, program: Program, config: Config) -> list[str]:
         larger = dataclasses.replace(machine, count=machine.count * factor, torus=())
         rows = max(choices.rows, larger.count)
         if larger.platform == "tpu":
-            larger = dataclasses.replace(larger, island=larger.count)
+            larger = dataclasses.replace(larger, slice_size=larger.count)
         if _least(model, larger, dataclasses.replace(choices, rows=rows), rows):
             more = f" with train.global_batch_size={rows}" if rows != choices.rows else ""
             found.append(f"{larger.count} devices of the same kind{more}")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from engine.parallel.memory import GPU_SHARE
+from engine.parallel.memory import GPU_SHARE, MEMORY_FRACTION
 from engine.parallel.report import size_text
 from engine.planning.candidates import Candidate
 from engine.planning.cost import CostModel
@@ -13,19 +13,23 @@ GIB = 2**30
 COLUMNS = ("", "mesh and settings", "GiB", "step", "ex/s", "MFU", "traffic of a device, by axis", "bubble")
 
 
-def machine_text(machine: Machine, state: str) -> list[str]:
+def machine_text(machine: Machine, state: str, precision: str = "") -> list[str]:
     """Returns lines about a machine.
 
     Args:
         machine: the devices.
         state: a line about the model.
+        precision: `train.precision` of the config.
     """
-    islands = f", {machine.islands} islands of {machine.island} devices" if machine.islands > 1 else ""
+    name, several = machine.slice_name, machine.slices > 1
+    slices = f", {machine.slices} {name}s of {machine.slice_size} devices" if several else ""
+    share = f", {machine.share:.0%} of a GPU as {MEMORY_FRACTION} says" if machine.platform == "gpu" else ""
+    faster = f", {machine.peak(precision) / 1e12:.3g} in {precision}" if precision in machine.eight_bits else ""
     return [
-        f"hardware: {machine.text}: {machine.count} devices{islands}, {size_text(machine.memory)} each",
-        f"rates: {machine.bf16 / 1e12:.3g} TFLOP/s in bfloat16, {machine.f32 / 1e12:.3g} in float32, "
+        f"hardware: {machine.text}: {machine.count} devices{slices}, {size_text(machine.memory)} each{share}",
+        f"rates: {machine.bf16 / 1e12:.3g} TFLOP/s in bfloat16, {machine.f32 / 1e12:.3g} in float32{faster}, "
         f"{machine.bandwidth / 1e9:.3g} GB/s of memory, {machine.link / 1e9:.3g} GB/s of links"
-        + (f", {machine.network / 1e9:.3g} GB/s between islands" if machine.islands > 1 else ""),
+        + (f", {machine.network / 1e9:.3g} GB/s between {name}s" if several else ""),
         f"  ({machine.source})",
         state,
     ]
@@ -117,8 +121,8 @@ def warnings(cost: Cost, machine: Machine) -> list[str]:
     found = []
     if cost.bytes > 0.8 * machine.memory:
         found.append(f"it needs more than 80 % of the memory (limit of a plan: {SAFE:.0%})")
-    if machine.platform == "gpu" and cost.bytes > SAFE * GPU_SHARE * machine.memory:
-        found.append(f"JAX allocates {GPU_SHARE:.0%} of a GPU by default: set XLA_CLIENT_MEM_FRACTION=0.95 in the job")
+    if machine.platform == "gpu" and cost.bytes > SAFE * GPU_SHARE / machine.share * machine.memory:
+        found.append(f"the job needs {MEMORY_FRACTION}={machine.share:.3g}, too: JAX allocates {GPU_SHARE:.0%} without")
     if cost.seconds.get("exposed traffic", 0.0) > 0.5 * cost.step_s:
         found.append("it waits for the network in more than half of the time: fewer devices would be nearly as fast")
     split = any(cost.candidate.axes[axis] > 1 for axis in ("tensor", "context", "pipeline"))

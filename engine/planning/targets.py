@@ -82,7 +82,7 @@ class Target:
         text: the target as the user wrote it.
         name: key of KINDS.
         shape: the topology of a slice of TPUs, or (hosts, GPUs of a host).
-        slices: slices of TPUs; 1 for GPUs.
+        slices: groups of devices on one fast network: slices of TPUs, or hosts of GPUs.
     """
 
     text: str
@@ -110,12 +110,7 @@ class Target:
     @property
     def count(self) -> int:
         """Number of JAX devices."""
-        return math.prod(self.shape) * self.slices * _CORES.get(self.name, 1)
-
-    @property
-    def islands(self) -> int:
-        """Number of groups of devices on one fast network: slices of TPUs, hosts of GPUs."""
-        return self.slices if self.platform == "tpu" else self.shape[0]
+        return math.prod(self.shape) * (self.slices if self.platform == "tpu" else 1) * _CORES.get(self.name, 1)
 
     def devices(self) -> list[Device]:
         """Returns the devices, for which XLA compiles. Call it before JAX starts its own devices.
@@ -159,7 +154,7 @@ def parse(text: str) -> Target | None:
     if wrong:
         form = f"{name}:{'x'.join('4' * wanted)}, or with slices *2" if name in DIMENSIONS else f"{name}:HOSTSxGPUS"
         raise ConfigError(f"--hardware={text}: found {rest!r} after {name}. Write {form}. Forms: {FORMS}.")
-    target = Target(text, name, shape, slices)
+    target = Target(text, name, shape, slices if name in DIMENSIONS else math.prod(shape[:1]))
     if target.count > MAX_AXIS:
         raise ConfigError(f"--hardware={text}: found {target.count:,} devices. Allowed are at most {MAX_AXIS:,}.")
     return target

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 
+from engine.config.hardware import QUANTIZED
 from engine.config.schema import Config
 from engine.data.batch import Batch, abstract_batch
 from engine.data.context import call
@@ -33,7 +34,8 @@ class Traces:
     Args:
         program: the program of the config on one device, with `train.remat=none` and `train.accumulate=1`.
         config: the config.
-        balance: FLOP that a device computes while it moves a byte of its memory, by precision.
+        balance: FLOP that a device computes while it moves a byte of its memory, by precision; also in bfloat16 with a
+            precision in eight bits.
         rows: rows of a small batch; the work is linear in the rows beyond.
         on_progress: receives a line before each trace.
     """
@@ -101,7 +103,8 @@ class Traces:
             what = "of the forward pass" if remat == FORWARD else f"train.remat={remat}"
             self.on_progress(f"tracing {rows} rows on one device, {what}, {precision}")
             graph, params = self.graph(remat, precision, rows)
-            self._work[key] = measure(graph, params, self.axes, self.balance[precision])
+            rest = self.balance["bfloat16" if precision in QUANTIZED else precision]
+            self._work[key] = measure(graph, params, self.axes, rest, self.balance[precision])
         return self._work[key]
 
     def graph(self, remat: str, precision: str, rows: int) -> tuple[Graph, dict[int, tuple[str, tuple]]]:

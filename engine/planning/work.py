@@ -59,7 +59,13 @@ class Work:
         return dataclasses.replace(self, **mixed, stacks=stacks)
 
 
-def measure(graph: Graph, params: Mapping[int, tuple[str, Names]], axes: Axes, balance: float) -> Work:
+def measure(
+    graph: Graph,
+    params: Mapping[int, tuple[str, Names]],
+    axes: Axes,
+    balance: float,
+    eight_bits: float | None = None,
+) -> Work:
     """Returns the work of a program.
 
     Args:
@@ -67,15 +73,16 @@ def measure(graph: Graph, params: Mapping[int, tuple[str, Names]], axes: Axes, b
         params: input -> path and logical axes of a parameter.
         axes: mesh axes of a logical axis.
         balance: FLOP that a device computes while it moves a byte of its memory.
+        eight_bits: likewise of products in eight bits; None: `balance`.
     """
     found = Work(peak=graph.peak)
-    _Walk(found, axes, balance).walk(graph, dict(params), 1)
+    _Walk(found, axes, balance, eight_bits or balance).walk(graph, dict(params), 1)
     return found
 
 
 class _Walk:
-    def __init__(self, work: Work, axes: Axes, balance: float):
-        self.work, self.axes, self.balance = work, axes, balance
+    def __init__(self, work: Work, axes: Axes, balance: float, eight_bits: float):
+        self.work, self.axes, self.balance, self.eight_bits = work, axes, balance, eight_bits
         self.in_stack = False
 
     def walk(self, graph: Graph, params: dict[int, tuple[str, Names]], times: int) -> None:
@@ -106,7 +113,8 @@ class _Walk:
             moved = written + sum(sources.of_operation(operation).values())
         self.work.flops += times * operation.flops
         self.work.bytes += times * moved
-        self.work.cost += times * max(moved, operation.flops / self.balance)
+        balance = self.eight_bits if _in_eight_bits(graph, operation) else self.balance
+        self.work.cost += times * max(moved, operation.flops / balance)
 
     def loop(self, graph: Graph, operation: Operation, params: dict, times: int) -> None:
         nested = max(operation.nested, key=lambda inner: len(inner.operations))
@@ -172,6 +180,12 @@ def _has_carry(graph: Graph) -> bool:
 
 def _is_carry(operation: Operation) -> bool:
     return operation.name == "name" and operation.params.get("name") == CARRY
+
+
+def _in_eight_bits(graph: Graph, operation: Operation) -> bool:
+    """Returns whether an operation is a product of two arrays in eight bits."""
+    factors = [x for x in operation.inputs[:2] if x >= 0]
+    return operation.name in PRODUCTS and all(graph.bytes[x] == math.prod(graph.shapes[x]) for x in factors)
 
 
 class _Sources:

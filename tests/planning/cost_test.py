@@ -39,7 +39,7 @@ def test_rows_of_a_device_divide_the_activations_and_the_products():
     assert one.seconds["compute"] > two.seconds["compute"]
 
 
-def test_rows_for_experts_of_other_islands_all_cross_the_network():
+def test_rows_for_experts_of_other_slices_all_cross_the_network():
     """16 experts over 2 hosts: half of the rows go to the other host, and 7 of 16 within it."""
     model = CostModel(tiny.traces(), tiny.machine("h100:2x8"))
     candidate = tiny.candidate(expert=16)

@@ -46,3 +46,13 @@ def test_steps_and_microbatches_that_the_engine_refuses_to_unroll_are_not_propos
     for candidate in found:
         k, accumulate = candidate.steps_per_dispatch, candidate.accumulate
         check_unrolled(program, dataclasses.replace(train, steps_per_dispatch=k, accumulate=accumulate))
+
+
+def test_nothing_fits_the_default_share_of_a_gpu_names_the_setting_that_would_help():
+    program, config, machine = tiny.program(), tiny.config(), tiny.machine("h100:1x8")
+    least = search.rank(program, config, dataclasses.replace(machine, memory=1)).nearest
+    assert least is not None
+    for share, helps in ((0.75, True), (0.95, False)):
+        small = dataclasses.replace(machine, memory=round(0.99 * least.bytes / SAFE), share=share)
+        found = search.changes(search.rank(program, config, small), program, config)
+        assert any(text.startswith("XLA_CLIENT_MEM_FRACTION=0.95") for text in found) == helps

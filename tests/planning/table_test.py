@@ -27,10 +27,12 @@ def test_command_resets_the_axes_of_the_config_that_the_candidate_does_not_split
     assert mesh == {f"--config.mesh.{setting}" for setting in settings}
 
 
-def test_candidate_that_needs_more_than_jax_allocates_on_a_gpu_has_a_warning():
+def test_candidate_that_needs_more_than_jax_allocates_by_default_has_a_warning(monkeypatch):
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.9")
+
     def warns(target, share):
         machine = tiny.machine(target)
         found = table.warnings(Cost(tiny.candidate(), {"activations": share * machine.memory}), machine)
         return any("XLA_CLIENT_MEM_FRACTION" in text for text in found)
 
-    assert warns("h100:1x8", 0.7) and not warns("h100:1x8", 0.6) and not warns("v5e:2x2", 0.7)
+    assert warns("h100:1x8", 0.8) and not warns("h100:1x8", 0.7) and not warns("v5e:2x2", 0.8)

@@ -1,5 +1,8 @@
+import jax
 import pytest
 
+from engine.planning.tracing import Traces
+from tests import zoo
 from tests.planning import tiny
 
 
@@ -18,3 +21,17 @@ def test_peak_of_few_rows_is_the_gradients_and_of_many_the_activations():
     assert start + slope * 4096 == pytest.approx(exact, rel=0.05)
     few, none = traces.peak("none", "float32", 1)
     assert few + none >= 4 * tiny.numbers()
+
+
+@pytest.mark.parametrize(("precision", "quantized"), [("float8", 3), ("int8", 2)])
+def test_quantized_products_take_the_rate_of_eight_bits_and_others_that_of_bfloat16(precision, quantized):
+    """A dense layer has three products; with int8 the gradient of its kernel stays in 16 bits."""
+    rows, fast, slow = 64, 2e-3, 1e-3  # so slow that no operation waits for memory
+    balance = {precision: fast, "bfloat16": slow}
+    built = zoo.program(tiny.Deep(), batch_size=rows, devices=jax.devices()[:1])
+    work = Traces(built, tiny.config(), balance, rows, print).work("none", precision, rows)
+    product = 2 * rows * tiny.WIDTH * tiny.HIDDEN * 2 * tiny.DEPTH
+    first = 2 * (2 * rows * zoo.SIZE * tiny.WIDTH)  # without a gradient of its input
+    assert work.flops == 3 * product + first
+    expected = quantized * product / fast + ((3 - quantized) * product + first) / slow
+    assert work.cost == pytest.approx(expected, rel=0.01)
