@@ -18,6 +18,9 @@ from jax.sharding import PartitionSpec
 from engine.parallel import layout
 from engine.types import PyTree
 
+LONGEST = 16
+"""Most devices of one ring that sums a gradient."""
+
 
 def is_split_over_rows(x: jax.Array, weight: jax.Array, names: Sequence[str | None]) -> bool:
     """Returns whether devices that have other rows of `x` hold other parts of the weight.
@@ -119,17 +122,33 @@ def _reduce_scatter(x: jax.Array, axes: tuple[str, ...], dimension: int) -> jax.
     return lax.psum_scatter(x, axes, scatter_dimension=dimension, tiled=True)
 
 
-def ring_reduce_scatter(x: jax.Array, axes: tuple[str, ...], dimension: int) -> jax.Array:
+def ring_reduce_scatter(x: jax.Array, axes: tuple[str, ...], dimension: int, longest: int = LONGEST) -> jax.Array:
     """Returns what `jax.lax.psum_scatter` returns. Partial sums go from each device to the next, and back to their own.
+
+    More than `longest` devices form nested rings: 128 devices sum over 8 rings of 16, and then over 16 rings of 8. A
+    device sends as many bytes as in one ring, in 22 steps instead of 127. Each step is an operation of the program, and
+    those of one ring of 128 took XLA:TPU more than five minutes to compile.
 
     Args:
         x: the summand of this device.
         axes: manual mesh axes.
         dimension: the dimension that is divided over the devices.
+        longest: most devices of a ring, if a divisor allows.
     """
-    count, me = lax.axis_size(axes), lax.axis_index(axes)
+    stride = lax.axis_size(axes)
+    while stride > 1:
+        count = next((n for n in range(min(longest, stride), 1, -1) if stride % n == 0), stride)
+        stride //= count
+        x = _ring(x, axes, dimension, count, stride)
+    return x
+
+
+def _ring(x: jax.Array, axes: tuple[str, ...], dimension: int, count: int, stride: int) -> jax.Array:
+    """Returns the part of a device of the sum over a ring of `count` devices, whose numbers differ by `stride`."""
+    me = lax.axis_index(axes) // stride % count
     size = x.shape[dimension] // count
-    following = [(i, (i + 1) % count) for i in range(count)]
+    places = [(i, i // stride % count) for i in range(lax.axis_size(axes))]
+    following = [(i, i + ((place + 1) % count - place) * stride) for i, place in places]
 
     def part(hop: int) -> jax.Array:
         """Returns the summand of this device for the part whose sum is on this device after `hop` steps."""

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from engine.config.schema import MeshSpec
-from engine.layers.whole_weight import with_whole_weight
+from engine.layers.whole_weight import ring_reduce_scatter, with_whole_weight
 from engine.parallel.collectives import collectives
 from engine.parallel.layout import Layout, active
 from engine.parallel.mesh import make_mesh
@@ -81,3 +81,18 @@ def test_tpus_sum_a_gradient_in_a_ring():
     found = collectives(str(compiled(mesh, layout=LikeTpu)[0].as_text()), mesh)
     assert sum(c.count for c in found if c.kind == "collective-permute") == 7
     assert {c.kind for c in found if c.bytes >= 8 * 4} == {"all-gather", "collective-permute"}
+
+
+@pytest.mark.parametrize(("longest", "steps"), [(16, 7), (4, 3 + 1), (2, 3), (3, 3)])
+def test_nested_rings_sum_as_one_ring_in_fewer_steps(longest, steps):
+    mesh, axes = make_mesh(MeshSpec(data=2, fsdp=4)), ("data", "fsdp")
+    x = jax.random.normal(jax.random.key(2), (8, 3, 16))  # of each device [3, 16]
+
+    def own_part(x):
+        return ring_reduce_scatter(x[0], axes, 1, longest)[None]
+
+    mapped = jax.shard_map(own_part, mesh=mesh, in_specs=PartitionSpec(axes), out_specs=PartitionSpec(axes))
+    program = jax.jit(mapped).lower(x).compile()
+    wanted = x.sum(0).reshape(3, 8, 2).swapaxes(0, 1)  # device i has the columns 2i and 2i + 1
+    np.testing.assert_allclose(program(x), wanted, rtol=1e-6, atol=1e-6)
+    assert sum(c.count for c in collectives(str(program.as_text()), mesh)) == steps
