@@ -10,7 +10,7 @@ from engine.planning.machine import Machine
 from engine.planning.memory import SAFE, Cost
 
 GIB = 2**30
-COLUMNS = ("", "mesh and settings", "GiB", "step", "ex/s", "MFU", "traffic of a device, by axis", "bubble")
+COLUMNS = ("", "mesh and settings", "GiB", "step", "ex/s", "tok/s", "MFU", "traffic of a device, by axis", "bubble")
 
 
 def machine_text(machine: Machine, state: str, precision: str = "") -> list[str]:
@@ -44,7 +44,10 @@ def table(model: CostModel, costs: Sequence[Cost], peak: float) -> list[str]:
         peak: FLOP/s of a device, of which MFU is a share.
     """
     rows = [COLUMNS, *(_cells(i, model, cost, peak) for i, cost in enumerate(costs, 1))]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+    if not model.traces.tokens:
+        column = COLUMNS.index("tok/s")
+        rows = [(*row[:column], *row[column + 1 :]) for row in rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
@@ -53,13 +56,18 @@ def _cells(number: int, model: CostModel, cost: Cost, peak: float) -> tuple[str,
     return (
         f"{number}{'*' if cost.compiled else ''}",
         f"{cost.candidate}, {cost.candidate.precision}",
-        f"{cost.bytes / GIB:.2f}" + ("" if model.fits(cost) else " !"),
+        f"{cost.bytes / GIB:.2f} ({cost.bytes / model.machine.memory:.0%})" + ("" if model.fits(cost) else " !"),
         seconds_text(cost.step_s),
-        f"{model.rows / cost.step_s:,.0f}" if model.rows / cost.step_s >= 10 else f"{model.rows / cost.step_s:.2g}",
+        _rate_text(model.rows / cost.step_s),
+        _rate_text(model.rows * model.traces.tokens / cost.step_s),
         f"{model.mfu(cost, peak):.1%}",
         traffic or "-",
         f"{cost.bubble:.0%}" if cost.bubble else "-",
     )
+
+
+def _rate_text(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def details(model: CostModel, cost: Cost) -> list[str]:

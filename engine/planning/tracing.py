@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 
 from engine.config.hardware import QUANTIZED
 from engine.config.schema import Config
@@ -148,6 +149,15 @@ class Traces:
     def flops(self) -> float:
         """Model FLOPs of a row."""
         return self.program.flops_per_step / self.program.batch_size
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a row: the integers of the entry `tokens` of an example, as in packed rows; 0 without it."""
+        examples = self.program.abstract_batch.examples
+        tokens = examples.get("tokens") if isinstance(examples, Mapping) else None
+        if tokens is None or tokens.ndim < 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+            return 0
+        return math.prod(tokens.shape[1:])
 
     def parameters(self) -> int:
         """Returns the number of parameters."""

@@ -1,4 +1,9 @@
+import copy
 import dataclasses
+
+import jax
+import numpy as np
+import pytest
 
 from engine.planning import table
 from engine.planning.memory import Cost
@@ -36,3 +41,16 @@ def test_candidate_that_needs_more_than_jax_allocates_by_default_has_a_warning(m
         return any("XLA_CLIENT_MEM_FRACTION" in text for text in found)
 
     assert warns("h100:1x8", 0.8) and not warns("h100:1x8", 0.7) and not warns("v5e:2x2", 0.8)
+
+
+def test_model_of_tokens_has_a_column_of_tokens_per_second():
+    model = copy.copy(tiny.model())
+    cost = model.cost(tiny.candidate(data=8))
+    assert "tok/s" not in table.table(model, [cost], 1e15)[0]
+    model.traces = copy.copy(model.traces)
+    rows = {"tokens": jax.ShapeDtypeStruct((tiny.ROWS, 512), np.int32)}
+    model.traces.program = copy.copy(tiny.program())
+    model.traces.program.abstract_batch = dataclasses.replace(tiny.program().abstract_batch, examples=rows)
+    header, row = table.table(model, [cost], 1e15)
+    examples, tokens = (row[header.index(name) :].split()[0].replace(",", "") for name in ("ex/s", "tok/s"))
+    assert int(tokens) == pytest.approx(512 * int(examples), rel=0.001)
