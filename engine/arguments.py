@@ -140,10 +140,7 @@ def _add_config(add: AddParser) -> None:
 
 
 def _add_explain(add: AddParser) -> None:
-    explain = add(
-        "explain",
-        help="print the mesh, the memory of a device by part, and the collectives",
-    )
+    explain = add("explain", help="print the mesh, the memory of a device by part, and the collectives")
     _add_config_flag(explain)
     explain.add_argument("--devices", type=int, help="number of devices (default: the product of the mesh axes)")
     explain.add_argument(
@@ -166,6 +163,7 @@ fits, with the nearest changes that would.
   convoy plan --config=CONFIG --hardware=v5p:4x4x8            a slice of TPU v5p
   convoy plan --config=CONFIG --hardware=v5e:16x16*2          two slices of TPU v5e
   convoy plan --config=CONFIG --hardware=h100:1x8 --compile=3 compile the best three ahead of time
+  convoy plan --runs runs/digits runs/vit                     errors of the predictions of these runs
 """
 
 
@@ -176,7 +174,8 @@ def _add_plan(add: AddParser) -> None:
         description=PLAN,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_config_flag(plan)
+    _add_config_flag(plan, required=False)
+    plan.add_argument("--runs", nargs="+", metavar="DIR", help="print what was predicted and measured in these runs")
     plan.add_argument(
         "--hardware", default="local", metavar="TARGET",
         help="v5p:4x4x8, v5e:16x16*2 (slices), h100:32x8 (hosts x GPUs), or local, the default",

@@ -1,4 +1,4 @@
-"""The commands that read a run: evaluate, predict, checkpoints, goodput; and what all commands share."""
+"""The commands that read a run: evaluate, predict, checkpoints, goodput, plan --runs; and what all commands share."""
 
 import argparse
 import contextlib
@@ -168,6 +168,16 @@ def goodput(args: argparse.Namespace, overrides: list[str]) -> int:
     no_overrides(overrides, "goodput")
     _warn_of_missing_end(args.run)
     print(goodput_text(args.run))
+    return ExitStatus.DONE
+
+
+def plans(args: argparse.Namespace, overrides: list[str]) -> int:
+    """Runs `convoy plan --runs`."""
+    from engine.saved.run import plans as plans_text
+
+    if overrides or args.config is not None or args.hardware != "local" or args.compile or args.calibrate:
+        raise ConfigError("--runs prints what earlier runs recorded. Remove the other arguments.")
+    print(plans_text(args.runs))
     return ExitStatus.DONE
 
 

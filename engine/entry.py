@@ -40,7 +40,7 @@ from engine.parallel.mesh import create_cpu_devices, fake_devices, make_mesh
 from engine.parallel.report import describe, describe_collectives, describe_flops, describe_frozen
 from engine.parallel.xla_warnings import rematerialization_explained
 from engine.planning import compiled as compiled_step
-from engine.planning import targets
+from engine.planning import of_run, targets
 from engine.resilience.out_of_memory import out_of_memory_reported
 from engine.resilience.preemption import start_ended_by_sigterm
 from engine.resilience.replica_check import coverage
@@ -188,6 +188,7 @@ def _build_trainer(
         on_message=reporter.message,
         on_phase=reporter.phase,
         on_slowest=reporter.slowest,
+        predict=of_run.predict,
     )
     readers = [type(trainer.program.spec.task).__name__] if trainer.program.reads_total_steps else []
     if has_transform(source) and names_total_steps(source.transform):

@@ -213,6 +213,10 @@ def _explain(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
+    if args.runs is not None:
+        return commands.plans(args, overrides)
+    if args.config is None:
+        raise ConfigError("convoy plan: no config. Add --config=CONFIG, or --runs DIR for the errors of earlier plans.")
     config = _load(args.config, overrides)
     from engine import plan
 

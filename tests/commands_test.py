@@ -17,6 +17,9 @@ from engine.main import main
         (["predict", "run", "--out=p.npz", "--data.limit"], "--data.limit: no value. Write --data.limit=VALUE."),
         (["evaluate", "run", "--data.limit=3"], "--data.limit=3: unknown argument of convoy evaluate"),
         (["checkpoints", "run", "--config.train.seed=1"], "convoy checkpoints reads the run's own config"),
+        (["plan"], "convoy plan: no config. Add --config=CONFIG, or --runs DIR"),
+        (["plan", "--runs", "run", "--config.train.seed=1"], "--runs prints what earlier runs recorded. Remove the"),
+        (["plan", "--runs", "nowhere"], "nowhere: is not a run directory"),
     ],
 )
 def test_wrong_arguments_are_one_sentence(words, text, capsys):

@@ -18,7 +18,10 @@ from engine.checkpoint.store import CheckpointStore
 from engine.config.errors import ConvoyError
 from engine.data import dataset_summary
 from engine.loop import stopping
+from engine.observe import plan_record
 from engine.observe.goodput_table import goodput_text
+from engine.observe.plan_record import Measured, Plan, Predicted
+from engine.observe.plan_table import plan_table
 from engine.observe.summary import Summary, summary_text
 from engine.resume import Accepted, check_config, check_data
 from engine.run import lease, ledger, status
@@ -39,7 +42,7 @@ STEP = "checkpoints/4"
 FILES = [
     "config.txt", "code.json", "data.json", "status.json", "goodput.jsonl", "metrics.jsonl", "examples/0-of-1.jsonl",
     "checkpoints/results.json", f"{STEP}/manifest.json", f"{STEP}/position/position.json", f"{STEP}/config/config.json",
-    "lease/LEASE", "stopped.json",
+    "lease/LEASE", "stopped.json", "plan.json",
 ]  # fmt: skip
 
 NUMBERS = st.one_of(st.integers(), st.floats(), st.sampled_from([-1, 2**31, 2**63, 10**400, "NaN", "-1", 1e300]))
@@ -60,6 +63,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run_files") / "run"
     engine.train(CONFIG, workdir=path)
     stopping.write(RunDirectory(path), stopping.StopRecord.of(4, "the target is reached", CONFIG))
+    predicted = Predicted(
+        candidate="data=1", rows=16, machine={"margin": 0.5}, seconds={"compute": 2.0}, memory={"a": 3.0}
+    )
+    measured = Measured(step_s=1.0, data_wait=0.0, seconds=9.0, bytes=4, peak_bytes=5, attempt=1, time="")
+    (path / "plan.json").write_text(plan_record.to_text(Plan(predicted, measured)))
     return path
 
 
@@ -124,6 +132,7 @@ def readers(run: Path, name: str) -> dict[str, Callable[[], object]]:
     found: dict[str, Callable[[], object]] = {
         "status": read_status,
         "goodput": lambda: goodput_text(directory),
+        "plans": lambda: plan_table([directory]),
         "resume: config": lambda: check_config(CONFIG, directory, Accepted()),
         "resume: data": lambda: check_data(summaries, directory, Accepted()),
         "resume: lease": take_lease,

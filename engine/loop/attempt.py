@@ -25,6 +25,7 @@ from engine.data.sampling.drawn import DrawnShares
 from engine.data.source import Source
 from engine.loop.phases import COMPILING, RESTORING, Phases
 from engine.observe.flops_count import FlopsCount
+from engine.observe.plan_record import PlanRecord, Predicted
 from engine.observe.recorder import Recorder, Sums
 from engine.observe.throughput import Throughput
 from engine.observe.writer import open_writer
@@ -35,9 +36,13 @@ from engine.run.jsonl import JsonLines
 from engine.run.ledger import Ledger
 from engine.stragglers.monitor import StragglerMonitor
 from engine.training.precision import rounding_note
-from engine.training.program import CompiledSteps, Program
+from engine.training.program import Program
+from engine.training.shapes import CompiledSteps
 from engine.training.state import TrainState
 from engine.training.step import BAD_EXAMPLES
+
+type PredictRun = Callable[[Program, Config, Predicted | None], Predicted]
+"""Predicts the time and the memory of a step of a run; the last argument is the prediction of an earlier attempt."""
 
 READ_S = 0.01  # between two readings of results; several processes read each dispatch, so that all read at one step
 
@@ -53,6 +58,7 @@ class Attempt:
         checkpoints: checkpoints of the run.
         phase: enters a phase.
         say: called with sentences for the user.
+        predict: as for `Trainer`.
     """
 
     def __init__(
@@ -64,9 +70,10 @@ class Attempt:
         checkpoints: Checkpointer,
         phase: Phases,
         say: Callable[[str], None],
+        predict: PredictRun | None = None,
     ):
         self._program, self._source, self._config, self._directory = program, source, config, directory
-        self._checkpoints, self._phase, self._say = checkpoints, phase, say
+        self._checkpoints, self._phase, self._say, self._predict = checkpoints, phase, say, predict
         self._stack = contextlib.ExitStack()
         self.skipped: set[int] = set()
         """Numbers of the skipped batches in the restored checkpoint."""
@@ -182,7 +189,7 @@ class Attempt:
             throughput=Throughput(train.global_batch_size, flops, program.hardware_flops_per_step, peak),
             period=period,
             attempt=directory.attempt,
-            on_row=on_row,
+            on_row=self._recorded(on_row),
             on_phase=on_phase,
             on_values=on_values,
             more=self._drawn.metrics if group.index() == 0 else lambda first, last: {},
@@ -191,6 +198,26 @@ class Attempt:
         )
         self._stack.callback(recorder.close)
         return recorder
+
+    def _recorded(self, on_row: Callable[[dict[str, float]], None]) -> Callable[[dict[str, float]], None]:
+        """Returns `on_row`, on the primary with the record of prediction and measurement, which it opens."""
+        predict, program = self._predict, self._program
+        if predict is None or not group.is_primary():
+            return on_row
+        record = PlanRecord(
+            lambda known: predict(program, self._config, known),
+            lambda: program.steps(1).device_bytes,
+            self._directory,
+            self._say,
+        )
+        # Before the callback that closes the recorder, and so called after it, with all rows.
+        self._stack.push(lambda kind, error, traceback: record.close(wait=kind is None))
+
+        def receive(row: dict[str, float]) -> None:
+            record.row(row)
+            on_row(row)
+
+        return receive
 
     def count_flops(self) -> None:
         """Starts to count the model FLOPs of a step, in a thread; the recorder must be open."""

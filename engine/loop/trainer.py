@@ -23,7 +23,7 @@ from engine.config.text import to_text
 from engine.data.feed import TrainFeed
 from engine.data.source import Source, check_source, example_spec
 from engine.data.stages import STAGES
-from engine.loop.attempt import Attempt
+from engine.loop.attempt import Attempt, PredictRun
 from engine.loop.compile_ahead import CompileAhead
 from engine.loop.evaluation import Evaluation, build_evaluations, check_metric_names, check_watched
 from engine.loop.events import (
@@ -58,7 +58,7 @@ from engine.run.directory import RunDirectory
 from engine.stragglers.monitor import StragglerMonitor
 from engine.training.build import build_program, check_unrolled
 from engine.training.compiler import open_compiler
-from engine.training.program import CompiledSteps
+from engine.training.shapes import CompiledSteps
 from engine.training.state import TrainState, evaluation_params
 from engine.training.task import Task
 
@@ -81,6 +81,7 @@ class Trainer:
         on_phase: called with "training" or "evaluating" when the phase starts, in the writer thread.
         on_slowest: called with a sentence about the process that slows down the run when that changes, in the writer
             thread; "" for none.
+        predict: predicts the time and the memory of a step, for `plan.json`; None: the run has no such file.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Trainer:
         on_message: Callable[[str], None],
         on_phase: Callable[[str], None] = lambda phase: None,
         on_slowest: Callable[[str], None] = lambda text: None,
+        predict: PredictRun | None = None,
     ):
         self.config, self.directory, self._hooks = config, directory, hooks
         self._on_row, self.say, self._on_phase = on_row, on_message, on_phase
@@ -127,7 +129,9 @@ class Trainer:
         self._watchdog = Watchdog(hang_s, timeout_s, directory.stacks, directory.attempt, k)
         self._preemption = Preemption(lambda: self._phase.name)
         self._phase = Phases(directory.stopwatch, self._watchdog)
-        self._attempt = Attempt(self.program, source, config, directory, self.checkpoints, self._phase, self.say)
+        self._attempt = Attempt(
+            self.program, source, config, directory, self.checkpoints, self._phase, self.say, predict
+        )
         profile = config.profile
         self._profile = ProfileWindow(profile.start, profile.steps, directory.traces, self.say)
         self._recorder: Recorder | None = None

@@ -35,6 +35,13 @@ def duration(seconds: float) -> str:
     return f"{whole // 60} min {whole % 60:02d} s"
 
 
+def seconds_text(seconds: float) -> str:
+    """Returns a time as text in s, ms or us."""
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"
+
+
 def table(values: Mapping[str, float]) -> str:
     """Returns up to 6 values in one line, and more as a table, in several columns from top to bottom.
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from engine.config.hardware import AXES
+from engine.config.schema import Config
 from engine.parallel import schedule
-from engine.parallel.mesh import axes_text
+from engine.parallel.mesh import Axes, axes_text
 from engine.planning.machine import Machine
 
 LARGEST = {"tensor": 16, "context": 16, "pipeline": 16, "expert": 64}
@@ -83,6 +84,30 @@ class Candidate:
         parts += ["zero1"] if self.zero1 else []
         parts += ["offload"] if self.offload_optimizer else []
         return ", ".join(parts)
+
+
+def candidate_of(config: Config, axes: Axes) -> Candidate:
+    """Returns the candidate that a config is, the inverse of `engine.plan.with_candidate`.
+
+    Args:
+        config: the config.
+        axes: its mesh for some devices, of `parallel.mesh.axes_of`.
+    """
+    train, sharding, stages = config.train, config.sharding, axes.sizes["pipeline"]
+    found = Candidate(
+        tuple(axes.sizes[axis] for axis in AXES),
+        tuple(axes.between[axis] for axis in AXES),
+        remat=train.remat,
+        accumulate=train.accumulate,
+        precision=train.precision,
+        zero1=sharding.zero1,
+        offload_optimizer=train.offload_optimizer,
+        steps_per_dispatch=train.steps_per_dispatch,
+    )
+    if stages == 1:
+        return found
+    microbatches = schedule.microbatch_count(sharding.microbatches, stages)
+    return dataclasses.replace(found, microbatches=microbatches, schedule=sharding.schedule, repeats=sharding.repeats)
 
 
 @dataclasses.dataclass(frozen=True)

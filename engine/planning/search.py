@@ -94,6 +94,27 @@ def _accumulates(program: Program, approximate: bool) -> bool:
     return not spec.model.model_state and not spec.model.rng_state
 
 
+def cost_model(
+    program: Program,
+    config: Config,
+    machine: Machine,
+    precisions: Sequence[str],
+    on_progress: Callable[[str], None] = lambda text: None,
+) -> CostModel:
+    """Returns the cost model of a config on a machine, for candidates in these precisions.
+
+    Args:
+        program: the program of the config on one device.
+        config: the config.
+        machine: the devices.
+        precisions: values of train.precision.
+        on_progress: receives a line before each trace.
+    """
+    balance = {precision: machine.peak(precision) / machine.bandwidth for precision in (*precisions, "bfloat16")}
+    rows = max(1, min(config.train.global_batch_size // machine.count, 64))
+    return CostModel(Traces(program, config, balance, rows, on_progress), machine)
+
+
 def rank(
     program: Program, config: Config, machine: Machine, on_progress: Callable[[str], None] = lambda text: None
 ) -> Ranking:
@@ -106,9 +127,7 @@ def rank(
         on_progress: receives a line before each part of the work.
     """
     choices = choices_of(program, config, machine)
-    balance = {name: machine.peak(name) / machine.bandwidth for name in (*choices.precisions, "bfloat16")}
-    rows = max(1, min(config.train.global_batch_size // machine.count, 64))
-    model = CostModel(Traces(program, config, balance, rows, on_progress), machine)
+    model = cost_model(program, config, machine, choices.precisions, on_progress)
     fitting: list[Cost] = []
     nearest: Cost | None = None
     problems: dict[str, int] = {}

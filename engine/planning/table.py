@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from engine.observe.formatting import seconds_text
 from engine.parallel.memory import GPU_SHARE, MEMORY_FRACTION
 from engine.parallel.report import size_text
 from engine.planning.candidates import Candidate
@@ -139,10 +140,3 @@ def warnings(cost: Cost, machine: Machine) -> list[str]:
     if machine.margin >= 0.5 and not cost.compiled:
         found.append("time and order are by formula, with rates that were not measured")
     return found
-
-
-def seconds_text(seconds: float) -> str:
-    """Returns a time as text in s, ms or us."""
-    if seconds >= 1:
-        return f"{seconds:.2f} s"
-    return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"

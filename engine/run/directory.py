@@ -10,6 +10,7 @@ A *run* is one working directory. An *attempt* is one start of a run, counted fr
     metrics.jsonl      one line per logged step
     evaluations.jsonl  results of `convoy evaluate`, which does not take the lease
     goodput.jsonl      seconds by kind of work
+    plan.json          predicted and measured time and memory of a step
     log.txt            what was printed, with times
     lease/             which process may write here
     examples/          which examples each step consumed, with log.examples
@@ -68,6 +69,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics.jsonl"
         self.evaluations = self.path / "evaluations.jsonl"
         self.goodput = self.path / "goodput.jsonl"
+        self.plan = self.path / "plan.json"
         self.log = self.path / "log.txt"
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
@@ -205,8 +207,8 @@ class RunDirectory:
             )
 
     def _contents(self) -> tuple[Path, ...]:
-        files = (self.config, self.data, self.status, self.stopped, self.metrics, self.goodput, self.log)
-        return (*files, self.checkpoints, self.tensorboard, self.profile, self.examples, self.bad_examples)
+        files = (self.config, self.data, self.status, self.stopped, self.metrics, self.goodput, self.plan)
+        return (*files, self.log, self.checkpoints, self.tensorboard, self.profile, self.examples, self.bad_examples)
 
     def read_config_text(self) -> str:
         """Returns the resolved config of the run, as `write_config_text` received it.

@@ -27,6 +27,7 @@ from engine.config.text import from_text
 from engine.config.validation import validate
 from engine.data.streams.source import Readable
 from engine.observe.goodput_table import goodput_text
+from engine.observe.plan_table import plan_table
 from engine.parallel.mesh import make_mesh
 from engine.run import code, status, storage
 from engine.run.code import Code
@@ -258,6 +259,11 @@ def load(run: str | Path, *, step: int | str | None = None, task: Task | None = 
 def goodput(run: str | Path) -> str:
     """Returns a table of how the time of a run was spent, per attempt; does not initialize devices."""
     return goodput_text(RunDirectory(readable(run)))
+
+
+def plans(runs: Sequence[str | Path]) -> str:
+    """Returns a table of the predicted and measured time and memory of runs; does not initialize devices."""
+    return plan_table([RunDirectory(readable(run)) for run in runs])
 
 
 def newest_checkpoint(directory: RunDirectory) -> int | None:

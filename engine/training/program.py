@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from engine.training.flops import count_flops, has_convolution
 from engine.training.model import Arrays
 from engine.training.model_flops import model_flops
 from engine.training.objective import LOSS, Objective, check_groups, means_of, objective_of
-from engine.training.shapes import ByShape, StepsOfRun
+from engine.training.shapes import ByShape, CompiledSteps, StepsOfRun
 from engine.training.state import Shardings, TrainState, abstract_state, initial_state, optimizer_shardings
 from engine.training.step import (
     StepSpec,
@@ -56,20 +56,6 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float8": jnp.bfloat
 """`train.precision` -> data type of the computation, in which float8 and int8 quantize products."""
 SPLIT_BY_LAYERS = {"pipeline": "stack of layers", "context": "attention over a sequence", "expert": "experts"}
 """Mesh axis -> the layers that use it; without them the axis splits nothing."""
-
-
-class CompiledSteps(Protocol):
-    """A compiled program of K steps."""
-
-    def __call__(
-        self, state: TrainState, batches: tuple[Batch, ...], skip_mask: jax.Array, /
-    ) -> tuple[TrainState, jax.Array]:
-        """Returns the new state and the metrics `[K, names, 2]`; the arrays of `state` are donated."""
-        ...
-
-    def as_text(self) -> str | None:
-        """Returns the optimized HLO."""
-        ...
 
 
 class Program:

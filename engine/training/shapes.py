@@ -1,12 +1,32 @@
 """Compiled steps as the trainer calls them: with the learning rates of the run, and one program for each shape."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
 from engine.data.batch import Batch
+from engine.parallel.memory import compiled_bytes
 from engine.training.state import TrainState
+
+
+class CompiledSteps(Protocol):
+    """A compiled program of K steps."""
+
+    def __call__(
+        self, state: TrainState, batches: tuple[Batch, ...], skip_mask: jax.Array, /
+    ) -> tuple[TrainState, jax.Array]:
+        """Returns the new state and the metrics `[K, names, 2]`; the arrays of `state` are donated."""
+        ...
+
+    def as_text(self) -> str | None:
+        """Returns the optimized HLO."""
+        ...
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes that the program needs on each device."""
+        ...
 
 
 class StepsOfRun:
@@ -26,6 +46,11 @@ class StepsOfRun:
     def as_text(self) -> str | None:
         return self._compiled.as_text()
 
+    @property
+    def device_bytes(self) -> int:
+        """Bytes that the program needs on each device."""
+        return compiled_bytes(self._compiled)
+
 
 class ByShape:
     """Compiled programs that differ in the shapes of their batches; a call runs the program for its batches.
@@ -44,6 +69,11 @@ class ByShape:
     def as_text(self) -> str | None:
         """Returns the optimized HLO of the program with the largest batches."""
         return [*self._programs.values()][-1].as_text()  # pyright: ignore[reportFunctionMemberAccess]
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes that the program with the largest batches needs on each device."""
+        return [*self._programs.values()][-1].device_bytes  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _shapes(batch: Batch) -> tuple[tuple[int, ...], ...]:

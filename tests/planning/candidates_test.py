@@ -1,8 +1,16 @@
+import dataclasses
 import math
 
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.config.hardware import AXES
 from engine.parallel import schedule
-from engine.planning.candidates import Choices, meshes, settings
+from engine.parallel.mesh import resolve_axes
+from engine.plan import with_candidate
+from engine.planning.candidates import Candidate, Choices, candidate_of, meshes, settings
 from tests.planning import tiny
+from tests.properties import examples
 
 
 def test_meshes_divide_devices_and_rows():
@@ -42,3 +50,41 @@ def test_overrides_of_a_pipeline_have_its_schedule():
     assert chosen == {(kind, repeats) for kind in ("gpipe", "1f1b") for repeats in (1, 2)}
     assert len({str(c) for c in found}) == len(found)
     assert "sharding.schedule" not in tiny.candidate(data=8).overrides()
+
+
+@st.composite
+def candidates(draw):
+    """A candidate; the axes between slices divide those over all slices."""
+    between = tuple(draw(st.sampled_from([1, 1, 2])) for _ in AXES)
+    sizes = tuple(outer * draw(st.sampled_from([1, 2, 4])) for outer in between)
+    piped = sizes[AXES.index("pipeline")] > 1
+    return Candidate(
+        sizes,
+        between,
+        remat=draw(st.sampled_from(["none", "full", "dots", "save:hidden"])),
+        accumulate=draw(st.integers(1, 8)),
+        precision=draw(st.sampled_from(["float32", "bfloat16", "int8"])),
+        zero1=draw(st.booleans()),
+        offload_optimizer=draw(st.booleans()),
+        microbatches=draw(st.integers(1, 8)) if piped else None,
+        steps_per_dispatch=draw(st.integers(1, 8)),
+        schedule=draw(st.sampled_from(["gpipe", "1f1b"])) if piped else "gpipe",
+        repeats=draw(st.integers(1, 3)) if piped else 1,
+    )
+
+
+@examples(100)
+@given(candidates())
+def test_candidate_of_a_config_is_the_one_that_made_it(candidate):
+    config = with_candidate(tiny.config(), candidate)
+    slices = math.prod(candidate.between)
+    axes = resolve_axes(config.mesh, math.prod(candidate.sizes), slices=slices if slices > 1 else None)
+    assert candidate_of(config, axes) == candidate
+
+
+def test_candidate_has_the_axes_and_the_microbatches_that_a_config_leaves_open():
+    config = tiny.config()
+    axes = resolve_axes(config.mesh, 8)
+    assert candidate_of(config, axes) == tiny.candidate(data=8)
+    axes = resolve_axes(dataclasses.replace(config.mesh, pipeline=2), 8)
+    assert candidate_of(config, axes) == tiny.candidate(pipeline=2, data=4, microbatches=4)

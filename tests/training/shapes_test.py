@@ -5,6 +5,7 @@ from flax import nnx
 
 from engine import Loss, Task
 from engine.data.batch import Batch
+from engine.parallel.memory import compiled_bytes
 from engine.training.program import Program
 from engine.training.shapes import ByShape
 from tests import zoo
@@ -38,6 +39,7 @@ def test_program_of_two_shapes_trains_on_both_and_counts_their_flops():
     program = Program(alone.spec, large, batch_size=16, seed=0, shapes=[small, large])
     short, long = ({"x": np.ones((16, size), np.float32)} for size in (4, 8))
     _, metrics = zoo.run(program, [short, long, short])
+    assert program.steps(1).device_bytes == compiled_bytes(program.trace(1).lower().compile())
     assert zoo.losses(metrics)[0] == zoo.losses(zoo.run(alone, [short])[1])[0]
     assert np.isfinite(zoo.losses(metrics)).all()
     program.shape_shares = (1.0, 0.0)
