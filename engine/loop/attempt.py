@@ -206,7 +206,7 @@ class Attempt:
             return on_row
         record = PlanRecord(
             lambda known: predict(program, self._config, known),
-            lambda: program.steps(1).device_bytes,
+            lambda: program.steps(self._config.train.steps_per_dispatch).device_bytes,
             self._directory,
             self._say,
         )

@@ -1,9 +1,9 @@
 """Records what `convoy plan` predicts for the mesh and the settings of a run, and what the run measures: `plan.json`.
 
 The primary predicts once in a run, in a thread, when an attempt has trained for LEAST_S. To predict is to trace the
-loss several times, which takes seconds for a large model. At that time it is a few percent of the run at most, it does
-not delay the first step, and short runs leave it out. At the end of a run, it would delay the end on all hosts, and
-runs that are preempted or killed would have no record. A resume takes the prediction from the file.
+loss several times, which takes seconds for a large model. After a minute it is a few percent of the run at most, it
+does not delay the first step, and short runs leave it out. At the end of a run, all hosts would wait for it, and runs
+that are preempted or killed would have no record. A resume takes the prediction from the file.
 """
 
 import dataclasses
