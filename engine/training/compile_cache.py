@@ -5,11 +5,13 @@ instructions that another lacks and would die of SIGILL there, and machines ofte
 files for concurrent runs and deletes the least recently used.
 """
 
+import contextlib
 import hashlib
 import os
 import platform
 import tempfile
 import warnings
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -56,6 +58,22 @@ def enable(max_gib: float, directory: Path | None = None) -> Path | None:
     jax.config.update("jax_compilation_cache_max_size", int(max_gib * 2**30))
     jax.config.update("jax_compilation_cache_dir", str(folder))
     return folder
+
+
+@contextlib.contextmanager
+def disabled() -> Iterator[None]:
+    """Turns the cache off in the block, in all threads of this process, also if the user has chosen its folder."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX remembers whether it is on
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def key() -> str:

@@ -1,18 +1,16 @@
 """Compiles the programs of a run, or loads them from a folder that `convoy compile` wrote.
 
-A program is loaded only if its StableHLO, its devices, the options of XLA and the versions of the engine, of JAX and of
-the compiler are those of the program that would be compiled. Otherwise it is compiled, and a warning names the
-difference. All processes of a run load a program, or all compile it: the processes of a run on GPUs share the work of
-tuning the kernels that they compile, so one that compiles alone may wait for the others.
+A program is loaded only if all that it depends on (`program_key.py`) is equal to that of the program that would be
+compiled. Otherwise it is compiled, and a warning names the difference. All processes of a run load a program, or all
+compile it: the processes of a run on GPUs share the work of tuning the kernels that they compile, so one that compiles
+alone may wait for the others.
 """
 
-import hashlib
 import json
 import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ import jax
 from jax.experimental import serialize_executable
 from jax.sharding import Mesh
 
-from engine import __version__
 from engine.cluster import group
 from engine.config.atomic_file import replacing
 from engine.config.errors import ConfigError, first_line
@@ -28,14 +25,12 @@ from engine.config.schema import Config
 from engine.config.text import to_text
 from engine.mounts import local_text
 from engine.training import compile_cache
+from engine.training.program_key import describe_program, digest
+from engine.training.trusted_folder import check_trusted, read_trusted
 from engine.tuning.compiler_options import Value
 
 FORMAT = 1
-_COMPILERS = {"tpu": ("libtpu",), "gpu": ("jax-cuda13-pjrt", "jax-cuda12-pjrt", "jax-rocm7-pjrt")}
-# Flags of XLA that do not change a program.
-_NO_EFFECT = ("--xla_dump", "--xla_force_host_platform_device_count", "--xla_gpu_cuda_data_dir")
 _SECTIONS = ("task.", "data.", "optimizer.", "train.", "mesh.", "sharding.", "evaluations.")
-_LOCATIONS = re.compile(r"(?<=\\22debug_locations\\22: )\\22[^\\]*\\22")
 _SHOWN = 3  # differences in a warning
 LOAD_S = 300.0  # for all processes to load a program
 
@@ -58,11 +53,13 @@ class Compiler:
         config: str = "",
         say: Callable[[str], None] = lambda text: None,
     ):
-        self._folder, self._store, self._config, self._say = folder, store, config, say
+        self._folder, self._store, self._config, self.say = folder, store, config, say
         self.loaded: list[str] = []
         """Names of the programs that were loaded."""
         if folder is not None and not store and not folder.is_dir():
             raise ConfigError(f"cache.programs: {folder} is not a folder. convoy compile --out={folder} makes it.")
+        if folder is not None and folder.is_dir():
+            check_trusted(folder)
 
     def compile(
         self, name: str, lowered: jax.stages.Lowered, mesh: Mesh, options: Mapping[str, Value] | None = None
@@ -80,12 +77,23 @@ class Compiler:
         facts = describe_program(lowered, mesh, options or {})
         if self._store:
             begin = time.monotonic()
-            compiled = lowered.compile()
-            self._write(self._folder, name, facts, compiled, time.monotonic() - begin)
+            # Serializing a program from the cache gives one that fails at its call (jax 0.12: "Function not found").
+            with compile_cache.disabled():
+                compiled = lowered.compile()
+            seconds = time.monotonic() - begin
+            try:
+                payload = serialize_executable.serialize(compiled)[0]
+            except Exception as error:  # of pickle, or of JAX
+                self.say(
+                    f"warning: program {name!r} is not stored, so the job compiles it: {type(error).__name__}: "
+                    f"{first_line(error)}. Programs that call Python (jax.debug.print, jax.pure_callback) cannot be."
+                )
+            else:
+                self._write(self._folder, name, facts, payload, seconds)
             return compiled
         loaded, problem = self._load(self._folder, name, facts, lowered, mesh)
         if problem := group.decide(problem, first_problem, f"load program/{name}", LOAD_S):
-            self._say(
+            self.say(
                 f"warning: program {name!r} is compiled now, since {problem}. convoy compile makes the folder anew."
             )
         elif loaded is not None:
@@ -93,24 +101,23 @@ class Compiler:
             return loaded
         return lowered.compile()
 
-    def _write(
-        self, folder: Path, name: str, facts: Mapping[str, str], compiled: jax.stages.Compiled, seconds: float
-    ) -> None:
-        payload = serialize_executable.serialize(compiled)[0]
+    def _write(self, folder: Path, name: str, facts: Mapping[str, str], payload: bytes, seconds: float) -> None:
         entry = {
             "format": FORMAT,
             "name": name,
             "facts": dict(facts),
-            "sha256": hashlib.sha256(payload).hexdigest(),
+            "sha256": digest(payload),
             "bytes": len(payload),
             "compile_s": round(seconds, 3),
             "config": self._config,
         }
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # a compiled program is code that will be run
+        check_trusted(folder)
         path = _path(folder, name, facts)
         for target, content in ((path, payload), (path.with_suffix(".json"), json.dumps(entry, indent=1).encode())):
             with replacing(target, target.with_name(f".{target.name}.{os.getpid()}.tmp")) as file:
                 file.write(content)
+                os.fchmod(file.fileno(), 0o600)
 
     def _load(
         self, folder: Path, name: str, facts: Mapping[str, str], lowered: jax.stages.Lowered, mesh: Mesh
@@ -121,8 +128,8 @@ class Compiler:
             entry = read_entry(path.with_suffix(".json"))
             if entry is None or entry["facts"] != dict(facts):
                 return None, f"{folder} {self._difference(folder, name, facts)}"
-            payload = path.read_bytes()
-            if hashlib.sha256(payload).hexdigest() != entry["sha256"]:
+            payload = read_trusted(path)
+            if digest(payload) != entry["sha256"]:
                 return None, f"{path} is damaged: its hash is not that in {path.with_suffix('.json').name}"
             devices = list(mesh.devices.flat)
             loaded = serialize_executable.deserialize_and_load(
@@ -137,7 +144,7 @@ class Compiler:
         found = [entry for path in sorted(folder.glob("*.json")) if (entry := read_entry(path))]
         same = [entry for entry in found if entry["name"] == name]
         if not same:
-            names = ", ".join(sorted({entry["name"] for entry in found})) or "no program"
+            names = ", ".join(sorted({entry["name"] for entry in found})) or "no program that this user can read"
             return f"holds {names}"
         nearest = min(same, key=lambda entry: sum(entry["facts"].get(key) != facts[key] for key in facts))
         texts = [
@@ -180,24 +187,6 @@ def open_compiler(config: Config, say: Callable[[str], None]) -> Compiler:
     return Compiler(None if programs is None else Path(local_text(programs)), config=to_text(config), say=say)
 
 
-def describe_program(lowered: jax.stages.Lowered, mesh: Mesh, options: Mapping[str, Value]) -> dict[str, str]:
-    """Returns all that a compiled program depends on, by name."""
-    devices = list(mesh.devices.flat)
-    first = devices[0]
-    placed = [(d.id, d.process_index, getattr(d, "slice_index", None)) for d in devices]
-    processes = len({d.process_index for d in devices})
-    return {
-        "engine": __version__,
-        "jax": jax.__version__,
-        "jaxlib": version("jaxlib"),
-        "compiler": _compiler(first.platform),
-        "options": " ".join([*_options(), *(f"{name}={options[name]}" for name in sorted(options))]) or "none",
-        "devices": f"{len(devices)} x {first.device_kind} in {processes} process{'es' * (processes > 1)}",
-        "order of devices": _digest(repr(placed).encode())[:16],
-        "program": _digest(without_locations(lowered.as_text()).encode()),
-    }
-
-
 def read_entry(path: Path) -> dict[str, Any] | None:
     """Returns the description of a stored program; None if there is none that this version can read."""
     try:
@@ -209,33 +198,8 @@ def read_entry(path: Path) -> dict[str, Any] | None:
 
 def _path(folder: Path, name: str, facts: Mapping[str, str]) -> Path:
     slug = re.sub(r"[^\w.-]+", "-", name)
-    return folder / f"{slug}-{_digest(repr(sorted(facts.items())).encode())[:16]}.program"
-
-
-def _compiler(platform: str) -> str:
-    if platform == "cpu":
-        return compile_cache.key()
-    for package in _COMPILERS.get(platform, ()):
-        try:
-            return f"{package} {version(package)}"
-        except PackageNotFoundError:
-            pass
-    return "unknown"
-
-
-def _options() -> Sequence[str]:
-    flags = [flag for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS") for flag in os.environ.get(name, "").split()]
-    return sorted(flag for flag in flags if not flag.startswith(_NO_EFFECT))
-
-
-def without_locations(stablehlo: str) -> str:
-    """Returns StableHLO without the paths of source files, which Pallas kernels for TPUs contain."""
-    return _LOCATIONS.sub("", stablehlo)
+    return folder / f"{slug}-{digest(repr(sorted(facts.items())).encode())[:16]}.program"
 
 
 def _lines(config: str) -> list[str]:
     return [line for line in config.splitlines() if line.startswith(_SECTIONS) and ": " in line]
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from engine.config.errors import ConfigError
-from engine.training.compiler import Compiler, first_problem, without_locations
+from engine.training.compiler import Compiler, first_problem
 
 CONFIG = "name: a\ntrain.seed: 0\ntrain.global_batch_size: 16\n"
 
@@ -47,6 +47,16 @@ def file_of(folder, suffix):
 
 def test_stored_program_is_loaded(folder):
     assert load(folder) == (True, [])
+
+
+def test_program_that_jax_has_in_its_cache_can_be_stored_and_loaded(folder, tmp_path):
+    jax.clear_caches()
+    lowered(mesh()).compile()  # the tests have a cache of compiled programs
+    jax.clear_caches()
+    again = tmp_path / "again"
+    Compiler(again, store=True, config=CONFIG).compile("step", lowered(mesh()), mesh())
+    assert load(again) == (True, [])
+    assert jax.config.jax_enable_compilation_cache
 
 
 def test_nothing_is_stored_or_loaded_without_a_folder(tmp_path):
@@ -120,10 +130,43 @@ def test_compiler_options_of_a_step_belong_to_its_program(folder):
     assert "options " in said[0] and "xla_tpu_option=True)" in said[0]
 
 
-def test_paths_of_source_files_are_no_part_of_a_program():
-    kernel = r'{backend_config = "{\22body\22: \22TUz=\22, \22debug_locations\22: \22%s\22}"}'
-    assert without_locations(kernel % "L2hvbWUvYQ==") == without_locations(kernel % "L2hvbWUvYg==")
-    assert without_locations(kernel % "x").replace("TUz=", "") != without_locations(kernel % "x")
+def test_settings_of_jax_that_the_compiler_gets_belong_to_a_program(folder):
+    for name, value in (("jax_optimization_level", "O1"), ("jax_compiler_enable_remat_pass", False)):
+        before = jax.config.values[name]
+        jax.config.update(name, value)
+        try:
+            loaded, [text] = load(folder)
+        finally:
+            jax.config.update(name, before)
+        assert not loaded and "settings " in text and f"{name}={value}" in text
+    assert load(folder) == (True, [])
+
+
+def test_folder_that_others_may_write_to_is_refused(folder):
+    folder.chmod(0o770)
+    for store in (False, True):
+        with pytest.raises(ConfigError, match=r"users other than its owner may write to it \(mode 770\).* chmod go-w"):
+            Compiler(folder, store=store)
+
+
+def test_file_that_others_may_write_to_is_not_loaded(folder):
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in folder.iterdir())
+    file_of(folder, ".program").chmod(0o666)
+    loaded, [text] = load(folder)
+    assert not loaded and "users other than its owner may write to it (mode 666)" in text
+
+
+def test_program_that_calls_python_is_left_to_the_job(tmp_path):
+    def call(x):
+        jax.debug.callback(lambda x: None, x)
+        return {"y": x * 2.0, "sum": x.sum()}
+
+    said, x = [], jax.ShapeDtypeStruct((8,), jnp.float32)
+    compiler = Compiler(tmp_path / "programs", store=True, say=said.append)
+    compiler.compile("step", jax.jit(call).lower(x), mesh(0))
+    [text] = said
+    assert text.startswith("warning: program 'step' is not stored, so the job compiles it: ")
+    assert not (tmp_path / "programs").exists()
 
 
 def test_missing_folder_is_an_error(tmp_path):
