@@ -98,6 +98,7 @@ def test_padding_and_lengths_are_reported(balanced):
     assert 0.1 < first["data_padding"] < 0.7 and "data_imbalance" not in first  # the run has one rank
     assert "of the batches is padding; lengths: 15 (" in messages
     assert "compiling a program for each of 2 lengths" in messages
+    assert "another program is compiled" not in messages  # the evaluations had one for each length
 
 
 def test_losses_do_not_depend_on_steps_per_dispatch_or_microbatches(balanced, tmp_path):

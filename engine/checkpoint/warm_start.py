@@ -44,6 +44,11 @@ class Weights:
     message: str
 
 
+def is_set(init: Init) -> bool:
+    """Whether a run takes initial weights from checkpoints."""
+    return bool(init.checkpoint or init.sources)
+
+
 def read_weights(init: Init, abstract_state: Mapping[str, PyTree], stacked: Mapping[str, int]) -> Weights:
     """Returns the weights of the checkpoints of `init` for the arrays of this model. Every process calls it.
 

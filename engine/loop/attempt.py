@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from engine.checkpoint import warm_start
 from engine.checkpoint.checkpointer import Checkpointer
-from engine.checkpoint.warm_start import read_weights
 from engine.cluster import group
 from engine.config import hardware
 from engine.config.duration import Period
@@ -122,10 +122,10 @@ class Attempt:
 
     def _initial_state(self) -> TrainState:
         """Returns the state of step 0, with random weights or those of `init.checkpoint`."""
-        if not (self._config.init.checkpoint or self._config.init.sources):
+        if not warm_start.is_set(self._config.init):
             return self._program.init()
         abstract = self._program.abstract_state.to_tree()
-        weights = read_weights(self._config.init, abstract, self._program.spec.model.stacked)
+        weights = warm_start.read_weights(self._config.init, abstract, self._program.spec.model.stacked)
         self._say(weights.message)
         return self._program.init(weights.params, weights.model_state)
 

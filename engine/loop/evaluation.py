@@ -12,13 +12,14 @@ from collections.abc import Callable, Collection, Generator, Iterator, Mapping, 
 
 import jax
 
+from engine.config.duration import Period, RunSize
 from engine.config.errors import ConfigError, ConvoyError, TaskError, did_you_mean
 from engine.config.schema import Evaluation as EvaluationConfig
-from engine.data.batch import Batch
+from engine.data.batch import Batch, abstract_batch
 from engine.data.feed import EvaluationFeed
 from engine.data.placement import to_global_arrays
 from engine.data.ragged.packing import is_packed
-from engine.data.source import Source, example_spec, first_example, source_name
+from engine.data.source import Source, example_spec, first_example, shape_specs, source_name
 from engine.loop.figures import Figures
 from engine.loop.worst_examples import WorstExamples
 from engine.metrics.mean import Mean
@@ -72,8 +73,8 @@ class Evaluation:
         check_batch(program.mesh, batch_size, 1, f"{where}.batch_size")
         spec = example_spec(source)
         check_examples(program.task, spec, where)
-        self.name, self.config = name, config
-        self._source, self._program, self._batch_size = source, program, batch_size
+        self.name, self.config, self.batch_size = name, config, batch_size
+        self._source, self._program = source, program
         batches = evaluation_batches(name, config.data, spec, batch_size, len(source))
         self.warnings = check_memory(batches, program.mesh, program.abstract_weights(averaged=False).to_tree())
         self.unweighted: list[str] = []
@@ -104,12 +105,21 @@ class Evaluation:
         return EvaluationFeed(
             self._source,
             self.config.data,
-            batch_size=self._batch_size,
+            batch_size=self.batch_size,
             sharding=self._program.batch_sharding,
             replicated=replicated(self._program.mesh),
             exact_last=not self._by_row,
             keep_text=bool(self._slices.on_host),
         )
+
+    def period(self, run: RunSize) -> Period:
+        """Returns the steps of a run at which the evaluation is due."""
+        return run.period(self.config.every, self.config.at_start, self.config.at_end)
+
+    def is_due(self, run: RunSize, step: int = 0) -> bool:
+        """Returns whether the evaluation is due at a step of a run or later."""
+        period = self.period(run)
+        return period.due(period.next_after(step - 1))
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -128,14 +138,18 @@ class Evaluation:
             state: abstract train state; ZeRO-1 may split its parameters, which an evaluation alone does not.
             compiler: compiles the programs, or loads them.
         """
-        name, program, found = f"evaluation {self.name}", self._program, []
+        name, found = f"evaluation {self.name}", []
         weights = Weights(dict(evaluation_params(state, self.config.use_ema)), dict(state.model_state))
-        if self._full:
-            found.append(self._step.compile(name, weights, self._batch_size, program.batch_sharding, compiler))
+        kinds = [(name, self.batch_size, self._program.batch_sharding)] if self._full else []
         if self._remainder:
-            last, whole = f"last batch of {name}", replicated(program.mesh)
-            found.append(self._step.compile(last, weights, self._remainder, whole, compiler))
-        return found
+            kinds.append((f"last batch of {name}", self._remainder, replicated(self._program.mesh)))
+        shapes = shape_specs(self._source)
+        for text, rows, sharding in kinds:
+            for number, spec in enumerate(shapes, 1):
+                of_length = f" of length {number}" if len(shapes) > 1 else ""
+                batch = abstract_batch(spec, rows, sharding)
+                found.append(self._step.compile(f"{text}{of_length}", weights, batch, compiler))
+        return found if self._figures is None else [*found, self._figures.compile(weights, compiler)]
 
     @functools.cached_property
     def scalars(self) -> Mapping[str, tuple[str, ...] | None]:
@@ -206,7 +220,7 @@ class Evaluation:
                 batch, members = drawn
                 point = self._program.point(step, first)
                 waiting.append((self._step(params, model_state, batch, point, members), first))
-                first += self._batch_size
+                first += self.batch_size
                 if len(waiting) > IN_FLIGHT:
                     merged.add(*waiting.popleft())
                 on_progress()

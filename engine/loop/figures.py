@@ -10,14 +10,17 @@ from engine.cluster import group
 from engine.cluster.peer_failure import LostPeer
 from engine.config.errors import ConvoyError
 from engine.config.schema import Data
+from engine.data.batch import abstract_batch
 from engine.data.feed import EvaluationFeed
 from engine.data.source import Example, Source, example_spec
 from engine.metrics.results import Image
 from engine.parallel.mesh import replicated
+from engine.training.compiler import Compiler
 from engine.training.evaluation_program import EvaluationProgram
 from engine.training.figures import check_figure, draw_example
 from engine.training.model import Arrays
 from engine.training.prediction_program import prediction_step
+from engine.training.state import Weights
 
 
 class Figures:
@@ -47,7 +50,13 @@ class Figures:
         axes = jax.tree.leaves(tuple(program.batch_sharding.spec[:1]))
         shards = math.prod(program.mesh.shape[axis] for axis in axes)
         self._batch_size = min(batch_size, -(-self._count // shards) * shards)
-        self._step, _ = prediction_step(program, example_spec(source), self._batch_size)
+        example = example_spec(source)
+        self._batch = abstract_batch(example, self._batch_size, program.batch_sharding)
+        self._step, _ = prediction_step(program, example, self._batch_size)
+
+    def compile(self, weights: Weights, compiler: Compiler) -> jax.stages.Compiled:
+        """Compiles the predictions that `draw` calls, and returns the program; `weights` are abstract."""
+        return self._step.compile(f"figures of {self._name}", weights, self._batch, compiler)
 
     def draw(
         self,

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from engine.checkpoint.checkpointer import build_checkpointer
 from engine.cluster import group, peer_failure, verdict
-from engine.config.duration import Period, RunSize
+from engine.config.duration import RunSize
 from engine.config.schedules import followers
 from engine.config.schema import Config
 from engine.config.text import to_text
@@ -191,7 +191,7 @@ class Trainer:
                 self._attempt.count_flops()
             stack.callback(lambda: self._profile.close(self._step))
             stack.enter_context(peer_failure.location_reported(lambda: self._step))
-            evaluations = self._evaluations_from(step) if programs else ()
+            evaluations = [each for each in self.evaluations if programs and each.is_due(self._size, step)]
             ahead = CompileAhead(evaluations, self.program.abstract_state, self.program.compiler, self._phase)
             events = self._events(recorder, stack.enter_context(ahead).wait)
             while True:
@@ -236,15 +236,6 @@ class Trainer:
             f"hook, {fresh}"
         )
 
-    def _evaluations_from(self, step: int) -> list[Evaluation]:
-        """Returns the evaluations that are due at this step or later."""
-        periods = [(evaluation, self._period(evaluation)) for evaluation in self.evaluations]
-        return [evaluation for evaluation, period in periods if period.due(period.next_after(step - 1))]
-
-    def _period(self, evaluation: Evaluation) -> Period:
-        config = evaluation.config
-        return self._size.period(config.every, config.at_start, config.at_end)
-
     @contextlib.contextmanager
     def _open_feed(self, step: int) -> Iterator[TrainFeed]:
         with self._attempt.open_feed(step, self.total_steps) as feed, self._watchdog.training(step):
@@ -257,7 +248,7 @@ class Trainer:
         """Returns all events, in the order in which they run at a boundary; `ready` as for `Evaluate`."""
         config, checkpoints, preemption, size = self.config, self.checkpoints, self._preemption, self._size
         results = Results(checkpoints, recorder, self.say, self._results)
-        evaluations = [(evaluation, self._period(evaluation)) for evaluation in self.evaluations]
+        evaluations = [(evaluation, evaluation.period(size)) for evaluation in self.evaluations]
         hooks = hook_events(self, self._hooks, size, results, self._watched)
         measuring = {name: period for name in self._watched for e, period in evaluations if e.gives(name)}
         measuring |= hooks.measuring

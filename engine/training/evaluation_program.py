@@ -83,7 +83,7 @@ class EvaluationProgram:
         slices: Slices = NO_SLICES,
         ranking: Ranking = NO_RANKING,
         where: str = "",
-    ) -> tuple[EvaluationStep, SlicedStates, bool]:
+    ) -> tuple[EvaluationStep[Reduced], SlicedStates, bool]:
         """Returns the evaluation step, its metrics, and whether all metrics have one entry per row.
 
         The last argument of the step is what `Slices.members` returns, as global arrays; None without such slices.
@@ -128,9 +128,9 @@ class EvaluationProgram:
 
         jitted = jax.jit(with_layout(self.layout, step), out_shardings=replicated(self.mesh))
 
-        def lower(weights: Weights, rows: int, sharding: NamedSharding) -> jax.stages.Lowered:
-            batch, members = abstract_batch(example, rows, sharding), slices.abstract_members(rows, sharding)
+        def lower(weights: Weights, batch: Batch) -> jax.stages.Lowered:
             point = jax.ShapeDtypeStruct((3,), jnp.uint32)
+            members = slices.abstract_members(len(batch.weight), jax.tree.leaves(batch)[0].sharding)
             return jitted.lower(weights.params, weights.model_state, batch, point, members)
 
         return EvaluationStep(jitted, lower, self.mesh), states, by_row

@@ -1,7 +1,5 @@
 """The compiled predictions of one Task on one mesh."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
@@ -11,11 +9,13 @@ from engine.metrics.values import describe_value
 from engine.parallel.layout import with_layout
 from engine.parallel.mesh import replicated
 from engine.training.evaluation_program import EvaluationProgram
+from engine.training.evaluation_step import EvaluationStep
 from engine.training.model import Arrays, cast
+from engine.training.state import Weights
 from engine.training.task import missing_key_reported
 from engine.types import PyTree
 
-type PredictionStep = Callable[[Arrays, Arrays, Batch], tuple[jax.Array, dict[str, jax.Array]]]
+type PredictionStep = EvaluationStep[tuple[jax.Array, dict[str, jax.Array]]]
 type Shapes = dict[str, tuple[int, ...]]
 """Name of a prediction -> its shape without the batch."""
 
@@ -23,7 +23,7 @@ SINGLE = "prediction"  # name of the predictions of a Task that returns one arra
 
 
 def prediction_step(program: EvaluationProgram, example: PyTree, batch_size: int) -> tuple[PredictionStep, Shapes]:
-    """Returns the jitted `(params, model state, batch) -> (weight [batch], predictions)` and the predictions' shapes.
+    """Returns the step `(params, model state, batch) -> (weight [batch], predictions)` and the predictions' shapes.
 
     Every device, and so every process, holds the whole result. Names are the paths in the pytree that the Task returns.
     The step also takes batches of smaller lengths than the example.
@@ -44,7 +44,12 @@ def prediction_step(program: EvaluationProgram, example: PyTree, batch_size: int
     batch = abstract_batch(example, batch_size, program.batch_sharding)
     _, abstract = jax.eval_shape(with_layout(program.layout, step), weights.params, weights.model_state, batch)
     shapes = {name: abstract[name].shape[1:] for name in sorted(abstract)}
-    return jax.jit(with_layout(program.layout, step), out_shardings=replicated(program.mesh)), shapes
+    jitted = jax.jit(with_layout(program.layout, step), out_shardings=replicated(program.mesh))
+
+    def lower(weights: Weights, batch: Batch) -> jax.stages.Lowered:
+        return jitted.lower(weights.params, weights.model_state, batch)
+
+    return EvaluationStep(jitted, lower, program.mesh), shapes
 
 
 def _by_name(found: PyTree, batch_size: int, where: str) -> dict[str, jax.Array]:

@@ -290,12 +290,12 @@ class Program:
         if not params and not model_state:
             return state
         params = {**state.params, **(params or {})}
-        opt_state, ema = self._optimizer_state_and_ema(params)
+        opt_state, ema = self.compile_optimizer_state()({path: params[path] for path in self.spec.model.trained})
         model_state = {**state.model_state, **(model_state or {})}
         return dataclasses.replace(state, params=params, model_state=model_state, opt_state=opt_state, ema=ema)
 
-    def _optimizer_state_and_ema(self, params: Arrays) -> tuple[PyTree, Arrays | None]:
-        """Returns the initial optimizer state for these parameters, and their average."""
+    def compile_optimizer_state(self) -> jax.stages.Compiled:
+        """Returns the compiled program that makes, of trained parameters, the optimizer state and their average."""
         spec = self.spec
 
         def make(trained: Arrays) -> tuple[PyTree, Arrays | None]:
@@ -303,8 +303,9 @@ class Program:
 
         parts = (self.abstract_state.opt_state, self.abstract_state.ema)
         shardings = jax.tree.map(lambda x: x.sharding, parts)
-        trained = {path: params[path] for path in spec.model.trained}
-        return jax.jit(with_layout(self.spec.layout, make), out_shardings=shardings)(trained)
+        trained = {path: self.abstract_state.params[path] for path in spec.model.trained}
+        jitted = jax.jit(with_layout(self.spec.layout, make), out_shardings=shardings)
+        return self._compile("optimizer state of init.checkpoint", lambda: jitted.lower(trained))
 
     def _random_state(self) -> TrainState:
         return self.compile_first_state()()

@@ -61,10 +61,10 @@ class ByShape:
     """
 
     def __init__(self, batches: Sequence[Batch], programs: Sequence[Callable[..., Any]]):
-        self._programs = {_shapes(batch): program for batch, program in zip(batches, programs, strict=True)}
+        self._programs = {shapes_of(batch): program for batch, program in zip(batches, programs, strict=True)}
 
     def __call__(self, state: Any, batches: tuple[Batch, ...], *args: Any) -> Any:
-        return self._programs[_shapes(batches[0])](state, batches, *args)
+        return self._programs[shapes_of(batches[0])](state, batches, *args)
 
     def as_text(self) -> str | None:
         """Returns the optimized HLO of the program with the largest batches."""
@@ -76,5 +76,6 @@ class ByShape:
         return [*self._programs.values()][-1].device_bytes  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def _shapes(batch: Batch) -> tuple[tuple[int, ...], ...]:
+def shapes_of(batch: Batch) -> tuple[tuple[int, ...], ...]:
+    """Returns the shapes of the arrays of a batch."""
     return tuple([leaf.shape for leaf in jax.tree.leaves(batch.examples)])
