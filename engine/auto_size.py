@@ -1,136 +1,33 @@
 """Chooses `train.global_batch_size` and `train.accumulate` if they are auto: the largest step that fits into memory.
 
-What a step needs is what XLA states of the compiled program, so nothing is allocated. All processes compile the same
-programs in the same order; the primary compares the largest need with the smallest memory and sends its answer.
+What a program needs is what XLA states of it, so nothing is allocated. All processes compile the same programs in the
+same order; the primary compares the largest need with the smallest memory and sends its answer.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 from jax.sharding import Mesh
 
 from engine.cluster import group
-from engine.cluster.host_memory import host_memory
 from engine.config.allowed_values import AUTO
 from engine.config.errors import ConfigError, ShardingError
 from engine.config.schema import Config, Sharding, Train
 from engine.config.text import from_text
-from engine.data.prefetch import IN_FLIGHT
 from engine.data.source import Source
-from engine.parallel.memory import compiled_bytes, device_memory_limit
+from engine.loop.compiled_sizes import CompiledSizes
+from engine.parallel.memory_limit import memory_limit
 from engine.parallel.mesh import batch_sharding, check_batch
-from engine.parallel.report import device_bytes, size_text
 from engine.parallel.schedule import microbatch_count
 from engine.resilience.out_of_memory import smaller
 from engine.run.directory import RunDirectory
 from engine.saved.run import newest_checkpoint
-from engine.training.build import build_program, check_unrolled
 from engine.training.task import Task
 
-DEVICE_SHARE = 0.9  # of the memory that JAX can allocate: the rest is for fragments and for small programs
-HOST_SHARE = 0.5  # of the memory of the host, which also holds the data and the libraries
 RESOLUTION = 32  # the batch is the largest to within this part of it
-COMPILE_S = 3600.0  # seconds that a process may compile longer than the others
-
-
-@dataclasses.dataclass(frozen=True)
-class Limit:
-    """The memory that a step may use on each device."""
-
-    bytes: float
-    text: str
-
-
-class Steps:
-    """Compiles steps of different sizes and remembers what they need; every process calls it with the same sizes.
-
-    Args:
-        config: config of the run.
-        task: its Task.
-        mesh: the devices.
-        source: the training data.
-    """
-
-    def __init__(self, config: Config, task: Task, mesh: Mesh, source: Source):
-        self._config, self._task, self._mesh, self._source = config, task, mesh, source
-        self.limit = memory_limit(config.train, mesh)
-        self.shares: dict[int, float] = {}
-        """Size -> share of the limit that its step needs; infinite if the compiler found that it does not fit.
-
-        The same in every process, also where the limits differ.
-        """
-
-    def share(self, size: int, train: Train) -> float:
-        """Returns the share of the limit that the step of these settings needs; compiles it.
-
-        Raises:
-            ConvoyError: the Task, the data, the mesh and the settings do not fit together.
-        """
-        config = dataclasses.replace(self._config, train=train)
-        program, _ = build_program(self._task, self._mesh, self._source, config)
-        check_unrolled(program, train)
-        try:
-            found = compiled_bytes(program.trace(train.steps_per_dispatch).lower().compile())
-            batch = sum(map(device_bytes, jax.tree.leaves(program.abstract_batch)))
-            need = float(found + IN_FLIGHT * train.steps_per_dispatch * batch)  # the program holds those of a dispatch
-        except jax.errors.JaxRuntimeError as error:  # the compiler for TPUs refuses a program that does not fit
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            need = math.inf
-        answer = group.decide(
-            [need if need < math.inf else None, self.limit.bytes],
-            lambda values, missing: _judge([values[process] for process in sorted(values)]),
-            "the size of a step",
-            COMPILE_S,
-        )
-        self.shares[size] = math.inf if answer is None else answer
-        return self.shares[size]
-
-    def text(self, size: int) -> str:
-        """Returns what the step of a size that was compiled needs."""
-        share = self.shares[size]
-        return "more than the compiler allows" if share == math.inf else size_text(share * self.limit.bytes)
-
-    def __str__(self) -> str:
-        """Returns the sizes that were tried with what they need."""
-        texts = [f"{size}: {self.text(size)}" for size in sorted(self.shares)]
-        plural = "s" * (len(texts) > 1)
-        return f"{len(texts)} program{plural} compiled: {', '.join(texts)}; allowed are {self.limit.text}"
-
-
-def _judge(values: Sequence[Sequence[float | None]]) -> float | None:
-    """Returns the largest need as a share of the memory, of the processes' (need, memory); None if it is infinite."""
-    shares = [math.inf if need is None else need / (limit or 1) for need, limit in values]
-    return None if math.inf in shares else max(shares)
-
-
-def memory_limit(train: Train, mesh: Mesh) -> Limit:
-    """Returns the memory that a step may use on each device of a mesh.
-
-    It is `train.memory_gib`; or DEVICE_SHARE of the memory that JAX can allocate, which is that of the hardware table
-    for devices that are absent; or on CPUs, HOST_SHARE of the memory of the host, divided by its devices.
-
-    Raises:
-        ConfigError: none of them is known.
-    """
-    if train.memory_gib is not None:
-        limit = train.memory_gib * 2**30
-        return Limit(limit, f"{size_text(limit)} on each device (train.memory_gib)")
-    found = device_memory_limit(mesh)
-    if found is not None:
-        text = f"{size_text(DEVICE_SHARE * found)} on each device, {DEVICE_SHARE:.0%} of its {size_text(found)}"
-        return Limit(DEVICE_SHARE * found, text)
-    host = host_memory()
-    if host is None or mesh.devices.flat[0].platform != "cpu":
-        raise ConfigError(
-            f"{' and '.join(auto_fields(train))} = auto: the memory of a {mesh.devices.flat[0].device_kind} is not "
-            "known. Set train.memory_gib to the GiB of each device that a step may use, or give numbers."
-        )
-    devices = len(mesh.local_devices) * group.count()  # the processes may share this host
-    each = HOST_SHARE * host.bytes / devices
-    return Limit(each, f"{size_text(each)} on each of {devices} CPU devices, {HOST_SHARE:.0%} of {host}")
+KEPT_SHARE = 1.1  # of the limit, for stored sizes: another release of XLA may need a little more
 
 
 def auto_fields(train: Train) -> list[str]:
@@ -139,10 +36,14 @@ def auto_fields(train: Train) -> list[str]:
     return [f"train.{name}" for name in names if getattr(train, name) == AUTO]
 
 
-def with_stored_sizes(config: Config, directory: RunDirectory) -> Config:
-    """Returns the config of a resumed run with the numbers that auto gave at its start; else the same config."""
-    if not auto_fields(config.train):
-        return config
+def with_stored_sizes(config: Config, directory: RunDirectory) -> tuple[Config, list[str]]:
+    """Returns the config of a resumed run with the numbers that auto gave at its start, and the fields that have them.
+
+    The config of a new run is returned unchanged.
+    """
+    fields = auto_fields(config.train)
+    if not fields:
+        return config, []
 
     def stored() -> list[int] | None:
         if newest_checkpoint(directory) is None:
@@ -151,7 +52,7 @@ def with_stored_sizes(config: Config, directory: RunDirectory) -> Config:
         return [train.global_batch_size, train.accumulate]
 
     found = group.run_on_primary(stored, "the stored size of a step")
-    return config if found is None else _with_numbers(config, *found)
+    return (config, []) if found is None else (_with_numbers(config, *found), fields)
 
 
 def _with_numbers(config: Config, batch_size: int, accumulate: int) -> Config:
@@ -164,30 +65,54 @@ def _with_numbers(config: Config, batch_size: int, accumulate: int) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(train, **numbers))
 
 
-def choose_sizes(config: Config, task: Task, mesh: Mesh, source: Source, say: Callable[[str], None]) -> Config:
-    """Returns the config with numbers in place of auto; the same config if nothing is auto.
+def choose_sizes(
+    config: Config,
+    task: Task,
+    mesh: Mesh,
+    source: Source,
+    evaluation_sources: Mapping[str, Source],
+    say: Callable[[str], None],
+    stored: Sequence[str] = (),
+) -> Config:
+    """Returns the config with numbers in place of auto, with which the step and the evaluations fit into memory.
+
+    The same config is returned if nothing is or was auto.
 
     Args:
         config: config of the run.
         task: its Task.
         mesh: the devices.
         source: the training data.
+        evaluation_sources: name of an evaluation -> its data.
         say: called with a sentence about the choice.
+        stored: fields of a resumed run whose numbers auto gave at its start.
 
     Raises:
         ConfigError: nothing fits, or the memory of the devices is not known.
     """
-    fields = auto_fields(config.train)
+    fields = stored or auto_fields(config.train)
     if not fields:
         return config
-    steps = Steps(config, task, mesh, source)
-    rows = row_unit(mesh, config.sharding)
+    kind, limit = mesh.devices.flat[0].device_kind, memory_limit(config.train.memory_gib, mesh)
+    if limit is None and stored:
+        say(f"{stored[0]} = auto: the run keeps its number, unchecked, since the memory of a {kind} is not known")
+        return config
+    if limit is None:
+        raise ConfigError(
+            f"{fields[0]} = auto: the memory of a {kind} is not known. Set train.memory_gib to the GiB of each device "
+            "that a step may use, or give numbers."
+        )
+    sizes = CompiledSizes(config, task, mesh, source, evaluation_sources, limit)
+    if stored:
+        return _check_stored(config, stored[0], mesh, sizes, say)
+    more = ""
     if config.train.accumulate == AUTO:
-        found = _choose_accumulate(config, mesh, rows, steps)
+        found = _choose_accumulate(config, mesh, sizes)
+        _check_evaluations(found, sizes)
     else:
-        found = _choose_batch(config, rows, len(source), steps)
+        found, more = _limit_batch(_choose_batch(config, mesh, len(source), sizes), mesh, sizes)
     value = found.train.accumulate if config.train.accumulate == AUTO else found.train.global_batch_size
-    say(f"{fields[0]} = auto: {value} ({steps})")
+    say(f"{fields[0]} = auto: {value}{more} ({sizes})")
     return found
 
 
@@ -201,56 +126,125 @@ def row_unit(mesh: Mesh, sharding: Sharding) -> int:
     return shards * (microbatch_count(sharding.microbatches, stages) if stages > 1 else 1)
 
 
-def _choose_batch(config: Config, rows: int, examples: int, steps: Steps) -> Config:
-    """Chooses the batch; `rows` as of `row_unit`."""
-    train = config.train
-    unit = rows * train.accumulate
+def _choose_batch(config: Config, mesh: Mesh, examples: int, sizes: CompiledSizes) -> Config:
+    """Chooses the batch by the step; it has at most `examples` rows, if that is possible."""
+    unit = row_unit(mesh, config.sharding) * config.train.accumulate
     most = max(1, examples // unit)
-
-    def sized(count: int) -> Train:
-        return dataclasses.replace(train, global_batch_size=count * unit)
-
-    count = largest_fitting(lambda count: steps.share(count * unit, sized(count)), 1.0, most)
+    count = largest_fitting(lambda count: sizes.share(count * unit, _batch(config, count * unit).train), 1.0, most)
     if count is None:
-        raise _nothing_fits("train.global_batch_size", f"the smallest batch, {unit},", steps, sized(1), config)
-    return dataclasses.replace(config, train=sized(count))
+        what, smallest = f"the smallest batch, {unit},", _batch(config, unit)
+        raise _nothing_fits("train.global_batch_size", what, sizes, smallest)
+    return _batch(config, count * unit)
 
 
-def _choose_accumulate(config: Config, mesh: Mesh, rows: int, steps: Steps) -> Config:
-    """Chooses the number of microbatches; `rows` as of `row_unit`."""
+def _batch(config: Config, size: int) -> Config:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, global_batch_size=size))
+
+
+def _limit_batch(config: Config, mesh: Mesh, sizes: CompiledSizes) -> tuple[Config, str]:
+    """Makes the chosen batch smaller if evaluations have the same and do not fit; returns a text about that, too."""
+    shares = {name: share for name, share in sizes.evaluation_shares(config.train).items() if share > 1}
+    if not shares:
+        return config, ""
+    for name, share in shares.items():
+        if config.evaluations[name].batch_size is not None:
+            raise _evaluation_error(name, share, config, sizes)
+    unit = row_unit(mesh, config.sharding) * config.train.accumulate
+
+    def need(count: int) -> float:
+        found = sizes.evaluation_shares(_batch(config, count * unit).train)
+        return max(found[name] for name in shares)
+
+    largest = max(shares, key=lambda name: shares[name])
+    count = largest_fitting(need, 1.0, config.train.global_batch_size // unit - 1)
+    if count is None:
+        raise _evaluation_error(largest, shares[largest], config, sizes)
+    text = (
+        f", since evaluation {largest} needs {sizes.share_text(shares[largest])} with "
+        f"{config.train.global_batch_size} rows; a smaller evaluations.{largest}.batch_size allows a larger batch"
+    )
+    return _batch(config, count * unit), text
+
+
+def _choose_accumulate(config: Config, mesh: Mesh, sizes: CompiledSizes, least: int = 1) -> Config:
+    """Chooses the number of microbatches, from `least` on."""
     train = config.train
     check_batch(mesh, train.global_batch_size, 1)
-    most = max(1, train.global_batch_size // rows)  # if the batch is no multiple, the first step raises the error
-    candidates = [n for n in range(1, most + 1) if most % n == 0]
+    # If the batch is no multiple of the rows, the first step raises the error.
+    most = max(1, train.global_batch_size // row_unit(mesh, config.sharding))
+    candidates = [n for n in range(1, most + 1) if most % n == 0 and n >= least] or [most]
 
-    def split(count: int) -> Train:
-        return dataclasses.replace(train, accumulate=count)
+    def split(count: int) -> Config:
+        return dataclasses.replace(config, train=dataclasses.replace(train, accumulate=count))
 
     def fits(count: int) -> bool:
         try:
-            return steps.share(count, split(count)) <= 1
+            return sizes.share(count, split(count).train) <= 1
         except (ConfigError, ShardingError) as error:
-            if not steps.shares:
+            if not sizes.shares:
                 raise
-            last = max(steps.shares)
+            last = max(sizes.shares)
             raise ConfigError(
-                f"train.accumulate = auto: with {last}, a step needs {steps.text(last)} of {steps.limit.text}; and "
+                f"train.accumulate = auto: with {last}, a step needs {sizes.text(last)} of {sizes.limit.text}; and "
                 f"{count} is not possible: {error}"
             ) from error
 
     count = smallest_fitting(fits, candidates)
     if count is None:
         what = f"the most microbatches, {candidates[-1]},"
-        raise _nothing_fits("train.accumulate", what, steps, split(candidates[-1]), config)
-    return dataclasses.replace(config, train=split(count))
+        raise _nothing_fits("train.accumulate", what, sizes, split(candidates[-1]))
+    return split(count)
 
 
-def _nothing_fits(field: str, what: str, steps: Steps, train: Train, config: Config) -> ConfigError:
-    need = steps.text(min(steps.shares, key=lambda size: steps.shares[size]))
+def _nothing_fits(field: str, what: str, sizes: CompiledSizes, config: Config) -> ConfigError:
+    need = sizes.text(min(sizes.shares, key=lambda size: sizes.shares[size]))
     return ConfigError(
-        f"{field} = auto: even with {what} a step needs {need} of {steps.limit.text}. To shrink the run: "
-        f"{'; '.join(smaller(train, config.mesh))}."
+        f"{field} = auto: even with {what} a step needs {need} of {sizes.limit.text}. To shrink the run: "
+        f"{'; '.join(smaller(config.train, config.mesh))}."
     )
+
+
+def _check_evaluations(config: Config, sizes: CompiledSizes, allowed: float = 1.0) -> None:
+    """Raises ConfigError if an evaluation needs more than this share of the limit."""
+    for name, share in sizes.evaluation_shares(config.train).items():
+        if share > allowed:
+            raise _evaluation_error(name, share, config, sizes)
+
+
+def _evaluation_error(name: str, share: float, config: Config, sizes: CompiledSizes) -> ConfigError:
+    field, own = f"evaluations.{name}.batch_size", config.evaluations[name].batch_size
+    rows = own or config.train.global_batch_size
+    origin = "" if own else " (that of the training)"
+    return ConfigError(
+        f"{field} = {rows}{origin}: with the train state, the evaluation needs {sizes.share_text(share)} of "
+        f"{sizes.limit.text}. Set {field} to a smaller number, or split the state over more devices (mesh.fsdp)."
+    )
+
+
+def _check_stored(config: Config, field: str, mesh: Mesh, sizes: CompiledSizes, say: Callable[[str], None]) -> Config:
+    """Checks a number that auto gave at the start of a run on the devices of its resume.
+
+    If the step does not fit, more microbatches are chosen if `field` is their number, since they do not change the
+    result but by rounding. Otherwise the resume is refused, since the batch is an identity field.
+    """
+    train = config.train
+    value = train.accumulate if field == "train.accumulate" else train.global_batch_size
+    if sizes.share(value, train) > KEPT_SHARE:
+        free = not train.approximate_accumulation
+        if field == "train.accumulate" and free:
+            config = _choose_accumulate(config, mesh, sizes, least=value + 1)
+            say(f"{field} = auto: {config.train.accumulate} instead of {value}, the number of the run so far ({sizes})")
+        else:
+            size = train.global_batch_size
+            advice = [f"train.global_batch_size={size} with train.accumulate=auto, which splits this batch"] * free
+            advice += [text for text in smaller(train, config.mesh)[:-1] if not text.startswith("train.accumulate")]
+            raise ConfigError(
+                f"{field} = auto: the run began with {value}, which a resume cannot change. A step needs "
+                f"{sizes.text(value)} here; allowed are {sizes.limit.text}. Resume with "
+                f"{'; '.join([*advice, 'devices with more memory'])}."
+            )
+    _check_evaluations(config, sizes, KEPT_SHARE)
+    return config
 
 
 def largest_fitting(needs: Callable[[int], float], limit: float, most: int) -> int | None:

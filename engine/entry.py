@@ -4,6 +4,7 @@ These functions do not parse flags or end the process, and set signal handlers o
 """
 
 import dataclasses
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 import ml_collections
 
-from engine.auto_size import choose_sizes, with_stored_sizes
+from engine.auto_size import choose_sizes, row_unit, with_stored_sizes
 from engine.cluster import group, peer_failure
 from engine.cluster.consistency_check import check_consistency, software
 from engine.config.dev_run import tiny
@@ -31,6 +32,7 @@ from engine.data.sampling.share_schedule import for_run
 from engine.data.source import Source, has_transform, source_name
 from engine.data.streams.source import Readable, descriptions
 from engine.loop.hooks import Hook
+from engine.loop.phases import COMPILING
 from engine.loop.trainer import Trainer
 from engine.mounts import local_text
 from engine.objects import Objects, with_objects
@@ -123,7 +125,7 @@ def train(
     config = resolve_config(config)
     objects.check(config)
     if fast_dev_run:
-        return _fast_dev_run(tiny(config), objects, workdir, began)
+        return _fast_dev_run(tiny(config, _row_unit), objects, workdir, began)
     accepted = Accepted(schedule=accept_schedule_change, data=accept_data_change)
     path = default_workdir(config.name, target_names(config)[0]) if workdir is None else workdir
     return _train(config, objects, path, fresh=fresh, accepted=accepted, began=began)
@@ -146,12 +148,12 @@ def _train(
     config = set_up_devices(config, None if fresh else RunDirectory(path))
     with RunDirectory.open(path, fresh=fresh, began=began) as directory:
         directory.kept = kept
-        config = with_stored_sizes(config, directory)
+        config, stored_sizes = with_stored_sizes(config, directory)
         changed = check_config(config, directory, accepted)
         reporter = Reporter(directory, config.name, config.log.progress, kept=kept)
         with reporter, out_of_memory_reported(config.train, config.mesh), peer_failure.lost_peers_reported():
             with start_ended_by_sigterm():
-                trainer = _build_trainer(config, objects, directory, changed, accepted, reporter)
+                trainer = _build_trainer(config, objects, directory, changed, accepted, reporter, stored_sizes)
             reporter.start(trainer.total_steps, trainer.step, trainer.summary)
             trainer.run()
             group.run_on_primary(directory.check_complete, "the files of the run")
@@ -165,11 +167,16 @@ def _build_trainer(
     changed: Sequence[str],
     accepted: Accepted,
     reporter: Reporter,
+    stored_sizes: Sequence[str],
 ) -> Trainer:
-    """Opens the data, builds the trainer and stores the config; `changed` names evaluations with other data."""
+    """Opens the data, builds the trainer and stores the config.
+
+    `changed` names evaluations with other data, and `stored_sizes` is as for `choose_sizes`.
+    """
     source, evaluation_sources = objects.build_sources(config)
     task, mesh = objects.build_task(config), make_mesh(config.mesh)
-    config = choose_sizes(config, task, mesh, source, directory.messages.append)
+    with directory.stopwatch.during(COMPILING.kind):
+        config = choose_sizes(config, task, mesh, source, evaluation_sources, directory.messages.append, stored_sizes)
     source = for_run(source, config.train)
     summaries = summarize_datasets(source, evaluation_sources)
     changed_data, messages = check_data(summaries, directory, accepted)
@@ -201,6 +208,13 @@ def _build_trainer(
     for name in sorted({*changed, *changed_data}):
         trainer.checkpoints.retention.forget(name)
     return trainer
+
+
+def _row_unit(config: Config) -> int:
+    """Returns the number of which the rows of a microbatch are a multiple, on the devices at hand."""
+    mesh = make_mesh(set_up_devices(config).mesh)
+    # With cpu_devices=auto, the number of devices follows the batch from here on.
+    return math.lcm(row_unit(mesh, config.sharding), mesh.size if config.mesh.cpu_devices == "auto" else 1)
 
 
 def _fast_dev_run(
@@ -278,7 +292,7 @@ def _program(
     """Returns the program, the number of steps, and the sources by config section; `say` as for `choose_sizes`."""
     source, evaluation_sources = objects.build_sources(config)
     task, mesh = objects.build_task(config), make_mesh(config.mesh, devices)
-    config = choose_sizes(config, task, mesh, source, say)
+    config = choose_sizes(config, task, mesh, source, evaluation_sources, say)
     built, total = build_program(task, mesh, for_run(source, config.train), config)
     return built, total, by_section(source, evaluation_sources)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from engine.auto_size import choose_sizes
+from engine.checkpoint.warm_start import is_set
 from engine.cluster import group
 from engine.config.errors import ConfigError
 from engine.config.text import to_text
@@ -69,20 +70,21 @@ def precompile(
             "cache.compiled = False: nothing would keep the compiled programs. Write them to a folder with --out=DIR, "
             "or set cache.compiled=True."
         )
-    if out is not None:  # XLA cannot serialize an executable that came from the cache
+    if out is not None:  # as in `Compiler.compile`
         config = dataclasses.replace(config, cache=dataclasses.replace(config.cache, compiled=False))
     config = set_up_config(config)
     source, evaluation_sources = Objects().build_sources(config)
     task, mesh = Objects().build_task(config), make_mesh(config.mesh, devices)
-    config = choose_sizes(config, task, mesh, source, say)
+    config = choose_sizes(config, task, mesh, source, evaluation_sources, say)
     program, _ = build_program(task, mesh, for_run(source, config.train), config)
     check_unrolled(program, config.train)
     folder = out if group.is_primary() else None  # every process of the job loads its files
-    program.compiler = Compiler(folder, store=folder is not None, config=to_text(config))
+    program.compiler = Compiler(folder, store=folder is not None, config=to_text(config), say=say)
     evaluations = build_evaluations(
         config.evaluations, evaluation_sources, program.evaluation, config.train.global_batch_size
     )
-    for name, compile_ in _programs(program, evaluations, sorted({1, config.train.steps_per_dispatch})):
+    steps, warm_start = sorted({1, config.train.steps_per_dispatch}), is_set(config.init)
+    for name, compile_ in _programs(program, evaluations, steps, warm_start):
         say(f"compiling: {name}")
         begin = time.monotonic()
         compiled = compile_()
@@ -121,10 +123,12 @@ def precompile_for(
 
 
 def _programs(
-    program: Program, evaluations: Sequence[Evaluation], steps: Sequence[int]
+    program: Program, evaluations: Sequence[Evaluation], steps: Sequence[int], warm_start: bool
 ) -> Iterator[tuple[str, Callable[[], list[jax.stages.Compiled]]]]:
     """Yields the name of each program, or of those that differ in the shapes of batches, and what compiles it."""
     yield "first state", lambda: [program.compile_first_state()]
+    if warm_start:
+        yield "optimizer state of init.checkpoint", lambda: [program.compile_optimizer_state()]
     for k in steps:
         yield "step" if k == 1 else f"{k} steps", lambda k=k: program.compile_steps(k)
     for evaluation in evaluations:

@@ -15,6 +15,7 @@ from engine.precompile import precompile
 from tests import runs
 
 SETTINGS = dict(train__total="5 steps", train__steps_per_dispatch=2, train__ema_decay=0.5)
+LARGE = ("jit(call)", "jit(steps)", "jit(step)")  # first state, steps, evaluations
 START = """
     import json
     import sys
@@ -32,12 +33,15 @@ START = """
 
 
 def test_start_after_convoy_compile_compiles_nothing(tmp_path):
-    config = runs.config(**SETTINGS, cache__compiled=True)
+    engine.train(runs.config(train__total="1 step", evaluations={}), workdir=tmp_path / "first")
+    more = dict(init__checkpoint=str(tmp_path / "first"), evaluations__heldout__figures=2)
+    config = runs.config(**SETTINGS, **more, task={"target": "tests.drawing.Draw"}, cache__compiled=True)
     (tmp_path / "config.txt").write_text(to_text(config))
     done = runs.convoy("compile", f"--config={tmp_path}", XDG_CACHE_HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     names = [line.partition(":")[0] for line in done.stdout.splitlines()[:-1]]
-    assert names == ["first state", "step", "2 steps", "evaluation heldout"]
+    warm = ["first state", "optimizer state of init.checkpoint"]
+    assert names == [*warm, "step", "2 steps", "evaluation heldout"]
     assert [f"compiling: {name}" for name in names] == done.stderr.splitlines()
     assert done.stdout.splitlines()[-1].startswith("The programs are in the compilation cache")
     words = [sys.executable, "-c", textwrap.dedent(START), str(tmp_path), str(tmp_path / "run")]
@@ -46,6 +50,7 @@ def test_start_after_convoy_compile_compiles_nothing(tmp_path):
     assert started.returncode == 0, started.stderr
     # The thread of a save also reads it back, on other devices.
     assert not {"MainThread", "compile-evaluations"} & set(json.loads(started.stdout.splitlines()[-1]))
+    assert len(list(tmp_path.glob("run/figures/heldout/*/*.png"))) == 4
 
 
 def test_run_loads_its_programs_from_a_folder_and_computes_the_same(tmp_path):
@@ -58,10 +63,48 @@ def test_run_loads_its_programs_from_a_folder_and_computes_the_same(tmp_path):
     for path, programs in (("with", str(folder)), ("without", None)):
         with runs.compilations() as compiled:
             engine.train(runs.config(**settings, cache__programs=programs), workdir=tmp_path / path)
-        large = [name for name, _ in compiled if name in ("jit(call)", "jit(steps)", "jit(step)")]
+        large = [name for name, _ in compiled if name in LARGE]
         assert len(large) == (0 if programs else 4), compiled
         results.append([runs.rows(tmp_path / path), runs.rows(tmp_path / path, "heldout/loss")])
     assert results[0] == results[1] and len(results[0][0]) == 5
+
+
+TWO = """
+import json
+import sys
+from pathlib import Path
+import os
+from engine.cluster import cluster_detection, group, processes
+processes.initialize(cluster_detection.detect({}, os.environ).process)
+import engine
+from engine.precompile import precompile
+from tests import precompile_test, ragged_runs_test, runs
+folder, run = sys.argv[1:]
+evaluation = dict(data=ragged_runs_test.BUCKETED, batch_size=8)
+settings = dict(
+    train__total="6 steps", train__steps_per_dispatch=2, mesh__data=2, evaluations=dict(heldout=evaluation)
+)
+config = ragged_runs_test.config(ragged_runs_test.BUCKETED, **settings)
+found = [each.name for each in precompile(config, out=Path(folder))]
+group.barrier("the folder is written", 300)
+with runs.compilations() as compiled:
+    engine.train(
+        ragged_runs_test.config(ragged_runs_test.BUCKETED, **settings, cache__programs=folder), workdir=run
+    )
+print(json.dumps([found, [name for name, _ in compiled if name in precompile_test.LARGE]]))
+processes.leave()
+"""
+
+
+@pytest.mark.multiprocess
+def test_two_processes_load_their_programs_for_several_lengths_and_steps(tmp_path):
+    lines = runs.lines_by_process(TWO, tmp_path / "programs", tmp_path / "run", processes=2)
+    for process in ("0", "1"):
+        names, compiled = json.loads(lines[process][-1])
+        assert names == ["first state", "step", "2 steps", "evaluation heldout"] and compiled == []
+    assert "warning" not in (tmp_path / "run/log.txt").read_text()
+    assert len(list((tmp_path / "programs").glob("*.program"))) == 1 + 2 * 3  # both lengths of the others
+    assert len(runs.rows(tmp_path / "run")) == 6 and len(runs.rows(tmp_path / "run", "heldout/loss")) == 1
 
 
 def test_hardware_needs_a_folder(capsys):

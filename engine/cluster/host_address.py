@@ -48,7 +48,14 @@ def is_loopback(address: str) -> bool:
 def network_id() -> str:
     """Returns the same text in processes that share their loopback interface: on one host, and in one container."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/net')}"
+        return f"{machine_id()} {os.readlink('/proc/self/ns/net')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def machine_id() -> str:
+    """Returns the same text in processes on one host, also in different containers."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return socket.gethostname()

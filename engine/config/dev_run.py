@@ -1,5 +1,7 @@
 """The config of `--fast-dev-run`: a small copy of a config that trains, saves and evaluates for two steps."""
 
+from collections.abc import Callable
+
 from engine.config.allowed_values import AUTO
 from engine.config.draft import Draft, draft_of
 from engine.config.override import assign
@@ -11,15 +13,20 @@ EVERY_STEP = "1 step"
 MEASUREMENTS = 3  # at most, at steps 0, 1 and 2: so many without an improvement are not possible
 
 
-def tiny(config: Config) -> Config:
+def tiny(config: Config, row_unit: Callable[[Config], int] = lambda config: 1) -> Config:
     """Returns the config of `--fast-dev-run`: two steps, with every period set to one step.
 
     The overrides of `config.tiny` are applied last. Unless they set these sizes:
 
     - The batch shrinks to 8 examples, or to the next multiple of `train.accumulate` that fits. It keeps its size if a
-      mesh is set, since 8 may not divide over that mesh.
+      mesh is set, since 8 may not divide over that mesh. An automatic batch has at least 8 examples.
     - Each dataset shrinks to one and a half batches, so that the last evaluation batch is padded.
     - The conditions of `stop` cannot be met before the second step.
+
+    Args:
+        config: config of the run.
+        row_unit: returns, for a config with an automatic batch, the number of which the rows of a microbatch are a
+            multiple.
 
     Raises:
         FieldError: the overrides of `tiny` make the config invalid.
@@ -27,10 +34,12 @@ def tiny(config: Config) -> Config:
     draft = draft_of(config)
     _override(draft, config.tiny)  # applied here too: the sizes below depend on them
     train = draft.train
-    for name, small in (("accumulate", 1), ("global_batch_size", BATCH_SIZE)):
-        if train[name] == AUTO:
-            train[name] = small if name == "accumulate" else small * train.accumulate
-    if "train.global_batch_size" not in config.tiny and config.mesh == MeshSpec(cpu_devices=config.mesh.cpu_devices):
+    if train.accumulate == AUTO:
+        train.accumulate = 1
+    if train.global_batch_size == AUTO:
+        unit = row_unit(validate(draft, "--fast-dev-run")) * train.accumulate
+        train.global_batch_size = -(-BATCH_SIZE // unit) * unit
+    elif "train.global_batch_size" not in config.tiny and config.mesh == MeshSpec(cpu_devices=config.mesh.cpu_devices):
         multiple = train.accumulate * max(1, BATCH_SIZE // train.accumulate)
         train.global_batch_size = min(train.global_batch_size, multiple)
     batch_size = train.global_batch_size

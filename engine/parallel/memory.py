@@ -104,9 +104,15 @@ def compiled_bytes(compiled: jax.stages.Compiled) -> int:
     """
     found = compiled.memory_analysis()
     assert found is not None
+    return found.argument_size_in_bytes + working_bytes(compiled)
+
+
+def working_bytes(compiled: jax.stages.Compiled) -> int:
+    """Returns the bytes that a compiled program needs on each device in addition to its arguments."""
+    found = compiled.memory_analysis()
+    assert found is not None
     return (
-        found.argument_size_in_bytes
-        + found.output_size_in_bytes
+        found.output_size_in_bytes
         - found.alias_size_in_bytes
         + found.temp_size_in_bytes
         + found.generated_code_size_in_bytes

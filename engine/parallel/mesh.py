@@ -313,8 +313,8 @@ def create_cpu_devices(setting: int | str | None, batch_size: int | str) -> int 
         ConfigError: JAX has already started its devices.
     """
     count = cpu_device_count(setting, batch_size)
-    if count is None:
-        return None
+    if count is None or count == jax.config.jax_num_cpu_devices:
+        return count
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError as error:

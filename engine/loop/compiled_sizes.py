@@ -1,0 +1,146 @@
+"""What the step and the evaluations of a run need on each device, by the memory of their compiled programs."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+from jax.sharding import Mesh
+
+from engine.cluster import group
+from engine.config.duration import RunSize
+from engine.config.schema import Config, Train
+from engine.data.batch import abstract_batch
+from engine.data.prefetch import IN_FLIGHT
+from engine.data.source import Source, example_spec
+from engine.loop.evaluation import IN_FLIGHT as WAITING
+from engine.loop.evaluation import Evaluation, build_evaluations
+from engine.parallel.memory import HOST_MEMORY, compiled_bytes, working_bytes
+from engine.parallel.memory_limit import Limit
+from engine.parallel.mesh import batch_sharding
+from engine.parallel.report import device_bytes, size_text
+from engine.training.build import build_program, check_unrolled
+from engine.training.program import Program
+from engine.training.task import Task
+from engine.types import PyTree
+
+COMPILE_S = 3600.0  # seconds that a process may compile longer than the others
+
+
+class CompiledSizes:
+    """Compiles programs of different sizes and remembers what they need; every process calls it with the same sizes.
+
+    Args:
+        config: config of the run.
+        task: its Task.
+        mesh: the devices.
+        source: the training data.
+        evaluation_sources: name of an evaluation -> its data.
+        limit: memory that a program may use.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        task: Task,
+        mesh: Mesh,
+        source: Source,
+        evaluation_sources: Mapping[str, Source],
+        limit: Limit,
+    ):
+        self._config, self._task, self._mesh, self._source = config, task, mesh, source
+        self._evaluation_sources = evaluation_sources
+        self.limit = limit
+        self.shares: dict[int, float] = {}
+        """Size -> share of the limit that its step needs; infinite if the compiler found that it does not fit.
+
+        The same in every process, also where the limits differ.
+        """
+
+    def share(self, size: int, train: Train) -> float:
+        """Returns the share of the limit that the step of these settings needs; compiles it.
+
+        Raises:
+            ConvoyError: the Task, the data, the mesh and the settings do not fit together.
+        """
+        program, _ = self._build(train)
+        check_unrolled(program, train)
+
+        def need() -> float:
+            found = compiled_bytes(program.trace(train.steps_per_dispatch).lower().compile())
+            batch = _on_device(program.abstract_batch)
+            return found + IN_FLIGHT * train.steps_per_dispatch * batch  # the program holds those of a dispatch
+
+        self.shares[size] = self._agreed(need, "the size of a step")
+        return self.shares[size]
+
+    def evaluation_shares(self, train: Train) -> dict[str, float]:
+        """Returns the share of the limit that each evaluation needs, the train state included; compiles them.
+
+        Evaluations that are never due are left out.
+        """
+        program, total = self._build(train)
+        run = RunSize(train.global_batch_size, len(self._source), total)
+        built = build_evaluations(
+            self._config.evaluations, self._evaluation_sources, program.evaluation, train.global_batch_size
+        )
+        return {
+            each.name: self._agreed(
+                lambda each=each: self._evaluation_bytes(program, each), f"the size of evaluation {each.name}"
+            )
+            for each in built
+            if each.is_due(run)
+        }
+
+    def _build(self, train: Train) -> tuple[Program, int]:
+        return build_program(self._task, self._mesh, self._source, dataclasses.replace(self._config, train=train))
+
+    def _evaluation_bytes(self, program: Program, evaluation: Evaluation) -> float:
+        """Returns the bytes on each device while an evaluation runs: its program, the train state, and its batches."""
+        state = program.abstract_state
+        found = max(map(working_bytes, evaluation.compile(state, program.compiler)))
+        example = example_spec(self._evaluation_sources[evaluation.name])
+        batch = abstract_batch(example, evaluation.batch_size, batch_sharding(self._mesh))
+        return found + _on_device(state.to_tree()) + (1 + WAITING) * _on_device(batch)
+
+    def _agreed(self, need: Callable[[], float], topic: str) -> float:
+        """Returns the largest need of all processes as a share of their memory."""
+        found: float | None = None  # the compiler for TPUs refuses a program that does not fit
+        try:
+            found = need()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+        answer = group.decide(
+            [found, self.limit.bytes],
+            lambda values, missing: _judge([values[process] for process in sorted(values)]),
+            topic,
+            COMPILE_S,
+        )
+        return math.inf if answer is None else answer
+
+    def text(self, size: int) -> str:
+        """Returns what the step of a size that was compiled needs."""
+        return self.share_text(self.shares[size])
+
+    def share_text(self, share: float) -> str:
+        """Returns a share of the limit in bytes."""
+        return "more than the compiler allows" if share == math.inf else size_text(share * self.limit.bytes)
+
+    def __str__(self) -> str:
+        """Returns the sizes that were tried with what they need."""
+        texts = [f"{size}: {self.text(size)}" for size in sorted(self.shares)]
+        plural = "s" * (len(texts) > 1)
+        return f"{len(texts)} program{plural} compiled: {', '.join(texts)}; allowed are {self.limit.text}"
+
+
+def _judge(values: Sequence[Sequence[float | None]]) -> float | None:
+    """Returns the largest need as a share of the memory, of the processes' (need, memory); None if it is infinite."""
+    shares = [math.inf if need is None else need / (limit or 1) for need, limit in values]
+    return None if math.inf in shares else max(shares)
+
+
+def _on_device(tree: PyTree) -> int:
+    """Returns the bytes in the memory of each device of abstract arrays."""
+    leaves = jax.tree.leaves(tree)
+    return sum(device_bytes(leaf) for leaf in leaves if leaf.sharding.memory_kind != HOST_MEMORY)
