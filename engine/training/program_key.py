@@ -71,10 +71,14 @@ def describe_program(lowered: jax.stages.Lowered, mesh: Mesh, options: Mapping[s
 def places(devices: Sequence[Device]) -> list[tuple[object, ...]]:
     """Returns for each device its number and process; for a TPU also its slice and its place in the torus.
 
-    GPUs have a slice, too, but absent ones have another one than those that are present.
+    Absent devices lack the number of a single slice, and absent GPUs have other slices than those that are present.
     """
     more = ("slice_index", "coords", "core_on_chip") if devices[0].platform == "tpu" else ()
-    return [tuple(getattr(device, name, None) for name in ("id", "process_index", *more)) for device in devices]
+    return [tuple(_plain(getattr(device, name, 0)) for name in ("id", "process_index", *more)) for device in devices]
+
+
+def _plain(value: int | Sequence[int] | None) -> object:
+    return tuple(value) if isinstance(value, Sequence) else value or 0
 
 
 def _compiler(platform: str) -> str:

@@ -68,6 +68,10 @@ def test_shape_of_the_torus_belongs_to_a_program_of_tpus():
         ]
 
     assert places(tpus(4)) == places(tpus(4)) != places(tpus(8))
+    present = tpus(4)
+    for device in present:  # absent ones have no slice, and lists
+        device.slice_index, device.coords = 0, list(device.coords)
+    assert places(present) == places(tpus(4))
 
 
 def test_slices_of_gpus_belong_to_no_program():
