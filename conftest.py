@@ -47,12 +47,18 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 # their machine code, which saves a third of the CPU time; XLA's own passes, the partitioner among them, are those of a
 # run. Programs stay optimized in tests that start processes, and in tests marked `optimized`.
 UNOPTIMIZED_PACKAGES = {"layers", "loop", "metrics", "models", "saved", "training"}
+TESTS = pathlib.Path(__file__).parent / "tests"
 
 
 def _set_optimized(optimized: bool) -> None:
     import jax  # the variables above come first
 
     jax.config.update("jax_disable_most_optimizations", not optimized)
+
+
+def _has_optimized_runs(path: pathlib.Path) -> bool:
+    """Whether the tests of a file compile as runs do. A package inside another one compiles as that does."""
+    return TESTS not in path.parents or path.relative_to(TESTS).parts[0] not in UNOPTIMIZED_PACKAGES
 
 
 def _is_optimized(node: pytest.Item | pytest.Module) -> bool:
@@ -62,7 +68,7 @@ def _is_optimized(node: pytest.Item | pytest.Module) -> bool:
 @pytest.fixture(autouse=True, scope="module")
 def unoptimized_package(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compiles without the optimizations of LLVM, also in fixtures of a module, where tests do not need them."""
-    if request.path.parent.name not in UNOPTIMIZED_PACKAGES or _is_optimized(request.node):
+    if _has_optimized_runs(request.path) or _is_optimized(request.node):
         yield
         return
     _set_optimized(False)
@@ -73,7 +79,7 @@ def unoptimized_package(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def optimized_test(request: pytest.FixtureRequest, unoptimized_package: None) -> Iterator[None]:
     """Compiles with these optimizations in a test that needs them."""
-    if request.path.parent.name not in UNOPTIMIZED_PACKAGES or not _is_optimized(request.node):
+    if _has_optimized_runs(request.path) or not _is_optimized(request.node):
         yield
         return
     _set_optimized(True)
