@@ -83,13 +83,13 @@ def test_models_of_the_zoo_resume_after_sigkill_with_the_same_state_and_results(
         "--config.log.every=1 step", "--config.log.tensorboard=False",
         *(pedestrian_args(tmp_path) if config == "forecast_eth_ucy" else ()),
     )  # fmt: skip
-    assert runs.convoy(*args, f"--workdir={tmp_path / 'unbroken'}").returncode == 0
-    process = runs.start(*args, f"--workdir={tmp_path / 'run'}")
+    assert runs.convoy(*args, f"--workdir={tmp_path / 'unbroken'}", cwd=None, **runs.COMPILING).returncode == 0
+    process = runs.start(*args, f"--workdir={tmp_path / 'run'}", cwd=None, **runs.COMPILING)
     runs.wait_for(lambda: steps_of(tmp_path) > 40, process)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert runs.convoy(*args, f"--workdir={tmp_path / 'run'}").returncode == 0
+    assert runs.convoy(*args, f"--workdir={tmp_path / 'run'}", cwd=None, **runs.COMPILING).returncode == 0
     assert runs.status(tmp_path / "run")["attempt"] == 2
     assert runs.rows(tmp_path / "run") == runs.rows(tmp_path / "unbroken")
     found = [

@@ -18,6 +18,9 @@ from engine.config import defaults, validate
 from engine.config.override import assign
 from engine.config.schema import Config
 
+COMPILING = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+"""Environment of runs whose bits no test compares with those of other programs: LLVM compiles them in less time."""
+
 
 def config(**settings: Any) -> Config:
     """A config of tests/zoo.py: 64 examples, batches of 16, 10 steps; `train__total="5 steps"` sets a field."""

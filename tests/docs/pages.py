@@ -19,6 +19,7 @@ from pathlib import Path
 import jax
 
 from engine.main import main
+from tests import runs
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -101,8 +102,10 @@ def _run_here(words: list[str], variables: dict[str, str], folder: Path, outputs
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         with open(outputs / name, "wb") as file:
             os.dup2(file.fileno(), descriptor)
-    os.environ.update(variables)
-    jax.config.update("jax_num_cpu_devices", int(variables["JAX_NUM_CPU_DEVICES"]))  # JAX has read its variables
+    os.environ.update({**variables, **runs.COMPILING})
+    # JAX has read its variables.
+    jax.config.update("jax_num_cpu_devices", int(variables["JAX_NUM_CPU_DEVICES"]))
+    jax.config.update("jax_disable_most_optimizations", True)
     os.chdir(folder)
     if words[0] == "convoy":
         sys.exit(main(words[1:]))

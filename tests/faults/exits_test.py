@@ -40,7 +40,7 @@ def test_closed_terminal_saves_the_run_and_lost_output_does_not_end_it(tmp_path,
     where = harness.config(tmp_path / "config", pause=0.05, log__progress="auto")
     terminal, inside = pty.openpty()
     words = [*ON_TERMINAL, str(inside), *runs.command("train", where, f"--workdir={run}")]
-    process = subprocess.Popen(words, env=runs.environment(**harness.COMPILING), pass_fds=(inside,))
+    process = subprocess.Popen(words, env=runs.environment(**runs.COMPILING), pass_fds=(inside,))
     try:
         os.close(inside)
         drain(terminal, run, 12)

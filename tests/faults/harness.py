@@ -28,8 +28,6 @@ from tests import runs
 STEPS = 60
 SAVE_EVERY = 5
 MARK = "CONVOY_TEST_JOB"  # in the environment of every process of a job
-COMPILING = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-"""Environment of every run whose outcomes are compared: their programs are equal, and compile in less time."""
 
 
 class Pause:
@@ -77,7 +75,7 @@ class Job:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            env=runs.environment(**{**COMPILING, "JAX_NUM_CPU_DEVICES": str(devices), MARK: self.mark, **env}),
+            env=runs.environment(**{**runs.COMPILING, "JAX_NUM_CPU_DEVICES": str(devices), MARK: self.mark, **env}),
         )
 
     def __enter__(self) -> "Job":

@@ -35,7 +35,7 @@ class SlurmRun:
         self.cluster, self.path, self.logs = cluster, folder / "run", folder / "logs"
         launch = ("launch", "slurm", "--nodes=2", f"--logs={self.logs}", *words, "--")
         self._first = folder / "first"
-        variables = {**harness.COMPILING, **cluster.environment, FIRST: str(self._first)}
+        variables = {**runs.COMPILING, **cluster.environment, FIRST: str(self._first)}
         done = runs.convoy(*launch, "train", config, f"--workdir={self.path}", cwd=None, **variables)
         assert done.returncode == 0, done.stderr
         self.number = re.findall(r"Submitted batch job (\d+)", done.stdout)[0]
