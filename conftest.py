@@ -43,10 +43,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     os._exit = leave_with_error
 
 
-# Tests of these packages compare programs that are compiled alike, or a program with a formula. LLVM does not optimize
-# their machine code, which saves a third of the CPU time; XLA's own passes, the partitioner among them, are those of a
-# run. Programs stay optimized in tests that start processes, and in tests marked `optimized`.
-UNOPTIMIZED_PACKAGES = {"layers", "loop", "metrics", "models", "saved", "training"}
+# Tests of these packages and files compare programs that are compiled alike, or a program with a formula. LLVM does not
+# optimize their machine code, which saves a third of the CPU time; XLA's own passes, the partitioner among them, are
+# those of a run. Programs stay optimized in tests that start processes, and in tests marked `optimized`.
+UNOPTIMIZED = {"benchmarks", "layers", "loop", "metrics", "models", "saved", "training"}
+UNOPTIMIZED |= {"entry_test.py", "objects_test.py", "resume_test.py"}
 TESTS = pathlib.Path(__file__).parent / "tests"
 
 
@@ -58,7 +59,7 @@ def _set_optimized(optimized: bool) -> None:
 
 def _has_optimized_runs(path: pathlib.Path) -> bool:
     """Whether the tests of a file compile as runs do. A package inside another one compiles as that does."""
-    return TESTS not in path.parents or path.relative_to(TESTS).parts[0] not in UNOPTIMIZED_PACKAGES
+    return TESTS not in path.parents or path.relative_to(TESTS).parts[0] not in UNOPTIMIZED
 
 
 def _is_optimized(node: pytest.Item | pytest.Module) -> bool:
