@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from engine import __version__
 from engine.cluster import cluster_detection
 from engine.config.errors import ConfigError, did_you_mean
+from engine.config.schema import Config, field_names
 from engine.launch import verbs as launch_verbs
 
 EXAMPLES = """
@@ -389,9 +390,15 @@ def _check_not_empty(args: argparse.Namespace, parser: Parser) -> None:
 
 def _unknown_argument(word: str, parser: Parser) -> ConfigError:
     names = re.findall(r"^  (--[\w-]+)", parser.format_help(), re.MULTILINE)
+    verb = parser.prog.split()[1]
+    if verb in ("launch", "supervise") and not word.startswith("-"):
+        return ConfigError(f"{word}: unknown argument of {parser.prog}. Write -- before the command: ... -- {word} ...")
     near = did_you_mean(word.split("=")[0], names)
-    if not word.startswith("-") and "--config" in names:
+    if "--config" in names and not word.startswith("-"):
         near = f" Did you mean --config={word}?"
-    return ConfigError(
-        f"{word}: unknown argument of {parser.prog}.{near} Arguments here: {', '.join(names)}, and --config.NAME=VALUE."
-    )
+    elif "--config" in names and word[2:].split(".")[0] in field_names(Config):
+        near = f" Did you mean --config.{word[2:]}?"
+    allowed = ", ".join(names)
+    if "--config" in names or verb in SHORT_OVERRIDES:
+        allowed += ", and --config.NAME=VALUE"
+    return ConfigError(f"{word}: unknown argument of {parser.prog}.{near} Arguments here: {allowed}.")

@@ -41,6 +41,10 @@ def test_checkpoints_accepts_verify_before_the_run():
         (["train", "--config=x", "--workdir="], [], "--workdir: found an empty value. Write a value, or leave --workd"),
         (["evaluate", ""], [], "RUN: found an empty value."),
         (["train", "--config=x", "y.py"], [], "y.py: unknown argument of convoy train. Did you mean --config=y.py?"),
+        (["train", "--config=x", "--train.seed=1"], [], "--train.seed=1: unknown argument of convoy train. Did you "
+         "mean --config.train.seed=1?"),
+        (["launch", "local", "--processes=2", "train"], [], "train: unknown argument of convoy launch local. Write --"),
+        (["supervise", "train", "--config=x"], [], "train: unknown argument of convoy supervise. Write -- before the"),
         (["train", "y.py"], [], "convoy train: the following arguments are required: --config. For help: convoy train"),
         (["evaluate"], [], "convoy evaluate: the following arguments are required: run"),
     ],

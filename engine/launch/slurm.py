@@ -5,6 +5,7 @@ job, which keeps its number, its logs and the lease of its run.
 """
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,7 @@ class SlurmJob:
             step=self._step(),
             retried=" | ".join(map(str, retried)),
             restarts=self.restarts,
+            logs=shlex.quote(self.logs),
         )
 
     def submit(self) -> None:
@@ -146,7 +148,7 @@ def time_limit_s(time: str) -> int:
 
 _SCRIPT = """\
 #!/usr/bin/env bash
-# Made by `convoy launch slurm`.
+# Made by `convoy launch slurm`. Slurm makes no folder for the logs: mkdir -p {logs}
 {directives}
 set -uo pipefail
 export {token}="slurm-${{SLURM_CLUSTER_NAME:-}}-$SLURM_JOB_ID"  # all restarts of the job may write to its run
