@@ -151,10 +151,11 @@ def _resolve_within(
         return {axis: devices // fixed if size == -1 else size for axis, size in numbers.items()}
     if free or fixed != devices:
         each = f" in each of {slices} slices (mesh.dcn: {axes_text(between)})" if slices > 1 else ""
+        helps = not free and devices % (fixed // numbers["data"]) == 0
         raise ShardingError(
             f"mesh: {axes_text(numbers)} needs {'a multiple of ' if free else ''}{fixed} devices, found "
-            f"{devices}{each}. Meshes that work here: {'; '.join(_nearest(within, devices))}. Set mesh.data=-1 to take "
-            "the remaining devices."
+            f"{devices}{each}. Meshes that work here: {'; '.join(_nearest(within, devices))}."
+            f"{' Set mesh.data=-1 to take the remaining devices.' if helps else ''}"
         )
     return numbers
 
