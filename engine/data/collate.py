@@ -114,7 +114,7 @@ def stack_examples(examples: Sequence[Example], describe: Callable[[int], str]) 
             if (found := _shapes(example)) != first:
                 raise DataError(
                     f"Example {describe(row)} has {found}, example {describe(0)} has {first}. "
-                    "Bring all to one shape (crop or pad them) in the source."
+                    "Bring all to one shape (crop or pad them) in the source, or wrap it in engine.Padded."
                 ) from error
         raise
 

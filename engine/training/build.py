@@ -19,17 +19,23 @@ from engine.training.model import describe
 from engine.training.optimizer import build_optimizer
 from engine.training.program import DTYPES, Program
 from engine.training.step import StepSpec
-from engine.training.task import Task, check_examples
+from engine.training.task import Task, check_examples, check_methods
 from engine.tuning.compiler_options import check_options, compiler_options
 from engine.tuning.control_flow import MAX_UNROLLED_STEPS
 
 
 def build_task(config: Config) -> Task:
-    """Returns the Task of a config. Raises ConfigError if `task.target` gives something else."""
+    """Returns the Task of a config.
+
+    Raises:
+        ConfigError: `task.target` gives something else.
+        TaskError: a method of the Task does not take the arguments that the engine passes.
+    """
     task = build(config.task, "task")
     if not isinstance(task, Task):
         problem = f"{config.task.target} returned {describe_value(task)}, which is not a Task"
         raise FieldError("task.target", problem, "Name a subclass of engine.Task, or a function that returns one.")
+    check_methods(task)
     return task
 
 

@@ -6,6 +6,7 @@ any number of microbatches.
 """
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,7 +15,7 @@ from flax import nnx
 
 from engine.config.errors import TaskError, did_you_mean
 from engine.config.user_errors import location
-from engine.data.context import Context, call, current
+from engine.data.context import Context, call, current, wants_context
 from engine.metrics.metric import Metric
 from engine.metrics.state import check_metrics
 from engine.training.author_errors import entries, leaf_text
@@ -147,6 +148,37 @@ class Task:
         If it is not None, the engine compares it with the dataset before anything is compiled.
         """
         return None
+
+
+_ARGUMENTS = {
+    "build": ("rngs",),
+    "loss": ("model", "batch", "rng"),
+    "evaluate": ("model", "batch"),
+    "after_step": ("model", "context"),
+    "predict": ("model", "batch"),
+    "figure": ("example", "prediction"),
+    "update": ("state", "batch", "context"),
+    "batch_spec": (),
+}
+"""Method of a Task -> the arguments with which the engine calls it, by position."""
+
+
+def check_methods(task: Task) -> None:
+    """Raises TaskError if a method of the Task cannot be called with the arguments that the engine passes."""
+    for name, arguments in _ARGUMENTS.items():
+        method = getattr(task, name)
+        keywords = {"context": None} if name in ("loss", "evaluate") and wants_context(method) else {}
+        try:
+            signature = inspect.signature(method)
+        except (TypeError, ValueError):  # a callable without a signature
+            continue
+        try:
+            signature.bind(*arguments, **keywords)
+        except TypeError as error:
+            raise TaskError(
+                f"{type(task).__name__}.{name}: found {name}{signature}, but the engine calls "
+                f"{name}({', '.join(arguments)}): {error}. Define {name}({', '.join(('self', *arguments))})."
+            ) from None
 
 
 def _works(function: Callable[[], object]) -> bool:

@@ -6,7 +6,7 @@ import pytest
 
 from engine import Loss, Mean, Task
 from engine.config.errors import TaskError
-from engine.training.task import check_examples
+from engine.training.task import check_examples, check_methods
 from tests import zoo
 
 
@@ -29,6 +29,25 @@ def test_error_lists_entries_that_differ_from_the_batch_spec():
 
 def test_task_without_batch_spec_accepts_any_example():
     check_examples(Task(), spec_of(anything=(3,)), "data")
+
+
+def test_method_with_other_arguments_is_reported_with_what_the_engine_passes():
+    no_rng = type("NoRng", (Task,), {"loss": lambda self, model, batch: None})
+    no_rngs = type("NoRngs", (Task,), {"build": lambda self: None})
+
+    class Extra(Task):
+        def loss(self, model, batch, rng, *, context, scale=1.0):
+            return Loss.of(scale * model(batch))
+
+        def evaluate(self, model, batch, **settings):
+            return {}
+
+    check_methods(Task())
+    check_methods(Extra())
+    with pytest.raises(TaskError, match=r"^NoRng.loss: found loss\(model, batch\), but .* Define loss\(self, mod"):
+        check_methods(no_rng())
+    with pytest.raises(TaskError, match=r"^NoRngs.build: found build\(\), but the engine calls build\(rngs\): too"):
+        check_methods(no_rngs())
 
 
 @pytest.mark.parametrize(
