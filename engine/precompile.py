@@ -1,6 +1,7 @@
 """Compiles the programs of a run before the run starts, as a function. `training/compiler.py` loads them."""
 
 import dataclasses
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -62,7 +63,7 @@ def precompile(
         say: called with sentences about the progress.
 
     Raises:
-        ConfigError: the cache is off, and no folder is given.
+        ConfigError: the cache is off, and no folder is given; or the folder cannot be written.
     """
     config = resolve_config(config)
     if out is None and not config.cache.compiled:
@@ -73,12 +74,14 @@ def precompile(
     if out is not None:  # as in `Compiler.compile`
         config = dataclasses.replace(config, cache=dataclasses.replace(config.cache, compiled=False))
     config = set_up_config(config)
+    folder = out if group.is_primary() else None  # every process of the job loads its files
+    if folder is not None:
+        _make_folder(folder)
     source, evaluation_sources = Objects().build_sources(config)
     task, mesh = Objects().build_task(config), make_mesh(config.mesh, devices)
     config = choose_sizes(config, task, mesh, source, evaluation_sources, say)
     program, _ = build_program(task, mesh, for_run(source, config.train), config)
     check_unrolled(program, config.train)
-    folder = out if group.is_primary() else None  # every process of the job loads its files
     program.compiler = Compiler(folder, store=folder is not None, config=to_text(config), say=say)
     evaluations = build_evaluations(
         config.evaluations, evaluation_sources, program.evaluation, config.train.global_batch_size
@@ -93,6 +96,17 @@ def precompile(
         program.compile_finite()
         state = program.abstract_state.to_tree()
         Digests(state).compile(state)
+
+
+def _make_folder(path: Path) -> None:
+    """Creates the folder for the executables, with access for the user alone, before anything is compiled."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"--out={path}: cannot be written ({reason}). Choose another folder.") from error
 
 
 def precompile_for(

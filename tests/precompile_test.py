@@ -112,6 +112,14 @@ def test_hardware_needs_a_folder(capsys):
     assert "--hardware=v5e:4x4: where are the programs to be written? Add --out=DIR" in capsys.readouterr().err
 
 
+def test_folder_that_cannot_be_written_is_reported_before_anything_is_compiled(tmp_path):
+    (tmp_path / "file").write_text("")
+    said = []
+    with pytest.raises(ConfigError, match=r"^--out=.*/file: cannot be written \(File exists\). Choose another"):
+        next(precompile(runs.config(), out=tmp_path / "file", say=said.append))
+    assert not said
+
+
 def test_without_cache_and_folder_nothing_is_compiled():
     with pytest.raises(ConfigError, match=r"cache.compiled = False: nothing would keep the compiled programs"):
         next(precompile(runs.config()))
