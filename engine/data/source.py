@@ -17,6 +17,7 @@ import xxhash
 from engine.config.errors import DataError
 from engine.config.schema import Data
 from engine.config.target import build
+from engine.config.user_errors import describe
 from engine.data.text import content, is_text, text_paths, without_text
 from engine.types import PyTree
 
@@ -334,7 +335,7 @@ def first_example(source: Source) -> Example:
             return source[index]
         except Exception as error:
             errors.append(error)
-    raise DataError(f"{name}[0] failed: {type(errors[0]).__name__}: {errors[0]}") from errors[0]
+    raise DataError(f"{name}[0] failed: {describe(errors[0])}") from errors[0]
 
 
 def check_numbers(dtype: np.dtype, where: str) -> None:

@@ -3,7 +3,8 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -44,6 +45,7 @@ from engine.training.step import BAD_EXAMPLES
 type PredictRun = Callable[[Program, Config, Predicted | None], Predicted]
 """Predicts the time and the memory of a step of a run; the last argument is the prediction of an earlier attempt."""
 
+SILENCE_S = 20.0  # a compilation that takes longer is reported
 READ_S = 0.01  # between two readings of results; several processes read each dispatch, so that all read at one step
 
 
@@ -144,7 +146,7 @@ class Attempt:
             return {}
         split = self._program.mesh.size > 1
         explained = rematerialization_explained(self._say) if split else contextlib.nullcontext()
-        with self._phase(COMPILING), explained:
+        with self._phase(COMPILING), explained, reported_if_long(self._say, SILENCE_S):
             self._report_data()
             return {k: self._program.steps(k) for k in {1, self._config.train.steps_per_dispatch}}
 
@@ -292,3 +294,17 @@ class Attempt:
             saved=self._position,
         )
         return contextlib.closing(feed)
+
+
+@contextlib.contextmanager
+def reported_if_long(say: Callable[[str], None], seconds: float) -> Iterator[None]:
+    """Calls `say`, in a thread, if the body takes longer than `seconds`. The body compiles the step."""
+    text = f"compiling the step, for {seconds:.0f} s so far; a large model takes minutes"
+    timer = threading.Timer(seconds, say, (text,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join(1.0)  # it ends at once, unless the output blocks

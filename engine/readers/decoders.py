@@ -13,6 +13,7 @@ import numpy as np
 from engine.config import target
 from engine.config.errors import DataError
 from engine.config.schema import Target
+from engine.config.user_errors import describe
 from engine.data.stages import stage
 from engine.readers.fingerprints import digest
 
@@ -83,6 +84,5 @@ def decode(decoder: Decoder, data: bytes, where: str) -> Any:
         raise DataError(f"{where}: {error}") from error
     except Exception as error:
         raise DataError(
-            f"{where}: {decoder_name(decoder)} failed: {type(error).__name__}: {error}. Correct the decoder, or repair "
-            "the record."
+            f"{where}: {decoder_name(decoder)} failed: {describe(error)} Correct the decoder, or repair the record."
         ) from error

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -84,8 +85,9 @@ class SavedRun:
         steps, c = self._store.steps(), self.config.checkpoint
         best = Retention(self.directory.checkpoints, c.keep_latest, c.best, c.best_mode, c.keep_best).best()
         if not steps:
+            run = shlex.quote(str(self.directory))
             raise CheckpointError(
-                f"{self.directory}: no checkpoint yet. Train first: convoy train --config={self.directory}"
+                f"{self.directory}: no checkpoint yet. Train first: convoy train --config={run} --workdir={run}"
             )
         if step in (None, "best") and best is not None and best[0] in steps:
             return best[0]

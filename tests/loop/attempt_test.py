@@ -1,6 +1,7 @@
 """The start of an attempt: a new state, or the newest valid checkpoint; and the compiled programs."""
 
 import contextlib
+import threading
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from engine.config.duration import RunSize
 from engine.config.schema import MeshSpec
 from engine.config.text import to_text
 from engine.data.source import ArraySource
-from engine.loop.attempt import Attempt
+from engine.loop.attempt import Attempt, reported_if_long
 from engine.loop.phases import Phases
 from engine.parallel.mesh import make_mesh
 from engine.resilience.watchdog import Watchdog
@@ -76,3 +77,18 @@ def test_batch_that_is_read_once_more_is_the_same(tmp_path):
         with attempt.open_feed(3, 10) as feed:
             (batch,) = feed.next(1)
         jax.tree.map(np.testing.assert_array_equal, attempt.read_batch(3, 10).examples, batch.examples)
+
+
+def test_compilation_is_reported_only_if_it_is_long():
+    said, texts = threading.Event(), []
+
+    def say(text):
+        texts.append(text)
+        said.set()
+
+    with reported_if_long(say, 0):
+        assert said.wait(60)
+    assert texts == ["compiling the step, for 0 s so far; a large model takes minutes"]
+    with reported_if_long(texts.append, 3600):
+        pass
+    assert len(texts) == 1

@@ -64,7 +64,7 @@ def test_choose_without_a_checkpoint_is_an_error(run, tmp_path):
     directory.write_config_text(run.directory.read_config_text())
     directory.close()
     assert newest_checkpoint(RunDirectory(tmp_path)) is None and newest_checkpoint(run.directory) == 4
-    with pytest.raises(CheckpointError, match=r"no checkpoint yet. Train first: convoy train --config="):
+    with pytest.raises(CheckpointError, match=r"no checkpoint yet. Train first: convoy train --config=.* --workdir=.*"):
         SavedRun(tmp_path).choose(None)
     with pytest.raises(RunError, match="is not a run"):
         SavedRun(tmp_path / "nothing")
